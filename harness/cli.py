@@ -1,0 +1,85 @@
+"""The `flowrace` command: a group whose commands are imported only when they are called."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+
+import click
+
+from harness import __version__
+from harness.errors import RunStopped, UserError
+
+COMMANDS = {  # name -> (module:function, one line of help); a package brings its own commands
+    "run": ("harness.commands:run", "Train one spec: a preset, a TOML file or a run directory. Run again to continue."),
+    "sweep": ("sweeps.commands:sweep", "Run a study: every run that is missing, then the report."),
+    "report": ("reports.commands:report", "One HTML page and a CSV from run directories."),
+    "eval": ("harness.commands:evaluate", "Measure a checkpoint of a run."),
+    "sample": ("harness.commands:sample", "Draw images from a checkpoint of a run."),
+    "list": ("harness.commands:list_", "What there is: methods, encoders, datasets, presets, studies, sizes."),
+    "verify": ("harness.commands:verify", "Check golden vectors of released code against this installation."),
+    "doctor": ("harness.commands:doctor", "Versions, device, disk, and what is missing."),
+}
+
+
+class LazyGroup(click.Group):
+    """Lists its commands from the table above and imports one when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module, _, function = COMMANDS[name][0].partition(":")
+        return getattr(importlib.import_module(module), function)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Example: flowrace run digits --set method.name=self_flow --out runs/first",
+)
+@click.version_option(__version__, prog_name="flowrace")
+def cli() -> None:
+    """Race training objectives for flow-matching transformers on equal footing."""
+
+
+def main() -> None:
+    """Run the command line. Exit code 0: fine; 1: ours failed or a run stopped; 2: a mistake of the user's."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except UserError as error:
+        _say(str(error))
+        sys.exit(2)
+    except RunStopped as stop:
+        _say(str(stop))
+        sys.exit(1)
+    except (click.Abort, KeyboardInterrupt):
+        _say("interrupted")
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)
+
+
+def _say(message: str) -> None:
+    click.echo(f"error: {message}", err=True)
+
+
+if __name__ == "__main__":
+    main()

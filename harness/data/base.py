@@ -1,0 +1,76 @@
+"""What a data set is, and the split by hash.
+
+A sample is a pure function of its index. Images are uint8 arrays (channels, height, width) until they enter the network as
+float32 in [-1, 1]. A data set never downloads anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from harness import registry
+from harness.errors import UserError
+from harness.spec import DataSpec
+
+
+class Sample(NamedTuple):
+    image: np.ndarray
+    """uint8, (channels, height, width)."""
+    label: int
+
+
+class Dataset(Protocol):
+    """Made by its class from a `DataSpec`; raises `UserError` for anything missing, broken or inconsistent."""
+
+    modality: str
+    classes: int
+    """Labels are 0 .. classes - 1; 1 when the data have none."""
+    shape: tuple[int, int, int]
+    """(channels, height, width) of every sample."""
+    fingerprint: str
+    """16 hex digits of a sha256 over content, labels included: equal for equal data wherever it lies."""
+
+    def __len__(self) -> int: ...
+
+    def sample(self, index: int) -> Sample: ...
+
+    def key(self, index: int) -> bytes:
+        """What decides on which side of the split a sample falls: its content, or its name where content is costly."""
+        ...
+
+
+class Split(NamedTuple):
+    train: np.ndarray
+    held_out: np.ndarray
+
+
+@lru_cache(maxsize=4)
+def open_dataset(spec: DataSpec) -> Dataset:
+    """The data set of a spec; raises `UserError` when its content is not what the spec's fingerprint says."""
+    dataset = registry.load("dataset", spec.name)(spec)
+    if spec.fingerprint and spec.fingerprint != dataset.fingerprint:
+        raise UserError(
+            f"data.root {spec.root or spec.name} holds other data than this spec was made for: "
+            f"fingerprint {dataset.fingerprint}, expected {spec.fingerprint}; give the folder with the original data"
+        )
+    return dataset
+
+
+def split(dataset: Dataset, held_out: float) -> Split:
+    """Indices of the training and the held-out side. A sample's side depends on its own key alone: equal images fall on
+    the same side, and adding data moves nobody."""
+    share = [int.from_bytes(hashlib.sha256(dataset.key(i)).digest()[:4], "big") / 2**32 for i in range(len(dataset))]
+    is_held_out = np.array(share) < held_out
+    if is_held_out.all():
+        raise UserError(f"data: nothing is left to train on with held_out = {held_out} of {len(dataset)} samples")
+    return Split(np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out))
+
+
+def images(dataset: Dataset, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Samples as arrays: images uint8 (n, channels, height, width), labels int64 (n,)."""
+    samples = [dataset.sample(int(index)) for index in indices]
+    return np.stack([s.image for s in samples]), np.array([s.label for s in samples], dtype=np.int64)

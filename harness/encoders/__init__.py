@@ -1,0 +1,1 @@
+"""Frozen encoders, whose features an alignment method may aim at."""

@@ -1,0 +1,240 @@
+"""The run directory: written here by one process, read everywhere. No torch.
+
+    runs/<study>/<run id>/
+        spec.toml           the resolved spec, written before anything runs
+        environment.json    versions, device, threads: one entry for each time the run was started
+        events.jsonl        one JSON object a line, in order of step; never a torn or doubled line
+        checkpoints/        step-00000400.safetensors
+        samples/            step-00000400.png
+        done                JSON, present when the last step is behind
+        failed              JSON with the reason, present when the last attempt failed
+        lock                held by the running process; names it
+
+An event has `kind`, `step` and `images`. Kinds:
+    train       loss, losses (named parts), grad_norm, learning_rate, flops, seconds {phase: s}
+    eval        metrics {name: {mean, low, high, n}}, protocol (hash), seconds {phase: s}, flops
+    checkpoint  file
+`flops` and `seconds` are totals since step 0 of this run, so that an event says what it cost to get there. All fields but
+`seconds` are equal bit for bit between an unbroken run and one that was killed and continued.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UserError
+
+EVENTS, SPEC, DONE, FAILED, LOCK = "events.jsonl", "spec.toml", "done", "failed", "lock"
+TRAINING_PHASES = ("data", "student", "teacher", "encoder", "optimizer", "ema")
+"""The phases that time to target counts; eval, checkpoint, tracking and warmup are booked but do not count."""
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file so that at every instant it is absent, old or complete: temporary name, fsync, rename, fsync."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make a rename in this directory survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run directory, read. Cheap to make: files are read when a field is first asked for."""
+
+    path: Path
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    @cached_property
+    def spec(self) -> dict[str, Any]:
+        """The resolved spec as plain data; raises `UserError` when it is missing or broken."""
+        file = self.path / SPEC
+        try:
+            return tomllib.loads(file.read_text())
+        except OSError as error:
+            raise UserError(f"{self.path} is not a run directory: no {SPEC} in it") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"{file} is not TOML: {error}") from error
+
+    @cached_property
+    def events(self) -> list[dict[str, Any]]:
+        """All complete events in order; a last line without an end is being written (or was torn) and is left out."""
+        return list(read_events(self.path / EVENTS))
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        return [event for event in self.events if event["kind"] == kind]
+
+    @cached_property
+    def environment(self) -> list[dict[str, Any]]:
+        """One entry for each start of the run, oldest first; empty when none was written."""
+        return _read_json(self.path / "environment.json") or []
+
+    @cached_property
+    def failure(self) -> dict[str, Any] | None:
+        return _read_json(self.path / FAILED)
+
+    @property
+    def status(self) -> str:
+        """`missing`, `done`, `running`, `failed` or `stopped` (begun, not finished, nobody at work)."""
+        if not (self.path / SPEC).exists():
+            return "missing"
+        if (self.path / DONE).exists():
+            return "done"
+        if lock_holder(self.path) is not None:
+            return "running"
+        return "failed" if (self.path / FAILED).exists() else "stopped"
+
+    @property
+    def last_step(self) -> int:
+        return self.events[-1]["step"] if self.events else 0
+
+
+def find_records(*roots: Path) -> list[Record]:
+    """Every run directory at or below the given folders, by path; raises `UserError` for a folder that is not there."""
+    found: dict[Path, Record] = {}
+    for root in roots:
+        if not root.is_dir():
+            raise UserError(f"no such folder: {root}")
+        candidates = [root / SPEC, *root.glob(f"*/{SPEC}"), *root.glob(f"*/*/{SPEC}")]
+        found.update({file.parent.resolve(): Record(file.parent) for file in candidates if file.exists()})
+    return [found[path] for path in sorted(found)]
+
+
+def read_events(file: Path) -> Iterator[dict[str, Any]]:
+    """Complete events of a file, in order; raises `UserError` naming the line that is not an event."""
+    if not file.exists():
+        return
+    with open(file, "rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                event = json.loads(line)
+                if not isinstance(event["kind"], str) or not isinstance(event["step"], int):
+                    raise TypeError("kind and step")
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(f"{file} line {number} is not an event (a JSON object with kind and step)") from error
+            yield event
+
+
+@dataclass
+class RecordWriter:
+    """The one writer of a run directory. Use as a context: it holds the directory's lock until it is closed."""
+
+    path: Path
+    _events: Any = field(default=None, repr=False)
+    _lock: Any = field(default=None, repr=False)
+
+    def __enter__(self) -> RecordWriter:
+        try:
+            (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            (self.path / "samples").mkdir(exist_ok=True)
+            self._lock = _take_lock(self.path)
+        except OSError as error:
+            raise UserError(f"cannot write the run directory {self.path}: {error.strerror}") from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._events is not None:
+            self._events.close()
+        self._lock.close()  # which releases it
+
+    def write_spec(self, toml: str) -> None:
+        """Write the resolved spec; a spec that is there already must be the same."""
+        file = self.path / SPEC
+        if not file.exists():
+            write_atomic(file, toml.encode())
+
+    def begin(self, environment: Mapping[str, Any], *, after_step: int) -> None:
+        """Open the record to continue after a step: later events are superseded, a torn line is dropped."""
+        for name in (DONE, FAILED):
+            (self.path / name).unlink(missing_ok=True)
+        starts = _read_json(self.path / "environment.json") or []
+        write_atomic(self.path / "environment.json", _dump([*starts, {**environment, "after_step": after_step}], indent=1))
+        file = self.path / EVENTS
+        kept = [event for event in read_events(file) if event["step"] <= after_step]
+        write_atomic(file, b"".join(_dump(event) + b"\n" for event in kept))
+        self._events = open(file, "ab", buffering=0)  # noqa: SIM115 (closed by __exit__)
+
+    def append(self, *events: Mapping[str, Any]) -> None:
+        """Add events, each a whole line in one write; raises ValueError for a number that is not finite."""
+        self._events.write(b"".join(_dump(event) + b"\n" for event in events))
+
+    def sync(self) -> None:
+        """Force what was appended to the disk, before a checkpoint claims that it is there."""
+        os.fsync(self._events.fileno())
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        write_atomic(self.path / DONE, _dump(summary, indent=1))
+
+    def fail(self, reason: Mapping[str, Any]) -> None:
+        write_atomic(self.path / FAILED, _dump(reason, indent=1))
+
+
+def lock_holder(path: Path) -> str | None:
+    """Who holds a run directory (the text of its lock), or None when nobody does."""
+    try:
+        with open(path / LOCK) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.read().strip() or "another process"
+    except OSError:
+        pass
+    return None
+
+
+def _take_lock(path: Path) -> Any:
+    file = open(path / LOCK, "a+")  # noqa: SIM115 (held until the writer closes)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = lock_holder(path) or "another process"
+        file.close()
+        raise UserError(f"run directory {path} is in use by {holder}; wait for it or stop it first") from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file
+
+
+def _dump(value: Any, indent: int | None = None) -> bytes:
+    return json.dumps(value, indent=indent, allow_nan=False, separators=(",", ":") if indent is None else None).encode()
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(f"{file} is not JSON: {error}") from error

@@ -1,0 +1,54 @@
+"""Names and where they live: `name -> "module:attribute"`, imported only when asked for.
+
+Packages outside this one add methods through the entry-point group `flowrace.methods`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import entry_points
+from typing import Any
+
+from harness.errors import UserError, unknown
+
+METHODS = {
+    "flow": "methods.flow:Flow",
+    "repa": "methods.repa:Repa",
+    "self_flow": "methods.self_flow:SelfFlow",
+}
+DATASETS = {
+    "digits": "harness.data.digits:Digits",
+    "folder": "harness.data.folder:ImageFolder",
+    "npz": "harness.data.arrays:NpzImages",
+    "idx": "harness.data.arrays:IdxImages",
+    "parquet": "harness.data.parquet:ParquetImages",
+}
+ENCODERS = {  # family -> class; a full name is "family:model"
+    "timm": "harness.encoders.timm:TimmEncoder",
+    "local": "harness.encoders.local:LocalEncoder",
+    "random": "harness.encoders.local:RandomEncoder",
+}
+_TABLES = {"method": METHODS, "dataset": DATASETS, "encoder": ENCODERS}
+
+
+def names(kind: str) -> list[str]:
+    """All registered names of a kind: `method`, `dataset` or `encoder`."""
+    return sorted({*_TABLES[kind], *_plugins(kind)})
+
+
+def load(kind: str, name: str) -> Any:
+    """The class registered under a name; raises `UserError` with the nearest match for an unknown one."""
+    if name in _TABLES[kind]:
+        module, _, attribute = _TABLES[kind][name].partition(":")
+        return getattr(importlib.import_module(module), attribute)
+    plugins = _plugins(kind)
+    if name not in plugins:
+        raise unknown(kind, name, names(kind), see=f"flowrace list {kind}s")
+    try:
+        return plugins[name].load()
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{kind} '{name}' is registered by {plugins[name].value} but cannot be imported: {error}") from error
+
+
+def _plugins(kind: str) -> dict[str, Any]:
+    return {point.name: point for point in entry_points(group=f"flowrace.{kind}s")}

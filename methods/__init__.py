@@ -1,0 +1,1 @@
+"""Training objectives, one a file. Each reduces to plain flow matching bit for bit when its knobs are at zero."""

@@ -1,0 +1,1 @@
+"""From records to answers: numbers, pictures, one page. Nothing here needs torch."""
