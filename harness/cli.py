@@ -13,12 +13,18 @@ from harness import __version__
 from harness.errors import RunStopped, UserError
 
 COMMANDS = {  # name -> (module:function, one line of help); a package brings its own commands
-    "run": ("harness.commands:run", "Train one spec: a preset, a TOML file or a run directory. Run again to continue."),
+    "run": (
+        "harness.commands:run",
+        "Train one spec: a preset, a TOML file or a run directory. Run again to continue.",
+    ),
     "sweep": ("sweeps.commands:sweep", "Run a study: every run that is missing, then the report."),
     "report": ("reports.commands:report", "One HTML page and a CSV from run directories."),
     "eval": ("harness.commands:evaluate", "Measure a checkpoint of a run."),
     "sample": ("harness.commands:sample", "Draw images from a checkpoint of a run."),
-    "list": ("harness.commands:list_", "What there is: methods, encoders, datasets, presets, studies, sizes."),
+    "list": (
+        "harness.commands:list_",
+        "What there is: methods, encoders, datasets, presets, studies, sizes.",
+    ),
     "verify": ("harness.commands:verify", "Check golden vectors of released code against this installation."),
     "doctor": ("harness.commands:doctor", "Versions, device, disk, and what is missing."),
 }

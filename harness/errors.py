@@ -26,4 +26,6 @@ def unknown(kind: str, name: str, known: Iterable[str], *, see: str = "") -> Use
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f" Did you mean '{near[0]}'?" if near else ""
-    return UserError(f"unknown {kind} '{name}' (known: {', '.join(names)}).{hint}" + (f" See: {see}" if see else ""))
+    return UserError(
+        f"unknown {kind} '{name}' (known: {', '.join(names)}).{hint}" + (f" See: {see}" if see else "")
+    )

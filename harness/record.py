@@ -142,7 +142,9 @@ def read_events(file: Path) -> Iterator[dict[str, Any]]:
                 if not isinstance(event["kind"], str) or not isinstance(event["step"], int):
                     raise TypeError("kind and step")
             except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{file} line {number} is not an event (a JSON object with kind and step)") from error
+                raise UserError(
+                    f"{file} line {number} is not an event (a JSON object with kind and step)"
+                ) from error
             yield event
 
 
@@ -179,7 +181,10 @@ class RecordWriter:
         for name in (DONE, FAILED):
             (self.path / name).unlink(missing_ok=True)
         starts = _read_json(self.path / "environment.json") or []
-        write_atomic(self.path / "environment.json", _dump([*starts, {**environment, "after_step": after_step}], indent=1))
+        write_atomic(
+            self.path / "environment.json",
+            _dump([*starts, {**environment, "after_step": after_step}], indent=1),
+        )
         file = self.path / EVENTS
         kept = [event for event in read_events(file) if event["step"] <= after_step]
         write_atomic(file, b"".join(_dump(event) + b"\n" for event in kept))
@@ -228,7 +233,9 @@ def _take_lock(path: Path) -> Any:
 
 
 def _dump(value: Any, indent: int | None = None) -> bytes:
-    return json.dumps(value, indent=indent, allow_nan=False, separators=(",", ":") if indent is None else None).encode()
+    return json.dumps(
+        value, indent=indent, allow_nan=False, separators=(",", ":") if indent is None else None
+    ).encode()
 
 
 def _read_json(file: Path) -> Any:

@@ -47,7 +47,9 @@ def load(kind: str, name: str) -> Any:
     try:
         return plugins[name].load()
     except (ImportError, AttributeError) as error:
-        raise UserError(f"{kind} '{name}' is registered by {plugins[name].value} but cannot be imported: {error}") from error
+        raise UserError(
+            f"{kind} '{name}' is registered by {plugins[name].value} but cannot be imported: {error}"
+        ) from error
 
 
 def _plugins(kind: str) -> dict[str, Any]:

@@ -61,6 +61,17 @@ class BackboneSpec(Section):
         return SIZES[self.size].depth
 
 
+class TimeSpec(Section):
+    """p(t), the same for every method."""
+
+    kind: Literal["uniform", "logit_normal"] = "uniform"
+    mean: float = 0.0
+    std: float = Field(1.0, gt=0)
+    """Of the normal whose sigmoid is t (logit_normal only)."""
+    shift: float = Field(1.0, gt=0)
+    """alpha of s(alpha, t) = alpha t / (1 + (alpha - 1) t); above 1 is more noise."""
+
+
 class TrainSpec(Section):
     steps: int = Field(400_000, ge=1)
     batch_size: int = Field(256, ge=1)
@@ -118,6 +129,7 @@ class RunSpec(Section):
     data: DataSpec = DataSpec()
     backbone: BackboneSpec = BackboneSpec()
     method: SerializeAsAny[BaseModel]
+    time: TimeSpec = TimeSpec()
     train: TrainSpec = TrainSpec()
     ema: EmaSpec = EmaSpec()
     eval: EvalSpec = EvalSpec()
@@ -138,7 +150,9 @@ def canonical(spec: BaseModel) -> str:
 
 
 def preset_names() -> list[str]:
-    return sorted(file.name.removesuffix(".toml") for file in _presets().iterdir() if file.name.endswith(".toml"))
+    return sorted(
+        file.name.removesuffix(".toml") for file in _presets().iterdir() if file.name.endswith(".toml")
+    )
 
 
 def preset_summary(name: str) -> str:
@@ -187,10 +201,12 @@ def resolve(data: Mapping[str, Any], *, where: str = "spec") -> RunSpec:
     per_method = data.pop("methods", {})
     chosen = data.pop("method", {})
     if not isinstance(chosen, Mapping) or not isinstance(per_method, Mapping):
-        raise UserError(f"{where}: method must be a table, as in [method] name = \"flow\"")
+        raise UserError(f'{where}: method must be a table, as in [method] name = "flow"')
     name = chosen.get("name", "flow")
     method = registry.load("method", str(name))
-    config = _validate(method.Config, merge(per_method.get(name, {}), {**chosen, "name": name}), f"{where}: method")
+    config = _validate(
+        method.Config, merge(per_method.get(name, {}), {**chosen, "name": name}), f"{where}: method"
+    )
     spec = _validate(RunSpec, {**data, "method": {}}, where)
     if spec.backbone.size not in SIZES:
         raise unknown("backbone.size", spec.backbone.size, SIZES)
@@ -249,11 +265,11 @@ def _check(spec: RunSpec, where: str) -> None:
 def _validate(model: type[BaseModel], data: Mapping[str, Any], where: str) -> Any:
     """Validate as JSON (lists may be tuples, integers floats, nothing else is coerced), with our sentences."""
     try:
-        if model is RunSpec:
-            return RunSpec.model_validate_json(json.dumps(data, default=str))
         return model.model_validate_json(json.dumps(data, default=str))
     except ValidationError as error:
-        raise UserError("; ".join(_sentence(model, detail, where) for detail in error.errors()[:5])) from error
+        raise UserError(
+            "; ".join(_sentence(model, detail, where) for detail in error.errors()[:5])
+        ) from error
 
 
 def _sentence(model: type[BaseModel], detail: Mapping[str, Any], where: str) -> str:

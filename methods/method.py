@@ -1,12 +1,98 @@
-"""The seam of an objective: what it needs, what it draws, what it loses. No optimizer, device, file or logger in here.
-
-    B  samples of a micro-batch     T  tokens     C, H, W  channels, height, width of x0
-"""
+"""The seam of an objective: what it needs, what it draws, what it loses. No optimizer, device, file or logger in here."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, Self
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Self
 
+import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
+
+from harness.backbone.sit import SiTConfig
+from harness.backbone.student import Student
+from harness.backbone.times import Times
+from harness.batch import Batch, Draw
+from harness.draws import Streams
+from harness.path import sample_times, velocity_target
+from harness.spec import BackboneSpec, TimeSpec
+
+
+class MethodConfig(BaseModel):
+    """Base of every method's Config."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    name: str
+
+    def resolved(self, backbone: BackboneSpec) -> Self:
+        """The config with everything filled in that depends on the backbone.
+
+        Raises ValueError ("field = value: what is allowed") for a setting that this backbone cannot have.
+        """
+        return self
+
+
+class Needs(NamedTuple):
+    """What a method asks of the trainer. A need that is not there costs nothing."""
+
+    encoder: Any = None
+    """The `EncoderSpec` of the frozen encoder whose features the batch shall carry."""
+    teacher: bool = False
+    """A pass of the EMA network."""
+    times: int = 1
+    """Noise levels per sample; 0 means one for each token."""
+    taps: tuple[int, ...] = ()
+    """Student layers whose output the loss reads (1-based)."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a method is built for."""
+
+    backbone: SiTConfig
+    time: TimeSpec = TimeSpec()
+    encoder_dim: int | None = None
+    """Width of the encoder's tokens, for a method that needs one."""
+
+
+class Losses(NamedTuple):
+    total: Tensor
+    """Scalar that is minimised."""
+    parts: dict[str, Tensor]
+    """Named scalars for the record, detached from nothing."""
+
+
+class Method(nn.Module):
+    """Base of every objective. A subclass sets `Config` and overrides what differs from plain flow matching."""
+
+    Config: ClassVar[type[MethodConfig]]
+
+    def __init__(self, config: MethodConfig, setting: Setting) -> None:
+        super().__init__()
+        self.config = config
+        self.setting = setting
+
+    @classmethod
+    def build(cls, config: MethodConfig, backbone: SiTConfig, **setting: Any) -> Self:
+        """The method for a backbone; further arguments as `Setting` has them."""
+        return cls(config, Setting(backbone, **setting))
+
+    def needs(self) -> Needs:
+        return Needs()
+
+    def draw(self, streams: Streams, batch: Batch) -> Draw:
+        """Noise and one time per sample, from the streams that all methods share."""
+        t = sample_times(self.setting.time, streams, "time", batch.index)
+        return Draw(streams.normal("noise", batch.index, batch.x0.shape[1:]), Times.per_sample(t))
+
+    def loss(self, student: Student, batch: Batch, draw: Draw) -> Losses:
+        raise NotImplementedError
+
+    def after_step(self, student: Student, step: int) -> None:
+        """Called behind every optimizer step; most methods have nothing to do."""
+
+
+def flow_loss(velocity: Tensor, batch: Batch, draw: Draw) -> Tensor:
+    """L_gen = mean || v - (eps - x0) ||^2 over samples, channels and pixels, in float32 (SiT Eq. 7; REPA loss.py)."""
+    return F.mse_loss(velocity.float(), velocity_target(batch.x0, draw.noise))

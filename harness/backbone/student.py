@@ -1,0 +1,33 @@
+"""The two networks that an objective sees: the student that learns, and its moving average, the teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from harness.backbone.sit import Prediction, SiTConfig
+from harness.backbone.times import Times
+
+
+@dataclass(frozen=True)
+class Student:
+    """Callable as the student network. `phase` books what the teacher costs apart from the student."""
+
+    model: nn.Module
+    ema: nn.Module | None
+    config: SiTConfig
+    phase: Callable[[str], AbstractContextManager] = nullcontext
+
+    def __call__(
+        self, x: Tensor, times: Times, y: Tensor, *, taps: Collection[int] = (), groups: Tensor | None = None
+    ) -> Prediction:
+        return self.model(x, times, y, taps=taps, groups=groups)
+
+    def teach(self, x: Tensor, times: Times, y: Tensor, *, layer: int) -> Tensor:
+        """Hidden tokens (B, T, D) of the teacher's block `layer` (1-based), without gradient; deeper blocks do not run."""
+        with torch.no_grad(), self.phase("teacher"):
+            return self.ema(x, times, y, taps=(layer,), stop_after=layer).hidden[layer]

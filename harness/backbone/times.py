@@ -1,0 +1,54 @@
+"""Times of a batch of token sequences: a few noise levels per sample, and which token has which.
+
+K = 1 is plain flow matching, K = 2 Self-Flow's dual timesteps, K = T diffusion forcing. Whatever depends on time is computed
+once per level and then selected per token, so that two levels cost two rows, not T.
+
+    B  samples    K  levels per sample    T  tokens    D  features
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Times:
+    levels: Tensor
+    """(B, K) float32 in [0, 1]; 1 is noise."""
+    which: Tensor | None = None
+    """(B, T) bool (K = 2) or int64: the level of each token. None: the one level (K = 1), or token i has level i (K = T)."""
+
+    @classmethod
+    def per_sample(cls, t: Tensor) -> Times:
+        """One level for all tokens of a sample; t: (B,)."""
+        return cls(t[:, None])
+
+    @classmethod
+    def dual(cls, t: Tensor, s: Tensor, mask: Tensor) -> Times:
+        """Level s where the mask is set and t elsewhere (Self-Flow Eq. 4); t, s: (B,), mask: (B, T) bool."""
+        return cls(torch.stack([t, s], dim=1), mask)
+
+    @classmethod
+    def per_token(cls, tau: Tensor) -> Times:
+        """A level of its own for each token; tau: (B, T)."""
+        return cls(tau)
+
+    def select(self, values_BKD: Tensor) -> Tensor:
+        """Values per level -> values per token, (B, T, D); (B, 1, D) where all tokens share the one level."""
+        if self.which is None:
+            return values_BKD
+        if self.which.dtype == torch.bool:
+            return torch.where(self.which[:, :, None], values_BKD[:, 1:2], values_BKD[:, 0:1])
+        index = self.which[:, :, None].expand(-1, -1, values_BKD.shape[-1])
+        return values_BKD.gather(1, index)
+
+    def per_token_levels(self) -> Tensor:
+        """tau, (B, T); (B, 1) where all tokens share the one level."""
+        return self.select(self.levels[:, :, None])[:, :, 0]
+
+    def to(self, device: torch.device) -> Times:
+        which = None if self.which is None else self.which.to(device, non_blocking=True)
+        return Times(self.levels.to(device, non_blocking=True), which)

@@ -1,0 +1,51 @@
+"""What a step is given, and what a method drew for it.
+
+B  samples of a micro-batch    C, H, W  channels and pixels    T  tokens
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.backbone.times import Times
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a step is given. B samples of a micro-batch, their global indices first."""
+
+    index: np.ndarray
+    """(B,) global sample indices: position in the whole training run."""
+    x0: Tensor
+    """(B, C, H, W) clean samples in [-1, 1] (or latents)."""
+    y: Tensor
+    """(B,) labels after label drop, decided once and shared by student and teacher; dropped ones are the null label."""
+    label: Tensor
+    """(B,) labels before label drop."""
+    features: Tensor | None = None
+    """(B, T, dim) tokens of the frozen encoder, when the method needs one."""
+
+    def to(self, device: torch.device) -> Batch:
+        features = None if self.features is None else self.features.to(device)
+        move = lambda tensor: tensor.to(device, non_blocking=True)  # noqa: E731
+        return Batch(self.index, move(self.x0), move(self.y), move(self.label), features)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What a method drew for a batch."""
+
+    noise: Tensor
+    """(B, C, H, W) standard normal: x at time 1."""
+    times: Times
+    """Noise levels of the student's input."""
+    extra: dict[str, Tensor] = field(default_factory=dict)
+    """Whatever else a method draws, by name."""
+
+    def to(self, device: torch.device) -> Draw:
+        extra = {name: value.to(device) for name, value in self.extra.items()}
+        return Draw(self.noise.to(device, non_blocking=True), self.times.to(device), extra)

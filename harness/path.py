@@ -1,0 +1,42 @@
+"""The linear path from data to noise, and where on it training looks.
+
+    x_tau = (1 - tau) x0 + tau eps        velocity target: d x / d tau = eps - x0        tau = 1 is noise
+
+tau may differ between tokens (Self-Flow Eq. 5, arXiv 2603.06507).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.backbone.times import Times
+from harness.backbone.tokens import per_pixel
+from harness.draws import Streams
+from harness.spec import TimeSpec
+
+
+def sample_times(p: TimeSpec, streams: Streams, stream: str, indices: np.ndarray) -> Tensor:
+    """t ~ p(t) in [0, 1], (len(indices),), one for each global sample index."""
+    if p.kind == "uniform":
+        t = streams.uniform(stream, indices)
+    else:
+        t = torch.sigmoid(p.mean + p.std * streams.normal(stream, indices))
+    return t if p.shift == 1.0 else shifted(t, p.shift)
+
+
+def shifted(t: Tensor, alpha: float) -> Tensor:
+    """s(alpha, t) = alpha t / (1 + (alpha - 1) t): alpha > 1 moves times towards noise (Self-Flow App. A.2)."""
+    return alpha * t / (1 + (alpha - 1) * t)
+
+
+def interpolate(x0: Tensor, noise: Tensor, times: Times, patch: int) -> Tensor:
+    """x_tau = (1 - tau) x0 + tau eps, tau spread from tokens to their pixels; all (B, C, H, W)."""
+    tau = per_pixel(times.per_token_levels(), patch, *x0.shape[2:])
+    return (1 - tau) * x0 + tau * noise
+
+
+def velocity_target(x0: Tensor, noise: Tensor) -> Tensor:
+    """eps - x0."""
+    return noise - x0

@@ -1,0 +1,106 @@
+"""From noise to samples: integrate dx/dt = v(x, t) from t = 1 (noise) to t = 0 (data).
+
+Free functions over a velocity field `v(x, t)`, with x (B, C, H, W) and t a number. The state is held in `dtype`, float64 as
+REPA's samplers.py has it, while the network sees float32.
+
+    euler              x <- x + (t' - t) v
+    heun               the mean of the slopes at both ends (the last step is Euler's)
+    euler_maruyama     SDE with diffusion w(t) = 2 t on t = 1 .. 0.04, then one drift step to 0
+                       (REPA samplers.py; the same arithmetic as SiT's and Self-Flow's "sigma" SDE with last step "Mean")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from harness.backbone.times import Times
+from harness.errors import unknown
+
+Velocity = Callable[[Tensor, float], Tensor]
+Noise = Callable[[int, Tensor], Tensor]
+"""Standard normal noise of step i, shaped like the state it is given."""
+
+SDE_LAST = 0.04
+"""Where the SDE's noise ends: its score -(x + (1 - t) v) / t is not defined at 0."""
+
+
+class Sampler(Protocol):
+    def __call__(self, v: Velocity, x: Tensor, steps: int, *, noise: Noise, dtype: torch.dtype) -> Tensor: ...
+
+
+def euler(v: Velocity, x: Tensor, steps: int, *, noise: Noise | None = None, dtype=torch.float64) -> Tensor:
+    """`steps` network passes."""
+    x = x.to(dtype)
+    for t, t_next in _pairs(torch.linspace(1, 0, steps + 1, dtype=torch.float64)):
+        x = x + (t_next - t) * _slope(v, x, t)
+    return x
+
+
+def heun(v: Velocity, x: Tensor, steps: int, *, noise: Noise | None = None, dtype=torch.float64) -> Tensor:
+    """2 `steps` - 1 network passes."""
+    x = x.to(dtype)
+    for t, t_next in _pairs(torch.linspace(1, 0, steps + 1, dtype=torch.float64)):
+        d = _slope(v, x, t)
+        if t_next > 0:
+            d = 0.5 * (d + _slope(v, x + (t_next - t) * d, t_next))
+        x = x + (t_next - t) * d
+    return x
+
+
+def euler_maruyama(v: Velocity, x: Tensor, steps: int, *, noise: Noise, dtype=torch.float64) -> Tensor:
+    """`steps` network passes; the noise of step i comes from `noise(i, x)`."""
+    x = x.to(dtype)
+    times = torch.linspace(1, SDE_LAST, steps, dtype=torch.float64)
+    for i, (t, t_next) in enumerate(_pairs(times)):
+        x = x + (t_next - t) * _drift(v, x, t) + (2 * t * (t - t_next)) ** 0.5 * noise(i, x).to(x)
+    return x - SDE_LAST * _drift(v, x, SDE_LAST)
+
+
+SAMPLERS: dict[str, Sampler] = {"euler": euler, "heun": heun, "euler_maruyama": euler_maruyama}
+
+
+def passes(sampler: str, steps: int) -> int:
+    """Network evaluations of a sampler (NFE), guidance not counted."""
+    if sampler not in SAMPLERS:
+        raise unknown("sampler", sampler, SAMPLERS)
+    return 2 * steps - 1 if sampler == "heun" else steps
+
+
+def velocity_field(
+    model: Callable, y: Tensor, *, null: int, scale: float = 1.0, low: float = 0.0, high: float = 1.0
+) -> Velocity:
+    """v(x, t) of a network for labels y: (B,), with classifier-free guidance while low <= t <= high.
+
+    v = v_null + scale (v_cond - v_null) (Kynkaanniemi et al., arXiv 2404.07724, for the interval); scale 1 is no guidance.
+    """
+    both = torch.cat([y, torch.full_like(y, null)])
+
+    def v(x: Tensor, t: float) -> Tensor:
+        level = x.new_full((len(y),), t, dtype=torch.float32)
+        if scale == 1.0 or not low <= t <= high:
+            return model(x, Times.per_sample(level), y).velocity
+        velocity = model(torch.cat([x, x]), Times.per_sample(level.repeat(2)), both).velocity
+        conditional, null_velocity = velocity.chunk(2)
+        return null_velocity + scale * (conditional - null_velocity)
+
+    return v
+
+
+def _slope(v: Velocity, x: Tensor, t: float) -> Tensor:
+    return v(x.float(), t).to(x.dtype)
+
+
+def _drift(v: Velocity, x: Tensor, t: float) -> Tensor:
+    """v - w/2 score with w = 2 t and score = -(x + (1 - t) v) / t."""
+    velocity = _slope(v, x, t)
+    score = -(x + (1 - t) * velocity) / t
+    return velocity - t * score
+
+
+def _pairs(times: Tensor) -> Iterator[tuple[float, float]]:
+    values = times.tolist()
+    return zip(values[:-1], values[1:], strict=True)
