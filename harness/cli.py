@@ -71,7 +71,7 @@ def main() -> None:
         sys.exit(2)
     except RunStopped as stop:
         _say(str(stop))
-        sys.exit(1)
+        sys.exit(stop.exit_code)
     except (click.Abort, KeyboardInterrupt):
         _say("interrupted")
         sys.exit(130)

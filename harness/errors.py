@@ -13,8 +13,10 @@ class UserError(Exception):
 class RunStopped(Exception):
     """A run that ended before its last step for a reason of its own (a loss that is not finite, say).
 
-    Printed as one sentence; exit code 1. The record and the last good checkpoint stay as they are.
+    Printed as one sentence. The record and the last good checkpoint stay as they are.
     """
+
+    exit_code = 1
 
 
 def unknown(kind: str, name: str, known: Iterable[str], *, see: str = "") -> UserError:

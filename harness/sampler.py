@@ -11,6 +11,7 @@ REPA's samplers.py has it, while the network sees float32.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -102,5 +103,4 @@ def _drift(v: Velocity, x: Tensor, t: float) -> Tensor:
 
 
 def _pairs(times: Tensor) -> Iterator[tuple[float, float]]:
-    values = times.tolist()
-    return zip(values[:-1], values[1:], strict=True)
+    return itertools.pairwise(times.tolist())

@@ -67,7 +67,9 @@ def verify(path: Path) -> list[Check]:
     golden = read(path)
     compute = next((compute for marks, compute in KINDS if marks <= golden.out.keys()), None)
     if compute is None:
-        raise UserError(f"{path} holds {', '.join(sorted(golden.out)) or 'no out.*'}: no kind of golden file known here")
+        raise UserError(
+            f"{path} holds {', '.join(sorted(golden.out)) or 'no out.*'}: no kind of golden file known here"
+        )
     try:
         computed = compute(golden)
     except KeyError as error:
@@ -95,7 +97,9 @@ def _sit_forward(golden: Golden) -> dict[str, Tensor]:
 def _repa(golden: Golden) -> dict[str, Tensor]:
     meta, given = golden.meta, golden.given
     settings = {"coefficient": meta["coefficient"], "layer": meta["encoder_depth"]}
-    student, method = _method(golden, "repa", "repa", settings, encoder_dim=meta["z_dim"], width=meta["projector_dim"])
+    student, method = _method(
+        golden, "repa", "repa", settings, encoder_dim=meta["z_dim"], width=meta["projector_dim"]
+    )
     batch = golden.batch(given["zs"])
     draw = Draw(given["eps"], Times.per_sample(given["t"]))
     losses = method.loss(student, batch, draw)
@@ -136,7 +140,9 @@ def _samplers(golden: Golden) -> dict[str, Tensor]:
     model, z, y, steps = golden.model("repa"), golden.given["z"], golden.given["y"], golden.meta["num_steps"]
     cfg = golden.meta["cfg"]
     v = velocity_field(model, y, null=cfg["null_label"])
-    guided = velocity_field(model, y, null=cfg["null_label"], scale=cfg["scale"], low=cfg["low"], high=cfg["high"])
+    guided = velocity_field(
+        model, y, null=cfg["null_label"], scale=cfg["scale"], low=cfg["low"], high=cfg["high"]
+    )
     noise = golden.given["sde_noise"]
     return {
         "euler": euler(v, z, steps),
@@ -163,7 +169,12 @@ KINDS: list[tuple[set[str], Callable[[Golden], dict[str, Tensor]]]] = [
 
 
 def _method(
-    golden: Golden, layout: str, name: str, settings: dict[str, Any], encoder_dim: int | None = None, width: int = 0
+    golden: Golden,
+    layout: str,
+    name: str,
+    settings: dict[str, Any],
+    encoder_dim: int | None = None,
+    width: int = 0,
 ) -> tuple[Student, Any]:
     """A method with the golden file's projector, and a student whose teacher has the same weights."""
     model = golden.model(layout)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch.nn.functional as F
@@ -51,7 +51,7 @@ class Setting:
     """What a method is built for."""
 
     backbone: SiTConfig
-    time: TimeSpec = TimeSpec()
+    time: TimeSpec = field(default_factory=TimeSpec)
     encoder_dim: int | None = None
     """Width of the encoder's tokens, for a method that needs one."""
 

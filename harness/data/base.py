@@ -63,10 +63,15 @@ def open_dataset(spec: DataSpec) -> Dataset:
 def split(dataset: Dataset, held_out: float) -> Split:
     """Indices of the training and the held-out side. A sample's side depends on its own key alone: equal images fall on
     the same side, and adding data moves nobody."""
-    share = [int.from_bytes(hashlib.sha256(dataset.key(i)).digest()[:4], "big") / 2**32 for i in range(len(dataset))]
+    share = [
+        int.from_bytes(hashlib.sha256(dataset.key(i)).digest()[:4], "big") / 2**32
+        for i in range(len(dataset))
+    ]
     is_held_out = np.array(share) < held_out
     if is_held_out.all():
-        raise UserError(f"data: nothing is left to train on with held_out = {held_out} of {len(dataset)} samples")
+        raise UserError(
+            f"data: nothing is left to train on with held_out = {held_out} of {len(dataset)} samples"
+        )
     return Split(np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out))
 
 

@@ -1,0 +1,300 @@
+"""The commands about one run: run, eval, sample; and those about the installation: list, verify, doctor."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from harness import registry
+from harness.errors import UserError, unknown
+from harness.record import Record
+from harness.spec import RunSpec, load_spec, preset_names, preset_summary
+
+SETTING = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="A.B=VALUE",
+    help="Override a field of the spec; may be repeated.",
+)
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")
+STEP = click.option("--step", type=int, help="Which checkpoint; the newest by default.")
+
+
+@click.command(epilog="Example: flowrace run digits --set method.name=repa --set seed=1 --out runs/first")
+@click.argument("source", metavar="PRESET|FILE.toml|RUN")
+@SETTING
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), help="Folder of runs (default: runs)."
+)
+@click.option("--track", metavar="URI", help="MLflow store (default: sqlite:///mlflow.db).")
+@click.option("--no-track", is_flag=True, help="Do not mirror the run into MLflow.")
+@click.option("--quiet", is_flag=True, help="No progress display.")
+def run(
+    source: str, overrides: tuple[str, ...], out: Path | None, track: str | None, no_track: bool, quiet: bool
+) -> None:
+    """Train one spec. The run goes into OUT/<run id>; run the same command again to continue it."""
+    spec = load_spec(source, overrides)
+    if out is None:
+        out = Path(source).parent if Path(source).is_dir() else Path("runs")
+    from harness.data.pin import pinned
+    from harness.train import train
+
+    progress = _progress(quiet)
+    try:
+        path = train(pinned(spec), out, progress)
+    finally:
+        if hasattr(progress, "close"):
+            progress.close()
+    if not no_track and _main_process():
+        _mirror(path, track)
+    click.echo(path)
+
+
+@click.command("eval", epilog="Example: flowrace eval runs/first/0123456789ab --set eval.samples=2000 --json")
+@click.argument("path", metavar="RUN", type=click.Path(path_type=Path))
+@STEP
+@SETTING
+@AS_JSON
+def evaluate(path: Path, step: int | None, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Measure a checkpoint of a run: EMA weights, fixed latents, the metrics of its spec. Changes nothing."""
+    from harness.data.base import open_dataset, split
+    from harness.environment import prepare
+    from harness.evaluate import Evaluator
+
+    spec = _spec_of_run(path, overrides)
+    prepare(spec.runtime.threads)
+    file, model, device = _model_of_run(path, spec, step)
+    dataset = open_dataset(spec.data)
+    result = Evaluator(spec.eval, dataset, split(dataset, spec.data.held_out).train, device)(model)
+    values = {name: value._asdict() for name, value in result.metrics.items()}
+    if as_json:
+        click.echo(
+            json.dumps(
+                {"run": path.name, "checkpoint": file.name, "metrics": values, "protocol": result.protocol}
+            )
+        )
+        return
+    for name, value in values.items():
+        click.echo(f"{name} {value['mean']:.4f}  (n = {value['n']}, {file.stem}, protocol {result.protocol})")
+
+
+@click.command(epilog="Example: flowrace sample runs/first/0123456789ab -n 100 -o digits.png")
+@click.argument("path", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("-n", "count", type=click.IntRange(1), default=100, show_default=True, help="How many samples.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("samples.png"),
+    show_default=True,
+    help=".png for a grid, .npz for arr_0 (NHWC, uint8) as ADM's evaluator reads it.",
+)
+@STEP
+@SETTING
+@click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
+def sample(
+    path: Path, count: int, output: Path, step: int | None, overrides: tuple[str, ...], overwrite: bool
+) -> None:
+    """Draw images from a checkpoint of a run with the sampler of its spec."""
+    import io
+
+    import numpy as np
+    import torch
+
+    from harness.data.base import open_dataset
+    from harness.environment import prepare
+    from harness.evaluate import draw_samples, image_grid, png
+    from harness.record import write_atomic
+
+    if output.suffix not in (".png", ".npz"):
+        raise UserError(f"--output {output}: allowed are .png (a grid) and .npz (ADM's layout)")
+    if output.exists() and not overwrite:
+        raise UserError(f"{output} is there already; give another --output, or --overwrite")
+    spec = _spec_of_run(path, (*overrides, f"eval.samples={max(count, 2)}"))
+    prepare(spec.runtime.threads)
+    _, model, device = _model_of_run(path, spec, step)
+    dataset = open_dataset(spec.data)
+    drawn = draw_samples(model, spec.eval, dataset.shape, dataset.classes, device)
+    pixels = torch.cat(list(drawn)).numpy()[:count]
+    if output.suffix == ".png":
+        content = png(image_grid(pixels))
+    else:
+        buffer = io.BytesIO()
+        np.savez(buffer, arr_0=pixels.transpose(0, 2, 3, 1))
+        content = buffer.getvalue()
+    try:
+        write_atomic(output, content)
+    except OSError as error:
+        raise UserError(f"cannot write {output}: {error.strerror}") from error
+    click.echo(output)
+
+
+@click.command("list", epilog="Example: flowrace list methods")
+@click.argument("what", required=False)
+@AS_JSON
+def list_(what: str | None, as_json: bool) -> None:
+    """What there is: methods, encoders, datasets, presets, studies, sizes, samplers. Without a word: all of it."""
+    kinds = {
+        "methods": lambda: _described("method"),
+        "encoders": lambda: _described("encoder", suffix=":<model>"),
+        "datasets": lambda: _described("dataset"),
+        "presets": lambda: {name: preset_summary(name) for name in preset_names()},
+        "studies": _studies,
+        "sizes": _sizes,
+        "samplers": lambda: {name: _first_line(function) for name, function in _samplers().items()},
+    }
+    if what is not None and what not in kinds:
+        raise unknown("kind", what, kinds)
+    chosen = {name: make() for name, make in kinds.items() if what in (None, name)}
+    if as_json:
+        click.echo(json.dumps(chosen, indent=1))
+        return
+    for kind, rows in chosen.items():
+        table = Table(title=kind, title_justify="left", show_header=False, box=None, padding=(0, 2))
+        for name, text in rows.items():
+            table.add_row(name, text)
+        Console(soft_wrap=False).print(table)
+
+
+@click.command(epilog="Example: flowrace verify golden/*.safetensors --json")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@AS_JSON
+def verify(files: tuple[Path, ...], as_json: bool) -> None:
+    """Check golden vectors of released code: the largest absolute error of every tensor, at most 1e-5. Exit code 1 if any
+    is larger."""
+    from harness.verify import TOLERANCE
+    from harness.verify import verify as check_file
+
+    checks = [(file, check) for file in files for check in check_file(file)]
+    passed = all(check.passed for _, check in checks)
+    if as_json:
+        rows = [{"file": str(file), **check._asdict(), "passed": check.passed} for file, check in checks]
+        click.echo(json.dumps({"passed": passed, "tolerance": TOLERANCE, "checks": rows}, indent=1))
+    else:
+        table = Table("file", "tensor", "max abs error", "", box=None)
+        for file, check in checks:
+            table.add_row(
+                file.name, check.tensor, f"{check.max_abs_error:.2e}", "ok" if check.passed else "FAILED"
+            )
+        Console().print(table)
+        failed = sum(not check.passed for _, check in checks)
+        click.echo(f"{len(checks)} tensors, {failed} above {TOLERANCE:g}")
+    if not passed:
+        raise click.exceptions.Exit(1)
+
+
+@click.command(epilog="Example: flowrace doctor")
+@AS_JSON
+def doctor(as_json: bool) -> None:
+    """Versions, device, disk and weights: what this installation can do, and what is missing."""
+    from harness.doctor import examine
+
+    findings = examine()
+    if as_json:
+        click.echo(json.dumps([finding._asdict() for finding in findings], indent=1))
+    else:
+        table = Table(show_header=False, box=None, padding=(0, 2))
+        for finding in findings:
+            table.add_row({"ok": "ok", "note": "-", "bad": "!!"}[finding.state], finding.what, finding.text)
+        Console().print(table)
+    if any(finding.state == "bad" for finding in findings):
+        raise click.exceptions.Exit(1)
+
+
+def _progress(quiet: bool) -> Any:
+    from harness.progress import Lines, Live, Quiet
+
+    if quiet or not _main_process():
+        return Quiet()
+    return Live() if sys.stderr.isatty() else Lines()
+
+
+def _main_process() -> bool:
+    import os
+
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _mirror(path: Path, uri: str | None) -> None:
+    """Mirror a run into MLflow; where MLflow is not installed, that is an error only if a store was named."""
+    from harness.tracking import mirror
+
+    try:
+        mirror([Record(path)], uri=uri, study=path.parent.name)
+    except UserError as error:
+        if uri is not None:
+            raise
+        click.echo(f"not tracked: {error}", err=True)
+
+
+def _spec_of_run(path: Path, overrides: tuple[str, ...]) -> RunSpec:
+    """The spec of a run directory, with overrides of what does not belong to training."""
+    if not Record(path).path.is_dir():
+        raise UserError(f"no such run directory: {path}")
+    Record(path).spec  # noqa: B018 (says clearly when this is no run directory)
+    for override in overrides:
+        if not override.startswith(("eval.", "runtime.", "data.root")):
+            raise UserError(
+                f"--set {override}: a run that is trained can only be given other eval.*, runtime.* or data.root"
+            )
+    return load_spec(str(path), overrides)
+
+
+def _model_of_run(path: Path, spec: RunSpec, step: int | None) -> tuple[Path, Any, Any]:
+    from harness.checkpoint import checkpoints, path_of
+    from harness.data.base import open_dataset
+    from harness.distributed import pick_device
+    from harness.run import load_ema
+
+    found = checkpoints(path / "checkpoints")
+    if not found:
+        raise UserError(f"{path} has no checkpoint yet")
+    file = found[-1] if step is None else path_of(path / "checkpoints", step)
+    if file not in found:
+        raise UserError(
+            f"{path} has no checkpoint of step {step} (there are: {', '.join(f.stem for f in found)})"
+        )
+    device = pick_device(spec.runtime.device)
+    return file, load_ema(file, spec, open_dataset(spec.data), device), device
+
+
+def _described(kind: str, suffix: str = "") -> dict[str, str]:
+    rows = {}
+    for name in registry.names(kind):
+        try:
+            rows[name + suffix] = _first_line(registry.load(kind, name), module=True)
+        except (ImportError, UserError) as error:
+            rows[name + suffix] = f"not available: {error}"
+    return rows
+
+
+def _first_line(thing: Any, module: bool = False) -> str:
+    text = (sys.modules[thing.__module__].__doc__ if module else thing.__doc__) or ""
+    return text.strip().splitlines()[0] if text.strip() else ""
+
+
+def _studies() -> dict[str, str]:
+    from sweeps.plan import study_names, study_summary
+
+    return {name: study_summary(name) for name in study_names()}
+
+
+def _sizes() -> dict[str, str]:
+    from harness.backbone.sizes import SIZES
+
+    return {
+        name: f"{size.depth} blocks, width {size.width}, {size.heads} heads" for name, size in SIZES.items()
+    }
+
+
+def _samplers() -> dict[str, Any]:
+    from harness.sampler import SAMPLERS
+
+    return SAMPLERS

@@ -1,0 +1,177 @@
+"""What a run costs: a phase meter for seconds and FLOPs alike, and FLOPs counted on the meta device.
+
+Counted FLOPs are those of matrix products, convolutions and attention (2 per multiply-add, backward pass included), from
+torch's own counter on the meta device, plus the elementwise work of optimizer and EMA per parameter. A frozen encoder's
+forward pass and the teacher's are counted; training the encoder beforehand is not, as REPA's pretraining is not.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from harness import registry
+from harness.backbone.sit import SiT, SiTConfig
+from harness.backbone.sizes import SIZES
+from harness.backbone.student import Student
+from harness.batch import Batch
+from harness.draws import Streams
+from harness.errors import UserError
+from harness.spec import RunSpec
+
+OPTIMIZER_FLOPS = 15
+"""Per parameter: gradient norm and clip 3, first moment 3, second moment 4, update 5 (AdamW without weight decay)."""
+EMA_FLOPS = 3
+"""Per parameter: theta' + (1 - decay) (theta - theta')."""
+
+
+class Meter:
+    """Books something that grows (seconds, FLOPs) by phase; what a nested phase takes is not its parent's.
+
+    `stamp` reads the quantity now, `between` the amount between two stamps. Amounts are added up in `settle`, so that
+    stamps may be GPU events whose times are known later.
+    """
+
+    def __init__(self, stamp: Callable[[], Any], between: Callable[[Any, Any], float]) -> None:
+        self._stamp, self._between = stamp, between
+        self._totals: dict[str, float] = defaultdict(float)
+        self._open: list[str] = []
+        self._spans: list[tuple[str, Any, Any]] = []
+        self._since: Any = None
+        self._instead: str | None = None
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        self._book()
+        self._open.append(self._instead or name)
+        try:
+            yield
+        finally:
+            self._book()
+            self._open.pop()
+
+    @contextmanager
+    def single(self, name: str) -> Iterator[None]:
+        """Book everything inside as one phase: a process's first step compiles and allocates, and is booked as warm-up."""
+        self._instead = name
+        try:
+            yield
+        finally:
+            self._instead = None
+
+    def settle(self) -> dict[str, float]:
+        """Totals by phase so far."""
+        for name, start, end in self._spans:
+            self._totals[name] += self._between(start, end)
+        self._spans.clear()
+        return dict(self._totals)
+
+    def restore(self, totals: dict[str, float]) -> None:
+        self._totals.update(totals)
+
+    def _book(self) -> None:
+        now = self._stamp()
+        if self._open:
+            self._spans.append((self._open[-1], self._since, now))
+        self._since = now
+
+
+def clock(device: torch.device) -> Meter:
+    """Seconds by phase. On CUDA the phases are measured on the GPU's own timeline, without synchronising."""
+    if device.type != "cuda":
+        return Meter(time.perf_counter, lambda start, end: end - start)
+
+    def stamp() -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def between(start: torch.cuda.Event, end: torch.cuda.Event) -> float:
+        end.synchronize()
+        return start.elapsed_time(end) / 1000
+
+    return Meter(stamp, between)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """FLOPs of training; evaluation is not part of it."""
+
+    per_step: dict[str, int]
+    """By phase: student (forward and backward), teacher, encoder, optimizer, ema."""
+    steps: int
+    parameters: int
+    """Of the backbone."""
+
+    @property
+    def step(self) -> int:
+        return sum(self.per_step.values())
+
+    @property
+    def total(self) -> int:
+        return self.step * self.steps
+
+
+def count_spec(spec: RunSpec) -> Cost:
+    """The counted cost of a whole run, from its spec alone: nothing is trained and no weights are read."""
+    from harness.data.base import open_dataset
+
+    dataset = open_dataset(spec.data)
+    backbone = backbone_config(spec, dataset.shape, dataset.classes)
+    cls = registry.load("method", spec.method.name)
+    encoder = getattr(spec.method, "encoder", None)
+    dim, flops = None, 0
+    if encoder is not None:
+        family, _, model = encoder.name.partition(":")
+        network = registry.load("encoder", family).architecture(
+            model, dataset.shape, dataset.classes, backbone.grid
+        )
+        dim, flops = network.dim, network.flops
+    method = cls.build(spec.method, backbone, time=spec.time, encoder_dim=dim)
+    return count(method, backbone, spec, encoder_flops=flops)
+
+
+def count(method: Any, backbone: SiTConfig, spec: RunSpec, *, encoder_flops: int = 0) -> Cost:
+    """Count one training step of a method on the meta device; `encoder_flops` is one image's encoder pass."""
+    size = spec.train.batch_size
+    counter = FlopCounterMode(display=False)
+    meter = Meter(counter.get_total_flops, lambda start, end: end - start)
+    with torch.device("meta"):
+        model, ema = SiT(backbone), SiT(backbone)
+    shadow = method.build(method.config, backbone, time=spec.time, encoder_dim=method.setting.encoder_dim).to(
+        "meta"
+    )
+    index, labels = np.arange(size), torch.zeros(size, dtype=torch.int64)
+    batch = Batch(index, torch.zeros(size, *backbone.shape), labels, labels)
+    if method.needs().encoder is not None:
+        features = torch.empty(size, backbone.tokens, method.setting.encoder_dim, device="meta")
+        batch = Batch(index, batch.x0, labels, labels, features)
+    draw = method.draw(Streams(0), batch).to(torch.device("meta"))
+    student = Student(model, ema, backbone, meter.phase)
+    with counter, meter.phase("student"):
+        shadow.loss(student, batch.to(torch.device("meta")), draw).total.backward()
+    flops = {name: int(value) for name, value in meter.settle().items()}
+    if method.needs().encoder is not None:
+        flops["encoder"] = encoder_flops * size
+    learned = sum(p.numel() for p in (*model.parameters(), *shadow.parameters()))
+    parameters = sum(p.numel() for p in model.parameters())
+    flops |= {"optimizer": OPTIMIZER_FLOPS * learned, "ema": EMA_FLOPS * parameters}
+    return Cost(flops, spec.train.steps, parameters)
+
+
+def backbone_config(spec: RunSpec, shape: tuple[int, int, int], classes: int) -> SiTConfig:
+    """The backbone of a spec on data of this shape; raises `UserError` where the patch does not divide the image."""
+    try:
+        return SiTConfig(
+            SIZES[spec.backbone.size], spec.backbone.patch, shape, classes, spec.backbone.learn_sigma
+        )
+    except ValueError as error:
+        raise UserError(f"backbone.{error}; choose another backbone.patch or data.resolution") from error

@@ -1,0 +1,88 @@
+"""From global sample indices to batches: the data side of common random numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from harness.batch import Batch
+from harness.data.base import Dataset
+from harness.draws import Streams
+
+
+class Feed:
+    """Batches as a pure function of global sample indices.
+
+    Index i is the i-th sample of the whole run: place i mod n of epoch i div n, whose order is drawn from the epoch's number.
+    """
+
+    def __init__(
+        self, dataset: Dataset, train: np.ndarray, streams: Streams, *, label_drop: float, flip: bool
+    ) -> None:
+        self.dataset, self.train, self.streams = dataset, train, streams
+        self.label_drop, self.flip = label_drop, flip
+        self._epoch: tuple[int, np.ndarray] = (-1, train)
+
+    def batch(self, index: np.ndarray) -> Batch:
+        samples = [self.dataset.sample(self._place(int(i))) for i in index]
+        x0 = torch.from_numpy(np.stack([sample.image for sample in samples])).float().div_(127.5).sub_(1)
+        if self.flip:
+            flipped = self.streams.uniform("flip", index) < 0.5
+            x0 = torch.where(flipped[:, None, None, None], x0.flip(-1), x0)
+        label = torch.tensor([sample.label for sample in samples])
+        dropped = self.streams.uniform("label_drop", index) < self.label_drop
+        return Batch(index, x0, torch.where(dropped, self.dataset.classes, label), label)
+
+    def batches(self, parts: Sequence[np.ndarray], workers: int) -> Iterator[Batch]:
+        """Batches of a sequence of index arrays, in order, made ahead by `workers` processes (0: here, when asked)."""
+        if workers == 0:
+            return (self.batch(parts[number]) for number in range(len(parts)))
+        loader = DataLoader(
+            _Parts(self, parts), batch_size=None, num_workers=workers, multiprocessing_context="fork"
+        )
+        return iter(loader)
+
+    def _place(self, index: int) -> int:
+        epoch, offset = divmod(index, len(self.train))
+        if self._epoch[0] != epoch:
+            self._epoch = (epoch, self.streams.permutation("order", epoch, len(self.train)))
+        return int(self.train[self._epoch[1][offset]])
+
+
+@dataclass(frozen=True)
+class Shares(Sequence):
+    """The global sample indices of every micro-batch that one process sees, in order.
+
+    A step covers `batch_size` indices; each of `size` processes takes a contiguous share, in `accumulate` equal parts.
+    """
+
+    steps: range
+    batch_size: int
+    accumulate: int = 1
+    rank: int = 0
+    size: int = 1
+
+    def __len__(self) -> int:
+        return len(self.steps) * self.accumulate
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        step, part = divmod(number, self.accumulate)
+        length = self.batch_size // (self.size * self.accumulate)
+        start = (self.steps[step] - 1) * self.batch_size + (self.rank * self.accumulate + part) * length
+        return np.arange(start, start + length)
+
+
+@dataclass(frozen=True)
+class _Parts(torch.utils.data.Dataset):
+    feed: Feed
+    parts: Sequence[np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, number: int) -> Batch:
+        return self.feed.batch(self.parts[number])

@@ -1,0 +1,85 @@
+"""Several processes as one: torchrun's environment, DDP's gradients. One process is the case of a world of size 1."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from harness.errors import UserError
+
+
+@dataclass(frozen=True)
+class World:
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def main(self) -> bool:
+        """The one process that writes."""
+        return self.rank == 0
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The module with gradients averaged over all processes."""
+        return module if self.size == 1 else DistributedDataParallel(module)
+
+    def accumulating(self, module: nn.Module, last: bool) -> AbstractContextManager:
+        """Holds back the exchange of gradients in all but the last micro-batch."""
+        return nullcontext() if self.size == 1 or last else module.no_sync()
+
+    def mean(self, values: Tensor) -> Tensor:
+        if self.size > 1:
+            dist.all_reduce(values)
+            values = values / self.size
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process."""
+        if self.size == 1:
+            return flag
+        flags = torch.tensor([float(flag)], device=self.device)
+        dist.all_reduce(flags)
+        return bool(flags.item())
+
+    def wait(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def join(device: str) -> Iterator[World]:
+    """The world that torchrun's variables describe (a world of one without them), left again at the end."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield World(0, 1, pick_device(device))
+        return
+    chosen = pick_device(device, local_rank=int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield World(dist.get_rank(), size, chosen)
+    finally:
+        dist.destroy_process_group()
+
+
+def pick_device(name: str, local_rank: int = 0) -> torch.device:
+    """`auto` takes CUDA where there is one; raises `UserError` for a device that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{local_rank}"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"runtime.device = '{name}' cannot be used: {reason} (allowed: auto, cpu, cuda, cuda:N)"
+        ) from error
+    return device

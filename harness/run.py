@@ -1,0 +1,145 @@
+"""A run in memory: its networks, optimizer, data and meters; how they are built, saved and restored."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from harness import checkpoint, registry
+from harness.backbone.initial import initialize
+from harness.backbone.sit import SiT
+from harness.backbone.student import Student
+from harness.cost import Cost, Meter, backbone_config, clock, count
+from harness.data.base import Dataset, Split
+from harness.data.feed import Feed
+from harness.draws import Streams
+from harness.encoders.base import Encoder, open_encoder
+from harness.errors import UserError
+from harness.spec import RunSpec
+
+
+@dataclass
+class Run:
+    """What a step changes, and what it needs."""
+
+    spec: RunSpec
+    model: SiT
+    ema: SiT
+    method: nn.Module
+    student: Student
+    optimizer: torch.optim.AdamW
+    encoder: Encoder | None
+    feed: Feed
+    streams: Streams
+    meter: Meter
+    cost: Cost
+    step: int = 0
+
+    @property
+    def learned(self) -> dict[str, nn.Parameter]:
+        """Every parameter that the optimizer sees, by name."""
+        modules = {"model": self.model, "method": self.method}
+        return {
+            f"{part}.{name}": p for part, module in modules.items() for name, p in module.named_parameters()
+        }
+
+
+def build(spec: RunSpec, dataset: Dataset, sides: Split, device: torch.device) -> Run:
+    """A run at step 0, initial weights from their streams."""
+    streams = Streams(spec.seed)
+    backbone = backbone_config(spec, dataset.shape, dataset.classes)
+    cls = registry.load("method", spec.method.name)
+    encoder_spec = getattr(spec.method, "encoder", None)
+    encoder = method = None
+    if encoder_spec is not None:
+        encoder = open_encoder(
+            encoder_spec, dataset, grid=backbone.grid, held_out=spec.data.held_out, device=device
+        )
+    method = cls.build(spec.method, backbone, time=spec.time, encoder_dim=encoder.dim if encoder else None)
+    if method.needs().encoder is None:
+        encoder = None
+    model = SiT(backbone)
+    initialize(model, streams)
+    initialize(method, streams, "method.")
+    model, method = model.to(device), method.to(device)
+    ema = copy.deepcopy(model).requires_grad_(False).eval()
+    cost = count(method, backbone, spec, encoder_flops=encoder.flops if encoder else 0)
+    if spec.runtime.compile:
+        model.compile()
+        ema.compile()
+    meter = clock(device)
+    train = spec.train
+    optimizer = torch.optim.AdamW(
+        [*model.parameters(), *method.parameters()],
+        lr=train.learning_rate,
+        betas=train.betas,
+        weight_decay=train.weight_decay,
+        fused=True,
+    )
+    feed = Feed(dataset, sides.train, streams, label_drop=train.label_drop, flip=spec.data.flip)
+    student = Student(model, ema, backbone, meter.phase)
+    return Run(spec, model, ema, method, student, optimizer, encoder, feed, streams, meter, cost)
+
+
+def save(run: Run, folder: Path) -> Path:
+    """Write a checkpoint of the run at its step and drop the oldest ones."""
+    path = checkpoint.path_of(folder, run.step)
+    meta = {"run": run.spec.id, "step": str(run.step), "seconds": json.dumps(run.meter.settle())}
+    checkpoint.save(path, _tensors(run), meta)
+    checkpoint.prune(folder, run.spec.train.keep_checkpoints)
+    return path
+
+
+def restore(run: Run, folder: Path) -> None:
+    """Continue from the newest checkpoint of a folder; without one, stay at step 0.
+
+    Raises `UserError` for a checkpoint that is damaged or belongs to another run.
+    """
+    found = checkpoint.checkpoints(folder)
+    if not found:
+        return
+    saved = checkpoint.load(found[-1])
+    if saved.meta.get("run") != run.spec.id:
+        raise UserError(f"{found[-1]} belongs to run {saved.meta.get('run')}, not to {run.spec.id}")
+    run.model.load_state_dict(saved.part("model"))
+    run.ema.load_state_dict(saved.part("ema"))
+    run.method.load_state_dict(saved.part("method"))
+    states = saved.part("optimizer")
+    for name, parameter in run.learned.items():
+        state = {
+            kind: states[f"{name}.{kind}"]
+            for kind in ("exp_avg", "exp_avg_sq", "step")
+            if f"{name}.{kind}" in states
+        }
+        run.optimizer.state[parameter] = {kind: value.to(parameter.device) for kind, value in state.items()}
+    run.step = int(saved.meta["step"])
+    run.meter.restore(json.loads(saved.meta["seconds"]))
+
+
+def load_ema(path: Path, run_spec: RunSpec, dataset: Dataset, device: torch.device) -> SiT:
+    """The evaluated network of a checkpoint file."""
+    model = SiT(backbone_config(run_spec, dataset.shape, dataset.classes))
+    model.load_state_dict(checkpoint.load(path).part("ema"))
+    return model.to(device).requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def update_ema(ema: nn.Module, model: nn.Module, decay: float) -> None:
+    """theta' <- decay theta' + (1 - decay) theta."""
+    torch._foreach_lerp_(list(ema.parameters()), [p.detach() for p in model.parameters()], 1 - decay)
+
+
+def _tensors(run: Run) -> dict[str, Tensor]:
+    modules = {"model": run.model, "ema": run.ema, "method": run.method}
+    tensors = {
+        f"{part}.{name}": t for part, module in modules.items() for name, t in module.state_dict().items()
+    }
+    for name, parameter in run.learned.items():
+        for kind, value in run.optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer.{name}.{kind}"] = value
+    return tensors

@@ -1,0 +1,40 @@
+"""What all tests share: an offline hub, a cache of their own, and the way to data and weights that lie beside the checkout."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Encoders and extractors trained by the tests are cached for the session only."""
+    os.environ["FLOWRACE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+def beside(variable: str, folder: str) -> Path:
+    """A folder of real data or weights, from its variable or `../shared`; skips the test where it is absent."""
+    path = Path(os.environ.get(variable, ROOT.parent / "shared" / folder))
+    if not path.is_dir():
+        pytest.skip(f"{variable} names no folder and {path} is not there")
+    return path
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    return beside("FLOWRACE_DATA", "data")
+
+
+@pytest.fixture(scope="session")
+def shared_weights() -> Path:
+    return beside("FLOWRACE_WEIGHTS", "weights")
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    return beside("FLOWRACE_GOLDEN", "golden")

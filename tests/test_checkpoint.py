@@ -1,0 +1,72 @@
+"""Checkpoints: whole or refused."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from harness.checkpoint import checkpoints, digest, load, path_of, prune, save
+from harness.errors import UserError
+
+TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones((), dtype=torch.bfloat16), "none": torch.empty(0, 3)}
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    save(path_of(tmp_path, 7), TENSORS, {"step": "7"})
+    found = load(path_of(tmp_path, 7))
+    assert found.meta["step"] == "7"
+    assert all(torch.equal(found.tensors[name], tensor) for name, tensor in TENSORS.items())
+
+
+def test_digest_sees_names_types_shapes_and_bytes() -> None:
+    a = TENSORS["a"]
+    variants = [{"a": a}, {"b": a}, {"a": a.double()}, {"a": a.reshape(3, 2)}, {"a": a + 1}, {"a": a.t().contiguous()}]
+    assert len({digest(v) for v in variants}) == len(variants)
+    assert digest({"a": a.t()}) == digest({"a": a.t().contiguous()})
+
+
+@pytest.mark.parametrize("where", [0, 3, 10, -30, -1])
+def test_a_changed_byte_is_refused(tmp_path: Path, where: int) -> None:
+    path = path_of(tmp_path, 1)
+    save(path, TENSORS, {})
+    content = bytearray(path.read_bytes())
+    content[where] ^= 0x40
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="step-00000001.safetensors is (damaged|not a readable checkpoint|a safetensors file)"):
+        load(path)
+
+
+@pytest.mark.parametrize("length", [0, 5, 100, -1])
+def test_a_truncated_file_is_refused_with_the_way_on(tmp_path: Path, length: int) -> None:
+    save(path_of(tmp_path, 1), TENSORS, {})
+    save(path_of(tmp_path, 2), TENSORS, {})
+    path = path_of(tmp_path, 2)
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(UserError, match="delete it to continue from step-00000001"):
+        load(path)
+
+
+def test_strangers_are_refused(tmp_path: Path) -> None:
+    path = path_of(tmp_path, 1)
+    path.write_bytes(pickle.dumps(TENSORS))
+    with pytest.raises(UserError, match="not a readable checkpoint"):
+        load(path)
+    torch.save(TENSORS, path)
+    with pytest.raises(UserError, match="not a readable checkpoint"):
+        load(path)
+    save_file(TENSORS, path)
+    with pytest.raises(UserError, match="not a flowrace checkpoint"):
+        load(path)
+
+
+def test_the_newest_are_kept_and_leftovers_go(tmp_path: Path) -> None:
+    for step in (1, 2, 10, 9):
+        save(path_of(tmp_path, step), TENSORS, {})
+    (tmp_path / ".step-00000011.safetensors.tmp").write_bytes(b"half")
+    prune(tmp_path, 2)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-00000009.safetensors", "step-00000010.safetensors"]
+    assert checkpoints(tmp_path)[-1] == path_of(tmp_path, 10)
