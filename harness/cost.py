@@ -145,7 +145,7 @@ def count(method: Any, backbone: SiTConfig, spec: RunSpec, *, encoder_flops: int
     counter = FlopCounterMode(display=False)
     meter = Meter(counter.get_total_flops, lambda start, end: end - start)
     with torch.device("meta"):
-        model, ema = SiT(backbone), SiT(backbone)
+        model, ema = SiT(backbone).to("meta"), SiT(backbone).to("meta")
     shadow = method.build(method.config, backbone, time=spec.time, encoder_dim=method.setting.encoder_dim).to(
         "meta"
     )

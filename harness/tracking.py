@@ -1,0 +1,326 @@
+"""Mirrors records into MLflow. The record is the truth: a store can be lost and made again from records alone.
+
+    experiment  the study (`flowrace` for runs without one)
+    parent run  the study, with its files as artifacts
+    child run   one record: its spec as params, its events as metrics with step, spec and sample grids as artifacts
+
+    metric                  unit        from
+    train/loss              -           loss of a train event
+    train/losses/<part>     -           its named parts
+    train/grad_norm         -           before clipping
+    train/learning_rate     -
+    cost/flops              FLOPs       counted, total since step 0
+    cost/seconds/<phase>    seconds     total since step 0
+    eval/<metric>           of metric   the mean; eval/<metric>/low and /high where there is an interval
+
+Mirroring twice doubles nothing: a run is found by its id, what it holds already is told by a tag, and timestamps come from
+the record (its start + the seconds it booked), so that a point sent again is the same point. Of a run that is not finished,
+only what lies before its last checkpoint is mirrored: later events may be superseded. One process at a time writes a store.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UserError
+from harness.record import Record
+
+DEFAULT_URI = "sqlite:///mlflow.db"
+SQLITE = "sqlite:///"
+STATUS = {"done": "FINISHED", "failed": "FAILED", "stopped": "KILLED", "running": "RUNNING"}
+METRICS_PER_BATCH, PARAMS_PER_BATCH, PARAM_LENGTH, TAG_LENGTH = 1000, 100, 6000, 5000
+_QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a mirroring did; `points` were new to the store."""
+
+    uri: str
+    runs: int
+    points: int
+
+
+def available() -> bool:
+    """Whether MLflow is installed."""
+    return find_spec("mlflow") is not None
+
+
+def store_uri(uri: str | None = None) -> str:
+    """The store to use: the one asked for, else `MLFLOW_TRACKING_URI`, else `mlflow.db` in the working directory."""
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    if not uri.startswith(SQLITE):
+        return uri
+    return f"{SQLITE}{Path(uri.removeprefix(SQLITE)).resolve()}"
+
+
+def create_store(uri: str | None = None) -> str:
+    """Create the store unless it is there, and say where it is: to be called by one process before workers start.
+
+    Raises `UserError` when MLflow is not installed or the store cannot be reached.
+    """
+    with _open(uri) as client:
+        client.search_experiments(max_results=1)
+    return _shown(store_uri(uri))
+
+
+def mirror(
+    records: Iterable[Record],
+    *,
+    uri: str | None = None,
+    study: str | None = None,
+    artifacts: Iterable[Path] = (),
+    complete: bool = False,
+) -> Summary:
+    """Bring a store up to date with records; what it holds already is not sent again.
+
+    With a `study`, the runs are children of its run, which holds the `artifacts`. `complete` says that the records are the
+    whole study: its run ends as FINISHED when all of them are done, else as FAILED. Raises `UserError` when MLflow is not
+    installed, the store cannot be reached or a record is broken.
+    """
+    records = list(records)
+    with _open(uri) as client:
+        experiment = _experiment(client, study or "flowrace", uri)
+        parent = _parent(client, experiment, study, records) if study else None
+        points = sum(_mirror_run(client, experiment, parent, record) for record in records)
+        if parent:
+            _close_parent(client, parent, records, artifacts, complete)
+    return Summary(_shown(store_uri(uri)), len(records), points)
+
+
+def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one, keys joined by dots.
+
+    >>> flatten({"a": {"b": 1}, "c.d": 2})
+    {'a.b': 1, 'c.d': 2}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def durable(record: Record) -> list[dict[str, Any]]:
+    """The events that no later start of the run can supersede: all of a finished run, else up to the last checkpoint."""
+    events = record.events
+    if record.status == "done":
+        return events
+    last = max((i for i, event in enumerate(events) if event["kind"] == "checkpoint"), default=-1)
+    return events[: last + 1]
+
+
+def points(event: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics of an event by name; a number that is not finite is left out."""
+    found: dict[str, Any] = {}
+    if event["kind"] == "train":
+        found = {f"train/{name}": event.get(name) for name in ("loss", "grad_norm", "learning_rate")}
+        found |= {f"train/losses/{name}": value for name, value in event.get("losses", {}).items()}
+        found |= {f"cost/seconds/{name}": value for name, value in event.get("seconds", {}).items()}
+        found["cost/flops"] = event.get("flops")
+    elif event["kind"] == "eval":
+        for name, value in event["metrics"].items():
+            found |= {f"eval/{name}": value["mean"]}
+            found |= {f"eval/{name}/{end}": value.get(end) for end in ("low", "high")}
+    return {name: float(value) for name, value in found.items() if _is_number(value)}
+
+
+def _mirror_run(client: Any, experiment: str, parent: str | None, record: Record) -> int:
+    """Send what a run's store lacks; returns the number of new points."""
+    events = durable(record)
+    run = _find(client, experiment, "flowrace.run_id", record.id) or _create(client, experiment, record)
+    known, _, digest = run.data.tags.get("flowrace.mirrored", "0").partition(" ")
+    count = int(known)
+    if len(events) < count:  # another folder with the same run is further on
+        return 0
+    if count and _digest(events[:count]) != digest:  # the record was made anew
+        client.delete_run(run.info.run_id)
+        return _mirror_run(client, experiment, parent, record)
+    fresh = events[count:]
+    if not count:
+        _log_params(client, run.info.run_id, record)
+    sent = _log_points(client, run.info.run_id, record, fresh)
+    _log_samples(client, run.info.run_id, record, fresh)
+    tags = {
+        "flowrace.status": record.status,
+        "flowrace.failure": str((record.failure or {}).get("reason", ""))[:TAG_LENGTH],
+        "flowrace.mirrored": f"{len(events)} {_digest(events)}",
+        **({"mlflow.parentRunId": parent} if parent else {}),
+    }
+    _set_tags(client, run, tags)
+    _set_status(client, run, STATUS[record.status], _end(record, events))
+    return sent
+
+
+def _create(client: Any, experiment: str, record: Record) -> Any:
+    method, seed = record.spec.get("method", {}).get("name", ""), record.spec.get("seed", 0)
+    tags = {"flowrace.run_id": record.id, "flowrace.method": str(method), "flowrace.seed": str(seed)}
+    return client.create_run(experiment, _started(record), tags, f"{method} seed {seed}")
+
+
+def _log_params(client: Any, run: str, record: Record) -> None:
+    """The flattened spec; what is too long for a param is named in a tag and stands in spec.toml."""
+    from mlflow.entities import Param, RunTag
+
+    values = {
+        key: v if isinstance(v, str) else json.dumps(v, default=str)
+        for key, v in flatten(record.spec).items()
+    }
+    long = [key for key, value in values.items() if len(value) > PARAM_LENGTH]
+    for batch in _batches(
+        [Param(key, value) for key, value in values.items() if key not in long], PARAMS_PER_BATCH
+    ):
+        client.log_batch(run, params=batch)
+    if long:
+        client.log_batch(run, tags=[RunTag("flowrace.only_in_spec", ", ".join(long)[:TAG_LENGTH])])
+    client.log_artifact(run, str(record.path / "spec.toml"))
+
+
+def _log_points(client: Any, run: str, record: Record, events: Iterable[Mapping[str, Any]]) -> int:
+    from mlflow.entities import Metric
+
+    metrics = [
+        Metric(name, value, _time(record, event), event["step"])
+        for event in events
+        for name, value in points(event).items()
+    ]
+    for batch in _batches(metrics, METRICS_PER_BATCH):
+        client.log_batch(run, metrics=batch)
+    return len(metrics)
+
+
+def _log_samples(client: Any, run: str, record: Record, events: Iterable[Mapping[str, Any]]) -> None:
+    for event in events:
+        file = record.path / "samples" / f"step-{event['step']:08d}.png"
+        if event["kind"] == "eval" and file.exists():
+            client.log_artifact(run, str(file), "samples")
+
+
+def _parent(client: Any, experiment: str, study: str, records: Sequence[Record]) -> str:
+    """The run of a study, created at the start of its first record."""
+    run = _find(client, experiment, "flowrace.study", study)
+    if run is None:
+        start = min(map(_started, records), default=0)
+        run = client.create_run(experiment, start, {"flowrace.study": study}, study)
+    return run.info.run_id
+
+
+def _close_parent(
+    client: Any, parent: str, records: Sequence[Record], artifacts: Iterable[Path], complete: bool
+) -> None:
+    for file in artifacts:
+        client.log_artifact(parent, str(file))
+    ended = "FINISHED" if all(record.status == "done" for record in records) else "FAILED"
+    end = max((_end(record, durable(record)) for record in records), default=0)
+    _set_status(client, client.get_run(parent), ended if complete else "RUNNING", end)
+
+
+def _experiment(client: Any, name: str, uri: str | None) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return found.experiment_id
+    database = store_uri(uri)
+    beside = None
+    if database.startswith(SQLITE):  # artifacts lie beside the database, wherever the command was called
+        beside = (Path(database.removeprefix(SQLITE)).parent / "mlruns" / name).as_uri()
+    return client.create_experiment(name, artifact_location=beside)
+
+
+def _find(client: Any, experiment: str, tag: str, value: str) -> Any:
+    found = client.search_runs([experiment], f"tags.`{tag}` = '{value}'", max_results=1)
+    return found[0] if found else None
+
+
+def _set_tags(client: Any, run: Any, tags: Mapping[str, str]) -> None:
+    from mlflow.entities import RunTag
+
+    changed = [RunTag(key, value) for key, value in tags.items() if run.data.tags.get(key, "") != value]
+    if changed:
+        client.log_batch(run.info.run_id, tags=changed)
+
+
+def _set_status(client: Any, run: Any, status: str, end: int) -> None:
+    if status == "RUNNING" and run.info.status != status:
+        client.update_run(run.info.run_id, status)
+    elif status != "RUNNING" and (run.info.status, run.info.end_time) != (status, end):
+        client.set_terminated(run.info.run_id, status, end)
+
+
+def _started(record: Record) -> int:
+    """Milliseconds since 1970 at the run's first start; 1 where the record does not tell (MLflow takes 0 for now)."""
+    return int(next((start["started"] for start in record.environment if "started" in start), 1))
+
+
+def _time(record: Record, event: Mapping[str, Any]) -> int:
+    return _started(record) + round(1000 * sum(event.get("seconds", {}).values()))
+
+
+def _end(record: Record, events: Sequence[Mapping[str, Any]]) -> int:
+    return max((_time(record, event) for event in events), default=_started(record))
+
+
+def _digest(events: Sequence[Mapping[str, Any]]) -> str:
+    """16 hex digits over events but for their seconds: equal for equal runs."""
+    kept = [{key: value for key, value in event.items() if key != "seconds"} for event in events]
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+@contextmanager
+def _open(uri: str | None) -> Iterator[Any]:
+    """A client of a store that this process alone writes; its errors as one sentence."""
+    if not available():
+        raise UserError("MLflow is not installed: pip install mlflow, or use --no-track")
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    for name in ("mlflow", "alembic"):  # what goes wrong arrives as an exception
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    found = store_uri(uri)
+    try:
+        with _alone(found) if found.startswith(SQLITE) else nullcontext():
+            yield MlflowClient(tracking_uri=found)
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"cannot mirror into {_shown(found)}: {reason}") from error
+
+
+@contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """Wait for the lock beside an sqlite store: several processes that create one at once break it."""
+    file = Path(uri.removeprefix(SQLITE))
+    with open(file.with_name(f"{file.name}.lock"), "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _shown(uri: str) -> str:
+    """A URI without the name and password that it may hold."""
+    return re.sub(r"//[^/@]*@", "//", uri)
