@@ -127,7 +127,7 @@ def count_spec(spec: RunSpec) -> Cost:
     dataset = open_dataset(spec.data)
     backbone = backbone_config(spec, dataset.shape, dataset.classes)
     cls = registry.load("method", spec.method.name)
-    encoder = getattr(spec.method, "encoder", None)
+    encoder = spec.method.needs().encoder
     dim, flops = None, 0
     if encoder is not None:
         family, _, model = encoder.name.partition(":")

@@ -54,15 +54,10 @@ def build(spec: RunSpec, dataset: Dataset, sides: Split, device: torch.device) -
     streams = Streams(spec.seed)
     backbone = backbone_config(spec, dataset.shape, dataset.classes)
     cls = registry.load("method", spec.method.name)
-    encoder_spec = getattr(spec.method, "encoder", None)
-    encoder = method = None
-    if encoder_spec is not None:
-        encoder = open_encoder(
-            encoder_spec, dataset, grid=backbone.grid, held_out=spec.data.held_out, device=device
-        )
+    choice, encoder = spec.method.needs().encoder, None
+    if choice is not None:
+        encoder = open_encoder(choice, dataset, grid=backbone.grid, held_out=spec.data.held_out, device=device)
     method = cls.build(spec.method, backbone, time=spec.time, encoder_dim=encoder.dim if encoder else None)
-    if method.needs().encoder is None:
-        encoder = None
     model = SiT(backbone)
     initialize(model, streams)
     initialize(method, streams, "method.")

@@ -204,10 +204,10 @@ def resolve(data: Mapping[str, Any], *, where: str = "spec") -> RunSpec:
         raise UserError(f'{where}: method must be a table, as in [method] name = "flow"')
     name = chosen.get("name", "flow")
     method = registry.load("method", str(name))
-    config = _validate(
+    config = validate(
         method.Config, merge(per_method.get(name, {}), {**chosen, "name": name}), f"{where}: method"
     )
-    spec = _validate(RunSpec, {**data, "method": {}}, where)
+    spec = validate(RunSpec, {**data, "method": {}}, where)
     if spec.backbone.size not in SIZES:
         raise unknown("backbone.size", spec.backbone.size, SIZES)
     registry.load("dataset", spec.data.name)
@@ -252,7 +252,8 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check(spec: RunSpec, where: str) -> None:
     """What no single field can know."""
-    aligned = getattr(getattr(spec.method, "encoder", None), "name", None)
+    encoder = spec.method.needs().encoder
+    aligned = encoder and encoder.name
     if aligned and f"fd:{aligned}" in spec.eval.metrics:
         raise UserError(
             f"{where}: eval.metrics has 'fd:{aligned}', but method '{spec.method.name}' aligns to that very encoder, "
@@ -262,7 +263,7 @@ def _check(spec: RunSpec, where: str) -> None:
         raise UserError(f"{where}: eval.guidance_low = {spec.eval.guidance_low} is above eval.guidance_high")
 
 
-def _validate(model: type[BaseModel], data: Mapping[str, Any], where: str) -> Any:
+def validate(model: type[BaseModel], data: Mapping[str, Any], where: str) -> Any:
     """Validate as JSON (lists may be tuples, integers floats, nothing else is coerced), with our sentences."""
     try:
         return model.model_validate_json(json.dumps(data, default=str))

@@ -20,34 +20,19 @@ only what lies before its last checkpoint is mirrored: later events may be super
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import logging
 import math
-import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from harness.errors import UserError
 from harness.record import Record
+from harness.stores import artifact_folder, open_store, shown, store_uri
 
-DEFAULT_URI = "sqlite:///mlflow.db"
-SQLITE = "sqlite:///"
 STATUS = {"done": "FINISHED", "failed": "FAILED", "stopped": "KILLED", "running": "RUNNING"}
 METRICS_PER_BATCH, PARAMS_PER_BATCH, PARAM_LENGTH, TAG_LENGTH = 1000, 100, 6000, 5000
-_QUIET = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4",
-    "GIT_PYTHON_REFRESH": "quiet",
-}
 
 
 @dataclass(frozen=True)
@@ -57,29 +42,6 @@ class Summary:
     uri: str
     runs: int
     points: int
-
-
-def available() -> bool:
-    """Whether MLflow is installed."""
-    return find_spec("mlflow") is not None
-
-
-def store_uri(uri: str | None = None) -> str:
-    """The store to use: the one asked for, else `MLFLOW_TRACKING_URI`, else `mlflow.db` in the working directory."""
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
-    if not uri.startswith(SQLITE):
-        return uri
-    return f"{SQLITE}{Path(uri.removeprefix(SQLITE)).resolve()}"
-
-
-def create_store(uri: str | None = None) -> str:
-    """Create the store unless it is there, and say where it is: to be called by one process before workers start.
-
-    Raises `UserError` when MLflow is not installed or the store cannot be reached.
-    """
-    with _open(uri) as client:
-        client.search_experiments(max_results=1)
-    return _shown(store_uri(uri))
 
 
 def mirror(
@@ -97,13 +59,15 @@ def mirror(
     installed, the store cannot be reached or a record is broken.
     """
     records = list(records)
-    with _open(uri) as client:
+    with open_store(uri) as client:
         experiment = _experiment(client, study or "flowrace", uri)
         parent = _parent(client, experiment, study, records) if study else None
-        points = sum(_mirror_run(client, experiment, parent, record) for record in records)
-        if parent:
-            _close_parent(client, parent, records, artifacts, complete)
-    return Summary(_shown(store_uri(uri)), len(records), points)
+        sent = sum(_mirror_run(client, experiment, parent, record) for record in records)
+        for file in artifacts if parent else ():
+            client.log_artifact(parent, str(file))
+        if parent and complete:
+            _close_parent(client, parent, records)
+    return Summary(shown(store_uri(uri)), len(records), sent)
 
 
 def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -222,29 +186,22 @@ def _parent(client: Any, experiment: str, study: str, records: Sequence[Record])
     return run.info.run_id
 
 
-def _close_parent(
-    client: Any, parent: str, records: Sequence[Record], artifacts: Iterable[Path], complete: bool
-) -> None:
-    for file in artifacts:
-        client.log_artifact(parent, str(file))
+def _close_parent(client: Any, parent: str, records: Sequence[Record]) -> None:
     ended = "FINISHED" if all(record.status == "done" for record in records) else "FAILED"
     end = max((_end(record, durable(record)) for record in records), default=0)
-    _set_status(client, client.get_run(parent), ended if complete else "RUNNING", end)
+    _set_status(client, client.get_run(parent), ended, end)
 
 
 def _experiment(client: Any, name: str, uri: str | None) -> str:
     found = client.get_experiment_by_name(name)
     if found is not None:
         return found.experiment_id
-    database = store_uri(uri)
-    beside = None
-    if database.startswith(SQLITE):  # artifacts lie beside the database, wherever the command was called
-        beside = (Path(database.removeprefix(SQLITE)).parent / "mlruns" / name).as_uri()
-    return client.create_experiment(name, artifact_location=beside)
+    return client.create_experiment(name, artifact_location=artifact_folder(uri, name))
 
 
 def _find(client: Any, experiment: str, tag: str, value: str) -> Any:
-    found = client.search_runs([experiment], f"tags.`{tag}` = '{value}'", max_results=1)
+    quote = '"' if "'" in value else "'"
+    found = client.search_runs([experiment], f"tags.`{tag}` = {quote}{value}{quote}", max_results=1)
     return found[0] if found else None
 
 
@@ -288,39 +245,3 @@ def _is_number(value: Any) -> bool:
 
 def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     return (items[start : start + size] for start in range(0, len(items), size))
-
-
-@contextmanager
-def _open(uri: str | None) -> Iterator[Any]:
-    """A client of a store that this process alone writes; its errors as one sentence."""
-    if not available():
-        raise UserError("MLflow is not installed: pip install mlflow, or use --no-track")
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    for name in ("mlflow", "alembic"):  # what goes wrong arrives as an exception
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    found = store_uri(uri)
-    try:
-        with _alone(found) if found.startswith(SQLITE) else nullcontext():
-            yield MlflowClient(tracking_uri=found)
-    except (MlflowException, SQLAlchemyError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"cannot mirror into {_shown(found)}: {reason}") from error
-
-
-@contextmanager
-def _alone(uri: str) -> Iterator[None]:
-    """Wait for the lock beside an sqlite store: several processes that create one at once break it."""
-    file = Path(uri.removeprefix(SQLITE))
-    with open(file.with_name(f"{file.name}.lock"), "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _shown(uri: str) -> str:
-    """A URI without the name and password that it may hold."""
-    return re.sub(r"//[^/@]*@", "//", uri)

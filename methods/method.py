@@ -18,6 +18,19 @@ from harness.path import sample_times, velocity_target
 from harness.spec import BackboneSpec, TimeSpec
 
 
+class Needs(NamedTuple):
+    """What a method asks of the trainer. A need that is not there costs nothing."""
+
+    encoder: Any = None
+    """The `EncoderSpec` of the frozen encoder whose features the batch shall carry."""
+    teacher: bool = False
+    """A pass of the EMA network."""
+    times: int = 1
+    """Noise levels per sample; 0 means one for each token."""
+    taps: tuple[int, ...] = ()
+    """Student layers whose output the loss reads (1-based)."""
+
+
 class MethodConfig(BaseModel):
     """Base of every method's Config."""
 
@@ -32,18 +45,9 @@ class MethodConfig(BaseModel):
         """
         return self
 
-
-class Needs(NamedTuple):
-    """What a method asks of the trainer. A need that is not there costs nothing."""
-
-    encoder: Any = None
-    """The `EncoderSpec` of the frozen encoder whose features the batch shall carry."""
-    teacher: bool = False
-    """A pass of the EMA network."""
-    times: int = 1
-    """Noise levels per sample; 0 means one for each token."""
-    taps: tuple[int, ...] = ()
-    """Student layers whose output the loss reads (1-based)."""
+    def needs(self) -> Needs:
+        """What these settings ask of the trainer; plain flow matching asks for nothing."""
+        return Needs()
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ class Method(nn.Module):
         return cls(config, Setting(backbone, **setting))
 
     def needs(self) -> Needs:
-        return Needs()
+        return self.config.needs()
 
     def draw(self, streams: Streams, batch: Batch) -> Draw:
         """Noise and one time per sample, from the streams that all methods share."""

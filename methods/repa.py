@@ -36,17 +36,15 @@ class Repa(Method):
             default = PUBLISHED_LAYER.get(backbone.size) or layer_at(0.3, backbone)
             return self.model_copy(update={"layer": check_layer("layer", self.layer, default, backbone)})
 
+        def needs(self) -> Needs:
+            return Needs(encoder=self.encoder, taps=(self.layer,)) if self.coefficient else Needs()
+
     config: Config
 
     def __init__(self, config: Config, setting: Setting) -> None:
         super().__init__(config, setting)
         if config.coefficient:
             self.projector = mlp3(setting.backbone.size.width, config.projector_width, setting.encoder_dim)
-
-    def needs(self) -> Needs:
-        if not self.config.coefficient:
-            return Needs()
-        return Needs(encoder=self.config.encoder, taps=(self.config.layer,))
 
     def loss(self, student: Student, batch: Batch, draw: Draw) -> Losses:
         x_t = interpolate(batch.x0, draw.noise, draw.times, student.config.patch)

@@ -50,16 +50,16 @@ class SelfFlow(Method):
             teacher = check_layer("teacher_layer", self.teacher_layer, layer_at(0.7, backbone), backbone)
             return self.model_copy(update={"student_layer": student, "teacher_layer": teacher})
 
+        def needs(self) -> Needs:
+            taps = (self.student_layer,) if self.gamma else ()
+            return Needs(teacher=bool(self.gamma), times=2 if self.mask_ratio else 1, taps=taps)
+
     config: Config
 
     def __init__(self, config: Config, setting: Setting) -> None:
         super().__init__(config, setting)
         if config.gamma:
             self.projector = mlp2(setting.backbone.size.width)
-
-    def needs(self) -> Needs:
-        taps = (self.config.student_layer,) if self.config.gamma else ()
-        return Needs(teacher=bool(self.config.gamma), times=2 if self.config.mask_ratio else 1, taps=taps)
 
     def draw(self, streams: Streams, batch: Batch) -> Draw:
         draw = super().draw(streams, batch)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -48,9 +49,13 @@ class Split(NamedTuple):
     held_out: np.ndarray
 
 
-@lru_cache(maxsize=4)
 def open_dataset(spec: DataSpec) -> Dataset:
     """The data set of a spec; raises `UserError` when its content is not what the spec's fingerprint says."""
+    return _open(spec, _stamp(Path(spec.root)) if spec.root else None)
+
+
+@lru_cache(maxsize=4)
+def _open(spec: DataSpec, stamp: tuple[int, int] | None) -> Dataset:
     dataset = registry.load("dataset", spec.name)(spec)
     if spec.fingerprint and spec.fingerprint != dataset.fingerprint:
         raise UserError(
@@ -58,6 +63,15 @@ def open_dataset(spec: DataSpec) -> Dataset:
             f"fingerprint {dataset.fingerprint}, expected {spec.fingerprint}; give the folder with the original data"
         )
     return dataset
+
+
+def _stamp(root: Path) -> tuple[int, int] | None:
+    """Tells a file from what it was before, so that one process does not go on with old content."""
+    try:
+        found = root.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size
 
 
 def split(dataset: Dataset, held_out: float) -> Split:
