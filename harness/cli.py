@@ -60,9 +60,8 @@ def cli() -> None:
 def main() -> None:
     """Run the command line. Exit code 0: fine; 1: ours failed or a run stopped; 2: a mistake of the user's."""
     try:
-        cli.main(standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
+        code = cli.main(prog_name="flowrace", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)  # what a command raises as Exit comes back as its code
     except click.ClickException as error:
         error.show()
         sys.exit(2)

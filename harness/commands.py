@@ -227,7 +227,7 @@ def _mirror(path: Path, uri: str | None) -> None:
     from harness.tracking import mirror
 
     try:
-        mirror([Record(path)], uri=uri, study=path.parent.name)
+        mirror([Record(path)], uri=uri, study=path.parent.name, complete=True)
     except UserError as error:
         if uri is not None:
             raise

@@ -25,6 +25,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -220,9 +221,13 @@ def lock_holder(path: Path) -> str | None:
 
 def _take_lock(path: Path) -> Any:
     file = open(path / LOCK, "a+")  # noqa: SIM115 (held until the writer closes)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    for _ in range(20):  # a reader who asks for the status holds the lock for a moment
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            time.sleep(0.01)
+    else:
         holder = lock_holder(path) or "another process"
         file.close()
         raise UserError(f"run directory {path} is in use by {holder}; wait for it or stop it first") from None

@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError
@@ -280,6 +280,8 @@ def _sentence(model: type[BaseModel], detail: Mapping[str, Any], where: str) -> 
         near = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1, cutoff=0.5)
         hint = f" Did you mean '{near[0]}'?" if near else ""
         return f"{where}: unknown key '{path}' (known here: {', '.join(known)}).{hint}"
+    if detail["type"] == "missing":
+        return f"{where}: {path} is missing"
     message = detail["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     return f"{where}: {path} = {json.dumps(detail['input'], default=str)}: {message}"
@@ -288,9 +290,10 @@ def _sentence(model: type[BaseModel], detail: Mapping[str, Any], where: str) -> 
 def _fields_at(model: type[BaseModel], loc: Iterable[Any]) -> list[str]:
     for part in loc:
         annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        tables = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)]
+        if not tables:
             return []
-        model = annotation
+        model = tables[0]
     return sorted(model.model_fields)
 
 

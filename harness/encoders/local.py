@@ -1,0 +1,261 @@
+"""A small ViT trained here as a classifier on the training split, and the same network untrained as a control.
+
+Both are pure functions of the data, the split, the size and the grid: weights and order come from named streams, training
+runs on one thread in a fixed recipe. Trained weights are cached under a hash of all that, with their checksum.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from harness import checkpoint
+from harness.cache import cache_dir, locked
+from harness.data.base import Dataset, Split, images, split
+from harness.draws import Streams
+from harness.encoders.base import Architecture, EncoderChoice, count_flops, parse_name
+from harness.errors import UserError, unknown
+
+
+class Size(NamedTuple):
+    depth: int
+    width: int
+    heads: int
+
+
+SIZES = {
+    "tiny": Size(2, 32, 2),
+    "small": Size(4, 64, 4),
+    "base": Size(6, 128, 4),
+    "large": Size(8, 256, 8),
+}
+RECIPE = 1
+"""Raised with every change below that moves a weight, so that the cache forgets."""
+EPOCHS, MAX_STEPS, BATCH = 15, 4000, 64
+LEARNING_RATE, WARMUP, WEIGHT_DECAY = 3e-3, 0.1, 0.05
+
+
+class Vit(nn.Module):
+    """Pre-norm ViT with learned positions and no class token; the classifier reads the mean of the tokens."""
+
+    def __init__(self, size: Size, shape: tuple[int, int, int], classes: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.patch = (shape[1] // grid[0], shape[2] // grid[1])
+        self.embed = nn.Linear(shape[0] * math.prod(self.patch), size.width)
+        self.position = nn.Parameter(torch.empty(math.prod(grid), size.width))
+        self.blocks = nn.ModuleList(Block(size.width, size.heads) for _ in range(size.depth))
+        self.norm = nn.LayerNorm(size.width)
+        self.head = nn.Linear(size.width, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Tokens after the final norm: (B, C, H, W) -> (B, T, width)."""
+        patches = F.unfold(images, self.patch, stride=self.patch).transpose(1, 2)
+        x = self.embed(patches) + self.position
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+    def classify(self, images: Tensor) -> Tensor:
+        """Logits, (B, classes)."""
+        return self.head(self(images).mean(1))
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return x + self.mlp(self.norm2(x))
+
+
+class RandomEncoder:
+    """The network of `local:<size>` with its initial weights, untrained: a control for what the training is worth."""
+
+    accuracy: float | None = None
+
+    def __init__(
+        self,
+        choice: EncoderChoice,
+        dataset: Dataset,
+        *,
+        grid: tuple[int, int],
+        held_out: float,
+        device: torch.device,
+    ) -> None:
+        model = parse_name(choice.name)[1]
+        _refuse_file(choice)
+        about = self.architecture(model, dataset.shape, dataset.classes, grid)
+        self.name, self.grid, self.dim, self.flops = choice.name, grid, about.dim, about.flops
+        network = build(model, dataset.shape, dataset.classes, grid)
+        self._prepare(network, model, dataset, held_out, device)
+        self.sha256 = checkpoint.digest(network.state_dict())
+        self.params = sum(p.numel() for p in network.parameters())
+        self._network = network.to(device).requires_grad_(False).eval()
+
+    @staticmethod
+    def architecture(
+        model: str, shape: tuple[int, int, int], classes: int, grid: tuple[int, int]
+    ) -> Architecture:
+        """Width and cost; raises `UserError` for an unknown size and for a grid that does not divide the image."""
+        size = _size(model)
+        if shape[1] % grid[0] or shape[2] % grid[1]:
+            raise UserError(
+                f"encoder '{model}': images of {shape[1]}x{shape[2]} do not divide into {grid} tokens"
+            )
+        with torch.device("meta"):
+            return Architecture(size.width, count_flops(Vit(size, shape, classes, grid), shape))
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        return self._network(images).float()
+
+    def _prepare(
+        self, network: Vit, model: str, dataset: Dataset, held_out: float, device: torch.device
+    ) -> None:
+        """Leave the initial weights as they are."""
+
+
+class LocalEncoder(RandomEncoder):
+    """A small ViT trained here on the training split's labels; sizes tiny, small, base, large."""
+
+    def _prepare(
+        self, network: Vit, model: str, dataset: Dataset, held_out: float, device: torch.device
+    ) -> None:
+        self.accuracy = trained(network, model, dataset, self.grid, held_out, device)
+
+
+def build(model: str, shape: tuple[int, int, int], classes: int, grid: tuple[int, int]) -> Vit:
+    """The network with its initial weights, which depend on the parameter's name and shape alone.
+
+    Xavier-uniform matrices, positions of deviation 0.02, zero biases, unit norms.
+    """
+    with torch.device("meta"):  # so that torch's own generator stays where it is
+        network = Vit(_size(model), shape, classes, grid)
+    network.to_empty(device="cpu")
+    streams = Streams(0)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            parameter.copy_(_initial(name, parameter.shape, streams))
+    return network
+
+
+def trained(
+    network: Vit, model: str, dataset: Dataset, grid: tuple[int, int], held_out: float, device: torch.device
+) -> float | None:
+    """Give the network its trained weights, from the cache or by training, and return its held-out accuracy.
+
+    Two processes that ask for the same weights at once do the work once: the second waits. Weights that are damaged on disk
+    are made again.
+    """
+    if dataset.classes < 2:
+        raise UserError(
+            f"encoder 'local:{model}' learns from labels, and this data set has none; choose timm:<model> or random:{model}"
+        )
+    parts = [RECIPE, dataset.fingerprint, dataset.shape, dataset.classes, held_out, model, grid, device.type]
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    file = cache_dir("encoders") / f"local-{model}-{key}.safetensors"
+    with locked(file):
+        try:
+            saved = checkpoint.load(file)
+        except UserError:  # absent or damaged
+            sides = split(dataset, held_out)
+            fit(network, dataset, sides.train, device)
+            accuracy = score(network, dataset, sides, device)
+            checkpoint.save(file, network.state_dict(), {"accuracy": json.dumps(accuracy)})
+            saved = checkpoint.load(file)
+    network.load_state_dict(saved.tensors)
+    return json.loads(saved.meta["accuracy"])
+
+
+def fit(network: Vit, dataset: Dataset, train: np.ndarray, device: torch.device) -> None:
+    """Train in place: AdamW, linear warm-up and cosine decay, cross-entropy, 15 epochs of batches of 64 or 4000 steps."""
+    streams = Streams(0)
+    per_epoch = max(1, len(train) // BATCH)
+    steps = min(EPOCHS * per_epoch, MAX_STEPS)
+    network.to(device).train()
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True
+    )
+    with _one_thread(), torch.enable_grad():
+        for step in range(steps):
+            epoch, place = divmod(step, per_epoch)
+            if place == 0:
+                order = train[streams.permutation("encoder/order", epoch, len(train))]
+            pixels, labels = images(dataset, order[place * BATCH : (place + 1) * BATCH])
+            loss = F.cross_entropy(
+                network.classify(_scaled(pixels, device)), torch.from_numpy(labels).to(device)
+            )
+            optimizer.param_groups[0]["lr"] = LEARNING_RATE * _schedule((step + 1) / steps)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+
+
+@torch.no_grad()
+def score(network: Vit, dataset: Dataset, sides: Split, device: torch.device) -> float | None:
+    """The share of held-out images that the network names right; None when nothing is held out."""
+    if not len(sides.held_out):
+        return None
+    network.to(device).eval()
+    right = 0
+    with _one_thread():
+        for start in range(0, len(sides.held_out), 250):
+            pixels, labels = images(dataset, sides.held_out[start : start + 250])
+            right += int((network.classify(_scaled(pixels, device)).argmax(1).cpu().numpy() == labels).sum())
+    return right / len(sides.held_out)
+
+
+def _size(model: str) -> Size:
+    if model not in SIZES:
+        raise unknown("encoder size", model, SIZES)
+    return SIZES[model]
+
+
+def _initial(name: str, shape: torch.Size, streams: Streams) -> Tensor:
+    if name == "position":
+        return 0.02 * streams.normal(f"encoder/init/{name}", [0], shape)[0]
+    if len(shape) == 1:
+        return torch.ones(shape) if "norm" in name and name.endswith("weight") else torch.zeros(shape)
+    bound = math.sqrt(6 / sum(shape))
+    return bound * (2 * streams.uniform(f"encoder/init/{name}", [0], shape)[0] - 1)
+
+
+def _scaled(pixels: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(pixels).to(device).float().div_(127.5).sub_(1)
+
+
+def _schedule(progress: float) -> float:
+    return min(progress / WARMUP, 0.5 + 0.5 * math.cos(math.pi * progress))
+
+
+def _refuse_file(choice: EncoderChoice) -> None:
+    if choice.weights:
+        raise UserError(
+            f"encoder '{choice.name}' is made here and reads no method.encoder.weights; clear that field"
+        )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The same sums whatever the number of cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,196 @@
+"""The command about many runs: sweep."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import click
+
+from harness.errors import UserError
+from harness.record import Record
+from sweeps.display import Bars, Lines
+from sweeps.launch.local import LocalLauncher, stop_on_signals
+from sweeps.plan import STUDY, Cell, Study, load_study, plan, write_plan
+from sweeps.race import Race
+from sweeps.tables import describe_plan, describe_results, print_plan, print_results
+
+
+@click.command(
+    epilog="Example: flowrace sweep digits --dry-run. The same command again continues; a finished run stays as it is."
+)
+@click.argument("source", metavar="STUDY|FILE.toml")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the study (default: runs/<name of the study>).",
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="A.B=VALUE",
+    help="Set a field of every run's spec; may be repeated.",
+)
+@click.option("--slots", type=click.IntRange(1), help="Runs at a time (default: one for each GPU, else one).")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads of one run (default: cores / slots).")
+@click.option(
+    "--dry-run", is_flag=True, help="Print the runs, where they stand and what they cost; start nothing."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")
+@click.option("--track", metavar="URI", help="MLflow store (default: sqlite:///mlflow.db).")
+@click.option("--no-track", is_flag=True, help="Do not mirror the runs into MLflow.")
+@click.option("--no-report", is_flag=True, help="Do not write report.html at the end.")
+def sweep(
+    source: str,
+    out: Path | None,
+    overrides: tuple[str, ...],
+    slots: int | None,
+    threads: int | None,
+    dry_run: bool,
+    as_json: bool,
+    track: str | None,
+    no_track: bool,
+    no_report: bool,
+) -> None:
+    """Run a study: every run that is not done yet, then the report. Exit code 1 if a run failed, 130 if interrupted."""
+    study = load_study(source, overrides)
+    cells = plan(study)
+    directory = out or Path("runs") / study.name
+    if dry_run:
+        described = describe_plan(study, cells, directory)
+        click.echo(json.dumps(described, indent=1)) if as_json else print_plan(described)
+        return
+    mirror = _Mirror(study, directory, None if no_track else _store(track))
+    with _alone_in(directory):
+        write_plan(study, cells, directory)
+        failures, stopped = _race(cells, directory, mirror, slots, threads)
+        if stopped:
+            click.echo("stopped; the same command continues", err=True)
+            sys.exit(130)
+        mirror.whole(cells)
+        results = describe_results(study, cells, directory, failures)
+        if not as_json:
+            print_results(results)
+        none_done = not any(run["status"] == "done" for run in results["runs"])
+        report = None if no_report or none_done else _report(directory, quiet=as_json)
+        if as_json:
+            click.echo(json.dumps({**results, "report": report}, indent=1))
+    sys.exit(1 if failures else 0)
+
+
+@dataclass(frozen=True)
+class _Mirror:
+    """Sends records to the store as they come; what could not be sent is said, and made up for at the end."""
+
+    study: Study
+    directory: Path
+    uri: str | None
+
+    def one(self, record: Record) -> None:
+        self._send([record])
+
+    def whole(self, cells: Sequence[Cell]) -> None:
+        records = [Record(self.directory / cell.id) for cell in cells]
+        self._send([r for r in records if r.status != "missing"], complete=True)
+
+    def _send(self, records: Sequence[Record], *, complete: bool = False) -> None:
+        from harness.tracking import mirror
+
+        if self.uri is None:
+            return
+        try:
+            artifacts = [self.directory / STUDY]
+            mirror(records, uri=self.uri, study=self.study.name, artifacts=artifacts, complete=complete)
+        except UserError as error:
+            click.echo(
+                f"not mirrored: {error}. The records are whole; the same command mirrors them.", err=True
+            )
+
+
+def _store(track: str | None) -> str | None:
+    """Create the store before anything starts. Where it cannot be, that is an error only if a store was named."""
+    from harness.stores import create_store, store_uri
+
+    try:
+        create_store(track)
+    except UserError as error:
+        if track is not None:
+            raise
+        click.echo(f"not tracked: {error}", err=True)
+        return None
+    return store_uri(track)
+
+
+def _race(
+    cells: Sequence[Cell], directory: Path, mirror: _Mirror, slots: int | None, threads: int | None
+) -> tuple[dict[str, str], bool]:
+    """The reasons of the runs that failed, and whether a signal stopped it."""
+    from harness.environment import cores
+
+    devices = _devices()
+    slots = slots or max(1, len(devices))
+    share = max(1, cores() // slots)
+    cells = [_with_threads(cell, threads or cell.spec.runtime.threads or share) for cell in cells]
+    display = (Bars if sys.stderr.isatty() else Lines)(cells, directory)
+    launcher = LocalLauncher(slots, devices=devices, env={"OMP_NUM_THREADS": str(threads or share)})
+    with launcher, stop_on_signals(launcher), display:
+        race = Race(cells, directory, launcher, display, mirror.one)
+        race.run()
+    return race.failures, launcher.stopped_by is not None
+
+
+def _devices() -> list[str]:
+    """The names of the CUDA devices that this process may use."""
+    import torch
+
+    count = torch.cuda.device_count()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",")[:count] if visible else [str(k) for k in range(count)]
+
+
+def _with_threads(cell: Cell, threads: int) -> Cell:
+    runtime = cell.spec.runtime.model_copy(update={"threads": threads})
+    return replace(cell, spec=cell.spec.model_copy(update={"runtime": runtime}))
+
+
+def _report(directory: Path, *, quiet: bool) -> str:
+    """Write the report; say its verdict, what must be said beside it, and as the last line where it lies."""
+    from reports.page import write_report
+
+    path = directory / "report.html"
+    report = write_report([directory], path)
+    if not quiet:
+        click.echo(report.headline)
+        for note in report.caveats:
+            click.echo(f"- {note}")
+        click.echo(path)
+    return str(path)
+
+
+@contextmanager
+def _alone_in(directory: Path) -> Iterator[None]:
+    """Hold a study's folder against a second sweep; raises `UserError` naming the one that holds it."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = open(directory / "sweep.lock", "a+")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise UserError(f"cannot write the folder {directory}: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read().strip() or "another sweep"
+            raise UserError(f"{directory} is in use by {holder}; wait for it or stop it first") from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        lock.flush()
+        yield

@@ -1,0 +1,182 @@
+"""timm's ViTs as frozen encoders, with seeded weights in place of published ones: nothing is fetched."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as tv
+
+from harness.encoders.base import open_encoder
+from harness.encoders.timm import TimmEncoder
+from harness.errors import UserError
+
+PLAIN, REGISTERS = "vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Weights of both models, every tensor away from its initial value, the classifier included."""
+    made = {}
+    for model in (PLAIN, REGISTERS):
+        draw = torch.Generator().manual_seed(0)
+        state = timm.create_model(model, pretrained=False).state_dict()
+        state = {
+            name: torch.randn(t.shape, generator=draw) * 0.05 + (t.ndim == 1) for name, t in state.items()
+        }
+        made[model] = tmp_path_factory.mktemp("weights") / f"{model}.safetensors"
+        save_file(state, made[model])
+    return made
+
+
+def opened(model: str, file: Any = "", channels: int = 3, grid: tuple[int, int] = (4, 4), **fields: Any) -> Any:
+    choice = SimpleNamespace(
+        **{"name": f"timm:{model}", "weights": str(file), "sha256": "", "download": False, **fields}
+    )
+    dataset = SimpleNamespace(shape=(channels, 32, 32), classes=10, fingerprint="", modality="image")
+    return open_encoder(choice, dataset, grid=grid, held_out=0.1, device=torch.device("cpu"))
+
+
+def pictures(channels: int = 3) -> torch.Tensor:
+    return torch.rand(2, channels, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+@pytest.mark.parametrize(
+    ("model", "grid", "prefix"), [(PLAIN, (4, 4), 1), (REGISTERS, (4, 4), 5), (REGISTERS, (3, 5), 5)]
+)
+def test_tokens_as_by_hand(files: dict[str, Path], model: str, grid: tuple[int, int], prefix: int) -> None:
+    """Against torchvision's preparation and the position embedding that timm resamples inside the forward pass."""
+    network = timm.create_model(model, pretrained=False, num_classes=0, dynamic_img_size=True).eval()
+    state = load_file(files[model])
+    network.load_state_dict({name: t for name, t in state.items() if not name.startswith("head.")})
+    patch, config = network.patch_embed.patch_size[0], network.pretrained_cfg
+    images = pictures()
+    x = tv.normalize((images + 1) / 2, config["mean"], config["std"])
+    x = tv.resize(x, [grid[0] * patch, grid[1] * patch], InterpolationMode.BICUBIC, antialias=False)
+    with torch.no_grad():
+        expected = network.forward_features(x)[:, prefix:]
+    encoder = opened(model, files[model], grid=grid)
+    found = encoder.features(images)
+    assert found.shape == (2, grid[0] * grid[1], encoder.dim)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_rows_come_first(files: dict[str, Path]) -> None:
+    """A change in the top right corner moves token 3 of a 4x4 grid most, in a network without depth."""
+    encoder = opened(PLAIN, files[PLAIN])
+    encoder._network.blocks = torch.nn.Identity()
+    images = pictures()
+    changed = images.clone()
+    changed[:, :, :6, 26:] += 0.5
+    moved = (encoder.features(changed) - encoder.features(images)).abs().sum((0, 2))
+    assert moved.argmax() == 3
+    assert moved[12] == 0
+
+
+def test_grey_is_colour_thrice(files: dict[str, Path]) -> None:
+    encoder = opened(PLAIN, files[PLAIN], channels=1)
+    grey = pictures(1)
+    assert torch.equal(encoder.features(grey), encoder.features(grey.repeat(1, 3, 1, 1)))
+
+
+def test_frozen(files: dict[str, Path]) -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    encoder = opened(PLAIN, files[PLAIN])
+    assert torch.equal(before, torch.get_rng_state())
+    images = pictures().requires_grad_()
+    features = encoder.features(images)
+    assert (features.requires_grad, features.dtype) == (False, torch.float32)
+    assert not encoder._network.training
+    assert not any(p.requires_grad for p in encoder._network.parameters())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert encoder.features(images).dtype == torch.float32
+
+
+def test_what_is_reported(files: dict[str, Path]) -> None:
+    digest = hashlib.sha256(files[REGISTERS].read_bytes()).hexdigest()
+    encoder = opened(REGISTERS, files[REGISTERS], sha256=digest.upper())
+    assert (encoder.sha256, encoder.dim, encoder.accuracy) == (digest, 384, None)
+    with FlopCounterMode(display=False) as counter:
+        encoder.features(pictures()[:1])
+    assert counter.get_total_flops() == encoder.flops
+    # patches 14x14x3, four matrices and two products a block; 12 blocks of width 384 over 16 + 5 tokens
+    tokens, width = 21, 384
+    blocks = 12 * (2 * tokens * 12 * width**2 + 4 * tokens**2 * width)
+    assert encoder.flops == 2 * 16 * 588 * width + blocks
+
+
+def test_released_layout_is_converted(files: dict[str, Path], tmp_path: Path) -> None:
+    """A DINOv2 file in Meta's own layout (mask token, register_tokens, no class in the positions of registers)."""
+    state = {n: t for n, t in load_file(files[REGISTERS]).items() if not n.startswith("head.")}
+    meta = dict(state)
+    meta["mask_token"] = torch.zeros(1, 384)
+    meta["register_tokens"] = meta.pop("reg_token")
+    # timm keeps positions without the class token's, which it folds into cls_token
+    place = torch.full((1, 1, 384), 0.25)
+    meta["pos_embed"] = torch.cat([place, state["pos_embed"]], 1)
+    meta["cls_token"] = state["cls_token"] - place
+    save_file(meta, tmp_path / "meta.safetensors")
+    found = opened(REGISTERS, tmp_path / "meta.safetensors").features(pictures())
+    torch.testing.assert_close(found, opened(REGISTERS, files[REGISTERS]).features(pictures()), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("vit_tinny_patch16_224", "Did you mean 'vit_tiny_patch16_224'"),
+        ("vit_base_patch14_dinov2.nope", "Invalid pretrained tag"),
+        ("resnet18", "no ViT"),
+        ("swin_tiny_patch4_window7_224", "no ViT"),
+        ("vit_small_r26_s32_224", "cannot put its tokens on a grid of 4x4"),
+    ],
+)
+def test_wrong_models(model: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        opened(model)
+
+
+def test_weights_that_are_not_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match=r"huggingface.co/timm/vit_tiny_patch16_224\.\S+/model.safetensors.*download=true"):
+        opened(PLAIN)
+    with pytest.raises(UserError, match=r"not on this machine \(.*put https"):
+        opened(PLAIN, download=True)
+    with pytest.raises(UserError, match="no such file"):
+        opened(PLAIN, tmp_path / "absent.safetensors")
+
+
+def test_wrong_files(files: dict[str, Path], tmp_path: Path) -> None:
+    pickled, cut, part = (tmp_path / name for name in ("a.bin", "b.safetensors", "c.safetensors"))
+    pickled.write_bytes(pickle.dumps({"weight": 1}))
+    cut.write_bytes(files[PLAIN].read_bytes()[:5000])
+    for file in (pickled, cut):
+        with pytest.raises(UserError, match=r"not a safetensors file.*weights_only=True"):
+            opened(PLAIN, file)
+    state = load_file(files[PLAIN])
+    save_file({n: t for n, t in state.items() if not n.startswith("blocks.3.")}, part)
+    with pytest.raises(UserError, match=r"lacks blocks\.3\.\S+ and \d+ more"):
+        opened(PLAIN, part)
+    save_file(state | {"blocks.12.norm1.weight": torch.ones(192)}, part)
+    with pytest.raises(UserError, match=r"has beside it blocks\.12"):
+        opened(PLAIN, part)
+    with pytest.raises(UserError, match="another network"):
+        opened(PLAIN, files[REGISTERS])
+    with pytest.raises(UserError, match="asks for abc"):
+        opened(PLAIN, files[PLAIN], sha256="abc")
+
+
+def test_cost_needs_no_weights() -> None:
+    """REPA's setting: DINOv2-B at 224 pixels; its known cost is 23 GMACs."""
+    about = TimmEncoder.architecture("vit_base_patch14_dinov2.lvd142m", (3, 256, 256), 1000, (16, 16))
+    assert about.dim == 768
+    assert about.flops / 2e9 == pytest.approx(23.2, abs=0.1)

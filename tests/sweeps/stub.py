@@ -1,0 +1,69 @@
+"""A run without a network: it writes the record that a real one would, and behaves as the variable STUB tells it.
+
+fail=METHOD     runs of this method end with an error; with fail=METHOD:log they leave no `failed` file
+wait            a run that starts at step 0 stops at its middle until a signal comes; continued, it goes to the end
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from harness.record import Record, RecordWriter
+
+
+def main() -> None:
+    spec_file, directory = Path(sys.argv[1]), Path(sys.argv[2])
+    text = spec_file.read_text()
+    spec, mode = tomllib.loads(text), os.environ.get("STUB", "")
+    with RecordWriter(directory / spec_file.stem) as record:
+        record.write_spec(text)
+        begun = Record(record.path).last_step
+        record.begin({"started": 1_700_000_000_000 + begun, "threads": 1}, after_step=begun)
+        if mode.startswith(f"fail={spec['method']['name']}"):
+            fail(record, mode)
+        steps = spec["train"]["steps"]
+        for step in range(begun + 1, steps + 1):
+            record.append(*events(step, steps))
+            if mode == "wait" and begun == 0 and step == steps // 2:
+                wait()
+        record.finish({})
+
+
+def events(step: int, steps: int) -> list[dict[str, Any]]:
+    common = {"step": step, "images": 8 * step}
+    seconds = {"student": 0.5 * step}
+    found = [
+        {"kind": "train", **common, "loss": 1 / step, "losses": {}, "flops": 10 * step, "seconds": seconds}
+    ]
+    if step in (steps // 2, steps):
+        metrics = {"fd:local": {"mean": 40 / step, "low": None, "high": None, "n": 24}}
+        found.append({"kind": "eval", **common, "metrics": metrics, "protocol": "p", "seconds": seconds})
+        found.append({"kind": "checkpoint", **common, "file": "none"})
+    return found
+
+
+def fail(record: RecordWriter, mode: str) -> None:
+    if not mode.endswith(":log"):
+        record.fail({"reason": "the loss is not finite"})
+    sys.exit("error: the loss is not finite")
+
+
+def wait() -> None:
+    def stop(number: int, _: object) -> None:
+        print(f"stopped by {signal.Signals(number).name}", flush=True)
+        sys.exit(130)
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+    print("waiting", flush=True)
+    while True:
+        signal.pause()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""What is shown of runs at work: read from the end of growing records, with times that add up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from harness.record import Record, RecordWriter
+from sweeps.display import Bars, Lines, clock
+from sweeps.plan import Cell, Study, plan
+from sweeps.state import TAIL_BYTES, Pace, pace, reason
+
+CELLS = plan(Study(name="s", base="digits", axes={"seed": (0, 1, 2)}, set={"train.steps": 100}))
+
+
+def train(step: int, seconds: float, loss: float = 0.25) -> dict[str, Any]:
+    return {
+        "kind": "train", "step": step, "images": step, "loss": loss,
+        "seconds": {"student": seconds / 2, "eval": seconds / 2},
+    }  # fmt: skip
+
+
+def grow(directory: Path, cell: Cell, *events: dict[str, Any], done: bool = False) -> None:
+    with RecordWriter(directory / cell.id) as record:
+        record.write_spec(cell.spec.to_toml())
+        record.begin({}, after_step=Record(record.path).last_step)
+        record.append(*events)
+        if done:
+            record.finish({})
+
+
+def test_pace_is_that_of_the_last_events(tmp_path: Path) -> None:
+    grow(
+        tmp_path,
+        CELLS[0],
+        train(10, 5.0),
+        train(20, 7.0, loss=0.5),
+        {"kind": "eval", "step": 20, "metrics": {}},
+    )
+    assert pace(tmp_path / CELLS[0].id) == Pace(20, 0.5, 5.0)
+
+
+def test_pace_of_a_long_record_looks_at_its_end_only(tmp_path: Path) -> None:
+    slow = [train(step, 100.0 * step) for step in range(1, 1001)]
+    fast = [train(1000 + step, 100_000.0 + step) for step in range(1, 1001)]
+    grow(tmp_path, CELLS[0], *slow, *fast)
+    assert (tmp_path / CELLS[0].id / "events.jsonl").stat().st_size > 8 * TAIL_BYTES
+    assert pace(tmp_path / CELLS[0].id) == Pace(2000, 0.25, 1.0)
+
+
+def test_a_torn_line_is_not_an_event(tmp_path: Path) -> None:
+    grow(tmp_path, CELLS[0], train(10, 5.0))
+    with open(tmp_path / CELLS[0].id / "events.jsonl", "a") as file:
+        file.write(json.dumps(train(20, 6.0))[:-1])
+    assert pace(tmp_path / CELLS[0].id) == Pace(10, 0.25, None)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff\n[1]\n{}\n"])
+def test_without_events_a_run_is_at_step_0(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "events.jsonl").write_bytes(content)
+    assert pace(tmp_path) == Pace(0, None, None)
+
+
+def test_lines_tell_starts_ends_and_a_line_each_half_minute(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    time = [1000.0]
+    one, two, three = CELLS
+    grow(tmp_path, one, train(100, 9.0), done=True)
+    grow(tmp_path, two, train(50, 25.0))  # stopped half way: 150 steps are to do
+    with Lines(CELLS, tmp_path, now=lambda: time[0]) as lines:
+        lines.started(two)
+        time[0] += 29
+        lines.tick()
+        assert capsys.readouterr().err == f"run 2 of 3 started: flow seed 1 ({two.id})\n"
+        grow(tmp_path, two, train(75, 37.5))
+        time[0] += 1
+        lines.tick()
+        lines.tick()  # 25 of 150 steps in 30 s: 125 more take 150 s
+        words = "flow seed 1: step 75 of 100, loss 0.2500, 2.0 steps/s, 0:12 left"
+        assert capsys.readouterr().err == f"{words}; 1 of 3 runs done, 2:30 left\n"
+        lines.finished(two, None)
+        lines.started(three)
+        lines.finished(three, "out of paper")
+        said = capsys.readouterr().err.splitlines()
+    assert said[0] == "flow seed 1: done" and said[1].startswith("run 3 of 3 started: flow seed 2")
+    assert said[2] == "flow seed 2: FAILED: out of paper"
+    assert lines.summary([]) == "2 of 3 runs done, 1 failed, 0:00 left"
+
+
+def test_bars_draw_a_line_a_run_and_one_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(force_terminal=True, width=120, record=True, legacy_windows=False)
+    monkeypatch.setattr("sweeps.display.Console", lambda stderr: console)
+    time = [0.0]
+    with Bars(CELLS, tmp_path, now=lambda: time[0]) as bars:
+        for cell in CELLS[:2]:
+            bars.started(cell)
+            grow(tmp_path, cell, train(10, 5.0), train(20, 10.0))
+        time[0] = 10.0
+        bars.tick()
+        bars.note("[red]as it is[/red]")
+    text = console.export_text()
+    for cell in CELLS[:2]:
+        (line,) = {line for line in text.splitlines() if line.startswith(cell.label) and "step" in line}
+        assert line.endswith("step 20 of 100  loss 0.2500  2.0 steps/s  0:40 left")
+    assert "0 of 3 runs done, 1:05 left" in text  # 40 of 300 steps in 10 s
+    assert "[red]as it is[/red]" in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(None, "?"), (0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (3600, "1:00:00")]
+)
+def test_clock(seconds: float | None, text: str) -> None:
+    assert clock(seconds) == text
+
+
+def test_the_reason_of_a_failure_is_the_nearest_one(tmp_path: Path) -> None:
+    log = tmp_path / "x.log"
+    with RecordWriter(tmp_path / "x") as record:
+        record.fail({"reason": "the loss is not finite"})
+    found = Record(tmp_path / "x")
+    assert reason(found, log, 1) == "the loss is not finite"
+    log.write_text("Traceback\n  line\nerror: no such folder: data\n\n")
+    assert reason(found, log, 1) == reason(found, log) == "no such folder: data"
+    assert reason(found, log, -11) == "killed by SIGSEGV"
+    assert reason(Record(tmp_path / "y"), tmp_path / "y.log", 7) == "exit code 7"

@@ -1,0 +1,227 @@
+"""The local launcher against real processes: order, slots, failures, signals, nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sweeps.launch.local import Event, Finished, Job, LocalLauncher, Started, stop_on_signals
+
+
+def job(folder: Path, name: str, code: str) -> Job:
+    return Job(name, (sys.executable, "-c", code), folder / f"{name}.log")
+
+
+def drain(launcher: LocalLauncher) -> list[Event]:
+    events = []
+    while launcher.active:
+        events += launcher.poll(0.02)
+    return events
+
+
+def until(launcher: LocalLauncher, log: Path, word: str) -> list[Event]:
+    """Poll until a process has said a word in its log."""
+    events = []
+    while not (log.exists() and word in log.read_text()):
+        assert launcher.active, log.read_text()
+        events += launcher.poll(0.02)
+    return events
+
+
+def gone(pid: int, patience: float = 30.0) -> bool:
+    """Whether a process ends (one that nobody has waited for yet counts); a kill takes the kernel a moment."""
+    give_up = time.monotonic() + patience
+    while time.monotonic() < give_up:
+        try:
+            if "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text():
+                return True
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+    return False
+
+
+WAITS = "import signal; print('here', flush=True)\nwhile True: signal.pause()"
+STOPS = (
+    "import signal, sys\n"
+    "for n in (2, 15): signal.signal(n, lambda n, _: (print(f'got {n}', flush=True), sys.exit(130)))\n"
+) + WAITS
+IGNORES = "import signal; signal.signal(2, lambda n, _: print('not now', flush=True))\n" + WAITS
+
+
+def test_jobs_start_in_order_and_a_failed_one_stops_no_other(tmp_path: Path) -> None:
+    codes = {
+        "a": "print('hello')",
+        "b": "import sys; sys.exit('broken')",
+        "c": "import os; os.kill(os.getpid(), 9)",
+    }
+    with LocalLauncher(1) as launcher:
+        for name, code in codes.items():
+            launcher.submit(job(tmp_path, name, code))
+        events = drain(launcher)
+    ends = {"a": 0, "b": 1, "c": -9}
+    assert events[0] == Started("a")
+    assert [e for e in events if isinstance(e, Started)] == [Started(name) for name in codes]
+    assert [e for e in events if isinstance(e, Finished)] == [
+        Finished(name, end) for name, end in ends.items()
+    ]
+    assert (tmp_path / "a.log").read_text() == "hello\n" and (tmp_path / "b.log").read_text() == "broken\n"
+
+
+def test_a_log_keeps_earlier_attempts(tmp_path: Path) -> None:
+    for _ in range(2):
+        with LocalLauncher(1) as launcher:
+            launcher.submit(job(tmp_path, "a", "print('hello')"))
+            drain(launcher)
+    assert (tmp_path / "a.log").read_text() == "hello\nhello\n"
+
+
+def test_no_more_run_at_a_time_than_there_are_slots(tmp_path: Path) -> None:
+    """Each job counts who else is there; a third one starts only when one of two has ended."""
+    code = f"""if True:
+        import os, pathlib
+        here = pathlib.Path({str(tmp_path)!r}) / f"running-{{os.getpid()}}"
+        here.touch()
+        others = len(list(here.parent.glob("running-*")))
+        print(others, flush=True)
+        for _ in range(3_000_000): pass
+        here.unlink()
+    """
+    with LocalLauncher(2) as launcher:
+        for k in range(6):
+            launcher.submit(job(tmp_path, str(k), code))
+        running = most = 0
+        for event in drain(launcher):
+            running += 1 if isinstance(event, Started) else -1
+            most = max(most, running)
+    assert most == 2
+    assert max(int((tmp_path / f"{k}.log").read_text()) for k in range(6)) <= 2
+
+
+def test_slots_are_bound_to_devices_and_the_environment_is_passed_on(tmp_path: Path) -> None:
+    code = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'], os.environ['WORD'], flush=True)\n" + WAITS
+    with LocalLauncher(3, devices=["4", "7"], env={"WORD": "yes"}) as launcher:
+        for name in "abc":
+            launcher.submit(job(tmp_path, name, code))
+        for name in "abc":
+            until(launcher, tmp_path / f"{name}.log", "here")
+    said = [(tmp_path / f"{name}.log").read_text().splitlines()[0] for name in "abc"]
+    assert said == ["4 yes", "7 yes", "4 yes"]
+
+
+def test_without_devices_none_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with LocalLauncher(1) as launcher:
+        launcher.submit(job(tmp_path, "a", "import os; print('CUDA_VISIBLE_DEVICES' in os.environ)"))
+        drain(launcher)
+    assert (tmp_path / "a.log").read_text() == "False\n"
+
+
+def test_a_command_that_cannot_start_is_a_failed_run(tmp_path: Path) -> None:
+    with LocalLauncher(1) as launcher:
+        launcher.submit(Job("a", (str(tmp_path / "nothing"),), tmp_path / "a.log"))
+        launcher.submit(job(tmp_path, "b", "pass"))
+        events = drain(launcher)
+    assert events == [Finished("a", 127), Started("b"), Finished("b", 0)]
+    assert "No such file" in (tmp_path / "a.log").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_cancel_passes_the_signal_on_and_starts_nothing_more(tmp_path: Path, number: int) -> None:
+    with LocalLauncher(2) as launcher:
+        for name in "abc":
+            launcher.submit(job(tmp_path, name, STOPS))
+        for name in "ab":
+            until(launcher, tmp_path / f"{name}.log", "here")
+        launcher.cancel(number)
+        events = drain(launcher)
+    assert sorted(events, key=str) == [Finished("a", 130), Finished("b", 130)]
+    assert (tmp_path / "a.log").read_text() == f"here\ngot {int(number)}\n"
+    assert not (tmp_path / "c.log").exists() and launcher.stopped_by == number
+
+
+def test_a_second_cancel_kills(tmp_path: Path) -> None:
+    with LocalLauncher(1) as launcher:
+        launcher.submit(job(tmp_path, "a", IGNORES))
+        until(launcher, tmp_path / "a.log", "here")
+        launcher.cancel()
+        until(launcher, tmp_path / "a.log", "not now")
+        launcher.cancel()
+        assert drain(launcher) == [Finished("a", -signal.SIGKILL)]
+
+
+def test_leaving_the_context_leaves_no_process_nor_its_children(tmp_path: Path) -> None:
+    parent = "import subprocess, sys, os\n" + (
+        f"child = subprocess.Popen([sys.executable, '-c', {WAITS!r}], stdout=subprocess.DEVNULL)\n"
+        "print(os.getpid(), child.pid, flush=True)\n"
+    )
+    with pytest.raises(ZeroDivisionError), LocalLauncher(1) as launcher:
+        launcher.submit(job(tmp_path, "a", parent + WAITS))
+        until(launcher, tmp_path / "a.log", "here")
+        raise ZeroDivisionError
+    pids = [int(word) for word in (tmp_path / "a.log").read_text().splitlines()[0].split()]
+    assert all(gone(pid) for pid in pids)
+
+
+COORDINATOR = """if True:
+    import sys
+    from pathlib import Path
+    from sweeps.launch.local import Job, LocalLauncher, stop_on_signals
+
+    launcher = LocalLauncher(1)
+    with launcher, stop_on_signals(launcher):
+        launcher.submit(Job("a", (sys.executable, "-c", sys.argv[2]), Path(sys.argv[1])))
+        while launcher.active:
+            for event in launcher.poll(0.02):
+                print(event, flush=True)
+    print("stopped by", launcher.stopped_by)
+"""
+
+
+def coordinator(log: Path, code: str) -> subprocess.Popen[str]:
+    """A process of its own that runs one job, waited for until the job says that it is there."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", COORDINATOR, log, code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (log.exists() and "here" in log.read_text()):
+        assert process.poll() is None, process.communicate()
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_the_coordinator_stops_the_runs_softly(tmp_path: Path, number: int) -> None:
+    process = coordinator(tmp_path / "a.log", STOPS)
+    process.send_signal(number)
+    said, errors = process.communicate(timeout=60)
+    forwarded = signal.SIGINT if number == signal.SIGINT else signal.SIGTERM
+    assert said.splitlines()[-2:] == ["Finished(name='a', code=130)", f"stopped by {int(forwarded)}"], errors
+    assert (tmp_path / "a.log").read_text() == f"here\ngot {int(forwarded)}\n"
+
+
+def test_a_second_ctrl_c_ends_it_at_once(tmp_path: Path) -> None:
+    log = tmp_path / "a.log"
+    process = coordinator(log, f"import os; print(os.getpid())\n{IGNORES}")
+    process.send_signal(signal.SIGINT)
+    while "not now" not in log.read_text():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert "KeyboardInterrupt" in errors and process.returncode != 0
+    assert gone(int(log.read_text().split()[0]))
+
+
+def test_signal_handlers_are_given_back() -> None:
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    launcher = LocalLauncher(1)
+    with stop_on_signals(launcher):
+        os.kill(os.getpid(), signal.SIGINT)
+    assert launcher.stopped_by == signal.SIGINT
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before

@@ -1,0 +1,357 @@
+"""The command from its first start to its report, with stub runs that write records as real ones do."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import types
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from mlflow import MlflowClient
+
+from harness.cost import count_spec
+from harness.errors import UserError
+from harness.record import Record
+from sweeps.commands import sweep
+from sweeps.launch.local import LocalLauncher
+from sweeps.plan import Cell, load_study, plan
+from sweeps.race import Race, run_command
+
+STUB = Path(__file__).parent / "stub.py"
+STUDY = """# Two arms, two seeds.
+name = "tiny"
+base = "digits"
+[axes]
+seed = [0, 1]
+"method.name" = ["flow", "repa"]
+[set]
+"train.steps" = 6
+"train.batch_size" = 8
+[target]
+metric = "fd:local"
+value = 12.0
+"""
+
+
+def stub_command(spec: Path, directory: Path) -> tuple[str, ...]:
+    return (sys.executable, str(STUB), str(spec), str(directory))
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("STUB", raising=False)
+    monkeypatch.setattr("sweeps.race.run_command", stub_command)
+    (tmp_path / "tiny.toml").write_text(STUDY)
+    return tmp_path / "tiny.toml"
+
+
+def run(study: Path, *options: str, track: bool = False, report: bool = False) -> Result:
+    flags = [*([] if track else ["--no-track"]), *([] if report else ["--no-report"])]
+    result = CliRunner().invoke(sweep, [str(study), *flags, *options])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def cells(study: Path) -> list[Cell]:
+    return plan(load_study(str(study)))
+
+
+def starts(directory: Path) -> Counter[str]:
+    return Counter({r.id: len(r.environment) for r in map(Record, directory.glob("????????????"))})
+
+
+def test_every_run_is_done_once_and_nothing_is_started_again(study: Path, tmp_path: Path) -> None:
+    first = run(study, "--slots", "2")
+    directory = tmp_path / "runs" / "tiny"
+    ids = [cell.id for cell in cells(study)]
+    assert first.exit_code == 0, first.output
+    assert sorted(path.name for path in directory.glob("????????????")) == sorted(ids)
+    assert all(Record(directory / run).status == "done" for run in ids)
+    again = run(study)
+    assert again.exit_code == 0 and "started" not in again.output
+    assert starts(directory) == Counter(ids)
+
+
+def test_a_grown_study_starts_only_what_is_new(study: Path, tmp_path: Path) -> None:
+    run(study)
+    study.write_text(STUDY.replace("[0, 1]", "[0, 1, 2]"))
+    result = run(study)
+    assert result.stderr.count("started") == 2
+    assert (
+        set(starts(tmp_path / "runs" / "tiny").values()) == {1}
+        and len(starts(tmp_path / "runs" / "tiny")) == 6
+    )
+
+
+def test_each_run_gets_its_share_of_threads(study: Path, tmp_path: Path) -> None:
+    run(study, "--threads", "3", "--out", str(tmp_path / "x"))
+    specs = [Record(path).spec for path in (tmp_path / "x").glob("????????????")]
+    assert [spec["runtime"]["threads"] for spec in specs] == [3] * 4
+
+
+@pytest.mark.parametrize("mode", ["fail=repa", "fail=repa:log"])
+def test_a_failed_run_stops_no_other_and_is_started_again(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    monkeypatch.setenv("STUB", mode)
+    result = run(study)
+    assert result.exit_code == 1
+    for cell in cells(study):
+        failed = cell.spec.method.name == "repa"
+        assert (Record(tmp_path / "runs/tiny" / cell.id).status == "done") != failed
+        assert (f"{cell.label} ({cell.id}) failed: the loss is not finite" in result.stdout) == failed
+    monkeypatch.delenv("STUB")
+    mended = run(study)
+    assert mended.exit_code == 0 and mended.stderr.count("started") == 2
+
+
+def test_a_run_that_is_killed_is_named_so(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kill = "import os; print('a last word', flush=True); os.kill(os.getpid(), 9)"
+    monkeypatch.setattr("sweeps.race.run_command", lambda spec, directory: (sys.executable, "-c", kill))
+    result = run(study)
+    assert result.exit_code == 1 and result.stdout.count("failed: killed by SIGKILL") == 4
+
+
+def test_results_as_json(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STUB", "fail=repa")
+    result = json.loads(run(study, "--json").stdout)
+    assert [(r["cell"]["method.name"], r["status"]) for r in result["runs"]] == [
+        ("flow", "done"),
+        ("repa", "failed"),
+    ] * 2
+    assert (
+        result["runs"][0]["metrics"] == {"fd:local": 40 / 6} and result["runs"][0]["training_seconds"] == 3.0
+    )
+    assert result["runs"][1]["reason"] == "the loss is not finite" and result["report"] is None
+
+
+def test_dry_run_tells_standing_and_cost_and_writes_nothing(study: Path, tmp_path: Path) -> None:
+    described = json.loads(run(study, "--dry-run", "--json").stdout)
+    assert not (tmp_path / "runs").exists()
+    planned = cells(study)
+    assert [r["id"] for r in described["runs"]] == [cell.id for cell in planned]
+    assert [r["flops"] for r in described["runs"]] == [count_spec(cell.spec).total for cell in planned]
+    assert {r["status"] for r in described["runs"]} == {"missing"}
+    assert (
+        described["flops"]["left"]
+        == described["flops"]["total"]
+        == sum(r["flops"] for r in described["runs"])
+    )
+
+
+def test_dry_run_of_a_study_half_way(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STUB", "fail=repa")
+    run(study)
+    stopped = cells(study)[1]
+    folder = tmp_path / "runs" / "tiny" / stopped.id
+    (folder / "failed").unlink()
+    (folder / "events.jsonl").write_text(
+        '{"kind": "train", "step": 3, "images": 24, "loss": 1.0, "seconds": {}}\n'
+    )
+    described = json.loads(run(study, "--dry-run", "--json").stdout)
+    assert [r["status"] for r in described["runs"]] == ["done", "stopped", "done", "failed"]
+    half, whole = (count_spec(cell.spec).total for cell in (stopped, stopped))
+    assert described["flops"]["left"] == round(half * 0.5) + whole
+    shown = run(study, "--dry-run").stdout
+    assert f"{stopped.id}  0     repa         stopped at step 3" in shown
+    assert "4 runs: 2 done, 1 stopped, 1 failed" in shown
+
+
+def test_the_report_is_written_last_and_its_path_is_the_last_line(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def write_report(directories: list[Path], output: Path) -> Any:
+        asked.append((directories, output))
+        return types.SimpleNamespace(headline="repa was first.", caveats=("Only just.",))
+
+    monkeypatch.setitem(sys.modules, "reports.page", types.SimpleNamespace(write_report=write_report))
+    result = run(study, report=True)
+    assert result.stdout.splitlines()[-3:] == ["repa was first.", "- Only just.", "runs/tiny/report.html"]
+    assert asked == [([Path("runs/tiny")], Path("runs/tiny/report.html"))]
+
+
+def test_without_a_run_that_is_done_there_is_no_report(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "reports.page", None)  # importing it fails
+    monkeypatch.setattr("sweeps.race.run_command", lambda spec, directory: (sys.executable, "-c", "1 / 0"))
+    result = run(study, report=True)
+    assert result.exit_code == 1 and result.stdout.count("failed: ZeroDivisionError: division by zero") == 4
+
+
+def test_runs_are_mirrored_as_they_end_and_a_lost_store_heals(study: Path, tmp_path: Path) -> None:
+    assert run(study, track=True).exit_code == 0
+
+    def stored(store: str = "mlflow.db") -> tuple[list[str], int]:
+        client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/{store}")
+        found = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
+        points = sum(len(client.get_metric_history(r.info.run_id, "train/loss")) for r in found)
+        return sorted(r.info.status for r in found), points
+
+    assert stored() == (["FINISHED"] * 5, 4 * 6)
+    run(study, track=True)
+    assert stored() == (["FINISHED"] * 5, 4 * 6)
+    run(study, "--track", "sqlite:///other.db", track=True)
+    assert stored("other.db") == (["FINISHED"] * 5, 4 * 6)
+
+
+def test_a_store_that_was_asked_for_must_be_there(study: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot mirror into nonsense://x"):
+        run(study, "--track", "nonsense://x", track=True)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_without_mlflow_runs_go_on(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.stores.find_spec", lambda name: None)
+    result = run(study, track=True)
+    assert result.exit_code == 0
+    assert result.stderr.count("not tracked: MLflow is not installed") == 1
+
+
+def test_a_mirror_that_fails_in_between_stops_no_run(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise UserError("the server is gone")
+
+    monkeypatch.setattr("harness.tracking.mirror", broken)
+    result = run(study, track=True)
+    assert result.exit_code == 0 and result.stderr.count("not mirrored: the server is gone") == 5
+
+
+INTERRUPTED = """if True:
+    import sys
+    import sweeps.race
+    from harness.cli import main
+    stub = sys.argv.pop(1)
+    sweeps.race.run_command = lambda spec, out: (sys.executable, stub, str(spec), str(out))
+    main()
+"""
+
+
+def test_ctrl_c_stops_softly_and_the_same_command_continues(study: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-c",
+        INTERRUPTED,
+        STUB,
+        "sweep",
+        study,
+        "--slots",
+        "2",
+        "--no-track",
+        "--no-report",
+    ]
+    process = subprocess.Popen(
+        command, env={**os.environ, "STUB": "wait"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    directory = tmp_path / "runs" / "tiny"
+    running = [directory / "logs" / f"{cell.id}.log" for cell in cells(study)[:2]]
+    while not all(log.exists() and "waiting" in log.read_text() for log in running):
+        assert process.poll() is None, process.communicate()
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and "stopped; the same command continues" in said
+    assert [log.read_text() for log in running] == ["waiting\nstopped by SIGINT\n"] * 2
+    assert len(starts(directory)) == 2
+
+    again = subprocess.run(command, env={**os.environ, "STUB": ""}, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    for cell in cells(study):
+        record = Record(directory / cell.id)
+        assert record.status == "done" and [e["step"] for e in record.of("train")] == [1, 2, 3, 4, 5, 6]
+    assert sorted(starts(directory).values()) == [1, 1, 2, 2]
+
+
+class Taker:
+    """A watcher that stops a foreign run once the race is waiting for it."""
+
+    def __init__(self, foreign: subprocess.Popen[Any]) -> None:
+        self.foreign, self.said = foreign, []
+
+    def started(self, cell: Cell) -> None:
+        self.said.append(f"started {cell.label}")
+
+    def finished(self, cell: Cell, failure: str | None) -> None:
+        self.said.append(f"{cell.label} {failure or 'done'}")
+
+    def stopping(self) -> None:
+        self.said.append("stopping")
+
+    def tick(self) -> None:
+        if self.foreign.poll() is None and "flow seed 1 done" in self.said:
+            self.foreign.terminate()
+            self.foreign.wait()
+
+
+def test_a_run_at_work_elsewhere_is_waited_for_and_taken_over(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The runs of a sweep that was killed go on; the next sweep starts none of them twice."""
+    one, _, other, _ = cells(study)
+    spec = tmp_path / f"{one.id}.toml"
+    spec.write_text(one.spec.to_toml())
+    foreign = subprocess.Popen(stub_command(spec, tmp_path), env={**os.environ, "STUB": "wait"})
+    while Record(tmp_path / one.id).last_step < 3:
+        assert foreign.poll() is None
+    watcher, done = Taker(foreign), []
+    with LocalLauncher(1) as launcher:
+        race = Race([one, other], tmp_path, launcher, watcher, done.append)
+        race.run()
+    assert watcher.said == [
+        f"started {other.label}",
+        f"{other.label} done",
+        f"started {one.label}",
+        f"{one.label} done",
+    ]
+    assert [record.id for record in done] == [other.id, one.id] and race.failures == {}
+    assert [event["step"] for event in Record(tmp_path / one.id).of("train")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_one_sweep_at_a_time_in_a_folder(study: Path, tmp_path: Path) -> None:
+    from sweeps.commands import _alone_in
+
+    with (
+        _alone_in(tmp_path / "runs" / "tiny"),
+        pytest.raises(UserError, match=f"in use by process {os.getpid()} on"),
+    ):
+        run(study)
+    assert run(study).exit_code == 0
+
+
+def test_a_folder_that_cannot_be_written(study: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write the folder"):
+        run(study, "--out", str(tmp_path / "file" / "x"))
+
+
+def test_the_command_line_of_a_run() -> None:
+    command = run_command(Path("x/specs/abc.toml"), Path("x"))
+    assert command == (
+        sys.executable, "-m", "harness.cli", "run", "x/specs/abc.toml", "--out", "x", "--no-track", "--quiet",
+    )  # fmt: skip
+
+
+def test_help_and_mistakes_need_no_torch() -> None:
+    code = """if True:
+        import sys
+        from harness.cli import main
+        try:
+            main()
+        finally:
+            print(sorted({"torch", "mlflow"} & set(sys.modules)), file=sys.stderr)
+    """
+    shown = subprocess.run([sys.executable, "-c", code, "sweep", "--help"], capture_output=True, text=True)
+    assert shown.returncode == 0 and shown.stderr.endswith("[]\n") and "--dry-run" in shown.stdout
+    wrong = subprocess.run([sys.executable, "-c", code, "sweep", "digit"], capture_output=True, text=True)
+    assert (
+        wrong.returncode == 2 and "Did you mean 'digits'" in wrong.stderr and "Traceback" not in wrong.stderr
+    )
