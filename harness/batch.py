@@ -5,7 +5,7 @@ B  samples of a micro-batch    C, H, W  channels and pixels    T  tokens
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -26,13 +26,17 @@ class Batch:
     """(B,) labels after label drop, decided once and shared by student and teacher; dropped ones are the null label."""
     label: Tensor
     """(B,) labels before label drop."""
+    step: int = 1
+    """The training step (1-based) that the batch belongs to."""
     features: Tensor | None = None
     """(B, T, dim) tokens of the frozen encoder, when the method needs one."""
 
     def to(self, device: torch.device) -> Batch:
-        features = None if self.features is None else self.features.to(device)
-        move = lambda tensor: tensor.to(device, non_blocking=True)  # noqa: E731
-        return Batch(self.index, move(self.x0), move(self.y), move(self.label), features)
+        names = ("x0", "y", "label", "features")
+        moved = {
+            name: t.to(device, non_blocking=True) for name in names if (t := getattr(self, name)) is not None
+        }
+        return replace(self, **moved)
 
 
 @dataclass(frozen=True)

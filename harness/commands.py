@@ -269,7 +269,7 @@ def _described(kind: str, suffix: str = "") -> dict[str, str]:
     rows = {}
     for name in registry.names(kind):
         try:
-            rows[name + suffix] = _first_line(registry.load(kind, name), module=True)
+            rows[name + suffix] = _first_line(registry.load(kind, name), module=kind == "method")
         except (ImportError, UserError) as error:
             rows[name + suffix] = f"not available: {error}"
     return rows

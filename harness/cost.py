@@ -7,11 +7,12 @@ forward pass and the teacher's are counted; training the encoder beforehand is n
 
 from __future__ import annotations
 
+import copy
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -110,6 +111,9 @@ class Cost:
     steps: int
     parameters: int
     """Of the backbone."""
+    aligned_until: int | None = None
+    """The last step that costs `per_step`; later ones cost `per_step_after`."""
+    per_step_after: dict[str, int] = field(default_factory=dict)
 
     @property
     def step(self) -> int:
@@ -117,7 +121,14 @@ class Cost:
 
     @property
     def total(self) -> int:
-        return self.step * self.steps
+        return self.until(self.steps)
+
+    def until(self, step: int) -> int:
+        """What it costs to get behind a step."""
+        if self.aligned_until is None:
+            return self.step * step
+        aligned = min(step, self.aligned_until)
+        return self.step * aligned + sum(self.per_step_after.values()) * (step - aligned)
 
 
 def count_spec(spec: RunSpec) -> Cost:
@@ -140,31 +151,37 @@ def count_spec(spec: RunSpec) -> Cost:
 
 
 def count(method: Any, backbone: SiTConfig, spec: RunSpec, *, encoder_flops: int = 0) -> Cost:
-    """Count one training step of a method on the meta device; `encoder_flops` is one image's encoder pass."""
-    size = spec.train.batch_size
+    """Count training steps of a method on the meta device; `encoder_flops` is one image's encoder pass."""
+    parameters = sum(p.numel() for p in SiT(backbone).to("meta").parameters())
+    first, until = _count_step(method, backbone, spec, 1, encoder_flops), method.config.schedule.until
+    if until is None or until >= spec.train.steps:
+        return Cost(first, spec.train.steps, parameters)
+    after = _count_step(method, backbone, spec, until + 1, encoder_flops)
+    return Cost(first if until else after, spec.train.steps, parameters, until, after)
+
+
+def _count_step(
+    method: Any, backbone: SiTConfig, spec: RunSpec, step: int, encoder_flops: int
+) -> dict[str, int]:
+    size, meta = spec.train.batch_size, torch.device("meta")
     counter = FlopCounterMode(display=False)
     meter = Meter(counter.get_total_flops, lambda start, end: end - start)
-    with torch.device("meta"):
-        model, ema = SiT(backbone).to("meta"), SiT(backbone).to("meta")
-    shadow = method.build(method.config, backbone, time=spec.time, encoder_dim=method.setting.encoder_dim).to(
-        "meta"
-    )
+    model, ema = SiT(backbone).to(meta), SiT(backbone).to(meta)
+    shadow = copy.deepcopy(method).to(meta)
     index, labels = np.arange(size), torch.zeros(size, dtype=torch.int64)
-    batch = Batch(index, torch.zeros(size, *backbone.shape), labels, labels)
-    if method.needs().encoder is not None:
-        features = torch.empty(size, backbone.tokens, method.setting.encoder_dim, device="meta")
-        batch = Batch(index, batch.x0, labels, labels, features)
-    draw = method.draw(Streams(0), batch).to(torch.device("meta"))
-    student = Student(model, ema, backbone, meter.phase)
+    batch = Batch(index, torch.zeros(size, *backbone.shape), labels, labels, step)
+    encodes = method.needs().encoder is not None and method.config.weight(step) > 0
+    if encodes:
+        batch = replace(batch, features=torch.empty(size, backbone.tokens, method.setting.encoder_dim))
+    draw = method.draw(Streams(0), batch).to(meta)
     with counter, meter.phase("student"):
-        shadow.loss(student, batch.to(torch.device("meta")), draw).total.backward()
+        shadow.loss(Student(model, ema, backbone, meter.phase), batch.to(meta), draw).total.backward()
     flops = {name: int(value) for name, value in meter.settle().items()}
-    if method.needs().encoder is not None:
+    if encodes:
         flops["encoder"] = encoder_flops * size
-    learned = sum(p.numel() for p in (*model.parameters(), *shadow.parameters()))
-    parameters = sum(p.numel() for p in model.parameters())
-    flops |= {"optimizer": OPTIMIZER_FLOPS * learned, "ema": EMA_FLOPS * parameters}
-    return Cost(flops, spec.train.steps, parameters)
+    learned = sum(p.numel() for p in (*model.parameters(), *shadow.parameters()) if p.grad is not None)
+    shadowed = sum(p.numel() for p in ema.parameters())
+    return flops | {"optimizer": OPTIMIZER_FLOPS * learned, "ema": EMA_FLOPS * shadowed}
 
 
 def backbone_config(spec: RunSpec, shape: tuple[int, int, int], classes: int) -> SiTConfig:

@@ -26,9 +26,9 @@ class World:
         """The one process that writes."""
         return self.rank == 0
 
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """The module with gradients averaged over all processes."""
-        return module if self.size == 1 else DistributedDataParallel(module)
+    def wrap(self, module: nn.Module, *, changing: bool) -> nn.Module:
+        """The module with gradients averaged over all processes; `changing` when not every step uses every parameter."""
+        return module if self.size == 1 else DistributedDataParallel(module, find_unused_parameters=changing)
 
     def accumulating(self, module: nn.Module, last: bool) -> AbstractContextManager:
         """Holds back the exchange of gradients in all but the last micro-batch."""

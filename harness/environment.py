@@ -78,4 +78,6 @@ def code_version() -> str | None:
 
 
 def _git(folder: Path, *words: str) -> str:
-    return subprocess.run(["git", "-C", folder, *words], capture_output=True, text=True, timeout=5).stdout.strip()
+    return subprocess.run(
+        ["git", "-C", folder, *words], capture_output=True, text=True, timeout=5
+    ).stdout.strip()

@@ -56,7 +56,9 @@ def build(spec: RunSpec, dataset: Dataset, sides: Split, device: torch.device) -
     cls = registry.load("method", spec.method.name)
     choice, encoder = spec.method.needs().encoder, None
     if choice is not None:
-        encoder = open_encoder(choice, dataset, grid=backbone.grid, held_out=spec.data.held_out, device=device)
+        encoder = open_encoder(
+            choice, dataset, grid=backbone.grid, held_out=spec.data.held_out, device=device
+        )
     method = cls.build(spec.method, backbone, time=spec.time, encoder_dim=encoder.dim if encoder else None)
     model = SiT(backbone)
     initialize(model, streams)

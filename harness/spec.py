@@ -290,7 +290,9 @@ def _sentence(model: type[BaseModel], detail: Mapping[str, Any], where: str) -> 
 def _fields_at(model: type[BaseModel], loc: Iterable[Any]) -> list[str]:
     for part in loc:
         annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        tables = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)]
+        tables = [
+            a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)
+        ]
         if not tables:
             return []
         model = tables[0]

@@ -90,6 +90,7 @@ def train(spec: RunSpec, out: Path, progress: Progress) -> Path:
 
 def _train(spec: RunSpec, path: Path, world: World, record: RecordWriter | None, progress: Progress) -> None:
     """Build, restore, and go on to the last step."""
+    progress.note(f"run {spec.id}: {spec.method.name}, seed {spec.seed}")
     dataset = open_dataset(spec.data)
     _check_same_data(Record(path), dataset.fingerprint)
     sides = split(dataset, spec.data.held_out)
@@ -98,6 +99,8 @@ def _train(spec: RunSpec, path: Path, world: World, record: RecordWriter | None,
     evaluator = None
     if record is not None:
         evaluator = Evaluator(spec.eval, dataset, sides.train, world.device)
+        if run.encoder is not None and run.encoder.accuracy is not None:
+            progress.note(f"encoder {run.encoder.name}: held-out accuracy {100 * run.encoder.accuracy:.1f} %")
         about = {"data_fingerprint": dataset.fingerprint, "train_samples": len(sides.train)}
         if run.encoder is not None:
             about["encoder"] = {
@@ -114,7 +117,7 @@ def _loop(
     run: Run, path: Path, world: World, journal: Journal, evaluator: Evaluator | None, stop: list[int]
 ) -> None:
     train, begun = run.spec.train, run.step
-    objective = world.wrap(Objective(run))
+    objective = world.wrap(Objective(run), changing=run.spec.method.schedule.until is not None)
     shares = Shares(
         range(begun + 1, train.steps + 1), train.batch_size, train.accumulate, world.rank, world.size
     )
@@ -146,9 +149,9 @@ def _step(run: Run, objective: nn.Module, batches: Iterator[Batch], world: World
         with phase("data"):
             batch = next(batches)
             draw = run.method.draw(run.streams, batch).to(world.device)
-            batch = batch.to(world.device)
+            batch = replace(batch.to(world.device), step=step)
         with torch.autocast(world.device.type, torch.bfloat16, enabled=train.precision == "bfloat16"):
-            if run.encoder is not None:
+            if run.encoder is not None and run.spec.method.weight(step):
                 with phase("encoder"):
                     batch = replace(batch, features=run.encoder.features(batch.x0))
             with phase("student"), world.accumulating(objective, last=micro == train.accumulate - 1):
@@ -253,7 +256,7 @@ class Journal:
         images = step * self.run.spec.train.batch_size
         return {
             "images": images,
-            "flops": self.run.cost.step * step,
+            "flops": self.run.cost.until(step),
             "seconds": _rounded(self.run.meter.settle()),
         }
 

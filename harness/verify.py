@@ -55,7 +55,7 @@ class Golden:
 
     def batch(self, features: Tensor | None = None) -> Batch:
         y = self.given["y"]
-        return Batch(np.arange(len(y)), self.given["x0"], y, y, features)
+        return Batch(np.arange(len(y)), self.given["x0"], y, y, features=features)
 
 
 @torch.no_grad()

@@ -8,17 +8,23 @@ Cost: one forward and one backward pass.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 from harness.backbone.student import Student
 from harness.batch import Batch, Draw
 from harness.path import interpolate
-from methods.method import Losses, Method, MethodConfig, flow_loss
+from harness.spec import BackboneSpec
+from methods.method import Losses, Method, MethodConfig, Schedule, flow_loss
 
 
 class Flow(Method):
     class Config(MethodConfig):
         name: Literal["flow"] = "flow"
+
+        def resolved(self, backbone: BackboneSpec) -> Self:
+            if self.schedule != Schedule():
+                raise ValueError("schedule: flow aligns nothing, so there is nothing to schedule")
+            return self
 
     def loss(self, student: Student, batch: Batch, draw: Draw) -> Losses:
         x_t = interpolate(batch.x0, draw.noise, draw.times, student.config.patch)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from harness.backbone.sit import SiTConfig
@@ -31,12 +32,54 @@ class Needs(NamedTuple):
     """Student layers whose output the loss reads (1-based)."""
 
 
+class Schedule(BaseModel):
+    """When a method aligns, and how much: an option of every method (early stop is HASTE's, arXiv 2505.16792)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    until: int | None = Field(None, ge=0)
+    """The last step with alignment; behind it neither teacher nor encoder runs."""
+    warmup: int = Field(0, ge=0)
+    """Steps over which the weight rises linearly to its full value."""
+    decay: Literal["none", "linear", "cosine"] = "none"
+    """How the weight falls to zero between warm-up and `until`."""
+
+    @model_validator(mode="after")
+    def _decay_has_an_end(self) -> Self:
+        if self.decay != "none" and (self.until is None or self.until <= self.warmup):
+            raise ValueError(
+                f"decay = '{self.decay}' needs an `until` behind the warm-up of {self.warmup} steps"
+            )
+        return self
+
+    def factor(self, step: int) -> float:
+        """What the weight is multiplied with at a step (1-based), in [0, 1]."""
+        if self.until is not None and step > self.until:
+            return 0.0
+        if step < self.warmup:
+            return step / self.warmup
+        if self.decay == "none":
+            return 1.0
+        left = (self.until - step) / (self.until - self.warmup)
+        return left if self.decay == "linear" else 0.5 - 0.5 * math.cos(math.pi * left)
+
+
 class MethodConfig(BaseModel):
     """Base of every method's Config."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     name: str
+    schedule: Schedule = Schedule()
+
+    @property
+    def strength(self) -> float:
+        """The weight of the alignment term, before its schedule; 0 when there is none."""
+        return 0.0
+
+    def weight(self, step: int) -> float:
+        """The weight of the alignment term at a step (1-based)."""
+        return self.strength * self.schedule.factor(step)
 
     def resolved(self, backbone: BackboneSpec) -> Self:
         """The config with everything filled in that depends on the backbone.
@@ -46,7 +89,7 @@ class MethodConfig(BaseModel):
         return self
 
     def needs(self) -> Needs:
-        """What these settings ask of the trainer; plain flow matching asks for nothing."""
+        """What these settings ask of the trainer while they align; plain flow matching asks for nothing."""
         return Needs()
 
 

@@ -36,6 +36,10 @@ class Repa(Method):
             default = PUBLISHED_LAYER.get(backbone.size) or layer_at(0.3, backbone)
             return self.model_copy(update={"layer": check_layer("layer", self.layer, default, backbone)})
 
+        @property
+        def strength(self) -> float:
+            return self.coefficient
+
         def needs(self) -> Needs:
             return Needs(encoder=self.encoder, taps=(self.layer,)) if self.coefficient else Needs()
 
@@ -47,11 +51,12 @@ class Repa(Method):
             self.projector = mlp3(setting.backbone.size.width, config.projector_width, setting.encoder_dim)
 
     def loss(self, student: Student, batch: Batch, draw: Draw) -> Losses:
+        weight = self.config.weight(batch.step)
         x_t = interpolate(batch.x0, draw.noise, draw.times, student.config.patch)
-        prediction = student(x_t, draw.times, batch.y, taps=self.needs().taps)
+        prediction = student(x_t, draw.times, batch.y, taps=(self.config.layer,) if weight else ())
         flow = flow_loss(prediction.velocity, batch, draw)
-        if not self.config.coefficient:
+        if not weight:
             return Losses(flow, {"flow": flow})
         projected = self.projector(prediction.hidden[self.config.layer])
         align = -cosine(projected, batch.features).mean()
-        return Losses(flow + self.config.coefficient * align, {"flow": flow, "align": align})
+        return Losses(flow + weight * align, {"flow": flow, "align": align})

@@ -50,6 +50,10 @@ class SelfFlow(Method):
             teacher = check_layer("teacher_layer", self.teacher_layer, layer_at(0.7, backbone), backbone)
             return self.model_copy(update={"student_layer": student, "teacher_layer": teacher})
 
+        @property
+        def strength(self) -> float:
+            return self.gamma
+
         def needs(self) -> Needs:
             taps = (self.student_layer,) if self.gamma else ()
             return Needs(teacher=bool(self.gamma), times=2 if self.mask_ratio else 1, taps=taps)
@@ -73,11 +77,11 @@ class SelfFlow(Method):
         return Draw(draw.noise, Times.dual(t, s, self._mask(u)), {"cleaner": torch.minimum(t, s)})
 
     def loss(self, student: Student, batch: Batch, draw: Draw) -> Losses:
-        patch = student.config.patch
+        weight, patch = self.config.weight(batch.step), student.config.patch
         x_tau = interpolate(batch.x0, draw.noise, draw.times, patch)
-        prediction = student(x_tau, draw.times, batch.y, taps=self.needs().taps)
+        prediction = student(x_tau, draw.times, batch.y, taps=(self.config.student_layer,) if weight else ())
         flow = flow_loss(prediction.velocity, batch, draw)
-        if not self.config.gamma:
+        if not weight:
             return Losses(flow, {"flow": flow})
         same = self.config.teacher_time == "same"
         times = draw.times if same else Times.per_sample(draw.extra["cleaner"])
@@ -85,7 +89,7 @@ class SelfFlow(Method):
         target = student.teach(x_teacher, times, batch.y, layer=self.config.teacher_layer)
         apart = 1 - cosine(self.projector(prediction.hidden[self.config.student_layer]), target)
         align = self._mean(apart, draw.times.which)
-        return Losses(flow + self.config.gamma * align, {"flow": flow, "align": align})
+        return Losses(flow + weight * align, {"flow": flow, "align": align})
 
     def _mask(self, u: Tensor) -> Tensor:
         """(B, T) uniform draws -> which tokens take the second time."""

@@ -39,7 +39,11 @@ from sweeps.tables import describe_plan, describe_results, print_plan, print_res
     metavar="A.B=VALUE",
     help="Set a field of every run's spec; may be repeated.",
 )
-@click.option("--slots", type=click.IntRange(1), help="Runs at a time (default: one for each GPU, else one).")
+@click.option(
+    "--slots",
+    type=click.IntRange(1),
+    help="Runs at a time (default: one for each GPU; on CPU cores / runtime.threads, else one).",
+)
 @click.option("--threads", type=click.IntRange(1), help="CPU threads of one run (default: cores / slots).")
 @click.option(
     "--dry-run", is_flag=True, help="Print the runs, where they stand and what they cost; start nothing."
@@ -136,7 +140,7 @@ def _race(
     from harness.environment import cores
 
     devices = _devices()
-    slots = slots or max(1, len(devices))
+    slots = slots or len(devices) or _cpu_slots(cells)
     share = max(1, cores() // slots)
     cells = [_with_threads(cell, threads or cell.spec.runtime.threads or share) for cell in cells]
     display = (Bars if sys.stderr.isatty() else Lines)(cells, directory)
@@ -145,6 +149,14 @@ def _race(
         race = Race(cells, directory, launcher, display, mirror.one)
         race.run()
     return race.failures, launcher.stopped_by is not None
+
+
+def _cpu_slots(cells: Sequence[Cell]) -> int:
+    """As many runs side by side as their threads fill the cores; one where a run takes whatever there is."""
+    from harness.environment import cores
+
+    widest = max(cell.spec.runtime.threads for cell in cells)
+    return max(1, cores() // widest) if widest else 1
 
 
 def _devices() -> list[str]:

@@ -30,7 +30,10 @@ def trained(spec: RunSpec, out: Path) -> Record:
 
 def events(record: Record) -> list[dict[str, Any]]:
     """Everything but the seconds, which no two runs share."""
-    return [{name: value for name, value in event.items() if name != "seconds"} for event in Record(record.path).events]
+    return [
+        {name: value for name, value in event.items() if name != "seconds"}
+        for event in Record(record.path).events
+    ]
 
 
 def weights(record: Record) -> str:
@@ -50,5 +53,7 @@ def part(record: Record, name: str) -> str:
 def everything(record: Record) -> str:
     """All that a run leaves behind, as text to compare."""
     files = sorted(p.name for folder in ("checkpoints", "samples") for p in (record.path / folder).iterdir())
-    pictures = [(record.path / "samples" / name).read_bytes().hex() for name in files if name.endswith(".png")]
+    pictures = [
+        (record.path / "samples" / name).read_bytes().hex() for name in files if name.endswith(".png")
+    ]
     return json.dumps([events(record), weights(record), files, pictures], indent=1)

@@ -82,14 +82,20 @@ def test_words_that_mean_nothing(capsys, tmp_path: Path, monkeypatch, words: lis
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["method.name=self_flow", "method.teacher_layer=9"], r"teacher_layer = 9: backbone pico has layers 1 to 4"),
+        (
+            ["method.name=self_flow", "method.teacher_layer=9"],
+            r"teacher_layer = 9: backbone pico has layers 1 to 4",
+        ),
         (['eval.metrics=["kid:local"]'], r"unknown metric 'kid:local'"),
         (['eval.metrics=["fd:locale"]'], r"fd:locale"),
         (["backbone.patch=3"], r"patch = 3 does not divide the image size 8x8"),
         (["runtime.device=cuda:9"], r"runtime.device = 'cuda:9' cannot be used"),
         (["runtime.device=gpu"], r"runtime.device = 'gpu' cannot be used"),
         (["train.accumulate=3"], r"cannot be divided into 3 equal parts"),
-        (["method.name=repa", "method.encoder.name=locale:small"], r"unknown encoder 'locale'.*Did you mean 'local'"),
+        (
+            ["method.name=repa", "method.encoder.name=locale:small"],
+            r"unknown encoder 'locale'.*Did you mean 'local'",
+        ),
         (["method.name=repa", "method.encoder.name=local:smal"], r"smal"),
         (["method.name=repa", "method.encoder.name=timm:vit_tiny_patch16_224"], r"vit_tiny_patch16_224"),
         (["data.name=folder", "data.root=nowhere"], r"nowhere"),
@@ -117,24 +123,40 @@ def test_broken_data(capsys, tmp_path: Path) -> None:
     refused(capsys, *run(tmp_path / "r", "data.name=folder", f"data.root={folder}"), says=r"b/1\.png")
 
     (tmp_path / "empty").mkdir()
-    refused(capsys, *run(tmp_path / "r", "data.name=folder", f"data.root={tmp_path / 'empty'}"), says=r"empty")
+    refused(
+        capsys, *run(tmp_path / "r", "data.name=folder", f"data.root={tmp_path / 'empty'}"), says=r"empty"
+    )
 
     np.savez(tmp_path / "object.npz", images=np.array([{}], dtype=object), labels=np.zeros(1, int))
-    refused(capsys, *run(tmp_path / "r", "data.name=npz", f"data.root={tmp_path / 'object.npz'}"), says=r"object\.npz")
+    refused(
+        capsys,
+        *run(tmp_path / "r", "data.name=npz", f"data.root={tmp_path / 'object.npz'}"),
+        says=r"object\.npz",
+    )
     np.savez(tmp_path / "float.npz", images=np.zeros((4, 8, 8)), labels=np.zeros(4, int))
-    refused(capsys, *run(tmp_path / "r", "data.name=npz", f"data.root={tmp_path / 'float.npz'}"), says=r"float")
+    refused(
+        capsys, *run(tmp_path / "r", "data.name=npz", f"data.root={tmp_path / 'float.npz'}"), says=r"float"
+    )
     np.savez(tmp_path / "label.npz", images=np.zeros((4, 8, 8), np.uint8), labels=np.array([0, 1, -2, 1]))
     refused(capsys, *run(tmp_path / "r", "data.name=npz", f"data.root={tmp_path / 'label.npz'}"), says=r"-2")
 
     idx = tmp_path / "idx"
     idx.mkdir()
-    (idx / "train-images-idx3-ubyte").write_bytes(bytes([0, 0, 8, 3, 0, 0, 0, 9, 0, 0, 0, 8, 0, 0, 0, 8]) + b"\0" * 100)
+    (idx / "train-images-idx3-ubyte").write_bytes(
+        bytes([0, 0, 8, 3, 0, 0, 0, 9, 0, 0, 0, 8, 0, 0, 0, 8]) + b"\0" * 100
+    )
     with gzip.open(idx / "train-labels-idx1-ubyte.gz", "wb") as file:
         file.write(bytes([0, 0, 8, 1, 0, 0, 0, 9]) + b"\0" * 9)
-    refused(capsys, *run(tmp_path / "r", "data.name=idx", f"data.root={idx}"), says=r"train-images-idx3-ubyte")
+    refused(
+        capsys, *run(tmp_path / "r", "data.name=idx", f"data.root={idx}"), says=r"train-images-idx3-ubyte"
+    )
 
     pq.write_table(pa.table({"picture": ["x"], "label": [0]}), tmp_path / "a.parquet")
-    refused(capsys, *run(tmp_path / "r", "data.name=parquet", f"data.root={tmp_path / 'a.parquet'}"), says=r"a\.parquet")
+    refused(
+        capsys,
+        *run(tmp_path / "r", "data.name=parquet", f"data.root={tmp_path / 'a.parquet'}"),
+        says=r"a\.parquet",
+    )
 
 
 @pytest.fixture
@@ -164,10 +186,14 @@ def damage(path: Path, how: str) -> None:
 def test_damaged_checkpoints(capsys, begun: Record, how: str) -> None:
     path = checkpoints(begun.path / "checkpoints")[-1]
     damage(path, how)
-    before = {file: file.read_bytes() for file in begun.path.rglob("*") if file.is_file() and file.name != "lock"}
+    before = {
+        file: file.read_bytes() for file in begun.path.rglob("*") if file.is_file() and file.name != "lock"
+    }
     refused(capsys, *run(begun.path.parent), says=rf"{path.name} is (damaged|not a readable checkpoint)")
     refused(capsys, "eval", begun.path, says=path.name)
-    assert {file: file.read_bytes() for file in begun.path.rglob("*") if file.is_file() and file.name != "lock"} == before
+    assert {
+        file: file.read_bytes() for file in begun.path.rglob("*") if file.is_file() and file.name != "lock"
+    } == before
 
 
 def test_a_checkpoint_of_another_run(capsys, begun: Record, tmp_path: Path) -> None:
@@ -178,7 +204,9 @@ def test_a_checkpoint_of_another_run(capsys, begun: Record, tmp_path: Path) -> N
 
 def test_a_busy_run_directory(capsys, begun: Record) -> None:
     code = "import sys; from pathlib import Path; from harness.record import RecordWriter\nwith RecordWriter(Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
-    with subprocess.Popen([sys.executable, "-c", code, begun.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+    with subprocess.Popen(
+        [sys.executable, "-c", code, begun.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
         holder.stdout.readline()
         refused(capsys, *run(begun.path.parent), says=f"in use by process {holder.pid}")
         holder.stdin.close()
@@ -188,7 +216,9 @@ def test_broken_records(capsys, begun: Record) -> None:
     file = begun.path / "events.jsonl"
     file.write_text(file.read_text().replace('"kind":"train"', '"kind":7', 1))
     refused(capsys, *run(begun.path.parent), says=r"events.jsonl line 1 is not an event")
-    refused(capsys, "report", begun.path.parent, "-o", begun.path.parent / "r.html", says=r"events.jsonl line 1")
+    refused(
+        capsys, "report", begun.path.parent, "-o", begun.path.parent / "r.html", says=r"events.jsonl line 1"
+    )
     (begun.path / "spec.toml").write_text("seed = [")
     refused(capsys, "eval", begun.path, says=r"spec.toml is not TOML")
 
@@ -198,7 +228,16 @@ def test_what_is_there_is_not_overwritten(capsys, begun: Record, tmp_path: Path)
     picture.write_text("mine")
     refused(capsys, "sample", begun.path, "-n", 4, "-o", picture, says=r"mine.png is there already")
     refused(capsys, "sample", begun.path, "-o", tmp_path / "a.gif", says=r"allowed are .png .* and .npz")
-    refused(capsys, "sample", begun.path, "--step", 3, "-o", tmp_path / "b.png", says=r"no checkpoint of step 3 \(there are: ")
+    refused(
+        capsys,
+        "sample",
+        begun.path,
+        "--step",
+        3,
+        "-o",
+        tmp_path / "b.png",
+        says=r"no checkpoint of step 3 \(there are: ",
+    )
     refused(capsys, "eval", begun.path, "--set", "train.steps=3", says=r"can only be given other eval")
     assert picture.read_text() == "mine"
 
@@ -216,7 +255,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk(capsys, small_disk: Path) -> None:
-    refused(capsys, *run(small_disk, "train.keep_checkpoints=9"), says=r"No space left on device.*the same command")
+    refused(
+        capsys,
+        *run(small_disk, "train.keep_checkpoints=9"),
+        says=r"No space left on device.*the same command",
+    )
     path = small_disk / tiny().id
     assert Record(path).events is not None and not list(path.rglob("*.tmp"))
 
@@ -224,5 +267,7 @@ def test_a_full_disk(capsys, small_disk: Path) -> None:
 def test_a_place_that_cannot_be_written(capsys, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     refused(capsys, *run(tmp_path / "file"), says=r"Directory .* is a file")
-    refused(capsys, *run(tmp_path / "file" / "below"), says=r"cannot write the run directory .*: Not a directory")
+    refused(
+        capsys, *run(tmp_path / "file" / "below"), says=r"cannot write the run directory .*: Not a directory"
+    )
     refused(capsys, *run(Path("/proc")), says=r"cannot write the run directory /proc/")

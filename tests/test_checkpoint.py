@@ -12,7 +12,11 @@ from safetensors.torch import save_file
 from harness.checkpoint import checkpoints, digest, load, path_of, prune, save
 from harness.errors import UserError
 
-TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones((), dtype=torch.bfloat16), "none": torch.empty(0, 3)}
+TENSORS = {
+    "a": torch.arange(6.0).reshape(2, 3),
+    "b": torch.ones((), dtype=torch.bfloat16),
+    "none": torch.empty(0, 3),
+}
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -24,7 +28,14 @@ def test_round_trip(tmp_path: Path) -> None:
 
 def test_digest_sees_names_types_shapes_and_bytes() -> None:
     a = TENSORS["a"]
-    variants = [{"a": a}, {"b": a}, {"a": a.double()}, {"a": a.reshape(3, 2)}, {"a": a + 1}, {"a": a.t().contiguous()}]
+    variants = [
+        {"a": a},
+        {"b": a},
+        {"a": a.double()},
+        {"a": a.reshape(3, 2)},
+        {"a": a + 1},
+        {"a": a.t().contiguous()},
+    ]
     assert len({digest(v) for v in variants}) == len(variants)
     assert digest({"a": a.t()}) == digest({"a": a.t().contiguous()})
 
@@ -36,7 +47,9 @@ def test_a_changed_byte_is_refused(tmp_path: Path, where: int) -> None:
     content = bytearray(path.read_bytes())
     content[where] ^= 0x40
     path.write_bytes(content)
-    with pytest.raises(UserError, match="step-00000001.safetensors is (damaged|not a readable checkpoint|a safetensors file)"):
+    with pytest.raises(
+        UserError, match="step-00000001.safetensors is (damaged|not a readable checkpoint|a safetensors file)"
+    ):
         load(path)
 
 
@@ -68,5 +81,8 @@ def test_the_newest_are_kept_and_leftovers_go(tmp_path: Path) -> None:
         save(path_of(tmp_path, step), TENSORS, {})
     (tmp_path / ".step-00000011.safetensors.tmp").write_bytes(b"half")
     prune(tmp_path, 2)
-    assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-00000009.safetensors", "step-00000010.safetensors"]
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [
+        "step-00000009.safetensors",
+        "step-00000010.safetensors",
+    ]
     assert checkpoints(tmp_path)[-1] == path_of(tmp_path, 10)

@@ -11,12 +11,18 @@ LIGHT = "import sys; import {module}; print([m for m in ('torch', 'mlflow', 'pan
 
 
 def flowrace(*words: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "harness.cli", *words], capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-m", "harness.cli", *words], capture_output=True, text=True, timeout=120
+    )
 
 
-@pytest.mark.parametrize("module", ["harness.cli", "harness.record", "harness.spec", "harness.registry", "metrics"])
+@pytest.mark.parametrize(
+    "module", ["harness.cli", "harness.record", "harness.spec", "harness.registry", "metrics"]
+)
 def test_light_modules_import_nothing_heavy(module: str) -> None:
-    result = subprocess.run([sys.executable, "-c", LIGHT.format(module=module)], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", LIGHT.format(module=module)], capture_output=True, text=True, check=True
+    )
     assert result.stdout.strip() == "[]"
 
 
@@ -30,7 +36,13 @@ def test_help_lists_every_command_with_an_example() -> None:
 
 
 def test_mistakes_exit_with_2_and_one_sentence() -> None:
-    for words in (["run", "digitz"], ["run", "digits", "--set", "trian.steps=1"], ["list", "method"], ["nonsense"], ["run"]):
+    for words in (
+        ["run", "digitz"],
+        ["run", "digits", "--set", "trian.steps=1"],
+        ["list", "method"],
+        ["nonsense"],
+        ["run"],
+    ):
         result = flowrace(*words)
         assert result.returncode == 2, words
         assert "Traceback" not in result.stderr and result.stderr.strip()

@@ -49,12 +49,16 @@ def test_phases_of_the_three_methods() -> None:
     spec = load_spec("digits", ["backbone.size=S", "train.batch_size=4"])
     backbone = BackboneSpec(size="S")
     costs = {
-        cls: count(cls.build(cls.Config().resolved(backbone), S2, encoder_dim=768), S2, spec, encoder_flops=1000).per_step
+        cls: count(
+            cls.build(cls.Config().resolved(backbone), S2, encoder_dim=768), S2, spec, encoder_flops=1000
+        ).per_step
         for cls in (Flow, Repa, SelfFlow)
     }
     D, T = 384, 256
     one = 4 * forward_flops(S2, 1, 12)
-    embed = 2 * 4 * T * D * 16  # no gradient flows to x0, so the patch embedding's input costs nothing backward
+    embed = (
+        2 * 4 * T * D * 16
+    )  # no gradient flows to x0, so the patch embedding's input costs nothing backward
     sines = 2 * 4 * 256 * D  # nor to the sinusoids
     assert costs[Flow]["student"] == 3 * one - embed - sines
     assert set(costs[Flow]) == {"student", "optimizer", "ema"}
@@ -68,7 +72,9 @@ def test_phases_of_the_three_methods() -> None:
 def test_cost_of_a_spec_is_steps_times_step() -> None:
     cost = count_spec(load_spec("digits", ["train.steps=7"]))
     assert cost.total == 7 * sum(cost.per_step.values())
-    assert cost.parameters == sum(p.numel() for p in SiT(SiTConfig(SIZES["nano"], 2, (1, 8, 8), 10)).parameters())
+    assert cost.parameters == sum(
+        p.numel() for p in SiT(SiTConfig(SIZES["nano"], 2, (1, 8, 8), 10)).parameters()
+    )
 
 
 def test_phases_are_exclusive_and_add_up() -> None:

@@ -21,8 +21,25 @@ def test_two_processes_equal_one(tmp_path: Path, method: str) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}", "--master-addr=127.0.0.1"]
-    command = [sys.executable, *launch, "-m", "harness.cli", "run", "digits", *words, "--out", str(tmp_path / "two"), "--no-track"]
+    launch = [
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        f"--master-port={port}",
+        "--master-addr=127.0.0.1",
+    ]
+    command = [
+        sys.executable,
+        *launch,
+        "-m",
+        "harness.cli",
+        "run",
+        "digits",
+        *words,
+        "--out",
+        str(tmp_path / "two"),
+        "--no-track",
+    ]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     two = Record(tmp_path / "two" / one.id)

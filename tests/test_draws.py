@@ -16,7 +16,12 @@ indices = st.lists(st.integers(0, 2**40), min_size=1, max_size=6)
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
-@given(seed=st.integers(0, 2**31), index=indices, cut=st.integers(0, 6), name=st.sampled_from(["noise", "mask", "a/b"]))
+@given(
+    seed=st.integers(0, 2**31),
+    index=indices,
+    cut=st.integers(0, 6),
+    name=st.sampled_from(["noise", "mask", "a/b"]),
+)
 def test_draws_do_not_depend_on_how_a_batch_is_cut(seed: int, index: list[int], cut: int, name: str) -> None:
     whole = Streams(seed).normal(name, index, (3, 5))
     streams = Streams(seed)
@@ -32,7 +37,9 @@ def test_a_row_is_the_generator_that_numpy_documents(index: int) -> None:
     digest = hashlib.sha256(b"5/noise").digest()[:16]
     key = int.from_bytes(digest, "little")
     fresh = np.random.Generator(np.random.Philox(key=key, counter=index << 128))
-    assert np.array_equal(Streams(5).normal("noise", [index], (9,))[0].numpy(), fresh.standard_normal(9, dtype=np.float32))
+    assert np.array_equal(
+        Streams(5).normal("noise", [index], (9,))[0].numpy(), fresh.standard_normal(9, dtype=np.float32)
+    )
 
 
 def test_seeds_names_and_indices_are_told_apart() -> None:

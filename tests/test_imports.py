@@ -11,7 +11,14 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("harness", "methods", "metrics", "sweeps", "reports")
 MAY_IMPORT = {
     "metrics": set(),
-    "methods": {"methods", "harness.backbone", "harness.batch", "harness.draws", "harness.path", "harness.spec"},
+    "methods": {
+        "methods",
+        "harness.backbone",
+        "harness.batch",
+        "harness.draws",
+        "harness.path",
+        "harness.spec",
+    },
     "harness": {"harness", "metrics"},
     "reports": {"reports", "harness.record", "harness.spec", "harness.errors"},
     "sweeps": {"sweeps", "harness"},
@@ -27,7 +34,11 @@ def imports(file: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: imports are absolute"
-            found |= {node.module} if node.module not in PACKAGES else {f"{node.module}.{a.name}" for a in node.names}
+            found |= (
+                {node.module}
+                if node.module not in PACKAGES
+                else {f"{node.module}.{a.name}" for a in node.names}
+            )
     return {name for name in found if name.split(".")[0] in PACKAGES}
 
 
@@ -37,7 +48,9 @@ def test_imports_point_one_way(package: str) -> None:
     for file in sorted((ROOT / package).rglob("*.py")):
         where = file.relative_to(ROOT).as_posix()
         for name in imports(file):
-            allowed = any(name == room or name.startswith(f"{room}.") for room in MAY_IMPORT[package] | {package})
+            allowed = any(
+                name == room or name.startswith(f"{room}.") for room in MAY_IMPORT[package] | {package}
+            )
             if not allowed and (where, name) not in BY_NAME:
                 wrong.append(f"{where} imports {name}")
     assert wrong == []
@@ -50,7 +63,9 @@ def test_no_circles_between_modules() -> None:
         for file in (ROOT / package).rglob("*.py"):
             name = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
             top = ast.parse(file.read_text()).body
-            graph[name] = {n for node in top if isinstance(node, ast.Import | ast.ImportFrom) for n in _targets(node)}
+            graph[name] = {
+                n for node in top if isinstance(node, ast.Import | ast.ImportFrom) for n in _targets(node)
+            }
     state: dict[str, int] = {}
 
     def visit(name: str, trail: tuple[str, ...]) -> None:

@@ -152,7 +152,17 @@ def test_asked_to_stop_it_continues_to_the_same_bits(tmp_path: Path, unbroken: s
     import sys
 
     words = [word for override in (*TINY, *SPEC) for word in ("--set", override)]
-    command = [sys.executable, "-m", "harness.cli", "run", "digits", *words, "--out", str(tmp_path), "--no-track"]
+    command = [
+        sys.executable,
+        "-m",
+        "harness.cli",
+        "run",
+        "digits",
+        *words,
+        "--out",
+        str(tmp_path),
+        "--no-track",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     record = Record(tmp_path / tiny(*SPEC).id)
     while process.poll() is None and not (record.path / "checkpoints" / "step-00000003.safetensors").exists():

@@ -29,7 +29,9 @@ def written(path: Path, steps: int, after: int = 0) -> Record:
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(steps=st.integers(1, 12), kept=st.integers(0, 12), cut=st.integers(0, 400))
-def test_a_record_cut_anywhere_continues_without_gap_or_double(tmp_path_factory, steps: int, kept: int, cut: int) -> None:
+def test_a_record_cut_anywhere_continues_without_gap_or_double(
+    tmp_path_factory, steps: int, kept: int, cut: int
+) -> None:
     """Cut the file at any byte, continue after any step that is still there: the lines are those of an unbroken run."""
     path = tmp_path_factory.mktemp("run") / "r"
     whole = written(path, steps).path.joinpath("events.jsonl").read_bytes()
@@ -41,7 +43,9 @@ def test_a_record_cut_anywhere_continues_without_gap_or_double(tmp_path_factory,
 def test_a_second_writer_is_refused_by_name(tmp_path: Path) -> None:
     with RecordWriter(tmp_path / "r"):
         code = "import sys; from pathlib import Path; from harness.record import RecordWriter\nwith RecordWriter(Path(sys.argv[1])): pass"
-        other = subprocess.run([sys.executable, "-c", code, str(tmp_path / "r")], capture_output=True, text=True)
+        other = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "r")], capture_output=True, text=True
+        )
         assert other.returncode == 1 and f"in use by process {os.getpid()}" in other.stderr
         assert str(os.getpid()) in lock_holder(tmp_path / "r")
     assert lock_holder(tmp_path / "r") is None

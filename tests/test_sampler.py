@@ -64,5 +64,7 @@ def test_guidance_only_inside_its_interval() -> None:
 
 def test_noise_of_the_sde_is_asked_for_step_by_step() -> None:
     asked = []
-    euler_maruyama(lambda x, t: x, torch.ones(1, 1, 1, 1), 5, noise=lambda i, x: asked.append(i) or torch.zeros_like(x))
+    euler_maruyama(
+        lambda x, t: x, torch.ones(1, 1, 1, 1), 5, noise=lambda i, x: asked.append(i) or torch.zeros_like(x)
+    )
     assert asked == [0, 1, 2, 3]

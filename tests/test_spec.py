@@ -57,7 +57,10 @@ def test_defaults_that_depend_on_the_backbone_are_resolved() -> None:
         method = load_spec("digits", ["method.name=self_flow", f"backbone.size={size}"]).method
         layers[size] = (method.student_layer, method.teacher_layer)
     assert layers == {"S": (4, 8), "B": (4, 8), "L": (7, 17), "XL": (8, 20)}
-    published = {s: load_spec("digits", ["method.name=repa", f"backbone.size={s}"]).method.layer for s in ("B", "L", "XL")}
+    published = {
+        s: load_spec("digits", ["method.name=repa", f"backbone.size={s}"]).method.layer
+        for s in ("B", "L", "XL")
+    }
     assert published == {"B": 4, "L": 8, "XL": 8}
     given_same = load_spec("digits", ["method.name=self_flow", "method.student_layer=2"])
     assert given_same.id == load_spec("digits", ["method.name=self_flow"]).id
@@ -88,15 +91,27 @@ def test_method_tables_apply_to_the_chosen_method_only(tmp_path: Path) -> None:
         (["train.learning_rate=nan"], r"train.learning_rate"),
         (["ema.decay=1.0"], r"ema.decay = 1.0: .*less than 1"),
         (["eval.sampler=eular"], r"eval.sampler = \"eular\": .*'euler'"),
-        (["method.name=self_flow", "method.student_layer=0"], r"student_layer = 0: backbone nano has layers 1 to 6"),
-        (["method.name=self_flow", "method.teacher_layer=7"], r"teacher_layer = 7: backbone nano has layers 1 to 6"),
-        (["method.name=self_flow", "method.mask_ratio=0.9"], r"mask_ratio = 0.9: .*less than or equal to 0.5"),
+        (
+            ["method.name=self_flow", "method.student_layer=0"],
+            r"student_layer = 0: backbone nano has layers 1 to 6",
+        ),
+        (
+            ["method.name=self_flow", "method.teacher_layer=7"],
+            r"teacher_layer = 7: backbone nano has layers 1 to 6",
+        ),
+        (
+            ["method.name=self_flow", "method.mask_ratio=0.9"],
+            r"mask_ratio = 0.9: .*less than or equal to 0.5",
+        ),
         (["seed=-1"], r"seed = -1"),
         (["nonsense"], r"expected a.b=value"),
         (["seed.a=1"], r"seed"),
         (["method=3"], r"method must be a table"),
         (["eval.guidance_low=0.9", "eval.guidance_high=0.1"], r"guidance_low"),
-        (["method.name=repa", "method.encoder.name=local:small", 'eval.metrics=["fd:local:small"]'], r"aligns to that very"),
+        (
+            ["method.name=repa", "method.encoder.name=local:small", 'eval.metrics=["fd:local:small"]'],
+            r"aligns to that very",
+        ),
     ],
 )
 def test_mistakes_are_named(overrides: list[str], sentence: str) -> None:
@@ -115,7 +130,9 @@ def test_sources_that_are_not_there(tmp_path: Path) -> None:
 
 
 tables = st.recursive(
-    st.integers() | st.text(max_size=3), lambda inner: st.dictionaries(st.text("ab", min_size=1), inner, max_size=3), max_leaves=6
+    st.integers() | st.text(max_size=3),
+    lambda inner: st.dictionaries(st.text("ab", min_size=1), inner, max_size=3),
+    max_leaves=6,
 )
 
 

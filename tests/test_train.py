@@ -48,6 +48,14 @@ def test_knobs_on_other_bits_same_start(flow: Record, tmp_path: Path) -> None:
     assert losses(repa)[0] == losses(flow)[0] and losses(repa)[2] != losses(flow)[2]
 
 
+def test_early_stop_ends_the_cost_too(tmp_path: Path) -> None:
+    record = trained(tiny("method.name=self_flow", "method.schedule.until=5"), tmp_path)
+    train = record.of("train")
+    assert ["align" in event["losses"] for event in train] == [True] * 5 + [False] * 7
+    steps = np.diff([0, *(event["flops"] for event in train)])
+    assert len(set(steps[:5])) == len(set(steps[5:])) == 1 and steps[5] < 0.9 * steps[0]
+
+
 def test_training_learns(flow: Record) -> None:
     smooth = np.convolve(losses(flow), np.ones(10) / 10, mode="valid")
     assert smooth[-1] < 0.8 * smooth[0]
@@ -56,17 +64,23 @@ def test_training_learns(flow: Record) -> None:
 @pytest.mark.parametrize("method", ["flow", "self_flow"])
 def test_what_is_not_hashed_does_not_change_the_bits(tmp_path: Path, method: str) -> None:
     base = trained(tiny(f"method.name={method}"), tmp_path / "a")
-    for number, change in enumerate(["data.workers=2", "train.keep_checkpoints=9", "train.checkpoint_every=5"]):
+    for number, change in enumerate(
+        ["data.workers=2", "train.keep_checkpoints=9", "train.checkpoint_every=5"]
+    ):
         other = trained(tiny(f"method.name={method}", change), tmp_path / str(number))
         assert other.id == base.id and weights(other) == weights(base)
-        assert [e for e in events(other) if e["kind"] != "checkpoint"] == [e for e in events(base) if e["kind"] != "checkpoint"]
+        assert [e for e in events(other) if e["kind"] != "checkpoint"] == [
+            e for e in events(base) if e["kind"] != "checkpoint"
+        ]
 
 
 def test_accumulation_and_compile_give_the_same_numbers(tmp_path: Path) -> None:
     """The same draws; the arithmetic is grouped differently, so equal to 1e-5, not bit for bit."""
     base = trained(tiny("method.name=self_flow"), tmp_path / "a")
     for name, change in {"b": "train.accumulate=4", "c": "runtime.compile=true"}.items():
-        assert losses(trained(tiny("method.name=self_flow", change), tmp_path / name)) == pytest.approx(losses(base), rel=1e-5)
+        assert losses(trained(tiny("method.name=self_flow", change), tmp_path / name)) == pytest.approx(
+            losses(base), rel=1e-5
+        )
 
 
 def test_batches_do_not_depend_on_processes_or_cuts() -> None:
@@ -116,7 +130,9 @@ def test_other_data_under_the_same_id_are_refused(tmp_path: Path) -> None:
     record = trained(tiny(), tmp_path)
     (record.path / "done").unlink()
     environment = record.path / "environment.json"
-    environment.write_text(environment.read_text().replace(record.environment[0]["data_fingerprint"], "0" * 16))
+    environment.write_text(
+        environment.read_text().replace(record.environment[0]["data_fingerprint"], "0" * 16)
+    )
     with pytest.raises(UserError, match="the data have changed since"):
         trained(tiny(), tmp_path)
 
@@ -133,10 +149,16 @@ def test_ema_is_the_recursion() -> None:
     update_ema(a, b, 0.75)
     torch.testing.assert_close(a.weight.double(), expected, rtol=1e-6, atol=1e-7)
     assert ema_decay(EmaSpec(decay=0.99), 1) == 0.99
-    assert [ema_decay(EmaSpec(decay=0.99, warmup=True), step) for step in (1, 8, 10_000)] == [2 / 11, 0.5, 0.99]
+    assert [ema_decay(EmaSpec(decay=0.99, warmup=True), step) for step in (1, 8, 10_000)] == [
+        2 / 11,
+        0.5,
+        0.99,
+    ]
 
 
 def test_learning_rate_warms_up() -> None:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     train = TrainSpec(learning_rate=0.4, warmup_steps=4)
-    assert [set_learning_rate(optimizer, train, step) for step in (1, 2, 4, 9)] == pytest.approx([0.1, 0.2, 0.4, 0.4])
+    assert [set_learning_rate(optimizer, train, step) for step in (1, 2, 4, 9)] == pytest.approx(
+        [0.1, 0.2, 0.4, 0.4]
+    )

@@ -38,7 +38,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return made
 
 
-def opened(model: str, file: Any = "", channels: int = 3, grid: tuple[int, int] = (4, 4), **fields: Any) -> Any:
+def opened(
+    model: str, file: Any = "", channels: int = 3, grid: tuple[int, int] = (4, 4), **fields: Any
+) -> Any:
     choice = SimpleNamespace(
         **{"name": f"timm:{model}", "weights": str(file), "sha256": "", "download": False, **fields}
     )
@@ -127,7 +129,9 @@ def test_released_layout_is_converted(files: dict[str, Path], tmp_path: Path) ->
     meta["cls_token"] = state["cls_token"] - place
     save_file(meta, tmp_path / "meta.safetensors")
     found = opened(REGISTERS, tmp_path / "meta.safetensors").features(pictures())
-    torch.testing.assert_close(found, opened(REGISTERS, files[REGISTERS]).features(pictures()), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        found, opened(REGISTERS, files[REGISTERS]).features(pictures()), atol=1e-5, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize(
@@ -147,7 +151,9 @@ def test_wrong_models(model: str, message: str) -> None:
 
 def test_weights_that_are_not_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(UserError, match=r"huggingface.co/timm/vit_tiny_patch16_224\.\S+/model.safetensors.*download=true"):
+    with pytest.raises(
+        UserError, match=r"huggingface.co/timm/vit_tiny_patch16_224\.\S+/model.safetensors.*download=true"
+    ):
         opened(PLAIN)
     with pytest.raises(UserError, match=r"not on this machine \(.*put https"):
         opened(PLAIN, download=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,7 @@ from harness.draws import Streams
 from harness.path import interpolate, sample_times, shifted, velocity_target
 from harness.spec import TimeSpec
 from methods.flow import Flow
+from methods.method import Schedule
 from methods.repa import Repa
 from methods.self_flow import SelfFlow
 
@@ -39,7 +42,8 @@ def student(seed: int = 0) -> Student:
 def batch(size: int = 64, first: int = 0) -> Batch:
     index = np.arange(first, first + size)
     y = torch.from_numpy(index % 6)
-    return Batch(index, STREAMS.normal("data", index, CONFIG.shape), y, y, STREAMS.normal("features", index, (16, 24)))
+    x0, features = STREAMS.normal("data", index, CONFIG.shape), STREAMS.normal("features", index, (16, 24))
+    return Batch(index, x0, y, y, features=features)
 
 
 def build(cls, **settings):
@@ -80,7 +84,9 @@ def test_flow_is_the_mean_square() -> None:
     x_t = interpolate(given.x0, draw.noise, draw.times, 2)
     v = pupil(x_t, draw.times, given.y).velocity
     target = (draw.noise - given.x0).double().numpy()
-    assert method.loss(pupil, given, draw).total.item() == pytest.approx(((v.detach().double().numpy() - target) ** 2).mean())
+    assert method.loss(pupil, given, draw).total.item() == pytest.approx(
+        ((v.detach().double().numpy() - target) ** 2).mean()
+    )
 
 
 def test_repa_is_flow_plus_negative_cosine() -> None:
@@ -96,7 +102,11 @@ def test_repa_is_flow_plus_negative_cosine() -> None:
 
 @pytest.mark.parametrize("align_on", ["all", "masked"])
 def test_self_flow_is_equations_2_to_7(align_on: str) -> None:
-    method, pupil, given = build(SelfFlow, student_layer=1, teacher_layer=3, gamma=0.7, align_on=align_on), student(), batch()
+    method, pupil, given = (
+        build(SelfFlow, student_layer=1, teacher_layer=3, gamma=0.7, align_on=align_on),
+        student(),
+        batch(),
+    )
     draw = method.draw(Streams(0), given)
     losses = method.loss(pupil, given, draw)
     t, s = draw.times.levels.T
@@ -131,18 +141,25 @@ def test_self_flow_marginals() -> None:
 
 def test_masks_are_bernoulli_or_exact() -> None:
     drawn = {
-        mask: build(SelfFlow, student_layer=1, teacher_layer=3, mask=mask).draw(Streams(1), batch(2000)).times.which
+        mask: build(SelfFlow, student_layer=1, teacher_layer=3, mask=mask)
+        .draw(Streams(1), batch(2000))
+        .times.which
         for mask in ("bernoulli", "exact")
     }
     counts = drawn["bernoulli"].sum(1).double()
-    assert counts.mean().item() == pytest.approx(4, abs=0.15) and counts.var().item() == pytest.approx(3, rel=0.15)
+    assert counts.mean().item() == pytest.approx(4, abs=0.15) and counts.var().item() == pytest.approx(
+        3, rel=0.15
+    )
     assert (drawn["exact"].sum(1) == 4).all()
     assert drawn["exact"].double().mean(0).numpy() == pytest.approx(np.full(16, 0.25), abs=0.04)
 
 
 def test_methods_share_noise_and_base_times() -> None:
     """Promise 1: with one seed, every method sees the same noise and the same first time."""
-    draws = [m.draw(Streams(4), batch()) for m in (build(Flow), build(Repa, layer=1), build(SelfFlow, student_layer=1, teacher_layer=2))]
+    draws = [
+        m.draw(Streams(4), batch())
+        for m in (build(Flow), build(Repa, layer=1), build(SelfFlow, student_layer=1, teacher_layer=2))
+    ]
     for draw in draws[1:]:
         assert torch.equal(draw.noise, draws[0].noise)
         assert torch.equal(draw.times.levels[:, 0], draws[0].times.levels[:, 0])
@@ -161,11 +178,39 @@ def test_gradients_reach_only_what_learns() -> None:
 
 @pytest.mark.parametrize("features", ["zeros", "constant", "huge"])
 def test_alignment_stays_finite(features: str) -> None:
-    values = {"zeros": torch.zeros(8, 16, 24), "constant": torch.ones(8, 16, 24), "huge": 1e4 * torch.ones(8, 16, 24)}
+    values = {
+        "zeros": torch.zeros(8, 16, 24),
+        "constant": torch.ones(8, 16, 24),
+        "huge": 1e4 * torch.ones(8, 16, 24),
+    }
     given = batch(8)
-    given = Batch(given.index, given.x0, given.y, given.label, values[features].bfloat16())
+    given = replace(given, features=values[features].bfloat16())
     method, pupil = build(Repa, layer=1), student()
     with torch.autocast("cpu", torch.bfloat16):
         total = method.loss(pupil, given, method.draw(Streams(0), given)).total
     total.backward()
     assert total.isfinite() and all(p.grad.isfinite().all() for p in method.parameters())
+
+
+def test_schedule() -> None:
+    """The weight at the ends and in the middle, by hand."""
+    factor = lambda step, **settings: Schedule(**settings).factor(step)  # noqa: E731
+    assert factor(10**6) == 1.0
+    assert [factor(s, until=4) for s in (1, 4, 5)] == [1, 1, 0]
+    assert [factor(s, warmup=4) for s in (1, 2, 4, 9)] == [0.25, 0.5, 1, 1]
+    assert [factor(s, until=12, warmup=4, decay="linear") for s in (2, 4, 8, 12, 13)] == [0.5, 1, 0.5, 0, 0]
+    assert [factor(s, until=8, decay="cosine") for s in (2, 4, 6)] == pytest.approx(
+        [(2 + 2**0.5) / 4, 0.5, (2 - 2**0.5) / 4]
+    )
+    with pytest.raises(ValueError, match="needs an `until`"):
+        Schedule(decay="linear")
+
+
+@pytest.mark.parametrize("cls", [Repa, SelfFlow])
+def test_behind_its_stop_a_method_is_plain(cls) -> None:
+    settings = {"layer": 1} if cls is Repa else {"student_layer": 1, "teacher_layer": 3, "mask_ratio": 0.0}
+    method, pupil = build(cls, schedule=Schedule(until=3), **settings), student()
+    late = replace(batch(8), step=4, features=None)
+    plain = build(Flow)
+    ours, flows = (m.loss(pupil, late, m.draw(Streams(0), late)).total for m in (method, plain))
+    assert torch.equal(ours, flows)

@@ -1,0 +1,96 @@
+"""Images in a folder, one subfolder a class."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from harness.data.base import Sample
+from harness.data.files import Encoded, common_shape, data_path, fingerprint, survey
+from harness.data.pixels import decode, fit
+from harness.errors import UserError
+from harness.spec import DataSpec
+
+READ = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+NOT_READ = (".gif", ".tif", ".tiff", ".avif", ".heic", ".jp2", ".jxl", ".ppm", ".pgm")
+EXPECTED = f"a folder of images ({', '.join(READ)}), one subfolder a class"
+
+
+class ImageFolder:
+    """`root/<class>/.../image.png`: classes are the subfolders' names, sorted; without subfolders there is one class.
+
+    Hidden files and files of other kinds are passed over; images in a format that is not read are refused.
+    """
+
+    modality = "image"
+
+    def __init__(self, spec: DataSpec) -> None:
+        root = data_path(spec, EXPECTED)
+        if not root.is_dir():
+            raise UserError(f"data.root = {root} is a file, expected {EXPECTED}")
+        self._root = root
+        self.class_names, self._names, self._labels = _listed(root)
+        self.classes = max(1, len(self.class_names))
+        try:
+            seen = survey(root, [root / name for name in self._names], _one)
+        except OSError as error:
+            raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
+        self.shape = common_shape(spec, seen, lambda i: str(root / self._names[i]))
+        self._keys = [bytes.fromhex(s.sha256) for s in seen]
+        self.fingerprint = fingerprint((s.sha256 for s in seen), self._labels)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def sample(self, index: int) -> Sample:
+        path = self._root / self._names[index]
+        try:
+            return Sample(fit(decode(path.read_bytes(), str(path)), self.shape), self._labels[index])
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}; it was there at the start") from error
+
+    def key(self, index: int) -> bytes:
+        return self._keys[index]
+
+
+def _listed(root: Path) -> tuple[list[str], list[str], list[int]]:
+    """Class names, and the relative name and label of every image, sorted by name."""
+    names = sorted(_images(root))
+    folders = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    loose = [name for name in names if "/" not in name]
+    if not names:
+        raise UserError(f"data.root = {root} has no images, expected {EXPECTED}")
+    if loose and len(loose) < len(names):
+        raise UserError(f"{root / loose[0]} lies beside class folders; move it into one of them")
+    if loose:
+        return [], names, [0] * len(names)
+    label = {name: number for number, name in enumerate(folders)}
+    labels = [label[name.partition("/")[0]] for name in names]
+    for number in sorted(set(label.values()) - set(labels))[:1]:
+        raise UserError(f"class folder {root / folders[number]} has no images; fill or remove it")
+    return folders, names, labels
+
+
+def _images(root: Path) -> Iterator[str]:
+    """Relative names, with forward slashes."""
+    for folder, inner, files in os.walk(root, followlinks=True, onerror=_refuse):
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        for name in files:
+            path, suffix = Path(folder, name), Path(name).suffix.lower()
+            if name.startswith("."):
+                continue
+            if suffix in NOT_READ:
+                raise UserError(
+                    f"{path}: {suffix} images are not read; convert them to PNG, or move them away"
+                )
+            if suffix in READ:
+                yield path.relative_to(root).as_posix()
+
+
+def _refuse(error: OSError) -> None:
+    raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
+
+
+def _one(path: Path) -> list[Encoded]:
+    return [Encoded(path.read_bytes, str(path))]

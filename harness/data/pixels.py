@@ -1,0 +1,82 @@
+"""From encoded images to uint8 (channels, height, width): decoding, transparency, grey and colour, resize and crop."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from harness.errors import UserError
+
+GREY = ("1", "L", "LA", "La")
+COLOUR = ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
+_BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+"""What Pillow raises for damaged files."""
+
+
+def decode(encoded: bytes, where: str) -> Image.Image:
+    """The image of a PNG, JPEG, WebP or BMP file's bytes: grey (L) or colour (RGB), 8 bits.
+
+    Palettes become colours, transparency lies on white, and the camera's orientation is applied: what the eye sees.
+    Raises `UserError`, naming `where`, for bytes that are broken, animated, or deeper than 8 bits.
+    """
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            frames = getattr(image, "n_frames", 1)
+            image.load()
+            image = ImageOps.exif_transpose(image)
+    except UnidentifiedImageError as error:
+        raise UserError(f"{where} is not an image in a format that is read here") from error
+    except _BROKEN as error:
+        raise UserError(f"{where} is a broken image: {error}; replace or remove it") from error
+    if frames > 1:
+        raise UserError(f"{where} holds {frames} frames, expected one still image")
+    if image.mode not in GREY + COLOUR:
+        raise UserError(
+            f"{where} has pixels of type '{image.mode}', expected 8 bits a channel; convert it to 8 bits"
+        )
+    return flatten(image)
+
+
+def flatten(image: Image.Image) -> Image.Image:
+    """Any 8-bit image as L or RGB; transparent pixels are laid on white."""
+    mode = "L" if image.mode in GREY else "RGB"
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert(mode)
+
+
+def fit(image: Image.Image, shape: tuple[int, int, int]) -> np.ndarray:
+    """An L or RGB image as uint8 of a shape (channels, height, width).
+
+    Grey to colour repeats the channel; colour to grey is luma (ITU-R 601: 0.299 R + 0.587 G + 0.114 B).
+    """
+    channels, height, width = shape
+    image = image.convert("L" if channels == 1 else "RGB")
+    if image.size != (width, height):
+        image = centre_crop(image, height)
+    return np.ascontiguousarray(np.asarray(image).reshape(height, width, channels).transpose(2, 0, 1))
+
+
+def centre_crop(image: Image.Image, side: int) -> Image.Image:
+    """Resize the shorter side, then cut the middle square, as ADM does (guided-diffusion image_datasets.py
+    `center_crop_arr`; "center-crop-dhariwal" elsewhere): halve by box filter while twice too large, then bicubic."""
+    while min(image.size) >= 2 * side:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = side / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))
