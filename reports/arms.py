@@ -1,0 +1,143 @@
+"""Which runs belong together: an arm is everything a spec says but the seed and what cannot change results."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from harness.errors import UserError, unknown
+from harness.record import Record
+from harness.spec import NOT_HASHED, RunSpec
+
+METHOD_NOT_HASHED = ("method.encoder.weights", "method.encoder.download")
+"""The sections of methods are read as data, so these two are named here; the others come from `RunSpec`."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """The runs that differ in nothing but their seed."""
+
+    label: str
+    """The method, with the fields that tell it from other arms."""
+    fields: Mapping[str, Any]
+    """The spec by dotted path, without the seed and what is not hashed."""
+    runs: Mapping[int, Record]
+    """By seed, ascending."""
+
+    @property
+    def method(self) -> str:
+        return str(self.fields["method.name"])
+
+    @property
+    def encoder(self) -> str | None:
+        return self.fields.get("method.encoder.name")
+
+
+def arms_of(records: Sequence[Record]) -> list[Arm]:
+    """Records grouped into arms, in order of their labels (numbers by value).
+
+    Raises `UserError` when two runs have the same arm and seed, for only one of them can count.
+    """
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(json.dumps(arm_fields(record.spec), sort_keys=True), []).append(record)
+    fields = {key: arm_fields(runs[0].spec) for key, runs in groups.items()}
+    labels = _labels(fields)
+    arms = [Arm(labels[key], fields[key], _by_seed(labels[key], runs)) for key, runs in groups.items()]
+    return sorted(arms, key=lambda arm: _natural(arm.label))
+
+
+def arm_fields(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """A spec by dotted path, without `seed` and the fields that the run id does not hash."""
+    left_out = {"seed", *METHOD_NOT_HASHED, *_not_hashed(RunSpec)}
+    fields = {path: value for path, value in flatten(spec).items() if path not in left_out}
+    if "method.name" not in fields:
+        raise UserError("a spec without method.name is not the spec of a run")
+    return fields
+
+
+def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one, keys joined by dots."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
+def differences(arms: Sequence[Arm]) -> list[tuple[str, list[Any]]]:
+    """The fields in which arms differ, by path, with one value for each arm; None where it is empty or not a field."""
+    fields = [{path: value for path, value in arm.fields.items() if value != ""} for arm in arms]
+    return [(path, [own.get(path) for own in fields]) for path in _differing(fields)]
+
+
+def find_arm(arms: Sequence[Arm], name: str) -> Arm:
+    """The arm with this label, or the only one of this method; raises `UserError` with the nearest match."""
+    exact = [arm for arm in arms if arm.label == name]
+    same = exact or [arm for arm in arms if arm.method == name]
+    if not same:
+        raise unknown("baseline", name, [arm.label for arm in arms])
+    if len(same) > 1:
+        names = "; ".join(f"'{arm.label}'" for arm in same)
+        raise UserError(f"baseline '{name}' is more than one arm ({names}); give one of these labels")
+    return same[0]
+
+
+def _labels(fields: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Method name, and in brackets what tells arms apart: of the method's own fields against arms of the same method,
+    of all others against all arms."""
+    shared = [path for path in _differing(fields.values()) if not path.startswith("method.")]
+    labels = {}
+    for key, own in fields.items():
+        same = [other for other in fields.values() if other["method.name"] == own["method.name"]]
+        paths = [p for p in _differing(same) if p.startswith("method.")] + shared
+        said = [f"{_short(path)} = {_value(own[path])}" for path in paths if path in own]
+        labels[key] = str(own["method.name"]) + (f" ({', '.join(said)})" if said else "")
+    return labels
+
+
+def _short(path: str) -> str:
+    return path.removeprefix("method.").removesuffix(".name")
+
+
+def _value(value: Any) -> str:
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
+
+
+def _natural(label: str) -> list[tuple[float, str]]:
+    """A key that orders texts by their words and the numbers in them by value."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", label)
+    return [(float(part), "") if i % 2 else (math.inf, part) for i, part in enumerate(parts)]
+
+
+def _differing(fields: Iterable[Mapping[str, Any]]) -> list[str]:
+    fields = list(fields)
+    paths = sorted({path for own in fields for path in own})
+    return [path for path in paths if any(own.get(path) != fields[0].get(path) for own in fields)]
+
+
+def _by_seed(label: str, runs: Sequence[Record]) -> dict[int, Record]:
+    by_seed: dict[int, Record] = {}
+    for record in runs:
+        seed = record.spec.get("seed", 0)
+        if seed in by_seed:
+            raise UserError(
+                f"two runs of {label} with seed {seed}: {by_seed[seed].path} and {record.path}; report on one of them"
+            )
+        by_seed[seed] = record
+    return dict(sorted(by_seed.items()))
+
+
+def _not_hashed(model: type[BaseModel], prefix: str = "") -> set[str]:
+    paths = set()
+    for name, info in model.model_fields.items():
+        if info.json_schema_extra == NOT_HASHED:
+            paths.add(prefix + name)
+        elif isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            paths |= _not_hashed(info.annotation, f"{prefix}{name}.")
+    return paths

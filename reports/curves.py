@@ -1,0 +1,150 @@
+"""From a record to a time to target: the antitonic fit of a metric, where it crosses the target, and what that had cost.
+
+A metric here is positive and better when lower (a distance). Single evaluations are noisy and a first raw hit is early by
+as much as there are evaluations to be lucky in; the fit is not: with one curve evaluated on any grid it gives one time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy.optimize import isotonic_regression
+
+from harness.errors import UserError
+from harness.record import TRAINING_PHASES, Record
+
+AXES = ("steps", "images", "flops", "seconds", "gpu_seconds")
+ROUNDING = 1e-12
+"""Slack, in log metric, for a fit that meets the target exactly."""
+Censored = Literal["left", "right"] | None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A metric of one run against its steps; all three arrays have the length of the evaluations."""
+
+    steps: np.ndarray
+    """Strictly increasing, from 1."""
+    measured: np.ndarray
+    fitted: np.ndarray
+    """Antitonic: never rises."""
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """The step at which a curve reaches a target. Censored `left`: below it at the first evaluation, so the step is an upper
+    bound. Censored `right`: never below it, so the step (the last evaluation) is a lower bound."""
+
+    step: float
+    censored: Censored = None
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a run had cost by then: cumulative totals at steps (0 included), one array for each axis."""
+
+    steps: np.ndarray
+    totals: dict[str, np.ndarray]
+
+    def at(self, axis: str, step: float) -> float:
+        """The total at a step, linear between the record's lines and constant behind the last."""
+        return float(np.interp(step, self.steps, self.totals[axis]))
+
+    def budget(self, axis: str) -> float:
+        return float(self.totals[axis][-1])
+
+
+def fit(steps: Sequence[float], measured: Sequence[float], weights: Sequence[float] | None = None) -> Curve:
+    """Antitonic least squares of log metric on step (pool adjacent violators).
+
+    `weights` are inverse variances of log metric, for evaluations that were replicated. Evaluations at step 0 are left out:
+    there is no log of 0. Raises `UserError` for a metric that is not positive or steps that do not increase.
+    """
+    x, y = np.asarray(steps, dtype=float), np.asarray(measured, dtype=float)
+    if not (np.diff(x) > 0).all():
+        raise UserError("evaluations must have increasing steps")
+    if not (np.isfinite(y) & (y > 0)).all():
+        bad = int(np.flatnonzero(~(np.isfinite(y) & (y > 0)))[0])
+        raise UserError(
+            f"the metric is {y[bad]:g} at step {x[bad]:g}, but the fit is of its logarithm: it must be positive"
+        )
+    kept = x > 0
+    w = None if weights is None else np.asarray(weights, dtype=float)[kept]
+    log_fit = isotonic_regression(np.log(y[kept]), weights=w, increasing=False).x
+    return Curve(x[kept], y[kept], np.exp(log_fit))
+
+
+def crossing(curve: Curve, target: float) -> Crossing:
+    """Where the fit falls to the target for good, linear in (log step, log metric) between the evaluations around it.
+
+    The fit never rises, so this is the *sustained* crossing: evaluations that get worse later count against it.
+    """
+    below = np.log(curve.fitted) <= math.log(target) + ROUNDING
+    if not below.any():
+        return Crossing(float(curve.steps[-1]), "right")
+    after = int(below.argmax())
+    if after == 0:
+        return Crossing(float(curve.steps[0]), "left")
+    x0, x1 = np.log(curve.steps[after - 1 : after + 1])
+    y0, y1 = np.log(curve.fitted[after - 1 : after + 1])
+    share = min((y0 - math.log(target)) / (y0 - y1), 1.0)
+    return Crossing(float(np.exp(x0 + share * (x1 - x0))))
+
+
+def first_crossing(curve: Curve, target: float) -> Crossing:
+    """The same of the curve up to its best evaluation: what comes later, a plateau or a decline, does not count."""
+    best = int(curve.measured.argmin()) + 1
+    found = crossing(fit(curve.steps[:best], curve.measured[:best]), target)
+    return Crossing(float(curve.steps[-1]), "right") if found.censored == "right" else found
+
+
+def curve_of(record: Record, metric: str) -> Curve | None:
+    """The curve of a metric in a record; None when it was not evaluated behind step 0."""
+    events = [event for event in record.of("eval") if metric in event["metrics"] and event["step"] > 0]
+    if not events:
+        return None
+    values = [event["metrics"][metric] for event in events]
+    try:
+        return fit([e["step"] for e in events], [v["mean"] for v in values], _weights(values))
+    except UserError as error:
+        raise UserError(f"run {record.id}, {metric}: {error}") from error
+
+
+def costs_of(record: Record) -> Costs:
+    """Cumulative cost from the `train` and `eval` events of a record.
+
+    Seconds are those of training phases only: evaluation, checkpoints, tracking and warm-up (compilation) are left out.
+    """
+    lines = {event["step"]: event for event in (*record.of("train"), *record.of("eval"))}
+    events = [lines[step] for step in sorted(lines) if step > 0]
+    seconds = _totals([training_seconds(event["seconds"]) for event in events])
+    devices = record.environment[-1].get("devices", 1) if record.environment else 1
+    steps = _totals([event["step"] for event in events])
+    totals = {
+        "steps": steps,
+        "images": _totals([event["images"] for event in events]),
+        "flops": _totals([event["flops"] for event in events]),
+        "seconds": seconds,
+        "gpu_seconds": seconds * devices,
+    }
+    return Costs(steps, totals)
+
+
+def training_seconds(seconds: dict[str, float]) -> float:
+    """The sum over the phases that training needs."""
+    return sum(seconds.get(phase, 0.0) for phase in TRAINING_PHASES)
+
+
+def _totals(values: list[float]) -> np.ndarray:
+    return np.array([0.0, *values])
+
+
+def _weights(values: list[dict[str, float | None]]) -> list[float] | None:
+    """1 / variance of log metric, up to a factor, from the intervals of replicated evaluations; None without them."""
+    if any(not v.get("low") or not v.get("high") or v["high"] <= v["low"] for v in values):
+        return None
+    return [math.log(v["high"] / v["low"]) ** -2 for v in values]

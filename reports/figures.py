@@ -1,0 +1,207 @@
+"""The pictures of a race: convergence with times to target, speed-ups, cost by phase. Drawn for wide and for narrow pages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from harness.record import TRAINING_PHASES
+from reports.race import Race, Run
+from reports.speedup import Time
+from reports.strips import ROW, Row, draw_dot, draw_strip, set_log_ticks
+from reports.svg import ARMS, DASHES, INK, MUTED, PAPER, inline, style
+from reports.tables import digits, quantity, said_gain, unit_of
+from reports.verdict import goal
+
+WIDE, NARROW = 7.6, 3.9
+"""Inches."""
+AXIS_NAMES = {
+    "steps": "steps",
+    "images": "images",
+    "flops": "training FLOPs",
+    "seconds": "training time",
+    "gpu_seconds": "device time",
+}
+PHASES = dict(
+    zip(TRAINING_PHASES, ("#9a9aa3", "#3b6ea5", "#c98a2b", "#7a9a3a", "#8f6a95", "#c2605a"), strict=True)
+)
+BAR = 0.5
+"""Height of a bar of the cost figure with its label, inches."""
+FEW = 60
+"""Evaluations of a run up to which each is marked by a dot."""
+
+
+def convergence(race: Race, axis: str, width: float) -> str:
+    """Every seed (thin), the mean of the fits (bold), the target, the crossings; below, times to target with intervals."""
+    size, unit = unit_of(axis, max(run.costs.budget(axis) for run in race.runs if run.curve))
+    rows, (limits, reach) = time_rows(race, axis, size), _limits(race, axis, size)
+    heights = [0.42 * width + 0.5, ROW * len(rows) + 0.25][: 2 if rows else 1]
+    with style():
+        figure = Figure(figsize=(width, sum(heights) + 0.75))
+        panels = figure.subplots(len(heights), sharex=True, height_ratios=heights, squeeze=False)[:, 0]
+        top, bottom = panels[0], panels[-1]
+        top.set(xscale="log", yscale="log", xlim=limits, ylim=reach, ylabel=f"{race.metric}, log scale")
+        for index, arm in enumerate(race.arms):
+            _draw_arm(top, race.of(arm.label), index, axis, size)
+        if race.target is not None:
+            _draw_target(top, race, axis, size)
+        if rows:
+            draw_strip(bottom, rows, limits)
+        set_log_ticks(top.yaxis, reach, 7)
+        set_log_ticks(bottom.xaxis, limits, _ticks(width))
+        bottom.set_xlabel(f"{AXIS_NAMES[axis]}{f' ({unit})' if unit else ''}, log scale")
+        top.grid(True, axis="y")
+        _fill(figure, left=0.62, hspace=0.06)
+        return inline(figure, f"c-{axis}-{_name(width)}", f"{race.metric} against {AXIS_NAMES[axis]} by arm")
+
+
+def forest(race: Race, width: float) -> str:
+    """Speed-up over the baseline with its interval, by axis and candidate."""
+    rows = [row for axis in race.axes for row in _gain_rows(race, axis)]
+    ends = [v for row in rows for v in (row.estimate, row.low, row.high) if v and math.isfinite(v)] + [1.0]
+    limits = _padded(ends)
+    with style():
+        figure = Figure(figsize=(width, ROW * len(rows) + 0.7))
+        axes = figure.subplots()
+        axes.axvline(1, color=MUTED, linewidth=0.8)
+        draw_strip(axes, rows, limits)
+        set_log_ticks(axes.xaxis, limits, _ticks(width), "{:g}×")
+        axes.set_xlabel(f"speed-up over {race.baseline}, log scale")
+        _fill(figure, left=0.12)
+        return inline(figure, f"f-{_name(width)}", f"speed-ups over {race.baseline} with intervals")
+
+
+def cost(race: Race, width: float) -> str:
+    """Seconds of one training step by phase, mean over the runs of an arm."""
+    means = {arm.label: phase_seconds(race.of(arm.label)) for arm in race.arms}
+    means = {label: phases for label, phases in means.items() if phases}
+    size, unit = unit_of("seconds", max(sum(phases.values()) for phases in means.values()))
+    with style():
+        figure = Figure(figsize=(width, BAR * len(means) + 0.55))
+        axes = figure.subplots()
+        for y, (label, phases) in enumerate(means.items()):
+            _draw_bar(axes, y, {phase: seconds / size for phase, seconds in phases.items()})
+            look = {"transform": axes.get_yaxis_transform(), "va": "bottom", "fontsize": 8}
+            axes.text(0, y - 0.26, label, **look)
+            axes.text(1, y - 0.26, f"{digits(sum(phases.values()) / size)} {unit}", ha="right", **look)
+        axes.set(ylim=(len(means) - 0.6, -0.75), yticks=[], xlabel=f"time of one training step ({unit})")
+        axes.spines["left"].set_visible(False)
+        _fill(figure, left=0.12)
+        return inline(figure, f"t-{_name(width)}", "time of one training step by phase, for each arm")
+
+
+def time_rows(race: Race, axis: str, size: float) -> list[Row]:
+    """Times to target of each arm in units of `size`, for a strip; an arm that never got there has dots only."""
+    rows = []
+    for index, arm in enumerate(race.arms):
+        time, gain = race.times.get((axis, arm.label)), race.speedups.get((axis, arm.label))
+        if time is None:
+            continue
+        dots = tuple(Time(t.value / size, t.censored) for t in _times(race, arm.label, axis))
+        said = ("> " if time.right == time.n else "") + quantity(axis, time.estimate) + said_gain(gain)
+        if time.right == time.n:
+            rows.append(Row(arm.label, index, said, dots=dots))
+            continue
+        low, high = (None if end is None else end / size for end in (time.low, time.high))
+        rows.append(Row(arm.label, index, said, time.estimate / size, low, high, dots))
+    return rows
+
+
+def phase_seconds(runs: Sequence[Run]) -> dict[str, float]:
+    """Seconds for each training phase and step, mean over runs; empty when no run has a line."""
+    last = [run.record.of("train")[-1] for run in runs if run.record.of("train")]
+    return {
+        phase: float(np.mean([event["seconds"].get(phase, 0.0) / event["step"] for event in last]))
+        for phase in TRAINING_PHASES
+        if any(event["seconds"].get(phase) for event in last)
+    }
+
+
+def mean_fit(runs: Sequence[Run]) -> tuple[np.ndarray, np.ndarray]:
+    """The geometric mean of fitted curves at all steps that lie within every run's evaluations: (steps, metric)."""
+    low, high = max(run.curve.steps[0] for run in runs), min(run.curve.steps[-1] for run in runs)
+    steps = np.unique(np.concatenate([run.curve.steps for run in runs]))
+    steps = steps[(steps >= low) & (steps <= high)]
+    fits = [np.interp(np.log(steps), np.log(run.curve.steps), np.log(run.curve.fitted)) for run in runs]
+    return steps, np.exp(np.mean(fits, axis=0))
+
+
+def _gain_rows(race: Race, axis: str) -> list[Row]:
+    rows = []
+    for index, arm in enumerate(race.arms):
+        gain = race.speedups.get((axis, arm.label))
+        if gain is not None and gain.estimate is not None:
+            said = said_gain(gain).lstrip(" ·")
+            rows.append(Row(arm.label, index, said, gain.estimate, gain.low, gain.high))
+    return [Row(f"in {AXIS_NAMES[axis]}"), *rows] if rows else []
+
+
+def _limits(race: Race, axis: str, size: float) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Of the axis (in units of `size`) and of the metric, around all that is drawn."""
+    runs = [run for run in race.runs if run.curve is not None]
+    spent = [run.costs.at(axis, step) / size for run in runs for step in run.curve.steps[[0, -1]]]
+    values = [value for run in runs for value in run.curve.measured]
+    return _padded(spent), _padded(values + ([] if race.target is None else [race.target]))
+
+
+def _padded(values: Sequence[float]) -> tuple[float, float]:
+    """Limits of a log scale with some room at both ends."""
+    low, high = min(values), max(values)
+    pad = max(1.05, (high / low) ** 0.05)
+    return low / pad, high * pad
+
+
+def _draw_arm(axes: Axes, runs: Sequence[Run], index: int, axis: str, size: float) -> None:
+    look = {"color": ARMS[index % len(ARMS)]}
+    for run in (run for run in runs if run.curve is not None):
+        x = np.array([run.costs.at(axis, step) for step in run.curve.steps]) / size
+        dots = {"marker": "o" if len(x) <= FEW else "", "markersize": 1.8, "markeredgewidth": 0}
+        axes.plot(x, run.curve.measured, linewidth=0.6, alpha=0.55, **look, **dots)
+    counted = [run for run in runs if run.counts]
+    if counted:
+        steps, mean = mean_fit(counted)
+        spent = [[math.log(run.costs.at(axis, step)) for step in steps] for run in counted]
+        dashes = DASHES[index % len(DASHES)] or (None, None)
+        axes.plot(np.exp(np.mean(spent, axis=0)) / size, mean, linewidth=1.8, dashes=dashes, **look)
+
+
+def _draw_target(axes: Axes, race: Race, axis: str, size: float) -> None:
+    axes.axhline(race.target, color=INK, linewidth=0.7, dashes=(3, 2))
+    place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+    axes.annotate(goal(race), (0, race.target), (4, 3), fontsize=8, **place)
+    for index, arm in enumerate(race.arms):
+        for time in _times(race, arm.label, axis):
+            draw_dot(axes, time.value / size, race.target, ARMS[index % len(ARMS)], time.censored)
+
+
+def _draw_bar(axes: Axes, y: int, phases: dict[str, float]) -> None:
+    left = 0.0
+    for phase, value in phases.items():
+        look = {"color": PHASES[phase], "edgecolor": PAPER, "linewidth": 0.6}
+        axes.barh(y, value, left=left, height=0.36, **look)
+        left += value
+
+
+def _times(race: Race, label: str, axis: str) -> list[Time]:
+    return [run.time(axis) for run in race.of(label) if run.crossing is not None]
+
+
+def _fill(figure: Figure, *, left: float, hspace: float | None = None) -> None:
+    """Margins in inches, the same whatever the size of the figure."""
+    width, height = figure.get_size_inches()
+    bottom, right = 0.47 / height, 1 - 0.12 / width
+    figure.subplots_adjust(
+        left=left / width, right=right, top=1 - 0.08 / height, bottom=bottom, hspace=hspace
+    )
+
+
+def _ticks(width: float) -> int:
+    return 9 if width == WIDE else 5
+
+
+def _name(width: float) -> str:
+    return "wide" if width == WIDE else "narrow"

@@ -1,0 +1,237 @@
+"""The whole race as numbers: runs, arms, target, times, speed-ups, and what the reader must know beside them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from harness.errors import UserError, unknown
+from harness.record import Record, find_records
+from reports import study as studies
+from reports.arms import Arm, arms_of, find_arm
+from reports.curves import (
+    AXES,
+    Costs,
+    Crossing,
+    Curve,
+    costs_of,
+    crossing,
+    curve_of,
+    first_crossing,
+)
+from reports.speedup import MeanTime, Speedup, Time, cut, mean_time, speedup
+
+CLOCK_AXES = ("seconds", "gpu_seconds")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of an arm. It counts in the numbers when it is finished and has the metric."""
+
+    record: Record
+    arm: str
+    seed: int
+    curve: Curve | None
+    costs: Costs
+    crossing: Crossing | None = None
+    """Sustained; None for a run that does not count."""
+    first: Crossing | None = None
+
+    @property
+    def counts(self) -> bool:
+        return self.curve is not None and self.record.status == "done"
+
+    def time(self, axis: str) -> Time:
+        return Time(self.costs.at(axis, self.crossing.step), self.crossing.censored)
+
+
+@dataclass(frozen=True)
+class Race:
+    """What a report says, before it is words, pictures or tables. Mappings by axis and arm label."""
+
+    name: str
+    metric: str
+    target: float | None
+    """None when no run counts yet."""
+    target_given: bool
+    baseline: str
+    axes: tuple[str, ...]
+    arms: tuple[Arm, ...]
+    """The baseline first."""
+    runs: tuple[Run, ...]
+    times: Mapping[tuple[str, str], MeanTime]
+    speedups: Mapping[tuple[str, str], Speedup]
+    """Over the baseline."""
+    leaders: Mapping[str, str]
+    """The arm with the smallest mean time on an axis; no entry when no run reached the target."""
+    leads: Mapping[tuple[str, str], Speedup]
+    """Of the leader over every other arm."""
+    horizons: Mapping[str, float]
+    missing: tuple[studies.Planned, ...]
+    unplanned: tuple[Record, ...]
+    notes: tuple[str, ...]
+
+    def of(self, label: str) -> list[Run]:
+        """The runs of an arm, by seed."""
+        return [run for run in self.runs if run.arm == label]
+
+    @property
+    def candidates(self) -> list[str]:
+        return [arm.label for arm in self.arms if arm.label != self.baseline]
+
+
+def read_race(
+    directories: Sequence[Path],
+    *,
+    metric: str | None = None,
+    target: float | None = None,
+    baseline: str | None = None,
+) -> Race:
+    """Read the runs in these folders and compute everything; what is not given comes from `study.toml`.
+
+    Without any target it is the lowest value that every run reaches, and called chosen after the fact.
+    Raises `UserError` for folders without runs, unknown names and broken records.
+    """
+    if target is not None and not (math.isfinite(target) and target > 0):
+        raise UserError(f"target {target:g}: expected a number above 0")
+    study, plan = studies.read_study(directories), studies.read_plan(directories)
+    records = find_records(*directories)
+    planned = {run.id for run in plan}
+    unplanned = tuple(record for record in records if planned and record.id not in planned)
+    records = [record for record in records if not planned or record.id in planned]
+    if not records:
+        raise UserError(f"no runs in {', '.join(map(str, directories))}: a run is a folder with a spec.toml")
+    arms, notes = _baseline_first(arms_of(records), baseline, study.baseline)
+    metric = _metric(records, metric or study.metric)
+    runs = [_run(arm.label, seed, record, metric) for arm in arms for seed, record in arm.runs.items()]
+    given = target if target is not None else study.target
+    goal = given if given is not None else reachable(runs)
+    runs = [_cross(run, goal) for run in runs]
+    axes, apart = comparable(runs)
+    return Race(
+        name=study.name or directories[0].resolve().name,
+        metric=metric,
+        target=goal,
+        target_given=given is not None,
+        baseline=arms[0].label,
+        axes=axes,
+        arms=tuple(arms),
+        runs=tuple(runs),
+        missing=tuple(run for run in plan if run.id not in {record.id for record in records}),
+        unplanned=unplanned,
+        notes=(*notes, *apart),
+        **compare(runs, [arm.label for arm in arms], axes, len(protocols(runs)) <= 1),
+    )
+
+
+def compare(runs: Sequence[Run], labels: Sequence[str], axes: Sequence[str], same_protocol: bool) -> dict:
+    """Mean times, speed-ups over the first label, leaders and their leads, by axis and label."""
+    counted = {label: [run for run in runs if run.arm == label and run.counts] for label in labels}
+    counted = {label: own for label, own in counted.items() if own}
+    found: dict = {"times": {}, "speedups": {}, "leaders": {}, "leads": {}, "horizons": {}}
+    for axis in axes if counted else ():
+        times = {label: {run.seed: run.time(axis) for run in own} for label, own in counted.items()}
+        horizon = min(run.costs.budget(axis) for own in counted.values() for run in own)
+        found["horizons"][axis] = horizon
+        found["times"] |= {(axis, label): mean_time(own.values()) for label, own in times.items()}
+        if not same_protocol:
+            continue
+        found["speedups"] |= _against(labels[0], times, axis, horizon)
+        leader = _leader(times, horizon)
+        if leader is not None:
+            found["leaders"][axis] = leader
+            found["leads"] |= {
+                key: speedup(times[key[1]], times[leader], horizon)
+                for key in ((axis, label) for label in times if label != leader)
+            }
+    return found
+
+
+def reachable(runs: Sequence[Run]) -> float | None:
+    """The lowest target that every counting run reaches: the largest last fitted value, rounded up to three digits."""
+    last = [run.curve.fitted[-1] for run in runs if run.counts]
+    if not last:
+        return None
+    unit = 10.0 ** (math.floor(math.log10(max(last))) - 2)
+    return float(f"{math.ceil(max(last) / unit - 1e-9) * unit:.6g}")
+
+
+def protocols(runs: Sequence[Run]) -> list[str]:
+    """The evaluation protocols (hashes) behind the runs that count; more than one cannot be compared."""
+    return sorted({str(e.get("protocol")) for run in runs if run.counts for e in run.record.of("eval")})
+
+
+def hardware(record: Record) -> list[str]:
+    """What a run ran on, one text for each kind of machine it was started on."""
+    return sorted({_machine(start) for start in record.environment})
+
+
+def comparable(runs: Sequence[Run]) -> tuple[tuple[str, ...], list[str]]:
+    """The axes on which these runs can be compared, and why others are left out."""
+    devices = {start.get("devices", 1) for run in runs for start in run.record.environment}
+    axes = AXES if devices - {1} else AXES[:-1]
+    machines = sorted({text for run in runs if run.counts for text in hardware(run.record)})
+    if len(machines) <= 1:
+        return axes, []
+    note = f"Seconds are left out: the runs were not all on the same hardware ({'; '.join(machines)})."
+    return tuple(axis for axis in axes if axis not in CLOCK_AXES), [note]
+
+
+def _machine(start: Mapping) -> str:
+    device, threads = start.get("device", "unknown device"), start.get("threads")
+    counted = device == "cpu" and threads is not None
+    return f"{device} {start.get('device_name', '')}".strip() + (f", threads: {threads}" if counted else "")
+
+
+def _baseline_first(arms: list[Arm], asked: str | None, study: str | None) -> tuple[list[Arm], list[str]]:
+    """Arms with the baseline in front. One that is asked for must be a single arm; one by default may have namesakes."""
+    if asked is not None:
+        base, notes = find_arm(arms, asked), []
+    else:
+        name = study or ("flow" if any(arm.method == "flow" for arm in arms) else arms[0].label)
+        same = [arm for arm in arms if name in (arm.label, arm.method)] or [find_arm(arms, name)]
+        base = same[0]
+        notes = [f"Baseline '{name}' is more than one arm; this is '{base.label}'."] if len(same) > 1 else []
+    return [base, *(arm for arm in arms if arm is not base)], notes
+
+
+def _metric(records: Sequence[Record], asked: str | None) -> str:
+    """The metric that is asked for, else the first one evaluated; raises `UserError` when there is none."""
+    names = list(
+        dict.fromkeys(name for record in records for e in record.of("eval") for name in e["metrics"])
+    )
+    if not names:
+        raise UserError("no run has been evaluated yet; a report needs at least one evaluation")
+    if asked is not None and asked not in names:
+        raise unknown("metric", asked, names)
+    return asked or names[0]
+
+
+def _run(label: str, seed: int, record: Record, metric: str) -> Run:
+    return Run(record, label, seed, curve_of(record, metric), costs_of(record))
+
+
+def _cross(run: Run, target: float | None) -> Run:
+    if target is None or not run.counts:
+        return run
+    crossed, first = crossing(run.curve, target), first_crossing(run.curve, target)
+    return Run(run.record, run.arm, run.seed, run.curve, run.costs, crossed, first)
+
+
+def _against(baseline: str, times: Mapping, axis: str, horizon: float) -> dict[tuple[str, str], Speedup]:
+    if baseline not in times:
+        return {}
+    others = [label for label in times if label != baseline]
+    return {(axis, label): speedup(times[baseline], times[label], horizon) for label in others}
+
+
+def _leader(times: Mapping[str, Mapping[int, Time]], horizon: float) -> str | None:
+    """The arm with the smallest geometric mean of times cut at the horizon; None when nobody got there."""
+    cuts = {label: [cut(time, horizon) for time in own.values()] for label, own in times.items()}
+    if all(time.censored == "right" for own in cuts.values() for time in own):
+        return None
+    return min(cuts, key=lambda label: np.mean(np.log([time.value for time in cuts[label]])))

@@ -1,0 +1,76 @@
+"""Sample grids for the page: the same latents in every picture, arms side by side at equal steps."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from harness.errors import UserError
+from reports.race import Race
+
+WIDEST = 480
+"""Pixels; larger grids become thumbnails."""
+MOST_STEPS = 5
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Pictures of one seed as data URIs: one row for each step, one column for each arm of `labels`."""
+
+    seed: int
+    labels: tuple[str, ...]
+    rows: tuple[tuple[int, tuple[str, ...]], ...]
+
+
+def samples_of(race: Race) -> Samples | None:
+    """Grids of the first seed that all arms share, at steps where every arm has one; None when there are none."""
+    seeds = [set(arm.runs) for arm in race.arms]
+    shared = sorted(set.intersection(*seeds))
+    for seed in shared:
+        folders = [arm.runs[seed].path / "samples" for arm in race.arms]
+        steps = sorted(set.intersection(*({_step(file) for file in _grids(folder)} for folder in folders)))
+        if steps:
+            rows = [
+                (step, tuple(_uri(f / f"step-{step:08d}.png") for f in folders)) for step in spread(steps)
+            ]
+            return Samples(seed, tuple(arm.label for arm in race.arms), tuple(rows))
+    return None
+
+
+def spread(steps: Sequence[int], most: int = MOST_STEPS) -> list[int]:
+    """At most so many of these ascending steps, the first and the last included, about equal factors apart."""
+    if len(steps) <= most:
+        return list(steps)
+    ratio = (steps[-1] / steps[0]) ** (1 / (most - 1))
+    return sorted({min(steps, key=lambda s: abs(s - steps[0] * ratio**i)) for i in range(most)})
+
+
+def _grids(folder: Path) -> list[Path]:
+    return [file for file in folder.glob("step-*.png") if file.stem.removeprefix("step-").isdigit()]
+
+
+def _step(file: Path) -> int:
+    return int(file.stem.removeprefix("step-"))
+
+
+def _uri(file: Path) -> str:
+    """A picture as a data URI: PNG, or a JPEG thumbnail where it is wider than the page needs."""
+    content = file.read_bytes()
+    try:
+        picture = Image.open(io.BytesIO(content))
+        picture.load()
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise UserError(f"{file} is not a picture: {error}") from error
+    kind, buffer = "png", io.BytesIO()
+    if picture.width > WIDEST:
+        kind = "jpeg"
+        picture = picture.convert("RGB")
+        picture.thumbnail((WIDEST, 4 * WIDEST), Image.Resampling.LANCZOS)
+        picture.save(buffer, "jpeg", quality=85)
+        content = buffer.getvalue()
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

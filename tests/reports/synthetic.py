@@ -1,0 +1,100 @@
+"""Records of runs that never were, with curves whose times to target are known in closed form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tomli_w
+from PIL import Image
+
+from harness.record import Record, RecordWriter
+from harness.spec import set_path
+
+METRIC = "fd:local"
+PHASES = {"student": 0.02, "optimizer": 0.002, "ema": 0.001, "data": 0.0005}
+"""Seconds of a step."""
+ENVIRONMENT = {
+    "python": "3.11.7",
+    "packages": {"flowrace": "0.1.0", "torch": "2.15.0"},
+    "device": "cpu",
+    "device_name": "x86_64",
+    "devices": 1,
+    "threads": 1,
+    "host": "nowhere",
+    "data_fingerprint": "0b7e9c3202d7bcd2",
+}
+
+
+def power_law(scale: float, slope: float) -> Callable[[float], float]:
+    """metric = scale * step ** -slope, a straight line in logs: it meets a target at (scale / target) ** (1 / slope)."""
+    return lambda step: scale * step**-slope
+
+
+PLAIN = power_law(1000.0, 0.5)
+
+
+def write_run(
+    path: Path,
+    method: str = "flow",
+    seed: int = 0,
+    *,
+    metric: Callable[[float], float] = PLAIN,
+    grid: Iterable[int] = range(100, 2001, 100),
+    set_: Mapping[str, Any] | None = None,
+    phases: Mapping[str, float] = PHASES,
+    flops: int = 1_000_000,
+    status: str = "done",
+    environment: Mapping[str, Any] | None = None,
+    protocol: str = "9cece13e0f6d",
+    pictures: bool = False,
+) -> Record:
+    """A run directory as the trainer leaves it; `status` is done, failed (with a reason) or stopped."""
+    spec: dict[str, Any] = {"seed": seed, "method": {"name": method}, "train": {"batch_size": 64}}
+    for name, value in (set_ or {}).items():
+        set_path(spec, name, value)
+    with RecordWriter(path) as record:
+        record.write_spec(tomli_w.dumps(spec))
+        record.begin(ENVIRONMENT | dict(environment or {}), after_step=0)
+        for count, step in enumerate(grid, start=1):
+            seconds = {name: value * step for name, value in phases.items()} | {
+                "warmup": 1.5,
+                "eval": 0.7 * count,
+            }
+            spent = {"images": 64 * step, "flops": flops * step, "seconds": seconds}
+            record.append({"kind": "train", "step": step, "loss": 1.0, **spent})
+            value = {"mean": float(metric(step)), "low": None, "high": None, "n": 512}
+            record.append(
+                {"kind": "eval", "step": step, "metrics": {METRIC: value}, "protocol": protocol, **spent}
+            )
+            if pictures:
+                write_picture(path / "samples" / f"step-{step:08d}.png", seed, 1 / count)
+        if status == "done":
+            record.finish({"images": 64 * step})
+        if status == "failed":
+            record.fail({"reason": f"the loss is not finite at step {step}"})
+    return Record(path)
+
+
+def write_picture(file: Path, seed: int, noise: float) -> None:
+    """A grid like the evaluator's: 4 rows of 10 tiles of 8x8, with a pixel between."""
+    grain = np.random.default_rng(seed).random((35, 89))
+    shape = np.add.outer(np.cos(np.arange(35) * 0.7), np.sin(np.arange(89) * 0.7)) / 4 + 0.5
+    Image.fromarray((255 * (noise * grain + (1 - noise) * shape)).astype(np.uint8)).save(file)
+
+
+def write_race(
+    folder: Path, speedups: Mapping[str, float], *, seeds: int = 3, noise: float = 0.03, **run: Any
+) -> Path:
+    """Arms whose curves are the baseline's, `speedup` times sooner; log-normal seed noise that pairs share."""
+    rng = np.random.default_rng(7)
+    for seed in range(seeds):
+        shared = rng.normal(0, noise)
+        for method, factor in speedups.items():
+            own = factor * math.exp(shared + rng.normal(0, noise))
+            curve = lambda step, own=own: 3000 * (1 + own * step / 20) ** -1.2 + 3  # noqa: E731
+            write_run(folder / f"{method}-{seed}", method, seed, metric=curve, **run)
+    return folder

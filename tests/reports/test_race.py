@@ -1,0 +1,250 @@
+"""A whole race in numbers and words: known speed-ups are found, and what cannot be known is said."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from harness.errors import UserError
+from reports.race import read_race
+from reports.verdict import caveats, sentence
+from tests.reports.synthetic import METRIC, PHASES, power_law, write_race, write_run
+
+SLOPE = 0.5
+STEP_SECONDS = sum(PHASES.values())
+
+
+def exact(
+    folder: Path, factors: dict[str, float], *, seeds: int = 3, target_at: float = 1000.0, **run
+) -> tuple[Path, float]:
+    """Power laws without noise: arm `m` meets the returned target at `target_at / factors[m]`, a little later per seed."""
+    target = power_law(1000.0, SLOPE)(target_at)
+    for method, factor in factors.items():
+        for seed in range(seeds):
+            metric = power_law(1000.0 * (factor * (1 + 0.01 * seed)) ** -SLOPE, SLOPE)
+            write_run(folder / f"{method}-{seed}", method, seed, metric=metric, **run)
+    return folder, target
+
+
+def test_a_known_speed_up_is_found_on_every_axis(tmp_path: Path) -> None:
+    """2x fewer steps at 1.5x the FLOPs and 1.25x the seconds of a step: 2, 2, 4/3 and 1.6."""
+    exact(tmp_path, {"flow": 1.0})
+    slower = {name: 1.25 * value for name, value in PHASES.items()}
+    _, target = exact(tmp_path, {"repa": 2.0}, flops=1_500_000, phases=slower)
+    race = read_race([tmp_path], target=target)
+    found = {axis: race.speedups[axis, "repa"] for axis in race.axes}
+    assert {axis: gain.estimate for axis, gain in found.items()} == pytest.approx(
+        {"steps": 2.0, "images": 2.0, "flops": 2 / 1.5, "seconds": 2 / 1.25}
+    )
+    assert all(gain.low == pytest.approx(gain.high) and gain.n == 3 for gain in found.values())
+    mean = 1000 / (1.01 * 1.02) ** (1 / 3)
+    assert race.times["steps", "flow"].estimate == pytest.approx(mean)
+    assert race.times["seconds", "flow"].estimate == pytest.approx(mean * STEP_SECONDS)
+    assert race.leaders == dict.fromkeys(race.axes, "repa")
+
+
+def test_the_verdict_in_words(tmp_path: Path) -> None:
+    race = read_race(
+        [write_race(tmp_path, {"flow": 1, "repa": 1.0, "self_flow": 1.6}, noise=0.02)], target=20
+    )
+    gain, level = race.speedups["steps", "self_flow"], race.speedups["steps", "repa"]
+    assert gain.direction == "faster" and level.direction == "unresolved"
+    assert sentence(race, "steps") == (
+        f"self_flow reached fd:local ≤ 20 first: {gain.estimate:.2f}x fewer steps than flow [{gain.low:.2f}, {gain.high:.2f}] "
+        f"(95 %, n = 3 pairs); repa {level.estimate:.2f}x [{level.low:.2f}, {level.high:.2f}], unresolved."
+    )
+    assert f"{gain.estimate:.2f}x fewer FLOPs than flow" in sentence(race, "flops")
+
+
+def test_an_order_that_is_not_shown_is_called_open(tmp_path: Path) -> None:
+    race = read_race([write_race(tmp_path, {"flow": 1, "repa": 1.6, "self_flow": 1.62})], target=20)
+    said = sentence(race, "steps")
+    leader = race.leaders["steps"]
+    other = {"repa": "self_flow", "self_flow": "repa"}[leader]
+    assert said.startswith(f"{leader} reached fd:local ≤ 20 first on average: ")
+    assert f"Its lead over {other} (" in said and said.endswith("is unresolved.")
+
+
+def test_a_baseline_that_wins_is_named_and_the_others_are_slower(tmp_path: Path) -> None:
+    race = read_race([write_race(tmp_path, {"flow": 1, "repa": 0.6}, noise=0.01)], target=20)
+    said = sentence(race, "steps")
+    assert said.startswith("flow reached fd:local ≤ 20 first. Speed-up over it in steps: repa 0.")
+    assert "slower" in said and "n = 3 pairs" in said
+
+
+def test_one_pair_has_no_interval_and_says_so(tmp_path: Path) -> None:
+    folder, target = exact(tmp_path, {"flow": 1.0, "repa": 2.0}, seeds=1)
+    race = read_race([folder], target=target)
+    assert "2.00x fewer steps than flow, unresolved (n = 1 pair: no interval)" in sentence(race, "steps")
+    assert any(note.startswith("n = 1 is too few") for note in caveats(race))
+
+
+def test_a_baseline_that_never_arrives_opens_the_upper_end(tmp_path: Path) -> None:
+    folder, target = exact(tmp_path, {"flow": 1.0, "repa": 4.0}, target_at=4000.0)
+    race = read_race([folder], target=target)
+    gain = race.speedups["steps", "repa"]
+    assert gain.high == math.inf and gain.censored_baseline == 3
+    assert gain.estimate == pytest.approx(2 * (1.01 * 1.02) ** (1 / 3))  # 2000 steps against 1000
+    assert ", ∞)" in sentence(race, "steps")
+    assert any("3 of 3 runs of flow never reached" in note for note in caveats(race))
+
+
+def test_times_beyond_the_smallest_budget_are_cut_and_said(tmp_path: Path) -> None:
+    """The baseline's steps are 3x faster: its whole budget in seconds ends before the candidate arrives."""
+    _, target = exact(tmp_path, {"flow": 1.0})
+    exact(tmp_path, {"repa": 1.0}, phases={name: 3 * value for name, value in PHASES.items()})
+    race = read_race([tmp_path], target=target)
+    gain = race.speedups["seconds", "repa"]
+    assert (gain.low, gain.censored_candidate) == (0.0, 3) and gain.high < 1
+    assert race.times["seconds", "repa"].right == 0
+    said = "In training seconds, 3 of 6 times to target lie beyond the smallest budget"
+    assert [note.startswith(said) for note in caveats(race)].count(True) == 1
+
+
+def test_a_target_that_nobody_reaches(tmp_path: Path) -> None:
+    folder, _ = exact(tmp_path, {"flow": 1.0, "repa": 2.0})
+    race = read_race([folder], target=1e-3)
+    assert sentence(race, "steps") == "No run reached fd:local ≤ 0.001."
+    assert race.speedups["steps", "repa"].estimate is None and race.leaders == {}
+
+
+def test_without_a_target_it_is_what_every_run_reaches_and_named_so(tmp_path: Path) -> None:
+    folder, _ = exact(tmp_path, {"flow": 1.0, "repa": 2.0})
+    race = read_race([folder])
+    last = max(run.curve.fitted[-1] for run in race.runs)
+    assert last <= race.target <= last * 1.01 and not race.target_given
+    assert all(run.crossing.censored is None for run in race.runs)
+    assert any("chosen after the fact" in note for note in caveats(race))
+
+
+def test_what_the_study_says_holds_until_it_is_overruled(tmp_path: Path) -> None:
+    folder, target = exact(tmp_path, {"flow": 1.0, "repa": 2.0})
+    (folder / "study.toml").write_text(
+        f'name = "digits"\nbaseline = "repa"\n[target]\nmetric = "{METRIC}"\nvalue = {target}\n'
+    )
+    race = read_race([folder])
+    assert (race.name, race.baseline, race.target, race.target_given) == ("digits", "repa", target, True)
+    assert race.speedups["steps", "flow"].estimate == pytest.approx(0.5)
+    assert read_race([folder], baseline="flow", target=33.0).target == 33.0
+
+
+def test_failed_missing_and_unplanned_runs_are_told_and_count_in_nothing(tmp_path: Path) -> None:
+    folder, target = exact(tmp_path, {"flow": 1.0, "repa": 2.0})
+    write_run(folder / "repa-3", "repa", 3, status="failed")
+    write_run(folder / "repa-4", "repa", 4, status="stopped")
+    write_run(folder / "stray", "flow", 9)
+    planned = [run.name for run in folder.iterdir() if run.name != "stray"] + ["flow-3"]
+    cells = [
+        {"id": name, "cell": {"method.name": name.split("-")[0], "seed": int(name[-1])}}
+        for name in sorted(planned)
+    ]
+    (folder / "plan.json").write_text(json.dumps({"runs": cells}))
+    race = read_race([folder], target=target)
+    assert [run.id for run in race.missing] == ["flow-3"]
+    assert race.speedups["steps", "repa"].n == 3
+    notes = " ".join(caveats(race))
+    assert (
+        "1 failed, 1 stopped, 1 missing of 9 runs" in notes
+        and "Not in the plan, so left out: stray." in notes
+    )
+
+
+def test_different_protocols_are_not_compared(tmp_path: Path) -> None:
+    _, target = exact(tmp_path, {"flow": 1.0})
+    exact(tmp_path, {"repa": 2.0}, protocol="another")
+    race = read_race([tmp_path], target=target)
+    assert race.speedups == {} and sentence(race, "steps").startswith(
+        "Inconclusive: the runs were evaluated under different"
+    )
+
+
+def test_different_hardware_leaves_the_clock_out(tmp_path: Path) -> None:
+    _, target = exact(tmp_path, {"flow": 1.0})
+    exact(tmp_path, {"repa": 2.0}, environment={"threads": 2})
+    race = read_race([tmp_path], target=target)
+    assert race.axes == ("steps", "images", "flops")
+    assert any("x86_64, threads: 1; cpu x86_64, threads: 2" in note for note in caveats(race))
+
+
+def test_device_time_is_an_axis_where_several_devices_are_used(tmp_path: Path) -> None:
+    _, target = exact(tmp_path, {"flow": 1.0})
+    exact(tmp_path, {"repa": 2.0}, environment={"devices": 4})
+    race = read_race([tmp_path], target=target)
+    assert race.speedups["gpu_seconds", "repa"].estimate == pytest.approx(0.5)
+    assert race.speedups["seconds", "repa"].estimate == pytest.approx(2.0)
+
+
+def test_a_curve_that_gets_worse_again_is_warned_about(tmp_path: Path) -> None:
+    folder, _ = exact(tmp_path, {"flow": 1.0})
+    for seed in range(3):
+        dip = lambda step, seed=seed: 20.0 + seed if step == 500 else 1000 * step**-0.5  # noqa: E731
+        write_run(folder / f"repa-{seed}", "repa", seed, metric=dip)
+    race = read_race([folder], target=30.0)
+    assert any("repa against flow: curves get worse again" in note for note in caveats(race))
+
+
+def test_an_encoder_trained_here_is_named(tmp_path: Path) -> None:
+    exact(tmp_path, {"flow": 1.0})
+    exact(tmp_path, {"repa": 2.0}, set_={"method.encoder.name": "local:small"})
+    notes = caveats(read_race([tmp_path]))
+    assert (
+        "repa aligns to local:small: a small encoder trained here on the training split, not the published one."
+        in notes
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"metric": "fd:locl"}, r"unknown metric 'fd:locl' \(known: fd:local\). Did you mean 'fd:local'\?"),
+        ({"baseline": "rep"}, r"unknown baseline 'rep'.*Did you mean 'repa'\?"),
+        ({"target": -1.0}, "target -1: expected a number above 0"),
+        ({"target": math.nan}, "target nan: expected a number above 0"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, given: dict, message: str) -> None:
+    exact(tmp_path, {"flow": 1.0, "repa": 2.0}, seeds=1)
+    with pytest.raises(UserError, match=message):
+        read_race([tmp_path], **given)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("study.toml", "name = ", "is not TOML"),
+        ("study.toml", "target = 12", "target must be a table"),
+        ("study.toml", "[target]\nvalue = 'low'", "target.value = 'low': expected a number above 0"),
+        ("study.toml", "baseline = 3", "baseline = 3: expected a text"),
+        ("plan.json", "[1]", "is not a plan"),
+        ("plan.json", '{"runs": [{"id": "a"}]}', "is not a plan"),
+        ("flow-0/events.jsonl", "{}\n", "line 1 is not an event"),
+    ],
+)
+def test_broken_files_are_named(tmp_path: Path, file: str, content: str, message: str) -> None:
+    exact(tmp_path, {"flow": 1.0}, seeds=1)
+    (tmp_path / file).write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_race([tmp_path])
+
+
+def test_folders_without_runs_or_evaluations(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no runs in"):
+        read_race([tmp_path])
+    with pytest.raises(UserError, match="no such folder"):
+        read_race([tmp_path / "nowhere"])
+    record = write_run(tmp_path / "a", grid=(10,))
+    lines = (record.path / "events.jsonl").read_bytes().splitlines(keepends=True)
+    (record.path / "events.jsonl").write_bytes(lines[0])
+    with pytest.raises(UserError, match="no run has been evaluated yet"):
+        read_race([tmp_path])
+
+
+def test_runs_that_are_not_finished_give_curves_but_no_numbers(tmp_path: Path) -> None:
+    exact(tmp_path, {"flow": 1.0, "repa": 2.0}, status="stopped")
+    race = read_race([tmp_path])
+    assert race.target is None and race.speedups == {} and race.times == {}
+    assert sentence(race, "steps").startswith("No run is finished yet")
+    assert all(run.curve is not None for run in race.runs)

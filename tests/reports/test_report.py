@@ -1,0 +1,303 @@
+"""The page and the files beside it, as a browser, a spreadsheet and a hostile colleague see them."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import re
+import subprocess
+import sys
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from harness.errors import UserError
+from reports.commands import report as command
+from reports.page import write_report
+from reports.samples import samples_of, spread
+from reports.strips import log_ticks
+from reports.tables import quantity
+from tests.reports.synthetic import write_picture, write_race, write_run
+
+VOID = {"meta", "img", "input", "br", "link", "hr"}
+HOSTILE = '<script>alert("x")</script> $\\frac{1}{ & \u2028'
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text; fails on a tag that is closed out of order."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: Counter[str] = Counter()
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.text: list[str] = []
+        self._open: list[str] = []
+        self.feed(html)
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self.tags[tag] += 1
+        self.ids += [value for name, value in attrs if name == "id"]
+        self.links += [value for name, value in attrs if name in ("href", "src", "action", "data", "xmlns")]
+        assert not [name for name, _ in attrs if name.startswith("on")]
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self._open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag, self.getpos()
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def race(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("race")
+    write_race(folder, {"flow": 1, "self_flow": 1.6}, grid=range(200, 2001, 200), pictures=True)
+    for seed in range(3):
+        set_ = {"method.encoder.name": "local:small"}
+        write_run(
+            folder / f"repa-{seed}", "repa", seed, set_=set_, metric=lambda s: 900 * s**-0.5, pictures=True
+        )
+    write_run(folder / "failed", "repa", 3, set_=set_, status="failed")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def html(race: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    output = tmp_path_factory.mktemp("out") / "report.html"
+    return write_report([race], output, target=25).html.read_text()
+
+
+def test_the_page_is_whole_and_alone(html: str) -> None:
+    page = Page(html)
+    assert len(page.ids) == len(set(page.ids)) > 50
+    assert page.tags["script"] == page.tags["link"] == page.tags["iframe"] == 0
+    assert all(link.startswith(("data:image/png;base64,", "#")) for link in page.links)
+    assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
+    own = re.sub(r"data:image/png;base64,[^\"]*", "", html)
+    assert not re.search(r"https?:|//[a-z]|url\((?!#)|@import", own)
+    used = re.findall(r"url\(#([^)]*)\)", html)
+    assert used and set(used) <= set(page.ids)
+
+
+def test_the_page_says_what_a_reader_needs(html: str) -> None:
+    text = " ".join("".join(Page(html).text).split())
+    for words in (
+        "self_flow reached fd:local ≤ 25 first", "aligns to local:small", "the loss is not finite at step 2000",
+        "9 of 10 runs finished", "torch 2.15.0", "cpu x86_64, threads: 1", "method.encoder.name",
+        "flowrace report", "--target 25", "report-runs.csv", "0b7e9c3202d7bcd2", "9cece13e0f6d",
+    ):  # fmt: skip
+        assert words in text, words
+    assert "nowhere" not in text  # the host
+
+
+def test_every_run_and_every_arm_is_in_the_picture(html: str) -> None:
+    """The convergence figure, wide and narrow: a thin line for each run with a curve, a bold one for each arm."""
+    pattern = r'<svg[^>]*aria-label="fd:local against steps by arm".*?</svg>'
+    found = re.findall(pattern, html, re.DOTALL)
+    assert len(found) == 2
+    for figure in found:
+        assert (
+            len(
+                re.findall(
+                    r"stroke-width: 0.6; stroke-opacity: 0.55|stroke-opacity: 0.55; stroke-width: 0.6", figure
+                )
+            )
+            == 10
+        )
+        assert figure.count("stroke-width: 1.8") == 3
+        assert all(f"var(--arm{i})" in figure for i in range(3))
+
+
+def test_the_same_records_give_the_same_bytes(race: Path, tmp_path: Path) -> None:
+    """Also in another process, where hashes of texts have another seed."""
+    output = tmp_path / "report.html"
+    files = [output, tmp_path / "report.csv", tmp_path / "report-runs.csv"]
+    write_report([race], output, target=25)
+    first = [file.read_bytes() for file in files]
+    code = (
+        "from pathlib import Path; from reports.page import write_report; "
+        f"write_report([Path({str(race)!r})], Path({str(output)!r}), target=25)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONHASHSEED": "7", "PATH": ""})
+    assert [file.read_bytes() for file in files] == first
+
+
+def test_the_csv_files_hold_the_numbers_of_the_page(race: Path, tmp_path: Path) -> None:
+    done = write_report([race], tmp_path / "report.html", target=25)
+    rows = list(csv.DictReader(io.StringIO(done.csv.read_text())))
+    assert {(row["axis"], row["method"]) for row in rows} == set(done.race.times)
+    for row in rows:
+        time, gain = (
+            done.race.times[row["axis"], row["method"]],
+            done.race.speedups.get((row["axis"], row["method"])),
+        )
+        assert float(row["time"]) == time.estimate and int(row["n"]) == time.n and float(row["target"]) == 25
+        if gain is not None:
+            assert float(row["speedup"]) == gain.estimate and float(row["speedup_low"]) == gain.low
+    runs = list(csv.DictReader(io.StringIO(done.runs_csv.read_text())))
+    assert len(runs) == 10
+    by_id = {row["run"]: row for row in runs}
+    crossed = {run.record.id: run.crossing.step for run in done.race.runs if run.crossing}
+    assert {name: float(row["steps"]) for name, row in by_id.items() if row["steps"]} == crossed
+    assert by_id["failed"]["status"] == "failed" and "not finite" in by_id["failed"]["reason"]
+
+
+def test_texts_from_users_stay_texts(tmp_path: Path) -> None:
+    for seed in range(2):
+        write_run(tmp_path / f"a{seed}", "flow", seed, grid=(10, 20, 30))
+        write_run(
+            tmp_path / f"b{seed}", HOSTILE, seed, grid=(10, 20, 30), environment={"device_name": HOSTILE}
+        )
+        write_run(tmp_path / f"c{seed}", HOSTILE, seed + 2, grid=(10, 20, 30), status="failed")
+    (tmp_path / "study.toml").write_text(f"name = '''{HOSTILE}'''\n")
+    html = write_report([tmp_path], tmp_path / "report.html").html.read_text()
+    page = Page(html)
+    assert page.tags["script"] == 0
+    assert "".join(page.text).count("<script>") > 5
+
+
+def test_samples_stand_side_by_side_at_equal_steps(race: Path, tmp_path: Path) -> None:
+    found = samples_of(write_report([race], tmp_path / "r.html", target=25).race)
+    assert found.labels == ("flow", "repa", "self_flow") and found.seed == 0
+    steps = [step for step, _ in found.rows]
+    assert len(steps) == 5 and steps[0] == 200 and steps[-1] == 2000
+    for step, pictures in found.rows:
+        for label, uri in zip(found.labels, pictures, strict=True):
+            content = base64.b64decode(uri.removeprefix("data:image/png;base64,"))
+            assert content == (race / f"{label}-0" / "samples" / f"step-{step:08d}.png").read_bytes()
+
+
+def test_large_grids_become_thumbnails_and_broken_ones_are_named(tmp_path: Path) -> None:
+    for method in ("flow", "repa"):
+        write_run(tmp_path / method, method, grid=(10, 20))
+        Image.new("RGB", (2570, 1028), "teal").save(tmp_path / method / "samples" / "step-00000010.png")
+    done = write_report([tmp_path], tmp_path / "r.html")
+    ((_, (uri, _)),) = samples_of(done.race).rows
+    assert Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).size == (480, 192)
+    (tmp_path / "repa" / "samples" / "step-00000010.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"repa/samples/step-00000010.png is not a picture"):
+        write_report([tmp_path], tmp_path / "r.html")
+
+
+def test_steps_are_spread_by_factors() -> None:
+    assert spread([1, 2, 3]) == [1, 2, 3]
+    assert spread(list(range(100, 1601, 100))) == [100, 200, 400, 800, 1600]
+
+
+@pytest.mark.parametrize(("low", "high"), [(90, 2100), (6.2, 330), (0.93, 1.18), (1, 1e9), (4.4, 5.1)])
+def test_ticks_are_few_and_inside(low: float, high: float) -> None:
+    for most in (5, 9):
+        ticks = log_ticks(low, high, most)
+        assert 1 <= len(ticks) <= most and all(low <= tick <= high * (1 + 1e-9) for tick in ticks)
+
+
+def test_quantities_read_well() -> None:
+    said = [
+        quantity("steps", 399999.6),
+        quantity("images", 128_000),
+        quantity("flops", 9.994e17),
+        quantity("seconds", 0.0123),
+    ]
+    assert said == ["400,000", "128 k", "999 PFLOP", "12.3 ms"]
+    assert quantity("gpu_seconds", 7200) == "2.00 device-h"
+
+
+def test_only_a_report_is_replaced(race: Path, tmp_path: Path) -> None:
+    """A file that is somebody else's is left alone, and then nothing is written at all."""
+    mine = tmp_path / "report.csv"
+    mine.write_text("my,data\n1,2\n")
+    with pytest.raises(UserError, match=r"report.csv is there already and is no report"):
+        write_report([race], tmp_path / "report.html", target=25)
+    assert mine.read_text() == "my,data\n1,2\n" and not (tmp_path / "report.html").exists()
+    mine.unlink()
+    for _ in range(2):
+        write_report([race], tmp_path / "report.html", target=25)
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("report.pdf", "a report is an .html file"),
+        ("none/report.html", "cannot write"),
+        ("d.html", "is a folder"),
+    ],
+)
+def test_outputs_that_cannot_be(race: Path, tmp_path: Path, output: str, message: str) -> None:
+    (tmp_path / "d.html").mkdir()
+    with pytest.raises(UserError, match=message):
+        write_report([race], tmp_path / output, target=25)
+    assert [path.name for path in tmp_path.rglob("*")] == ["d.html"]
+
+
+def test_the_command_prints_the_verdict_and_last_the_path(race: Path, tmp_path: Path) -> None:
+    output = tmp_path / "report.html"
+    result = CliRunner().invoke(
+        command, [str(race), "-o", str(output), "--target", "25"], catch_exceptions=False
+    )
+    lines = result.output.splitlines()
+    assert lines[0].startswith("self_flow reached fd:local ≤ 25 first") and lines[-1] == str(output)
+
+
+def test_the_command_prints_one_json_object(race: Path, tmp_path: Path) -> None:
+    words = [str(race), "-o", str(tmp_path / "report.html"), "--target", "25", "--baseline", "repa", "--json"]
+    found = json.loads(CliRunner().invoke(command, words, catch_exceptions=False).output)
+    assert found["baseline"] == "repa" and found["target"] == 25 and len(found["runs"]) == 10
+    assert set(found["verdict"]) == {"steps", "images", "flops", "seconds"}
+
+
+@pytest.mark.parametrize("kind", ["one arm", "one evaluation", "unfinished", "nobody arrives", "protocols"])
+def test_poor_races_have_a_page_too(tmp_path: Path, kind: str) -> None:
+    arms = ["flow"] if kind == "one arm" else ["flow", "repa"]
+    for method in arms:
+        grid = (100,) if kind == "one evaluation" else (100, 200, 400)
+        status = "stopped" if kind == "unfinished" else "done"
+        protocol = method if kind == "protocols" else "same"
+        write_run(tmp_path / method, method, grid=grid, status=status, protocol=protocol)
+    target = 1e-6 if kind == "nobody arrives" else None
+    done = write_report([tmp_path], tmp_path / "report.html", target=target)
+    Page(done.html.read_text())
+    start = {
+        "one arm": "flow reached fd:local ≤ 50 (chosen",
+        "one evaluation": "",
+        "unfinished": "No run is finished yet",
+        "nobody arrives": "No run reached",
+        "protocols": "Inconclusive",
+    }[kind]
+    assert done.headline.startswith(start.split(" (")[0])
+
+
+def test_a_report_needs_no_torch(race: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from harness.cli import cli; "
+        f"cli.main(['report', {str(race)!r}, '-o', {str(tmp_path / 'r.html')!r}], standalone_mode=False); "
+        "print([m for m in ('torch', 'mlflow', 'sklearn', 'matplotlib.pyplot') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_command_is_light_until_it_runs() -> None:
+    code = "import sys, reports.commands; print([m for m in ('torch', 'scipy', 'matplotlib', 'jinja2', 'numpy') if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_grids_that_are_not_there_are_no_error(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "flow", grid=(10, 20), pictures=True)
+    write_run(tmp_path / "b", "repa", grid=(10, 20))
+    write_picture(tmp_path / "b" / "samples" / "step-00000030.png", 0, 0.5)
+    assert samples_of(write_report([tmp_path], tmp_path / "r.html").race) is None
