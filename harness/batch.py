@@ -47,9 +47,12 @@ class Draw:
     """(B, C, H, W) standard normal: x at time 1."""
     times: Times
     """Noise levels of the student's input."""
+    groups: Tensor | None = None
+    """(B, T) group of each token, for attention that is kept within groups; None for full attention."""
     extra: dict[str, Tensor] = field(default_factory=dict)
     """Whatever else a method draws, by name."""
 
     def to(self, device: torch.device) -> Draw:
         extra = {name: value.to(device) for name, value in self.extra.items()}
-        return Draw(self.noise.to(device, non_blocking=True), self.times.to(device), extra)
+        groups = None if self.groups is None else self.groups.to(device, non_blocking=True)
+        return Draw(self.noise.to(device, non_blocking=True), self.times.to(device), groups, extra)

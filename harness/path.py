@@ -17,12 +17,14 @@ from harness.draws import Streams
 from harness.spec import TimeSpec
 
 
-def sample_times(p: TimeSpec, streams: Streams, stream: str, indices: np.ndarray) -> Tensor:
-    """t ~ p(t) in [0, 1], (len(indices),), one for each global sample index."""
+def sample_times(
+    p: TimeSpec, streams: Streams, stream: str, indices: np.ndarray, shape: tuple[int, ...] = ()
+) -> Tensor:
+    """t ~ p(t) in [0, 1], (len(indices), *shape), for each global sample index."""
     if p.kind == "uniform":
-        t = streams.uniform(stream, indices)
+        t = streams.uniform(stream, indices, shape)
     else:
-        t = torch.sigmoid(p.mean + p.std * streams.normal(stream, indices))
+        t = torch.sigmoid(p.mean + p.std * streams.normal(stream, indices, shape))
     return t if p.shift == 1.0 else shifted(t, p.shift)
 
 

@@ -14,7 +14,19 @@ from harness.errors import UserError, unknown
 METHODS = {
     "flow": "methods.flow:Flow",
     "repa": "methods.repa:Repa",
+    "irepa": "methods.irepa:IRepa",
+    "relational": "methods.relational:Relational",
+    "gram": "methods.gram:Gram",
+    "sra": "methods.sra:Sra",
     "self_flow": "methods.self_flow:SelfFlow",
+    "dual_timestep": "methods.dual_timestep:DualTimestep",
+    "diffusion_forcing": "methods.diffusion_forcing:DiffusionForcing",
+    "full_masking": "methods.full_masking:FullMasking",
+    "attention_separation": "methods.attention_separation:AttentionSeparation",
+    "layersync": "methods.layersync:LayerSync",
+    "dispersive": "methods.dispersive:Dispersive",
+    "sra2": "methods.sra2:Sra2",
+    "contrastive_flow": "methods.contrastive_flow:ContrastiveFlow",
 }
 DATASETS = {
     "digits": "harness.data.digits:Digits",

@@ -118,7 +118,7 @@ def _self_flow(golden: Golden) -> dict[str, Tensor]:
     layers = {"student_layer": meta["student_layer"], "teacher_layer": meta["teacher_layer"]}
     student, method = _method(golden, "self-flow", "self_flow", {"gamma": meta["gamma"], **layers})
     cleaner = torch.minimum(given["t"], given["s"])
-    draw = Draw(given["eps"], Times.dual(given["t"], given["s"], given["mask"]), {"cleaner": cleaner})
+    draw = Draw(given["eps"], Times.dual(given["t"], given["s"], given["mask"]), extra={"cleaner": cleaner})
     batch = golden.batch()
     losses = method.loss(student, batch, draw)
     prediction = student(_x(golden, draw), draw.times, batch.y, taps=(meta["student_layer"],))
@@ -134,6 +134,24 @@ def _self_flow(golden: Golden) -> dict[str, Tensor]:
         "loss_rep": losses.parts["align"],
         "loss_total": losses.total,
     }
+
+
+def _sra(golden: Golden) -> dict[str, Tensor]:
+    """Smooth-L1 as a mean; the cosine over tokens before its mean, as the file has it."""
+    given, found = golden.given, {}
+    layers = {"student_layer": golden.meta["student_layer"], "teacher_layer": golden.meta["teacher_layer"]}
+    for name, similarity in (
+        ("align_smooth_l1", "smooth_l1"),
+        ("align_cos_over_tokens_dim1", "cosine_tokens"),
+    ):
+        student, method = _method(golden, "sra", "sra", {**layers, "similarity": similarity})
+        cleaner = (given["t"] - given["u"]).clamp(0, 1)
+        draw = Draw(given["eps"], Times.per_sample(given["t"]), extra={"cleaner": cleaner})
+        x_t = _x(golden, draw)
+        prediction = student(x_t, draw.times, given["y"], taps=(layers["student_layer"],))
+        found[name] = method.gap(student, golden.batch(), draw, prediction)
+    found["align_smooth_l1"] = found["align_smooth_l1"].mean()
+    return {**found, "loss_flow_per_sample": _per_sample(prediction.velocity, golden)}
 
 
 def _samplers(golden: Golden) -> dict[str, Tensor]:
@@ -162,6 +180,7 @@ def _self_flow_sde(golden: Golden) -> dict[str, Tensor]:
 KINDS: list[tuple[set[str], Callable[[Golden], dict[str, Tensor]]]] = [
     ({"projected", "loss_align"}, _repa),
     ({"student_hidden", "loss_rep"}, _self_flow),
+    ({"align_smooth_l1"}, _sra),
     ({"euler", "euler_maruyama"}, _samplers),
     ({"samples"}, _self_flow_sde),
     ({"v"}, _sit_forward),

@@ -1,15 +1,23 @@
-"""What alignment methods share: projectors, similarities, and the rule for layers.
+"""What alignment methods share: projectors, similarities, target transforms, and the rule for layers.
 
 Similarities run in float32 whatever the autocast type (half-precision normalisation gives NaN: REPA issue 46).
+
+    B  samples    T  tokens    D  channels
 """
 
 from __future__ import annotations
 
+import itertools
+from typing import Literal
+
+import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from harness.spec import NOT_HASHED, BackboneSpec
+
+Similarity = Literal["cosine", "cosine_tokens", "smooth_l1", "l1", "nt_xent"]
 
 
 class EncoderSpec(BaseModel):
@@ -25,21 +33,69 @@ class EncoderSpec(BaseModel):
     """Let the hub be asked for the weights; nothing is downloaded otherwise."""
 
 
-def mlp3(width: int, hidden: int, out: int) -> nn.Sequential:
-    """REPA's projector: Linear-SiLU-Linear-SiLU-Linear (models/sit.py `build_mlp`)."""
-    return nn.Sequential(
-        nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, out)
-    )
+DINOV2_B = EncoderSpec(name="timm:vit_base_patch14_dinov2.lvd142m")
 
 
-def mlp2(width: int) -> nn.Sequential:
-    """Self-Flow's and SRA's head: Linear(D, 2D)-SiLU-Linear(2D, D) (`SimpleHead`)."""
-    return nn.Sequential(nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
+def mlp(*widths: int) -> nn.Sequential:
+    """Linear layers of these widths with SiLU between them.
+
+    REPA's projector is mlp(D, 2048, 2048, z) (models/sit.py `build_mlp`), Self-Flow's and SRA's head mlp(D, 2D, D)
+    (`SimpleHead`).
+    """
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(widths):
+        layers += [nn.Linear(inputs, outputs), nn.SiLU()]
+    return nn.Sequential(*layers[:-1])
 
 
-def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Cosine over channels for each token, float32; a, b: (B, T, D) -> (B, T)."""
-    return F.cosine_similarity(a.float(), b.float(), dim=-1)
+class ConvProjector(nn.Module):
+    """One convolution over the token grid, same padding (iREPA): (B, T, D) -> (B, T, out)."""
+
+    def __init__(self, width: int, out: int, kernel: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.grid = grid
+        self.conv = nn.Conv2d(width, out, kernel, padding="same")
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        maps = tokens.transpose(1, 2).unflatten(2, self.grid)
+        return self.conv(maps).flatten(2).transpose(1, 2)
+
+
+def cosine(a: Tensor, b: Tensor, dim: int = -1) -> Tensor:
+    """Cosine, float32. dim -1: over channels, (B, T). dim 1: over tokens, (B, D), as SRA's released code has it."""
+    return F.cosine_similarity(a.float(), b.float(), dim=dim)
+
+
+def apart(kind: Similarity, a: Tensor, b: Tensor, *, beta: float = 0.05, temperature: float = 0.1) -> Tensor:
+    """How far two token sets are apart, unreduced; a, b: (B, T, D).
+
+    cosine          1 - cos over channels, (B, T)               cosine_tokens   1 - cos over tokens, (B, D)
+    smooth_l1, l1   elementwise, (B, T, D)                      nt_xent         cross-entropy of a token against all
+                                                                                tokens of its sample, (B, T)
+    """
+    a, b = a.float(), b.float()
+    if kind == "smooth_l1":
+        return F.smooth_l1_loss(a, b, beta=beta, reduction="none")
+    if kind == "l1":
+        return (a - b).abs()
+    if kind == "nt_xent":
+        logits = F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).transpose(1, 2) / temperature
+        own = torch.arange(a.shape[1], device=a.device).expand(len(a), -1)
+        return F.cross_entropy(logits.transpose(1, 2), own, reduction="none")
+    return 1 - cosine(a, b, dim=1 if kind == "cosine_tokens" else -1)
+
+
+def relations(tokens: Tensor) -> Tensor:
+    """Cosines between all tokens of a sample, float32: (B, T, D) -> (B, T, T)."""
+    unit = F.normalize(tokens.float(), dim=-1)
+    return unit @ unit.transpose(1, 2)
+
+
+def spatial_norm(tokens: Tensor, gamma: float) -> Tensor:
+    """y <- (y - gamma mean_tokens(y)) / (std_tokens(y) + 1e-6), float32 (iREPA, arXiv 2512.10794)."""
+    tokens = tokens.float()
+    mean, std = tokens.mean(dim=1, keepdim=True), tokens.std(dim=1, keepdim=True)
+    return (tokens - gamma * mean) / (std + 1e-6)
 
 
 def layer_at(fraction: float, backbone: BackboneSpec) -> int:

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from harness.backbone.student import Student
-from harness.batch import Batch, Draw
-from harness.path import interpolate
 from harness.spec import BackboneSpec
-from methods.method import Losses, Method, MethodConfig, Schedule, flow_loss
+from methods.method import Method, MethodConfig, Schedule
 
 
 class Flow(Method):
+    source = "SiT, arXiv 2401.08740"
+    headline = "SiT-XL/2 FID 8.26 at 7M steps, SDE, no guidance (SiT Table 8)"
+
     class Config(MethodConfig):
         name: Literal["flow"] = "flow"
 
@@ -25,8 +25,3 @@ class Flow(Method):
             if self.schedule != Schedule():
                 raise ValueError("schedule: flow aligns nothing, so there is nothing to schedule")
             return self
-
-    def loss(self, student: Student, batch: Batch, draw: Draw) -> Losses:
-        x_t = interpolate(batch.x0, draw.noise, draw.times, student.config.patch)
-        flow = flow_loss(student(x_t, draw.times, batch.y).velocity, batch, draw)
-        return Losses(flow, {"flow": flow})

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from harness.backbone.sit import SiTConfig
+from harness.backbone.sit import Prediction, SiTConfig
 from harness.backbone.student import Student
 from harness.backbone.times import Times
 from harness.batch import Batch, Draw
 from harness.draws import Streams
-from harness.path import sample_times, velocity_target
+from harness.path import interpolate, sample_times, velocity_target
 from harness.spec import BackboneSpec, TimeSpec
 
 
@@ -69,6 +69,9 @@ class MethodConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
+    off: ClassVar[dict[str, Any]] = {}
+    """The settings under which the method is plain flow matching, bit for bit."""
+
     name: str
     schedule: Schedule = Schedule()
 
@@ -111,9 +114,16 @@ class Losses(NamedTuple):
 
 
 class Method(nn.Module):
-    """Base of every objective. A subclass sets `Config` and overrides what differs from plain flow matching."""
+    """Base of every objective: flow matching plus a weighted alignment term.
+
+    A subclass sets `Config` and overrides what differs: `draw` for its times and masks, `align` for its second term.
+    """
 
     Config: ClassVar[type[MethodConfig]]
+    source: ClassVar[str] = ""
+    """Paper (and code) that the method is taken from."""
+    headline: ClassVar[str] = ""
+    """The published figure that it is known for, with where it stands."""
 
     def __init__(self, config: MethodConfig, setting: Setting) -> None:
         super().__init__()
@@ -134,7 +144,20 @@ class Method(nn.Module):
         return Draw(streams.normal("noise", batch.index, batch.x0.shape[1:]), Times.per_sample(t))
 
     def loss(self, student: Student, batch: Batch, draw: Draw) -> Losses:
-        raise NotImplementedError
+        """L_gen + weight x L_align; without weight, L_gen alone and no work for the other."""
+        weight = self.config.weight(batch.step)
+        x_tau = interpolate(batch.x0, draw.noise, draw.times, self.setting.backbone.patch)
+        taps = self.needs().taps if weight else ()
+        prediction = student(x_tau, draw.times, batch.y, taps=taps, groups=draw.groups)
+        flow = flow_loss(prediction.velocity, batch, draw)
+        if not weight:
+            return Losses(flow, {"flow": flow})
+        align = self.align(student, batch, draw, prediction)
+        return Losses(flow + weight * align, {"flow": flow, "align": align})
+
+    def align(self, student: Student, batch: Batch, draw: Draw, prediction: Prediction) -> Tensor:
+        """The second term, a scalar; called only while its weight is not zero."""
+        raise NotImplementedError(f"{type(self).__name__} has a weight but no alignment term")
 
     def after_step(self, student: Student, step: int) -> None:
         """Called behind every optimizer step; most methods have nothing to do."""

@@ -13,7 +13,7 @@ from harness.commands import verify as command
 from harness.errors import UserError
 from harness.verify import verify
 
-FILES = ["sit_forward", "repa_loss", "samplers", "self_flow_step", "self_flow_sde"]
+FILES = ["sit_forward", "repa_loss", "samplers", "self_flow_step", "self_flow_sde", "sra_loss"]
 
 
 @pytest.mark.parametrize("name", FILES)

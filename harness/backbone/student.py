@@ -27,7 +27,9 @@ class Student:
     ) -> Prediction:
         return self.model(x, times, y, taps=taps, groups=groups)
 
-    def teach(self, x: Tensor, times: Times, y: Tensor, *, layer: int) -> Tensor:
+    def teach(
+        self, x: Tensor, times: Times, y: Tensor, *, layer: int, groups: Tensor | None = None
+    ) -> Tensor:
         """Hidden tokens (B, T, D) of the teacher's block `layer` (1-based), without gradient; deeper blocks do not run."""
         with torch.no_grad(), self.phase("teacher"):
-            return self.ema(x, times, y, taps=(layer,), stop_after=layer).hidden[layer]
+            return self.ema(x, times, y, taps=(layer,), stop_after=layer, groups=groups).hidden[layer]

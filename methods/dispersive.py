@@ -1,0 +1,70 @@
+"""Dispersive loss: push the samples of a batch apart in one hidden layer (arXiv 2506.09027; raywang4/DispLoss).
+
+L = L_gen + coefficient * log mean_{i, j} exp( - |z_i - z_j|^2 / (D temperature) ),    z the flattened output of block l, D its size.
+
+The mean runs over all pairs of the micro-batch, a sample with itself included (the released code appends B zeros for them), so
+its value depends on the micro-batch: with several processes or accumulation the pairs are the local ones, as released.
+Defaults: the JAX release's coefficient 0.5, temperature 0.5, a quarter of the depth. The PyTorch release has 0.25, 1.0 and the last
+block: `--set method.coefficient=0.25 --set method.temperature=1.0 --set method.layer=<depth>`.
+Cost: B x B products; no head, no teacher, no encoder.
+Disputed: beta2 is 0.95 in the paper and 0.999 in the code (issue 4).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from harness.backbone.sit import Prediction
+from harness.backbone.student import Student
+from harness.batch import Batch, Draw
+from harness.spec import BackboneSpec
+from methods.align import check_layer, layer_at
+from methods.method import Method, MethodConfig, Needs
+
+
+class Dispersive(Method):
+    source = "Dispersive loss, arXiv 2506.09027; raywang4/DispLoss"
+    headline = "SiT-B/2 FID 32.35 against 36.49 after 80 epochs, ODE, no guidance (DispLoss)"
+
+    class Config(MethodConfig):
+        off: ClassVar[dict[str, Any]] = {"coefficient": 0.0}
+
+        name: Literal["dispersive"] = "dispersive"
+        coefficient: float = Field(0.5, ge=0)
+        temperature: float = Field(0.5, gt=0)
+        layer: int | None = None
+
+        def resolved(self, backbone: BackboneSpec) -> Self:
+            layer = check_layer("layer", self.layer, layer_at(0.25, backbone), backbone)
+            return self.model_copy(update={"layer": layer})
+
+        @property
+        def strength(self) -> float:
+            return self.coefficient
+
+        def needs(self) -> Needs:
+            return Needs(taps=(self.layer,)) if self.coefficient else Needs()
+
+    config: Config
+
+    def align(self, student: Student, batch: Batch, draw: Draw, prediction: Prediction) -> Tensor:
+        z = prediction.hidden[self.config.layer].float().flatten(1)
+        distances = squared_distances(z) / (z.shape[1] * self.config.temperature)
+        return (-distances).flatten().logsumexp(0) - 2 * math.log(len(z))
+
+
+def squared_distances(z: Tensor) -> Tensor:
+    """|z_i - z_j|^2 between rows, (B, D) -> (B, B); exactly 0 on the diagonal.
+
+    From inner products of centred rows: one matrix product, and little cancellation.
+    """
+    z = z - z.mean(dim=0)
+    products = z @ z.T
+    norms = products.diagonal()
+    distances = (norms[:, None] + norms[None, :] - 2 * products).clamp(min=0)
+    return distances * (1 - torch.eye(len(z), device=z.device))

@@ -1,0 +1,37 @@
+"""Token-relation distillation: align the cosines between tokens, not the tokens (VideoREPA, arXiv 2505.23656).
+
+L = L_gen + coefficient * mean_{samples, i, j} relu( | R(h_l)_ij - R(z)_ij | - margin ),    R(x)_ij = cos(x_i, x_j).
+
+Defaults as in VideoREPA's scripts: margin 0.1, coefficient 0.5. There it fine-tunes a video model (block 18 of CogVideoX,
+VideoMAEv2 targets); here the layer is REPA's. No projector: relations need no common width.
+Cost: the encoder's forward pass, and T x T products of two feature sets.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from harness.backbone.sit import Prediction
+from harness.backbone.student import Student
+from harness.batch import Batch, Draw
+from methods.align import relations
+from methods.encoded import EncodedConfig
+from methods.method import Method
+
+
+class Relational(Method):
+    source = "VideoREPA, arXiv 2505.23656; aHapBean/VideoREPA"
+
+    class Config(EncodedConfig):
+        name: Literal["relational"] = "relational"
+        margin: float = Field(0.1, ge=0)
+
+    config: Config
+
+    def align(self, student: Student, batch: Batch, draw: Draw, prediction: Prediction) -> Tensor:
+        gap = relations(prediction.hidden[self.config.layer]) - relations(batch.features)
+        return F.relu(gap.abs() - self.config.margin).mean()

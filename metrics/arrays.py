@@ -1,0 +1,51 @@
+"""Features at the border: numpy or torch in, finite two-dimensional numpy out, or a sentence that says what is wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from metrics.value import MetricError
+
+BLOCK = 1024
+"""Rows taken at once where all pairs are compared."""
+
+
+def as_features(given: Any, name: str, *, least: int = 1) -> np.ndarray:
+    """(N, d) numpy array or tensor of any real type -> float32 as given, float64 otherwise.
+
+    Raises `MetricError` for another shape, fewer than `least` rows, no column, or a value that is not finite.
+    """
+    array = np.asarray(given.detach().cpu().double() if hasattr(given, "detach") else given)
+    if array.ndim != 2:
+        raise MetricError(f"{name} features have shape {array.shape}; expected (N, d), one row a sample")
+    if array.dtype.kind not in "fiub":
+        raise MetricError(f"{name} features are {array.dtype}; expected real numbers")
+    n, dim = array.shape
+    if n < least:
+        raise MetricError(f"{name} features have {n} rows; at least {least} are needed")
+    if dim == 0:
+        raise MetricError(f"{name} features have no columns: shape {array.shape}")
+    array = array if array.dtype == np.float32 else array.astype(np.float64, copy=False)
+    broken = np.flatnonzero(~np.isfinite(array).all(axis=1))
+    if len(broken):
+        raise MetricError(
+            f"{name} features are not finite in {len(broken)} of {n} rows, row {broken[0]} the first"
+        )
+    return array
+
+
+def as_pair(real: Any, fake: Any, *, least: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    """Two sets of features as float64, of one dimension."""
+    first, second = as_features(real, "real", least=least), as_features(fake, "fake", least=least)
+    check_dims(first.shape[1], second.shape[1])
+    return first.astype(np.float64, copy=False), second.astype(np.float64, copy=False)
+
+
+def check_dims(first: int, second: int) -> None:
+    """Raise `MetricError` for features that cannot be compared."""
+    if first != second:
+        raise MetricError(
+            f"features have {first} columns on one side and {second} on the other: they come from different extractors"
+        )

@@ -1,0 +1,80 @@
+"""Tensors that can be made again, kept in a file: whole, verified, made once by one process."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from metrics.value import MetricError
+
+
+class Saved(NamedTuple):
+    tensors: dict[str, Tensor]
+    meta: dict[str, str]
+
+    @property
+    def sha256(self) -> str:
+        """Over names, types, shapes, values and meta."""
+        known = hashlib.sha256(json.dumps(self.meta, sort_keys=True).encode())
+        for name, tensor in sorted(self.tensors.items()):
+            known.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            known.update(tensor.contiguous().numpy().tobytes())
+        return known.hexdigest()
+
+
+def kept(file: Path, make: Callable[[], Saved]) -> Saved:
+    """What the file holds; made, and written, where it is absent, cut short or altered.
+
+    Raises `MetricError` where the folder cannot be written.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(file.with_suffix(".lock")):
+            saved = _read(file)
+            if saved is None:
+                saved = make()
+                _write(file, saved)
+            return saved
+    except OSError as error:
+        raise MetricError(f"cannot keep {file}: {error.strerror}") from error
+
+
+def _read(file: Path) -> Saved | None:
+    try:
+        with safetensors.safe_open(file, "pt") as content:
+            meta = content.metadata() or {}
+            saved = Saved({name: content.get_tensor(name) for name in content.keys()}, meta)  # noqa: SIM118
+    except (FileNotFoundError, safetensors.SafetensorError):
+        return None
+    return saved if meta.pop("sha256", None) == saved.sha256 else None
+
+
+def _write(file: Path, saved: Saved) -> None:
+    """Under a temporary name, forced to the disk, renamed."""
+    temporary = file.with_name(f".{file.name}.tmp")
+    content = safetensors.torch.save(saved.tensors, {**saved.meta, "sha256": saved.sha256})
+    try:
+        with open(temporary, "wb") as open_file:
+            open_file.write(content)
+            open_file.flush()
+            os.fsync(open_file.fileno())
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    with open(file, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file closes
+        yield

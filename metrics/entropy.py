@@ -1,0 +1,58 @@
+"""The inception score (Salimans et al. 2016): exp of the mean KL divergence between p(y|x) and p(y), over splits.
+
+It depends on the order of the samples: sorted by class, a split holds few classes and scores low. ADM does not shuffle,
+torch-fidelity does, and so there are two functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from metrics.arrays import as_features
+from metrics.intervals import of_replicates
+from metrics.value import MetricError, Value
+
+
+def inception_score(logits: Any, *, split_size: int = 5000) -> Value:
+    """ADM's: samples in the given order, splits of `split_size`, the last one what is left.
+
+    `logits` (N, classes) are those of the Inception without the bias of its last layer (guided-diffusion
+    evaluations/evaluator.py). The interval is Student's t over splits, none for one split. Raises `MetricError` for
+    bad logits or a split size below 1.
+    """
+    log_p = _log_softmax(as_features(logits, "logit"))
+    if split_size < 1:
+        raise MetricError(f"inception_score: split_size = {split_size}; expected 1 or more")
+    return _score([log_p[i : i + split_size] for i in range(0, len(log_p), split_size)], len(log_p))
+
+
+def inception_score_shuffled(
+    logits: Any, *, splits: int = 10, shuffle: bool = True, seed: int = 2020
+) -> Value:
+    """torch-fidelity's (metric_isc.py): samples shuffled, then as many even splits as asked; `shuffle` off is its
+    `samples_shuffle=False`. Interval and errors as in `inception_score`."""
+    log_p = _log_softmax(as_features(logits, "logit"))
+    n = len(log_p)
+    if not 1 <= splits <= n:
+        raise MetricError(f"inception_score_shuffled: {splits} splits of {n} samples; expected 1 .. {n}")
+    if shuffle:
+        log_p = log_p[np.random.RandomState(seed).permutation(n)]
+    return _score([log_p[i * n // splits : (i + 1) * n // splits] for i in range(splits)], n)
+
+
+def _score(parts: Sequence[np.ndarray], n: int) -> Value:
+    return of_replicates([_exp_divergence(part) for part in parts], n)
+
+
+def _exp_divergence(log_p: np.ndarray) -> float:
+    p = np.exp(log_p)
+    mean = np.log(np.maximum(p.mean(axis=0), np.finfo(float).tiny))  # p log p -> 0 where p vanishes
+    return float(np.exp((p * (log_p - mean)).sum(axis=1).mean()))
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))

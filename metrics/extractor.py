@@ -1,0 +1,79 @@
+"""What an extractor is: a frozen network with a name, a checksum and a preprocessing that is written down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metrics.value import MetricError
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """Images uint8 (B, C, H, W) -> features float32 (B, dim), on `device`, in plain float32 whatever the caller's settings.
+
+    Grey images are repeated to 3 channels for a network that takes 3. Raises `MetricError` for images of another type,
+    shape or number of channels.
+    """
+
+    name: str
+    """As a metric carries it, `fd:<name>`."""
+    dim: int
+    sha256: str
+    """Of the weights."""
+    preprocessing: str
+    """What happens to the pixels before the network sees them."""
+    channels: int
+    device: torch.device
+    network: Callable[[Tensor], Any]
+    """uint8 (B, channels, H, W) on `device` -> features (B, dim)."""
+    accuracy: float | None = None
+    """On held-out data, for a classifier trained here."""
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        check_images(images)
+        images = images.to(self.device)
+        if images.shape[1] == 1:
+            images = images.expand(-1, self.channels, -1, -1)
+        if images.shape[1] != self.channels:
+            raise MetricError(
+                f"extractor '{self.name}' takes images of {self.channels} channels; these have {images.shape[1]}"
+            )
+        with exact_float32(self.device):
+            return self.network(images).float()
+
+
+def check_images(images: Any) -> None:
+    """Raise `MetricError` unless images are a uint8 tensor (B, 1 or 3, H, W) with B, H, W > 0."""
+    if not isinstance(images, Tensor):
+        raise MetricError(f"images are a {type(images).__name__}; expected a uint8 tensor (B, C, H, W)")
+    if images.dtype != torch.uint8:
+        raise MetricError(
+            f"images are {str(images.dtype).removeprefix('torch.')}; give bytes, uint8 in 0..255, as they would be saved"
+        )
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or images.numel() == 0:
+        raise MetricError(
+            f"images have shape {tuple(images.shape)}; expected (B, C, H, W) with 1 or 3 channels"
+        )
+
+
+@contextmanager
+def exact_float32(device: torch.device) -> Iterator[None]:
+    """No autocast, no TF32, no choice of kernels by timing: the same weights give the same features."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    matmul.allow_tf32 = False
+    try:
+        with (
+            cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
+            torch.autocast(device.type, enabled=False),
+        ):
+            yield
+    finally:
+        matmul.allow_tf32 = before

@@ -1,0 +1,203 @@
+"""The Frechet distance of two Gaussians fitted to features, from streamed moments or from the features themselves.
+
+    FD = |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2)          (Dowson and Landau 1982; Heusel et al. 2017)
+
+With R^T R = S1 the last trace is that of (R S2 R^T)^(1/2), a symmetric matrix. With centred features A, B divided by
+sqrt(n - 1), S1 = A^T A and S2 = B^T B, it is the sum of the singular values of A B^T: no square is formed, so singular
+covariances (N <= d) lose no digits.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from metrics.arrays import as_features, check_dims
+from metrics.value import MetricError, Value
+
+BLOCK = 1024
+"""Rows folded at once: moments of a stream have the same bits however the stream is cut into batches."""
+SMALL = 1000
+"""Up to so many rows features are kept as they are: exact, and faster than their covariance when d is large."""
+
+
+class State(NamedTuple):
+    """Count, mean (d,) and centred second moment (d, d), the sum of (x - mean)(x - mean)^T."""
+
+    n: int
+    mean: np.ndarray
+    scatter: np.ndarray
+
+
+class Moments:
+    """Mean and covariance of a stream of features, in float64, mergeable over shards (Chan et al. 1979)."""
+
+    def __init__(self) -> None:
+        self._state: State | None = None
+        self._rows: list[np.ndarray] = []
+
+    def add(self, features: Any) -> None:
+        """Take in a batch (B, d), numpy or torch; raises `MetricError` for a wrong shape, size or value."""
+        rows = as_features(features, "streamed", least=0)
+        if self.n:
+            check_dims(self.dim, rows.shape[1])
+        self._rows.append(rows.astype(np.float64))
+        if sum(map(len, self._rows)) >= BLOCK:
+            self._fold()
+
+    def merge(self, other: Moments) -> None:
+        """Take in the moments of another part of the data."""
+        if self.n and other.n:
+            check_dims(self.dim, other.dim)
+        self._state = _join(self._total(), other._total())
+        self._rows = []
+
+    @property
+    def n(self) -> int:
+        return (self._state.n if self._state else 0) + sum(map(len, self._rows))
+
+    @property
+    def dim(self) -> int:
+        """d; raises `MetricError` before the first batch."""
+        return self._rows[0].shape[1] if self._rows else len(self._some().mean)
+
+    @property
+    def mean(self) -> np.ndarray:
+        """(d,)"""
+        return self._some().mean
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """(d, d), divided by n - 1 as numpy.cov does."""
+        state = self._some()
+        if state.n < 2:
+            raise MetricError("a covariance needs at least 2 samples, and there is 1")
+        return state.scatter / (state.n - 1)
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """The state as plain arrays: n, mean, scatter."""
+        return {name: np.asarray(value) for name, value in zip(State._fields, self._some(), strict=True)}
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> Moments:
+        """The inverse of `to_arrays`; raises `MetricError` for arrays that are no moments."""
+        try:
+            n, mean, scatter = int(arrays["n"]), np.array(arrays["mean"]), np.array(arrays["scatter"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise MetricError(
+                f"stored moments need the arrays {', '.join(State._fields)}: {error}"
+            ) from error
+        square = mean.ndim == 1 and scatter.shape == (len(mean), len(mean))
+        if n < 1 or not square or mean.dtype != np.float64 or scatter.dtype != np.float64:
+            raise MetricError(
+                f"stored moments do not fit together: n {n}, mean {mean.shape}, scatter {scatter.shape}"
+            )
+        if not (np.isfinite(mean).all() and np.isfinite(scatter).all()):
+            raise MetricError("stored moments are not finite")
+        moments = cls()
+        moments._state = State(n, mean, scatter)
+        return moments
+
+    def _fold(self) -> None:
+        """Fold whole blocks of waiting rows into the state; the rest waits on."""
+        rows = np.concatenate(self._rows)
+        whole = len(rows) - len(rows) % BLOCK
+        for start in range(0, whole, BLOCK):
+            self._state = _join(self._state, _state(rows[start : start + BLOCK]))
+        self._rows = [rows[whole:]] if whole < len(rows) else []
+
+    def _total(self) -> State | None:
+        waiting = [rows for rows in self._rows if len(rows)]
+        return _join(self._state, _state(np.concatenate(waiting))) if waiting else self._state
+
+    def _some(self) -> State:
+        state = self._total()
+        if state is None:
+            raise MetricError("no features have been added")
+        return state
+
+
+def frechet_distance(real: Any, fake: Any) -> Value:
+    """The Frechet distance between two sets of features, each an (N, d) array or tensor or `Moments` of one.
+
+    Exact (singular values) where a side is given as features and has at most max(d, 1000) rows; else from the symmetric
+    eigenvalues of float64 covariances. One evaluation tells nothing of its spread: the interval is None. The value
+    is biased upwards by about a constant over N, so compare values at equal N only, or see `frechet_infinity`.
+    Raises `MetricError` for fewer than 2 samples, different d, or values that are not finite.
+    """
+    first, second = _side(real, "real"), _side(fake, "fake")
+    check_dims(len(first.mean), len(second.mean))
+    if first.rows is None and second.rows is None:
+        root = _root(first.covariance)
+        shared = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ second.covariance @ root.T), 0)).sum()
+    else:
+        shared = np.linalg.svd(_factor(first) @ _factor(second).T, compute_uv=False).sum()
+    apart = first.mean - second.mean
+    distance = apart @ apart + first.trace + second.trace - 2 * shared
+    return Value(max(float(distance), 0.0), n=second.n)
+
+
+class _Side(NamedTuple):
+    n: int
+    mean: np.ndarray
+    trace: float
+    covariance: np.ndarray | None
+    rows: np.ndarray | None
+    """With rows^T rows the covariance: centred features over sqrt(n - 1). One of the two is given."""
+
+
+def _side(given: Any, name: str) -> _Side:
+    if not isinstance(given, Moments):
+        features = as_features(given, name, least=2)
+        if len(features) <= max(SMALL, features.shape[1]):
+            return _small_side(features.astype(np.float64))
+        given = moments_of(features)
+    elif given.n < 2:
+        raise MetricError(f"{name} moments are of {given.n} samples; at least 2 are needed")
+    covariance = given.covariance
+    return _Side(given.n, given.mean, float(np.trace(covariance)), covariance, None)
+
+
+def _small_side(features: np.ndarray) -> _Side:
+    mean = features.mean(axis=0)
+    rows = (features - mean) / np.sqrt(len(features) - 1)
+    if len(rows) > rows.shape[1]:
+        rows = np.linalg.qr(rows, mode="r")  # the same rows^T rows in d rows
+    return _Side(len(features), mean, float((rows * rows).sum()), None, rows)
+
+
+def moments_of(features: np.ndarray) -> Moments:
+    """Moments of an (N, d) array."""
+    moments = Moments()
+    for start in range(0, len(features), BLOCK):
+        moments.add(features[start : start + BLOCK])
+    return moments
+
+
+def _factor(side: _Side) -> np.ndarray:
+    """F with F^T F the covariance."""
+    return _root(side.covariance) if side.rows is None else side.rows
+
+
+def _root(covariance: np.ndarray) -> np.ndarray:
+    """R with R^T R the covariance, by symmetric eigenvalues; rounding below zero is cut."""
+    values, vectors = np.linalg.eigh(covariance)
+    return np.sqrt(np.maximum(values, 0))[:, None] * vectors.T
+
+
+def _state(rows: np.ndarray) -> State:
+    mean = rows.mean(axis=0)
+    centred = rows - mean
+    return State(len(rows), mean, centred.T @ centred)
+
+
+def _join(a: State | None, b: State | None) -> State | None:
+    if a is None or b is None:
+        return b if a is None else a
+    n, apart = a.n + b.n, b.mean - a.mean
+    return State(
+        n,
+        a.mean + apart * (b.n / n),
+        a.scatter + b.scatter + np.outer(apart, apart * (a.n * b.n / n)),
+    )

@@ -1,0 +1,42 @@
+"""95 % intervals of means and shares."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from metrics.value import Value
+
+Z = 1.959963984540054
+"""97.5 % quantile of the normal distribution."""
+
+
+def share(inside: np.ndarray, n: int) -> Value:
+    """The share of true entries with Wilson's interval (Wilson 1927), which stays within 0 .. 1 and works at both ends."""
+    p, count = float(np.mean(inside)), len(inside)
+    middle = (p + Z**2 / (2 * count)) / (1 + Z**2 / count)
+    half = Z / (1 + Z**2 / count) * math.sqrt(p * (1 - p) / count + Z**2 / (4 * count**2))
+    return Value(p, min(middle - half, p), max(middle + half, p), n)
+
+
+def around(mean: float, error: float, n: int, *, quantile: float = Z) -> Value:
+    """mean -+ quantile * error."""
+    mean, half = float(mean), float(quantile * error)
+    return Value(mean, mean - half, mean + half, n)
+
+
+def of_replicates(values: Sequence[float], n: int) -> Value:
+    """The mean of independent replicates with Student's t interval; none for a single one."""
+    mean, count = float(np.mean(values)), len(values)
+    if count < 2:
+        return Value(mean, n=n)
+    return around(mean, float(np.std(values, ddof=1)) / math.sqrt(count), n, quantile=student(count - 1))
+
+
+def student(freedom: int) -> float:
+    """97.5 % quantile of Student's t distribution."""
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, freedom))
