@@ -1,0 +1,332 @@
+"""Every further objective against its formula, written again in float64 numpy, and the traps that its releases fell into."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from harness.backbone.times import Times
+from harness.batch import Draw
+from harness.draws import Streams
+from harness.path import interpolate
+from harness.spec import BackboneSpec
+from methods.align import ConvProjector, apart, mlp, relations, spatial_norm
+from methods.attention_separation import AttentionSeparation
+from methods.contrastive_flow import ContrastiveFlow
+from methods.diffusion_forcing import DiffusionForcing
+from methods.dispersive import Dispersive, squared_distances
+from methods.dual_timestep import DualTimestep
+from methods.flow import Flow
+from methods.full_masking import FullMasking
+from methods.gram import Gram
+from methods.irepa import IRepa
+from methods.layersync import LayerSync
+from methods.relational import Relational
+from methods.repa import Repa
+from methods.self_flow import SelfFlow
+from methods.sra import Sra
+from methods.sra2 import Sra2
+from tests.methods.test_methods import batch, build, student
+
+
+def loss(method, size: int = 8):
+    """The method's align term, and what it saw: student, batch, draw, prediction."""
+    pupil, given = student(), batch(size)
+    draw = method.draw(Streams(0), given)
+    x = interpolate(given.x0, draw.noise, draw.times, 2)
+    prediction = pupil(x, draw.times, given.y, taps=(1, 2, 3, 4), groups=draw.groups)
+    return method.loss(pupil, given, draw), pupil, given, draw, prediction
+
+
+def f64(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().double().numpy()
+
+
+def unit(x: np.ndarray, axis: int = -1) -> np.ndarray:
+    return x / np.linalg.norm(x, axis=axis, keepdims=True)
+
+
+def smooth_l1(a: np.ndarray, b: np.ndarray, beta: float) -> np.ndarray:
+    gap = np.abs(a - b)
+    return np.where(gap < beta, 0.5 * gap**2 / beta, gap - 0.5 * beta)
+
+
+def test_layersync() -> None:
+    losses, _, _, _, prediction = loss(build(LayerSync, student_layer=1, target_layer=3, coefficient=0.3))
+    expected = -(unit(f64(prediction.hidden[1])) * unit(f64(prediction.hidden[3]))).sum(-1).mean()
+    assert losses.parts["align"].item() == pytest.approx(expected, abs=1e-6)
+    assert losses.total.item() == pytest.approx(losses.parts["flow"].item() + 0.3 * expected, abs=1e-5)
+
+
+def test_layersync_stops_the_gradient_of_its_target() -> None:
+    method = build(LayerSync, student_layer=1, target_layer=3)
+    losses, pupil, *_ = loss(method)
+    losses.parts["align"].backward()
+    assert pupil.model.blocks[0].mlp.fc1.weight.grad is not None
+    assert all(p.grad is None or not p.grad.any() for p in pupil.model.blocks[2].parameters())
+
+
+@pytest.mark.parametrize("layers", [(3, 3), (4, 2)])
+def test_layersync_refuses_to_align_a_layer_with_itself(layers: tuple[int, int]) -> None:
+    """The released argparse default is 8 for both."""
+    config = LayerSync.Config(student_layer=layers[0], target_layer=layers[1])
+    with pytest.raises(ValueError, match="must lie below"):
+        config.resolved(BackboneSpec(size="S"))
+
+
+def test_dispersive() -> None:
+    losses, _, _, _, prediction = loss(build(Dispersive, layer=2, temperature=0.7))
+    z = f64(prediction.hidden[2]).reshape(8, -1)
+    gaps = ((z[:, None] - z[None]) ** 2).sum(-1) / z.shape[1]
+    assert losses.parts["align"].item() == pytest.approx(math.log(np.exp(-gaps / 0.7).mean()), abs=1e-5)
+
+
+def test_dispersive_is_the_released_arithmetic() -> None:
+    """pdist, squared, over D, twice, with B zeros for the diagonal: the same mean over all ordered pairs."""
+    z = torch.randn(6, 40, generator=torch.Generator().manual_seed(0))
+    halves = torch.pdist(z).pow(2)
+    released = torch.cat([halves, halves, torch.zeros(6)])
+    torch.testing.assert_close(
+        squared_distances(z).flatten().sort().values, released.sort().values, rtol=1e-4, atol=1e-5
+    )
+    far = squared_distances(z + 1e4)
+    torch.testing.assert_close(far, squared_distances(z), rtol=0.02, atol=0.5)
+
+
+def test_contrastive_flow() -> None:
+    losses, _, given, draw, prediction = loss(build(ContrastiveFlow, coefficient=0.05))
+    v, target = f64(prediction.velocity), f64(draw.noise - given.x0)
+    apart_from = ((v - np.roll(target, 1, axis=0)) ** 2).mean()
+    assert losses.total.item() == pytest.approx(((v - target) ** 2).mean() - 0.05 * apart_from, rel=1e-5)
+
+
+def test_sra2_aims_at_the_patches_of_x0() -> None:
+    method = build(Sra2, layer=2, projector_width=20)
+    losses, _, given, _, prediction = loss(method)
+    projected = f64(method.projector(prediction.hidden[2]))
+    x0 = f64(given.x0)
+    patches = np.stack(
+        [x0[:, :, 2 * r : 2 * r + 2, 2 * c : 2 * c + 2].reshape(8, -1) for r in range(4) for c in range(4)], 1
+    )
+    assert losses.parts["align"].item() == pytest.approx(smooth_l1(projected, patches, 0.05).mean(), rel=1e-5)
+    assert len([m for m in method.projector if isinstance(m, torch.nn.Linear)]) == 5
+    sizes = {width: sum(p.numel() for p in mlp(width, *[1440] * 4, 16).parameters()) for width in (768, 1152)}
+    assert all(7e6 < size < 9e6 for size in sizes.values())  # published: about 8M
+
+
+@pytest.mark.parametrize("similarity", ["smooth_l1", "cosine", "cosine_tokens"])
+def test_sra(similarity: str) -> None:
+    method = build(Sra, student_layer=1, teacher_layer=3, similarity=similarity)
+    losses, pupil, given, draw, prediction = loss(method)
+    t, cleaner = draw.times.levels[:, 0], draw.extra["cleaner"]
+    x = interpolate(given.x0, draw.noise, Times.per_sample(cleaner), 2)
+    a = f64(method.projector(prediction.hidden[1]))
+    b = f64(pupil.ema(x, Times.per_sample(cleaner), given.y, taps=(3,)).hidden[3])
+    expected = {
+        "smooth_l1": lambda: smooth_l1(a, b, 0.05),
+        "cosine": lambda: 1 - (unit(a) * unit(b)).sum(-1),
+        "cosine_tokens": lambda: 1 - (unit(a, 1) * unit(b, 1)).sum(1),
+    }[similarity]().mean()
+    assert losses.parts["align"].item() == pytest.approx(expected, rel=1e-4)
+    weight = 0.2 if similarity == "smooth_l1" else 0.5
+    assert losses.total.item() == pytest.approx(losses.parts["flow"].item() + weight * expected, rel=1e-4)
+    assert (cleaner <= t).all() and (t - cleaner <= 0.2).all() and (cleaner >= 0).all()
+
+
+def test_the_axis_of_a_cosine_matters() -> None:
+    """A feature that does not vary over tokens has |cos| = 1 over tokens and an ordinary cosine over channels."""
+    a, b = torch.ones(2, 5, 1) * torch.randn(2, 1, 7), torch.ones(2, 5, 1) * torch.randn(2, 1, 7)
+    over_tokens, over_channels = apart("cosine_tokens", a, b), apart("cosine", a, b)
+    assert over_tokens.shape == (2, 7) and over_channels.shape == (2, 5)
+    assert torch.allclose((1 - over_tokens).abs(), torch.ones(2, 7), atol=1e-5)
+    assert not torch.allclose((1 - over_channels).abs(), torch.ones(2, 5), atol=1e-2)
+
+
+def test_nt_xent() -> None:
+    a, b = torch.randn(2, 5, 7), torch.randn(2, 5, 7)
+    logits = unit(f64(a)) @ unit(f64(b)).transpose(0, 2, 1) / 0.1
+    expected = np.log(np.exp(logits).sum(-1)) - np.einsum("btt->bt", logits)
+    assert apart("nt_xent", a, b).numpy() == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    losses, *_ = loss(build(Repa, layer=1, similarity="nt_xent", projector_width=8))
+    assert losses.parts["align"].item() > 0
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_irepa(kernel: int) -> None:
+    method = build(IRepa, layer=2, kernel=kernel)
+    losses, _, given, _, prediction = loss(method)
+    hidden = f64(prediction.hidden[2]).reshape(8, 4, 4, 32)
+    padded = np.pad(hidden, ((0, 0), (kernel // 2,) * 2, (kernel // 2,) * 2, (0, 0)))
+    weight, bias = f64(method.projector.conv.weight), f64(method.projector.conv.bias)
+    rows = [
+        [
+            np.einsum("bijd,odij->bo", padded[:, r : r + kernel, c : c + kernel], weight) + bias
+            for c in range(4)
+        ]
+        for r in range(4)
+    ]
+    projected = np.stack([cell for row in rows for cell in row], axis=1)
+    z = f64(given.features)
+    target = (z - 0.6 * z.mean(1, keepdims=True)) / (z.std(1, ddof=1, keepdims=True) + 1e-6)
+    assert losses.parts["align"].item() == pytest.approx(
+        -(unit(projected) * unit(target)).sum(-1).mean(), abs=1e-5
+    )
+    assert IRepa.Config().kernel == 3  # the paper's; the released LDM command trains kernel 1
+    assert (
+        sum(p.numel() for p in ConvProjector(32, 24, kernel, (4, 4)).parameters()) == 32 * 24 * kernel**2 + 24
+    )
+
+
+def test_spatial_norm_takes_away_what_all_tokens_share() -> None:
+    y = torch.randn(3, 50, 6, generator=torch.Generator().manual_seed(0))
+    whole = spatial_norm(y, 1.0)
+    torch.testing.assert_close(whole.mean(1), torch.zeros(3, 6), atol=1e-5, rtol=0)
+    torch.testing.assert_close(whole.std(1), torch.ones(3, 6), atol=1e-4, rtol=0)
+    torch.testing.assert_close(whole, spatial_norm(7 * y + 3, 1.0), atol=1e-4, rtol=1e-4)
+
+
+def relation(x: np.ndarray) -> np.ndarray:
+    return unit(x) @ unit(x).transpose(0, 2, 1)
+
+
+def test_relational() -> None:
+    losses, _, given, _, prediction = loss(build(Relational, layer=3, margin=0.1))
+    gap = np.abs(relation(f64(prediction.hidden[3])) - relation(f64(given.features)))
+    assert losses.parts["align"].item() == pytest.approx(np.maximum(gap - 0.1, 0).mean(), abs=1e-6)
+
+
+def test_gram() -> None:
+    method = build(Gram, layer=3, projector_width=16)
+    losses, _, given, _, prediction = loss(method)
+    projected = f64(method.projector(prediction.hidden[3]))
+    assert losses.parts["align"].item() == pytest.approx(
+        ((relation(projected) - relation(f64(given.features))) ** 2).mean(), abs=1e-6
+    )
+    rotated = torch.linalg.qr(torch.randn(24, 24, dtype=torch.float64)).Q
+    torch.testing.assert_close(
+        relations(given.features @ rotated.float()), relations(given.features), atol=1e-5, rtol=1e-5
+    )
+
+
+def test_dual_timestep_is_self_flow_without_its_loss() -> None:
+    given = batch()
+    ours = build(DualTimestep).draw(Streams(3), given)
+    theirs = build(SelfFlow, student_layer=1, teacher_layer=3).draw(Streams(3), given)
+    assert torch.equal(ours.times.levels, theirs.times.levels) and torch.equal(
+        ours.times.which, theirs.times.which
+    )
+    losses, *_ = loss(build(DualTimestep))
+    assert list(losses.parts) == ["flow"]
+
+
+def test_a_near_second_time_stays_near() -> None:
+    t, s = build(DualTimestep, second_time="near").draw(Streams(0), batch(2000)).times.levels.T
+    assert (s <= t).all() and (t - s <= 0.2 + 1e-6).all()
+    inside = t > 0.2
+    assert (t - s)[inside].mean().item() == pytest.approx(0.1, abs=0.01)
+
+
+def test_diffusion_forcing_gives_every_token_its_time() -> None:
+    draw = build(DiffusionForcing).draw(Streams(1), batch(2000))
+    tau = draw.times.per_token_levels()
+    assert tau.shape == (2000, 16) and len(tau[0].unique()) == 16
+    correlation = np.corrcoef(tau[:, 0], tau[:, 1])[0, 1]
+    assert abs(correlation) < 0.08 and tau.mean().item() == pytest.approx(0.5, abs=0.01)
+    half = build(DiffusionForcing, share=0.5).draw(Streams(0), batch(2000))
+    base = build(Flow).draw(Streams(0), batch(2000)).times.levels
+    assert (half.times.per_token_levels() == base).float().mean().item() == pytest.approx(0.5, abs=0.02)
+
+
+def test_full_masking_makes_masked_tokens_noise() -> None:
+    given = batch(500)
+    draw = build(FullMasking, mask_ratio=0.25).draw(Streams(0), given)
+    x = interpolate(given.x0, draw.noise, draw.times, 2)
+    pixels = (
+        draw.times.which.reshape(-1, 1, 4, 4).repeat_interleave(2, 2).repeat_interleave(2, 3).expand_as(x)
+    )
+    assert torch.equal(x[pixels], draw.noise[pixels])
+    assert draw.times.which.float().mean().item() == pytest.approx(0.25, abs=0.02)
+
+
+@pytest.mark.parametrize("dual", [True, False])
+@pytest.mark.parametrize("separate", [True, False])
+def test_attention_separation_draws(dual: bool, separate: bool) -> None:
+    method = build(
+        AttentionSeparation, student_layer=1, teacher_layer=3, dual=dual, separate=separate, whole=0.3
+    )
+    draw = method.draw(Streams(0), batch(1000))
+    assert (draw.groups is not None) == separate and (draw.times.which is not None) == dual
+    groups = draw.groups if separate else draw.times.which
+    if groups is not None:
+        counts = groups.sum(1)
+        assert set(counts.tolist()) == {0, 4}  # exact counts, or a sample left whole
+        assert (counts == 0).float().mean().item() == pytest.approx(0.3, abs=0.05)
+
+
+@pytest.mark.parametrize("teacher", ["mixed", "clean"])
+def test_attention_separation_teacher(teacher: str) -> None:
+    method = build(
+        AttentionSeparation, student_layer=1, teacher_layer=3, teacher=teacher, similarity="cosine"
+    )
+    losses, pupil, given, draw, prediction = loss(method)
+    t, s = draw.times.levels.T
+    if teacher == "mixed":
+        later = draw.extra["cleaner"]
+        assert (later <= draw.times.levels).all() and (draw.times.levels - later <= 0.2 + 1e-6).all()
+        times, groups = Times.dual(later[:, 0], later[:, 1], draw.times.which), draw.groups
+    else:
+        times, groups = Times.per_sample(torch.minimum(t, s)), None
+    x = interpolate(given.x0, draw.noise, times, 2)
+    b = f64(pupil.ema(x, times, given.label, taps=(3,), groups=groups).hidden[3])
+    a = f64(method.projector(prediction.hidden[1]))
+    assert losses.parts["align"].item() == pytest.approx((1 - (unit(a) * unit(b)).sum(-1)).mean(), abs=1e-6)
+
+
+def test_separated_groups_do_not_meet_in_the_student() -> None:
+    """What the masked tokens look like changes nothing in the velocity of the others."""
+    method = build(AttentionSeparation, student_layer=1, teacher_layer=3)
+    pupil, given = student(), batch(8)
+    draw = method.draw(Streams(0), given)
+    pixels = (
+        draw.groups.bool()
+        .reshape(-1, 1, 4, 4)
+        .repeat_interleave(2, 2)
+        .repeat_interleave(2, 3)
+        .expand_as(given.x0)
+    )
+    velocities = []
+    for x0 in (given.x0, torch.where(pixels, given.x0 + 3, given.x0)):
+        x = interpolate(x0, draw.noise, draw.times, 2)
+        velocities.append(pupil(x, draw.times, given.y, groups=draw.groups).velocity)
+    assert torch.equal(velocities[0][~pixels], velocities[1][~pixels])
+
+
+def test_published_layers() -> None:
+    layers = {
+        (cls.__name__, size): tuple(
+            getattr(cls.Config().resolved(BackboneSpec(size=size)), name)
+            for name in ("layer", "student_layer", "teacher_layer", "target_layer")
+            if hasattr(cls.Config(), name)
+        )
+        for cls in (Sra, Sra2, LayerSync, IRepa, Dispersive, AttentionSeparation)
+        for size in ("B", "L", "XL")
+    }
+    assert [layers["Sra", s] for s in ("B", "L", "XL")] == [(3, 8), (6, 16), (8, 20)]
+    assert [layers["Sra2", s] for s in ("B", "L", "XL")] == [(2,), (8,), (8,)]
+    assert [layers["LayerSync", s] for s in ("L", "XL")] == [(8, 18), (8, 16)]
+    assert [layers["IRepa", s] for s in ("B", "L", "XL")] == [(4,), (8,), (8,)]
+    assert layers["Dispersive", "XL"] == (7,)
+    assert layers["AttentionSeparation", "B"] == (3, 8)
+
+
+def test_draws_of_all_methods_are_those_of_flow() -> None:
+    base = build(Flow).draw(Streams(9), batch())
+    for cls in (Sra, AttentionSeparation, DualTimestep, FullMasking, Dispersive, LayerSync, DiffusionForcing):
+        settings = {"student_layer": 1, "teacher_layer": 2} if cls in (Sra, AttentionSeparation) else {}
+        draw: Draw = build(cls, **settings).draw(Streams(9), batch())
+        assert torch.equal(draw.noise, base.noise)
+        if cls is not DiffusionForcing:
+            assert torch.equal(draw.times.levels[:, 0], base.times.levels[:, 0])
