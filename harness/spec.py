@@ -1,26 +1,21 @@
 """The spec of a run: frozen, validated, canonical, and addressed by the hash of what can change its results.
 
-A preset or a user's TOML file gives fields by section. Precedence: defaults < `base` preset < file < overrides. A table
-`[methods.NAME]` holds fields that apply when that method is the one chosen, so that one file can serve every arm of a race.
+How a spec comes to be, from presets, files and overrides, is told in resolve.py.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import tomllib
-from collections.abc import Iterable, Mapping
-from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
 
-from harness import registry
 from harness.backbone.sizes import SIZES
-from harness.errors import UserError, unknown
+from harness.errors import UserError
 
 NOT_HASHED = {"hashed": False}
 """`json_schema_extra` of a field that cannot change results (a path, a worker count): it stays out of the run id."""
@@ -149,43 +144,6 @@ def canonical(spec: BaseModel) -> str:
     return json.dumps(_hashed(spec), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def preset_names() -> list[str]:
-    return sorted(
-        file.name.removesuffix(".toml") for file in _presets().iterdir() if file.name.endswith(".toml")
-    )
-
-
-def preset_summary(name: str) -> str:
-    """The line of prose on top of a preset."""
-    return (_presets() / f"{name}.toml").read_text().splitlines()[0].lstrip("# ")
-
-
-def load_spec(source: str, overrides: Iterable[str] = ()) -> RunSpec:
-    """The resolved spec of a preset name, a TOML file or a run directory, with overrides `a.b=v` (v as in TOML).
-
-    Raises `UserError` for anything unknown, of the wrong type or out of range, with the nearest match.
-    """
-    data = load_table(source)
-    for override in overrides:
-        set_path(data, *parse_override(override))
-    return resolve(data, where=source)
-
-
-def load_table(source: str) -> dict[str, Any]:
-    """The raw table of a preset, file or run directory, its `base` merged in."""
-    path = Path(source)
-    if path.is_dir():
-        path = path / "spec.toml"
-    if path.suffix == ".toml" or path.is_file():
-        data = read_toml(path)
-    elif source in preset_names():
-        data = tomllib.loads((_presets() / f"{source}.toml").read_text())
-    else:
-        raise unknown("preset", source, preset_names(), see="flowrace list presets, or give a .toml file")
-    base = data.pop("base", None)
-    return merge(load_table(base), data) if base is not None else data
-
-
 def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text())
@@ -193,110 +151,6 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not TOML: {error}") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-
-
-def resolve(data: Mapping[str, Any], *, where: str = "spec") -> RunSpec:
-    """Validate a raw table and fill in every default, those that depend on method and backbone included."""
-    data = dict(data)
-    per_method = data.pop("methods", {})
-    chosen = data.pop("method", {})
-    if not isinstance(chosen, Mapping) or not isinstance(per_method, Mapping):
-        raise UserError(f'{where}: method must be a table, as in [method] name = "flow"')
-    name = chosen.get("name", "flow")
-    method = registry.load("method", str(name))
-    config = validate(
-        method.Config, merge(per_method.get(name, {}), {**chosen, "name": name}), f"{where}: method"
-    )
-    spec = validate(RunSpec, {**data, "method": {}}, where)
-    if spec.backbone.size not in SIZES:
-        raise unknown("backbone.size", spec.backbone.size, SIZES)
-    registry.load("dataset", spec.data.name)
-    try:
-        config = config.resolved(spec.backbone)
-    except ValueError as error:
-        raise UserError(f"{where}: method.{error}") from error
-    spec = spec.model_copy(update={"method": config})
-    _check(spec, where)
-    return spec
-
-
-def parse_override(text: str) -> tuple[str, Any]:
-    """`a.b=v` as a path and a value; v is read as TOML, and as a plain string where it is not TOML."""
-    path, equals, value = text.partition("=")
-    if not equals or not path.strip() or not all(path.strip().split(".")):
-        raise UserError(f"--set {text}: expected a.b=value, as in --set train.steps=100")
-    try:
-        return path.strip(), tomllib.loads(f"v = {value}")["v"]
-    except tomllib.TOMLDecodeError:
-        return path.strip(), value
-
-
-def set_path(data: dict[str, Any], path: str, value: Any) -> None:
-    """Set a value at a dotted path in nested tables, in place; raises `UserError` where the path meets a value."""
-    *parents, last = path.split(".")
-    for name in parents:
-        data = data.setdefault(name, {})
-        if not isinstance(data, dict):
-            raise UserError(f"{path}: '{name}' is a value, not a table")
-    data[last] = value
-
-
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Two nested tables as one; where both have a value, `over` wins."""
-    merged = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = merge(merged[key], value) if both else value
-    return merged
-
-
-def _check(spec: RunSpec, where: str) -> None:
-    """What no single field can know."""
-    encoder = spec.method.needs().encoder
-    aligned = encoder and encoder.name
-    if aligned and f"fd:{aligned}" in spec.eval.metrics:
-        raise UserError(
-            f"{where}: eval.metrics has 'fd:{aligned}', but method '{spec.method.name}' aligns to that very encoder, "
-            "so the metric would reward the alignment itself; measure with another extractor, as 'fd:local'"
-        )
-    if spec.eval.guidance_low > spec.eval.guidance_high:
-        raise UserError(f"{where}: eval.guidance_low = {spec.eval.guidance_low} is above eval.guidance_high")
-
-
-def validate(model: type[BaseModel], data: Mapping[str, Any], where: str) -> Any:
-    """Validate as JSON (lists may be tuples, integers floats, nothing else is coerced), with our sentences."""
-    try:
-        return model.model_validate_json(json.dumps(data, default=str))
-    except ValidationError as error:
-        raise UserError(
-            "; ".join(_sentence(model, detail, where) for detail in error.errors()[:5])
-        ) from error
-
-
-def _sentence(model: type[BaseModel], detail: Mapping[str, Any], where: str) -> str:
-    path = ".".join(str(part) for part in detail["loc"])
-    if detail["type"] == "extra_forbidden":
-        known = _fields_at(model, detail["loc"][:-1])
-        near = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1, cutoff=0.5)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
-        return f"{where}: unknown key '{path}' (known here: {', '.join(known)}).{hint}"
-    if detail["type"] == "missing":
-        return f"{where}: {path} is missing"
-    message = detail["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    return f"{where}: {path} = {json.dumps(detail['input'], default=str)}: {message}"
-
-
-def _fields_at(model: type[BaseModel], loc: Iterable[Any]) -> list[str]:
-    for part in loc:
-        annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        tables = [
-            a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)
-        ]
-        if not tables:
-            return []
-        model = tables[0]
-    return sorted(model.model_fields)
 
 
 def _hashed(model: BaseModel) -> dict[str, Any]:
@@ -318,7 +172,3 @@ def _without_none(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_none(item) for key, item in value.items() if item is not None}
     return value
-
-
-def _presets() -> Any:
-    return resources.files("harness") / "presets"

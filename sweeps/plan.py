@@ -23,7 +23,6 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,10 +31,14 @@ from pydantic import Field
 
 from harness.errors import UserError, unknown
 from harness.record import write_atomic
-from harness.spec import RunSpec, Section, load_table, parse_override, read_toml, resolve, set_path, validate
+from harness.resolve import load_table, parse_override, resolve, set_path, validate
+from harness.shelf import Shelf
+from harness.spec import RunSpec, Section, read_toml
 from harness.tracking import flatten
 
 STUDY, PLAN = "study.toml", "plan.json"
+STUDIES = Shelf("sweeps", "studies")
+"""The studies that come with the package."""
 
 
 class Target(Section):
@@ -74,18 +77,6 @@ class Cell:
         others = {path: v for path, v in self.values.items() if path not in ("seed", "method", "method.name")}
         words = [f"{path.rpartition('.')[2]}={shown(value)}" for path, value in others.items()]
         return " ".join([self.spec.method.name, f"seed {self.spec.seed}", *words])
-
-
-def study_names() -> list[str]:
-    """The studies that come with the package."""
-    return sorted(
-        file.name.removesuffix(".toml") for file in _studies().iterdir() if file.name.endswith(".toml")
-    )
-
-
-def study_summary(name: str) -> str:
-    """The line of prose on top of a study."""
-    return (_studies() / f"{name}.toml").read_text().splitlines()[0].lstrip("# ")
 
 
 def load_study(source: str, overrides: Iterable[str] = ()) -> Study:
@@ -156,10 +147,9 @@ def _load(source: str) -> dict[str, Any]:
         table = read_toml(path)
         beside = path.parent / str(table.get("base"))
         return {**table, "base": str(beside)} if beside.is_file() else table
-    if source not in study_names():
-        raise unknown("study", source, study_names(), see="flowrace list studies, or give a .toml file")
-    with resources.as_file(_studies() / f"{source}.toml") as file:
-        return read_toml(file)
+    if source not in STUDIES.names():
+        raise unknown("study", source, STUDIES.names(), see="flowrace list studies, or give a .toml file")
+    return STUDIES.table(source)
 
 
 def _paths(table: Mapping[str, Any], part: str, source: str) -> dict[str, Any]:
@@ -200,7 +190,3 @@ def _check_distinct(study: Study, cells: Iterable[Cell]) -> None:
 
 def _named(cell: Cell) -> str:
     return "(" + ", ".join(f"{path} = {shown(value)}" for path, value in cell.values.items()) + ")"
-
-
-def _studies() -> Any:
-    return resources.files("sweeps") / "studies"

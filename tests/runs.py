@@ -9,7 +9,8 @@ from typing import Any
 from harness import checkpoint
 from harness.progress import Quiet
 from harness.record import Record
-from harness.spec import RunSpec, load_spec
+from harness.resolve import load_spec
+from harness.spec import RunSpec
 
 TINY = (
     "backbone.size=pico", "train.batch_size=8", "train.steps=12", "train.log_every=1", "train.checkpoint_every=4",

@@ -20,7 +20,7 @@ from PIL import Image
 
 from harness import cli
 from harness.checkpoint import checkpoints
-from harness.record import Record, RecordWriter
+from harness.record import Record
 from tests.runs import TINY, tiny, trained
 
 

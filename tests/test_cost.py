@@ -10,7 +10,8 @@ from harness.backbone.sit import SiT, SiTConfig
 from harness.backbone.sizes import SIZES
 from harness.backbone.times import Times
 from harness.cost import Meter, count, count_spec
-from harness.spec import BackboneSpec, load_spec
+from harness.resolve import load_spec
+from harness.spec import BackboneSpec
 from methods.flow import Flow
 from methods.repa import Repa
 from methods.self_flow import SelfFlow

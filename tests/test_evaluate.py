@@ -21,8 +21,9 @@ from harness.draws import Streams
 from harness.errors import UserError
 from harness.evaluate import Evaluator, draw_samples, image_grid, open_extractor, protocol_hash, sample_labels
 from harness.record import Record
+from harness.resolve import load_spec
 from harness.run import load_ema
-from harness.spec import EvalSpec, load_spec
+from harness.spec import EvalSpec
 from tests.runs import tiny, trained
 
 CPU = torch.device("cpu")

@@ -23,8 +23,8 @@ MAY_IMPORT = {
     "reports": {"reports", "harness.record", "harness.spec", "harness.errors"},
     "sweeps": {"sweeps", "harness"},
 }
-BY_NAME = {("harness/commands.py", "sweeps.plan"), ("sweeps/commands.py", "reports.page")}
-"""Commands that end with another package's service, imported when they get there."""
+BY_NAME = {("sweeps/commands.py", "reports.page")}
+"""A sweep ends with its report."""
 
 
 def imports(file: Path) -> set[str]:

@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.errors import UserError
-from harness.spec import canonical, load_spec, merge, parse_override, preset_names
+from harness.resolve import PRESETS, load_spec, merge, parse_override
+from harness.spec import canonical
 
 
 def test_every_preset_resolves_and_reads_back(tmp_path: Path) -> None:
-    for name in preset_names():
+    for name in PRESETS.names():
         spec = load_spec(name)
         (tmp_path / f"{name}.toml").write_text(spec.to_toml())
         again = load_spec(str(tmp_path / f"{name}.toml"))

@@ -45,7 +45,7 @@ def test_command(golden: Path, tmp_path: Path) -> None:
 
 def test_bad_files(golden: Path, tmp_path: Path) -> None:
     (tmp_path / "text.safetensors").write_text("not one")
-    with pytest.raises(UserError, match="cannot read .*safetensors"):
+    with pytest.raises(UserError, match=r"cannot read .*safetensors"):
         verify(tmp_path / "text.safetensors")
     with pytest.raises(UserError, match="cannot read"):
         verify(tmp_path / "absent.safetensors")

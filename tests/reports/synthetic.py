@@ -12,7 +12,7 @@ import tomli_w
 from PIL import Image
 
 from harness.record import Record, RecordWriter
-from harness.spec import set_path
+from harness.resolve import set_path
 
 METRIC = "fd:local"
 PHASES = {"student": 0.02, "optimizer": 0.002, "ema": 0.001, "data": 0.0005}

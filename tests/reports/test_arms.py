@@ -8,7 +8,7 @@ import pytest
 
 from harness.errors import UserError
 from harness.record import find_records
-from harness.spec import load_spec
+from harness.resolve import load_spec
 from reports.arms import Arm, arm_fields, arms_of, differences, find_arm, flatten
 from tests.reports.synthetic import write_run
 

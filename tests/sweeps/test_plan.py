@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.errors import UserError
-from harness.spec import load_spec
-from sweeps.plan import Study, load_study, plan, study_names, study_summary, write_plan
+from harness.resolve import load_spec
+from sweeps.plan import STUDIES, Study, load_study, plan, write_plan
 
 BASE = {"name": "s", "base": "digits", "axes": {"seed": [0, 1], "method.name": ["flow", "repa"]}}
 
@@ -192,10 +192,10 @@ def test_a_folder_belongs_to_one_study(tmp_path: Path) -> None:
     assert (tmp_path / "study.toml").read_bytes() == before
 
 
-@pytest.mark.parametrize("name", study_names())
+@pytest.mark.parametrize("name", STUDIES.names())
 def test_packaged_studies_say_what_they_are_and_can_be_planned(name: str) -> None:
     study = load_study(name)
-    assert study.name == name and study_summary(name).endswith(".")
+    assert study.name == name and STUDIES.summary(name).endswith(".")
     assert plan(study) and study.target.value is not None
     assert tomllib.loads(study.to_toml())["base"] == study.base
 

@@ -1,0 +1,145 @@
+"""What the loop tells the record and the user: the only place of a run that waits for the device."""
+
+from __future__ import annotations
+
+import math
+import resource
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from harness import run as runs
+from harness.checkpoint import checkpoints, path_of
+from harness.distributed import World
+from harness.errors import RunStopped
+from harness.evaluate import Evaluator
+from harness.record import Record, RecordWriter
+from harness.run import Run
+
+
+class Progress(Protocol):
+    """Told what happens; shows it, or not."""
+
+    def note(self, message: str) -> None: ...
+    def begin(self, step: int, steps: int) -> None: ...
+    def step(self, step: int, loss: float) -> None: ...
+    def evaluated(self, step: int, metrics: dict[str, Any]) -> None: ...
+
+
+class Taken(NamedTuple):
+    """What one step leaves for the record; numbers stay on the device until they are written."""
+
+    step: int
+    losses: dict[str, Tensor]
+    grad_norm: Tensor
+    learning_rate: float
+
+
+class Journal:
+    """What the loop tells the record and the user; the only place that waits for the device."""
+
+    def __init__(self, run: Run, world: World, record: RecordWriter | None, progress: Progress) -> None:
+        self.run, self.world, self.record, self.progress = run, world, record, progress
+        self._pending: list[Taken] = []
+
+    def add(self, taken: Taken, *, write: bool) -> None:
+        """Take in a step; every `log_every` steps, and when told, check all losses and write the lines that are due."""
+        self._pending.append(taken)
+        every = self.run.spec.train.log_every
+        if not write and taken.step % every:
+            return
+        names = list(taken.losses)
+        rows = torch.stack([torch.stack([*t.losses.values(), t.grad_norm.detach()]) for t in self._pending])
+        rows = self.world.mean(rows.float()).tolist()
+        seconds = self.run.meter.settle()
+        steps = self.run.spec.train.steps
+        for past, row in zip(self._pending, rows, strict=True):
+            if not all(map(math.isfinite, row)):
+                raise self._not_finite(past.step)
+            if past.step % every == 0 or past.step == steps:
+                self._train_event(past, dict(zip(names, row, strict=False)), row[-1], seconds)
+        self._pending.clear()
+
+    def evaluation(self, evaluator: Evaluator) -> None:
+        with self.run.meter.phase("eval"):
+            result = evaluator(self.run.ema)
+        result.save_grid(self.record.path / "samples" / f"step-{self.run.step:08d}.png")
+        values = {name: value._asdict() for name, value in result.metrics.items()}
+        self._event("eval", self.run.step, metrics=values, protocol=result.protocol)
+        self.progress.evaluated(self.run.step, values)
+
+    def checkpoint(self, folder: Path, *, scheduled: bool) -> None:
+        """Save; what was written so far is on the disk before the checkpoint claims it. A checkpoint off the schedule
+        (a stop) leaves no line, so that the record is the one of an unbroken run."""
+        if self.record is None:
+            return
+        self.record.sync()
+        with self.run.meter.phase("checkpoint"):
+            path = runs.save(self.run, folder)
+        if scheduled:
+            self.record.append(_checkpoint_event(self.run, path.name))
+
+    def finish(self) -> None:
+        if self.record is not None:
+            usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            cuda = torch.cuda.max_memory_allocated() if self.world.device.type == "cuda" else None
+            memory = {"peak_memory_bytes": usage, "peak_device_memory_bytes": cuda}
+            self.record.finish({**self._totals(self.run.step), **memory})
+
+    def _train_event(
+        self, taken: Taken, losses: dict[str, float], norm: float, seconds: dict[str, float]
+    ) -> None:
+        if self.record is None:
+            return
+        numbers = {
+            "loss": losses.pop("loss"),
+            "losses": losses,
+            "grad_norm": norm,
+            "learning_rate": taken.learning_rate,
+        }
+        self._event("train", taken.step, **numbers)
+        self.progress.step(taken.step, numbers["loss"])
+
+    def _event(self, kind: str, step: int, **content: Any) -> None:
+        totals = self._totals(step)
+        self.record.append({"kind": kind, "step": step, "images": totals.pop("images"), **content, **totals})
+
+    def _totals(self, step: int) -> dict[str, Any]:
+        images = step * self.run.spec.train.batch_size
+        return {
+            "images": images,
+            "flops": self.run.cost.until(step),
+            "seconds": _rounded(self.run.meter.settle()),
+        }
+
+    def _not_finite(self, step: int) -> RunStopped:
+        saved = checkpoints(self.record.path / "checkpoints") if self.record is not None else []
+        last = f"the last good checkpoint is {saved[-1].name}" if saved else "there is no checkpoint yet"
+        return RunStopped(
+            f"the loss is not finite at step {step}; {last}. Nothing behind it was saved. "
+            "Try a lower train.learning_rate or train.precision = 'float32'"
+        )
+
+
+def complete(record: RecordWriter, found: Record, run: Run) -> None:
+    """Add the line of the checkpoint that was restored, where the process died between the file and its line."""
+    scheduled = run.step > 0 and (
+        run.step % run.spec.train.checkpoint_every == 0 or run.step == run.spec.train.steps
+    )
+    if scheduled and not any(event["step"] == run.step for event in found.of("checkpoint")):
+        record.append(_checkpoint_event(run, path_of(Path(), run.step).name))
+
+
+def _checkpoint_event(run: Run, file: str) -> dict[str, Any]:
+    return {
+        "kind": "checkpoint",
+        "step": run.step,
+        "images": run.step * run.spec.train.batch_size,
+        "file": file,
+    }
+
+
+def _rounded(seconds: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 6) for name, value in sorted(seconds.items())}

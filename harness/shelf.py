@@ -1,0 +1,35 @@
+"""TOML files that come with a package, each with one line of prose on top."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from importlib import resources
+from importlib.resources.abc import Traversable
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """The TOML files of a folder of an installed package, by name without suffix."""
+
+    package: str
+    folder: str
+
+    def names(self) -> list[str]:
+        return sorted(
+            file.name.removesuffix(".toml") for file in self._files().iterdir() if file.name.endswith(".toml")
+        )
+
+    def summary(self, name: str) -> str:
+        """The line of prose on top."""
+        return self._read(name).splitlines()[0].lstrip("# ")
+
+    def table(self, name: str) -> dict[str, Any]:
+        return tomllib.loads(self._read(name))
+
+    def _read(self, name: str) -> str:
+        return (self._files() / f"{name}.toml").read_text()
+
+    def _files(self) -> Traversable:
+        return resources.files(self.package) / self.folder
