@@ -33,7 +33,7 @@ def as_features(given: Any, name: str, *, least: int = 1) -> np.ndarray:
         raise MetricError(
             f"{name} features are not finite in {len(broken)} of {n} rows, row {broken[0]} the first"
         )
-    return array
+    return np.require(array, requirements=["C", "W"])  # a view that torch can share
 
 
 def as_pair(real: Any, fake: Any, *, least: int = 2) -> tuple[np.ndarray, np.ndarray]:

@@ -25,7 +25,7 @@ class Extractor:
     """As a metric carries it, `fd:<name>`."""
     dim: int
     sha256: str
-    """Of the weights."""
+    """Of the weights file, or of the weights that were trained here."""
     preprocessing: str
     """What happens to the pixels before the network sees them."""
     channels: int

@@ -126,45 +126,16 @@ def frechet_distance(real: Any, fake: Any) -> Value:
     is biased upwards by about a constant over N, so compare values at equal N only, or see `frechet_infinity`.
     Raises `MetricError` for fewer than 2 samples, different d, or values that are not finite.
     """
-    first, second = _side(real, "real"), _side(fake, "fake")
+    first, second = _fitted(real, "real"), _fitted(fake, "fake")
     check_dims(len(first.mean), len(second.mean))
-    if first.rows is None and second.rows is None:
-        root = _root(first.covariance)
+    if isinstance(first, _Gaussian) and isinstance(second, _Gaussian):
+        root = first.factor()
         shared = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ second.covariance @ root.T), 0)).sum()
     else:
-        shared = np.linalg.svd(_factor(first) @ _factor(second).T, compute_uv=False).sum()
+        shared = np.linalg.svd(first.factor() @ second.factor().T, compute_uv=False).sum()
     apart = first.mean - second.mean
-    distance = apart @ apart + first.trace + second.trace - 2 * shared
+    distance = apart @ apart + first.trace() + second.trace() - 2 * shared
     return Value(max(float(distance), 0.0), n=second.n)
-
-
-class _Side(NamedTuple):
-    n: int
-    mean: np.ndarray
-    trace: float
-    covariance: np.ndarray | None
-    rows: np.ndarray | None
-    """With rows^T rows the covariance: centred features over sqrt(n - 1). One of the two is given."""
-
-
-def _side(given: Any, name: str) -> _Side:
-    if not isinstance(given, Moments):
-        features = as_features(given, name, least=2)
-        if len(features) <= max(SMALL, features.shape[1]):
-            return _small_side(features.astype(np.float64))
-        given = moments_of(features)
-    elif given.n < 2:
-        raise MetricError(f"{name} moments are of {given.n} samples; at least 2 are needed")
-    covariance = given.covariance
-    return _Side(given.n, given.mean, float(np.trace(covariance)), covariance, None)
-
-
-def _small_side(features: np.ndarray) -> _Side:
-    mean = features.mean(axis=0)
-    rows = (features - mean) / np.sqrt(len(features) - 1)
-    if len(rows) > rows.shape[1]:
-        rows = np.linalg.qr(rows, mode="r")  # the same rows^T rows in d rows
-    return _Side(len(features), mean, float((rows * rows).sum()), None, rows)
 
 
 def moments_of(features: np.ndarray) -> Moments:
@@ -175,15 +146,50 @@ def moments_of(features: np.ndarray) -> Moments:
     return moments
 
 
-def _factor(side: _Side) -> np.ndarray:
-    """F with F^T F the covariance."""
-    return _root(side.covariance) if side.rows is None else side.rows
+class _Gaussian(NamedTuple):
+    n: int
+    mean: np.ndarray
+    covariance: np.ndarray
+
+    def trace(self) -> float:
+        return float(np.trace(self.covariance))
+
+    def factor(self) -> np.ndarray:
+        """R with R^T R the covariance, by symmetric eigenvalues; rounding below zero is cut."""
+        values, vectors = np.linalg.eigh(self.covariance)
+        return np.sqrt(np.maximum(values, 0))[:, None] * vectors.T
 
 
-def _root(covariance: np.ndarray) -> np.ndarray:
-    """R with R^T R the covariance, by symmetric eigenvalues; rounding below zero is cut."""
-    values, vectors = np.linalg.eigh(covariance)
-    return np.sqrt(np.maximum(values, 0))[:, None] * vectors.T
+class _Rows(NamedTuple):
+    n: int
+    mean: np.ndarray
+    rows: np.ndarray
+    """rows^T rows is the covariance."""
+
+    def trace(self) -> float:
+        return float((self.rows * self.rows).sum())
+
+    def factor(self) -> np.ndarray:
+        return self.rows
+
+
+def _fitted(given: Any, name: str) -> _Gaussian | _Rows:
+    if not isinstance(given, Moments):
+        features = as_features(given, name, least=2)
+        if len(features) <= max(SMALL, features.shape[1]):
+            return _rows(features.astype(np.float64))
+        given = moments_of(features)
+    if given.n < 2:
+        raise MetricError(f"{name} moments are of {given.n} samples; at least 2 are needed")
+    return _Gaussian(given.n, given.mean, given.covariance)
+
+
+def _rows(features: np.ndarray) -> _Rows:
+    mean = features.mean(axis=0)
+    rows = (features - mean) / np.sqrt(len(features) - 1)
+    if len(rows) > rows.shape[1]:
+        rows = np.linalg.qr(rows, mode="r")  # the same rows^T rows in d rows
+    return _Rows(len(features), mean, rows)
 
 
 def _state(rows: np.ndarray) -> State:

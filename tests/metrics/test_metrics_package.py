@@ -1,0 +1,56 @@
+"""The package: light to import, its names, its values."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import pkgutil
+import subprocess
+import sys
+from dataclasses import FrozenInstanceError
+
+import pytest
+
+import metrics
+from metrics import MetricError, Value
+
+
+def test_importing_it_imports_nothing_heavy() -> None:
+    code = "import sys, metrics; print([m for m in ('torch', 'scipy', 'numpy', 'safetensors') if m in sys.modules])"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        == "[]\n"
+    )
+
+
+def test_every_name_is_there_and_no_room_hides_one() -> None:
+    rooms = {room.name for room in pkgutil.iter_modules(metrics.__path__)}
+    assert rooms.isdisjoint(metrics.__all__)
+    assert set(metrics._ROOM_OF) | {"MetricError", "Value"} == set(metrics.__all__)
+    for name in metrics.__all__:
+        assert getattr(metrics, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'fid'"):
+        _ = metrics.fid
+
+
+def test_a_value_is_its_mean() -> None:
+    value = Value(2.5, 2.0, 3.5, 7)
+    assert isinstance(value, float) and float(value) == value == value.mean == 2.5
+    assert (value.low, value.high, value.n) == (2.0, 3.5, 7)
+    assert (value + 1, f"{value:.2f}", json.dumps(value), sorted([3.0, value])[0]) == (
+        3.5,
+        "2.50",
+        "2.5",
+        value,
+    )
+    assert repr(value) == "Value(mean=2.5, low=2.0, high=3.5, n=7)"
+    for twin in (copy.deepcopy(value), pickle.loads(pickle.dumps(value))):
+        assert (twin.mean, twin.low, twin.high, twin.n) == (2.5, 2.0, 3.5, 7)
+    with pytest.raises(FrozenInstanceError):
+        value.low = 1.0
+    assert (Value(1.0).low, Value(1.0).high) == (None, None)
+
+
+def test_the_error_is_a_value_error() -> None:
+    assert issubclass(MetricError, ValueError)
