@@ -21,10 +21,15 @@ COMMANDS = {  # name -> (module:function, one line of help); a package brings it
     "report": ("reports.commands:report", "One HTML page and a CSV from run directories."),
     "eval": ("harness.commands:evaluate", "Measure a checkpoint of a run."),
     "sample": ("harness.commands:sample", "Draw images from a checkpoint of a run."),
+    "probe": (
+        "harness.probe_command:probe",
+        "What the layers of a checkpoint know, beside a frozen encoder.",
+    ),
     "list": (
         "harness.commands:list_",
         "What there is: methods, encoders, datasets, presets, studies, sizes.",
     ),
+    "explain": ("harness.catalogue:explain", "A method's equations, needs and defaults by backbone size."),
     "verify": ("harness.commands:verify", "Check golden vectors of released code against this installation."),
     "doctor": ("harness.commands:doctor", "Versions, device, disk, and what is missing."),
 }

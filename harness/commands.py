@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from rich.table import Table
 from harness import registry
 from harness.errors import UserError, unknown
 from harness.record import Record
-from harness.spec import RunSpec, load_spec, preset_names, preset_summary
+from harness.resolve import load_spec
+from harness.spec import RunSpec
 
 SETTING = click.option(
     "--set",
@@ -68,9 +70,9 @@ def evaluate(path: Path, step: int | None, overrides: tuple[str, ...], as_json: 
     from harness.environment import prepare
     from harness.evaluate import Evaluator
 
-    spec = _spec_of_run(path, overrides)
+    spec = spec_of_run(path, overrides)
     prepare(spec.runtime.threads)
-    file, model, device = _model_of_run(path, spec, step)
+    file, model, device = model_of_run(path, spec, step)
     dataset = open_dataset(spec.data)
     result = Evaluator(spec.eval, dataset, split(dataset, spec.data.held_out).train, device)(model)
     values = {name: value._asdict() for name, value in result.metrics.items()}
@@ -117,9 +119,9 @@ def sample(
         raise UserError(f"--output {output}: allowed are .png (a grid) and .npz (ADM's layout)")
     if output.exists() and not overwrite:
         raise UserError(f"{output} is there already; give another --output, or --overwrite")
-    spec = _spec_of_run(path, (*overrides, f"eval.samples={max(count, 2)}"))
+    spec = spec_of_run(path, (*overrides, f"eval.samples={max(count, 2)}"))
     prepare(spec.runtime.threads)
-    _, model, device = _model_of_run(path, spec, step)
+    _, model, device = model_of_run(path, spec, step)
     dataset = open_dataset(spec.data)
     drawn = draw_samples(model, spec.eval, dataset.shape, dataset.classes, device)
     pixels = torch.cat(list(drawn)).numpy()[:count]
@@ -141,12 +143,14 @@ def sample(
 @AS_JSON
 def list_(what: str | None, as_json: bool) -> None:
     """What there is: methods, encoders, datasets, presets, studies, sizes, samplers. Without a word: all of it."""
+    from harness import catalogue
+
     kinds = {
-        "methods": lambda: _described("method"),
+        "methods": lambda: catalogue.entries(counted=what is not None),
         "encoders": lambda: _described("encoder", suffix=":<model>"),
         "datasets": lambda: _described("dataset"),
-        "presets": lambda: {name: preset_summary(name) for name in preset_names()},
-        "studies": _studies,
+        "presets": lambda: _shelf("harness", "presets"),
+        "studies": lambda: _shelf("sweeps", "studies"),
         "sizes": _sizes,
         "samplers": lambda: {name: _first_line(function) for name, function in _samplers().items()},
     }
@@ -154,13 +158,10 @@ def list_(what: str | None, as_json: bool) -> None:
         raise unknown("kind", what, kinds)
     chosen = {name: make() for name, make in kinds.items() if what in (None, name)}
     if as_json:
-        click.echo(json.dumps(chosen, indent=1))
+        click.echo(json.dumps(chosen, indent=1, default=asdict))
         return
     for kind, rows in chosen.items():
-        table = Table(title=kind, title_justify="left", show_header=False, box=None, padding=(0, 2))
-        for name, text in rows.items():
-            table.add_row(name, text)
-        Console(soft_wrap=False).print(table)
+        Console(soft_wrap=False).print(catalogue.table(kind, rows))
 
 
 @click.command(epilog="Example: flowrace verify golden/*.safetensors --json")
@@ -234,7 +235,7 @@ def _mirror(path: Path, uri: str | None) -> None:
         click.echo(f"not tracked: {error}", err=True)
 
 
-def _spec_of_run(path: Path, overrides: tuple[str, ...]) -> RunSpec:
+def spec_of_run(path: Path, overrides: tuple[str, ...]) -> RunSpec:
     """The spec of a run directory, with overrides of what does not belong to training."""
     if not Record(path).path.is_dir():
         raise UserError(f"no such run directory: {path}")
@@ -247,7 +248,7 @@ def _spec_of_run(path: Path, overrides: tuple[str, ...]) -> RunSpec:
     return load_spec(str(path), overrides)
 
 
-def _model_of_run(path: Path, spec: RunSpec, step: int | None) -> tuple[Path, Any, Any]:
+def model_of_run(path: Path, spec: RunSpec, step: int | None) -> tuple[Path, Any, Any]:
     from harness.checkpoint import checkpoints, path_of
     from harness.data.base import open_dataset
     from harness.distributed import pick_device
@@ -269,21 +270,22 @@ def _described(kind: str, suffix: str = "") -> dict[str, str]:
     rows = {}
     for name in registry.names(kind):
         try:
-            rows[name + suffix] = _first_line(registry.load(kind, name), module=kind == "method")
+            rows[name + suffix] = _first_line(registry.load(kind, name))
         except (ImportError, UserError) as error:
             rows[name + suffix] = f"not available: {error}"
     return rows
 
 
-def _first_line(thing: Any, module: bool = False) -> str:
-    text = (sys.modules[thing.__module__].__doc__ if module else thing.__doc__) or ""
+def _first_line(thing: Any) -> str:
+    text = thing.__doc__ or ""
     return text.strip().splitlines()[0] if text.strip() else ""
 
 
-def _studies() -> dict[str, str]:
-    from sweeps.plan import study_names, study_summary
+def _shelf(package: str, folder: str) -> dict[str, str]:
+    from harness.shelf import Shelf
 
-    return {name: study_summary(name) for name in study_names()}
+    shelf = Shelf(package, folder)
+    return {name: shelf.summary(name) for name in shelf.names()}
 
 
 def _sizes() -> dict[str, str]:

@@ -3,7 +3,8 @@
 A stream is a counter-based generator (Philox 4x64): the key is a hash of seed and name, the counter holds the index. So no
 draw depends on how many draws came before it, on the number of processes, or on what another stream is used for.
 
-Streams in use: init/<parameter>, order, noise, time, second_time, mask, label_drop, flip, eval_noise, eval_label, sde_noise.
+Streams in use: init/<parameter>, order, label_drop, flip; noise, time, second_time, token_time, mask, whole, teacher_offset;
+eval_noise, eval_label, sde_noise/<step>; encoder/..., probe/...
 """
 
 from __future__ import annotations

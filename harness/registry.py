@@ -37,8 +37,10 @@ DATASETS = {
 }
 ENCODERS = {  # family -> class; a full name is "family:model"
     "timm": "harness.encoders.timm:TimmEncoder",
+    "open_clip": "harness.encoders.open_clip:OpenClipEncoder",
     "local": "harness.encoders.local:LocalEncoder",
     "random": "harness.encoders.local:RandomEncoder",
+    "cached": "harness.encoders.cached:CachedEncoder",
 }
 _TABLES = {"method": METHODS, "dataset": DATASETS, "encoder": ENCODERS}
 

@@ -108,7 +108,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def _check(spec: RunSpec, where: str) -> None:
     """What no single field can know."""
     encoder = spec.method.needs().encoder
-    aligned = encoder and encoder.name
+    aligned = encoder and encoder.name.removeprefix("cached:")
     if aligned and f"fd:{aligned}" in spec.eval.metrics:
         raise UserError(
             f"{where}: eval.metrics has 'fd:{aligned}', but method '{spec.method.name}' aligns to that very encoder, "

@@ -86,9 +86,8 @@ def _train(spec: RunSpec, path: Path, world: World, record: RecordWriter | None,
             progress.note(f"encoder {run.encoder.name}: held-out accuracy {100 * run.encoder.accuracy:.1f} %")
         about = {"data_fingerprint": dataset.fingerprint, "train_samples": len(sides.train)}
         if run.encoder is not None:
-            about["encoder"] = {
-                name: getattr(run.encoder, name, None) for name in ("name", "params", "sha256", "accuracy")
-            }
+            told = ("name", "params", "flops", "one_off_flops", "sha256", "accuracy")
+            about["encoder"] = {name: getattr(run.encoder, name) for name in told if hasattr(run.encoder, name)}
         record.begin(describe(world.device, world.size) | about, after_step=run.step)
         complete(record, Record(path), run)
     progress.begin(run.step, spec.train.steps)
@@ -113,7 +112,8 @@ def _loop(
         last = run.step == train.steps
         evaluates = last or run.step % run.spec.eval.every == 0
         saves = last or run.step % train.checkpoint_every == 0
-        stopping = world.any(bool(stop))
+        asks = world.size == 1 or run.step % train.log_every == 0  # an exchange, so not at every step
+        stopping = asks and world.any(bool(stop))
         journal.add(taken, write=last or evaluates or saves or stopping)
         if evaluates and evaluator is not None:
             journal.evaluation(evaluator)
@@ -130,9 +130,9 @@ def _step(run: Run, objective: nn.Module, batches: Iterator[Batch], world: World
     losses: dict[str, Tensor] = {}
     for micro in range(train.accumulate):
         with phase("data"):
-            batch = next(batches)
+            batch = replace(next(batches), step=step)
             draw = run.method.draw(run.streams, batch).to(world.device)
-            batch = replace(batch.to(world.device), step=step)
+            batch = batch.to(world.device)
         with torch.autocast(world.device.type, torch.bfloat16, enabled=train.precision == "bfloat16"):
             if run.encoder is not None and run.spec.method.weight(step):
                 with phase("encoder"):

@@ -28,7 +28,7 @@ class Feed:
         self._epoch: tuple[int, np.ndarray] = (-1, train)
 
     def batch(self, index: np.ndarray) -> Batch:
-        samples = [self.dataset.sample(self._place(int(i))) for i in index]
+        samples = [self.dataset.sample(int(i)) for i in self.place(index)]
         x0 = torch.from_numpy(np.stack([sample.image for sample in samples])).float().div_(127.5).sub_(1)
         if self.flip:
             flipped = self.streams.uniform("flip", index) < 0.5
@@ -45,6 +45,10 @@ class Feed:
             _Parts(self, parts), batch_size=None, num_workers=workers, multiprocessing_context="fork"
         )
         return iter(loader)
+
+    def place(self, index: np.ndarray) -> np.ndarray:
+        """Data set indices, int64 (B,), of global sample indices (B,)."""
+        return np.array([self._place(int(i)) for i in index], dtype=np.int64)
 
     def _place(self, index: int) -> int:
         epoch, offset = divmod(index, len(self.train))

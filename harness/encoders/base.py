@@ -5,8 +5,10 @@ B  images    T  tokens, rows x columns, row by row    C, H, W  channels and pixe
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -26,10 +28,21 @@ class EncoderChoice(Protocol):
     download: bool
 
 
+@dataclass(frozen=True)
+class Choice:
+    """An `EncoderChoice` that is made in code, not in a spec."""
+
+    name: str
+    weights: str = ""
+    sha256: str = ""
+    download: bool = False
+
+
 class Encoder(Protocol):
     """Made by its class as `cls(choice, dataset, grid=..., held_out=..., device=...)`. Frozen: no gradient reaches it.
 
-    A class also has `architecture(model, shape, classes, grid)`, which needs neither weights nor data.
+    A class also has `architecture(model, shape, classes, grid)`, which needs neither weights nor data. One that knows the data
+    set may have `features_at(index, images)`, which `features_of` prefers.
     """
 
     name: str
@@ -48,6 +61,12 @@ class Encoder(Protocol):
     def features(self, images: Tensor) -> Tensor:
         """Tokens, float32 (B, T, dim), of images, float32 (B, C, H, W) in [-1, 1] on the encoder's device."""
         ...
+
+
+def features_of(encoder: Encoder, index: np.ndarray, images: Tensor) -> Tensor:
+    """Tokens, float32 (B, T, dim), of images at data set indices (B,): looked up where the encoder keeps them, else computed."""
+    kept = getattr(encoder, "features_at", None)
+    return encoder.features(images) if kept is None else kept(index, images)
 
 
 class Architecture(NamedTuple):

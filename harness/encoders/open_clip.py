@@ -1,0 +1,242 @@
+"""Image towers of open_clip, frozen: CLIP, SigLIP and their kin, with their tokens on a grid.
+
+Images are prepared as REPA prepares them for CLIP (REPA utils.py `preprocess_raw_image` at 67f7145): a bicubic resize that gives
+the backbone's grid, then the mean and deviation the tower was trained with. Tokens are those behind the final norm, without
+class token (REPA reads CLIP-L before it and drops the last block; here all families end alike).
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from huggingface_hub import hf_hub_download
+from open_clip.constants import HF_SAFE_WEIGHTS_NAME, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from open_clip.model import _build_vision_tower, resize_pos_embed  # a whole CLIP has a text tower too
+from open_clip.transformer import VisionTransformer
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from harness.data.base import Dataset
+from harness.encoders.base import Architecture, EncoderChoice, count_flops, parse_name
+from harness.errors import UserError
+
+VISUAL = "visual."
+"""What the names of the image tower's tensors begin with."""
+
+
+class OpenClipEncoder:
+    """Any CLIP or SigLIP of open_clip, as open_clip:ViT-B-16.openai; weights from a file, or from the hub when asked."""
+
+    accuracy: float | None = None
+
+    def __init__(
+        self,
+        choice: EncoderChoice,
+        dataset: Dataset,
+        *,
+        grid: tuple[int, int],
+        held_out: float,
+        device: torch.device,
+    ) -> None:
+        model = parse_name(choice.name)[1]
+        about = self.architecture(model, dataset.shape, dataset.classes, grid)
+        self.name, self.grid, self.dim, self.flops = choice.name, grid, about.dim, about.flops
+        recipe = find_recipe(model)
+        file = weights_file(choice, recipe)
+        with open(file, "rb") as content:
+            self.sha256 = hashlib.file_digest(content, "sha256").hexdigest()
+        with torch.random.fork_rng(devices=[]):  # open_clip draws initial weights that the file replaces
+            tower = build(recipe, grid)
+        load_weights(tower, file)
+        network = tokens_of(tower, recipe.model, grid)
+        self.params = sum(p.numel() for p in network.parameters())
+        self._size = network.size
+        self._network = network.to(device).requires_grad_(False).eval()
+        self._mean, self._std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in recipe.scale)
+
+    @staticmethod
+    def architecture(
+        model: str, shape: tuple[int, int, int], classes: int, grid: tuple[int, int]
+    ) -> Architecture:
+        """Width and cost; raises `UserError` for a name that open_clip does not have and for a tower without a grid of
+        tokens."""
+        recipe = find_recipe(model)
+        with torch.device("meta"):
+            network = tokens_of(build(recipe, grid), recipe.model, grid).eval()
+        with torch.no_grad():
+            tokens = network(torch.empty(1, 3, *network.size, device="meta"))
+        if tokens.shape[1:-1] != (grid[0] * grid[1],):
+            raise _no_vit(recipe.model)
+        return Architecture(tokens.shape[-1], count_flops(network, (3, *network.size)))
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        x = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+        x = F.interpolate((x + 1) / 2, size=self._size, mode="bicubic")
+        return self._network((x - self._mean) / self._std).float()
+
+
+class Recipe(NamedTuple):
+    """How a tower was trained, as far as its features depend on it."""
+
+    model: str
+    scale: tuple[tuple[float, float, float], tuple[float, float, float]]
+    """Mean and deviation of the pixels in [0, 1]."""
+    quick_gelu: bool
+    repository: str
+    """On the hub; empty where a model's weights are not one file, or not there."""
+
+
+def find_recipe(model: str) -> Recipe:
+    """The recipe of `model` or `model.tag`.
+
+    Raises `UserError` for unknown names, and for a missing tag where open_clip's weights of the model were trained with
+    different pixels or activations: features would be wrong without a word.
+    """
+    model, _, tag = model.partition(".")
+    if model not in open_clip.list_models():
+        near = difflib.get_close_matches(model, open_clip.list_models(), n=1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        raise UserError(f"open_clip has no model '{model}'.{hint} See: open_clip.list_models()")
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    if tag and tag not in tags:
+        raise UserError(
+            f"open_clip's '{model}' has no weights '{tag}' (known: {', '.join(tags) or 'none'}); without a name of "
+            f"weights it is open_clip:{model}, with a file in method.encoder.weights"
+        )
+    found = {_recipe(model, name) for name in ([tag] if tag else tags)} or {_recipe(model, "")}
+    if len({(one.scale, one.quick_gelu) for one in found}) > 1:
+        raise UserError(
+            f"open_clip's '{model}' has weights of different training ({', '.join(tags)}); name the one, as "
+            f"open_clip:{model}.{tags[0]}"
+        )
+    return found.pop() if len(found) == 1 else found.pop()._replace(repository="")
+
+
+def build(recipe: Recipe, grid: tuple[int, int]) -> nn.Module:
+    """open_clip's image tower with initial weights, its position embedding on the grid where the tower is open_clip's own."""
+    config = open_clip.get_model_config(recipe.model)
+    vision = {**config["vision_cfg"], "patch_dropout": 0.0}
+    if vision.get("attentional_pool") or not isinstance(vision.get("layers", 12), int):
+        raise _no_vit(recipe.model)
+    if not vision.get("timm_model_name"):
+        patch = vision.get("patch_size", 16)
+        vision["image_size"] = (grid[0] * patch, grid[1] * patch)
+    quick_gelu = recipe.quick_gelu or config.get("quick_gelu", False)
+    return _build_vision_tower(config["embed_dim"], vision, quick_gelu=quick_gelu)
+
+
+def tokens_of(tower: nn.Module, model: str, grid: tuple[int, int]) -> ClipTokens | TimmTokens:
+    """A tower as a network from prepared images to patch tokens; raises `UserError` for one that is no plain ViT."""
+    if isinstance(tower, VisionTransformer):
+        return ClipTokens(tower)
+    trunk = tower.trunk
+    convolves = hasattr(getattr(trunk, "patch_embed", None), "backbone")
+    if convolves or not hasattr(trunk, "num_prefix_tokens") or not hasattr(trunk, "set_input_size"):
+        raise _no_vit(model)
+    return TimmTokens(trunk, grid)
+
+
+class ClipTokens(nn.Module):
+    """open_clip's own tower up to the final norm, without pooling and projection."""
+
+    def __init__(self, tower: VisionTransformer) -> None:
+        super().__init__()
+        self.size = tower.image_size
+        tower.proj = None
+        self.tower = tower
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, *size) -> (B, T, width)."""
+        return self.tower.ln_post(self.tower.transformer(self.tower._embeds(x)))[:, 1:]
+
+
+class TimmTokens(nn.Module):
+    """A tower that open_clip takes from timm (SigLIP, EVA), up to the final norm."""
+
+    def __init__(self, trunk: nn.Module, grid: tuple[int, int]) -> None:
+        super().__init__()
+        patch = trunk.patch_embed.patch_size
+        self.size = (grid[0] * patch[0], grid[1] * patch[1])
+        trunk.set_input_size(img_size=self.size)
+        trunk.reset_classifier(0, "")
+        self.trunk = trunk
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, *size) -> (B, T, width)."""
+        return self.trunk.forward_features(x)[:, self.trunk.num_prefix_tokens :]
+
+
+def weights_file(choice: EncoderChoice, recipe: Recipe) -> Path:
+    """The weights on disk: `weights`, else the hub's copy, which is only fetched when `download` is set."""
+    if choice.weights:
+        path = Path(choice.weights).expanduser()
+        if not path.is_file():
+            raise UserError(f"method.encoder.weights = {choice.weights}: no such file")
+        return path
+    if not recipe.repository:
+        raise UserError(
+            f"encoder '{choice.name}' names no weights on the hub; give a safetensors file in method.encoder.weights, or "
+            f"one of open_clip:{recipe.model}.<weights> "
+            f"({', '.join(open_clip.list_pretrained_tags_by_model(recipe.model)) or 'it has none'})"
+        )
+    try:
+        return Path(
+            hf_hub_download(recipe.repository, HF_SAFE_WEIGHTS_NAME, local_files_only=not choice.download)
+        )
+    except OSError as error:
+        asked = f" ({str(error).splitlines()[0]})" if choice.download else ""
+        raise UserError(
+            f"encoder '{choice.name}': its weights are not on this machine{asked}; put https://huggingface.co/"
+            f"{recipe.repository}/resolve/main/{HF_SAFE_WEIGHTS_NAME} somewhere and name the file in "
+            "method.encoder.weights" + ("" if choice.download else ", or set method.encoder.download=true")
+        ) from error
+
+
+def load_weights(tower: nn.Module, file: Path) -> None:
+    """Fill an image tower from a safetensors file in open_clip's layout, text tower and all; nothing is unpickled.
+
+    The position embedding is resampled to the tower's grid as open_clip does. Raises `UserError` for another kind of file
+    and for weights of another network.
+    """
+    try:
+        with safe_open(file, "pt") as content:
+            tensors = {n: content.get_tensor(n) for n in content.keys() if n.startswith(VISUAL)}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{file} is not a safetensors file ({error}); nothing else is read here, convert it once with "
+            "safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'model.safetensors')"
+        ) from error
+    if not tensors:
+        raise UserError(f"{file} holds no image tower of open_clip: none of its tensors is called {VISUAL}*")
+    try:
+        resize_pos_embed(tensors, SimpleNamespace(visual=tower))
+        tower.load_state_dict({name.removeprefix(VISUAL): t for name, t in tensors.items()})
+    except (RuntimeError, KeyError) as error:
+        raise UserError(
+            f"{file} holds weights of another network: {str(error).splitlines()[-1].strip()}"
+        ) from error
+
+
+def _recipe(model: str, tag: str) -> Recipe:
+    config = open_clip.get_pretrained_cfg(model, tag)
+    scale = (
+        tuple(config.get("mean", OPENAI_DATASET_MEAN)),
+        tuple(config.get("std", OPENAI_DATASET_STD)),
+    )
+    # "organisation/repository/" is a repository, "organisation/repository/file" one file in it that is no safetensors
+    repository, _, file = config.get("hf_hub", "").rpartition("/")
+    return Recipe(model, scale, config.get("quick_gelu", False), "" if file else repository)
+
+
+def _no_vit(model: str) -> UserError:
+    return UserError(
+        f"encoder 'open_clip:{model}' is no ViT with patch tokens on a grid; choose a plain one, as open_clip:ViT-B-16.openai"
+    )

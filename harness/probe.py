@@ -1,0 +1,146 @@
+"""What the layers of a network know, beside a frozen encoder: features of the same images, measured alike.
+
+The network sees images at one time of the path, with noise of its own stream and without labels. Numbers about samples use
+features averaged over tokens; spatial ones use the tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.backbone.sit import SiT
+from harness.backbone.times import Times
+from harness.data.base import Dataset, Split, images
+from harness.draws import Streams
+from harness.encoders.base import Encoder, features_of
+from harness.errors import UserError
+from harness.measures import Labelled, linear_cka, linear_probe, local_distant, over_images, spatial_decay
+from harness.path import interpolate
+from metrics import MetricError, Value, cknna
+
+BATCH = 100
+NEIGHBOURS = 10
+"""k of CKNNA, as REPA has it."""
+Tokens = Callable[[np.ndarray, Tensor], dict[str, Tensor]]
+"""Data set indices (B,), images (B, C, H, W) in [-1, 1] -> tokens (B, T, d) by name."""
+
+
+class Row(NamedTuple):
+    """One representation. What there is no label or encoder for is None."""
+
+    name: str
+    accuracy: Value | None
+    """Of a linear probe on held-out images."""
+    cknna: Value | None
+    cka: Value | None
+    """Agreement with the encoder on held-out images."""
+    local_distant: Value
+    spatial_decay: Value
+
+
+class Gathered(NamedTuple):
+    pooled: Tensor
+    """(N, d): the mean of each image's tokens."""
+    local_distant: Tensor
+    """(N,)."""
+    spatial_decay: Tensor
+    """(N,)."""
+
+
+class Measured(NamedTuple):
+    rows: list[Row]
+    train: int
+    held_out: int
+    """Images that the numbers are from."""
+
+
+def probe(
+    model: SiT,
+    dataset: Dataset,
+    sides: Split,
+    encoder: Encoder | None,
+    *,
+    time: float,
+    samples: int,
+    device: torch.device,
+) -> Measured:
+    """Measure the encoder (when there is one) and every layer on at most `samples` images of each side of the split.
+
+    Which images, and their noise, are the same for every network on the same data. Raises `UserError` where nothing is held
+    out and for features that cannot be measured.
+    """
+    if not len(sides.held_out):
+        raise UserError(
+            "data.held_out = 0 leaves no image to measure a probe on; probe a run that holds some out"
+        )
+    sources = [layers(model, time, device)]
+    if encoder is not None:
+        sources.insert(0, lambda index, x0: {encoder.name: features_of(encoder, index, x0)})
+    train, held_out = (
+        side[Streams(0).permutation(f"probe/{name}", 0, len(side))[:samples]]
+        for name, side in zip(("train", "held_out"), sides, strict=True)
+    )
+    known, asked = (gather(sources, dataset, index, model.config.grid, device) for index in (train, held_out))
+    truth = [torch.from_numpy(images(dataset, index)[1]) for index in (train, held_out)]
+    target = asked[encoder.name].pooled if encoder is not None else None
+    rows = []
+    for name in asked:
+        try:
+            accuracy = None
+            if dataset.classes > 1:
+                sets = (Labelled(part[name].pooled, y) for part, y in zip((known, asked), truth, strict=True))
+                accuracy = linear_probe(*sets, dataset.classes)
+            rows.append(_row(name, asked[name], accuracy, target))
+        except MetricError as error:
+            raise UserError(f"{name} cannot be measured: {error}") from error
+    return Measured(rows, len(train), len(held_out))
+
+
+def layers(model: SiT, time: float, device: torch.device) -> Tokens:
+    """Tokens of every block (1-based) for images at a time of the path (0 is clean), under the null label."""
+    depth, streams = len(model.blocks), Streams(0)
+
+    @torch.no_grad()
+    def tokens(index: np.ndarray, x0: Tensor) -> dict[str, Tensor]:
+        times = Times.per_sample(torch.full((len(index),), time, device=device))
+        noise = streams.normal("probe/noise", index, x0.shape[1:]).to(device)
+        x = interpolate(x0, noise, times, model.config.patch)
+        null = torch.full((len(index),), model.config.classes, device=device)
+        hidden = model(x, times, null, taps=range(1, depth + 1), stop_after=depth).hidden
+        return {f"layer {layer}": hidden[layer] for layer in range(1, depth + 1)}
+
+    return tokens
+
+
+def gather(
+    sources: list[Tokens], dataset: Dataset, index: np.ndarray, grid: tuple[int, int], device: torch.device
+) -> dict[str, Gathered]:
+    """Run images of the data set through all sources, some at a time, and keep what the measures need."""
+    parts: dict[str, list[Gathered]] = {}
+    for start in range(0, len(index), BATCH):
+        here = index[start : start + BATCH]
+        x0 = torch.from_numpy(images(dataset, here)[0]).float().div_(127.5).sub_(1).to(device)
+        for source in sources:
+            for name, tokens in source(here, x0).items():
+                tokens = tokens.float().cpu()
+                found = Gathered(
+                    tokens.mean(1).double(), local_distant(tokens, grid), spatial_decay(tokens, grid)
+                )
+                parts.setdefault(name, []).append(found)
+    return {
+        name: Gathered(*(torch.cat(columns) for columns in zip(*found, strict=True)))
+        for name, found in parts.items()
+    }
+
+
+def _row(name: str, found: Gathered, accuracy: Value | None, target: Tensor | None) -> Row:
+    near = None if target is None else cknna(found.pooled, target, k=NEIGHBOURS)
+    alike = None if target is None else linear_cka(found.pooled, target)
+    return Row(
+        name, accuracy, near, alike, over_images(found.local_distant), over_images(found.spatial_decay)
+    )

@@ -1,0 +1,231 @@
+"""open_clip's image towers as frozen encoders, with seeded weights in place of published ones: nothing is fetched."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as tv
+
+from harness.encoders.base import open_encoder
+from harness.encoders.open_clip import OpenClipEncoder, find_recipe
+from harness.errors import UserError
+
+OWN, FROM_TIMM = "flowrace-tiny", "flowrace-tiny-timm"
+WIDTH, LAYERS, PATCH, IMAGE = 64, 2, 8, 32
+TEXT = {"context_length": 8, "vocab_size": 32, "width": 32, "heads": 2, "layers": 1}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two small models that open_clip knows from here on, and a file of weights of each, text tower included."""
+    folder = tmp_path_factory.mktemp("open_clip")
+    own = {"image_size": IMAGE, "layers": LAYERS, "width": WIDTH, "head_width": 32, "patch_size": PATCH}
+    timm = {
+        "image_size": 224,
+        "timm_model_name": "vit_tiny_patch16_224",
+        "timm_pool": "avg",
+        "timm_proj": "none",
+    }
+    made = {}
+    for model, vision, width in ((OWN, own, 48), (FROM_TIMM, timm, 192)):
+        config = {"embed_dim": width, "vision_cfg": vision, "text_cfg": TEXT}
+        (folder / f"{model}.json").write_text(json.dumps(config))
+    open_clip.add_model_config(folder)
+    for model in (OWN, FROM_TIMM):
+        draw = torch.Generator().manual_seed(0)
+        state = open_clip.create_model(model).state_dict()
+        state = {n: torch.randn(t.shape, generator=draw) * 0.1 + (t.ndim == 1) for n, t in state.items()}
+        made[model] = folder / f"{model}.safetensors"
+        save_file(state, made[model])
+    return made
+
+
+def opened(
+    model: str, file: Any = "", channels: int = 3, grid: tuple[int, int] = (4, 4), **fields: Any
+) -> Any:
+    choice = SimpleNamespace(
+        **{"name": f"open_clip:{model}", "weights": str(file), "sha256": "", "download": False, **fields}
+    )
+    dataset = SimpleNamespace(shape=(channels, 32, 32), classes=10, fingerprint="", modality="image")
+    return open_encoder(choice, dataset, grid=grid, held_out=0.1, device=torch.device("cpu"))
+
+
+def pictures(channels: int = 3) -> torch.Tensor:
+    return torch.rand(2, channels, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def prepared(images: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """Bicubic resize, then CLIP's mean and deviation, by torchvision."""
+    x = tv.resize((images + 1) / 2, [rows, columns], InterpolationMode.BICUBIC, antialias=False)
+    return tv.normalize(x, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+
+
+def by_hand(state: dict[str, torch.Tensor], x: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """CLIP's image tower written out in float64: patches, class token, positions, pre-norm blocks, final norm, patch tokens."""
+    w = {n.removeprefix("visual."): t.double() for n, t in state.items() if n.startswith("visual.")}
+    norm = lambda h, name: F.layer_norm(h, (WIDTH,), w[f"{name}.weight"], w[f"{name}.bias"])  # noqa: E731
+    patches = F.conv2d(x.double(), w["conv1.weight"], stride=PATCH).flatten(2).mT
+    h = torch.cat([w["class_embedding"].expand(len(x), 1, -1), patches], 1)
+    places = w["positional_embedding"]
+    if grid != (4, 4):
+        square = places[1:].T.reshape(1, WIDTH, 4, 4)
+        resized = F.interpolate(square, grid, mode="bicubic", antialias=True)[0].flatten(1).T
+        places = torch.cat([places[:1], resized])
+    h = norm(h + places, "ln_pre")
+    for layer in range(LAYERS):
+        at = f"transformer.resblocks.{layer}"
+        y = norm(h, f"{at}.ln_1") @ w[f"{at}.attn.in_proj_weight"].T + w[f"{at}.attn.in_proj_bias"]
+        q, k, v = y.unflatten(-1, (3, 2, 32)).permute(2, 0, 3, 1, 4)
+        mixed = ((q @ k.mT) / 32**0.5).softmax(-1) @ v
+        h = h + mixed.transpose(1, 2).flatten(2) @ w[f"{at}.attn.out_proj.weight"].T
+        h = h + w[f"{at}.attn.out_proj.bias"]
+        y = norm(h, f"{at}.ln_2") @ w[f"{at}.mlp.c_fc.weight"].T + w[f"{at}.mlp.c_fc.bias"]
+        h = h + F.gelu(y) @ w[f"{at}.mlp.c_proj.weight"].T + w[f"{at}.mlp.c_proj.bias"]
+    return norm(h, "ln_post")[:, 1:]
+
+
+@pytest.mark.parametrize("grid", [(4, 4), (3, 5), (2, 2)])
+def test_tokens_as_by_hand(files: dict[str, Path], grid: tuple[int, int]) -> None:
+    encoder = opened(OWN, files[OWN], grid=grid)
+    found = encoder.features(pictures())
+    expected = by_hand(
+        load_file(files[OWN]), prepared(pictures(), grid[0] * PATCH, grid[1] * PATCH), grid
+    ).float()
+    assert found.shape == (2, grid[0] * grid[1], WIDTH) and encoder.dim == WIDTH
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
+
+
+def test_tower_from_timm(files: dict[str, Path]) -> None:
+    """Against the whole model of open_clip, the prefix dropped here."""
+    model = open_clip.create_model(FROM_TIMM).eval()
+    model.load_state_dict(load_file(files[FROM_TIMM]))
+    model.visual.trunk.set_input_size(img_size=(64, 64))
+    with torch.no_grad():
+        expected = model.visual.trunk.forward_features(prepared(pictures(), 64, 64))
+    assert expected.shape[1] == 17
+    found = opened(FROM_TIMM, files[FROM_TIMM]).features(pictures())
+    torch.testing.assert_close(found, expected[:, 1:], atol=1e-5, rtol=1e-4)
+
+
+def test_rows_come_first(files: dict[str, Path]) -> None:
+    """A change in the top right corner moves token 3 of a 4x4 grid and not token 12, in a network without depth."""
+    encoder = opened(OWN, files[OWN])
+    encoder._network.tower.transformer = torch.nn.Identity()
+    images = pictures()
+    changed = images.clone()
+    changed[:, :, :6, 26:] += 0.5
+    moved = (encoder.features(changed) - encoder.features(images)).abs().sum((0, 2))
+    assert moved.argmax() == 3 and moved[12] == 0
+
+
+def test_grey_is_colour_thrice(files: dict[str, Path]) -> None:
+    encoder = opened(OWN, files[OWN], channels=1)
+    grey = pictures(1)
+    assert torch.equal(encoder.features(grey), encoder.features(grey.repeat(1, 3, 1, 1)))
+
+
+def test_frozen(files: dict[str, Path]) -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    encoder = opened(OWN, files[OWN])
+    assert torch.equal(before, torch.get_rng_state())
+    features = encoder.features(pictures().requires_grad_())
+    assert (features.requires_grad, features.dtype) == (False, torch.float32)
+    assert not encoder._network.training
+    assert not any(p.requires_grad for p in encoder._network.parameters())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert encoder.features(pictures()).dtype == torch.float32
+
+
+def test_what_is_reported(files: dict[str, Path]) -> None:
+    digest = hashlib.sha256(files[OWN].read_bytes()).hexdigest()
+    encoder = opened(OWN, files[OWN], sha256=digest)
+    assert (encoder.sha256, encoder.accuracy) == (digest, None)
+    tokens = 16 + 1  # four matrices and two products a block; patches 8x8x3
+    blocks = LAYERS * (2 * tokens * 12 * WIDTH**2 + 4 * tokens**2 * WIDTH)
+    assert encoder.flops == 2 * 16 * 3 * PATCH**2 * WIDTH + blocks
+    tower = {n: t.numel() for n, t in load_file(files[OWN]).items() if n.startswith("visual.")}
+    assert encoder.params == sum(tower.values()) - tower["visual.proj"]
+
+
+@pytest.mark.parametrize(
+    ("model", "dim", "gmacs"),
+    [("ViT-L-14.openai", 1024, 81.1), ("ViT-B-16-SigLIP.webli", 768, 23.1), ("EVA02-B-16", 768, 23.2)],
+)
+def test_cost_needs_no_weights(model: str, dim: int, gmacs: float) -> None:
+    """Towers at 16x16 tokens of width d and depth n: n (12 d^2 T + 2 T^2 d) multiply-adds and the patches (T: with prefix)."""
+    about = OpenClipEncoder.architecture(model, (3, 256, 256), 1000, (16, 16))
+    assert about.dim == dim
+    assert about.flops / 2e9 == pytest.approx(gmacs, rel=0.01)
+
+
+def test_pixels_and_activation_are_those_of_the_training() -> None:
+    clip, siglip = find_recipe("ViT-L-14.openai"), find_recipe("ViT-B-16-SigLIP")
+    assert clip.quick_gelu and clip.scale[0] == (0.48145466, 0.4578275, 0.40821073)
+    assert siglip.scale == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)) and not siglip.quick_gelu
+    assert clip.repository == "timm/vit_large_patch14_clip_224.openai"
+    with pytest.raises(UserError, match=r"different training.*open_clip:ViT-L-14\.openai"):
+        find_recipe("ViT-L-14")
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("ViT-B-17", "Did you mean 'ViT-B-1"),
+        ("ViT-B-16.nope", "has no weights 'nope' .*openai"),
+        ("RN50.openai", "'open_clip:RN50' is no ViT"),
+        ("convnext_small", "'open_clip:convnext_small' is no ViT"),
+        ("coca_ViT-B-32.laion2b_s13b_b90k", "is no ViT"),
+        ("MobileCLIP-B.datacompdr", "'open_clip:MobileCLIP-B' is no ViT"),
+        ("ViTamin-S.datacomp1b", "is no ViT"),
+    ],
+)
+def test_wrong_models(model: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        opened(model)
+
+
+def test_weights_that_are_not_here(
+    monkeypatch: pytest.MonkeyPatch, files: dict[str, Path], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    where = r"huggingface.co/timm/vit_base_patch16_clip_224\.openai/resolve/main/open_clip_model\.safetensors"
+    with pytest.raises(UserError, match=f"{where}.*download=true"):
+        opened("ViT-B-16.openai")
+    with pytest.raises(UserError, match=r"not on this machine \(.*put https"):
+        opened("ViT-B-16.openai", download=True)
+    with pytest.raises(UserError, match="names no weights on the hub"):
+        opened(OWN)
+    with pytest.raises(UserError, match="no such file"):
+        opened(OWN, tmp_path / "absent.safetensors")
+
+
+def test_wrong_files(files: dict[str, Path], tmp_path: Path) -> None:
+    pickled, cut, part = (tmp_path / name for name in ("a.bin", "b.safetensors", "c.safetensors"))
+    pickled.write_bytes(pickle.dumps({"weight": 1}))
+    cut.write_bytes(files[OWN].read_bytes()[:5000])
+    for file in (pickled, cut):
+        with pytest.raises(UserError, match=r"not a safetensors file.*weights_only=True"):
+            opened(OWN, file)
+    state = load_file(files[OWN])
+    save_file({n: t for n, t in state.items() if not n.startswith("visual.")}, part)
+    with pytest.raises(UserError, match="holds no image tower"):
+        opened(OWN, part)
+    save_file({n: t for n, t in state.items() if "resblocks.1.ln_1" not in n}, part)
+    with pytest.raises(UserError, match=r"another network: .*resblocks\.1\.ln_1"):
+        opened(OWN, part)
+    with pytest.raises(UserError, match="another network"):
+        opened(OWN, files[FROM_TIMM])
+    with pytest.raises(UserError, match="asks for abc"):
+        opened(OWN, files[OWN], sha256="abc")
