@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
@@ -16,7 +16,9 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from harness import registry
-from harness.errors import UserError
+from harness.backbone.sizes import SIZES
+from harness.errors import UserError, unknown
+from harness.shelf import Shelf
 
 PUBLISHED_SIZES = ("S", "B", "L", "XL")
 LATENTS = (4, 32, 32)
@@ -100,8 +102,9 @@ def step_flops(name: str) -> int:
     if (encoder := config.needs().encoder) is not None:
         dim, flops = _architecture(encoder.name, backbone.grid)
     spec = load_spec("digits", ["backbone.size=B", "train.batch_size=256"])
-    with torch.device("meta"):  # weights of this size would take longer to make than to count
-        return count(cls.build(config, backbone, encoder_dim=dim), backbone, spec, encoder_flops=flops).step
+    with torch.device("meta"):  # a projector's weights would take longer to make than to count
+        method = cls.build(config, backbone, encoder_dim=dim)
+    return count(method, backbone, spec, encoder_flops=flops).step
 
 
 @cache
@@ -183,3 +186,59 @@ def _defaults_table(settings: Mapping[str, Mapping[str, Any]]) -> Table:
         values = [values[name] for values in settings.values()]
         shown.add_row(escape(name), *(escape("-" if value in (None, "") else str(value)) for value in values))
     return shown
+
+
+@click.command("list", epilog="Example: flowrace list methods")
+@click.argument("what", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")
+def list_(what: str | None, as_json: bool) -> None:
+    """What there is: methods, encoders, datasets, presets, studies, sizes, samplers. Without a word: all of it."""
+    kinds = {
+        "methods": lambda: entries(counted=what is not None),
+        "encoders": lambda: _described("encoder", suffix=":<model>"),
+        "datasets": lambda: _described("dataset"),
+        "presets": lambda: _shelf("harness", "presets"),
+        "studies": lambda: _shelf("sweeps", "studies"),
+        "sizes": _sizes,
+        "samplers": lambda: {name: _first_line(function) for name, function in _samplers().items()},
+    }
+    if what is not None and what not in kinds:
+        raise unknown("kind", what, kinds)
+    chosen = {name: make() for name, make in kinds.items() if what in (None, name)}
+    if as_json:
+        click.echo(json.dumps(chosen, indent=1, default=asdict))
+        return
+    for kind, rows in chosen.items():
+        Console(soft_wrap=False).print(table(kind, rows))
+
+
+def _described(kind: str, suffix: str = "") -> dict[str, str]:
+    rows = {}
+    for name in registry.names(kind):
+        try:
+            rows[name + suffix] = _first_line(registry.load(kind, name))
+        except (ImportError, UserError) as error:
+            rows[name + suffix] = f"not available: {error}"
+    return rows
+
+
+def _first_line(thing: Any) -> str:
+    text = thing.__doc__ or ""
+    return text.strip().splitlines()[0] if text.strip() else ""
+
+
+def _shelf(package: str, folder: str) -> dict[str, str]:
+    shelf = Shelf(package, folder)
+    return {name: shelf.summary(name) for name in shelf.names()}
+
+
+def _sizes() -> dict[str, str]:
+    return {
+        name: f"{size.depth} blocks, width {size.width}, {size.heads} heads" for name, size in SIZES.items()
+    }
+
+
+def _samplers() -> dict[str, Any]:
+    from harness.sampler import SAMPLERS
+
+    return SAMPLERS

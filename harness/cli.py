@@ -26,7 +26,7 @@ COMMANDS = {  # name -> (module:function, one line of help); a package brings it
         "What the layers of a checkpoint know, beside a frozen encoder.",
     ),
     "list": (
-        "harness.commands:list_",
+        "harness.catalogue:list_",
         "What there is: methods, encoders, datasets, presets, studies, sizes.",
     ),
     "explain": ("harness.catalogue:explain", "A method's equations, needs and defaults by backbone size."),

@@ -1,10 +1,9 @@
-"""The commands about one run: run, eval, sample; and those about the installation: list, verify, doctor."""
+"""The commands about one run: run, eval, sample; and those about the installation: verify, doctor."""
 
 from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from harness import registry
-from harness.errors import UserError, unknown
+from harness.errors import UserError
 from harness.record import Record
 from harness.resolve import load_spec
 from harness.spec import RunSpec
@@ -138,32 +136,6 @@ def sample(
     click.echo(output)
 
 
-@click.command("list", epilog="Example: flowrace list methods")
-@click.argument("what", required=False)
-@AS_JSON
-def list_(what: str | None, as_json: bool) -> None:
-    """What there is: methods, encoders, datasets, presets, studies, sizes, samplers. Without a word: all of it."""
-    from harness import catalogue
-
-    kinds = {
-        "methods": lambda: catalogue.entries(counted=what is not None),
-        "encoders": lambda: _described("encoder", suffix=":<model>"),
-        "datasets": lambda: _described("dataset"),
-        "presets": lambda: _shelf("harness", "presets"),
-        "studies": lambda: _shelf("sweeps", "studies"),
-        "sizes": _sizes,
-        "samplers": lambda: {name: _first_line(function) for name, function in _samplers().items()},
-    }
-    if what is not None and what not in kinds:
-        raise unknown("kind", what, kinds)
-    chosen = {name: make() for name, make in kinds.items() if what in (None, name)}
-    if as_json:
-        click.echo(json.dumps(chosen, indent=1, default=asdict))
-        return
-    for kind, rows in chosen.items():
-        Console(soft_wrap=False).print(catalogue.table(kind, rows))
-
-
 @click.command(epilog="Example: flowrace verify golden/*.safetensors --json")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @AS_JSON
@@ -264,39 +236,3 @@ def model_of_run(path: Path, spec: RunSpec, step: int | None) -> tuple[Path, Any
         )
     device = pick_device(spec.runtime.device)
     return file, load_ema(file, spec, open_dataset(spec.data), device), device
-
-
-def _described(kind: str, suffix: str = "") -> dict[str, str]:
-    rows = {}
-    for name in registry.names(kind):
-        try:
-            rows[name + suffix] = _first_line(registry.load(kind, name))
-        except (ImportError, UserError) as error:
-            rows[name + suffix] = f"not available: {error}"
-    return rows
-
-
-def _first_line(thing: Any) -> str:
-    text = thing.__doc__ or ""
-    return text.strip().splitlines()[0] if text.strip() else ""
-
-
-def _shelf(package: str, folder: str) -> dict[str, str]:
-    from harness.shelf import Shelf
-
-    shelf = Shelf(package, folder)
-    return {name: shelf.summary(name) for name in shelf.names()}
-
-
-def _sizes() -> dict[str, str]:
-    from harness.backbone.sizes import SIZES
-
-    return {
-        name: f"{size.depth} blocks, width {size.width}, {size.heads} heads" for name, size in SIZES.items()
-    }
-
-
-def _samplers() -> dict[str, Any]:
-    from harness.sampler import SAMPLERS
-
-    return SAMPLERS

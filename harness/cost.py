@@ -152,7 +152,7 @@ def count_spec(spec: RunSpec) -> Cost:
 
 def count(method: Any, backbone: SiTConfig, spec: RunSpec, *, encoder_flops: int = 0) -> Cost:
     """Count training steps of a method on the meta device; `encoder_flops` is one image's encoder pass."""
-    parameters = sum(p.numel() for p in SiT(backbone).to("meta").parameters())
+    parameters = sum(p.numel() for p in _weightless(backbone).parameters())
     first, until = _count_step(method, backbone, spec, 1, encoder_flops), method.config.schedule.until
     if until is None or until >= spec.train.steps:
         return Cost(first, spec.train.steps, parameters)
@@ -166,7 +166,7 @@ def _count_step(
     size, meta = spec.train.batch_size, torch.device("meta")
     counter = FlopCounterMode(display=False)
     meter = Meter(counter.get_total_flops, lambda start, end: end - start)
-    model, ema = SiT(backbone).to(meta), SiT(backbone).to(meta)
+    model, ema = _weightless(backbone), _weightless(backbone)
     shadow = copy.deepcopy(method).to(meta)
     index, labels = np.arange(size), torch.zeros(size, dtype=torch.int64)
     batch = Batch(index, torch.zeros(size, *backbone.shape), labels, labels, step)
@@ -182,6 +182,12 @@ def _count_step(
     learned = sum(p.numel() for p in (*model.parameters(), *shadow.parameters()) if p.grad is not None)
     shadowed = sum(p.numel() for p in ema.parameters())
     return flops | {"optimizer": OPTIMIZER_FLOPS * learned, "ema": EMA_FLOPS * shadowed}
+
+
+def _weightless(backbone: SiTConfig) -> SiT:
+    """The network on the meta device, where it takes no memory."""
+    with torch.device("meta"):
+        return SiT(backbone).to("meta")
 
 
 def backbone_config(spec: RunSpec, shape: tuple[int, int, int], classes: int) -> SiTConfig:

@@ -87,7 +87,9 @@ def _train(spec: RunSpec, path: Path, world: World, record: RecordWriter | None,
         about = {"data_fingerprint": dataset.fingerprint, "train_samples": len(sides.train)}
         if run.encoder is not None:
             told = ("name", "params", "flops", "one_off_flops", "sha256", "accuracy")
-            about["encoder"] = {name: getattr(run.encoder, name) for name in told if hasattr(run.encoder, name)}
+            about["encoder"] = {
+                name: getattr(run.encoder, name) for name in told if hasattr(run.encoder, name)
+            }
         record.begin(describe(world.device, world.size) | about, after_step=run.step)
         complete(record, Record(path), run)
     progress.begin(run.step, spec.train.steps)
@@ -182,11 +184,17 @@ def ema_decay(ema: EmaSpec, step: int) -> float:
 
 
 def _check_batch(spec: RunSpec) -> None:
-    parts = int(os.environ.get("WORLD_SIZE", "1")) * spec.train.accumulate
-    if spec.train.batch_size % parts:
+    size, parts = spec.train.batch_size, int(os.environ.get("WORLD_SIZE", "1")) * spec.train.accumulate
+    if size % parts:
         raise UserError(
-            f"train.batch_size = {spec.train.batch_size} cannot be divided into {parts} equal parts "
+            f"train.batch_size = {size} cannot be divided into {parts} equal parts "
             "(processes x train.accumulate); choose a multiple"
+        )
+    group = min(spec.method.needs().group, size)
+    if (size // parts) % group:
+        raise UserError(
+            f"method.group = {group} does not divide a micro-batch of {size // parts} samples "
+            f"(train.batch_size {size} in {parts} parts); choose a divisor, or fewer parts"
         )
 
 

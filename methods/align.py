@@ -98,6 +98,17 @@ def spatial_norm(tokens: Tensor, gamma: float) -> Tensor:
     return (tokens - gamma * mean) / (std + 1e-6)
 
 
+def in_groups(x: Tensor, group: int) -> Tensor:
+    """Consecutive samples together, (B, ...) -> (B / group, group, ...); a batch smaller than a group is one group.
+
+    Raises ValueError for a batch that groups would be cut by.
+    """
+    size = min(group, len(x))
+    if len(x) % size:
+        raise ValueError(f"group = {group} does not divide a micro-batch of {len(x)}")
+    return x.unflatten(0, (-1, size))
+
+
 def layer_at(fraction: float, backbone: BackboneSpec) -> int:
     """The layer nearest to a fraction of the depth, 1-based: 0.3 of 28 is 8, of 12 is 4 (Self-Flow section 4)."""
     return max(1, round(fraction * backbone.depth))

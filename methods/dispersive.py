@@ -2,8 +2,8 @@
 
 L = L_gen + coefficient * log mean_{i, j} exp( - |z_i - z_j|^2 / (D temperature) ),    z the flattened output of block l, D its size.
 
-The mean runs over all pairs of the micro-batch, a sample with itself included (the released code appends B zeros for them), so
-its value depends on the micro-batch: with several processes or accumulation the pairs are the local ones, as released.
+The mean runs over all pairs of a group of 32 consecutive samples, a sample with itself included (the released code appends B zeros
+for them). 32 is the released local batch: there its value depends on the number of processes, here only on `group`.
 Defaults: the JAX release's coefficient 0.5, temperature 0.5, a quarter of the depth. The PyTorch release has 0.25, 1.0 and the last
 block: `--set method.coefficient=0.25 --set method.temperature=1.0 --set method.layer=<depth>`.
 Cost: B x B products; no head, no teacher, no encoder.
@@ -23,7 +23,7 @@ from harness.backbone.sit import Prediction
 from harness.backbone.student import Student
 from harness.batch import Batch, Draw
 from harness.spec import BackboneSpec
-from methods.align import check_layer, layer_at
+from methods.align import check_layer, in_groups, layer_at
 from methods.method import Method, MethodConfig, Needs
 
 
@@ -38,6 +38,7 @@ class Dispersive(Method):
         coefficient: float = Field(0.5, ge=0)
         temperature: float = Field(0.5, gt=0)
         layer: int | None = None
+        group: int = Field(32, ge=2)
 
         def resolved(self, backbone: BackboneSpec) -> Self:
             layer = check_layer("layer", self.layer, layer_at(0.25, backbone), backbone)
@@ -48,23 +49,23 @@ class Dispersive(Method):
             return self.coefficient
 
         def needs(self) -> Needs:
-            return Needs(taps=(self.layer,)) if self.coefficient else Needs()
+            return Needs(taps=(self.layer,), group=self.group) if self.coefficient else Needs()
 
     config: Config
 
     def align(self, student: Student, batch: Batch, draw: Draw, prediction: Prediction) -> Tensor:
-        z = prediction.hidden[self.config.layer].float().flatten(1)
-        distances = squared_distances(z) / (z.shape[1] * self.config.temperature)
-        return (-distances).flatten().logsumexp(0) - 2 * math.log(len(z))
+        z = in_groups(prediction.hidden[self.config.layer].float().flatten(1), self.config.group)
+        distances = squared_distances(z) / (z.shape[2] * self.config.temperature)
+        return ((-distances).flatten(1).logsumexp(1) - 2 * math.log(z.shape[1])).mean()
 
 
 def squared_distances(z: Tensor) -> Tensor:
-    """|z_i - z_j|^2 between rows, (B, D) -> (B, B); exactly 0 on the diagonal.
+    """|z_i - z_j|^2 between the samples of each group, (G, B, D) -> (G, B, B); exactly 0 on the diagonal.
 
     From inner products of centred rows: one matrix product, and little cancellation.
     """
-    z = z - z.mean(dim=0)
-    products = z @ z.T
-    norms = products.diagonal()
-    distances = (norms[:, None] + norms[None, :] - 2 * products).clamp(min=0)
-    return distances * (1 - torch.eye(len(z), device=z.device))
+    z = z - z.mean(dim=1, keepdim=True)
+    products = z @ z.transpose(1, 2)
+    norms = products.diagonal(dim1=1, dim2=2)
+    distances = (norms[:, :, None] + norms[:, None, :] - 2 * products).clamp(min=0)
+    return distances * (1 - torch.eye(z.shape[1], device=z.device))

@@ -8,10 +8,9 @@ Cost: one forward and one backward pass.
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal
 
-from harness.spec import BackboneSpec
-from methods.method import Method, MethodConfig, Schedule
+from methods.method import Method, MethodConfig
 
 
 class Flow(Method):
@@ -20,8 +19,3 @@ class Flow(Method):
 
     class Config(MethodConfig):
         name: Literal["flow"] = "flow"
-
-        def resolved(self, backbone: BackboneSpec) -> Self:
-            if self.schedule != Schedule():
-                raise ValueError("schedule: flow aligns nothing, so there is nothing to schedule")
-            return self

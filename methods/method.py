@@ -30,6 +30,8 @@ class Needs(NamedTuple):
     """Noise levels per sample; 0 means one for each token."""
     taps: tuple[int, ...] = ()
     """Student layers whose output the loss reads (1-based)."""
+    group: int = 1
+    """Consecutive samples that the loss compares with each other and that a micro-batch may not part."""
 
 
 class Schedule(BaseModel):
@@ -89,6 +91,8 @@ class MethodConfig(BaseModel):
 
         Raises ValueError ("field = value: what is allowed") for a setting that this backbone cannot have.
         """
+        if self.schedule != Schedule() and type(self).strength is MethodConfig.strength:
+            raise ValueError(f"schedule: {self.name} aligns nothing, so there is nothing to schedule")
         return self
 
     def needs(self) -> Needs:

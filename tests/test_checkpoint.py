@@ -48,7 +48,8 @@ def test_a_changed_byte_is_refused(tmp_path: Path, where: int) -> None:
     content[where] ^= 0x40
     path.write_bytes(content)
     with pytest.raises(
-        UserError, match=r"step-00000001.safetensors is (damaged|not a readable checkpoint|a safetensors file)"
+        UserError,
+        match=r"step-00000001.safetensors is (damaged|not a readable checkpoint|a safetensors file)",
     ):
         load(path)
 

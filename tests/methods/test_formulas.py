@@ -89,11 +89,24 @@ def test_dispersive_is_the_released_arithmetic() -> None:
     z = torch.randn(6, 40, generator=torch.Generator().manual_seed(0))
     halves = torch.pdist(z).pow(2)
     released = torch.cat([halves, halves, torch.zeros(6)])
-    torch.testing.assert_close(
-        squared_distances(z).flatten().sort().values, released.sort().values, rtol=1e-4, atol=1e-5
-    )
-    far = squared_distances(z + 1e4)
-    torch.testing.assert_close(far, squared_distances(z), rtol=0.02, atol=0.5)
+    ours = squared_distances(z[None])[0]
+    torch.testing.assert_close(ours.flatten().sort().values, released.sort().values, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(squared_distances(z[None] + 1e4)[0], ours, rtol=0.02, atol=0.5)
+
+
+@pytest.mark.parametrize("cls", [Dispersive, ContrastiveFlow])
+def test_groups_keep_pairs_together_however_a_batch_is_cut(cls) -> None:
+    """The mean over micro-batches that part no group is the value of the whole batch; a cut group is refused."""
+    method, pupil = build(cls, group=4, **({"layer": 2} if cls is Dispersive else {})), student()
+
+    def align(size: int, first: int) -> float:
+        given = batch(size, first)
+        return method.loss(pupil, given, method.draw(Streams(0), given)).parts["align"].item()
+
+    assert np.mean([align(4, 0), align(4, 4)]) == pytest.approx(align(8, 0), rel=1e-5)
+    assert np.mean([align(2, 0), align(2, 2)]) != pytest.approx(align(4, 0), rel=1e-5)
+    with pytest.raises(ValueError, match="group = 4 does not divide"):
+        align(6, 0)
 
 
 def test_contrastive_flow() -> None:

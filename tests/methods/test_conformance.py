@@ -1,0 +1,242 @@
+"""What every objective must hold to: each registered method, and one that a package from outside brings."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from harness.backbone.initial import initialize
+from harness.backbone.sit import SiT, SiTConfig
+from harness.backbone.sizes import Size
+from harness.backbone.student import Student
+from harness.backbone.times import Times
+from harness.batch import Batch, Draw
+from harness.cost import OPTIMIZER_FLOPS, count
+from harness.draws import Streams
+from harness.spec import BackboneSpec
+from methods.flow import Flow
+from methods.method import Method, Needs, Schedule
+from tests.runs import tiny
+
+CONFIG = SiTConfig(Size(4, 32, 2), 2, (3, 8, 8), 5)
+LATENT = SiTConfig(Size(4, 192, 3), 2, (4, 32, 32), 10)
+PICO = BackboneSpec(size="pico")  # as deep as the two above
+STREAMS, DIM = Streams(0), 24
+
+
+def configured(cls: type[Method], **settings: Any) -> Any:
+    return cls.Config(**settings).resolved(PICO)
+
+
+def made(cls: type[Method], backbone: SiTConfig = CONFIG, **settings: Any) -> Method:
+    made = cls.build(configured(cls, **settings), backbone, encoder_dim=DIM)
+    initialize(made, STREAMS, "method.")
+    return made
+
+
+def network(seed: int) -> SiT:
+    """Random weights everywhere: with the official zeros nothing would reach the output."""
+    net, generator = SiT(CONFIG), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return net
+
+
+def student(needs: Needs) -> Student:
+    """A student whose teacher is there only when it was asked for; it is not frozen, so gradient that leaks is seen."""
+    return Student(network(0), network(1) if needs.teacher else None, CONFIG)
+
+
+def batch(needs: Needs, size: int = 8, first: int = 0, step: int = 1) -> Batch:
+    index = np.arange(first, first + size)
+    y = torch.from_numpy(index % 6)
+    features = STREAMS.normal("features", index, (CONFIG.tokens, DIM)) if needs.encoder else None
+    return Batch(index, STREAMS.normal("data", index, CONFIG.shape), y, y % 5, step, features)
+
+
+def step(method: Method, pupil: Student, given: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss and gradients of one step, by name."""
+    losses = method.loss(pupil, given, method.draw(STREAMS, given))
+    losses.total.backward()
+    named = itertools.chain(pupil.model.named_parameters(), method.named_parameters(prefix="method"))
+    return losses.total.detach(), {name: p.grad for name, p in named}
+
+
+def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def off(cls: type[Method]) -> dict[str, Any]:
+    assert cls is Flow or cls.Config.off, (
+        "Config.off names the settings under which this is plain flow matching"
+    )
+    return cls.Config.off
+
+
+def test_off_is_flow_bit_for_bit(method: type[Method]) -> None:
+    """Promise 2: three optimizer steps leave the same losses and the same weights, and ask for nothing."""
+    seen = []
+    for cls, settings in ((Flow, {}), (method, off(method))):
+        objective, pupil = made(cls, **settings), student(Needs())
+        assert objective.needs() == Needs() and not list(objective.parameters())
+        optimizer = torch.optim.AdamW(pupil.model.parameters(), lr=1e-2)
+        totals = []
+        for number in (1, 2, 3):
+            totals.append(step(objective, pupil, batch(Needs(), first=8 * number, step=number))[0])
+            optimizer.step()
+            optimizer.zero_grad()
+            objective.after_step(pupil, number)
+        seen.append(({str(n): t for n, t in enumerate(totals)}, pupil.model.state_dict()))
+    assert same(seen[0][0], seen[1][0]) and same(seen[0][1], seen[1][1])
+
+
+def test_off_costs_what_flow_costs(method: type[Method]) -> None:
+    spec = tiny("train.steps=3")
+    assert count(made(method, **off(method)), CONFIG, spec) == count(made(Flow), CONFIG, spec)
+
+
+def test_gradient_reaches_all_that_learns_and_nothing_else(method: type[Method]) -> None:
+    objective = made(method)
+    pupil, given = student(objective.needs()), batch(objective.needs())
+    _, gradients = step(objective, pupil, given)
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients.values())
+    assert any(gradient.any() for gradient in gradients.values())
+    assert pupil.ema is None or all(p.grad is None for p in pupil.ema.parameters())
+
+
+def test_twice_the_same_bits(method: type[Method]) -> None:
+    def once() -> tuple[Tensor, dict[str, Tensor]]:
+        objective = made(method)
+        return step(objective, student(objective.needs()), batch(objective.needs()))
+
+    (total, gradients), (again, gradients_again) = once(), once()
+    assert torch.equal(total, again) and same(gradients, gradients_again)
+
+
+def test_draws_are_shared_with_flow(method: type[Method]) -> None:
+    """Promise 1: the same noise; the base time is among a sample's levels, unless every token has a time of its own."""
+    objective = made(method)
+    draw, flows = (m.draw(STREAMS, batch(m.needs())) for m in (objective, made(Flow)))
+    assert torch.equal(draw.noise, flows.noise)
+    assert draw.times.levels.shape[1] == (objective.needs().times or CONFIG.tokens)
+    assert ((draw.times.levels >= 0) & (draw.times.levels <= 1)).all()
+    if objective.needs().times:
+        assert (draw.times.levels == flows.times.levels).any(dim=1).all()
+
+
+def test_draws_depend_on_the_index_alone(method: type[Method]) -> None:
+    """Promise 1: two halves of a batch, drawn apart and with streams used before, are the whole."""
+    objective, streams = made(method), Streams(0)
+    needs = objective.needs()
+    whole = drawn(objective.draw(Streams(0), batch(needs)))
+    parts = [drawn(objective.draw(streams, batch(needs, 4, first))) for first in (4, 0)][::-1]
+    assert same(whole, {name: torch.cat([half[name] for half in parts]) for name in whole})
+
+
+def drawn(draw: Draw) -> dict[str, Tensor]:
+    every = {
+        "noise": draw.noise,
+        "levels": draw.times.levels,
+        "which": draw.times.which,
+        "groups": draw.groups,
+    }
+    return {name: value for name, value in (every | draw.extra).items() if value is not None}
+
+
+class Levels(Flow):
+    """Plain flow matching with as many times as another method has, to compare costs with."""
+
+    def draw(self, streams: Streams, batch: Batch) -> Draw:
+        levels, tokens = self.levels, self.setting.backbone.tokens
+        which = torch.zeros(len(batch.index), tokens, dtype=torch.bool) if levels == 2 else None
+        noise = streams.normal("noise", batch.index, batch.x0.shape[1:])
+        return Draw(noise, Times(torch.zeros(len(batch.index), levels), which))
+
+
+def test_counted_flops_are_what_it_declares(method: type[Method]) -> None:
+    """Phases are those that `needs` names. The student costs a plain step with these times, 3 x 2 FLOPs per token and
+    weight of the method's own, and at most a tenth for the loss; the teacher at most one forward pass."""
+    objective, spec = made(method, LATENT), tiny("train.batch_size=4")
+    needs, plain = objective.needs(), made(Levels, LATENT)
+    plain.levels = needs.times or LATENT.tokens
+    ours, flows = (count(m, LATENT, spec, encoder_flops=1000).per_step for m in (objective, plain))
+    phases = {"teacher": needs.teacher, "encoder": needs.encoder is not None}
+    assert ours.keys() - flows.keys() == {name for name, needed in phases.items() if needed}
+    own = 6 * 4 * LATENT.tokens * sum(p.numel() for p in objective.parameters() if p.dim() > 1)
+    assert 0 <= ours["student"] - flows["student"] - own <= 0.1 * flows["student"]
+    assert not needs.teacher or 0 < ours["teacher"] <= 0.35 * flows["student"]
+    assert not needs.encoder or ours["encoder"] == 4000
+    assert ours["ema"] == flows["ema"]
+    learned = OPTIMIZER_FLOPS * sum(p.numel() for p in objective.parameters())
+    assert ours["optimizer"] == flows["optimizer"] + learned
+
+
+@pytest.mark.parametrize("kind", ["zeros", "constants", "huge"])
+def test_bfloat16_stays_finite(method: type[Method], kind: str) -> None:
+    """Encoder's features, and the hidden features of student and teacher, are all zero, all one, or in the 10 000s."""
+    objective = made(method)
+    pupil, given = student(objective.needs()), batch(objective.needs())
+    for net in (pupil.model, pupil.ema):
+        if net is not None:
+            adverse(net, kind)
+    if given.features is not None:
+        scale = {"zeros": 0.0 * given.features, "constants": torch.ones_like(given.features)}
+        given = replace(given, features=scale.get(kind, 1e4 * given.features).bfloat16())
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = objective.loss(pupil, given, objective.draw(STREAMS, given))
+    losses.total.backward()
+    learned = (*pupil.model.parameters(), *objective.parameters())
+    assert losses.total.isfinite() and all(p.grad.isfinite().all() for p in learned)
+
+
+@torch.no_grad()
+def adverse(net: nn.Module, kind: str) -> None:
+    """Make every hidden token of a network zero, one, or 10^4 times a normal draw."""
+    if kind != "huge":
+        for parameter in net.parameters():
+            parameter.zero_()
+        net.pos_embed.fill_(float(kind == "constants"))
+    else:
+        net.pos_embed.copy_(1e4 * STREAMS.normal("huge", [0], net.pos_embed.shape)[0])
+
+
+def test_behind_its_stop_nothing_is_aligned(method: type[Method]) -> None:
+    """Neither teacher nor encoder nor taps are there any more, and with flow's times the loss has flow's bits."""
+    if not configured(method).strength:
+        with pytest.raises(ValueError, match="schedule"):
+            configured(method, schedule=Schedule(until=3))
+        return
+    objective, pupil, late = (
+        made(method, schedule=Schedule(until=3)),
+        student(Needs()),
+        batch(Needs(), step=4),
+    )
+    asked = []
+    pupil.model.register_forward_pre_hook(
+        lambda _, args, kwargs: asked.append(kwargs["taps"]), with_kwargs=True
+    )
+    losses = objective.loss(pupil, late, objective.draw(STREAMS, late))
+    assert list(losses.parts) == ["flow"] and torch.equal(losses.total, losses.parts["flow"])
+    assert [list(taps) for taps in asked] == [[]]
+    if objective.needs().times == 1 and objective.draw(STREAMS, late).groups is None:
+        assert torch.equal(losses.total, step(made(Flow), student(Needs()), late)[0])
+
+
+def test_layers_that_the_backbone_lacks_are_refused(method: type[Method]) -> None:
+    fields = [name for name in method.Config.model_fields if name.endswith("layer")]
+    assert bool(fields) == bool(configured(method).needs().taps)
+    for field, layer in itertools.product(fields, (-1, 0, PICO.depth + 1)):
+        with pytest.raises(ValueError, match=f"{field} = {layer}: backbone pico has layers 1 to 4"):
+            configured(method, **{field: layer})
+
+
+def test_it_says_where_it_comes_from(method: type[Method]) -> None:
+    assert method.source and sys.modules[method.__module__].__doc__

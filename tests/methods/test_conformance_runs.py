@@ -1,0 +1,100 @@
+"""What every objective must hold to, in runs: knobs off, kept state, who learns, and how many processes there are."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness.data.base import open_dataset, split
+from harness.errors import UserError
+from harness.record import DONE, Record
+from harness.run import build as build_run
+from harness.spec import BackboneSpec
+from methods.method import Method
+from tests.runs import TINY, everything, losses, part, tiny, trained
+
+
+def test_the_optimizer_sees_student_and_method_alone(method: type[Method]) -> None:
+    """As the trainer builds it: the encoder's features carry no gradient, and the teacher's weights take none."""
+    spec = tiny(*words(method))
+    dataset = open_dataset(spec.data)
+    run = build_run(spec, dataset, split(dataset, spec.data.held_out), torch.device("cpu"))
+    seen = {id(p) for group in run.optimizer.param_groups for p in group["params"]}
+    assert seen == {id(p) for p in (*run.model.parameters(), *run.method.parameters())}
+    assert not any(p.requires_grad for p in run.ema.parameters())
+    assert (run.encoder is not None) == (spec.method.needs().encoder is not None)
+    if run.encoder is not None:
+        images = torch.zeros(2, *dataset.shape, requires_grad=True)
+        assert not run.encoder.features(images).requires_grad
+
+
+def test_a_run_stopped_and_continued_is_unbroken(method: type[Method], tmp_path: Path) -> None:
+    """Promise 4: back at the checkpoint of step 3 of 6, with the record as it was, a run ends in the same bits."""
+    spec = tiny("train.steps=6", "train.checkpoint_every=3", "train.keep_checkpoints=9", *words(method))
+    unbroken = trained(spec, tmp_path / "a")
+    shutil.copytree(unbroken.path, tmp_path / "b" / spec.id)
+    (tmp_path / "b" / spec.id / DONE).unlink()
+    (tmp_path / "b" / spec.id / "checkpoints" / "step-00000006.safetensors").unlink()
+    assert everything(trained(spec, tmp_path / "b")) == everything(unbroken)
+
+
+def test_layers_that_the_backbone_lacks_are_mistakes_of_the_spec(method: type[Method]) -> None:
+    for field in (name for name in method.Config.model_fields if name.endswith("layer")):
+        with pytest.raises(UserError, match=f"method.{field} = 5: backbone pico has layers 1 to 4"):
+            tiny(*words(method), f"method.{field}=5")
+
+
+@pytest.mark.slow
+def test_off_is_flow_for_fifty_steps_of_a_run(method: type[Method], tmp_path: Path) -> None:
+    knobs = [f"method.{field}={value}" for field, value in method.Config.off.items()]
+    runs = [
+        trained(tiny("train.steps=50", "eval.every=50", *words), tmp_path)
+        for words in (["method.name=flow"], [f"method.name={name_of(method)}", *knobs])
+    ]
+    assert len(losses(runs[0])) == 50 and losses(runs[0]) == losses(runs[1])
+    assert all(part(runs[0], name) == part(runs[1], name) for name in ("model", "ema"))
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(
+    method: type[Method], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))
+    one = trained(tiny(*words(method)), tmp_path / "one")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launch = [
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        "--master-addr=127.0.0.1",
+        f"--master-port={port}",
+    ]
+    settings = [word for setting in (*TINY, *words(method)) for word in ("--set", setting)]
+    out = ["--out", str(tmp_path / "two"), "--no-track"]
+    command = [sys.executable, "-m", *launch, "-m", "harness.cli", "run", "digits", *settings, *out]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    two = Record(tmp_path / "two" / one.id)
+    assert losses(two) == pytest.approx(losses(one), rel=1e-6)
+
+
+def words(cls: type[Method]) -> list[str]:
+    """The settings of a tiny run of a method: its defaults, and an encoder that needs no file where it wants one."""
+    encoder = (
+        ["method.encoder.name=random:tiny"]
+        if cls.Config().resolved(BackboneSpec(size="pico")).needs().encoder
+        else []
+    )
+    group = ["method.group=2"] if "group" in cls.Config.model_fields else []
+    return [f"method.name={name_of(cls)}", *encoder, *group]
+
+
+def name_of(cls: type[Method]) -> str:
+    return cls.Config.model_fields["name"].default

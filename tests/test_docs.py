@@ -1,0 +1,47 @@
+"""The pages in docs/: their code is run, and what they show is what the tests hold."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from harness.cli import COMMANDS
+from harness.record import Record
+from tests.conftest import ROOT
+from tests.runs import tiny, trained
+
+PAGE = ROOT / "docs" / "adding-a-method.md"
+PLUGIN = ROOT / "tests" / "methods" / "plugin"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def test_the_page_shows_the_package_that_the_conformance_suite_installs() -> None:
+    assert blocks("python") == [(PLUGIN / "flowrace_echo.py").read_text()]
+    assert blocks("toml") == [(PLUGIN / "pyproject.toml").read_text()]
+
+
+def test_the_method_on_the_page_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the page alone: its module, and the entry point that its pyproject names."""
+    about = tmp_path / "page-0.1.dist-info"
+    about.mkdir()
+    entry = re.search(r'^echo = "(.*)"$', blocks("toml")[0], re.MULTILINE)[1]
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: page\nVersion: 0.1\n")
+    (about / "entry_points.txt").write_text(f"[flowrace.methods]\necho = {entry}\n")
+    (tmp_path / "flowrace_echo.py").write_text(blocks("python")[0])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    record: Record = trained(tiny("method.name=echo", "train.steps=3"), tmp_path / "runs")
+    assert record.status == "done" and all("align" in event["losses"] for event in record.of("train"))
+
+
+def test_its_commands_exist() -> None:
+    called = re.findall(r"^flowrace (\w+)", blocks("sh")[0], re.MULTILINE)
+    assert called and set(called) <= COMMANDS.keys()
+
+
+def test_the_page_is_one_screen() -> None:
+    assert len(PAGE.read_text().splitlines()) <= 100
