@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
+# Two test processes share the cores: one thread each, or they fight.
+test test-slow: export OMP_NUM_THREADS ?= 1
 
 .PHONY: race test test-slow bench lint clean
 .DELETE_ON_ERROR:
@@ -19,10 +21,10 @@ race: $(VENV)/.installed
 	$(BIN)/flowrace sweep digits
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 test-slow: $(VENV)/.installed
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 2 -m slow
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.step

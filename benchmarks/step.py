@@ -52,7 +52,9 @@ class Side:
         self.method = method.build(method.Config().resolved(BackboneSpec(size=size)), config)
         initialize(self.method, Streams(0), "method.")
         self.student = Student(self.model, self.ema, config)
-        self.optimizer = torch.optim.AdamW([*self.model.parameters(), *self.method.parameters()], 1e-4, fused=loss is None)
+        self.optimizer = torch.optim.AdamW(
+            [*self.model.parameters(), *self.method.parameters()], 1e-4, fused=loss is None
+        )
         self.loss = loss or (lambda side, batch, draw: side.method.loss(side.student, batch, draw).total)
         self.update = update_ema if loss is None else ema_step
 
@@ -69,7 +71,9 @@ def released_loss(side: Side, batch: Batch, draw: Draw) -> torch.Tensor:
     """Self-Flow Eq. 2-7 on the released arithmetic."""
     config, settings = side.model.config, side.method.config
     x = interpolate(batch.x0, draw.noise, draw.times, config.patch)
-    velocity, hidden = forward(side.model, x, tau_of(draw.times, config.tokens), batch.y, settings.student_layer)
+    velocity, hidden = forward(
+        side.model, x, tau_of(draw.times, config.tokens), batch.y, settings.student_layer
+    )
     clean = Times.per_sample(draw.extra["cleaner"])
     x_clean = interpolate(batch.x0, draw.noise, clean, config.patch)
     with torch.no_grad():
@@ -133,11 +137,17 @@ def main() -> None:
 
 def _ratio(above: list[float], below: list[float]) -> dict[str, float]:
     ratios = [a / b for a, b in zip(above, below, strict=True)]
-    return {"median": round(statistics.median(ratios), 3), "min": round(min(ratios), 3), "max": round(max(ratios), 3)}
+    return {
+        "median": round(statistics.median(ratios), 3),
+        "min": round(min(ratios), 3),
+        "max": round(max(ratios), 3),
+    }
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", default="S", choices=list(SIZES))
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--batch", type=int, default=8)

@@ -246,7 +246,7 @@ def _dump(value: Any, indent: int | None = None) -> bytes:
 def _read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
         raise UserError(f"{file} is not JSON: {error}") from error

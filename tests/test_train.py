@@ -83,6 +83,16 @@ def test_accumulation_and_compile_give_the_same_numbers(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.parametrize("method", ["flow", "self_flow"])
+def test_bfloat16_stays_near_float32(tmp_path: Path, method: str) -> None:
+    full, half = (
+        trained(tiny(f"method.name={method}", f"train.precision={p}"), tmp_path)
+        for p in ("float32", "bfloat16")
+    )
+    assert full.id != half.id and losses(half) != losses(full)
+    assert losses(half) == pytest.approx(losses(full), rel=0.03)
+
+
 def test_batches_do_not_depend_on_processes_or_cuts() -> None:
     """Promise 1: two processes with two micro-batches each see, together, exactly what one process sees."""
     spec = tiny("data.flip=true")

@@ -8,7 +8,6 @@ class token (REPA reads CLIP-L before it and drops the last block; here all fami
 from __future__ import annotations
 
 import difflib
-import hashlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -16,14 +15,13 @@ from typing import NamedTuple
 import open_clip
 import torch
 import torch.nn.functional as F
-from huggingface_hub import hf_hub_download
 from open_clip.constants import HF_SAFE_WEIGHTS_NAME, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.model import _build_vision_tower, resize_pos_embed  # a whole CLIP has a text tower too
 from open_clip.transformer import VisionTransformer
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from harness.data.base import Dataset
+from harness.encoders import weights
 from harness.encoders.base import Architecture, EncoderChoice, count_flops, parse_name
 from harness.errors import UserError
 
@@ -50,8 +48,7 @@ class OpenClipEncoder:
         self.name, self.grid, self.dim, self.flops = choice.name, grid, about.dim, about.flops
         recipe = find_recipe(model)
         file = weights_file(choice, recipe)
-        with open(file, "rb") as content:
-            self.sha256 = hashlib.file_digest(content, "sha256").hexdigest()
+        self.sha256 = weights.sha256(file)
         with torch.random.fork_rng(devices=[]):  # open_clip draws initial weights that the file replaces
             tower = build(recipe, grid)
         load_weights(tower, file)
@@ -175,54 +172,27 @@ class TimmTokens(nn.Module):
 
 
 def weights_file(choice: EncoderChoice, recipe: Recipe) -> Path:
-    """The weights on disk: `weights`, else the hub's copy, which is only fetched when `download` is set."""
-    if choice.weights:
-        path = Path(choice.weights).expanduser()
-        if not path.is_file():
-            raise UserError(f"method.encoder.weights = {choice.weights}: no such file")
-        return path
-    if not recipe.repository:
-        raise UserError(
-            f"encoder '{choice.name}' names no weights on the hub; give a safetensors file in method.encoder.weights, or "
-            f"one of open_clip:{recipe.model}.<weights> "
-            f"({', '.join(open_clip.list_pretrained_tags_by_model(recipe.model)) or 'it has none'})"
-        )
-    try:
-        return Path(
-            hf_hub_download(recipe.repository, HF_SAFE_WEIGHTS_NAME, local_files_only=not choice.download)
-        )
-    except OSError as error:
-        asked = f" ({str(error).splitlines()[0]})" if choice.download else ""
-        raise UserError(
-            f"encoder '{choice.name}': its weights are not on this machine{asked}; put https://huggingface.co/"
-            f"{recipe.repository}/resolve/main/{HF_SAFE_WEIGHTS_NAME} somewhere and name the file in "
-            "method.encoder.weights" + ("" if choice.download else ", or set method.encoder.download=true")
-        ) from error
+    """Where a recipe's weights lie."""
+    tags = ", ".join(open_clip.list_pretrained_tags_by_model(recipe.model)) or "it has none"
+    without = (
+        "names no weights on the hub; give a safetensors file in method.encoder.weights, or "
+        f"one of open_clip:{recipe.model}.<weights> ({tags})"
+    )
+    return weights.on_disk(choice, recipe.repository, HF_SAFE_WEIGHTS_NAME, without=without)
 
 
 def load_weights(tower: nn.Module, file: Path) -> None:
-    """Fill an image tower from a safetensors file in open_clip's layout, text tower and all; nothing is unpickled.
+    """Fill an image tower from a safetensors file in open_clip's layout, text tower and all.
 
     The position embedding is resampled to the tower's grid as open_clip does. Raises `UserError` for another kind of file
     and for weights of another network.
     """
-    try:
-        with safe_open(file, "pt") as content:
-            tensors = {n: content.get_tensor(n) for n in content.keys() if n.startswith(VISUAL)}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{file} is not a safetensors file ({error}); nothing else is read here, convert it once with "
-            "safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'model.safetensors')"
-        ) from error
+    tensors = weights.read(file, VISUAL)
     if not tensors:
         raise UserError(f"{file} holds no image tower of open_clip: none of its tensors is called {VISUAL}*")
-    try:
+    with weights.fitting(file):
         resize_pos_embed(tensors, SimpleNamespace(visual=tower))
         tower.load_state_dict({name.removeprefix(VISUAL): t for name, t in tensors.items()})
-    except (RuntimeError, KeyError) as error:
-        raise UserError(
-            f"{file} holds weights of another network: {str(error).splitlines()[-1].strip()}"
-        ) from error
 
 
 def _recipe(model: str, tag: str) -> Recipe:

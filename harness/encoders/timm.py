@@ -7,19 +7,16 @@ a bicubic resize that gives the backbone's grid (16x16 tokens of patch 14: 224 p
 from __future__ import annotations
 
 import difflib
-import hashlib
 import sys
 from pathlib import Path
 
 import timm
 import torch
 import torch.nn.functional as F
-from huggingface_hub import hf_hub_download
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from harness.data.base import Dataset
+from harness.encoders import weights
 from harness.encoders.base import Architecture, EncoderChoice, count_flops, parse_name
 from harness.errors import UserError
 
@@ -45,7 +42,7 @@ class TimmEncoder:
         about = self.architecture(model, dataset.shape, dataset.classes, grid)
         self.name, self.grid, self.dim, self.flops = choice.name, grid, about.dim, about.flops
         file = weights_file(choice, model)
-        self.sha256 = _sha256(file)
+        self.sha256 = weights.sha256(file)
         with torch.random.fork_rng(devices=[]):  # timm draws initial weights that the file replaces
             network = timm.create_model(model, pretrained=False, num_classes=0)
         load_weights(network, file)
@@ -98,51 +95,23 @@ class _Features(nn.Module):
 
 
 def weights_file(choice: EncoderChoice, model: str) -> Path:
-    """The weights on disk: `weights`, else the hub's copy, which is only fetched when `download` is set."""
-    if choice.weights:
-        path = Path(choice.weights).expanduser()
-        if not path.is_file():
-            raise UserError(f"method.encoder.weights = {choice.weights}: no such file")
-        return path
+    """Where a model's weights lie."""
     config = timm.get_pretrained_cfg(model)
     repository, name = getattr(config, "hf_hub_id", None), getattr(config, "hf_hub_filename", None)
-    if not repository:
-        raise UserError(
-            f"encoder 'timm:{model}' has no weights on the hub; give a safetensors file in method.encoder.weights"
-        )
-    name = name or "model.safetensors"
-    try:
-        return Path(hf_hub_download(repository, name, local_files_only=not choice.download))
-    except OSError as error:
-        asked = f" ({str(error).splitlines()[0]})" if choice.download else ""
-        raise UserError(
-            f"encoder 'timm:{model}': its weights are not on this machine{asked}; put https://huggingface.co/{repository}"
-            f"/resolve/main/{name} somewhere and name the file in method.encoder.weights"
-            + ("" if choice.download else ", or set method.encoder.download=true")
-        ) from error
+    without = "has no weights on the hub; give a safetensors file in method.encoder.weights"
+    return weights.on_disk(choice, repository, name or "model.safetensors", without=without)
 
 
 def load_weights(network: nn.Module, file: Path) -> None:
-    """Fill a timm network from a safetensors file, in timm's layout or one that timm converts; nothing is unpickled.
+    """Fill a timm network from a safetensors file, in timm's layout or one that timm converts.
 
     Raises `UserError` for another kind of file and for weights of another network.
     """
-    try:
-        tensors = load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{file} is not a safetensors file ({error}); nothing else is read here, convert it once with "
-            "safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'model.safetensors')"
-        ) from error
-    convert = getattr(
-        sys.modules[type(network).__module__], "checkpoint_filter_fn", lambda tensors, _: tensors
-    )
-    try:
+    tensors = weights.read(file)
+    room = sys.modules[type(network).__module__]
+    convert = getattr(room, "checkpoint_filter_fn", lambda tensors, _: tensors)
+    with weights.fitting(file):
         result = network.load_state_dict(convert(tensors, network), strict=False)
-    except (RuntimeError, KeyError) as error:
-        raise UserError(
-            f"{file} holds weights of another network: {str(error).splitlines()[-1].strip()}"
-        ) from error
     surplus = [name for name in result.unexpected_keys if not name.startswith(UNUSED)]
     for what, names in (("lacks", result.missing_keys), ("has beside it", surplus)):
         if names:
@@ -167,8 +136,3 @@ def _shadow(model: str) -> nn.Module:
 def _pixels(network: nn.Module, grid: tuple[int, int]) -> tuple[int, int]:
     patch = network.patch_embed.patch_size
     return grid[0] * patch[0], grid[1] * patch[1]
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()

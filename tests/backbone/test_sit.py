@@ -28,7 +28,9 @@ def network(config: SiTConfig = SMALL, seed: int = 0) -> SiT:
     return model.eval()
 
 
-def inputs(batch: int = 4, config: SiTConfig = SMALL) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def inputs(
+    batch: int = 4, config: SiTConfig = SMALL
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(batch, *config.shape, generator=generator)
     t, s = torch.rand(2, batch, generator=generator)
@@ -111,7 +113,9 @@ def test_position_code_is_unique_and_bounded() -> None:
     code = sincos_2d(64, 5, 7)[0]
     assert code.abs().max() <= 1
     assert torch.cdist(code, code).fill_diagonal_(1.0).min() > 0.1
-    torch.testing.assert_close(code[:7, 32:], code[:1, 32:].expand(7, -1))  # the second half does not see the column
+    torch.testing.assert_close(
+        code[:7, 32:], code[:1, 32:].expand(7, -1)
+    )  # the second half does not see the column
 
 
 def test_initial_weights_depend_on_name_and_seed_alone() -> None:
