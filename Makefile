@@ -27,7 +27,7 @@ test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 -m slow
 
 bench: $(VENV)/.installed
-	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.step --rounds 7
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
