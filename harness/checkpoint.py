@@ -1,6 +1,6 @@
 """Checkpoints: atomic, verified, weights only.
 
-A checkpoint is one safetensors file with a sha256 of its tensors in the header. It is written under a temporary name, synced
+A checkpoint is one safetensors file with a sha256 of its tensors in the header; equal states are equal bytes. It is written under a temporary name, synced
 and renamed, so a file with a checkpoint's name is complete; it is verified when it is read; nothing is ever unpickled.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ from torch import Tensor
 from harness.errors import UserError
 from harness.record import sync_directory
 
-FORMAT = "flowrace-1"
+HEADER, FORMAT = "flowrace", "flowrace-1"
 
 
 class Checkpoint(NamedTuple):
@@ -38,10 +39,10 @@ class Checkpoint(NamedTuple):
 def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> None:
     """Write a checkpoint; raises `UserError` when the disk does not take it, leaving nothing behind."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    header = {**meta, "format": FORMAT, "sha256": digest(tensors)}
+    header = json.dumps({**meta, "format": FORMAT, "sha256": digest(tensors)}, sort_keys=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        save_file(tensors, temporary, metadata=header)
+        save_file(tensors, temporary, metadata={HEADER: header})  # one key: safetensors shuffles several
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -58,9 +59,9 @@ def load(path: Path) -> Checkpoint:
     """Read a checkpoint and verify it; raises `UserError` for one that is damaged or none at all."""
     try:
         with safe_open(path, "pt") as file:
-            meta = file.metadata() or {}
+            meta = json.loads((file.metadata() or {}).get(HEADER, "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{path} is not a readable checkpoint ({error}); {_remedy(path)}") from error
     if meta.get("format") != FORMAT:
         raise UserError(

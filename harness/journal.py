@@ -53,13 +53,12 @@ class Journal:
         names = list(taken.losses)
         rows = torch.stack([torch.stack([*t.losses.values(), t.grad_norm.detach()]) for t in self._pending])
         rows = self.world.mean(rows.float()).tolist()
-        seconds = self.run.meter.settle()
         steps = self.run.spec.train.steps
         for past, row in zip(self._pending, rows, strict=True):
             if not all(map(math.isfinite, row)):
                 raise self._not_finite(past.step)
             if past.step % every == 0 or past.step == steps:
-                self._train_event(past, dict(zip(names, row, strict=False)), row[-1], seconds)
+                self._train_event(past, dict(zip(names, row, strict=False)), row[-1])
         self._pending.clear()
 
     def evaluation(self, evaluator: Evaluator) -> None:
@@ -78,6 +77,7 @@ class Journal:
         self.record.sync()
         with self.run.meter.phase("checkpoint"):
             path = runs.save(self.run, folder)
+        self.record.write_clock(self.run.step, self._totals(self.run.step)["seconds"])
         if scheduled:
             self.record.append(_checkpoint_event(self.run, path.name))
 
@@ -88,9 +88,7 @@ class Journal:
             memory = {"peak_memory_bytes": usage, "peak_device_memory_bytes": cuda}
             self.record.finish({**self._totals(self.run.step), **memory})
 
-    def _train_event(
-        self, taken: Taken, losses: dict[str, float], norm: float, seconds: dict[str, float]
-    ) -> None:
+    def _train_event(self, taken: Taken, losses: dict[str, float], norm: float) -> None:
         if self.record is None:
             return
         numbers = {

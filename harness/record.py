@@ -4,7 +4,8 @@
         spec.toml           the resolved spec, written before anything runs
         environment.json    versions, device, threads: one entry for each time the run was started
         events.jsonl        one JSON object a line, in order of step; never a torn or doubled line
-        checkpoints/        step-00000400.safetensors
+        checkpoints/        step-00000400.safetensors; the same bytes whenever the same step is reached
+        clock.json          seconds by phase at the newest checkpoint
         samples/            step-00000400.png
         done                JSON, present when the last step is behind
         failed              JSON with the reason, present when the last attempt failed
@@ -21,6 +22,7 @@ An event has `kind`, `step` and `images`. Kinds:
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -35,7 +37,8 @@ from typing import Any
 
 from harness.errors import UserError
 
-EVENTS, SPEC, DONE, FAILED, LOCK = "events.jsonl", "spec.toml", "done", "failed", "lock"
+EVENTS, SPEC, CLOCK = "events.jsonl", "spec.toml", "clock.json"
+DONE, FAILED, LOCK = "done", "failed", "lock"
 TRAINING_PHASES = ("data", "student", "teacher", "encoder", "optimizer", "ema")
 """The phases that time to target counts; eval, checkpoint, tracking and warmup are booked but do not count."""
 
@@ -113,6 +116,13 @@ class Record:
         if lock_holder(self.path) is not None:
             return "running"
         return "failed" if (self.path / FAILED).exists() else "stopped"
+
+    def seconds_at(self, step: int) -> dict[str, float]:
+        """Seconds by phase that a run had spent when it saved a step; those of its last event before, when it died there."""
+        clock = _read_json(self.path / CLOCK)
+        if clock is not None and clock["step"] == step:
+            return clock["seconds"]
+        return next((e["seconds"] for e in reversed(self.events) if e["step"] <= step and "seconds" in e), {})
 
     @property
     def last_step(self) -> int:
@@ -193,11 +203,19 @@ class RecordWriter:
 
     def append(self, *events: Mapping[str, Any]) -> None:
         """Add events, each a whole line in one write; raises ValueError for a number that is not finite."""
-        self._events.write(b"".join(_dump(event) + b"\n" for event in events))
+        lines = b"".join(_dump(event) + b"\n" for event in events)
+        if self._events.write(lines) != len(lines):
+            raise OSError(
+                errno.ENOSPC, os.strerror(errno.ENOSPC)
+            )  # a disk that fills up takes a part in silence
 
     def sync(self) -> None:
         """Force what was appended to the disk, before a checkpoint claims that it is there."""
         os.fsync(self._events.fileno())
+
+    def write_clock(self, step: int, seconds: Mapping[str, float]) -> None:
+        """What the newest checkpoint had cost; kept out of it, so that its bytes tell nothing of the time."""
+        write_atomic(self.path / CLOCK, _dump({"step": step, "seconds": seconds}))
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         write_atomic(self.path / DONE, _dump(summary, indent=1))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,8 +85,7 @@ def build(spec: RunSpec, dataset: Dataset, sides: Split, device: torch.device) -
 def save(run: Run, folder: Path) -> Path:
     """Write a checkpoint of the run at its step and drop the oldest ones."""
     path = checkpoint.path_of(folder, run.step)
-    meta = {"run": run.spec.id, "step": str(run.step), "seconds": json.dumps(run.meter.settle())}
-    checkpoint.save(path, _tensors(run), meta)
+    checkpoint.save(path, _tensors(run), {"run": run.spec.id, "step": str(run.step)})
     checkpoint.prune(folder, run.spec.train.keep_checkpoints)
     return path
 
@@ -115,7 +113,6 @@ def restore(run: Run, folder: Path) -> None:
         }
         run.optimizer.state[parameter] = {kind: value.to(parameter.device) for kind, value in state.items()}
     run.step = int(saved.meta["step"])
-    run.meter.restore(json.loads(saved.meta["seconds"]))
 
 
 def load_ema(path: Path, run_spec: RunSpec, dataset: Dataset, device: torch.device) -> SiT:

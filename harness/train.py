@@ -79,6 +79,7 @@ def _train(spec: RunSpec, path: Path, world: World, record: RecordWriter | None,
     sides = split(dataset, spec.data.held_out)
     run = runs.build(spec, dataset, sides, world.device)
     runs.restore(run, path / "checkpoints")
+    run.meter.restore(Record(path).seconds_at(run.step))
     evaluator = None
     if record is not None:
         evaluator = Evaluator(spec.eval, dataset, sides.train, world.device)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -87,3 +89,14 @@ def test_the_newest_are_kept_and_leftovers_go(tmp_path: Path) -> None:
         "step-00000010.safetensors",
     ]
     assert checkpoints(tmp_path)[-1] == path_of(tmp_path, 10)
+
+
+def test_equal_states_are_equal_bytes(tmp_path: Path) -> None:
+    """In processes of their own, where hash maps differ."""
+    code = (
+        "import sys, torch; from pathlib import Path; from harness.checkpoint import save\n"
+        "save(Path(sys.argv[1]), {n: torch.arange(3.0) for n in 'edcba'}, {'step': '1', 'run': 'r', 'more': 'm'})"
+    )
+    for number in range(3):
+        subprocess.run([sys.executable, "-c", code, tmp_path / str(number)], check=True)
+    assert len({(tmp_path / str(number)).read_bytes() for number in range(3)}) == 1

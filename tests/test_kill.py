@@ -172,3 +172,20 @@ def test_asked_to_stop_it_continues_to_the_same_bits(tmp_path: Path, unbroken: s
     assert process.returncode == 130 and "the same command continues" in said and "Traceback" not in said
     assert record.status == "stopped"
     assert everything(trained(tiny(*SPEC), tmp_path)) == unbroken
+
+
+def test_the_clock_goes_on_where_it_stood(tmp_path: Path) -> None:
+    """Seconds by phase never fall over a kill, and what was booked before it is not lost."""
+    spec = tiny(*SPEC)
+
+    def dying() -> None:
+        in_a_step(13)
+        trained(spec, tmp_path)
+
+    in_child(dying)
+    before = Record(tmp_path / spec.id).seconds_at(12)
+    record = trained(spec, tmp_path)
+    students = [event["seconds"].get("student", 0.0) for event in record.of("train")]
+    assert students == sorted(students)
+    assert record.of("train")[12]["seconds"]["student"] >= before["student"] > 0
+    assert record.seconds_at(20)["checkpoint"] > before["checkpoint"] > 0
