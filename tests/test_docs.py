@@ -9,6 +9,7 @@ import pytest
 
 from harness.cli import COMMANDS
 from harness.record import Record
+from sweeps.plan import load_study, plan
 from tests.conftest import ROOT
 from tests.runs import tiny, trained
 
@@ -45,3 +46,11 @@ def test_its_commands_exist() -> None:
 
 def test_the_page_is_one_screen() -> None:
     assert len(PAGE.read_text().splitlines()) <= 100
+
+
+def test_the_study_in_the_readme_can_be_planned(tmp_path: Path) -> None:
+    text = (ROOT / "README.md").read_text()
+    study = tmp_path / "study.toml"
+    study.write_text(text.partition("```toml\n")[2].partition("```")[0])
+    cells = plan(load_study(str(study)))
+    assert len(cells) == len({cell.id for cell in cells}) == 6
