@@ -110,8 +110,8 @@ def sample(
 
     from harness.data.base import open_dataset
     from harness.environment import prepare
-    from harness.evaluate import draw_samples, image_grid, png
     from harness.record import write_atomic
+    from harness.samples import draw_samples, image_grid, png
 
     if output.suffix not in (".png", ".npz"):
         raise UserError(f"--output {output}: allowed are .png (a grid) and .npz (ADM's layout)")

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from metrics.features import Extractor, load_extractor
-from metrics.frechet import Moments, frechet_distance
 from torch import Tensor, nn
 
 from harness.cache import cache_dir
 from harness.data.base import Dataset, images
-from harness.draws import Streams
 from harness.errors import UserError
 from harness.record import write_atomic
-from harness.sampler import SAMPLERS, velocity_field
+from harness.samples import draw_samples, image_grid, png
 from harness.spec import EvalSpec
 from metrics import MetricError
+from metrics.features import Extractor, load_extractor
+from metrics.frechet import Moments, frechet_distance
 
 
 class Number(NamedTuple):
@@ -71,31 +68,6 @@ class Evaluator:
         return Number(float(frechet_distance(self.reference[name], fake)), None, None, self.spec.samples)
 
 
-@torch.no_grad()
-def draw_samples(
-    model: nn.Module, spec: EvalSpec, shape: tuple[int, int, int], classes: int, device: torch.device
-) -> Iterator[Tensor]:
-    """Samples as uint8 (B, C, H, W) on the CPU, in batches; sample i depends on `spec.seed` and i alone."""
-    streams = Streams(spec.seed)
-    for start in range(0, spec.samples, spec.batch_size):
-        index = np.arange(start, min(start + spec.batch_size, spec.samples))
-        y = sample_labels(spec, streams, index, classes).to(device)
-        v = velocity_field(
-            model, y, null=classes, scale=spec.guidance, low=spec.guidance_low, high=spec.guidance_high
-        )
-        z = streams.normal("eval_noise", index, shape).to(device)
-        noise = lambda i, x, index=index: streams.normal(f"sde_noise/{i}", index, shape).to(x)  # noqa: E731
-        x = SAMPLERS[spec.sampler](v, z, spec.sampler_steps, noise=noise)
-        yield ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()
-
-
-def sample_labels(spec: EvalSpec, streams: Streams, index: np.ndarray, classes: int) -> Tensor:
-    """Balanced: i mod classes. Random: uniform, as most published numbers have it (balanced lowers FID by about 0.1)."""
-    if spec.labels == "balanced":
-        return torch.from_numpy(index % classes)
-    return streams.integers("eval_label", index, classes)
-
-
 def open_extractor(metric: str, dataset: Dataset, train: np.ndarray, device: torch.device) -> Extractor:
     """The network behind a metric's name, `fd:<extractor>`; raises `UserError` for one that is not to be had."""
     kind, _, name = metric.partition(":")
@@ -129,25 +101,3 @@ def protocol_hash(
     real = {"data": dataset.fingerprint, "n_real": len(train), "shape": dataset.shape}
     text = json.dumps({**fields, **real, "weights": weights}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def image_grid(pixels: np.ndarray, columns: int = 10, pad: int = 1) -> np.ndarray:
-    """Images uint8 (n, C, H, W) -> one uint8 picture, (H', W') for grey and (H', W', 3) for colour."""
-    n, channels, height, width = pixels.shape
-    columns = min(columns, n)
-    rows = -(-n // columns)
-    canvas = np.full(
-        (rows * (height + pad) - pad, columns * (width + pad) - pad, channels), 255, dtype=np.uint8
-    )
-    for i, image in enumerate(pixels):
-        top, left = (i // columns) * (height + pad), (i % columns) * (width + pad)
-        canvas[top : top + height, left : left + width] = image.transpose(1, 2, 0)
-    return canvas[:, :, 0] if channels == 1 else canvas
-
-
-def png(picture: np.ndarray) -> bytes:
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "png")
-    return buffer.getvalue()

@@ -19,10 +19,11 @@ from harness.commands import sample as sample_command
 from harness.data.base import images, open_dataset, split
 from harness.draws import Streams
 from harness.errors import UserError
-from harness.evaluate import Evaluator, draw_samples, image_grid, open_extractor, protocol_hash, sample_labels
+from harness.evaluate import Evaluator, open_extractor, protocol_hash
 from harness.record import Record
 from harness.resolve import load_spec
 from harness.run import load_ema
+from harness.samples import draw_samples, image_grid, sample_labels
 from harness.spec import EvalSpec
 from tests.runs import tiny, trained
 
