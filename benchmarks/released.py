@@ -32,7 +32,7 @@ def forward(model: SiT, x: Tensor, tau_BT: Tensor, y: Tensor, tap: int) -> tuple
 
 def _block(block: Block, h: Tensor, c_BTD: Tensor) -> Tensor:
     shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = block.adaLN_modulation(c_BTD).chunk(6, dim=-1)
-    h = h + gate_a * block.attn(modulate(h, shift_a, scale_a), None)
+    h = h + gate_a * block.attn(modulate(h, shift_a, scale_a), None)[0]
     return h + gate_m * block.mlp(modulate(h, shift_m, scale_m))
 
 

@@ -6,12 +6,27 @@ B  samples of a micro-batch    C, H, W  channels and pixels    T  tokens
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from harness.backbone.times import Times
+
+
+class View(NamedTuple):
+    """What a frozen encoder sees in the clean samples; the last two only when the method needs them."""
+
+    tokens: Tensor
+    """(B, T, dim) on the backbone's grid, float32."""
+    summary: Tensor | None = None
+    """(B, dim) one vector for the whole sample: the class token, or the mean of the tokens where there is none."""
+    attention: Tensor | None = None
+    """(B, n, heads, T, T) attention of the last n blocks among the tokens; rows sum to 1."""
+
+    def to(self, device: torch.device) -> View:
+        return View(*(None if t is None else t.to(device, non_blocking=True) for t in self))
 
 
 @dataclass(frozen=True)
@@ -28,15 +43,12 @@ class Batch:
     """(B,) labels before label drop."""
     step: int = 1
     """The training step (1-based) that the batch belongs to."""
-    features: Tensor | None = None
-    """(B, T, dim) tokens of the frozen encoder, when the method needs one."""
+    views: tuple[View, ...] = ()
+    """What each frozen encoder sees, in the order of the method's needs."""
 
     def to(self, device: torch.device) -> Batch:
-        names = ("x0", "y", "label", "features")
-        moved = {
-            name: t.to(device, non_blocking=True) for name in names if (t := getattr(self, name)) is not None
-        }
-        return replace(self, **moved)
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in ("x0", "y", "label")}
+        return replace(self, **moved, views=tuple(view.to(device) for view in self.views))
 
 
 @dataclass(frozen=True)

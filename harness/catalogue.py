@@ -78,7 +78,9 @@ def defaults(cls: Any, size: str) -> Any:
 def wants(needs: Any) -> tuple[str, ...]:
     """Needs as words: what a run must bring beside the student, empty for plain flow matching."""
     words = {
-        f"encoder {needs.encoder.name}" if needs.encoder else "": needs.encoder is not None,
+        " and ".join(f"encoder {encoder.name}" for encoder in needs.encoders): bool(needs.encoders),
+        "its attention maps": needs.attention > 0,
+        "an extra token": needs.summary,
         "EMA teacher": needs.teacher,
         "a time per token": needs.times == 0,
         f"{needs.times} times per sample": needs.times > 1,
@@ -93,23 +95,22 @@ def step_flops(name: str) -> int:
 
     from harness.backbone.sit import SiTConfig
     from harness.backbone.sizes import SIZES
-    from harness.cost import count
+    from harness.cost import build_method, count
     from harness.resolve import load_spec
 
     cls = registry.load("method", name)
     config, backbone = defaults(cls, "B"), SiTConfig(SIZES["B"], 2, LATENTS, 1000)
-    dim, flops = None, 0
-    if (encoder := config.needs().encoder) is not None:
-        dim, flops = _architecture(encoder.name, backbone.grid)
+    seen = [_architecture(encoder.name, backbone.grid) for encoder in config.needs().encoders]
     spec = load_spec("digits", ["backbone.size=B", "train.batch_size=256"])
+    spec = spec.model_copy(update={"method": config})
     with torch.device("meta"):  # a projector's weights would take longer to make than to count
-        method = cls.build(config, backbone, encoder_dim=dim)
-    return count(method, backbone, spec, encoder_flops=flops).step
+        method = build_method(spec, backbone, [network.dim for network in seen])
+    return count(method, spec, encoders=seen).step
 
 
 @cache
-def _architecture(encoder: str, grid: tuple[int, int]) -> tuple[int, int]:
-    """Width of an encoder's tokens, and the FLOPs of one image."""
+def _architecture(encoder: str, grid: tuple[int, int]) -> Any:
+    """Width, cost and heads of an encoder on images of 256x256."""
     family, _, model = encoder.partition(":")
     return registry.load("encoder", family).architecture(model, IMAGES, 1000, grid)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,7 +23,7 @@ from harness import registry
 from harness.backbone.sit import SiT, SiTConfig
 from harness.backbone.sizes import SIZES
 from harness.backbone.student import Student
-from harness.batch import Batch
+from harness.batch import Batch, View
 from harness.draws import Streams
 from harness.errors import UserError
 from harness.spec import RunSpec
@@ -137,32 +137,37 @@ def count_spec(spec: RunSpec) -> Cost:
 
     dataset = open_dataset(spec.data)
     backbone = backbone_config(spec, dataset.shape, dataset.classes)
-    cls = registry.load("method", spec.method.name)
-    encoder = spec.method.needs().encoder
-    dim, flops = None, 0
-    if encoder is not None:
-        family, _, model = encoder.name.partition(":")
-        network = registry.load("encoder", family).architecture(
-            model, dataset.shape, dataset.classes, backbone.grid
-        )
-        dim, flops = network.dim, network.flops
-    method = cls.build(spec.method, backbone, time=spec.time, encoder_dim=dim)
-    return count(method, backbone, spec, encoder_flops=flops)
+    seen = [architecture(choice.name, dataset, backbone.grid) for choice in spec.method.needs().encoders]
+    method = build_method(spec, backbone, [network.dim for network in seen])
+    return count(method, spec, encoders=seen)
 
 
-def count(method: Any, backbone: SiTConfig, spec: RunSpec, *, encoder_flops: int = 0) -> Cost:
-    """Count training steps of a method on the meta device; `encoder_flops` is one image's encoder pass."""
-    parameters = sum(p.numel() for p in _weightless(backbone).parameters())
-    first, until = _count_step(method, backbone, spec, 1, encoder_flops), method.config.schedule.until
+def architecture(encoder: str, dataset: Any, grid: tuple[int, int]) -> Any:
+    """The `Architecture` of an encoder's name on images of a data set: no weights are read."""
+    family, _, model = encoder.partition(":")
+    return registry.load("encoder", family).architecture(model, dataset.shape, dataset.classes, grid)
+
+
+def build_method(spec: RunSpec, backbone: SiTConfig, encoder_dims: Sequence[int]) -> Any:
+    """The method of a spec; its `setting.backbone` has the extra token that it may need."""
+    cls, needs = registry.load("method", spec.method.name), spec.method.needs()
+    if needs.summary:
+        backbone = replace(backbone, extra=encoder_dims[0])
+    return cls.build(spec.method, backbone, time=spec.time, encoder_dims=tuple(encoder_dims))
+
+
+def count(method: Any, spec: RunSpec, *, encoders: Sequence[Any] = ()) -> Cost:
+    """Count training steps of a method on the meta device; `encoders` are the architectures of its encoders."""
+    parameters = sum(p.numel() for p in _weightless(method.setting.backbone).parameters())
+    first, until = _count_step(method, spec, 1, encoders), method.config.schedule.until
     if until is None or until >= spec.train.steps:
         return Cost(first, spec.train.steps, parameters)
-    after = _count_step(method, backbone, spec, until + 1, encoder_flops)
+    after = _count_step(method, spec, until + 1, encoders)
     return Cost(first if until else after, spec.train.steps, parameters, until, after)
 
 
-def _count_step(
-    method: Any, backbone: SiTConfig, spec: RunSpec, step: int, encoder_flops: int
-) -> dict[str, int]:
+def _count_step(method: Any, spec: RunSpec, step: int, encoders: Sequence[Any]) -> dict[str, int]:
+    backbone = method.setting.backbone
     size, meta = spec.train.batch_size, torch.device("meta")
     counter = FlopCounterMode(display=False)
     meter = Meter(counter.get_total_flops, lambda start, end: end - start)
@@ -170,18 +175,26 @@ def _count_step(
     shadow = copy.deepcopy(method).to(meta)
     index, labels = np.arange(size), torch.zeros(size, dtype=torch.int64)
     batch = Batch(index, torch.zeros(size, *backbone.shape), labels, labels, step)
-    encodes = method.needs().encoder is not None and method.config.weight(step) > 0
+    encodes = method.config.encodes(step)
     if encodes:
-        batch = replace(batch, features=torch.empty(size, backbone.tokens, method.setting.encoder_dim))
+        batch = replace(batch, views=tuple(_empty_view(e, size, method) for e in encoders))
     draw = method.draw(Streams(0), batch).to(meta)
     with counter, meter.phase("student"):
         shadow.loss(Student(model, ema, backbone, meter.phase), batch.to(meta), draw).total.backward()
     flops = {name: int(value) for name, value in meter.settle().items()}
     if encodes:
-        flops["encoder"] = encoder_flops * size
+        flops["encoder"] = sum(encoder.flops for encoder in encoders) * size
     learned = sum(p.numel() for p in (*model.parameters(), *shadow.parameters()) if p.grad is not None)
     shadowed = sum(p.numel() for p in ema.parameters())
     return flops | {"optimizer": OPTIMIZER_FLOPS * learned, "ema": EMA_FLOPS * shadowed}
+
+
+def _empty_view(encoder: Any, size: int, method: Any) -> View:
+    tokens, needs = method.setting.backbone.tokens, method.needs()
+    empty = lambda *shape: torch.empty(size, *shape, device="meta")  # noqa: E731
+    summary = empty(encoder.dim) if needs.summary else None
+    heads = (needs.attention, encoder.heads, tokens, tokens)
+    return View(empty(tokens, encoder.dim), summary, empty(*heads) if needs.attention else None)
 
 
 def _weightless(backbone: SiTConfig) -> SiT:

@@ -17,7 +17,7 @@ from harness.backbone.sit import SiT
 from harness.backbone.times import Times
 from harness.data.base import Dataset, Split, images
 from harness.draws import Streams
-from harness.encoders.base import Encoder, features_of
+from harness.encoders.base import Encoder, view_of
 from harness.errors import UserError
 from harness.measures import Labelled, linear_cka, linear_probe, local_distant, over_images, spatial_decay
 from harness.path import interpolate
@@ -80,7 +80,7 @@ def probe(
         )
     sources = [layers(model, time, device)]
     if encoder is not None:
-        sources.insert(0, lambda index, x0: {encoder.name: features_of(encoder, index, x0)})
+        sources.insert(0, lambda index, x0: {encoder.name: view_of(encoder, index, x0).tokens})
     train, held_out = (
         side[Streams(0).permutation(f"probe/{name}", 0, len(side))[:samples]]
         for name, side in zip(("train", "held_out"), sides, strict=True)

@@ -60,7 +60,7 @@ def probe(
     if weights and not name:
         raise UserError(f"--weights {weights} says whose weights? Name it with --encoder family:model")
     spec = spec_of_run(path, overrides)
-    choice = Choice(name, weights) if name else spec.method.needs().encoder
+    choice = Choice(name, weights) if name else next(iter(spec.method.needs().encoders), None)
     prepare(spec.runtime.threads)
     file, model, device = model_of_run(path, spec, step)
     dataset, encoder = open_dataset(spec.data), None

@@ -17,6 +17,8 @@ METHODS = {
     "irepa": "methods.irepa:IRepa",
     "relational": "methods.relational:Relational",
     "gram": "methods.gram:Gram",
+    "haste": "methods.haste:Haste",
+    "reg": "methods.reg:Reg",
     "sra": "methods.sra:Sra",
     "self_flow": "methods.self_flow:SelfFlow",
     "dual_timestep": "methods.dual_timestep:DualTimestep",

@@ -107,13 +107,13 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check(spec: RunSpec, where: str) -> None:
     """What no single field can know."""
-    encoder = spec.method.needs().encoder
-    aligned = encoder and encoder.name.removeprefix("cached:")
-    if aligned and f"fd:{aligned}" in spec.eval.metrics:
-        raise UserError(
-            f"{where}: eval.metrics has 'fd:{aligned}', but method '{spec.method.name}' aligns to that very encoder, "
-            "so the metric would reward the alignment itself; measure with another extractor, as 'fd:local'"
-        )
+    for encoder in spec.method.needs().encoders:
+        aligned = encoder.name.removeprefix("cached:")
+        if f"fd:{aligned}" in spec.eval.metrics:
+            raise UserError(
+                f"{where}: eval.metrics has 'fd:{aligned}', but method '{spec.method.name}' aligns to that very encoder, "
+                "so the metric would reward the alignment itself; measure with another extractor, as 'fd:local'"
+            )
     if spec.eval.guidance_low > spec.eval.guidance_high:
         raise UserError(f"{where}: eval.guidance_low = {spec.eval.guidance_low} is above eval.guidance_high")
 

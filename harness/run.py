@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from harness import checkpoint, registry
+from harness import checkpoint
 from harness.backbone.initial import initialize
 from harness.backbone.sit import SiT
 from harness.backbone.student import Student
-from harness.cost import Cost, Meter, backbone_config, clock, count
+from harness.cost import Cost, Meter, backbone_config, build_method, clock, count
 from harness.data.base import Dataset, Split
 from harness.data.feed import Feed
 from harness.draws import Streams
@@ -32,7 +32,7 @@ class Run:
     method: nn.Module
     student: Student
     optimizer: torch.optim.AdamW
-    encoder: Encoder | None
+    encoders: tuple[Encoder, ...]
     feed: Feed
     streams: Streams
     meter: Meter
@@ -52,19 +52,18 @@ def build(spec: RunSpec, dataset: Dataset, sides: Split, device: torch.device) -
     """A run at step 0, initial weights from their streams."""
     streams = Streams(spec.seed)
     backbone = backbone_config(spec, dataset.shape, dataset.classes)
-    cls = registry.load("method", spec.method.name)
-    choice, encoder = spec.method.needs().encoder, None
-    if choice is not None:
-        encoder = open_encoder(
-            choice, dataset, grid=backbone.grid, held_out=spec.data.held_out, device=device
-        )
-    method = cls.build(spec.method, backbone, time=spec.time, encoder_dim=encoder.dim if encoder else None)
+    encoders = tuple(
+        open_encoder(choice, dataset, grid=backbone.grid, held_out=spec.data.held_out, device=device)
+        for choice in spec.method.needs().encoders
+    )
+    method = build_method(spec, backbone, [encoder.dim for encoder in encoders])
+    backbone = method.setting.backbone
     model = SiT(backbone)
     initialize(model, streams)
     initialize(method, streams, "method.")
     model, method = model.to(device), method.to(device)
     ema = copy.deepcopy(model).requires_grad_(False).eval()
-    cost = count(method, backbone, spec, encoder_flops=encoder.flops if encoder else 0)
+    cost = count(method, spec, encoders=encoders)
     if spec.runtime.compile:
         model.compile()
         ema.compile()
@@ -79,7 +78,7 @@ def build(spec: RunSpec, dataset: Dataset, sides: Split, device: torch.device) -
     )
     feed = Feed(dataset, sides.train, streams, label_drop=train.label_drop, flip=spec.data.flip)
     student = Student(model, ema, backbone, meter.phase)
-    return Run(spec, model, ema, method, student, optimizer, encoder, feed, streams, meter, cost)
+    return Run(spec, model, ema, method, student, optimizer, encoders, feed, streams, meter, cost)
 
 
 def save(run: Run, folder: Path) -> Path:
@@ -117,8 +116,14 @@ def restore(run: Run, folder: Path) -> None:
 
 def load_ema(path: Path, run_spec: RunSpec, dataset: Dataset, device: torch.device) -> SiT:
     """The evaluated network of a checkpoint file."""
-    model = SiT(backbone_config(run_spec, dataset.shape, dataset.classes))
-    model.load_state_dict(checkpoint.load(path).part("ema"))
+    weights, backbone = (
+        checkpoint.load(path).part("ema"),
+        backbone_config(run_spec, dataset.shape, dataset.classes),
+    )
+    if (embedder := weights.get("extra_embedder.proj.weight")) is not None:
+        backbone = replace(backbone, extra=embedder.shape[1])
+    model = SiT(backbone)
+    model.load_state_dict(weights)
     return model.to(device).requires_grad_(False).eval()
 
 

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from harness import run as runs
 from harness.backbone.student import Student
-from harness.batch import Batch, Draw
+from harness.batch import Batch, Draw, View
 from harness.data.base import open_dataset, split
 from harness.data.feed import Shares
 from harness.distributed import World, join
-from harness.encoders.base import features_of
+from harness.encoders.base import view_of
 from harness.encoders.cached import check_cached
 from harness.environment import describe, prepare
 from harness.errors import RunStopped, UserError
@@ -83,14 +83,16 @@ def _train(spec: RunSpec, path: Path, world: World, record: RecordWriter | None,
     evaluator = None
     if record is not None:
         evaluator = Evaluator(spec.eval, dataset, sides.train, world.device)
-        if run.encoder is not None and run.encoder.accuracy is not None:
-            progress.note(f"encoder {run.encoder.name}: held-out accuracy {100 * run.encoder.accuracy:.1f} %")
+        for encoder in run.encoders:
+            if encoder.accuracy is not None:
+                progress.note(f"encoder {encoder.name}: held-out accuracy {100 * encoder.accuracy:.1f} %")
         about = {"data_fingerprint": dataset.fingerprint, "train_samples": len(sides.train)}
-        if run.encoder is not None:
+        if run.encoders:
             told = ("name", "params", "flops", "one_off_flops", "sha256", "accuracy")
-            about["encoder"] = {
-                name: getattr(run.encoder, name) for name in told if hasattr(run.encoder, name)
-            }
+            about["encoders"] = [
+                {name: getattr(encoder, name) for name in told if hasattr(encoder, name)}
+                for encoder in run.encoders
+            ]
         record.begin(describe(world.device, world.size) | about, after_step=run.step)
         complete(record, Record(path), run)
     progress.begin(run.step, spec.train.steps)
@@ -137,11 +139,9 @@ def _step(run: Run, objective: nn.Module, batches: Iterator[Batch], world: World
             draw = run.method.draw(run.streams, batch).to(world.device)
             batch = batch.to(world.device)
         with torch.autocast(world.device.type, torch.bfloat16, enabled=train.precision == "bfloat16"):
-            if run.encoder is not None and run.spec.method.weight(step):
+            if run.spec.method.encodes(step):
                 with phase("encoder"):
-                    batch = replace(
-                        batch, features=features_of(run.encoder, run.feed.place(batch.index), batch.x0)
-                    )
+                    batch = replace(batch, views=_views(run, batch))
             with phase("student"), world.accumulating(objective, last=micro == train.accumulate - 1):
                 total, parts = objective(batch, draw)
         with phase("student"), world.accumulating(objective, last=micro == train.accumulate - 1):
@@ -157,6 +157,15 @@ def _step(run: Run, objective: nn.Module, batches: Iterator[Batch], world: World
         runs.update_ema(run.ema, run.model, ema_decay(run.spec.ema, step))
         run.method.after_step(run.student, step)
     return Taken(step, losses, norm, learning_rate)
+
+
+def _views(run: Run, batch: Batch) -> tuple[View, ...]:
+    """What each encoder sees in a batch on the device."""
+    needs, place = run.method.needs(), run.feed.place(batch.index)
+    return tuple(
+        view_of(encoder, place, batch.x0, summary=needs.summary, attention=needs.attention)
+        for encoder in run.encoders
+    )
 
 
 class Objective(nn.Module):

@@ -22,7 +22,7 @@ from harness.backbone.published import load_published, projector_state
 from harness.backbone.sit import SiT
 from harness.backbone.student import Student
 from harness.backbone.times import Times
-from harness.batch import Batch, Draw
+from harness.batch import Batch, Draw, View
 from harness.errors import UserError
 from harness.path import interpolate
 from harness.sampler import euler, euler_maruyama, heun, velocity_field
@@ -55,7 +55,8 @@ class Golden:
 
     def batch(self, features: Tensor | None = None) -> Batch:
         y = self.given["y"]
-        return Batch(np.arange(len(y)), self.given["x0"], y, y, features=features)
+        views = () if features is None else (View(features),)
+        return Batch(np.arange(len(y)), self.given["x0"], y, y, views=views)
 
 
 @torch.no_grad()
@@ -98,7 +99,7 @@ def _repa(golden: Golden) -> dict[str, Tensor]:
     meta, given = golden.meta, golden.given
     settings = {"coefficient": meta["coefficient"], "layer": meta["encoder_depth"]}
     student, method = _method(
-        golden, "repa", "repa", settings, encoder_dim=meta["z_dim"], width=meta["projector_dim"]
+        golden, "repa", "repa", settings, encoder_dims=(meta["z_dim"],), width=meta["projector_dim"]
     )
     batch = golden.batch(given["zs"])
     draw = Draw(given["eps"], Times.per_sample(given["t"]))
@@ -106,7 +107,7 @@ def _repa(golden: Golden) -> dict[str, Tensor]:
     prediction = student(_x(golden, draw), draw.times, batch.y, taps=(meta["encoder_depth"],))
     return {
         "v": prediction.velocity,
-        "projected": method.projector(prediction.hidden[meta["encoder_depth"]]),
+        "projected": method.projectors[0](prediction.hidden[meta["encoder_depth"]]),
         "loss_flow_per_sample": _per_sample(prediction.velocity, golden),
         "loss_align": losses.parts["align"],
         "loss_total": losses.total,
@@ -192,15 +193,16 @@ def _method(
     layout: str,
     name: str,
     settings: dict[str, Any],
-    encoder_dim: int | None = None,
+    encoder_dims: tuple[int, ...] = (),
     width: int = 0,
 ) -> tuple[Student, Any]:
     """A method with the golden file's projector, and a student whose teacher has the same weights."""
     model = golden.model(layout)
     cls = registry.load("method", name)
     config = cls.Config(**settings, **({"projector_width": width} if width else {}))
-    method = cls.build(config, model.config, encoder_dim=encoder_dim)
-    method.projector.load_state_dict(projector_state(golden.weights))
+    method = cls.build(config, model.config, encoder_dims=encoder_dims)
+    projector = method.projectors[0] if encoder_dims else method.projector
+    projector.load_state_dict(projector_state(golden.weights))
     return Student(model, model, model.config), method
 
 

@@ -62,6 +62,11 @@ class AttentionSeparation(Method):
             )
             student = check_layer("student_layer", self.student_layer, early, backbone)
             teacher = check_layer("teacher_layer", self.teacher_layer, late, backbone)
+            if self.coefficient and self.separate and not self.mask_ratio:
+                raise ValueError(
+                    "separate = true: with mask_ratio = 0 every sample is one group; raise mask_ratio (at most 0.5), or set "
+                    "separate = false"
+                )
             return self.model_copy(update={"student_layer": student, "teacher_layer": teacher})
 
         @property

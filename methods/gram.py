@@ -11,33 +11,20 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
 from torch import Tensor
 
-from harness.backbone.sit import Prediction
-from harness.backbone.student import Student
-from harness.batch import Batch, Draw
-from methods.align import mlp, relations
-from methods.encoded import EncodedConfig
-from methods.method import Method, Setting
+from methods.align import relations
+from methods.encoded import Encoded, ProjectedConfig
 
 
-class Gram(Method):
+class Gram(Encoded):
     source = "SARA, arXiv 2503.08253"
     headline = "FID 1.36 with guidance, all three of SARA's terms (SARA abstract)"
 
-    class Config(EncodedConfig):
+    class Config(ProjectedConfig):
         name: Literal["gram"] = "gram"
-        projector_width: int = Field(2048, ge=1)
 
     config: Config
 
-    def __init__(self, config: Config, setting: Setting) -> None:
-        super().__init__(config, setting)
-        if config.coefficient:
-            hidden = config.projector_width
-            self.projector = mlp(setting.backbone.size.width, hidden, hidden, setting.encoder_dim)
-
-    def align(self, student: Student, batch: Batch, draw: Draw, prediction: Prediction) -> Tensor:
-        projected = self.projector(prediction.hidden[self.config.layer])
-        return (relations(projected) - relations(batch.features)).square().mean()
+    def compare(self, projected: Tensor, target: Tensor) -> Tensor:
+        return (relations(projected) - relations(target)).square().mean()

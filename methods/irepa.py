@@ -13,17 +13,13 @@ from __future__ import annotations
 from typing import Literal
 
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
-from harness.backbone.sit import Prediction
-from harness.backbone.student import Student
-from harness.batch import Batch, Draw
 from methods.align import ConvProjector, cosine, spatial_norm
-from methods.encoded import EncodedConfig
-from methods.method import Method, Setting
+from methods.encoded import Encoded, EncodedConfig
 
 
-class IRepa(Method):
+class IRepa(Encoded):
     source = "iREPA, arXiv 2512.10794; End2End-Diffusion/iREPA 99ad4ac"
     headline = "SiT-XL/2 FID 16.96 against REPA's 19.06 at 100k steps (secondary note on iREPA)"
 
@@ -37,14 +33,11 @@ class IRepa(Method):
 
     config: Config
 
-    def __init__(self, config: Config, setting: Setting) -> None:
-        super().__init__(config, setting)
-        if config.coefficient:
-            backbone = setting.backbone
-            self.projector = ConvProjector(
-                backbone.size.width, setting.encoder_dim, config.kernel, backbone.grid
-            )
+    def projector(self, dim: int) -> nn.Module:
+        backbone = self.setting.backbone
+        return ConvProjector(backbone.size.width, dim, self.config.kernel, backbone.grid)
 
-    def align(self, student: Student, batch: Batch, draw: Draw, prediction: Prediction) -> Tensor:
-        target = spatial_norm(batch.features, self.config.gamma) if self.config.normalise else batch.features
-        return -cosine(self.projector(prediction.hidden[self.config.layer]), target).mean()
+    def compare(self, projected: Tensor, target: Tensor) -> Tensor:
+        if self.config.normalise:
+            target = spatial_norm(target, self.config.gamma)
+        return -cosine(projected, target).mean()

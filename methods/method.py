@@ -22,14 +22,20 @@ from harness.spec import BackboneSpec, TimeSpec
 class Needs(NamedTuple):
     """What a method asks of the trainer. A need that is not there costs nothing."""
 
-    encoder: Any = None
-    """The `EncoderSpec` of the frozen encoder whose features the batch shall carry."""
+    encoders: tuple[Any, ...] = ()
+    """An `EncoderSpec` for each frozen encoder whose view the batch shall carry."""
+    summary: bool = False
+    """The view has the encoder's summary too, and the network one more token of its width, generated beside the image."""
+    attention: int = 0
+    """Of how many last blocks the view has the encoder's attention."""
     teacher: bool = False
     """A pass of the EMA network."""
     times: int = 1
     """Noise levels per sample; 0 means one for each token."""
     taps: tuple[int, ...] = ()
     """Student layers whose output the loss reads (1-based)."""
+    heads: tuple[int, ...] = ()
+    """Student layers whose queries and keys the loss reads (1-based)."""
     group: int = 1
     """Consecutive samples that the loss compares with each other and that a micro-batch may not part."""
 
@@ -86,6 +92,10 @@ class MethodConfig(BaseModel):
         """The weight of the alignment term at a step (1-based)."""
         return self.strength * self.schedule.factor(step)
 
+    def encodes(self, step: int) -> bool:
+        """Whether the encoders run at a step (1-based)."""
+        return bool(self.needs().encoders) and self.weight(step) > 0
+
     def resolved(self, backbone: BackboneSpec) -> Self:
         """The config with everything filled in that depends on the backbone.
 
@@ -106,8 +116,8 @@ class Setting:
 
     backbone: SiTConfig
     time: TimeSpec = field(default_factory=TimeSpec)
-    encoder_dim: int | None = None
-    """Width of the encoder's tokens, for a method that needs one."""
+    encoder_dims: tuple[int, ...] = ()
+    """Width of each encoder's tokens, for a method that needs some."""
 
 
 class Losses(NamedTuple):
@@ -151,8 +161,10 @@ class Method(nn.Module):
         """L_gen + weight x L_align; without weight, L_gen alone and no work for the other."""
         weight = self.config.weight(batch.step)
         x_tau = interpolate(batch.x0, draw.noise, draw.times, self.setting.backbone.patch)
-        taps = self.needs().taps if weight else ()
-        prediction = student(x_tau, draw.times, batch.y, taps=taps, groups=draw.groups)
+        needs = self.needs() if weight else Needs()
+        prediction = student(
+            x_tau, draw.times, batch.y, taps=needs.taps, groups=draw.groups, heads=needs.heads
+        )
         flow = flow_loss(prediction.velocity, batch, draw)
         if not weight:
             return Losses(flow, {"flow": flow})

@@ -13,17 +13,13 @@ from typing import Literal
 
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
-from harness.backbone.sit import Prediction
-from harness.backbone.student import Student
-from harness.batch import Batch, Draw
 from methods.align import relations
-from methods.encoded import EncodedConfig
-from methods.method import Method
+from methods.encoded import Encoded, EncodedConfig
 
 
-class Relational(Method):
+class Relational(Encoded):
     source = "VideoREPA, arXiv 2505.23656; aHapBean/VideoREPA"
 
     class Config(EncodedConfig):
@@ -32,6 +28,9 @@ class Relational(Method):
 
     config: Config
 
-    def align(self, student: Student, batch: Batch, draw: Draw, prediction: Prediction) -> Tensor:
-        gap = relations(prediction.hidden[self.config.layer]) - relations(batch.features)
+    def projector(self, dim: int) -> nn.Module:
+        return nn.Identity()
+
+    def compare(self, projected: Tensor, target: Tensor) -> Tensor:
+        gap = relations(projected) - relations(target)
         return F.relu(gap.abs() - self.config.margin).mean()

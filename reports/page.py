@@ -159,7 +159,7 @@ def _provenance(race: Race) -> list[tuple[str, list[str]]]:
     python = [f"python {start['python']}" for start in starts if "python" in start]
     packages = [f"{name} {found}" for start in starts for name, found in start.get("packages", {}).items()]
     machines = [text for run in race.runs for text in hardware(run.record)]
-    encoders = [_encoder(start["encoder"]) for start in starts if start.get("encoder")]
+    encoders = [_encoder(encoder) for start in starts for encoder in start.get("encoders", ())]
     facts = {
         "Packages": [", ".join(dict.fromkeys([*python, *packages]))],
         "Code": [str(start["code"]) for start in starts if start.get("code")],

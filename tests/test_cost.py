@@ -10,6 +10,7 @@ from harness.backbone.sit import SiT, SiTConfig
 from harness.backbone.sizes import SIZES
 from harness.backbone.times import Times
 from harness.cost import Meter, count, count_spec
+from harness.encoders.base import Architecture
 from harness.resolve import load_spec
 from harness.spec import BackboneSpec
 from methods.flow import Flow
@@ -51,7 +52,9 @@ def test_phases_of_the_three_methods() -> None:
     backbone = BackboneSpec(size="S")
     costs = {
         cls: count(
-            cls.build(cls.Config().resolved(backbone), S2, encoder_dim=768), S2, spec, encoder_flops=1000
+            cls.build(cls.Config().resolved(backbone), S2, encoder_dims=(768,)),
+            spec,
+            encoders=(Architecture(768, 1000),),
         ).per_step
         for cls in (Flow, Repa, SelfFlow)
     }

@@ -43,7 +43,7 @@ def pooled(run: Path, index: np.ndarray, time: float) -> tuple[list[np.ndarray],
     model = load_ema(next((run / "checkpoints").glob("*")), spec, dataset, CPU)
     caught: list[torch.Tensor] = []
     for block in model.blocks:
-        block.register_forward_hook(lambda _, __, out: caught.append(out.mean(1)))
+        block.register_forward_hook(lambda _, __, out: caught.append(out[0].mean(1)))
     pixels, labels = images(dataset, index)
     x0 = torch.from_numpy(pixels) / 127.5 - 1
     noise = Streams(0).normal("probe/noise", index, (1, 8, 8))

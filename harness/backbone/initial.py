@@ -15,13 +15,15 @@ from harness.draws import Streams
 
 @torch.no_grad()
 def initialize(module: nn.Module, streams: Streams, prefix: str = "") -> None:
-    """Fill every parameter in place: Xavier-uniform matrices, zero biases, N(0, 0.02) label table and timestep MLP,
+    """Fill every parameter in place: Xavier-uniform matrices, zero biases, unit norms, N(0, 0.02) label table and timestep MLP,
     zero modulation and final layer. A parameter's values depend on seed and name alone."""
     for name, parameter in module.named_parameters():
         parameter.copy_(_initial(name, parameter.shape, streams, f"init/{prefix}{name}"))
 
 
 def _initial(name: str, shape: torch.Size, streams: Streams, stream: str) -> Tensor:
+    if name.endswith("norm.weight"):
+        return torch.ones(shape)
     if len(shape) < 2 or "adaLN_modulation" in name or name.startswith("final_layer.linear"):
         return torch.zeros(shape)
     if name.startswith(("t_embedder.", "y_embedder.")):

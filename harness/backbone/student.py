@@ -23,9 +23,17 @@ class Student:
     phase: Callable[[str], AbstractContextManager] = nullcontext
 
     def __call__(
-        self, x: Tensor, times: Times, y: Tensor, *, taps: Collection[int] = (), groups: Tensor | None = None
+        self,
+        x: Tensor,
+        times: Times,
+        y: Tensor,
+        *,
+        taps: Collection[int] = (),
+        groups: Tensor | None = None,
+        extra: Tensor | None = None,
+        heads: Collection[int] = (),
     ) -> Prediction:
-        return self.model(x, times, y, taps=taps, groups=groups)
+        return self.model(x, times, y, taps=taps, groups=groups, extra=extra, heads=heads)
 
     def teach(
         self, x: Tensor, times: Times, y: Tensor, *, layer: int, groups: Tensor | None = None

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness import registry
+from harness.batch import View
 from harness.data.base import Dataset
 from harness.errors import UserError
 
@@ -42,7 +43,7 @@ class Encoder(Protocol):
     """Made by its class as `cls(choice, dataset, grid=..., held_out=..., device=...)`. Frozen: no gradient reaches it.
 
     A class also has `architecture(model, shape, classes, grid)`, which needs neither weights nor data. One that knows the data
-    set may have `features_at(index, images)`, which `features_of` prefers.
+    set may have `view_at(index, images, ...)`, which `view_of` prefers.
     """
 
     name: str
@@ -51,6 +52,8 @@ class Encoder(Protocol):
     params: int
     flops: int
     """Of one image's forward pass."""
+    heads: int
+    """Of a block's attention; 0 where it cannot be read."""
     sha256: str
     """Of the weights, 64 hex digits."""
     grid: tuple[int, int]
@@ -62,11 +65,34 @@ class Encoder(Protocol):
         """Tokens, float32 (B, T, dim), of images, float32 (B, C, H, W) in [-1, 1] on the encoder's device."""
         ...
 
+    def view(self, images: Tensor, *, summary: bool = False, attention: int = 0) -> View:
+        """Tokens of images and, where asked, their summary and the attention of the last blocks.
 
-def features_of(encoder: Encoder, index: np.ndarray, images: Tensor) -> Tensor:
-    """Tokens, float32 (B, T, dim), of images at data set indices (B,): looked up where the encoder keeps them, else computed."""
-    kept = getattr(encoder, "features_at", None)
-    return encoder.features(images) if kept is None else kept(index, images)
+        Raises `UserError` for an encoder that cannot give what is asked.
+        """
+        ...
+
+
+class Viewer:
+    """Base of encoders: tokens are what a view without extras has."""
+
+    accuracy: float | None = None
+
+    def view(self, images: Tensor, *, summary: bool = False, attention: int = 0) -> View:
+        raise NotImplementedError
+
+    def features(self, images: Tensor) -> Tensor:
+        return self.view(images).tokens
+
+
+def view_of(
+    encoder: Encoder, index: np.ndarray, images: Tensor, *, summary: bool = False, attention: int = 0
+) -> View:
+    """An encoder's view of images at data set indices (B,): looked up where the encoder keeps it, else computed."""
+    kept = getattr(encoder, "view_at", None)
+    if kept is not None:
+        return kept(index, images, summary=summary, attention=attention)
+    return encoder.view(images, summary=summary, attention=attention)
 
 
 class Architecture(NamedTuple):
@@ -75,6 +101,8 @@ class Architecture(NamedTuple):
     dim: int
     flops: int
     """Of one image's forward pass."""
+    heads: int = 0
+    """Attention heads of a block; 0 where its attention cannot be read."""
 
 
 def open_encoder(
@@ -92,6 +120,11 @@ def open_encoder(
             f"encoder '{choice.name}' has weights of sha256 {encoder.sha256}, but method.encoder.sha256 asks for "
             f"{choice.sha256}; give the file that was meant, or clear sha256"
         )
+    if tuple(encoder.grid) != tuple(grid):
+        raise UserError(
+            f"encoder '{choice.name}' puts its tokens on a grid of {encoder.grid[0]}x{encoder.grid[1]}, the backbone has "
+            f"{grid[0]}x{grid[1]}; choose another encoder, backbone.patch or data.resolution"
+        )
     return encoder
 
 
@@ -103,6 +136,20 @@ def parse_name(name: str) -> tuple[str, str]:
             f"encoder '{name}' names no model: expected family:model, as local:small; see: flowrace list encoders"
         )
     return family, model
+
+
+def attention_of(q: Tensor, k: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)), float32; q, k: (B, heads, T, d)."""
+    return (q.float() @ k.float().transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(dim=-1)
+
+
+def no_attention(name: str, blocks: int = 0) -> UserError:
+    """For an encoder whose attention cannot be read, or that has only so many blocks."""
+    if blocks:
+        return UserError(f"encoder '{name}' has {blocks} blocks; choose a deeper one or fewer method.layers")
+    return UserError(
+        f"encoder '{name}' does not show its attention; choose a plain ViT of timm, local:<size> or random:<size>"
+    )
 
 
 def count_flops(network: nn.Module, shape: tuple[int, int, int]) -> int:

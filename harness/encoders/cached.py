@@ -19,9 +19,18 @@ import torch
 from torch import Tensor
 
 from harness import registry
+from harness.batch import View
 from harness.cache import cache_dir, locked
 from harness.data.base import Dataset, images
-from harness.encoders.base import Architecture, Choice, Encoder, EncoderChoice, open_encoder, parse_name
+from harness.encoders.base import (
+    Architecture,
+    Choice,
+    Encoder,
+    EncoderChoice,
+    Viewer,
+    open_encoder,
+    parse_name,
+)
 from harness.errors import UserError
 from harness.record import sync_directory, write_atomic
 from harness.spec import RunSpec
@@ -32,7 +41,7 @@ PROBE = 16
 """Samples whose features are computed anew at each opening."""
 
 
-class CachedEncoder:
+class CachedEncoder(Viewer):
     """Any other encoder with its features kept on disk, as cached:timm:vit_base_patch14_dinov2.lvd142m.
 
     A training step costs no encoder FLOPs (`flops` is 0). The one-off cost is the inner encoder's `flops` times the number of
@@ -57,7 +66,7 @@ class CachedEncoder:
         inner = Choice(parse_name(choice.name)[1], choice.weights, choice.sha256, choice.download)
         _refuse_nesting(inner.name)
         self.inner: Encoder = open_encoder(inner, dataset, grid=grid, held_out=held_out, device=device)
-        self.name, self.grid, self.dim = choice.name, grid, self.inner.dim
+        self.name, self.grid, self.dim, self.heads = choice.name, grid, self.inner.dim, 0
         self.params, self.sha256, self.accuracy = self.inner.params, self.inner.sha256, self.inner.accuracy
         self.one_off_flops = self.inner.flops * len(dataset)
         self._dataset, self._device = dataset, device
@@ -73,19 +82,25 @@ class CachedEncoder:
         inner = registry.load("encoder", family).architecture(name, shape, classes, grid)
         return Architecture(inner.dim, 0)
 
-    def features(self, images: Tensor) -> Tensor:
-        """Tokens of images that need not be in the data set: the inner encoder's own pass."""
-        return self.inner.features(images)
+    def view(self, images: Tensor, *, summary: bool = False, attention: int = 0) -> View:
+        """Of images that need not be in the data set: the inner encoder's own pass."""
+        return self.inner.view(images, summary=summary, attention=attention)
 
-    def features_at(self, index: np.ndarray, images: Tensor) -> Tensor:
+    def view_at(
+        self, index: np.ndarray, images: Tensor, *, summary: bool = False, attention: int = 0
+    ) -> View:
         """Tokens, float32 (B, T, dim) on the images' device, of the samples at data set indices (B,): read, not computed.
 
         The first call makes or verifies the file, under the caller's autocast, so that its numbers are those of a pass here.
         """
+        if summary or attention:
+            raise UserError(
+                f"encoder '{self.name}' keeps tokens alone, no summary and no attention; this method needs '{self.inner.name}'"
+            )
         kind = autocast_type(self._device)
         if kind not in self._tables:
             self._tables[kind] = self._open(kind)
-        return torch.from_numpy(self._tables[kind][index]).to(images.device)
+        return View(torch.from_numpy(self._tables[kind][index]).to(images.device))
 
     def _open(self, kind: str) -> np.ndarray:
         probe = _encode(self, np.arange(min(PROBE, len(self._dataset))))
@@ -108,12 +123,12 @@ class CachedEncoder:
 
 def check_cached(spec: RunSpec) -> None:
     """Raise `UserError` where a spec asks for kept features of images that change: data.flip mirrors half of them anew."""
-    encoder = spec.method.needs().encoder
-    if spec.data.flip and encoder is not None and encoder.name.startswith("cached:"):
-        raise UserError(
-            f"method.encoder '{encoder.name}' keeps one set of features for each image, but data.flip = true shows half of "
-            f"them mirrored; set data.flip=false, or compute them in each step with '{parse_name(encoder.name)[1]}'"
-        )
+    for encoder in spec.method.needs().encoders:
+        if spec.data.flip and encoder.name.startswith("cached:"):
+            raise UserError(
+                f"method.encoder '{encoder.name}' keeps one set of features for each image, but data.flip = true shows half "
+                f"of them mirrored; set data.flip=false, or compute them in each step with '{parse_name(encoder.name)[1]}'"
+            )
 
 
 def write(file: Path, encoder: CachedEncoder, shape: tuple[int, int, int]) -> None:

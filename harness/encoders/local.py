@@ -19,10 +19,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness import checkpoint
+from harness.batch import View
 from harness.cache import cache_dir, locked
 from harness.data.base import Dataset, Split, images, split
 from harness.draws import Streams
-from harness.encoders.base import Architecture, EncoderChoice, count_flops, parse_name
+from harness.encoders.base import (
+    Architecture,
+    EncoderChoice,
+    Viewer,
+    attention_of,
+    count_flops,
+    no_attention,
+    parse_name,
+)
 from harness.errors import UserError, unknown
 
 
@@ -56,12 +65,12 @@ class Vit(nn.Module):
         self.norm = nn.LayerNorm(size.width)
         self.head = nn.Linear(size.width, classes)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Tokens after the final norm: (B, C, H, W) -> (B, T, width)."""
+    def forward(self, images: Tensor, heard: list[tuple[Tensor, Tensor]] | None = None) -> Tensor:
+        """Tokens after the final norm: (B, C, H, W) -> (B, T, width). `heard` receives every block's queries and keys."""
         patches = F.unfold(images, self.patch, stride=self.patch).transpose(1, 2)
         x = self.embed(patches) + self.position
         for block in self.blocks:
-            x = block(x)
+            x = block(x, heard)
         return self.norm(x)
 
     def classify(self, images: Tensor) -> Tensor:
@@ -77,16 +86,16 @@ class Block(nn.Module):
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, heard: list[tuple[Tensor, Tensor]] | None) -> Tensor:
         q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        if heard is not None:
+            heard.append((q, k))
         x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         return x + self.mlp(self.norm2(x))
 
 
-class RandomEncoder:
+class RandomEncoder(Viewer):
     """The network of `local:<size>` with its initial weights, untrained: a control for what the training is worth."""
-
-    accuracy: float | None = None
 
     def __init__(
         self,
@@ -100,7 +109,7 @@ class RandomEncoder:
         model = parse_name(choice.name)[1]
         _refuse_file(choice)
         about = self.architecture(model, dataset.shape, dataset.classes, grid)
-        self.name, self.grid, self.dim, self.flops = choice.name, grid, about.dim, about.flops
+        self.name, self.grid, (self.dim, self.flops, self.heads) = choice.name, grid, about
         network = build(model, dataset.shape, dataset.classes, grid)
         self._prepare(network, model, dataset, held_out, device)
         self.sha256 = checkpoint.digest(network.state_dict())
@@ -118,11 +127,19 @@ class RandomEncoder:
                 f"encoder '{model}': images of {shape[1]}x{shape[2]} do not divide into {grid} tokens"
             )
         with torch.device("meta"):
-            return Architecture(size.width, count_flops(Vit(size, shape, classes, grid), shape))
+            return Architecture(size.width, count_flops(Vit(size, shape, classes, grid), shape), size.heads)
 
     @torch.no_grad()
-    def features(self, images: Tensor) -> Tensor:
-        return self._network(images).float()
+    def view(self, images: Tensor, *, summary: bool = False, attention: int = 0) -> View:
+        """The summary is the mean of the tokens, which the classifier reads."""
+        if attention > len(self._network.blocks):
+            raise no_attention(self.name, len(self._network.blocks))
+        heard: list[tuple[Tensor, Tensor]] = []
+        tokens = self._network(images, heard if attention else None).float()
+        maps = [attention_of(q, k) for q, k in heard[-attention:]]
+        return View(
+            tokens, tokens.mean(dim=1) if summary else None, torch.stack(maps, dim=1) if attention else None
+        )
 
     def _prepare(
         self, network: Vit, model: str, dataset: Dataset, held_out: float, device: torch.device

@@ -20,19 +20,18 @@ from open_clip.model import _build_vision_tower, resize_pos_embed  # a whole CLI
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
+from harness.batch import View
 from harness.data.base import Dataset
 from harness.encoders import weights
-from harness.encoders.base import Architecture, EncoderChoice, count_flops, parse_name
+from harness.encoders.base import Architecture, EncoderChoice, Viewer, count_flops, no_attention, parse_name
 from harness.errors import UserError
 
 VISUAL = "visual."
 """What the names of the image tower's tensors begin with."""
 
 
-class OpenClipEncoder:
+class OpenClipEncoder(Viewer):
     """Any CLIP or SigLIP of open_clip, as open_clip:ViT-B-16.openai; weights from a file, or from the hub when asked."""
-
-    accuracy: float | None = None
 
     def __init__(
         self,
@@ -45,7 +44,7 @@ class OpenClipEncoder:
     ) -> None:
         model = parse_name(choice.name)[1]
         about = self.architecture(model, dataset.shape, dataset.classes, grid)
-        self.name, self.grid, self.dim, self.flops = choice.name, grid, about.dim, about.flops
+        self.name, self.grid, (self.dim, self.flops, self.heads) = choice.name, grid, about
         recipe = find_recipe(model)
         file = weights_file(choice, recipe)
         self.sha256 = weights.sha256(file)
@@ -74,10 +73,14 @@ class OpenClipEncoder:
         return Architecture(tokens.shape[-1], count_flops(network, (3, *network.size)))
 
     @torch.no_grad()
-    def features(self, images: Tensor) -> Tensor:
+    def view(self, images: Tensor, *, summary: bool = False, attention: int = 0) -> View:
+        """The summary is the mean of the tokens."""
+        if attention:
+            raise no_attention(self.name)
         x = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
         x = F.interpolate((x + 1) / 2, size=self._size, mode="bicubic")
-        return self._network((x - self._mean) / self._std).float()
+        tokens = self._network((x - self._mean) / self._std).float()
+        return View(tokens, tokens.mean(dim=1) if summary else None)
 
 
 class Recipe(NamedTuple):

@@ -8,26 +8,36 @@ from __future__ import annotations
 
 import difflib
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import timm
 import torch
 import torch.nn.functional as F
+from timm.layers import Attention
 from torch import Tensor, nn
 
+from harness.batch import View
 from harness.data.base import Dataset
 from harness.encoders import weights
-from harness.encoders.base import Architecture, EncoderChoice, count_flops, parse_name
+from harness.encoders.base import (
+    Architecture,
+    EncoderChoice,
+    Viewer,
+    attention_of,
+    count_flops,
+    no_attention,
+    parse_name,
+)
 from harness.errors import UserError
 
 UNUSED = ("head.", "fc.", "fc_norm.", "attn_pool.", "mask_token")
 """What a file may hold beside the network: its classifier, its pooling, what only its pretraining needed."""
 
 
-class TimmEncoder:
+class TimmEncoder(Viewer):
     """Any ViT of timm by name; weights from a safetensors file, or from the hub when `download` is set."""
-
-    accuracy: float | None = None
 
     def __init__(
         self,
@@ -40,7 +50,7 @@ class TimmEncoder:
     ) -> None:
         model = parse_name(choice.name)[1]
         about = self.architecture(model, dataset.shape, dataset.classes, grid)
-        self.name, self.grid, self.dim, self.flops = choice.name, grid, about.dim, about.flops
+        self.name, self.grid, (self.dim, self.flops, self.heads) = choice.name, grid, about
         file = weights_file(choice, model)
         self.sha256 = weights.sha256(file)
         with torch.random.fork_rng(devices=[]):  # timm draws initial weights that the file replaces
@@ -73,14 +83,53 @@ class TimmEncoder:
             raise UserError(
                 f"encoder 'timm:{model}' cannot put its tokens on a grid of {grid[0]}x{grid[1]}; choose a plain ViT"
             )
-        return Architecture(network.num_features, count_flops(_Features(network), (3, *size)))
+        flops = count_flops(_Features(network), (3, *size))
+        return Architecture(network.num_features, flops, getattr(_last_attention(network), "num_heads", 0))
 
     @torch.no_grad()
-    def features(self, images: Tensor) -> Tensor:
+    def view(self, images: Tensor, *, summary: bool = False, attention: int = 0) -> View:
+        """Attention is among the patch tokens alone: class token and registers are left out before the softmax."""
         x = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
         x = ((x + 1) / 2 - self._mean) / self._std
         x = F.interpolate(x, size=self._size, mode="bicubic")
-        return self._network.forward_features(x)[:, self._network.num_prefix_tokens :].float()
+        network, prefix = self._network, self._network.num_prefix_tokens
+        with _listening(network, attention, self.name) as heard:
+            tokens = network.forward_features(x).float()
+        view = View(tokens[:, prefix:])
+        if summary:
+            has_class = getattr(network, "cls_token", None) is not None
+            view = view._replace(summary=tokens[:, 0] if has_class else view.tokens.mean(dim=1))
+        if attention:
+            maps = [attention_of(q[:, :, prefix:], k[:, :, prefix:]) for q, k in heard]
+            view = view._replace(attention=torch.stack(maps, dim=1))
+        return view
+
+
+def _last_attention(network: nn.Module) -> Attention | None:
+    """The attention of the last block, where it is timm's plain one (no rotation of queries and keys behind their norm)."""
+    blocks = getattr(network, "blocks", ())
+    attention = getattr(blocks[-1], "attn", None) if len(blocks) else None
+    return attention if type(attention) is Attention else None
+
+
+@contextmanager
+def _listening(network: nn.Module, blocks: int, name: str) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Queries and keys (B, heads, tokens, d) of the last blocks while inside, in the order of the blocks."""
+    if blocks and _last_attention(network) is None:
+        raise no_attention(name)
+    if blocks and blocks > len(network.blocks):
+        raise no_attention(name, len(network.blocks))
+    queries, keys, hooks = [], [], []
+    for block in network.blocks[-blocks:] if blocks else ():
+        for module, kept in ((block.attn.q_norm, queries), (block.attn.k_norm, keys)):
+            hooks.append(module.register_forward_hook(lambda _, __, out, kept=kept: kept.append(out)))
+    heard: list[tuple[Tensor, Tensor]] = []
+    try:
+        yield heard
+        heard.extend(zip(queries, keys, strict=True))
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 class _Features(nn.Module):

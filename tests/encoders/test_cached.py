@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from harness import registry
+from harness.batch import View
 from harness.cache import cache_dir
 from harness.data.base import images, open_dataset, split
 from harness.data.feed import Feed
 from harness.draws import Streams
 from harness.encoders import cached
-from harness.encoders.base import Architecture, features_of, open_encoder
+from harness.encoders.base import Architecture, Viewer, open_encoder, view_of
 from harness.errors import UserError
 from harness.resolve import load_spec
 from tests.runs import events, losses, tiny, trained, weights
@@ -50,25 +51,26 @@ def tables() -> list[Path]:
     return sorted(cache_dir("features").glob("*.npy"))
 
 
-class Counting:
+class Counting(Viewer):
     """Mean, and mean of squares, of each quarter of an image; counts the images that it has seen."""
 
     seen = 0
-    name, dim, params, flops, sha256, accuracy, grid = "count:x", 2, 0, 5, "0" * 64, None, (2, 2)
+    name, dim, params, flops, sha256, accuracy = "count:x", 2, 0, 5, "0" * 64, None
     power = 2.0
 
-    def __init__(self, *_: Any, **__: Any) -> None: ...
+    def __init__(self, *_: Any, grid: tuple[int, int], **__: Any) -> None:
+        self.grid = grid
 
     @staticmethod
     def architecture(*_: Any) -> Architecture:
         return Architecture(2, 5)
 
-    def features(self, x: Tensor) -> Tensor:
+    def view(self, x: Tensor, *, summary: bool = False, attention: int = 0) -> View:
         type(self).seen += len(x)
         quarters = (
             x.unflatten(2, (2, -1)).unflatten(4, (2, -1)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
         )
-        return torch.stack([quarters.mean(-1), (quarters.abs() ** self.power).mean(-1)], -1)
+        return View(torch.stack([quarters.mean(-1), (quarters.abs() ** self.power).mean(-1)], -1))
 
 
 @pytest.fixture
@@ -90,29 +92,29 @@ def test_the_bits_of_an_online_pass(inner: str) -> None:
     draw = np.random.default_rng(0)
     for size in (1, 3, 100):
         index = draw.integers(0, 1797, size)
-        found = features_of(kept, index, pictures(index))
+        found = view_of(kept, index, pictures(index)).tokens
         assert found.dtype == torch.float32 and found.shape == (size, 16, online.dim)
-        assert torch.equal(found, features_of(online, index, pictures(index)))
+        assert torch.equal(found, view_of(online, index, pictures(index)).tokens)
 
 
 def test_under_autocast_the_bits_of_autocast() -> None:
     kept, online, index = opened(), opened("random:tiny"), np.arange(32)
-    plain = kept.features_at(index, pictures(index))
+    plain = kept.view_at(index, pictures(index)).tokens
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = kept.features_at(index, pictures(index))
+        rounded = kept.view_at(index, pictures(index)).tokens
         assert torch.equal(rounded, online.features(pictures(index)))
     assert not torch.equal(plain, rounded)
-    assert torch.equal(plain, kept.features_at(index, pictures(index)))
+    assert torch.equal(plain, kept.view_at(index, pictures(index)).tokens)
     assert len(tables()) == 2
 
 
 def test_computed_once(counting: type[Counting]) -> None:
     index = np.array([5, 1700])
-    first = opened("cached:count:x").features_at(index, pictures(index))
+    first = opened("cached:count:x").view_at(index, pictures(index)).tokens
     assert counting.seen == 1797 + cached.PROBE
     encoder = opened("cached:count:x")
-    assert torch.equal(encoder.features_at(index, pictures(index)), first)
-    encoder.features_at(index, pictures(index))
+    assert torch.equal(encoder.view_at(index, pictures(index)).tokens, first)
+    encoder.view_at(index, pictures(index))
     assert counting.seen == 1797 + 2 * cached.PROBE
     pixels = digits().sample(1700).image.astype(float) / 127.5 - 1  # an image by hand
     assert first[1, 2, 0].item() == pytest.approx(pixels[0, 4:, :4].mean(), abs=1e-6)
@@ -123,27 +125,27 @@ def test_another_encoder_other_data_another_transform_is_another_file(
     counting: type[Counting], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     index = np.arange(4)
-    opened("cached:count:x").features_at(index, pictures(index))
-    opened("cached:random:tiny").features_at(index, pictures(index))
+    opened("cached:count:x").view_at(index, pictures(index))
+    opened("cached:random:tiny").view_at(index, pictures(index))
     other = SimpleNamespace(
         **{n: getattr(digits(), n) for n in ("shape", "classes", "sample")}, fingerprint="f" * 16
     )
     other = type(
         "Other", (), {**vars(other), "__len__": lambda _: 20, "sample": lambda _, i: digits().sample(i + 9)}
     )()
-    opened("cached:count:x", other).features_at(index, pictures(index))
+    opened("cached:count:x", other).view_at(index, pictures(index))
     assert len(tables()) == 3
     monkeypatch.setattr(counting, "power", 2.5)  # what neither name nor weights tell
-    opened("cached:count:x").features_at(index, pictures(index))
+    opened("cached:count:x").view_at(index, pictures(index))
     monkeypatch.setattr(counting, "sha256", "1" * 64)
-    opened("cached:count:x").features_at(index, pictures(index))
+    opened("cached:count:x").view_at(index, pictures(index))
     assert len(tables()) == 5
 
 
 @pytest.mark.parametrize("harm", ["flip", "cut", "header", "no sum", "sum", "empty"])
 def test_a_damaged_file_is_made_again(counting: type[Counting], harm: str) -> None:
     index = np.arange(100)
-    good = opened("cached:count:x").features_at(index, pictures(index)).clone()
+    good = opened("cached:count:x").view_at(index, pictures(index)).tokens.clone()
     file, counting.seen = tables()[0], 0
     content, total = bytearray(file.read_bytes()), file.with_name(f"{file.name}.sha256")
     if harm == "flip":
@@ -155,7 +157,7 @@ def test_a_damaged_file_is_made_again(counting: type[Counting], harm: str) -> No
         total.unlink()
     elif harm == "sum":
         total.write_bytes(b"\xff\xfe")
-    assert torch.equal(opened("cached:count:x").features_at(index, pictures(index)), good)
+    assert torch.equal(opened("cached:count:x").view_at(index, pictures(index)).tokens, good)
     assert counting.seen == 1797 + cached.PROBE
     assert tables() == [file]
 
@@ -170,7 +172,7 @@ def test_nothing_half_written(counting: type[Counting], monkeypatch: pytest.Monk
     with pytest.raises(
         UserError, match=r"cannot write the features .*No space left.*'count:x' without cached:"
     ):
-        opened("cached:count:x").features_at(index, pictures(index))
+        opened("cached:count:x").view_at(index, pictures(index))
     assert [f.suffix for f in cache_dir("features").iterdir()] == [".lock"]
     monkeypatch.undo()
 
@@ -180,7 +182,7 @@ def _open_in_child(cache: str, seen: Any) -> None:
     torch.set_num_threads(1)
     write = cached.write
     cached.write = lambda *a: (seen.append(os.getpid()), write(*a))
-    opened().features_at(np.arange(2), pictures(np.arange(2)))
+    opened().view_at(np.arange(2), pictures(np.arange(2)))
 
 
 def test_two_processes_make_it_once(tmp_path: Path) -> None:
@@ -250,3 +252,12 @@ def test_flip_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.flip = true .*set data\.flip=false.*'random:tiny'"):
         trained(spec, tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
+
+
+def test_it_keeps_tokens_alone(counting: type[Counting]) -> None:
+    index = np.arange(2)
+    for extras in ({"summary": True}, {"attention": 1}):
+        with pytest.raises(
+            UserError, match=r"'cached:count:x' keeps tokens alone.*this method needs 'count:x'"
+        ):
+            opened("cached:count:x").view_at(index, pictures(index), **extras)

@@ -158,16 +158,23 @@ def test_features_are_the_network_by_hand(cache: Path) -> None:
         return h @ w[f"{at}.weight"].T + w[f"{at}.bias"]
 
     patches = x.double().reshape(3, 2, 2, 2, 2).permute(0, 1, 3, 2, 4).reshape(3, 4, 4)
-    h = linear(patches, "embed") + w["position"]
+    h, maps = linear(patches, "embed") + w["position"], []
     for block in ("blocks.0", "blocks.1"):
         q, k, v = (
             p.reshape(3, 4, 2, 16).transpose(1, 2)
             for p in linear(norm(h, f"{block}.norm1"), f"{block}.qkv").chunk(3, -1)
         )
-        mixed = (q @ k.transpose(-1, -2) / 4).softmax(-1) @ v
+        maps.append((q @ k.transpose(-1, -2) / 4).softmax(-1))
+        mixed = maps[-1] @ v
         h = h + linear(mixed.transpose(1, 2).reshape(3, 4, 32), f"{block}.out")
         h = h + linear(F.gelu(linear(norm(h, f"{block}.norm2"), f"{block}.mlp.0")), f"{block}.mlp.2")
     torch.testing.assert_close(encoder.features(x).double(), norm(h, "norm"), atol=1e-5, rtol=1e-5)
+    view = encoder.view(x, summary=True, attention=2)
+    torch.testing.assert_close(view.attention.double(), torch.stack(maps, 1), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(view.summary.double(), norm(h, "norm").mean(1), atol=1e-5, rtol=1e-5)
+    assert torch.equal(encoder.view(x, attention=1).attention, view.attention[:, 1:])
+    with pytest.raises(UserError, match="'random:tiny' has 2 blocks; choose a deeper one"):
+        encoder.view(x, attention=3)
 
 
 def test_frozen_and_plain(cache: Path) -> None:
@@ -186,7 +193,7 @@ def test_counted_before_it_exists() -> None:
     network = local.build("small", (3, 8, 8), 10, (4, 4))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.zeros(1, 3, 8, 8))
-    assert about == (64, counter.get_total_flops())
+    assert about == (64, counter.get_total_flops(), 4)
     matmuls = 16 * 2 * (12 * 64 + 4 * 12 * 64**2) + 4 * 2 * 2 * 16**2 * 64
     assert about.flops == matmuls
 

@@ -72,6 +72,36 @@ def test_tokens_as_by_hand(files: dict[str, Path], model: str, grid: tuple[int, 
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("model", "prefix"), [(PLAIN, 1), (REGISTERS, 5)])
+def test_attention_is_timms_own_among_the_patches(files: dict[str, Path], model: str, prefix: int) -> None:
+    """Against the maps of timm's unfused kernel, cut to the patches, rows made to sum to 1 again."""
+    encoder, seen = opened(model, files[model]), []
+    view = encoder.view(pictures(), summary=True, attention=2)
+    for block in encoder._network.blocks[-2:]:
+        block.attn.fused_attn = False
+        block.attn.attn_drop.register_forward_hook(lambda _, __, out: seen.append(out))
+    tokens = encoder._network.forward_features(_prepared(encoder, pictures()))
+    maps = torch.stack(seen, dim=1)[..., prefix:, prefix:]
+    torch.testing.assert_close(view.attention, maps / maps.sum(-1, keepdim=True), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(view.summary, tokens[:, 0], atol=1e-4, rtol=1e-4)
+    assert encoder.heads == view.attention.shape[2]
+
+
+def test_a_network_without_plain_attention_shows_none(tmp_path: Path) -> None:
+    rope = "vit_small_patch16_dinov3.lvd1689m"
+    about = TimmEncoder.architecture(rope, (3, 32, 32), 10, (4, 4))
+    assert about.heads == 0
+    file = tmp_path / "rope.safetensors"
+    save_file(timm.create_model(rope, pretrained=False).state_dict(), file)
+    with pytest.raises(UserError, match="does not show its attention; choose a plain ViT"):
+        opened(rope, file).view(pictures(), attention=1)
+
+
+def _prepared(encoder: TimmEncoder, images: torch.Tensor) -> torch.Tensor:
+    x = ((images + 1) / 2 - encoder._mean) / encoder._std
+    return torch.nn.functional.interpolate(x, size=encoder._size, mode="bicubic")
+
+
 def test_rows_come_first(files: dict[str, Path]) -> None:
     """A change in the top right corner moves token 3 of a 4x4 grid most, in a network without depth."""
     encoder = opened(PLAIN, files[PLAIN])

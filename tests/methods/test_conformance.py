@@ -17,9 +17,10 @@ from harness.backbone.sit import SiT, SiTConfig
 from harness.backbone.sizes import Size
 from harness.backbone.student import Student
 from harness.backbone.times import Times
-from harness.batch import Batch, Draw
-from harness.cost import OPTIMIZER_FLOPS, count
+from harness.batch import Batch, Draw, View
+from harness.cost import EMA_FLOPS, OPTIMIZER_FLOPS, count
 from harness.draws import Streams
+from harness.encoders.base import Architecture
 from harness.spec import BackboneSpec
 from methods.flow import Flow
 from methods.method import Method, Needs, Schedule
@@ -28,7 +29,7 @@ from tests.runs import tiny
 CONFIG = SiTConfig(Size(4, 32, 2), 2, (3, 8, 8), 5)
 LATENT = SiTConfig(Size(4, 192, 3), 2, (4, 32, 32), 10)
 PICO = BackboneSpec(size="pico")  # as deep as the two above
-STREAMS, DIM = Streams(0), 24
+STREAMS, DIM, HEADS = Streams(0), 24, 3
 
 
 def configured(cls: type[Method], **settings: Any) -> Any:
@@ -36,14 +37,16 @@ def configured(cls: type[Method], **settings: Any) -> Any:
 
 
 def made(cls: type[Method], backbone: SiTConfig = CONFIG, **settings: Any) -> Method:
-    made = cls.build(configured(cls, **settings), backbone, encoder_dim=DIM)
+    config = configured(cls, **settings)
+    backbone = replace(backbone, extra=DIM if config.needs().summary else 0)
+    made = cls.build(config, backbone, encoder_dims=(DIM,) * len(config.needs().encoders))
     initialize(made, STREAMS, "method.")
     return made
 
 
-def network(seed: int) -> SiT:
+def network(seed: int, config: SiTConfig = CONFIG) -> SiT:
     """Random weights everywhere: with the official zeros nothing would reach the output."""
-    net, generator = SiT(CONFIG), torch.Generator().manual_seed(seed)
+    net, generator = SiT(config), torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
@@ -52,14 +55,25 @@ def network(seed: int) -> SiT:
 
 def student(needs: Needs) -> Student:
     """A student whose teacher is there only when it was asked for; it is not frozen, so gradient that leaks is seen."""
-    return Student(network(0), network(1) if needs.teacher else None, CONFIG)
+    config = replace(CONFIG, extra=DIM if needs.summary else 0)
+    return Student(network(0, config), network(1, config) if needs.teacher else None, config)
 
 
 def batch(needs: Needs, size: int = 8, first: int = 0, step: int = 1) -> Batch:
     index = np.arange(first, first + size)
     y = torch.from_numpy(index % 6)
-    features = STREAMS.normal("features", index, (CONFIG.tokens, DIM)) if needs.encoder else None
-    return Batch(index, STREAMS.normal("data", index, CONFIG.shape), y, y % 5, step, features)
+    views = tuple(view(f"encoder {i}", index, needs) for i in range(len(needs.encoders)))
+    return Batch(index, STREAMS.normal("data", index, CONFIG.shape), y, y % 5, step, views)
+
+
+def view(name: str, index: np.ndarray, needs: Needs) -> View:
+    """Random tokens, and what else was asked for."""
+    tokens = STREAMS.normal(name, index, (CONFIG.tokens, DIM))
+    found = View(tokens, STREAMS.normal(f"{name}/summary", index, (DIM,)) if needs.summary else None)
+    if not needs.attention:
+        return found
+    shape = (needs.attention, HEADS, CONFIG.tokens, CONFIG.tokens)
+    return found._replace(attention=STREAMS.normal(f"{name}/maps", index, shape).softmax(dim=-1))
 
 
 def step(method: Method, pupil: Student, given: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -100,7 +114,7 @@ def test_off_is_flow_bit_for_bit(method: type[Method]) -> None:
 
 def test_off_costs_what_flow_costs(method: type[Method]) -> None:
     spec = tiny("train.steps=3")
-    assert count(made(method, **off(method)), CONFIG, spec) == count(made(Flow), CONFIG, spec)
+    assert count(made(method, **off(method)), spec) == count(made(Flow), spec)
 
 
 def test_gradient_reaches_all_that_learns_and_nothing_else(method: type[Method]) -> None:
@@ -166,17 +180,24 @@ def test_counted_flops_are_what_it_declares(method: type[Method]) -> None:
     weight of the method's own, and at most a tenth for the loss; the teacher at most one forward pass."""
     objective, spec = made(method, LATENT), tiny("train.batch_size=4")
     needs, plain = objective.needs(), made(Levels, LATENT)
+    encoders = (Architecture(DIM, 1000, HEADS),)
     plain.levels = needs.times or LATENT.tokens
-    ours, flows = (count(m, LATENT, spec, encoder_flops=1000).per_step for m in (objective, plain))
-    phases = {"teacher": needs.teacher, "encoder": needs.encoder is not None}
+    ours, flows = (
+        count(m, spec, encoders=encoders * len(m.needs().encoders)).per_step for m in (objective, plain)
+    )
+    phases = {"teacher": needs.teacher, "encoder": bool(needs.encoders)}
     assert ours.keys() - flows.keys() == {name for name, needed in phases.items() if needed}
     own = 6 * 4 * LATENT.tokens * sum(p.numel() for p in objective.parameters() if p.dim() > 1)
     assert 0 <= ours["student"] - flows["student"] - own <= 0.1 * flows["student"]
     assert not needs.teacher or 0 < ours["teacher"] <= 0.35 * flows["student"]
-    assert not needs.encoder or ours["encoder"] == 4000
-    assert ours["ema"] == flows["ema"]
-    learned = OPTIMIZER_FLOPS * sum(p.numel() for p in objective.parameters())
-    assert ours["optimizer"] == flows["optimizer"] + learned
+    assert not needs.encoders or ours["encoder"] == 4000
+    grown = parameters(SiT(objective.setting.backbone)) - parameters(SiT(LATENT))  # by an extra token
+    assert ours["ema"] == flows["ema"] + EMA_FLOPS * grown
+    assert ours["optimizer"] == flows["optimizer"] + OPTIMIZER_FLOPS * (parameters(objective) + grown)
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
 
 
 @pytest.mark.parametrize("kind", ["zeros", "constants", "huge"])
@@ -187,14 +208,19 @@ def test_bfloat16_stays_finite(method: type[Method], kind: str) -> None:
     for net in (pupil.model, pupil.ema):
         if net is not None:
             adverse(net, kind)
-    if given.features is not None:
-        scale = {"zeros": 0.0 * given.features, "constants": torch.ones_like(given.features)}
-        given = replace(given, features=scale.get(kind, 1e4 * given.features).bfloat16())
+    given = replace(given, views=tuple(adverse_view(v, kind) for v in given.views))
     with torch.autocast("cpu", torch.bfloat16):
         losses = objective.loss(pupil, given, objective.draw(STREAMS, given))
     losses.total.backward()
     learned = (*pupil.model.parameters(), *objective.parameters())
     assert losses.total.isfinite() and all(p.grad.isfinite().all() for p in learned)
+
+
+def adverse_view(view: View, kind: str) -> View:
+    """Tokens and summary that are zero, one, or in the 10 000s; attention that looks at one token alone."""
+    scaled = {"zeros": lambda t: 0 * t, "constants": torch.ones_like, "huge": lambda t: 1e4 * t}[kind]
+    tokens, summary = (None if t is None else scaled(t).bfloat16() for t in view[:2])
+    return View(tokens, summary, None if view.attention is None else (view.attention > 2).to(torch.float32))
 
 
 @torch.no_grad()
@@ -214,19 +240,24 @@ def test_behind_its_stop_nothing_is_aligned(method: type[Method]) -> None:
         with pytest.raises(ValueError, match="schedule"):
             configured(method, schedule=Schedule(until=3))
         return
+    needs = configured(method).needs()
+    summarised = (
+        Needs(needs.encoders, summary=True) if needs.summary else Needs()
+    )  # a token is there to the end
     objective, pupil, late = (
         made(method, schedule=Schedule(until=3)),
-        student(Needs()),
-        batch(Needs(), step=4),
+        student(summarised),
+        batch(summarised, step=4),
     )
     asked = []
     pupil.model.register_forward_pre_hook(
         lambda _, args, kwargs: asked.append(kwargs["taps"]), with_kwargs=True
     )
     losses = objective.loss(pupil, late, objective.draw(STREAMS, late))
-    assert list(losses.parts) == ["flow"] and torch.equal(losses.total, losses.parts["flow"])
+    assert list(losses.parts) == (["flow", "token"] if needs.summary else ["flow"])
+    assert needs.summary or torch.equal(losses.total, losses.parts["flow"])
     assert [list(taps) for taps in asked] == [[]]
-    if objective.needs().times == 1 and objective.draw(STREAMS, late).groups is None:
+    if not needs.summary and needs.times == 1 and objective.draw(STREAMS, late).groups is None:
         assert torch.equal(losses.total, step(made(Flow), student(Needs()), late)[0])
 
 

@@ -7,11 +7,14 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from harness.data.base import open_dataset, split
+from harness.encoders import local
+from harness.encoders.local import RandomEncoder
 from harness.errors import UserError
 from harness.record import DONE, Record
 from harness.run import build as build_run
@@ -28,10 +31,11 @@ def test_the_optimizer_sees_student_and_method_alone(method: type[Method]) -> No
     seen = {id(p) for group in run.optimizer.param_groups for p in group["params"]}
     assert seen == {id(p) for p in (*run.model.parameters(), *run.method.parameters())}
     assert not any(p.requires_grad for p in run.ema.parameters())
-    assert (run.encoder is not None) == (spec.method.needs().encoder is not None)
-    if run.encoder is not None:
-        images = torch.zeros(2, *dataset.shape, requires_grad=True)
-        assert not run.encoder.features(images).requires_grad
+    needs, images = spec.method.needs(), torch.zeros(2, *dataset.shape, requires_grad=True)
+    assert len(run.encoders) == len(needs.encoders)
+    for encoder in run.encoders:
+        view = encoder.view(images, summary=True, attention=needs.attention)
+        assert not any(t.requires_grad for t in view if t is not None)
 
 
 def test_a_run_stopped_and_continued_is_unbroken(method: type[Method], tmp_path: Path) -> None:
@@ -48,6 +52,32 @@ def test_layers_that_the_backbone_lacks_are_mistakes_of_the_spec(method: type[Me
     for field in (name for name in method.Config.model_fields if name.endswith("layer")):
         with pytest.raises(UserError, match=f"method.{field} = 5: backbone pico has layers 1 to 4"):
             tiny(*words(method), f"method.{field}=5")
+
+
+def test_groups_of_one_are_mistakes_of_the_spec(method: type[Method]) -> None:
+    fields = method.Config.model_fields
+    if "group" in fields:
+        with pytest.raises(UserError, match=r"method: group = 1: .*greater than or equal to 2"):
+            tiny(f"method.name={name_of(method)}", "method.group=1")
+    if "separate" in fields:
+        with pytest.raises(UserError, match=r"method.separate = true: with mask_ratio = 0 .* one group"):
+            tiny(f"method.name={name_of(method)}", "method.mask_ratio=0")
+
+
+def test_an_encoder_on_another_grid_is_refused(method: type[Method], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Coarse(RandomEncoder):
+        def __init__(self, *given: Any, grid: tuple[int, int], **settings: Any) -> None:
+            super().__init__(*given, grid=(2, 2), **settings)
+
+    spec = tiny(*words(method))
+    if not spec.method.needs().encoders:
+        return
+    monkeypatch.setattr(local, "RandomEncoder", Coarse)
+    dataset = open_dataset(spec.data)
+    with pytest.raises(
+        UserError, match=r"tokens on a grid of 2x2, the backbone has 4x4; choose another encoder"
+    ):
+        build_run(spec, dataset, split(dataset, spec.data.held_out), torch.device("cpu"))
 
 
 @pytest.mark.slow
@@ -88,8 +118,8 @@ def test_two_processes_equal_one(
 def words(cls: type[Method]) -> list[str]:
     """The settings of a tiny run of a method: its defaults, and an encoder that needs no file where it wants one."""
     encoder = (
-        ["method.encoder.name=random:tiny"]
-        if cls.Config().resolved(BackboneSpec(size="pico")).needs().encoder
+        ["method.encoder.name=random:small"]
+        if cls.Config().resolved(BackboneSpec(size="pico")).needs().encoders
         else []
     )
     group = ["method.group=2"] if "group" in cls.Config.model_fields else []

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from harness.backbone.times import Times
-from harness.batch import Draw
+from harness.batch import Draw, View
 from harness.draws import Streams
 from harness.path import interpolate
 from harness.spec import BackboneSpec
@@ -29,7 +30,7 @@ from methods.repa import Repa
 from methods.self_flow import SelfFlow
 from methods.sra import Sra
 from methods.sra2 import Sra2
-from tests.methods.test_methods import batch, build, student
+from tests.methods.test_methods import CONFIG, batch, build, student
 
 
 def loss(method, size: int = 8):
@@ -173,7 +174,7 @@ def test_irepa(kernel: int) -> None:
     losses, _, given, _, prediction = loss(method)
     hidden = f64(prediction.hidden[2]).reshape(8, 4, 4, 32)
     padded = np.pad(hidden, ((0, 0), (kernel // 2,) * 2, (kernel // 2,) * 2, (0, 0)))
-    weight, bias = f64(method.projector.conv.weight), f64(method.projector.conv.bias)
+    weight, bias = f64(method.projectors[0].conv.weight), f64(method.projectors[0].conv.bias)
     rows = [
         [
             np.einsum("bijd,odij->bo", padded[:, r : r + kernel, c : c + kernel], weight) + bias
@@ -182,7 +183,7 @@ def test_irepa(kernel: int) -> None:
         for r in range(4)
     ]
     projected = np.stack([cell for row in rows for cell in row], axis=1)
-    z = f64(given.features)
+    z = f64(given.views[0].tokens)
     target = (z - 0.6 * z.mean(1, keepdims=True)) / (z.std(1, ddof=1, keepdims=True) + 1e-6)
     assert losses.parts["align"].item() == pytest.approx(
         -(unit(projected) * unit(target)).sum(-1).mean(), abs=1e-5
@@ -207,20 +208,23 @@ def relation(x: np.ndarray) -> np.ndarray:
 
 def test_relational() -> None:
     losses, _, given, _, prediction = loss(build(Relational, layer=3, margin=0.1))
-    gap = np.abs(relation(f64(prediction.hidden[3])) - relation(f64(given.features)))
+    gap = np.abs(relation(f64(prediction.hidden[3])) - relation(f64(given.views[0].tokens)))
     assert losses.parts["align"].item() == pytest.approx(np.maximum(gap - 0.1, 0).mean(), abs=1e-6)
 
 
 def test_gram() -> None:
     method = build(Gram, layer=3, projector_width=16)
     losses, _, given, _, prediction = loss(method)
-    projected = f64(method.projector(prediction.hidden[3]))
+    projected = f64(method.projectors[0](prediction.hidden[3]))
     assert losses.parts["align"].item() == pytest.approx(
-        ((relation(projected) - relation(f64(given.features))) ** 2).mean(), abs=1e-6
+        ((relation(projected) - relation(f64(given.views[0].tokens))) ** 2).mean(), abs=1e-6
     )
     rotated = torch.linalg.qr(torch.randn(24, 24, dtype=torch.float64)).Q
     torch.testing.assert_close(
-        relations(given.features @ rotated.float()), relations(given.features), atol=1e-5, rtol=1e-5
+        relations(given.views[0].tokens @ rotated.float()),
+        relations(given.views[0].tokens),
+        atol=1e-5,
+        rtol=1e-5,
     )
 
 
@@ -343,3 +347,22 @@ def test_draws_of_all_methods_are_those_of_flow() -> None:
         assert torch.equal(draw.noise, base.noise)
         if cls is not DiffusionForcing:
             assert torch.equal(draw.times.levels[:, 0], base.times.levels[:, 0])
+
+
+def test_repa_with_several_encoders() -> None:
+    """The mean over encoders, each with a projector of its own width (REPA loss.py divides by len(zs))."""
+    config = Repa.Config(layer=2, projector_width=16, further=({"name": "random:tiny"},))
+    config = config.resolved(BackboneSpec(size="pico"))
+    assert [encoder.name for encoder in config.needs().encoders] == [config.encoder.name, "random:tiny"]
+    method, pupil, given = Repa.build(config, CONFIG, encoder_dims=(24, 7)), student(), batch(8)
+    other = Streams(0).normal("other", given.index, (CONFIG.tokens, 7))
+    given = replace(given, views=(*given.views, View(other)))
+    draw = method.draw(Streams(0), given)
+    hidden = pupil(interpolate(given.x0, draw.noise, draw.times, 2), draw.times, given.y, taps=(2,)).hidden[2]
+    apart = [
+        -(unit(f64(projector(hidden))) * unit(f64(view.tokens))).sum(-1).mean()
+        for projector, view in zip(method.projectors, given.views, strict=True)
+    ]
+    align = method.loss(pupil, given, draw).parts["align"]
+    assert align.item() == pytest.approx(np.mean(apart), abs=1e-6)
+    assert apart[0] != pytest.approx(apart[1], abs=1e-3)

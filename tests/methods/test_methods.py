@@ -14,7 +14,7 @@ from harness.backbone.sit import SiT, SiTConfig
 from harness.backbone.sizes import Size
 from harness.backbone.student import Student
 from harness.backbone.times import Times
-from harness.batch import Batch
+from harness.batch import Batch, View
 from harness.draws import Streams
 from harness.path import interpolate, sample_times, shifted, velocity_target
 from harness.spec import TimeSpec
@@ -43,12 +43,12 @@ def batch(size: int = 64, first: int = 0) -> Batch:
     index = np.arange(first, first + size)
     y = torch.from_numpy(index % 6)
     x0, features = STREAMS.normal("data", index, CONFIG.shape), STREAMS.normal("features", index, (16, 24))
-    return Batch(index, x0, y, y, features=features)
+    return Batch(index, x0, y, y, views=(View(features),))
 
 
 def build(cls, **settings):
     config = cls.Config(**settings)
-    method = cls.build(config, CONFIG, encoder_dim=24)
+    method = cls.build(config, CONFIG, encoder_dims=(24,))
     initialize(method, STREAMS, "method.")
     return method
 
@@ -95,7 +95,7 @@ def test_repa_is_flow_plus_negative_cosine() -> None:
     losses = method.loss(pupil, given, draw)
     x_t = interpolate(given.x0, draw.noise, draw.times, 2)
     hidden = pupil(x_t, draw.times, given.y, taps=(2,)).hidden[2]
-    expected = -cosine(method.projector(hidden), given.features).mean()
+    expected = -cosine(method.projectors[0](hidden), given.views[0].tokens).mean()
     assert losses.parts["align"].item() == pytest.approx(expected, abs=1e-6)
     assert losses.total.item() == pytest.approx(losses.parts["flow"].item() + 0.3 * expected, rel=1e-6)
 
@@ -169,11 +169,11 @@ def test_gradients_reach_only_what_learns() -> None:
     given = batch(8)
     for method in (build(Repa, layer=1), build(SelfFlow, student_layer=1, teacher_layer=3)):
         pupil = student()
-        given.features.requires_grad_(True)
+        given.views[0].tokens.requires_grad_(True)
         method.loss(pupil, given, method.draw(Streams(0), given)).total.backward()
         assert all(p.grad is not None for p in (*pupil.model.parameters(), *method.parameters()))
         assert all(p.grad is None for p in pupil.ema.parameters())
-    given.features.requires_grad_(False)
+    given.views[0].tokens.requires_grad_(False)
 
 
 @pytest.mark.parametrize("features", ["zeros", "constant", "huge"])
@@ -184,7 +184,7 @@ def test_alignment_stays_finite(features: str) -> None:
         "huge": 1e4 * torch.ones(8, 16, 24),
     }
     given = batch(8)
-    given = replace(given, features=values[features].bfloat16())
+    given = replace(given, views=(View(values[features].bfloat16()),))
     method, pupil = build(Repa, layer=1), student()
     with torch.autocast("cpu", torch.bfloat16):
         total = method.loss(pupil, given, method.draw(Streams(0), given)).total
@@ -210,7 +210,7 @@ def test_schedule() -> None:
 def test_behind_its_stop_a_method_is_plain(cls) -> None:
     settings = {"layer": 1} if cls is Repa else {"student_layer": 1, "teacher_layer": 3, "mask_ratio": 0.0}
     method, pupil = build(cls, schedule=Schedule(until=3), **settings), student()
-    late = replace(batch(8), step=4, features=None)
+    late = replace(batch(8), step=4, views=())
     plain = build(Flow)
     ours, flows = (m.loss(pupil, late, m.draw(Streams(0), late)).total for m in (method, plain))
     assert torch.equal(ours, flows)

@@ -1,0 +1,84 @@
+"""REG: the encoder's class token, noised, is one more token of the network and is generated beside the image (arXiv 2507.01467).
+
+    c_t = (1 - t) c + t eps_c,    c = summary of encoder(x0)        joined to the image's tokens as LayerNorm(W c_t)
+    L = L_gen + token_weight * mean || v_c - (eps_c - c) ||^2 + coefficient * mean_{T + 1 tokens} -cos( P(h_l), [c, z] )
+
+The sampler integrates image and token together. Defaults as published: token weight 0.03, coefficient 0.5, REPA's layer and
+projector, DINOv2-B. `token_weight = 0` leaves the extra token out: REPA.
+Cost: the encoder's forward pass at every step, whatever the schedule stops; one more token in the network, in samples too.
+Ours: encoders without a class token give the mean of their tokens; the token has no position; one encoder.
+Disputed: early numbers without guidance were questioned (REG issue 10).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+
+from harness.backbone.student import Student
+from harness.batch import Batch, Draw
+from harness.draws import Streams
+from harness.path import interpolate
+from methods.method import Losses, Needs, flow_loss
+from methods.repa import Repa
+
+
+class Reg(Repa):
+    source = "REG, arXiv 2507.01467; Martinser/REG 021ea2e"
+    headline = "SiT-XL/2 FID 3.4 at 400k steps, no guidance (methods reference 6); REPA's there 7.9"
+
+    class Config(Repa.Config):
+        off: ClassVar[dict[str, Any]] = {"coefficient": 0.0, "token_weight": 0.0}
+
+        name: Literal["reg"] = "reg"
+        token_weight: float = Field(0.03, ge=0)
+        """beta: the weight of the extra token's velocity."""
+
+        def encodes(self, step: int) -> bool:
+            return bool(self.token_weight) or super().encodes(step)
+
+        def needs(self) -> Needs:
+            if not self.token_weight:
+                return super().needs()
+            taps = (self.layer,) if self.coefficient else ()
+            return Needs((self.encoder, *self.further), summary=True, taps=taps)
+
+    config: Config
+
+    def draw(self, streams: Streams, batch: Batch) -> Draw:
+        draw = super().draw(streams, batch)
+        if self.config.token_weight:
+            noise = streams.normal("token_noise", batch.index, (self.setting.encoder_dims[0],))
+            draw.extra["token_noise"] = noise
+        return draw
+
+    def loss(self, student: Student, batch: Batch, draw: Draw) -> Losses:
+        config, weight = self.config, self.config.weight(batch.step)
+        if not config.token_weight:
+            return super().loss(student, batch, draw)
+        clean, noise = batch.views[0].summary, draw.extra["token_noise"]
+        t = draw.times.levels
+        prediction = student(
+            interpolate(batch.x0, draw.noise, draw.times, self.setting.backbone.patch),
+            draw.times,
+            batch.y,
+            taps=self.needs().taps if weight else (),
+            extra=(1 - t) * clean + t * noise,
+        )
+        parts = {"flow": flow_loss(prediction.velocity, batch, draw)}
+        parts["token"] = F.mse_loss(prediction.extra.float(), noise - clean)
+        total = parts["flow"] + config.token_weight * parts["token"]
+        if weight:
+            parts["align"] = self.align(student, with_summary(batch), draw, prediction)
+            total = total + weight * parts["align"]
+        return Losses(total, parts)
+
+
+def with_summary(batch: Batch) -> Batch:
+    """The batch with each view's summary as its first token, as the network's own tokens have it."""
+    views = (v._replace(tokens=torch.cat([v.summary[:, None], v.tokens], dim=1)) for v in batch.views)
+    return replace(batch, views=tuple(views))
