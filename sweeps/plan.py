@@ -74,9 +74,11 @@ class Cell:
     @property
     def label(self) -> str:
         """For people: `repa seed 1 coefficient=0.5`."""
+        method = self.values.get("method")
+        named = shown(method) if method else self.spec.method.name
         others = {path: v for path, v in self.values.items() if path not in ("seed", "method", "method.name")}
         words = [f"{path.rpartition('.')[2]}={shown(value)}" for path, value in others.items()]
-        return " ".join([self.spec.method.name, f"seed {self.spec.seed}", *words])
+        return " ".join([named, f"seed {self.spec.seed}", *words])
 
 
 def load_study(source: str, overrides: Iterable[str] = ()) -> Study:
@@ -137,7 +139,10 @@ def write_plan(study: Study, cells: Iterable[Cell], directory: Path) -> None:
 
 
 def shown(value: Any) -> str:
-    """A value as it stands in a label or a table."""
+    """A value as it stands in a label or a table; a method with settings as `self_flow mask_ratio=0.0`."""
+    if isinstance(value, Mapping) and "name" in value:
+        settings = (f"{key}={shown(v)}" for key, v in flatten(value).items() if key != "name")
+        return " ".join([value["name"], *settings])
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 

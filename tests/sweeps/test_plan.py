@@ -14,6 +14,7 @@ import tomli_w
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness import registry
 from harness.errors import UserError
 from harness.resolve import load_spec
 from sweeps.plan import STUDIES, Study, load_study, plan, write_plan
@@ -37,6 +38,19 @@ def test_the_first_axis_varies_slowest_and_ids_are_those_of_single_runs() -> Non
     assert [cell.label for cell in cells] == ["flow seed 0", "repa seed 0", "flow seed 1", "repa seed 1"]
     alone = load_spec("digits", ["method.name=repa", "seed=1"])
     assert cells[3].id == alone.id and cells[3].values == {"seed": 1, "method.name": "repa"}
+
+
+def test_an_axis_of_methods_with_settings() -> None:
+    methods = [{"name": "flow"}, {"name": "self_flow", "mask_ratio": 0.0}, {"name": "self_flow"}]
+    cells = plan(load(BASE | {"axes": {"method": methods, "seed": [0]}}))
+    assert [c.label for c in cells] == ["flow seed 0", "self_flow mask_ratio=0.0 seed 0", "self_flow seed 0"]
+    assert cells[1].id == load_spec("digits", ["method.name=self_flow", "method.mask_ratio=0.0"]).id
+
+
+def test_every_method_races_in_methods_digits() -> None:
+    cells = plan(load_study("methods-digits"))
+    assert {cell.spec.method.name for cell in cells} == {*registry.METHODS}
+    assert len(cells) == 60 and {cell.spec.seed for cell in cells} == {0, 1, 2}
 
 
 def test_fixed_values_reach_every_run_and_stay_below_the_axes() -> None:
