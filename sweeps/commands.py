@@ -18,8 +18,9 @@ from harness.errors import UserError
 from harness.record import Record
 from sweeps.display import Bars, Lines
 from sweeps.launch.local import LocalLauncher, stop_on_signals
-from sweeps.plan import STUDY, Cell, Study, load_study, plan, write_plan
+from sweeps.plan import STUDY, Cell, plan, write_plan
 from sweeps.race import Race
+from sweeps.study import Study, load_study
 from sweeps.tables import describe_plan, describe_results, print_plan, print_results
 
 
@@ -88,6 +89,22 @@ def sweep(
         if as_json:
             click.echo(json.dumps({**results, "report": report}, indent=1))
     sys.exit(1 if failures else 0)
+
+
+def again(directory: Path, ids: set[str], slots: int | None, threads: int | None) -> None:
+    """Run some runs of the study that a folder holds; exits as `sweep` does."""
+    study = load_study(str(directory / STUDY))
+    cells = [cell for cell in plan(study) if cell.id in ids]
+    if missing := ids - {cell.id for cell in cells}:
+        raise UserError(
+            f"{directory / STUDY} no longer plans {', '.join(sorted(missing))}: the data or the presets have changed; "
+            "run its sweep again"
+        )
+    mirror = _Mirror(study, directory, None)
+    with _alone_in(directory):
+        failures, stopped = _race(cells, directory, mirror, slots, threads)
+        print_results(describe_results(study, cells, directory, failures))
+    sys.exit(130 if stopped else 1 if failures else 0)
 
 
 @dataclass(frozen=True)

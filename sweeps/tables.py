@@ -14,8 +14,9 @@ from rich.text import Text
 from harness.record import TRAINING_PHASES, Record
 from harness.spec import canonical
 from sweeps.display import clock
-from sweeps.plan import Cell, Study, shown
+from sweeps.plan import Cell
 from sweeps.state import Standing, log_of, reason, standing
+from sweeps.study import Study, shown
 
 
 def describe_plan(study: Study, cells: Sequence[Cell], directory: Path) -> dict[str, Any]:

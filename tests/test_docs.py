@@ -9,7 +9,8 @@ import pytest
 
 from harness.cli import COMMANDS
 from harness.record import Record
-from sweeps.plan import load_study, plan
+from sweeps.plan import plan
+from sweeps.study import load_study
 from tests.conftest import ROOT
 from tests.runs import tiny, trained
 

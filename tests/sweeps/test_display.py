@@ -11,8 +11,9 @@ from rich.console import Console
 
 from harness.record import Record, RecordWriter
 from sweeps.display import Bars, Lines, clock
-from sweeps.plan import Cell, Study, plan
+from sweeps.plan import Cell, plan
 from sweeps.state import TAIL_BYTES, Pace, pace, reason
+from sweeps.study import Study
 
 CELLS = plan(Study(name="s", base="digits", axes={"seed": (0, 1, 2)}, set={"train.steps": 100}))
 

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from harness import registry
 from harness.errors import UserError
 from harness.resolve import load_spec
-from sweeps.plan import STUDIES, Study, load_study, plan, write_plan
+from sweeps.plan import plan, write_plan
+from sweeps.study import STUDIES, Study, load_study
 
 BASE = {"name": "s", "base": "digits", "axes": {"seed": [0, 1], "method.name": ["flow", "repa"]}}
 
@@ -66,6 +67,26 @@ AXES = st.fixed_dictionaries(
     }
 )
 FIXED = {"train.steps": 7, "ema.decay": 0.5, "eval.samples": 16, "time.kind": "logit_normal"}
+
+
+ENCODERS = {"method.encoder.name": ["local:tiny", "local:small"], "method.layer": [1, 2]}
+REPA = BASE | {"axes": {"seed": [0, 1]}, "set": {"method.name": "repa"}}
+
+
+def test_zipped_axes_go_together() -> None:
+    cells = plan(load(REPA | {"zip": {"encoder": ENCODERS}}))
+    asked = [(c.spec.seed, c.spec.method.encoder.name, c.spec.method.layer) for c in cells]
+    assert asked == [(0, "local:tiny", 1), (0, "local:small", 2), (1, "local:tiny", 1), (1, "local:small", 2)]
+
+
+def test_what_is_left_out_has_a_reason_and_the_rest_keeps_its_ids(tmp_path: Path) -> None:
+    rule = {"reason": "flow has no seeds to spare", "where": {"method.name": "flow", "seed": [1, 2]}}
+    whole, study = plan(load(BASE)), load(BASE | {"exclude": [rule]})
+    assert [cell.id for cell in plan(study)] == [whole[0].id, whole[1].id, whole[3].id]
+    write_plan(study, plan(study), tmp_path)
+    left_out = json.loads((tmp_path / "plan.json").read_text())["excluded"]
+    assert left_out == [{"cell": {"seed": 1, "method.name": "flow"}, "reason": rule["reason"]}]
+    assert [c.id for c in plan(load_study(str(tmp_path / "study.toml")))] == [c.id for c in plan(study)]
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
@@ -149,6 +170,16 @@ def test_a_run_is_pinned_to_the_content_of_its_data(tmp_path: Path) -> None:
         ({"set": {"seed": 5}}, "'seed' and 'seed' set the same field|'seed' is"),
         ({"set": {"method.name.x": 5}}, "'method.name' and 'method.name.x' set the same field"),
         ({"axes": {"method": [{"name": "flow"}], "method.name": ["flow"]}}, "set the same field"),
+        ({"zip": {"a": {"seed": [1, 2]}}}, "'seed' and 'seed' set the same field"),
+        (
+            {"zip": {"a": {"train.steps": [1, 2], "ema.decay": [0.5]}}},
+            "zip.a: every path needs as many values; train.steps has 2, ema.decay has 1",
+        ),
+        ({"zip": {"a": {"train.steps": 1}}}, "zip.a.train.steps"),
+        ({"exclude": [{"where": {"seed": 1}}]}, "exclude.0.reason"),
+        ({"exclude": [{"reason": "x", "where": {"sed": 1}}]}, "unknown axis 'sed'.*Did you mean 'seed'"),
+        ({"exclude": [{"reason": "x", "where": {"seed": 9}}]}, "the exclusion 'x' leaves nothing out"),
+        ({"exclude": [{"reason": "x", "where": {"seed": [0, 1]}}]}, "its exclusions leave no run"),
     ],
 )
 def test_a_mistake_in_a_study_is_one_clear_sentence(change: dict[str, Any], message: str) -> None:
@@ -195,7 +226,7 @@ def test_what_is_written_plans_the_same_again(tmp_path: Path) -> None:
     write_plan(study, cells, tmp_path / "s")
     assert [cell.id for cell in plan(load_study(str(tmp_path / "s" / "study.toml")))] == [c.id for c in cells]
     written = json.loads((tmp_path / "s" / "plan.json").read_text())
-    assert written == {"runs": [{"id": cell.id, "cell": cell.values} for cell in cells]}
+    assert written == {"runs": [{"id": cell.id, "cell": cell.values} for cell in cells], "excluded": []}
 
 
 def test_a_folder_belongs_to_one_study(tmp_path: Path) -> None:

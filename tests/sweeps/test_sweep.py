@@ -21,8 +21,9 @@ from harness.errors import UserError
 from harness.record import Record
 from sweeps.commands import sweep
 from sweeps.launch.local import LocalLauncher
-from sweeps.plan import Cell, load_study, plan
+from sweeps.plan import Cell, plan
 from sweeps.race import Race, run_command
+from sweeps.study import load_study
 
 STUB = Path(__file__).parent / "stub.py"
 STUDY = """# Two arms, two seeds.

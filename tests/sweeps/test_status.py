@@ -1,0 +1,99 @@
+"""Status, retry and diff of studies, on folders that sweeps have left."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from harness.cli import cli
+from harness.record import Record
+from sweeps.plan import plan, write_plan
+from sweeps.status import difference
+from sweeps.study import load_study
+
+STUDY = """name = "small"
+base = "digits"
+[axes]
+seed = [0, 1]
+"method.name" = ["flow", "self_flow"]
+[[exclude]]
+reason = "too dear"
+where = { seed = 1, "method.name" = "self_flow" }
+[set]
+"backbone.size" = "pico"
+"train.steps" = 2
+"train.batch_size" = 4
+"train.warmup_steps" = 0
+"eval.samples" = 4
+"eval.sampler_steps" = 1
+"""
+
+
+def flowrace(*words: str | Path) -> Result:
+    return CliRunner().invoke(cli, [str(word) for word in words])
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    file = tmp_path / "small.toml"
+    file.write_text(STUDY)
+    return file
+
+
+def test_status_before_during_and_after(study: Path, tmp_path: Path) -> None:
+    """Missing, then one failed with its last line, then retried: the failed one alone is done."""
+    out, cells = tmp_path / "out", plan(load_study(str(study)))
+    write_plan(load_study(str(study)), cells, out)
+    told = json.loads(flowrace("status", out, "--json").output)
+    assert told["counts"] == {"missing": 3, "excluded": 1}
+    assert told["runs"][-1] == {
+        "id": None, "label": "self_flow seed 1", "status": "excluded", "step": 0, "reason": "too dear",
+    }  # fmt: skip
+    assert flowrace("retry", out).output == f"nothing failed or stopped in {out}\n"
+    failed = out / cells[1].id
+    failed.mkdir()
+    (failed / "spec.toml").write_text(cells[1].spec.to_toml())
+    (failed / "failed").write_text(json.dumps({"reason": "loss is nan at step 1"}))
+    assert Record(failed).status == "failed"
+    shown = flowrace("status", out).output
+    assert (
+        "self_flow seed 0 failed: loss is nan at step 1" in shown
+        and "1 failed, 2 missing, 1 excluded" in shown
+    )
+    result = flowrace("retry", out, "--slots", "1", "--threads", "1")
+    assert result.exit_code == 0, result.output
+    assert json.loads(flowrace("status", out, "--json").output)["counts"] == {
+        "done": 1, "missing": 2, "excluded": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "holds no study: plan.json is not there"),
+        ("[1]", "is not a plan"),
+        ('{"runs": [{}]}', "is not a plan"),
+    ],
+)
+def test_a_folder_that_is_no_study(content: str | None, message: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "plan.json").write_text(content)
+    result = flowrace("status", tmp_path)
+    assert result.exit_code != 0 and message in str(result.exception)
+
+
+def test_diff_of_a_study_that_has_grown(study: Path, tmp_path: Path) -> None:
+    grown = tmp_path / "grown.toml"
+    grown.write_text(STUDY.replace("seed = [0, 1]", "seed = [0, 1, 2]"))
+    found = json.loads(flowrace("study", "diff", study, grown, "--json").output)
+    assert found["both"] == ["flow seed 0", "self_flow seed 0", "flow seed 1"]
+    assert (found["only_a"], found["only_b"]) == ([], ["flow seed 2", "self_flow seed 2"])
+    assert "only in" in flowrace("study", "diff", study, grown).output
+
+
+def test_difference_is_by_id() -> None:
+    a, b = [{"id": "1", "label": "x"}, {"id": "2", "label": "y"}], [{"id": "2", "label": "other words"}]
+    assert difference(a, b) == {"both": ["y"], "only_a": ["x"], "only_b": []}
