@@ -22,6 +22,7 @@ COMMANDS = {  # name -> (module:function, one line of help); a package brings it
     "retry": ("sweeps.status_commands:retry", "Run again what failed in a study."),
     "study": ("sweeps.status_commands:study", "What two studies differ in."),
     "report": ("reports.commands:report", "One HTML page and a CSV from run directories."),
+    "mirror": ("harness.mirror_command:mirror", "Make an MLflow store again from records."),
     "eval": ("harness.commands:evaluate", "Measure a checkpoint of a run."),
     "sample": ("harness.commands:sample", "Draw images from a checkpoint of a run."),
     "probe": (
@@ -32,7 +33,7 @@ COMMANDS = {  # name -> (module:function, one line of help); a package brings it
         "harness.catalogue:list_",
         "What there is: methods, encoders, datasets, presets, studies, sizes.",
     ),
-    "explain": ("harness.catalogue:explain", "A method's equations, needs and defaults by backbone size."),
+    "explain": ("harness.explain:explain", "A method's equations, needs and defaults by backbone size."),
     "verify": ("harness.commands:verify", "Check golden vectors of released code against this installation."),
     "doctor": ("harness.commands:doctor", "Versions, device, disk, and what is missing."),
 }

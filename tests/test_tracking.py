@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import subprocess
@@ -11,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from mlflow import MlflowClient
 
+from harness.cli import cli
 from harness.errors import UserError
 from harness.record import Record, RecordWriter
 from harness.stores import create_store, store_uri
@@ -306,3 +309,23 @@ def test_nothing_is_imported_before_it_is_needed() -> None:
 
 def test_flatten() -> None:
     assert flatten({"a": {"b": {"c": 1}, "d": [2]}, "e.f": 3}) == {"a.b.c": 1, "a.d": [2], "e.f": 3}
+
+
+def test_a_lost_store_is_made_again_by_the_command(tmp_path: Path, uri: str) -> None:
+    """Two runs of a study and one of none; a second call sends nothing."""
+    study = tmp_path / "runs" / "s"
+    records = [written(study / name, events(10)) for name in ("abc", "abd")]
+    alone = written(tmp_path / "runs" / "lone" / "abe", events(4))
+    (study / "study.toml").write_text('name = "s"\n')
+    mirror(records, uri=uri, study="s", artifacts=[study / "study.toml"], complete=True)
+    mirror([alone], uri=uri, complete=True)
+    before = rows(uri)
+    again = f"sqlite:///{tmp_path / 'again' / 'mlflow.db'}"
+    command = ["mirror", str(tmp_path / "runs"), "--to", again, "--json"]
+    told = json.loads(CliRunner().invoke(cli, command, catch_exceptions=False).stdout)
+    assert rows(again) == before and sum(one["points"] for one in told["folders"]) == before.total()
+    assert {one["study"]: one["runs"] for one in told["folders"]} == {"s": 2, None: 1}
+    told = json.loads(CliRunner().invoke(cli, command, catch_exceptions=False).stdout)
+    assert [one["points"] for one in told["folders"]] == [0, 0]
+    nothing = CliRunner().invoke(cli, ["mirror", str(tmp_path / "none")])
+    assert isinstance(nothing.exception, UserError)
