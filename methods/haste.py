@@ -7,8 +7,8 @@ Student layers 5 to 8 (blocks 4 .. 7 from 0) against the encoder's last four blo
 min(N_student, N_encoder) heads (released: the first 12 of SiT-XL's 16 against DINOv2-B's 12).
 Defaults as released: both weights 0.5, REPA's layer and projector; tau 250k for L and XL, 100k for B (other sizes: no stop).
 Cost: the encoder's forward pass with its attention maps, and a T x T product for each layer and head of the student.
-Ours: the encoder's attention is a softmax over patch tokens alone, so that rows sum to 1 (the specification does not say what
-becomes of the class token); sizes with fewer than 8 layers take those that end at two thirds of their depth.
+Ours: the encoder's attention is a softmax over patch tokens alone, so that rows sum to 1 (what becomes of the class token is not
+documented); sizes with fewer than 8 layers take those that end at two thirds of their depth.
 Disputed: without the stop it is worse than REPA at 500k steps (8.1 against 7.5, Table 3); the XL-400k rows of its Table 4
 contradict its figure.
 """

@@ -29,7 +29,7 @@ from methods.repa import Repa
 
 class Reg(Repa):
     source = "REG, arXiv 2507.01467; Martinser/REG 021ea2e"
-    headline = "SiT-XL/2 FID 3.4 at 400k steps, no guidance (methods reference 6); REPA's there 7.9"
+    headline = "SiT-XL/2 FID 3.4 at 400k steps, SDE, no guidance (REG)"
 
     class Config(Repa.Config):
         off: ClassVar[dict[str, Any]] = {"coefficient": 0.0, "token_weight": 0.0}
