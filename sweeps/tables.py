@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,12 +26,27 @@ def describe_plan(study: Study, cells: Sequence[Cell], directory: Path) -> dict[
     standings = [standing(cell, directory) for cell in cells]
     runs = [{**_described(place, directory), "flops": flops[place.cell.id]} for place in standings]
     left = sum(round(flops[place.cell.id] * place.share_left) for place in standings)
+    rate = seconds_per_flop(cells, directory, flops)
     return {
         "study": study.name,
         "directory": str(directory),
         "runs": runs,
         "flops": {"total": sum(flops.values()), "left": left},
+        "training_seconds_left": None if rate is None else rate * left,
     }
+
+
+def seconds_per_flop(cells: Sequence[Cell], directory: Path, flops: Mapping[str, int]) -> float | None:
+    """Median over this study's runs of training seconds per counted FLOP, from their records; None before any has trained."""
+    found = []
+    for cell in cells:
+        trained = Record(directory / cell.id).of("train")
+        if len(trained) > 1:  # the first step is warm-up
+            first, last = trained[0], trained[-1]
+            spent = _training_seconds(last) - _training_seconds(first)
+            done = flops[cell.id] * (last["step"] - first["step"]) / cell.spec.train.steps
+            found.append(spent / done)
+    return statistics.median(found) if found else None
 
 
 def describe_results(
@@ -58,6 +74,11 @@ def print_plan(plan: Mapping[str, Any]) -> None:
     total, left = plan["flops"]["total"], plan["flops"]["left"]
     print(f"{len(runs)} runs: " + ", ".join(f"{n} {status}" for status, n in counts.items()))
     print(f"training costs {total:.3e} FLOPs in all, {left:.3e} are left")
+    seconds = plan["training_seconds_left"]
+    if seconds is None:
+        print("how long that takes is not known before a run of this study has trained some steps here")
+    elif left:
+        print(f"at the pace of its runs so far that is {seconds / 3600:.2f} device hours of training")
 
 
 def print_results(results: Mapping[str, Any]) -> None:
@@ -112,8 +133,11 @@ def _measured(run: Path) -> dict[str, Any]:
     record = Record(run)
     evaluated, trained = record.of("eval"), record.of("train")
     metrics = {name: value["mean"] for name, value in evaluated[-1]["metrics"].items()} if evaluated else {}
-    seconds = trained[-1]["seconds"] if trained else {}
-    return {"metrics": metrics, "training_seconds": sum(seconds.get(phase, 0.0) for phase in TRAINING_PHASES)}
+    return {"metrics": metrics, "training_seconds": _training_seconds(trained[-1]) if trained else 0.0}
+
+
+def _training_seconds(event: Mapping[str, Any]) -> float:
+    return sum(event["seconds"].get(phase, 0.0) for phase in TRAINING_PHASES)
 
 
 def _table(title: str, runs: Sequence[Mapping[str, Any]]) -> Table:

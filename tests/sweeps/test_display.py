@@ -14,6 +14,7 @@ from sweeps.display import Bars, Lines, clock
 from sweeps.plan import Cell, plan
 from sweeps.state import TAIL_BYTES, Pace, pace, reason
 from sweeps.study import Study
+from sweeps.tables import describe_plan
 
 CELLS = plan(Study(name="s", base="digits", axes={"seed": (0, 1, 2)}, set={"train.steps": 100}))
 
@@ -43,6 +44,15 @@ def test_pace_is_that_of_the_last_events(tmp_path: Path) -> None:
         {"kind": "eval", "step": 20, "metrics": {}},
     )
     assert pace(tmp_path / CELLS[0].id) == Pace(20, 0.5, 5.0)
+
+
+def test_what_is_left_is_timed_by_what_was_trained(tmp_path: Path) -> None:
+    """By hand: 40 training seconds (half of the booked ones) for 80 of 100 steps; one run of three is at step 90."""
+    study = Study(name="s", base="digits", axes={"seed": (0, 1, 2)}, set={"train.steps": 100})
+    assert describe_plan(study, CELLS, tmp_path)["training_seconds_left"] is None
+    grow(tmp_path, CELLS[0], train(10, 20.0), train(90, 100.0))
+    described = describe_plan(study, CELLS, tmp_path)
+    assert described["training_seconds_left"] == pytest.approx(40 / 0.8 * (0.1 + 2), rel=1e-6)
 
 
 def test_pace_of_a_long_record_looks_at_its_end_only(tmp_path: Path) -> None:
