@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
+from importlib import util
+from pathlib import Path
 from typing import Any
 
 import click
 from rich import box
-from rich.console import Console
+from rich.console import Group
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Column, Table
+from rich.text import Text
 
 from harness import registry
 from harness.backbone.sizes import SIZES
 from harness.errors import UserError, unknown
 from harness.shelf import Shelf
+from harness.terminal import show
 
-PUBLISHED_SIZES = ("S", "B", "L", "XL")
 LATENTS = (4, 32, 32)
 """SiT-B/2 has 256 tokens on these: what costs are compared at, with images of 256x256 behind them and batches of 256."""
 IMAGES = (3, 256, 256)
@@ -43,21 +49,28 @@ class Entry:
 def entries(*, counted: bool = True) -> dict[str, Entry]:
     """Every registered method by name; one that cannot be imported says so in its summary.
 
-    Counting FLOPs takes a fraction of a second for each.
+    Counting FLOPs takes a fraction of a second for each method that was not counted before (see tally.py).
     """
-    plain = step_flops("flow") if counted else None
-    return {name: _entry(name, plain) for name in registry.names("method")}
+    from harness.tally import step_counts
+
+    found: dict[str, type | Exception] = {}
+    for name in registry.names("method"):
+        try:
+            found[name] = registry.load("method", name)
+        except (ImportError, UserError) as error:
+            found[name] = error
+    there = [name for name, cls in found.items() if isinstance(cls, type)]
+    flops = step_counts(there, step_flops) if counted else {}
+    return {name: _entry(cls, flops.get(name), flops.get("flow")) for name, cls in found.items()}
 
 
-def _entry(name: str, plain: int | None) -> Entry:
-    try:
-        cls = registry.load("method", name)
-    except (ImportError, UserError) as error:
-        return Entry(f"not available: {error}")
+def _entry(cls: Any, flops: int | None, plain: int | None) -> Entry:
+    if isinstance(cls, Exception):
+        return Entry(f"not available: {cls}")
     return Entry(
         describe(cls).partition("\n")[0],
         wants(defaults(cls, "B").needs()),
-        step_flops(name) / plain - 1 if plain else None,
+        flops / plain - 1 if flops and plain else None,
         getattr(cls, "source", ""),
         getattr(cls, "headline", ""),
     )
@@ -116,8 +129,8 @@ def _architecture(encoder: str, grid: tuple[int, int]) -> Any:
 
 
 def table(kind: str, rows: Mapping[str, Entry | str]) -> Table:
-    """What there is of a kind, for the terminal: methods with their costs, anything else with its line of prose."""
-    if kind == "methods":
+    """What there is of a kind: methods with their costs, or anything with its line of prose."""
+    if all(isinstance(row, Entry) for row in rows.values()):
         return _methods_table(rows)
     plain = Table(title=kind, title_justify="left", show_header=False, box=None, padding=(0, 2))
     for name, text in rows.items():
@@ -126,16 +139,40 @@ def table(kind: str, rows: Mapping[str, Entry | str]) -> Table:
 
 
 def _methods_table(rows: Mapping[str, Entry]) -> Table:
-    methods = Table(title="methods", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    methods.add_column("name", no_wrap=True)
-    methods.add_column("needs", overflow="fold")
-    methods.add_column("extra FLOPs", justify="right")
-    methods.add_column("source", overflow="fold")
-    methods.add_column("published headline", overflow="fold")
+    """A line for each method."""
+    columns = ("name", Column("extra FLOPs", justify="right"), "needs", "source", "published headline")
+    methods = Table(*columns, title="methods", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    methods.caption, methods.caption_justify = _CAPTION, "left"
     for name, entry in rows.items():
-        needs = ", ".join(entry.needs) if entry.extra_flops is not None else entry.summary
-        methods.add_row(*map(escape, (name, needs, percent(entry.extra_flops), entry.source, entry.headline)))
+        cells = (name, percent(entry.extra_flops), _needed(entry), entry.source, entry.headline)
+        methods.add_row(*map(escape, cells))
     return methods
+
+
+def stacked(rows: Mapping[str, Entry]) -> Group:
+    """The methods for a narrow terminal: name, cost and needs in a line, source and headline beneath."""
+    width = max(map(len, rows))
+    parts: list[Any] = [_line("methods", "extra FLOPs", "needs", width=width, style="bold")]
+    for name, entry in rows.items():
+        parts.append(_line(name, percent(entry.extra_flops), _needed(entry), width=width))
+        about = [text for text in (entry.source, entry.headline) if text]
+        parts += [Padding(Text(text, style="dim"), (0, 0, 0, 4)) for text in about]
+    return Group(*parts, Text(f"\n{_CAPTION}", style="dim"))
+
+
+_CAPTION = "Extra FLOPs: of a training step beyond flow's, counted at SiT-B/2, 256 tokens, batch 256."
+
+
+def _line(name: str, flops: str, needs: str, *, width: int, style: str = "") -> Table:
+    columns = (Column(width=width), Column(width=11, justify="right"), Column(overflow="fold"))
+    line = Table.grid(*columns, padding=(0, 2, 0, 0))
+    line.add_row(*map(escape, (name, flops, needs)), style=style)
+    return line
+
+
+def _needed(entry: Entry) -> str:
+    """In the words of the table: nothing for plain flow matching, the reason for a method that is not available."""
+    return ", ".join(entry.needs) if entry.source or entry.needs else entry.summary
 
 
 def percent(share: float | None) -> str:
@@ -148,60 +185,20 @@ def percent(share: float | None) -> str:
     return f"{100 * share:+.1f} %" if share else "0 %"
 
 
-@click.command(epilog="Example: flowrace explain self_flow")
-@click.argument("method")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")
-def explain(method: str, as_json: bool) -> None:
-    """A method's equations, what it needs, and its defaults for SiT-S, B, L and XL."""
-    cls = registry.load("method", method)
-    needs, settings = wants(defaults(cls, "B").needs()), {s: flat(defaults(cls, s)) for s in PUBLISHED_SIZES}
-    source, headline = getattr(cls, "source", ""), getattr(cls, "headline", "")
-    if as_json:
-        told = {"name": method, "docstring": describe(cls), "needs": needs, "defaults": settings}
-        click.echo(json.dumps(told | {"source": source, "headline": headline}, indent=1))
-        return
-    click.echo(f"{describe(cls)}\n")
-    for word, text in (("Needs", ", ".join(needs) or "nothing"), ("Source", source), ("Headline", headline)):
-        if text:
-            click.echo(f"{word}: {text}")
-    Console().print(_defaults_table(settings))
-
-
-def flat(config: Any) -> dict[str, Any]:
-    """The settings of a config by dotted name, its own name left out: what `--set method.NAME=` takes."""
-    return dict(_leaves(config.model_dump(mode="json", exclude={"name"}), ()))
-
-
-def _leaves(table: Mapping[str, Any], path: tuple[str, ...]) -> Iterable[tuple[str, Any]]:
-    for name, value in table.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, (*path, name))
-        else:
-            yield ".".join((*path, name)), value
-
-
-def _defaults_table(settings: Mapping[str, Mapping[str, Any]]) -> Table:
-    columns = [Column(name, overflow="fold") for name in settings]
-    shown = Table(Column("default", no_wrap=True), *columns, box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in settings[PUBLISHED_SIZES[0]]:
-        values = [values[name] for values in settings.values()]
-        shown.add_row(escape(name), *(escape("-" if value in (None, "") else str(value)) for value in values))
-    return shown
-
-
 @click.command("list", epilog="Example: flowrace list methods")
 @click.argument("what", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")
 def list_(what: str | None, as_json: bool) -> None:
-    """What there is: methods, encoders, datasets, presets, studies, sizes, samplers. Without a word: all of it."""
+    """What there is: methods, encoders, extractors, datasets, presets, studies, sizes, samplers. Without a word: all."""
     kinds = {
         "methods": lambda: entries(counted=what is not None),
         "encoders": lambda: _described("encoder", suffix=":<model>"),
+        "extractors": _extractors,
         "datasets": lambda: _described("dataset"),
         "presets": lambda: _shelf("harness", "presets"),
         "studies": lambda: _shelf("sweeps", "studies"),
         "sizes": _sizes,
-        "samplers": lambda: {name: _first_line(function) for name, function in _samplers().items()},
+        "samplers": lambda: {name: _first_line(function.__doc__) for name, function in _samplers().items()},
     }
     if what is not None and what not in kinds:
         raise unknown("kind", what, kinds)
@@ -210,22 +207,33 @@ def list_(what: str | None, as_json: bool) -> None:
         click.echo(json.dumps(chosen, indent=1, default=asdict))
         return
     for kind, rows in chosen.items():
-        Console(soft_wrap=False).print(table(kind, rows))
+        if kind == "methods" and what is None:
+            rows = {name: entry.summary for name, entry in rows.items()}
+        show(table(kind, rows), narrow=stacked(rows) if kind == what == "methods" else None)
 
 
 def _described(kind: str, suffix: str = "") -> dict[str, str]:
+    ours = registry.ENCODERS if kind == "encoder" else registry.DATASETS
     rows = {}
     for name in registry.names(kind):
         try:
-            rows[name + suffix] = _first_line(registry.load(kind, name))
-        except (ImportError, UserError) as error:
-            rows[name + suffix] = f"not available: {error}"
+            text = written_docstring(ours[name]) if name in ours else registry.load(kind, name).__doc__
+        except UserError as error:
+            text = f"not available: {error}"
+        rows[name + suffix] = _first_line(text)
     return rows
 
 
-def _first_line(thing: Any) -> str:
-    text = thing.__doc__ or ""
-    return text.strip().splitlines()[0] if text.strip() else ""
+def written_docstring(place: str) -> str:
+    """The docstring of a class at `module:Class`, read from its source: importing what it needs may take seconds."""
+    module, _, name = place.partition(":")
+    tree = ast.parse(Path(util.find_spec(module).origin).read_text())
+    found = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+    return ast.get_docstring(found) or ""
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").strip().partition("\n")[0]
 
 
 def _shelf(package: str, folder: str) -> dict[str, str]:
@@ -237,6 +245,13 @@ def _sizes() -> dict[str, str]:
     return {
         name: f"{size.depth} blocks, width {size.width}, {size.heads} heads" for name, size in SIZES.items()
     }
+
+
+def _extractors() -> dict[str, str]:
+    from metrics.features import extractor_modality, extractor_names
+
+    family = {name: re.match(r"[\w-]+", name)[0] for name in extractor_names()}
+    return {name: f"for {extractor_modality(family[name])}" for name in family}
 
 
 def _samplers() -> dict[str, Any]:

@@ -31,7 +31,7 @@ COMMANDS = {  # name -> (module:function, one line of help); a package brings it
     ),
     "list": (
         "harness.catalogue:list_",
-        "What there is: methods, encoders, datasets, presets, studies, sizes.",
+        "What there is: methods, encoders, extractors, datasets, presets, studies, sizes, samplers.",
     ),
     "explain": ("harness.explain:explain", "A method's equations, needs and defaults by backbone size."),
     "verify": ("harness.commands:verify", "Check golden vectors of released code against this installation."),

@@ -1,4 +1,4 @@
-"""What a representation knows and how it is laid out: linear probe, linear CKA, spatial self-similarity.
+"""What a representation knows and how it is laid out: linear probes, linear CKA, spatial self-similarity.
 
 Nearest neighbours (CKNNA) are in metrics.alignment. All sums run in float64.
 
@@ -7,16 +7,22 @@ Nearest neighbours (CKNNA) are in metrics.alignment. All sums run in float64.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from harness.draws import Streams
 from metrics import MetricError, Value
 from metrics.intervals import of_replicates, share
 
 RIDGE = 1.0
+EPOCHS, BATCH, LEARNING_RATE = 90, 16_384, 1e-3
+"""Of REPA's linear probe."""
+STEPS_PER_EPOCH, LEAST_BATCH = 78, 64
+"""What its batch makes of ImageNet's 1 281 167 images; and our lower limit, below which moments of a batch are noise."""
 
 
 class Labelled(NamedTuple):
@@ -48,6 +54,60 @@ def linear_probe(train: Labelled, held_out: Labelled, classes: int, *, ridge: fl
         weights = x.T @ torch.linalg.solve(x @ x.T + ridge * torch.eye(n, dtype=x.dtype), y - prior)
     right = (test @ weights + prior).argmax(1) == held_out.labels
     return share(right.numpy(), len(right))
+
+
+def repa_probe(train: Labelled, held_out: Labelled, classes: int, *, seed: int = 0) -> Value:
+    """The share of held-out samples that REPA's linear classifier names right, with Wilson's interval over them.
+
+    As published (arXiv 2410.06940, appendix; the authors in issue 32 of sihyun-yu/REPA): batch normalisation without
+    parameters and a linear layer on features averaged over tokens, 90 epochs in batches of 16384, Adam at 1e-3 with a cosine.
+    What is ours is in `fitted_head`. Raises `MetricError` for features that are not finite.
+    """
+    head = fitted_head(train, classes, seed=seed).eval()
+    with torch.no_grad():
+        right = head(_finite(held_out.features)).argmax(1) == held_out.labels
+    return share(right.numpy(), len(right))
+
+
+def fitted_head(train: Labelled, classes: int, *, seed: int = 0, epochs: int = EPOCHS) -> nn.Sequential:
+    """REPA's classifier, trained in float64.
+
+    Published is ImageNet. Where there are fewer images the batch shrinks to keep its 78 steps an epoch, down to 64 images:
+    with 16384 a small data set would be seen in a few dozen steps, and the classifier would hardly leave its start.
+    Ours as well, where nothing is published: cross-entropy from zero weights (the problem is convex), a cosine to zero by
+    steps without warm-up, no weight decay, the samples behind an epoch's last whole batch left out, no augmentation.
+    Normalisation is MAE's (main_linprobe.py, which the authors name as their set-up): eps 1e-6, a batch's own moments in
+    training, running ones (momentum 0.1) behind it. `seed` draws the order alone.
+    """
+    x, y = _finite(train.features), train.labels
+    n, d = x.shape
+    linear = nn.utils.skip_init(nn.Linear, d, classes)
+    for parameter in linear.parameters():
+        nn.init.zeros_(parameter)
+    head = nn.Sequential(nn.BatchNorm1d(d, eps=1e-6, affine=False), linear).double()
+    optimizer = torch.optim.Adam(head.parameters(), lr=LEARNING_RATE)
+    batch = batch_size(n)
+    per_epoch = n // batch
+    steps = epochs * per_epoch
+    with torch.enable_grad():
+        for step in range(steps):
+            epoch, place = divmod(step, per_epoch)
+            if place == 0:
+                order = torch.from_numpy(Streams(seed).permutation("probe/order", epoch, n))
+            chosen = order[place * batch : (place + 1) * batch]
+            optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 + math.cos(math.pi * step / steps)) / 2
+            optimizer.zero_grad()
+            F.cross_entropy(head(x[chosen]), y[chosen]).backward()
+            optimizer.step()
+    return head
+
+
+def batch_size(n: int) -> int:
+    """Of REPA's linear probe on n samples; see `fitted_head`."""
+    return min(n, max(LEAST_BATCH, min(BATCH, n // STEPS_PER_EPOCH)))
+
+
+PROBES = {"ridge": linear_probe, "repa": repa_probe}
 
 
 def linear_cka(first: Tensor, second: Tensor) -> Value:

@@ -6,7 +6,8 @@ features averaged over tokens; spatial ones use the tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -19,8 +20,9 @@ from harness.data.base import Dataset, Split, images
 from harness.draws import Streams
 from harness.encoders.base import Encoder, view_of
 from harness.errors import UserError
-from harness.measures import Labelled, linear_cka, linear_probe, local_distant, over_images, spatial_decay
+from harness.measures import PROBES, Labelled, linear_cka, local_distant, over_images, spatial_decay
 from harness.path import interpolate
+from harness.terminal import tracked
 from metrics import MetricError, Value, cknna
 
 BATCH = 100
@@ -35,7 +37,7 @@ class Row(NamedTuple):
 
     name: str
     accuracy: Value | None
-    """Of a linear probe on held-out images."""
+    """Of a linear classifier on held-out images."""
     cknna: Value | None
     cka: Value | None
     """Agreement with the encoder on held-out images."""
@@ -44,6 +46,8 @@ class Row(NamedTuple):
 
 
 class Gathered(NamedTuple):
+    """Of N images; what says how tokens are laid out is empty where it was not asked for."""
+
     pooled: Tensor
     """(N, d): the mean of each image's tokens."""
     local_distant: Tensor
@@ -68,11 +72,12 @@ def probe(
     time: float,
     samples: int,
     device: torch.device,
+    classifier: str = "ridge",
 ) -> Measured:
     """Measure the encoder (when there is one) and every layer on at most `samples` images of each side of the split.
 
-    Which images, and their noise, are the same for every network on the same data. Raises `UserError` where nothing is held
-    out and for features that cannot be measured.
+    `classifier` is one of `measures.PROBES`. Which images, and their noise, are the same for every network on the same data.
+    Raises `UserError` where nothing is held out and for features that cannot be measured.
     """
     if not len(sides.held_out):
         raise UserError(
@@ -85,24 +90,26 @@ def probe(
         side[Streams(0).permutation(f"probe/{name}", 0, len(side))[:samples]]
         for name, side in zip(("train", "held_out"), sides, strict=True)
     )
-    known, asked = (gather(sources, dataset, index, model.config.grid, device) for index in (train, held_out))
+    known = gather(sources, dataset, train, None, device)
+    asked = gather(sources, dataset, held_out, model.config.grid, device)
     truth = [torch.from_numpy(images(dataset, index)[1]) for index in (train, held_out)]
     target = asked[encoder.name].pooled if encoder is not None else None
     rows = []
-    for name in asked:
-        try:
+    for name in tracked(list(asked), "classifiers"):
+        with _measuring(name):
             accuracy = None
             if dataset.classes > 1:
                 sets = (Labelled(part[name].pooled, y) for part, y in zip((known, asked), truth, strict=True))
-                accuracy = linear_probe(*sets, dataset.classes)
+                accuracy = PROBES[classifier](*sets, dataset.classes)
             rows.append(_row(name, asked[name], accuracy, target))
-        except MetricError as error:
-            raise UserError(f"{name} cannot be measured: {error}") from error
     return Measured(rows, len(train), len(held_out))
 
 
 def layers(model: SiT, time: float, device: torch.device) -> Tokens:
-    """Tokens of every block (1-based) for images at a time of the path (0 is clean), under the null label."""
+    """Tokens of every block (1-based) for images at a time of the path (0 is clean), under the null label.
+
+    A network with an extra token (REG) is run without it: it would tell the layers what the encoder knows.
+    """
     depth, streams = len(model.blocks), Streams(0)
 
     @torch.no_grad()
@@ -118,24 +125,41 @@ def layers(model: SiT, time: float, device: torch.device) -> Tokens:
 
 
 def gather(
-    sources: list[Tokens], dataset: Dataset, index: np.ndarray, grid: tuple[int, int], device: torch.device
+    sources: list[Tokens],
+    dataset: Dataset,
+    index: np.ndarray,
+    grid: tuple[int, int] | None,
+    device: torch.device,
 ) -> dict[str, Gathered]:
-    """Run images of the data set through all sources, some at a time, and keep what the measures need."""
+    """Run images of the data set through all sources, some at a time, and keep what the measures need.
+
+    Without a grid the layout of tokens is not measured, which costs T^2 products for each image and layer.
+    """
     parts: dict[str, list[Gathered]] = {}
-    for start in range(0, len(index), BATCH):
+    for start in tracked(range(0, len(index), BATCH), f"{len(index)} images"):
         here = index[start : start + BATCH]
         x0 = torch.from_numpy(images(dataset, here)[0]).float().div_(127.5).sub_(1).to(device)
         for source in sources:
             for name, tokens in source(here, x0).items():
-                tokens = tokens.float().cpu()
-                found = Gathered(
-                    tokens.mean(1).double(), local_distant(tokens, grid), spatial_decay(tokens, grid)
-                )
-                parts.setdefault(name, []).append(found)
+                with _measuring(name):
+                    parts.setdefault(name, []).append(_gathered(tokens.float().cpu(), grid))
     return {
         name: Gathered(*(torch.cat(columns) for columns in zip(*found, strict=True)))
         for name, found in parts.items()
     }
+
+
+def _gathered(tokens: Tensor, grid: tuple[int, int] | None) -> Gathered:
+    layout = (local_distant(tokens, grid), spatial_decay(tokens, grid)) if grid else (torch.empty(0),) * 2
+    return Gathered(tokens.mean(1).double(), *layout)
+
+
+@contextmanager
+def _measuring(name: str) -> Iterator[None]:
+    try:
+        yield
+    except MetricError as error:
+        raise UserError(f"{name} cannot be measured: {error}") from error
 
 
 def _row(name: str, found: Gathered, accuracy: Value | None, target: Tensor | None) -> Row:

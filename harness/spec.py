@@ -162,6 +162,8 @@ def _hashed(model: BaseModel) -> dict[str, Any]:
         if isinstance(value, BaseModel):
             if nested := _hashed(value):
                 kept[name] = nested
+        elif isinstance(value, tuple):
+            kept[name] = [_hashed(item) if isinstance(item, BaseModel) else item for item in value]
         else:
             kept[name] = value
     return kept

@@ -42,7 +42,7 @@ def retry(directory: Path, slots: int | None, threads: int | None) -> None:
     again(directory, failed, slots, threads)
 
 
-@click.group()
+@click.group(epilog="Example: flowrace study diff digits mine.toml")
 def study() -> None:
     """About studies as such."""
 

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from harness.cli import COMMANDS
+
 LIGHT = "import sys; import {module}; print([m for m in ('torch', 'mlflow', 'pandas', 'sklearn') if m in sys.modules])"
 
 
@@ -29,7 +31,7 @@ def test_light_modules_import_nothing_heavy(module: str) -> None:
 def test_help_lists_every_command_with_an_example() -> None:
     result = flowrace("--help")
     assert result.returncode == 0
-    for name in ("run", "sweep", "eval", "sample", "report", "list", "verify", "doctor"):
+    for name in COMMANDS:
         assert name in result.stdout
         page = flowrace(name, "--help")
         assert page.returncode == 0 and "Example:" in page.stdout, name
@@ -40,6 +42,8 @@ def test_mistakes_exit_with_2_and_one_sentence() -> None:
         ["run", "digitz"],
         ["run", "digits", "--set", "trian.steps=1"],
         ["list", "method"],
+        ["explain", "rep"],
+        ["probe", "nowhere"],
         ["nonsense"],
         ["run"],
     ):
@@ -50,6 +54,15 @@ def test_mistakes_exit_with_2_and_one_sentence() -> None:
 
 def test_list_and_doctor() -> None:
     everything = flowrace("list").stdout
-    for word in ("self_flow", "repa", "timm:<model>", "parquet", "digits", "XL", "euler_maruyama"):
+    for word in (
+        "self_flow",
+        "repa",
+        "timm:<model>",
+        "inception",
+        "parquet",
+        "digits",
+        "XL",
+        "euler_maruyama",
+    ):
         assert word in everything
     assert "torch" in flowrace("doctor").stdout

@@ -14,13 +14,17 @@ from sklearn.linear_model import Ridge, RidgeClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from harness.draws import Streams
 from harness.measures import (
     Labelled,
+    batch_size,
+    fitted_head,
     linear_cka,
     linear_probe,
     local_distant,
     manhattan,
     over_images,
+    repa_probe,
     spatial_decay,
 )
 from metrics import MetricError
@@ -73,6 +77,75 @@ def test_probe_does_not_see_the_scale_of_a_feature() -> None:
     scale = 10.0 ** torch.linspace(-3, 3, 64)
     shifted = [Labelled(part.features * scale + 7, part.labels) for part in (train, test)]
     assert linear_probe(*shifted, 10) == linear_probe(train, test, 10)
+
+
+def head_by_hand(part: Labelled, classes: int, epochs: int, batch: int, seed: int) -> dict[str, np.ndarray]:
+    """REPA's classifier in numpy: normalisation, softmax regression and Adam (Kingma and Ba 2015, algorithm 1) written out."""
+    x, hot = part.features.numpy(), np.eye(classes)[part.labels]
+    n, d = x.shape
+    mean, variance = np.zeros(d), np.ones(d)
+    parameters = {"weight": np.zeros((classes, d)), "bias": np.zeros(classes)}
+    first, second = ({name: np.zeros_like(value) for name, value in parameters.items()} for _ in range(2))
+    step, steps = 0, epochs * (n // batch)
+    for epoch in range(epochs):
+        order = Streams(seed).permutation("probe/order", epoch, n)
+        for start in range(0, n - batch + 1, batch):
+            here = order[start : start + batch]
+            moments = x[here].mean(0), x[here].var(0)
+            mean = 0.9 * mean + 0.1 * moments[0]
+            variance = 0.9 * variance + 0.1 * x[here].var(0, ddof=1)
+            seen = (x[here] - moments[0]) / np.sqrt(moments[1] + 1e-6)
+            scores = np.exp(seen @ parameters["weight"].T + parameters["bias"])
+            error = (scores / scores.sum(1, keepdims=True) - hot[here]) / batch
+            rate = 1e-3 * (1 + math.cos(math.pi * step / steps)) / 2
+            step += 1
+            for name, gradient in {"weight": error.T @ seen, "bias": error.sum(0)}.items():
+                first[name] = 0.9 * first[name] + 0.1 * gradient
+                second[name] = 0.999 * second[name] + 0.001 * gradient**2
+                unbiased = first[name] / (1 - 0.9**step), second[name] / (1 - 0.999**step)
+                parameters[name] = parameters[name] - rate * unbiased[0] / (np.sqrt(unbiased[1]) + 1e-8)
+    return {**parameters, "mean": mean, "variance": variance}
+
+
+@pytest.mark.parametrize(
+    ("n", "batch"), [(40, 40), (150, 64), (5100, 65)]
+)  # whole, with a rest left out, shrunk
+def test_repas_head_is_the_one_by_hand(n: int, batch: int) -> None:
+    part = Labelled(normal(n, 6).cumsum(1) + 2, torch.arange(n) % 3)
+    expected = head_by_hand(part, 3, epochs=3, batch=batch, seed=5)
+    norm, linear = fitted_head(part, 3, seed=5, epochs=3)
+    found = {
+        "weight": linear.weight,
+        "bias": linear.bias,
+        "mean": norm.running_mean,
+        "variance": norm.running_var,
+    }
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name].detach(), value, atol=1e-12, err_msg=name)
+
+
+def test_repas_batch_is_the_published_one_on_imagenet() -> None:
+    assert batch_size(1_281_167) == 16_384 and 1_281_167 // 16_384 == 78
+    assert [batch_size(n) for n in (30, 64, 4_000, 50_000, 10**7)] == [30, 64, 64, 641, 16_384]
+
+
+def test_repas_probe_learns_and_counts_what_is_right() -> None:
+    train, test = digits(64)
+    found = repa_probe(train, test, 10)
+    named = fitted_head(train, 10).eval()(test.features).argmax(1)
+    assert found == (named == test.labels).double().mean() and found.n == 150
+    assert found.low < found < found.high and found == pytest.approx(linear_probe(train, test, 10), abs=0.1)
+
+
+def test_repas_probe_depends_on_its_seed_alone() -> None:
+    part = Labelled(normal(130, 4), torch.arange(130) % 2)
+    weights = []
+    for torchs_seed, seed in ((0, 0), (1, 0), (1, 1)):
+        torch.manual_seed(torchs_seed)
+        before = torch.get_rng_state()
+        weights.append(fitted_head(part, 2, seed=seed, epochs=2)[1].weight)
+        assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[1], weights[2])
 
 
 def cka_by_hand(x: np.ndarray, y: np.ndarray) -> float:
@@ -167,6 +240,9 @@ def test_what_cannot_be_measured() -> None:
     broken[1, 0] = math.nan
     with pytest.raises(MetricError, match="not finite"):
         linear_cka(broken, normal(4, 3))
+    for probe in (linear_probe, repa_probe):
+        with pytest.raises(MetricError, match="not finite"):
+            probe(Labelled(broken, torch.arange(4) % 2), Labelled(normal(4, 2), torch.arange(4) % 2), 2)
     with pytest.raises(MetricError, match="4 and 5 rows"):
         linear_cka(normal(4, 2), normal(5, 2))
     with pytest.raises(MetricError, match="the same for all samples"):
