@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import inspect
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -248,10 +247,15 @@ def _sizes() -> dict[str, str]:
 
 
 def _extractors() -> dict[str, str]:
-    from metrics.features import extractor_modality, extractor_names
+    from metrics.features import extractors
 
-    family = {name: re.match(r"[\w-]+", name)[0] for name in extractor_names()}
-    return {name: f"for {extractor_modality(family[name])}" for name in family}
+    rows = {}
+    for row in extractors():
+        width = f", {row.dim} features" if row.dim else ""
+        rows[row.name] = f"for {row.modality}{width}" + (
+            f"; not available: {row.install}" if row.install else ""
+        )
+    return rows
 
 
 def _samplers() -> dict[str, Any]:

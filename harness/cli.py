@@ -22,9 +22,13 @@ COMMANDS = {  # name -> (module:function, one line of help); a package brings it
     "retry": ("sweeps.status_commands:retry", "Run again what failed in a study."),
     "study": ("sweeps.status_commands:study", "What two studies differ in."),
     "report": ("reports.commands:report", "One HTML page and a CSV from run directories."),
+    "figures": ("reports.figures_command:figures", "The pictures of a report as PDF or SVG, for a paper."),
     "mirror": ("harness.mirror_command:mirror", "Make an MLflow store again from records."),
-    "eval": ("harness.commands:evaluate", "Measure a checkpoint of a run."),
-    "sample": ("harness.commands:sample", "Draw images from a checkpoint of a run."),
+    "eval": (
+        "harness.score_commands:evaluate",
+        "Measure a checkpoint of a run, or samples that anybody made.",
+    ),
+    "sample": ("harness.sample_command:sample", "Draw samples from a checkpoint of a run."),
     "probe": (
         "harness.probe_command:probe",
         "What the layers of a checkpoint know, beside a frozen encoder.",

@@ -1,4 +1,4 @@
-"""The commands about one run: run, eval, sample; and those about the installation: verify, doctor."""
+"""The command that trains, run, and those about the installation: verify, doctor; what commands about a run share."""
 
 from __future__ import annotations
 
@@ -55,85 +55,6 @@ def run(
     if not no_track and _main_process():
         _mirror(path, track)
     click.echo(path)
-
-
-@click.command("eval", epilog="Example: flowrace eval runs/first/0123456789ab --set eval.samples=2000 --json")
-@click.argument("path", metavar="RUN", type=click.Path(path_type=Path))
-@STEP
-@SETTING
-@AS_JSON
-def evaluate(path: Path, step: int | None, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Measure a checkpoint of a run: EMA weights, fixed latents, the metrics of its spec. Changes nothing."""
-    from harness.data.base import open_dataset, split
-    from harness.environment import prepare
-    from harness.evaluate import Evaluator
-
-    spec = spec_of_run(path, overrides)
-    prepare(spec.runtime.threads)
-    file, model, device = model_of_run(path, spec, step)
-    dataset = open_dataset(spec.data)
-    result = Evaluator(spec.eval, dataset, split(dataset, spec.data.held_out).train, device)(model)
-    values = {name: value._asdict() for name, value in result.metrics.items()}
-    if as_json:
-        click.echo(
-            json.dumps(
-                {"run": path.name, "checkpoint": file.name, "metrics": values, "protocol": result.protocol}
-            )
-        )
-        return
-    for name, value in values.items():
-        click.echo(f"{name} {value['mean']:.4f}  (n = {value['n']}, {file.stem}, protocol {result.protocol})")
-
-
-@click.command(epilog="Example: flowrace sample runs/first/0123456789ab -n 100 -o digits.png")
-@click.argument("path", metavar="RUN", type=click.Path(path_type=Path))
-@click.option("-n", "count", type=click.IntRange(1), default=100, show_default=True, help="How many samples.")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=Path("samples.png"),
-    show_default=True,
-    help=".png for a grid, .npz for arr_0 (NHWC, uint8) as ADM's evaluator reads it.",
-)
-@STEP
-@SETTING
-@click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
-def sample(
-    path: Path, count: int, output: Path, step: int | None, overrides: tuple[str, ...], overwrite: bool
-) -> None:
-    """Draw images from a checkpoint of a run with the sampler of its spec."""
-    import io
-
-    import numpy as np
-    import torch
-
-    from harness.data.base import open_dataset
-    from harness.environment import prepare
-    from harness.record import write_atomic
-    from harness.samples import draw_samples, image_grid, png
-
-    if output.suffix not in (".png", ".npz"):
-        raise UserError(f"--output {output}: allowed are .png (a grid) and .npz (ADM's layout)")
-    if output.exists() and not overwrite:
-        raise UserError(f"{output} is there already; give another --output, or --overwrite")
-    spec = spec_of_run(path, (*overrides, f"eval.samples={max(count, 2)}"))
-    prepare(spec.runtime.threads)
-    _, model, device = model_of_run(path, spec, step)
-    dataset = open_dataset(spec.data)
-    drawn = draw_samples(model, spec.eval, dataset.shape, dataset.classes, device)
-    pixels = torch.cat(list(drawn)).numpy()[:count]
-    if output.suffix == ".png":
-        content = png(image_grid(pixels))
-    else:
-        buffer = io.BytesIO()
-        np.savez(buffer, arr_0=pixels.transpose(0, 2, 3, 1))
-        content = buffer.getvalue()
-    try:
-        write_atomic(output, content)
-    except OSError as error:
-        raise UserError(f"cannot write {output}: {error.strerror}") from error
-    click.echo(output)
 
 
 @click.command(epilog="Example: flowrace verify golden/*.safetensors --json")
@@ -221,10 +142,19 @@ def spec_of_run(path: Path, overrides: tuple[str, ...]) -> RunSpec:
 
 
 def model_of_run(path: Path, spec: RunSpec, step: int | None) -> tuple[Path, Any, Any]:
-    from harness.checkpoint import checkpoints, path_of
+    """The checkpoint file, its EMA network and the device."""
     from harness.data.base import open_dataset
     from harness.distributed import pick_device
     from harness.run import load_ema
+
+    file = checkpoint_of_run(path, step)
+    device = pick_device(spec.runtime.device)
+    return file, load_ema(file, spec, open_dataset(spec.data), device), device
+
+
+def checkpoint_of_run(path: Path, step: int | None) -> Path:
+    """The checkpoint of a step, or the newest; raises `UserError` where there is none."""
+    from harness.checkpoint import checkpoints, path_of
 
     found = checkpoints(path / "checkpoints")
     if not found:
@@ -234,5 +164,4 @@ def model_of_run(path: Path, spec: RunSpec, step: int | None) -> tuple[Path, Any
         raise UserError(
             f"{path} has no checkpoint of step {step} (there are: {', '.join(f.stem for f in found)})"
         )
-    device = pick_device(spec.runtime.device)
-    return file, load_ema(file, spec, open_dataset(spec.data), device), device
+    return file

@@ -21,24 +21,56 @@ from harness.sampler import SAMPLERS, velocity_field
 from harness.spec import EvalSpec
 
 
-@torch.no_grad()
 def draw_samples(
     model: nn.Module, spec: EvalSpec, shape: tuple[int, int, int], classes: int, device: torch.device
 ) -> Iterator[Tensor]:
     """Samples as uint8 (B, C, H, W) on the CPU, in batches; sample i depends on `spec.seed` and i alone."""
-    streams, extra = Streams(spec.seed), getattr(getattr(model, "config", None), "extra", 0)
-    field = jointly(model, shape) if extra else model
+    streams = Streams(spec.seed)
     for start in range(0, spec.samples, spec.batch_size):
         index = np.arange(start, min(start + spec.batch_size, spec.samples))
-        y = sample_labels(spec, streams, index, classes).to(device)
-        v = velocity_field(
-            field, y, null=classes, scale=spec.guidance, low=spec.guidance_low, high=spec.guidance_high
-        )
-        z = _normal(streams, "eval_noise", index, shape, extra).to(device)
-        noise = lambda i, x, index=index: _normal(streams, f"sde_noise/{i}", index, shape, extra).to(x)  # noqa: E731
-        x = SAMPLERS[spec.sampler](v, z, spec.sampler_steps, noise=noise)
-        x = x[:, : math.prod(shape)].unflatten(1, shape) if extra else x
-        yield ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()
+        y = sample_labels(spec, streams, index, classes)
+        yield draw_batch(model, spec, shape, classes, device, index, y)
+
+
+def draw_batch(
+    model: nn.Module,
+    spec: EvalSpec,
+    shape: tuple[int, int, int],
+    classes: int,
+    device: torch.device,
+    index: np.ndarray,
+    labels: Tensor,
+) -> Tensor:
+    """The samples of these numbers and labels (B,), uint8 (B, C, H, W) on the CPU."""
+    return draw_pixels(model, spec, shape, classes, device, index, labels).cpu()
+
+
+@torch.no_grad()
+def draw_pixels(
+    model: nn.Module,
+    spec: EvalSpec,
+    shape: tuple[int, int, int],
+    classes: int,
+    device: torch.device,
+    index: np.ndarray,
+    labels: Tensor,
+) -> Tensor:
+    """The same on the device."""
+    streams, extra = Streams(spec.seed), getattr(getattr(model, "config", None), "extra", 0)
+    field = jointly(model, shape) if extra else model
+    v = velocity_field(
+        field,
+        labels.to(device),
+        null=classes,
+        scale=spec.guidance,
+        low=spec.guidance_low,
+        high=spec.guidance_high,
+    )
+    z = _normal(streams, "eval_noise", index, shape, extra).to(device)
+    noise = lambda i, x: _normal(streams, f"sde_noise/{i}", index, shape, extra).to(x)  # noqa: E731
+    x = SAMPLERS[spec.sampler](v, z, spec.sampler_steps, noise=noise)
+    x = x[:, : math.prod(shape)].unflatten(1, shape) if extra else x
+    return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def jointly(model: nn.Module, shape: tuple[int, int, int]) -> Callable[[Tensor, Times, Tensor], Prediction]:

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 from metrics.value import MetricError, Value
 
 if TYPE_CHECKING:
+    from metrics.accuracy import class_accuracy
     from metrics.alignment import cknna
     from metrics.copies import memorisation
     from metrics.density import DensityCoverage, density_coverage
     from metrics.entropy import inception_score, inception_score_shuffled
     from metrics.extractor import Extractor
-    from metrics.features import extractor_names, load_extractor
+    from metrics.features import extractor_names, extractors, load_extractor
     from metrics.frechet import Moments, frechet_distance
     from metrics.infinity import frechet_infinity
     from metrics.kernel import kernel_distance
@@ -25,12 +26,13 @@ if TYPE_CHECKING:
     from metrics.mmd import cmmd
 
 _ROOMS = {
+    "accuracy": ("class_accuracy",),
     "alignment": ("cknna",),
     "copies": ("memorisation",),
     "density": ("DensityCoverage", "density_coverage"),
     "entropy": ("inception_score", "inception_score_shuffled"),
     "extractor": ("Extractor",),
-    "features": ("extractor_names", "load_extractor"),
+    "features": ("extractor_names", "extractors", "load_extractor"),
     "frechet": ("Moments", "frechet_distance"),
     "infinity": ("frechet_infinity",),
     "kernel": ("kernel_distance",),
@@ -47,9 +49,11 @@ __all__ = [
     "PrecisionRecall",
     "Value",
     "cknna",
+    "class_accuracy",
     "cmmd",
     "density_coverage",
     "extractor_names",
+    "extractors",
     "frechet_distance",
     "frechet_infinity",
     "inception_score",

@@ -28,7 +28,7 @@ class Saved(NamedTuple):
         known = hashlib.sha256(json.dumps(self.meta, sort_keys=True).encode())
         for name, tensor in sorted(self.tensors.items()):
             known.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            known.update(tensor.contiguous().numpy().tobytes())
+            known.update(tensor.contiguous().numpy().data)
         return known.hexdigest()
 
 
@@ -49,7 +49,27 @@ def kept(file: Path, make: Callable[[], Saved]) -> Saved:
         raise MetricError(f"cannot keep {file}: {error.strerror}") from error
 
 
+def write_saved(file: Path, saved: Saved) -> None:
+    """Write a file that `read_saved` reads; raises `MetricError` where it cannot be written."""
+    try:
+        _write(file, saved)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise MetricError(f"cannot write {file}: {error}") from error
+
+
+def read_saved(file: Path, what: str) -> Saved:
+    """What a file holds; raises `MetricError` for one that is absent, cut short or altered."""
+    try:
+        saved = _read(file)
+    except OSError as error:
+        raise MetricError(f"cannot read {file}: {error.strerror}") from error
+    if saved is None:
+        raise MetricError(f"{file} is absent, cut short or altered (its checksum is wrong): make {what} anew")
+    return saved
+
+
 def _read(file: Path) -> Saved | None:
+    """None for a file that is absent, cut short or altered."""
     try:
         with safetensors.safe_open(file, "pt") as content:
             meta = content.metadata() or {}
@@ -62,12 +82,10 @@ def _read(file: Path) -> Saved | None:
 def _write(file: Path, saved: Saved) -> None:
     """Under a temporary name, forced to the disk, renamed."""
     temporary = file.with_name(f".{file.name}.tmp")
-    content = safetensors.torch.save(saved.tensors, {**saved.meta, "sha256": saved.sha256})
     try:
-        with open(temporary, "wb") as open_file:
-            open_file.write(content)
-            open_file.flush()
-            os.fsync(open_file.fileno())
+        safetensors.torch.save_file(saved.tensors, temporary, {**saved.meta, "sha256": saved.sha256})
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
         os.replace(temporary, file)
     finally:
         temporary.unlink(missing_ok=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -31,12 +31,20 @@ class Extractor:
     channels: int
     device: torch.device
     network: Callable[[Tensor], Any]
-    """uint8 (B, channels, H, W) on `device` -> features (B, dim)."""
+    """uint8 (B, channels, H, W) on `device` -> features (B, dim), or several outputs by name."""
+    output: str = "features"
+    """Which output the features are."""
+    beside: Mapping[str, int] = field(default_factory=dict)
+    """The network's other outputs, and the width of each."""
     accuracy: float | None = None
     """On held-out data, for a classifier trained here."""
 
-    @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
+        return self.outputs(images)[self.output]
+
+    @torch.no_grad()
+    def outputs(self, images: Tensor) -> dict[str, Tensor]:
+        """Everything that one pass of the network gives, float32 (B, width) by name: the features and what lies beside."""
         check_images(images)
         images = images.to(self.device)
         if images.shape[1] == 1:
@@ -46,7 +54,18 @@ class Extractor:
                 f"extractor '{self.name}' takes images of {self.channels} channels; these have {images.shape[1]}"
             )
         with exact_float32(self.device):
-            return self.network(images).float()
+            found = self.network(images)
+        named = found if isinstance(found, Mapping) else {self.output: found}
+        return {name: x.float() for name, x in named.items()}
+
+    def sibling(self, output: str) -> Extractor:
+        """The extractor of another output of this network; raises `MetricError` where there is none of that name."""
+        if output not in self.beside:
+            known = ", ".join([self.output, *self.beside])
+            raise MetricError(f"extractor '{self.name}' has no output '{output}' (known: {known})")
+        others = {**self.beside, self.output: self.dim}
+        dim = others.pop(output)
+        return replace(self, name=f"{self.name}-{output}", dim=dim, output=output, beside=others)
 
 
 def check_images(images: Any) -> None:

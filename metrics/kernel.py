@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from metrics.arrays import as_pair
+from metrics.arrays import as_given
 from metrics.intervals import around
 from metrics.value import MetricError, Value
 
@@ -23,7 +23,7 @@ def kernel_distance(
     variance of the mean is m / (n - m) times theirs (the delete-d jackknife, Shao and Wu 1989). Raises `MetricError` for
     bad features, fewer than 4 samples, or fewer than 2 subsets.
     """
-    x, y = as_pair(real, fake, least=4)
+    x, y = as_given(real, fake, least=4)
     if subsets < 2 or subset_size < 2:
         raise MetricError(f"kernel_distance: {subsets} subsets of {subset_size}; at least 2 of 2 are needed")
     n = min(len(x), len(y))
@@ -32,7 +32,8 @@ def kernel_distance(
     found = np.empty(subsets)
     for i in range(subsets):
         fakes = y[random.choice(len(y), size, replace=False)]
-        found[i] = squared_mmd(x[random.choice(len(x), size, replace=False)], fakes)
+        reals = x[random.choice(len(x), size, replace=False)]
+        found[i] = squared_mmd(reals.astype(np.float64, copy=False), fakes.astype(np.float64, copy=False))
     error = math.sqrt(size / (n - size) * np.var(found, ddof=1))
     return around(float(found.mean()), error, len(y))
 

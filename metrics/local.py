@@ -55,16 +55,24 @@ class Network(nn.Module):
         maps = self.convolutions(_pixels(images))
         return F.gelu(self.features(F.adaptive_avg_pool2d(maps, 4).flatten(1)))
 
-    def classify(self, images: Tensor) -> Tensor:
-        """Logits (B, classes)."""
-        return self.head(self(images))
+    def outputs(self, images: Tensor) -> dict[str, Tensor]:
+        """Features (B, DIM) and logits (B, classes)."""
+        features = self(images)
+        return {"features": features, "logits": self.head(features)}
 
 
 def load(
-    weights: Any, *, device: torch.device, images: Any, labels: Any, classes: int | None, cache: Path | None
+    where: Any,
+    *,
+    device: torch.device,
+    images: Any,
+    labels: Any,
+    classes: int | None,
+    cache: Path | None,
+    **_: Any,
 ) -> Extractor:
     """The classifier of a data set, from the cache or trained now: 5 to 20 s on one core."""
-    if weights is not None:
+    if where is not None:
         raise MetricError("extractor 'local' is trained here and takes no weights")
     x, y, classes = _checked(images, labels, classes)
     if cache is None:
@@ -74,6 +82,7 @@ def load(
         trained = kept(file, lambda: _train(x, y, classes))
     network = Network(x.shape, classes, torch.Generator())
     network.load_state_dict(trained.tensors)
+    network.to(device).requires_grad_(False).eval()
     return Extractor(
         name="local",
         dim=DIM,
@@ -81,7 +90,8 @@ def load(
         preprocessing=f"bytes to [-1, 1]; longer side to {SIDE} at most, bilinear with antialias",
         channels=x.shape[1],
         device=device,
-        network=network.to(device).requires_grad_(False).eval(),
+        network=network.outputs,
+        beside={"logits": classes},
         accuracy=float(trained.meta["accuracy"]),
     )
 
@@ -126,7 +136,7 @@ def _train(x: Tensor, y: Tensor, classes: int) -> Saved:
     with _one_thread(), torch.enable_grad(), torch.autocast("cpu", enabled=False):
         for step, index in zip(range(STEPS), _batches(train, random), strict=False):
             optimizer.param_groups[0]["lr"] = LEARNING_RATE * _schedule(step / STEPS)
-            loss = F.cross_entropy(network.classify(x[index]), y[index])
+            loss = F.cross_entropy(network.outputs(x[index])["logits"], y[index])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -148,8 +158,8 @@ def _schedule(share: float) -> float:
 
 @torch.no_grad()
 def _accuracy(network: Network, x: Tensor, y: Tensor, index: Tensor) -> float:
-    right = sum(int((network.classify(x[part]).argmax(1) == y[part]).sum()) for part in index.split(500))
-    return right / len(index)
+    guesses = torch.cat([network.outputs(x[part])["logits"].argmax(1) for part in index.split(500)])
+    return float((guesses == y[index]).double().mean())
 
 
 def _initialise(module: nn.Module, random: torch.Generator) -> None:

@@ -90,6 +90,19 @@ def test_agrees_with_torch_fidelity(case: str, route: str) -> None:
     assert float(frechet_distance(*given)) == pytest.approx(theirs, rel=tolerance, abs=tolerance)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [100, 2500])
+def test_agrees_with_torch_fidelity_at_2048_dimensions(n: int) -> None:
+    """With fewer samples than dimensions eigenvalues lose digits that the features keep."""
+    real, fake = normal(1, n, 2048), normal(2, n, 2048, scale=1.1, shift=0.05)
+    theirs = fid_statistics_to_metric(
+        *(fid_features_to_statistics(torch.from_numpy(x)) for x in (real, fake)), verbose=False
+    )["frechet_inception_distance"]
+    tolerance = 1e-9 if n > 2048 else 1e-5
+    for pair in ((real, fake), (moments_of(real), moments_of(fake))):
+        assert float(frechet_distance(*pair)) == pytest.approx(theirs, rel=tolerance)
+
+
 def test_diagonal_gaussians() -> None:
     """|m1 - m2|^2 + sum (s1 - s2)^2"""
     mean, s1, s2 = np.array([0.5, -1.0, 2.0]), np.array([1.0, 2.0, 0.1]), np.array([3.0, 0.5, 0.1])

@@ -43,7 +43,7 @@ def small(shape: tuple[int, ...] = (40, 1, 8, 8), classes: int = 3, seed: int = 
 def test_it_reads_digits_it_has_not_seen(trained: Extractor, digits) -> None:
     images, labels = digits
     with torch.no_grad():
-        right = trained.network.classify(torch.from_numpy(images[1600:])).argmax(1).numpy() == labels[1600:]
+        right = trained.outputs(torch.from_numpy(images[1600:]))["logits"].argmax(1).numpy() == labels[1600:]
     assert right.mean() > 0.95 and trained.accuracy > 0.95
     assert (trained.name, trained.dim, trained.channels) == ("local", 64, 1)
 

@@ -1,0 +1,152 @@
+"""Images as one array in npz or npy (ADM's layout: `arr_0`, NHWC, uint8), read in pieces: they may be larger than memory."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+
+from harness.data.arrays import KEYS, checked_labels
+from harness.errors import UserError
+
+EXPECTED = "uint8 images (N, H, W, C), as the array arr_0 of an npz in ADM's layout"
+CHUNK = 1 << 24
+"""Bytes read at once for the fingerprint."""
+
+
+class ArrayImages(NamedTuple):
+    """An array of images in a file, by its header."""
+
+    file: Path
+    key: str
+    """Of the array in an npz; empty for npy."""
+    shape: tuple[int, ...]
+    first: bool
+    """Whether channels come before height and width."""
+    labels: np.ndarray | None
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)"""
+        if len(self.shape) == 3:
+            return 1, *self.shape[1:]
+        return self.shape[1:] if self.first else (self.shape[3], *self.shape[1:3])
+
+
+def open_array(file: Path, image_key: str = "") -> ArrayImages:
+    """The images of a file; raises `UserError`, naming the file and the array, for anything but plain bytes of images."""
+    key = _key(file, image_key)
+    where = f"{file}: '{key}'" if key else str(file)
+    with _content(file, key) as content:
+        shape, fortran, dtype = _header(content, where)
+    if dtype.hasobject:
+        raise UserError(f"{where} holds pickled objects, which are not opened; expected {EXPECTED}")
+    if dtype != np.uint8:
+        raise UserError(f"{where} holds {dtype}, not bytes; save {EXPECTED} in 0..255")
+    first = len(shape) == 4 and shape[1] in (1, 3) and shape[3] not in (1, 3)
+    images = len(shape) == 3 or (len(shape) == 4 and (first or shape[3] in (1, 3)))
+    if not images or fortran or 0 in shape:
+        hint = "; lay transparent images on a background" if len(shape) == 4 and shape[3] == 4 else ""
+        raise UserError(f"{where} has shape {shape}; expected {EXPECTED} with C of 1 or 3{hint}")
+    return ArrayImages(file, key, shape, first, _labels(file, key, shape[0], where))
+
+
+def array_fingerprint(images: ArrayImages) -> str:
+    """16 hex digits over shape, bytes and labels; raises `UserError` for a file that is cut short or damaged."""
+    total = hashlib.sha256(f"{images.shape} {images.first}".encode())
+    with _content(images.file, images.key) as content:
+        _header(content, str(images.file))
+        left = int(np.prod(images.shape))
+        while left:
+            chunk = _read(content, min(CHUNK, left), images.file)
+            total.update(chunk)
+            left -= len(chunk)
+    if images.labels is not None:
+        total.update(images.labels.tobytes())
+    return total.hexdigest()[:16]
+
+
+def array_batches(images: ArrayImages, size: int) -> Iterator[np.ndarray]:
+    """The images in order, uint8 (<= size, C, H, W)."""
+    each = int(np.prod(images.shape[1:]))
+    with _content(images.file, images.key) as content:
+        _header(content, str(images.file))
+        for start in range(0, images.shape[0], size):
+            count = min(size, images.shape[0] - start)
+            pixels = np.frombuffer(_read(content, count * each, images.file), np.uint8)
+            pixels = pixels.reshape(count, *images.shape[1:])
+            pixels = pixels[:, None] if pixels.ndim == 3 else pixels
+            last = len(images.shape) == 4 and not images.first
+            yield np.array(pixels.transpose(0, 3, 1, 2) if last else pixels, order="C")
+
+
+@contextmanager
+def _content(file: Path, key: str) -> Iterator[IO[bytes]]:
+    """The npy stream of an array."""
+    try:
+        if not key:
+            with open(file, "rb") as content:
+                yield content
+            return
+        with zipfile.ZipFile(file) as archive, archive.open(f"{key}.npy") as content:
+            yield content
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+        raise UserError(f"{file} cannot be read: {error}; expected {EXPECTED}") from error
+
+
+def _read(content: IO[bytes], size: int, file: Path) -> bytes:
+    found = content.read(size)
+    if len(found) < size:
+        raise UserError(f"{file} is cut short: {size - len(found)} bytes of images are missing")
+    return found
+
+
+def _header(content: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+    try:
+        version = np.lib.format.read_magic(content)
+        read = (
+            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )
+        return read(content)
+    except ValueError as error:
+        raise UserError(f"{where} is not a numpy array: {error}") from error
+
+
+def _key(file: Path, image_key: str) -> str:
+    if file.suffix == ".npy":
+        return ""
+    names = _names(file)
+    usual = [pair[0] for pair in reversed(KEYS) if pair[0] in names]
+    key = image_key or (usual[0] if usual else names[0] if len(names) == 1 else "")
+    if key not in names:
+        raise UserError(
+            f"{file} has no array '{image_key or 'arr_0'}' (it has: {', '.join(names) or 'none'}); "
+            "name another with --set data.image_key=NAME"
+        )
+    return key
+
+
+def _labels(file: Path, key: str, n: int, where: str) -> np.ndarray | None:
+    """Of an npz, the array that goes with the images; None without one."""
+    name = dict(KEYS).get(key, "")
+    if not name or name not in _names(file):
+        return None
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            return checked_labels(archive[name], n, f"{file}: '{name}'").labels
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{file}: labels '{name}' of {where} cannot be read: {error}") from error
+
+
+def _names(file: Path) -> list[str]:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist()]
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"{file} is not a readable npz file: {error}") from error

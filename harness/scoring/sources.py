@@ -1,0 +1,160 @@
+"""What a path holds: images in a folder, npz, npy or parquet, a registered data set; videos; recordings."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness import registry
+from harness.data.base import images, open_dataset
+from harness.errors import UserError
+from harness.scoring.arrays import array_batches, array_fingerprint, open_array
+from harness.spec import DataSpec
+from metrics.audio import is_audio, read_audio
+from metrics.clips import is_video, read_videos
+from metrics.media import AUDIO, VIDEO, Kind, encoded
+
+EXPECTED = "a folder of images, .npz, .npy or .parquet, videos, recordings, or the name of a data set"
+PLURAL = {"image": "images", "video": "videos", "audio": "recordings"}
+CLIP = 16
+"""Frames of a clip where neither the network nor the user says."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Samples that can be read again and again."""
+
+    where: str
+    modality: str
+    fingerprint: str
+    """Over content, not names of files; equal content, equal fingerprint."""
+    batches: Callable[[Any, int], Iterator[dict[str, Tensor]]]
+    """(extractor, batch size) -> what the network gives, some samples at a time, in order."""
+    count: int | None = None
+    """None where only decoding tells: windows of recordings, videos that are long enough."""
+    shape: tuple[int, ...] | None = None
+    """(channels, height, width) of images."""
+    labelled: Callable[[], tuple[np.ndarray, np.ndarray, int]] | None = None
+    """All images at once, their labels and how many classes, for a network that is trained on them."""
+
+
+def open_source(where: str, modality: str, data: DataSpec, frames: int | None = None) -> Source:
+    """The samples of a path or of a data set's name, for a network of that modality.
+
+    `data` carries what the user set beside: resolution, channels, keys. `frames` is the length of clips. Raises
+    `UserError` for anything missing, broken, empty or of another modality.
+    """
+    path = Path(where).expanduser()
+    if _is_dataset(where):
+        found = "image"
+    elif not path.exists():
+        known = ", ".join(name for name in registry.names("dataset"))
+        raise UserError(f"{where}: no such file or folder; expected {EXPECTED} ({known})")
+    else:
+        found = "audio" if is_audio(path) else "video" if is_video(path) else "image"
+    if found != modality:
+        raise UserError(
+            f"{where} holds {PLURAL[found]}, and the extractor takes {PLURAL[modality]}; "
+            f"name one of {PLURAL[found]} with --extractor (see: flowrace list extractors)"
+        )
+    if modality == "video":
+        return _videos(path, frames)
+    return _recordings(path) if modality == "audio" else _images(where, path, data)
+
+
+def _is_dataset(where: str) -> bool:
+    return where.partition(":")[0] in registry.names("dataset") and not Path(where).exists()
+
+
+def _images(where: str, path: Path, data: DataSpec) -> Source:
+    if _is_dataset(where):
+        name, _, root = where.partition(":")
+        return _dataset(where, data.model_copy(update={"name": name, "root": root}))
+    plain = not (data.resolution or data.channels)
+    if path.suffix == ".npy" or (path.suffix == ".npz" and plain):
+        return _array(where, path, data.image_key)
+    if path.is_dir() and not any(path.iterdir()):
+        raise UserError(f"{where} is an empty folder; expected {EXPECTED}")
+    if path.is_dir():
+        name = "parquet" if any(path.rglob("*.parquet")) else "folder"
+    else:
+        name = {".npz": "npz", ".parquet": "parquet"}.get(path.suffix, "")
+    if not name:
+        raise UserError(f"{where} is a file of another kind; expected {EXPECTED}")
+    return _dataset(where, data.model_copy(update={"name": name, "root": str(path)}))
+
+
+def _dataset(where: str, spec: DataSpec) -> Source:
+    dataset = open_dataset(spec)
+
+    def batches(extract: Any, size: int) -> Iterator[dict[str, Tensor]]:
+        for start in range(0, len(dataset), size):
+            pixels, labels = images(dataset, np.arange(start, min(start + size, len(dataset))))
+            parts = _parts(extract, pixels)
+            yield parts | ({"labels": torch.from_numpy(labels)} if dataset.classes > 1 else {})
+
+    return Source(
+        where, "image", f"{dataset.fingerprint} {dataset.shape}", batches, len(dataset), dataset.shape,
+        lambda: (*images(dataset, np.arange(len(dataset))), dataset.classes),
+    )  # fmt: skip
+
+
+def _array(where: str, path: Path, key: str) -> Source:
+    array = open_array(path, key)
+
+    def batches(extract: Any, size: int) -> Iterator[dict[str, Tensor]]:
+        start = 0
+        for pixels in array_batches(array, size):
+            parts, stop = _parts(extract, pixels), start + len(pixels)
+            labelled = {} if array.labels is None else {"labels": torch.from_numpy(array.labels[start:stop])}
+            yield parts | labelled
+            start = stop
+
+    def labelled() -> tuple[np.ndarray, np.ndarray, int]:
+        labels = np.zeros(array.shape[0], np.int64) if array.labels is None else array.labels
+        return np.concatenate(list(array_batches(array, 1000))), labels, int(labels.max()) + 1
+
+    fingerprint = array_fingerprint(array)
+    return Source(where, "image", fingerprint, batches, array.shape[0], array.image_shape, labelled)
+
+
+def _parts(extract: Any, pixels: np.ndarray) -> dict[str, Tensor]:
+    """All outputs of one pass, those that are the extractor's own named `features`."""
+    found = extract.outputs(torch.from_numpy(pixels))
+    return {**found, "features": found[extract.output]}
+
+
+def _videos(path: Path, frames: int | None) -> Source:
+    def batches(extract: Any, size: int) -> Iterator[dict[str, Tensor]]:
+        length = extract.frames or frames or CLIP
+        for clips in read_videos(path, length, batch=max(1, size // length)):
+            yield {"features": extract(clips)}
+
+    return Source(str(path), "video", f"{_media_fingerprint(path, VIDEO)} frames {frames}", batches)
+
+
+def _recordings(path: Path) -> Source:
+    def batches(extract: Any, size: int) -> Iterator[dict[str, Tensor]]:
+        for recording in read_audio(path, extract.rate):
+            yield {"features": extract([recording])}
+
+    return Source(str(path), "audio", _media_fingerprint(path, AUDIO), batches)
+
+
+def _media_fingerprint(path: Path, kind: Kind) -> str:
+    """16 hex digits over the encoded bytes of every file, in order."""
+    total = hashlib.sha256()
+    if path.suffix in (".npz", ".npy"):
+        with open(path, "rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()[:16]
+    for file in encoded(path, kind):
+        content = file.source if isinstance(file.source, bytes) else file.source.read_bytes()
+        total.update(hashlib.sha256(content).digest())
+    return total.hexdigest()[:16]

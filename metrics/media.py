@@ -1,0 +1,95 @@
+"""Files of video and of audio: where they lie, by folder or by parquet row, and the packages that read them."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+from metrics.value import MetricError
+
+
+class Encoded(NamedTuple):
+    name: str
+    """A file, or a parquet file and its row from 0: what errors call it."""
+    source: Path | bytes
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How one kind of media is stored."""
+
+    name: str
+    """Also of the parquet column, `struct<bytes, path>` or binary as on the Hugging Face hub."""
+    suffixes: frozenset[str]
+
+
+VIDEO = Kind("video", frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".gif", ".mpg", ".mpeg"}))
+AUDIO = Kind("audio", frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".aif", ".aiff"}))
+
+
+def holds(path: Path, kind: Kind) -> bool:
+    """Whether `path` is a file of that kind, a parquet file with its column, or a folder with one or the other."""
+    if path.is_dir():
+        return any(holds(file, kind) for file in path.rglob("*") if file.is_file())
+    if path.suffix.lower() == ".parquet":
+        return kind.name in _columns(path)
+    return path.suffix.lower() in kind.suffixes
+
+
+def encoded(path: Path, kind: Kind) -> Iterator[Encoded]:
+    """The files of a folder in the order of their names, or the rows of a parquet file, still encoded.
+
+    A folder may hold parquet files too. Raises `MetricError` where there is none, and for a row without bytes.
+    """
+    if not path.exists():
+        raise MetricError(f"cannot read {path}: no such file or folder")
+    given = (file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    files = sorted(file for file in given if holds(file, kind))
+    if not files:
+        known = " ".join(sorted(kind.suffixes))
+        raise MetricError(
+            f"{path} holds no {kind.name}; expected files ({known}) or parquet with a column '{kind.name}'"
+        )
+    for file in files:
+        yield from _rows(file, kind) if file.suffix.lower() == ".parquet" else [Encoded(str(file), file)]
+
+
+def package(name: str, extra: str) -> ModuleType:
+    """An optional package; raises `MetricError` with the command that installs it where it is absent."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise MetricError(
+            f"the package '{name}' is not installed; run: pip install 'flowrace[{extra}]'"
+        ) from error
+
+
+def _rows(file: Path, kind: Kind) -> Iterator[Encoded]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    row = 0
+    try:
+        for batch in pq.ParquetFile(file).iter_batches(batch_size=64, columns=[kind.name]):
+            for cell in batch.column(0).to_pylist():
+                content = cell.get("bytes") if isinstance(cell, dict) else cell
+                if not isinstance(content, bytes):
+                    raise MetricError(f"{file} row {row}: column '{kind.name}' has no bytes")
+                yield Encoded(f"{file} row {row}", content)
+                row += 1
+    except (pa.ArrowException, OSError) as error:
+        raise MetricError(f"{file} is a damaged parquet file: {error}") from error
+
+
+def _columns(file: Path) -> list[str]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_schema(file).names
+    except (pa.ArrowException, OSError) as error:
+        raise MetricError(f"{file} is not a parquet file: {error}") from error
