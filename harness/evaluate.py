@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,22 +16,36 @@ from torch import Tensor, nn
 
 from harness.cache import cache_dir
 from harness.data.base import Dataset, images
+from harness.draws import Streams
+from harness.encoders.base import Encoder
 from harness.errors import UserError
+from harness.floors import FLOORED, chosen, floor, see
+from harness.gathered import Gathered, Pending, arrived, fetched, parts_of
 from harness.record import write_atomic
-from harness.samples import draw_samples, image_grid, png
+from harness.samples import draw_pixels, image_grid, png, sample_labels
 from harness.spec import EvalSpec
+from harness.yardsticks import Yardstick, check_impartial, favoured, located, yardstick
 from metrics import MetricError
 from metrics.features import Extractor, load_extractor
-from metrics.frechet import Moments, frechet_distance
+from metrics.intervals import of_replicates
+from metrics.suite import Metric, Side, metrics_of, settings
 
 
 class Number(NamedTuple):
-    """A metric as the record has it; no interval from a single evaluation."""
+    """A metric as the record has it: the mean over replicates with Student's t interval, or one value without any."""
 
     mean: float
     low: float | None
     high: float | None
     n: int
+    """Samples in each replicate."""
+    replicates: tuple[float, ...]
+
+    def row(self) -> dict[str, Any]:
+        """As JSON; a single evaluation lists no replicates."""
+        row = self._asdict()
+        replicates = row.pop("replicates")
+        return row | ({"replicates": list(replicates)} if len(replicates) > 1 else {})
 
 
 @dataclass(frozen=True)
@@ -38,66 +54,238 @@ class Result:
     protocol: str
     grid: np.ndarray
     """uint8 (H, W) or (H, W, 3): the first samples, always from the same latents."""
+    errors: dict[str, str] = field(default_factory=dict)
+    """Metrics that could not be computed, and why."""
+
+    @property
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """The metrics as the record has them."""
+        return {name: number.row() for name, number in self.metrics.items()}
 
     def save_grid(self, path: Path) -> None:
         write_atomic(path, png(self.grid))
 
 
-class Evaluator:
-    """Prepared once a run: extractors, reference statistics of the training split, latents and labels."""
+class Once(NamedTuple):
+    """One replicate: values and failures by metric, and the first samples."""
 
-    def __init__(self, spec: EvalSpec, dataset: Dataset, train: np.ndarray, device: torch.device) -> None:
+    values: dict[str, float]
+    errors: dict[str, str]
+    first: np.ndarray
+
+
+class Evaluator:
+    """Prepared once a run: networks, the training split as each of them sees it, floors, latents and labels.
+
+    Raises `UserError` for a metric that is unknown, not to be had, or needs more samples than there are.
+    """
+
+    def __init__(
+        self,
+        spec: EvalSpec,
+        dataset: Dataset,
+        train: np.ndarray,
+        device: torch.device,
+        held_out: np.ndarray | None = None,
+    ) -> None:
         self.spec, self.device = spec, device
         self.shape, self.classes = dataset.shape, dataset.classes
-        self.extractors = {name: open_extractor(name, dataset, train, device) for name in spec.metrics}
-        self.reference = {name: reference(e, dataset, train) for name, e in self.extractors.items()}
-        self.protocol = protocol_hash(spec, dataset, train, self.extractors)
+        self.sticks = [yardstick(name) for name in spec.metrics]
+        for stick in self.sticks:
+            _check_enough(stick, min(spec.samples, len(train)))
+        names = dict.fromkeys(stick.extractor for stick in self.sticks)
+        self.extractors = {name: open_extractor(name, spec.weights, dataset, train, device) for name in names}
+        for stick in self.sticks:
+            _check_outputs(stick, self.extractors[stick.extractor])
+        self.real, self.floor = self._real(dataset, train, held_out)
+        self.about = protocol(spec, dataset, train, self.extractors)
+        self.protocol = digest(self.about)
 
     def __call__(self, model: nn.Module) -> Result:
-        moments = {name: Moments() for name in self.extractors}
+        """Measure a network: every metric, on every replicate. A metric that fails is named in `errors`."""
+        found = [self._once(model, replicate) for replicate in range(self.spec.replicates)]
+        errors: dict[str, str] = {}
+        for once in found:
+            errors = once.errors | errors
+        numbers = {
+            name: _number([once.values[name] for once in found], self.spec.samples)
+            for name in self.spec.metrics
+            if name not in errors
+        }
+        return Result(numbers, self.protocol, image_grid(found[0].first), errors)
+
+    def described(self, encoders: Iterable[Encoder]) -> dict[str, Any]:
+        """For the record: the protocol, its hash, the floors, and the metrics whose network an encoder of this run is.
+
+        Raises `UserError` where that is every metric.
+        """
+        known = list(encoders)
+        weights = {encoder.sha256 for encoder in known}
+        by_content = {s.name for s in self.sticks if self.extractors[s.extractor].sha256 in weights}
+        by_name = favoured(self.spec.metrics, [encoder.name for encoder in known])
+        aligned = [name for name in self.spec.metrics if name in by_content or name in by_name]
+        check_impartial(self.spec.metrics, aligned, "spec")
+        return {"hash": self.protocol, "protocol": self.about, "floor": self.floor, "aligned": aligned}
+
+    def _once(self, model: nn.Module, replicate: int) -> Once:
+        """Replicate r has the samples of numbers r N .. (r + 1) N - 1: latents and labels of its own. While one batch is
+        generated the features of the one before are on their way."""
+        spec, streams = self.spec, Streams(self.spec.seed)
+        sides = {name: Gathered(parts_of(self._values(name)).fake) for name in self.extractors}
+        broken: dict[str, str] = {}
         first: list[Tensor] = []
-        for samples in draw_samples(model, self.spec, self.shape, self.classes, self.device):
-            if sum(map(len, first)) < self.spec.grid:
-                first.append(samples)
-            for name, extract in self.extractors.items():
-                moments[name].add(extract(samples))
-        metrics = {name: self._distance(name, fake) for name, fake in moments.items()}
-        return Result(metrics, self.protocol, image_grid(torch.cat(first)[: self.spec.grid].numpy()))
+        waiting: tuple[dict[str, Pending], Tensor] | None = None
+        begin, end = replicate * spec.samples, (replicate + 1) * spec.samples
+        for start in range(begin, end, spec.batch_size):
+            index = np.arange(start, min(start + spec.batch_size, end))
+            labels = sample_labels(spec, streams, index, self.classes)
+            pixels = draw_pixels(model, spec, self.shape, self.classes, self.device, index, labels)
+            if start - begin < spec.grid:
+                first.append(pixels.cpu())
+            now = {name: fetched(extract, pixels) for name, extract in self.extractors.items()}
+            if waiting is not None:
+                _gather(sides, *waiting, broken)
+            waiting = now, labels
+        if waiting is not None:
+            _gather(sides, *waiting, broken)
+        values, errors = self._measured(sides, broken)
+        return Once(values, errors, torch.cat(first)[: spec.grid].numpy())
 
-    def _distance(self, name: str, fake: Moments) -> Number:
-        return Number(float(frechet_distance(self.reference[name], fake)), None, None, self.spec.samples)
+    def _measured(
+        self, sides: Mapping[str, Gathered], broken: Mapping[str, str]
+    ) -> tuple[dict[str, float], dict[str, str]]:
+        values, errors = {}, {}
+        for name, gathered in sides.items():
+            fake, real = gathered.side(), self.real[name]
+            for metric in metrics_of(self._values(name)):
+                numbers, error = ({}, broken[name]) if name in broken else _compute(metric, real, fake)
+                for stick in self._sticks_of(name, metric):
+                    if error:
+                        errors[stick.name] = error
+                    else:
+                        values[stick.name] = numbers[stick.value]
+        return values, errors
+
+    def _values(self, extractor: str) -> list[str]:
+        return [stick.value for stick in self.sticks if stick.extractor == extractor]
+
+    def _sticks_of(self, extractor: str, metric: Metric) -> list[Yardstick]:
+        return [s for s in self.sticks if s.extractor == extractor and s.value in metric.values]
+
+    def _real(
+        self, dataset: Dataset, train: np.ndarray, held_out: np.ndarray | None
+    ) -> tuple[dict[str, Side], dict[str, dict[str, Any]]]:
+        """The training split as each network sees it, and the floors of the metrics that have one."""
+        sides, floors = {}, {}
+        half = chosen(len(train), self.spec.samples)
+        for name, extract in self.extractors.items():
+            values = self._values(name)
+            streamed = {FLOORED[value] for value in values if value in FLOORED}
+            whole, one, other = Gathered(parts_of(values).real), Gathered(streamed), Gathered(streamed)
+            unseen = Gathered(streamed)
+            if parts_of(values).real:
+                see(extract, dataset, train, [(whole, None), (one, half), (other, ~half)])
+            if streamed and held_out is not None:
+                see(extract, dataset, held_out[: self.spec.samples], [(unseen, None)])
+            sides[name] = whole.side()
+            for stick in self.sticks:
+                if stick.extractor == name and stick.value in FLOORED:
+                    part = FLOORED[stick.value]
+                    floors[stick.name] = floor(*(g.moments[part] for g in (whole, one, other, unseen)))
+        return sides, floors
 
 
-def open_extractor(metric: str, dataset: Dataset, train: np.ndarray, device: torch.device) -> Extractor:
-    """The network behind a metric's name, `fd:<extractor>`; raises `UserError` for one that is not to be had."""
-    kind, _, name = metric.partition(":")
-    if kind != "fd" or not name:
-        raise UserError(f"unknown metric '{metric}' in eval.metrics: expected fd:<extractor>, as fd:local")
+def open_extractor(
+    name: str, weights: Mapping[str, str], dataset: Dataset, train: np.ndarray, device: torch.device
+) -> Extractor:
+    """A network of `eval.metrics`; raises `UserError` for one that is not to be had."""
     given: dict[str, Any] = {}
     if name == "local":
         pixels, labels = images(dataset, train)
         given = {"images": pixels, "labels": labels, "classes": dataset.classes}
+    known, file, sha256 = located(name, weights)
     try:
-        return load_extractor(name, cache=cache_dir("extractors"), device=str(device), **given)
+        return load_extractor(
+            known, weights=file, sha256=sha256, cache=cache_dir("extractors"), device=str(device), **given
+        )
     except MetricError as error:
-        raise UserError(f"eval.metrics '{metric}': {error}") from error
+        raise UserError(f"eval.metrics, network '{name}': {error}") from error
 
 
-def reference(extract: Extractor, dataset: Dataset, train: np.ndarray, batch: int = 500) -> Moments:
-    """Feature statistics of the training split."""
-    moments = Moments()
-    for start in range(0, len(train), batch):
-        pixels, _ = images(dataset, train[start : start + batch])
-        moments.add(extract(torch.from_numpy(pixels)))
-    return moments
+def protocol(
+    spec: EvalSpec, dataset: Dataset, train: np.ndarray, extractors: Mapping[str, Extractor]
+) -> dict[str, Any]:
+    """Everything that makes two values comparable, as JSON. How often a value was measured does not belong to it."""
+    fields = spec.model_dump(
+        mode="json", exclude={"every", "batch_size", "grid", "replicates", "weights", "samples"}
+    )
+    values = {stick.value for stick in map(yardstick, spec.metrics)}
+    return {
+        **fields,
+        "n_fake": spec.samples,
+        "n_real": len(train),
+        "data": dataset.fingerprint,
+        "shape": list(dataset.shape),
+        "extractors": {
+            name: {"sha256": e.sha256, "dim": e.dim, "preprocessing": e.preprocessing}
+            for name, e in extractors.items()
+        },
+        "settings": {value: settings(value) for value in sorted(values) if settings(value)},
+    }
 
 
-def protocol_hash(
-    spec: EvalSpec, dataset: Dataset, train: np.ndarray, extractors: dict[str, Extractor]
-) -> str:
-    """12 hex digits over everything that makes two values comparable: numbers with different hashes are not."""
-    fields = spec.model_dump(exclude={"every", "batch_size", "grid"})
-    weights = {name: extractor.sha256 for name, extractor in extractors.items()}
-    real = {"data": dataset.fingerprint, "n_real": len(train), "shape": dataset.shape}
-    text = json.dumps({**fields, **real, "weights": weights}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+def digest(about: Mapping[str, Any]) -> str:
+    """12 hex digits over a protocol: numbers with different ones must not be compared."""
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _number(values: list[float], n: int) -> Number:
+    found = of_replicates(values, n)
+    return Number(found.mean, found.low, found.high, n, tuple(values))
+
+
+def _compute(metric: Metric, real: Side, fake: Side) -> tuple[dict[str, float], str]:
+    """The values of a metric by name, or why there are none."""
+    try:
+        numbers = [float(value) for value in metric.compute(real, fake)]
+    except (MetricError, np.linalg.LinAlgError) as error:
+        return {}, str(error)
+    if not all(map(math.isfinite, numbers)):
+        return {}, f"{metric.values[0]} is not finite"
+    return dict(zip(metric.values, numbers, strict=True)), ""
+
+
+def _gather(
+    sides: Mapping[str, Gathered], pending: Mapping[str, Pending], labels: Tensor, broken: dict[str, str]
+) -> None:
+    """Take in a batch of every network; one whose features are not usable is noted in `broken`, with the reason."""
+    for name, waiting in pending.items():
+        outputs = arrived(waiting)
+        try:
+            if name not in broken:
+                sides[name].add(outputs, labels)
+        except MetricError as error:
+            broken[name] = str(error)
+
+
+def _check_enough(stick: Yardstick, samples: int) -> None:
+    least = settings(stick.value).get("subset_size", 0)
+    if samples < least:
+        raise UserError(
+            f"metric '{stick.name}' draws subsets of {least}, and there are {samples} samples on a side: raise "
+            "eval.samples, give more data, or leave it out"
+        )
+
+
+def _check_outputs(stick: Yardstick, extract: Extractor) -> None:
+    parts = parts_of([stick.value])
+    wanted = (parts.real | parts.fake) - {"rows", "features", *extract.beside}
+    if wanted:
+        raise UserError(
+            f"metric '{stick.name}' needs {wanted.pop()}, which the network '{extract.name}' does not give; "
+            f"it has features{''.join(f', {name}' for name in extract.beside)}"
+        )
+    if stick.name in ("fid", "fid_infinity", "sfid", "is", "is_shuffled") and extract.name != "inception":
+        raise UserError(
+            f"metric '{stick.name}' is called so only with the original weights, not with '{extract.name}'"
+        )

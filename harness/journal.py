@@ -65,9 +65,12 @@ class Journal:
         with self.run.meter.phase("eval"):
             result = evaluator(self.run.ema)
         result.save_grid(self.record.path / "samples" / f"step-{self.run.step:08d}.png")
-        values = {name: value._asdict() for name, value in result.metrics.items()}
-        self._event("eval", self.run.step, metrics=values, protocol=result.protocol)
+        values = result.rows
+        failed = {"errors": result.errors} if result.errors else {}
+        self._event("eval", self.run.step, metrics=values, protocol=result.protocol, **failed)
         self.progress.evaluated(self.run.step, values)
+        for name, reason in result.errors.items():
+            self.progress.note(f"step {self.run.step}: {name} could not be computed: {reason}")
 
     def checkpoint(self, folder: Path, *, scheduled: bool) -> None:
         """Save; what was written so far is on the disk before the checkpoint claims it. A checkpoint off the schedule

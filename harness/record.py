@@ -13,7 +13,8 @@
 
 An event has `kind`, `step` and `images`. Kinds:
     train       loss, losses (named parts), grad_norm, learning_rate, flops, seconds {phase: s}
-    eval        metrics {name: {mean, low, high, n}}, protocol (hash), seconds {phase: s}, flops
+    eval        metrics {name: {mean, low, high, n}, and replicates where there are several}, errors {name: reason} where one
+                failed, protocol (hash; the start's `evaluation` in environment.json has it whole, and the floors), seconds, flops
     checkpoint  file
 `flops` and `seconds` are totals since step 0 of this run, so that an event says what it cost to get there. All fields but
 `seconds` are equal bit for bit between an unbroken run and one that was killed and continued.

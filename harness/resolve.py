@@ -19,7 +19,7 @@ from harness import registry
 from harness.backbone.sizes import SIZES
 from harness.errors import UserError, unknown
 from harness.shelf import Shelf
-from harness.spec import RunSpec, read_toml
+from harness.spec import EvalSpec, RunSpec, read_toml
 
 PRESETS = Shelf("harness", "presets")
 
@@ -70,7 +70,7 @@ def resolve(data: Mapping[str, Any], *, where: str = "spec") -> RunSpec:
         config = config.resolved(spec.backbone)
     except ValueError as error:
         raise UserError(f"{where}: method.{error}") from error
-    spec = spec.model_copy(update={"method": config})
+    spec = spec.model_copy(update={"method": config, "eval": _addressed(spec.eval)})
     _check(spec, where)
     return spec
 
@@ -105,15 +105,20 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def _addressed(spec: EvalSpec) -> EvalSpec:
+    from harness.yardsticks import addressed
+
+    return addressed(spec)
+
+
 def _check(spec: RunSpec, where: str) -> None:
     """What no single field can know."""
-    for encoder in spec.method.needs().encoders:
-        aligned = encoder.name.removeprefix("cached:")
-        if f"fd:{aligned}" in spec.eval.metrics:
-            raise UserError(
-                f"{where}: eval.metrics has 'fd:{aligned}', but method '{spec.method.name}' aligns to that very encoder, "
-                "so the metric would reward the alignment itself; measure with another extractor, as 'fd:local'"
-            )
+    from harness.yardsticks import check_impartial, favoured, yardstick
+
+    aligned = [encoder.name for encoder in spec.method.needs().encoders]
+    check_impartial(spec.eval.metrics, favoured(spec.eval.metrics, aligned), where)
+    for name in spec.eval.metrics:
+        yardstick(name)
     if spec.eval.guidance_low > spec.eval.guidance_high:
         raise UserError(f"{where}: eval.guidance_low = {spec.eval.guidance_low} is above eval.guidance_high")
 

@@ -19,6 +19,8 @@ from harness.errors import UserError
 
 NOT_HASHED = {"hashed": False}
 """`json_schema_extra` of a field that cannot change results (a path, a worker count): it stays out of the run id."""
+HASHED_IF_SET = {"hashed": "unless default"}
+"""Of a field that came later: at its default it stays out too, so that older runs keep their ids."""
 
 
 class Section(BaseModel):
@@ -105,6 +107,10 @@ class EvalSpec(Section):
     guidance_high: float = Field(1.0, ge=0, le=1)
     labels: Literal["balanced", "random"] = "random"
     seed: int = Field(0, ge=0)
+    replicates: int = Field(1, ge=1, json_schema_extra=HASHED_IF_SET)
+    """Evaluations a step, each with latents and labels of its own: their mean, and from 2 on its interval."""
+    weights: dict[str, str] = _free({})
+    """Extractor -> its weights file, where its name does not say it."""
     batch_size: int = _free(256, ge=1)
     grid: int = _free(40, ge=1)
     """Images in the sample grid."""
@@ -158,6 +164,8 @@ def _hashed(model: BaseModel) -> dict[str, Any]:
     for name, info in type(model).model_fields.items():
         value = getattr(model, name)
         if (info.json_schema_extra or {}) == NOT_HASHED:
+            continue
+        if info.json_schema_extra == HASHED_IF_SET and value == info.default:
             continue
         if isinstance(value, BaseModel):
             if nested := _hashed(value):

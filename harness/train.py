@@ -82,11 +82,12 @@ def _train(spec: RunSpec, path: Path, world: World, record: RecordWriter | None,
     run.meter.restore(Record(path).seconds_at(run.step))
     evaluator = None
     if record is not None:
-        evaluator = Evaluator(spec.eval, dataset, sides.train, world.device)
+        evaluator = Evaluator(spec.eval, dataset, sides.train, world.device, sides.held_out)
         for encoder in run.encoders:
             if encoder.accuracy is not None:
                 progress.note(f"encoder {encoder.name}: held-out accuracy {100 * encoder.accuracy:.1f} %")
         about = {"data_fingerprint": dataset.fingerprint, "train_samples": len(sides.train)}
+        about["evaluation"] = evaluator.described(run.encoders)
         if run.encoders:
             told = ("name", "params", "flops", "one_off_flops", "sha256", "accuracy")
             about["encoders"] = [

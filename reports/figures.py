@@ -10,10 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from harness.record import TRAINING_PHASES
+from reports import charts
+from reports.charts import allowance, gains_by_target, mean_band, spent, thin
 from reports.race import Race, Run
-from reports.speedup import Time
+from reports.speedup import Speedup, Time
 from reports.strips import ROW, Row, draw_dot, draw_strip, set_log_ticks
-from reports.svg import ARMS, DASHES, INK, MUTED, PAPER, inline, style
+from reports.svg import ARMS, DASHES, INK, MUTED, PAPER, Picture, style
 from reports.tables import digits, quantity, said_gain, unit_of
 from reports.verdict import goal
 
@@ -31,11 +33,14 @@ PHASES = dict(
 )
 BAR = 0.5
 """Height of a bar of the cost figure with its label, inches."""
+POINTS = 3_000
+"""Of all measured curves of one printed figure."""
+MEAN_POINTS = 120
 FEW = 60
 """Evaluations of a run up to which each is marked by a dot."""
 
 
-def convergence(race: Race, axis: str, width: float) -> str:
+def convergence(race: Race, axis: str, width: float) -> Picture:
     """Every seed (thin), the mean of the fits (bold), the target, the crossings; below, times to target with intervals."""
     size, unit = unit_of(axis, max(run.costs.budget(axis) for run in race.runs if run.curve))
     rows, (limits, reach) = time_rows(race, axis, size), _limits(race, axis, size)
@@ -46,7 +51,7 @@ def convergence(race: Race, axis: str, width: float) -> str:
         top, bottom = panels[0], panels[-1]
         top.set(xscale="log", yscale="log", xlim=limits, ylim=reach, ylabel=f"{race.metric}, log scale")
         for index, arm in enumerate(race.arms):
-            _draw_arm(top, race.of(arm.label), index, axis, size)
+            _draw_arm(top, race.of(arm.label), index, axis, size, allowance(race, POINTS))
         if race.target is not None:
             _draw_target(top, race, axis, size)
         if rows:
@@ -56,10 +61,12 @@ def convergence(race: Race, axis: str, width: float) -> str:
         bottom.set_xlabel(f"{AXIS_NAMES[axis]}{f' ({unit})' if unit else ''}, log scale")
         top.grid(True, axis="y")
         _fill(figure, left=0.62, hspace=0.06)
-        return inline(figure, f"c-{axis}-{_name(width)}", f"{race.metric} against {AXIS_NAMES[axis]} by arm")
+        return Picture(
+            figure, f"convergence-{axis}-{_name(width)}", f"{race.metric} against {AXIS_NAMES[axis]} by arm"
+        )
 
 
-def forest(race: Race, width: float) -> str:
+def forest(race: Race, width: float) -> Picture:
     """Speed-up over the baseline with its interval, by axis and candidate."""
     rows = [row for axis in race.axes for row in _gain_rows(race, axis)]
     ends = [v for row in rows for v in (row.estimate, row.low, row.high) if v and math.isfinite(v)] + [1.0]
@@ -72,10 +79,36 @@ def forest(race: Race, width: float) -> str:
         set_log_ticks(axes.xaxis, limits, _ticks(width), "{:g}×")
         axes.set_xlabel(f"speed-up over {race.baseline}, log scale")
         _fill(figure, left=0.12)
-        return inline(figure, f"f-{_name(width)}", f"speed-ups over {race.baseline} with intervals")
+        return Picture(figure, f"speedup-{_name(width)}", f"speed-ups over {race.baseline} with intervals")
 
 
-def cost(race: Race, width: float) -> str:
+def targets(race: Race, axis: str, width: float) -> Picture:
+    """Speed-up over the baseline with its interval, as the target falls from easy to hard."""
+    at = charts.targets(race)
+    gains = gains_by_target(race, axis, at)
+    ends = [g for own in gains.values() for gain in own for g in (gain.estimate, gain.low, gain.high)]
+    reach = _padded([end for end in ends if end and math.isfinite(end)] + [1.0])
+    with style():
+        figure = Figure(figsize=(width, 0.36 * width + 0.7))
+        axes = figure.subplots()
+        axes.axhline(1, color=MUTED, linewidth=0.8)
+        axes.set(xscale="log", yscale="log", xlim=_padded(at)[::-1], ylim=reach)
+        for index, arm in enumerate(race.arms):
+            _draw_gains(axes, at, gains.get(arm.label, ()), index)
+        if race.target is not None:
+            axes.axvline(race.target, color=INK, linewidth=0.7, dashes=(3, 2))
+        set_log_ticks(axes.yaxis, reach, 7, "{:g}×")
+        set_log_ticks(axes.xaxis, _padded(at), _ticks(width))
+        axes.set(
+            xlabel=f"target {race.metric}, harder to the right, log scale",
+            ylabel=f"speed-up in {AXIS_NAMES[axis]}",
+        )
+        axes.grid(True, axis="y")
+        _fill(figure, left=0.62)
+        return Picture(figure, f"targets-{axis}-{_name(width)}", f"speed-up in {AXIS_NAMES[axis]} by target")
+
+
+def cost(race: Race, width: float) -> Picture:
     """Seconds of one training step by phase, mean over the runs of an arm."""
     means = {arm.label: phase_seconds(race.of(arm.label)) for arm in race.arms}
     means = {label: phases for label, phases in means.items() if phases}
@@ -91,7 +124,7 @@ def cost(race: Race, width: float) -> str:
         axes.set(ylim=(len(means) - 0.6, -0.75), yticks=[], xlabel=f"time of one training step ({unit})")
         axes.spines["left"].set_visible(False)
         _fill(figure, left=0.12)
-        return inline(figure, f"t-{_name(width)}", "time of one training step by phase, for each arm")
+        return Picture(figure, f"cost-{_name(width)}", "time of one training step by phase, for each arm")
 
 
 def time_rows(race: Race, axis: str, size: float) -> list[Row]:
@@ -121,15 +154,6 @@ def phase_seconds(runs: Sequence[Run]) -> dict[str, float]:
     }
 
 
-def mean_fit(runs: Sequence[Run]) -> tuple[np.ndarray, np.ndarray]:
-    """The geometric mean of fitted curves at all steps that lie within every run's evaluations: (steps, metric)."""
-    low, high = max(run.curve.steps[0] for run in runs), min(run.curve.steps[-1] for run in runs)
-    steps = np.unique(np.concatenate([run.curve.steps for run in runs]))
-    steps = steps[(steps >= low) & (steps <= high)]
-    fits = [np.interp(np.log(steps), np.log(run.curve.steps), np.log(run.curve.fitted)) for run in runs]
-    return steps, np.exp(np.mean(fits, axis=0))
-
-
 def _gain_rows(race: Race, axis: str) -> list[Row]:
     rows = []
     for index, arm in enumerate(race.arms):
@@ -143,9 +167,9 @@ def _gain_rows(race: Race, axis: str) -> list[Row]:
 def _limits(race: Race, axis: str, size: float) -> tuple[tuple[float, float], tuple[float, float]]:
     """Of the axis (in units of `size`) and of the metric, around all that is drawn."""
     runs = [run for run in race.runs if run.curve is not None]
-    spent = [run.costs.at(axis, step) / size for run in runs for step in run.curve.steps[[0, -1]]]
+    reached = [run.costs.at(axis, step) / size for run in runs for step in run.curve.steps[[0, -1]]]
     values = [value for run in runs for value in run.curve.measured]
-    return _padded(spent), _padded(values + ([] if race.target is None else [race.target]))
+    return _padded(reached), _padded(values + ([] if race.target is None else [race.target]))
 
 
 def _padded(values: Sequence[float]) -> tuple[float, float]:
@@ -155,18 +179,22 @@ def _padded(values: Sequence[float]) -> tuple[float, float]:
     return low / pad, high * pad
 
 
-def _draw_arm(axes: Axes, runs: Sequence[Run], index: int, axis: str, size: float) -> None:
+def _draw_arm(axes: Axes, runs: Sequence[Run], index: int, axis: str, size: float, most: int) -> None:
     look = {"color": ARMS[index % len(ARMS)]}
     for run in (run for run in runs if run.curve is not None):
-        x = np.array([run.costs.at(axis, step) for step in run.curve.steps]) / size
-        dots = {"marker": "o" if len(x) <= FEW else "", "markersize": 1.8, "markeredgewidth": 0}
-        axes.plot(x, run.curve.measured, linewidth=0.6, alpha=0.55, **look, **dots)
+        kept = thin(run.curve.steps, run.curve.measured, most)
+        x = spent(run, axis, run.curve.steps[kept]) / size
+        dots = {"marker": "o" if len(run.curve.steps) <= FEW else "", "markersize": 1.8, "markeredgewidth": 0}
+        axes.plot(x, run.curve.measured[kept], linewidth=0.6, alpha=0.55, **look, **dots)
     counted = [run for run in runs if run.counts]
     if counted:
-        steps, mean = mean_fit(counted)
-        spent = [[math.log(run.costs.at(axis, step)) for step in steps] for run in counted]
+        steps, mean, low, high = mean_band(counted)
+        kept = thin(steps, mean, MEAN_POINTS)
+        x = np.exp(np.mean([np.log(spent(run, axis, steps[kept])) for run in counted], axis=0)) / size
         dashes = DASHES[index % len(DASHES)] or (None, None)
-        axes.plot(np.exp(np.mean(spent, axis=0)) / size, mean, linewidth=1.8, dashes=dashes, **look)
+        if len(counted) > 1:
+            axes.fill_between(x, low[kept], high[kept], alpha=0.14, linewidth=0, **look)
+        axes.plot(x, mean[kept], linewidth=1.8, dashes=dashes, **look)
 
 
 def _draw_target(axes: Axes, race: Race, axis: str, size: float) -> None:
@@ -176,6 +204,19 @@ def _draw_target(axes: Axes, race: Race, axis: str, size: float) -> None:
     for index, arm in enumerate(race.arms):
         for time in _times(race, arm.label, axis):
             draw_dot(axes, time.value / size, race.target, ARMS[index % len(ARMS)], time.censored)
+
+
+def _draw_gains(axes: Axes, at: np.ndarray, gains: Sequence[Speedup], index: int) -> None:
+    """A candidate's line over targets; the band stops where censored runs leave an end open."""
+    look = {"color": ARMS[index % len(ARMS)]}
+    known = [(x, gain) for x, gain in zip(at, gains, strict=False) if gain.estimate is not None]
+    closed = [(x, gain.low, gain.high) for x, gain in known if gain.low and math.isfinite(gain.high)]
+    if closed:
+        axes.fill_between(*zip(*closed, strict=True), alpha=0.14, linewidth=0, **look)
+    dashes = DASHES[index % len(DASHES)] or (None, None)
+    axes.plot(
+        [x for x, _ in known], [gain.estimate for _, gain in known], linewidth=1.8, dashes=dashes, **look
+    )
 
 
 def _draw_bar(axes: Axes, y: int, phases: dict[str, float]) -> None:

@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from markupsafe import Markup
 
 from harness.errors import UserError
 from harness.record import Record, write_atomic
-from reports import figures, svg, tables
+from reports import charts, figures, svg, tables
 from reports.arms import differences
 from reports.race import Race, hardware, protocols, read_race
 from reports.samples import samples_of
@@ -23,6 +24,8 @@ from reports.verdict import caveats, goal, sentence
 
 MARK = '<meta name="generator" content="flowrace'
 """By this a report knows a report of its own, and replaces no other file."""
+LIBRARY = "uplot-1.6.32.min"
+"""The chart library, in `vendor/` with its licence."""
 COUNTED_OUT = ("eval", "checkpoint", "tracking", "warmup")
 
 
@@ -101,6 +104,10 @@ def render(report: Report, command: str) -> str:
         strips={axis: {c: tables.gain_cells(race.speedups.get((axis, c))) for c in race.candidates} for axis in race.axes},
         cells={axis: tables.cells(race, axis) for axis in race.axes},
         charts=_charts(race),
+        scripts=[Markup(text) for text in (_vendored(f"{LIBRARY}.js"), loader.get_source(environment, "report.js")[0])],
+        chart_style=Markup(_vendored(f"{LIBRARY}.css")),
+        data=Markup(charts.as_json(_data(race))),
+        thinned=_thinned(race),
         phases=figures.PHASES,
         costs=[_cost_row(race, arm.label) for arm in race.arms],
         samples=samples_of(race),
@@ -123,11 +130,37 @@ def _charts(race: Race) -> dict[str, Any]:
     drawn = any(run.curve is not None for run in race.runs)
     return {
         "convergence": {
-            axis: [Markup(figures.convergence(race, axis, width)) for width in sizes] for axis in race.axes if drawn
+            axis: [_inline(figures.convergence(race, axis, width)) for width in sizes] for axis in race.axes if drawn
         },
-        "forest": [Markup(figures.forest(race, width)) for width in sizes] if race.speedups else [],
-        "cost": [Markup(figures.cost(race, width)) for width in sizes] if any(r.record.of("train") for r in race.runs) else [],
+        "targets": {
+            axis: [_inline(figures.targets(race, axis, width)) for width in sizes]
+            for axis in race.axes
+            if race.speedups and len(charts.targets(race))
+        },
+        "forest": [_inline(figures.forest(race, width)) for width in sizes] if race.speedups else [],
+        "cost": [_inline(figures.cost(race, width)) for width in sizes] if any(r.record.of("train") for r in race.runs) else [],
     }  # fmt: skip
+
+
+def _inline(picture: svg.Picture) -> Markup:
+    return Markup(svg.inline(picture))
+
+
+def _data(race: Race) -> dict[str, Any]:
+    """What the script draws, with the looks that it shares with the printed figures."""
+    looks = {"colours": len(svg.ARMS), "dashes": [[2 * d for d in dashes] for dashes in svg.DASHES]}
+    return charts.payload(race, figures.AXIS_NAMES) | looks | {"arms": [arm.label for arm in race.arms]}
+
+
+def _vendored(name: str) -> str:
+    return (resources.files("reports") / "vendor" / name).read_text(encoding="utf-8")
+
+
+def _thinned(race: Race) -> int | None:
+    """Points to which long curves were thinned on the page; None when every curve is whole."""
+    most = charts.allowance(race)
+    longest = max((len(run.curve.steps) for run in race.runs if run.curve is not None), default=0)
+    return most if longest > most else None
 
 
 def _swatch(index: int, label: str) -> dict[str, str]:

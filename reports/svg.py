@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from html import escape
 
 import matplotlib as mpl
@@ -52,11 +53,21 @@ def style() -> Iterator[None]:
         yield
 
 
-def inline(figure: Figure, name: str, description: str) -> str:
-    """A figure as an `<svg>` to put into HTML. `name` keeps its ids apart from those of other figures on the page."""
-    text = io.StringIO()
+@dataclass(frozen=True)
+class Picture:
+    """A figure, a name of its own on a page, and what it shows in words."""
+
+    figure: Figure
+    name: str
+    description: str
+
+
+def inline(picture: Picture) -> str:
+    """A picture as an `<svg>` to put into HTML. Its name keeps its ids apart from those of other pictures on the page."""
+    text, name, description = io.StringIO(), picture.name, picture.description
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(text, format="svg", metadata=nothing, transparent=True)
+    with style():
+        picture.figure.savefig(text, format="svg", metadata=nothing, transparent=True)
     body = text.getvalue()
     body = body[body.index("<svg") :]
     body = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", body, count=1, flags=re.DOTALL)
@@ -69,6 +80,7 @@ def inline(figure: Figure, name: str, description: str) -> str:
 
 def _tag(tag: str, name: str) -> str:
     """One tag: ids that nothing refers to go, the others are prefixed; colours and fonts become the page's."""
+    tag = re.sub(r"(\.\d\d)\d+", r"\1", tag)  # a hundredth of a point is finer than any screen or printer
     tag = re.sub(r' id="(?![mp][0-9a-f]{10}")[^"]*"', "", tag)
     tag = re.sub(r'id="([mp][0-9a-f]{10})"', rf'id="{name}-\1"', tag)
     tag = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
+from reports.judge import about_metric
 from reports.race import Race, protocols
 from reports.speedup import Speedup, Time, speedup
 
@@ -114,6 +115,7 @@ def caveats(race: Race) -> list[str]:
     """What a reader must know before quoting a number, most important first."""
     said = [
         *_about_target(race),
+        *about_metric(race),
         *_about_runs(race),
         *_about_pairs(race),
         *_about_budgets(race),

@@ -49,6 +49,7 @@ def plan(study: Study) -> list[Cell]:
     if not cells:
         raise UserError(f"study {study.name}: its exclusions leave no run; remove one of them")
     _check_distinct(study, cells)
+    _check_impartial(study, cells)
     methods = {cell.spec.method.name for cell in cells}
     if study.baseline is not None and study.baseline not in methods:
         raise unknown("baseline", study.baseline, methods)
@@ -94,6 +95,16 @@ def _check_distinct(study: Study, cells: Iterable[Cell]) -> None:
                 f"study {study.name}: two of its runs are one and the same run ({cell.id}): {_named(twin)} and "
                 f"{_named(cell)}; remove one, or an axis that cannot change results"
             )
+
+
+def _check_impartial(study: Study, cells: Iterable[Cell]) -> None:
+    """No arm may be measured by nothing but a network that some arm aligns to."""
+    from harness.yardsticks import check_impartial, favoured
+
+    cells = list(cells)
+    encoders = {encoder.name for cell in cells for encoder in cell.spec.method.needs().encoders}
+    for metrics in {cell.spec.eval.metrics for cell in cells}:
+        check_impartial(metrics, favoured(metrics, encoders), f"study {study.name}")
 
 
 def _named(cell: Cell) -> str:

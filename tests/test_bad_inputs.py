@@ -86,7 +86,7 @@ def test_words_that_mean_nothing(capsys, tmp_path: Path, monkeypatch, words: lis
             ["method.name=self_flow", "method.teacher_layer=9"],
             r"teacher_layer = 9: backbone pico has layers 1 to 4",
         ),
-        (['eval.metrics=["kid:local"]'], r"unknown metric 'kid:local'"),
+        (['eval.metrics=["kid:local"]'], r"'kid:local' draws subsets of 1000"),
         (['eval.metrics=["fd:locale"]'], r"fd:locale"),
         (["backbone.patch=3"], r"patch = 3 does not divide the image size 8x8"),
         (["runtime.device=cuda:9"], r"runtime.device = 'cuda:9' cannot be used"),

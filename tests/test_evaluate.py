@@ -14,16 +14,16 @@ from scipy import linalg
 
 from harness import checkpoint
 from harness.backbone.sit import Prediction
-from harness.commands import evaluate as eval_command
-from harness.commands import sample as sample_command
 from harness.data.base import images, open_dataset, split
 from harness.draws import Streams
 from harness.errors import UserError
-from harness.evaluate import Evaluator, open_extractor, protocol_hash
+from harness.evaluate import Evaluator, digest, open_extractor, protocol
 from harness.record import Record
 from harness.resolve import load_spec
 from harness.run import load_ema
+from harness.sample_command import sample as sample_command
 from harness.samples import draw_samples, image_grid, sample_labels
+from harness.score_commands import evaluate as eval_command
 from harness.spec import EvalSpec
 from tests.runs import tiny, trained
 
@@ -71,7 +71,7 @@ def test_the_logged_distance_is_the_textbook_one(record: Record) -> None:
     train = split(dataset, spec.data.held_out).train
     model = load_ema(checkpoint.checkpoints(record.path / "checkpoints")[-1], spec, dataset, CPU)
     fake = torch.cat(list(draw_samples(model, spec.eval, dataset.shape, dataset.classes, CPU)))
-    extract = open_extractor("fd:local", dataset, train, CPU)
+    extract = open_extractor("local", {}, dataset, train, CPU)
     a, b = (
         extract(pixels).double().numpy() for pixels in (fake, torch.from_numpy(images(dataset, train)[0]))
     )
@@ -87,9 +87,9 @@ def test_the_protocol_tells_what_must_not_be_mixed() -> None:
     train = split(dataset, 0.5).train
 
     def of(**changes) -> str:
-        return protocol_hash(SPEC.model_copy(update=changes), dataset, train, {})
+        return digest(protocol(SPEC.model_copy(update=changes), dataset, train, {}))
 
-    same = [of(), of(every=3), of(batch_size=3), of(grid=3)]
+    same = [of(), of(every=3), of(batch_size=3), of(grid=3), of(replicates=3), of(weights={"a": "b"})]
     other = [
         of(samples=31),
         of(sampler="heun"),
@@ -99,14 +99,30 @@ def test_the_protocol_tells_what_must_not_be_mixed() -> None:
         of(seed=1),
     ]
     assert len(set(same)) == 1 and len({*same, *other}) == 1 + len(other)
-    assert protocol_hash(SPEC, dataset, train[:-1], {}) != of()
+    assert digest(protocol(SPEC, dataset, train[:-1], {})) != of()
 
 
-def test_unknown_metrics_are_refused() -> None:
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("fdd:local", "unknown metric .*Did you mean"),
+        ("fd:", "names no network: write fd:<extractor>"),
+        ("precision", "names no network|unknown metric"),
+        ("fd:nothing", "unknown extractor 'nothing'"),
+        ("sfid:local", "unknown metric"),
+        ("fvd", "unknown metric"),
+        ("fd:i3d", "measures video"),
+        ("kid:local", "subsets of 1000, and there are 30"),
+        (
+            "fd:torchscript@00112233",
+            "does not tell its file; add --set eval.weights.torchscript@00112233=FILE",
+        ),
+    ],
+)
+def test_metrics_that_cannot_be_had_are_refused_before_anything_runs(name: str, sentence: str) -> None:
     dataset = open_dataset(tiny().data)
-    for name in ("fid", "kid:local", "fd:", "fd:nothing"):
-        with pytest.raises(UserError, match="fd:"):
-            Evaluator(SPEC.model_copy(update={"metrics": (name,)}), dataset, np.arange(50), CPU)
+    with pytest.raises(UserError, match=sentence):
+        Evaluator(SPEC.model_copy(update={"metrics": (name,)}), dataset, np.arange(50), CPU)
 
 
 def test_the_grid_shows_every_pixel() -> None:

@@ -1,0 +1,57 @@
+"""Real samples as a network sees them, and the floor: what real samples score against real ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.data.base import Dataset, images
+from harness.draws import Streams
+from harness.errors import UserError
+from harness.gathered import Gathered, arrived, fetched
+from metrics import MetricError
+from metrics.extractor import Extractor
+from metrics.frechet import Moments, frechet_distance
+
+FLOORED = {"fd": "features", "sfid": "spatial"}
+"""Values with a floor, and the part of the features that they are of."""
+BATCH = 500
+
+
+def see(
+    extract: Extractor, dataset: Dataset, index: np.ndarray, sides: list[tuple[Gathered, np.ndarray | None]]
+) -> None:
+    """One pass over real samples, into every side, whole or under its mask."""
+    for start in range(0, len(index), BATCH):
+        pixels, _ = images(dataset, index[start : start + BATCH])
+        try:
+            outputs = arrived(fetched(extract, torch.from_numpy(pixels)))
+            for side, mask in sides:
+                side.add(outputs if mask is None else _masked(outputs, mask[start : start + BATCH]))
+        except MetricError as error:
+            raise UserError(f"the training data cannot be measured by '{extract.name}': {error}") from error
+
+
+def chosen(count: int, samples: int) -> np.ndarray:
+    """A mask (count,) of as many samples as are generated, at most half, drawn once and for all."""
+    mask = np.zeros(count, dtype=bool)
+    mask[Streams(0).permutation("floor", 0, count)[: min(samples, count // 2)]] = True
+    return mask
+
+
+def floor(whole: Moments, one: Moments, other: Moments, unseen: Moments) -> dict[str, Any]:
+    """What a perfect generator would score: real against real, within the training split and, where there are held-out
+    samples, of those against it."""
+    found = {}
+    for name, part, rest in (("train_halves", one, other), ("held_out", unseen, whole)):
+        if part.n > 1 and rest.n > 1:
+            found[name] = {"mean": float(frechet_distance(rest, part)), "n": part.n, "n_real": rest.n}
+    return found
+
+
+def _masked(outputs: dict[str, Tensor], mask: np.ndarray) -> dict[str, Tensor]:
+    kept = torch.from_numpy(mask)
+    return {name: x[kept] for name, x in outputs.items()}

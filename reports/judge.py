@@ -1,0 +1,56 @@
+"""What is to be said of the metric itself: whom it favours, where it could not be computed, and what real samples score."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from reports.race import Race, Run
+
+
+def about_metric(race: Race) -> list[str]:
+    """Sentences for the caveats, most important first."""
+    return [*_favours(race), *_failures(race), *_floors(race)]
+
+
+def _favours(race: Race) -> list[str]:
+    arms = {run.arm: None for run in race.runs if race.metric in _told(run).get("aligned", ())}
+    if not arms:
+        return []
+    return [
+        f"{', '.join(arms)} aligned to the very network of {race.metric}: it rewards the alignment itself; judge by another "
+        "metric of these runs."
+    ]
+
+
+def _failures(race: Race) -> list[str]:
+    failed: Counter[str] = Counter()
+    for run in race.runs:
+        for event in run.record.of("eval"):
+            failed.update(f"{name} ({reason})" for name, reason in event.get("errors", {}).items())
+    return [f"Could not be computed at {_times(count)}: {what}." for what, count in sorted(failed.items())]
+
+
+def _floors(race: Race) -> list[str]:
+    """One sentence; all runs of one protocol have one floor."""
+    floors = [floor for run in race.runs if (floor := _told(run).get("floor", {}).get(race.metric))]
+    if not floors:
+        return []
+    said = [_floor(name, value) for name, value in floors[0].items()]
+    return [f"Floor of {race.metric}, real against real: {'; '.join(said)}."]
+
+
+def _floor(name: str, value: dict[str, Any]) -> str:
+    who = {"held_out": "held-out samples", "train_halves": "training samples"}[name]
+    rest = "the training split" if name == "held_out" else "the other"
+    return f"{value['mean']:.4g} ({value['n']} {who} against {rest} {value['n_real']})"
+
+
+def _told(run: Run) -> dict[str, Any]:
+    """What the record tells of its evaluation; nothing in an older one."""
+    starts = run.record.environment
+    return starts[-1].get("evaluation", {}) if starts else {}
+
+
+def _times(count: int) -> str:
+    return f"{count} evaluation" + ("" if count == 1 else "s")

@@ -1,0 +1,221 @@
+"use strict";
+// Replaces the printed pictures by charts that answer the pointer, and gives tables sorting and copying.
+// Without this script the page has everything but those.
+(() => {
+  const root = document.documentElement;
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const variable = (name) => getComputedStyle(root).getPropertyValue(name).trim();
+  const colour = (arm) => variable(`--arm${arm % data.colours}`);
+  const short = (v) => Math.abs(v) >= 1e6 || Math.abs(v) < 1e-3 ? v.toExponential(2)
+    : v.toLocaleString("en-GB", { maximumSignificantDigits: Math.max(3, Math.ceil(Math.log10(Math.abs(v)))) });
+  const hidden = new Set();
+  const drawn = new Map();
+
+  function series(own) {
+    const wide = own.kind === "mean";
+    const edge = own.kind === "low" || own.kind === "high";
+    return {
+      label: own.said, spanGaps: true, arm: own.arm, kind: own.kind, show: !hidden.has(own.arm),
+      stroke: () => edge ? "transparent" : colour(own.arm),
+      alpha: own.kind === "seed" ? 0.5 : 1, width: wide ? 2.4 : edge ? 0 : 0.9,
+      dash: wide ? data.dashes[own.arm % data.dashes.length] : undefined,
+      points: { show: own.kind === "seed" && own.x.length <= 60, size: 4, width: 0, fill: () => colour(own.arm) },
+    };
+  }
+
+  function bands(list) {
+    return list.flatMap((own, i) => own.kind !== "high" ? [] : [{
+      series: [i + 1, i + 2], fill: () => `color-mix(in srgb, ${colour(own.arm)} 16%, transparent)`,
+    }]);
+  }
+
+  function overlay(chart) {
+    return (u) => {
+      const pen = u.ctx, { left, top, width, height } = u.bbox, ratio = devicePixelRatio;
+      pen.save();
+      pen.beginPath(); pen.rect(left, top, width, height); pen.clip();
+      if (chart.line !== null) {
+        const y = Math.round(u.valToPos(chart.line, "y", true));
+        pen.strokeStyle = variable("--ink"); pen.lineWidth = ratio; pen.setLineDash([4 * ratio, 3 * ratio]);
+        pen.beginPath(); pen.moveTo(left, y); pen.lineTo(left + width, y); pen.stroke(); pen.setLineDash([]);
+        for (const [arm, value, censored] of chart.dots) {
+          if (hidden.has(arm)) continue;
+          pen.beginPath(); pen.arc(u.valToPos(value, "x", true), y, 3.6 * ratio, 0, 7);
+          pen.fillStyle = censored ? variable("--paper") : colour(arm); pen.strokeStyle = colour(arm);
+          pen.fill(); pen.stroke();
+        }
+      }
+      pen.restore();
+    };
+  }
+
+  function readout(place) {
+    return (u) => {
+      const i = u.cursor.idx;
+      if (i === null || i === undefined) { place.textContent = place.dataset.hint; return; }
+      const said = u.series.flatMap((s, n) => {
+        if (s.kind !== "mean" || !s.show) return [];
+        let k = i;
+        while (k > 0 && u.data[n][k] == null) k -= 1;
+        return u.data[n][k] == null ? [] : [`${data.arms[s.arm]} ${short(u.data[n][k])}`];
+      });
+      place.textContent = `${u.axes[0].label} ${short(u.data[0][i])}: ${said.join(" · ")}`;
+    };
+  }
+
+  function ticks(low, high, most) {  // round values of a log scale, the densest series that has room
+    const decades = [];
+    for (let d = Math.floor(Math.log10(low)); d <= Math.log10(high); d += 1) decades.push(d);
+    const of = (m) => decades.flatMap((d) => m.map((k) => Number(`${k}e${d}`))).filter((v) => v >= low && v <= high);
+    const all = [[1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8], [1, 1.5, 2, 3, 5, 7], [1, 2, 5], [1]].map(of);
+    return all.find((t) => t.length <= most) ?? all.at(-1);
+  }
+
+  function draw(place) {
+    const chart = data[place.dataset.chart][place.dataset.axis], note = place.nextElementSibling;
+    drawn.get(place)?.destroy();
+    const axis = {
+      stroke: () => variable("--muted"), grid: { stroke: () => variable("--rule"), width: 1 },
+      ticks: { stroke: () => variable("--rule") }, font: "12px system-ui, sans-serif",
+      labelFont: "12px system-ui, sans-serif", values: (_, all) => all.map((v) => v === null ? "" : short(v)),
+    };
+    const all = chart.series.flatMap((s) => s.kind === "seed" || s.kind === "mean" ? s.y : [])
+      .concat(chart.line === null ? [] : [chart.line]);
+    const low = all.reduce((a, b) => Math.min(a, b)), high = all.reduce((a, b) => Math.max(a, b));
+    const room = Math.max(1.08, (high / low) ** 0.05), width = place.clientWidth;
+    const log = high / low > 5;
+    const options = {
+      width, height: Math.max(260, Math.min(420, width * 0.55)), legend: { show: false },
+      scales: {
+        x: { distr: 3, time: false, dir: place.dataset.chart === "targets" ? -1 : 1, range: (_, min, max) => [min / 1.04, max * 1.04] },
+        y: { distr: log ? 3 : 1, range: () => [low / room, high * room] },
+      },
+      axes: [{
+        ...axis, label: chart.x, filter: (_, all) => all, splits: (_, i, min, max) => ticks(min, max, Math.max(3, width / 75)),
+      }, { ...axis, label: chart.y, size: 60, space: 26 }],
+      cursor: { y: false, points: { show: false } },
+      series: [{}, ...chart.series.map(series)], bands: bands(chart.series),
+      hooks: { draw: [overlay(chart)], setCursor: [readout(note)] },
+    };
+    const columns = uPlot.join(chart.series.map((s) => [s.x, s.y]));
+    place.replaceChildren();
+    drawn.set(place, new uPlot(options, columns, place));
+  }
+
+  const places = [...document.querySelectorAll("[data-chart]")];
+  const redraw = () => places.filter((p) => p.clientWidth > 0).forEach(draw);
+
+  function legends() {
+    for (const item of document.querySelectorAll("li[data-arm]")) {
+      const arm = Number(item.dataset.arm), button = document.createElement("button");
+      button.type = "button";
+      button.setAttribute("aria-pressed", "true");
+      button.append(...item.childNodes);
+      button.addEventListener("click", () => {
+        hidden.has(arm) ? hidden.delete(arm) : hidden.add(arm);
+        document.querySelectorAll(`li[data-arm="${arm}"] button`)
+          .forEach((b) => b.setAttribute("aria-pressed", String(!hidden.has(arm))));
+        redraw();
+      });
+      item.append(button);
+    }
+  }
+
+  const text = (cell) => cell.dataset.copy ?? [...cell.childNodes].map((n) => n.textContent.trim()).filter(Boolean).join(" ");
+  const cells = (row) => [...row.cells].map(text);
+
+  function rows(table) {  // a group's heading becomes the first column of its rows
+    const groups = table.querySelector("[scope=rowgroup]") !== null;
+    let group = "axis";
+    return [...table.rows].flatMap((row) => {
+      if (row.querySelector("[scope=rowgroup]")) { group = text(row.cells[0]); return []; }
+      return [groups ? [group, ...cells(row)] : cells(row)];
+    });
+  }
+  const number = (t) => { const found = t.replace(/[,\s]/g, "").match(/^[^\d-]{0,2}(-?\d+(\.\d+)?(e[+-]?\d+)?)/i); return found ? Number(found[1]) : null; };
+
+  function compare(a, b) {
+    const x = number(a), y = number(b);
+    if (x !== null && y !== null) return x - y;
+    return (x === null) - (y === null) || a.localeCompare(b, "en");
+  }
+
+  function sortable(table) {
+    const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
+    heads.forEach((head, column) => {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.append(...head.childNodes);
+      head.append(button);
+      head.setAttribute("aria-sort", "none");
+      button.addEventListener("click", () => {
+        const down = head.getAttribute("aria-sort") === "ascending", key = (row) => {
+          const cell = row.cells[column]; return cell.dataset.sort ?? text(cell);
+        };
+        heads.forEach((h) => h.setAttribute("aria-sort", "none"));
+        head.setAttribute("aria-sort", down ? "descending" : "ascending");
+        const rows = [...body.rows].sort((a, b) => compare(key(a), key(b)) * (down ? -1 : 1));
+        body.append(...rows);
+      });
+    });
+  }
+
+  const quoted = (t) => /[",\n]/.test(t) ? `"${t.replaceAll('"', '""')}"` : t;
+  const latex = (t) => t.replace(/[\\&%$#_{}~^]/g, (c) => ({ "\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}" })[c] ?? `\\${c}`)
+    .replaceAll("×", "$\\times$").replaceAll("∞", "$\\infty$").replaceAll("≤", "$\\le$").replaceAll("–", "--");
+  const formats = {
+    CSV: (rows) => rows.map((r) => r.map(quoted).join(",")).join("\n"),
+    Markdown: (rows) => {
+      const lines = rows.map((r) => `| ${r.map((t) => t.replaceAll("|", "\\|")).join(" | ")} |`);
+      return [lines[0], `|${" --- |".repeat(rows[0].length)}`, ...lines.slice(1)].join("\n");
+    },
+    LaTeX: (rows) => {
+      const lines = rows.map((r) => `${r.map(latex).join(" & ")} \\\\`);
+      return [`\\begin{tabular}{${"l".repeat(rows[0].length)}}`, "\\toprule", lines[0], "\\midrule", ...lines.slice(1), "\\bottomrule", "\\end{tabular}"].join("\n");
+    },
+  };
+
+  async function copy(content) {
+    if (navigator.clipboard && isSecureContext) {
+      try { await navigator.clipboard.writeText(content); return true; } catch { /* not allowed here: the old way below */ }
+    }
+    const area = document.createElement("textarea");
+    area.value = content; area.style.position = "fixed"; area.style.opacity = "0";
+    document.body.append(area); area.select();
+    const done = document.execCommand("copy");
+    area.remove();
+    return done;
+  }
+
+  function copiable(table) {
+    const bar = document.createElement("p");
+    bar.className = "copy";
+    bar.append("Copy as ");
+    for (const [name, format] of Object.entries(formats)) {
+      const button = document.createElement("button");
+      button.type = "button"; button.textContent = name;
+      button.addEventListener("click", async () => {
+        const content = format(rows(table));
+        button.dataset.copied = content;
+        button.textContent = await copy(content) ? `${name} ✓` : `${name}: not allowed`;
+        setTimeout(() => { button.textContent = name; }, 1500);
+      });
+      bar.append(button);
+    }
+    (table.closest(".scroll") ?? table).after(bar);
+  }
+
+  root.classList.add("js");
+  legends();
+  document.querySelectorAll("table.sort").forEach(sortable);
+  document.querySelectorAll("table.copy").forEach(copiable);
+  document.querySelectorAll(".tabs > input").forEach((input) => input.addEventListener("change", redraw));
+  let width = document.body.clientWidth;
+  addEventListener("resize", () => {
+    if (document.body.clientWidth === width) return;
+    width = document.body.clientWidth;
+    redraw();
+  });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+  redraw();
+})();

@@ -1,0 +1,214 @@
+"""What the interactive charts are given, and what a browser makes of it at the width of a desk and of a phone."""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import json
+import re
+import shutil
+import subprocess
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reports.charts import (
+    LEAST,
+    allowance,
+    as_json,
+    gains_by_target,
+    mean_band,
+    payload,
+    spent,
+    targets,
+    thin,
+)
+from reports.figures import AXIS_NAMES
+from reports.page import LIBRARY, write_report
+from reports.race import read_race
+from tests.reports.synthetic import power_law, write_race, write_run
+
+UPLOT = {  # of the files in the npm package uplot 1.6.32
+    f"{LIBRARY}.js": "19c8d4c6ad88929a79f4ae49d6f7161566dfd0ba3d15cc495e974f787eb78f1f",
+    f"{LIBRARY}.css": "df630c6a8d6f8eeaff264b50f73ce5b114f646ffd9a0bb74f049b0a00135fa04",
+}
+PROBE = """
+<script>addEventListener("error", (e) => { document.documentElement.dataset.error = e.message; });</script>
+"""
+ACT = """
+<script>setTimeout(() => {
+  const all = (q) => [...document.querySelectorAll(q)], found = {};
+  const shown = () => all("[data-chart=convergence]").filter((p) => p.querySelector("canvas") && p.clientWidth > 0).map((p) => p.dataset.axis);
+  found.width = innerWidth;
+  found.overflow = document.documentElement.scrollWidth - innerWidth;
+  found.first = shown();
+  found.still = all(".still").filter((p) => p.clientHeight > 0).length;
+  document.querySelector("label[for=axis-flops]").click();
+  found.second = shown();
+  const arm = document.querySelector("li[data-arm='1'] button");
+  arm.click();
+  found.pressed = arm.getAttribute("aria-pressed");
+  arm.click();
+  const table = document.querySelector("#runs table"), head = table.tHead.rows[0].cells[1];
+  const seeds = () => [...table.tBodies[0].rows].map((r) => r.cells[1].textContent);
+  head.querySelector("button").click();
+  found.up = [head.getAttribute("aria-sort"), seeds()];
+  head.querySelector("button").click();
+  found.down = [head.getAttribute("aria-sort"), seeds()];
+  found.copied = Object.fromEntries([...document.querySelectorAll("#times p.copy button")].map((b) => { const n = b.textContent; b.click(); return [n, b.dataset.copied]; }));
+  found.error = document.documentElement.dataset.error ?? null;
+  parent.document.body.dataset.found = JSON.stringify(found);
+}, 300);</script>
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("race")
+    return write_race(folder, {"flow": 1, "repa": 1.3, "self_flow": 1.6}, grid=range(200, 2001, 200))
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    output = tmp_path_factory.mktemp("page") / "report.html"
+    return write_report([folder], output, target=30).html.read_text()
+
+
+def test_the_library_is_the_published_one() -> None:
+    """The bytes of the registry's package, with its licence beside them."""
+    vendor = resources.files("reports") / "vendor"
+    assert {name: hashlib.sha256((vendor / name).read_bytes()).hexdigest() for name in UPLOT} == UPLOT
+    assert "MIT" in (vendor / "uplot-LICENSE.txt").read_text()
+
+
+@settings(derandomize=True, max_examples=60, deadline=None)
+@given(st.integers(1, 700), st.integers(4, 120), st.integers(0, 9))
+def test_thinning_keeps_ends_and_extremes(count: int, most: int, seed: int) -> None:
+    y = np.random.default_rng(seed).lognormal(size=count)
+    kept = thin(np.arange(count), y, most)
+    assert len(kept) <= max(most, 4) and (np.diff(kept) > 0).all()
+    assert kept[0] == 0 and kept[-1] == count - 1
+    assert y[kept].min() == y.min() and y[kept].max() == y.max()
+
+
+def test_the_band_is_students(folder: Path) -> None:
+    """Against the interval of scipy.stats on the logs at one step."""
+    from scipy import stats
+
+    runs = read_race([folder], target=30).of("flow")
+    steps, mean, low, high = mean_band(runs)
+    logs = [np.log(run.curve.fitted[4]) for run in runs]
+    ends = stats.t.interval(0.95, len(runs) - 1, np.mean(logs), stats.sem(logs))
+    assert steps[4] == 1000 and mean[4] == pytest.approx(np.exp(np.mean(logs)))
+    assert (low[4], high[4]) == pytest.approx(tuple(np.exp(ends)))
+
+
+def test_costs_on_an_axis_are_the_records(folder: Path) -> None:
+    run = read_race([folder], target=30).runs[0]
+    for axis in ("steps", "images", "flops", "seconds"):
+        steps = np.array([200.0, 333.0, 2000.0])
+        assert spent(run, axis, steps).tolist() == [run.costs.at(axis, step) for step in steps]
+
+
+def test_a_speed_up_of_two_is_two_at_every_target(tmp_path: Path) -> None:
+    """Power laws that are a factor of 2 in steps apart: S(target) = 2 in closed form, on any grid."""
+    for seed in range(2):
+        write_run(
+            tmp_path / f"a{seed}", "flow", seed, metric=power_law(1000, 0.5), grid=range(100, 4001, 100)
+        )
+        write_run(
+            tmp_path / f"b{seed}",
+            "repa",
+            seed,
+            metric=power_law(1000 / 2**0.5, 0.5),
+            grid=range(70, 2001, 70),
+        )
+    race = read_race([tmp_path])
+    at = targets(race)
+    assert len(at) == 41 and (np.diff(at) < 0).all()
+    gains = gains_by_target(race, "steps", at)["repa"]
+    known = [gain.estimate for gain in gains if not gain.censored_baseline and not gain.censored_candidate]
+    assert len(known) > 20 and known == pytest.approx([2.0] * len(known), rel=1e-9)
+
+
+def test_the_verdict_is_a_point_of_its_curve(folder: Path) -> None:
+    race = read_race([folder], target=30)
+    for axis in race.axes:
+        assert gains_by_target(race, axis, [30.0])["repa"] == [race.speedups[axis, "repa"]]
+
+
+def test_the_payload_holds_every_run_on_every_axis(folder: Path) -> None:
+    race = read_race([folder], target=30)
+    found = payload(race, AXIS_NAMES)
+    assert set(found["convergence"]) == set(found["targets"]) == set(race.axes)
+    for axis, chart in found["convergence"].items():
+        seeds = [own for own in chart["series"] if own["kind"] == "seed"]
+        assert len(seeds) == len(race.runs) and len(chart["dots"]) == len(race.runs)
+        assert seeds[0]["y"] == pytest.approx(race.runs[0].curve.measured, rel=1e-4)
+        assert seeds[0]["x"][-1] == pytest.approx(race.runs[0].costs.budget(axis), rel=1e-4)
+
+
+def test_data_cannot_close_its_script() -> None:
+    hostile = {"name": "</script><!-- & \u2028"}
+    assert not set("<>&") & set(as_json(hostile)) and json.loads(as_json(hostile)) == hostile
+
+
+def test_many_long_curves_are_thinned_and_the_page_says_so(tmp_path: Path) -> None:
+    for seed in range(2):
+        write_run(tmp_path / f"a{seed}", "flow", seed, grid=range(1, 7001), status="done")
+    race = read_race([tmp_path])
+    assert allowance(race) == 4000 and allowance(race, 10) == LEAST
+    done = write_report([tmp_path], tmp_path / "r.html")
+    assert "thinned to 4000 points a run" in done.html.read_text()
+
+
+def test_scripts_ask_for_nothing(page: str) -> None:
+    scripts = "".join(re.findall(r"<script>(.*?)</script>", page, re.DOTALL))
+    assert not re.search(
+        r"\bfetch\(|XMLHttpRequest|WebSocket|importScripts|import\(|\beval\(|\.innerHTML", scripts
+    )
+    assert "default-src 'none'" in page and "prefers-color-scheme: dark" in page
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_draws_sorts_and_copies(page: str, width: int, tmp_path: Path) -> None:
+    found = browse(page, width, tmp_path)
+    assert found["error"] is None and found["width"] == width and found["overflow"] <= 0
+    assert found["first"] == ["steps"] and found["second"] == ["flops"] and found["still"] == 0
+    assert found["pressed"] == "false"
+    assert found["up"] == ["ascending", list("000111222")] and found["down"] == [
+        "descending",
+        list("222111000"),
+    ]
+    csv, markdown, latex = (found["copied"][name] for name in ("CSV", "Markdown", "LaTeX"))
+    assert csv.startswith("axis,Arm,To fd:local ≤ 30,Speed-up over flow\nsteps,flow n = 3,")
+    assert markdown.splitlines()[1] == "| --- | --- | --- | --- |" and len(csv.splitlines()) == 13
+    assert (
+        latex.startswith("\\begin{tabular}{llll}\n\\toprule\naxis & Arm & To fd:local $\\le$ 30 & ")
+        and "$\\times$" in latex
+    )
+
+
+def browse(page: str, width: int, folder: Path) -> dict[str, Any]:
+    """What a headless browser finds in a frame of this width; skips where there is none."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium on this machine")
+    inner = page.replace("<head>", f"<head>{PROBE}", 1).replace("</body>", f"{ACT}</body>", 1)
+    frame = f'<iframe style="width:{width}px;height:900px;border:0" srcdoc="{html.escape(inner)}"></iframe>'
+    file = folder / "frame.html"
+    file.write_text(f'<!doctype html><meta charset="utf-8"><body style="margin:0">{frame}')
+    words = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr",
+             f"--user-data-dir={folder / 'profile'}", "--window-size=1400,1000", "--virtual-time-budget=4000"]  # fmt: skip
+    result = subprocess.run(
+        [browser, *words, "--dump-dom", file.as_uri()], capture_output=True, text=True, timeout=120
+    )
+    assert "CONSOLE" not in result.stderr, result.stderr
+    said = re.search(r'data-found="([^"]*)"', result.stdout)
+    assert said, result.stderr
+    return json.loads(html.unescape(said[1]))

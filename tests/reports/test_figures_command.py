@@ -1,0 +1,35 @@
+"""Figures for a paper: files of the right kind, the same each time, and nothing written after a mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from harness.errors import UserError
+from reports.figures_command import figures
+from tests.reports.synthetic import write_race
+
+
+def test_every_figure_as_pdf_and_svg_twice_the_same(tmp_path: Path) -> None:
+    race = write_race(tmp_path / "race", {"flow": 1, "repa": 1.4}, seeds=2, grid=range(200, 2001, 300))
+    written = []
+    for output in ("a", "b"):
+        words = [str(race), "-o", str(tmp_path / output), "--format", "pdf,svg", "--target", "40"]
+        said = CliRunner().invoke(figures, words, catch_exceptions=False).output.split()
+        files = sorted((tmp_path / output).iterdir())
+        assert sorted(said) == [str(file) for file in files] and len(files) == 2 * (4 + 4 + 2)
+        written.append({file.name: file.read_bytes() for file in files})
+    assert written[0] == written[1]
+    for name, content in written[0].items():
+        assert content.startswith(b"%PDF" if name.endswith("pdf") else b"<?xml")
+    assert b"fd:local" in written[0]["convergence-steps-narrow.svg"]
+
+
+def test_an_unknown_format_writes_nothing(tmp_path: Path) -> None:
+    race = write_race(tmp_path / "race", {"flow": 1}, seeds=1, grid=(10, 20))
+    with pytest.raises(UserError, match="unknown format 'png'"):
+        words = [str(race), "-o", str(tmp_path / "out"), "--format", "pdf,png"]
+        CliRunner().invoke(figures, words, catch_exceptions=False)
+    assert not (tmp_path / "out").exists()
