@@ -1,6 +1,6 @@
 # make race   the digits race, from a fresh clone to its report
 # make test   the tests
-# make bench  our step against the released arithmetic, side by side
+# make bench  our step against the released arithmetic, our metrics against the usual ones, side by side
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -14,7 +14,7 @@ test test-slow: export OMP_NUM_THREADS ?= 1
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,video,audio]'
 	touch $@
 
 race: $(VENV)/.installed
@@ -28,6 +28,7 @@ test-slow: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.step --rounds 7
+	$(BIN)/python -m benchmarks.metrics
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
