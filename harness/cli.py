@@ -23,10 +23,22 @@ COMMANDS = {  # name -> (module:function, one line of help); a package brings it
     "study": ("sweeps.status_commands:study", "What two studies differ in."),
     "report": ("reports.commands:report", "One HTML page and a CSV from run directories."),
     "figures": ("reports.figures_command:figures", "The pictures of a report as PDF or SVG, for a paper."),
+    "claims": (
+        "reports.claims_commands:claims",
+        "What papers claim, with sources; `claims check` finds what disagrees.",
+    ),
+    "audit": (
+        "reports.audit_commands:audit",
+        "What a claimed speed-up is worth: supported, refuted or inconclusive.",
+    ),
     "mirror": ("harness.mirror_command:mirror", "Make an MLflow store again from records."),
     "eval": (
         "harness.score_commands:evaluate",
         "Measure a checkpoint of a run, or samples that anybody made.",
+    ),
+    "replicate": (
+        "harness.replicate:replicate",
+        "Evaluate again, with replicates, around the crossing of a target.",
     ),
     "sample": ("harness.sample_command:sample", "Draw samples from a checkpoint of a run."),
     "probe": (

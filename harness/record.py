@@ -39,6 +39,7 @@ from typing import Any
 from harness.errors import UserError
 
 EVENTS, SPEC, CLOCK = "events.jsonl", "spec.toml", "clock.json"
+REPLICATES = "replicates.json"
 DONE, FAILED, LOCK = "done", "failed", "lock"
 TRAINING_PHASES = ("data", "student", "teacher", "encoder", "optimizer", "ema")
 """The phases that time to target counts; eval, checkpoint, tracking and warmup are booked but do not count."""
@@ -96,7 +97,20 @@ class Record:
         return list(read_events(self.path / EVENTS))
 
     def of(self, kind: str) -> list[dict[str, Any]]:
-        return [event for event in self.events if event["kind"] == kind]
+        """The events of a kind in order; an evaluation that was replicated later has the means over replicates."""
+        found = [event for event in self.events if event["kind"] == kind]
+        return [self._replicated(event) for event in found] if kind == "eval" and self.replicates else found
+
+    @cached_property
+    def replicates(self) -> dict[str, Any]:
+        """What `flowrace replicate` has measured since: step -> protocol and metrics."""
+        return _read_json(self.path / REPLICATES) or {}
+
+    def _replicated(self, event: dict[str, Any]) -> dict[str, Any]:
+        later = self.replicates.get(str(event["step"]))
+        if later is None or later["protocol"] != event["protocol"]:
+            return event
+        return event | {"metrics": event["metrics"] | later["metrics"]}
 
     @cached_property
     def environment(self) -> list[dict[str, Any]]:
