@@ -122,8 +122,14 @@ def caveats(race: Race) -> list[str]:
         *_about_shape(race),
         *race.notes,
     ]
-    aligned = {(arm.method, arm.encoder): None for arm in race.arms if arm.encoder}
-    return said + [f"{method} aligns to {encoder}: {_encoder(encoder)}." for method, encoder in aligned]
+    aligned: dict[str, list[str]] = {}
+    for arm in race.arms:
+        if arm.encoder and arm.method not in aligned.setdefault(arm.encoder, []):
+            aligned[arm.encoder].append(arm.method)
+    return said + [
+        f"{', '.join(methods)} {'aligns' if len(methods) == 1 else 'align'} to {encoder}: {_encoder(encoder)}."
+        for encoder, methods in aligned.items()
+    ]
 
 
 def _about_target(race: Race) -> list[str]:
@@ -163,13 +169,19 @@ def _about_pairs(race: Race) -> list[str]:
     for label, gain in gains.items():
         if not gain.paired:
             said.append(f"{label} and {race.baseline} share too few seeds to be paired: Welch's interval.")
+    bounded: dict[tuple[str, str], list[str]] = {}
     for label in (arm.label for arm in race.arms):
         time = race.times.get(("steps", label))
         if time is not None and time.right:
-            said.append(
-                f"{time.right} of {time.n} runs of {label} never reached {goal(race)}{_lost(race, label)}: their times "
-                "are bounds, and the interval is open at that end."
-            )
+            bounded.setdefault((f"{time.right} of {time.n} runs", _lost(race, label)), []).append(label)
+    for (runs, lost), labels in bounded.items():
+        each = " each" if len(labels) > 1 else ""
+        said.append(
+            f"{runs}{each} of {', '.join(labels)} never reached {goal(race)}{lost}: their times are bounds, and the "
+            "interval is open at that end."
+        )
+    for label in (arm.label for arm in race.arms):
+        time = race.times.get(("steps", label))
         if time is not None and time.left:
             said.append(
                 f"{time.left} of {time.n} runs of {label} were below {goal(race)} at their first evaluation: evaluate "

@@ -186,14 +186,19 @@ def test_a_curve_that_gets_worse_again_is_warned_about(tmp_path: Path) -> None:
     assert any("repa against flow: curves get worse again" in note for note in caveats(race))
 
 
-def test_an_encoder_trained_here_is_named(tmp_path: Path) -> None:
+def test_an_encoder_trained_here_is_named_once(tmp_path: Path) -> None:
+    what = "a small encoder trained here on the training split, not the published one."
     exact(tmp_path, {"flow": 1.0})
     exact(tmp_path, {"repa": 2.0}, set_={"method.encoder.name": "local:small"})
-    notes = caveats(read_race([tmp_path]))
-    assert (
-        "repa aligns to local:small: a small encoder trained here on the training split, not the published one."
-        in notes
-    )
+    assert f"repa aligns to local:small: {what}" in caveats(read_race([tmp_path]))
+    exact(tmp_path, {"gram": 2.0}, set_={"method.encoder.name": "local:small"})
+    assert f"gram, repa align to local:small: {what}" in caveats(read_race([tmp_path]))
+
+
+def test_arms_that_never_got_there_are_named_together(tmp_path: Path) -> None:
+    folder, _ = exact(tmp_path, {"flow": 1.0, "repa": 2.0})
+    (said,) = [note for note in caveats(read_race([folder], target=1e-9)) if "never reached" in note]
+    assert said.startswith("3 of 3 runs each of flow, repa never reached")
 
 
 @pytest.mark.parametrize(
