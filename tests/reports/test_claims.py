@@ -1,0 +1,198 @@
+"""The drawer of published numbers: what the files say is what the reference says, and a bad file is refused in one sentence."""
+
+from __future__ import annotations
+
+import tomllib
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import registry
+from harness.errors import UserError
+from reports.claims import load_desk, published_curves, select
+from tests.conftest import ROOT, beside
+
+GOOD = """
+paper = "mine"
+title = "Mine"
+[methods]
+"Ours" = "self_flow"
+[[table]]
+source = "Table 1"
+status = "table"
+dataset = "ImageNet-256"
+model = "SiT-B/2"
+metric = "FID"
+steps = 400_000
+numbers = [
+    { id = "mine.a", method = "Ours", value = 5.70 },
+    { id = "mine.b", method = "Base", value = 6, steps = 7_000_000 },
+]
+[[ratio]]
+id = "mine.ratio"
+source = "abstract"
+status = "abstract"
+method = "Ours"
+baseline = "Base"
+dataset = "ImageNet-256"
+value = 17.5
+of = ["mine.b", "mine.a"]
+"""
+
+
+@pytest.fixture(scope="module")
+def reference() -> list[dict[str, Any]]:
+    yaml = pytest.importorskip("yaml")
+    file = beside("FLOWRACE_REFERENCE", "reference") / "published.yaml"
+    return yaml.safe_load(file.read_text())["claims"]
+
+
+def own(folder: Path, text: str, name: str = "mine.toml") -> Path:
+    (folder / name).write_text(text)
+    return folder
+
+
+def test_every_number_of_the_reference_is_there_with_its_value_and_its_source(
+    reference: list[dict[str, Any]],
+) -> None:
+    """Field by field; what the reference calls a sampler of 10K samples is a sampler and a number of samples here."""
+    known = load_desk().by_id
+    assert len(reference) > 700
+    for row in reference:
+        number = known[row["claim_id"]]
+        for field in ("paper", "arxiv", "method", "baseline", "metric", "better", "dataset", "model"):
+            assert getattr(number, field) == row[field], (row["claim_id"], field)
+        for field in ("steps", "value", "guidance", "status", "source"):
+            assert getattr(number, field) == row[field], (row["claim_id"], field)
+        sampler, _, few = row["sampler"].partition(", ")
+        assert number.sampler == sampler
+        assert (number.samples == 10_000) == (few == "10K samples")
+
+
+def test_as_many_of_each_status_as_in_the_reference(reference: list[dict[str, Any]]) -> None:
+    """Beyond it there are only the prose of SRA and the samplings of one network, which no table has."""
+    ids = {row["claim_id"] for row in reference}
+    mine = [number for number in load_desk().numbers if number.id in ids]
+    assert Counter(n.status for n in mine) == Counter(row["status"] for row in reference)
+    beyond = {number.id for number in load_desk().numbers} - ids
+    assert all(name.startswith(("sra.text.", "user.wocfg2")) for name in beyond), beyond
+
+
+def test_printed_places_lie_within_the_value() -> None:
+    """Rounding a value to the places that it claims to be printed with changes nothing."""
+    for number in load_desk().numbers:
+        if isinstance(number.value, float):
+            assert round(number.value, number.places) == pytest.approx(number.value, rel=1e-12), number.id
+
+
+def test_files_are_plain_toml_with_one_paper_each_and_lines_to_read() -> None:
+    files = sorted((ROOT / "reports" / "claims").glob("*.toml"))
+    papers = [tomllib.loads(file.read_text())["paper"] for file in files]
+    assert len(set(papers)) == len(papers) == len({number.paper for number in load_desk().numbers})
+    for file in files:
+        lines = file.read_text().splitlines()
+        assert lines[0].startswith("# ") and max(map(len, lines)) < 400, file.name
+
+
+def test_methods_are_called_as_flowrace_calls_them() -> None:
+    """What a file translates into is a registered method: no typing error hides a baseline."""
+    for file in (ROOT / "reports" / "claims").glob("*.toml"):
+        called = set(tomllib.loads(file.read_text()).get("methods", {}).values())
+        assert called <= set(registry.names("method")), file.name
+
+
+def test_own_claims_come_on_top(tmp_path: Path) -> None:
+    desk = load_desk(own(tmp_path, GOOD))
+    number = desk.by_id["mine.a"]
+    assert len(desk.numbers) == len(load_desk().numbers) + 2
+    assert (number.arm, number.value, number.places, number.title) == ("self_flow", 5.7, 2, "Mine")
+    assert desk.by_id["mine.b"].steps == 7_000_000 and desk.by_id["mine.b"].places == 0
+    assert [n.id for n in desk.of(desk.ratios[-1])] == ["mine.b", "mine.a"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (
+            'status = "table"',
+            'status = "tabel"',
+            ("table 1, number 1 ('mine.a')", "status = 'tabel'", "figure_"),
+        ),
+        ("value = 5.70", 'value = "5.70", vlaue = 1', ("unknown field 'vlaue'", "Did you mean 'value'?")),
+        ('model = "SiT-B/2"\n', "", ("mine.a", "model is missing")),
+        ("value = 5.70", "value = nan", ("mine.a", "value", "finite")),
+        ("value = 5.70", "value = true", ("mine.a", "value")),
+        ("steps = 400_000", "steps = 4e5", ("mine.a", "steps")),
+        ('"mine.b", method', '"mine.a", method', ("'mine.a' is taken",)),
+        ('"mine.a", method', '"sit.SiT.SiT-B-2.400000.FID", method', ("is taken", "sit.toml")),
+        (
+            'of = ["mine.b", "mine.a"]',
+            'of = ["mine.b", "mine.c"]',
+            ("'mine.ratio'", "mine.c", "Did you mean"),
+        ),
+        ('of = ["mine.b", "mine.a"]', 'of = ["mine.b"]', ("ratio 1 ('mine.ratio')", "of")),
+        ("value = 17.5", "value = -17.5", ("ratio 1 ('mine.ratio')", "value = -17.5", "greater than 0")),
+        ('paper = "mine"', "", ("paper is missing",)),
+        ("[[ratio]]", "[[ration]]", ("unknown field 'ration'", "Did you mean 'ratio'?")),
+        ("numbers = [", "nmbers = [", ("table 1", "numbers must be a list")),
+        ("[[ratio]]", "[[ratio", ("cannot be read as TOML",)),
+    ],
+)
+def test_a_bad_file_is_named_with_its_entry_and_field(
+    tmp_path: Path, old: str, new: str, said: tuple[str, ...]
+) -> None:
+    assert old in GOOD
+    with pytest.raises(UserError) as refused:
+        load_desk(own(tmp_path, GOOD.replace(old, new)))
+    message = str(refused.value)
+    assert "mine.toml" in message and "\n" not in message.split("cannot be read")[0]
+    assert all(part in message for part in said), message
+
+
+def test_a_folder_without_claims_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no \*\.toml"):
+        load_desk(tmp_path)
+    with pytest.raises(UserError, match="no such folder"):
+        load_desk(tmp_path / "absent")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="cannot be read as TOML"):
+        load_desk(tmp_path)
+
+
+def test_select_by_printed_or_shared_name() -> None:
+    numbers = load_desk().numbers
+    by_arm = {n.id for n in select(numbers, method="self_flow", metric="fid", model="SiT-XL/2")}
+    by_name = {n.id for n in select(numbers, method="Self-Flow", metric="FID", model="sit-xl/2")}
+    assert "sf.Self-Flow.SiT-XL-2.4000000.FID" in by_arm & by_name
+    assert "as.Self-Flow.XL-2.4000000.FID" in by_arm  # printed as XL/2
+    assert not any(n.status != "press" for n in select(numbers, status="press"))
+    with pytest.raises(UserError, match="Did you mean 'self_flow'"):
+        select(numbers, method="selfflow")
+
+
+def test_published_curves_keep_source_and_protocol_apart() -> None:
+    """REPA's own curve is Table 7 of its paper; readings off figures and guided numbers are curves of their own."""
+    curves = {
+        (c.source.rpartition("06940 ")[2], c.guidance): c for c in published_curves("repa", "XL", "fid")
+    }
+    table = curves["Table 7", "none"]
+    assert table.steps == (50_000, 100_000, 200_000, 400_000, 4_000_000)
+    assert table.values == (52.3, 19.4, 11.1, 7.9, 5.9)
+    assert (table.paper, table.status, table.sampler, table.dataset) == (
+        "repa",
+        "table",
+        "SDE250",
+        "ImageNet-256",
+    )
+    assert {c.status for c in published_curves("self_flow", "SiT-XL/2", "FID")} == {"figure_estimate"}
+    assert all(list(c.steps) == sorted(set(c.steps)) for c in curves.values())
+
+
+def test_published_curves_by_size_and_name_and_where_nothing_is_published() -> None:
+    assert published_curves("repa", "B", "FID") == published_curves("repa", "SiT-B/2", "FID") != ()
+    assert published_curves("repa", "B/2", "FID") == published_curves("repa", "B", "FID")
+    assert published_curves("no_such_method", "B", "FID") == ()
+    assert published_curves("repa", "XL", "FID", dataset="ImageNet-512") == ()
+    assert all(len(c.steps) >= 5 for c in published_curves("repa", "XL", "FID", least=5))
