@@ -53,9 +53,19 @@ class Seen(NamedTuple):
     def halves(self, name: str, size: int) -> tuple[Any, Any]:
         """The part of a random subset of `size` samples, and of the others: rows or moments."""
         if name in self.rows:
-            inside = chosen(self.n, size)
-            return self.rows[name][inside], self.rows[name][~inside]
+            inside, rows = chosen(self.n, size), self.rows[name]
+            if size > max(SMALL, rows.shape[1]):  # a copy of the rows would be as large as they are
+                return _moments(rows, inside), _moments(rows, ~inside)
+            return rows[inside], rows[~inside]
         return self.subset[name], self.rest[name]
+
+
+def _moments(rows: np.ndarray, some: np.ndarray, block: int = 4096) -> Moments:
+    """Moments of some of the rows."""
+    moments = Moments()
+    for start in range(0, len(rows), block):
+        moments.add(rows[start : start + block][some[start : start + block]])
+    return moments
 
 
 def chosen(n: int, size: int) -> np.ndarray:
@@ -92,7 +102,7 @@ def extracted(source: Source, extract: Any, wanted: set[str], *, rows: bool, sub
 
 def _run(source: Source, extract: Any, wanted: set[str], keep: set[str], split: int, batch: int) -> Saved:
     inside = chosen(source.count, split) if split else None
-    rows: dict[str, list[np.ndarray]] = {}
+    rows: dict[str, _Rows] = {}
     moments: dict[str, Moments] = {}
     n = 0
     for parts in _watched(source, extract, batch):
@@ -100,26 +110,35 @@ def _run(source: Source, extract: Any, wanted: set[str], keep: set[str], split: 
         for name in wanted & parts.keys():
             found = parts[name].cpu().numpy()
             if name in keep:
-                rows.setdefault(name, []).append(found)
+                rows.setdefault(name, _Rows(source.count)).add(found)
                 continue
             mask = np.zeros(count, bool) if inside is None else inside[n : n + count]
             for side, some in (("subset", found[mask]), ("rest", found[~mask])):
                 if len(some):
                     moments.setdefault(f"{side}/{name}", Moments()).add(some)
         n += count
-    tensors = {name: torch.from_numpy(_joined(found)) for name, found in rows.items()}
+    tensors = {name: torch.from_numpy(found.whole()) for name, found in rows.items()}
     return Saved(tensors | flat(moments), {"n": str(n)})
 
 
-def _joined(parts: list[np.ndarray]) -> np.ndarray:
-    """The rows as one array; each part is let go once it is in."""
-    whole = np.empty((sum(map(len, parts)), *parts[0].shape[1:]), parts[0].dtype)
-    start = 0
-    while parts:
-        part = parts.pop(0)
-        whole[start : start + len(part)] = part
-        start += len(part)
-    return whole
+class _Rows:
+    """Rows that come in parts; where their number is known, they are written into one array as they come."""
+
+    def __init__(self, count: int | None) -> None:
+        self.count, self.n = count, 0
+        self.parts: list[np.ndarray] = []
+
+    def add(self, part: np.ndarray) -> None:
+        if self.count is None:
+            self.parts.append(part)
+            return
+        if not self.parts:
+            self.parts.append(np.empty((self.count, *part.shape[1:]), part.dtype))
+        self.parts[0][self.n : self.n + len(part)] = part
+        self.n += len(part)
+
+    def whole(self) -> np.ndarray:
+        return self.parts[0] if self.count is not None else np.concatenate(self.parts)
 
 
 def _watched(source: Source, extract: Any, batch: int) -> Iterator[dict[str, torch.Tensor]]:

@@ -1,0 +1,79 @@
+"""A study whose processes are killed at random ends as one that was left alone: none lost, none doubled, the same bits."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.record import Record
+from sweeps.status import status_of
+from tests.runs import TINY, everything
+
+KILLS, EVERY = 20, 3.0
+STUDY = """name = "chaos"
+base = "digits"
+[axes]
+seed = [0, 1, 2, 3, 4, 5, 6, 7]
+"method.name" = ["flow", "self_flow", "layersync"]
+"""
+
+
+def sweep(study: Path, out: Path) -> subprocess.Popen[bytes]:
+    settings = [word for setting in TINY for word in ("--set", setting)]
+    flags = ["--out", str(out), "--slots", "2", "--no-track", "--no-report", "--json", *settings]
+    command = [sys.executable, "-m", "harness.cli", "sweep", str(study), *flags]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def at_work(out: Path) -> Iterator[int]:
+    """Every process of a study, coordinator and workers, found by the folder on its command line."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+        except OSError:  # it has just ended
+            continue
+        if str(out).encode() in words and b"harness.cli" in words:
+            yield int(folder.name)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for processes in /proc")
+def test_twenty_random_kills_change_nothing(tmp_path: Path) -> None:
+    study, calm, wild, dice = (
+        tmp_path / "chaos.toml",
+        tmp_path / "calm",
+        tmp_path / "wild",
+        random.Random(20261121),
+    )
+    study.write_text(STUDY)
+    assert sweep(study, calm).wait(1200) == 0
+    coordinator, killed = sweep(study, wild), []
+    while len(killed) < KILLS:
+        try:
+            if coordinator.wait(EVERY) == 0:
+                break
+            coordinator = sweep(study, wild)
+        except subprocess.TimeoutExpired:
+            victims = sorted(at_work(wild))
+            if len(victims) > 1:  # else it has only just begun
+                victim = dice.choice(victims)
+                os.kill(victim, signal.SIGKILL)
+                killed.append(victim == coordinator.pid)
+    while coordinator.wait(1200) != 0:  # a worker that was killed counts as a failure of that command
+        coordinator = sweep(study, wild)
+    assert {True, False} <= set(killed)
+    runs = json.loads((wild / "plan.json").read_text())["runs"]
+    assert status_of(wild)["counts"] == {"done": 24} and len({run["id"] for run in runs}) == 24
+    assert sorted(p.name for p in wild.iterdir() if p.is_dir() and (p / "spec.toml").exists()) == sorted(
+        run["id"] for run in runs
+    )
+    for run in runs:
+        assert everything(Record(wild / run["id"])) == everything(Record(calm / run["id"])), run
