@@ -48,7 +48,9 @@ class Side:
 
         self.model = SiT(config)
         initialize(self.model, Streams(0))
-        with torch.no_grad():  # the official initialisation says nothing yet: losses would be equal whatever is computed
+        with (
+            torch.no_grad()
+        ):  # the official initialisation says nothing yet: losses would be equal whatever is computed
             for name, parameter in self.model.named_parameters():
                 parameter.add_(0.02 * Streams(0).normal(f"signal/{name}", [0], parameter.shape)[0])
         self.ema = copy.deepcopy(self.model).requires_grad_(False)

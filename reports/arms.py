@@ -76,15 +76,15 @@ def differences(arms: Sequence[Arm]) -> list[tuple[str, list[Any]]]:
     return [(path, [own.get(path) for own in fields]) for path in _differing(fields)]
 
 
-def find_arm(arms: Sequence[Arm], name: str) -> Arm:
+def find_arm(arms: Sequence[Arm], name: str, kind: str = "baseline") -> Arm:
     """The arm with this label, or the only one of this method; raises `UserError` with the nearest match."""
     exact = [arm for arm in arms if arm.label == name]
     same = exact or [arm for arm in arms if arm.method == name]
     if not same:
-        raise unknown("baseline", name, [arm.label for arm in arms])
+        raise unknown(kind, name, [arm.label for arm in arms])
     if len(same) > 1:
         names = "; ".join(f"'{arm.label}'" for arm in same)
-        raise UserError(f"baseline '{name}' is more than one arm ({names}); give one of these labels")
+        raise UserError(f"{kind} '{name}' is more than one arm ({names}); give one of these labels")
     return same[0]
 
 

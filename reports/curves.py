@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from scipy.optimize import isotonic_regression
@@ -41,6 +41,8 @@ class Crossing:
 
     step: float
     censored: Censored = None
+    bracket: float = 1.0
+    """How many times later the evaluation behind the crossing is than the one before it; 1 for a censored one."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def crossing(curve: Curve, target: float) -> Crossing:
     x0, x1 = np.log(curve.steps[after - 1 : after + 1])
     y0, y1 = np.log(curve.fitted[after - 1 : after + 1])
     share = min((y0 - math.log(target)) / (y0 - y1), 1.0)
-    return Crossing(float(np.exp(x0 + share * (x1 - x0))))
+    return Crossing(float(np.exp(x0 + share * (x1 - x0))), bracket=float(np.exp(x1 - x0)))
 
 
 def first_crossing(curve: Curve, target: float) -> Crossing:
@@ -100,6 +102,31 @@ def first_crossing(curve: Curve, target: float) -> Crossing:
     best = int(curve.measured.argmin()) + 1
     found = crossing(fit(curve.steps[:best], curve.measured[:best]), target)
     return Crossing(float(curve.steps[-1]), "right") if found.censored == "right" else found
+
+
+def reachable(curves: Sequence[Curve]) -> float:
+    """The lowest target that every one of these curves reaches: the largest last fitted value, rounded up to three digits."""
+    last = max(curve.fitted[-1] for curve in curves)
+    unit = 10.0 ** (math.floor(math.log10(last)) - 2)
+    return float(f"{math.ceil(last / unit - 1e-9) * unit:.6g}")
+
+
+def value_at(curve: Curve, step: float) -> float | None:
+    """The fitted metric at a step, linear in logs between evaluations; None outside of them."""
+    if not curve.steps[0] <= step <= curve.steps[-1]:
+        return None
+    return float(np.exp(np.interp(math.log(step), np.log(curve.steps), np.log(curve.fitted))))
+
+
+def slope_at(curve: Curve, step: float) -> float | None:
+    """d log metric / d log step: least squares over the evaluations between half and twice the step, of the nearest three
+    where there are fewer; None for a curve of fewer than three."""
+    if len(curve.steps) < 3:
+        return None
+    away = np.abs(np.log(curve.steps / step))
+    near = away <= max(math.log(2) * (1 + 1e-9), np.partition(away, 2)[2])
+    x, y = np.log(curve.steps[near]), np.log(curve.measured[near])
+    return float(np.cov(x, y)[0, 1] / x.var(ddof=1))
 
 
 def curve_of(record: Record, metric: str) -> Curve | None:
@@ -143,8 +170,11 @@ def _totals(values: list[float]) -> np.ndarray:
     return np.array([0.0, *values])
 
 
-def _weights(values: list[dict[str, float | None]]) -> list[float] | None:
-    """1 / variance of log metric, up to a factor, from the intervals of replicated evaluations; None without them."""
-    if any(not v.get("low") or not v.get("high") or v["high"] <= v["low"] for v in values):
-        return None
-    return [math.log(v["high"] / v["low"]) ** -2 for v in values]
+def _weights(values: list[dict[str, Any]]) -> list[float] | None:
+    """1 / variance of log metric up to a factor: the number of replicates, for their noise is that of all evaluations of a run.
+
+    Not the variance that each evaluation's own replicates show: of three it is so uncertain that weighing by it makes times
+    to target noisier than not weighing (benchmarks/operating_characteristics.py, `weights`). None where all have as many.
+    """
+    counts = [float(len(value.get("replicates", (0,)))) for value in values]
+    return counts if len(set(counts)) > 1 else None

@@ -23,6 +23,7 @@ from reports.curves import (
     curve_of,
     first_crossing,
 )
+from reports.curves import reachable as lowest
 from reports.speedup import MeanTime, Speedup, Time, cut, mean_time, speedup
 
 CLOCK_AXES = ("seconds", "gpu_seconds")
@@ -152,12 +153,9 @@ def compare(runs: Sequence[Run], labels: Sequence[str], axes: Sequence[str], sam
 
 
 def reachable(runs: Sequence[Run]) -> float | None:
-    """The lowest target that every counting run reaches: the largest last fitted value, rounded up to three digits."""
-    last = [run.curve.fitted[-1] for run in runs if run.counts]
-    if not last:
-        return None
-    unit = 10.0 ** (math.floor(math.log10(max(last))) - 2)
-    return float(f"{math.ceil(max(last) / unit - 1e-9) * unit:.6g}")
+    """The lowest target that every counting run reaches; None where none counts."""
+    curves = [run.curve for run in runs if run.counts]
+    return lowest(curves) if curves else None
 
 
 def protocols(runs: Sequence[Run]) -> list[str]:

@@ -50,6 +50,10 @@ class Speedup:
     censored_candidate: int
     correlation: float | None
     """Of log times over pairs (Pearson): what pairing gains. None for fewer than three pairs, or equal times."""
+    error: float | None = None
+    """Standard error of the logarithm of the estimate; None where n is too small."""
+    degrees: float = 0.0
+    """Of freedom, of the interval."""
 
     @property
     def direction(self) -> str:
@@ -90,7 +94,8 @@ def speedup(
     base = [cut(baseline[seed], horizon) for seed in (shared if paired else sorted(baseline))]
     cand = [cut(candidate[seed], horizon) for seed in (shared if paired else sorted(candidate))]
     a, b = (np.log([time.value for time in times]) for times in (base, cand))
-    low, high = _paired(a - b, confidence) if paired else _welch(a, b, confidence)
+    error, degrees = _paired(a - b) if paired else _welch(a, b)
+    low, high = _ends(a.mean() - b.mean(), error, degrees, confidence)
     above = _has(base, "right") or _has(cand, "left")
     below = _has(base, "left") or _has(cand, "right")
     low, high = _open(low, high, above=above, below=below)
@@ -104,16 +109,19 @@ def speedup(
         censored_baseline=sum(time.censored is not None for time in base),
         censored_candidate=sum(time.censored is not None for time in cand),
         correlation=_correlation(a, b) if paired else None,
+        error=error,
+        degrees=degrees,
     )
 
 
 def mean_time(times: Iterable[Time], confidence: float = CONFIDENCE) -> MeanTime:
     """The geometric mean of times, of at least one run."""
     times = list(times)
-    low, high = _paired(np.log([time.value for time in times]), confidence)
+    logs = np.log([time.value for time in times])
+    low, high = _ends(logs.mean(), *_paired(logs), confidence)
     low, high = _open(low, high, above=_has(times, "right"), below=_has(times, "left"))
     return MeanTime(
-        estimate=float(np.exp(np.mean(np.log([time.value for time in times])))),
+        estimate=float(np.exp(logs.mean())),
         low=low,
         high=high,
         n=len(times),
@@ -127,26 +135,34 @@ def cut(time: Time, horizon: float) -> Time:
     return time if time.value <= horizon else Time(horizon, "right")
 
 
-def _paired(d: np.ndarray, confidence: float) -> tuple[float | None, float | None]:
-    """Interval of exp(mean d), Student's t with n - 1 degrees of freedom; None for fewer than two."""
+def _paired(d: np.ndarray) -> tuple[float | None, float]:
+    """Standard error of the mean and its degrees of freedom; no error of fewer than two."""
     n = len(d)
-    if n < 2:
-        return None, None
-    return _ends(d.mean(), d.std(ddof=1) / math.sqrt(n), n - 1, confidence)
+    return (None if n < 2 else _spread(d) / math.sqrt(n)), n - 1
 
 
-def _welch(a: np.ndarray, b: np.ndarray, confidence: float) -> tuple[float | None, float | None]:
-    """Interval of exp(mean a - mean b) with the degrees of freedom of Welch and Satterthwaite."""
+def _welch(a: np.ndarray, b: np.ndarray) -> tuple[float | None, float]:
+    """Standard error of a difference of independent means, degrees of freedom of Welch and Satterthwaite."""
     if min(len(a), len(b)) < 2:
-        return None, None
-    va, vb = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
+        return None, 0.0
+    va, vb = _spread(a) ** 2 / len(a), _spread(b) ** 2 / len(b)
     if va + vb == 0:
-        return _ends(a.mean() - b.mean(), 0.0, len(a) + len(b) - 2, confidence)
-    degrees = (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1))
-    return _ends(a.mean() - b.mean(), math.sqrt(va + vb), degrees, confidence)
+        return 0.0, len(a) + len(b) - 2
+    return math.sqrt(va + vb), (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1))
 
 
-def _ends(mean: float, error: float, degrees: float, confidence: float) -> tuple[float, float]:
+def _spread(values: np.ndarray) -> float:
+    """Standard deviation; a rounding error is none."""
+    sd = float(values.std(ddof=1))
+    return sd if sd > 1e-12 else 0.0
+
+
+def _ends(
+    mean: float, error: float | None, degrees: float, confidence: float
+) -> tuple[float | None, float | None]:
+    """Interval of exp(mean), Student's t."""
+    if error is None:
+        return None, None
     half = stdtrit(degrees, (1 + confidence) / 2) * error
     return float(np.exp(mean - half)), float(np.exp(mean + half))
 
@@ -170,6 +186,8 @@ def _known(pairs: Iterable[tuple[Time, Time]]) -> bool:
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float | None:
-    if len(a) < 3 or a.std() == 0 or b.std() == 0:
+    if len(a) < 3:
         return None
-    return float(np.corrcoef(a, b)[0, 1])
+    x, y = a - a.mean(), b - b.mean()
+    scale = math.sqrt((x @ x) * (y @ y))
+    return float(x @ y) / scale if scale > 1e-20 else None  # rounding alone is no correlation

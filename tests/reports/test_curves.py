@@ -110,15 +110,14 @@ def test_an_evaluation_at_step_0_is_left_out() -> None:
     assert isinstance(curve, Curve) and list(curve.steps) == [10, 20]
 
 
-def test_replicated_evaluations_weigh_by_their_intervals(tmp_path) -> None:
-    """Twice the interval in log metric is a quarter of the weight."""
+def test_replicated_evaluations_weigh_by_their_number(tmp_path) -> None:
+    """The mean of three has a third of the variance of one."""
     record = write_run(
         tmp_path / "r", grid=(10, 20, 30), metric=lambda step: {10: 9.0, 20: 3.0, 30: 6.0}[step]
     )
-    for event, width in zip(record.of("eval"), (1.1, 1.1, 1.21), strict=True):
-        value = event["metrics"][METRIC]
-        value |= {"low": value["mean"] / width, "high": value["mean"] * width}
-    pooled = (3.0**4 * 6.0) ** (1 / 5)
+    np.testing.assert_allclose(curve_of(record, METRIC).fitted, [9, 18**0.5, 18**0.5])
+    record.of("eval")[1]["metrics"][METRIC] |= {"replicates": [2.9, 3.0, 3.1], "low": 2.75, "high": 3.25}
+    pooled = (3.0**3 * 6.0) ** (1 / 4)
     np.testing.assert_allclose(curve_of(record, METRIC).fitted, [9, pooled, pooled])
 
 

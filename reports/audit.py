@@ -1,0 +1,257 @@
+"""An audit: one claim, the runs of its two arms, and what they say about it.
+
+    curve -> sustained crossing of the target -> time on each axis -> speed-up with its interval -> verdict
+
+The steps are those of curves.py, speedup.py and decision.py; here they are put in order, beside what must hold
+(preconditions.py), what else was looked at (shape.py, survival.py), and what more runs would settle (power.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from harness.errors import UserError
+from reports.claim import Claim, Tuning
+from reports.curves import AXES, Crossing, crossing, first_crossing, value_at
+from reports.decision import Verdict, decide, holm, p_values
+from reports.logs import Log, Logs
+from reports.power import detectable, pairs_needed
+from reports.preconditions import CLOCK, Reason, comparable, hardware, reached
+from reports.register import Standing
+from reports.shape import Dual, by_target, dual, gain, horizon, slopes
+from reports.speedup import Speedup, Time, cut
+
+Crossings = tuple[Mapping[int, Crossing], Mapping[int, Crossing]]
+"""By seed, of the baseline and of the candidate."""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The answer to one claim."""
+
+    claim: Claim
+    verdict: Verdict
+    reasons: tuple[Reason, ...]
+    logs: Logs
+    """The runs that count: pairs, where the arms share seeds."""
+    target: float | None = None
+    """None where it could not be computed, or values cannot be compared."""
+    crossings: Crossings | None = None
+    """Sustained ones."""
+    gains: Mapping[str, Speedup] | None = None
+    """Of sustained crossings, by axis; without axes that were not logged or cannot be compared."""
+    first: Speedup | None = None
+    """Of first crossings, on the claim's axis."""
+    dual: Dual | None = None
+    curve: tuple[tuple[float, Speedup], ...] = ()
+    """Speed-up by target, on the claim's axis."""
+    slopes: Mapping[str, float | None] | None = None
+    """d log metric / d log step at the target, by arm."""
+    more_pairs: int | None = None
+    """How many more pairs would decide the claim in four of five cases, if truth is what was measured; 0 where it is
+    decided, None where no number would."""
+    adjusted: Verdict | None = None
+    """After Holm over a family of claims; None for a claim by itself."""
+    adjusted_p: float | None = None
+    standing: Standing = "not registered"
+    notes: tuple[str, ...] = ()
+
+    @property
+    def gain(self) -> Speedup | None:
+        """On the claim's axis."""
+        return self.gains.get(self.claim.axis) if self.gains else None
+
+    @property
+    def n_pairs(self) -> int:
+        return min(len(self.logs.baseline), len(self.logs.candidate))
+
+    @property
+    def detectable(self) -> float | None:
+        """The smallest factor against 1 that these data resolve in four of five cases."""
+        if self.gain is None or self.gain.error is None:
+            return None
+        return detectable(self.gain.error, self.gain.degrees, self.claim.confidence)
+
+    @property
+    def p(self) -> float:
+        """Two-sided, of whichever of support and refutation is nearer; 1 where a precondition fails."""
+        decided = self.gain is not None and not any(r.name != "interval" for r in self.reasons)
+        return min(p_values(self.claim, self.gain)) if decided else 1.0
+
+    def crossed(self) -> list[tuple[Log, Crossing]]:
+        """The runs with their crossings; empty where there are none."""
+        pairs = zip(_arms(self.logs), self.crossings or (), strict=False)
+        return [(log, own[seed]) for arm, own in pairs for seed, log in arm.items()]
+
+    def times(self) -> dict[str, list[Time]]:
+        """On the claim's axis, cut at the horizon, by arm; empty where there are none."""
+        if self.crossings is None:
+            return {}
+        axis, end = self.claim.axis, horizon(self.logs, self.claim.axis)
+        arms = (self.logs.baseline, self.logs.candidate)
+        return {
+            name: [
+                cut(Time(log.costs.at(axis, own[seed].step), own[seed].censored), end)
+                for seed, log in arm.items()
+            ]
+            for name, arm, own in zip(
+                (self.claim.baseline, self.claim.candidate), arms, self.crossings, strict=True
+            )
+        }
+
+
+def audit(
+    claim: Claim,
+    logs: Logs,
+    tuning: Mapping[str, Tuning] | None = None,
+    standing: Standing = "not registered",
+) -> Audit:
+    """Judge a claim by runs. Raises `UserError` when the claim is on an axis that the logs do not have."""
+    tuning = tuning or {}
+    tuned_on = set(tuning.get(claim.baseline, Tuning()).seeds)
+    apart = [log for seed, log in logs.baseline.items() if seed in tuned_on]
+    judged = matched(
+        replace(logs, baseline={s: log for s, log in logs.baseline.items() if s not in tuned_on})
+    )
+    reasons = comparable(claim, judged, tuning)
+    empty = Audit(claim, "inconclusive", tuple(reasons), judged, standing=standing, notes=judged.notes)
+    if not judged.baseline or not judged.candidate or any(reason.name == "protocol" for reason in reasons):
+        return empty
+    missing = [log for log in judged.all if claim.axis not in log.costs.totals]
+    if missing:
+        raise UserError(f"the claim is on {claim.axis}, which {missing[0].source} does not tell")
+    target = target_of(claim, apart or list(judged.baseline.values()))
+    if target is None:
+        said = f"no run of {claim.baseline} was evaluated on both sides of step {claim.step}"
+        return replace(empty, reasons=(*reasons, Reason("target", said)))
+    return _measured(replace(empty, target=target))
+
+
+def _measured(found: Audit) -> Audit:
+    """The same with everything that needs a target."""
+    claim, logs, target = found.claim, found.logs, found.target
+    crossings = crossed(logs, target)
+    gains = gains_of(logs, crossings, claim.confidence)
+    by_arm = {claim.baseline: list(crossings[0].values()), claim.candidate: list(crossings[1].values())}
+    own, reasons = gains.get(claim.axis), [*found.reasons, *reached(claim, target, by_arm)]
+    if own is not None and own.estimate is None and not any(reason.name == "target" for reason in reasons):
+        reasons.append(Reason("censored", f"no pair has a time in {claim.axis} within the smallest budget"))
+    verdict: Verdict = "inconclusive" if reasons or own is None else decide(claim, own)
+    first = tuple(
+        {seed: first_crossing(log.curve, target) for seed, log in arm.items()} for arm in _arms(logs)
+    )
+    arms = zip((claim.baseline, claim.candidate), _arms(logs), crossings, strict=True)
+    return replace(
+        found,
+        verdict=verdict,
+        reasons=tuple(reasons) or (interval_reason(claim, own, verdict),),
+        crossings=crossings,
+        gains=gains,
+        first=gain(logs, claim.axis, first, claim.confidence),
+        dual=dual(logs, claim.confidence),
+        curve=tuple(by_target(logs, claim.axis, claim.confidence)),
+        slopes={name: slopes(arm, own) for name, arm, own in arms},
+        more_pairs=more_pairs(claim, own, verdict, reasons),
+    )
+
+
+def family(audits: Sequence[Audit]) -> list[Audit]:
+    """The audits of several claims with their p-values adjusted (Holm); a verdict that does not survive is inconclusive."""
+    if len(audits) < 2:
+        return list(audits)
+    adjusted = holm([one.p for one in audits])
+    return [
+        replace(one, adjusted_p=p, adjusted=one.verdict if p <= 1 - one.claim.confidence else "inconclusive")
+        for one, p in zip(audits, adjusted, strict=True)
+    ]
+
+
+def matched(logs: Logs) -> Logs:
+    """The runs of seeds that both arms have; all runs where they share fewer than two (Welch)."""
+    shared = logs.baseline.keys() & logs.candidate.keys()
+    if len(shared) < min(2, len(logs.baseline), len(logs.candidate)) or not shared:
+        return logs
+    left_out = sorted((logs.baseline.keys() | logs.candidate.keys()) - shared)
+    note = f"Seeds that only one arm has are left out: {', '.join(map(str, left_out))}."
+    return Logs(
+        {seed: log for seed, log in logs.baseline.items() if seed in shared},
+        {seed: log for seed, log in logs.candidate.items() if seed in shared},
+        (*logs.notes, note) if left_out else logs.notes,
+    )
+
+
+def target_of(claim: Claim, baseline: Sequence[Log]) -> float | None:
+    """The value to reach: the claim's own, or the median of the baseline's fitted metric at its step, over the runs that
+    cover it (AlgoPerf's rule). None where no run does."""
+    if claim.step is None:
+        return float(claim.target)
+    values = [value for log in baseline if (value := value_at(log.curve, claim.step)) is not None]
+    return float(np.median(values)) if values else None
+
+
+def crossed(logs: Logs, target: float) -> Crossings:
+    """Sustained crossings of both arms."""
+    base, cand = ({seed: crossing(log.curve, target) for seed, log in arm.items()} for arm in _arms(logs))
+    return base, cand
+
+
+def gains_of(logs: Logs, crossings: Crossings, confidence: float) -> dict[str, Speedup]:
+    """By axis, where every run tells it and, on the clock, the hardware allows it."""
+    told = [axis for axis in AXES if all(axis in log.costs.totals for log in logs.all)]
+    if hardware(logs) is not None:
+        told = [axis for axis in told if axis not in CLOCK]
+    return {axis: gain(logs, axis, crossings, confidence) for axis in told}
+
+
+def interval_reason(claim: Claim, own: Speedup | None, verdict: Verdict) -> Reason:
+    """Where the interval lies: the reason of a verdict that no precondition forced."""
+    if own is None or own.low is None:
+        return Reason("interval", f"there is no interval in {claim.axis}")
+    bounds = f"{claim.low:.3g}x" + ("" if math.isinf(claim.high) else f" to {claim.high:.3g}x")
+    needed = f"what the claim needs ({bounds})"
+    where = {
+        "supported": f"lies within {needed}",
+        "refuted": f"lies outside of {needed}",
+        "inconclusive": f"holds factors that fulfil the claim and others that do not; it needs {bounds}",
+    }
+    if verdict == "supported" and math.isinf(claim.high):
+        return Reason("interval", f"its low end is at or above {needed}")
+    if verdict == "refuted" and own.high < claim.low:
+        return Reason("interval", f"its high end is below {needed}")
+    return Reason("interval", f"the interval {where[verdict]}")
+
+
+def more_pairs(claim: Claim, own: Speedup | None, verdict: Verdict, reasons: Sequence[Reason]) -> int | None:
+    """See `Audit.more_pairs`. None too where a precondition other than the number of pairs fails, or an open end would stay
+    open however many pairs there were."""
+    if verdict != "inconclusive":
+        return 0
+    if (
+        own is None
+        or own.estimate is None
+        or not own.error
+        or any(reason.name != "pairs" for reason in reasons)
+    ):
+        return None
+    fulfils = claim.low <= own.estimate <= claim.high
+    open_low, open_high = own.low == 0, math.isinf(own.high)
+    if fulfils:
+        blocked = open_low or (open_high and not math.isinf(claim.high))
+        distance = min(math.log(own.estimate / claim.low), math.log(claim.high / own.estimate))
+    else:
+        below = own.estimate < claim.low
+        blocked = open_high if below else open_low
+        distance = math.log(claim.low / own.estimate) if below else math.log(own.estimate / claim.high)
+    if blocked:
+        return None
+    sd = own.error * math.sqrt(own.n)
+    needed = pairs_needed(distance, sd, claim.confidence, paired=own.paired)
+    return None if needed is None else max(needed, claim.min_pairs, own.n + 1) - own.n
+
+
+def _arms(logs: Logs) -> tuple[Mapping[int, Log], Mapping[int, Log]]:
+    return logs.baseline, logs.candidate

@@ -1,0 +1,64 @@
+"""From an interval to a verdict, for one claim and for a family of them.
+
+A verdict is a statement about the interval [low, high] of a speed-up and the factors [c1, c2] that fulfil a claim (c2 is
+infinite for `at_least`): supported inside, refuted apart, else inconclusive. The same verdicts follow from one-sided tests
+at (1 - confidence) / 2; their doubled p-values are what Holm adjusts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from scipy.special import stdtr
+
+from reports.claim import Claim
+from reports.speedup import Speedup
+
+Verdict = Literal["supported", "refuted", "inconclusive"]
+
+
+def decide(claim: Claim, gain: Speedup) -> Verdict:
+    """What the interval says of the claim, preconditions apart; inconclusive without an interval."""
+    if gain.low is None or gain.high is None:
+        return "inconclusive"
+    if gain.low >= claim.low and gain.high <= claim.high:
+        return "supported"
+    return "refuted" if gain.high < claim.low or gain.low > claim.high else "inconclusive"
+
+
+def p_values(claim: Claim, gain: Speedup) -> tuple[float, float]:
+    """Of support and of refutation, two-sided: `decide` says supported (or refuted) where it is at most 1 - confidence.
+
+    An end that censored times leave open vouches for nothing, so its test has p = 1; so has a gain without an interval.
+    """
+    above_low, below_low = _beyond(gain, claim.low, "low"), _beyond(gain, claim.low, "high")
+    above_high, below_high = _beyond(gain, claim.high, "low"), _beyond(gain, claim.high, "high")
+    return max(above_low, below_high), min(below_low, above_high)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Adjusted p-values (Holm 1979): each at most alpha keeps the family's error rate at alpha."""
+    order = np.argsort(p, kind="stable")
+    factors = len(p) - np.arange(len(p))
+    stepped = np.maximum.accumulate(np.minimum(np.asarray(p, dtype=float)[order] * factors, 1.0))
+    adjusted = np.empty(len(p))
+    adjusted[order] = stepped
+    return adjusted.tolist()
+
+
+def _beyond(gain: Speedup, bound: float, end: Literal["low", "high"]) -> float:
+    """Doubled p-value of the test whose interval ends there: that the gain is above (low) or below (high) a bound."""
+    limit = gain.low if end == "low" else gain.high
+    if gain.estimate is None or gain.error is None or limit is None:
+        return 1.0
+    if math.isinf(bound):
+        return 0.0 if end == "high" else 1.0
+    if limit == 0 or math.isinf(limit):
+        return 1.0
+    distance = math.log(gain.estimate / bound) * (1 if end == "low" else -1)
+    if gain.error == 0:
+        return 0.0 if distance >= 0 else 1.0
+    return min(1.0, 2 * float(stdtr(gain.degrees, -distance / gain.error)))

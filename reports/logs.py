@@ -1,0 +1,186 @@
+"""Runs as an audit sees them, wherever they were logged: run directories, a tidy CSV (tidy.py) or MLflow (tracked.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from harness.errors import UserError
+from harness.record import Record, find_records
+from reports import study as studies
+from reports.arms import Arm, arms_of, find_arm, flatten
+from reports.claim import Claim
+from reports.curves import Costs, Curve, costs_of, curve_of
+from reports.race import hardware
+
+SCHEMES = ("sqlite://", "http://", "https://")
+FREE = ("every", "batch_size", "grid", "replicates", "weights")
+"""Fields of `eval` that do not change what a value means."""
+Progress = Callable[[Sequence[Any]], Iterable[Any]]
+
+
+@dataclass(frozen=True)
+class Log:
+    """One finished run of an arm: its curve, what it cost, and what tells whether it may be compared."""
+
+    method: str
+    seed: int
+    source: str
+    """Where it was read, for messages."""
+    curve: Curve
+    costs: Costs
+    """On the axes that were logged."""
+    protocols: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Of its evaluations: name or hash -> fields; empty where none is told, `""` for points that tell none."""
+    machines: tuple[str, ...] = ()
+    """What it ran on; empty where it is not told."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Of training, the method's own left out: equal on an equal footing."""
+    started: float | None = None
+    ended: float | None = None
+    """Milliseconds since 1970."""
+    aligned: bool = False
+    """Whether it was trained towards the very network of the metric."""
+
+
+@dataclass(frozen=True)
+class Logs:
+    """Both arms of a comparison, by seed."""
+
+    baseline: Mapping[int, Log]
+    candidate: Mapping[int, Log]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def all(self) -> list[Log]:
+        return [*self.baseline.values(), *self.candidate.values()]
+
+
+class Arms(NamedTuple):
+    """The finished runs of some methods, by method and seed, and what the reader must know of those that do not count."""
+
+    runs: dict[str, dict[int, Log]]
+    notes: tuple[str, ...] = ()
+
+
+def read_logs(sources: Sequence[str], claim: Claim, progress: Progress = iter) -> Logs:
+    """The runs of a claim's two arms; see `read_arms`."""
+    arms = read_arms(sources, (claim.baseline, claim.candidate), claim.metric, progress)
+    return Logs(arms.runs[claim.baseline], arms.runs[claim.candidate], arms.notes)
+
+
+def read_arms(sources: Sequence[str], names: Sequence[str], metric: str, progress: Progress = iter) -> Arms:
+    """The finished runs of these methods in these sources: folders of run directories, CSV files, MLflow stores.
+
+    Raises `UserError` for a source that cannot be read, a method or a metric that is not in it, and a seed told twice.
+    """
+    from reports.tidy import read_tidy
+    from reports.tracked import read_tracked
+
+    stores = [source for source in sources if source.startswith(SCHEMES)]
+    files = [source for source in sources if source not in stores and Path(source).is_file()]
+    folders = [Path(source) for source in sources if source not in stores and source not in files]
+    for folder in folders:
+        if not folder.exists():
+            raise UserError(
+                f"no such file or folder: {folder} (expected run directories, a CSV, or an MLflow store: "
+                "sqlite:///mlflow.db)"
+            )
+    found = [read_tidy(Path(file), names, metric) for file in files]
+    found += [read_tracked(store, names, metric, progress) for store in stores]
+    found += [read_records(folders, names, metric, progress)] if folders else []
+    runs = {name: by_seed(log for part in found for log in part.runs[name].values()) for name in names}
+    return Arms(runs, tuple(note for part in found for note in part.notes))
+
+
+def by_seed(logs: Iterable[Log]) -> dict[int, Log]:
+    """Raises `UserError` for a seed that is told twice."""
+    found: dict[int, Log] = {}
+    for log in logs:
+        if log.seed in found:
+            raise UserError(
+                f"two runs of {log.method} with seed {log.seed}: {found[log.seed].source} and {log.source}; only one can "
+                "count"
+            )
+        found[log.seed] = log
+    return dict(sorted(found.items()))
+
+
+def read_records(
+    folders: Sequence[Path], names: Sequence[str], metric: str, progress: Progress = iter
+) -> Arms:
+    """From run directories. Of a planned study only the planned runs count."""
+    records = find_records(*folders)
+    plan = studies.read_plan(folders)
+    planned = {run.id for run in plan}
+    records = [record for record in records if not planned or record.id in planned]
+    if not records:
+        raise UserError(f"no runs in {', '.join(map(str, folders))}: a run is a folder with a spec.toml")
+    arms = arms_of(records)
+    chosen = {name: find_arm(arms, name, "method") for name in names}
+    if len({id(arm) for arm in chosen.values()}) < len(chosen):
+        raise UserError(f"{' and '.join(names)} are one arm")
+    notes = [f"{missing} planned runs are missing."] if (missing := len(plan) - len(records)) > 0 else []
+    found: dict[str, dict[int, Log]] = {name: {} for name in names}
+    for name, seed, run in progress(
+        [(name, *run) for name, arm in chosen.items() for run in arm.runs.items()]
+    ):
+        log, note = _log(chosen[name], seed, run, metric)
+        found[name] |= {seed: log} if log else {}
+        notes += [note] if note else []
+    if not any(found.values()):
+        known = {name for arm in chosen.values() for run in arm.runs.values() for name in _metrics(run)}
+        raise UserError(
+            f"no finished run of {' or '.join(names)} was evaluated by '{metric}' (evaluated: "
+            f"{', '.join(sorted(known)) or 'nothing'})"
+        )
+    return Arms(found, tuple(notes))
+
+
+def _log(arm: Arm, seed: int, record: Record, metric: str) -> tuple[Log | None, str]:
+    """A run as a log, or a note why it does not count. Its events are let go: hundreds of runs fill a memory."""
+    if record.status != "done":
+        return None, f"{arm.label} seed {seed} is {record.status}, so it counts in no number ({record.id})."
+    run = Record(record.path)
+    curve = curve_of(run, metric)
+    if curve is None:
+        return None, f"{arm.label} seed {seed} was never evaluated by {metric} ({record.id})."
+    began, ended = _times(run)
+    told = [start.get("evaluation", {}) for start in run.environment]
+    log = Log(
+        arm.label,
+        seed,
+        str(record.path),
+        curve,
+        costs_of(run),
+        _protocols(run, metric, told),
+        tuple(hardware(run)),
+        {path: value for path, value in arm.fields.items() if not path.startswith(("method.", "eval."))},
+        began,
+        ended,
+        any(metric in start.get("aligned", ()) for start in told),
+    )
+    return log, ""
+
+
+def _protocols(record: Record, metric: str, told: Sequence[Mapping]) -> dict[str, Mapping[str, Any]]:
+    """Hash -> fields, of the evaluations that have the metric; from the spec where the record does not tell them."""
+    known = {start["hash"]: flatten(start["protocol"]) for start in told if "protocol" in start}
+    spec = {key: value for key, value in flatten(record.spec.get("eval", {})).items() if key not in FREE}
+    used = {str(e.get("protocol", "")) for e in record.of("eval") if metric in e["metrics"]}
+    return {name: known.get(name, spec) for name in sorted(used)}
+
+
+def _times(record: Record) -> tuple[float | None, float | None]:
+    """When a run began and when it can have finished at the earliest: it was at work for the seconds that it booked."""
+    starts = [start["started"] for start in record.environment if "started" in start]
+    if not starts:
+        return None, None
+    booked = sum(record.events[-1].get("seconds", {}).values()) if record.events else 0.0
+    return starts[0], max(starts[-1], starts[0] + 1000 * booked)
+
+
+def _metrics(record: Record) -> list[str]:
+    return sorted({name for event in Record(record.path).of("eval") for name in event["metrics"]})

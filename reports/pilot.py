@@ -1,0 +1,62 @@
+"""From pilot runs to a plan: how much times to target vary from seed to seed, and what that lets n seeds tell."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from harness.errors import UserError
+from reports.curves import crossing
+from reports.logs import Log
+from reports.power import Spread, detectable_with, pairs_needed, spread_of
+
+SEEDS = range(2, 21)
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """What pilot runs of one arm, or of two, say about the next race."""
+
+    arms: tuple[str, ...]
+    target: float
+    spread: Spread
+    detectable: Mapping[int, tuple[float, float, float]]
+    """n -> the factor that n seeds tell from 1 with 80 % power: at the measured spread, and at the ends of its interval."""
+
+
+def pilot(arms: Mapping[str, Mapping[int, Log]], axis: str, target: float, confidence: float) -> Pilot:
+    """One arm tells the spread of unpaired seeds; two that share seeds tell that of pairs.
+
+    Raises `UserError` for fewer than two runs, or pairs, and for runs that do not cross the target.
+    """
+    logs = [{seed: _log_time(log, axis, target) for seed, log in runs.items()} for runs in arms.values()]
+    shared = sorted(set.intersection(*(set(own) for own in logs)))
+    if len(shared) < 2:
+        what = "runs of one method" if len(logs) == 1 else "seeds that both methods have"
+        raise UserError(f"a pilot needs at least two {what}; there are {len(shared)}")
+    times = np.array([[own[seed] for seed in shared] for own in logs])
+    paired = len(logs) == 2
+    spread = spread_of(times[0] - times[1] if paired else times[0], paired=paired, confidence=confidence)
+    ends = (spread.sd, spread.low, spread.high)
+    found = {n: tuple(detectable_with(n, sd, confidence, paired=paired) for sd in ends) for n in SEEDS}
+    return Pilot(tuple(arms), target, spread, found)
+
+
+def seeds_for(factor: float, spread: Spread, confidence: float) -> int | None:
+    """How many seeds (pairs, where they pair) tell this factor from 1 with 80 % power; None where a thousand do not."""
+    return pairs_needed(abs(math.log(factor)), spread.sd, confidence, paired=spread.paired)
+
+
+def _log_time(log: Log, axis: str, target: float) -> float:
+    found = crossing(log.curve, target)
+    if found.censored is not None:
+        side = "does not reach" if found.censored == "right" else "starts below"
+        raise UserError(
+            f"{log.method} seed {log.seed} {side} {target:g}: choose a target that every pilot run crosses"
+        )
+    if axis not in log.costs.totals:
+        raise UserError(f"{log.source} does not tell {axis}")
+    return math.log(log.costs.at(axis, found.step))

@@ -1,0 +1,183 @@
+"""What must hold before a comparison means anything: every way in which an audit ends inconclusive whatever its interval says.
+
+    pairs         fewer pairs of seeds than the claim asks for
+    protocol      the points were evaluated under different protocols; the fields in which they differ are named
+    hardware      a claim on the clock, and the arms ran on different machines, or one after the other
+    tuning        unequal tuning budgets, in trials or FLOPs, or told for one arm only
+    reused seeds  seeds of the candidate's audit are among those it was tuned on
+    aligned       a run was trained towards the very network of the metric
+    rising        the metric rises as training goes on: it is not a distance
+    units         steps or costs of the runs differ by so much that their units must
+    target        every run of both arms is above the target at its last evaluation, or below it at its first
+    bracket       a crossing lies between evaluations more than a factor of 2 in steps apart
+    censored      no pair has a time on the claim's axis
+
+Unequal evaluation grids are no obstacle here: only raw first hits, which nothing in this package uses, depend on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from reports.claim import Claim, Tuning
+from reports.curves import Crossing
+from reports.logs import Log, Logs
+
+WIDEST_BRACKET = 2.0
+CLOCK = ("seconds", "gpu_seconds")
+UNITS_APART = 100.0
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why an audit is as it is: a name from a fixed list, and a sentence."""
+
+    name: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.text}"
+
+
+def comparable(claim: Claim, logs: Logs, tuning: Mapping[str, Tuning]) -> list[Reason]:
+    """The reasons that are known before any target is."""
+    found = [
+        _pairs(claim, logs),
+        _protocol(logs.all),
+        hardware(logs) if claim.axis in CLOCK else None,
+        _tuning(claim, tuning),
+        _reused(claim, logs, tuning),
+        _aligned(claim, logs.all),
+        _rising(claim, logs.all),
+        _units(logs.all),
+    ]
+    return [reason for reason in found if reason is not None]
+
+
+def reached(claim: Claim, target: float, crossings: Mapping[str, Sequence[Crossing]]) -> list[Reason]:
+    """The reasons that the crossings of both arms (by name) give."""
+    flat = [(name, one) for name, own in crossings.items() for one in own]
+    for side, where in (("right", "below all that was reached"), ("left", "above all first evaluations")):
+        if all(one.censored == side for _, one in flat):
+            return [Reason("target", f"{claim.metric} <= {target:.6g} is {where}, in both arms")]
+    name, widest = max(flat, key=lambda pair: pair[1].bracket)
+    if widest.bracket > WIDEST_BRACKET * (1 + 1e-9):
+        text = f"a run of {name} crosses the target between evaluations {widest.bracket:.2g}x apart in steps"
+        return [Reason("bracket", f"{text} (at step {widest.step:.0f}); at most {WIDEST_BRACKET:g}x")]
+    return []
+
+
+def hardware(logs: Logs) -> Reason | None:
+    """Why seconds of these runs cannot be compared; None where they can, or where the logs tell nothing of it."""
+    machines = sorted({machine for log in logs.all for machine in log.machines})
+    if len(machines) > 1:
+        return Reason("hardware", f"the runs were not all on the same hardware ({'; '.join(machines)})")
+    begun = [[log.started for log in arm.values()] for arm in (logs.baseline, logs.candidate)]
+    if any(start is None for arm in begun for start in arm) or min(map(len, begun)) < 2:
+        return None
+    if max(begun[0]) < min(begun[1]) or max(begun[1]) < min(begun[0]):
+        return Reason(
+            "hardware", "all runs of one arm began before any of the other did: they were not interleaved"
+        )
+    return None
+
+
+def _pairs(claim: Claim, logs: Logs) -> Reason | None:
+    n = min(len(logs.baseline), len(logs.candidate))
+    if n >= claim.min_pairs:
+        return None
+    return Reason(
+        "pairs", f"{n} {'pair' if n == 1 else 'pairs'} of seeds, fewer than the {claim.min_pairs} asked for"
+    )
+
+
+def _protocol(logs: Sequence[Log]) -> Reason | None:
+    told = {name: fields for log in logs for name, fields in log.protocols.items()}
+    if not told:
+        return None
+    if any(not log.protocols or "" in log.protocols for log in logs):
+        return Reason("protocol", "some evaluations tell no protocol and others do")
+    if len(told) == 1:
+        return None
+    fields = differing(list(told.values()))
+    return Reason(
+        "protocol",
+        f"evaluations differ in {'; '.join(fields) or 'their hash (' + ', '.join(sorted(told)) + ')'}",
+    )
+
+
+def differing(tables: Sequence[Mapping[str, Any]]) -> list[str]:
+    """`field (value, value)` for each field in which flat tables differ."""
+    names = sorted({name for table in tables for name in table})
+    values = {name: list(dict.fromkeys(str(table.get(name, "none")) for table in tables)) for name in names}
+    return [f"{name} ({', '.join(sorted(own))})" for name, own in values.items() if len(own) > 1]
+
+
+def _tuning(claim: Claim, tuning: Mapping[str, Tuning]) -> Reason | None:
+    own = {name: tuning.get(name, Tuning()) for name in (claim.baseline, claim.candidate)}
+    for field in ("trials", "flops"):
+        spent = {name: getattr(one, field) for name, one in own.items()}
+        if len(set(spent.values())) > 1:
+            said = ", ".join(
+                f"{name} {'untold' if n is None else format(n, 'g')}" for name, n in spent.items()
+            )
+            return Reason("tuning", f"unequal tuning budgets in {field}: {said}")
+    return None
+
+
+def _reused(claim: Claim, logs: Logs, tuning: Mapping[str, Tuning]) -> Reason | None:
+    reused = sorted(logs.candidate.keys() & set(tuning.get(claim.candidate, Tuning()).seeds))
+    if not reused:
+        return None
+    seeds = ", ".join(map(str, reused))
+    return Reason("reused seeds", f"{claim.candidate} was tuned on seeds that it is now judged by: {seeds}")
+
+
+def _aligned(claim: Claim, logs: Sequence[Log]) -> Reason | None:
+    arms = sorted({log.method for log in logs if log.aligned})
+    if not arms:
+        return None
+    return Reason(
+        "aligned",
+        f"{', '.join(arms)} aligned to the very network of {claim.metric}, which rewards that itself",
+    )
+
+
+def _rising(claim: Claim, logs: Sequence[Log]) -> Reason | None:
+    ends = [
+        (log.curve.measured[: n // 4 + 1].mean(), log.curve.measured[-(n // 4 + 1) :].mean())
+        for log in logs
+        if (n := len(log.curve.steps)) > 1
+    ]
+    if not ends or not all(first < last for first, last in ends):
+        return None
+    return Reason(
+        "rising", f"{claim.metric} rises as training goes on in every run; an audit is of metrics that fall"
+    )
+
+
+def _units(logs: Sequence[Log]) -> Reason | None:
+    """Compares the last step, and each axis' cost of a step, between runs."""
+    sizes = {"step": [(log.curve.steps[-1], log) for log in logs]}
+    for axis in ("images", "flops", "seconds", "gpu_seconds"):
+        sizes[f"{axis} of a step"] = [
+            (log.costs.budget(axis) / log.costs.budget("steps"), log)
+            for log in logs
+            if axis in log.costs.totals
+        ]
+    for what, own in sizes.items():
+        if own and (top := max(own, key=_size))[0] > UNITS_APART * (bottom := min(own, key=_size))[0]:
+            apart = f"{top[1].method} has {top[0]:.3g}, {bottom[1].method} {bottom[0]:.3g}"
+            return Reason(
+                "units",
+                f"the {what} differs over {UNITS_APART:g}-fold between runs ({apart}): one unit a column",
+            )
+    return None
+
+
+def _size(pair: tuple[float, Log]) -> float:
+    return float(np.asarray(pair[0]))

@@ -1,0 +1,135 @@
+"""The register of claims: a file of JSON lines that is only ever appended to, each line holding the hash of the one before.
+
+A claim that was written down before its runs began is worth more than one that was found in their results. The hash is of
+what a claim says (claim.py), so a registered claim that is changed afterwards is no longer registered.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from harness.errors import UserError
+from reports.claim import Claim, claim_hash
+from reports.logs import Log
+
+NAME = "register.jsonl"
+Standing = Literal[
+    "registered before the runs",
+    "registered during the runs",
+    "post hoc",
+    "registered, times of runs unknown",
+    "changed since it was registered",
+    "not registered",
+]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the register."""
+
+    hash: str
+    name: str
+    time: str
+    """UTC, ISO 8601."""
+
+    @property
+    def milliseconds(self) -> float:
+        return 1000 * datetime.fromisoformat(self.time).timestamp()
+
+
+def register(file: Path, claims: Iterable[Claim], now: datetime | None = None) -> list[tuple[Entry, bool]]:
+    """Append claims and return their entries with whether each is new; one that is there already keeps its first time.
+
+    Raises `UserError` for a register that was altered or cannot be written.
+    """
+    try:
+        with open(file, "a+b") as lines:
+            fcntl.flock(lines, fcntl.LOCK_EX)
+            lines.seek(0)
+            content = lines.read()
+            known, last = _checked(file, content)
+            found = []
+            for claim in claims:
+                entry, new = known.get(claim_hash(claim)), False
+                if entry is None:
+                    row, new = _row(claim, last, now or datetime.now(UTC)), True
+                    lines.write(row + b"\n")
+                    last = _digest(row)
+                    entry = known[claim_hash(claim)] = _entry(json.loads(row))
+                found.append((entry, new))
+            lines.flush()
+            os.fsync(lines.fileno())
+    except OSError as error:
+        raise UserError(f"cannot write {file}: {error.strerror}") from error
+    return found
+
+
+def read_register(file: Path) -> dict[str, Entry]:
+    """Entries by claim hash; empty where there is no register. Raises `UserError` for one that was altered."""
+    try:
+        return _checked(file, file.read_bytes())[0]
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}") from error
+
+
+def standing(claim: Claim, entries: Mapping[str, Entry], logs: Iterable[Log]) -> Standing:
+    """Whether a claim was there before its runs: `post hoc` once the first run had finished."""
+    entry = entries.get(claim_hash(claim))
+    if entry is None:
+        changed = any(other.name == claim.name for other in entries.values())
+        return "changed since it was registered" if changed else "not registered"
+    runs = list(logs)
+    if not runs or any(log.started is None or log.ended is None for log in runs):
+        return "registered, times of runs unknown"
+    if entry.milliseconds >= min(log.ended for log in runs):
+        return "post hoc"
+    early = entry.milliseconds < min(log.started for log in runs)
+    return "registered before the runs" if early else "registered during the runs"
+
+
+def _row(claim: Claim, last: str, now: datetime) -> bytes:
+    told = {"hash": claim_hash(claim), "name": claim.name, "time": now.isoformat(timespec="milliseconds")}
+    return json.dumps(told | {"claim": claim.model_dump(mode="json"), "previous": last}).encode()
+
+
+def _checked(file: Path, content: bytes) -> tuple[dict[str, Entry], str]:
+    """Entries by hash, and the digest of the last line, which the next one has to hold."""
+    entries, last = {}, ""
+    for number, line in enumerate(content.splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            intact = row["previous"] == last and row["hash"] == claim_hash(
+                Claim.model_validate_json(json.dumps(row["claim"]))
+            )
+            entry = _entry(row)
+        except (ValueError, KeyError, TypeError):
+            intact = False
+        if not intact:
+            raise UserError(
+                f"{file} line {number} was altered: a register is only appended to; restore it, or begin another"
+            )
+        entries.setdefault(entry.hash, entry)
+        last = _digest(line)
+    if content and not content.endswith(b"\n"):
+        raise UserError(f"{file}: the last line is torn; restore it, or remove that line")
+    return entries, last
+
+
+def _entry(row: dict[str, Any]) -> Entry:
+    entry = Entry(str(row["hash"]), str(row["name"]), str(row["time"]))
+    entry.milliseconds  # noqa: B018 (raises ValueError for what is no time)
+    return entry
+
+
+def _digest(line: bytes) -> str:
+    return hashlib.sha256(line).hexdigest()

@@ -1,0 +1,51 @@
+"""The A/A test: a baseline against itself on disjoint seeds. What it measures is the noise floor of an installation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from harness.errors import UserError
+from reports.audit import crossed
+from reports.logs import Log, Logs
+from reports.shape import gain
+from reports.speedup import Speedup
+
+LEAST = 4
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """The speed-up of one half of a method's seeds over the other."""
+
+    method: str
+    target: float
+    seeds: tuple[tuple[int, ...], tuple[int, ...]]
+    gain: Speedup
+
+    @property
+    def floor(self) -> float | None:
+        """Half the interval, as a factor: what two arms of this size must differ by to be told apart. None where an end is
+        open."""
+        low, high = self.gain.low, self.gain.high
+        return math.sqrt(high / low) if low and not math.isinf(high) else None
+
+    @property
+    def holds(self) -> bool:
+        """Whether the interval contains 1. By chance it fails to in 1 - confidence of all installations that are sound."""
+        return self.gain.direction == "unresolved"
+
+
+def selftest(runs: Mapping[int, Log], axis: str, target: float, confidence: float) -> SelfTest:
+    """Every other seed against the rest. Raises `UserError` for fewer than four runs."""
+    seeds = sorted(runs)
+    if len(seeds) < LEAST:
+        raise UserError(
+            f"a self-test needs at least {LEAST} finished runs of one method; there are {len(seeds)}"
+        )
+    halves = tuple(seeds[::2]), tuple(seeds[1::2])
+    logs = Logs(*({seed: runs[seed] for seed in half} for half in halves))
+    return SelfTest(
+        runs[seeds[0]].method, target, halves, gain(logs, axis, crossed(logs, target), confidence)
+    )

@@ -1,0 +1,75 @@
+"""Claims and curves whose answer is known, as files."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tomli_w
+
+from reports.claim import Claim
+
+CLAIM = {
+    "name": "faster",
+    "candidate": "new",
+    "baseline": "old",
+    "metric": "fid",
+    "target": 12.0,
+    "axis": "steps",
+    "factor": 2.0,
+}
+GRID = range(25_000, 400_001, 25_000)
+
+
+def claim(**changes: Any) -> Claim:
+    return Claim(**(CLAIM | changes))
+
+
+def claim_file(
+    folder: Path, file_name: str = "claim.toml", extra: Mapping[str, Any] | None = None, **changes: Any
+) -> Path:
+    file = folder / file_name
+    table = {key: value for key, value in (CLAIM | changes).items() if value is not None}
+    file.write_text(tomli_w.dumps({"claim": table, **(extra or {})}))
+    return file
+
+
+def falling(speed: float) -> Callable[[float], float]:
+    """A straight line in logs: at 12 at step 100k / speed."""
+    return lambda step: 12 * (speed * step / 100_000) ** -0.5
+
+
+def rows(
+    speeds: Mapping[str, float],
+    *,
+    seeds: Iterable[int] = range(5),
+    grid: Iterable[int] = GRID,
+    noise: float = 0.02,
+    costs: Mapping[str, Mapping[str, float]] | None = None,
+    **columns: Any,
+) -> list[dict[str, Any]]:
+    """Lines of a tidy CSV: log-normal noise of the time of each seed, half of it shared by pairs; `costs` are by column and
+    method, of a step."""
+    found = []
+    for seed in seeds:
+        rng = np.random.default_rng([seed, 1])
+        shared = rng.normal()
+        for method, speed in speeds.items():
+            own = falling(speed * math.exp(noise * (shared + rng.normal())))
+            for step in grid:
+                row = {"method": method, "seed": seed, "step": step, "metric": "fid", "value": own(step)}
+                row |= {axis: step * by_method[method] for axis, by_method in (costs or {}).items()}
+                found.append(row | columns)
+    return found
+
+
+def write_csv(file: Path, lines: list[dict[str, Any]]) -> Path:
+    with open(file, "w", newline="") as out:
+        writer = csv.DictWriter(out, list(lines[0]))
+        writer.writeheader()
+        writer.writerows(lines)
+    return file

@@ -1,0 +1,430 @@
+"""`flowrace audit` from files to verdicts: closed forms on all axes, every precondition by name, what is printed."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from harness.record import write_atomic
+from reports.audit import audit as judge
+from reports.audit import family
+from reports.audit_card import as_json, notes
+from reports.audit_commands import audit as command
+from reports.claim import Tuning, claim_hash
+from reports.curves import Costs, fit
+from reports.logs import Log, Logs, read_logs
+from tests.reports.audits import GRID, claim, claim_file, falling, rows, write_csv
+from tests.reports.synthetic import METRIC, power_law, write_run
+
+KEYS = {"verdict", "reasons", "direction", "axes", "n_pairs", "censored", "detectable_factor", "claim_hash"}
+COSTS = {
+    "images": {"old": 256.0, "new": 256.0},
+    "flops": {"old": 1e9, "new": 2e9},
+    "seconds": {"old": 0.1, "new": 0.15},
+    "gpu_seconds": {"old": 0.8, "new": 1.2},
+}
+
+
+def said(*words: str) -> dict:
+    found = CliRunner().invoke(command, [*words, "--json"], catch_exceptions=False)
+    assert found.exit_code == 0, found.output
+    return json.loads(found.stdout)
+
+
+def audited(folder: Path, lines: list, tuning: dict | None = None, **changes) -> dict:
+    asked = claim(**changes)
+    logs = read_logs([str(write_csv(folder / "curves.csv", lines))], asked)
+    return as_json(judge(asked, logs, tuning))
+
+
+def names(found: dict) -> list[str]:
+    return [reason.partition(":")[0] for reason in found["reasons"]]
+
+
+def test_object_of_a_csv_on_all_axes(tmp_path: Path) -> None:
+    """Twice as fast in steps, at twice the FLOPs and 1.5 times the seconds a step."""
+    file = write_csv(tmp_path / "curves.csv", rows({"old": 1.0, "new": 2.2}, costs=COSTS))
+    found = said(str(claim_file(tmp_path)), str(file))
+    assert found.keys() >= KEYS
+    assert (found["verdict"], found["direction"], found["n_pairs"]) == ("supported", "faster", 5)
+    assert found["censored"] == {"old": 0, "new": 0} and found["claim_hash"] == claim_hash(claim())
+    steps = found["axes"]["steps"]["speedup"]
+    for axis, dearer in (("images", 1), ("flops", 2), ("seconds", 1.5), ("gpu_seconds", 1.5)):
+        assert found["axes"][axis]["speedup"] == pytest.approx(steps / dearer, rel=1e-6)
+        assert found["axes"][axis]["low"] < found["axes"][axis]["speedup"] < found["axes"][axis]["high"]
+    on_flops = said(str(claim_file(tmp_path, axis="flops")), str(file))
+    assert on_flops["verdict"] == "refuted" and on_flops["axes"] == found["axes"]
+
+
+def test_interval_is_scipys_of_the_closed_form(tmp_path: Path) -> None:
+    """On straight lines the time to target is known exactly: 100k / speed of the run."""
+    lines = rows({"old": 1.0, "new": 2.0})
+    found = audited(tmp_path, lines)["axes"]["steps"]
+    first = {(row["method"], row["seed"]): row["value"] for row in lines if row["step"] == GRID[0]}
+    times = {key: GRID[0] * (value / 12) ** 2 for key, value in first.items()}
+    base, cand = ([math.log(times[method, seed]) for seed in range(5)] for method in ("old", "new"))
+    reference = stats.ttest_rel(base, cand).confidence_interval(0.95)
+    assert (found["low"], found["high"]) == pytest.approx(
+        (math.exp(reference.low), math.exp(reference.high)), rel=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("speed", "changes", "verdict"),
+    [
+        (2.0, {}, "supported"),
+        (1.5, {}, "refuted"),
+        (1.82, {}, "inconclusive"),
+        (2.0, {"kind": "equal"}, "supported"),
+        (2.6, {"kind": "equal"}, "refuted"),
+        (2.6, {}, "supported"),
+        (2.0, {"confidence": 0.999999}, "inconclusive"),
+    ],
+)
+def test_verdicts(tmp_path: Path, speed: float, changes: dict, verdict: str) -> None:
+    found = audited(tmp_path, rows({"old": 1.0, "new": speed}), **changes)
+    assert found["verdict"] == verdict and names(found) == ["interval"]
+
+
+def test_target_from_the_baseline(tmp_path: Path) -> None:
+    """baseline@100000 of exact curves is 12; on tuning seeds it is theirs, and they are in no pair."""
+    lines = rows({"old": 1.0, "new": 2.0}, noise=0.0)
+    found = audited(tmp_path, lines, target="baseline@100000")
+    assert found["target"] == pytest.approx(12) and found["axes"]["steps"]["speedup"] == pytest.approx(2)
+    assert any("median at step 100000" in note for note in found["notes"])
+    slow = rows({"old": 0.25}, seeds=[100, 101], noise=0.0)
+    apart = audited(
+        tmp_path,
+        lines + slow,
+        target="baseline@100000",
+        tuning={"old": Tuning(trials=2, seeds=(100, 101)), "new": Tuning(trials=2)},
+    )
+    assert apart["target"] == pytest.approx(24) and apart["n_pairs"] == 5
+    beyond = audited(tmp_path, lines, target="baseline@500000")
+    assert beyond["verdict"] == "inconclusive" and names(beyond) == ["target"]
+
+
+def test_censored_baselines_leave_the_high_end_open(tmp_path: Path) -> None:
+    """The baseline is never there; the candidate is at a third of the budget, so the claim of 2x holds all the same."""
+    found = audited(tmp_path, rows({"old": 0.2, "new": 0.75}))
+    assert found["verdict"] == "supported" and found["censored"] == {"old": 5, "new": 0}
+    steps = found["axes"]["steps"]
+    assert steps["high"] is None and 2.8 < steps["low"] < 3.0
+    assert found["reached"]["curves"]["old"] == [[0.0, 0.0]] or found["reached"]["curves"]["old"] == [
+        (0.0, 0.0)
+    ]
+    none = audited(tmp_path, rows({"old": 0.75, "new": 0.2}))
+    assert none["verdict"] == "refuted" and none["axes"]["steps"]["low"] is None
+
+
+PROTOCOL = {"protocol": "heun, 50k"}
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "changes"),
+    [
+        ("pairs", rows({"old": 1.0, "new": 2.0}, seeds=[0, 1]), {}),
+        ("pairs", rows({"old": 1.0, "new": 2.0}, seeds=[0]), {}),
+        ("protocol", rows({"old": 1.0}, protocol="ode, 10k") + rows({"new": 2.0}, protocol="sde, 50k"), {}),
+        ("protocol", rows({"old": 1.0}, protocol="") + rows({"new": 2.0}, protocol="sde, 50k"), {}),
+        ("target", rows({"old": 1.0, "new": 2.0}), {"target": 0.5}),
+        ("target", rows({"old": 1.0, "new": 2.0}), {"target": 500}),
+        ("bracket", rows({"old": 1.0, "new": 2.0}, grid=[10_000, 300_000, 400_000]), {}),
+        ("rising", [row | {"value": 100 / row["value"]} for row in rows({"old": 1.0, "new": 2.0})], {}),
+        ("units", rows({"old": 1.0}) + rows({"new": 2000.0}, grid=[step // 1000 for step in GRID]), {}),
+        (
+            "units",
+            rows({"old": 1.0, "new": 2.0}, costs={"seconds": {"old": 0.1, "new": 0.1 / 3600}}),
+            {},
+        ),
+    ],
+)
+def test_preconditions_by_name(tmp_path: Path, name: str, lines: list, changes: dict) -> None:
+    found = audited(tmp_path, lines, **changes)
+    assert found["verdict"] == "inconclusive" and name in names(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "tuning"),
+    [
+        ("tuning", {"old": Tuning(trials=5), "new": Tuning(trials=50)}),
+        ("tuning", {"new": Tuning(trials=50)}),
+        ("tuning", {"old": Tuning(trials=5, flops=1e15), "new": Tuning(trials=5, flops=2e15)}),
+        ("reused seeds", {"old": Tuning(trials=5), "new": Tuning(trials=5, seeds=(3,))}),
+    ],
+)
+def test_tuning_preconditions(tmp_path: Path, name: str, tuning: dict) -> None:
+    found = audited(tmp_path, rows({"old": 1.0, "new": 2.2}), tuning)
+    assert found["verdict"] == "inconclusive" and names(found) == [name]
+    fair = {"old": Tuning(trials=5), "new": Tuning(trials=5, seeds=(77,))}
+    assert audited(tmp_path, rows({"old": 1.0, "new": 2.2}), fair)["verdict"] == "supported"
+
+
+def test_mixed_protocols_give_no_number(tmp_path: Path) -> None:
+    found = audited(
+        tmp_path, rows({"old": 1.0}, protocol="ode, 10k") + rows({"new": 2.0}, protocol="sde, 50k")
+    )
+    assert found["axes"]["steps"] == {"speedup": None, "low": None, "high": None} and found["n_pairs"] == 5
+    assert "ode, 10k" in found["reasons"][0] and "sde, 50k" in found["reasons"][0]
+
+
+def test_unequal_grids_are_no_obstacle(tmp_path: Path) -> None:
+    found = audited(tmp_path, rows({"old": 1.0}) + rows({"new": 2.2}, grid=range(2000, 400_001, 2000)))
+    assert found["verdict"] == "supported"
+
+
+def test_unpaired_seeds_are_welchs(tmp_path: Path) -> None:
+    found = audited(tmp_path, rows({"old": 1.0}) + rows({"new": 2.2}, seeds=range(10, 16)))
+    assert (found["verdict"], found["paired"], found["n_pairs"]) == ("supported", False, 5)
+
+
+def humped(top: dict[range, float]) -> list[dict]:
+    """The candidate is at the target at step 40k, and from 100k on at these values."""
+    lines = rows({"old": 1.0, "new": 2.5}, noise=0.002)
+    for row in lines:
+        for steps, value in top.items():
+            if row["method"] == "new" and row["step"] in steps:
+                row["value"] = value
+    return lines
+
+
+def test_sustained_crossing_counts_where_curves_get_worse(tmp_path: Path) -> None:
+    """Above the target from 100k to 300k, and below it again behind that."""
+    lines = humped({range(100_000, 300_001): 18.0, range(300_001, 400_001): 9.0})
+    found = audited(tmp_path, lines)
+    assert found["verdict"] == "refuted" and found["axes"]["steps"]["speedup"] < 0.35
+    assert found["first_crossing"]["speedup"] == pytest.approx(2.5, rel=0.01)
+    assert any("get worse again" in note for note in found["notes"])
+
+
+def test_a_target_that_is_passed_and_lost_is_not_reached(tmp_path: Path) -> None:
+    found = audited(tmp_path, humped({range(100_000, 400_001): 18.0}))
+    assert found["verdict"] == "refuted" and found["censored"]["new"] == 5
+    assert any("5 runs passed the target and got worse again" in note for note in found["notes"])
+
+
+def test_a_decline_that_the_fit_pools_is_told(tmp_path: Path) -> None:
+    """Values of 3 outweigh those of 14 behind them, so that the fit stays below 12; the note says where the runs end."""
+    found = audited(tmp_path, humped({range(100_000, 275_000): 3.0, range(275_000, 400_001): 14.0}))
+    assert found["censored"]["new"] == 0
+    assert any("5 runs are above the target again" in note for note in found["notes"])
+
+
+def test_dual_check_agrees_on_shifted_copies_alone(tmp_path: Path) -> None:
+    """Straight lines of one slope are shifted copies; one that falls more slowly is 2x ahead at 12 and behind at the end."""
+    shifted = audited(tmp_path, rows({"old": 1.0, "new": 2.0}))
+    speedup = shifted["axes"]["steps"]["speedup"]
+    assert shifted["dual"]["step"] == 400_000 and shifted["dual"]["speedup"] == pytest.approx(
+        speedup, rel=1e-6
+    )
+    assert shifted["slopes"] == {"old": pytest.approx(-0.5), "new": pytest.approx(-0.5)}
+    assert [row["speedup"] for row in shifted["by_target"]] == [pytest.approx(speedup)] * 7
+    lines = rows({"old": 1.0, "new": 2.0}, noise=0.002)
+    for row in lines:
+        row["value"] = 12 * (row["step"] / 50_000) ** -0.2 if row["method"] == "new" else row["value"]
+    other = audited(tmp_path, lines)
+    assert other["axes"]["steps"]["speedup"] == pytest.approx(2, rel=0.01) and other["dual"]["speedup"] < 1
+    assert any("not shifted copies" in note for note in other["notes"])
+
+
+def test_more_pairs_are_enough_and_not_too_many(tmp_path: Path) -> None:
+    found = audited(tmp_path, rows({"old": 1.0, "new": 2.0}, seeds=range(3), noise=0.06))
+    assert found["verdict"] == "inconclusive" and 1 <= found["more_pairs"] < 40
+    enough = audited(
+        tmp_path, rows({"old": 1.0, "new": 2.0}, seeds=range(3 + 2 * found["more_pairs"]), noise=0.06)
+    )
+    assert enough["verdict"] == "supported" and enough["more_pairs"] == 0
+    open_end = audited(tmp_path, rows({"old": 0.2, "new": 0.44}))
+    assert open_end["verdict"] == "inconclusive" and open_end["more_pairs"] is None
+
+
+def test_family_is_adjusted(tmp_path: Path) -> None:
+    file = write_csv(tmp_path / "curves.csv", rows({"old": 1.0, "new": 2.0}, seeds=range(4)))
+    logs = read_logs([str(file)], claim())
+    factors = [2.0, 2.07, 2.08, 2.09, 1.0]
+    found = family([judge(claim(name=str(factor), factor=factor), logs) for factor in factors])
+    p = [one.p for one in found]
+    reference = [min(1, p_) for p_ in _holm_by_hand(p)]
+    assert [one.adjusted_p for one in found] == pytest.approx(reference)
+    for one in found:
+        assert one.adjusted == (one.verdict if one.adjusted_p <= 0.05 else "inconclusive")
+        assert (one.verdict == "inconclusive") == (one.p > 0.05)
+
+
+def _holm_by_hand(p: list[float]) -> list[float]:
+    return [max(min(1, (len(p) - sum(b < a for b in p)) * a) for a in p if a <= own) for own in p]
+
+
+def run_records(folder: Path, speeds: dict[str, float], seeds: int = 3, **run) -> Path:
+    for seed in range(seeds):
+        for method, speed in speeds.items():
+            own = speed * math.exp(0.01 * ((seed * 7 + ord(method[0])) % 5 - 2))
+            write_run(
+                folder / f"{method}-{seed}",
+                method,
+                seed,
+                metric=lambda s, own=own: falling(own)(100 * s),
+                **run,
+            )
+    return folder
+
+
+CHANGES = {"candidate": "repa", "baseline": "flow", "metric": METRIC}
+
+
+def test_records(tmp_path: Path) -> None:
+    runs = run_records(tmp_path / "runs", {"flow": 1.0, "repa": 2.2})
+    found = said(str(claim_file(tmp_path, **CHANGES)), str(runs))
+    assert found["verdict"] == "supported" and found["axes"]["flops"] == pytest.approx(found["axes"]["steps"])
+    assert found["axes"]["gpu_seconds"]["speedup"] == pytest.approx(found["axes"]["seconds"]["speedup"])
+    assert found["registration"] == "not registered"
+
+
+@pytest.mark.parametrize(
+    ("name", "environment", "axis"),
+    [
+        ("hardware", {"device_name": "another"}, "seconds"),
+        ("aligned", {"evaluation": {"aligned": [METRIC]}}, "steps"),
+        (
+            "protocol",
+            {"evaluation": {"hash": "other", "protocol": {"sampler": "euler", "n_fake": 512}}},
+            "steps",
+        ),
+    ],
+)
+def test_preconditions_of_records(tmp_path: Path, name: str, environment: dict, axis: str) -> None:
+    same = (
+        {"evaluation": {"hash": "one", "protocol": {"sampler": "heun", "n_fake": 512}}}
+        if name == "protocol"
+        else {}
+    )
+    run_records(tmp_path / "runs", {"flow": 1.0}, environment=same, protocol="one")
+    hash_ = "other" if name == "protocol" else "one"
+    run_records(tmp_path / "runs", {"repa": 2.2}, environment=environment, protocol=hash_)
+    found = said(str(claim_file(tmp_path, **CHANGES, axis=axis)), str(tmp_path / "runs"))
+    assert found["verdict"] == "inconclusive" and names(found) == [name]
+    if name == "protocol":
+        assert found["reasons"][0].endswith("evaluations differ in sampler (euler, heun)")
+    if name == "hardware":
+        assert found["axes"]["steps"]["speedup"] and found["axes"]["seconds"]["speedup"] is None
+
+
+def test_arms_one_after_the_other_are_no_race_on_the_clock(tmp_path: Path) -> None:
+    run_records(tmp_path / "runs", {"flow": 1.0}, environment={"started": 1_000_000})
+    run_records(tmp_path / "runs", {"repa": 2.2}, environment={"started": 2_000_000})
+    found = said(str(claim_file(tmp_path, **CHANGES, axis="seconds")), str(tmp_path / "runs"))
+    assert names(found) == ["hardware"] and "interleaved" in found["reasons"][0]
+
+
+def test_runs_that_do_not_count_are_told(tmp_path: Path) -> None:
+    runs = run_records(tmp_path / "runs", {"flow": 1.0, "repa": 2.2}, seeds=4)
+    (runs / "repa-3" / "done").unlink()
+    found = said(str(claim_file(tmp_path, **CHANGES)), str(runs))
+    assert found["n_pairs"] == 3
+    assert any("repa seed 3 is stopped" in note for note in found["notes"])
+    assert any("only one arm has are left out: 3" in note for note in found["notes"])
+
+
+def test_unequal_footing_is_told(tmp_path: Path) -> None:
+    run_records(tmp_path / "runs", {"flow": 1.0})
+    run_records(tmp_path / "runs", {"repa": 2.2}, set_={"train.batch_size": 128})
+    found = said(str(claim_file(tmp_path, **CHANGES)), str(tmp_path / "runs"))
+    assert any("equal footing: train.batch_size (128, 64)" in note for note in found["notes"])
+
+
+def test_tuning_of_a_study_is_read(tmp_path: Path) -> None:
+    runs = run_records(tmp_path / "runs", {"flow": 1.0, "repa": 2.2})
+    write_atomic(runs / "study.toml", b"[tuning.flow]\ntrials = 4\n[tuning.repa]\ntrials = 40\n")
+    found = said(str(claim_file(tmp_path, **CHANGES)), str(runs))
+    assert names(found) == ["tuning"] and "flow 4, repa 40" in found["reasons"][0]
+
+
+def test_card_is_readable_at_80_columns_and_says_the_same(tmp_path: Path) -> None:
+    file = write_csv(tmp_path / "curves.csv", rows({"old": 1.0, "new": 2.2}, costs=COSTS))
+    one = claim_file(tmp_path)
+    found = CliRunner().invoke(
+        command, [str(one), str(claim_file(tmp_path, "b.toml", factor=3.0)), str(file)]
+    )
+    assert found.exit_code == 0 and max(map(len, found.stdout.splitlines())) <= 80
+    assert "SUPPORTED  interval: its low end is at or above what the claim needs (1.82x)" in " ".join(
+        found.stdout.split()
+    ).replace("SUPPORTED ", "SUPPORTED  ")
+    assert "REFUTED" in found.stdout and "p (Holm)" in found.stdout
+
+
+def test_texts_of_users_are_no_markup(tmp_path: Path) -> None:
+    file = write_csv(tmp_path / "curves.csv", rows({"[old]": 1.0, "[/new]": 2.2}))
+    words = [str(claim_file(tmp_path, baseline="[old]", candidate="[/new]", name="[red]x[/red]")), str(file)]
+    found = CliRunner().invoke(command, words, catch_exceptions=False)
+    assert (
+        found.exit_code == 0
+        and "[red]x[/red]" in found.stdout
+        and "than [old]" in " ".join(found.stdout.split())
+    )
+
+
+def test_notes_of_logs_that_tell_little(tmp_path: Path) -> None:
+    asked = claim(axis="seconds")
+    logs = read_logs([str(write_csv(tmp_path / "c.csv", rows({"old": 1.0, "new": 2.2}, costs=COSTS)))], asked)
+    found = notes(judge(asked, logs))
+    assert any("no evaluation protocol" in note for note in found) and any(
+        "no hardware" in note for note in found
+    )
+
+
+def test_needs_no_torch_and_no_mlflow(tmp_path: Path) -> None:
+    file = write_csv(tmp_path / "curves.csv", rows({"old": 1.0, "new": 2.2}))
+    code = (
+        "import sys; from click.testing import CliRunner; from reports.audit_commands import audit\n"
+        f"assert CliRunner().invoke(audit, [{str(claim_file(tmp_path))!r}, {str(file)!r}]).exit_code == 0\n"
+        "assert not {'torch', 'mlflow', 'pandas', 'matplotlib'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent.parent)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    values=st.lists(st.lists(st.floats(1e-3, 1e6), min_size=1, max_size=7), min_size=2, max_size=8),
+    target=st.sampled_from([1e-2, 3.0, 50.0, 1e5, "baseline@3"]),
+    kind=st.sampled_from(["at_least", "equal"]),
+    confidence=st.sampled_from([0.5, 0.95, 0.999]),
+    paired=st.booleans(),
+)
+def test_any_curves_have_an_answer(values, target, kind, confidence, paired) -> None:
+    """Whatever the curves: a verdict with reasons, ends in order, and an object that is JSON."""
+    arms = values[::2], values[1::2]
+    logs = Logs(
+        *(
+            {i + (not paired) * 10 * k: curve_log(rows) for i, rows in enumerate(arm)}
+            for k, arm in enumerate(arms)
+        )
+    )
+    found = as_json(judge(claim(target=target, kind=kind, confidence=confidence), logs))
+    json.dumps(found, allow_nan=False)
+    assert found["verdict"] in ("supported", "refuted", "inconclusive") and found["reasons"]
+    assert found["n_pairs"] >= 3 or found["verdict"] == "inconclusive"
+    steps = found["axes"]["steps"]
+    if steps["low"] is not None and steps["high"] is not None:
+        assert steps["low"] <= steps["speedup"] * (1 + 1e-9) and steps["speedup"] <= steps["high"] * (
+            1 + 1e-9
+        )
+
+
+def curve_log(values: list[float]) -> Log:
+    steps = np.arange(1.0, len(values) + 1)
+    totals = np.array([0.0, *steps])
+    return Log("any", 0, "here", fit(steps, values), Costs(totals, {"steps": totals}))
+
+
+def test_power_law_helper_is_the_one_assumed() -> None:
+    assert power_law(12 * math.sqrt(100_000), 0.5)(40_000) == pytest.approx(falling(1.0)(40_000))

@@ -1,0 +1,129 @@
+"""How often an audit is right, by simulation through its own functions; tolerances are Monte-Carlo errors."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from benchmarks.operating_characteristics import TABLE, coverages, isotonic, table
+from benchmarks.simulated_audits import (
+    TARGET,
+    World,
+    autocorrelated,
+    claim_of,
+    gain_of,
+    gains,
+    heavy,
+    logs_of,
+    metric,
+    simulate,
+    verdicts,
+)
+from reports.audit import audit
+from reports.decision import decide
+from reports.shape import dual
+
+AUDITS = 1500
+PUBLISHED = {  # supported / refuted / inconclusive at n = 3 and n = 5: the project's reference table
+    "truth 2.0x": ((0.78, 0.00, 0.22), (1.00, 0.00, 0.00)),
+    "truth 1.82x (edge: false support)": ((0.023, 0.03, 0.95), (0.023, 0.03, 0.94)),
+    "truth 1.5x": ((0.00, 1.00, 0.00), (0.00, 1.00, 0.00)),
+    "truth 2.0x, eval noise 5%": ((0.23, 0.00, 0.77), (0.49, 0.00, 0.51)),
+    "half of baselines censored, truth 2.0x": ((0.69, 0.00, 0.31), (0.99, 0.00, 0.01)),
+    "half censored, truth 1.82x": ((0.006, 0.01, 0.98), (0.003, 0.005, 0.99)),
+    "all baselines censored at 180k, claim 1.5x, truth 2x": ((1.00, 0.00, 0.00), (1.00, 0.00, 0.00)),
+}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_reference_table(name: str) -> None:
+    """Both sides are shares of 1500 audits: they differ by at most three standard errors of a difference, and rounding."""
+    factor, world = TABLE[name]
+    for n, reference in zip((3, 5), PUBLISHED[name], strict=True):
+        found = verdicts(gains(replace(world, n=n), AUDITS), factor)
+        for share, expected in zip(found.values(), reference, strict=True):
+            error = math.sqrt(2 * max(expected * (1 - expected), 0.002) / AUDITS)
+            assert share == pytest.approx(expected, abs=3 * error + 0.005), (n, found)
+
+
+def test_table_is_made_of_these() -> None:
+    assert list(table(2)) == list(PUBLISHED)
+
+
+@pytest.mark.parametrize(("n", "audits"), [(3, 6000), (5, 5000), (10, 4000)])
+def test_coverage_and_false_support(n: int, audits: int) -> None:
+    """94 to 96 % of intervals hold the truth; at the edge of a claim at most 2.5 % support it (and two standard errors)."""
+    found = coverages(audits, World(), (n,))[f"n={n}"]
+    assert 0.94 <= found["coverage"] <= 0.96
+    assert found["false support"] <= 0.025 + 2 * math.sqrt(0.025 * 0.975 / audits)
+    assert found["bias"] == pytest.approx(1, abs=0.002)
+
+
+@pytest.mark.parametrize(
+    ("shape", "eval_sd"), [(heavy, 0.01), (autocorrelated, 0.01), (autocorrelated, 0.05), (heavy, 0.05)]
+)
+def test_other_evaluation_noise(shape, eval_sd: float) -> None:
+    """Heavy tails and autocorrelation of evaluations cost precision, not coverage."""
+    found = coverages(3000, World(evaluations=shape, eval_sd=eval_sd), (5,))["n=5"]
+    assert 0.935 <= found["coverage"] <= 0.965
+    assert found["false support"] <= 0.025 + 2.5 * math.sqrt(0.025 * 0.975 / 3000)
+
+
+def test_unequal_grids_make_no_difference_of_their_own() -> None:
+    """One curve, evaluated every 25k and every 2k steps: 1.00 -+ 0.01."""
+    means = []
+    for every in (25_000.0, 2_000.0):
+        world = World(n=1, seed_sd=0.0, eval_sd=0.03, every=every)
+        base, _ = simulate(world, 1200)
+        means.append(np.mean([math.log(isotonic(world.grid, row[0])) for row in base]))
+    assert math.exp(means[0] - means[1]) == pytest.approx(1.0, abs=0.01)
+
+
+@pytest.mark.parametrize("steps", [180_000.0, 200_000.0])
+def test_censored_low_ends_keep_their_promise(steps: float) -> None:
+    """The low end of a race cut short lies above the truth in no more than 2.5 % of audits."""
+    found = gains(World(steps=steps, n=5), 1500)
+    assert all(one.censored_baseline <= 5 for one in found)
+    assert np.mean([one.low > 2.0 for one in found]) <= 0.025
+    assert np.mean([math.isinf(one.high) for one in found]) > 0.9
+
+
+def test_censored_candidates_refute_no_true_claim() -> None:
+    """Mirror image: here the arm that is not there in time is the candidate, and the high end is what holds."""
+    found = gains(World(truth=0.5, steps=400_000.0, n=5), 800)
+    assert np.mean([one.high < 0.5 for one in found]) <= 0.025 + 2 * math.sqrt(0.025 * 0.975 / 800)
+    assert np.mean([one.low == 0 for one in found]) > 0.9
+
+
+@pytest.mark.parametrize("world", [World(n=3), World(n=5, eval_sd=0.05)])
+def test_dual_check_raises_few_false_alarms(world: World) -> None:
+    """On shifted copies it is the speed-up (to 2 %), and disagrees in at most 5 % of audits."""
+    base, cand = simulate(world, 200)
+    logs = [logs_of(world.grid, b, c) for b, c in zip(base, cand, strict=True)]
+    found = [dual(one, 0.95) for one in logs]
+    assert np.exp(np.mean([math.log(one.gain.estimate) for one in found])) == pytest.approx(2, rel=0.02)
+    assert np.mean([not one.agrees(gain_of(log)) for one, log in zip(found, logs, strict=True)]) <= 0.05
+
+
+def test_the_fast_path_is_the_audit() -> None:
+    """Simulated gains and verdicts are those of `audit` on the same curves."""
+    world, claim = World(), claim_of(2.0)
+    base, cand = simulate(world, 25)
+    quick = gains(world, 25)
+    for b, c, gain in zip(base, cand, quick, strict=True):
+        whole = audit(claim, logs_of(world.grid, b, c))
+        assert whole.gain == gain and whole.verdict == decide(claim, gain)
+
+
+def test_the_world_is_as_described() -> None:
+    """Noise of 2 % and 1 %, pairs that correlate by 0.7, and a baseline at the target at step 200k."""
+    assert metric(200_000.0) == pytest.approx(TARGET)
+    world = World(truth=1.0, n=1)
+    base, cand = (np.log(arm[:, 0] / metric(world.grid)) for arm in simulate(world, 20_000))
+    assert base.std() == pytest.approx(math.hypot(0.02, 0.01), rel=0.02)
+    assert np.mean(base.mean(axis=1) * cand.mean(axis=1)) == pytest.approx(0.7 * 0.02**2, rel=0.03)
+    for shape in (heavy, autocorrelated):
+        assert shape(np.random.default_rng(0), (200_000, 3)).std() == pytest.approx(1, rel=0.03)

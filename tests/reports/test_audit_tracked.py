@@ -1,0 +1,90 @@
+"""The audit of an MLflow store: what flowrace mirrored there, and what somebody else logged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness.errors import UserError
+from reports.audit import audit
+from reports.logs import read_logs
+from tests.reports.audits import claim, falling
+from tests.reports.synthetic import METRIC, write_run
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A mirrored study `race`, and an experiment `theirs` with runs of another project."""
+    from mlflow import MlflowClient
+
+    from harness.tracking import mirror
+
+    folder = tmp_path_factory.mktemp("store")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    records = []
+    for seed in range(3):
+        for method, speed in (("flow", 1.0 + 0.01 * seed), ("repa", 2.2 + 0.03 * seed)):
+            path = folder / "runs" / f"{method}-{seed}"
+            curve = lambda s, v=speed: falling(v)(100 * s)  # noqa: E731
+            write_run(
+                path,
+                method,
+                seed,
+                metric=curve,
+                grid=range(200, 2001, 200),
+                environment={"started": 1_000_000},
+            )
+            records.append(path)
+    from harness.record import Record
+
+    mirror([Record(path) for path in records], uri=uri, study="race", complete=True)
+    client = MlflowClient(tracking_uri=uri)
+    theirs = client.create_experiment("theirs")
+    for seed in range(3):
+        for method, speed in (("old", 1.0), ("new", 2.2 + 0.05 * seed)):
+            run = client.create_run(theirs).info.run_id
+            client.log_param(run, "method", method)
+            client.log_param(run, "seed", seed)
+            client.log_param(run, "protocol", "sde" if method == "new" else "ode")
+            for step in range(20_000, 400_001, 20_000):
+                client.log_metric(run, "fid", falling(speed)(step), step=step)
+            client.set_terminated(run)
+    return folder
+
+
+def test_a_mirrored_study_is_audited_as_its_records(store: Path) -> None:
+    asked = claim(candidate="repa", baseline="flow", metric=METRIC, axis="flops")
+    tracked = audit(asked, read_logs([f"sqlite:///{store}/mlflow.db#race"], asked))
+    recorded = audit(asked, read_logs([str(store / "runs")], asked))
+    assert tracked.verdict == recorded.verdict == "supported"
+    for axis in ("steps", "images", "flops", "seconds"):
+        assert tracked.gains[axis].estimate == pytest.approx(recorded.gains[axis].estimate, rel=1e-9)
+        assert tracked.gains[axis].low == pytest.approx(recorded.gains[axis].low, rel=1e-9)
+    assert tracked.logs.baseline[0].started == recorded.logs.baseline[0].started
+
+
+def test_runs_of_others_are_audited(store: Path) -> None:
+    asked = claim()
+    found = audit(asked, read_logs([f"sqlite:///{store}/mlflow.db"], asked))
+    assert found.verdict == "inconclusive" and found.reasons[0].name == "protocol"
+    assert found.reasons[0].text == "evaluations differ in protocol (ode, sde)"
+
+
+@pytest.mark.parametrize(
+    ("fragment", "changes", "message"),
+    [
+        ("#rase", {}, "unknown experiment 'rase'.*Did you mean 'race'"),
+        ("#race", {}, "unknown method in .*: 'old'"),
+        ("", {"metric": "fdd"}, "no finished run of old or new in .* has the metric 'fdd'"),
+    ],
+)
+def test_what_is_not_in_the_store(store: Path, fragment: str, changes: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_logs([f"sqlite:///{store}/mlflow.db{fragment}"], claim(**changes))
+
+
+def test_a_file_that_is_no_store(tmp_path: Path) -> None:
+    (tmp_path / "x.db").write_text("hello, this is no database at all" * 20)
+    with pytest.raises(UserError, match="cannot read"):
+        read_logs([f"sqlite:///{tmp_path}/x.db"], claim())
