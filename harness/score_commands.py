@@ -78,7 +78,9 @@ def evaluate(path: str, step: int | None, overrides: tuple[str, ...], as_json: b
         if step is not None:
             raise UserError(f"--step {step}: {path} is no run directory")
         if scoring["against"] is None and scoring["save_stats"] is None and not Path(path).exists():
-            raise UserError(f"no such run directory: {path}; samples need a reference, name one with --against")
+            raise UserError(
+                f"no such run directory: {path}; samples need a reference, name one with --against"
+            )
         return _evaluate_samples(path, overrides, as_json, **scoring)
     given = [name for name in ("against", "extractor", "weights", "frames", "save_stats") if scoring[name]]
     if given or scoring["metrics"] != "fd":

@@ -19,8 +19,8 @@ from harness.draws import Streams
 from harness.errors import UserError
 from harness.record import Record
 from harness.run import load_ema
-from harness.samples import draw_samples, sample_labels
 from harness.sample_command import sample as command
+from harness.samples import draw_samples, sample_labels
 from tests.runs import tiny, trained
 
 CPU = torch.device("cpu")

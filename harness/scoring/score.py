@@ -152,7 +152,12 @@ def _extractor(asked: Request, trained_on: Source) -> Any:
             raise UserError("extractor 'local' is trained on a reference of raw images, which is not there")
         pixels, labels, classes = trained_on.labelled()
         given = {"images": pixels, "labels": labels, "classes": classes}
-    where = {"weights": asked.weights, "download": asked.download, "cache": cache_dir("extractors"), "device": asked.device}
+    where = {
+        "weights": asked.weights,
+        "download": asked.download,
+        "cache": cache_dir("extractors"),
+        "device": asked.device,
+    }
     return load_extractor(asked.extractor, **where, **given)
 
 
