@@ -16,7 +16,7 @@ import numpy as np
 from reports.claim import Claim
 from reports.curves import Costs, crossing, fit
 from reports.decision import decide
-from reports.logs import Log, Logs
+from reports.log import Log, Logs
 from reports.shape import gain
 from reports.speedup import Speedup
 

@@ -18,7 +18,7 @@ from harness.errors import UserError
 from reports.claim import Claim, Tuning
 from reports.curves import AXES, Crossing, crossing, first_crossing, value_at
 from reports.decision import Verdict, decide, holm, p_values
-from reports.logs import Log, Logs
+from reports.log import Log, Logs
 from reports.power import detectable, pairs_needed
 from reports.preconditions import CLOCK, Reason, comparable, hardware, reached
 from reports.register import Standing

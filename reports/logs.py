@@ -2,67 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from harness.errors import UserError
 from harness.record import Record, find_records
 from reports import study as studies
 from reports.arms import Arm, arms_of, find_arm, flatten
 from reports.claim import Claim
-from reports.curves import Costs, Curve, costs_of, curve_of
+from reports.curves import costs_of, curve_of
+from reports.log import FREE, Arms, Log, Logs, Progress, by_seed
 from reports.race import hardware
+from reports.tidy import read_tidy
+from reports.tracked import read_tracked
 
 SCHEMES = ("sqlite://", "http://", "https://")
-FREE = ("every", "batch_size", "grid", "replicates", "weights")
-"""Fields of `eval` that do not change what a value means."""
-Progress = Callable[[Sequence[Any]], Iterable[Any]]
-
-
-@dataclass(frozen=True)
-class Log:
-    """One finished run of an arm: its curve, what it cost, and what tells whether it may be compared."""
-
-    method: str
-    seed: int
-    source: str
-    """Where it was read, for messages."""
-    curve: Curve
-    costs: Costs
-    """On the axes that were logged."""
-    protocols: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Of its evaluations: name or hash -> fields; empty where none is told, `""` for points that tell none."""
-    machines: tuple[str, ...] = ()
-    """What it ran on; empty where it is not told."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """Of training, the method's own left out: equal on an equal footing."""
-    started: float | None = None
-    ended: float | None = None
-    """Milliseconds since 1970."""
-    aligned: bool = False
-    """Whether it was trained towards the very network of the metric."""
-
-
-@dataclass(frozen=True)
-class Logs:
-    """Both arms of a comparison, by seed."""
-
-    baseline: Mapping[int, Log]
-    candidate: Mapping[int, Log]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def all(self) -> list[Log]:
-        return [*self.baseline.values(), *self.candidate.values()]
-
-
-class Arms(NamedTuple):
-    """The finished runs of some methods, by method and seed, and what the reader must know of those that do not count."""
-
-    runs: dict[str, dict[int, Log]]
-    notes: tuple[str, ...] = ()
 
 
 def read_logs(sources: Sequence[str], claim: Claim, progress: Progress = iter) -> Logs:
@@ -76,9 +31,6 @@ def read_arms(sources: Sequence[str], names: Sequence[str], metric: str, progres
 
     Raises `UserError` for a source that cannot be read, a method or a metric that is not in it, and a seed told twice.
     """
-    from reports.tidy import read_tidy
-    from reports.tracked import read_tracked
-
     stores = [source for source in sources if source.startswith(SCHEMES)]
     files = [source for source in sources if source not in stores and Path(source).is_file()]
     folders = [Path(source) for source in sources if source not in stores and source not in files]
@@ -93,19 +45,6 @@ def read_arms(sources: Sequence[str], names: Sequence[str], metric: str, progres
     found += [read_records(folders, names, metric, progress)] if folders else []
     runs = {name: by_seed(log for part in found for log in part.runs[name].values()) for name in names}
     return Arms(runs, tuple(note for part in found for note in part.notes))
-
-
-def by_seed(logs: Iterable[Log]) -> dict[int, Log]:
-    """Raises `UserError` for a seed that is told twice."""
-    found: dict[int, Log] = {}
-    for log in logs:
-        if log.seed in found:
-            raise UserError(
-                f"two runs of {log.method} with seed {log.seed}: {found[log.seed].source} and {log.source}; only one can "
-                "count"
-            )
-        found[log.seed] = log
-    return dict(sorted(found.items()))
 
 
 def read_records(

@@ -10,7 +10,7 @@ import numpy as np
 
 from harness.errors import UserError
 from reports.curves import crossing
-from reports.logs import Log
+from reports.log import Log
 from reports.power import Spread, detectable_with, pairs_needed, spread_of
 
 SEEDS = range(2, 21)

@@ -25,7 +25,7 @@ import numpy as np
 
 from reports.claim import Claim, Tuning
 from reports.curves import Crossing
-from reports.logs import Log, Logs
+from reports.log import Log, Logs
 
 WIDEST_BRACKET = 2.0
 CLOCK = ("seconds", "gpu_seconds")

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from harness.errors import UserError
 from reports.claim import Claim, claim_hash
-from reports.logs import Log
+from reports.log import Log
 
 NAME = "register.jsonl"
 Standing = Literal[

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from harness.errors import UserError
 from reports.audit import crossed
-from reports.logs import Log, Logs
+from reports.log import Log, Logs
 from reports.shape import gain
 from reports.speedup import Speedup
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from reports.curves import Crossing, Curve, crossing, slope_at, value_at
-from reports.logs import Log, Logs
+from reports.log import Log, Logs
 from reports.speedup import Speedup, Time, speedup
 
 TARGETS = 7

@@ -19,7 +19,7 @@ import numpy as np
 
 from harness.errors import UserError, unknown
 from reports.curves import AXES, Costs, fit
-from reports.logs import Arms, Log
+from reports.log import Arms, Log
 
 COLUMNS = ("method", "seed", "step", "metric", "value")
 COSTS = AXES[1:]

@@ -20,7 +20,7 @@ import numpy as np
 from harness.errors import UserError, unknown
 from harness.record import TRAINING_PHASES
 from reports.curves import Costs, fit
-from reports.logs import FREE, Arms, Log, Progress, by_seed
+from reports.log import FREE, Arms, Log, Progress, by_seed
 
 SQLITE = "sqlite:///"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")

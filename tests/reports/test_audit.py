@@ -22,7 +22,8 @@ from reports.audit_card import as_json, notes
 from reports.audit_commands import audit as command
 from reports.claim import Tuning, claim_hash
 from reports.curves import Costs, fit
-from reports.logs import Log, Logs, read_logs
+from reports.log import Log, Logs
+from reports.logs import read_logs
 from tests.reports.audits import GRID, claim, claim_file, falling, rows, write_csv
 from tests.reports.synthetic import METRIC, power_law, write_run
 
