@@ -99,8 +99,8 @@ def prune(folder: Path, keep: int) -> None:
     """Delete all but the newest `keep`, and whatever a killed write left under a temporary name."""
     for path in checkpoints(folder)[:-keep]:
         path.unlink()
-    for path in folder.glob(".*.tmp"):
-        path.unlink()
+    for path in (*folder.glob(".*.tmp"), *folder.glob(".tmp*")):  # ours, and what safetensors calls its own
+        path.unlink(missing_ok=True)
 
 
 def _remedy(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -40,9 +41,7 @@ def mirror(directories: tuple[Path, ...], uri: str | None, as_json: bool) -> Non
     for record in records:
         folders[record.path.parent].append(record)
     told = []
-    with click.progressbar(
-        sorted(folders.items()), label="mirroring", file=click.get_text_stream("stderr")
-    ) as bar:
+    with click.progressbar(sorted(folders.items()), label="mirroring", file=sys.stderr) as bar:
         for folder, found in bar:
             file = folder / STUDY
             study = str(read_toml(file).get("name", folder.name)) if file.is_file() else None

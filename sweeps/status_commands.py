@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def _print_status(found: dict[str, Any]) -> None:
         table.add_column(column, justify="right" if column == "step" else "left", no_wrap=True)
     for run in found["runs"]:
         table.add_row(*map(Text, (run["id"] or "", run["label"], run["status"], str(run["step"]))))
-    Console(width=None if click.get_text_stream("stdout").isatty() else 160).print(table)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
     for run in found["runs"]:
         if "reason" in run:
             click.echo(f"{run['label']} {run['status']}: {run['reason']}")

@@ -100,3 +100,12 @@ def test_equal_states_are_equal_bytes(tmp_path: Path) -> None:
     for number in range(3):
         subprocess.run([sys.executable, "-c", code, tmp_path / str(number)], check=True)
     assert len({(tmp_path / str(number)).read_bytes() for number in range(3)}) == 1
+
+
+@pytest.mark.parametrize("name", [".step-00000002.safetensors.tmp", ".tmpkojG9c"])
+def test_what_a_killed_write_left_goes_with_the_next_checkpoint(tmp_path: Path, name: str) -> None:
+    """Ours, and the temporary file that safetensors writes of its own accord."""
+    (tmp_path / name).write_bytes(b"half")
+    save(path_of(tmp_path, 3), TENSORS, {})
+    prune(tmp_path, keep=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003.safetensors"]
