@@ -35,8 +35,8 @@ from benchmarks.simulated_audits import (
     skewed,
     verdicts,
 )
+from reports.audit.power import detectable_with
 from reports.curves import Curve, crossing, fit
-from reports.power import detectable_with
 
 RESULTS = Path(__file__).parent / "results" / "operating_characteristics.json"
 

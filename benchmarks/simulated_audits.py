@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reports.claim import Claim
+from reports.audit.claim import Claim
+from reports.audit.decision import decide
+from reports.audit.log import Log, Logs
+from reports.audit.shape import gain
 from reports.curves import Costs, crossing, fit
-from reports.decision import decide
-from reports.log import Log, Logs
-from reports.shape import gain
 from reports.speedup import Speedup
 
 SEED = 20240607

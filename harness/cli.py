@@ -22,13 +22,16 @@ COMMANDS = {  # name -> (module:function, one line of help); a package brings it
     "retry": ("sweeps.status_commands:retry", "Run again what failed in a study."),
     "study": ("sweeps.status_commands:study", "What two studies differ in."),
     "report": ("reports.commands:report", "One HTML page and a CSV from run directories."),
-    "figures": ("reports.figures_command:figures", "The pictures of a report as PDF or SVG, for a paper."),
+    "figures": (
+        "reports.pages.figures_command:figures",
+        "The pictures of a report as PDF or SVG, for a paper.",
+    ),
     "claims": (
-        "reports.claims_commands:claims",
+        "reports.desk.commands:claims",
         "What papers claim, with sources; `claims check` finds what disagrees.",
     ),
     "audit": (
-        "reports.audit_commands:audit",
+        "reports.audit.commands:audit",
         "What a claimed speed-up is worth: supported, refuted or inconclusive.",
     ),
     "mirror": ("harness.mirror_command:mirror", "Make an MLflow store again from records."),

@@ -39,8 +39,8 @@ def report(
 
     One self-contained HTML file that opens offline, and its numbers as CSV. Needs no torch.
     """
-    from reports.page import write_report
-    from reports.tables import to_json
+    from reports.pages.page import write_report
+    from reports.pages.tables import to_json
 
     done = write_report(list(directories), output, metric=metric, target=target, baseline=baseline)
     if as_json:

@@ -192,7 +192,7 @@ def _with_threads(cell: Cell, threads: int) -> Cell:
 
 def _report(directory: Path, *, quiet: bool) -> str:
     """Write the report; say its verdict, what must be said beside it, and as the last line where it lies."""
-    from reports.page import write_report
+    from reports.pages.page import write_report
 
     path = directory / "report.html"
     report = write_report([directory], path)

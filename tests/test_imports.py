@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "reports": {"reports", "harness.record", "harness.spec", "harness.errors"},
     "sweeps": {"sweeps", "harness"},
 }
-BY_NAME = {("sweeps/commands.py", "reports.page")}
+BY_NAME = {("sweeps/commands.py", "reports.pages.page")}
 """A sweep ends with its report."""
 
 

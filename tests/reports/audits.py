@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tomli_w
 
-from reports.claim import Claim
+from reports.audit.claim import Claim
 
 CLAIM = {
     "name": "faster",

@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from harness.record import write_atomic
-from reports.audit import audit as judge
-from reports.audit import family
-from reports.audit_card import as_json, notes
-from reports.audit_commands import audit as command
-from reports.claim import Tuning, claim_hash
+from reports.audit.audit import audit as judge
+from reports.audit.audit import family
+from reports.audit.card import as_json, notes
+from reports.audit.claim import Tuning, claim_hash
+from reports.audit.commands import audit as command
+from reports.audit.log import Log, Logs
+from reports.audit.logs import read_logs
 from reports.curves import Costs, fit
-from reports.log import Log, Logs
-from reports.logs import read_logs
 from tests.reports.audits import GRID, claim, claim_file, falling, rows, write_csv
 from tests.reports.synthetic import METRIC, power_law, write_run
 
@@ -386,7 +386,7 @@ def test_notes_of_logs_that_tell_little(tmp_path: Path) -> None:
 def test_needs_no_torch_and_no_mlflow(tmp_path: Path) -> None:
     file = write_csv(tmp_path / "curves.csv", rows({"old": 1.0, "new": 2.2}))
     code = (
-        "import sys; from click.testing import CliRunner; from reports.audit_commands import audit\n"
+        "import sys; from click.testing import CliRunner; from reports.audit.commands import audit\n"
         f"assert CliRunner().invoke(audit, [{str(claim_file(tmp_path))!r}, {str(file)!r}]).exit_code == 0\n"
         "assert not {'torch', 'mlflow', 'pandas', 'matplotlib'} & sys.modules.keys()"
     )

@@ -22,9 +22,9 @@ from benchmarks.simulated_audits import (
     simulate,
     verdicts,
 )
-from reports.audit import audit
-from reports.decision import decide
-from reports.shape import dual
+from reports.audit.audit import audit
+from reports.audit.decision import decide
+from reports.audit.shape import dual
 
 AUDITS = 1500
 PUBLISHED = {  # supported / refuted / inconclusive at n = 3 and n = 5: the project's reference table

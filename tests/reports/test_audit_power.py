@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from harness.errors import UserError
-from reports.audit_commands import audit as command
-from reports.decision import decide, holm, p_values
-from reports.pilot import pilot
-from reports.power import detectable_with, pairs_needed, spread_of
+from reports.audit.commands import audit as command
+from reports.audit.decision import decide, holm, p_values
+from reports.audit.pilot import pilot
+from reports.audit.power import detectable_with, pairs_needed, spread_of
+from reports.audit.survival import kaplan_meier, mean_until
+from reports.audit.tidy import read_tidy
 from reports.speedup import Time, speedup
-from reports.survival import kaplan_meier, mean_until
-from reports.tidy import read_tidy
 from tests.reports.audits import claim, rows, write_csv
 
 
@@ -209,7 +209,7 @@ def test_selftest_command(tmp_path: Path) -> None:
 
 def test_a_method_against_itself_contains_1_in_95_percent() -> None:
     from benchmarks.simulated_audits import TARGET, World, logs_of, simulate
-    from reports.selftest import selftest
+    from reports.audit.selftest import selftest
 
     world = World(n=6, truth=1.0)
     base, _ = simulate(world, 1000)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UserError
-from reports.audit import audit
-from reports.logs import read_logs
+from reports.audit.audit import audit
+from reports.audit.logs import read_logs
 from tests.reports.audits import claim, falling
 from tests.reports.synthetic import METRIC, write_run
 

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reports.charts import (
+from reports.pages.charts import (
     LEAST,
     allowance,
     as_json,
@@ -28,8 +28,8 @@ from reports.charts import (
     targets,
     thin,
 )
-from reports.figures import AXIS_NAMES
-from reports.page import LIBRARY, write_report
+from reports.pages.figures import AXIS_NAMES
+from reports.pages.page import LIBRARY, write_report
 from reports.race import read_race
 from tests.reports.synthetic import power_law, write_race, write_run
 

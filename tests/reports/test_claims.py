@@ -11,7 +11,7 @@ import pytest
 
 from harness import registry
 from harness.errors import UserError
-from reports.claims import load_desk, published_curves, select
+from reports.desk.desk import load_desk, published_curves, select
 from tests.conftest import ROOT, beside
 
 GOOD = """

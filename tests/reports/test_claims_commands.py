@@ -14,9 +14,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from harness.errors import UserError
-from reports.claims import load_desk
-from reports.claims_check import RULES
-from reports.claims_commands import claims
+from reports.desk.check import RULES
+from reports.desk.commands import claims
+from reports.desk.desk import load_desk
 from tests.conftest import ROOT
 
 OWN = """

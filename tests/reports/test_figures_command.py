@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from harness.errors import UserError
-from reports.figures_command import figures
+from reports.pages.figures_command import figures
 from tests.reports.synthetic import write_race
 
 

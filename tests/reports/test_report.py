@@ -19,10 +19,10 @@ from PIL import Image
 
 from harness.errors import UserError
 from reports.commands import report as command
-from reports.page import write_report
-from reports.samples import samples_of, spread
-from reports.strips import log_ticks
-from reports.tables import quantity
+from reports.pages.page import write_report
+from reports.pages.samples import samples_of, spread
+from reports.pages.strips import log_ticks
+from reports.pages.tables import quantity
 from tests.reports.synthetic import write_picture, write_race, write_run
 
 VOID = {"meta", "img", "input", "br", "link", "hr"}
@@ -129,7 +129,7 @@ def test_the_same_records_give_the_same_bytes(race: Path, tmp_path: Path) -> Non
     write_report([race], output, target=25)
     first = [file.read_bytes() for file in files]
     code = (
-        "from pathlib import Path; from reports.page import write_report; "
+        "from pathlib import Path; from reports.pages.page import write_report; "
         f"write_report([Path({str(race)!r})], Path({str(output)!r}), target=25)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONHASHSEED": "7", "PATH": ""})

@@ -177,14 +177,14 @@ def test_the_report_is_written_last_and_its_path_is_the_last_line(
         asked.append((directories, output))
         return types.SimpleNamespace(headline="repa was first.", caveats=("Only just.",))
 
-    monkeypatch.setitem(sys.modules, "reports.page", types.SimpleNamespace(write_report=write_report))
+    monkeypatch.setitem(sys.modules, "reports.pages.page", types.SimpleNamespace(write_report=write_report))
     result = run(study, report=True)
     assert result.stdout.splitlines()[-3:] == ["repa was first.", "- Only just.", "runs/tiny/report.html"]
     assert asked == [([Path("runs/tiny")], Path("runs/tiny/report.html"))]
 
 
 def test_without_a_run_that_is_done_there_is_no_report(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "reports.page", None)  # importing it fails
+    monkeypatch.setitem(sys.modules, "reports.pages.page", None)  # importing it fails
     monkeypatch.setattr("sweeps.race.run_command", lambda spec, directory: (sys.executable, "-c", "1 / 0"))
     result = run(study, report=True)
     assert result.exit_code == 1 and result.stdout.count("failed: ZeroDivisionError: division by zero") == 4

@@ -11,14 +11,14 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from reports.audit import Audit
-from reports.claim import claim_hash
+from reports.audit.audit import Audit
+from reports.audit.claim import claim_hash
+from reports.audit.preconditions import CLOCK, hardware
+from reports.audit.preconditions import differing as differing_fields
+from reports.audit.shape import ends_above, horizon
+from reports.audit.survival import kaplan_meier, mean_until
 from reports.curves import AXES
-from reports.preconditions import CLOCK, hardware
-from reports.preconditions import differing as differing_fields
-from reports.shape import ends_above, horizon
 from reports.speedup import Speedup
-from reports.survival import kaplan_meier, mean_until
 from reports.verdict import FEWER, factor, interval
 
 COLOURS = {"supported": "green", "refuted": "red", "inconclusive": "yellow"}

@@ -10,12 +10,12 @@ from harness.errors import UserError
 from harness.record import Record, find_records
 from reports import study as studies
 from reports.arms import Arm, arms_of, find_arm, flatten
-from reports.claim import Claim
+from reports.audit.claim import Claim
+from reports.audit.log import FREE, Arms, Log, Logs, Progress, by_seed
+from reports.audit.tidy import read_tidy
+from reports.audit.tracked import read_tracked
 from reports.curves import costs_of, curve_of
-from reports.log import FREE, Arms, Log, Logs, Progress, by_seed
 from reports.race import hardware
-from reports.tidy import read_tidy
-from reports.tracked import read_tracked
 
 SCHEMES = ("sqlite://", "http://", "https://")
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import combinations, permutations
 from typing import Literal, TypeVar
 
-from reports.claims_compare import (
+from reports.desk.compare import (
     EDGE,
     amount,
     apart,
@@ -29,7 +29,7 @@ from reports.claims_compare import (
     shown,
     sources,
 )
-from reports.claims_entries import Desk, Number, Ratio, Spread
+from reports.desk.entries import Desk, Number, Ratio, Spread
 
 T = TypeVar("T")
 Severity = Literal["contradiction", "warning", "note", "holds"]

@@ -11,8 +11,8 @@ from matplotlib.axis import Axis
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from reports.curves import Censored
+from reports.pages.svg import ARMS, MUTED, PAPER
 from reports.speedup import Time
-from reports.svg import ARMS, MUTED, PAPER
 
 ROW = 0.36
 """Height of a row, inches."""

@@ -18,8 +18,8 @@ from typing import NamedTuple
 import numpy as np
 
 from harness.errors import UserError, unknown
+from reports.audit.log import Arms, Log
 from reports.curves import AXES, Costs, fit
-from reports.log import Arms, Log
 
 COLUMNS = ("method", "seed", "step", "metric", "value")
 COSTS = AXES[1:]

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from harness.errors import UserError
-from reports.audit import crossed
-from reports.log import Log, Logs
-from reports.shape import gain
+from reports.audit.audit import crossed
+from reports.audit.log import Log, Logs
+from reports.audit.shape import gain
 from reports.speedup import Speedup
 
 LEAST = 4

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from reports.audit.log import Log, Logs
 from reports.curves import Crossing, Curve, crossing, slope_at, value_at
-from reports.log import Log, Logs
 from reports.speedup import Speedup, Time, speedup
 
 TARGETS = 7

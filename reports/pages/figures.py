@@ -10,13 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from harness.record import TRAINING_PHASES
-from reports import charts
-from reports.charts import allowance, gains_by_target, mean_band, spent, thin
+from reports.pages import charts
+from reports.pages.charts import allowance, gains_by_target, mean_band, spent, thin
+from reports.pages.strips import ROW, Row, draw_dot, draw_strip, set_log_ticks
+from reports.pages.svg import ARMS, DASHES, INK, MUTED, PAPER, Picture, style
+from reports.pages.tables import digits, quantity, said_gain, unit_of
 from reports.race import Race, Run
 from reports.speedup import Speedup, Time
-from reports.strips import ROW, Row, draw_dot, draw_strip, set_log_ticks
-from reports.svg import ARMS, DASHES, INK, MUTED, PAPER, Picture, style
-from reports.tables import digits, quantity, said_gain, unit_of
 from reports.verdict import goal
 
 WIDE, NARROW = 7.6, 3.9

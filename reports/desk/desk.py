@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from harness.errors import UserError
-from reports.claims_entries import Comparison, Desk, Entry, Head, Number, Printed, Ratio, Spread
+from reports.desk.entries import Comparison, Desk, Entry, Head, Number, Printed, Ratio, Spread
 
 M = TypeVar("M", bound=BaseModel)
 _KINDS = (Number, Ratio, Spread, Comparison)

@@ -60,13 +60,13 @@ def claim(words: tuple[str, ...], file: Path | None, as_json: bool) -> None:
     gpu_seconds, protocol), or an MLflow store (sqlite:///mlflow.db, or http on this machine; #NAME for one experiment).
     Several claims are one family: their verdicts are shown raw and adjusted (Holm). Exit code 0 whatever the verdict.
     """
-    from reports.audit import audit as judge
-    from reports.audit import family
-    from reports.audit_card import as_json as told
-    from reports.audit_card import print_cards
-    from reports.claim import read_claims, read_tuning
-    from reports.logs import read_logs
-    from reports.register import NAME, read_register, standing
+    from reports.audit.audit import audit as judge
+    from reports.audit.audit import family
+    from reports.audit.card import as_json as told
+    from reports.audit.card import print_cards
+    from reports.audit.claim import read_claims, read_tuning
+    from reports.audit.logs import read_logs
+    from reports.audit.register import NAME, read_register, standing
 
     files, sources = _split(words)
     tuning = read_tuning(_tables(files, sources))
@@ -93,9 +93,9 @@ def register(claims: tuple[Path, ...], file: Path | None, as_json: bool) -> None
 
     Commit that file, or send the hash to somebody: a register that never left its author proves nothing.
     """
-    from reports.claim import read_claims
-    from reports.register import NAME
-    from reports.register import register as append
+    from reports.audit.claim import read_claims
+    from reports.audit.register import NAME
+    from reports.audit.register import register as append
 
     found = [one for source in claims for one in append(file or source.with_name(NAME), read_claims(source))]
     if as_json:
@@ -127,7 +127,7 @@ def selftest(
 
     The interval must contain 1; its half width is what two arms of so many seeds must differ by to be told apart.
     """
-    from reports.selftest import selftest as test
+    from reports.audit.selftest import selftest as test
     from reports.verdict import factor, interval
 
     name, arms, value = _runs(sources, [method], metric, target)
@@ -184,7 +184,7 @@ def power(
     as_json: bool,
 ) -> None:
     """What 2 to 20 seeds can tell with 80 % power, from pilot runs, before any GPU-hour is spent."""
-    from reports.pilot import pilot, seeds_for
+    from reports.audit.pilot import pilot, seeds_for
 
     _, arms, value = _runs(sources, [method, *([candidate] if candidate else [])], metric, target)
     found = pilot(arms, axis, value, confidence)
@@ -260,8 +260,8 @@ def _runs(
 ) -> tuple[str, dict[str, Any], float]:
     """The first method's name, the runs of all of them, and the target; what is not given comes from the study."""
     from harness.errors import UserError
+    from reports.audit.logs import read_arms
     from reports.curves import reachable
-    from reports.logs import read_arms
     from reports.study import read_study
 
     study = read_study([Path(source) for source in sources])

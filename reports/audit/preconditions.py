@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from reports.claim import Claim, Tuning
+from reports.audit.claim import Claim, Tuning
+from reports.audit.log import Log, Logs
 from reports.curves import Crossing
-from reports.log import Log, Logs
 
 WIDEST_BRACKET = 2.0
 CLOCK = ("seconds", "gpu_seconds")

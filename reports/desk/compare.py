@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from reports.claims_entries import UNSTATED, Number
+from reports.desk.entries import UNSTATED, Number
 
 EDGE = 1e-9
 """Of a printed unit: 0.05 is not above 0.05 because of binary fractions."""

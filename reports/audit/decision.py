@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from scipy.special import stdtr
 
-from reports.claim import Claim
+from reports.audit.claim import Claim
 from reports.speedup import Speedup
 
 Verdict = Literal["supported", "refuted", "inconclusive"]

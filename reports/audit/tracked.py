@@ -19,8 +19,8 @@ import numpy as np
 
 from harness.errors import UserError, unknown
 from harness.record import TRAINING_PHASES
+from reports.audit.log import FREE, Arms, Log, Progress, by_seed
 from reports.curves import Costs, fit
-from reports.log import FREE, Arms, Log, Progress, by_seed
 
 SQLITE = "sqlite:///"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from reports.pages.svg import Picture
     from reports.race import Race
-    from reports.svg import Picture
 
 WIDTHS = {"paper": 3.3, "page": 7.6}
 """Inches: a column of a paper, a whole page."""
@@ -69,8 +69,8 @@ def figures(
 
 def pictures(race: Race, width: float) -> list[Picture]:
     """Every picture that this race has, on every axis, `width` inches wide."""
-    from reports import charts
-    from reports import figures as drawn
+    from reports.pages import charts
+    from reports.pages import figures as drawn
 
     curves = any(run.curve is not None for run in race.runs)
     found = [drawn.convergence(race, axis, width) for axis in race.axes if curves]
@@ -88,7 +88,7 @@ def save(picture: Picture, folder: Path, kind: str) -> Path:
 
     from harness.errors import UserError
     from harness.record import write_atomic
-    from reports.svg import style
+    from reports.pages.svg import style
 
     content, undated = io.BytesIO(), {"CreationDate": None} if kind == "pdf" else {"Date": None}
     with style(), mpl.rc_context({"pdf.fonttype": 42}):

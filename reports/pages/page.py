@@ -16,10 +16,10 @@ from markupsafe import Markup
 
 from harness.errors import UserError
 from harness.record import Record, write_atomic
-from reports import charts, figures, svg, tables
 from reports.arms import differences
+from reports.pages import charts, figures, svg, tables
+from reports.pages.samples import samples_of
 from reports.race import Race, hardware, protocols, read_race
-from reports.samples import samples_of
 from reports.verdict import caveats, goal, sentence
 
 MARK = '<meta name="generator" content="flowrace'

@@ -15,14 +15,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from harness.errors import UserError
-from reports.claim import Claim, Tuning
+from reports.audit.claim import Claim, Tuning
+from reports.audit.decision import Verdict, decide, holm, p_values
+from reports.audit.log import Log, Logs
+from reports.audit.power import detectable, pairs_needed
+from reports.audit.preconditions import CLOCK, Reason, comparable, hardware, reached
+from reports.audit.register import Standing
+from reports.audit.shape import Dual, by_target, dual, gain, horizon, slopes
 from reports.curves import AXES, Crossing, crossing, first_crossing, value_at
-from reports.decision import Verdict, decide, holm, p_values
-from reports.log import Log, Logs
-from reports.power import detectable, pairs_needed
-from reports.preconditions import CLOCK, Reason, comparable, hardware, reached
-from reports.register import Standing
-from reports.shape import Dual, by_target, dual, gain, horizon, slopes
 from reports.speedup import Speedup, Time, cut
 
 Crossings = tuple[Mapping[int, Crossing], Mapping[int, Crossing]]

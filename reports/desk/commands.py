@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from reports.claims_check import Finding
-    from reports.claims_entries import Number
+    from reports.desk.check import Finding
+    from reports.desk.entries import Number
 
 FILTERS = {
     "paper": "Key of a paper: sf, repa, sra, as, sit, haste, reg, user, ...",
@@ -76,7 +76,7 @@ def claims(
         return
     if as_json and as_csv:
         raise click.UsageError("--json or --csv, not both")
-    from reports.claims import load_desk, select
+    from reports.desk.desk import load_desk, select
 
     numbers = select(load_desk(folder).numbers, **wanted)
     if as_json:
@@ -95,9 +95,9 @@ def claims(
 def show(above: Path | None, name: str, folder: Path | None, as_json: bool) -> None:
     """One number: every field, and what was found about it."""
     from harness.errors import UserError
-    from reports.claims import load_desk
-    from reports.claims_check import check as check_desk
-    from reports.claims_compare import shown
+    from reports.desk.check import check as check_desk
+    from reports.desk.compare import shown
+    from reports.desk.desk import load_desk
 
     desk = load_desk(folder or above)
     if name not in desk.by_id:
@@ -131,9 +131,9 @@ def check(above: Path | None, rules: tuple[str, ...], folder: Path | None, as_js
     A finding is no error: the exit code is 0 whatever is found.
     """
     from harness.errors import unknown
-    from reports.claims import load_desk
-    from reports.claims_check import RULES
-    from reports.claims_check import check as check_desk
+    from reports.desk.check import RULES
+    from reports.desk.check import check as check_desk
+    from reports.desk.desk import load_desk
 
     for rule in rules:
         if rule not in RULES:
@@ -165,7 +165,7 @@ def _print_finding(finding: Finding) -> None:
 
 
 def _print_csv(numbers: Sequence[Number]) -> None:
-    from reports.claims_entries import Number
+    from reports.desk.entries import Number
 
     writer = csv.DictWriter(sys.stdout, fieldnames=list(Number.model_fields), lineterminator="\n")
     writer.writeheader()
@@ -196,7 +196,7 @@ def _print_table(numbers: Sequence[Number]) -> None:
 
 
 def _cells(number: Number) -> tuple[str, ...]:
-    from reports.claims_compare import count, place, protocol, shown
+    from reports.desk.compare import count, place, protocol, shown
 
     plain = (number.metric, number.method, number.model, number.dataset, count(number.steps))
     return (shown(number), *plain, protocol(number), place(number), number.status, number.id)

@@ -1,0 +1,1 @@
+"""The pictures: charts, static figures, tables, one HTML page."""
