@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.record import TRAINING_PHASES, Record
-from harness.spec import canonical
+from harness.spec import RunSpec, canonical
 from sweeps.display import clock
 from sweeps.plan import Cell
 from sweeps.state import Standing, log_of, reason, standing
@@ -100,17 +100,26 @@ def print_results(results: Mapping[str, Any]) -> None:
 
 
 def count_flops(cells: Sequence[Cell]) -> dict[str, int]:
-    """Counted FLOPs of every run by id; runs that differ in their seed only are counted once."""
+    """Counted FLOPs of every run by id; runs with one arithmetic (other seeds, other rates) are counted once."""
     from harness.cost import count_spec
 
-    counted: dict[str, int] = {}
+    counted: dict[tuple[object, ...], int] = {}
     flops = {}
     for cell in cells:
-        key = canonical(cell.spec.model_copy(update={"seed": 0}))
-        if key not in counted:
-            counted[key] = count_spec(cell.spec).total
-        flops[cell.id] = counted[key]
+        arithmetic = _arithmetic(cell.spec)
+        if arithmetic not in counted:
+            counted[arithmetic] = count_spec(cell.spec).total
+        flops[cell.id] = counted[arithmetic]
     return flops
+
+
+def _arithmetic(spec: RunSpec) -> tuple[object, ...]:
+    """What the number of a run's FLOPs is a function of."""
+    return (
+        *map(canonical, (spec.data, spec.backbone, spec.method)),
+        spec.train.batch_size,
+        spec.train.steps,
+    )
 
 
 def _described(place: Standing, directory: Path) -> dict[str, Any]:
