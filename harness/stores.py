@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import logging
 import os
 import re
@@ -69,6 +70,15 @@ def open_store(uri: str | None) -> Iterator[Any]:
     except (MlflowException, SQLAlchemyError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(shown(f"cannot mirror into {found}: {reason}")) from error
+
+
+@contextmanager
+def creating(uri: str | None) -> Iterator[None]:
+    """Alone among this machine's processes with looking for what is not there and creating it; a server has no such lock."""
+    from harness.cache import cache_dir, locked
+
+    with locked(cache_dir("stores") / hashlib.sha256(store_uri(uri).encode()).hexdigest()[:16]):
+        yield
 
 
 def artifact_folder(uri: str | None, experiment: str) -> str | None:

@@ -15,7 +15,8 @@
 
 Mirroring twice doubles nothing: a run is found by its id, what it holds already is told by a tag, and timestamps come from
 the record (its start + the seconds it booked), so that a point sent again is the same point. Of a run that is not finished,
-only what lies before its last checkpoint is mirrored: later events may be superseded. One process at a time writes a store.
+only what lies before its last checkpoint is mirrored: later events may be superseded. A server may be written to by several
+processes at once and may die at any moment; an sqlite store is written by one process at a time.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.record import Record
-from harness.stores import artifact_folder, open_store, shown, store_uri
+from harness.stores import artifact_folder, creating, open_store, shown, store_uri
 
 STATUS = {"done": "FINISHED", "failed": "FAILED", "stopped": "KILLED", "running": "RUNNING"}
 METRICS_PER_BATCH, PARAMS_PER_BATCH, PARAM_LENGTH, TAG_LENGTH = 1000, 100, 6000, 5000
@@ -60,8 +61,9 @@ def mirror(
     """
     records = list(records)
     with open_store(uri) as client:
-        experiment = _experiment(client, study or "flowrace", uri)
-        parent = _parent(client, experiment, study, records) if study else None
+        with creating(uri):
+            experiment = _experiment(client, study or "flowrace", uri)
+            parent = _parent(client, experiment, study, records) if study else None
         sent = sum(_mirror_run(client, experiment, parent, record) for record in records)
         for file in artifacts if parent else ():
             client.log_artifact(parent, str(file))
@@ -92,7 +94,25 @@ def durable(record: Record) -> list[dict[str, Any]]:
 
 
 def points(event: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics of an event by name; a number that is not finite is left out."""
+    """The metrics of an event by name; a number that is not finite is left out (`not_finite` tells of it)."""
+    return {name: float(value) for name, value in _metrics(event).items() if _is_number(value)}
+
+
+def not_finite(events: Iterable[Mapping[str, Any]]) -> str:
+    """The metrics that are NaN or infinite, as text: MLflow stores would keep another number in their place.
+
+    >>> not_finite([{"kind": "train", "step": 3, "loss": float("nan"), "flops": 8}])
+    'train/loss at step 3: nan'
+    """
+    return "; ".join(
+        f"{name} at step {event['step']}: {value}"
+        for event in events
+        for name, value in _metrics(event).items()
+        if isinstance(value, float) and not math.isfinite(value)
+    )
+
+
+def _metrics(event: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if event["kind"] == "train":
         found = {f"train/{name}": event.get(name) for name in ("loss", "grad_norm", "learning_rate")}
@@ -103,15 +123,14 @@ def points(event: Mapping[str, Any]) -> dict[str, float]:
         for name, value in event["metrics"].items():
             found |= {f"eval/{name}": value["mean"]}
             found |= {f"eval/{name}/{end}": value.get(end) for end in ("low", "high")}
-    return {name: float(value) for name, value in found.items() if _is_number(value)}
+    return found
 
 
 def _mirror_run(client: Any, experiment: str, parent: str | None, record: Record) -> int:
     """Send what a run's store lacks; returns the number of new points."""
     events = durable(record)
     run = _find(client, experiment, "flowrace.run_id", record.id) or _create(client, experiment, record)
-    known, _, digest = run.data.tags.get("flowrace.mirrored", "0").partition(" ")
-    count = int(known)
+    count, digest = _mirrored(run), run.data.tags.get("flowrace.mirrored", "").partition(" ")[2]
     if len(events) < count:  # another folder with the same run is further on
         return 0
     if count and _digest(events[:count]) != digest:  # the record was made anew
@@ -125,6 +144,7 @@ def _mirror_run(client: Any, experiment: str, parent: str | None, record: Record
     tags = {
         "flowrace.status": record.status,
         "flowrace.failure": str((record.failure or {}).get("reason", ""))[:TAG_LENGTH],
+        "flowrace.not_finite": not_finite(events)[:TAG_LENGTH],
         "flowrace.mirrored": f"{len(events)} {_digest(events)}",
         **({"mlflow.parentRunId": parent} if parent else {}),
     }
@@ -193,16 +213,35 @@ def _close_parent(client: Any, parent: str, records: Sequence[Record]) -> None:
 
 
 def _experiment(client: Any, name: str, uri: str | None) -> str:
+    from mlflow.exceptions import MlflowException
+
     found = client.get_experiment_by_name(name)
     if found is not None:
         return found.experiment_id
-    return client.create_experiment(name, artifact_location=artifact_folder(uri, name))
+    try:
+        return client.create_experiment(name, artifact_location=artifact_folder(uri, name))
+    except (
+        MlflowException
+    ):  # another machine was quicker, or the server died behind its commit and was asked again
+        if found := client.get_experiment_by_name(name):
+            return found.experiment_id
+        raise
 
 
 def _find(client: Any, experiment: str, tag: str, value: str) -> Any:
+    """The run with a tag, if there is one. A server that died behind a commit was asked twice to create it: of such twins
+    the one that holds most is kept."""
     quote = '"' if "'" in value else "'"
-    found = client.search_runs([experiment], f"tags.`{tag}` = {quote}{value}{quote}", max_results=1)
-    return found[0] if found else None
+    found = client.search_runs([experiment], f"tags.`{tag}` = {quote}{value}{quote}")
+    kept, *twins = sorted(found, key=lambda run: (-_mirrored(run), run.info.run_id)) or [None]
+    for twin in twins:
+        client.delete_run(twin.info.run_id)
+    return kept
+
+
+def _mirrored(run: Any) -> int:
+    """How many events of its record a run holds."""
+    return int(run.data.tags.get("flowrace.mirrored", "0").partition(" ")[0])
 
 
 def _set_tags(client: Any, run: Any, tags: Mapping[str, str]) -> None:

@@ -245,6 +245,28 @@ def test_numbers_that_are_not_finite_are_never_sent() -> None:
     }
 
 
+def test_what_is_not_finite_stands_in_a_tag(tmp_path: Path, uri: str) -> None:
+    record = written(tmp_path / "r", events(4))
+    file = record.path / "events.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    lines[1] = json.dumps(train(2) | {"grad_norm": float("inf")}) + "\n"
+    file.write_text("".join(lines))
+    mirror([Record(record.path)], uri=uri, study="s")
+    assert child(uri).data.tags["flowrace.not_finite"] == "train/grad_norm at step 2: inf"
+    assert {step for key, step, *_ in rows(uri) if key == "train/grad_norm"} == {1, 3, 4}
+
+
+def test_a_run_that_a_dying_server_created_twice_is_one_again(tmp_path: Path, uri: str) -> None:
+    record = written(tmp_path / "r", events(8))
+    mirror([record], uri=uri, study="s")
+    client, first = MlflowClient(tracking_uri=uri), child(uri)
+    for name, value in (("flowrace.run_id", record.id), ("flowrace.study", "s")):
+        client.create_run(first.info.experiment_id, tags={name: value})
+    assert mirror([record], uri=uri, study="s").points == 0
+    assert child(uri).info.run_id == first.info.run_id
+    assert len(runs_of(uri, "s")) == 2 and rows(uri) == expected(record, 8)
+
+
 def test_two_processes_share_one_fresh_store(tmp_path: Path, uri: str) -> None:
     records = [written(tmp_path / name, events(40)) for name in ("a", "b")]
     code = """if True:
