@@ -55,3 +55,18 @@ def test_the_study_in_the_readme_can_be_planned(tmp_path: Path) -> None:
     study.write_text(text.partition("```toml\n")[2].partition("```")[0])
     cells = plan(load_study(str(study)))
     assert len(cells) == len({cell.id for cell in cells}) == 6
+
+
+def test_the_table_of_metrics_holds_every_metric_that_is_sent() -> None:
+    from harness.tracking import points
+    from tests.test_tracking import evaluation, train
+
+    page = (ROOT / "docs" / "tracking.md").read_text()
+    shown = re.findall(r"`((?:train|cost|eval)/[^`]*)`", page)
+    patterns = [re.sub(r"<\w+>", "[^/]+", name) for name in shown]
+    event = evaluation(4)
+    event["metrics"]["fd:local"] |= {"low": 1.0, "high": 3.0}
+    sent = points(train(3)).keys() | points(event).keys()
+    assert len(sent) == 10
+    for name in sent:
+        assert any(re.fullmatch(pattern, name) for pattern in patterns), name
