@@ -27,7 +27,7 @@ def forward(model: SiT, x: Tensor, tau_BT: Tensor, y: Tensor, tap: int) -> tuple
     shift, scale = model.final_layer.adaLN_modulation(c_BTD).chunk(2, dim=-1)
     out = model.final_layer.linear(modulate(h, shift, scale))
     config = model.config
-    return unpatchify(out, config.patch, *config.shape[1:])[:, : config.shape[0]], hidden
+    return unpatchify(out, config.parts[0].patch, config.shape[1:])[:, : config.shape[0]], hidden
 
 
 def _block(block: Block, h: Tensor, c_BTD: Tensor) -> Tensor:

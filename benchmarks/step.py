@@ -75,12 +75,12 @@ class Side:
 def released_loss(side: Side, batch: Batch, draw: Draw) -> torch.Tensor:
     """Self-Flow Eq. 2-7 on the released arithmetic."""
     config, settings = side.model.config, side.method.config
-    x = interpolate(batch.x0, draw.noise, draw.times, config.patch)
+    x = interpolate(batch.x0, draw.noise, draw.times, config)
     velocity, hidden = forward(
         side.model, x, tau_of(draw.times, config.tokens), batch.y, settings.student_layer
     )
     clean = Times.per_sample(draw.extra["cleaner"])
-    x_clean = interpolate(batch.x0, draw.noise, clean, config.patch)
+    x_clean = interpolate(batch.x0, draw.noise, clean, config)
     with torch.no_grad():
         _, target = forward(side.ema, x_clean, tau_of(clean, config.tokens), batch.y, settings.teacher_layer)
     align = (1 - cosine(side.method.projector(hidden), target)).mean()

@@ -174,7 +174,7 @@ def _count_step(method: Any, spec: RunSpec, step: int, encoders: Sequence[Any]) 
     model, ema = _weightless(backbone), _weightless(backbone)
     shadow = copy.deepcopy(method).to(meta)
     index, labels = np.arange(size), torch.zeros(size, dtype=torch.int64)
-    batch = Batch(index, torch.zeros(size, *backbone.shape), labels, labels, step)
+    batch = Batch(index, torch.zeros(size, *backbone.x_shape), labels, labels, step)
     encodes = method.config.encodes(step)
     if encodes:
         batch = replace(batch, views=tuple(_empty_view(e, size, method) for e in encoders))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from harness.backbone.times import Times
-from harness.backbone.tokens import per_pixel
+from harness.backbone.tokens import Layout
 from harness.draws import Streams
 from harness.spec import TimeSpec
 
@@ -33,9 +33,9 @@ def shifted(t: Tensor, alpha: float) -> Tensor:
     return alpha * t / (1 + (alpha - 1) * t)
 
 
-def interpolate(x0: Tensor, noise: Tensor, times: Times, patch: int) -> Tensor:
-    """x_tau = (1 - tau) x0 + tau eps, tau spread from tokens to their pixels; all (B, C, H, W)."""
-    tau = per_pixel(times.per_token_levels(), patch, *x0.shape[2:])
+def interpolate(x0: Tensor, noise: Tensor, times: Times, layout: Layout) -> Tensor:
+    """x_tau = (1 - tau) x0 + tau eps, tau spread from tokens to what they hold; all (B, ...)."""
+    tau = layout.spread(times.per_token_levels())
     return (1 - tau) * x0 + tau * noise
 
 

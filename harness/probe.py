@@ -116,7 +116,7 @@ def layers(model: SiT, time: float, device: torch.device) -> Tokens:
     def tokens(index: np.ndarray, x0: Tensor) -> dict[str, Tensor]:
         times = Times.per_sample(torch.full((len(index),), time, device=device))
         noise = streams.normal("probe/noise", index, x0.shape[1:]).to(device)
-        x = interpolate(x0, noise, times, model.config.patch)
+        x = interpolate(x0, noise, times, model.config)
         null = torch.full((len(index),), model.config.classes, device=device)
         hidden = model(x, times, null, taps=range(1, depth + 1), stop_after=depth).hidden
         return {f"layer {layer}": hidden[layer] for layer in range(1, depth + 1)}

@@ -22,6 +22,7 @@ from harness.backbone.published import load_published, projector_state
 from harness.backbone.sit import SiT
 from harness.backbone.student import Student
 from harness.backbone.times import Times
+from harness.backbone.tokens import Part
 from harness.batch import Batch, Draw, View
 from harness.errors import UserError
 from harness.path import interpolate
@@ -207,7 +208,8 @@ def _method(
 
 
 def _x(golden: Golden, draw: Draw) -> Tensor:
-    return interpolate(golden.given["x0"], draw.noise, draw.times, golden.meta["arch"]["patch_size"])
+    x0, patch = golden.given["x0"], golden.meta["arch"]["patch_size"]
+    return interpolate(x0, draw.noise, draw.times, Part(tuple(x0.shape[1:]), (patch, patch)))
 
 
 def _per_sample(velocity: Tensor, golden: Golden) -> Tensor:

@@ -104,7 +104,7 @@ class AttentionSeparation(Method):
 
     def align(self, student: Student, batch: Batch, draw: Draw, prediction: Prediction) -> Tensor:
         times, groups = self._teacher_view(draw)
-        x_teacher = interpolate(batch.x0, draw.noise, times, self.setting.backbone.patch)
+        x_teacher = interpolate(batch.x0, draw.noise, times, self.setting.backbone)
         y = batch.label if self.config.teacher_labels == "undropped" else batch.y
         target = student.teach(x_teacher, times, y, layer=self.config.teacher_layer, groups=groups)
         projected = self.projector(prediction.hidden[self.config.student_layer])

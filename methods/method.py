@@ -160,7 +160,7 @@ class Method(nn.Module):
     def loss(self, student: Student, batch: Batch, draw: Draw) -> Losses:
         """L_gen + weight x L_align; without weight, L_gen alone and no work for the other."""
         weight = self.config.weight(batch.step)
-        x_tau = interpolate(batch.x0, draw.noise, draw.times, self.setting.backbone.patch)
+        x_tau = interpolate(batch.x0, draw.noise, draw.times, self.setting.backbone)
         needs = self.needs() if weight else Needs()
         prediction = student(
             x_tau, draw.times, batch.y, taps=needs.taps, groups=draw.groups, heads=needs.heads

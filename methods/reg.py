@@ -63,7 +63,7 @@ class Reg(Repa):
         clean, noise = batch.views[0].summary, draw.extra["token_noise"]
         t = draw.times.levels
         prediction = student(
-            interpolate(batch.x0, draw.noise, draw.times, self.setting.backbone.patch),
+            interpolate(batch.x0, draw.noise, draw.times, self.setting.backbone),
             draw.times,
             batch.y,
             taps=self.needs().taps if weight else (),

@@ -80,7 +80,7 @@ class SelfFlow(Method):
 
     def align(self, student: Student, batch: Batch, draw: Draw, prediction: Prediction) -> Tensor:
         times = Times.per_sample(draw.extra["cleaner"]) if self.config.teacher_time == "min" else draw.times
-        x_teacher = interpolate(batch.x0, draw.noise, times, self.setting.backbone.patch)
+        x_teacher = interpolate(batch.x0, draw.noise, times, self.setting.backbone)
         target = student.teach(x_teacher, times, batch.y, layer=self.config.teacher_layer)
         projected = self.projector(prediction.hidden[self.config.student_layer])
         gap = apart(self.config.similarity, projected, target)

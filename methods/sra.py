@@ -87,7 +87,7 @@ class Sra(Method):
     def gap(self, student: Student, batch: Batch, draw: Draw, prediction: Prediction) -> Tensor:
         """S before its mean, shaped as `align.apart` says."""
         times = Times.per_sample(draw.extra["cleaner"])
-        x_teacher = interpolate(batch.x0, draw.noise, times, self.setting.backbone.patch)
+        x_teacher = interpolate(batch.x0, draw.noise, times, self.setting.backbone)
         target = student.teach(x_teacher, times, batch.y, layer=self.config.teacher_layer)
         projected = self.projector(prediction.hidden[self.config.student_layer])
         return apart(self.config.similarity, projected, target, beta=self.config.beta)

@@ -59,9 +59,9 @@ class Sra2(Method):
         if config.coefficient:
             backbone = setting.backbone
             hidden = [config.projector_width] * (config.projector_layers - 1)
-            self.projector = mlp(backbone.size.width, *hidden, backbone.shape[0] * backbone.patch**2)
+            self.projector = mlp(backbone.size.width, *hidden, backbone.parts[0].token_values)
 
     def align(self, student: Student, batch: Batch, draw: Draw, prediction: Prediction) -> Tensor:
         projected = self.projector(prediction.hidden[self.config.layer])
-        target = patchify(batch.x0, self.setting.backbone.patch)
+        target = patchify(batch.x0, self.setting.backbone.parts[0].patch)
         return apart(self.config.similarity, projected, target, beta=self.config.beta).mean()

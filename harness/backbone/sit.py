@@ -3,14 +3,15 @@
 The network is the released one: adaLN-Zero blocks, frozen sin-cos positions, label and timestep embeddings, parameter names
 included. Two things are ours: attention is fused, and modulation is computed once per noise level (see times.py).
 
-    B  samples    K  levels    T  tokens    D  width    N  heads    C, H, W  channels and pixels    E  extra channels
+    B  samples    K  levels    T  tokens    D  width    N  heads    C  channels    E  extra channels
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from harness.backbone.sizes import Size
 from harness.backbone.times import Times
-from harness.backbone.tokens import sincos_2d, unpatchify
+from harness.backbone.tokens import Part, positions, unpatchify
 
 
 @dataclass(frozen=True)
@@ -29,32 +30,67 @@ class SiTConfig:
 
     size: Size
     patch: int
-    shape: tuple[int, int, int]
-    """(channels, height, width) of x."""
+    shape: tuple[int, ...]
+    """(channels, *axes) of x: an image (C, H, W), a video (C, F, H, W) or audio (C, L)."""
     classes: int
     """The label table has one row more: the null label, which is `classes`."""
     learn_sigma: bool = False
     """Twice the output channels, the second half unused (as the released SiT has it)."""
     extra: int = 0
     """Channels of one more token, which is generated beside the image (REG); 0 for none."""
+    patch_time: int = 1
+    """Frames of a video in one token."""
+    beside: tuple[Part, ...] = ()
+    """What shares the sequence with a video: its sound. Then x is a vector, the video first."""
 
     def __post_init__(self) -> None:
-        _, height, width = self.shape
-        if height % self.patch or width % self.patch:
-            raise ValueError(f"patch = {self.patch} does not divide the image size {height}x{width}")
+        if self.beside and self.parts[0].kind != "video":
+            raise ValueError(f"only a video has other parts beside it, not {self.parts[0].kind}")
+
+    @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        """What a sample is made of."""
+        square = (self.patch,) * min(2, len(self.shape) - 1)
+        return Part(self.shape, (self.patch_time, *square) if len(self.shape) == 4 else square), *self.beside
 
     @property
-    def grid(self) -> tuple[int, int]:
-        return self.shape[1] // self.patch, self.shape[2] // self.patch
+    def grid(self) -> tuple[int, ...]:
+        """Of the first part's tokens."""
+        return self.parts[0].grid
 
     @property
     def tokens(self) -> int:
-        return self.grid[0] * self.grid[1]
+        return sum(part.tokens for part in self.parts)
+
+    @property
+    def x_shape(self) -> tuple[int, ...]:
+        """Of x without its batch: that of the one part, or (N,) for several, flattened one behind the other."""
+        return (sum(part.values for part in self.parts),) if self.beside else self.shape
+
+    def apart(self, x: Tensor) -> list[Tensor]:
+        """x (B, *x_shape) as its parts, each (B, C, *axes)."""
+        if not self.beside:
+            return [x]
+        flat = x.split([part.values for part in self.parts], dim=1)
+        return [one.unflatten(1, part.shape) for one, part in zip(flat, self.parts, strict=True)]
+
+    def spread(self, values_BT: Tensor) -> Tensor:
+        """A value for each token, (B, T) or (B, 1) -> for each number of x, to broadcast against (B, *x_shape)."""
+        if not self.beside:
+            return self.parts[0].spread(values_BT)
+        if values_BT.shape[1] == 1:
+            return values_BT
+        each = values_BT.split([part.tokens for part in self.parts], dim=1)
+        whole = [
+            part.spread(values).expand(-1, *part.shape).flatten(1)
+            for values, part in zip(each, self.parts, strict=True)
+        ]
+        return torch.cat(whole, dim=1)
 
 
 class Prediction(NamedTuple):
     velocity: Tensor | None
-    """(B, C, H, W); None when the pass was stopped early."""
+    """Shaped like x; None when the pass was stopped early."""
     hidden: dict[int, Tensor]
     """Layer n -> (B, T, D), the output of block n (1-based), for the layers that were tapped; with an extra token, it
     comes first: (B, 1 + T, D)."""
@@ -71,14 +107,15 @@ class SiT(nn.Module):
         super().__init__()
         self.config = config
         depth, width, heads = config.size
-        channels = config.shape[0]
-        self.x_embedder = PatchEmbed(channels, width, config.patch)
+        first, *beside = config.parts
+        self.x_embedder = PatchEmbed(first, width)
         self.t_embedder = TimestepEmbedder(width)
         self.y_embedder = LabelEmbedder(config.classes, width)
-        self.register_buffer("pos_embed", sincos_2d(width, *config.grid))
+        self.register_buffer("pos_embed", positions(width, config.parts))
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
-        outputs = channels * (2 if config.learn_sigma else 1)
-        self.final_layer = FinalLayer(width, outputs * config.patch**2, config.extra)
+        outputs = [part.token_values * (2 if config.learn_sigma else 1) for part in config.parts]
+        self.final_layer = FinalLayer(width, outputs, config.extra)
+        self.beside_embedders = nn.ModuleList(PatchEmbed(part, width) for part in beside)
         if config.extra:
             self.extra_embedder = ExtraEmbed(config.extra, width)
 
@@ -96,7 +133,7 @@ class SiT(nn.Module):
     ) -> Prediction:
         """One pass.
 
-        x: (B, C, H, W); times: K levels per sample; y: (B,) labels, `classes` for none. `taps` names the layers whose
+        x: (B, *x_shape); times: K levels per sample; y: (B,) labels, `classes` for none. `taps` names the layers whose
         output is returned; `stop_after` ends the pass behind that layer; `groups` (B, T) lets a token attend only to
         tokens of its own group. `extra` (B, E) is the extra token, at the sample's one level and without position; None
         leaves it out. `heads` names the layers whose queries and keys are returned.
@@ -104,7 +141,7 @@ class SiT(nn.Module):
         c_BKD = self.t_embedder(times.levels) + self.y_embedder(y)[:, None]
         c_BKD = F.silu(c_BKD)
         mask = None if groups is None else (groups[:, None, :, None] == groups[:, None, None, :])
-        h = self.x_embedder(x) + self.pos_embed
+        h = self._embedded(x) + self.pos_embed
         if extra is not None:
             h = torch.cat([self.extra_embedder(extra)[:, None], h], dim=1)
         hidden, heard = {}, {}
@@ -116,9 +153,23 @@ class SiT(nn.Module):
                 heard[layer] = queries_keys
             if layer == stop_after:
                 return Prediction(None, hidden, heads=heard)
-        out, extra = self.final_layer(h, c_BKD, times, extra is not None)
-        out = unpatchify(out, self.config.patch, *self.config.shape[1:])
-        return Prediction(out[:, : self.config.shape[0]], hidden, extra, heard)
+        counts = [part.tokens for part in self.config.parts]
+        out, extra = self.final_layer(h, c_BKD, times, extra is not None, counts)
+        return Prediction(self._assembled(out), hidden, extra, heard)
+
+    def _embedded(self, x: Tensor) -> Tensor:
+        """Tokens of all parts, (B, T, D)."""
+        embedders = [self.x_embedder, *self.beside_embedders]
+        tokens = [embed(part) for embed, part in zip(embedders, self.config.apart(x), strict=True)]
+        return torch.cat(tokens, dim=1) if len(tokens) > 1 else tokens[0]
+
+    def _assembled(self, patches: list[Tensor]) -> Tensor:
+        """Patches of every part, each (B, T, outputs) -> x, without the channels of sigma."""
+        whole = [
+            unpatchify(values, part.patch, part.axes)[:, : part.shape[0]]
+            for values, part in zip(patches, self.config.parts, strict=True)
+        ]
+        return torch.cat([one.flatten(1) for one in whole], dim=1) if len(whole) > 1 else whole[0]
 
 
 class Block(nn.Module):
@@ -168,31 +219,50 @@ class Mlp(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    def __init__(self, width: int, outputs: int, extra: int) -> None:
+    def __init__(self, width: int, outputs: Sequence[int], extra: int) -> None:
         super().__init__()
         self.adaLN_modulation = nn.Sequential(nn.Identity(), nn.Linear(width, 2 * width))
-        self.linear = nn.Linear(width, outputs)
+        self.linear, *beside = (nn.Linear(width, values) for values in outputs)
+        self.linear_beside = nn.ModuleList(beside)
         if extra:
             self.linear_extra = nn.Linear(width, extra)
 
     def forward(
-        self, h: Tensor, c_BKD: Tensor, times: Times, has_extra: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """Patches of the velocity (B, T, outputs), and the extra token's velocity (B, E) where there is one."""
+        self, h: Tensor, c_BKD: Tensor, times: Times, has_extra: bool, tokens: Sequence[int]
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """Patches of the velocity of every part, (B, T, outputs) each, and the extra token's velocity (B, E) where there
+        is one; `tokens` of each part."""
         shift, scale = times.select(self.adaLN_modulation(c_BKD)).chunk(2, dim=-1)
         h = modulate(h, shift, scale)
+        extra = None
         if has_extra:
-            return self.linear(h[:, 1:]), self.linear_extra(h[:, 0])
-        return self.linear(h), None
+            h, extra = h[:, 1:], self.linear_extra(h[:, 0])
+        if not self.linear_beside:
+            return [self.linear(h)], extra
+        linears = (self.linear, *self.linear_beside)
+        return [f(part) for f, part in zip(linears, h.split(tokens, dim=1), strict=True)], extra
 
 
 class PatchEmbed(nn.Module):
-    def __init__(self, channels: int, width: int, patch: int) -> None:
+    """One convolution whose stride is the patch; the frames of a token are channels of it, audio is one row."""
+
+    def __init__(self, part: Part, width: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(channels, width, patch, stride=patch)
+        self.part = part
+        *frames, rows, columns = (1, *part.patch) if part.kind == "audio" else part.patch
+        self.frames = math.prod(frames)
+        self.proj = nn.Conv2d(part.shape[0] * self.frames, width, (rows, columns), stride=(rows, columns))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x).flatten(2).transpose(1, 2)
+        """(B, C, *axes) -> (B, T, D)."""
+        if self.part.kind == "image":
+            return self.proj(x).flatten(2).transpose(1, 2)
+        if self.part.kind == "audio":
+            return self.proj(x[:, :, None]).flatten(2).transpose(1, 2)
+        B, C, F_, H, W = x.shape
+        frames = x.reshape(B, C, F_ // self.frames, self.frames, H, W).transpose(1, 2)
+        tokens = self.proj(frames.reshape(-1, C * self.frames, H, W)).flatten(2).transpose(1, 2)
+        return tokens.reshape(B, -1, tokens.shape[-1])
 
 
 class ExtraEmbed(nn.Module):

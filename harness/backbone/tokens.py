@@ -1,45 +1,148 @@
-"""Images to tokens and back, and the frozen position code.
+"""Samples to tokens and back, and the frozen position code: images, video and audio, alone or together.
 
-B  samples    C, H, W  channels and pixels    p  patch    T = (H/p)(W/p)  tokens in row-major order    D  features
+A part of a sample has channels and one to three axes, which a patch divides into a grid of tokens in row-major order:
+
+    image  (C, H, W)       patch (p, p)        video  (C, F, H, W)  patch (f, p, p)        audio  (C, L)  patch (p,)
+
+    B  samples    T  tokens    D  features
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 
-def patchify(x_BCHW: Tensor, patch: int) -> Tensor:
-    """(B, C, H, W) -> (B, T, C p p); a token's values are ordered (channel, row, column)."""
-    B, C, H, W = x_BCHW.shape
-    cells = x_BCHW.reshape(B, C, H // patch, patch, W // patch, patch)
-    return cells.permute(0, 2, 4, 1, 3, 5).reshape(B, -1, C * patch * patch)
+class Layout(Protocol):
+    """What knows which token holds which number of a sample: one `Part`, or a `SiTConfig` of several."""
+
+    def spread(self, values_BT: Tensor) -> Tensor:
+        """A value for each token, (B, T), or one for all, (B, 1), to broadcast against samples (B, ...)."""
+        ...
 
 
-def unpatchify(tokens: Tensor, patch: int, height: int, width: int) -> Tensor:
-    """(B, T, p p C) -> (B, C, H, W); a token's values are ordered (row, column, channel), as SiT's final layer has them."""
-    rows, columns = height // patch, width // patch
-    cells = tokens.reshape(tokens.shape[0], rows, columns, patch, patch, -1)
-    return cells.permute(0, 5, 1, 3, 2, 4).reshape(tokens.shape[0], -1, height, width)
+@dataclass(frozen=True)
+class Part:
+    """One modality of a sample and how it is cut; raises ValueError where the patch does not divide an axis: nothing is
+    padded."""
+
+    shape: tuple[int, ...]
+    """(channels, *axes)."""
+    patch: tuple[int, ...]
+    """Its extent on every axis."""
+
+    def __post_init__(self) -> None:
+        if len(self.patch) != len(self.axes) or not 1 <= len(self.axes) <= 3:
+            raise ValueError(
+                f"patch = {_by(self.patch)} does not fit a sample with {len(self.axes)} axes (1 to 3)"
+            )
+        if any(axis % extent for axis, extent in zip(self.axes, self.patch, strict=True)):
+            raise ValueError(
+                f"patch = {_by(self.patch)} does not divide the {self.kind} size {_by(self.axes)}"
+            )
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        return self.shape[1:]
+
+    @property
+    def kind(self) -> str:
+        return {1: "audio", 2: "image", 3: "video"}[len(self.axes)]
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        return tuple(axis // extent for axis, extent in zip(self.axes, self.patch, strict=True))
+
+    @property
+    def tokens(self) -> int:
+        return math.prod(self.grid)
+
+    @property
+    def values(self) -> int:
+        """Numbers of a sample."""
+        return math.prod(self.shape)
+
+    @property
+    def token_values(self) -> int:
+        """Numbers of a token."""
+        return self.shape[0] * math.prod(self.patch)
+
+    def spread(self, values_BT: Tensor) -> Tensor:
+        """A value for each token -> for each place of its patch, (B, 1, *axes); (B, 1) stays one value per sample."""
+        if values_BT.shape[1] == 1:
+            return values_BT.reshape(-1, 1, *[1] * len(self.axes))
+        values = values_BT.reshape(-1, 1, *self.grid)
+        for axis, extent in enumerate(self.patch, start=2):
+            values = values.repeat_interleave(extent, dim=axis)
+        return values
 
 
-def per_pixel(values_BT: Tensor, patch: int, height: int, width: int) -> Tensor:
-    """A value for each token -> for each pixel of its patch, (B, 1, H, W); (B, 1) stays one value per sample."""
-    if values_BT.shape[1] == 1:
-        return values_BT[:, :, None, None]
-    grid = values_BT.reshape(-1, 1, height // patch, width // patch)
-    return grid.repeat_interleave(patch, dim=2).repeat_interleave(patch, dim=3)
+def patchify(x: Tensor, patch: Sequence[int]) -> Tensor:
+    """(B, C, *axes) -> (B, T, C *patch); a token's values are ordered (channel, *patch)."""
+    B, C, *axes = x.shape
+    cells = x.reshape(B, C, *_cut(axes, patch))
+    n = len(axes)
+    grid, inner = [2 + 2 * i for i in range(n)], [3 + 2 * i for i in range(n)]
+    return cells.permute(0, *grid, 1, *inner).reshape(B, -1, C * math.prod(patch))
 
 
-def sincos_2d(width: int, rows: int, columns: int) -> Tensor:
-    """Sine-cosine position code, (1, T, width): first half for the column, second for the row (MAE's, as in DiT and SiT)."""
-    row, column = np.divmod(np.arange(rows * columns), columns)
-    code = np.concatenate([_sincos_1d(width // 2, column), _sincos_1d(width // 2, row)], axis=1)
+def unpatchify(tokens: Tensor, patch: Sequence[int], axes: Sequence[int]) -> Tensor:
+    """(B, T, *patch C) -> (B, C, *axes); a token's values are ordered (*patch, channel), as SiT's final layer has them."""
+    n = len(axes)
+    grid = [axis // extent for axis, extent in zip(axes, patch, strict=True)]
+    cells = tokens.reshape(len(tokens), *grid, *patch, -1)
+    order = [place for i in range(n) for place in (1 + i, 1 + n + i)]
+    return cells.permute(0, 1 + 2 * n, *order).reshape(len(tokens), -1, *axes)
+
+
+def positions(width: int, parts: Sequence[Part]) -> Tensor:
+    """The position code of all tokens, (1, T, width).
+
+    A part alone has the code of its grid. Parts together share one clock: a video has its own code, and audio beside it has
+    the video's code of time, in the video's frames, and zeros where the video's code of space stands.
+    """
+    first, *beside = parts
+    codes = [sincos(width, first.grid)]
+    for part in beside:
+        time = np.arange(part.tokens) * first.grid[0] / part.tokens
+        code = np.concatenate(
+            [np.zeros((part.tokens, width - width // 4)), _sincos(width // 4, time)], axis=1
+        )
+        codes.append(torch.from_numpy(code).float()[None])
+    return torch.cat(codes, dim=1)
+
+
+def sincos(width: int, grid: Sequence[int]) -> Tensor:
+    """Sine-cosine position code, (1, T, width).
+
+    one axis      the whole width
+    two axes      first half for the column, second for the row (MAE's, as in DiT and SiT)
+    three axes    three quarters for space, as above, and the last one for time; a video of one frame is an image
+    """
+    if len(grid) == 3 and grid[0] == 1:
+        grid = grid[1:]
+    place = np.indices(grid).reshape(len(grid), -1)
+    widths = {1: [width], 2: [width // 2] * 2, 3: [3 * width // 8] * 2 + [width // 4]}[len(grid)]
+    code = np.concatenate([_sincos(w, at) for w, at in zip(widths, place[::-1], strict=True)], axis=1)
     return torch.from_numpy(code).float()[None]
 
 
-def _sincos_1d(width: int, position: np.ndarray) -> np.ndarray:
+def _sincos(width: int, position: np.ndarray) -> np.ndarray:
     frequency = 10000.0 ** (-np.arange(width // 2, dtype=np.float64) / (width / 2))
     angle = position[:, None] * frequency
     return np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
+
+
+def _cut(axes: Sequence[int], patch: Sequence[int]) -> list[int]:
+    """Every axis as two: the grid's and the patch's."""
+    return [length for axis, extent in zip(axes, patch, strict=True) for length in (axis // extent, extent)]
+
+
+def _by(lengths: Sequence[int]) -> str:
+    return "x".join(map(str, lengths))

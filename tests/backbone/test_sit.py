@@ -12,7 +12,7 @@ from harness.backbone.initial import initialize
 from harness.backbone.sit import SiT, SiTConfig
 from harness.backbone.sizes import SIZES, Size
 from harness.backbone.times import Times
-from harness.backbone.tokens import patchify, per_pixel, sincos_2d, unpatchify
+from harness.backbone.tokens import patchify, sincos, unpatchify
 from harness.draws import Streams
 
 SMALL = SiTConfig(Size(3, 32, 2), 2, (3, 8, 12), 5)
@@ -78,7 +78,7 @@ def test_groups_separate_attention() -> None:
     """A token's output depends on its own group alone: changing the other group's pixels leaves it as it is."""
     x, t, _, y = inputs()
     groups = (torch.arange(SMALL.tokens) % 2).expand(4, -1)
-    own = per_pixel(groups.float(), SMALL.patch, 8, 12).bool()
+    own = SMALL.spread(groups.float()).bool()
     other = torch.where(own, x + 1.0, x)
     model, times = network(), Times.per_sample(t)
     before, after = (model(pixels, times, y, groups=groups).velocity for pixels in (x, other))
@@ -102,15 +102,15 @@ def test_attention_is_softmax_of_scaled_products() -> None:
 
 def test_tokens_round_trip() -> None:
     x = torch.arange(2 * 3 * 8 * 12).reshape(2, 3, 8, 12)
-    tokens = patchify(x, 2)
+    tokens = patchify(x, (2, 2))
     assert tokens.shape == (2, 24, 12)
     assert tokens[0, 7].tolist() == x[0, :, 2:4, 2:4].flatten().tolist()  # row 1, column 1 of a grid of 4 x 6
     reordered = tokens.reshape(2, 24, 3, 2, 2).permute(0, 1, 3, 4, 2).reshape(2, 24, 12)
-    assert torch.equal(unpatchify(reordered, 2, 8, 12), x)
+    assert torch.equal(unpatchify(reordered, (2, 2), (8, 12)), x)
 
 
 def test_position_code_is_unique_and_bounded() -> None:
-    code = sincos_2d(64, 5, 7)[0]
+    code = sincos(64, (5, 7))[0]
     assert code.abs().max() <= 1
     assert torch.cdist(code, code).fill_diagonal_(1.0).min() > 0.1
     torch.testing.assert_close(

@@ -37,7 +37,7 @@ def loss(method, size: int = 8):
     """The method's align term, and what it saw: student, batch, draw, prediction."""
     pupil, given = student(), batch(size)
     draw = method.draw(Streams(0), given)
-    x = interpolate(given.x0, draw.noise, draw.times, 2)
+    x = interpolate(given.x0, draw.noise, draw.times, CONFIG)
     prediction = pupil(x, draw.times, given.y, taps=(1, 2, 3, 4), groups=draw.groups)
     return method.loss(pupil, given, draw), pupil, given, draw, prediction
 
@@ -136,7 +136,7 @@ def test_sra(similarity: str) -> None:
     method = build(Sra, student_layer=1, teacher_layer=3, similarity=similarity)
     losses, pupil, given, draw, prediction = loss(method)
     t, cleaner = draw.times.levels[:, 0], draw.extra["cleaner"]
-    x = interpolate(given.x0, draw.noise, Times.per_sample(cleaner), 2)
+    x = interpolate(given.x0, draw.noise, Times.per_sample(cleaner), CONFIG)
     a = f64(method.projector(prediction.hidden[1]))
     b = f64(pupil.ema(x, Times.per_sample(cleaner), given.y, taps=(3,)).hidden[3])
     expected = {
@@ -260,7 +260,7 @@ def test_diffusion_forcing_gives_every_token_its_time() -> None:
 def test_full_masking_makes_masked_tokens_noise() -> None:
     given = batch(500)
     draw = build(FullMasking, mask_ratio=0.25).draw(Streams(0), given)
-    x = interpolate(given.x0, draw.noise, draw.times, 2)
+    x = interpolate(given.x0, draw.noise, draw.times, CONFIG)
     pixels = (
         draw.times.which.reshape(-1, 1, 4, 4).repeat_interleave(2, 2).repeat_interleave(2, 3).expand_as(x)
     )
@@ -296,7 +296,7 @@ def test_attention_separation_teacher(teacher: str) -> None:
         times, groups = Times.dual(later[:, 0], later[:, 1], draw.times.which), draw.groups
     else:
         times, groups = Times.per_sample(torch.minimum(t, s)), None
-    x = interpolate(given.x0, draw.noise, times, 2)
+    x = interpolate(given.x0, draw.noise, times, CONFIG)
     b = f64(pupil.ema(x, times, given.label, taps=(3,), groups=groups).hidden[3])
     a = f64(method.projector(prediction.hidden[1]))
     assert losses.parts["align"].item() == pytest.approx((1 - (unit(a) * unit(b)).sum(-1)).mean(), abs=1e-6)
@@ -316,7 +316,7 @@ def test_separated_groups_do_not_meet_in_the_student() -> None:
     )
     velocities = []
     for x0 in (given.x0, torch.where(pixels, given.x0 + 3, given.x0)):
-        x = interpolate(x0, draw.noise, draw.times, 2)
+        x = interpolate(x0, draw.noise, draw.times, CONFIG)
         velocities.append(pupil(x, draw.times, given.y, groups=draw.groups).velocity)
     assert torch.equal(velocities[0][~pixels], velocities[1][~pixels])
 
@@ -358,7 +358,9 @@ def test_repa_with_several_encoders() -> None:
     other = Streams(0).normal("other", given.index, (CONFIG.tokens, 7))
     given = replace(given, views=(*given.views, View(other)))
     draw = method.draw(Streams(0), given)
-    hidden = pupil(interpolate(given.x0, draw.noise, draw.times, 2), draw.times, given.y, taps=(2,)).hidden[2]
+    hidden = pupil(
+        interpolate(given.x0, draw.noise, draw.times, CONFIG), draw.times, given.y, taps=(2,)
+    ).hidden[2]
     apart = [
         -(unit(f64(projector(hidden))) * unit(f64(view.tokens))).sum(-1).mean()
         for projector, view in zip(method.projectors, given.views, strict=True)

@@ -107,7 +107,7 @@ def test_layers_that_cannot_be(layers: tuple[int, ...]) -> None:
 def test_queries_and_keys_leave_the_velocity_alone() -> None:
     given, pupil = batch(8), student()
     draw = build(Haste, layers=(1, 3)).draw(Streams(0), given)
-    x = interpolate(given.x0, draw.noise, draw.times, 2)
+    x = interpolate(given.x0, draw.noise, draw.times, CONFIG)
     plain, asked = (pupil(x, draw.times, given.y, heads=heads) for heads in ((), (1, 3)))
     assert torch.equal(plain.velocity, asked.velocity)
     assert not plain.heads and set(asked.heads) == {1, 3}

@@ -60,7 +60,7 @@ def cosine(a: Tensor, b: Tensor) -> np.ndarray:
 
 def test_the_path_runs_from_data_to_noise() -> None:
     x0, noise = (STREAMS.normal(name, range(3), CONFIG.shape).double() for name in ("x0", "eps"))
-    at = lambda t: interpolate(x0, noise, Times.per_sample(torch.full((3,), t, dtype=torch.float64)), 2)  # noqa: E731
+    at = lambda t: interpolate(x0, noise, Times.per_sample(torch.full((3,), t, dtype=torch.float64)), CONFIG)  # noqa: E731
     assert torch.equal(at(0.0), x0) and torch.equal(at(1.0), noise)
     torch.testing.assert_close((at(0.6) - at(0.4)) / 0.2, velocity_target(x0, noise))
 
@@ -81,7 +81,7 @@ def test_time_distributions() -> None:
 def test_flow_is_the_mean_square() -> None:
     method, pupil, given = build(Flow), student(), batch()
     draw = method.draw(Streams(0), given)
-    x_t = interpolate(given.x0, draw.noise, draw.times, 2)
+    x_t = interpolate(given.x0, draw.noise, draw.times, CONFIG)
     v = pupil(x_t, draw.times, given.y).velocity
     target = (draw.noise - given.x0).double().numpy()
     assert method.loss(pupil, given, draw).total.item() == pytest.approx(
@@ -93,7 +93,7 @@ def test_repa_is_flow_plus_negative_cosine() -> None:
     method, pupil, given = build(Repa, layer=2, coefficient=0.3, projector_width=40), student(), batch()
     draw = method.draw(Streams(0), given)
     losses = method.loss(pupil, given, draw)
-    x_t = interpolate(given.x0, draw.noise, draw.times, 2)
+    x_t = interpolate(given.x0, draw.noise, draw.times, CONFIG)
     hidden = pupil(x_t, draw.times, given.y, taps=(2,)).hidden[2]
     expected = -cosine(method.projectors[0](hidden), given.views[0].tokens).mean()
     assert losses.parts["align"].item() == pytest.approx(expected, abs=1e-6)

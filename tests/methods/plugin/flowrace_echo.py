@@ -33,6 +33,6 @@ class Echo(Method):
             return Needs(teacher=True, taps=(self.layer,)) if self.coefficient else Needs()
 
     def align(self, student, batch, draw, prediction):
-        x_t = interpolate(batch.x0, draw.noise, draw.times, self.setting.backbone.patch)
+        x_t = interpolate(batch.x0, draw.noise, draw.times, self.setting.backbone)
         target = student.teach(x_t, draw.times, batch.y, layer=self.config.layer)
         return apart("l1", prediction.hidden[self.config.layer], target).mean()
