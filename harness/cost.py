@@ -23,7 +23,9 @@ from harness import registry
 from harness.backbone.sit import SiT, SiTConfig
 from harness.backbone.sizes import SIZES
 from harness.backbone.student import Student
+from harness.backbone.tokens import Part
 from harness.batch import Batch, View
+from harness.data.base import open_dataset, shapes_of
 from harness.draws import Streams
 from harness.errors import UserError
 from harness.spec import RunSpec
@@ -133,10 +135,8 @@ class Cost:
 
 def count_spec(spec: RunSpec) -> Cost:
     """The counted cost of a whole run, from its spec alone: nothing is trained and no weights are read."""
-    from harness.data.base import open_dataset
-
     dataset = open_dataset(spec.data)
-    backbone = backbone_config(spec, dataset.shape, dataset.classes)
+    backbone = backbone_config(spec, dataset)
     seen = [architecture(choice.name, dataset, backbone.grid) for choice in spec.method.needs().encoders]
     method = build_method(spec, backbone, [network.dim for network in seen])
     return count(method, spec, encoders=seen)
@@ -203,11 +203,18 @@ def _weightless(backbone: SiTConfig) -> SiT:
         return SiT(backbone).to("meta")
 
 
-def backbone_config(spec: RunSpec, shape: tuple[int, int, int], classes: int) -> SiTConfig:
-    """The backbone of a spec on data of this shape; raises `UserError` where the patch does not divide the image."""
+def backbone_config(spec: RunSpec, dataset: Any) -> SiTConfig:
+    """The backbone of a spec on a data set; raises `UserError` where the patch does not divide its samples."""
+    asked, (shape, *beside) = spec.backbone, shapes_of(dataset)
     try:
         return SiTConfig(
-            SIZES[spec.backbone.size], spec.backbone.patch, shape, classes, spec.backbone.learn_sigma
+            SIZES[asked.size],
+            asked.patch,
+            shape,
+            dataset.classes,
+            asked.learn_sigma,
+            patch_time=asked.patch_time,
+            beside=tuple(Part(sound, (asked.patch_sound,)) for sound in beside),
         )
     except ValueError as error:
         raise UserError(f"backbone.{error}; choose another backbone.patch or data.resolution") from error

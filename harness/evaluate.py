@@ -15,16 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from harness.cache import cache_dir
-from harness.data.base import Dataset, images
+from harness.data.base import Dataset, images, shapes_of, x_shape
 from harness.draws import Streams
 from harness.encoders.base import Encoder
 from harness.errors import UserError
 from harness.floors import FLOORED, chosen, floor, see
 from harness.gathered import Gathered, Pending, arrived, fetched, parts_of
+from harness.pictures import picture, png
 from harness.record import write_atomic
-from harness.samples import draw_pixels, image_grid, png, sample_labels
+from harness.samples import draw_pixels, sample_labels
+from harness.seen import check_seen, seen
 from harness.spec import EvalSpec
-from harness.yardsticks import Yardstick, check_impartial, favoured, located, yardstick
+from harness.yardsticks import Yardstick, check_impartial, favoured, located, reads_of, yardstick
 from metrics import MetricError
 from metrics.features import Extractor, load_extractor
 from metrics.intervals import of_replicates
@@ -89,10 +91,14 @@ class Evaluator:
         held_out: np.ndarray | None = None,
     ) -> None:
         self.spec, self.device = spec, device
-        self.shape, self.classes = dataset.shape, dataset.classes
+        self.shapes, self.classes = shapes_of(dataset), dataset.classes
+        self.shape = x_shape(dataset)
         self.sticks = [yardstick(name) for name in spec.metrics]
         for stick in self.sticks:
             _check_enough(stick, min(spec.samples, len(train)))
+        self.reads = {s.extractor: reads_of(s.name, s.extractor) for s in self.sticks}
+        for stick in self.sticks:
+            check_seen(stick.name, stick.extractor, self.reads[stick.extractor], dataset.modality)
         names = dict.fromkeys(stick.extractor for stick in self.sticks)
         self.extractors = {name: open_extractor(name, spec.weights, dataset, train, device) for name in names}
         for stick in self.sticks:
@@ -112,7 +118,7 @@ class Evaluator:
             for name in self.spec.metrics
             if name not in errors
         }
-        return Result(numbers, self.protocol, image_grid(found[0].first), errors)
+        return Result(numbers, self.protocol, picture(found[0].first, self.shapes), errors)
 
     def described(self, encoders: Iterable[Encoder]) -> dict[str, Any]:
         """For the record: the protocol, its hash, the floors, and the metrics whose network an encoder of this run is.
@@ -142,7 +148,10 @@ class Evaluator:
             pixels = draw_pixels(model, spec, self.shape, self.classes, self.device, index, labels)
             if start - begin < spec.grid:
                 first.append(pixels.cpu())
-            now = {name: fetched(extract, pixels) for name, extract in self.extractors.items()}
+            now = {
+                name: fetched(extract, seen(pixels, self.shapes, self.reads[name]))
+                for name, extract in self.extractors.items()
+            }
             if waiting is not None:
                 _gather(sides, *waiting, broken)
             waiting = now, labels
@@ -184,9 +193,9 @@ class Evaluator:
             whole, one, other = Gathered(parts_of(values).real), Gathered(streamed), Gathered(streamed)
             unseen = Gathered(streamed)
             if parts_of(values).real:
-                see(extract, dataset, train, [(whole, None), (one, half), (other, ~half)])
+                see(extract, dataset, train, [(whole, None), (one, half), (other, ~half)], self.reads[name])
             if streamed and held_out is not None:
-                see(extract, dataset, held_out[: self.spec.samples], [(unseen, None)])
+                see(extract, dataset, held_out[: self.spec.samples], [(unseen, None)], self.reads[name])
             sides[name] = whole.side()
             for stick in self.sticks:
                 if stick.extractor == name and stick.value in FLOORED:
@@ -200,9 +209,10 @@ def open_extractor(
 ) -> Extractor:
     """A network of `eval.metrics`; raises `UserError` for one that is not to be had."""
     given: dict[str, Any] = {}
-    if name == "local":
-        pixels, labels = images(dataset, train)
-        given = {"images": pixels, "labels": labels, "classes": dataset.classes}
+    if name in ("local", "video:local"):
+        x, labels = images(dataset, train)
+        shown = seen(torch.from_numpy(x), shapes_of(dataset), "video" if name == "video:local" else "image")
+        given = {"images": shown.numpy(), "labels": labels, "classes": dataset.classes}
     known, file, sha256 = located(name, weights)
     try:
         return load_extractor(
@@ -226,6 +236,7 @@ def protocol(
         "n_real": len(train),
         "data": dataset.fingerprint,
         "shape": list(dataset.shape),
+        **({"beside": shapes_of(dataset)[1:]} if len(shapes_of(dataset)) > 1 else {}),
         "extractors": {
             name: {"sha256": e.sha256, "dim": e.dim, "preprocessing": e.preprocessing}
             for name, e in extractors.items()

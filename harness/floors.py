@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.data.base import Dataset, images
+from harness.data.base import Dataset, images, shapes_of
 from harness.draws import Streams
 from harness.errors import UserError
 from harness.gathered import Gathered, arrived, fetched
+from harness.seen import seen
 from metrics import MetricError
 from metrics.extractor import Extractor
 from metrics.frechet import Moments, frechet_distance
@@ -22,13 +23,18 @@ BATCH = 500
 
 
 def see(
-    extract: Extractor, dataset: Dataset, index: np.ndarray, sides: list[tuple[Gathered, np.ndarray | None]]
+    extract: Extractor,
+    dataset: Dataset,
+    index: np.ndarray,
+    sides: list[tuple[Gathered, np.ndarray | None]],
+    reads: str,
 ) -> None:
-    """One pass over real samples, into every side, whole or under its mask."""
+    """One pass over real samples, as a network that reads `image` or `video` sees them, into every side, whole or under its
+    mask."""
     for start in range(0, len(index), BATCH):
-        pixels, _ = images(dataset, index[start : start + BATCH])
+        x = torch.from_numpy(images(dataset, index[start : start + BATCH])[0])
         try:
-            outputs = arrived(fetched(extract, torch.from_numpy(pixels)))
+            outputs = arrived(fetched(extract, seen(x, shapes_of(dataset), reads)))
             for side, mask in sides:
                 side.add(outputs if mask is None else _masked(outputs, mask[start : start + BATCH]))
         except MetricError as error:

@@ -25,7 +25,12 @@ def sample_times(
         t = streams.uniform(stream, indices, shape)
     else:
         t = torch.sigmoid(p.mean + p.std * streams.normal(stream, indices, shape))
-    return t if p.shift == 1.0 else shifted(t, p.shift)
+    if p.shift != 1.0:
+        t = shifted(t, p.shift)
+    if not p.late:
+        return t
+    is_late = streams.uniform(f"{stream}/is_late", indices, shape) < p.late
+    return torch.where(is_late, 0.95 + 0.05 * streams.uniform(f"{stream}/late", indices, shape), t)
 
 
 def shifted(t: Tensor, alpha: float) -> Tensor:

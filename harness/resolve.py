@@ -113,12 +113,15 @@ def _addressed(spec: EvalSpec) -> EvalSpec:
 
 def _check(spec: RunSpec, where: str) -> None:
     """What no single field can know."""
-    from harness.yardsticks import check_impartial, favoured, yardstick
+    from harness.seen import check_seen
+    from harness.yardsticks import check_impartial, favoured, reads_of, yardstick
 
     aligned = [encoder.name for encoder in spec.method.needs().encoders]
     check_impartial(spec.eval.metrics, favoured(spec.eval.metrics, aligned), where)
+    modality = getattr(registry.load("dataset", spec.data.name), "modality", "image")
     for name in spec.eval.metrics:
-        yardstick(name)
+        extractor = yardstick(name).extractor
+        check_seen(name, extractor, reads_of(name, extractor), modality)
     if spec.eval.guidance_low > spec.eval.guidance_high:
         raise UserError(f"{where}: eval.guidance_low = {spec.eval.guidance_low} is above eval.guidance_high")
 

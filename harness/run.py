@@ -51,7 +51,7 @@ class Run:
 def build(spec: RunSpec, dataset: Dataset, sides: Split, device: torch.device) -> Run:
     """A run at step 0, initial weights from their streams."""
     streams = Streams(spec.seed)
-    backbone = backbone_config(spec, dataset.shape, dataset.classes)
+    backbone = backbone_config(spec, dataset)
     encoders = tuple(
         open_encoder(choice, dataset, grid=backbone.grid, held_out=spec.data.held_out, device=device)
         for choice in spec.method.needs().encoders
@@ -116,10 +116,7 @@ def restore(run: Run, folder: Path) -> None:
 
 def load_ema(path: Path, run_spec: RunSpec, dataset: Dataset, device: torch.device) -> SiT:
     """The evaluated network of a checkpoint file."""
-    weights, backbone = (
-        checkpoint.load(path).part("ema"),
-        backbone_config(run_spec, dataset.shape, dataset.classes),
-    )
+    weights, backbone = checkpoint.load(path).part("ema"), backbone_config(run_spec, dataset)
     if (embedder := weights.get("extra_embedder.proj.weight")) is not None:
         backbone = replace(backbone, extra=embedder.shape[1])
     model = SiT(backbone)

@@ -65,19 +65,23 @@ def sample(
     only = _classes(classes)
 
     from harness.bulk import check_classes, draw_bulk
-    from harness.data.base import open_dataset
+    from harness.data.base import open_dataset, shapes_of
     from harness.distributed import join
     from harness.environment import prepare
 
     prepare(spec.runtime.threads)
     dataset = open_dataset(spec.data)
     check_classes(only, dataset.classes)
+    if output.suffix == ".npz" and dataset.modality != "image":
+        raise UserError(
+            f"{output}: an .npz in ADM's layout holds images, and these samples are {dataset.modality}; draw a .png"
+        )
     with join(spec.runtime.device) as world:
         job, model = _job(path, spec, step, dataset, only, count, world.device)
         if output.suffix == ".npz":
             draw_bulk(model, job, output, world)
         elif world.main:
-            _draw_grid(model, job, output, world.device)
+            _draw_grid(model, job, output, world.device, shapes_of(dataset))
         if world.main:
             click.echo(output)
 
@@ -86,28 +90,30 @@ def _job(
     path: Path, spec: Any, step: int | None, dataset: Any, only: tuple[int, ...], count: int, device: Any
 ) -> tuple[Any, Any]:
     from harness.bulk import Job
+    from harness.data.base import x_shape
     from harness.run import load_ema
     from metrics.files import file_sha256
 
     file = checkpoint_of_run(path, step)
     drawn = spec.eval.model_copy(update={"samples": count})
-    job = Job(file_sha256(file), drawn, tuple(dataset.shape), dataset.classes, only)
+    job = Job(file_sha256(file), drawn, x_shape(dataset), dataset.classes, only)
     return job, load_ema(file, spec, dataset, device)
 
 
-def _draw_grid(model: Any, job: Any, output: Path, device: Any) -> None:
+def _draw_grid(model: Any, job: Any, output: Path, device: Any, shapes: Any) -> None:
     import numpy as np
     import torch
 
+    from harness.pictures import picture, png
     from harness.record import write_atomic
-    from harness.samples import draw_batch, image_grid, png
+    from harness.samples import draw_batch
 
     parts = []
     for part in job.ranges():
         index = np.arange(part.start, part.stop)
         parts.append(draw_batch(model, job.spec, job.shape, job.classes, device, index, job.labels(index)))
     try:
-        write_atomic(output, png(image_grid(torch.cat(parts).numpy())))
+        write_atomic(output, png(picture(torch.cat(parts).numpy(), shapes)))
     except OSError as error:
         raise UserError(f"cannot write {output}: {error.strerror}") from error
 

@@ -6,7 +6,6 @@ noise is that of every other method, and guidance, where there is any, guides bo
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable, Iterator
 
@@ -22,7 +21,7 @@ from harness.spec import EvalSpec
 
 
 def draw_samples(
-    model: nn.Module, spec: EvalSpec, shape: tuple[int, int, int], classes: int, device: torch.device
+    model: nn.Module, spec: EvalSpec, shape: tuple[int, ...], classes: int, device: torch.device
 ) -> Iterator[Tensor]:
     """Samples as uint8 (B, C, H, W) on the CPU, in batches; sample i depends on `spec.seed` and i alone."""
     streams = Streams(spec.seed)
@@ -35,7 +34,7 @@ def draw_samples(
 def draw_batch(
     model: nn.Module,
     spec: EvalSpec,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     classes: int,
     device: torch.device,
     index: np.ndarray,
@@ -49,7 +48,7 @@ def draw_batch(
 def draw_pixels(
     model: nn.Module,
     spec: EvalSpec,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     classes: int,
     device: torch.device,
     index: np.ndarray,
@@ -73,7 +72,7 @@ def draw_pixels(
     return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def jointly(model: nn.Module, shape: tuple[int, int, int]) -> Callable[[Tensor, Times, Tensor], Prediction]:
+def jointly(model: nn.Module, shape: tuple[int, ...]) -> Callable[[Tensor, Times, Tensor], Prediction]:
     """A network over vectors (B, C H W + E): the image, then its extra token."""
 
     def field(x: Tensor, times: Times, y: Tensor) -> Prediction:
@@ -84,9 +83,7 @@ def jointly(model: nn.Module, shape: tuple[int, int, int]) -> Callable[[Tensor, 
     return field
 
 
-def _normal(
-    streams: Streams, name: str, index: np.ndarray, shape: tuple[int, int, int], extra: int
-) -> Tensor:
+def _normal(streams: Streams, name: str, index: np.ndarray, shape: tuple[int, ...], extra: int) -> Tensor:
     """Standard normal, (B, *shape); with an extra token (B, C H W + E), the image's part the same."""
     image = streams.normal(name, index, shape)
     if not extra:
@@ -99,25 +96,3 @@ def sample_labels(spec: EvalSpec, streams: Streams, index: np.ndarray, classes: 
     if spec.labels == "balanced":
         return torch.from_numpy(index % classes)
     return streams.integers("eval_label", index, classes)
-
-
-def image_grid(pixels: np.ndarray, columns: int = 10, pad: int = 1) -> np.ndarray:
-    """Images uint8 (n, C, H, W) -> one uint8 picture, (H', W') for grey and (H', W', 3) for colour."""
-    n, channels, height, width = pixels.shape
-    columns = min(columns, n)
-    rows = -(-n // columns)
-    canvas = np.full(
-        (rows * (height + pad) - pad, columns * (width + pad) - pad, channels), 255, dtype=np.uint8
-    )
-    for i, image in enumerate(pixels):
-        top, left = (i // columns) * (height + pad), (i % columns) * (width + pad)
-        canvas[top : top + height, left : left + width] = image.transpose(1, 2, 0)
-    return canvas[:, :, 0] if channels == 1 else canvas
-
-
-def png(picture: np.ndarray) -> bytes:
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "png")
-    return buffer.getvalue()

@@ -45,12 +45,19 @@ class DataSpec(Section):
     image_key: str = ""
     label_key: str = ""
     """Names of the arrays or columns; empty means: find them."""
+    frames: int | None = Field(None, ge=1, json_schema_extra=HASHED_IF_SET)
+    """Of a video, or log-mel frames of a recording; None takes what the data set has by default."""
     workers: int = _free(0, ge=0)
 
 
 class BackboneSpec(Section):
     size: str = "S"
     patch: int = Field(2, ge=1)
+    """Side of a token in pixels; of sound, its length in spectrogram frames."""
+    patch_time: int = Field(1, ge=1, json_schema_extra=HASHED_IF_SET)
+    """Frames of a video in one token."""
+    patch_sound: int = Field(1, ge=1, json_schema_extra=HASHED_IF_SET)
+    """Spectrogram frames in one token of the sound that comes with a video."""
     learn_sigma: bool = False
 
     @property
@@ -67,6 +74,8 @@ class TimeSpec(Section):
     """Of the normal whose sigmoid is t (logit_normal only)."""
     shift: float = Field(1.0, gt=0)
     """alpha of s(alpha, t) = alpha t / (1 + (alpha - 1) t); above 1 is more noise."""
+    late: float = Field(0.0, ge=0, le=1, json_schema_extra=HASHED_IF_SET)
+    """Share of samples whose time is uniform on [0.95, 1] instead (Self-Flow App. A.2, video: 0.05)."""
 
 
 class TrainSpec(Section):

@@ -57,8 +57,7 @@ def yardstick(name: str) -> Yardstick:
         raise UserError(
             f"metric '{name}' in eval.metrics names no network: write {value}:<extractor>, as {value}:local"
         )
-    if not extractor.startswith(f"{SCRIPT}@"):
-        _check_images(name, extractor)
+    reads_of(name, extractor)
     return Yardstick(name, value, extractor)
 
 
@@ -120,15 +119,14 @@ def check_impartial(metrics: Iterable[str], found: Iterable[str], where: str) ->
         )
 
 
-def _check_images(name: str, extractor: str) -> None:
+def reads_of(metric: str, extractor: str) -> str:
+    """What the network of a metric reads: `image`, `video` or `audio`; raises `UserError` for an unknown one."""
+    if extractor.startswith(f"{SCRIPT}@"):
+        return "image"
     try:
-        modality = extractor_modality(extractor)
+        return extractor_modality(extractor)
     except MetricError as error:
-        raise UserError(f"eval.metrics '{name}': {error}") from error
-    if modality != "image":
-        raise UserError(
-            f"eval.metrics '{name}': '{extractor}' measures {modality}, and a race here draws images"
-        )
+        raise UserError(f"eval.metrics '{metric}': {error}") from error
 
 
 def _extractor_of(name: str) -> str:

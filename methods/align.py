@@ -49,12 +49,13 @@ def mlp(*widths: int) -> nn.Sequential:
 
 
 class ConvProjector(nn.Module):
-    """One convolution over the token grid, same padding (iREPA): (B, T, D) -> (B, T, out)."""
+    """One convolution over the token grid, same padding (iREPA): (B, T, D) -> (B, T, out). Along time too, where a grid has it."""
 
-    def __init__(self, width: int, out: int, kernel: int, grid: tuple[int, int]) -> None:
+    def __init__(self, width: int, out: int, kernel: int, grid: tuple[int, ...]) -> None:
         super().__init__()
         self.grid = grid
-        self.conv = nn.Conv2d(width, out, kernel, padding="same")
+        convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(grid) - 1]
+        self.conv = convolution(width, out, kernel, padding="same")
 
     def forward(self, tokens: Tensor) -> Tensor:
         maps = tokens.transpose(1, 2).unflatten(2, self.grid)

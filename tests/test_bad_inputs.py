@@ -88,7 +88,7 @@ def test_words_that_mean_nothing(capsys, tmp_path: Path, monkeypatch, words: lis
         ),
         (['eval.metrics=["kid:local"]'], r"'kid:local' draws subsets of 1000"),
         (['eval.metrics=["fd:locale"]'], r"fd:locale"),
-        (["backbone.patch=3"], r"patch = 3 does not divide the image size 8x8"),
+        (["backbone.patch=3"], r"patch = 3x3 does not divide the image size 8x8"),
         (["runtime.device=cuda:9"], r"runtime.device = 'cuda:9' cannot be used"),
         (["runtime.device=gpu"], r"runtime.device = 'gpu' cannot be used"),
         (["train.accumulate=3"], r"cannot be divided into 3 equal parts"),

@@ -18,11 +18,12 @@ from harness.data.base import images, open_dataset, split
 from harness.draws import Streams
 from harness.errors import UserError
 from harness.evaluate import Evaluator, digest, open_extractor, protocol
+from harness.pictures import image_grid
 from harness.record import Record
 from harness.resolve import load_spec
 from harness.run import load_ema
 from harness.sample_command import sample as sample_command
-from harness.samples import draw_samples, image_grid, sample_labels
+from harness.samples import draw_samples, sample_labels
 from harness.score_commands import evaluate as eval_command
 from harness.spec import EvalSpec
 from tests.runs import tiny, trained

@@ -81,7 +81,7 @@ def in_a_step(calls: int) -> None:
 def in_an_evaluation(calls: int) -> None:
     from harness import evaluate
 
-    _die_in(evaluate, "image_grid", calls, evaluate.image_grid)
+    _die_in(evaluate, "picture", calls, evaluate.picture)
 
 
 def half_way_through_a_checkpoint(calls: int) -> None:

@@ -44,8 +44,9 @@ class SiTConfig:
     """What shares the sequence with a video: its sound. Then x is a vector, the video first."""
 
     def __post_init__(self) -> None:
-        if self.beside and self.parts[0].kind != "video":
-            raise ValueError(f"only a video has other parts beside it, not {self.parts[0].kind}")
+        kind = self.parts[0].kind  # raises ValueError where a patch does not divide
+        if self.beside and kind != "video":
+            raise ValueError(f"only a video has other parts beside it, not {kind}")
 
     @cached_property
     def parts(self) -> tuple[Part, ...]:

@@ -1,12 +1,14 @@
 """What a data set is, and the split by hash.
 
-A sample is a pure function of its index. Images are uint8 arrays (channels, height, width) until they enter the network as
-float32 in [-1, 1]. A data set never downloads anything.
+A sample is a pure function of its index. Samples of every modality are uint8 arrays until they enter the network as float32 in
+[-1, 1]: images (channels, height, width), videos (channels, frames, height, width), sound as a log spectrogram (bands, frames).
+Several parts that belong together lie flattened one behind the other. A data set never downloads anything.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -19,8 +21,8 @@ from harness.spec import DataSpec
 
 
 class Sample(NamedTuple):
-    image: np.ndarray
-    """uint8, (channels, height, width)."""
+    x: np.ndarray
+    """uint8, of the data set's shape; (N,) for several parts."""
     label: int
 
 
@@ -28,10 +30,12 @@ class Dataset(Protocol):
     """Made by its class from a `DataSpec`; raises `UserError` for anything missing, broken or inconsistent."""
 
     modality: str
+    """`image`, `video`, `audio` or `joint`: a video with its sound, which has `beside`, the shapes of the parts behind the
+    first."""
     classes: int
     """Labels are 0 .. classes - 1; 1 when the data have none."""
-    shape: tuple[int, int, int]
-    """(channels, height, width) of every sample."""
+    shape: tuple[int, ...]
+    """(channels, *axes) of every sample, or of its first part."""
     fingerprint: str
     """16 hex digits of a sha256 over content, labels included: equal for equal data wherever it lies."""
 
@@ -89,7 +93,18 @@ def split(dataset: Dataset, held_out: float) -> Split:
     return Split(np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out))
 
 
+def shapes_of(dataset: Dataset) -> tuple[tuple[int, ...], ...]:
+    """Of every part of its samples."""
+    return (tuple(dataset.shape), *getattr(dataset, "beside", ()))
+
+
+def x_shape(dataset: Dataset) -> tuple[int, ...]:
+    """Of a sample: that of its one part, or (N,) for several."""
+    shapes = shapes_of(dataset)
+    return shapes[0] if len(shapes) == 1 else (sum(map(math.prod, shapes)),)
+
+
 def images(dataset: Dataset, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Samples as arrays: images uint8 (n, channels, height, width), labels int64 (n,)."""
+    """Samples as arrays: uint8 (n, *shape), labels int64 (n,)."""
     samples = [dataset.sample(int(index)) for index in indices]
-    return np.stack([s.image for s in samples]), np.array([s.label for s in samples], dtype=np.int64)
+    return np.stack([s.x for s in samples]), np.array([s.label for s in samples], dtype=np.int64)

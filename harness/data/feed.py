@@ -29,10 +29,10 @@ class Feed:
 
     def batch(self, index: np.ndarray) -> Batch:
         samples = [self.dataset.sample(int(i)) for i in self.place(index)]
-        x0 = torch.from_numpy(np.stack([sample.image for sample in samples])).float().div_(127.5).sub_(1)
+        x0 = torch.from_numpy(np.stack([sample.x for sample in samples])).float().div_(127.5).sub_(1)
         if self.flip:
             flipped = self.streams.uniform("flip", index) < 0.5
-            x0 = torch.where(flipped[:, None, None, None], x0.flip(-1), x0)
+            x0 = torch.where(flipped.reshape(-1, *[1] * (x0.ndim - 1)), x0.flip(-1), x0)
         label = torch.tensor([sample.label for sample in samples])
         dropped = self.streams.uniform("label_drop", index) < self.label_drop
         return Batch(index, x0, torch.where(dropped, self.dataset.classes, label), label)

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness import checkpoint
+from harness.backbone.tokens import patchify
 from harness.batch import View
 from harness.cache import cache_dir, locked
 from harness.data.base import Dataset, Split, images, split
@@ -56,9 +57,9 @@ LEARNING_RATE, WARMUP, WEIGHT_DECAY = 3e-3, 0.1, 0.05
 class Vit(nn.Module):
     """Pre-norm ViT with learned positions and no class token; the classifier reads the mean of the tokens."""
 
-    def __init__(self, size: Size, shape: tuple[int, int, int], classes: int, grid: tuple[int, int]) -> None:
+    def __init__(self, size: Size, shape: tuple[int, ...], classes: int, grid: tuple[int, ...]) -> None:
         super().__init__()
-        self.patch = (shape[1] // grid[0], shape[2] // grid[1])
+        self.patch = tuple(axis // rows for axis, rows in zip(shape[1:], grid, strict=True))
         self.embed = nn.Linear(shape[0] * math.prod(self.patch), size.width)
         self.position = nn.Parameter(torch.empty(math.prod(grid), size.width))
         self.blocks = nn.ModuleList(Block(size.width, size.heads) for _ in range(size.depth))
@@ -66,8 +67,11 @@ class Vit(nn.Module):
         self.head = nn.Linear(size.width, classes)
 
     def forward(self, images: Tensor, heard: list[tuple[Tensor, Tensor]] | None = None) -> Tensor:
-        """Tokens after the final norm: (B, C, H, W) -> (B, T, width). `heard` receives every block's queries and keys."""
-        patches = F.unfold(images, self.patch, stride=self.patch).transpose(1, 2)
+        """Tokens after the final norm: (B, C, *axes) -> (B, T, width). `heard` receives every block's queries and keys."""
+        if len(self.patch) == 2:
+            patches = F.unfold(images, self.patch, stride=self.patch).transpose(1, 2)
+        else:
+            patches = patchify(images, self.patch)
         x = self.embed(patches) + self.position
         for block in self.blocks:
             x = block(x, heard)
@@ -102,7 +106,7 @@ class RandomEncoder(Viewer):
         choice: EncoderChoice,
         dataset: Dataset,
         *,
-        grid: tuple[int, int],
+        grid: tuple[int, ...],
         held_out: float,
         device: torch.device,
     ) -> None:
@@ -117,15 +121,12 @@ class RandomEncoder(Viewer):
         self._network = network.to(device).requires_grad_(False).eval()
 
     @staticmethod
-    def architecture(
-        model: str, shape: tuple[int, int, int], classes: int, grid: tuple[int, int]
-    ) -> Architecture:
+    def architecture(model: str, shape: tuple[int, ...], classes: int, grid: tuple[int, ...]) -> Architecture:
         """Width and cost; raises `UserError` for an unknown size and for a grid that does not divide the image."""
         size = _size(model)
-        if shape[1] % grid[0] or shape[2] % grid[1]:
-            raise UserError(
-                f"encoder '{model}': images of {shape[1]}x{shape[2]} do not divide into {grid} tokens"
-            )
+        if any(axis % rows for axis, rows in zip(shape[1:], grid, strict=True)):
+            axes = "x".join(map(str, shape[1:]))
+            raise UserError(f"encoder '{model}': samples of {axes} do not divide into {grid} tokens")
         with torch.device("meta"):
             return Architecture(size.width, count_flops(Vit(size, shape, classes, grid), shape), size.heads)
 
@@ -156,7 +157,7 @@ class LocalEncoder(RandomEncoder):
         self.accuracy = trained(network, model, dataset, self.grid, held_out, device)
 
 
-def build(model: str, shape: tuple[int, int, int], classes: int, grid: tuple[int, int]) -> Vit:
+def build(model: str, shape: tuple[int, ...], classes: int, grid: tuple[int, ...]) -> Vit:
     """The network with its initial weights, which depend on the parameter's name and shape alone.
 
     Xavier-uniform matrices, positions of deviation 0.02, zero biases, unit norms.
@@ -172,7 +173,7 @@ def build(model: str, shape: tuple[int, int, int], classes: int, grid: tuple[int
 
 
 def trained(
-    network: Vit, model: str, dataset: Dataset, grid: tuple[int, int], held_out: float, device: torch.device
+    network: Vit, model: str, dataset: Dataset, grid: tuple[int, ...], held_out: float, device: torch.device
 ) -> float | None:
     """Give the network its trained weights, from the cache or by training, and return its held-out accuracy.
 

@@ -56,4 +56,4 @@ def opened(name: str, root: Path | str, **fields: Any) -> Dataset:
 
 def all_pixels(data: Dataset) -> np.ndarray:
     """(n, height, width, channels)."""
-    return np.stack([data.sample(i).image for i in range(len(data))]).transpose(0, 2, 3, 1)
+    return np.stack([data.sample(i).x for i in range(len(data))]).transpose(0, 2, 3, 1)

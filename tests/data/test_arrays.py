@@ -204,7 +204,7 @@ def test_mnist(shared_data: Path) -> None:
     assert (len(data), data.shape, data.classes) == (60_000, (1, 28, 28), 10)
     counts = np.bincount(images(data, np.arange(60_000))[1])  # published with the data
     assert counts.tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
-    assert opened("npz", shared_data / "mnist" / "mnist.npz", resolution=32).sample(0).image.shape == (
+    assert opened("npz", shared_data / "mnist" / "mnist.npz", resolution=32).sample(0).x.shape == (
         1,
         32,
         32,

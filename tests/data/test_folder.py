@@ -102,7 +102,7 @@ def test_mixed_sizes_need_a_resolution(tmp_path: Path) -> None:
         UserError, match=r"zz.png is 11x20 pixels, but \S*000.png is 8x8; set data.resolution"
     ):
         opened("folder", root)
-    assert opened("folder", root, resolution=8).sample(8).image.shape == (3, 8, 8)
+    assert opened("folder", root, resolution=8).sample(8).x.shape == (3, 8, 8)
 
 
 def test_colour_where_any_has_colour(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_colour_where_any_has_colour(tmp_path: Path) -> None:
     (root / "class2" / "zz.png").write_bytes(png(pixels()[0]))
     data = opened("folder", root)
     assert data.shape == (3, 8, 8)
-    assert np.array_equal(data.sample(0).image, np.repeat(pixels(channels=1)[0].transpose(2, 0, 1), 3, 0))
+    assert np.array_equal(data.sample(0).x, np.repeat(pixels(channels=1)[0].transpose(2, 0, 1), 3, 0))
 
 
 def test_mistakes(tmp_path: Path) -> None:

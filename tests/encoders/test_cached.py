@@ -116,7 +116,7 @@ def test_computed_once(counting: type[Counting]) -> None:
     assert torch.equal(encoder.view_at(index, pictures(index)).tokens, first)
     encoder.view_at(index, pictures(index))
     assert counting.seen == 1797 + 2 * cached.PROBE
-    pixels = digits().sample(1700).image.astype(float) / 127.5 - 1  # an image by hand
+    pixels = digits().sample(1700).x.astype(float) / 127.5 - 1  # an image by hand
     assert first[1, 2, 0].item() == pytest.approx(pixels[0, 4:, :4].mean(), abs=1e-6)
     assert first[1, 2, 1].item() == pytest.approx((pixels[0, 4:, :4] ** 2).mean(), abs=1e-6)
 
