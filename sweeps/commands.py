@@ -16,8 +16,10 @@ import click
 
 from harness.errors import UserError
 from harness.record import Record
+from sweeps.budget import check_budget
 from sweeps.display import Bars, Lines
-from sweeps.launch.local import LocalLauncher, stop_on_signals
+from sweeps.launch.base import stop_on_signals
+from sweeps.launch.options import Choice, launch_options, threads_and_launcher
 from sweeps.plan import STUDY, Cell, plan, write_plan
 from sweeps.race import Race
 from sweeps.study import Study, load_study
@@ -40,12 +42,7 @@ from sweeps.tables import describe_plan, describe_results, print_plan, print_res
     metavar="A.B=VALUE",
     help="Set a field of every run's spec; may be repeated.",
 )
-@click.option(
-    "--slots",
-    type=click.IntRange(1),
-    help="Runs at a time (default: one for each GPU; on CPU cores / runtime.threads, else one).",
-)
-@click.option("--threads", type=click.IntRange(1), help="CPU threads of one run (default: cores / slots).")
+@launch_options
 @click.option(
     "--dry-run", is_flag=True, help="Print the runs, where they stand and what they cost; start nothing."
 )
@@ -57,13 +54,12 @@ def sweep(
     source: str,
     out: Path | None,
     overrides: tuple[str, ...],
-    slots: int | None,
-    threads: int | None,
     dry_run: bool,
     as_json: bool,
     track: str | None,
     no_track: bool,
     no_report: bool,
+    choice: Choice,
 ) -> None:
     """Run a study: every run that is not done yet, then the report. Exit code 1 if a run failed, 130 if interrupted."""
     study = load_study(source, overrides)
@@ -73,10 +69,11 @@ def sweep(
         described = describe_plan(study, cells, directory)
         click.echo(json.dumps(described, indent=1)) if as_json else print_plan(described)
         return
+    check_budget(study, cells)
     mirror = _Mirror(study, directory, None if no_track else _store(track))
     with _alone_in(directory):
         write_plan(study, cells, directory)
-        failures, stopped = _race(cells, directory, mirror, slots, threads)
+        failures, stopped = _race(cells, directory, mirror, choice)
         if stopped:
             click.echo("stopped; the same command continues", err=True)
             sys.exit(130)
@@ -91,7 +88,7 @@ def sweep(
     sys.exit(1 if failures else 0)
 
 
-def again(directory: Path, ids: set[str], slots: int | None, threads: int | None) -> None:
+def again(directory: Path, ids: set[str], choice: Choice) -> None:
     """Run some runs of the study that a folder holds; exits as `sweep` does."""
     study = load_study(str(directory / STUDY))
     cells = [cell for cell in plan(study) if cell.id in ids]
@@ -102,7 +99,7 @@ def again(directory: Path, ids: set[str], slots: int | None, threads: int | None
         )
     mirror = _Mirror(study, directory, None)
     with _alone_in(directory):
-        failures, stopped = _race(cells, directory, mirror, slots, threads)
+        failures, stopped = _race(cells, directory, mirror, choice)
         print_results(describe_results(study, cells, directory, failures))
     sys.exit(130 if stopped else 1 if failures else 0)
 
@@ -151,38 +148,16 @@ def _store(track: str | None) -> str | None:
 
 
 def _race(
-    cells: Sequence[Cell], directory: Path, mirror: _Mirror, slots: int | None, threads: int | None
+    cells: Sequence[Cell], directory: Path, mirror: _Mirror, choice: Choice
 ) -> tuple[dict[str, str], bool]:
     """The reasons of the runs that failed, and whether a signal stopped it."""
-    from harness.environment import cores
-
-    devices = _devices()
-    slots = slots or len(devices) or _cpu_slots(cells)
-    share = max(1, cores() // slots)
-    cells = [_with_threads(cell, threads or cell.spec.runtime.threads or share) for cell in cells]
+    threads, launcher = threads_and_launcher(choice, [cell.spec.runtime.threads for cell in cells], directory)
+    cells = [_with_threads(cell, choice.threads or cell.spec.runtime.threads or threads) for cell in cells]
     display = (Bars if sys.stderr.isatty() else Lines)(cells, directory)
-    launcher = LocalLauncher(slots, devices=devices, env={"OMP_NUM_THREADS": str(threads or share)})
     with launcher, stop_on_signals(launcher), display:
-        race = Race(cells, directory, launcher, display, mirror.one)
+        race = Race(cells, directory, launcher, display, mirror.one, processes=choice.processes)
         race.run()
     return race.failures, launcher.stopped_by is not None
-
-
-def _cpu_slots(cells: Sequence[Cell]) -> int:
-    """As many runs side by side as their threads fill the cores; one where a run takes whatever there is."""
-    from harness.environment import cores
-
-    widest = max(cell.spec.runtime.threads for cell in cells)
-    return max(1, cores() // widest) if widest else 1
-
-
-def _devices() -> list[str]:
-    """The names of the CUDA devices that this process may use."""
-    import torch
-
-    count = torch.cuda.device_count()
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return visible.split(",")[:count] if visible else [str(k) for k in range(count)]
 
 
 def _with_threads(cell: Cell, threads: int) -> Cell:

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from harness.errors import UserError
 from harness.record import Record, write_atomic
-from sweeps.launch.local import Job, LocalLauncher, Started
+from sweeps.launch.base import Job, Launcher, Started
 from sweeps.plan import Cell
 from sweeps.state import log_of, reason
 
@@ -33,9 +33,11 @@ class Race:
 
     cells: Sequence[Cell]
     directory: Path
-    launcher: LocalLauncher
+    launcher: Launcher
     watcher: Watcher
     on_done: Callable[[Record], None]
+    processes: int = 1
+    """Of one run: more than one start under torchrun."""
     failures: dict[str, str] = field(default_factory=dict)
 
     def run(self) -> None:
@@ -59,8 +61,13 @@ class Race:
             self.watcher.tick()
 
     def _goes_on_elsewhere(self, cell: Cell, *, waited: bool = False) -> bool:
-        """Whether another process is at this run; where nobody is and it is not done, it is queued here."""
+        """Whether a process that is not ours is at this run; where nobody is and it is not done, it is queued here.
+
+        What an earlier sweep left with the launcher's engine is ours.
+        """
         status = self._record(cell).status
+        if status == "running" and self.launcher.holds(cell.id):
+            status = "queued"
         if status == "done" and waited:
             self._ended(cell, 0)
         elif status not in ("done", "running"):
@@ -84,7 +91,8 @@ class Race:
             write_atomic(file, cell.spec.to_toml().encode())
         except OSError as error:
             raise UserError(f"cannot write {file}: {error.strerror}") from error
-        self.launcher.submit(Job(cell.id, run_command(file, self.directory), log))
+        command = under_torchrun(run_command(file, self.directory), self.processes)
+        self.launcher.submit(Job(cell.id, command, log))
 
     def _record(self, cell: Cell) -> Record:
         return Record(self.directory / cell.id)
@@ -94,3 +102,14 @@ def run_command(spec: Path, directory: Path) -> tuple[str, ...]:
     """The command line of one run: the whole contract with a launcher."""
     flags = ("--out", str(directory), "--no-track", "--quiet")
     return (sys.executable, "-m", "harness.cli", "run", str(spec), *flags)
+
+
+def under_torchrun(command: tuple[str, ...], processes: int) -> tuple[str, ...]:
+    """A command `python -m ...` as several processes of one run on one node.
+
+    torchrun leaves SIGTERM alone: a launcher sends it to the ranks themselves, which stop together behind a checkpoint.
+    """
+    if processes == 1:
+        return command
+    flags = ("--standalone", f"--nproc-per-node={processes}", "--signals-to-handle=SIGINT")
+    return (command[0], "-m", "torch.distributed.run", *flags, *command[1:])

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from sweeps.launch.options import Choice, launch_options
 from sweeps.status import BROKEN, difference, status_of
 
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")
@@ -29,9 +30,8 @@ def status(directory: Path, as_json: bool) -> None:
 
 @click.command(epilog="Example: flowrace retry runs/digits")
 @FOLDER
-@click.option("--slots", type=click.IntRange(1), help="Runs at a time (default as for sweep).")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads of one run (default as for sweep).")
-def retry(directory: Path, slots: int | None, threads: int | None) -> None:
+@launch_options
+def retry(directory: Path, choice: Choice) -> None:
     """Run again what failed or was stopped, from its last checkpoint; what is missing stays so. Exit code 1 if a run fails
     again."""
     from sweeps.commands import again
@@ -40,7 +40,7 @@ def retry(directory: Path, slots: int | None, threads: int | None) -> None:
     if not failed:
         click.echo(f"nothing failed or stopped in {directory}")
         return
-    again(directory, failed, slots, threads)
+    again(directory, failed, choice)
 
 
 @click.group(epilog="Example: flowrace study diff digits mine.toml")

@@ -12,35 +12,9 @@ import signal
 import subprocess
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from types import FrameType
+from collections.abc import Mapping, Sequence
 
-
-@dataclass(frozen=True)
-class Job:
-    """A command line to run; its output is added to a log file."""
-
-    name: str
-    command: tuple[str, ...]
-    log: Path
-
-
-@dataclass(frozen=True)
-class Started:
-    name: str
-
-
-@dataclass(frozen=True)
-class Finished:
-    name: str
-    code: int
-    """As of `subprocess`: negative for a signal."""
-
-
-Event = Started | Finished
+from sweeps.launch.base import Event, Finished, Job, Started
 
 
 class LocalLauncher:
@@ -72,6 +46,10 @@ class LocalLauncher:
     def active(self) -> bool:
         """Whether anything is running, waiting for a slot, or not told yet."""
         return bool(self._running or self._events or (self._queue and self.stopped_by is None))
+
+    def holds(self, name: str) -> bool:
+        """Never: what an earlier coordinator left is no child of this process (its record's lock tells of it)."""
+        return False
 
     def submit(self, job: Job) -> None:
         """Queue a job behind the others; after `cancel` none is started."""
@@ -133,24 +111,3 @@ class LocalLauncher:
             if process.poll() is None:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
-
-
-@contextmanager
-def stop_on_signals(launcher: LocalLauncher) -> Iterator[None]:
-    """Inside: SIGINT, SIGTERM or a hang-up cancels the launcher, and `KeyboardInterrupt` follows the second one."""
-
-    def handle(number: int, _: FrameType | None) -> None:
-        again = launcher.stopped_by is not None
-        launcher.cancel(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
-        if again:
-            raise KeyboardInterrupt
-
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # else it was started with nohup
-        numbers.append(signal.SIGHUP)
-    previous = {number: signal.signal(number, handle) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

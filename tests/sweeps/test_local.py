@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.launch.local import Event, Finished, Job, LocalLauncher, Started, stop_on_signals
+from sweeps.launch.base import Event, Finished, Job, Started, stop_on_signals
+from sweeps.launch.local import LocalLauncher
 
 
 def job(folder: Path, name: str, code: str) -> Job:
@@ -171,7 +172,8 @@ def test_leaving_the_context_leaves_no_process_nor_its_children(tmp_path: Path) 
 COORDINATOR = """if True:
     import sys
     from pathlib import Path
-    from sweeps.launch.local import Job, LocalLauncher, stop_on_signals
+    from sweeps.launch.base import Job, stop_on_signals
+    from sweeps.launch.local import LocalLauncher
 
     launcher = LocalLauncher(1)
     with launcher, stop_on_signals(launcher):

@@ -1,0 +1,136 @@
+"""What the sweep engine costs beside the runs: planning 500 of them, the status of 500, and starting one after the other.
+
+    python -m benchmarks.sweep --out benchmarks/results/sweep.json
+
+The overhead of a run is the time that a race of short commands on one slot takes beyond the same commands one by one, per run.
+Such a command writes the record of a run that is done and ends, so that the coordinator does all that it does for a real one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import sweeps.race
+from harness.record import DONE, EVENTS, SPEC, Record
+from sweeps.display import Lines
+from sweeps.launch.local import LocalLauncher
+from sweeps.plan import Cell, plan, write_plan
+from sweeps.race import Race
+from sweeps.status import status_of
+from sweeps.study import Study, load_study
+
+RUNS, RACED, ROUNDS, EVENTS_EACH = 500, 20, 5, 60
+STUDY = """name = "many"
+base = "digits"
+[axes]
+seed = [{seeds}]
+"method.name" = ["flow", "repa", "self_flow", "sra", "layersync"]
+"""
+COMMAND = """import sys, shutil, pathlib
+spec, out = map(pathlib.Path, sys.argv[1:])
+run = out / spec.stem
+run.mkdir()
+shutil.copy(spec, run / "spec.toml")
+(run / "done").write_text("{}")
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    out: Path | None = parser.parse_args().out
+    with tempfile.TemporaryDirectory() as folder:
+        result = measure(Path(folder))
+    text = json.dumps(result, indent=1)
+    print(text)
+    if out is not None:
+        out.write_text(f"{text}\n")
+
+
+def measure(folder: Path) -> dict[str, object]:
+    file = folder / "many.toml"
+    file.write_text(STUDY.format(seeds=", ".join(map(str, range(RUNS // 5)))))
+    begun = time.perf_counter()
+    study = load_study(str(file))
+    cells = plan(study)
+    planned = time.perf_counter() - begun
+    assert len(cells) == RUNS
+    overheads = [overhead(cells[k * RACED :][:RACED], folder / str(k)) for k in range(ROUNDS)]
+    return {
+        "machine": {"cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1)},
+        "plan_500_seconds": round(planned, 2),
+        "status_500_seconds": round(status_seconds(study, cells, folder / "done"), 2),
+        "overhead_seconds_per_run": round(statistics.median(overheads), 3),
+        "overhead_seconds_per_run_worst": round(max(overheads), 3),
+    }
+
+
+def status_seconds(study: Study, cells: list[Cell], directory: Path) -> float:
+    """Seconds to read where a study of finished runs stands; the median of three."""
+    write_plan(study, cells, directory)
+    seconds = {"student": 1.0, "optimizer": 0.5}
+    for cell in cells:
+        run = directory / cell.id
+        run.mkdir()
+        events = [
+            {
+                "kind": "train",
+                "step": k,
+                "images": 8 * k,
+                "loss": 1.0,
+                "losses": {"flow": 1.0},
+                "seconds": seconds,
+            }
+            for k in range(EVENTS_EACH)
+        ]
+        (run / EVENTS).write_text("".join(json.dumps(event) + "\n" for event in events))
+        (run / SPEC).write_text(cell.spec.to_toml())
+        (run / DONE).write_text("{}")
+    found = [timed(lambda: status_of(directory)) for _ in range(3)]
+    assert status_of(directory)["counts"] == {"done": RUNS}
+    return statistics.median(found)
+
+
+def overhead(cells: list[Cell], folder: Path) -> float:
+    """Seconds per run that the coordinator adds to the commands that it starts."""
+    alone, raced = folder / "alone", folder / "raced"
+    for directory in (alone, raced):
+        (directory / "specs").mkdir(parents=True)
+    sweeps.race.run_command = lambda spec, directory: command(spec, directory)
+    for cell in cells:
+        (alone / "specs" / f"{cell.id}.toml").write_text(cell.spec.to_toml())
+    commands = [command(alone / "specs" / f"{cell.id}.toml", alone) for cell in cells]
+    bare = timed(lambda: [subprocess.run(each, check=True) for each in commands])
+    launcher, done = LocalLauncher(1), []
+
+    def race() -> None:
+        with launcher, Lines(cells, raced) as display:
+            Race(cells, raced, launcher, display, done.append).run()
+
+    whole = timed(race)
+    assert {record.id for record in done} == {cell.id for cell in cells}
+    assert all(Record(raced / cell.id).status == "done" for cell in cells)
+    return (whole - bare) / len(cells)
+
+
+def command(spec: Path, directory: Path) -> tuple[str, ...]:
+    return (sys.executable, "-c", COMMAND, str(spec), str(directory))
+
+
+def timed(work: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""What the tests of SLURM and Ray share: jobs that say who they are, and a tiny study that is disturbed and compared."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from harness.record import Record
+from sweeps.launch.base import Event, Job, Launcher
+from sweeps.launch.node import _family
+from tests.runs import TINY, everything
+
+STUDY = """name = "disturbed"
+base = "digits"
+[axes]
+seed = [0, 1]
+"method.name" = ["flow", "self_flow"]
+"""
+STEPS = 240
+"""Enough that a run is still at work when the test has found it."""
+
+
+def job(folder: Path, name: str, code: str) -> Job:
+    return Job(name, (sys.executable, "-c", code), folder / f"{name}.log")
+
+
+def drain(launcher: Launcher, patience: float = 120.0) -> list[Event]:
+    events: list[Event] = []
+    give_up = time.monotonic() + patience
+    while launcher.active:
+        assert time.monotonic() < give_up, events
+        events += launcher.poll(0.05)
+    return events
+
+
+def until(
+    true: Callable[[], object], launcher: Launcher | None = None, patience: float = 120.0
+) -> list[Event]:
+    events: list[Event] = []
+    give_up = time.monotonic() + patience
+    while not true():
+        assert time.monotonic() < give_up, events
+        if launcher is None:
+            time.sleep(0.02)
+        else:
+            events += launcher.poll(0.05)
+    return events
+
+
+def says(folder: Path, name: str, word: str) -> bool:
+    log = folder / f"{name}.log"
+    return log.exists() and word in log.read_text()
+
+
+def sweep(study: Path, out: Path, *flags: str) -> subprocess.Popen[bytes]:
+    settings = [
+        word for setting in (*TINY, f"train.steps={STEPS}", "eval.every=120") for word in ("--set", setting)
+    ]
+    command = [sys.executable, "-m", "harness.cli", "sweep", str(study), "--out", str(out), *settings, *flags]
+    log = open(f"{out}.said", "ab")  # noqa: SIM115 (the child's)
+    return subprocess.Popen([*command, "--no-track", "--no-report"], stdout=log, stderr=log)
+
+
+def trainers(out: Path) -> Iterator[tuple[int, str]]:
+    """The processes that train runs of a study, by its folder on their command line, each with its run."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().decode().split("\0")
+        except OSError:  # it has just ended
+            continue
+        if str(out) in words and "run" in words:
+            yield int(folder.name), Path(words[words.index("run") + 1]).stem
+
+
+def at_work(out: Path, run: str, step: int) -> int | None:
+    """The process of a run that has come past a step and is not at its end."""
+    found = [pid for pid, name in trainers(out) if name == run]
+    return found[0] if found and step <= Record(out / run).last_step < STEPS else None
+
+
+def planned(out: Path) -> list[str]:
+    return [run["id"] for run in json.loads((out / "plan.json").read_text())["runs"]]
+
+
+def assert_same_bits(out: Path, calm: Path) -> None:
+    """Every run is done, once, with the record and the checkpoints of the study that nobody disturbed."""
+    assert planned(out) == planned(calm) and len(set(planned(out))) == 4
+    for run in planned(out):
+        a, b = Record(out / run), Record(calm / run)
+        assert a.status == b.status == "done" and everything(a) == everything(b), run
+        names = sorted(file.name for file in (a.path / "checkpoints").iterdir())
+        for name in names:
+            assert (a.path / "checkpoints" / name).read_bytes() == (
+                b.path / "checkpoints" / name
+            ).read_bytes()
+
+
+def starts(out: Path, run: str) -> int:
+    return len(Record(out / run).environment)
+
+
+def kill(pid: int | None) -> None:
+    assert pid is not None
+    os.kill(pid, 9)
+
+
+def listening() -> list[str]:
+    """Where this process and all below it listen for TCP: addresses as the kernel writes them, in hex."""
+    own = {
+        os.readlink(file)
+        for pid in _family(os.getpid())
+        for file in Path(f"/proc/{pid}/fd").iterdir()
+        if file.is_symlink()
+    }
+    tables = [Path("/proc/net", name).read_text().splitlines()[1:] for name in ("tcp", "tcp6")]
+    rows = [line.split() for table in tables for line in table]
+    return [row[1].partition(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in own]

@@ -1,0 +1,197 @@
+"""The Ray launcher on a cluster of two nodes on this machine; nodes are removed, processes killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.errors import UserError
+from harness.record import Record
+from sweeps.launch.base import Finished, Resources, Started
+from sweeps.launch.board import Board
+from sweeps.launch.ray import RayLauncher, in_bytes
+from tests.conftest import ROOT
+from tests.sweeps.engines import (
+    STUDY,
+    assert_same_bits,
+    at_work,
+    drain,
+    job,
+    kill,
+    planned,
+    says,
+    starts,
+    sweep,
+    until,
+)
+from tests.sweeps.test_node import TRAINS
+
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+pytest.importorskip("ray")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A head without CPUs, so that every run is on one of the two nodes that can be taken away."""
+    from ray.cluster_utils import Cluster
+
+    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        found.nodes = [found.add_node(num_cpus=1, resources={f"node{k}": 1}) for k in range(2)]
+        found.wait_for_nodes()
+        yield found
+    finally:
+        found.shutdown()
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Board:
+    (tmp_path / "launch").mkdir()
+    return Board(tmp_path / "launch", {"ONCE": str(tmp_path / "once")})
+
+
+def test_jobs_run_in_order_and_a_killed_one_again(cluster: Any, board: Board, tmp_path: Path) -> None:
+    once = "import os, pathlib; once = pathlib.Path(os.environ['ONCE'])\n"
+    code = f"{once}if not once.exists(): once.touch(); os.kill(os.getpid(), 9)\nprint('done')"
+    codes = ["print('hello')", "import sys; sys.exit('broken')", "print('three')", code]
+    with RayLauncher(board, Resources(), address=cluster.address, at_a_time=1) as engine:
+        for name, text in zip("abcd", codes, strict=True):
+            engine.submit(job(tmp_path, name, text))
+        events = drain(engine)
+    assert [event.name for event in events if isinstance(event, Started)] == list("abcd")
+    ends = {event.name: event.code for event in events if isinstance(event, Finished)}
+    assert ends == {"a": 0, "b": 1, "c": 0, "d": 0}
+    assert [(tmp_path / f"{name}.log").read_text() for name in "abcd"] == [
+        "hello\n", "broken\n", "three\n", "done\n",
+    ]  # fmt: skip
+
+
+def test_cancel_lets_what_runs_write_a_checkpoint(cluster: Any, board: Board, tmp_path: Path) -> None:
+    with RayLauncher(board, Resources(), address=cluster.address) as engine:
+        for name in "abc":  # two find room, the third waits
+            engine.submit(job(tmp_path, name, TRAINS))
+        until(lambda: says(tmp_path, "a", "here") and says(tmp_path, "b", "here"), engine)
+        engine.cancel()
+        events = drain(engine)
+    assert {event for event in events if isinstance(event, Finished)} == {
+        Finished(name, 130) for name in "abc"
+    }
+    assert [(tmp_path / f"{name}.log").read_text() for name in "ab"] == ["here\ncheckpoint\n"] * 2
+    assert not (tmp_path / "c.log").exists() and engine.stopped_by == signal.SIGINT
+
+
+def test_a_run_that_no_node_has_room_for(cluster: Any, board: Board) -> None:
+    with (
+        pytest.raises(UserError, match=r"no node of the Ray cluster has 1 CPUs and 4 GPUs for a run"),
+        RayLauncher(board, Resources(gpus=4), address=cluster.address),
+    ):
+        pass
+
+
+def test_no_cluster_at_an_address(board: Board) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    with (
+        pytest.raises(UserError, match=f"no Ray cluster at {address}"),
+        RayLauncher(board, Resources(), address=address),
+    ):
+        pass
+
+
+def test_sizes_of_memory() -> None:
+    assert [in_bytes(size) for size in (None, "16G", "512M", "3", "1t")] == [
+        None,
+        2**34,
+        2**29,
+        3 * 2**20,
+        2**40,
+    ]
+    with pytest.raises(UserError, match="--mem lots is no size of memory"):
+        in_bytes("lots")
+
+
+OWN = """if True:
+    import json, sys
+    from pathlib import Path
+    from sweeps.launch.base import Resources
+    from sweeps.launch.board import Board
+    from sweeps.launch.ray import RayLauncher
+    from tests.sweeps.engines import drain, job, listening
+
+    folder = Path(sys.argv[1])
+    with RayLauncher(Board(folder / "launch"), Resources()) as engine:
+        engine.submit(job(folder, "a", "print('hello')"))
+        last = drain(engine)[-1]
+        print(json.dumps(listening()), last, sep="\\n")
+"""
+
+
+@pytest.mark.slow
+def test_a_cluster_of_our_own_is_on_the_loopback_alone(board: Board, tmp_path: Path) -> None:
+    """In a process of its own: Ray decides where it listens when it is imported."""
+    done = subprocess.run([sys.executable, "-c", OWN, tmp_path], capture_output=True, text=True, cwd=ROOT)
+    addresses, last = done.stdout.splitlines()
+    assert last == "Finished(name='a', code=0)", done.stderr
+    found = json.loads(addresses)
+    assert found and all(address.endswith("0100007F") for address in found), (
+        found
+    )  # 127.0.0.1, or mapped into IPv6
+
+
+@pytest.mark.slow
+def test_a_disturbed_study_ends_with_the_bits_of_a_calm_one(cluster: Any, tmp_path: Path) -> None:
+    """One run is killed, the node of another is taken away, and the coordinator is killed."""
+    study, calm, wild = tmp_path / "study.toml", tmp_path / "calm", tmp_path / "wild"
+    study.write_text(STUDY)
+    assert sweep(study, calm, "--slots", "2", "--threads", "1").wait(600) == 0
+    flags = ("--launcher", "ray", "--threads", "1", "--address", cluster.address)
+    coordinator = sweep(study, wild, *flags)
+    until(lambda: (wild / "plan.json").exists())
+    a, b, c, _ = planned(wild)
+    until(lambda: at_work(wild, a, 8))
+    kill(at_work(wild, a, 8))
+    until(lambda: at_work(wild, b, 8))
+    taken = _node_of(cluster, at_work(wild, b, 8))
+    cluster.remove_node(taken, allow_graceful=False)
+    cluster.add_node(num_cpus=1)
+    until(lambda: at_work(wild, c, 8))
+    kill(coordinator.pid)
+    coordinator.wait()
+    coordinator = sweep(study, wild, *flags)
+    assert coordinator.wait(900) == 0, Path(f"{wild}.said").read_text()
+    assert_same_bits(wild, calm)
+    assert all(starts(wild, run) > 1 for run in (a, b))
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_in_checkpoints(cluster: Any, tmp_path: Path) -> None:
+    study, out = tmp_path / "study.toml", tmp_path / "out"
+    study.write_text(STUDY)
+    coordinator = sweep(study, out, "--launcher", "ray", "--threads", "1", "--address", cluster.address)
+    until(lambda: (out / "plan.json").exists())
+    first = planned(out)[0]
+    until(lambda: at_work(out, first, 8))
+    coordinator.send_signal(signal.SIGINT)
+    assert coordinator.wait(300) == 130, Path(f"{out}.said").read_text()
+    record = Record(out / first)
+    saved = sorted(file.name for file in (record.path / "checkpoints").iterdir())[-1]
+    assert record.status == "stopped" and saved == f"step-{record.last_step:08d}.safetensors"
+
+
+def _node_of(cluster: Any, pid: int | None) -> Any:
+    """The node whose raylet is above a process."""
+    raylets = {node.all_processes["raylet"][0].process.pid: node for node in cluster.worker_nodes}
+    while pid not in raylets:
+        assert pid is not None and pid > 1
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return raylets[pid]

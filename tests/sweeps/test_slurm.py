@@ -1,0 +1,192 @@
+"""The SLURM launcher on a SLURM of our own: a controller and a node daemon, real queues, real signals."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.errors import UserError
+from harness.record import Record
+from sweeps.launch.base import Finished, Resources, Started
+from sweeps.launch.board import Board
+from sweeps.launch.slurm import SlurmLauncher
+from tests.sweeps.engines import (
+    STUDY,
+    assert_same_bits,
+    at_work,
+    drain,
+    job,
+    kill,
+    planned,
+    says,
+    starts,
+    sweep,
+    until,
+)  # fmt: skip
+from tests.sweeps.slurm import slurm
+from tests.sweeps.test_node import TRAINS
+
+pytest.importorskip("submitit")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with slurm(tmp_path_factory.mktemp("slurm")):
+        yield
+
+
+@pytest.fixture
+def board(cluster: None, tmp_path: Path) -> Board:
+    (tmp_path / "launch").mkdir()
+    return Board(tmp_path / "launch", {"ONCE": str(tmp_path / "once")})
+
+
+def launcher(board: Board, **options: object) -> SlurmLauncher:
+    return SlurmLauncher(board, Resources(), every=0.3, **options)
+
+
+def test_an_array_runs_in_order_and_a_killed_job_again(board: Board, tmp_path: Path) -> None:
+    """Of four jobs on one core at a time: the second fails, the last is killed once, and SLURM runs it again, it alone."""
+    once = "import os, pathlib; once = pathlib.Path(os.environ['ONCE'])\n"
+    code = f"{once}if not once.exists(): once.touch(); os.kill(os.getpid(), 9)\nprint('done')"
+    codes = ["print('hello')", "import sys; sys.exit('broken')", "print('three')", code]
+    with launcher(board, at_a_time=1) as engine:
+        for name, text in zip("abcd", codes, strict=True):
+            engine.submit(job(tmp_path, name, text))
+        events = drain(engine)
+    assert [event.name for event in events if isinstance(event, Started)] == list("abcd")
+    ends = {event.name: event.code for event in events if isinstance(event, Finished)}
+    assert ends == {"a": 0, "b": 1, "c": 0, "d": 0}
+    assert [(tmp_path / f"{name}.log").read_text() for name in "abcd"] == [
+        "hello\n", "broken\n", "three\n", "done\n",
+    ]  # fmt: skip
+    assert not list(board.folder.glob("*.pkl"))  # nothing was pickled
+
+
+def test_jobs_of_a_coordinator_that_died_are_followed_not_doubled(board: Board, tmp_path: Path) -> None:
+    waits = f"import pathlib, time\nprint('here', flush=True)\nwhile not pathlib.Path({str(tmp_path)!r}, 'go').exists(): time.sleep(0.05)"
+    with launcher(board, at_a_time=1) as first:
+        for name in "ab":
+            first.submit(job(tmp_path, name, waits))
+        until(lambda: says(tmp_path, "a", "here"), first)
+    with launcher(board, at_a_time=1) as second:
+        assert [second.holds(name) for name in "abc"] == [True, True, False]
+        for name in "abc":
+            second.submit(job(tmp_path, name, waits))
+        (tmp_path / "go").touch()
+        events = drain(second)
+    assert {event.name: event.code for event in events if isinstance(event, Finished)} == dict.fromkeys(
+        "abc", 0
+    )
+    assert [(tmp_path / f"{name}.log").read_text() for name in "abc"] == ["here\n"] * 3
+    assert board.posted() == {1: ["a", "b"], 2: ["c"]}
+
+
+def test_cancel_takes_back_what_waits_and_lets_the_rest_write_a_checkpoint(
+    board: Board, tmp_path: Path
+) -> None:
+    with launcher(board, at_a_time=1) as engine:
+        for name in "ab":
+            engine.submit(job(tmp_path, name, TRAINS))
+        until(lambda: says(tmp_path, "a", "here"), engine)
+        engine.cancel()
+        events = drain(engine)
+    assert Finished("a", 130) in events and {event.name for event in events} == {"a", "b"}
+    assert (tmp_path / "a.log").read_text() == "here\ncheckpoint\n" and not (tmp_path / "b.log").exists()
+    assert engine.stopped_by == signal.SIGINT
+
+
+def test_a_job_that_slurm_ends_says_so_in_its_log(board: Board, tmp_path: Path) -> None:
+    with launcher(board) as engine:
+        engine.submit(job(tmp_path, "a", TRAINS))
+        until(lambda: says(tmp_path, "a", "here"), engine)
+        subprocess.run(["scancel", f"--jobname={board.label}-1"], check=True)
+        assert drain(engine)[-1] == Finished("a", 1)
+    assert (tmp_path / "a.log").read_text() == "here\ncheckpoint\nSLURM ended this job: CANCELLED\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"partition": "nowhere"}, "invalid partition"), ({"nonsense": "1"}, "unrecognized option")],
+)
+def test_what_slurm_refuses_is_the_users_mistake(
+    board: Board, tmp_path: Path, options: dict[str, str], said: str
+) -> None:
+    with (
+        pytest.raises(UserError, match=f"(?i)SLURM refused the jobs: .*{said}"),
+        launcher(board, options=options) as engine,
+    ):
+        engine.submit(job(tmp_path, "a", "pass"))
+        engine.poll()
+
+
+def test_where_no_slurm_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="no SLURM here"):
+        SlurmLauncher(Board(tmp_path), Resources())
+
+
+@pytest.mark.slow
+def test_a_disturbed_study_ends_with_the_bits_of_a_calm_one(cluster: None, tmp_path: Path) -> None:
+    """One run is killed, one is sent back to the queue, one is preempted by an urgent job, and the coordinator is killed."""
+    study, calm, wild = tmp_path / "study.toml", tmp_path / "calm", tmp_path / "wild"
+    study.write_text(STUDY)
+    assert sweep(study, calm, "--slots", "2", "--threads", "1").wait(600) == 0
+    flags = ("--launcher", "slurm", "--threads", "1", "--partition", "main", "--time", "30")
+    coordinator = sweep(study, wild, *flags)
+    until(lambda: (wild / "plan.json").exists())
+    a, b, c, _ = planned(wild)
+    until(lambda: at_work(wild, a, 8))
+    kill(at_work(wild, a, 8))
+    kill(coordinator.pid)
+    coordinator.wait()
+    until(lambda: at_work(wild, b, 8))
+    subprocess.run(["scontrol", "requeue", _task(b, wild)], check=True)
+    coordinator = sweep(study, wild, *flags)
+    until(lambda: at_work(wild, c, 8))
+    subprocess.run(
+        ["sbatch", "--partition=urgent", "--ntasks=2", "--output=/dev/null", "--wrap=sleep 1"], check=True
+    )
+    assert coordinator.wait(900) == 0, Path(f"{wild}.said").read_text()
+    assert_same_bits(wild, calm)
+    assert all(starts(wild, run) > 1 for run in (a, b, c))
+    assert (wild / "launch" / "1.json").exists() and not (wild / "launch" / "2.json").exists()
+
+
+@pytest.mark.slow
+def test_ctrl_c_and_a_time_limit_end_in_checkpoints(cluster: None, tmp_path: Path) -> None:
+    study, out = tmp_path / "study.toml", tmp_path / "out"
+    study.write_text(STUDY)
+    coordinator = sweep(study, out, "--launcher", "slurm", "--threads", "1")
+    until(lambda: (out / "plan.json").exists())
+    first, second, *_ = planned(out)
+    until(lambda: at_work(out, first, 8))
+    subprocess.run(["scancel", "--batch", "--signal=USR2", _task(first, out)], check=True)
+    until(lambda: starts(out, first) == 2)
+    coordinator.send_signal(signal.SIGINT)
+    assert coordinator.wait(300) == 130, Path(f"{out}.said").read_text()
+    assert [Record(out / run).status for run in planned(out)].count("running") == 0
+    assert not subprocess.run(["squeue", "--noheader"], capture_output=True).stdout
+    for run in (first, second):
+        record = Record(out / run)
+        if record.status == "stopped":
+            saved = sorted(file.name for file in (record.path / "checkpoints").iterdir())[-1]
+            assert saved == f"step-{record.last_step:08d}.safetensors"
+
+
+def _task(run: str, out: Path) -> str:
+    """SLURM's name for the task of a run in the first submission."""
+    board = Board(out / "launch")
+    shown = subprocess.run(
+        ["squeue", "--noheader", "--array", f"--name={board.label}-1", "--format=%K %F"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    index = board.posted()[1].index(run)
+    number = dict(line.split() for line in shown.splitlines())[str(index)]
+    return f"{number}_{index}"
