@@ -36,6 +36,13 @@ DATASETS = {
     "npz": "harness.data.arrays:NpzImages",
     "idx": "harness.data.arrays:IdxImages",
     "parquet": "harness.data.parquet:ParquetImages",
+    "words": "harness.data.words:Words",
+    "moving_digits": "harness.data.moving_digits:MovingDigits",
+    "videos": "harness.data.videos:Videos",
+    "tones": "harness.data.tones:Tones",
+    "sounds": "harness.data.sounds:Sounds",
+    "bounce": "harness.data.bounce:Bounce",
+    "latents": "harness.data.latents:Latents",
 }
 ENCODERS = {  # family -> class; a full name is "family:model"
     "timm": "harness.encoders.timm:TimmEncoder",
@@ -44,7 +51,11 @@ ENCODERS = {  # family -> class; a full name is "family:model"
     "random": "harness.encoders.local:RandomEncoder",
     "cached": "harness.encoders.cached:CachedEncoder",
 }
-_TABLES = {"method": METHODS, "dataset": DATASETS, "encoder": ENCODERS}
+CODECS = {
+    "identity": "harness.codecs.identity:Identity",
+    "sd-vae": "harness.codecs.sd_vae:SdVae",
+}
+_TABLES = {"method": METHODS, "dataset": DATASETS, "encoder": ENCODERS, "codec": CODECS}
 
 
 def names(kind: str) -> list[str]:

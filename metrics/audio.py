@@ -76,8 +76,13 @@ def read_audio(path: str | Path, rate: int, *, silence: str = "refuse") -> Itera
 
 def decoded(file: Encoded) -> Recording:
     """A recording at its own rate, its channels averaged."""
-    channels, rate = _by_soundfile(file) or _by_av(file)
+    channels, rate = decoded_channels(file)
     return Recording(file.name, rate, channels.mean(axis=1, dtype=np.float64).astype(np.float32))
+
+
+def decoded_channels(file: Encoded) -> tuple[np.ndarray, int]:
+    """Samples float32 (n, channels) and their rate; raises `MetricError`, naming the file, where it cannot be decoded."""
+    return _by_soundfile(file) or _by_av(file)
 
 
 def resampled(recording: Recording, rate: int) -> Recording:

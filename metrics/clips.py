@@ -106,16 +106,16 @@ def _videos(path: Path) -> Iterator[Video]:
             yield Video(f"{path} video {number}", len(pixels), lambda wanted, x=pixels: np.asarray(x[wanted]))
         return
     for file in encoded(path, VIDEO):
-        length = sum(1 for _ in _decoded(file))
+        length = sum(1 for _ in decoded_frames(file))
         yield Video(file.name, length, lambda wanted, x=file: _frames(x, wanted))
 
 
 def _frames(file: Encoded, wanted: range) -> np.ndarray:
-    chosen = islice(_decoded(file), wanted.start, wanted.stop, wanted.step)
-    return np.stack([frame.to_ndarray(format="rgb24") for frame in chosen])
+    chosen = islice(decoded_frames(file), wanted.start, wanted.stop, wanted.step)
+    return np.stack([rgb(frame) for frame in chosen])
 
 
-def _decoded(file: Encoded) -> Iterator[Any]:
+def decoded_frames(file: Encoded) -> Iterator[Any]:
     """Frames as PyAV has them. Containers misstate how many there are, so that is found by decoding."""
     av = package("av", "video")
     source = io.BytesIO(file.source) if isinstance(file.source, bytes) else str(file.source)
@@ -127,6 +127,11 @@ def _decoded(file: Encoded) -> Iterator[Any]:
             yield from container.decode(video=0)
     except av.error.FFmpegError as error:
         raise MetricError(f"{file.name} cannot be decoded as video: {error.strerror}") from error
+
+
+def rgb(frame: Any) -> np.ndarray:
+    """A frame of `decoded_frames` as uint8 (H, W, 3); on one thread, since starting more costs more than a small frame."""
+    return frame.reformat(format="rgb24", threads=1).to_ndarray()
 
 
 def _array(path: Path) -> np.ndarray:

@@ -40,3 +40,23 @@ def student(freedom: int) -> float:
     from scipy.stats import t
 
     return float(t.ppf(0.975, freedom))
+
+
+def of_ratio(above: np.ndarray, below: np.ndarray) -> Value:
+    """sum(above) / sum(below) over independent units of values from 0 up; n counts the units.
+
+    Its error is by linearisation (Cochran 1977, 6.4).
+    """
+    units, total = len(below), float(np.sum(below))
+    ratio = float(np.sum(above)) / total
+    if units < 2:
+        return Value(ratio, n=units)
+    error = math.sqrt(units / (units - 1) * float(np.sum((above - ratio * below) ** 2))) / total
+    value = around(ratio, error, units)
+    return Value(ratio, max(value.low, 0.0), value.high, units)
+
+
+def of_jackknife(whole: float, without: np.ndarray) -> Value:
+    """A statistic of n independent units with the error that its n values, each without one unit, tell (Tukey 1958)."""
+    n = len(without)
+    return around(whole, math.sqrt((n - 1) / n * float(np.sum((without - np.mean(without)) ** 2))), n)

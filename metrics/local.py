@@ -48,7 +48,7 @@ class Network(nn.Module):
             self.head = nn.Linear(DIM, classes)
         self.to_empty(device="cpu")
         for module in self.modules():
-            _initialise(module, random)
+            initialise(module, random)
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 (B, C, H, W) -> (B, DIM), after the last nonlinearity."""
@@ -133,9 +133,9 @@ def _train(x: Tensor, y: Tensor, classes: int) -> Saved:
     held_out, train = order.tensor_split([math.ceil(HELD_OUT * len(x))])
     network = Network(x.shape, classes, random)
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.0, weight_decay=WEIGHT_DECAY)
-    with _one_thread(), torch.enable_grad(), torch.autocast("cpu", enabled=False):
-        for step, index in zip(range(STEPS), _batches(train, random), strict=False):
-            optimizer.param_groups[0]["lr"] = LEARNING_RATE * _schedule(step / STEPS)
+    with one_thread(), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+        for step, index in zip(range(STEPS), batches(train, random), strict=False):
+            optimizer.param_groups[0]["lr"] = LEARNING_RATE * schedule(step / STEPS)
             loss = F.cross_entropy(network.outputs(x[index])["logits"], y[index])
             optimizer.zero_grad()
             loss.backward()
@@ -144,7 +144,7 @@ def _train(x: Tensor, y: Tensor, classes: int) -> Saved:
     return Saved(dict(network.state_dict()), {"accuracy": f"{accuracy:.4f}"})
 
 
-def _batches(index: Tensor, random: torch.Generator) -> Iterator[Tensor]:
+def batches(index: Tensor, random: torch.Generator) -> Iterator[Tensor]:
     """Batches of epochs in random order, without end; the ragged last batch of an epoch is left out."""
     size = min(BATCH, len(index))
     while True:
@@ -152,7 +152,7 @@ def _batches(index: Tensor, random: torch.Generator) -> Iterator[Tensor]:
         yield from (batch for batch in shuffled.split(size) if len(batch) == size)
 
 
-def _schedule(share: float) -> float:
+def schedule(share: float) -> float:
     return min(share / WARMUP, 1.0) * 0.5 * (1 + math.cos(math.pi * share))
 
 
@@ -162,7 +162,7 @@ def _accuracy(network: Network, x: Tensor, y: Tensor, index: Tensor) -> float:
     return float((guesses == y[index]).double().mean())
 
 
-def _initialise(module: nn.Module, random: torch.Generator) -> None:
+def initialise(module: nn.Module, random: torch.Generator) -> None:
     """He-normal matrices, zero biases, unit norms."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.kaiming_normal_(module.weight, generator=random)
@@ -184,7 +184,7 @@ def _pixels(images: Tensor) -> Tensor:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """The order of floating-point sums depends on the number of threads: fix it, and put it back."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

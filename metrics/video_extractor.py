@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -35,6 +35,12 @@ class VideoExtractor:
     accuracy: float | None = None
 
     modality: ClassVar[str] = "video"
+    output: ClassVar[str] = "features"
+    beside: ClassVar[Mapping[str, int]] = {}
+
+    def outputs(self, clips: Tensor) -> dict[str, Tensor]:
+        """The features by name, as an extractor over images gives them."""
+        return {self.output: self(clips)}
 
     @torch.no_grad()
     def __call__(self, clips: Tensor) -> Tensor:

@@ -11,13 +11,16 @@ import hashlib
 import math
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
 from harness import registry
 from harness.errors import UserError
 from harness.spec import DataSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Sample(NamedTuple):
@@ -60,13 +63,15 @@ def open_dataset(spec: DataSpec) -> Dataset:
 
 @lru_cache(maxsize=4)
 def _open(spec: DataSpec, stamp: tuple[int, int] | None) -> Dataset:
+    from harness.data.parts import kept
+
     dataset = registry.load("dataset", spec.name)(spec)
     if spec.fingerprint and spec.fingerprint != dataset.fingerprint:
         raise UserError(
             f"data.root {spec.root or spec.name} holds other data than this spec was made for: "
             f"fingerprint {dataset.fingerprint}, expected {spec.fingerprint}; give the folder with the original data"
         )
-    return dataset
+    return kept(dataset, spec)
 
 
 def _stamp(root: Path) -> tuple[int, int] | None:
@@ -104,7 +109,26 @@ def x_shape(dataset: Dataset) -> tuple[int, ...]:
     return shapes[0] if len(shapes) == 1 else (sum(map(math.prod, shapes)),)
 
 
+def pictured(dataset: Dataset) -> Dataset:
+    """What a data set shows: itself, or the images that its latents were made of."""
+    return getattr(dataset, "pictures", dataset)
+
+
+def outlined(spec: DataSpec) -> Dataset:
+    """The data set of a spec, or, where that has no root, what the spec alone tells of its shape and classes."""
+    outline = getattr(registry.load("dataset", spec.name), "outline", None)
+    return open_dataset(spec) if spec.root or outline is None else outline(spec)
+
+
+def from_pixels(x: np.ndarray) -> Tensor:
+    """uint8 -> float32 in [-1, 1]."""
+    import torch
+
+    return torch.from_numpy(x).float().div_(127.5).sub_(1)
+
+
 def images(dataset: Dataset, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Samples as arrays: uint8 (n, *shape), labels int64 (n,)."""
-    samples = [dataset.sample(int(index)) for index in indices]
+    """Samples as people, encoders and metrics see them: uint8 (n, *shape), labels int64 (n,)."""
+    seen = pictured(dataset)
+    samples = [seen.sample(int(index)) for index in indices]
     return np.stack([s.x for s in samples]), np.array([s.label for s in samples], dtype=np.int64)

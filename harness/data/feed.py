@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from harness.batch import Batch
-from harness.data.base import Dataset
+from harness.data.base import Dataset, from_pixels, images
 from harness.draws import Streams
 
 
@@ -21,21 +22,35 @@ class Feed:
     """
 
     def __init__(
-        self, dataset: Dataset, train: np.ndarray, streams: Streams, *, label_drop: float, flip: bool
+        self,
+        dataset: Dataset,
+        train: np.ndarray,
+        streams: Streams,
+        *,
+        label_drop: float,
+        flip: bool,
+        shows: bool = False,
     ) -> None:
+        """`shows`: latents come with their images."""
         self.dataset, self.train, self.streams = dataset, train, streams
         self.label_drop, self.flip = label_drop, flip
+        self._latent = hasattr(dataset, "draws")
+        self._shows = shows and self._latent
         self._epoch: tuple[int, np.ndarray] = (-1, train)
 
     def batch(self, index: np.ndarray) -> Batch:
-        samples = [self.dataset.sample(int(i)) for i in self.place(index)]
-        x0 = torch.from_numpy(np.stack([sample.x for sample in samples])).float().div_(127.5).sub_(1)
-        if self.flip:
-            flipped = self.streams.uniform("flip", index) < 0.5
-            x0 = torch.where(flipped.reshape(-1, *[1] * (x0.ndim - 1)), x0.flip(-1), x0)
-        label = torch.tensor([sample.label for sample in samples])
+        place = self.place(index)
+        flipped = self.streams.uniform("flip", index) < 0.5 if self.flip else None
+        if self._latent:
+            noise = self.streams.normal("posterior", index, self.dataset.shape)
+            x0 = self.dataset.draws(place, flipped, noise)
+            label = torch.tensor([self.dataset.label(int(i)) for i in place])
+            pixels = _shown(self.dataset, place, flipped)[0] if self._shows else None
+        else:
+            (x0, label), pixels = _shown(self.dataset, place, flipped), None
         dropped = self.streams.uniform("label_drop", index) < self.label_drop
-        return Batch(index, x0, torch.where(dropped, self.dataset.classes, label), label)
+        y = torch.where(dropped, self.dataset.classes, label)
+        return Batch(index, x0, y, label, pixels=pixels)
 
     def batches(self, parts: Sequence[np.ndarray], workers: int) -> Iterator[Batch]:
         """Batches of a sequence of index arrays, in order, made ahead by `workers` processes (0: here, when asked)."""
@@ -55,6 +70,15 @@ class Feed:
         if self._epoch[0] != epoch:
             self._epoch = (epoch, self.streams.permutation("order", epoch, len(self.train)))
         return int(self.train[self._epoch[1][offset]])
+
+
+def _shown(dataset: Dataset, place: np.ndarray, flipped: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Images float32 (B, C, H, W) in [-1, 1], mirrored where `flipped`, and labels (B,)."""
+    pixels, labels = images(dataset, place)
+    x = from_pixels(pixels)
+    if flipped is not None:
+        x = torch.where(flipped.reshape(-1, *[1] * (x.ndim - 1)), x.flip(-1), x)
+    return x, torch.from_numpy(labels)
 
 
 @dataclass(frozen=True)

@@ -51,11 +51,16 @@ def data_path(spec: DataSpec, expected: str) -> Path:
 
 
 def survey(
-    root: Path, files: Sequence[Path], inside: Callable[[Path], Sequence[Encoded]], variant: str = ""
-) -> list[Seen]:
-    """Every image of every file, in order; `inside` lists the images of one file.
+    root: Path,
+    files: Sequence[Path],
+    inside: Callable[[Path], Sequence[Encoded]],
+    variant: str = "",
+    look: Callable[[Encoded], tuple] | None = None,
+) -> list[Any]:
+    """Every image of every file, in order, as a `Seen` or as what `look` makes of it; `inside` lists the images of one file.
 
-    Only files whose size or time of change is not as in the cache are read. Raises `UserError` naming the first broken image.
+    Only files whose size or time of change is not as in the cache are read; `variant` keeps apart what is seen differently.
+    Raises `UserError` naming the first broken image.
     """
     key = hashlib.sha256(f"{RULES}\n{root.resolve()}\n{variant}".encode()).hexdigest()[:16]
     store = cache_dir("surveys") / f"{key}.json"
@@ -64,11 +69,12 @@ def survey(
         stamps = {file: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
         names = {file: str(file.relative_to(root)) for file in files}
         stale = [file for file in files if known.get(names[file], {}).get("stamp") != stamps[file]]
-        for file, seen in zip(stale, _look(stale, inside), strict=True):
+        for file, seen in zip(stale, _look(stale, inside, look or _see), strict=True):
             known[names[file]] = {"stamp": stamps[file], "images": seen}
         if stale:
             _write(store, {names[file]: known[names[file]] for file in files})
-    return [Seen(*seen) for file in files for seen in known[names[file]]["images"]]
+    found = [seen for file in files for seen in known[names[file]]["images"]]
+    return found if look else [Seen(*seen) for seen in found]
 
 
 def common_shape(spec: DataSpec, seen: Sequence[Seen], where: Callable[[int], str]) -> tuple[int, int, int]:
@@ -97,12 +103,14 @@ def fingerprint(images: Iterable[str], labels: Iterable[int]) -> str:
     return total.hexdigest()[:16]
 
 
-def _look(files: Sequence[Path], inside: Callable[[Path], Sequence[Encoded]]) -> Iterable[list[Seen]]:
+def _look(
+    files: Sequence[Path], inside: Callable[[Path], Sequence[Encoded]], look: Callable[[Encoded], tuple]
+) -> Iterable[list[tuple]]:
     """The images of each file; decoding runs on all cores (Pillow lets go of the interpreter)."""
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(files), 1024):
             lists = [inside(file) for file in files[start : start + 1024]]
-            seen = pool.map(_see, [encoded for images in lists for encoded in images])
+            seen = pool.map(look, [encoded for images in lists for encoded in images])
             for images in lists:
                 yield [next(seen) for _ in images]
 

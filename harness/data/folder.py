@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from harness.data.base import Sample
 from harness.data.files import Encoded, common_shape, data_path, fingerprint, survey
@@ -12,9 +13,28 @@ from harness.data.pixels import decode, fit
 from harness.errors import UserError
 from harness.spec import DataSpec
 
-READ = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-NOT_READ = (".gif", ".tif", ".tiff", ".avif", ".heic", ".jp2", ".jxl", ".ppm", ".pgm")
-EXPECTED = f"a folder of images ({', '.join(READ)}), one subfolder a class"
+
+class Kind(NamedTuple):
+    """What a folder may hold, told by the ends of names."""
+
+    plural: str
+    read: tuple[str, ...]
+    not_read: tuple[str, ...]
+    """Refused: passed over, they would be lost in silence."""
+    convert: str
+    """What to make of those."""
+
+    @property
+    def expected(self) -> str:
+        return f"a folder of {self.plural} ({', '.join(self.read)}), one subfolder a class"
+
+
+IMAGES = Kind(
+    "images",
+    (".png", ".jpg", ".jpeg", ".webp", ".bmp"),
+    (".gif", ".tif", ".tiff", ".avif", ".heic", ".jp2", ".jxl", ".ppm", ".pgm"),
+    "PNG",
+)
 
 
 class ImageFolder:
@@ -26,11 +46,11 @@ class ImageFolder:
     modality = "image"
 
     def __init__(self, spec: DataSpec) -> None:
-        root = data_path(spec, EXPECTED)
+        root = data_path(spec, IMAGES.expected)
         if not root.is_dir():
-            raise UserError(f"data.root = {root} is a file, expected {EXPECTED}")
+            raise UserError(f"data.root = {root} is a file, expected {IMAGES.expected}")
         self._root = root
-        self.class_names, self._names, self._labels = _listed(root)
+        self.class_names, self._names, self._labels = listed(root, IMAGES)
         self.classes = max(1, len(self.class_names))
         try:
             seen = survey(root, [root / name for name in self._names], _one)
@@ -54,13 +74,13 @@ class ImageFolder:
         return self._keys[index]
 
 
-def _listed(root: Path) -> tuple[list[str], list[str], list[int]]:
-    """Class names, and the relative name and label of every image, sorted by name."""
-    names = sorted(_images(root))
+def listed(root: Path, kind: Kind) -> tuple[list[str], list[str], list[int]]:
+    """Class names, and the relative name and label of every file of a kind, sorted by name."""
+    names = sorted(found(root, kind))
     folders = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     loose = [name for name in names if "/" not in name]
     if not names:
-        raise UserError(f"data.root = {root} has no images, expected {EXPECTED}")
+        raise UserError(f"data.root = {root} has no {kind.plural}, expected {kind.expected}")
     if loose and len(loose) < len(names):
         raise UserError(f"{root / loose[0]} lies beside class folders; move it into one of them")
     if loose:
@@ -68,11 +88,11 @@ def _listed(root: Path) -> tuple[list[str], list[str], list[int]]:
     label = {name: number for number, name in enumerate(folders)}
     labels = [label[name.partition("/")[0]] for name in names]
     for number in sorted(set(label.values()) - set(labels))[:1]:
-        raise UserError(f"class folder {root / folders[number]} has no images; fill or remove it")
+        raise UserError(f"class folder {root / folders[number]} has no {kind.plural}; fill or remove it")
     return folders, names, labels
 
 
-def _images(root: Path) -> Iterator[str]:
+def found(root: Path, kind: Kind) -> Iterator[str]:
     """Relative names, with forward slashes."""
     for folder, inner, files in os.walk(root, followlinks=True, onerror=_refuse):
         inner[:] = [name for name in inner if not name.startswith(".")]
@@ -80,11 +100,11 @@ def _images(root: Path) -> Iterator[str]:
             path, suffix = Path(folder, name), Path(name).suffix.lower()
             if name.startswith("."):
                 continue
-            if suffix in NOT_READ:
+            if suffix in kind.not_read:
                 raise UserError(
-                    f"{path}: {suffix} images are not read; convert them to PNG, or move them away"
+                    f"{path}: {suffix} {kind.plural} are not read; convert them to {kind.convert}, or move them away"
                 )
-            if suffix in READ:
+            if suffix in kind.read:
                 yield path.relative_to(root).as_posix()
 
 

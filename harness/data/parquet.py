@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,10 @@ from harness.data.pixels import decode, fit
 from harness.errors import UserError, unknown
 from harness.spec import DataSpec
 
-EXPECTED = "a .parquet file, or a folder of them, with a column of images (struct<bytes, path>) and one of integer labels"
+EXPECTED = (
+    "a .parquet file, or a folder of them, with a column of images, videos or recordings (struct<bytes, path>) and one of "
+    "integer labels"
+)
 SPLIT = re.compile(r"(?:^|/)(train|test|validation|valid|val|dev)(?![a-z])")
 """In a file's name or its folder's, as `data/train-00000-of-00002.parquet` or `train/0000.parquet`."""
 
@@ -33,33 +38,63 @@ class ParquetImages:
 
     def __init__(self, spec: DataSpec) -> None:
         path = data_path(spec, EXPECTED)
-        files = _train_files(path) if path.is_dir() else [path]
-        image, label = _columns(spec, files[0])
-        tables = {file: _read(file, image, label) for file in files}
-        self._files, self._ends = files, np.cumsum([len(table) for table in tables.values()])
-        if not self._ends[-1]:
-            raise UserError(f"data.root = {path} has no rows; expected {EXPECTED}")
-        seen = survey(path, files, lambda file: _encoded(file, tables[file]["image"]), image)
-        self._images = pa.chunked_array([c for t in tables.values() for c in t["image"].chunks])
-        self._labels, self.classes = _labels(tables, files[0], label)
-        self.shape = common_shape(spec, seen, self._where)
+        self._rows = rows = read_rows(spec, path)
+        self.classes = rows.classes
+        seen = survey(path, rows.files, rows.inside, rows.key)
+        self.shape = common_shape(spec, seen, rows.where)
         self._keys = [bytes.fromhex(s.sha256) for s in seen]
-        self.fingerprint = fingerprint((s.sha256 for s in seen), self._labels.tolist())
+        self.fingerprint = fingerprint((s.sha256 for s in seen), rows.labels.tolist())
 
     def __len__(self) -> int:
-        return len(self._labels)
+        return len(self._keys)
 
     def sample(self, index: int) -> Sample:
-        image = decode(self._images[index].as_py(), self._where(index))
-        return Sample(fit(image, self.shape), int(self._labels[index]))
+        image = decode(self._rows.content[index].as_py(), self._rows.where(index))
+        return Sample(fit(image, self.shape), int(self._rows.labels[index]))
 
     def key(self, index: int) -> bytes:
         return self._keys[index]
 
-    def _where(self, index: int) -> str:
+
+@dataclass(frozen=True)
+class Rows:
+    """Encoded content, with labels, of all rows of some files."""
+
+    files: list[Path]
+    tables: dict[Path, pa.Table]
+    key: str
+    """Name of the column."""
+    labels: np.ndarray
+    classes: int
+
+    @cached_property
+    def content(self) -> pa.ChunkedArray:
+        return pa.chunked_array([c for table in self.tables.values() for c in table["image"].chunks])
+
+    @cached_property
+    def ends(self) -> np.ndarray:
+        return np.cumsum([len(table) for table in self.tables.values()])
+
+    def where(self, index: int) -> str:
         """File and row, counted from 0."""
-        number = int(np.searchsorted(self._ends, index, side="right"))
-        return f"{self._files[number]} row {index - (self._ends[number - 1] if number else 0)}"
+        number = int(np.searchsorted(self.ends, index, side="right"))
+        return f"{self.files[number]} row {index - (self.ends[number - 1] if number else 0)}"
+
+    def inside(self, file: Path) -> list[Encoded]:
+        """The rows of one file."""
+        return [
+            Encoded(value.as_py, f"{file} row {row}") for row, value in enumerate(self.tables[file]["image"])
+        ]
+
+
+def read_rows(spec: DataSpec, path: Path) -> Rows:
+    """All rows of a parquet file, or of a folder of them; raises `UserError` naming the file, column or row at fault."""
+    files = _train_files(path) if path.is_dir() else [path]
+    key, label = _columns(spec, files[0])
+    tables = {file: _read(file, key, label) for file in files}
+    if not any(map(len, tables.values())):
+        raise UserError(f"data.root = {path} has no rows; expected {EXPECTED}")
+    return Rows(files, tables, key, *_labels(tables, files[0], label))
 
 
 def _train_files(folder: Path) -> list[Path]:
@@ -164,10 +199,6 @@ def _schema(file: Path) -> pa.Schema:
         return pq.read_schema(file)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{file} is not a readable parquet file: {error}; expected {EXPECTED}") from error
-
-
-def _encoded(file: Path, column: pa.ChunkedArray) -> list[Encoded]:
-    return [Encoded(value.as_py, f"{file} row {row}") for row, value in enumerate(column)]
 
 
 def _holds_images(kind: pa.DataType) -> bool:

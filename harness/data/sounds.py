@@ -1,0 +1,95 @@
+"""Recordings on disk: a folder of files, one subfolder a class, or parquet with a column of encoded recordings."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from harness.data.base import Sample
+from harness.data.folder import Kind
+from harness.data.media import Clips, Memory, shelf
+from harness.data.mel import BANDS, HOP, RATE, mel_bytes
+from harness.data.moving_digits import clip_length
+from harness.data.tones import FRAMES
+from harness.errors import UserError
+from harness.spec import DataSpec
+from metrics.audio import Recording, decoded_channels, resampled
+from metrics.media import AUDIO, Encoded
+from metrics.value import MetricError
+
+KIND = Kind(
+    "recordings",
+    tuple(sorted(AUDIO.suffixes)),
+    (".wma", ".amr", ".au", ".caf", ".ac3", ".mid", ".midi", ".ape", ".webm"),
+    "WAV",
+)
+STREAMED = 2**32 - 2**16
+"""Bytes beyond which a WAV's length stands for none: it was written into a pipe."""
+MOST_CHANNELS = 2
+FASTEST = 768_000
+"""Samples a second: more is a damaged header."""
+
+
+class Sounds:
+    """Recordings in files or parquet, as log-mel pictures of 32 bands and 64 frames: windows of 1.024 s.
+
+    `data.frames` sets another length. Stereo is averaged, the rate is brought to 8 kHz, and loudness stays as it is. A
+    recording gives one sample for each whole window in it; one that is shorter than a window gives one, with silence
+    after it. Samples after the last whole window are left out. Refused, by name: what cannot be decoded, a WAV that is
+    cut short, what holds no samples or no sound, has values that are not finite, or more than two channels (their mix
+    is a choice to be made first).
+    """
+
+    modality = "audio"
+
+    def __init__(self, spec: DataSpec) -> None:
+        frames = clip_length(spec, FRAMES)
+        self._shelf = on = shelf(spec, KIND, look)
+        self.classes, self.class_names, self.shape = on.classes, on.class_names, (BANDS, frames)
+        self._clips = Clips([max(1, length // (frames * HOP)) for _, length in on.seen])
+        self._memory, self.fingerprint = Memory(), on.fingerprint()
+
+    def __len__(self) -> int:
+        return len(self._clips)
+
+    def sample(self, index: int) -> Sample:
+        x = self._memory.get(index, lambda index: mel_bytes(self.wave(index)))
+        return Sample(x, self._shelf.labels[self._clips[index][0]])
+
+    def key(self, index: int) -> bytes:
+        """All windows of a recording fall on one side of the split."""
+        return self._shelf.key(self._clips[index][0])
+
+    def wave(self, index: int) -> np.ndarray:
+        """float64 (frames * HOP,) at 8 kHz."""
+        item, clip = self._clips[index]
+        file, length = self._shelf.items[item], self.shape[1] * HOP
+        samples = _heard(Encoded(file.where, file.read()))[clip * length : (clip + 1) * length]
+        return np.pad(samples, (0, length - len(samples))).astype(np.float64)
+
+
+def look(file: Encoded) -> tuple[int]:
+    """Samples at 8 kHz of a recording that keeps the rules; raises `UserError` naming it where it does not."""
+    if file.source[:4] == b"RIFF":
+        promised = int.from_bytes(file.source[4:8], "little") + 8
+        if len(file.source) < promised <= STREAMED:
+            raise UserError(
+                f"{file.name} is cut short: {len(file.source)} bytes of {promised}; replace or remove it"
+            )
+    return (len(_heard(file)),)
+
+
+def _heard(file: Encoded) -> np.ndarray:
+    try:
+        channels, rate = decoded_channels(file)
+        if not 0 < rate <= FASTEST:
+            raise UserError(f"{file.name} says {rate} samples a second; replace or remove it")
+        if channels.shape[1] > MOST_CHANNELS:
+            raise UserError(
+                f"{file.name} has {channels.shape[1]} channels; at most {MOST_CHANNELS} are mixed here: mix it down first"
+            )
+        recording = Recording(file.name, rate, channels.mean(axis=1, dtype=np.float64).astype(np.float32))
+    except MetricError as error:
+        raise UserError(f"{error}; replace or remove it") from error
+    if recording.silent:
+        raise UserError(f"{file.name} is silent: all its samples have one value; replace or remove it")
+    return resampled(recording, RATE).samples

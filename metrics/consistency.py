@@ -1,0 +1,138 @@
+"""Temporal consistency: is it the same thing in every frame, and does it move as the world it comes from has it move?
+
+A frozen video keeps its identity perfectly: read `agreement` and `drift` beside `dynamics_error`, which refuses it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from metrics.intervals import around, of_jackknife
+from metrics.value import MetricError, Value
+
+PHASES, SPEEDS, ROUNDS = 64, 41, 12
+"""Starting grid of `dynamics_error` on each axis, and halvings of its steps after that."""
+CHUNK = 32
+
+
+class Drift(NamedTuple):
+    by_lag: np.ndarray
+    """(T - 1,): mean squared distance of features `1 .. T - 1` frames apart, over that of frames of different videos."""
+    relative: Value
+    """The same for all pairs of frames of one video: 0 for frozen videos, 1 where frames are shuffled among videos."""
+
+
+def agreement(predicted: np.ndarray) -> Value:
+    """How often a classifier finds the same class in two frames of a video.
+
+    `predicted` (N, T): the class of each frame. The share of pairs of different frames of one video that have one class,
+    averaged over videos; the interval is over videos. Oracle: 1 for a perfect classifier. Floor: frames shuffled among
+    videos agree as often as two videos do, about 1 / classes. Raises `MetricError` for T < 2.
+    """
+    predicted = _checked(predicted, 2, "predicted classes (N, T)")
+    frames = predicted.shape[1]
+    same = (predicted[:, :, None] == predicted[:, None]).sum((1, 2)) - frames
+    return _mean(same / (frames * (frames - 1)))
+
+
+def drift(features: np.ndarray) -> Drift:
+    """How far the features of a video's frames wander from one another, in units of how far videos are apart.
+
+    `features` (N, T, d) of the frames, N >= 3, T >= 2. The interval of `relative` is the jackknife's, over videos.
+    Raises `MetricError` where no video differs from another.
+    """
+    x = _checked(features, 3, "features (N, T, d)").astype(np.float64)
+    n, frames, _ = x.shape
+    if n < 3:
+        raise MetricError(f"drift compares videos with one another; 3 or more are needed, given {n}")
+    x = x - x.mean((0, 1))
+    squares, sums = (x**2).sum((1, 2)), x.sum(1)
+    own = 2 * (frames * squares - (sums**2).sum(1))
+    across = frames * (squares[:, None] + squares) - 2 * sums @ sums.T
+    np.fill_diagonal(across, 0)
+    if not across.sum() > 1e-12 * np.abs(np.asarray(features)).max() ** 2:
+        raise MetricError("drift is not defined here: all videos have the same features")
+    apart = across.sum() / (n * (n - 1) * frames**2)
+    lags = [((x[:, lag:] - x[:, :-lag]) ** 2).sum(-1).mean() / apart for lag in range(1, frames)]
+    pairs = frames / (frames - 1)
+    whole = (n - 1) * pairs * own.sum() / across.sum()
+    without = (n - 2) * pairs * (own.sum() - own) / (across.sum() - 2 * across.sum(1))
+    return Drift(np.array(lags), of_jackknife(float(whole), without))
+
+
+def centres(videos: np.ndarray) -> np.ndarray:
+    """Centres of mass (N, T, 2), row and column in pixels, of grey videos (N, T, H, W) on a ground of 0; the middle
+    of the picture where a frame is black."""
+    x = _checked(videos, 4, "grey videos (N, T, H, W)").astype(np.float64)
+    if x.min() < 0:
+        raise MetricError(f"centres of mass need brightness from 0 up; the lowest value is {x.min():g}")
+    mass, sides = x.sum((2, 3)), x.shape[2:]
+    moments = (
+        np.einsum("nthw,h->nt", x, np.arange(sides[0])),
+        np.einsum("nthw,w->nt", x, np.arange(sides[1])),
+    )
+    found = [
+        np.where(mass > 0, moment / np.where(mass > 0, mass, 1), (side - 1) / 2)
+        for moment, side in zip(moments, sides, strict=True)
+    ]
+    return np.stack(found, -1)
+
+
+def dynamics_error(paths: np.ndarray, *, room: float, slow: float, fast: float) -> Value:
+    """Distance in pixels of paths (N, T, 2) from the nearest that moving digits could take: 0 for true ones.
+
+    On each axis a true path is w + reflect(a + v t): constant speed `slow <= v <= fast`, turning at walls `room` apart,
+    wherever they are. The root mean square over frames and axes of what is left after the best w, a and v (a grid, then
+    halved steps), averaged over videos. The interval is over videos. Frames in another order, a jump or a stop all show.
+    """
+    x = _checked(paths, 3, "paths (N, T, 2)").astype(np.float64)
+    if not 0 < slow <= fast or not room > 0:
+        raise MetricError(
+            f"dynamics: room = {room}, slow = {slow}, fast = {fast}; expected 0 < slow <= fast, room > 0"
+        )
+    axes = x.transpose(0, 2, 1).reshape(-1, x.shape[1])
+    left = np.concatenate([_left(axes[i : i + CHUNK], room, slow, fast) for i in range(0, len(axes), CHUNK)])
+    return _mean(np.sqrt(left.reshape(len(x), -1).mean(1)))
+
+
+def _left(x: np.ndarray, room: float, slow: float, fast: float) -> np.ndarray:
+    """Mean squared distance (n,) of positions (n, T) from the nearest true path on one axis."""
+    phases, speeds = np.linspace(0, 2 * room, PHASES, endpoint=False), np.linspace(slow, fast, SPEEDS)
+    a, v = (grid.ravel() for grid in np.meshgrid(phases, speeds, indexing="ij"))
+    best = _misfit(x, a[None], v[None], room).argmin(1)
+    a, v = a[best][:, None], v[best][:, None]
+    step_a, step_v = 2 * room / PHASES, (fast - slow) / (SPEEDS - 1)
+    around_a, around_v = (grid.ravel() for grid in np.meshgrid([-1, 0, 1], [-1, 0, 1], indexing="ij"))
+    for _ in range(ROUNDS):
+        step_a, step_v = step_a / 2, step_v / 2
+        for _ in range(2):  # the best may lie two steps off
+            near_a, near_v = a + step_a * around_a, np.clip(v + step_v * around_v, slow, fast)
+            found = _misfit(x, near_a, near_v, room)
+            best = found.argmin(1)[:, None]
+            a, v = np.take_along_axis(near_a, best, 1), np.take_along_axis(near_v, best, 1)
+    return found.min(1)
+
+
+def _misfit(x: np.ndarray, a: np.ndarray, v: np.ndarray, room: float) -> np.ndarray:
+    """Variance over time (n, k) of positions (n, T) less candidates' (a, v) (n or 1, k): w is the mean."""
+    way = np.mod(a[..., None] + v[..., None] * np.arange(x.shape[1]), 2 * room)
+    return (x[:, None] - np.minimum(way, 2 * room - way)).var(-1)
+
+
+def _mean(values: np.ndarray) -> Value:
+    n = len(values)
+    if n < 2:
+        return Value(float(values.mean()), n=n)
+    return around(float(values.mean()), float(values.std(ddof=1)) / n**0.5, n)
+
+
+def _checked(given: np.ndarray, dimensions: int, what: str) -> np.ndarray:
+    """An array of numbers with N >= 1 and T >= 2."""
+    array = np.asarray(given)
+    if array.ndim != dimensions or 0 in array.shape or array.shape[1] < 2 or array.dtype.kind not in "fiub":
+        raise MetricError(f"expected {what} of 2 frames or more, given {array.dtype} of shape {array.shape}")
+    if not np.isfinite(array).all():
+        raise MetricError(f"{what} are not finite in video {np.argwhere(~np.isfinite(array))[0][0]}")
+    return array
