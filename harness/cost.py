@@ -25,7 +25,8 @@ from harness.backbone.sizes import SIZES
 from harness.backbone.student import Student
 from harness.backbone.tokens import Part
 from harness.batch import Batch, View
-from harness.data.base import open_dataset, shapes_of
+from harness.data.base import outlined, pictured, shapes_of
+from harness.data.parts import weights_of
 from harness.draws import Streams
 from harness.errors import UserError
 from harness.spec import RunSpec
@@ -40,11 +41,18 @@ class Meter:
     """Books something that grows (seconds, FLOPs) by phase; what a nested phase takes is not its parent's.
 
     `stamp` reads the quantity now, `between` the amount between two stamps. Amounts are added up in `settle`, so that
-    stamps may be GPU events whose times are known later.
+    stamps may be GPU events whose times are known later. `high_water` reads the most bytes since it was last read.
     """
 
-    def __init__(self, stamp: Callable[[], Any], between: Callable[[Any, Any], float]) -> None:
-        self._stamp, self._between = stamp, between
+    def __init__(
+        self,
+        stamp: Callable[[], Any],
+        between: Callable[[Any, Any], float],
+        high_water: Callable[[], int] | None = None,
+    ) -> None:
+        self._stamp, self._between, self._high_water = stamp, between, high_water
+        self.peaks: dict[str, int] = {}
+        """Most bytes on the device at once, by phase; empty where the device does not tell."""
         self._totals: dict[str, float] = defaultdict(float)
         self._open: list[str] = []
         self._spans: list[tuple[str, Any, Any]] = []
@@ -84,6 +92,8 @@ class Meter:
         now = self._stamp()
         if self._open:
             self._spans.append((self._open[-1], self._since, now))
+            if self._high_water is not None:
+                self.peaks[self._open[-1]] = max(self.peaks.get(self._open[-1], 0), self._high_water())
         self._since = now
 
 
@@ -101,7 +111,12 @@ def clock(device: torch.device) -> Meter:
         end.synchronize()
         return start.elapsed_time(end) / 1000
 
-    return Meter(stamp, between)
+    def high_water() -> int:  # the allocator's own count: nothing waits for the device
+        most = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return most
+
+    return Meter(stamp, between, high_water)
 
 
 @dataclass(frozen=True)
@@ -135,11 +150,17 @@ class Cost:
 
 def count_spec(spec: RunSpec) -> Cost:
     """The counted cost of a whole run, from its spec alone: nothing is trained and no weights are read."""
-    dataset = open_dataset(spec.data)
-    backbone = backbone_config(spec, dataset)
-    seen = [architecture(choice.name, dataset, backbone.grid) for choice in spec.method.needs().encoders]
-    method = build_method(spec, backbone, [network.dim for network in seen])
+    dataset = outlined(spec.data)
+    backbone, seen = backbone_config(spec, dataset), seen_encoders(spec, dataset)
+    weights = weights_of(dataset, spec.data)
+    method = build_method(spec, backbone, [network.dim for network in seen], weights)
     return count(method, spec, encoders=seen)
+
+
+def seen_encoders(spec: RunSpec, dataset: Any) -> list[Any]:
+    """The architectures of a spec's encoders, on what the data set shows."""
+    grid, shown = backbone_config(spec, dataset).grid, pictured(dataset)
+    return [architecture(choice.name, shown, grid) for choice in spec.method.needs().encoders]
 
 
 def architecture(encoder: str, dataset: Any, grid: tuple[int, int]) -> Any:
@@ -148,17 +169,20 @@ def architecture(encoder: str, dataset: Any, grid: tuple[int, int]) -> Any:
     return registry.load("encoder", family).architecture(model, dataset.shape, dataset.classes, grid)
 
 
-def build_method(spec: RunSpec, backbone: SiTConfig, encoder_dims: Sequence[int]) -> Any:
-    """The method of a spec; its `setting.backbone` has the extra token that it may need."""
+def build_method(
+    spec: RunSpec, backbone: SiTConfig, encoder_dims: Sequence[int], weights: tuple[float, ...] = ()
+) -> Any:
+    """The method of a spec, with the weights of a sample's parts in its loss; its `setting.backbone` has the extra token that it may need."""
     cls, needs = registry.load("method", spec.method.name), spec.method.needs()
     if needs.summary:
         backbone = replace(backbone, extra=encoder_dims[0])
-    return cls.build(spec.method, backbone, time=spec.time, encoder_dims=tuple(encoder_dims))
+    setting = {"time": spec.time, "encoder_dims": tuple(encoder_dims), "weights": weights}
+    return cls.build(spec.method, backbone, **setting)
 
 
 def count(method: Any, spec: RunSpec, *, encoders: Sequence[Any] = ()) -> Cost:
     """Count training steps of a method on the meta device; `encoders` are the architectures of its encoders."""
-    parameters = sum(p.numel() for p in _weightless(method.setting.backbone).parameters())
+    parameters = sum(p.numel() for p in weightless(method.setting.backbone).parameters())
     first, until = _count_step(method, spec, 1, encoders), method.config.schedule.until
     if until is None or until >= spec.train.steps:
         return Cost(first, spec.train.steps, parameters)
@@ -171,13 +195,13 @@ def _count_step(method: Any, spec: RunSpec, step: int, encoders: Sequence[Any]) 
     size, meta = spec.train.batch_size, torch.device("meta")
     counter = FlopCounterMode(display=False)
     meter = Meter(counter.get_total_flops, lambda start, end: end - start)
-    model, ema = _weightless(backbone), _weightless(backbone)
+    model, ema = weightless(backbone), weightless(backbone)
     shadow = copy.deepcopy(method).to(meta)
     index, labels = np.arange(size), torch.zeros(size, dtype=torch.int64)
     batch = Batch(index, torch.zeros(size, *backbone.x_shape), labels, labels, step)
     encodes = method.config.encodes(step)
     if encodes:
-        batch = replace(batch, views=tuple(_empty_view(e, size, method) for e in encoders))
+        batch = replace(batch, views=tuple(empty_view(e, size, method, meta) for e in encoders))
     draw = method.draw(Streams(0), batch).to(meta)
     with counter, meter.phase("student"):
         shadow.loss(Student(model, ema, backbone, meter.phase), batch.to(meta), draw).total.backward()
@@ -189,15 +213,16 @@ def _count_step(method: Any, spec: RunSpec, step: int, encoders: Sequence[Any]) 
     return flops | {"optimizer": OPTIMIZER_FLOPS * learned, "ema": EMA_FLOPS * shadowed}
 
 
-def _empty_view(encoder: Any, size: int, method: Any) -> View:
+def empty_view(encoder: Any, size: int, method: Any, device: torch.device) -> View:
+    """A view of the right shapes without numbers."""
     tokens, needs = method.setting.backbone.tokens, method.needs()
-    empty = lambda *shape: torch.empty(size, *shape, device="meta")  # noqa: E731
+    empty = lambda *shape: torch.empty(size, *shape, device=device)  # noqa: E731
     summary = empty(encoder.dim) if needs.summary else None
     heads = (needs.attention, encoder.heads, tokens, tokens)
     return View(empty(tokens, encoder.dim), summary, empty(*heads) if needs.attention else None)
 
 
-def _weightless(backbone: SiTConfig) -> SiT:
+def weightless(backbone: SiTConfig) -> SiT:
     """The network on the meta device, where it takes no memory."""
     with torch.device("meta"):
         return SiT(backbone).to("meta")

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harness.backbone.sit import SiTConfig
 from harness.backbone.times import Times
 from harness.backbone.tokens import Layout
 from harness.draws import Streams
@@ -31,6 +32,22 @@ def sample_times(
         return t
     is_late = streams.uniform(f"{stream}/is_late", indices, shape) < p.late
     return torch.where(is_late, 0.95 + 0.05 * streams.uniform(f"{stream}/late", indices, shape), t)
+
+
+def part_times(
+    p: TimeSpec, backbone: SiTConfig, streams: Streams, stream: str, indices: np.ndarray
+) -> Tensor:
+    """t ~ p(t) of a sample, (B, 1), or of each of its parts, (B, P); the first part's is the sample's."""
+    first = sample_times(p, streams, stream, indices)
+    more = [f"{stream}/{part.kind}" for part in backbone.parts[1:] if p.apart]
+    return torch.stack([first, *(sample_times(p, streams, name, indices) for name in more)], dim=1)
+
+
+def times_of_parts(t_BP: Tensor, backbone: SiTConfig) -> Times:
+    """Every token at the time of its part."""
+    if t_BP.shape[1] == 1:
+        return Times(t_BP)
+    return Times(t_BP, backbone.part_of_token.expand(len(t_BP), -1))
 
 
 def shifted(t: Tensor, alpha: float) -> Tensor:

@@ -19,7 +19,7 @@ from harness import registry
 from harness.backbone.sizes import SIZES
 from harness.errors import UserError, unknown
 from harness.shelf import Shelf
-from harness.spec import EvalSpec, RunSpec, read_toml
+from harness.spec import DataSpec, EvalSpec, RunSpec, read_toml
 
 PRESETS = Shelf("harness", "presets")
 
@@ -70,7 +70,8 @@ def resolve(data: Mapping[str, Any], *, where: str = "spec") -> RunSpec:
         config = config.resolved(spec.backbone)
     except ValueError as error:
         raise UserError(f"{where}: method.{error}") from error
-    spec = spec.model_copy(update={"method": config, "eval": _addressed(spec.eval)})
+    named = {"data": _named_codec(spec.data), "eval": _addressed(spec.eval)}
+    spec = spec.model_copy(update={"method": config, **named})
     _check(spec, where)
     return spec
 
@@ -105,6 +106,14 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def _named_codec(spec: DataSpec) -> DataSpec:
+    if not spec.codec:
+        return spec
+    from harness.codecs.base import addressed
+
+    return addressed(spec)
+
+
 def _addressed(spec: EvalSpec) -> EvalSpec:
     from harness.yardsticks import addressed
 
@@ -114,16 +123,26 @@ def _addressed(spec: EvalSpec) -> EvalSpec:
 def _check(spec: RunSpec, where: str) -> None:
     """What no single field can know."""
     from harness.seen import check_seen
+    from harness.suited import unsuited
     from harness.yardsticks import check_impartial, favoured, reads_of, yardstick
 
     aligned = [encoder.name for encoder in spec.method.needs().encoders]
     check_impartial(spec.eval.metrics, favoured(spec.eval.metrics, aligned), where)
-    modality = getattr(registry.load("dataset", spec.data.name), "modality", "image")
+    modality = _modality(spec)
+    if why := unsuited(spec, registry.load("method", spec.method.name), modality):
+        raise UserError(f"{where}: {why}")
     for name in spec.eval.metrics:
         extractor = yardstick(name).extractor
         check_seen(name, extractor, reads_of(name, extractor), modality)
     if spec.eval.guidance_low > spec.eval.guidance_high:
         raise UserError(f"{where}: eval.guidance_low = {spec.eval.guidance_low} is above eval.guidance_high")
+
+
+def _modality(spec: RunSpec) -> str:
+    from harness.data.parts import modality_of
+
+    known = registry.load("dataset", spec.data.name)
+    return modality_of(getattr(known, "modality", "image"), spec.data)
 
 
 def validate(model: type[BaseModel], data: Mapping[str, Any], where: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from harness.backbone.initial import initialize
 from harness.backbone.sit import SiT
 from harness.backbone.student import Student
 from harness.cost import Cost, Meter, backbone_config, build_method, clock, count
-from harness.data.base import Dataset, Split
+from harness.data.base import Dataset, Split, pictured
 from harness.data.feed import Feed
+from harness.data.parts import weights_of
 from harness.draws import Streams
 from harness.encoders.base import Encoder, open_encoder
 from harness.errors import UserError
@@ -53,10 +55,11 @@ def build(spec: RunSpec, dataset: Dataset, sides: Split, device: torch.device) -
     streams = Streams(spec.seed)
     backbone = backbone_config(spec, dataset)
     encoders = tuple(
-        open_encoder(choice, dataset, grid=backbone.grid, held_out=spec.data.held_out, device=device)
+        open_encoder(choice, pictured(dataset), grid=backbone.grid, held_out=spec.data.held_out, device=device)
         for choice in spec.method.needs().encoders
     )
-    method = build_method(spec, backbone, [encoder.dim for encoder in encoders])
+    weights = weights_of(dataset, spec.data)
+    method = build_method(spec, backbone, [encoder.dim for encoder in encoders], weights)
     backbone = method.setting.backbone
     model = SiT(backbone)
     initialize(model, streams)
@@ -64,9 +67,10 @@ def build(spec: RunSpec, dataset: Dataset, sides: Split, device: torch.device) -
     model, method = model.to(device), method.to(device)
     ema = copy.deepcopy(model).requires_grad_(False).eval()
     cost = count(method, spec, encoders=encoders)
+    model.checkpoint_activations = spec.runtime.checkpoint_activations
     if spec.runtime.compile:
-        model.compile()
-        ema.compile()
+        compile_blocks(model)
+        compile_blocks(ema)
     meter = clock(device)
     train = spec.train
     optimizer = torch.optim.AdamW(
@@ -76,17 +80,35 @@ def build(spec: RunSpec, dataset: Dataset, sides: Split, device: torch.device) -
         weight_decay=train.weight_decay,
         fused=True,
     )
-    feed = Feed(dataset, sides.train, streams, label_drop=train.label_drop, flip=spec.data.flip)
+    draws = {"label_drop": train.label_drop, "flip": spec.data.flip}
+    feed = Feed(dataset, sides.train, streams, **draws, shows=bool(encoders))
     student = Student(model, ema, backbone, meter.phase)
     return Run(spec, model, ema, method, student, optimizer, encoders, feed, streams, meter, cost)
 
 
-def save(run: Run, folder: Path) -> Path:
-    """Write a checkpoint of the run at its step and drop the oldest ones."""
-    path = checkpoint.path_of(folder, run.step)
-    checkpoint.save(path, _tensors(run), {"run": run.spec.id, "step": str(run.step)})
-    checkpoint.prune(folder, run.spec.train.keep_checkpoints)
-    return path
+def compile_blocks(model: SiT) -> None:
+    """Compile a network block by block: all blocks of a network share one piece of code for each kind of pass.
+
+    Shapes are fixed, so that a batch of another size in evaluation does not change what training runs.
+    """
+    for block in model.blocks:
+        block.compile(dynamic=False)
+
+
+def saver(run: Run, folder: Path) -> Callable[[], None]:
+    """What writes a checkpoint of the run as it is now and drops the oldest ones; it may be called in any thread, later.
+
+    The state is copied at once, so the steps behind it do not reach the file.
+    """
+    path, keep = checkpoint.path_of(folder, run.step), run.spec.train.keep_checkpoints
+    meta = {"run": run.spec.id, "step": str(run.step)}
+    tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in _tensors(run).items()}
+
+    def write() -> None:
+        checkpoint.save(path, tensors, meta)
+        checkpoint.prune(folder, keep)
+
+    return write
 
 
 def restore(run: Run, folder: Path) -> None:
@@ -121,6 +143,8 @@ def load_ema(path: Path, run_spec: RunSpec, dataset: Dataset, device: torch.devi
         backbone = replace(backbone, extra=embedder.shape[1])
     model = SiT(backbone)
     model.load_state_dict(weights)
+    if run_spec.runtime.compile:
+        compile_blocks(model)
     return model.to(device).requires_grad_(False).eval()
 
 

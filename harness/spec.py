@@ -40,6 +40,9 @@ class DataSpec(Section):
     resolution: int | None = Field(None, ge=1)
     """Side in pixels after resize of the shorter side and centre crop; None keeps the images' own size."""
     channels: Literal[1, 3] | None = None
+    video_weight: float = Field(0.5, ge=0, json_schema_extra=HASHED_IF_SET)
+    audio_weight: float = Field(0.5, ge=0, json_schema_extra=HASHED_IF_SET)
+    """Of the parts of a video with its sound in the loss; 0 leaves a part out."""
     held_out: float = Field(0.1, ge=0, lt=1)
     flip: bool = False
     image_key: str = ""
@@ -47,6 +50,15 @@ class DataSpec(Section):
     """Names of the arrays or columns; empty means: find them."""
     frames: int | None = Field(None, ge=1, json_schema_extra=HASHED_IF_SET)
     """Of a video, or log-mel frames of a recording; None takes what the data set has by default."""
+    classes: int | None = Field(None, ge=1, json_schema_extra=HASHED_IF_SET)
+    """Of latents: what a plan without data counts with."""
+    posterior: Literal["sample", "mean"] = Field("sample", json_schema_extra=HASHED_IF_SET)
+    """Of latents: drawn anew each time, or the mean."""
+    codec: str = Field("", json_schema_extra=HASHED_IF_SET)
+    """What decodes latents, `family:PATH`; empty takes the codec that encoded them."""
+    codec_weights: str = _free("")
+    images: str = _free("")
+    """Where the images of latents lie, when they have moved since."""
     workers: int = _free(0, ge=0)
 
 
@@ -76,6 +88,8 @@ class TimeSpec(Section):
     """alpha of s(alpha, t) = alpha t / (1 + (alpha - 1) t); above 1 is more noise."""
     late: float = Field(0.0, ge=0, le=1, json_schema_extra=HASHED_IF_SET)
     """Share of samples whose time is uniform on [0.95, 1] instead (Self-Flow App. A.2, video: 0.05)."""
+    apart: bool = Field(False, json_schema_extra=HASHED_IF_SET)
+    """Each part of a video with its sound has times of its own."""
 
 
 class TrainSpec(Section):
@@ -111,6 +125,8 @@ class EvalSpec(Section):
     metrics: tuple[str, ...] = ("fd:local",)
     sampler: Literal["euler", "heun", "euler_maruyama"] = "euler_maruyama"
     sampler_steps: int = Field(250, ge=1)
+    precision: Literal["float32", "bfloat16"] = Field("float32", json_schema_extra=HASHED_IF_SET)
+    """Of the network while it samples."""
     guidance: float = Field(1.0, ge=0)
     guidance_low: float = Field(0.0, ge=0, le=1)
     guidance_high: float = Field(1.0, ge=0, le=1)
@@ -132,6 +148,8 @@ class RuntimeSpec(Section):
     threads: int = _free(0, ge=0)
     """CPU threads of one process; 0 takes all cores."""
     compile: bool = _free(False)
+    checkpoint_activations: bool = _free(False)
+    """Keep no activations of the blocks and compute them again in the backward pass: less memory, a third more time."""
 
 
 class RunSpec(Section):

@@ -120,7 +120,9 @@ def _self_flow(golden: Golden) -> dict[str, Tensor]:
     layers = {"student_layer": meta["student_layer"], "teacher_layer": meta["teacher_layer"]}
     student, method = _method(golden, "self-flow", "self_flow", {"gamma": meta["gamma"], **layers})
     cleaner = torch.minimum(given["t"], given["s"])
-    draw = Draw(given["eps"], Times.dual(given["t"], given["s"], given["mask"]), extra={"cleaner": cleaner})
+    draw = Draw(
+        given["eps"], Times.dual(given["t"], given["s"], given["mask"]), extra={"cleaner": cleaner[:, None]}
+    )
     batch = golden.batch()
     losses = method.loss(student, batch, draw)
     prediction = student(_x(golden, draw), draw.times, batch.y, taps=(meta["student_layer"],))

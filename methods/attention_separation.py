@@ -37,9 +37,11 @@ from methods.sra import PUBLISHED_LAYERS
 class AttentionSeparation(Method):
     source = "From SRA to Self-Flow, arXiv 2607.02508; vvvvvjdy/SRA 1723f85"
     headline = "SiT-B/2 FID-10K 29.89 against 30.20 with full attention at 400k steps (its Table 1)"
+    times_apart = False
 
     class Config(DualConfig):
         off: ClassVar[dict[str, Any]] = {"coefficient": 0.0, "mask_ratio": 0.0}
+        space: ClassVar[dict[str, Any]] = {"coefficient": {"low": 0.1, "high": 2.0, "log": True}}
 
         name: Literal["attention_separation"] = "attention_separation"
         coefficient: float = Field(0.5, ge=0)
@@ -91,7 +93,7 @@ class AttentionSeparation(Method):
 
     def draw(self, streams: Streams, batch: Batch) -> Draw:
         config, index = self.config, batch.index
-        t, s = draw_times(config, self.setting, streams, index)
+        t, s = (times[:, 0] for times in draw_times(config, self.setting, streams, index))
         offset = 0.2 * streams.uniform("teacher_offset", index, (2,))
         cleaner = (torch.stack([t, s], dim=1) - offset).clamp(min=0)
         noise = streams.normal("noise", index, batch.x0.shape[1:])

@@ -29,6 +29,7 @@ class ContrastiveFlow(Method):
 
     class Config(MethodConfig):
         off: ClassVar[dict[str, Any]] = {"coefficient": 0.0}
+        space: ClassVar[dict[str, Any]] = {"coefficient": {"low": 0.01, "high": 0.2, "log": True}}
 
         name: Literal["contrastive_flow"] = "contrastive_flow"
         coefficient: float = Field(0.05, ge=0, lt=1)

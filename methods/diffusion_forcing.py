@@ -25,9 +25,11 @@ from methods.method import Method, MethodConfig, Needs
 class DiffusionForcing(Method):
     source = "Diffusion forcing as in Self-Flow Fig. 2b, arXiv 2603.06507"
     headline = "SiT-XL/2 FID about 42 against 20 at 300k steps (reading of Self-Flow Fig. 2b)"
+    times_apart = False
 
     class Config(MethodConfig):
         off: ClassVar[dict[str, Any]] = {"share": 0.0}
+        space: ClassVar[dict[str, Any]] = {"share": {"low": 0.1, "high": 1.0}}
 
         name: Literal["diffusion_forcing"] = "diffusion_forcing"
         share: float = Field(1.0, ge=0, le=1)

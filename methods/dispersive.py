@@ -33,6 +33,7 @@ class Dispersive(Method):
 
     class Config(MethodConfig):
         off: ClassVar[dict[str, Any]] = {"coefficient": 0.0}
+        space: ClassVar[dict[str, Any]] = {"coefficient": {"low": 0.1, "high": 2.0, "log": True}}
 
         name: Literal["dispersive"] = "dispersive"
         coefficient: float = Field(0.5, ge=0)

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from harness.backbone.times import Times
 from harness.batch import Batch, Draw
 from harness.draws import Streams
-from methods.dual import DualConfig, draw_mask, draw_times
+from methods.dual import DualConfig, draw_mask, draw_times, dual_times
 from methods.method import Method, Needs
 
 
@@ -22,17 +21,20 @@ class DualTimestep(Method):
 
     class Config(DualConfig):
         off: ClassVar[dict[str, Any]] = {"mask_ratio": 0.0}
+        space: ClassVar[dict[str, Any]] = {"mask_ratio": {"low": 0.05, "high": 0.5}}
 
         name: Literal["dual_timestep"] = "dual_timestep"
 
         def needs(self) -> Needs:
-            return Needs(times=2 if self.mask_ratio else 1)
+            return Needs(times=2 if self.masks else 1)
 
     config: Config
 
     def draw(self, streams: Streams, batch: Batch) -> Draw:
-        if not self.config.mask_ratio:
+        if not self.config.masks:
             return super().draw(streams, batch)
         t, s = draw_times(self.config, self.setting, streams, batch.index)
         mask = draw_mask(self.config, self.setting, streams, batch.index)
-        return Draw(streams.normal("noise", batch.index, batch.x0.shape[1:]), Times.dual(t, s, mask))
+        return Draw(
+            streams.normal("noise", batch.index, batch.x0.shape[1:]), dual_times(t, s, mask, self.setting)
+        )

@@ -21,6 +21,7 @@ PUBLISHED_LAYER = {"B": 4, "L": 8, "XL": 8}
 
 class EncodedConfig(MethodConfig):
     off: ClassVar[dict[str, Any]] = {"coefficient": 0.0}
+    space: ClassVar[dict[str, Any]] = {"coefficient": {"low": 0.1, "high": 2.0, "log": True}}
 
     coefficient: float = Field(0.5, ge=0)
     encoder: EncoderSpec = DINOV2_B

@@ -22,9 +22,11 @@ from methods.method import Method, MethodConfig, Needs
 class FullMasking(Method):
     source = "Full masking as in Self-Flow Fig. 2b, arXiv 2603.06507"
     headline = "SiT-XL/2 FID about 35 against 17 at 400k steps (reading of Self-Flow Fig. 2b)"
+    times_apart = False
 
     class Config(MethodConfig):
         off: ClassVar[dict[str, Any]] = {"mask_ratio": 0.0}
+        space: ClassVar[dict[str, Any]] = {"mask_ratio": {"low": 0.05, "high": 0.75}}
 
         name: Literal["full_masking"] = "full_masking"
         mask_ratio: float = Field(0.25, ge=0, le=1)

@@ -38,6 +38,10 @@ class Haste(Repa):
 
     class Config(Repa.Config):
         off: ClassVar[dict[str, Any]] = {"coefficient": 0.0, "attention_weight": 0.0}
+        space: ClassVar[dict[str, Any]] = {
+            "coefficient": {"low": 0.1, "high": 2.0, "log": True},
+            "attention_weight": {"low": 0.1, "high": 2.0, "log": True},
+        }
 
         name: Literal["haste"] = "haste"
         attention_weight: float = Field(0.5, ge=0)

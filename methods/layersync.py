@@ -31,6 +31,7 @@ class LayerSync(Method):
 
     class Config(MethodConfig):
         off: ClassVar[dict[str, Any]] = {"coefficient": 0.0}
+        space: ClassVar[dict[str, Any]] = {"coefficient": {"low": 0.05, "high": 1.0, "log": True}}
 
         name: Literal["layersync"] = "layersync"
         coefficient: float = Field(0.2, ge=0)

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from harness.backbone.sit import Prediction, SiTConfig
 from harness.backbone.student import Student
-from harness.backbone.times import Times
 from harness.batch import Batch, Draw
 from harness.draws import Streams
-from harness.path import interpolate, sample_times, velocity_target
+from harness.path import interpolate, part_times, times_of_parts, velocity_target
 from harness.spec import BackboneSpec, TimeSpec
 
 
@@ -79,6 +78,8 @@ class MethodConfig(BaseModel):
 
     off: ClassVar[dict[str, Any]] = {}
     """The settings under which the method is plain flow matching, bit for bit."""
+    space: ClassVar[dict[str, Any]] = {}
+    """What `flowrace tune` searches: by setting, `low` and `high` (and `log`), or `choices`. Around the published value."""
 
     name: str
     schedule: Schedule = Schedule()
@@ -118,6 +119,8 @@ class Setting:
     time: TimeSpec = field(default_factory=TimeSpec)
     encoder_dims: tuple[int, ...] = ()
     """Width of each encoder's tokens, for a method that needs some."""
+    weights: tuple[float, ...] = ()
+    """Of each part of a sample in the flow loss; () for a sample of one part."""
 
 
 class Losses(NamedTuple):
@@ -138,6 +141,8 @@ class Method(nn.Module):
     """Paper (and code) that the method is taken from."""
     headline: ClassVar[str] = ""
     """The published figure that it is known for, with where it stands."""
+    times_apart: ClassVar[bool] = True
+    """Whether the parts of a sample may have times of their own (`time.apart`)."""
 
     def __init__(self, config: MethodConfig, setting: Setting) -> None:
         super().__init__()
@@ -154,8 +159,9 @@ class Method(nn.Module):
 
     def draw(self, streams: Streams, batch: Batch) -> Draw:
         """Noise and one time per sample, from the streams that all methods share."""
-        t = sample_times(self.setting.time, streams, "time", batch.index)
-        return Draw(streams.normal("noise", batch.index, batch.x0.shape[1:]), Times.per_sample(t))
+        t = part_times(self.setting.time, self.setting.backbone, streams, "time", batch.index)
+        noise = streams.normal("noise", batch.index, batch.x0.shape[1:])
+        return Draw(noise, times_of_parts(t, self.setting.backbone))
 
     def loss(self, student: Student, batch: Batch, draw: Draw) -> Losses:
         """L_gen + weight x L_align; without weight, L_gen alone and no work for the other."""
@@ -165,7 +171,7 @@ class Method(nn.Module):
         prediction = student(
             x_tau, draw.times, batch.y, taps=needs.taps, groups=draw.groups, heads=needs.heads
         )
-        flow = flow_loss(prediction.velocity, batch, draw)
+        flow = flow_loss(prediction.velocity, batch, draw, self.setting)
         if not weight:
             return Losses(flow, {"flow": flow})
         align = self.align(student, batch, draw, prediction)
@@ -179,6 +185,11 @@ class Method(nn.Module):
         """Called behind every optimizer step; most methods have nothing to do."""
 
 
-def flow_loss(velocity: Tensor, batch: Batch, draw: Draw) -> Tensor:
-    """L_gen = mean || v - (eps - x0) ||^2 over samples, channels and pixels, in float32 (SiT Eq. 7; REPA loss.py)."""
-    return F.mse_loss(velocity.float(), velocity_target(batch.x0, draw.noise))
+def flow_loss(velocity: Tensor, batch: Batch, draw: Draw, setting: Setting) -> Tensor:
+    """L_gen = mean || v - (eps - x0) ||^2 over samples, channels and pixels, in float32 (SiT Eq. 7; REPA loss.py); of several
+    parts the weighted sum (Self-Flow section 4.4)."""
+    velocity, target = velocity.float(), velocity_target(batch.x0, draw.noise)
+    if not setting.weights:
+        return F.mse_loss(velocity, target)
+    parts = zip(setting.weights, *map(setting.backbone.apart, (velocity, target)), strict=True)
+    return sum(weight * F.mse_loss(a, b) for weight, a, b in parts)

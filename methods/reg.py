@@ -30,9 +30,14 @@ from methods.repa import Repa
 class Reg(Repa):
     source = "REG, arXiv 2507.01467; Martinser/REG 021ea2e"
     headline = "SiT-XL/2 FID 3.4 at 400k steps, SDE, no guidance (REG)"
+    times_apart = False
 
     class Config(Repa.Config):
         off: ClassVar[dict[str, Any]] = {"coefficient": 0.0, "token_weight": 0.0}
+        space: ClassVar[dict[str, Any]] = {
+            "coefficient": {"low": 0.1, "high": 2.0, "log": True},
+            "token_weight": {"low": 0.01, "high": 0.1, "log": True},
+        }
 
         name: Literal["reg"] = "reg"
         token_weight: float = Field(0.03, ge=0)
@@ -69,7 +74,7 @@ class Reg(Repa):
             taps=self.needs().taps if weight else (),
             extra=(1 - t) * clean + t * noise,
         )
-        parts = {"flow": flow_loss(prediction.velocity, batch, draw)}
+        parts = {"flow": flow_loss(prediction.velocity, batch, draw, self.setting)}
         parts["token"] = F.mse_loss(prediction.extra.float(), noise - clean)
         total = parts["flow"] + config.token_weight * parts["token"]
         if weight:

@@ -24,13 +24,12 @@ from torch import Tensor
 
 from harness.backbone.sit import Prediction
 from harness.backbone.student import Student
-from harness.backbone.times import Times
 from harness.batch import Batch, Draw
 from harness.draws import Streams
-from harness.path import interpolate
+from harness.path import interpolate, times_of_parts
 from harness.spec import BackboneSpec
 from methods.align import apart, check_layer, layer_at, mlp
-from methods.dual import DualConfig, draw_mask, draw_times
+from methods.dual import DualConfig, draw_mask, draw_times, dual_times
 from methods.method import Method, Needs, Setting
 
 
@@ -40,6 +39,10 @@ class SelfFlow(Method):
 
     class Config(DualConfig):
         off: ClassVar[dict[str, Any]] = {"gamma": 0.0, "mask_ratio": 0.0}
+        space: ClassVar[dict[str, Any]] = {
+            "gamma": {"low": 0.2, "high": 2.0, "log": True},
+            "mask_ratio": {"low": 0.05, "high": 0.5},
+        }
 
         name: Literal["self_flow"] = "self_flow"
         gamma: float = Field(0.8, ge=0)
@@ -60,7 +63,7 @@ class SelfFlow(Method):
 
         def needs(self) -> Needs:
             taps = (self.student_layer,) if self.gamma else ()
-            return Needs(teacher=bool(self.gamma), times=2 if self.mask_ratio else 1, taps=taps)
+            return Needs(teacher=bool(self.gamma), times=2 if self.masks else 1, taps=taps)
 
     config: Config
 
@@ -73,13 +76,18 @@ class SelfFlow(Method):
     def draw(self, streams: Streams, batch: Batch) -> Draw:
         t, s = draw_times(self.config, self.setting, streams, batch.index)
         noise = streams.normal("noise", batch.index, batch.x0.shape[1:])
-        times = Times.per_sample(t)  # an empty mask: all tokens have time t
-        if self.config.mask_ratio:
-            times = Times.dual(t, s, draw_mask(self.config, self.setting, streams, batch.index))
+        times = times_of_parts(t, self.setting.backbone)  # an empty mask: all tokens have time t
+        if self.config.masks:
+            times = dual_times(t, s, draw_mask(self.config, self.setting, streams, batch.index), self.setting)
         return Draw(noise, times, extra={"cleaner": torch.minimum(t, s)})
 
     def align(self, student: Student, batch: Batch, draw: Draw, prediction: Prediction) -> Tensor:
-        times = Times.per_sample(draw.extra["cleaner"]) if self.config.teacher_time == "min" else draw.times
+        cleaner = draw.extra["cleaner"]
+        times = (
+            times_of_parts(cleaner, self.setting.backbone)
+            if self.config.teacher_time == "min"
+            else draw.times
+        )
         x_teacher = interpolate(batch.x0, draw.noise, times, self.setting.backbone)
         target = student.teach(x_teacher, times, batch.y, layer=self.config.teacher_layer)
         projected = self.projector(prediction.hidden[self.config.student_layer])
@@ -87,5 +95,5 @@ class SelfFlow(Method):
         if self.config.align_on == "all" or draw.times.which is None:
             return gap.mean()
         gap = gap if gap.dim() == 2 else gap.mean(dim=-1)
-        masked = draw.times.which.float()
+        masked = (draw.times.which.long() >= cleaner.shape[1]).float()
         return (gap * masked).sum() / masked.sum().clamp(min=1)

@@ -35,9 +35,11 @@ PUBLISHED_LAYERS = {"B": (3, 8), "L": (6, 16), "XL": (8, 20)}
 class Sra(Method):
     source = "SRA, arXiv 2505.02831; vvvvvjdy/SRA 1723f85"
     headline = "SiT-B/2 FID 29.10 against 33.02 at 400k steps, SDE, no guidance (SRA, ablation)"
+    times_apart = False
 
     class Config(MethodConfig):
         off: ClassVar[dict[str, Any]] = {"coefficient": 0.0}
+        space: ClassVar[dict[str, Any]] = {"coefficient": {"low": 0.05, "high": 1.0, "log": True}}
 
         name: Literal["sra"] = "sra"
         similarity: Literal["smooth_l1", "cosine", "cosine_tokens"] = "smooth_l1"

@@ -32,6 +32,7 @@ class Sra2(Method):
 
     class Config(MethodConfig):
         off: ClassVar[dict[str, Any]] = {"coefficient": 0.0}
+        space: ClassVar[dict[str, Any]] = {"coefficient": {"low": 0.2, "high": 4.0, "log": True}}
 
         name: Literal["sra2"] = "sra2"
         coefficient: float = Field(1.0, ge=0)

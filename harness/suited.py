@@ -1,0 +1,31 @@
+"""Which method can run on which modality, and why not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from harness.spec import RunSpec
+
+MADE_HERE = ("local", "random")
+"""Families of encoders that read any modality: they are made for the data set."""
+OF_PIXELS = ("sra2",)
+"""Methods whose target is a sample's patches: all tokens must hold as many numbers."""
+
+
+def unsuited(spec: RunSpec, method: Any, modality: str) -> str:
+    """Why the method of a spec cannot run on data of a modality; empty where it can."""
+    encoders = [choice.name for choice in spec.method.needs().encoders]
+    strange = [name for name in encoders if name.removeprefix("cached:").partition(":")[0] not in MADE_HERE]
+    if modality != "image" and strange:
+        return f"encoder '{strange[0]}' reads images, and these data are {modality}; local:small learns on any data"
+    if modality == "joint" and encoders:
+        return f"encoder '{encoders[0]}' reads one modality, and these samples are a video with its sound"
+    if modality == "joint" and spec.method.name in OF_PIXELS:
+        return (
+            f"{spec.method.name} aims at patches, and those of a video and its sound hold different numbers"
+        )
+    if spec.time.apart and modality != "joint":
+        return f"time.apart gives each part of a sample its times, and these data ({modality}) have one part"
+    if spec.time.apart and not method.times_apart:
+        return f"{spec.method.name} gives a sample one time, so time.apart cannot be set"
+    return ""
