@@ -39,8 +39,8 @@ class Cell:
 def plan(study: Study) -> list[Cell]:
     """The runs of a study in the order in which they start; the same study gives the same ids in the same order.
 
-    Raises `UserError` for a setting that no run can have, for two runs with one id, and for a baseline or a target metric
-    that no run has.
+    Raises `UserError` for a setting that no run can have, for two runs with one id, for a baseline or a target metric
+    that no run has, and for a run on a tuning seed.
     """
     base = load_table(study.base)
     for path, value in study.set.items():
@@ -50,6 +50,7 @@ def plan(study: Study) -> list[Cell]:
         raise UserError(f"study {study.name}: its exclusions leave no run; remove one of them")
     _check_distinct(study, cells)
     _check_impartial(study, cells)
+    _check_seeds(study, cells)
     methods = {cell.spec.method.name for cell in cells}
     if study.baseline is not None and study.baseline not in methods:
         raise unknown("baseline", study.baseline, methods)
@@ -95,6 +96,16 @@ def _check_distinct(study: Study, cells: Iterable[Cell]) -> None:
                 f"study {study.name}: two of its runs are one and the same run ({cell.id}): {_named(twin)} and "
                 f"{_named(cell)}; remove one, or an axis that cannot change results"
             )
+
+
+def _check_seeds(study: Study, cells: Iterable[Cell]) -> None:
+    """No run is judged by a seed that settings were tuned on."""
+    told = {seed for tuned in study.tuning.values() for seed in tuned.seeds}
+    if both := {cell.spec.seed for cell in cells} & {*study.seeds.tuning, *told}:
+        seeds = ", ".join(map(str, sorted(both)))
+        raise UserError(
+            f"study {study.name}: seed {seeds} is both a tuning seed and an audit seed; give them apart in [seeds]"
+        )
 
 
 def _check_impartial(study: Study, cells: Iterable[Cell]) -> None:

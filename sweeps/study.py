@@ -19,6 +19,14 @@ A study is a TOML file with one line of prose on top:
     [target]
     metric = "fd:local"
     value = 12.0
+    [seeds]                                             # instead of an axis: what is judged and what is tuned never share a
+    audit = 3                                           # seed. A list, or how many: 0, 1, 2 and 1000, 1001
+    tuning = 2
+    [budget]
+    flops = 1e15                                        # of all runs together, counted; what plans more is refused
+    [tune]                                              # what `flowrace tune` may spend on a method, and where it looks
+    trials = 8
+    space."train.learning_rate" = { low = 1e-3, high = 1e-2, log = true }
 """
 
 from __future__ import annotations
@@ -27,7 +35,7 @@ import itertools
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tomli_w
 from pydantic import Field
@@ -37,9 +45,12 @@ from harness.resolve import parse_override, validate
 from harness.shelf import Shelf
 from harness.spec import Section, read_toml
 from harness.tracking import flatten
+from sweeps.spaces import Dimension
 
 STUDIES = Shelf("sweeps", "studies")
 """The studies that come with the package."""
+FIRST_TUNING_SEED = 1000
+"""Of tuning seeds that are given as a number; audit seeds so given start at 0."""
 
 
 class Target(Section):
@@ -59,6 +70,46 @@ class Exclusion(Section):
         )
 
 
+class Seeds(Section):
+    """Seeds by purpose; `audit` becomes the slowest axis of the study."""
+
+    audit: int | tuple[int, ...] = ()
+    tuning: int | tuple[int, ...] = ()
+
+
+class Budget(Section):
+    flops: float | None = Field(None, gt=0)
+    """Counted, of all runs of the study together."""
+
+
+class Tune(Section):
+    """What tuning may spend on each method, and how it searches (sweeps/tune.py)."""
+
+    trials: int = Field(8, ge=1)
+    flops: float | None = Field(None, gt=0)
+    """Counted, of all trials of one method; None: what the cheapest method's trials cost at full length."""
+    sampler: Literal["tpe", "qmc", "random", "grid"] = "tpe"
+    startup: int = Field(5, ge=1)
+    """Random trials before TPE looks at results."""
+    batch: int = Field(1, ge=1)
+    """Trials of a method that are proposed at a time."""
+    prune: float | None = Field(None, gt=0, lt=1)
+    """The p below which a trial that is worse than the best one, seed by seed, ends early (Wilcoxon's signed ranks)."""
+    seed: int = Field(0, ge=0)
+    space: dict[str, Dimension] = Field(default_factory=dict)
+    """Searched for every method: dimensions by spec path."""
+    methods: dict[str, dict[str, Dimension]] = Field(default_factory=dict)
+    """By method, instead of the space that it declares."""
+
+
+class Tuned(Section):
+    """What was spent on the settings of an arm; an audit reads it from the study's folder."""
+
+    trials: int
+    flops: float
+    seeds: tuple[int, ...]
+
+
 class Study(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     base: str
@@ -71,9 +122,21 @@ class Study(Section):
     set: dict[str, Any]
     """Fixed values by spec path."""
     target: Target = Target()
+    seeds: Seeds = Seeds()
+    """Of tuning; those of the audit are among the axes."""
+    budget: Budget = Budget()
+    tune: Tune = Tune()
+    tuning: dict[str, Tuned] = Field(default_factory=dict)
+    """By method, what its settings cost to find; `flowrace tune` writes it."""
 
     def to_toml(self) -> str:
-        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+        later = {"seeds", "budget", "tune", "tuning"}
+        unused = {
+            name
+            for name in later
+            if getattr(self, name) == type(self).model_fields[name].get_default(call_default_factory=True)
+        }
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True, exclude=unused))
 
     @property
     def paths(self) -> list[str]:
@@ -98,6 +161,7 @@ def load_study(source: str, overrides: Iterable[str] = ()) -> Study:
             raise UserError(f"--set {override}: {path} is an axis of this study; edit the study instead")
         fixed |= flatten({path: value})
     table = {**table, "zip": {**table.get("zip", {}), **zipped}} if zipped else table
+    axes, table = _seeded(table, axes, source)
     study = validate(Study, {**table, "axes": axes, "set": fixed}, source)
     _check_paths(study, source)
     return study
@@ -152,6 +216,23 @@ def _paths(table: Mapping[str, Any], part: str, source: str) -> dict[str, Any]:
     if not isinstance(table.get(part, {}), Mapping):
         raise UserError(f'{source}: {part} must be a table, as in [{part}] "train.steps" = ...')
     return flatten(table.get(part, {}))
+
+
+def _seeded(
+    table: Mapping[str, Any], axes: dict[str, Any], source: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Audit seeds as the first axis, tuning seeds as a list."""
+    if "seeds" not in table:
+        return axes, dict(table)
+    seeds = validate(Seeds, table["seeds"], f"{source}: seeds")
+    audit, tuning = _listed(seeds.audit, 0), _listed(seeds.tuning, FIRST_TUNING_SEED)
+    if audit and "seed" in axes:
+        raise UserError(f"{source}: seeds.audit and axes.seed set the same field; keep one of them")
+    return ({"seed": audit, **axes} if audit else axes), {**table, "seeds": {"tuning": tuning}}
+
+
+def _listed(seeds: int | tuple[int, ...], first: int) -> list[int]:
+    return list(range(first, first + seeds)) if isinstance(seeds, int) else list(seeds)
 
 
 def _check_paths(study: Study, source: str) -> None:

@@ -31,7 +31,7 @@ def describe_plan(study: Study, cells: Sequence[Cell], directory: Path) -> dict[
         "study": study.name,
         "directory": str(directory),
         "runs": runs,
-        "flops": {"total": sum(flops.values()), "left": left},
+        "flops": {"total": sum(flops.values()), "left": left, "budget": study.budget.flops},
         "training_seconds_left": None if rate is None else rate * left,
     }
 
@@ -74,6 +74,8 @@ def print_plan(plan: Mapping[str, Any]) -> None:
     total, left = plan["flops"]["total"], plan["flops"]["left"]
     print(f"{len(runs)} runs: " + ", ".join(f"{n} {status}" for status, n in counts.items()))
     print(f"training costs {total:.3e} FLOPs in all, {left:.3e} are left")
+    if (budget := plan["flops"]["budget"]) is not None:
+        print(f"its budget is {budget:.3e} FLOPs" + (", which is not enough" if total > budget else ""))
     seconds = plan["training_seconds_left"]
     if seconds is None:
         print("how long that takes is not known before a run of this study has trained some steps here")

@@ -1,0 +1,47 @@
+"""A plan beyond the budget of its study is told in a dry run and refused otherwise, at the very FLOP."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from harness.cost import count_spec
+from harness.errors import UserError
+from sweeps.budget import check_budget
+from sweeps.commands import sweep
+from sweeps.plan import plan
+from sweeps.study import load_study
+
+STUDY = """name = "b"
+base = "digits"
+[axes]
+seed = [0, 1]
+[set]
+"backbone.size" = "pico"
+"train.steps" = 3
+[budget]
+flops = %d
+"""
+
+
+def test_a_plan_beyond_its_budget_starts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "b.toml"
+    file.write_text(STUDY % 1)
+    cells = plan(load_study(str(file)))
+    cost = sum(count_spec(cell.spec).total for cell in cells)
+    for budget, enough in ((cost, True), (cost - 1, False)):
+        file.write_text(STUDY % budget)
+        told = CliRunner().invoke(sweep, [str(file), "--dry-run"])
+        assert ("which is not enough" in told.stdout) != enough and told.exit_code == 0
+        described = json.loads(CliRunner().invoke(sweep, [str(file), "--dry-run", "--json"]).stdout)
+        assert described["flops"]["budget"] == budget and described["flops"]["total"] == cost
+    with pytest.raises(UserError, match=r"more than its budget\.flops"):
+        check_budget(load_study(str(file)), cells)
+    refused = CliRunner().invoke(sweep, [str(file), "--no-track"])
+    assert isinstance(refused.exception, UserError) and not (tmp_path / "runs").exists()
+    file.write_text(STUDY % cost)
+    check_budget(load_study(str(file)), cells)

@@ -1,0 +1,133 @@
+"""`flowrace tune` from its plan to its presets, with stub runs; and with real ones whose coordinator is killed."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tomli_w
+from click.testing import CliRunner, Result
+
+from harness.errors import UserError
+from harness.record import Record
+from harness.resolve import load_spec
+from sweeps.tune_command import tune
+from tests.runs import TINY, everything
+from tests.sweeps.test_sweep import stub_command
+from tests.sweeps.test_tune import RATE, TABLE
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("STUB", raising=False)
+    monkeypatch.setattr("sweeps.race.run_command", stub_command)
+    (tmp_path / "t.toml").write_text(tomli_w.dumps(TABLE | {"tune": TABLE["tune"] | {"trials": 2}}))
+    return tmp_path / "t.toml"
+
+
+def call(file: Path, *options: str) -> Result:
+    result = CliRunner().invoke(tune, [str(file), *options])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def test_a_dry_run_writes_nothing_and_tells_every_budget(file: Path, tmp_path: Path) -> None:
+    told = json.loads(call(file, "--dry-run", "--json").stdout)
+    assert (
+        told["runs"] == 2 * 2 * 2 and told["tuning_seeds"] == [100, 101] and told["audit_seeds"] == [0, 1, 2]
+    )
+    flow, self_flow = told["methods"]["flow"], told["methods"]["self_flow"]
+    assert flow["flops"] == self_flow["flops"] and flow["steps"] == 40 > self_flow["steps"]
+    assert set(self_flow["space"]) == {"train.learning_rate", "method.gamma", "method.mask_ratio"}
+    assert "0.001 to 0.01 (log)" in call(file, "--dry-run").stdout and not (tmp_path / "runs").exists()
+
+
+def test_a_search_ends_with_presets_and_is_not_run_twice(file: Path, tmp_path: Path) -> None:
+    told = json.loads(call(file, "--json", "--slots", "2").stdout)
+    for method, own in told["methods"].items():
+        assert own["trials"] == 2 and own["flops"]["spent"] <= own["flops"]["given"]
+        best = own["best"]
+        assert best["mean"] == 40 / best["steps"] and best["n"] == 2  # as the stub has it
+        assert load_spec(told["files"][method]).train.learning_rate == best["params"]["train.learning_rate"]
+    again = call(file)
+    assert again.exit_code == 0 and "started" not in again.stderr and "flow" in again.stdout
+    assert all(len(Record(path.parent).environment) == 1 for path in tmp_path.glob("runs/t/*/spec.toml"))
+
+
+def test_a_diverging_method_keeps_its_trials_and_has_no_winner(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STUB", "fail=self_flow")
+    told = json.loads(call(file, "--json").stdout)
+    assert told["methods"]["self_flow"]["best"] is None and told["methods"]["self_flow"]["trials"] == 2
+    assert set(told["files"]) == {"history", "table", "flow"}  # nothing to audit it by
+
+
+def test_a_run_that_ends_without_a_result_is_asked_for_again(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kill = "import os; os.kill(os.getpid(), 9)"
+    monkeypatch.setattr("sweeps.race.run_command", lambda spec, folder: (sys.executable, "-c", kill))
+    broken = call(file)
+    assert broken.exit_code == 1 and "the same command continues" in broken.stderr
+    monkeypatch.setattr("sweeps.race.run_command", stub_command)
+    assert call(file).exit_code == 0
+
+
+def test_a_folder_of_something_else_is_refused(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "swept").mkdir()
+    (tmp_path / "swept" / "plan.json").write_text("{}")
+    with pytest.raises(UserError, match="holds the runs of a sweep"):
+        call(file, "--out", "swept")
+    (tmp_path / "held").mkdir()
+    (tmp_path / "held" / "tune.toml").write_text('name = "other"')
+    with pytest.raises(UserError, match="holds the search 'other', not 't'"):
+        call(file, "--out", "held")
+
+
+def test_without_optuna_it_says_what_to_install(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sweeps.tune_command.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'flowrace\[tune\]'"):
+        call(file)
+
+
+@pytest.mark.slow
+def test_real_runs_under_a_coordinator_that_is_killed_at_random(tmp_path: Path) -> None:
+    source, dice = tmp_path / "t.toml", random.Random(1121)
+    table = {**TABLE, "axes": {"method.name": ["flow"]}, "set": {}, "tune": {"trials": 3, "space": {}}}
+    table["tune"]["space"]["train.learning_rate"] = RATE
+    source.write_text(tomli_w.dumps(table))
+
+    def start(out: str) -> subprocess.Popen[bytes]:
+        settings = [word for setting in TINY if "learning_rate" not in setting for word in ("--set", setting)]
+        words = ["tune", str(source), "--out", str(tmp_path / out), "--json", "--slots", "2", *settings]
+        command = [sys.executable, "-m", "harness.cli", *words]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    assert start("calm").wait(600) == 0
+    kills = 0
+    while True:
+        coordinator = start("wild")
+        try:
+            code = coordinator.wait(dice.uniform(5, 20) if kills < 6 else 600)
+        except subprocess.TimeoutExpired:
+            coordinator.send_signal(signal.SIGKILL)
+            coordinator.wait()
+            kills += 1
+            continue
+        if code == 0:
+            break
+    assert kills
+    calm, wild = tmp_path / "calm", tmp_path / "wild"
+    assert (calm / "history.json").read_text() == (wild / "history.json").read_text()
+    ids = [path.parent.name for path in calm.glob("*/spec.toml")]
+    assert sorted(ids) == sorted(path.parent.name for path in wild.glob("*/spec.toml")) and len(ids) == 6
+    for run in ids:
+        assert everything(Record(calm / run)) == everything(Record(wild / run))
