@@ -1,10 +1,12 @@
-"""The released arithmetic of a Self-Flow step, to measure against: modulation per token, a full teacher pass, float32, eager.
+"""The released arithmetic of a training step, to measure against; the networks and weights are ours.
 
-The same network and weights as ours; what differs is what Self-Flow's `src/model.py` does (reference commit 53db4f0): the
-adaLN linear runs on every token, and the teacher runs all blocks though one of them is read.
+Self-Flow's `src/model.py` (reference commit 53db4f0) runs the adaLN linear on every token, and the teacher runs all blocks
+though one of them is read. SiT's own arithmetic has one time per sample, as ours has: there only the loop differs.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,13 @@ from torch import Tensor
 from harness.backbone.sit import Block, SiT, modulate
 from harness.backbone.times import Times
 from harness.backbone.tokens import unpatchify
+from harness.batch import Batch, Draw
+from harness.path import interpolate
+from methods.align import cosine
+from methods.method import flow_loss
+
+if TYPE_CHECKING:
+    from benchmarks.sides import Side
 
 
 def forward(model: SiT, x: Tensor, tau_BT: Tensor, y: Tensor, tap: int) -> tuple[Tensor, Tensor]:
@@ -28,6 +37,26 @@ def forward(model: SiT, x: Tensor, tau_BT: Tensor, y: Tensor, tap: int) -> tuple
     out = model.final_layer.linear(modulate(h, shift, scale))
     config = model.config
     return unpatchify(out, config.parts[0].patch, config.shape[1:])[:, : config.shape[0]], hidden
+
+
+def flow_loss_released(side: Side, batch: Batch, draw: Draw) -> Tensor:
+    """SiT Eq. 7, one time per sample."""
+    x = interpolate(batch.x0, draw.noise, draw.times, side.model.config)
+    velocity = side.forward(side.model)(x, draw.times, batch.y).velocity
+    return flow_loss(velocity, batch, draw, side.method.setting)
+
+
+def self_flow_loss_released(side: Side, batch: Batch, draw: Draw) -> Tensor:
+    """Self-Flow Eq. 2-7."""
+    config, settings, run = side.model.config, side.method.config, side.forward(forward)
+    x = interpolate(batch.x0, draw.noise, draw.times, config)
+    velocity, hidden = run(side.model, x, tau_of(draw.times, config.tokens), batch.y, settings.student_layer)
+    clean = Times.per_sample(draw.extra["cleaner"][:, 0])
+    x_clean = interpolate(batch.x0, draw.noise, clean, config)
+    with torch.no_grad():
+        _, target = run(side.ema, x_clean, tau_of(clean, config.tokens), batch.y, settings.teacher_layer)
+    align = (1 - cosine(side.method.projector(hidden), target)).mean()
+    return flow_loss(velocity, batch, draw, side.method.setting) + settings.gamma * align
 
 
 def _block(block: Block, h: Tensor, c_BTD: Tensor) -> Tensor:

@@ -45,9 +45,13 @@ class Batch:
     """The training step (1-based) that the batch belongs to."""
     views: tuple[View, ...] = ()
     """What each frozen encoder sees, in the order of the method's needs."""
+    pixels: Tensor | None = None
+    """(B, C, H, W) the images of latents, in [-1, 1], where an encoder sees them; None where x0 is what it sees."""
 
     def to(self, device: torch.device) -> Batch:
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in ("x0", "y", "label")}
+        if self.pixels is not None:
+            moved["pixels"] = self.pixels.to(device, non_blocking=True)
         return replace(self, **moved, views=tuple(view.to(device) for view in self.views))
 
 
@@ -65,6 +69,6 @@ class Draw:
     """Whatever else a method draws, by name."""
 
     def to(self, device: torch.device) -> Draw:
-        extra = {name: value.to(device) for name, value in self.extra.items()}
+        extra = {name: value.to(device, non_blocking=True) for name, value in self.extra.items()}
         groups = None if self.groups is None else self.groups.to(device, non_blocking=True)
         return Draw(self.noise.to(device, non_blocking=True), self.times.to(device), groups, extra)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import resource
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -43,6 +44,25 @@ class Journal:
     def __init__(self, run: Run, world: World, record: RecordWriter | None, progress: Progress) -> None:
         self.run, self.world, self.record, self.progress = run, world, record, progress
         self._pending: list[Taken] = []
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._saving: Future[list[dict[str, Any]]] | None = None
+        self._held: list[dict[str, Any]] = []
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.settle()
+        finally:
+            self._writer.shutdown()
+
+    def settle(self) -> None:
+        """Wait for the checkpoint that is being written; raises what kept it from the disk."""
+        if self._saving is not None:
+            saving, self._saving = self._saving, None
+            self.record.append(*saving.result(), *self._held)
+            self._held.clear()
 
     def add(self, taken: Taken, *, write: bool) -> None:
         """Take in a step; every `log_every` steps, and when told, check all losses and write the lines that are due."""
@@ -73,22 +93,38 @@ class Journal:
             self.progress.note(f"step {self.run.step}: {name} could not be computed: {reason}")
 
     def checkpoint(self, folder: Path, *, scheduled: bool) -> None:
-        """Save; what was written so far is on the disk before the checkpoint claims it. A checkpoint off the schedule
-        (a stop) leaves no line, so that the record is the one of an unbroken run."""
+        """Copy the state, and save it on a thread; what was written so far is on the disk before the checkpoint claims it.
+
+        Its line, and all behind it, wait until it is whole. A checkpoint off the schedule (a stop) leaves no line, so that
+        the record is the one of an unbroken run.
+        """
         if self.record is None:
             return
-        self.record.sync()
         with self.run.meter.phase("checkpoint"):
-            path = runs.save(self.run, folder)
-        self.record.write_clock(self.run.step, self._totals(self.run.step)["seconds"])
-        if scheduled:
-            self.record.append(_checkpoint_event(self.run, path.name))
+            self.settle()
+            save = runs.saver(self.run, folder)
+        step, seconds = self.run.step, self._totals(self.run.step)["seconds"]
+        lines = [_checkpoint_event(self.run, path_of(folder, step).name)] if scheduled else []
+
+        def write() -> list[dict[str, Any]]:
+            self.record.sync()
+            save()
+            self.record.write_clock(step, seconds)
+            return lines
+
+        self._saving = self._writer.submit(write)
 
     def finish(self) -> None:
+        self.settle()
         if self.record is not None:
             usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-            cuda = torch.cuda.max_memory_allocated() if self.world.device.type == "cuda" else None
-            memory = {"peak_memory_bytes": usage, "peak_device_memory_bytes": cuda}
+            peaks = self.run.meter.peaks
+            memory = {
+                "peak_memory_bytes": usage,
+                "peak_device_memory_bytes": max(peaks.values(), default=None),
+            }
+            if peaks:
+                memory["peak_device_memory_bytes_by_phase"] = peaks
             self.record.finish({**self._totals(self.run.step), **memory})
 
     def _train_event(self, taken: Taken, losses: dict[str, float], norm: float) -> None:
@@ -105,7 +141,15 @@ class Journal:
 
     def _event(self, kind: str, step: int, **content: Any) -> None:
         totals = self._totals(step)
-        self.record.append({"kind": kind, "step": step, "images": totals.pop("images"), **content, **totals})
+        self._append({"kind": kind, "step": step, "images": totals.pop("images"), **content, **totals})
+
+    def _append(self, event: dict[str, Any]) -> None:
+        if self._saving is not None and self._saving.done():
+            self.settle()
+        if self._saving is None:
+            self.record.append(event)
+        else:
+            self._held.append(event)
 
     def _totals(self, step: int) -> dict[str, Any]:
         images = step * self.run.spec.train.batch_size
@@ -116,6 +160,7 @@ class Journal:
         }
 
     def _not_finite(self, step: int) -> RunStopped:
+        self.settle()
         saved = checkpoints(self.record.path / "checkpoints") if self.record is not None else []
         last = f"the last good checkpoint is {saved[-1].name}" if saved else "there is no checkpoint yet"
         return RunStopped(

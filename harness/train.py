@@ -14,10 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from harness import run as runs
+from harness.ahead import Fed, ahead, fed
 from harness.backbone.student import Student
 from harness.batch import Batch, Draw, View
 from harness.data.base import open_dataset, split
@@ -87,6 +89,7 @@ def _train(spec: RunSpec, path: Path, world: World, record: RecordWriter | None,
             if encoder.accuracy is not None:
                 progress.note(f"encoder {encoder.name}: held-out accuracy {100 * encoder.accuracy:.1f} %")
         about = {"data_fingerprint": dataset.fingerprint, "train_samples": len(sides.train)}
+        about["params"] = sum(parameter.numel() for parameter in run.model.parameters())
         about["evaluation"] = evaluator.described(run.encoders)
         if run.encoders:
             told = ("name", "params", "flops", "one_off_flops", "sha256", "accuracy")
@@ -110,39 +113,40 @@ def _loop(
         range(begun + 1, train.steps + 1), train.batch_size, train.accumulate, world.rank, world.size
     )
     batches = run.feed.batches(shares, run.spec.data.workers)
-    while run.step < train.steps:
-        # A process's first step compiles and allocates: it is booked as warm-up, whole.
-        with run.meter.single("warmup") if run.step == begun else nullcontext():
-            taken = _step(run, objective, batches, world)
-        run.step = taken.step
-        last = run.step == train.steps
-        evaluates = last or run.step % run.spec.eval.every == 0
-        saves = last or run.step % train.checkpoint_every == 0
-        asks = world.size == 1 or run.step % train.log_every == 0  # an exchange, so not at every step
-        stopping = asks and world.any(bool(stop))
-        journal.add(taken, write=last or evaluates or saves or stopping)
-        if evaluates and evaluator is not None:
-            journal.evaluation(evaluator)
-        if saves or stopping:
-            journal.checkpoint(path / "checkpoints", scheduled=saves)
-            world.wait()
-        if stopping and not last:
-            raise Interrupted(f"stopped at step {run.step} of {train.steps}; the same command continues")
-    journal.finish()
+    items = fed(run, batches, shares, pin=world.device.type == "cuda")
+    with ahead(items) as items, journal:
+        while run.step < train.steps:
+            # A process's first step compiles and allocates: it is booked as warm-up, whole.
+            with run.meter.single("warmup") if run.step == begun else nullcontext():
+                taken = _step(run, objective, items, world)
+            run.step = taken.step
+            last = run.step == train.steps
+            evaluates = last or run.step % run.spec.eval.every == 0
+            saves = last or run.step % train.checkpoint_every == 0
+            asks = world.size == 1 or run.step % train.log_every == 0  # an exchange, so not at every step
+            stopping = asks and world.any(bool(stop))
+            journal.add(taken, write=last or evaluates or saves or stopping)
+            if evaluates and evaluator is not None:
+                journal.evaluation(evaluator)
+            if saves or stopping:
+                journal.checkpoint(path / "checkpoints", scheduled=saves)
+                world.wait()
+            if stopping and not last:
+                raise Interrupted(f"stopped at step {run.step} of {train.steps}; the same command continues")
+        journal.finish()
 
 
-def _step(run: Run, objective: nn.Module, batches: Iterator[Batch], world: World) -> Taken:
+def _step(run: Run, objective: nn.Module, items: Iterator[Fed], world: World) -> Taken:
     train, phase, step = run.spec.train, run.meter.phase, run.step + 1
     losses: dict[str, Tensor] = {}
     for micro in range(train.accumulate):
         with phase("data"):
-            batch = replace(next(batches), step=step)
-            draw = run.method.draw(run.streams, batch).to(world.device)
-            batch = batch.to(world.device)
+            batch, place, draw = next(items)
+            batch, draw = batch.to(world.device), draw.to(world.device)
         with torch.autocast(world.device.type, torch.bfloat16, enabled=train.precision == "bfloat16"):
             if run.spec.method.encodes(step):
                 with phase("encoder"):
-                    batch = replace(batch, views=_views(run, batch))
+                    batch = replace(batch, views=_views(run, batch, place))
             with phase("student"), world.accumulating(objective, last=micro == train.accumulate - 1):
                 total, parts = objective(batch, draw)
         with phase("student"), world.accumulating(objective, last=micro == train.accumulate - 1):
@@ -160,11 +164,12 @@ def _step(run: Run, objective: nn.Module, batches: Iterator[Batch], world: World
     return Taken(step, losses, norm, learning_rate)
 
 
-def _views(run: Run, batch: Batch) -> tuple[View, ...]:
+def _views(run: Run, batch: Batch, place: np.ndarray) -> tuple[View, ...]:
     """What each encoder sees in a batch on the device."""
-    needs, place = run.method.needs(), run.feed.place(batch.index)
+    needs = run.method.needs()
+    seen = batch.x0 if batch.pixels is None else batch.pixels
     return tuple(
-        view_of(encoder, place, batch.x0, summary=needs.summary, attention=needs.attention)
+        view_of(encoder, place, seen, summary=needs.summary, attention=needs.attention)
         for encoder in run.encoders
     )
 

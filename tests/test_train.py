@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from harness.backbone.sit import Block
 from harness.data.base import open_dataset, split
 from harness.data.feed import Feed, Shares
 from harness.draws import Streams
@@ -65,7 +66,12 @@ def test_training_learns(flow: Record) -> None:
 def test_what_is_not_hashed_does_not_change_the_bits(tmp_path: Path, method: str) -> None:
     base = trained(tiny(f"method.name={method}"), tmp_path / "a")
     for number, change in enumerate(
-        ["data.workers=2", "train.keep_checkpoints=9", "train.checkpoint_every=5"]
+        [
+            "data.workers=2",
+            "train.keep_checkpoints=9",
+            "train.checkpoint_every=5",
+            "runtime.checkpoint_activations=true",
+        ]
     ):
         other = trained(tiny(f"method.name={method}", change), tmp_path / str(number))
         assert other.id == base.id and weights(other) == weights(base)
@@ -81,6 +87,43 @@ def test_accumulation_and_compile_give_the_same_numbers(tmp_path: Path) -> None:
         assert losses(trained(tiny("method.name=self_flow", change), tmp_path / name)) == pytest.approx(
             losses(base), rel=1e-5
         )
+
+
+def test_computing_activations_again_runs_every_block_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that equal bits (above) say something: the teacher and the evaluation have no gradient and keep one pass."""
+    passes, forward = [], Block.forward
+
+    def counted(self: Block, *given):
+        passes.append(torch.is_grad_enabled())
+        return forward(self, *given)
+
+    monkeypatch.setattr(Block, "forward", counted)
+    counts = []
+    for number, change in enumerate(([], ["runtime.checkpoint_activations=true"])):
+        passes.clear()
+        trained(
+            tiny("train.steps=2", "eval.every=2", "method.name=self_flow", *change), tmp_path / str(number)
+        )
+        counts.append((passes.count(True), passes.count(False)))
+    steps, blocks = 2, 4
+    assert counts[1] == (counts[0][0] + steps * blocks, counts[0][1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["flow", "self_flow", "sra"])
+def test_compiled_bfloat16_stays_near_eager(tmp_path: Path, method: str) -> None:
+    """Fused operations round less often; the draws are the same."""
+    eager, compiled = (
+        trained(
+            tiny(f"method.name={method}", "train.precision=bfloat16", f"runtime.compile={compiled}"),
+            tmp_path / compiled,
+        )
+        for compiled in ("false", "true")
+    )
+    assert eager.id == compiled.id
+    assert losses(compiled) == pytest.approx(losses(eager), rel=0.01)
 
 
 @pytest.mark.parametrize("method", ["flow", "self_flow"])

@@ -13,11 +13,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from harness.backbone.sizes import Size
 from harness.backbone.times import Times
@@ -64,6 +65,11 @@ class SiTConfig:
         return sum(part.tokens for part in self.parts)
 
     @property
+    def part_of_token(self) -> Tensor:
+        """(T,) int64, the number of the part that a token belongs to."""
+        return torch.repeat_interleave(torch.tensor([part.tokens for part in self.parts]))
+
+    @property
     def x_shape(self) -> tuple[int, ...]:
         """Of x without its batch: that of the one part, or (N,) for several, flattened one behind the other."""
         return (sum(part.values for part in self.parts),) if self.beside else self.shape
@@ -103,6 +109,9 @@ class Prediction(NamedTuple):
 
 class SiT(nn.Module):
     """Velocity of the linear path: v(x, tau, y), with t = 1 noise and target eps - x0."""
+
+    checkpoint_activations = False
+    """Compute what happens inside a block again in the backward pass, instead of keeping it."""
 
     def __init__(self, config: SiTConfig) -> None:
         super().__init__()
@@ -147,7 +156,7 @@ class SiT(nn.Module):
             h = torch.cat([self.extra_embedder(extra)[:, None], h], dim=1)
         hidden, heard = {}, {}
         for layer, block in enumerate(self.blocks, start=1):
-            h, queries_keys = block(h, c_BKD, times, mask)
+            h, queries_keys = self._through(block, h, c_BKD, times, mask)
             if layer in taps:
                 hidden[layer] = h
             if layer in heads:
@@ -157,6 +166,12 @@ class SiT(nn.Module):
         counts = [part.tokens for part in self.config.parts]
         out, extra = self.final_layer(h, c_BKD, times, extra is not None, counts)
         return Prediction(self._assembled(out), hidden, extra, heard)
+
+    def _through(self, block: Block, *given: Any) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        if self.checkpoint_activations and torch.is_grad_enabled():
+            # Nothing random happens in a block, so no generator's state need be kept.
+            return checkpoint(block, *given, use_reentrant=False, preserve_rng_state=False)
+        return block(*given)
 
     def _embedded(self, x: Tensor) -> Tensor:
         """Tokens of all parts, (B, T, D)."""
@@ -188,8 +203,9 @@ class Block(nn.Module):
         self, h: Tensor, c_BKD: Tensor, times: Times, mask: Tensor | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Tokens (B, T, D), and the queries and keys of the attention."""
-        modulation = times.select(self.adaLN_modulation(c_BKD))
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.chunk(6, dim=-1)
+        # Six selections, not one of six times the width: their gradients need not be put together again.
+        six = self.adaLN_modulation(c_BKD).chunk(6, dim=-1)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = map(times.select, six)
         mixed, queries_keys = self.attn(modulate(h, shift_a, scale_a), mask)
         h = h + gate_a * mixed
         return h + gate_m * self.mlp(modulate(h, shift_m, scale_m)), queries_keys
@@ -233,7 +249,7 @@ class FinalLayer(nn.Module):
     ) -> tuple[list[Tensor], Tensor | None]:
         """Patches of the velocity of every part, (B, T, outputs) each, and the extra token's velocity (B, E) where there
         is one; `tokens` of each part."""
-        shift, scale = times.select(self.adaLN_modulation(c_BKD)).chunk(2, dim=-1)
+        shift, scale = map(times.select, self.adaLN_modulation(c_BKD).chunk(2, dim=-1))
         h = modulate(h, shift, scale)
         extra = None
         if has_extra:

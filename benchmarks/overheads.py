@@ -1,0 +1,94 @@
+"""What a run costs beside its training: draws, data, records and checkpoints, as shares of the wall clock.
+
+    python -m benchmarks.overheads [--size S] [--pixels 32] [--batch 8] [--steps 30] [--checkpoint-every 10]
+
+Trains on the digits, scaled up so that there are (pixels / 2)^2 tokens. Writes benchmarks/results/overheads.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.environment import device_name, package_version
+from harness.progress import Quiet
+from harness.record import Record
+from harness.resolve import load_spec
+from harness.train import train
+
+WORK = ("student", "teacher", "encoder", "optimizer", "ema")
+
+
+class Watch(Quiet):
+    """When each step's line was written."""
+
+    def __init__(self) -> None:
+        self.at: dict[int, float] = {}
+
+    def note(self, message: str) -> None:
+        pass
+
+    def step(self, step: int, loss: float) -> None:
+        self.at[step] = time.perf_counter()
+
+
+def measured(method: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Shares of the time between the second step (the first one warms up) and the last."""
+    spec = load_spec(
+        "digits",
+        (
+            f"method.name={method}", f"backbone.size={options.size}", f"data.resolution={options.pixels}",
+            f"train.batch_size={options.batch}", f"train.steps={options.steps}", "train.log_every=1",
+            f"train.checkpoint_every={options.checkpoint_every}", f"eval.every={options.steps}",
+            "eval.samples=16", "eval.sampler=euler", "eval.sampler_steps=1", "eval.batch_size=16",
+        ),
+    )  # fmt: skip
+    watch = Watch()
+    with tempfile.TemporaryDirectory() as folder:
+        lines = Record(train(spec, Path(folder), watch)).of("train")
+    wall = watch.at[options.steps] - watch.at[2]
+    booked = {
+        phase: lines[-1]["seconds"].get(phase, 0.0) - lines[1]["seconds"].get(phase, 0.0)
+        for phase in (*WORK, "data", "checkpoint")
+    }
+    work = sum(booked[phase] for phase in WORK)
+    return {
+        "seconds": round(wall, 3),
+        "shares of the wall clock": {phase: round(s / wall, 4) for phase, s in booked.items()},
+        "overhead": round((wall - work) / work, 4),
+        "overhead is": "all that is not student, teacher, encoder, optimizer or ema, over what is",
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--size", default="S")
+    parser.add_argument("--pixels", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--checkpoint-every", type=int, default=10)
+    parser.add_argument("--methods", nargs="+", default=["flow", "self_flow"])
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "overheads.json")
+    options = parser.parse_args()
+    settings = {name: value for name, value in vars(options).items() if name not in ("out", "methods")}
+    found = {method: measured(method, options) for method in options.methods}
+    about = {
+        "device": device_name(torch.device("cpu")),
+        "threads": torch.get_num_threads(),
+        "torch": package_version("torch"),
+    }
+    text = json.dumps({**settings, **about, "methods": found}, indent=1)
+    print(text)
+    options.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
