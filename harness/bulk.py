@@ -27,7 +27,7 @@ from harness.distributed import World
 from harness.draws import Streams
 from harness.errors import UserError
 from harness.record import sync_directory, write_atomic
-from harness.samples import draw_batch, sample_labels
+from harness.samples import Decode, draw_batch, sample_labels
 from harness.spec import EvalSpec
 
 JOB = "job.json"
@@ -43,11 +43,21 @@ class Job(NamedTuple):
     classes: int
     only: tuple[int, ...]
     """The classes to draw from; empty for all."""
+    latent: tuple[int, int, int] | None = None
+    """What the network draws, where that is not yet an image."""
+    codec: str = ""
+    """The sha256 of what decodes it."""
+
+    @property
+    def drawn(self) -> tuple[int, ...]:
+        """The shape of what the network draws."""
+        return self.latent or self.shape
 
     @property
     def digest(self) -> str:
+        of_latents = {} if self.latent else {"latent", "codec"}
         fields = {
-            **self._asdict(),
+            **{name: value for name, value in self._asdict().items() if name not in of_latents},
             "spec": self.spec.model_dump(exclude={"every", "metrics", "grid", "replicates", "weights"}),
         }
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
@@ -70,7 +80,7 @@ def check_classes(only: tuple[int, ...], classes: int) -> None:
             raise UserError(f"--classes {label}: this run has classes 0 .. {classes - 1}")
 
 
-def draw_bulk(model: nn.Module, job: Job, output: Path, world: World) -> None:
+def draw_bulk(model: nn.Module, job: Job, output: Path, world: World, decode: Decode | None = None) -> None:
     """Draw the samples of a job into `output`, going on from the batches that are there already.
 
     Raises `UserError` where the folder of batches is of another job or cannot be written.
@@ -86,7 +96,7 @@ def draw_bulk(model: nn.Module, job: Job, output: Path, world: World) -> None:
             for part in missing:
                 index = np.arange(part.start, part.stop)
                 drawn = draw_batch(
-                    model, job.spec, job.shape, job.classes, world.device, index, job.labels(index)
+                    model, job.spec, job.drawn, job.classes, world.device, index, job.labels(index), decode
                 )
                 _keep(folder, part, drawn)
                 advance(len(part))

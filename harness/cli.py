@@ -13,12 +13,18 @@ from harness import __version__
 from harness.errors import RunStopped, UserError
 
 COMMANDS = {  # name -> (module:function, one line of help); a package brings its own commands
+    "data": ("harness.encode_command:data", "Make data ready for training: images to latents."),
+    "cost": ("harness.cost_command:cost", "FLOPs, memory and time of a run, before it starts."),
     "run": (
         "harness.commands:run",
         "Train one spec: a preset, a TOML file or a run directory. Run again to continue.",
     ),
     "sweep": ("sweeps.commands:sweep", "Run a study: every run that is missing, then the report."),
     "status": ("sweeps.status_commands:status", "Where a study stands: done, running, failed, missing."),
+    "tune": (
+        "sweeps.tune_command:tune",
+        "Search every method's settings on equal budgets, on seeds of their own.",
+    ),
     "retry": ("sweeps.status_commands:retry", "Run again what failed in a study."),
     "study": ("sweeps.status_commands:study", "What two studies differ in."),
     "report": ("reports.commands:report", "One HTML page and a CSV from run directories."),

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from harness.cache import cache_dir
-from harness.data.base import Dataset, images, shapes_of, x_shape
+from harness.codecs.base import decoder_of
+from harness.data.base import Dataset, images, pictured, shapes_of, x_shape
 from harness.draws import Streams
 from harness.encoders.base import Encoder
 from harness.errors import UserError
@@ -91,8 +92,10 @@ class Evaluator:
         held_out: np.ndarray | None = None,
     ) -> None:
         self.spec, self.device = spec, device
-        self.shapes, self.classes = shapes_of(dataset), dataset.classes
-        self.shape = x_shape(dataset)
+        self.shape, self.classes = x_shape(dataset), dataset.classes
+        self.decode, codec = decoder_of(dataset, device)
+        dataset = pictured(dataset)
+        self.shapes = shapes_of(dataset)
         self.sticks = [yardstick(name) for name in spec.metrics]
         for stick in self.sticks:
             _check_enough(stick, min(spec.samples, len(train)))
@@ -104,7 +107,7 @@ class Evaluator:
         for stick in self.sticks:
             _check_outputs(stick, self.extractors[stick.extractor])
         self.real, self.floor = self._real(dataset, train, held_out)
-        self.about = protocol(spec, dataset, train, self.extractors)
+        self.about = protocol(spec, dataset, train, self.extractors) | codec
         self.protocol = digest(self.about)
 
     def __call__(self, model: nn.Module) -> Result:
@@ -145,7 +148,8 @@ class Evaluator:
         for start in range(begin, end, spec.batch_size):
             index = np.arange(start, min(start + spec.batch_size, end))
             labels = sample_labels(spec, streams, index, self.classes)
-            pixels = draw_pixels(model, spec, self.shape, self.classes, self.device, index, labels)
+            drawn = self.shape, self.classes, self.device, index, labels, self.decode
+            pixels = draw_pixels(model, spec, *drawn)
             if start - begin < spec.grid:
                 first.append(pixels.cpu())
             now = {
@@ -229,6 +233,8 @@ def protocol(
     fields = spec.model_dump(
         mode="json", exclude={"every", "batch_size", "grid", "replicates", "weights", "samples"}
     )
+    if spec.precision == "float32":
+        del fields["precision"]  # as protocols were before there was a choice
     values = {stick.value for stick in map(yardstick, spec.metrics)}
     return {
         **fields,

@@ -83,7 +83,7 @@ def probe(
         raise UserError(
             "data.held_out = 0 leaves no image to measure a probe on; probe a run that holds some out"
         )
-    sources = [layers(model, time, device)]
+    sources = [_of_inputs(layers(model, time, device), dataset)]
     if encoder is not None:
         sources.insert(0, lambda index, x0: {encoder.name: view_of(encoder, index, x0).tokens})
     train, held_out = (
@@ -122,6 +122,18 @@ def layers(model: SiT, time: float, device: torch.device) -> Tokens:
         return {f"layer {layer}": hidden[layer] for layer in range(1, depth + 1)}
 
     return tokens
+
+
+def _of_inputs(tokens: Tokens, dataset: Dataset) -> Tokens:
+    """A network's tokens where it reads latents: of their means, at the images' indices."""
+    if not hasattr(dataset, "draws"):
+        return tokens
+
+    def found(index: np.ndarray, images: Tensor) -> dict[str, Tensor]:
+        means = np.stack([dataset.sample(int(i)).x for i in index])
+        return tokens(index, torch.from_numpy(means).to(images))
+
+    return found
 
 
 def gather(

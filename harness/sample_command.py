@@ -65,7 +65,8 @@ def sample(
     only = _classes(classes)
 
     from harness.bulk import check_classes, draw_bulk
-    from harness.data.base import open_dataset, shapes_of
+    from harness.codecs.base import decoder_of
+    from harness.data.base import open_dataset, pictured, shapes_of
     from harness.distributed import join
     from harness.environment import prepare
 
@@ -77,11 +78,14 @@ def sample(
             f"{output}: an .npz in ADM's layout holds images, and these samples are {dataset.modality}; draw a .png"
         )
     with join(spec.runtime.device) as world:
+        decode, codec = decoder_of(dataset, world.device)
         job, model = _job(path, spec, step, dataset, only, count, world.device)
+        if decode is not None:
+            job = job._replace(latent=job.shape, shape=pictured(dataset).shape, **codec)
         if output.suffix == ".npz":
-            draw_bulk(model, job, output, world)
+            draw_bulk(model, job, output, world, decode)
         elif world.main:
-            _draw_grid(model, job, output, world.device, shapes_of(dataset))
+            _draw_grid(model, job, output, world.device, shapes_of(pictured(dataset)), decode)
         if world.main:
             click.echo(output)
 
@@ -100,7 +104,7 @@ def _job(
     return job, load_ema(file, spec, dataset, device)
 
 
-def _draw_grid(model: Any, job: Any, output: Path, device: Any, shapes: Any) -> None:
+def _draw_grid(model: Any, job: Any, output: Path, device: Any, shapes: Any, decode: Any) -> None:
     import numpy as np
     import torch
 
@@ -111,7 +115,8 @@ def _draw_grid(model: Any, job: Any, output: Path, device: Any, shapes: Any) -> 
     parts = []
     for part in job.ranges():
         index = np.arange(part.start, part.stop)
-        parts.append(draw_batch(model, job.spec, job.shape, job.classes, device, index, job.labels(index)))
+        labels = job.labels(index)
+        parts.append(draw_batch(model, job.spec, job.drawn, job.classes, device, index, labels, decode))
     try:
         write_atomic(output, png(picture(torch.cat(parts).numpy(), shapes)))
     except OSError as error:

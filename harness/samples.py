@@ -19,6 +19,8 @@ from harness.draws import Streams
 from harness.sampler import SAMPLERS, velocity_field
 from harness.spec import EvalSpec
 
+Decode = Callable[[Tensor], Tensor]
+
 
 def draw_samples(
     model: nn.Module, spec: EvalSpec, shape: tuple[int, ...], classes: int, device: torch.device
@@ -39,9 +41,10 @@ def draw_batch(
     device: torch.device,
     index: np.ndarray,
     labels: Tensor,
+    decode: Decode | None = None,
 ) -> Tensor:
     """The samples of these numbers and labels (B,), uint8 (B, C, H, W) on the CPU."""
-    return draw_pixels(model, spec, shape, classes, device, index, labels).cpu()
+    return draw_pixels(model, spec, shape, classes, device, index, labels, decode).cpu()
 
 
 @torch.no_grad()
@@ -53,8 +56,9 @@ def draw_pixels(
     device: torch.device,
     index: np.ndarray,
     labels: Tensor,
+    decode: Decode | None = None,
 ) -> Tensor:
-    """The same on the device."""
+    """The same on the device; `decode` makes images of a network's latents (B, c, h, w)."""
     streams, extra = Streams(spec.seed), getattr(getattr(model, "config", None), "extra", 0)
     field = jointly(model, shape) if extra else model
     v = velocity_field(
@@ -67,8 +71,10 @@ def draw_pixels(
     )
     z = _normal(streams, "eval_noise", index, shape, extra).to(device)
     noise = lambda i, x: _normal(streams, f"sde_noise/{i}", index, shape, extra).to(x)  # noqa: E731
-    x = SAMPLERS[spec.sampler](v, z, spec.sampler_steps, noise=noise)
+    with torch.autocast(device.type, torch.bfloat16, enabled=spec.precision == "bfloat16"):
+        x = SAMPLERS[spec.sampler](v, z, spec.sampler_steps, noise=noise)
     x = x[:, : math.prod(shape)].unflatten(1, shape) if extra else x
+    x = x if decode is None else decode(x.float())
     return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 

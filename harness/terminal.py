@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console, RenderableType
-from rich.progress import track
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 from rich.table import Table
 
 FILLED = 100
@@ -57,6 +58,17 @@ def tracked(things: Sequence[T], what: str) -> Iterable[T]:
     """The things one by one, with a bar on standard error while it lasts; none where that is no terminal."""
     console = Console(stderr=True)
     return track(things, what, console=console, transient=True, disable=not console.is_terminal)
+
+
+@contextmanager
+def advancing(total: int, what: str) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error with rate and time left, where that is a terminal; gives what advances it."""
+    console = Console(stderr=True)
+    columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    hidden = not (total and console.is_terminal)
+    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda count: bar.advance(task, count)
 
 
 def _wrapped(line: str, width: int) -> str:

@@ -1,0 +1,162 @@
+"""Images to a folder of encoded moments, shard by shard: what is whole stays, what is missing or damaged is made.
+
+A shard's bytes depend on the images, the codec and the batch size alone (on one kind of device), since every shard begins its
+own batches. Under torchrun the processes share the shards.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from harness.codecs.base import Codec
+from harness.data.base import Dataset, from_pixels, images
+from harness.data.shards import FORMAT, INDEX, MANIFEST, file_digest, shard_name, without_places
+from harness.distributed import World
+from harness.errors import UserError
+from harness.record import write_atomic
+from harness.spec import DataSpec
+
+BEGUN = "encoding.json"
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What is encoded, with what, and how it is laid out."""
+
+    source: DataSpec
+    dataset: Dataset
+    codec: Codec
+    family: str
+    weights: str
+    """Where the codec's weights lie; empty for a codec without any."""
+    flip: bool
+    half: bool
+    rows: int
+    """Samples in a shard."""
+    batch: int
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """The manifest without its files."""
+        fields = ("name", "resolution", "channels", "image_key", "label_key")
+        source = {name: value for name in fields if (value := getattr(self.source, name)) is not None}
+        root = str(Path(self.source.root).expanduser().resolve()) if self.source.root else ""
+        weights = str(Path(self.weights).resolve()) if self.weights else ""
+        codec = {"name": self.family, "sha256": self.codec.sha256, "scale": self.codec.scale}
+        return {
+            "format": FORMAT,
+            "codec": codec | {"weights": weights},
+            "source": source | {"fingerprint": self.dataset.fingerprint, "root": root},
+            "samples": len(self.dataset),
+            "classes": self.dataset.classes,
+            "pixels": list(self.dataset.shape),
+            "shape": list(self.codec.shape(self.dataset.shape)),
+            "copies": 2 if self.flip else 1,
+            "dtype": "float16" if self.half else "float32",
+            "rows": self.rows,
+            "batch": self.batch,
+        }
+
+    def shards(self) -> list[range]:
+        n = len(self.dataset)
+        return [range(start, min(start + self.rows, n)) for start in range(0, n, self.rows)]
+
+
+def encode(job: Encoding, folder: Path, world: World, advance: Callable[[int], None]) -> dict[str, Any]:
+    """Encode into a folder and return its manifest; `advance` is told of samples that are in whole shards.
+
+    Raises `UserError` where the folder is of another encoding or cannot be written.
+    """
+    try:
+        if world.main:
+            _begin(folder, job)
+        world.wait()
+        mine = list(enumerate(job.shards()))[world.rank :: world.size]
+        for number, part in mine:
+            if not _whole(folder / shard_name(number)):
+                _write_shard(folder / shard_name(number), job, part, world.device, advance)
+            else:
+                advance(len(part))
+        world.wait()
+        return _finish(folder, job) if world.main else {}
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder}: {error.strerror}; free the disk, then run the same command"
+        ) from error
+
+
+def _begin(folder: Path, job: Encoding) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    note = folder / BEGUN
+    if not note.exists():
+        if any(folder.iterdir()):
+            raise UserError(f"{folder} is not empty and holds no encoding to continue; give another --out")
+        write_atomic(note, json.dumps(job.about, indent=1).encode())
+        return
+    begun, asked = (without_places(about) for about in (json.loads(note.read_bytes()), job.about))
+    if changed := [name for name in asked if begun.get(name) != asked[name]]:
+        raise UserError(
+            f"{folder} holds another encoding: {changed[0]} was {begun.get(changed[0])}, now {asked[changed[0]]}; "
+            "give another --out"
+        )
+
+
+def _write_shard(
+    path: Path, job: Encoding, part: range, device: torch.device, advance: Callable[[int], None]
+) -> None:
+    """The shard, then its sha256 beside it, which says that it is whole."""
+    rows = []
+    for start in range(part.start, part.stop, job.batch):
+        index = np.arange(start, min(start + job.batch, part.stop))
+        rows.append(_moments(job, index, device))
+        advance(len(index))
+    buffer = io.BytesIO()
+    np.save(buffer, np.concatenate(rows), allow_pickle=False)
+    write_atomic(path, buffer.getvalue())
+    write_atomic(_seal(path), file_digest(path).encode())
+
+
+def _moments(job: Encoding, index: np.ndarray, device: torch.device) -> np.ndarray:
+    """(n, copies, 2, c, h, w) of the samples at these data set indices."""
+    x = from_pixels(images(job.dataset, index)[0]).to(device)
+    copies = [torch.stack(job.codec.encode(seen), dim=1) for seen in ((x, x.flip(-1)) if job.flip else (x,))]
+    found = torch.stack(copies, dim=1).float().cpu().numpy()
+    found = found.astype("<f2" if job.half else "<f4")
+    if not np.isfinite(found).all():
+        raise UserError(
+            f"the codec's moments of samples {index[0]} to {index[-1]} are not all finite"
+            + (" in float16; leave out --half" if job.half else "")
+        )
+    return found
+
+
+def _finish(folder: Path, job: Encoding) -> dict[str, Any]:
+    labels = np.array([job.dataset.sample(i).label for i in range(len(job.dataset))], dtype=np.int64)
+    keys = [job.dataset.key(i) for i in range(len(job.dataset))]
+    buffer = io.BytesIO()
+    joined = np.frombuffer(b"".join(keys), dtype=np.uint8)
+    np.savez(buffer, labels=labels, keys=joined, ends=np.cumsum([len(key) for key in keys]))
+    write_atomic(folder / INDEX, buffer.getvalue())
+    names = [shard_name(number) for number in range(len(job.shards()))]
+    files = {name: _seal(folder / name).read_text() for name in names}
+    files[INDEX] = file_digest(folder / INDEX)
+    manifest = job.about | {"files": files}
+    write_atomic(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+    return manifest
+
+
+def _whole(path: Path) -> bool:
+    seal = _seal(path)
+    return path.exists() and seal.exists() and seal.read_text() == file_digest(path)
+
+
+def _seal(path: Path) -> Path:
+    return path.with_suffix(".sha256")

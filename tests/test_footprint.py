@@ -1,0 +1,74 @@
+"""Memory before the fact against the allocator's own count after it, and against arithmetic on paper."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from harness.backbone.sit import SiT, SiTConfig
+from harness.backbone.sizes import SIZES
+from harness.cost import count_spec
+from harness.footprint import footprint
+from harness.resolve import load_spec
+
+SMALL = ("backbone.size=micro", "train.batch_size=32", "method.name=flow")
+
+
+def allocated(step: object) -> int:
+    """The most bytes that the CPU allocator handed out during a call, beyond what it had: its own events."""
+    gc.collect()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        step()
+    live = peak = 0
+    for event in found.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            live += event.nbytes()
+            peak = max(peak, live)
+    return peak
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("keeps", [True, False])
+def test_activations_are_what_the_allocator_sees(precision: str, keeps: bool) -> None:
+    """A real step of flow matching, written out here."""
+    spec = load_spec(
+        "digits",
+        (*SMALL, f"train.precision={precision}", f"runtime.checkpoint_activations={not keeps}".lower()),
+    )
+    model = SiT(SiTConfig(SIZES["micro"], 2, (1, 8, 8), 10))
+    model.checkpoint_activations = not keeps
+    x, eps, t = torch.randn(32, 1, 8, 8), torch.randn(32, 1, 8, 8), torch.rand(32)
+    y = torch.zeros(32, dtype=torch.int64)
+    from harness.backbone.times import Times
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            x_t = (1 - t.reshape(-1, 1, 1, 1)) * x + t.reshape(-1, 1, 1, 1) * eps
+            loss = (model(x_t, Times.per_sample(t), y).velocity.float() - (eps - x)).square().mean()
+        loss.backward()
+
+    step()
+    model.zero_grad(set_to_none=True)
+    assert footprint(spec).activations == pytest.approx(allocated(step), rel=0.1)
+
+
+def test_what_stays_is_four_bytes_a_parameter_each() -> None:
+    spec = load_spec("digits", SMALL)
+    found, parameters = footprint(spec), count_spec(spec).parameters
+    assert (
+        found.ema == found.weights == found.gradients == 4 * parameters and found.optimizer == 8 * parameters
+    )
+    assert found.peak == 16 * parameters + found.activations
+
+
+def test_processes_and_micro_batches_share_the_activations() -> None:
+    big = ("backbone.size=pico", "train.batch_size=256", "method.name=self_flow")
+    whole = footprint(load_spec("digits", big))
+    shared, parts = (
+        footprint(load_spec("digits", big), 4),
+        footprint(load_spec("digits", (*big, "train.accumulate=4"))),
+    )
+    assert shared == parts and whole.activations == pytest.approx(4 * shared.activations, rel=0.1)
