@@ -1,9 +1,9 @@
-"""`flowrace probe`: what the layers of a run's network know, as a table."""
+"""`flowrace probe`: what the layers of a run's network know, or a study's encoders, as a table."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from harness.errors import UserError
 from harness.terminal import show
 
 if TYPE_CHECKING:
+    from harness.encoder_table import Asked
     from harness.encoders.base import Choice, Encoder
     from harness.probe import Row
     from metrics import Value
@@ -28,10 +29,14 @@ OPTIONS = {
     "clear that field": "leave it out",
 }
 """What the advice of encoders says, and what it is called here."""
+MEASURES = ("accuracy", "CKNNA", "CKA", "local - distant", "decay")
 
 
-@click.command(epilog="Example: flowrace probe runs/first/0123456789ab --encoder local:small --json")
-@click.argument("path", metavar="RUN", type=click.Path(path_type=Path))
+@click.command(
+    epilog="Example: flowrace probe runs/first/0123456789ab --encoder local:small --json. "
+    "Of a study: flowrace probe runs/encoder-scaling"
+)
+@click.argument("path", metavar="RUN|STUDY", type=click.Path(path_type=Path))
 @STEP
 @click.option("--encoder", "name", metavar="NAME", help="Compare with this one; by default the run's own.")
 @click.option(
@@ -77,18 +82,28 @@ def probe(
 
     Accuracy: of a linear classifier on held-out images. CKNNA and CKA: agreement with the encoder. Local - distant and decay:
     spatial self-similarity of tokens. Brackets are 95 % intervals over images.
+
+    Of a study (a folder of runs): every encoder that its runs name, beside the network of a run that was trained without one,
+    kept as encoders.json in that folder, where `flowrace report` finds it. The same command again measures only what is missing.
     """
-    from harness.data.base import open_dataset, split
+    from harness.data.base import open_dataset, pictured, split
+    from harness.encoder_table import Asked, is_study
     from harness.environment import prepare
     from harness.probe import probe as measure
 
+    if is_study(path):
+        _refuse_of_run(path, step, weights)
+        _probe_study(path, name, download, Asked(classifier, time, samples), overrides, as_json)
+        return
     spec = spec_of_run(path, overrides)
     choice = chosen(next(iter(spec.method.needs().encoders), None), name, weights, download)
     prepare(spec.runtime.threads)
     file, model, device = model_of_run(path, spec, step)
     dataset, encoder = open_dataset(spec.data), None
     if choice is not None:
-        encoder = _opened(choice, dataset, grid=model.config.grid, held_out=spec.data.held_out, device=device)
+        encoder = _opened(
+            choice, pictured(dataset), grid=model.config.grid, held_out=spec.data.held_out, device=device
+        )
     sides = split(dataset, spec.data.held_out)
     how = {"time": time, "samples": samples, "classifier": classifier}
     found = measure(model, dataset, sides, encoder, device=device, **how)
@@ -120,6 +135,48 @@ def chosen(own: Any, name: str | None, weights: str, download: bool) -> Choice |
     return None
 
 
+def _refuse_of_run(path: Path, step: int | None, weights: str) -> None:
+    for option, value in (("--step", step), ("--weights", weights)):
+        if value:
+            raise UserError(f"{option} {value} is about one run, and {path} is a study; name one of its runs")
+
+
+def _probe_study(
+    path: Path, name: str | None, download: bool, asked: Asked, overrides: tuple[str, ...], as_json: bool
+) -> None:
+    """All encoders of a study, or the one that is named."""
+    from harness.encoder_table import FILE, measure_encoders, study_of
+    from harness.encoders.base import Choice
+
+    study = study_of(path, overrides)
+    encoders = study.encoders if name is None else {name: study.encoders.get(name, Choice(name))}
+    if download:
+        encoders = {key: replace(choice, download=True) for key, choice in encoders.items()}
+    if not encoders:
+        raise UserError(f"no run of {path} has an encoder; name one: --encoder family:model")
+    table = measure_encoders(path, study._replace(encoders=encoders), asked)
+    if as_json:
+        click.echo(json.dumps(table))
+        return
+    show(_encoders(table["encoders"]))
+    control = table["protocol"]["control"]
+    beside = f"CKNNA and CKA with the best layer of {control}, which was trained without an encoder"
+    click.echo(beside if control else "No finished run without an encoder: no CKNNA and no CKA.")
+    click.echo(path / FILE)
+
+
+def _encoders(encoders: dict[str, Any]) -> Table:
+    from metrics import Value
+
+    table = Table("", "parameters", *MEASURES, "layer", box=None, padding=(0, 1))
+    for name, one in encoders.items():
+        keys = ("accuracy", "cknna", "cka", "local_distant", "spatial_decay")
+        values = [None if one[key] is None else Value(**one[key]) for key in keys]
+        cells = [_cell(value, " ") for value in values]
+        table.add_row(escape(name), f"{one['params']:,}", *cells, one["layer"] or "-")
+    return table
+
+
 def _opened(choice: Choice, dataset: Any, **where: Any) -> Encoder:
     """`open_encoder`, whose advice names fields of a spec, in the words of this command."""
     from harness.encoders.base import open_encoder
@@ -135,8 +192,7 @@ def _opened(choice: Choice, dataset: Any, **where: Any) -> Encoder:
 
 def _table(rows: list[Row], between: str) -> Table:
     """`between` parts a number from its interval."""
-    measures = ("accuracy", "CKNNA", "CKA", "local - distant", "decay")
-    table = Table(Column("", overflow="fold"), *measures, box=None, padding=(0, 1))
+    table = Table(Column("", overflow="fold"), *MEASURES, box=None, padding=(0, 1))
     for row in rows:
         table.add_row(escape(row.name), *(_cell(value, between) for value in row[1:]))
     return table
