@@ -15,7 +15,7 @@ test test-slow: export OMP_NUM_THREADS ?= 1
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,video,audio,slurm,ray]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,video,audio,tune,latents,slurm,ray]'
 	touch $@
 
 race: $(VENV)/.installed
