@@ -48,7 +48,7 @@ def arms_of(records: Sequence[Record]) -> list[Arm]:
     for record in records:
         groups.setdefault(json.dumps(arm_fields(record.spec), sort_keys=True), []).append(record)
     fields = {key: arm_fields(runs[0].spec) for key, runs in groups.items()}
-    labels = _labels(fields)
+    labels = labels_of(fields)
     arms = [Arm(labels[key], fields[key], _by_seed(labels[key], runs)) for key, runs in groups.items()]
     return sorted(arms, key=lambda arm: _natural(arm.label))
 
@@ -73,7 +73,7 @@ def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def differences(arms: Sequence[Arm]) -> list[tuple[str, list[Any]]]:
     """The fields in which arms differ, by path, with one value for each arm; None where it is empty or not a field."""
     fields = [{path: value for path, value in arm.fields.items() if value != ""} for arm in arms]
-    return [(path, [own.get(path) for own in fields]) for path in _differing(fields)]
+    return [(path, [own.get(path) for own in fields]) for path in differing(fields)]
 
 
 def find_arm(arms: Sequence[Arm], name: str, kind: str = "baseline") -> Arm:
@@ -88,25 +88,23 @@ def find_arm(arms: Sequence[Arm], name: str, kind: str = "baseline") -> Arm:
     return same[0]
 
 
-def _labels(fields: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+def labels_of(fields: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Method name, and in brackets what tells arms apart: of the method's own fields against arms of the same method,
     of all others against all arms."""
-    shared = [path for path in _differing(fields.values()) if not path.startswith("method.")]
+    shared = [path for path in differing(fields.values()) if not path.startswith("method.")]
     labels = {}
     for key, own in fields.items():
         same = [other for other in fields.values() if other["method.name"] == own["method.name"]]
-        paths = [p for p in _differing(same) if p.startswith("method.")] + shared
-        said = [f"{_short(path)} = {_value(own[path])}" for path in paths if path in own]
+        paths = [p for p in differing(same) if p.startswith("method.")] + shared
+        said = [setting(path, own[path]) for path in paths if path in own]
         labels[key] = str(own["method.name"]) + (f" ({', '.join(said)})" if said else "")
     return labels
 
 
-def _short(path: str) -> str:
-    return path.removeprefix("method.").removesuffix(".name")
-
-
-def _value(value: Any) -> str:
-    return f"{value:.10g}" if isinstance(value, float) else str(value)
+def setting(path: str, value: Any) -> str:
+    """A field and its value for people: `mask_ratio = 0`, `backbone.size = S`."""
+    said = f"{value:.10g}" if isinstance(value, float) else str(value)
+    return f"{path.removeprefix('method.').removesuffix('.name')} = {said}"
 
 
 def _natural(label: str) -> list[tuple[float, str]]:
@@ -115,7 +113,8 @@ def _natural(label: str) -> list[tuple[float, str]]:
     return [(float(part), "") if i % 2 else (math.inf, part) for i, part in enumerate(parts)]
 
 
-def _differing(fields: Iterable[Mapping[str, Any]]) -> list[str]:
+def differing(fields: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The paths on which these flat specs are not all alike, sorted."""
     fields = list(fields)
     paths = sorted({path for own in fields for path in own})
     return [path for path in paths if any(own.get(path) != fields[0].get(path) for own in fields)]

@@ -1,13 +1,33 @@
-"""The command `flowrace report`."""
+"""The commands `flowrace report` and `flowrace report diff`."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
+from reports.pages.diff_command import diff
 
-@click.command(epilog="Example: flowrace report runs/digits -o report.html --target 12")
+
+class OrDiff(click.Command):
+    """A command on folders, with one sub-command: `diff` as the first word is that one (a folder of this name is `./diff`)."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        if args[:1] == ["diff"]:
+            return diff.make_context(f"{info_name} diff", args[1:], parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        return super().invoke(ctx) if ctx.command is self else ctx.command.invoke(ctx)
+
+
+@click.command(
+    cls=OrDiff,
+    epilog="Example: flowrace report runs/digits -o report.html --target 12. See also: flowrace report diff --help",
+)
 @click.argument("directories", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "-o",
@@ -26,15 +46,22 @@ import click
 @click.option(
     "--baseline", help="The arm to compare with: a method or a label. Default: the study's, else flow."
 )
+@click.option(
+    "--published",
+    multiple=True,
+    metavar="METHOD[:SIZE[:METRIC]]",
+    help="A curve of a paper to lay under the measured ones, self_flow:XL say; several may be given.",
+)
+@click.option(
+    "--claim",
+    "claims",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="A claim (TOML) to audit on these runs; its verdict comes first on the page. Several may be given.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")
-def report(
-    directories: tuple[Path, ...],
-    output: Path,
-    metric: str | None,
-    target: float | None,
-    baseline: str | None,
-    as_json: bool,
-) -> None:
+def report(directories: tuple[Path, ...], output: Path, as_json: bool, **asked: Any) -> None:
     """Report on run directories, or folders of them: who reached the target first, and how sure that is.
 
     One self-contained HTML file that opens offline, and its numbers as CSV. Needs no torch.
@@ -42,7 +69,7 @@ def report(
     from reports.pages.page import write_report
     from reports.pages.tables import to_json
 
-    done = write_report(list(directories), output, metric=metric, target=target, baseline=baseline)
+    done = write_report(list(directories), output, **asked)
     if as_json:
         click.echo(to_json(done.race, dict(done.verdict), list(done.caveats), str(done.html)))
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from harness.errors import UserError, unknown
 from harness.record import Record, find_records
 from reports import study as studies
-from reports.arms import Arm, arms_of, find_arm
+from reports.arms import Arm, arms_of, differing, find_arm
 from reports.curves import (
     AXES,
     Costs,
@@ -31,7 +32,8 @@ CLOCK_AXES = ("seconds", "gpu_seconds")
 
 @dataclass(frozen=True)
 class Run:
-    """One run of an arm. It counts in the numbers when it is finished and has the metric."""
+    """One run of an arm. It counts in the numbers when it has the metric and is finished, or has failed: one that failed is
+    known up to its last evaluation, and had not arrived unless it had by then."""
 
     record: Record
     arm: str
@@ -43,8 +45,17 @@ class Run:
     first: Crossing | None = None
 
     @property
-    def counts(self) -> bool:
+    def done(self) -> bool:
         return self.curve is not None and self.record.status == "done"
+
+    @property
+    def counts(self) -> bool:
+        return self.curve is not None and self.record.status in ("done", "failed")
+
+    @cached_property
+    def protocols(self) -> frozenset[str]:
+        """The evaluation protocols (hashes) behind its values."""
+        return frozenset(str(event.get("protocol")) for event in self.record.of("eval"))
 
     def time(self, axis: str) -> Time:
         return Time(self.costs.at(axis, self.crossing.step), self.crossing.censored)
@@ -57,7 +68,7 @@ class Race:
     name: str
     metric: str
     target: float | None
-    """None when no run counts yet."""
+    """None when no run is finished yet."""
     target_given: bool
     baseline: str
     axes: tuple[str, ...]
@@ -75,6 +86,8 @@ class Race:
     missing: tuple[studies.Planned, ...]
     unplanned: tuple[Record, ...]
     notes: tuple[str, ...]
+    plan: tuple[studies.Planned, ...] = ()
+    excluded: tuple[studies.Excluded, ...] = ()
 
     def of(self, label: str) -> list[Run]:
         """The runs of an arm, by seed."""
@@ -111,7 +124,7 @@ def read_race(
     runs = [_run(arm.label, seed, record, metric) for arm in arms for seed, record in arm.runs.items()]
     given = target if target is not None else study.target
     goal = given if given is not None else reachable(runs)
-    runs = [_cross(run, goal) for run in runs]
+    runs = [cross(run, goal) for run in runs]
     axes, apart = comparable(runs)
     return Race(
         name=study.name or directories[0].resolve().name,
@@ -125,6 +138,8 @@ def read_race(
         missing=tuple(run for run in plan if run.id not in {record.id for record in records}),
         unplanned=unplanned,
         notes=(*notes, *apart),
+        plan=tuple(plan),
+        excluded=tuple(studies.read_excluded(directories)),
         **compare(runs, [arm.label for arm in arms], axes, len(protocols(runs)) <= 1),
     )
 
@@ -134,9 +149,10 @@ def compare(runs: Sequence[Run], labels: Sequence[str], axes: Sequence[str], sam
     counted = {label: [run for run in runs if run.arm == label and run.counts] for label in labels}
     counted = {label: own for label, own in counted.items() if own}
     found: dict = {"times": {}, "speedups": {}, "leaders": {}, "leads": {}, "horizons": {}}
-    for axis in axes if counted else ():
+    finished = [run for own in counted.values() for run in own if run.done]
+    for axis in axes if finished else ():
         times = {label: {run.seed: run.time(axis) for run in own} for label, own in counted.items()}
-        horizon = min(run.costs.budget(axis) for own in counted.values() for run in own)
+        horizon = min(run.costs.budget(axis) for run in finished)
         found["horizons"][axis] = horizon
         found["times"] |= {(axis, label): mean_time(own.values()) for label, own in times.items()}
         if not same_protocol:
@@ -153,14 +169,14 @@ def compare(runs: Sequence[Run], labels: Sequence[str], axes: Sequence[str], sam
 
 
 def reachable(runs: Sequence[Run]) -> float | None:
-    """The lowest target that every counting run reaches; None where none counts."""
-    curves = [run.curve for run in runs if run.counts]
+    """The lowest target that every finished run reaches; None where none is."""
+    curves = [run.curve for run in runs if run.done]
     return lowest(curves) if curves else None
 
 
 def protocols(runs: Sequence[Run]) -> list[str]:
     """The evaluation protocols (hashes) behind the runs that count; more than one cannot be compared."""
-    return sorted({str(e.get("protocol")) for run in runs if run.counts for e in run.record.of("eval")})
+    return sorted({protocol for run in runs if run.counts for protocol in run.protocols})
 
 
 def hardware(record: Record) -> list[str]:
@@ -193,8 +209,18 @@ def _baseline_first(arms: list[Arm], asked: str | None, study: str | None) -> tu
         name = study or ("flow" if any(arm.method == "flow" for arm in arms) else arms[0].label)
         same = [arm for arm in arms if name in (arm.label, arm.method)] or [find_arm(arms, name)]
         base = same[0]
-        notes = [f"Baseline '{name}' is more than one arm; this is '{base.label}'."] if len(same) > 1 else []
+        notes = (
+            [f"Baseline '{name}' is more than one arm; this is '{base.label}'.{_apart(same)}"]
+            if len(same) > 1
+            else []
+        )
     return [base, *(arm for arm in arms if arm is not base)], notes
+
+
+def _apart(same: Sequence[Arm]) -> str:
+    """Where to look when it is not the objective that tells these arms apart."""
+    workload = [path for path in differing(arm.fields for arm in same) if not path.startswith("method.")]
+    return " Speed-up by cell compares every cell with its own." if workload else ""
 
 
 def _metric(records: Sequence[Record], asked: str | None) -> str:
@@ -213,7 +239,8 @@ def _run(label: str, seed: int, record: Record, metric: str) -> Run:
     return Run(record, label, seed, curve_of(record, metric), costs_of(record))
 
 
-def _cross(run: Run, target: float | None) -> Run:
+def cross(run: Run, target: float | None) -> Run:
+    """The run with its crossings of a target; as it is where it does not count or there is no target."""
     if target is None or not run.counts:
         return run
     crossed, first = crossing(run.curve, target), first_crossing(run.curve, target)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError
+from harness.record import Record
 from harness.spec import read_toml
+
+TAIL_BYTES = 16_384
+"""Of a log, in which its last line is looked for."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,14 @@ class Planned:
     cell: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class Excluded:
+    """A combination that `plan.json` leaves out, and why."""
+
+    cell: Mapping[str, Any]
+    reason: str
+
+
 def read_study(directories: Sequence[Path]) -> Study:
     """The first `study.toml` in these folders; empty when there is none. Raises `UserError` for one that is broken."""
     for file in (directory / "study.toml" for directory in directories):
@@ -40,7 +53,31 @@ def read_study(directories: Sequence[Path]) -> Study:
 
 def read_plan(directories: Sequence[Path]) -> list[Planned]:
     """The planned runs of these folders, in order; empty when nothing was planned."""
-    return [run for directory in directories for run in _plan(directory / "plan.json")]
+    return [run for directory in directories for run in _plan(directory / "plan.json")[0]]
+
+
+def read_excluded(directories: Sequence[Path]) -> list[Excluded]:
+    """The combinations that these folders' plans leave out, in order."""
+    return [left for directory in directories for left in _plan(directory / "plan.json")[1]]
+
+
+def why_ended(record: Record) -> str:
+    """Why a run is failed or stopped, in one line: what it recorded, else the last line of its log in the study's `logs/`."""
+    if record.status not in ("failed", "stopped"):
+        return ""
+    if record.failure and "reason" in record.failure:
+        return str(record.failure["reason"])
+    lines = _tail(record.path.parent / "logs" / f"{record.path.name}.log").strip().splitlines()
+    return lines[-1].removeprefix("error: ") if lines else ""
+
+
+def _tail(file: Path) -> str:
+    try:
+        with open(file, "rb") as content:
+            content.seek(max(0, content.seek(0, os.SEEK_END) - TAIL_BYTES))
+            return content.read().decode(errors="replace")
+    except OSError:  # a run that was started by hand has no log
+        return ""
 
 
 def _study(file: Path, table: Mapping[str, Any]) -> Study:
@@ -57,12 +94,15 @@ def _study(file: Path, table: Mapping[str, Any]) -> Study:
     return Study(**words, target=None if value is None else float(value))
 
 
-def _plan(file: Path) -> list[Planned]:
+def _plan(file: Path) -> tuple[list[Planned], list[Excluded]]:
     if not file.is_file():
-        return []
+        return [], []
     try:
-        return [Planned(str(run["id"]), dict(run["cell"])) for run in json.loads(file.read_text())["runs"]]
-    except (ValueError, KeyError, TypeError) as error:
+        table = json.loads(file.read_text())
+        runs = [Planned(str(run["id"]), dict(run["cell"])) for run in table["runs"]]
+        left_out = table.get("excluded") or []
+        return runs, [Excluded(dict(left["cell"]), str(left["reason"])) for left in left_out]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f'{file} is not a plan: expected {{"runs": [{{"id": ..., "cell": {{...}}}}]}}'
         ) from error

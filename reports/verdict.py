@@ -142,20 +142,34 @@ def _about_target(race: Race) -> list[str]:
 
 
 def _about_runs(race: Race) -> list[str]:
-    left_out = [run for run in race.runs if not run.counts]
-    kinds = sorted({run.record.status for run in left_out} - {"done"})
-    counts = [f"{sum(r.record.status == kind for r in left_out)} {kind}" for kind in kinds]
+    states = [run.record.status for run in race.runs]
+    counts = [f"{states.count(kind)} {kind}" for kind in sorted(set(states) - {"done"})]
     counts += [f"{len(race.missing)} missing"] if race.missing else []
     said = []
     if counts:
         said.append(
-            f"{', '.join(counts)} of {len(race.runs) + len(race.missing)} runs: they are listed below and count in no "
-            "number, so an arm that fails often looks better than it is."
+            f"{', '.join(counts)} of {len(states) + len(race.missing)} runs: they are listed under Provenance.{_failed(race)}"
         )
     if race.unplanned:
         ids = ", ".join(record.id for record in race.unplanned)
         said.append(f"Not in the plan, so left out: {ids}.")
     return said
+
+
+def _failed(race: Race) -> str:
+    """How runs that failed and runs that never ended count."""
+    censored = sum(run.counts and not run.done for run in race.runs)
+    out = sum(not run.counts for run in race.runs) + len(race.missing)
+    said = (
+        f" {censored} that failed {'counts' if censored == 1 else 'count'} as not arrived from the last evaluation on."
+        if censored
+        else ""
+    )
+    return said + (
+        f" {out} {'counts' if out == 1 else 'count'} in no number, so an arm that often ends early may look better than it is."
+        if out
+        else ""
+    )
 
 
 def _about_pairs(race: Race) -> list[str]:

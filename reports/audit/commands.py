@@ -60,23 +60,11 @@ def claim(words: tuple[str, ...], file: Path | None, as_json: bool) -> None:
     gpu_seconds, protocol), or an MLflow store (sqlite:///mlflow.db, or http on this machine; #NAME for one experiment).
     Several claims are one family: their verdicts are shown raw and adjusted (Holm). Exit code 0 whatever the verdict.
     """
-    from reports.audit.audit import audit as judge
-    from reports.audit.audit import family
     from reports.audit.card import as_json as told
     from reports.audit.card import print_cards
-    from reports.audit.claim import read_claims, read_tuning
-    from reports.audit.logs import read_logs
-    from reports.audit.register import NAME, read_register, standing
+    from reports.audit.files import judged
 
-    files, sources = _split(words)
-    tuning = read_tuning(_tables(files, sources))
-    found = []
-    for source in files:
-        entries = read_register(file or source.with_name(NAME))
-        for one in read_claims(source):
-            logs = read_logs(sources, one, _progress)
-            found.append(judge(one, logs, tuning, standing(one, entries, logs.all)))
-    found = family(found)
+    found = judged(*_split(words), file, _progress)
     if as_json:
         rows = [told(one) for one in found]
         click.echo(json.dumps(rows[0] if len(rows) == 1 else {"claims": rows}, indent=1, allow_nan=False))
@@ -245,14 +233,6 @@ def _split(words: Sequence[str]) -> tuple[list[Path], list[str]]:
             f"nothing to judge {files[0]} by: expected CLAIM.toml DIR..., as in {files[0]} runs/digits"
         )
     return files, sources
-
-
-def _tables(files: Iterable[Path], sources: Iterable[str]) -> list[tuple[Path, dict[str, Any]]]:
-    """The files that may tell tuning budgets: studies, then claims."""
-    from harness.spec import read_toml
-
-    told = [file for source in sources if (file := Path(source) / "study.toml").is_file()]
-    return [(file, read_toml(file)) for file in (*told, *files)]
 
 
 def _runs(

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from scipy.special import stdtrit
 
-from reports.curves import crossing
+from reports.curves import Crossing, crossing
 from reports.race import Race, Run, protocols
 from reports.speedup import CONFIDENCE, Speedup, Time, speedup
 
-POINTS = 8_000
+POINTS = 5_000
 """Of all measured curves together: more than a screen shows, few enough for a page of megabytes."""
+MEANS = 1_000
+"""Of all means of one chart, at most a fifth for each."""
 LEAST = 16
 """Points that a curve keeps however many there are."""
 TARGETS = 41
 """At which the speed-up is computed, equal factors apart."""
+
+Crossed = Mapping[str, Mapping[int, tuple[Run, list[Crossing]]]]
+"""By arm and seed: the run, and its crossing of each target."""
 
 
 def thin(x: np.ndarray, y: np.ndarray, most: int) -> np.ndarray:
@@ -61,7 +66,7 @@ def targets(race: Race, most: int = TARGETS) -> np.ndarray:
 
     Empty where there is no such range: fewer than two arms that count, or curves that do not overlap.
     """
-    counted = [run for run in race.runs if run.counts]
+    counted = [run for run in race.runs if run.done]
     if len({run.arm for run in counted}) < 2 or len(protocols(race.runs)) > 1:
         return np.array([])
     high = min(run.curve.fitted[0] for run in counted)
@@ -69,28 +74,29 @@ def targets(race: Race, most: int = TARGETS) -> np.ndarray:
     return np.geomspace(high, low, most) if high > low * 1.001 else np.array([])
 
 
-def gains_by_target(race: Race, axis: str, at: Sequence[float]) -> dict[str, list[Speedup]]:
-    """The speed-up of each candidate over the baseline at these targets, with the definitions of the verdict."""
+def gains_by_target(
+    race: Race, axes: Sequence[str], at: Sequence[float]
+) -> dict[str, dict[str, list[Speedup]]]:
+    """By axis, the speed-up of each candidate over the baseline at these targets, with the definitions of the verdict."""
     counted = {arm.label: [run for run in race.of(arm.label) if run.counts] for arm in race.arms}
-    found: dict[str, list[Speedup]] = {label: [] for label in race.candidates if counted[label]}
     if not counted[race.baseline]:
-        return {}
-    for target in at:
-        times = {
-            label: {r.seed: _time(r, axis, float(target)) for r in own} for label, own in counted.items()
-        }
-        for label, gains in found.items():
-            gains.append(speedup(times[race.baseline], times[label], race.horizons[axis]))
-    return found
+        return {axis: {} for axis in axes}
+    crossed = {
+        label: {run.seed: (run, [crossing(run.curve, float(target)) for target in at]) for run in own}
+        for label, own in counted.items()
+        if own
+    }
+    return {axis: _gains(race, axis, crossed, len(at)) for axis in axes}
 
 
 def payload(race: Race, names: dict[str, str]) -> dict[str, Any]:
     """All charts by kind and axis. A series has the number of its arm, a kind (seed, mean, low, high), x and y."""
     at = targets(race)
+    gains = gains_by_target(race, race.axes, at) if len(at) else {}
     drawn = any(run.curve is not None for run in race.runs)
     return {
         "convergence": {axis: _convergence(race, axis, names[axis]) for axis in race.axes if drawn},
-        "targets": {axis: _targets(race, axis, names[axis], at) for axis in race.axes if len(at)},
+        "targets": {axis: _targets(race, names[axis], at, own) for axis, own in gains.items()},
     }
 
 
@@ -108,17 +114,17 @@ def _convergence(race: Race, axis: str, name: str) -> dict[str, Any]:
             kept = thin(run.curve.steps, run.curve.measured, most)
             x = spent(run, axis, run.curve.steps[kept])
             series.append(_series(index, "seed", x, run.curve.measured[kept], f"seed {run.seed}"))
-        counted = [run for run in runs if run.counts]
+        counted = [run for run in runs if run.done]
         if counted:
-            series += _mean(index, counted, axis)
+            series += _mean(index, counted, axis, max(MEANS // max(len(race.arms), 5), 40))
         times = [run.time(axis) for run in runs if run.crossing is not None]
         dots += [[index, _short(time.value), time.censored] for time in times]
     return {"x": name, "y": race.metric, "line": race.target, "series": series, "dots": dots}
 
 
-def _mean(index: int, runs: Sequence[Run], axis: str) -> list[dict[str, Any]]:
+def _mean(index: int, runs: Sequence[Run], axis: str, most: int) -> list[dict[str, Any]]:
     steps, mean, low, high = mean_band(runs)
-    kept = thin(steps, mean, 200)
+    kept = thin(steps, mean, most)
     x = np.exp(np.mean([np.log(spent(run, axis, steps[kept])) for run in runs], axis=0))
     band = (
         [_series(index, kind, x, y[kept]) for kind, y in (("high", high), ("low", low))]
@@ -128,10 +134,10 @@ def _mean(index: int, runs: Sequence[Run], axis: str) -> list[dict[str, Any]]:
     return [*band, _series(index, "mean", x, mean[kept])]
 
 
-def _targets(race: Race, axis: str, name: str, at: np.ndarray) -> dict[str, Any]:
+def _targets(race: Race, name: str, at: np.ndarray, found: Mapping[str, list[Speedup]]) -> dict[str, Any]:
     series = []
     indices = {arm.label: index for index, arm in enumerate(race.arms)}
-    for label, gains in gains_by_target(race, axis, at).items():
+    for label, gains in found.items():
         index = indices[label]
         known = [(x, g) for x, g in zip(at[::-1], gains[::-1], strict=True) if g.estimate is not None]
         closed = [(x, g) for x, g in known if g.low and math.isfinite(g.high)]
@@ -142,9 +148,23 @@ def _targets(race: Race, axis: str, name: str, at: np.ndarray) -> dict[str, Any]
     return {"x": race.metric, "y": f"speed-up in {name}", "line": 1.0, "series": series, "dots": []}
 
 
-def _time(run: Run, axis: str, target: float) -> Time:
-    found = crossing(run.curve, target)
-    return Time(run.costs.at(axis, found.step), found.censored)
+def _gains(race: Race, axis: str, crossed: Crossed, targets: int) -> dict[str, list[Speedup]]:
+    times = {
+        label: [
+            {
+                seed: Time(run.costs.at(axis, found[i].step), found[i].censored)
+                for seed, (run, found) in own.items()
+            }
+            for i in range(targets)
+        ]
+        for label, own in crossed.items()
+    }
+    horizon = race.horizons[axis]
+    return {
+        label: [speedup(*pair, horizon) for pair in zip(times[race.baseline], times[label], strict=True)]
+        for label in race.candidates
+        if label in times
+    }
 
 
 def _series(arm: int, kind: str, x: Any, y: Any, said: str = "") -> dict[str, Any]:

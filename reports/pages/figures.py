@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,16 +11,15 @@ from matplotlib.figure import Figure
 
 from harness.record import TRAINING_PHASES
 from reports.pages import charts
-from reports.pages.charts import allowance, gains_by_target, mean_band, spent, thin
-from reports.pages.strips import ROW, Row, draw_dot, draw_strip, set_log_ticks
+from reports.pages.charts import allowance, mean_band, spent, thin
+from reports.pages.layout import fill, padded, ticks, width_name
+from reports.pages.strips import ROW, Row, draw_dots, draw_strip, set_log_ticks
 from reports.pages.svg import ARMS, DASHES, INK, MUTED, PAPER, Picture, style
 from reports.pages.tables import digits, quantity, said_gain, unit_of
 from reports.race import Race, Run
 from reports.speedup import Speedup, Time
 from reports.verdict import goal
 
-WIDE, NARROW = 7.6, 3.9
-"""Inches."""
 AXIS_NAMES = {
     "steps": "steps",
     "images": "images",
@@ -35,7 +34,8 @@ BAR = 0.5
 """Height of a bar of the cost figure with its label, inches."""
 POINTS = 3_000
 """Of all measured curves of one printed figure."""
-MEAN_POINTS = 120
+MEAN_POINTS = 900
+"""Of all mean curves of one printed figure, at most an eighth for each."""
 FEW = 60
 """Evaluations of a run up to which each is marked by a dot."""
 
@@ -51,61 +51,61 @@ def convergence(race: Race, axis: str, width: float) -> Picture:
         top, bottom = panels[0], panels[-1]
         top.set(xscale="log", yscale="log", xlim=limits, ylim=reach, ylabel=f"{race.metric}, log scale")
         for index, arm in enumerate(race.arms):
-            _draw_arm(top, race.of(arm.label), index, axis, size, allowance(race, POINTS))
+            most = allowance(race, POINTS), max(MEAN_POINTS // max(len(race.arms), 8), 30)
+            _draw_arm(top, race.of(arm.label), index, axis, size, most)
         if race.target is not None:
             _draw_target(top, race, axis, size)
         if rows:
             draw_strip(bottom, rows, limits)
         set_log_ticks(top.yaxis, reach, 7)
-        set_log_ticks(bottom.xaxis, limits, _ticks(width))
+        set_log_ticks(bottom.xaxis, limits, ticks(width))
         bottom.set_xlabel(f"{AXIS_NAMES[axis]}{f' ({unit})' if unit else ''}, log scale")
         top.grid(True, axis="y")
-        _fill(figure, left=0.62, hspace=0.06)
+        fill(figure, left=0.62, hspace=0.06)
         return Picture(
-            figure, f"convergence-{axis}-{_name(width)}", f"{race.metric} against {AXIS_NAMES[axis]} by arm"
+            figure,
+            f"convergence-{axis}-{width_name(width)}",
+            f"{race.metric} against {AXIS_NAMES[axis]} by arm",
         )
 
 
 def forest(race: Race, width: float) -> Picture:
     """Speed-up over the baseline with its interval, by axis and candidate."""
     rows = [row for axis in race.axes for row in _gain_rows(race, axis)]
-    ends = [v for row in rows for v in (row.estimate, row.low, row.high) if v and math.isfinite(v)] + [1.0]
-    limits = _padded(ends)
     with style():
         figure = Figure(figsize=(width, ROW * len(rows) + 0.7))
-        axes = figure.subplots()
-        axes.axvline(1, color=MUTED, linewidth=0.8)
-        draw_strip(axes, rows, limits)
-        set_log_ticks(axes.xaxis, limits, _ticks(width), "{:g}×")
-        axes.set_xlabel(f"speed-up over {race.baseline}, log scale")
-        _fill(figure, left=0.12)
-        return Picture(figure, f"speedup-{_name(width)}", f"speed-ups over {race.baseline} with intervals")
+        draw_gains(figure.subplots(), rows, width, race.baseline)
+        fill(figure, left=0.12)
+        return Picture(
+            figure, f"speedup-{width_name(width)}", f"speed-ups over {race.baseline} with intervals"
+        )
 
 
-def targets(race: Race, axis: str, width: float) -> Picture:
-    """Speed-up over the baseline with its interval, as the target falls from easy to hard."""
+def targets(race: Race, axis: str, gains: Mapping[str, Sequence[Speedup]], width: float) -> Picture:
+    """Speed-up over the baseline with its interval (`charts.gains_by_target`), as the target falls from easy to hard."""
     at = charts.targets(race)
-    gains = gains_by_target(race, axis, at)
     ends = [g for own in gains.values() for gain in own for g in (gain.estimate, gain.low, gain.high)]
-    reach = _padded([end for end in ends if end and math.isfinite(end)] + [1.0])
+    reach = padded([end for end in ends if end and math.isfinite(end)] + [1.0])
     with style():
         figure = Figure(figsize=(width, 0.36 * width + 0.7))
         axes = figure.subplots()
         axes.axhline(1, color=MUTED, linewidth=0.8)
-        axes.set(xscale="log", yscale="log", xlim=_padded(at)[::-1], ylim=reach)
+        axes.set(xscale="log", yscale="log", xlim=padded(at)[::-1], ylim=reach)
         for index, arm in enumerate(race.arms):
             _draw_gains(axes, at, gains.get(arm.label, ()), index)
         if race.target is not None:
             axes.axvline(race.target, color=INK, linewidth=0.7, dashes=(3, 2))
         set_log_ticks(axes.yaxis, reach, 7, "{:g}×")
-        set_log_ticks(axes.xaxis, _padded(at), _ticks(width))
+        set_log_ticks(axes.xaxis, padded(at), ticks(width))
         axes.set(
             xlabel=f"target {race.metric}, harder to the right, log scale",
             ylabel=f"speed-up in {AXIS_NAMES[axis]}",
         )
         axes.grid(True, axis="y")
-        _fill(figure, left=0.62)
-        return Picture(figure, f"targets-{axis}-{_name(width)}", f"speed-up in {AXIS_NAMES[axis]} by target")
+        fill(figure, left=0.62)
+        return Picture(
+            figure, f"targets-{axis}-{width_name(width)}", f"speed-up in {AXIS_NAMES[axis]} by target"
+        )
 
 
 def cost(race: Race, width: float) -> Picture:
@@ -123,8 +123,10 @@ def cost(race: Race, width: float) -> Picture:
             axes.text(1, y - 0.26, f"{digits(sum(phases.values()) / size)} {unit}", ha="right", **look)
         axes.set(ylim=(len(means) - 0.6, -0.75), yticks=[], xlabel=f"time of one training step ({unit})")
         axes.spines["left"].set_visible(False)
-        _fill(figure, left=0.12)
-        return Picture(figure, f"cost-{_name(width)}", "time of one training step by phase, for each arm")
+        fill(figure, left=0.12)
+        return Picture(
+            figure, f"cost-{width_name(width)}", "time of one training step by phase, for each arm"
+        )
 
 
 def time_rows(race: Race, axis: str, size: float) -> list[Row]:
@@ -154,13 +156,31 @@ def phase_seconds(runs: Sequence[Run]) -> dict[str, float]:
     }
 
 
+def gain_row(label: str, index: int, gain: Speedup) -> Row:
+    """A speed-up as a row of a strip, open where its interval contains 1."""
+    resolved = gain.direction != "unresolved"
+    return Row(
+        label, index, said_gain(gain).lstrip(" ·"), gain.estimate, gain.low, gain.high, resolved=resolved
+    )
+
+
+def draw_gains(axes: Axes, rows: Sequence[Row], width: float, baseline: str) -> None:
+    """Rows of speed-ups on a log scale of factors, with a line at 1."""
+    limits = padded(
+        [v for row in rows for v in (row.estimate, row.low, row.high) if v and math.isfinite(v)] + [1.0]
+    )
+    axes.axvline(1, color=MUTED, linewidth=0.8)
+    draw_strip(axes, rows, limits)
+    set_log_ticks(axes.xaxis, limits, ticks(width), "{:g}×")
+    axes.set_xlabel(f"speed-up over {baseline}, log scale")
+
+
 def _gain_rows(race: Race, axis: str) -> list[Row]:
     rows = []
     for index, arm in enumerate(race.arms):
         gain = race.speedups.get((axis, arm.label))
         if gain is not None and gain.estimate is not None:
-            said = said_gain(gain).lstrip(" ·")
-            rows.append(Row(arm.label, index, said, gain.estimate, gain.low, gain.high))
+            rows.append(gain_row(arm.label, index, gain))
     return [Row(f"in {AXIS_NAMES[axis]}"), *rows] if rows else []
 
 
@@ -169,27 +189,23 @@ def _limits(race: Race, axis: str, size: float) -> tuple[tuple[float, float], tu
     runs = [run for run in race.runs if run.curve is not None]
     reached = [run.costs.at(axis, step) / size for run in runs for step in run.curve.steps[[0, -1]]]
     values = [value for run in runs for value in run.curve.measured]
-    return _padded(reached), _padded(values + ([] if race.target is None else [race.target]))
+    return padded(reached), padded(values + ([] if race.target is None else [race.target]))
 
 
-def _padded(values: Sequence[float]) -> tuple[float, float]:
-    """Limits of a log scale with some room at both ends."""
-    low, high = min(values), max(values)
-    pad = max(1.05, (high / low) ** 0.05)
-    return low / pad, high * pad
-
-
-def _draw_arm(axes: Axes, runs: Sequence[Run], index: int, axis: str, size: float, most: int) -> None:
+def _draw_arm(
+    axes: Axes, runs: Sequence[Run], index: int, axis: str, size: float, most: tuple[int, int]
+) -> None:
+    """`most`: points of a measured curve and of a mean."""
     look = {"color": ARMS[index % len(ARMS)]}
     for run in (run for run in runs if run.curve is not None):
-        kept = thin(run.curve.steps, run.curve.measured, most)
+        kept = thin(run.curve.steps, run.curve.measured, most[0])
         x = spent(run, axis, run.curve.steps[kept]) / size
         dots = {"marker": "o" if len(run.curve.steps) <= FEW else "", "markersize": 1.8, "markeredgewidth": 0}
         axes.plot(x, run.curve.measured[kept], linewidth=0.6, alpha=0.55, **look, **dots)
-    counted = [run for run in runs if run.counts]
+    counted = [run for run in runs if run.done]
     if counted:
         steps, mean, low, high = mean_band(counted)
-        kept = thin(steps, mean, MEAN_POINTS)
+        kept = thin(steps, mean, most[1])
         x = np.exp(np.mean([np.log(spent(run, axis, steps[kept])) for run in counted], axis=0)) / size
         dashes = DASHES[index % len(DASHES)] or (None, None)
         if len(counted) > 1:
@@ -202,8 +218,8 @@ def _draw_target(axes: Axes, race: Race, axis: str, size: float) -> None:
     place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
     axes.annotate(goal(race), (0, race.target), (4, 3), fontsize=8, **place)
     for index, arm in enumerate(race.arms):
-        for time in _times(race, arm.label, axis):
-            draw_dot(axes, time.value / size, race.target, ARMS[index % len(ARMS)], time.censored)
+        times = [Time(t.value / size, t.censored) for t in _times(race, arm.label, axis)]
+        draw_dots(axes, times, race.target, ARMS[index % len(ARMS)])
 
 
 def _draw_gains(axes: Axes, at: np.ndarray, gains: Sequence[Speedup], index: int) -> None:
@@ -229,20 +245,3 @@ def _draw_bar(axes: Axes, y: int, phases: dict[str, float]) -> None:
 
 def _times(race: Race, label: str, axis: str) -> list[Time]:
     return [run.time(axis) for run in race.of(label) if run.crossing is not None]
-
-
-def _fill(figure: Figure, *, left: float, hspace: float | None = None) -> None:
-    """Margins in inches, the same whatever the size of the figure."""
-    width, height = figure.get_size_inches()
-    bottom, right = 0.47 / height, 1 - 0.12 / width
-    figure.subplots_adjust(
-        left=left / width, right=right, top=1 - 0.08 / height, bottom=bottom, hspace=hspace
-    )
-
-
-def _ticks(width: float) -> int:
-    return 9 if width == WIDE else 5
-
-
-def _name(width: float) -> str:
-    return "wide" if width == WIDE else "narrow"

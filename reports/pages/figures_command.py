@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
+    from reports.pages.published import Printed
     from reports.pages.svg import Picture
     from reports.race import Race
 
@@ -44,6 +47,13 @@ FORMATS = ("pdf", "svg")
     "--target", type=float, help="The value to reach. Default: the study's, else what every run reaches."
 )
 @click.option("--baseline", help="The arm to compare with. Default: the study's, else flow.")
+@click.option(
+    "--published",
+    multiple=True,
+    metavar="METHOD[:SIZE[:METRIC]]",
+    help="Curves of papers, in a figure of their own: repa:XL:FID. Repeatable.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")
 def figures(
     directories: tuple[Path, ...],
     output: Path,
@@ -52,32 +62,67 @@ def figures(
     metric: str | None,
     target: float | None,
     baseline: str | None,
+    published: tuple[str, ...],
+    as_json: bool,
 ) -> None:
-    """Convergence, speed-ups, speed-up by target and cost of a step as figures for a paper; the same bytes each time."""
+    """Every figure of a report for a paper: convergence, speed-ups (by cost, target and cell), profiles, cost of a step.
+
+    The same records give the same bytes.
+    """
+    import json
+
     from harness.errors import unknown
+    from reports.pages.published import find_curves
     from reports.race import read_race
 
     kinds = [kind.strip() for kind in formats.split(",")]
     for kind in kinds:
         if kind not in FORMATS:
             raise unknown("format", kind, FORMATS)
+    printed = find_curves(published)
     race = read_race(list(directories), metric=metric, target=target, baseline=baseline)
-    for picture in pictures(race, WIDTHS[look]):
-        for kind in kinds:
-            click.echo(save(picture, output, kind))
+    files = []
+    for draw in _shown(pictures(race, printed)):
+        picture = draw(WIDTHS[look])
+        files += [save(picture, output, kind) for kind in kinds]
+    if as_json:
+        shared = {"name": race.name, "metric": race.metric, "target": race.target, "baseline": race.baseline}
+        click.echo(json.dumps(shared | {"figures": [str(file) for file in files]}, indent=1))
+        return
+    for file in files:
+        click.echo(file)
 
 
-def pictures(race: Race, width: float) -> list[Picture]:
-    """Every picture that this race has, on every axis, `width` inches wide."""
-    from reports.pages import charts
+def pictures(race: Race, printed: Sequence[Printed] = ()) -> list[Callable[[float], Picture]]:
+    """What draws each picture that this race has, on every axis, given a width in inches."""
+    from reports.cells import cells_of
+    from reports.pages import charts, forest, profile_plot
     from reports.pages import figures as drawn
+    from reports.pages import published as papers
 
     curves = any(run.curve is not None for run in race.runs)
-    found = [drawn.convergence(race, axis, width) for axis in race.axes if curves]
-    if race.speedups and len(charts.targets(race)):
-        found += [drawn.targets(race, axis, width) for axis in race.axes]
-    found += [drawn.forest(race, width)] if race.speedups else []
-    return found + ([drawn.cost(race, width)] if any(run.record.of("train") for run in race.runs) else [])
+    found = [partial(drawn.convergence, race, axis) for axis in race.axes if curves]
+    at = charts.targets(race)
+    if race.speedups and len(at):
+        gains = charts.gains_by_target(race, race.axes, at)
+        found += [partial(drawn.targets, race, axis, gains[axis]) for axis in race.axes]
+    found += [partial(drawn.forest, race)] if race.speedups else []
+    cells = cells_of(race)
+    if len(cells) > 1:
+        found += [partial(forest.picture, cells, axis) for axis in forest.compared(race, cells)]
+    found += [partial(profile_plot.picture, one) for one in profile_plot.profiles(race).values()]
+    found += [partial(drawn.cost, race)] if any(run.record.of("train") for run in race.runs) else []
+    groups = papers.by_metric(printed).items()
+    return found + [partial(papers.picture, metric, own, n) for n, (metric, own) in enumerate(groups)]
+
+
+def _shown(draws: Sequence[Callable[[float], Picture]]) -> Iterable[Callable[[float], Picture]]:
+    """With a bar in a terminal."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    return track(draws, "figures", console=console, disable=not console.is_terminal, transient=True)
 
 
 def save(picture: Picture, folder: Path, kind: str) -> Path:

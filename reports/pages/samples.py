@@ -16,6 +16,10 @@ from reports.race import Race
 WIDEST = 480
 """Pixels; larger grids become thumbnails."""
 MOST_STEPS = 5
+BUDGET = 600_000
+"""Characters of all pictures together: of many arms they are smaller, and at last fewer."""
+SHAPES = ((WIDEST, MOST_STEPS), (320, 5), (240, 5), (240, 3), (160, 3), (160, 2), (96, 2))
+"""Widths in pixels and numbers of steps to choose from, the best first."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +39,22 @@ def samples_of(race: Race) -> Samples | None:
         folders = [arm.runs[seed].path / "samples" for arm in race.arms]
         steps = sorted(set.intersection(*({_step(file) for file in _grids(folder)} for folder in folders)))
         if steps:
-            rows = [
-                (step, tuple(_uri(f / f"step-{step:08d}.png") for f in folders)) for step in spread(steps)
-            ]
-            return Samples(seed, tuple(arm.label for arm in race.arms), tuple(rows))
+            return Samples(seed, tuple(arm.label for arm in race.arms), _rows(folders, steps))
     return None
+
+
+def _rows(folders: Sequence[Path], steps: Sequence[int]) -> tuple[tuple[int, tuple[str, ...]], ...]:
+    """The largest and most pictures that keep within the budget; the smallest and fewest where none do."""
+    for widest, most in SHAPES:
+        rows, used = [], 0
+        for step in spread(steps, most):
+            rows.append((step, tuple(_uri(f / f"step-{step:08d}.png", widest) for f in folders)))
+            used += sum(map(len, rows[-1][1]))
+            if used > BUDGET:
+                break
+        else:
+            break
+    return tuple(rows)
 
 
 def spread(steps: Sequence[int], most: int = MOST_STEPS) -> list[int]:
@@ -58,7 +73,7 @@ def _step(file: Path) -> int:
     return int(file.stem.removeprefix("step-"))
 
 
-def _uri(file: Path) -> str:
+def _uri(file: Path, widest: int) -> str:
     """A picture as a data URI: PNG, or a JPEG thumbnail where it is wider than the page needs."""
     content = file.read_bytes()
     try:
@@ -67,10 +82,10 @@ def _uri(file: Path) -> str:
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise UserError(f"{file} is not a picture: {error}") from error
     kind, buffer = "png", io.BytesIO()
-    if picture.width > WIDEST:
+    if picture.width > widest:
         kind = "jpeg"
         picture = picture.convert("RGB")
-        picture.thumbnail((WIDEST, 4 * WIDEST), Image.Resampling.LANCZOS)
+        picture.thumbnail((widest, 4 * widest), Image.Resampling.LANCZOS)
         picture.save(buffer, "jpeg", quality=85)
         content = buffer.getvalue()
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -18,6 +18,7 @@ ROW = 0.36
 """Height of a row, inches."""
 LETTERS = 12.0
 """Of a label, in an inch."""
+_MARKS: dict[Censored, tuple[str, float]] = {None: ("o", 3.4), "left": ("<", 5), "right": (">", 5)}
 _SERIES = (
     (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9),
     (1, 1.5, 2, 3, 4, 5, 7),
@@ -39,6 +40,8 @@ class Row:
     low: float | None = None
     high: float | None = None
     dots: tuple[Time, ...] = ()
+    resolved: bool = True
+    """Whether the interval leaves out what the row is compared with; an open diamond says that it does not."""
 
 
 def draw_strip(axes: Axes, rows: Sequence[Row], limits: tuple[float, float]) -> None:
@@ -48,27 +51,31 @@ def draw_strip(axes: Axes, rows: Sequence[Row], limits: tuple[float, float]) -> 
     for y, row in enumerate(rows):
         colour = MUTED if row.arm is None else ARMS[row.arm % len(ARMS)]
         look = {"transform": axes.get_yaxis_transform(), "fontsize": 8, "color": colour, "va": "bottom"}
-        axes.text(
-            0, y - 0.22 if row.dots or row.estimate else y + 0.1, row.label, weight=_weight(row), **look
-        )
+        place = y - 0.22 if row.dots or row.estimate else y + 0.1
+        axes.text(0, place, _clipped(row.label, axes, row.said), weight=_weight(row), **look)
         axes.text(1, y - 0.22, row.said, ha="right", **look)
         _draw_interval(axes, y, row, colour, limits)
-        for time in row.dots:
-            draw_dot(axes, time.value, y, colour, time.censored)
+        draw_dots(axes, row.dots, y, colour)
         if row.estimate is not None:
-            edge = {"markeredgecolor": PAPER, "markeredgewidth": 0.7}
-            axes.plot(row.estimate, y, "D", color=colour, markersize=5, zorder=5, **edge)
+            open_ = {"markerfacecolor": PAPER, "markeredgecolor": colour, "markeredgewidth": 1.2}
+            filled = {"markeredgecolor": PAPER, "markeredgewidth": 0.7}
+            look = filled if row.resolved else open_
+            axes.plot(row.estimate, y, "D", color=colour, markersize=5, zorder=5, **look)
 
 
-def draw_dot(axes: Axes, x: float, y: float, colour: str, censored: Censored) -> None:
-    """A run's time; an open triangle points to where the true one lies when it is censored."""
-    marker, size = {"left": ("<", 5), "right": (">", 5), None: ("o", 3.4)}[censored]
-    face = {
-        "markerfacecolor": PAPER if censored else colour,
-        "markeredgecolor": colour,
-        "markeredgewidth": 0.7,
-    }
-    axes.plot(x, y, marker, markersize=size, alpha=0.85, clip_on=False, zorder=4, **face)
+def draw_dots(axes: Axes, times: Sequence[Time], y: float, colour: str) -> None:
+    """Runs' times at a height; an open triangle points to where the true one lies when it is censored."""
+    for kind, (marker, size) in _MARKS.items():
+        values = [time.value for time in times if time.censored == kind]
+        if not values:
+            continue
+        face = {
+            "markerfacecolor": PAPER if kind else colour,
+            "markeredgecolor": colour,
+            "markeredgewidth": 0.7,
+        }
+        look = {"linestyle": "none", "markersize": size, "alpha": 0.85, "clip_on": False, "zorder": 4}
+        axes.plot(values, [y] * len(values), marker, **look, **face)
 
 
 def set_log_ticks(axis: Axis, limits: tuple[float, float], most: int, form: str = "{:,.10g}") -> None:
@@ -101,7 +108,7 @@ def _draw_interval(axes: Axes, y: int, row: Row, colour: str, limits: tuple[floa
 
 def _clipped(label: str, axes: Axes, said: str) -> str:
     """A label cut to the room that is left beside what is said; the legend has it whole."""
-    room = int(axes.figure.get_figwidth() * LETTERS) - len(said) - 8
+    room = int(axes.figure.get_figwidth() * LETTERS) - len(said) - 4
     return label if len(label) <= room else label[: max(room - 1, 4)] + "…"
 
 

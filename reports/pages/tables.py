@@ -10,6 +10,7 @@ from typing import Any
 
 from reports.race import Race, Run
 from reports.speedup import Speedup
+from reports.study import why_ended
 from reports.verdict import factor, interval
 
 COLUMNS = (
@@ -158,10 +159,9 @@ def said_gain(gain: Speedup | None) -> str:
 
 
 def _run_row(race: Race, run: Run) -> dict[str, Any]:
-    failure = run.record.failure or {}
     row = dict.fromkeys(RUN_COLUMNS)
     row |= {"method": run.arm, "seed": run.seed, "run": run.record.id, "status": run.record.status}
-    row |= {"reason": failure.get("reason", ""), "metric": race.metric, "target": race.target}
+    row |= {"reason": why_ended(run.record), "metric": race.metric, "target": race.target}
     if run.curve is not None:
         row |= {"evaluations": len(run.curve.steps), "final": float(run.curve.measured[-1])}
         row |= {"best": float(run.curve.measured.min())}

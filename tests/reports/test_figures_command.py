@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -19,12 +20,40 @@ def test_every_figure_as_pdf_and_svg_twice_the_same(tmp_path: Path) -> None:
         words = [str(race), "-o", str(tmp_path / output), "--format", "pdf,svg", "--target", "40"]
         said = CliRunner().invoke(figures, words, catch_exceptions=False).output.split()
         files = sorted((tmp_path / output).iterdir())
-        assert sorted(said) == [str(file) for file in files] and len(files) == 2 * (4 + 4 + 2)
+        assert sorted(said) == [str(file) for file in files] and len(files) == 2 * (4 + 4 + 4 + 2)
         written.append({file.name: file.read_bytes() for file in files})
     assert written[0] == written[1]
     for name, content in written[0].items():
         assert content.startswith(b"%PDF" if name.endswith("pdf") else b"<?xml")
     assert b"fd:local" in written[0]["convergence-steps-narrow.svg"]
+
+
+def test_a_study_of_cells_has_its_forest_and_json_names_every_file(tmp_path: Path) -> None:
+    for size in ("nano", "S"):
+        write_race(
+            tmp_path / "race" / size,
+            {"flow": 1, "repa": 1.4},
+            seeds=2,
+            grid=range(200, 2001, 300),
+            set_={"backbone.size": size},
+        )
+    words = [
+        str(tmp_path / "race"),
+        "-o",
+        str(tmp_path / "out"),
+        "--format",
+        "svg",
+        "--json",
+        "--published",
+        "repa",
+    ]
+    said = json.loads(CliRunner().invoke(figures, words, catch_exceptions=False).output)
+    files = [Path(file) for file in said["figures"]]
+    assert sorted(files) == sorted((tmp_path / "out").iterdir())
+    assert {"cells-steps-narrow.svg", "profile-flops-narrow.svg", "published-0-narrow.svg"} <= {
+        f.name for f in files
+    }
+    assert said["metric"] == "fd:local" and "flow" in said["baseline"]
 
 
 def test_an_unknown_format_writes_nothing(tmp_path: Path) -> None:

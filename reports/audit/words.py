@@ -1,0 +1,217 @@
+"""An audit in words, the same in a terminal and on a page: what was claimed, the axes, the facts, the notes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from reports.audit.audit import Audit
+from reports.audit.claim import claim_hash
+from reports.audit.preconditions import CLOCK, hardware
+from reports.audit.preconditions import differing as differing_fields
+from reports.audit.shape import ends_above, horizon
+from reports.audit.survival import kaplan_meier, mean_until
+from reports.curves import AXES
+from reports.speedup import Speedup
+from reports.verdict import FEWER, factor, interval
+
+
+class AxisLine(NamedTuple):
+    """The speed-up on one axis as texts."""
+
+    name: str
+    claimed: bool
+    """Whether the claim is on this axis."""
+    speedup: str
+    interval: str
+    direction: str
+
+
+def claimed(found: Audit) -> str:
+    """What is said to be how much faster than what."""
+    claim = found.claim
+    least = "at least " if claim.kind == "at_least" else ""
+    target = claim.target if found.target is None else f"{found.target:.5g}"
+    return (
+        f"{claim.candidate} reaches {claim.metric} <= {target} with {least}{factor(claim.factor)}x {FEWER[claim.axis]} "
+        f"than {claim.baseline}"
+    )
+
+
+def because(found: Audit) -> str:
+    """The reasons of the verdict."""
+    return "; ".join(map(str, found.reasons))
+
+
+def axis_lines(found: Audit) -> list[AxisLine]:
+    """All five axes; one that was not logged, or cannot be compared, says so."""
+    return [_axis_line(found, axis) for axis in AXES]
+
+
+def facts(found: Audit) -> list[str]:
+    """Numbers that belong to the verdict, a line each."""
+    own, claim = found.gain, found.claim
+    percent = f"{100 * claim.confidence:g} %"
+    if own is None:
+        return [f"n = {found.n_pairs}, {percent}; claim {claim_hash(claim)}, {found.standing}"]
+    together = "" if own.correlation is None else f", their times correlate by {own.correlation:.2f}"
+    pairs = f"n = {own.n} pairs{together}" if own.paired else f"n = {own.n} seeds an arm, unpaired (Welch)"
+    lost = ", ".join(f"{name} {count}" for name, count in censored(found).items())
+    steep = ", ".join(
+        f"{name} {slope:.2f}" for name, slope in (found.slopes or {}).items() if slope is not None
+    )
+    lines = [f"{pairs}; {percent}; censored: {lost}"]
+    if steep:
+        lines.append(f"slope at the target (log metric by log step): {steep}")
+    if found.detectable is not None:
+        lines.append(
+            f"these runs can tell a factor of {factor(found.detectable)} from 1 (80 % power); {_more(found)}"
+        )
+    return [*lines, f"claim {claim_hash(claim)}, {found.standing}"]
+
+
+def notes(found: Audit) -> list[str]:
+    """What a reader must know before quoting the verdict."""
+    return [
+        *_about_shape(found),
+        *_about_times(found),
+        *_about_budgets(found),
+        *_about_sources(found),
+        *found.notes,
+    ]
+
+
+def censored(found: Audit) -> dict[str, int]:
+    """Runs of each arm that count as bounds, on the claim's axis."""
+    own, claim = found.gain, found.claim
+    counts = (own.censored_baseline, own.censored_candidate) if own else (0, 0)
+    return dict(zip((claim.baseline, claim.candidate), counts, strict=True))
+
+
+def reached(found: Audit) -> dict[str, Any]:
+    """Kaplan-Meier by arm, and the restricted means until the horizon, on the claim's axis."""
+    times = found.times()
+    if not times:
+        return {}
+    end = horizon(found.logs, found.claim.axis)
+    means = {name: mean_until(own, end) for name, own in times.items()}
+    base, cand = (means[name] for name in (found.claim.baseline, found.claim.candidate))
+    return {
+        "horizon": end,
+        "curves": {name: kaplan_meier(own) for name, own in times.items()},
+        "restricted_means": means,
+        "ratio": base / cand if cand else None,
+    }
+
+
+def _axis_line(found: Audit, axis: str) -> AxisLine:
+    gain, name = (found.gains or {}).get(axis), FEWER[axis].removeprefix("fewer ")
+    on = axis == found.claim.axis
+    if gain is None:
+        return AxisLine(name, on, "-", "", "not compared")
+    value = "-" if gain.estimate is None else f"{factor(gain.estimate)}x"
+    return AxisLine(name, on, value, interval(gain.low, gain.high), gain.direction)
+
+
+def _more(found: Audit) -> str:
+    if found.more_pairs == 0:
+        return "decided"
+    if found.more_pairs is None:
+        return "more pairs alone would not decide it"
+    return f"{found.more_pairs} more pair{'s' if found.more_pairs > 1 else ''} would decide it"
+
+
+def _about_shape(found: Audit) -> list[str]:
+    return [*_about_decline(found), *_about_dual(found)]
+
+
+def _about_decline(found: Audit) -> list[str]:
+    """Warns of curves that got worse again: where that changes the answer by more than the interval is wide, where runs count
+    as not there although they once were, and where the fit calls a run there that ends above the target."""
+    own, first, said = found.gain, found.first, []
+    if own is None or first is None or not own.estimate or not first.estimate:
+        return said
+    lost = _lost(own) - _lost(first)
+    apart = abs(math.log(first.estimate / own.estimate))
+    closed = own.low and not math.isinf(own.high)
+    if lost > 0 or (closed and apart > math.log(own.high / own.low)):
+        said.append(
+            f"Curves get worse again: by first crossings {_spoken(first)}, by sustained ones {_spoken(own)}; the sustained "
+            "ones count."
+        )
+    if lost > 0:
+        said.append(f"{lost} runs passed the target and got worse again: they count as not there.")
+    if above := sum(ends_above(log, one, found.target) for log, one in found.crossed()):
+        said.append(
+            f"{above} runs are above the target again in the last quarter of their evaluations, on average."
+        )
+    return said
+
+
+def _about_dual(found: Audit) -> list[str]:
+    steps = (found.gains or {}).get("steps")
+    if not found.dual or not steps or steps.estimate is None or found.dual.agrees(steps):
+        return []
+    span = ", ".join(
+        f"{factor(gain.estimate)}x at {target:.4g}" for target, gain in found.curve if gain.estimate
+    )
+    return [
+        f"The curves are not shifted copies: read off the metrics at step {found.dual.step:.0f} the speed-up in steps is "
+        f"{_spoken(found.dual.gain)}. It depends on the target: {span}."
+    ]
+
+
+def _about_budgets(found: Audit) -> list[str]:
+    """Times that a run has but that the common budget of an axis cuts: a slower step makes the same steps longer."""
+    gains = found.gains or {}
+    if found.claim.axis not in gains:
+        return []
+    base = min(_lost(gain) for gain in gains.values())
+    cut = {axis: _lost(gain) - base for axis, gain in gains.items() if _lost(gain) > base}
+    if not cut:
+        return []
+    said = ", ".join(f"{count} in {FEWER[axis].removeprefix('fewer ')}" for axis, count in cut.items())
+    return [f"Times beyond the smallest budget of any run count as bounds there: {said}."]
+
+
+def _lost(gain: Speedup) -> int:
+    return gain.censored_baseline + gain.censored_candidate
+
+
+def _about_times(found: Audit) -> list[str]:
+    said = []
+    told = reached(found)
+    for name, times in found.times().items():
+        never, early = (sum(time.censored == side for time in times) for side in ("right", "left"))
+        if never:
+            share = told["curves"][name][-1][1]
+            said.append(
+                f"{never} of {len(times)} runs of {name} did not reach the target within the smallest budget ({share:.0%} "
+                "did): the interval is open at that end."
+            )
+        if early:
+            said.append(
+                f"{early} of {len(times)} runs of {name} were below the target at their first evaluation."
+            )
+    if said and told["ratio"]:
+        said.append(f"Restricted mean times up to the common budget: a ratio of {factor(told['ratio'])}.")
+    return said
+
+
+def _about_sources(found: Audit) -> list[str]:
+    claim, logs, said = found.claim, found.logs.all, []
+    if claim.step is not None and found.target is not None:
+        said.append(f"The target is {claim.baseline}'s median at step {claim.step}: {found.target:.5g}.")
+    if logs and not any(log.protocols for log in logs):
+        said.append("The logs tell no evaluation protocol: it is taken to be the same for all points.")
+    if claim.axis in CLOCK and not any(log.machines for log in logs):
+        said.append("The logs tell no hardware: it is taken to be the same for all runs.")
+    elif claim.axis not in CLOCK and logs and (reason := hardware(found.logs)):
+        said.append(f"Seconds are not compared: {reason.text}.")
+    if fields := differing_fields([log.settings for log in logs]):
+        said.append(f"The arms are not on an equal footing: {'; '.join(fields)}.")
+    return said
+
+
+def _spoken(gain: Speedup) -> str:
+    return f"{factor(gain.estimate)}x {interval(gain.low, gain.high)}".strip()

@@ -1,0 +1,95 @@
+"""The first section of a page: a card for each claim that the runs were asked about, with the words of `flowrace audit`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from reports.arms import find_arm
+from reports.audit import words
+from reports.audit.audit import Audit
+from reports.curves import AXES
+from reports.pages import svg
+from reports.pages.section import render
+from reports.pages.strips import ROW, Row, draw_strip, set_log_ticks
+from reports.pages.svg import MUTED, Picture
+from reports.race import Race
+from reports.speedup import Speedup
+
+WIDTH = 3.6
+"""Of a card's picture, inches: beside its table on a wide page, below it on a narrow one."""
+MARKS = {"supported": "✓", "refuted": "✗", "inconclusive": "?"}
+"""A verdict is told by a sign and a word before it is told by a colour."""
+
+
+def audits(race: Race, found: Sequence[Audit]) -> Markup | None:
+    """The cards, and for a family of claims the table of its verdicts as they are and adjusted."""
+    if not found:
+        return None
+    return render("audits", race, cards=[_card(race, one, n) for n, one in enumerate(found)], audits=found)
+
+
+def picture(found: Audit, arm: int, name: str) -> Picture | None:
+    """The speed-up on each axis with its interval, 1, and the factors that fulfil the claim; None without a speed-up."""
+    gains = {axis: gain for axis in AXES if (gain := (found.gains or {}).get(axis)) and gain.estimate}
+    if not gains:
+        return None
+    lines = dict(zip(AXES, words.axis_lines(found), strict=True))
+    rows = [_row(lines[axis], arm, gain) for axis, gain in gains.items()]
+    limits = _limits(found, gains.values())
+    with svg.style():
+        figure = Figure(figsize=(WIDTH, ROW * len(rows) + 0.75))
+        axes = figure.subplots()
+        _draw_claim(axes, found, limits)
+        draw_strip(axes, rows, limits)
+        set_log_ticks(axes.xaxis, limits, 5, "{:g}×")
+        axes.set_xlabel(f"speed-up over {found.claim.baseline}, log scale")
+        height = figure.get_figheight()
+        figure.subplots_adjust(left=0.03, right=0.97, top=1 - 0.2 / height, bottom=0.47 / height)
+        return Picture(figure, name, f"speed-ups of {found.claim.name} with intervals, and what is claimed")
+
+
+def _card(race: Race, found: Audit, number: int) -> dict[str, Any]:
+    arm = race.arms.index(find_arm(race.arms, found.claim.candidate))
+    drawn = picture(found, arm, f"claim-{number}")
+    return {
+        "name": found.claim.name,
+        "claimed": words.claimed(found),
+        "verdict": found.verdict,
+        "mark": MARKS[found.verdict],
+        "because": words.because(found),
+        "lines": words.axis_lines(found),
+        "picture": None if drawn is None else Markup(svg.inline(drawn)),
+        "facts": words.facts(found),
+        "notes": words.notes(found),
+    }
+
+
+def _row(line: words.AxisLine, arm: int, gain: Speedup) -> Row:
+    return Row(line.name + " *" * line.claimed, arm, "", gain.estimate, gain.low, gain.high)
+
+
+def _limits(found: Audit, gains: Sequence[Speedup]) -> tuple[float, float]:
+    """Around estimates, 1 and the claim, and ends that are no more than fourfold beyond them."""
+    near = [gain.estimate for gain in gains] + [1.0, found.claim.factor]
+    least, most = min(near) / 4, max(near) * 4
+    ends = [end for gain in gains for end in (gain.low, gain.high) if end and least < end < most]
+    low, high = min(near + ends), max(near + ends)
+    room = (high / low) ** 0.06
+    return low / room, high * room
+
+
+def _draw_claim(axes: Axes, found: Audit, limits: tuple[float, float]) -> None:
+    """The factors that fulfil the claim as a field, from edge to edge where they have no end."""
+    claim = found.claim
+    low, high = claim.low, min(claim.high, limits[1])
+    axes.axvspan(low, high, color=MUTED, alpha=0.13, linewidth=0)
+    axes.axvline(1, color=MUTED, linewidth=0.8)
+    middle = math.sqrt(max(low, limits[0]) * high)
+    look = {"ha": "center", "va": "bottom", "fontsize": 7.5, "color": MUTED}
+    axes.text(middle, 1.0, "fulfils the claim", transform=axes.get_xaxis_transform(), **look)

@@ -1,0 +1,58 @@
+"""Where a report's numbers come from: what the arms differ in, what the runs ran on, and how to make the page again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from markupsafe import Markup
+
+from harness.record import Record
+from reports.arms import differences
+from reports.pages.section import render
+from reports.pages.tables import digits, run_rows
+from reports.race import Race, hardware, protocols
+
+
+def provenance(race: Race, command: str) -> Markup:
+    """`command` makes the page again."""
+    return render("provenance", race, differences=differences(race.arms), facts=_facts(race), command=command)
+
+
+def _facts(race: Race) -> list[tuple[str, list[str]]]:
+    """What the runs ran on and with, each value once; hosts are left out."""
+    starts = [start for run in race.runs for start in run.record.environment]
+    python = [f"python {start['python']}" for start in starts if "python" in start]
+    packages = [f"{name} {found}" for start in starts for name, found in start.get("packages", {}).items()]
+    machines = [text for run in race.runs for text in hardware(run.record)]
+    encoders = [_encoder(encoder) for start in starts for encoder in start.get("encoders", ())]
+    facts = {
+        "Packages": [", ".join(dict.fromkeys([*python, *packages]))],
+        "Code": [str(start["code"]) for start in starts if start.get("code")],
+        "Hardware": machines,
+        "Data (fingerprint)": [str(s["data_fingerprint"]) for s in starts if "data_fingerprint" in s],
+        "Encoders": encoders,
+        "Evaluation protocol": protocols(race.runs),
+        "Not finished": [_unfinished(row) for row in run_rows(race) if row["status"] != "done"],
+        "Restarts": [_restarts(run.record) for run in race.runs if len(run.record.environment) > 1],
+    }
+    return [(name, sorted(set(values))) for name, values in facts.items() if any(values)]
+
+
+def _unfinished(row: Mapping[str, Any]) -> str:
+    """A run that failed, stopped or never began, with the last line that it left."""
+    reached = f", last value {digits(row['final'])}" if row["final"] is not None else ""
+    reason = f": {row['reason']}" if row["reason"] else ""
+    return f"{row['method']} seed {row['seed']} ({row['run']}) {row['status']}{reached}{reason}"
+
+
+def _encoder(encoder: Mapping[str, Any]) -> str:
+    parts = [str(encoder.get("name"))]
+    parts += [f"{encoder['params']:,} parameters"] if encoder.get("params") else []
+    parts += [f"held-out accuracy {encoder['accuracy']:.1%}"] if encoder.get("accuracy") is not None else []
+    return ", ".join(parts + ([f"sha256 {encoder['sha256'][:12]}"] if encoder.get("sha256") else []))
+
+
+def _restarts(record: Record) -> str:
+    steps = ", ".join(str(start.get("after_step", "?")) for start in record.environment[1:])
+    return f"{record.id} continued after step {steps}"

@@ -1,0 +1,134 @@
+"""Curves of papers beside measured ones: in a panel of their own, with their own axes and their protocol next to them.
+
+They are never drawn into the measured chart: a value on another data set, from another sampler or over another number of samples
+is another quantity, whatever its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from harness.errors import UserError
+from reports.desk.desk import Curve, load_desk, published_curves, select
+from reports.pages.layout import fill, padded, ticks, width_name
+from reports.pages.section import drawings, render
+from reports.pages.strips import set_log_ticks
+from reports.pages.svg import MUTED, Picture, style
+from reports.race import Race
+
+SIZE, METRIC = "XL", "FID"
+"""What is meant where a request leaves it out."""
+DASHES = ((4, 2), (1, 1.5), (6, 1.5, 1, 1.5), (2, 2))
+MARKERS = "osD^vP"
+"""Curves are all grey: dashes and marks tell them apart, also without colours."""
+
+
+@dataclass(frozen=True)
+class Printed:
+    """The published curves of one request."""
+
+    asked: str
+    metric: str
+    curves: tuple[Curve, ...]
+
+
+def find_curves(asked: Sequence[str]) -> list[Printed]:
+    """The curves of requests `METHOD[:SIZE[:METRIC]]`.
+
+    Raises `UserError` for a request that cannot be read, an unknown method or metric, and one of which nothing is published.
+    """
+    return [_find(one) for one in asked]
+
+
+def published(race: Race, printed: Sequence[Printed]) -> Markup | None:
+    """The section; None where nothing was asked for."""
+    if not printed:
+        return None
+    panels = [
+        {
+            "metric": metric,
+            "pictures": drawings(partial(picture, metric, curves, number)),
+            "curves": _rows(curves),
+        }
+        for number, (metric, curves) in enumerate(by_metric(printed).items())
+    ]
+    return render("published", race, panels=panels)
+
+
+def picture(metric: str, curves: Sequence[Curve], number: int, width: float) -> Picture:
+    """Thin, grey and dashed, with a mark at each number that was printed; the legend names the source."""
+    with style():
+        figure = Figure(figsize=(width, 0.34 * width + 0.7 + 0.17 * len(curves)))
+        axes = figure.subplots()
+        for index, curve in enumerate(curves):
+            look = {"dashes": DASHES[index % len(DASHES)], "marker": MARKERS[index % len(MARKERS)]}
+            axes.plot(
+                curve.steps,
+                curve.values,
+                color=MUTED,
+                linewidth=0.9,
+                markersize=3,
+                label=label(curve),
+                **look,
+            )
+        x = padded([step for curve in curves for step in curve.steps])
+        y = padded([value for curve in curves for value in curve.values])
+        axes.set(xscale="log", yscale="log", xlim=x, ylim=y)
+        axes.set(xlabel="steps as published, log scale", ylabel=f"{metric} as published, log scale")
+        set_log_ticks(axes.xaxis, x, ticks(width))
+        set_log_ticks(axes.yaxis, y, 7)
+        axes.grid(True, axis="y")
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=7.5, handlelength=3.2)
+        fill(figure, left=0.62, top=0.1 + 0.165 * len(curves))
+        return Picture(figure, f"published-{number}-{width_name(width)}", f"published {metric} against steps")
+
+
+def label(curve: Curve) -> str:
+    """As a legend: `published: REPA, Table 7 (repa, ImageNet-256)`."""
+    place = curve.source.split(" ", 1)[1] if " " in curve.source else curve.source
+    return f"published: {curve.method}, {place} ({curve.paper}, {curve.dataset})"
+
+
+def _find(asked: str) -> Printed:
+    method, size, metric = [*asked.split(":"), "", ""][:3]
+    if not method or asked.count(":") > 2:
+        raise UserError(f"--published {asked}: expected METHOD[:SIZE[:METRIC]], as repa:XL:FID")
+    numbers = load_desk().numbers
+    select(numbers, method=method, metric=metric or None)
+    curves = published_curves(method, size or SIZE, metric or METRIC)
+    if not curves:
+        raise UserError(
+            f"--published {asked}: no curve of {method} is published for size {size or SIZE} and {metric or METRIC} "
+            f"(two steps or more under one protocol). See: flowrace claims --method {method}"
+        )
+    return Printed(asked, metric or METRIC, curves)
+
+
+def by_metric(printed: Sequence[Printed]) -> dict[str, list[Curve]]:
+    """Curves that can share an axis: one metric, each curve once."""
+    groups: dict[str, list[Curve]] = {}
+    for one in printed:
+        own = groups.setdefault(one.metric, [])
+        own += [curve for curve in one.curves if curve not in own]
+    return groups
+
+
+def _rows(curves: Sequence[Curve]) -> list[dict[str, str]]:
+    return [
+        {
+            "method": curve.method,
+            "dataset": curve.dataset,
+            "sampler": curve.sampler,
+            "guidance": curve.guidance,
+            "samples": "unstated" if curve.samples is None else f"{curve.samples:,}",
+            "status": curve.status.replace("_", " "),
+            "source": f"{curve.paper}: {curve.source}",
+            "points": "; ".join(f"{s:,}: {v:g}" for s, v in zip(curve.steps, curve.values, strict=True)),
+        }
+        for curve in curves
+    ]

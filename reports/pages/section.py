@@ -1,0 +1,73 @@
+"""A section of the page: HTML from a template of its own, or None where a race has nothing to show in it.
+
+A section is a function `section(race) -> Markup | None`, listed in `page.SECTIONS`. Its template takes the shared pieces with
+`{% from "macros.html.j2" import drawing, gain with context %}`, and everything from users is escaped by the engine.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from reports.pages import figures, svg, tables
+from reports.pages.layout import NARROW, WIDE
+from reports.race import Race
+
+
+def render(template: str, race: Race, **content: Any) -> Markup:
+    """A template of `templates/`, with the race, its legend and `content`."""
+    text = environment().get_template(f"{template}.html.j2").render(race=race, legend=legend(race), **content)
+    return Markup(text)
+
+
+def drawings(draw: Callable[[float], svg.Picture], widths: Sequence[float] = (WIDE, NARROW)) -> list[Markup]:
+    """A picture drawn for wide pages and for narrow ones, or for all in one, as the macro `drawing` takes it."""
+    return [Markup(svg.inline(draw(width))) for width in widths]
+
+
+def source(name: str) -> Markup:
+    """A file of `templates/` as it is: a style or a script of ours."""
+    return Markup(environment().loader.get_source(environment(), name)[0])
+
+
+def legend(race: Race) -> list[dict[str, str]]:
+    """Label, colour variable and dashes of each arm."""
+    return [_swatch(index, arm.label) for index, arm in enumerate(race.arms)]
+
+
+@cache
+def environment() -> Environment:
+    made = Environment(
+        loader=PackageLoader("reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters["whole"] = whole
+    made.globals |= {
+        "quantity": tables.quantity,
+        "digits": tables.digits,
+        "axis_names": figures.AXIS_NAMES,
+    }
+    return made
+
+
+def whole(text: str) -> str:
+    """A sentence whose intervals and counts do not break over lines."""
+    text = re.sub(r"([\[(][^ ,]+), ([^ ,]+[\])])", "\\1,\u00a0\\2", text)
+    return text.replace("95 %", "95\u00a0%").replace("n = ", "n\u00a0=\u00a0")
+
+
+def _swatch(index: int, label: str) -> dict[str, str]:
+    dashes: Sequence[float] = svg.DASHES[index % len(svg.DASHES)]
+    return {
+        "label": label,
+        "colour": f"arm{index % len(svg.ARMS)}",
+        "dashes": " ".join(str(2 * d) for d in dashes),
+    }

@@ -1,0 +1,182 @@
+"""Cells and what they say together, against closed forms, scipy's Welch test and simulated coverage."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from reports.cells import Cell, cells_of, objectives_of, pool, sooner
+from reports.pages.forest import candidates, compared, forest
+from reports.race import read_race
+from reports.speedup import Speedup, Time, speedup
+from tests.reports.synthetic import power_law, write_run
+
+EFFECTS = {"nano": (1.5, 1.6, 1.4), "S": (2.0, 2.4, 2.2)}
+"""Speed-ups of three seeds in two cells."""
+
+
+def write_cells(folder: Path, effects: Mapping[str, tuple[float, ...]] = EFFECTS, **run) -> Path:
+    """flow meets a target T at (1000 / T) ** 2, and a candidate `effect` times sooner."""
+    for size, own in effects.items():
+        for seed, effect in enumerate(own):
+            for method, factor in (("flow", 1.0), ("repa", effect)):
+                curve = power_law(1000 * factor**-0.5, 0.5)
+                path = folder / f"{method}-{size}-{seed}"
+                write_run(path, method, seed, metric=curve, set_={"backbone.size": size}, **run)
+    return folder
+
+
+def by_label(cells: list[Cell]) -> dict[str, Cell]:
+    return {cell.label: cell for cell in cells}
+
+
+def gain_of(logs: np.ndarray) -> Speedup:
+    base = {seed: Time(1000.0) for seed in range(len(logs))}
+    return speedup(base, {seed: Time(1000.0 * math.exp(-d)) for seed, d in enumerate(logs)})
+
+
+def test_each_cell_is_compared_with_its_own_baseline(tmp_path: Path) -> None:
+    race = read_race([write_cells(tmp_path)], target=30)
+    cells = by_label(cells_of(race))
+    assert objectives_of(race) == ["flow", "repa"]
+    assert list(cells) == ["backbone.size = S", "backbone.size = nano"]
+    for size, effects in EFFECTS.items():
+        found = cells[f"backbone.size = {size}"].speedups["steps", "repa"]
+        low, high = stats.t.interval(0.95, 2, np.mean(np.log(effects)), stats.sem(np.log(effects)))
+        assert [found.estimate, found.low, found.high] == pytest.approx(
+            [stats.gmean(effects), math.exp(low), math.exp(high)], rel=1e-6
+        )
+        assert sooner(*(cells[f"backbone.size = {size}"].times(o, "steps") for o in ("flow", "repa"))) == (
+            3,
+            3,
+        )
+    assert candidates(list(cells.values())) == ["repa"]
+    assert compared(race, list(cells.values())) == ["steps", "images", "flops", "seconds"]
+
+
+def test_two_pooled_cells_are_a_welch_test_of_one_against_the_other_with_its_sign_turned() -> None:
+    """(m1 + m2) / 2 is half the difference of m1 and -m2, so scipy's interval of that difference, halved, is the pooled one."""
+    rng = np.random.default_rng(1)
+    for n, m in ((3, 3), (3, 7), (2, 10)):
+        a, b = rng.normal(0.4, 0.1, n), rng.normal(0.2, 0.3, m)
+        pooled = pool({"a": gain_of(a), "b": gain_of(b), "none": None})
+        low, high = stats.ttest_ind(a, -b, equal_var=False).confidence_interval(0.95)
+        assert np.log([pooled.gain.low, pooled.gain.high]) == pytest.approx([low / 2, high / 2], rel=1e-9)
+        assert math.log(pooled.gain.estimate) == pytest.approx((a.mean() + b.mean()) / 2)
+        assert pooled.gain.n == n + m and pooled.cells == ("a", "b") and pooled.left_out == ("none",)
+
+
+def test_the_pooled_interval_covers_and_a_bootstrap_of_three_seeds_does_not() -> None:
+    """Why the pooled interval is no stratified bootstrap: four cells of three seeds, cells with effects of their own."""
+    rng, cells, seeds, repeats = np.random.default_rng(2), 4, 3, 1500
+    truths, spreads = np.array([0.1, 0.3, 0.5, 0.7]), np.array([0.05, 0.1, 0.05, 0.2])
+    hits = boots = 0
+    draws = rng.integers(seeds, size=(600, cells, seeds))
+    for _ in range(repeats):
+        logs = rng.normal(truths[:, None], spreads[:, None], (cells, seeds))
+        found = pool({str(c): gain_of(own) for c, own in enumerate(logs)}).gain
+        hits += found.low <= math.exp(truths.mean()) <= found.high
+        again = np.take_along_axis(logs[None], draws, axis=2).mean(axis=(1, 2))
+        low, high = np.quantile(again, [0.025, 0.975])
+        boots += low <= truths.mean() <= high
+    assert 0.94 <= hits / repeats <= 0.98
+    assert boots / repeats < 0.9
+
+
+def test_an_open_end_of_one_cell_is_open_in_the_mean() -> None:
+    closed = gain_of(np.log([1.5, 1.6, 1.4]))
+    base = {seed: Time(1000.0) for seed in range(3)}
+    never = speedup(base, {0: Time(500.0), 1: Time(600.0), 2: Time(900.0, "right")})
+    late = speedup({0: Time(500.0), 1: Time(600.0), 2: Time(900.0, "right")}, base)
+    assert pool({"a": closed, "b": never}).gain.low == 0
+    assert math.isfinite(pool({"a": closed, "b": never}).gain.high)
+    assert math.isinf(pool({"a": closed, "b": late}).gain.high)
+    assert pool({"a": closed, "b": speedup(base, {7: Time(1.0)})}) is None  # unpaired, one run: no interval
+    assert pool({"a": closed}) is None
+
+
+def test_pairs_of_whom_one_was_first() -> None:
+    base = {
+        0: Time(10.0),
+        1: Time(10.0),
+        2: Time(10.0, "right"),
+        3: Time(10.0),
+        4: Time(8.0, "right"),
+        6: Time(1.0),
+    }
+    cand = {
+        0: Time(9.0),
+        1: Time(10.0),
+        2: Time(12.0),
+        3: Time(10.0, "right"),
+        4: Time(9.0, "right"),
+        5: Time(1.0),
+    }
+    assert sooner(base, cand) == (2, 3)  # seeds 0 and 2 of 0, 2 and 3: 1 is a tie, nobody arrived in 4
+
+
+def test_without_a_target_each_cell_has_one_that_all_its_runs_reach(tmp_path: Path) -> None:
+    """flow is the slower arm: its curve ends at 1000 / sqrt(2000) = 22.4 in every cell of these, at 44.7 in one twice as hard."""
+    write_cells(tmp_path)
+    for seed in range(2):
+        for method in ("flow", "repa"):
+            curve = power_law(2000, 0.5)
+            write_run(
+                tmp_path / f"{method}-{seed}", method, seed, metric=curve, set_={"backbone.size": "hard"}
+            )
+    cells = by_label(cells_of(read_race([tmp_path])))
+    assert cells["backbone.size = S"].target == 22.4
+    assert cells["backbone.size = hard"].target == 44.8
+
+
+def test_a_cell_without_its_baseline_or_of_two_protocols_compares_nothing_and_says_so(tmp_path: Path) -> None:
+    write_cells(tmp_path)
+    write_run(tmp_path / "alone", "repa", 0, set_={"backbone.size": "L"})
+    for method, protocol in (("flow", "one"), ("repa", "two")):
+        write_run(tmp_path / f"{method}-M", method, 0, set_={"backbone.size": "M"}, protocol=protocol)
+    race = read_race([tmp_path], target=30)
+    why = {cell.label: cell.why for cell in cells_of(race)}
+    assert why == {
+        "backbone.size = S": "",
+        "backbone.size = nano": "",
+        "backbone.size = L": "no finished run of flow",
+        "backbone.size = M": "runs evaluated under different protocols",
+    }
+    page = str(forest(race))
+    assert "backbone.size = L: not compared (no finished run of flow)." in page
+
+
+def test_what_was_tuned_for_each_method_tells_objectives_apart_and_not_cells(tmp_path: Path) -> None:
+    for method, rate in (("flow", 1e-3), ("repa", 2e-3)):
+        write_run(tmp_path / method, method, 0, set_={"optimizer.learning_rate": rate})
+    race = read_race([tmp_path], target=30)
+    [cell] = cells_of(race)
+    assert cell.label == "" and len(cell.runs) == 2
+    assert objectives_of(race)[1] == "repa (optimizer.learning_rate = 0.002)"
+    assert forest(race) is None
+
+
+def test_a_failed_run_is_a_bound_from_where_it_stopped_and_shortens_nobodys_budget(tmp_path: Path) -> None:
+    """flow takes (1000 / 30) ** 2 = 1111 steps; repa is 1.5 times faster, but seed 2 fails at step 400."""
+    write_cells(tmp_path, {"S": (1.5, 1.5, 1.5)})
+    write_run(
+        tmp_path / "repa-S-2b",
+        "repa",
+        3,
+        set_={"backbone.size": "S"},
+        grid=range(100, 401, 100),
+        status="failed",
+    )
+    write_run(tmp_path / "flow-S-3", "flow", 3, set_={"backbone.size": "S"})
+    race = read_race([tmp_path], target=30)
+    found = race.speedups["steps", "repa"]
+    assert race.horizons["steps"] == 2000 and found.n == 4 and found.censored_candidate == 1
+    assert found.low == 0 and found.direction == "unresolved"
+    logs = [math.log(1.5)] * 3 + [math.log((1000 / 30) ** 2 / 400)]
+    assert found.estimate == pytest.approx(math.exp(np.mean(logs)), rel=1e-6)
+    assert [run.seed for run in race.runs if run.counts and not run.done] == [3]

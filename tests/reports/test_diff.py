@@ -1,0 +1,173 @@
+"""What two reports differ in: hand-made tables, the same runs from folders and from CSV, and the command."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from scipy import stats
+
+from harness.errors import UserError
+from reports.commands import report
+from reports.diff import Number, Side, compare, finals, moved
+from reports.pages.diff_sides import read_side
+from reports.pages.page import write_report
+from tests.reports.synthetic import power_law, write_race, write_run
+
+
+def diff(*words: object) -> str:
+    result = CliRunner().invoke(report, ["diff", *map(str, words)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.mark.parametrize(
+    ("after", "expected"),
+    [
+        (Number(2, 1.5, 2.5), "same"),
+        (Number(2.2, 1.8, 2.6), "within"),
+        (Number(2.4, 2.3, 2.6), "between"),
+        (Number(2.6, 1.9, 3.5), "between"),
+        (Number(3, 2.6, 3.5), "outside"),
+        (Number(1, 0.5, 1.4), "outside"),
+        (Number(3, None, None), "unknown"),
+        (Number(2.4, 0, math.inf), "within"),
+    ],
+)
+def test_how_far_a_number_moved(after: Number, expected: str) -> None:
+    before = Number(2, 1.5, 2.5)
+    assert moved(before, after) == expected
+    assert moved(after, before) == expected
+
+
+def test_last_values_have_students_interval_of_their_logs() -> None:
+    rows = [{"status": "done", "method": "a", "final": str(v)} for v in (2.0, 3.0, 4.0)]
+    rows += [
+        {"status": "failed", "method": "a", "final": "9"},
+        {"status": "done", "method": "b", "final": ""},
+    ]
+    logs = [math.log(v) for v in (2, 3, 4)]
+    low, high = stats.t.interval(0.95, 2, sum(logs) / 3, stats.sem(logs))
+    found = finals(rows)
+    assert list(found) == ["a"] and found["a"].n == 3
+    assert [found["a"].value, found["a"].low, found["a"].high] == pytest.approx(
+        [24 ** (1 / 3), math.exp(low), math.exp(high)]
+    )
+
+
+def test_tables_by_hand() -> None:
+    about = {"metric": "fid", "target": 8.0, "baseline": "flow"}
+    key = ("speedup", "steps", "repa")
+    gone = ("speedup", "steps", "reg")
+    before = Side(
+        "a",
+        about,
+        {key: Number(2, 1.5, 2.5), gone: Number(1)},
+        {
+            "r1": {"status": "done", "method": "repa"},
+            "r2": {"status": "done", "method": "reg"},
+        },
+        specs={"repa": {"train.steps": 100, "method.name": "repa"}, "reg": {"train.steps": 100}},
+        protocols={"p": {"sampler_steps": 6}},
+    )
+    after = Side(
+        "b",
+        about | {"target": 9.0},
+        {key: Number(3, 2.6, 3.4)},
+        {
+            "r1": {"status": "failed", "method": "repa"},
+            "r3": {"status": "done", "method": "repa"},
+        },
+        specs={"repa": {"train.steps": 200, "method.name": "repa"}},
+        protocols={"q": {"sampler_steps": 50}},
+    )
+    found = compare(before, after)
+    assert found.about == {"target": (8.0, 9.0)}
+    assert (found.shared, found.only_before, found.only_after) == (("r1",), ("r2",), ("r3",))
+    assert found.status == {"r1": ("done", "failed")}
+    assert (found.arms_before, found.arms_after) == (("reg",), ())
+    (change,) = found.changes
+    assert (change.what, change.arm, change.moved, change.ratio) == ("speedup", "repa", "outside", 1.5)
+    assert ("train.steps", (100,), (200,)) in found.specs
+    assert found.protocols == (("sampler_steps", (6,), (50,)),)
+
+
+def test_a_study_is_the_same_as_itself_and_as_its_csv(tmp_path: Path) -> None:
+    folder = write_race(tmp_path / "runs", {"flow": 1.0, "repa": 2.0})
+    done = write_report([folder], tmp_path / "report.html")
+    for other in (folder, done.csv):
+        found = compare(read_side(folder), read_side(other))
+        assert len(found.shared) == 6 and not found.only_before and not found.only_after
+        assert {change.what for change in found.changes} == {"speedup", "time", "final"}
+        assert {change.moved for change in found.changes} == {"same"}
+        assert not (found.about or found.specs or found.protocols or found.arms_before or found.arms_after)
+
+
+def test_an_arm_is_known_by_its_runs_and_fields_whatever_its_label(tmp_path: Path) -> None:
+    """Alone it is `repa`, beside another layer `repa (layer = 2)`."""
+    for name in ("a", "b"):
+        for seed in range(2):
+            write_run(tmp_path / name / f"flow-{seed}", "flow", seed)
+            write_run(tmp_path / name / f"repa-{seed}", "repa", seed, set_={"method.layer": 2})
+    write_run(tmp_path / "b" / "other", "repa", 0, set_={"method.layer": 4}, metric=power_law(900, 0.5))
+    done = write_report([tmp_path / "b"], tmp_path / "report.html", target=30)
+    for other in (read_side(tmp_path / "b", target=30), read_side(done.csv)):
+        found = compare(read_side(tmp_path / "a", target=30), other)
+        assert {change.arm for change in found.changes} == {"flow", "repa"}
+        assert found.arms_after == ("repa (layer = 4)",) and not found.arms_before
+
+
+def test_open_ends_are_read_from_csv_as_open(tmp_path: Path) -> None:
+    folder = write_race(tmp_path / "runs", {"flow": 1.0, "repa": 3.0})
+    done = write_report([folder], tmp_path / "report.html", target=12)
+    row, table = read_side(folder, target=12), read_side(done.csv)
+    opened = [n for n in row.numbers.values() if n.high is not None and math.isinf(n.high)]
+    assert opened and row.numbers == table.numbers
+
+
+def test_the_command_tells_what_moved_and_why_it_may_not_be_compared(tmp_path: Path) -> None:
+    a = write_race(tmp_path / "a", {"flow": 1.0, "repa": 2.0})
+    b = write_race(tmp_path / "b", {"flow": 1.0, "repa": 3.0}, protocol="another")
+    said = diff(a, b, "--target", 20, "--axis", "steps")
+    assert "6 runs in both" in said and "protocol, hash: 9cece13e0f6d -> another" in said
+    assert "cannot be compared" in said
+    moved_lines = [line for line in map(str.strip, said.splitlines()) if line.startswith("speed-up")]
+    assert len(moved_lines) == 1 and moved_lines[0].endswith("outside")
+    found = json.loads(diff(a, b, "--target", 20, "--axis", "steps", "--json"))
+    gain = next(change for change in found["changes"] if change["what"] == "speedup")
+    assert gain["ratio"] == pytest.approx(1.5, rel=0.1) and gain["moved"] == "outside"
+    assert len(found["shared"]) == 6
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["a", "nothing.csv"], "cannot read nothing.csv: give a folder of runs, or the CSV"),
+        (["a", "bad.csv"], "is no table of a report: it has no column axis"),
+        (["a", "empty.csv"], "empty.csv has no rows"),
+        (["a", "a", "--axis", "step"], "unknown axis 'step'.*Did you mean 'steps'"),
+        (["empty.csv", "a", "--target", "9"], "--target 9.0 needs the runs"),
+    ],
+)
+def test_mistakes_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
+) -> None:
+    from reports.pages.tables import COLUMNS
+
+    monkeypatch.chdir(tmp_path)
+    write_run(Path("a/one"), "flow")
+    Path("bad.csv").write_text("x,y\n1,2\n")
+    Path("empty.csv").write_text(",".join(COLUMNS) + "\n")
+    with pytest.raises(UserError, match=message):
+        CliRunner().invoke(report, ["diff", *words], catch_exceptions=False)
+
+
+def test_report_is_still_a_command_on_folders_and_helps_with_both() -> None:
+    run = CliRunner().invoke
+    assert "--published" in run(report, ["--help"]).output
+    said = run(report, ["diff", "--help"]).output
+    assert "report diff" in said and "Example: flowrace report diff" in said
+    assert run(report, []).exit_code == 2

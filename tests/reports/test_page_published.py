@@ -1,0 +1,94 @@
+"""Curves of papers on the page: asked for by name, apart from the measured ones, with their protocol beside them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from harness.errors import UserError
+from reports.desk.desk import published_curves
+from reports.pages.page import write_report
+from reports.pages.published import find_curves, label
+from tests.reports.synthetic import write_race, write_run
+
+
+@pytest.fixture(scope="module")
+def race(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_race(
+        tmp_path_factory.mktemp("race"), {"flow": 1, "repa": 1.4}, seeds=2, grid=range(200, 2001, 300)
+    )
+
+
+def section(html: str, name: str) -> str:
+    start = html.index(f'<section id="{name}">')
+    return html[start : html.index("</section>", start)]
+
+
+def test_a_request_is_a_method_a_size_and_a_metric() -> None:
+    [whole] = find_curves(["repa:B:FID"])
+    assert whole.curves == published_curves("repa", "B", "FID") != ()
+    [short] = find_curves(["repa"])
+    assert short.curves == published_curves("repa", "XL", "FID") and short.metric == "FID"
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("rep", "has the method 'rep'. Did you mean"),
+        ("", "expected METHOD"),
+        ("repa:XL:FID:1", "expected METHOD"),
+        ("repa:XL:FIT", "has the metric 'FIT'. Did you mean 'FID'"),
+        ("repa:no", "no curve of repa is published for size no and FID"),
+    ],
+)
+def test_a_request_that_nothing_answers_writes_nothing(
+    race: Path, tmp_path: Path, asked: str, said: str
+) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        write_report([race], tmp_path / "report.html", published=[asked])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_panel_is_apart_grey_dashed_and_names_every_source_and_protocol(
+    race: Path, tmp_path: Path
+) -> None:
+    plain = write_report([race], tmp_path / "plain.html", target=40).html.read_text()
+    html = write_report(
+        [race], tmp_path / "report.html", target=40, published=["repa", "repa:B"]
+    ).html.read_text()
+    assert 'id="published"' not in plain
+    charts = r'<svg[^>]*aria-label="fd:local against steps by arm".*?</svg>'
+    assert re.findall(charts, plain, re.DOTALL) == re.findall(charts, html, re.DOTALL) != []
+    panel = section(html, "published")
+    curves = published_curves("repa", "XL", "FID") + published_curves("repa", "B", "FID")
+    for curve in curves:
+        assert f"published: {curve.method}" in panel and curve.source in panel and curve.sampler in panel
+        assert all(
+            f"{step:,}: {value:g}" in panel for step, value in zip(curve.steps, curve.values, strict=True)
+        )
+    [wide, narrow] = re.findall(r"<svg.*?</svg>", panel, re.DOTALL)
+    assert len(re.findall(r"<path[^>]*stroke-dasharray[^>]*stroke: var\(--muted\)", wide)) >= len(curves)
+    assert not re.search(r"var\(--arm\d", wide + narrow)
+    assert "not the quantities of the chart above" in panel
+    assert "--published repa --published repa:B" in html
+
+
+def test_labels_name_the_source() -> None:
+    texts = [label(curve) for curve in published_curves("repa", "XL", "FID")]
+    assert "published: REPA(T7), Table 7 (repa, ImageNet-256)" in texts
+    assert all(text.startswith("published: ") and "ImageNet-256" in text for text in texts)
+
+
+def test_failed_stopped_and_missing_runs_are_listed_with_the_last_line_they_left(tmp_path: Path) -> None:
+    folder = write_race(tmp_path / "race", {"flow": 1, "repa": 1.4}, seeds=2, grid=range(200, 2001, 300))
+    write_run(folder / "failed", "repa", 2, grid=(200, 400), status="failed")
+    write_run(folder / "stopped", "repa", 3, grid=(200, 400), status="stopped")
+    (folder / "logs").mkdir()
+    (folder / "logs" / "stopped.log").write_text("step 400\nerror: no space left on <device>\n\n")
+    html = write_report([folder], tmp_path / "report.html", target=40).html.read_text()
+    listed = section(html, "provenance")
+    assert "repa seed 2 (failed) failed, last value 50.0: the loss is not finite at step 400" in listed
+    assert "repa seed 3 (stopped) stopped, last value 50.0: no space left on &lt;device&gt;" in listed
+    assert "1 that failed counts as not arrived from the last evaluation on. 1 counts in no number" in html

@@ -1,0 +1,171 @@
+"""Scaling with the encoder and with the model: points from hand-made records, trends by scipy, and the page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from scipy import stats
+
+from harness.errors import UserError
+from reports.pages import scaling_plot
+from reports.race import read_race
+from reports.scaling import Scaling, Trend, encoder_scaling, kind_of, model_scaling
+from tests.reports.synthetic import power_law, write_run
+
+PARAMS = {"tiny": 1e4, "small": 1e5, "base": 1e6, "large": 1e7}
+FACTORS = {"tiny": 1.2, "small": 1.6, "base": 1.4, "large": 2.0}
+"""How many times sooner than flow an objective with this encoder is."""
+ACCURACY = {"tiny": 0.5, "small": 0.6, "base": 0.7, "large": 0.8}
+
+
+def write_study(folder: Path, methods: tuple[str, ...] = ("repa",)) -> Path:
+    """flow meets a target T at (1000 / T) ** 2; random encoders change nothing."""
+    for seed in range(3):
+        write_run(folder / f"flow-{seed}", "flow", seed)
+        for method in methods:
+            for size, factor in FACTORS.items():
+                for family, own in (("local", factor), ("random", 1.0)):
+                    name = f"{family}:{size}"
+                    write_run(
+                        folder / f"{method}-{family}-{size}-{seed}",
+                        method,
+                        seed,
+                        metric=power_law(1000 * own**-0.5 * 1.01**seed, 0.5),
+                        set_={"method.encoder.name": name},
+                        environment={"encoders": [{"name": name, "params": int(PARAMS[size])}]},
+                    )
+    return folder
+
+
+def write_table(folder: Path) -> None:
+    known = {
+        f"{family}:{size}": {
+            "accuracy": {"mean": accuracy},
+            "cknna": None,
+            "local_distant": {"mean": -accuracy},
+        }
+        for family in ("local", "random")
+        for size, accuracy in ACCURACY.items()
+    }
+    protocol = {"classifier": "ridge", "samples": 2000, "control": "flow-0/step-00000001"}
+    (folder / "encoders.json").write_text(json.dumps({"protocol": protocol, "encoders": known}))
+
+
+def trend(found: Scaling, x: str, y: str) -> Trend:
+    return next(one for one in found.trends if (one.x, one.y) == (x, y))
+
+
+def test_points_are_arms_with_their_controls(tmp_path: Path) -> None:
+    found = encoder_scaling(read_race([write_study(tmp_path)], target=30))
+    assert found.xs == ("params",)
+    kinds = [point.kind for point in found.points]
+    assert (kinds.count("trained"), kinds.count("random"), kinds.count("none")) == (4, 4, 1)
+    for point in found.points:
+        assert point.group == ("flow" if point.kind == "none" else "repa")
+        size = point.name.partition(":")[2]
+        if point.kind == "trained":
+            assert point.x == {"params": PARAMS[size]}
+            assert point.gain.estimate == pytest.approx(FACTORS[size] / 1.01**2, rel=1e-6)
+            shared = 1000 * FACTORS[size] ** -0.5 * 1.01
+            assert point.final.estimate == pytest.approx(shared * 2000**-0.5)
+
+
+def test_trends_are_scipys_over_trained_encoders_and_over_all(tmp_path: Path) -> None:
+    found = trend(encoder_scaling(read_race([write_study(tmp_path)], target=30)), "params", "gain")
+    sizes = list(PARAMS)
+    own = stats.spearmanr([PARAMS[s] for s in sizes], [FACTORS[s] for s in sizes]).statistic
+    every = stats.spearmanr([PARAMS[s] for s in sizes * 2], [FACTORS[s] for s in sizes] + [1.0] * 4).statistic
+    assert found.rank.rho == pytest.approx(own) and found.rank.n == 4
+    assert found.with_random.rho == pytest.approx(every) and found.with_random.n == 8
+    assert found.bounded == 0
+
+
+def test_the_slope_is_that_of_a_straight_line(tmp_path: Path) -> None:
+    """Times that fall as params ** -0.1, whatever the seed."""
+    for seed in range(3):
+        for size, params in PARAMS.items():
+            name = f"local:{size}"
+            write_run(
+                tmp_path / f"{size}-{seed}",
+                "repa",
+                seed,
+                metric=power_law(300 * params**-0.05 * 1.02**seed, 0.5),
+                grid=range(10, 2001, 10),
+                set_={"method.encoder.name": name},
+                environment={"encoders": [{"name": name, "params": int(params)}]},
+            )
+    found = trend(encoder_scaling(read_race([tmp_path], target=10)), "params", "time")
+    assert found.slope.estimate == pytest.approx(-0.1, abs=1e-4)
+    assert (found.slope.n, found.slope.seeds) == (12, 3)
+    assert scaling_plot.slope_text(found.slope, "params").startswith("×0.79 ")  # 10 ** -0.1
+
+
+def test_what_encoders_know_comes_from_their_table(tmp_path: Path) -> None:
+    write_table(write_study(tmp_path))
+    found = encoder_scaling(read_race([tmp_path], target=30))
+    assert found.xs == ("params", "accuracy", "local_distant")
+    assert trend(found, "local_distant", "gain").rank.rho == pytest.approx(
+        -trend(found, "accuracy", "gain").rank.rho
+    )
+    page = scaling_plot.encoders(read_race([tmp_path], target=30))
+    assert "flow-0/step-00000001" in page and "flowrace probe" not in page
+
+
+def test_without_the_table_the_page_says_what_to_run(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "a<b")
+    page = scaling_plot.encoders(read_race([folder], target=30))
+    assert f"flowrace probe {tmp_path}/a&lt;b" in page and "a<b" not in page
+    assert "flow: no encoder (control)" in page and len(page) < 300_000
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"protocol": {}}', '{"protocol": 1, "encoders": {}}'])
+def test_a_broken_table_is_named(tmp_path: Path, text: str) -> None:
+    write_study(tmp_path)
+    (tmp_path / "encoders.json").write_text(text)
+    with pytest.raises(UserError, match="no table of encoders; move it away and run: flowrace probe"):
+        encoder_scaling(read_race([tmp_path], target=30))
+
+
+def test_one_encoder_or_none_is_no_scaling(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "flow")
+    write_run(tmp_path / "b", "repa", set_={"method.encoder.name": "local:tiny"})
+    race = read_race([tmp_path])
+    assert encoder_scaling(race) is None and scaling_plot.encoders(race) is None
+    assert model_scaling(race) is None and scaling_plot.sizes(race) is None
+
+
+def test_runs_that_never_arrive_are_bounds(tmp_path: Path) -> None:
+    write_study(tmp_path)
+    found = encoder_scaling(read_race([tmp_path], target=20))
+    late = [point for point in found.points if point.time.right]
+    assert {point.name for point in late} >= {"local:tiny", "random:tiny", ""}
+    assert not {"local:base", "local:large"} & {point.name for point in late}
+    assert trend(found, "params", "time").bounded == sum(point.kind == "trained" for point in late)
+    assert trend(found, "params", "final").bounded == 0
+
+
+def test_sizes_are_compared_in_their_own_cells(tmp_path: Path) -> None:
+    sizes = {"pico": (1e5, 1.2), "nano": (3e5, 1.5), "micro": (1e6, 2.5), "S": (3e6, 2.0)}
+    for seed in range(3):
+        for size, (params, factor) in sizes.items():
+            for method, own in (("flow", 1.0), ("repa", factor)):
+                scale = 1000 * params**-0.1 * own**-0.5 * 1.01**seed
+                set_, about = {"backbone.size": size}, {"params": int(params)}
+                path = tmp_path / f"{method}-{size}-{seed}"
+                write_run(path, method, seed, metric=power_law(scale, 0.5), set_=set_, environment=about)
+    race = read_race([tmp_path])
+    found = model_scaling(race)
+    gains = {point.name: point.gain.estimate for point in found.points if point.group == "repa"}
+    assert gains == pytest.approx({size: factor for size, (_, factor) in sizes.items()}, rel=1e-4)
+    own = next(t for t in found.trends if (t.group, t.y) == ("repa", "gain"))
+    assert own.rank.rho == pytest.approx(0.8) and own.rank.n == 4
+    plain = next(t for t in found.trends if (t.group, t.y) == ("flow", "final"))
+    assert plain.slope.estimate == pytest.approx(-0.1, abs=1e-6) and plain.rank.rho == -1
+    assert "Scaling with the model" in scaling_plot.sizes(race)
+
+
+def test_kinds() -> None:
+    names = ("", None, "random:tiny", "cached:random:tiny", "timm:vit_random", "cached:local:tiny")
+    assert [kind_of(name) for name in names] == ["none", "none", "random", "random", "trained", "trained"]
