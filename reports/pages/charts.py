@@ -119,7 +119,8 @@ def _convergence(race: Race, axis: str, name: str) -> dict[str, Any]:
             series += _mean(index, counted, axis, max(MEANS // max(len(race.arms), 5), 40))
         times = [run.time(axis) for run in runs if run.crossing is not None]
         dots += [[index, _short(time.value), time.censored] for time in times]
-    return {"x": name, "y": race.metric, "line": race.target, "series": series, "dots": dots}
+    shown = {"line": race.target, "mark": None}
+    return {"x": name, "y": race.metric, **shown, "series": series, "dots": dots}
 
 
 def _mean(index: int, runs: Sequence[Run], axis: str, most: int) -> list[dict[str, Any]]:
@@ -145,7 +146,8 @@ def _targets(race: Race, name: str, at: np.ndarray, found: Mapping[str, list[Spe
             series.append(_series(index, kind, [x for x, _ in closed], [getattr(g, kind) for _, g in closed]))
         series.append(_series(index, "mean", [x for x, _ in known], [g.estimate for _, g in known]))
     series = [own for own in series if own["x"]]
-    return {"x": race.metric, "y": f"speed-up in {name}", "line": 1.0, "series": series, "dots": []}
+    shown = {"line": 1.0, "mark": race.target}
+    return {"x": race.metric, "y": f"speed-up in {name}", **shown, "series": series, "dots": []}
 
 
 def _gains(race: Race, axis: str, crossed: Crossed, targets: int) -> dict[str, list[Speedup]]:

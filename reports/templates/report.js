@@ -45,6 +45,11 @@
           pen.fill(); pen.stroke();
         }
       }
+      if (chart.mark !== null) {
+        const x = Math.round(u.valToPos(chart.mark, "x", true));
+        pen.strokeStyle = variable("--ink"); pen.lineWidth = ratio; pen.setLineDash([4 * ratio, 3 * ratio]);
+        pen.beginPath(); pen.moveTo(x, top); pen.lineTo(x, top + height); pen.stroke();
+      }
       pen.restore();
     };
   }
@@ -121,7 +126,7 @@
     }
   }
 
-  const text = (cell) => cell.dataset.copy ?? [...cell.childNodes].map((n) => n.textContent.trim()).filter(Boolean).join(" ");
+  const text = (cell) => (cell.dataset.copy ?? [...cell.childNodes].map((n) => n.textContent.trim()).filter(Boolean).join(" ")).replaceAll("\u00a0", " ");
   const cells = (row) => [...row.cells].map(text);
 
   function rows(table) {  // a group's heading becomes the first column of its rows

@@ -1,0 +1,249 @@
+"""The page as its readers have it: in Chromium, at three widths, without scripts, in the dark, on paper."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reports.pages.page import write_report
+from tests.reports.synthetic import power_law, write_run
+
+INERT = "<script>window.broken = 1</script>"
+CLAIM = """
+[claim]
+name = "faster-by-two"
+candidate = "repa"
+baseline = "flow"
+metric = "fd:local"
+target = 40.0
+axis = "steps"
+factor = 2.0
+kind = "at_least"
+"""
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two arms of three seeds, a failed run whose reason is markup, pictures, a claim, and curves of a paper."""
+    folder = tmp_path_factory.mktemp("browser")
+    for seed in range(3):
+        for method, scale in (("flow", 1000.0), ("repa", 800.0)):
+            run = folder / "runs" / f"{method}{seed}"
+            write_run(run, method, seed, metric=power_law(scale * 1.03**seed, 0.5), pictures=True)
+    write_run(folder / "runs" / "bad", INERT, 0, status="failed")
+    (folder / "claim.toml").write_text(CLAIM)
+    output = folder / "report.html"
+    write_report(
+        [folder / "runs"], output, target=40.0, published=["repa:XL:FID"], claims=[folder / "claim.toml"]
+    )
+    return output
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (chromium and driver):
+        pytest.skip(
+            "Chromium and its driver are not installed (Debian: apt-get install chromium chromium-driver)"
+        )
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for word in ("headless=new", "disable-gpu", "disable-dev-shm-usage", "hide-scrollbars"):
+        options.add_argument(f"--{word}")
+    if os.geteuid() == 0:
+        options.add_argument("--no-sandbox")
+    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield opened
+    opened.quit()
+
+
+def shown(browser: Any, page: Path, width: int = 1280, *, scripts: bool = True, dark: bool = False) -> Any:
+    """The page, opened anew; everything of the last one is put back."""
+    tell = browser.execute_cdp_cmd
+    tell(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False},
+    )
+    tell("Emulation.setScriptExecutionDisabled", {"value": not scripts})
+    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+    tell("Emulation.setEmulatedMedia", {"media": "", "features": [scheme]})
+    browser.get(page.as_uri())
+    return browser
+
+
+def ask(browser: Any, script: str, *given: Any) -> Any:
+    return browser.execute_script(script, *given)
+
+
+def test_nothing_is_complained_of_and_nothing_is_fetched(browser: Any, page: Path) -> None:
+    shown(browser, page)
+    assert browser.get_log("browser") == []
+    assert ask(browser, "return performance.getEntriesByType('resource').map(e => e.name)") == []
+
+
+def test_text_of_users_stays_text(browser: Any, page: Path) -> None:
+    shown(browser, page)
+    assert ask(browser, "return window.broken") is None
+    assert INERT in ask(browser, "return document.body.textContent")
+
+
+@pytest.mark.parametrize("width", [390, 768, 1280])
+def test_nothing_sticks_out(browser: Any, page: Path, width: int) -> None:
+    """What is wider than the page scrolls inside its own box."""
+    shown(browser, page, width)
+    assert ask(browser, "return document.documentElement.scrollWidth") <= width
+    script = """return [...document.querySelectorAll("body *")].filter(e => {
+        const box = e.getBoundingClientRect();
+        return box.width && box.right > innerWidth + 1 && !e.closest(".scroll, svg, .uplot, pre");
+    }).map(e => e.outerHTML.slice(0, 120));"""
+    assert ask(browser, script) == []
+
+
+def test_a_switch_changes_the_chart(browser: Any, page: Path) -> None:
+    shown(browser, page)
+    visible = """return [...document.querySelectorAll("#convergence .pane")]
+        .filter(p => p.offsetParent).map(p => [p.className, p.querySelectorAll("canvas").length]);"""
+    assert ask(browser, visible) == [["pane steps", 1]]
+    ask(browser, "document.querySelector('label[for=axis-flops]').click()")
+    assert ask(browser, visible) == [["pane flops", 1]]
+    x = "return JSON.parse(document.getElementById('data').textContent).convergence.flops.x"
+    assert "FLOP" in ask(browser, x)
+
+
+def test_the_chart_by_target_shows_the_target(browser: Any, page: Path) -> None:
+    """A dark dashed line stands where the target is: without it other pixels are drawn."""
+    shown(browser, page)
+    canvas = "document.querySelector('[data-chart=targets] canvas').toDataURL()"
+    marks = "Object.values(JSON.parse(document.getElementById('data').textContent).targets).map(c => c.mark)"
+    assert set(ask(browser, f"return {marks}")) == {40.0}
+    with_line = ask(browser, f"return {canvas}")
+    bare = page.with_name("bare.html")
+    bare.write_text(page.read_text().replace('"mark":40.0', '"mark":null'))
+    shown(browser, bare)
+    assert ask(browser, f"return {canvas}") != with_line
+
+
+def test_tables_sort_by_pointer_and_by_keyboard(browser: Any, page: Path) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    shown(browser, page)
+    column = """const t = document.querySelector("#runs table.sort") ?? document.querySelector("table.sort");
+        const i = [...t.tHead.rows[0].cells].findIndex(c => c.textContent.toLowerCase().includes("seed"));
+        return [i, [...t.tBodies[0].rows].map(r => r.cells[i].textContent.trim()),
+                t.tHead.rows[0].cells[i].getAttribute("aria-sort")];"""
+    place, _, state = ask(browser, column)
+    assert place >= 0 and state == "none"
+    head = f"(document.querySelector('#runs table.sort') ?? document.querySelector('table.sort')).tHead.rows[0].cells[{place}].querySelector('button')"
+    ask(browser, f"{head}.click()")
+    _, seeds, state = ask(browser, column)
+    assert state == "ascending" and seeds == sorted(seeds, key=float)
+    ask(browser, f"{head}.focus()")
+    browser.switch_to.active_element.send_keys(Keys.ENTER)
+    _, seeds, state = ask(browser, column)
+    assert state == "descending" and seeds == sorted(seeds, key=float, reverse=True)
+
+
+def test_tables_are_copied_in_three_forms(browser: Any, page: Path) -> None:
+    shown(browser, page)
+    ask(browser, "document.querySelectorAll('#claims p.copy button').forEach(b => b.click())")
+    copied = ask(
+        browser,
+        "return Object.fromEntries([...document.querySelectorAll('#claims p.copy button')]"
+        ".map(b => [b.textContent.split(/[ :]/)[0], b.dataset.copied]))",
+    )
+    rows = list(csv.reader(io.StringIO(copied["CSV"])))
+    assert rows[0] == ["Axis", "Speed-up", "Interval", "Direction"] and len({len(row) for row in rows}) == 1
+    assert len(rows) == 6 and rows[1][0] == "steps *"
+    lines = copied["Markdown"].splitlines()
+    assert lines[0] == "| Axis | Speed-up | Interval | Direction |" and len(lines) == len(rows) + 1
+    assert copied["LaTeX"].startswith("\\begin{tabular}{llll}") and copied["LaTeX"].count(r" \\") == len(rows)
+    assert "\xa0" not in "".join(copied.values())
+
+
+def test_without_scripts_every_picture_is_there(browser: Any, page: Path) -> None:
+    from selenium.webdriver.common.by import By
+
+    shown(browser, page, scripts=False)
+    try:
+        sections = browser.find_elements(By.CSS_SELECTOR, "section figure")
+        drawn = [f for f in sections if f.is_displayed()]
+        assert len(drawn) >= 4
+        for figure in drawn:
+            svgs = [s for s in figure.find_elements(By.CSS_SELECTOR, "svg, img") if s.is_displayed()]
+            assert svgs and all(s.size["width"] > 100 and s.size["height"] > 30 for s in svgs)
+        assert not [c for c in browser.find_elements(By.CSS_SELECTOR, ".chart") if c.is_displayed()]
+    finally:
+        browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
+def test_everything_that_answers_can_be_reached_by_keyboard(browser: Any, page: Path) -> None:
+    shown(browser, page)
+    script = """return [...document.querySelectorAll("[onclick], [role=button], a:not([href])")].length;"""
+    assert ask(browser, script) == 0  # buttons, radios and links alone
+    ask(browser, "document.querySelector('#axis-steps').focus()")
+    outline = "return getComputedStyle(document.querySelector('#axis-steps + label')).outlineStyle"
+    browser.execute_cdp_cmd(
+        "Input.dispatchKeyEvent",
+        {"type": "keyDown", "key": "ArrowRight", "code": "ArrowRight", "windowsVirtualKeyCode": 39},
+    )
+    browser.execute_cdp_cmd(
+        "Input.dispatchKeyEvent",
+        {"type": "keyUp", "key": "ArrowRight", "code": "ArrowRight", "windowsVirtualKeyCode": 39},
+    )
+    moved = ask(browser, "return document.activeElement.id")
+    assert moved.startswith("axis-") and moved != "axis-steps"
+    assert ask(browser, outline.replace("axis-steps", moved)) == "solid"
+    named = """return [...document.querySelectorAll("button, input")].filter(
+        e => !(e.textContent.trim() || e.labels?.length || e.ariaLabel)).length;"""
+    assert ask(browser, named) == 0
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG 2 contrast of two colours `rgb(r, g, b)`."""
+
+    def luminance(text: str) -> float:
+        numbers = [float(v) / 255 for v in text[text.index("(") + 1 : -1].split(",")[:3]]
+        linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in numbers]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted(map(luminance, (one, other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_texts_stand_out_in_light_and_in_dark(browser: Any, page: Path, dark: bool) -> None:
+    shown(browser, page, dark=dark)
+    script = """const paper = getComputedStyle(document.body).backgroundColor;
+        return [paper, ...["body", ".facts", ".headline", ".notes", "td small", "thead th", ".slower", ".faster", "figcaption",
+            "figure svg text"]
+            .map(q => document.querySelector(q)).filter(Boolean)
+            .map(e => e.tagName === "text" ? getComputedStyle(e).fill : getComputedStyle(e).color)];"""
+    paper, *inks = ask(browser, script)
+    assert (contrast(paper, "rgb(0, 0, 0)") < 2) == dark
+    assert min(contrast(paper, ink) for ink in inks) >= 4.5
+
+
+def test_on_paper_nothing_is_lost(browser: Any, page: Path) -> None:
+    """Print media: no wider than the sheet, the still pictures, the tables; and a PDF of several pages comes out."""
+    shown(browser, page, 794)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    assert ask(browser, "return document.documentElement.scrollWidth") <= 794
+    stills = (
+        "return [...document.querySelectorAll('#convergence .still.wide')].filter(e => e.offsetParent).length"
+    )
+    assert ask(browser, stills) == 1
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    sheet = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})["data"])
+    assert sheet.startswith(b"%PDF") and len(sheet) > 20_000
+    assert sheet.count(b"/Type /Page\n") + sheet.count(b"/Type /Page ") + sheet.count(b"/Type/Page/") >= 2
