@@ -20,7 +20,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from harness.backbone.sit import SiT, SiTConfig, timestep_frequencies
+from harness.backbone.embed import timestep_frequencies
+from harness.backbone.sit import SiT, SiTConfig
 from harness.backbone.sizes import SIZES, Size
 from harness.errors import UserError, unknown
 

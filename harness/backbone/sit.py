@@ -8,7 +8,6 @@ included. Two things are ours: attention is fused, and modulation is computed on
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from harness.backbone.embed import ExtraEmbed, LabelEmbedder, PatchEmbed, TimestepEmbedder
 from harness.backbone.sizes import Size
 from harness.backbone.times import Times
 from harness.backbone.tokens import Part, positions, unpatchify
@@ -260,67 +260,6 @@ class FinalLayer(nn.Module):
         return [f(part) for f, part in zip(linears, h.split(tokens, dim=1), strict=True)], extra
 
 
-class PatchEmbed(nn.Module):
-    """One convolution whose stride is the patch; the frames of a token are channels of it, audio is one row."""
-
-    def __init__(self, part: Part, width: int) -> None:
-        super().__init__()
-        self.part = part
-        *frames, rows, columns = (1, *part.patch) if part.kind == "audio" else part.patch
-        self.frames = math.prod(frames)
-        self.proj = nn.Conv2d(part.shape[0] * self.frames, width, (rows, columns), stride=(rows, columns))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, *axes) -> (B, T, D)."""
-        if self.part.kind == "image":
-            return self.proj(x).flatten(2).transpose(1, 2)
-        if self.part.kind == "audio":
-            return self.proj(x[:, :, None]).flatten(2).transpose(1, 2)
-        B, C, F_, H, W = x.shape
-        frames = x.reshape(B, C, F_ // self.frames, self.frames, H, W).transpose(1, 2)
-        tokens = self.proj(frames.reshape(-1, C * self.frames, H, W)).flatten(2).transpose(1, 2)
-        return tokens.reshape(B, -1, tokens.shape[-1])
-
-
-class ExtraEmbed(nn.Module):
-    """The extra token at the network's width: a linear layer, then a layer norm (REG models/sit.py)."""
-
-    def __init__(self, channels: int, width: int) -> None:
-        super().__init__()
-        self.proj = nn.Linear(channels, width)
-        self.norm = nn.LayerNorm(width, eps=1e-6)
-
-    def forward(self, extra: Tensor) -> Tensor:
-        return self.norm(self.proj(extra))
-
-
-class TimestepEmbedder(nn.Module):
-    """Sinusoids of t at 128 frequencies (cosines first), then a two-layer MLP."""
-
-    def __init__(self, width: int, frequencies: int = 128) -> None:
-        super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(2 * frequencies, width), nn.SiLU(), nn.Linear(width, width))
-        self.register_buffer("frequency", timestep_frequencies(frequencies), persistent=False)
-
-    def forward(self, t: Tensor) -> Tensor:
-        angle = t[..., None].float() * self.frequency
-        return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=-1))
-
-
-class LabelEmbedder(nn.Module):
-    def __init__(self, classes: int, width: int) -> None:
-        super().__init__()
-        self.embedding_table = nn.Embedding(classes + 1, width)
-
-    def forward(self, y: Tensor) -> Tensor:
-        return self.embedding_table(y)
-
-
 def modulate(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Layer norm without parameters, then scale and shift; h: (B, T, D), the others (B, T or 1, D)."""
     return F.layer_norm(h, h.shape[-1:], eps=1e-6) * (1 + scale) + shift
-
-
-def timestep_frequencies(count: int) -> Tensor:
-    """10000^(-i / count), i = 0 .. count - 1."""
-    return torch.exp(-math.log(10000.0) * torch.arange(count, dtype=torch.float32) / count)
