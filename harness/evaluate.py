@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +21,7 @@ from harness.errors import UserError
 from harness.floors import FLOORED, chosen, floor, see
 from harness.gathered import Gathered, Pending, arrived, fetched, parts_of
 from harness.pictures import picture, png
+from harness.protocol import digest, protocol
 from harness.record import write_atomic
 from harness.samples import draw_pixels, sample_labels
 from harness.seen import check_seen, seen
@@ -224,36 +223,6 @@ def open_extractor(
         )
     except MetricError as error:
         raise UserError(f"eval.metrics, network '{name}': {error}") from error
-
-
-def protocol(
-    spec: EvalSpec, dataset: Dataset, train: np.ndarray, extractors: Mapping[str, Extractor]
-) -> dict[str, Any]:
-    """Everything that makes two values comparable, as JSON. How often a value was measured does not belong to it."""
-    fields = spec.model_dump(
-        mode="json", exclude={"every", "batch_size", "grid", "replicates", "weights", "samples"}
-    )
-    if spec.precision == "float32":
-        del fields["precision"]  # as protocols were before there was a choice
-    values = {stick.value for stick in map(yardstick, spec.metrics)}
-    return {
-        **fields,
-        "n_fake": spec.samples,
-        "n_real": len(train),
-        "data": dataset.fingerprint,
-        "shape": list(dataset.shape),
-        **({"beside": shapes_of(dataset)[1:]} if len(shapes_of(dataset)) > 1 else {}),
-        "extractors": {
-            name: {"sha256": e.sha256, "dim": e.dim, "preprocessing": e.preprocessing}
-            for name, e in extractors.items()
-        },
-        "settings": {value: settings(value) for value in sorted(values) if settings(value)},
-    }
-
-
-def digest(about: Mapping[str, Any]) -> str:
-    """12 hex digits over a protocol: numbers with different ones must not be compared."""
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _number(values: list[float], n: int) -> Number:

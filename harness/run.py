@@ -55,7 +55,9 @@ def build(spec: RunSpec, dataset: Dataset, sides: Split, device: torch.device) -
     streams = Streams(spec.seed)
     backbone = backbone_config(spec, dataset)
     encoders = tuple(
-        open_encoder(choice, pictured(dataset), grid=backbone.grid, held_out=spec.data.held_out, device=device)
+        open_encoder(
+            choice, pictured(dataset), grid=backbone.grid, held_out=spec.data.held_out, device=device
+        )
         for choice in spec.method.needs().encoders
     )
     weights = weights_of(dataset, spec.data)

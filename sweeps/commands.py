@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import socket
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -18,6 +14,7 @@ from harness.errors import UserError
 from harness.record import Record
 from sweeps.budget import check_budget
 from sweeps.display import Bars, Lines
+from sweeps.folder import alone_in
 from sweeps.launch.base import stop_on_signals
 from sweeps.launch.options import Choice, launch_options, threads_and_launcher
 from sweeps.plan import STUDY, Cell, plan, write_plan
@@ -71,7 +68,7 @@ def sweep(
         return
     check_budget(study, cells)
     mirror = _Mirror(study, directory, None if no_track else _store(track))
-    with _alone_in(directory):
+    with alone_in(directory):
         write_plan(study, cells, directory)
         failures, stopped = _race(cells, directory, mirror, choice)
         if stopped:
@@ -98,7 +95,7 @@ def again(directory: Path, ids: set[str], choice: Choice) -> None:
             "run its sweep again"
         )
     mirror = _Mirror(study, directory, None)
-    with _alone_in(directory):
+    with alone_in(directory):
         failures, stopped = _race(cells, directory, mirror, choice)
         print_results(describe_results(study, cells, directory, failures))
     sys.exit(130 if stopped else 1 if failures else 0)
@@ -152,17 +149,12 @@ def _race(
 ) -> tuple[dict[str, str], bool]:
     """The reasons of the runs that failed, and whether a signal stopped it."""
     threads, launcher = threads_and_launcher(choice, [cell.spec.runtime.threads for cell in cells], directory)
-    cells = [_with_threads(cell, choice.threads or cell.spec.runtime.threads or threads) for cell in cells]
+    cells = [cell.with_threads(choice.threads or cell.spec.runtime.threads or threads) for cell in cells]
     display = (Bars if sys.stderr.isatty() else Lines)(cells, directory)
     with launcher, stop_on_signals(launcher), display:
         race = Race(cells, directory, launcher, display, mirror.one, processes=choice.processes)
         race.run()
     return race.failures, launcher.stopped_by is not None
-
-
-def _with_threads(cell: Cell, threads: int) -> Cell:
-    runtime = cell.spec.runtime.model_copy(update={"threads": threads})
-    return replace(cell, spec=cell.spec.model_copy(update={"runtime": runtime}))
 
 
 def _report(directory: Path, *, quiet: bool) -> str:
@@ -177,24 +169,3 @@ def _report(directory: Path, *, quiet: bool) -> str:
             click.echo(f"- {note}")
         click.echo(path)
     return str(path)
-
-
-@contextmanager
-def _alone_in(directory: Path) -> Iterator[None]:
-    """Hold a study's folder against a second sweep; raises `UserError` naming the one that holds it."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = open(directory / "sweep.lock", "a+")  # noqa: SIM115 (closed below)
-    except OSError as error:
-        raise UserError(f"cannot write the folder {directory}: {error.strerror}") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            holder = lock.read().strip() or "another sweep"
-            raise UserError(f"{directory} is in use by {holder}; wait for it or stop it first") from None
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        lock.flush()
-        yield

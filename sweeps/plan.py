@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,11 @@ class Cell:
     @cached_property
     def id(self) -> str:
         return self.spec.id
+
+    def with_threads(self, threads: int) -> Cell:
+        """The same run with so many CPU threads; its id stays."""
+        runtime = self.spec.runtime.model_copy(update={"threads": threads})
+        return replace(self, spec=self.spec.model_copy(update={"runtime": runtime}))
 
     @property
     def label(self) -> str:

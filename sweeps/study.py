@@ -184,6 +184,8 @@ def shown(value: Any) -> str:
     if isinstance(value, Mapping) and "name" in value:
         settings = (f"{key}={shown(v)}" for key, v in flatten(value).items() if key != "name")
         return " ".join([value["name"], *settings])
+    if isinstance(value, float) and len(json.dumps(value)) > 8:
+        return f"{value:.4g}"
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 

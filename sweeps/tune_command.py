@@ -17,8 +17,8 @@ from harness.errors import UserError
 from harness.record import write_atomic
 from harness.spec import read_toml
 from harness.terminal import show
-from sweeps.commands import _alone_in, _with_threads
 from sweeps.display import Bars, Lines
+from sweeps.folder import alone_in
 from sweeps.launch.base import stop_on_signals
 from sweeps.launch.options import Choice, launch_options, threads_and_launcher
 from sweeps.plan import Cell
@@ -69,7 +69,7 @@ def tune(
         described = _plan(tuner)
         click.echo(json.dumps(described, indent=1)) if as_json else _print_plan(described)
         return
-    with _alone_in(directory):
+    with alone_in(directory):
         _claim(directory, study.name, study.to_toml())
         journal = Journal(directory, study.name)
         try:
@@ -108,7 +108,7 @@ class _Runs:
     def run(self, cells: Sequence[Cell], headline: str) -> None:
         """Run what is not done; what failed or was stopped is for the caller to see."""
         threads = self._choice.threads
-        cells = [_with_threads(cell, threads or cell.spec.runtime.threads or self._threads) for cell in cells]
+        cells = [cell.with_threads(threads or cell.spec.runtime.threads or self._threads) for cell in cells]
         display = (Bars if sys.stderr.isatty() else Lines)(cells, self._directory)
         with display:
             display.note(headline)

@@ -17,8 +17,9 @@ from harness.backbone.sit import Prediction
 from harness.data.base import images, open_dataset, split
 from harness.draws import Streams
 from harness.errors import UserError
-from harness.evaluate import Evaluator, digest, open_extractor, protocol
+from harness.evaluate import Evaluator, open_extractor
 from harness.pictures import image_grid
+from harness.protocol import digest, protocol
 from harness.record import Record
 from harness.resolve import load_spec
 from harness.run import load_ema

@@ -14,7 +14,8 @@ from harness import evaluate as evaluation
 from harness.backbone.sit import Prediction
 from harness.data.base import images, open_dataset, split
 from harness.draws import Streams
-from harness.evaluate import Evaluator, Result, digest
+from harness.evaluate import Evaluator, Result
+from harness.protocol import digest
 from harness.samples import draw_samples, sample_labels
 from harness.spec import EvalSpec
 from tests.runs import tiny, trained

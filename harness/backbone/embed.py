@@ -1,6 +1,6 @@
 """From what the network is given to its width: patches, the extra token, the timestep, the label (SiT models.py).
 
-    B  samples    C  channels    T  tokens    D  width    E  extra channels
+B  samples    C  channels    T  tokens    D  width    E  extra channels
 """
 
 from __future__ import annotations

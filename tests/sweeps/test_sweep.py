@@ -318,10 +318,10 @@ def test_a_run_at_work_elsewhere_is_waited_for_and_taken_over(
 
 
 def test_one_sweep_at_a_time_in_a_folder(study: Path, tmp_path: Path) -> None:
-    from sweeps.commands import _alone_in
+    from sweeps.folder import alone_in
 
     with (
-        _alone_in(tmp_path / "runs" / "tiny"),
+        alone_in(tmp_path / "runs" / "tiny"),
         pytest.raises(UserError, match=f"in use by process {os.getpid()} on"),
     ):
         run(study)

@@ -1,0 +1,33 @@
+"""The folder of a study: one process at a time works in it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from harness.errors import UserError
+
+
+@contextmanager
+def alone_in(directory: Path) -> Iterator[None]:
+    """Hold a study's folder against a second sweep; raises `UserError` naming the one that holds it."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = open(directory / "sweep.lock", "a+")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise UserError(f"cannot write the folder {directory}: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read().strip() or "another sweep"
+            raise UserError(f"{directory} is in use by {holder}; wait for it or stop it first") from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        lock.flush()
+        yield
