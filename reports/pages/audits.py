@@ -15,6 +15,7 @@ from reports.audit import words
 from reports.audit.audit import Audit
 from reports.curves import AXES
 from reports.pages import svg
+from reports.pages.layout import padded
 from reports.pages.section import render
 from reports.pages.strips import ROW, Row, draw_strip, set_log_ticks
 from reports.pages.svg import MUTED, Picture
@@ -40,17 +41,19 @@ def picture(found: Audit, arm: int, name: str) -> Picture | None:
     if not gains:
         return None
     lines = dict(zip(AXES, words.axis_lines(found), strict=True))
-    rows = [_row(lines[axis], arm, gain) for axis, gain in gains.items()]
-    limits = _limits(found, gains.values())
+    rows = [_row(arm, gain) for gain in gains.values()]
+    limits = _limits(found, list(gains.values()))
     with svg.style():
-        figure = Figure(figsize=(WIDTH, ROW * len(rows) + 0.75))
+        figure = Figure(figsize=(WIDTH, 0.7 * ROW * len(rows) + 0.75))
         axes = figure.subplots()
         _draw_claim(axes, found, limits)
         draw_strip(axes, rows, limits)
+        axes.set_yticks(range(len(rows)), [_name(lines[axis]) for axis in gains])
+        axes.tick_params(axis="y", length=0)
         set_log_ticks(axes.xaxis, limits, 5, "{:g}×")
         axes.set_xlabel(f"speed-up over {found.claim.baseline}, log scale")
         height = figure.get_figheight()
-        figure.subplots_adjust(left=0.03, right=0.97, top=1 - 0.2 / height, bottom=0.47 / height)
+        figure.subplots_adjust(left=0.3, right=0.97, top=1 - 0.2 / height, bottom=0.47 / height)
         return Picture(figure, name, f"speed-ups of {found.claim.name} with intervals, and what is claimed")
 
 
@@ -63,25 +66,28 @@ def _card(race: Race, found: Audit, number: int) -> dict[str, Any]:
         "verdict": found.verdict,
         "mark": MARKS[found.verdict],
         "because": words.because(found),
-        "lines": words.axis_lines(found),
+        "lines": [(_name(line), line) for line in words.axis_lines(found)],
         "picture": None if drawn is None else Markup(svg.inline(drawn)),
         "facts": words.facts(found),
         "notes": words.notes(found),
     }
 
 
-def _row(line: words.AxisLine, arm: int, gain: Speedup) -> Row:
-    return Row(line.name + " *" * line.claimed, arm, "", gain.estimate, gain.low, gain.high)
+def _name(line: words.AxisLine) -> str:
+    return line.name + " *" * line.claimed
+
+
+def _row(arm: int, gain: Speedup) -> Row:
+    return Row("", arm, "", gain.estimate, gain.low, gain.high, resolved=gain.direction != "unresolved")
 
 
 def _limits(found: Audit, gains: Sequence[Speedup]) -> tuple[float, float]:
     """Around estimates, 1 and the claim, and ends that are no more than fourfold beyond them."""
-    near = [gain.estimate for gain in gains] + [1.0, found.claim.factor]
+    near = [gain.estimate for gain in gains] + [1.0, found.claim.low, found.claim.factor]
     least, most = min(near) / 4, max(near) * 4
-    ends = [end for gain in gains for end in (gain.low, gain.high) if end and least < end < most]
-    low, high = min(near + ends), max(near + ends)
-    room = (high / low) ** 0.06
-    return low / room, high * room
+    return padded(
+        near + [end for gain in gains for end in (gain.low, gain.high) if end and least < end < most]
+    )
 
 
 def _draw_claim(axes: Axes, found: Audit, limits: tuple[float, float]) -> None:
@@ -92,4 +98,4 @@ def _draw_claim(axes: Axes, found: Audit, limits: tuple[float, float]) -> None:
     axes.axvline(1, color=MUTED, linewidth=0.8)
     middle = math.sqrt(max(low, limits[0]) * high)
     look = {"ha": "center", "va": "bottom", "fontsize": 7.5, "color": MUTED}
-    axes.text(middle, 1.0, "fulfils the claim", transform=axes.get_xaxis_transform(), **look)
+    axes.text(middle, 1.02, "fulfils the claim", transform=axes.get_xaxis_transform(), **look)

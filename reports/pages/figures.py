@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from harness.record import TRAINING_PHASES
 from reports.pages import charts
 from reports.pages.charts import allowance, mean_band, spent, thin
-from reports.pages.layout import fill, padded, ticks, width_name
+from reports.pages.layout import faintness, fill, padded, ticks, width_name
 from reports.pages.strips import ROW, Row, draw_dots, draw_strip, set_log_ticks
 from reports.pages.svg import ARMS, DASHES, INK, MUTED, PAPER, Picture, style
 from reports.pages.tables import digits, quantity, said_gain, unit_of
@@ -52,7 +52,7 @@ def convergence(race: Race, axis: str, width: float) -> Picture:
         top.set(xscale="log", yscale="log", xlim=limits, ylim=reach, ylabel=f"{race.metric}, log scale")
         for index, arm in enumerate(race.arms):
             most = allowance(race, POINTS), max(MEAN_POINTS // max(len(race.arms), 8), 30)
-            _draw_arm(top, race.of(arm.label), index, axis, size, most)
+            _draw_arm(top, race.of(arm.label), index, axis, size, most, faintness(len(race.arms)))
         if race.target is not None:
             _draw_target(top, race, axis, size)
         if rows:
@@ -92,7 +92,7 @@ def targets(race: Race, axis: str, gains: Mapping[str, Sequence[Speedup]], width
         axes.axhline(1, color=MUTED, linewidth=0.8)
         axes.set(xscale="log", yscale="log", xlim=padded(at)[::-1], ylim=reach)
         for index, arm in enumerate(race.arms):
-            _draw_gains(axes, at, gains.get(arm.label, ()), index)
+            _draw_gains(axes, at, gains.get(arm.label, ()), index, faintness(len(gains)))
         if race.target is not None:
             axes.axvline(race.target, color=INK, linewidth=0.7, dashes=(3, 2))
         set_log_ticks(axes.yaxis, reach, 7, "{:g}×")
@@ -193,9 +193,15 @@ def _limits(race: Race, axis: str, size: float) -> tuple[tuple[float, float], tu
 
 
 def _draw_arm(
-    axes: Axes, runs: Sequence[Run], index: int, axis: str, size: float, most: tuple[int, int]
+    axes: Axes,
+    runs: Sequence[Run],
+    index: int,
+    axis: str,
+    size: float,
+    most: tuple[int, int],
+    faint: float,
 ) -> None:
-    """`most`: points of a measured curve and of a mean."""
+    """`most`: points of a measured curve and of a mean; `faint`: opacity of the band."""
     look = {"color": ARMS[index % len(ARMS)]}
     for run in (run for run in runs if run.curve is not None):
         kept = thin(run.curve.steps, run.curve.measured, most[0])
@@ -209,7 +215,7 @@ def _draw_arm(
         x = np.exp(np.mean([np.log(spent(run, axis, steps[kept])) for run in counted], axis=0)) / size
         dashes = DASHES[index % len(DASHES)] or (None, None)
         if len(counted) > 1:
-            axes.fill_between(x, low[kept], high[kept], alpha=0.14, linewidth=0, **look)
+            axes.fill_between(x, low[kept], high[kept], alpha=faint, linewidth=0, **look)
         axes.plot(x, mean[kept], linewidth=1.8, dashes=dashes, **look)
 
 
@@ -222,13 +228,13 @@ def _draw_target(axes: Axes, race: Race, axis: str, size: float) -> None:
         draw_dots(axes, times, race.target, ARMS[index % len(ARMS)])
 
 
-def _draw_gains(axes: Axes, at: np.ndarray, gains: Sequence[Speedup], index: int) -> None:
+def _draw_gains(axes: Axes, at: np.ndarray, gains: Sequence[Speedup], index: int, faint: float) -> None:
     """A candidate's line over targets; the band stops where censored runs leave an end open."""
     look = {"color": ARMS[index % len(ARMS)]}
     known = [(x, gain) for x, gain in zip(at, gains, strict=False) if gain.estimate is not None]
     closed = [(x, gain.low, gain.high) for x, gain in known if gain.low and math.isfinite(gain.high)]
     if closed:
-        axes.fill_between(*zip(*closed, strict=True), alpha=0.14, linewidth=0, **look)
+        axes.fill_between(*zip(*closed, strict=True), alpha=faint, linewidth=0, **look)
     dashes = DASHES[index % len(DASHES)] or (None, None)
     axes.plot(
         [x for x, _ in known], [gain.estimate for _, gain in known], linewidth=1.8, dashes=dashes, **look

@@ -10,6 +10,11 @@ WIDE, NARROW = 7.6, 3.9
 """Inches."""
 
 
+def faintness(arms: int) -> float:
+    """Opacity of the band of an interval: the fainter the more of them lie on each other."""
+    return 0.14 * min(1.0, 4 / max(arms, 1))
+
+
 def padded(values: Sequence[float]) -> tuple[float, float]:
     """Limits of a log scale with some room at both ends."""
     low, high = min(values), max(values)

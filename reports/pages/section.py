@@ -61,7 +61,8 @@ def environment() -> Environment:
 def whole(text: str) -> str:
     """A sentence whose intervals and counts do not break over lines."""
     text = re.sub(r"([\[(][^ ,]+), ([^ ,]+[\])])", "\\1,\u00a0\\2", text)
-    return text.replace("95 %", "95\u00a0%").replace("n = ", "n\u00a0=\u00a0")
+    text = re.sub(r"(\d) %", "\\1\u00a0%", text)
+    return re.sub(r"(n =|≤|<=) ", lambda sign: sign[0].replace(" ", "\u00a0"), text)
 
 
 def _swatch(index: int, label: str) -> dict[str, str]:

@@ -9,6 +9,8 @@
   const short = (v) => Math.abs(v) >= 1e6 || Math.abs(v) < 1e-3 ? v.toExponential(2)
     : v.toLocaleString("en-GB", { maximumSignificantDigits: Math.max(3, Math.ceil(Math.log10(Math.abs(v)))) });
   const hidden = new Set();
+  const faint = Math.min(1, 4 / data.arms.length);  // many bands on each other would be mud
+  let lit = null;  // the arm whose name is pointed at
   const drawn = new Map();
 
   function series(own) {
@@ -17,7 +19,7 @@
     return {
       label: own.said, spanGaps: true, arm: own.arm, kind: own.kind, show: !hidden.has(own.arm),
       stroke: () => edge ? "transparent" : colour(own.arm),
-      alpha: own.kind === "seed" ? 0.5 : 1, width: wide ? 2.4 : edge ? 0 : 0.9,
+      alpha: (own.kind === "seed" ? 0.5 : 1) * (lit === null || lit === own.arm ? 1 : 0.2), width: wide ? 2.4 : edge ? 0 : 0.9,
       dash: wide ? data.dashes[own.arm % data.dashes.length] : undefined,
       points: { show: own.kind === "seed" && own.x.length <= 60, size: 4, width: 0, fill: () => colour(own.arm) },
     };
@@ -25,7 +27,7 @@
 
   function bands(list) {
     return list.flatMap((own, i) => own.kind !== "high" ? [] : [{
-      series: [i + 1, i + 2], fill: () => `color-mix(in srgb, ${colour(own.arm)} 16%, transparent)`,
+      series: [i + 1, i + 2], fill: () => `color-mix(in srgb, ${colour(own.arm)} ${lit === own.arm ? 22 : lit === null ? 16 * faint : 0}%, transparent)`,
     }]);
   }
 
@@ -97,7 +99,10 @@
       },
       axes: [{
         ...axis, label: chart.x, filter: (_, all) => all, splits: (_, i, min, max) => ticks(min, max, Math.max(3, width / 75)),
-      }, { ...axis, label: chart.y, size: 60, space: 26 }],
+      }, {
+        ...axis, label: chart.y, size: 60, space: 26,
+        ...(log ? { filter: (_, all) => all, splits: (_, i, min, max) => ticks(min, max, 9) } : {}),
+      }],
       cursor: { y: false, points: { show: false } },
       series: [{}, ...chart.series.map(series)], bands: bands(chart.series),
       hooks: { draw: [overlay(chart)], setCursor: [readout(note)] },
@@ -105,6 +110,25 @@
     const columns = uPlot.join(chart.series.map((s) => [s.x, s.y]));
     place.replaceChildren();
     drawn.set(place, new uPlot(options, columns, place));
+  }
+
+  function step(place, by) {  // the cursor one point on; its place is what the readout tells
+    const u = drawn.get(place), xs = u.data[0], last = xs.length - 1;
+    const i = Math.min(last, Math.max(0, (u.cursor.idx ?? (by > 0 ? -1 : last + 1)) + by));
+    u.setCursor({ left: u.valToPos(xs[i], "x"), top: u.over.clientHeight / 2 });
+  }
+
+  function reachable(place) {
+    const picture = place.parentElement.querySelector("svg[aria-label]");
+    const flip = place.dataset.chart === "targets" ? -1 : 1;
+    place.tabIndex = 0;
+    place.setAttribute("role", "img");
+    place.setAttribute("aria-label", `${picture.getAttribute("aria-label")}; arrow keys read it point by point`);
+    place.nextElementSibling.setAttribute("aria-live", "polite");
+    place.addEventListener("keydown", (event) => {
+      const by = { ArrowLeft: -flip, ArrowRight: flip }[event.key];
+      if (by !== undefined) { step(place, by); event.preventDefault(); }
+    });
   }
 
   const places = [...document.querySelectorAll("[data-chart]")];
@@ -122,8 +146,18 @@
           .forEach((b) => b.setAttribute("aria-pressed", String(!hidden.has(arm))));
         redraw();
       });
+      for (const [begin, end] of [["pointerenter", "pointerleave"], ["focus", "blur"]]) {
+        button.addEventListener(begin, () => light(arm));
+        button.addEventListener(end, () => light(null));
+      }
       item.append(button);
     }
+  }
+
+  function light(arm) {
+    if (lit === arm || data.arms.length < 2) return;
+    lit = arm;
+    redraw();
   }
 
   const text = (cell) => (cell.dataset.copy ?? [...cell.childNodes].map((n) => n.textContent.trim()).filter(Boolean).join(" ")).replaceAll("\u00a0", " ");
@@ -137,7 +171,13 @@
       return [groups ? [group, ...cells(row)] : cells(row)];
     });
   }
-  const number = (t) => { const found = t.replace(/[,\s]/g, "").match(/^[^\d-]{0,2}(-?\d+(\.\d+)?(e[+-]?\d+)?)/i); return found ? Number(found[1]) : null; };
+  const units = { ms: 1e-3, s: 1, min: 60, h: 3600, d: 86400, k: 1e3, M: 1e6, G: 1e9, T: 1e12, P: 1e15, E: 1e18, Z: 1e21 };
+  const quantity = /^(?:[≤≥<>×(\[]\s?)*([-+]?\d+(?:\.\d+)?(?:e[-+]?\d{1,2})?)(?:[×x%]|\s(?:device-)?(ms|min|[shdkMGTPEZ])?(?:FLOP)?)?(?=$|[\s,;:\])])/;
+
+  function number(t) {  // what a cell begins with, in one unit; null for words
+    const found = t.replace(/(\d),(?=\d{3})/g, "$1").replace("−", "-").match(quantity);
+    return found ? Number(found[1]) * (units[found[2]] ?? 1) : null;
+  }
 
   function compare(a, b) {
     const x = number(a), y = number(b);
@@ -212,9 +252,11 @@
 
   root.classList.add("js");
   legends();
+  places.forEach(reachable);
   document.querySelectorAll("table.sort").forEach(sortable);
   document.querySelectorAll("table.copy").forEach(copiable);
   document.querySelectorAll(".tabs > input").forEach((input) => input.addEventListener("change", redraw));
+  addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((d) => { d.open = true; }));
   let width = document.body.clientWidth;
   addEventListener("resize", () => {
     if (document.body.clientWidth === width) return;
