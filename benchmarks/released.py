@@ -6,7 +6,7 @@ though one of them is read. SiT's own arithmetic has one time per sample, as our
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +19,6 @@ from harness.batch import Batch, Draw
 from harness.path import interpolate
 from methods.align import cosine
 from methods.method import flow_loss
-
-if TYPE_CHECKING:
-    from benchmarks.sides import Side
 
 
 def forward(model: SiT, x: Tensor, tau_BT: Tensor, y: Tensor, tap: int) -> tuple[Tensor, Tensor]:
@@ -39,14 +36,14 @@ def forward(model: SiT, x: Tensor, tau_BT: Tensor, y: Tensor, tap: int) -> tuple
     return unpatchify(out, config.parts[0].patch, config.shape[1:])[:, : config.shape[0]], hidden
 
 
-def flow_loss_released(side: Side, batch: Batch, draw: Draw) -> Tensor:
+def flow_loss_released(side: Any, batch: Batch, draw: Draw) -> Tensor:
     """SiT Eq. 7, one time per sample."""
     x = interpolate(batch.x0, draw.noise, draw.times, side.model.config)
     velocity = side.forward(side.model)(x, draw.times, batch.y).velocity
     return flow_loss(velocity, batch, draw, side.method.setting)
 
 
-def self_flow_loss_released(side: Side, batch: Batch, draw: Draw) -> Tensor:
+def self_flow_loss_released(side: Any, batch: Batch, draw: Draw) -> Tensor:
     """Self-Flow Eq. 2-7."""
     config, settings, run = side.model.config, side.method.config, side.forward(forward)
     x = interpolate(batch.x0, draw.noise, draw.times, config)

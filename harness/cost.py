@@ -25,7 +25,8 @@ from harness.backbone.sizes import SIZES
 from harness.backbone.student import Student
 from harness.backbone.tokens import Part
 from harness.batch import Batch, View
-from harness.data.base import outlined, pictured, shapes_of
+from harness.data.base import outlined
+from harness.data.dataset import pictured, shapes_of
 from harness.data.parts import weights_of
 from harness.draws import Streams
 from harness.errors import UserError

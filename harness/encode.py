@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from harness.codecs.base import Codec
-from harness.data.base import Dataset, from_pixels, images
+from harness.data.base import from_pixels, images
+from harness.data.dataset import Dataset
 from harness.data.shards import FORMAT, INDEX, MANIFEST, file_digest, shard_name, without_places
 from harness.distributed import World
 from harness.errors import UserError

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.commands import model_of_run
-from harness.data.base import open_dataset, pictured, split
+from harness.data.base import open_dataset, split
+from harness.data.dataset import pictured
 from harness.encoders.base import Choice, open_encoder
 from harness.environment import prepare
 from harness.errors import UserError

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from harness.cache import cache_dir
 from harness.codecs.base import decoder_of
-from harness.data.base import Dataset, images, pictured, shapes_of, x_shape
+from harness.data.base import images
+from harness.data.dataset import Dataset, pictured, shapes_of, x_shape
 from harness.draws import Streams
 from harness.encoders.base import Encoder
 from harness.errors import UserError

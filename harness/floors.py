@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.data.base import Dataset, images, shapes_of
+from harness.data.base import images
+from harness.data.dataset import Dataset, shapes_of
 from harness.draws import Streams
 from harness.errors import UserError
 from harness.gathered import Gathered, arrived, fetched

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from harness.backbone.sit import SiT
 from harness.backbone.times import Times
-from harness.data.base import Dataset, Split, images
+from harness.data.base import Split, images
+from harness.data.dataset import Dataset
 from harness.draws import Streams
 from harness.encoders.base import Encoder, view_of
 from harness.errors import UserError

@@ -86,7 +86,8 @@ def probe(
     Of a study (a folder of runs): every encoder that its runs name, beside the network of a run that was trained without one,
     kept as encoders.json in that folder, where `flowrace report` finds it. The same command again measures only what is missing.
     """
-    from harness.data.base import open_dataset, pictured, split
+    from harness.data.base import open_dataset, split
+    from harness.data.dataset import pictured
     from harness.encoder_table import Asked, is_study
     from harness.environment import prepare
     from harness.probe import probe as measure

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.data.base import Dataset, shapes_of
+from harness.data.dataset import Dataset, shapes_of
 from harness.spec import EvalSpec
 from harness.yardsticks import yardstick
 from metrics.features import Extractor

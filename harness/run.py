@@ -15,7 +15,8 @@ from harness.backbone.initial import initialize
 from harness.backbone.sit import SiT
 from harness.backbone.student import Student
 from harness.cost import Cost, Meter, backbone_config, build_method, clock, count
-from harness.data.base import Dataset, Split, pictured
+from harness.data.base import Split
+from harness.data.dataset import Dataset, pictured
 from harness.data.feed import Feed
 from harness.data.parts import weights_of
 from harness.draws import Streams

@@ -66,7 +66,8 @@ def sample(
 
     from harness.bulk import check_classes, draw_bulk
     from harness.codecs.base import decoder_of
-    from harness.data.base import open_dataset, pictured, shapes_of
+    from harness.data.base import open_dataset
+    from harness.data.dataset import pictured, shapes_of
     from harness.distributed import join
     from harness.environment import prepare
 
@@ -94,7 +95,7 @@ def _job(
     path: Path, spec: Any, step: int | None, dataset: Any, only: tuple[int, ...], count: int, device: Any
 ) -> tuple[Any, Any]:
     from harness.bulk import Job
-    from harness.data.base import x_shape
+    from harness.data.dataset import x_shape
     from harness.run import load_ema
     from metrics.files import file_sha256
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from harness import registry
-from harness.data.base import Dataset
+from harness.data.dataset import Dataset
 from harness.errors import UserError
 from harness.spec import DataSpec
 

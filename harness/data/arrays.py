@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from harness.data.base import Sample
+from harness.data.dataset import Sample
 from harness.data.files import data_path
 from harness.data.pixels import fit, flatten
 from harness.errors import UserError, unknown

@@ -1,54 +1,22 @@
-"""What a data set is, and the split by hash.
-
-A sample is a pure function of its index. Samples of every modality are uint8 arrays until they enter the network as float32 in
-[-1, 1]: images (channels, height, width), videos (channels, frames, height, width), sound as a log spectrogram (bands, frames).
-Several parts that belong together lie flattened one behind the other. A data set never downloads anything.
-"""
+"""Data sets by spec: opened once, split by hash, read in batches of bytes."""
 
 from __future__ import annotations
 
 import hashlib
-import math
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from harness import registry
+from harness.data.dataset import Dataset, pictured
+from harness.data.parts import kept
 from harness.errors import UserError
 from harness.spec import DataSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-class Sample(NamedTuple):
-    x: np.ndarray
-    """uint8, of the data set's shape; (N,) for several parts."""
-    label: int
-
-
-class Dataset(Protocol):
-    """Made by its class from a `DataSpec`; raises `UserError` for anything missing, broken or inconsistent."""
-
-    modality: str
-    """`image`, `video`, `audio` or `joint`: a video with its sound, which has `beside`, the shapes of the parts behind the
-    first."""
-    classes: int
-    """Labels are 0 .. classes - 1; 1 when the data have none."""
-    shape: tuple[int, ...]
-    """(channels, *axes) of every sample, or of its first part."""
-    fingerprint: str
-    """16 hex digits of a sha256 over content, labels included: equal for equal data wherever it lies."""
-
-    def __len__(self) -> int: ...
-
-    def sample(self, index: int) -> Sample: ...
-
-    def key(self, index: int) -> bytes:
-        """What decides on which side of the split a sample falls: its content, or its name where content is costly."""
-        ...
 
 
 class Split(NamedTuple):
@@ -63,8 +31,6 @@ def open_dataset(spec: DataSpec) -> Dataset:
 
 @lru_cache(maxsize=4)
 def _open(spec: DataSpec, stamp: tuple[int, int] | None) -> Dataset:
-    from harness.data.parts import kept
-
     dataset = registry.load("dataset", spec.name)(spec)
     if spec.fingerprint and spec.fingerprint != dataset.fingerprint:
         raise UserError(
@@ -96,22 +62,6 @@ def split(dataset: Dataset, held_out: float) -> Split:
             f"data: nothing is left to train on with held_out = {held_out} of {len(dataset)} samples"
         )
     return Split(np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out))
-
-
-def shapes_of(dataset: Dataset) -> tuple[tuple[int, ...], ...]:
-    """Of every part of its samples."""
-    return (tuple(dataset.shape), *getattr(dataset, "beside", ()))
-
-
-def x_shape(dataset: Dataset) -> tuple[int, ...]:
-    """Of a sample: that of its one part, or (N,) for several."""
-    shapes = shapes_of(dataset)
-    return shapes[0] if len(shapes) == 1 else (sum(map(math.prod, shapes)),)
-
-
-def pictured(dataset: Dataset) -> Dataset:
-    """What a data set shows: itself, or the images that its latents were made of."""
-    return getattr(dataset, "pictures", dataset)
 
 
 def outlined(spec: DataSpec) -> Dataset:

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from harness.data.base import Sample
+from harness.data.dataset import Sample
 from harness.data.digits import Digits
 from harness.data.mel import BANDS, HOP, PER_FRAME, RATE, mel_bytes
 from harness.data.moving_digits import (

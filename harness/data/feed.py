@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from harness.batch import Batch
-from harness.data.base import Dataset, from_pixels, images
+from harness.data.base import from_pixels, images
+from harness.data.dataset import Dataset
 from harness.draws import Streams
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from harness.data.base import Sample
+from harness.data.dataset import Sample
 from harness.data.files import Encoded, common_shape, data_path, fingerprint, survey
 from harness.data.pixels import decode, fit
 from harness.errors import UserError

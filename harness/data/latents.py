@@ -17,7 +17,8 @@ from torch import Tensor
 
 from harness import registry
 from harness.codecs.base import Codec, open_codec
-from harness.data.base import Dataset, Sample, open_dataset
+from harness.data.base import open_dataset
+from harness.data.dataset import Dataset, Sample
 from harness.data.files import data_path
 from harness.data.shards import check, fingerprint, open_shards, read_index, read_manifest
 from harness.errors import UserError

@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 
-from harness.data.base import Sample
+from harness.data.dataset import Sample
 from harness.data.digits import Digits
 from harness.draws import Streams
 from harness.errors import UserError

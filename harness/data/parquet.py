@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from harness.data.arrays import checked_labels, most_classes
-from harness.data.base import Sample
+from harness.data.dataset import Sample
 from harness.data.files import Encoded, common_shape, data_path, fingerprint, survey
 from harness.data.pixels import decode, fit
 from harness.errors import UserError, unknown

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.data.base import Dataset, Sample, shapes_of
+from harness.data.dataset import Dataset, Sample, shapes_of
 from harness.errors import UserError
 from harness.spec import DataSpec
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from harness.data.base import Sample
+from harness.data.dataset import Sample
 from harness.data.folder import Kind
 from harness.data.media import Clips, Memory, shelf
 from harness.data.mel import BANDS, HOP, RATE, mel_bytes

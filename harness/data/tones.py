@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 
-from harness.data.base import Sample
+from harness.data.dataset import Sample
 from harness.data.mel import BANDS, HOP, RATE, mel_bytes
 from harness.data.moving_digits import clip_length
 from harness.draws import Streams

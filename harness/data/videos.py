@@ -7,7 +7,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from harness.data.base import Sample
+from harness.data.dataset import Sample
 from harness.data.files import Seen, common_shape
 from harness.data.folder import Kind
 from harness.data.media import Clips, Memory, shelf

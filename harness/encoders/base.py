@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from harness import registry
 from harness.batch import View
-from harness.data.base import Dataset
+from harness.data.dataset import Dataset
 from harness.errors import UserError
 
 

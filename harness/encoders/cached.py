@@ -21,7 +21,8 @@ from torch import Tensor
 from harness import registry
 from harness.batch import View
 from harness.cache import cache_dir, locked
-from harness.data.base import Dataset, images
+from harness.data.base import images
+from harness.data.dataset import Dataset
 from harness.encoders.base import (
     Architecture,
     Choice,

@@ -22,7 +22,8 @@ from harness import checkpoint
 from harness.backbone.tokens import patchify
 from harness.batch import View
 from harness.cache import cache_dir, locked
-from harness.data.base import Dataset, Split, images, split
+from harness.data.base import Split, images, split
+from harness.data.dataset import Dataset
 from harness.draws import Streams
 from harness.encoders.base import (
     Architecture,

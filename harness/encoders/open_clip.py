@@ -21,7 +21,7 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from harness.batch import View
-from harness.data.base import Dataset
+from harness.data.dataset import Dataset
 from harness.encoders import weights
 from harness.encoders.base import Architecture, EncoderChoice, Viewer, count_flops, no_attention, parse_name
 from harness.errors import UserError

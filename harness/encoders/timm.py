@@ -19,7 +19,7 @@ from timm.layers import Attention
 from torch import Tensor, nn
 
 from harness.batch import View
-from harness.data.base import Dataset
+from harness.data.dataset import Dataset
 from harness.encoders import weights
 from harness.encoders.base import (
     Architecture,

@@ -11,7 +11,7 @@ from matplotlib.axis import Axis
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from reports.curves import Censored
-from reports.pages.svg import ARMS, MUTED, PAPER
+from reports.pages.svg import ARMS, INK, MUTED, PAPER
 from reports.speedup import Time
 
 ROW = 0.36
@@ -50,7 +50,8 @@ def draw_strip(axes: Axes, rows: Sequence[Row], limits: tuple[float, float]) -> 
     axes.spines["left"].set_visible(False)
     for y, row in enumerate(rows):
         colour = MUTED if row.arm is None else ARMS[row.arm % len(ARMS)]
-        look = {"transform": axes.get_yaxis_transform(), "fontsize": 8, "color": colour, "va": "bottom"}
+        ink = MUTED if row.arm is None else INK
+        look = {"transform": axes.get_yaxis_transform(), "fontsize": 8, "color": ink, "va": "bottom"}
         place = y - 0.22 if row.dots or row.estimate else y + 0.1
         axes.text(0, place, _clipped(row.label, axes, row.said), weight=_weight(row), **look)
         axes.text(1, y - 0.22, row.said, ha="right", **look)

@@ -13,9 +13,9 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 INK, MUTED, RULE, PAPER = "#1c1c21", "#6d6d75", "#dedee3", "#fffffe"
-ARMS = ("#4b4b53", "#0072b2", "#d55e00", "#009e73", "#b5539a", "#b07d00", "#2f9fd0", "#7a4fb3")
-"""The baseline in grey, then Okabe and Ito's colours that every kind of eye tells apart (yellow left out, some darker)."""
-ARMS_DARK = ("#b9b9c2", "#56b4e9", "#ff9a4d", "#3fcf9f", "#e39acb", "#e8b64c", "#8fd0ee", "#b79ae6")
+ARMS = ("#4b4b53", "#0072b2", "#d55e00", "#009e73", "#bb7398", "#829c2f", "#196ef4", "#6e3f8a")
+"""The baseline in grey, three of Okabe and Ito's colours, and four more that every kind of eye tells apart from them."""
+ARMS_DARK = ("#b9b9c2", "#56b4e9", "#ff9a4d", "#3fcf9f", "#b378a3", "#fed74d", "#8bf3f3", "#e768cc")
 DASHES = ((), (6, 2), (2, 1.6), (7, 2, 1.5, 2), (4, 1.5), (1, 1), (9, 3))
 """One fewer than colours, so that more arms than colours still differ."""
 VARIABLES = {INK: "ink", MUTED: "muted", RULE: "rule", PAPER: "paper"} | {

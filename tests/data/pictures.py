@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from harness import registry
-from harness.data.base import Dataset
+from harness.data.dataset import Dataset
 from harness.spec import DataSpec
 
 LABELS = np.array([0, 0, 0, 1, 1, 2, 2, 2])

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from harness.data.base import shapes_of, split, x_shape
+from harness.data.base import split
 from harness.data.bounce import LONGEST, LOWEST, SAMPLES, Bounce
+from harness.data.dataset import shapes_of, x_shape
 from harness.data.mel import mel_bytes
 from harness.data.moving_digits import ROOM
 from tests.data.pictures import opened

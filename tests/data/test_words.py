@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from harness.data.base import Sample
+from harness.data.dataset import Sample
 from harness.data.words import LONGEST, PALE, WORDS, Words, random_texts, written
 from tests.data.pictures import opened
 

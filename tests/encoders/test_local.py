@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness.data.base import Sample, open_dataset, split
+from harness.data.base import open_dataset, split
+from harness.data.dataset import Sample
 from harness.encoders import local
 from harness.encoders.base import open_encoder
 from harness.errors import UserError

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.data.base import shapes_of
 from harness.data.bounce import Bounce
+from harness.data.dataset import shapes_of
 from harness.data.mel import PER_FRAME
 from metrics import MetricError
 from metrics.sync import clicks, impacts, synchrony
