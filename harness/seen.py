@@ -27,9 +27,10 @@ HINTS = {
 def check_seen(metric: str, extractor: str, reads: str, modality: str) -> None:
     """Raise `UserError` for a network that cannot see data of a modality."""
     if reads not in READS[modality]:
-        drawn = {"joint": "video with sound", "video": "videos", "audio": "sound"}.get(modality, "images")
+        drawn = {"joint": "videos with spectrograms", "video": "videos", "audio": "spectrograms"}
+        measures = {"audio": "recordings"}.get(reads, reads)
         raise UserError(
-            f"eval.metrics '{metric}': '{extractor}' measures {reads}, and a race here draws {drawn}; "
+            f"eval.metrics '{metric}': '{extractor}' measures {measures}, and a race here draws {drawn.get(modality, 'images')}; "
             f"name {HINTS[modality]}"
         )
 

@@ -33,6 +33,7 @@ from harness.record import Record
 from harness.stores import artifact_folder, creating, open_store, shown, store_uri
 
 STATUS = {"done": "FINISHED", "failed": "FAILED", "stopped": "KILLED", "running": "RUNNING"}
+HARDWARE = ("device", "device_name", "threads", "devices")
 METRICS_PER_BATCH, PARAMS_PER_BATCH, PARAM_LENGTH, TAG_LENGTH = 1000, 100, 6000, 5000
 
 
@@ -145,6 +146,8 @@ def _mirror_run(client: Any, experiment: str, parent: str | None, record: Record
         "flowrace.status": record.status,
         "flowrace.failure": str((record.failure or {}).get("reason", ""))[:TAG_LENGTH],
         "flowrace.not_finite": not_finite(events)[:TAG_LENGTH],
+        "flowrace.hardware": json.dumps(_hardware(record)),
+        "flowrace.aligned": json.dumps(_aligned(record)),
         "flowrace.mirrored": f"{len(events)} {_digest(events)}",
         **({"mlflow.parentRunId": parent} if parent else {}),
     }
@@ -157,6 +160,18 @@ def _create(client: Any, experiment: str, record: Record) -> Any:
     method, seed = record.spec.get("method", {}).get("name", ""), record.spec.get("seed", 0)
     tags = {"flowrace.run_id": record.id, "flowrace.method": str(method), "flowrace.seed": str(seed)}
     return client.create_run(experiment, _started(record), tags, f"{method} seed {seed}")
+
+
+def _hardware(record: Record) -> list[dict[str, Any]]:
+    """What each start ran on, every kind once: what an audit of seconds must know."""
+    told = [{key: start[key] for key in HARDWARE if key in start} for start in record.environment]
+    return [one for n, one in enumerate(told) if one not in told[:n]]
+
+
+def _aligned(record: Record) -> list[str]:
+    """The metrics by a network that the run was trained towards."""
+    told = [start.get("evaluation", {}).get("aligned", ()) for start in record.environment]
+    return sorted({name for names in told for name in names})
 
 
 def _log_params(client: Any, run: str, record: Record) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -181,7 +181,12 @@ def protocols(runs: Sequence[Run]) -> list[str]:
 
 def hardware(record: Record) -> list[str]:
     """What a run ran on, one text for each kind of machine it was started on."""
-    return sorted({_machine(start) for start in record.environment})
+    return machines(record.environment)
+
+
+def machines(starts: Iterable[Mapping]) -> list[str]:
+    """The kinds of machine in these environments, as texts."""
+    return sorted({_machine(start) for start in starts})
 
 
 def comparable(runs: Sequence[Run]) -> tuple[tuple[str, ...], list[str]]:

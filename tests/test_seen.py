@@ -45,7 +45,9 @@ def test_a_network_that_cannot_see_the_data_is_refused_by_name(modality: str) ->
         if reads in READS[modality]:
             check_seen("fd:x", "x", reads, modality)
         else:
-            with pytest.raises(UserError, match=f"'x' measures {reads}"):
+            with pytest.raises(
+                UserError, match=f"'x' measures {'recordings' if reads == 'audio' else reads}"
+            ):
                 check_seen("fd:x", "x", reads, modality)
 
 

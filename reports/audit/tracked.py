@@ -1,12 +1,13 @@
 """Runs out of an MLflow store: those that flowrace mirrored there, and any other that tells method and seed.
 
 What is read of a run: its method and seed (tags `flowrace.method`, `flowrace.seed`; else params `method.name` or `method`,
-and `seed`), the history of `eval/<metric>` or `<metric>`, of `cost/flops` and of `cost/seconds/<phase>`, and `eval.*` params
-for the protocol. Nothing is written.
+and `seed`), the history of `eval/<metric>` or `<metric>`, of `cost/flops` and of `cost/seconds/<phase>`, `eval.*` params
+for the protocol, and the tags `flowrace.hardware` and `flowrace.aligned`. Nothing is written.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from harness.errors import UserError, unknown
 from harness.record import TRAINING_PHASES
 from reports.audit.log import FREE, Arms, Log, Progress, by_seed
 from reports.curves import Costs, fit
+from reports.race import machines
 
 SQLITE = "sqlite:///"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -114,15 +116,16 @@ def _log(client: Any, run: Any, metric: str) -> tuple[Log | None, str]:
     if run.info.status != "FINISHED" or key is None:
         why = f"is {run.info.status.lower()}" if key else f"was never evaluated by {metric}"
         return None, f"{name} {why}, so it counts in no number."
-    values = _history(client, run_id, key, name)
+    values, hardware = _history(client, run_id, key, name), _told(run, "flowrace.hardware")
     steps = [step for step in values if step > 0]
     log = Log(
         str(_method(run)),
         int(seed),
         f"MLflow run {run_id}",
         fit(steps, [values[step] for step in steps]),
-        _costs(client, run, steps, name),
+        _costs(client, run, steps, name, hardware[-1].get("devices", 1) if hardware else None),
         _protocols(params),
+        tuple(machines(hardware)),
         settings={
             k: v
             for k, v in params.items()
@@ -130,6 +133,7 @@ def _log(client: Any, run: Any, metric: str) -> tuple[Log | None, str]:
         },
         started=run.info.start_time,
         ended=run.info.end_time,
+        aligned=metric in _told(run, "flowrace.aligned"),
     )
     return log, ""
 
@@ -143,8 +147,20 @@ def _history(client: Any, run: str, key: str, name: str) -> dict[int, float]:
     return dict(sorted(found.items()))
 
 
-def _costs(client: Any, run: Any, steps: list[int], name: str) -> Costs:
-    """Totals at the steps of the cost metrics; a run that logged none has steps alone."""
+def _told(run: Any, tag: str) -> list[Any]:
+    """What a tag of ours lists; empty in a run without it. Raises `UserError` for one that was altered."""
+    try:
+        found = json.loads(run.data.tags.get(tag, "[]"))
+    except ValueError:
+        found = None
+    if not isinstance(found, list):
+        raise UserError(f"MLflow run {run.info.run_id}: the tag {tag} is not a list; mirror the run again")
+    return found
+
+
+def _costs(client: Any, run: Any, steps: list[int], name: str, devices: int | None) -> Costs:
+    """Totals at the steps of the cost metrics; a run that logged none has steps alone, and one that does not tell its devices
+    no device-seconds."""
     phases = [
         f"cost/seconds/{phase}" for phase in TRAINING_PHASES if f"cost/seconds/{phase}" in run.data.metrics
     ]
@@ -160,6 +176,7 @@ def _costs(client: Any, run: Any, steps: list[int], name: str) -> Costs:
         totals["flops"] = _on(grid, flops)
     if logged:
         totals["seconds"] = sum(_on(grid, own) for own in logged.values())
+        totals |= {} if devices is None else {"gpu_seconds": devices * totals["seconds"]}
     return Costs(grid, totals)
 
 

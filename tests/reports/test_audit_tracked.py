@@ -9,6 +9,7 @@ import pytest
 from harness.errors import UserError
 from reports.audit.audit import audit
 from reports.audit.logs import read_logs
+from reports.curves import AXES
 from tests.reports.audits import claim, falling
 from tests.reports.synthetic import METRIC, write_run
 
@@ -58,7 +59,7 @@ def test_a_mirrored_study_is_audited_as_its_records(store: Path) -> None:
     tracked = audit(asked, read_logs([f"sqlite:///{store}/mlflow.db#race"], asked))
     recorded = audit(asked, read_logs([str(store / "runs")], asked))
     assert tracked.verdict == recorded.verdict == "supported"
-    for axis in ("steps", "images", "flops", "seconds"):
+    for axis in AXES:
         assert tracked.gains[axis].estimate == pytest.approx(recorded.gains[axis].estimate, rel=1e-9)
         assert tracked.gains[axis].low == pytest.approx(recorded.gains[axis].low, rel=1e-9)
     assert tracked.logs.baseline[0].started == recorded.logs.baseline[0].started

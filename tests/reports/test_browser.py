@@ -37,7 +37,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed in range(3):
         for method, scale in (("flow", 1000.0), ("repa", 800.0)):
             run = folder / "runs" / f"{method}{seed}"
-            write_run(run, method, seed, metric=power_law(scale * 1.03**seed, 0.5), pictures=True)
+            phases = {"student": {"flow": 0.0235, "repa": 1.5}[method]}
+            curve = power_law(scale * 1.03**seed, 0.5)
+            write_run(run, method, seed, metric=curve, phases=phases, pictures=True)
     write_run(folder / "runs" / "bad", INERT, 0, status="failed")
     (folder / "claim.toml").write_text(CLAIM)
     output = folder / "report.html"
@@ -154,6 +156,52 @@ def test_tables_sort_by_pointer_and_by_keyboard(browser: Any, page: Path) -> Non
     assert state == "descending" and seeds == sorted(seeds, key=float, reverse=True)
 
 
+def test_quantities_sort_by_size_whatever_their_unit(browser: Any, page: Path) -> None:
+    """23.5 ms before 1.5 s."""
+    shown(browser, page)
+    script = """const t = document.querySelector("#cost table.sort");
+        const i = [...t.tHead.rows[0].cells].findIndex(c => c.textContent.includes("Time of a step"));
+        t.tHead.rows[0].cells[i].querySelector("button").click();
+        return [...t.tBodies[0].rows].map(r => r.cells[i].textContent.trim()).filter(s => / m?s$/.test(s));"""
+    found = [text.split() for text in ask(browser, script)]
+    sizes = [float(value) * {"ms": 1e-3, "s": 1.0}[unit] for value, unit in found]
+    assert sizes == sorted(sizes) and {unit for _, unit in found} == {"ms", "s"}
+
+
+def test_a_chart_is_read_by_keyboard(browser: Any, page: Path) -> None:
+    """Arrows move to the next point, left and right as they are seen; the readout tells where, and what."""
+    from selenium.webdriver.common.keys import Keys
+
+    shown(browser, page)
+    for kind in ("convergence", "targets"):
+        chart = f"[data-chart={kind}][data-axis=steps]"
+        ask(browser, f"document.querySelector('{chart}').focus()")
+        said = f"return document.querySelector('{chart}').nextElementSibling.textContent"
+        places = []
+        for key in (Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, Keys.ARROW_LEFT):
+            browser.switch_to.active_element.send_keys(key)
+            text = ask(browser, said)
+            assert "flow " in text or "repa " in text
+            places.append(float(text.rpartition(":")[0].split()[-1].replace(",", "")))
+        first, second, back = places
+        assert first == back and (second > first) == (kind == "convergence")
+        assert ask(browser, f"return document.querySelector('{chart}').ariaLabel").strip()
+
+
+def test_an_arm_that_is_pointed_at_stands_out(browser: Any, page: Path) -> None:
+    """Other pixels while its name has the focus, the first ones afterwards; pressed, it is gone."""
+    shown(browser, page)
+    picture = "return document.querySelector('[data-chart=convergence] canvas').toDataURL()"
+    name = "document.querySelector('#convergence .legend button')"
+    plain = ask(browser, picture)
+    ask(browser, f"{name}.focus()")
+    lit = ask(browser, picture)
+    ask(browser, f"{name}.blur()")
+    assert lit != plain and ask(browser, picture) == plain
+    ask(browser, f"{name}.click()")
+    assert ask(browser, f"return {name}.ariaPressed") == "false" and ask(browser, picture) != plain
+
+
 def test_tables_are_copied_in_three_forms(browser: Any, page: Path) -> None:
     shown(browser, page)
     ask(browser, "document.querySelectorAll('#claims p.copy button').forEach(b => b.click())")
@@ -243,6 +291,8 @@ def test_on_paper_nothing_is_lost(browser: Any, page: Path) -> None:
         "return [...document.querySelectorAll('#convergence .still.wide')].filter(e => e.offsetParent).length"
     )
     assert ask(browser, stills) == 1
+    cut = """return [...document.querySelectorAll(".scroll")].filter(e => e.scrollWidth > e.clientWidth + 1).length"""
+    assert ask(browser, cut) == 0
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
     sheet = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})["data"])
     assert sheet.startswith(b"%PDF") and len(sheet) > 20_000
