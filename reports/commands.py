@@ -66,13 +66,18 @@ def report(directories: tuple[Path, ...], output: Path, as_json: bool, **asked: 
 
     One self-contained HTML file that opens offline, and its numbers as CSV. Needs no torch.
     """
+    from reports.audit.card import as_json as told
+    from reports.audit.words import because, claimed
     from reports.pages.page import write_report
     from reports.pages.tables import to_json
 
     done = write_report(list(directories), output, **asked)
     if as_json:
-        click.echo(to_json(done.race, dict(done.verdict), list(done.caveats), str(done.html)))
+        claims = [told(one) for one in done.claims]
+        click.echo(to_json(done.race, dict(done.verdict), list(done.caveats), claims, str(done.html)))
         return
+    for one in done.claims:
+        click.echo(f"{one.verdict.upper()}: {claimed(one)} ({because(one)})")
     click.echo(done.headline)
     for note in done.caveats:
         click.echo(f"- {note}")

@@ -46,6 +46,7 @@ class Report:
     verdict: Mapping[str, str]
     """One or two sentences for each axis, steps first."""
     caveats: tuple[str, ...]
+    claims: tuple[Audit, ...] = ()
 
     @property
     def headline(self) -> str:
@@ -78,7 +79,7 @@ def write_report(
     race = read_race(directories, metric=metric, target=target, baseline=baseline)
     found = judged(claims, [str(directory) for directory in directories])
     verdict = {axis: sentence(race, axis) for axis in race.axes}
-    report = Report(*files, race, verdict, tuple(caveats(race)))
+    report = Report(*files, race, verdict, tuple(caveats(race)), tuple(found))
     given = {"--metric": metric, "--target": target, "--baseline": baseline}
     given |= {"--published": published, "--claim": claims}
     page = body(race, _command(directories, output, given), printed, found)

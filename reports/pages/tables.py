@@ -70,8 +70,10 @@ def to_csv(columns: tuple[str, ...], table: list[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def to_json(race: Race, verdict: dict[str, str], caveats: list[str], html: str) -> str:
-    """The report as one JSON object, for machines."""
+def to_json(
+    race: Race, verdict: dict[str, str], caveats: list[str], claims: list[dict[str, Any]], html: str
+) -> str:
+    """The report as one JSON object, for machines; `claims` as `flowrace audit --json` has them."""
     content = {
         "name": race.name,
         "metric": race.metric,
@@ -80,6 +82,7 @@ def to_json(race: Race, verdict: dict[str, str], caveats: list[str], html: str) 
         "baseline": race.baseline,
         "verdict": verdict,
         "caveats": caveats,
+        "claims": claims,
         "rows": rows(race),
         "runs": run_rows(race),
         "html": html,

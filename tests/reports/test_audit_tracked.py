@@ -65,6 +65,26 @@ def test_a_mirrored_study_is_audited_as_its_records(store: Path) -> None:
     assert tracked.logs.baseline[0].started == recorded.logs.baseline[0].started
 
 
+def test_what_a_mirrored_run_ran_on_and_was_aligned_to_counts(tmp_path: Path) -> None:
+    """One arm on another machine, and trained towards the network of the metric."""
+    from harness.record import Record
+    from harness.tracking import mirror
+
+    told = {"device": "cuda", "device_name": "H200", "devices": 2, "evaluation": {"aligned": [METRIC]}}
+    for seed in range(3):
+        for method, about in (("flow", {}), ("repa", told)):
+            write_run(tmp_path / f"{method}-{seed}", method, seed, environment=about)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    mirror([Record(path) for path in sorted(tmp_path.iterdir())], uri=uri, study="race", complete=True)
+    asked = claim(candidate="repa", baseline="flow", metric=METRIC, target=40.0, axis="seconds")
+    tracked = audit(asked, read_logs([uri], asked))
+    recorded = audit(asked, read_logs([str(tmp_path)], asked))
+    assert {"hardware", "aligned"} <= {reason.name for reason in tracked.reasons}
+    assert tracked.reasons == recorded.reasons
+    seconds, devices = (tracked.logs.candidate[0].costs.totals[axis] for axis in ("seconds", "gpu_seconds"))
+    assert devices == pytest.approx(2 * seconds)
+
+
 def test_runs_of_others_are_audited(store: Path) -> None:
     asked = claim()
     found = audit(asked, read_logs([f"sqlite:///{store}/mlflow.db"], asked))

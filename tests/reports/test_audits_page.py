@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,6 +14,7 @@ from click.testing import CliRunner
 from harness.errors import UserError
 from reports.audit.commands import audit as command
 from reports.audit.files import judged
+from reports.commands import report
 from reports.pages.audits import picture
 from reports.pages.page import write_report
 from tests.reports.synthetic import METRIC, write_race
@@ -115,3 +117,17 @@ def test_a_claim_about_nobody_leaves_nothing_behind(race: Path, tmp_path: Path) 
     with pytest.raises(UserError, match=r"unknown method 'repo' .*self_flow"):
         write_report([race], tmp_path / "r.html", target=25, claims=[file])
     assert [path.name for path in tmp_path.iterdir()] == ["claims.toml"]
+
+
+def test_the_command_tells_the_verdicts_to_people_and_machines(
+    race: Path, claims: Path, tmp_path: Path
+) -> None:
+    words = [str(race), "-o", str(tmp_path / "r.html"), "--target", "25", "--claim", str(claims)]
+    printed = CliRunner().invoke(report, words, catch_exceptions=False).output.splitlines()
+    verdicts = ["supported", "refuted", "inconclusive"]
+    assert [line.partition(":")[0].lower() for line in printed[:3]] == verdicts
+    told = json.loads(CliRunner().invoke(report, [*words, "--json"], catch_exceptions=False).output)
+    audited = json.loads(
+        CliRunner().invoke(command, [str(claims), str(race), "--json"], catch_exceptions=False).output
+    )
+    assert told["claims"] == audited["claims"] and [one["verdict"] for one in told["claims"]] == verdicts

@@ -1,0 +1,82 @@
+"""The audit of a study over HTTP: a real tracking server on loopback, started and stopped here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from harness.errors import UserError
+from harness.record import Record
+from harness.tracking import mirror
+from reports.audit.audit import audit
+from reports.audit.commands import audit as command
+from reports.audit.logs import read_logs
+from reports.curves import AXES
+from tests.reports.audits import claim, claim_file
+from tests.reports.synthetic import METRIC, write_race
+from tests.tracking_server import Server, free_port
+
+pytestmark = pytest.mark.slow
+ASKED = {"candidate": "repa", "baseline": "flow", "metric": METRIC, "target": 25.0, "factor": 1.4}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_race(tmp_path_factory.mktemp("runs"), {"flow": 1, "repa": 1.6}, grid=range(200, 2001, 200))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, runs: Path) -> Iterator[Server]:
+    """Over SQLite, with the study `race` mirrored into it."""
+    folder = tmp_path_factory.mktemp("server")
+    served = Server(f"sqlite:///{folder}/mlflow.db", folder, free_port())
+    served.start()
+    try:
+        records = [Record(path) for path in sorted(runs.iterdir())]
+        mirror(records, uri=served.uri, study="race", complete=True)
+        yield served
+    finally:
+        served.kill()
+
+
+def test_the_audit_over_http_is_that_of_the_records(server: Server, runs: Path) -> None:
+    for axis in AXES:
+        asked = claim(**ASKED, axis=axis)
+        tracked = audit(asked, read_logs([f"{server.uri}#race"], asked))
+        recorded = audit(asked, read_logs([str(runs)], asked))
+        assert tracked.verdict == recorded.verdict == "supported"
+        assert tracked.gain.estimate == pytest.approx(recorded.gain.estimate, rel=1e-9)
+        assert (tracked.gain.low, tracked.gain.high) == pytest.approx(
+            (recorded.gain.low, recorded.gain.high), rel=1e-9
+        )
+        assert {log.machines for log in tracked.logs.all} == {("cpu x86_64, threads: 1",)}
+
+
+def test_the_command_audits_a_server(server: Server, tmp_path: Path) -> None:
+    file = claim_file(tmp_path, **ASKED)
+    result = CliRunner().invoke(command, [str(file), server.uri], catch_exceptions=False)
+    assert result.exit_code == 0 and "SUPPORTED" in result.output
+
+
+@pytest.mark.parametrize(
+    ("fragment", "changes", "message"),
+    [
+        ("#rase", {}, "unknown experiment 'rase'.*Did you mean 'race'"),
+        ("", {"candidate": "repo"}, "unknown method in http://127.*: 'repo'"),
+        ("", {"metric": "fd:lokal"}, "has the metric 'fd:lokal'"),
+    ],
+)
+def test_what_a_server_does_not_have(server: Server, fragment: str, changes: dict, message: str) -> None:
+    asked = claim(**ASKED | changes)
+    with pytest.raises(UserError, match=message):
+        read_logs([server.uri + fragment], asked)
+
+
+def test_a_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    uri = f"http://127.0.0.1:{free_port()}"
+    with pytest.raises(UserError, match=f"cannot read {uri}"):
+        read_logs([uri], claim(**ASKED))
