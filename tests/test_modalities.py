@@ -175,8 +175,14 @@ def test_video_times_of_the_paper() -> None:
     ("overrides", "message"),
     [
         (["data.video_weight=0.0", "data.audio_weight=0.0"], "nothing is left to learn"),
-        (["eval.metrics=['fd:i3d']", "data.video_weight=0.0"], "measures video, and a race here draws spectrograms"),
-        (["eval.metrics=['fd:vggish']"], "measures recordings, and a race here draws videos with spectrograms"),
+        (
+            ["eval.metrics=['fd:i3d']", "data.video_weight=0.0"],
+            "measures video, and a race here draws spectrograms",
+        ),
+        (
+            ["eval.metrics=['fd:vggish']"],
+            "measures recordings, and a race here draws videos with spectrograms",
+        ),
         (["method.name=full_masking", "time.apart=true"], "gives a sample one time"),
         (["backbone.patch_sound=5"], "patch = 5 does not divide the audio size 16"),
         (["backbone.patch_time=3"], "patch = 3x4x4 does not divide the video size 4x16x16"),
