@@ -33,7 +33,7 @@ bench-gpu: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.step --rounds 7
 	$(BIN)/python -m benchmarks.metrics
-	$(BIN)/python -m benchmarks.sweep
+	$(BIN)/python -m benchmarks.sweep --out benchmarks/results/sweep.json
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
