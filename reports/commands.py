@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from reports.options import race_options
 from reports.pages.diff_command import diff
 
 
@@ -28,7 +29,7 @@ class OrDiff(click.Command):
     cls=OrDiff,
     epilog="Example: flowrace report runs/digits -o report.html --target 12. See also: flowrace report diff --help",
 )
-@click.argument("directories", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@race_options
 @click.option(
     "-o",
     "--output",
@@ -36,21 +37,6 @@ class OrDiff(click.Command):
     default=Path("report.html"),
     show_default=True,
     help="The page; two CSV files are written beside it.",
-)
-@click.option(
-    "--metric", help="As in the record, fd:local say. Default: the study's, else the first evaluated."
-)
-@click.option(
-    "--target", type=float, help="The value to reach. Default: the study's, else what every run reaches."
-)
-@click.option(
-    "--baseline", help="The arm to compare with: a method or a label. Default: the study's, else flow."
-)
-@click.option(
-    "--published",
-    multiple=True,
-    metavar="METHOD[:SIZE[:METRIC]]",
-    help="A curve of a paper to lay under the measured ones, self_flow:XL say; several may be given.",
 )
 @click.option(
     "--claim",

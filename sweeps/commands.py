@@ -14,7 +14,7 @@ from harness.errors import UserError
 from harness.record import Record
 from sweeps.budget import check_budget
 from sweeps.display import Bars, Lines
-from sweeps.folder import alone_in
+from sweeps.folder import alone_in, study_options
 from sweeps.launch.base import stop_on_signals
 from sweeps.launch.options import Choice, launch_options, threads_and_launcher
 from sweeps.plan import STUDY, Cell, plan, write_plan
@@ -26,19 +26,7 @@ from sweeps.tables import describe_plan, describe_results, print_plan, print_res
 @click.command(
     epilog="Example: flowrace sweep digits --dry-run. The same command again continues; a finished run stays as it is."
 )
-@click.argument("source", metavar="STUDY|FILE.toml")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder of the study (default: runs/<name of the study>).",
-)
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="A.B=VALUE",
-    help="Set a field of every run's spec; may be repeated.",
-)
+@study_options
 @launch_options
 @click.option(
     "--dry-run", is_flag=True, help="Print the runs, where they stand and what they cost; start nothing."

@@ -1,15 +1,39 @@
-"""The folder of a study: one process at a time works in it."""
+"""A study on the command line, and its folder: one process at a time works in it."""
 
 from __future__ import annotations
 
 import fcntl
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import click
 
 from harness.errors import UserError
+
+
+def study_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What a command about a study takes: the study, where it goes, and settings that all its runs share."""
+    for option in (
+        click.option(
+            "--set",
+            "overrides",
+            multiple=True,
+            metavar="A.B=VALUE",
+            help="Set a field of every run's spec; may be repeated.",
+        ),
+        click.option(
+            "--out",
+            type=click.Path(path_type=Path, file_okay=False),
+            help="Its folder (default: runs/<name of the study>).",
+        ),
+        click.argument("source", metavar="STUDY|FILE.toml"),
+    ):
+        command = option(command)
+    return command
 
 
 @contextmanager

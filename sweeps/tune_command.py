@@ -18,7 +18,7 @@ from harness.record import write_atomic
 from harness.spec import read_toml
 from harness.terminal import show
 from sweeps.display import Bars, Lines
-from sweeps.folder import alone_in
+from sweeps.folder import alone_in, study_options
 from sweeps.launch.base import stop_on_signals
 from sweeps.launch.options import Choice, launch_options, threads_and_launcher
 from sweeps.plan import Cell
@@ -32,19 +32,7 @@ HELD = "tune.toml"
     epilog="Example: flowrace tune tune-digits --dry-run. The same command again continues; no trial is lost or run twice. "
     "The winners are judged by: flowrace sweep runs/tune-digits/audit.toml"
 )
-@click.argument("source", metavar="STUDY|FILE.toml")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder of the search (default: runs/<name of the study>).",
-)
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="A.B=VALUE",
-    help="Set a field of every run's spec; may be repeated.",
-)
+@study_options
 @launch_options
 @click.option(
     "--dry-run", is_flag=True, help="Print what is searched and what each method may spend; start nothing."

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from reports.options import race_options
+
 if TYPE_CHECKING:
     from reports.pages.published import Printed
     from reports.pages.svg import Picture
@@ -20,7 +22,7 @@ FORMATS = ("pdf", "svg")
 
 
 @click.command(epilog="Example: flowrace figures runs/digits --style paper --format pdf,svg -o figures")
-@click.argument("directories", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@race_options
 @click.option(
     "-o",
     "--output",
@@ -39,19 +41,6 @@ FORMATS = ("pdf", "svg")
 )
 @click.option(
     "--format", "formats", default="pdf", show_default=True, help="pdf, svg or both, with a comma between."
-)
-@click.option(
-    "--metric", help="As in the record, fd:local say. Default: the study's, else the first evaluated."
-)
-@click.option(
-    "--target", type=float, help="The value to reach. Default: the study's, else what every run reaches."
-)
-@click.option("--baseline", help="The arm to compare with. Default: the study's, else flow.")
-@click.option(
-    "--published",
-    multiple=True,
-    metavar="METHOD[:SIZE[:METRIC]]",
-    help="Curves of papers, in a figure of their own: repa:XL:FID. Repeatable.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")
 def figures(
