@@ -119,7 +119,8 @@ def read_race(
     records = [record for record in records if not planned or record.id in planned]
     if not records:
         raise UserError(f"no runs in {', '.join(map(str, directories))}: a run is a folder with a spec.toml")
-    arms, notes = _baseline_first(arms_of(records), baseline, study.baseline)
+    order = {run.id: place for place, run in enumerate(plan)}
+    arms, notes = _baseline_first(arms_of(records), baseline, study.baseline, order)
     metric = _metric(records, metric or study.metric)
     runs = [_run(arm.label, seed, record, metric) for arm in arms for seed, record in arm.runs.items()]
     given = target if target is not None else study.target
@@ -206,14 +207,17 @@ def _machine(start: Mapping) -> str:
     return f"{device} {start.get('device_name', '')}".strip() + (f", threads: {threads}" if counted else "")
 
 
-def _baseline_first(arms: list[Arm], asked: str | None, study: str | None) -> tuple[list[Arm], list[str]]:
-    """Arms with the baseline in front. One that is asked for must be a single arm; one by default may have namesakes."""
+def _baseline_first(
+    arms: list[Arm], asked: str | None, study: str | None, order: Mapping[str, int]
+) -> tuple[list[Arm], list[str]]:
+    """Arms with the baseline in front. One that is asked for must be a single arm; one by default may have namesakes, of which
+    it is the one that the plan (`order`, by run id) has first."""
     if asked is not None:
         base, notes = find_arm(arms, asked), []
     else:
         name = study or ("flow" if any(arm.method == "flow" for arm in arms) else arms[0].label)
         same = [arm for arm in arms if name in (arm.label, arm.method)] or [find_arm(arms, name)]
-        base = same[0]
+        base = min(same, key=lambda arm: min(order.get(run.id, len(order)) for run in arm.runs.values()))
         notes = (
             [f"Baseline '{name}' is more than one arm; this is '{base.label}'.{_apart(same)}"]
             if len(same) > 1

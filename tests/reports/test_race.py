@@ -131,6 +131,17 @@ def test_what_the_study_says_holds_until_it_is_overruled(tmp_path: Path) -> None
     assert read_race([folder], baseline="flow", target=33.0).target == 33.0
 
 
+def test_of_several_arms_of_the_baseline_the_one_that_is_planned_first_is_it(tmp_path: Path) -> None:
+    """An ablation names the whole method first; by its label it would come last."""
+    for number, ratio in enumerate((0.25, 0.0)):
+        write_run(tmp_path / f"run-{number}", "self_flow", set_={"method.mask_ratio": ratio})
+    (tmp_path / "study.toml").write_text('name = "ablation"\nbaseline = "self_flow"\n')
+    for order, ratio in (((0, 1), "0.25"), ((1, 0), "0")):
+        runs = [{"id": f"run-{number}", "cell": {"seed": 0}} for number in order]
+        (tmp_path / "plan.json").write_text(json.dumps({"runs": runs}))
+        assert read_race([tmp_path]).baseline == f"self_flow (mask_ratio = {ratio})"
+
+
 def test_failed_missing_and_unplanned_runs_are_told_and_count_in_nothing(tmp_path: Path) -> None:
     folder, target = exact(tmp_path, {"flow": 1.0, "repa": 2.0})
     write_run(folder / "repa-3", "repa", 3, status="failed")
