@@ -41,7 +41,7 @@ def prepare(threads: int) -> None:
     torch.set_num_threads(threads or cores())
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = (
-        False  # what is read was written: 15 % of a step on a CPU
+        False  # what is read was written; filling it first takes time
     )
     torch.backends.cudnn.benchmark = False
 

@@ -149,7 +149,7 @@ class RuntimeSpec(Section):
     """CPU threads of one process; 0 takes all cores."""
     compile: bool = _free(False)
     checkpoint_activations: bool = _free(False)
-    """Keep no activations of the blocks and compute them again in the backward pass: less memory, a third more time."""
+    """Keep no activations of the blocks and compute them again in the backward pass: less memory, one more forward pass."""
 
 
 class RunSpec(Section):
