@@ -28,7 +28,7 @@ def video(
 ) -> bytes:
     """Lossless as it stands; 8 frames a second, or one at each of `times` in milliseconds."""
     content = io.BytesIO()
-    with av.open(content, "w", format=container) as file:
+    with av.open(content, "w", format=container, options={"fflags": "+bitexact"}) as file:  # no random ids
         stream = file.add_stream(codec, rate=8)
         stream.height, stream.width, stream.pix_fmt = *pixels.shape[1:3], form
         for number, x in enumerate(pixels):

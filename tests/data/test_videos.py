@@ -69,9 +69,11 @@ def test_what_was_decoded_is_kept_as_far_as_it_fits(folder: Path, monkeypatch: p
 def test_clips_of_one_video_share_a_side(folder: Path) -> None:
     data = opened("videos", folder, frames=4)
     assert len(data) == 4 + 10 + 5
-    held_out = set(split(data, 0.6).held_out)
-    for clips in (range(4), range(4, 14), range(14, 19)):
-        assert len({i in held_out for i in clips}) == 1
+    videos = (range(4), range(4, 14), range(14, 19))
+    assert [len({data.key(i) for i in clips}) for clips in videos] == [1, 1, 1]
+    assert len({data.key(i) for i in range(19)}) == 3
+    held_out = set(split(data, 0.01).held_out)
+    assert all(len({i in held_out for i in clips}) == 1 for clips in videos)
 
 
 def test_resized_and_grey_as_images_are(folder: Path) -> None:
