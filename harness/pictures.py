@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from harness.seen import apart
+from harness.backbone.tokens import apart
 
 VIDEOS = 8
 """Rows of a picture of videos; there is no room for more."""

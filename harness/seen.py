@@ -7,11 +7,11 @@ joint   (B, N)             its video or its sound, whichever the network reads
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from torch import Tensor
 
+from harness.backbone.tokens import apart
 from harness.errors import UserError
 
 READS = {"image": ("image",), "video": ("video",), "audio": ("image",), "joint": ("video", "image")}
@@ -43,11 +43,3 @@ def seen(x: Tensor, shapes: Sequence[tuple[int, ...]], reads: str) -> Tensor:
         if reads == "image" and len(shape) < 4:
             return part[:, None] if len(shape) == 2 else part
     raise ValueError(f"no part of {list(shapes)} is {reads}")
-
-
-def apart(x: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
-    """The parts of samples, each (B, *shape); several lie flattened one behind the other."""
-    if len(shapes) == 1:
-        return [x]
-    flat = x.split([math.prod(shape) for shape in shapes], dim=1)
-    return [one.unflatten(1, shape) for one, shape in zip(flat, shapes, strict=True)]

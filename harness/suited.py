@@ -8,8 +8,6 @@ from harness.spec import RunSpec
 
 MADE_HERE = ("local", "random")
 """Families of encoders that read any modality: they are made for the data set."""
-OF_PIXELS = ("sra2",)
-"""Methods whose target is a sample's patches: all tokens must hold as many numbers."""
 
 
 def unsuited(spec: RunSpec, method: Any, modality: str) -> str:
@@ -20,7 +18,7 @@ def unsuited(spec: RunSpec, method: Any, modality: str) -> str:
         return f"encoder '{strange[0]}' reads images, and these data are {modality}; local:small learns on any data"
     if modality == "joint" and encoders:
         return f"encoder '{encoders[0]}' reads one modality, and these samples are a video with its sound"
-    if modality == "joint" and spec.method.name in OF_PIXELS:
+    if modality == "joint" and not method.parts_apart:
         return (
             f"{spec.method.name} aims at patches, and those of a video and its sound hold different numbers"
         )

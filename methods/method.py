@@ -141,6 +141,8 @@ class Method(nn.Module):
     """Paper (and code) that the method is taken from."""
     headline: ClassVar[str] = ""
     """The published figure that it is known for, with where it stands."""
+    parts_apart: ClassVar[bool] = True
+    """Whether a sample may be a video with its sound, whose tokens hold different numbers of values."""
     times_apart: ClassVar[bool] = True
     """Whether the parts of a sample may have times of their own (`time.apart`)."""
 

@@ -29,6 +29,7 @@ PUBLISHED_LAYER = {"B": 2, "L": 8, "XL": 8}
 class Sra2(Method):
     source = "SRA 2 / VAE-REPA, arXiv 2601.17830"
     headline = "SiT-B/2 FID 28.9 at 400k steps (secondary note on SRA 2)"
+    parts_apart = False  # the projector gives the values of one kind of patch
 
     class Config(MethodConfig):
         off: ClassVar[dict[str, Any]] = {"coefficient": 0.0}

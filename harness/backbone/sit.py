@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from harness.backbone.embed import ExtraEmbed, LabelEmbedder, PatchEmbed, TimestepEmbedder
 from harness.backbone.sizes import Size
 from harness.backbone.times import Times
-from harness.backbone.tokens import Part, positions, unpatchify
+from harness.backbone.tokens import Part, apart, positions, unpatchify
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,7 @@ class SiTConfig:
 
     def apart(self, x: Tensor) -> list[Tensor]:
         """x (B, *x_shape) as its parts, each (B, C, *axes)."""
-        if not self.beside:
-            return [x]
-        flat = x.split([part.values for part in self.parts], dim=1)
-        return [one.unflatten(1, part.shape) for one, part in zip(flat, self.parts, strict=True)]
+        return apart(x, [part.shape for part in self.parts])
 
     def spread(self, values_BT: Tensor) -> Tensor:
         """A value for each token, (B, T) or (B, 1) -> for each number of x, to broadcast against (B, *x_shape)."""

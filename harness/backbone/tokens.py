@@ -53,7 +53,7 @@ class Part:
 
     @property
     def kind(self) -> str:
-        return {1: "audio", 2: "image", 3: "video"}[len(self.axes)]
+        return kind_of(self.shape)
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -81,6 +81,19 @@ class Part:
         for axis, extent in enumerate(self.patch, start=2):
             values = values.repeat_interleave(extent, dim=axis)
         return values
+
+
+def kind_of(shape: Sequence[int]) -> str:
+    """What a part of this shape, (channels, *axes), is: `audio`, `image` or `video`."""
+    return {2: "audio", 3: "image", 4: "video"}[len(shape)]
+
+
+def apart(x: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    """The parts of samples, each (B, *shape); several lie flattened one behind the other in x (B, N)."""
+    if len(shapes) == 1:
+        return [x]
+    flat = x.split([math.prod(shape) for shape in shapes], dim=1)
+    return [one.unflatten(1, shape) for one, shape in zip(flat, shapes, strict=True)]
 
 
 def patchify(x: Tensor, patch: Sequence[int]) -> Tensor:

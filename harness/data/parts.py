@@ -12,12 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from harness.backbone.tokens import kind_of
 from harness.data.dataset import Dataset, Sample, shapes_of
 from harness.errors import UserError
 from harness.spec import DataSpec
-
-KINDS = {2: "audio", 3: "image", 4: "video"}
-"""Length of a part's shape -> what it is."""
 
 
 def modality_of(modality: str, spec: DataSpec) -> str:
@@ -50,7 +48,7 @@ def kept(dataset: Any, spec: DataSpec) -> Any:
     if modality == dataset.modality:
         return dataset
     shapes = shapes_of(dataset)
-    place = next(i for i, shape in enumerate(shapes) if KINDS[len(shape)] == modality)
+    place = next(i for i, shape in enumerate(shapes) if kind_of(shape) == modality)
     start = sum(map(math.prod, shapes[:place]))
     return Part(dataset, modality, shapes[place], slice(start, start + math.prod(shapes[place])))
 
