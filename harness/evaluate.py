@@ -27,8 +27,9 @@ from harness.record import write_atomic
 from harness.samples import draw_pixels, sample_labels
 from harness.seen import check_seen, seen
 from harness.spec import EvalSpec
-from harness.yardsticks import Yardstick, check_impartial, favoured, located, reads_of, yardstick
-from metrics import MetricError
+from harness.truths import ready
+from harness.yardsticks import TRUTHS, Yardstick, check_impartial, favoured, located, reads_of, yardstick
+from metrics import MetricError, Value
 from metrics.features import Extractor, load_extractor
 from metrics.intervals import of_replicates
 from metrics.suite import Metric, Side, metrics_of, settings
@@ -96,7 +97,7 @@ class Evaluator:
         self.decode, codec = decoder_of(dataset, device)
         dataset = pictured(dataset)
         self.shapes = shapes_of(dataset)
-        self.sticks = [yardstick(name) for name in spec.metrics]
+        self.sticks = [yardstick(name) for name in spec.metrics if name not in TRUTHS]
         for stick in self.sticks:
             _check_enough(stick, min(spec.samples, len(train)))
         self.reads = {s.extractor: reads_of(s.name, s.extractor) for s in self.sticks}
@@ -106,8 +107,13 @@ class Evaluator:
         self.extractors = {name: open_extractor(name, spec.weights, dataset, train, device) for name in names}
         for stick in self.sticks:
             _check_outputs(stick, self.extractors[stick.extractor])
+        self.truths = [ready(name, dataset, train, device) for name in spec.metrics if name in TRUTHS]
         self.real, self.floor = self._real(dataset, train, held_out)
-        self.about = protocol(spec, dataset, train, self.extractors) | codec
+        if held_out is not None and len(held_out):
+            self.floor |= {
+                truth.name: truth.floor(dataset, held_out[: spec.samples]) for truth in self.truths
+            }
+        self.about = protocol(spec, dataset, train, self.extractors, self.truths) | codec
         self.protocol = digest(self.about)
 
     def __call__(self, model: nn.Module) -> Result:
@@ -142,7 +148,9 @@ class Evaluator:
         spec, streams = self.spec, Streams(self.spec.seed)
         sides = {name: Gathered(parts_of(self._values(name)).fake) for name in self.extractors}
         broken: dict[str, str] = {}
-        first: list[Tensor] = []
+        shown: list[Tensor] = []
+        asked: list[Tensor] = []
+        keeps = spec.samples if self.truths else spec.grid
         waiting: tuple[dict[str, Pending], Tensor] | None = None
         begin, end = replicate * spec.samples, (replicate + 1) * spec.samples
         for start in range(begin, end, spec.batch_size):
@@ -150,8 +158,9 @@ class Evaluator:
             labels = sample_labels(spec, streams, index, self.classes)
             drawn = self.shape, self.classes, self.device, index, labels, self.decode
             pixels = draw_pixels(model, spec, *drawn)
-            if start - begin < spec.grid:
-                first.append(pixels.cpu())
+            if start - begin < keeps:
+                shown.append(pixels.cpu())
+                asked.append(labels)
             now = {
                 name: fetched(extract, seen(pixels, self.shapes, self.reads[name]))
                 for name, extract in self.extractors.items()
@@ -162,7 +171,13 @@ class Evaluator:
         if waiting is not None:
             _gather(sides, *waiting, broken)
         values, errors = self._measured(sides, broken)
-        return Once(values, errors, torch.cat(first)[: spec.grid].numpy())
+        samples = torch.cat(shown)
+        for truth in self.truths:
+            try:
+                values[truth.name] = truth(samples, self.shapes, torch.cat(asked))
+            except MetricError as error:
+                errors[truth.name] = str(error)
+        return Once(values, errors, samples[: spec.grid].numpy())
 
     def _measured(
         self, sides: Mapping[str, Gathered], broken: Mapping[str, str]
@@ -227,7 +242,9 @@ def open_extractor(
 
 
 def _number(values: list[float], n: int) -> Number:
-    found = of_replicates(values, n)
+    """Of one replicate the interval is its own, over samples, where it has one."""
+    own = values[0] if len(values) == 1 and isinstance(values[0], Value) else None
+    found = own if own is not None else of_replicates(values, n)
     return Number(found.mean, found.low, found.high, n, tuple(values))
 
 

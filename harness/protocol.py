@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from harness.data.dataset import Dataset, shapes_of
 from harness.spec import EvalSpec
-from harness.yardsticks import yardstick
+from harness.truths import Truth
+from harness.yardsticks import TRUTHS, yardstick
 from metrics.features import Extractor
 from metrics.suite import settings
 
 
 def protocol(
-    spec: EvalSpec, dataset: Dataset, train: np.ndarray, extractors: Mapping[str, Extractor]
+    spec: EvalSpec,
+    dataset: Dataset,
+    train: np.ndarray,
+    extractors: Mapping[str, Extractor],
+    truths: Iterable[Truth] = (),
 ) -> dict[str, Any]:
     """Everything that makes two values comparable, as JSON. How often a value was measured does not belong to it."""
     fields = spec.model_dump(
@@ -25,7 +30,8 @@ def protocol(
     )
     if spec.precision == "float32":
         del fields["precision"]  # as protocols were before there was a choice
-    values = {stick.value for stick in map(yardstick, spec.metrics)}
+    known = {truth.name: truth.about for truth in truths}
+    values = {yardstick(name).value for name in spec.metrics if name not in TRUTHS}
     return {
         **fields,
         "n_fake": spec.samples,
@@ -37,6 +43,7 @@ def protocol(
             name: {"sha256": e.sha256, "dim": e.dim, "preprocessing": e.preprocessing}
             for name, e in extractors.items()
         },
+        **({"truths": known} if known else {}),
         "settings": {value: settings(value) for value in sorted(values) if settings(value)},
     }
 

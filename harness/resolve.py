@@ -124,7 +124,14 @@ def _check(spec: RunSpec, where: str) -> None:
     """What no single field can know."""
     from harness.seen import check_seen
     from harness.suited import unsuited
-    from harness.yardsticks import check_impartial, favoured, reads_of, yardstick
+    from harness.yardsticks import (
+        TRUTHS,
+        check_impartial,
+        check_truth,
+        favoured,
+        reads_of,
+        yardstick,
+    )
 
     aligned = [encoder.name for encoder in spec.method.needs().encoders]
     check_impartial(spec.eval.metrics, favoured(spec.eval.metrics, aligned), where)
@@ -132,6 +139,9 @@ def _check(spec: RunSpec, where: str) -> None:
     if why := unsuited(spec, registry.load("method", spec.method.name), modality):
         raise UserError(f"{where}: {why}")
     for name in spec.eval.metrics:
+        if name in TRUTHS:
+            check_truth(name, registry.load("dataset", spec.data.name), modality)
+            continue
         extractor = yardstick(name).extractor
         check_seen(name, extractor, reads_of(name, extractor), modality)
     if spec.eval.guidance_low > spec.eval.guidance_high:

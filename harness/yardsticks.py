@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlencode
 
 from harness.errors import UserError, unknown
@@ -34,6 +34,16 @@ SAME_NETWORK = {
 }
 """Extractors of a name of their own, as an encoder would be called."""
 
+TRUTHS = {
+    "dynamics": ("motion", "whose motion is known, as moving_digits"),
+    "sync": ("sound_frames", "in which impacts are seen and heard, as bounce"),
+    "cer:reader": ("words", "of words in letters, as words"),
+    "cer:tesseract": ("words", "of words in letters, as words"),
+    "agreement:local": ("", "of videos"),
+    "drift:local": ("", "of videos"),
+}
+"""Metrics of samples themselves (harness/truths.py): name -> what a data set must tell of itself, and which data those are."""
+
 
 class Yardstick(NamedTuple):
     """One entry of `eval.metrics`."""
@@ -52,7 +62,7 @@ def yardstick(name: str) -> Yardstick:
     value, _, extractor = name.partition(":")
     if value not in OVER_ANY:
         over = [f"{known}:{extractor or '<extractor>'}" for known in OVER_ANY]
-        raise unknown("metric in eval.metrics", name, [*NAMED_ALONE, *over])
+        raise unknown("metric in eval.metrics", name, [*NAMED_ALONE, *TRUTHS, *over])
     if not extractor:
         raise UserError(
             f"metric '{name}' in eval.metrics names no network: write {value}:<extractor>, as {value}:local"
@@ -89,6 +99,15 @@ def located(extractor: str, weights: Mapping[str, str]) -> tuple[str, str | None
             f"metric network '{key}': eval.weights does not tell its file; add --set eval.weights.{key}=FILE"
         )
     return f"{SCRIPT}:{weights[key]}{mark}{options}", None, key.removeprefix(f"{SCRIPT}@")
+
+
+def check_truth(name: str, known: Any, modality: str) -> None:
+    """Raise `UserError` where a data set, or its class, cannot be measured so."""
+    told, which = TRUTHS[name]
+    whole = getattr(known, "modality", "image") == modality
+    if (whole and hasattr(known, told)) if told else modality in ("video", "joint"):
+        return
+    raise UserError(f"eval.metrics '{name}' is of data {which}; these are not: leave it out")
 
 
 def is_same_network(extractor: str, encoder: str) -> bool:

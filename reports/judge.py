@@ -37,10 +37,14 @@ def _floors(race: Race) -> list[str]:
     if not floors:
         return []
     said = [_floor(name, value) for name, value in floors[0].items()]
-    return [f"Floor of {race.metric}, real against real: {'; '.join(said)}."]
+    which = "real against real" if any(value["n_real"] for value in floors[0].values()) else "real samples"
+    return [f"Floor of {race.metric}, {which}: {'; '.join(said)}."]
 
 
 def _floor(name: str, value: dict[str, Any]) -> str:
+    if not value["n_real"]:
+        spoilt = ", spoilt" if name == "spoilt" else ""
+        return f"{value['mean']:.4g} ({value['n']} held-out samples{spoilt})"
     who = {"held_out": "held-out samples", "train_halves": "training samples"}[name]
     rest = "the training split" if name == "held_out" else "the other"
     return f"{value['mean']:.4g} ({value['n']} {who} against {rest} {value['n_real']})"

@@ -47,6 +47,8 @@ class Bounce:
 
     modality = "joint"
     classes = 10
+    sound_frames = PER_FRAME
+    """Of sound in one frame of video, whose impacts are heard as clicks."""
 
     def __init__(self, spec: DataSpec) -> None:
         self._digits, frames = Digits(spec), clip_length(spec, FRAMES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import ClassVar
 
 import numpy as np
 
@@ -30,6 +31,8 @@ class MovingDigits:
 
     modality = "video"
     classes = 10
+    motion: ClassVar[dict[str, float]] = {"room": ROOM, "slow": SLOW, "fast": FAST}
+    """What paths of digits are like, for metrics that know their truth."""
 
     def __init__(self, spec: DataSpec) -> None:
         self._digits = Digits(spec)

@@ -35,6 +35,8 @@ class Words:
     modality = "image"
     classes = len(WORDS)
     shape = (1, HEIGHT, WIDTH)
+    words = WORDS
+    """What the pictures of each class say."""
 
     def __init__(self, spec: DataSpec) -> None:
         self._pixels = written([self.text(index) for index in range(len(self))], "data/words")
@@ -51,6 +53,12 @@ class Words:
 
     def text(self, index: int) -> str:
         return WORDS[index % len(WORDS)]
+
+    @staticmethod
+    def primer(count: int) -> tuple[np.ndarray, list[str]]:
+        """Pictures uint8 (count, HEIGHT, WIDTH) of random strings and what they say: what a reader learns from."""
+        texts = random_texts(count)
+        return written(texts, "data/words/random/place"), texts
 
 
 def written(texts: list[str], stream: str) -> np.ndarray:
