@@ -37,17 +37,28 @@ class Times:
         return cls(tau)
 
     def select(self, values_BKD: Tensor) -> Tensor:
-        """Values per level -> values per token, (B, T, D); (B, 1, D) where all tokens share the one level."""
+        """Values per level -> values per token, (B, T, D); (B, 1, D) where all tokens share the one level.
+
+        A product with zeros and ones: it gives the values exactly, and its gradient is a sum over tokens in one pass, where
+        that of an indexed copy writes a tensor of all tokens for every level first. Compiled code fuses either, the copy
+        better.
+        """
         if self.which is None:
             return values_BKD
+        if torch.compiler.is_compiling():
+            return self._copied(values_BKD)
+        levels = torch.arange(values_BKD.shape[1], device=self.which.device)
+        return (self.which[:, :, None] == levels).to(values_BKD.dtype) @ values_BKD
+
+    def per_token_levels(self) -> Tensor:
+        """tau, (B, T); (B, 1) where all tokens share the one level."""
+        return self.levels if self.which is None else self._copied(self.levels[:, :, None])[:, :, 0]
+
+    def _copied(self, values_BKD: Tensor) -> Tensor:
         if self.which.dtype == torch.bool:
             return torch.where(self.which[:, :, None], values_BKD[:, 1:2], values_BKD[:, 0:1])
         index = self.which[:, :, None].expand(-1, -1, values_BKD.shape[-1])
         return values_BKD.gather(1, index)
-
-    def per_token_levels(self) -> Tensor:
-        """tau, (B, T); (B, 1) where all tokens share the one level."""
-        return self.select(self.levels[:, :, None])[:, :, 0]
 
     def to(self, device: torch.device) -> Times:
         which = None if self.which is None else self.which.to(device, non_blocking=True)
