@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from harness.backbone.tokens import apart
+from harness.data.mel import heard
 
 VIDEOS = 8
 """Rows of a picture of videos; there is no room for more."""
@@ -34,6 +36,28 @@ def strip(parts: Sequence[np.ndarray]) -> np.ndarray:
         place = np.arange(frames * width) * sound.shape[1] // (frames * width)
         rows.append(np.repeat(spectrogram(sound[None])[0][..., place], channels, axis=0))
     return np.concatenate(rows, axis=1)
+
+
+def films(x: np.ndarray, shapes: Sequence[tuple[int, ...]], scale: int = 4) -> np.ndarray:
+    """Samples uint8 (n, ...) of videos with their sound -> one picture: frames enlarged, and under them what is heard."""
+    video, sound = (part.numpy() for part in apart(torch.from_numpy(x), shapes))
+    rows = []
+    for frames, mel in zip(video, sound, strict=True):
+        row = strip([frames]).repeat(scale, axis=1).repeat(scale, axis=2)
+        line = waveform(heard(mel), height=row.shape[1] // 2, width=row.shape[2])
+        rows.append(np.concatenate([row, line[None].repeat(len(row), axis=0)], axis=1))
+    return image_grid(np.stack(rows), columns=1, pad=scale)
+
+
+def waveform(wave: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A wave (n,) in [-1, 1] -> uint8 (height, width), black on white: in each column a line from its least to its greatest
+    value there, the top row 1 and the bottom row -1."""
+    edges = np.arange(width + 1) * len(wave) // width
+    parts = [wave[a : max(b, a + 1)] for a, b in itertools.pairwise(edges)]
+    place = lambda value: np.round((1 - np.clip(value, -1, 1)) / 2 * (height - 1))  # noqa: E731
+    top, bottom = (place(np.array([f(part) for part in parts])) for f in (np.max, np.min))
+    rows = np.arange(height)[:, None]
+    return np.where((rows >= top) & (rows <= bottom), 0, 255).astype(np.uint8)
 
 
 def spectrogram(sound: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ SAMPLE_EPILOG = """\b
 Example:
   flowrace sample runs/first/0123456789ab -n 100 -o digits.png
   flowrace sample runs/first/0123456789ab -n 50000 --npz samples.npz --set eval.guidance=1.5
+  flowrace sample runs/films/0123456789ab -n 4 -o films.png --waveform
   torchrun --nproc-per-node 8 -m harness.cli sample runs/first/0123456789ab -n 50000 --npz samples.npz
 """
 
@@ -34,6 +35,9 @@ Example:
     flag_value="samples.npz",
     help="The same as --output with .npz; samples.npz where no name follows.",
 )
+@click.option(
+    "--waveform", is_flag=True, help="Of videos with their sound, in a .png: frames, and the wave under them."
+)
 @click.option("--classes", metavar="A,B,...", help="Draw these classes only.")
 @STEP
 @SETTING
@@ -43,6 +47,7 @@ def sample(
     count: int,
     output: Path | None,
     npz: Path | None,
+    waveform: bool,
     classes: str | None,
     step: int | None,
     overrides: tuple[str, ...],
@@ -70,6 +75,7 @@ def sample(
     from harness.data.dataset import pictured, shapes_of
     from harness.distributed import join
     from harness.environment import prepare
+    from harness.pictures import films, picture
 
     prepare(spec.runtime.threads)
     dataset = open_dataset(spec.data)
@@ -77,6 +83,11 @@ def sample(
     if output.suffix == ".npz" and dataset.modality != "image":
         raise UserError(
             f"{output}: an .npz in ADM's layout holds images, and these samples are {dataset.modality}; draw a .png"
+        )
+    if waveform and (dataset.modality != "joint" or output.suffix != ".png"):
+        raise UserError(
+            f"--waveform draws videos with their sound in a .png; these samples are {dataset.modality}, and "
+            f"the file is {output.name}: leave it out"
         )
     with join(spec.runtime.device) as world:
         decode, codec = decoder_of(dataset, world.device)
@@ -86,7 +97,8 @@ def sample(
         if output.suffix == ".npz":
             draw_bulk(model, job, output, world, decode)
         elif world.main:
-            _draw_grid(model, job, output, world.device, shapes_of(pictured(dataset)), decode)
+            draw = films if waveform else picture
+            _draw_grid(model, job, output, world.device, shapes_of(pictured(dataset)), decode, draw)
         if world.main:
             click.echo(output)
 
@@ -105,11 +117,11 @@ def _job(
     return job, load_ema(file, spec, dataset, device)
 
 
-def _draw_grid(model: Any, job: Any, output: Path, device: Any, shapes: Any, decode: Any) -> None:
+def _draw_grid(model: Any, job: Any, output: Path, device: Any, shapes: Any, decode: Any, draw: Any) -> None:
     import numpy as np
     import torch
 
-    from harness.pictures import picture, png
+    from harness.pictures import png
     from harness.record import write_atomic
     from harness.samples import draw_batch
 
@@ -119,7 +131,7 @@ def _draw_grid(model: Any, job: Any, output: Path, device: Any, shapes: Any, dec
         labels = job.labels(index)
         parts.append(draw_batch(model, job.spec, job.drawn, job.classes, device, index, labels, decode))
     try:
-        write_atomic(output, png(picture(torch.cat(parts).numpy(), shapes)))
+        write_atomic(output, png(draw(torch.cat(parts).numpy(), shapes)))
     except OSError as error:
         raise UserError(f"cannot write {output}: {error.strerror}") from error
 
