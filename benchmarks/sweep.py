@@ -23,7 +23,7 @@ import sweeps.race
 from harness.record import DONE, EVENTS, SPEC, Record
 from sweeps.display import Lines
 from sweeps.launch.local import LocalLauncher
-from sweeps.plan import Cell, plan, write_plan
+from sweeps.plan import Cell, Plan, plan, write_plan
 from sweeps.race import Race
 from sweeps.status import status_of
 from sweeps.study import Study, load_study
@@ -76,7 +76,7 @@ def measure(folder: Path) -> dict[str, object]:
 
 def status_seconds(study: Study, cells: list[Cell], directory: Path) -> float:
     """Seconds to read where a study of finished runs stands; the median of three."""
-    write_plan(study, cells, directory)
+    write_plan(study, Plan(cells, []), directory)
     seconds = {"student": 1.0, "optimizer": 0.5}
     for cell in cells:
         run = directory / cell.id

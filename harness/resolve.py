@@ -123,7 +123,7 @@ def _addressed(spec: EvalSpec) -> EvalSpec:
 def _check(spec: RunSpec, where: str) -> None:
     """What no single field can know."""
     from harness.seen import check_seen
-    from harness.suited import unsuited
+    from harness.suited import Unsuited, unsuited
     from harness.yardsticks import (
         TRUTHS,
         check_impartial,
@@ -133,11 +133,11 @@ def _check(spec: RunSpec, where: str) -> None:
         yardstick,
     )
 
-    aligned = [encoder.name for encoder in spec.method.needs().encoders]
-    check_impartial(spec.eval.metrics, favoured(spec.eval.metrics, aligned), where)
     modality = _modality(spec)
     if why := unsuited(spec, registry.load("method", spec.method.name), modality):
-        raise UserError(f"{where}: {why}")
+        raise Unsuited(why, where)
+    aligned = [encoder.name for encoder in spec.method.needs().encoders]
+    check_impartial(spec.eval.metrics, favoured(spec.eval.metrics, aligned), where)
     for name in spec.eval.metrics:
         if name in TRUTHS:
             check_truth(name, registry.load("dataset", spec.data.name), modality)

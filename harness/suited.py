@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from harness.errors import UserError
 from harness.spec import RunSpec
 
 MADE_HERE = ("local", "random")
 """Families of encoders that read any modality: they are made for the data set."""
+
+
+class Unsuited(UserError):
+    """A setting that is well formed and cannot run on these data; `why` is the reason alone, without where it stands."""
+
+    def __init__(self, why: str, where: str) -> None:
+        super().__init__(f"{where}: {why}")
+        self.why = why
 
 
 def unsuited(spec: RunSpec, method: Any, modality: str) -> str:

@@ -17,10 +17,10 @@ from sweeps.display import Bars, Lines
 from sweeps.folder import alone_in, study_options
 from sweeps.launch.base import stop_on_signals
 from sweeps.launch.options import Choice, launch_options, threads_and_launcher
-from sweeps.plan import STUDY, Cell, plan, write_plan
+from sweeps.plan import STUDY, Cell, plan, whole_plan, write_plan
 from sweeps.race import Race
 from sweeps.study import Study, load_study
-from sweeps.tables import describe_plan, describe_results, print_plan, print_results
+from sweeps.tables import describe_plan, describe_results, left_out_lines, print_plan, print_results
 
 
 @click.command(
@@ -48,16 +48,19 @@ def sweep(
 ) -> None:
     """Run a study: every run that is not done yet, then the report. Exit code 1 if a run failed, 130 if interrupted."""
     study = load_study(source, overrides)
-    cells = plan(study)
+    whole = whole_plan(study)
+    cells = whole.cells
     directory = out or Path("runs") / study.name
     if dry_run:
-        described = describe_plan(study, cells, directory)
+        described = describe_plan(study, cells, directory, whole.left_out)
         click.echo(json.dumps(described, indent=1)) if as_json else print_plan(described)
         return
     check_budget(study, cells)
     mirror = _Mirror(study, directory, None if no_track else _store(track))
     with alone_in(directory):
-        write_plan(study, cells, directory)
+        write_plan(study, whole, directory)
+        for line in left_out_lines(whole.left_out):
+            click.echo(line, err=True)
         failures, stopped = _race(cells, directory, mirror, choice)
         if stopped:
             click.echo("stopped; the same command continues", err=True)

@@ -1,4 +1,8 @@
-"""From a study to its runs: exact, content-addressed, always in the same order (study.py says what a study is)."""
+"""From a study to its runs: exact, content-addressed, always in the same order (study.py says what a study is).
+
+What its exclusions name is left out, and so is what cannot run on its data (an encoder of images on sounds); both with the
+reason, which the report repeats.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,8 @@ from harness.errors import UserError, unknown
 from harness.record import write_atomic
 from harness.resolve import load_table, resolve, set_path
 from harness.spec import RunSpec, read_toml
+from harness.suited import Unsuited
+from harness.tracking import flatten
 from sweeps.study import Study, combinations, label, shown
 
 STUDY, PLAN = "study.toml", "plan.json"
@@ -41,45 +47,79 @@ class Cell:
         return label({"method.name": self.spec.method.name, "seed": self.spec.seed} | self.values)
 
 
-def plan(study: Study) -> list[Cell]:
-    """The runs of a study in the order in which they start; the same study gives the same ids in the same order.
+@dataclass(frozen=True)
+class LeftOut:
+    """A combination of a study that is not run, and why."""
 
-    Raises `UserError` for a setting that no run can have, for two runs with one id, for a baseline or a target metric
-    that no run has, and for a run on a tuning seed.
+    values: dict[str, Any]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The runs of a study in the order in which they start, and what it leaves out."""
+
+    cells: list[Cell]
+    left_out: list[LeftOut]
+
+
+def plan(study: Study) -> list[Cell]:
+    """The runs of a study alone; see `whole_plan`."""
+    return whole_plan(study).cells
+
+
+def whole_plan(study: Study) -> Plan:
+    """Runs and what is left out; the same study gives the same ids in the same order.
+
+    Raises `UserError` for a setting that no run can have, for a study that leaves out everything, for two runs with one id,
+    for a baseline or a target metric that no run has, and for a run on a tuning seed.
     """
-    base = load_table(study.base)
-    for path, value in study.set.items():
-        set_path(base, path, value)
-    cells = [_cell(study, base, values) for values, reason in combinations(study) if reason is None]
-    if not cells:
-        raise UserError(f"study {study.name}: its exclusions leave no run; remove one of them")
+    found = _sorted_out(study)
+    _check_some(study, found)
+    cells = found.cells
     _check_distinct(study, cells)
     _check_impartial(study, cells)
     _check_seeds(study, cells)
-    methods = {cell.spec.method.name for cell in cells}
-    if study.baseline is not None and study.baseline not in methods:
-        raise unknown("baseline", study.baseline, methods)
+    _check_baseline(study, found)
     metrics = {metric for cell in cells for metric in cell.spec.eval.metrics}
     if study.target.metric not in {None, *metrics}:
         raise unknown("target metric", study.target.metric, metrics)
-    return cells
+    return found
 
 
-def write_plan(study: Study, cells: Iterable[Cell], directory: Path) -> None:
+def write_plan(study: Study, whole: Plan, directory: Path) -> None:
     """Write `study.toml` and `plan.json` into a study's folder, for resuming and for the report.
 
     Raises `UserError` when the folder holds another study or cannot be written.
     """
     if (directory / STUDY).exists() and (held := read_toml(directory / STUDY).get("name")) != study.name:
         raise UserError(f"{directory} holds the study '{held}', not '{study.name}'; choose another --out")
-    runs = [{"id": cell.id, "cell": cell.values} for cell in cells]
-    left_out = [{"cell": values, "reason": why} for values, why in combinations(study) if why is not None]
+    runs = [{"id": cell.id, "cell": cell.values} for cell in whole.cells]
+    left_out = [{"cell": left.values, "reason": left.reason} for left in whole.left_out]
     try:
         directory.mkdir(parents=True, exist_ok=True)
         write_atomic(directory / STUDY, study.to_toml().encode())
         write_atomic(directory / PLAN, json.dumps({"runs": runs, "excluded": left_out}, indent=1).encode())
     except OSError as error:
         raise UserError(f"cannot write the folder {directory}: {error.strerror}") from error
+
+
+def _sorted_out(study: Study) -> Plan:
+    base = load_table(study.base)
+    for path, value in study.set.items():
+        set_path(base, path, value)
+    found = [
+        _cell_or_why(study, base, values) if reason is None else LeftOut(values, reason)
+        for values, reason in combinations(study)
+    ]
+    return Plan([x for x in found if isinstance(x, Cell)], [x for x in found if isinstance(x, LeftOut)])
+
+
+def _cell_or_why(study: Study, base: Mapping[str, Any], values: dict[str, Any]) -> Cell | LeftOut:
+    try:
+        return _cell(study, base, values)
+    except Unsuited as unsuited:
+        return LeftOut(values, unsuited.why)
 
 
 def _cell(study: Study, base: Mapping[str, Any], values: dict[str, Any]) -> Cell:
@@ -90,6 +130,22 @@ def _cell(study: Study, base: Mapping[str, Any], values: dict[str, Any]) -> Cell
         set_path(data, path, value)
     where = ", ".join([f"study {study.name}", *(f"{path} = {shown(v)}" for path, v in values.items())])
     return Cell(values, pinned(resolve(data, where=where)))
+
+
+def _check_some(study: Study, found: Plan) -> None:
+    if not found.cells:
+        reasons = "; ".join(dict.fromkeys(left.reason for left in found.left_out))
+        raise UserError(f"study {study.name} leaves out every run: {reasons}")
+
+
+def _check_baseline(study: Study, found: Plan) -> None:
+    methods = {cell.spec.method.name for cell in found.cells}
+    if study.baseline in {None, *methods}:
+        return
+    for left in found.left_out:
+        if study.baseline == flatten(left.values).get("method.name"):
+            raise UserError(f"study {study.name} leaves out its baseline '{study.baseline}': {left.reason}")
+    raise unknown("baseline", study.baseline, methods)
 
 
 def _check_distinct(study: Study, cells: Iterable[Cell]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,16 @@ from rich.text import Text
 from harness.record import TRAINING_PHASES, Record
 from harness.spec import RunSpec, canonical
 from sweeps.display import clock
-from sweeps.plan import Cell
+from sweeps.plan import Cell, LeftOut
 from sweeps.state import Standing, log_of, reason, standing
-from sweeps.study import Study, shown
+from sweeps.study import Study, label, shown
 
 
-def describe_plan(study: Study, cells: Sequence[Cell], directory: Path) -> dict[str, Any]:
-    """The plan as JSON: every run with its status and counted FLOPs; `left` is what is still to be computed."""
+def describe_plan(
+    study: Study, cells: Sequence[Cell], directory: Path, left_out: Sequence[LeftOut] = ()
+) -> dict[str, Any]:
+    """The plan as JSON: every run with its status and counted FLOPs; `left` is what is still to be computed; `left_out` has
+    a line for each arm that does not run, with the reason."""
     flops = count_flops(cells)
     standings = [standing(cell, directory) for cell in cells]
     runs = [{**_described(place, directory), "flops": flops[place.cell.id]} for place in standings]
@@ -33,7 +37,16 @@ def describe_plan(study: Study, cells: Sequence[Cell], directory: Path) -> dict[
         "runs": runs,
         "flops": {"total": sum(flops.values()), "left": left, "budget": study.budget.flops},
         "training_seconds_left": None if rate is None else rate * left,
+        "left_out": left_out_lines(left_out),
     }
+
+
+def left_out_lines(left_out: Sequence[LeftOut]) -> list[str]:
+    """A line for each arm and reason: `left out: repa layer=2 (3 runs): flow reads no encoder`."""
+    arms = Counter(
+        (label({p: v for p, v in left.values.items() if p != "seed"}), left.reason) for left in left_out
+    )
+    return [f"left out: {arm} ({n} run{'s' * (n > 1)}): {why}" for (arm, why), n in arms.items()]
 
 
 def seconds_per_flop(cells: Sequence[Cell], directory: Path, flops: Mapping[str, int]) -> float | None:
@@ -73,6 +86,8 @@ def print_plan(plan: Mapping[str, Any]) -> None:
     counts = {status: sum(run["status"] == status for run in runs) for status in _statuses(runs)}
     total, left = plan["flops"]["total"], plan["flops"]["left"]
     print(f"{len(runs)} runs: " + ", ".join(f"{n} {status}" for status, n in counts.items()))
+    for line in plan["left_out"]:
+        print(line)
     print(f"training costs {total:.3e} FLOPs in all, {left:.3e} are left")
     if (budget := plan["flops"]["budget"]) is not None:
         print(f"its budget is {budget:.3e} FLOPs" + (", which is not enough" if total > budget else ""))

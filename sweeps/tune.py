@@ -25,7 +25,7 @@ from harness.errors import UserError
 from harness.record import Record
 from harness.spec import RunSpec, canonical
 from sweeps.journal import Journal, Trial
-from sweeps.plan import Cell, plan
+from sweeps.plan import Cell, LeftOut, plan, whole_plan
 from sweeps.spaces import Space, space_of
 from sweeps.study import Study, Tune
 
@@ -57,6 +57,7 @@ class Tuner:
     metric: str
     flops_per_run: float
     directory: Path
+    left_out: list[LeftOut]
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -77,7 +78,8 @@ def tuner_of(study: Study, directory: Path) -> Tuner:
     """Raises `UserError` for a study without tuning seeds, with two arms of one method, or with nothing to search."""
     if not study.seeds.tuning:
         raise UserError(f"study {study.name} names no tuning seeds; add [seeds] tuning = 3, or a list")
-    cells = plan(study)
+    found = whole_plan(study)
+    cells = found.cells
     arms = _arms(study, cells)
     _check_grid(study.tune, arms)
     runs = len(study.seeds.tuning) * study.tune.trials
@@ -85,7 +87,7 @@ def tuner_of(study: Study, directory: Path) -> Tuner:
     allowed = whole if study.tune.flops is None else min(whole, study.tune.flops / runs)
     seeds = tuple(dict.fromkeys(cell.spec.seed for cell in cells))
     metric = study.target.metric or cells[0].spec.eval.metrics[0]
-    return Tuner(study, arms, seeds, metric, allowed, directory)
+    return Tuner(study, arms, seeds, metric, allowed, directory, found.left_out)
 
 
 def trial_cells(study: Study, arm: Arm, params: dict[str, Any], steps: int | None = None) -> list[Cell]:

@@ -24,6 +24,7 @@ from sweeps.launch.options import Choice, launch_options, threads_and_launcher
 from sweeps.plan import Cell
 from sweeps.race import Race
 from sweeps.study import load_study, shown
+from sweeps.tables import left_out_lines
 
 HELD = "tune.toml"
 
@@ -53,6 +54,8 @@ def tune(
     study = load_study(source, overrides)
     directory = out or Path("runs") / study.name
     tuner = tuner_of(study, directory)
+    for line in left_out_lines(tuner.left_out):
+        click.echo(line, err=True)
     if dry_run:
         described = _plan(tuner)
         click.echo(json.dumps(described, indent=1)) if as_json else _print_plan(described)

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +32,24 @@ def trained(spec: RunSpec, out: Path) -> Record:
     from harness.train import train
 
     return Record(train(spec, out, Quiet()))
+
+
+def torchrun(source: str, overrides: Iterable[str], out: Path) -> subprocess.CompletedProcess[str]:
+    """The command `flowrace run` as two processes of one machine, which sees the modules that this one does."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launch = [
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        "--master-addr=127.0.0.1",
+        f"--master-port={port}",
+    ]
+    settings = [word for override in overrides for word in ("--set", override)]
+    run = ["harness.cli", "run", source, *settings, "--out", str(out), "--no-track"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", *launch, "-m", *run]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
 
 
 def events(record: Record) -> list[dict[str, Any]]:

@@ -82,9 +82,17 @@ def test_knobs_off_is_flow_bit_for_bit(modality: str, tmp_path: Path) -> None:
         assert [e["metrics"] for e in other.of("eval")] == [e["metrics"] for e in flow.of("eval")]
 
 
-@pytest.mark.parametrize("modality", MODALITIES)
-def test_stopped_and_continued_it_is_unbroken(modality: str, tmp_path: Path) -> None:
-    spec = modal(modality, "method.name=self_flow")
+@pytest.mark.parametrize(
+    ("modality", "method"),
+    [
+        pytest.param(modality, method, marks=() if method == "self_flow" else pytest.mark.slow)
+        for modality in MODALITIES
+        for method in METHODS
+        if (modality, method) not in REFUSED
+    ],
+)
+def test_stopped_and_continued_it_is_unbroken(modality: str, method: str, tmp_path: Path) -> None:
+    spec = modal(modality, *words(method))
     unbroken = trained(spec, tmp_path / "a")
     shutil.copytree(unbroken.path, tmp_path / "b" / spec.id)
     (tmp_path / "b" / spec.id / DONE).unlink()

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,7 @@ from harness.record import DONE, Record
 from harness.run import build as build_run
 from harness.spec import BackboneSpec
 from methods.method import Method
-from tests.runs import TINY, everything, losses, part, tiny, trained
+from tests.runs import TINY, everything, losses, part, tiny, torchrun, trained
 
 
 def test_the_optimizer_sees_student_and_method_alone(method: type[Method]) -> None:
@@ -92,24 +89,9 @@ def test_off_is_flow_for_fifty_steps_of_a_run(method: type[Method], tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(
-    method: type[Method], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))
+def test_two_processes_equal_one(method: type[Method], tmp_path: Path) -> None:
     one = trained(tiny(*words(method)), tmp_path / "one")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launch = [
-        "torch.distributed.run",
-        "--nproc-per-node=2",
-        "--master-addr=127.0.0.1",
-        f"--master-port={port}",
-    ]
-    settings = [word for setting in (*TINY, *words(method)) for word in ("--set", setting)]
-    out = ["--out", str(tmp_path / "two"), "--no-track"]
-    command = [sys.executable, "-m", *launch, "-m", "harness.cli", "run", "digits", *settings, *out]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    result = torchrun("digits", (*TINY, *words(method)), tmp_path / "two")
     assert result.returncode == 0, result.stderr
     two = Record(tmp_path / "two" / one.id)
     assert losses(two) == pytest.approx(losses(one), rel=1e-6)

@@ -35,11 +35,9 @@ def main() -> None:
 
 
 def events(step: int, steps: int) -> list[dict[str, Any]]:
-    common = {"step": step, "images": 8 * step}
+    common = {"step": step, "images": 8 * step, "flops": 10 * step}
     seconds = {"student": 0.5 * step}
-    found = [
-        {"kind": "train", **common, "loss": 1 / step, "losses": {}, "flops": 10 * step, "seconds": seconds}
-    ]
+    found = [{"kind": "train", **common, "loss": 1 / step, "losses": {}, "seconds": seconds}]
     if step in (steps // 2, steps):
         metrics = {"fd:local": {"mean": 40 / step, "low": None, "high": None, "n": 24}}
         found.append({"kind": "eval", **common, "metrics": metrics, "protocol": "p", "seconds": seconds})

@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 
 from harness.cli import cli
 from harness.record import Record
-from sweeps.plan import plan, write_plan
+from sweeps.plan import whole_plan, write_plan
 from sweeps.status import difference
 from sweeps.study import load_study
 
@@ -45,8 +45,9 @@ def study(tmp_path: Path) -> Path:
 
 def test_status_before_during_and_after(study: Path, tmp_path: Path) -> None:
     """Missing, then one failed with its last line, then retried: the failed one alone is done."""
-    out, cells = tmp_path / "out", plan(load_study(str(study)))
-    write_plan(load_study(str(study)), cells, out)
+    out, whole = tmp_path / "out", whole_plan(load_study(str(study)))
+    cells = whole.cells
+    write_plan(load_study(str(study)), whole, out)
     told = json.loads(flowrace("status", out, "--json").output)
     assert told["counts"] == {"missing": 3, "excluded": 1}
     assert told["runs"][-1] == {

@@ -1,0 +1,136 @@
+"""An arm that cannot run on its data is left out with its reason, which plan, sweep, status and report repeat."""
+
+from __future__ import annotations
+
+import json
+import sys
+from html import unescape
+from pathlib import Path
+
+import pytest
+import tomli_w
+from click.testing import CliRunner, Result
+
+from harness.cli import cli
+from harness.errors import UserError
+from harness.record import Record
+from harness.resolve import load_spec
+from sweeps.plan import plan, whole_plan
+from sweeps.study import load_study
+from tests.modal import MODALITIES, SMALL
+from tests.runs import TINY
+
+TIMM = "timm:vit_small_patch14_dinov2.lvd142m"
+REASON = f"encoder '{TIMM}' reads images, and these data are audio; local:small learns on any data"
+ARMS = [
+    {"name": "repa", "encoder": {"name": TIMM}},
+    {"name": "repa", "encoder": {"name": "local:tiny"}},
+    {"name": "flow"},
+]
+
+
+def flowrace(*words: str | Path) -> Result:
+    return CliRunner().invoke(cli, [str(word) for word in words])
+
+
+def settings(*overrides: str) -> list[str]:
+    return [word for override in overrides for word in ("--set", override)]
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    return written(tmp_path / "unsuited.toml", ARMS)
+
+
+def written(file: Path, arms: list[dict], **more: object) -> Path:
+    table = {"name": "unsuited", "base": "tones", "axes": {"seed": [0, 1], "method": arms}, **more}
+    file.write_text(tomli_w.dumps(table))
+    return file
+
+
+def test_what_cannot_run_is_left_out_and_the_rest_keeps_its_ids(study: Path, tmp_path: Path) -> None:
+    whole = whole_plan(load_study(str(study)))
+    without = plan(load_study(str(written(tmp_path / "without.toml", ARMS[1:]))))
+    assert [cell.id for cell in whole.cells] == [cell.id for cell in without] and len(without) == 4
+    assert [(left.values["seed"], left.values["method"], left.reason) for left in whole.left_out] == [
+        (seed, ARMS[0], REASON) for seed in (0, 1)
+    ]
+
+
+def test_the_reason_goes_from_the_plan_to_the_report(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two arms run, one is left out: a line of the sweep and of its plan, a row of the status, a cell of the report."""
+    stub = Path(__file__).parent / "stub.py"
+    monkeypatch.setattr(
+        "sweeps.race.run_command", lambda spec, out: (sys.executable, str(stub), str(spec), str(out))
+    )
+    line = f"left out: repa encoder.name={TIMM} (2 runs): {REASON}"
+    shared = settings(*TINY, *SMALL, *MODALITIES["audio"])
+    planned = flowrace("sweep", study, *shared, "--dry-run")
+    assert planned.exit_code == 0 and line in planned.stdout.splitlines()
+    described = json.loads(flowrace("sweep", study, *shared, "--dry-run", "--json").stdout)
+    assert described["left_out"] == [line] and len(described["runs"]) == 4
+
+    out = tmp_path / "out"
+    raced = flowrace("sweep", study, *shared, "--out", out, "--no-track", "--slots", "1", "--threads", "1")
+    assert raced.exit_code == 0, raced.output
+    assert raced.stderr.splitlines().count(line) == 1
+    done = [Record(run) for run in out.glob("????????????")]
+    assert sorted((r.spec["method"]["name"], r.spec["seed"], r.status) for r in done) == [
+        ("flow", 0, "done"), ("flow", 1, "done"), ("repa", 0, "done"), ("repa", 1, "done"),
+    ]  # fmt: skip
+    assert json.loads(flowrace("status", out, "--json").stdout)["counts"] == {"done": 4, "excluded": 2}
+    assert f"excluded: {REASON}" in unescape((out / "report.html").read_text())
+
+
+def test_data_need_not_be_there_to_know_what_suits_them(tmp_path: Path) -> None:
+    table = {"name": "disk", "base": "digits", "axes": {"method": [ARMS[0], ARMS[2]]}}
+    data = {"data.name": "videos", "data.root": str(tmp_path / "absent"), "eval.metrics": ["fd:video:local"]}
+    (tmp_path / "disk.toml").write_text(tomli_w.dumps(table | {"set": data}))
+    whole = whole_plan(load_study(str(tmp_path / "disk.toml")))
+    assert [cell.spec.method.name for cell in whole.cells] == ["flow"]
+    assert "reads images, and these data are video" in whole.left_out[0].reason
+
+
+def test_a_study_that_would_have_nothing_left_is_refused(tmp_path: Path) -> None:
+    file = written(tmp_path / "none.toml", ARMS[:1])
+    refused = flowrace("sweep", file, "--out", tmp_path / "out")
+    assert isinstance(refused.exception, UserError) and not (tmp_path / "out").exists()
+    assert str(refused.exception) == f"study unsuited leaves out every run: {REASON}"
+    with pytest.raises(UserError, match=r"leaves out its baseline 'repa': encoder 'timm:.*' reads images"):
+        plan(load_study(str(written(tmp_path / "base.toml", [ARMS[0], ARMS[2]], baseline="repa"))))
+
+
+def test_what_cannot_run_is_not_tuned(tmp_path: Path) -> None:
+    tune = {"space": {"train.learning_rate": {"low": 1e-3, "high": 1e-2}}}
+    file = written(tmp_path / "tuned.toml", [ARMS[0], ARMS[2]], seeds={"tuning": 2}, tune=tune)
+    planned = flowrace("tune", file, "--dry-run", "--json")
+    assert planned.exit_code == 0 and list(json.loads(planned.stdout)["methods"]) == ["flow"]
+    assert f"left out: repa encoder.name={TIMM} (2 runs): {REASON}" in planned.stderr.splitlines()
+
+
+def test_a_single_run_is_refused() -> None:
+    with pytest.raises(UserError, match=f"tones: {REASON}"):
+        load_spec("tones", ["method.name=repa", f"method.encoder.name={TIMM}"])
+
+
+def test_a_mistake_is_not_a_reason_to_leave_a_run_out(tmp_path: Path) -> None:
+    """What no data could make right stops the study, whichever arm has it."""
+    wrong = {"name": "repa", "encoder": {"name": "local:tiny"}, "layer": 99}
+    with pytest.raises(UserError, match="layer = 99: backbone nano has layers 1 to 6"):
+        plan(load_study(str(written(tmp_path / "wrong.toml", [*ARMS, wrong]))))
+
+
+def test_weights_of_parts_may_suit_an_arm_and_not_another(tmp_path: Path) -> None:
+    """REPA's encoder reads one modality: the arm runs on each part of bounce alone, and not on both together."""
+    axes = {"method": [{"name": "flow"}, {"name": "repa", "encoder": {"name": "local:small"}}]}
+    weights = {"data.video_weight": [0.5, 1.0, 0.0], "data.audio_weight": [0.5, 0.0, 1.0]}
+    metrics = {"eval.metrics": [["fd:local"], ["fd:video:local"], ["fd:local"]]}
+    table = {"name": "parts", "base": "bounce", "axes": axes, "zip": {"weights": {**weights, **metrics}}}
+    (tmp_path / "parts.toml").write_text(tomli_w.dumps(table))
+    whole = whole_plan(load_study(str(tmp_path / "parts.toml")))
+    raced = [(cell.spec.method.name, cell.spec.data.video_weight) for cell in whole.cells]
+    assert raced == [("flow", 0.5), ("flow", 1.0), ("flow", 0.0), ("repa", 1.0), ("repa", 0.0)]
+    [left] = whole.left_out
+    assert left.values["data.video_weight"] == 0.5 and "reads one modality" in left.reason
