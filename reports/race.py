@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from reports.curves import (
     first_crossing,
 )
 from reports.curves import reachable as lowest
+from reports.protocols import protocols_of
 from reports.speedup import MeanTime, Speedup, Time, cut, mean_time, speedup
 
 CLOCK_AXES = ("seconds", "gpu_seconds")
@@ -43,6 +44,7 @@ class Run:
     crossing: Crossing | None = None
     """Sustained; None for a run that does not count."""
     first: Crossing | None = None
+    metric: str = ""
 
     @property
     def done(self) -> bool:
@@ -54,8 +56,8 @@ class Run:
 
     @cached_property
     def protocols(self) -> frozenset[str]:
-        """The evaluation protocols (hashes) behind its values."""
-        return frozenset(str(event.get("protocol")) for event in self.record.of("eval"))
+        """The evaluation protocols (hashes) behind its values of the metric."""
+        return frozenset(protocols_of(self.record, self.metric))
 
     def time(self, axis: str) -> Time:
         return Time(self.costs.at(axis, self.crossing.step), self.crossing.censored)
@@ -245,7 +247,7 @@ def _metric(records: Sequence[Record], asked: str | None) -> str:
 
 
 def _run(label: str, seed: int, record: Record, metric: str) -> Run:
-    return Run(record, label, seed, curve_of(record, metric), costs_of(record))
+    return Run(record, label, seed, curve_of(record, metric), costs_of(record), metric=metric)
 
 
 def cross(run: Run, target: float | None) -> Run:
@@ -253,7 +255,7 @@ def cross(run: Run, target: float | None) -> Run:
     if target is None or not run.counts:
         return run
     crossed, first = crossing(run.curve, target), first_crossing(run.curve, target)
-    return Run(run.record, run.arm, run.seed, run.curve, run.costs, crossed, first)
+    return replace(run, crossing=crossed, first=first)
 
 
 def _against(baseline: str, times: Mapping, axis: str, horizon: float) -> dict[tuple[str, str], Speedup]:

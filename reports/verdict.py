@@ -150,6 +150,13 @@ def _about_runs(race: Race) -> list[str]:
         said.append(
             f"{', '.join(counts)} of {len(states) + len(race.missing)} runs: they are listed under Provenance.{_failed(race)}"
         )
+    unmeasured = sum(run.record.status == "done" and run.curve is None for run in race.runs)
+    if unmeasured:
+        one = unmeasured == 1
+        said.append(
+            f"{unmeasured} finished run{'' if one else 's'} {'was' if one else 'were'} not evaluated by {race.metric} and "
+            f"{'counts' if one else 'count'} in no number."
+        )
     if race.unplanned:
         ids = ", ".join(record.id for record in race.unplanned)
         said.append(f"Not in the plan, so left out: {ids}.")

@@ -15,6 +15,7 @@ from reports.audit.log import FREE, Arms, Log, Logs, Progress, by_seed
 from reports.audit.tidy import read_tidy
 from reports.audit.tracked import read_tracked
 from reports.curves import costs_of, curve_of
+from reports.protocols import protocols_of
 from reports.race import hardware
 
 SCHEMES = ("sqlite://", "http://", "https://")
@@ -94,7 +95,7 @@ def _log(arm: Arm, seed: int, record: Record, metric: str) -> tuple[Log | None, 
         str(record.path),
         curve,
         costs_of(run),
-        _protocols(run, metric, told),
+        _protocols(run, metric),
         tuple(hardware(run)),
         {path: value for path, value in arm.fields.items() if not path.startswith(("method.", "eval."))},
         began,
@@ -104,12 +105,11 @@ def _log(arm: Arm, seed: int, record: Record, metric: str) -> tuple[Log | None, 
     return log, ""
 
 
-def _protocols(record: Record, metric: str, told: Sequence[Mapping]) -> dict[str, Mapping[str, Any]]:
+def _protocols(record: Record, metric: str) -> dict[str, Mapping[str, Any]]:
     """Hash -> fields, of the evaluations that have the metric; from the spec where the record does not tell them."""
-    known = {start["hash"]: flatten(start["protocol"]) for start in told if "protocol" in start}
     spec = {key: value for key, value in flatten(record.spec.get("eval", {})).items() if key not in FREE}
-    used = {str(e.get("protocol", "")) for e in record.of("eval") if metric in e["metrics"]}
-    return {name: known.get(name, spec) for name in sorted(used)}
+    told = protocols_of(record, metric)
+    return {one: spec if fields == {"hash": one} else flatten(fields) for one, fields in sorted(told.items())}
 
 
 def _times(record: Record) -> tuple[float | None, float | None]:

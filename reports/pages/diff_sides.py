@@ -12,6 +12,7 @@ from harness.errors import UserError
 from reports.arms import flatten
 from reports.diff import Number, Side, finals
 from reports.pages import tables
+from reports.protocols import protocols_of
 from reports.race import Race, read_race
 
 
@@ -92,10 +93,6 @@ def _protocols(race: Race) -> dict[str, Mapping[str, Any]]:
     """By hash, flat; where a record does not tell its protocol, the hash is all there is."""
     found: dict[str, Mapping[str, Any]] = {}
     for run in race.runs:
-        for start in run.record.environment:
-            about = start.get("evaluation", {})
-            if about.get("hash") in run.protocols:
-                found[about["hash"]] = flatten(about.get("protocol", {}))
-        for one in sorted(run.protocols - found.keys()):
-            found[one] = {"hash": one}
+        told = protocols_of(run.record, race.metric)
+        found |= {one: flatten(fields) for one, fields in sorted(told.items())}
     return found
