@@ -1,0 +1,158 @@
+"""What each optimisation of the step gives: a training step with it and without it, taken in turns.
+
+    python -m benchmarks.before_after [--size S] [--tokens 256] [--batch 8] [--rounds 5] [--only NAME ...]
+
+Every contestant is a process of its own, for some of what is switched off belongs to a process; one works while the others
+wait. Writes benchmarks/results/before_after.json: how many times as long a step takes without, in seconds of the clock and in
+seconds of the processor, which other work on the machine disturbs less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.sides import Kind, Side, machine, problem, spread
+from harness import environment
+from harness.backbone.times import Times
+from harness.draws import Streams
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    what: str
+    method: str
+    undo: Callable[[], None] = lambda: None
+    """Before anything else in the process."""
+    undo_side: Callable[[Side], None] = lambda side: None
+
+
+def _give_memory_back() -> None:
+    environment.keep_memory = lambda: None
+
+
+def _copy_levels() -> None:
+    Times.select = lambda self, values: values if self.which is None else self._copied(values)
+
+
+def _fill_new_memory() -> None:
+    prepare = environment.prepare
+
+    def filling(threads: int) -> None:
+        prepare(threads)
+        torch.utils.deterministic.fill_uninitialized_memory = True
+
+    environment.prepare = filling
+
+
+def _unfused(side: Side) -> None:
+    side.optimizer = torch.optim.AdamW(side.learned, 1e-4, fused=False, foreach=False)
+
+
+def _ema_one_by_one(side: Side) -> None:
+    from benchmarks.released import ema_step
+
+    side.update = ema_step
+
+
+def _whole_teacher(side: Side) -> None:
+    forward = side.ema.forward
+    side.ema.forward = lambda *given, stop_after=None, **asked: forward(*given, **asked)
+
+
+OPTIMISATIONS = {
+    "memory": Optimisation("freed memory is kept by the process", "self_flow", _give_memory_back),
+    "levels": Optimisation("levels are selected by a product", "self_flow", _copy_levels),
+    "teacher": Optimisation(
+        "the teacher stops behind the layer it is asked for", "self_flow", undo_side=_whole_teacher
+    ),
+    "fills": Optimisation("new tensors are not filled in deterministic mode", "self_flow", _fill_new_memory),
+    "optimizer": Optimisation("AdamW is fused", "flow", undo_side=_unfused),
+    "ema": Optimisation("the EMA takes all parameters at once", "flow", undo_side=_ema_one_by_one),
+}
+
+
+def _work(pipe: Any, name: str, without: bool, size: str, tokens: int, batch_size: int) -> None:
+    """A contestant: takes a step whenever it is told to, and says what it took."""
+    chosen = OPTIMISATIONS[name]
+    if without:
+        chosen.undo()
+    environment.prepare(0)
+    config, batch = problem(size, tokens, batch_size)
+    side = Side(Kind(chosen.method), config, size, torch.device("cpu"))
+    if without:
+        chosen.undo_side(side)
+    draw = side.method.draw(Streams(0), batch)
+    for _ in range(2):
+        loss = float(side.step(batch, draw))
+    pipe.send(loss)
+    while pipe.recv():
+        clock, processor = time.perf_counter(), time.process_time()
+        side.step(batch, draw)
+        pipe.send((time.perf_counter() - clock, time.process_time() - processor))
+
+
+def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Without over with, round by round."""
+    context = multiprocessing.get_context("spawn")
+    sides = []
+    for without in (False, True):
+        ours, theirs = context.Pipe()
+        given = (theirs, name, without, options.size, options.tokens, options.batch)
+        process = context.Process(target=_work, args=given, daemon=True)
+        process.start()
+        sides.append((ours, process, ours.recv()))
+    rounds = []
+    for _ in range(options.rounds):
+        taken = []
+        for pipe, _, _ in sides:
+            pipe.send(True)
+            taken.append(pipe.recv())
+        rounds.append(taken)
+    for pipe, process, _ in sides:
+        pipe.send(False)
+        process.join()
+    return {
+        "what": OPTIMISATIONS[name].what,
+        "method": OPTIMISATIONS[name].method,
+        "loss with and without": [loss for _, _, loss in sides],
+        "without / with": spread([after[0] / before[0] for before, after in rounds]),
+        "without / with, processor": spread([after[1] / before[1] for before, after in rounds]),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--size", default="S")
+    parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", nargs="+", choices=list(OPTIMISATIONS), default=list(OPTIMISATIONS))
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "before_after.json")
+    options = parser.parse_args()
+    found = {}
+    for name in options.only:
+        found[name] = measured(name, options)
+        ratio, cpu = found[name]["without / with"], found[name]["without / with, processor"]
+        print(
+            f"{OPTIMISATIONS[name].what:52} {ratio['median']:.3f}  (processor {cpu['median']:.3f})",
+            flush=True,
+        )
+    scale = {key: getattr(options, key) for key in ("size", "tokens", "batch", "rounds")}
+    options.out.write_text(
+        json.dumps({**machine(torch.device("cpu")), **scale, "optimisations": found}, indent=1) + "\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
