@@ -68,7 +68,7 @@ def measure_encoders(path: Path, study: Study, asked: Asked) -> dict[str, Any]:
     compared = f"{study.run.name}/{checkpoint.stem}" if study.control else None
     protocol = {"data": dataset.fingerprint, "held_out": study.spec.data.held_out, "control": compared}
     protocol |= {"grid": list(model.config.grid), **asdict(asked)}
-    table = {"protocol": protocol, "encoders": _kept(path / FILE, protocol)}
+    table = {"protocol": protocol, "encoders": kept(path / FILE, protocol, "encoders")}
     where = {"grid": model.config.grid, "held_out": study.spec.data.held_out, "device": device}
     absent = [choice for choice in study.encoders.values() if not _known(table["encoders"], choice)]
     for choice in tracked(absent, "encoders"):
@@ -152,15 +152,16 @@ def _known(table: Mapping[str, Any], choice: Choice) -> bool:
     return found is not None and choice.sha256 in ("", found["sha256"])
 
 
-def _kept(file: Path, protocol: Mapping[str, Any]) -> dict[str, Any]:
-    """What is measured already; nothing where it was under another protocol, for a table has one."""
+def kept(file: Path, protocol: Mapping[str, Any], rows: str, of: str = "") -> dict[str, Any]:
+    """The `rows` of a table `of` something that are measured already; none where they were under another protocol, for a
+    table has one."""
     if not file.is_file():
         return {}
     try:
         table = json.loads(file.read_text())
-        return table["encoders"] if table["protocol"] == protocol else {}
+        return dict(table[rows]) if table["protocol"] == protocol else {}
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} is no table of encoders; move it away and run this again") from error
+        raise UserError(f"{file} is no table of {of or rows}; move it away and run this again") from error
 
 
 def _plain(value: Value | None) -> dict[str, Any] | None:

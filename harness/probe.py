@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.backbone.sit import SiT
+from harness.backbone.sit import SiT, SiTConfig
 from harness.backbone.times import Times
 from harness.data.base import Split, images
 from harness.data.dataset import Dataset
@@ -97,7 +97,7 @@ def probe(
     target = asked[encoder.name].pooled if encoder is not None else None
     rows = []
     for name in tracked(list(asked), "classifiers"):
-        with _measuring(name):
+        with measuring(name):
             accuracy = None
             if dataset.classes > 1:
                 sets = (Labelled(part[name].pooled, y) for part, y in zip((known, asked), truth, strict=True))
@@ -111,18 +111,23 @@ def layers(model: SiT, time: float, device: torch.device) -> Tokens:
 
     A network with an extra token (REG) is run without it: it would tell the layers what the encoder knows.
     """
-    depth, streams = len(model.blocks), Streams(0)
+    depth = len(model.blocks)
 
     @torch.no_grad()
     def tokens(index: np.ndarray, x0: Tensor) -> dict[str, Tensor]:
         times = Times.per_sample(torch.full((len(index),), time, device=device))
-        noise = streams.normal("probe/noise", index, x0.shape[1:]).to(device)
-        x = interpolate(x0, noise, times, model.config)
+        x = noised(index, x0, times, model.config)
         null = torch.full((len(index),), model.config.classes, device=device)
         hidden = model(x, times, null, taps=range(1, depth + 1), stop_after=depth).hidden
         return {f"layer {layer}": hidden[layer] for layer in range(1, depth + 1)}
 
     return tokens
+
+
+def noised(index: np.ndarray, x0: Tensor, times: Times, config: SiTConfig) -> Tensor:
+    """What every network is probed on: samples at `times` of the path, with noise that is theirs by their index."""
+    noise = Streams(0).normal("probe/noise", index, x0.shape[1:]).to(x0)
+    return interpolate(x0, noise, times, config)
 
 
 def _of_inputs(tokens: Tokens, dataset: Dataset) -> Tokens:
@@ -154,7 +159,7 @@ def gather(
         x0 = torch.from_numpy(images(dataset, here)[0]).float().div_(127.5).sub_(1).to(device)
         for source in sources:
             for name, tokens in source(here, x0).items():
-                with _measuring(name):
+                with measuring(name):
                     parts.setdefault(name, []).append(_gathered(tokens.float().cpu(), grid))
     return {
         name: Gathered(*(torch.cat(columns) for columns in zip(*found, strict=True)))
@@ -168,7 +173,8 @@ def _gathered(tokens: Tensor, grid: tuple[int, int] | None) -> Gathered:
 
 
 @contextmanager
-def _measuring(name: str) -> Iterator[None]:
+def measuring(name: str) -> Iterator[None]:
+    """What a measure refuses is a mistake of the user's, about what is named."""
     try:
         yield
     except MetricError as error:

@@ -34,7 +34,7 @@ MEASURES = ("accuracy", "CKNNA", "CKA", "local - distant", "decay")
 
 @click.command(
     epilog="Example: flowrace probe runs/first/0123456789ab --encoder local:small --json. "
-    "Of a study: flowrace probe runs/encoder-scaling"
+    "Of a study: flowrace probe runs/encoder-scaling, flowrace probe runs/video-digits --control"
 )
 @click.argument("path", metavar="RUN|STUDY", type=click.Path(path_type=Path))
 @STEP
@@ -62,8 +62,10 @@ MEASURES = ("accuracy", "CKNNA", "CKA", "local - distant", "decay")
     type=click.IntRange(20),
     default=2000,
     show_default=True,
-    help="At most so many images to learn from, and so many held-out ones to measure on.",
+    help="At most so many images to learn from, and so many held-out ones to measure on; with --control, held-out videos.",
 )
+@click.option("--control", is_flag=True, help="Read state and action from the layers of video runs instead.")
+@click.option("--all-steps", is_flag=True, help="With --control: every checkpoint, not the newest alone.")
 @SETTING
 @AS_JSON
 def probe(
@@ -75,6 +77,8 @@ def probe(
     classifier: str,
     time: float,
     samples: int,
+    control: bool,
+    all_steps: bool,
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -85,6 +89,9 @@ def probe(
 
     Of a study (a folder of runs): every encoder that its runs name, beside the network of a run that was trained without one,
     kept as encoders.json in that folder, where `flowrace report` finds it. The same command again measures only what is missing.
+
+    --control: R2 of a ridge regression from each layer to state (position) and action (displacement), for videos that know
+    theirs, beside the noisy pixels and the untrained network. Of a study: kept as control.json, for the report too.
     """
     from harness.data.base import open_dataset, split
     from harness.data.dataset import pictured
@@ -92,6 +99,12 @@ def probe(
     from harness.environment import prepare
     from harness.probe import probe as measure
 
+    if control:
+        _refuse_of_encoders(name, weights, download, classifier)
+        _probe_control(path, step, all_steps, time, samples, overrides, as_json)
+        return
+    if all_steps:
+        raise UserError("--all-steps goes with --control; give --step for another checkpoint than the newest")
     if is_study(path):
         _refuse_of_run(path, step, weights)
         _probe_study(path, name, download, Asked(classifier, time, samples), overrides, as_json)
@@ -140,6 +153,41 @@ def _refuse_of_run(path: Path, step: int | None, weights: str) -> None:
     for option, value in (("--step", step), ("--weights", weights)):
         if value:
             raise UserError(f"{option} {value} is about one run, and {path} is a study; name one of its runs")
+
+
+def _refuse_of_encoders(name: str | None, weights: str, download: bool, classifier: str) -> None:
+    given = {
+        "--encoder": name,
+        "--weights": weights,
+        "--download": download,
+        "--probe": classifier != "ridge",
+    }
+    for option in (option for option, value in given.items() if value):
+        raise UserError(
+            f"{option} is about encoders, and --control reads layers alone; leave one of them out"
+        )
+
+
+def _probe_control(
+    path: Path,
+    step: int | None,
+    every: bool,
+    time: float,
+    samples: int,
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    from harness.control_command import of_run, of_study
+    from harness.control_table import Asked
+    from harness.encoder_table import is_study
+
+    if is_study(path):
+        _refuse_of_run(path, step, "")
+        of_study(path, every, Asked(time, samples), overrides, as_json)
+        return
+    if every and step is not None:
+        raise UserError(f"--step {step} and --all-steps ask for one checkpoint and for all; give one of them")
+    of_run(path, step, every, Asked(time, samples), overrides, as_json)
 
 
 def _probe_study(

@@ -16,7 +16,7 @@ from harness.errors import UserError
 from harness.record import write_atomic
 from reports.audit.audit import Audit
 from reports.audit.files import judged
-from reports.pages import charts, figures, scaling_plot, sections, svg, tables
+from reports.pages import charts, control_table, figures, scaling_plot, sections, svg, tables
 from reports.pages.ablation_table import matrix
 from reports.pages.audits import audits
 from reports.pages.forest import forest
@@ -111,6 +111,7 @@ def body(
         matrix(race),
         scaling_plot.encoders(race),
         scaling_plot.sizes(race),
+        control_table.layers(race),
         sections.samples(race),
         sections.runs(race),
         provenance(race, command),

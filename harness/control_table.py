@@ -1,0 +1,125 @@
+"""Control of a run's checkpoints as plain data, and `control.json` of a study: arms x layers x seeds, each measured once.
+
+    {"protocol": {"time", "samples"},
+     "runs": {run id: {"method", "seed", "data", "videos", "pixels": R, "untrained": R, "steps": {step: {"layer 1": R, ...}}}},
+     "left_out": {run id: reason}}
+
+with R = {"state": V, "action": V} and V = {mean, low, high, n, penalty}: R2 with its 95 % interval over n held-out videos.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.checkpoint import checkpoints, step_of
+from harness.commands import spec_of_run
+from harness.control import Row, measured, of_initial, of_layers, of_pixels, scene_of
+from harness.cost import backbone_config
+from harness.data.base import open_dataset, split
+from harness.distributed import pick_device
+from harness.encoder_table import kept
+from harness.environment import prepare
+from harness.errors import UserError
+from harness.record import Record, find_records, write_atomic
+from harness.run import load_ema
+from harness.spec import RunSpec
+from harness.terminal import tracked
+from metrics.control import Decoded
+
+FILE = "control.json"
+
+
+class LeftOut(UserError):
+    """Why a run has no place in the table."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How control is measured."""
+
+    time: float
+    samples: int
+
+
+def measure_study(
+    path: Path, asked: Asked, overrides: tuple[str, ...] = (), *, every: bool = False
+) -> dict[str, Any]:
+    """The table of all finished runs of a folder, written there after each checkpoint: the newest of a run, or `every` one.
+
+    What it has already, under this protocol, stays as it is. Raises `UserError` where no run can be measured.
+    """
+    records, protocol = find_records(path), asdict(asked)
+    table = {"protocol": protocol, "runs": kept(path / FILE, protocol, "runs", "control"), "left_out": {}}
+    for record in tracked(records, f"{len(records)} runs"):
+        known = table["runs"].get(record.id, {})
+        try:
+            spec, files = _of_finished(record, overrides, every)
+            for entry in measurements(spec, files, asked, known):
+                table["runs"][record.id] = entry
+                _write(path / FILE, table)
+        except LeftOut as reason:
+            table["left_out"][record.id] = str(reason)
+    if not table["runs"]:
+        raise UserError(
+            f"{path}: control can be measured on no run; {next(iter(table['left_out'].values()))}"
+        )
+    _write(path / FILE, table)
+    return table
+
+
+def measurements(
+    spec: RunSpec, files: Sequence[Path], asked: Asked, known: Mapping[str, Any] | None = None
+) -> Iterator[dict[str, Any]]:
+    """A run's entry, first with its floors and then with each checkpoint of `files`; what `known` has is not done again.
+
+    Raises `LeftOut` for a run whose data or split cannot be measured.
+    """
+    prepare(spec.runtime.threads)
+    dataset, device = open_dataset(spec.data), pick_device(spec.runtime.device)
+    config = backbone_config(spec, dataset)
+    try:
+        scene = scene_of(dataset, split(dataset, spec.data.held_out).held_out, config, asked.samples)
+    except UserError as error:
+        raise LeftOut(str(error)) from error
+    entry = dict(known or {})
+    if not entry:
+        floors = [of_pixels(config, asked.time), of_initial(config, spec.seed, asked.time, device)]
+        rows = plain(measured(floors, scene, dataset, device, "floors"))
+        about = {"method": spec.method.name, "seed": spec.seed, "data": dataset.fingerprint}
+        entry = {**about, "videos": len(scene.index), **rows, "steps": {}}
+        yield entry
+    for file in (file for file in files if str(step_of(file)) not in entry["steps"]):
+        layers = of_layers(load_ema(file, spec, dataset, device), asked.time, device)
+        rows = plain(measured([layers], scene, dataset, device, file.stem))
+        entry = entry | {"steps": _in_order(entry["steps"] | {str(step_of(file)): rows})}
+        yield entry
+
+
+def plain(rows: Sequence[Row]) -> dict[str, Any]:
+    """Rows by name, as JSON."""
+    return {row.name: {"state": _value(row.state), "action": _value(row.action)} for row in rows}
+
+
+def _of_finished(record: Record, overrides: tuple[str, ...], every: bool) -> tuple[RunSpec, list[Path]]:
+    if record.status != "done":
+        raise LeftOut(f"the run is not finished ({record.status})")
+    files = checkpoints(record.path / "checkpoints")
+    if not files:
+        raise LeftOut("the run has no checkpoint")
+    return spec_of_run(record.path, overrides), files if every else files[-1:]
+
+
+def _value(found: Decoded) -> dict[str, Any]:
+    return asdict(found.r2) | {"penalty": found.penalty}
+
+
+def _in_order(steps: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(sorted(steps.items(), key=lambda step: int(step[0])))
+
+
+def _write(file: Path, table: Mapping[str, Any]) -> None:
+    write_atomic(file, (json.dumps(table, indent=1, allow_nan=False) + "\n").encode())
