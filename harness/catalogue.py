@@ -188,10 +188,11 @@ def percent(share: float | None) -> str:
 @click.argument("what", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")
 def list_(what: str | None, as_json: bool) -> None:
-    """What there is: methods, encoders, extractors, datasets, presets, studies, sizes, samplers. Without a word: all."""
+    """What there is: methods, encoders, codecs, extractors, datasets, presets, studies, sizes, samplers. Without a word: all."""
     kinds = {
         "methods": lambda: entries(counted=what is not None),
         "encoders": lambda: _described("encoder", suffix=":<model>"),
+        "codecs": lambda: _described("codec"),
         "extractors": _extractors,
         "datasets": lambda: _described("dataset"),
         "presets": lambda: _shelf("harness", "presets"),
@@ -212,7 +213,7 @@ def list_(what: str | None, as_json: bool) -> None:
 
 
 def _described(kind: str, suffix: str = "") -> dict[str, str]:
-    ours = registry.ENCODERS if kind == "encoder" else registry.DATASETS
+    ours = {"encoder": registry.ENCODERS, "codec": registry.CODECS, "dataset": registry.DATASETS}[kind]
     rows = {}
     for name in registry.names(kind):
         try:

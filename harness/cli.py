@@ -13,7 +13,10 @@ from harness import __version__
 from harness.errors import RunStopped, UserError
 
 COMMANDS = {  # name -> (module:function, one line of help); a package brings its own commands
-    "data": ("harness.encode_command:data", "Make data ready for training: images to latents."),
+    "data": (
+        "harness.encode_command:data",
+        "Make data ready for training: images, videos or sounds to latents.",
+    ),
     "cost": ("harness.cost_command:cost", "FLOPs, memory and time of a run, before it starts."),
     "run": (
         "harness.commands:run",

@@ -1,6 +1,6 @@
-"""Images to a folder of encoded moments, shard by shard: what is whole stays, what is missing or damaged is made.
+"""Samples to a folder of encoded moments, shard by shard: what is whole stays, what is missing or damaged is made.
 
-A shard's bytes depend on the images, the codec and the batch size alone (on one kind of device), since every shard begins its
+A shard's bytes depend on the samples, the codec and the batch size alone (on one kind of device), since every shard begins its
 own batches. Under torchrun the processes share the shards.
 """
 
@@ -16,16 +16,20 @@ from typing import Any
 import numpy as np
 import torch
 
+from harness import registry
 from harness.codecs.base import Codec
 from harness.data.base import from_pixels, images
 from harness.data.dataset import Dataset
 from harness.data.shards import FORMAT, INDEX, MANIFEST, file_digest, shard_name, without_places
+from harness.data.waves import read_shape, waves
 from harness.distributed import World
 from harness.errors import UserError
 from harness.record import write_atomic
 from harness.spec import DataSpec
 
 BEGUN = "encoding.json"
+LATER = ("frames", "video_weight", "audio_weight")
+"""Fields of the source that came later: a manifest names them where they are set."""
 
 
 @dataclass(frozen=True)
@@ -49,26 +53,48 @@ class Encoding:
         """The manifest without its files."""
         fields = ("name", "resolution", "channels", "image_key", "label_key")
         source = {name: value for name in fields if (value := getattr(self.source, name)) is not None}
+        source |= self.source.model_dump(include=set(LATER), exclude_defaults=True)
         root = str(Path(self.source.root).expanduser().resolve()) if self.source.root else ""
         weights = str(Path(self.weights).resolve()) if self.weights else ""
-        codec = {"name": self.family, "sha256": self.codec.sha256, "scale": self.codec.scale}
+        codec = {"name": self.family, "sha256": self.codec.sha256} | self.codec.affine.to_json()
         return {
             "format": FORMAT,
+            **({"modality": modality} if (modality := self.dataset.modality) != "image" else {}),
             "codec": codec | {"weights": weights},
             "source": source | {"fingerprint": self.dataset.fingerprint, "root": root},
             "samples": len(self.dataset),
             "classes": self.dataset.classes,
             "pixels": list(self.dataset.shape),
-            "shape": list(self.codec.shape(self.dataset.shape)),
+            "shape": list(self.latent_shape()),
             "copies": 2 if self.flip else 1,
             "dtype": "float16" if self.half else "float32",
             "rows": self.rows,
             "batch": self.batch,
         }
 
+    def latent_shape(self) -> tuple[int, ...]:
+        """Raises `UserError` for samples that the codec cannot take."""
+        return self.codec.shape(read_shape(self.dataset.shape, self.codec.rate))
+
     def shards(self) -> list[range]:
         n = len(self.dataset)
         return [range(start, min(start + self.rows, n)) for start in range(0, n, self.rows)]
+
+
+def check_encodes(family: str, dataset: Dataset, flip: bool) -> None:
+    """Raise `UserError` for samples that a family of codecs does not encode, whatever its weights."""
+    codec, there = registry.load("codec", family), dataset.modality
+    if there not in codec.modalities:
+        fit = [name for name in registry.names("codec") if there in registry.load("codec", name).modalities]
+        instead = f"for these there are {', '.join(fit)}" if fit else "no codec here encodes these"
+        kinds = ", ".join(codec.modalities)
+        raise UserError(f"codec '{family}' encodes {kinds}, and these samples are {there}; {instead}")
+    if codec.rate is not None and not hasattr(dataset, "wave"):
+        raise UserError(
+            f"codec '{family}' encodes waves, and these samples are log-mel pictures alone; take identity"
+        )
+    if flip and there == "audio":
+        raise UserError("--flip mirrors pictures, and these samples are audio; leave it out")
 
 
 def encode(job: Encoding, folder: Path, world: World, advance: Callable[[int], None]) -> dict[str, Any]:
@@ -126,8 +152,8 @@ def _write_shard(
 
 
 def _moments(job: Encoding, index: np.ndarray, device: torch.device) -> np.ndarray:
-    """(n, copies, 2, c, h, w) of the samples at these data set indices."""
-    x = from_pixels(images(job.dataset, index)[0]).to(device)
+    """(n, copies, 2, c, *places) of the samples at these data set indices."""
+    x = _read(job, index).to(device)
     copies = [torch.stack(job.codec.encode(seen), dim=1) for seen in ((x, x.flip(-1)) if job.flip else (x,))]
     found = torch.stack(copies, dim=1).float().cpu().numpy()
     found = found.astype("<f2" if job.half else "<f4")
@@ -137,6 +163,13 @@ def _moments(job: Encoding, index: np.ndarray, device: torch.device) -> np.ndarr
             + (" in float16; leave out --half" if job.half else "")
         )
     return found
+
+
+def _read(job: Encoding, index: np.ndarray) -> torch.Tensor:
+    """What the codec reads of these samples, float32 (n, C, *axes) in [-1, 1]."""
+    if job.codec.rate is not None:
+        return waves(job.dataset, index, job.codec.rate)
+    return from_pixels(images(job.dataset, index)[0])
 
 
 def _finish(folder: Path, job: Encoding) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`flowrace data`: data made ready for training. `encode` turns images into latents, once."""
+"""`flowrace data`: data made ready for training. `encode` turns images, videos or sounds into latents, once."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from harness.errors import UserError
 ENCODE_EPILOG = """\b
 Example:
   flowrace data encode imagenet/train --set data.resolution=256 --codec sd-vae:weights/sd-vae-ft-mse --out latents
+  flowrace data encode clips --set data.frames=17 --set data.resolution=192 --codec wan-vae:weights/wan2.2/vae --out latents
   torchrun --nproc-per-node 8 -m harness.cli data encode ... (the same: the processes share the shards)
 """
 
@@ -29,24 +30,24 @@ def data() -> None:
     "--codec",
     required=True,
     metavar="NAME[:PATH]",
-    help="sd-vae:FOLDER (diffusers' layout, local), or identity (the images themselves).",
+    help="Name and local folder of the weights, as sd-vae:FOLDER; identity has none. See: flowrace list codecs.",
 )
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder of the latents."
 )
 @click.option(
-    "--flip", is_flag=True, help="Encode mirrored images too, for data.flip = true: twice the size."
+    "--flip", is_flag=True, help="Encode mirrored pictures too, for data.flip = true: twice the size."
 )
 @click.option("--half", is_flag=True, help="Keep moments in float16: half the size.")
-@click.option("--rows", type=click.IntRange(1), default=4096, show_default=True, help="Images in a shard.")
-@click.option("--batch", type=click.IntRange(1), default=32, show_default=True, help="Images in a pass.")
+@click.option("--rows", type=click.IntRange(1), default=4096, show_default=True, help="Samples in a shard.")
+@click.option("--batch", type=click.IntRange(1), default=32, show_default=True, help="Samples in a pass.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
     "--set",
     "overrides",
     multiple=True,
     metavar="data.FIELD=VALUE",
-    help="A field of the images' spec, as data.resolution=256; may be repeated.",
+    help="A field of the source's spec, as data.resolution=256; may be repeated.",
 )
 @AS_JSON
 def encode(
@@ -61,36 +62,36 @@ def encode(
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Encode images to the moments of their latents; SRC is a class folder, a parquet file or folder, an .npz, or a data set
-    that comes with flowrace.
+    """Encode images, videos or sounds to the moments of their latents; SRC is a class folder, a parquet file or folder, an .npz,
+    or a data set that comes with flowrace. What lies in a folder is read as what the codec is for.
 
     An interrupted command goes on where it was when it is run again; every file has its checksum. Train on the result with
     data.name=latents and data.root=OUT.
     """
+    from harness import registry
     from harness.codecs.base import open_codec
     from harness.data.base import open_dataset
     from harness.distributed import join
-    from harness.encode import Encoding, encode
+    from harness.encode import Encoding, check_encodes, encode
     from harness.environment import prepare
 
-    spec = source_spec(source, overrides)
     family, _, weights = codec.partition(":")
+    spec = source_spec(source, overrides, registry.load("codec", family).modalities[0])
     prepare(0)
     with join(device) as world:
         dataset = open_dataset(spec)
-        if dataset.modality != "image":
-            raise UserError(f"SRC {source}: a codec encodes images, and these samples are {dataset.modality}")
+        check_encodes(family, dataset, flip)
         opened = open_codec(family, weights, world.device)
         job = Encoding(spec, dataset, opened, family, weights, flip, half, rows, batch)
-        opened.shape(dataset.shape)
+        job.latent_shape()  # a mistake is told before anything is written
         with _bar(len(job.dataset) if world.main else 0) as advance:
             manifest = encode(job, out, world, advance)
         if world.main:
             _say(manifest, out, as_json)
 
 
-def source_spec(source: str, overrides: tuple[str, ...]) -> Any:
-    """The `DataSpec` of what SRC names: a data set, or a path whose kind its content tells."""
+def source_spec(source: str, overrides: tuple[str, ...], modality: str) -> Any:
+    """The `DataSpec` of what SRC names: a data set, or a path, read as what the codec is for and as its content tells."""
     from harness import registry
     from harness.resolve import parse_override, set_path, validate
     from harness.spec import DataSpec
@@ -98,23 +99,25 @@ def source_spec(source: str, overrides: tuple[str, ...]) -> Any:
     if source in registry.names("dataset"):
         fields: dict[str, Any] = {"name": source}
     else:
-        fields = {"name": _kind(Path(source)), "root": source}
+        fields = {"name": _kind(Path(source), modality), "root": source}
     table: dict[str, Any] = {"data": fields}
     for override in overrides:
         path, value = parse_override(override)
         if not path.startswith("data."):
             raise UserError(
-                f"--set {override}: only fields of the images can be set here, as data.resolution=256"
+                f"--set {override}: only fields of the source can be set here, as data.resolution=256"
             )
         set_path(table, path, value)
     return validate(DataSpec, table["data"], f"SRC {source}")
 
 
-def _kind(path: Path) -> str:
+def _kind(path: Path, modality: str) -> str:
     if not path.exists():
         raise UserError(
             f"SRC {path}: no such file or folder, and no data set of that name; see: flowrace list datasets"
         )
+    if modality != "image":
+        return {"video": "videos", "audio": "sounds"}[modality]
     if path.suffix in (".npz", ".parquet"):
         return path.suffix[1:]
     return "parquet" if next(path.rglob("*.parquet"), None) else "folder"
@@ -123,7 +126,7 @@ def _kind(path: Path) -> str:
 def _bar(total: int) -> Any:
     from harness.terminal import advancing
 
-    return advancing(total, "images")
+    return advancing(total, "samples")
 
 
 def _say(manifest: dict[str, Any], out: Path, as_json: bool) -> None:

@@ -42,6 +42,7 @@ DATASETS = {
     "tones": "harness.data.tones:Tones",
     "sounds": "harness.data.sounds:Sounds",
     "bounce": "harness.data.bounce:Bounce",
+    "films": "harness.data.films:Films",
     "latents": "harness.data.latents:Latents",
 }
 ENCODERS = {  # family -> class; a full name is "family:model"
@@ -54,12 +55,15 @@ ENCODERS = {  # family -> class; a full name is "family:model"
 CODECS = {
     "identity": "harness.codecs.identity:Identity",
     "sd-vae": "harness.codecs.sd_vae:SdVae",
+    "wan-vae": "harness.codecs.wan_vae:WanVae",
+    "oobleck": "harness.codecs.waveform:Oobleck",
+    "dac": "harness.codecs.waveform:Dac",
 }
 _TABLES = {"method": METHODS, "dataset": DATASETS, "encoder": ENCODERS, "codec": CODECS}
 
 
 def names(kind: str) -> list[str]:
-    """All registered names of a kind: `method`, `dataset` or `encoder`."""
+    """All registered names of a kind: `method`, `dataset`, `encoder` or `codec`."""
     return sorted({*_TABLES[kind], *_plugins(kind)})
 
 

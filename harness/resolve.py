@@ -152,7 +152,8 @@ def _modality(spec: RunSpec) -> str:
     from harness.data.parts import modality_of
 
     known = registry.load("dataset", spec.data.name)
-    return modality_of(getattr(known, "modality", "image"), spec.data)
+    told = getattr(known, "modality_in", lambda _: getattr(known, "modality", "image"))
+    return modality_of(told(spec.data), spec.data)
 
 
 def validate(model: type[BaseModel], data: Mapping[str, Any], where: str) -> Any:

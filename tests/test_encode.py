@@ -193,10 +193,12 @@ def test_mistakes_are_named(tmp_path: Path, vae: Path, pictures: Path) -> None:
         str(pictures), "--codec", f"sd-vae:{vae}", "--flip", *out
     )
     assert "no such file or folder, and no data set" in error("nowhere", "--codec", "identity", *out)
-    assert "only fields of the images" in error(
+    assert "only fields of the source" in error(
         "digits", "--codec", "identity", "--set", "train.steps=1", *out
     )
-    assert "these samples are video" in error("moving_digits", "--codec", "identity", *out)
+    assert "encodes image, and these samples are video; for these there are identity, wan-vae" in error(
+        "moving_digits", "--codec", f"sd-vae:{vae}", *out
+    )
     assert "holds no encoding to continue" in error("digits", "--codec", "identity", "--out", str(vae))
     root = {"name": "latents", "root": str(tmp_path / "l")}
     for fields, message in (

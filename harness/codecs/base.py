@@ -1,48 +1,86 @@
 """What a codec is, and the door to it: frozen, from a local file, addressed by the content of its weights.
 
-B  images    C, H, W  channels and pixels    c, h, w  channels and places of a latent
+B  samples    C, *axes  of what it reads: (C, H, W) images, (C, F, H, W) videos, (1, n) waves    c, *places  of a latent
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from harness import registry
-from harness.data.dataset import Dataset
+from harness.data.dataset import Dataset, pictured
+from harness.data.waves import as_mels
 from harness.errors import UserError
 from harness.spec import DataSpec
 
 
 class Moments(NamedTuple):
-    """Of the posterior over latents, float32 (B, c, h, w) each, not scaled."""
+    """Of the posterior over latents, float32 (B, c, *places) each, not normalised; a codec without one has `std` 0."""
 
     mean: Tensor
     std: Tensor
 
 
-class Codec(Protocol):
-    """Made by its class as `cls(weights, device)`; `weights` is a local path, empty for a codec without any."""
+class Affine(NamedTuple):
+    """What a network learns of a latent z: (z - shift) * scale, one value for each channel, or one for all."""
 
+    shift: tuple[float, ...] = (0.0,)
+    scale: tuple[float, ...] = (1.0,)
+
+    def normalised(self, latents: Tensor) -> Tensor:
+        """Of latents (B, c, *places)."""
+        if any(self.shift):
+            latents = latents - _of_channels(self.shift, latents)
+        return latents * _of_channels(self.scale, latents)
+
+    def restored(self, latents: Tensor) -> Tensor:
+        """The inverse."""
+        latents = latents / _of_channels(self.scale, latents)
+        return latents + _of_channels(self.shift, latents) if any(self.shift) else latents
+
+    def to_json(self) -> dict[str, Any]:
+        """One number where all channels have the same; no shift where there is none."""
+        fields = {"scale": self.scale, **({"shift": self.shift} if any(self.shift) else {})}
+        return {name: values[0] if len(values) == 1 else list(values) for name, values in fields.items()}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Affine:
+        found = (fields.get("shift", 0.0), fields["scale"])
+        return cls(*(tuple(value) if isinstance(value, list) else (value,) for value in found))
+
+
+class Codec(Protocol):
+    """Made by its class as `cls(weights, device)`; `weights` is a local path, empty for a codec without any.
+
+    The class itself has `address(path)`, the sha256 of weights at a path, and `outline(shape)`, `shape` as the published
+    weights have it.
+    """
+
+    modalities: tuple[str, ...]
+    """Of the data sets that it encodes."""
+    rate: int | None
+    """Samples a second of the waves that it reads; None where it reads samples as they are. Of a class: of the published
+    weights."""
     sha256: str
     """Of its weights and configuration, 64 hex digits."""
-    scale: float
-    """A latent that a network learns is `scale` times a draw of the posterior."""
+    affine: Affine
+    """From a draw of the posterior to the latent that a network learns."""
 
-    def shape(self, pixels: tuple[int, int, int]) -> tuple[int, int, int]:
-        """(c, h, w) for images (C, H, W); raises `UserError` for images that it cannot take."""
+    def shape(self, of: tuple[int, ...]) -> tuple[int, ...]:
+        """(c, *places) for samples (C, *axes); raises `UserError` for samples that it cannot take."""
         ...
 
-    def encode(self, images: Tensor) -> Moments:
-        """Of images (B, C, H, W) in [-1, 1]."""
+    def encode(self, samples: Tensor) -> Moments:
+        """Of samples (B, C, *axes) in [-1, 1]."""
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Images (B, C, H, W), about [-1, 1], of scaled latents (B, c, h, w)."""
+        """Samples (B, C, *axes), about [-1, 1], of normalised latents (B, c, *places); waves may end later."""
         ...
 
 
@@ -84,8 +122,17 @@ class Decoder(NamedTuple):
 
 
 def decoder_of(dataset: Dataset, device: torch.device) -> Decoder:
-    """What turns samples of a network that learned a data set into images; nothing where they are images already."""
+    """What turns samples of a network that learned a data set into what its metrics see: pictures, videos, or log-mel
+    pictures of decoded waves; nothing where they are that already."""
     if not hasattr(dataset, "codec"):
         return Decoder(None, {})
     codec = dataset.codec(device)
-    return Decoder(codec.decode, {"codec": codec.sha256})
+    about = {"codec": codec.sha256}
+    if codec.rate is None:
+        return Decoder(codec.decode, about)
+    rate, frames = codec.rate, pictured(dataset).shape[-1]
+    return Decoder(lambda latents: as_mels(codec.decode(latents), rate, frames), about)
+
+
+def _of_channels(values: tuple[float, ...], beside: Tensor) -> Tensor:
+    return torch.tensor(values, device=beside.device).reshape(-1, *[1] * (beside.ndim - 2))

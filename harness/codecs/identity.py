@@ -1,4 +1,4 @@
-"""The codec that does nothing: latents are the images themselves."""
+"""The codec that does nothing: latents are the samples themselves."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from harness.codecs.base import Moments
+from harness.codecs.base import Affine, Moments
 from harness.errors import UserError
 
 
 class Identity:
-    """Mean: the image; standard deviation: 0; scale: 1."""
+    """For images, videos and log-mel pictures of sound: latents are the samples themselves.
 
-    scale = 1.0
+    Standard deviation: 0; scale: 1.
+    """
+
+    modalities, rate = ("image", "video", "audio"), None
+    affine = Affine()
     sha256 = hashlib.sha256(b"identity").hexdigest()
 
     def __init__(self, weights: str, device: torch.device) -> None:
@@ -27,14 +31,14 @@ class Identity:
         raise UserError(f"codec 'identity' has no weights: write identity, not identity:{path}")
 
     @staticmethod
-    def outline(pixels: tuple[int, int, int]) -> tuple[int, int, int]:
-        return pixels
+    def outline(of: tuple[int, ...]) -> tuple[int, ...]:
+        return of
 
-    def shape(self, pixels: tuple[int, int, int]) -> tuple[int, int, int]:
-        return pixels
+    def shape(self, of: tuple[int, ...]) -> tuple[int, ...]:
+        return of
 
-    def encode(self, images: Tensor) -> Moments:
-        return Moments(images, torch.zeros_like(images))
+    def encode(self, samples: Tensor) -> Moments:
+        return Moments(samples, torch.zeros_like(samples))
 
     def decode(self, latents: Tensor) -> Tensor:
         return latents

@@ -82,7 +82,7 @@ class Memory:
         return x
 
 
-def shelf(spec: DataSpec, kind: Kind, look: Callable[[media.Encoded], tuple[int, ...]]) -> Shelf:
+def shelf(spec: DataSpec, kind: Kind, look: Callable[[media.Encoded], tuple[float, ...]]) -> Shelf:
     """The files below `data.root`, one subfolder a class or as its `metadata.csv` says, or the rows of parquet.
 
     `look` decodes one and tells what it saw. Raises `UserError` for a root without files of the kind, and for whatever

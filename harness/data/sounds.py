@@ -10,6 +10,7 @@ from harness.data.media import Clips, Memory, shelf
 from harness.data.mel import BANDS, HOP, RATE, mel_bytes
 from harness.data.moving_digits import clip_length
 from harness.data.tones import FRAMES
+from harness.data.waves import wave_length
 from harness.errors import UserError
 from harness.spec import DataSpec
 from metrics.audio import Recording, decoded_channels, resampled
@@ -59,11 +60,12 @@ class Sounds:
         """All windows of a recording fall on one side of the split."""
         return self._shelf.key(self._clips[index][0])
 
-    def wave(self, index: int) -> np.ndarray:
-        """float64 (frames * HOP,) at 8 kHz."""
+    def wave(self, index: int, rate: int = RATE) -> np.ndarray:
+        """float64 (frames * HOP,) at 8 kHz; at another rate so many times longer, from the recording as it is on disk."""
         item, clip = self._clips[index]
-        file, length = self._shelf.items[item], self.shape[1] * HOP
-        samples = _heard(Encoded(file.where, file.read()))[clip * length : (clip + 1) * length]
+        file, length = self._shelf.items[item], wave_length(self.shape[1], rate)
+        begin = round(clip * self.shape[1] * HOP * rate / RATE)
+        samples = waveform(Encoded(file.where, file.read()), rate)[begin : begin + length]
         return np.pad(samples, (0, length - len(samples))).astype(np.float64)
 
 
@@ -75,10 +77,11 @@ def look(file: Encoded) -> tuple[int]:
             raise UserError(
                 f"{file.name} is cut short: {len(file.source)} bytes of {promised}; replace or remove it"
             )
-    return (len(_heard(file)),)
+    return (len(waveform(file)),)
 
 
-def _heard(file: Encoded) -> np.ndarray:
+def waveform(file: Encoded, at: int = RATE) -> np.ndarray:
+    """float32 (n,) at 8 kHz, or another rate; raises `UserError` naming a recording that breaks a rule."""
     try:
         channels, rate = decoded_channels(file)
         if not 0 < rate <= FASTEST:
@@ -92,4 +95,4 @@ def _heard(file: Encoded) -> np.ndarray:
         raise UserError(f"{error}; replace or remove it") from error
     if recording.silent:
         raise UserError(f"{file.name} is silent: all its samples have one value; replace or remove it")
-    return resampled(recording, RATE).samples
+    return resampled(recording, at).samples

@@ -9,6 +9,7 @@ import numpy as np
 from harness.data.dataset import Sample
 from harness.data.mel import BANDS, HOP, RATE, mel_bytes
 from harness.data.moving_digits import clip_length
+from harness.data.waves import at_rate
 from harness.draws import Streams
 from harness.spec import DataSpec
 
@@ -50,8 +51,8 @@ class Tones:
     def key(self, index: int) -> bytes:
         return self._mels[index].tobytes()
 
-    def wave(self, index: int) -> np.ndarray:
-        """float64 (frames * HOP,) at 8 kHz, within -PEAK .. PEAK."""
+    def wave(self, index: int, rate: int = RATE) -> np.ndarray:
+        """float64 (frames * HOP,) at 8 kHz, within -PEAK .. PEAK; at another rate so many times longer."""
         contour, timbre = divmod(index % self.classes, len(TIMBRES))
         pitch, long, place = self._streams.uniform("data/tones", [index], (3,))[0].double().tolist()
         whole = self.shape[1] * HOP
@@ -61,7 +62,7 @@ class Tones:
         sound = self._sound(TIMBRES[timbre], hertz, index)
         wave, begin = np.zeros(whole), int(place * (whole - length))
         wave[begin : begin + length] = PEAK / np.abs(sound).max() * sound * _edges(length)
-        return wave
+        return at_rate(wave, RATE, rate)
 
     def _sound(self, timbre: str, hertz: np.ndarray, index: int) -> np.ndarray:
         phase = 2 * np.pi * np.cumsum(hertz) / RATE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -71,26 +72,37 @@ class Videos:
 
     def _clip(self, index: int) -> np.ndarray:
         item, clip = self._clips[index]
-        channels, frames, height, width = self.shape
-        begin, file = clip * frames, self._shelf.items[item]
-        found = []
-        try:
-            for number, frame in enumerate(decoded_frames(Encoded(file.where, file.read()))):
-                if begin <= number < begin + frames:
-                    found.append(fit(Image.fromarray(rgb(frame)), (channels, height, width)))
-                if len(found) == frames:
-                    break
-        except MetricError as error:
-            raise UserError(f"{error}; it could be at the start") from error
-        return np.stack(found, 1)
+        frames, file = self.shape[1], self._shelf.items[item]
+        wanted = range(clip * frames, (clip + 1) * frames)
+        return frames_of(Encoded(file.where, file.read()), wanted, (self.shape[0], *self.shape[2:]))
 
     def key(self, index: int) -> bytes:
         """All clips of a video fall on one side of the split."""
         return self._shelf.key(self._clips[index][0])
 
 
+def frames_of(file: Encoded, wanted: Sequence[int], shape: tuple[int, int, int]) -> np.ndarray:
+    """The frames of these numbers, which do not fall, cut and resized: uint8 (channels, len(wanted), height, width)."""
+    found: list[np.ndarray] = []
+    try:
+        for number, frame in enumerate(decoded_frames(file)):
+            if count := wanted.count(number):
+                found += [fit(Image.fromarray(rgb(frame)), shape)] * count
+            if len(found) == len(wanted):
+                break
+    except MetricError as error:
+        raise UserError(f"{error}; it could be at the start") from error
+    return np.stack(found, 1)
+
+
 def look(file: Encoded) -> tuple[int, int, int]:
     """Frames, width and height of a video that keeps the rules; raises `UserError` naming it where it does not."""
+    times, size = surveyed(file)
+    return len(times), *size
+
+
+def surveyed(file: Encoded) -> tuple[list[float | None], tuple[int, int]]:
+    """When each frame is shown, in seconds, and the size of all; raises `UserError` where a rule is broken."""
     times, sizes = [], set()
     try:
         for frame in decoded_frames(file):
@@ -105,7 +117,7 @@ def look(file: Encoded) -> tuple[int, int, int]:
     promised = _promised(file)
     if len(times) < (1 - MISSING) * promised - 1:
         raise UserError(f"{file.name} is cut short: {len(times)} frames of {promised}; replace or remove it")
-    return len(times), *sizes.pop()
+    return times, sizes.pop()
 
 
 def _promised(file: Encoded) -> int:

@@ -31,9 +31,9 @@ def test_moments_and_images_are_those_of_diffusers(tmp_path: Path) -> None:
         images = vae.decode(drawn).sample
     mean, std = codec.encode(x)
     torch.testing.assert_close(mean + std * noise, drawn)
-    assert codec.scale == 0.18215
+    assert codec.affine == ((0.0,), (0.18215,))
     assert codec.shape((3, 8, 8)) == tuple(mean.shape[1:]) == (4, 4, 4)
-    torch.testing.assert_close(codec.decode(drawn * codec.scale), images)
+    torch.testing.assert_close(codec.decode(codec.affine.normalised(drawn)), images)
 
 
 def test_identity_is_the_image() -> None:
@@ -79,9 +79,9 @@ def test_mistakes_are_named(overrides: list[str], message: str) -> None:
 def test_weights_that_are_none_are_named(tmp_path: Path) -> None:
     folder = save_vae(tmp_path / "vae")
     (folder / "diffusion_pytorch_model.safetensors").write_bytes(b"nothing")
-    with pytest.raises(UserError, match="does not hold an AutoencoderKL"):
+    with pytest.raises(UserError, match="does not hold a whole AutoencoderKL"):
         open_codec("sd-vae", str(folder), CPU)
-    with pytest.raises(UserError, match=r"reads 3 channels, the images have 1; set data.channels=3"):
+    with pytest.raises(UserError, match=r"reads 3 channels, the samples have 1; set data.channels=3"):
         open_codec("sd-vae", str(save_vae(tmp_path / "good")), CPU).shape((1, 8, 8))
     with pytest.raises(UserError, match="sides that 2 divides"):
         open_codec("sd-vae", str(tmp_path / "good"), CPU).shape((3, 7, 8))

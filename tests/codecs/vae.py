@@ -1,4 +1,4 @@
-"""A small autoencoder with random weights, in diffusers' layout, and images that it can take."""
+"""Small networks with random weights, in the libraries' layouts, and samples that they can take."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 
-def save_vae(folder: Path, seed: int = 0, channels: int = 3) -> Path:
-    """Halves the sides; four channels of latents."""
+def save_vae(folder: Path, seed: int = 0, channels: int = 3, **changed: object) -> Path:
+    """Of images: halves the sides; four channels of latents."""
     from diffusers import AutoencoderKL
 
     torch.manual_seed(seed)
@@ -21,9 +21,70 @@ def save_vae(folder: Path, seed: int = 0, channels: int = 3) -> Path:
         block_out_channels=(8, 8),
         norm_num_groups=4,
         sample_size=8,
-        scaling_factor=0.18215,
+        **{"scaling_factor": 0.18215} | changed,
     )
     vae.save_pretrained(folder)
+    return folder
+
+
+def save_wan(folder: Path, channels: int = 1, patch: int | None = None, **changed: object) -> Path:
+    """Of videos: three channels of latents, a quarter of the sides, an eighth with a patch of two (as Wan 2.2 has it)."""
+    from diffusers import AutoencoderKLWan
+
+    torch.manual_seed(0)
+    wan = AutoencoderKLWan(
+        **{
+            "base_dim": 4,
+            "z_dim": 3,
+            "dim_mult": [1, 1, 1],
+            "num_res_blocks": 1,
+            "temperal_downsample": [True, True],
+            "in_channels": channels * (patch or 1) ** 2,
+            "out_channels": channels * (patch or 1) ** 2,
+            "patch_size": patch,
+            "is_residual": patch is not None,
+            "latents_mean": [0.1, -0.2, 0.3],
+            "latents_std": [0.5, 1.0, 2.0],
+        }
+        | changed
+    )
+    wan.save_pretrained(folder)
+    return folder
+
+
+def save_oobleck(folder: Path, rate: int = 16_000, ratios: tuple[int, ...] = (4, 8, 10)) -> Path:
+    """Of stereo waves: four channels of latents, a frame each 320 samples."""
+    from diffusers import AutoencoderOobleck
+
+    torch.manual_seed(0)
+    oobleck = AutoencoderOobleck(
+        encoder_hidden_size=8,
+        downsampling_ratios=list(ratios),
+        channel_multiples=[1] * len(ratios),
+        decoder_channels=8,
+        decoder_input_channels=4,
+        audio_channels=2,
+        sampling_rate=rate,
+    )
+    oobleck.save_pretrained(folder)
+    return folder
+
+
+def save_dac(folder: Path, ratios: tuple[int, ...] = (2, 4, 5)) -> Path:
+    """Of waves at 16 kHz: 32 channels of latents, a frame each 40 samples; no posterior."""
+    from transformers import DacConfig, DacModel
+
+    torch.manual_seed(0)
+    config = DacConfig(
+        encoder_hidden_size=4,
+        downsampling_ratios=ratios,
+        decoder_hidden_size=16,
+        n_codebooks=2,
+        codebook_size=16,
+        codebook_dim=4,
+        sampling_rate=16_000,
+    )
+    DacModel(config).save_pretrained(folder)
     return folder
 
 

@@ -12,6 +12,8 @@ import numpy as np
 import soundfile
 
 MILLISECOND = Fraction(1, 1000)
+CLIPS = Fraction(125, 8)
+"""Frames a second of the clips that films are cut into."""
 
 
 def frames(count: int = 16, height: int = 8, width: int = 8, seed: int = 0) -> np.ndarray:
@@ -49,4 +51,40 @@ def sound(samples: np.ndarray, rate: int = 8000, **options: Any) -> bytes:
     """A WAV of samples (n,) or (n, channels), unless `format` says otherwise."""
     content = io.BytesIO()
     soundfile.write(content, samples, rate, **{"format": "WAV", "subtype": "PCM_16"} | options)
+    return content.getvalue()
+
+
+def film(
+    pixels: np.ndarray,
+    samples: np.ndarray,
+    rate: int = 8000,
+    fps: Fraction = CLIPS,
+    *,
+    late: float = 0.0,
+    gap: tuple[int, float] | None = None,
+    container: str = "matroska",
+    codecs: tuple[str, str, str] = ("ffv1", "bgr0", "pcm_s16le"),
+) -> bytes:
+    """Lossless as it stands. Samples (n,) or (n, channels), 100 a packet, begin `late` seconds after the picture (before it
+    where negative); `gap` is a packet and the seconds of nothing before it."""
+    content, codec = io.BytesIO(), codecs[2]
+    with av.open(content, "w", format=container, options={"fflags": "+bitexact"}) as file:
+        picture = file.add_stream(codecs[0], rate=fps)
+        picture.height, picture.width, picture.pix_fmt = *pixels.shape[1:3], codecs[1]
+        channels = np.reshape((samples * 32767).round().astype(np.int16), (len(samples), -1))
+        layout = {1: "mono", 2: "stereo", 5: "5.0"}[channels.shape[1]]
+        sound = file.add_stream(codec, rate=rate, layout=layout)
+        for number, x in enumerate(pixels):
+            frame = av.VideoFrame.from_ndarray(x, format="rgb24")
+            frame.pts, frame.time_base = number + round(max(-late, 0) * fps), 1 / fps
+            file.mux(picture.encode(frame))
+        file.mux(picture.encode(None))
+        for number, begin in enumerate(range(0, len(channels), 100)):
+            packet = np.ascontiguousarray(channels[begin : begin + 100]).reshape(1, -1)
+            frame = av.AudioFrame.from_ndarray(packet, format="s16", layout=layout)
+            behind = gap[1] if gap and number >= gap[0] else 0.0
+            frame.pts, frame.sample_rate = begin + round((max(late, 0) + behind) * rate), rate
+            frame.time_base = Fraction(1, rate)
+            file.mux(sound.encode(frame))
+        file.mux(sound.encode(None))
     return content.getvalue()
