@@ -45,13 +45,16 @@ class Batch:
     """The training step (1-based) that the batch belongs to."""
     views: tuple[View, ...] = ()
     """What each frozen encoder sees, in the order of the method's needs."""
+    present: Tensor | None = None
+    """(B, P) bool, which parts of each sample are there (data/mixed.py); None when every sample is whole."""
     pixels: Tensor | None = None
     """(B, C, H, W) the images of latents, in [-1, 1], where an encoder sees them; None where x0 is what it sees."""
 
     def to(self, device: torch.device) -> Batch:
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in ("x0", "y", "label")}
-        if self.pixels is not None:
-            moved["pixels"] = self.pixels.to(device, non_blocking=True)
+        for name in ("present", "pixels"):
+            if (value := getattr(self, name)) is not None:
+                moved[name] = value.to(device, non_blocking=True)
         return replace(self, **moved, views=tuple(view.to(device) for view in self.views))
 
 

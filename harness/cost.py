@@ -241,6 +241,7 @@ def backbone_config(spec: RunSpec, dataset: Any) -> SiTConfig:
             asked.learn_sigma,
             patch_time=asked.patch_time,
             beside=tuple(Part(sound, (asked.patch_sound,)) for sound in beside),
+            positions=asked.positions,
         )
     except ValueError as error:
         raise UserError(f"backbone.{error}; choose another backbone.patch or data.resolution") from error

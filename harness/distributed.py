@@ -1,4 +1,5 @@
-"""Several processes as one: torchrun's environment, DDP's gradients. One process is the case of a world of size 1."""
+"""Several processes as one: torchrun's environment, DDP's gradients, or a run divided over all (sharded.py). One process is the
+case of a world of size 1."""
 
 from __future__ import annotations
 
@@ -6,6 +7,8 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -13,6 +16,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from harness.errors import UserError
+from harness.sharded import is_sharded
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 @dataclass(frozen=True)
@@ -26,13 +33,25 @@ class World:
         """The one process that writes."""
         return self.rank == 0
 
+    def mesh(self) -> DeviceMesh | None:
+        """All processes as what a run is divided over; None where there is one."""
+        if self.size == 1:
+            return None
+        from torch.distributed.device_mesh import init_device_mesh
+
+        return init_device_mesh(self.device.type, (self.size,))
+
     def wrap(self, module: nn.Module, *, changing: bool) -> nn.Module:
-        """The module with gradients averaged over all processes; `changing` when not every step uses every parameter."""
-        return module if self.size == 1 else DistributedDataParallel(module, find_unused_parameters=changing)
+        """The module with gradients averaged over all processes; `changing` when not every step uses every parameter. A
+        module that is divided averages its own."""
+        if self.size == 1 or is_sharded(module):
+            return module
+        return DistributedDataParallel(module, find_unused_parameters=changing)
 
     def accumulating(self, module: nn.Module, last: bool) -> AbstractContextManager:
-        """Holds back the exchange of gradients in all but the last micro-batch."""
-        return nullcontext() if self.size == 1 or last else module.no_sync()
+        """Holds back the exchange of gradients in all but the last micro-batch; a divided module exchanges them at once, since
+        nobody has room for all of them."""
+        return module.no_sync() if isinstance(module, DistributedDataParallel) and not last else nullcontext()
 
     def mean(self, values: Tensor) -> Tensor:
         if self.size > 1:
@@ -61,7 +80,10 @@ def join(device: str) -> Iterator[World]:
         yield World(0, 1, pick_device(device))
         return
     chosen = pick_device(device, local_rank=int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)  # collectives and meshes take the current one
+    # The others wait while one trains a metric's network or measures 50k samples: longer than torch lets them by default.
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(hours=2))
     try:
         yield World(dist.get_rank(), size, chosen)
     finally:

@@ -12,15 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from harness.cache import cache_dir
 from harness.codecs.base import decoder_of
-from harness.data.base import images
 from harness.data.dataset import Dataset, pictured, shapes_of, x_shape
+from harness.distributed import World
 from harness.draws import Streams
 from harness.encoders.base import Encoder
-from harness.errors import UserError
 from harness.floors import FLOORED, chosen, floor, see
-from harness.gathered import Gathered, Pending, arrived, fetched, parts_of
+from harness.gathered import Gathered, Pending, fetched, parts_of, take_in
+from harness.networks import check_enough, check_outputs, open_extractor
 from harness.pictures import picture, png
 from harness.protocol import digest, protocol
 from harness.record import write_atomic
@@ -28,11 +27,11 @@ from harness.samples import draw_pixels, sample_labels
 from harness.seen import check_seen, seen
 from harness.spec import EvalSpec
 from harness.truths import ready
-from harness.yardsticks import TRUTHS, Yardstick, check_impartial, favoured, located, reads_of, yardstick
+from harness.turns import Turn, collected, main_first, turns
+from harness.yardsticks import TRUTHS, Yardstick, check_impartial, favoured, reads_of, yardstick
 from metrics import MetricError, Value
-from metrics.features import Extractor, load_extractor
 from metrics.intervals import of_replicates
-from metrics.suite import Metric, Side, metrics_of, settings
+from metrics.suite import Metric, Side, metrics_of
 
 
 class Number(NamedTuple):
@@ -78,8 +77,22 @@ class Once(NamedTuple):
     first: np.ndarray
 
 
+class Drawn(NamedTuple):
+    """One replicate's samples, on the main process: as each network sees them, and those whose pixels are wanted."""
+
+    sides: dict[str, Gathered]
+    broken: dict[str, str]
+    """Networks whose features are not usable, and why."""
+    pixels: list[Tensor]
+    labels: list[Tensor]
+
+
 class Evaluator:
     """Prepared once a run: networks, the training split as each of them sees it, floors, latents and labels.
+
+    Several processes share the passes of the networks, batch by batch (turns.py): each of them makes an evaluator and calls
+    it. What is measured is measured on the main one, from the rows of all in the order of one process: the numbers have the
+    same bits for any number of processes.
 
     Raises `UserError` for a metric that is unknown, not to be had, or needs more samples than there are.
     """
@@ -91,34 +104,44 @@ class Evaluator:
         train: np.ndarray,
         device: torch.device,
         held_out: np.ndarray | None = None,
+        world: World | None = None,
     ) -> None:
         self.spec, self.device = spec, device
+        self.world = world or World(0, 1, device)
         self.shape, self.classes = x_shape(dataset), dataset.classes
         self.decode, codec = decoder_of(dataset, device)
         dataset = pictured(dataset)
         self.shapes = shapes_of(dataset)
         self.sticks = [yardstick(name) for name in spec.metrics if name not in TRUTHS]
         for stick in self.sticks:
-            _check_enough(stick, min(spec.samples, len(train)))
+            check_enough(stick, min(spec.samples, len(train)))
         self.reads = {s.extractor: reads_of(s.name, s.extractor) for s in self.sticks}
         for stick in self.sticks:
             check_seen(stick.name, stick.extractor, self.reads[stick.extractor], dataset.modality)
         names = dict.fromkeys(stick.extractor for stick in self.sticks)
-        self.extractors = {name: open_extractor(name, spec.weights, dataset, train, device) for name in names}
+        with main_first(self.world):
+            self.extractors = {
+                name: open_extractor(name, spec.weights, dataset, train, device) for name in names
+            }
+            self.truths = [ready(name, dataset, train, device) for name in spec.metrics if name in TRUTHS]
         for stick in self.sticks:
-            _check_outputs(stick, self.extractors[stick.extractor])
-        self.truths = [ready(name, dataset, train, device) for name in spec.metrics if name in TRUTHS]
+            check_outputs(stick, self.extractors[stick.extractor])
         self.real, self.floor = self._real(dataset, train, held_out)
-        if held_out is not None and len(held_out):
+        if self.world.main and held_out is not None and len(held_out):
             self.floor |= {
                 truth.name: truth.floor(dataset, held_out[: spec.samples]) for truth in self.truths
             }
         self.about = protocol(spec, dataset, train, self.extractors, self.truths) | codec
         self.protocol = digest(self.about)
 
-    def __call__(self, model: nn.Module) -> Result:
-        """Measure a network: every metric, on every replicate. A metric that fails is named in `errors`."""
-        found = [self._once(model, replicate) for replicate in range(self.spec.replicates)]
+    def __call__(self, model: nn.Module) -> Result | None:
+        """Measure a network: every metric, on every replicate. A metric that fails is named in `errors`. None but on the main
+        process."""
+        each = (self._once(model, replicate) for replicate in range(self.spec.replicates))
+        found = [once for once in each if once is not None]
+        return self._result(found) if found else None
+
+    def _result(self, found: list[Once]) -> Result:
         errors: dict[str, str] = {}
         for once in found:
             errors = once.errors | errors
@@ -142,42 +165,56 @@ class Evaluator:
         check_impartial(self.spec.metrics, aligned, "spec")
         return {"hash": self.protocol, "protocol": self.about, "floor": self.floor, "aligned": aligned}
 
-    def _once(self, model: nn.Module, replicate: int) -> Once:
-        """Replicate r has the samples of numbers r N .. (r + 1) N - 1: latents and labels of its own. While one batch is
-        generated the features of the one before are on their way."""
-        spec, streams = self.spec, Streams(self.spec.seed)
-        sides = {name: Gathered(parts_of(self._values(name)).fake) for name in self.extractors}
-        broken: dict[str, str] = {}
-        shown: list[Tensor] = []
-        asked: list[Tensor] = []
-        keeps = spec.samples if self.truths else spec.grid
-        waiting: tuple[dict[str, Pending], Tensor] | None = None
-        begin, end = replicate * spec.samples, (replicate + 1) * spec.samples
-        for start in range(begin, end, spec.batch_size):
-            index = np.arange(start, min(start + spec.batch_size, end))
-            labels = sample_labels(spec, streams, index, self.classes)
-            drawn = self.shape, self.classes, self.device, index, labels, self.decode
-            pixels = draw_pixels(model, spec, *drawn)
-            if start - begin < keeps:
-                shown.append(pixels.cpu())
-                asked.append(labels)
-            now = {
-                name: fetched(extract, seen(pixels, self.shapes, self.reads[name]))
-                for name, extract in self.extractors.items()
-            }
-            if waiting is not None:
-                _gather(sides, *waiting, broken)
-            waiting = now, labels
-        if waiting is not None:
-            _gather(sides, *waiting, broken)
-        values, errors = self._measured(sides, broken)
-        samples = torch.cat(shown)
+    def _once(self, model: nn.Module, replicate: int) -> Once | None:
+        drawn = self._drawn(model, replicate)
+        if not self.world.main:
+            return None
+        values, errors = self._measured(drawn.sides, drawn.broken)
+        pixels, labels = torch.cat(drawn.pixels), torch.cat(drawn.labels)
         for truth in self.truths:
             try:
-                values[truth.name] = truth(samples, self.shapes, torch.cat(asked))
+                values[truth.name] = truth(pixels, self.shapes, labels)
             except MetricError as error:
                 errors[truth.name] = str(error)
-        return Once(values, errors, samples[: spec.grid].numpy())
+        return Once(values, errors, pixels[: self.spec.grid].numpy())
+
+    def _drawn(self, model: nn.Module, replicate: int) -> Drawn:
+        """Replicate r has the samples of numbers r N .. (r + 1) N - 1: latents and labels of its own. While one round is
+        generated the features of the one before are on their way."""
+        spec, world = self.spec, self.world
+        sides = {name: Gathered(parts_of(self._values(name)).fake) for name in self.extractors}
+        drawn = Drawn(sides, broken={}, pixels=[], labels=[])
+        keeps = spec.samples if self.truths else spec.grid
+        waiting: dict[str, Pending] = {}
+        numbers = range(replicate * spec.samples, (replicate + 1) * spec.samples)
+        for turn in turns(numbers, spec.batch_size, world):
+            pixels = self._pixels(model, turn.mine)
+            if turn.whole.start - numbers.start < keeps:
+                shown = collected(pixels, turn, world)
+                if shown is not None:
+                    drawn.pixels.append(shown.cpu())
+                    drawn.labels.append(self._labels(turn.whole))
+            now = self._looked_at(pixels, sides, turn)
+            take_in(sides, waiting, self._labels, drawn.broken)
+            waiting = now
+        take_in(sides, waiting, self._labels, drawn.broken)
+        return drawn
+
+    def _looked_at(self, pixels: Tensor, sides: Mapping[str, Gathered], turn: Turn) -> dict[str, Pending]:
+        shown = {name: seen(pixels, self.shapes, self.reads[name]) for name in self.extractors}
+        return {
+            name: fetched(extract, shown[name], sides[name].outputs, turn, self.world)
+            for name, extract in self.extractors.items()
+        }
+
+    def _labels(self, numbers: range) -> Tensor:
+        return sample_labels(self.spec, Streams(self.spec.seed), np.array(numbers), self.classes)
+
+    def _pixels(self, model: nn.Module, numbers: range) -> Tensor:
+        index, labels = np.array(numbers), self._labels(numbers)
+        return draw_pixels(
+            model, self.spec, self.shape, self.classes, self.device, index, labels, self.decode
+        )
 
     def _measured(
         self, sides: Mapping[str, Gathered], broken: Mapping[str, str]
@@ -212,33 +249,17 @@ class Evaluator:
             whole, one, other = Gathered(parts_of(values).real), Gathered(streamed), Gathered(streamed)
             unseen = Gathered(streamed)
             if parts_of(values).real:
-                see(extract, dataset, train, [(whole, None), (one, half), (other, ~half)], self.reads[name])
+                halves = [(whole, None), (one, half), (other, ~half)]
+                see(extract, dataset, train, halves, self.reads[name], self.world)
             if streamed and held_out is not None:
-                see(extract, dataset, held_out[: self.spec.samples], [(unseen, None)], self.reads[name])
+                first = held_out[: self.spec.samples]
+                see(extract, dataset, first, [(unseen, None)], self.reads[name], self.world)
             sides[name] = whole.side()
             for stick in self.sticks:
                 if stick.extractor == name and stick.value in FLOORED:
                     part = FLOORED[stick.value]
                     floors[stick.name] = floor(*(g.moments[part] for g in (whole, one, other, unseen)))
         return sides, floors
-
-
-def open_extractor(
-    name: str, weights: Mapping[str, str], dataset: Dataset, train: np.ndarray, device: torch.device
-) -> Extractor:
-    """A network of `eval.metrics`; raises `UserError` for one that is not to be had."""
-    given: dict[str, Any] = {}
-    if name in ("local", "video:local"):
-        x, labels = images(dataset, train)
-        shown = seen(torch.from_numpy(x), shapes_of(dataset), "video" if name == "video:local" else "image")
-        given = {"images": shown.numpy(), "labels": labels, "classes": dataset.classes}
-    known, file, sha256 = located(name, weights)
-    try:
-        return load_extractor(
-            known, weights=file, sha256=sha256, cache=cache_dir("extractors"), device=str(device), **given
-        )
-    except MetricError as error:
-        raise UserError(f"eval.metrics, network '{name}': {error}") from error
 
 
 def _number(values: list[float], n: int) -> Number:
@@ -257,39 +278,3 @@ def _compute(metric: Metric, real: Side, fake: Side) -> tuple[dict[str, float], 
     if not all(map(math.isfinite, numbers)):
         return {}, f"{metric.values[0]} is not finite"
     return dict(zip(metric.values, numbers, strict=True)), ""
-
-
-def _gather(
-    sides: Mapping[str, Gathered], pending: Mapping[str, Pending], labels: Tensor, broken: dict[str, str]
-) -> None:
-    """Take in a batch of every network; one whose features are not usable is noted in `broken`, with the reason."""
-    for name, waiting in pending.items():
-        outputs = arrived(waiting)
-        try:
-            if name not in broken:
-                sides[name].add(outputs, labels)
-        except MetricError as error:
-            broken[name] = str(error)
-
-
-def _check_enough(stick: Yardstick, samples: int) -> None:
-    least = settings(stick.value).get("subset_size", 0)
-    if samples < least:
-        raise UserError(
-            f"metric '{stick.name}' draws subsets of {least}, and there are {samples} samples on a side: raise "
-            "eval.samples, give more data, or leave it out"
-        )
-
-
-def _check_outputs(stick: Yardstick, extract: Extractor) -> None:
-    parts = parts_of([stick.value])
-    wanted = (parts.real | parts.fake) - {"rows", "features", *extract.beside}
-    if wanted:
-        raise UserError(
-            f"metric '{stick.name}' needs {wanted.pop()}, which the network '{extract.name}' does not give; "
-            f"it has features{''.join(f', {name}' for name in extract.beside)}"
-        )
-    if stick.name in ("fid", "fid_infinity", "sfid", "is", "is_shuffled") and extract.name != "inception":
-        raise UserError(
-            f"metric '{stick.name}' is called so only with the original weights, not with '{extract.name}'"
-        )

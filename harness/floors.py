@@ -10,10 +10,12 @@ from torch import Tensor
 
 from harness.data.base import images
 from harness.data.dataset import Dataset, shapes_of
+from harness.distributed import World
 from harness.draws import Streams
 from harness.errors import UserError
 from harness.gathered import Gathered, arrived, fetched
 from harness.seen import seen
+from harness.turns import together, turns
 from metrics import MetricError
 from metrics.extractor import Extractor
 from metrics.frechet import Moments, frechet_distance
@@ -29,17 +31,32 @@ def see(
     index: np.ndarray,
     sides: list[tuple[Gathered, np.ndarray | None]],
     reads: str,
+    world: World,
 ) -> None:
     """One pass over real samples, as a network that reads `image` or `video` sees them, into every side, whole or under its
-    mask."""
-    for start in range(0, len(index), BATCH):
-        x = torch.from_numpy(images(dataset, index[start : start + BATCH])[0])
+    mask; the processes share it, and the main one has the sides."""
+    wanted = set().union(*(side.outputs for side, _ in sides))
+    for turn in turns(range(len(index)), BATCH, world):
+        x = torch.from_numpy(images(dataset, index[_cut(turn.mine)])[0])
+        failed: MetricError | None = None
         try:
-            outputs = arrived(fetched(extract, seen(x, shapes_of(dataset), reads)))
-            for side, mask in sides:
-                side.add(outputs if mask is None else _masked(outputs, mask[start : start + BATCH]))
+            found = fetched(extract, seen(x, shapes_of(dataset), reads), wanted, turn, world)
+            for numbers, outputs in arrived(found):
+                _add(sides, outputs, _cut(numbers))
         except MetricError as error:
-            raise UserError(f"the training data cannot be measured by '{extract.name}': {error}") from error
+            failed = error
+        together(world, failed is not None)
+        if failed is not None:
+            raise UserError(f"the training data cannot be measured by '{extract.name}': {failed}") from failed
+
+
+def _add(sides: list[tuple[Gathered, np.ndarray | None]], outputs: dict[str, Tensor], cut: slice) -> None:
+    for side, mask in sides:
+        side.add(outputs if mask is None else _masked(outputs, mask[cut]))
+
+
+def _cut(numbers: range) -> slice:
+    return slice(numbers.start, numbers.stop)
 
 
 def chosen(count: int, samples: int) -> np.ndarray:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from harness.distributed import World
+from harness.turns import Turn, collected
+from metrics import MetricError
 from metrics.extractor import Extractor
 from metrics.frechet import Moments
 from metrics.suite import Metric, Side, metrics_of
@@ -39,6 +42,11 @@ class Gathered:
         self._rows: dict[str, list[np.ndarray]] = {part: [] for part in KEPT if part in parts}
         self._labels: list[np.ndarray] = []
 
+    @property
+    def outputs(self) -> set[str]:
+        """The outputs of a network that this side is made of."""
+        return {*self.moments, *(KEPT[part] for part in self._rows)}
+
     def add(self, outputs: dict[str, Tensor], labels: Tensor | None = None) -> None:
         """Take in a batch on the CPU; raises `MetricError` for features that are not finite."""
         for part, moments in self.moments.items():
@@ -60,25 +68,51 @@ class Gathered:
 
 
 class Pending(NamedTuple):
-    """Outputs on their way to the host: nobody waits for them before `arrived`."""
+    """Outputs of all processes on their way to the host of the main one, and to no other: nobody waits for them before
+    `arrived`."""
 
     outputs: dict[str, Tensor]
-    done: torch.cuda.Event | None
+    turn: Turn
+    done: torch.cuda.Event | None = None
 
 
-def fetched(extract: Extractor, pixels: Tensor) -> Pending:
-    """Start one pass of a network over uint8 images (B, C, H, W), and the way of its outputs to the host."""
+def fetched(extract: Extractor, pixels: Tensor, wanted: Collection[str], turn: Turn, world: World) -> Pending:
+    """Start one pass of a network over this process's uint8 images of a round, and the way of the wanted outputs."""
     found = extract.outputs(pixels)
     found["features"] = found[extract.output]
+    rows = {name: collected(found[name], turn, world) for name in sorted(wanted)}
+    if not world.main:
+        return Pending({}, turn)
     if extract.device.type != "cuda":
-        return Pending({name: x.cpu() for name, x in found.items()}, None)
-    host = {name: x.to("cpu", non_blocking=True) for name, x in found.items()}
+        return Pending({name: x.cpu() for name, x in rows.items()}, turn)
+    host = {name: x.to("cpu", non_blocking=True) for name, x in rows.items()}
     done = torch.cuda.Event()
     done.record()
-    return Pending(host, done)
+    return Pending(host, turn, done)
 
 
-def arrived(pending: Pending) -> dict[str, Tensor]:
+def arrived(pending: Pending) -> Iterator[tuple[range, dict[str, Tensor]]]:
+    """The samples and the outputs of each batch of the round."""
+    if not pending.outputs:
+        return
     if pending.done is not None:
         pending.done.synchronize()
-    return pending.outputs
+    columns = [x.split(pending.turn.size) for x in pending.outputs.values()]
+    for numbers, *batch in zip(pending.turn.batches, *columns, strict=True):
+        yield numbers, dict(zip(pending.outputs, batch, strict=True))
+
+
+def take_in(
+    sides: Mapping[str, Gathered],
+    pending: Mapping[str, Pending],
+    labels: Callable[[range], Tensor],
+    broken: dict[str, str],
+) -> None:
+    """Take in a round of every network; one whose features are not usable is noted in `broken`, with the reason."""
+    for name, waiting in pending.items():
+        try:
+            for numbers, outputs in arrived(waiting):
+                if name not in broken:
+                    sides[name].add(outputs, labels(numbers))
+        except MetricError as error:
+            broken[name] = str(error)

@@ -84,6 +84,9 @@ class Journal:
     def evaluation(self, evaluator: Evaluator) -> None:
         with self.run.meter.phase("eval"):
             result = evaluator(self.run.ema)
+            self.world.wait()  # for the main process, which measures: its time too is the evaluation's
+        if result is None:
+            return
         result.save_grid(self.record.path / "samples" / f"step-{self.run.step:08d}.png")
         values = result.rows
         failed = {"errors": result.errors} if result.errors else {}
@@ -98,11 +101,11 @@ class Journal:
         Its line, and all behind it, wait until it is whole. A checkpoint off the schedule (a stop) leaves no line, so that
         the record is the one of an unbroken run.
         """
-        if self.record is None:
-            return
         with self.run.meter.phase("checkpoint"):
             self.settle()
-            save = runs.saver(self.run, folder)
+            save = runs.saver(self.run, folder, writes=self.record is not None)
+        if self.record is None:
+            return
         step, seconds = self.run.step, self._totals(self.run.step)["seconds"]
         lines = [_checkpoint_event(self.run, path_of(folder, step).name)] if scheduled else []
 

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +19,15 @@ from harness.cost import Cost, Meter, backbone_config, build_method, clock, coun
 from harness.data.base import Split
 from harness.data.dataset import Dataset, pictured
 from harness.data.feed import Feed
-from harness.data.parts import weights_of
+from harness.data.parts import alone_of, weights_of
 from harness.draws import Streams
 from harness.encoders.base import Encoder, open_encoder
 from harness.errors import UserError
+from harness.sharded import is_sharded, like, own, shard, whole
 from harness.spec import RunSpec
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 @dataclass
@@ -51,8 +56,10 @@ class Run:
         }
 
 
-def build(spec: RunSpec, dataset: Dataset, sides: Split, device: torch.device) -> Run:
-    """A run at step 0, initial weights from their streams."""
+def build(
+    spec: RunSpec, dataset: Dataset, sides: Split, device: torch.device, mesh: DeviceMesh | None = None
+) -> Run:
+    """A run at step 0, initial weights from their streams; with a mesh, divided over its processes."""
     streams = Streams(spec.seed)
     backbone = backbone_config(spec, dataset)
     encoders = tuple(
@@ -67,13 +74,16 @@ def build(spec: RunSpec, dataset: Dataset, sides: Split, device: torch.device) -
     model = SiT(backbone)
     initialize(model, streams)
     initialize(method, streams, "method.")
-    model, method = model.to(device), method.to(device)
     ema = copy.deepcopy(model).requires_grad_(False).eval()
     cost = count(method, spec, encoders=encoders)
     model.checkpoint_activations = spec.runtime.checkpoint_activations
     if spec.runtime.compile:
         compile_blocks(model)
         compile_blocks(ema)
+    if mesh is None:
+        model, ema, method = model.to(device), ema.to(device), method.to(device)
+    else:
+        shard(model, ema, method, mesh)
     meter = clock(device)
     train = spec.train
     optimizer = torch.optim.AdamW(
@@ -84,7 +94,8 @@ def build(spec: RunSpec, dataset: Dataset, sides: Split, device: torch.device) -
         fused=True,
     )
     draws = {"label_drop": train.label_drop, "flip": spec.data.flip}
-    feed = Feed(dataset, sides.train, streams, **draws, shows=bool(encoders))
+    alone = alone_of(dataset, spec.data)
+    feed = Feed(dataset, sides.train, streams, **draws, shows=bool(encoders), alone=alone)
     student = Student(model, ema, backbone, meter.phase)
     return Run(spec, model, ema, method, student, optimizer, encoders, feed, streams, meter, cost)
 
@@ -98,14 +109,16 @@ def compile_blocks(model: SiT) -> None:
         block.compile(dynamic=False)
 
 
-def saver(run: Run, folder: Path) -> Callable[[], None]:
+def saver(run: Run, folder: Path, *, writes: bool = True) -> Callable[[], None]:
     """What writes a checkpoint of the run as it is now and drops the oldest ones; it may be called in any thread, later.
 
-    The state is copied at once, so the steps behind it do not reach the file.
+    The state is copied at once, so the steps behind it do not reach the file. Of a run that is divided it is put together
+    tensor by tensor, so every process must ask; one that `writes` nothing keeps nothing.
     """
     path, keep = checkpoint.path_of(folder, run.step), run.spec.train.keep_checkpoints
     meta = {"run": run.spec.id, "step": str(run.step)}
-    tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in _tensors(run).items()}
+    gathered = ((name, whole(tensor.detach())) for name, tensor in _tensors(run).items())
+    tensors = {name: tensor.to("cpu", copy=True) for name, tensor in gathered if writes}
 
     def write() -> None:
         checkpoint.save(path, tensors, meta)
@@ -125,9 +138,8 @@ def restore(run: Run, folder: Path) -> None:
     saved = checkpoint.load(found[-1])
     if saved.meta.get("run") != run.spec.id:
         raise UserError(f"{found[-1]} belongs to run {saved.meta.get('run')}, not to {run.spec.id}")
-    run.model.load_state_dict(saved.part("model"))
-    run.ema.load_state_dict(saved.part("ema"))
-    run.method.load_state_dict(saved.part("method"))
+    for name, module in {"model": run.model, "ema": run.ema, "method": run.method}.items():
+        _load(module, saved.part(name))
     states = saved.part("optimizer")
     for name, parameter in run.learned.items():
         state = {
@@ -135,8 +147,19 @@ def restore(run: Run, folder: Path) -> None:
             for kind in ("exp_avg", "exp_avg_sq", "step")
             if f"{name}.{kind}" in states
         }
-        run.optimizer.state[parameter] = {kind: value.to(parameter.device) for kind, value in state.items()}
+        run.optimizer.state[parameter] = {
+            kind: like(value, parameter) if value.ndim else value.to(parameter.device)
+            for kind, value in state.items()
+        }
     run.step = int(saved.meta["step"])
+
+
+def _load(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Whole tensors into a module, divided as it is."""
+    if is_sharded(module):
+        known = module.state_dict()
+        tensors = {name: like(t, known[name]) if name in known else t for name, t in tensors.items()}
+    module.load_state_dict(tensors)
 
 
 def load_ema(path: Path, run_spec: RunSpec, dataset: Dataset, device: torch.device) -> SiT:
@@ -154,7 +177,8 @@ def load_ema(path: Path, run_spec: RunSpec, dataset: Dataset, device: torch.devi
 @torch.no_grad()
 def update_ema(ema: nn.Module, model: nn.Module, decay: float) -> None:
     """theta' <- decay theta' + (1 - decay) theta."""
-    torch._foreach_lerp_(list(ema.parameters()), [p.detach() for p in model.parameters()], 1 - decay)
+    mine, theirs = ([own(p.detach()) for p in module.parameters()] for module in (ema, model))
+    torch._foreach_lerp_(mine, theirs, 1 - decay)
 
 
 def _tensors(run: Run) -> dict[str, Tensor]:

@@ -43,6 +43,10 @@ class DataSpec(Section):
     video_weight: float = Field(0.5, ge=0, json_schema_extra=HASHED_IF_SET)
     audio_weight: float = Field(0.5, ge=0, json_schema_extra=HASHED_IF_SET)
     """Of the parts of a video with its sound in the loss; 0 leaves a part out."""
+    video_alone: float = Field(0.0, ge=0, le=1, json_schema_extra=HASHED_IF_SET)
+    audio_alone: float = Field(0.0, ge=0, le=1, json_schema_extra=HASHED_IF_SET)
+    """Shares of the training samples of a video with its sound that are the silent video, or the sound alone; the rest is
+    whole."""
     held_out: float = Field(0.1, ge=0, lt=1)
     flip: bool = False
     image_key: str = ""
@@ -71,6 +75,8 @@ class BackboneSpec(Section):
     patch_sound: int = Field(1, ge=1, json_schema_extra=HASHED_IF_SET)
     """Spectrogram frames in one token of the sound that comes with a video."""
     learn_sigma: bool = False
+    positions: Literal["sincos", "rotary"] = Field("sincos", json_schema_extra=HASHED_IF_SET)
+    """Added to the tokens, as released, or turning queries and keys in every block."""
 
     @property
     def depth(self) -> int:
@@ -150,6 +156,8 @@ class RuntimeSpec(Section):
     compile: bool = _free(False)
     checkpoint_activations: bool = _free(False)
     """Keep no activations of the blocks and compute them again in the backward pass: less memory, one more forward pass."""
+    shard: bool = _free(False)
+    """Divide parameters, optimizer and EMA over all processes (FSDP2) instead of keeping a copy in each."""
 
 
 class RunSpec(Section):

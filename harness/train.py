@@ -33,6 +33,7 @@ from harness.evaluate import Evaluator
 from harness.journal import Journal, Progress, Taken, complete
 from harness.record import DONE, Record, RecordWriter
 from harness.run import Run
+from harness.sharded import whole
 from harness.spec import EmaSpec, RunSpec, TrainSpec
 
 
@@ -79,12 +80,11 @@ def _train(spec: RunSpec, path: Path, world: World, record: RecordWriter | None,
     dataset = open_dataset(spec.data)
     _check_same_data(Record(path), dataset.fingerprint)
     sides = split(dataset, spec.data.held_out)
-    run = runs.build(spec, dataset, sides, world.device)
+    run = runs.build(spec, dataset, sides, world.device, world.mesh() if spec.runtime.shard else None)
     runs.restore(run, path / "checkpoints")
     run.meter.restore(Record(path).seconds_at(run.step))
-    evaluator = None
+    evaluator = Evaluator(spec.eval, dataset, sides.train, world.device, sides.held_out, world)
     if record is not None:
-        evaluator = Evaluator(spec.eval, dataset, sides.train, world.device, sides.held_out)
         for encoder in run.encoders:
             if encoder.accuracy is not None:
                 progress.note(f"encoder {encoder.name}: held-out accuracy {100 * encoder.accuracy:.1f} %")
@@ -105,7 +105,7 @@ def _train(spec: RunSpec, path: Path, world: World, record: RecordWriter | None,
 
 
 def _loop(
-    run: Run, path: Path, world: World, journal: Journal, evaluator: Evaluator | None, stop: list[int]
+    run: Run, path: Path, world: World, journal: Journal, evaluator: Evaluator, stop: list[int]
 ) -> None:
     train, begun = run.spec.train, run.step
     objective = world.wrap(Objective(run), changing=run.spec.method.schedule.until is not None)
@@ -126,7 +126,7 @@ def _loop(
             asks = world.size == 1 or run.step % train.log_every == 0  # an exchange, so not at every step
             stopping = asks and world.any(bool(stop))
             journal.add(taken, write=last or evaluates or saves or stopping)
-            if evaluates and evaluator is not None:
+            if evaluates:
                 journal.evaluation(evaluator)
             if saves or stopping:
                 journal.checkpoint(path / "checkpoints", scheduled=saves)
@@ -154,7 +154,7 @@ def _step(run: Run, objective: nn.Module, items: Iterator[Fed], world: World) ->
         for name, value in {"loss": total, **parts}.items():
             losses[name] = losses.get(name, 0) + value.detach() / train.accumulate
     with phase("optimizer"):
-        norm = nn.utils.clip_grad_norm_(list(run.learned.values()), train.clip)
+        norm = whole(nn.utils.clip_grad_norm_(list(run.learned.values()), train.clip))
         learning_rate = set_learning_rate(run.optimizer, train, step)
         run.optimizer.step()
         run.optimizer.zero_grad(set_to_none=True)

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from harness.spec import NOT_HASHED, BackboneSpec
+from methods.present import mean_of_tokens
 
 Similarity = Literal["cosine", "cosine_tokens", "smooth_l1", "l1", "nt_xent"]
 
@@ -84,6 +85,15 @@ def apart(kind: Similarity, a: Tensor, b: Tensor, *, beta: float = 0.05, tempera
         own = torch.arange(a.shape[1], device=a.device).expand(len(a), -1)
         return F.cross_entropy(logits.transpose(1, 2), own, reduction="none")
     return 1 - cosine(a, b, dim=1 if kind == "cosine_tokens" else -1)
+
+
+def mean_apart(
+    kind: Similarity, a: Tensor, b: Tensor, present: Tensor | None = None, *, beta: float = 0.05
+) -> Tensor:
+    """The mean of `apart`, a scalar, over the tokens that are there: `present` (B, T) bool, None for all."""
+    if present is not None and kind == "cosine_tokens":  # a token of zeros adds nothing to a sum over tokens
+        a, b, present = a * present[..., None], b * present[..., None], None
+    return mean_of_tokens(apart(kind, a, b, beta=beta), present)
 
 
 def relations(tokens: Tensor) -> Tensor:

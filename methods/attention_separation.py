@@ -28,9 +28,10 @@ from harness.batch import Batch, Draw
 from harness.draws import Streams
 from harness.path import interpolate
 from harness.spec import BackboneSpec
-from methods.align import apart, check_layer, layer_at, mlp
+from methods.align import check_layer, layer_at, mean_apart, mlp
 from methods.dual import DualConfig, draw_mask, draw_times
 from methods.method import Method, Needs, Setting
+from methods.present import present_tokens, separated
 from methods.sra import PUBLISHED_LAYERS
 
 
@@ -38,6 +39,7 @@ class AttentionSeparation(Method):
     source = "From SRA to Self-Flow, arXiv 2607.02508; vvvvvjdy/SRA 1723f85"
     headline = "SiT-B/2 FID-10K 29.89 against 30.20 with full attention at 400k steps (its Table 1)"
     times_apart = False
+    parts_mixed = True
 
     class Config(DualConfig):
         off: ClassVar[dict[str, Any]] = {"coefficient": 0.0, "mask_ratio": 0.0}
@@ -108,9 +110,11 @@ class AttentionSeparation(Method):
         times, groups = self._teacher_view(draw)
         x_teacher = interpolate(batch.x0, draw.noise, times, self.setting.backbone)
         y = batch.label if self.config.teacher_labels == "undropped" else batch.y
-        target = student.teach(x_teacher, times, y, layer=self.config.teacher_layer, groups=groups)
+        backbone, layer = self.setting.backbone, self.config.teacher_layer
+        groups = separated(groups, batch, backbone)
+        target = student.teach(x_teacher, times, y, layer=layer, groups=groups)
         projected = self.projector(prediction.hidden[self.config.student_layer])
-        return apart(self.config.similarity, projected, target).mean()
+        return mean_apart(self.config.similarity, projected, target, present_tokens(batch, backbone))
 
     def _teacher_view(self, draw: Draw) -> tuple[Times, Tensor | None]:
         """Times and groups of the teacher's pass."""

@@ -26,6 +26,7 @@ class DiffusionForcing(Method):
     source = "Diffusion forcing as in Self-Flow Fig. 2b, arXiv 2603.06507"
     headline = "SiT-XL/2 FID about 42 against 20 at 300k steps (reading of Self-Flow Fig. 2b)"
     times_apart = False
+    parts_mixed = True
 
     class Config(MethodConfig):
         off: ClassVar[dict[str, Any]] = {"share": 0.0}

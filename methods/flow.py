@@ -16,6 +16,7 @@ from methods.method import Method, MethodConfig
 class Flow(Method):
     source = "SiT, arXiv 2401.08740"
     headline = "SiT-XL/2 FID 8.26 at 7M steps, SDE, no guidance (SiT Table 8)"
+    parts_mixed = True
 
     class Config(MethodConfig):
         name: Literal["flow"] = "flow"

@@ -21,6 +21,7 @@ from harness.batch import Batch, Draw
 from harness.spec import BackboneSpec
 from methods.align import check_layer, cosine, layer_at
 from methods.method import Method, MethodConfig, Needs
+from methods.present import mean_of_tokens, present_tokens
 
 PUBLISHED_LAYERS = {"L": (8, 18), "XL": (8, 16)}
 
@@ -28,6 +29,7 @@ PUBLISHED_LAYERS = {"L": (8, 18), "XL": (8, 16)}
 class LayerSync(Method):
     source = "LayerSync, arXiv 2510.12581; vita-epfl/LayerSync 4001d6d"
     headline = "SiT-XL/2 FID 11.24 against 17.97 after 80 epochs, ODE, no guidance (LayerSync)"
+    parts_mixed = True
 
     class Config(MethodConfig):
         off: ClassVar[dict[str, Any]] = {"coefficient": 0.0}
@@ -63,4 +65,5 @@ class LayerSync(Method):
             prediction.hidden[self.config.student_layer],
             prediction.hidden[self.config.target_layer],
         )
-        return -cosine(early, late.detach()).mean()
+        present = present_tokens(batch, self.setting.backbone)
+        return mean_of_tokens(-cosine(early, late.detach()), present)

@@ -16,6 +16,7 @@ from harness.batch import Batch, Draw
 from harness.draws import Streams
 from harness.path import interpolate, part_times, times_of_parts, velocity_target
 from harness.spec import BackboneSpec, TimeSpec
+from methods.present import separated, weights_of_samples
 
 
 class Needs(NamedTuple):
@@ -145,6 +146,8 @@ class Method(nn.Module):
     """Whether a sample may be a video with its sound, whose tokens hold different numbers of values."""
     times_apart: ClassVar[bool] = True
     """Whether the parts of a sample may have times of their own (`time.apart`)."""
+    parts_mixed: ClassVar[bool] = False
+    """Whether samples may lack a part (`data.video_alone`): a second term must then leave out their tokens (present.py)."""
 
     def __init__(self, config: MethodConfig, setting: Setting) -> None:
         super().__init__()
@@ -170,9 +173,8 @@ class Method(nn.Module):
         weight = self.config.weight(batch.step)
         x_tau = interpolate(batch.x0, draw.noise, draw.times, self.setting.backbone)
         needs = self.needs() if weight else Needs()
-        prediction = student(
-            x_tau, draw.times, batch.y, taps=needs.taps, groups=draw.groups, heads=needs.heads
-        )
+        groups = separated(draw.groups, batch, self.setting.backbone)
+        prediction = student(x_tau, draw.times, batch.y, taps=needs.taps, groups=groups, heads=needs.heads)
         flow = flow_loss(prediction.velocity, batch, draw, self.setting)
         if not weight:
             return Losses(flow, {"flow": flow})
@@ -189,9 +191,13 @@ class Method(nn.Module):
 
 def flow_loss(velocity: Tensor, batch: Batch, draw: Draw, setting: Setting) -> Tensor:
     """L_gen = mean || v - (eps - x0) ||^2 over samples, channels and pixels, in float32 (SiT Eq. 7; REPA loss.py); of several
-    parts the weighted sum (Self-Flow section 4.4)."""
+    parts the weighted sum (Self-Flow section 4.4), each sample's over those that it has (present.py)."""
     velocity, target = velocity.float(), velocity_target(batch.x0, draw.noise)
     if not setting.weights:
         return F.mse_loss(velocity, target)
-    parts = zip(setting.weights, *map(setting.backbone.apart, (velocity, target)), strict=True)
-    return sum(weight * F.mse_loss(a, b) for weight, a, b in parts)
+    pairs = list(zip(*map(setting.backbone.apart, (velocity, target)), strict=True))
+    if batch.present is None:
+        return sum(weight * F.mse_loss(a, b) for weight, (a, b) in zip(setting.weights, pairs, strict=True))
+    weights_PB = weights_of_samples(batch.present, setting.weights).unbind(dim=1)
+    errors = [(a - b).square().flatten(1).mean(dim=1) for a, b in pairs]
+    return sum((weights * error).mean() for weights, error in zip(weights_PB, errors, strict=True))

@@ -31,11 +31,13 @@ from harness.spec import BackboneSpec
 from methods.align import apart, check_layer, layer_at, mlp
 from methods.dual import DualConfig, draw_mask, draw_times, dual_times
 from methods.method import Method, Needs, Setting
+from methods.present import mean_of_tokens, present_tokens, separated
 
 
 class SelfFlow(Method):
     source = "Self-Flow, arXiv 2603.06507; black-forest-labs/Self-Flow 53db4f0"
     headline = "SiT-XL/2 FID 5.70 at 4M steps, SDE, no guidance (Self-Flow Table 1)"
+    parts_mixed = True
 
     class Config(DualConfig):
         off: ClassVar[dict[str, Any]] = {"gamma": 0.0, "mask_ratio": 0.0}
@@ -89,11 +91,14 @@ class SelfFlow(Method):
             else draw.times
         )
         x_teacher = interpolate(batch.x0, draw.noise, times, self.setting.backbone)
-        target = student.teach(x_teacher, times, batch.y, layer=self.config.teacher_layer)
+        backbone, layer = self.setting.backbone, self.config.teacher_layer
+        groups, present = separated(None, batch, backbone), present_tokens(batch, backbone)
+        target = student.teach(x_teacher, times, batch.y, layer=layer, groups=groups)
         projected = self.projector(prediction.hidden[self.config.student_layer])
         gap = apart(self.config.similarity, projected, target)
         if self.config.align_on == "all" or draw.times.which is None:
-            return gap.mean()
+            return mean_of_tokens(gap, present)
         gap = gap if gap.dim() == 2 else gap.mean(dim=-1)
-        masked = (draw.times.which.long() >= cleaner.shape[1]).float()
+        masked = draw.times.which.long() >= cleaner.shape[1]
+        masked = (masked if present is None else masked & present).float()
         return (gap * masked).sum() / masked.sum().clamp(min=1)

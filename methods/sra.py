@@ -26,8 +26,9 @@ from harness.batch import Batch, Draw
 from harness.draws import Streams
 from harness.path import interpolate
 from harness.spec import BackboneSpec
-from methods.align import apart, check_layer, layer_at, mlp
+from methods.align import apart, check_layer, layer_at, mean_apart, mlp
 from methods.method import Method, MethodConfig, Needs, Setting
+from methods.present import present_tokens, separated
 
 PUBLISHED_LAYERS = {"B": (3, 8), "L": (6, 16), "XL": (8, 20)}
 
@@ -36,6 +37,7 @@ class Sra(Method):
     source = "SRA, arXiv 2505.02831; vvvvvjdy/SRA 1723f85"
     headline = "SiT-B/2 FID 29.10 against 33.02 at 400k steps, SDE, no guidance (SRA, ablation)"
     times_apart = False
+    parts_mixed = True
 
     class Config(MethodConfig):
         off: ClassVar[dict[str, Any]] = {"coefficient": 0.0}
@@ -84,12 +86,22 @@ class Sra(Method):
         return Draw(draw.noise, draw.times, extra={"cleaner": cleaner})
 
     def align(self, student: Student, batch: Batch, draw: Draw, prediction: Prediction) -> Tensor:
-        return self.gap(student, batch, draw, prediction).mean()
+        config, present = self.config, present_tokens(batch, self.setting.backbone)
+        pair = self.pair(student, batch, draw, prediction)
+        return mean_apart(config.similarity, *pair, present, beta=config.beta)
 
     def gap(self, student: Student, batch: Batch, draw: Draw, prediction: Prediction) -> Tensor:
         """S before its mean, shaped as `align.apart` says."""
+        pair = self.pair(student, batch, draw, prediction)
+        return apart(self.config.similarity, *pair, beta=self.config.beta)
+
+    def pair(
+        self, student: Student, batch: Batch, draw: Draw, prediction: Prediction
+    ) -> tuple[Tensor, Tensor]:
+        """What S compares: the student's projected tokens and the teacher's, both (B, T, D)."""
+        backbone, layer = self.setting.backbone, self.config.teacher_layer
         times = Times.per_sample(draw.extra["cleaner"])
-        x_teacher = interpolate(batch.x0, draw.noise, times, self.setting.backbone)
-        target = student.teach(x_teacher, times, batch.y, layer=self.config.teacher_layer)
-        projected = self.projector(prediction.hidden[self.config.student_layer])
-        return apart(self.config.similarity, projected, target, beta=self.config.beta)
+        x_teacher = interpolate(batch.x0, draw.noise, times, backbone)
+        groups = separated(None, batch, backbone)
+        target = student.teach(x_teacher, times, batch.y, layer=layer, groups=groups)
+        return self.projector(prediction.hidden[self.config.student_layer]), target

@@ -35,7 +35,7 @@ def test_id_is_the_hash_of_the_canonical_text() -> None:
 
 @pytest.mark.parametrize(
     "same",
-    ["data.root=elsewhere", "data.workers=3", "runtime.device=cuda", "runtime.compile=true", "runtime.threads=7",
+    ["data.root=elsewhere", "data.workers=3", "runtime.device=cuda", "runtime.compile=true", "runtime.threads=7", "runtime.shard=true",
      "train.checkpoint_every=3", "train.log_every=9", "train.accumulate=2", "eval.batch_size=3"],
 )  # fmt: skip
 def test_what_cannot_change_results_is_not_hashed(same: str) -> None:

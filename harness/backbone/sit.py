@@ -1,7 +1,8 @@
 """SiT, the Scalable Interpolant Transformer (Ma et al., arXiv 2401.08740, models.py), with times per token.
 
 The network is the released one: adaLN-Zero blocks, frozen sin-cos positions, label and timestep embeddings, parameter names
-included. Two things are ours: attention is fused, and modulation is computed once per noise level (see times.py).
+included. Two things are ours: attention is fused, and modulation is computed once per noise level (see times.py). Rotary
+positions are an option.
 
     B  samples    K  levels    T  tokens    D  width    N  heads    C  channels    E  extra channels
 """
@@ -12,7 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from harness.backbone.embed import ExtraEmbed, LabelEmbedder, PatchEmbed, TimestepEmbedder
+from harness.backbone.rotary import rotate, rotation
 from harness.backbone.sizes import Size
 from harness.backbone.times import Times
 from harness.backbone.tokens import Part, apart, positions, unpatchify
@@ -43,6 +45,8 @@ class SiTConfig:
     """Frames of a video in one token."""
     beside: tuple[Part, ...] = ()
     """What shares the sequence with a video: its sound. Then x is a vector, the video first."""
+    positions: Literal["sincos", "rotary"] = "sincos"
+    """Added to the tokens, as released, or turning queries and keys in every block (rotary.py)."""
 
     def __post_init__(self) -> None:
         kind = self.parts[0].kind  # raises ValueError where a patch does not divide
@@ -63,6 +67,11 @@ class SiTConfig:
     @property
     def tokens(self) -> int:
         return sum(part.tokens for part in self.parts)
+
+    def of_tokens(self, values_BP: Tensor) -> Tensor:
+        """A value for each part -> for each token, (B, T)."""
+        each = zip(values_BP.split(1, dim=1), self.parts, strict=True)
+        return torch.cat([values.expand(-1, part.tokens) for values, part in each], dim=1)
 
     @property
     def part_of_token(self) -> Tensor:
@@ -101,7 +110,8 @@ class Prediction(NamedTuple):
     extra: Tensor | None = None
     """(B, E), the velocity of the extra token."""
     heads: Mapping[int, tuple[Tensor, Tensor]] = MappingProxyType({})
-    """Layer n -> queries and keys of block n, each (B, N, T, D / N), for the layers that were asked."""
+    """Layer n -> queries and keys of block n as attention compares them, each (B, N, T, D / N), for the layers that were
+    asked."""
 
 
 class SiT(nn.Module):
@@ -118,7 +128,11 @@ class SiT(nn.Module):
         self.x_embedder = PatchEmbed(first, width)
         self.t_embedder = TimestepEmbedder(width)
         self.y_embedder = LabelEmbedder(config.classes, width)
-        self.register_buffer("pos_embed", positions(width, config.parts))
+        if config.positions == "sincos":
+            self.register_buffer("pos_embed", positions(width, config.parts))
+        else:
+            turns = rotation(width // heads, config.parts, extra=bool(config.extra))
+            self.register_buffer("rotation", turns, persistent=False)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         outputs = [part.token_values * (2 if config.learn_sigma else 1) for part in config.parts]
         self.final_layer = FinalLayer(width, outputs, config.extra)
@@ -148,12 +162,16 @@ class SiT(nn.Module):
         c_BKD = self.t_embedder(times.levels) + self.y_embedder(y)[:, None]
         c_BKD = F.silu(c_BKD)
         mask = None if groups is None else (groups[:, None, :, None] == groups[:, None, None, :])
-        h = self._embedded(x) + self.pos_embed
+        h, turns = self._embedded(x), None
+        if self.config.positions == "sincos":
+            h = h + self.pos_embed
         if extra is not None:
             h = torch.cat([self.extra_embedder(extra)[:, None], h], dim=1)
+        if self.config.positions == "rotary":
+            turns = self.rotation[:, -h.shape[1] :]  # the first is the extra token's
         hidden, heard = {}, {}
         for layer, block in enumerate(self.blocks, start=1):
-            h, queries_keys = self._through(block, h, c_BKD, times, mask)
+            h, queries_keys = self._through(block, h, c_BKD, times, mask, turns)
             if layer in taps:
                 hidden[layer] = h
             if layer in heads:
@@ -197,13 +215,13 @@ class Block(nn.Module):
         )  # SiLU: once, in forward
 
     def forward(
-        self, h: Tensor, c_BKD: Tensor, times: Times, mask: Tensor | None
+        self, h: Tensor, c_BKD: Tensor, times: Times, mask: Tensor | None, turns: Tensor | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Tokens (B, T, D), and the queries and keys of the attention."""
         # Six selections, not one of six times the width: their gradients need not be put together again.
         six = self.adaLN_modulation(c_BKD).chunk(6, dim=-1)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = map(times.select, six)
-        mixed, queries_keys = self.attn(modulate(h, shift_a, scale_a), mask)
+        mixed, queries_keys = self.attn(modulate(h, shift_a, scale_a), mask, turns)
         h = h + gate_a * mixed
         return h + gate_m * self.mlp(modulate(h, shift_m, scale_m)), queries_keys
 
@@ -215,9 +233,13 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, h: Tensor, mask: Tensor | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def forward(
+        self, h: Tensor, mask: Tensor | None, turns: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         B, T, D = h.shape
         q, k, v = self.qkv(h).reshape(B, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
+        if turns is not None:
+            q, k = rotate(q, turns), rotate(k, turns)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.proj(out.transpose(1, 2).reshape(B, T, D)), (q, k)
 

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from harness.batch import Batch
 from harness.data.base import from_pixels, images
 from harness.data.dataset import Dataset
+from harness.data.mixed import draw_present
 from harness.draws import Streams
 
 
@@ -31,10 +32,11 @@ class Feed:
         label_drop: float,
         flip: bool,
         shows: bool = False,
+        alone: Sequence[float] = (),
     ) -> None:
-        """`shows`: latents come with their images."""
+        """`shows`: latents come with their images. `alone`: of each part, the share of samples that have no other."""
         self.dataset, self.train, self.streams = dataset, train, streams
-        self.label_drop, self.flip = label_drop, flip
+        self.label_drop, self.flip, self.alone = label_drop, flip, alone
         self._latent = hasattr(dataset, "draws")
         self._shows = shows and self._latent
         self._epoch: tuple[int, np.ndarray] = (-1, train)
@@ -51,7 +53,8 @@ class Feed:
             (x0, label), pixels = _shown(self.dataset, place, flipped), None
         dropped = self.streams.uniform("label_drop", index) < self.label_drop
         y = torch.where(dropped, self.dataset.classes, label)
-        return Batch(index, x0, y, label, pixels=pixels)
+        present = draw_present(self.alone, self.streams, index)
+        return Batch(index, x0, y, label, present=present, pixels=pixels)
 
     def batches(self, parts: Sequence[np.ndarray], workers: int) -> Iterator[Batch]:
         """Batches of a sequence of index arrays, in order, made ahead by `workers` processes (0: here, when asked)."""

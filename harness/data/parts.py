@@ -1,4 +1,4 @@
-"""Parts of a joint sample: which of them a run learns, and what each weighs in its loss.
+"""Parts of a joint sample: which of them a run learns, what each weighs in its loss, and how often it comes alone.
 
 A part of weight 0 is left out, so that a run on a video with its sound, `data.audio_weight` at 0 and the other at 1, is the run
 on the video alone, bit for bit.
@@ -21,6 +21,7 @@ from harness.spec import DataSpec
 def modality_of(modality: str, spec: DataSpec) -> str:
     """Of data when the parts of weight 0 are left out; raises `UserError` for weights that the data cannot have."""
     weights = {"video": spec.video_weight, "audio": spec.audio_weight}
+    _check_alone(modality, spec)
     if modality != "joint":
         if set(weights.values()) != {0.5}:
             raise UserError(
@@ -40,6 +41,30 @@ def weights_of(dataset: Dataset, spec: DataSpec) -> tuple[float, ...]:
     if dataset.modality == "joint":
         return spec.video_weight, spec.audio_weight
     return ()
+
+
+def alone_of(dataset: Dataset, spec: DataSpec) -> tuple[float, ...]:
+    """Of each part of a data set, the share of training samples that have no other; () for a single part."""
+    if dataset.modality == "joint":
+        return spec.video_alone, spec.audio_alone
+    return ()
+
+
+def _check_alone(modality: str, spec: DataSpec) -> None:
+    """Raises `UserError` for shares that the data cannot have."""
+    alone = f"data.video_alone = {spec.video_alone}, data.audio_alone = {spec.audio_alone}"
+    if not (spec.video_alone or spec.audio_alone):
+        return
+    if modality != "joint":
+        raise UserError(
+            f"{alone}: only a video with its sound has parts to mix, and {spec.name} is {modality}"
+        )
+    if not (spec.video_weight and spec.audio_weight):
+        raise UserError(
+            f"{alone}: a part of weight 0 is left out of every sample, so there is nothing to mix; raise its weight or set both to 0"
+        )
+    if spec.video_alone + spec.audio_alone > 1:
+        raise UserError(f"{alone}: shares of all samples, at most 1 together")
 
 
 def kept(dataset: Any, spec: DataSpec) -> Any:
