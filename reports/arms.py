@@ -91,7 +91,7 @@ def find_arm(arms: Sequence[Arm], name: str, kind: str = "baseline") -> Arm:
 def labels_of(fields: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Method name, and in brackets what tells arms apart: of the method's own fields against arms of the same method,
     of all others against all arms."""
-    shared = [path for path in differing(fields.values()) if not path.startswith("method.")]
+    shared = naming([path for path in differing(fields.values()) if not path.startswith("method.")], fields)
     labels = {}
     for key, own in fields.items():
         same = [other for other in fields.values() if other["method.name"] == own["method.name"]]
@@ -99,6 +99,15 @@ def labels_of(fields: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         said = [setting(path, own[path]) for path in paths if path in own]
         labels[key] = str(own["method.name"]) + (f" ({', '.join(said)})" if said else "")
     return labels
+
+
+def naming(paths: Sequence[str], fields: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Of the paths that tell arms apart those that name them: what is measured on a run does not where anything else does."""
+    rest = [path for path in paths if path != "eval.metrics"]
+    kinds = [
+        len({repr([own.get(path) for path in some]) for own in fields.values()}) for some in (paths, rest)
+    ]
+    return rest if kinds[0] == kinds[1] else list(paths)
 
 
 def setting(path: str, value: Any) -> str:

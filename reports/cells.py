@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
-from reports.arms import Arm, differing, labels_of, setting
+from reports.arms import Arm, differing, labels_of, naming, setting
 from reports.race import Race, Run, comparable, compare, cross, protocols, reachable
 from reports.speedup import CONFIDENCE, Speedup, Time, cut
 
@@ -125,7 +125,8 @@ def sooner(baseline: Mapping[int, Time], candidate: Mapping[int, Time]) -> tuple
 
 def _split(arms: Sequence[Arm]) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
     """Of each arm, by its label: the label of its objective, and the fields of its cell."""
-    varied = [path for path in differing(arm.fields for arm in arms) if not path.startswith("method.")]
+    different = [path for path in differing(arm.fields for arm in arms) if not path.startswith("method.")]
+    varied = naming(different, {arm.label: arm.fields for arm in arms})
     methods: dict[str, list[Arm]] = {}
     for arm in arms:
         methods.setdefault(repr(_of_method(arm)), []).append(arm)

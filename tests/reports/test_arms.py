@@ -9,7 +9,7 @@ import pytest
 from harness.errors import UserError
 from harness.record import find_records
 from harness.resolve import load_spec
-from reports.arms import Arm, arm_fields, arms_of, differences, find_arm, flatten
+from reports.arms import Arm, arm_fields, arms_of, differences, find_arm, flatten, labels_of
 from tests.reports.synthetic import write_run
 
 GRID = (10, 20)
@@ -115,3 +115,18 @@ def test_an_arm_is_found_by_label_or_by_a_method_that_is_single(tmp_path: Path) 
         find_arm(found, "repa")
     with pytest.raises(UserError, match=r"unknown baseline 'flwo'.*Did you mean 'flow'\?"):
         find_arm(found, "flwo")
+
+
+def test_what_is_measured_names_an_arm_only_where_nothing_else_does() -> None:
+    flow = {"method.name": "flow"}
+    fields = {
+        "joint": flow | {"data.audio_weight": 0.5, "eval.metrics": ["fd:local", "sync"]},
+        "alone": flow | {"data.audio_weight": 1.0, "eval.metrics": ["fd:local"]},
+    }
+    assert list(labels_of(fields).values()) == [
+        "flow (data.audio_weight = 0.5)",
+        "flow (data.audio_weight = 1)",
+    ]
+    for own in fields.values():
+        del own["data.audio_weight"]
+    assert all("eval.metrics" in label for label in labels_of(fields).values())
