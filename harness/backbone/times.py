@@ -41,11 +41,11 @@ class Times:
 
         A product with zeros and ones: it gives the values exactly, and its gradient is a sum over tokens in one pass, where
         that of an indexed copy writes a tensor of all tokens for every level first. Compiled code fuses either, the copy
-        better.
+        better; and FLOPs, which are counted on the meta device, are those of a choice: none.
         """
         if self.which is None:
             return values_BKD
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or values_BKD.is_meta:
             return self._copied(values_BKD)
         levels = torch.arange(values_BKD.shape[1], device=self.which.device)
         return (self.which[:, :, None] == levels).to(values_BKD.dtype) @ values_BKD
