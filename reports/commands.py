@@ -54,8 +54,8 @@ def report(directories: tuple[Path, ...], output: Path, as_json: bool, **asked: 
     """
     from reports.audit.card import as_json as told
     from reports.audit.words import because, claimed
+    from reports.pages.machine import to_json
     from reports.pages.page import write_report
-    from reports.pages.tables import to_json
 
     done = write_report(list(directories), output, **asked)
     if as_json:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from typing import Any
 
@@ -68,26 +67,6 @@ def to_csv(columns: tuple[str, ...], table: list[dict[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(table)
     return text.getvalue()
-
-
-def to_json(
-    race: Race, verdict: dict[str, str], caveats: list[str], claims: list[dict[str, Any]], html: str
-) -> str:
-    """The report as one JSON object, for machines; `claims` as `flowrace audit --json` has them."""
-    content = {
-        "name": race.name,
-        "metric": race.metric,
-        "target": race.target,
-        "target_chosen_after_the_fact": race.target is not None and not race.target_given,
-        "baseline": race.baseline,
-        "verdict": verdict,
-        "caveats": caveats,
-        "claims": claims,
-        "rows": rows(race),
-        "runs": run_rows(race),
-        "html": html,
-    }
-    return json.dumps(content, indent=1, allow_nan=False)
 
 
 def quantity(axis: str, value: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from scipy import stats
 
 from reports.cells import Cell, cells_of, objectives_of, pool, sooner
 from reports.pages.forest import candidates, compared, forest
+from reports.pages.machine import to_json
 from reports.race import read_race
 from reports.speedup import Speedup, Time, speedup
 from tests.reports.synthetic import power_law, write_run
@@ -180,3 +182,22 @@ def test_a_failed_run_is_a_bound_from_where_it_stopped_and_shortens_nobodys_budg
     logs = [math.log(1.5)] * 3 + [math.log((1000 / 30) ** 2 / 400)]
     assert found.estimate == pytest.approx(math.exp(np.mean(logs)), rel=1e-6)
     assert [run.seed for run in race.runs if run.counts and not run.done] == [3]
+
+
+def test_machines_are_told_every_cell_and_what_they_say_together(tmp_path: Path) -> None:
+    write_cells(tmp_path)
+    race = read_race([tmp_path], target=30)
+    told = json.loads(to_json(race, {}, [], [], "report.html"))
+    steps = [row for row in told["cells"] if row["axis"] == "steps"]
+    assert {(row["cell"], row["objective"]) for row in steps} == {
+        ("backbone.size = S", "repa"),
+        ("backbone.size = nano", "repa"),
+    }
+    for row, cell in zip(steps, cells_of(race), strict=True):
+        gain = cell.speedups["steps", "repa"]
+        assert (row["speedup"], row["low"], row["high"]) == (gain.estimate, gain.low, gain.high)
+    (pooled,) = (row for row in told["pooled"] if row["axis"] == "steps")
+    product = math.prod(row["speedup"] for row in steps)
+    assert pooled["speedup"] == pytest.approx(math.sqrt(product)) and len(pooled["cells"]) == 2
+    areas = {row["objective"]: row["area"] for row in told["profiles"] if row["axis"] == "steps"}
+    assert areas["repa"] == 1 and areas["flow"] < 1
