@@ -2,7 +2,7 @@
 storage is booked from its first use to its last.
 
 Counted is what torch allocates for tensors, for one process; not its context, the allocator's fragments, the workspace of a
-kernel, nor a frozen encoder.
+kernel, nor a frozen encoder; and a whole copy of everything, also where `runtime.shard` divides it.
 """
 
 from __future__ import annotations
