@@ -35,10 +35,6 @@ class Optimisation:
     undo_side: Callable[[Side], None] = lambda side: None
 
 
-def _give_memory_back() -> None:
-    environment.keep_memory = lambda: None
-
-
 def _copy_levels() -> None:
     Times.select = lambda self, values: values if self.which is None else self._copied(values)
 
@@ -69,7 +65,6 @@ def _whole_teacher(side: Side) -> None:
 
 
 OPTIMISATIONS = {
-    "memory": Optimisation("freed memory is kept by the process", "self_flow", _give_memory_back),
     "levels": Optimisation("levels are selected by a product", "self_flow", _copy_levels),
     "teacher": Optimisation(
         "the teacher stops behind the layer it is asked for", "self_flow", undo_side=_whole_teacher

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
 import platform
 import subprocess
@@ -16,7 +14,6 @@ from typing import Any
 import torch
 
 PACKAGES = ("flowrace", "torch", "numpy", "timm", "torch-fidelity", "mlflow", "safetensors", "pydantic")
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 
 
 def describe(device: torch.device, devices: int) -> dict[str, Any]:
@@ -47,16 +44,6 @@ def prepare(threads: int) -> None:
         False  # what is read was written; filling it first takes time
     )
     torch.backends.cudnn.benchmark = False
-    keep_memory()
-
-
-def keep_memory() -> None:
-    """Tell glibc's allocator to keep what is freed. Else large tensors go back to the system at every step, and each page of
-    the next one is a fault (8,000 to 93,000 of them in a step of SiT-S/2)."""
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def cores() -> int:
