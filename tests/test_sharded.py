@@ -61,7 +61,7 @@ def work(told: str) -> None:
     """What a process of a launch does. Joined once: a second group of one name would meet the keys of the first."""
     dist.init_process_group("gloo")
     leave, dist.destroy_process_group = dist.destroy_process_group, lambda: None
-    dist.init_process_group = lambda *_: None
+    dist.init_process_group = lambda *_, **__: None
     for settings, out, step in json.loads(told):
         leg = Leg(tuple(settings), Path(out), step)
         if step is not None and dist.get_rank() == 0:
