@@ -14,6 +14,9 @@ import click
 
 from harness.errors import UserError
 
+SEARCH = "tune.toml"
+"""The study that `flowrace tune` searches in a folder."""
+
 
 def study_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """What a command about a study takes: the study, where it goes, and settings that all its runs share."""

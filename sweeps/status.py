@@ -11,6 +11,7 @@ from typing import Any
 from harness.errors import UserError
 from harness.record import Record
 from harness.spec import read_toml
+from sweeps.folder import SEARCH
 from sweeps.plan import PLAN, STUDY
 from sweeps.state import log_of, pace, reason
 from sweeps.study import label
@@ -66,6 +67,11 @@ def _read_plan(directory: Path) -> dict[str, Any]:
         if all({"id", "cell"} <= run.keys() for run in planned["runs"]):
             return planned
     except OSError as error:
+        if (directory / SEARCH).exists():
+            again = f"flowrace tune {directory / SEARCH} --out {directory}"
+            raise UserError(
+                f"{directory} holds a search of settings; where it stands says: {again}"
+            ) from error
         raise UserError(
             f"{directory} holds no study: {PLAN} is not there; give the --out of a sweep"
         ) from error

@@ -193,6 +193,8 @@ def label(values: Mapping[str, Any]) -> str:
     """The values of a run's axes for people: `repa seed 1 coefficient=0.5`."""
     method = values.get("method", values.get("method.name", ""))
     others = {path: v for path, v in values.items() if path not in ("seed", "method", "method.name")}
+    if len(others) > 1:
+        others.pop("eval.metrics", None)  # what is measured on a run names it where nothing else does
     words = [f"{path.rpartition('.')[2]}={shown(value)}" for path, value in others.items()]
     seed = [f"seed {values['seed']}"] if "seed" in values else []
     return " ".join([*filter(None, [shown(method)]), *seed, *words])

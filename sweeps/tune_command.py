@@ -18,15 +18,13 @@ from harness.record import write_atomic
 from harness.spec import read_toml
 from harness.terminal import show
 from sweeps.display import Bars, Lines
-from sweeps.folder import alone_in, study_options
+from sweeps.folder import SEARCH, alone_in, study_options
 from sweeps.launch.base import stop_on_signals
 from sweeps.launch.options import Choice, launch_options, threads_and_launcher
 from sweeps.plan import Cell
 from sweeps.race import Race
 from sweeps.study import load_study, shown
 from sweeps.tables import left_out_lines
-
-HELD = "tune.toml"
 
 
 @click.command(
@@ -116,13 +114,13 @@ class _Runs:
 
 def _claim(directory: Path, name: str, toml: str) -> None:
     """Keep the study beside its search; raises `UserError` where the folder holds another one."""
-    if (directory / HELD).exists() and (held := read_toml(directory / HELD).get("name")) != name:
+    if (directory / SEARCH).exists() and (held := read_toml(directory / SEARCH).get("name")) != name:
         raise UserError(f"{directory} holds the search '{held}', not '{name}'; choose another --out")
     if (directory / "plan.json").exists():
         raise UserError(
             f"{directory} holds the runs of a sweep; tuning runs are kept apart: choose another --out"
         )
-    write_atomic(directory / HELD, toml.encode())
+    write_atomic(directory / SEARCH, toml.encode())
 
 
 def _plan(tuner: Any) -> dict[str, Any]:

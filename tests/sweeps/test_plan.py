@@ -18,7 +18,7 @@ from harness import registry
 from harness.errors import UserError
 from harness.resolve import load_spec
 from sweeps.plan import Plan, plan, whole_plan, write_plan
-from sweeps.study import STUDIES, Study, load_study
+from sweeps.study import STUDIES, Study, label, load_study
 
 BASE = {"name": "s", "base": "digits", "axes": {"seed": [0, 1], "method.name": ["flow", "repa"]}}
 
@@ -122,6 +122,12 @@ def test_an_axis_may_hold_tables() -> None:
         load_spec("digits", overrides).id
         for overrides in (["method.name=flow"], ["method.name=repa", "method.coefficient=0.25"])
     ]
+
+
+def test_what_is_measured_names_a_run_where_nothing_else_does() -> None:
+    values = {"method": "sra", "seed": 1, "eval.metrics": ["fd:local"]}
+    assert label(values) == 'sra seed 1 metrics=["fd:local"]'
+    assert label(values | {"data.video_weight": 0.1}) == "sra seed 1 video_weight=0.1"
 
 
 def test_a_base_file_lies_beside_the_study(tmp_path: Path) -> None:

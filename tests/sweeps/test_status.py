@@ -86,6 +86,12 @@ def test_a_folder_that_is_no_study(content: str | None, message: str, tmp_path: 
     assert result.exit_code != 0 and message in str(result.exception)
 
 
+def test_a_folder_that_holds_a_search(tmp_path: Path) -> None:
+    (tmp_path / "tune.toml").touch()
+    result = flowrace("status", tmp_path)
+    assert f"flowrace tune {tmp_path / 'tune.toml'} --out {tmp_path}" in str(result.exception)
+
+
 def test_diff_of_a_study_that_has_grown(study: Path, tmp_path: Path) -> None:
     grown = tmp_path / "grown.toml"
     grown.write_text(STUDY.replace("seed = [0, 1]", "seed = [0, 1, 2]"))
