@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 from harness import catalogue, registry, tally
 from harness.encoders.base import Choice, open_encoder
-from harness.encoders.open_clip import find_recipe
+from harness.encoders.open_clip import recipe_of
 from harness.errors import UserError
 from harness.explain import explain
 from harness.probe_command import probe
@@ -261,7 +261,7 @@ def test_the_page_names_every_family() -> None:
 @pytest.mark.parametrize("name", ENCODERS)
 def test_encoders_on_the_page_have_published_weights(name: str) -> None:
     family, _, model = name.partition(":")
-    assert timm.is_model_pretrained(model) if family == "timm" else find_recipe(model).repository
+    assert timm.is_model_pretrained(model) if family == "timm" else recipe_of(model).repository
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,13 @@ class token (REPA reads CLIP-L before it and drops the last block; here all fami
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import open_clip
 import torch
 import torch.nn.functional as F
-from open_clip.constants import HF_SAFE_WEIGHTS_NAME, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from open_clip.constants import HF_SAFE_WEIGHTS_NAME
 from open_clip.model import _build_vision_tower, resize_pos_embed  # a whole CLIP has a text tower too
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
@@ -25,9 +23,8 @@ from harness.data.dataset import Dataset
 from harness.encoders import weights
 from harness.encoders.base import Architecture, EncoderChoice, Viewer, count_flops, no_attention, parse_name
 from harness.errors import UserError
-
-VISUAL = "visual."
-"""What the names of the image tower's tensors begin with."""
+from metrics.open_clip_recipe import VISUAL, Recipe, config_of, find_recipe
+from metrics.value import MetricError
 
 
 class OpenClipEncoder(Viewer):
@@ -45,7 +42,7 @@ class OpenClipEncoder(Viewer):
         model = parse_name(choice.name)[1]
         about = self.architecture(model, dataset.shape, dataset.classes, grid)
         self.name, self.grid, (self.dim, self.flops, self.heads) = choice.name, grid, about
-        recipe = find_recipe(model)
+        recipe = recipe_of(model)
         file = weights_file(choice, recipe)
         self.sha256 = weights.sha256(file)
         with torch.random.fork_rng(devices=[]):  # open_clip draws initial weights that the file replaces
@@ -55,7 +52,9 @@ class OpenClipEncoder(Viewer):
         self.params = sum(p.numel() for p in network.parameters())
         self._size = network.size
         self._network = network.to(device).requires_grad_(False).eval()
-        self._mean, self._std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in recipe.scale)
+        self._mean, self._std = (
+            torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (recipe.mean, recipe.std)
+        )
 
     @staticmethod
     def architecture(
@@ -63,7 +62,7 @@ class OpenClipEncoder(Viewer):
     ) -> Architecture:
         """Width and cost; raises `UserError` for a name that open_clip does not have and for a tower without a grid of
         tokens."""
-        recipe = find_recipe(model)
+        recipe = recipe_of(model)
         with torch.device("meta"):
             network = tokens_of(build(recipe, grid), recipe.model, grid).eval()
         with torch.no_grad():
@@ -83,54 +82,24 @@ class OpenClipEncoder(Viewer):
         return View(tokens, tokens.mean(dim=1) if summary else None)
 
 
-class Recipe(NamedTuple):
-    """How a tower was trained, as far as its features depend on it."""
-
-    model: str
-    scale: tuple[tuple[float, float, float], tuple[float, float, float]]
-    """Mean and deviation of the pixels in [0, 1]."""
-    quick_gelu: bool
-    repository: str
-    """On the hub; empty where a model's weights are not one file, or not there."""
-
-
-def find_recipe(model: str) -> Recipe:
-    """The recipe of `model` or `model.tag`.
-
-    Raises `UserError` for unknown names, and for a missing tag where open_clip's weights of the model were trained with
-    different pixels or activations: features would be wrong without a word.
-    """
-    model, _, tag = model.partition(".")
-    if model not in open_clip.list_models():
-        near = difflib.get_close_matches(model, open_clip.list_models(), n=1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
-        raise UserError(f"open_clip has no model '{model}'.{hint} See: open_clip.list_models()")
-    tags = open_clip.list_pretrained_tags_by_model(model)
-    if tag and tag not in tags:
-        raise UserError(
-            f"open_clip's '{model}' has no weights '{tag}' (known: {', '.join(tags) or 'none'}); without a name of "
-            f"weights it is open_clip:{model}, with a file in method.encoder.weights"
-        )
-    found = {_recipe(model, name) for name in ([tag] if tag else tags)} or {_recipe(model, "")}
-    if len({(one.scale, one.quick_gelu) for one in found}) > 1:
-        raise UserError(
-            f"open_clip's '{model}' has weights of different training ({', '.join(tags)}); name the one, as "
-            f"open_clip:{model}.{tags[0]}"
-        )
-    return found.pop() if len(found) == 1 else found.pop()._replace(repository="")
+def recipe_of(model: str) -> Recipe:
+    """The recipe of `model` or `model.weights`; raises `UserError` for unknown names and for weights that have to be named."""
+    try:
+        return find_recipe(model)
+    except MetricError as error:
+        raise UserError(str(error)) from error
 
 
 def build(recipe: Recipe, grid: tuple[int, int]) -> nn.Module:
     """open_clip's image tower with initial weights, its position embedding on the grid where the tower is open_clip's own."""
-    config = open_clip.get_model_config(recipe.model)
+    config = config_of(recipe.model)
     vision = {**config["vision_cfg"], "patch_dropout": 0.0}
     if vision.get("attentional_pool") or not isinstance(vision.get("layers", 12), int):
         raise _no_vit(recipe.model)
     if not vision.get("timm_model_name"):
         patch = vision.get("patch_size", 16)
         vision["image_size"] = (grid[0] * patch, grid[1] * patch)
-    quick_gelu = recipe.quick_gelu or config.get("quick_gelu", False)
-    return _build_vision_tower(config["embed_dim"], vision, quick_gelu=quick_gelu)
+    return _build_vision_tower(config["embed_dim"], vision, quick_gelu=recipe.quick_gelu)
 
 
 def tokens_of(tower: nn.Module, model: str, grid: tuple[int, int]) -> ClipTokens | TimmTokens:
@@ -196,17 +165,6 @@ def load_weights(tower: nn.Module, file: Path) -> None:
     with weights.fitting(file):
         resize_pos_embed(tensors, SimpleNamespace(visual=tower))
         tower.load_state_dict({name.removeprefix(VISUAL): t for name, t in tensors.items()})
-
-
-def _recipe(model: str, tag: str) -> Recipe:
-    config = open_clip.get_pretrained_cfg(model, tag)
-    scale = (
-        tuple(config.get("mean", OPENAI_DATASET_MEAN)),
-        tuple(config.get("std", OPENAI_DATASET_STD)),
-    )
-    # "organisation/repository/" is a repository, "organisation/repository/file" one file in it that is no safetensors
-    repository, _, file = config.get("hf_hub", "").rpartition("/")
-    return Recipe(model, scale, config.get("quick_gelu", False), "" if file else repository)
 
 
 def _no_vit(model: str) -> UserError:

@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from harness.encoders.base import open_encoder
-from harness.encoders.open_clip import OpenClipEncoder, find_recipe
+from harness.encoders.open_clip import OpenClipEncoder, recipe_of
 from harness.errors import UserError
 
 OWN, FROM_TIMM = "flowrace-tiny", "flowrace-tiny-timm"
@@ -171,12 +171,12 @@ def test_cost_needs_no_weights(model: str, dim: int, gmacs: float) -> None:
 
 
 def test_pixels_and_activation_are_those_of_the_training() -> None:
-    clip, siglip = find_recipe("ViT-L-14.openai"), find_recipe("ViT-B-16-SigLIP")
-    assert clip.quick_gelu and clip.scale[0] == (0.48145466, 0.4578275, 0.40821073)
-    assert siglip.scale == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)) and not siglip.quick_gelu
+    clip, siglip = recipe_of("ViT-L-14.openai"), recipe_of("ViT-B-16-SigLIP")
+    assert clip.quick_gelu and clip.mean == (0.48145466, 0.4578275, 0.40821073)
+    assert (siglip.mean, siglip.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)) and not siglip.quick_gelu
     assert clip.repository == "timm/vit_large_patch14_clip_224.openai"
     with pytest.raises(UserError, match=r"different training.*open_clip:ViT-L-14\.openai"):
-        find_recipe("ViT-L-14")
+        recipe_of("ViT-L-14")
 
 
 @pytest.mark.parametrize(
