@@ -88,14 +88,17 @@ class Audit:
         return [(log, own[seed]) for arm, own in pairs for seed, log in arm.items()]
 
     def times(self) -> dict[str, list[Time]]:
-        """On the claim's axis, cut at the horizon, by arm; empty where there are none."""
+        """On the claim's axis, cut at the horizon, by arm; empty where there are none. A run that failed before it arrived is
+        not there at the horizon either."""
         if self.crossings is None:
             return {}
         axis, end = self.claim.axis, horizon(self.logs, self.claim.axis)
         arms = (self.logs.baseline, self.logs.candidate)
         return {
             name: [
-                cut(Time(log.costs.at(axis, own[seed].step), own[seed].censored), end)
+                Time(end, "right")
+                if log.failed and own[seed].censored == "right"
+                else cut(Time(log.costs.at(axis, own[seed].step), own[seed].censored), end)
                 for seed, log in arm.items()
             ]
             for name, arm, own in zip(
@@ -177,10 +180,11 @@ def matched(logs: Logs) -> Logs:
         return logs
     left_out = sorted((logs.baseline.keys() | logs.candidate.keys()) - shared)
     note = f"Seeds that only one arm has are left out: {', '.join(map(str, left_out))}."
-    return Logs(
-        {seed: log for seed, log in logs.baseline.items() if seed in shared},
-        {seed: log for seed, log in logs.candidate.items() if seed in shared},
-        (*logs.notes, note) if left_out else logs.notes,
+    return replace(
+        logs,
+        baseline={seed: log for seed, log in logs.baseline.items() if seed in shared},
+        candidate={seed: log for seed, log in logs.candidate.items() if seed in shared},
+        notes=(*logs.notes, note) if left_out else logs.notes,
     )
 
 

@@ -16,7 +16,7 @@ Progress = Callable[[Sequence[Any]], Iterable[Any]]
 
 @dataclass(frozen=True)
 class Log:
-    """One finished run of an arm: its curve, what it cost, and what tells whether it may be compared."""
+    """One run of an arm that ended, finished or failed: its curve, what it cost, and what tells whether it may be compared."""
 
     method: str
     seed: int
@@ -36,6 +36,8 @@ class Log:
     """Milliseconds since 1970."""
     aligned: bool = False
     """Whether it was trained towards the very network of the metric."""
+    failed: bool = False
+    """It is known up to its last evaluation, and had not arrived unless it had by then."""
 
 
 @dataclass(frozen=True)
@@ -45,17 +47,28 @@ class Logs:
     baseline: Mapping[int, Log]
     candidate: Mapping[int, Log]
     notes: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
+    """The runs that failed before their first evaluation, each in a sentence."""
 
     @property
     def all(self) -> list[Log]:
         return [*self.baseline.values(), *self.candidate.values()]
 
+    @property
+    def whole(self) -> Logs:
+        """Without the runs that failed."""
+        arms = (
+            {s: log for s, log in arm.items() if not log.failed} for arm in (self.baseline, self.candidate)
+        )
+        return Logs(*arms, self.notes, self.unseen)
+
 
 class Arms(NamedTuple):
-    """The finished runs of some methods, by method and seed, and what the reader must know of those that do not count."""
+    """The runs of some methods that ended, by method and seed, and what the reader must know of the others."""
 
     runs: dict[str, dict[int, Log]]
     notes: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
 
 
 def by_seed(logs: Iterable[Log]) -> dict[int, Log]:

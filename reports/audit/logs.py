@@ -24,11 +24,11 @@ SCHEMES = ("sqlite://", "http://", "https://")
 def read_logs(sources: Sequence[str], claim: Claim, progress: Progress = iter) -> Logs:
     """The runs of a claim's two arms; see `read_arms`."""
     arms = read_arms(sources, (claim.baseline, claim.candidate), claim.metric, progress)
-    return Logs(arms.runs[claim.baseline], arms.runs[claim.candidate], arms.notes)
+    return Logs(arms.runs[claim.baseline], arms.runs[claim.candidate], arms.notes, arms.unseen)
 
 
 def read_arms(sources: Sequence[str], names: Sequence[str], metric: str, progress: Progress = iter) -> Arms:
-    """The finished runs of these methods in these sources: folders of run directories, CSV files, MLflow stores.
+    """The runs of these methods that ended, in these sources: folders of run directories, CSV files, MLflow stores.
 
     Raises `UserError` for a source that cannot be read, a method or a metric that is not in it, and a seed told twice.
     """
@@ -45,7 +45,8 @@ def read_arms(sources: Sequence[str], names: Sequence[str], metric: str, progres
     found += [read_tracked(store, names, metric, progress) for store in stores]
     found += [read_records(folders, names, metric, progress)] if folders else []
     runs = {name: by_seed(log for part in found for log in part.runs[name].values()) for name in names}
-    return Arms(runs, tuple(note for part in found for note in part.notes))
+    told = ((said for part in found for said in getattr(part, kind)) for kind in ("notes", "unseen"))
+    return Arms(runs, *map(tuple, told))
 
 
 def read_records(
@@ -64,29 +65,32 @@ def read_records(
         raise UserError(f"{' and '.join(names)} are one arm")
     notes = [f"{missing} planned runs are missing."] if (missing := len(plan) - len(records)) > 0 else []
     found: dict[str, dict[int, Log]] = {name: {} for name in names}
+    unseen: list[str] = []
     for name, seed, run in progress(
         [(name, *run) for name, arm in chosen.items() for run in arm.runs.items()]
     ):
         log, note = _log(chosen[name], seed, run, metric)
         found[name] |= {seed: log} if log else {}
-        notes += [note] if note else []
+        (unseen if log is None and run.status == "failed" else notes).extend([note] if note else [])
     if not any(found.values()):
         known = {name for arm in chosen.values() for run in arm.runs.values() for name in _metrics(run)}
         raise UserError(
             f"no finished run of {' or '.join(names)} was evaluated by '{metric}' (evaluated: "
             f"{', '.join(sorted(known)) or 'nothing'})"
         )
-    return Arms(found, tuple(notes))
+    return Arms(found, tuple(notes), tuple(unseen))
 
 
 def _log(arm: Arm, seed: int, record: Record, metric: str) -> tuple[Log | None, str]:
-    """A run as a log, or a note why it does not count. Its events are let go: hundreds of runs fill a memory."""
-    if record.status != "done":
-        return None, f"{arm.label} seed {seed} is {record.status}, so it counts in no number ({record.id})."
+    """A run as a log, and a note where it failed or does not count. Its events are let go: hundreds of runs fill a memory."""
+    failed, who = record.status == "failed", f"{arm.label} seed {seed}"
+    if not failed and record.status != "done":
+        return None, f"{who} is {record.status}, so it counts in no number ({record.id})."
     run = Record(record.path)
     curve = curve_of(run, metric)
     if curve is None:
-        return None, f"{arm.label} seed {seed} was never evaluated by {metric} ({record.id})."
+        why = "failed before its first evaluation" if failed else "was never evaluated"
+        return None, f"{who} {why} by {metric} ({record.id})."
     began, ended = _times(run)
     told = [start.get("evaluation", {}) for start in run.environment]
     log = Log(
@@ -101,8 +105,9 @@ def _log(arm: Arm, seed: int, record: Record, metric: str) -> tuple[Log | None, 
         began,
         ended,
         any(metric in start.get("aligned", ()) for start in told),
+        failed,
     )
-    return log, ""
+    return log, f"{who} failed: not arrived from its last evaluation on ({record.id})." if failed else ""
 
 
 def _protocols(record: Record, metric: str) -> dict[str, Mapping[str, Any]]:

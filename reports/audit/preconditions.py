@@ -1,5 +1,6 @@
 """What must hold before a comparison means anything: every way in which an audit ends inconclusive whatever its interval says.
 
+    failed        a run failed before its first evaluation: nothing is known of it, and those left over are a selection
     pairs         fewer pairs of seeds than the claim asks for
     protocol      the points were evaluated under different protocols; the fields in which they differ are named
     hardware      a claim on the clock, and the arms ran on different machines, or one after the other
@@ -46,6 +47,7 @@ class Reason:
 def comparable(claim: Claim, logs: Logs, tuning: Mapping[str, Tuning]) -> list[Reason]:
     """The reasons that are known before any target is."""
     found = [
+        Reason("failed", " ".join(logs.unseen)) if logs.unseen else None,
         _pairs(claim, logs),
         _protocol(logs.all),
         hardware(logs) if claim.axis in CLOCK else None,
@@ -162,7 +164,7 @@ def _rising(claim: Claim, logs: Sequence[Log]) -> Reason | None:
 
 def _units(logs: Sequence[Log]) -> Reason | None:
     """Compares the last step, and each axis' cost of a step, between runs."""
-    sizes = {"step": [(log.curve.steps[-1], log) for log in logs]}
+    sizes = {"step": [(log.curve.steps[-1], log) for log in logs if not log.failed]}
     for axis in ("images", "flops", "seconds", "gpu_seconds"):
         sizes[f"{axis} of a step"] = [
             (log.costs.budget(axis) / log.costs.budget("steps"), log)

@@ -43,10 +43,12 @@ def slopes(logs: Mapping[int, Log], crossings: Mapping[int, Crossing]) -> float 
 
 
 def dual(logs: Logs, confidence: float) -> Dual | None:
-    """The check at the last step that every run has. The slope is the mean of both arms' there: over the distance that
+    """The check at the last step that every finished run has. The slope is the mean of both arms' there: over the distance that
     shifted copies are apart, it is that of their chord. None where curves are too short, or flat there."""
-    arms = (logs.baseline, logs.candidate)
-    step = min(float(log.curve.steps[-1]) for log in logs.all)
+    arms = (logs.whole.baseline, logs.whole.candidate)
+    if not all(arms):
+        return None
+    step = min(float(log.curve.steps[-1]) for log in logs.whole.all)
     values = [{seed: value_at(log.curve, step) for seed, log in arm.items()} for arm in arms]
     found = [[end_slope(log.curve, step) for log in arm.values()] for arm in arms]
     if any(slope is None for own in found for slope in own) or any(None in own.values() for own in values):
@@ -73,9 +75,11 @@ def end_slope(curve: Curve, step: float) -> float | None:
 
 
 def by_target(logs: Logs, axis: str, confidence: float) -> list[tuple[float, Speedup]]:
-    """Speed-ups at targets evenly spaced in logs over the values that every run passes through, the highest first."""
-    top = min(log.curve.fitted[0] for log in logs.all)
-    bottom = max(log.curve.fitted[-1] for log in logs.all)
+    """Speed-ups at targets evenly spaced in logs over the values that every finished run passes through, the highest
+    first."""
+    finished = logs.whole.all or logs.all
+    top = min(log.curve.fitted[0] for log in finished)
+    bottom = max(log.curve.fitted[-1] for log in finished)
     if bottom >= top:
         return []
     targets = np.geomspace(top, bottom, TARGETS + 2)[1:-1]
@@ -94,7 +98,7 @@ def gain_at(logs: Logs, axis: str, target: float, confidence: float) -> Speedup:
 
 
 def gain(logs: Logs, axis: str, crossings: Sequence[Mapping[int, Crossing]], confidence: float) -> Speedup:
-    """The speed-up between crossings, on one axis; times are cut at the smallest budget of any run."""
+    """The speed-up between crossings, on one axis; times are cut at the smallest budget of any finished run."""
     arms = (logs.baseline, logs.candidate)
     times = [
         {seed: Time(log.costs.at(axis, own[seed].step), own[seed].censored) for seed, log in arm.items()}
@@ -104,7 +108,8 @@ def gain(logs: Logs, axis: str, crossings: Sequence[Mapping[int, Crossing]], con
 
 
 def horizon(logs: Logs, axis: str) -> float:
-    return min(log.costs.budget(axis) for log in logs.all)
+    """What every finished run may spend."""
+    return min(log.costs.budget(axis) for log in logs.whole.all or logs.all)
 
 
 def ends_above(log: Log, one: Crossing, target: float) -> bool:

@@ -48,7 +48,9 @@ def read_tracked(source: str, names: Sequence[str], metric: str, progress: Progr
         found = [
             _log(client, run, metric) for run in progress([run for run in runs if _method(run) in names])
         ]
-    logs = [log for log, _ in found if log is not None]
+    finished = {(log.method, log.seed) for log, _ in found if log is not None and not log.failed}
+    # A failed run of a seed that has a finished one was tried again.
+    logs = [log for log, _ in found if log and (not log.failed or (log.method, log.seed) not in finished)]
     if not logs:
         raise UserError(f"no finished run of {' or '.join(names)} in {uri} has the metric '{metric}'")
     try:
@@ -105,7 +107,7 @@ def _method(run: Any) -> str | None:
 
 
 def _log(client: Any, run: Any, metric: str) -> tuple[Log | None, str]:
-    """A run as a log, or a note why it does not count."""
+    """A run as a log, and a note where it failed or does not count."""
     params, name, run_id = run.data.params, f"{_method(run)} (run {run.info.run_id})", run.info.run_id
     seed = run.data.tags.get("flowrace.seed") or params.get("seed") or ""
     if not seed.lstrip("-").isdigit():
@@ -113,7 +115,8 @@ def _log(client: Any, run: Any, metric: str) -> tuple[Log | None, str]:
             f"{name}: seed = '{seed}': expected a whole number in the tag flowrace.seed or the param seed"
         )
     key = next((key for key in (f"eval/{metric}", metric) if key in run.data.metrics), None)
-    if run.info.status != "FINISHED" or key is None:
+    failed = run.info.status == "FAILED"
+    if key is None or not (failed or run.info.status == "FINISHED"):
         why = f"is {run.info.status.lower()}" if key else f"was never evaluated by {metric}"
         return None, f"{name} {why}, so it counts in no number."
     values, hardware = _history(client, run_id, key, name), _told(run, "flowrace.hardware")
@@ -134,8 +137,9 @@ def _log(client: Any, run: Any, metric: str) -> tuple[Log | None, str]:
         started=run.info.start_time,
         ended=run.info.end_time,
         aligned=metric in _told(run, "flowrace.aligned"),
+        failed=failed,
     )
-    return log, ""
+    return log, f"{name} failed: not arrived from its last evaluation on." if failed else ""
 
 
 def _history(client: Any, run: str, key: str, name: str) -> dict[int, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from harness.record import write_atomic
+from harness.record import EVENTS, write_atomic
 from reports.audit.audit import audit as judge
 from reports.audit.audit import family
 from reports.audit.card import as_json, notes
@@ -334,6 +335,49 @@ def test_runs_that_do_not_count_are_told(tmp_path: Path) -> None:
     assert found["n_pairs"] == 3
     assert any("repa seed 3 is stopped" in note for note in found["notes"])
     assert any("only one arm has are left out: 3" in note for note in found["notes"])
+
+
+def failed(folder: Path, method: str, *, evaluated: bool) -> None:
+    """A fourth seed of a method that was about to be as fast as the others, and ended before it arrived."""
+    path = folder / f"{method}-3"
+    speed = 2.2 if method == "repa" else 1.0
+    curve = lambda s: falling(speed)(100 * s)  # noqa: E731
+    write_run(path, method, 3, metric=curve, grid=[100, 200, 300], status="failed")
+    if not evaluated:
+        file = path / EVENTS
+        file.write_text("".join(line for line in file.open() if json.loads(line)["kind"] != "eval"))
+
+
+def test_a_failed_candidate_cannot_be_left_out_of_its_claim(tmp_path: Path) -> None:
+    """Three of four seeds say 2.2x and one diverged: nothing is known of the low end, and the budget stays that of all others."""
+    runs = run_records(tmp_path / "runs", {"flow": 1.0, "repa": 2.2}, seeds=4)
+    assert said(str(claim_file(tmp_path, **CHANGES)), str(runs))["verdict"] == "supported"
+    shutil.rmtree(runs / "repa-3")
+    failed(runs, "repa", evaluated=True)
+    found = said(str(claim_file(tmp_path, **CHANGES)), str(runs))
+    assert found["verdict"] == "inconclusive" and names(found) == ["interval"]
+    assert found["n_pairs"] == 4 and found["censored"] == {"flow": 0, "repa": 1}
+    assert found["axes"]["steps"]["low"] is None
+    assert found["reached"]["curves"]["repa"][-1] == [pytest.approx(450, rel=0.1), 0.75]
+    assert any("repa seed 3 failed: not arrived" in note for note in found["notes"])
+
+
+def test_a_failed_baseline_is_a_bound(tmp_path: Path) -> None:
+    """Its time is at least the 300 steps that it lasted, so the high end is open."""
+    runs = run_records(tmp_path / "runs", {"flow": 1.0, "repa": 2.2}, seeds=4)
+    shutil.rmtree(runs / "flow-3")
+    failed(runs, "flow", evaluated=True)
+    found = said(str(claim_file(tmp_path, **CHANGES)), str(runs))
+    assert found["censored"] == {"flow": 1, "repa": 0} and found["axes"]["steps"]["high"] is None
+    assert found["reached"]["horizon"] == 2000
+
+
+def test_a_run_that_failed_unseen_decides_nothing(tmp_path: Path) -> None:
+    runs = run_records(tmp_path / "runs", {"flow": 1.0, "repa": 2.2})
+    failed(runs, "repa", evaluated=False)
+    found = said(str(claim_file(tmp_path, **CHANGES)), str(runs))
+    assert found["verdict"] == "inconclusive" and names(found) == ["failed"]
+    assert "repa seed 3 failed before its first evaluation" in found["reasons"][0]
 
 
 def test_unequal_footing_is_told(tmp_path: Path) -> None:

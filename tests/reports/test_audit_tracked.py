@@ -85,6 +85,27 @@ def test_what_a_mirrored_run_ran_on_and_was_aligned_to_counts(tmp_path: Path) ->
     assert devices == pytest.approx(2 * seconds)
 
 
+def test_a_failed_run_is_a_bound_unless_it_was_tried_again(tmp_path: Path) -> None:
+    """Seed 0 of the candidate failed and was run again; seed 2 failed at step 40k, a tenth of the way, and was not."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    group = client.create_experiment("theirs")
+    runs = [(m, seed, 400_001, "FINISHED") for m in ("old", "new") for seed in range(3)]
+    runs[-1] = ("new", 2, 40_001, "FAILED")
+    for method, seed, end, status in [*runs, ("new", 0, 40_001, "FAILED")]:
+        run = client.create_run(group).info.run_id
+        client.log_param(run, "method", method)
+        client.log_param(run, "seed", seed)
+        for step in range(20_000, end, 20_000):
+            client.log_metric(run, "fid", falling(1 if method == "old" else 2.2)(step), step=step)
+        client.set_terminated(run, status)
+    asked = claim()
+    found = audit(asked, read_logs([f"sqlite:///{tmp_path}/mlflow.db"], asked))
+    assert found.gain.n == 3 and found.gain.censored_candidate == 1 and found.gain.low == 0
+    assert [log.failed for log in found.logs.candidate.values()] == [False, False, True]
+
+
 def test_runs_of_others_are_audited(store: Path) -> None:
     asked = claim()
     found = audit(asked, read_logs([f"sqlite:///{store}/mlflow.db"], asked))
