@@ -53,7 +53,7 @@ def launch(processes: int, legs: Sequence[Leg]) -> None:
     told = json.dumps([(leg.settings, str(leg.out), leg.cut) for leg in legs])
     command = [sys.executable, "-m", "torch.distributed.run", *flags, "-m", "tests.test_sharded", told]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    result = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=1800, env=environment)
     assert result.returncode == 0, result.stderr
 
 

@@ -125,7 +125,7 @@ def _wait(ready, what: str, log: Path) -> None:
     """Until it answers; what it printed when it does not."""
     import time
 
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while not ready():
         if time.monotonic() > end:
             pytest.fail(f"{what} did not start: {log.read_text()[-2000:]}")
