@@ -149,11 +149,14 @@ def _check(spec: RunSpec, where: str) -> None:
 
 
 def _modality(spec: RunSpec) -> str:
+    from harness.data.fields import check_fields
     from harness.data.parts import modality_of
 
     known = registry.load("dataset", spec.data.name)
     told = getattr(known, "modality_in", lambda _: getattr(known, "modality", "image"))
-    return modality_of(told(spec.data), spec.data)
+    modality = modality_of(told(spec.data), spec.data)
+    check_fields(spec.data, known, modality)
+    return modality
 
 
 def validate(model: type[BaseModel], data: Mapping[str, Any], where: str) -> Any:

@@ -56,6 +56,16 @@ def run(out: Path, *overrides: str) -> list[object]:
     [
         (["run", "digitz"], r"unknown preset 'digitz'.*Did you mean 'digits'"),
         (["run", "absent.toml"], r"cannot read absent.toml: No such file"),
+        (
+            ["run", "digits", "--set", "data.resolution=32"],
+            r"data set 'digits' has no such field; leave it out",
+        ),
+        (["run", "tones", "--set", "data.root=x"], r"data.root = x: .*'tones' .*\(its own: data.frames\)"),
+        (
+            ["run", "tones", "--set", "data.flip=true"],
+            r"data.flip = true mirrors pictures, and 'tones' is audio",
+        ),
+        (["run", "bounce", "--set", "data.flip=true"], r"mirrors pictures, and 'bounce' is joint"),
         (["run", "digits", "--set", "train.stepz=3"], r"unknown key 'train.stepz'.*Did you mean 'steps'"),
         (["run", "digits", "--set", "trian.steps=3"], r"Did you mean 'train'"),
         (["run", "digits", "--set", "method.name=rep"], r"unknown method 'rep'.*Did you mean 'repa'"),

@@ -20,6 +20,7 @@ from harness.backbone.times import Times
 from harness.data.base import open_dataset, split
 from harness.data.digits import Digits
 from harness.data.feed import Shares
+from harness.data.fields import MIRRORED
 from harness.record import Record
 from harness.resolve import load_spec
 from harness.run import Run, build
@@ -85,7 +86,8 @@ def test_two_processes_equal_one(modality: str, tmp_path: Path) -> None:
 def test_draws_do_not_depend_on_processes_or_cuts(case: str) -> None:
     """Promise 1: two processes with two micro-batches each see and draw, together, what one process does."""
     modality, *more = CASES[case]
-    run = built(modal(modality, "method.name=self_flow", "data.flip=true", *more))
+    mirrored = ["data.flip=true"] * (modality in MIRRORED)
+    run = built(modal(modality, "method.name=self_flow", *mirrored, *more))
     [whole] = run.feed.batches(Shares(range(100, 101), 16), workers=0)
     parts = [b for rank in (0, 1) for b in run.feed.batches(Shares(range(100, 101), 16, 2, rank, 2), 0)]
     draws = [drawn(run.method.draw(run.streams, batch)) for batch in parts]

@@ -27,6 +27,7 @@ class _ArrayImages:
     """Images uint8 (N, H, W) or (N, H, W, C), labels int64 (N,)."""
 
     modality = "image"
+    reads = ("root", "resolution", "channels")
 
     def __init__(self, spec: DataSpec, images: np.ndarray, labels: np.ndarray | None, where: str) -> None:
         self._images = checked_images(images, where)
@@ -53,6 +54,8 @@ class _ArrayImages:
 
 class NpzImages(_ArrayImages):
     """Images and labels of a .npz archive, by `data.image_key` and `data.label_key` or by the usual names."""
+
+    reads = (*_ArrayImages.reads, "image_key", "label_key")
 
     def __init__(self, spec: DataSpec) -> None:
         path = _the_file(data_path(spec, NPZ))

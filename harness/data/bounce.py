@@ -46,6 +46,7 @@ class Bounce:
     """
 
     modality = "joint"
+    reads = ("frames",)
     classes = 10
     sound_frames = PER_FRAME
     """Of sound in one frame of video, whose impacts are heard as clicks."""

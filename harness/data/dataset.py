@@ -25,6 +25,8 @@ class Dataset(Protocol):
     modality: str
     """`image`, `video`, `audio` or `joint`: a video with its sound, which has `beside`, the shapes of the parts behind the
     first."""
+    reads: tuple[str, ...]
+    """The fields of `data` that mean something to it, of those that not all share (fields.py)."""
     classes: int
     """Labels are 0 .. classes - 1; 1 when the data have none."""
     shape: tuple[int, ...]

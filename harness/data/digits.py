@@ -14,6 +14,7 @@ class Digits:
     """8x8 grey images with 17 levels, ten classes; spread over 0..255 as uint8."""
 
     modality = "image"
+    reads = ()
     classes = 10
     shape = (1, 8, 8)
 

@@ -38,6 +38,7 @@ class Films:
     """
 
     modality = "joint"
+    reads = ("root", "resolution", "channels", "image_key", "label_key", "frames")
 
     def __init__(self, spec: DataSpec) -> None:
         frames = clip_length(spec, FRAMES)

@@ -44,6 +44,7 @@ class ImageFolder:
     """
 
     modality = "image"
+    reads = ("root", "resolution", "channels")
 
     def __init__(self, spec: DataSpec) -> None:
         root = data_path(spec, IMAGES.expected)

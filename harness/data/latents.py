@@ -36,6 +36,10 @@ class Latents:
     The moments stay in files and are mapped into memory; float16 ones are float32 from here on.
     """
 
+    reads = (
+        "root", "resolution", "channels", "frames", "classes", "posterior", "codec", "codec_weights", "images",
+    )  # fmt: skip
+
     def __init__(self, spec: DataSpec) -> None:
         folder = data_path(spec, EXPECTED)
         self.manifest = manifest = read_manifest(folder)

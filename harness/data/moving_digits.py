@@ -30,6 +30,7 @@ class MovingDigits:
     """
 
     modality = "video"
+    reads = ("frames",)
     classes = 10
     motion: ClassVar[dict[str, float]] = {"room": ROOM, "slow": SLOW, "fast": FAST}
     """What paths of digits are like, for metrics that know their truth."""

@@ -35,6 +35,7 @@ class ParquetImages:
     """
 
     modality = "image"
+    reads = ("root", "resolution", "channels", "image_key", "label_key")
 
     def __init__(self, spec: DataSpec) -> None:
         path = data_path(spec, EXPECTED)

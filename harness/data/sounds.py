@@ -41,6 +41,7 @@ class Sounds:
     """
 
     modality = "audio"
+    reads = ("root", "image_key", "label_key", "frames")
 
     def __init__(self, spec: DataSpec) -> None:
         frames = clip_length(spec, FRAMES)

@@ -34,6 +34,7 @@ class Tones:
     """
 
     modality = "audio"
+    reads = ("frames",)
     classes = len(CONTOURS) * len(TIMBRES)
 
     def __init__(self, spec: DataSpec) -> None:

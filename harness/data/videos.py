@@ -45,6 +45,7 @@ class Videos:
     """
 
     modality = "video"
+    reads = ("root", "resolution", "channels", "image_key", "label_key", "frames")
 
     def __init__(self, spec: DataSpec) -> None:
         frames = clip_length(spec, FRAMES)

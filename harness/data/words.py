@@ -33,6 +33,7 @@ class Words:
     """
 
     modality = "image"
+    reads = ()
     classes = len(WORDS)
     shape = (1, HEIGHT, WIDTH)
     words = WORDS
