@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from harness.errors import UserError, unknown
 from harness.record import Record
-from harness.spec import NOT_HASHED, RunSpec
+from harness.spec import HASHED_IF_SET, NOT_HASHED, RunSpec
 
 METHOD_NOT_HASHED = ("method.encoder.weights", "method.encoder.download")
 """The sections of methods are read as data, so these two are named here; the others come from `RunSpec`."""
@@ -54,9 +54,14 @@ def arms_of(records: Sequence[Record]) -> list[Arm]:
 
 
 def arm_fields(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """A spec by dotted path, without `seed` and the fields that the run id does not hash."""
-    left_out = {"seed", *METHOD_NOT_HASHED, *_not_hashed(RunSpec)}
-    fields = {path: value for path, value in flatten(spec).items() if path not in left_out}
+    """A spec by dotted path, without `seed` and the fields that the run id does not hash: a field that came later stands at
+    its default in new records and is not in old ones."""
+    free = _free_at(RunSpec) | dict.fromkeys(("seed", *METHOD_NOT_HASHED), ())
+    fields = {
+        path: value
+        for path, value in flatten(spec).items()
+        if path not in free or (free[path] and value not in free[path])
+    }
     if "method.name" not in fields:
         raise UserError("a spec without method.name is not the spec of a run")
     return fields
@@ -141,11 +146,14 @@ def _by_seed(label: str, runs: Sequence[Record]) -> dict[int, Record]:
     return dict(sorted(by_seed.items()))
 
 
-def _not_hashed(model: type[BaseModel], prefix: str = "") -> set[str]:
-    paths = set()
+def _free_at(model: type[BaseModel], prefix: str = "") -> dict[str, tuple[Any, ...]]:
+    """Fields that the run id does not hash, by path, with the values at which it does not; () where it never does."""
+    paths: dict[str, tuple[Any, ...]] = {}
     for name, info in model.model_fields.items():
         if info.json_schema_extra == NOT_HASHED:
-            paths.add(prefix + name)
+            paths[prefix + name] = ()
+        elif info.json_schema_extra == HASHED_IF_SET:
+            paths[prefix + name] = (info.default,)
         elif isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            paths |= _not_hashed(info.annotation, f"{prefix}{name}.")
+            paths |= _free_at(info.annotation, f"{prefix}{name}.")
     return paths

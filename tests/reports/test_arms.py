@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from harness.errors import UserError
 from harness.record import find_records
 from harness.resolve import load_spec
+from harness.spec import canonical
 from reports.arms import Arm, arm_fields, arms_of, differences, find_arm, flatten, labels_of
 from tests.reports.synthetic import write_run
 
@@ -102,6 +105,15 @@ def test_the_fields_of_an_arm_are_those_that_the_run_id_hashes() -> None:
         assert differs == (new.id != spec.id), path
         changed += 1
     assert changed > 15
+
+
+@pytest.mark.parametrize("preset", ["digits", "bounce", "moving-digits", "imagenet256"])
+def test_records_of_older_versions_belong_to_the_same_arm(preset: str) -> None:
+    """What the run id hashes is all that an arm is, whether fields that came later are written out or not."""
+    spec = load_spec(preset, ["method.name=flow"])
+    written, hashed = tomllib.loads(spec.to_toml()), json.loads(canonical(spec))
+    assert arm_fields(written) == {path: v for path, v in arm_fields(hashed).items() if v is not None}
+    assert len(flatten(written)) > len(flatten(hashed))
 
 
 def test_an_arm_is_found_by_label_or_by_a_method_that_is_single(tmp_path: Path) -> None:
