@@ -207,6 +207,15 @@ def timed(work: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - begun
 
 
+def ceiling(
+    rows: int, inner: int, columns: int, dtype: torch.dtype, device: torch.device, tries: int = 30
+) -> float:
+    """FLOP/s of a matrix product (rows, inner) x (inner, columns), the fastest of many tries."""
+    a, b = (torch.randn(*shape, device=device).to(dtype) for shape in ((rows, inner), (inner, columns)))
+    a @ b
+    return 2 * rows * inner * columns / min(timed(lambda: a @ b, device) for _ in range(tries))
+
+
 def spread(ratios: list[float]) -> dict[str, float]:
     found = {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
     return {name: round(value, 3) for name, value in found.items()}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.sides import Kind, Race, problem, table
+from benchmarks.sides import Kind, Race, ceiling, problem, table
 from harness.backbone.sizes import SIZES
 from harness.environment import prepare
 
@@ -48,9 +48,26 @@ def main() -> None:
     race.enter(*dict.fromkeys(kind for pair in pairs.values() for kind in pair))
     race.run(options.rounds)
     ratios = {name: race.ratio(*pair) for name, pair in pairs.items()}
+    width = SIZES[options.size].width
+    products = {
+        str(dtype).removeprefix("torch."): round(
+            ceiling(len(batch.x0) * config.tokens, width, 4 * width, dtype, device)
+        )
+        for dtype in (torch.float32, torch.bfloat16)
+    }
     what = f"one training step, SiT-{options.size}/2, float32 and eager where nothing else is said"
-    result = {"what": what, "rounds": options.rounds, **race.about(), "ratios": ratios}
+    result = {
+        "what": what,
+        "rounds": options.rounds,
+        **race.about(),
+        "ratios": ratios,
+        "matmul_flops_per_second": products,
+    }
     print(table(ratios))
+    print(
+        "matrix products: "
+        + ", ".join(f"{name} {speed / 1e9:.0f} GFLOP/s" for name, speed in products.items())
+    )
     options.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
