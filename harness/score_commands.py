@@ -158,7 +158,7 @@ def _request(
                 f"--set {override}: {path} is no run; samples can be given data.resolution, data.channels, "
                 "data.image_key, data.label_key, runtime.device and runtime.threads"
             )
-    spec = load_spec("digits", overrides)  # any preset does: what is read of it is what the user set
+    spec = load_spec("cifar10", overrides)  # images from disk: what is read of it is what the user set
     prepare(spec.runtime.threads)
     keys = ("resolution", "channels", "image_key", "label_key")
     data = type(spec.data)(**{key: getattr(spec.data, key) for key in keys})

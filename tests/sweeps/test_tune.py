@@ -24,6 +24,7 @@ from harness.errors import UserError
 from harness.record import Record, RecordWriter
 from harness.resolve import load_spec
 from reports.audit.claim import Claim, read_tuning
+from reports.audit.log import Logs
 from reports.audit.preconditions import comparable
 from sweeps.journal import JOURNAL, Journal
 from sweeps.plan import Cell, plan
@@ -313,7 +314,7 @@ def test_an_audit_of_the_winners_refuses_unequal_budgets(
     table = tomllib.loads(Path(write_all(tuner, journal)["audit"]).read_text())
     table["tuning"]["self_flow"] |= change
     claim = Claim(name="c", candidate="self_flow", baseline="flow", metric="fd:local", target=1.0, factor=1.5)
-    empty = type("Logs", (), {"baseline": {}, "candidate": {}, "all": []})()
+    empty = Logs({}, {})
     found = [r for r in comparable(claim, empty, read_tuning([(Path("x"), table)])) if r.name == "tuning"]
     assert [reason in str(one) for one in found] == ([True] if reason else [])
 
