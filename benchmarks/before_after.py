@@ -22,7 +22,6 @@ import torch
 
 from benchmarks.sides import Kind, Side, machine, problem, spread
 from harness import environment
-from harness.backbone.times import Times
 from harness.draws import Streams
 
 
@@ -33,10 +32,6 @@ class Optimisation:
     undo: Callable[[], None] = lambda: None
     """Before anything else in the process."""
     undo_side: Callable[[Side], None] = lambda side: None
-
-
-def _copy_levels() -> None:
-    Times.select = lambda self, values: values if self.which is None else self._copied(values)
 
 
 def _fill_new_memory() -> None:
@@ -65,7 +60,6 @@ def _whole_teacher(side: Side) -> None:
 
 
 OPTIMISATIONS = {
-    "levels": Optimisation("levels are selected by a product", "self_flow", _copy_levels),
     "teacher": Optimisation(
         "the teacher stops behind the layer it is asked for", "self_flow", undo_side=_whole_teacher
     ),

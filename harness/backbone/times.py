@@ -37,28 +37,17 @@ class Times:
         return cls(tau)
 
     def select(self, values_BKD: Tensor) -> Tensor:
-        """Values per level -> values per token, (B, T, D); (B, 1, D) where all tokens share the one level.
-
-        A product with zeros and ones: it gives the values exactly, and its gradient is a sum over tokens in one pass, where
-        that of an indexed copy writes a tensor of all tokens for every level first. Compiled code fuses either, the copy
-        better; and FLOPs, which are counted on the meta device, are those of a choice: none.
-        """
+        """Values per level -> values per token, (B, T, D); (B, 1, D) where all tokens share the one level."""
         if self.which is None:
             return values_BKD
-        if torch.compiler.is_compiling() or values_BKD.is_meta:
-            return self._copied(values_BKD)
-        levels = torch.arange(values_BKD.shape[1], device=self.which.device)
-        return (self.which[:, :, None] == levels).to(values_BKD.dtype) @ values_BKD
+        chosen = values_BKD[:, :1]
+        for level in range(1, values_BKD.shape[1]):  # a few; a gather's gradient would be summed in bfloat16
+            chosen = torch.where((self.which == level)[:, :, None], values_BKD[:, level : level + 1], chosen)
+        return chosen
 
     def per_token_levels(self) -> Tensor:
         """tau, (B, T); (B, 1) where all tokens share the one level."""
-        return self.levels if self.which is None else self._copied(self.levels[:, :, None])[:, :, 0]
-
-    def _copied(self, values_BKD: Tensor) -> Tensor:
-        if self.which.dtype == torch.bool:
-            return torch.where(self.which[:, :, None], values_BKD[:, 1:2], values_BKD[:, 0:1])
-        index = self.which[:, :, None].expand(-1, -1, values_BKD.shape[-1])
-        return values_BKD.gather(1, index)
+        return self.levels if self.which is None else self.select(self.levels[:, :, None])[:, :, 0]
 
     def to(self, device: torch.device) -> Times:
         which = None if self.which is None else self.which.to(device, non_blocking=True)

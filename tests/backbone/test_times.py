@@ -36,12 +36,13 @@ def test_the_gradient_of_a_level_is_the_sum_over_its_tokens(levels: int) -> None
         torch.testing.assert_close(values.grad[:, level], (incoming * own).sum(1))
 
 
-def test_in_bfloat16_a_gradient_is_summed_in_more() -> None:
+@pytest.mark.parametrize(("levels", "dtype"), [(2, torch.bool), (4, torch.int64)])
+def test_in_bfloat16_a_gradient_is_summed_in_more(levels: int, dtype: torch.dtype) -> None:
     """257 ones: one after another they would stop at 256, where bfloat16 has steps of 2."""
-    chosen = Times(torch.rand(1, 2), torch.zeros(1, 258, dtype=torch.bool))
-    values = torch.zeros(1, 2, 1, dtype=torch.bfloat16, requires_grad=True)
+    chosen = Times(torch.rand(1, levels), torch.zeros(1, 258, dtype=dtype))
+    values = torch.zeros(1, levels, 1, dtype=torch.bfloat16, requires_grad=True)
     chosen.select(values).backward(torch.ones(1, 258, 1, dtype=torch.bfloat16))
-    assert values.grad[0, 0].item() == 258 and values.grad[0, 1].item() == 0
+    assert values.grad[0, :, 0].tolist() == [258] + [0] * (levels - 1)
 
 
 def test_one_level_for_all_and_one_for_each_are_left_as_they_are() -> None:
