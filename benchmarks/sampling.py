@@ -105,9 +105,9 @@ def speeds(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
 def difference(path: Path, samples: int, device: torch.device) -> dict[str, Any]:
     """The metrics of a finished run on the same latents in both precisions."""
     from harness.checkpoint import checkpoints
+    from harness.commands import spec_of_run
     from harness.data.base import open_dataset, split
     from harness.evaluate import Evaluator
-    from harness.resolve import spec_of_run
     from harness.run import load_ema
 
     spec = spec_of_run(path, (f"eval.samples={samples}",))

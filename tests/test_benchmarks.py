@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.runs import tiny, trained
+
 
 def ran(tmp_path: Path, module: str, *words: str) -> tuple[dict[str, Any], str]:
     out = tmp_path / "found.json"
@@ -35,6 +37,19 @@ def test_without_a_gpu_the_benchmark_says_so(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "there is no CUDA device here" in done.stderr
     assert not (tmp_path / "x.json").exists()
+
+
+def test_a_run_is_sampled_in_both_precisions(tmp_path: Path) -> None:
+    record = trained(tiny(), tmp_path / "runs")
+    found, _ = ran(tmp_path, "sampling", "--run", str(record.path), "--samples", "20")
+    for name, change in found["relative difference"].items():
+        assert found["bfloat16"][name] == pytest.approx((1 + change) * found["float32"][name], rel=1e-4)
+
+
+def test_sampling_is_timed_against_the_plain_loop(tmp_path: Path) -> None:
+    size = ("--size", "pico", "--tokens", "16", "--batch", "2", "--steps", "2", "--rounds", "1", "--eager")
+    found, _ = ran(tmp_path, "sampling", *size)
+    assert set(found["released loop / ours"]) == {"float32", "bf16"}
 
 
 @pytest.mark.slow
