@@ -47,7 +47,7 @@ def times_of_parts(t_BP: Tensor, backbone: SiTConfig) -> Times:
     """Every token at the time of its part."""
     if t_BP.shape[1] == 1:
         return Times(t_BP)
-    return Times(t_BP, backbone.part_of_token.expand(len(t_BP), -1))
+    return Times(t_BP, backbone.part_of_token.to(t_BP.device).expand(len(t_BP), -1))
 
 
 def shifted(t: Tensor, alpha: float) -> Tensor:
