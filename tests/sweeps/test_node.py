@@ -87,7 +87,7 @@ def test_a_job_that_is_killed_runs_again_and_no_more_than_thrice(board: Board) -
 )
 def test_a_signal_becomes_a_checkpoint(board: Board, number: int, status: int, code: int | None) -> None:
     process = node(post(board, TRAINS))
-    until(process, lambda: "here" in log(board))
+    until(process, lambda: "here\n" in log(board))
     process.send_signal(number)
     assert process.wait() == status and log(board) == "here\ncheckpoint\n"
     assert (board.code("a") if "a" in board.seen()[1] else None) == code
@@ -97,7 +97,7 @@ def test_a_signal_sent_to_everybody_at_once_does_no_harm(board: Board) -> None:
     """As SLURM does before a preemption: the run hears it from the engine and from its node."""
     slow = TRAINS.replace("sys.exit(130)", "import time; time.sleep(1); sys.exit(130)")
     process = node(post(board, f"import os; print(os.getpid(), flush=True)\n{slow}"))
-    until(process, lambda: "here" in log(board))
+    until(process, lambda: "here\n" in log(board))
     for pid in (process.pid, int(log(board).split()[0])):
         os.kill(pid, signal.SIGTERM)
     assert process.wait() == 143 and log(board).endswith("here\ncheckpoint\n")
@@ -112,7 +112,7 @@ def test_a_run_that_has_not_begun_to_listen_is_asked_until_it_does(board: Board)
 
 def test_when_its_parent_dies_the_run_is_told(board: Board) -> None:
     process = node(post(board, TRAINS))
-    until(process, lambda: "here" in log(board))
+    until(process, lambda: "here\n" in log(board))
     process.stdin.close()
     assert process.wait() == 143 and log(board).endswith("checkpoint\n")
 
@@ -124,10 +124,10 @@ def test_a_second_attempt_waits_for_what_a_killed_node_left(board: Board) -> Non
     )
     table = post(board, slow)
     first = node(table)
-    until(first, lambda: "here" in log(board))
+    until(first, lambda: "here\n" in log(board))
     first.kill()
     second = node(table)
-    until(second, lambda: log(board).count("here") == 2)
+    until(second, lambda: log(board).count("here\n") == 2)
     assert log(board) == "here\ncheckpoint\ngone\nhere\n"
     second.send_signal(signal.SIGUSR1)
     assert second.wait() == 1
@@ -136,7 +136,7 @@ def test_a_second_attempt_waits_for_what_a_killed_node_left(board: Board) -> Non
 def test_a_node_that_waits_can_be_stopped(board: Board) -> None:
     table = post(board, TRAINS)
     first = node(table)
-    until(first, lambda: "here" in log(board))
+    until(first, lambda: "here\n" in log(board))
     waiting = node(table)
     waiting.stdin.close()
     assert waiting.wait() == 143 and log(board) == "here\n"
@@ -148,7 +148,7 @@ def test_a_process_below_the_command_is_told_too(board: Board) -> None:
     """Under torchrun the ranks write the checkpoint; their parent takes no TERM."""
     parent = f"import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c', {TRAINS!r}], start_new_session=True).returncode)"
     process = node(post(board, parent))
-    until(process, lambda: "here" in log(board))
+    until(process, lambda: "here\n" in log(board))
     process.send_signal(signal.SIGUSR1)
     assert process.wait() == 1 and log(board) == "here\ncheckpoint\n" and board.code("a") == 130
 
