@@ -71,6 +71,31 @@ class Arms(NamedTuple):
     unseen: tuple[str, ...] = ()
 
 
+class Told(NamedTuple):
+    """What a source tells of one run: its log, or in a note why it has none."""
+
+    method: str
+    seed: int
+    failed: bool
+    log: Log | None
+    note: str = ""
+
+
+def gathered(told: Sequence[Told], names: Sequence[str], notes: Sequence[str] = ()) -> Arms:
+    """The runs of these methods by seed; a run that failed and was run again to its end is left to that.
+
+    Raises `UserError` for a seed that is told twice.
+    """
+    ended = {(one.method, one.seed) for one in told if one.log is not None and not one.failed}
+    again = [one for one in told if one.failed and (one.method, one.seed) in ended]
+    kept = [one for one in told if one not in again]
+    unseen = [one.note for one in kept if one.failed and one.log is None]
+    said = [one.note for one in kept if one.note and one.note not in unseen]
+    said += [f"{one.method} seed {one.seed} failed once; its finished run counts." for one in again]
+    runs = {name: by_seed(one.log for one in kept if one.log and one.method == name) for name in names}
+    return Arms(runs, (*notes, *said), tuple(unseen))
+
+
 def by_seed(logs: Iterable[Log]) -> dict[int, Log]:
     """Raises `UserError` for a seed that is told twice."""
     found: dict[int, Log] = {}

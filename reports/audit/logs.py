@@ -11,7 +11,7 @@ from harness.record import Record, find_records
 from reports import study as studies
 from reports.arms import Arm, arms_of, find_arm, flatten
 from reports.audit.claim import Claim
-from reports.audit.log import FREE, Arms, Log, Logs, Progress, by_seed
+from reports.audit.log import FREE, Arms, Log, Logs, Progress, Told, by_seed, gathered
 from reports.audit.tidy import read_tidy
 from reports.audit.tracked import read_tracked
 from reports.curves import costs_of, curve_of
@@ -45,8 +45,8 @@ def read_arms(sources: Sequence[str], names: Sequence[str], metric: str, progres
     found += [read_tracked(store, names, metric, progress) for store in stores]
     found += [read_records(folders, names, metric, progress)] if folders else []
     runs = {name: by_seed(log for part in found for log in part.runs[name].values()) for name in names}
-    told = ((said for part in found for said in getattr(part, kind)) for kind in ("notes", "unseen"))
-    return Arms(runs, *map(tuple, told))
+    notes = tuple(note for part in found for note in part.notes)
+    return Arms(runs, notes, tuple(note for part in found for note in part.unseen))
 
 
 def read_records(
@@ -64,35 +64,30 @@ def read_records(
     if len({id(arm) for arm in chosen.values()}) < len(chosen):
         raise UserError(f"{' and '.join(names)} are one arm")
     notes = [f"{missing} planned runs are missing."] if (missing := len(plan) - len(records)) > 0 else []
-    found: dict[str, dict[int, Log]] = {name: {} for name in names}
-    unseen: list[str] = []
-    for name, seed, run in progress(
-        [(name, *run) for name, arm in chosen.items() for run in arm.runs.items()]
-    ):
-        log, note = _log(chosen[name], seed, run, metric)
-        found[name] |= {seed: log} if log else {}
-        (unseen if log is None and run.status == "failed" else notes).extend([note] if note else [])
-    if not any(found.values()):
+    runs = [(name, *run) for name, arm in chosen.items() for run in arm.runs.items()]
+    told = [_told(name, chosen[name], seed, run, metric) for name, seed, run in progress(runs)]
+    if not any(one.log for one in told):
         known = {name for arm in chosen.values() for run in arm.runs.values() for name in _metrics(run)}
         raise UserError(
             f"no finished run of {' or '.join(names)} was evaluated by '{metric}' (evaluated: "
             f"{', '.join(sorted(known)) or 'nothing'})"
         )
-    return Arms(found, tuple(notes), tuple(unseen))
+    return gathered(told, names, notes)
 
 
-def _log(arm: Arm, seed: int, record: Record, metric: str) -> tuple[Log | None, str]:
-    """A run as a log, and a note where it failed or does not count. Its events are let go: hundreds of runs fill a memory."""
+def _told(name: str, arm: Arm, seed: int, record: Record, metric: str) -> Told:
+    """Its events are let go: hundreds of runs fill a memory."""
     failed, who = record.status == "failed", f"{arm.label} seed {seed}"
     if not failed and record.status != "done":
-        return None, f"{who} is {record.status}, so it counts in no number ({record.id})."
+        why = f"{who} is {record.status}, so it counts in no number ({record.id})."
+        return Told(name, seed, False, None, why)
     run = Record(record.path)
     curve = curve_of(run, metric)
     if curve is None:
         why = "failed before its first evaluation" if failed else "was never evaluated"
-        return None, f"{who} {why} by {metric} ({record.id})."
+        return Told(name, seed, failed, None, f"{who} {why} by {metric} ({record.id}).")
     began, ended = _times(run)
-    told = [start.get("evaluation", {}) for start in run.environment]
+    starts = [start.get("evaluation", {}) for start in run.environment]
     log = Log(
         arm.label,
         seed,
@@ -104,10 +99,11 @@ def _log(arm: Arm, seed: int, record: Record, metric: str) -> tuple[Log | None, 
         {path: value for path, value in arm.fields.items() if not path.startswith(("method.", "eval."))},
         began,
         ended,
-        any(metric in start.get("aligned", ()) for start in told),
+        any(metric in start.get("aligned", ()) for start in starts),
         failed,
     )
-    return log, f"{who} failed: not arrived from its last evaluation on ({record.id})." if failed else ""
+    note = f"{who} failed: not arrived from its last evaluation on ({record.id})." if failed else ""
+    return Told(name, seed, failed, log, note)
 
 
 def _protocols(record: Record, metric: str) -> dict[str, Mapping[str, Any]]:

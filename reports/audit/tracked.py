@@ -20,7 +20,7 @@ import numpy as np
 
 from harness.errors import UserError, unknown
 from harness.record import TRAINING_PHASES
-from reports.audit.log import FREE, Arms, Log, Progress, by_seed
+from reports.audit.log import FREE, Arms, Log, Progress, Told, gathered
 from reports.curves import Costs, fit
 from reports.race import machines
 
@@ -46,18 +46,14 @@ def read_tracked(source: str, names: Sequence[str], metric: str, progress: Progr
             if name not in map(_method, runs):
                 raise unknown(f"method in {uri}:", name, {_method(run) for run in runs})
         found = [
-            _log(client, run, metric) for run in progress([run for run in runs if _method(run) in names])
+            _told_of(client, run, metric) for run in progress([run for run in runs if _method(run) in names])
         ]
-    finished = {(log.method, log.seed) for log, _ in found if log is not None and not log.failed}
-    # A failed run of a seed that has a finished one was tried again.
-    logs = [log for log, _ in found if log and (not log.failed or (log.method, log.seed) not in finished)]
-    if not logs:
+    if not any(one.log for one in found):
         raise UserError(f"no finished run of {' or '.join(names)} in {uri} has the metric '{metric}'")
     try:
-        by_method = {name: by_seed(log for log in logs if log.method == name) for name in names}
+        return gathered(found, names)
     except UserError as error:
         raise UserError(f"{error} (one experiment is named by {uri}#NAME)") from error
-    return Arms(by_method, tuple(note for _, note in found if note))
 
 
 @contextmanager
@@ -106,8 +102,7 @@ def _method(run: Any) -> str | None:
     )
 
 
-def _log(client: Any, run: Any, metric: str) -> tuple[Log | None, str]:
-    """A run as a log, and a note where it failed or does not count."""
+def _told_of(client: Any, run: Any, metric: str) -> Told:
     params, name, run_id = run.data.params, f"{_method(run)} (run {run.info.run_id})", run.info.run_id
     seed = run.data.tags.get("flowrace.seed") or params.get("seed") or ""
     if not seed.lstrip("-").isdigit():
@@ -115,14 +110,17 @@ def _log(client: Any, run: Any, metric: str) -> tuple[Log | None, str]:
             f"{name}: seed = '{seed}': expected a whole number in the tag flowrace.seed or the param seed"
         )
     key = next((key for key in (f"eval/{metric}", metric) if key in run.data.metrics), None)
-    failed = run.info.status == "FAILED"
-    if key is None or not (failed or run.info.status == "FINISHED"):
-        why = f"is {run.info.status.lower()}" if key else f"was never evaluated by {metric}"
-        return None, f"{name} {why}, so it counts in no number."
+    method, failed = str(_method(run)), run.info.status == "FAILED"
+    if not failed and run.info.status != "FINISHED":
+        why = f"{name} is {run.info.status.lower()}, so it counts in no number."
+        return Told(method, int(seed), False, None, why)
+    if key is None:
+        why = "failed before its first evaluation" if failed else "was never evaluated"
+        return Told(method, int(seed), failed, None, f"{name} {why} by {metric}.")
     values, hardware = _history(client, run_id, key, name), _told(run, "flowrace.hardware")
     steps = [step for step in values if step > 0]
     log = Log(
-        str(_method(run)),
+        method,
         int(seed),
         f"MLflow run {run_id}",
         fit(steps, [values[step] for step in steps]),
@@ -139,7 +137,8 @@ def _log(client: Any, run: Any, metric: str) -> tuple[Log | None, str]:
         aligned=metric in _told(run, "flowrace.aligned"),
         failed=failed,
     )
-    return log, f"{name} failed: not arrived from its last evaluation on." if failed else ""
+    note = f"{name} failed: not arrived from its last evaluation on." if failed else ""
+    return Told(method, int(seed), failed, log, note)
 
 
 def _history(client: Any, run: str, key: str, name: str) -> dict[int, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import tomli_w
+from click.testing import CliRunner
 
 from reports.audit.claim import Claim
+from reports.audit.commands import audit as command
 
 CLAIM = {
     "name": "faster",
@@ -73,3 +76,15 @@ def write_csv(file: Path, lines: list[dict[str, Any]]) -> Path:
         writer.writeheader()
         writer.writerows(lines)
     return file
+
+
+def said(*words: str) -> dict[str, Any]:
+    """What the command prints for machines."""
+    found = CliRunner().invoke(command, [*words, "--json"], catch_exceptions=False)
+    assert found.exit_code == 0, found.output
+    return json.loads(found.stdout)
+
+
+def names(found: Mapping[str, Any]) -> list[str]:
+    """Of its reasons."""
+    return [reason.partition(":")[0] for reason in found["reasons"]]

@@ -86,7 +86,8 @@ def test_what_a_mirrored_run_ran_on_and_was_aligned_to_counts(tmp_path: Path) ->
 
 
 def test_a_failed_run_is_a_bound_unless_it_was_tried_again(tmp_path: Path) -> None:
-    """Seed 0 of the candidate failed and was run again; seed 2 failed at step 40k, a tenth of the way, and was not."""
+    """Seed 0 of the candidate failed and was run again; seed 2 failed at step 40k, a tenth of the way, and was not. A third
+    that failed before anything was measured leaves nothing to judge."""
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
@@ -104,6 +105,13 @@ def test_a_failed_run_is_a_bound_unless_it_was_tried_again(tmp_path: Path) -> No
     found = audit(asked, read_logs([f"sqlite:///{tmp_path}/mlflow.db"], asked))
     assert found.gain.n == 3 and found.gain.censored_candidate == 1 and found.gain.low == 0
     assert [log.failed for log in found.logs.candidate.values()] == [False, False, True]
+    assert "new seed 0 failed once; its finished run counts." in found.notes and len(found.notes) == 2
+    run = client.create_run(group).info.run_id
+    client.log_param(run, "method", "new")
+    client.log_param(run, "seed", 3)
+    client.set_terminated(run, "FAILED")
+    unseen = audit(asked, read_logs([f"sqlite:///{tmp_path}/mlflow.db"], asked))
+    assert unseen.verdict == "inconclusive" and unseen.reasons[0].name == "failed"
 
 
 def test_runs_of_others_are_audited(store: Path) -> None:
