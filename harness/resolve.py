@@ -122,6 +122,7 @@ def _addressed(spec: EvalSpec) -> EvalSpec:
 
 def _check(spec: RunSpec, where: str) -> None:
     """What no single field can know."""
+    from harness.data.fields import check_fields
     from harness.seen import check_seen
     from harness.suited import Unsuited, unsuited
     from harness.yardsticks import (
@@ -133,14 +134,15 @@ def _check(spec: RunSpec, where: str) -> None:
         yardstick,
     )
 
-    modality = _modality(spec)
+    dataset, modality = registry.load("dataset", spec.data.name), _modality(spec)
+    check_fields(spec.data, dataset, modality)
     if why := unsuited(spec, registry.load("method", spec.method.name), modality):
         raise Unsuited(why, where)
     aligned = [encoder.name for encoder in spec.method.needs().encoders]
     check_impartial(spec.eval.metrics, favoured(spec.eval.metrics, aligned), where)
     for name in spec.eval.metrics:
         if name in TRUTHS:
-            check_truth(name, registry.load("dataset", spec.data.name), modality)
+            check_truth(name, dataset, modality)
             continue
         extractor = yardstick(name).extractor
         check_seen(name, extractor, reads_of(name, extractor), modality)
@@ -149,14 +151,11 @@ def _check(spec: RunSpec, where: str) -> None:
 
 
 def _modality(spec: RunSpec) -> str:
-    from harness.data.fields import check_fields
     from harness.data.parts import modality_of
 
     known = registry.load("dataset", spec.data.name)
     told = getattr(known, "modality_in", lambda _: getattr(known, "modality", "image"))
-    modality = modality_of(told(spec.data), spec.data)
-    check_fields(spec.data, known, modality)
-    return modality
+    return modality_of(told(spec.data), spec.data)
 
 
 def validate(model: type[BaseModel], data: Mapping[str, Any], where: str) -> Any:

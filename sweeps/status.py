@@ -70,7 +70,7 @@ def _read_plan(directory: Path) -> dict[str, Any]:
         if (directory / SEARCH).exists():
             again = f"flowrace tune {directory / SEARCH} --out {directory}"
             raise UserError(
-                f"{directory} holds a search of settings; where it stands says: {again}"
+                f"{directory} holds a search of settings, not a study; this goes on with it and prints it: {again}"
             ) from error
         raise UserError(
             f"{directory} holds no study: {PLAN} is not there; give the --out of a sweep"
