@@ -26,13 +26,17 @@ class PatchEmbed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, *axes) -> (B, T, D)."""
         if self.part.kind == "image":
-            return self.proj(x).flatten(2).transpose(1, 2)
+            return self._tokens(x)
         if self.part.kind == "audio":
-            return self.proj(x[:, :, None]).flatten(2).transpose(1, 2)
+            return self._tokens(x[:, :, None])
         B, C, F_, H, W = x.shape
         frames = x.reshape(B, C, F_ // self.frames, self.frames, H, W).transpose(1, 2)
-        tokens = self.proj(frames.reshape(-1, C * self.frames, H, W)).flatten(2).transpose(1, 2)
+        tokens = self._tokens(frames.reshape(-1, C * self.frames, H, W))
         return tokens.reshape(B, -1, tokens.shape[-1])
+
+    def _tokens(self, planes: Tensor) -> Tensor:
+        """In a token's order in memory: left as the convolution lays them, every block would read and write across it."""
+        return self.proj(planes).flatten(2).transpose(1, 2).contiguous()
 
 
 class ExtraEmbed(nn.Module):
