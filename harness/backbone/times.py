@@ -9,6 +9,7 @@ once per level and then selected per token, so that two levels cost two rows, no
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,12 +39,7 @@ class Times:
 
     def select(self, values_BKD: Tensor) -> Tensor:
         """Values per level -> values per token, (B, T, D); (B, 1, D) where all tokens share the one level."""
-        if self.which is None:
-            return values_BKD
-        chosen = values_BKD[:, :1]
-        for level in range(1, values_BKD.shape[1]):  # a few; a gather's gradient would be summed in bfloat16
-            chosen = torch.where((self.which == level)[:, :, None], values_BKD[:, level : level + 1], chosen)
-        return chosen
+        return values_BKD if self.which is None else Selected.apply(values_BKD, self.which)
 
     def per_token_levels(self) -> Tensor:
         """tau, (B, T); (B, 1) where all tokens share the one level."""
@@ -52,3 +48,25 @@ class Times:
     def to(self, device: torch.device) -> Times:
         which = None if self.which is None else self.which.to(device, non_blocking=True)
         return Times(self.levels.to(device, non_blocking=True), which)
+
+
+class Selected(torch.autograd.Function):
+    """Rows of levels, copied to the tokens that have them.
+
+    The gradient of a level is a sum over its tokens, here one product with zeros and ones: what autograd makes of a copy
+    writes a tensor of all tokens for every level first, or sums in bfloat16.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values_BKD: Tensor, which_BT: Tensor) -> Tensor:
+        B, K, D = values_BKD.shape
+        ctx.levels = K
+        ctx.save_for_backward(which_BT)
+        first_row = K * torch.arange(B, device=which_BT.device)[:, None]
+        return values_BKD.reshape(B * K, D)[which_BT.long() + first_row]
+
+    @staticmethod
+    def backward(ctx: Any, grad_BTD: Tensor) -> tuple[Tensor, None]:
+        (which_BT,) = ctx.saved_tensors
+        has_BKT = which_BT[:, None] == torch.arange(ctx.levels, device=which_BT.device)[:, None]
+        return has_BKT.to(grad_BTD.dtype) @ grad_BTD, None
