@@ -9,6 +9,7 @@ positions are an option.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from harness.backbone.attention import attention
 from harness.backbone.embed import ExtraEmbed, LabelEmbedder, PatchEmbed, TimestepEmbedder
 from harness.backbone.rotary import rotate, rotation
 from harness.backbone.sizes import Size
@@ -219,7 +221,8 @@ class Block(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Tokens (B, T, D), and the queries and keys of the attention."""
         # Six selections, not one of six times the width: their gradients need not be put together again.
-        six = self.adaLN_modulation(c_BKD).chunk(6, dim=-1)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(c_BKD).chunk(6, dim=-1)
+        six = (shift_a, 1 + scale_a, gate_a, shift_m, 1 + scale_m, gate_m)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = map(times.select, six)
         mixed, queries_keys = self.attn(modulate(h, shift_a, scale_a), mask, turns)
         h = h + gate_a * mixed
@@ -240,7 +243,7 @@ class Attention(nn.Module):
         q, k, v = self.qkv(h).reshape(B, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
         if turns is not None:
             q, k = rotate(q, turns), rotate(k, turns)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        out = attention(q, k, v, mask)
         return self.proj(out.transpose(1, 2).reshape(B, T, D)), (q, k)
 
 
@@ -251,7 +254,17 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, h: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(h), approximate="tanh"))
+        return self.fc2(gelu(self.fc1(h)))
+
+
+def gelu(x: Tensor) -> Tensor:
+    """x (1 + tanh u) / 2 = x sigmoid(2u) with u = sqrt(2 / pi) (x + 0.044715 x^3).
+
+    One kernel when eager; compiled, both are one, and on a CPU an exponential costs half of a hyperbolic tangent.
+    """
+    if not torch.compiler.is_compiling():
+        return F.gelu(x, approximate="tanh")
+    return x * torch.sigmoid(math.sqrt(8 / math.pi) * (x + 0.044715 * x**3))
 
 
 class FinalLayer(nn.Module):
@@ -268,8 +281,8 @@ class FinalLayer(nn.Module):
     ) -> tuple[list[Tensor], Tensor | None]:
         """Patches of the velocity of every part, (B, T, outputs) each, and the extra token's velocity (B, E) where there
         is one; `tokens` of each part."""
-        shift, scale = map(times.select, self.adaLN_modulation(c_BKD).chunk(2, dim=-1))
-        h = modulate(h, shift, scale)
+        shift, scale = self.adaLN_modulation(c_BKD).chunk(2, dim=-1)
+        h = modulate(h, times.select(shift), times.select(1 + scale))
         extra = None
         if has_extra:
             h, extra = h[:, 1:], self.linear_extra(h[:, 0])
@@ -280,5 +293,8 @@ class FinalLayer(nn.Module):
 
 
 def modulate(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Layer norm without parameters, then scale and shift; h: (B, T, D), the others (B, T or 1, D)."""
-    return F.layer_norm(h, h.shape[-1:], eps=1e-6) * (1 + scale) + shift
+    """Layer norm without parameters, then scale and shift; h: (B, T, D), the others (B, T or 1, D).
+
+    The scale has its one already: it is added to rows of levels, not to rows of tokens.
+    """
+    return F.layer_norm(h, h.shape[-1:], eps=1e-6) * scale + shift

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from harness.backbone.initial import initialize
-from harness.backbone.sit import SiT, SiTConfig
+from harness.backbone.sit import SiT, SiTConfig, gelu
 from harness.backbone.sizes import SIZES, Size
 from harness.backbone.times import Times
 from harness.backbone.tokens import patchify, sincos, unpatchify
@@ -55,6 +55,31 @@ def test_dual_times_equal_times_per_token() -> None:
     torch.testing.assert_close(model(x, dual, y).velocity, model(x, Times.per_token(tau), y).velocity)
     levels = Times(torch.stack([t, s], 1), mask.long())
     torch.testing.assert_close(model(x, dual, y).velocity, model(x, levels, y).velocity)
+
+
+def test_tokens_lie_in_memory_one_behind_the_other() -> None:
+    """In every block, for images, sounds and videos: across memory, whatever is done to each element is slower."""
+    for shape in ((3, 8, 12), (4, 16), (2, 3, 8, 8)):
+        config = SiTConfig(Size(2, 32, 2), 2, shape, 5)
+        x, t, _, y = inputs(config=config)
+        found = network(config)(x, Times.per_sample(t), y, taps=(1, 2))
+        assert all(hidden.is_contiguous() for hidden in found.hidden.values())
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_gelu_is_the_tanh_approximation(compiled: bool) -> None:
+    """Hendrycks and Gimpel (2016), with its derivative, in float64."""
+    x = torch.linspace(-12, 12, 1001)
+    exact = x.double().requires_grad_()
+    u = math.sqrt(2 / math.pi) * (exact + 0.044715 * exact**3)
+    expected = exact * (1 + torch.tanh(u)) / 2
+    ours = x.clone().requires_grad_()
+    found = (torch.compile(gelu) if compiled else gelu)(ours)
+    for a, b in (
+        (found, expected),
+        *zip(*(torch.autograd.grad(o.sum(), v) for o, v in ((found, ours), (expected, exact))), strict=True),
+    ):
+        torch.testing.assert_close(a.double(), b, rtol=1e-6, atol=2e-6)
 
 
 def test_an_even_mixture_is_one_time() -> None:
