@@ -19,16 +19,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from benchmarks.sides import Kind, Side, machine, problem, spread
 from harness import environment
+from harness.backbone import sit
+from harness.backbone.embed import PatchEmbed
+from harness.backbone.times import Times
 from harness.draws import Streams
 
 
 @dataclass(frozen=True)
 class Optimisation:
     what: str
-    method: str
+    kind: Kind
     undo: Callable[[], None] = lambda: None
     """Before anything else in the process."""
     undo_side: Callable[[Side], None] = lambda side: None
@@ -59,13 +64,42 @@ def _whole_teacher(side: Side) -> None:
     side.ema.forward = lambda *given, stop_after=None, **asked: forward(*given, **asked)
 
 
+def _across_memory() -> None:
+    PatchEmbed._tokens = lambda self, planes: self.proj(planes).flatten(2).transpose(1, 2)
+
+
+def _a_tensor_for_every_level() -> None:
+    def select(times: Times, values: Tensor) -> Tensor:
+        chosen = values[:, :1]
+        for level in range(1, values.shape[1]):
+            chosen = torch.where((times.which == level)[:, :, None], values[:, level : level + 1], chosen)
+        return chosen
+
+    chosen = Times.select
+    Times.select = lambda times, values: (chosen if times.which is None else select)(times, values)
+
+
+def _fused_attention() -> None:
+    sit.attention = lambda q, k, v, mask: F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def _tanh() -> None:
+    sit.gelu = lambda x: F.gelu(x, approximate="tanh")
+
+
+FLOW, SELF_FLOW = Kind("flow"), Kind("self_flow")
+HALF = {"precision": "bfloat16"}
 OPTIMISATIONS = {
     "teacher": Optimisation(
-        "the teacher stops behind the layer it is asked for", "self_flow", undo_side=_whole_teacher
+        "the teacher stops behind the layer it is asked for", SELF_FLOW, undo_side=_whole_teacher
     ),
-    "fills": Optimisation("new tensors are not filled in deterministic mode", "self_flow", _fill_new_memory),
-    "optimizer": Optimisation("AdamW is fused", "flow", undo_side=_unfused),
-    "ema": Optimisation("the EMA takes all parameters at once", "flow", undo_side=_ema_one_by_one),
+    "levels": Optimisation("the gradient of a level is a product", SELF_FLOW, _a_tensor_for_every_level),
+    "tokens": Optimisation("tokens lie in memory one behind the other", FLOW, _across_memory),
+    "attention": Optimisation("attention is written out", Kind("flow", **HALF), _fused_attention),
+    "gelu": Optimisation("GELU by an exponential", Kind("flow", compiled=True, **HALF), _tanh),
+    "fills": Optimisation("new tensors are not filled in deterministic mode", SELF_FLOW, _fill_new_memory),
+    "optimizer": Optimisation("AdamW is fused", FLOW, undo_side=_unfused),
+    "ema": Optimisation("the EMA takes all parameters at once", FLOW, undo_side=_ema_one_by_one),
 }
 
 
@@ -76,7 +110,7 @@ def _work(pipe: Any, name: str, without: bool, size: str, tokens: int, batch_siz
         chosen.undo()
     environment.prepare(0)
     config, batch = problem(size, tokens, batch_size)
-    side = Side(Kind(chosen.method), config, size, torch.device("cpu"))
+    side = Side(chosen.kind, config, size, torch.device("cpu"))
     if without:
         chosen.undo_side(side)
     draw = side.method.draw(Streams(0), batch)
@@ -111,7 +145,7 @@ def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
         process.join()
     return {
         "what": OPTIMISATIONS[name].what,
-        "method": OPTIMISATIONS[name].method,
+        "side": str(OPTIMISATIONS[name].kind),
         "loss with and without": [loss for _, _, loss in sides],
         "without / with": spread([after[0] / before[0] for before, after in rounds]),
         "without / with, processor": spread([after[1] / before[1] for before, after in rounds]),

@@ -1,6 +1,6 @@
 """Where the time of a training step goes, by kind of operation.
 
-    python -m benchmarks.profile [--size S] [--tokens 256] [--batch 8]
+    python -m benchmarks.profile [--size S] [--tokens 256] [--batch 8] [--rounds 5]
 
 Writes benchmarks/results/profile.md.
 """
@@ -10,18 +10,20 @@ from __future__ import annotations
 import argparse
 from collections import defaultdict
 from pathlib import Path
+from statistics import median
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.sides import Kind, Side, machine, problem
+from benchmarks.sides import Kind, Side, keep_memory, machine, problem
 from harness.backbone.sizes import SIZES
 from harness.draws import Streams
 from harness.environment import prepare
 
 KINDS = {
-    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::convolution", "aten::mkldnn"),
-    "attention": ("aten::_scaled_dot_product",),
+    "matrix products": ("aten::mm", "aten::addmm", "aten::convolution", "aten::mkldnn"),
+    "attention": ("aten::_scaled_dot_product", "aten::bmm", "aten::_softmax"),
+    "compiled": ("graph_", "cpp_fused", "## Call Compiled"),
     "norms and activations": ("aten::native_layer_norm", "aten::gelu", "aten::silu"),
     "modulation and residuals": (
         "aten::mul",
@@ -36,33 +38,52 @@ KINDS = {
     "optimizer": ("aten::_fused_adamw",),
     "EMA": ("aten::lerp", "aten::_foreach_lerp"),
 }
-STEPS = 3
+FAST = {"precision": "bfloat16", "compiled": True}
+TABLES = {
+    "float32, eager": [
+        Kind("flow"),
+        Kind("self_flow"),
+        Kind("sra"),
+        Kind("flow", released=True),
+        Kind("self_flow", released=True),
+    ],
+    "bfloat16, compiled": [Kind("flow", **FAST), Kind("self_flow", **FAST)],
+}
+"""In bfloat16 the softmax of attention is among what is compiled."""
 
 
-def shares(kind: Kind, size: str, tokens: int, batch_size: int, device: torch.device) -> dict[str, float]:
-    """Seconds a step by kind of operation, without what an operation spends in others that it calls."""
-    config, batch = problem(size, tokens, batch_size)
-    side = Side(kind, config, size, device)
-    batch = batch.to(device)
-    draw = side.method.draw(Streams(0), batch).to(device)
-    side.step(batch, draw)
-    with profile(activities=[ProfilerActivity.CPU]) as seen:
-        for _ in range(STEPS):
-            side.step(batch, draw)
-    found: dict[str, float] = defaultdict(float)
-    for event in seen.key_averages():
-        found[_kind_of(event.key)] += event.self_cpu_time_total / STEPS / 1e6
-    return found
+class Contestant:
+    """One side, and what it spent in every profiled step by kind of operation."""
+
+    def __init__(self, kind: Kind, size: str, tokens: int, batch: int, device: torch.device) -> None:
+        config, samples = problem(size, tokens, batch)
+        self.side, self.batch = Side(kind, config, size, device), samples.to(device)
+        self.draw = self.side.method.draw(Streams(0), self.batch).to(device)
+        self.steps: list[dict[str, float]] = []
+        for _ in range(2):  # the first compiles, the second allocates
+            self.side.step(self.batch, self.draw)
+
+    def step(self) -> None:
+        """Seconds of every operation, without what it spends in others that it calls."""
+        with profile(activities=[ProfilerActivity.CPU]) as seen:
+            self.side.step(self.batch, self.draw)
+        found: dict[str, float] = defaultdict(float)
+        for event in seen.key_averages():
+            found[_kind_of(event.key)] += event.self_cpu_time_total / 1e6
+        self.steps.append(found)
+
+    def seconds(self) -> dict[str, float]:
+        """Of each kind in the median step."""
+        return {kind: median(step[kind] for step in self.steps) for kind in (*KINDS, "the rest")}
 
 
 def _kind_of(name: str) -> str:
     return next((kind for kind, starts in KINDS.items() if name.startswith(starts)), "the rest")
 
 
-def written(columns: dict[str, dict[str, float]], about: str) -> str:
+def written(columns: dict[str, dict[str, float]]) -> str:
     """A Markdown table: seconds and share of each kind."""
-    lines = ["# Where a training step goes", "", about, ""]
-    lines += ["| | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
+    lines = ["| | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
     for kind in (*KINDS, "the rest"):
         cells = [f"{c[kind]:.3f} s ({c[kind] / sum(c.values()):.1%})" for c in columns.values()]
         lines.append(f"| {kind} | " + " | ".join(cells) + " |")
@@ -78,20 +99,27 @@ def main() -> None:
     parser.add_argument("--size", default="S", choices=list(SIZES))
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "profile.md")
     options = parser.parse_args()
     prepare(0)
+    keep_memory()
     device = torch.device("cpu")
-    kinds = (Kind("flow"), Kind("self_flow"), Kind("sra"), Kind("self_flow", released=True))
-    columns = {str(kind): shares(kind, options.size, options.tokens, options.batch, device) for kind in kinds}
+    kinds = [kind for group in TABLES.values() for kind in group]
+    sides = {kind: Contestant(kind, options.size, options.tokens, options.batch, device) for kind in kinds}
+    for _ in range(options.rounds):
+        for side in sides.values():
+            side.step()
     about = machine(device)
-    text = written(
-        columns,
-        f"SiT-{options.size}/2, {options.tokens} tokens, batch {options.batch}, float32, eager; {about['device']}, "
-        f"{about['threads']} threads, torch {about['torch']}, load average {about['load_average'][0]}. "
-        "Made by `python -m benchmarks.profile`.",
+    text = (
+        "# Where a training step goes\n\n"
+        f"SiT-{options.size}/2, {options.tokens} tokens, batch {options.batch}; {about['device']}, {about['threads']} threads, "
+        f"torch {about['torch']}, load average {about['load_average'][0]}. Of each kind of operation the median of "
+        f"{options.rounds} steps; the sides take turns. Made by `python -m benchmarks.profile`.\n"
     )
-    options.out.write_text(text + "\n")
+    for name, group in TABLES.items():
+        text += f"\n## {name}\n\n{written({str(kind): sides[kind].seconds() for kind in group})}\n"
+    options.out.write_text(text)
     print(text)
 
 

@@ -58,5 +58,5 @@ def test_an_optimisation_changes_the_time_of_a_step_and_not_its_loss(tmp_path: P
     found, _ = ran(tmp_path, "before_after", *size)
     for one in found["optimisations"].values():
         with_it, without = one["loss with and without"]
-        assert with_it == pytest.approx(without, rel=1e-6)
+        assert with_it == pytest.approx(without, rel=1e-3 if "bf16" in one["side"] else 1e-6)
         assert one["without / with"]["median"] > 0
