@@ -39,14 +39,8 @@ class Optimisation:
     undo_side: Callable[[Side], None] = lambda side: None
 
 
-def _fill_new_memory() -> None:
-    prepare = environment.prepare
-
-    def filling(threads: int) -> None:
-        prepare(threads)
-        torch.utils.deterministic.fill_uninitialized_memory = True
-
-    environment.prepare = filling
+def _give_memory_back() -> None:
+    environment.keep_memory = lambda: None
 
 
 def _unfused(side: Side) -> None:
@@ -87,20 +81,24 @@ def _tanh() -> None:
     sit.gelu = lambda x: F.gelu(x, approximate="tanh")
 
 
-FLOW, SELF_FLOW = Kind("flow"), Kind("self_flow")
-HALF = {"precision": "bfloat16"}
+HALF, FAST = {"precision": "bfloat16"}, {"precision": "bfloat16", "compiled": True}
 OPTIMISATIONS = {
     "teacher": Optimisation(
-        "the teacher stops behind the layer it is asked for", SELF_FLOW, undo_side=_whole_teacher
+        "the teacher stops behind the layer it is asked for", Kind("self_flow"), undo_side=_whole_teacher
     ),
-    "levels": Optimisation("the gradient of a level is a product", SELF_FLOW, _a_tensor_for_every_level),
-    "tokens": Optimisation("tokens lie in memory one behind the other", FLOW, _across_memory),
+    "memory": Optimisation("freed memory is kept", Kind("self_flow"), _give_memory_back),
+    "levels": Optimisation(
+        "the gradient of a level is a product", Kind("self_flow", **HALF), _a_tensor_for_every_level
+    ),
+    "tokens": Optimisation("tokens lie in memory one behind the other", Kind("flow", **FAST), _across_memory),
     "attention": Optimisation("attention is written out", Kind("flow", **HALF), _fused_attention),
-    "gelu": Optimisation("GELU by an exponential", Kind("flow", compiled=True, **HALF), _tanh),
-    "fills": Optimisation("new tensors are not filled in deterministic mode", SELF_FLOW, _fill_new_memory),
-    "optimizer": Optimisation("AdamW is fused", FLOW, undo_side=_unfused),
-    "ema": Optimisation("the EMA takes all parameters at once", FLOW, undo_side=_ema_one_by_one),
+    "gelu": Optimisation("GELU by an exponential", Kind("flow", **FAST), _tanh),
+    "optimizer": Optimisation("AdamW is fused", Kind("flow", **FAST), undo_side=_unfused),
+    "ema": Optimisation(
+        "the EMA takes all parameters at once", Kind("flow", **FAST), undo_side=_ema_one_by_one
+    ),
 }
+"""Each where it matters most; "fast" is bfloat16 and compiled."""
 
 
 def _work(pipe: Any, name: str, without: bool, size: str, tokens: int, batch_size: int) -> None:

@@ -15,7 +15,7 @@ from statistics import median
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.sides import Kind, Side, keep_memory, machine, problem
+from benchmarks.sides import Kind, Side, machine, problem
 from harness.backbone.sizes import SIZES
 from harness.draws import Streams
 from harness.environment import prepare
@@ -103,7 +103,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "profile.md")
     options = parser.parse_args()
     prepare(0)
-    keep_memory()
     device = torch.device("cpu")
     kinds = [kind for group in TABLES.values() for kind in group]
     sides = {kind: Contestant(kind, options.size, options.tokens, options.batch, device) for kind in kinds}

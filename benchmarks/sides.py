@@ -6,9 +6,7 @@ AdamW at its defaults and an EMA of one parameter after another; its arithmetic 
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import ctypes
 import functools
 import math
 import os
@@ -37,7 +35,6 @@ from harness.run import compile_blocks, update_ema
 from harness.spec import BackboneSpec
 
 DECAY = 0.9999
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 ENCODER_DIM = 768
 """Of DINOv2-B, REPA's encoder."""
 RELEASED = {"flow": flow_loss_released, "self_flow": self_flow_loss_released}
@@ -115,20 +112,10 @@ def problem(size: str, tokens: int, batch: int) -> tuple[SiTConfig, Batch]:
     return config, Batch(index, streams.normal("x0", index, config.shape), y, y, views=(view,))
 
 
-def keep_memory() -> None:
-    """Tell glibc's allocator to keep what is freed, so that contestants in one process do not pay for each other's memory: one
-    after the other gave it back and took it again, up to 93,000 page faults a step. A process with one run gains nothing."""
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-
-
 class Race:
     """Contestants that take turns: a round times each of them once, and ratios are taken round by round."""
 
     def __init__(self, config: SiTConfig, size: str, batch: Batch, device: torch.device) -> None:
-        keep_memory()
         self.config, self.size, self.device = config, size, device
         self.batch = batch.to(device)
         self.sides: dict[str, Side] = {}
