@@ -2,7 +2,9 @@
 storage is booked from its first use to its last.
 
 Counted is what torch allocates for tensors, for one process; not its context, the allocator's fragments, the workspace of a
-kernel, nor a frozen encoder; and a whole copy of everything, also where `runtime.shard` divides it.
+kernel, nor a frozen encoder. Where `runtime.shard` divides a run, a process keeps its slices, and beside them what is whole for a
+while: two blocks, the one that runs and the one that is fetched, with their gradients and the buffers of an exchange, and what is
+outside of blocks.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -80,7 +83,8 @@ class Ledger(TorchDispatchMode):
 
 
 def footprint(spec: RunSpec, processes: int = 1) -> Footprint:
-    """Of a run's step, its batch shared by some processes; `train.accumulate` and `runtime.checkpoint_activations` count."""
+    """Of a run's step, its batch shared by some processes; `train.accumulate`, `runtime.checkpoint_activations` and
+    `runtime.shard` count."""
     size = spec.train.batch_size // (processes * spec.train.accumulate)
     dataset = outlined(spec.data)
     backbone, encoders = backbone_config(spec, dataset), seen_encoders(spec, dataset)
@@ -90,15 +94,44 @@ def footprint(spec: RunSpec, processes: int = 1) -> Footprint:
         backbone = method.setting.backbone
         model, ema = SiT(backbone), SiT(backbone).requires_grad_(False)
         model.checkpoint_activations = spec.runtime.checkpoint_activations
-        learned = _bytes([*model.parameters(), *method.parameters()])
+        if spec.runtime.device != "cpu":
+            for block in (*model.blocks, *ema.blocks):
+                block.attn.fused = True
+        slices = processes if spec.runtime.shard else 1
+        parameters = [*model.parameters(), *method.parameters()]
+        learned = _bytes(parameters, slices)
         fixed = {
             "weights": learned,
             "gradients": learned,
             "optimizer": 2 * learned,
-            "ema": _bytes(ema.parameters()),
+            "ema": _bytes(ema.parameters(), slices),
         }
+        kept: list[Tensor] = []
+        for parameter in parameters if slices > 1 else ():
+            parameter.register_post_accumulate_grad_hook(partial(_keep_slice, slices, kept))
         student = Student(model, ema, backbone, Meter(lambda: 0, lambda start, end: 0).phase)
-        return Footprint(**fixed, activations=_peak(spec, method, student, size, encoders))
+        peak = _peak(spec, method, student, size, encoders)
+        return Footprint(**fixed, activations=peak if slices == 1 else _divided(peak, learned, model, method))
+
+
+def _keep_slice(slices: int, kept: list[Tensor], parameter: Tensor) -> None:
+    """Of a gradient, as soon as it is summed over processes."""
+    parameter.grad = None
+    kept.append(torch.empty(_rows(parameter, slices), *parameter.shape[1:]))
+
+
+def _divided(peak: int, gradients: int, model: SiT, method: nn.Module) -> int:
+    """The most that a process holds where a run is divided, of the peak without what is whole for a while: where activations
+    are most, what is outside of blocks and two blocks; at the end of the backward pass also their gradients, and one block
+    and its gradients on their way between processes."""
+    blocks = [_bytes(block.parameters()) for block in model.blocks]
+    outside = _bytes([*model.parameters(), *method.parameters()]) - sum(blocks)
+    return outside + max(peak + 2 * max(blocks), gradients + 6 * max(blocks))
+
+
+def _rows(parameter: Tensor, slices: int) -> int:
+    """Of the first process's slice, the largest."""
+    return -(-parameter.shape[0] // slices)
 
 
 def _peak(spec: RunSpec, method: nn.Module, student: Student, size: int, encoders: Sequence[Any]) -> int:
@@ -119,5 +152,6 @@ def _peak(spec: RunSpec, method: nn.Module, student: Student, size: int, encoder
     return ledger.peak
 
 
-def _bytes(parameters: Iterable[Tensor]) -> int:
-    return sum(p.numel() * p.element_size() for p in parameters)
+def _bytes(parameters: Iterable[Tensor], slices: int = 1) -> int:
+    """Of the largest slice of each."""
+    return sum(_rows(p, slices) * p[:1].numel() * p.element_size() for p in parameters)

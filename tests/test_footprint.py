@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import gc
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from harness.backbone.sit import SiT, SiTConfig
 from harness.backbone.sizes import SIZES
 from harness.cost import count_spec
 from harness.footprint import footprint
 from harness.resolve import load_spec
+from tests.allocated import allocated
 
 SMALL = ("backbone.size=micro", "train.batch_size=32", "method.name=flow")
-
-
-def allocated(step: object) -> int:
-    """The most bytes that the CPU allocator handed out during a call, beyond what it had: its own events."""
-    gc.collect()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
-        step()
-    live = peak = 0
-    for event in found.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            live += event.nbytes()
-            peak = max(peak, live)
-    return peak
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -40,6 +30,8 @@ def test_activations_are_what_the_allocator_sees(precision: str, keeps: bool) ->
     )
     model = SiT(SiTConfig(SIZES["micro"], 2, (1, 8, 8), 10))
     model.checkpoint_activations = not keeps
+    for block in model.blocks:
+        block.attn.fused = True  # as on the device that is planned for
     x, eps, t = torch.randn(32, 1, 8, 8), torch.randn(32, 1, 8, 8), torch.rand(32)
     y = torch.zeros(32, dtype=torch.int64)
     from harness.backbone.times import Times
@@ -72,3 +64,22 @@ def test_processes_and_micro_batches_share_the_activations() -> None:
         footprint(load_spec("digits", (*big, "train.accumulate=4"))),
     )
     assert shared == parts and whole.activations == pytest.approx(4 * shared.activations, rel=0.1)
+
+
+@pytest.mark.parametrize("shard", [False, True])
+def test_a_divided_step_holds_its_slices_and_a_few_blocks(tmp_path: Path, shard: bool) -> None:
+    """Two processes of torchrun, and what the first one's allocator saw: DDP's share to 1e-3, FSDP2's within a tenth."""
+    settings = (
+        "backbone.size=S",
+        "train.batch_size=64",
+        "method.name=self_flow",
+        f"runtime.shard={shard}".lower(),
+    )
+    file = tmp_path / "bytes"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    command += ["-m", "tests.sharded_step", str(file), *settings]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    predicted = footprint(load_spec("digits", settings), 2).activations
+    assert predicted == pytest.approx(int(file.read_text()), rel=0.1 if shard else 1e-3)

@@ -18,9 +18,10 @@ WRITTEN_OUT = 1024
 """The longest sequence that it is written out for: its weights are kept, T x T."""
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """q, k, v: (B, N, T, C); mask: bool, broadcast to (B, N, T, T), true where a token may look. Returns (B, N, T, C)."""
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] <= WRITTEN_OUT:
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, fused: bool = False) -> Tensor:
+    """q, k, v: (B, N, T, C); mask: bool, broadcast to (B, N, T, T), true where a token may look; `fused` everywhere, as on a
+    GPU. Returns (B, N, T, C)."""
+    if not fused and q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] <= WRITTEN_OUT:
         return WrittenOut.apply(q, k, v, mask)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 

@@ -230,6 +230,9 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
+    fused = False
+    """Go through PyTorch's kernel on a CPU too, to count there what a GPU will hold."""
+
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
@@ -243,7 +246,7 @@ class Attention(nn.Module):
         q, k, v = self.qkv(h).reshape(B, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
         if turns is not None:
             q, k = rotate(q, turns), rotate(k, turns)
-        out = attention(q, k, v, mask)
+        out = attention(q, k, v, mask, fused=self.fused)
         return self.proj(out.transpose(1, 2).reshape(B, T, D)), (q, k)
 
 
