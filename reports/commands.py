@@ -36,7 +36,7 @@ class OrDiff(click.Command):
     type=click.Path(path_type=Path),
     default=Path("report.html"),
     show_default=True,
-    help="The page; two CSV files are written beside it.",
+    help="The page; three CSV files are written beside it.",
 )
 @click.option(
     "--claim",

@@ -31,13 +31,18 @@ def _failures(race: Race) -> list[str]:
     return [f"Could not be computed at {_times(count)}: {what}." for what, count in sorted(failed.items())]
 
 
+def floors(run: Run) -> dict[str, dict[str, Any]]:
+    """What real samples score by metric and kind, as the record has it."""
+    return _told(run).get("floor", {})
+
+
 def _floors(race: Race) -> list[str]:
     """One sentence; all runs of one protocol have one floor."""
-    floors = [floor for run in race.runs if (floor := _told(run).get("floor", {}).get(race.metric))]
-    if not floors:
+    found = [floor for run in race.runs if (floor := floors(run).get(race.metric))]
+    if not found:
         return []
-    said = [_floor(name, value) for name, value in floors[0].items()]
-    which = "real against real" if any(value["n_real"] for value in floors[0].values()) else "real samples"
+    said = [_floor(name, value) for name, value in found[0].items()]
+    which = "real against real" if any(value["n_real"] for value in found[0].values()) else "real samples"
     return [f"Floor of {race.metric}, {which}: {'; '.join(said)}."]
 
 

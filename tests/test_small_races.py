@@ -1,4 +1,4 @@
-"""The studies of video, sound, both and words, cut down to seconds, from their first run to their report."""
+"""The studies that ship, cut down to seconds, from their first run to their report."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from harness.record import Record
 from reports.race import read_race
 from sweeps.plan import plan
 from sweeps.study import STUDIES, load_study
+from tests.conftest import beside
 from tests.runs import trained
 
 SMALL = {
@@ -47,12 +48,14 @@ def quick_networks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-def raced(name: str, tmp_path: Path, cut: dict[str, Any]) -> list[dict[str, Any]]:
+def raced(
+    name: str, tmp_path: Path, cut: dict[str, Any], small: dict[str, Any] = SMALL
+) -> list[dict[str, Any]]:
     """The runs of a cut-down study, as its sweep tells of them. All but the last one are trained in this process, which has
     everything loaded already; the sweep finds them done, trains the last and writes the report."""
     table = STUDIES.table(name) | cut
     (tmp_path / "study.toml").write_text(tomli_w.dumps(table))
-    words = [f"{path}={json.dumps(value)}" for path, value in SMALL.items()]
+    words = [f"{path}={json.dumps(value)}" for path, value in small.items()]
     out = tmp_path / "out"
     *cells, last = plan(load_study(str(tmp_path / "study.toml"), words))
     for cell in cells:
@@ -98,3 +101,26 @@ def test_video_and_audio_in_one_sequence(tmp_path: Path) -> None:
     assert {"flow", "sra", "self_flow"} <= {*methods}
     left_out = sum(0 < weight < 1 for weight in JOINT)  # REPA's encoders read one modality
     check_reported(tmp_path / "out", runs, arms=len(methods) * len(JOINT) - left_out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "arms"), [("schedule", 12), ("self-flow-ablation", 10), ("head-to-head", 6)]
+)
+def test_studies_of_images(name: str, arms: int, tmp_path: Path) -> None:
+    """Every arm on two seeds; CIFAR-10 in pixels, from its own parquet file."""
+    small = dict(SMALL)
+    if name == "head-to-head":
+        small["data.root"] = str(beside("FLOWRACE_DATA", "data") / "cifar10" / "test.parquet")
+    runs = raced(name, tmp_path, {"axes": STUDIES.table(name)["axes"] | {"seed": [0, 1]}}, small)
+    check_reported(tmp_path / "out", runs, arms)
+
+
+@pytest.mark.slow
+def test_sizes_of_the_backbone(tmp_path: Path) -> None:
+    """Sizes and objectives, and how quality moves with size."""
+    small = {path: value for path, value in SMALL.items() if path != "backbone.size"}
+    axes = STUDIES.table("model-scaling")["axes"] | {"seed": [0, 1]}
+    runs = raced("model-scaling", tmp_path, {"axes": axes}, small)
+    check_reported(tmp_path / "out", runs, arms=12)
+    assert 'id="sizes"' in (tmp_path / "out" / "report.html").read_text()

@@ -62,8 +62,8 @@ class Selected(torch.autograd.Function):
         B, K, D = values_BKD.shape
         ctx.levels = K
         ctx.save_for_backward(which_BT)
-        first_row = K * torch.arange(B, device=which_BT.device)[:, None]
-        return values_BKD.reshape(B * K, D)[which_BT.long() + first_row]
+        rows_BT = which_BT.long() + K * torch.arange(B, device=which_BT.device)[:, None]
+        return values_BKD.reshape(B * K, D).index_select(0, rows_BT.flatten()).reshape(B, -1, D)
 
     @staticmethod
     def backward(ctx: Any, grad_BTD: Tensor) -> tuple[Tensor, None]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from reports.cells import Cell, cells_of, objectives_of, pool
-from reports.pages import tables
+from reports.pages import finals_table, tables
 from reports.profile import profile
 from reports.race import Race
 from reports.speedup import Speedup
@@ -32,6 +32,7 @@ def to_json(
         "cells": [row for cell in cells for row in _of_cell(cell)],
         "pooled": list(_pooled(race, cells)),
         "profiles": [row for axis in race.axes for row in _profile(race, cells, axis)],
+        "finals": finals_table.rows(race),
         "runs": tables.run_rows(race),
         "html": html,
     }

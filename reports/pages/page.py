@@ -1,4 +1,4 @@
-"""One offline HTML file, and the CSV files beside it."""
+"""One offline HTML file, and three CSV files beside it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from harness.errors import UserError
 from harness.record import write_atomic
 from reports.audit.audit import Audit
 from reports.audit.files import judged
-from reports.pages import charts, control_table, figures, scaling_plot, sections, svg, tables
+from reports.pages import charts, control_table, figures, finals_table, scaling_plot, sections, svg, tables
 from reports.pages.ablation_table import matrix
 from reports.pages.audits import audits
 from reports.pages.forest import forest
@@ -42,6 +42,7 @@ class Report:
     html: Path
     csv: Path
     runs_csv: Path
+    finals_csv: Path
     race: Race
     verdict: Mapping[str, str]
     """One or two sentences for each axis, steps first."""
@@ -63,7 +64,8 @@ def write_report(
     published: Sequence[str] = (),
     claims: Sequence[Path] = (),
 ) -> Report:
-    """Report on the runs in these folders: `output` (.html) and, beside it, the same numbers as two CSV files.
+    """Report on the runs in these folders: `output` (.html) and, beside it, its numbers as CSV: of arms, of runs, and of every
+    metric at the end.
 
     What is not given comes from a folder's `study.toml`. `published` names curves of papers to show beside the measured ones
     (`METHOD[:SIZE[:METRIC]]`, published.py), `claims` the files of claims to judge first. The same records give the same bytes.
@@ -71,8 +73,9 @@ def write_report(
     """
     if output.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"output {output}: a report is an .html file, as report.html")
-    files = (output, output.with_suffix(".csv"), output.with_name(f"{output.stem}-runs.csv"))
-    marks = (MARK, ",".join(tables.COLUMNS), ",".join(tables.RUN_COLUMNS))
+    beside = [output.with_name(f"{output.stem}{kind}.csv") for kind in ("", "-runs", "-finals")]
+    files = (output, *beside)
+    marks = (MARK, *(",".join(own) for own in (tables.COLUMNS, tables.RUN_COLUMNS, finals_table.COLUMNS)))
     for file, mark in zip(files, marks, strict=True):
         _check_free(file, mark)
     printed = find_curves(published)
@@ -86,6 +89,7 @@ def write_report(
     contents = {
         report.csv: tables.to_csv(tables.COLUMNS, tables.rows(race)),
         report.runs_csv: tables.to_csv(tables.RUN_COLUMNS, tables.run_rows(race)),
+        report.finals_csv: tables.to_csv(finals_table.COLUMNS, finals_table.rows(race)),
         report.html: render(report, page),
     }
     for file, content in contents.items():
@@ -107,6 +111,7 @@ def body(
         forest(race),
         performance(race),
         sections.times(race),
+        finals_table.section(race),
         sections.cost(race),
         matrix(race),
         scaling_plot.encoders(race),

@@ -43,6 +43,7 @@ def write_run(
     seed: int = 0,
     *,
     metric: Callable[[float], float] = PLAIN,
+    others: Mapping[str, Callable[[float], float]] | None = None,
     grid: Iterable[int] = range(100, 2001, 100),
     set_: Mapping[str, Any] | None = None,
     phases: Mapping[str, float] = PHASES,
@@ -66,10 +67,11 @@ def write_run(
             }
             spent = {"images": 64 * step, "flops": flops * step, "seconds": seconds}
             record.append({"kind": "train", "step": step, "loss": 1.0, **spent})
-            value = {"mean": float(metric(step)), "low": None, "high": None, "n": 512}
-            record.append(
-                {"kind": "eval", "step": step, "metrics": {METRIC: value}, "protocol": protocol, **spent}
-            )
+            values = {
+                name: {"mean": float(curve(step)), "low": None, "high": None, "n": 512}
+                for name, curve in ({METRIC: metric} | dict(others or {})).items()
+            }
+            record.append({"kind": "eval", "step": step, "metrics": values, "protocol": protocol, **spent})
             if pictures:
                 write_picture(path / "samples" / f"step-{step:08d}.png", seed, 1 / count)
         if status == "done":

@@ -39,7 +39,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
             run = folder / "runs" / f"{method}{seed}"
             phases = {"student": {"flow": 0.0235, "repa": 1.5}[method]}
             curve = power_law(scale * 1.03**seed, 0.5)
-            write_run(run, method, seed, metric=curve, phases=phases, pictures=True)
+            others = {"cer": power_law(1.1, 0.1)}
+            write_run(run, method, seed, metric=curve, others=others, phases=phases, pictures=True)
     write_run(folder / "runs" / "bad", INERT, 0, status="failed")
     (folder / "claim.toml").write_text(CLAIM)
     output = folder / "report.html"
