@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from harness.backbone.attention import attention
+from harness.backbone.attention import Attention
 from harness.backbone.embed import ExtraEmbed, LabelEmbedder, PatchEmbed, TimestepEmbedder
-from harness.backbone.rotary import rotate, rotation
+from harness.backbone.rotary import rotation
 from harness.backbone.sizes import Size
 from harness.backbone.times import Times
 from harness.backbone.tokens import Part, apart, positions, unpatchify
@@ -227,27 +227,6 @@ class Block(nn.Module):
         mixed, queries_keys = self.attn(modulate(h, shift_a, scale_a), mask, turns)
         h = h + gate_a * mixed
         return h + gate_m * self.mlp(modulate(h, shift_m, scale_m)), queries_keys
-
-
-class Attention(nn.Module):
-    fused = False
-    """Go through PyTorch's kernel on a CPU too, to count there what a GPU will hold."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(
-        self, h: Tensor, mask: Tensor | None, turns: Tensor | None = None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        B, T, D = h.shape
-        q, k, v = self.qkv(h).reshape(B, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
-        if turns is not None:
-            q, k = rotate(q, turns), rotate(k, turns)
-        out = attention(q, k, v, mask, fused=self.fused)
-        return self.proj(out.transpose(1, 2).reshape(B, T, D)), (q, k)
 
 
 class Mlp(nn.Module):
