@@ -19,7 +19,6 @@ from harness.record import Record
 from reports.race import read_race
 from sweeps.plan import plan
 from sweeps.study import STUDIES, load_study
-from tests.conftest import beside
 from tests.runs import trained
 
 SMALL = {
@@ -104,16 +103,22 @@ def test_video_and_audio_in_one_sequence(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "arms"), [("schedule", 12), ("self-flow-ablation", 10), ("head-to-head", 6)]
-)
-def test_studies_of_images(name: str, arms: int, tmp_path: Path) -> None:
-    """Every arm on two seeds; CIFAR-10 in pixels, from its own parquet file."""
-    small = dict(SMALL)
-    if name == "head-to-head":
-        small["data.root"] = str(beside("FLOWRACE_DATA", "data") / "cifar10" / "test.parquet")
-    runs = raced(name, tmp_path, {"axes": STUDIES.table(name)["axes"] | {"seed": [0, 1]}}, small)
+@pytest.mark.parametrize(("name", "arms"), [("schedule", 12), ("self-flow-ablation", 10)])
+def test_studies_of_digits(name: str, arms: int, tmp_path: Path) -> None:
+    """Every arm on two seeds."""
+    runs = raced(name, tmp_path, {"axes": STUDIES.table(name)["axes"] | {"seed": [0, 1]}})
     check_reported(tmp_path / "out", runs, arms)
+
+
+@pytest.mark.slow
+def test_cifar_in_pixels(tmp_path: Path, shared_data: Path) -> None:
+    """From its own parquet file, with an encoder that is trained here for DINOv2."""
+    small = SMALL | {"data.root": str(shared_data / "cifar10" / "test.parquet")}
+    names = STUDIES.table("head-to-head")["axes"]["method.name"]
+    own = {name: {"encoder": {"name": "local:small"}} if name.endswith("repa") else {} for name in names}
+    axes = {"seed": [0, 1], "method": [{"name": name, **rest} for name, rest in own.items()]}
+    runs = raced("head-to-head", tmp_path, {"axes": axes}, small)
+    check_reported(tmp_path / "out", runs, arms=6)
 
 
 @pytest.mark.slow
