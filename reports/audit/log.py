@@ -87,13 +87,17 @@ def gathered(told: Sequence[Told], names: Sequence[str], notes: Sequence[str] = 
     Raises `UserError` for a seed that is told twice.
     """
     ended = {(one.method, one.seed) for one in told if one.log is not None and not one.failed}
-    again = [one for one in told if one.failed and (one.method, one.seed) in ended]
-    kept = [one for one in told if one not in again]
-    unseen = [one.note for one in kept if one.failed and one.log is None]
-    said = [one.note for one in kept if one.note and one.note not in unseen]
-    said += [f"{one.method} seed {one.seed} failed once; its finished run counts." for one in again]
+    kept, unseen, again = [], [], {}
+    for one in told:
+        if one.failed and (one.method, one.seed) in ended:
+            again[f"{one.method} seed {one.seed} failed before; its finished run counts."] = None
+        elif one.failed and one.log is None:
+            unseen.append(one.note)
+        else:
+            kept.append(one)
+    said = [one.note for one in kept if one.note]
     runs = {name: by_seed(one.log for one in kept if one.log and one.method == name) for name in names}
-    return Arms(runs, (*notes, *said), tuple(unseen))
+    return Arms(runs, (*notes, *said, *again), tuple(unseen))
 
 
 def by_seed(logs: Iterable[Log]) -> dict[int, Log]:

@@ -46,7 +46,7 @@ def read_tracked(source: str, names: Sequence[str], metric: str, progress: Progr
             if name not in map(_method, runs):
                 raise unknown(f"method in {uri}:", name, {_method(run) for run in runs})
         found = [
-            _told_of(client, run, metric) for run in progress([run for run in runs if _method(run) in names])
+            _told(client, run, metric) for run in progress([run for run in runs if _method(run) in names])
         ]
     if not any(one.log for one in found):
         raise UserError(f"no finished run of {' or '.join(names)} in {uri} has the metric '{metric}'")
@@ -102,7 +102,7 @@ def _method(run: Any) -> str | None:
     )
 
 
-def _told_of(client: Any, run: Any, metric: str) -> Told:
+def _told(client: Any, run: Any, metric: str) -> Told:
     params, name, run_id = run.data.params, f"{_method(run)} (run {run.info.run_id})", run.info.run_id
     seed = run.data.tags.get("flowrace.seed") or params.get("seed") or ""
     if not seed.lstrip("-").isdigit():
@@ -117,7 +117,7 @@ def _told_of(client: Any, run: Any, metric: str) -> Told:
     if key is None:
         why = "failed before its first evaluation" if failed else "was never evaluated"
         return Told(method, int(seed), failed, None, f"{name} {why} by {metric}.")
-    values, hardware = _history(client, run_id, key, name), _told(run, "flowrace.hardware")
+    values, hardware = _history(client, run_id, key, name), _tag(run, "flowrace.hardware")
     steps = [step for step in values if step > 0]
     log = Log(
         method,
@@ -134,7 +134,7 @@ def _told_of(client: Any, run: Any, metric: str) -> Told:
         },
         started=run.info.start_time,
         ended=run.info.end_time,
-        aligned=metric in _told(run, "flowrace.aligned"),
+        aligned=metric in _tag(run, "flowrace.aligned"),
         failed=failed,
     )
     note = f"{name} failed: not arrived from its last evaluation on." if failed else ""
@@ -150,7 +150,7 @@ def _history(client: Any, run: str, key: str, name: str) -> dict[int, float]:
     return dict(sorted(found.items()))
 
 
-def _told(run: Any, tag: str) -> list[Any]:
+def _tag(run: Any, tag: str) -> list[Any]:
     """What a tag of ours lists; empty in a run without it. Raises `UserError` for one that was altered."""
     try:
         found = json.loads(run.data.tags.get(tag, "[]"))

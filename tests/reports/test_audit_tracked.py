@@ -94,7 +94,7 @@ def test_a_failed_run_is_a_bound_unless_it_was_tried_again(tmp_path: Path) -> No
     group = client.create_experiment("theirs")
     runs = [(m, seed, 400_001, "FINISHED") for m in ("old", "new") for seed in range(3)]
     runs[-1] = ("new", 2, 40_001, "FAILED")
-    for method, seed, end, status in [*runs, ("new", 0, 40_001, "FAILED")]:
+    for method, seed, end, status in [*runs, ("new", 0, 40_001, "FAILED"), ("new", 0, 60_001, "FAILED")]:
         run = client.create_run(group).info.run_id
         client.log_param(run, "method", method)
         client.log_param(run, "seed", seed)
@@ -105,7 +105,7 @@ def test_a_failed_run_is_a_bound_unless_it_was_tried_again(tmp_path: Path) -> No
     found = audit(asked, read_logs([f"sqlite:///{tmp_path}/mlflow.db"], asked))
     assert found.gain.n == 3 and found.gain.censored_candidate == 1 and found.gain.low == 0
     assert [log.failed for log in found.logs.candidate.values()] == [False, False, True]
-    assert "new seed 0 failed once; its finished run counts." in found.notes and len(found.notes) == 2
+    assert "new seed 0 failed before; its finished run counts." in found.notes and len(found.notes) == 2
     run = client.create_run(group).info.run_id
     client.log_param(run, "method", "new")
     client.log_param(run, "seed", 3)
