@@ -7,18 +7,14 @@ Student's t interval. Pixels are the same for every seed: they, and a single run
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from scipy.special import stdtrit
-
 from harness.errors import UserError
+from reports.means import mean_of
 from reports.race import Race
-from reports.speedup import CONFIDENCE
 
 FILE = "control.json"
 PIXELS = "pixels"
@@ -89,12 +85,10 @@ def control(race: Race) -> Control | None:
 
 def score(values: Sequence[Mapping[str, float]]) -> Score:
     """Of one arm's runs, each {mean, low, high}."""
-    means, n = [float(value["mean"]) for value in values], len(values)
-    if n == 1:
-        return Score(means[0], float(values[0]["low"]), float(values[0]["high"]))
-    mean, error = float(np.mean(means)), float(np.std(means, ddof=1)) / math.sqrt(n)
-    half = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * error
-    return Score(mean, mean - half, mean + half)
+    found = mean_of([float(value["mean"]) for value in values])
+    if found.low is None or found.high is None:
+        return Score(found.mean, float(values[0]["low"]), float(values[0]["high"]))
+    return Score(found.mean, found.low, found.high)
 
 
 def _files(race: Race) -> list[Path]:

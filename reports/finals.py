@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-
-import numpy as np
-from scipy.special import stdtrit
+from typing import NamedTuple
 
 from reports.judge import floors
+from reports.means import Mean, mean_of
 from reports.race import Race, Run
 
 
-@dataclass(frozen=True)
-class Final:
+class Final(NamedTuple):
     """A metric at the last step of an arm's finished runs."""
 
     arm: str
     metric: str
     step: int
-    n: int
-    """Seeds."""
-    mean: float
-    sd: float | None
-    """Of the seeds, n - 1 in its denominator; None for one seed, and so are the ends."""
-    low: float | None
-    high: float | None
-    """95 %, t with n - 1 degrees of freedom."""
+    over_seeds: Mean
 
 
 def finals(race: Race) -> list[Final]:
@@ -48,20 +37,10 @@ def real(race: Race) -> dict[str, dict[str, float]]:
 
 def _of_arm(runs: Sequence[Run], label: str) -> Iterator[Final]:
     ends: dict[str, dict[int, list[float]]] = {}
-    for run in runs:
-        if run.record.status == "done":
-            last = run.record.of("eval")[-1]
-            for metric, value in last["metrics"].items():
-                ends.setdefault(metric, {}).setdefault(last["step"], []).append(value["mean"])
+    for last in (run.record.of("eval")[-1:] for run in runs if run.record.status == "done"):
+        for event in last:
+            for metric, value in event["metrics"].items():
+                ends.setdefault(metric, {}).setdefault(event["step"], []).append(value["mean"])
     for metric, by_step in ends.items():
         step = max(by_step)
-        yield _final(label, metric, step, by_step[step])
-
-
-def _final(arm: str, metric: str, step: int, values: Sequence[float]) -> Final:
-    n, mean = len(values), float(np.mean(values))
-    if n == 1:
-        return Final(arm, metric, step, n, mean, None, None, None)
-    sd = float(np.std(values, ddof=1))
-    half = float(stdtrit(n - 1, 0.975)) * sd / math.sqrt(n)
-    return Final(arm, metric, step, n, mean, sd, mean - half, mean + half)
+        yield Final(label, metric, step, mean_of(by_step[step]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from itertools import groupby
 from typing import Any
 
@@ -23,13 +22,13 @@ KINDS = {
 
 def rows(race: Race) -> list[dict[str, Any]]:
     """For CSV and JSON; what real samples score stands under `method` as well, without a step."""
-    found = []
+    found, scored = [], real(race)
     for metric, group in groupby(finals(race), key=lambda final: final.metric):
-        for kind, mean in real(race).get(metric, {}).items():
+        for kind, mean in scored.get(metric, {}).items():
             found.append(dict.fromkeys(COLUMNS) | {"metric": metric, "method": KINDS[kind], "mean": mean})
         for final in group:
-            values = asdict(final)
-            found.append({"method": values.pop("arm")} | values)
+            about = {"metric": metric, "method": final.arm, "step": final.step}
+            found.append(about | final.over_seeds._asdict())
     return found
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from harness.record import EVENTS
 from reports.finals import finals, real
 from reports.pages.finals_table import section
 from reports.pages.page import write_report
@@ -47,14 +48,14 @@ def runs(tmp_path: Path) -> Path:
 def test_means_over_the_seeds_that_ended_with_scipys_interval(runs: Path) -> None:
     found = {(final.arm, final.metric): final for final in finals(read_race([runs]))}
     assert set(found) == {("flow", METRIC), ("flow", "sync"), ("repa", METRIC)}
-    final, values = found["flow", "sync"], [sync(seed, 2000) for seed in range(4)]
-    assert (final.step, final.n) == (2000, 4)
+    final, values = found["flow", "sync"].over_seeds, [sync(seed, 2000) for seed in range(4)]
+    assert (found["flow", "sync"].step, final.n) == (2000, 4)
     assert (final.mean, final.sd) == pytest.approx((np.mean(values), np.std(values, ddof=1)))
     expected = stats.t.interval(0.95, 3, loc=np.mean(values), scale=stats.sem(values))
     assert (final.low, final.high) == pytest.approx(expected)
-    equal = found["flow", METRIC]
+    equal = found["flow", METRIC].over_seeds
     assert (equal.mean, equal.sd, equal.low) == pytest.approx((PLAIN(2000), 0, PLAIN(2000)))
-    one = found["repa", METRIC]
+    one = found["repa", METRIC].over_seeds
     assert (one.n, one.mean) == (1, pytest.approx(PLAIN(2000))) and one.sd is one.low is one.high is None
 
 
@@ -75,3 +76,10 @@ def test_real_samples_stand_beside_them(runs: Path) -> None:
 def test_one_metric_needs_no_section_of_its_own(tmp_path: Path) -> None:
     write_run(tmp_path / "flow")
     assert section(read_race([tmp_path])) is None
+
+
+def test_a_finished_run_that_was_never_evaluated_says_nothing(runs: Path) -> None:
+    bare = write_run(runs / "bare", "flow", 7)
+    lines = (bare.path / EVENTS).read_text().splitlines(keepends=True)
+    (bare.path / EVENTS).write_text("".join(line for line in lines if '"eval"' not in line))
+    assert {final.over_seeds.n for final in finals(read_race([runs])) if final.arm == "flow"} == {4}
