@@ -98,7 +98,7 @@ OPTIMISATIONS = {
         "the EMA takes all parameters at once", Kind("flow", **FAST), undo_side=_ema_one_by_one
     ),
 }
-"""Each where it matters most; "fast" is bfloat16 and compiled."""
+"""Each on the side where it matters most."""
 
 
 def _work(pipe: Any, name: str, without: bool, size: str, tokens: int, batch_size: int) -> None:

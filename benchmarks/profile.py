@@ -84,7 +84,7 @@ def _kind_of(name: str) -> str:
 def written(columns: dict[str, dict[str, float]]) -> str:
     """A Markdown table: seconds and share of each kind."""
     lines = ["| | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
-    for kind in (*KINDS, "the rest"):
+    for kind in (kind for kind in (*KINDS, "the rest") if any(c[kind] for c in columns.values())):
         cells = [f"{c[kind]:.3f} s ({c[kind] / sum(c.values()):.1%})" for c in columns.values()]
         lines.append(f"| {kind} | " + " | ".join(cells) + " |")
     return "\n".join(

@@ -49,7 +49,7 @@ def prepare(threads: int) -> None:
 
 def keep_memory() -> None:
     """Tell glibc's allocator to keep what is freed: every step needs it again, and memory that was given back is cleared by
-    the kernel page by page (a bfloat16 step of SiT-S/2 took up to 110,000 page faults)."""
+    the kernel page by page (benchmarks.before_after has what that takes)."""
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_MAX, 0)

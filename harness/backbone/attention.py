@@ -1,7 +1,7 @@
 """Attention of all tokens with all others, softmax(q k^T / sqrt(C)) v.
 
-PyTorch's fused attention, but for bfloat16 on a CPU: there its kernel is no faster than in float32. Written out as matrix products,
-forward and backward pass take about six tenths of its time, at the same precision.
+PyTorch's fused attention, but for bfloat16 on a CPU: there its kernel is no faster than in float32. Written out as matrix products
+it is, at the same precision (benchmarks.before_after).
 
     B  samples    T  tokens    D  width    N  heads    C  channels of a head
 """

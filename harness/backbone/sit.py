@@ -242,7 +242,7 @@ class Mlp(nn.Module):
 def gelu(x: Tensor) -> Tensor:
     """x (1 + tanh u) / 2 = x sigmoid(2u) with u = sqrt(2 / pi) (x + 0.044715 x^3).
 
-    One kernel when eager; compiled, both are one, and on a CPU an exponential costs half of a hyperbolic tangent.
+    One kernel when eager; compiled, both are one, and on a CPU an exponential costs less than a hyperbolic tangent.
     """
     if not torch.compiler.is_compiling():
         return F.gelu(x, approximate="tanh")
