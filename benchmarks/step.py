@@ -1,6 +1,6 @@
 """One training step of the objectives against each other, and of ours against the released loop, interleaved in one process.
 
-    python -m benchmarks.step [--size S] [--tokens 256] [--batch 8] [--rounds 5] [--eager]
+    python -m benchmarks.step [--size S] [--tokens 256] [--batch 8] [--rounds 5] [--eager] [--only PAIR ...]
 
 Every side does forward and backward passes, the clip, the optimizer and the EMA. Writes benchmarks/results/step.json.
 """
@@ -45,6 +45,7 @@ def main() -> None:
     config, batch = problem(options.size, options.tokens, options.batch)
     race = Race(config, options.size, batch, device)
     pairs = EAGER if options.eager else EAGER | COMPILED
+    pairs = {name: pair for name, pair in pairs.items() if name in (options.only or pairs)}
     race.enter(*dict.fromkeys(kind for pair in pairs.values() for kind in pair))
     race.run(options.rounds)
     ratios = {name: race.ratio(*pair) for name, pair in pairs.items()}
@@ -80,6 +81,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--eager", action="store_true", help="leave out what must be compiled first")
+    parser.add_argument(
+        "--only", nargs="+", choices=list(EAGER | COMPILED), help="pairs: a large network's do not all fit"
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "step.json")
     return parser.parse_args()
 
