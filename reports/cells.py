@@ -25,7 +25,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from reports.arms import Arm, differing, labels_of, naming, setting
-from reports.race import Race, Run, comparable, compare, cross, protocols, reachable
+from reports.race import Race, Run, apart_in_value, comparable, compare, cross, reachable
 from reports.speedup import CONFIDENCE, Speedup, Time, cut
 
 
@@ -170,18 +170,20 @@ def _cell(
         for objective, own in runs.items()
     }
     axes, _ = comparable(every)
-    same = len(protocols(every)) <= 1
-    found = compare([run for own in crossed.values() for run in own], [labels[o] for o in order], axes, same)
-    why = _why(base, crossed, same)
+    apart = apart_in_value(every)
+    found = compare(
+        [run for own in crossed.values() for run in own], [labels[o] for o in order], axes, not apart
+    )
+    why = _why(base, crossed, apart)
     names = {arm: objective for objective, arm in labels.items()}
     gains = {} if why else {(axis, names[arm]): gain for (axis, arm), gain in found["speedups"].items()}
     return Cell(label, fields, target, axes, crossed, labels, gains, found["horizons"], why)
 
 
-def _why(base: str, runs: Mapping[str, Sequence[Run]], same_protocol: bool) -> str:
+def _why(base: str, runs: Mapping[str, Sequence[Run]], apart: str) -> str:
     if not any(run.counts for run in runs.get(base, ())):
         return f"no finished run of {base}"
-    return "" if same_protocol else "runs evaluated under different protocols"
+    return apart
 
 
 def _degrees(squares: np.ndarray, degrees: Sequence[float]) -> float:

@@ -111,6 +111,16 @@ def reachable(curves: Sequence[Curve]) -> float:
     return float(f"{math.ceil(last / unit - 1e-9) * unit:.6g}")
 
 
+def rises(curves: Sequence[Curve]) -> bool:
+    """Whether a metric is higher in the last quarter of the evaluations than in the first, in every run: it is no distance."""
+    ends = [
+        (curve.measured[: n // 4 + 1].mean(), curve.measured[-(n // 4 + 1) :].mean())
+        for curve in curves
+        if (n := len(curve.steps)) > 1
+    ]
+    return bool(ends) and all(first < last for first, last in ends)
+
+
 def value_at(curve: Curve, step: float) -> float | None:
     """The fitted metric at a step, linear in logs between evaluations; None outside of them."""
     if not curve.steps[0] <= step <= curve.steps[-1]:
@@ -149,16 +159,22 @@ def costs_of(record: Record) -> Costs:
     lines = {event["step"]: event for event in (*record.of("train"), *record.of("eval"))}
     events = [lines[step] for step in sorted(lines) if step > 0]
     seconds = _totals([training_seconds(event["seconds"]) for event in events])
-    devices = record.environment[-1].get("devices", 1) if record.environment else 1
+    devices = [_devices(record, event["step"]) for event in events]
     steps = _totals([event["step"] for event in events])
     totals = {
         "steps": steps,
         "images": _totals([event["images"] for event in events]),
         "flops": _totals([event["flops"] for event in events]),
         "seconds": seconds,
-        "gpu_seconds": seconds * devices,
+        "gpu_seconds": _totals(list(np.cumsum(np.diff(seconds) * devices))),
     }
     return Costs(steps, totals)
+
+
+def _devices(record: Record, step: int) -> int:
+    """On how many a step ran: a run may go on with another number of them."""
+    starts = [start for start in record.environment if start.get("after_step", 0) < step]
+    return starts[-1].get("devices", 1) if starts else 1
 
 
 def training_seconds(seconds: dict[str, float]) -> float:

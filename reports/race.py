@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from reports.curves import (
     crossing,
     curve_of,
     first_crossing,
+    rises,
 )
 from reports.curves import reachable as lowest
 from reports.protocols import protocols_of
@@ -109,23 +111,21 @@ def read_race(
 ) -> Race:
     """Read the runs in these folders and compute everything; what is not given comes from `study.toml`.
 
-    Without any target it is the lowest value that every run reaches, and called chosen after the fact.
+    Without any target it is the lowest value that every run reaches, and called chosen after the fact; the study's is of the
+    study's metric alone. Of a metric that rises as training goes on there are no times, so nothing is compared.
     Raises `UserError` for folders without runs, unknown names and broken records.
     """
     if target is not None and not (math.isfinite(target) and target > 0):
         raise UserError(f"target {target:g}: expected a number above 0")
     study, plan = studies.read_study(directories), studies.read_plan(directories)
-    records = find_records(*directories)
-    planned = {run.id for run in plan}
-    unplanned = tuple(record for record in records if planned and record.id not in planned)
-    records = [record for record in records if not planned or record.id in planned]
+    records, unplanned = studies.by_plan(find_records(*directories), directories)
     if not records:
         raise UserError(f"no runs in {', '.join(map(str, directories))}: a run is a folder with a spec.toml")
     order = {run.id: place for place, run in enumerate(plan)}
     arms, notes = _baseline_first(arms_of(records), baseline, study.baseline, order)
     metric = _metric(records, metric or study.metric)
     runs = [_run(arm.label, seed, record, metric) for arm in arms for seed, record in arm.runs.items()]
-    given = target if target is not None else study.target
+    given = target if target is not None else study.target_of(metric)
     goal = given if given is not None else reachable(runs)
     runs = [cross(run, goal) for run in runs]
     axes, apart = comparable(runs)
@@ -139,16 +139,17 @@ def read_race(
         arms=tuple(arms),
         runs=tuple(runs),
         missing=tuple(run for run in plan if run.id not in {record.id for record in records}),
-        unplanned=unplanned,
+        unplanned=tuple(unplanned),
         notes=(*notes, *apart),
         plan=tuple(plan),
         excluded=tuple(studies.read_excluded(directories)),
-        **compare(runs, [arm.label for arm in arms], axes, len(protocols(runs)) <= 1),
+        **compare(runs, [arm.label for arm in arms], axes, not apart_in_value(runs)),
     )
 
 
-def compare(runs: Sequence[Run], labels: Sequence[str], axes: Sequence[str], same_protocol: bool) -> dict:
-    """Mean times, speed-ups over the first label, leaders and their leads, by axis and label."""
+def compare(runs: Sequence[Run], labels: Sequence[str], axes: Sequence[str], same_value: bool) -> dict:
+    """Mean times, speed-ups over the first label, leaders and their leads, by axis and label; mean times alone where values
+    of the runs cannot be compared."""
     counted = {label: [run for run in runs if run.arm == label and run.counts] for label in labels}
     counted = {label: own for label, own in counted.items() if own}
     found: dict = {"times": {}, "speedups": {}, "leaders": {}, "leads": {}, "horizons": {}}
@@ -158,7 +159,7 @@ def compare(runs: Sequence[Run], labels: Sequence[str], axes: Sequence[str], sam
         horizon = min(run.costs.budget(axis) for run in finished)
         found["horizons"][axis] = horizon
         found["times"] |= {(axis, label): mean_time(own.values()) for label, own in times.items()}
-        if not same_protocol:
+        if not same_value:
             continue
         found["speedups"] |= _against(labels[0], times, axis, horizon)
         leader = _leader(times, horizon)
@@ -182,6 +183,16 @@ def protocols(runs: Sequence[Run]) -> list[str]:
     return sorted({protocol for run in runs if run.counts for protocol in run.protocols})
 
 
+def apart_in_value(runs: Sequence[Run]) -> str:
+    """Why values of these runs, or times read off them, cannot be compared; empty where they can."""
+    if len(protocols(runs)) > 1:
+        return "the runs were evaluated under different protocols, so their values cannot be compared"
+    counted = [run for run in runs if run.counts]
+    if rises([run.curve for run in counted]):
+        return f"{counted[0].metric} rises as training goes on in every run, and a race is to a metric that falls"
+    return ""
+
+
 def hardware(record: Record) -> list[str]:
     """What a run ran on, one text for each kind of machine it was started on."""
     return machines(record.environment)
@@ -197,10 +208,32 @@ def comparable(runs: Sequence[Run]) -> tuple[tuple[str, ...], list[str]]:
     devices = {start.get("devices", 1) for run in runs for start in run.record.environment}
     axes = AXES if devices - {1} else AXES[:-1]
     machines = sorted({text for run in runs if run.counts for text in hardware(run.record)})
-    if len(machines) <= 1:
+    late = _after_another([run for run in runs if run.counts])
+    if len(machines) > 1:
+        note = f"Seconds are left out: the runs were not all on the same hardware ({'; '.join(machines)})."
+    elif late:
+        note = f"Seconds are left out: arms were run one after the other, not in turns ({late})."
+    else:
         return axes, []
-    note = f"Seconds are left out: the runs were not all on the same hardware ({'; '.join(machines)})."
     return tuple(axis for axis in axes if axis not in CLOCK_AXES), [note]
+
+
+def _after_another(runs: Sequence[Run]) -> str:
+    """The arms of which all runs began before any of another did, each with two or more; empty where there are none, or the
+    records do not tell."""
+    begun: dict[str, list[float]] = {}
+    for run in runs:
+        started = run.record.environment[0].get("started") if run.record.environment else None
+        begun.setdefault(run.arm, []).append(math.nan if started is None else started)
+    spans = {
+        arm: (min(own), max(own)) for arm, own in begun.items() if len(own) > 1 and not np.isnan(own).any()
+    }
+    found = [
+        f"{first} before {then}"
+        for (first, (_, end)), (then, (begin, _)) in permutations(spans.items(), 2)
+        if end < begin
+    ]
+    return "; ".join(found[:1] + [f"{len(found) - 1} more such pairs"] * (len(found) > 1))
 
 
 def _machine(start: Mapping) -> str:

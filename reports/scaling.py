@@ -44,8 +44,8 @@ class Point:
     x: Mapping[str, float]
     runs: tuple[Run, ...]
     """Those that count."""
-    final: MeanTime
-    """Geometric mean over seeds of the last fitted value of the metric."""
+    final: MeanTime | None
+    """Geometric mean over the seeds that finished of the last fitted value of the metric."""
     time: MeanTime | None
     """Steps to target."""
     gain: Speedup | None
@@ -53,9 +53,7 @@ class Point:
 
     def y(self, name: str) -> float | None:
         """The value of one of `YS`."""
-        if name == "final":
-            return self.final.estimate
-        own = self.time if name == "time" else self.gain
+        own = {"final": self.final, "time": self.time, "gain": self.gain}[name]
         return None if own is None else own.estimate
 
 
@@ -216,13 +214,14 @@ def _slope(points: Sequence[Point], x: str, y: str) -> Slope | None:
 
 def _log(run: Run, y: str) -> float | None:
     if y == "final":
-        return math.log(run.curve.fitted[-1])
+        return math.log(run.curve.fitted[-1]) if run.done else None
     return None if run.crossing is None else math.log(run.crossing.step)
 
 
-def _final(runs: Sequence[Run]) -> MeanTime:
-    """A mean over seeds has one definition here, whatever it is the mean of."""
-    return mean_time(Time(float(run.curve.fitted[-1])) for run in runs)
+def _final(runs: Sequence[Run]) -> MeanTime | None:
+    """A mean over seeds has one definition here, whatever it is the mean of. A run that failed has no last value."""
+    values = [Time(float(run.curve.fitted[-1])) for run in runs if run.done]
+    return mean_time(values) if values else None
 
 
 def _counted(runs: Sequence[Run]) -> list[Run]:

@@ -131,8 +131,11 @@ def mean_time(times: Iterable[Time], confidence: float = CONFIDENCE) -> MeanTime
 
 
 def cut(time: Time, horizon: float) -> Time:
-    """A time as seen by somebody who stops at the horizon."""
-    return time if time.value <= horizon else Time(horizon, "right")
+    """A time as seen by somebody who stops at the horizon. A run that ended before without arriving, because it failed, is not
+    there at the horizon either; one that was there when it was first looked at, behind the horizon, may have been there."""
+    if time.censored == "right" and math.isfinite(horizon):
+        return Time(horizon, "right")
+    return time if time.value <= horizon else Time(horizon, time.censored or "right")
 
 
 def _paired(d: np.ndarray) -> tuple[float | None, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,10 @@ class Study:
     baseline: str | None = None
     metric: str | None = None
     target: float | None = None
+
+    def target_of(self, metric: str) -> float | None:
+        """The target, where it is one of this metric."""
+        return self.target if self.metric in (None, metric) else None
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,17 @@ def read_plan(directories: Sequence[Path]) -> list[Planned]:
     return [run for directory in directories for run in _plan(directory / "plan.json")[0]]
 
 
+def by_plan(records: Sequence[Record], directories: Sequence[Path]) -> tuple[list[Record], list[Record]]:
+    """The records that count, and those that the plan of their own folder does not have; a folder without a plan has room for
+    all of its runs."""
+    plans = {folder: {run.id for run in read_plan([folder])} for folder in directories}
+    kept, left = [], []
+    for record in records:
+        own = [ids for folder, ids in plans.items() if ids and record.path.is_relative_to(folder)]
+        (kept if not own or any(record.id in ids for ids in own) else left).append(record)
+    return kept, left
+
+
 def read_excluded(directories: Sequence[Path]) -> list[Excluded]:
     """The combinations that these folders' plans leave out, in order."""
     return [left for directory in directories for left in _plan(directory / "plan.json")[1]]
@@ -85,7 +101,9 @@ def _study(file: Path, table: Mapping[str, Any]) -> Study:
     if not isinstance(target, Mapping):
         raise UserError(f'{file}: target must be a table, as in [target] metric = "fd:local", value = 12.0')
     value = target.get("value")
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value <= 0):
+    if value is not None and (
+        isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf
+    ):
         raise UserError(f"{file}: target.value = {value!r}: expected a number above 0")
     words = {"name": table.get("name"), "baseline": table.get("baseline"), "metric": target.get("metric")}
     for key, word in words.items():

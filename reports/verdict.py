@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 from reports.judge import about_metric
-from reports.race import Race, protocols
+from reports.race import Race, apart_in_value
 from reports.speedup import Speedup, Time, speedup
 
 FEWER = {
@@ -45,16 +45,19 @@ def goal(race: Race) -> str:
 
 def sentence(race: Race, axis: str) -> str:
     """The verdict on one axis, in one or two sentences."""
-    if race.target is None:
+    if not any(run.done for run in race.runs):
         return "No run is finished yet: there are curves, but no times to compare."
-    if len(protocols(race.runs)) > 1:
-        return "Inconclusive: the runs were evaluated under different protocols, so their values cannot be compared."
+    if why := apart_in_value(race.runs):
+        return f"Inconclusive: {why}."
     if axis not in race.leaders:
         return f"No run reached {goal(race)}."
     if len(race.arms) == 1:
         return f"{race.baseline} reached {goal(race)}; with one arm there is nothing to compare."
     if not any(key[0] == axis for key in race.speedups):
         return f"{race.leaders[axis]} reached {goal(race)}; there is no finished run to compare it with."
+    leads = [lead for (on, _), lead in race.leads.items() if on == axis]
+    if leads and all(lead.estimate is None for lead in leads):
+        return f"Who reached {goal(race)} first is not known: no pair of runs has a time that is more than a bound."
     return _winner(race, axis) + _open_order(race, axis)
 
 
@@ -98,7 +101,7 @@ def _open_order(race: Race, axis: str) -> str:
 
 def _short(gain: Speedup, *, direction: bool = True) -> str:
     if gain.estimate is None:
-        return "undefined: no pair arrived within the common budget"
+        return "undefined: no pair has a time that is more than a bound"
     ends = f" {interval(gain.low, gain.high)}" if gain.low is not None else " without an interval"
     return f"{factor(gain.estimate)}x{ends}" + (f", {gain.direction}" if direction else "")
 

@@ -88,17 +88,14 @@ class Audit:
         return [(log, own[seed]) for arm, own in pairs for seed, log in arm.items()]
 
     def times(self) -> dict[str, list[Time]]:
-        """On the claim's axis, cut at the horizon, by arm; empty where there are none. A run that failed before it arrived is
-        not there at the horizon either."""
+        """On the claim's axis, cut at the horizon, by arm; empty where there are none."""
         if self.crossings is None:
             return {}
         axis, end = self.claim.axis, horizon(self.logs, self.claim.axis)
         arms = (self.logs.baseline, self.logs.candidate)
         return {
             name: [
-                Time(end, "right")
-                if log.failed and own[seed].censored == "right"
-                else cut(Time(log.costs.at(axis, own[seed].step), own[seed].censored), end)
+                cut(Time(log.costs.at(axis, own[seed].step), own[seed].censored), end)
                 for seed, log in arm.items()
             ]
             for name, arm, own in zip(
@@ -120,7 +117,7 @@ def audit(
     judged = matched(
         replace(logs, baseline={s: log for s, log in logs.baseline.items() if s not in tuned_on})
     )
-    reasons = comparable(claim, judged, tuning)
+    reasons = comparable(claim, judged, tuning, apart if claim.step is not None else ())
     empty = Audit(claim, "inconclusive", tuple(reasons), judged, standing=standing, notes=judged.notes)
     if not judged.baseline or not judged.candidate or any(reason.name == "protocol" for reason in reasons):
         return empty

@@ -37,7 +37,7 @@ from harness.errors import UserError
 from harness.spec import canonical, read_toml
 
 Axis = Literal["steps", "images", "flops", "seconds", "gpu_seconds"]
-AT_STEP = re.compile(r"baseline@([1-9][0-9_]*)")
+AT_STEP = re.compile(r"baseline@([1-9][0-9]*(?:_[0-9]+)*)")
 
 
 class Section(BaseModel):

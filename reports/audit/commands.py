@@ -137,10 +137,15 @@ def selftest(
         }
         click.echo(json.dumps(row | ends, indent=1))
         return
-    said = "-" if gain.estimate is None else f"{factor(gain.estimate)}x {interval(gain.low, gain.high)}"
     click.echo(
         f"{name} against itself, seeds {_list(found.seeds[0])} and {_list(found.seeds[1])}, to {value:g} in {axis}"
     )
+    if found.holds is None:
+        click.echo(
+            "no interval: no two runs have times on both sides; choose a target that every run crosses"
+        )
+        return
+    said = f"{factor(gain.estimate)}x {interval(gain.low, gain.high)}"
     click.echo(
         f"speed-up {said} ({100 * confidence:g} %): {'contains 1' if found.holds else 'DOES NOT CONTAIN 1'}"
     )
@@ -238,9 +243,13 @@ def _split(words: Sequence[str]) -> tuple[list[Path], list[str]]:
 def _runs(
     sources: Sequence[str], methods: Sequence[str | None], metric: str | None, target: float | None
 ) -> tuple[str, dict[str, Any], float]:
-    """The first method's name, the runs of all of them, and the target; what is not given comes from the study."""
+    """The first method's name, the runs of all of them, and the target; what is not given comes from the study.
+
+    Raises `UserError` for runs whose values cannot be compared.
+    """
     from harness.errors import UserError
     from reports.audit.logs import read_arms
+    from reports.audit.preconditions import protocol
     from reports.curves import reachable
     from reports.study import read_study
 
@@ -252,8 +261,14 @@ def _runs(
     if len(set(names)) < len(names):
         raise UserError(f"--method and --candidate are both '{names[0]}'; see: flowrace audit selftest")
     arms = read_arms(sources, names, metric, _progress)
-    curves = [log.curve for own in arms.runs.values() for log in own.values()]
-    value = target if target is not None else study.target or reachable(curves)
+    logs = [log for own in arms.runs.values() for log in own.values()]
+    for name in names:
+        if not arms.runs[name]:
+            raise UserError(f"no finished run of {name} was evaluated by '{metric}'")
+    if reason := protocol(logs):
+        raise UserError(f"values of these runs cannot be compared: {reason.text}")
+    value = target if target is not None else study.target_of(metric)
+    value = reachable([log.curve for log in logs]) if value is None else value
     if not 0 < value < float("inf"):
         raise UserError(f"--target {value:g}: expected a number above 0")
     return names[0], arms.runs, value

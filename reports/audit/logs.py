@@ -52,18 +52,18 @@ def read_arms(sources: Sequence[str], names: Sequence[str], metric: str, progres
 def read_records(
     folders: Sequence[Path], names: Sequence[str], metric: str, progress: Progress = iter
 ) -> Arms:
-    """From run directories. Of a planned study only the planned runs count."""
-    records = find_records(*folders)
-    plan = studies.read_plan(folders)
-    planned = {run.id for run in plan}
-    records = [record for record in records if not planned or record.id in planned]
+    """From run directories. Of a folder with a plan only the planned runs count."""
+    records, unplanned = studies.by_plan(find_records(*folders), folders)
     if not records:
         raise UserError(f"no runs in {', '.join(map(str, folders))}: a run is a folder with a spec.toml")
     arms = arms_of(records)
     chosen = {name: find_arm(arms, name, "method") for name in names}
     if len({id(arm) for arm in chosen.values()}) < len(chosen):
         raise UserError(f"{' and '.join(names)} are one arm")
-    notes = [f"{missing} planned runs are missing."] if (missing := len(plan) - len(records)) > 0 else []
+    ids, planned = {record.id for record in records}, [run.id for run in studies.read_plan(folders)]
+    missing = sum(run not in ids for run in planned)
+    notes = [f"{missing} planned runs are missing."] if missing else []
+    notes += [f"Not in the plan, so left out: {', '.join(run.id for run in unplanned)}."] if unplanned else []
     runs = [(name, *run) for name, arm in chosen.items() for run in arm.runs.items()]
     told = [_told(name, chosen[name], seed, run, metric) for name, seed, run in progress(runs)]
     if not any(one.log for one in told):

@@ -26,7 +26,7 @@ import numpy as np
 
 from reports.audit.claim import Claim, Tuning
 from reports.audit.log import Log, Logs
-from reports.curves import Crossing
+from reports.curves import Crossing, rises
 
 WIDEST_BRACKET = 2.0
 CLOCK = ("seconds", "gpu_seconds")
@@ -44,12 +44,14 @@ class Reason:
         return f"{self.name}: {self.text}"
 
 
-def comparable(claim: Claim, logs: Logs, tuning: Mapping[str, Tuning]) -> list[Reason]:
-    """The reasons that are known before any target is."""
+def comparable(
+    claim: Claim, logs: Logs, tuning: Mapping[str, Tuning], setters: Sequence[Log] = ()
+) -> list[Reason]:
+    """The reasons that are known before any target is; `setters` are runs that set it and are not judged."""
     found = [
         Reason("failed", " ".join(logs.unseen)) if logs.unseen else None,
         _pairs(claim, logs),
-        _protocol(logs.all),
+        protocol([*logs.all, *setters]),
         hardware(logs) if claim.axis in CLOCK else None,
         _tuning(claim, tuning),
         _reused(claim, logs, tuning),
@@ -97,7 +99,8 @@ def _pairs(claim: Claim, logs: Logs) -> Reason | None:
     )
 
 
-def _protocol(logs: Sequence[Log]) -> Reason | None:
+def protocol(logs: Sequence[Log]) -> Reason | None:
+    """Why values of these runs cannot be compared; None where they can, or where no log tells its protocol."""
     told = {name: fields for log in logs for name, fields in log.protocols.items()}
     if not told:
         return None
@@ -150,12 +153,7 @@ def _aligned(claim: Claim, logs: Sequence[Log]) -> Reason | None:
 
 
 def _rising(claim: Claim, logs: Sequence[Log]) -> Reason | None:
-    ends = [
-        (log.curve.measured[: n // 4 + 1].mean(), log.curve.measured[-(n // 4 + 1) :].mean())
-        for log in logs
-        if (n := len(log.curve.steps)) > 1
-    ]
-    if not ends or not all(first < last for first, last in ends):
+    if not rises([log.curve for log in logs]):
         return None
     return Reason(
         "rising", f"{claim.metric} rises as training goes on in every run; an audit is of metrics that fall"

@@ -32,18 +32,21 @@ class SelfTest:
         return math.sqrt(high / low) if low and not math.isinf(high) else None
 
     @property
-    def holds(self) -> bool:
-        """Whether the interval contains 1. By chance it fails to in 1 - confidence of all installations that are sound."""
-        return self.gain.direction == "unresolved"
+    def holds(self) -> bool | None:
+        """Whether the interval contains 1; None where there is no interval. By chance it fails to in 1 - confidence of all installations that are sound."""
+        return None if self.gain.low is None else self.gain.direction == "unresolved"
 
 
 def selftest(runs: Mapping[int, Log], axis: str, target: float, confidence: float) -> SelfTest:
-    """Every other seed against the rest. Raises `UserError` for fewer than four runs."""
+    """Every other seed against the rest. Raises `UserError` for fewer than four runs, and for runs that do not tell the axis."""
     seeds = sorted(runs)
     if len(seeds) < LEAST:
         raise UserError(
             f"a self-test needs at least {LEAST} finished runs of one method; there are {len(seeds)}"
         )
+    for log in runs.values():
+        if axis not in log.costs.totals:
+            raise UserError(f"{log.source} does not tell {axis}")
     halves = tuple(seeds[::2]), tuple(seeds[1::2])
     logs = Logs(*({seed: runs[seed] for seed in half} for half in halves))
     return SelfTest(

@@ -20,6 +20,7 @@ from reports.speedup import Speedup, Time, speedup
 TARGETS = 7
 FLAT = 1e-2
 """A slope (d log metric / d log step) that no time can be read off."""
+LOG_MAX = 300.0
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,9 @@ def dual(logs: Logs, confidence: float) -> Dual | None:
     if slope > -FLAT:
         return None
     middle = np.mean([math.log(value) for own in values for value in own.values()])
+    farthest = max(abs(math.log(value) - middle) for own in values for value in own.values())
+    if farthest / -slope > LOG_MAX:  # a time beyond every number
+        return None
     as_times = [
         {seed: Time(math.exp((math.log(value) - middle) / -slope)) for seed, value in own.items()}
         for own in values

@@ -51,14 +51,12 @@ def read_tidy(file: Path, names: Sequence[str], metric: str) -> Arms:
         ) from error
     except (OSError, csv.Error) as error:
         raise UserError(f"cannot read {file}: {error}") from error
-    runs = {
-        name: {
-            seed: _log(file, name, seed, own)
-            for (method, seed), own in sorted(series.items())
-            if method == name
-        }
-        for name in names
-    }
+    runs: dict[str, dict[int, Log]] = {name: {} for name in names}
+    for (method, seed), own in sorted(series.items()):
+        if points := [point for point in own if point.step > 0]:
+            runs[method][seed] = _log(file, method, seed, points)
+        else:
+            notes = (*notes, f"{method} seed {seed} has {metric} at step 0 alone, so it counts in no number.")
     return Arms(runs, notes)
 
 
@@ -125,7 +123,6 @@ def _point(where: str, line: int, row: Mapping[str, str]) -> Point:
 
 
 def _log(file: Path, method: str, seed: int, points: Sequence[Point]) -> Log:
-    points = [point for point in points if point.step > 0] or points
     run = f"{method} seed {seed}"
     for last, point in pairwise(points):
         where = f"{file} line {point.line}"

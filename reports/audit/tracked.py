@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -119,12 +120,15 @@ def _told(client: Any, run: Any, metric: str) -> Told:
         return Told(method, int(seed), failed, None, f"{name} {why} by {metric}.")
     values, hardware = _history(client, run_id, key, name), _tag(run, "flowrace.hardware")
     steps = [step for step in values if step > 0]
+    if not steps:
+        why = f"{name} tells {metric} at step 0 alone, so it counts in no number."
+        return Told(method, int(seed), failed, None, why)
     log = Log(
         method,
         int(seed),
         f"MLflow run {run_id}",
         fit(steps, [values[step] for step in steps]),
-        _costs(client, run, steps, name, hardware[-1].get("devices", 1) if hardware else None),
+        _costs(client, run, steps, name, _devices(hardware)),
         _protocols(params),
         tuple(machines(hardware)),
         settings={
@@ -145,7 +149,7 @@ def _history(client: Any, run: str, key: str, name: str) -> dict[int, float]:
     """Values by step, ascending; raises `UserError` for a step with two different ones."""
     found: dict[int, float] = {}
     for point in client.get_metric_history(run, key):
-        if found.setdefault(point.step, point.value) != point.value:
+        if found.setdefault(point.step, point.value) != point.value and not math.isnan(point.value):
             raise UserError(f"{name}: {key} has two values at step {point.step}")
     return dict(sorted(found.items()))
 
@@ -173,7 +177,7 @@ def _costs(client: Any, run: Any, steps: list[int], name: str, devices: int | No
         sorted({0, *steps, *(step for own in [*logged.values(), flops] for step in own)}), dtype=float
     )
     totals = {"steps": grid}
-    if batch := run.data.params.get("train.batch_size"):
+    if (batch := run.data.params.get("train.batch_size", "")).isdigit():
         totals["images"] = grid * float(batch)
     if flops:
         totals["flops"] = _on(grid, flops)
@@ -181,6 +185,12 @@ def _costs(client: Any, run: Any, steps: list[int], name: str, devices: int | No
         totals["seconds"] = sum(_on(grid, own) for own in logged.values())
         totals |= {} if devices is None else {"gpu_seconds": devices * totals["seconds"]}
     return Costs(grid, totals)
+
+
+def _devices(starts: Sequence[Mapping[str, Any]]) -> int | None:
+    """On how many a run was; None where that is not told, or it went on with another number of them."""
+    counts = {start.get("devices", 1) for start in starts}
+    return counts.pop() if len(counts) == 1 else None
 
 
 def _on(grid: np.ndarray, history: Mapping[int, float]) -> np.ndarray:

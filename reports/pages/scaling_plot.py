@@ -126,7 +126,7 @@ def point_rows(found: Scaling, race: Race) -> list[dict[str, Any]]:
             "arm": point.arm,
             "kind": {"trained": "", "random": "random weights", "none": "no encoder"}[point.kind],
             "xs": [_x_text(x, point.x.get(x)) for x in found.xs],
-            "final": _mean_text(point.final),
+            "final": "" if point.final is None else _mean_text(point.final),
             "time": "" if point.time is None else ("> " if point.time.right else "") + _mean_text(point.time),
             "gain": "" if point.gain is None or point.gain.estimate is None else _gain_text(point.gain),
         }

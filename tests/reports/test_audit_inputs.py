@@ -14,7 +14,7 @@ from harness.errors import UserError
 from reports.audit.claim import Claim, Tuning, claim_hash, read_claims, read_tuning
 from reports.audit.commands import audit as command
 from reports.audit.tidy import read_tidy
-from tests.reports.audits import CLAIM, claim, claim_file, rows, write_csv
+from tests.reports.audits import CLAIM, claim, claim_file, names, rows, said, write_csv
 
 GOOD = rows({"old": 1.0, "new": 2.2}, seeds=range(3), costs={"seconds": {"old": 0.1, "new": 0.2}})
 
@@ -253,3 +253,73 @@ def test_data_that_decide_nothing(tmp_path: Path, what: str) -> None:
     assert told["verdict"] == "inconclusive" and name in [
         reason.partition(":")[0] for reason in told["reasons"]
     ]
+
+
+def test_the_runs_that_set_the_target_are_of_the_same_protocol(tmp_path: Path) -> None:
+    """Seeds 100 to 102 set it and are judged by nothing; evaluated otherwise, their values are no target."""
+    lines = rows({"old": 1.0, "new": 2.2}, seeds=range(3), protocol="N=50k")
+    lines += rows({"old": 1.0}, seeds=range(100, 103), protocol="N=10k")
+    extra = {"tuning": {name: {"seeds": [100, 101, 102]} for name in ("old", "new")}}
+    csv = str(write_csv(tmp_path / "c.csv", lines))
+    found = said(str(claim_file(tmp_path, extra=extra, target="baseline@200000")), csv)
+    assert found["verdict"] == "inconclusive" and names(found)[0] == "protocol"
+    assert said(str(claim_file(tmp_path, extra=extra, target=12.0)), csv)["verdict"] == "supported"
+
+
+@pytest.mark.parametrize("kind", ["selftest", "power"])
+@pytest.mark.parametrize(
+    ("lines", "options", "message"),
+    [
+        (rows({"old": 1.0}, seeds=range(4)), ["--axis", "flops"], "does not tell flops"),
+        (
+            rows({"old": 1.0}, seeds=range(2), protocol="a")
+            + rows({"old": 1.0}, seeds=range(2, 4), protocol="b"),
+            [],
+            "values of these runs cannot be compared: evaluations differ in protocol",
+        ),
+        (
+            rows({"new": 1.0}, seeds=range(4))
+            + [r | {"metric": "kid"} for r in rows({"old": 1.0}, seeds=[0])],
+            [],
+            "no finished run of old was evaluated by 'fid'",
+        ),
+    ],
+)
+def test_a_pilot_refuses_what_it_cannot_compare(
+    tmp_path: Path, kind: str, lines: list[dict], options: list[str], message: str
+) -> None:
+    csv = write_csv(tmp_path / "c.csv", lines)
+    words = [kind, str(csv), "--method", "old", "--metric", "fid", *options]
+    found = CliRunner().invoke(command, words)
+    assert isinstance(found.exception, UserError) and message in str(found.exception)
+
+
+def test_a_selftest_without_an_interval_says_so(tmp_path: Path) -> None:
+    csv = write_csv(tmp_path / "c.csv", rows({"old": 1.0}, seeds=range(4)))
+    words = ["selftest", str(csv), "--method", "old", "--metric", "fid", "--target", "0.001"]
+    found = CliRunner().invoke(command, words, catch_exceptions=False)
+    assert "no interval" in found.stdout and "contains" not in found.stdout
+    assert json.loads(CliRunner().invoke(command, [*words, "--json"]).stdout)["holds"] is None
+
+
+def test_a_run_with_step_0_alone_counts_in_no_number(tmp_path: Path) -> None:
+    lines = rows({"old": 1.0, "new": 2.2}, seeds=range(4))
+    lines += [lines[0] | {"method": "new", "seed": 9, "step": 0}]
+    found = said(str(claim_file(tmp_path)), str(write_csv(tmp_path / "c.csv", lines)))
+    assert found["verdict"] == "supported"
+    assert any("new seed 9 has fid at step 0 alone" in note for note in found["notes"])
+
+
+def test_curves_so_flat_that_their_times_are_no_numbers(tmp_path: Path) -> None:
+    """Twelve decades apart, falling by a thousandth of a decade: there is no dual check, and no traceback."""
+    lines = rows({"old": 1.0, "new": 2.2}, seeds=range(3))
+    for row in lines:
+        row["value"] = (1e12 if row["method"] == "old" else 1.0) * row["step"] ** -0.02
+    found = said(str(claim_file(tmp_path)), str(write_csv(tmp_path / "c.csv", lines)))
+    assert found["verdict"] == "supported" and found["dual"] is None
+
+
+@pytest.mark.parametrize("target", ["baseline@100000_", "baseline@_1", "baseline@0", "baseline@1__0"])
+def test_a_step_is_a_number(tmp_path: Path, target: str) -> None:
+    with pytest.raises(UserError, match="baseline@STEP"):
+        read_claims(claim_file(tmp_path, target=target))

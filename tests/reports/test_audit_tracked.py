@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -138,3 +139,25 @@ def test_a_file_that_is_no_store(tmp_path: Path) -> None:
     (tmp_path / "x.db").write_text("hello, this is no database at all" * 20)
     with pytest.raises(UserError, match="cannot read"):
         read_logs([f"sqlite:///{tmp_path}/x.db"], claim())
+
+
+def test_what_others_log_oddly(tmp_path: Path) -> None:
+    """A value at MLflow's default step alone, a batch size in words, a run that went on with fewer devices."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    group = client.create_experiment("theirs")
+    devices = json.dumps([{"device": "cuda", "devices": 8}, {"device": "cuda", "devices": 1}])
+    for seed in range(4):
+        for method in ("old", "new"):
+            run = client.create_run(group, tags={"flowrace.hardware": devices}).info.run_id
+            for key, value in (("method", method), ("seed", seed), ("train.batch_size", "256x8")):
+                client.log_param(run, key, value)
+            for step in range(20_000, 400_001, 20_000) if seed < 3 else [0]:
+                client.log_metric(run, "fid", falling(1 if method == "old" else 2.2)(step or 1), step=step)
+                client.log_metric(run, "cost/seconds/student", 0.1 * step, step=step)
+            client.set_terminated(run, "FINISHED")
+    asked = claim()
+    found = audit(asked, read_logs([f"sqlite:///{tmp_path}/mlflow.db"], asked))
+    assert found.verdict == "supported" and set(found.gains) == {"steps", "seconds"}
+    assert sum("at step 0 alone" in note for note in found.notes) == 2

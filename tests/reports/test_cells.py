@@ -147,7 +147,7 @@ def test_a_cell_without_its_baseline_or_of_two_protocols_compares_nothing_and_sa
         "backbone.size = S": "",
         "backbone.size = nano": "",
         "backbone.size = L": "no finished run of flow",
-        "backbone.size = M": "runs evaluated under different protocols",
+        "backbone.size = M": "the runs were evaluated under different protocols, so their values cannot be compared",
     }
     page = str(forest(race))
     assert "backbone.size = L: not compared (no finished run of flow)." in page
@@ -163,8 +163,8 @@ def test_what_was_tuned_for_each_method_tells_objectives_apart_and_not_cells(tmp
     assert forest(race) is None
 
 
-def test_a_failed_run_is_a_bound_from_where_it_stopped_and_shortens_nobodys_budget(tmp_path: Path) -> None:
-    """flow takes (1000 / 30) ** 2 = 1111 steps; repa is 1.5 times faster, but seed 2 fails at step 400."""
+def test_a_failed_run_is_not_there_at_the_horizon_and_shortens_nobodys_budget(tmp_path: Path) -> None:
+    """flow takes (1000 / 30) ** 2 = 1111 steps of 2000; repa is 1.5 times faster, but seed 3 fails at step 400."""
     write_cells(tmp_path, {"S": (1.5, 1.5, 1.5)})
     write_run(
         tmp_path / "repa-S-2b",
@@ -179,7 +179,7 @@ def test_a_failed_run_is_a_bound_from_where_it_stopped_and_shortens_nobodys_budg
     found = race.speedups["steps", "repa"]
     assert race.horizons["steps"] == 2000 and found.n == 4 and found.censored_candidate == 1
     assert found.low == 0 and found.direction == "unresolved"
-    logs = [math.log(1.5)] * 3 + [math.log((1000 / 30) ** 2 / 400)]
+    logs = [math.log(1.5)] * 3 + [math.log((1000 / 30) ** 2 / 2000)]
     assert found.estimate == pytest.approx(math.exp(np.mean(logs)), rel=1e-6)
     assert [run.seed for run in race.runs if run.counts and not run.done] == [3]
 
