@@ -64,7 +64,7 @@ def _taken(thread: ThreadPoolExecutor, items: Iterator[Item], depth: int) -> Ite
 def pinned(value: Any) -> Any:
     """A value with every tensor in it, however deep, in page-locked memory."""
     if isinstance(value, Tensor):
-        return value.pin_memory()
+        return value.contiguous().pin_memory()  # pinning cannot copy a tensor that repeats its memory
     if isinstance(value, dict):
         return {name: pinned(one) for name, one in value.items()}
     if is_dataclass(value):

@@ -30,6 +30,7 @@ from harness.data.dataset import pictured, shapes_of
 from harness.data.parts import weights_of
 from harness.draws import Streams
 from harness.errors import UserError
+from harness.shares import check_shares
 from harness.spec import RunSpec
 
 OPTIMIZER_FLOPS = 15
@@ -150,12 +151,21 @@ class Cost:
 
 
 def count_spec(spec: RunSpec) -> Cost:
-    """The counted cost of a whole run, from its spec alone: nothing is trained and no weights are read."""
+    """The counted cost of a whole run, from its spec alone: nothing is trained and no weights are read.
+
+    Raises `UserError` for a batch that cannot be divided.
+    """
+    check_shares(spec)
+    method, seen = planned(spec)
+    return count(method, spec, encoders=seen)
+
+
+def planned(spec: RunSpec) -> tuple[Any, list[Any]]:
+    """The method of a spec and the architectures of its encoders, from the spec alone."""
     dataset = outlined(spec.data)
     backbone, seen = backbone_config(spec, dataset), seen_encoders(spec, dataset)
-    weights = weights_of(dataset, spec.data)
-    method = build_method(spec, backbone, [network.dim for network in seen], weights)
-    return count(method, spec, encoders=seen)
+    dims, weights = [network.dim for network in seen], weights_of(dataset, spec.data)
+    return build_method(spec, backbone, dims, weights), seen
 
 
 def seen_encoders(spec: RunSpec, dataset: Any) -> list[Any]:

@@ -48,7 +48,8 @@ def cost(
 ) -> None:
     """What a run costs before it starts: counted FLOPs, memory of one device, and, at a measured or stated speed, time.
 
-    Memory is that of tensors, without a frozen encoder. Time is training and the network's own passes in evaluation.
+    Memory is that of tensors, without a frozen encoder. Time is training and the network's own passes in evaluation, where they
+    have training's precision. What activation checkpointing computes again is in no FLOPs: have it in the speed.
     """
     from harness.estimate import estimate, measured_flops_per_second
     from harness.resolve import load_spec
@@ -68,6 +69,9 @@ def cost(
     else:
         how = "measured here" if measure else "as stated"
         click.echo(f"at {found.flops_per_second:.3g} FLOP/s in training on each of {devices} ({how})")
+        if not found.evaluates_alike:
+            told = f"train.precision = {spec.train.precision} does not tell how long eval.precision = {spec.eval.precision} takes"
+            click.echo(f"{told}: make them equal for the time of evaluations")
 
 
 def _table(found: Estimate) -> Table:
@@ -75,9 +79,9 @@ def _table(found: Estimate) -> Table:
     rows = {f"one step: {phase}": flops for phase, flops in found.cost.per_step.items()}
     rows["one step"] = found.cost.step
     rows[f"training, {found.cost.steps} steps"] = found.cost.total
-    rows["evaluations"] = found.evaluation_flops
     for name, flops in rows.items():
         table.add_row(name, f"{flops:.3e}", _time(found.seconds(flops)))
+    table.add_row("evaluations", f"{found.evaluation_flops:.3e}", _time(found.evaluation_seconds))
     table.add_row("memory of one device", "bytes", "")
     for name, size in found.memory.as_json().items():
         table.add_row(f"  {name}", f"{size / 1e9:.3f} GB", "")

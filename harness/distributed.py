@@ -46,7 +46,8 @@ class World:
         module that is divided averages its own."""
         if self.size == 1 or is_sharded(module):
             return module
-        return DistributedDataParallel(module, find_unused_parameters=changing)
+        # A gradient is where it is exchanged: one copy of them, not two.
+        return DistributedDataParallel(module, find_unused_parameters=changing, gradient_as_bucket_view=True)
 
     def accumulating(self, module: nn.Module, last: bool) -> AbstractContextManager:
         """Holds back the exchange of gradients in all but the last micro-batch; a divided module exchanges them at once, since
@@ -80,8 +81,6 @@ def join(device: str) -> Iterator[World]:
         yield World(0, 1, pick_device(device))
         return
     chosen = pick_device(device, local_rank=int(os.environ["LOCAL_RANK"]))
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)  # collectives and meshes take the current one
     # The others wait while one trains a metric's network or measures 50k samples: longer than torch lets them by default.
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(hours=2))
     try:
@@ -99,6 +98,8 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # events, collectives and meshes take the current one
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(

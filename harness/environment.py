@@ -45,6 +45,9 @@ def prepare(threads: int) -> None:
     torch.set_num_threads(threads or cores())
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.allow_tf32 = (
+        False  # torch lets convolutions take it, matrix products not: float32 is float32
+    )
 
 
 def keep_memory() -> None:

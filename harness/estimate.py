@@ -4,7 +4,8 @@
 
 FLOPs are counted as everywhere (cost.py); the FLOP/s of a device are those that training reaches on it, not its data sheet's.
 A measured step is the median of the record's own clock, the phases that count as training, without the first step. More than
-one device is arithmetic: what the exchange of gradients costs has to be in the speed that is stated.
+one device is arithmetic: what the exchange of gradients costs has to be in the speed that is stated. So has what activation
+checkpointing computes again, which no count of FLOPs has in it (a measured speed has both).
 """
 
 from __future__ import annotations
@@ -20,11 +21,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness.backbone.times import Times
-from harness.cost import Cost, backbone_config, count_spec, weightless
-from harness.data.base import outlined
-from harness.errors import UserError
+from harness.cost import Cost, count_spec, planned, weightless
 from harness.footprint import Footprint, footprint
 from harness.record import TRAINING_PHASES, Record
+from harness.shares import check_shares
 from harness.spec import EvalSpec, RunSpec
 
 
@@ -37,9 +37,16 @@ class Estimate:
     devices: int
     flops_per_second: float | None
     """Of one device in training; None where nothing tells."""
+    evaluates_alike: bool = True
+    """Whether evaluation has training's precision, and so its speed."""
 
     def seconds(self, flops: int) -> float | None:
         return flops / (self.devices * self.flops_per_second) if self.flops_per_second else None
+
+    @property
+    def evaluation_seconds(self) -> float | None:
+        """None too where evaluation has another precision: training's speed does not tell of it."""
+        return self.seconds(self.evaluation_flops) if self.evaluates_alike else None
 
     def as_json(self) -> dict[str, Any]:
         cost = self.cost
@@ -58,21 +65,16 @@ class Estimate:
             "seconds": {
                 "step": self.seconds(cost.step),
                 "training": self.seconds(cost.total),
-                "evaluation": self.seconds(self.evaluation_flops),
+                "evaluation": self.evaluation_seconds,
             },
         }
 
 
 def estimate(spec: RunSpec, devices: int = 1, flops_per_second: float | None = None) -> Estimate:
-    """Raises `UserError` for a batch that the devices cannot share equally."""
-    parts = devices * spec.train.accumulate
-    if spec.train.batch_size % parts:
-        raise UserError(
-            f"train.batch_size = {spec.train.batch_size} cannot be divided into {parts} equal parts "
-            "(--devices x train.accumulate); choose a multiple"
-        )
-    memory = footprint(spec, devices)
-    return Estimate(count_spec(spec), evaluation_flops(spec), memory, devices, flops_per_second)
+    """Raises `UserError` for a batch that the devices cannot share."""
+    check_shares(spec, devices)
+    memory, alike = footprint(spec, devices), spec.train.precision == spec.eval.precision
+    return Estimate(count_spec(spec), evaluation_flops(spec), memory, devices, flops_per_second, alike)
 
 
 def evaluation_flops(spec: RunSpec) -> int:
@@ -117,10 +119,11 @@ def measured_flops_per_second(spec: RunSpec, steps: int) -> float:
 @torch.no_grad()
 def _forward_flops(spec: RunSpec) -> int:
     """Of one sample and one pass."""
-    model = weightless(backbone_config(spec, outlined(spec.data)))
+    model = weightless(planned(spec)[0].setting.backbone)
     with torch.device("meta"):
         x, y = torch.empty(1, *model.config.x_shape), torch.zeros(1, dtype=torch.int64)
         times = Times.per_sample(torch.zeros(1))
+        extra = torch.empty(1, model.config.extra) if model.config.extra else None
     with FlopCounterMode(display=False) as counter:
-        model(x, times, y)
+        model(x, times, y, extra=extra)
     return counter.get_total_flops()

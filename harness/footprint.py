@@ -1,7 +1,8 @@
 """What a training step holds in memory, before anything is trained: the step is gone through without numbers, and every
 storage is booked from its first use to its last.
 
-Counted is what torch allocates for tensors, for one process; not its context, the allocator's fragments, the workspace of a
+Counted is what torch allocates for tensors, for one process (one of several keeps all gradients in the buckets of their exchange,
+from its first step on); not its context, the allocator's fragments, the workspace of a
 kernel, nor a frozen encoder. Where `runtime.shard` divides a run, a process keeps its slices, and beside them what is whole for a
 while: two blocks, the one that runs and the one that is fetched, with their gradients and the buffers of an exchange, and what is
 outside of blocks.
@@ -107,17 +108,22 @@ def footprint(spec: RunSpec, processes: int = 1) -> Footprint:
             "ema": _bytes(ema.parameters(), slices),
         }
         kept: list[Tensor] = []
-        for parameter in parameters if slices > 1 else ():
-            parameter.register_post_accumulate_grad_hook(partial(_keep_slice, slices, kept))
+        for parameter in parameters if processes > 1 else ():
+            parameter.register_post_accumulate_grad_hook(partial(_exchanged, slices, kept))
         student = Student(model, ema, backbone, Meter(lambda: 0, lambda start, end: 0).phase)
         peak = _peak(spec, method, student, size, encoders)
-        return Footprint(**fixed, activations=peak if slices == 1 else _divided(peak, learned, model, method))
+        if slices > 1:
+            peak = _divided(peak, learned, model, method)
+        elif processes > 1:
+            peak += learned  # the buckets that gradients are exchanged in, for good
+        return Footprint(**fixed, activations=peak)
 
 
-def _keep_slice(slices: int, kept: list[Tensor], parameter: Tensor) -> None:
-    """Of a gradient, as soon as it is summed over processes."""
+def _exchanged(slices: int, kept: list[Tensor], parameter: Tensor) -> None:
+    """A gradient as soon as it is summed over processes: a slice of it is kept, or it lies in a bucket of the exchange."""
     parameter.grad = None
-    kept.append(torch.empty(_rows(parameter, slices), *parameter.shape[1:]))
+    if slices > 1:
+        kept.append(torch.empty(_rows(parameter, slices), *parameter.shape[1:]))
 
 
 def _divided(peak: int, gradients: int, model: SiT, method: nn.Module) -> int:

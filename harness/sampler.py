@@ -58,7 +58,8 @@ def euler_maruyama(v: Velocity, x: Tensor, steps: int, *, noise: Noise, dtype=to
     times = torch.linspace(1, SDE_LAST, steps, dtype=torch.float64)
     for i, (t, t_next) in enumerate(_pairs(times)):
         x = x + (t_next - t) * _drift(v, x, t) + (2 * t * (t - t_next)) ** 0.5 * noise(i, x).to(x)
-    return x - SDE_LAST * _drift(v, x, SDE_LAST)
+    last = times[-1].item()  # of one step, where the noise is
+    return x - last * _drift(v, x, last)
 
 
 SAMPLERS: dict[str, Sampler] = {"euler": euler, "heun": heun, "euler_maruyama": euler_maruyama}

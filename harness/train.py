@@ -34,6 +34,7 @@ from harness.journal import Journal, Progress, Taken, complete
 from harness.record import DONE, Record, RecordWriter
 from harness.run import Run
 from harness.sharded import whole
+from harness.shares import check_shares
 from harness.spec import EmaSpec, RunSpec, TrainSpec
 
 
@@ -49,7 +50,7 @@ def train(spec: RunSpec, out: Path, progress: Progress) -> Path:
     Raises `UserError` for what a user can mend, `RunStopped` for a loss that is not finite, `Interrupted` for a signal.
     """
     path = out / spec.id
-    _check_batch(spec)
+    check_shares(spec, int(os.environ.get("WORLD_SIZE", "1")))
     check_cached(spec)
     prepare(_threads(spec, Record(path), progress))
     with join(spec.runtime.device) as world:
@@ -197,21 +198,6 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, train: TrainSpec, step: 
 def ema_decay(ema: EmaSpec, step: int) -> float:
     """The decay at a step (1-based); with warm-up min(decay, (1 + step) / (10 + step))."""
     return min(ema.decay, (1 + step) / (10 + step)) if ema.warmup else ema.decay
-
-
-def _check_batch(spec: RunSpec) -> None:
-    size, parts = spec.train.batch_size, int(os.environ.get("WORLD_SIZE", "1")) * spec.train.accumulate
-    if size % parts:
-        raise UserError(
-            f"train.batch_size = {size} cannot be divided into {parts} equal parts "
-            "(processes x train.accumulate); choose a multiple"
-        )
-    group = min(spec.method.needs().group, size)
-    if (size // parts) % group:
-        raise UserError(
-            f"method.group = {group} does not divide a micro-batch of {size // parts} samples "
-            f"(train.batch_size {size} in {parts} parts); choose a divisor, or fewer parts"
-        )
 
 
 def _check_same_data(record: Record, fingerprint: str) -> None:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from harness.exact import product
 from harness.spec import NOT_HASHED, BackboneSpec
 from methods.present import mean_of_tokens
 
@@ -81,7 +82,7 @@ def apart(kind: Similarity, a: Tensor, b: Tensor, *, beta: float = 0.05, tempera
     if kind == "l1":
         return (a - b).abs()
     if kind == "nt_xent":
-        logits = F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).transpose(1, 2) / temperature
+        logits = product(F.normalize(a, dim=-1), F.normalize(b, dim=-1).transpose(1, 2)) / temperature
         own = torch.arange(a.shape[1], device=a.device).expand(len(a), -1)
         return F.cross_entropy(logits.transpose(1, 2), own, reduction="none")
     return 1 - cosine(a, b, dim=1 if kind == "cosine_tokens" else -1)
@@ -99,7 +100,7 @@ def mean_apart(
 def relations(tokens: Tensor) -> Tensor:
     """Cosines between all tokens of a sample, float32: (B, T, D) -> (B, T, T)."""
     unit = F.normalize(tokens.float(), dim=-1)
-    return unit @ unit.transpose(1, 2)
+    return product(unit, unit.transpose(1, 2))
 
 
 def spatial_norm(tokens: Tensor, gamma: float) -> Tensor:

@@ -97,14 +97,18 @@ class AttentionSeparation(Method):
         config, index = self.config, batch.index
         t, s = (times[:, 0] for times in draw_times(config, self.setting, streams, index))
         offset = 0.2 * streams.uniform("teacher_offset", index, (2,))
-        cleaner = (torch.stack([t, s], dim=1) - offset).clamp(min=0)
         noise = streams.normal("noise", index, batch.x0.shape[1:])
         if not config.mask_ratio:
-            return Draw(noise, Times.per_sample(t), extra={"cleaner": cleaner})
+            cleaner = (t - offset[:, 0]).clamp(min=0)
+            return Draw(noise, Times.per_sample(t), extra={"cleaner": cleaner[:, None]})
         whole = streams.uniform("whole", index) < config.whole
         mask = draw_mask(config, self.setting, streams, index) & ~whole[:, None]
-        times = Times.dual(t, s, mask) if config.dual else Times.per_sample(t)
-        return Draw(noise, times, mask.long() if config.separate else None, {"cleaner": cleaner})
+        drawn = (t, s) if config.dual else (t, t)
+        two = [torch.where(whole, *pair) for pair in zip(drawn, config.in_order(*drawn), strict=True)]
+        times = Times.dual(*two, mask) if config.dual else Times.per_sample(t)
+        cleaner = (torch.stack(two, dim=1) - offset).clamp(min=0)
+        extra = {"cleaner": cleaner} if config.dual else {"cleaner": cleaner, "mask": mask}
+        return Draw(noise, times, mask.long() if config.separate else None, extra)
 
     def align(self, student: Student, batch: Batch, draw: Draw, prediction: Prediction) -> Tensor:
         times, groups = self._teacher_view(draw)
@@ -120,5 +124,5 @@ class AttentionSeparation(Method):
         """Times and groups of the teacher's pass."""
         if self.config.teacher == "clean":
             return Times.per_sample(draw.times.levels.amin(dim=1)), None
-        levels = draw.extra["cleaner"][:, : draw.times.levels.shape[1]]
-        return Times(levels, draw.times.which), draw.groups
+        which = draw.extra.get("mask", draw.times.which)
+        return Times(draw.extra["cleaner"], which), draw.groups

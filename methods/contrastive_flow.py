@@ -2,7 +2,7 @@
 
 L = mean || v - (eps - x0) ||^2 - coefficient * mean || v - (eps' - x0') ||^2,
 
-where eps' and x0' are another sample's: here its neighbour in a group of 32 consecutive samples, whose order is random already.
+both means weighed alike (a coefficient below 1 then keeps the loss bounded), where eps' and x0' are another sample's: here its neighbour in a group of 32 consecutive samples, whose order is random already.
 The released code draws it from the local batch; a group of a given size keeps the result the same on any number of processes.
 Defaults: coefficient 0.05.
 Cost: one more mean square; no head, no teacher, no encoder.
@@ -21,7 +21,7 @@ from harness.backbone.student import Student
 from harness.batch import Batch, Draw
 from harness.path import velocity_target
 from methods.align import in_groups
-from methods.method import Method, MethodConfig, Needs
+from methods.method import Method, MethodConfig, Needs, velocity_error
 
 
 class ContrastiveFlow(Method):
@@ -48,4 +48,4 @@ class ContrastiveFlow(Method):
     def align(self, student: Student, batch: Batch, draw: Draw, prediction: Prediction) -> Tensor:
         target = in_groups(velocity_target(batch.x0, draw.noise), self.config.group)
         other = target.roll(1, dims=1).flatten(0, 1)
-        return -(prediction.velocity.float() - other).square().mean()
+        return -velocity_error(prediction.velocity, other, batch, self.setting)

@@ -22,6 +22,7 @@ from torch import Tensor
 from harness.backbone.sit import Prediction
 from harness.backbone.student import Student
 from harness.batch import Batch, Draw
+from harness.exact import product
 from harness.spec import BackboneSpec
 from methods.align import check_layer, in_groups, layer_at
 from methods.method import Method, MethodConfig, Needs
@@ -66,7 +67,7 @@ def squared_distances(z: Tensor) -> Tensor:
     From inner products of centred rows: one matrix product, and little cancellation.
     """
     z = z - z.mean(dim=1, keepdim=True)
-    products = z @ z.transpose(1, 2)
+    products = product(z, z.transpose(1, 2))
     norms = products.diagonal(dim1=1, dim2=2)
     distances = (norms[:, :, None] + norms[:, None, :] - 2 * products).clamp(min=0)
     return distances * (1 - torch.eye(z.shape[1], device=z.device))

@@ -28,7 +28,7 @@ class DualConfig(MethodConfig):
     """unsorted is Self-Flow's (authors, issues 2 and 11): the second time is the noisier one in half of all cases. sorted
     makes it the noisier one always (arXiv 2607.02508 Eq. 5), which raises the mean noise of a token."""
     mask: Literal["bernoulli", "exact"] = "bernoulli"
-    """bernoulli is Self-Flow's; exact takes floor(R_M T) tokens (the code of arXiv 2607.02508)."""
+    """bernoulli is Self-Flow's; exact takes R_M T tokens, to the nearest (the code of arXiv 2607.02508)."""
     second_time: Literal["independent", "near"] = "independent"
     """near: s in [t - 0.2, t], the ablation of Self-Flow's Fig. 11."""
 
@@ -37,17 +37,21 @@ class DualConfig(MethodConfig):
         """Whether any token takes a second time."""
         return bool(self.mask_ratio or self.mask_ratio_audio)
 
+    def in_order(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        """The two times as tokens take them; only where some token takes the second one, or t is not p(t)'s."""
+        return (torch.minimum(t, s), torch.maximum(t, s)) if self.order == "sorted" else (t, s)
+
 
 def draw_times(
     config: DualConfig, setting: Setting, streams: Streams, index: np.ndarray
 ) -> tuple[Tensor, Tensor]:
-    """t and s of a sample, (B, 1) each, or of each of its parts, (B, P)."""
+    """t and s of a sample, (B, 1) each, or of each of its parts, (B, P); not in order."""
     t = part_times(setting.time, setting.backbone, streams, "time", index)
     if config.second_time == "near":
         s = (t - 0.2 * streams.uniform("second_time", index)[:, None]).clamp(min=0)
     else:
         s = part_times(setting.time, setting.backbone, streams, "second_time", index)
-    return (torch.minimum(t, s), torch.maximum(t, s)) if config.order == "sorted" else (t, s)
+    return t, s
 
 
 def draw_mask(config: DualConfig, setting: Setting, streams: Streams, index: np.ndarray) -> Tensor:
@@ -60,7 +64,7 @@ def draw_mask(config: DualConfig, setting: Setting, streams: Streams, index: np.
     if config.mask == "bernoulli":
         return torch.cat([u < ratio for u, ratio in zip(each, ratios, strict=True)], dim=1)
     ranked = [
-        u.argsort(dim=1).argsort(dim=1) < int(r * u.shape[1]) for u, r in zip(each, ratios, strict=True)
+        u.argsort(dim=1).argsort(dim=1) < int(r * u.shape[1] + 0.5) for u, r in zip(each, ratios, strict=True)
     ]
     return torch.cat(ranked, dim=1)
 

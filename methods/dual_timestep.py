@@ -34,7 +34,7 @@ class DualTimestep(Method):
     def draw(self, streams: Streams, batch: Batch) -> Draw:
         if not self.config.masks:
             return super().draw(streams, batch)
-        t, s = draw_times(self.config, self.setting, streams, batch.index)
+        t, s = self.config.in_order(*draw_times(self.config, self.setting, streams, batch.index))
         mask = draw_mask(self.config, self.setting, streams, batch.index)
         return Draw(
             streams.normal("noise", batch.index, batch.x0.shape[1:]), dual_times(t, s, mask, self.setting)

@@ -8,7 +8,7 @@ min(N_student, N_encoder) heads (released: the first 12 of SiT-XL's 16 against D
 Defaults as released: both weights 0.5, REPA's layer and projector; tau 250k for L and XL, 100k for B (other sizes: no stop).
 Cost: the encoder's forward pass with its attention maps, and a T x T product for each layer and head of the student.
 Ours: the encoder's attention is a softmax over patch tokens alone, so that rows sum to 1 (what becomes of the class token is not
-documented); sizes with fewer than 8 layers take those that end at two thirds of their depth.
+documented); sizes of 8 layers or fewer take those that end at two thirds of their depth.
 Disputed: without the stop it is worse than REPA at 500k steps (8.1 against 7.5, Table 3); the XL-400k rows of its Table 4
 contradict its figure.
 """
@@ -24,6 +24,7 @@ from torch import Tensor
 from harness.backbone.sit import Prediction
 from harness.backbone.student import Student
 from harness.batch import Batch, Draw
+from harness.exact import product
 from harness.spec import BackboneSpec
 from methods.align import check_layer
 from methods.method import Needs
@@ -94,6 +95,6 @@ def attention_loss(heard: list[tuple[Tensor, Tensor]], target: Tensor) -> Tensor
     losses = []
     for (q, k), maps in zip(heard, target.unbind(dim=1), strict=True):
         heads = min(q.shape[1], maps.shape[1])
-        logits = q[:, :heads].float() @ k[:, :heads].float().transpose(-2, -1) / q.shape[-1] ** 0.5
+        logits = product(q[:, :heads], k[:, :heads].transpose(-2, -1)) / q.shape[-1] ** 0.5
         losses.append(-(maps[:, :heads].float() * logits.log_softmax(dim=-1)).sum(dim=-1).mean())
     return torch.stack(losses).mean()

@@ -192,7 +192,12 @@ class Method(nn.Module):
 def flow_loss(velocity: Tensor, batch: Batch, draw: Draw, setting: Setting) -> Tensor:
     """L_gen = mean || v - (eps - x0) ||^2 over samples, channels and pixels, in float32 (SiT Eq. 7; REPA loss.py); of several
     parts the weighted sum (Self-Flow section 4.4), each sample's over those that it has (present.py)."""
-    velocity, target = velocity.float(), velocity_target(batch.x0, draw.noise)
+    return velocity_error(velocity, velocity_target(batch.x0, draw.noise), batch, setting)
+
+
+def velocity_error(velocity: Tensor, target: Tensor, batch: Batch, setting: Setting) -> Tensor:
+    """Mean square of v - target, float32, as L_gen weighs it."""
+    velocity = velocity.float()
     if not setting.weights:
         return F.mse_loss(velocity, target)
     pairs = list(zip(*map(setting.backbone.apart, (velocity, target)), strict=True))

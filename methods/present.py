@@ -39,8 +39,9 @@ def weights_of_samples(present: Tensor, weights: Sequence[float]) -> Tensor:
 
 
 def mean_of_tokens(values: Tensor, present: Tensor | None) -> Tensor:
-    """The mean over samples of each one's mean over the tokens that are there; values (B, T) or (B, T, D)."""
+    """The mean over samples of each one's mean over the tokens that are there, 0 where there are none; values (B, T) or
+    (B, T, D)."""
     if present is None:
         return values.mean()
-    each = present.to(values.dtype) / present.sum(dim=1, keepdim=True)
+    each = present.to(values.dtype) / present.sum(dim=1, keepdim=True).clamp(min=1)
     return ((values if values.dim() == 2 else values.mean(dim=-1)) * each).sum(dim=1).mean()

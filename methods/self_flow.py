@@ -9,7 +9,8 @@ The teacher h' is the EMA network on homogeneous noise at the cleaner of the two
 Defaults: gamma 0.8, R_M 0.25, l = 0.3 D, k = 0.7 D (8 and 20 of 28, 4 and 8 of 12).
 Cost: a forward pass of 0.7 of the depth without gradient.
 
-Disputed, each a named setting: those of methods/dual.py; the loss on masked tokens only (a third-party port); the teacher's
+Disputed, each a named setting: those of methods/dual.py; the loss on masked tokens only (a third-party port; here each
+sample's mean over its own, so that it does not depend on how a batch is divided); the teacher's
 time ("min" as published, "same" gives it the student's own mixture); l1 (the paper: unstable later). mask_ratio 0 is the
 paper's "without masking": the student at t, the teacher at min(t, s), which the paper does not spell out.
 """
@@ -80,7 +81,8 @@ class SelfFlow(Method):
         noise = streams.normal("noise", batch.index, batch.x0.shape[1:])
         times = times_of_parts(t, self.setting.backbone)  # an empty mask: all tokens have time t
         if self.config.masks:
-            times = dual_times(t, s, draw_mask(self.config, self.setting, streams, batch.index), self.setting)
+            mask = draw_mask(self.config, self.setting, streams, batch.index)
+            times = dual_times(*self.config.in_order(t, s), mask, self.setting)
         return Draw(noise, times, extra={"cleaner": torch.minimum(t, s)})
 
     def align(self, student: Student, batch: Batch, draw: Draw, prediction: Prediction) -> Tensor:
@@ -98,7 +100,5 @@ class SelfFlow(Method):
         gap = apart(self.config.similarity, projected, target)
         if self.config.align_on == "all" or draw.times.which is None:
             return mean_of_tokens(gap, present)
-        gap = gap if gap.dim() == 2 else gap.mean(dim=-1)
         masked = draw.times.which.long() >= cleaner.shape[1]
-        masked = (masked if present is None else masked & present).float()
-        return (gap * masked).sum() / masked.sum().clamp(min=1)
+        return mean_of_tokens(gap, masked if present is None else masked & present)

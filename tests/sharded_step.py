@@ -1,4 +1,5 @@
-"""What a process of torchrun does for tests/test_footprint.py: a step of a run, and the most bytes it took, written to a file.
+"""What a process of torchrun does for tests/test_footprint.py: steps of a run, and the most bytes they took, written to a
+file.
 
 torchrun --nproc-per-node=N -m tests.sharded_step FILE SETTING...
 """
@@ -11,34 +12,38 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
 
 from harness.batch import Batch
 from harness.data.base import open_dataset, split
+from harness.distributed import World
 from harness.draws import Streams
 from harness.resolve import load_spec
 from harness.run import build
+from harness.train import Objective
 from tests.allocated import allocated
 
 
 def main(file: str, *settings: str) -> None:
     dist.init_process_group("gloo")
+    world = World(dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
     spec = load_spec("digits", settings)
-    dataset, processes = open_dataset(spec.data), dist.get_world_size()
-    mesh = init_device_mesh("cpu", (processes,)) if spec.runtime.shard else None
-    run = build(spec, dataset, split(dataset, spec.data.held_out), torch.device("cpu"), mesh)
-    share = spec.train.batch_size // processes
+    dataset, mesh = open_dataset(spec.data), world.mesh() if spec.runtime.shard else None
+    run = build(spec, dataset, split(dataset, spec.data.held_out), world.device, mesh)
+    share = spec.train.batch_size // world.size
     labels = torch.zeros(share, dtype=torch.int64)
     batch = Batch(np.arange(share), torch.zeros(share, *run.model.config.x_shape), labels, labels)
     draw = run.method.draw(Streams(0), batch)
 
-    def step() -> None:
-        run.method.loss(run.student, batch, draw).total.backward()
+    def train(steps: int) -> None:
+        objective = world.wrap(Objective(run), changing=False)
+        for _ in range(steps):
+            objective(batch, draw)[0].backward()
+            run.optimizer.zero_grad(set_to_none=True)
 
-    step()
-    run.optimizer.zero_grad(set_to_none=True)
-    taken = allocated(step)
-    if dist.get_rank() == 0:
+    if spec.runtime.shard:
+        train(1)  # what is made once
+    taken = allocated(lambda: train(1 if spec.runtime.shard else 3))
+    if world.main:
         Path(file).write_text(str(taken))
     dist.destroy_process_group()
 

@@ -79,6 +79,25 @@ def test_fed_is_what_the_training_thread_would_make(tmp_path: Path) -> None:
         assert torch.equal(item.draw.times.which, draw.times.which)
 
 
+def test_a_tensor_that_repeats_its_memory_can_be_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What pinning does on a GPU, without one: a new storage with the tensor's own strides, then a copy into it."""
+
+    def pin_memory(tensor: torch.Tensor) -> torch.Tensor:
+        fresh = torch.empty(0, dtype=tensor.dtype).set_(
+            torch.empty(tensor.untyped_storage().nbytes(), dtype=torch.uint8).untyped_storage().clone(),
+            0,
+            tensor.shape,
+            tensor.stride(),
+        )
+        return fresh.copy_(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    which = torch.arange(6).expand(4, -1)
+    with pytest.raises(RuntimeError, match="single memory location"):
+        which.pin_memory()
+    assert torch.equal(pinned(Times(torch.zeros(4, 6), which)).which, which)
+
+
 def test_pinning_reaches_every_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
     """Page-locked memory needs a GPU: here every tensor that is asked for it counts itself."""
     asked: list[torch.Tensor] = []

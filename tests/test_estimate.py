@@ -115,4 +115,27 @@ def test_evaluations_include_the_last_step() -> None:
 def test_a_batch_that_devices_cannot_share_is_named() -> None:
     result = CliRunner().invoke(cli, [*FLOW, "--devices", "7"])
     assert isinstance(result.exception, UserError)
-    assert "cannot be divided into 7 equal parts (--devices x train.accumulate)" in str(result.exception)
+    assert "cannot be divided into 7 equal parts (processes x train.accumulate)" in str(result.exception)
+
+
+def test_a_group_that_does_not_divide_the_batch_is_named() -> None:
+    for words in (("cost", "digits"), ("cost", "digits", "--devices", "2")):
+        settings = ["--set", "method.name=dispersive", "--set", "train.batch_size=48"]
+        result = CliRunner().invoke(cli, [*words, *settings])
+        assert isinstance(result.exception, UserError) and "method.group = 32" in str(result.exception)
+
+
+def test_evaluation_generates_the_token_of_reg_too() -> None:
+    """One token more in attention and in every block."""
+    small = ("backbone.size=S", "method.encoder.name=local:small")
+    flow, reg = (
+        load_spec("digits", (*small[: 2 if m == "reg" else 1], f"method.name={m}")) for m in ("flow", "reg")
+    )
+    tokens = 16
+    assert evaluation_flops(reg) / evaluation_flops(flow) == pytest.approx((tokens + 1) / tokens, rel=0.05)
+
+
+def test_training_does_not_tell_the_time_of_an_evaluation_of_another_precision() -> None:
+    stated = ("--flops-per-second", "2e14")
+    assert told(*FLOW, *stated)["seconds"]["evaluation"] is None  # the preset: bfloat16 and float32
+    assert told(*FLOW, *stated, "--set", "eval.precision=bfloat16")["seconds"]["evaluation"] > 0

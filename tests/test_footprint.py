@@ -63,7 +63,9 @@ def test_processes_and_micro_batches_share_the_activations() -> None:
         footprint(load_spec("digits", big), 4),
         footprint(load_spec("digits", (*big, "train.accumulate=4"))),
     )
-    assert shared == parts and whole.activations == pytest.approx(4 * shared.activations, rel=0.1)
+    assert whole.activations == pytest.approx(4 * parts.activations, rel=0.1)
+    # A process of several has room for all gradients from the first step on.
+    assert parts.activations <= shared.activations <= parts.activations + parts.gradients
 
 
 @pytest.mark.parametrize("shard", [False, True])

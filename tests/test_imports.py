@@ -16,6 +16,7 @@ MAY_IMPORT = {
         "harness.backbone",
         "harness.batch",
         "harness.draws",
+        "harness.exact",
         "harness.path",
         "harness.spec",
     },

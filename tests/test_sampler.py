@@ -69,3 +69,14 @@ def test_noise_of_the_sde_is_asked_for_step_by_step() -> None:
         lambda x, t: x, torch.ones(1, 1, 1, 1), 5, noise=lambda i, x: asked.append(i) or torch.zeros_like(x)
     )
     assert asked == [0, 1, 2, 3]
+
+
+def test_one_step_of_the_sde_is_one_drift_from_the_noise() -> None:
+    """By hand from samplers.py of REPA: its last step begins where the times end, which of one step is t = 1."""
+    x = torch.ones(2, 1, 2, 2, dtype=torch.float64)
+    found = euler_maruyama(
+        lambda x, t: 2 * x, x, 1, noise=lambda i, x: torch.zeros_like(x), dtype=torch.float64
+    )
+    velocity, t = 2.0, 1.0
+    drift = velocity - t * (-(1.0 + (1 - t) * velocity) / t)
+    assert torch.allclose(found, x - drift)

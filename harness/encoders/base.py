@@ -17,6 +17,7 @@ from harness import registry
 from harness.batch import View
 from harness.data.dataset import Dataset
 from harness.errors import UserError
+from harness.exact import product
 
 
 class EncoderChoice(Protocol):
@@ -140,7 +141,7 @@ def parse_name(name: str) -> tuple[str, str]:
 
 def attention_of(q: Tensor, k: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)), float32; q, k: (B, heads, T, d)."""
-    return (q.float() @ k.float().transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(dim=-1)
+    return (product(q, k.transpose(-2, -1)) / q.shape[-1] ** 0.5).softmax(dim=-1)
 
 
 def no_attention(name: str, blocks: int = 0) -> UserError:

@@ -156,10 +156,9 @@ def test_what_is_absent_touches_nothing(name: str) -> None:
     assert not torch.equal(stepped(run, replace(batch, x0=x0), draw)[0], total)
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if "masked" not in name])
+@pytest.mark.parametrize("name", CASES)
 def test_a_sample_weighs_the_same_in_any_batch(name: str) -> None:
-    """The loss of a batch is the mean of those of its samples, each with what it has: no cut changes it. (`align_on = "masked"`
-    is a mean over a batch's masked tokens, mixed or not.)"""
+    """The loss of a batch is the mean of those of its samples, each with what it has: no cut changes it."""
     run = case(name, *MIX)
     with torch.no_grad():
         whole = Objective(run)(*fed(run))[0].item()

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 from harness.data.base import open_dataset, split
 from harness.data.dataset import Sample
@@ -189,14 +188,9 @@ def test_frozen_and_plain(cache: Path) -> None:
 
 
 def test_counted_before_it_exists() -> None:
-    """The meta count equals a count over a real pass, and the parameters are those of the sizes."""
-    about = local.RandomEncoder.architecture("small", (3, 8, 8), 10, (4, 4))
-    network = local.build("small", (3, 8, 8), 10, (4, 4))
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(torch.zeros(1, 3, 8, 8))
-    assert about == (64, counter.get_total_flops(), 4)
+    """By hand: patches, four blocks, attention. (A real pass is no judge: older torch does not count its attention.)"""
     matmuls = 16 * 2 * (12 * 64 + 4 * 12 * 64**2) + 4 * 2 * 2 * 16**2 * 64
-    assert about.flops == matmuls
+    assert local.RandomEncoder.architecture("small", (3, 8, 8), 10, (4, 4)) == (64, matmuls, 4)
 
 
 @pytest.mark.parametrize(

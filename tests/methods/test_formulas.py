@@ -283,6 +283,43 @@ def test_attention_separation_draws(dual: bool, separate: bool) -> None:
         assert (counts == 0).float().mean().item() == pytest.approx(0.3, abs=0.05)
 
 
+def test_groups_that_share_one_time_have_a_teacher_with_two() -> None:
+    """Released: each group's teacher time is the student's minus an offset of its own, dual or not."""
+    method = build(AttentionSeparation, student_layer=1, teacher_layer=3, dual=False, similarity="cosine")
+    losses, pupil, given, draw, prediction = loss(method)
+    later = draw.times.levels - draw.extra["cleaner"]
+    assert (later >= 0).all() and (later <= 0.2 + 1e-6).all() and (later[:, 0] != later[:, 1]).any()
+    times = Times(draw.extra["cleaner"], draw.groups)
+    x = interpolate(given.x0, draw.noise, times, CONFIG)
+    b = f64(pupil.ema(x, times, given.label, taps=(3,), groups=draw.groups).hidden[3])
+    a = f64(method.projector(prediction.hidden[1]))
+    assert losses.parts["align"].item() == pytest.approx((1 - (unit(a) * unit(b)).sum(-1)).mean(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("cls", "settings"),
+    [
+        (SelfFlow, {"gamma": 0.0, "mask_ratio": 0.0}),
+        (DualTimestep, {"mask_ratio": 0.0}),
+        (AttentionSeparation, {"coefficient": 0.0, "mask_ratio": 0.0}),
+        (AttentionSeparation, {"dual": False}),
+        (AttentionSeparation, {"whole": 1.0}),
+    ],
+)
+def test_order_does_nothing_where_no_token_has_a_second_time(cls, settings: dict) -> None:
+    """Sorted times are for tokens that take two: a sample of one time has that of plain flow matching."""
+    given = batch(300)
+    levels = build(cls, order="sorted", **settings).draw(Streams(0), given).times.levels[:, 0]
+    assert torch.equal(levels, Flow.build(Flow.Config(), CONFIG).draw(Streams(0), given).times.levels[:, 0])
+
+
+@pytest.mark.parametrize(("ratio", "count"), [(0.25, 4), (0.3, 5), (0.35, 6), (0.5, 8)])
+def test_an_exact_mask_takes_the_nearest_count(ratio: float, count: int) -> None:
+    """Of 16 tokens, as the released code: whole parts first, then the rest to the larger fraction."""
+    masks = build(DualTimestep, mask="exact", mask_ratio=ratio).draw(Streams(0), batch(50)).times.which
+    assert set(masks.sum(1).tolist()) == {count}
+
+
 @pytest.mark.parametrize("teacher", ["mixed", "clean"])
 def test_attention_separation_teacher(teacher: str) -> None:
     method = build(
