@@ -6,9 +6,12 @@ own batches. Under torchrun the processes share the shards.
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ import torch
 from harness import registry
 from harness.codecs.base import Codec
 from harness.data.base import from_pixels, images
-from harness.data.dataset import Dataset
+from harness.data.dataset import Dataset, label_of
 from harness.data.shards import FORMAT, INDEX, MANIFEST, file_digest, shard_name, without_places
 from harness.data.waves import read_shape, waves
 from harness.distributed import World
@@ -27,7 +30,9 @@ from harness.errors import UserError
 from harness.record import write_atomic
 from harness.spec import DataSpec
 
-BEGUN = "encoding.json"
+BEGUN, LOCK = "encoding.json", "encoding.lock"
+LEFT_OVER = (LOCK, f".{BEGUN}.tmp")
+"""By a command that was killed before it had begun: no content yet."""
 LATER = ("frames", "video_weight", "audio_weight")
 """Fields of the source that came later: a manifest names them where they are set."""
 
@@ -100,31 +105,55 @@ def check_encodes(family: str, dataset: Dataset, flip: bool) -> None:
 def encode(job: Encoding, folder: Path, world: World, advance: Callable[[int], None]) -> dict[str, Any]:
     """Encode into a folder and return its manifest; `advance` is told of samples that are in whole shards.
 
-    Raises `UserError` where the folder is of another encoding or cannot be written.
+    Raises `UserError` where the folder is of another encoding, is being written, or cannot be written.
     """
     try:
-        if world.main:
-            _begin(folder, job)
-        world.wait()
-        mine = list(enumerate(job.shards()))[world.rank :: world.size]
-        for number, part in mine:
-            if not _whole(folder / shard_name(number)):
-                _write_shard(folder / shard_name(number), job, part, world.device, advance)
-            else:
-                advance(len(part))
-        world.wait()
-        return _finish(folder, job) if world.main else {}
+        with _alone(folder) if world.main else nullcontext():
+            if world.main:
+                _begin(folder, job)
+            world.wait()
+            mine = list(enumerate(job.shards()))[world.rank :: world.size]
+            for number, part in mine:
+                if not _whole(folder / shard_name(number)):
+                    _write_shard(folder / shard_name(number), job, part, world.device, advance)
+                else:
+                    advance(len(part))
+            world.wait()
+            return _finish(folder, job) if world.main else {}
     except OSError as error:
         raise UserError(
             f"cannot write to {folder}: {error.strerror}; free the disk, then run the same command"
         ) from error
 
 
-def _begin(folder: Path, job: Encoding) -> None:
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Alone among commands with a folder, which is made; raises `UserError` while another command writes there."""
     folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK, "a") as lock:
+        if not _taken(lock.fileno()):
+            raise UserError(
+                f"{folder} is in use by another flowrace data encode; wait for it or stop it, or give another --out"
+            )
+        try:
+            yield
+        finally:
+            (folder / LOCK).unlink(missing_ok=True)
+
+
+def _taken(lock: int) -> bool:
+    """Whether the lock is ours now, and not removed by a command that held it until this instant."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return os.fstat(lock).st_nlink > 0
+
+
+def _begin(folder: Path, job: Encoding) -> None:
     note = folder / BEGUN
     if not note.exists():
-        if any(folder.iterdir()):
+        if any(file.name not in LEFT_OVER for file in folder.iterdir()):
             raise UserError(f"{folder} is not empty and holds no encoding to continue; give another --out")
         write_atomic(note, json.dumps(job.about, indent=1).encode())
         return
@@ -173,7 +202,7 @@ def _read(job: Encoding, index: np.ndarray) -> torch.Tensor:
 
 
 def _finish(folder: Path, job: Encoding) -> dict[str, Any]:
-    labels = np.array([job.dataset.sample(i).label for i in range(len(job.dataset))], dtype=np.int64)
+    labels = np.array([label_of(job.dataset, i) for i in range(len(job.dataset))], dtype=np.int64)
     keys = [job.dataset.key(i) for i in range(len(job.dataset))]
     buffer = io.BytesIO()
     joined = np.frombuffer(b"".join(keys), dtype=np.uint8)

@@ -93,6 +93,7 @@ def encode(
 def source_spec(source: str, overrides: tuple[str, ...], modality: str) -> Any:
     """The `DataSpec` of what SRC names: a data set, or a path, read as what the codec is for and as its content tells."""
     from harness import registry
+    from harness.data.fields import check_fields
     from harness.resolve import parse_override, set_path, validate
     from harness.spec import DataSpec
 
@@ -108,7 +109,27 @@ def source_spec(source: str, overrides: tuple[str, ...], modality: str) -> Any:
                 f"--set {override}: only fields of the source can be set here, as data.resolution=256"
             )
         set_path(table, path, value)
-    return validate(DataSpec, table["data"], f"SRC {source}")
+    spec = validate(DataSpec, table["data"], f"SRC {source}")
+    if spec.name == "latents":
+        raise UserError(f"SRC {source}: latents are encoded already; give what they were made of")
+    _check_trained(spec)
+    dataset = registry.load("dataset", spec.name)
+    check_fields(spec, dataset, dataset.modality)
+    return spec
+
+
+def _check_trained(spec: Any) -> None:
+    """Raise `UserError` for fields that training reads, and encoding does not."""
+    for name, instead in (
+        ("flip", "say --flip to encode mirrored pictures too"),
+        ("held_out", "leave it out"),
+        ("workers", "leave it out"),
+    ):
+        value = getattr(spec, name)
+        if value != type(spec).model_fields[name].default:
+            raise UserError(
+                f"data.{name} = {json.dumps(value)} is for training on what is encoded; {instead}"
+            )
 
 
 def _kind(path: Path, modality: str) -> str:

@@ -107,12 +107,13 @@ def dithered(samples: np.ndarray, dbfs: float, seed: int = 0) -> np.ndarray:
 
 
 def _by_soundfile(file: Encoded) -> tuple[np.ndarray, int] | None:
-    """Samples (n, channels) and rate; None where the format is unknown to it."""
+    """Samples (n, channels) and rate; None where the format is unknown to it, or the header does not say how many samples there
+    are, or more than fit into memory: soundfile makes room for all before it reads."""
     soundfile = package("soundfile", "audio")
     source = io.BytesIO(file.source) if isinstance(file.source, bytes) else str(file.source)
     try:
         return soundfile.read(source, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError:
+    except (soundfile.LibsndfileError, MemoryError, ValueError):
         return None
 
 
@@ -120,7 +121,7 @@ def _by_av(file: Encoded) -> tuple[np.ndarray, int]:
     av = package("av", "audio")
     source = io.BytesIO(file.source) if isinstance(file.source, bytes) else str(file.source)
     try:
-        with av.open(source) as container:
+        with av.open(source, metadata_errors="replace") as container:
             if not container.streams.audio:
                 raise MetricError(f"{file.name} has no audio stream")
             rate = container.streams.audio[0].rate

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +24,18 @@ from metrics.media import VIDEO, Encoded, encoded, holds, package
 from metrics.value import MetricError
 
 STARTS = ("random", "first")
+_BROKEN = (
+    OSError,
+    ValueError,
+    EOFError,
+    KeyError,
+    RuntimeError,
+    MemoryError,
+    TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What reading a damaged npy or npz file raises; zipfile's for what it does not unpack is a RuntimeError."""
 
 
 class Video(NamedTuple):
@@ -120,7 +135,7 @@ def decoded_frames(file: Encoded) -> Iterator[Any]:
     av = package("av", "video")
     source = io.BytesIO(file.source) if isinstance(file.source, bytes) else str(file.source)
     try:
-        with av.open(source) as container:
+        with av.open(source, metadata_errors="replace") as container:
             if not container.streams.video:
                 raise MetricError(f"{file.name} has no video stream")
             container.streams.video[0].thread_count = 1  # starting threads costs more than a short clip does
@@ -141,10 +156,11 @@ def _array(path: Path) -> np.ndarray:
         raise MetricError(f"{path} holds {header.dtype}; give bytes, uint8 in 0..255, as they would be saved")
     if len(header.shape) != 5 or header.shape[-1] not in (1, 3) or 0 in header.shape:
         raise MetricError(f"{path} has shape {header.shape}; expected (N, T, H, W, C) with 1 or 3 channels")
-    if path.suffix == ".npy":
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    with np.load(path, allow_pickle=False) as content:
-        return content[header.key]
+    with _readable(path):
+        if path.suffix == ".npy":
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        with np.load(path, allow_pickle=False) as content:
+            return content[header.key]
 
 
 class _Header(NamedTuple):
@@ -155,7 +171,7 @@ class _Header(NamedTuple):
 
 def _header(path: Path) -> _Header:
     """Shape and type without the values; of an npz, of `arr_0` or of its only array."""
-    try:
+    with _readable(path):
         if path.suffix == ".npy":
             with open(path, "rb") as content:
                 return _Header("", *_described(content))
@@ -166,10 +182,19 @@ def _header(path: Path) -> _Header:
                 raise MetricError(f"{path} holds {', '.join(keys) or 'nothing'}; expected the array arr_0")
             with content.open(f"{key}.npy") as member:
                 return _Header(key, *_described(member))
-    except (OSError, ValueError, zipfile.BadZipFile, KeyError) as error:
-        if isinstance(error, MetricError):
-            raise
-        raise MetricError(f"{path} is not a numpy file: {error}") from error
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Whatever numpy and zipfile raise for a file that is none of theirs, or damaged, as a `MetricError` that names it."""
+    try:
+        yield
+    except MetricError:
+        raise
+    except _BROKEN as error:
+        raise MetricError(
+            f"{path} is not a whole numpy file: {str(error) or type(error).__name__}"
+        ) from error
 
 
 def _described(content: Any) -> tuple[tuple[int, ...], np.dtype]:

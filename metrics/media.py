@@ -27,8 +27,19 @@ class Kind:
     suffixes: frozenset[str]
 
 
-VIDEO = Kind("video", frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".gif", ".mpg", ".mpeg"}))
-AUDIO = Kind("audio", frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".aif", ".aiff"}))
+VIDEO = Kind(
+    "video",
+    frozenset({".mp4", ".m4v", ".f4v", ".mov", ".qt", ".avi", ".mkv", ".webm", ".gif", ".mpg", ".mpeg"}),
+)
+AUDIO = Kind(
+    "audio",
+    frozenset(
+        {
+            ".wav", ".wave", ".w64", ".aif", ".aiff", ".aifc", ".flac", ".ogg", ".oga", ".opus", ".mp2", ".mp3", ".m4a", ".m4b",
+            ".aac",
+        }
+    ),
+)  # fmt: skip
 
 
 def holds(path: Path, kind: Kind) -> bool:
@@ -91,5 +102,5 @@ def _columns(file: Path) -> list[str]:
 
     try:
         return pq.read_schema(file).names
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise MetricError(f"{file} is not a parquet file: {error}") from error

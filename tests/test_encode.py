@@ -22,17 +22,9 @@ from harness.record import Record
 from harness.resolve import load_spec
 from harness.spec import DataSpec
 from tests.codecs.vae import save_images, save_vae
+from tests.data.pictures import LABELS, folder_of, pixels
+from tests.encoded import content, encode
 from tests.runs import TINY, events, losses, tiny, trained
-
-
-def encode(source: object, codec: str, out: Path, *options: str) -> dict:
-    words = ["data", "encode", str(source), "--codec", codec, "--out", str(out), "--json", *options]
-    result = CliRunner().invoke(cli, words, catch_exceptions=False)
-    return json.loads(result.output)
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +153,67 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(tmp_path: Path, pictures: P
         assert not (tmp_path / "killed" / "latents.json").exists()
     encode(pictures, "identity", tmp_path / "killed", *options)
     assert content(tmp_path / "killed") == content(tmp_path / "calm")
+
+
+def test_killed_while_the_note_is_written_it_goes_on(tmp_path: Path, pictures: Path) -> None:
+    encode(pictures, "identity", tmp_path / "calm")
+    script = (
+        "import os, signal, sys; replace = os.replace\n"
+        "def dies(source, to):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL) if str(to).endswith('encoding.json') else replace(source, to)\n"
+        "os.replace = dies; from harness.cli import main; main()"
+    )
+    folder = tmp_path / "killed"
+    words = ["data", "encode", str(pictures), "--codec", "identity", "--out", str(folder)]
+    died = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, timeout=120)
+    assert died.returncode == -signal.SIGKILL, died.stderr.decode()
+    assert not (folder / "encoding.json").exists() and any(folder.iterdir())
+    encode(pictures, "identity", folder)
+    assert content(folder) == content(tmp_path / "calm")
+
+
+def test_two_at_once_do_not_write_one_folder(tmp_path: Path, pictures: Path) -> None:
+    """The second is refused while the first is at work, and the first ends as if it had been alone."""
+    encode(pictures, "identity", tmp_path / "calm")
+    script = (
+        "import sys; from harness import encode as e; write = e._write_shard\n"
+        "def waits(*given):\n"
+        "    print('at work', flush=True); sys.stdin.readline(); write(*given)\n"
+        "e._write_shard = waits; from harness.cli import main; main()"
+    )
+    out = tmp_path / "both"
+    words = ["data", "encode", str(pictures), "--codec", "identity", "--out", str(out)]
+    command = [sys.executable, "-c", script, *words]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout.readline() == "at work\n"
+        second = CliRunner().invoke(cli, words)
+        assert isinstance(second.exception, UserError) and "is in use by another" in str(second.exception)
+        first.communicate("go on\n", timeout=120)
+    assert first.returncode == 0
+    assert content(out) == content(tmp_path / "calm")
+    encode(pictures, "identity", out)
+
+
+def test_a_folder_of_something_else_is_left_as_it_is(tmp_path: Path, pictures: Path) -> None:
+    (tmp_path / "letter.txt").write_text("Dear")
+    result = CliRunner().invoke(
+        cli, ["data", "encode", str(pictures), "--codec", "identity", "--out", str(tmp_path)]
+    )
+    assert "is not empty and holds no encoding" in str(result.exception)
+    assert content(tmp_path) == {"letter.txt": b"Dear"}
+
+
+def test_a_finished_folder_is_known_without_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Labels, which are in the index, are told by the names of folders."""
+    root = folder_of(tmp_path / "images", pixels())
+    encode(root, "identity", tmp_path / "l")
+    before = content(tmp_path / "l")
+    monkeypatch.setattr("harness.data.folder.decode", lambda _, where: pytest.fail(where))
+    (tmp_path / "l" / "index.npz").unlink()
+    encode(root, "identity", tmp_path / "l")
+    assert content(tmp_path / "l") == before
+    with np.load(tmp_path / "l" / "index.npz") as index:
+        assert np.array_equal(index["labels"], LABELS)
 
 
 def test_a_damaged_shard_is_named_and_made_again(tmp_path: Path, vae: Path, pictures: Path) -> None:

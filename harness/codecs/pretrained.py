@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from harness.codecs.base import Affine, Moments
@@ -65,7 +66,7 @@ class Pretrained:
             ) from error
         try:
             found, missing = self._loaded(cls, folder)
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
             raise self._not_whole(folder, str(error) or type(error).__name__) from error
         if missing:
             raise self._not_whole(folder, f"{len(missing)} weights are missing, first {missing[0]}")
@@ -74,6 +75,8 @@ class Pretrained:
     def _loaded(self, cls: Any, folder: Path) -> tuple[Any, list[str]]:
         """The network, and the names of weights that the folder does not have in the right shape."""
         config = json.loads((folder / CONFIG).read_bytes())
+        if not isinstance(config, dict):
+            raise ValueError(f"its {CONFIG} is not a table")
         named = config.get("_class_name") or next(iter(config.get("architectures") or ()), self.network)
         if named != self.network:
             raise ValueError(f"its {CONFIG} names a {named}")

@@ -7,6 +7,7 @@ import hashlib
 import zipfile
 import zlib
 from pathlib import Path
+from tokenize import TokenError
 from typing import NamedTuple
 
 import numpy as np
@@ -46,7 +47,10 @@ class _ArrayImages:
 
     def sample(self, index: int) -> Sample:
         image = flatten(Image.fromarray(self._images[index]))
-        return Sample(fit(image, self.shape), int(self._labels[index]))
+        return Sample(fit(image, self.shape), self.label(index))
+
+    def label(self, index: int) -> int:
+        return int(self._labels[index])
 
     def key(self, index: int) -> bytes:
         return self._images[index].tobytes()
@@ -72,6 +76,8 @@ class NpzImages(_ArrayImages):
             zlib.error,
             TypeError,
             AttributeError,
+            RuntimeError,
+            TokenError,
         ) as error:
             raise UserError(
                 f"{path} is not a readable .npz file of plain arrays: {error}; expected {NPZ}"

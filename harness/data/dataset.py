@@ -43,6 +43,12 @@ class Dataset(Protocol):
         ...
 
 
+def label_of(dataset: Dataset, index: int) -> int:
+    """A sample's label; nothing is decoded where the data set has `label(index)`, as those on disk do."""
+    known = getattr(dataset, "label", None)
+    return known(index) if known else dataset.sample(index).label
+
+
 def shapes_of(dataset: Dataset) -> tuple[tuple[int, ...], ...]:
     """Of every part of its samples."""
     return (tuple(dataset.shape), *getattr(dataset, "beside", ()))

@@ -19,8 +19,8 @@ from harness.errors import UserError
 from harness.record import write_atomic
 from harness.spec import DataSpec
 
-RULES = 1
-"""Raised when `decode` changes, so that old surveys are forgotten."""
+RULES = 2
+"""Raised when what is refused changes, so that old surveys are forgotten."""
 
 
 class Seen(NamedTuple):
@@ -60,13 +60,13 @@ def survey(
     """Every image of every file, in order, as a `Seen` or as what `look` makes of it; `inside` lists the images of one file.
 
     Only files whose size or time of change is not as in the cache are read; `variant` keeps apart what is seen differently.
-    Raises `UserError` naming the first broken image.
+    Raises `UserError` naming the first file that is not there, or the first broken image.
     """
     key = hashlib.sha256(f"{RULES}\n{root.resolve()}\n{variant}".encode()).hexdigest()[:16]
     store = cache_dir("surveys") / f"{key}.json"
     with locked(store):
         known = _read(store)
-        stamps = {file: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
+        stamps = {file: _stamp(file) for file in files}
         names = {file: str(file.relative_to(root)) for file in files}
         stale = [file for file in files if known.get(names[file], {}).get("stamp") != stamps[file]]
         for file, seen in zip(stale, _look(stale, inside, look or _see), strict=True):
@@ -113,6 +113,15 @@ def _look(
             seen = pool.map(look, [encoded for images in lists for encoded in images])
             for images in lists:
                 yield [next(seen) for _ in images]
+
+
+def _stamp(file: Path) -> list[int]:
+    """Size and time of change."""
+    try:
+        found = file.stat()
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}; replace or remove it") from error
+    return [found.st_size, found.st_mtime_ns]
 
 
 def _see(encoded: Encoded) -> Seen:

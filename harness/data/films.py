@@ -57,7 +57,10 @@ class Films:
         return len(self._clips)
 
     def sample(self, index: int) -> Sample:
-        return Sample(self._memory.get(index, self._clip), self._shelf.labels[self._clips[index][0]])
+        return Sample(self._memory.get(index, self._clip), self.label(index))
+
+    def label(self, index: int) -> int:
+        return self._shelf.labels[self._clips[index][0]]
 
     def key(self, index: int) -> bytes:
         """All clips of a film fall on one side of the split."""
@@ -132,7 +135,7 @@ def _slots(seconds: float) -> int:
 
 def _sounding(file: Encoded) -> tuple[float, float, float]:
     """When the sound begins and ends by the times of its frames, and when all ends as the container says, in seconds."""
-    with package("av", "video").open(io.BytesIO(file.source)) as container:
+    with package("av", "video").open(io.BytesIO(file.source), metadata_errors="replace") as container:
         promised = (container.duration or 0) / 1e6
         frames = [(frame.time, frame.samples / frame.sample_rate) for frame in container.decode(audio=0)]
     if any(time is None for time, _ in frames):

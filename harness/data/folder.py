@@ -31,16 +31,20 @@ class Kind(NamedTuple):
 
 IMAGES = Kind(
     "images",
-    (".png", ".jpg", ".jpeg", ".webp", ".bmp"),
-    (".gif", ".tif", ".tiff", ".avif", ".heic", ".jp2", ".jxl", ".ppm", ".pgm"),
+    (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp"),
+    (
+        ".gif", ".apng", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".j2k", ".jxl", ".ppm", ".pgm", ".pbm", ".pnm",
+        ".dib", ".ico", ".tga", ".psd", ".svg", ".exr",
+    ),
     "PNG",
-)
+)  # fmt: skip
 
 
 class ImageFolder:
     """`root/<class>/.../image.png`: classes are the subfolders' names, sorted; without subfolders there is one class.
 
-    Hidden files and files of other kinds are passed over; images in a format that is not read are refused.
+    Hidden files and files of other kinds are passed over; images in a format that is not read are refused. Linked folders are
+    followed, and refused where they lead back.
     """
 
     modality = "image"
@@ -67,9 +71,12 @@ class ImageFolder:
     def sample(self, index: int) -> Sample:
         path = self._root / self._names[index]
         try:
-            return Sample(fit(decode(path.read_bytes(), str(path)), self.shape), self._labels[index])
+            return Sample(fit(decode(path.read_bytes(), str(path)), self.shape), self.label(index))
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}; it was there at the start") from error
+
+    def label(self, index: int) -> int:
+        return self._labels[index]
 
     def key(self, index: int) -> bytes:
         return self._keys[index]
@@ -97,6 +104,7 @@ def found(root: Path, kind: Kind) -> Iterator[str]:
     """Relative names, with forward slashes."""
     for folder, inner, files in os.walk(root, followlinks=True, onerror=_refuse):
         inner[:] = [name for name in inner if not name.startswith(".")]
+        _check_links(root, Path(folder), inner)
         for name in files:
             path, suffix = Path(folder, name), Path(name).suffix.lower()
             if name.startswith("."):
@@ -107,6 +115,15 @@ def found(root: Path, kind: Kind) -> Iterator[str]:
                 )
             if suffix in kind.read:
                 yield path.relative_to(root).as_posix()
+
+
+def _check_links(root: Path, folder: Path, inner: list[str]) -> None:
+    """Raise `UserError` for a linked folder that leads back to where the walk came through: its files would count again."""
+    for link in (folder / name for name in inner):
+        if link.is_symlink():
+            way = (folder, *(p for p in folder.parents if p.is_relative_to(root)))
+            if any(p.resolve().is_relative_to(link.resolve()) for p in way):
+                raise UserError(f"{link} links back to {link.resolve()}, which holds it; remove the link")
 
 
 def _refuse(error: OSError) -> None:

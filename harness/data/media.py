@@ -116,7 +116,7 @@ def from_table(table: Path, kind: Kind, spec: DataSpec) -> tuple[list[str], list
     `label` (or `data.label_key`). Raises `UserError` for files that are listed and absent, or there and not listed."""
     label = spec.label_key or "label"
     try:
-        with table.open(newline="", encoding="utf-8") as content:
+        with table.open(newline="", encoding="utf-8-sig") as content:
             rows = list(csv.DictReader(content))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{table} is not a readable table: {error}") from error

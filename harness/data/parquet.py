@@ -51,7 +51,10 @@ class ParquetImages:
 
     def sample(self, index: int) -> Sample:
         image = decode(self._rows.content[index].as_py(), self._rows.where(index))
-        return Sample(fit(image, self.shape), int(self._rows.labels[index]))
+        return Sample(fit(image, self.shape), self.label(index))
+
+    def label(self, index: int) -> int:
+        return int(self._rows.labels[index])
 
     def key(self, index: int) -> bytes:
         return self._keys[index]
@@ -125,9 +128,6 @@ def _columns(spec: DataSpec, file: Path) -> tuple[str, str]:
     for field, key in (("image_key", spec.image_key), ("label_key", spec.label_key)):
         if key and key not in schema.names:
             raise unknown(f"data.{field} in {file}", key, schema.names)
-    kind = schema.field(image).type
-    if not (_holds_images(kind) or _is_binary(kind)):
-        raise UserError(f"{file}: column '{image}' is {kind}, expected struct<bytes, path> or binary")
     return image, spec.label_key or _label(file, schema)
 
 
@@ -152,6 +152,9 @@ def _read(file: Path, image: str, label: str) -> pa.Table:
     for name in filter(None, (image, label)):
         if name not in schema.names:
             raise UserError(f"{file} has no column '{name}', which the other files have")
+    kind = schema.field(image).type
+    if not (_holds_images(kind) or _is_binary(kind)):
+        raise UserError(f"{file}: column '{image}' is {kind}, expected struct<bytes, path> or binary")
     try:
         table = pq.ParquetFile(file).read(columns=list(filter(None, (image, label))))
     except (pa.ArrowException, OSError) as error:
@@ -161,6 +164,7 @@ def _read(file: Path, image: str, label: str) -> pa.Table:
         column = pc.struct_field(column, "bytes")
     for row in np.flatnonzero(column.is_null())[:1]:
         raise UserError(f"{file} row {row}: column '{image}' has no bytes; embed the images in the file")
+    column = column.cast(pa.large_binary())  # one type, whatever the files have
     return pa.table({"image": column} | ({"label": table[label]} if label else {}))
 
 
@@ -198,7 +202,7 @@ def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
 def _schema(file: Path) -> pa.Schema:
     try:
         return pq.read_schema(file)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file} is not a readable parquet file: {error}; expected {EXPECTED}") from error
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from harness.backbone.tokens import kind_of
-from harness.data.dataset import Dataset, Sample, shapes_of
+from harness.data.dataset import Dataset, Sample, label_of, shapes_of
 from harness.errors import UserError
 from harness.spec import DataSpec
 
@@ -101,6 +101,9 @@ class Part:
     def sample(self, index: int) -> Sample:
         x, label = self.whole.sample(index)
         return Sample(np.ascontiguousarray(x[self.place].reshape(self.shape)), label)
+
+    def label(self, index: int) -> int:
+        return label_of(self.whole, index)
 
     def key(self, index: int) -> bytes:
         return self.whole.key(index)

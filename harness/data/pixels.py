@@ -7,7 +7,7 @@ import struct
 import zlib
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from harness.errors import UserError
 
@@ -24,6 +24,18 @@ _BROKEN = (
     Image.DecompressionBombError,
 )
 """What Pillow raises for damaged files."""
+_PNG, _DEPTH = b"\x89PNG\r\n\x1a\n", 24
+"""How a PNG begins, and where it says how many bits a channel has: Pillow itself makes 8 of 16 where there is colour or alpha."""
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns an image of each EXIF orientation upright (Exif 2.3, tag 0x0112); 1 is upright."""
 
 
 def decode(encoded: bytes, where: str) -> Image.Image:
@@ -36,18 +48,24 @@ def decode(encoded: bytes, where: str) -> Image.Image:
         with Image.open(io.BytesIO(encoded)) as image:
             frames = getattr(image, "n_frames", 1)
             image.load()
-            image = ImageOps.exif_transpose(image)
+            image = upright(image)
     except UnidentifiedImageError as error:
         raise UserError(f"{where} is not an image in a format that is read here") from error
     except _BROKEN as error:
         raise UserError(f"{where} is a broken image: {error}; replace or remove it") from error
     if frames > 1:
         raise UserError(f"{where} holds {frames} frames, expected one still image")
-    if image.mode not in GREY + COLOUR:
-        raise UserError(
-            f"{where} has pixels of type '{image.mode}', expected 8 bits a channel; convert it to 8 bits"
-        )
+    deep = encoded.startswith(_PNG) and encoded[_DEPTH] == 16
+    if deep or image.mode not in GREY + COLOUR:
+        told = "16 bits a channel" if deep else f"type '{image.mode}'"
+        raise UserError(f"{where} has pixels of {told}, expected 8 bits a channel; convert it to 8 bits")
     return flatten(image)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An image turned as its EXIF orientation says; other tags, which may be damaged, are left alone."""
+    turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+    return image if turn is None else image.transpose(turn)
 
 
 def flatten(image: Image.Image) -> Image.Image:

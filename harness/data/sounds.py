@@ -20,11 +20,18 @@ from metrics.value import MetricError
 KIND = Kind(
     "recordings",
     tuple(sorted(AUDIO.suffixes)),
-    (".wma", ".amr", ".au", ".caf", ".ac3", ".mid", ".midi", ".ape", ".webm"),
+    (".wma", ".amr", ".au", ".snd", ".caf", ".ac3", ".mid", ".midi", ".ape", ".wv", ".ra", ".3gp", ".webm", ".mka"),
     "WAV",
-)
+)  # fmt: skip
+LENGTHS = {
+    b"RIFF": (slice(4, 8), "little", 8),
+    b"RF64": (slice(20, 28), "little", 8),
+    b"riff": (slice(16, 24), "little", 0),
+    b"FORM": (slice(4, 8), "big", 8),
+}
+"""Where a WAV, a long WAV, a W64 and an AIFF say their length, in which order of bytes, and how many they leave out."""
 STREAMED = 2**32 - 2**16
-"""Bytes beyond which a WAV's length stands for none: it was written into a pipe."""
+"""Bytes beyond which a length stands for none: the file was written into a pipe."""
 MOST_CHANNELS = 2
 FASTEST = 768_000
 """Samples a second: more is a damaged header."""
@@ -35,8 +42,8 @@ class Sounds:
 
     `data.frames` sets another length. Stereo is averaged, the rate is brought to 8 kHz, and loudness stays as it is. A
     recording gives one sample for each whole window in it; one that is shorter than a window gives one, with silence
-    after it. Samples after the last whole window are left out. Refused, by name: what cannot be decoded, a WAV that is
-    cut short, what holds no samples or no sound, has values that are not finite, or more than two channels (their mix
+    after it. Samples after the last whole window are left out. Refused, by name: what cannot be decoded, a WAV, AIFF or FLAC
+    that is cut short, what holds no samples or no sound, has values that are not finite, or more than two channels (their mix
     is a choice to be made first).
     """
 
@@ -55,7 +62,10 @@ class Sounds:
 
     def sample(self, index: int) -> Sample:
         x = self._memory.get(index, lambda index: mel_bytes(self.wave(index)))
-        return Sample(x, self._shelf.labels[self._clips[index][0]])
+        return Sample(x, self.label(index))
+
+    def label(self, index: int) -> int:
+        return self._shelf.labels[self._clips[index][0]]
 
     def key(self, index: int) -> bytes:
         """All windows of a recording fall on one side of the split."""
@@ -72,8 +82,9 @@ class Sounds:
 
 def look(file: Encoded) -> tuple[int]:
     """Samples at 8 kHz of a recording that keeps the rules; raises `UserError` naming it where it does not."""
-    if file.source[:4] == b"RIFF":
-        promised = int.from_bytes(file.source[4:8], "little") + 8
+    if file.source[:4] in LENGTHS:
+        place, order, left_out = LENGTHS[file.source[:4]]
+        promised = int.from_bytes(file.source[place], order) + left_out
         if len(file.source) < promised <= STREAMED:
             raise UserError(
                 f"{file.name} is cut short: {len(file.source)} bytes of {promised}; replace or remove it"
@@ -85,6 +96,7 @@ def waveform(file: Encoded, at: int = RATE) -> np.ndarray:
     """float32 (n,) at 8 kHz, or another rate; raises `UserError` naming a recording that breaks a rule."""
     try:
         channels, rate = decoded_channels(file)
+        _check_flac(file, len(channels))
         if not 0 < rate <= FASTEST:
             raise UserError(f"{file.name} says {rate} samples a second; replace or remove it")
         if channels.shape[1] > MOST_CHANNELS:
@@ -97,3 +109,11 @@ def waveform(file: Encoded, at: int = RATE) -> np.ndarray:
     if recording.silent:
         raise UserError(f"{file.name} is silent: all its samples have one value; replace or remove it")
     return resampled(recording, at).samples
+
+
+def _check_flac(file: Encoded, samples: int) -> None:
+    """Raise `UserError` for a FLAC of fewer samples than its header says, where it says how many: 36 bits of its STREAMINFO
+    (RFC 9639, 8.2)."""
+    promised = int.from_bytes(file.source[21:26], "big") % 2**36
+    if file.source[:4] == b"fLaC" and samples < promised:
+        raise UserError(f"{file.name} is cut short: {samples} samples of {promised}; replace or remove it")

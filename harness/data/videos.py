@@ -23,9 +23,12 @@ from metrics.value import MetricError
 KIND = Kind(
     "videos",
     tuple(sorted(VIDEO.suffixes)),
-    (".wmv", ".flv", ".ogv", ".ts", ".mts", ".m2ts", ".3gp", ".vob", ".webp"),
+    (
+        ".wmv", ".asf", ".flv", ".ogv", ".ts", ".mts", ".m2ts", ".m1v", ".m2v", ".mpe", ".3gp", ".3g2", ".vob", ".mxf", ".dv",
+        ".rm", ".webp",
+    ),
     "MP4",
-)
+)  # fmt: skip
 LEAST_SIDE = 8
 MISSING = 0.02
 """Share of the frames a container promises that it may lack, and one more: some round."""
@@ -69,7 +72,10 @@ class Videos:
         return len(self._clips)
 
     def sample(self, index: int) -> Sample:
-        return Sample(self._memory.get(index, self._clip), self._shelf.labels[self._clips[index][0]])
+        return Sample(self._memory.get(index, self._clip), self.label(index))
+
+    def label(self, index: int) -> int:
+        return self._shelf.labels[self._clips[index][0]]
 
     def _clip(self, index: int) -> np.ndarray:
         item, clip = self._clips[index]
@@ -123,7 +129,7 @@ def surveyed(file: Encoded) -> tuple[list[float | None], tuple[int, int]]:
 
 def _promised(file: Encoded) -> int:
     """Frames that the container says it has; 0 where it does not say."""
-    with package("av", "video").open(io.BytesIO(file.source)) as container:
+    with package("av", "video").open(io.BytesIO(file.source), metadata_errors="replace") as container:
         stream = container.streams.video[0]
         if stream.frames:
             return stream.frames

@@ -13,7 +13,7 @@ from harness.data.base import open_dataset
 from harness.errors import UserError
 from harness.resolve import load_spec
 from harness.spec import DataSpec
-from tests.codecs.vae import save_vae
+from tests.codecs.vae import save_dac, save_oobleck, save_vae, save_wan
 
 CPU = torch.device("cpu")
 
@@ -85,6 +85,29 @@ def test_weights_that_are_none_are_named(tmp_path: Path) -> None:
         open_codec("sd-vae", str(save_vae(tmp_path / "good")), CPU).shape((1, 8, 8))
     with pytest.raises(UserError, match="sides that 2 divides"):
         open_codec("sd-vae", str(tmp_path / "good"), CPU).shape((3, 7, 8))
+
+
+SAVED = {"sd-vae": save_vae, "wan-vae": save_wan, "oobleck": save_oobleck, "dac": save_dac}
+
+
+@pytest.mark.parametrize("family", SAVED)
+def test_damaged_folders_are_named(tmp_path: Path, family: str) -> None:
+    folder = SAVED[family](tmp_path / "w")
+    (weights,) = folder.glob("*.safetensors")
+    for file, contents in (
+        (weights, [weights.read_bytes()[:cut] for cut in (0, 4, 100, -1)]),
+        (folder / "config.json", [b"[]", b'"x"', b"3", b"null", b"{", b"\xff"]),
+    ):
+        whole = file.read_bytes()
+        for content in contents:
+            file.write_bytes(content)
+            with pytest.raises(
+                UserError, match=rf"codec '{family}': \S+ does not hold a whole \w+: ."
+            ) as told:
+                open_codec(family, str(folder), CPU)
+            assert "\n" not in str(told.value)
+        file.write_bytes(whole)
+    open_codec(family, str(folder), CPU)
 
 
 def test_a_plan_without_data_needs_what_it_counts_with() -> None:

@@ -27,10 +27,12 @@ def video(
     codec: str = "ffv1",
     form: str = "bgr0",
     times: Sequence[int] | None = None,
+    title: bytes = b"",
 ) -> bytes:
-    """Lossless as it stands; 8 frames a second, or one at each of `times` in milliseconds."""
+    """Lossless as it stands; 8 frames a second, or one at each of `times` in milliseconds. `title` may be in any encoding."""
     content = io.BytesIO()
     with av.open(content, "w", format=container, options={"fflags": "+bitexact"}) as file:  # no random ids
+        _leave_room(file, title)
         stream = file.add_stream(codec, rate=8)
         stream.height, stream.width, stream.pix_fmt = *pixels.shape[1:3], form
         for number, x in enumerate(pixels):
@@ -40,7 +42,7 @@ def video(
                 stream.codec_context.time_base = MILLISECOND
             file.mux(stream.encode(frame))
         file.mux(stream.encode(None))
-    return content.getvalue()
+    return _titled(content.getvalue(), title)
 
 
 def tone(samples: int = 8192, rate: int = 8000, hertz: float = 440.0) -> np.ndarray:
@@ -64,11 +66,13 @@ def film(
     gap: tuple[int, float] | None = None,
     container: str = "matroska",
     codecs: tuple[str, str, str] = ("ffv1", "bgr0", "pcm_s16le"),
+    title: bytes = b"",
 ) -> bytes:
     """Lossless as it stands. Samples (n,) or (n, channels), 100 a packet, begin `late` seconds after the picture (before it
     where negative); `gap` is a packet and the seconds of nothing before it."""
     content, codec = io.BytesIO(), codecs[2]
     with av.open(content, "w", format=container, options={"fflags": "+bitexact"}) as file:
+        _leave_room(file, title)
         picture = file.add_stream(codecs[0], rate=fps)
         picture.height, picture.width, picture.pix_fmt = *pixels.shape[1:3], codecs[1]
         channels = np.reshape((samples * 32767).round().astype(np.int16), (len(samples), -1))
@@ -87,4 +91,14 @@ def film(
             frame.time_base = Fraction(1, rate)
             file.mux(sound.encode(frame))
         file.mux(sound.encode(None))
-    return content.getvalue()
+    return _titled(content.getvalue(), title)
+
+
+def _leave_room(file: Any, title: bytes) -> None:
+    if title:
+        file.metadata["title"] = "?" * len(title)
+
+
+def _titled(content: bytes, title: bytes) -> bytes:
+    """PyAV writes titles in UTF-8 alone, so that another one takes its place afterwards."""
+    return content.replace(b"?" * len(title), title) if title else content

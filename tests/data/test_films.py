@@ -14,9 +14,11 @@ pytest.importorskip("av")
 pytest.importorskip("soundfile")
 
 from harness.data.base import open_dataset, split
+from harness.data.dataset import label_of
 from harness.data.films import Films
 from harness.data.mel import mel_bytes
 from harness.errors import UserError
+from harness.spec import DataSpec
 from tests.data.pictures import opened, table_of
 from tests.data.recorded import CLIPS, film, frames, sound, tone, video
 from tests.modal import modal
@@ -50,6 +52,25 @@ def parts(data: Films, index: int) -> tuple[np.ndarray, np.ndarray]:
     x = data.sample(index).x
     pixels, mel = np.split(x, [np.prod(data.shape)])
     return pixels.reshape(data.shape), mel.reshape(data.beside[0])
+
+
+def test_a_title_in_another_encoding_does_not_matter(tmp_path: Path) -> None:
+    title = "Café crème".encode("latin-1")
+    for name, told in (("a.mkv", b""), ("b.mkv", title)):
+        (tmp_path / name).write_bytes(film(frames(16), noise(16 * EACH), title=told))
+    assert title in (tmp_path / "b.mkv").read_bytes()
+    data = opened("films", tmp_path)
+    assert np.array_equal(data.sample(0).x, data.sample(1).x)
+
+
+def test_labels_are_known_without_decoding(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those of a part alone."""
+    spec = DataSpec(name="films", root=str(folder), video_weight=0.0)
+    films, sound = opened("films", folder), open_dataset(spec)
+    monkeypatch.setattr("harness.data.videos.decoded_frames", lambda file: pytest.fail(file.name))
+    monkeypatch.setattr("harness.data.sounds.decoded_channels", lambda file: pytest.fail(file.name))
+    for data in (films, sound):
+        assert [label_of(data, i) for i in range(4)] == [0, 0, 0, 1]
 
 
 def test_samples_are_the_clips_with_their_sound(folder: Path) -> None:

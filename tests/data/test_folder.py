@@ -8,11 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from harness.data import files
 from harness.data.base import split
+from harness.data.dataset import label_of
 from harness.errors import UserError
 from tests.data.pictures import LABELS, all_pixels, folder_of, opened, parquet_of, pixels, png
+
+Image.init()
+READ = ("PNG", "JPEG", "WEBP", "BMP", "DIB")
 
 
 def test_classes_and_pixels(tmp_path: Path) -> None:
@@ -39,6 +44,45 @@ def test_flat_deep_hidden_and_other_files(tmp_path: Path) -> None:
     (flat / "a.jpg").write_bytes(png(pixels()[0], "JPEG"))
     data = opened("folder", flat)
     assert (len(data), data.classes, data.sample(0).label) == (1, 1, 0)
+
+
+@pytest.mark.parametrize("end", [end for end, form in Image.registered_extensions().items() if form in READ])
+def test_every_ending_of_a_format_that_is_read(tmp_path: Path, end: str) -> None:
+    """As Pillow knows them: read, or refused by name."""
+    root = folder_of(tmp_path, pixels())
+    (root / "class1" / f"other{end}").write_bytes(png(pixels()[0], Image.registered_extensions()[end]))
+    if end in (".apng", ".dib"):
+        with pytest.raises(UserError, match=rf"{end} images are not read; convert them to PNG"):
+            opened("folder", root)
+    else:
+        assert len(opened("folder", root)) == 9
+
+
+@pytest.mark.parametrize("to", [".", "..", "../..", "../../class0"])
+def test_a_link_to_a_folder_above_is_refused(tmp_path: Path, to: str) -> None:
+    """class1/deep leads to class1, to the root, to what holds it, or to class0, which leads back to class1."""
+    root = folder_of(tmp_path / "data", pixels())
+    (root / "class1" / "deep").mkdir()
+    (root / "class1" / "deep" / "again").symlink_to(to)
+    if to.endswith("class0"):
+        (root / "class0" / "there").symlink_to("../class1")
+    with pytest.raises(UserError, match=r"links back to \S+, which holds it; remove the link"):
+        opened("folder", root)
+
+
+def test_links_to_elsewhere_are_followed(tmp_path: Path) -> None:
+    root = folder_of(tmp_path / "data", pixels())
+    folder_of(tmp_path / "more", pixels())
+    (root / "class1" / "more").symlink_to(tmp_path / "more" / "class0")
+    assert len(opened("folder", root)) == 8 + 3
+
+
+def test_labels_are_known_without_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, rows = folder_of(tmp_path / "f", pixels()), parquet_of(tmp_path / "p.parquet", pixels())
+    for name, root in (("folder", files), ("parquet", rows)):
+        data = opened(name, root)
+        monkeypatch.setattr(f"harness.data.{name}.decode", lambda content, where: pytest.fail(where))
+        assert [label_of(data, i) for i in range(8)] == LABELS.tolist()
 
 
 def test_fingerprint_knows_content_and_labels_only(tmp_path: Path) -> None:

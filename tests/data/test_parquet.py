@@ -165,6 +165,28 @@ def test_bad_files(tmp_path: Path) -> None:
     refused(r"b\.parquet has no column 'label'", tmp_path)
 
 
+def test_files_may_keep_their_bytes_in_different_types(tmp_path: Path) -> None:
+    cells = [png(x) for x in pixels()]
+    for number, kind in enumerate((pa.binary(), pa.large_binary(), pa.binary_view())):
+        written(tmp_path / f"{number}.parquet", pa.table({"image": pa.array(cells, kind), "label": LABELS}))
+    written(tmp_path / "3.parquet", table_of(cells, LABELS))
+    data = opened("parquet", tmp_path, image_key="image")
+    assert np.array_equal(all_pixels(data), np.concatenate([pixels()] * 4))
+    written(tmp_path / "4.parquet", pa.table({"image": ["text"], "label": [0]}))
+    with pytest.raises(
+        UserError, match=r"4\.parquet: column 'image' is string, expected struct<bytes, path>"
+    ):
+        opened("parquet", tmp_path, image_key="image")
+
+
+@pytest.mark.parametrize("name", [b"image", b"label", b"bytes", b"path"])
+def test_a_name_that_is_no_text(tmp_path: Path, name: bytes) -> None:
+    path = parquet_of(tmp_path / "a.parquet", pixels())
+    path.write_bytes(path.read_bytes().replace(name, b"\xe9" + name[1:]))
+    with pytest.raises(UserError, match=r"a\.parquet is not a readable parquet file"):
+        opened("parquet", path)
+
+
 def test_cifar10(shared_data: Path) -> None:
     data = opened("parquet", shared_data / "cifar10" / "test.parquet")
     assert (len(data), data.shape, data.classes) == (10_000, (3, 32, 32), 10)

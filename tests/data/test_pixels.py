@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from harness.data.pixels import centre_crop, decode, fit
 from harness.errors import UserError
@@ -100,6 +102,57 @@ def test_the_cameras_orientation_is_applied() -> None:
     wide = pixels(1, 4, 8)[0]
     found = decode(saved(Image.fromarray(wide), "PNG", exif=exif), "x")
     assert np.array_equal(np.asarray(found), np.rot90(wide, -1))
+
+
+@pytest.mark.parametrize("orientation", range(10))
+@pytest.mark.parametrize("form", ["PNG", "WEBP"])
+def test_every_orientation_is_turned_as_pillow_turns_it(form: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = saved(Image.fromarray(pixels(1, 4, 8)[0]), form, exif=exif, lossless=True)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
+    assert np.array_equal(np.asarray(decode(content, "x")), np.asarray(expected))
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
+def test_a_turned_photo_with_a_malformed_tag_is_kept(form: str) -> None:
+    """A horizontal resolution of type text: Pillow reads such a tag, and cannot write it again."""
+    exif = Image.Exif()
+    exif.endian, exif[0x0112], exif[0x011A] = ">", 6, 72.0
+    rational, text = (b"\x01\x1a\x00" + bytes((kind, 0, 0, 0, 1)) for kind in (5, 2))
+    whole = exif.tobytes()
+    damaged = whole.replace(rational, text)
+    assert damaged != whole
+    wide = Image.fromarray(pixels(1, 4, 8)[0])
+    content = saved(wide, form, exif=damaged)
+    with pytest.raises((TypeError, AttributeError)):
+        ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
+    upright = decode(saved(wide, form, exif=whole), "x")
+    assert upright.size == (4, 8) and np.array_equal(np.asarray(decode(content, "x")), np.asarray(upright))
+
+
+def deep_png(colour: int, channels: int) -> bytes:
+    """16 bits a channel, by the PNG specification's own layout; Pillow writes none with colour or alpha."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    rows = (b"\0" + bytes(range(8)) * channels) * 4
+    header = struct.pack(">IIBBBBB", 4, 4, 16, colour, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize(("colour", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)])
+def test_colour_deeper_than_8_bits_is_refused(colour: int, channels: int) -> None:
+    content = deep_png(colour, channels)
+    Image.open(io.BytesIO(content)).load()  # whole
+    with pytest.raises(UserError, match=r"^here has pixels of 16 bits a channel, expected 8 bits"):
+        decode(content, "here")
 
 
 @pytest.mark.parametrize(

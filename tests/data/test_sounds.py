@@ -12,6 +12,7 @@ pytest.importorskip("av")
 pytest.importorskip("soundfile")
 
 from harness.data.base import split
+from harness.data.dataset import label_of
 from harness.data.mel import mel_bytes
 from harness.errors import UserError
 from tests.data.pictures import opened, table_of
@@ -87,6 +88,14 @@ def test_a_table_beside_the_files_is_the_hub_s_other_layout(folder: Path) -> Non
             opened("sounds", folder)
 
 
+def _of_total(samples: int) -> bytes:
+    """A FLAC of 8,192 samples whose header says another number: 36 bits that end with byte 25 (RFC 9639)."""
+    content = bytearray(sound(tone(), format="FLAC"))
+    assert int.from_bytes(content[21:26], "big") % 2**36 == 8192
+    content[21:26] = (content[21] >> 4 << 36 | samples).to_bytes(5, "big")
+    return bytes(content)
+
+
 def _nan() -> bytes:
     return sound(np.r_[tone(), np.nan].astype(np.float32), subtype="FLOAT")
 
@@ -102,8 +111,17 @@ BROKEN = {
     "silent.wav": (lambda: sound(np.zeros(8192)), "is silent"),
     "text.wav": (lambda: b"no sound at all", "cannot be decoded as audio"),
     "picture.m4a": (lambda: video(frames(), "mp4", "mpeg4", "yuv420p"), "has no audio stream"),
-    "old.wma": (lambda: b"ASF", r"\.wma recordings are not read; convert them to WAV"),
-}
+    "damaged.flac": (lambda: _of_total(2**36 - 1), f"is cut short: 8192 samples of {2**36 - 1}"),
+    **{
+        f"cut{number}.{form.lower()}": (lambda form=form: sound(tone(), format=form)[:9000], "is cut short: 9000 bytes of 16")
+        for number, form in enumerate(("AIFF", "W64"))
+    },
+    "long.wav": (lambda: sound(tone(), format="RF64")[:9000], "is cut short: 9000 bytes of 16"),
+    **{
+        f"old.{end}": (lambda: b"", rf"\.{end} recordings are not read; convert them to WAV")
+        for end in ("wma", "webm", "mka", "caf", "au")
+    },
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -113,6 +131,52 @@ def test_broken_files_are_refused_by_name(folder: Path, name: str) -> None:
     with pytest.raises(UserError, match=rf"{name}.* ?({says})") as raised:
         opened("sounds", folder)
     assert "\n" not in str(raised.value)
+
+
+def test_a_flac_that_was_written_into_a_pipe_is_read(tmp_path: Path) -> None:
+    """A total of 0 says that it is not known."""
+    (tmp_path / "x.flac").write_bytes(_of_total(0))
+    np.testing.assert_allclose(opened("sounds", tmp_path).wave(0), tone(), atol=2**-15)
+
+
+ENDINGS = {
+    "wave": "WAV",
+    "w64": "W64",
+    "aif": "AIFF",
+    "aifc": "AIFF",
+    "oga": "OGG",
+    "mp2": "MP3",
+    "m4b": "WAV",
+}
+
+
+@pytest.mark.parametrize("end", ENDINGS)
+def test_every_ending_of_a_format_that_is_read(folder: Path, end: str) -> None:
+    (folder / "low" / f"d.{end}").write_bytes(sound(tone(), format=ENDINGS[end], subtype=None))
+    data = opened("sounds", folder)
+    assert len(data) == 5
+    np.testing.assert_allclose(data.wave(4)[500:-500], tone()[500:-500], atol=0.1)  # MP3 is lossy
+
+
+def test_a_table_as_excel_writes_it(folder: Path) -> None:
+    """Its UTF-8 begins with a byte order mark."""
+    rows = "file_name,label\nlow/c.wav,é\nhigh/a.wav,a\nlow/b.flac,é\n"
+    (folder / "metadata.csv").write_text(rows, encoding="utf-8-sig")
+    assert opened("sounds", folder).class_names == ["a", "é"]
+
+
+@pytest.mark.parametrize("kind", ["sounds", "videos", "films", "folder"])
+def test_a_link_that_leads_nowhere_is_named(tmp_path: Path, kind: str) -> None:
+    end = {"sounds": "wav", "folder": "png"}.get(kind, "mp4")
+    (tmp_path / f"gone.{end}").symlink_to("nowhere")
+    with pytest.raises(UserError, match=rf"cannot read \S*gone\.{end}: No such file"):
+        opened(kind, tmp_path)
+
+
+def test_labels_are_known_without_decoding(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = opened("sounds", folder)
+    monkeypatch.setattr("harness.data.sounds.decoded_channels", lambda file: pytest.fail(file.name))
+    assert [label_of(data, i) for i in range(4)] == [0, 1, 1, 1]
 
 
 def test_broken_parquet_rows(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ pytest.importorskip("av")
 pytest.importorskip("soundfile")
 
 from harness.data.base import split
+from harness.data.dataset import label_of
 from harness.errors import UserError
 from metrics.clips import decoded_frames
 from tests.data.pictures import opened, table_of
@@ -121,7 +122,8 @@ BROKEN = {
     "short.mkv": (lambda: video(frames(5)), "has 5 frames and a clip takes 16.*data.frames=5"),
     "still.mkv": (lambda: video(frames(1)), "has 1 frame and a clip takes 16; remove it"),
     "wide.mkv": (lambda: video(frames(width=12)), r"is 12x8 pixels, but \S*one.mkv is 8x8; set data.resolution"),
-    "old.wmv": (lambda: b"ASF", r"\.wmv videos are not read; convert them to MP4"),
+    **{f"old.{end}": (lambda: b"", rf"\.{end} videos are not read; convert them to MP4")
+       for end in ("wmv", "asf", "3gp", "3g2", "m2v", "mxf", "flv")},
 }  # fmt: skip
 
 
@@ -143,6 +145,32 @@ def test_even_frames_pass_whatever_the_ticks(tmp_path: Path) -> None:
 def test_the_wrong_extension_does_not_matter_where_the_content_is_a_video(tmp_path: Path) -> None:
     (tmp_path / "x.avi").write_bytes(video(frames()))
     np.testing.assert_array_equal(opened("videos", tmp_path).sample(0).x, frames().transpose(3, 0, 1, 2))
+
+
+@pytest.mark.parametrize("end", ["qt", "f4v"])
+def test_apple_s_and_adobe_s_endings_are_mp4s(tmp_path: Path, end: str) -> None:
+    for name in ("x.mp4", f"y.{end}"):
+        (tmp_path / name).write_bytes(video(frames(), **MP4))
+    data = opened("videos", tmp_path)
+    assert len(data) == 2 and np.array_equal(data.sample(0).x, data.sample(1).x)
+
+
+@pytest.mark.parametrize(
+    "how", [{}, MP4, {"container": "avi", "codec": "mjpeg", "form": "yuvj420p"}], ids=["mkv", "mp4", "avi"]
+)
+def test_a_title_in_another_encoding_does_not_matter(tmp_path: Path, how: dict) -> None:
+    title = "Café crème".encode("latin-1")
+    for name, told in (("a.mkv", b""), ("b.mkv", title)):
+        (tmp_path / name).write_bytes(video(frames(), **how, title=told))
+    assert title in (tmp_path / "b.mkv").read_bytes()
+    data = opened("videos", tmp_path)
+    assert np.array_equal(data.sample(0).x, data.sample(1).x)
+
+
+def test_labels_are_known_without_decoding(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = opened("videos", folder)
+    monkeypatch.setattr("harness.data.videos.decoded_frames", lambda file: pytest.fail(file.name))
+    assert [label_of(data, i) for i in range(4)] == [0, 0, 0, 1]
 
 
 def test_damage_inside_a_file_is_seen(tmp_path: Path) -> None:

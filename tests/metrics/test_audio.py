@@ -134,6 +134,35 @@ def test_bad_recordings_are_named(tmp_path: Path) -> None:
     refused("cut.flac", b"fLaC" + bytes(10), "cannot be decoded as audio", "5")
 
 
+@pytest.mark.parametrize("total", [0, 2**36 - 1], ids=["unknown", "damaged"])
+def test_a_flac_is_read_whatever_its_header_says_of_its_length(tmp_path: Path, total: int) -> None:
+    """36 bits that end with byte 25 (RFC 9639, 8.2): 0 is not known, and the most would take 256 GiB."""
+    x, content = noise(700), io.BytesIO()
+    soundfile.write(content, x, 8000, format="FLAC", subtype="PCM_16")
+    changed = bytearray(content.getvalue())
+    changed[21:26] = (changed[21] >> 4 << 36 | total).to_bytes(5, "big")
+    (tmp_path / "x.flac").write_bytes(changed)
+    (found,) = read_audio(tmp_path, 8000)
+    np.testing.assert_array_equal(found.samples, x.astype(np.float32))
+
+
+def test_a_title_in_another_encoding_does_not_matter(tmp_path: Path) -> None:
+    av = pytest.importorskip("av")
+    title, x = "Café crème".encode("latin-1"), tone(440, 44_100)
+    with av.open(str(tmp_path / "a.m4a"), "w") as container:
+        container.metadata["title"] = "?" * len(title)
+        stream = container.add_stream("aac", rate=44_100, layout="mono")
+        frame = av.AudioFrame.from_ndarray(x[None], format="fltp", layout="mono")
+        frame.rate = 44_100
+        for packet in [*stream.encode(frame), *stream.encode(None)]:
+            container.mux(packet)
+    whole = (tmp_path / "a.m4a").read_bytes()
+    (tmp_path / "b.m4a").write_bytes(whole.replace(b"?" * len(title), title))
+    first, second = read_audio(tmp_path, 44_100)
+    assert title in (tmp_path / "b.m4a").read_bytes()
+    np.testing.assert_array_equal(first.samples, second.samples)
+
+
 def test_silence_that_is_kept(tmp_path: Path) -> None:
     (tmp_path / "silent.wav").write_bytes(wav(np.zeros(300), 8000))
     (found,) = read_audio(tmp_path, 16_000, silence="keep")

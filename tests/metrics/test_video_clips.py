@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from metrics import MetricError
@@ -194,9 +196,9 @@ def test_files_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": [b"x"]}), tmp_path / "x.parquet")
     for name, says in (
         ("two.npz", "holds a, b; expected the array arr_0"),
-        ("text.npz", "is not a numpy file"),
-        ("text.npy", "is not a numpy file"),
-        ("absent.npy", "is not a numpy file: .*No such file"),
+        ("text.npz", "is not a whole numpy file"),
+        ("text.npy", "is not a whole numpy file"),
+        ("absent.npy", "is not a whole numpy file: .*No such file"),
         ("absent", "no such file or folder"),
         ("x.parquet", "parquet with a column 'video'"),
     ):
@@ -207,10 +209,58 @@ def test_files_refused(tmp_path: Path) -> None:
         list(read_videos(tmp_path / "empty", 2))
 
 
-@pytest.mark.parametrize("given", [{"frames": 0}, {"stride": 0}, {"batch": 0}, {"start": "last"}])
-def test_clips_refused(folder: Path, given: dict) -> None:
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(st.sampled_from(["x.npy", "plain.npz", "packed.npz"]), st.data())
+def test_a_damaged_array_is_never_a_traceback(
+    tmp_path_factory: pytest.TempPathFactory, name: str, data: st.DataObject
+) -> None:
+    """Cut anywhere, or with bytes changed: read, or refused by its name."""
+    write = {"x.npy": np.save, "plain.npz": np.savez, "packed.npz": np.savez_compressed}[name]
+    whole = io.BytesIO()
+    write(whole, np.stack([pixels(4, seed=seed) for seed in range(3)]))
+    content = bytearray(whole.getvalue())
+    for _ in range(data.draw(st.integers(0, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    content = content[: data.draw(st.integers(1, len(content)))]
+    file = tmp_path_factory.getbasetemp() / name
+    file.write_bytes(content)
+    is_video(file)
+    try:
+        list(read_videos(file, 4))
+    except MetricError as error:
+        assert name in str(error)
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.npz"])
+def test_an_array_cut_short_is_refused(tmp_path: Path, name: str) -> None:
+    (np.save if name == "x.npy" else np.savez)(tmp_path / name, np.stack([pixels(4)]))
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-100])
+    with pytest.raises(MetricError, match=rf"{name} is not a whole numpy file"):
+        list(read_videos(tmp_path / name, 4))
+
+
+def test_a_title_in_another_encoding_does_not_matter(folder: Path) -> None:
+    title = "Café crème".encode("latin-1")
+    content = io.BytesIO()
+    with av.open(content, "w", format="mp4") as file:
+        file.metadata["title"] = "?" * len(title)
+        stream = file.add_stream("mpeg4", rate=8)
+        stream.height, stream.width, stream.pix_fmt = 16, 16, "yuv420p"
+        for x in pixels(5, 16, 16):
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(x, format="rgb24")))
+        file.mux(stream.encode(None))
+    first, second = folder / "x.mp4", folder / "y.mp4"
+    first.write_bytes(content.getvalue())
+    second.write_bytes(content.getvalue().replace(b"?" * len(title), title))
+    assert title in second.read_bytes()
+    one, other = (next(read_videos(file, 5)) for file in (first, second))
+    assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("asked", [{"frames": 0}, {"stride": 0}, {"batch": 0}, {"start": "last"}])
+def test_clips_refused(folder: Path, asked: dict) -> None:
     with pytest.raises(MetricError, match="expected numbers above 0 and a start of random or first"):
-        list(read_videos(folder, **{"frames": 2, **given}))
+        list(read_videos(folder, **{"frames": 2, **asked}))
 
 
 def test_without_the_package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
