@@ -113,8 +113,8 @@ class Evaluator:
         dataset = pictured(dataset)
         self.shapes = shapes_of(dataset)
         self.sticks = [yardstick(name) for name in spec.metrics if name not in TRUTHS]
-        for stick in self.sticks:
-            check_enough(stick, min(spec.samples, len(train)))
+        for name in spec.metrics:
+            check_enough(name, spec.samples, len(train))
         self.reads = {s.extractor: reads_of(s.name, s.extractor) for s in self.sticks}
         for stick in self.sticks:
             check_seen(stick.name, stick.extractor, self.reads[stick.extractor], dataset.modality)
@@ -128,9 +128,8 @@ class Evaluator:
             check_outputs(stick, self.extractors[stick.extractor])
         self.real, self.floor = self._real(dataset, train, held_out)
         if self.world.main and held_out is not None and len(held_out):
-            self.floor |= {
-                truth.name: truth.floor(dataset, held_out[: spec.samples]) for truth in self.truths
-            }
+            floors = {truth.name: truth.floor(dataset, held_out[: spec.samples]) for truth in self.truths}
+            self.floor |= {name: found for name, found in floors.items() if found}
         self.about = protocol(spec, dataset, train, self.extractors, self.truths) | codec
         self.protocol = digest(self.about)
 

@@ -14,10 +14,10 @@ from harness.data.dataset import Dataset, shapes_of
 from harness.errors import UserError
 from harness.gathered import parts_of
 from harness.seen import seen
-from harness.yardsticks import Yardstick, located
+from harness.yardsticks import LEAST, TRUTHS, Yardstick, located, yardstick
 from metrics import MetricError
 from metrics.features import Extractor, load_extractor
-from metrics.suite import settings
+from metrics.suite import least, settings
 
 
 def open_extractor(
@@ -38,13 +38,20 @@ def open_extractor(
         raise UserError(f"eval.metrics, network '{name}': {error}") from error
 
 
-def check_enough(stick: Yardstick, samples: int) -> None:
-    """Raise `UserError` for a metric that needs more samples than there are."""
-    least = settings(stick.value).get("subset_size", 0)
-    if samples < least:
+def check_enough(name: str, samples: int, real: int) -> None:
+    """Raise `UserError` for a metric of `eval.metrics` that so many samples, against so many real ones, do not serve."""
+    value = "" if name in TRUTHS else yardstick(name).value
+    subset = settings(value).get("subset_size", 0) if value else 0
+    if min(samples, real) < subset:
         raise UserError(
-            f"metric '{stick.name}' draws subsets of {least}, and there are {samples} samples on a side: raise "
+            f"metric '{name}' draws subsets of {subset}, and there are {min(samples, real)} samples on a side: raise "
             "eval.samples, give more data, or leave it out"
+        )
+    fewest = least(value) if value else LEAST.get(name, 1)
+    if samples < fewest:
+        raise UserError(
+            f"metric '{name}' has no value for fewer than {fewest} samples, and eval.samples = {samples}: raise it, or leave "
+            "the metric out"
         )
 
 

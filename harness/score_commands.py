@@ -70,9 +70,9 @@ def evaluate(path: str, step: int | None, overrides: tuple[str, ...], as_json: b
     RUN: EMA weights, fixed latents, the metrics of its spec. Changes nothing.
 
     SAMPLES: a folder of images, .npz (arr_0, NHWC, uint8), .npy, .parquet, videos, recordings, or the name of a data set. Grey
-    images are repeated to three channels, transparent ones lie on white. --set takes data.resolution, data.channels,
-    data.image_key and data.label_key, for both sides, and runtime.device and runtime.threads. One pass of the network serves all
-    metrics; what it gives is cached by content.
+    images are repeated to three channels, transparent ones lie on white, class folders are those of the reference by name. --set takes
+    data.resolution, data.channels (.npy is read as it is), data.image_key and data.label_key, for both sides, and runtime.device and
+    runtime.threads. One pass of the network serves all metrics; what it gives is cached by content.
     """
     if not (Path(path) / SPEC).exists():
         if step is not None:
@@ -108,7 +108,9 @@ def _evaluate_run(path: Path, step: int | None, overrides: tuple[str, ...], as_j
         click.echo(json.dumps(found | ({"errors": result.errors} if result.errors else {})))
         return
     for name, value in values.items():
-        click.echo(f"{name} {value['mean']:.4f}  (n = {value['n']}, {file.stem}, protocol {result.protocol})")
+        shown = f"{name} {value['mean']:.4f}{_interval(value['low'], value['high'])}"
+        each = f" in each of {len(value['replicates'])} replicates" if "replicates" in value else ""
+        click.echo(f"{shown}  (n = {value['n']}{each}, {file.stem}, protocol {result.protocol})")
     for name, reason in result.errors.items():
         click.echo(f"{name} could not be computed: {reason}", err=True)
 
@@ -183,15 +185,20 @@ def _as_json(asked: Request, scores: Scores) -> str:
     return json.dumps({**found, "protocol": scores.protocol, "warnings": scores.warnings})
 
 
+def _interval(low: float | None, high: float | None) -> str:
+    """As it stands behind a value; nothing where there is none."""
+    return "" if low is None or high is None else f" [{low:.4f}, {high:.4f}]"
+
+
 def _as_text(scores: Scores) -> str:
     lines = []
     for name, value in scores.metrics.items():
-        interval = "" if value.low is None else f" [{value.low:.4f}, {value.high:.4f}]"
         floor = ""
         if value.floor:
             floor = f", real against real {value.floor['mean']:.4f} at n = {value.floor['n']}"
         elif name.startswith(("fid", "fd:", "sf", "fvd")):
             floor = ", real against real: none without raw reference images"
-        lines.append(f"{name} {value.mean:.4f}{interval}  (n = {value.n}, protocol {value.protocol}{floor})")
+        shown = f"{name} {value.mean:.4f}{_interval(value.low, value.high)}"
+        lines.append(f"{shown}  (n = {value.n}, protocol {value.protocol}{floor})")
     shown = {key: value for key, value in scores.protocol.items() if value is not None}
     return "\n".join([*lines, *(f"  {key}: {value}" for key, value in shown.items())])

@@ -59,14 +59,15 @@ class Truth:
         return self.measure([part.numpy() for part in apart(x, shapes)], labels.numpy())
 
     def floor(self, dataset: Dataset, index: np.ndarray) -> dict[str, dict[str, Any]]:
-        """What real samples score, and what they score spoilt."""
+        """What real samples score, and what they score spoilt; nothing where they are too few or too alike to have a value."""
         x, labels = images(dataset, index)
         parts = [part.numpy() for part in apart(torch.from_numpy(x), shapes_of(dataset))]
         found = {"held_out": (parts, labels), "spoilt": self.spoil(parts, labels)}
-        return {
-            who: {"mean": float(self.measure(*given)), "n": len(index), "n_real": 0}
-            for who, given in found.items()
-        }
+        try:
+            means = {who: float(self.measure(*given)) for who, given in found.items()}
+        except MetricError:
+            return {}
+        return {who: {"mean": mean, "n": len(index), "n_real": 0} for who, mean in means.items()}
 
 
 def ready(name: str, dataset: Dataset, train: np.ndarray, device: torch.device) -> Truth:

@@ -12,7 +12,7 @@ from harness.spec import EvalSpec
 from metrics import MetricError
 from metrics.features import extractor_modality
 from metrics.files import file_sha256
-from metrics.suite import METRICS
+from metrics.suite import METRICS, check_classes
 
 SCRIPT = "torchscript"
 NAMED_ALONE = {
@@ -43,6 +43,8 @@ TRUTHS = {
     "drift:local": ("", "of videos"),
 }
 """Metrics of samples themselves (harness/truths.py): name -> what a data set must tell of itself, and which data those are."""
+LEAST = {"drift:local": 3}
+"""Samples without which one of them has no value, where one is not enough."""
 
 
 class Yardstick(NamedTuple):
@@ -68,6 +70,10 @@ def yardstick(name: str) -> Yardstick:
             f"metric '{name}' in eval.metrics names no network: write {value}:<extractor>, as {value}:local"
         )
     reads_of(name, extractor)
+    try:
+        check_classes(value, extractor)
+    except MetricError as error:
+        raise UserError(f"eval.metrics '{name}': {error}") from error
     return Yardstick(name, value, extractor)
 
 

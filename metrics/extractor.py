@@ -38,6 +38,8 @@ class Extractor:
     """The network's other outputs, and the width of each."""
     accuracy: float | None = None
     """On held-out data, for a classifier trained here."""
+    counted: int | None = None
+    """How many of the outputs the name takes for logits, where it is the name that says so and not the weights."""
 
     def __call__(self, images: Tensor) -> Tensor:
         return self.outputs(images)[self.output]

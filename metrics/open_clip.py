@@ -3,8 +3,8 @@
 `open_clip:<model>` or `open_clip:<model>.<weights>`, as open_clip:ViT-B-16.openai, at the tower's size, bicubic with
 antialias, with the mean and deviation it was trained with.
 
-`clip-vit-l-336` is `ViT-L-14-336.openai` with the pixels of google-research/cmmd (embedding.py): bicubic in floating point
-without antialias. The distance brings its embeddings to length 1.
+`clip-vit-l-336` is `ViT-L-14-336.openai` with the pixels of google-research/cmmd (io_util.py): the centre square, bicubic with
+antialias as well; what embedding.py would resize has that size by then. The distance brings its embeddings to length 1.
 """
 
 from __future__ import annotations
@@ -34,10 +34,13 @@ def load(
     weights: str | Path | None = None,
     sha256: str = "",
     download: bool = False,
-    antialias: bool = True,
+    square: bool = False,
     **_: Any,
 ) -> Extractor:
-    """`open_clip:<model>`, also called `name`; weights in open_clip's layout from a safetensors file, or from the hub."""
+    """`open_clip:<model>`, also called `name`; weights in open_clip's layout from a safetensors file, or from the hub.
+
+    `square` cuts images to their centre square before they are resized.
+    """
     if not where:
         raise MetricError("extractor 'open_clip' needs a model, as open_clip:ViT-B-16.openai")
     from open_clip.constants import HF_SAFE_WEIGHTS_NAME
@@ -48,7 +51,7 @@ def load(
     found = file_sha256(file, expected=sha256)
     _fill(tower, file, name)
     tower.to(device).requires_grad_(False).eval()
-    pixels = Pixels(_size(tower), recipe.mean, recipe.std, antialias=antialias)
+    pixels = Pixels(_size(tower), recipe.mean, recipe.std, square=square)
     return Extractor(
         name=name,
         dim=config_of(recipe.model)["embed_dim"],
@@ -62,7 +65,7 @@ def load(
 
 def load_cmmd(where: str | Path | None, *, weights: Any = None, **given: Any) -> Extractor:
     """`clip-vit-l-336`; weights from a safetensors file, or from the hub."""
-    return load(CMMD, name="clip-vit-l-336", weights=where, antialias=False, **given)
+    return load(CMMD, name="clip-vit-l-336", weights=where, square=True, **given)
 
 
 def _tower(recipe: Recipe) -> nn.Module:

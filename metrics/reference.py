@@ -29,7 +29,7 @@ class Reference(NamedTuple):
     n: int | None
     """Samples behind them; None where the file does not tell."""
     meta: dict[str, str]
-    """`extractor`, `sha256` of the weights, `preprocessing`, `data`; empty in ADM's."""
+    """`extractor`, `weights_sha256`, `preprocessing`, `data`, and `frames` of clips; empty in ADM's."""
 
 
 def is_adm(file: Path) -> bool:

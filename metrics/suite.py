@@ -16,8 +16,8 @@ from metrics.accuracy import class_accuracy
 from metrics.copies import memorisation
 from metrics.density import density_coverage
 from metrics.entropy import inception_score, inception_score_shuffled
-from metrics.frechet import Moments, frechet_distance
-from metrics.infinity import frechet_infinity
+from metrics.frechet import Moments, frechet_distance, moments_of
+from metrics.infinity import LEAST, frechet_infinity
 from metrics.kernel import kernel_distance
 from metrics.manifolds import precision_recall
 from metrics.mmd import cmmd
@@ -48,6 +48,8 @@ class Metric(NamedTuple):
     compute: Callable[[Side, Side], Sequence[Value]]
     settings: dict[str, Any] = {}  # noqa: RUF012 (read only)
     """What its values depend on beside the features."""
+    least: int = 1
+    """Generated samples without which there is no value."""
 
 
 def _accuracy(_: Side, fake: Side) -> Sequence[Value]:
@@ -56,35 +58,38 @@ def _accuracy(_: Side, fake: Side) -> Sequence[Value]:
     return (class_accuracy(fake.logits, fake.labels),)
 
 
+def _infinity(real: Side, fake: Side) -> Sequence[Value]:
+    """As dgm-eval has it: the reference is its moments, whether or not its rows were kept for another metric."""
+    whole = real.features if isinstance(real.features, Moments) else moments_of(real.features)
+    return (frechet_infinity(whole, fake.rows),)
+
+
 _KID = {"subsets": 100, "subset_size": 1000, "seed": 2020}
 METRICS = (
-    Metric(("fd",), "features", "features", lambda r, f: (frechet_distance(r.features, f.features),)),
-    Metric(("sfid",), "spatial", "spatial", lambda r, f: (frechet_distance(r.spatial, f.spatial),)),
-    Metric(
-        ("fd_infinity",), "features", "rows",
-        lambda r, f: (frechet_infinity(r.features, f.rows),), {"points": 15, "seed": 0},
-    ),
-    Metric(("kid",), "rows", "rows", lambda r, f: (kernel_distance(r.rows, f.rows, **_KID),), _KID),
-    Metric(("cmmd",), "rows", "rows", lambda r, f: (cmmd(r.rows, f.rows),), {"sigma": 10}),
+    Metric(("fd",), "features", "features", lambda r, f: (frechet_distance(r.features, f.features),), least=2),
+    Metric(("sfid",), "spatial", "spatial", lambda r, f: (frechet_distance(r.spatial, f.spatial),), least=2),
+    Metric(("fd_infinity",), "features", "rows", _infinity, {"points": 15, "seed": 0}, least=LEAST),
+    Metric(("kid",), "rows", "rows", lambda r, f: (kernel_distance(r.rows, f.rows, **_KID),), _KID, least=4),
+    Metric(("cmmd",), "rows", "rows", lambda r, f: (cmmd(r.rows, f.rows),), {"sigma": 10}, least=2),
     Metric(
         ("precision", "recall"), "rows", "rows",
-        lambda r, f: precision_recall(r.rows, f.rows), {"k": 3, "rule": "adm"},
+        lambda r, f: precision_recall(r.rows, f.rows), {"k": 3, "rule": "adm"}, least=4,
     ),
     Metric(
         ("precision_torch_fidelity", "recall_torch_fidelity"), "rows", "rows",
         lambda r, f: precision_recall(r.rows, f.rows, rule="torch-fidelity"),
-        {"k": 3, "rule": "torch-fidelity"},
+        {"k": 3, "rule": "torch-fidelity"}, least=4,
     ),
     Metric(
         ("density", "coverage"), "rows", "rows",
-        lambda r, f: density_coverage(r.rows, f.rows), {"k": 5},
+        lambda r, f: density_coverage(r.rows, f.rows), {"k": 5}, least=2,
     ),
     Metric(("is",), "", "logits", lambda _, f: (inception_score(f.logits),), {"split_size": 5000}),
     Metric(
         ("is_shuffled",), "", "logits",
-        lambda _, f: (inception_score_shuffled(f.logits),), {"splits": 10, "seed": 2020},
+        lambda _, f: (inception_score_shuffled(f.logits),), {"splits": 10, "seed": 2020}, least=10,
     ),
-    Metric(("memorisation",), "rows", "rows", lambda r, f: (memorisation(r.rows, f.rows),)),
+    Metric(("memorisation",), "rows", "rows", lambda r, f: (memorisation(r.rows, f.rows),), least=2),
     Metric(("accuracy",), "", "logits", _accuracy),
 )  # fmt: skip
 """Of names and what they need; the distances are in rooms of their own."""
@@ -140,6 +145,15 @@ def check_names(names: Iterable[str], extractor: str) -> None:
             )
 
 
+def check_classes(value: str, extractor: str) -> None:
+    """Raise `MetricError` for accuracy by Inception: its 1,008 outputs have an order of their own, that of no data set."""
+    if value == "accuracy" and extractor == "inception":
+        raise MetricError(
+            "the 1,008 outputs of 'inception' are in an order of their own, not the classes of these data: for accuracy take a "
+            "classifier of them, as 'local'"
+        )
+
+
 def called(value: str, extractor: str) -> str:
     """What a value is called: `fid` and bare names with Inception, `fvd` with I3D, else `<value>:<extractor>`."""
     own = OWN_NAMES.get(extractor, {}).get(value)
@@ -163,6 +177,11 @@ def measure(values: Sequence[str], real: Side | None, fake: Side) -> dict[str, V
 def settings(value: str) -> dict[str, Any]:
     """What the value depends on beside the features."""
     return _METRIC_OF[value].settings
+
+
+def least(value: str) -> int:
+    """Generated samples without which the value is not defined."""
+    return _METRIC_OF[value].least
 
 
 def _general(name: str) -> str:

@@ -65,6 +65,7 @@ def load(where: str | Path | None, *, device: torch.device, sha256: str = "", **
         device=device,
         network=outputs,
         beside=widths,
+        counted=options.logits,
     )
 
 

@@ -115,6 +115,11 @@ def test_the_protocol_tells_what_must_not_be_mixed() -> None:
         ("fvd", "unknown metric"),
         ("fd:i3d", "measures video"),
         ("kid:local", "subsets of 1000, and there are 30"),
+        ("fd_infinity:local", "no value for fewer than 100 samples, and eval.samples = 30: raise it"),
+        (
+            "accuracy:inception",
+            "eval.metrics 'accuracy:inception': .* outputs of 'inception' are in an order",
+        ),
         (
             "fd:torchscript@00112233",
             "does not tell its file; add --set eval.weights.torchscript@00112233=FILE",
@@ -146,6 +151,19 @@ def test_eval_command_gives_the_numbers_of_the_record(record: Record) -> None:
         CliRunner().invoke(eval_command, [str(record.path), "--json", "--set", "eval.samples=61"]).output
     )
     assert more["protocol"] != last["protocol"] and more["metrics"]["fd:local"]["n"] == 61
+
+
+def test_eval_command_says_the_interval_and_what_it_is_over(record: Record) -> None:
+    """Over replicates as --json has it; a single evaluation of a distance has none."""
+    call = [str(record.path), "--set", "eval.replicates=3"]
+    row = json.loads(CliRunner().invoke(eval_command, [*call, "--json"]).output)["metrics"]["fd:local"]
+    (line,) = CliRunner().invoke(eval_command, call).output.splitlines()
+    shown = (
+        f"fd:local {row['mean']:.4f} [{row['low']:.4f}, {row['high']:.4f}]  (n = 60 in each of 3 replicates, "
+    )
+    assert line.startswith(shown) and len(row["replicates"]) == 3
+    (line,) = CliRunner().invoke(eval_command, call[:1]).output.splitlines()
+    assert "[" not in line and "(n = 60, step-00000012, " in line
 
 
 def test_sample_command(record: Record, tmp_path: Path) -> None:

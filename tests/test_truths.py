@@ -50,6 +50,27 @@ def test_the_floor_tells_real_samples_from_spoilt_ones(name: str) -> None:
     assert set(found.about["truths"]) == {name}
 
 
+def test_too_few_samples_are_refused_before_a_race() -> None:
+    with pytest.raises(
+        UserError, match=r"'drift:local' has no value for fewer than 3 samples, and eval\.samples = 2"
+    ):
+        evaluator("drift:local", samples=2)
+
+
+def test_held_out_samples_that_have_no_value_make_no_floor() -> None:
+    """Two videos are too few to tell how far videos are apart; what is generated can still be measured."""
+    spec = modal(
+        "video", "eval.metrics=['drift:local', 'agreement:local']", "eval.samples=9", "data.frames=4"
+    )
+    dataset = open_dataset(spec.data)
+    sides = split(dataset, 0.2)
+    found = Evaluator(spec.eval, dataset, sides.train, CPU, sides.held_out[:2])
+    assert set(found.floor) == {"agreement:local"} and found.floor["agreement:local"]["held_out"]["n"] == 2
+    x, labels = images(dataset, sides.held_out[:9])
+    (drift,) = (truth for truth in found.truths if truth.name == "drift:local")
+    assert drift(torch.from_numpy(x), found.shapes, torch.from_numpy(labels)) > 0
+
+
 @pytest.mark.skipif(shutil.which("tesseract") is None, reason="tesseract is not installed")
 def test_tesseract_is_a_reader_of_a_race() -> None:
     found = evaluator("cer:tesseract", samples=20)

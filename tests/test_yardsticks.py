@@ -51,6 +51,13 @@ def test_names_over_any_network(value: str) -> None:
     assert yardstick(f"{value}:timm:resnet18").extractor == "timm:resnet18"
 
 
+def test_accuracy_by_inception_is_refused_with_the_spec() -> None:
+    with pytest.raises(
+        UserError, match=r"eval.metrics 'accuracy:inception': .* for accuracy take a classifier of them"
+    ):
+        load_spec("digits", ["eval.metrics=['accuracy:inception']"])
+
+
 def test_a_script_is_known_by_its_content(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     here, other = script(tmp_path / "net.ts"), script(tmp_path / "other.ts", 2.0)

@@ -39,8 +39,11 @@ class ArrayImages(NamedTuple):
         return self.shape[1:] if self.first else (self.shape[3], *self.shape[1:3])
 
 
-def open_array(file: Path, image_key: str = "") -> ArrayImages:
-    """The images of a file; raises `UserError`, naming the file and the array, for anything but plain bytes of images."""
+def open_array(file: Path, image_key: str = "", label_key: str = "") -> ArrayImages:
+    """The images of a file, and the labels of an npz; an npy has neither keys nor labels.
+
+    Raises `UserError`, naming the file and the array, for anything but plain bytes of images and whole numbers.
+    """
     key = _key(file, image_key)
     where = f"{file}: '{key}'" if key else str(file)
     with _content(file, key) as content:
@@ -51,10 +54,12 @@ def open_array(file: Path, image_key: str = "") -> ArrayImages:
         raise UserError(f"{where} holds {dtype}, not bytes; save {EXPECTED} in 0..255")
     first = len(shape) == 4 and shape[1] in (1, 3) and shape[3] not in (1, 3)
     images = len(shape) == 3 or (len(shape) == 4 and (first or shape[3] in (1, 3)))
-    if not images or fortran or 0 in shape:
+    if images and fortran:
+        raise UserError(f"{where} lies in Fortran's order; save numpy.ascontiguousarray of it")
+    if not images or 0 in shape:
         hint = "; lay transparent images on a background" if len(shape) == 4 and shape[3] == 4 else ""
         raise UserError(f"{where} has shape {shape}; expected {EXPECTED} with C of 1 or 3{hint}")
-    return ArrayImages(file, key, shape, first, _labels(file, key, shape[0], where))
+    return ArrayImages(file, key, shape, first, _labels(file, key, label_key, shape[0], where))
 
 
 def array_fingerprint(images: ArrayImages) -> str:
@@ -125,23 +130,29 @@ def _key(file: Path, image_key: str) -> str:
     usual = [pair[0] for pair in reversed(KEYS) if pair[0] in names]
     key = image_key or (usual[0] if usual else names[0] if len(names) == 1 else "")
     if key not in names:
-        raise UserError(
-            f"{file} has no array '{image_key or 'arr_0'}' (it has: {', '.join(names) or 'none'}); "
-            "name another with --set data.image_key=NAME"
-        )
+        raise _absent(file, image_key or "arr_0", names, "image_key")
     return key
 
 
-def _labels(file: Path, key: str, n: int, where: str) -> np.ndarray | None:
-    """Of an npz, the array that goes with the images; None without one."""
-    name = dict(KEYS).get(key, "")
-    if not name or name not in _names(file):
+def _labels(file: Path, key: str, label_key: str, n: int, where: str) -> np.ndarray | None:
+    """Of an npz, the array of that key, else the one that goes with the images; None without one."""
+    names = _names(file) if key else []
+    name = label_key or dict(KEYS).get(key, "")
+    if label_key and key and label_key not in names:
+        raise _absent(file, label_key, names, "label_key")
+    if name not in names:
         return None
     try:
         with np.load(file, allow_pickle=False) as archive:
             return checked_labels(archive[name], n, f"{file}: '{name}'").labels
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{file}: labels '{name}' of {where} cannot be read: {error}") from error
+
+
+def _absent(file: Path, key: str, names: list[str], field: str) -> UserError:
+    return UserError(
+        f"{file} has no array '{key}' (it has: {', '.join(names) or 'none'}); name another with --set data.{field}=NAME"
+    )
 
 
 def _names(file: Path) -> list[str]:

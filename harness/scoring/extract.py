@@ -88,6 +88,8 @@ def extracted(source: Source, extract: Any, wanted: set[str], *, rows: bool, sub
         VERSION, source.fingerprint, source.count, extract.sha256, extract.dim, extract.preprocessing,
         sorted(wanted), sorted(keep & wanted), split,
     ]  # fmt: skip
+    if "logits" in wanted and extract.counted:
+        what.append(extract.counted)
     key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:24]
     file = cache_dir("features") / f"{key}.safetensors"
     saved = kept(file, lambda: _run(source, extract, wanted, keep, split, batch))

@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 from harness.cache import cache_dir
 from harness.errors import UserError
 from harness.scoring.extract import SEED, Seen, extracted
-from harness.scoring.sources import Source, open_source
+from harness.scoring.labels import counted, placed, places
+from harness.scoring.reference import Real, admitted, described, open_reference
+from harness.scoring.sources import Source, open_source, settled
 from harness.spec import DataSpec
 from metrics.features import extractor_modality, load_extractor
 from metrics.frechet import Moments, frechet_distance, moments_of
-from metrics.reference import Reference, is_adm, read_adm, read_statistics, save_statistics
-from metrics.suite import Side, called, check_names, chosen, measure, metrics_of, settings
+from metrics.reference import Reference, is_adm, save_statistics
+from metrics.suite import Side, called, check_classes, check_names, chosen, measure, metrics_of, settings
 from metrics.value import MetricError, Value
 
 FLOORED = {"fd": "features", "sfid": "spatial"}
@@ -26,6 +28,10 @@ FLOORED = {"fd": "features", "sfid": "spatial"}
 OF_REFERENCE = ("n_real", "real")
 HASHED = ("weights_sha256", "dim", "preprocessing", "n_fake", "fake_shape", *OF_REFERENCE)
 """What of the protocol decides whether two values can be compared."""
+OF_SOME = {"is": ("logits",), "is_shuffled": ("logits",), "accuracy": ("logits", "classes")}
+"""What of the protocol decides that too for some values, where it tells it."""
+STATED = {"fd_infinity": {"real": "moments"}}
+"""Settings that tell a value from an older one of another estimator; a race always had these, and does not tell them."""
 
 
 class Scored(NamedTuple):
@@ -66,13 +72,6 @@ class Request:
     device: str = "cpu"
 
 
-class Real(NamedTuple):
-    """The reference: raw samples, statistics of samples that are not there, or both (ADM's batches)."""
-
-    source: Source | None
-    statistics: Reference | None
-
-
 def score(asked: Request) -> Scores:
     """Measure samples. Raises `UserError`, in one sentence, for anything that cannot be measured."""
     try:
@@ -86,11 +85,13 @@ def save_reference(asked: Request, file: Path) -> int:
     try:
         source = open_source(asked.samples, extractor_modality(asked.extractor), asked.data, asked.frames)
         extract = _extractor(asked, source)
+        source = settled(source, extract)
         seen = extracted(source, extract, {"features", "spatial"}, rows=False, subset=0, batch=asked.batch)
         _check_count(seen.n, source.where)
         spatial = seen.part("spatial")
-        meta = {**_network(extract), "data": source.fingerprint}
-        save_statistics(file, _moments(seen.part("features")), spatial and _moments(spatial), meta)
+        meta = {**described(extract, source.frames), "data": source.fingerprint}
+        spatial = None if spatial is None else _moments(spatial)
+        save_statistics(file, _moments(seen.part("features")), spatial, meta)
     except MetricError as error:
         raise UserError(str(error)) from error
     return seen.n
@@ -100,15 +101,21 @@ def _score(asked: Request) -> Scores:
     values = chosen(asked.metrics)
     needs = metrics_of(values)
     modality = extractor_modality(asked.extractor)
-    against = any(metric.real for metric in needs)
-    if against and not asked.against:
+    for value in values:
+        check_classes(value, asked.extractor)
+    if any(metric.real for metric in needs) and not asked.against:
         raise UserError(
             f"{asked.samples}: {', '.join(values)} compares with a reference; name one with --against"
         )
     source = open_source(asked.samples, modality, asked.data, asked.frames)
-    real = _reference(asked, modality) if against and asked.against else Real(None, None)
-    extract = _extractor(asked, real.source or source)
+    real = Real()
+    if asked.against:
+        real = open_reference(asked.against, asked.extractor, modality, asked.data, asked.frames)
+    order = places(source, real.source) if "accuracy" in values else ()
+    extract = _extractor(asked, real.source)
     check_names(asked.metrics, extract.name)
+    source = settled(source, extract)
+    real = admitted(real, extract, source.frames, str(asked.against))
 
     fake_parts = {"features" if metric.fake == "rows" else metric.fake for metric in needs}
     labelled = {"labels"} if "accuracy" in values else set()
@@ -119,37 +126,25 @@ def _score(asked: Request) -> Scores:
     fake = extracted(source, extract, fake_parts | labelled, rows=rows, subset=0, batch=asked.batch)
     _check_count(fake.n, source.where)
     side, seen = _real_side(asked, real, extract, values, fake.n)
-    found = measure(values, side, _side(fake))
-    protocol = _protocol(extract, source, real, seen, fake)
+    found = measure(values, side, _side(fake, order))
+    protocol = _protocol(extract, source, real, seen, fake, order)
     scored = {
         called(value, extract.name): _scored(value, number, protocol, seen, fake.n)
         for value, number in found.items()
     }
-    return Scores(scored, protocol, _warnings(protocol, values, real, extract))
+    warnings = _warnings(protocol, values, real, extract)
+    if "accuracy" in values and (told := counted(source, real.source)):
+        warnings.append(told)
+    return Scores(scored, protocol, warnings)
 
 
-def _reference(asked: Request, modality: str) -> Real:
-    where, path = str(asked.against), Path(str(asked.against)).expanduser()
-    if path.suffix == ".safetensors":
-        return Real(None, read_statistics(path))
-    if not is_adm(path):
-        return Real(open_source(where, modality, asked.data, asked.frames), None)
-    statistics = read_adm(path) if asked.extractor.partition(":")[0] == "inception" else None
-    try:
-        return Real(open_source(where, modality, asked.data, asked.frames), statistics)
-    except UserError as error:
-        if statistics is None:
-            raise UserError(
-                f"{where} has statistics of Inception alone, not of '{asked.extractor}': {error}"
-            ) from error
-        return Real(None, statistics)
-
-
-def _extractor(asked: Request, trained_on: Source) -> Any:
+def _extractor(asked: Request, trained_on: Source | None) -> Any:
     given: dict[str, Any] = {}
     if asked.extractor == "local":
-        if trained_on.labelled is None:
-            raise UserError("extractor 'local' is trained on a reference of raw images, which is not there")
+        if trained_on is None or trained_on.labelled is None:
+            raise UserError(
+                "extractor 'local' is trained on a reference of raw images, which is not there; name one with --against"
+            )
         pixels, labels, classes = trained_on.labelled()
         given = {"images": pixels, "labels": labels, "classes": classes}
     where = {
@@ -167,7 +162,6 @@ def _real_side(
     """The reference as the metrics want it, and what was seen of its raw samples."""
     wanted = {metric.real for metric in metrics_of(values)} - {""}
     if real.statistics is not None:
-        _check_network(real.statistics, extract, str(asked.against))
         if "spatial" in wanted and real.statistics.spatial is None:
             raise UserError(f"{asked.against} has no mu_s and sigma_s, which sfid needs")
         wanted -= {"features", "spatial"}
@@ -187,20 +181,22 @@ def _real_side(
     return Side(real.statistics.features, rows, real.statistics.spatial), None
 
 
-def _side(seen: Seen) -> Side:
+def _side(seen: Seen, order: tuple[int, ...] = ()) -> Side:
+    """What was seen, with labels as `places` has them."""
     rows = seen.rows
     return Side(
         seen.part("features"),
         rows.get("features"),
         seen.part("spatial"),
         rows.get("logits"),
-        rows.get("labels"),
+        placed(rows.get("labels"), order),
     )
 
 
 def _scored(value: str, found: Value, protocol: dict[str, Any], seen: Seen | None, n_fake: int) -> Scored:
-    own = settings(value)
+    own = settings(value) | STATED.get(value, {})
     told = {key: protocol[key] for key in HASHED}
+    told |= {key: protocol[key] for key in OF_SOME.get(value, ()) if protocol[key] is not None}
     if not metrics_of([value])[0].real:
         told = {key: text for key, text in told.items() if key not in OF_REFERENCE}
     text = json.dumps({"value": value, "settings": own, **told}, sort_keys=True)
@@ -219,13 +215,18 @@ def _floor(part: str, seen: Seen, n_fake: int) -> dict[str, float] | None:
     return {"mean": float(frechet_distance(rest, subset)), "n": size, "n_real": seen.n - size}
 
 
-def _protocol(extract: Any, source: Source, real: Real, seen: Seen | None, fake: Seen) -> dict[str, Any]:
+def _protocol(
+    extract: Any, source: Source, real: Real, seen: Seen | None, fake: Seen, order: tuple[int, ...]
+) -> dict[str, Any]:
     statistics, raw = real.statistics, real.source
     n_real = statistics.n if statistics else seen.n if seen else None
     data = statistics.meta.get("data") if statistics else raw.fingerprint if raw else None
     return {
-        **_network(extract),
+        **described(extract, None),
         "dim": extract.dim,
+        "logits": getattr(extract, "counted", None),
+        "classes": list(order) or None,
+        "frames": source.frames,
         "n_real": n_real,
         "n_fake": fake.n,
         "real": data or (statistics and _digest(statistics)),
@@ -253,28 +254,11 @@ def _warnings(protocol: dict[str, Any], values: Sequence[str], real: Real, extra
         found.append(
             f"the samples are {sizes[1]} pixels, the reference {sizes[0]}: sharpness differs by that alone"
         )
-    if real.source and is_adm(Path(real.source.where)) and real.statistics is None:
+    if n_real is not None and real.source and is_adm(Path(real.source.where)) and real.statistics is None:
         found.append(
             f"mu and sigma of the reference are Inception's: '{extract.name}' measured its images, arr_0"
         )
     return found
-
-
-def _network(extract: Any) -> dict[str, str]:
-    return {
-        "extractor": extract.name,
-        "weights_sha256": extract.sha256,
-        "preprocessing": extract.preprocessing,
-    }
-
-
-def _check_network(statistics: Reference, extract: Any, where: str) -> None:
-    """Raise `UserError` for statistics that another network made."""
-    for key, own in _network(extract).items():
-        if statistics.meta.get(key, own) != own:
-            raise UserError(
-                f"{where} holds statistics of another network: {key} {statistics.meta[key]}, here {own}"
-            )
 
 
 def _check_count(n: int, where: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from harness import registry
 from harness.data.base import images, open_dataset
 from harness.errors import UserError
-from harness.scoring.arrays import array_batches, array_fingerprint, open_array
+from harness.scoring.arrays import ArrayImages, array_batches, array_fingerprint, open_array
 from harness.spec import DataSpec
 from metrics.audio import is_audio, read_audio
 from metrics.clips import is_video, read_videos
@@ -25,6 +25,8 @@ EXPECTED = "a folder of images, .npz, .npy or .parquet, videos, recordings, or t
 PLURAL = {"image": "images", "video": "videos", "audio": "recordings"}
 CLIP = 16
 """Frames of a clip where neither the network nor the user says."""
+FITTED = "resolution", "channels"
+"""What the user may ask of images."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,10 @@ class Source:
     """(channels, height, width) of images."""
     labelled: Callable[[], tuple[np.ndarray, np.ndarray, int]] | None = None
     """All images at once, their labels and how many classes, for a network that is trained on them."""
+    class_names: tuple[str, ...] = ()
+    """In the order of their labels; none where classes are numbers alone."""
+    frames: int | None = None
+    """Of a clip, as the user asked, then as `settled` with a network; None where nobody said, and for what is no video."""
 
 
 def open_source(where: str, modality: str, data: DataSpec, frames: int | None = None) -> Source:
@@ -69,6 +75,21 @@ def open_source(where: str, modality: str, data: DataSpec, frames: int | None = 
     return _recordings(path) if modality == "audio" else _images(where, path, data)
 
 
+def settled(source: Source, extract: Any) -> Source:
+    """The source as a network reads it: the length of clips is known, and belongs to the fingerprint.
+
+    Raises `UserError` where the user asked for another length than the network's.
+    """
+    if source.modality != "video":
+        return source
+    if extract.frames and source.frames not in (None, extract.frames):
+        raise UserError(
+            f"--frames {source.frames}: extractor '{extract.name}' takes clips of {extract.frames} frames; leave it out"
+        )
+    frames = extract.frames or source.frames or CLIP
+    return replace(source, frames=frames, fingerprint=f"{source.fingerprint} frames {frames}")
+
+
 def _is_dataset(where: str) -> bool:
     return where.partition(":")[0] in registry.names("dataset") and not Path(where).exists()
 
@@ -79,7 +100,7 @@ def _images(where: str, path: Path, data: DataSpec) -> Source:
         return _dataset(where, data.model_copy(update={"name": name, "root": root}))
     plain = not (data.resolution or data.channels)
     if path.suffix == ".npy" or (path.suffix == ".npz" and plain):
-        return _array(where, path, data.image_key)
+        return _array(where, path, data)
     if path.is_dir() and not any(path.iterdir()):
         raise UserError(f"{where} is an empty folder; expected {EXPECTED}")
     if path.is_dir():
@@ -103,11 +124,13 @@ def _dataset(where: str, spec: DataSpec) -> Source:
     return Source(
         where, "image", f"{dataset.fingerprint} {dataset.shape}", batches, len(dataset), dataset.shape,
         lambda: (*images(dataset, np.arange(len(dataset))), dataset.classes),
+        tuple(getattr(dataset, "class_names", ())),
     )  # fmt: skip
 
 
-def _array(where: str, path: Path, key: str) -> Source:
-    array = open_array(path, key)
+def _array(where: str, path: Path, data: DataSpec) -> Source:
+    array = open_array(path, data.image_key, data.label_key)
+    _check_fitted(array, data)
 
     def batches(extract: Any, size: int) -> Iterator[dict[str, Tensor]]:
         start = 0
@@ -125,6 +148,18 @@ def _array(where: str, path: Path, key: str) -> Source:
     return Source(where, "image", fingerprint, batches, array.shape[0], array.image_shape, labelled)
 
 
+def _check_fitted(array: ArrayImages, data: DataSpec) -> None:
+    """Raise `UserError` for an array that is read as it is and has another size than was asked for."""
+    channels, height, width = array.image_shape
+    side = data.resolution
+    if (data.channels or channels, side or height, side or width) != array.image_shape:
+        asked = ", ".join(f"data.{name} = {getattr(data, name)}" for name in FITTED if getattr(data, name))
+        raise UserError(
+            f"{asked}: {array.file} holds images of {width}x{height} pixels and {channels} channels, and npy is read as "
+            "it is; save it as npz, whose images are fitted"
+        )
+
+
 def _parts(extract: Any, pixels: np.ndarray) -> dict[str, Tensor]:
     """All outputs of one pass, those that are the extractor's own named `features`."""
     found = extract.outputs(torch.from_numpy(pixels))
@@ -137,7 +172,7 @@ def _videos(path: Path, frames: int | None) -> Source:
         for clips in read_videos(path, length, batch=max(1, size // length)):
             yield {"features": extract(clips)}
 
-    return Source(str(path), "video", f"{_media_fingerprint(path, VIDEO)} frames {frames}", batches)
+    return Source(str(path), "video", _media_fingerprint(path, VIDEO), batches, frames=frames)
 
 
 def _recordings(path: Path) -> Source:

@@ -7,10 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from metrics import frechet_distance, precision_recall
+from metrics import frechet_distance, frechet_infinity, precision_recall
 from metrics.frechet import moments_of
 from metrics.reference import is_adm, read_adm, read_statistics, save_statistics
-from metrics.suite import GROUPS, METRICS, Side, called, check_names, chosen, measure, metric_names
+from metrics.suite import (
+    GROUPS,
+    METRICS,
+    Metric,
+    Side,
+    called,
+    check_classes,
+    check_names,
+    chosen,
+    measure,
+    metric_names,
+)
 from metrics.value import MetricError
 
 RANDOM = np.random.default_rng(0)
@@ -51,6 +62,32 @@ def test_values_are_those_of_the_distances() -> None:
     assert found["recall_torch_fidelity"].mean == recall.mean
     with pytest.raises(MetricError, match=r"label 6 is out of range: the classifier knows classes 0 \.\. 3"):
         measure(["accuracy"], None, Side(logits=logits, labels=labels + 4))
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.values[0])
+def test_the_least_is_where_a_distance_begins_to_have_a_value(metric: Metric) -> None:
+    labels, enough = np.zeros(metric.least, int), FAKE[: metric.least]
+    few = Side(enough, enough, enough, enough, labels)
+    assert len(metric.compute(Side(REAL, REAL, REAL), few)) == len(metric.values)
+    if metric.least > 1:
+        with pytest.raises(MetricError):
+            metric.compute(Side(REAL, REAL, REAL), Side(*(part[:-1] for part in few)))
+
+
+def test_fd_infinity_is_against_the_moments_of_the_reference() -> None:
+    """dgm-eval: mu1 and sigma1 of all real features, subsets of the generated ones alone."""
+    kept, streamed = Side(REAL, REAL), Side(moments_of(REAL))
+    expected = frechet_infinity(moments_of(REAL), FAKE)
+    for real in (kept, streamed):
+        found = measure(["fd_infinity"], real, Side(FAKE, FAKE))["fd_infinity"]
+        assert (found.mean, found.low, found.high) == (expected.mean, expected.low, expected.high)
+
+
+def test_the_graph_of_2015_knows_no_classes_of_the_data() -> None:
+    with pytest.raises(MetricError, match=r"the 1,008 outputs of 'inception' .* for accuracy take .*'local'"):
+        check_classes("accuracy", "inception")
+    check_classes("accuracy", "local")
+    check_classes("is", "inception")
 
 
 def test_an_adm_batch_gives_the_direct_distance(tmp_path: Path) -> None:

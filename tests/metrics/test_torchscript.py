@@ -144,12 +144,12 @@ def test_logits_lie_beside_the_features(script) -> None:
     images = bytes_(6, 3, 3, 8, 8)
     means = images.double().numpy().mean((2, 3)) / 127.5 - 1
     counted = load_extractor(f"torchscript:{script(Means())}?dim=3&logits=2")
-    assert (counted.dim, counted.beside) == (3, {"logits": 2})
+    assert (counted.dim, counted.beside, counted.counted) == (3, {"logits": 2}, 2)
     assert torch.equal(
         counted.outputs(images)["logits"], load_extractor(f"torchscript:{script(Means())}")(images)[:, -2:]
     )
     second = load_extractor(f"torchscript:{script(Split())}")
-    assert (second.dim, second.beside) == (6, {"logits": 3})
+    assert (second.dim, second.beside, second.counted) == (6, {"logits": 3}, None)
     np.testing.assert_allclose(second.outputs(images)["logits"], 2 * means, atol=1e-6)
     sibling = second.sibling("logits")
     assert (sibling.name, sibling.dim, sibling.beside) == ("torchscript:net-logits", 3, {"features": 6})

@@ -176,7 +176,7 @@ def test_an_adm_batch_serves_another_network_by_its_images(here: Path, tmp_path:
     assert found["metrics"]["fd:torchscript:means"]["mean"] == pytest.approx(textbook(REAL, FAKE), rel=1e-4)
     assert any("mu and sigma of the reference are Inception's" in text for text in found["warnings"])
     np.savez(file, mu=np.zeros(2048), sigma=np.eye(2048))
-    refused(here, "statistics of Inception alone", "fake.npz", file)
+    refused(here, "statistics of the original Inception alone", "fake.npz", file)
 
 
 def test_grey_is_repeated_and_other_sizes_are_said(here: Path, tmp_path: Path) -> None:
