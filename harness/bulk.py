@@ -13,7 +13,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from harness.distributed import World
 from harness.draws import Streams
 from harness.errors import UserError
-from harness.record import sync_directory, write_atomic
+from harness.record import LOCK, sync_directory, take_lock, write_atomic
 from harness.samples import Decode, draw_batch, sample_labels
 from harness.spec import EvalSpec
 
@@ -83,34 +83,48 @@ def check_classes(only: tuple[int, ...], classes: int) -> None:
 def draw_bulk(model: nn.Module, job: Job, output: Path, world: World, decode: Decode | None = None) -> None:
     """Draw the samples of a job into `output`, going on from the batches that are there already.
 
-    Raises `UserError` where the folder of batches is of another job or cannot be written.
+    Raises `UserError` where the folder of batches is of another job, in use by another command, or cannot be written.
     """
     folder = output.with_name(f"{output.name}.parts")
     try:
+        with _claimed(folder, job) if world.main else nullcontext():
+            _draw(model, job, output, folder, world, decode)
         if world.main:
-            _begin(folder, job)
-        world.wait()
-        mine = job.ranges()[world.rank :: world.size]
-        missing = [part for part in mine if not _whole(folder, part, job)]
-        with _bar(world, sum(map(len, mine)), sum(map(len, mine)) - sum(map(len, missing))) as advance:
-            for part in missing:
-                index = np.arange(part.start, part.stop)
-                drawn = draw_batch(
-                    model, job.spec, job.drawn, job.classes, world.device, index, job.labels(index), decode
-                )
-                _keep(folder, part, drawn)
-                advance(len(part))
-        world.wait()
-        if world.main:
-            _write(output, folder, job)
-            shutil.rmtree(folder)
+            shutil.rmtree(folder)  # behind the lock: a network file system keeps a file that is open
     except OSError as error:
         raise UserError(f"cannot write {error.filename or output}: {error.strerror}") from error
 
 
-def _begin(folder: Path, job: Job) -> None:
-    """Make the folder of batches; raise `UserError` where one of another job is there."""
+def _draw(
+    model: nn.Module, job: Job, output: Path, folder: Path, world: World, decode: Decode | None
+) -> None:
+    world.wait()
+    mine = job.ranges()[world.rank :: world.size]
+    missing = [part for part in mine if not _whole(folder, part, job)]
+    with _bar(world, sum(map(len, mine)), sum(map(len, mine)) - sum(map(len, missing))) as advance:
+        for part in missing:
+            index = np.arange(part.start, part.stop)
+            drawn = draw_batch(
+                model, job.spec, job.drawn, job.classes, world.device, index, job.labels(index), decode
+            )
+            _keep(folder, part, drawn)
+            advance(len(part))
+    world.wait()
+    if world.main:
+        _write(output, folder, job)
+
+
+@contextmanager
+def _claimed(folder: Path, job: Job) -> Iterator[None]:
+    """The folder of batches of a job, held against a second command."""
     folder.mkdir(parents=True, exist_ok=True)
+    with take_lock(folder / LOCK, str(folder)):
+        _begin(folder, job)
+        yield
+
+
+def _begin(folder: Path, job: Job) -> None:
+    """Name the job in the folder of batches; raise `UserError` where it is another's."""
     note = folder / JOB
     if not note.exists():
         write_atomic(note, json.dumps({"job": job.digest}).encode())

@@ -6,7 +6,7 @@ import ast
 import inspect
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib import util
 from pathlib import Path
@@ -43,36 +43,33 @@ class Entry:
     source: str = ""
     headline: str = ""
     """What its authors claim for it, and where."""
+    available: bool = True
 
 
 def entries(*, counted: bool = True) -> dict[str, Entry]:
-    """Every registered method by name; one that cannot be imported says so in its summary.
+    """Every registered method by name; one that cannot be imported, or has no defaults, says so in its summary.
 
     Counting FLOPs takes a fraction of a second for each method that was not counted before (see tally.py).
     """
     from harness.tally import step_counts
 
-    found: dict[str, type | Exception] = {}
-    for name in registry.names("method"):
-        try:
-            found[name] = registry.load("method", name)
-        except (ImportError, UserError) as error:
-            found[name] = error
-    there = [name for name, cls in found.items() if isinstance(cls, type)]
+    found = {name: _loaded(name) for name in registry.names("method")}
+    there = [name for name, entry in found.items() if entry.available]
     flops = step_counts(there, step_flops) if counted else {}
-    return {name: _entry(cls, flops.get(name), flops.get("flow")) for name, cls in found.items()}
+    plain = flops.get("flow")
+    extra = {name: flops[name] / plain - 1 for name in there if plain and flops.get(name)}
+    return {name: replace(entry, extra_flops=extra.get(name)) for name, entry in found.items()}
 
 
-def _entry(cls: Any, flops: int | None, plain: int | None) -> Entry:
-    if isinstance(cls, Exception):
-        return Entry(f"not available: {cls}")
-    return Entry(
-        describe(cls).partition("\n")[0],
-        wants(defaults(cls, "B").needs()),
-        flops / plain - 1 if flops and plain else None,
-        getattr(cls, "source", ""),
-        getattr(cls, "headline", ""),
-    )
+def _loaded(name: str) -> Entry:
+    """A method's entry, its cost not yet counted."""
+    try:
+        cls = registry.load("method", name)
+        needs = wants(defaults(cls, "B").needs())
+    except (ImportError, UserError) as error:
+        return Entry(f"not available: {error}", available=False)
+    source, headline = getattr(cls, "source", ""), getattr(cls, "headline", "")
+    return Entry(describe(cls).partition("\n")[0], needs, source=source, headline=headline)
 
 
 def describe(cls: type) -> str:
@@ -81,10 +78,19 @@ def describe(cls: type) -> str:
 
 
 def defaults(cls: Any, size: str) -> Any:
-    """A method's Config with every default filled in for a backbone size."""
+    """A method's Config with every default filled in for a backbone size.
+
+    Raises `UserError` for a method with a setting that has no default, or whose defaults this backbone cannot have.
+    """
+    from harness.resolve import validate
     from harness.spec import BackboneSpec
 
-    return cls.Config().resolved(BackboneSpec(size=size))
+    lacks = f"{cls.__module__}:{cls.__qualname__} has no defaults for SiT-{size}"
+    config = validate(cls.Config, {}, lacks)
+    try:
+        return config.resolved(BackboneSpec(size=size))
+    except ValueError as error:
+        raise UserError(f"{lacks}: {error}") from error
 
 
 def wants(needs: Any) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from harness.errors import UserError
 from harness.record import sync_directory
+from harness.spec import TrainSpec
 
 HEADER, FORMAT = "flowrace", "flowrace-1"
 
@@ -95,10 +96,19 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.safetensors"), key=step_of)
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep`, and whatever a killed write left under a temporary name."""
-    for path in checkpoints(folder)[:-keep]:
-        path.unlink()
+def scheduled(step: int, train: TrainSpec) -> bool:
+    """Whether a run saves a checkpoint at a step; one at any other was left by a stop."""
+    return step == train.steps or step % train.checkpoint_every == 0
+
+
+def prune(folder: Path, train: TrainSpec) -> None:
+    """Delete all but the newest `keep_checkpoints` of the schedule, those off it that are not the newest of all, and whatever
+    a killed write left under a temporary name."""
+    found = checkpoints(folder)
+    kept = [path for path in found if scheduled(step_of(path), train)][-train.keep_checkpoints :]
+    for path in found[:-1]:
+        if path not in kept:
+            path.unlink()
     for path in (*folder.glob(".*.tmp"), *folder.glob(".tmp*")):  # ours, and what safetensors calls its own
         path.unlink(missing_ok=True)
 

@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 import traceback
+from typing import Any
 
 import click
 
@@ -67,6 +68,10 @@ COMMANDS = {  # name -> (module:function, one line of help); a package brings it
 }
 
 
+class _PipeClosed(Exception):
+    """Whoever read our output has gone. Not an OSError, for which click ends with 1."""
+
+
 class LazyGroup(click.Group):
     """Lists its commands from the table above and imports one when it is called."""
 
@@ -78,6 +83,14 @@ class LazyGroup(click.Group):
             return None
         module, _, function = COMMANDS[name][0].partition(":")
         return getattr(importlib.import_module(module), function)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (BrokenPipeError, SystemExit) as error:  # rich makes it an exit with 1
+            if not isinstance(error, BrokenPipeError) and not isinstance(error.__context__, BrokenPipeError):
+                raise
+            raise _PipeClosed from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -95,7 +108,8 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run the command line. Exit code 0: fine; 1: ours failed or a run stopped; 2: a mistake of the user's."""
+    """Run the command line. Exit code 0: fine; 1: ours failed or a run stopped; 2: a mistake of the user's; 130:
+    interrupted; 141: nobody reads the output any more, as a shell has it."""
     try:
         code = cli.main(prog_name="flowrace", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)  # what a command raises as Exit comes back as its code
@@ -111,7 +125,7 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         _say("interrupted")
         sys.exit(130)
-    except BrokenPipeError:
+    except _PipeClosed:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except Exception:

@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.errors import UserError
-from harness.record import Record
-from harness.resolve import load_spec
+from harness.record import SPEC, Record
+from harness.resolve import is_run, load_spec
 from harness.spec import RunSpec
+from harness.studies import is_whole, study_of
 
 SETTING = click.option(
     "--set",
@@ -41,8 +42,10 @@ def run(
 ) -> None:
     """Train one spec. The run goes into OUT/<run id>; run the same command again to continue it."""
     spec = load_spec(source, overrides)
+    if is_run(Path(source)) and not overrides:
+        _check_named(Path(source), spec)
     if out is None:
-        out = Path(source).parent if Path(source).is_dir() else Path("runs")
+        out = Path(source).resolve().parent if is_run(Path(source)) else Path("runs")
     from harness.data.pin import pinned
     from harness.train import train
 
@@ -102,6 +105,15 @@ def doctor(as_json: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
+def _check_named(folder: Path, spec: RunSpec) -> None:
+    """Raise `UserError` where a folder is not the run that its spec describes: another would begin beside it."""
+    if folder.resolve().name != spec.id:
+        raise UserError(
+            f"{folder} is not called as the run {spec.id} that its {SPEC} describes: rename it to continue that run, or give "
+            f"{folder / SPEC} to begin it anew"
+        )
+
+
 def _progress(quiet: bool) -> Any:
     from harness.progress import Lines, Live, Quiet
 
@@ -121,7 +133,8 @@ def _mirror(path: Path, uri: str | None) -> None:
     from harness.tracking import mirror
 
     try:
-        mirror([Record(path)], uri=uri, study=path.parent.name, complete=True)
+        records = [Record(path)]
+        mirror(records, uri=uri, study=study_of(path.parent), complete=is_whole(path.parent, records))
     except UserError as error:
         if uri is not None:
             raise

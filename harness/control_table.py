@@ -9,7 +9,6 @@ with R = {"state": V, "action": V} and V = {mean, low, high, n, penalty}: R2 wit
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,11 +20,11 @@ from harness.control import Row, measured, of_initial, of_layers, of_pixels, sce
 from harness.cost import backbone_config
 from harness.data.base import open_dataset, split
 from harness.distributed import pick_device
-from harness.encoder_table import kept
 from harness.environment import prepare
 from harness.errors import UserError
-from harness.record import Record, find_records, write_atomic
+from harness.record import Record, find_records
 from harness.run import load_ema
+from harness.shared_table import adding_to, kept, write_table
 from harness.spec import RunSpec
 from harness.terminal import tracked
 from metrics.control import Decoded
@@ -50,24 +49,35 @@ def measure_study(
 ) -> dict[str, Any]:
     """The table of all finished runs of a folder, written there after each checkpoint: the newest of a run, or `every` one.
 
-    What it has already, under this protocol, stays as it is. Raises `UserError` where no run can be measured.
+    What it has already, under this protocol, stays as it is. Raises `UserError` where no run can be measured, or the folder
+    cannot be written.
     """
-    records, protocol = find_records(path), asdict(asked)
-    table = {"protocol": protocol, "runs": kept(path / FILE, protocol, "runs", "control"), "left_out": {}}
+    records, protocol, left_out = find_records(path), asdict(asked), {}
+    file, runs = path / FILE, kept(path / FILE, protocol, "runs", "control")
     for record in tracked(records, f"{len(records)} runs"):
-        known = table["runs"].get(record.id, {})
+        known = runs.get(record.id, {})
         try:
             spec, files = _of_finished(record, overrides, every)
             for entry in measurements(spec, files, asked, known):
-                table["runs"][record.id] = entry
-                _write(path / FILE, table)
+                runs = _added(file, protocol, {**runs, record.id: entry}, left_out)["runs"]
         except LeftOut as reason:
-            table["left_out"][record.id] = str(reason)
-    if not table["runs"]:
-        raise UserError(
-            f"{path}: control can be measured on no run; {next(iter(table['left_out'].values()))}"
-        )
-    _write(path / FILE, table)
+            left_out[record.id] = str(reason)
+    if not runs:
+        raise UserError(f"{path}: control can be measured on no run; {next(iter(left_out.values()))}")
+    return _added(file, protocol, runs, left_out)
+
+
+def _added(
+    file: Path, protocol: Mapping[str, Any], runs: Mapping[str, Any], left_out: Mapping[str, str]
+) -> dict[str, Any]:
+    """The table with these runs' entries beside what it has by now, written."""
+    with adding_to(file):
+        found = kept(file, protocol, "runs", "control")
+        for run, entry in runs.items():
+            steps = found.get(run, {}).get("steps", {}) | entry["steps"]
+            found[run] = {**entry, "steps": _in_order(steps)}
+        table = {"protocol": dict(protocol), "runs": found, "left_out": dict(left_out)}
+        write_table(file, table)
     return table
 
 
@@ -119,7 +129,3 @@ def _value(found: Decoded) -> dict[str, Any]:
 
 def _in_order(steps: Mapping[str, Any]) -> dict[str, Any]:
     return dict(sorted(steps.items(), key=lambda step: int(step[0])))
-
-
-def _write(file: Path, table: Mapping[str, Any]) -> None:
-    write_atomic(file, (json.dumps(table, indent=1, allow_nan=False) + "\n").encode())

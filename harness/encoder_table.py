@@ -7,21 +7,20 @@ the encoder and the data, none of a run that was aligned with it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.commands import model_of_run
+from harness.commands import model_of_run, spec_of_run
 from harness.data.base import open_dataset, split
 from harness.data.dataset import pictured
 from harness.encoders.base import Choice, open_encoder
 from harness.environment import prepare
 from harness.errors import UserError
 from harness.probe import Row, probe
-from harness.record import Record, find_records, write_atomic
-from harness.resolve import load_spec
+from harness.record import Record, find_records
+from harness.shared_table import adding_to, kept, write_table
 from harness.spec import RunSpec
 from harness.terminal import tracked
 from metrics import Value
@@ -59,7 +58,8 @@ def is_study(path: Path) -> bool:
 def measure_encoders(path: Path, study: Study, asked: Asked) -> dict[str, Any]:
     """The table, written to the study's folder after each encoder; what it has already, under this protocol, stays as it is.
 
-    Raises `UserError` for an encoder that cannot be opened, behind what was measured before it.
+    Raises `UserError` for an encoder that cannot be opened, behind what was measured before it, and where the folder cannot
+    be written.
     """
     prepare(study.spec.runtime.threads)
     checkpoint, model, device = model_of_run(study.run, study.spec, None)
@@ -68,20 +68,20 @@ def measure_encoders(path: Path, study: Study, asked: Asked) -> dict[str, Any]:
     compared = f"{study.run.name}/{checkpoint.stem}" if study.control else None
     protocol = {"data": dataset.fingerprint, "held_out": study.spec.data.held_out, "control": compared}
     protocol |= {"grid": list(model.config.grid), **asdict(asked)}
-    table = {"protocol": protocol, "encoders": kept(path / FILE, protocol, "encoders")}
+    file, known = path / FILE, kept(path / FILE, protocol, "encoders")
     where = {"grid": model.config.grid, "held_out": study.spec.data.held_out, "device": device}
-    absent = [choice for choice in study.encoders.values() if not _known(table["encoders"], choice)]
+    absent = [choice for choice in study.encoders.values() if not _known(known, choice)]
     for choice in tracked(absent, "encoders"):
         encoder = open_encoder(choice, pictured(dataset), **where)
         how = {"time": asked.time, "samples": asked.samples, "classifier": asked.classifier}
         found = probe(model, dataset, sides, encoder, device=device, **how)
         about = {"sha256": encoder.sha256, "params": encoder.params, "flops": encoder.flops}
         rows = found.rows if study.control else found.rows[:1]
-        table["encoders"][choice.name] = (
-            about | entry(rows) | {"train": found.train, "held_out": found.held_out}
-        )
-        write_atomic(path / FILE, (json.dumps(table, indent=1, allow_nan=False) + "\n").encode())
-    return table
+        row = about | entry(rows) | {"train": found.train, "held_out": found.held_out}
+        with adding_to(file):
+            known |= kept(file, protocol, "encoders") | {choice.name: row}
+            write_table(file, {"protocol": protocol, "encoders": known})
+    return {"protocol": protocol, "encoders": known}
 
 
 def entry(rows: Sequence[Row]) -> dict[str, Any]:
@@ -100,9 +100,10 @@ def entry(rows: Sequence[Row]) -> dict[str, Any]:
 
 def study_of(path: Path, overrides: tuple[str, ...] = ()) -> Study:
     """The encoders that the runs of a folder name, and the control: of the finished runs without an encoder that with the
-    least seed, the earliest by name. Raises `UserError` where the runs do not share their data, or none has a checkpoint.
+    least seed, the earliest by name. Raises `UserError` where the runs do not share their data, or none has a checkpoint, and
+    for an override of what belongs to training.
     """
-    runs = [(record, load_spec(str(record.path), overrides)) for record in find_records(path)]
+    runs = [(record, spec_of_run(record.path, overrides)) for record in find_records(path)]
     _check_shared(path, [spec for _, spec in runs])
     encoders = {
         choice.name: _choice(choice, [record for record, _ in runs])
@@ -150,18 +151,6 @@ def _choice(choice: Any, records: Sequence[Record]) -> Choice:
 def _known(table: Mapping[str, Any], choice: Choice) -> bool:
     found = table.get(choice.name)
     return found is not None and choice.sha256 in ("", found["sha256"])
-
-
-def kept(file: Path, protocol: Mapping[str, Any], rows: str, of: str = "") -> dict[str, Any]:
-    """The `rows` of a table `of` something that are measured already; none where they were under another protocol, for a
-    table has one."""
-    if not file.is_file():
-        return {}
-    try:
-        table = json.loads(file.read_text())
-        return dict(table[rows]) if table["protocol"] == protocol else {}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} is no table of {of or rows}; move it away and run this again") from error
 
 
 def _plain(value: Value | None) -> dict[str, Any] | None:

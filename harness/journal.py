@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from harness import run as runs
-from harness.checkpoint import checkpoints, path_of
+from harness.checkpoint import checkpoints, path_of, prune, scheduled
 from harness.distributed import World
 from harness.errors import RunStopped
 from harness.evaluate import Evaluator
@@ -73,6 +73,7 @@ class Journal:
         names = list(taken.losses)
         rows = torch.stack([torch.stack([*t.losses.values(), t.grad_norm.detach()]) for t in self._pending])
         rows = self.world.mean(rows.float()).tolist()
+        self.run.meter.settle()  # in every process, or the spans of one that writes no line pile up
         steps = self.run.spec.train.steps
         for past, row in zip(self._pending, rows, strict=True):
             if not all(map(math.isfinite, row)):
@@ -173,12 +174,12 @@ class Journal:
 
 
 def complete(record: RecordWriter, found: Record, run: Run) -> None:
-    """Add the line of the checkpoint that was restored, where the process died between the file and its line."""
-    scheduled = run.step > 0 and (
-        run.step % run.spec.train.checkpoint_every == 0 or run.step == run.spec.train.steps
-    )
-    if scheduled and not any(event["step"] == run.step for event in found.of("checkpoint")):
+    """Make up for what the process left undone that died behind the file of the checkpoint that was restored: its line, and
+    the older files that it replaces."""
+    due = run.step > 0 and scheduled(run.step, run.spec.train)
+    if due and not any(event["step"] == run.step for event in found.of("checkpoint")):
         record.append(_checkpoint_event(run, path_of(Path(), run.step).name))
+    prune(found.path / "checkpoints", run.spec.train)
 
 
 def _checkpoint_event(run: Run, file: str) -> dict[str, Any]:

@@ -11,9 +11,8 @@ import click
 
 from harness.errors import UserError
 from harness.record import Record, find_records
-from harness.spec import read_toml
-
-STUDY = "study.toml"
+from harness.stores import shown, store_uri
+from harness.studies import STUDY, is_whole, study_of
 
 
 @click.command(epilog="Example: flowrace mirror runs --to sqlite:///mlflow.db")
@@ -28,11 +27,10 @@ STUDY = "study.toml"
 def mirror(directories: tuple[Path, ...], uri: str | None, as_json: bool) -> None:
     """Bring an MLflow store up to date with run directories, or folders of them. What it holds already is not sent again.
 
-    Runs of a study become children of its run, as when it was swept.
+    Runs of a study become children of its run, as when it was swept; others, of a run named after their folder. A run that is
+    broken stops no other: it is named at the end, with exit code 2.
     """
-    from harness.tracking import mirror as send
-
-    records = find_records(*directories)
+    records = find_records(*(directory.resolve() for directory in directories))
     if not records:
         raise UserError(
             f"no run directory in {', '.join(map(str, directories))}; give the --out of a run or a sweep"
@@ -40,18 +38,37 @@ def mirror(directories: tuple[Path, ...], uri: str | None, as_json: bool) -> Non
     folders: dict[Path, list[Record]] = defaultdict(list)
     for record in records:
         folders[record.path.parent].append(record)
-    told = []
+    told, reasons = [], []
     with click.progressbar(sorted(folders.items()), label="mirroring", file=sys.stderr) as bar:
         for folder, found in bar:
-            file = folder / STUDY
-            study = str(read_toml(file).get("name", folder.name)) if file.is_file() else None
-            summary = send(found, uri=uri, study=study, artifacts=[file] if study else (), complete=True)
-            told.append(
-                {"folder": str(folder), "study": study, "runs": summary.runs, "points": summary.points}
-            )
+            try:
+                study, whole = study_of(folder), is_whole(folder, found)
+            except UserError as error:
+                reasons.append(str(error))
+                continue
+            runs, points, broken = _send(folder, found, uri, study, whole)
+            told.append({"folder": str(folder), "study": study, "runs": runs, "points": points})
+            reasons += broken
+    store = shown(store_uri(uri))
     if as_json:
-        click.echo(json.dumps({"store": summary.uri, "folders": told}, indent=1))
-        return
-    for one in told:
-        click.echo(f"{one['study'] or one['folder']}: {one['runs']} runs, {one['points']} new points")
-    click.echo(summary.uri)
+        click.echo(json.dumps({"store": store, "folders": told}, indent=1))
+    else:
+        for one in told:
+            click.echo(f"{one['study']}: {one['runs']} runs, {one['points']} new points")
+        click.echo(store)
+    if reasons:
+        raise UserError("; ".join(reasons))
+
+
+def _send(
+    folder: Path, records: list[Record], uri: str | None, study: str, whole: bool
+) -> tuple[int, int, list[str]]:
+    """The number of runs that were mirrored and of new points, and what is wrong with the others."""
+    from harness.tracking import Unsent, mirror
+
+    files = [file for file in (folder / STUDY,) if file.is_file()]
+    try:
+        summary = mirror(records, uri=uri, study=study, artifacts=files, complete=whole)
+    except Unsent as error:
+        return error.summary.runs, error.summary.points, error.reasons
+    return summary.runs, summary.points, []

@@ -8,6 +8,7 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 
 class Quiet:
@@ -65,7 +66,7 @@ class Live(Quiet):
         )
 
     def note(self, message: str) -> None:
-        self._console.print(message, highlight=False)
+        self._console.print(Text(message))
 
     def begin(self, step: int, steps: int) -> None:
         self._begun = (time.monotonic(), step)

@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError
+from harness.events import read_events, read_finished
 
 EVENTS, SPEC, CLOCK = "events.jsonl", "spec.toml", "clock.json"
 REPLICATES = "replicates.json"
@@ -70,6 +71,15 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """A disk that is full, or a place that may not be written, becomes a `UserError` that names the place."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {place}: {error.strerror}") from error
+
+
 @dataclass(frozen=True)
 class Record:
     """A run directory, read. Cheap to make: files are read when a field is first asked for."""
@@ -86,15 +96,24 @@ class Record:
         file = self.path / SPEC
         try:
             return tomllib.loads(file.read_text())
-        except OSError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise UserError(f"{self.path} is not a run directory: no {SPEC} in it") from error
+        except OSError as error:
+            raise UserError(f"cannot read {file}: {error.strerror}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{file} is not TOML: {error}") from error
 
     @cached_property
     def events(self) -> list[dict[str, Any]]:
-        """All complete events in order; a last line without an end is being written (or was torn) and is left out."""
-        return list(read_events(self.path / EVENTS))
+        """All complete events in order; of a run at work a last line without an end is being written and is left out.
+
+        Raises `UserError` for a run that is done and whose file lacks its end.
+        """
+        file = self.path / EVENTS
+        if not (self.path / DONE).exists():  # asked first: a run may end while it is read
+            return read_events(file)
+        train = self.spec.get("train")
+        return read_finished(file, train.get("steps") if isinstance(train, dict) else None)
 
     def of(self, kind: str) -> list[dict[str, Any]]:
         """The events of a kind in order; an evaluation that was replicated later has the means over replicates."""
@@ -155,41 +174,6 @@ def find_records(*roots: Path) -> list[Record]:
     return [found[path] for path in sorted(found)]
 
 
-def read_events(file: Path) -> Iterator[dict[str, Any]]:
-    """Complete events of a file, in order; raises `UserError` naming the line that is not an event.
-
-    All lines are parsed at once, which takes half the time and, since events then share their keys, half the memory.
-    """
-    if not file.exists():
-        return
-    lines = file.read_bytes().split(b"\n")[:-1]
-    try:
-        events = json.loads(b"[" + b",".join(lines) + b"]")
-    except ValueError:
-        events = []
-    if len(events) == len(lines) and all(map(_is_event, events)):
-        yield from events
-        return
-    for number, line in enumerate(lines, start=1):
-        yield _event(file, number, line)
-
-
-def _event(file: Path, number: int, line: bytes) -> dict[str, Any]:
-    try:
-        event = json.loads(line)
-    except ValueError:
-        event = None
-    if not _is_event(event):
-        raise UserError(f"{file} line {number} is not an event (a JSON object with kind and step)")
-    return event
-
-
-def _is_event(value: Any) -> bool:
-    return (
-        isinstance(value, dict) and isinstance(value.get("kind"), str) and isinstance(value.get("step"), int)
-    )
-
-
 @dataclass
 class RecordWriter:
     """The one writer of a run directory. Use as a context: it holds the directory's lock until it is closed."""
@@ -202,7 +186,7 @@ class RecordWriter:
         try:
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
             (self.path / "samples").mkdir(exist_ok=True)
-            self._lock = _take_lock(self.path)
+            self._lock = take_lock(self.path / LOCK, f"run directory {self.path}")
         except OSError as error:
             raise UserError(f"cannot write the run directory {self.path}: {error.strerror}") from error
         return self
@@ -257,8 +241,12 @@ class RecordWriter:
 
 def lock_holder(path: Path) -> str | None:
     """Who holds a run directory (the text of its lock), or None when nobody does."""
+    return _holder(path / LOCK)
+
+
+def _holder(lock: Path) -> str | None:
     try:
-        with open(path / LOCK) as file:
+        with open(lock) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -268,8 +256,9 @@ def lock_holder(path: Path) -> str | None:
     return None
 
 
-def _take_lock(path: Path) -> Any:
-    file = open(path / LOCK, "a+")  # noqa: SIM115 (held until the writer closes)
+def take_lock(lock: Path, what: str) -> Any:
+    """A lock file, held until it is closed; raises `UserError` where another process has it, and names that."""
+    file = open(lock, "a+")  # noqa: SIM115 (held until the caller closes it)
     for _ in range(20):  # a reader who asks for the status holds the lock for a moment
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -277,9 +266,9 @@ def _take_lock(path: Path) -> Any:
         except BlockingIOError:
             time.sleep(0.01)
     else:
-        holder = lock_holder(path) or "another process"
+        holder = _holder(lock) or "another process"
         file.close()
-        raise UserError(f"run directory {path} is in use by {holder}; wait for it or stop it first") from None
+        raise UserError(f"{what} is in use by {holder}; wait for it or stop it first") from None
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
@@ -299,3 +288,5 @@ def _read_json(file: Path) -> Any:
         return None
     except ValueError as error:
         raise UserError(f"{file} is not JSON: {error}") from error
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}") from error

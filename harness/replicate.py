@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from typing import Any
 import click
 
 from harness.commands import AS_JSON
-from harness.errors import UserError
-from harness.record import REPLICATES, Record, find_records, write_atomic
+from harness.errors import UserError, unknown
+from harness.record import REPLICATES, Record, find_records
+from harness.shared_table import adding_to, write_table
 from harness.spec import read_toml
 
 STUDY = "study.toml"
@@ -82,9 +84,10 @@ def replicate_run(
                 "cannot be averaged with new ones"
             )
         result = evaluator(load_ema(file, spec, dataset, device))
-        kept = {**kept, str(step): {"protocol": result.protocol, "metrics": result.rows}}
-        write_atomic(record.path / REPLICATES, json.dumps(kept, indent=1).encode())
-        yield step, kept[str(step)]
+        found = {"protocol": result.protocol, "metrics": result.rows}
+        with adding_to(record.path / REPLICATES):
+            write_table(record.path / REPLICATES, {**Record(record.path).replicates, str(step): found})
+        yield step, found
 
 
 @click.command(epilog="Example: flowrace replicate runs/digits --replicates 3")
@@ -107,8 +110,10 @@ def replicate(
     records = find_records(*directories)
     if not records:
         raise UserError(f"no run directory in {', '.join(map(str, directories))}")
-    for record in records:
-        steps = bracket_steps(record, _wanted(record, metric, target))
+    wanted = [_wanted(record, metric, target) for record in records]
+    _check_measured(records, {one.metric for one in wanted})
+    for record, sought in zip(records, wanted, strict=True):
+        steps = bracket_steps(record, sought)
         try:
             for step, found in replicate_run(record, steps, replicates):
                 told.append({"run": record.id, "step": step, **found})
@@ -142,7 +147,19 @@ def _wanted(record: Record, metric: str | None, target: float | None) -> Wanted:
     metric, target = metric or asked.get("metric"), asked.get("value") if target is None else target
     if metric is None or target is None:
         raise UserError(f"{record.path} belongs to no study with a target; give --metric and --target")
+    if not (math.isfinite(target) and target > 0):
+        raise UserError(f"target {target:g}: expected a number above 0")
     return Wanted(metric, float(target))
+
+
+def _check_measured(records: Sequence[Record], metrics: Iterable[str]) -> None:
+    """Raise `UserError` for a metric that no run has, and where none was evaluated."""
+    known = {name for record in records for event in record.of("eval") for name in event["metrics"]}
+    if not known:
+        raise UserError("no run has been evaluated yet, so there is nothing to evaluate again")
+    for metric in metrics:
+        if metric not in known:
+            raise unknown("metric", metric, known)
 
 
 def _count(kept: dict[str, Any] | None) -> int:

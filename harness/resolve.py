@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from harness import registry
 from harness.backbone.sizes import SIZES
 from harness.errors import UserError, unknown
+from harness.record import SPEC
 from harness.shelf import Shelf
 from harness.spec import DataSpec, EvalSpec, RunSpec, read_toml
 
@@ -36,18 +37,31 @@ def load_spec(source: str, overrides: Iterable[str] = ()) -> RunSpec:
 
 
 def load_table(source: str) -> dict[str, Any]:
-    """The raw table of a preset, file or run directory, its `base` merged in."""
+    """The raw table of a preset, file or run directory, its `base` merged in. A folder without a spec hides no preset."""
     path = Path(source)
-    if path.is_dir():
-        path = path / "spec.toml"
+    if is_run(path) or (path.is_dir() and source not in PRESETS.names()):
+        path = path / SPEC
     if path.suffix == ".toml" or path.is_file():
         data = read_toml(path)
     elif source in PRESETS.names():
         data = PRESETS.table(source)
     else:
         raise unknown("preset", source, PRESETS.names(), see="flowrace list presets, or give a .toml file")
+    if not data:
+        raise UserError(f'{path} is empty: a spec says at least what it starts from, as in base = "digits"')
     base = data.pop("base", None)
-    return merge(load_table(base), data) if base is not None else data
+    if base is None:
+        return data
+    if not isinstance(base, str):
+        raise UserError(
+            f'{source}: base = {base}: expected the name of a preset, or a file, as base = "digits"'
+        )
+    return merge(load_table(base), data)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run directory, from which a spec can be taken."""
+    return (folder / SPEC).is_file()
 
 
 def resolve(data: Mapping[str, Any], *, where: str = "spec") -> RunSpec:
@@ -57,6 +71,13 @@ def resolve(data: Mapping[str, Any], *, where: str = "spec") -> RunSpec:
     chosen = data.pop("method", {})
     if not isinstance(chosen, Mapping) or not isinstance(per_method, Mapping):
         raise UserError(f'{where}: method must be a table, as in [method] name = "flow"')
+    for named, table in per_method.items():
+        if named not in registry.METHODS and named not in (known := registry.names("method")):
+            raise unknown(
+                f"method in a table [methods.NAME] of {where}:", named, known, see="flowrace list methods"
+            )
+        if not isinstance(table, Mapping):
+            raise UserError(f"{where}: methods.{named} = {table}: expected a table, as in [methods.{named}]")
     name = chosen.get("name", "flow")
     method = registry.load("method", str(name))
     config = validate(

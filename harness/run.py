@@ -110,19 +110,19 @@ def compile_blocks(model: SiT) -> None:
 
 
 def saver(run: Run, folder: Path, *, writes: bool = True) -> Callable[[], None]:
-    """What writes a checkpoint of the run as it is now and drops the oldest ones; it may be called in any thread, later.
+    """What writes a checkpoint of the run as it is now and prunes older ones; it may be called in any thread, later.
 
     The state is copied at once, so the steps behind it do not reach the file. Of a run that is divided it is put together
     tensor by tensor, so every process must ask; one that `writes` nothing keeps nothing.
     """
-    path, keep = checkpoint.path_of(folder, run.step), run.spec.train.keep_checkpoints
+    path = checkpoint.path_of(folder, run.step)
     meta = {"run": run.spec.id, "step": str(run.step)}
     gathered = ((name, whole(tensor.detach())) for name, tensor in _tensors(run).items())
     tensors = {name: tensor.to("cpu", copy=True) for name, tensor in gathered if writes}
 
     def write() -> None:
         checkpoint.save(path, tensors, meta)
-        checkpoint.prune(folder, keep)
+        checkpoint.prune(folder, run.spec.train)
 
     return write
 

@@ -62,8 +62,7 @@ def sample(
     output = output or npz or Path("samples.png")
     if output.suffix not in (".png", ".npz"):
         raise UserError(f"--output {output}: allowed are .png (a grid) and .npz (ADM's layout)")
-    if output.exists() and not overwrite:
-        raise UserError(f"{output} is there already; give another --output, or --overwrite")
+    _check_free(output, overwrite)
     if not output.parent.is_dir():
         raise UserError(f"cannot write {output}: no such folder {output.parent}")
     spec = spec_of_run(path, (*overrides, f"eval.samples={max(count, 2)}"))
@@ -94,6 +93,7 @@ def sample(
         job, model = _job(path, spec, step, dataset, only, count, world.device)
         if decode is not None:
             job = job._replace(latent=job.shape, shape=pictured(dataset).shape, **codec)
+        _check_free(output, overwrite)  # another command may have written it meanwhile
         if output.suffix == ".npz":
             draw_bulk(model, job, output, world, decode)
         elif world.main:
@@ -101,6 +101,11 @@ def sample(
             _draw_grid(model, job, output, world.device, shapes_of(pictured(dataset)), decode, draw)
         if world.main:
             click.echo(output)
+
+
+def _check_free(output: Path, overwrite: bool) -> None:
+    if output.exists() and not overwrite:
+        raise UserError(f"{output} is there already; give another --output, or --overwrite")
 
 
 def _job(

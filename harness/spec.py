@@ -9,7 +9,7 @@ import hashlib
 import json
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
@@ -98,11 +98,14 @@ class TimeSpec(Section):
     """Each part of a video with its sound has times of its own."""
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class TrainSpec(Section):
     steps: int = Field(400_000, ge=1)
     batch_size: int = Field(256, ge=1)
     learning_rate: float = Field(1e-4, gt=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     weight_decay: float = Field(0.0, ge=0)
     warmup_steps: int = Field(0, ge=0)
     """Linear warm-up of the learning rate."""

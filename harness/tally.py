@@ -7,11 +7,12 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable
 from functools import cache
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
 
 from harness import registry
 from harness.cache import cache_dir, locked
+from harness.environment import package_version
 from harness.errors import UserError
 from harness.record import write_atomic
 from harness.terminal import tracked
@@ -46,7 +47,7 @@ def identity() -> str:
             digest.update(
                 file.relative_to(root.parent).as_posix().encode() + b"\0" + file.read_bytes() + b"\0"
             )
-    digest.update(" ".join(f"{name} {metadata.version(name)}" for name in LIBRARIES).encode())
+    digest.update(" ".join(f"{name} {package_version(name)}" for name in LIBRARIES).encode())
     return digest.hexdigest()
 
 

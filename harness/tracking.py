@@ -1,6 +1,6 @@
 """Mirrors records into MLflow. The record is the truth: a store can be lost and made again from records alone.
 
-    experiment  the study (`flowrace` for runs without one)
+    experiment  the study (runs without one: their folder)
     parent run  the study, with its files as artifacts
     child run   one record: its spec as params, its events as metrics with step, spec and sample grids as artifacts
 
@@ -23,12 +23,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.errors import UserError
+from harness.points import flatten, not_finite, points, tracked_name
 from harness.record import Record
 from harness.stores import artifact_folder, creating, open_store, shown, store_uri
 
@@ -46,43 +47,47 @@ class Summary:
     points: int
 
 
+class Unsent(UserError):
+    """Runs that could not be mirrored, one sentence each; all others were, of which `summary` tells."""
+
+    def __init__(self, reasons: Sequence[str], summary: Summary) -> None:
+        super().__init__("; ".join(reasons))
+        self.reasons, self.summary = reasons, summary
+
+
 def mirror(
     records: Iterable[Record],
     *,
+    study: str,
     uri: str | None = None,
-    study: str | None = None,
     artifacts: Iterable[Path] = (),
     complete: bool = False,
 ) -> Summary:
     """Bring a store up to date with records; what it holds already is not sent again.
 
-    With a `study`, the runs are children of its run, which holds the `artifacts`. `complete` says that the records are the
-    whole study: its run ends as FINISHED when all of them are done, else as FAILED. Raises `UserError` when MLflow is not
-    installed, the store cannot be reached or a record is broken.
+    The runs are children of the run of a `study`, which holds the `artifacts`. `complete` says that the records are the
+    whole study: its run ends as FINISHED when all of them are done, else as FAILED. Raises `Unsent` behind the last run where
+    some are broken or refused, `UserError` when MLflow is not installed or the store cannot be reached.
     """
-    records = list(records)
+    records, reasons = _readable(records)
+    sent: list[int] = []
     with open_store(uri) as client:
         with creating(uri):
-            experiment = _experiment(client, study or "flowrace", uri)
-            parent = _parent(client, experiment, study, records) if study else None
-        sent = sum(_mirror_run(client, experiment, parent, record) for record in records)
-        for file in artifacts if parent else ():
+            experiment = _experiment(client, study, uri)
+            parent = _parent(client, experiment, study, records)
+        for record in records:
+            try:
+                sent.append(_mirror_or_refuse(client, experiment, parent, record))
+            except UserError as error:
+                reasons.append(str(error))
+        for file in artifacts:
             client.log_artifact(parent, str(file))
-        if parent and complete:
-            _close_parent(client, parent, records)
-    return Summary(shown(store_uri(uri)), len(records), sent)
-
-
-def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as one, keys joined by dots.
-
-    >>> flatten({"a": {"b": 1}, "c.d": 2})
-    {'a.b': 1, 'c.d': 2}
-    """
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
+        if complete:
+            _close_parent(client, parent, records, broken=bool(reasons))
+    summary = Summary(shown(store_uri(uri)), len(sent), sum(sent))
+    if reasons:
+        raise Unsent(reasons, summary)
+    return summary
 
 
 def durable(record: Record) -> list[dict[str, Any]]:
@@ -94,40 +99,32 @@ def durable(record: Record) -> list[dict[str, Any]]:
     return events[: last + 1]
 
 
-def points(event: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics of an event by name; a number that is not finite is left out (`not_finite` tells of it)."""
-    return {name: float(value) for name, value in _metrics(event).items() if _is_number(value)}
+def _readable(records: Iterable[Record]) -> tuple[list[Record], list[str]]:
+    """The records that can be read, and of every other one what is wrong with it."""
+    found, reasons = [], []
+    for record in records:
+        try:
+            _ = record.spec, record.events, record.environment, record.failure
+            found.append(record)
+        except UserError as error:
+            reasons.append(str(error))
+    return found, reasons
 
 
-def not_finite(events: Iterable[Mapping[str, Any]]) -> str:
-    """The metrics that are NaN or infinite, as text: MLflow stores would keep another number in their place.
+def _mirror_or_refuse(client: Any, experiment: str, parent: str, record: Record) -> int:
+    """`_mirror_run`; raises `UserError` where the store does not take what this run holds."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, ErrorCode
 
-    >>> not_finite([{"kind": "train", "step": 3, "loss": float("nan"), "flops": 8}])
-    'train/loss at step 3: nan'
-    """
-    return "; ".join(
-        f"{name} at step {event['step']}: {value}"
-        for event in events
-        for name, value in _metrics(event).items()
-        if isinstance(value, float) and not math.isfinite(value)
-    )
-
-
-def _metrics(event: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    if event["kind"] == "train":
-        found = {f"train/{name}": event.get(name) for name in ("loss", "grad_norm", "learning_rate")}
-        found |= {f"train/losses/{name}": value for name, value in event.get("losses", {}).items()}
-        found |= {f"cost/seconds/{name}": value for name, value in event.get("seconds", {}).items()}
-        found["cost/flops"] = event.get("flops")
-    elif event["kind"] == "eval":
-        for name, value in event["metrics"].items():
-            found |= {f"eval/{name}": value["mean"]}
-            found |= {f"eval/{name}/{end}": value.get(end) for end in ("low", "high")}
-    return found
+    try:
+        return _mirror_run(client, experiment, parent, record)
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(INVALID_PARAMETER_VALUE):
+            raise
+        raise UserError(f"cannot mirror {record.path}: {str(error).splitlines()[0]}") from error
 
 
-def _mirror_run(client: Any, experiment: str, parent: str | None, record: Record) -> int:
+def _mirror_run(client: Any, experiment: str, parent: str, record: Record) -> int:
     """Send what a run's store lacks; returns the number of new points."""
     events = durable(record)
     run = _find(client, experiment, "flowrace.run_id", record.id) or _create(client, experiment, record)
@@ -149,7 +146,7 @@ def _mirror_run(client: Any, experiment: str, parent: str | None, record: Record
         "flowrace.hardware": json.dumps(_hardware(record)),
         "flowrace.aligned": json.dumps(_aligned(record)),
         "flowrace.mirrored": f"{len(events)} {_digest(events)}",
-        **({"mlflow.parentRunId": parent} if parent else {}),
+        "mlflow.parentRunId": parent,
     }
     _set_tags(client, run, tags)
     _set_status(client, run, STATUS[record.status], _end(record, events))
@@ -179,7 +176,7 @@ def _log_params(client: Any, run: str, record: Record) -> None:
     from mlflow.entities import Param, RunTag
 
     values = {
-        key: v if isinstance(v, str) else json.dumps(v, default=str)
+        tracked_name(key): v if isinstance(v, str) else json.dumps(v, default=str)
         for key, v in flatten(record.spec).items()
     }
     long = [key for key, value in values.items() if len(value) > PARAM_LENGTH]
@@ -221,8 +218,9 @@ def _parent(client: Any, experiment: str, study: str, records: Sequence[Record])
     return run.info.run_id
 
 
-def _close_parent(client: Any, parent: str, records: Sequence[Record]) -> None:
-    ended = "FINISHED" if all(record.status == "done" for record in records) else "FAILED"
+def _close_parent(client: Any, parent: str, records: Sequence[Record], *, broken: bool) -> None:
+    done = not broken and all(record.status == "done" for record in records)
+    ended = "FINISHED" if done else "FAILED"
     end = max((_end(record, durable(record)) for record in records), default=0)
     _set_status(client, client.get_run(parent), ended, end)
 
@@ -291,10 +289,6 @@ def _digest(events: Sequence[Mapping[str, Any]]) -> str:
     """16 hex digits over events but for their seconds: equal for equal runs."""
     kept = [{key: value for key, value in event.items() if key != "seconds"} for event in events]
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

@@ -45,8 +45,8 @@ def kept(file: Path, make: Callable[[], Saved]) -> Saved:
                 saved = make()
                 _write(file, saved)
             return saved
-    except OSError as error:
-        raise MetricError(f"cannot keep {file}: {error.strerror}") from error
+    except (OSError, safetensors.SafetensorError) as error:
+        raise MetricError(f"cannot keep {file}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def write_saved(file: Path, saved: Saved) -> None:

@@ -15,8 +15,10 @@ from harness.errors import UserError, unknown
 from harness.record import Record
 from harness.spec import HASHED_IF_SET, NOT_HASHED, RunSpec
 
-METHOD_NOT_HASHED = ("method.encoder.weights", "method.encoder.download")
-"""The sections of methods are read as data, so these two are named here; the others come from `RunSpec`."""
+ENCODER_NOT_HASHED = ("weights", "download")
+"""Of an encoder: the sections of methods are read as data, so these two are named here; the others come from `RunSpec`."""
+FURTHER = "method.further"
+"""Where a method's further encoders stand, a list of tables."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ def arms_of(records: Sequence[Record]) -> list[Arm]:
 def arm_fields(spec: Mapping[str, Any]) -> dict[str, Any]:
     """A spec by dotted path, without `seed` and the fields that the run id does not hash: a field that came later stands at
     its default in new records and is not in old ones."""
-    free = _free_at(RunSpec) | dict.fromkeys(("seed", *METHOD_NOT_HASHED), ())
+    of_encoder = (f"method.encoder.{name}" for name in ENCODER_NOT_HASHED)
+    free = _free_at(RunSpec) | dict.fromkeys(("seed", *of_encoder), ())
     fields = {
         path: value
         for path, value in flatten(spec).items()
@@ -64,7 +67,11 @@ def arm_fields(spec: Mapping[str, Any]) -> dict[str, Any]:
     }
     if "method.name" not in fields:
         raise UserError("a spec without method.name is not the spec of a run")
-    return fields
+    return fields | {path: _hashed_of(value) for path, value in fields.items() if path == FURTHER}
+
+
+def _hashed_of(encoders: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: v for name, v in one.items() if name not in ENCODER_NOT_HASHED} for one in encoders]
 
 
 def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""How a sweep shows itself while it runs: live lines in a terminal, a plain line now and then elsewhere."""
+"""How a sweep shows itself while it runs: live lines in a terminal, a plain line now and then elsewhere. It outlives the
+terminal: what cannot be shown any more stops no run."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.record import Record
+from sweeps.outlive import outliving_the_terminal
 from sweeps.plan import Cell
 from sweeps.state import Pace, pace
 
@@ -49,7 +51,8 @@ class Lines:
         pass
 
     def note(self, message: str) -> None:
-        click.echo(message, err=True)
+        with outliving_the_terminal():
+            click.echo(message, err=True)
 
     def started(self, cell: Cell) -> None:
         self._running[cell.id] = cell
@@ -94,21 +97,25 @@ class Bars(Lines):
 
     def __enter__(self) -> Self:
         self._live = Live(console=Console(stderr=True), auto_refresh=False, transient=True)
-        self._live.start()
+        with outliving_the_terminal():
+            self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._live.stop()
+        with outliving_the_terminal():
+            self._live.stop()
 
     def note(self, message: str) -> None:
-        self._live.console.print(Text(message))
+        with outliving_the_terminal():
+            self._live.console.print(Text(message))
 
     def _show(self, paces: Sequence[tuple[Cell, Pace]]) -> None:
         table = Table.grid(padding=(0, 2))
         for cell, at in paces:
             bar = ProgressBar(total=cell.spec.train.steps, completed=at.step, width=24)
             table.add_row(Text(cell.label), bar, *map(Text, _words(cell, at)))
-        self._live.update(Group(table, Text(self.summary(paces))), refresh=True)
+        with outliving_the_terminal():
+            self._live.update(Group(table, Text(self.summary(paces))), refresh=True)
 
 
 def clock(seconds: float | None) -> str:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +10,7 @@ from typing import Any
 import click
 
 from harness.errors import UserError
+from harness.record import take_lock
 
 SEARCH = "tune.toml"
 """The study that `flowrace tune` searches in a folder."""
@@ -44,17 +42,8 @@ def alone_in(directory: Path) -> Iterator[None]:
     """Hold a study's folder against a second sweep; raises `UserError` naming the one that holds it."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        lock = open(directory / "sweep.lock", "a+")  # noqa: SIM115 (closed below)
+        lock = take_lock(directory / "sweep.lock", str(directory))
     except OSError as error:
         raise UserError(f"cannot write the folder {directory}: {error.strerror}") from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            holder = lock.read().strip() or "another sweep"
-            raise UserError(f"{directory} is in use by {holder}; wait for it or stop it first") from None
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        lock.flush()
         yield

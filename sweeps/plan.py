@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError, unknown
+from harness.points import flatten
 from harness.record import write_atomic
 from harness.resolve import load_table, resolve, set_path
 from harness.spec import RunSpec, read_toml
+from harness.studies import PLAN, STUDY
 from harness.suited import Unsuited
-from harness.tracking import flatten
 from sweeps.study import Study, combinations, label, shown
-
-STUDY, PLAN = "study.toml", "plan.json"
 
 
 @dataclass(frozen=True)

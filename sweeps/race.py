@@ -92,7 +92,7 @@ class Race:
         except OSError as error:
             raise UserError(f"cannot write {file}: {error.strerror}") from error
         command = under_torchrun(run_command(file, self.directory), self.processes)
-        self.launcher.submit(Job(cell.id, command, log))
+        self.launcher.submit(Job(cell.id, command, log, self.processes))
 
     def _record(self, cell: Cell) -> Record:
         return Record(self.directory / cell.id)

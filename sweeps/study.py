@@ -41,10 +41,10 @@ import tomli_w
 from pydantic import Field
 
 from harness.errors import UserError, unknown
+from harness.points import flatten
 from harness.resolve import parse_override, validate
 from harness.shelf import Shelf
 from harness.spec import Section, read_toml
-from harness.tracking import flatten
 from sweeps.spaces import Dimension
 
 STUDIES = Shelf("sweeps", "studies")
@@ -150,6 +150,8 @@ def load_study(source: str, overrides: Iterable[str] = ()) -> Study:
     Raises `UserError` for anything unknown or of the wrong type, and where two settings of one study meet.
     """
     table = _load(source)
+    if not isinstance(table.get("zip", {}), Mapping):
+        raise UserError(f'{source}: zip must be a table of axes, as in [zip.size] "backbone.size" = [...]')
     axes, fixed = _paths(table, "axes", source), _paths(table, "set", source)
     zipped = {name: flatten(axis) for name, axis in table.get("zip", {}).items() if isinstance(axis, Mapping)}
     for path, value in axes.items():
@@ -183,7 +185,7 @@ def shown(value: Any) -> str:
     """A value as it stands in a label or a table; a method with settings as `self_flow mask_ratio=0.0`."""
     if isinstance(value, Mapping) and "name" in value:
         settings = (f"{key}={shown(v)}" for key, v in flatten(value).items() if key != "name")
-        return " ".join([value["name"], *settings])
+        return " ".join([str(value["name"]), *settings])
     if isinstance(value, float) and len(json.dumps(value)) > 8:
         return f"{value:.4g}"
     return value if isinstance(value, str) else json.dumps(value, default=str)
@@ -208,8 +210,11 @@ def _load(source: str) -> dict[str, Any]:
     path = Path(source)
     if path.suffix == ".toml" or path.is_file():
         table = read_toml(path)
-        beside = path.parent / str(table.get("base"))
-        return {**table, "base": str(beside)} if beside.is_file() else table
+        base = str(table.get("base"))
+        files = [file.resolve() for file in (path.parent / base, Path(base)) if file.is_file()]
+        if files:  # which the study must find from wherever it goes on
+            table["base"] = str(files[0])
+        return table
     if source not in STUDIES.names():
         raise unknown("study", source, STUDIES.names(), see="flowrace list studies, or give a .toml file")
     return STUDIES.table(source)
@@ -229,6 +234,9 @@ def _seeded(
     if "seeds" not in table:
         return axes, dict(table)
     seeds = validate(Seeds, table["seeds"], f"{source}: seeds")
+    for purpose, given in seeds:
+        if isinstance(given, int) and given < 1:
+            raise UserError(f"{source}: seeds.{purpose} = {given}: give how many, at least 1, or list them")
     audit, tuning = _listed(seeds.audit, 0), _listed(seeds.tuning, FIRST_TUNING_SEED)
     if audit and "seed" in axes:
         raise UserError(f"{source}: seeds.audit and axes.seed set the same field; keep one of them")

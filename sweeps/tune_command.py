@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.errors import UserError
-from harness.record import write_atomic
+from harness.record import write_atomic, writing
 from harness.spec import read_toml
 from harness.terminal import show
 from sweeps.display import Bars, Lines
@@ -120,7 +120,8 @@ def _claim(directory: Path, name: str, toml: str) -> None:
         raise UserError(
             f"{directory} holds the runs of a sweep; tuning runs are kept apart: choose another --out"
         )
-    write_atomic(directory / SEARCH, toml.encode())
+    with writing(directory / SEARCH):
+        write_atomic(directory / SEARCH, toml.encode())
 
 
 def _plan(tuner: Any) -> dict[str, Any]:

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.record import write_atomic
+from harness.points import flatten
+from harness.record import write_atomic, writing
 from harness.resolve import set_path
 from harness.spec import RunSpec
-from harness.tracking import flatten
 from sweeps.journal import Journal, Trial
 from sweeps.plan import plan
 from sweeps.study import Study, Tune, Tuned
@@ -54,19 +54,24 @@ def write_all(tuner: Tuner, journal: Journal) -> dict[str, str]:
     """Write history, presets and the study of the winners; what was written, by kind."""
     trials = [trial for arm in tuner.arms for trial in journal.trials(arm.method)]
     folder, written = tuner.directory, {"history": "history.json", "table": "history.csv"}
-    write_atomic(folder / "history.json", json.dumps([_plain(t) for t in trials], indent=1).encode())
-    write_atomic(folder / "history.csv", _table(trials).encode())
+    _write(folder / "history.json", json.dumps([_plain(t) for t in trials], indent=1))
+    _write(folder / "history.csv", _table(trials))
     best = {arm.method: winner(journal.trials(arm.method)) for arm in tuner.arms}
-    (folder / BEST).mkdir(exist_ok=True)
     for arm in tuner.arms:
         if (won := best[arm.method]) is not None:
             written[arm.method] = f"{BEST}/{arm.method}.toml"
-            write_atomic(folder / written[arm.method], preset(tuner, arm, won).encode())
+            _write(folder / written[arm.method], preset(tuner, arm, won))
     if all(best.values()):
         written["audit"] = AUDIT
         study = audit_study(tuner, {method: trial.params for method, trial in best.items()})
-        write_atomic(folder / AUDIT, study.to_toml().encode())
+        _write(folder / AUDIT, study.to_toml())
     return {kind: str(folder / name) for kind, name in written.items()}
+
+
+def _write(file: Path, content: str) -> None:
+    with writing(file):
+        file.parent.mkdir(exist_ok=True)
+        write_atomic(file, content.encode())
 
 
 def preset(tuner: Tuner, arm: Arm, won: Trial) -> str:
@@ -93,7 +98,6 @@ def audit_study(tuner: Tuner, best: dict[str, dict[str, Any]]) -> Study:
     given = Tuned(trials=study.tune.trials, flops=tuner.flops, seeds=tuner.seeds)
     changed = {
         "name": f"{study.name}-tuned",
-        "base": str(Path(study.base).resolve()) if Path(study.base).is_file() else study.base,
         "axes": {"seed": tuner.audit_seeds},
         "zip": {"tuned": zipped},
         "exclude": (),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import pickle
 import re
@@ -20,7 +21,9 @@ from PIL import Image
 
 from harness import cli
 from harness.checkpoint import checkpoints
+from harness.errors import UserError
 from harness.record import Record
+from sweeps.folder import alone_in
 from tests.runs import TINY, tiny, trained
 
 
@@ -272,6 +275,29 @@ def test_a_full_disk(capsys, small_disk: Path) -> None:
     )
     path = small_disk / tiny().id
     assert Record(path).events is not None and not list(path.rglob("*.tmp"))
+
+
+def test_a_study_on_a_full_disk(small_disk: Path) -> None:
+    with open(small_disk / "fill", "wb", buffering=0) as fill, contextlib.suppress(OSError):
+        while True:
+            fill.write(bytes(4096))
+    refusal = pytest.raises(UserError, match=r"cannot write the folder .*: No space left on device")
+    with refusal, alone_in(small_disk):
+        pytest.fail("its lock says nothing")
+
+
+def test_a_folder_that_is_not_its_run(capsys, tmp_path: Path) -> None:
+    """A copy under a name of its own, or with another spec, would begin a run beside it."""
+    spec, folder = tiny(), tmp_path / "mine"
+    folder.mkdir()
+    (folder / "spec.toml").write_text(spec.to_toml())
+    says = rf"mine is not called as the run {spec.id} that its spec.toml describes: rename it"
+    refused(capsys, "run", folder, "--no-track", says=says)
+    for empty in ("", "# nothing\n"):
+        (folder / "spec.toml").write_text(empty)
+        refused(capsys, "run", folder, "--no-track", says=r"spec.toml is empty: a spec says at least")
+        refused(capsys, "cost", folder / "spec.toml", says=r"spec.toml is empty: a spec says at least")
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine", "spec.toml"]
 
 
 def test_a_place_that_cannot_be_written(capsys, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from harness import bulk
+from harness import bulk, sample_command
 from harness.checkpoint import checkpoints
 from harness.data.base import open_dataset
 from harness.draws import Streams
@@ -104,6 +105,39 @@ def test_batches_of_another_job_are_not_mixed_in(record: Record, tmp_path: Path)
         draw(record, tmp_path / "a.npz")
     with pytest.raises(UserError, match="both name the file"):
         draw(record, tmp_path / "a.npz", "-o", str(tmp_path / "b.png"))
+
+
+def test_a_second_command_for_one_file_is_refused_by_name(
+    record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the first draws; it ends with its file all the same."""
+    expected, refused = draw(record, tmp_path / "whole.npz"), []
+    whole = bulk.draw_batch
+
+    def beside(*given):
+        with pytest.raises(UserError, match=rf"a\.npz\.parts is in use by process {os.getpid()} on"):
+            draw(record, tmp_path / "a.npz")
+        refused.append(given)
+        return whole(*given)
+
+    monkeypatch.setattr(bulk, "draw_batch", beside)
+    assert draw(record, tmp_path / "a.npz") == expected and refused
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "whole.npz"]
+
+
+def test_a_file_that_another_command_has_written_meanwhile_is_not_overwritten(
+    record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = sample_command._job
+
+    def meanwhile(*given):
+        (tmp_path / "a.npz").write_text("theirs")
+        return opened(*given)
+
+    monkeypatch.setattr(sample_command, "_job", meanwhile)
+    with pytest.raises(UserError, match=r"a\.npz is there already"):
+        draw(record, tmp_path / "a.npz")
+    assert (tmp_path / "a.npz").read_text() == "theirs"
 
 
 def test_two_processes_write_what_one_does(record: Record, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import shlex
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import timm
@@ -27,7 +27,10 @@ from harness.errors import UserError
 from harness.explain import explain
 from harness.probe_command import probe
 from harness.resolve import load_spec
+from harness.spec import BackboneSpec
 from harness.terminal import reflowed
+from methods.align import check_layer
+from methods.method import Method, MethodConfig
 from tests.conftest import ROOT
 
 D, T, WIDTH, BATCH = 768, 256, 2048, 256
@@ -105,6 +108,46 @@ def test_a_method_that_is_not_available_says_why(own_cache: Path, monkeypatch: p
     assert found["lost"].summary == "not available: No module named 'methods.lost'"
     assert found["lost"].extra_flops is None and found["repa"].extra_flops == pytest.approx(1 / 3)
     assert "No module named" in CliRunner().invoke(catalogue.list_, ["methods"]).output
+
+
+class Undecided(MethodConfig):
+    name: Literal["odd"] = "odd"
+    strength_at: float
+
+
+class Deep(MethodConfig):
+    name: Literal["odd"] = "odd"
+    layer: int = 20
+
+    def resolved(self, backbone: BackboneSpec) -> MethodConfig:
+        return self.model_copy(update={"layer": check_layer("layer", self.layer, 8, backbone)})
+
+
+@pytest.mark.parametrize(
+    ("config", "at", "reason"),
+    [(Undecided, "B", "strength_at is missing"), (Deep, "B", "layer = 20: backbone B has layers 1 to 12")],
+)
+def test_a_method_without_defaults_is_the_only_one_that_suffers(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch, config: type, at: str, reason: str
+) -> None:
+    odd = type("Odd", (Method,), {"Config": config})
+    real = registry.load
+    monkeypatch.setitem(registry.METHODS, "odd", "methods.odd:Odd")
+    monkeypatch.setattr(registry, "load", lambda kind, name: odd if name == "odd" else real(kind, name))
+    monkeypatch.setattr(catalogue, "step_flops", lambda name: 3 if name == "flow" else 4)
+    monkeypatch.setattr(tally, "identity", lambda: "of this test")
+    found = catalogue.entries()
+    said = f"{__name__}:Odd has no defaults for SiT-{at}: {reason}"
+    assert found["odd"] == catalogue.Entry(f"not available: {said}", available=False)
+    assert found["repa"].extra_flops == pytest.approx(1 / 3) and found["repa"].available
+    result = CliRunner().invoke(explain, ["odd"])
+    assert isinstance(result.exception, UserError) and str(result.exception) == said
+
+
+def test_a_library_that_is_not_installed_is_no_library_of_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = tally.identity.__wrapped__()
+    monkeypatch.setattr(tally, "LIBRARIES", ("torch", "timm", "no_such_library"))
+    assert tally.identity.__wrapped__() != there
 
 
 @pytest.mark.parametrize("place", [*registry.ENCODERS.values(), *registry.DATASETS.values()])

@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from harness.checkpoint import checkpoints, digest, load, path_of, prune, save
+from harness.checkpoint import checkpoints, digest, load, path_of, prune, save, step_of
 from harness.errors import UserError
+from harness.spec import TrainSpec
 
 TENSORS = {
     "a": torch.arange(6.0).reshape(2, 3),
@@ -83,7 +84,7 @@ def test_the_newest_are_kept_and_leftovers_go(tmp_path: Path) -> None:
     for step in (1, 2, 10, 9):
         save(path_of(tmp_path, step), TENSORS, {})
     (tmp_path / ".step-00000011.safetensors.tmp").write_bytes(b"half")
-    prune(tmp_path, 2)
+    prune(tmp_path, TrainSpec(checkpoint_every=1, keep_checkpoints=2))
     assert [path.name for path in sorted(tmp_path.iterdir())] == [
         "step-00000009.safetensors",
         "step-00000010.safetensors",
@@ -102,10 +103,25 @@ def test_equal_states_are_equal_bytes(tmp_path: Path) -> None:
     assert len({(tmp_path / str(number)).read_bytes() for number in range(3)}) == 1
 
 
+@pytest.mark.parametrize(
+    ("steps", "kept"),
+    [((5, 10, 13), (5, 10, 13)), ((5, 10, 13, 14), (5, 10, 14)), ((5, 7, 10, 13, 15), (10, 15)), ((13,), (13,)),
+     ((10, 15, 18, 22), (15, 22)), ((15, 20, 22), (20, 22))],
+)  # fmt: skip
+def test_checkpoints_off_the_schedule_go_and_push_none_out(
+    tmp_path: Path, steps: tuple[int, ...], kept: tuple[int, ...]
+) -> None:
+    """Every 5 of 22 steps, and the last one, two are kept; and whatever is the newest, from which the run continues."""
+    for step in steps:
+        path_of(tmp_path, step).touch()
+    prune(tmp_path, TrainSpec(steps=22, checkpoint_every=5, keep_checkpoints=2))
+    assert [step_of(path) for path in checkpoints(tmp_path)] == list(kept)
+
+
 @pytest.mark.parametrize("name", [".step-00000002.safetensors.tmp", ".tmpkojG9c"])
 def test_what_a_killed_write_left_goes_with_the_next_checkpoint(tmp_path: Path, name: str) -> None:
     """Ours, and the temporary file that safetensors writes of its own accord."""
     (tmp_path / name).write_bytes(b"half")
     save(path_of(tmp_path, 3), TENSORS, {})
-    prune(tmp_path, keep=2)
+    prune(tmp_path, TrainSpec())
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000003.safetensors"]

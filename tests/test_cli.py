@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-from harness.cli import COMMANDS
+from harness.cli import COMMANDS, cli
+from harness.record import Record
+from tests.runs import TINY, tiny, trained
 
 LIGHT = "import sys; import {module}; print([m for m in ('torch', 'mlflow', 'pandas', 'sklearn') if m in sys.modules])"
 
@@ -52,6 +57,17 @@ def test_mistakes_exit_with_2_and_one_sentence() -> None:
         assert "Traceback" not in result.stderr and result.stderr.strip()
 
 
+@pytest.mark.parametrize("words", [["claims"], ["list", "sizes", "--json"]])
+def test_a_closed_pipe_ends_as_a_shell_has_it(words: list[str]) -> None:
+    """128 + SIGPIPE, and not a word; what rich prints, and what click does."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as pipe:
+        command = [sys.executable, "-m", "harness.cli", *words]
+        result = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert (result.returncode, result.stderr) == (141, "")
+
+
 def test_list_and_doctor() -> None:
     everything = flowrace("list").stdout
     for word in (
@@ -66,3 +82,20 @@ def test_list_and_doctor() -> None:
     ):
         assert word in everything
     assert "torch" in flowrace("doctor").stdout
+
+
+def test_a_run_goes_on_from_within_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = trained(tiny("train.steps=2"), tmp_path / "runs")
+    (record.path / "done").unlink()
+    monkeypatch.chdir(record.path)
+    CliRunner().invoke(cli, ["run", ".", "--no-track", "--quiet"], catch_exceptions=False)
+    assert Record(record.path).status == "done" and len(Record(record.path).environment) == 2
+    assert [file.parent for file in tmp_path.rglob("spec.toml")] == [record.path]
+
+
+def test_a_preset_trains_beside_a_folder_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    words = [word for setting in (*TINY, "train.steps=1") for word in ("--set", setting)]
+    CliRunner().invoke(cli, ["run", "digits", *words, "--no-track", "--quiet"], catch_exceptions=False)
+    assert Record(tmp_path / "runs" / tiny("train.steps=1").id).status == "done"

@@ -262,6 +262,21 @@ def test_the_same_command_again_measures_only_what_is_missing(
     assert len(measuring) == 14 + 8
 
 
+def test_two_at_once_lose_no_row(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the first run's floors are measured, another command measures every step of every run."""
+
+    def beside(*given: Any) -> Any:
+        monkeypatch.setattr("harness.control_table.measured", measured)
+        asked(copy, "--all-steps")
+        return measured(*given)
+
+    monkeypatch.setattr("harness.control_table.measured", beside)
+    table = asked(copy)
+    assert len(table["runs"]) == 4 and table["left_out"]
+    assert all(list(entry["steps"]) == ["3", "6"] for entry in table["runs"].values())
+    assert json.loads((copy / "control.json").read_text()) == table
+
+
 def test_the_table_for_people(copy: Path) -> None:
     said = invoked(copy, *SAMPLES).output
     assert said.count("untrained") == 4 and said.count("layer 4") == 4

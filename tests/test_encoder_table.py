@@ -82,6 +82,37 @@ def test_the_same_command_again_measures_only_what_is_missing(
     assert measured == ["random:tiny", "random:small", "random:tiny"]
 
 
+def test_two_at_once_lose_no_row(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one encoder is measured, another command measures and writes the other."""
+    real = probing.probe
+
+    def beside(*given: Any, **how: Any) -> Any:
+        monkeypatch.setattr("harness.encoder_table.probe", real)
+        asked(copy, "--samples", "40", "--encoder", "random:tiny")
+        return real(*given, **how)
+
+    monkeypatch.setattr("harness.encoder_table.probe", beside)
+    both = asked(copy, "--samples", "40", "--encoder", "random:small")
+    assert set(both["encoders"]) == {"random:small", "random:tiny"}
+    assert json.loads((copy / "encoders.json").read_text()) == both
+
+
+def test_a_table_that_cannot_be_written(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: Path, content: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("harness.shared_table.write_atomic", full)
+    result = CliRunner().invoke(probe, [str(copy), "--samples", "40"])
+    assert isinstance(result.exception, UserError)
+    assert str(result.exception) == f"cannot write {copy / 'encoders.json'}: No space left on device"
+
+
+def test_what_belongs_to_training_cannot_be_set(copy: Path) -> None:
+    result = CliRunner().invoke(probe, [str(copy), "--set", "backbone.size=nano"])
+    assert isinstance(result.exception, UserError)
+    assert "--set backbone.size=nano: a run that is trained can only be given" in str(result.exception)
+
+
 def test_other_weights_are_measured_again(copy: Path) -> None:
     kept = asked(copy, "--samples", "40")
     kept["encoders"]["random:tiny"] |= {"sha256": "0" * 64, "params": 1}

@@ -21,7 +21,7 @@ MAY_IMPORT = {
         "harness.spec",
     },
     "harness": {"harness", "metrics"},
-    "reports": {"reports", "harness.record", "harness.spec", "harness.errors"},
+    "reports": {"reports", "harness.record", "harness.spec", "harness.errors", "harness.points"},
     "sweeps": {"sweeps", "harness"},
 }
 BY_NAME = {("sweeps/commands.py", "reports.pages.page")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,10 @@ import torch
 from harness import checkpoint, run
 from harness.cost import Meter
 from harness.data.base import open_dataset, split
+from harness.distributed import World
 from harness.errors import UserError
+from harness.journal import Journal, Taken
+from harness.progress import Quiet
 from harness.record import Record
 from tests.runs import tiny, trained
 
@@ -96,3 +100,16 @@ def test_peaks_are_booked_to_the_phase_they_happen_in() -> None:
     with meter.phase("optimizer"):
         pass
     assert meter.peaks == {"student": 7, "teacher": 90, "optimizer": 30}
+
+
+def test_every_process_adds_up_its_clock(tmp_path: Path) -> None:
+    """One that writes no record too: what it has not added up would grow with every step."""
+    added = []
+    meter = Meter(lambda: 0, lambda start, end: float(added.append(1) or 1))
+    step = SimpleNamespace(spec=tiny("train.log_every=2"), meter=meter)
+    journal = Journal(step, World(1, 1, torch.device("cpu")), None, Quiet())
+    for number in range(1, 5):
+        with meter.phase("student"):
+            pass
+        journal.add(Taken(number, {"loss": torch.ones(())}, torch.ones(()), 1e-3), write=False)
+        assert len(added) == number // 2 * 2

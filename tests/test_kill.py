@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from harness import checkpoint
+from harness.progress import Quiet
 from harness.record import Record, RecordWriter
+from harness.train import Interrupted, train
 from tests.runs import TINY, everything, tiny, trained
 
 SPEC = ("method.name=self_flow", "train.steps=20", "eval.every=5", "train.checkpoint_every=3")
@@ -85,8 +90,6 @@ def in_an_evaluation(calls: int) -> None:
 
 
 def half_way_through_a_checkpoint(calls: int) -> None:
-    from harness import checkpoint
-
     whole = checkpoint.save_file
 
     def half(tensors, path, metadata) -> None:
@@ -103,6 +106,10 @@ def before_a_rename(calls: int) -> None:
 def behind_a_rename(calls: int) -> None:
     rename = os.replace
     _die_in(os, "replace", calls, rename, instead=rename)
+
+
+def before_what_is_old_goes(calls: int) -> None:
+    _die_in(checkpoint, "prune", calls, checkpoint.prune)
 
 
 def half_way_through_a_line(calls: int) -> None:
@@ -132,7 +139,7 @@ def _die_in(owner, name: str, calls: int, whole: Callable, instead: Callable | N
 @pytest.mark.parametrize(
     ("where", "calls"),
     [(in_a_step, 13), (in_an_evaluation, 1), (half_way_through_a_checkpoint, 3), (before_a_rename, 9), (behind_a_rename, 10),
-     (behind_a_rename, 7), (half_way_through_a_line, 0), (half_way_through_a_line, 17), (half_way_through_a_line, 9)],
+     (behind_a_rename, 7), (before_what_is_old_goes, 6), (half_way_through_a_line, 0), (half_way_through_a_line, 17), (half_way_through_a_line, 9)],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )  # fmt: skip
 def test_killed_at_the_worst_moments(tmp_path: Path, unbroken: str, where: Callable, calls: int) -> None:
@@ -146,12 +153,13 @@ def test_killed_at_the_worst_moments(tmp_path: Path, unbroken: str, where: Calla
     assert everything(trained(spec, tmp_path)) == unbroken
 
 
-def test_asked_to_stop_it_continues_to_the_same_bits(tmp_path: Path, unbroken: str) -> None:
-    """SIGINT, as from Ctrl-C: a checkpoint behind the step at hand, exit code 130, and the same command continues."""
-    import subprocess
-    import sys
-
-    words = [word for override in (*TINY, *SPEC) for word in ("--set", override)]
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, 0), (signal.SIGTERM, 2)])
+def test_asked_to_stop_it_continues_to_the_same_bits(
+    tmp_path: Path, unbroken: str, number: int, workers: int
+) -> None:
+    """SIGINT to all its processes, as from Ctrl-C, or SIGTERM, as from an engine: a checkpoint behind the step at hand, exit
+    code 130, and the same command continues."""
+    words = [word for override in (*TINY, *SPEC, f"data.workers={workers}") for word in ("--set", override)]
     command = [
         sys.executable,
         "-m",
@@ -163,15 +171,42 @@ def test_asked_to_stop_it_continues_to_the_same_bits(tmp_path: Path, unbroken: s
         str(tmp_path),
         "--no-track",
     ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, **pipes, text=True, start_new_session=True)
     record = Record(tmp_path / tiny(*SPEC).id)
     while process.poll() is None and not (record.path / "checkpoints" / "step-00000003.safetensors").exists():
         pass
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130 and "the same command continues" in said and "Traceback" not in said
     assert record.status == "stopped"
     assert everything(trained(tiny(*SPEC), tmp_path)) == unbroken
+
+
+def test_a_stop_costs_no_checkpoint_of_the_schedule(tmp_path: Path) -> None:
+    """Stopped three times between scheduled checkpoints, a run keeps those that it would have kept."""
+    spec = tiny("train.steps=20", "eval.every=20", "train.checkpoint_every=5", "train.keep_checkpoints=3")
+    calm = trained(spec, tmp_path / "calm")
+    files = lambda run: sorted(checkpoint.step_of(file) for file in (run / "checkpoints").iterdir())  # noqa: E731
+    assert files(calm.path) == [10, 15, 20]
+    wild, kept = tmp_path / "wild", []
+    for step in (7, 12, 14, 17):
+        with pytest.raises(Interrupted, match=f"stopped at step {step} "):
+            train(spec, wild, StopsAt(step))
+        kept.append(files(wild / spec.id))
+    assert kept == [[5, 7], [5, 10, 12], [5, 10, 14], [5, 10, 15, 17]]
+    assert everything(trained(spec, wild)) == everything(calm)
+
+
+class StopsAt(Quiet):
+    """Asks for a stop, as a signal does, once a step is taken."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def step(self, step: int, loss: float) -> None:
+        if step == self.at - 1:  # heard behind the next one
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_the_clock_goes_on_where_it_stood(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from harness.errors import UserError
 from harness.record import Record, RecordWriter, find_records, lock_holder, write_atomic
+from tests.runs import events, tiny, trained
 
 TRAIN = {"kind": "train", "images": 0, "loss": 1.0}
 
@@ -65,6 +66,72 @@ def test_status(tmp_path: Path) -> None:
         record.finish({"step": 2})
     assert Record(path).status == "done" and Record(path).failure is None
     assert [record.path for record in find_records(tmp_path)] == [path]
+
+
+def finished(path: Path, spec: str = "[train]\nsteps = 3\n", steps: int = 3) -> Path:
+    """The record file of a run that is done, with an evaluation at its last step."""
+    with RecordWriter(path) as record:
+        record.write_spec(spec)
+        record.begin({}, after_step=0)
+        for step in range(1, steps + 1):
+            record.append({**TRAIN, "step": step})
+        record.append({"kind": "eval", "step": steps, "images": 0, "metrics": {}, "protocol": "p"})
+        record.finish({})
+    return path / "events.jsonl"
+
+
+@pytest.mark.parametrize("spec", ["[train]\nsteps = 3\n", "seed = 0\n"])
+def test_a_finished_record_without_its_end_is_refused(tmp_path: Path, spec: str) -> None:
+    """Whatever byte it is cut at: where the spec tells no steps, any byte but the end of a line."""
+    file = finished(tmp_path / "r", spec)
+    whole = file.read_bytes()
+    assert len(Record(tmp_path / "r").events) == 4
+    for length in range(len(whole)):
+        file.write_bytes(whole[:length])
+        if "steps" not in spec and whole[:length].endswith(b"\n"):
+            continue
+        with pytest.raises(UserError, match=r"events\.jsonl is cut short: .*the run is done; restore it, or"):
+            Record(tmp_path / "r").events  # noqa: B018
+    (tmp_path / "r" / "done").unlink()
+    assert len(Record(tmp_path / "r").events) == 3
+
+
+def test_a_cut_record_says_where_it_ends(tmp_path: Path) -> None:
+    file = finished(tmp_path / "r")
+    lines = file.read_bytes().splitlines(keepends=True)
+    for kept, end in ((2, "its last whole line is of step 2 of 3,"), (0, "it holds no event, but")):
+        file.write_bytes(b"".join(lines[:kept]))
+        with pytest.raises(UserError, match=end):
+            Record(tmp_path / "r").events  # noqa: B018
+    file.unlink()
+    with pytest.raises(UserError, match="it holds no event, but"):
+        Record(tmp_path / "r").events  # noqa: B018
+
+
+def test_a_cut_record_continues_as_it_says(tmp_path: Path) -> None:
+    """Without `done` and the checkpoints of which it has no line, it ends as the unbroken one."""
+    spec = tiny("train.steps=4", "train.checkpoint_every=2", "eval.every=2", "eval.samples=16")
+    record = trained(spec, tmp_path)
+    whole, file = events(record), record.path / "events.jsonl"
+    lines = file.read_bytes()
+    file.write_bytes(lines[: lines.rindex(b'{"kind":"eval"') + 50])
+    with pytest.raises(UserError, match="delete `done` and the checkpoints of which it has no line, and run"):
+        Record(record.path).events  # noqa: B018
+    (record.path / "done").unlink()
+    named = {event["file"] for event in Record(record.path).of("checkpoint")}
+    for checkpoint in (record.path / "checkpoints").iterdir():
+        if checkpoint.name not in named:
+            checkpoint.unlink()
+    assert events(trained(spec, tmp_path)) == whole
+
+
+@pytest.mark.parametrize("name", ["events.jsonl", "environment.json"])
+def test_a_file_that_cannot_be_read_is_a_mistake_to_mend(tmp_path: Path, name: str) -> None:
+    record = written(tmp_path / "r", 1)
+    (record.path / name).unlink()
+    (record.path / name).mkdir()
+    with pytest.raises(UserError, match=rf"cannot read \S*{name}: Is a directory"):
+        Record(record.path).events + Record(record.path).environment
 
 
 def test_numbers_that_json_does_not_have_are_refused(tmp_path: Path) -> None:

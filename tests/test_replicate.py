@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +18,7 @@ from harness.data.base import open_dataset, split
 from harness.errors import UserError
 from harness.evaluate import Evaluator
 from harness.record import Record, RecordWriter
-from harness.replicate import Wanted, bracket_steps
+from harness.replicate import Wanted, bracket_steps, replicate_run
 from harness.run import load_ema
 from reports.curves import curve_of
 from tests.runs import tiny, trained
@@ -98,6 +101,43 @@ def test_a_pruned_checkpoint_and_a_missing_target_are_said(tmp_path: Path) -> No
         assert isinstance(result.exception, UserError)
         with pytest.raises(UserError, match=message):
             raise result.exception
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--metric", "zzz", "--target", "6"], r"unknown metric 'zzz' \(known: fd:local\)"),
+        (["--metric", "fd:local", "--target", "nan"], "target nan: expected a number above 0"),
+        (["--metric", "fd:local", "--target", "-1"], "target -1: expected a number above 0"),
+    ],
+)
+def test_a_metric_or_target_that_cannot_be_is_said(words: list[str], message: str, tmp_path: Path) -> None:
+    record = curve(tmp_path / "a", {10: 9.0, 20: 5.0})
+    result = CliRunner().invoke(cli, ["replicate", str(record.path), *words])
+    assert isinstance(result.exception, UserError) and re.match(message, str(result.exception))
+
+
+def test_without_an_evaluation_there_is_nothing_to_do_again(tmp_path: Path) -> None:
+    record = curve(tmp_path / "a", {})
+    result = CliRunner().invoke(cli, ["replicate", str(record.path), "--metric", "fd:local", "--target", "6"])
+    assert isinstance(result.exception, UserError) and "no run has been evaluated" in str(result.exception)
+
+
+def test_what_another_command_measures_meanwhile_is_kept(
+    run: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While step 6 is evaluated, a row of step 9 is written."""
+    record = Record(shutil.copytree(run.path, tmp_path / run.id))
+    file, theirs = record.path / "replicates.json", {"protocol": "q", "metrics": {}}
+    file.unlink(missing_ok=True)
+
+    def beside(*given: Any) -> Any:
+        file.write_text(json.dumps({"9": theirs}))
+        return load_ema(*given)
+
+    monkeypatch.setattr("harness.run.load_ema", beside)
+    ((step, found),) = replicate_run(record, [6], 2)
+    assert json.loads(file.read_text()) == {"9": theirs, "6": found} and step == 6
 
 
 def test_replicates_of_another_protocol_are_not_mixed_in(tmp_path: Path) -> None:

@@ -91,6 +91,8 @@ def test_method_tables_apply_to_the_chosen_method_only(tmp_path: Path) -> None:
         (["train.steps=0"], r"train.steps = 0: .*greater than or equal to 1"),
         (["train.steps=true"], r"train.steps = true: .*integer"),
         (["train.learning_rate=nan"], r"train.learning_rate"),
+        (["train.betas=[0.9,1.5]"], r"train.betas.1 = 1.5: .*less than 1"),
+        (["train.betas=[-0.1,0.9]"], r"train.betas.0 = -0.1: .*greater than or equal to 0"),
         (["ema.decay=1.0"], r"ema.decay = 1.0: .*less than 1"),
         (["eval.sampler=eular"], r"eval.sampler = \"eular\": .*'euler'"),
         (
@@ -105,6 +107,11 @@ def test_method_tables_apply_to_the_chosen_method_only(tmp_path: Path) -> None:
             ["method.name=self_flow", "method.mask_ratio=0.9"],
             r"mask_ratio = 0.9: .*less than or equal to 0.5",
         ),
+        (
+            ["methods.selfflow.gamma=0.1"],
+            r"unknown method .*methods.NAME.*digits: 'selfflow'.*Did you mean 'self_flow'",
+        ),
+        (["methods.flow=3"], r"methods.flow = 3: expected a table"),
         (["seed=-1"], r"seed = -1"),
         (["nonsense"], r"expected a.b=value"),
         (["seed.a=1"], r"seed"),
@@ -129,6 +136,25 @@ def test_sources_that_are_not_there(tmp_path: Path) -> None:
     (tmp_path / "broken.toml").write_text("a = [1,")
     with pytest.raises(UserError, match="is not TOML"):
         load_spec(str(tmp_path / "broken.toml"))
+
+
+@pytest.mark.parametrize("base", ["5", "[1]", "{ a = 1 }", "true"])
+def test_a_base_is_a_name(tmp_path: Path, base: str) -> None:
+    (tmp_path / "a.toml").write_text(f"base = {base}")
+    with pytest.raises(UserError, match=r"a.toml: base = .*: expected the name of a preset, or a file"):
+        load_spec(str(tmp_path / "a.toml"))
+
+
+def test_a_folder_without_a_spec_hides_no_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = load_spec("digits")
+    monkeypatch.chdir(tmp_path)
+    for name in ("digits", "other"):
+        (tmp_path / name).mkdir()
+    assert load_spec("digits") == expected
+    with pytest.raises(UserError, match=r"cannot read other/spec.toml"):
+        load_spec("other")
+    (tmp_path / "digits" / "spec.toml").write_text(load_spec("digits", ["seed=7"]).to_toml())
+    assert load_spec("digits").seed == 7
 
 
 tables = st.recursive(

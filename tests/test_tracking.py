@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 from mlflow import MlflowClient
 
-from harness.cli import cli
 from harness.errors import UserError
+from harness.points import flatten, points, tracked_name
 from harness.record import Record, RecordWriter
 from harness.stores import create_store, store_uri
-from harness.tracking import durable, flatten, mirror, points
+from harness.tracking import Unsent, durable, mirror
+from tests.features import quick
 
 STARTED = 1_700_000_000_000
 SPEC = (
@@ -320,7 +322,7 @@ def test_passwords_are_not_shown() -> None:
 def test_without_mlflow_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.stores.find_spec", lambda name: None)
     with pytest.raises(UserError, match="MLflow is not installed"):
-        mirror([], uri="sqlite:///x.db")
+        mirror([], uri="sqlite:///x.db", study="s")
 
 
 def test_nothing_is_imported_before_it_is_needed() -> None:
@@ -333,21 +335,36 @@ def test_flatten() -> None:
     assert flatten({"a": {"b": {"c": 1}, "d": [2]}, "e.f": 3}) == {"a.b.c": 1, "a.d": [2], "e.f": 3}
 
 
-def test_a_lost_store_is_made_again_by_the_command(tmp_path: Path, uri: str) -> None:
-    """Two runs of a study and one of none; a second call sends nothing."""
-    study = tmp_path / "runs" / "s"
-    records = [written(study / name, events(10)) for name in ("abc", "abd")]
-    alone = written(tmp_path / "runs" / "lone" / "abe", events(4))
-    (study / "study.toml").write_text('name = "s"\n')
-    mirror(records, uri=uri, study="s", artifacts=[study / "study.toml"], complete=True)
-    mirror([alone], uri=uri, complete=True)
-    before = rows(uri)
-    again = f"sqlite:///{tmp_path / 'again' / 'mlflow.db'}"
-    command = ["mirror", str(tmp_path / "runs"), "--to", again, "--json"]
-    told = json.loads(CliRunner().invoke(cli, command, catch_exceptions=False).stdout)
-    assert rows(again) == before and sum(one["points"] for one in told["folders"]) == before.total()
-    assert {one["study"]: one["runs"] for one in told["folders"]} == {"s": 2, None: 1}
-    told = json.loads(CliRunner().invoke(cli, command, catch_exceptions=False).stdout)
-    assert [one["points"] for one in told["folders"]] == [0, 0]
-    nothing = CliRunner().invoke(cli, ["mirror", str(tmp_path / "none")])
-    assert isinstance(nothing.exception, UserError)
+SCRIPTED = "fd:torchscript@d7826800?size=8"
+"""A metric by a network of the user's own, as a record names it: MLflow takes neither `@` nor `?` nor `=`."""
+
+
+def scripted(path: Path) -> Record:
+    """A finished run measured by such a network."""
+    found = [json.loads(json.dumps(event).replace("fd:local", SCRIPTED)) for event in events(8)]
+    return written(path, found, spec=SPEC + '[eval.weights]\n"torchscript@d7826800?size=8" = "/n/net.ts"\n')
+
+
+def test_names_that_mlflow_does_not_take_are_written_otherwise(tmp_path: Path, uri: str) -> None:
+    mirror([scripted(tmp_path / "abc")], uri=uri, study="s")
+    named = "fd:torchscript_d7826800_size_8"
+    history = MlflowClient(tracking_uri=uri).get_metric_history(child(uri).info.run_id, f"eval/{named}")
+    assert [(point.step, point.value) for point in history] == [(4, 2.5), (8, 1.25)]
+    assert child(uri).data.params["eval.weights.torchscript_d7826800_size_8"] == "/n/net.ts"
+
+
+@quick
+@given(st.text(min_size=1))
+def test_every_name_is_made_one_that_mlflow_takes(name: str) -> None:
+    from mlflow.utils.validation import validate_param_and_metric_name as taken
+
+    assert taken(tracked_name(name)) and len(tracked_name(name)) == len(name)
+    assert tracked_name(name) == name or not taken(name) or "\n" in name
+
+
+def test_a_run_that_the_store_refuses_stops_no_other(tmp_path: Path, uri: str) -> None:
+    long = written(tmp_path / "abc", events(4), spec=SPEC + f"[data.{'x' * 260}]\ny = 1\n")
+    fine = written(tmp_path / "abd", events(4))
+    with pytest.raises(Unsent, match=r"cannot mirror \S*/abc: .*exceeds the maximum length") as error:
+        mirror([long, fine], uri=uri, study="s", complete=True)
+    assert error.value.summary.runs == 1 and rows(uri) == expected(fine, 4)

@@ -9,9 +9,10 @@ import pytest
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
+from harness import verify as verification
 from harness.commands import verify as command
 from harness.errors import UserError
-from harness.verify import verify
+from harness.verify import read, verify
 
 FILES = ["sit_forward", "repa_loss", "samplers", "self_flow_step", "self_flow_sde", "sra_loss"]
 
@@ -21,6 +22,20 @@ def test_released_numbers(golden: Path, name: str) -> None:
     checks = verify(golden / f"{name}.safetensors")
     assert checks
     assert {check.tensor: check.max_abs_error for check in checks if not check.passed} == {}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_table_says_what_is_in_a_file(golden: Path, name: str) -> None:
+    """Of the columns `in.*`, metadata and `out.*`: a released file has them, and nothing else goes in."""
+    head = next(line for line in verification.__doc__.splitlines() if "metadata beside" in line)
+    starts = [head.index(word) for word in ("in.*", "metadata", "out.*")]
+    lines = verification.__doc__.partition(head)[2].strip("\n").splitlines()
+    rows = [[line[a:b].split() for a, b in zip(starts, [*starts[1:], None], strict=True)] for line in lines]
+    file = read(golden / f"{name}.safetensors")
+    given, meta, _ = next(row for row in rows if file.out.keys() >= set(row[2]))
+    assert set(given) == file.given.keys()
+    assert {key for key in meta if key.isidentifier()} <= file.meta.keys()
+    assert {"num_heads", "patch_size"} <= file.meta["arch"].keys()
 
 
 @pytest.mark.parametrize("name", FILES)

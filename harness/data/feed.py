@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -61,7 +62,11 @@ class Feed:
         if workers == 0:
             return (self.batch(parts[number]) for number in range(len(parts)))
         loader = DataLoader(
-            _Parts(self, parts), batch_size=None, num_workers=workers, multiprocessing_context="fork"
+            _Parts(self, parts),
+            batch_size=None,
+            num_workers=workers,
+            multiprocessing_context="fork",
+            worker_init_fn=_undisturbed,
         )
         return iter(loader)
 
@@ -118,3 +123,9 @@ class _Parts(torch.utils.data.Dataset):
 
     def __getitem__(self, number: int) -> Batch:
         return self.feed.batch(self.parts[number])
+
+
+def _undisturbed(worker: int) -> None:
+    """In a worker: a wish to stop, sent to all processes at once, is the run's to follow; its workers end with it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

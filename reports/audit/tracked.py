@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from harness.errors import UserError, unknown
+from harness.points import tracked_name
 from harness.record import TRAINING_PHASES
 from reports.audit.log import FREE, Arms, Log, Progress, Told, gathered
 from reports.curves import Costs, fit
@@ -110,7 +111,8 @@ def _told(client: Any, run: Any, metric: str) -> Told:
         raise UserError(
             f"{name}: seed = '{seed}': expected a whole number in the tag flowrace.seed or the param seed"
         )
-    key = next((key for key in (f"eval/{metric}", metric) if key in run.data.metrics), None)
+    stored = tracked_name(metric)
+    key = next((key for key in (f"eval/{stored}", stored) if key in run.data.metrics), None)
     method, failed = str(_method(run)), run.info.status == "FAILED"
     if not failed and run.info.status != "FINISHED":
         why = f"{name} is {run.info.status.lower()}, so it counts in no number."

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol, Self
 
+from sweeps.outlive import leave_dead_terminals
+
 
 @dataclass(frozen=True)
 class Job:
@@ -22,6 +24,8 @@ class Job:
     name: str
     command: tuple[str, ...]
     log: Path
+    ranks: int = 1
+    """Of more than one the command is only the parent (torchrun): they themselves are told to stop."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,8 @@ def stop_on_signals(launcher: Launcher) -> Iterator[None]:
     """Inside: SIGINT, SIGTERM or a hang-up cancels the launcher, and `KeyboardInterrupt` follows the second one."""
 
     def handle(number: int, _: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            leave_dead_terminals()
         again = launcher.stopped_by is not None
         launcher.cancel(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
         if again:

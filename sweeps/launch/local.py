@@ -2,11 +2,11 @@
 
 Each process is the leader of its own session, so that Ctrl-C in the terminal reaches this process alone, which passes it on
 once. A process that is told to stop writes its checkpoint first; what a killed one leaves is continued by the next start.
+The ranks of a run are told themselves, with TERM, until they listen: torchrun would kill those that take half a minute.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 
 from sweeps.launch.base import Event, Finished, Job, Started
+from sweeps.launch.family import kill, shielded, tell
 
 
 class LocalLauncher:
@@ -71,8 +72,8 @@ class LocalLauncher:
             self._kill()
             return
         self.stopped_by = number
-        for _, process in list(self._running.values()):
-            process.send_signal(number)
+        for job, process in list(self._running.values()):
+            _stop(job, process, number)
 
     def _step(self) -> None:
         for slot, (job, process) in list(self._running.items()):
@@ -80,6 +81,8 @@ class LocalLauncher:
                 del self._running[slot]
                 self._free.append(slot)
                 self._events.append(Finished(job.name, code))
+            elif self.stopped_by is not None and job.ranks > 1:
+                tell(process.pid)
         self._free.sort(reverse=True)
         while self._free and self._queue and self.stopped_by is None:
             self._start(self._queue.popleft(), self._free.pop())
@@ -95,6 +98,7 @@ class LocalLauncher:
                     stderr=subprocess.STDOUT,
                     env=self._env | device,
                     start_new_session=True,
+                    preexec_fn=shielded if job.ranks > 1 else None,
                 )
             except OSError as error:
                 log.write(f"cannot start {job.command[0]}: {error.strerror}\n".encode())
@@ -104,10 +108,17 @@ class LocalLauncher:
         self._running[slot] = (job, process)
         self._events.append(Started(job.name))
         if self.stopped_by is not None:  # told to stop while it was being started
-            process.send_signal(self.stopped_by)
+            _stop(job, process, self.stopped_by)
 
     def _kill(self) -> None:
         for _, process in list(self._running.values()):
             if process.poll() is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
+                kill(process.pid)
+
+
+def _stop(job: Job, process: subprocess.Popen[bytes], number: int) -> None:
+    """Pass a wish to stop on to a process, or to its ranks."""
+    if job.ranks > 1:
+        tell(process.pid)
+    else:
+        process.send_signal(number)

@@ -4,6 +4,9 @@ Three signals reach it, and each becomes a checkpoint of the run: USR1, the coor
 TERM, the engine takes the node away. The run itself starts with TERM ignored: while it trains it takes the first one as the wish
 to stop, and any other, sent by an engine to all processes at once or by us again, does no harm.
 
+A run that has not stopped a minute after its time was up (in a long evaluation, say) is killed: nothing but what it did since its
+last checkpoint is lost, and the engine would end the job for good.
+
 Exit code 75 (EX_TEMPFAIL) asks the engine to run the job again: its time was up, or it was killed (at most three times).
 """
 
@@ -11,21 +14,25 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import math
 import os
 import select
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
 from sweeps.launch.board import Board, Posted, read_job
+from sweeps.launch.family import kill, shielded, tell
 
 CANCEL, TIME_UP, TAKEN_AWAY = signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM
 AGAIN, RETRIES = 75, 3
 EVERY_SECONDS = 0.2
+GRACE_SECONDS = 60
+"""How long a run may take to stop when its time is up; the engine leaves it 90."""
 PR_SET_PDEATHSIG = 1
 
 
@@ -35,10 +42,10 @@ def main(table: Path, index: int, *, parent: IO[bytes] | None = None) -> int:
     for number in (CANCEL, TIME_UP, TAKEN_AWAY):
         signal.signal(number, lambda number, _: asked.append(number))
 
-    def stopping() -> bool:
+    def stopping() -> list[int]:
         if not asked and parent is not None and _closed(parent):
             asked.append(TAKEN_AWAY)
-        return bool(asked)
+        return asked
 
     posted, board = read_job(table, index), Board(table.parent)
     if posted.job.name in board.seen()[1]:  # an engine that repeats itself
@@ -48,7 +55,7 @@ def main(table: Path, index: int, *, parent: IO[bytes] | None = None) -> int:
     return _conclude(board, posted.job.name, code, asked)
 
 
-def _run(posted: Posted, board: Board, stopping: Callable[[], bool]) -> int:
+def _run(posted: Posted, board: Board, stopping: Callable[[], list[int]]) -> int:
     """Start the command as soon as no earlier attempt is alive, and wait for its end; TERM goes to it while we are to stop."""
     job = posted.job
     with open(board.lock(job.name), "a") as lock, open(job.log, "ab") as log:
@@ -70,12 +77,19 @@ def _run(posted: Posted, board: Board, stopping: Callable[[], bool]) -> int:
         except OSError as error:
             log.write(f"cannot start {job.command[0]}: {error.strerror}\n".encode())
             return 127
+        due = math.inf
         while True:
             try:
                 return process.wait(EVERY_SECONDS)
             except subprocess.TimeoutExpired:
-                if stopping():
-                    _tell(process.pid)
+                if asked := stopping():
+                    tell(process.pid)
+                if TIME_UP in asked:
+                    due = min(due, time.monotonic() + GRACE_SECONDS)
+                if time.monotonic() > due:
+                    log.write(f"killed: not stopped {GRACE_SECONDS} s after its time was up\n".encode())
+                    kill(process.pid)
+                    return process.wait()
 
 
 def _conclude(board: Board, name: str, code: int, asked: list[int]) -> int:
@@ -83,9 +97,9 @@ def _conclude(board: Board, name: str, code: int, asked: list[int]) -> int:
     if code != 0:
         if CANCEL in asked:
             code = 130
-        elif TIME_UP in asked:
+        elif TIME_UP in asked and code != -signal.SIGKILL:
             return AGAIN
-        elif asked:
+        elif asked and TIME_UP not in asked:
             return 128 + TAKEN_AWAY
         elif code < 0 and board.kill(name) <= RETRIES:
             return AGAIN
@@ -95,30 +109,11 @@ def _conclude(board: Board, name: str, code: int, asked: list[int]) -> int:
 
 def _shielded() -> None:
     """In the child, before the command: ignore what engines send to everyone, and be told to stop when this process dies."""
-    for number in (CANCEL, TIME_UP, TAKEN_AWAY):
+    shielded()
+    for number in (CANCEL, TIME_UP):
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, TAKEN_AWAY)
-
-
-def _tell(pid: int) -> None:
-    """TERM to a process and all below it: under torchrun it is the ranks that write the checkpoint."""
-    for each in _family(pid):
-        try:
-            os.kill(each, TAKEN_AWAY)
-        except ProcessLookupError:
-            continue
-
-
-def _family(pid: int) -> Iterator[int]:
-    yield pid
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            children = task.read_text().split()
-        except OSError:  # it has just ended
-            continue
-        for child in children:
-            yield from _family(int(child))
 
 
 def _taken(lock: IO[str]) -> bool:

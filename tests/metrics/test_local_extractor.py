@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from sklearn.datasets import load_digits
 
 from metrics import Extractor, MetricError, frechet_distance, load_extractor
@@ -149,6 +150,20 @@ def test_a_write_that_fails_leaves_nothing(brief, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(MetricError, match=r"cannot keep .*local-\w+\.safetensors: No space left on device"):
         load_extractor("local", **small(), cache=tmp_path)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_a_disk_that_is_full_while_tensors_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """safetensors has an error of its own for it."""
+
+    def full(*_: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(MetricError, match=r"cannot keep .*x\.safetensors: I/O error: No space left"):
+        kept(tmp_path / "x.safetensors", lambda: Saved({"x": torch.ones(2)}, {}))
     assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
 
 

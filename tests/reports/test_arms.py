@@ -44,6 +44,24 @@ def test_seeds_and_what_cannot_change_results_make_no_arm(tmp_path: Path) -> Non
     assert found[1].encoder == "local:small" and found[0].encoder is None
 
 
+def test_where_weights_lie_makes_no_arm(tmp_path: Path) -> None:
+    """Of the encoder and of every further one, as the run id has it; another encoder does make one."""
+    specs = []
+    for root, download, name in (
+        ("/here", "false", "random:small"),
+        ("/there", "true", "random:small"),
+        ("/here", "false", "random:tiny"),
+    ):
+        further = f'{{name = "{name}", weights = "{root}/b", download = {download}}}'
+        own = ("name=local:small", f"weights={root}/a", f"download={download}")
+        settings = [f"method.encoder.{setting}" for setting in own]
+        specs.append(load_spec("digits", ["method.name=repa", *settings, f"method.further=[{further}]"]))
+    fields = [arm_fields(tomllib.loads(spec.to_toml())) for spec in specs]
+    assert fields[0] == fields[1] != fields[2]
+    assert specs[0].id == specs[1].id != specs[2].id
+    assert "/here" not in json.dumps(fields[0])
+
+
 def test_two_settings_of_a_method_are_two_arms_named_by_what_differs(tmp_path: Path) -> None:
     write_run(tmp_path / "a", "flow", grid=GRID)
     for i, coefficient in enumerate((10.0, 0.5, 2.0)):

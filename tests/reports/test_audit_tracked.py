@@ -66,6 +66,24 @@ def test_a_mirrored_study_is_audited_as_its_records(store: Path) -> None:
     assert tracked.logs.baseline[0].started == recorded.logs.baseline[0].started
 
 
+def test_a_metric_by_a_network_of_ones_own_is_found(tmp_path: Path) -> None:
+    """Its name has characters that MLflow takes in no name."""
+    from harness.record import Record
+    from harness.tracking import mirror
+
+    named = "fd:torchscript@d7826800?size=8"
+    for seed in range(3):
+        for method, speed in (("flow", 1.0 + 0.01 * seed), ("repa", 2.2 + 0.03 * seed)):
+            curve = {named: lambda s, v=speed: falling(v)(100 * s)}
+            write_run(tmp_path / f"{method}-{seed}", method, seed, others=curve, grid=range(200, 2001, 200))
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    mirror([Record(path) for path in sorted(tmp_path.iterdir())], uri=uri, study="race", complete=True)
+    asked = claim(candidate="repa", baseline="flow", metric=named, axis="flops")
+    tracked, recorded = (audit(asked, read_logs([where], asked)) for where in (uri, str(tmp_path)))
+    assert tracked.verdict == recorded.verdict == "supported"
+    assert tracked.gain.estimate == pytest.approx(recorded.gain.estimate, rel=1e-9)
+
+
 def test_what_a_mirrored_run_ran_on_and_was_aligned_to_counts(tmp_path: Path) -> None:
     """One arm on another machine, and trained towards the network of the metric."""
     from harness.record import Record

@@ -81,5 +81,5 @@ def test_one_metric_needs_no_section_of_its_own(tmp_path: Path) -> None:
 def test_a_finished_run_that_was_never_evaluated_says_nothing(runs: Path) -> None:
     bare = write_run(runs / "bare", "flow", 7)
     lines = (bare.path / EVENTS).read_text().splitlines(keepends=True)
-    (bare.path / EVENTS).write_text("".join(line for line in lines if '"eval"' not in line))
+    (bare.path / EVENTS).write_text("".join(line for line in lines if '"kind":"eval"' not in line))
     assert {final.over_seeds.n for final in finals(read_race([runs])) if final.arm == "flow"} == {4}

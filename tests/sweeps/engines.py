@@ -12,7 +12,7 @@ from pathlib import Path
 
 from harness.record import Record
 from sweeps.launch.base import Event, Job, Launcher
-from sweeps.launch.node import _family
+from sweeps.launch.family import family
 from tests.runs import TINY, everything
 
 STUDY = """name = "disturbed"
@@ -113,7 +113,7 @@ def listening() -> list[str]:
     """Where this process and all below it listen for TCP: addresses as the kernel writes them, in hex."""
     own = {
         os.readlink(file)
-        for pid in _family(os.getpid())
+        for pid in family(os.getpid())
         for file in Path(f"/proc/{pid}/fd").iterdir()
         if file.is_symlink()
     }

@@ -11,8 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from harness.checkpoint import checkpoints, step_of
+from harness.record import Record, find_records
 from sweeps.launch.base import Event, Finished, Job, Started, stop_on_signals
+from sweeps.launch.family import family
 from sweeps.launch.local import LocalLauncher
+from sweeps.race import under_torchrun
+from tests.runs import TINY
 
 
 def job(folder: Path, name: str, code: str) -> Job:
@@ -167,6 +172,81 @@ def test_leaving_the_context_leaves_no_process_nor_its_children(tmp_path: Path) 
         raise ZeroDivisionError
     pids = [int(word) for word in (tmp_path / "a.log").read_text().splitlines()[0].split()]
     assert all(gone(pid) for pid in pids)
+
+
+PARENT = """if True:
+    import os, subprocess, sys
+    rank = subprocess.Popen([sys.executable, '-c', sys.argv[1]], start_new_session=True)
+    print(os.getpid(), rank.pid, flush=True)
+    sys.exit(rank.wait())
+"""
+"""As torchrun: what it starts is in a session of its own."""
+TRAINS = """if True:
+    import signal, sys
+    def asked(number, _):
+        signal.signal(number, before)
+        print("checkpoint", flush=True)
+        sys.exit(130)
+    before = signal.signal(signal.SIGTERM, asked)
+    print("here", flush=True)
+    while True: signal.pause()
+"""
+"""Takes TERM as a run in training does: the first one asks, what was set before gets the others."""
+
+
+def ranks(folder: Path, code: str) -> Job:
+    return Job("a", (sys.executable, "-c", PARENT, code), folder / "a.log", ranks=2)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ranks_are_told_themselves(tmp_path: Path, number: int) -> None:
+    """Their parent is left to wait for them, and one that does not listen yet is asked until it does."""
+    slow = "print('up', flush=True)\nimport time; time.sleep(1)\n" + TRAINS
+    with LocalLauncher(1) as launcher:
+        launcher.submit(ranks(tmp_path, slow))
+        until(launcher, tmp_path / "a.log", "up")
+        launcher.cancel(number)
+        assert drain(launcher) == [Finished("a", 130)]
+    assert (tmp_path / "a.log").read_text().endswith("here\ncheckpoint\n")
+
+
+@pytest.mark.parametrize("twice", [True, False])
+def test_no_rank_is_left_behind(tmp_path: Path, twice: bool) -> None:
+    """Neither by a second cancel nor by leaving in between."""
+    with LocalLauncher(1) as launcher:
+        launcher.submit(ranks(tmp_path, "import signal; signal.signal(15, lambda *_: None)\n" + WAITS))
+        until(launcher, tmp_path / "a.log", "here")
+        launcher.cancel()
+        if twice:
+            launcher.cancel()
+            assert drain(launcher) == [Finished("a", -signal.SIGKILL)]
+    assert all(gone(int(pid)) for pid in (tmp_path / "a.log").read_text().splitlines()[0].split())
+
+
+@pytest.mark.slow
+def test_two_ranks_under_torchrun_stop_behind_a_checkpoint(tmp_path: Path) -> None:
+    settings = (*TINY, "train.steps=1000000", "eval.every=1000000", "train.checkpoint_every=1000000")
+    words = [word for setting in settings for word in ("--set", setting)]
+    flags = ("--out", str(tmp_path / "runs"), "--no-track", "--quiet")
+    command = under_torchrun((sys.executable, "-m", "harness.cli", "run", "digits", *words, *flags), 2)
+    with LocalLauncher(1) as launcher:
+        launcher.submit(Job("a", command, tmp_path / "a.log", ranks=2))
+        while not any(record.last_step for record in found(tmp_path / "runs")):
+            launcher.poll(0.02)
+        (torchrun,) = (process.pid for _, process in launcher._running.values())
+        members = list(family(torchrun))
+        launcher.cancel(signal.SIGTERM)
+        drain(launcher)
+    assert len(members) >= 3 and all(map(gone, members))
+    (record,) = found(tmp_path / "runs")
+    (file,) = checkpoints(record.path / "checkpoints")
+    assert (
+        step_of(file) == record.last_step and "the same command continues" in (tmp_path / "a.log").read_text()
+    )
+
+
+def found(folder: Path) -> list[Record]:
+    return find_records(folder) if folder.exists() else []
 
 
 COORDINATOR = """if True:

@@ -17,18 +17,7 @@ from sweeps.launch.board import Board
 from sweeps.launch.node import AGAIN, RETRIES
 from sweeps.race import under_torchrun
 from tests.runs import TINY, everything
-
-TRAINS = """if True:
-    import signal, sys
-    def asked(number, _):
-        signal.signal(number, before)
-        print("checkpoint", flush=True)
-        sys.exit(130)
-    before = signal.signal(signal.SIGTERM, asked)
-    print("here", flush=True)
-    while True: signal.pause()
-"""
-"""Takes TERM as a run in training does: the first one asks, what was set before gets the others."""
+from tests.sweeps.test_local import TRAINS, gone
 
 
 @pytest.fixture
@@ -151,6 +140,38 @@ def test_a_process_below_the_command_is_told_too(board: Board) -> None:
     until(process, lambda: "here\n" in log(board))
     process.send_signal(signal.SIGUSR1)
     assert process.wait() == 1 and log(board) == "here\ncheckpoint\n" and board.code("a") == 130
+
+
+HURRIED = """if True:
+    import sys
+    from pathlib import Path
+    from sweeps.launch import node
+    node.GRACE_SECONDS = 0.5
+    sys.exit(node.main(Path(sys.argv[1]), 0))
+"""
+BUSY = """if True:
+    import os, subprocess, sys
+    stays = "import signal, time; print('rank', flush=True); time.sleep(600)"
+    rank = subprocess.Popen([sys.executable, '-c', stays], start_new_session=True)
+    print(os.getpid(), rank.pid, flush=True)
+    rank.wait()
+"""
+"""A run in a long evaluation: it hears TERM and does not stop, nor does the rank below it."""
+
+
+def test_a_run_that_does_not_stop_in_time_is_killed_and_runs_again(board: Board) -> None:
+    """SLURM would end the job as failed. One that never gets through is not tried for ever."""
+    table = post(board, BUSY)
+    for attempt, status in enumerate([AGAIN] * RETRIES + [1], start=1):
+        process = subprocess.Popen([sys.executable, "-c", HURRIED, str(table)])
+        until(process, lambda number=attempt: log(board).count("rank\n") == number)
+        process.send_signal(signal.SIGUSR2)
+        assert process.wait() == status
+    said = log(board).splitlines()
+    assert (
+        said[-1] == "killed: not stopped 0.5 s after its time was up" and board.code("a") == -signal.SIGKILL
+    )
+    assert all(gone(int(pid)) for line in said for pid in line.split() if pid.isdecimal())
 
 
 @pytest.mark.slow

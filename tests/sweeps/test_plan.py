@@ -136,6 +136,21 @@ def test_a_base_file_lies_beside_the_study(tmp_path: Path) -> None:
     assert {cell.spec.train.steps for cell in plan(load_study(str(tmp_path / "study.toml")))} == {9}
 
 
+@pytest.mark.parametrize("place", ["studies", "."])
+def test_a_study_goes_on_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    """Its base lies beside it, or where the command was given; what is kept of the study finds it from elsewhere."""
+    for name in ("studies", "elsewhere"):
+        (tmp_path / name).mkdir()
+    (tmp_path / place / "mine.toml").write_text('base = "digits"\n[train]\nsteps = 9\n')
+    (tmp_path / "studies" / "study.toml").write_text(tomli_w.dumps(BASE | {"base": "mine.toml"}))
+    monkeypatch.chdir(tmp_path)
+    study = load_study("studies/study.toml")
+    write_plan(study, whole_plan(study), tmp_path / "runs")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again = load_study("../runs/study.toml")
+    assert [cell.id for cell in plan(again)] == [cell.id for cell in plan(study)]
+
+
 def test_a_run_is_pinned_to_the_content_of_its_data(tmp_path: Path) -> None:
     numpy = pytest.importorskip("numpy")
     pytest.importorskip("harness.data.arrays")
@@ -169,6 +184,7 @@ def test_a_run_is_pinned_to_the_content_of_its_data(tmp_path: Path) -> None:
         ({"axes": {"seed": 3}}, "axes.seed = 3: an axis is a list of values"),
         ({"axes": {"seed": []}}, "axes.seed = "),
         ({"axes": [1]}, r"axes must be a table"),
+        ({"zip": 3}, r"zip must be a table of axes"),
         ({"axes": {"sed": [1]}}, "unknown key 'sed'.*Did you mean 'seed'"),
         ({"axes": {"train.stepps": [1]}}, "unknown key 'train.stepps'.*Did you mean 'steps'"),
         ({"axes": {"method.name": ["flow", "rep"]}}, "unknown method 'rep' .*Did you mean 'repa'"),
@@ -182,6 +198,12 @@ def test_a_run_is_pinned_to_the_content_of_its_data(tmp_path: Path) -> None:
             "zip.a: every path needs as many values; train.steps has 2, ema.decay has 1",
         ),
         ({"zip": {"a": {"train.steps": 1}}}, "zip.a.train.steps"),
+        ({"axes": {"method": [{"name": 3}]}}, "unknown method '3'"),
+        (
+            {"axes": {"method.name": ["flow"]}, "seeds": {"audit": 0}},
+            "seeds.audit = 0: give how many, at least 1",
+        ),
+        ({"axes": {"method.name": ["flow"]}, "seeds": {"tuning": -3}}, "seeds.tuning = -3: give how many"),
         ({"exclude": [{"where": {"seed": 1}}]}, "exclude.0.reason"),
         ({"exclude": [{"reason": "x", "where": {"sed": 1}}]}, "unknown axis 'sed'.*Did you mean 'seed'"),
         ({"exclude": [{"reason": "x", "where": {"seed": 9}}]}, "the exclusion 'x' leaves nothing out"),

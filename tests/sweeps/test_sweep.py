@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import select
 import signal
 import subprocess
 import sys
@@ -18,8 +20,9 @@ from mlflow import MlflowClient
 
 from harness.cost import count_spec
 from harness.errors import UserError
-from harness.record import Record
+from harness.record import Record, lock_holder
 from sweeps.commands import sweep
+from sweeps.launch.base import Job
 from sweeps.launch.local import LocalLauncher
 from sweeps.plan import Cell, plan
 from sweeps.race import Race, run_command
@@ -272,6 +275,44 @@ def test_ctrl_c_stops_softly_and_the_same_command_continues(study: Path, tmp_pat
     assert sorted(starts(directory).values()) == [1, 1, 2, 2]
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_closing_the_terminal_stops_the_runs_softly(study: Path, tmp_path: Path, told: bool) -> None:
+    """With the hang-up that a closed window sends; without it (`disown`) the sweep goes on to its end, in silence."""
+    command = [
+        sys.executable,
+        "-c",
+        INTERRUPTED,
+        str(STUB),
+        "sweep",
+        str(study),
+        "--slots",
+        "4",
+        "--no-track",
+    ]
+    sweep, terminal = pty.fork()
+    if sweep == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL if told else signal.SIG_IGN)
+        os.execve(sys.executable, [*command, "--no-report"], {**os.environ, "STUB": "wait"})
+    directory = tmp_path / "runs" / "tiny"
+    logs = [directory / "logs" / f"{cell.id}.log" for cell in cells(study)]
+    while not all(log.exists() and "waiting" in log.read_text() for log in logs):
+        read(terminal)
+    os.close(terminal)
+    for cell in () if told else cells(study):
+        run = int(lock_holder(directory / cell.id).split()[1])
+        os.kill(run, signal.SIGTERM)
+        while Path(f"/proc/{run}").exists():  # until the sweep has taken notice
+            pass
+    assert os.waitstatus_to_exitcode(os.waitpid(sweep, 0)[1]) == (130 if told else 1)
+    assert [log.read_text() for log in logs] == ["waiting\nstopped by SIGTERM\n"] * 4
+
+
+def read(terminal: int) -> None:
+    """What is shown, so that it does not fill up."""
+    if select.select([terminal], [], [], 0.02)[0]:
+        os.read(terminal, 65_536)
+
+
 class Taker:
     """A watcher that stops a foreign run once the race is waiting for it."""
 
@@ -332,6 +373,16 @@ def test_a_folder_that_cannot_be_written(study: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write the folder"):
         run(study, "--out", str(tmp_path / "file" / "x"))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_job_tells_its_ranks(study: Path, tmp_path: Path, processes: int) -> None:
+    """So that a launcher stops them, not torchrun."""
+    jobs: list[Job] = []
+    never = types.SimpleNamespace(active=False, stopped_by=None, submit=jobs.append, holds=lambda name: False)
+    Race(cells(study), tmp_path, never, None, print, processes=processes).run()
+    assert [job.ranks for job in jobs] == [processes] * 4
+    assert all(("torch.distributed.run" in job.command) == (processes == 2) for job in jobs)
 
 
 def test_the_command_line_of_a_run() -> None:

@@ -61,6 +61,18 @@ def test_a_search_ends_with_presets_and_is_not_run_twice(file: Path, tmp_path: P
     assert all(len(Record(path.parent).environment) == 1 for path in tmp_path.glob("runs/t/*/spec.toml"))
 
 
+@pytest.mark.parametrize(("module", "name"), [("tune_command", "tune.toml"), ("tuned", "history.json")])
+def test_a_full_disk_is_one_sentence(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, name: str
+) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(f"sweeps.{module}.write_atomic", full)
+    with pytest.raises(UserError, match=rf"^cannot write \S*{name}: No space left on device$"):
+        call(file)
+
+
 def test_a_diverging_method_keeps_its_trials_and_has_no_winner(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
