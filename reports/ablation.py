@@ -20,7 +20,8 @@ from reports.arms import flatten, setting
 from reports.audit.decision import holm
 from reports.cells import Cell, objectives_of
 from reports.curves import value_at
-from reports.race import Race, Run
+from reports.race import Race
+from reports.run import Run
 from reports.speedup import CONFIDENCE, MeanTime, Speedup, Time, mean_time, speedup
 
 State = Literal["baseline", "measured", "missing", "excluded", "unplanned"]

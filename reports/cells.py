@@ -25,7 +25,9 @@ import numpy as np
 from scipy.special import stdtrit
 
 from reports.arms import Arm, differing, labels_of, naming, setting
-from reports.race import Race, Run, apart_in_value, comparable, compare, cross, reachable
+from reports.comparable import apart_in_value, comparable
+from reports.race import Race, compare, reachable
+from reports.run import Run, cross
 from reports.speedup import CONFIDENCE, Speedup, Time, cut
 
 

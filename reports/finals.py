@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from reports.judge import floors
 from reports.means import Mean, mean_of
-from reports.race import Race, Run
+from reports.race import Race
+from reports.run import Run
 
 
 class Final(NamedTuple):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from reports.race import Race, Run
+from reports.race import Race
+from reports.run import Run
 
 
 def about_metric(race: Race) -> list[str]:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from itertools import permutations
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,54 +13,10 @@ from harness.errors import UserError, unknown
 from harness.record import Record, find_records
 from reports import study as studies
 from reports.arms import Arm, arms_of, differing, find_arm
-from reports.curves import (
-    AXES,
-    Costs,
-    Crossing,
-    Curve,
-    costs_of,
-    crossing,
-    curve_of,
-    first_crossing,
-    rises,
-)
+from reports.comparable import apart_in_value, comparable
 from reports.curves import reachable as lowest
-from reports.protocols import protocols_of
+from reports.run import Run, cross, run_of
 from reports.speedup import MeanTime, Speedup, Time, cut, mean_time, speedup
-
-CLOCK_AXES = ("seconds", "gpu_seconds")
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run of an arm. It counts in the numbers when it has the metric and is finished, or has failed: one that failed is
-    known up to its last evaluation, and had not arrived unless it had by then."""
-
-    record: Record
-    arm: str
-    seed: int
-    curve: Curve | None
-    costs: Costs
-    crossing: Crossing | None = None
-    """Sustained; None for a run that does not count."""
-    first: Crossing | None = None
-    metric: str = ""
-
-    @property
-    def done(self) -> bool:
-        return self.curve is not None and self.record.status == "done"
-
-    @property
-    def counts(self) -> bool:
-        return self.curve is not None and self.record.status in ("done", "failed")
-
-    @cached_property
-    def protocols(self) -> frozenset[str]:
-        """The evaluation protocols (hashes) behind its values of the metric."""
-        return frozenset(protocols_of(self.record, self.metric))
-
-    def time(self, axis: str) -> Time:
-        return Time(self.costs.at(axis, self.crossing.step), self.crossing.censored)
 
 
 @dataclass(frozen=True)
@@ -124,7 +78,7 @@ def read_race(
     order = {run.id: place for place, run in enumerate(plan)}
     arms, notes = _baseline_first(arms_of(records), baseline, study.baseline, order)
     metric = _metric(records, metric or study.metric)
-    runs = [_run(arm.label, seed, record, metric) for arm in arms for seed, record in arm.runs.items()]
+    runs = [run_of(arm.label, seed, record, metric) for arm in arms for seed, record in arm.runs.items()]
     given = target if target is not None else study.target_of(metric)
     goal = given if given is not None else reachable(runs)
     runs = [cross(run, goal) for run in runs]
@@ -178,70 +132,6 @@ def reachable(runs: Sequence[Run]) -> float | None:
     return lowest(curves) if curves else None
 
 
-def protocols(runs: Sequence[Run]) -> list[str]:
-    """The evaluation protocols (hashes) behind the runs that count; more than one cannot be compared."""
-    return sorted({protocol for run in runs if run.counts for protocol in run.protocols})
-
-
-def apart_in_value(runs: Sequence[Run]) -> str:
-    """Why values of these runs, or times read off them, cannot be compared; empty where they can."""
-    if len(protocols(runs)) > 1:
-        return "the runs were evaluated under different protocols, so their values cannot be compared"
-    counted = [run for run in runs if run.counts]
-    if rises([run.curve for run in counted]):
-        return f"{counted[0].metric} rises as training goes on in every run, and a race is to a metric that falls"
-    return ""
-
-
-def hardware(record: Record) -> list[str]:
-    """What a run ran on, one text for each kind of machine it was started on."""
-    return machines(record.environment)
-
-
-def machines(starts: Iterable[Mapping]) -> list[str]:
-    """The kinds of machine in these environments, as texts."""
-    return sorted({_machine(start) for start in starts})
-
-
-def comparable(runs: Sequence[Run]) -> tuple[tuple[str, ...], list[str]]:
-    """The axes on which these runs can be compared, and why others are left out."""
-    devices = {start.get("devices", 1) for run in runs for start in run.record.environment}
-    axes = AXES if devices - {1} else AXES[:-1]
-    machines = sorted({text for run in runs if run.counts for text in hardware(run.record)})
-    late = _after_another([run for run in runs if run.counts])
-    if len(machines) > 1:
-        note = f"Seconds are left out: the runs were not all on the same hardware ({'; '.join(machines)})."
-    elif late:
-        note = f"Seconds are left out: arms were run one after the other, not in turns ({late})."
-    else:
-        return axes, []
-    return tuple(axis for axis in axes if axis not in CLOCK_AXES), [note]
-
-
-def _after_another(runs: Sequence[Run]) -> str:
-    """The arms of which all runs began before any of another did, each with two or more; empty where there are none, or the
-    records do not tell."""
-    begun: dict[str, list[float]] = {}
-    for run in runs:
-        started = run.record.environment[0].get("started") if run.record.environment else None
-        begun.setdefault(run.arm, []).append(math.nan if started is None else started)
-    spans = {
-        arm: (min(own), max(own)) for arm, own in begun.items() if len(own) > 1 and not np.isnan(own).any()
-    }
-    found = [
-        f"{first} before {then}"
-        for (first, (_, end)), (then, (begin, _)) in permutations(spans.items(), 2)
-        if end < begin
-    ]
-    return "; ".join(found[:1] + [f"{len(found) - 1} more such pairs"] * (len(found) > 1))
-
-
-def _machine(start: Mapping) -> str:
-    device, threads = start.get("device", "unknown device"), start.get("threads")
-    counted = device == "cpu" and threads is not None
-    return f"{device} {start.get('device_name', '')}".strip() + (f", threads: {threads}" if counted else "")
-
-
 def _baseline_first(
     arms: list[Arm], asked: str | None, study: str | None, order: Mapping[str, int]
 ) -> tuple[list[Arm], list[str]]:
@@ -277,18 +167,6 @@ def _metric(records: Sequence[Record], asked: str | None) -> str:
     if asked is not None and asked not in names:
         raise unknown("metric", asked, names)
     return asked or names[0]
-
-
-def _run(label: str, seed: int, record: Record, metric: str) -> Run:
-    return Run(record, label, seed, curve_of(record, metric), costs_of(record), metric=metric)
-
-
-def cross(run: Run, target: float | None) -> Run:
-    """The run with its crossings of a target; as it is where it does not count or there is no target."""
-    if target is None or not run.counts:
-        return run
-    crossed, first = crossing(run.curve, target), first_crossing(run.curve, target)
-    return replace(run, crossing=crossed, first=first)
 
 
 def _against(baseline: str, times: Mapping, axis: str, horizon: float) -> dict[tuple[str, str], Speedup]:

@@ -21,7 +21,8 @@ from harness.errors import UserError
 from reports.arms import Arm
 from reports.cells import Cell, cells_of
 from reports.correlation import Rank, Slope, slope, spearman
-from reports.race import Race, Run
+from reports.race import Race
+from reports.run import Run
 from reports.speedup import MeanTime, Speedup, Time, mean_time
 
 ENCODERS = "encoders.json"

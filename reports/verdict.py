@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
+from reports.comparable import apart_in_value
 from reports.judge import about_metric
-from reports.race import Race, apart_in_value
+from reports.race import Race
 from reports.speedup import Speedup, Time, speedup
 
 FEWER = {

@@ -14,9 +14,9 @@ from reports.audit.claim import Claim
 from reports.audit.log import FREE, Arms, Log, Logs, Progress, Told, by_seed, gathered
 from reports.audit.tidy import read_tidy
 from reports.audit.tracked import read_tracked
+from reports.comparable import hardware
 from reports.curves import costs_of, curve_of
 from reports.protocols import protocols_of
-from reports.race import hardware
 
 SCHEMES = ("sqlite://", "http://", "https://")
 

@@ -23,8 +23,8 @@ from harness.errors import UserError, unknown
 from harness.points import tracked_name
 from harness.record import TRAINING_PHASES
 from reports.audit.log import FREE, Arms, Log, Progress, Told, gathered
+from reports.comparable import machines
 from reports.curves import Costs, fit
-from reports.race import machines
 
 SQLITE = "sqlite:///"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")

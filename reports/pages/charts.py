@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
+from reports.comparable import protocols
 from reports.curves import Crossing, crossing
-from reports.race import Race, Run, protocols
+from reports.race import Race
+from reports.run import Run
 from reports.speedup import CONFIDENCE, Speedup, Time, speedup
 
 POINTS = 5_000

@@ -16,7 +16,8 @@ from reports.pages.layout import faintness, fill, padded, ticks, width_name
 from reports.pages.strips import ROW, Row, draw_dots, draw_strip, set_log_ticks
 from reports.pages.svg import ARMS, DASHES, INK, MUTED, PAPER, Picture, style
 from reports.pages.tables import digits, quantity, said_gain, unit_of
-from reports.race import Race, Run
+from reports.race import Race
+from reports.run import Run
 from reports.speedup import Speedup, Time
 from reports.verdict import goal
 

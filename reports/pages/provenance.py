@@ -9,9 +9,10 @@ from markupsafe import Markup
 
 from harness.record import Record
 from reports.arms import differences
+from reports.comparable import hardware, protocols
 from reports.pages.section import render
 from reports.pages.tables import digits, run_rows
-from reports.race import Race, hardware, protocols
+from reports.race import Race
 
 
 def provenance(race: Race, command: str) -> Markup:

@@ -7,7 +7,8 @@ import io
 import math
 from typing import Any
 
-from reports.race import Race, Run
+from reports.race import Race
+from reports.run import Run
 from reports.speedup import Speedup
 from reports.study import why_ended
 from reports.verdict import factor, interval

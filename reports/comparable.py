@@ -1,0 +1,79 @@
+"""On what runs can be compared, and why not on the rest: one protocol, a metric that falls, one kind of machine, in turns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import permutations
+
+import numpy as np
+
+from harness.record import Record
+from reports.curves import AXES, rises
+from reports.run import Run
+
+CLOCK_AXES = ("seconds", "gpu_seconds")
+
+
+def protocols(runs: Sequence[Run]) -> list[str]:
+    """The evaluation protocols (hashes) behind the runs that count; more than one cannot be compared."""
+    return sorted({protocol for run in runs if run.counts for protocol in run.protocols})
+
+
+def apart_in_value(runs: Sequence[Run]) -> str:
+    """Why values of these runs, or times read off them, cannot be compared; empty where they can."""
+    if len(protocols(runs)) > 1:
+        return "the runs were evaluated under different protocols, so their values cannot be compared"
+    counted = [run for run in runs if run.counts]
+    if rises([run.curve for run in counted]):
+        return f"{counted[0].metric} rises as training goes on in every run, and a race is to a metric that falls"
+    return ""
+
+
+def hardware(record: Record) -> list[str]:
+    """What a run ran on, one text for each kind of machine it was started on."""
+    return machines(record.environment)
+
+
+def machines(starts: Iterable[Mapping]) -> list[str]:
+    """The kinds of machine in these environments, as texts."""
+    return sorted({_machine(start) for start in starts})
+
+
+def comparable(runs: Sequence[Run]) -> tuple[tuple[str, ...], list[str]]:
+    """The axes on which these runs can be compared, and why others are left out."""
+    devices = {start.get("devices", 1) for run in runs for start in run.record.environment}
+    axes = AXES if devices - {1} else AXES[:-1]
+    machines = sorted({text for run in runs if run.counts for text in hardware(run.record)})
+    late = _after_another([run for run in runs if run.counts])
+    if len(machines) > 1:
+        note = f"Seconds are left out: the runs were not all on the same hardware ({'; '.join(machines)})."
+    elif late:
+        note = f"Seconds are left out: arms were run one after the other, not in turns ({late})."
+    else:
+        return axes, []
+    return tuple(axis for axis in axes if axis not in CLOCK_AXES), [note]
+
+
+def _after_another(runs: Sequence[Run]) -> str:
+    """The arms of which all runs began before any of another did, each with two or more; empty where there are none, or the
+    records do not tell."""
+    begun: dict[str, list[float]] = {}
+    for run in runs:
+        started = run.record.environment[0].get("started") if run.record.environment else None
+        begun.setdefault(run.arm, []).append(math.nan if started is None else started)
+    spans = {
+        arm: (min(own), max(own)) for arm, own in begun.items() if len(own) > 1 and not np.isnan(own).any()
+    }
+    found = [
+        f"{first} before {then}"
+        for (first, (_, end)), (then, (begin, _)) in permutations(spans.items(), 2)
+        if end < begin
+    ]
+    return "; ".join(found[:1] + [f"{len(found) - 1} more such pairs"] * (len(found) > 1))
+
+
+def _machine(start: Mapping) -> str:
+    device, threads = start.get("device", "unknown device"), start.get("threads")
+    counted = device == "cpu" and threads is not None
+    return f"{device} {start.get('device_name', '')}".strip() + (f", threads: {threads}" if counted else "")
