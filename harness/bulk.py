@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from harness.distributed import World
 from harness.draws import Streams
 from harness.errors import UserError
-from harness.record import LOCK, sync_directory, take_lock, write_atomic
+from harness.locks import take_lock
+from harness.record import LOCK, sync_directory, write_atomic
 from harness.samples import Decode, draw_batch, sample_labels
 from harness.spec import EvalSpec
 

@@ -6,12 +6,10 @@ own batches. Under torchrun the processes share the shards.
 
 from __future__ import annotations
 
-import fcntl
 import io
 import json
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from harness.data.shards import FORMAT, INDEX, MANIFEST, file_digest, shard_name
 from harness.data.waves import read_shape, waves
 from harness.distributed import World
 from harness.errors import UserError
+from harness.locks import held
 from harness.record import write_atomic
 from harness.spec import DataSpec
 
@@ -108,7 +107,9 @@ def encode(job: Encoding, folder: Path, world: World, advance: Callable[[int], N
     Raises `UserError` where the folder is of another encoding, is being written, or cannot be written.
     """
     try:
-        with _alone(folder) if world.main else nullcontext():
+        if world.main:
+            folder.mkdir(parents=True, exist_ok=True)
+        with held(folder / LOCK, str(folder)) if world.main else nullcontext():
             if world.main:
                 _begin(folder, job)
             world.wait()
@@ -124,30 +125,6 @@ def encode(job: Encoding, folder: Path, world: World, advance: Callable[[int], N
         raise UserError(
             f"cannot write to {folder}: {error.strerror}; free the disk, then run the same command"
         ) from error
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Alone among commands with a folder, which is made; raises `UserError` while another command writes there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK, "a") as lock:
-        if not _taken(lock.fileno()):
-            raise UserError(
-                f"{folder} is in use by another flowrace data encode; wait for it or stop it, or give another --out"
-            )
-        try:
-            yield
-        finally:
-            (folder / LOCK).unlink(missing_ok=True)
-
-
-def _taken(lock: int) -> bool:
-    """Whether the lock is ours now, and not removed by a command that held it until this instant."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return os.fstat(lock).st_nlink > 0
 
 
 def _begin(folder: Path, job: Encoding) -> None:

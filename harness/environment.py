@@ -45,9 +45,8 @@ def prepare(threads: int) -> None:
     torch.set_num_threads(threads or cores())
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.allow_tf32 = (
-        False  # torch lets convolutions take it, matrix products not: float32 is float32
-    )
+    # By default torch lets convolutions take TF32, and matrix products not.
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def keep_memory() -> None:

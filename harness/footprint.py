@@ -1,9 +1,8 @@
 """What a training step holds in memory, before anything is trained: the step is gone through without numbers, and every
 storage is booked from its first use to its last.
 
-Counted is what torch allocates for tensors, for one process (one of several keeps all gradients in the buckets of their exchange,
-from its first step on); not its context, the allocator's fragments, the workspace of a
-kernel, nor a frozen encoder. Where `runtime.shard` divides a run, a process keeps its slices, and beside them what is whole for a
+Counted is what torch allocates for tensors, for one process; not its context, the allocator's fragments, the workspace of a
+kernel, nor a frozen encoder. One of several processes keeps all gradients in the buckets of their exchange. Where `runtime.shard` divides a run, a process keeps its slices, and beside them what is whole for a
 while: two blocks, the one that runs and the one that is fetched, with their gradients and the buffers of an exchange, and what is
 outside of blocks.
 """

@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-
-def tracked_name(name: str) -> str:
-    """A name as MLflow takes it: other characters than word ones and `.- :/` become underscores.
-
-    >>> tracked_name("fd:torchscript@d7826800?size=8")
-    'fd:torchscript_d7826800_size_8'
-    """
-    return re.sub(r"[^\w.\- :/]", "_", name)
+from harness.record import tracked_name
 
 
 def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

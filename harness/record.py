@@ -24,11 +24,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
-import socket
-import time
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -38,6 +36,7 @@ from typing import Any
 
 from harness.errors import UserError
 from harness.events import read_events, read_finished
+from harness.locks import holder, take_lock
 
 EVENTS, SPEC, CLOCK = "events.jsonl", "spec.toml", "clock.json"
 REPLICATES = "replicates.json"
@@ -78,6 +77,15 @@ def writing(place: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"cannot write {place}: {error.strerror}") from error
+
+
+def tracked_name(name: str) -> str:
+    """A name of a record in a store, as MLflow takes it: characters but word ones and `.- :/` become underscores.
+
+    >>> tracked_name("fd:torchscript@d7826800?size=8")
+    'fd:torchscript_d7826800_size_8'
+    """
+    return re.sub(r"[^\w.\- :/]", "_", name)
 
 
 @dataclass(frozen=True)
@@ -241,38 +249,7 @@ class RecordWriter:
 
 def lock_holder(path: Path) -> str | None:
     """Who holds a run directory (the text of its lock), or None when nobody does."""
-    return _holder(path / LOCK)
-
-
-def _holder(lock: Path) -> str | None:
-    try:
-        with open(lock) as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return file.read().strip() or "another process"
-    except OSError:
-        pass
-    return None
-
-
-def take_lock(lock: Path, what: str) -> Any:
-    """A lock file, held until it is closed; raises `UserError` where another process has it, and names that."""
-    file = open(lock, "a+")  # noqa: SIM115 (held until the caller closes it)
-    for _ in range(20):  # a reader who asks for the status holds the lock for a moment
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            time.sleep(0.01)
-    else:
-        holder = _holder(lock) or "another process"
-        file.close()
-        raise UserError(f"{what} is in use by {holder}; wait for it or stop it first") from None
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
-    return file
+    return holder(path / LOCK)
 
 
 def _dump(value: Any, indent: int | None = None) -> bytes:

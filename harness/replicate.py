@@ -21,8 +21,7 @@ from harness.errors import UserError, unknown
 from harness.record import REPLICATES, Record, find_records
 from harness.shared_table import adding_to, write_table
 from harness.spec import read_toml
-
-STUDY = "study.toml"
+from harness.studies import STUDY
 
 
 @dataclass(frozen=True)

@@ -67,12 +67,7 @@ def open_store(uri: str | None) -> Iterator[Any]:
     try:
         with _alone(found) if found.startswith(SQLITE) else nullcontext():
             yield MlflowClient(tracking_uri=found)
-    except (
-        MlflowException,
-        SQLAlchemyError,
-        ImportError,
-        OSError,
-    ) as error:  # a driver that is not installed
+    except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:  # ImportError: of a driver
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(shown(f"cannot mirror into {found}: {reason}")) from error
 

@@ -29,8 +29,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError
-from harness.points import flatten, not_finite, points, tracked_name
-from harness.record import Record
+from harness.points import flatten, not_finite, points
+from harness.record import Record, tracked_name
 from harness.stores import artifact_folder, creating, open_store, shown, store_uri
 
 STATUS = {"done": "FINISHED", "failed": "FAILED", "stopped": "KILLED", "running": "RUNNING"}

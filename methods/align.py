@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from harness.exact import product
+from harness.backbone.exact import product
 from harness.spec import NOT_HASHED, BackboneSpec
 from methods.present import mean_of_tokens
 

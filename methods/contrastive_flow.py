@@ -2,8 +2,9 @@
 
 L = mean || v - (eps - x0) ||^2 - coefficient * mean || v - (eps' - x0') ||^2,
 
-both means weighed alike (a coefficient below 1 then keeps the loss bounded), where eps' and x0' are another sample's: here its neighbour in a group of 32 consecutive samples, whose order is random already.
-The released code draws it from the local batch; a group of a given size keeps the result the same on any number of processes.
+both means weighed alike, so that a coefficient below 1 keeps the loss bounded, and eps' and x0' another sample's: here its
+neighbour in a group of 32 consecutive samples, whose order is random already. The released code draws it from the local batch; a
+group of a given size keeps the result the same on any number of processes.
 Defaults: coefficient 0.05.
 Cost: one more mean square; no head, no teacher, no encoder.
 Disputed: the DeltaFM paper's own REPA baseline, 27.33, is above the published 24.4 (DeltaFM issue 6).

@@ -19,10 +19,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from harness.backbone.exact import product
 from harness.backbone.sit import Prediction
 from harness.backbone.student import Student
 from harness.batch import Batch, Draw
-from harness.exact import product
 from harness.spec import BackboneSpec
 from methods.align import check_layer, in_groups, layer_at
 from methods.method import Method, MethodConfig, Needs

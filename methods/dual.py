@@ -38,7 +38,8 @@ class DualConfig(MethodConfig):
         return bool(self.mask_ratio or self.mask_ratio_audio)
 
     def in_order(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        """The two times as tokens take them; only where some token takes the second one, or t is not p(t)'s."""
+        """The two times in the order that tokens take them. For samples in which some token takes the second one: sorted, the
+        first alone is no draw from p(t)."""
         return (torch.minimum(t, s), torch.maximum(t, s)) if self.order == "sorted" else (t, s)
 
 

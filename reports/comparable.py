@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import permutations
-
-import numpy as np
 
 from harness.record import Record
 from reports.curves import AXES, rises
@@ -45,31 +42,30 @@ def comparable(runs: Sequence[Run]) -> tuple[tuple[str, ...], list[str]]:
     devices = {start.get("devices", 1) for run in runs for start in run.record.environment}
     axes = AXES if devices - {1} else AXES[:-1]
     machines = sorted({text for run in runs if run.counts for text in hardware(run.record)})
-    late = _after_another([run for run in runs if run.counts])
+    apart = _in_no_turns([run for run in runs if run.counts])
     if len(machines) > 1:
         note = f"Seconds are left out: the runs were not all on the same hardware ({'; '.join(machines)})."
-    elif late:
-        note = f"Seconds are left out: arms were run one after the other, not in turns ({late})."
+    elif apart:
+        note = f"Seconds are left out: arms were run one after the other, not in turns ({apart})."
     else:
         return axes, []
     return tuple(axis for axis in axes if axis not in CLOCK_AXES), [note]
 
 
-def _after_another(runs: Sequence[Run]) -> str:
-    """The arms of which all runs began before any of another did, each with two or more; empty where there are none, or the
-    records do not tell."""
-    begun: dict[str, list[float]] = {}
+def one_after_another(begun: Mapping[str, Sequence[float | None]]) -> list[tuple[str, str]]:
+    """Pairs of arms of which all runs of the first began before any of the second did, by when the runs of each began; of
+    those that have two runs or more, and tell of all."""
+    told = {arm: own for arm, own in begun.items() if len(own) > 1 and None not in own}
+    return [(first, then) for first, then in permutations(told, 2) if max(told[first]) < min(told[then])]
+
+
+def _in_no_turns(runs: Sequence[Run]) -> str:
+    """Which arms were not run in turns; empty where all were."""
+    begun: dict[str, list[float | None]] = {}
     for run in runs:
-        started = run.record.environment[0].get("started") if run.record.environment else None
-        begun.setdefault(run.arm, []).append(math.nan if started is None else started)
-    spans = {
-        arm: (min(own), max(own)) for arm, own in begun.items() if len(own) > 1 and not np.isnan(own).any()
-    }
-    found = [
-        f"{first} before {then}"
-        for (first, (_, end)), (then, (begin, _)) in permutations(spans.items(), 2)
-        if end < begin
-    ]
+        start = next(iter(run.record.environment), {})
+        begun.setdefault(run.arm, []).append(start.get("started"))
+    found = [f"{first} before {then}" for first, then in one_after_another(begun)]
     return "; ".join(found[:1] + [f"{len(found) - 1} more such pairs"] * (len(found) > 1))
 
 

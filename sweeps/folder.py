@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from harness.errors import UserError
-from harness.record import take_lock
+from harness.locks import take_lock
 
 SEARCH = "tune.toml"
 """The study that `flowrace tune` searches in a folder."""

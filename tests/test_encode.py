@@ -187,7 +187,7 @@ def test_two_at_once_do_not_write_one_folder(tmp_path: Path, pictures: Path) -> 
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout.readline() == "at work\n"
         second = CliRunner().invoke(cli, words)
-        assert isinstance(second.exception, UserError) and "is in use by another" in str(second.exception)
+        assert isinstance(second.exception, UserError) and "is in use by process" in str(second.exception)
         first.communicate("go on\n", timeout=120)
     assert first.returncode == 0
     assert content(out) == content(tmp_path / "calm")

@@ -16,12 +16,11 @@ MAY_IMPORT = {
         "harness.backbone",
         "harness.batch",
         "harness.draws",
-        "harness.exact",
         "harness.path",
         "harness.spec",
     },
     "harness": {"harness", "metrics"},
-    "reports": {"reports", "harness.record", "harness.spec", "harness.errors", "harness.points"},
+    "reports": {"reports", "harness.record", "harness.spec", "harness.errors"},
     "sweeps": {"sweeps", "harness"},
 }
 BY_NAME = {("sweeps/commands.py", "reports.pages.page")}

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from mlflow import MlflowClient
 
 from harness.errors import UserError
-from harness.points import flatten, points, tracked_name
-from harness.record import Record, RecordWriter
+from harness.points import flatten, points
+from harness.record import Record, RecordWriter, tracked_name
 from harness.stores import create_store, store_uri
 from harness.tracking import Unsent, durable, mirror
 from tests.features import quick

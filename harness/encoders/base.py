@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness import registry
+from harness.backbone.exact import product
 from harness.batch import View
 from harness.data.dataset import Dataset
 from harness.errors import UserError
-from harness.exact import product
 
 
 class EncoderChoice(Protocol):

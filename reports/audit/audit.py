@@ -19,9 +19,10 @@ from reports.audit.claim import Claim, Tuning
 from reports.audit.decision import Verdict, decide, holm, p_values
 from reports.audit.log import Log, Logs
 from reports.audit.power import detectable, pairs_needed
-from reports.audit.preconditions import CLOCK, Reason, comparable, hardware, reached
+from reports.audit.preconditions import Reason, comparable, hardware, reached
 from reports.audit.register import Standing
 from reports.audit.shape import Dual, by_target, dual, gain, horizon, slopes
+from reports.comparable import CLOCK_AXES
 from reports.curves import AXES, Crossing, crossing, first_crossing, value_at
 from reports.speedup import Speedup, Time, cut
 
@@ -204,7 +205,7 @@ def gains_of(logs: Logs, crossings: Crossings, confidence: float) -> dict[str, S
     """By axis, where every run tells it and, on the clock, the hardware allows it."""
     told = [axis for axis in AXES if all(axis in log.costs.totals for log in logs.all)]
     if hardware(logs) is not None:
-        told = [axis for axis in told if axis not in CLOCK]
+        told = [axis for axis in told if axis not in CLOCK_AXES]
     return {axis: gain(logs, axis, crossings, confidence) for axis in told}
 
 

@@ -26,10 +26,10 @@ import numpy as np
 
 from reports.audit.claim import Claim, Tuning
 from reports.audit.log import Log, Logs
+from reports.comparable import CLOCK_AXES, one_after_another
 from reports.curves import Crossing, rises
 
 WIDEST_BRACKET = 2.0
-CLOCK = ("seconds", "gpu_seconds")
 UNITS_APART = 100.0
 
 
@@ -52,7 +52,7 @@ def comparable(
         Reason("failed", " ".join(logs.unseen)) if logs.unseen else None,
         _pairs(claim, logs),
         protocol([*logs.all, *setters]),
-        hardware(logs) if claim.axis in CLOCK else None,
+        hardware(logs) if claim.axis in CLOCK_AXES else None,
         _tuning(claim, tuning),
         _reused(claim, logs, tuning),
         _aligned(claim, logs.all),
@@ -80,10 +80,8 @@ def hardware(logs: Logs) -> Reason | None:
     machines = sorted({machine for log in logs.all for machine in log.machines})
     if len(machines) > 1:
         return Reason("hardware", f"the runs were not all on the same hardware ({'; '.join(machines)})")
-    begun = [[log.started for log in arm.values()] for arm in (logs.baseline, logs.candidate)]
-    if any(start is None for arm in begun for start in arm) or min(map(len, begun)) < 2:
-        return None
-    if max(begun[0]) < min(begun[1]) or max(begun[1]) < min(begun[0]):
+    arms = {"baseline": logs.baseline, "candidate": logs.candidate}
+    if one_after_another({name: [log.started for log in arm.values()] for name, arm in arms.items()}):
         return Reason(
             "hardware", "all runs of one arm began before any of the other did: they were not interleaved"
         )

@@ -33,7 +33,8 @@ class SelfTest:
 
     @property
     def holds(self) -> bool | None:
-        """Whether the interval contains 1; None where there is no interval. By chance it fails to in 1 - confidence of all installations that are sound."""
+        """Whether the interval contains 1; None where there is no interval. By chance it fails to in 1 - confidence of all
+        installations that are sound."""
         return None if self.gain.low is None else self.gain.direction == "unresolved"
 
 

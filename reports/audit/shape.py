@@ -21,6 +21,7 @@ TARGETS = 7
 FLAT = 1e-2
 """A slope (d log metric / d log step) that no time can be read off."""
 LOG_MAX = 300.0
+"""Of a time, as far as it is reckoned: float64 ends at 709."""
 
 
 @dataclass(frozen=True)

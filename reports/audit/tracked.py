@@ -20,8 +20,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from harness.errors import UserError, unknown
-from harness.points import tracked_name
-from harness.record import TRAINING_PHASES
+from harness.record import TRAINING_PHASES, tracked_name
 from reports.audit.log import FREE, Arms, Log, Progress, Told, gathered
 from reports.comparable import machines
 from reports.curves import Costs, fit

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 from reports.audit.audit import Audit
 from reports.audit.claim import claim_hash
-from reports.audit.preconditions import CLOCK, hardware
 from reports.audit.preconditions import differing as differing_fields
+from reports.audit.preconditions import hardware
 from reports.audit.shape import ends_above, horizon
 from reports.audit.survival import kaplan_meier, mean_until
+from reports.comparable import CLOCK_AXES
 from reports.curves import AXES
 from reports.speedup import Speedup
 from reports.verdict import FEWER, factor, interval
@@ -204,9 +205,9 @@ def _about_sources(found: Audit) -> list[str]:
         said.append(f"The target is {claim.baseline}'s median at step {claim.step}: {found.target:.5g}.")
     if logs and not any(log.protocols for log in logs):
         said.append("The logs tell no evaluation protocol: it is taken to be the same for all points.")
-    if claim.axis in CLOCK and not any(log.machines for log in logs):
+    if claim.axis in CLOCK_AXES and not any(log.machines for log in logs):
         said.append("The logs tell no hardware: it is taken to be the same for all runs.")
-    elif claim.axis not in CLOCK and logs and (reason := hardware(found.logs)):
+    elif claim.axis not in CLOCK_AXES and logs and (reason := hardware(found.logs)):
         said.append(f"Seconds are not compared: {reason.text}.")
     if fields := differing_fields([log.settings for log in logs]):
         said.append(f"The arms are not on an equal footing: {'; '.join(fields)}.")

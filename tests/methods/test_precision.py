@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from harness.backbone.exact import product
 from harness.encoders.base import attention_of
-from harness.exact import product
 from methods.align import apart, relations
 from methods.dispersive import squared_distances
 from methods.haste import attention_loss

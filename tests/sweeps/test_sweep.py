@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
-import select
-import signal
 import subprocess
 import sys
 import types
@@ -20,42 +17,13 @@ from mlflow import MlflowClient
 
 from harness.cost import count_spec
 from harness.errors import UserError
-from harness.record import Record, lock_holder
+from harness.record import Record
 from sweeps.commands import sweep
 from sweeps.launch.base import Job
 from sweeps.launch.local import LocalLauncher
-from sweeps.plan import Cell, plan
+from sweeps.plan import Cell
 from sweeps.race import Race, run_command
-from sweeps.study import load_study
-
-STUB = Path(__file__).parent / "stub.py"
-STUDY = """# Two arms, two seeds.
-name = "tiny"
-base = "digits"
-[axes]
-seed = [0, 1]
-"method.name" = ["flow", "repa"]
-[set]
-"train.steps" = 6
-"train.batch_size" = 8
-[target]
-metric = "fd:local"
-value = 12.0
-"""
-
-
-def stub_command(spec: Path, directory: Path) -> tuple[str, ...]:
-    return (sys.executable, str(STUB), str(spec), str(directory))
-
-
-@pytest.fixture
-def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.delenv("STUB", raising=False)
-    monkeypatch.setattr("sweeps.race.run_command", stub_command)
-    (tmp_path / "tiny.toml").write_text(STUDY)
-    return tmp_path / "tiny.toml"
+from tests.sweeps.conftest import STUDY, cells, starts, stub_command
 
 
 def run(study: Path, *options: str, track: bool = False, report: bool = False) -> Result:
@@ -64,14 +32,6 @@ def run(study: Path, *options: str, track: bool = False, report: bool = False) -
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result
-
-
-def cells(study: Path) -> list[Cell]:
-    return plan(load_study(str(study)))
-
-
-def starts(directory: Path) -> Counter[str]:
-    return Counter({r.id: len(r.environment) for r in map(Record, directory.glob("????????????"))})
 
 
 def test_every_run_is_done_once_and_nothing_is_started_again(study: Path, tmp_path: Path) -> None:
@@ -229,88 +189,6 @@ def test_a_mirror_that_fails_in_between_stops_no_run(study: Path, monkeypatch: p
     monkeypatch.setattr("harness.tracking.mirror", broken)
     result = run(study, track=True)
     assert result.exit_code == 0 and result.stderr.count("not mirrored: the server is gone") == 5
-
-
-INTERRUPTED = """if True:
-    import sys
-    import sweeps.race
-    from harness.cli import main
-    stub = sys.argv.pop(1)
-    sweeps.race.run_command = lambda spec, out: (sys.executable, stub, str(spec), str(out))
-    main()
-"""
-
-
-def test_ctrl_c_stops_softly_and_the_same_command_continues(study: Path, tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-c",
-        INTERRUPTED,
-        STUB,
-        "sweep",
-        study,
-        "--slots",
-        "2",
-        "--no-track",
-        "--no-report",
-    ]
-    process = subprocess.Popen(
-        command, env={**os.environ, "STUB": "wait"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    directory = tmp_path / "runs" / "tiny"
-    running = [directory / "logs" / f"{cell.id}.log" for cell in cells(study)[:2]]
-    while not all(log.exists() and "waiting" in log.read_text() for log in running):
-        assert process.poll() is None, process.communicate()
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130 and "stopped; the same command continues" in said
-    assert [log.read_text() for log in running] == ["waiting\nstopped by SIGINT\n"] * 2
-    assert len(starts(directory)) == 2
-
-    again = subprocess.run(command, env={**os.environ, "STUB": ""}, capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
-    for cell in cells(study):
-        record = Record(directory / cell.id)
-        assert record.status == "done" and [e["step"] for e in record.of("train")] == [1, 2, 3, 4, 5, 6]
-    assert sorted(starts(directory).values()) == [1, 1, 2, 2]
-
-
-@pytest.mark.parametrize("told", [True, False])
-def test_closing_the_terminal_stops_the_runs_softly(study: Path, tmp_path: Path, told: bool) -> None:
-    """With the hang-up that a closed window sends; without it (`disown`) the sweep goes on to its end, in silence."""
-    command = [
-        sys.executable,
-        "-c",
-        INTERRUPTED,
-        str(STUB),
-        "sweep",
-        str(study),
-        "--slots",
-        "4",
-        "--no-track",
-    ]
-    sweep, terminal = pty.fork()
-    if sweep == 0:
-        signal.signal(signal.SIGHUP, signal.SIG_DFL if told else signal.SIG_IGN)
-        os.execve(sys.executable, [*command, "--no-report"], {**os.environ, "STUB": "wait"})
-    directory = tmp_path / "runs" / "tiny"
-    logs = [directory / "logs" / f"{cell.id}.log" for cell in cells(study)]
-    while not all(log.exists() and "waiting" in log.read_text() for log in logs):
-        read(terminal)
-    os.close(terminal)
-    for cell in () if told else cells(study):
-        run = int(lock_holder(directory / cell.id).split()[1])
-        os.kill(run, signal.SIGTERM)
-        while Path(f"/proc/{run}").exists():  # until the sweep has taken notice
-            pass
-    assert os.waitstatus_to_exitcode(os.waitpid(sweep, 0)[1]) == (130 if told else 1)
-    assert [log.read_text() for log in logs] == ["waiting\nstopped by SIGTERM\n"] * 4
-
-
-def read(terminal: int) -> None:
-    """What is shown, so that it does not fill up."""
-    if select.select([terminal], [], [], 0.02)[0]:
-        os.read(terminal, 65_536)
 
 
 class Taker:

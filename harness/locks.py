@@ -1,0 +1,63 @@
+"""Lock files: who holds a place alone, and is named to whoever comes second."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from harness.errors import UserError
+
+TRIES, PAUSE = 20, 0.01
+"""A reader who asks for the holder has the lock for a moment, in seconds."""
+
+
+@contextlib.contextmanager
+def held(lock: Path, what: str) -> Iterator[None]:
+    """Inside: `take_lock`. The file is removed at the end."""
+    with take_lock(lock, what):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def take_lock(lock: Path, what: str) -> IO[str]:
+    """A lock file, held until it is closed; raises `UserError` where another process has it, and names that."""
+    for _ in range(TRIES):
+        file = open(lock, "a+")  # noqa: SIM115 (held until the caller closes it)
+        if _taken(file):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+            return file
+        file.close()
+        time.sleep(PAUSE)
+    raise UserError(f"{what} is in use by {holder(lock) or 'another process'}; wait for it or stop it first")
+
+
+def holder(lock: Path) -> str | None:
+    """Who holds a lock file (its text), or None when nobody does."""
+    try:
+        with open(lock) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.read().strip() or "another process"
+    except OSError:
+        pass
+    return None
+
+
+def _taken(file: IO[str]) -> bool:
+    """Whether the lock is ours now, and its file not one that whoever held it has just removed."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return os.fstat(file.fileno()).st_nlink > 0

@@ -1,0 +1,50 @@
+"""A study of two arms and two seeds whose runs are stubs that write records as real ones do."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from harness.record import Record
+from sweeps.plan import Cell, plan
+from sweeps.study import load_study
+
+STUB = Path(__file__).parent / "stub.py"
+STUDY = """# Two arms, two seeds.
+name = "tiny"
+base = "digits"
+[axes]
+seed = [0, 1]
+"method.name" = ["flow", "repa"]
+[set]
+"train.steps" = 6
+"train.batch_size" = 8
+[target]
+metric = "fd:local"
+value = 12.0
+"""
+
+
+def stub_command(spec: Path, directory: Path) -> tuple[str, ...]:
+    return (sys.executable, str(STUB), str(spec), str(directory))
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("STUB", raising=False)
+    monkeypatch.setattr("sweeps.race.run_command", stub_command)
+    (tmp_path / "tiny.toml").write_text(STUDY)
+    return tmp_path / "tiny.toml"
+
+
+def cells(study: Path) -> list[Cell]:
+    return plan(load_study(str(study)))
+
+
+def starts(directory: Path) -> Counter[str]:
+    return Counter({r.id: len(r.environment) for r in map(Record, directory.glob("????????????"))})
