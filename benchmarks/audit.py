@@ -24,7 +24,7 @@ import numpy as np
 import tomli_w
 
 from benchmarks.simulated_audits import TARGET, metric
-from harness.record import RecordWriter
+from harness.records.record import RecordWriter
 
 METHODS = {"flow": 1.0, "repa": 2.0}
 STEPS, BATCH, FLOPS, SECONDS = 400_000, 256, 3e12, 0.2
@@ -72,7 +72,7 @@ def main() -> None:
 def timed(*words: str) -> Took:
     """Wall seconds and the largest resident memory of one command."""
     begun = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "harness.cli", *words], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, "-m", "harness.cli.main", *words], stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"flowrace {' '.join(words)} ended with {os.waitstatus_to_exitcode(status)}")

@@ -23,11 +23,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.sides import Kind, Side, machine, problem, spread
-from harness import environment
 from harness.backbone import sit
 from harness.backbone.embed import PatchEmbed
 from harness.backbone.times import Times
-from harness.draws import Streams
+from harness.runtime import environment
+from harness.runtime.random_streams import Streams
 
 
 @dataclass(frozen=True)

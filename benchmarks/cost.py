@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 
-from harness.environment import prepare
-from harness.estimate import measured_flops_per_second
-from harness.progress import Quiet
-from harness.record import TRAINING_PHASES, Record
-from harness.resolve import load_spec
-from harness.train import train
+from harness.assembly.resolve import load_spec
+from harness.costs.estimate import measured_flops_per_second
+from harness.records.record import TRAINING_PHASES, Record
+from harness.runtime.environment import prepare
+from harness.train.loop import train
+from harness.train.progress import Quiet
 
 STEPS = 100
 SHORT = (f"train.steps={STEPS}", f"eval.every={STEPS}", "eval.samples=20", "eval.sampler_steps=2")

@@ -23,9 +23,9 @@ import torch
 
 from benchmarks.sampling import speeds
 from benchmarks.sides import Kind, Race, Side, ceiling, machine, problem, timed
-from harness.cost import clock
-from harness.draws import Streams
-from harness.environment import prepare
+from harness.costs.flops import clock
+from harness.runtime.environment import prepare
+from harness.runtime.random_streams import Streams
 
 
 @dataclass(frozen=True)

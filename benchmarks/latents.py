@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from harness.data.shards import FORMAT, INDEX, MANIFEST, file_digest, shard_name
+from harness.latents.shards import FORMAT, INDEX, MANIFEST, file_digest, shard_name
 
 SHAPE, ROWS = (4, 32, 32), 4096
 
@@ -49,9 +49,9 @@ def main() -> None:
 
 def _read(folder: Path, options: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Medians over rounds; a round reads every sample once."""
-    from harness.data.base import open_dataset
-    from harness.draws import Streams
-    from harness.spec import DataSpec
+    from harness.config.spec import DataSpec
+    from harness.data.open import open_dataset
+    from harness.runtime.random_streams import Streams
 
     dataset, streams = open_dataset(DataSpec(name="latents", root=str(folder))), Streams(0)
     size = sum(file.stat().st_size for file in folder.glob("shard-*.npy")) / options.samples

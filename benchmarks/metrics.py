@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness.environment import device_name, package_version
+from harness.runtime.environment import device_name, package_version
 from metrics import Moments, frechet_distance, load_extractor
 
 BATCH = 500

@@ -35,8 +35,8 @@ from benchmarks.simulated_audits import (
     skewed,
     verdicts,
 )
-from reports.audit.power import detectable_with
-from reports.curves import Curve, crossing, fit
+from reports.stats.curves import Curve, crossing, fit
+from reports.stats.power import detectable_with
 
 RESULTS = Path(__file__).parent / "results" / "operating_characteristics.json"
 
@@ -182,7 +182,7 @@ def minimum_of_three(repeats: int = 200_000) -> dict[str, float]:
 
 def frechet_bias(repeats: int = 100, dim: int = 64) -> dict[str, object]:
     """Of the Frechet distance between N samples and a standard normal. Bias times N, of samples of that normal itself; and,
-    of 10k samples whose mean is 1.1 away, the plain distance against the extrapolation to N = infinity (metrics/infinity.py's
+    of 10k samples whose mean is 1.1 away, the plain distance against the extrapolation to N = infinity (metrics/distances/frechet_infinity.py's
     rule: a line in 1/N through 15 sizes from 1000 to N)."""
     rng, sizes = np.random.default_rng(SEED), (250, 500, 1000, 2500, 5000, 10_000)
     bias = {n: np.mean([_frechet(rng.standard_normal((n, dim))) for _ in range(repeats // 2)]) for n in sizes}

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness.environment import device_name, package_version
-from harness.progress import Quiet
-from harness.record import Record
-from harness.resolve import load_spec
-from harness.train import train
+from harness.assembly.resolve import load_spec
+from harness.records.record import Record
+from harness.runtime.environment import device_name, package_version
+from harness.train.loop import train
+from harness.train.progress import Quiet
 
 WORK = ("student", "teacher", "encoder", "optimizer", "ema")
 

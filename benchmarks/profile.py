@@ -17,8 +17,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.sides import Kind, Side, machine, problem
 from harness.backbone.sizes import SIZES
-from harness.draws import Streams
-from harness.environment import prepare
+from harness.runtime.environment import prepare
+from harness.runtime.random_streams import Streams
 
 KINDS = {
     "matrix products": ("aten::mm", "aten::addmm", "aten::convolution", "aten::mkldnn"),

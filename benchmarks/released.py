@@ -16,10 +16,10 @@ from torch import Tensor
 from harness.backbone.sit import Block, SiT
 from harness.backbone.times import Times
 from harness.backbone.tokens import unpatchify
-from harness.batch import Batch, Draw
-from harness.path import interpolate
-from methods.align import cosine
-from methods.method import flow_loss
+from harness.flow.batch import Batch, Draw
+from harness.flow.path import interpolate
+from methods.common.alignment import cosine
+from methods.common.method import flow_loss
 
 
 def forward(model: SiT, h: Tensor, tau_BT: Tensor, y: Tensor, tap: int) -> tuple[Tensor, Tensor]:

@@ -23,10 +23,10 @@ from benchmarks.sides import Kind, Side, machine, problem, spread, timed
 from harness.backbone.sit import SiT
 from harness.backbone.sizes import SIZES
 from harness.backbone.times import Times
-from harness.environment import prepare
-from harness.run import compile_blocks
-from harness.samples import draw_pixels
-from harness.spec import EvalSpec
+from harness.config.spec import EvalSpec
+from harness.flow.sampling import draw_pixels
+from harness.runtime.environment import prepare
+from harness.train.state import compile_blocks
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -104,11 +104,11 @@ def speeds(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
 
 def difference(path: Path, samples: int, device: torch.device) -> dict[str, Any]:
     """The metrics of a finished run on the same latents in both precisions."""
-    from harness.checkpoint import checkpoints
-    from harness.commands import spec_of_run
-    from harness.data.base import open_dataset, split
-    from harness.evaluate import Evaluator
-    from harness.run import load_ema
+    from harness.cli.run import spec_of_run
+    from harness.data.open import open_dataset, split
+    from harness.evaluation.evaluator import Evaluator
+    from harness.records.checkpoint import checkpoints
+    from harness.train.state import load_ema
 
     spec = spec_of_run(path, (f"eval.samples={samples}",))
     dataset = open_dataset(spec.data)

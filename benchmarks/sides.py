@@ -23,16 +23,16 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.released import ema_step, flow_loss_released, self_flow_loss_released
-from harness import registry
-from harness.backbone.initial import initialize
+from harness.backbone.initialize import initialize
 from harness.backbone.sit import SiT, SiTConfig
 from harness.backbone.sizes import SIZES
-from harness.backbone.student import Student
-from harness.batch import Batch, Draw, View
-from harness.draws import Streams
-from harness.environment import device_name, package_version
-from harness.run import compile_blocks, update_ema
-from harness.spec import BackboneSpec
+from harness.config import registry
+from harness.config.spec import BackboneSpec
+from harness.flow.batch import Batch, Draw, View
+from harness.flow.student import Student
+from harness.runtime.environment import device_name, package_version
+from harness.runtime.random_streams import Streams
+from harness.train.state import compile_blocks, update_ema
 
 DECAY = 0.9999
 ENCODER_DIM = 768

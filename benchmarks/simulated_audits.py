@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reports.audit.claim import Claim
+from reports.audit.curve_shape import gain
 from reports.audit.decision import decide
-from reports.audit.log import Log, Logs
-from reports.audit.shape import gain
-from reports.curves import Costs, crossing, fit
-from reports.speedup import Speedup
+from reports.audit.inputs.claim import Claim
+from reports.audit.inputs.run_log import Log, Logs
+from reports.stats.curves import Costs, crossing, fit
+from reports.stats.speedup import Speedup
 
 SEED = 20240607
 UNIT, EVERY, STEPS, CROSSING = 10_000.0, 25_000.0, 400_000.0, 200_000.0

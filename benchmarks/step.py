@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.sides import Kind, Race, ceiling, problem, table
 from harness.backbone.sizes import SIZES
-from harness.environment import prepare
+from harness.runtime.environment import prepare
 
 HALF = {"precision": "bfloat16"}
 FLOW, SELF_FLOW, SRA, REPA = (Kind(method) for method in ("flow", "self_flow", "sra", "repa"))

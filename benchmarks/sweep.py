@@ -19,14 +19,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import sweeps.race
-from harness.record import DONE, EVENTS, SPEC, Record
-from sweeps.display import Lines
+import sweeps.launch.runner
+from harness.records.record import DONE, EVENTS, SPEC, Record
+from sweeps.cli.display import Lines
 from sweeps.launch.local import LocalLauncher
-from sweeps.plan import Cell, Plan, plan, write_plan
-from sweeps.race import Race
-from sweeps.status import status_of
-from sweeps.study import Study, load_study
+from sweeps.launch.runner import Race
+from sweeps.plan.plan import Cell, Plan, plan, write_plan
+from sweeps.plan.status import status_of
+from sweeps.plan.study import Study, load_study
 
 RUNS, RACED, ROUNDS, EVENTS_EACH = 500, 20, 5, 60
 STUDY = """name = "many"
@@ -105,7 +105,7 @@ def overhead(cells: list[Cell], folder: Path) -> float:
     alone, raced = folder / "alone", folder / "raced"
     for directory in (alone, raced):
         (directory / "specs").mkdir(parents=True)
-    sweeps.race.run_command = lambda spec, directory: command(spec, directory)
+    sweeps.launch.runner.run_command = lambda spec, directory: command(spec, directory)
     for cell in cells:
         (alone / "specs" / f"{cell.id}.toml").write_text(cell.spec.to_toml())
     commands = [command(alone / "specs" / f"{cell.id}.toml", alone) for cell in cells]

@@ -22,16 +22,16 @@ from pydantic import Field
 from torch import Tensor
 
 from harness.backbone.sit import Prediction
-from harness.backbone.student import Student
 from harness.backbone.times import Times
-from harness.batch import Batch, Draw
-from harness.draws import Streams
-from harness.path import interpolate
-from harness.spec import BackboneSpec
-from methods.align import check_layer, layer_at, mean_apart, mlp
-from methods.dual import DualConfig, draw_mask, draw_times
-from methods.method import Method, Needs, Setting
-from methods.present import present_tokens, separated
+from harness.config.spec import BackboneSpec
+from harness.flow.batch import Batch, Draw
+from harness.flow.path import interpolate
+from harness.flow.student import Student
+from harness.runtime.random_streams import Streams
+from methods.common.alignment import check_layer, layer_at, mean_apart, mlp
+from methods.common.dual_timesteps import DualConfig, draw_mask, draw_times
+from methods.common.method import Method, Needs, Setting
+from methods.common.missing_parts import present_tokens, separated
 from methods.sra import PUBLISHED_LAYERS
 
 

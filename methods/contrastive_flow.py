@@ -18,11 +18,11 @@ from pydantic import Field
 from torch import Tensor
 
 from harness.backbone.sit import Prediction
-from harness.backbone.student import Student
-from harness.batch import Batch, Draw
-from harness.path import velocity_target
-from methods.align import in_groups
-from methods.method import Method, MethodConfig, Needs, velocity_error
+from harness.flow.batch import Batch, Draw
+from harness.flow.path import velocity_target
+from harness.flow.student import Student
+from methods.common.alignment import in_groups
+from methods.common.method import Method, MethodConfig, Needs, velocity_error
 
 
 class ContrastiveFlow(Method):

@@ -16,10 +16,10 @@ import torch
 from pydantic import Field
 
 from harness.backbone.times import Times
-from harness.batch import Batch, Draw
-from harness.draws import Streams
-from harness.path import sample_times
-from methods.method import Method, MethodConfig, Needs
+from harness.flow.batch import Batch, Draw
+from harness.flow.path import sample_times
+from harness.runtime.random_streams import Streams
+from methods.common.method import Method, MethodConfig, Needs
 
 
 class DiffusionForcing(Method):

@@ -1,6 +1,6 @@
 """Dual-timestep scheduling alone: Self-Flow without its representation loss (arXiv 2603.06507, Fig. 2b "DTS").
 
-L = mean || v(x_tau, tau, y) - (eps - x0) ||^2,    x_tau = (1 - tau) x0 + tau eps,    tau_i in {t, s} per token (methods/dual.py).
+L = mean || v(x_tau, tau, y) - (eps - x0) ||^2,    x_tau = (1 - tau) x0 + tau eps,    tau_i in {t, s} per token (methods/common/dual_timesteps.py).
 
 Cost: two rows of modulation per sample; no further pass.
 """
@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from harness.batch import Batch, Draw
-from harness.draws import Streams
-from methods.dual import DualConfig, draw_mask, draw_times, dual_times
-from methods.method import Method, Needs
+from harness.flow.batch import Batch, Draw
+from harness.runtime.random_streams import Streams
+from methods.common.dual_timesteps import DualConfig, draw_mask, draw_times, dual_times
+from methods.common.method import Method, Needs
 
 
 class DualTimestep(Method):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from methods.method import Method, MethodConfig
+from methods.common.method import Method, MethodConfig
 
 
 class Flow(Method):

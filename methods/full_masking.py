@@ -14,9 +14,9 @@ import torch
 from pydantic import Field
 
 from harness.backbone.times import Times
-from harness.batch import Batch, Draw
-from harness.draws import Streams
-from methods.method import Method, MethodConfig, Needs
+from harness.flow.batch import Batch, Draw
+from harness.runtime.random_streams import Streams
+from methods.common.method import Method, MethodConfig, Needs
 
 
 class FullMasking(Method):

@@ -13,8 +13,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from methods.align import relations
-from methods.encoded import Encoded, ProjectedConfig
+from methods.common.alignment import relations
+from methods.common.encoder_alignment import Encoded, ProjectedConfig
 
 
 class Gram(Encoded):

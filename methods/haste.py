@@ -21,13 +21,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from harness.backbone.exact import product
 from harness.backbone.sit import Prediction
-from harness.backbone.student import Student
-from harness.batch import Batch, Draw
-from harness.spec import BackboneSpec
-from methods.align import check_layer
-from methods.method import Needs
+from harness.config.spec import BackboneSpec
+from harness.flow.batch import Batch, Draw
+from harness.flow.student import Student
+from harness.runtime.precision import product
+from methods.common.alignment import check_layer
+from methods.common.method import Needs
 from methods.repa import Repa
 
 PUBLISHED_STOP = {"B": 100_000, "L": 250_000, "XL": 250_000}

@@ -15,8 +15,8 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from methods.align import ConvProjector, cosine, spatial_norm
-from methods.encoded import Encoded, EncodedConfig
+from methods.common.alignment import ConvProjector, cosine, spatial_norm
+from methods.common.encoder_alignment import Encoded, EncodedConfig
 
 
 class IRepa(Encoded):

@@ -16,12 +16,12 @@ from pydantic import Field
 from torch import Tensor
 
 from harness.backbone.sit import Prediction
-from harness.backbone.student import Student
-from harness.batch import Batch, Draw
-from harness.spec import BackboneSpec
-from methods.align import check_layer, cosine, layer_at
-from methods.method import Method, MethodConfig, Needs
-from methods.present import mean_of_tokens, present_tokens
+from harness.config.spec import BackboneSpec
+from harness.flow.batch import Batch, Draw
+from harness.flow.student import Student
+from methods.common.alignment import check_layer, cosine, layer_at
+from methods.common.method import Method, MethodConfig, Needs
+from methods.common.missing_parts import mean_of_tokens, present_tokens
 
 PUBLISHED_LAYERS = {"L": (8, 18), "XL": (8, 16)}
 

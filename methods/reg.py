@@ -19,11 +19,11 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 
-from harness.backbone.student import Student
-from harness.batch import Batch, Draw
-from harness.draws import Streams
-from harness.path import interpolate
-from methods.method import Losses, Needs, flow_loss
+from harness.flow.batch import Batch, Draw
+from harness.flow.path import interpolate
+from harness.flow.student import Student
+from harness.runtime.random_streams import Streams
+from methods.common.method import Losses, Needs, flow_loss
 from methods.repa import Repa
 
 

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from methods.align import relations
-from methods.encoded import Encoded, EncodedConfig
+from methods.common.alignment import relations
+from methods.common.encoder_alignment import Encoded, EncodedConfig
 
 
 class Relational(Encoded):

@@ -15,8 +15,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from methods.align import apart, cosine
-from methods.encoded import Encoded, ProjectedConfig
+from methods.common.alignment import apart, cosine
+from methods.common.encoder_alignment import Encoded, ProjectedConfig
 
 
 class Repa(Encoded):

@@ -9,7 +9,7 @@ The teacher h' is the EMA network on homogeneous noise at the cleaner of the two
 Defaults: gamma 0.8, R_M 0.25, l = 0.3 D, k = 0.7 D (8 and 20 of 28, 4 and 8 of 12).
 Cost: a forward pass of 0.7 of the depth without gradient.
 
-Disputed, each a named setting: those of methods/dual.py; the loss on masked tokens only (a third-party port; here each
+Disputed, each a named setting: those of methods/common/dual_timesteps.py; the loss on masked tokens only (a third-party port; here each
 sample's mean over its own, so that it does not depend on how a batch is divided); the teacher's
 time ("min" as published, "same" gives it the student's own mixture); l1 (the paper: unstable later). mask_ratio 0 is the
 paper's "without masking": the student at t, the teacher at min(t, s), which the paper does not spell out.
@@ -24,15 +24,15 @@ from pydantic import Field
 from torch import Tensor
 
 from harness.backbone.sit import Prediction
-from harness.backbone.student import Student
-from harness.batch import Batch, Draw
-from harness.draws import Streams
-from harness.path import interpolate, times_of_parts
-from harness.spec import BackboneSpec
-from methods.align import apart, check_layer, layer_at, mlp
-from methods.dual import DualConfig, draw_mask, draw_times, dual_times
-from methods.method import Method, Needs, Setting
-from methods.present import mean_of_tokens, present_tokens, separated
+from harness.config.spec import BackboneSpec
+from harness.flow.batch import Batch, Draw
+from harness.flow.path import interpolate, times_of_parts
+from harness.flow.student import Student
+from harness.runtime.random_streams import Streams
+from methods.common.alignment import apart, check_layer, layer_at, mlp
+from methods.common.dual_timesteps import DualConfig, draw_mask, draw_times, dual_times
+from methods.common.method import Method, Needs, Setting
+from methods.common.missing_parts import mean_of_tokens, present_tokens, separated
 
 
 class SelfFlow(Method):

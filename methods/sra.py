@@ -20,15 +20,15 @@ from pydantic import Field
 from torch import Tensor
 
 from harness.backbone.sit import Prediction
-from harness.backbone.student import Student
 from harness.backbone.times import Times
-from harness.batch import Batch, Draw
-from harness.draws import Streams
-from harness.path import interpolate
-from harness.spec import BackboneSpec
-from methods.align import apart, check_layer, layer_at, mean_apart, mlp
-from methods.method import Method, MethodConfig, Needs, Setting
-from methods.present import present_tokens, separated
+from harness.config.spec import BackboneSpec
+from harness.flow.batch import Batch, Draw
+from harness.flow.path import interpolate
+from harness.flow.student import Student
+from harness.runtime.random_streams import Streams
+from methods.common.alignment import apart, check_layer, layer_at, mean_apart, mlp
+from methods.common.method import Method, MethodConfig, Needs, Setting
+from methods.common.missing_parts import present_tokens, separated
 
 PUBLISHED_LAYERS = {"B": (3, 8), "L": (6, 16), "XL": (8, 20)}
 

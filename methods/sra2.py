@@ -16,12 +16,12 @@ from pydantic import Field
 from torch import Tensor
 
 from harness.backbone.sit import Prediction
-from harness.backbone.student import Student
 from harness.backbone.tokens import patchify
-from harness.batch import Batch, Draw
-from harness.spec import BackboneSpec
-from methods.align import apart, check_layer, layer_at, mlp
-from methods.method import Method, MethodConfig, Needs, Setting
+from harness.config.spec import BackboneSpec
+from harness.flow.batch import Batch, Draw
+from harness.flow.student import Student
+from methods.common.alignment import apart, check_layer, layer_at, mlp
+from methods.common.method import Method, MethodConfig, Needs, Setting
 
 PUBLISHED_LAYER = {"B": 2, "L": 8, "XL": 8}
 

@@ -12,32 +12,32 @@ from typing import TYPE_CHECKING, Any
 from metrics.value import MetricError, Value
 
 if TYPE_CHECKING:
-    from metrics.accuracy import class_accuracy
-    from metrics.alignment import cknna
-    from metrics.copies import memorisation
-    from metrics.density import DensityCoverage, density_coverage
-    from metrics.entropy import inception_score, inception_score_shuffled
-    from metrics.extractor import Extractor
-    from metrics.features import extractor_names, extractors, load_extractor
-    from metrics.frechet import Moments, frechet_distance
-    from metrics.infinity import frechet_infinity
-    from metrics.kernel import kernel_distance
-    from metrics.manifolds import PrecisionRecall, precision_recall
-    from metrics.mmd import cmmd
+    from metrics.distances.accuracy import class_accuracy
+    from metrics.distances.cknna import cknna
+    from metrics.distances.cmmd import cmmd
+    from metrics.distances.density_coverage import DensityCoverage, density_coverage
+    from metrics.distances.frechet import Moments, frechet_distance
+    from metrics.distances.frechet_infinity import frechet_infinity
+    from metrics.distances.inception_score import inception_score, inception_score_shuffled
+    from metrics.distances.kid import kernel_distance
+    from metrics.distances.memorisation import memorisation
+    from metrics.distances.precision_recall import PrecisionRecall, precision_recall
+    from metrics.extractors.base import Extractor
+    from metrics.extractors.registry import extractor_names, extractors, load_extractor
 
 _ROOMS = {
-    "accuracy": ("class_accuracy",),
-    "alignment": ("cknna",),
-    "copies": ("memorisation",),
-    "density": ("DensityCoverage", "density_coverage"),
-    "entropy": ("inception_score", "inception_score_shuffled"),
-    "extractor": ("Extractor",),
-    "features": ("extractor_names", "extractors", "load_extractor"),
-    "frechet": ("Moments", "frechet_distance"),
-    "infinity": ("frechet_infinity",),
-    "kernel": ("kernel_distance",),
-    "manifolds": ("PrecisionRecall", "precision_recall"),
-    "mmd": ("cmmd",),
+    "distances.accuracy": ("class_accuracy",),
+    "distances.cknna": ("cknna",),
+    "distances.memorisation": ("memorisation",),
+    "distances.density_coverage": ("DensityCoverage", "density_coverage"),
+    "distances.inception_score": ("inception_score", "inception_score_shuffled"),
+    "extractors.base": ("Extractor",),
+    "extractors.registry": ("extractor_names", "extractors", "load_extractor"),
+    "distances.frechet": ("Moments", "frechet_distance"),
+    "distances.frechet_infinity": ("frechet_infinity",),
+    "distances.kid": ("kernel_distance",),
+    "distances.precision_recall": ("PrecisionRecall", "precision_recall"),
+    "distances.cmmd": ("cmmd",),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 

@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from metrics.accuracy import class_accuracy
-from metrics.copies import memorisation
-from metrics.density import density_coverage
-from metrics.entropy import inception_score, inception_score_shuffled
-from metrics.frechet import Moments, frechet_distance, moments_of
-from metrics.infinity import LEAST, frechet_infinity
-from metrics.kernel import kernel_distance
-from metrics.manifolds import precision_recall
-from metrics.mmd import cmmd
+from metrics.distances.accuracy import class_accuracy
+from metrics.distances.cmmd import cmmd
+from metrics.distances.density_coverage import density_coverage
+from metrics.distances.frechet import Moments, frechet_distance, moments_of
+from metrics.distances.frechet_infinity import LEAST, frechet_infinity
+from metrics.distances.inception_score import inception_score, inception_score_shuffled
+from metrics.distances.kid import kernel_distance
+from metrics.distances.memorisation import memorisation
+from metrics.distances.precision_recall import precision_recall
 from metrics.value import MetricError, Value
 
 Part = np.ndarray | Moments

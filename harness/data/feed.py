@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from harness.batch import Batch
-from harness.data.base import from_pixels, images
 from harness.data.dataset import Dataset
-from harness.data.mixed import draw_present
-from harness.draws import Streams
+from harness.data.modality_dropout import draw_present
+from harness.data.open import from_pixels, images
+from harness.flow.batch import Batch
+from harness.runtime.random_streams import Streams
 
 
 class Feed:

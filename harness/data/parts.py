@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from harness.backbone.tokens import kind_of
+from harness.config.spec import DataSpec
 from harness.data.dataset import Dataset, Sample, label_of, shapes_of
 from harness.errors import UserError
-from harness.spec import DataSpec
 
 
 def modality_of(modality: str, spec: DataSpec) -> str:

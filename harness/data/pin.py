@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness.data.base import open_dataset
-from harness.spec import RunSpec
+from harness.config.spec import RunSpec
+from harness.data.open import open_dataset
 
 
 def pinned(spec: RunSpec) -> RunSpec:

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness import registry
-from harness.backbone.exact import product
-from harness.batch import View
+from harness.config import registry
 from harness.data.dataset import Dataset
 from harness.errors import UserError
+from harness.flow.batch import View
+from harness.runtime.precision import product
 
 
 class EncoderChoice(Protocol):

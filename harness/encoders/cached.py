@@ -18,11 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness import registry
-from harness.batch import View
-from harness.cache import cache_dir, locked
-from harness.data.base import images
+from harness.config import registry
+from harness.config.spec import RunSpec
 from harness.data.dataset import Dataset
+from harness.data.open import images
 from harness.encoders.base import (
     Architecture,
     Choice,
@@ -33,8 +32,9 @@ from harness.encoders.base import (
     parse_name,
 )
 from harness.errors import UserError
-from harness.record import sync_directory, write_atomic
-from harness.spec import RunSpec
+from harness.files.cache import cache_dir, locked
+from harness.flow.batch import View
+from harness.records.record import sync_directory, write_atomic
 
 BATCH = 64
 """Images in one pass while the file is made."""

@@ -18,13 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness import checkpoint
 from harness.backbone.tokens import patchify
-from harness.batch import View
-from harness.cache import cache_dir, locked
-from harness.data.base import Split, images, split
 from harness.data.dataset import Dataset
-from harness.draws import Streams
+from harness.data.open import Split, images, split
 from harness.encoders.base import (
     Architecture,
     EncoderChoice,
@@ -35,6 +31,10 @@ from harness.encoders.base import (
     parse_name,
 )
 from harness.errors import UserError, unknown
+from harness.files.cache import cache_dir, locked
+from harness.flow.batch import View
+from harness.records import checkpoint
+from harness.runtime.random_streams import Streams
 
 
 class Size(NamedTuple):

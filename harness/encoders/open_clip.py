@@ -18,12 +18,12 @@ from open_clip.model import _build_vision_tower, resize_pos_embed  # a whole CLI
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
-from harness.batch import View
 from harness.data.dataset import Dataset
 from harness.encoders import weights
 from harness.encoders.base import Architecture, EncoderChoice, Viewer, count_flops, no_attention, parse_name
 from harness.errors import UserError
-from metrics.open_clip_recipe import VISUAL, Recipe, config_of, find_recipe
+from harness.flow.batch import View
+from metrics.extractors.open_clip_recipe import VISUAL, Recipe, config_of, find_recipe
 from metrics.value import MetricError
 
 

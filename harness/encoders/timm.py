@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from timm.layers import Attention
 from torch import Tensor, nn
 
-from harness.batch import View
 from harness.data.dataset import Dataset
 from harness.encoders import weights
 from harness.encoders.base import (
@@ -31,6 +30,7 @@ from harness.encoders.base import (
     parse_name,
 )
 from harness.errors import UserError
+from harness.flow.batch import View
 
 UNUSED = ("head.", "fc.", "fc_norm.", "attn_pool.", "mask_token")
 """What a file may hold beside the network: its classifier, its pooling, what only its pretraining needed."""

@@ -12,7 +12,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from harness.data.arrays import KEYS, checked_labels
+from harness.data.disk.arrays import KEYS, checked_labels
 from harness.errors import UserError
 
 EXPECTED = "uint8 images (N, H, W, C), as the array arr_0 of an npz in ADM's layout"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from harness.config.spec import DataSpec
 from harness.errors import UserError
 from harness.scoring.sources import Source, open_source, settled
-from harness.spec import DataSpec
-from metrics.reference import Reference, is_adm, read_adm, read_statistics
+from metrics.files.reference_statistics import Reference, is_adm, read_adm, read_statistics
 
 
 class Real(NamedTuple):

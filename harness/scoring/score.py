@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.cache import cache_dir
+from harness.config.spec import DataSpec
 from harness.errors import UserError
-from harness.scoring.extract import SEED, Seen, extracted
+from harness.files.cache import cache_dir
+from harness.scoring.features import SEED, Seen, extracted
 from harness.scoring.labels import counted, placed, places
 from harness.scoring.reference import Real, admitted, described, open_reference
 from harness.scoring.sources import Source, open_source, settled
-from harness.spec import DataSpec
-from metrics.features import extractor_modality, load_extractor
-from metrics.frechet import Moments, frechet_distance, moments_of
-from metrics.reference import Reference, is_adm, save_statistics
+from metrics.distances.frechet import Moments, frechet_distance, moments_of
+from metrics.extractors.registry import extractor_modality, load_extractor
+from metrics.files.reference_statistics import Reference, is_adm, save_statistics
 from metrics.suite import Side, called, check_classes, check_names, chosen, measure, metrics_of, settings
 from metrics.value import MetricError, Value
 

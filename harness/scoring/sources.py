@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness import registry
-from harness.data.base import images, open_dataset
+from harness.config import registry
+from harness.config.spec import DataSpec
+from harness.data.open import images, open_dataset
 from harness.errors import UserError
 from harness.scoring.arrays import ArrayImages, array_batches, array_fingerprint, open_array
-from harness.spec import DataSpec
-from metrics.audio import is_audio, read_audio
-from metrics.clips import is_video, read_videos
-from metrics.media import AUDIO, VIDEO, Kind, encoded
+from metrics.files.media import AUDIO, VIDEO, Kind, encoded
+from metrics.files.recordings import is_audio, read_audio
+from metrics.files.videos import is_video, read_videos
 
 EXPECTED = "a folder of images, .npz, .npy or .parquet, videos, recordings, or the name of a data set"
 PLURAL = {"image": "images", "video": "videos", "audio": "recordings"}

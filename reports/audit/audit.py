@@ -15,16 +15,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from harness.errors import UserError
-from reports.audit.claim import Claim, Tuning
+from reports.audit.curve_shape import Dual, by_target, dual, gain, horizon, slopes
 from reports.audit.decision import Verdict, decide, holm, p_values
-from reports.audit.log import Log, Logs
-from reports.audit.power import detectable, pairs_needed
+from reports.audit.inputs.claim import Claim, Tuning
+from reports.audit.inputs.run_log import Log, Logs
 from reports.audit.preconditions import Reason, comparable, hardware, reached
 from reports.audit.register import Standing
-from reports.audit.shape import Dual, by_target, dual, gain, horizon, slopes
-from reports.comparable import CLOCK_AXES
-from reports.curves import AXES, Crossing, crossing, first_crossing, value_at
-from reports.speedup import Speedup, Time, cut
+from reports.race.comparability import CLOCK_AXES
+from reports.stats.curves import AXES, Crossing, crossing, first_crossing, value_at
+from reports.stats.power import detectable, pairs_needed
+from reports.stats.speedup import Speedup, Time, cut
 
 Crossings = tuple[Mapping[int, Crossing], Mapping[int, Crossing]]
 """By seed, of the baseline and of the candidate."""

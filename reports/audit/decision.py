@@ -14,8 +14,8 @@ from typing import Literal
 import numpy as np
 from scipy.special import stdtr
 
-from reports.audit.claim import Claim
-from reports.speedup import Speedup
+from reports.audit.inputs.claim import Claim
+from reports.stats.speedup import Speedup
 
 Verdict = Literal["supported", "refuted", "inconclusive"]
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness.errors import UserError
-from reports.audit.log import Log
-from reports.audit.power import Spread, detectable_with, pairs_needed, spread_of
-from reports.curves import crossing
+from reports.audit.inputs.run_log import Log
+from reports.stats.curves import crossing
+from reports.stats.power import Spread, detectable_with, pairs_needed, spread_of
 
 SEEDS = range(2, 21)
 

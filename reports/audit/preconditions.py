@@ -24,10 +24,10 @@ from typing import Any
 
 import numpy as np
 
-from reports.audit.claim import Claim, Tuning
-from reports.audit.log import Log, Logs
-from reports.comparable import CLOCK_AXES, one_after_another
-from reports.curves import Crossing, rises
+from reports.audit.inputs.claim import Claim, Tuning
+from reports.audit.inputs.run_log import Log, Logs
+from reports.race.comparability import CLOCK_AXES, one_after_another
+from reports.stats.curves import Crossing, rises
 
 WIDEST_BRACKET = 2.0
 UNITS_APART = 100.0

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.errors import UserError
-from reports.audit.claim import Claim, claim_hash
-from reports.audit.log import Log
+from reports.audit.inputs.claim import Claim, claim_hash
+from reports.audit.inputs.run_log import Log
 
 NAME = "register.jsonl"
 Standing = Literal[

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from harness.errors import UserError
 from reports.audit.audit import crossed
-from reports.audit.log import Log, Logs
-from reports.audit.shape import gain
-from reports.speedup import Speedup
+from reports.audit.curve_shape import gain
+from reports.audit.inputs.run_log import Log, Logs
+from reports.stats.speedup import Speedup
 
 LEAST = 4
 

@@ -6,15 +6,15 @@ import math
 from typing import Any, NamedTuple
 
 from reports.audit.audit import Audit
-from reports.audit.claim import claim_hash
+from reports.audit.curve_shape import ends_above, horizon
+from reports.audit.inputs.claim import claim_hash
 from reports.audit.preconditions import differing as differing_fields
 from reports.audit.preconditions import hardware
-from reports.audit.shape import ends_above, horizon
-from reports.audit.survival import kaplan_meier, mean_until
-from reports.comparable import CLOCK_AXES
-from reports.curves import AXES
-from reports.speedup import Speedup
-from reports.verdict import FEWER, factor, interval
+from reports.race.comparability import CLOCK_AXES
+from reports.race.verdict import FEWER, factor, interval
+from reports.stats.curves import AXES
+from reports.stats.speedup import Speedup
+from reports.stats.survival import kaplan_meier, mean_until
 
 
 class AxisLine(NamedTuple):

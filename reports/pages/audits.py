@@ -9,17 +9,17 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from reports.arms import find_arm
 from reports.audit import words
 from reports.audit.audit import Audit
-from reports.curves import AXES
-from reports.pages import svg
-from reports.pages.layout import padded
+from reports.figures import svg
+from reports.figures.layout import padded
+from reports.figures.strips import ROW, Row, draw_strip, set_log_ticks
+from reports.figures.svg import MUTED, Picture
 from reports.pages.section import render
-from reports.pages.strips import ROW, Row, draw_strip, set_log_ticks
-from reports.pages.svg import MUTED, Picture
-from reports.race import Race
-from reports.speedup import Speedup
+from reports.race.arms import find_arm
+from reports.race.race import Race
+from reports.stats.curves import AXES
+from reports.stats.speedup import Speedup
 
 WIDTH = 3.6
 """Of a card's picture, inches: beside its table on a wide page, below it on a narrow one."""

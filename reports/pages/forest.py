@@ -9,15 +9,15 @@ from typing import Any
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from reports.cells import Cell, Pooled, cells_of, pool, sooner
+from reports.figures.layout import fill, width_name
+from reports.figures.race_figures import AXIS_NAMES, draw_gains, gain_row
+from reports.figures.strips import ROW, Row
+from reports.figures.svg import Picture, style
 from reports.pages import tables
-from reports.pages.figures import AXIS_NAMES, draw_gains, gain_row
-from reports.pages.layout import fill, width_name
 from reports.pages.section import drawings, render
-from reports.pages.strips import ROW, Row
-from reports.pages.svg import Picture, style
-from reports.race import Race
-from reports.speedup import Speedup
+from reports.race.cells import Cell, Pooled, cells_of, pool, sooner
+from reports.race.race import Race
+from reports.stats.speedup import Speedup
 
 POOLED = "pooled"
 

@@ -13,21 +13,36 @@ from typing import Any
 from markupsafe import Markup
 
 from harness.errors import UserError
-from harness.record import write_atomic
+from harness.records.record import write_atomic
 from reports.audit.audit import Audit
-from reports.audit.files import judged
-from reports.pages import charts, control_table, figures, finals_table, scaling_plot, sections, svg, tables
-from reports.pages.ablation_table import matrix
+from reports.audit.judge_files import judged
+from reports.figures import chart_data as charts
+from reports.figures import race_figures as figures
+from reports.figures import svg
+from reports.pages import (
+    control as control_table,
+)
+from reports.pages import (
+    final_values as finals_table,
+)
+from reports.pages import (
+    scaling as scaling_plot,
+)
+from reports.pages import (
+    sections,
+    tables,
+)
+from reports.pages.ablation import matrix
 from reports.pages.audits import audits
 from reports.pages.forest import forest
-from reports.pages.profile_plot import performance
+from reports.pages.performance_profile import performance
 from reports.pages.provenance import provenance
 from reports.pages.published import Printed, find_curves
 from reports.pages.published import published as published_curves
 from reports.pages.section import render as render_template
 from reports.pages.section import source
-from reports.race import Race, read_race
-from reports.verdict import caveats, goal, sentence
+from reports.race.race import Race, read_race
+from reports.race.verdict import caveats, goal, sentence
 
 MARK = '<meta name="generator" content="flowrace'
 """By this a report knows a report of its own, and replaces no other file."""

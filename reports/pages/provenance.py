@@ -7,12 +7,12 @@ from typing import Any
 
 from markupsafe import Markup
 
-from harness.record import Record
-from reports.arms import differences
-from reports.comparable import hardware, protocols
+from harness.records.record import Record
 from reports.pages.section import render
 from reports.pages.tables import digits, run_rows
-from reports.race import Race
+from reports.race.arms import differences
+from reports.race.comparability import hardware, protocols
+from reports.race.race import Race
 
 
 def provenance(race: Race, command: str) -> Markup:

@@ -14,12 +14,12 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from harness.errors import UserError
-from reports.desk.desk import Curve, load_desk, published_curves, select
-from reports.pages.layout import fill, padded, ticks, width_name
+from reports.figures.layout import fill, padded, ticks, width_name
+from reports.figures.strips import set_log_ticks
+from reports.figures.svg import MUTED, Picture, style
+from reports.literature.database import Curve, load_desk, published_curves, select
 from reports.pages.section import drawings, render
-from reports.pages.strips import set_log_ticks
-from reports.pages.svg import MUTED, Picture, style
-from reports.race import Race
+from reports.race.race import Race
 
 SIZE, METRIC = "XL", "FID"
 """What is meant where a request leaves it out."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from harness.errors import UserError
-from reports.race import Race
+from reports.race.race import Race
 
 WIDEST = 480
 """Pixels; larger grids become thumbnails."""

@@ -14,9 +14,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from reports.pages import figures, svg, tables
-from reports.pages.layout import NARROW, WIDE
-from reports.race import Race
+from reports.figures import race_figures as figures
+from reports.figures import svg
+from reports.figures.layout import NARROW, WIDE
+from reports.pages import tables
+from reports.race.race import Race
 
 
 def render(template: str, race: Race, **content: Any) -> Markup:

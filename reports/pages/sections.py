@@ -7,12 +7,14 @@ from typing import Any
 
 from markupsafe import Markup
 
-from reports.pages import charts, figures, tables
-from reports.pages.layout import NARROW, WIDE
+from reports.figures import chart_data as charts
+from reports.figures import race_figures as figures
+from reports.figures.layout import NARROW, WIDE
+from reports.pages import tables
 from reports.pages.samples import samples_of
 from reports.pages.section import drawings, render
-from reports.race import Race
-from reports.verdict import caveats, goal, sentence
+from reports.race.race import Race
+from reports.race.verdict import caveats, goal, sentence
 
 BUSY = 100
 """Curves above which one static picture serves every width: it is for print, and has most of the page's bytes."""

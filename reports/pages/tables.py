@@ -7,11 +7,11 @@ import io
 import math
 from typing import Any
 
-from reports.race import Race
-from reports.run import Run
-from reports.speedup import Speedup
-from reports.study import why_ended
-from reports.verdict import factor, interval
+from reports.race.race import Race
+from reports.race.run import Run
+from reports.race.study_folder import why_ended
+from reports.race.verdict import factor, interval
+from reports.stats.speedup import Speedup
 
 COLUMNS = (
     "axis", "method", "baseline", "metric", "target", "n", "time", "time_low", "time_high", "not_reached",

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol, Self
 
-from sweeps.outlive import leave_dead_terminals
+from sweeps.launch.lost_terminal import leave_dead_terminals
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 
 from sweeps.launch.base import Event, Finished, Job, Started
-from sweeps.launch.family import kill, shielded, tell
+from sweeps.launch.process_tree import kill, shielded, tell
 
 
 class LocalLauncher:

@@ -25,8 +25,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-from sweeps.launch.board import Board, Posted, read_job
-from sweeps.launch.family import kill, shielded, tell
+from sweeps.launch.handoff import Board, Posted, read_job
+from sweeps.launch.process_tree import kill, shielded, tell
 
 CANCEL, TIME_UP, TAKEN_AWAY = signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM
 AGAIN, RETRIES = 75, 3

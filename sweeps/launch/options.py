@@ -125,7 +125,7 @@ def threads_and_launcher(choice: Choice, threads: Sequence[int], directory: Path
 
 
 def _local(choice: Choice, threads: Sequence[int]) -> tuple[int, Launcher]:
-    from harness.environment import cores
+    from harness.runtime.environment import cores
     from sweeps.launch.local import LocalLauncher
 
     devices = _grouped(_devices(), choice.gpus)
@@ -135,7 +135,7 @@ def _local(choice: Choice, threads: Sequence[int]) -> tuple[int, Launcher]:
 
 
 def _engine(choice: Choice, resources: Resources, folder: Path) -> Launcher:
-    from sweeps.launch.board import Board
+    from sweeps.launch.handoff import Board
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -164,7 +164,7 @@ def _grouped(devices: list[str], size: int | None) -> list[str]:
 
 def _cpu_slots(threads: Sequence[int]) -> int:
     """As many runs side by side as their threads fill the cores; one where a run takes whatever there is."""
-    from harness.environment import cores
+    from harness.runtime.environment import cores
 
     return max(1, cores() // max(threads)) if max(threads) else 1
 

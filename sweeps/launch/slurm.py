@@ -20,7 +20,7 @@ from typing import Any
 
 from harness.errors import UserError
 from sweeps.launch.base import Event, Finished, Job, Resources, Started
-from sweeps.launch.board import Board, add_line
+from sweeps.launch.handoff import Board, add_line
 from sweeps.launch.node import CANCEL
 
 LONGEST_ARRAY = 1000

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import registry
-from methods.method import Method
+from harness.config import registry
+from methods.common.method import Method
 
 OUTSIDE = "echo"
 

@@ -12,19 +12,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.backbone.initial import initialize
+from harness.backbone.initialize import initialize
 from harness.backbone.sit import SiT, SiTConfig
 from harness.backbone.sizes import Size
-from harness.backbone.student import Student
 from harness.backbone.times import Times
-from harness.batch import Batch, Draw, View
-from harness.cost import EMA_FLOPS, OPTIMIZER_FLOPS, count
-from harness.draws import Streams
+from harness.config.spec import BackboneSpec
+from harness.costs.flops import EMA_FLOPS, OPTIMIZER_FLOPS, count
 from harness.encoders.base import Architecture
-from harness.spec import BackboneSpec
+from harness.flow.batch import Batch, Draw, View
+from harness.flow.student import Student
+from harness.runtime.random_streams import Streams
+from methods.common.method import Method, Needs, Schedule
 from methods.flow import Flow
-from methods.method import Method, Needs, Schedule
-from tests.runs import tiny
+from tests.support.runs import tiny
 
 CONFIG = SiTConfig(Size(4, 32, 2), 2, (3, 8, 8), 5)
 LATENT = SiTConfig(Size(4, 192, 3), 2, (4, 32, 32), 10)

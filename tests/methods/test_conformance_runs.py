@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from harness.data.base import open_dataset, split
+from harness.config.spec import BackboneSpec
+from harness.data.open import open_dataset, split
 from harness.encoders import local
 from harness.encoders.local import RandomEncoder
 from harness.errors import UserError
-from harness.record import DONE, Record
-from harness.run import build as build_run
-from harness.spec import BackboneSpec
-from methods.method import Method
-from tests.runs import TINY, everything, losses, part, tiny, torchrun, trained
+from harness.records.record import DONE, Record
+from harness.train.state import build as build_run
+from methods.common.method import Method
+from tests.support.runs import TINY, everything, losses, part, tiny, torchrun, trained
 
 
 def test_the_optimizer_sees_student_and_method_alone(method: type[Method]) -> None:

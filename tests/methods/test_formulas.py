@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from harness.backbone.times import Times
-from harness.batch import Draw, View
-from harness.draws import Streams
-from harness.path import interpolate
-from harness.spec import BackboneSpec
-from methods.align import ConvProjector, apart, mlp, relations, spatial_norm
+from harness.config.spec import BackboneSpec
+from harness.flow.batch import Draw, View
+from harness.flow.path import interpolate
+from harness.runtime.random_streams import Streams
 from methods.attention_separation import AttentionSeparation
+from methods.common.alignment import ConvProjector, apart, mlp, relations, spatial_norm
 from methods.contrastive_flow import ContrastiveFlow
 from methods.diffusion_forcing import DiffusionForcing
 from methods.dispersive import Dispersive, squared_distances

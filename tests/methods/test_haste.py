@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from harness.batch import View
-from harness.draws import Streams
-from harness.path import interpolate
-from harness.spec import BackboneSpec
+from harness.config.spec import BackboneSpec
+from harness.flow.batch import View
+from harness.flow.path import interpolate
+from harness.runtime.random_streams import Streams
+from methods.common.method import Schedule
 from methods.haste import Haste, attention_loss
-from methods.method import Schedule
 from methods.repa import Repa
 from tests.methods.test_methods import CONFIG, batch, build, student
 

@@ -9,17 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.backbone.initial import initialize
+from harness.backbone.initialize import initialize
 from harness.backbone.sit import SiT, SiTConfig
 from harness.backbone.sizes import Size
-from harness.backbone.student import Student
 from harness.backbone.times import Times
-from harness.batch import Batch, View
-from harness.draws import Streams
-from harness.path import interpolate, sample_times, shifted, velocity_target
-from harness.spec import TimeSpec
+from harness.config.spec import TimeSpec
+from harness.flow.batch import Batch, View
+from harness.flow.path import interpolate, sample_times, shifted, velocity_target
+from harness.flow.student import Student
+from harness.runtime.random_streams import Streams
+from methods.common.method import Schedule
 from methods.flow import Flow
-from methods.method import Schedule
 from methods.repa import Repa
 from methods.self_flow import SelfFlow
 

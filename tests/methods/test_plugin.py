@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from harness import registry
+from harness.config import registry
 from harness.errors import UserError
-from harness.record import Record
-from tests.runs import TINY
+from harness.records.record import Record
+from tests.support.runs import TINY
 
 
 def flowrace(*words: str, site: Path) -> subprocess.CompletedProcess:
     """The command line in a process of its own, with the plug-in's folder on its import path."""
-    command = [sys.executable, "-m", "harness.cli", *words]
+    command = [sys.executable, "-m", "harness.cli.main", *words]
     environment = os.environ | {"PYTHONPATH": str(site)}
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
 

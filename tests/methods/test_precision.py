@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.backbone.exact import product
 from harness.encoders.base import attention_of
-from methods.align import apart, relations
+from harness.runtime.precision import product
+from methods.common.alignment import apart, relations
 from methods.dispersive import squared_distances
 from methods.haste import attention_loss
 

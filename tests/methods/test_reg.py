@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from harness.backbone.sit import Prediction, SiT
 from harness.backbone.times import Times
-from harness.batch import Batch, View
-from harness.draws import Streams
-from harness.samples import draw_samples
-from harness.spec import BackboneSpec, EvalSpec
+from harness.config.spec import BackboneSpec, EvalSpec
+from harness.flow.batch import Batch, View
+from harness.flow.sampling import draw_samples
+from harness.runtime.random_streams import Streams
 from methods.reg import Reg
 from methods.repa import Repa
 from tests.methods.test_conformance import CONFIG, DIM, network, student, view

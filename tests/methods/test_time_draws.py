@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from harness.backbone.times import Times
-from harness.draws import Streams
-from harness.path import interpolate
+from harness.flow.path import interpolate
+from harness.runtime.random_streams import Streams
 from methods.attention_separation import AttentionSeparation
 from methods.diffusion_forcing import DiffusionForcing
 from methods.dual_timestep import DualTimestep

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metrics import MetricError
-from metrics.audio import Recording, dithered, is_audio, read_audio, resampled
+from metrics.files.recordings import Recording, dithered, is_audio, read_audio, resampled
 
 soundfile = pytest.importorskip("soundfile")
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 from scipy.signal import butter, sosfiltfilt
 
-from metrics import frechet_distance, yamnet
-from metrics.audio import Recording, read_audio
-from metrics.audio_extractor import AudioExtractor
+from metrics import frechet_distance
+from metrics.extractors.audio import yamnet
+from metrics.extractors.audio.base import AudioExtractor
+from metrics.files.recordings import Recording, read_audio
 
 pytest.importorskip("soundfile")
 pytestmark = pytest.mark.filterwarnings(

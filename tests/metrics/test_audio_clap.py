@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metrics import MetricError, clap, load_extractor
-from metrics.audio import Recording
-from metrics.features import extractor_modality
+from metrics import MetricError, load_extractor
+from metrics.extractors.audio import clap
+from metrics.extractors.registry import extractor_modality
+from metrics.files.recordings import Recording
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.filterwarnings(

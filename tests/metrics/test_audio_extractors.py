@@ -11,11 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from metrics import MetricError, frechet_distance, local_audio, yamnet
-from metrics.audio import Recording
-from metrics.audio_extractor import AudioExtractor, Tail, split_options
-from metrics.features import extractor_modality, load_extractor
-from metrics.logmel import RATE, WINDOW, log_mel
+from metrics import MetricError, frechet_distance
+from metrics.extractors.audio import local as local_audio
+from metrics.extractors.audio import yamnet
+from metrics.extractors.audio.base import AudioExtractor, Tail, split_options
+from metrics.extractors.audio.log_mel import RATE, WINDOW, log_mel
+from metrics.extractors.registry import extractor_modality, load_extractor
+from metrics.files.recordings import Recording
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.filterwarnings(
@@ -148,7 +150,7 @@ def test_yamnet_refuses_other_files(tmp_path: Path) -> None:
 
 def test_local_audio_hears_what_it_was_taught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tones of three pitches: told apart, and a distance that rises as noise covers them."""
-    monkeypatch.setattr("metrics.local.STEPS", 60)
+    monkeypatch.setattr("metrics.extractors.local.STEPS", 60)
     random = np.random.default_rng(0)
 
     def tone(kind: int, level: float = 0.02) -> Recording:

@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metrics import MetricError, vggish
-from metrics.audio import Recording
-from metrics.logmel import RATE, WINDOW, log_mel
+from metrics import MetricError
+from metrics.extractors.audio import vggish
+from metrics.extractors.audio.log_mel import RATE, WINDOW, log_mel
+from metrics.files.recordings import Recording
 
 CPU = torch.device("cpu")
 

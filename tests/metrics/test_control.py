@@ -9,9 +9,9 @@ from sklearn.metrics import r2_score
 from sklearn.preprocessing import StandardScaler
 
 from metrics import MetricError
-from metrics.consistency import centres
-from metrics.control import EVERY, PENALTIES, decoded, ridge
-from tests.data.pictures import opened
+from metrics.domain.control import EVERY, PENALTIES, decoded, ridge
+from metrics.domain.video_consistency import centres
+from tests.harness.data.pictures import opened
 
 
 def sets(n: int = 240, d: int = 30, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -17,7 +17,7 @@ from metrics import (
     memorisation,
     precision_recall,
 )
-from tests.features import normal
+from tests.support.features import normal
 
 
 def test_many_blocks_are_one(monkeypatch: pytest.MonkeyPatch) -> None:

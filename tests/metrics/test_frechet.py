@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
 from metrics import MetricError, Moments, frechet_distance
-from metrics.frechet import BLOCK, SMALL, moments_of
+from metrics.distances.frechet import BLOCK, SMALL, moments_of
 
 quick = settings(max_examples=25, deadline=None, derandomize=True)
 seeds = st.integers(0, 2**31)

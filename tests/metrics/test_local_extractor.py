@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from sklearn.datasets import load_digits
 
 from metrics import Extractor, MetricError, frechet_distance, load_extractor
-from metrics.cache import Saved, kept
+from metrics.files.cache import Saved, kept
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def trained(digits) -> Extractor:
 
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("metrics.local.STEPS", 3)
+    monkeypatch.setattr("metrics.extractors.local.STEPS", 3)
 
 
 def small(shape: tuple[int, ...] = (40, 1, 8, 8), classes: int = 3, seed: int = 0) -> dict:
@@ -105,7 +105,7 @@ def test_any_shape(brief, shape: tuple[int, ...]) -> None:
 
 def test_the_cache_is_used(brief, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load_extractor("local", **small(), cache=tmp_path)
-    monkeypatch.setattr("metrics.local._train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("metrics.extractors.local._train", lambda *_: pytest.fail("trained again"))
     again = load_extractor("local", **small(), cache=tmp_path)
     assert (again.sha256, again.accuracy) == (first.sha256, first.accuracy)
     images = torch.from_numpy(small()["images"])
@@ -137,7 +137,7 @@ def test_a_damaged_entry_is_made_again(brief, tmp_path: Path, monkeypatch, damag
     assert broken != whole
     entry.write_bytes(broken)
     again = load_extractor("local", **small(), cache=tmp_path)
-    monkeypatch.setattr("metrics.local._train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("metrics.extractors.local._train", lambda *_: pytest.fail("trained again"))
     third = load_extractor("local", **small(), cache=tmp_path)
     assert first.sha256 == again.sha256 == third.sha256
     assert first.accuracy == again.accuracy == third.accuracy

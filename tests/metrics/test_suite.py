@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from metrics import frechet_distance, frechet_infinity, precision_recall
-from metrics.frechet import moments_of
-from metrics.reference import is_adm, read_adm, read_statistics, save_statistics
+from metrics.distances.frechet import moments_of
+from metrics.files.reference_statistics import is_adm, read_adm, read_statistics, save_statistics
 from metrics.suite import (
     GROUPS,
     METRICS,

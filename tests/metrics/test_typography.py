@@ -13,10 +13,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.data.words import random_texts, written
-from metrics import MetricError, typography
-from metrics.typography import Reader, edit_distance, error_rate, reader, tesseract
-from tests.data.pictures import opened
+from harness.data.generated.words import random_texts, written
+from metrics import MetricError
+from metrics.domain import typography
+from metrics.domain.typography import Reader, edit_distance, error_rate, reader, tesseract
+from tests.harness.data.pictures import opened
 
 COUNT = 192
 SHORT = st.text("abc", max_size=5)

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from metrics import Extractor, frechet_distance, load_extractor, video_frames
-from metrics.clips import read_videos
+from metrics import Extractor, frechet_distance, load_extractor
+from metrics.extractors.video import frames as video_frames
+from metrics.files.videos import read_videos
 
 pytest.importorskip("av")
 pytestmark = pytest.mark.filterwarnings(

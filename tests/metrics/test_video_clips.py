@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from metrics import MetricError
-from metrics.clips import is_video, read_videos
+from metrics.files.videos import is_video, read_videos
 
 av = pytest.importorskip("av")
 

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metrics import MetricError, frechet_distance, video_frames, video_i3d
-from metrics.features import extractor_modality, load_extractor
-from metrics.video_extractor import VideoExtractor
+from metrics import MetricError, frechet_distance
+from metrics.extractors.registry import extractor_modality, load_extractor
+from metrics.extractors.video import frames as video_frames
+from metrics.extractors.video import i3d as video_i3d
+from metrics.extractors.video.base import VideoExtractor
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.filterwarnings(
@@ -88,7 +90,7 @@ def moving(labels: np.ndarray, frames: int = 6, seed: int = 0) -> np.ndarray:
 def test_the_network_trained_here_sees_order_and_direction(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("metrics.local.STEPS", 60)
+    monkeypatch.setattr("metrics.extractors.local.STEPS", 60)
     labels = np.arange(120) % 3
     taught = {"images": moving(labels), "labels": labels, "classes": 3, "cache": tmp_path}
     extract = video_frames.load("local", device=CPU, **taught)

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metrics import MetricError, video_mae
+from metrics import MetricError
+from metrics.extractors.video import videomae as video_mae
 
 CPU = torch.device("cpu")
 

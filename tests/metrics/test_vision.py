@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from metrics import MetricError, extractors, load_extractor
-from metrics.pixels import Pixels, resize
-from metrics.timm import authors_positions
+from metrics.extractors.resize import Pixels, resize
+from metrics.extractors.timm import authors_positions
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TINY_CLIP = {
@@ -259,7 +259,7 @@ def transformers_layout(given: dict[str, Tensor]) -> dict[str, Tensor]:
 def test_clip_is_transformers_embedding_with_cmmds_pixels(clip, monkeypatch: pytest.MonkeyPatch) -> None:
     """google-research/cmmd: the centre square by Pillow's bicubic (io_util.py), in [0, 1], CLIP's mean and deviation."""
     theirs, file = clip
-    monkeypatch.setattr("metrics.open_clip.CMMD", "tiny")
+    monkeypatch.setattr("metrics.extractors.open_clip.CMMD", "tiny")
     extract, images = load_extractor("clip-vit-l-336", weights=file), bytes_(4, 2, 3, 50, 40)
     pillow = [
         np.asarray(Image.fromarray(x).crop((0, 5, 40, 45)).resize((32, 32), Image.Resampling.BICUBIC))
@@ -340,7 +340,7 @@ def test_packages_that_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> Non
         None,
     )
     assert {row.modality for row in there.values()} == {"image", "video", "audio"}
-    monkeypatch.setattr("metrics.features.find_spec", lambda _: None)
+    monkeypatch.setattr("metrics.extractors.registry.find_spec", lambda _: None)
     missing = {row.name: row.install for row in extractors()}
     assert missing["dinov2-l"] == "pip install timm"
     assert missing["local"] == missing["torchscript:<file>"] == ""

@@ -13,8 +13,8 @@ import numpy as np
 import tomli_w
 from click.testing import CliRunner
 
-from reports.audit.claim import Claim
-from reports.audit.commands import audit as command
+from reports.audit.inputs.claim import Claim
+from reports.cli.audit import audit as command
 
 CLAIM = {
     "name": "faster",

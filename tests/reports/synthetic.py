@@ -11,8 +11,8 @@ import numpy as np
 import tomli_w
 from PIL import Image
 
-from harness.record import Record, RecordWriter
-from harness.resolve import set_path
+from harness.assembly.resolve import set_path
+from harness.records.record import Record, RecordWriter
 
 METRIC = "fd:local"
 PHASES = {"student": 0.02, "optimizer": 0.002, "ema": 0.001, "data": 0.0005}

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from reports.ablation import Ablation, ablation, p_value
-from reports.cells import cells_of
-from reports.pages.ablation_table import change_ends, matrix, percent
+from reports.analysis.ablation import Ablation, ablation, p_value
+from reports.pages.ablation import change_ends, matrix, percent
 from reports.pages.page import write_report
-from reports.race import read_race
-from reports.speedup import Time, speedup
+from reports.race.cells import cells_of
+from reports.race.race import read_race
+from reports.stats.speedup import Time, speedup
 from tests.reports.synthetic import power_law, write_run
 
 HOSTILE = "<script>alert(1)</script> too large"

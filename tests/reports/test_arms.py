@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from harness.assembly.resolve import load_spec
+from harness.config.spec import canonical
 from harness.errors import UserError
-from harness.record import find_records
-from harness.resolve import load_spec
-from harness.spec import canonical
-from reports.arms import Arm, arm_fields, arms_of, differences, find_arm, flatten, labels_of
+from harness.records.record import find_records
+from reports.race.arms import Arm, arm_fields, arms_of, differences, find_arm, flatten, labels_of
 from tests.reports.synthetic import write_run
 
 GRID = (10, 20)

@@ -17,12 +17,12 @@ from scipy import stats
 
 from reports.audit.audit import audit as judge
 from reports.audit.audit import family
-from reports.audit.card import as_json, notes
-from reports.audit.claim import Tuning, claim_hash
-from reports.audit.commands import audit as command
-from reports.audit.log import Log, Logs
-from reports.audit.logs import read_logs
-from reports.curves import Costs, fit
+from reports.audit.inputs.claim import Tuning, claim_hash
+from reports.audit.inputs.read import read_logs
+from reports.audit.inputs.run_log import Log, Logs
+from reports.cli.audit import audit as command
+from reports.cli.audit_card import as_json, notes
+from reports.stats.curves import Costs, fit
 from tests.reports.audits import GRID, claim, claim_file, falling, names, rows, said, write_csv
 from tests.reports.synthetic import power_law
 
@@ -291,7 +291,7 @@ def test_notes_of_logs_that_tell_little(tmp_path: Path) -> None:
 def test_needs_no_torch_and_no_mlflow(tmp_path: Path) -> None:
     file = write_csv(tmp_path / "curves.csv", rows({"old": 1.0, "new": 2.2}))
     code = (
-        "import sys; from click.testing import CliRunner; from reports.audit.commands import audit\n"
+        "import sys; from click.testing import CliRunner; from reports.cli.audit import audit\n"
         f"assert CliRunner().invoke(audit, [{str(claim_file(tmp_path))!r}, {str(file)!r}]).exit_code == 0\n"
         "assert not {'torch', 'mlflow', 'pandas', 'matplotlib'} & sys.modules.keys()"
     )

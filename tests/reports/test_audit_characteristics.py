@@ -23,8 +23,8 @@ from benchmarks.simulated_audits import (
     verdicts,
 )
 from reports.audit.audit import audit
+from reports.audit.curve_shape import dual
 from reports.audit.decision import decide
-from reports.audit.shape import dual
 
 AUDITS = 1500
 PUBLISHED = {  # supported / refuted / inconclusive at n = 3 and n = 5: the project's reference table

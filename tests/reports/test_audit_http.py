@@ -9,15 +9,15 @@ import pytest
 from click.testing import CliRunner
 
 from harness.errors import UserError
-from harness.record import Record
-from harness.tracking import mirror
+from harness.records.mlflow_mirror import mirror
+from harness.records.record import Record
 from reports.audit.audit import audit
-from reports.audit.commands import audit as command
-from reports.audit.logs import read_logs
-from reports.curves import AXES
+from reports.audit.inputs.read import read_logs
+from reports.cli.audit import audit as command
+from reports.stats.curves import AXES
 from tests.reports.audits import claim, claim_file
 from tests.reports.synthetic import METRIC, write_race
-from tests.tracking_server import Server, free_port
+from tests.support.tracking_server import Server, free_port
 
 pytestmark = pytest.mark.slow
 ASKED = {"candidate": "repa", "baseline": "flow", "metric": METRIC, "target": 25.0, "factor": 1.4}

@@ -11,9 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 from harness.errors import UserError
-from reports.audit.claim import Claim, Tuning, claim_hash, read_claims, read_tuning
-from reports.audit.commands import audit as command
-from reports.audit.tidy import read_tidy
+from reports.audit.inputs.claim import Claim, Tuning, claim_hash, read_claims, read_tuning
+from reports.audit.inputs.csv_curves import read_tidy
+from reports.cli.audit import audit as command
 from tests.reports.audits import CLAIM, claim, claim_file, names, rows, said, write_csv
 
 GOOD = rows({"old": 1.0, "new": 2.2}, seeds=range(3), costs={"seconds": {"old": 0.1, "new": 0.2}})

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from harness.errors import UserError
-from reports.audit.commands import audit as command
 from reports.audit.decision import decide, holm, p_values
+from reports.audit.inputs.csv_curves import read_tidy
 from reports.audit.pilot import pilot
-from reports.audit.power import detectable_with, pairs_needed, spread_of
-from reports.audit.survival import kaplan_meier, mean_until
-from reports.audit.tidy import read_tidy
-from reports.speedup import Time, speedup
+from reports.cli.audit import audit as command
+from reports.stats.power import detectable_with, pairs_needed, spread_of
+from reports.stats.speedup import Time, speedup
+from reports.stats.survival import kaplan_meier, mean_until
 from tests.reports.audits import claim, rows, write_csv
 
 

@@ -10,9 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 from harness.errors import UserError
-from reports.audit.claim import claim_hash
-from reports.audit.commands import audit as command
+from reports.audit.inputs.claim import claim_hash
 from reports.audit.register import Standing, read_register, register, standing
+from reports.cli.audit import audit as command
 from tests.reports.audits import claim, claim_file, falling
 from tests.reports.synthetic import METRIC, write_run
 

@@ -9,8 +9,8 @@ import pytest
 
 from harness.errors import UserError
 from reports.audit.audit import audit
-from reports.audit.logs import read_logs
-from reports.curves import AXES
+from reports.audit.inputs.read import read_logs
+from reports.stats.curves import AXES
 from tests.reports.audits import claim, falling
 from tests.reports.synthetic import METRIC, write_run
 
@@ -20,7 +20,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A mirrored study `race`, and an experiment `theirs` with runs of another project."""
     from mlflow import MlflowClient
 
-    from harness.tracking import mirror
+    from harness.records.mlflow_mirror import mirror
 
     folder = tmp_path_factory.mktemp("store")
     uri = f"sqlite:///{folder}/mlflow.db"
@@ -38,7 +38,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 environment={"started": 1_000_000},
             )
             records.append(path)
-    from harness.record import Record
+    from harness.records.record import Record
 
     mirror([Record(path) for path in records], uri=uri, study="race", complete=True)
     client = MlflowClient(tracking_uri=uri)
@@ -68,8 +68,8 @@ def test_a_mirrored_study_is_audited_as_its_records(store: Path) -> None:
 
 def test_a_metric_by_a_network_of_ones_own_is_found(tmp_path: Path) -> None:
     """Its name has characters that MLflow takes in no name."""
-    from harness.record import Record
-    from harness.tracking import mirror
+    from harness.records.mlflow_mirror import mirror
+    from harness.records.record import Record
 
     named = "fd:torchscript@d7826800?size=8"
     for seed in range(3):
@@ -86,8 +86,8 @@ def test_a_metric_by_a_network_of_ones_own_is_found(tmp_path: Path) -> None:
 
 def test_what_a_mirrored_run_ran_on_and_was_aligned_to_counts(tmp_path: Path) -> None:
     """One arm on another machine, and trained towards the network of the metric."""
-    from harness.record import Record
-    from harness.tracking import mirror
+    from harness.records.mlflow_mirror import mirror
+    from harness.records.record import Record
 
     told = {"device": "cuda", "device_name": "H200", "devices": 2, "evaluation": {"aligned": [METRIC]}}
     for seed in range(3):

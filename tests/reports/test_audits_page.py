@@ -12,9 +12,9 @@ import tomli_w
 from click.testing import CliRunner
 
 from harness.errors import UserError
-from reports.audit.commands import audit as command
-from reports.audit.files import judged
-from reports.commands import report
+from reports.audit.judge_files import judged
+from reports.cli.audit import audit as command
+from reports.cli.report import report
 from reports.pages.audits import picture
 from reports.pages.page import write_report
 from tests.reports.synthetic import METRIC, write_race

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from reports.cells import Cell, cells_of, objectives_of, pool, sooner
 from reports.pages.forest import candidates, compared, forest
-from reports.pages.machine import to_json
-from reports.race import read_race
-from reports.speedup import Speedup, Time, speedup
+from reports.pages.report_json import to_json
+from reports.race.cells import Cell, cells_of, objectives_of, pool, sooner
+from reports.race.race import read_race
+from reports.stats.speedup import Speedup, Time, speedup
 from tests.reports.synthetic import power_law, write_run
 
 EFFECTS = {"nano": (1.5, 1.6, 1.4), "S": (2.0, 2.4, 2.2)}

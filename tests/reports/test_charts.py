@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reports.pages.charts import (
+from reports.figures.chart_data import (
     LEAST,
     allowance,
     as_json,
@@ -28,9 +28,9 @@ from reports.pages.charts import (
     targets,
     thin,
 )
-from reports.pages.figures import AXIS_NAMES
+from reports.figures.race_figures import AXIS_NAMES
 from reports.pages.page import LIBRARY, write_report
-from reports.race import read_race
+from reports.race.race import read_race
 from tests.reports.synthetic import power_law, write_race, write_run
 
 UPLOT = {  # of the files in the npm package uplot 1.6.32

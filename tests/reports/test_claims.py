@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from harness import registry
+from harness.config import registry
 from harness.errors import UserError
-from reports.desk.desk import load_desk, published_curves, select
+from reports.literature.database import load_desk, published_curves, select
 from tests.conftest import ROOT, beside
 
 GOOD = """

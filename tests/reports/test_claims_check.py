@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from reports.desk.check import RULES, Finding, check
-from reports.desk.compare import apart, count, guided, mismatch, relative
-from reports.desk.desk import load_desk
-from reports.desk.entries import Comparison, Desk, Number, Ratio, Spread
+from reports.literature.check import RULES, Finding, check
+from reports.literature.compare import apart, count, guided, mismatch, relative
+from reports.literature.database import load_desk
+from reports.literature.entries import Comparison, Desk, Number, Ratio, Spread
 
 
 def number(id: str, value: float | str = 10.0, **fields: Any) -> Number:

@@ -14,9 +14,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from harness.errors import UserError
-from reports.desk.check import RULES
-from reports.desk.commands import claims
-from reports.desk.desk import load_desk
+from reports.cli.claims import claims
+from reports.literature.check import RULES
+from reports.literature.database import load_desk
 from tests.conftest import ROOT
 
 OWN = """
@@ -128,7 +128,7 @@ def test_the_page_shows_what_is_printed(tmp_path: Path) -> None:
 def test_nothing_heavy_is_imported(words: list[str]) -> None:
     heavy = "{'torch', 'numpy', 'pandas', 'scipy', 'matplotlib', 'mlflow'}"
     script = (
-        "import sys; from harness.cli import cli; cli.main(sys.argv[1:], standalone_mode=False); "
+        "import sys; from harness.cli.main import cli; cli.main(sys.argv[1:], standalone_mode=False); "
         f"assert not {heavy} & set(sys.modules), {heavy} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True)

@@ -11,10 +11,10 @@ import pytest
 from scipy import stats
 
 from harness.errors import UserError
-from reports.control import Score, control, score
-from reports.pages.control_table import layers
+from reports.analysis.control import Score, control, score
+from reports.pages.control import layers
 from reports.pages.page import write_report
-from reports.race import read_race
+from reports.race.race import read_race
 from tests.reports.synthetic import write_run
 
 STATE = {"flow": (0.50, 0.54, 0.61), "sra": (0.70, 0.75, 0.71)}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from reports.correlation import _interval, slope, spearman
+from reports.stats.correlation import _interval, slope, spearman
 
 
 @pytest.mark.parametrize("n", [4, 6, 9, 12])

@@ -11,9 +11,9 @@ from click.testing import CliRunner
 from scipy import stats
 
 from harness.errors import UserError
-from reports.commands import report
-from reports.diff import Number, Side, compare, finals, moved
-from reports.pages.diff_sides import read_side
+from reports.analysis.diff import Number, Side, compare, finals, moved
+from reports.cli.diff_sides import read_side
+from reports.cli.report import report
 from reports.pages.page import write_report
 from tests.reports.synthetic import power_law, write_race, write_run
 

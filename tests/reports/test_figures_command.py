@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from harness.errors import UserError
-from reports.pages.figures_command import figures
+from reports.cli.figures import figures
 from tests.reports.synthetic import write_race
 
 

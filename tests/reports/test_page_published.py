@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UserError
-from reports.desk.desk import published_curves
+from reports.literature.database import published_curves
 from reports.pages.page import write_report
 from reports.pages.published import find_curves, label
 from tests.reports.synthetic import write_race, write_run

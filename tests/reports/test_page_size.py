@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reports.pages import figures, samples, svg
-from reports.pages.layout import WIDE
+from reports.figures import race_figures as figures
+from reports.figures import svg
+from reports.figures.layout import WIDE
+from reports.pages import samples
 from reports.pages.samples import BUDGET, samples_of
 from reports.pages.section import drawings
-from reports.race import read_race
+from reports.race.race import read_race
 from tests.reports.synthetic import write_race, write_run
 
 

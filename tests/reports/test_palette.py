@@ -8,7 +8,7 @@ from itertools import combinations
 
 import pytest
 
-from reports.pages import svg
+from reports.figures import svg
 from reports.pages.section import source
 
 # Machado, Oliveira and Fernandes 2009, table 1, severity 1.0: rows of linear RGB as a dichromat has them.

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from harness.protocol import digest
-from harness.record import Record
-from reports.protocols import narrowed, protocols_of
-from reports.race import read_race
+from harness.evaluation.protocol import digest
+from harness.records.record import Record
+from reports.race.protocols import narrowed, protocols_of
+from reports.race.race import read_race
 from tests.reports.synthetic import write_run
 
 ALONE = {

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UserError
-from reports.race import read_race
-from reports.verdict import caveats, sentence
+from reports.race.race import read_race
+from reports.race.verdict import caveats, sentence
 from tests.reports.synthetic import METRIC, PHASES, power_law, write_race, write_run
 
 SLOPE = 0.5

@@ -11,13 +11,13 @@ import pytest
 from click.testing import CliRunner
 
 from harness.errors import UserError
-from harness.record import Record, RecordWriter
-from reports.audit.commands import audit as command
-from reports.curves import costs_of
-from reports.race import Race, read_race
-from reports.scaling import encoder_scaling
-from reports.speedup import Time, cut, speedup
-from reports.verdict import caveats, sentence
+from harness.records.record import Record, RecordWriter
+from reports.analysis.scaling import encoder_scaling
+from reports.cli.audit import audit as command
+from reports.race.race import Race, read_race
+from reports.race.verdict import caveats, sentence
+from reports.stats.curves import costs_of
+from reports.stats.speedup import Time, cut, speedup
 from tests.reports.audits import claim_file, said
 from tests.reports.synthetic import ENVIRONMENT, METRIC, power_law, write_run
 

@@ -18,10 +18,10 @@ from click.testing import CliRunner
 from PIL import Image
 
 from harness.errors import UserError
-from reports.commands import report as command
+from reports.cli.report import report as command
+from reports.figures.strips import log_ticks
 from reports.pages.page import write_report
 from reports.pages.samples import samples_of, spread
-from reports.pages.strips import log_ticks
 from reports.pages.tables import quantity
 from tests.reports.synthetic import write_picture, write_race, write_run
 
@@ -284,7 +284,7 @@ def test_poor_races_have_a_page_too(tmp_path: Path, kind: str) -> None:
 
 def test_a_report_needs_no_torch(race: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from harness.cli import cli; "
+        "import sys; from harness.cli.main import cli; "
         f"cli.main(['report', {str(race)!r}, '-o', {str(tmp_path / 'r.html')!r}], standalone_mode=False); "
         "print([m for m in ('torch', 'mlflow', 'sklearn', 'matplotlib.pyplot') if m in sys.modules])"
     )
@@ -293,7 +293,7 @@ def test_a_report_needs_no_torch(race: Path, tmp_path: Path) -> None:
 
 
 def test_the_command_is_light_until_it_runs() -> None:
-    code = "import sys, reports.commands; print([m for m in ('torch', 'scipy', 'matplotlib', 'jinja2', 'numpy') if m in sys.modules])"
+    code = "import sys, reports.cli.report; print([m for m in ('torch', 'scipy', 'matplotlib', 'jinja2', 'numpy') if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 

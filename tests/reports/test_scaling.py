@@ -9,9 +9,9 @@ import pytest
 from scipy import stats
 
 from harness.errors import UserError
-from reports.pages import scaling_plot
-from reports.race import read_race
-from reports.scaling import Scaling, Trend, encoder_scaling, kind_of, model_scaling
+from reports.analysis.scaling import Scaling, Trend, encoder_scaling, kind_of, model_scaling
+from reports.pages import scaling as scaling_plot
+from reports.race.race import read_race
 from tests.reports.synthetic import power_law, write_run
 
 PARAMS = {"tiny": 1e4, "small": 1e5, "base": 1e6, "large": 1e7}

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from reports.curves import crossing, fit
-from reports.speedup import Time, mean_time, speedup
+from reports.stats.curves import crossing, fit
+from reports.stats.speedup import Time, mean_time, speedup
 
 TIMES = st.lists(st.floats(1, 1e6), min_size=2, max_size=10, unique=True)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.record import Record
-from sweeps.plan import Cell, plan
-from sweeps.study import load_study
+from harness.records.record import Record
+from sweeps.plan.plan import Cell, plan
+from sweeps.plan.study import load_study
 
 STUB = Path(__file__).parent / "stub.py"
 STUDY = """# Two arms, two seeds.
@@ -37,7 +37,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("STUB", raising=False)
-    monkeypatch.setattr("sweeps.race.run_command", stub_command)
+    monkeypatch.setattr("sweeps.launch.runner.run_command", stub_command)
     (tmp_path / "tiny.toml").write_text(STUDY)
     return tmp_path / "tiny.toml"
 

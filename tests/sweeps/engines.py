@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from harness.record import Record
+from harness.records.record import Record
 from sweeps.launch.base import Event, Job, Launcher
-from sweeps.launch.family import family
-from tests.runs import TINY, everything
+from sweeps.launch.process_tree import family
+from tests.support.runs import TINY, everything
 
 STUDY = """name = "disturbed"
 base = "digits"
@@ -61,7 +61,17 @@ def sweep(study: Path, out: Path, *flags: str) -> subprocess.Popen[bytes]:
     settings = [
         word for setting in (*TINY, f"train.steps={STEPS}", "eval.every=120") for word in ("--set", setting)
     ]
-    command = [sys.executable, "-m", "harness.cli", "sweep", str(study), "--out", str(out), *settings, *flags]
+    command = [
+        sys.executable,
+        "-m",
+        "harness.cli.main",
+        "sweep",
+        str(study),
+        "--out",
+        str(out),
+        *settings,
+        *flags,
+    ]
     log = open(f"{out}.said", "ab")  # noqa: SIM115 (the child's)
     return subprocess.Popen([*command, "--no-track", "--no-report"], stdout=log, stderr=log)
 

@@ -13,7 +13,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from harness.record import Record, RecordWriter
+from harness.records.record import Record, RecordWriter
 
 
 def main() -> None:

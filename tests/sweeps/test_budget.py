@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from harness.cost import count_spec
+from harness.costs.flops import count_spec
 from harness.errors import UserError
-from sweeps.budget import check_budget
-from sweeps.commands import sweep
-from sweeps.plan import plan
-from sweeps.study import load_study
+from sweeps.cli.sweep import sweep
+from sweeps.plan.budget import check_budget
+from sweeps.plan.plan import plan
+from sweeps.plan.study import load_study
 
 STUDY = """name = "b"
 base = "digits"

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.record import Record
-from sweeps.status import status_of
-from tests.runs import TINY, everything
+from harness.records.record import Record
+from sweeps.plan.status import status_of
+from tests.support.runs import TINY, everything
 
 KILLS, EVERY = 20, 3.0
 STUDY = """name = "chaos"
@@ -29,7 +29,7 @@ seed = [0, 1, 2, 3, 4, 5, 6, 7]
 def sweep(study: Path, out: Path) -> subprocess.Popen[bytes]:
     settings = [word for setting in TINY for word in ("--set", setting)]
     flags = ["--out", str(out), "--slots", "2", "--no-track", "--no-report", "--json", *settings]
-    command = [sys.executable, "-m", "harness.cli", "sweep", str(study), *flags]
+    command = [sys.executable, "-m", "harness.cli.main", "sweep", str(study), *flags]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
@@ -40,7 +40,7 @@ def at_work(out: Path) -> Iterator[int]:
             words = (folder / "cmdline").read_bytes().split(b"\0")
         except OSError:  # it has just ended
             continue
-        if str(out).encode() in words and b"harness.cli" in words:
+        if str(out).encode() in words and b"harness.cli.main" in words:
             yield int(folder.name)
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from harness.record import Record, RecordWriter
-from sweeps.display import Bars, Lines, clock
-from sweeps.plan import Cell, plan
-from sweeps.state import TAIL_BYTES, Pace, pace, reason
-from sweeps.study import Study
-from sweeps.tables import describe_plan
+from harness.records.record import Record, RecordWriter
+from sweeps.cli.display import Bars, Lines, clock
+from sweeps.cli.tables import describe_plan
+from sweeps.plan.plan import Cell, plan
+from sweeps.plan.run_state import TAIL_BYTES, Pace, pace, reason
+from sweeps.plan.study import Study
 
 CELLS = plan(Study(name="s", base="digits", axes={"seed": (0, 1, 2)}, set={"train.steps": 100}))
 
@@ -106,7 +106,7 @@ def test_lines_tell_starts_ends_and_a_line_each_half_minute(
 
 def test_bars_draw_a_line_a_run_and_one_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     console = Console(force_terminal=True, width=120, record=True, legacy_windows=False)
-    monkeypatch.setattr("sweeps.display.Console", lambda stderr: console)
+    monkeypatch.setattr("sweeps.cli.display.Console", lambda stderr: console)
     time = [0.0]
     with Bars(CELLS, tmp_path, now=lambda: time[0]) as bars:
         for cell in CELLS[:2]:

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from harness.checkpoint import checkpoints, step_of
-from harness.record import Record, find_records
+from harness.records.checkpoint import checkpoints, step_of
+from harness.records.record import Record, find_records
 from sweeps.launch.base import Event, Finished, Job, Started, stop_on_signals
-from sweeps.launch.family import family
 from sweeps.launch.local import LocalLauncher
-from sweeps.race import under_torchrun
-from tests.runs import TINY
+from sweeps.launch.process_tree import family
+from sweeps.launch.runner import under_torchrun
+from tests.support.runs import TINY
 
 
 def job(folder: Path, name: str, code: str) -> Job:
@@ -228,7 +228,7 @@ def test_two_ranks_under_torchrun_stop_behind_a_checkpoint(tmp_path: Path) -> No
     settings = (*TINY, "train.steps=1000000", "eval.every=1000000", "train.checkpoint_every=1000000")
     words = [word for setting in settings for word in ("--set", setting)]
     flags = ("--out", str(tmp_path / "runs"), "--no-track", "--quiet")
-    command = under_torchrun((sys.executable, "-m", "harness.cli", "run", "digits", *words, *flags), 2)
+    command = under_torchrun((sys.executable, "-m", "harness.cli.main", "run", "digits", *words, *flags), 2)
     with LocalLauncher(1) as launcher:
         launcher.submit(Job("a", command, tmp_path / "a.log", ranks=2))
         while not any(record.last_step for record in found(tmp_path / "runs")):

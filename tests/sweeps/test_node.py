@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from harness.record import find_records
+from harness.records.record import find_records
 from sweeps.launch.base import Job
-from sweeps.launch.board import Board
+from sweeps.launch.handoff import Board
 from sweeps.launch.node import AGAIN, RETRIES
-from sweeps.race import under_torchrun
-from tests.runs import TINY, everything
+from sweeps.launch.runner import under_torchrun
+from tests.support.runs import TINY, everything
 from tests.sweeps.test_local import TRAINS, gone
 
 
@@ -181,7 +181,7 @@ def test_two_ranks_stop_together_and_continue_to_the_same_bits(board: Board, tmp
 
     def command(out: str) -> tuple[str, ...]:
         flags = ("--out", str(tmp_path / out), "--no-track", "--quiet")
-        return under_torchrun((sys.executable, "-m", "harness.cli", "run", "digits", *words, *flags), 2)
+        return under_torchrun((sys.executable, "-m", "harness.cli.main", "run", "digits", *words, *flags), 2)
 
     for name in ("calm", "wild"):
         table = board.table(board.post([Job(name, command(name), board.folder / f"{name}.log")]))

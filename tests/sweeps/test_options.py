@@ -11,11 +11,11 @@ import pytest
 from click.testing import CliRunner
 
 from harness.errors import UserError
-from sweeps.commands import sweep
+from sweeps.cli.status import retry
+from sweeps.cli.sweep import sweep
 from sweeps.launch import options
 from sweeps.launch.options import Choice, launch_options, threads_and_launcher
-from sweeps.race import under_torchrun
-from sweeps.status_commands import retry
+from sweeps.launch.runner import under_torchrun
 from tests.conftest import ROOT
 
 
@@ -72,7 +72,7 @@ def test_devices_are_dealt_out_in_groups(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_run_on_several_devices_is_started_by_torchrun() -> None:
-    command = (sys.executable, "-m", "harness.cli", "run", "x.toml")
+    command = (sys.executable, "-m", "harness.cli.main", "run", "x.toml")
     assert under_torchrun(command, 1) == command
     several = under_torchrun(command, 4)
     assert several[:3] == (sys.executable, "-m", "torch.distributed.run") and several[-4:] == command[1:]

@@ -14,11 +14,11 @@ import tomli_w
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness import registry
+from harness.assembly.resolve import load_spec
+from harness.config import registry
 from harness.errors import UserError
-from harness.resolve import load_spec
-from sweeps.plan import Plan, plan, whole_plan, write_plan
-from sweeps.study import STUDIES, Study, label, load_study
+from sweeps.plan.plan import Plan, plan, whole_plan, write_plan
+from sweeps.plan.study import STUDIES, Study, label, load_study
 
 BASE = {"name": "s", "base": "digits", "axes": {"seed": [0, 1], "method.name": ["flow", "repa"]}}
 
@@ -153,7 +153,7 @@ def test_a_study_goes_on_from_any_folder(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_run_is_pinned_to_the_content_of_its_data(tmp_path: Path) -> None:
     numpy = pytest.importorskip("numpy")
-    pytest.importorskip("harness.data.arrays")
+    pytest.importorskip("harness.data.disk.arrays")
     file = tmp_path / "images.npz"
     table = BASE | {"set": {"data.name": "npz", "data.root": str(file)}}
     found = []

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from harness.errors import UserError
-from harness.record import Record
+from harness.records.record import Record
 from sweeps.launch.base import Finished, Resources, Started
-from sweeps.launch.board import Board
+from sweeps.launch.handoff import Board
 from sweeps.launch.ray import RayLauncher, in_bytes
 from tests.conftest import ROOT
 from tests.sweeps.engines import (
@@ -124,7 +124,7 @@ OWN = """if True:
     import json, sys
     from pathlib import Path
     from sweeps.launch.base import Resources
-    from sweeps.launch.board import Board
+    from sweeps.launch.handoff import Board
     from sweeps.launch.ray import RayLauncher
     from tests.sweeps.engines import drain, job, listening
 

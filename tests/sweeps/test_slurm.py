@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UserError
-from harness.record import Record
+from harness.records.record import Record
 from sweeps.launch.base import Finished, Resources, Started
-from sweeps.launch.board import Board
+from sweeps.launch.handoff import Board
 from sweeps.launch.slurm import SlurmLauncher
 from tests.sweeps.engines import (
     STUDY,

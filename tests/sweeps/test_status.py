@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from harness.cli import cli
-from harness.record import Record
-from sweeps.plan import whole_plan, write_plan
-from sweeps.status import difference
-from sweeps.study import load_study
+from harness.cli.main import cli
+from harness.records.record import Record
+from sweeps.plan.plan import whole_plan, write_plan
+from sweeps.plan.status import difference
+from sweeps.plan.study import load_study
 
 STUDY = """name = "small"
 base = "digits"

@@ -15,14 +15,14 @@ import pytest
 from click.testing import CliRunner, Result
 from mlflow import MlflowClient
 
-from harness.cost import count_spec
+from harness.costs.flops import count_spec
 from harness.errors import UserError
-from harness.record import Record
-from sweeps.commands import sweep
+from harness.records.record import Record
+from sweeps.cli.sweep import sweep
 from sweeps.launch.base import Job
 from sweeps.launch.local import LocalLauncher
-from sweeps.plan import Cell
-from sweeps.race import Race, run_command
+from sweeps.launch.runner import Race, run_command
+from sweeps.plan.plan import Cell
 from tests.sweeps.conftest import STUDY, cells, starts, stub_command
 
 
@@ -81,7 +81,9 @@ def test_a_failed_run_stops_no_other_and_is_started_again(
 
 def test_a_run_that_is_killed_is_named_so(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kill = "import os; print('a last word', flush=True); os.kill(os.getpid(), 9)"
-    monkeypatch.setattr("sweeps.race.run_command", lambda spec, directory: (sys.executable, "-c", kill))
+    monkeypatch.setattr(
+        "sweeps.launch.runner.run_command", lambda spec, directory: (sys.executable, "-c", kill)
+    )
     result = run(study)
     assert result.exit_code == 1 and result.stdout.count("failed: killed by SIGKILL") == 4
 
@@ -148,7 +150,9 @@ def test_the_report_is_written_last_and_its_path_is_the_last_line(
 
 def test_without_a_run_that_is_done_there_is_no_report(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "reports.pages.page", None)  # importing it fails
-    monkeypatch.setattr("sweeps.race.run_command", lambda spec, directory: (sys.executable, "-c", "1 / 0"))
+    monkeypatch.setattr(
+        "sweeps.launch.runner.run_command", lambda spec, directory: (sys.executable, "-c", "1 / 0")
+    )
     result = run(study, report=True)
     assert result.exit_code == 1 and result.stdout.count("failed: ZeroDivisionError: division by zero") == 4
 
@@ -176,7 +180,7 @@ def test_a_store_that_was_asked_for_must_be_there(study: Path, tmp_path: Path) -
 
 
 def test_without_mlflow_runs_go_on(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.stores.find_spec", lambda name: None)
+    monkeypatch.setattr("harness.records.mlflow_store.find_spec", lambda name: None)
     result = run(study, track=True)
     assert result.exit_code == 0
     assert result.stderr.count("not tracked: MLflow is not installed") == 1
@@ -186,7 +190,7 @@ def test_a_mirror_that_fails_in_between_stops_no_run(study: Path, monkeypatch: p
     def broken(*_: Any, **__: Any) -> None:
         raise UserError("the server is gone")
 
-    monkeypatch.setattr("harness.tracking.mirror", broken)
+    monkeypatch.setattr("harness.records.mlflow_mirror.mirror", broken)
     result = run(study, track=True)
     assert result.exit_code == 0 and result.stderr.count("not mirrored: the server is gone") == 5
 
@@ -237,7 +241,7 @@ def test_a_run_at_work_elsewhere_is_waited_for_and_taken_over(
 
 
 def test_one_sweep_at_a_time_in_a_folder(study: Path, tmp_path: Path) -> None:
-    from sweeps.folder import alone_in
+    from sweeps.plan.study_folder import alone_in
 
     with (
         alone_in(tmp_path / "runs" / "tiny"),
@@ -266,14 +270,14 @@ def test_a_job_tells_its_ranks(study: Path, tmp_path: Path, processes: int) -> N
 def test_the_command_line_of_a_run() -> None:
     command = run_command(Path("x/specs/abc.toml"), Path("x"))
     assert command == (
-        sys.executable, "-m", "harness.cli", "run", "x/specs/abc.toml", "--out", "x", "--no-track", "--quiet",
+        sys.executable, "-m", "harness.cli.main", "run", "x/specs/abc.toml", "--out", "x", "--no-track", "--quiet",
     )  # fmt: skip
 
 
 def test_help_and_mistakes_need_no_torch() -> None:
     code = """if True:
         import sys
-        from harness.cli import main
+        from harness.cli.main import main
         try:
             main()
         finally:

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from harness.record import Record, lock_holder
+from harness.records.record import Record, lock_holder
 from tests.sweeps.conftest import STUB, cells, starts
 
 INTERRUPTED = """if True:
     import sys
-    import sweeps.race
-    from harness.cli import main
+    import sweeps.launch.runner
+    from harness.cli.main import main
     stub = sys.argv.pop(1)
-    sweeps.race.run_command = lambda spec, out: (sys.executable, stub, str(spec), str(out))
+    sweeps.launch.runner.run_command = lambda spec, out: (sys.executable, stub, str(spec), str(out))
     main()
 """
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import harness.cost
-from sweeps.plan import plan
-from sweeps.study import load_study
-from sweeps.tables import count_flops
+import harness.costs.flops
+from sweeps.cli.tables import count_flops
+from sweeps.plan.plan import plan
+from sweeps.plan.study import load_study
 
 STUDY = """
 name = "counted"
@@ -27,9 +27,9 @@ def test_every_run_has_the_count_of_its_own_spec_and_rates_and_seeds_are_not_cou
 ) -> None:
     (tmp_path / "study.toml").write_text(STUDY)
     cells = plan(load_study(str(tmp_path / "study.toml")))
-    alone = {cell.id: harness.cost.count_spec(cell.spec).total for cell in cells}
+    alone = {cell.id: harness.costs.flops.count_spec(cell.spec).total for cell in cells}
 
-    calls, count = [], harness.cost.count_spec
-    monkeypatch.setattr(harness.cost, "count_spec", lambda spec: calls.append(spec) or count(spec))
+    calls, count = [], harness.costs.flops.count_spec
+    monkeypatch.setattr(harness.costs.flops, "count_spec", lambda spec: calls.append(spec) or count(spec))
     assert count_flops(cells) == alone
     assert len(calls) == 3 * 2  # method settings x steps

@@ -18,20 +18,20 @@ import pytest
 import scipy.stats
 import tomli_w
 
-from harness import registry
-from harness.cost import count_spec
+from harness.assembly.resolve import load_spec
+from harness.config import registry
+from harness.costs.flops import count_spec
 from harness.errors import UserError
-from harness.record import Record, RecordWriter
-from harness.resolve import load_spec
-from reports.audit.claim import Claim, read_tuning
-from reports.audit.log import Logs
+from harness.records.record import Record, RecordWriter
+from reports.audit.inputs.claim import Claim, read_tuning
+from reports.audit.inputs.run_log import Logs
 from reports.audit.preconditions import comparable
-from sweeps.journal import JOURNAL, Journal
-from sweeps.plan import Cell, plan
-from sweeps.spaces import Dimension
-from sweeps.study import Study, load_study
-from sweeps.tune import Tuner, Unfinished, grid, steps_within, tune, tuner_of
-from sweeps.tuned import interval, winner, write_all
+from sweeps.plan.plan import Cell, plan
+from sweeps.plan.search_space import Dimension
+from sweeps.plan.study import Study, load_study
+from sweeps.tune.results import interval, winner, write_all
+from sweeps.tune.trial_log import JOURNAL, Journal
+from sweeps.tune.tuner import Tuner, Unfinished, grid, steps_within, tune, tuner_of
 
 RATE = {"low": 1e-3, "high": 1e-2, "log": True}
 TABLE: dict[str, Any] = {
@@ -118,7 +118,7 @@ def test_every_method_gets_as_many_trials_and_no_run_costs_more_than_the_cheapes
 
 
 def plan_one(spec: dict[str, Any]) -> Any:
-    from harness.resolve import resolve
+    from harness.assembly.resolve import resolve
 
     return resolve(spec)
 

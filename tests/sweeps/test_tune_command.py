@@ -13,11 +13,11 @@ import pytest
 import tomli_w
 from click.testing import CliRunner, Result
 
+from harness.assembly.resolve import load_spec
 from harness.errors import UserError
-from harness.record import Record
-from harness.resolve import load_spec
-from sweeps.tune_command import tune
-from tests.runs import TINY, everything
+from harness.records.record import Record
+from sweeps.cli.tune import tune
+from tests.support.runs import TINY, everything
 from tests.sweeps.test_sweep import stub_command
 from tests.sweeps.test_tune import RATE, TABLE
 
@@ -26,7 +26,7 @@ from tests.sweeps.test_tune import RATE, TABLE
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("STUB", raising=False)
-    monkeypatch.setattr("sweeps.race.run_command", stub_command)
+    monkeypatch.setattr("sweeps.launch.runner.run_command", stub_command)
     (tmp_path / "t.toml").write_text(tomli_w.dumps(TABLE | {"tune": TABLE["tune"] | {"trials": 2}}))
     return tmp_path / "t.toml"
 
@@ -86,10 +86,10 @@ def test_a_run_that_ends_without_a_result_is_asked_for_again(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kill = "import os; os.kill(os.getpid(), 9)"
-    monkeypatch.setattr("sweeps.race.run_command", lambda spec, folder: (sys.executable, "-c", kill))
+    monkeypatch.setattr("sweeps.launch.runner.run_command", lambda spec, folder: (sys.executable, "-c", kill))
     broken = call(file)
     assert broken.exit_code == 1 and "the same command continues" in broken.stderr
-    monkeypatch.setattr("sweeps.race.run_command", stub_command)
+    monkeypatch.setattr("sweeps.launch.runner.run_command", stub_command)
     assert call(file).exit_code == 0
 
 
@@ -105,7 +105,7 @@ def test_a_folder_of_something_else_is_refused(file: Path, tmp_path: Path) -> No
 
 
 def test_without_optuna_it_says_what_to_install(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sweeps.tune_command.find_spec", lambda name: None)
+    monkeypatch.setattr("sweeps.cli.tune.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'flowrace\[tune\]'"):
         call(file)
 
@@ -120,7 +120,7 @@ def test_real_runs_under_a_coordinator_that_is_killed_at_random(tmp_path: Path) 
     def start(out: str) -> subprocess.Popen[bytes]:
         settings = [word for setting in TINY if "learning_rate" not in setting for word in ("--set", setting)]
         words = ["tune", str(source), "--out", str(tmp_path / out), "--json", "--slots", "2", *settings]
-        command = [sys.executable, "-m", "harness.cli", *words]
+        command = [sys.executable, "-m", "harness.cli.main", *words]
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     assert start("calm").wait(600) == 0

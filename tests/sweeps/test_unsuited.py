@@ -11,14 +11,14 @@ import pytest
 import tomli_w
 from click.testing import CliRunner, Result
 
-from harness.cli import cli
+from harness.assembly.resolve import load_spec
+from harness.cli.main import cli
 from harness.errors import UserError
-from harness.record import Record
-from harness.resolve import load_spec
-from sweeps.plan import plan, whole_plan
-from sweeps.study import load_study
-from tests.modal import MODALITIES, SMALL
-from tests.runs import TINY
+from harness.records.record import Record
+from sweeps.plan.plan import plan, whole_plan
+from sweeps.plan.study import load_study
+from tests.support.modal import MODALITIES, SMALL
+from tests.support.runs import TINY
 
 TIMM = "timm:vit_small_patch14_dinov2.lvd142m"
 REASON = f"encoder '{TIMM}' reads images, and these data are audio; local:small learns on any data"
@@ -63,7 +63,7 @@ def test_the_reason_goes_from_the_plan_to_the_report(
     """Two arms run, one is left out: a line of the sweep and of its plan, a row of the status, a cell of the report."""
     stub = Path(__file__).parent / "stub.py"
     monkeypatch.setattr(
-        "sweeps.race.run_command", lambda spec, out: (sys.executable, str(stub), str(spec), str(out))
+        "sweeps.launch.runner.run_command", lambda spec, out: (sys.executable, str(stub), str(spec), str(out))
     )
     line = f"left out: repa encoder.name={TIMM} (2 runs): {REASON}"
     shared = settings(*TINY, *SMALL, *MODALITIES["audio"])

@@ -7,9 +7,9 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from harness.path import interpolate
-from methods.align import apart, check_layer, layer_at
-from methods.method import Method, MethodConfig, Needs
+from harness.flow.path import interpolate
+from methods.common.alignment import apart, check_layer, layer_at
+from methods.common.method import Method, MethodConfig, Needs
 
 
 class Echo(Method):

@@ -1,0 +1,215 @@
+"""From a preset, a file and overrides to a resolved spec; every mistake in them is named here.
+
+A preset or a user's TOML file gives fields by section. Precedence: defaults < `base` preset < file < overrides. A table
+`[methods.NAME]` holds fields that apply when that method is the one chosen, so that one file can serve every arm of a race.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from harness.backbone.sizes import SIZES
+from harness.config import registry
+from harness.config.packaged import Shelf
+from harness.config.spec import DataSpec, EvalSpec, RunSpec, read_toml
+from harness.errors import UserError, unknown
+from harness.records.record import SPEC
+
+PRESETS = Shelf("harness", "presets")
+
+
+def load_spec(source: str, overrides: Iterable[str] = ()) -> RunSpec:
+    """The resolved spec of a preset name, a TOML file or a run directory, with overrides `a.b=v` (v as in TOML).
+
+    Raises `UserError` for anything unknown, of the wrong type or out of range, with the nearest match.
+    """
+    data = load_table(source)
+    for override in overrides:
+        set_path(data, *parse_override(override))
+    return resolve(data, where=source)
+
+
+def load_table(source: str) -> dict[str, Any]:
+    """The raw table of a preset, file or run directory, its `base` merged in. A folder without a spec hides no preset."""
+    path = Path(source)
+    if is_run(path) or (path.is_dir() and source not in PRESETS.names()):
+        path = path / SPEC
+    if path.suffix == ".toml" or path.is_file():
+        data = read_toml(path)
+    elif source in PRESETS.names():
+        data = PRESETS.table(source)
+    else:
+        raise unknown("preset", source, PRESETS.names(), see="flowrace list presets, or give a .toml file")
+    if not data:
+        raise UserError(f'{path} is empty: a spec says at least what it starts from, as in base = "digits"')
+    base = data.pop("base", None)
+    if base is None:
+        return data
+    if not isinstance(base, str):
+        raise UserError(
+            f'{source}: base = {base}: expected the name of a preset, or a file, as base = "digits"'
+        )
+    return merge(load_table(base), data)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run directory, from which a spec can be taken."""
+    return (folder / SPEC).is_file()
+
+
+def resolve(data: Mapping[str, Any], *, where: str = "spec") -> RunSpec:
+    """Validate a raw table and fill in every default, those that depend on method and backbone included."""
+    data = dict(data)
+    per_method = data.pop("methods", {})
+    chosen = data.pop("method", {})
+    if not isinstance(chosen, Mapping) or not isinstance(per_method, Mapping):
+        raise UserError(f'{where}: method must be a table, as in [method] name = "flow"')
+    for named, table in per_method.items():
+        if named not in registry.METHODS and named not in (known := registry.names("method")):
+            raise unknown(
+                f"method in a table [methods.NAME] of {where}:", named, known, see="flowrace list methods"
+            )
+        if not isinstance(table, Mapping):
+            raise UserError(f"{where}: methods.{named} = {table}: expected a table, as in [methods.{named}]")
+    name = chosen.get("name", "flow")
+    method = registry.load("method", str(name))
+    config = validate(
+        method.Config, merge(per_method.get(name, {}), {**chosen, "name": name}), f"{where}: method"
+    )
+    spec = validate(RunSpec, {**data, "method": {}}, where)
+    if spec.backbone.size not in SIZES:
+        raise unknown("backbone.size", spec.backbone.size, SIZES)
+    registry.load("dataset", spec.data.name)
+    try:
+        config = config.resolved(spec.backbone)
+    except ValueError as error:
+        raise UserError(f"{where}: method.{error}") from error
+    named = {"data": _named_codec(spec.data), "eval": _addressed(spec.eval)}
+    spec = spec.model_copy(update={"method": config, **named})
+    _check(spec, where)
+    return spec
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """`a.b=v` as a path and a value; v is read as TOML, and as a plain string where it is not TOML."""
+    path, equals, value = text.partition("=")
+    if not equals or not path.strip() or not all(path.strip().split(".")):
+        raise UserError(f"--set {text}: expected a.b=value, as in --set train.steps=100")
+    try:
+        return path.strip(), tomllib.loads(f"v = {value}")["v"]
+    except tomllib.TOMLDecodeError:
+        return path.strip(), value
+
+
+def set_path(data: dict[str, Any], path: str, value: Any) -> None:
+    """Set a value at a dotted path in nested tables, in place; raises `UserError` where the path meets a value."""
+    *parents, last = path.split(".")
+    for name in parents:
+        data = data.setdefault(name, {})
+        if not isinstance(data, dict):
+            raise UserError(f"{path}: '{name}' is a value, not a table")
+    data[last] = value
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Two nested tables as one; where both have a value, `over` wins."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def _named_codec(spec: DataSpec) -> DataSpec:
+    if not spec.codec:
+        return spec
+    from harness.latents.codec import addressed
+
+    return addressed(spec)
+
+
+def _addressed(spec: EvalSpec) -> EvalSpec:
+    from harness.evaluation.metric_names import addressed
+
+    return addressed(spec)
+
+
+def _check(spec: RunSpec, where: str) -> None:
+    """What no single field can know."""
+    from harness.assembly.compatibility import Unsuited, unsuited
+    from harness.assembly.data_fields import check_fields
+    from harness.evaluation.inputs import check_seen
+    from harness.evaluation.metric_names import (
+        TRUTHS,
+        check_impartial,
+        check_truth,
+        favoured,
+        reads_of,
+        yardstick,
+    )
+
+    dataset, modality = registry.load("dataset", spec.data.name), _modality(spec)
+    check_fields(spec.data, dataset, modality)
+    if why := unsuited(spec, registry.load("method", spec.method.name), modality):
+        raise Unsuited(why, where)
+    aligned = [encoder.name for encoder in spec.method.needs().encoders]
+    check_impartial(spec.eval.metrics, favoured(spec.eval.metrics, aligned), where)
+    for name in spec.eval.metrics:
+        if name in TRUTHS:
+            check_truth(name, dataset, modality)
+            continue
+        extractor = yardstick(name).extractor
+        check_seen(name, extractor, reads_of(name, extractor), modality)
+    if spec.eval.guidance_low > spec.eval.guidance_high:
+        raise UserError(f"{where}: eval.guidance_low = {spec.eval.guidance_low} is above eval.guidance_high")
+
+
+def _modality(spec: RunSpec) -> str:
+    from harness.data.parts import modality_of
+
+    known = registry.load("dataset", spec.data.name)
+    told = getattr(known, "modality_in", lambda _: getattr(known, "modality", "image"))
+    return modality_of(told(spec.data), spec.data)
+
+
+def validate(model: type[BaseModel], data: Mapping[str, Any], where: str) -> Any:
+    """Validate as JSON (lists may be tuples, integers floats, nothing else is coerced), with our sentences."""
+    try:
+        return model.model_validate_json(json.dumps(data, default=str))
+    except ValidationError as error:
+        raise UserError(
+            "; ".join(_sentence(model, detail, where) for detail in error.errors()[:5])
+        ) from error
+
+
+def _sentence(model: type[BaseModel], detail: Mapping[str, Any], where: str) -> str:
+    path = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        known = _fields_at(model, detail["loc"][:-1])
+        near = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1, cutoff=0.5)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        return f"{where}: unknown key '{path}' (known here: {', '.join(known)}).{hint}"
+    if detail["type"] == "missing":
+        return f"{where}: {path} is missing"
+    message = detail["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    return f"{where}: {path} = {json.dumps(detail['input'], default=str)}: {message}"
+
+
+def _fields_at(model: type[BaseModel], loc: Iterable[Any]) -> list[str]:
+    for part in loc:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        tables = [
+            a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)
+        ]
+        if not tables:
+            return []
+        model = tables[0]
+    return sorted(model.model_fields)

@@ -1,0 +1,1 @@
+"""The commands of `flowrace` that train, measure and list."""

@@ -1,0 +1,167 @@
+"""`flowrace data`: data made ready for training. `encode` turns images, videos or sounds into latents, once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from harness.cli.run import AS_JSON
+from harness.errors import UserError
+
+ENCODE_EPILOG = """\b
+Example:
+  flowrace data encode imagenet/train --set data.resolution=256 --codec sd-vae:weights/sd-vae-ft-mse --out latents
+  flowrace data encode clips --set data.frames=17 --set data.resolution=192 --codec wan-vae:weights/wan2.2/vae --out latents
+  torchrun --nproc-per-node 8 -m harness.cli.main data encode ... (the same: the processes share the shards)
+"""
+
+
+@click.group(epilog="Example: flowrace data encode digits --codec identity --out latents")
+def data() -> None:
+    """Make data ready for training."""
+
+
+@data.command(epilog=ENCODE_EPILOG)
+@click.argument("source", metavar="SRC")
+@click.option(
+    "--codec",
+    required=True,
+    metavar="NAME[:PATH]",
+    help="Name and local folder of the weights, as sd-vae:FOLDER; identity has none. See: flowrace list codecs.",
+)
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder of the latents."
+)
+@click.option(
+    "--flip", is_flag=True, help="Encode mirrored pictures too, for data.flip = true: twice the size."
+)
+@click.option("--half", is_flag=True, help="Keep moments in float16: half the size.")
+@click.option("--rows", type=click.IntRange(1), default=4096, show_default=True, help="Samples in a shard.")
+@click.option("--batch", type=click.IntRange(1), default=32, show_default=True, help="Samples in a pass.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="data.FIELD=VALUE",
+    help="A field of the source's spec, as data.resolution=256; may be repeated.",
+)
+@AS_JSON
+def encode(
+    source: str,
+    codec: str,
+    out: Path,
+    flip: bool,
+    half: bool,
+    rows: int,
+    batch: int,
+    device: str,
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Encode images, videos or sounds to the moments of their latents; SRC is a class folder, a parquet file or folder, an .npz,
+    or a data set that comes with flowrace. What lies in a folder is read as what the codec is for.
+
+    An interrupted command goes on where it was when it is run again; every file has its checksum. Train on the result with
+    data.name=latents and data.root=OUT.
+    """
+    from harness.config import registry
+    from harness.data.open import open_dataset
+    from harness.latents.codec import open_codec
+    from harness.latents.encode import Encoding, check_encodes, encode
+    from harness.runtime.distributed import join
+    from harness.runtime.environment import prepare
+
+    family, _, weights = codec.partition(":")
+    spec = source_spec(source, overrides, registry.load("codec", family).modalities[0])
+    prepare(0)
+    with join(device) as world:
+        dataset = open_dataset(spec)
+        check_encodes(family, dataset, flip)
+        opened = open_codec(family, weights, world.device)
+        job = Encoding(spec, dataset, opened, family, weights, flip, half, rows, batch)
+        job.latent_shape()  # a mistake is told before anything is written
+        with _bar(len(job.dataset) if world.main else 0) as advance:
+            manifest = encode(job, out, world, advance)
+        if world.main:
+            _say(manifest, out, as_json)
+
+
+def source_spec(source: str, overrides: tuple[str, ...], modality: str) -> Any:
+    """The `DataSpec` of what SRC names: a data set, or a path, read as what the codec is for and as its content tells."""
+    from harness.assembly.data_fields import check_fields
+    from harness.assembly.resolve import parse_override, set_path, validate
+    from harness.config import registry
+    from harness.config.spec import DataSpec
+
+    if source in registry.names("dataset"):
+        fields: dict[str, Any] = {"name": source}
+    else:
+        fields = {"name": _kind(Path(source), modality), "root": source}
+    table: dict[str, Any] = {"data": fields}
+    for override in overrides:
+        path, value = parse_override(override)
+        if not path.startswith("data."):
+            raise UserError(
+                f"--set {override}: only fields of the source can be set here, as data.resolution=256"
+            )
+        set_path(table, path, value)
+    spec = validate(DataSpec, table["data"], f"SRC {source}")
+    if spec.name == "latents":
+        raise UserError(f"SRC {source}: latents are encoded already; give what they were made of")
+    _check_trained(spec)
+    dataset = registry.load("dataset", spec.name)
+    check_fields(spec, dataset, dataset.modality)
+    return spec
+
+
+def _check_trained(spec: Any) -> None:
+    """Raise `UserError` for fields that training reads, and encoding does not."""
+    for name, instead in (
+        ("flip", "say --flip to encode mirrored pictures too"),
+        ("held_out", "leave it out"),
+        ("workers", "leave it out"),
+    ):
+        value = getattr(spec, name)
+        if value != type(spec).model_fields[name].default:
+            raise UserError(
+                f"data.{name} = {json.dumps(value)} is for training on what is encoded; {instead}"
+            )
+
+
+def _kind(path: Path, modality: str) -> str:
+    if not path.exists():
+        raise UserError(
+            f"SRC {path}: no such file or folder, and no data set of that name; see: flowrace list datasets"
+        )
+    if modality != "image":
+        return {"video": "videos", "audio": "sounds"}[modality]
+    if path.suffix in (".npz", ".parquet"):
+        return path.suffix[1:]
+    return "parquet" if next(path.rglob("*.parquet"), None) else "folder"
+
+
+def _bar(total: int) -> Any:
+    from harness.files.terminal import advancing
+
+    return advancing(total, "samples")
+
+
+def _say(manifest: dict[str, Any], out: Path, as_json: bool) -> None:
+    from harness.latents.shards import fingerprint
+
+    size = sum((out / name).stat().st_size for name in manifest["files"])
+    about = {
+        name: manifest[name] for name in ("samples", "classes", "shape", "pixels", "copies", "dtype", "codec")
+    }
+    if as_json:
+        click.echo(json.dumps({"out": str(out), "fingerprint": fingerprint(manifest), "bytes": size} | about))
+        return
+    shape = "x".join(map(str, manifest["shape"]))
+    click.echo(
+        f"{manifest['samples']} samples, latents {shape}, {size / 1e6:.1f} MB, {fingerprint(manifest)}"
+    )
+    click.echo(out)

@@ -1,0 +1,204 @@
+"""The command that measures: a run, or samples that anybody made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from harness.cli.run import AS_JSON, SETTING, STEP, model_of_run, spec_of_run
+from harness.errors import UserError
+from harness.records.record import SPEC
+
+if TYPE_CHECKING:
+    from harness.scoring.score import Request, Scores
+
+EVAL_EPILOG = """\b
+Example:
+  flowrace eval runs/first/0123456789ab --set eval.samples=2000 --json
+  flowrace eval samples.npz --against cifar10-train/ --metrics fid,kid,prdc
+  flowrace eval samples.npz --against digits --extractor local
+  flowrace eval train/ --extractor inception --save-stats train.safetensors
+"""
+SCORING = (
+    click.option(
+        "--against",
+        metavar="REFERENCE",
+        help="Real samples, as SAMPLES; an ADM reference batch; or a file of --save-stats.",
+    ),
+    click.option(
+        "--metrics",
+        default="fd",
+        show_default=True,
+        help="Separated by commas: fid, sfid, fd, fd_infinity, kid, cmmd, prdc, pr, pr_torch_fidelity, is, is_shuffled, "
+        "memorisation, accuracy, or single values such as recall.",
+    ),
+    click.option("--extractor", help="The network (default: inception). See: flowrace list extractors"),
+    click.option("--weights", type=click.Path(path_type=Path), help="Its file, where the name tells none."),
+    click.option("--download", is_flag=True, help="Fetch its weights where they are not on this machine."),
+    click.option(
+        "--frames", type=click.IntRange(2), help="Length of clips where the network leaves it open."
+    ),
+    click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True),
+    click.option(
+        "--save-stats",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="Write the statistics of SAMPLES here, as a REFERENCE for later.",
+    ),
+    click.option("--overwrite", is_flag=True, help="Replace a file that is there."),
+)
+
+
+def _scoring(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(SCORING):
+        command = option(command)
+    return command
+
+
+@click.command("eval", epilog=EVAL_EPILOG)
+@click.argument("path", metavar="RUN|SAMPLES")
+@_scoring
+@STEP
+@SETTING
+@AS_JSON
+def evaluate(path: str, step: int | None, overrides: tuple[str, ...], as_json: bool, **scoring: Any) -> None:
+    """Measure a checkpoint of a run, or samples that anybody made against a reference.
+
+    RUN: EMA weights, fixed latents, the metrics of its spec. Changes nothing.
+
+    SAMPLES: a folder of images, .npz (arr_0, NHWC, uint8), .npy, .parquet, videos, recordings, or the name of a data set. Grey
+    images are repeated to three channels, transparent ones lie on white, class folders are those of the reference by name. --set takes
+    data.resolution, data.channels (.npy is read as it is), data.image_key and data.label_key, for both sides, and runtime.device and
+    runtime.threads. One pass of the network serves all metrics; what it gives is cached by content.
+    """
+    if not (Path(path) / SPEC).exists():
+        if step is not None:
+            raise UserError(f"--step {step}: {path} is no run directory")
+        if scoring["against"] is None and scoring["save_stats"] is None and not Path(path).exists():
+            raise UserError(
+                f"no such run directory: {path}; samples need a reference, name one with --against"
+            )
+        return _evaluate_samples(path, overrides, as_json, **scoring)
+    given = [name for name in ("against", "extractor", "weights", "frames", "save_stats") if scoring[name]]
+    if given or scoring["metrics"] != "fd":
+        option = (given or ["metrics"])[0].replace("_", "-")
+        raise UserError(
+            f"--{option} is for samples, and {path} is a run: draw them first with "
+            f"flowrace sample {path} -n 50000 --npz samples.npz, or set eval.metrics"
+        )
+    return _evaluate_run(Path(path), step, overrides, as_json)
+
+
+def _evaluate_run(path: Path, step: int | None, overrides: tuple[str, ...], as_json: bool) -> None:
+    from harness.data.open import open_dataset, split
+    from harness.evaluation.evaluator import Evaluator
+    from harness.runtime.environment import prepare
+
+    spec = spec_of_run(path, overrides)
+    prepare(spec.runtime.threads)
+    file, model, device = model_of_run(path, spec, step)
+    dataset = open_dataset(spec.data)
+    result = Evaluator(spec.eval, dataset, split(dataset, spec.data.held_out).train, device)(model)
+    values = result.rows
+    if as_json:
+        found = {"run": path.name, "checkpoint": file.name, "metrics": values, "protocol": result.protocol}
+        click.echo(json.dumps(found | ({"errors": result.errors} if result.errors else {})))
+        return
+    for name, value in values.items():
+        shown = f"{name} {value['mean']:.4f}{_interval(value['low'], value['high'])}"
+        each = f" in each of {len(value['replicates'])} replicates" if "replicates" in value else ""
+        click.echo(f"{shown}  (n = {value['n']}{each}, {file.stem}, protocol {result.protocol})")
+    for name, reason in result.errors.items():
+        click.echo(f"{name} could not be computed: {reason}", err=True)
+
+
+def _evaluate_samples(
+    path: str,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    save_stats: Path | None,
+    overwrite: bool,
+    **given: Any,
+) -> None:
+    from harness.scoring.score import save_reference, score
+
+    asked = _request(path, overrides, **given)
+    if save_stats is None:
+        scores = score(asked)
+        click.echo(_as_json(asked, scores) if as_json else _as_text(scores))
+        for warning in () if as_json else scores.warnings:
+            click.echo(f"warning: {warning}", err=True)
+        return
+    if given["against"]:
+        raise UserError(
+            "--save-stats writes the statistics of SAMPLES and compares nothing: leave out --against"
+        )
+    if save_stats.suffix != ".safetensors":
+        raise UserError(f"--save-stats {save_stats}: name a .safetensors file")
+    if save_stats.exists() and not overwrite:
+        raise UserError(f"{save_stats} is there already; give another --save-stats, or --overwrite")
+    n = save_reference(asked, save_stats)
+    click.echo(json.dumps({"statistics": str(save_stats), "n": n}) if as_json else f"{save_stats}  (n = {n})")
+
+
+def _request(
+    path: str, overrides: tuple[str, ...], against: str | None, metrics: str, batch_size: int, **given: Any
+) -> Request:
+    from harness.assembly.resolve import load_spec
+    from harness.runtime.distributed import pick_device
+    from harness.runtime.environment import prepare
+    from harness.scoring.score import Request
+
+    for override in overrides:
+        if not override.startswith(
+            ("data.resolution", "data.channels", "data.image_key", "data.label_key", "runtime.")
+        ):
+            raise UserError(
+                f"--set {override}: {path} is no run; samples can be given data.resolution, data.channels, "
+                "data.image_key, data.label_key, runtime.device and runtime.threads"
+            )
+    spec = load_spec("cifar10", overrides)  # images from disk: what is read of it is what the user set
+    prepare(spec.runtime.threads)
+    keys = ("resolution", "channels", "image_key", "label_key")
+    data = type(spec.data)(**{key: getattr(spec.data, key) for key in keys})
+    names = tuple(name.strip() for name in metrics.split(",") if name.strip())
+    return Request(
+        samples=path,
+        against=against,
+        metrics=names,
+        extractor=given["extractor"] or ("i3d" if {"fvd", "fvd_infinity"} & set(names) else "inception"),
+        weights=given["weights"],
+        download=given["download"],
+        data=data,
+        frames=given["frames"],
+        batch=batch_size,
+        device=str(pick_device(spec.runtime.device)),
+    )
+
+
+def _as_json(asked: Request, scores: Scores) -> str:
+    metrics = {name: value._asdict() for name, value in scores.metrics.items()}
+    found = {"samples": asked.samples, "against": asked.against, "metrics": metrics}
+    return json.dumps({**found, "protocol": scores.protocol, "warnings": scores.warnings})
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    """As it stands behind a value; nothing where there is none."""
+    return "" if low is None or high is None else f" [{low:.4f}, {high:.4f}]"
+
+
+def _as_text(scores: Scores) -> str:
+    lines = []
+    for name, value in scores.metrics.items():
+        floor = ""
+        if value.floor:
+            floor = f", real against real {value.floor['mean']:.4f} at n = {value.floor['n']}"
+        elif name.startswith(("fid", "fd:", "sf", "fvd")):
+            floor = ", real against real: none without raw reference images"
+        shown = f"{name} {value.mean:.4f}{_interval(value.low, value.high)}"
+        lines.append(f"{shown}  (n = {value.n}, protocol {value.protocol}{floor})")
+    shown = {key: value for key, value in scores.protocol.items() if value is not None}
+    return "\n".join([*lines, *(f"  {key}: {value}" for key, value in shown.items())])

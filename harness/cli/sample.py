@@ -1,0 +1,149 @@
+"""The command that draws samples from a run, many or a few."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from harness.cli.run import SETTING, STEP, checkpoint_of_run, spec_of_run
+from harness.errors import UserError
+
+SAMPLE_EPILOG = """\b
+Example:
+  flowrace sample runs/first/0123456789ab -n 100 -o digits.png
+  flowrace sample runs/first/0123456789ab -n 50000 --npz samples.npz --set eval.guidance=1.5
+  flowrace sample runs/films/0123456789ab -n 4 -o films.png --waveform
+  torchrun --nproc-per-node 8 -m harness.cli.main sample runs/first/0123456789ab -n 50000 --npz samples.npz
+"""
+
+
+@click.command(epilog=SAMPLE_EPILOG)
+@click.argument("path", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("-n", "count", type=click.IntRange(1), default=100, show_default=True, help="How many samples.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help=".png for a grid (default: samples.png), .npz for arr_0 (NHWC, uint8) as ADM's evaluator reads it.",
+)
+@click.option(
+    "--npz",
+    type=click.Path(path_type=Path, dir_okay=False),
+    is_flag=False,
+    flag_value="samples.npz",
+    help="The same as --output with .npz; samples.npz where no name follows.",
+)
+@click.option(
+    "--waveform", is_flag=True, help="Of videos with their sound, in a .png: frames, and the wave under them."
+)
+@click.option("--classes", metavar="A,B,...", help="Draw these classes only.")
+@STEP
+@SETTING
+@click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
+def sample(
+    path: Path,
+    count: int,
+    output: Path | None,
+    npz: Path | None,
+    waveform: bool,
+    classes: str | None,
+    step: int | None,
+    overrides: tuple[str, ...],
+    overwrite: bool,
+) -> None:
+    """Draw samples from a checkpoint of a run with the sampler of its spec; sample i depends on eval.seed and i alone.
+
+    An interrupted command goes on where it was when it is run again. Under torchrun the processes share the work.
+    """
+    if output and npz:
+        raise UserError("--output and --npz both name the file to write: give one of them")
+    output = output or npz or Path("samples.png")
+    if output.suffix not in (".png", ".npz"):
+        raise UserError(f"--output {output}: allowed are .png (a grid) and .npz (ADM's layout)")
+    _check_free(output, overwrite)
+    if not output.parent.is_dir():
+        raise UserError(f"cannot write {output}: no such folder {output.parent}")
+    spec = spec_of_run(path, (*overrides, f"eval.samples={max(count, 2)}"))
+    only = _classes(classes)
+
+    from harness.data.dataset import pictured, shapes_of
+    from harness.data.open import open_dataset
+    from harness.evaluation.npz_export import check_classes, draw_bulk
+    from harness.evaluation.sample_grid import films, picture
+    from harness.latents.codec import decoder_of
+    from harness.runtime.distributed import join
+    from harness.runtime.environment import prepare
+
+    prepare(spec.runtime.threads)
+    dataset = open_dataset(spec.data)
+    check_classes(only, dataset.classes)
+    if output.suffix == ".npz" and dataset.modality != "image":
+        raise UserError(
+            f"{output}: an .npz in ADM's layout holds images, and these samples are {dataset.modality}; draw a .png"
+        )
+    if waveform and (dataset.modality != "joint" or output.suffix != ".png"):
+        raise UserError(
+            f"--waveform draws videos with their sound in a .png; these samples are {dataset.modality}, and "
+            f"the file is {output.name}: leave it out"
+        )
+    with join(spec.runtime.device) as world:
+        decode, codec = decoder_of(dataset, world.device)
+        job, model = _job(path, spec, step, dataset, only, count, world.device)
+        if decode is not None:
+            job = job._replace(latent=job.shape, shape=pictured(dataset).shape, **codec)
+        _check_free(output, overwrite)  # another command may have written it meanwhile
+        if output.suffix == ".npz":
+            draw_bulk(model, job, output, world, decode)
+        elif world.main:
+            draw = films if waveform else picture
+            _draw_grid(model, job, output, world.device, shapes_of(pictured(dataset)), decode, draw)
+        if world.main:
+            click.echo(output)
+
+
+def _check_free(output: Path, overwrite: bool) -> None:
+    if output.exists() and not overwrite:
+        raise UserError(f"{output} is there already; give another --output, or --overwrite")
+
+
+def _job(
+    path: Path, spec: Any, step: int | None, dataset: Any, only: tuple[int, ...], count: int, device: Any
+) -> tuple[Any, Any]:
+    from harness.data.dataset import x_shape
+    from harness.evaluation.npz_export import Job
+    from harness.train.state import load_ema
+    from metrics.files.hashing import file_sha256
+
+    file = checkpoint_of_run(path, step)
+    drawn = spec.eval.model_copy(update={"samples": count})
+    job = Job(file_sha256(file), drawn, x_shape(dataset), dataset.classes, only)
+    return job, load_ema(file, spec, dataset, device)
+
+
+def _draw_grid(model: Any, job: Any, output: Path, device: Any, shapes: Any, decode: Any, draw: Any) -> None:
+    import numpy as np
+    import torch
+
+    from harness.evaluation.sample_grid import png
+    from harness.flow.sampling import draw_batch
+    from harness.records.record import write_atomic
+
+    parts = []
+    for part in job.ranges():
+        index = np.arange(part.start, part.stop)
+        labels = job.labels(index)
+        parts.append(draw_batch(model, job.spec, job.drawn, job.classes, device, index, labels, decode))
+    try:
+        write_atomic(output, png(draw(torch.cat(parts).numpy(), shapes)))
+    except OSError as error:
+        raise UserError(f"cannot write {output}: {error.strerror}") from error
+
+
+def _classes(text: str | None) -> tuple[int, ...]:
+    words = [word.strip() for word in text.split(",")] if text is not None else []
+    for word in words:
+        if not word.isdecimal():
+            raise UserError(f"--classes {text}: expected whole numbers separated by commas, as --classes 3,7")
+    return tuple(int(word) for word in words)

@@ -1,0 +1,87 @@
+"""Names and where they live: `name -> "module:attribute"`, imported only when asked for.
+
+Packages outside this one add methods through the entry-point group `flowrace.methods`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import entry_points
+from typing import Any
+
+from harness.errors import UserError, unknown
+
+METHODS = {
+    "flow": "methods.flow:Flow",
+    "repa": "methods.repa:Repa",
+    "irepa": "methods.irepa:IRepa",
+    "relational": "methods.relational:Relational",
+    "gram": "methods.gram:Gram",
+    "haste": "methods.haste:Haste",
+    "reg": "methods.reg:Reg",
+    "sra": "methods.sra:Sra",
+    "self_flow": "methods.self_flow:SelfFlow",
+    "dual_timestep": "methods.dual_timestep:DualTimestep",
+    "diffusion_forcing": "methods.diffusion_forcing:DiffusionForcing",
+    "full_masking": "methods.full_masking:FullMasking",
+    "attention_separation": "methods.attention_separation:AttentionSeparation",
+    "layersync": "methods.layersync:LayerSync",
+    "dispersive": "methods.dispersive:Dispersive",
+    "sra2": "methods.sra2:Sra2",
+    "contrastive_flow": "methods.contrastive_flow:ContrastiveFlow",
+}
+DATASETS = {
+    "digits": "harness.data.generated.digits:Digits",
+    "folder": "harness.data.disk.folder:ImageFolder",
+    "npz": "harness.data.disk.arrays:NpzImages",
+    "idx": "harness.data.disk.arrays:IdxImages",
+    "parquet": "harness.data.disk.parquet:ParquetImages",
+    "words": "harness.data.generated.words:Words",
+    "moving_digits": "harness.data.generated.moving_digits:MovingDigits",
+    "videos": "harness.data.disk.videos:Videos",
+    "tones": "harness.data.generated.tones:Tones",
+    "sounds": "harness.data.disk.sounds:Sounds",
+    "bounce": "harness.data.generated.bounce:Bounce",
+    "films": "harness.data.disk.films:Films",
+    "latents": "harness.latents.dataset:Latents",
+}
+ENCODERS = {  # family -> class; a full name is "family:model"
+    "timm": "harness.encoders.timm:TimmEncoder",
+    "open_clip": "harness.encoders.open_clip:OpenClipEncoder",
+    "local": "harness.encoders.local:LocalEncoder",
+    "random": "harness.encoders.local:RandomEncoder",
+    "cached": "harness.encoders.cached:CachedEncoder",
+}
+CODECS = {
+    "identity": "harness.latents.identity:Identity",
+    "sd-vae": "harness.latents.sd_vae:SdVae",
+    "wan-vae": "harness.latents.wan_vae:WanVae",
+    "oobleck": "harness.latents.audio_codecs:Oobleck",
+    "dac": "harness.latents.audio_codecs:Dac",
+}
+_TABLES = {"method": METHODS, "dataset": DATASETS, "encoder": ENCODERS, "codec": CODECS}
+
+
+def names(kind: str) -> list[str]:
+    """All registered names of a kind: `method`, `dataset`, `encoder` or `codec`."""
+    return sorted({*_TABLES[kind], *_plugins(kind)})
+
+
+def load(kind: str, name: str) -> Any:
+    """The class registered under a name; raises `UserError` with the nearest match for an unknown one."""
+    if name in _TABLES[kind]:
+        module, _, attribute = _TABLES[kind][name].partition(":")
+        return getattr(importlib.import_module(module), attribute)
+    plugins = _plugins(kind)
+    if name not in plugins:
+        raise unknown(kind, name, names(kind), see=f"flowrace list {kind}s")
+    try:
+        return plugins[name].load()
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"{kind} '{name}' is registered by {plugins[name].value} but cannot be imported: {error}"
+        ) from error
+
+
+def _plugins(kind: str) -> dict[str, Any]:
+    return {point.name: point for point in entry_points(group=f"flowrace.{kind}s")}

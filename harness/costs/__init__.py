@@ -1,0 +1,1 @@
+"""Seconds, FLOPs and bytes: counted, measured, estimated."""

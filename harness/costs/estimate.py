@@ -1,0 +1,129 @@
+"""What a run will cost before it starts: counted FLOPs, memory, and time from a measured step or a stated speed.
+
+    training hours = FLOPs of all steps / (devices x FLOP/s of one) / 3600
+
+FLOPs are counted as everywhere (cost.py); the FLOP/s of a device are those that training reaches on it, not its data sheet's.
+A measured step is the median of the record's own clock, the phases that count as training, without the first step. More than
+one device is arithmetic: what the exchange of gradients costs has to be in the speed that is stated. So has what activation
+checkpointing computes again, which no count of FLOPs has in it (a measured speed has both).
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from harness.assembly.batch_split import check_shares
+from harness.backbone.times import Times
+from harness.config.spec import EvalSpec, RunSpec
+from harness.costs.flops import Cost, count_spec, planned, weightless
+from harness.costs.memory import Footprint, footprint
+from harness.records.record import TRAINING_PHASES, Record
+
+
+@dataclass(frozen=True)
+class Estimate:
+    cost: Cost
+    evaluation_flops: int
+    """Of the network in all evaluations of the run: metrics' networks and a codec are not in it."""
+    memory: Footprint
+    devices: int
+    flops_per_second: float | None
+    """Of one device in training; None where nothing tells."""
+    evaluates_alike: bool = True
+    """Whether evaluation has training's precision, and so its speed."""
+
+    def seconds(self, flops: int) -> float | None:
+        return flops / (self.devices * self.flops_per_second) if self.flops_per_second else None
+
+    @property
+    def evaluation_seconds(self) -> float | None:
+        """None too where evaluation has another precision: training's speed does not tell of it."""
+        return self.seconds(self.evaluation_flops) if self.evaluates_alike else None
+
+    def as_json(self) -> dict[str, Any]:
+        cost = self.cost
+        return {
+            "parameters": cost.parameters,
+            "steps": cost.steps,
+            "flops": {
+                "step": cost.step,
+                "step_by_phase": cost.per_step,
+                "training": cost.total,
+                "evaluation": self.evaluation_flops,
+            },
+            "memory_bytes_per_device": self.memory.as_json(),
+            "devices": self.devices,
+            "flops_per_second_per_device": self.flops_per_second,
+            "seconds": {
+                "step": self.seconds(cost.step),
+                "training": self.seconds(cost.total),
+                "evaluation": self.evaluation_seconds,
+            },
+        }
+
+
+def estimate(spec: RunSpec, devices: int = 1, flops_per_second: float | None = None) -> Estimate:
+    """Raises `UserError` for a batch that the devices cannot share."""
+    check_shares(spec, devices)
+    memory, alike = footprint(spec, devices), spec.train.precision == spec.eval.precision
+    return Estimate(count_spec(spec), evaluation_flops(spec), memory, devices, flops_per_second, alike)
+
+
+def evaluation_flops(spec: RunSpec) -> int:
+    """FLOPs of the network in every evaluation of a run, one after the last step included."""
+    evaluations = -(-spec.train.steps // spec.eval.every)
+    drawn = spec.eval.samples * spec.eval.replicates
+    return evaluations * drawn * passes(spec.eval) * _forward_flops(spec)
+
+
+def passes(spec: EvalSpec) -> int:
+    """Of one sample: Heun takes two in every step but the last; guidance takes two where it is on."""
+    times = 2 * spec.sampler_steps - 1 if spec.sampler == "heun" else spec.sampler_steps
+    guided = spec.guidance_high - spec.guidance_low if spec.guidance != 1 else 0
+    return times + round(times * guided)
+
+
+def measured_flops_per_second(spec: RunSpec, steps: int) -> float:
+    """What training reaches here: the run itself for a few steps, in a folder that is thrown away."""
+    from harness.train.loop import train
+    from harness.train.progress import Quiet
+
+    class Silent(Quiet):
+        def note(self, message: str) -> None:
+            pass
+
+    fewer = {"steps": steps + 1, "log_every": 1, "checkpoint_every": steps + 1}
+    least = {"metrics": ("fd:local",), "samples": 2, "sampler_steps": 2, "every": steps + 1, "replicates": 1}
+    short = spec.model_copy(
+        update={
+            "train": spec.train.model_copy(update=fewer),
+            "eval": spec.eval.model_copy(update=least),
+        }
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        events = Record(train(short, Path(folder), Silent())).of("train")
+    seconds = [sum(event["seconds"].get(phase, 0.0) for phase in TRAINING_PHASES) for event in events]
+    flops = [event["flops"] for event in events]
+    paces = [(g - f) / (t - s) for (s, t), (f, g) in zip(pairwise(seconds), pairwise(flops), strict=True)]
+    return statistics.median(paces[1:] or paces)
+
+
+@torch.no_grad()
+def _forward_flops(spec: RunSpec) -> int:
+    """Of one sample and one pass."""
+    model = weightless(planned(spec)[0].setting.backbone)
+    with torch.device("meta"):
+        x, y = torch.empty(1, *model.config.x_shape), torch.zeros(1, dtype=torch.int64)
+        times = Times.per_sample(torch.zeros(1))
+        extra = torch.empty(1, model.config.extra) if model.config.extra else None
+    with FlopCounterMode(display=False) as counter:
+        model(x, times, y, extra=extra)
+    return counter.get_total_flops()

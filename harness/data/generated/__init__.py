@@ -1,0 +1,1 @@
+"""Toy data sets that are computed, not read."""

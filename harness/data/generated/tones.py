@@ -1,0 +1,86 @@
+"""Short sounds told apart by how their pitch moves and by what they are made of: 2,400 recordings of 1.024 s."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from harness.config.spec import DataSpec
+from harness.data.dataset import Sample
+from harness.data.generated.moving_digits import clip_length
+from harness.data.log_mel import BANDS, HOP, RATE, mel_bytes
+from harness.data.waveforms import at_rate
+from harness.runtime.random_streams import Streams
+
+CONTOURS = ("level", "rising", "falling", "arch")
+TIMBRES = ("sine", "harmonics", "noise")
+FRAMES, EACH = 64, 200
+PITCH = (300.0, 700.0)
+"""Hz, of the middle of a sound, even in octaves; contours span one octave around it."""
+LENGTH = (0.4, 0.9)
+"""Share of the recording that a sound fills, beginning anywhere."""
+PEAK, EDGE = 0.5, 160
+"""Amplitude, and samples (20 ms) of raised cosine at both ends."""
+HARMONICS, BANDWIDTH = 5, 40
+"""Overtones of 1/k; samples (5 ms) over which white noise is averaged before it moves a sine's amplitude."""
+
+
+class Tones:
+    """Tones: log-mel pictures of 32 bands and 64 frames (`data.frames` for another length), 12 classes.
+
+    The class is `len(TIMBRES) * contour + timbre`. Samples are (32, frames); `wave(index)` is the sound itself, and
+    `harness.data.log_mel.heard` makes one of a sample.
+    """
+
+    modality = "audio"
+    reads = ("frames",)
+    classes = len(CONTOURS) * len(TIMBRES)
+
+    def __init__(self, spec: DataSpec) -> None:
+        self._streams, frames = Streams(0), clip_length(spec, FRAMES)
+        self.shape = (BANDS, frames)
+        self._mels = np.stack([mel_bytes(self.wave(index)) for index in range(len(self))])
+        self.fingerprint = hashlib.sha256(self._mels.tobytes()).hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return EACH * self.classes
+
+    def sample(self, index: int) -> Sample:
+        return Sample(self._mels[index], index % self.classes)
+
+    def key(self, index: int) -> bytes:
+        return self._mels[index].tobytes()
+
+    def wave(self, index: int, rate: int = RATE) -> np.ndarray:
+        """float64 (frames * HOP,) at 8 kHz, within -PEAK .. PEAK; at another rate so many times longer."""
+        contour, timbre = divmod(index % self.classes, len(TIMBRES))
+        pitch, long, place = self._streams.uniform("data/tones", [index], (3,))[0].double().tolist()
+        whole = self.shape[1] * HOP
+        length = int(whole * (LENGTH[0] + (LENGTH[1] - LENGTH[0]) * long))
+        middle = PITCH[0] * (PITCH[1] / PITCH[0]) ** pitch
+        hertz = middle * 2 ** _octaves(CONTOURS[contour], np.arange(length) / length)
+        sound = self._sound(TIMBRES[timbre], hertz, index)
+        wave, begin = np.zeros(whole), int(place * (whole - length))
+        wave[begin : begin + length] = PEAK / np.abs(sound).max() * sound * _edges(length)
+        return at_rate(wave, RATE, rate)
+
+    def _sound(self, timbre: str, hertz: np.ndarray, index: int) -> np.ndarray:
+        phase = 2 * np.pi * np.cumsum(hertz) / RATE
+        if timbre == "sine":
+            return np.sin(phase)
+        if timbre == "harmonics":
+            return sum(np.sin(k * phase) / k for k in range(1, HARMONICS + 1))
+        white = self._streams.normal("data/tones/noise", [index], (len(hertz) + BANDWIDTH - 1,))[0].numpy()
+        return np.sin(phase) * np.convolve(white.astype(np.float64), np.ones(BANDWIDTH), "valid")
+
+
+def _octaves(contour: str, u: np.ndarray) -> np.ndarray:
+    """Octaves above the middle pitch at the share u (n,) of a sound's length."""
+    line = {"level": 0 * u, "rising": u - 0.5, "falling": 0.5 - u, "arch": 4 * u * (1 - u) - 0.5}
+    return line[contour]
+
+
+def _edges(length: int) -> np.ndarray:
+    ends = np.minimum(np.arange(length), np.arange(length)[::-1]) / EDGE
+    return 0.5 - 0.5 * np.cos(np.pi * np.minimum(ends, 1))

@@ -1,0 +1,1 @@
+"""From samples to metric values during a run."""

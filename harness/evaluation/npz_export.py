@@ -1,0 +1,207 @@
+"""Many samples into one npz of ADM's layout, by any number of processes, and resumable.
+
+Batches of fixed number ranges are drawn in turn by the processes and kept beside the output until all are there, so the file has
+the same bytes whether or not it was interrupted. `arr_0` is uint8 (N, H, W, C); `arr_1`, where there are classes, int64 (N,).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from harness.config.spec import EvalSpec
+from harness.errors import UserError
+from harness.files.files import take_lock
+from harness.flow.sampling import Decode, draw_batch, sample_labels
+from harness.records.record import LOCK, sync_directory, write_atomic
+from harness.runtime.distributed import World
+from harness.runtime.random_streams import Streams
+
+JOB = "job.json"
+
+
+class Job(NamedTuple):
+    """What is to be drawn: all that the bytes depend on."""
+
+    model: str
+    """The checkpoint, by the hash of its file."""
+    spec: EvalSpec
+    shape: tuple[int, int, int]
+    classes: int
+    only: tuple[int, ...]
+    """The classes to draw from; empty for all."""
+    latent: tuple[int, int, int] | None = None
+    """What the network draws, where that is not yet an image."""
+    codec: str = ""
+    """The sha256 of what decodes it."""
+
+    @property
+    def drawn(self) -> tuple[int, ...]:
+        """The shape of what the network draws."""
+        return self.latent or self.shape
+
+    @property
+    def digest(self) -> str:
+        of_latents = {} if self.latent else {"latent", "codec"}
+        fields = {
+            **{name: value for name, value in self._asdict().items() if name not in of_latents},
+            "spec": self.spec.model_dump(exclude={"every", "metrics", "grid", "replicates", "weights"}),
+        }
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+
+    def ranges(self) -> list[range]:
+        n, size = self.spec.samples, self.spec.batch_size
+        return [range(start, min(start + size, n)) for start in range(0, n, size)]
+
+    def labels(self, index: np.ndarray) -> Tensor:
+        streams = Streams(self.spec.seed)
+        if not self.only:
+            return sample_labels(self.spec, streams, index, self.classes)
+        return torch.tensor(self.only)[sample_labels(self.spec, streams, index, len(self.only))]
+
+
+def check_classes(only: tuple[int, ...], classes: int) -> None:
+    """Raise `UserError` for a class that the run has not."""
+    for label in only:
+        if not 0 <= label < classes:
+            raise UserError(f"--classes {label}: this run has classes 0 .. {classes - 1}")
+
+
+def draw_bulk(model: nn.Module, job: Job, output: Path, world: World, decode: Decode | None = None) -> None:
+    """Draw the samples of a job into `output`, going on from the batches that are there already.
+
+    Raises `UserError` where the folder of batches is of another job, in use by another command, or cannot be written.
+    """
+    folder = output.with_name(f"{output.name}.parts")
+    try:
+        with _claimed(folder, job) if world.main else nullcontext():
+            _draw(model, job, output, folder, world, decode)
+        if world.main:
+            shutil.rmtree(folder)  # behind the lock: a network file system keeps a file that is open
+    except OSError as error:
+        raise UserError(f"cannot write {error.filename or output}: {error.strerror}") from error
+
+
+def _draw(
+    model: nn.Module, job: Job, output: Path, folder: Path, world: World, decode: Decode | None
+) -> None:
+    world.wait()
+    mine = job.ranges()[world.rank :: world.size]
+    missing = [part for part in mine if not _whole(folder, part, job)]
+    with _bar(world, sum(map(len, mine)), sum(map(len, mine)) - sum(map(len, missing))) as advance:
+        for part in missing:
+            index = np.arange(part.start, part.stop)
+            drawn = draw_batch(
+                model, job.spec, job.drawn, job.classes, world.device, index, job.labels(index), decode
+            )
+            _keep(folder, part, drawn)
+            advance(len(part))
+    world.wait()
+    if world.main:
+        _write(output, folder, job)
+
+
+@contextmanager
+def _claimed(folder: Path, job: Job) -> Iterator[None]:
+    """The folder of batches of a job, held against a second command."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with take_lock(folder / LOCK, str(folder)):
+        _begin(folder, job)
+        yield
+
+
+def _begin(folder: Path, job: Job) -> None:
+    """Name the job in the folder of batches; raise `UserError` where it is another's."""
+    note = folder / JOB
+    if not note.exists():
+        write_atomic(note, json.dumps({"job": job.digest}).encode())
+        return
+    try:
+        known = json.loads(note.read_bytes()).get("job")
+    except (ValueError, AttributeError):
+        known = None
+    if known != job.digest:
+        raise UserError(
+            f"{folder} holds batches of other samples than these (another run, step, number or setting): "
+            "remove it, or give another output"
+        )
+
+
+def _name(folder: Path, part: range) -> Path:
+    return folder / f"{part.start:09d}-{part.stop:09d}.npy"
+
+
+def _keep(folder: Path, part: range, drawn: Tensor) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(drawn.permute(0, 2, 3, 1).numpy()), allow_pickle=False)
+    write_atomic(_name(folder, part), buffer.getvalue())
+
+
+def _whole(folder: Path, part: range, job: Job) -> bool:
+    """Whether the batch is there with all its bytes."""
+    try:
+        found = np.load(_name(folder, part), mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return False
+    channels, height, width = job.shape
+    return found.shape == (len(part), height, width, channels) and found.dtype == np.uint8
+
+
+def _write(output: Path, folder: Path, job: Job) -> None:
+    """Join the batches under a temporary name, forced to the disk, renamed; no time of day is in the file."""
+    temporary = output.with_name(f".{output.name}.tmp")
+    channels, height, width = job.shape
+    try:
+        with open(temporary, "wb") as file:
+            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+                with archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as content:
+                    _header(content, (job.spec.samples, height, width, channels), "|u1")
+                    for part in job.ranges():
+                        content.write(np.load(_name(folder, part), allow_pickle=False).tobytes())
+                if job.classes > 1:
+                    with archive.open(zipfile.ZipInfo("arr_1.npy"), "w", force_zip64=True) as content:
+                        labels = [job.labels(np.arange(part.start, part.stop)) for part in job.ranges()]
+                        _header(content, (job.spec.samples,), "<i8")
+                        content.write(torch.cat(labels).numpy().astype("<i8").tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, output)
+        sync_directory(output.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _header(content: Any, shape: tuple[int, ...], dtype: str) -> None:
+    np.lib.format.write_array_header_1_0(content, {"descr": dtype, "fortran_order": False, "shape": shape})
+
+
+@contextmanager
+def _bar(world: World, total: int, done: int) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error with rate and time left, of the main process where that is a terminal; gives what advances it."""
+    console = Console(stderr=True)
+    rate, columns = TextColumn("{task.fields[rate]}"), (BarColumn(), MofNCompleteColumn())
+    hidden = not (world.main and console.is_terminal)
+    with Progress(
+        *columns, rate, TimeRemainingColumn(), console=console, transient=True, disable=hidden
+    ) as bar:
+        task = bar.add_task("", total=total, completed=done, rate="")
+
+        def advance(count: int) -> None:
+            speed = bar.tasks[0].speed
+            bar.update(task, advance=count, rate=f"{speed:.1f} samples/s" if speed else "")
+
+        yield advance

@@ -1,0 +1,87 @@
+"""Samples as one picture: images in a grid, a video as its frames from left to right, sound as its spectrogram."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from harness.backbone.tokens import apart
+from harness.data.log_mel import heard
+
+VIDEOS = 8
+"""Rows of a picture of videos; there is no room for more."""
+
+
+def picture(x: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> np.ndarray:
+    """Samples uint8 (n, ...) of parts with these shapes -> one uint8 picture, (H, W) for grey and (H, W, 3) for colour."""
+    parts = [part.numpy() for part in apart(torch.from_numpy(x), shapes)]
+    if len(parts) == 1 and parts[0].ndim == 4:
+        return image_grid(parts[0])
+    if parts[0].ndim == 3:
+        return image_grid(spectrogram(parts[0]), columns=4)
+    return image_grid(
+        np.stack([strip([part[i] for part in parts]) for i in range(min(VIDEOS, len(x)))]), columns=1
+    )
+
+
+def strip(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """A video (C, F, H, W) as its frames in a row, (C, H', W'), its sound beneath it, as wide."""
+    channels, frames, height, width = parts[0].shape
+    rows = [parts[0].transpose(0, 2, 1, 3).reshape(channels, height, frames * width)]
+    for sound in parts[1:]:
+        place = np.arange(frames * width) * sound.shape[1] // (frames * width)
+        rows.append(np.repeat(spectrogram(sound[None])[0][..., place], channels, axis=0))
+    return np.concatenate(rows, axis=1)
+
+
+def films(x: np.ndarray, shapes: Sequence[tuple[int, ...]], scale: int = 4) -> np.ndarray:
+    """Samples uint8 (n, ...) of videos with their sound -> one picture: frames enlarged, and under them what is heard."""
+    video, sound = (part.numpy() for part in apart(torch.from_numpy(x), shapes))
+    rows = []
+    for frames, mel in zip(video, sound, strict=True):
+        row = strip([frames]).repeat(scale, axis=1).repeat(scale, axis=2)
+        line = waveform(heard(mel), height=row.shape[1] // 2, width=row.shape[2])
+        rows.append(np.concatenate([row, line[None].repeat(len(row), axis=0)], axis=1))
+    return image_grid(np.stack(rows), columns=1, pad=scale)
+
+
+def waveform(wave: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A wave (n,) in [-1, 1] -> uint8 (height, width), black on white: in each column a line from its least to its greatest
+    value there, the top row 1 and the bottom row -1."""
+    edges = np.arange(width + 1) * len(wave) // width
+    parts = [wave[a : max(b, a + 1)] for a, b in itertools.pairwise(edges)]
+    place = lambda value: np.round((1 - np.clip(value, -1, 1)) / 2 * (height - 1))  # noqa: E731
+    top, bottom = (place(np.array([f(part) for part in parts])) for f in (np.max, np.min))
+    rows = np.arange(height)[:, None]
+    return np.where((rows >= top) & (rows <= bottom), 0, 255).astype(np.uint8)
+
+
+def spectrogram(sound: np.ndarray) -> np.ndarray:
+    """Log spectrograms (n, bands, frames) as grey images (n, 1, bands, frames), low bands at the bottom."""
+    return sound[:, None, ::-1]
+
+
+def image_grid(pixels: np.ndarray, columns: int = 10, pad: int = 1) -> np.ndarray:
+    """Images uint8 (n, C, H, W) -> one uint8 picture, (H', W') for grey and (H', W', 3) for colour."""
+    n, channels, height, width = pixels.shape
+    columns = min(columns, n)
+    rows = -(-n // columns)
+    canvas = np.full(
+        (rows * (height + pad) - pad, columns * (width + pad) - pad, channels), 255, dtype=np.uint8
+    )
+    for i, image in enumerate(pixels):
+        top, left = (i // columns) * (height + pad), (i % columns) * (width + pad)
+        canvas[top : top + height, left : left + width] = image.transpose(1, 2, 0)
+    return canvas[:, :, 0] if channels == 1 else canvas
+
+
+def png(picture: np.ndarray) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "png")
+    return buffer.getvalue()

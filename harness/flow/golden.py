@@ -1,0 +1,240 @@
+"""Golden vectors: what the authors' released code computed on given weights and draws, held against ours.
+
+A file is safetensors: `weights.*` under the released parameter names, `in.*`, `out.*`, and JSON metadata with the
+architecture. What kind of file it is shows in the tensors it holds, never in its name. It is made where the released code is:
+run that in float32, and save what went in and came out with `safetensors.torch.save_file(tensors, file, metadata)`.
+
+    released      in.*                   metadata beside arch (num_heads, patch_size)           out.*, with these at least
+    REPA          x0 eps t y zs          coefficient encoder_depth z_dim projector_dim          projected loss_align
+    Self-Flow     x0 eps t s mask y      gamma student_layer teacher_layer                      student_hidden loss_rep
+    SRA           x0 eps t u y           student_layer teacher_layer                            align_smooth_l1
+    REPA samplers z y sde_noise          num_steps cfg (null_label, scale, low, high)           euler euler_maruyama
+    Self-Flow SDE z y sde_noise          num_steps                                              samples
+    SiT           x0 t y                                                                        v
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from harness.backbone.released_weights import load_published, projector_state
+from harness.backbone.sit import SiT
+from harness.backbone.times import Times
+from harness.backbone.tokens import Part
+from harness.config import registry
+from harness.errors import UserError
+from harness.flow.batch import Batch, Draw, View
+from harness.flow.path import interpolate
+from harness.flow.samplers import euler, euler_maruyama, heun, velocity_field
+from harness.flow.student import Student
+
+TOLERANCE = 1e-5
+
+
+class Check(NamedTuple):
+    tensor: str
+    max_abs_error: float
+
+    @property
+    def passed(self) -> bool:
+        return self.max_abs_error <= TOLERANCE  # false for NaN
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A golden file, read."""
+
+    path: Path
+    weights: dict[str, Tensor]
+    given: dict[str, Tensor]
+    out: dict[str, Tensor]
+    meta: dict[str, Any]
+
+    def model(self, layout: str) -> SiT:
+        arch = self.meta["arch"]
+        return load_published(self.weights, layout, heads=arch["num_heads"], patch=arch["patch_size"]).eval()
+
+    def batch(self, features: Tensor | None = None) -> Batch:
+        y = self.given["y"]
+        views = () if features is None else (View(features),)
+        return Batch(np.arange(len(y)), self.given["x0"], y, y, views=views)
+
+
+@torch.no_grad()
+def verify(path: Path) -> list[Check]:
+    """Largest absolute error of every `out.*` tensor of a file, in the order of their names.
+
+    Raises `UserError` for a file that cannot be read or is of no known kind.
+    """
+    golden = read(path)
+    compute = next((compute for marks, compute in KINDS if marks <= golden.out.keys()), None)
+    if compute is None:
+        raise UserError(
+            f"{path} holds {', '.join(sorted(golden.out)) or 'no out.*'}: no kind of golden file known here"
+        )
+    try:
+        computed = compute(golden)
+    except KeyError as error:
+        raise UserError(f"{path} lacks {error.args[0]!r}, which a golden file of this kind has") from error
+    return [Check(name, _error(computed.get(name), golden.out[name])) for name in sorted(golden.out)]
+
+
+def read(path: Path) -> Golden:
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            meta = {name: _json(text) for name, text in (file.metadata() or {}).items()}
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read {path} as safetensors: {error}") from error
+    part = lambda prefix: {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}  # noqa: E731
+    return Golden(path, part("weights."), part("in."), part("out."), meta)
+
+
+def _sit_forward(golden: Golden) -> dict[str, Tensor]:
+    """SiT's own direction: t = 1 is data, velocity = data - noise."""
+    times = Times.per_sample(1 - golden.given["t"])
+    return {"v": -golden.model("sit")(golden.given["x0"], times, golden.given["y"]).velocity}
+
+
+def _repa(golden: Golden) -> dict[str, Tensor]:
+    meta, given = golden.meta, golden.given
+    settings = {"coefficient": meta["coefficient"], "layer": meta["encoder_depth"]}
+    student, method = _method(
+        golden, "repa", "repa", settings, encoder_dims=(meta["z_dim"],), width=meta["projector_dim"]
+    )
+    batch = golden.batch(given["zs"])
+    draw = Draw(given["eps"], Times.per_sample(given["t"]))
+    losses = method.loss(student, batch, draw)
+    prediction = student(_x(golden, draw), draw.times, batch.y, taps=(meta["encoder_depth"],))
+    return {
+        "v": prediction.velocity,
+        "projected": method.projectors[0](prediction.hidden[meta["encoder_depth"]]),
+        "loss_flow_per_sample": _per_sample(prediction.velocity, golden),
+        "loss_align": losses.parts["align"],
+        "loss_total": losses.total,
+    }
+
+
+def _self_flow(golden: Golden) -> dict[str, Tensor]:
+    meta, given = golden.meta, golden.given
+    layers = {"student_layer": meta["student_layer"], "teacher_layer": meta["teacher_layer"]}
+    student, method = _method(golden, "self-flow", "self_flow", {"gamma": meta["gamma"], **layers})
+    cleaner = torch.minimum(given["t"], given["s"])
+    draw = Draw(
+        given["eps"], Times.dual(given["t"], given["s"], given["mask"]), extra={"cleaner": cleaner[:, None]}
+    )
+    batch = golden.batch()
+    losses = method.loss(student, batch, draw)
+    prediction = student(_x(golden, draw), draw.times, batch.y, taps=(meta["student_layer"],))
+    hidden = prediction.hidden[meta["student_layer"]]
+    clean = Draw(given["eps"], Times.per_sample(cleaner))
+    return {
+        "v": prediction.velocity,
+        "tau": draw.times.per_token_levels(),
+        "student_hidden": hidden,
+        "student_projected": method.projector(hidden),
+        "teacher_hidden": student.teach(_x(golden, clean), clean.times, batch.y, layer=meta["teacher_layer"]),
+        "loss_flow": losses.parts["flow"],
+        "loss_rep": losses.parts["align"],
+        "loss_total": losses.total,
+    }
+
+
+def _sra(golden: Golden) -> dict[str, Tensor]:
+    """Smooth-L1 as a mean; the cosine over tokens before its mean, as the file has it."""
+    given, found = golden.given, {}
+    layers = {"student_layer": golden.meta["student_layer"], "teacher_layer": golden.meta["teacher_layer"]}
+    for name, similarity in (
+        ("align_smooth_l1", "smooth_l1"),
+        ("align_cos_over_tokens_dim1", "cosine_tokens"),
+    ):
+        student, method = _method(golden, "sra", "sra", {**layers, "similarity": similarity})
+        cleaner = (given["t"] - given["u"]).clamp(0, 1)
+        draw = Draw(given["eps"], Times.per_sample(given["t"]), extra={"cleaner": cleaner})
+        x_t = _x(golden, draw)
+        prediction = student(x_t, draw.times, given["y"], taps=(layers["student_layer"],))
+        found[name] = method.gap(student, golden.batch(), draw, prediction)
+    found["align_smooth_l1"] = found["align_smooth_l1"].mean()
+    return {**found, "loss_flow_per_sample": _per_sample(prediction.velocity, golden)}
+
+
+def _samplers(golden: Golden) -> dict[str, Tensor]:
+    model, z, y, steps = golden.model("repa"), golden.given["z"], golden.given["y"], golden.meta["num_steps"]
+    cfg = golden.meta["cfg"]
+    v = velocity_field(model, y, null=cfg["null_label"])
+    guided = velocity_field(
+        model, y, null=cfg["null_label"], scale=cfg["scale"], low=cfg["low"], high=cfg["high"]
+    )
+    noise = golden.given["sde_noise"]
+    return {
+        "euler": euler(v, z, steps),
+        "heun": heun(v, z, steps),
+        "euler_cfg": euler(guided, z, steps),
+        "euler_maruyama": euler_maruyama(v, z, steps, noise=lambda i, _: noise[i]),
+    }
+
+
+def _self_flow_sde(golden: Golden) -> dict[str, Tensor]:
+    v = velocity_field(golden.model("self-flow"), golden.given["y"], null=0)
+    noise, steps = golden.given["sde_noise"], golden.meta["num_steps"]
+    samples = euler_maruyama(v, golden.given["z"], steps, noise=lambda i, _: noise[i], dtype=torch.float32)
+    return {"samples": samples}
+
+
+KINDS: list[tuple[set[str], Callable[[Golden], dict[str, Tensor]]]] = [
+    ({"projected", "loss_align"}, _repa),
+    ({"student_hidden", "loss_rep"}, _self_flow),
+    ({"align_smooth_l1"}, _sra),
+    ({"euler", "euler_maruyama"}, _samplers),
+    ({"samples"}, _self_flow_sde),
+    ({"v"}, _sit_forward),
+]
+
+
+def _method(
+    golden: Golden,
+    layout: str,
+    name: str,
+    settings: dict[str, Any],
+    encoder_dims: tuple[int, ...] = (),
+    width: int = 0,
+) -> tuple[Student, Any]:
+    """A method with the golden file's projector, and a student whose teacher has the same weights."""
+    model = golden.model(layout)
+    cls = registry.load("method", name)
+    config = cls.Config(**settings, **({"projector_width": width} if width else {}))
+    method = cls.build(config, model.config, encoder_dims=encoder_dims)
+    projector = method.projectors[0] if encoder_dims else method.projector
+    projector.load_state_dict(projector_state(golden.weights))
+    return Student(model, model, model.config), method
+
+
+def _x(golden: Golden, draw: Draw) -> Tensor:
+    x0, patch = golden.given["x0"], golden.meta["arch"]["patch_size"]
+    return interpolate(x0, draw.noise, draw.times, Part(tuple(x0.shape[1:]), (patch, patch)))
+
+
+def _per_sample(velocity: Tensor, golden: Golden) -> Tensor:
+    return (velocity - (golden.given["eps"] - golden.given["x0"])).square().flatten(1).mean(dim=1)
+
+
+def _error(computed: Tensor | None, expected: Tensor) -> float:
+    if computed is None or computed.shape != expected.shape:
+        return float("inf")
+    return (computed.double() - expected.double()).abs().max().item()
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -1,0 +1,66 @@
+"""The linear path from data to noise, and where on it training looks.
+
+    x_tau = (1 - tau) x0 + tau eps        velocity target: d x / d tau = eps - x0        tau = 1 is noise
+
+tau may differ between tokens (Self-Flow Eq. 5, arXiv 2603.06507).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.backbone.sit import SiTConfig
+from harness.backbone.times import Times
+from harness.backbone.tokens import Layout
+from harness.config.spec import TimeSpec
+from harness.runtime.random_streams import Streams
+
+
+def sample_times(
+    p: TimeSpec, streams: Streams, stream: str, indices: np.ndarray, shape: tuple[int, ...] = ()
+) -> Tensor:
+    """t ~ p(t) in [0, 1], (len(indices), *shape), for each global sample index."""
+    if p.kind == "uniform":
+        t = streams.uniform(stream, indices, shape)
+    else:
+        t = torch.sigmoid(p.mean + p.std * streams.normal(stream, indices, shape))
+    if p.shift != 1.0:
+        t = shifted(t, p.shift)
+    if not p.late:
+        return t
+    is_late = streams.uniform(f"{stream}/is_late", indices, shape) < p.late
+    return torch.where(is_late, 0.95 + 0.05 * streams.uniform(f"{stream}/late", indices, shape), t)
+
+
+def part_times(
+    p: TimeSpec, backbone: SiTConfig, streams: Streams, stream: str, indices: np.ndarray
+) -> Tensor:
+    """t ~ p(t) of a sample, (B, 1), or of each of its parts, (B, P); the first part's is the sample's."""
+    first = sample_times(p, streams, stream, indices)
+    more = [f"{stream}/{part.kind}" for part in backbone.parts[1:] if p.apart]
+    return torch.stack([first, *(sample_times(p, streams, name, indices) for name in more)], dim=1)
+
+
+def times_of_parts(t_BP: Tensor, backbone: SiTConfig) -> Times:
+    """Every token at the time of its part."""
+    if t_BP.shape[1] == 1:
+        return Times(t_BP)
+    return Times(t_BP, backbone.part_of_token.to(t_BP.device).expand(len(t_BP), -1))
+
+
+def shifted(t: Tensor, alpha: float) -> Tensor:
+    """s(alpha, t) = alpha t / (1 + (alpha - 1) t): alpha > 1 moves times towards noise (Self-Flow App. A.2)."""
+    return alpha * t / (1 + (alpha - 1) * t)
+
+
+def interpolate(x0: Tensor, noise: Tensor, times: Times, layout: Layout) -> Tensor:
+    """x_tau = (1 - tau) x0 + tau eps, tau spread from tokens to what they hold; all (B, ...)."""
+    tau = layout.spread(times.per_token_levels())
+    return (1 - tau) * x0 + tau * noise
+
+
+def velocity_target(x0: Tensor, noise: Tensor) -> Tensor:
+    """eps - x0."""
+    return noise - x0

@@ -1,0 +1,163 @@
+"""Latents: drawn from encoded moments, with the images, videos or sounds that they were made of beside them.
+
+x0 = (mean + std * noise - shift) * scale, channel by channel, the noise from the stream `posterior` at the global sample index,
+anew each time that a sample is seen (REPA train.py, `sample_posterior`: 0.18215 * (mean + std * randn)). Encoders and metrics see
+what was encoded; sound they see as its log-mel picture.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property, lru_cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.config import registry
+from harness.config.spec import DataSpec
+from harness.data.dataset import Dataset, Sample
+from harness.data.disk.survey import data_path
+from harness.data.log_mel import BANDS
+from harness.data.open import open_dataset
+from harness.data.waveforms import read_shape
+from harness.errors import UserError
+from harness.latents.codec import Affine, Codec, open_codec
+from harness.latents.shards import MANIFEST, check, fingerprint, open_shards, read_index, read_manifest
+
+EXPECTED = "a folder that flowrace data encode has made"
+
+
+class Latents:
+    """Encoded images, videos or sounds: a folder that flowrace data encode has made.
+
+    The moments stay in files and are mapped into memory; float16 ones are float32 from here on.
+    """
+
+    reads = (
+        "root", "resolution", "channels", "frames", "classes", "posterior", "codec", "codec_weights", "images",
+    )  # fmt: skip
+
+    def __init__(self, spec: DataSpec) -> None:
+        folder = data_path(spec, EXPECTED)
+        self.manifest = manifest = read_manifest(folder)
+        check(folder, manifest)
+        self.shape, self.classes = tuple(manifest["shape"]), manifest["classes"]
+        self.fingerprint, self.modality = fingerprint(manifest), _modality(manifest)
+        self.affine = Affine.from_json(manifest["codec"])
+        self._spec, self._index, self._shards = spec, read_index(folder), open_shards(folder, manifest)
+        self._rows = manifest["rows"]
+        _check_declared(spec, manifest)
+
+    @staticmethod
+    def outline(spec: DataSpec) -> Any:
+        """What a spec alone says, for a plan without data: `shape`, `classes`, and the images' own in `pictures`."""
+        codec = registry.load("codec", _family(spec))
+        about = {"modality": codec.modalities[0], "classes": spec.classes}
+        shown = _planned(spec, codec.modalities[0])
+        shape = codec.outline(read_shape(shown, codec.rate))
+        return SimpleNamespace(**about, shape=shape, pictures=SimpleNamespace(**about, shape=shown))
+
+    @staticmethod
+    def modality_in(spec: DataSpec) -> str:
+        """What was encoded, as the folder says; without one, what the codec of the spec is for."""
+        if spec.root and (Path(spec.root).expanduser() / MANIFEST).is_file():
+            return _modality(read_manifest(Path(spec.root).expanduser()))
+        return registry.load("codec", _family(spec)).modalities[0]
+
+    def __len__(self) -> int:
+        return self.manifest["samples"]
+
+    def sample(self, index: int) -> Sample:
+        """float32 (c, *places): the normalised mean."""
+        mean = torch.tensor(self._moments(index, 0)[:1])
+        return Sample(self.affine.normalised(mean)[0].numpy(), self.label(index))
+
+    def label(self, index: int) -> int:
+        return int(self._index.labels[index])
+
+    def key(self, index: int) -> bytes:
+        """As of what was encoded: the split is the same."""
+        return self._index.key(index)
+
+    def draws(self, place: np.ndarray, flipped: Tensor | None, noise: Tensor) -> Tensor:
+        """Latents float32 (B, c, *places) at data set indices (B,), of mirrored samples where `flipped`; noise alike."""
+        copies = np.zeros(len(place), dtype=int) if flipped is None else flipped.numpy().astype(int)
+        moments = np.stack([self._moments(int(i), copy) for i, copy in zip(place, copies, strict=True)])
+        mean, std = torch.from_numpy(moments).unbind(dim=1)
+        return self.affine.normalised(mean if self._spec.posterior == "mean" else mean + std * noise)
+
+    @cached_property
+    def pictures(self) -> Dataset:
+        """What was encoded; raises `UserError` where it is gone or no longer the same."""
+        source = self.manifest["source"]
+        fields = source | ({"root": self._spec.images} if self._spec.images else {})
+        try:
+            return open_dataset(DataSpec(**fields))
+        except UserError as error:
+            raise UserError(
+                f"the {_plural(self.modality)} that {self._spec.root} was encoded from: {error}. Say where they lie now in data.images"
+            ) from error
+
+    def codec(self, device: torch.device) -> Codec:
+        """What decodes: `data.codec`, else the codec that encoded."""
+        known, spec = self.manifest["codec"], self._spec
+        name = spec.codec or f"{known['name']}@{known['sha256'][:8]}"
+        return _codec(name, spec.codec_weights or known["weights"], str(device))
+
+    def _moments(self, index: int, copy: int) -> np.ndarray:
+        shard, row = divmod(index, self._rows)
+        return np.asarray(self._shards[shard][row, copy], dtype=np.float32)
+
+
+@lru_cache(maxsize=2)
+def _codec(name: str, weights: str, device: str) -> Codec:
+    return open_codec(name, weights, torch.device(device))
+
+
+def _family(spec: DataSpec) -> str:
+    return (spec.codec or "sd-vae").partition("@")[0]
+
+
+def _modality(manifest: dict[str, Any]) -> str:
+    return manifest.get("modality", "image")
+
+
+def _plural(modality: str) -> str:
+    return {"image": "images", "video": "videos", "audio": "sounds"}[modality]
+
+
+def _planned(spec: DataSpec, modality: str) -> tuple[int, ...]:
+    """The shape of what would be encoded, as the spec alone tells it."""
+    named = {"image": ("resolution",), "video": ("resolution", "frames"), "audio": ("frames",)}[modality]
+    if missing := [name for name in (*named, "classes") if getattr(spec, name) is None]:
+        *others, last = (f"data.{name}" for name in (*named, "classes"))
+        raise UserError(
+            f"data.root is empty: a plan without data needs {', '.join(others)} and {last} of the "
+            f"{_plural(modality)}; data.{missing[0]} is not set"
+        )
+    if modality == "audio":
+        return BANDS, spec.frames
+    frames = (spec.frames,) if modality == "video" else ()
+    return (spec.channels or 3, *frames, spec.resolution, spec.resolution)
+
+
+def _check_declared(spec: DataSpec, manifest: dict[str, Any]) -> None:
+    modality, pixels = _modality(manifest), manifest["pixels"]
+    declared = (
+        ("classes", spec.classes, manifest["classes"]),
+        ("resolution", None if modality == "audio" else spec.resolution, pixels[-2]),
+        ("frames", None if modality == "image" else spec.frames, pixels[1]),
+    )
+    for name, asked, there in declared:
+        if asked not in (None, there):
+            raise UserError(
+                f"data.{name} = {asked}, but {Path(spec.root)} was encoded from {_plural(modality)} with {there}; "
+                f"set data.{name}={there}"
+            )
+    if spec.flip and manifest["copies"] == 1:
+        raise UserError(
+            f"data.flip = true, but {spec.root} holds no moments of mirrored images; encode it with --flip"
+        )

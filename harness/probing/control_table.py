@@ -1,0 +1,131 @@
+"""Control of a run's checkpoints as plain data, and `control.json` of a study: arms x layers x seeds, each measured once.
+
+    {"protocol": {"time", "samples"},
+     "runs": {run id: {"method", "seed", "data", "videos", "pixels": R, "untrained": R, "steps": {step: {"layer 1": R, ...}}}},
+     "left_out": {run id: reason}}
+
+with R = {"state": V, "action": V} and V = {mean, low, high, n, penalty}: R2 with its 95 % interval over n held-out videos.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.cli.run import spec_of_run
+from harness.config.spec import RunSpec
+from harness.costs.flops import backbone_config
+from harness.data.open import open_dataset, split
+from harness.errors import UserError
+from harness.files.json_table import adding_to, kept, write_table
+from harness.files.terminal import tracked
+from harness.probing.control import Row, measured, of_initial, of_layers, of_pixels, scene_of
+from harness.records.checkpoint import checkpoints, step_of
+from harness.records.record import Record, find_records
+from harness.runtime.distributed import pick_device
+from harness.runtime.environment import prepare
+from harness.train.state import load_ema
+from metrics.domain.control import Decoded
+
+FILE = "control.json"
+
+
+class LeftOut(UserError):
+    """Why a run has no place in the table."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How control is measured."""
+
+    time: float
+    samples: int
+
+
+def measure_study(
+    path: Path, asked: Asked, overrides: tuple[str, ...] = (), *, every: bool = False
+) -> dict[str, Any]:
+    """The table of all finished runs of a folder, written there after each checkpoint: the newest of a run, or `every` one.
+
+    What it has already, under this protocol, stays as it is. Raises `UserError` where no run can be measured, or the folder
+    cannot be written.
+    """
+    records, protocol, left_out = find_records(path), asdict(asked), {}
+    file, runs = path / FILE, kept(path / FILE, protocol, "runs", "control")
+    for record in tracked(records, f"{len(records)} runs"):
+        known = runs.get(record.id, {})
+        try:
+            spec, files = _of_finished(record, overrides, every)
+            for entry in measurements(spec, files, asked, known):
+                runs = _added(file, protocol, {**runs, record.id: entry}, left_out)["runs"]
+        except LeftOut as reason:
+            left_out[record.id] = str(reason)
+    if not runs:
+        raise UserError(f"{path}: control can be measured on no run; {next(iter(left_out.values()))}")
+    return _added(file, protocol, runs, left_out)
+
+
+def _added(
+    file: Path, protocol: Mapping[str, Any], runs: Mapping[str, Any], left_out: Mapping[str, str]
+) -> dict[str, Any]:
+    """The table with these runs' entries beside what it has by now, written."""
+    with adding_to(file):
+        found = kept(file, protocol, "runs", "control")
+        for run, entry in runs.items():
+            steps = found.get(run, {}).get("steps", {}) | entry["steps"]
+            found[run] = {**entry, "steps": _in_order(steps)}
+        table = {"protocol": dict(protocol), "runs": found, "left_out": dict(left_out)}
+        write_table(file, table)
+    return table
+
+
+def measurements(
+    spec: RunSpec, files: Sequence[Path], asked: Asked, known: Mapping[str, Any] | None = None
+) -> Iterator[dict[str, Any]]:
+    """A run's entry, first with its floors and then with each checkpoint of `files`; what `known` has is not done again.
+
+    Raises `LeftOut` for a run whose data or split cannot be measured.
+    """
+    prepare(spec.runtime.threads)
+    dataset, device = open_dataset(spec.data), pick_device(spec.runtime.device)
+    config = backbone_config(spec, dataset)
+    try:
+        scene = scene_of(dataset, split(dataset, spec.data.held_out).held_out, config, asked.samples)
+    except UserError as error:
+        raise LeftOut(str(error)) from error
+    entry = dict(known or {})
+    if not entry:
+        floors = [of_pixels(config, asked.time), of_initial(config, spec.seed, asked.time, device)]
+        rows = plain(measured(floors, scene, dataset, device, "floors"))
+        about = {"method": spec.method.name, "seed": spec.seed, "data": dataset.fingerprint}
+        entry = {**about, "videos": len(scene.index), **rows, "steps": {}}
+        yield entry
+    for file in (file for file in files if str(step_of(file)) not in entry["steps"]):
+        layers = of_layers(load_ema(file, spec, dataset, device), asked.time, device)
+        rows = plain(measured([layers], scene, dataset, device, file.stem))
+        entry = entry | {"steps": _in_order(entry["steps"] | {str(step_of(file)): rows})}
+        yield entry
+
+
+def plain(rows: Sequence[Row]) -> dict[str, Any]:
+    """Rows by name, as JSON."""
+    return {row.name: {"state": _value(row.state), "action": _value(row.action)} for row in rows}
+
+
+def _of_finished(record: Record, overrides: tuple[str, ...], every: bool) -> tuple[RunSpec, list[Path]]:
+    if record.status != "done":
+        raise LeftOut(f"the run is not finished ({record.status})")
+    files = checkpoints(record.path / "checkpoints")
+    if not files:
+        raise LeftOut("the run has no checkpoint")
+    return spec_of_run(record.path, overrides), files if every else files[-1:]
+
+
+def _value(found: Decoded) -> dict[str, Any]:
+    return asdict(found.r2) | {"penalty": found.penalty}
+
+
+def _in_order(steps: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(sorted(steps.items(), key=lambda step: int(step[0])))

@@ -1,0 +1,157 @@
+"""`encoders.json` of a study: what each of its encoders knows, measured once, under one protocol.
+
+Every encoder sees the same images of the study's data, on the study's grid of tokens. Its CKNNA and CKA are with a network
+that was trained without any encoder (the control): with its best layer, which is named. So all numbers are properties of
+the encoder and the data, none of a run that was aligned with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from harness.cli.run import model_of_run, spec_of_run
+from harness.config.spec import RunSpec
+from harness.data.dataset import pictured
+from harness.data.open import open_dataset, split
+from harness.encoders.base import Choice, open_encoder
+from harness.errors import UserError
+from harness.files.json_table import adding_to, kept, write_table
+from harness.files.terminal import tracked
+from harness.probing.layers import Row, probe
+from harness.records.record import Record, find_records
+from harness.runtime.environment import prepare
+from metrics import Value
+
+FILE = "encoders.json"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How encoders are measured."""
+
+    classifier: str
+    time: float
+    """At which the control's network sees the images; the encoders see them clean."""
+    samples: int
+
+
+class Study(NamedTuple):
+    """What the runs of a folder have in common."""
+
+    spec: RunSpec
+    """Of the run whose network the encoders are compared with."""
+    run: Path
+    control: bool
+    """Whether that run was trained without an encoder; if not, its network is compared with nothing."""
+    encoders: dict[str, Choice]
+    """By name, in order."""
+
+
+def is_study(path: Path) -> bool:
+    """Whether a folder holds runs and is none itself."""
+    return path.is_dir() and not (path / "spec.toml").is_file() and bool(find_records(path))
+
+
+def measure_encoders(path: Path, study: Study, asked: Asked) -> dict[str, Any]:
+    """The table, written to the study's folder after each encoder; what it has already, under this protocol, stays as it is.
+
+    Raises `UserError` for an encoder that cannot be opened, behind what was measured before it, and where the folder cannot
+    be written.
+    """
+    prepare(study.spec.runtime.threads)
+    checkpoint, model, device = model_of_run(study.run, study.spec, None)
+    dataset = open_dataset(study.spec.data)
+    sides = split(dataset, study.spec.data.held_out)
+    compared = f"{study.run.name}/{checkpoint.stem}" if study.control else None
+    protocol = {"data": dataset.fingerprint, "held_out": study.spec.data.held_out, "control": compared}
+    protocol |= {"grid": list(model.config.grid), **asdict(asked)}
+    file, known = path / FILE, kept(path / FILE, protocol, "encoders")
+    where = {"grid": model.config.grid, "held_out": study.spec.data.held_out, "device": device}
+    absent = [choice for choice in study.encoders.values() if not _known(known, choice)]
+    for choice in tracked(absent, "encoders"):
+        encoder = open_encoder(choice, pictured(dataset), **where)
+        how = {"time": asked.time, "samples": asked.samples, "classifier": asked.classifier}
+        found = probe(model, dataset, sides, encoder, device=device, **how)
+        about = {"sha256": encoder.sha256, "params": encoder.params, "flops": encoder.flops}
+        rows = found.rows if study.control else found.rows[:1]
+        row = about | entry(rows) | {"train": found.train, "held_out": found.held_out}
+        with adding_to(file):
+            known |= kept(file, protocol, "encoders") | {choice.name: row}
+            write_table(file, {"protocol": protocol, "encoders": known})
+    return {"protocol": protocol, "encoders": known}
+
+
+def entry(rows: Sequence[Row]) -> dict[str, Any]:
+    """An encoder's own row, and its agreement with the network's layers: with the one that agrees best by CKNNA."""
+    own, layers = rows[0], rows[1:]
+    best = max(layers, key=lambda row: row.cknna.mean, default=None)
+    return {
+        "accuracy": _plain(own.accuracy),
+        "local_distant": _plain(own.local_distant),
+        "spatial_decay": _plain(own.spatial_decay),
+        "cknna": _plain(best and best.cknna),
+        "cka": _plain(best and best.cka),
+        "layer": best and best.name,
+    }
+
+
+def study_of(path: Path, overrides: tuple[str, ...] = ()) -> Study:
+    """The encoders that the runs of a folder name, and the control: of the finished runs without an encoder that with the
+    least seed, the earliest by name. Raises `UserError` where the runs do not share their data, or none has a checkpoint, and
+    for an override of what belongs to training.
+    """
+    runs = [(record, spec_of_run(record.path, overrides)) for record in find_records(path)]
+    _check_shared(path, [spec for _, spec in runs])
+    encoders = {
+        choice.name: _choice(choice, [record for record, _ in runs])
+        for _, spec in runs
+        for choice in spec.method.needs().encoders
+    }
+    able = [
+        (record, spec) for record, spec in runs if any((record.path / "checkpoints").glob("*.safetensors"))
+    ]
+    if not able:
+        raise UserError(
+            f"{path}: no run has a checkpoint yet; encoders are probed beside a network of the study"
+        )
+    plain = [pair for pair in able if not pair[1].method.needs().encoders and pair[0].status == "done"]
+    record, spec = min(plain or able, key=lambda pair: (pair[1].seed, pair[0].id))
+    return Study(spec, record.path, bool(plain), dict(sorted(encoders.items())))
+
+
+def _check_shared(path: Path, specs: Sequence[RunSpec]) -> None:
+    for name, of in (("data", lambda s: s.data), ("backbone.patch", lambda s: s.backbone.patch)):
+        found = {repr(of(spec)) for spec in specs}
+        if len(found) > 1:
+            raise UserError(
+                f"{path}: the runs have {len(found)} settings of {name}, and an encoder would be measured differently for "
+                "each; put their runs into folders of their own"
+            )
+
+
+def _choice(choice: Any, records: Sequence[Record]) -> Choice:
+    """With the hash of the weights that runs used, so that no others are measured."""
+    used = {
+        one["sha256"]
+        for record in records
+        for start in record.environment
+        for one in start.get("encoders", ())
+        if one["name"] == choice.name
+    }
+    if len(used) > 1:
+        raise UserError(
+            f"runs aligned to {len(used)} different weights of encoder '{choice.name}'; probe them apart"
+        )
+    return Choice(choice.name, choice.weights, next(iter(used), choice.sha256), choice.download)
+
+
+def _known(table: Mapping[str, Any], choice: Choice) -> bool:
+    found = table.get(choice.name)
+    return found is not None and choice.sha256 in ("", found["sha256"])
+
+
+def _plain(value: Value | None) -> dict[str, Any] | None:
+    return None if value is None else asdict(value)

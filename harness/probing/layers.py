@@ -1,0 +1,196 @@
+"""What the layers of a network know, beside a frozen encoder: features of the same images, measured alike.
+
+The network sees images at one time of the path, with noise of its own stream and without labels. Numbers about samples use
+features averaged over tokens; spatial ones use the tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.backbone.sit import SiT, SiTConfig
+from harness.backbone.times import Times
+from harness.data.dataset import Dataset
+from harness.data.open import Split, images
+from harness.encoders.base import Encoder, view_of
+from harness.errors import UserError
+from harness.files.terminal import tracked
+from harness.flow.path import interpolate
+from harness.probing.linear_probe import (
+    PROBES,
+    Labelled,
+    linear_cka,
+    local_distant,
+    over_images,
+    spatial_decay,
+)
+from harness.runtime.random_streams import Streams
+from metrics import MetricError, Value, cknna
+
+BATCH = 100
+NEIGHBOURS = 10
+"""k of CKNNA, as REPA has it."""
+Tokens = Callable[[np.ndarray, Tensor], dict[str, Tensor]]
+"""Data set indices (B,), images (B, C, H, W) in [-1, 1] -> tokens (B, T, d) by name."""
+
+
+class Row(NamedTuple):
+    """One representation. What there is no label or encoder for is None."""
+
+    name: str
+    accuracy: Value | None
+    """Of a linear classifier on held-out images."""
+    cknna: Value | None
+    cka: Value | None
+    """Agreement with the encoder on held-out images."""
+    local_distant: Value
+    spatial_decay: Value
+
+
+class Gathered(NamedTuple):
+    """Of N images; what says how tokens are laid out is empty where it was not asked for."""
+
+    pooled: Tensor
+    """(N, d): the mean of each image's tokens."""
+    local_distant: Tensor
+    """(N,)."""
+    spatial_decay: Tensor
+    """(N,)."""
+
+
+class Measured(NamedTuple):
+    rows: list[Row]
+    train: int
+    held_out: int
+    """Images that the numbers are from."""
+
+
+def probe(
+    model: SiT,
+    dataset: Dataset,
+    sides: Split,
+    encoder: Encoder | None,
+    *,
+    time: float,
+    samples: int,
+    device: torch.device,
+    classifier: str = "ridge",
+) -> Measured:
+    """Measure the encoder (when there is one) and every layer on at most `samples` images of each side of the split.
+
+    `classifier` is one of `measures.PROBES`. Which images, and their noise, are the same for every network on the same data.
+    Raises `UserError` where nothing is held out and for features that cannot be measured.
+    """
+    if not len(sides.held_out):
+        raise UserError(
+            "data.held_out = 0 leaves no image to measure a probe on; probe a run that holds some out"
+        )
+    sources = [_of_inputs(layers(model, time, device), dataset)]
+    if encoder is not None:
+        sources.insert(0, lambda index, x0: {encoder.name: view_of(encoder, index, x0).tokens})
+    train, held_out = (
+        side[Streams(0).permutation(f"probe/{name}", 0, len(side))[:samples]]
+        for name, side in zip(("train", "held_out"), sides, strict=True)
+    )
+    known = gather(sources, dataset, train, None, device)
+    asked = gather(sources, dataset, held_out, model.config.grid, device)
+    truth = [torch.from_numpy(images(dataset, index)[1]) for index in (train, held_out)]
+    target = asked[encoder.name].pooled if encoder is not None else None
+    rows = []
+    for name in tracked(list(asked), "classifiers"):
+        with measuring(name):
+            accuracy = None
+            if dataset.classes > 1:
+                sets = (Labelled(part[name].pooled, y) for part, y in zip((known, asked), truth, strict=True))
+                accuracy = PROBES[classifier](*sets, dataset.classes)
+            rows.append(_row(name, asked[name], accuracy, target))
+    return Measured(rows, len(train), len(held_out))
+
+
+def layers(model: SiT, time: float, device: torch.device) -> Tokens:
+    """Tokens of every block (1-based) for images at a time of the path (0 is clean), under the null label.
+
+    A network with an extra token (REG) is run without it: it would tell the layers what the encoder knows.
+    """
+    depth = len(model.blocks)
+
+    @torch.no_grad()
+    def tokens(index: np.ndarray, x0: Tensor) -> dict[str, Tensor]:
+        times = Times.per_sample(torch.full((len(index),), time, device=device))
+        x = noised(index, x0, times, model.config)
+        null = torch.full((len(index),), model.config.classes, device=device)
+        hidden = model(x, times, null, taps=range(1, depth + 1), stop_after=depth).hidden
+        return {f"layer {layer}": hidden[layer] for layer in range(1, depth + 1)}
+
+    return tokens
+
+
+def noised(index: np.ndarray, x0: Tensor, times: Times, config: SiTConfig) -> Tensor:
+    """What every network is probed on: samples at `times` of the path, with noise that is theirs by their index."""
+    noise = Streams(0).normal("probe/noise", index, x0.shape[1:]).to(x0)
+    return interpolate(x0, noise, times, config)
+
+
+def _of_inputs(tokens: Tokens, dataset: Dataset) -> Tokens:
+    """A network's tokens where it reads latents: of their means, at the images' indices."""
+    if not hasattr(dataset, "draws"):
+        return tokens
+
+    def found(index: np.ndarray, images: Tensor) -> dict[str, Tensor]:
+        means = np.stack([dataset.sample(int(i)).x for i in index])
+        return tokens(index, torch.from_numpy(means).to(images))
+
+    return found
+
+
+def gather(
+    sources: list[Tokens],
+    dataset: Dataset,
+    index: np.ndarray,
+    grid: tuple[int, int] | None,
+    device: torch.device,
+) -> dict[str, Gathered]:
+    """Run images of the data set through all sources, some at a time, and keep what the measures need.
+
+    Without a grid the layout of tokens is not measured, which costs T^2 products for each image and layer.
+    """
+    parts: dict[str, list[Gathered]] = {}
+    for start in tracked(range(0, len(index), BATCH), f"{len(index)} images"):
+        here = index[start : start + BATCH]
+        x0 = torch.from_numpy(images(dataset, here)[0]).float().div_(127.5).sub_(1).to(device)
+        for source in sources:
+            for name, tokens in source(here, x0).items():
+                with measuring(name):
+                    parts.setdefault(name, []).append(_gathered(tokens.float().cpu(), grid))
+    return {
+        name: Gathered(*(torch.cat(columns) for columns in zip(*found, strict=True)))
+        for name, found in parts.items()
+    }
+
+
+def _gathered(tokens: Tensor, grid: tuple[int, int] | None) -> Gathered:
+    layout = (local_distant(tokens, grid), spatial_decay(tokens, grid)) if grid else (torch.empty(0),) * 2
+    return Gathered(tokens.mean(1).double(), *layout)
+
+
+@contextmanager
+def measuring(name: str) -> Iterator[None]:
+    """What a measure refuses is a mistake of the user's, about what is named."""
+    try:
+        yield
+    except MetricError as error:
+        raise UserError(f"{name} cannot be measured: {error}") from error
+
+
+def _row(name: str, found: Gathered, accuracy: Value | None, target: Tensor | None) -> Row:
+    near = None if target is None else cknna(found.pooled, target, k=NEIGHBOURS)
+    alike = None if target is None else linear_cka(found.pooled, target)
+    return Row(
+        name, accuracy, near, alike, over_images(found.local_distant), over_images(found.spatial_decay)
+    )

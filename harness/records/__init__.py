@@ -1,0 +1,1 @@
+"""A run directory and its MLflow mirror: events, checkpoints, spec."""

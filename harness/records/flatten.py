@@ -1,0 +1,58 @@
+"""A record's numbers under the names that they have in a store: spec fields as params, events as metrics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from harness.records.record import tracked_name
+
+
+def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one, keys joined by dots.
+
+    >>> flatten({"a": {"b": 1}, "c.d": 2})
+    {'a.b': 1, 'c.d': 2}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def points(event: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics of an event by their names in the store; a number that is not finite is left out (`not_finite` tells of it)."""
+    return {tracked_name(name): float(value) for name, value in _metrics(event).items() if _is_number(value)}
+
+
+def not_finite(events: Iterable[Mapping[str, Any]]) -> str:
+    """The metrics that are NaN or infinite, as text: MLflow stores would keep another number in their place.
+
+    >>> not_finite([{"kind": "train", "step": 3, "loss": float("nan"), "flops": 8}])
+    'train/loss at step 3: nan'
+    """
+    return "; ".join(
+        f"{name} at step {event['step']}: {value}"
+        for event in events
+        for name, value in _metrics(event).items()
+        if isinstance(value, float) and not math.isfinite(value)
+    )
+
+
+def _metrics(event: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if event["kind"] == "train":
+        found = {f"train/{name}": event.get(name) for name in ("loss", "grad_norm", "learning_rate")}
+        found |= {f"train/losses/{name}": value for name, value in event.get("losses", {}).items()}
+        found |= {f"cost/seconds/{name}": value for name, value in event.get("seconds", {}).items()}
+        found["cost/flops"] = event.get("flops")
+    elif event["kind"] == "eval":
+        for name, value in event["metrics"].items():
+            found |= {f"eval/{name}": value["mean"]}
+            found |= {f"eval/{name}/{end}": value.get(end) for end in ("low", "high")}
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

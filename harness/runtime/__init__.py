@@ -1,0 +1,1 @@
+"""Processes, devices, determinism, precision and random streams."""

@@ -1,0 +1,135 @@
+"""What alignment methods share: projectors, similarities, target transforms, and the rule for layers.
+
+Similarities run in float32 whatever the autocast type (half-precision normalisation gives NaN: REPA issue 46).
+
+    B  samples    T  tokens    D  channels
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from harness.config.spec import NOT_HASHED, BackboneSpec
+from harness.runtime.precision import product
+from methods.common.missing_parts import mean_of_tokens
+
+Similarity = Literal["cosine", "cosine_tokens", "smooth_l1", "l1", "nt_xent"]
+
+
+class EncoderSpec(BaseModel):
+    """A frozen encoder by name, as `timm:vit_base_patch14_dinov2.lvd142m`, `local:small` or `random:small`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    name: str
+    weights: str = Field("", json_schema_extra=NOT_HASHED)
+    """A file on disk; what is in it is told by sha256."""
+    sha256: str = ""
+    download: bool = Field(False, json_schema_extra=NOT_HASHED)
+    """Let the hub be asked for the weights; nothing is downloaded otherwise."""
+
+
+DINOV2_B = EncoderSpec(name="timm:vit_base_patch14_dinov2.lvd142m")
+
+
+def mlp(*widths: int) -> nn.Sequential:
+    """Linear layers of these widths with SiLU between them.
+
+    REPA's projector is mlp(D, 2048, 2048, z) (models/sit.py `build_mlp`), Self-Flow's and SRA's head mlp(D, 2D, D)
+    (`SimpleHead`).
+    """
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(widths):
+        layers += [nn.Linear(inputs, outputs), nn.SiLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+class ConvProjector(nn.Module):
+    """One convolution over the token grid, same padding (iREPA): (B, T, D) -> (B, T, out). Along time too, where a grid has it."""
+
+    def __init__(self, width: int, out: int, kernel: int, grid: tuple[int, ...]) -> None:
+        super().__init__()
+        self.grid = grid
+        convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(grid) - 1]
+        self.conv = convolution(width, out, kernel, padding="same")
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        maps = tokens.transpose(1, 2).unflatten(2, self.grid)
+        return self.conv(maps).flatten(2).transpose(1, 2)
+
+
+def cosine(a: Tensor, b: Tensor, dim: int = -1) -> Tensor:
+    """Cosine, float32. dim -1: over channels, (B, T). dim 1: over tokens, (B, D), as SRA's released code has it."""
+    return F.cosine_similarity(a.float(), b.float(), dim=dim)
+
+
+def apart(kind: Similarity, a: Tensor, b: Tensor, *, beta: float = 0.05, temperature: float = 0.1) -> Tensor:
+    """How far two token sets are apart, unreduced; a, b: (B, T, D).
+
+    cosine          1 - cos over channels, (B, T)               cosine_tokens   1 - cos over tokens, (B, D)
+    smooth_l1, l1   elementwise, (B, T, D)                      nt_xent         cross-entropy of a token against all
+                                                                                tokens of its sample, (B, T)
+    """
+    a, b = a.float(), b.float()
+    if kind == "smooth_l1":
+        return F.smooth_l1_loss(a, b, beta=beta, reduction="none")
+    if kind == "l1":
+        return (a - b).abs()
+    if kind == "nt_xent":
+        logits = product(F.normalize(a, dim=-1), F.normalize(b, dim=-1).transpose(1, 2)) / temperature
+        own = torch.arange(a.shape[1], device=a.device).expand(len(a), -1)
+        return F.cross_entropy(logits.transpose(1, 2), own, reduction="none")
+    return 1 - cosine(a, b, dim=1 if kind == "cosine_tokens" else -1)
+
+
+def mean_apart(
+    kind: Similarity, a: Tensor, b: Tensor, present: Tensor | None = None, *, beta: float = 0.05
+) -> Tensor:
+    """The mean of `apart`, a scalar, over the tokens that are there: `present` (B, T) bool, None for all."""
+    if present is not None and kind == "cosine_tokens":  # a token of zeros adds nothing to a sum over tokens
+        a, b, present = a * present[..., None], b * present[..., None], None
+    return mean_of_tokens(apart(kind, a, b, beta=beta), present)
+
+
+def relations(tokens: Tensor) -> Tensor:
+    """Cosines between all tokens of a sample, float32: (B, T, D) -> (B, T, T)."""
+    unit = F.normalize(tokens.float(), dim=-1)
+    return product(unit, unit.transpose(1, 2))
+
+
+def spatial_norm(tokens: Tensor, gamma: float) -> Tensor:
+    """y <- (y - gamma mean_tokens(y)) / (std_tokens(y) + 1e-6), float32 (iREPA, arXiv 2512.10794)."""
+    tokens = tokens.float()
+    mean, std = tokens.mean(dim=1, keepdim=True), tokens.std(dim=1, keepdim=True)
+    return (tokens - gamma * mean) / (std + 1e-6)
+
+
+def in_groups(x: Tensor, group: int) -> Tensor:
+    """Consecutive samples together, (B, ...) -> (B / group, group, ...); a batch smaller than a group is one group.
+
+    Raises ValueError for a batch that groups would be cut by.
+    """
+    size = min(group, len(x))
+    if len(x) % size:
+        raise ValueError(f"group = {group} does not divide a micro-batch of {len(x)}")
+    return x.unflatten(0, (-1, size))
+
+
+def layer_at(fraction: float, backbone: BackboneSpec) -> int:
+    """The layer nearest to a fraction of the depth, 1-based: 0.3 of 28 is 8, of 12 is 4 (Self-Flow section 4)."""
+    return max(1, round(fraction * backbone.depth))
+
+
+def check_layer(field: str, layer: int | None, default: int, backbone: BackboneSpec) -> int:
+    """The layer, or the default where none is given; raises ValueError when the backbone has no such layer."""
+    if layer is None:
+        return default
+    if not 1 <= layer <= backbone.depth:
+        raise ValueError(f"{field} = {layer}: backbone {backbone.size} has layers 1 to {backbone.depth}")
+    return layer

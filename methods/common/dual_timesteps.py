@@ -1,0 +1,78 @@
+"""Dual-timestep scheduling: a second time per sample, and which tokens take it (Self-Flow Eq. 4, arXiv 2603.06507).
+
+t, s ~ p(t) per sample;    M_i = [u_i < R_M] per token;    tau_i = s where M_i, else t.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from harness.backbone.times import Times
+from harness.config.spec import HASHED_IF_SET
+from harness.flow.path import part_times
+from harness.runtime.random_streams import Streams
+from methods.common.method import MethodConfig, Setting
+
+
+class DualConfig(MethodConfig):
+    mask_ratio: float = Field(0.25, ge=0, le=0.5)
+    """R_M: the share of tokens with the second time."""
+    mask_ratio_audio: float | None = Field(None, ge=0, le=0.5, json_schema_extra=HASHED_IF_SET)
+    """R_M of the sound of a video, where it differs (the paper: 0.1 for video, 0.5 for audio)."""
+    order: Literal["unsorted", "sorted"] = "unsorted"
+    """unsorted is Self-Flow's (authors, issues 2 and 11): the second time is the noisier one in half of all cases. sorted
+    makes it the noisier one always (arXiv 2607.02508 Eq. 5), which raises the mean noise of a token."""
+    mask: Literal["bernoulli", "exact"] = "bernoulli"
+    """bernoulli is Self-Flow's; exact takes R_M T tokens, to the nearest (the code of arXiv 2607.02508)."""
+    second_time: Literal["independent", "near"] = "independent"
+    """near: s in [t - 0.2, t], the ablation of Self-Flow's Fig. 11."""
+
+    @property
+    def masks(self) -> bool:
+        """Whether any token takes a second time."""
+        return bool(self.mask_ratio or self.mask_ratio_audio)
+
+    def in_order(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        """The two times in the order that tokens take them. For samples in which some token takes the second one: sorted, the
+        first alone is no draw from p(t)."""
+        return (torch.minimum(t, s), torch.maximum(t, s)) if self.order == "sorted" else (t, s)
+
+
+def draw_times(
+    config: DualConfig, setting: Setting, streams: Streams, index: np.ndarray
+) -> tuple[Tensor, Tensor]:
+    """t and s of a sample, (B, 1) each, or of each of its parts, (B, P); not in order."""
+    t = part_times(setting.time, setting.backbone, streams, "time", index)
+    if config.second_time == "near":
+        s = (t - 0.2 * streams.uniform("second_time", index)[:, None]).clamp(min=0)
+    else:
+        s = part_times(setting.time, setting.backbone, streams, "second_time", index)
+    return t, s
+
+
+def draw_mask(config: DualConfig, setting: Setting, streams: Streams, index: np.ndarray) -> Tensor:
+    """Which tokens take the second time, (B, T) bool."""
+    backbone = setting.backbone
+    u = streams.uniform("mask", index, (backbone.tokens,))
+    sound = config.mask_ratio if config.mask_ratio_audio is None else config.mask_ratio_audio
+    ratios = [sound if part.kind == "audio" else config.mask_ratio for part in backbone.parts]
+    each = u.split([part.tokens for part in backbone.parts], dim=1)
+    if config.mask == "bernoulli":
+        return torch.cat([u < ratio for u, ratio in zip(each, ratios, strict=True)], dim=1)
+    ranked = [
+        u.argsort(dim=1).argsort(dim=1) < int(r * u.shape[1] + 0.5) for u, r in zip(each, ratios, strict=True)
+    ]
+    return torch.cat(ranked, dim=1)
+
+
+def dual_times(t: Tensor, s: Tensor, mask: Tensor, setting: Setting) -> Times:
+    """Level s where the mask is set and t elsewhere, each that of the token's part; t, s: (B, P), mask: (B, T)."""
+    if t.shape[1] == 1:
+        return Times.dual(t[:, 0], s[:, 0], mask)
+    parts = t.shape[1]
+    return Times(torch.cat([t, s], dim=1), setting.backbone.part_of_token + parts * mask)

@@ -1,0 +1,1 @@
+"""Numbers from features: FID, KID, CMMD, precision and recall, ..."""

@@ -1,0 +1,1 @@
+"""Metrics of data whose ground truth is known: video, sound, text."""

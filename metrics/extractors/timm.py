@@ -1,0 +1,142 @@
+"""Any image network of timm by name, and DINOv2 as the Frechet distance over its features is computed (dgm-eval).
+
+`timm:<model>` gives the pooled features that its classifier would read, at the size and with the pixels it was trained on.
+
+`dinov2-s`, `-b`, `-l`, `-g` are timm's `vit_<size>_patch14_dinov2` at 224 pixels, the normalised class token, with the
+position embedding brought from 37x37 to 16x16 as the authors' own network does it (facebookresearch/dinov2,
+`interpolate_pos_encoding`: bicubic without antialias, by the factor 16.1 / 37), which timm does differently.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metrics.extractors.base import Extractor
+from metrics.extractors.resize import Pixels
+from metrics.files.hashing import file_sha256
+from metrics.files.hub import fill_part, weights_file
+from metrics.files.weights import read_tensors
+from metrics.value import MetricError
+
+DINOV2 = {"s": "small", "b": "base", "l": "large", "g": "giant"}
+SIDE, PATCH, OFFSET = 224, 14, 0.1
+UNUSED = ("head.", "fc.", "classifier.", "mask_token")
+"""What a file may hold beside the network: its classifier, what only its pretraining needed."""
+
+
+def load(
+    where: str | None,
+    *,
+    device: torch.device,
+    weights: str | Path | None = None,
+    sha256: str = "",
+    download: bool = False,
+    **_: Any,
+) -> Extractor:
+    """`timm:<model>`; weights from a file, or from the hub."""
+    if not where:
+        raise MetricError("extractor 'timm' needs a model, as timm:resnet50.a1_in1k")
+    name = f"timm:{where}"
+    network = _create(where)
+    file = _file(name, where, weights, download)
+    found = file_sha256(file, expected=sha256)
+    _fill(network, read_tensors(file), file, name)
+    return _extractor(name, network, found, _pixels(network), device)
+
+
+def load_dinov2(
+    where: str | Path | None,
+    size: str,
+    *,
+    device: torch.device,
+    sha256: str = "",
+    download: bool = False,
+    **_: Any,
+) -> Extractor:
+    """`dinov2-<size>`; weights in timm's layout or the authors', from a file, or from the hub."""
+    model, name = f"vit_{DINOV2[size]}_patch14_dinov2", f"dinov2-{size}"
+    network = _create(model, img_size=SIDE)
+    file = _file(name, model, where, download)
+    found, tensors = file_sha256(file, expected=sha256), read_tensors(file)
+    if "pos_embed" in tensors:
+        tensors["pos_embed"] = authors_positions(tensors["pos_embed"], SIDE // PATCH)
+    _fill(network, tensors, file, name)
+    pixels = _pixels(network)._replace(size=(SIDE, SIDE))
+    return _extractor(name, network, found, pixels, device)
+
+
+load_s, load_b, load_l, load_g = (partial(load_dinov2, size=size) for size in DINOV2)
+
+
+def authors_positions(positions: Tensor, grid: int) -> Tensor:
+    """(1, 1 + M M, d) -> (1, 1 + grid grid, d), the class token's first."""
+    known = math.isqrt(positions.shape[1] - 1)
+    if known == grid:
+        return positions
+    maps = positions[:, 1:].unflatten(1, (known, known)).permute(0, 3, 1, 2)
+    factor = (grid + OFFSET) / known
+    maps = F.interpolate(maps.float(), scale_factor=(factor, factor), mode="bicubic")
+    return torch.cat([positions[:, :1], maps.flatten(2).transpose(1, 2)], 1)
+
+
+def _create(model: str, **options: Any) -> nn.Module:
+    """timm's network without its classifier; the file replaces its initial weights, so torch's generator stays put."""
+    import timm
+
+    if not timm.is_model(model):
+        near = difflib.get_close_matches(model, timm.list_models(), n=1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        raise MetricError(f"timm has no model '{model}'.{hint} See: timm.list_models()")
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return timm.create_model(model, pretrained=False, num_classes=0, **options)
+    except RuntimeError as error:  # a tag that this architecture does not have
+        raise MetricError(f"extractor 'timm:{model}': {error}") from error
+
+
+def _file(name: str, model: str, given: str | Path | None, download: bool) -> Path:
+    import timm
+
+    config = timm.get_pretrained_cfg(model)
+    repository = getattr(config, "hf_hub_id", None) or ""
+    file = getattr(config, "hf_hub_filename", None) or "model.safetensors"
+    return weights_file(name, given, repository, file, download=download)
+
+
+def _fill(network: nn.Module, tensors: dict[str, Tensor], file: Path, name: str) -> None:
+    """Tensors in timm's layout, or in one that timm converts."""
+    room = sys.modules[type(network).__module__]
+    convert = getattr(room, "checkpoint_filter_fn", lambda tensors, _: tensors)
+    try:
+        tensors = convert(tensors, network)
+    except (KeyError, RuntimeError) as error:
+        raise MetricError(f"{file} does not hold the weights of {name}: {error}") from error
+    fill_part(network, tensors, file, name, surplus=UNUSED)
+
+
+def _pixels(network: nn.Module) -> Pixels:
+    config = network.pretrained_cfg
+    mode = config["interpolation"] if config["interpolation"] in ("bilinear", "bicubic") else "bicubic"
+    return Pixels(tuple(config["input_size"][1:]), tuple(config["mean"]), tuple(config["std"]), mode)
+
+
+def _extractor(name: str, network: nn.Module, sha256: str, pixels: Pixels, device: torch.device) -> Extractor:
+    network.to(device).requires_grad_(False).eval()
+    return Extractor(
+        name=name,
+        dim=network.num_features if not hasattr(network, "head_hidden_size") else network.head_hidden_size,
+        sha256=sha256,
+        preprocessing=pixels.words,
+        channels=3,
+        device=device,
+        network=lambda images: network(pixels.prepare(images)),
+    )

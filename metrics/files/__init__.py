@@ -1,0 +1,1 @@
+"""Media, weights and cached statistics on disk."""

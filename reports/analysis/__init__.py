@@ -1,0 +1,1 @@
+"""Ablation, scaling, performance profiles, control, and the difference of two reports."""

@@ -1,0 +1,188 @@
+"""What two reports differ in: which runs they share, which arms are new, and which numbers moved by more than their intervals.
+
+A number of both reports is read by its two intervals. Equal values are the `same`. Where each estimate lies in the other's
+interval it is `within`; where the intervals have nothing in common it is `outside`; else `between`. Without both intervals a
+change is `unknown`. Disjoint 95 % intervals are stricter than a test at 5 %, and reports that share runs are not independent,
+so `outside` is a change worth a look and no test.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from reports.race.arms import differing
+from reports.stats.speedup import Time, mean_time
+
+Moved = Literal["same", "within", "between", "outside", "unknown"]
+CLOSE = 1e-9
+"""Relative; a report's CSV keeps all digits, so that what is equal is equal to rounding."""
+
+
+@dataclass(frozen=True)
+class Number:
+    """An estimate with the ends of its interval; None where there is none, open ends as 0 and infinity."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of two reports."""
+
+    name: str
+    about: Mapping[str, Any]
+    """Metric, target and baseline."""
+    numbers: Mapping[tuple[str, str, str], Number]
+    """By what it is (`speedup`, `time`, `final`), axis and arm."""
+    runs: Mapping[str, Mapping[str, Any]]
+    """By run id, their row of the report's table of runs."""
+    specs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By arm: its fields. Empty where only tables were given."""
+    protocols: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By hash, as far as the records tell them."""
+
+
+@dataclass(frozen=True)
+class Change:
+    what: str
+    axis: str
+    arm: str
+    before: Number
+    after: Number
+    moved: Moved
+
+    @property
+    def ratio(self) -> float:
+        return self.after.value / self.before.value
+
+
+@dataclass(frozen=True)
+class Difference:
+    about: Mapping[str, tuple[Any, Any]]
+    """Metric, target and baseline where they are not alike."""
+    shared: tuple[str, ...]
+    """Ids of runs in both."""
+    only_before: tuple[str, ...]
+    only_after: tuple[str, ...]
+    status: Mapping[str, tuple[str, str]]
+    """Of shared runs whose status is another."""
+    arms_before: tuple[str, ...]
+    """Arms that only the first has."""
+    arms_after: tuple[str, ...]
+    changes: tuple[Change, ...]
+    """Of all numbers that both have, in order."""
+    specs: tuple[tuple[str, tuple[Any, ...], tuple[Any, ...]], ...]
+    """Fields of which one report has values that the other has not: all values in each."""
+    protocols: tuple[tuple[str, tuple[Any, ...], tuple[Any, ...]], ...]
+    """The same of evaluation protocols."""
+
+
+def compare(before: Side, after: Side) -> Difference:
+    """Everything that two reports differ in. An arm is the same where it has the same fields or shares a run, whatever the
+    label that tells it from others in its own report; else by its label."""
+    after = _renamed(after, _aliases(before, after))
+    arms = [{arm for _, _, arm in side.numbers} for side in (before, after)]
+    return Difference(
+        about={
+            key: (value, after.about.get(key))
+            for key, value in before.about.items()
+            if not _alike(value, after.about.get(key))
+        },
+        shared=_in_order(before.runs, lambda run: run in after.runs),
+        only_before=_in_order(before.runs, lambda run: run not in after.runs),
+        only_after=_in_order(after.runs, lambda run: run not in before.runs),
+        status={
+            run: (str(row["status"]), str(after.runs[run]["status"]))
+            for run, row in before.runs.items()
+            if run in after.runs and row["status"] != after.runs[run]["status"]
+        },
+        arms_before=tuple(sorted(arms[0] - arms[1])),
+        arms_after=tuple(sorted(arms[1] - arms[0])),
+        changes=tuple(
+            Change(*key, number, after.numbers[key], moved(number, after.numbers[key]))
+            for key, number in before.numbers.items()
+            if key in after.numbers
+        ),
+        specs=_fields(list(before.specs.values()), list(after.specs.values())),
+        protocols=_fields(list(before.protocols.values()), list(after.protocols.values())),
+    )
+
+
+def moved(before: Number, after: Number) -> Moved:
+    """How far a number moved, by its two intervals."""
+    if math.isclose(before.value, after.value, rel_tol=CLOSE):
+        return "same"
+    if None in (before.low, before.high, after.low, after.high):
+        return "unknown"
+    if before.high < after.low or after.high < before.low:
+        return "outside"
+    mutual = before.low <= after.value <= before.high and after.low <= before.value <= after.high
+    return "within" if mutual else "between"
+
+
+def finals(runs: Sequence[Mapping[str, Any]]) -> dict[str, Number]:
+    """By arm, the geometric mean over finished runs of the last value of the metric, with its t interval."""
+    found: dict[str, list[float]] = {}
+    for row in runs:
+        if row["status"] == "done" and row["final"] not in (None, ""):
+            found.setdefault(str(row["method"]), []).append(float(row["final"]))
+    means = {arm: mean_time(Time(value) for value in own) for arm, own in found.items()}
+    return {arm: Number(mean.estimate, mean.low, mean.high, mean.n) for arm, mean in means.items()}
+
+
+def _aliases(before: Side, after: Side) -> dict[str, str]:
+    """Of an arm in `after`, its label in `before`."""
+    known = {repr(sorted(fields.items())): arm for arm, fields in before.specs.items()}
+    by_fields = {arm: known.get(repr(sorted(fields.items()))) for arm, fields in after.specs.items()}
+    by_run = {
+        str(row["method"]): str(before.runs[run]["method"])
+        for run, row in after.runs.items()
+        if run in before.runs
+    }
+    return {arm: name for arm, name in (by_fields | by_run).items() if name is not None}
+
+
+def _renamed(side: Side, names: Mapping[str, str]) -> Side:
+    """With other labels of arms, in its baseline too."""
+    numbers = {
+        (what, axis, names.get(arm, arm)): number for (what, axis, arm), number in side.numbers.items()
+    }
+    baseline = side.about.get("baseline")
+    about = {**side.about, "baseline": names.get(str(baseline), baseline)}
+    return replace(side, numbers=numbers, about=about)
+
+
+def _in_order(runs: Mapping[str, Any], kept: Any) -> tuple[str, ...]:
+    return tuple(run for run in runs if kept(run))
+
+
+def _alike(a: Any, b: Any) -> bool:
+    return math.isclose(a, b, rel_tol=CLOSE) if isinstance(a, float) and isinstance(b, float) else a == b
+
+
+def _fields(
+    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]
+) -> tuple[tuple[str, tuple[Any, ...], tuple[Any, ...]], ...]:
+    """Only where both sides tell: from tables alone nothing is known of specs."""
+    if not before or not after:
+        return ()
+    found = []
+    for path in differing([*before, *after]):
+        own, other = _values(before, path), _values(after, path)
+        if set(map(repr, own)) != set(map(repr, other)):
+            found.append((path, own, other))
+    return tuple(found)
+
+
+def _values(tables: Sequence[Mapping[str, Any]], path: str) -> tuple[Any, ...]:
+    """The values of a field, each once, in order of appearance; None where it is not a field."""
+    found: dict[str, Any] = {}
+    for table in tables:
+        found.setdefault(repr(table.get(path)), table.get(path))
+    return tuple(found.values())

@@ -1,0 +1,247 @@
+"""How quality and speed move with the encoder or with the size of the backbone.
+
+A study that varies `method.encoder.name` gives one point for each objective, encoder and set of the other fields: the
+encoder's parameters (from the records), what it knows (`encoders.json`, written by `flowrace probe STUDY`) against the last
+value of the metric, the steps to target and the speed-up over the baseline. Encoders with random weights and arms without an
+encoder are controls. A study that varies the backbone gives one point for each size and objective, in its own cell.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from harness.errors import UserError
+from reports.race.arms import Arm
+from reports.race.cells import Cell, cells_of
+from reports.race.race import Race
+from reports.race.run import Run
+from reports.stats.correlation import Rank, Slope, slope, spearman
+from reports.stats.speedup import MeanTime, Speedup, Time, mean_time
+
+ENCODERS = "encoders.json"
+AXIS = "steps"
+KNOWN = ("accuracy", "cknna", "local_distant")
+"""Of `encoders.json`, in the order of the page."""
+Kind = Literal["trained", "random", "none"]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One arm: its x by name, and what it reached."""
+
+    arm: str
+    group: str
+    """What points are compared within: the objective without its encoder, and whatever else tells arms apart."""
+    kind: Kind
+    name: str
+    """Of the encoder, or of the backbone's size; empty without an encoder."""
+    x: Mapping[str, float]
+    runs: tuple[Run, ...]
+    """Those that count."""
+    final: MeanTime | None
+    """Geometric mean over the seeds that finished of the last fitted value of the metric."""
+    time: MeanTime | None
+    """Steps to target."""
+    gain: Speedup | None
+    """Over the baseline, in steps."""
+
+    def y(self, name: str) -> float | None:
+        """The value of one of `YS`."""
+        own = {"final": self.final, "time": self.time, "gain": self.gain}[name]
+        return None if own is None else own.estimate
+
+
+YS = ("final", "time", "gain")
+
+
+@dataclass(frozen=True)
+class Trend:
+    """One y against one x among points of one group."""
+
+    group: str
+    x: str
+    y: str
+    rank: Rank
+    """Without random encoders."""
+    with_random: Rank | None
+    """With them; None where there are none."""
+    slope: Slope | None
+    """Of log y on log parameters (or on the plain x) over runs without random encoders, for `final` and `time`."""
+    bounded: int
+    """Points with a run that never arrived, whose time is a bound."""
+
+
+@dataclass(frozen=True)
+class Scaling:
+    points: tuple[Point, ...]
+    xs: tuple[str, ...]
+    trends: tuple[Trend, ...]
+    protocol: Mapping[str, Any] | None = None
+    """Of `encoders.json`; None where it was not read."""
+
+
+def encoder_scaling(race: Race) -> Scaling | None:
+    """None for a race with fewer than two encoders. Raises `UserError` for a broken `encoders.json`."""
+    arms = [arm for arm in race.arms if _counted(race.of(arm.label))]
+    if len({arm.encoder for arm in arms if arm.encoder}) < 2:
+        return None
+    table = read_encoders({run.record.path.parent for run in race.runs})
+    known = table["encoders"] if table else {}
+    points = [_encoder_point(race, arm, known) for arm in arms]
+    return _scaling(points, ("params", *KNOWN), table and table["protocol"])
+
+
+def model_scaling(race: Race) -> Scaling | None:
+    """None for a race whose runs have fewer than two sizes, or do not say how many parameters they train."""
+    points = [
+        _model_point(cell, objective, runs)
+        for cell in cells_of(race)
+        for objective, runs in cell.runs.items()
+        if _counted(runs) and params_of(runs) is not None
+    ]
+    if len({point.x["params"] for point in points}) < 2:
+        return None
+    return _scaling(points, ("params",))
+
+
+def read_encoders(folders: Iterable[Path]) -> dict[str, Any] | None:
+    """The first `encoders.json` of these folders; None where there is none, `UserError` for one that is not such a table."""
+    for file in (folder / ENCODERS for folder in sorted(folders)):
+        if not file.is_file():
+            continue
+        try:
+            table = json.loads(file.read_text())
+            if all(isinstance(table[key], dict) for key in ("protocol", "encoders")):
+                return table
+        except (ValueError, KeyError, TypeError):
+            pass
+        raise UserError(f"{file} is no table of encoders; move it away and run: flowrace probe {file.parent}")
+    return None
+
+
+def params_of(runs: Sequence[Run]) -> int | None:
+    """Parameters of the backbone, as the records have them."""
+    starts = [start for run in runs for start in run.record.environment if "params" in start]
+    return int(starts[-1]["params"]) if starts else None
+
+
+def kind_of(encoder: str | None) -> Kind:
+    """A control with random weights is one by its family, cached or not."""
+    if not encoder:
+        return "none"
+    return "random" if encoder.removeprefix("cached:").startswith("random:") else "trained"
+
+
+def _encoder_point(race: Race, arm: Arm, known: Mapping[str, Any]) -> Point:
+    runs = _counted(race.of(arm.label))
+    x = _of_record(runs, arm.encoder) | _of_table(known.get(arm.encoder or "", {}))
+    group = _without(arm.label, arm.encoder)
+    time, gain = race.times.get((AXIS, arm.label)), race.speedups.get((AXIS, arm.label))
+    return Point(
+        arm.label, group, kind_of(arm.encoder), arm.encoder or "", x, tuple(runs), _final(runs), time, gain
+    )
+
+
+def _model_point(cell: Cell, objective: str, runs: Sequence[Run]) -> Point:
+    counted = _counted(runs)
+    times = cell.times(objective, AXIS) if AXIS in cell.horizons else {}
+    return Point(
+        cell.arms[objective],
+        objective,
+        "trained",
+        str(cell.fields.get("backbone.size", cell.label)),
+        {"params": float(params_of(runs))},
+        tuple(counted),
+        _final(counted),
+        mean_time(times.values()) if times else None,
+        cell.speedups.get((AXIS, objective)),
+    )
+
+
+def _scaling(points: Sequence[Point], xs: Sequence[str], protocol: Mapping | None = None) -> Scaling:
+    shown = tuple(x for x in xs if any(x in point.x for point in points))
+    groups = dict.fromkeys(point.group for point in points if point.x)
+    trends = [
+        trend
+        for y in YS
+        for x in shown
+        for group in groups
+        if (trend := _trend([p for p in points if p.group == group and x in p.x], group, x, y))
+    ]
+    return Scaling(tuple(points), shown, tuple(trends), protocol)
+
+
+def _trend(points: Sequence[Point], group: str, x: str, y: str) -> Trend | None:
+    """None where no point has this y."""
+    points = [point for point in points if point.y(y) is not None]
+    if not points:
+        return None
+    trained = [point for point in points if point.kind != "random"]
+    bounded = sum(point.time is not None and point.time.right > 0 for point in trained) if y != "final" else 0
+    some = len(trained) < len(points)
+    return Trend(
+        group,
+        x,
+        y,
+        _rank(trained, x, y),
+        _rank(points, x, y) if some else None,
+        _slope(trained, x, y),
+        bounded,
+    )
+
+
+def _rank(points: Sequence[Point], x: str, y: str) -> Rank:
+    return spearman([point.x[x] for point in points], [point.y(y) for point in points])
+
+
+def _slope(points: Sequence[Point], x: str, y: str) -> Slope | None:
+    """Over runs; a speed-up is of pairs and has none."""
+    if y == "gain":
+        return None
+    rows = [(point.x[x], run.seed, _log(run, y)) for point in points for run in point.runs]
+    rows = [row for row in rows if row[2] is not None]
+    if not rows:
+        return None
+    at, seeds, values = zip(*rows, strict=True)
+    return slope(np.log(at) if x == "params" else at, values, seeds)
+
+
+def _log(run: Run, y: str) -> float | None:
+    if y == "final":
+        return math.log(run.curve.fitted[-1]) if run.done else None
+    return None if run.crossing is None else math.log(run.crossing.step)
+
+
+def _final(runs: Sequence[Run]) -> MeanTime | None:
+    """A mean over seeds has one definition here, whatever it is the mean of. A run that failed has no last value."""
+    values = [Time(float(run.curve.fitted[-1])) for run in runs if run.done]
+    return mean_time(values) if values else None
+
+
+def _counted(runs: Sequence[Run]) -> list[Run]:
+    return [run for run in runs if run.counts]
+
+
+def _of_record(runs: Sequence[Run], encoder: str | None) -> dict[str, float]:
+    for start in (start for run in runs for start in run.record.environment):
+        for one in start.get("encoders", ()):
+            if one.get("name") == encoder and one.get("params"):
+                return {"params": float(one["params"])}
+    return {}
+
+
+def _of_table(known: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(known[name]["mean"]) for name in KNOWN if known.get(name)}
+
+
+def _without(label: str, encoder: str | None) -> str:
+    """`repa (encoder = local:tiny, layer = 2)` -> `repa (layer = 2)`."""
+    said = f"encoder = {encoder}"
+    return label.replace(f" ({said})", "").replace(f"{said}, ", "").replace(f", {said}", "")

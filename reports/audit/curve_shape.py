@@ -1,0 +1,125 @@
+"""Whether one number says it all: are two curves shifted copies of each other?
+
+If the candidate does at step s what the baseline does at S s, the speed-up is S at every target, and at a common step the
+metrics differ by log S times the slope: S' = exp(difference of log metric / |slope|). Where S and S' disagree the curves are
+not shifted copies, and the speed-up is a function of the target. (The pairwise rule of modded-nanogpt's third track.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from reports.audit.inputs.run_log import Log, Logs
+from reports.stats.curves import Crossing, Curve, crossing, slope_at, value_at
+from reports.stats.speedup import Speedup, Time, speedup
+
+TARGETS = 7
+FLAT = 1e-2
+"""A slope (d log metric / d log step) that no time can be read off."""
+LOG_MAX = 300.0
+"""Of a time, as far as it is reckoned: float64 ends at 709."""
+
+
+@dataclass(frozen=True)
+class Dual:
+    """The speed-up in steps as read off the metrics at one step."""
+
+    step: float
+    gain: Speedup
+
+    def agrees(self, gain: Speedup) -> bool:
+        """Whether the two intervals meet; an interval that is missing disagrees with nothing."""
+        ends = (gain.low, gain.high, self.gain.low, self.gain.high)
+        return None in ends or (self.gain.high >= gain.low and self.gain.low <= gain.high)
+
+
+def slopes(logs: Mapping[int, Log], crossings: Mapping[int, Crossing]) -> float | None:
+    """The median slope of an arm's curves where they cross the target; None where they are too short to have one."""
+    found = [slope_at(log.curve, crossings[seed].step) for seed, log in logs.items()]
+    known = [slope for slope in found if slope is not None]
+    return float(np.median(known)) if known else None
+
+
+def dual(logs: Logs, confidence: float) -> Dual | None:
+    """The check at the last step that every finished run has. The slope is the mean of both arms' there: over the distance that
+    shifted copies are apart, it is that of their chord. None where curves are too short, or flat there."""
+    arms = (logs.whole.baseline, logs.whole.candidate)
+    if not all(arms):
+        return None
+    step = min(float(log.curve.steps[-1]) for log in logs.whole.all)
+    values = [{seed: value_at(log.curve, step) for seed, log in arm.items()} for arm in arms]
+    found = [[end_slope(log.curve, step) for log in arm.values()] for arm in arms]
+    if any(slope is None for own in found for slope in own) or any(None in own.values() for own in values):
+        return None
+    slope = float(np.mean([np.mean(own) for own in found]))
+    if slope > -FLAT:
+        return None
+    middle = np.mean([math.log(value) for own in values for value in own.values()])
+    farthest = max(abs(math.log(value) - middle) for own in values for value in own.values())
+    if farthest / -slope > LOG_MAX:  # a time beyond every number
+        return None
+    as_times = [
+        {seed: Time(math.exp((math.log(value) - middle) / -slope)) for seed, value in own.items()}
+        for own in values
+    ]
+    return Dual(step, speedup(*as_times, confidence=confidence))
+
+
+def end_slope(curve: Curve, step: float) -> float | None:
+    """d log metric / d log step at the end of a curve: of a parabola through the last three quarters of its steps, since
+    there are no evaluations behind; None for fewer than five."""
+    near = (curve.steps >= step / 4) & (curve.steps <= step)
+    if near.sum() < 5:
+        return None
+    x = np.log(curve.steps[near] / step)
+    return float(np.polyfit(x, np.log(curve.measured[near]), 2)[1])
+
+
+def by_target(logs: Logs, axis: str, confidence: float) -> list[tuple[float, Speedup]]:
+    """Speed-ups at targets evenly spaced in logs over the values that every finished run passes through, the highest
+    first."""
+    finished = logs.whole.all or logs.all
+    top = min(log.curve.fitted[0] for log in finished)
+    bottom = max(log.curve.fitted[-1] for log in finished)
+    if bottom >= top:
+        return []
+    targets = np.geomspace(top, bottom, TARGETS + 2)[1:-1]
+    return [(float(target), gain_at(logs, axis, float(target), confidence)) for target in targets]
+
+
+def gain_at(logs: Logs, axis: str, target: float, confidence: float) -> Speedup:
+    """The speed-up at one target on one axis."""
+    arms = (logs.baseline, logs.candidate)
+    return gain(
+        logs,
+        axis,
+        [{seed: crossing(log.curve, target) for seed, log in arm.items()} for arm in arms],
+        confidence,
+    )
+
+
+def gain(logs: Logs, axis: str, crossings: Sequence[Mapping[int, Crossing]], confidence: float) -> Speedup:
+    """The speed-up between crossings, on one axis; times are cut at the smallest budget of any finished run."""
+    arms = (logs.baseline, logs.candidate)
+    times = [
+        {seed: Time(log.costs.at(axis, own[seed].step), own[seed].censored) for seed, log in arm.items()}
+        for arm, own in zip(arms, crossings, strict=True)
+    ]
+    return speedup(*times, horizon(logs, axis), confidence)
+
+
+def horizon(logs: Logs, axis: str) -> float:
+    """What every finished run may spend."""
+    return min(log.costs.budget(axis) for log in logs.whole.all or logs.all)
+
+
+def ends_above(log: Log, one: Crossing, target: float) -> bool:
+    """Whether a run that counts as there is above the target, on average, in the last quarter of its evaluations: a decline
+    that the monotone fit pools with better values before it."""
+    last = len(log.curve.steps) - max(len(log.curve.steps) // 4, 1)
+    late = np.log(log.curve.measured[last:]).mean() > math.log(target)
+    return bool(one.censored != "right" and one.step < log.curve.steps[last] and late)

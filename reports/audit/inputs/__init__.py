@@ -1,0 +1,1 @@
+"""Claim files and the logs that a claim is judged on."""

@@ -1,0 +1,168 @@
+"""A claim as a file: what is said to be how much faster than what, and what would decide it.
+
+    [claim]
+    name = "self-flow-2.8x"
+    candidate = "self_flow"      # a method, as in the column or the record
+    baseline = "repa"
+    metric = "fid"
+    target = "baseline@400000"   # or a number
+    axis = "steps"               # steps, images, flops, seconds, gpu_seconds
+    factor = 2.8
+    kind = "at_least"            # or "equal"
+    tolerance = 0.10
+    confidence = 0.95
+    min_pairs = 3
+
+Several claims are `[[claim]]`. What was spent on tuning an arm may be told beside them, or in the `study.toml` of the runs:
+
+    [tuning.self_flow]
+    trials = 20
+    flops = 1.2e18
+    seeds = [100, 101]
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from harness.config.spec import canonical, read_toml
+from harness.errors import UserError
+
+Axis = Literal["steps", "images", "flops", "seconds", "gpu_seconds"]
+AT_STEP = re.compile(r"baseline@([1-9][0-9]*(?:_[0-9]+)*)")
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Claim(Section):
+    """One claimed speed-up."""
+
+    name: str = Field(min_length=1)
+    candidate: str = Field(min_length=1)
+    baseline: str = Field(min_length=1)
+    metric: str = Field(min_length=1)
+    """Positive, and better when lower."""
+    target: float | str
+    """A value of the metric, or `baseline@STEP`: what the baseline has at that step, the median over its seeds."""
+    axis: Axis = "steps"
+    factor: float = Field(gt=0)
+    kind: Literal["at_least", "equal"] = "at_least"
+    tolerance: float = Field(0.10, ge=0, le=1)
+    """A claim of `at_least` c holds from c / (1 + tolerance); one of `equal` c up to c (1 + tolerance) too."""
+    confidence: float = Field(0.95, ge=0.5, lt=1)
+    min_pairs: int = Field(3, ge=2)
+
+    @property
+    def low(self) -> float:
+        """The smallest factor that fulfils the claim."""
+        return self.factor / (1 + self.tolerance)
+
+    @property
+    def high(self) -> float:
+        """The largest factor that fulfils the claim."""
+        return self.factor * (1 + self.tolerance) if self.kind == "equal" else float("inf")
+
+    @property
+    def step(self) -> int | None:
+        """STEP of `baseline@STEP`; None for a target that is a number."""
+        return int(AT_STEP.fullmatch(self.target)[1]) if isinstance(self.target, str) else None
+
+    @field_validator("target")
+    @classmethod
+    def _check_target(cls, target: float | str) -> float | str:
+        if not (AT_STEP.fullmatch(target) if isinstance(target, str) else target > 0):
+            raise ValueError('expected a number above 0 or "baseline@STEP", as in "baseline@400000"')
+        return target
+
+    @model_validator(mode="after")
+    def _check_arms(self) -> Claim:
+        if self.candidate == self.baseline:
+            raise ValueError(
+                f"candidate and baseline are both '{self.candidate}'; for a method against itself: "
+                "flowrace audit selftest"
+            )
+        return self
+
+
+class Tuning(Section):
+    """What was spent on choosing the settings of an arm; None where it is not told."""
+
+    trials: int | None = Field(None, ge=0)
+    flops: float | None = Field(None, ge=0)
+    seeds: tuple[int, ...] = ()
+
+
+def claim_hash(claim: Claim) -> str:
+    """12 hex digits of the sha256 of the canonical JSON: the same for the same claim, however its file is laid out."""
+    return hashlib.sha256(canonical(claim).encode()).hexdigest()[:12]
+
+
+def read_claims(file: Path) -> list[Claim]:
+    """The claims of a TOML file; raises `UserError` naming the file, the key, its value and what is allowed."""
+    table = read_toml(file)
+    for key in table.keys() - {"claim", "tuning"}:
+        raise UserError(
+            f"{file}: unknown table '{key}' (known: claim, tuning).{_hint(key, ['claim', 'tuning'])}"
+        )
+    claims = table.get("claim")
+    rows = claims if isinstance(claims, list) else [claims]
+    if not claims or not all(isinstance(row, Mapping) for row in rows):
+        raise UserError(f"{file} holds no claim: expected a table [claim], or several [[claim]]")
+    found = [_validated(Claim, row, f"{file}: claim") for row in rows]
+    names = [claim.name for claim in found]
+    if len(set(names)) < len(names):
+        raise UserError(f"{file}: two claims have one name; give each its own ({', '.join(names)})")
+    return found
+
+
+def read_tuning(tables: Iterable[tuple[Path, Mapping[str, Any]]]) -> dict[str, Tuning]:
+    """By method, from the `[tuning]` of each of these TOML tables; a later one wins."""
+    found: dict[str, Tuning] = {}
+    for file, table in tables:
+        tuning = table.get("tuning", {})
+        if not isinstance(tuning, Mapping) or not all(isinstance(row, Mapping) for row in tuning.values()):
+            raise UserError(f"{file}: tuning is told by method, as in [tuning.repa] trials = 20")
+        found |= {name: _validated(Tuning, row, f"{file}: tuning.{name}") for name, row in tuning.items()}
+    return found
+
+
+def _validated(model: type[BaseModel], row: Mapping[str, Any], where: str) -> Any:
+    """Validated as JSON: whole numbers may stand for others, lists for tuples; nothing else is coerced."""
+    try:
+        return model.model_validate_json(json.dumps(row, default=str))
+    except ValidationError as error:
+        known = sorted(model.model_fields)
+        raise UserError("; ".join(_sentence(detail, known, where) for detail in _errors(error))) from error
+
+
+def _errors(error: ValidationError) -> list[Mapping[str, Any]]:
+    """One for each key: what is a number or a text fails as both."""
+    return list({detail["loc"][:1]: detail for detail in reversed(error.errors())}.values())[::-1]
+
+
+def _sentence(detail: Mapping[str, Any], known: Sequence[str], where: str) -> str:
+    key = str(detail["loc"][0]) if detail["loc"] else ""
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "extra_forbidden":
+        return f"{where}: unknown key '{key}' (known: {', '.join(known)}).{_hint(key, known)}"
+    if detail["type"] == "missing":
+        return f"{where}: {key} is missing"
+    if not key:
+        return f"{where}: {message}"
+    value = json.dumps(detail["input"], default=str)
+    return f"{where}: {key} = {value}: {message[0].lower()}{message[1:]}"
+
+
+def _hint(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" Did you mean '{near[0]}'?" if near else ""

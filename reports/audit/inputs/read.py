@@ -1,0 +1,126 @@
+"""Runs as an audit sees them, wherever they were logged: run directories, a tidy CSV (tidy.py) or MLflow (tracked.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UserError
+from harness.records.record import Record, find_records
+from reports.audit.inputs.claim import Claim
+from reports.audit.inputs.csv_curves import read_tidy
+from reports.audit.inputs.mlflow_runs import read_tracked
+from reports.audit.inputs.run_log import FREE, Arms, Log, Logs, Progress, Told, by_seed, gathered
+from reports.race import study_folder as studies
+from reports.race.arms import Arm, arms_of, find_arm, flatten
+from reports.race.comparability import hardware
+from reports.race.protocols import protocols_of
+from reports.stats.curves import costs_of, curve_of
+
+SCHEMES = ("sqlite://", "http://", "https://")
+
+
+def read_logs(sources: Sequence[str], claim: Claim, progress: Progress = iter) -> Logs:
+    """The runs of a claim's two arms; see `read_arms`."""
+    arms = read_arms(sources, (claim.baseline, claim.candidate), claim.metric, progress)
+    return Logs(arms.runs[claim.baseline], arms.runs[claim.candidate], arms.notes, arms.unseen)
+
+
+def read_arms(sources: Sequence[str], names: Sequence[str], metric: str, progress: Progress = iter) -> Arms:
+    """The runs of these methods that ended, in these sources: folders of run directories, CSV files, MLflow stores.
+
+    Raises `UserError` for a source that cannot be read, a method or a metric that is not in it, and a seed told twice.
+    """
+    stores = [source for source in sources if source.startswith(SCHEMES)]
+    files = [source for source in sources if source not in stores and Path(source).is_file()]
+    folders = [Path(source) for source in sources if source not in stores and source not in files]
+    for folder in folders:
+        if not folder.exists():
+            raise UserError(
+                f"no such file or folder: {folder} (expected run directories, a CSV, or an MLflow store: "
+                "sqlite:///mlflow.db)"
+            )
+    found = [read_tidy(Path(file), names, metric) for file in files]
+    found += [read_tracked(store, names, metric, progress) for store in stores]
+    found += [read_records(folders, names, metric, progress)] if folders else []
+    runs = {name: by_seed(log for part in found for log in part.runs[name].values()) for name in names}
+    notes = tuple(note for part in found for note in part.notes)
+    return Arms(runs, notes, tuple(note for part in found for note in part.unseen))
+
+
+def read_records(
+    folders: Sequence[Path], names: Sequence[str], metric: str, progress: Progress = iter
+) -> Arms:
+    """From run directories. Of a folder with a plan only the planned runs count."""
+    records, unplanned = studies.by_plan(find_records(*folders), folders)
+    if not records:
+        raise UserError(f"no runs in {', '.join(map(str, folders))}: a run is a folder with a spec.toml")
+    arms = arms_of(records)
+    chosen = {name: find_arm(arms, name, "method") for name in names}
+    if len({id(arm) for arm in chosen.values()}) < len(chosen):
+        raise UserError(f"{' and '.join(names)} are one arm")
+    ids, planned = {record.id for record in records}, [run.id for run in studies.read_plan(folders)]
+    missing = sum(run not in ids for run in planned)
+    notes = [f"{missing} planned runs are missing."] if missing else []
+    notes += [f"Not in the plan, so left out: {', '.join(run.id for run in unplanned)}."] if unplanned else []
+    runs = [(name, *run) for name, arm in chosen.items() for run in arm.runs.items()]
+    told = [_told(name, chosen[name], seed, run, metric) for name, seed, run in progress(runs)]
+    if not any(one.log for one in told):
+        known = {name for arm in chosen.values() for run in arm.runs.values() for name in _metrics(run)}
+        raise UserError(
+            f"no finished run of {' or '.join(names)} was evaluated by '{metric}' (evaluated: "
+            f"{', '.join(sorted(known)) or 'nothing'})"
+        )
+    return gathered(told, names, notes)
+
+
+def _told(name: str, arm: Arm, seed: int, record: Record, metric: str) -> Told:
+    """Its events are let go: hundreds of runs fill a memory."""
+    failed, who = record.status == "failed", f"{arm.label} seed {seed}"
+    if not failed and record.status != "done":
+        why = f"{who} is {record.status}, so it counts in no number ({record.id})."
+        return Told(name, seed, False, None, why)
+    run = Record(record.path)
+    curve = curve_of(run, metric)
+    if curve is None:
+        why = "failed before its first evaluation" if failed else "was never evaluated"
+        return Told(name, seed, failed, None, f"{who} {why} by {metric} ({record.id}).")
+    began, ended = _times(run)
+    starts = [start.get("evaluation", {}) for start in run.environment]
+    log = Log(
+        arm.label,
+        seed,
+        str(record.path),
+        curve,
+        costs_of(run),
+        _protocols(run, metric),
+        tuple(hardware(run)),
+        {path: value for path, value in arm.fields.items() if not path.startswith(("method.", "eval."))},
+        began,
+        ended,
+        any(metric in start.get("aligned", ()) for start in starts),
+        failed,
+    )
+    note = f"{who} failed: not arrived from its last evaluation on ({record.id})." if failed else ""
+    return Told(name, seed, failed, log, note)
+
+
+def _protocols(record: Record, metric: str) -> dict[str, Mapping[str, Any]]:
+    """Hash -> fields, of the evaluations that have the metric; from the spec where the record does not tell them."""
+    spec = {key: value for key, value in flatten(record.spec.get("eval", {})).items() if key not in FREE}
+    told = protocols_of(record, metric)
+    return {one: spec if fields == {"hash": one} else flatten(fields) for one, fields in sorted(told.items())}
+
+
+def _times(record: Record) -> tuple[float | None, float | None]:
+    """When a run began and when it can have finished at the earliest: it was at work for the seconds that it booked."""
+    starts = [start["started"] for start in record.environment if "started" in start]
+    if not starts:
+        return None, None
+    booked = sum(record.events[-1].get("seconds", {}).values()) if record.events else 0.0
+    return starts[0], max(starts[-1], starts[0] + 1000 * booked)
+
+
+def _metrics(record: Record) -> list[str]:
+    return sorted({name for event in Record(record.path).of("eval") for name in event["metrics"]})

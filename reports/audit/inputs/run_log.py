@@ -1,0 +1,113 @@
+"""One run as an audit sees it, wherever it was logged, and the two arms of a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from harness.errors import UserError
+from reports.stats.curves import Costs, Curve
+
+FREE = ("every", "batch_size", "grid", "replicates", "weights")
+"""Fields of `eval` that do not change what a value means."""
+Progress = Callable[[Sequence[Any]], Iterable[Any]]
+
+
+@dataclass(frozen=True)
+class Log:
+    """One run of an arm that ended, finished or failed: its curve, what it cost, and what tells whether it may be compared."""
+
+    method: str
+    seed: int
+    source: str
+    """Where it was read, for messages."""
+    curve: Curve
+    costs: Costs
+    """On the axes that were logged."""
+    protocols: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Of its evaluations: name or hash -> fields; empty where none is told, `""` for points that tell none."""
+    machines: tuple[str, ...] = ()
+    """What it ran on; empty where it is not told."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Of training, the method's own left out: equal on an equal footing."""
+    started: float | None = None
+    ended: float | None = None
+    """Milliseconds since 1970."""
+    aligned: bool = False
+    """Whether it was trained towards the very network of the metric."""
+    failed: bool = False
+    """It is known up to its last evaluation, and had not arrived unless it had by then."""
+
+
+@dataclass(frozen=True)
+class Logs:
+    """Both arms of a comparison, by seed."""
+
+    baseline: Mapping[int, Log]
+    candidate: Mapping[int, Log]
+    notes: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
+    """The runs that failed before their first evaluation, each in a sentence."""
+
+    @property
+    def all(self) -> list[Log]:
+        return [*self.baseline.values(), *self.candidate.values()]
+
+    @property
+    def whole(self) -> Logs:
+        """Without the runs that failed."""
+        arms = (
+            {s: log for s, log in arm.items() if not log.failed} for arm in (self.baseline, self.candidate)
+        )
+        return Logs(*arms, self.notes, self.unseen)
+
+
+class Arms(NamedTuple):
+    """The runs of some methods that ended, by method and seed, and what the reader must know of the others."""
+
+    runs: dict[str, dict[int, Log]]
+    notes: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
+
+
+class Told(NamedTuple):
+    """What a source tells of one run: its log, or in a note why it has none."""
+
+    method: str
+    seed: int
+    failed: bool
+    log: Log | None
+    note: str = ""
+
+
+def gathered(told: Sequence[Told], names: Sequence[str], notes: Sequence[str] = ()) -> Arms:
+    """The runs of these methods by seed; a run that failed and was run again to its end is left to that.
+
+    Raises `UserError` for a seed that is told twice.
+    """
+    ended = {(one.method, one.seed) for one in told if one.log is not None and not one.failed}
+    kept, unseen, again = [], [], {}
+    for one in told:
+        if one.failed and (one.method, one.seed) in ended:
+            again[f"{one.method} seed {one.seed} failed before; its finished run counts."] = None
+        elif one.failed and one.log is None:
+            unseen.append(one.note)
+        else:
+            kept.append(one)
+    said = [one.note for one in kept if one.note]
+    runs = {name: by_seed(one.log for one in kept if one.log and one.method == name) for name in names}
+    return Arms(runs, (*notes, *said, *again), tuple(unseen))
+
+
+def by_seed(logs: Iterable[Log]) -> dict[int, Log]:
+    """Raises `UserError` for a seed that is told twice."""
+    found: dict[int, Log] = {}
+    for log in logs:
+        if log.seed in found:
+            raise UserError(
+                f"two runs of {log.method} with seed {log.seed}: {found[log.seed].source} and {log.source}; only one can "
+                "count"
+            )
+        found[log.seed] = log
+    return dict(sorted(found.items()))

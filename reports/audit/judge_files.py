@@ -1,0 +1,38 @@
+"""Claims as files, judged by runs: what `flowrace audit` prints and a report shows on top."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.config.spec import read_toml
+from reports.audit.audit import Audit, audit, family
+from reports.audit.inputs.claim import read_claims, read_tuning
+from reports.audit.inputs.read import read_logs
+from reports.audit.inputs.run_log import Progress
+from reports.audit.register import NAME, read_register, standing
+
+
+def judged(
+    claims: Sequence[Path], sources: Sequence[str], register: Path | None = None, progress: Progress = iter
+) -> list[Audit]:
+    """The claims of these files, judged by the runs of these sources (see `logs.read_arms`) as one family.
+
+    The register is looked for beside each claim where it is not given. Raises `UserError` for a file or a source that cannot
+    be read, and for an arm or a metric that is not in the runs.
+    """
+    tuning = read_tuning(_tables(claims, sources))
+    found = []
+    for file in claims:
+        entries = read_register(register or file.with_name(NAME))
+        for claim in read_claims(file):
+            logs = read_logs(sources, claim, progress)
+            found.append(audit(claim, logs, tuning, standing(claim, entries, logs.all)))
+    return family(found)
+
+
+def _tables(claims: Iterable[Path], sources: Iterable[str]) -> list[tuple[Path, dict[str, Any]]]:
+    """The files that may tell tuning budgets: studies, then claims."""
+    studies = [file for source in sources if (file := Path(source) / "study.toml").is_file()]
+    return [(file, read_toml(file)) for file in (*studies, *claims)]

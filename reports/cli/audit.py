@@ -1,0 +1,291 @@
+"""The commands `flowrace audit`, `audit register`, `audit selftest` and `audit power`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+SOURCES = click.argument("sources", metavar="DIR...", nargs=-1, required=True)
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")
+METRIC = click.option("--metric", help="As in the record or the column. Default: the study's.")
+TARGET = click.option("--target", type=float, help="Default: the study's, else what every run reaches.")
+AXIS = click.option(
+    "--axis",
+    type=click.Choice(["steps", "images", "flops", "seconds", "gpu_seconds"]),
+    default="steps",
+    show_default=True,
+)
+CONFIDENCE = click.option(
+    "--confidence", type=click.FloatRange(0.5, 1, max_open=True), default=0.95, show_default=True
+)
+REGISTER = click.option(
+    "--register",
+    "file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Default: register.jsonl beside the claim.",
+)
+
+
+class AuditGroup(click.Group):
+    """`flowrace audit CLAIM.toml DIR...` is `flowrace audit claim CLAIM.toml DIR...`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        words = [word for word in args if not word.startswith("-")]
+        if words and words[0] not in self.commands:
+            args = ["claim", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(
+    cls=AuditGroup,
+    subcommand_metavar="CLAIM.toml DIR... | COMMAND",
+    epilog="Example: flowrace audit claim.toml runs/digits --json",
+)
+def audit() -> None:
+    """What a claimed speed-up is worth: `flowrace audit CLAIM.toml DIR...` says supported, refuted or inconclusive, and why."""
+
+
+@audit.command(epilog="Example: flowrace audit claim.toml curves.csv")
+@click.argument("words", metavar="CLAIM.toml... DIR|CSV|URI...", nargs=-1, required=True)
+@REGISTER
+@JSON
+def claim(words: tuple[str, ...], file: Path | None, as_json: bool) -> None:
+    """Judge claims by runs (the default command).
+
+    Runs are run directories or folders of them, a CSV (method, seed, step, metric, value; optional images, flops, seconds,
+    gpu_seconds, protocol), or an MLflow store (sqlite:///mlflow.db, or http on this machine; #NAME for one experiment).
+    Several claims are one family: their verdicts are shown raw and adjusted (Holm). Exit code 0 whatever the verdict.
+    """
+    from reports.audit.judge_files import judged
+    from reports.cli.audit_card import as_json as told
+    from reports.cli.audit_card import print_cards
+
+    found = judged(*_split(words), file, _progress)
+    if as_json:
+        rows = [told(one) for one in found]
+        click.echo(json.dumps(rows[0] if len(rows) == 1 else {"claims": rows}, indent=1, allow_nan=False))
+    else:
+        print_cards(found)
+
+
+@audit.command(epilog="Example: flowrace audit register claim.toml")
+@click.argument("claims", metavar="CLAIM.toml...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@REGISTER
+@JSON
+def register(claims: tuple[Path, ...], file: Path | None, as_json: bool) -> None:
+    """Freeze claims before their runs begin: hash and UTC time, in a file that is only appended to.
+
+    Commit that file, or send the hash to somebody: a register that never left its author proves nothing.
+    """
+    from reports.audit.inputs.claim import read_claims
+    from reports.audit.register import NAME
+    from reports.audit.register import register as append
+
+    found = [one for source in claims for one in append(file or source.with_name(NAME), read_claims(source))]
+    if as_json:
+        rows = [{"hash": e.hash, "name": e.name, "time": e.time, "new": new} for e, new in found]
+        click.echo(json.dumps({"claims": rows}, indent=1))
+        return
+    for entry, new in found:
+        click.echo(f"{entry.hash}  {entry.time}  {entry.name}{'' if new else '  (registered before)'}")
+
+
+@audit.command(epilog="Example: flowrace audit selftest runs/digits --method flow")
+@SOURCES
+@click.option("--method", help="Default: the study's baseline, else flow.")
+@METRIC
+@TARGET
+@AXIS
+@CONFIDENCE
+@JSON
+def selftest(
+    sources: tuple[str, ...],
+    method: str | None,
+    metric: str | None,
+    target: float | None,
+    axis: str,
+    confidence: float,
+    as_json: bool,
+) -> None:
+    """Race a baseline against itself on disjoint seeds: the noise floor of this installation.
+
+    The interval must contain 1; its half width is what two arms of so many seeds must differ by to be told apart.
+    """
+    from reports.audit.selftest import selftest as test
+    from reports.race.verdict import factor, interval
+
+    name, arms, value = _runs(sources, [method], metric, target)
+    found = test(arms[name], axis, value, confidence)
+    gain = found.gain
+    if as_json:
+        row = {
+            "method": found.method,
+            "target": value,
+            "axis": axis,
+            "seeds": found.seeds,
+            "holds": found.holds,
+        }
+        ends = {
+            "speedup": gain.estimate,
+            "low": gain.low or None,
+            "high": _finite(gain.high),
+            "noise_floor": found.floor,
+        }
+        click.echo(json.dumps(row | ends, indent=1))
+        return
+    click.echo(
+        f"{name} against itself, seeds {_list(found.seeds[0])} and {_list(found.seeds[1])}, to {value:g} in {axis}"
+    )
+    if found.holds is None:
+        click.echo(
+            "no interval: no two runs have times on both sides; choose a target that every run crosses"
+        )
+        return
+    said = f"{factor(gain.estimate)}x {interval(gain.low, gain.high)}"
+    click.echo(
+        f"speed-up {said} ({100 * confidence:g} %): {'contains 1' if found.holds else 'DOES NOT CONTAIN 1'}"
+    )
+    if found.floor:
+        click.echo(f"noise floor: a factor of {factor(found.floor)}")
+
+
+@audit.command(epilog="Example: flowrace audit power runs/pilot --method flow --candidate repa --factor 1.2")
+@SOURCES
+@click.option("--method", help="Default: the study's baseline, else flow.")
+@click.option("--candidate", help="A second method on the same seeds: the spread is then that of pairs.")
+@METRIC
+@TARGET
+@AXIS
+@click.option(
+    "--factor", "wanted", type=click.FloatRange(0, min_open=True), help="The speed-up to be told from 1."
+)
+@CONFIDENCE
+@JSON
+def power(
+    sources: tuple[str, ...],
+    method: str | None,
+    candidate: str | None,
+    metric: str | None,
+    target: float | None,
+    axis: str,
+    wanted: float | None,
+    confidence: float,
+    as_json: bool,
+) -> None:
+    """What 2 to 20 seeds can tell with 80 % power, from pilot runs, before any GPU-hour is spent."""
+    from reports.audit.pilot import pilot, seeds_for
+
+    _, arms, value = _runs(sources, [method, *([candidate] if candidate else [])], metric, target)
+    found = pilot(arms, axis, value, confidence)
+    needed = seeds_for(wanted, found.spread, confidence) if wanted else None
+    if as_json:
+        rows = [
+            {"n": n, "factor": f, "low": low, "high": high} for n, (f, low, high) in found.detectable.items()
+        ]
+        spread = {
+            "sd": found.spread.sd,
+            "low": found.spread.low,
+            "high": found.spread.high,
+            "n": found.spread.n,
+        }
+        about = {"arms": found.arms, "target": value, "axis": axis, "paired": found.spread.paired}
+        click.echo(
+            json.dumps(
+                about | {"spread": spread, "detectable": rows, "factor": wanted, "seeds": needed}, indent=1
+            )
+        )
+        return
+    _print_power(found, axis, wanted, needed)
+
+
+def _print_power(found: Any, axis: str, wanted: float | None, needed: int | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from reports.race.verdict import factor
+
+    spread = found.spread
+    what = "pairs" if spread.paired else "seeds an arm, unpaired"
+    click.echo(
+        f"{' against '.join(found.arms)}, to {found.target:g} in {axis}: log ratios spread by {100 * spread.sd:.2g} % "
+        f"[{100 * spread.low:.2g}, {100 * spread.high:.2g}] (n = {spread.n})"
+    )
+    table = Table("n", "factor told from 1", "if the spread is at its ends", box=None, padding=(0, 2, 0, 0))
+    for n, (at, low, high) in found.detectable.items():
+        table.add_row(str(n), f"{factor(at)}x", f"{factor(low)}x to {factor(high)}x")
+    Console(width=80, highlight=False).print(table)
+    click.echo(f"with 80 % power; n is {what}")
+    if wanted:
+        click.echo(f"{wanted:g}x needs {'more than 1000' if needed is None else needed} {what}")
+
+
+def _split(words: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Claim files, and where the runs are."""
+    from harness.errors import UserError
+
+    files = [Path(word) for word in words if word.endswith(".toml") and not Path(word).is_dir()]
+    sources = [word for word in words if Path(word) not in files]
+    if not files:
+        raise UserError(
+            f"no claim among {', '.join(words)}: expected CLAIM.toml DIR..., as in claim.toml runs/digits"
+        )
+    if not sources:
+        raise UserError(
+            f"nothing to judge {files[0]} by: expected CLAIM.toml DIR..., as in {files[0]} runs/digits"
+        )
+    return files, sources
+
+
+def _runs(
+    sources: Sequence[str], methods: Sequence[str | None], metric: str | None, target: float | None
+) -> tuple[str, dict[str, Any], float]:
+    """The first method's name, the runs of all of them, and the target; what is not given comes from the study.
+
+    Raises `UserError` for runs whose values cannot be compared.
+    """
+    from harness.errors import UserError
+    from reports.audit.inputs.read import read_arms
+    from reports.audit.preconditions import protocol
+    from reports.race.study_folder import read_study
+    from reports.stats.curves import reachable
+
+    study = read_study([Path(source) for source in sources])
+    names = [name or study.baseline or "flow" for name in methods]
+    metric = metric or study.metric
+    if metric is None:
+        raise UserError("no study names a metric here; give one: --metric fd:local")
+    if len(set(names)) < len(names):
+        raise UserError(f"--method and --candidate are both '{names[0]}'; see: flowrace audit selftest")
+    arms = read_arms(sources, names, metric, _progress)
+    logs = [log for own in arms.runs.values() for log in own.values()]
+    for name in names:
+        if not arms.runs[name]:
+            raise UserError(f"no finished run of {name} was evaluated by '{metric}'")
+    if reason := protocol(logs):
+        raise UserError(f"values of these runs cannot be compared: {reason.text}")
+    value = target if target is not None else study.target_of(metric)
+    value = reachable([log.curve for log in logs]) if value is None else value
+    if not 0 < value < float("inf"):
+        raise UserError(f"--target {value:g}: expected a number above 0")
+    return names[0], arms.runs, value
+
+
+def _progress(runs: Sequence[Any]) -> Iterable[Any]:
+    """The runs one by one, with a bar on standard error while it lasts; none where that is no terminal."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    return track(runs, "reading", console=console, transient=True, disable=not console.is_terminal)
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or value == float("inf") else value
+
+
+def _list(seeds: Iterable[int]) -> str:
+    return ", ".join(map(str, seeds))

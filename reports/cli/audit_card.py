@@ -1,0 +1,108 @@
+"""An audit as a card in the terminal and as an object for machines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from reports.audit.audit import Audit
+from reports.audit.inputs.claim import claim_hash
+from reports.audit.words import axis_lines, because, censored, claimed, facts, notes, reached
+from reports.stats.curves import AXES
+from reports.stats.speedup import Speedup
+
+COLOURS = {"supported": "green", "refuted": "red", "inconclusive": "yellow"}
+WIDTH = 80
+
+
+def as_json(found: Audit) -> dict[str, Any]:
+    """One object; an end of an interval that is open, and what there is not, is null."""
+    own = found.gain
+    return {
+        "name": found.claim.name,
+        "verdict": found.verdict,
+        "reasons": [str(reason) for reason in found.reasons],
+        "direction": own.direction if own else "unresolved",
+        "axes": {axis: _ends((found.gains or {}).get(axis)) for axis in AXES},
+        "n_pairs": found.n_pairs,
+        "paired": own.paired if own else None,
+        "correlation": own.correlation if own else None,
+        "censored": censored(found),
+        "target": found.target,
+        "detectable_factor": found.detectable,
+        "more_pairs": found.more_pairs,
+        "p": found.p,
+        "adjusted": {"verdict": found.adjusted, "p": found.adjusted_p},
+        "slopes": dict(found.slopes or {}),
+        "first_crossing": _ends(found.first),
+        "dual": _ends(found.dual.gain) | {"step": found.dual.step} if found.dual else None,
+        "by_target": [{"target": target} | _ends(one) for target, one in found.curve],
+        "reached": reached(found),
+        "claim_hash": claim_hash(found.claim),
+        "registration": found.standing,
+        "notes": notes(found),
+    }
+
+
+def print_cards(audits: Sequence[Audit]) -> None:
+    """One card a claim, and for a family the table of raw and adjusted verdicts; 80 columns wide into a pipe."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=WIDTH)
+    parts = [card(found) for found in audits] + ([_family(audits)] if len(audits) > 1 else [])
+    with console.capture() as captured:
+        for part in parts:
+            console.print(part)
+    console.out("\n".join(line.rstrip() for line in captured.get().splitlines()), highlight=False)
+
+
+def card(found: Audit) -> RenderableType:
+    """What was claimed, the verdict and why, the axes, and the notes."""
+    parts: list[RenderableType] = [
+        Text(found.claim.name, style="bold"),
+        Text(f'"{claimed(found)}"'),
+        Text.assemble((found.verdict.upper(), f"bold {COLOURS[found.verdict]}"), f"  {because(found)}"),
+        Padding(_axes(found), (1, 0)),
+        *(Text(line) for line in facts(found)),
+        *(_item(note) for note in notes(found)),
+        Text(""),
+    ]
+    return Group(*parts)
+
+
+def _axes(found: Audit) -> Table:
+    table = Table("", "speed-up", "interval", "", box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for line in axis_lines(found):
+        name = Text(line.name + " *" * line.claimed, style="bold" if line.claimed else "")
+        table.add_row(name, line.speedup, line.interval, line.direction)
+    return table
+
+
+def _ends(gain: Speedup | None) -> dict[str, float | None]:
+    if gain is None:
+        return {"speedup": None, "low": None, "high": None}
+    high = None if gain.high is None or math.isinf(gain.high) else gain.high
+    return {"speedup": gain.estimate, "low": gain.low or None, "high": high}
+
+
+def _family(audits: Sequence[Audit]) -> Table:
+    table = Table(
+        "claim", "raw", "p", "adjusted", "p (Holm)", box=None, padding=(0, 2, 0, 0), header_style="dim"
+    )
+    for found in audits:
+        row = (found.verdict, f"{found.p:.2g}", found.adjusted or "", f"{found.adjusted_p:.2g}")
+        table.add_row(Text(found.claim.name), *row)
+    return table
+
+
+def _item(note: str) -> Table:
+    """Its lines hang behind the dash."""
+    item = Table.grid(padding=(0, 1, 0, 0))
+    item.add_row("-", Text(note))
+    return item

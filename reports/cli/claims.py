@@ -1,0 +1,202 @@
+"""The command `flowrace claims`: what is published, where it stands, and where it does not agree."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import json
+import shutil
+import sys
+import textwrap
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from reports.literature.check import Finding
+    from reports.literature.entries import Number
+
+FILTERS = {
+    "paper": "Key of a paper: sf, repa, sra, as, sit, haste, reg, user, ...",
+    "method": "As flowrace calls it (self_flow) or as printed (Self-Flow).",
+    "metric": "FID, IS, FVD, ...",
+    "model": "SiT-XL/2, SiT-B/2, FLUX.2-625M, ...",
+    "status": "table, text, abstract, figure_estimate, secondary, press or user_report.",
+    "dataset": "ImageNet-256, ...",
+}
+COLUMNS = (
+    "value",
+    "metric",
+    "method",
+    "model",
+    "data set",
+    "steps",
+    "protocol",
+    "printed in",
+    "status",
+    "id",
+)
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")
+FOLDER = click.option(
+    "--claims",
+    "folder",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="A folder of your own claims (*.toml), read on top of those that come with flowrace.",
+)
+
+
+def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
+    for name, text in reversed(FILTERS.items()):
+        command = click.option(f"--{name}", help=text)(command)
+    return command
+
+
+@click.group(
+    invoke_without_command=True,
+    epilog="Example: flowrace claims --method self_flow --metric FID --model SiT-XL/2",
+)
+@_filters
+@FOLDER
+@AS_JSON
+@click.option("--csv", "as_csv", is_flag=True, help="Print a CSV with every field.")
+@click.pass_context
+def claims(
+    context: click.Context, folder: Path | None, as_json: bool, as_csv: bool, **wanted: str | None
+) -> None:
+    """List the published numbers that flowrace knows, each with its source and protocol; or check them against each other."""
+    context.obj = folder
+    if context.invoked_subcommand:
+        if as_json or as_csv or any(wanted.values()):
+            raise click.UsageError(f"options of the list do not go with '{context.invoked_subcommand}'")
+        return
+    if as_json and as_csv:
+        raise click.UsageError("--json or --csv, not both")
+    from reports.literature.database import load_desk, select
+
+    numbers = select(load_desk(folder).numbers, **wanted)
+    if as_json:
+        click.echo(json.dumps({"numbers": [number.model_dump() for number in numbers]}, indent=1))
+    elif as_csv:
+        _print_csv(numbers)
+    else:
+        _print_table(numbers)
+
+
+@claims.command(epilog="Example: flowrace claims show sf.claim.7M-400k-143k")
+@click.argument("name", metavar="ID")
+@FOLDER
+@AS_JSON
+@click.pass_obj
+def show(above: Path | None, name: str, folder: Path | None, as_json: bool) -> None:
+    """One number: every field, and what was found about it."""
+    from harness.errors import UserError
+    from reports.literature.check import check as check_desk
+    from reports.literature.compare import shown
+    from reports.literature.database import load_desk
+
+    desk = load_desk(folder or above)
+    if name not in desk.by_id:
+        near = [known for known in desk.by_id if known.startswith(name)]
+        near = near or difflib.get_close_matches(name, desk.by_id, n=1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        raise UserError(f"no published number has the id '{name}'.{hint} See: flowrace claims")
+    number = desk.by_id[name]
+    about = [finding for finding in check_desk(desk) if name in finding.ids]
+    if as_json:
+        click.echo(json.dumps(number.model_dump() | {"findings": [asdict(one) for one in about]}, indent=1))
+        return
+    for field, value in (number.model_dump() | {"value": shown(number)}).items():
+        if value not in (None, ""):
+            click.echo(f"{field:<9} {value}")
+    for finding in about:
+        _print_finding(finding)
+
+
+@claims.command(epilog="Example: flowrace claims check --rule arithmetic --rule across-benchmarks")
+@click.option("--rule", "rules", multiple=True, help="Only findings of this rule; may be repeated.")
+@FOLDER
+@AS_JSON
+@click.pass_obj
+def check(above: Path | None, rules: tuple[str, ...], folder: Path | None, as_json: bool) -> None:
+    """Find what does not agree.
+
+    Stated ratios recomputed, ratios carried from one benchmark to another, numbers under different protocols set side by
+    side, baselines with several values, margins of single trainings within the known spread, prose against figures.
+
+    A finding is no error: the exit code is 0 whatever is found.
+    """
+    from harness.errors import unknown
+    from reports.literature.check import RULES
+    from reports.literature.check import check as check_desk
+    from reports.literature.database import load_desk
+
+    for rule in rules:
+        if rule not in RULES:
+            raise unknown("rule", rule, RULES, see="flowrace claims check --help")
+    desk = load_desk(folder or above)
+    found = [finding for finding in check_desk(desk) if not rules or finding.rule in rules]
+    if as_json:
+        click.echo(json.dumps({"findings": [asdict(finding) for finding in found]}, indent=1))
+        return
+    tally = Counter(finding.severity for finding in found)
+    words = ", ".join(_counted(n, kind) for kind, n in tally.items())
+    click.echo(f"{len(desk.numbers)} published numbers; {words or 'nothing found'}")
+    for finding in found:
+        _print_finding(finding)
+
+
+def _counted(n: int, severity: str) -> str:
+    if severity == "holds":
+        return f"{n} stated ratio{'s hold' if n > 1 else ' holds'}"
+    return f"{n} {severity}{'s' if n > 1 else ''}"
+
+
+def _print_finding(finding: Finding) -> None:
+    """A heading, the sentence, the sources; wrapped in a terminal, one line each into a pipe."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
+    click.echo(f"\n{finding.severity} ({finding.rule})")
+    for text in (finding.text, *(f"- {source}" for source in finding.sources)):
+        click.echo(textwrap.fill(text, width, initial_indent="  ", subsequent_indent="    "))
+
+
+def _print_csv(numbers: Sequence[Number]) -> None:
+    from reports.literature.entries import Number
+
+    writer = csv.DictWriter(sys.stdout, fieldnames=list(Number.model_fields), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(number.model_dump() for number in numbers)
+
+
+def _print_table(numbers: Sequence[Number]) -> None:
+    """One row a number; a terminal too narrow for that gets two lines each."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*COLUMNS, box=box.SIMPLE_HEAD, pad_edge=False)
+    rows = [_cells(number) for number in numbers]
+    for row in rows:
+        table.add_row(*(Text(text) for text in row))
+    console = Console()
+    natural = Console(width=10_000).measure(table).maximum
+    if console.is_terminal and natural > console.width:
+        for value, metric, *parts, name in rows:
+            click.echo(name)
+            line = f"{metric} {value}: {', '.join(part for part in parts if part)}"
+            click.echo(textwrap.fill(line, console.width, initial_indent="  ", subsequent_indent="  "))
+    else:
+        Console(width=natural).print(table)
+    click.echo(f"{len(numbers)} published number{'' if len(numbers) == 1 else 's'}")
+
+
+def _cells(number: Number) -> tuple[str, ...]:
+    from reports.literature.compare import count, place, protocol, shown
+
+    plain = (number.metric, number.method, number.model, number.dataset, count(number.steps))
+    return (shown(number), *plain, protocol(number), place(number), number.status, number.id)

@@ -1,0 +1,70 @@
+"""The commands `flowrace report` and `flowrace report diff`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from reports.cli.options import race_options
+from reports.cli.report_diff import diff
+
+
+class OrDiff(click.Command):
+    """A command on folders, with one sub-command: `diff` as the first word is that one (a folder of this name is `./diff`)."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        if args[:1] == ["diff"]:
+            return diff.make_context(f"{info_name} diff", args[1:], parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        return super().invoke(ctx) if ctx.command is self else ctx.command.invoke(ctx)
+
+
+@click.command(
+    cls=OrDiff,
+    epilog="Example: flowrace report runs/digits -o report.html --target 12. See also: flowrace report diff --help",
+)
+@race_options
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("report.html"),
+    show_default=True,
+    help="The page; three CSV files are written beside it.",
+)
+@click.option(
+    "--claim",
+    "claims",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="A claim (TOML) to audit on these runs; its verdict comes first on the page. Several may be given.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")
+def report(directories: tuple[Path, ...], output: Path, as_json: bool, **asked: Any) -> None:
+    """Report on run directories, or folders of them: who reached the target first, and how sure that is.
+
+    One self-contained HTML file that opens offline, and its numbers as CSV. Needs no torch.
+    """
+    from reports.audit.words import because, claimed
+    from reports.cli.audit_card import as_json as told
+    from reports.pages.page import write_report
+    from reports.pages.report_json import to_json
+
+    done = write_report(list(directories), output, **asked)
+    if as_json:
+        claims = [told(one) for one in done.claims]
+        click.echo(to_json(done.race, dict(done.verdict), list(done.caveats), claims, str(done.html)))
+        return
+    for one in done.claims:
+        click.echo(f"{one.verdict.upper()}: {claimed(one)} ({because(one)})")
+    click.echo(done.headline)
+    for note in done.caveats:
+        click.echo(f"- {note}")
+    click.echo(done.html)

@@ -1,0 +1,254 @@
+"""The pictures of a race: convergence with times to target, speed-ups, cost by phase. Drawn for wide and for narrow pages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from harness.records.record import TRAINING_PHASES
+from reports.figures import chart_data as charts
+from reports.figures.chart_data import allowance, mean_band, spent, thin
+from reports.figures.layout import faintness, fill, padded, ticks, width_name
+from reports.figures.strips import ROW, Row, draw_dots, draw_strip, set_log_ticks
+from reports.figures.svg import ARMS, DASHES, INK, MUTED, PAPER, Picture, style
+from reports.pages.tables import digits, quantity, said_gain, unit_of
+from reports.race.race import Race
+from reports.race.run import Run
+from reports.race.verdict import goal
+from reports.stats.speedup import Speedup, Time
+
+AXIS_NAMES = {
+    "steps": "steps",
+    "images": "images",
+    "flops": "training FLOPs",
+    "seconds": "training time",
+    "gpu_seconds": "device time",
+}
+PHASES = dict(
+    zip(TRAINING_PHASES, ("#9a9aa3", "#3b6ea5", "#c98a2b", "#7a9a3a", "#8f6a95", "#c2605a"), strict=True)
+)
+BAR = 0.5
+"""Height of a bar of the cost figure with its label, inches."""
+POINTS = 3_000
+"""Of all measured curves of one printed figure."""
+MEAN_POINTS = 900
+"""Of all mean curves of one printed figure, at most an eighth for each."""
+FEW = 60
+"""Evaluations of a run up to which each is marked by a dot."""
+
+
+def convergence(race: Race, axis: str, width: float) -> Picture:
+    """Every seed (thin), the mean of the fits (bold), the target, the crossings; below, times to target with intervals."""
+    size, unit = unit_of(axis, max(run.costs.budget(axis) for run in race.runs if run.curve))
+    rows, (limits, reach) = time_rows(race, axis, size), _limits(race, axis, size)
+    heights = [0.42 * width + 0.5, ROW * len(rows) + 0.25][: 2 if rows else 1]
+    with style():
+        figure = Figure(figsize=(width, sum(heights) + 0.75))
+        panels = figure.subplots(len(heights), sharex=True, height_ratios=heights, squeeze=False)[:, 0]
+        top, bottom = panels[0], panels[-1]
+        top.set(xscale="log", yscale="log", xlim=limits, ylim=reach, ylabel=f"{race.metric}, log scale")
+        for index, arm in enumerate(race.arms):
+            most = allowance(race, POINTS), max(MEAN_POINTS // max(len(race.arms), 8), 30)
+            _draw_arm(top, race.of(arm.label), index, axis, size, most, faintness(len(race.arms)))
+        if race.target is not None:
+            _draw_target(top, race, axis, size)
+        if rows:
+            draw_strip(bottom, rows, limits)
+        set_log_ticks(top.yaxis, reach, 7)
+        set_log_ticks(bottom.xaxis, limits, ticks(width))
+        bottom.set_xlabel(f"{AXIS_NAMES[axis]}{f' ({unit})' if unit else ''}, log scale")
+        top.grid(True, axis="y")
+        fill(figure, left=0.62, hspace=0.06)
+        return Picture(
+            figure,
+            f"convergence-{axis}-{width_name(width)}",
+            f"{race.metric} against {AXIS_NAMES[axis]} by arm",
+        )
+
+
+def forest(race: Race, width: float) -> Picture:
+    """Speed-up over the baseline with its interval, by axis and candidate."""
+    rows = [row for axis in race.axes for row in _gain_rows(race, axis)]
+    with style():
+        figure = Figure(figsize=(width, ROW * len(rows) + 0.7))
+        draw_gains(figure.subplots(), rows, width, race.baseline)
+        fill(figure, left=0.12)
+        return Picture(
+            figure, f"speedup-{width_name(width)}", f"speed-ups over {race.baseline} with intervals"
+        )
+
+
+def targets(race: Race, axis: str, gains: Mapping[str, Sequence[Speedup]], width: float) -> Picture:
+    """Speed-up over the baseline with its interval (`charts.gains_by_target`), as the target falls from easy to hard."""
+    at = charts.targets(race)
+    ends = [g for own in gains.values() for gain in own for g in (gain.estimate, gain.low, gain.high)]
+    reach = padded([end for end in ends if end and math.isfinite(end)] + [1.0])
+    with style():
+        figure = Figure(figsize=(width, 0.36 * width + 0.7))
+        axes = figure.subplots()
+        axes.axhline(1, color=MUTED, linewidth=0.8)
+        axes.set(xscale="log", yscale="log", xlim=padded(at)[::-1], ylim=reach)
+        for index, arm in enumerate(race.arms):
+            _draw_gains(axes, at, gains.get(arm.label, ()), index, faintness(len(gains)))
+        if race.target is not None:
+            axes.axvline(race.target, color=INK, linewidth=0.7, dashes=(3, 2))
+        set_log_ticks(axes.yaxis, reach, 7, "{:g}×")
+        set_log_ticks(axes.xaxis, padded(at), ticks(width))
+        axes.set(
+            xlabel=f"target {race.metric}, harder to the right, log scale",
+            ylabel=f"speed-up in {AXIS_NAMES[axis]}",
+        )
+        axes.grid(True, axis="y")
+        fill(figure, left=0.62)
+        return Picture(
+            figure, f"targets-{axis}-{width_name(width)}", f"speed-up in {AXIS_NAMES[axis]} by target"
+        )
+
+
+def cost(race: Race, width: float) -> Picture:
+    """Seconds of one training step by phase, mean over the runs of an arm."""
+    means = {arm.label: phase_seconds(race.of(arm.label)) for arm in race.arms}
+    means = {label: phases for label, phases in means.items() if phases}
+    size, unit = unit_of("seconds", max(sum(phases.values()) for phases in means.values()))
+    with style():
+        figure = Figure(figsize=(width, BAR * len(means) + 0.55))
+        axes = figure.subplots()
+        for y, (label, phases) in enumerate(means.items()):
+            _draw_bar(axes, y, {phase: seconds / size for phase, seconds in phases.items()})
+            look = {"transform": axes.get_yaxis_transform(), "va": "bottom", "fontsize": 8}
+            axes.text(0, y - 0.26, label, **look)
+            axes.text(1, y - 0.26, f"{digits(sum(phases.values()) / size)} {unit}", ha="right", **look)
+        axes.set(ylim=(len(means) - 0.6, -0.75), yticks=[], xlabel=f"time of one training step ({unit})")
+        axes.spines["left"].set_visible(False)
+        fill(figure, left=0.12)
+        return Picture(
+            figure, f"cost-{width_name(width)}", "time of one training step by phase, for each arm"
+        )
+
+
+def time_rows(race: Race, axis: str, size: float) -> list[Row]:
+    """Times to target of each arm in units of `size`, for a strip; an arm that never got there has dots only."""
+    rows = []
+    for index, arm in enumerate(race.arms):
+        time, gain = race.times.get((axis, arm.label)), race.speedups.get((axis, arm.label))
+        if time is None:
+            continue
+        dots = tuple(Time(t.value / size, t.censored) for t in _times(race, arm.label, axis))
+        said = ("> " if time.right == time.n else "") + quantity(axis, time.estimate) + said_gain(gain)
+        if time.right == time.n:
+            rows.append(Row(arm.label, index, said, dots=dots))
+            continue
+        low, high = (None if end is None else end / size for end in (time.low, time.high))
+        rows.append(Row(arm.label, index, said, time.estimate / size, low, high, dots))
+    return rows
+
+
+def phase_seconds(runs: Sequence[Run]) -> dict[str, float]:
+    """Seconds for each training phase and step, mean over runs; empty when no run has a line."""
+    last = [run.record.of("train")[-1] for run in runs if run.record.of("train")]
+    return {
+        phase: float(np.mean([event["seconds"].get(phase, 0.0) / event["step"] for event in last]))
+        for phase in TRAINING_PHASES
+        if any(event["seconds"].get(phase) for event in last)
+    }
+
+
+def gain_row(label: str, index: int, gain: Speedup) -> Row:
+    """A speed-up as a row of a strip, open where its interval contains 1."""
+    resolved = gain.direction != "unresolved"
+    return Row(
+        label, index, said_gain(gain).lstrip(" ·"), gain.estimate, gain.low, gain.high, resolved=resolved
+    )
+
+
+def draw_gains(axes: Axes, rows: Sequence[Row], width: float, baseline: str) -> None:
+    """Rows of speed-ups on a log scale of factors, with a line at 1."""
+    limits = padded(
+        [v for row in rows for v in (row.estimate, row.low, row.high) if v and math.isfinite(v)] + [1.0]
+    )
+    axes.axvline(1, color=MUTED, linewidth=0.8)
+    draw_strip(axes, rows, limits)
+    set_log_ticks(axes.xaxis, limits, ticks(width), "{:g}×")
+    axes.set_xlabel(f"speed-up over {baseline}, log scale")
+
+
+def _gain_rows(race: Race, axis: str) -> list[Row]:
+    rows = []
+    for index, arm in enumerate(race.arms):
+        gain = race.speedups.get((axis, arm.label))
+        if gain is not None and gain.estimate is not None:
+            rows.append(gain_row(arm.label, index, gain))
+    return [Row(f"in {AXIS_NAMES[axis]}"), *rows] if rows else []
+
+
+def _limits(race: Race, axis: str, size: float) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Of the axis (in units of `size`) and of the metric, around all that is drawn."""
+    runs = [run for run in race.runs if run.curve is not None]
+    reached = [run.costs.at(axis, step) / size for run in runs for step in run.curve.steps[[0, -1]]]
+    values = [value for run in runs for value in run.curve.measured]
+    return padded(reached), padded(values + ([] if race.target is None else [race.target]))
+
+
+def _draw_arm(
+    axes: Axes,
+    runs: Sequence[Run],
+    index: int,
+    axis: str,
+    size: float,
+    most: tuple[int, int],
+    faint: float,
+) -> None:
+    """`most`: points of a measured curve and of a mean; `faint`: opacity of the band."""
+    look = {"color": ARMS[index % len(ARMS)]}
+    for run in (run for run in runs if run.curve is not None):
+        kept = thin(run.curve.steps, run.curve.measured, most[0])
+        x = spent(run, axis, run.curve.steps[kept]) / size
+        dots = {"marker": "o" if len(run.curve.steps) <= FEW else "", "markersize": 1.8, "markeredgewidth": 0}
+        axes.plot(x, run.curve.measured[kept], linewidth=0.6, alpha=0.55, **look, **dots)
+    counted = [run for run in runs if run.done]
+    if counted:
+        steps, mean, low, high = mean_band(counted)
+        kept = thin(steps, mean, most[1])
+        x = np.exp(np.mean([np.log(spent(run, axis, steps[kept])) for run in counted], axis=0)) / size
+        dashes = DASHES[index % len(DASHES)] or (None, None)
+        if len(counted) > 1:
+            axes.fill_between(x, low[kept], high[kept], alpha=faint, linewidth=0, **look)
+        axes.plot(x, mean[kept], linewidth=1.8, dashes=dashes, **look)
+
+
+def _draw_target(axes: Axes, race: Race, axis: str, size: float) -> None:
+    axes.axhline(race.target, color=INK, linewidth=0.7, dashes=(3, 2))
+    place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+    axes.annotate(goal(race), (0, race.target), (4, 3), fontsize=8, **place)
+    for index, arm in enumerate(race.arms):
+        times = [Time(t.value / size, t.censored) for t in _times(race, arm.label, axis)]
+        draw_dots(axes, times, race.target, ARMS[index % len(ARMS)])
+
+
+def _draw_gains(axes: Axes, at: np.ndarray, gains: Sequence[Speedup], index: int, faint: float) -> None:
+    """A candidate's line over targets; the band stops where censored runs leave an end open."""
+    look = {"color": ARMS[index % len(ARMS)]}
+    known = [(x, gain) for x, gain in zip(at, gains, strict=False) if gain.estimate is not None]
+    closed = [(x, gain.low, gain.high) for x, gain in known if gain.low and math.isfinite(gain.high)]
+    if closed:
+        axes.fill_between(*zip(*closed, strict=True), alpha=faint, linewidth=0, **look)
+    dashes = DASHES[index % len(DASHES)] or (None, None)
+    axes.plot(
+        [x for x, _ in known], [gain.estimate for _, gain in known], linewidth=1.8, dashes=dashes, **look
+    )
+
+
+def _draw_bar(axes: Axes, y: int, phases: dict[str, float]) -> None:
+    left = 0.0
+    for phase, value in phases.items():
+        look = {"color": PHASES[phase], "edgecolor": PAPER, "linewidth": 0.6}
+        axes.barh(y, value, left=left, height=0.36, **look)
+        left += value
+
+
+def _times(race: Race, label: str, axis: str) -> list[Time]:
+    return [run.time(axis) for run in race.of(label) if run.crossing is not None]

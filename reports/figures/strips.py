@@ -1,0 +1,117 @@
+"""A strip: intervals below each other on a log scale, with labels that need no margin. And round ticks for log scales."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from reports.figures.svg import ARMS, INK, MUTED, PAPER
+from reports.stats.curves import Censored
+from reports.stats.speedup import Time
+
+ROW = 0.36
+"""Height of a row, inches."""
+LETTERS = 12.0
+"""Of a label, in an inch."""
+_MARKS: dict[Censored, tuple[str, float]] = {None: ("o", 3.4), "left": ("<", 5), "right": (">", 5)}
+_SERIES = (
+    (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9),
+    (1, 1.5, 2, 3, 4, 5, 7),
+    (1, 2, 5),
+    (1, 3),
+    (1,),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a strip: its label on the left, what is said on the right, and below them an interval and dots."""
+
+    label: str
+    arm: int | None = None
+    """Whose colour it has; None makes a heading."""
+    said: str = ""
+    estimate: float | None = None
+    low: float | None = None
+    high: float | None = None
+    dots: tuple[Time, ...] = ()
+    resolved: bool = True
+    """Whether the interval leaves out what the row is compared with; an open diamond says that it does not."""
+
+
+def draw_strip(axes: Axes, rows: Sequence[Row], limits: tuple[float, float]) -> None:
+    """Draw rows from top to bottom; an interval that goes beyond the limits ends in an arrow."""
+    axes.set(xscale="log", xlim=limits, ylim=(len(rows) - 0.35, -0.85), yticks=[])
+    axes.spines["left"].set_visible(False)
+    for y, row in enumerate(rows):
+        colour = MUTED if row.arm is None else ARMS[row.arm % len(ARMS)]
+        ink = MUTED if row.arm is None else INK
+        look = {"transform": axes.get_yaxis_transform(), "fontsize": 8, "color": ink, "va": "bottom"}
+        place = y - 0.22 if row.dots or row.estimate else y + 0.1
+        axes.text(0, place, _clipped(row.label, axes, row.said), weight=_weight(row), **look)
+        axes.text(1, y - 0.22, row.said, ha="right", **look)
+        _draw_interval(axes, y, row, colour, limits)
+        draw_dots(axes, row.dots, y, colour)
+        if row.estimate is not None:
+            open_ = {"markerfacecolor": PAPER, "markeredgecolor": colour, "markeredgewidth": 1.2}
+            filled = {"markeredgecolor": PAPER, "markeredgewidth": 0.7}
+            look = filled if row.resolved else open_
+            axes.plot(row.estimate, y, "D", color=colour, markersize=5, zorder=5, **look)
+
+
+def draw_dots(axes: Axes, times: Sequence[Time], y: float, colour: str) -> None:
+    """Runs' times at a height; an open triangle points to where the true one lies when it is censored."""
+    for kind, (marker, size) in _MARKS.items():
+        values = [time.value for time in times if time.censored == kind]
+        if not values:
+            continue
+        face = {
+            "markerfacecolor": PAPER if kind else colour,
+            "markeredgecolor": colour,
+            "markeredgewidth": 0.7,
+        }
+        look = {"linestyle": "none", "markersize": size, "alpha": 0.85, "clip_on": False, "zorder": 4}
+        axes.plot(values, [y] * len(values), marker, **look, **face)
+
+
+def set_log_ticks(axis: Axis, limits: tuple[float, float], most: int, form: str = "{:,.10g}") -> None:
+    """Plain numbers at round values of a log scale."""
+    axis.set_major_locator(FixedLocator(log_ticks(*limits, most)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: form.format(value)))
+    axis.set_minor_locator(NullLocator())
+
+
+def log_ticks(low: float, high: float, most: int) -> list[float]:
+    """Round values between two limits: the densest of a few series that has at most `most` of them."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for mantissas in _SERIES:
+        ticks = [float(f"{m}e{d}") for d in decades for m in mantissas if low <= float(f"{m}e{d}") <= high]
+        if len(ticks) <= most:
+            return ticks
+    return [10.0**d for d in decades if d % math.ceil(len(decades) / most) == 0]
+
+
+def _draw_interval(axes: Axes, y: int, row: Row, colour: str, limits: tuple[float, float]) -> None:
+    if row.low is None or row.high is None:
+        return
+    left, right = max(row.low, limits[0]), min(row.high, limits[1])
+    axes.plot([left, right], [y, y], color=colour, linewidth=1.4)
+    if row.low < left:
+        axes.plot(left, y, "<", color=colour, markersize=4, clip_on=False)
+    if row.high > right:
+        axes.plot(right, y, ">", color=colour, markersize=4, clip_on=False)
+
+
+def _clipped(label: str, axes: Axes, said: str) -> str:
+    """A label cut to the room that is left beside what is said; the legend has it whole."""
+    room = int(axes.figure.get_figwidth() * LETTERS) - len(said) - 4
+    return label if len(label) <= room else label[: max(room - 1, 4)] + "…"
+
+
+def _weight(row: Row) -> str:
+    return "bold" if row.arm is None else "normal"

@@ -1,0 +1,295 @@
+"""What the published numbers say about each other: every rule is one function over the data, every finding names its sources.
+
+Nothing here knows a paper. A finding is computed from the numbers and from what points at them: ratios that somebody states,
+spreads that somebody measured, comparisons that somebody makes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations, permutations
+from typing import Literal, TypeVar
+
+from reports.literature.compare import (
+    EDGE,
+    amount,
+    apart,
+    better,
+    cell,
+    count,
+    guided,
+    half,
+    mismatch,
+    numeric,
+    place,
+    protocol,
+    relative,
+    same_test,
+    shown,
+    sources,
+)
+from reports.literature.entries import Desk, Number, Ratio, Spread
+
+T = TypeVar("T")
+Severity = Literal["contradiction", "warning", "note", "holds"]
+SEVERITIES: tuple[Severity, ...] = ("contradiction", "warning", "note", "holds")
+PRINTED = {"table", "text", "abstract", "user_report"}
+"""The statuses whose digits can be trusted: no readings off figures, no third hands."""
+CELL = ("arm", "network", "dataset", "measure", "steps")
+SPEEDUP, STEPS_TO, OVERTAKES, LOSES = (
+    "convergence_speedup",
+    "steps_to_",
+    "steps_to_overtake",
+    "_degradation_over",
+)
+"""Measures with a meaning: a factor, a number of steps, the step of a crossing, points lost by leaving something out."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence about published numbers, and which they are."""
+
+    rule: str
+    severity: Severity
+    text: str
+    ids: tuple[str, ...]
+    sources: tuple[str, ...]
+
+
+def check(desk: Desk) -> list[Finding]:
+    """All findings, the gravest first, then in the order of the rules."""
+    found = [finding for rule in RULES.values() for finding in rule(desk)]
+    return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
+
+
+def _finding(rule: str, severity: Severity, text: str, numbers: Iterable[Number], *more: str) -> Finding:
+    named = list(dict.fromkeys(number.id for number in numbers))
+    return Finding(rule, severity, text, tuple(named), sources(numbers, *more))
+
+
+def arithmetic(desk: Desk) -> Iterator[Finding]:
+    """A stated ratio must be that of its two numbers, to the places that it is printed with."""
+    for ratio in desk.ratios:
+        above, below = desk.of(ratio)
+        a, b = amount(above, ratio.quantity), amount(below, ratio.quantity)
+        said = f"{ratio.value:.{max(ratio.places, 0)}f}"
+        if a is None or not b:
+            text = f"{said}x cannot be recomputed: {above.id} or {below.id} gives no {ratio.quantity}"
+            yield _finding("arithmetic", "warning", text, (above, below), ratio.source)
+            continue
+        holds = abs(a / b - ratio.value) <= half(ratio.places)
+        text = f"{ratio.method} over {ratio.baseline}: {count(a)} / {count(b)} = {a / b:.4g}, "
+        text += f"{'as printed: ' if holds else 'but printed as '}{said}{_unequal(ratio, above, below)}"
+        yield _finding(
+            "arithmetic", "holds" if holds else "contradiction", text, (above, below), ratio.source
+        )
+
+
+def _unequal(ratio: Ratio, long: Number, short: Number) -> str:
+    """A ratio of steps is a speed-up only between equal qualities."""
+    alike = long.measure == short.measure and not long.measure.startswith(STEPS_TO)
+    if ratio.quantity == "value" or not alike or not apart(long, short):
+        return ""
+    bound = "a lower bound" if better(short, long) else "an upper bound"
+    ends = f"{long.measure} {shown(short)} against {shown(long)}"
+    return f"; the shorter training ends at {ends}, so {ratio.value:g} is {bound} for equal {long.measure}"
+
+
+def across_benchmarks(desk: Desk) -> Iterator[Finding]:
+    """A number of steps that nobody measured: the rival's steps here, divided by a speed-up stated for another data set."""
+    claims = [n for n in desk.numbers if n.measure.startswith(STEPS_TO) and numeric(n)]
+    speedups = [n for n in desk.numbers if n.measure == SPEEDUP and numeric(n)]
+    for claim in claims:
+        for speedup in speedups:
+            same_race = (speedup.arm, speedup.rival) == (claim.arm, claim.rival)
+            if same_race and speedup.dataset != claim.dataset:
+                donor = next((n for n in desk.numbers if _explains(n, speedup, claim)), None)
+                if donor:
+                    yield _borrowed(desk, claim, speedup, donor)
+
+
+def _explains(donor: Number, speedup: Number, claim: Number) -> bool:
+    here = (donor.arm, donor.dataset, donor.network) == (claim.rival, claim.dataset, claim.network)
+    if not here or not isinstance(donor.steps, int) or not speedup.value:
+        return False
+    return abs(donor.steps / float(speedup.value) - float(claim.value)) <= half(claim.places)
+
+
+def _borrowed(desk: Desk, claim: Number, speedup: Number, donor: Number) -> Finding:
+    against = [*_overtaken_later(desk, claim), *_still_behind(desk, claim)]
+    text = (
+        f"{count(float(claim.value))} steps of {claim.arm} on {claim.dataset} ({claim.status}) are the {count(donor.steps)} of "
+        f"{donor.arm} there divided by {speedup.value:g}, a ratio stated for {speedup.dataset}"
+    )
+    text = "; ".join([text, *(reason for reason, _ in against)])
+    numbers = (claim, speedup, donor, *(number for _, others in against for number in others))
+    return _finding("across-benchmarks", "contradiction" if against else "warning", text, numbers)
+
+
+Against = Iterator[tuple[str, tuple[Number, ...]]]
+
+
+def _overtaken_later(desk: Desk, claim: Number) -> Against:
+    """Crossings of the same two on the same data that somebody puts later."""
+    for n in desk.numbers:
+        same = all(getattr(n, f) == getattr(claim, f) for f in ("arm", "rival", "dataset", "network"))
+        if same and n.measure.startswith(OVERTAKES) and numeric(n) and n.value > claim.value:  # type: ignore[operator]
+            yield f"{place(n)} has it overtake {n.rival} there only at {count(float(n.value))}", (n,)
+
+
+def _still_behind(desk: Desk, claim: Number) -> Against:
+    """Later steps at which the same paper shows it behind."""
+    aim = claim.measure.rpartition("_")[2]
+    race = [
+        n for n in desk.numbers if n.paper == claim.paper and n.measure == aim and isinstance(n.steps, int)
+    ]
+    race = [
+        n for n in race if (n.dataset, n.network) == (claim.dataset, claim.network) and n.steps > claim.value
+    ]  # type: ignore[operator]
+    ours, theirs = ([n for n in race if n.arm == arm] for arm in (claim.arm, claim.rival))
+    behind = [(a, b) for a in ours for b in theirs if same_test(a, b) and better(b, a)]
+    if behind:
+        listed = ", ".join(f"{shown(a)} against {shown(b)} at {count(a.steps)}" for a, b in behind)
+        read = ", read off figures" if any(a.status == "figure_estimate" for a, _ in behind) else ""
+        yield f"{claim.title} itself shows it behind later ({aim} {listed}{read})", behind[0]
+
+
+def protocols(desk: Desk) -> Iterator[Finding]:
+    """Numbers side by side that were measured differently: by somebody's comparison, in one table, or across papers."""
+    for comparison in desk.comparisons:
+        a, b = desk.of(comparison)
+        differs = mismatch(a, b) + ([f"network {a.network} / {b.network}"] if a.network != b.network else [])
+        if differs:
+            text = f"{_named(a)} is compared with {_named(b)}: they differ in {', '.join(differs)}"
+            yield _finding("protocol", "warning", text, (a, b), comparison.source)
+    for table in _groups(_printed(desk), "source", "dataset"):
+        apart_arms = _involved(list(_groups(table, "arm")), _never_alike)
+        if apart_arms:
+            listed = "; ".join(f"{arm[0].method} ({protocol(arm[0])})" for arm in apart_arms)
+            text = f"{place(table[0])} sets methods side by side that no protocol is common to: {listed}"
+            yield _finding("protocol", "note", text, [arm[0] for arm in apart_arms])
+    for group in _groups(_printed(desk), "arm", "network", "dataset", "steps"):
+        members = _involved(
+            group, lambda a, b: a.paper != b.paper and a.measure == b.measure and bool(mismatch(a, b))
+        )
+        if members and isinstance(group[0].steps, int):
+            kinds = [kind[0] for kind in _groups(members, "sampler", "guidance", "samples", "paper")]
+            values = "; ".join(f"{n.measure} {shown(n)} with {protocol(n)} ({place(n)})" for n in kinds)
+            text = f"{_shared(group[0])} is printed under protocols that do not mix: {values}"
+            yield _finding("protocol", "note", text, members)
+
+
+def _never_alike(ours: Sequence[Number], theirs: Sequence[Number]) -> bool:
+    return all(mismatch(a, b) for a in ours for b in theirs)
+
+
+def drift(desk: Desk) -> Iterator[Finding]:
+    """One cell under one protocol that is printed with values further apart than rounding."""
+    for group in _groups(_printed(desk), *CELL):
+        members = _involved(group, lambda a, b: apart(a, b) and not mismatch(a, b))
+        if members and isinstance(group[0].steps, int):
+            values = ", ".join(f"{shown(n)} ({place(n)}{': ' + n.note if n.note else ''})" for n in members)
+            text = f"{_shared(group[0])} is printed with different values of {group[0].measure}: {values}"
+            yield _finding("drift", "warning", text, members)
+
+
+def margins(desk: Desk) -> Iterator[Finding]:
+    """Differences between single trainings that are smaller than what equals are known to differ by."""
+    for table in _groups(_printed(desk), "source", "dataset", "measure"):
+        for with_guidance in (False, True):
+            fair = [n for n in table if n.seeds == 1 and numeric(n) and guided(n)[0] is with_guidance]
+            known = min(_spreads(desk, fair), key=lambda pair: pair[1], default=None)
+            close = [pair for pair in _contests(fair) if known and relative(*pair) < known[1]]
+            if known and close:
+                yield _unresolved(desk, close, *known)
+
+
+def _unresolved(desk: Desk, close: Sequence[tuple[Number, Number]], spread: Spread, width: float) -> Finding:
+    first = close[0][0]
+    listed = "; ".join(
+        f"{a.method} {shown(a)} against {b.method} {shown(b)}, {100 * relative(a, b):.1f} %" for a, b in close
+    )
+    known = " to ".join(
+        shown(n) for n in sorted(desk.of(spread), key=lambda n: float(n.value))[:: len(spread.of) - 1]
+    )
+    text = (
+        f"{place(first)}: {first.measure} of single trainings is closer than the {100 * width:.1f} % by which {spread.what} "
+        f"differ ({known}): {listed}"
+    )
+    numbers = [n for pair in close for n in pair]
+    return _finding("margin", "warning", text, numbers, spread.source)
+
+
+def _contests(fair: Sequence[Number]) -> list[tuple[Number, Number]]:
+    """Who is compared with whom: each with the baseline that it names, and the best of a cell with the second."""
+    found = [
+        (a, b) for a, b in permutations(fair, 2) if a.rival == b.arm and a.arm != b.arm and same_test(a, b)
+    ]
+    for group in _groups(fair, "network", "steps", "sampler", "guidance", "samples"):
+        ranked = sorted(group, key=lambda n: float(n.value), reverse=group[0].better == "higher")
+        if len(ranked) > 1 and ranked[0].arm != ranked[1].arm and isinstance(ranked[0].steps, int):
+            found.append((ranked[0], ranked[1]))
+    return list({frozenset((a.id, b.id)): (a, b) for a, b in reversed(found)}.values())[::-1]
+
+
+def _spreads(desk: Desk, like: Sequence[Number]) -> Iterator[tuple[Spread, float]]:
+    """Known spreads of this measure and data, with guidance or without, as shares of their mean. The smallest one counts:
+    the benefit of the doubt is the claim's."""
+    for spread in desk.spreads if like else ():
+        members = [n for n in desk.of(spread) if numeric(n)]
+        alike = all(n.dataset == like[0].dataset and guided(n)[0] == guided(like[0])[0] for n in members)
+        if alike and len(members) > 1 and like[0].measure in spread.metrics:
+            yield spread, max(relative(a, b) for a, b in combinations(members, 2))
+
+
+def prose(desk: Desk) -> Iterator[Finding]:
+    """'Without X it loses over c points': every step at which one source has both must say so."""
+    for claim in desk.numbers:
+        if not claim.measure.endswith(LOSES) or not numeric(claim):
+            continue
+        paper = [n for n in desk.numbers if n.paper == claim.paper and claim.measure == n.measure + LOSES]
+        without, whole = ([n for n in paper if n.arm == arm] for arm in (claim.arm, claim.rival))
+        pairs = [(a, b) for a in without for b in whole if a.source == b.source and same_test(a, b)]
+        lost = {a.steps: float(a.value) - float(b.value) for a, b in pairs}
+        if any(points <= float(claim.value) + EDGE for points in lost.values()):
+            listed = ", ".join(f"{points:.2g} at {count(steps)}" for steps, points in lost.items())
+            said = f"{claim.method} is said to lose over {claim.value:g} {pairs[0][0].measure} to {claim.baseline}"
+            text = f"{said}; {place(pairs[0][0])} has {listed}"
+            yield _finding("prose", "note", text, (claim, *(n for pair in pairs for n in pair)))
+
+
+def _printed(desk: Desk) -> list[Number]:
+    return [number for number in desk.numbers if number.status in PRINTED]
+
+
+def _groups(numbers: Iterable[Number], *fields: str) -> list[list[Number]]:
+    """Numbers that agree in all these fields, in the order of their first."""
+    found: dict[tuple[object, ...], list[Number]] = {}
+    for number in numbers:
+        found.setdefault(tuple(getattr(number, field) for field in fields), []).append(number)
+    return list(found.values())
+
+
+def _involved(group: Sequence[T], clash: Callable[[T, T], bool]) -> list[T]:
+    """Those that clash with at least one other."""
+    return [one for one in group if any(clash(one, other) for other in group if other is not one)]
+
+
+def _named(number: Number) -> str:
+    return f"{cell(number)} {shown(number)} ({place(number)})"
+
+
+def _shared(number: Number) -> str:
+    """The cell by the names that all papers share."""
+    return f"{number.arm}, {number.network} on {number.dataset} at {count(number.steps)} steps"
+
+
+RULES: dict[str, Callable[[Desk], Iterator[Finding]]] = {
+    "arithmetic": arithmetic,
+    "across-benchmarks": across_benchmarks,
+    "protocol": protocols,
+    "drift": drift,
+    "margin": margins,
+    "prose": prose,
+}

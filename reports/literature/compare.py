@@ -1,0 +1,131 @@
+"""When two published numbers may be laid side by side, and how they read in a sentence."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from reports.literature.entries import UNSTATED, Number
+
+EDGE = 1e-9
+"""Of a printed unit: 0.05 is not above 0.05 because of binary fractions."""
+SILENT = {UNSTATED, "n/a"}
+UNGUIDED = (False, None, None)
+
+
+def guided(number: Number) -> tuple[bool | None, float | None, bool | None]:
+    """Guidance as (is there any, its scale, is it limited to an interval); None where the source does not say.
+
+    A source that states a scale and no interval has none.
+    """
+    words = number.guidance
+    if words in SILENT:
+        return None, None, None
+    if words == "none":
+        return UNGUIDED
+    scale = re.search(r"CFG (\d+(?:\.\d+)?)", words)
+    interval = "interval" in words
+    return True, float(scale[1]) if scale else None, True if interval else (False if scale else None)
+
+
+def mismatch(a: Number, b: Number) -> list[str]:
+    """The parts of the protocol in which two numbers surely differ, as words; what a source leaves out excludes nothing,
+    except against class-balanced labels, which nobody draws without saying so."""
+    found = []
+    if a.sampler != b.sampler and not {a.sampler, b.sampler} & SILENT:
+        found.append(f"sampler {a.sampler} / {b.sampler}")
+    if any(x != y for x, y in zip(guided(a), guided(b), strict=True) if x is not None and y is not None):
+        found.append(f"guidance {a.guidance} / {b.guidance}")
+    if a.samples and b.samples and a.samples != b.samples:
+        found.append(f"samples {a.samples:,} / {b.samples:,}")
+    if a.labels != b.labels and ((a.labels and b.labels) or "balanced" in (a.labels, b.labels)):
+        found.append(f"labels {a.labels or UNSTATED} / {b.labels or UNSTATED}")
+    return found
+
+
+def same_test(a: Number, b: Number) -> bool:
+    """One network, one data set, one measure at the same step under one protocol, both with a value."""
+    cell = ("network", "dataset", "measure", "steps")
+    same = all(getattr(a, field) == getattr(b, field) for field in cell)
+    return same and numeric(a) and numeric(b) and not mismatch(a, b)
+
+
+def numeric(number: Number) -> bool:
+    return isinstance(number.value, float)
+
+
+def better(a: Number, b: Number) -> bool:
+    """Whether a is the better of two values of one measure."""
+    return (a.value > b.value) if a.better == "higher" else (a.value < b.value)  # type: ignore[operator]
+
+
+def half(places: int) -> float:
+    """What rounding to so many places can hide."""
+    return (0.5 + EDGE) * 10.0**-places
+
+
+def apart(a: Number, b: Number) -> bool:
+    """Whether two printed values differ by more than the rounding of the coarser one."""
+    if not (numeric(a) and numeric(b)):
+        return a.value != b.value
+    return abs(float(a.value) - float(b.value)) > half(min(a.places, b.places))
+
+
+def relative(a: Number, b: Number) -> float:
+    """The difference of two values as a share of their mean."""
+    x, y = float(a.value), float(b.value)
+    return 2 * abs(x - y) / ((abs(x) + abs(y)) or 1.0)
+
+
+def amount(number: Number, quantity: str) -> float | None:
+    """Its value, or its steps: where the value is itself a number of steps, that. None where the source gives words."""
+    raw = number.value if quantity == "value" or number.measure.startswith("steps_to_") else number.steps
+    return None if isinstance(raw, str) else float(raw)
+
+
+def count(steps: float | int | str | None) -> str:
+    """Steps as people write them; smaller numbers as they are.
+
+    >>> count(7e6), count(143000), count(0.115)
+    ('7M', '143k', '0.115')
+    """
+    if steps is None or isinstance(steps, str):
+        return str(steps)
+    for unit, letter in ((1e6, "M"), (1e3, "k")):
+        if steps >= unit:
+            return f"{steps / unit:g}{letter}"
+    return f"{steps:g}"
+
+
+def shown(number: Number) -> str:
+    """The value to the places that it was printed with."""
+    return f"{number.value:.{max(number.places, 0)}f}" if numeric(number) else str(number.value)
+
+
+def place(number: Number) -> str:
+    """Paper and place, short: `REPA Table 7`."""
+    if not number.source.startswith("http"):
+        return number.source
+    address, _, where = number.source.partition(" ")
+    tail = re.sub(r"^https?://(arxiv\.org/abs/\S+|github\.com/)?", "", address)
+    return f"{number.title} {where or tail}".strip()
+
+
+def cell(number: Number) -> str:
+    """What was measured: method, network, data, steps, measure."""
+    steps = f" at {count(number.steps)} steps" if isinstance(number.steps, int) else ""
+    return f"{number.method}, {number.network} on {number.dataset}{steps}, {number.measure}"
+
+
+def protocol(number: Number) -> str:
+    labels = f"{number.labels} labels" if number.labels else ""
+    guidance = "no guidance" if number.guidance == "none" else number.guidance
+    samples = f"{number.samples:,} samples" if number.samples else ""
+    return ", ".join(
+        part for part in (number.sampler, guidance, samples, labels) if part and part not in SILENT
+    )
+
+
+def sources(numbers: Iterable[Number], *more: str) -> tuple[str, ...]:
+    """Where they are printed, each source once."""
+    return tuple(dict.fromkeys([*(number.source for number in numbers), *(text for text in more if text)]))

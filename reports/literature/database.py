@@ -1,0 +1,222 @@
+"""The drawer of the paper desk: published numbers, each with where it was printed and how it was measured.
+
+They lie in `claims/*.toml`, one paper a file, to be read and mended by hand. A `[[table]]` says once what its numbers share;
+a number may say otherwise. `[methods]`, `[models]` and `[metrics]` translate what a source prints into names that are the
+same in every paper. `[[ratio]]`, `[[spread]]` and `[[comparison]]` point at numbers by id (claims_check.py judges them).
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import cache
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from harness.errors import UserError
+from reports.literature.entries import Comparison, Desk, Entry, Head, Number, Printed, Ratio, Spread
+
+M = TypeVar("M", bound=BaseModel)
+_KINDS = (Number, Ratio, Spread, Comparison)
+
+
+def load_desk(folder: Path | None = None) -> Desk:
+    """The published numbers that come with the package and, on top, those of a folder of the user's.
+
+    Raises `UserError` (file, entry, field, what is allowed) for what cannot be read, an id given twice, and an id pointed at
+    that does not exist.
+    """
+    return _shipped() if folder is None else _checked([*_own(), *_files(folder)])
+
+
+@cache
+def _shipped() -> Desk:
+    return _checked(_own())
+
+
+def _own() -> list[Traversable]:
+    found = resources.files("reports").joinpath("claims").iterdir()
+    return sorted((file for file in found if file.name.endswith(".toml")), key=lambda file: file.name)
+
+
+def _files(folder: Path) -> list[Traversable]:
+    if not folder.is_dir():
+        raise UserError(f"--claims {folder}: no such folder; give one that holds claims as *.toml")
+    found = sorted(folder.glob("*.toml"))
+    if not found:
+        raise UserError(f"--claims {folder}: holds no *.toml file")
+    return list(found)
+
+
+def _checked(files: Iterable[Traversable]) -> Desk:
+    entries: dict[str, tuple[str, Entry]] = {}
+    for file in files:
+        for entry in _read(file):
+            if entry.id in entries:
+                raise UserError(f"{file}: the id '{entry.id}' is taken: {entries[entry.id][0]} has it too")
+            entries[entry.id] = (str(file), entry)
+    numbers = {name: entry for name, (_, entry) in entries.items() if isinstance(entry, Number)}
+    for file, entry in entries.values():
+        for name in getattr(entry, "of", ()):
+            if name not in numbers:
+                near = difflib.get_close_matches(name, numbers, n=1)
+                hint = f". Did you mean '{near[0]}'?" if near else ""
+                raise UserError(f"{file}: '{entry.id}': of points at '{name}', which is no number's id{hint}")
+    return Desk(*(tuple(e for _, e in entries.values() if isinstance(e, kind)) for kind in _KINDS))
+
+
+def _read(file: Traversable) -> Iterator[Entry]:
+    """The entries of one file, numbers first."""
+    try:
+        raw = _plain(tomllib.loads(file.read_text(encoding="utf-8"), parse_float=Decimal))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{file}: cannot be read as TOML: {error}") from error
+    head = _valid(Head, raw, str(file))
+    for index, table in enumerate(head.table, 1):
+        yield from _numbers(head, table, f"{file}: table {index}")
+    for name, kind in (("ratio", Ratio), ("spread", Spread), ("comparison", Comparison)):
+        for index, row in enumerate(getattr(head, name), 1):
+            where = f"{file}: {name} {index} ('{row.get('id', 'without id')}')"
+            yield _valid(kind, _numeric(row, where), where)
+
+
+def _numbers(head: Head, table: Mapping[str, Any], where: str) -> Iterator[Number]:
+    shared = {key: value for key, value in table.items() if key != "numbers"}
+    rows = table.get("numbers", ())
+    if not rows or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{where}: numbers must be a list of {{ id = ..., value = ..., ... }}, one or more")
+    for index, row in enumerate(rows, 1):
+        here = f"{where}, number {index} ('{row.get('id', 'without id')}')"
+        said = _valid(Printed, _numeric(shared | row, here), here)
+        yield Number(
+            **dict(said),
+            paper=head.paper,
+            title=head.title,
+            arxiv=head.arxiv,
+            arm=head.methods.get(said.method, said.method),
+            rival=said.baseline and head.methods.get(said.baseline, said.baseline),
+            network=head.models.get(said.model, said.model),
+            measure=head.metrics.get(said.metric, said.metric),
+        )
+
+
+def _plain(value: Any) -> Any:
+    """Lists as tuples, as frozen entries have them."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return tuple(_plain(item) for item in value) if isinstance(value, list) else value
+
+
+def _numeric(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Decimals as floats; how many places the value was printed with is kept, for rounding cannot be judged without."""
+    value = row.get("value")
+    if not isinstance(value, Decimal):
+        return dict(row)
+    if not value.is_finite():
+        raise UserError(f"{where}: value = {value}: must be finite")
+    return {"places": -int(value.as_tuple().exponent)} | dict(row) | {"value": float(value)}
+
+
+def _valid(model: type[M], data: Mapping[str, Any], where: str) -> M:
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_sentence(model, error.errors()[0])}") from error
+
+
+def _sentence(model: type[BaseModel], detail: Mapping[str, Any]) -> str:
+    field = ".".join(str(part) for part in detail["loc"] if part not in ("int", "float", "str"))
+    if detail["type"] == "missing":
+        return f"{field} is missing"
+    if detail["type"] == "extra_forbidden":
+        known = sorted(model.model_fields)
+        near = difflib.get_close_matches(field, known, n=1, cutoff=0.5)
+        return f"unknown field '{field}' (known: {', '.join(known)})" + (
+            f". Did you mean '{near[0]}'?" if near else ""
+        )
+    message = detail["msg"][0].lower() + detail["msg"][1:]
+    return f"{field} = {detail['input']!r}: {message.replace('input', 'it', 1)}"
+
+
+def select(numbers: Sequence[Number], **wanted: str | None) -> list[Number]:
+    """The numbers whose fields have these values, whatever the case; `method`, `model` and `metric` go by the printed name or
+    by the shared one. Raises `UserError` with the nearest match for a value that no number has."""
+    found = list(numbers)
+    for field, value in wanted.items():
+        if value is None:
+            continue
+        names = {name for number in numbers for name in _names(number, field)}
+        if value.casefold() not in {name.casefold() for name in names}:
+            near = difflib.get_close_matches(value, names, n=1, cutoff=0.5)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            raise UserError(
+                f"no published number has the {field} '{value}'.{hint} See: flowrace claims --csv"
+            )
+        found = [n for n in found if value.casefold() in {name.casefold() for name in _names(n, field)}]
+    return found
+
+
+_SHARED = {"method": "arm", "model": "network", "metric": "measure"}
+
+
+def _names(number: Number, field: str) -> set[str]:
+    return {getattr(number, field), getattr(number, _SHARED.get(field, field))}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Values of one method along its training as one source prints them, under one protocol."""
+
+    steps: tuple[int, ...]
+    values: tuple[float, ...]
+    ids: tuple[str, ...]
+    method: str
+    paper: str
+    source: str
+    status: str
+    dataset: str
+    sampler: str
+    guidance: str
+    samples: int | None
+
+
+_PROVENANCE = ("method", "paper", "source", "status", "dataset", "sampler", "guidance", "samples")
+
+
+def published_curves(
+    method: str,
+    model: str,
+    metric: str,
+    *,
+    dataset: str | None = None,
+    least: int = 2,
+    folder: Path | None = None,
+) -> tuple[Curve, ...]:
+    """Published curves to lay under measured ones, `least` points or more each, in the order of the files.
+
+    `method` as flowrace calls it or as printed; `model` as printed, or a size ("XL" is SiT-XL/2); `metric` as printed,
+    whatever the case. Empty where nothing was published. Values keep the protocol of their source: never the measured one.
+    """
+    network = model if "/" in model else f"SiT-{model}/2"
+    network = network if "-" in network else f"SiT-{network}"
+    groups: dict[tuple[Any, ...], dict[int, Number]] = {}
+    for number in load_desk(folder).numbers:
+        fits = method in _names(number, "method") and network in _names(number, "model")
+        fits = fits and metric.casefold() in {name.casefold() for name in _names(number, "metric")}
+        if fits and dataset in (None, number.dataset) and isinstance(number.steps, int):
+            key = tuple(getattr(number, field) for field in _PROVENANCE)
+            groups.setdefault(key, {}).setdefault(number.steps, number)
+    return tuple(_curve(key, points) for key, points in groups.items() if len(points) >= least)
+
+
+def _curve(key: tuple[Any, ...], points: Mapping[int, Number]) -> Curve:
+    row = [points[step] for step in sorted(points)]
+    values = tuple(float(number.value) for number in row)
+    return Curve(tuple(sorted(points)), values, tuple(number.id for number in row), *key)

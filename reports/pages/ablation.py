@@ -1,0 +1,78 @@
+"""The ablation matrix as a table: settings below each other, cells beside each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from markupsafe import Markup
+
+from reports.analysis.ablation import Entry, Resolved, ablation
+from reports.pages import tables
+from reports.pages.section import render
+from reports.race.cells import cells_of
+from reports.race.race import Race
+from reports.stats.speedup import Speedup
+
+READINGS: dict[Resolved, str] = {
+    "resolved": "",
+    "alone": "resolved alone",
+    "unresolved": "not resolved",
+}
+
+
+def matrix(race: Race) -> Markup | None:
+    """The section; None for a race without settings to take apart."""
+    found = ablation(race, cells_of(race))
+    if found is None:
+        return None
+    rows = [
+        {"setting": row, "entries": [_texts(found.entries[row, column]) for column in found.columns]}
+        for row in found.rows
+    ]
+    effects = sum(entry.gain is not None for entry in found.entries.values())
+    return render(
+        "ablation",
+        race,
+        rows=rows,
+        columns=found.columns,
+        steps=found.steps,
+        effects=effects,
+        readings=READINGS,
+    )
+
+
+def percent(value: float) -> str:
+    """A ratio as a change, with its sign.
+
+    >>> percent(0.958), percent(1.0), percent(1.2345)
+    ('−4.2 %', '0.0 %', '+23.4 %')
+    """
+    said = f"{100 * (value - 1):+.1f} %".replace("-", "−")
+    return said[1:] if said[1:] == "0.0 %" else said
+
+
+def change_ends(change: Speedup) -> str:
+    """The interval of candidate / baseline as changes; empty without one."""
+    if not change.low or change.high is None:
+        return ""
+    return f"[{percent(1 / change.high)[:-2]}, {percent(1 / change.low)[:-2]}]"
+
+
+def _texts(entry: Entry) -> dict[str, Any]:
+    texts: dict[str, Any] = {"state": entry.state, "why": entry.why, "final": "", "between": "", "n": 0}
+    texts |= {
+        "change": "",
+        "change_ends": "",
+        "change_is": entry.change_is,
+        "gain_is": entry.gain_is,
+        "gain": None,
+    }
+    if entry.final is not None:
+        low, high = entry.final.low, entry.final.high
+        ends = "" if low is None or high is None else f"[{tables.digits(low)}, {tables.digits(high)}]"
+        texts |= {"final": tables.digits(entry.final.estimate), "between": ends, "n": entry.final.n}
+    if entry.change is not None and entry.change.estimate is not None:
+        texts |= {"change": percent(1 / entry.change.estimate), "change_ends": change_ends(entry.change)}
+    if entry.gain is not None and entry.gain.estimate is not None:
+        texts |= {"gain": tables.gain_cells(entry.gain)}
+    return texts

@@ -1,0 +1,241 @@
+"""Scatters of quality and speed against the encoder and against the size of the backbone, with the trends as a table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from reports.analysis.scaling import YS, Point, Scaling, encoder_scaling, model_scaling
+from reports.figures.layout import WIDE, padded, width_name
+from reports.figures.strips import set_log_ticks
+from reports.figures.svg import ARMS, MUTED, PAPER, Picture, style
+from reports.pages.section import drawings, render
+from reports.pages.tables import digits
+from reports.race.race import Race
+from reports.race.verdict import factor, interval
+from reports.stats.correlation import Rank, Slope
+from reports.stats.speedup import MeanTime, Speedup
+
+X_NAMES = {
+    "params": "parameters",
+    "accuracy": "probe accuracy",
+    "cknna": "CKNNA",
+    "local_distant": "local − distant",
+}
+MARKS = {"o": "●", "^": "▲", "D": "◆", "v": "▼", "s": "■", "*": "★"}
+"""By group, and as the legend has them; a form is told apart where a colour is not."""
+PANEL = 1.75
+"""Height, inches."""
+
+
+def encoders(race: Race) -> Markup | None:
+    """The section on encoders; None for a race with fewer than two of them."""
+    found = encoder_scaling(race)
+    return None if found is None else _section(race, found, "encoders")
+
+
+def sizes(race: Race) -> Markup | None:
+    """The section on sizes of the backbone; None for a race with fewer than two of them."""
+    found = model_scaling(race)
+    return None if found is None else _section(race, found, "sizes")
+
+
+def _section(race: Race, found: Scaling, name: str) -> Markup:
+    return render(
+        "scaling",
+        race,
+        name=name,
+        pictures=drawings(partial(picture, race, found, name)),
+        groups=[(_look(index), group) for index, group in enumerate(groups(found))],
+        controls=controls(found),
+        random=any(point.kind == "random" for point in found.points),
+        trends=trend_rows(found, race),
+        points=point_rows(found, race),
+        xs=[X_NAMES[x] for x in found.xs],
+        protocol=found.protocol,
+        folder=race.runs[0].record.path.parent,
+        bounded=sum(point.time is not None and point.time.right > 0 for point in found.points),
+    )
+
+
+def picture(race: Race, found: Scaling, name: str, width: float) -> Picture:
+    """A panel for each y (rows) and x (columns); on a narrow page two columns, or one."""
+    panels = [(x, y) for y in YS for x in found.xs if any(point.y(y) is not None for point in found.points)]
+    columns = _columns(len(found.xs), width)
+    rows = math.ceil(len(panels) / columns)
+    with style():
+        figure = Figure(figsize=(width, PANEL * rows + 0.1))
+        every = figure.subplots(rows, columns, squeeze=False).flat
+        for axes, (x, y) in zip(every, panels, strict=False):
+            _draw(axes, found, x, y)
+            _label(axes, race, found, x, y)
+        for axes in list(every)[len(panels) :]:
+            axes.set_axis_off()
+        figure.subplots_adjust(
+            left=0.62 / width,
+            right=1 - 0.12 / width,
+            top=1 - 0.1 / figure.get_figheight(),
+            bottom=0.47 / figure.get_figheight(),
+            hspace=0.5,
+            wspace=0.62,
+        )
+        said = (
+            f"{race.metric}, steps to target and speed-up against {', '.join(X_NAMES[x] for x in found.xs)}"
+        )
+        return Picture(figure, f"{name}-{width_name(width)}", said)
+
+
+def groups(found: Scaling) -> list[str]:
+    """What has a colour and a mark, in order."""
+    return list(dict.fromkeys(point.group for point in found.points if point.x))
+
+
+def controls(found: Scaling) -> list[str]:
+    """The arms without an x, which are lines."""
+    return [point.arm for point in found.points if not point.x]
+
+
+def trend_rows(found: Scaling, race: Race) -> list[dict[str, Any]]:
+    """Each trend as texts."""
+    return [
+        {
+            "group": trend.group,
+            "y": _y_name(race, trend.y),
+            "x": X_NAMES[trend.x],
+            "rank": rank_text(trend.rank),
+            "with_random": rank_text(trend.with_random) if trend.with_random else "",
+            "p": "" if trend.rank.p is None else f"{trend.rank.p:.2g}",
+            "without": _range(trend.rank.without),
+            "slope": slope_text(trend.slope, trend.x),
+            "bounded": trend.bounded,
+        }
+        for trend in found.trends
+    ]
+
+
+def point_rows(found: Scaling, race: Race) -> list[dict[str, Any]]:
+    """Each point as texts."""
+    return [
+        {
+            "arm": point.arm,
+            "kind": {"trained": "", "random": "random weights", "none": "no encoder"}[point.kind],
+            "xs": [_x_text(x, point.x.get(x)) for x in found.xs],
+            "final": "" if point.final is None else _mean_text(point.final),
+            "time": "" if point.time is None else ("> " if point.time.right else "") + _mean_text(point.time),
+            "gain": "" if point.gain is None or point.gain.estimate is None else _gain_text(point.gain),
+        }
+        for point in found.points
+    ]
+
+
+def rank_text(rank: Rank) -> str:
+    """`0.80 [-0.28, 0.99], n = 5`; without an interval where there is none."""
+    if rank.rho is None:
+        return f"undefined, n = {rank.n}"
+    ends = "" if rank.low is None else f" [{rank.low:.2f}, {rank.high:.2f}]"
+    return f"{rank.rho:.2f}{ends}, n = {rank.n}".replace("-", "−")
+
+
+def slope_text(slope: Slope | None, x: str) -> str:
+    """What a tenfold of parameters, or a tenth more of another x, multiplies y by."""
+    if slope is None:
+        return ""
+    step = math.log(10) if x == "params" else 0.1
+    times = [None if v is None else math.exp(v * step) for v in (slope.estimate, slope.low, slope.high)]
+    if not all(v is None or 1e-3 < v < 1e3 for v in times):
+        return "undetermined"
+    ends = "" if times[1] is None else f" [{factor(times[1])}, {factor(times[2])}]"
+    return f"×{factor(times[0])}{ends} for {'tenfold' if x == 'params' else '+0.1'}"
+
+
+def _look(index: int) -> dict[str, str]:
+    """Of a group in the legend: its mark, and the variable of its colour."""
+    return {"mark": list(MARKS.values())[index % len(MARKS)], "colour": f"arm{(index + 1) % len(ARMS)}"}
+
+
+def _columns(xs: int, width: float) -> int:
+    return (xs if xs > 1 else len(YS)) if width == WIDE else min(xs, 2)
+
+
+def _draw(axes: Axes, found: Scaling, x: str, y: str) -> None:
+    shown = [point for point in found.points if point.y(y) is not None]
+    for value in {point.y(y) for point in shown if not point.x}:
+        axes.axhline(value, color=MUTED, linewidth=0.9, dashes=(4, 2), zorder=1)
+    if y == "gain":
+        axes.axhline(1, color=MUTED, linewidth=0.6, zorder=0)
+    for index, group in enumerate(groups(found)):
+        own = [point for point in shown if point.group == group and x in point.x]
+        for kind in ("trained", "random"):
+            _mark(axes, [point for point in own if point.kind == kind], x, y, index)
+
+
+def _mark(axes: Axes, points: Sequence[Point], x: str, y: str, index: int) -> None:
+    """Filled for trained encoders, open for random ones; an interval that has an open end is left out."""
+    if not points:
+        return
+    colour = ARMS[(index + 1) % len(ARMS)]
+    known = [(p.x[x], *ends) for p in points if len(ends := _ends(p, y, beyond=math.inf)) == 2]
+    if known:
+        axes.vlines(*zip(*known, strict=True), color=colour, linewidth=0.8, zorder=2)
+    face = PAPER if points[0].kind == "random" else colour
+    look = {"markerfacecolor": face, "markeredgecolor": colour, "markeredgewidth": 1.1, "markersize": 4.5}
+    at, values = [p.x[x] for p in points], [p.y(y) for p in points]
+    axes.plot(at, values, list(MARKS)[index % len(MARKS)], linestyle="none", zorder=3, **look)
+
+
+def _label(axes: Axes, race: Race, found: Scaling, x: str, y: str) -> None:
+    shown = [point for point in found.points if x in point.x and point.y(y) is not None]
+    values = [point.y(y) for point in found.points if point.y(y) is not None]
+    ends = [end for point in shown for end in _ends(point, y)]
+    axes.set(yscale="log", ylim=padded([*values, *ends]), xlabel=X_NAMES[x], ylabel=_y_name(race, y))
+    set_log_ticks(axes.yaxis, axes.get_ylim(), 5, "{:g}×" if y == "gain" else "{:g}")
+    if x == "params" and shown:
+        limits = padded([point.x[x] for point in shown])
+        axes.set(xscale="log", xlim=limits)
+        axes.xaxis.set_major_formatter(lambda value, _: _count(value))
+        axes.xaxis.minorticks_off()
+    else:
+        axes.locator_params(axis="x", nbins=3)
+    axes.grid(True, axis="y")
+
+
+def _ends(point: Point, y: str, *, beyond: float = 3) -> Sequence[float]:
+    """Of the interval, those that are no more than so many times beyond the estimate: an axis makes room for threefold."""
+    own = {"final": point.final, "time": point.time, "gain": point.gain}[y]
+    value = own.estimate
+    return [end for end in (own.low, own.high) if end and value / beyond < end < value * beyond]
+
+
+def _y_name(race: Race, y: str) -> str:
+    return {"final": f"last {race.metric}", "time": "steps to target", "gain": "speed-up, steps"}[y]
+
+
+def _x_text(x: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    return _count(value) if x == "params" else f"{value:.3f}".replace("-", "−")
+
+
+def _count(value: float) -> str:
+    size, unit = next(((s, u) for s, u in ((1e9, " G"), (1e6, " M"), (1e3, " k")) if value >= s), (1.0, ""))
+    return f"{value / size:.3g}{unit}"
+
+
+def _mean_text(mean: MeanTime) -> str:
+    """An interval with an open end is not said: the row says that it is a bound."""
+    ends = f" [{digits(mean.low)}, {digits(mean.high)}]" if mean.low and math.isfinite(mean.high) else ""
+    return f"{digits(mean.estimate)}{ends}"
+
+
+def _gain_text(gain: Speedup) -> str:
+    return f"{factor(gain.estimate)}× {interval(gain.low, gain.high)}".rstrip()
+
+
+def _range(ends: tuple[float, float] | None) -> str:
+    return "" if ends is None else f"{ends[0]:.2f} to {ends[1]:.2f}".replace("-", "−")

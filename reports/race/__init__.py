@@ -1,0 +1,1 @@
+"""Runs, arms, the target and the verdict."""

@@ -1,0 +1,198 @@
+"""A study of several cells (model sizes, data sets, step counts): the speed-up in each of them, and what they say together.
+
+A *cell* is everything that a spec says but the objective and the seed: runs of one cell are compared with runs of that cell
+alone, at its own target and within its own budgets. An *objective* is the method with its own fields, and with whatever else
+was chosen for it (a learning rate of its own, say): fields that are one value for each method tell objectives apart, fields
+that a method takes several values of tell cells apart.
+
+The effects S_c of the cells are pooled as their geometric mean, every cell with one weight whatever its number of seeds:
+
+    log S = mean_c log S_c,    var = sum_c e_c^2 / K^2,    degrees of freedom by Welch and Satterthwaite
+
+with e_c the standard error of log S_c in one of K cells. So the interval is of the mean over *these* cells. A bootstrap that
+resamples the seeds of each cell is the usual choice (rliable) but too narrow for the 3 to 10 seeds that cells have
+(tests/reports/test_cells.py measures both). An end that one cell leaves open is open in the mean.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.special import stdtrit
+
+from reports.race.arms import Arm, differing, labels_of, naming, setting
+from reports.race.comparability import apart_in_value, comparable
+from reports.race.race import Race, compare, reachable
+from reports.race.run import Run, cross
+from reports.stats.speedup import CONFIDENCE, Speedup, Time, cut
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The arms that differ in nothing but their objective. Mappings by objective, or by axis and objective."""
+
+    label: str
+    """The fields that tell it from other cells; empty where there is one."""
+    fields: Mapping[str, Any]
+    target: float | None
+    """The study's; where none was given the lowest that every finished run of the cell reaches."""
+    axes: tuple[str, ...]
+    runs: Mapping[str, tuple[Run, ...]]
+    arms: Mapping[str, str]
+    """Labels of the race's arms."""
+    speedups: Mapping[tuple[str, str], Speedup]
+    """Over the baseline's objective in this cell."""
+    horizons: Mapping[str, float]
+    why: str = ""
+    """Why nothing is compared here; empty where it is."""
+
+    def times(self, objective: str, axis: str) -> dict[int, Time]:
+        """Times to target by seed, cut at the cell's smallest budget."""
+        found = {run.seed: run.time(axis) for run in self.runs.get(objective, ()) if run.crossing is not None}
+        return {seed: cut(time, self.horizons[axis]) for seed, time in found.items()}
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """The effect of one objective over the cells that have an interval."""
+
+    gain: Speedup
+    """Geometric mean; `n` counts seed pairs of all its cells."""
+    cells: tuple[str, ...]
+    left_out: tuple[str, ...]
+    """Cells without an interval."""
+
+
+def cells_of(race: Race) -> list[Cell]:
+    """The cells of a race in order of its arms; one where arms differ in their objectives alone."""
+    objectives, workloads = _split(race.arms)
+    groups: dict[str, list[Arm]] = {}
+    for arm in race.arms:
+        groups.setdefault(_label(workloads[arm.label]), []).append(arm)
+    base = objectives[race.baseline]
+    return [
+        _cell(race, label, arms, objectives, workloads[arms[0].label], base) for label, arms in groups.items()
+    ]
+
+
+def objectives_of(race: Race) -> list[str]:
+    """The labels of all objectives, the baseline's first."""
+    return list(dict.fromkeys(_split(race.arms)[0].values()))
+
+
+def pool(gains: Mapping[str, Speedup | None], confidence: float = CONFIDENCE) -> Pooled | None:
+    """The pooled effect of speed-ups by cell; None where fewer than two cells have an interval."""
+    known = {label: g for label, g in gains.items() if g and g.estimate is not None and g.error is not None}
+    if len(known) < 2:
+        return None
+    effects, squares = (
+        np.log([g.estimate for g in known.values()]),
+        np.square([g.error for g in known.values()]),
+    )
+    mean, error = float(effects.mean()), math.sqrt(squares.sum()) / len(known)
+    degrees = _degrees(squares, [g.degrees for g in known.values()])
+    half = float(stdtrit(degrees, (1 + confidence) / 2)) * error
+    return Pooled(
+        Speedup(
+            estimate=math.exp(mean),
+            low=0.0 if any(g.low == 0 for g in known.values()) else math.exp(mean - half),
+            high=math.inf if any(math.isinf(g.high) for g in known.values()) else math.exp(mean + half),
+            n=sum(g.n for g in known.values()),
+            paired=all(g.paired for g in known.values()),
+            censored_baseline=sum(g.censored_baseline for g in known.values()),
+            censored_candidate=sum(g.censored_candidate for g in known.values()),
+            correlation=None,
+            error=error,
+            degrees=degrees,
+        ),
+        cells=tuple(known),
+        left_out=tuple(label for label in gains if label not in known),
+    )
+
+
+def sooner(baseline: Mapping[int, Time], candidate: Mapping[int, Time]) -> tuple[int, int]:
+    """(seed pairs in which the candidate was there first, pairs that can be told apart): P(T_candidate < T_baseline) as
+    counts. A pair that never arrived on both sides, and a tie, is told apart by nobody."""
+    first = told = 0
+    for seed in baseline.keys() & candidate.keys():
+        a, b = _rank(baseline[seed]), _rank(candidate[seed])
+        told += a != b
+        first += b < a
+    return first, told
+
+
+def _split(arms: Sequence[Arm]) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
+    """Of each arm, by its label: the label of its objective, and the fields of its cell."""
+    different = [path for path in differing(arm.fields for arm in arms) if not path.startswith("method.")]
+    varied = naming(different, {arm.label: arm.fields for arm in arms})
+    methods: dict[str, list[Arm]] = {}
+    for arm in arms:
+        methods.setdefault(repr(_of_method(arm)), []).append(arm)
+    own = [p for p in varied if not any(differing({p: a.fields.get(p)} for a in g) for g in methods.values())]
+    if len(methods) == 1:
+        own = []
+    named = {
+        arm.label: _of_method(arm) | {path: arm.fields[path] for path in own if path in arm.fields}
+        for arm in arms
+    }
+    cells = {
+        arm.label: {path: arm.fields[path] for path in varied if path not in own and path in arm.fields}
+        for arm in arms
+    }
+    return labels_of(named), cells
+
+
+def _of_method(arm: Arm) -> dict[str, Any]:
+    return {path: value for path, value in sorted(arm.fields.items()) if path.startswith("method.")}
+
+
+def _label(fields: Mapping[str, Any]) -> str:
+    return ", ".join(setting(path, value) for path, value in fields.items())
+
+
+def _cell(
+    race: Race,
+    label: str,
+    arms: Sequence[Arm],
+    objectives: Mapping[str, str],
+    fields: Mapping[str, Any],
+    base: str,
+) -> Cell:
+    labels = {objectives[arm.label]: arm.label for arm in arms}
+    order = sorted(labels, key=lambda objective: objective != base)
+    runs = {objective: race.of(labels[objective]) for objective in order}
+    every = [run for own in runs.values() for run in own]
+    target = race.target if race.target_given else reachable(every)
+    crossed = {
+        objective: tuple(run if target == race.target else cross(run, target) for run in own)
+        for objective, own in runs.items()
+    }
+    axes, _ = comparable(every)
+    apart = apart_in_value(every)
+    found = compare(
+        [run for own in crossed.values() for run in own], [labels[o] for o in order], axes, not apart
+    )
+    why = _why(base, crossed, apart)
+    names = {arm: objective for objective, arm in labels.items()}
+    gains = {} if why else {(axis, names[arm]): gain for (axis, arm), gain in found["speedups"].items()}
+    return Cell(label, fields, target, axes, crossed, labels, gains, found["horizons"], why)
+
+
+def _why(base: str, runs: Mapping[str, Sequence[Run]], apart: str) -> str:
+    if not any(run.counts for run in runs.get(base, ())):
+        return f"no finished run of {base}"
+    return apart
+
+
+def _degrees(squares: np.ndarray, degrees: Sequence[float]) -> float:
+    """Of freedom, of a sum of independent squared errors (Welch and Satterthwaite); all of them where none has a spread."""
+    total = float(squares.sum())
+    return float(sum(degrees)) if total == 0 else total**2 / float(np.sum(squares**2 / np.asarray(degrees)))
+
+
+def _rank(time: Time) -> float:
+    return math.inf if time.censored == "right" else time.value

@@ -1,0 +1,75 @@
+"""On what runs can be compared, and why not on the rest: one protocol, a metric that falls, one kind of machine, in turns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import permutations
+
+from harness.records.record import Record
+from reports.race.run import Run
+from reports.stats.curves import AXES, rises
+
+CLOCK_AXES = ("seconds", "gpu_seconds")
+
+
+def protocols(runs: Sequence[Run]) -> list[str]:
+    """The evaluation protocols (hashes) behind the runs that count; more than one cannot be compared."""
+    return sorted({protocol for run in runs if run.counts for protocol in run.protocols})
+
+
+def apart_in_value(runs: Sequence[Run]) -> str:
+    """Why values of these runs, or times read off them, cannot be compared; empty where they can."""
+    if len(protocols(runs)) > 1:
+        return "the runs were evaluated under different protocols, so their values cannot be compared"
+    counted = [run for run in runs if run.counts]
+    if rises([run.curve for run in counted]):
+        return f"{counted[0].metric} rises as training goes on in every run, and a race is to a metric that falls"
+    return ""
+
+
+def hardware(record: Record) -> list[str]:
+    """What a run ran on, one text for each kind of machine it was started on."""
+    return machines(record.environment)
+
+
+def machines(starts: Iterable[Mapping]) -> list[str]:
+    """The kinds of machine in these environments, as texts."""
+    return sorted({_machine(start) for start in starts})
+
+
+def comparable(runs: Sequence[Run]) -> tuple[tuple[str, ...], list[str]]:
+    """The axes on which these runs can be compared, and why others are left out."""
+    devices = {start.get("devices", 1) for run in runs for start in run.record.environment}
+    axes = AXES if devices - {1} else AXES[:-1]
+    machines = sorted({text for run in runs if run.counts for text in hardware(run.record)})
+    apart = _in_no_turns([run for run in runs if run.counts])
+    if len(machines) > 1:
+        note = f"Seconds are left out: the runs were not all on the same hardware ({'; '.join(machines)})."
+    elif apart:
+        note = f"Seconds are left out: arms were run one after the other, not in turns ({apart})."
+    else:
+        return axes, []
+    return tuple(axis for axis in axes if axis not in CLOCK_AXES), [note]
+
+
+def one_after_another(begun: Mapping[str, Sequence[float | None]]) -> list[tuple[str, str]]:
+    """Pairs of arms of which all runs of the first began before any of the second did, by when the runs of each began; of
+    those that have two runs or more, and tell of all."""
+    told = {arm: own for arm, own in begun.items() if len(own) > 1 and None not in own}
+    return [(first, then) for first, then in permutations(told, 2) if max(told[first]) < min(told[then])]
+
+
+def _in_no_turns(runs: Sequence[Run]) -> str:
+    """Which arms were not run in turns; empty where all were."""
+    begun: dict[str, list[float | None]] = {}
+    for run in runs:
+        start = next(iter(run.record.environment), {})
+        begun.setdefault(run.arm, []).append(start.get("started"))
+    found = [f"{first} before {then}" for first, then in one_after_another(begun)]
+    return "; ".join(found[:1] + [f"{len(found) - 1} more such pairs"] * (len(found) > 1))
+
+
+def _machine(start: Mapping) -> str:
+    device, threads = start.get("device", "unknown device"), start.get("threads")
+    counted = device == "cpu" and threads is not None
+    return f"{device} {start.get('device_name', '')}".strip() + (f", threads: {threads}" if counted else "")

@@ -1,0 +1,66 @@
+"""What is to be said of the metric itself: whom it favours, where it could not be computed, and what real samples score."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from reports.race.race import Race
+from reports.race.run import Run
+
+
+def about_metric(race: Race) -> list[str]:
+    """Sentences for the caveats, most important first."""
+    return [*_favours(race), *_failures(race), *_floors(race)]
+
+
+def _favours(race: Race) -> list[str]:
+    arms = {run.arm: None for run in race.runs if race.metric in _told(run).get("aligned", ())}
+    if not arms:
+        return []
+    return [
+        f"{', '.join(arms)} aligned to the very network of {race.metric}: it rewards the alignment itself; judge by another "
+        "metric of these runs."
+    ]
+
+
+def _failures(race: Race) -> list[str]:
+    failed: Counter[str] = Counter()
+    for run in race.runs:
+        for event in run.record.of("eval"):
+            failed.update(f"{name} ({reason})" for name, reason in event.get("errors", {}).items())
+    return [f"Could not be computed at {_times(count)}: {what}." for what, count in sorted(failed.items())]
+
+
+def floors(run: Run) -> dict[str, dict[str, Any]]:
+    """What real samples score by metric and kind, as the record has it."""
+    return _told(run).get("floor", {})
+
+
+def _floors(race: Race) -> list[str]:
+    """One sentence; all runs of one protocol have one floor."""
+    found = [floor for run in race.runs if (floor := floors(run).get(race.metric))]
+    if not found:
+        return []
+    said = [_floor(name, value) for name, value in found[0].items()]
+    which = "real against real" if any(value["n_real"] for value in found[0].values()) else "real samples"
+    return [f"Floor of {race.metric}, {which}: {'; '.join(said)}."]
+
+
+def _floor(name: str, value: dict[str, Any]) -> str:
+    if not value["n_real"]:
+        spoilt = ", spoilt" if name == "spoilt" else ""
+        return f"{value['mean']:.4g} ({value['n']} held-out samples{spoilt})"
+    who = {"held_out": "held-out samples", "train_halves": "training samples"}[name]
+    rest = "the training split" if name == "held_out" else "the other"
+    return f"{value['mean']:.4g} ({value['n']} {who} against {rest} {value['n_real']})"
+
+
+def _told(run: Run) -> dict[str, Any]:
+    """What the record tells of its evaluation; nothing in an older one."""
+    starts = run.record.environment
+    return starts[-1].get("evaluation", {}) if starts else {}
+
+
+def _times(count: int) -> str:
+    return f"{count} evaluation" + ("" if count == 1 else "s")

@@ -1,0 +1,184 @@
+"""The whole race as numbers: runs, arms, target, times, speed-ups, and what the reader must know beside them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from harness.errors import UserError, unknown
+from harness.records.record import Record, find_records
+from reports.race import study_folder as studies
+from reports.race.arms import Arm, arms_of, differing, find_arm
+from reports.race.comparability import apart_in_value, comparable
+from reports.race.run import Run, cross, run_of
+from reports.stats.curves import reachable as lowest
+from reports.stats.speedup import MeanTime, Speedup, Time, cut, mean_time, speedup
+
+
+@dataclass(frozen=True)
+class Race:
+    """What a report says, before it is words, pictures or tables. Mappings by axis and arm label."""
+
+    name: str
+    metric: str
+    target: float | None
+    """None when no run is finished yet."""
+    target_given: bool
+    baseline: str
+    axes: tuple[str, ...]
+    arms: tuple[Arm, ...]
+    """The baseline first."""
+    runs: tuple[Run, ...]
+    times: Mapping[tuple[str, str], MeanTime]
+    speedups: Mapping[tuple[str, str], Speedup]
+    """Over the baseline."""
+    leaders: Mapping[str, str]
+    """The arm with the smallest mean time on an axis; no entry when no run reached the target."""
+    leads: Mapping[tuple[str, str], Speedup]
+    """Of the leader over every other arm."""
+    horizons: Mapping[str, float]
+    missing: tuple[studies.Planned, ...]
+    unplanned: tuple[Record, ...]
+    notes: tuple[str, ...]
+    plan: tuple[studies.Planned, ...] = ()
+    excluded: tuple[studies.Excluded, ...] = ()
+
+    def of(self, label: str) -> list[Run]:
+        """The runs of an arm, by seed."""
+        return [run for run in self.runs if run.arm == label]
+
+    @property
+    def candidates(self) -> list[str]:
+        return [arm.label for arm in self.arms if arm.label != self.baseline]
+
+
+def read_race(
+    directories: Sequence[Path],
+    *,
+    metric: str | None = None,
+    target: float | None = None,
+    baseline: str | None = None,
+) -> Race:
+    """Read the runs in these folders and compute everything; what is not given comes from `study.toml`.
+
+    Without any target it is the lowest value that every run reaches, and called chosen after the fact; the study's is of the
+    study's metric alone. Of a metric that rises as training goes on there are no times, so nothing is compared.
+    Raises `UserError` for folders without runs, unknown names and broken records.
+    """
+    if target is not None and not (math.isfinite(target) and target > 0):
+        raise UserError(f"target {target:g}: expected a number above 0")
+    study, plan = studies.read_study(directories), studies.read_plan(directories)
+    records, unplanned = studies.by_plan(find_records(*directories), directories)
+    if not records:
+        raise UserError(f"no runs in {', '.join(map(str, directories))}: a run is a folder with a spec.toml")
+    order = {run.id: place for place, run in enumerate(plan)}
+    arms, notes = _baseline_first(arms_of(records), baseline, study.baseline, order)
+    metric = _metric(records, metric or study.metric)
+    runs = [run_of(arm.label, seed, record, metric) for arm in arms for seed, record in arm.runs.items()]
+    given = target if target is not None else study.target_of(metric)
+    goal = given if given is not None else reachable(runs)
+    runs = [cross(run, goal) for run in runs]
+    axes, apart = comparable(runs)
+    return Race(
+        name=study.name or directories[0].resolve().name,
+        metric=metric,
+        target=goal,
+        target_given=given is not None,
+        baseline=arms[0].label,
+        axes=axes,
+        arms=tuple(arms),
+        runs=tuple(runs),
+        missing=tuple(run for run in plan if run.id not in {record.id for record in records}),
+        unplanned=tuple(unplanned),
+        notes=(*notes, *apart),
+        plan=tuple(plan),
+        excluded=tuple(studies.read_excluded(directories)),
+        **compare(runs, [arm.label for arm in arms], axes, not apart_in_value(runs)),
+    )
+
+
+def compare(runs: Sequence[Run], labels: Sequence[str], axes: Sequence[str], same_value: bool) -> dict:
+    """Mean times, speed-ups over the first label, leaders and their leads, by axis and label; mean times alone where values
+    of the runs cannot be compared."""
+    counted = {label: [run for run in runs if run.arm == label and run.counts] for label in labels}
+    counted = {label: own for label, own in counted.items() if own}
+    found: dict = {"times": {}, "speedups": {}, "leaders": {}, "leads": {}, "horizons": {}}
+    finished = [run for own in counted.values() for run in own if run.done]
+    for axis in axes if finished else ():
+        times = {label: {run.seed: run.time(axis) for run in own} for label, own in counted.items()}
+        horizon = min(run.costs.budget(axis) for run in finished)
+        found["horizons"][axis] = horizon
+        found["times"] |= {(axis, label): mean_time(own.values()) for label, own in times.items()}
+        if not same_value:
+            continue
+        found["speedups"] |= _against(labels[0], times, axis, horizon)
+        leader = _leader(times, horizon)
+        if leader is not None:
+            found["leaders"][axis] = leader
+            found["leads"] |= {
+                key: speedup(times[key[1]], times[leader], horizon)
+                for key in ((axis, label) for label in times if label != leader)
+            }
+    return found
+
+
+def reachable(runs: Sequence[Run]) -> float | None:
+    """The lowest target that every finished run reaches; None where none is."""
+    curves = [run.curve for run in runs if run.done]
+    return lowest(curves) if curves else None
+
+
+def _baseline_first(
+    arms: list[Arm], asked: str | None, study: str | None, order: Mapping[str, int]
+) -> tuple[list[Arm], list[str]]:
+    """Arms with the baseline in front. One that is asked for must be a single arm; one by default may have namesakes, of which
+    it is the one that the plan (`order`, by run id) has first."""
+    if asked is not None:
+        base, notes = find_arm(arms, asked), []
+    else:
+        name = study or ("flow" if any(arm.method == "flow" for arm in arms) else arms[0].label)
+        same = [arm for arm in arms if name in (arm.label, arm.method)] or [find_arm(arms, name)]
+        base = min(same, key=lambda arm: min(order.get(run.id, len(order)) for run in arm.runs.values()))
+        notes = (
+            [f"Baseline '{name}' is more than one arm; this is '{base.label}'.{_apart(same)}"]
+            if len(same) > 1
+            else []
+        )
+    return [base, *(arm for arm in arms if arm is not base)], notes
+
+
+def _apart(same: Sequence[Arm]) -> str:
+    """Where to look when it is not the objective that tells these arms apart."""
+    workload = [path for path in differing(arm.fields for arm in same) if not path.startswith("method.")]
+    return " Speed-up by cell compares every cell with its own." if workload else ""
+
+
+def _metric(records: Sequence[Record], asked: str | None) -> str:
+    """The metric that is asked for, else the first one evaluated; raises `UserError` when there is none."""
+    names = list(
+        dict.fromkeys(name for record in records for e in record.of("eval") for name in e["metrics"])
+    )
+    if not names:
+        raise UserError("no run has been evaluated yet; a report needs at least one evaluation")
+    if asked is not None and asked not in names:
+        raise unknown("metric", asked, names)
+    return asked or names[0]
+
+
+def _against(baseline: str, times: Mapping, axis: str, horizon: float) -> dict[tuple[str, str], Speedup]:
+    if baseline not in times:
+        return {}
+    others = [label for label in times if label != baseline]
+    return {(axis, label): speedup(times[baseline], times[label], horizon) for label in others}
+
+
+def _leader(times: Mapping[str, Mapping[int, Time]], horizon: float) -> str | None:
+    """The arm with the smallest geometric mean of times cut at the horizon; None when nobody got there."""
+    cuts = {label: [cut(time, horizon) for time in own.values()] for label, own in times.items()}
+    if all(time.censored == "right" for own in cuts.values() for time in own):
+        return None
+    return min(cuts, key=lambda label: np.mean(np.log([time.value for time in cuts[label]])))

@@ -1,0 +1,270 @@
+"""The race in words: who reached the target first, by how much, how sure that is, and what must be said beside it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+from reports.race.comparability import apart_in_value
+from reports.race.metric_notes import about_metric
+from reports.race.race import Race
+from reports.stats.speedup import Speedup, Time, speedup
+
+FEWER = {
+    "steps": "fewer steps",
+    "images": "fewer images",
+    "flops": "fewer FLOPs",
+    "seconds": "fewer training seconds",
+    "gpu_seconds": "fewer GPU-seconds",
+}
+MIN_PAIRS = 3
+MOST_NAMED = 3
+"""Candidates that a sentence names one by one."""
+
+
+def factor(value: float) -> str:
+    """A ratio with two decimals, fewer where they mean nothing.
+
+    >>> factor(1.3149), factor(17.46)
+    ('1.31', '17.5')
+    """
+    return f"{value:.2f}" if value < 10 else f"{value:.3g}"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """An interval of ratios; empty without one, with a round bracket at an open end."""
+    if low is None or high is None:
+        return ""
+    left = "(0" if low == 0 else f"[{factor(low)}"
+    right = "∞)" if math.isinf(high) else f"{factor(high)}]"
+    return f"{left}, {right}"
+
+
+def goal(race: Race) -> str:
+    return f"{race.metric} ≤ {race.target:.6g}"
+
+
+def sentence(race: Race, axis: str) -> str:
+    """The verdict on one axis, in one or two sentences."""
+    if not any(run.done for run in race.runs):
+        return "No run is finished yet: there are curves, but no times to compare."
+    if why := apart_in_value(race.runs):
+        return f"Inconclusive: {why}."
+    if axis not in race.leaders:
+        return f"No run reached {goal(race)}."
+    if len(race.arms) == 1:
+        return f"{race.baseline} reached {goal(race)}; with one arm there is nothing to compare."
+    if not any(key[0] == axis for key in race.speedups):
+        return f"{race.leaders[axis]} reached {goal(race)}; there is no finished run to compare it with."
+    leads = [lead for (on, _), lead in race.leads.items() if on == axis]
+    if leads and all(lead.estimate is None for lead in leads):
+        return f"Who reached {goal(race)} first is not known: no pair of runs has a time that is more than a bound."
+    return _winner(race, axis) + _open_order(race, axis)
+
+
+def _winner(race: Race, axis: str) -> str:
+    leader, gains = race.leaders[axis], {c: g for (on, c), g in race.speedups.items() if on == axis}
+    resolved = all(lead.direction == "faster" for key, lead in race.leads.items() if key[0] == axis)
+    opening = f"{leader} reached {goal(race)} {'first' if resolved else 'first on average'}"
+    if leader == race.baseline:
+        unit = FEWER[axis].removeprefix("fewer ")
+        return f"{opening}. Speed-up over it in {unit}: {_others(gains)}{_count(gains.values())}."
+    gain = gains.pop(leader)
+    if gain.estimate is None:
+        return f"{opening}; {race.baseline} has no time to compare with."
+    ends = f" {interval(gain.low, gain.high)}" if gain.low is not None else ""
+    doubt = ", unresolved" if gain.direction == "unresolved" else ""
+    said = f"{factor(gain.estimate)}x {FEWER[axis]} than {race.baseline}{ends}{doubt}{_count([gain])}"
+    return f"{opening}: {said}{'; ' + _others(gains) if gains else ''}."
+
+
+def _others(gains: Mapping[str, Speedup]) -> str:
+    """The best few of these speed-ups, the fastest first."""
+    labels = sorted(gains, key=lambda label: -(gains[label].estimate or 0))
+    more = f"; {len(labels) - MOST_NAMED} more in the table" if len(labels) > MOST_NAMED else ""
+    return "; ".join(f"{label} {_short(gains[label])}" for label in labels[:MOST_NAMED]) + more
+
+
+def _open_order(race: Race, axis: str) -> str:
+    """Says which arms the leader is not shown to beat, apart from the baseline, which has been said."""
+    if race.leaders[axis] == race.baseline:
+        return ""
+    leads = {label: lead for (on, label), lead in race.leads.items() if on == axis and label != race.baseline}
+    level = [
+        f"{label} ({_short(lead, direction=False)})"
+        for label, lead in leads.items()
+        if lead.direction != "faster"
+    ]
+    if len(level) > MOST_NAMED:
+        return f" Its lead over {len(level)} of {len(leads)} other candidates is unresolved."
+    return f" Its lead over {' and '.join(level)} is unresolved." if level else ""
+
+
+def _short(gain: Speedup, *, direction: bool = True) -> str:
+    if gain.estimate is None:
+        return "undefined: no pair has a time that is more than a bound"
+    ends = f" {interval(gain.low, gain.high)}" if gain.low is not None else " without an interval"
+    return f"{factor(gain.estimate)}x{ends}" + (f", {gain.direction}" if direction else "")
+
+
+def _count(gains: Iterable[Speedup]) -> str:
+    """(95 %, n = 3 pairs), the smallest n of all that are given."""
+    gains = list(gains)
+    n = min(gain.n for gain in gains)
+    what = ("pair" if all(gain.paired for gain in gains) else "run") + ("" if n == 1 else "s")
+    return f" (n = {n} {what}: no interval)" if n < 2 else f" (95 %, n = {n} {what})"
+
+
+def caveats(race: Race) -> list[str]:
+    """What a reader must know before quoting a number, most important first."""
+    said = [
+        *_about_target(race),
+        *about_metric(race),
+        *_about_runs(race),
+        *_about_pairs(race),
+        *_about_budgets(race),
+        *_about_shape(race),
+        *race.notes,
+    ]
+    aligned: dict[str, list[str]] = {}
+    for arm in race.arms:
+        if arm.encoder and arm.method not in aligned.setdefault(arm.encoder, []):
+            aligned[arm.encoder].append(arm.method)
+    return said + [
+        f"{', '.join(methods)} {'aligns' if len(methods) == 1 else 'align'} to {encoder}: {_encoder(encoder)}."
+        for encoder, methods in aligned.items()
+    ]
+
+
+def _about_target(race: Race) -> list[str]:
+    if race.target is None or race.target_given:
+        return []
+    return [
+        f"No target was given: {goal(race)} was chosen after the fact, as the lowest value that every finished run "
+        "reaches. A target named before the race is worth more."
+    ]
+
+
+def _about_runs(race: Race) -> list[str]:
+    states = [run.record.status for run in race.runs]
+    counts = [f"{states.count(kind)} {kind}" for kind in sorted(set(states) - {"done"})]
+    counts += [f"{len(race.missing)} missing"] if race.missing else []
+    said = []
+    if counts:
+        said.append(
+            f"{', '.join(counts)} of {len(states) + len(race.missing)} runs: they are listed under Provenance.{_failed(race)}"
+        )
+    unmeasured = sum(run.record.status == "done" and run.curve is None for run in race.runs)
+    if unmeasured:
+        one = unmeasured == 1
+        said.append(
+            f"{unmeasured} finished run{'' if one else 's'} {'was' if one else 'were'} not evaluated by {race.metric} and "
+            f"{'counts' if one else 'count'} in no number."
+        )
+    if race.unplanned:
+        ids = ", ".join(record.id for record in race.unplanned)
+        said.append(f"Not in the plan, so left out: {ids}.")
+    return said
+
+
+def _failed(race: Race) -> str:
+    """How runs that failed and runs that never ended count."""
+    censored = sum(run.counts and not run.done for run in race.runs)
+    out = sum(not run.counts for run in race.runs) + len(race.missing)
+    said = (
+        f" {censored} that failed {'counts' if censored == 1 else 'count'} as not arrived from the last evaluation on."
+        if censored
+        else ""
+    )
+    return said + (
+        f" {out} {'counts' if out == 1 else 'count'} in no number, so an arm that often ends early may look better than it is."
+        if out
+        else ""
+    )
+
+
+def _about_pairs(race: Race) -> list[str]:
+    gains = {label: gain for (axis, label), gain in race.speedups.items() if axis == "steps"}
+    few = {label: gain.n for label, gain in gains.items() if gain.n < MIN_PAIRS}
+    said = []
+    if few:
+        names = "" if len(few) == len(gains) else f" for {', '.join(few)}"
+        n = min(few.values())
+        said.append(f"n = {n}{names} is too few to rest on: {MIN_PAIRS} seeds are the least, 5 are better.")
+    for label, gain in gains.items():
+        if not gain.paired:
+            said.append(f"{label} and {race.baseline} share too few seeds to be paired: Welch's interval.")
+    bounded: dict[tuple[str, str], list[str]] = {}
+    for label in (arm.label for arm in race.arms):
+        time = race.times.get(("steps", label))
+        if time is not None and time.right:
+            bounded.setdefault((f"{time.right} of {time.n} runs", _lost(race, label)), []).append(label)
+    for (runs, lost), labels in bounded.items():
+        each = " each" if len(labels) > 1 else ""
+        said.append(
+            f"{runs}{each} of {', '.join(labels)} never reached {goal(race)}{lost}: their times are bounds, and the "
+            "interval is open at that end."
+        )
+    for label in (arm.label for arm in race.arms):
+        time = race.times.get(("steps", label))
+        if time is not None and time.left:
+            said.append(
+                f"{time.left} of {time.n} runs of {label} were below {goal(race)} at their first evaluation: evaluate "
+                "earlier, or choose a lower target."
+            )
+    return said
+
+
+def _about_budgets(race: Race) -> list[str]:
+    """Times that a run has but that the common budget cuts: a slower step makes the same steps longer."""
+    said = []
+    for axis, horizon in race.horizons.items():
+        times = [run.time(axis) for run in race.runs if run.counts]
+        late = sum(time.censored is None and time.value > horizon for time in times)
+        if late:
+            said.append(
+                f"In {FEWER[axis].removeprefix('fewer ')}, {late} of {len(times)} times to target lie beyond the smallest "
+                "budget of any run and count as bounds there: longer runs or a higher target would settle more."
+            )
+    return said
+
+
+def _lost(race: Race, label: str) -> str:
+    runs = [run for run in race.of(label) if run.counts and run.crossing.censored == "right"]
+    lost = sum(run.first.censored != "right" for run in runs)
+    return f" for good ({lost} passed it and got worse again)" if lost else ""
+
+
+def _about_shape(race: Race) -> list[str]:
+    """Warns where a curve that got worse again changes the answer by more than the interval is wide."""
+    said = []
+    for label in (label for axis, label in race.speedups if axis == "steps"):
+        sustained = race.speedups["steps", label]
+        first = _first(race, label)
+        if sustained.estimate is None or first is None or first.estimate is None or not sustained.low:
+            continue
+        width = math.log(sustained.high / sustained.low)
+        if abs(math.log(first.estimate / sustained.estimate)) > width:
+            said.append(
+                f"{label} against {race.baseline}: curves get worse again. By first crossings it is "
+                f"{_short(first, direction=False)}, by sustained ones {_short(sustained, direction=False)}; the sustained "
+                "ones count."
+            )
+    return said
+
+
+def _first(race: Race, label: str) -> Speedup | None:
+    base, cand = (
+        {run.seed: Time(run.first.step, run.first.censored) for run in race.of(name) if run.counts}
+        for name in (race.baseline, label)
+    )
+    return speedup(base, cand, race.horizons["steps"]) if base and cand else None
+
+
+def _encoder(name: str) -> str:
+    family = name.partition(":")[0]
+    return {
+        "local": "a small encoder trained here on the training split, not the published one",
+        "random": "a control with random weights that knows nothing",
+        "cached": "features from a cache",
+    }.get(family, "published weights")

@@ -1,0 +1,1 @@
+"""Statistics of curves and times, without knowledge of runs."""

@@ -1,0 +1,196 @@
+"""From a record to a time to target: the antitonic fit of a metric, where it crosses the target, and what that had cost.
+
+A metric here is positive and better when lower (a distance). Single evaluations are noisy and a first raw hit is early by
+as much as there are evaluations to be lucky in; the fit is not: with one curve evaluated on any grid it gives one time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from scipy.optimize import isotonic_regression
+
+from harness.errors import UserError
+from harness.records.record import TRAINING_PHASES, Record
+
+AXES = ("steps", "images", "flops", "seconds", "gpu_seconds")
+ROUNDING = 1e-12
+"""Slack, in log metric, for a fit that meets the target exactly."""
+Censored = Literal["left", "right"] | None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A metric of one run against its steps; all three arrays have the length of the evaluations."""
+
+    steps: np.ndarray
+    """Strictly increasing, from 1."""
+    measured: np.ndarray
+    fitted: np.ndarray
+    """Antitonic: never rises."""
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """The step at which a curve reaches a target. Censored `left`: below it at the first evaluation, so the step is an upper
+    bound. Censored `right`: never below it, so the step (the last evaluation) is a lower bound."""
+
+    step: float
+    censored: Censored = None
+    bracket: float = 1.0
+    """How many times later the evaluation behind the crossing is than the one before it; 1 for a censored one."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a run had cost by then: cumulative totals at steps (0 included), one array for each axis."""
+
+    steps: np.ndarray
+    totals: dict[str, np.ndarray]
+
+    def at(self, axis: str, step: float) -> float:
+        """The total at a step, linear between the record's lines and constant behind the last."""
+        return float(np.interp(step, self.steps, self.totals[axis]))
+
+    def budget(self, axis: str) -> float:
+        return float(self.totals[axis][-1])
+
+
+def fit(steps: Sequence[float], measured: Sequence[float], weights: Sequence[float] | None = None) -> Curve:
+    """Antitonic least squares of log metric on step (pool adjacent violators).
+
+    `weights` are inverse variances of log metric, for evaluations that were replicated. Evaluations at step 0 are left out:
+    there is no log of 0. Raises `UserError` for a metric that is not positive or steps that do not increase.
+    """
+    x, y = np.asarray(steps, dtype=float), np.asarray(measured, dtype=float)
+    if not (np.diff(x) > 0).all():
+        raise UserError("evaluations must have increasing steps")
+    if not (np.isfinite(y) & (y > 0)).all():
+        bad = int(np.flatnonzero(~(np.isfinite(y) & (y > 0)))[0])
+        raise UserError(
+            f"the metric is {y[bad]:g} at step {x[bad]:g}, but the fit is of its logarithm: it must be positive"
+        )
+    kept = x > 0
+    w = None if weights is None else np.asarray(weights, dtype=float)[kept]
+    log_fit = isotonic_regression(np.log(y[kept]), weights=w, increasing=False).x
+    return Curve(x[kept], y[kept], np.exp(log_fit))
+
+
+def crossing(curve: Curve, target: float) -> Crossing:
+    """Where the fit falls to the target for good, linear in (log step, log metric) between the evaluations around it.
+
+    The fit never rises, so this is the *sustained* crossing: evaluations that get worse later count against it.
+    """
+    below = np.log(curve.fitted) <= math.log(target) + ROUNDING
+    if not below.any():
+        return Crossing(float(curve.steps[-1]), "right")
+    after = int(below.argmax())
+    if after == 0:
+        return Crossing(float(curve.steps[0]), "left")
+    x0, x1 = np.log(curve.steps[after - 1 : after + 1])
+    y0, y1 = np.log(curve.fitted[after - 1 : after + 1])
+    share = min((y0 - math.log(target)) / (y0 - y1), 1.0)
+    return Crossing(float(np.exp(x0 + share * (x1 - x0))), bracket=float(np.exp(x1 - x0)))
+
+
+def first_crossing(curve: Curve, target: float) -> Crossing:
+    """The same of the curve up to its best evaluation: what comes later, a plateau or a decline, does not count."""
+    best = int(curve.measured.argmin()) + 1
+    found = crossing(fit(curve.steps[:best], curve.measured[:best]), target)
+    return Crossing(float(curve.steps[-1]), "right") if found.censored == "right" else found
+
+
+def reachable(curves: Sequence[Curve]) -> float:
+    """The lowest target that every one of these curves reaches: the largest last fitted value, rounded up to three digits."""
+    last = max(curve.fitted[-1] for curve in curves)
+    unit = 10.0 ** (math.floor(math.log10(last)) - 2)
+    return float(f"{math.ceil(last / unit - 1e-9) * unit:.6g}")
+
+
+def rises(curves: Sequence[Curve]) -> bool:
+    """Whether a metric is higher in the last quarter of the evaluations than in the first, in every run: it is no distance."""
+    ends = [
+        (curve.measured[: n // 4 + 1].mean(), curve.measured[-(n // 4 + 1) :].mean())
+        for curve in curves
+        if (n := len(curve.steps)) > 1
+    ]
+    return bool(ends) and all(first < last for first, last in ends)
+
+
+def value_at(curve: Curve, step: float) -> float | None:
+    """The fitted metric at a step, linear in logs between evaluations; None outside of them."""
+    if not curve.steps[0] <= step <= curve.steps[-1]:
+        return None
+    return float(np.exp(np.interp(math.log(step), np.log(curve.steps), np.log(curve.fitted))))
+
+
+def slope_at(curve: Curve, step: float) -> float | None:
+    """d log metric / d log step: least squares over the evaluations between half and twice the step, of the nearest three
+    where there are fewer; None for a curve of fewer than three."""
+    if len(curve.steps) < 3:
+        return None
+    away = np.abs(np.log(curve.steps / step))
+    near = away <= max(math.log(2) * (1 + 1e-9), np.partition(away, 2)[2])
+    x, y = np.log(curve.steps[near]), np.log(curve.measured[near])
+    return float(np.cov(x, y)[0, 1] / x.var(ddof=1))
+
+
+def curve_of(record: Record, metric: str) -> Curve | None:
+    """The curve of a metric in a record; None when it was not evaluated behind step 0."""
+    events = [event for event in record.of("eval") if metric in event["metrics"] and event["step"] > 0]
+    if not events:
+        return None
+    values = [event["metrics"][metric] for event in events]
+    try:
+        return fit([e["step"] for e in events], [v["mean"] for v in values], _weights(values))
+    except UserError as error:
+        raise UserError(f"run {record.id}, {metric}: {error}") from error
+
+
+def costs_of(record: Record) -> Costs:
+    """Cumulative cost from the `train` and `eval` events of a record.
+
+    Seconds are those of training phases only: evaluation, checkpoints, tracking and warm-up (compilation) are left out.
+    """
+    lines = {event["step"]: event for event in (*record.of("train"), *record.of("eval"))}
+    events = [lines[step] for step in sorted(lines) if step > 0]
+    seconds = _totals([training_seconds(event["seconds"]) for event in events])
+    devices = [_devices(record, event["step"]) for event in events]
+    steps = _totals([event["step"] for event in events])
+    totals = {
+        "steps": steps,
+        "images": _totals([event["images"] for event in events]),
+        "flops": _totals([event["flops"] for event in events]),
+        "seconds": seconds,
+        "gpu_seconds": _totals(list(np.cumsum(np.diff(seconds) * devices))),
+    }
+    return Costs(steps, totals)
+
+
+def _devices(record: Record, step: int) -> int:
+    """On how many a step ran: a run may go on with another number of them."""
+    starts = [start for start in record.environment if start.get("after_step", 0) < step]
+    return starts[-1].get("devices", 1) if starts else 1
+
+
+def training_seconds(seconds: dict[str, float]) -> float:
+    """The sum over the phases that training needs."""
+    return sum(seconds.get(phase, 0.0) for phase in TRAINING_PHASES)
+
+
+def _totals(values: list[float]) -> np.ndarray:
+    return np.array([0.0, *values])
+
+
+def _weights(values: list[dict[str, Any]]) -> list[float] | None:
+    """1 / variance of log metric up to a factor: the number of replicates, for their noise is that of all evaluations of a run.
+
+    Not the variance that each evaluation's own replicates show: of three it is so uncertain that weighing by it makes times
+    to target noisier than not weighing (benchmarks/operating_characteristics.py, `weights`). None where all have as many.
+    """
+    counts = [float(len(value.get("replicates", (0,)))) for value in values]
+    return counts if len(set(counts)) > 1 else None

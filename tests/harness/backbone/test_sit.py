@@ -1,0 +1,158 @@
+"""The network against closed forms, torch's own attention, and its other ways to be called."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from harness.backbone.initialize import initialize
+from harness.backbone.sit import SiT, SiTConfig, gelu
+from harness.backbone.sizes import SIZES, Size
+from harness.backbone.times import Times
+from harness.backbone.tokens import patchify, sincos, unpatchify
+from harness.runtime.random_streams import Streams
+
+SMALL = SiTConfig(Size(3, 32, 2), 2, (3, 8, 12), 5)
+
+
+def network(config: SiTConfig = SMALL, seed: int = 0) -> SiT:
+    """A SiT in which every path carries signal: released initialisation sets many weights to zero."""
+    model = SiT(config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+def inputs(
+    batch: int = 4, config: SiTConfig = SMALL
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(batch, *config.shape, generator=generator)
+    t, s = torch.rand(2, batch, generator=generator)
+    return x, t, s, torch.arange(batch) % (config.classes + 1)
+
+
+@pytest.mark.parametrize(("size", "millions"), [("S", 33), ("B", 130), ("L", 458), ("XL", 675)])
+def test_published_sizes(size: str, millions: int) -> None:
+    """Parameter counts of the paper's Table 1 (frozen position code included, as the released count has it)."""
+    with torch.device("meta"):
+        model = SiT(SiTConfig(SIZES[size], 2, (4, 32, 32), 1000, learn_sigma=True))
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6) in (millions, millions - 1)
+
+
+def test_dual_times_equal_times_per_token() -> None:
+    x, t, s, y = inputs()
+    mask = torch.rand(4, SMALL.tokens, generator=torch.Generator().manual_seed(2)) < 0.3
+    dual = Times.dual(t, s, mask)
+    tau = torch.where(mask, s[:, None], t[:, None])
+    assert torch.equal(dual.per_token_levels(), tau)
+    model = network()
+    torch.testing.assert_close(model(x, dual, y).velocity, model(x, Times.per_token(tau), y).velocity)
+    levels = Times(torch.stack([t, s], 1), mask.long())
+    torch.testing.assert_close(model(x, dual, y).velocity, model(x, levels, y).velocity)
+
+
+def test_tokens_lie_in_memory_one_behind_the_other() -> None:
+    """In every block, for images, sounds and videos: across memory, whatever is done to each element is slower."""
+    for shape in ((3, 8, 12), (4, 16), (2, 3, 8, 8)):
+        config = SiTConfig(Size(2, 32, 2), 2, shape, 5)
+        x, t, _, y = inputs(config=config)
+        found = network(config)(x, Times.per_sample(t), y, taps=(1, 2))
+        assert all(hidden.is_contiguous() for hidden in found.hidden.values())
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_gelu_is_the_tanh_approximation(compiled: bool) -> None:
+    """Hendrycks and Gimpel (2016), with its derivative, in float64."""
+    x = torch.linspace(-12, 12, 1001)
+    exact = x.double().requires_grad_()
+    u = math.sqrt(2 / math.pi) * (exact + 0.044715 * exact**3)
+    expected = exact * (1 + torch.tanh(u)) / 2
+    ours = x.clone().requires_grad_()
+    found = (torch.compile(gelu) if compiled else gelu)(ours)
+    for a, b in (
+        (found, expected),
+        *zip(*(torch.autograd.grad(o.sum(), v) for o, v in ((found, ours), (expected, exact))), strict=True),
+    ):
+        torch.testing.assert_close(a.double(), b, rtol=1e-6, atol=2e-6)
+
+
+def test_an_even_mixture_is_one_time() -> None:
+    x, t, _, y = inputs()
+    whole = network()(x, Times.per_sample(t), y).velocity
+    mixed = network()(x, Times.dual(t, t, torch.ones(4, SMALL.tokens, dtype=torch.bool)), y).velocity
+    torch.testing.assert_close(whole, mixed)
+
+
+def test_taps_and_early_stop() -> None:
+    x, t, _, y = inputs()
+    model, times = network(), Times.per_sample(t)
+    full = model(x, times, y, taps=(1, 2, 3))
+    early = model(x, times, y, taps=(2,), stop_after=2)
+    assert early.velocity is None and set(early.hidden) == {2}
+    assert torch.equal(early.hidden[2], full.hidden[2])
+    assert full.hidden[1].shape == (4, SMALL.tokens, 32)
+
+
+def test_groups_separate_attention() -> None:
+    """A token's output depends on its own group alone: changing the other group's pixels leaves it as it is."""
+    x, t, _, y = inputs()
+    groups = (torch.arange(SMALL.tokens) % 2).expand(4, -1)
+    own = SMALL.spread(groups.float()).bool()
+    other = torch.where(own, x + 1.0, x)
+    model, times = network(), Times.per_sample(t)
+    before, after = (model(pixels, times, y, groups=groups).velocity for pixels in (x, other))
+    assert torch.equal(before.masked_select(~own), after.masked_select(~own))
+    assert not torch.allclose(before.masked_select(own), after.masked_select(own))
+    whole = model(x, times, y, groups=torch.zeros_like(groups)).velocity
+    torch.testing.assert_close(whole, model(x, times, y).velocity)
+
+
+def test_attention_is_softmax_of_scaled_products() -> None:
+    block = network().blocks[0].attn
+    h = torch.randn(2, 6, 32, generator=torch.Generator().manual_seed(3))
+    q, k, v = block.qkv(h).double().chunk(3, dim=-1)
+    heads = [
+        torch.softmax(a @ b.transpose(1, 2) / math.sqrt(16), dim=-1) @ c
+        for a, b, c in zip(q.split(16, -1), k.split(16, -1), v.split(16, -1), strict=True)
+    ]
+    expected = F.linear(torch.cat(heads, -1), block.proj.weight.double(), block.proj.bias.double())
+    torch.testing.assert_close(block(h, None)[0], expected.float())
+
+
+def test_tokens_round_trip() -> None:
+    x = torch.arange(2 * 3 * 8 * 12).reshape(2, 3, 8, 12)
+    tokens = patchify(x, (2, 2))
+    assert tokens.shape == (2, 24, 12)
+    assert tokens[0, 7].tolist() == x[0, :, 2:4, 2:4].flatten().tolist()  # row 1, column 1 of a grid of 4 x 6
+    reordered = tokens.reshape(2, 24, 3, 2, 2).permute(0, 1, 3, 4, 2).reshape(2, 24, 12)
+    assert torch.equal(unpatchify(reordered, (2, 2), (8, 12)), x)
+
+
+def test_position_code_is_unique_and_bounded() -> None:
+    code = sincos(64, (5, 7))[0]
+    assert code.abs().max() <= 1
+    assert torch.cdist(code, code).fill_diagonal_(1.0).min() > 0.1
+    torch.testing.assert_close(
+        code[:7, 32:], code[:1, 32:].expand(7, -1)
+    )  # the second half does not see the column
+
+
+def test_initial_weights_depend_on_name_and_seed_alone() -> None:
+    a, b = SiT(SMALL), SiT(SiTConfig(Size(2, 32, 2), 2, (3, 8, 12), 5))
+    for model in (a, b):
+        initialize(model, Streams(7))
+    shallow = b.state_dict()
+    assert all(torch.equal(value, a.state_dict()[name]) for name, value in shallow.items())
+    qkv = a.blocks[0].attn.qkv.weight
+    bound = math.sqrt(6 / (32 + 96))
+    assert qkv.abs().max() <= bound and qkv.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05)
+    assert a.y_embedder.embedding_table.weight.std().item() == pytest.approx(0.02, rel=0.2)
+    assert not any(p.any() for p in (a.final_layer.linear.weight, a.blocks[1].adaLN_modulation[1].weight))
+    x, t, _, y = inputs()
+    assert not a(x, Times.per_sample(t), y).velocity.any()  # adaLN-Zero: the untrained network says nothing

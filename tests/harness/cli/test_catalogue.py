@@ -1,0 +1,351 @@
+"""What `list methods` and `explain` say, against costs on paper and the published layers; the page on encoders."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import io
+import json
+import re
+import shlex
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import pytest
+import timm
+import torch
+from click.testing import CliRunner
+from rich.console import Console
+from safetensors.torch import save_file
+
+from harness.assembly.resolve import load_spec
+from harness.cli import catalogue
+from harness.cli.explain import explain
+from harness.cli.probe import probe
+from harness.config import registry
+from harness.config.spec import BackboneSpec
+from harness.costs import flops_cache as tally
+from harness.encoders.base import Choice, open_encoder
+from harness.encoders.open_clip import recipe_of
+from harness.errors import UserError
+from harness.files.terminal import reflowed
+from methods.common.alignment import check_layer
+from methods.common.method import Method, MethodConfig
+from tests.conftest import ROOT
+
+D, T, WIDTH, BATCH = 768, 256, 2048, 256
+
+
+@pytest.fixture(scope="module")
+def entries() -> dict[str, catalogue.Entry]:
+    return catalogue.entries()
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FLOWRACE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def forward(depth: int = 12) -> int:
+    """On paper, one sample of SiT-B/2 with one time: 2 x multiply-adds of embeddings, blocks and, at the end, the last layer."""
+    block = 12 * T * D * D + 2 * T * T * D + 6 * D * D
+    final = 2 * D * D + T * D * 16 if depth == 12 else 0
+    return 2 * (T * D * 16 + 256 * D + D * D + depth * block + final)
+
+
+def test_every_method_is_there(entries: dict[str, catalogue.Entry]) -> None:
+    assert list(entries) == registry.names("method")
+    assert all(entry.source and entry.summary and entry.extra_flops is not None for entry in entries.values())
+
+
+def test_extra_flops_are_those_on_paper(entries: dict[str, catalogue.Entry]) -> None:
+    """To a thousandth: optimizer and EMA, and the second row of modulation, are below that."""
+    assert entries["flow"].extra_flops == 0
+    projector = 6 * T * (D * WIDTH + WIDTH * WIDTH + WIDTH * D)
+    encoder = 2 * (
+        12 * (12 * 257 * D * D + 2 * 257 * 257 * D) + T * D * 3 * 14 * 14
+    )  # ViT-B/14 at 224, one class token
+    step = 3 * forward()
+    assert entries["repa"].extra_flops == pytest.approx((projector + encoder) / step, abs=1e-3)
+    head, levels = 6 * T * 4 * D * D, 6 * (12 * 6 + 2 + 1) * D * D
+    assert entries["self_flow"].extra_flops == pytest.approx((forward(8) + head + levels) / step, abs=1e-3)
+
+
+def test_piped_a_method_is_one_line() -> None:
+    result = CliRunner().invoke(catalogue.list_, ["methods"], catch_exceptions=False)
+    line = next(line for line in result.output.splitlines() if "self_flow" in line)
+    for words in ("EMA teacher, 2 times per sample", "arXiv 2603.06507", "SiT-XL/2 FID 5.70 at 4M steps"):
+        assert words in line
+    assert len(result.output.splitlines()) < len(registry.names("method")) + 10
+
+
+def test_without_a_word_everything_has_its_line() -> None:
+    shown = CliRunner().invoke(catalogue.list_, [], catch_exceptions=False).output
+    for title in ("methods", "encoders", "extractors", "datasets", "presets", "studies", "sizes", "samplers"):
+        assert f"{title} " in shown
+    line = next(line for line in shown.splitlines() if line.split()[:1] == ["repa"])
+    assert "align an early layer with a frozen encoder's tokens" in line
+
+
+def test_the_narrow_table_fits_and_says_the_same(entries: dict[str, catalogue.Entry]) -> None:
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(catalogue.stacked(entries))
+    shown = console.export_text()
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "repa" in shown and "+41.7 %  encoder timm:vit_base_patch14_dinov2.lvd142m\n" in shown
+    together = " ".join(shown.split())
+    for name, entry in entries.items():
+        for text in (name, *entry.needs, entry.source, entry.headline):
+            assert text in together
+
+
+def test_a_method_that_is_not_available_says_why(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry.METHODS, "lost", "methods.lost:Lost")
+    monkeypatch.setattr(catalogue, "step_flops", lambda name: 3 if name == "flow" else 4)
+    monkeypatch.setattr(tally, "identity", lambda: "of this test")
+    found = catalogue.entries()
+    assert found["lost"].summary == "not available: No module named 'methods.lost'"
+    assert found["lost"].extra_flops is None and found["repa"].extra_flops == pytest.approx(1 / 3)
+    assert "No module named" in CliRunner().invoke(catalogue.list_, ["methods"]).output
+
+
+class Undecided(MethodConfig):
+    name: Literal["odd"] = "odd"
+    strength_at: float
+
+
+class Deep(MethodConfig):
+    name: Literal["odd"] = "odd"
+    layer: int = 20
+
+    def resolved(self, backbone: BackboneSpec) -> MethodConfig:
+        return self.model_copy(update={"layer": check_layer("layer", self.layer, 8, backbone)})
+
+
+@pytest.mark.parametrize(
+    ("config", "at", "reason"),
+    [(Undecided, "B", "strength_at is missing"), (Deep, "B", "layer = 20: backbone B has layers 1 to 12")],
+)
+def test_a_method_without_defaults_is_the_only_one_that_suffers(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch, config: type, at: str, reason: str
+) -> None:
+    odd = type("Odd", (Method,), {"Config": config})
+    real = registry.load
+    monkeypatch.setitem(registry.METHODS, "odd", "methods.odd:Odd")
+    monkeypatch.setattr(registry, "load", lambda kind, name: odd if name == "odd" else real(kind, name))
+    monkeypatch.setattr(catalogue, "step_flops", lambda name: 3 if name == "flow" else 4)
+    monkeypatch.setattr(tally, "identity", lambda: "of this test")
+    found = catalogue.entries()
+    said = f"{__name__}:Odd has no defaults for SiT-{at}: {reason}"
+    assert found["odd"] == catalogue.Entry(f"not available: {said}", available=False)
+    assert found["repa"].extra_flops == pytest.approx(1 / 3) and found["repa"].available
+    result = CliRunner().invoke(explain, ["odd"])
+    assert isinstance(result.exception, UserError) and str(result.exception) == said
+
+
+def test_a_library_that_is_not_installed_is_no_library_of_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = tally.identity.__wrapped__()
+    monkeypatch.setattr(tally, "LIBRARIES", ("torch", "timm", "no_such_library"))
+    assert tally.identity.__wrapped__() != there
+
+
+@pytest.mark.parametrize("place", [*registry.ENCODERS.values(), *registry.DATASETS.values()])
+def test_a_docstring_is_read_without_import(place: str) -> None:
+    module, _, name = place.partition(":")
+    assert catalogue.written_docstring(place) == inspect.getdoc(
+        getattr(importlib.import_module(module), name)
+    )
+
+
+def test_extractors_are_listed() -> None:
+    result = CliRunner().invoke(catalogue.list_, ["extractors", "--json"], catch_exceptions=False)
+    listed = json.loads(result.output)["extractors"]
+    assert {"inception", "video:<image extractor>", "yamnet[:<file>]"} <= listed.keys()
+    assert listed["inception"] == "for image, 2048 features"
+
+
+def test_explain_prints_the_published_layers() -> None:
+    result = CliRunner().invoke(explain, ["repa", "--json"])
+    told = json.loads(result.output)
+    assert {size: told["defaults"][size]["layer"] for size in told["defaults"]} == {
+        "S": 4,
+        "B": 4,
+        "L": 8,
+        "XL": 8,
+    }
+    assert told["defaults"]["B"]["encoder.name"] == "timm:vit_base_patch14_dinov2.lvd142m"
+    assert told["needs"] == ["encoder timm:vit_base_patch14_dinov2.lvd142m"]
+
+
+@pytest.mark.parametrize("name", registry.names("method"))
+def test_explain_prints_equations_and_every_default(name: str) -> None:
+    cls = registry.load("method", name)
+    result = CliRunner().invoke(explain, [name])
+    assert result.exit_code == 0 and catalogue.describe(cls) in result.output and "L = " in result.output
+    assert all(field in result.output for field in cls.Config.model_fields if field != "name")
+
+
+@pytest.mark.parametrize("name", registry.names("method"))
+def test_docstrings_fit_a_narrow_terminal(name: str) -> None:
+    """Every word is there, nothing is wider than the terminal, and equations begin lines as they did."""
+    told = catalogue.describe(registry.load("method", name))
+    shown = reflowed(told, 80)
+    assert shown.split() == told.split()
+    assert max(map(len, shown.splitlines())) <= 80
+    assert equations(told) <= equations(shown)
+
+
+def equations(text: str) -> Counter[str]:
+    """The left-hand sides that lines begin with."""
+    return Counter(re.findall(r"^\s*(\S+) = ", text, re.MULTILINE))
+
+
+def test_defaults_that_differ_name_their_sizes() -> None:
+    result = CliRunner().invoke(explain, ["haste"])
+    lines = {
+        line.split()[0]: line.split(maxsplit=1)[-1].strip()
+        for line in result.output.splitlines()
+        if line.strip()
+    }
+    assert lines["schedule.until"] == "- (S), 100000 (B), 250000 (L, XL)"
+    assert lines["layer"] == "4 (S, B), 8 (L, XL)" and lines["coefficient"] == "0.5"
+
+
+def test_an_unknown_method_is_a_mistake_with_a_hint() -> None:
+    result = CliRunner().invoke(explain, ["self-flow"])
+    assert isinstance(result.exception, UserError) and "Did you mean 'self_flow'?" in str(result.exception)
+
+
+def counted(names: list[str]) -> tuple[dict[str, int], list[str]]:
+    """What `step_counts` gives, and which of the methods it had counted."""
+    asked: list[str] = []
+    found = tally.step_counts(names, lambda name: asked.append(name) or 100 + len(name))
+    return found, asked
+
+
+def test_counts_are_kept_until_the_source_changes(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert counted(["repa", "flow"]) == ({"repa": 104, "flow": 104}, ["repa", "flow"])
+    assert counted(["repa", "sra", "flow"]) == ({"repa": 104, "sra": 103, "flow": 104}, ["sra"])
+    assert counted(["repa", "sra", "flow"])[1] == []
+    monkeypatch.setattr(tally, "identity", lambda: "another")
+    assert counted(["repa", "flow"])[1] == ["repa", "flow"]
+    assert counted(["sra"])[1] == ["sra"]
+
+
+def test_what_is_kept_of_a_plugin_is_nothing(own_cache: Path) -> None:
+    assert counted(["echo"])[1] == counted(["echo"])[1] == ["echo"]
+    assert counted(["echo", "flow"])[1] == ["echo", "flow"] and counted(["echo", "flow"])[1] == ["echo"]
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"of": 1}', "\x00"])
+def test_a_damaged_file_is_counted_again(own_cache: Path, damage: str) -> None:
+    counted(["flow"])
+    next(own_cache.rglob("flops.json")).write_text(damage)
+    assert counted(["flow"]) == ({"flow": 104}, ["flow"])
+    assert counted(["flow"])[1] == []
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FLOWRACE_CACHE", str(tmp_path / "file" / "cache"))
+    assert counted(["flow"]) == counted(["flow"]) == ({"flow": 104}, ["flow"])
+
+
+def test_a_full_disk_keeps_nothing_and_stops_nothing(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: Path, content: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tally, "write_atomic", full)
+        assert counted(["flow"]) == counted(["flow"]) == ({"flow": 104}, ["flow"])
+    assert counted(["flow"])[1] == ["flow"] and counted(["flow"])[1] == []
+
+
+def test_the_identity_is_that_of_all_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    room = tmp_path / "flowrace_made_up" / "inner"
+    room.mkdir(parents=True)
+    (room.parent / "__init__.py").write_text("")
+    (room / "a.py").write_text("one")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(tally, "PACKAGES", ("flowrace_made_up",))
+    seen = [tally.identity.__wrapped__()]
+    for change in (
+        lambda: (room / "a.py").write_text("two"),
+        lambda: (room / "a.py").rename(room / "b.py"),
+        lambda: monkeypatch.setattr(tally, "LIBRARIES", ("torch",)),
+    ):
+        change()
+        seen.append(tally.identity.__wrapped__())
+    assert len(set(seen)) == 4 and tally.identity.__wrapped__() == seen[-1]
+
+
+PAGE = (ROOT / "docs" / "encoders.md").read_text()
+ENCODERS = dict(re.findall(r"^\| `(\S+:\S+)` \| [^|]+ \| (.*\|)$", PAGE, re.MULTILINE))
+BIG = ("large", "giant", "huge", "-L-", "-H-", "SO400M")
+
+
+@pytest.fixture(scope="module")
+def page() -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    exec(re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1], made)
+    return made
+
+
+def test_the_page_names_every_family() -> None:
+    for family, count in (("dinov2.", 8), ("dinov3.", 5), (".mae", 3), ("ViT-", 11), ("SigLIP", 6)):
+        assert sum(family in name for name in ENCODERS) == count
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_encoders_on_the_page_have_published_weights(name: str) -> None:
+    family, _, model = name.partition(":")
+    assert timm.is_model_pretrained(model) if family == "timm" else recipe_of(model).repository
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if any(b in n for b in BIG) else ()) for n in ENCODERS]
+)
+def test_encoders_fit_the_grid_and_are_as_large_as_the_page_says(name: str, page: dict[str, Any]) -> None:
+    assert page["row"](name) == ENCODERS[name]
+
+
+def test_the_pages_parameters_are_those_of_an_encoder(page: dict[str, Any], tmp_path: Path) -> None:
+    """Against an opened one, whose position embedding lies on the grid of 16x16 as well."""
+    tiny, file = "vit_tiny_patch16_224", tmp_path / "weights.safetensors"
+    save_file(timm.create_model(tiny).state_dict(), file)
+    choice, pictures = Choice(f"timm:{tiny}", str(file)), SimpleNamespace(shape=(3, 256, 256), classes=10)
+    opened = open_encoder(choice, pictures, grid=(16, 16), held_out=0.1, device=torch.device("cpu"))
+    assert page["row"](choice.name).startswith(f"{opened.params / 1e6:.1f} M | {opened.dim} |")
+
+
+def test_the_page_quotes_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def empty(*_: str, local_files_only: bool) -> str:
+        raise OSError
+
+    monkeypatch.setattr("harness.encoders.weights.hf_hub_download", empty)
+    quote = " ".join(line.removeprefix(">").strip() for line in PAGE.splitlines() if line.startswith(">"))
+    name, pictures = re.search(r"encoder '(\S+)'", quote)[1], SimpleNamespace(shape=(3, 256, 256), classes=10)
+    with pytest.raises(UserError) as caught:
+        open_encoder(Choice(name), pictures, grid=(16, 16), held_out=0.1, device=torch.device("cpu"))
+    assert str(caught.value) == quote
+
+
+def test_the_pages_run_can_be_planned() -> None:
+    """Its several encoders are taken as they are written there, and the probe has the options that it names."""
+    words = shlex.split(re.search(r"^flowrace run (.*)$", PAGE, re.MULTILINE)[1])
+    spec = load_spec(words[0], [word for word in words[1:] if word != "--set"])
+    assert [encoder.name for encoder in spec.method.needs().encoders] == ["local:small", "random:small"]
+    assert (
+        spec.id
+        != load_spec(words[0], [word.replace("random", "local") for word in words[1:] if word != "--set"]).id
+    )
+    options = {option for parameter in probe.params for option in parameter.opts}
+    used = re.findall(r" (--\w+)", " ".join(re.findall(r"^flowrace probe .*$", PAGE, re.MULTILINE)))
+    assert used and set(used) <= options

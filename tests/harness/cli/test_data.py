@@ -1,0 +1,47 @@
+"""What `flowrace data encode` takes of its source's fields, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from harness.cli.main import cli
+from harness.config.spec import DataSpec
+from harness.data.open import open_dataset
+from harness.errors import UserError
+from tests.support.encoded import encode
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("flip=true", "data.flip = true is for training .*say --flip"),
+        ("held_out=0.3", "data.held_out = 0.3 is for training .*leave it out"),
+        ("workers=2", "data.workers = 2 is for training"),
+        ("posterior=mean", "data.posterior = mean: data set 'digits' has no such field"),
+        ("resolution=32", "data.resolution = 32: data set 'digits' has no such field"),
+        ("frames=5", "data.frames = 5: data set 'digits' has no such field"),
+        ("name=latents", "latents are encoded already"),
+    ],
+)
+def test_fields_that_nothing_reads_are_refused(tmp_path: Path, field: str, message: str) -> None:
+    words = ["digits", "--codec", "identity", "--set", f"data.{field}", "--out", str(tmp_path / "l")]
+    result = CliRunner().invoke(cli, ["data", "encode", *words])
+    assert isinstance(result.exception, UserError), result.output
+    assert re.search(message, str(result.exception)) and not (tmp_path / "l").exists()
+
+
+def test_fields_that_are_read_are_taken(tmp_path: Path) -> None:
+    """A part of a joint data set, as the documentation has it."""
+    fields = ("--set", "data.audio_weight=0", "--set", "data.frames=4", "--rows", "4000")
+    encode("bounce", "identity", tmp_path / "l", *fields)
+    spec = DataSpec(name="bounce", audio_weight=0.0, frames=4)
+    manifest = json.loads((tmp_path / "l" / "latents.json").read_bytes())
+    assert manifest["source"]["fingerprint"] == open_dataset(spec).fingerprint
+    found = open_dataset(DataSpec(name="latents", root=str(tmp_path / "l")))
+    assert found.modality == "video"
+    assert [found.label(i) for i in range(9)] == [open_dataset(DataSpec()).sample(i).label for i in range(9)]

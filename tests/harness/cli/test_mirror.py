@@ -1,0 +1,100 @@
+"""The command that makes a lost store again: every run of every folder once, however the store came to hold it before."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from mlflow import MlflowClient
+
+from harness.cli.main import cli
+from harness.cli.run import _mirror as send_one
+from harness.errors import UserError
+from harness.records.mlflow_mirror import mirror
+from harness.records.record import Record
+from tests.harness.records.test_mlflow_mirror import child, events, expected, rows, runs_of, uri, written
+
+__all__ = ["uri"]
+
+
+def test_a_lost_store_is_made_again_by_the_command(tmp_path: Path, uri: str) -> None:
+    """Two runs of a study and one of none; a second call sends nothing."""
+    study = tmp_path / "runs" / "s"
+    records = [written(study / name, events(10)) for name in ("abc", "abd")]
+    alone = written(tmp_path / "runs" / "lone" / "abe", events(4))
+    (study / "study.toml").write_text('name = "s"\n')
+    mirror(records, uri=uri, study="s", artifacts=[study / "study.toml"], complete=True)
+    mirror([alone], uri=uri, study="lone", complete=True)
+    before = rows(uri)
+    again = f"sqlite:///{tmp_path / 'again' / 'mlflow.db'}"
+    command = ["mirror", str(tmp_path / "runs"), "--to", again, "--json"]
+    told = json.loads(CliRunner().invoke(cli, command, catch_exceptions=False).stdout)
+    assert rows(again) == before and sum(one["points"] for one in told["folders"]) == before.total()
+    assert {one["study"]: one["runs"] for one in told["folders"]} == {"s": 2, "lone": 1}
+    told = json.loads(CliRunner().invoke(cli, command, catch_exceptions=False).stdout)
+    assert [one["points"] for one in told["folders"]] == [0, 0]
+    nothing = CliRunner().invoke(cli, ["mirror", str(tmp_path / "none")])
+    assert isinstance(nothing.exception, UserError)
+
+
+@pytest.mark.parametrize("file", ["events.jsonl", "environment.json", "spec.toml"])
+def test_a_broken_run_stops_no_other(tmp_path: Path, uri: str, file: str) -> None:
+    """In a folder with a broken run, and in the folders behind it."""
+    for name in ("a/abc", "a/abd", "b/abe"):
+        written(tmp_path / name, events(4))
+    (tmp_path / "a" / "abc" / file).write_text("[]]\n")
+    told = CliRunner().invoke(cli, ["mirror", str(tmp_path), "--to", uri])
+    assert isinstance(told.exception, UserError) and f"a/abc/{file}" in str(told.exception)
+    assert "a: 1 runs, 29 new points\nb: 1 runs, 29 new points" in told.output
+    assert rows(uri) == expected(Record(tmp_path / "b" / "abe"), 4) + expected(
+        Record(tmp_path / "a" / "abd"), 4
+    )
+    assert child(uri, "a").info.status == child(uri, "b").info.status == "FINISHED"
+    assert {run.info.status for run in runs_of(uri, "a")} == {"FINISHED", "FAILED"}
+
+
+def test_a_run_by_itself_and_by_its_folder_is_the_same_run(tmp_path: Path, uri: str) -> None:
+    """`flowrace run` and `flowrace mirror` of what it left, with a study there and without."""
+    named = written(tmp_path / "folder" / "abc", events(4))
+    alone = written(tmp_path / "lone" / "abd", events(4))
+    (tmp_path / "folder" / "study.toml").write_text('name = "s"\n')
+    for record in (named, alone):
+        send_one(record.path, uri)
+    before, experiments = rows(uri), MlflowClient(tracking_uri=uri).search_experiments()
+    told = CliRunner().invoke(cli, ["mirror", str(tmp_path), "--to", uri], catch_exceptions=False)
+    assert told.output.count(" 0 new points") == 2 and rows(uri) == before
+    assert len(MlflowClient(tracking_uri=uri).search_experiments()) == len(experiments)
+    assert [len(runs_of(uri, study)) for study in ("s", "lone")] == [2, 2]
+
+
+def test_one_run_of_a_study_does_not_end_it(tmp_path: Path, uri: str) -> None:
+    """The other one was killed: the study has failed, and stays so when the finished one is mirrored alone, by either way."""
+    study = tmp_path / "s"
+    done, killed = written(study / "abc", events(4)), written(study / "abd", events(4), done=False)
+    (study / "study.toml").write_text('name = "s"\n')
+    (study / "plan.json").write_text(
+        json.dumps({"runs": [{"id": "abc", "cell": {}}, {"id": "abd", "cell": {}}]})
+    )
+
+    def parent() -> str:
+        (found,) = [run for run in runs_of(uri, "s") if "flowrace.study" in run.data.tags]
+        return found.info.status
+
+    mirror([done, killed], uri=uri, study="s", complete=True)
+    assert parent() == "FAILED"
+    CliRunner().invoke(cli, ["mirror", str(done.path), "--to", uri], catch_exceptions=False)
+    send_one(done.path, uri)
+    assert parent() == "FAILED"
+    written(killed.path, [], after=4)
+    CliRunner().invoke(cli, ["mirror", str(study), "--to", uri], catch_exceptions=False)
+    assert parent() == "FINISHED"
+
+
+def test_a_run_is_mirrored_from_within_its_folder(
+    tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(written(tmp_path / "lone" / "abc", events(4)).path)
+    CliRunner().invoke(cli, ["mirror", ".", "--to", uri], catch_exceptions=False)
+    assert child(uri, "lone").data.tags["flowrace.run_id"] == "abc"

@@ -1,0 +1,141 @@
+"""The command that says what a run costs: sums on paper, and the numbers of a real run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from harness.assembly.resolve import load_spec
+from harness.cli.main import cli
+from harness.config.spec import EvalSpec
+from harness.costs.estimate import evaluation_flops, passes
+from harness.errors import UserError
+from tests.harness.costs.test_flops import S2, forward_flops
+from tests.support.runs import tiny, trained
+
+FLOW = (
+    "cost",
+    "imagenet256",
+    "--set",
+    "backbone.size=S",
+    "--set",
+    "backbone.learn_sigma=false",
+    "--set",
+    "method.name=flow",
+)
+
+
+def told(*words: str) -> dict:
+    return json.loads(CliRunner().invoke(cli, [*words, "--json"], catch_exceptions=False).output)
+
+
+def test_time_is_flops_over_speed_and_devices() -> None:
+    one, eight = (told(*FLOW, "--flops-per-second", "2e14", "--devices", n) for n in ("1", "8"))
+    training, evaluation = one["flops"]["training"], one["flops"]["evaluation"]
+    assert one["seconds"]["training"] == pytest.approx(training / 2e14)
+    assert eight["seconds"]["training"] == pytest.approx(training / 16e14)
+    assert evaluation == 8 * 50_000 * 250 * forward_flops(S2, 1, 12)
+    memory = [found["memory_bytes_per_device"] for found in (one, eight)]
+    assert (
+        memory[0]["weights"] == memory[1]["weights"]
+        and memory[0]["activations"] > 7 * memory[1]["activations"]
+    )
+
+
+def test_without_a_speed_there_is_no_time() -> None:
+    assert told(*FLOW)["seconds"] == {"step": None, "training": None, "evaluation": None}
+    result = CliRunner().invoke(cli, list(FLOW))
+    assert "--measure trains some steps here" in result.output and "GB" in result.output
+
+
+def test_flops_are_those_that_a_run_books(tmp_path: Path) -> None:
+    record = trained(tiny("method.name=self_flow", "train.steps=3", "eval.every=3"), tmp_path)
+    words = [word for text in (record.path / "spec.toml",) for word in ("cost", str(text))]
+    assert told(*words)["flops"]["training"] == record.of("train")[-1]["flops"]
+
+
+def test_a_measured_speed_is_positive_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = (
+        "--set",
+        "backbone.size=pico",
+        "--set",
+        "train.batch_size=8",
+        "--measure",
+        "--measure-steps",
+        "3",
+    )
+    found = told("cost", "digits", *words)
+    assert found["flops_per_second_per_device"] > 0 and not list(tmp_path.iterdir())
+    assert found["seconds"]["training"] == pytest.approx(
+        found["flops"]["training"] / found["flops_per_second_per_device"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"sampler": "euler", "sampler_steps": 10}, 10),
+        ({"sampler": "euler_maruyama", "sampler_steps": 250}, 250),
+        ({"sampler": "heun", "sampler_steps": 10}, 19),
+        ({"sampler": "euler", "sampler_steps": 10, "guidance": 1.5}, 20),
+    ],
+)
+def test_passes_are_those_that_the_sampler_takes(fields: dict, expected: int) -> None:
+    """Against the sampler itself, counting."""
+    import torch
+
+    from harness.backbone.sit import Prediction
+    from harness.flow.sampling import draw_pixels
+
+    spec, seen = EvalSpec(samples=2, **fields), 0
+
+    def network(x: torch.Tensor, times: object, y: torch.Tensor) -> Prediction:
+        nonlocal seen
+        seen += len(x) // 2
+        return Prediction(torch.zeros_like(x), {})
+
+    import numpy as np
+
+    labels = torch.zeros(2, dtype=torch.int64)
+    draw_pixels(network, spec, (1, 2, 2), 1, torch.device("cpu"), np.arange(2), labels)
+    assert passes(spec) == expected == seen
+
+
+def test_evaluations_include_the_last_step() -> None:
+    often, once = (load_spec("digits", ["train.steps=100", f"eval.every={n}"]) for n in (60, 100))
+    assert evaluation_flops(often) == 2 * evaluation_flops(once)
+
+
+def test_a_batch_that_devices_cannot_share_is_named() -> None:
+    result = CliRunner().invoke(cli, [*FLOW, "--devices", "7"])
+    assert isinstance(result.exception, UserError)
+    assert "cannot be divided into 7 equal parts (processes x train.accumulate)" in str(result.exception)
+
+
+def test_a_group_that_does_not_divide_the_batch_is_named() -> None:
+    for words in (("cost", "digits"), ("cost", "digits", "--devices", "2")):
+        settings = ["--set", "method.name=dispersive", "--set", "train.batch_size=48"]
+        result = CliRunner().invoke(cli, [*words, *settings])
+        assert isinstance(result.exception, UserError) and "method.group = 32" in str(result.exception)
+
+
+def test_evaluation_generates_the_token_of_reg_too() -> None:
+    """One token more in attention and in every block."""
+    small = ("backbone.size=S", "method.encoder.name=local:small")
+    flow, reg = (
+        load_spec("digits", (*small[: 2 if m == "reg" else 1], f"method.name={m}")) for m in ("flow", "reg")
+    )
+    tokens = 16
+    assert evaluation_flops(reg) / evaluation_flops(flow) == pytest.approx((tokens + 1) / tokens, rel=0.05)
+
+
+def test_training_does_not_tell_the_time_of_an_evaluation_of_another_precision() -> None:
+    stated = ("--flops-per-second", "2e14")
+    assert told(*FLOW, *stated)["seconds"]["evaluation"] is None  # the preset: bfloat16 and float32
+    assert told(*FLOW, *stated, "--set", "eval.precision=bfloat16")["seconds"]["evaluation"] > 0

@@ -1,0 +1,104 @@
+"""Promise 5: phases add up, and FLOPs are those of the formula on paper."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from harness.assembly.resolve import load_spec
+from harness.backbone.sit import SiT, SiTConfig
+from harness.backbone.sizes import SIZES
+from harness.backbone.times import Times
+from harness.config.spec import BackboneSpec
+from harness.costs.flops import Meter, count, count_spec
+from harness.encoders.base import Architecture
+from methods.flow import Flow
+from methods.repa import Repa
+from methods.self_flow import SelfFlow
+
+S2 = SiTConfig(SIZES["S"], 2, (4, 32, 32), 1000)
+
+
+def forward_flops(config: SiTConfig, levels: int, depth: int) -> int:
+    """On paper, one sample: 2 x (patch embedding + timestep MLP + blocks + final layer) multiply-adds."""
+    _, D, _ = config.size
+    T, C, p = config.tokens, config.shape[0], config.patch
+    block = 12 * T * D * D + 2 * T * T * D + levels * 6 * D * D
+    final = levels * 2 * D * D + T * D * p * p * C if depth == config.size.depth else 0
+    return 2 * (T * D * p * p * C + levels * (256 * D + D * D) + depth * block + final)
+
+
+@pytest.mark.parametrize("levels", [1, 2, 256])
+def test_counted_flops_are_those_on_paper(levels: int) -> None:
+    with torch.device("meta"):
+        model = SiT(S2).to("meta")
+        x, y = torch.empty(3, *S2.shape), torch.zeros(3, dtype=torch.int64)
+        which = torch.zeros(3, S2.tokens, dtype=torch.bool) if levels == 2 else None
+        times = Times(torch.zeros(3, levels), which)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(x, times, y)
+    assert counter.get_total_flops() == 3 * forward_flops(S2, levels, 12)
+
+
+def test_two_times_cost_two_rows() -> None:
+    """SiT-S/2 with 256 tokens: the dual-time pass costs at most 1.02 of a plain one, modulation per token 1.47."""
+    plain = forward_flops(S2, 1, 12)
+    assert forward_flops(S2, 2, 12) / plain < 1.02 < 1.4 < forward_flops(S2, 256, 12) / plain
+
+
+def test_phases_of_the_three_methods() -> None:
+    spec = load_spec("digits", ["backbone.size=S", "train.batch_size=4"])
+    backbone = BackboneSpec(size="S")
+    costs = {
+        cls: count(
+            cls.build(cls.Config().resolved(backbone), S2, encoder_dims=(768,)),
+            spec,
+            encoders=(Architecture(768, 1000),),
+        ).per_step
+        for cls in (Flow, Repa, SelfFlow)
+    }
+    D, T = 384, 256
+    one = 4 * forward_flops(S2, 1, 12)
+    embed = (
+        2 * 4 * T * D * 16
+    )  # no gradient flows to x0, so the patch embedding's input costs nothing backward
+    sines = 2 * 4 * 256 * D  # nor to the sinusoids
+    assert costs[Flow]["student"] == 3 * one - embed - sines
+    assert set(costs[Flow]) == {"student", "optimizer", "ema"}
+    assert costs[Repa]["encoder"] == 4000
+    projector = 3 * 2 * 4 * T * (D * 2048 + 2048 * 2048 + 2048 * 768)
+    assert costs[Repa]["student"] == costs[Flow]["student"] + projector
+    assert costs[SelfFlow]["teacher"] == 4 * forward_flops(S2, 1, 8)
+    assert costs[SelfFlow]["ema"] == costs[Flow]["ema"]
+
+
+def test_cost_of_a_spec_is_steps_times_step() -> None:
+    cost = count_spec(load_spec("digits", ["train.steps=7"]))
+    assert cost.total == 7 * sum(cost.per_step.values())
+    assert cost.parameters == sum(
+        p.numel() for p in SiT(SiTConfig(SIZES["nano"], 2, (1, 8, 8), 10)).parameters()
+    )
+
+
+def test_phases_are_exclusive_and_add_up() -> None:
+    now = [0.0]
+
+    def spend(seconds: float) -> None:
+        now[0] += seconds
+
+    meter = Meter(lambda: now[0], lambda start, end: end - start)
+    spend(100)
+    with meter.phase("student"):
+        spend(1)
+        with meter.phase("teacher"):
+            spend(2)
+        spend(4)
+    spend(100)
+    with meter.single("warmup"), meter.phase("student"), meter.phase("teacher"):
+        spend(8)
+    assert meter.settle() == {"student": 5, "teacher": 2, "warmup": 8}
+    meter.restore({"student": 50.0})
+    with meter.phase("student"):
+        spend(1)
+    assert meter.settle()["student"] == 51

@@ -1,0 +1,223 @@
+"""The encoders made here: deterministic, trained on one side of the split, cached with a checksum."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from harness.config.spec import DataSpec
+from harness.data.dataset import Sample
+from harness.data.open import open_dataset, split
+from harness.encoders import local
+from harness.encoders.base import open_encoder
+from harness.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+def choice(name: str, **fields: Any) -> SimpleNamespace:
+    return SimpleNamespace(**{"name": name, "weights": "", "sha256": "", "download": False, **fields})
+
+
+class Squares:
+    """64 images of 4x4 pixels, bright above or below: what a network of this size learns at once."""
+
+    modality, classes, shape, fingerprint = "image", 2, (1, 4, 4), "squares"
+
+    def __init__(self) -> None:
+        draw = np.random.default_rng(0)
+        self.labels = draw.integers(0, 2, 256)
+        self.pixels = draw.integers(0, 100, (256, 1, 4, 4)).astype(np.uint8)
+        for pixels, label in zip(self.pixels, self.labels, strict=True):
+            pixels[0, 2 * label : 2 * label + 2] += 150
+        self.asked: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def sample(self, index: int) -> Sample:
+        self.asked.append(index)
+        return Sample(self.pixels[index], int(self.labels[index]))
+
+    def key(self, index: int) -> bytes:
+        return self.pixels[index].tobytes()
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FLOWRACE_CACHE", str(tmp_path))
+    return tmp_path / "encoders"
+
+
+def opened(
+    name: str, data: Any, held_out: float = 0.25, grid: tuple[int, int] = (2, 2), **fields: Any
+) -> Any:
+    return open_encoder(choice(name, **fields), data, grid=grid, held_out=held_out, device=CPU)
+
+
+def test_digits_are_learned(cache: Path) -> None:
+    encoder = opened("local:tiny", open_dataset(DataSpec()), held_out=0.1, grid=(4, 4))
+    assert encoder.accuracy > 0.9
+    assert (encoder.dim, encoder.grid, len(encoder.sha256)) == (32, (4, 4), 64)
+
+
+def test_the_split_is_kept(cache: Path) -> None:
+    """Training reads no held-out image: with the file in the cache gone, fit asks for training indices only."""
+    data = Squares()
+    sides = split(data, 0.25)
+    local.fit(local.build("tiny", data.shape, 2, (2, 2)), data, sides.train, CPU)
+    assert set(data.asked) <= set(sides.train)
+    assert len(set(data.asked)) > 0.9 * len(sides.train)
+
+
+def test_same_bits_twice_whatever_torch_drew_and_however_many_threads(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    found = []
+    for number, threads in enumerate((1, 2)):
+        monkeypatch.setenv("FLOWRACE_CACHE", str(tmp_path / str(number)))
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        torch.manual_seed(number)
+        state = torch.get_rng_state()
+        found.append(opened("local:tiny", Squares()))
+        assert torch.equal(state, torch.get_rng_state())
+        assert torch.get_num_threads() == threads
+        torch.set_num_threads(before)
+    assert found[0].sha256 == found[1].sha256
+    assert found[0].accuracy == found[1].accuracy == 1.0
+
+
+def test_the_second_time_nothing_is_trained(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = opened("local:tiny", Squares())
+    monkeypatch.setattr(local, "fit", lambda *_: pytest.fail("trained again"))
+    data = Squares()
+    second = opened("local:tiny", data)
+    assert (second.sha256, second.accuracy) == (first.sha256, first.accuracy)
+    assert data.asked == []
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-40], lambda b: b[:-8] + bytes(8), lambda b: b""])
+def test_damaged_weights_are_made_again(cache: Path, damage: Any) -> None:
+    first = opened("local:tiny", Squares())
+    (file,) = cache.glob("*.safetensors")
+    file.write_bytes(damage(file.read_bytes()))
+    assert opened("local:tiny", Squares()).sha256 == first.sha256
+
+
+def test_what_the_weights_depend_on_has_files_of_its_own(cache: Path) -> None:
+    data, other = Squares(), Squares()
+    other.fingerprint = "other"
+    opened("local:tiny", data)
+    opened("local:tiny", other)
+    opened("local:tiny", data, held_out=0.5)
+    opened("local:tiny", data, grid=(4, 4))
+    assert len(list(cache.glob("*.safetensors"))) == 4
+
+
+WORKER = """
+import sys, torch
+from tests.harness.encoders.test_local import Squares, local, opened
+fit = local.fit
+local.fit = lambda *given: (print("trained", flush=True), fit(*given))
+print(opened("local:tiny", Squares()).sha256)
+"""
+
+
+def test_two_processes_do_the_work_once(cache: Path) -> None:
+    root = Path(__file__).parents[3]
+    command = [sys.executable, "-c", WORKER]
+    both = [subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    lines = [process.communicate()[0].split() for process in both]
+    assert sorted(map(len, lines)) == [1, 2]
+    assert lines[0][-1] == lines[1][-1]
+
+
+def test_features_are_the_network_by_hand(cache: Path) -> None:
+    """Patches cut by reshape in row-major order, attention written out, in float64."""
+    encoder = opened("random:tiny", Squares())
+    x = torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    w = {
+        name: tensor.double()
+        for name, tensor in local.build("tiny", (1, 4, 4), 2, (2, 2)).state_dict().items()
+    }
+
+    def norm(h: torch.Tensor, at: str) -> torch.Tensor:
+        h = (h - h.mean(-1, keepdim=True)) / (h.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+        return h * w[f"{at}.weight"] + w[f"{at}.bias"]
+
+    def linear(h: torch.Tensor, at: str) -> torch.Tensor:
+        return h @ w[f"{at}.weight"].T + w[f"{at}.bias"]
+
+    patches = x.double().reshape(3, 2, 2, 2, 2).permute(0, 1, 3, 2, 4).reshape(3, 4, 4)
+    h, maps = linear(patches, "embed") + w["position"], []
+    for block in ("blocks.0", "blocks.1"):
+        q, k, v = (
+            p.reshape(3, 4, 2, 16).transpose(1, 2)
+            for p in linear(norm(h, f"{block}.norm1"), f"{block}.qkv").chunk(3, -1)
+        )
+        maps.append((q @ k.transpose(-1, -2) / 4).softmax(-1))
+        mixed = maps[-1] @ v
+        h = h + linear(mixed.transpose(1, 2).reshape(3, 4, 32), f"{block}.out")
+        h = h + linear(F.gelu(linear(norm(h, f"{block}.norm2"), f"{block}.mlp.0")), f"{block}.mlp.2")
+    torch.testing.assert_close(encoder.features(x).double(), norm(h, "norm"), atol=1e-5, rtol=1e-5)
+    view = encoder.view(x, summary=True, attention=2)
+    torch.testing.assert_close(view.attention.double(), torch.stack(maps, 1), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(view.summary.double(), norm(h, "norm").mean(1), atol=1e-5, rtol=1e-5)
+    assert torch.equal(encoder.view(x, attention=1).attention, view.attention[:, 1:])
+    with pytest.raises(UserError, match="'random:tiny' has 2 blocks; choose a deeper one"):
+        encoder.view(x, attention=3)
+
+
+def test_frozen_and_plain(cache: Path) -> None:
+    encoder = opened("random:small", Squares())
+    x = torch.zeros(2, 1, 4, 4, requires_grad=True)
+    features = encoder.features(x)
+    assert (features.dtype, features.shape, features.requires_grad) == (torch.float32, (2, 4, 64), False)
+    assert encoder.accuracy is None
+    with torch.autocast("cpu", torch.bfloat16):
+        assert encoder.features(x).dtype == torch.float32
+
+
+def test_counted_before_it_exists() -> None:
+    """By hand: patches, four blocks, attention. (A real pass is no judge: older torch does not count its attention.)"""
+    matmuls = 16 * 2 * (12 * 64 + 4 * 12 * 64**2) + 4 * 2 * 2 * 16**2 * 64
+    assert local.RandomEncoder.architecture("small", (3, 8, 8), 10, (4, 4)) == (64, matmuls, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "grid", "message"),
+    [
+        ("local", {}, (2, 2), "names no model"),
+        ("lokal:tiny", {}, (2, 2), "Did you mean 'local'"),
+        ("local:tny", {}, (2, 2), "Did you mean 'tiny'"),
+        ("local:tiny", {}, (3, 3), "do not divide"),
+        ("random:tiny", {"weights": "x.safetensors"}, (2, 2), "reads no method.encoder.weights"),
+        ("random:tiny", {"sha256": "0" * 64}, (2, 2), "asks for 0000"),
+    ],
+)
+def test_mistakes(
+    cache: Path, name: str, fields: dict[str, str], grid: tuple[int, int], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        opened(name, Squares(), grid=grid, **fields)
+    assert not list(cache.glob("*.safetensors"))
+
+
+def test_without_labels_there_is_nothing_to_learn(cache: Path) -> None:
+    data = Squares()
+    data.classes = 1
+    with pytest.raises(UserError, match=r"learns from labels.*random:tiny"):
+        opened("local:tiny", data)
+
+
+def test_nothing_held_out_means_no_accuracy(cache: Path) -> None:
+    assert opened("local:tiny", Squares(), held_out=0.0).accuracy is None

@@ -1,0 +1,185 @@
+"""Evaluation: the same latents and labels for every method and step, whatever the batch; and the commands around it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from scipy import linalg
+
+from harness.assembly.resolve import load_spec
+from harness.backbone.sit import Prediction
+from harness.cli.evaluate import evaluate as eval_command
+from harness.cli.sample import sample as sample_command
+from harness.config.spec import EvalSpec
+from harness.data.open import images, open_dataset, split
+from harness.errors import UserError
+from harness.evaluation.evaluator import Evaluator, open_extractor
+from harness.evaluation.protocol import digest, protocol
+from harness.evaluation.sample_grid import image_grid
+from harness.flow.sampling import draw_samples, sample_labels
+from harness.records import checkpoint
+from harness.records.record import Record
+from harness.runtime.random_streams import Streams
+from harness.train.state import load_ema
+from tests.support.runs import tiny, trained
+
+CPU = torch.device("cpu")
+SPEC = EvalSpec(samples=30, sampler="euler_maruyama", sampler_steps=4, batch_size=30)
+
+
+class Still(torch.nn.Module):
+    """A network that answers with its input, a little changed by its label."""
+
+    def forward(self, x, times, y):
+        return Prediction(x * 0.5 + y[:, None, None, None] * 0.01, {})
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory: pytest.TempPathFactory) -> Record:
+    return trained(tiny("eval.samples=60"), tmp_path_factory.mktemp("run"))
+
+
+def drawn(**changes) -> torch.Tensor:
+    return torch.cat(list(draw_samples(Still(), SPEC.model_copy(update=changes), (1, 4, 4), 10, CPU)))
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "euler_maruyama"])
+def test_samples_do_not_depend_on_the_batch(sampler: str) -> None:
+    whole = drawn(sampler=sampler)
+    assert whole.shape == (30, 1, 4, 4) and whole.dtype == torch.uint8
+    assert torch.equal(drawn(sampler=sampler, batch_size=7), whole)
+    assert torch.equal(drawn(sampler=sampler, samples=12), whole[:12])
+    assert not torch.equal(drawn(sampler=sampler, seed=1), whole)
+
+
+def test_labels() -> None:
+    index = np.arange(5000)
+    balanced = sample_labels(SPEC.model_copy(update={"labels": "balanced"}), Streams(0), index, 10)
+    assert np.bincount(balanced).tolist() == [500] * 10
+    counts = np.bincount(sample_labels(SPEC, Streams(0), index, 10), minlength=10)
+    assert len(set(counts)) > 1 and counts.min() > 400
+
+
+def test_the_logged_distance_is_the_textbook_one(record: Record) -> None:
+    """From the samples of the checkpoint: means, covariances and scipy's matrix square root."""
+    spec = tiny("eval.samples=60")
+    dataset = open_dataset(spec.data)
+    train = split(dataset, spec.data.held_out).train
+    model = load_ema(checkpoint.checkpoints(record.path / "checkpoints")[-1], spec, dataset, CPU)
+    fake = torch.cat(list(draw_samples(model, spec.eval, dataset.shape, dataset.classes, CPU)))
+    extract = open_extractor("local", {}, dataset, train, CPU)
+    a, b = (
+        extract(pixels).double().numpy() for pixels in (fake, torch.from_numpy(images(dataset, train)[0]))
+    )
+    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    root = linalg.sqrtm(cov_a @ cov_b).real
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(cov_a + cov_b - 2 * root)
+    assert record.of("eval")[-1]["metrics"]["fd:local"]["mean"] == pytest.approx(expected, rel=1e-4)
+    assert record.of("eval")[-1]["metrics"]["fd:local"]["n"] == 60
+
+
+def test_the_protocol_tells_what_must_not_be_mixed() -> None:
+    dataset = open_dataset(tiny().data)
+    train = split(dataset, 0.5).train
+
+    def of(**changes) -> str:
+        return digest(protocol(SPEC.model_copy(update=changes), dataset, train, {}))
+
+    same = [of(), of(every=3), of(batch_size=3), of(grid=3), of(replicates=3), of(weights={"a": "b"})]
+    other = [
+        of(samples=31),
+        of(sampler="heun"),
+        of(sampler_steps=5),
+        of(guidance=1.5),
+        of(labels="balanced"),
+        of(seed=1),
+    ]
+    assert len(set(same)) == 1 and len({*same, *other}) == 1 + len(other)
+    assert digest(protocol(SPEC, dataset, train[:-1], {})) != of()
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("fdd:local", "unknown metric .*Did you mean"),
+        ("fd:", "names no network: write fd:<extractor>"),
+        ("precision", "names no network|unknown metric"),
+        ("fd:nothing", "unknown extractor 'nothing'"),
+        ("sfid:local", "unknown metric"),
+        ("fvd", "unknown metric"),
+        ("fd:i3d", "measures video"),
+        ("kid:local", "subsets of 1000, and there are 30"),
+        ("fd_infinity:local", "no value for fewer than 100 samples, and eval.samples = 30: raise it"),
+        (
+            "accuracy:inception",
+            "eval.metrics 'accuracy:inception': .* outputs of 'inception' are in an order",
+        ),
+        (
+            "fd:torchscript@00112233",
+            "does not tell its file; add --set eval.weights.torchscript@00112233=FILE",
+        ),
+    ],
+)
+def test_metrics_that_cannot_be_had_are_refused_before_anything_runs(name: str, sentence: str) -> None:
+    dataset = open_dataset(tiny().data)
+    with pytest.raises(UserError, match=sentence):
+        Evaluator(SPEC.model_copy(update={"metrics": (name,)}), dataset, np.arange(50), CPU)
+
+
+def test_the_grid_shows_every_pixel() -> None:
+    pixels = np.arange(3 * 3 * 2 * 2, dtype=np.uint8).reshape(3, 3, 2, 2)
+    grid = image_grid(pixels, columns=2)
+    assert grid.shape == (5, 5, 3)
+    assert np.array_equal(grid[:2, 3:], pixels[1].transpose(1, 2, 0)) and np.array_equal(
+        grid[3:, :2], pixels[2].transpose(1, 2, 0)
+    )
+    assert (grid[3:, 3:] == 255).all() and image_grid(pixels[:, :1]).ndim == 2
+
+
+def test_eval_command_gives_the_numbers_of_the_record(record: Record) -> None:
+    result = CliRunner().invoke(eval_command, [str(record.path), "--json"])
+    found = json.loads(result.output)
+    last = record.of("eval")[-1]
+    assert found["metrics"] == last["metrics"] and found["protocol"] == last["protocol"]
+    more = json.loads(
+        CliRunner().invoke(eval_command, [str(record.path), "--json", "--set", "eval.samples=61"]).output
+    )
+    assert more["protocol"] != last["protocol"] and more["metrics"]["fd:local"]["n"] == 61
+
+
+def test_eval_command_says_the_interval_and_what_it_is_over(record: Record) -> None:
+    """Over replicates as --json has it; a single evaluation of a distance has none."""
+    call = [str(record.path), "--set", "eval.replicates=3"]
+    row = json.loads(CliRunner().invoke(eval_command, [*call, "--json"]).output)["metrics"]["fd:local"]
+    (line,) = CliRunner().invoke(eval_command, call).output.splitlines()
+    shown = (
+        f"fd:local {row['mean']:.4f} [{row['low']:.4f}, {row['high']:.4f}]  (n = 60 in each of 3 replicates, "
+    )
+    assert line.startswith(shown) and len(row["replicates"]) == 3
+    (line,) = CliRunner().invoke(eval_command, call[:1]).output.splitlines()
+    assert "[" not in line and "(n = 60, step-00000012, " in line
+
+
+def test_sample_command(record: Record, tmp_path: Path) -> None:
+    picture, arrays = tmp_path / "a.png", tmp_path / "a.npz"
+    for output in (picture, arrays):
+        assert (
+            CliRunner().invoke(sample_command, [str(record.path), "-n", "12", "-o", str(output)]).exit_code
+            == 0
+        )
+    found = np.load(arrays, allow_pickle=False)["arr_0"]
+    assert found.shape == (12, 8, 8, 1) and found.dtype == np.uint8
+    grid = np.asarray(Image.open(picture))
+    assert np.array_equal(grid[:8, :8], found[0, :, :, 0])
+    logged = np.asarray(Image.open(record.path / "samples" / "step-00000012.png"))
+    assert np.array_equal(logged[:8, :8], found[0, :, :, 0])  # the same latents every time
+
+
+def test_presets_name_metrics_that_can_be_had() -> None:
+    assert load_spec("digits").eval.metrics == ("fd:local",)

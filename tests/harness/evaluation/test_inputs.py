@@ -1,0 +1,69 @@
+"""What networks see of samples, and the pictures of them: every number at the place where it belongs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from harness.errors import UserError
+from harness.evaluation.inputs import READS, check_seen, seen
+from harness.evaluation.sample_grid import picture
+
+VIDEO, SOUND = (1, 3, 4, 5), (6, 8)
+
+
+def numbers(*shape: int) -> torch.Tensor:
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def test_clips_have_their_frames_first() -> None:
+    x = numbers(2, *VIDEO)
+    clips = seen(x, [VIDEO], "video")
+    assert clips.shape == (2, 3, 1, 4, 5)
+    assert all(torch.equal(clips[:, t], x[:, :, t]) for t in range(3))
+
+
+def test_sound_is_an_image_and_an_image_is_itself() -> None:
+    sound, image = numbers(2, *SOUND), numbers(2, 3, 4, 5)
+    assert torch.equal(seen(sound, [SOUND], "image")[:, 0], sound)
+    assert torch.equal(seen(image, [(3, 4, 5)], "image"), image)
+
+
+def test_each_network_sees_its_part_of_a_joint_sample() -> None:
+    video, sound = numbers(2, *VIDEO), numbers(2, *SOUND)
+    both = torch.cat([video.flatten(1), sound.flatten(1)], dim=1)
+    assert torch.equal(seen(both, [VIDEO, SOUND], "video"), video.transpose(1, 2))
+    assert torch.equal(seen(both, [VIDEO, SOUND], "image"), sound[:, None])
+    with pytest.raises(ValueError, match="is video"):
+        seen(sound, [SOUND], "video")
+
+
+@pytest.mark.parametrize("modality", READS)
+def test_a_network_that_cannot_see_the_data_is_refused_by_name(modality: str) -> None:
+    for reads in ("image", "video", "audio"):
+        if reads in READS[modality]:
+            check_seen("fd:x", "x", reads, modality)
+        else:
+            with pytest.raises(
+                UserError, match=f"'x' measures {'recordings' if reads == 'audio' else reads}"
+            ):
+                check_seen("fd:x", "x", reads, modality)
+
+
+def test_a_video_is_a_row_of_frames_and_its_sound_lies_beneath() -> None:
+    video, sound = numbers(3, *VIDEO), numbers(3, *SOUND)
+    both = torch.cat([video.flatten(1), sound.flatten(1)], dim=1).numpy()
+    shown = picture(both, [VIDEO, SOUND])
+    assert shown.shape == (3 * (4 + 6) + 2, 3 * 5)
+    for n in range(3):
+        block = shown[n * 11 : n * 11 + 10]
+        assert all(np.array_equal(block[:4, 5 * t : 5 * t + 5], video[n, 0, t]) for t in range(3))
+        assert np.array_equal(block[4:, 0], sound[n].flip(0)[:, 0])
+        assert np.array_equal(block[4:, 14], sound[n].flip(0)[:, 14 * 8 // 15])
+
+
+def test_sound_alone_is_its_spectrogram_low_bands_at_the_bottom() -> None:
+    sound = numbers(2, *SOUND)
+    shown = picture(sound.numpy(), [SOUND])
+    assert shown.shape == (6, 17) and np.array_equal(shown[:, :8], sound[0].flip(0).numpy())

@@ -1,0 +1,139 @@
+"""What a metric's name means, where its network lies, and whom it would favour."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import tomli_w
+import torch
+
+from harness.assembly.resolve import load_spec
+from harness.config.spec import canonical
+from harness.errors import UserError
+from harness.evaluation.metric_names import (
+    NAMED_ALONE,
+    OVER_ANY,
+    check_impartial,
+    favoured,
+    is_same_network,
+    located,
+    yardstick,
+)
+from sweeps.plan.plan import plan
+from sweeps.plan.study import load_study
+
+DINO = "timm:vit_small_patch14_dinov2"
+
+
+def script(path: Path, scale: float = 1.0) -> Path:
+    """A network whose features are scaled means of the channels."""
+
+    class Means(torch.nn.Module):
+        def forward(self, x):
+            return x.mean(dim=(2, 3)) * scale
+
+    torch.jit.trace(Means(), torch.zeros(2, 3, 8, 8)).save(path)
+    return path
+
+
+@pytest.mark.parametrize("name", sorted(NAMED_ALONE))
+def test_names_of_one_network(name: str) -> None:
+    found = yardstick(name)
+    assert found.name == name and found.value in {*OVER_ANY, "sfid"}
+    assert found.extractor == ("clip-vit-l-336" if name == "cmmd" else "inception")
+
+
+@pytest.mark.parametrize("value", OVER_ANY)
+def test_names_over_any_network(value: str) -> None:
+    assert yardstick(f"{value}:local") == (f"{value}:local", value, "local")
+    assert yardstick(f"{value}:timm:resnet18").extractor == "timm:resnet18"
+
+
+def test_accuracy_by_inception_is_refused_with_the_spec() -> None:
+    with pytest.raises(
+        UserError, match=r"eval.metrics 'accuracy:inception': .* for accuracy take a classifier of them"
+    ):
+        load_spec("digits", ["eval.metrics=['accuracy:inception']"])
+
+
+def test_a_script_is_known_by_its_content(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    here, other = script(tmp_path / "net.ts"), script(tmp_path / "other.ts", 2.0)
+    there = tmp_path / "b" / "moved.ts"
+    there.write_bytes(here.read_bytes())
+
+    def of(file: Path, options: str = "?size=8"):
+        return load_spec("digits", [f'eval.metrics=["fd:torchscript:{file}{options}"]'])
+
+    sha256 = hashlib.sha256(here.read_bytes()).hexdigest()
+    first = of(here)
+    assert first.eval.metrics == (f"fd:torchscript@{sha256[:8]}?size=8",)
+    assert str(tmp_path) not in canonical(first)
+    assert first.id == of(there).id == of(here, f"?sha256={sha256}&size=8").id
+    assert first.id != of(other).id and first.id != of(here, "?size=16").id
+    (tmp_path / "spec.toml").write_text(first.to_toml())
+    assert load_spec(str(tmp_path / "spec.toml")) == first
+    assert located(first.eval.metrics[0].removeprefix("fd:"), first.eval.weights) == (
+        f"torchscript:{here}?size=8", None, sha256[:8],
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"eval.metrics 'fd:torchscript:.*absent.ts.*': cannot read weights"):
+        of(tmp_path / "absent.ts")
+    with pytest.raises(UserError, match="is not the file that was meant"):
+        of(here, "?sha256=0011")
+
+
+def test_one_evaluation_leaves_the_id_as_it_was() -> None:
+    assert "replicates" not in canonical(load_spec("digits"))
+    assert load_spec("digits", ["eval.replicates=1"]).id == load_spec("digits").id
+    assert load_spec("digits", ["eval.replicates=3"]).id != load_spec("digits").id
+
+
+@pytest.mark.parametrize(
+    ("extractor", "encoder", "same"),
+    [
+        ("dinov2-s", DINO, True),
+        (f"{DINO}.lvd142m", DINO, True),
+        ("dinov2-s", f"cached:{DINO}.lvd142m", True),
+        ("dinov2-b", DINO, False),
+        ("local", "local:small", False),
+        ("clip-vit-l-336", "open_clip:ViT-L-14-336.openai", True),
+        ("open_clip:ViT-B-16.openai", "open_clip:ViT-B-16.laion2b", False),
+        ("timm:vit_small_patch14_reg4_dinov2", DINO, False),
+    ],
+)
+def test_one_network_under_two_names(extractor: str, encoder: str, same: bool) -> None:
+    assert is_same_network(extractor, encoder) is same
+
+
+def test_an_aligned_network_is_no_judge_alone() -> None:
+    metrics = ("fd:dinov2-s", "fd:local")
+    assert favoured(metrics, [DINO]) == ["fd:dinov2-s"]
+    check_impartial(metrics, favoured(metrics, [DINO]), "here")
+    with pytest.raises(
+        UserError, match=r"here: .*'fd:dinov2-s' and nothing else .*aligns to that very encoder"
+    ):
+        check_impartial(metrics[:1], favoured(metrics, [DINO]), "here")
+
+
+@pytest.mark.parametrize(("second", "refused"), [(["fd:dinov2-s", "fd:local"], True), (["fd:local"], False)])
+def test_a_study_checks_every_arm_against_every_encoder(
+    tmp_path: Path, second: list[str], refused: bool
+) -> None:
+    """flow has no encoder, but it must not be judged by repa's alone."""
+    arms = [{"name": "flow"}, {"name": "repa", "encoder": {"name": DINO}}]
+    first = ["fd:dinov2-s"] if refused else ["fd:dinov2-s", "fd:local"]
+    table = {
+        "name": "s",
+        "base": "digits",
+        "axes": {"seed": [0]},
+        "zip": {"arm": {"method": arms, "eval.metrics": [first, second]}},
+    }
+    (tmp_path / "study.toml").write_text(tomli_w.dumps(table))
+    study = load_study(str(tmp_path / "study.toml"))
+    if refused:
+        with pytest.raises(UserError, match=r"study s: .*'fd:dinov2-s' and nothing else"):
+            plan(study)
+    else:
+        assert len(plan(study)) == 2

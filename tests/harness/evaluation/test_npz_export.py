@@ -1,0 +1,159 @@
+"""flowrace sample into npz: ADM's layout, the same bytes whether or not it was interrupted, by one process or two."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from harness.cli import sample as sample_command
+from harness.cli.sample import sample as command
+from harness.data.open import open_dataset
+from harness.errors import UserError
+from harness.evaluation import npz_export as bulk
+from harness.flow.sampling import draw_samples, sample_labels
+from harness.records.checkpoint import checkpoints
+from harness.records.record import Record
+from harness.runtime.random_streams import Streams
+from harness.train.state import load_ema
+from tests.support.runs import tiny, trained
+
+CPU = torch.device("cpu")
+BATCH = ("--set", "eval.batch_size=8")
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory: pytest.TempPathFactory) -> Record:
+    return trained(tiny("train.steps=2", "eval.every=2"), tmp_path_factory.mktemp("run"))
+
+
+def draw(record: Record, output: Path, *words: str, n: int = 30) -> bytes:
+    call = [str(record.path), "-n", str(n), "--npz", str(output), *BATCH, *words]
+    assert CliRunner().invoke(command, call, catch_exceptions=False).exit_code == 0
+    return output.read_bytes()
+
+
+def test_interrupted_sampling_gives_the_same_bytes(
+    record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = draw(record, tmp_path / "whole.npz")
+    whole, drawn = bulk.draw_batch, []
+
+    def stopping(*given):
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+        drawn.append(given[5][0])
+        return whole(*given)
+
+    monkeypatch.setattr(bulk, "draw_batch", stopping)
+    output, parts = tmp_path / "cut.npz", tmp_path / "cut.npz.parts"
+    call = [str(record.path), "-n", "30", "--npz", str(output), *BATCH]
+    assert CliRunner().invoke(command, call).exit_code != 0
+    assert not output.exists() and len(list(parts.glob("*.npy"))) == 2
+    first = parts / "000000000-000000008.npy"
+    first.write_bytes(first.read_bytes()[:-4])  # as a crash of the disk may leave it
+    drawn.clear()
+
+    def counting(*given):
+        drawn.append(int(given[5][0]))
+        return whole(*given)
+
+    monkeypatch.setattr(bulk, "draw_batch", counting)
+    assert draw(record, output) == expected
+    assert drawn == [0, 16, 24] and not parts.exists()
+
+
+def test_the_layout_is_adms(record: Record, tmp_path: Path) -> None:
+    draw(record, tmp_path / "a.npz")
+    with np.load(tmp_path / "a.npz", allow_pickle=False) as content:
+        assert content.files == ["arr_0", "arr_1"]
+        pixels, labels = content["arr_0"], content["arr_1"]
+    assert pixels.shape == (30, 8, 8, 1) and pixels.dtype == np.uint8 and labels.dtype == np.int64
+    spec = tiny("train.steps=2", "eval.every=2", "eval.samples=30", "eval.batch_size=30")
+    dataset = open_dataset(spec.data)
+    model = load_ema(checkpoints(record.path / "checkpoints")[-1], spec, dataset, CPU)
+    drawn = torch.cat(list(draw_samples(model, spec.eval, dataset.shape, dataset.classes, CPU)))
+    np.testing.assert_allclose(
+        drawn.permute(0, 2, 3, 1), pixels, atol=1
+    )  # another batch size rounds another way
+    np.testing.assert_array_equal(
+        sample_labels(spec.eval, Streams(spec.eval.seed), np.arange(30), 10), labels
+    )
+
+
+def test_the_classes_that_are_asked_for(record: Record, tmp_path: Path) -> None:
+    draw(record, tmp_path / "a.npz", "--classes", "3,7")
+    assert set(np.load(tmp_path / "a.npz", allow_pickle=False)["arr_1"]) == {3, 7}
+    with pytest.raises(UserError, match=r"--classes 10: this run has classes 0 \.\. 9"):
+        draw(record, tmp_path / "b.npz", "--classes", "10")
+    with pytest.raises(UserError, match="expected whole numbers"):
+        draw(record, tmp_path / "b.npz", "--classes", "cat")
+    assert not (tmp_path / "b.npz.parts").exists()
+
+
+def test_batches_of_another_job_are_not_mixed_in(record: Record, tmp_path: Path) -> None:
+    folder = tmp_path / "a.npz.parts"
+    folder.mkdir()
+    (folder / bulk.JOB).write_text('{"job": "another"}')
+    with pytest.raises(UserError, match=r"a\.npz\.parts holds batches of other samples"):
+        draw(record, tmp_path / "a.npz")
+    with pytest.raises(UserError, match="both name the file"):
+        draw(record, tmp_path / "a.npz", "-o", str(tmp_path / "b.png"))
+
+
+def test_a_second_command_for_one_file_is_refused_by_name(
+    record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the first draws; it ends with its file all the same."""
+    expected, refused = draw(record, tmp_path / "whole.npz"), []
+    whole = bulk.draw_batch
+
+    def beside(*given):
+        with pytest.raises(UserError, match=rf"a\.npz\.parts is in use by process {os.getpid()} on"):
+            draw(record, tmp_path / "a.npz")
+        refused.append(given)
+        return whole(*given)
+
+    monkeypatch.setattr(bulk, "draw_batch", beside)
+    assert draw(record, tmp_path / "a.npz") == expected and refused
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "whole.npz"]
+
+
+def test_a_file_that_another_command_has_written_meanwhile_is_not_overwritten(
+    record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = sample_command._job
+
+    def meanwhile(*given):
+        (tmp_path / "a.npz").write_text("theirs")
+        return opened(*given)
+
+    monkeypatch.setattr(sample_command, "_job", meanwhile)
+    with pytest.raises(UserError, match=r"a\.npz is there already"):
+        draw(record, tmp_path / "a.npz")
+    assert (tmp_path / "a.npz").read_text() == "theirs"
+
+
+def test_two_processes_write_what_one_does(record: Record, tmp_path: Path) -> None:
+    expected = draw(record, tmp_path / "one.npz")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launch = [
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        f"--master-port={port}",
+        "--master-addr=127.0.0.1",
+    ]
+    words = ["sample", str(record.path), "-n", "30", "--npz", str(tmp_path / "two.npz"), *BATCH]
+    call = [sys.executable, "-m", *launch, "-m", "harness.cli.main", *words]
+    result = subprocess.run(call, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "two.npz").read_bytes() == expected

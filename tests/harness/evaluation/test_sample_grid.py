@@ -1,0 +1,35 @@
+"""Pictures of samples: what stands where."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from harness.data.log_mel import heard
+from harness.evaluation.sample_grid import films, waveform
+
+
+def test_a_waveform_reaches_from_its_least_to_its_greatest_value() -> None:
+    wave = np.concatenate([np.zeros(100), np.linspace(-1, 1, 100)])
+    drawn = waveform(wave, height=21, width=2)
+    assert (np.flatnonzero(drawn[:, 0] == 0) == [10]).all()  # silence: one row, in the middle
+    assert (drawn[:, 1] == 0).all()
+    assert waveform(np.array([5.0, -5.0]), height=5, width=2).tolist() == [
+        [0, 255],
+        *[[255, 255]] * 3,
+        [255, 0],
+    ]
+
+
+def test_films_are_frames_over_their_wave() -> None:
+    random = np.random.default_rng(0)
+    x = random.integers(0, 256, (2, 1 * 3 * 4 * 4 + 32 * 12), dtype=np.uint8)
+    drawn = films(x, [(1, 3, 4, 4), (32, 12)], scale=2)
+    height = 4 * 2 + 4
+    assert drawn.shape == (2 * height + 2, 3 * 4 * 2)
+    for row in range(2):
+        top = row * (height + 2)
+        for frame in range(3):
+            seen = drawn[top : top + 8 : 2, frame * 8 : frame * 8 + 8 : 2]
+            assert (seen == x[row, :48].reshape(3, 4, 4)[frame]).all()
+        wave = heard(x[row, 48:].reshape(32, 12))
+        assert (drawn[top + 8 : top + 12] == waveform(wave, 4, 24)).all()

@@ -1,0 +1,71 @@
+"""Promise 3: what the authors' released code computed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
+
+from harness.cli.run import verify as command
+from harness.errors import UserError
+from harness.flow import golden as verification
+from harness.flow.golden import read, verify
+
+FILES = ["sit_forward", "repa_loss", "samplers", "self_flow_step", "self_flow_sde", "sra_loss"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_released_numbers(golden: Path, name: str) -> None:
+    checks = verify(golden / f"{name}.safetensors")
+    assert checks
+    assert {check.tensor: check.max_abs_error for check in checks if not check.passed} == {}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_table_says_what_is_in_a_file(golden: Path, name: str) -> None:
+    """Of the columns `in.*`, metadata and `out.*`: a released file has them, and nothing else goes in."""
+    head = next(line for line in verification.__doc__.splitlines() if "metadata beside" in line)
+    starts = [head.index(word) for word in ("in.*", "metadata", "out.*")]
+    lines = verification.__doc__.partition(head)[2].strip("\n").splitlines()
+    rows = [[line[a:b].split() for a, b in zip(starts, [*starts[1:], None], strict=True)] for line in lines]
+    file = read(golden / f"{name}.safetensors")
+    given, meta, _ = next(row for row in rows if file.out.keys() >= set(row[2]))
+    assert set(given) == file.given.keys()
+    assert {key for key in meta if key.isidentifier()} <= file.meta.keys()
+    assert {"num_heads", "patch_size"} <= file.meta["arch"].keys()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_changed_weight_is_noticed(golden: Path, tmp_path: Path, name: str) -> None:
+    from safetensors import safe_open
+
+    source = golden / f"{name}.safetensors"
+    tensors = load_file(source)
+    tensors["weights.blocks.0.attn.qkv.weight"][0] += 0.1
+    with safe_open(source, "pt") as file:
+        save_file(tensors, tmp_path / "other-name.safetensors", metadata=file.metadata())
+    assert not all(check.passed for check in verify(tmp_path / "other-name.safetensors"))
+
+
+def test_command(golden: Path, tmp_path: Path) -> None:
+    files = [str(golden / f"{name}.safetensors") for name in FILES]
+    result = CliRunner().invoke(command, [*files, "--json"])
+    assert result.exit_code == 0
+    found = json.loads(result.output)
+    assert found["passed"] and {Path(check["file"]).stem for check in found["checks"]} == set(FILES)
+
+
+def test_bad_files(golden: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.safetensors").write_text("not one")
+    with pytest.raises(UserError, match=r"cannot read .*safetensors"):
+        verify(tmp_path / "text.safetensors")
+    with pytest.raises(UserError, match="cannot read"):
+        verify(tmp_path / "absent.safetensors")
+    tensors = load_file(golden / "repa_loss.safetensors")
+    del tensors["in.zs"]
+    save_file(tensors, tmp_path / "lacking.safetensors", metadata={"arch": "{}"})
+    with pytest.raises(UserError, match="lacks"):
+        verify(tmp_path / "lacking.safetensors")

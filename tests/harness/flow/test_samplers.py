@@ -1,0 +1,82 @@
+"""Samplers against ODEs and SDEs with known solutions (the released code's numbers are in test_verify)."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from unittest import mock
+
+import pytest
+import torch
+
+from harness.flow.samplers import SAMPLERS, euler, euler_maruyama, heun, passes, velocity_field
+
+
+def to_gaussian(x: torch.Tensor, t: float, sd: float = 0.5) -> torch.Tensor:
+    """Exact velocity of the linear path between N(0, sd^2) data and noise: E[eps - x0 | x_t]."""
+    return x * (t - (1 - t) * sd**2) / ((1 - t) ** 2 * sd**2 + t**2)
+
+
+def test_euler_is_exact_on_straight_lines() -> None:
+    x = torch.randn(4, 1, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    still = torch.full_like(x, 0.25)
+    torch.testing.assert_close(euler(lambda *_: still, x, 3), x - still)
+
+
+@pytest.mark.parametrize(("sampler", "order"), [(euler, 1), (heun, 2)])
+def test_order_of_convergence(sampler, order: int) -> None:
+    """dx/dt = x from t = 1 to 0 gives x/e; the error falls as steps^-order (the network's float32 rounding aside)."""
+    x = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+    field = lambda x, t: x  # noqa: E731
+    errors = [abs(sampler(field, x, steps).item() - math.exp(-1)) for steps in (10, 20, 40)]
+    for coarse, fine in itertools.pairwise(errors):
+        assert math.log2(coarse / fine) == pytest.approx(order, abs=0.3)
+
+
+@pytest.mark.parametrize("name", list(SAMPLERS))
+def test_noise_becomes_data(name: str) -> None:
+    """With the exact velocity of Gaussian data of standard deviation 0.5, samples have standard deviation 0.5."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(40_000, 1, 1, 1, generator=generator, dtype=torch.float64)
+    noise = lambda i, x: torch.randn(x.shape, generator=generator, dtype=x.dtype)  # noqa: E731
+    samples = SAMPLERS[name](to_gaussian, x, 200, noise=noise)
+    assert samples.std().item() == pytest.approx(0.5, rel=0.02)
+
+
+def test_network_passes_are_counted() -> None:
+    for name, sampler in SAMPLERS.items():
+        counted = mock.Mock(side_effect=lambda x, t: x)
+        sampler(counted, torch.ones(1, 1, 1, 1), 7, noise=lambda i, x: torch.zeros_like(x))
+        assert counted.call_count == passes(name, 7)
+
+
+def test_guidance_only_inside_its_interval() -> None:
+    class Network:
+        def __call__(self, x, times, y):
+            return type("P", (), {"velocity": y.float()[:, None, None, None].expand_as(x)})
+
+    y = torch.tensor([2, 3])
+    field = velocity_field(Network(), y, null=9, scale=3.0, low=0.2, high=0.7)
+    x = torch.zeros(2, 1, 1, 1)
+    assert field(x, 0.5).flatten().tolist() == [9 + 3 * (2 - 9), 9 + 3 * (3 - 9)]
+    assert field(x, 0.1).flatten().tolist() == field(x, 0.9).flatten().tolist() == [2, 3]
+    assert velocity_field(Network(), y, null=9)(x, 0.5).flatten().tolist() == [2, 3]
+
+
+def test_noise_of_the_sde_is_asked_for_step_by_step() -> None:
+    asked = []
+    euler_maruyama(
+        lambda x, t: x, torch.ones(1, 1, 1, 1), 5, noise=lambda i, x: asked.append(i) or torch.zeros_like(x)
+    )
+    assert asked == [0, 1, 2, 3]
+
+
+def test_one_step_of_the_sde_is_one_drift_from_the_noise() -> None:
+    """By hand from samplers.py of REPA: its last step begins where the times end, which of one step is t = 1."""
+    x = torch.ones(2, 1, 2, 2, dtype=torch.float64)
+    found = euler_maruyama(
+        lambda x, t: 2 * x, x, 1, noise=lambda i, x: torch.zeros_like(x), dtype=torch.float64
+    )
+    velocity, t = 2.0, 1.0
+    drift = velocity - t * (-(1.0 + (1 - t) * velocity) / t)
+    assert torch.allclose(found, x - drift)

@@ -1,0 +1,344 @@
+"""Control of runs: what is read from which features, beside which floors, for which runs, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from harness.backbone.times import Times
+from harness.backbone.tokens import Part, patchify
+from harness.cli.probe import probe
+from harness.cli.run import checkpoint_of_run
+from harness.config.spec import RunSpec
+from harness.costs.flops import backbone_config
+from harness.data.open import open_dataset, split
+from harness.errors import UserError
+from harness.probing.control import LEAST, measured, of_initial, of_layers, of_pixels, per_frame, scene_of
+from harness.records.record import RecordWriter
+from harness.runtime.random_streams import Streams
+from harness.train.state import build, load_ema, saver
+from metrics.domain.control import decoded
+from tests.support.modal import modal
+from tests.support.runs import tiny
+
+CPU = torch.device("cpu")
+SAMPLES = ("--samples", "60")
+
+
+def made(spec: RunSpec, out: Path, steps: tuple[int, ...] = (3, 6), *, done: bool = True) -> Path:
+    """A run with checkpoints of weights that no training made: every layer does something, another at every step."""
+    dataset = open_dataset(spec.data)
+    run = build(spec, dataset, split(dataset, spec.data.held_out), CPU)
+    with RecordWriter(out / spec.id) as record:
+        record.write_spec(spec.to_toml())
+        record.begin({}, after_step=0)
+        for run.step in steps:
+            for name, weights in run.ema.named_parameters():
+                weights.add_(0.1 * Streams(run.step).normal(name, [0], weights.shape)[0])
+            saver(run, out / spec.id / "checkpoints")()
+        if done:
+            record.finish({})
+    return out / spec.id
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two seeds of video, a video with its sound, that video alone, that sound alone, and a run that is not finished."""
+    out = tmp_path_factory.mktemp("study")
+    for spec in (modal("video"), modal("video", "seed=1"), modal("joint")):
+        made(spec, out)
+    for silent, heard in ((1.0, 0.0), (0.0, 1.0)):
+        weights = (f"data.video_weight={silent}", f"data.audio_weight={heard}")
+        made(modal("joint", *weights, f"eval.metrics=['fd:{'video:' if silent else ''}local']"), out)
+    made(modal("video", "seed=2"), out, done=False)
+    return out
+
+
+def table_copy(study: Path, to: Path) -> Path:
+    """The study without a table; runs are read where they lie."""
+    to.mkdir()
+    for run in (path for path in study.iterdir() if path.is_dir()):
+        (to / run.name).symlink_to(run)
+    return to
+
+
+@pytest.fixture
+def copy(study: Path, tmp_path: Path) -> Path:
+    return table_copy(study, tmp_path / "study")
+
+
+def invoked(path: Path, *words: str) -> Result:
+    return CliRunner().invoke(probe, [str(path), "--control", *words], catch_exceptions=False)
+
+
+def asked(path: Path, *words: str) -> dict[str, Any]:
+    result = invoked(path, "--json", *SAMPLES, *words)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.output)
+
+
+def noised(spec: RunSpec, index: np.ndarray, time: float) -> torch.Tensor:
+    data = open_dataset(spec.data)
+    x0 = torch.from_numpy(np.stack([data.sample(int(i)).x for i in index])) / 127.5 - 1
+    return (1 - time) * x0 + time * Streams(0).normal("probe/noise", index, x0.shape[1:])
+
+
+def test_a_feature_is_the_mean_of_the_tokens_of_a_time_patch() -> None:
+    """Of patches themselves: their mean is that of pixels over rows and columns of the patch's grid; sound comes last."""
+    config = backbone_config(spec := modal("joint"), open_dataset(spec.data))
+    video = torch.randn(3, *config.shape)
+    tokens = patchify(video, config.parts[0].patch)
+    features = per_frame(torch.cat([tokens, torch.full((3, 9, tokens.shape[-1]), 1e6)], 1), config)
+    assert features.shape == (3, 2, 1 * 2 * 4 * 4)
+    by_hand = video.reshape(3, 2, 2, 4, 4, 4, 4).mean((3, 5)).flatten(2)  # (B, F, frame, rows, p, columns, p)
+    torch.testing.assert_close(features, by_hand)
+
+
+@pytest.mark.parametrize("modality", ["video", "joint"])
+def test_layers_are_those_of_the_network_on_noised_videos(study: Path, modality: str) -> None:
+    """Against hooks on a pass of the whole network, its tokens counted off by loops."""
+    spec, index = modal(modality), np.array([5, 900, 33])
+    file = checkpoint_of_run(study / spec.id, 3)
+    model = load_ema(file, spec, open_dataset(spec.data), CPU)
+    caught: list[torch.Tensor] = []
+    hooks = [block.register_forward_hook(lambda _, __, out: caught.append(out[0])) for block in model.blocks]
+    with torch.no_grad():
+        model(noised(spec, index, 0.5), Times.per_sample(torch.full((3,), 0.5)), torch.full((3,), 10))
+    for hook in hooks:
+        hook.remove()
+    data = open_dataset(spec.data)
+    x0 = torch.from_numpy(np.stack([data.sample(int(i)).x for i in index])) / 127.5 - 1
+    found = of_layers(model, 0.5, CPU)(index, x0)
+    assert list(found) == ["layer 1", "layer 2", "layer 3", "layer 4"]
+    for features, tokens in zip(found.values(), caught, strict=True):
+        frames, places = 2, 16
+        by_hand = [
+            [sum(h[f * places + p] for p in range(places)) / places for f in range(frames)] for h in tokens
+        ]
+        torch.testing.assert_close(features, torch.stack([torch.stack(row) for row in by_hand]))
+
+
+@pytest.mark.parametrize("modality", ["video", "joint"])
+def test_pixels_are_what_the_network_is_given(modality: str) -> None:
+    spec, index = modal(modality), np.array([7, 8])
+    data = open_dataset(spec.data)
+    x0 = torch.from_numpy(np.stack([data.sample(int(i)).x for i in index])) / 127.5 - 1
+    found = of_pixels(backbone_config(spec, data), 0.25)(index, x0)["pixels"]
+    video = noised(spec, index, 0.25).flatten(1)[:, : 4 * 16 * 16].reshape(2, 2, 2 * 16 * 16)
+    torch.testing.assert_close(found, video)
+
+
+def test_state_and_action_are_the_true_ones() -> None:
+    spec = modal("video", "data.frames=8")
+    data = open_dataset(spec.data)
+    held_out = split(data, 0.9).held_out
+    scene = scene_of(data, held_out, backbone_config(spec, data), 50)
+    assert scene.state.shape == scene.action.shape == (150, 2) and set(scene.index) <= set(held_out)
+    free = 0
+    for row, video in enumerate(scene.videos):
+        number, first = scene.index[video], 2 * (row % 3)
+        mean = [data.position[number, first + k : first + k + 2].mean(0) for k in (0, 2)]
+        np.testing.assert_allclose(scene.state[row], mean[0])
+        np.testing.assert_allclose(scene.action[row], mean[1] - mean[0])
+        velocity = data.velocity[number, first : first + 4]
+        if (velocity == velocity[0]).all():  # no wall on the way
+            np.testing.assert_allclose(scene.action[row], 2 * velocity[0])
+            free += 1
+    assert free > 20
+
+
+def test_at_its_initial_weights_every_layer_is_the_embedded_input() -> None:
+    """So that one row stands for the whole untrained network, and it is the run's own: of its seed."""
+    spec = modal("video", "seed=3")
+    data, index = open_dataset(spec.data), np.arange(4)
+    run = build(spec, data, split(data, 0.9), CPU)
+    x0 = torch.from_numpy(np.stack([data.sample(int(i)).x for i in index])) / 127.5 - 1
+    initial = of_initial(backbone_config(spec, data), 3, 0.25, CPU)(index, x0)["untrained"]
+    embedded = run.model.x_embedder(noised(spec, index, 0.25)) + run.model.pos_embed
+    torch.testing.assert_close(initial, per_frame(embedded.detach(), run.model.config))
+    for features in of_layers(run.ema, 0.25, CPU)(index, x0).values():
+        torch.testing.assert_close(features, initial, rtol=0, atol=0)
+
+
+def test_oracle_and_floor() -> None:
+    """The positions themselves are read perfectly, a column of noise tells nothing."""
+    spec = modal("video", "data.frames=8")
+    data = open_dataset(spec.data)
+    scene = scene_of(data, split(data, 0.9).held_out, backbone_config(spec, data), 400)
+
+    def known(index: np.ndarray, x0: torch.Tensor) -> dict[str, torch.Tensor]:
+        state = torch.from_numpy(data.position[index].reshape(len(index), 4, 2, 2).mean(2))
+        ahead = torch.roll(state, -1, 1)  # the last row, which has no next one, is left out
+        return {
+            "state": state,
+            "both": torch.cat([state, ahead], 2),
+            "noise": torch.randn(*state.shape[:2], 8),
+        }
+
+    rows = {row.name: row for row in measured([known], scene, data, CPU)}
+    assert rows["state"].state.r2 == pytest.approx(1, abs=1e-4) and rows["state"].action.r2 < 0.3
+    assert rows["both"].action.r2 == pytest.approx(1, abs=1e-4)
+    assert abs(rows["noise"].state.r2) < 0.1 and abs(rows["noise"].action.r2) < 0.1
+
+
+def test_a_run_says_what_is_decoded_from_its_layers(study: Path) -> None:
+    spec = modal("video")
+    data = open_dataset(spec.data)
+    scene = scene_of(data, split(data, 0.9).held_out, backbone_config(spec, data), 60)
+    model = load_ema(checkpoint_of_run(study / spec.id, 3), spec, data, CPU)
+    x0 = torch.from_numpy(np.stack([data.sample(int(i)).x for i in scene.index])) / 127.5 - 1
+    layers = of_layers(model, 0.5, CPU)(scene.index, x0)
+    features = {name: h[:, :-1].flatten(0, 1).numpy() for name, h in layers.items()}
+    found = asked(study / spec.id, "--step", "3", "--time", "0.5")
+    assert list(found["steps"]) == ["3"] and (found["videos"], found["seed"], found["method"]) == (
+        60,
+        0,
+        "flow",
+    )
+    for target, truth in (("state", scene.state), ("action", scene.action)):
+        for name, one in decoded(features, truth, scene.videos).items():
+            assert found["steps"]["3"][name][target]["mean"] == pytest.approx(float(one.r2), abs=1e-6)
+            assert found["steps"]["3"][name][target]["n"] == one.r2.n == 15
+    assert found["pixels"]["state"]["mean"] > found["untrained"]["state"]["mean"] + 0.2
+    assert not (study / spec.id / "control.json").exists()
+
+
+def test_every_step_in_order(study: Path) -> None:
+    run = study / modal("video").id
+    every = asked(run, "--all-steps")
+    assert list(every["steps"]) == ["3", "6"]
+    assert every["steps"]["6"] == asked(run)["steps"]["6"] and every["steps"]["3"] != every["steps"]["6"]
+
+
+def test_a_study_is_its_runs_and_names_what_it_leaves_out(copy: Path) -> None:
+    table = asked(copy)
+    assert table == json.loads((copy / "control.json").read_text())
+    assert table["protocol"] == {"time": 0.25, "samples": 60}
+    assert len(table["runs"]) == 4
+    for id_, entry in table["runs"].items():
+        own = asked(copy / id_)
+        assert {key: own[key] for key in entry} == entry
+    reasons = sorted(table["left_out"].values())
+    assert [reason.partition(":")[0].partition(")")[0] for reason in reasons] == [
+        "the run is not finished (stopped",
+        "these data (audio",
+    ]
+
+
+def test_the_picture_alone_is_read_as_beside_its_sound(copy: Path) -> None:
+    """A joint run and the run on its video alone see the same videos under the same noise."""
+    runs = asked(copy)["runs"]
+    joint = runs[modal("joint").id]
+    (alone,) = [e for id_, e in runs.items() if e["data"] == joint["data"] and id_ != modal("joint").id]
+    assert alone["pixels"] == joint["pixels"] and alone["videos"] == joint["videos"] == 60
+
+
+def test_the_same_command_again_measures_only_what_is_missing(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after an end between two runs, and when more steps are asked for; another protocol begins anew."""
+    measuring = []
+    monkeypatch.setattr(
+        "harness.probing.control_table.measured",
+        lambda *given: measuring.append(given[-1]) or measured(*given),
+    )
+    first = asked(copy)
+    assert measuring == ["floors", "step-00000006"] * 4
+    assert asked(copy) == first and len(measuring) == 8
+    lost = next(iter(first["runs"]))
+    half = first | {"runs": {id_: entry for id_, entry in first["runs"].items() if id_ != lost}}
+    (copy / "control.json").write_text(json.dumps(half))
+    assert asked(copy)["runs"] == first["runs"] and measuring[8:] == ["floors", "step-00000006"]
+    every = asked(copy, "--all-steps")
+    assert measuring[10:] == ["step-00000003"] * 4
+    assert all(list(entry["steps"]) == ["3", "6"] for entry in every["runs"].values())
+    asked(copy, "--time", "0.5")
+    assert len(measuring) == 14 + 8
+
+
+def test_two_at_once_lose_no_row(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the first run's floors are measured, another command measures every step of every run."""
+
+    def beside(*given: Any) -> Any:
+        monkeypatch.setattr("harness.probing.control_table.measured", measured)
+        asked(copy, "--all-steps")
+        return measured(*given)
+
+    monkeypatch.setattr("harness.probing.control_table.measured", beside)
+    table = asked(copy)
+    assert len(table["runs"]) == 4 and table["left_out"]
+    assert all(list(entry["steps"]) == ["3", "6"] for entry in table["runs"].values())
+    assert json.loads((copy / "control.json").read_text()) == table
+
+
+def test_the_table_for_people(copy: Path) -> None:
+    said = invoked(copy, *SAMPLES).output
+    assert said.count("untrained") == 4 and said.count("layer 4") == 4
+    assert "1 left out: the run is not finished (stopped)" in said and str(copy / "control.json") in said
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (
+            ("data.held_out=0.0",),
+            "data.held_out leaves 0 videos to read control from, and it takes 20 or more",
+        ),
+        (("backbone.patch_time=4",), "backbone.patch_time = 4 makes one time patch of a clip"),
+    ],
+)
+def test_runs_that_cannot_be_measured(tmp_path: Path, overrides: tuple[str, ...], says: str) -> None:
+    run = made(modal("video", *overrides), tmp_path, (1,))
+    for path in (run, tmp_path):
+        with pytest.raises(UserError, match=says):
+            invoked(path, *SAMPLES)
+    assert not (tmp_path / "control.json").exists()
+
+
+def test_data_without_a_state(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"these data \(image\) do not say where things are"):
+        invoked(made(tiny(), tmp_path, (1,)))
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--encoder", "random:tiny"), "--encoder is about encoders"),
+        (("--download",), "--download is about encoders"),
+        (("--probe", "repa"), "--probe is about encoders"),
+        (("--step", "3", "--all-steps"), "--step 3 and --all-steps ask for one checkpoint and for all"),
+    ],
+)
+def test_options_that_do_not_go_together(study: Path, words: tuple[str, ...], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        invoked(study / modal("video").id, *words)
+
+
+def test_other_mistakes(study: Path, copy: Path) -> None:
+    run = study / modal("video").id
+    with pytest.raises(UserError, match="--all-steps goes with --control"):
+        CliRunner().invoke(probe, [str(run), "--all-steps"], catch_exceptions=False)
+    with pytest.raises(UserError, match="--step 3 is about one run"):
+        invoked(copy, "--step", "3")
+    with pytest.raises(UserError, match="has no checkpoint of step 5"):
+        invoked(run, "--step", "5")
+    (copy / "control.json").write_text("{")
+    with pytest.raises(UserError, match="no table of control; move it away"):
+        invoked(copy)
+
+
+def test_a_patch_of_one_frame_and_few_videos() -> None:
+    spec = modal("video", "backbone.patch_time=1")
+    data = open_dataset(spec.data)
+    config = backbone_config(spec, data)
+    assert config.parts[0] == Part((1, 4, 16, 16), (1, 4, 4))
+    scene = scene_of(data, np.arange(LEAST), config, 1000)
+    np.testing.assert_array_equal(scene.state.reshape(LEAST, 3, 2), data.position[scene.index, :3])
+    with pytest.raises(UserError, match="leaves 19 videos"):
+        scene_of(data, np.arange(LEAST - 1), config, 1000)

@@ -1,0 +1,183 @@
+"""The encoders of a study: measured once, as `flowrace probe RUN` measures them, and kept beside the runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from harness.cli.probe import probe
+from harness.errors import UserError
+from harness.probing import layers as probing
+from harness.probing.encoder_table import entry, is_study, study_of
+from harness.probing.layers import Row
+from metrics import Value
+from tests.support.runs import tiny, trained
+
+RUNS = (
+    ("method.name=flow",),
+    ("method.name=repa", "method.encoder.name=random:tiny"),
+    ("method.name=repa", "method.encoder.name=random:small"),
+)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    for overrides in RUNS:
+        trained(tiny(*overrides, "train.steps=4", "eval.every=4"), folder)
+    return folder
+
+
+@pytest.fixture
+def copy(study: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(study, tmp_path / "study")
+
+
+def asked(path: Path, *words: str) -> dict[str, Any]:
+    result = CliRunner().invoke(probe, [str(path), "--json", *words], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.output)
+
+
+def control_of(study: Path) -> Path:
+    return next(path.parent for path in study.glob("*/spec.toml") if 'name = "flow"' in path.read_text())
+
+
+def test_an_encoder_is_measured_as_beside_the_run_without_one(copy: Path) -> None:
+    table = asked(copy, "--samples", "120")
+    assert table == json.loads((copy / "encoders.json").read_text())
+    assert list(table["encoders"]) == ["random:small", "random:tiny"]
+    control = control_of(copy)
+    assert table["protocol"]["control"] == f"{control.name}/step-00000004"
+    for name, found in table["encoders"].items():
+        rows = asked(control, "--samples", "120", "--encoder", name)["rows"]
+        best = max(rows[1:], key=lambda row: row["cknna"]["mean"])
+        assert (found["accuracy"], found["local_distant"]) == (rows[0]["accuracy"], rows[0]["local_distant"])
+        assert (found["cknna"], found["cka"], found["layer"]) == (best["cknna"], best["cka"], best["name"])
+
+
+def test_the_same_command_again_measures_only_what_is_missing(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after an end between two encoders; another protocol begins anew, for a table has one."""
+    first = asked(copy, "--samples", "40", "--encoder", "random:small")
+    assert list(first["encoders"]) == ["random:small"]
+    measured = []
+    real = probing.probe
+    monkeypatch.setattr(
+        "harness.probing.encoder_table.probe",
+        lambda *a, **k: measured.append(a[3].name) or real(*a, **k),
+    )
+    both = asked(copy, "--samples", "40")
+    assert (
+        measured == ["random:tiny"] and both["encoders"]["random:small"] == first["encoders"]["random:small"]
+    )
+    assert asked(copy, "--samples", "40") == both and measured == ["random:tiny"]
+    asked(copy, "--samples", "30")
+    assert measured == ["random:tiny", "random:small", "random:tiny"]
+
+
+def test_two_at_once_lose_no_row(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one encoder is measured, another command measures and writes the other."""
+    real = probing.probe
+
+    def beside(*given: Any, **how: Any) -> Any:
+        monkeypatch.setattr("harness.probing.encoder_table.probe", real)
+        asked(copy, "--samples", "40", "--encoder", "random:tiny")
+        return real(*given, **how)
+
+    monkeypatch.setattr("harness.probing.encoder_table.probe", beside)
+    both = asked(copy, "--samples", "40", "--encoder", "random:small")
+    assert set(both["encoders"]) == {"random:small", "random:tiny"}
+    assert json.loads((copy / "encoders.json").read_text()) == both
+
+
+def test_a_table_that_cannot_be_written(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: Path, content: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("harness.files.json_table.write_atomic", full)
+    result = CliRunner().invoke(probe, [str(copy), "--samples", "40"])
+    assert isinstance(result.exception, UserError)
+    assert str(result.exception) == f"cannot write {copy / 'encoders.json'}: No space left on device"
+
+
+def test_what_belongs_to_training_cannot_be_set(copy: Path) -> None:
+    result = CliRunner().invoke(probe, [str(copy), "--set", "backbone.size=nano"])
+    assert isinstance(result.exception, UserError)
+    assert "--set backbone.size=nano: a run that is trained can only be given" in str(result.exception)
+
+
+def test_other_weights_are_measured_again(copy: Path) -> None:
+    kept = asked(copy, "--samples", "40")
+    kept["encoders"]["random:tiny"] |= {"sha256": "0" * 64, "params": 1}
+    (copy / "encoders.json").write_text(json.dumps(kept))
+    assert asked(copy, "--samples", "40")["encoders"]["random:tiny"]["params"] > 1
+
+
+def test_without_a_control_nothing_is_compared_with_a_network(copy: Path) -> None:
+    shutil.rmtree(control_of(copy))
+    table = asked(copy, "--samples", "40")
+    assert table["protocol"]["control"] is None
+    assert all(one["cknna"] is None and one["layer"] is None for one in table["encoders"].values())
+    assert all(one["accuracy"]["n"] == 40 for one in table["encoders"].values())
+
+
+def test_the_table_for_people(copy: Path) -> None:
+    result = CliRunner().invoke(probe, [str(copy), "--samples", "40"], catch_exceptions=False)
+    assert "random:tiny" in result.output and "CKNNA and CKA with the best layer of" in result.output
+
+
+def test_a_record_knows_how_many_parameters_it_trains(study: Path) -> None:
+    from harness.cli.run import model_of_run, spec_of_run
+    from harness.records.record import Record
+
+    run = control_of(study)
+    _, model, _ = model_of_run(run, spec_of_run(run, ()), None)
+    assert Record(run).environment[0]["params"] == sum(p.numel() for p in model.parameters())
+
+
+def test_the_best_layer_is_by_cknna() -> None:
+    own = Row("e", Value(0.5), Value(1.0), Value(1.0), Value(0.1), Value(0.2))
+    low, high = (
+        Row(name, None, Value(near), Value(alike), Value(0), Value(0))
+        for name, near, alike in (("layer 1", 0.1, 0.9), ("layer 2", 0.3, 0.2))
+    )
+    assert entry([own, low, high])["layer"] == "layer 2" and entry([own, low, high])["cka"]["mean"] == 0.2
+
+
+def test_what_is_a_study(copy: Path, tmp_path: Path) -> None:
+    assert is_study(copy) and not is_study(control_of(copy))
+    assert not is_study(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    assert not is_study(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("words", [("--step", "4"), ("--weights", "w.safetensors")])
+def test_options_of_one_run_are_refused(copy: Path, words: tuple[str, str]) -> None:
+    with pytest.raises(UserError, match=f"{words[0]} {words[1]} is about one run"):
+        asked(copy, *words)
+
+
+def test_a_study_on_several_data_sets_or_without_checkpoints_is_refused(copy: Path) -> None:
+    spec = control_of(copy) / "spec.toml"
+    before = spec.read_text()
+    spec.write_text(before.replace("held_out = 0.5", "held_out = 0.25"))
+    with pytest.raises(UserError, match="2 settings of data"):
+        study_of(copy)
+    spec.write_text(before)
+    for folder in copy.glob("*/checkpoints"):
+        shutil.rmtree(folder)
+    with pytest.raises(UserError, match="no run has a checkpoint yet"):
+        study_of(copy)
+
+
+def test_a_broken_table_is_named(copy: Path) -> None:
+    (copy / "encoders.json").write_text("{")
+    with pytest.raises(UserError, match="no table of encoders; move it away"):
+        asked(copy, "--samples", "40")

@@ -1,0 +1,127 @@
+"""Checkpoints: whole or refused."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from harness.config.spec import TrainSpec
+from harness.errors import UserError
+from harness.records.checkpoint import checkpoints, digest, load, path_of, prune, save, step_of
+
+TENSORS = {
+    "a": torch.arange(6.0).reshape(2, 3),
+    "b": torch.ones((), dtype=torch.bfloat16),
+    "none": torch.empty(0, 3),
+}
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    save(path_of(tmp_path, 7), TENSORS, {"step": "7"})
+    found = load(path_of(tmp_path, 7))
+    assert found.meta["step"] == "7"
+    assert all(torch.equal(found.tensors[name], tensor) for name, tensor in TENSORS.items())
+
+
+def test_digest_sees_names_types_shapes_and_bytes() -> None:
+    a = TENSORS["a"]
+    variants = [
+        {"a": a},
+        {"b": a},
+        {"a": a.double()},
+        {"a": a.reshape(3, 2)},
+        {"a": a + 1},
+        {"a": a.t().contiguous()},
+    ]
+    assert len({digest(v) for v in variants}) == len(variants)
+    assert digest({"a": a.t()}) == digest({"a": a.t().contiguous()})
+
+
+@pytest.mark.parametrize("where", [0, 3, 10, -30, -1])
+def test_a_changed_byte_is_refused(tmp_path: Path, where: int) -> None:
+    path = path_of(tmp_path, 1)
+    save(path, TENSORS, {})
+    content = bytearray(path.read_bytes())
+    content[where] ^= 0x40
+    path.write_bytes(content)
+    with pytest.raises(
+        UserError,
+        match=r"step-00000001.safetensors is (damaged|not a readable checkpoint|a safetensors file)",
+    ):
+        load(path)
+
+
+@pytest.mark.parametrize("length", [0, 5, 100, -1])
+def test_a_truncated_file_is_refused_with_the_way_on(tmp_path: Path, length: int) -> None:
+    save(path_of(tmp_path, 1), TENSORS, {})
+    save(path_of(tmp_path, 2), TENSORS, {})
+    path = path_of(tmp_path, 2)
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(UserError, match="delete it to continue from step-00000001"):
+        load(path)
+
+
+def test_strangers_are_refused(tmp_path: Path) -> None:
+    path = path_of(tmp_path, 1)
+    path.write_bytes(pickle.dumps(TENSORS))
+    with pytest.raises(UserError, match="not a readable checkpoint"):
+        load(path)
+    torch.save(TENSORS, path)
+    with pytest.raises(UserError, match="not a readable checkpoint"):
+        load(path)
+    save_file(TENSORS, path)
+    with pytest.raises(UserError, match="not a flowrace checkpoint"):
+        load(path)
+
+
+def test_the_newest_are_kept_and_leftovers_go(tmp_path: Path) -> None:
+    for step in (1, 2, 10, 9):
+        save(path_of(tmp_path, step), TENSORS, {})
+    (tmp_path / ".step-00000011.safetensors.tmp").write_bytes(b"half")
+    prune(tmp_path, TrainSpec(checkpoint_every=1, keep_checkpoints=2))
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [
+        "step-00000009.safetensors",
+        "step-00000010.safetensors",
+    ]
+    assert checkpoints(tmp_path)[-1] == path_of(tmp_path, 10)
+
+
+def test_equal_states_are_equal_bytes(tmp_path: Path) -> None:
+    """In processes of their own, where hash maps differ."""
+    code = (
+        "import sys, torch; from pathlib import Path; from harness.records.checkpoint import save\n"
+        "save(Path(sys.argv[1]), {n: torch.arange(3.0) for n in 'edcba'}, {'step': '1', 'run': 'r', 'more': 'm'})"
+    )
+    for number in range(3):
+        subprocess.run([sys.executable, "-c", code, tmp_path / str(number)], check=True)
+    assert len({(tmp_path / str(number)).read_bytes() for number in range(3)}) == 1
+
+
+@pytest.mark.parametrize(
+    ("steps", "kept"),
+    [((5, 10, 13), (5, 10, 13)), ((5, 10, 13, 14), (5, 10, 14)), ((5, 7, 10, 13, 15), (10, 15)), ((13,), (13,)),
+     ((10, 15, 18, 22), (15, 22)), ((15, 20, 22), (20, 22))],
+)  # fmt: skip
+def test_checkpoints_off_the_schedule_go_and_push_none_out(
+    tmp_path: Path, steps: tuple[int, ...], kept: tuple[int, ...]
+) -> None:
+    """Every 5 of 22 steps, and the last one, two are kept; and whatever is the newest, from which the run continues."""
+    for step in steps:
+        path_of(tmp_path, step).touch()
+    prune(tmp_path, TrainSpec(steps=22, checkpoint_every=5, keep_checkpoints=2))
+    assert [step_of(path) for path in checkpoints(tmp_path)] == list(kept)
+
+
+@pytest.mark.parametrize("name", [".step-00000002.safetensors.tmp", ".tmpkojG9c"])
+def test_what_a_killed_write_left_goes_with_the_next_checkpoint(tmp_path: Path, name: str) -> None:
+    """Ours, and the temporary file that safetensors writes of its own accord."""
+    (tmp_path / name).write_bytes(b"half")
+    save(path_of(tmp_path, 3), TENSORS, {})
+    prune(tmp_path, TrainSpec())
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003.safetensors"]

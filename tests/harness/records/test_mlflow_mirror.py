@@ -1,0 +1,370 @@
+"""The mirror holds what the record holds, once, whatever happens around it; read back through MLflow's own client."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mlflow import MlflowClient
+
+from harness.errors import UserError
+from harness.records.flatten import flatten, points
+from harness.records.mlflow_mirror import Unsent, durable, mirror
+from harness.records.mlflow_store import create_store, store_uri
+from harness.records.record import Record, RecordWriter, tracked_name
+from tests.support.features import quick
+
+STARTED = 1_700_000_000_000
+SPEC = (
+    'seed = 1\n[method]\nname = "repa"\ncoefficient = 0.5\n[train]\nbetas = [0.9, 0.999]\n[data]\nroot = ""\n'
+)
+
+
+def train(step: int, loss: float = 0.5) -> dict[str, Any]:
+    seconds = {"student": 0.25 * step, "ema": 0.001 * step}
+    numbers = {"loss": loss, "losses": {"flow": loss}, "grad_norm": 1.0, "learning_rate": 1e-3}
+    return {
+        "kind": "train",
+        "step": step,
+        "images": 8 * step,
+        **numbers,
+        "flops": 1000 * step,
+        "seconds": seconds,
+    }
+
+
+def evaluation(step: int) -> dict[str, Any]:
+    metrics = {"fd:local": {"mean": 10.0 / step, "low": None, "high": None, "n": 24}}
+    return {
+        "kind": "eval",
+        "step": step,
+        "images": 8 * step,
+        "metrics": metrics,
+        "seconds": {"student": 0.25 * step},
+    }
+
+
+def checkpoint(step: int) -> dict[str, Any]:
+    return {"kind": "checkpoint", "step": step, "images": 8 * step, "file": f"step-{step:08d}.safetensors"}
+
+
+def events(steps: int, every: int = 4) -> list[dict[str, Any]]:
+    found = []
+    for step in range(1, steps + 1):
+        found.append(train(step, loss=1.0 / step))
+        if step % every == 0:
+            found += [evaluation(step), checkpoint(step)]
+    return found
+
+
+def written(
+    path: Path, new: list[dict[str, Any]], *, after: int = 0, done: bool = True, spec: str = SPEC
+) -> Record:
+    with RecordWriter(path) as record:
+        record.write_spec(spec)
+        record.begin({"started": STARTED + after}, after_step=after)
+        record.append(*new)
+        for event in new:
+            if event["kind"] == "eval":
+                (path / "samples" / f"step-{event['step']:08d}.png").write_bytes(b"a picture")
+        if done:
+            record.finish({})
+    return Record(path)
+
+
+@pytest.fixture
+def uri(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'store' / 'mlflow.db'}"
+
+
+def runs_of(uri: str, study: str) -> list[Any]:
+    client = MlflowClient(tracking_uri=uri)
+    return client.search_runs([client.get_experiment_by_name(study).experiment_id])
+
+
+def child(uri: str, study: str = "s") -> Any:
+    (found,) = [run for run in runs_of(uri, study) if "flowrace.run_id" in run.data.tags]
+    return found
+
+
+def rows(uri: str) -> Counter[tuple[Any, ...]]:
+    """Every stored point, straight from the database."""
+    with sqlite3.connect(uri.removeprefix("sqlite:///")) as database:
+        query = """select key, step, value, timestamp from metrics join runs using (run_uuid)
+                   where lifecycle_stage = 'active'"""
+        return Counter(database.execute(query).fetchall())
+
+
+def expected(record: Record, upto: int) -> Counter[tuple[Any, ...]]:
+    """What the table of names in the module says, written out again from the raw events."""
+    found: Counter[tuple[Any, ...]] = Counter()
+    for event in [e for e in record.events if e["step"] <= upto]:
+        time = STARTED + round(sum(1000 * s for s in event.get("seconds", {}).values()))
+        if event["kind"] == "train":
+            named = {
+                "train/loss": event["loss"], "train/losses/flow": event["losses"]["flow"],
+                "train/grad_norm": event["grad_norm"], "train/learning_rate": event["learning_rate"],
+                "cost/flops": event["flops"], "cost/seconds/student": event["seconds"]["student"],
+                "cost/seconds/ema": event["seconds"]["ema"],
+            }  # fmt: skip
+        elif event["kind"] == "eval":
+            named = {"eval/fd:local": event["metrics"]["fd:local"]["mean"]}
+        else:
+            continue
+        found.update((name, event["step"], float(value), time) for name, value in named.items())
+    return found
+
+
+def test_a_finished_run_is_mirrored_whole_and_once(tmp_path: Path, uri: str) -> None:
+    record = written(tmp_path / "abc", events(10))
+    study = tmp_path / "study.toml"
+    study.write_text('name = "s"\n')
+    first = mirror([record], uri=uri, study="s", artifacts=[study], complete=True)
+    again = mirror([Record(record.path)], uri=uri, study="s", artifacts=[study], complete=True)
+    assert rows(uri) == expected(record, upto=10)
+    assert first.points == rows(uri).total() and again.points == 0
+
+    run, client = child(uri), MlflowClient(tracking_uri=uri)
+    params = {"seed": "1", "method.name": "repa", "method.coefficient": "0.5", "train.betas": "[0.9, 0.999]"}
+    assert run.data.params == params | {"data.root": ""}
+    assert run.info.status == "FINISHED"
+    assert run.info.start_time == STARTED and run.info.end_time == STARTED + 2510
+    tags = {"run_id": "abc", "method": "repa", "seed": "1", "status": "done"}
+    assert {f"flowrace.{name}": value for name, value in tags.items()}.items() <= run.data.tags.items()
+    assert [a.path for a in client.list_artifacts(run.info.run_id)] == ["samples", "spec.toml"]
+    pictures = [a.path for a in client.list_artifacts(run.info.run_id, "samples")]
+    assert pictures == ["samples/step-00000004.png", "samples/step-00000008.png"]
+
+    parent = client.get_run(run.data.tags["mlflow.parentRunId"])
+    assert parent.data.tags["flowrace.study"] == "s" and parent.info.status == "FINISHED"
+    assert [a.path for a in client.list_artifacts(parent.info.run_id)] == ["study.toml"]
+    assert len(runs_of(uri, "s")) == 2
+
+
+def test_artifacts_lie_beside_the_database(tmp_path: Path, uri: str) -> None:
+    mirror([written(tmp_path / "abc", events(4))], uri=uri, study="s")
+    assert list((tmp_path / "store" / "mlruns" / "s").rglob("spec.toml"))
+
+
+def test_an_unfinished_run_is_mirrored_up_to_its_last_checkpoint(tmp_path: Path, uri: str) -> None:
+    record = written(tmp_path / "abc", events(6), done=False)
+    assert [event["step"] for event in durable(record)][-1] == 4
+    mirror([record], uri=uri, study="s", complete=True)
+    assert rows(uri) == expected(record, upto=4)
+    assert child(uri).info.status == "KILLED"
+    assert {run.info.status for run in runs_of(uri, "s")} == {"KILLED", "FAILED"}
+
+    slower = [{**event, "seconds": {"student": 99.0, "ema": 0.0}} for event in events(10)[6:]]
+    slower = [event if event["kind"] != "checkpoint" else checkpoint(event["step"]) for event in slower]
+    continued = written(record.path, slower, after=4)
+    mirror([continued], uri=uri, study="s", complete=True)
+    assert rows(uri) == expected(continued, upto=10)
+    assert {run.info.status for run in runs_of(uri, "s")} == {"FINISHED"}
+
+
+def test_a_failed_run_tells_why(tmp_path: Path, uri: str) -> None:
+    record = written(tmp_path / "abc", events(4), done=False)
+    with RecordWriter(record.path) as writer:
+        writer.fail({"reason": "the loss is not finite at step 5"})
+    mirror([record], uri=uri, study="s")
+    assert child(uri).info.status == "FAILED"
+    assert child(uri).data.tags["flowrace.failure"] == "the loss is not finite at step 5"
+
+
+def test_a_mirroring_that_died_half_way_heals(
+    tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = written(tmp_path / "abc", events(400, every=100))
+    whole, calls = MlflowClient.log_batch, []
+
+    def dies(self: MlflowClient, *args: Any, **kwargs: Any) -> None:
+        calls.append(kwargs)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        whole(self, *args, **kwargs)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", dies)
+    with pytest.raises(KeyboardInterrupt):
+        mirror([record], uri=uri, study="s")
+    monkeypatch.undo()
+    assert 0 < rows(uri).total() < expected(record, upto=400).total()
+    mirror([record], uri=uri, study="s")
+    assert rows(uri) == expected(record, upto=400)
+
+
+def test_a_record_made_anew_replaces_what_was_mirrored(tmp_path: Path, uri: str) -> None:
+    mirror([written(tmp_path / "one" / "abc", events(8))], uri=uri, study="s")
+    other = [{**event, "loss": 7.0} if event["kind"] == "train" else event for event in events(8)]
+    anew = written(tmp_path / "two" / "abc", other)
+    mirror([anew], uri=uri, study="s")
+    assert rows(uri) == expected(anew, upto=8)
+
+
+def test_a_copy_that_is_behind_changes_nothing(tmp_path: Path, uri: str) -> None:
+    ahead = written(tmp_path / "one" / "abc", events(8))
+    mirror([ahead], uri=uri, study="s")
+    mirror([written(tmp_path / "two" / "abc", events(4), done=False)], uri=uri, study="s")
+    assert rows(uri) == expected(ahead, upto=8)
+    assert child(uri).info.status == "FINISHED"
+
+
+def test_batches_stay_within_the_limits_of_mlflow(
+    tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = SPEC + "[many]\n" + "".join(f"f{i} = {i}\n" for i in range(130)) + f'long = "{"x" * 7000}"\n'
+    record = written(tmp_path / "abc", events(200, every=50), spec=spec)
+    sizes, whole = [], MlflowClient.log_batch
+
+    def counted(self: MlflowClient, *args: Any, **kwargs: Any) -> None:
+        sizes.append((len(kwargs.get("metrics", ())), len(kwargs.get("params", ()))))
+        whole(self, *args, **kwargs)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", counted)
+    mirror([record], uri=uri, study="s")
+    assert max(metrics for metrics, _ in sizes) <= 1000 and max(params for _, params in sizes) <= 100
+    assert rows(uri) == expected(record, upto=200)
+    run = child(uri)
+    assert len(run.data.params) == 135 and "many.long" not in run.data.params
+    assert run.data.tags["flowrace.only_in_spec"] == "many.long"
+
+
+def test_numbers_that_are_not_finite_are_never_sent() -> None:
+    event = train(1) | {"loss": float("inf"), "grad_norm": float("nan"), "learning_rate": None, "flops": True}
+    assert set(points(event)) == {"train/losses/flow", "cost/seconds/student", "cost/seconds/ema"}
+    interval = {"mean": 2.0, "low": 1.5, "high": float("inf"), "n": 3}
+    assert points({"kind": "eval", "step": 1, "metrics": {"fd": interval}}) == {
+        "eval/fd": 2.0,
+        "eval/fd/low": 1.5,
+    }
+
+
+def test_what_is_not_finite_stands_in_a_tag(tmp_path: Path, uri: str) -> None:
+    record = written(tmp_path / "r", events(4))
+    file = record.path / "events.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    lines[1] = json.dumps(train(2) | {"grad_norm": float("inf")}) + "\n"
+    file.write_text("".join(lines))
+    mirror([Record(record.path)], uri=uri, study="s")
+    assert child(uri).data.tags["flowrace.not_finite"] == "train/grad_norm at step 2: inf"
+    assert {step for key, step, *_ in rows(uri) if key == "train/grad_norm"} == {1, 3, 4}
+
+
+def test_a_run_that_a_dying_server_created_twice_is_one_again(tmp_path: Path, uri: str) -> None:
+    record = written(tmp_path / "r", events(8))
+    mirror([record], uri=uri, study="s")
+    client, first = MlflowClient(tracking_uri=uri), child(uri)
+    for name, value in (("flowrace.run_id", record.id), ("flowrace.study", "s")):
+        client.create_run(first.info.experiment_id, tags={name: value})
+    assert mirror([record], uri=uri, study="s").points == 0
+    assert child(uri).info.run_id == first.info.run_id
+    assert len(runs_of(uri, "s")) == 2 and rows(uri) == expected(record, 8)
+
+
+def test_two_processes_share_one_fresh_store(tmp_path: Path, uri: str) -> None:
+    records = [written(tmp_path / name, events(40)) for name in ("a", "b")]
+    code = """if True:
+        import sys
+        from pathlib import Path
+        from harness.records.record import Record
+        from harness.records.mlflow_mirror import mirror
+        mirror([Record(Path(sys.argv[1]))], uri=sys.argv[2], study="s")
+    """
+    both = [
+        subprocess.Popen([sys.executable, "-c", code, record.path, uri], stdout=-1, stderr=-1)
+        for record in records
+    ]
+    said = [process.communicate() for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert said == [(b"", b"")] * 2
+    assert rows(uri) == expected(records[0], upto=40) + expected(records[1], upto=40)
+    assert len(runs_of(uri, "s")) == 3
+
+
+def test_the_store_is_where_it_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert create_store() == f"sqlite:///{tmp_path}/mlflow.db" and (tmp_path / "mlflow.db").exists()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000")
+    assert store_uri() == "http://host:5000"
+    assert store_uri("sqlite:///x.db") == f"sqlite:///{tmp_path}/x.db"
+
+
+@pytest.mark.parametrize("bad", ["nonsense://x", "/a/folder"])
+def test_a_store_that_cannot_be_used_is_one_sentence(
+    bad: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"^cannot mirror into {bad}: [^\n]+$"):
+        create_store(bad)
+
+
+def test_a_folder_that_cannot_hold_the_store(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot mirror into sqlite:///"):
+        create_store(f"sqlite:///{tmp_path}/file/mlflow.db")
+
+
+def test_passwords_are_not_shown() -> None:
+    with pytest.raises(UserError) as error:
+        create_store("nonsense://me:secret@host/db")
+    assert "nonsense://host/db" in str(error.value) and "secret" not in str(error.value)
+
+
+def test_without_mlflow_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.records.mlflow_store.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="MLflow is not installed"):
+        mirror([], uri="sqlite:///x.db", study="s")
+
+
+def test_nothing_is_imported_before_it_is_needed() -> None:
+    code = "import sys, harness.records.mlflow_mirror; print('mlflow' in sys.modules, 'torch' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ)
+    assert said.stdout.split() == ["False", "False"]
+
+
+def test_flatten() -> None:
+    assert flatten({"a": {"b": {"c": 1}, "d": [2]}, "e.f": 3}) == {"a.b.c": 1, "a.d": [2], "e.f": 3}
+
+
+SCRIPTED = "fd:torchscript@d7826800?size=8"
+"""A metric by a network of the user's own, as a record names it: MLflow takes neither `@` nor `?` nor `=`."""
+
+
+def scripted(path: Path) -> Record:
+    """A finished run measured by such a network."""
+    found = [json.loads(json.dumps(event).replace("fd:local", SCRIPTED)) for event in events(8)]
+    return written(path, found, spec=SPEC + '[eval.weights]\n"torchscript@d7826800?size=8" = "/n/net.ts"\n')
+
+
+def test_names_that_mlflow_does_not_take_are_written_otherwise(tmp_path: Path, uri: str) -> None:
+    mirror([scripted(tmp_path / "abc")], uri=uri, study="s")
+    named = "fd:torchscript_d7826800_size_8"
+    history = MlflowClient(tracking_uri=uri).get_metric_history(child(uri).info.run_id, f"eval/{named}")
+    assert [(point.step, point.value) for point in history] == [(4, 2.5), (8, 1.25)]
+    assert child(uri).data.params["eval.weights.torchscript_d7826800_size_8"] == "/n/net.ts"
+
+
+@quick
+@given(st.text(min_size=1))
+def test_every_name_is_made_one_that_mlflow_takes(name: str) -> None:
+    from mlflow.utils.validation import validate_param_and_metric_name as taken
+
+    assert taken(tracked_name(name)) and len(tracked_name(name)) == len(name)
+    assert tracked_name(name) == name or not taken(name) or "\n" in name
+
+
+def test_a_run_that_the_store_refuses_stops_no_other(tmp_path: Path, uri: str) -> None:
+    long = written(tmp_path / "abc", events(4), spec=SPEC + f"[data.{'x' * 260}]\ny = 1\n")
+    fine = written(tmp_path / "abd", events(4))
+    with pytest.raises(Unsent, match=r"cannot mirror \S*/abc: .*exceeds the maximum length") as error:
+        mirror([long, fine], uri=uri, study="s", complete=True)
+    assert error.value.summary.runs == 1 and rows(uri) == expected(fine, 4)

@@ -1,0 +1,163 @@
+"""The run directory: what is there after any order of crashes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.errors import UserError
+from harness.records.record import Record, RecordWriter, find_records, lock_holder, write_atomic
+from tests.support.runs import events, tiny, trained
+
+TRAIN = {"kind": "train", "images": 0, "loss": 1.0}
+
+
+def written(path: Path, steps: int, after: int = 0) -> Record:
+    with RecordWriter(path) as record:
+        record.write_spec("seed = 0\n")
+        record.begin({"threads": 1}, after_step=after)
+        for step in range(after + 1, steps + 1):
+            record.append({**TRAIN, "step": step, "loss": float(step)})
+    return Record(path)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(steps=st.integers(1, 12), kept=st.integers(0, 12), cut=st.integers(0, 400))
+def test_a_record_cut_anywhere_continues_without_gap_or_double(
+    tmp_path_factory, steps: int, kept: int, cut: int
+) -> None:
+    """Cut the file at any byte, continue after any step that is still there: the lines are those of an unbroken run."""
+    path = tmp_path_factory.mktemp("run") / "r"
+    whole = written(path, steps).path.joinpath("events.jsonl").read_bytes()
+    (path / "events.jsonl").write_bytes(whole[: len(whole) - min(cut, len(whole))])
+    restored = min(kept, Record(path).last_step)
+    assert written(path, steps, after=restored).path.joinpath("events.jsonl").read_bytes() == whole
+
+
+def test_a_second_writer_is_refused_by_name(tmp_path: Path) -> None:
+    with RecordWriter(tmp_path / "r"):
+        code = "import sys; from pathlib import Path; from harness.records.record import RecordWriter\nwith RecordWriter(Path(sys.argv[1])): pass"
+        other = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "r")], capture_output=True, text=True
+        )
+        assert other.returncode == 1 and f"in use by process {os.getpid()}" in other.stderr
+        assert str(os.getpid()) in lock_holder(tmp_path / "r")
+    assert lock_holder(tmp_path / "r") is None
+
+
+def test_status(tmp_path: Path) -> None:
+    path = tmp_path / "r"
+    assert Record(path).status == "missing"
+    written(path, 2)
+    assert Record(path).status == "stopped"
+    with RecordWriter(path) as record:
+        assert Record(path).status == "running"
+        record.fail({"reason": "no"})
+    assert Record(path).status == "failed" and Record(path).failure == {"reason": "no"}
+    with RecordWriter(path) as record:
+        record.begin({}, after_step=2)
+        record.finish({"step": 2})
+    assert Record(path).status == "done" and Record(path).failure is None
+    assert [record.path for record in find_records(tmp_path)] == [path]
+
+
+def finished(path: Path, spec: str = "[train]\nsteps = 3\n", steps: int = 3) -> Path:
+    """The record file of a run that is done, with an evaluation at its last step."""
+    with RecordWriter(path) as record:
+        record.write_spec(spec)
+        record.begin({}, after_step=0)
+        for step in range(1, steps + 1):
+            record.append({**TRAIN, "step": step})
+        record.append({"kind": "eval", "step": steps, "images": 0, "metrics": {}, "protocol": "p"})
+        record.finish({})
+    return path / "events.jsonl"
+
+
+@pytest.mark.parametrize("spec", ["[train]\nsteps = 3\n", "seed = 0\n"])
+def test_a_finished_record_without_its_end_is_refused(tmp_path: Path, spec: str) -> None:
+    """Whatever byte it is cut at: where the spec tells no steps, any byte but the end of a line."""
+    file = finished(tmp_path / "r", spec)
+    whole = file.read_bytes()
+    assert len(Record(tmp_path / "r").events) == 4
+    for length in range(len(whole)):
+        file.write_bytes(whole[:length])
+        if "steps" not in spec and whole[:length].endswith(b"\n"):
+            continue
+        with pytest.raises(UserError, match=r"events\.jsonl is cut short: .*the run is done; restore it, or"):
+            Record(tmp_path / "r").events  # noqa: B018
+    (tmp_path / "r" / "done").unlink()
+    assert len(Record(tmp_path / "r").events) == 3
+
+
+def test_a_cut_record_says_where_it_ends(tmp_path: Path) -> None:
+    file = finished(tmp_path / "r")
+    lines = file.read_bytes().splitlines(keepends=True)
+    for kept, end in ((2, "its last whole line is of step 2 of 3,"), (0, "it holds no event, but")):
+        file.write_bytes(b"".join(lines[:kept]))
+        with pytest.raises(UserError, match=end):
+            Record(tmp_path / "r").events  # noqa: B018
+    file.unlink()
+    with pytest.raises(UserError, match="it holds no event, but"):
+        Record(tmp_path / "r").events  # noqa: B018
+
+
+def test_a_cut_record_continues_as_it_says(tmp_path: Path) -> None:
+    """Without `done` and the checkpoints of which it has no line, it ends as the unbroken one."""
+    spec = tiny("train.steps=4", "train.checkpoint_every=2", "eval.every=2", "eval.samples=16")
+    record = trained(spec, tmp_path)
+    whole, file = events(record), record.path / "events.jsonl"
+    lines = file.read_bytes()
+    file.write_bytes(lines[: lines.rindex(b'{"kind":"eval"') + 50])
+    with pytest.raises(UserError, match="delete `done` and the checkpoints of which it has no line, and run"):
+        Record(record.path).events  # noqa: B018
+    (record.path / "done").unlink()
+    named = {event["file"] for event in Record(record.path).of("checkpoint")}
+    for checkpoint in (record.path / "checkpoints").iterdir():
+        if checkpoint.name not in named:
+            checkpoint.unlink()
+    assert events(trained(spec, tmp_path)) == whole
+
+
+@pytest.mark.parametrize("name", ["events.jsonl", "environment.json"])
+def test_a_file_that_cannot_be_read_is_a_mistake_to_mend(tmp_path: Path, name: str) -> None:
+    record = written(tmp_path / "r", 1)
+    (record.path / name).unlink()
+    (record.path / name).mkdir()
+    with pytest.raises(UserError, match=rf"cannot read \S*{name}: Is a directory"):
+        Record(record.path).events + Record(record.path).environment
+
+
+def test_numbers_that_json_does_not_have_are_refused(tmp_path: Path) -> None:
+    with RecordWriter(tmp_path / "r") as record:
+        record.begin({}, after_step=0)
+        with pytest.raises(ValueError):
+            record.append({**TRAIN, "step": 1, "loss": float("nan")})
+    assert Record(tmp_path / "r").events == []
+
+
+def test_a_broken_line_is_named(tmp_path: Path) -> None:
+    record = written(tmp_path / "r", 3)
+    file = record.path / "events.jsonl"
+    file.write_text(file.read_text().replace('"step":2', '"step":"two"'))
+    with pytest.raises(UserError, match="line 2 is not an event"):
+        Record(tmp_path / "r").events  # noqa: B018
+    with pytest.raises(UserError, match="no such folder"):
+        find_records(tmp_path / "absent")
+    with pytest.raises(UserError, match="is not a run directory"):
+        Record(tmp_path).spec  # noqa: B018
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_atomic(tmp_path / "a.json", b"old")
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("no")))
+    with pytest.raises(OSError):
+        write_atomic(tmp_path / "a.json", b"new")
+    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+    assert json.loads(f'"{(tmp_path / "a.json").read_text()}"') == "old"

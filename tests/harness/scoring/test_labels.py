@@ -1,0 +1,127 @@
+"""Which labels samples have: by the key that was asked for, and by the names of classes where both sides have them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from tests.harness.scoring.calls import refused, scored
+from tests.harness.scoring.networks import bytes_of, save_means
+
+LOCAL = ("--extractor", "local", "--metrics")
+
+
+@pytest.fixture(autouse=True)
+def _cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    monkeypatch.setenv("FLOWRACE_CACHE", str(tmp_path_factory.getbasetemp() / "labels"))
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    bunch = load_digits()
+    return (bunch.images[:600] * 15.9).astype(np.uint8), bunch.target[:600]
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory, digits) -> Path:
+    return folder(tmp_path_factory.mktemp("reference"), *digits)
+
+
+def folder(path: Path, pixels: np.ndarray, names: np.ndarray) -> Path:
+    for i, (x, name) in enumerate(zip(pixels, names, strict=True)):
+        (path / str(name)).mkdir(exist_ok=True, parents=True)
+        Image.fromarray(x).save(path / str(name) / f"{i:04d}.png")
+    return path
+
+
+def test_class_folders_are_matched_by_their_names(digits, reference: Path, tmp_path: Path) -> None:
+    """Digits 3 and 7 alone, against all ten: what the classifier says of them in an array with their labels."""
+    pixels, labels = digits
+    some = np.isin(labels, (3, 7))
+    two = folder(tmp_path / "two", pixels[some], labels[some])
+    order = [p.parent.name for p in sorted(two.rglob("*.png"))]
+    files = [np.asarray(Image.open(p)) for p in sorted(two.rglob("*.png"))]
+    np.savez(tmp_path / "two.npz", arr_0=np.stack(files)[..., None], arr_1=np.array(order, int))
+    named, told = (
+        scored(tmp_path / x, "--against", reference, *LOCAL, "fd,accuracy") for x in ("two", "two.npz")
+    )
+    accuracy = named["metrics"]["accuracy:local"]
+    assert accuracy["mean"] == told["metrics"]["accuracy:local"]["mean"] > 0.9
+    assert named["protocol"]["classes"] == [3, 7] and told["protocol"]["classes"] is None
+    assert named["metrics"]["fd:local"]["protocol"] == told["metrics"]["fd:local"]["protocol"]
+    assert not any("by number alone" in text for text in named["warnings"])
+    whole = scored(reference, "--against", reference, *LOCAL, "accuracy")["protocol"]
+    assert whole["classes"] is None  # the same names: labels stand as they are
+
+
+def test_a_class_that_the_reference_has_not(digits, reference: Path, tmp_path: Path) -> None:
+    pixels, labels = digits
+    other = folder(tmp_path / "other", pixels[:40], np.where(labels[:40] == 4, "four", labels[:40]))
+    call = [other, "--against", reference, *LOCAL]
+    refused(
+        r"other has the class 'four', which .*reference.* does not have \(it has: 0, 1, 2, 3, 4, \.\.\.\)",
+        *call,
+        "accuracy",
+    )
+    assert scored(*call, "fd")["metrics"]["fd:local"]["n"] == 40
+
+
+def test_class_folders_that_nobody_names_are_told_by_number(tmp_path: Path) -> None:
+    """Folders c and d are classes 0 and 1, red and green to the network, which is said. Three pictures lie in the wrong one."""
+    fake, green = np.zeros((20, 8, 8, 3), np.uint8), np.arange(20) % 2
+    fake[np.arange(20), :, :, green] = 255
+    shown = folder(tmp_path / "fake", fake, np.array(["c", "d"])[green ^ (np.arange(20) < 3)])
+    found = scored(shown, "--extractor", f"torchscript:{save_means(tmp_path)}", "--metrics", "accuracy")
+    assert found["metrics"]["accuracy:torchscript:means"]["mean"] == pytest.approx(17 / 20)
+    assert any(
+        "told by number alone, in the order of their names (c, d)" in text for text in found["warnings"]
+    )
+
+
+def test_the_label_key_is_that_of_the_user(digits, reference: Path, tmp_path: Path) -> None:
+    pixels, labels = digits
+    np.savez(tmp_path / "x.npz", arr_0=pixels[..., None], arr_1=(labels + 1) % 10, mine=labels)
+    call = [tmp_path / "x.npz", "--against", reference, *LOCAL, "accuracy"]
+    usual, mine = (
+        scored(*call, *words)["metrics"]["accuracy:local"]["mean"]
+        for words in ((), ("--set", "data.label_key=mine"))
+    )
+    assert usual < 0.1 and mine > 0.9
+    refused(
+        r"x\.npz has no array 'nosuch' \(it has: arr_0, arr_1, mine\)",
+        *call,
+        "--set",
+        "data.label_key=nosuch",
+    )
+
+
+def test_an_npy_of_another_size_than_asked_for(tmp_path: Path) -> None:
+    for end, save in (("npy", np.save), ("npz", np.savez)):
+        save(tmp_path / f"x.{end}", bytes_of(1, 30, 8, 6, 1))
+    call = [
+        tmp_path / "x.npy",
+        "--against",
+        tmp_path / "x.npy",
+        "--extractor",
+        f"torchscript:{save_means(tmp_path)}",
+    ]
+    says = r"data.resolution = 4: .*x\.npy holds images of 6x8 pixels and 1 channels, .*save it as npz"
+    refused(says, *call, "--set", "data.resolution=4")
+    refused("data.channels = 3: ", *call, "--set", "data.channels=3")
+    assert scored(*call, "--set", "data.channels=1")["protocol"]["fake_shape"] == [1, 8, 6]
+    call[0] = call[2] = tmp_path / "x.npz"
+    assert scored(*call, "--set", "data.resolution=4")["protocol"]["fake_shape"] == [1, 4, 4]
+
+
+def test_fortrans_order_is_what_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.asfortranarray(bytes_of(1, 5, 8, 8, 3)))
+    refused(
+        r"x\.npy lies in Fortran's order; save numpy\.ascontiguousarray",
+        tmp_path / "x.npy",
+        "--against",
+        tmp_path,
+    )

@@ -1,0 +1,116 @@
+"""Checkpoints off the training thread: what is copied, what waits for what, and where a failure comes to light."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from harness.costs.flops import Meter
+from harness.data.open import open_dataset, split
+from harness.errors import UserError
+from harness.records import checkpoint
+from harness.records.record import Record
+from harness.runtime.distributed import World
+from harness.train import state as run
+from harness.train.journal import Journal, Taken
+from harness.train.progress import Quiet
+from tests.support.runs import tiny, trained
+
+
+def test_a_checkpoint_is_the_state_of_its_step(tmp_path: Path) -> None:
+    """Later steps change weights in place; the file has those of the moment it was asked for."""
+    spec = tiny()
+    dataset = open_dataset(spec.data)
+    built = run.build(spec, dataset, split(dataset, 0.5), torch.device("cpu"))
+    built.step = 3
+    before = {name: tensor.clone() for name, tensor in built.model.state_dict().items()}
+    write = run.saver(built, tmp_path)
+    with torch.no_grad():
+        for parameter in built.model.parameters():
+            parameter.zero_()
+    built.step = 4
+    write()
+    (file,) = checkpoint.checkpoints(tmp_path)
+    saved = checkpoint.load(file)
+    assert checkpoint.step_of(file) == int(saved.meta["step"]) == 3
+    assert all(torch.equal(saved.part("model")[name], tensor) for name, tensor in before.items())
+
+
+def test_lines_behind_a_checkpoint_wait_until_it_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the file of step 4 is being written the record ends with step 4; the run goes on all the same."""
+    spec, whole = tiny("train.steps=7", "train.checkpoint_every=4"), checkpoint.save_file
+    further, seen = threading.Event(), {}
+
+    def slow(tensors, path, metadata) -> None:
+        if "00000004" in path.name:
+            assert further.wait(60), "training waited for the checkpoint"
+            seen["record"] = [(e["kind"], e["step"]) for e in Record(tmp_path / spec.id).events]
+        whole(tensors, path, metadata=metadata)
+
+    step = torch.optim.AdamW.step
+    taken = []
+
+    def counting(*args, **kwargs):
+        taken.append(1)
+        if len(taken) == 6:
+            further.set()
+        return step(*args, **kwargs)
+
+    monkeypatch.setattr(checkpoint, "save_file", slow)
+    monkeypatch.setattr(torch.optim.AdamW, "step", counting)
+    record = trained(spec, tmp_path)
+    assert seen["record"] == [("train", 1), ("train", 2), ("train", 3), ("train", 4)]
+    kinds = [(event["kind"], event["step"]) for event in record.events]
+    assert kinds.index(("checkpoint", 4)) == kinds.index(("train", 5)) - 1
+    assert [s for k, s in kinds if k == "train"] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_a_checkpoint_that_cannot_be_written_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing behind the last whole checkpoint is claimed, and the same command goes on from there."""
+    spec, whole = tiny(), checkpoint.save_file
+
+    def full(tensors, path, metadata) -> None:
+        if "00000008" in path.name:
+            raise OSError(28, "No space left on device")
+        whole(tensors, path, metadata=metadata)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", full)
+        with pytest.raises(UserError, match=r"cannot write the checkpoint.*No space left on device"):
+            trained(spec, tmp_path)
+    record = Record(tmp_path / spec.id)
+    assert record.status == "stopped"
+    assert [event["step"] for event in record.of("checkpoint")] == [4]
+    assert trained(spec, tmp_path).of("checkpoint")[-1]["step"] == 12
+
+
+def test_peaks_are_booked_to_the_phase_they_happen_in() -> None:
+    """A counter stands for the allocator: a nested phase's peak is not its parent's."""
+    water = iter([5, 90, 7, 30])
+    meter = Meter(lambda: 0, lambda start, end: 0.0, lambda: next(water))
+    with meter.phase("student"), meter.phase("teacher"):
+        pass
+    with meter.phase("optimizer"):
+        pass
+    assert meter.peaks == {"student": 7, "teacher": 90, "optimizer": 30}
+
+
+def test_every_process_adds_up_its_clock(tmp_path: Path) -> None:
+    """One that writes no record too: what it has not added up would grow with every step."""
+    added = []
+    meter = Meter(lambda: 0, lambda start, end: float(added.append(1) or 1))
+    step = SimpleNamespace(spec=tiny("train.log_every=2"), meter=meter)
+    journal = Journal(step, World(1, 1, torch.device("cpu")), None, Quiet())
+    for number in range(1, 5):
+        with meter.phase("student"):
+            pass
+        journal.add(Taken(number, {"loss": torch.ones(())}, torch.ones(()), 1e-3), write=False)
+        assert len(added) == number // 2 * 2

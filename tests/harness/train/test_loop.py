@@ -1,0 +1,217 @@
+"""The loop: knobs off, same bits; what does not change results; what stops a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from harness.backbone.sit import Block
+from harness.config.spec import EmaSpec, TrainSpec
+from harness.data.feed import Feed, Shares
+from harness.data.open import open_dataset, split
+from harness.errors import RunStopped, UserError
+from harness.records.record import Record
+from harness.runtime.random_streams import Streams
+from harness.train.loop import ema_decay, set_learning_rate
+from harness.train.state import update_ema
+from tests.support.runs import events, everything, losses, part, tiny, trained, weights
+
+
+@pytest.fixture(scope="module")
+def flow(tmp_path_factory: pytest.TempPathFactory) -> Record:
+    return trained(tiny("train.steps=50", "eval.every=50"), tmp_path_factory.mktemp("flow"))
+
+
+@pytest.mark.parametrize(
+    "knobs_off",
+    [
+        ["method.name=repa", "method.coefficient=0"],
+        ["method.name=self_flow", "method.gamma=0", "method.mask_ratio=0"],
+    ],
+    ids=lambda knobs: knobs[0].split("=")[1],
+)
+def test_knobs_off_same_bits(flow: Record, tmp_path: Path, knobs_off: list[str]) -> None:
+    """Promise 2: 50 steps with the same losses and the same weights, bit for bit."""
+    other = trained(tiny("train.steps=50", "eval.every=50", *knobs_off), tmp_path)
+    assert len(losses(flow)) == 50 and losses(other) == losses(flow)
+    assert [e["loss"] for e in other.of("train")] == [e["loss"] for e in flow.of("train")]
+    assert all(part(other, name) == part(flow, name) for name in ("model", "ema"))
+    assert other.of("eval")[-1]["metrics"] == flow.of("eval")[-1]["metrics"]
+    assert other.of("train")[-1]["flops"] == flow.of("train")[-1]["flops"]
+
+
+def test_knobs_on_other_bits_same_start(flow: Record, tmp_path: Path) -> None:
+    """The first flow loss is one of initial weights, data, noise and base times alone, so REPA shares it."""
+    repa = trained(tiny("train.steps=4", "method.name=repa", "method.encoder.name=random:tiny"), tmp_path)
+    assert losses(repa)[0] == losses(flow)[0] and losses(repa)[2] != losses(flow)[2]
+
+
+def test_early_stop_ends_the_cost_too(tmp_path: Path) -> None:
+    record = trained(tiny("method.name=self_flow", "method.schedule.until=5"), tmp_path)
+    train = record.of("train")
+    assert ["align" in event["losses"] for event in train] == [True] * 5 + [False] * 7
+    steps = np.diff([0, *(event["flops"] for event in train)])
+    assert len(set(steps[:5])) == len(set(steps[5:])) == 1 and steps[5] < 0.9 * steps[0]
+
+
+def test_training_learns(flow: Record) -> None:
+    smooth = np.convolve(losses(flow), np.ones(10) / 10, mode="valid")
+    assert smooth[-1] < 0.8 * smooth[0]
+
+
+@pytest.mark.parametrize("method", ["flow", "self_flow"])
+def test_what_is_not_hashed_does_not_change_the_bits(tmp_path: Path, method: str) -> None:
+    base = trained(tiny(f"method.name={method}"), tmp_path / "a")
+    for number, change in enumerate(
+        [
+            "data.workers=2",
+            "train.keep_checkpoints=9",
+            "train.checkpoint_every=5",
+            "runtime.checkpoint_activations=true",
+        ]
+    ):
+        other = trained(tiny(f"method.name={method}", change), tmp_path / str(number))
+        assert other.id == base.id and weights(other) == weights(base)
+        assert [e for e in events(other) if e["kind"] != "checkpoint"] == [
+            e for e in events(base) if e["kind"] != "checkpoint"
+        ]
+
+
+def test_accumulation_and_compile_give_the_same_numbers(tmp_path: Path) -> None:
+    """The same draws; the arithmetic is grouped differently, so equal to 1e-5, not bit for bit."""
+    base = trained(tiny("method.name=self_flow"), tmp_path / "a")
+    for name, change in {"b": "train.accumulate=4", "c": "runtime.compile=true"}.items():
+        assert losses(trained(tiny("method.name=self_flow", change), tmp_path / name)) == pytest.approx(
+            losses(base), rel=1e-5
+        )
+
+
+def test_computing_activations_again_runs_every_block_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that equal bits (above) say something: the teacher and the evaluation have no gradient and keep one pass."""
+    passes, forward = [], Block.forward
+
+    def counted(self: Block, *given):
+        passes.append(torch.is_grad_enabled())
+        return forward(self, *given)
+
+    monkeypatch.setattr(Block, "forward", counted)
+    counts = []
+    for number, change in enumerate(([], ["runtime.checkpoint_activations=true"])):
+        passes.clear()
+        trained(
+            tiny("train.steps=2", "eval.every=2", "method.name=self_flow", *change), tmp_path / str(number)
+        )
+        counts.append((passes.count(True), passes.count(False)))
+    steps, blocks = 2, 4
+    assert counts[1] == (counts[0][0] + steps * blocks, counts[0][1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["flow", "self_flow", "sra"])
+def test_compiled_bfloat16_stays_near_eager(tmp_path: Path, method: str) -> None:
+    """Fused operations round less often; the draws are the same."""
+    eager, compiled = (
+        trained(
+            tiny(f"method.name={method}", "train.precision=bfloat16", f"runtime.compile={compiled}"),
+            tmp_path / compiled,
+        )
+        for compiled in ("false", "true")
+    )
+    assert eager.id == compiled.id
+    assert losses(compiled) == pytest.approx(losses(eager), rel=0.01)
+
+
+@pytest.mark.parametrize("method", ["flow", "self_flow"])
+def test_bfloat16_stays_near_float32(tmp_path: Path, method: str) -> None:
+    full, half = (
+        trained(tiny(f"method.name={method}", f"train.precision={p}"), tmp_path)
+        for p in ("float32", "bfloat16")
+    )
+    assert full.id != half.id and losses(half) != losses(full)
+    assert losses(half) == pytest.approx(losses(full), rel=0.03)
+
+
+def test_batches_do_not_depend_on_processes_or_cuts() -> None:
+    """Promise 1: two processes with two micro-batches each see, together, exactly what one process sees."""
+    spec = tiny("data.flip=true")
+    dataset = open_dataset(spec.data)
+    train = split(dataset, 0.5).train
+    feed = lambda: Feed(dataset, train, Streams(0), label_drop=0.3, flip=True)  # noqa: E731
+    steps = range(100, 160)
+    whole = list(feed().batches(Shares(steps, 16), workers=0))
+    parts = [list(feed().batches(Shares(steps, 16, 2, rank, 2), workers=rank)) for rank in (0, 1)]
+    for number, batch in enumerate(whole):
+        cut = [p for rank in (0, 1) for p in parts[rank][2 * number : 2 * number + 2]]
+        assert np.array_equal(batch.index, np.concatenate([p.index for p in cut]))
+        for name in ("x0", "y", "label"):
+            assert torch.equal(getattr(batch, name), torch.cat([getattr(p, name) for p in cut]))
+
+
+def test_an_epoch_shows_every_sample_once() -> None:
+    dataset = open_dataset(tiny().data)
+    train = split(dataset, 0.5).train
+    feed = Feed(dataset, train, Streams(0), label_drop=0.0, flip=False)
+    assert sorted(feed._place(i) for i in range(len(train), 2 * len(train))) == sorted(train)
+    dropped = Feed(dataset, train, Streams(0), label_drop=0.25, flip=False).batch(np.arange(4000)).y == 10
+    assert dropped.float().mean().item() == pytest.approx(0.25, abs=0.02)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    spec = tiny("train.learning_rate=1e30", "train.checkpoint_every=1")
+    with pytest.raises(RunStopped, match=r"not finite at step \d+; the last good checkpoint is step-\d+"):
+        trained(spec, tmp_path)
+    record = Record(tmp_path / spec.id)
+    assert record.status == "failed" and "not finite" in record.failure["reason"]
+    assert all(np.isfinite(event["loss"]) for event in record.of("train"))
+
+
+def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
+    record = trained(tiny(), tmp_path)
+    before = {file: file.stat().st_mtime_ns for file in record.path.rglob("*") if file.is_file()}
+    text = everything(record)
+    again = trained(tiny(), tmp_path)
+    assert everything(again) == text
+    assert {file: file.stat().st_mtime_ns for file in record.path.rglob("*") if file.is_file()} == before
+
+
+def test_other_data_under_the_same_id_are_refused(tmp_path: Path) -> None:
+    record = trained(tiny(), tmp_path)
+    (record.path / "done").unlink()
+    environment = record.path / "environment.json"
+    environment.write_text(
+        environment.read_text().replace(record.environment[0]["data_fingerprint"], "0" * 16)
+    )
+    with pytest.raises(UserError, match="the data have changed since"):
+        trained(tiny(), tmp_path)
+
+
+def test_a_batch_that_cannot_be_divided_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train.batch_size = 8 cannot be divided into 3"):
+        trained(tiny("train.accumulate=3"), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_ema_is_the_recursion() -> None:
+    a, b = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    expected = 0.75 * a.weight.double() + 0.25 * b.weight.double()
+    update_ema(a, b, 0.75)
+    torch.testing.assert_close(a.weight.double(), expected, rtol=1e-6, atol=1e-7)
+    assert ema_decay(EmaSpec(decay=0.99), 1) == 0.99
+    assert [ema_decay(EmaSpec(decay=0.99, warmup=True), step) for step in (1, 8, 10_000)] == [
+        2 / 11,
+        0.5,
+        0.99,
+    ]
+
+
+def test_learning_rate_warms_up() -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    train = TrainSpec(learning_rate=0.4, warmup_steps=4)
+    assert [set_learning_rate(optimizer, train, step) for step in (1, 2, 4, 9)] == pytest.approx(
+        [0.1, 0.2, 0.4, 0.4]
+    )

@@ -1,0 +1,110 @@
+"""Samples and draws made ahead on a thread: the same ones, in order, and errors where they are taken."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from harness.backbone.times import Times
+from harness.data.feed import Feed, Shares
+from harness.data.open import open_dataset, split
+from harness.flow.batch import Batch, Draw
+from harness.runtime.random_streams import Streams
+from harness.train.prefetch import ahead, fed, pinned
+from harness.train.state import build
+from tests.support.runs import tiny
+
+
+def test_the_same_items_in_order_and_no_further_than_asked() -> None:
+    made: list[int] = []
+
+    def numbers():
+        for number in range(9):
+            made.append(number)
+            yield number
+
+    with ahead(numbers(), depth=2) as items:
+        assert [next(items), next(items)] == [0, 1]
+        assert len(made) <= 2 + 2
+        assert list(items) == list(range(2, 9))
+
+
+def test_an_error_is_raised_where_its_item_is_taken() -> None:
+    def failing():
+        yield 1
+        raise ValueError("image 2 is broken")
+
+    with ahead(failing()) as items:
+        assert next(items) == 1
+        with pytest.raises(ValueError, match="image 2 is broken"):
+            next(items)
+
+
+def test_leaving_early_ends_the_thread() -> None:
+    def endless():
+        while True:
+            yield threading.current_thread().name
+
+    with ahead(endless()) as items:
+        name = next(items)
+    assert name.startswith("ahead") and name not in {thread.name for thread in threading.enumerate()}
+
+
+def test_fed_is_what_the_training_thread_would_make(tmp_path: Path) -> None:
+    """Promise 1: batches, steps, places and draws, over an epoch's end, with two micro-batches a step."""
+    spec = tiny("method.name=self_flow", "data.flip=true", "train.accumulate=2")
+    dataset = open_dataset(spec.data)
+    sides = split(dataset, 0.5)
+    run = build(spec, dataset, sides, torch.device("cpu"))
+    first = len(sides.train) // 8 - 2
+    steps = range(first, first + 6)
+    shares = Shares(steps, 8, 2)
+    with ahead(fed(run, run.feed.batches(shares, 0), shares, pin=False)) as items:
+        made = list(items)
+    feed = Feed(dataset, sides.train, Streams(spec.seed), label_drop=spec.train.label_drop, flip=True)
+    assert [item.batch.step for item in made] == [step for step in steps for _ in range(2)]
+    assert {i // len(sides.train) for item in made for i in item.batch.index} == {0, 1}
+    for item, index in zip(made, shares, strict=True):
+        batch = feed.batch(index)
+        draw = run.method.draw(Streams(spec.seed), replace(batch, step=item.batch.step))
+        assert torch.equal(item.batch.x0, batch.x0) and torch.equal(item.batch.y, batch.y)
+        assert np.array_equal(item.place, feed.place(index))
+        assert torch.equal(item.draw.noise, draw.noise)
+        assert torch.equal(item.draw.times.levels, draw.times.levels)
+        assert torch.equal(item.draw.times.which, draw.times.which)
+
+
+def test_a_tensor_that_repeats_its_memory_can_be_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What pinning does on a GPU, without one: a new storage with the tensor's own strides, then a copy into it."""
+
+    def pin_memory(tensor: torch.Tensor) -> torch.Tensor:
+        fresh = torch.empty(0, dtype=tensor.dtype).set_(
+            torch.empty(tensor.untyped_storage().nbytes(), dtype=torch.uint8).untyped_storage().clone(),
+            0,
+            tensor.shape,
+            tensor.stride(),
+        )
+        return fresh.copy_(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    which = torch.arange(6).expand(4, -1)
+    with pytest.raises(RuntimeError, match="single memory location"):
+        which.pin_memory()
+    assert torch.equal(pinned(Times(torch.zeros(4, 6), which)).which, which)
+
+
+def test_pinning_reaches_every_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Page-locked memory needs a GPU: here every tensor that is asked for it counts itself."""
+    asked: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: (asked.append(self), self)[1])
+    x, y = torch.zeros(2, 3), torch.zeros(2)
+    batch = Batch(np.arange(2), x, y.long(), y.long())
+    draw = Draw(x, Times.dual(y, y, x.bool()), extra={"cleaner": y})
+    again, drawn = pinned(batch), pinned(draw)
+    assert len(asked) == 3 + 4
+    assert again.x0 is x and drawn.extra["cleaner"] is y and drawn.groups is None

@@ -1,0 +1,147 @@
+"""Replicates at the ends of the bracket: which steps, what is measured, and who sees it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from scipy import stats
+
+from harness.cli.main import cli
+from harness.data.open import open_dataset, split
+from harness.errors import UserError
+from harness.evaluation.evaluator import Evaluator
+from harness.records.record import Record, RecordWriter
+from harness.train.replicates import Wanted, bracket_steps, replicate_run
+from harness.train.state import load_ema
+from reports.stats.curves import curve_of
+from tests.support.runs import tiny, trained
+
+
+def curve(folder: Path, values: dict[int, float]) -> Record:
+    with RecordWriter(folder) as record:
+        record.write_spec("seed = 0\n")
+        record.begin({}, after_step=0)
+        for step, value in values.items():
+            row = {"mean": value, "low": None, "high": None, "n": 9}
+            record.append({"kind": "eval", "step": step, "metrics": {"fd:local": row}, "protocol": "p"})
+    return Record(folder)
+
+
+@pytest.mark.parametrize(
+    ("values", "steps"),
+    [
+        ({10: 9.0, 20: 7.0, 30: 5.0, 40: 4.0}, [20, 30]),
+        ({10: 9.0, 20: 5.0, 30: 7.0, 40: 4.0}, [10, 20, 30, 40]),  # first and sustained crossing
+        ({10: 9.0, 20: 6.0, 30: 4.0}, [20, 30]),  # at the target is not below it
+        ({10: 9.0, 20: 8.0}, []),
+        ({10: 1.0}, []),
+    ],
+)
+def test_the_ends_of_the_bracket(values: dict[int, float], steps: list[int], tmp_path: Path) -> None:
+    found = bracket_steps(
+        curve(tmp_path / "a", values), Wanted("fd:local", 5.5 if 6.0 in values.values() else 6.0)
+    )
+    assert found == steps
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Record:
+    spec = tiny("train.checkpoint_every=6", "train.keep_checkpoints=9")
+    return trained(spec, tmp_path_factory.mktemp("runs"))
+
+
+def test_replicates_are_measured_once_and_seen_by_readers(run: Record) -> None:
+    before = [event["metrics"]["fd:local"]["mean"] for event in run.of("eval")]
+    target = sum(before) / 2
+    command = ["replicate", str(run.path), "--metric", "fd:local", "--target", str(target), "--json"]
+    told = json.loads(CliRunner().invoke(cli, command, catch_exceptions=False).stdout)
+    assert [one["step"] for one in told] == [6, 12]
+    again = json.loads(CliRunner().invoke(cli, command, catch_exceptions=False).stdout)
+    assert again == []
+    merged = Record(run.path).of("eval")
+    for one, event, alone in zip(told, merged, before, strict=True):
+        row = one["metrics"]["fd:local"]
+        assert event["metrics"]["fd:local"] == row and row["replicates"][0] == alone
+        low, high = stats.t.interval(0.95, 2, row["mean"], stats.sem(row["replicates"]))
+        assert (row["low"], row["high"]) == pytest.approx((low, high))
+    assert Record(run.path).events == run.events
+    assert list(curve_of(Record(run.path), "fd:local").measured) == [
+        e["metrics"]["fd:local"]["mean"] for e in merged
+    ]
+
+
+def test_they_are_the_evaluators_own(run: Record) -> None:
+    """Three replicates of step 12 as an evaluator with the same settings gives them."""
+    spec = tiny("eval.replicates=3")
+    dataset = open_dataset(spec.data)
+    sides = split(dataset, spec.data.held_out)
+    file = run.path / "checkpoints" / "step-00000012.safetensors"
+    model = load_ema(file, spec, dataset, torch.device("cpu"))
+    result = Evaluator(spec.eval, dataset, sides.train, torch.device("cpu"))(model)
+    assert Record(run.path).replicates["12"]["metrics"] == result.rows
+
+
+def test_a_pruned_checkpoint_and_a_missing_target_are_said(tmp_path: Path) -> None:
+    record = curve(tmp_path / "a", {10: 9.0, 20: 5.0})
+    for words, message in (
+        (
+            ["--metric", "fd:local", "--target", "6"],
+            "nothing could be evaluated again: .*has no checkpoint yet; keep them",
+        ),
+        ([], "belongs to no study with a target; give --metric and --target"),
+    ):
+        result = CliRunner().invoke(cli, ["replicate", str(record.path), *words])
+        assert isinstance(result.exception, UserError)
+        with pytest.raises(UserError, match=message):
+            raise result.exception
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--metric", "zzz", "--target", "6"], r"unknown metric 'zzz' \(known: fd:local\)"),
+        (["--metric", "fd:local", "--target", "nan"], "target nan: expected a number above 0"),
+        (["--metric", "fd:local", "--target", "-1"], "target -1: expected a number above 0"),
+    ],
+)
+def test_a_metric_or_target_that_cannot_be_is_said(words: list[str], message: str, tmp_path: Path) -> None:
+    record = curve(tmp_path / "a", {10: 9.0, 20: 5.0})
+    result = CliRunner().invoke(cli, ["replicate", str(record.path), *words])
+    assert isinstance(result.exception, UserError) and re.match(message, str(result.exception))
+
+
+def test_without_an_evaluation_there_is_nothing_to_do_again(tmp_path: Path) -> None:
+    record = curve(tmp_path / "a", {})
+    result = CliRunner().invoke(cli, ["replicate", str(record.path), "--metric", "fd:local", "--target", "6"])
+    assert isinstance(result.exception, UserError) and "no run has been evaluated" in str(result.exception)
+
+
+def test_what_another_command_measures_meanwhile_is_kept(
+    run: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While step 6 is evaluated, a row of step 9 is written."""
+    record = Record(shutil.copytree(run.path, tmp_path / run.id))
+    file, theirs = record.path / "replicates.json", {"protocol": "q", "metrics": {}}
+    file.unlink(missing_ok=True)
+
+    def beside(*given: Any) -> Any:
+        file.write_text(json.dumps({"9": theirs}))
+        return load_ema(*given)
+
+    monkeypatch.setattr("harness.train.state.load_ema", beside)
+    ((step, found),) = replicate_run(record, [6], 2)
+    assert json.loads(file.read_text()) == {"9": theirs, "6": found} and step == 6
+
+
+def test_replicates_of_another_protocol_are_not_mixed_in(tmp_path: Path) -> None:
+    record = curve(tmp_path / "a", {10: 9.0})
+    other = {"10": {"protocol": "q", "metrics": {"fd:local": {"mean": 1.0}}}}
+    (record.path / "replicates.json").write_text(json.dumps(other))
+    assert Record(record.path).of("eval") == record.events

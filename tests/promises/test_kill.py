@@ -1,0 +1,226 @@
+"""Promise 4: a run killed at any instant and started again ends with the bits of a run that was never killed."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness.records import checkpoint
+from harness.records.record import Record, RecordWriter
+from harness.train.loop import Interrupted, train
+from harness.train.progress import Quiet
+from tests.support.runs import TINY, everything, tiny, trained
+
+SPEC = ("method.name=self_flow", "train.steps=20", "eval.every=5", "train.checkpoint_every=3")
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return everything(trained(tiny(*SPEC), tmp_path_factory.mktemp("unbroken")))
+
+
+@pytest.fixture(scope="module")
+def duration(unbroken: str, tmp_path_factory: pytest.TempPathFactory) -> float:
+    """Seconds of a run in a process that has its modules and caches already."""
+    out = tmp_path_factory.mktemp("timed")
+    begun = time.monotonic()
+    assert in_child(lambda: trained(tiny(*SPEC), out)) == 0
+    return time.monotonic() - begun
+
+
+def in_child(work: Callable[[], None], kill_after: float | None = None) -> int:
+    """Run `work` in a forked process and return how it ended: 0, or minus the signal. `kill_after` seconds it is killed."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    if kill_after is not None:
+        signal.signal(signal.SIGALRM, lambda *_: os.kill(child, signal.SIGKILL))
+        signal.setitimer(signal.ITIMER_REAL, kill_after)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    return status
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_killed_at_ten_random_moments(tmp_path: Path, unbroken: str, duration: float) -> None:
+    """Ten runs, each killed once, at a moment drawn uniformly from its duration, and then continued."""
+    spec, dice = tiny(*SPEC), random.Random(20261121)
+    moments = [dice.uniform(0, duration) for _ in range(10)]
+    for number, moment in enumerate(moments):
+        ended = in_child(lambda out=tmp_path / str(number): trained(spec, out), kill_after=moment)
+        assert ended in (-signal.SIGKILL, 0)
+        assert everything(trained(spec, tmp_path / str(number))) == unbroken, f"killed after {moment:.3f} s"
+
+
+def test_killed_again_and_again(tmp_path: Path, unbroken: str, duration: float) -> None:
+    """One run, killed until it gets through."""
+    spec, dice = tiny(*SPEC), random.Random(7)
+    for _ in range(12):
+        in_child(lambda: trained(spec, tmp_path), kill_after=dice.uniform(0.2, 0.8) * duration)
+    assert everything(trained(spec, tmp_path)) == unbroken
+
+
+def in_a_step(calls: int) -> None:
+    import torch
+
+    step = torch.optim.AdamW.step
+    _die_in(torch.optim.AdamW, "step", calls, lambda *a, **k: step(*a, **k))
+
+
+def in_an_evaluation(calls: int) -> None:
+    from harness.evaluation import evaluator as evaluate
+
+    _die_in(evaluate, "picture", calls, evaluate.picture)
+
+
+def half_way_through_a_checkpoint(calls: int) -> None:
+    whole = checkpoint.save_file
+
+    def half(tensors, path, metadata) -> None:
+        whole(tensors, path, metadata=metadata)
+        os.truncate(path, path.stat().st_size // 2)
+
+    _die_in(checkpoint, "save_file", calls, whole, instead=half)
+
+
+def before_a_rename(calls: int) -> None:
+    _die_in(os, "replace", calls, os.replace)
+
+
+def behind_a_rename(calls: int) -> None:
+    rename = os.replace
+    _die_in(os, "replace", calls, rename, instead=rename)
+
+
+def before_what_is_old_goes(calls: int) -> None:
+    _die_in(checkpoint, "prune", calls, checkpoint.prune)
+
+
+def half_way_through_a_line(calls: int) -> None:
+    append = RecordWriter.append
+
+    def half(self: RecordWriter, *events: dict) -> None:
+        self._events.write(b'{"kind":"train","st')
+
+    _die_in(RecordWriter, "append", calls, append, instead=half)
+
+
+def _die_in(owner, name: str, calls: int, whole: Callable, instead: Callable | None = None) -> None:
+    """Let the given number of calls pass, then do `instead` of the next one and die."""
+    left = [calls]
+
+    def counted(*args, **kwargs):
+        left[0] -= 1
+        if left[0] < 0:
+            if instead is not None:
+                instead(*args, **kwargs)
+            die()
+        return whole(*args, **kwargs)
+
+    setattr(owner, name, counted)
+
+
+@pytest.mark.parametrize(
+    ("where", "calls"),
+    [(in_a_step, 13), (in_an_evaluation, 1), (half_way_through_a_checkpoint, 3), (before_a_rename, 9), (behind_a_rename, 10),
+     (behind_a_rename, 7), (before_what_is_old_goes, 6), (half_way_through_a_line, 0), (half_way_through_a_line, 17), (half_way_through_a_line, 9)],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)  # fmt: skip
+def test_killed_at_the_worst_moments(tmp_path: Path, unbroken: str, where: Callable, calls: int) -> None:
+    spec = tiny(*SPEC)
+
+    def dying() -> None:
+        where(calls)
+        trained(spec, tmp_path)
+
+    assert in_child(dying) == -signal.SIGKILL
+    assert everything(trained(spec, tmp_path)) == unbroken
+
+
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, 0), (signal.SIGTERM, 2)])
+def test_asked_to_stop_it_continues_to_the_same_bits(
+    tmp_path: Path, unbroken: str, number: int, workers: int
+) -> None:
+    """SIGINT to all its processes, as from Ctrl-C, or SIGTERM, as from an engine: a checkpoint behind the step at hand, exit
+    code 130, and the same command continues."""
+    words = [word for override in (*TINY, *SPEC, f"data.workers={workers}") for word in ("--set", override)]
+    command = [
+        sys.executable,
+        "-m",
+        "harness.cli.main",
+        "run",
+        "digits",
+        *words,
+        "--out",
+        str(tmp_path),
+        "--no-track",
+    ]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, **pipes, text=True, start_new_session=True)
+    record = Record(tmp_path / tiny(*SPEC).id)
+    while process.poll() is None and not (record.path / "checkpoints" / "step-00000003.safetensors").exists():
+        pass
+    os.killpg(process.pid, number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and "the same command continues" in said and "Traceback" not in said
+    assert record.status == "stopped"
+    assert everything(trained(tiny(*SPEC), tmp_path)) == unbroken
+
+
+def test_a_stop_costs_no_checkpoint_of_the_schedule(tmp_path: Path) -> None:
+    """Stopped three times between scheduled checkpoints, a run keeps those that it would have kept."""
+    spec = tiny("train.steps=20", "eval.every=20", "train.checkpoint_every=5", "train.keep_checkpoints=3")
+    calm = trained(spec, tmp_path / "calm")
+    files = lambda run: sorted(checkpoint.step_of(file) for file in (run / "checkpoints").iterdir())  # noqa: E731
+    assert files(calm.path) == [10, 15, 20]
+    wild, kept = tmp_path / "wild", []
+    for step in (7, 12, 14, 17):
+        with pytest.raises(Interrupted, match=f"stopped at step {step} "):
+            train(spec, wild, StopsAt(step))
+        kept.append(files(wild / spec.id))
+    assert kept == [[5, 7], [5, 10, 12], [5, 10, 14], [5, 10, 15, 17]]
+    assert everything(trained(spec, wild)) == everything(calm)
+
+
+class StopsAt(Quiet):
+    """Asks for a stop, as a signal does, once a step is taken."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def step(self, step: int, loss: float) -> None:
+        if step == self.at - 1:  # heard behind the next one
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_the_clock_goes_on_where_it_stood(tmp_path: Path) -> None:
+    """Seconds by phase never fall over a kill, and what was booked before it is not lost."""
+    spec = tiny(*SPEC)
+
+    def dying() -> None:
+        in_a_step(13)
+        trained(spec, tmp_path)
+
+    in_child(dying)
+    before = Record(tmp_path / spec.id).seconds_at(12)
+    record = trained(spec, tmp_path)
+    students = [event["seconds"].get("student", 0.0) for event in record.of("train")]
+    assert students == sorted(students)
+    assert record.of("train")[12]["seconds"]["student"] >= before["student"] > 0
+    assert record.seconds_at(20)["checkpoint"] > before["checkpoint"] > 0

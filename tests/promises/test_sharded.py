@@ -1,0 +1,284 @@
+"""A run divided over processes (FSDP2) is the run of one process: losses to 1e-6, the same checkpoint file, its share of the bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from harness.config import registry
+from harness.data.open import open_dataset, split
+from harness.records import checkpoint
+from harness.records.record import DONE, Record
+from harness.runtime.distributed import World
+from harness.runtime.fsdp import is_sharded, like, own
+from harness.train.state import Run, build, update_ema
+from tests.methods.test_conformance_runs import words
+from tests.support.runs import TINY, losses, tiny, torchrun, trained, weights
+
+CPU = torch.device("cpu")
+SHARD = "runtime.shard=true"
+SHORT = ("train.keep_checkpoints=9", "train.checkpoint_every=3", "eval.every=12", "eval.samples=8")
+
+
+class Leg(NamedTuple):
+    """A run in a launch: what is set, where it lies, and the step that an earlier record is cut back to."""
+
+    settings: tuple[str, ...]
+    out: Path
+    cut: int | None = None
+
+    @property
+    def record(self) -> Record:
+        return Record(self.out / tiny(*SHORT, *self.settings).id)
+
+
+def launch(processes: int, legs: Sequence[Leg]) -> None:
+    """Train one after the other in one group of processes, so that torch is loaded once."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    flags = [f"--nproc-per-node={processes}", "--master-addr=127.0.0.1", f"--master-port={port}"]
+    told = json.dumps([(leg.settings, str(leg.out), leg.cut) for leg in legs])
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        *flags,
+        "-m",
+        "tests.promises.test_sharded",
+        told,
+    ]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=1800, env=environment)
+    assert result.returncode == 0, result.stderr
+
+
+def work(told: str) -> None:
+    """What a process of a launch does. Joined once: a second group of one name would meet the keys of the first."""
+    dist.init_process_group("gloo")
+    leave, dist.destroy_process_group = dist.destroy_process_group, lambda: None
+    dist.init_process_group = lambda *_, **__: None
+    for settings, out, step in json.loads(told):
+        leg = Leg(tuple(settings), Path(out), step)
+        if step is not None and dist.get_rank() == 0:
+            cut(leg.record, step)
+        dist.barrier()
+        trained(tiny(*SHORT, *settings), leg.out)
+    leave()
+
+
+def cut(record: Record, step: int) -> None:
+    """As the record was behind the checkpoint of a step."""
+    (record.path / DONE).unlink()
+    for file in checkpoint.checkpoints(record.path / "checkpoints"):
+        if checkpoint.step_of(file) > step:
+            file.unlink()
+
+
+def alone(tmp_path: Path, *settings: str) -> Record:
+    return trained(tiny(*SHORT, *settings), tmp_path / "alone")
+
+
+def check_same(found: Record, known: Record) -> None:
+    """Losses and norms of all steps to 1e-6, what was evaluated, and a file of the same tensors."""
+    steps = list(zip(found.of("train"), known.of("train"), strict=True))
+    assert len(steps) == 12
+    for name in ("loss", "grad_norm"):
+        assert [a[name] for a, _ in steps] == pytest.approx([b[name] for _, b in steps], rel=1e-6)
+    (a,), (b,) = found.of("eval"), known.of("eval")
+    assert a["protocol"] == b["protocol"]
+    assert a["metrics"]["fd:local"]["mean"] == pytest.approx(b["metrics"]["fd:local"]["mean"], rel=1e-3)
+    files = [checkpoint.checkpoints(record.path / "checkpoints")[-1] for record in (found, known)]
+    one, other = map(checkpoint.load, files)
+    outline = [{n: (t.shape, t.dtype) for n, t in saved.tensors.items()} for saved in (one, other)]
+    assert outline[0] == outline[1] and one.meta["step"] == "12"
+    for name, tensor in one.part("ema").items():
+        expected = other.part("ema")[name]
+        if name.endswith("qkv.bias"):
+            # Without the keys': softmax does not see it, so its gradient is rounding, which Adam enlarges.
+            tensor, expected = (torch.stack(t.chunk(3)[::2]) for t in (tensor, expected))
+        torch.testing.assert_close(tensor, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    asked = ("method.name=self_flow", "train.steps=4", "eval.every=4", "eval.samples=8")
+    one = trained(tiny(*asked), tmp_path / "one")
+    result = torchrun("digits", (*TINY, *asked, SHARD), tmp_path / "two")
+    assert result.returncode == 0, result.stderr
+    two = Record(tmp_path / "two" / one.id)
+    assert losses(two) == pytest.approx(losses(one), rel=1e-6)
+    assert two.environment[0]["params"] == one.environment[0]["params"]
+    assert [e["protocol"] for e in two.of("eval")] == [e["protocol"] for e in one.of("eval")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("processes", "names", "kinds"),
+    [
+        (2, registry.names("method"), ["true"]),
+        (4, ["self_flow", "reg", "haste", "dispersive"], ["true", "false"]),
+    ],
+    ids=["two", "four"],
+)
+def test_every_method_equals_one_process(
+    tmp_path: Path, processes: int, names: list[str], kinds: list[str]
+) -> None:
+    """Taps, teacher, projector, extra token, heads and groups, divided and replicated (two replicated: in conformance)."""
+    asked = [tuple(words(registry.load("method", name))) for name in names]
+    legs = [Leg((*some, f"runtime.shard={kind}"), tmp_path / kind) for kind in kinds for some in asked]
+    launch(processes, legs)
+    expected = [alone(tmp_path, *some) for some in asked]
+    for number, leg in enumerate(legs):
+        check_same(leg.record, expected[number % len(asked)])
+
+
+@pytest.mark.slow
+def test_a_run_moves_from_one_process_to_two_to_four_and_back(tmp_path: Path) -> None:
+    """Three steps in each world, divided or not; the record and its file know nothing of it."""
+    asked = ("method.name=self_flow",)
+    unbroken = alone(tmp_path, *asked)
+    ways = {"divided": ("true", "true"), "replicated": ("false", "false"), "mixed": ("true", "false")}
+    first, second = (
+        [
+            Leg((*asked, f"runtime.shard={way[number]}"), tmp_path / name, 3 * number + 3)
+            for name, way in ways.items()
+        ]
+        for number in (0, 1)
+    )
+    for leg in first:
+        shutil.copytree(unbroken.path, leg.record.path)
+    launch(2, first)
+    launch(4, second)
+    for leg in first:
+        cut(leg.record, 9)
+        trained(tiny(*SHORT, *asked), leg.out)
+        check_same(leg.record, unbroken)
+
+
+@pytest.mark.slow
+def test_stopped_and_continued_divided_it_ends_in_the_same_bits(tmp_path: Path) -> None:
+    """Promise 4, in a world of two; and what changes no result of one process changes none of two."""
+    asked = ("method.name=repa", "method.encoder.name=random:small", SHARD)
+    legs = [
+        Leg(asked, tmp_path / "unbroken"),
+        Leg(asked, tmp_path / "broken"),
+        Leg(asked, tmp_path / "broken", 6),
+        Leg((*asked, "runtime.checkpoint_activations=true"), tmp_path / "again"),
+        Leg((*asked, "train.accumulate=2"), tmp_path / "parts"),
+    ]
+    launch(2, legs)
+    unbroken, _, broken, again, parts = (leg.record for leg in legs)
+    assert weights(broken) == weights(unbroken) == weights(again)
+    assert losses(parts) == pytest.approx(losses(unbroken), rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", ["train.precision=bfloat16", "runtime.compile=true"])
+def test_bfloat16_and_compiled_divided_equal_replicated(tmp_path: Path, change: str) -> None:
+    """The same code for blocks, compiled; with autocast the same bits, since it rounds in the same places and two gradients have
+    one sum. Nothing is clipped: the norm is summed up in another order."""
+    asked = ("method.name=self_flow", "train.clip=1e9", change)
+    divided, replicated = (
+        Leg((*asked, f"runtime.shard={kind}"), tmp_path / kind) for kind in ("true", "false")
+    )
+    launch(2, [divided, replicated])
+    check_same(divided.record, replicated.record)
+    if change != "runtime.compile=true":
+        assert weights(divided.record) == weights(replicated.record)
+
+
+def test_one_process_divides_nothing() -> None:
+    assert World(0, 1, CPU).mesh() is None
+    run = made(tiny(SHARD), None)
+    assert not is_sharded(run.model) and type(run.model).__name__ == "SiT"
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_each_process_holds_its_rows_alone(size: int) -> None:
+    """Of an axis of n rows process r has those from r c to (r + 1) c, c = ceil(n / size): parameters, both moments and EMA.
+    No storage is larger than c rows."""
+    full = [p.shape for p in made(tiny("method.name=self_flow"), None).learned.values()]
+    total = 4 * sum(map(torch.Size.numel, full))
+    held = []
+    for rank in range(size):
+        with pretended(rank, size) as world:
+            run = made(tiny("method.name=self_flow"), world.mesh())
+            stepped(run)
+            params, ema = list(run.learned.values()), list(run.ema.parameters())
+            moments = [run.optimizer.state[p][kind] for p in params for kind in ("exp_avg", "exp_avg_sq")]
+            expected = sum(4 * rows_of(shape[0], rank, size) * shape[1:].numel() for shape in full)
+            assert bytes_of(params) == expected and bytes_of(moments) == 2 * expected
+            assert bytes_of(ema) == bytes_of(run.model.parameters())
+            for tensor in (*params, *moments, *ema):
+                most = 4 * rows_of(len(tensor), 0, size) * tensor.shape[1:].numel()
+                assert own(tensor.detach()).untyped_storage().nbytes() <= most
+            held.append(expected)
+    assert sum(held) == total and max(held) < 1.05 * total / size
+
+
+def test_a_checkpoint_is_taken_slice_by_slice() -> None:
+    """What a process reads is not kept whole behind its slice."""
+    tensor = torch.arange(28.0).reshape(7, 4)
+    for rank, rows in enumerate(((0, 4), (4, 7))):
+        with pretended(rank, 2) as world:
+            mine = like(tensor, like_rows(world))
+            assert torch.equal(own(mine), tensor[slice(*rows)])
+            assert own(mine).untyped_storage().nbytes() < tensor.untyped_storage().nbytes()
+
+
+def like_rows(world: World) -> Tensor:
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    return distribute_tensor(torch.zeros(7, 4), world.mesh(), [Shard(0)], src_data_rank=None)
+
+
+def stepped(run: Run) -> None:
+    """One step of optimizer and EMA, gradients of one everywhere; without a pass, which needs the other processes."""
+    for parameter in run.learned.values():
+        parameter.grad = torch.ones_like(parameter)
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    update_ema(run.ema, run.model, 0.9)
+
+
+def rows_of(rows: int, rank: int, size: int) -> int:
+    each = -(-rows // size)
+    return max(0, min(each, rows - rank * each))
+
+
+def bytes_of(tensors: Iterable[Tensor]) -> int:
+    return sum(own(t.detach()).nbytes for t in tensors)
+
+
+def made(spec: Any, mesh: Any) -> Run:
+    dataset = open_dataset(spec.data)
+    return build(spec, dataset, split(dataset, spec.data.held_out), CPU, mesh)
+
+
+@contextmanager
+def pretended(rank: int, size: int) -> Iterator[World]:
+    """One process of a group whose exchanges do nothing."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", rank=rank, world_size=size, store=FakeStore())
+    try:
+        yield World(rank, size, CPU)
+    finally:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    work(sys.argv[1])
