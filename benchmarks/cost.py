@@ -17,11 +17,11 @@ from typing import Any
 import torch
 
 from harness.assembly.resolve import load_spec
-from harness.costs.estimate import measured_flops_per_second
 from harness.records.record import TRAINING_PHASES, Record
 from harness.runtime.environment import prepare
 from harness.train.loop import train
 from harness.train.progress import Quiet
+from harness.train.speed import measured_flops_per_second
 
 STEPS = 100
 SHORT = (f"train.steps={STEPS}", f"eval.every={STEPS}", "eval.samples=20", "eval.sampler_steps=2")

@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.sampling import speeds
 from benchmarks.sides import Kind, Race, Side, ceiling, machine, problem, timed
-from harness.costs.flops import clock
+from harness.costs.meter import clock
 from harness.runtime.environment import prepare
 from harness.runtime.random_streams import Streams
 

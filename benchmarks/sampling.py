@@ -104,11 +104,11 @@ def speeds(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
 
 def difference(path: Path, samples: int, device: torch.device) -> dict[str, Any]:
     """The metrics of a finished run on the same latents in both precisions."""
-    from harness.cli.run import spec_of_run
     from harness.data.open import open_dataset, split
     from harness.evaluation.evaluator import Evaluator
     from harness.records.checkpoint import checkpoints
     from harness.train.state import load_ema
+    from harness.train.trained_run import spec_of_run
 
     spec = spec_of_run(path, (f"eval.samples={samples}",))
     dataset = open_dataset(spec.data)

@@ -6,20 +6,17 @@ A preset or a user's TOML file gives fields by section. Precedence: defaults < `
 
 from __future__ import annotations
 
-import difflib
-import json
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, get_args
-
-from pydantic import BaseModel, ValidationError
+from typing import Any
 
 from harness.backbone.sizes import SIZES
 from harness.config import registry
 from harness.config.packaged import Shelf
-from harness.config.spec import DataSpec, EvalSpec, RunSpec, read_toml
+from harness.config.spec import DataSpec, EvalSpec, RunSpec
+from harness.config.tables import merge, parse_override, set_path, validate
 from harness.errors import UserError, unknown
+from harness.files.files import read_toml
 from harness.records.record import SPEC
 
 PRESETS = Shelf("harness", "presets")
@@ -97,36 +94,6 @@ def resolve(data: Mapping[str, Any], *, where: str = "spec") -> RunSpec:
     return spec
 
 
-def parse_override(text: str) -> tuple[str, Any]:
-    """`a.b=v` as a path and a value; v is read as TOML, and as a plain string where it is not TOML."""
-    path, equals, value = text.partition("=")
-    if not equals or not path.strip() or not all(path.strip().split(".")):
-        raise UserError(f"--set {text}: expected a.b=value, as in --set train.steps=100")
-    try:
-        return path.strip(), tomllib.loads(f"v = {value}")["v"]
-    except tomllib.TOMLDecodeError:
-        return path.strip(), value
-
-
-def set_path(data: dict[str, Any], path: str, value: Any) -> None:
-    """Set a value at a dotted path in nested tables, in place; raises `UserError` where the path meets a value."""
-    *parents, last = path.split(".")
-    for name in parents:
-        data = data.setdefault(name, {})
-        if not isinstance(data, dict):
-            raise UserError(f"{path}: '{name}' is a value, not a table")
-    data[last] = value
-
-
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Two nested tables as one; where both have a value, `over` wins."""
-    merged = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = merge(merged[key], value) if both else value
-    return merged
-
-
 def _named_codec(spec: DataSpec) -> DataSpec:
     if not spec.codec:
         return spec
@@ -177,39 +144,3 @@ def _modality(spec: RunSpec) -> str:
     known = registry.load("dataset", spec.data.name)
     told = getattr(known, "modality_in", lambda _: getattr(known, "modality", "image"))
     return modality_of(told(spec.data), spec.data)
-
-
-def validate(model: type[BaseModel], data: Mapping[str, Any], where: str) -> Any:
-    """Validate as JSON (lists may be tuples, integers floats, nothing else is coerced), with our sentences."""
-    try:
-        return model.model_validate_json(json.dumps(data, default=str))
-    except ValidationError as error:
-        raise UserError(
-            "; ".join(_sentence(model, detail, where) for detail in error.errors()[:5])
-        ) from error
-
-
-def _sentence(model: type[BaseModel], detail: Mapping[str, Any], where: str) -> str:
-    path = ".".join(str(part) for part in detail["loc"])
-    if detail["type"] == "extra_forbidden":
-        known = _fields_at(model, detail["loc"][:-1])
-        near = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1, cutoff=0.5)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
-        return f"{where}: unknown key '{path}' (known here: {', '.join(known)}).{hint}"
-    if detail["type"] == "missing":
-        return f"{where}: {path} is missing"
-    message = detail["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    return f"{where}: {path} = {json.dumps(detail['input'], default=str)}: {message}"
-
-
-def _fields_at(model: type[BaseModel], loc: Iterable[Any]) -> list[str]:
-    for part in loc:
-        annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        tables = [
-            a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)
-        ]
-        if not tables:
-            return []
-        model = tables[0]
-    return sorted(model.model_fields)

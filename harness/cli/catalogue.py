@@ -82,8 +82,8 @@ def defaults(cls: Any, size: str) -> Any:
 
     Raises `UserError` for a method with a setting that has no default, or whose defaults this backbone cannot have.
     """
-    from harness.assembly.resolve import validate
     from harness.config.spec import BackboneSpec
+    from harness.config.tables import validate
 
     lacks = f"{cls.__module__}:{cls.__qualname__} has no defaults for SiT-{size}"
     config = validate(cls.Config, {}, lacks)
@@ -111,10 +111,11 @@ def step_flops(name: str) -> int:
     """Counted FLOPs of one training step of a method with its defaults at SiT-B/2; computes and allocates nothing."""
     import torch
 
+    from harness.assembly.build import build_method
     from harness.assembly.resolve import load_spec
     from harness.backbone.sit import SiTConfig
     from harness.backbone.sizes import SIZES
-    from harness.costs.flops import build_method, count
+    from harness.costs.flops import count
 
     cls = registry.load("method", name)
     config, backbone = defaults(cls, "B"), SiTConfig(SIZES["B"], 2, LATENTS, 1000)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.table import Table
 
-from harness.cli.run import AS_JSON, SETTING
+from harness.cli.options import AS_JSON, SETTING
 from harness.errors import UserError
 from harness.files.terminal import show
 
@@ -52,7 +52,8 @@ def cost(
     have training's precision. What activation checkpointing computes again is in no FLOPs: have it in the speed.
     """
     from harness.assembly.resolve import load_spec
-    from harness.costs.estimate import estimate, measured_flops_per_second
+    from harness.costs.estimate import estimate
+    from harness.train.speed import measured_flops_per_second
 
     if measure and speed is not None:
         raise UserError("--measure and --flops-per-second both tell the speed of a device: give one of them")

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from harness.cli.run import AS_JSON
+from harness.cli.options import AS_JSON
 from harness.errors import UserError
 
 ENCODE_EPILOG = """\b
@@ -93,9 +93,9 @@ def encode(
 def source_spec(source: str, overrides: tuple[str, ...], modality: str) -> Any:
     """The `DataSpec` of what SRC names: a data set, or a path, read as what the codec is for and as its content tells."""
     from harness.assembly.data_fields import check_fields
-    from harness.assembly.resolve import parse_override, set_path, validate
     from harness.config import registry
     from harness.config.spec import DataSpec
+    from harness.config.tables import parse_override, set_path, validate
 
     if source in registry.names("dataset"):
         fields: dict[str, Any] = {"name": source}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
@@ -9,9 +10,13 @@ from importlib.metadata import requires
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import click
 import torch
 from packaging.requirements import Requirement
+from rich.console import Console
+from rich.table import Table
 
+from harness.cli.options import AS_JSON
 from harness.errors import UserError
 from harness.files.cache import cache_dir
 from harness.runtime.environment import code_version, cores, device_name, package_version
@@ -78,3 +83,21 @@ def _cache() -> Finding:
         return Finding("ok", "cache", str(cache_dir()))
     except UserError as error:
         return Finding("bad", "cache", str(error))
+
+
+@click.command(epilog="Example: flowrace doctor")
+@AS_JSON
+def doctor(as_json: bool) -> None:
+    """Versions, device, disk and weights: what this installation can do, and what is missing."""
+    from harness.cli.doctor import examine
+
+    findings = examine()
+    if as_json:
+        click.echo(json.dumps([finding._asdict() for finding in findings], indent=1))
+    else:
+        table = Table(show_header=False, box=None, padding=(0, 2))
+        for finding in findings:
+            table.add_row({"ok": "ok", "note": "-", "bad": "!!"}[finding.state], finding.what, finding.text)
+        Console().print(table)
+    if any(finding.state == "bad" for finding in findings):
+        raise click.exceptions.Exit(1)

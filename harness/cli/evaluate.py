@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.cli.run import AS_JSON, SETTING, STEP, model_of_run, spec_of_run
+from harness.cli.options import AS_JSON, SETTING, STEP
 from harness.errors import UserError
 from harness.records.record import SPEC
+from harness.train.trained_run import model_of_run, spec_of_run
 
 if TYPE_CHECKING:
     from harness.scoring.score import Request, Scores

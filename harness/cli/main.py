@@ -50,7 +50,7 @@ COMMANDS = {  # name -> (module:function, one line of help); a package brings it
         "Measure a checkpoint of a run, or samples that anybody made.",
     ),
     "replicate": (
-        "harness.train.replicates:replicate",
+        "harness.cli.replicate:replicate",
         "Evaluate again, with replicates, around the crossing of a target.",
     ),
     "sample": ("harness.cli.sample:sample", "Draw samples from a checkpoint of a run."),
@@ -63,8 +63,11 @@ COMMANDS = {  # name -> (module:function, one line of help); a package brings it
         "What there is: methods, encoders, extractors, datasets, presets, studies, sizes, samplers.",
     ),
     "explain": ("harness.cli.explain:explain", "A method's equations, needs and defaults by backbone size."),
-    "verify": ("harness.cli.run:verify", "Check golden vectors of released code against this installation."),
-    "doctor": ("harness.cli.run:doctor", "Versions, device, disk, and what is missing."),
+    "verify": (
+        "harness.cli.verify:verify",
+        "Check golden vectors of released code against this installation.",
+    ),
+    "doctor": ("harness.cli.doctor:doctor", "Versions, device, disk, and what is missing."),
 }
 
 

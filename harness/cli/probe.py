@@ -11,9 +11,10 @@ import click
 from rich.markup import escape
 from rich.table import Column, Table
 
-from harness.cli.run import AS_JSON, SETTING, STEP, model_of_run, spec_of_run
+from harness.cli.options import AS_JSON, SETTING, STEP
 from harness.errors import UserError
 from harness.files.terminal import show
+from harness.train.trained_run import model_of_run, spec_of_run
 
 if TYPE_CHECKING:
     from harness.encoders.base import Choice, Encoder

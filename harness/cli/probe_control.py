@@ -12,10 +12,10 @@ import click
 from rich.markup import escape
 from rich.table import Table
 
-from harness.cli.run import checkpoint_of_run, spec_of_run
 from harness.files.terminal import show
 from harness.probing.control_table import FILE, Asked, measure_study, measurements
 from harness.records.checkpoint import checkpoints
+from harness.train.trained_run import checkpoint_of_run, spec_of_run
 
 FLOORS = ("pixels", "untrained")
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from harness.cli.run import SETTING, STEP, checkpoint_of_run, spec_of_run
+from harness.cli.options import SETTING, STEP
 from harness.errors import UserError
+from harness.train.trained_run import checkpoint_of_run, spec_of_run
 
 SAMPLE_EPILOG = """\b
 Example:
@@ -127,8 +128,8 @@ def _draw_grid(model: Any, job: Any, output: Path, device: Any, shapes: Any, dec
     import torch
 
     from harness.evaluation.sample_grid import png
+    from harness.files.files import write_atomic
     from harness.flow.sampling import draw_batch
-    from harness.records.record import write_atomic
 
     parts = []
     for part in job.ranges():

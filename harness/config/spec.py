@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tomllib
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
 
 from harness.backbone.sizes import SIZES
-from harness.errors import UserError
 
 NOT_HASHED = {"hashed": False}
 """`json_schema_extra` of a field that cannot change results (a path, a worker count): it stays out of the run id."""
@@ -186,15 +183,6 @@ class RunSpec(Section):
 def canonical(spec: BaseModel) -> str:
     """The fields that can change results, as JSON with sorted keys and no spaces: the text that a run id hashes."""
     return json.dumps(_hashed(spec), sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not TOML: {error}") from error
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _hashed(model: BaseModel) -> dict[str, Any]:

@@ -10,22 +10,18 @@ checkpointing computes again, which no count of FLOPs has in it (a measured spee
 
 from __future__ import annotations
 
-import statistics
-import tempfile
 from dataclasses import dataclass
-from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness.assembly.batch_split import check_shares
+from harness.assembly.build import planned, weightless
 from harness.backbone.times import Times
 from harness.config.spec import EvalSpec, RunSpec
-from harness.costs.flops import Cost, count_spec, planned, weightless
+from harness.costs.flops import Cost, count_spec
 from harness.costs.memory import Footprint, footprint
-from harness.records.record import TRAINING_PHASES, Record
 
 
 @dataclass(frozen=True)
@@ -89,31 +85,6 @@ def passes(spec: EvalSpec) -> int:
     times = 2 * spec.sampler_steps - 1 if spec.sampler == "heun" else spec.sampler_steps
     guided = spec.guidance_high - spec.guidance_low if spec.guidance != 1 else 0
     return times + round(times * guided)
-
-
-def measured_flops_per_second(spec: RunSpec, steps: int) -> float:
-    """What training reaches here: the run itself for a few steps, in a folder that is thrown away."""
-    from harness.train.loop import train
-    from harness.train.progress import Quiet
-
-    class Silent(Quiet):
-        def note(self, message: str) -> None:
-            pass
-
-    fewer = {"steps": steps + 1, "log_every": 1, "checkpoint_every": steps + 1}
-    least = {"metrics": ("fd:local",), "samples": 2, "sampler_steps": 2, "every": steps + 1, "replicates": 1}
-    short = spec.model_copy(
-        update={
-            "train": spec.train.model_copy(update=fewer),
-            "eval": spec.eval.model_copy(update=least),
-        }
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        events = Record(train(short, Path(folder), Silent())).of("train")
-    seconds = [sum(event["seconds"].get(phase, 0.0) for phase in TRAINING_PHASES) for event in events]
-    flops = [event["flops"] for event in events]
-    paces = [(g - f) / (t - s) for (s, t), (f, g) in zip(pairwise(seconds), pairwise(flops), strict=True)]
-    return statistics.median(paces[1:] or paces)
 
 
 @torch.no_grad()

@@ -22,9 +22,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from harness.assembly.build import backbone_config, build_method, empty_view, seen_encoders
 from harness.backbone.sit import SiT
 from harness.config.spec import RunSpec
-from harness.costs.flops import Meter, backbone_config, build_method, empty_view, seen_encoders
+from harness.costs.meter import Meter
 from harness.data.open import outlined
 from harness.data.parts import weights_of
 from harness.flow.batch import Batch

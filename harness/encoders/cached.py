@@ -33,8 +33,8 @@ from harness.encoders.base import (
 )
 from harness.errors import UserError
 from harness.files.cache import cache_dir, locked
+from harness.files.files import sync_directory, write_atomic
 from harness.flow.batch import View
-from harness.records.record import sync_directory, write_atomic
 
 BATCH = 64
 """Images in one pass while the file is made."""

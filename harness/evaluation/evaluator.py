@@ -23,9 +23,9 @@ from harness.evaluation.noise_floor import FLOORED, chosen, floor, see
 from harness.evaluation.protocol import digest, protocol
 from harness.evaluation.reference_free import ready
 from harness.evaluation.sample_grid import picture, png
+from harness.files.files import write_atomic
 from harness.flow.sampling import draw_pixels, sample_labels
 from harness.latents.codec import decoder_of
-from harness.records.record import write_atomic
 from harness.runtime.distributed import World
 from harness.runtime.random_streams import Streams
 from harness.runtime.rounds import Turn, collected, main_first, turns

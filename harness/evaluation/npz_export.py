@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from harness.config.spec import EvalSpec
 from harness.errors import UserError
-from harness.files.files import take_lock
+from harness.files.files import sync_directory, take_lock, write_atomic
 from harness.flow.sampling import Decode, draw_batch, sample_labels
-from harness.records.record import LOCK, sync_directory, write_atomic
+from harness.records.record import LOCK
 from harness.runtime.distributed import World
 from harness.runtime.random_streams import Streams
 

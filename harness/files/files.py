@@ -1,4 +1,4 @@
-"""Lock files: who holds a place alone, and is named to whoever comes second."""
+"""Files that several processes share: locks that name their holder, atomic writes, TOML."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import fcntl
 import os
 import socket
 import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from harness.errors import UserError
 
@@ -61,3 +62,46 @@ def _taken(file: IO[str]) -> bool:
     except BlockingIOError:
         return False
     return os.fstat(file.fileno()).st_nlink > 0
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file so that at every instant it is absent, old or complete: temporary name, fsync, rename, fsync."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make a rename in this directory survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """A disk that is full, or a place that may not be written, becomes a `UserError` that names the place."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {place}: {error.strerror}") from error
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not TOML: {error}") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error

@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.errors import UserError
 from harness.files.cache import locked
-from harness.records.record import write_atomic, writing
+from harness.files.files import write_atomic, writing
 
 
 @contextmanager

@@ -23,10 +23,9 @@ from harness.data.dataset import Dataset, label_of
 from harness.data.open import from_pixels, images
 from harness.data.waveforms import read_shape, waves
 from harness.errors import UserError
-from harness.files.files import held
+from harness.files.files import held, write_atomic
 from harness.latents.codec import Codec
 from harness.latents.shards import FORMAT, INDEX, MANIFEST, file_digest, shard_name, without_places
-from harness.records.record import write_atomic
 from harness.runtime.distributed import World
 
 BEGUN, LOCK = "encoding.json", "encoding.lock"

@@ -17,7 +17,7 @@ import numpy as np
 
 from harness.errors import UserError
 from harness.files.cache import cache_dir, locked
-from harness.records.record import write_atomic
+from harness.files.files import write_atomic
 
 FORMAT, MANIFEST, INDEX = "flowrace-latents-1", "latents.json", "index.npz"
 PLACES = ("root", "weights")

@@ -14,9 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.cli.run import spec_of_run
+from harness.assembly.build import backbone_config
 from harness.config.spec import RunSpec
-from harness.costs.flops import backbone_config
 from harness.data.open import open_dataset, split
 from harness.errors import UserError
 from harness.files.json_table import adding_to, kept, write_table
@@ -27,6 +26,7 @@ from harness.records.record import Record, find_records
 from harness.runtime.distributed import pick_device
 from harness.runtime.environment import prepare
 from harness.train.state import load_ema
+from harness.train.trained_run import spec_of_run
 from metrics.domain.control import Decoded
 
 FILE = "control.json"

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.cli.run import model_of_run, spec_of_run
 from harness.config.spec import RunSpec
 from harness.data.dataset import pictured
 from harness.data.open import open_dataset, split
@@ -23,6 +22,7 @@ from harness.files.terminal import tracked
 from harness.probing.layers import Row, probe
 from harness.records.record import Record, find_records
 from harness.runtime.environment import prepare
+from harness.train.trained_run import model_of_run, spec_of_run
 from metrics import Value
 
 FILE = "encoders.json"

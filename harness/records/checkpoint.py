@@ -22,7 +22,7 @@ from torch import Tensor
 
 from harness.config.spec import TrainSpec
 from harness.errors import UserError
-from harness.records.record import sync_directory
+from harness.files.files import sync_directory
 
 HEADER, FORMAT = "flowrace", "flowrace-1"
 

@@ -22,20 +22,19 @@ An event has `kind`, `step` and `images`. Kinds:
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError
-from harness.files.files import holder, take_lock
+from harness.files.files import holder, take_lock, write_atomic
 from harness.records.events import read_events, read_finished
 
 EVENTS, SPEC, CLOCK = "events.jsonl", "spec.toml", "clock.json"
@@ -43,40 +42,6 @@ REPLICATES = "replicates.json"
 DONE, FAILED, LOCK = "done", "failed", "lock"
 TRAINING_PHASES = ("data", "student", "teacher", "encoder", "optimizer", "ema")
 """The phases that time to target counts; eval, checkpoint, tracking and warmup are booked but do not count."""
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file so that at every instant it is absent, old or complete: temporary name, fsync, rename, fsync."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    sync_directory(path.parent)
-
-
-def sync_directory(path: Path) -> None:
-    """Make a rename in this directory survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def writing(place: Path) -> Iterator[None]:
-    """A disk that is full, or a place that may not be written, becomes a `UserError` that names the place."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot write {place}: {error.strerror}") from error
 
 
 def tracked_name(name: str) -> str:

@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from harness.config.spec import read_toml
 from harness.errors import UserError
+from harness.files.files import read_toml
 from harness.records.record import Record
 
 STUDY, PLAN = "study.toml", "plan.json"

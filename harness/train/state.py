@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from harness.assembly.build import backbone_config, build_method
 from harness.backbone.initialize import initialize
 from harness.backbone.sit import SiT
 from harness.config.spec import RunSpec
-from harness.costs.flops import Cost, Meter, backbone_config, build_method, clock, count
+from harness.costs.flops import Cost, count
+from harness.costs.meter import Meter, clock
 from harness.data.dataset import Dataset, pictured
 from harness.data.feed import Feed
 from harness.data.open import Split

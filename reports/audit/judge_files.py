@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.config.spec import read_toml
+from harness.files.files import read_toml
 from reports.audit.audit import Audit, audit, family
 from reports.audit.inputs.claim import read_claims, read_tuning
 from reports.audit.inputs.read import read_logs

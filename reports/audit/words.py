@@ -11,8 +11,9 @@ from reports.audit.inputs.claim import claim_hash
 from reports.audit.preconditions import differing as differing_fields
 from reports.audit.preconditions import hardware
 from reports.race.comparability import CLOCK_AXES
-from reports.race.verdict import FEWER, factor, interval
+from reports.race.verdict import FEWER
 from reports.stats.curves import AXES
+from reports.stats.number_format import factor, interval
 from reports.stats.speedup import Speedup
 from reports.stats.survival import kaplan_meier, mean_until
 

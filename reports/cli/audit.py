@@ -116,7 +116,7 @@ def selftest(
     The interval must contain 1; its half width is what two arms of so many seeds must differ by to be told apart.
     """
     from reports.audit.selftest import selftest as test
-    from reports.race.verdict import factor, interval
+    from reports.stats.number_format import factor, interval
 
     name, arms, value = _runs(sources, [method], metric, target)
     found = test(arms[name], axis, value, confidence)
@@ -206,7 +206,7 @@ def _print_power(found: Any, axis: str, wanted: float | None, needed: int | None
     from rich.console import Console
     from rich.table import Table
 
-    from reports.race.verdict import factor
+    from reports.stats.number_format import factor
 
     spread = found.spread
     what = "pairs" if spread.paired else "seeds an arm, unpaired"

@@ -123,7 +123,7 @@ def save(picture: Picture, folder: Path, kind: str) -> Path:
     import matplotlib as mpl
 
     from harness.errors import UserError
-    from harness.records.record import write_atomic
+    from harness.files.files import write_atomic
     from reports.figures.svg import style
 
     content, undated = io.BytesIO(), {"CreationDate": None} if kind == "pdf" else {"Date": None}

@@ -15,10 +15,10 @@ from reports.figures.chart_data import allowance, mean_band, spent, thin
 from reports.figures.layout import faintness, fill, padded, ticks, width_name
 from reports.figures.strips import ROW, Row, draw_dots, draw_strip, set_log_ticks
 from reports.figures.svg import ARMS, DASHES, INK, MUTED, PAPER, Picture, style
-from reports.pages.tables import digits, quantity, said_gain, unit_of
 from reports.race.race import Race
 from reports.race.run import Run
 from reports.race.verdict import goal
+from reports.stats.number_format import digits, quantity, said_gain, unit_of
 from reports.stats.speedup import Speedup, Time
 
 AXIS_NAMES = {

@@ -8,9 +8,9 @@ from typing import Any
 from markupsafe import Markup
 
 from reports.pages.section import render
-from reports.pages.tables import digits
 from reports.race.final_values import finals, real
 from reports.race.race import Race
+from reports.stats.number_format import digits
 
 COLUMNS = ("metric", "method", "step", "n", "mean", "sd", "low", "high")
 KINDS = {

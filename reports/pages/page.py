@@ -13,7 +13,7 @@ from typing import Any
 from markupsafe import Markup
 
 from harness.errors import UserError
-from harness.records.record import write_atomic
+from harness.files.files import write_atomic
 from reports.audit.audit import Audit
 from reports.audit.judge_files import judged
 from reports.figures import chart_data as charts

@@ -9,10 +9,11 @@ from markupsafe import Markup
 
 from harness.records.record import Record
 from reports.pages.section import render
-from reports.pages.tables import digits, run_rows
+from reports.pages.tables import run_rows
 from reports.race.arms import differences
 from reports.race.comparability import hardware, protocols
 from reports.race.race import Race
+from reports.stats.number_format import digits
 
 
 def provenance(race: Race, command: str) -> Markup:

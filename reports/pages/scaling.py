@@ -16,10 +16,9 @@ from reports.figures.layout import WIDE, padded, width_name
 from reports.figures.strips import set_log_ticks
 from reports.figures.svg import ARMS, MUTED, PAPER, Picture, style
 from reports.pages.section import drawings, render
-from reports.pages.tables import digits
 from reports.race.race import Race
-from reports.race.verdict import factor, interval
 from reports.stats.correlation import Rank, Slope
+from reports.stats.number_format import digits, factor, interval
 from reports.stats.speedup import MeanTime, Speedup
 
 X_NAMES = {

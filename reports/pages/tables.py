@@ -10,7 +10,7 @@ from typing import Any
 from reports.race.race import Race
 from reports.race.run import Run
 from reports.race.study_folder import why_ended
-from reports.race.verdict import factor, interval
+from reports.stats.number_format import digits, factor, interval, quantity, unit_of
 from reports.stats.speedup import Speedup
 
 COLUMNS = (
@@ -22,13 +22,6 @@ RUN_COLUMNS = (
     "method", "seed", "run", "status", "reason", "metric", "target", "evaluations", "final", "best", "censored",
     "first_step", "steps", "images", "flops", "seconds", "gpu_seconds",
 )  # fmt: skip
-_SCALES = {
-    "steps": ((1.0, ""),),
-    "images": ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, "")),
-    "flops": ((1e21, "ZFLOP"), (1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP")),
-    "seconds": ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms")),
-}  # fmt: skip
-_SCALES["gpu_seconds"] = tuple((size, f"device-{unit}") for size, unit in _SCALES["seconds"])
 
 
 def rows(race: Race) -> list[dict[str, Any]]:
@@ -70,31 +63,6 @@ def to_csv(columns: tuple[str, ...], table: list[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def quantity(axis: str, value: float) -> str:
-    """A cost in words of its axis, three digits.
-
-    >>> quantity("steps", 1240.4), quantity("flops", 1.234e12), quantity("seconds", 99)
-    ('1,240', '1.23 TFLOP', '1.65 min')
-    """
-    if axis == "steps":
-        return f"{value:,.0f}"
-    size, unit = unit_of(axis, value)
-    return f"{digits(value / size)} {unit}".rstrip()
-
-
-def unit_of(axis: str, value: float) -> tuple[float, str]:
-    """The unit in which a cost of this size is best read: (its size, its name)."""
-    return next((scale for scale in _SCALES[axis] if abs(value) >= scale[0]), _SCALES[axis][-1])
-
-
-def digits(value: float) -> str:
-    """Three significant digits, without an exponent and without inventing zeros."""
-    if value == 0 or not math.isfinite(value):
-        return f"{value:g}"
-    decimals = max(0, 2 - math.floor(math.log10(abs(value)) + 1e-12))
-    return f"{value:,.{decimals}f}"
-
-
 def cells(race: Race, axis: str) -> list[dict[str, str]]:
     """The rows of one axis as texts for the page: method, time and its interval, speed-up and its interval, reading."""
     found = []
@@ -128,17 +96,6 @@ def gain_cells(gain: Speedup | None, *, baseline: bool = False) -> dict[str, str
         "pairs": pairs,
         "direction": gain.direction,
     }
-
-
-def said_gain(gain: Speedup | None) -> str:
-    """A speed-up in short, as an ending; empty without one.
-
-    >>> said_gain(Speedup(1.314, 1.18, 1.452, 3, True, 0, 0, None))
-    ' · 1.31× [1.18, 1.45]'
-    """
-    if gain is None or gain.estimate is None:
-        return ""
-    return f" · {factor(gain.estimate)}× {interval(gain.low, gain.high)}".rstrip()
 
 
 def _run_row(race: Race, run: Run) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.config.spec import read_toml
 from harness.errors import UserError
+from harness.files.files import read_toml
 from harness.records.record import Record
 
 TAIL_BYTES = 16_384

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from reports.race.comparability import apart_in_value
 from reports.race.metric_notes import about_metric
 from reports.race.race import Race
+from reports.stats.number_format import factor, interval
 from reports.stats.speedup import Speedup, Time, speedup
 
 FEWER = {
@@ -20,24 +21,6 @@ FEWER = {
 MIN_PAIRS = 3
 MOST_NAMED = 3
 """Candidates that a sentence names one by one."""
-
-
-def factor(value: float) -> str:
-    """A ratio with two decimals, fewer where they mean nothing.
-
-    >>> factor(1.3149), factor(17.46)
-    ('1.31', '17.5')
-    """
-    return f"{value:.2f}" if value < 10 else f"{value:.3g}"
-
-
-def interval(low: float | None, high: float | None) -> str:
-    """An interval of ratios; empty without one, with a round bracket at an open end."""
-    if low is None or high is None:
-        return ""
-    left = "(0" if low == 0 else f"[{factor(low)}"
-    right = "∞)" if math.isinf(high) else f"{factor(high)}]"
-    return f"{left}, {right}"
 
 
 def goal(race: Race) -> str:

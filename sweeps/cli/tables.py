@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness.config.spec import RunSpec, canonical
 from harness.records.record import TRAINING_PHASES, Record
 from sweeps.cli.display import clock
+from sweeps.plan.budget import count_flops
 from sweeps.plan.plan import Cell, LeftOut
 from sweeps.plan.run_state import Standing, log_of, reason, standing
 from sweeps.plan.study import Study, label, shown
@@ -114,29 +114,6 @@ def print_results(results: Mapping[str, Any]) -> None:
     for run in runs:
         if "reason" in run:
             print(f"{run['label']} ({run['id']}) failed: {run['reason']}")
-
-
-def count_flops(cells: Sequence[Cell]) -> dict[str, int]:
-    """Counted FLOPs of every run by id; runs with one arithmetic (other seeds, other rates) are counted once."""
-    from harness.costs.flops import count_spec
-
-    counted: dict[tuple[object, ...], int] = {}
-    flops = {}
-    for cell in cells:
-        arithmetic = _arithmetic(cell.spec)
-        if arithmetic not in counted:
-            counted[arithmetic] = count_spec(cell.spec).total
-        flops[cell.id] = counted[arithmetic]
-    return flops
-
-
-def _arithmetic(spec: RunSpec) -> tuple[object, ...]:
-    """What the number of a run's FLOPs is a function of."""
-    return (
-        *map(canonical, (spec.data, spec.backbone, spec.method)),
-        spec.train.batch_size,
-        spec.train.steps,
-    )
 
 
 def _described(place: Standing, directory: Path) -> dict[str, Any]:

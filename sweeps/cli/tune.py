@@ -13,10 +13,9 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from harness.config.spec import read_toml
 from harness.errors import UserError
+from harness.files.files import read_toml, write_atomic, writing
 from harness.files.terminal import show
-from harness.records.record import write_atomic, writing
 from sweeps.cli.display import Bars, Lines
 from sweeps.cli.tables import left_out_lines
 from sweeps.launch.base import stop_on_signals

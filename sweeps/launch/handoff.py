@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from harness.records.record import write_atomic
+from harness.files.files import write_atomic
 from sweeps.launch.base import Job
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Protocol
 
 from harness.errors import UserError
-from harness.records.record import Record, write_atomic
+from harness.files.files import write_atomic
+from harness.records.record import Record
 from sweeps.launch.base import Job, Launcher, Started
 from sweeps.plan.plan import Cell
 from sweeps.plan.run_state import log_of, reason

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from harness.assembly.compatibility import Unsuited
-from harness.assembly.resolve import load_table, resolve, set_path
-from harness.config.spec import RunSpec, read_toml
+from harness.assembly.resolve import load_table, resolve
+from harness.config.spec import RunSpec
+from harness.config.tables import set_path
 from harness.errors import UserError, unknown
+from harness.files.files import read_toml, write_atomic
 from harness.records.flatten import flatten
-from harness.records.record import write_atomic
 from harness.records.study_folder import PLAN, STUDY
 from sweeps.plan.study import Study, combinations, label, shown
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.config.spec import read_toml
 from harness.errors import UserError
+from harness.files.files import read_toml
 from harness.records.record import Record
 from sweeps.plan.plan import PLAN, STUDY
 from sweeps.plan.run_state import log_of, pace, reason

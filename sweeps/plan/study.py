@@ -40,10 +40,11 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from pydantic import Field
 
-from harness.assembly.resolve import parse_override, validate
 from harness.config.packaged import Shelf
-from harness.config.spec import Section, read_toml
+from harness.config.spec import Section
+from harness.config.tables import parse_override, validate
 from harness.errors import UserError, unknown
+from harness.files.files import read_toml
 from harness.records.flatten import flatten
 from sweeps.plan.search_space import Dimension
 

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.assembly.resolve import set_path
 from harness.config.spec import RunSpec
+from harness.config.tables import set_path
+from harness.files.files import write_atomic, writing
 from harness.records.flatten import flatten
-from harness.records.record import write_atomic, writing
 from sweeps.plan.plan import plan
 from sweeps.plan.study import Study, Tune, Tuned
 from sweeps.tune.trial_log import Journal, Trial

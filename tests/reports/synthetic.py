@@ -11,7 +11,7 @@ import numpy as np
 import tomli_w
 from PIL import Image
 
-from harness.assembly.resolve import set_path
+from harness.config.tables import set_path
 from harness.records.record import Record, RecordWriter
 
 METRIC = "fd:local"

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.records.record import EVENTS, write_atomic
+from harness.files.files import write_atomic
+from harness.records.record import EVENTS
 from tests.reports.audits import claim_file, falling, names, said
 from tests.reports.synthetic import METRIC, write_run
 

@@ -22,7 +22,7 @@ from reports.cli.report import report as command
 from reports.figures.strips import log_ticks
 from reports.pages.page import write_report
 from reports.pages.samples import samples_of, spread
-from reports.pages.tables import quantity
+from reports.stats.number_format import quantity
 from tests.reports.synthetic import write_picture, write_race, write_run
 
 VOID = {"meta", "img", "input", "br", "link", "hr"}

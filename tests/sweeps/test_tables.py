@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import harness.costs.flops
-from sweeps.cli.tables import count_flops
+from sweeps.plan.budget import count_flops
 from sweeps.plan.plan import plan
 from sweeps.plan.study import load_study
 

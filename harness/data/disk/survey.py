@@ -17,7 +17,7 @@ from harness.config.spec import DataSpec
 from harness.data.disk.pixels import decode
 from harness.errors import UserError
 from harness.files.cache import cache_dir, locked
-from harness.records.record import write_atomic
+from harness.files.files import write_atomic
 
 RULES = 2
 """Raised when what is refused changes, so that old surveys are forgotten."""

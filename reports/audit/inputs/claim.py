@@ -33,8 +33,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from harness.config.spec import canonical, read_toml
+from harness.config.spec import canonical
 from harness.errors import UserError
+from harness.files.files import read_toml
 
 Axis = Literal["steps", "images", "flops", "seconds", "gpu_seconds"]
 AT_STEP = re.compile(r"baseline@([1-9][0-9]*(?:_[0-9]+)*)")

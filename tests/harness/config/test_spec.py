@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.assembly.resolve import PRESETS, load_spec, merge, parse_override
+from harness.assembly.resolve import PRESETS, load_spec
 from harness.config.spec import canonical
+from harness.config.tables import merge, parse_override
 from harness.errors import UserError
 
 

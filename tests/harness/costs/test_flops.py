@@ -11,7 +11,8 @@ from harness.backbone.sit import SiT, SiTConfig
 from harness.backbone.sizes import SIZES
 from harness.backbone.times import Times
 from harness.config.spec import BackboneSpec
-from harness.costs.flops import Meter, count, count_spec
+from harness.costs.flops import count, count_spec
+from harness.costs.meter import Meter
 from harness.encoders.base import Architecture
 from methods.flow import Flow
 from methods.repa import Repa

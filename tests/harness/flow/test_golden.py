@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
-from harness.cli.run import verify as command
+from harness.cli.verify import verify as command
 from harness.errors import UserError
 from harness.flow import golden as verification
 from harness.flow.golden import read, verify

@@ -11,18 +11,18 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+from harness.assembly.build import backbone_config
 from harness.backbone.times import Times
 from harness.backbone.tokens import Part, patchify
 from harness.cli.probe import probe
-from harness.cli.run import checkpoint_of_run
 from harness.config.spec import RunSpec
-from harness.costs.flops import backbone_config
 from harness.data.open import open_dataset, split
 from harness.errors import UserError
 from harness.probing.control import LEAST, measured, of_initial, of_layers, of_pixels, per_frame, scene_of
 from harness.records.record import RecordWriter
 from harness.runtime.random_streams import Streams
 from harness.train.state import build, load_ema, saver
+from harness.train.trained_run import checkpoint_of_run
 from metrics.domain.control import decoded
 from tests.support.modal import modal
 from tests.support.runs import tiny

@@ -134,8 +134,8 @@ def test_the_table_for_people(copy: Path) -> None:
 
 
 def test_a_record_knows_how_many_parameters_it_trains(study: Path) -> None:
-    from harness.cli.run import model_of_run, spec_of_run
     from harness.records.record import Record
+    from harness.train.trained_run import model_of_run, spec_of_run
 
     run = control_of(study)
     _, model, _ = model_of_run(run, spec_of_run(run, ()), None)

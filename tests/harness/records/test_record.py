@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.errors import UserError
-from harness.records.record import Record, RecordWriter, find_records, lock_holder, write_atomic
+from harness.files.files import write_atomic
+from harness.records.record import Record, RecordWriter, find_records, lock_holder
 from tests.support.runs import events, tiny, trained
 
 TRAIN = {"kind": "train", "images": 0, "loss": 1.0}

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from harness.costs.flops import Meter
+from harness.costs.meter import Meter
 from harness.data.open import open_dataset, split
 from harness.errors import UserError
 from harness.records import checkpoint

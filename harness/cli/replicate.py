@@ -1,0 +1,85 @@
+"""flowrace replicate: evaluate again around the crossing of a target."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from harness.cli.options import AS_JSON
+from harness.errors import UserError, unknown
+from harness.files.files import read_toml
+from harness.records.record import Record, find_records
+from harness.records.study_folder import STUDY
+from harness.train.replicates import Wanted, _Gone, bracket_steps, replicate_run
+
+
+@click.command(epilog="Example: flowrace replicate runs/digits --replicates 3")
+@click.argument("directories", nargs=-1, required=True, type=click.Path(path_type=Path, file_okay=False))
+@click.option("--metric", help="As in the record, fd:local say. Default: the study's.")
+@click.option("--target", type=float, help="The value to reach. Default: the study's.")
+@click.option(
+    "--replicates", type=click.IntRange(2), default=3, show_default=True, help="Evaluations of each step."
+)
+@AS_JSON
+def replicate(
+    directories: tuple[Path, ...], metric: str | None, target: float | None, replicates: int, as_json: bool
+) -> None:
+    """Evaluate again, with replicates, at both ends of the bracket around each run's crossing of the target.
+
+    Reports and audits then use the means. It needs the checkpoints of those steps: train with train.checkpoint_every equal to
+    eval.every and a large train.keep_checkpoints. Run again, it goes on with what is missing.
+    """
+    told, missing = [], []
+    records = find_records(*directories)
+    if not records:
+        raise UserError(f"no run directory in {', '.join(map(str, directories))}")
+    wanted = [_wanted(record, metric, target) for record in records]
+    _check_measured(records, {one.metric for one in wanted})
+    for record, sought in zip(records, wanted, strict=True):
+        steps = bracket_steps(record, sought)
+        try:
+            for step, found in replicate_run(record, steps, replicates):
+                told.append({"run": record.id, "step": step, **found})
+                if not as_json:
+                    click.echo(_line(record.id, step, found))
+        except _Gone as error:
+            missing.append(str(error))
+            click.echo(f"note: {error}", err=True)
+    if as_json:
+        click.echo(json.dumps(told, indent=1))
+    if missing and not told:
+        raise UserError(f"nothing could be evaluated again: {missing[0]}")
+
+
+def _wanted(record: Record, metric: str | None, target: float | None) -> Wanted:
+    file = record.path.parent / STUDY
+    asked = read_toml(file).get("target", {}) if file.is_file() else {}
+    metric, target = metric or asked.get("metric"), asked.get("value") if target is None else target
+    if metric is None or target is None:
+        raise UserError(f"{record.path} belongs to no study with a target; give --metric and --target")
+    if not (math.isfinite(target) and target > 0):
+        raise UserError(f"target {target:g}: expected a number above 0")
+    return Wanted(metric, float(target))
+
+
+def _check_measured(records: Sequence[Record], metrics: Iterable[str]) -> None:
+    """Raise `UserError` for a metric that no run has, and where none was evaluated."""
+    known = {name for record in records for event in record.of("eval") for name in event["metrics"]}
+    if not known:
+        raise UserError("no run has been evaluated yet, so there is nothing to evaluate again")
+    for metric in metrics:
+        if metric not in known:
+            raise unknown("metric", metric, known)
+
+
+def _line(run: str, step: int, found: dict[str, Any]) -> str:
+    values = (
+        f"{name} {row['mean']:.4g} [{row['low']:.4g}, {row['high']:.4g}]"
+        for name, row in found["metrics"].items()
+    )
+    return f"{run} step {step}: {', '.join(values)}"

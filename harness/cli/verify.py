@@ -1,0 +1,39 @@
+"""flowrace verify: check golden vectors of released code against this installation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from harness.cli.options import AS_JSON
+
+
+@click.command(epilog="Example: flowrace verify golden/*.safetensors --json")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@AS_JSON
+def verify(files: tuple[Path, ...], as_json: bool) -> None:
+    """Check golden vectors of released code: the largest absolute error of every tensor, at most 1e-5. Exit code 1 if any
+    is larger."""
+    from harness.flow.golden import TOLERANCE
+    from harness.flow.golden import verify as check_file
+
+    checks = [(file, check) for file in files for check in check_file(file)]
+    passed = all(check.passed for _, check in checks)
+    if as_json:
+        rows = [{"file": str(file), **check._asdict(), "passed": check.passed} for file, check in checks]
+        click.echo(json.dumps({"passed": passed, "tolerance": TOLERANCE, "checks": rows}, indent=1))
+    else:
+        table = Table("file", "tensor", "max abs error", "", box=None)
+        for file, check in checks:
+            table.add_row(
+                file.name, check.tensor, f"{check.max_abs_error:.2e}", "ok" if check.passed else "FAILED"
+            )
+        Console().print(table)
+        failed = sum(not check.passed for _, check in checks)
+        click.echo(f"{len(checks)} tensors, {failed} above {TOLERANCE:g}")
+    if not passed:
+        raise click.exceptions.Exit(1)

@@ -1,0 +1,93 @@
+"""Phase meter: seconds, FLOPs or bytes booked by phase."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+class Meter:
+    """Books something that grows (seconds, FLOPs) by phase; what a nested phase takes is not its parent's.
+
+    `stamp` reads the quantity now, `between` the amount between two stamps. Amounts are added up in `settle`, so that
+    stamps may be GPU events whose times are known later. `high_water` reads the most bytes since it was last read.
+    """
+
+    def __init__(
+        self,
+        stamp: Callable[[], Any],
+        between: Callable[[Any, Any], float],
+        high_water: Callable[[], int] | None = None,
+    ) -> None:
+        self._stamp, self._between, self._high_water = stamp, between, high_water
+        self.peaks: dict[str, int] = {}
+        """Most bytes on the device at once, by phase; empty where the device does not tell."""
+        self._totals: dict[str, float] = defaultdict(float)
+        self._open: list[str] = []
+        self._spans: list[tuple[str, Any, Any]] = []
+        self._since: Any = None
+        self._instead: str | None = None
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        self._book()
+        self._open.append(self._instead or name)
+        try:
+            yield
+        finally:
+            self._book()
+            self._open.pop()
+
+    @contextmanager
+    def single(self, name: str) -> Iterator[None]:
+        """Book everything inside as one phase: a process's first step compiles and allocates, and is booked as warm-up."""
+        self._instead = name
+        try:
+            yield
+        finally:
+            self._instead = None
+
+    def settle(self) -> dict[str, float]:
+        """Totals by phase so far."""
+        for name, start, end in self._spans:
+            self._totals[name] += self._between(start, end)
+        self._spans.clear()
+        return dict(self._totals)
+
+    def restore(self, totals: dict[str, float]) -> None:
+        self._totals.update(totals)
+
+    def _book(self) -> None:
+        now = self._stamp()
+        if self._open:
+            self._spans.append((self._open[-1], self._since, now))
+            if self._high_water is not None:
+                self.peaks[self._open[-1]] = max(self.peaks.get(self._open[-1], 0), self._high_water())
+        self._since = now
+
+
+def clock(device: torch.device) -> Meter:
+    """Seconds by phase. On CUDA the phases are measured on the GPU's own timeline, without synchronising."""
+    if device.type != "cuda":
+        return Meter(time.perf_counter, lambda start, end: end - start)
+
+    def stamp() -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def between(start: torch.cuda.Event, end: torch.cuda.Event) -> float:
+        end.synchronize()
+        return start.elapsed_time(end) / 1000
+
+    def high_water() -> int:  # the allocator's own count: nothing waits for the device
+        most = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return most
+
+    return Meter(stamp, between, high_water)
