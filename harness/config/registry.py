@@ -9,6 +9,7 @@ import importlib
 from importlib.metadata import entry_points
 from typing import Any
 
+from harness.config import moved_modules
 from harness.errors import UserError, unknown
 
 METHODS = {
@@ -75,6 +76,7 @@ def load(kind: str, name: str) -> Any:
     plugins = _plugins(kind)
     if name not in plugins:
         raise unknown(kind, name, names(kind), see=f"flowrace list {kind}s")
+    moved_modules.install()
     try:
         return plugins[name].load()
     except (ImportError, AttributeError) as error:
