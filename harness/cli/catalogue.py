@@ -1,16 +1,11 @@
-"""What there is to race: what each method needs, what it costs beside plain flow matching, and where it comes from."""
+"""`flowrace list`: what can be raced. For each method: what it needs, what it costs beyond plain flow matching, its source."""
 
 from __future__ import annotations
 
-import ast
-import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cache
-from importlib import util
-from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 from rich import box
@@ -21,14 +16,13 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from harness.backbone.sizes import SIZES
+from harness.cli import method_facts
+from harness.cli.method_facts import written_docstring
+from harness.cli.options import AS_JSON
 from harness.config import registry
 from harness.config.packaged import Shelf
 from harness.errors import UserError, unknown
 from harness.files.terminal import show
-
-LATENTS = (4, 32, 32)
-"""SiT-B/2 has 256 tokens on these: what costs are compared at, with images of 256x256 behind them and batches of 256."""
-IMAGES = (3, 256, 256)
 
 
 @dataclass(frozen=True)
@@ -47,91 +41,26 @@ class Entry:
 
 
 def entries(*, counted: bool = True) -> dict[str, Entry]:
-    """Every registered method by name; one that cannot be imported, or has no defaults, says so in its summary.
+    """Return every registered method by name. One that cannot be imported, or has no defaults, says so in its summary.
 
-    Counting FLOPs takes a fraction of a second for each method that was not counted before (see tally.py).
+    Our own come from `method_facts.json`; counting the FLOPs of a plug-in takes up to a second.
     """
-    from harness.costs.flops_cache import step_counts
-
     found = {name: _loaded(name) for name in registry.names("method")}
-    there = [name for name, entry in found.items() if entry.available]
-    flops = step_counts(there, step_flops) if counted else {}
+    available = [name for name, entry in found.items() if entry.available]
+    flops = {name: method_facts.flops(name) for name in available} if counted else {}
     plain = flops.get("flow")
-    extra = {name: flops[name] / plain - 1 for name in there if plain and flops.get(name)}
+    extra = {name: flops[name] / plain - 1 for name in available if plain and flops.get(name)}
     return {name: replace(entry, extra_flops=extra.get(name)) for name, entry in found.items()}
 
 
 def _loaded(name: str) -> Entry:
-    """A method's entry, its cost not yet counted."""
+    """Return a method's entry, its cost not yet counted."""
     try:
-        cls = registry.load("method", name)
-        needs = wants(defaults(cls, "B").needs())
+        about = method_facts.facts(name, sizes=("B",))
+        summary = _first_line(method_facts.description(name))
     except (ImportError, UserError) as error:
         return Entry(f"not available: {error}", available=False)
-    source, headline = getattr(cls, "source", ""), getattr(cls, "headline", "")
-    return Entry(describe(cls).partition("\n")[0], needs, source=source, headline=headline)
-
-
-def describe(cls: type) -> str:
-    """The docstring of a method's module, where the equations stand; of the class when its module has none."""
-    return inspect.getdoc(inspect.getmodule(cls)) or inspect.getdoc(cls) or ""
-
-
-def defaults(cls: Any, size: str) -> Any:
-    """A method's Config with every default filled in for a backbone size.
-
-    Raises `UserError` for a method with a setting that has no default, or whose defaults this backbone cannot have.
-    """
-    from harness.config.spec import BackboneSpec
-    from harness.config.tables import validate
-
-    lacks = f"{cls.__module__}:{cls.__qualname__} has no defaults for SiT-{size}"
-    config = validate(cls.Config, {}, lacks)
-    try:
-        return config.resolved(BackboneSpec(size=size))
-    except ValueError as error:
-        raise UserError(f"{lacks}: {error}") from error
-
-
-def wants(needs: Any) -> tuple[str, ...]:
-    """Needs as words: what a run must bring beside the student, empty for plain flow matching."""
-    words = {
-        " and ".join(f"encoder {encoder.name}" for encoder in needs.encoders): bool(needs.encoders),
-        "its attention maps": needs.attention > 0,
-        "an extra token": needs.summary,
-        "EMA teacher": needs.teacher,
-        "a time per token": needs.times == 0,
-        f"{needs.times} times per sample": needs.times > 1,
-    }
-    return tuple(word for word, wanted in words.items() if wanted)
-
-
-@cache
-def step_flops(name: str) -> int:
-    """Counted FLOPs of one training step of a method with its defaults at SiT-B/2; computes and allocates nothing."""
-    import torch
-
-    from harness.assembly.build import build_method
-    from harness.assembly.resolve import load_spec
-    from harness.backbone.sit import SiTConfig
-    from harness.backbone.sizes import SIZES
-    from harness.costs.flops import count
-
-    cls = registry.load("method", name)
-    config, backbone = defaults(cls, "B"), SiTConfig(SIZES["B"], 2, LATENTS, 1000)
-    seen = [_architecture(encoder.name, backbone.grid) for encoder in config.needs().encoders]
-    spec = load_spec("digits", ["backbone.size=B", "train.batch_size=256"])
-    spec = spec.model_copy(update={"method": config})
-    with torch.device("meta"):  # a projector's weights would take longer to make than to count
-        method = build_method(spec, backbone, [network.dim for network in seen])
-    return count(method, spec, encoders=seen).step
-
-
-@cache
-def _architecture(encoder: str, grid: tuple[int, int]) -> Any:
-    """Width, cost and heads of an encoder on images of 256x256."""
-    family, _, model = encoder.partition(":")
-    return registry.load("encoder", family).architecture(model, IMAGES, 1000, grid)
+    return Entry(summary, about.needs, source=about.source, headline=about.headline)
 
 
 def table(kind: str, rows: Mapping[str, Entry | str]) -> Table:
@@ -193,7 +122,7 @@ def percent(share: float | None) -> str:
 
 @click.command("list", epilog="Example: flowrace list methods")
 @click.argument("what", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")
+@AS_JSON
 def list_(what: str | None, as_json: bool) -> None:
     """What there is: methods, encoders, codecs, extractors, datasets, presets, studies, sizes, samplers. Without a word: all."""
     kinds = {
@@ -205,7 +134,7 @@ def list_(what: str | None, as_json: bool) -> None:
         "presets": lambda: _shelf("harness", "presets"),
         "studies": lambda: _shelf("sweeps", "studies"),
         "sizes": _sizes,
-        "samplers": lambda: {name: _first_line(function.__doc__) for name, function in _samplers().items()},
+        "samplers": _samplers,
     }
     if what is not None and what not in kinds:
         raise unknown("kind", what, kinds)
@@ -229,14 +158,6 @@ def _described(kind: str, suffix: str = "") -> dict[str, str]:
             text = f"not available: {error}"
         rows[name + suffix] = _first_line(text)
     return rows
-
-
-def written_docstring(place: str) -> str:
-    """The docstring of a class at `module:Class`, read from its source: importing what it needs may take seconds."""
-    module, _, name = place.partition(":")
-    tree = ast.parse(Path(util.find_spec(module).origin).read_text())
-    found = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
-    return ast.get_docstring(found) or ""
 
 
 def _first_line(text: str | None) -> str:
@@ -266,7 +187,8 @@ def _extractors() -> dict[str, str]:
     return rows
 
 
-def _samplers() -> dict[str, Any]:
-    from harness.flow.samplers import SAMPLERS
+def _samplers() -> dict[str, str]:
+    from harness.config.spec import EvalSpec
 
-    return SAMPLERS
+    names = get_args(EvalSpec.model_fields["sampler"].annotation)
+    return {name: _first_line(written_docstring(f"harness.flow.samplers:{name}")) for name in names}

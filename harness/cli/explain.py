@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from itertools import groupby
 from typing import Any
 
@@ -12,49 +12,33 @@ from rich import box
 from rich.markup import escape
 from rich.table import Column, Table
 
-from harness.cli.catalogue import defaults, describe, wants
-from harness.config import registry
+from harness.cli.method_facts import SIZES, description, facts
+from harness.cli.options import AS_JSON
 from harness.files.terminal import fitted, show
-
-PUBLISHED_SIZES = ("S", "B", "L", "XL")
 
 
 @click.command(epilog="Example: flowrace explain self_flow")
 @click.argument("method")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")
+@AS_JSON
 def explain(method: str, as_json: bool) -> None:
     """A method's equations, what it needs, and its defaults for SiT-S, B, L and XL."""
-    cls = registry.load("method", method)
-    needs, settings = wants(defaults(cls, "B").needs()), {s: flat(defaults(cls, s)) for s in PUBLISHED_SIZES}
-    source, headline = getattr(cls, "source", ""), getattr(cls, "headline", "")
+    about, equations = facts(method), description(method)
     if as_json:
-        told = {"name": method, "docstring": describe(cls), "needs": needs, "defaults": settings}
-        click.echo(json.dumps(told | {"source": source, "headline": headline}, indent=1))
+        found = {"name": method, "docstring": equations, "needs": about.needs, "defaults": about.defaults}
+        click.echo(json.dumps(found | {"source": about.source, "headline": about.headline}, indent=1))
         return
-    click.echo(f"{fitted(describe(cls))}\n")
-    for word, text in (("Needs", ", ".join(needs) or "nothing"), ("Source", source), ("Headline", headline)):
+    click.echo(f"{fitted(equations)}\n")
+    needed = ", ".join(about.needs) or "nothing"
+    for word, text in (("Needs", needed), ("Source", about.source), ("Headline", about.headline)):
         if text:
             click.echo(fitted(f"{word}: {text}"))
-    show(_defaults_table(settings))
-
-
-def flat(config: Any) -> dict[str, Any]:
-    """The settings of a config by dotted name, its own name left out: what `--set method.NAME=` takes."""
-    return dict(_leaves(config.model_dump(mode="json", exclude={"name"}), ()))
-
-
-def _leaves(table: Mapping[str, Any], path: tuple[str, ...]) -> Iterable[tuple[str, Any]]:
-    for name, value in table.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, (*path, name))
-        else:
-            yield ".".join((*path, name)), value
+    show(_defaults_table(about.defaults))
 
 
 def _defaults_table(settings: Mapping[str, Mapping[str, Any]]) -> Table:
     columns = (Column("setting", no_wrap=True), Column("default", overflow="fold"))
     shown = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in settings[PUBLISHED_SIZES[0]]:
+    for name in settings[SIZES[0]]:
         shown.add_row(escape(name), escape(_by_size({size: given[name] for size, given in settings.items()})))
     return shown
 

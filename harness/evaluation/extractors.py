@@ -16,7 +16,8 @@ from harness.evaluation.inputs import seen
 from harness.evaluation.metric_names import LEAST, TRUTHS, Yardstick, located, yardstick
 from harness.files.cache import cache_dir
 from metrics import MetricError
-from metrics.extractors.registry import Extractor, load_extractor
+from metrics.extractors.base import Extractor
+from metrics.extractors.registry import load_extractor
 from metrics.suite import least, settings
 
 

@@ -13,7 +13,7 @@ from harness.config.spec import EvalSpec
 from harness.data.dataset import Dataset, shapes_of
 from harness.evaluation.metric_names import TRUTHS, yardstick
 from harness.evaluation.reference_free import Truth
-from metrics.extractors.registry import Extractor
+from metrics.extractors.base import Extractor
 from metrics.suite import settings
 
 

@@ -33,7 +33,8 @@ from metrics import MetricError, Value
 from metrics.domain.audio_video_sync import clicks, impacts, synchrony
 from metrics.domain.typography import error_rate, reader, tesseract
 from metrics.domain.video_consistency import agreement, centres, drift, dynamics_error
-from metrics.extractors.registry import Extractor, load_extractor
+from metrics.extractors.base import Extractor
+from metrics.extractors.registry import load_extractor
 
 Parts = list[np.ndarray]
 """uint8 samples, one array (N, *shape) a part."""

@@ -1,4 +1,4 @@
-"""What a run ran on: written into its record at every start."""
+"""What a run ran on: written into its record at every start. Importing this imports no torch."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 PACKAGES = ("flowrace", "torch", "numpy", "timm", "torch-fidelity", "mlflow", "safetensors", "pydantic")
@@ -21,6 +22,8 @@ PACKAGES = ("flowrace", "torch", "numpy", "timm", "torch-fidelity", "mlflow", "s
 
 def describe(device: torch.device, devices: int) -> dict[str, Any]:
     """Versions, device and threads of this process, as JSON; `started` is in milliseconds since 1970."""
+    import torch
+
     return {
         "started": int(time.time() * 1000),
         "python": platform.python_version(),
@@ -40,6 +43,8 @@ def describe(device: torch.device, devices: int) -> dict[str, Any]:
 
 def prepare(threads: int) -> None:
     """Fix what bits depend on: CPU threads (0: all cores) and deterministic kernels; and keep memory, on which none does."""
+    import torch
+
     keep_memory()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(threads or cores())
@@ -65,6 +70,8 @@ def cores() -> int:
 
 def device_name(device: torch.device) -> str:
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.get_device_name(device)
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

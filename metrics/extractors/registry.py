@@ -6,14 +6,14 @@ import difflib
 import importlib
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-
-from metrics.extractors.base import Extractor
 from metrics.value import MetricError
 
-__all__ = ["Extractor", "Row", "extractor_modality", "extractor_names", "extractors", "load_extractor"]
+if TYPE_CHECKING:
+    from metrics.extractors.base import Extractor
+
+__all__ = ["Row", "extractor_modality", "extractor_names", "extractors", "load_extractor"]
 
 
 class Room(NamedTuple):
@@ -123,6 +123,8 @@ def load_extractor(
     `MetricError` for an unknown name, a package that is not installed, and for weights, images or labels that are missing
     or broken.
     """
+    import torch
+
     room, rest = _room(name), name.partition(":")[2]
     if not _is_there(room):
         raise MetricError(f"the package '{room.package}' is not installed; run: {room.install}")

@@ -24,7 +24,7 @@ from harness.evaluation.noise_floor import see
 from harness.records.record import Record
 from harness.runtime.distributed import World
 from harness.runtime.rounds import main_first, together, turns
-from metrics.extractors.registry import Extractor
+from metrics.extractors.base import Extractor
 from tests.support.features import quick
 from tests.support.runs import TINY, tiny, torchrun, trained
 

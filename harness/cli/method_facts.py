@@ -1,0 +1,182 @@
+"""Facts about methods that take seconds to compute: needs, defaults by backbone size, FLOPs of a step.
+
+Those of our own methods ship with the package (`method_facts.json`), so that lists need neither torch nor counting.
+`make counts` writes the file again; a test compares it with a fresh computation. Facts about plug-ins are computed.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources, util
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from harness.config import registry
+from harness.errors import UserError
+
+SIZES = ("S", "B", "L", "XL")
+"""The published backbone sizes, for which defaults are listed."""
+LATENTS = (4, 32, 32)
+"""SiT-B/2 has 256 tokens on these. Costs are compared there, on images of 256x256 and batches of 256."""
+IMAGES = (3, 256, 256)
+FILE = "method_facts.json"
+
+
+class Facts(NamedTuple):
+    """What a method needs, where it comes from, and its settings."""
+
+    source: str
+    headline: str
+    """What its authors claim for it, and where."""
+    needs: tuple[str, ...]
+    defaults: Mapping[str, Mapping[str, Any]]
+    """Backbone size -> setting by dotted name -> default."""
+
+
+def facts(name: str, sizes: tuple[str, ...] = SIZES) -> Facts:
+    """Return the facts about a method, from the package or computed.
+
+    Raises `UserError` for an unknown method, and for a plug-in whose settings lack a default at one of the sizes.
+    """
+    if name in registry.METHODS and name in shipped():
+        told = shipped()[name]
+        return Facts(told["source"], told["headline"], tuple(told["needs"]), told["defaults"])
+    return computed(name, sizes)
+
+
+def computed(name: str, sizes: tuple[str, ...] = SIZES) -> Facts:
+    """Return the facts about a method as its class states them."""
+    cls = registry.load("method", name)
+    needs = wants(defaults(cls, "B").needs())
+    settings = {size: flat(defaults(cls, size)) for size in sizes}
+    return Facts(getattr(cls, "source", ""), getattr(cls, "headline", ""), needs, settings)
+
+
+def flops(name: str) -> int:
+    """Return the FLOPs of one training step at SiT-B/2, from the package or counted (up to a second)."""
+    if name in registry.METHODS and name in shipped():
+        return shipped()[name]["flops"]
+    return step_flops(name)
+
+
+@cache
+def shipped() -> dict[str, Any]:
+    """Return the facts that come with the package, by method."""
+    return json.loads((resources.files("harness.cli") / FILE).read_text())
+
+
+def description(name: str) -> str:
+    """Return the docstring of a method's module, which has the equations, or of its class if the module has none.
+
+    Docstrings of our own methods are read from their source: importing a method imports torch.
+    """
+    if name in registry.METHODS:
+        place = registry.METHODS[name]
+        return written_docstring(place.partition(":")[0]) or written_docstring(place)
+    return describe(registry.load("method", name))
+
+
+def describe(cls: type) -> str:
+    """Return the docstring of a class's module, or of the class if its module has none."""
+    return inspect.getdoc(inspect.getmodule(cls)) or inspect.getdoc(cls) or ""
+
+
+def written_docstring(place: str) -> str:
+    """Return the docstring of a module, or of a class or function at `module:name`, from its source.
+
+    Raises `UserError` if there is no such module.
+    """
+    module, _, name = place.partition(":")
+    spec = util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise UserError(f"No module named '{module}'")
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    kinds = (ast.ClassDef, ast.FunctionDef)
+    named = (node for node in tree.body if isinstance(node, kinds) and node.name == name)
+    return ast.get_docstring(next(named) if name else tree) or ""
+
+
+def defaults(cls: Any, size: str) -> Any:
+    """Return a method's Config with every default filled in for a backbone size.
+
+    Raises `UserError` if a setting has no default, or if the backbone cannot have one of the defaults.
+    """
+    from harness.config.spec import BackboneSpec
+    from harness.config.tables import validate
+
+    lacks = f"{cls.__module__}:{cls.__qualname__} has no defaults for SiT-{size}"
+    config = validate(cls.Config, {}, lacks)
+    try:
+        return config.resolved(BackboneSpec(size=size))
+    except ValueError as error:
+        raise UserError(f"{lacks}: {error}") from error
+
+
+def flat(config: Any) -> dict[str, Any]:
+    """Return the settings of a config by the dotted names that `--set method.NAME=` takes, without its own name."""
+    return dict(_leaves(config.model_dump(mode="json", exclude={"name"}), ()))
+
+
+def _leaves(table: Mapping[str, Any], path: tuple[str, ...]) -> Any:
+    for name, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, (*path, name))
+        else:
+            yield ".".join((*path, name)), value
+
+
+def wants(needs: Any) -> tuple[str, ...]:
+    """Return needs in words: what a run must bring in addition to the student; empty for plain flow matching."""
+    words = {
+        " and ".join(f"encoder {encoder.name}" for encoder in needs.encoders): bool(needs.encoders),
+        "its attention maps": needs.attention > 0,
+        "an extra token": needs.summary,
+        "EMA teacher": needs.teacher,
+        "a time per token": needs.times == 0,
+        f"{needs.times} times per sample": needs.times > 1,
+    }
+    return tuple(word for word, wanted in words.items() if wanted)
+
+
+@cache
+def step_flops(name: str) -> int:
+    """Count the FLOPs of one training step of a method with its defaults at SiT-B/2. Nothing is computed or allocated."""
+    import torch
+
+    from harness.assembly.build import build_method
+    from harness.assembly.resolve import load_spec
+    from harness.backbone import sizes
+    from harness.backbone.sit import SiTConfig
+    from harness.costs.flops import count
+
+    cls = registry.load("method", name)
+    config, backbone = defaults(cls, "B"), SiTConfig(sizes.SIZES["B"], 2, LATENTS, 1000)
+    encoders = [_architecture(encoder.name, backbone.grid) for encoder in config.needs().encoders]
+    spec = load_spec("digits", ["backbone.size=B", "train.batch_size=256"])
+    spec = spec.model_copy(update={"method": config})
+    # A projector's weights would take longer to initialize than to count.
+    with torch.device("meta"):
+        method = build_method(spec, backbone, [network.dim for network in encoders])
+    return count(method, spec, encoders=encoders).step
+
+
+@cache
+def _architecture(encoder: str, grid: tuple[int, int]) -> Any:
+    """Return width, cost and heads of an encoder on images of 256x256."""
+    family, _, model = encoder.partition(":")
+    return registry.load("encoder", family).architecture(model, IMAGES, 1000, grid)
+
+
+def main() -> None:
+    """Write the shipped file again, next to this module."""
+    found = {name: computed(name)._asdict() | {"flops": step_flops(name)} for name in registry.METHODS}
+    text = json.dumps(found, indent=1)
+    Path(__file__).with_name(FILE).write_text(f"{text}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
