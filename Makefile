@@ -1,42 +1,63 @@
-# make race   the digits race, from a fresh clone to its report
-# make test   the tests
-# make bench-gpu  what wants a GPU, in one call under 8 minutes
-# make bench  our step against the released arithmetic, our metrics against the usual ones, side by side
+# make race       the digits race, from a fresh clone to its report
+# make test       the tests (make test-slow: those that take minutes)
+# make lint       ruff, pyright, and the check of the prose
+# make docs       the site, into build/site; it builds and opens without the network
+# make bench      our step against the released arithmetic, our metrics against the usual ones, side by side
+# make bench-gpu  the measurements that need a GPU, in one call under 8 minutes
+# make counts     needs, defaults and FLOPs of the methods, shipped with the package
+# make lock       constraints.txt, the exact versions of this installation
+#
+# LOCKED=1 installs the versions of constraints.txt, for example: make test LOCKED=1
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed$(if $(LOCKED),-locked)
 export HF_HUB_OFFLINE ?= 1
-# Two test processes share the cores: one thread each, or they fight.
+# Two test processes share the cores: one thread each, or they compete for them.
 test test-slow: export OMP_NUM_THREADS ?= 1
 
-.PHONY: race test test-slow bench bench-gpu lint clean
+.PHONY: race test test-slow lint docs bench bench-gpu counts lock clean
 .DELETE_ON_ERROR:
 
-$(VENV)/.installed: pyproject.toml
+$(INSTALLED): pyproject.toml $(if $(LOCKED),constraints.txt)
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,video,audio,tune,latents,slurm,ray]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(LOCKED),--constraint constraints.txt) \
+		--editable '.[test,docs,video,audio,tune,latents,slurm,ray]'
+	rm -f $(VENV)/.installed*
 	touch $@
 
-race: $(VENV)/.installed
+race: $(INSTALLED)
 	$(BIN)/flowrace sweep digits
 
-test: $(VENV)/.installed
+test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
-test-slow: $(VENV)/.installed
+test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 -m slow
 
-bench-gpu: $(VENV)/.installed
-	$(BIN)/python -m benchmarks.gpu --minutes 8
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	test ! -f scripts/prose.py || $(BIN)/python scripts/prose.py
 
-bench: $(VENV)/.installed
+docs: $(INSTALLED)
+	$(BIN)/python -m mkdocs build --strict --quiet
+
+bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.step --rounds 7
 	$(BIN)/python -m benchmarks.metrics
 	$(BIN)/python -m benchmarks.sweep --out benchmarks/results/sweep.json
 
-lint: $(VENV)/.installed
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+bench-gpu: $(INSTALLED)
+	$(BIN)/python -m benchmarks.gpu --minutes 8
+
+counts: $(INSTALLED)
+	$(BIN)/python -m harness.cli.method_facts
+
+lock: $(INSTALLED)
+	$(BIN)/python scripts/lock.py > constraints.txt
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -1,25 +1,31 @@
-"""A look at the installation: what works here, and what is missing with the way to get it."""
+"""`flowrace doctor`: what this installation can do, and what it lacks together with the way to get it."""
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import platform
 import shutil
+from collections.abc import Iterator
 from importlib.metadata import requires
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import click
-import torch
 from packaging.requirements import Requirement
+from packaging.version import Version
 from rich.console import Console
 from rich.table import Table
 
+from harness import __version__
 from harness.cli.options import AS_JSON
 from harness.errors import UserError
 from harness.files.cache import cache_dir
 from harness.runtime.environment import code_version, cores, device_name, package_version
+
+CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
+"""The versions that CI passed with. It comes with a checkout, not with a wheel."""
 
 
 class Finding(NamedTuple):
@@ -29,17 +35,17 @@ class Finding(NamedTuple):
 
 
 def examine() -> list[Finding]:
-    """Every finding, in the order a reader would ask."""
+    """Return every finding: versions first, then devices and disk."""
     code = code_version()
-    found = [
-        Finding("ok", "flowrace", f"{package_version('flowrace')}" + (f", commit {code}" if code else "")),
+    return [
+        Finding("ok", "flowrace", __version__ + (f", commit {code}" if code else "")),
         Finding("ok", "python", platform.python_version()),
         *_packages(),
+        _constraints(CONSTRAINTS),
         *_devices(),
         _disk(),
         _cache(),
     ]
-    return found
 
 
 def _packages() -> list[Finding]:
@@ -58,23 +64,59 @@ def _packages() -> list[Finding]:
     return findings
 
 
-def _devices() -> list[Finding]:
-    cpu = Finding("ok", "cpu", f"{cores()} cores, {torch.backends.cpu.get_cpu_capability()}")
-    if not torch.cuda.is_available():
-        return [cpu, Finding("note", "cuda", "no GPU: runs go to the CPU")]
-    gpus = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
-    memory = [torch.cuda.get_device_properties(gpu).total_memory / 2**30 for gpu in gpus]
-    return [
-        cpu,
-        *(Finding("ok", str(g), f"{device_name(g)}, {m:.0f} GiB") for g, m in zip(gpus, memory, strict=True)),
+def _constraints(file: Path) -> Finding:
+    """Return the packages whose version differs from constraints.txt. A difference is no error, hence a note."""
+    if not file.exists():
+        text = "none here: constraints.txt, the versions that CI passed with, comes with a checkout"
+        return Finding("note", "constraints", text)
+    pinned = [
+        Requirement(line) for line in file.read_text().splitlines() if line and not line.startswith("#")
     ]
+    versions = {str(pin): package_version(pin.name) for pin in pinned}
+    differ = [f"{pin} (here {have})" for pin, have in versions.items() if have and not _equal(pin, have)]
+    absent = sum(have is None for have in versions.values())
+    if not differ and not absent:
+        return Finding("ok", "constraints", f"all {len(pinned)} packages as in constraints.txt")
+    counts = f"of {len(pinned)} packages in constraints.txt {len(differ)} differ, {absent} are not installed"
+    return Finding("note", "constraints", f"{counts}. {', '.join(differ)}".rstrip(". "))
+
+
+def _equal(pin: str, have: str) -> bool:
+    """Whether a version is the pinned one; a build suffix such as +cpu does not count."""
+    return Version(have).public == Version(pin.partition("==")[2]).public
+
+
+def _devices() -> Iterator[Finding]:
+    """Yield the CPU and every GPU. Importing torch takes a second or two, so only a machine with CUDA's driver imports it."""
+    yield Finding("ok", "cpu", f"{cores()} cores")
+    if not _has_cuda_driver():
+        yield Finding("note", "cuda", "no GPU: runs use the CPU")
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        text = "CUDA's driver is installed, but torch finds no GPU that it can use: runs use the CPU"
+        yield Finding("note", "cuda", text)
+        return
+    for number in range(torch.cuda.device_count()):
+        gpu = torch.device("cuda", number)
+        memory = torch.cuda.get_device_properties(gpu).total_memory / 2**30
+        yield Finding("ok", str(gpu), f"{device_name(gpu)}, {memory:.0f} GiB")
+
+
+def _has_cuda_driver() -> bool:
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def _disk() -> Finding:
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     writable = os.access(Path.cwd(), os.W_OK)
     if not writable:
-        return Finding("bad", "disk", f"{Path.cwd()} is not writable; give runs another place with --out")
+        return Finding("bad", "disk", f"{Path.cwd()} is not writable; choose another folder with --out")
     return Finding("ok" if free > 5 else "note", "disk", f"{free:.0f} GiB free in {Path.cwd()}")
 
 
@@ -88,9 +130,7 @@ def _cache() -> Finding:
 @click.command(epilog="Example: flowrace doctor")
 @AS_JSON
 def doctor(as_json: bool) -> None:
-    """Versions, device, disk and weights: what this installation can do, and what is missing."""
-    from harness.cli.doctor import examine
-
+    """Check versions, devices and disk: what this installation can do, and what it lacks."""
     findings = examine()
     if as_json:
         click.echo(json.dumps([finding._asdict() for finding in findings], indent=1))
