@@ -14,7 +14,7 @@ from sweeps.plan.study import load_study
 from tests.conftest import ROOT
 from tests.support.runs import tiny, trained
 
-PAGE = ROOT / "docs" / "adding-a-method.md"
+PAGE = ROOT / "docs" / "guides" / "adding-a-method.md"
 PLUGIN = ROOT / "tests" / "methods" / "plugin"
 
 
@@ -61,7 +61,7 @@ def test_the_table_of_metrics_holds_every_metric_that_is_sent() -> None:
     from harness.records.mlflow_mirror import points
     from tests.harness.records.test_mlflow_mirror import evaluation, train
 
-    page = (ROOT / "docs" / "tracking.md").read_text()
+    page = (ROOT / "docs" / "guides" / "tracking.md").read_text()
     shown = re.findall(r"`((?:train|cost|eval)/[^`]*)`", page)
     patterns = [re.sub(r"<\w+>", "[^/]+", name) for name in shown]
     event = evaluation(4)

@@ -95,7 +95,7 @@ def test_an_engine_that_is_not_installed(
 
 
 def test_the_page_about_launchers_names_no_option_that_is_not_there() -> None:
-    page = (ROOT / "docs" / "launchers.md").read_text()
+    page = (ROOT / "docs" / "guides" / "launchers.md").read_text()
     block = re.search(r"^```sh\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)[1]
     for line in block.splitlines():
         _, name, source, *words = line.partition("#")[0].split()
