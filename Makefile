@@ -13,6 +13,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed$(if $(LOCKED),-locked)
 export HF_HUB_OFFLINE ?= 1
+# The theme's advertisement for its successor.
+docs: export NO_MKDOCS_2_WARNING ?= 1
 # Two test processes share the cores: one thread each, or they compete for them.
 test test-slow: export OMP_NUM_THREADS ?= 1
 

@@ -32,11 +32,15 @@ class DataSpec(Section):
     """What is learned. `root` is only where it lies; its content is told by `fingerprint`, filled in when root is there."""
 
     name: str = "digits"
+    """A registered data set: `flowrace list datasets`."""
     root: str = _free("")
+    """File or folder of the data."""
     fingerprint: str = ""
+    """Hash of the content, filled in when `root` exists."""
     resolution: int | None = Field(None, ge=1)
     """Side in pixels after resize of the shorter side and centre crop; None keeps the images' own size."""
     channels: Literal[1, 3] | None = None
+    """1 is grey, 3 colour; None keeps what the files have."""
     video_weight: float = Field(0.5, ge=0, json_schema_extra=HASHED_IF_SET)
     audio_weight: float = Field(0.5, ge=0, json_schema_extra=HASHED_IF_SET)
     """Of the parts of a video with its sound in the loss; 0 leaves a part out."""
@@ -45,10 +49,13 @@ class DataSpec(Section):
     """Shares of the training samples of a video with its sound that are the silent video, or the sound alone; the rest is
     whole."""
     held_out: float = Field(0.1, ge=0, lt=1)
+    """Share of the data that is not trained on, the reference of evaluations."""
     flip: bool = False
+    """Mirror half of the training images."""
     image_key: str = ""
+    """Name of the array or column of images; empty finds it."""
     label_key: str = ""
-    """Names of the arrays or columns; empty means: find them."""
+    """Name of the array or column of labels; empty finds it."""
     frames: int | None = Field(None, ge=1, json_schema_extra=HASHED_IF_SET)
     """Of a video, or log-mel frames of a recording; None takes what the data set has by default."""
     classes: int | None = Field(None, ge=1, json_schema_extra=HASHED_IF_SET)
@@ -58,13 +65,16 @@ class DataSpec(Section):
     codec: str = Field("", json_schema_extra=HASHED_IF_SET)
     """What decodes latents, `family:PATH`; empty takes the codec that encoded them."""
     codec_weights: str = _free("")
+    """Folder of the codec's weights, if it has moved since."""
     images: str = _free("")
     """Where the images of latents lie, when they have moved since."""
     workers: int = _free(0, ge=0)
+    """Processes that load data; 0 loads in the training process."""
 
 
 class BackboneSpec(Section):
     size: str = "S"
+    """A registered size: `flowrace list sizes`."""
     patch: int = Field(2, ge=1)
     """Side of a token in pixels; of sound, its length in spectrogram frames."""
     patch_time: int = Field(1, ge=1, json_schema_extra=HASHED_IF_SET)
@@ -72,6 +82,7 @@ class BackboneSpec(Section):
     patch_sound: int = Field(1, ge=1, json_schema_extra=HASHED_IF_SET)
     """Spectrogram frames in one token of the sound that comes with a video."""
     learn_sigma: bool = False
+    """Predict the variance too, as the released networks do; it is not trained."""
     positions: Literal["sincos", "rotary"] = Field("sincos", json_schema_extra=HASHED_IF_SET)
     """Added to the tokens, as released, or turning queries and keys in every block."""
 
@@ -84,9 +95,11 @@ class TimeSpec(Section):
     """p(t), the same for every method."""
 
     kind: Literal["uniform", "logit_normal"] = "uniform"
+    """The distribution of t before the shift."""
     mean: float = 0.0
+    """Mean of the normal whose sigmoid is t (logit_normal only)."""
     std: float = Field(1.0, gt=0)
-    """Of the normal whose sigmoid is t (logit_normal only)."""
+    """Standard deviation of that normal."""
     shift: float = Field(1.0, gt=0)
     """alpha of s(alpha, t) = alpha t / (1 + (alpha - 1) t); above 1 is more noise."""
     late: float = Field(0.0, ge=0, le=1, json_schema_extra=HASHED_IF_SET)
@@ -100,49 +113,71 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 class TrainSpec(Section):
     steps: int = Field(400_000, ge=1)
+    """Optimizer steps."""
     batch_size: int = Field(256, ge=1)
+    """Samples per step, over all processes."""
     learning_rate: float = Field(1e-4, gt=0)
+    """Of AdamW, after the warm-up."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
+    """Of AdamW."""
     weight_decay: float = Field(0.0, ge=0)
+    """Of AdamW."""
     warmup_steps: int = Field(0, ge=0)
     """Linear warm-up of the learning rate."""
     clip: float = Field(1.0, gt=0)
     """Largest gradient norm."""
     label_drop: float = Field(0.1, ge=0, le=1)
+    """Probability that a sample loses its label, for guidance."""
     precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the forward pass; weights, losses and the optimizer stay in float32."""
     accumulate: int = _free(1, ge=1)
     """Micro-batches per step and process: the same batch, less memory."""
     checkpoint_every: int = _free(10_000, ge=1)
+    """Steps between checkpoints."""
     keep_checkpoints: int = _free(2, ge=1)
+    """Number of the newest checkpoints that are kept."""
     log_every: int = _free(100, ge=1)
+    """Steps between lines of the record."""
 
 
 class EmaSpec(Section):
     """One exponential moving average per run: the teacher and the model that is evaluated."""
 
     decay: float = Field(0.9999, ge=0, lt=1)
+    """Weight of the old average in a step."""
     warmup: bool = False
     """Use min(decay, (1 + step) / (10 + step)), for short runs."""
 
 
 class EvalSpec(Section):
     every: int = Field(50_000, ge=1)
+    """Steps between evaluations."""
     samples: int = Field(10_000, ge=2)
+    """Samples of an evaluation."""
     metrics: tuple[str, ...] = ("fd:local",)
+    """Names of metrics, for example fd:local, fid, kid."""
     sampler: Literal["euler", "heun", "euler_maruyama"] = "euler_maruyama"
+    """The integrator: `flowrace list samplers`."""
     sampler_steps: int = Field(250, ge=1)
+    """Steps from noise to sample."""
     precision: Literal["float32", "bfloat16"] = Field("float32", json_schema_extra=HASHED_IF_SET)
     """Of the network while it samples."""
     guidance: float = Field(1.0, ge=0)
+    """Scale of classifier-free guidance; 1 is without."""
     guidance_low: float = Field(0.0, ge=0, le=1)
+    """Lowest time with guidance."""
     guidance_high: float = Field(1.0, ge=0, le=1)
+    """Highest time with guidance."""
     labels: Literal["balanced", "random"] = "random"
+    """All classes equally often, or drawn uniformly."""
     seed: int = Field(0, ge=0)
+    """Of the noise and labels of evaluations, the same for every run."""
     replicates: int = Field(1, ge=1, json_schema_extra=HASHED_IF_SET)
     """Evaluations a step, each with latents and labels of its own: their mean, and from 2 on its interval."""
     weights: dict[str, str] = _free({})
     """Extractor -> its weights file, where its name does not say it."""
     batch_size: int = _free(256, ge=1)
+    """Samples per pass of the network."""
     grid: int = _free(40, ge=1)
     """Images in the sample grid."""
 
@@ -151,9 +186,11 @@ class RuntimeSpec(Section):
     """Where and how it runs. None of it belongs to the run id."""
 
     device: str = _free("auto")
+    """auto, cpu, cuda or cuda:N."""
     threads: int = _free(0, ge=0)
     """CPU threads of one process; 0 takes all cores."""
     compile: bool = _free(False)
+    """Use torch.compile."""
     checkpoint_activations: bool = _free(False)
     """Keep no activations of the blocks and compute them again in the backward pass: less memory, one more forward pass."""
     shard: bool = _free(False)
@@ -162,6 +199,7 @@ class RuntimeSpec(Section):
 
 class RunSpec(Section):
     seed: int = Field(0, ge=0)
+    """Of every random stream of the training run."""
     data: DataSpec = DataSpec()
     backbone: BackboneSpec = BackboneSpec()
     method: SerializeAsAny[BaseModel]

@@ -1,0 +1,222 @@
+"""Pages of the site that are generated when it is built, so that they are what the code says. A hook of MkDocs (mkdocs.yml)."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import architecture
+import click
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+ROOT = Path(__file__).parents[1]
+# Our packages are found whatever is installed.
+sys.path.append(str(ROOT))
+
+FRONT_DOOR = "flowrace" if (ROOT / "flowrace" / "__init__.py").exists() else "metrics"
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the generated pages to those of docs/."""
+    pages = {
+        "reference/cli.md": "".join(command_line()),
+        "reference/spec.md": "".join(spec_page()),
+        "reference/methods.md": "".join(methods_page()),
+        "reference/python.md": python_page(),
+        "images/architecture.svg": architecture.svg(),
+        "changelog.md": (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"),
+    }
+    for file in sorted((ROOT / "benchmarks" / "results").iterdir()):
+        if file.suffix in (".md", ".csv", ".json"):
+            pages[f"results/{file.name}"] = file.read_text(encoding="utf-8")
+    for name, text in pages.items():
+        files.append(File.generated(config, name, content=text))
+    return files
+
+
+def python_page() -> str:
+    """Return the page of the Python API; mkdocstrings fills it in."""
+    return f"# Python API\n\n::: {FRONT_DOOR}\n"
+
+
+# Commands
+
+
+def command_line() -> Iterator[str]:
+    """Yield the reference of every command."""
+    from harness.cli.main import cli
+
+    yield "# Commands\n\nGenerated from the commands themselves: this is what `--help` prints.\n"
+    yield from _command(cli, click.Context(cli, info_name="flowrace"))
+
+
+def _command(command: click.Command, context: click.Context) -> Iterator[str]:
+    level = "##" if context.parent is None or context.parent.parent is None else "###"
+    if context.parent is not None:
+        yield f"\n{level} {context.command_path}\n"
+    usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
+    yield f"\n```text\n{usage}\n```\n\n{_prose(command.help)}\n"
+    records = [param.get_help_record(context) for param in command.get_params(context)]
+    shown = [record for record in records if record and "--help" not in record[0]]
+    if shown:
+        yield "\n| option | |\n|---|---|\n"
+        yield from (f"| {_code(option)} | {_cell(text)} |\n" for option, text in shown)
+    if command.epilog:
+        epilog = inspect.cleandoc(command.epilog.replace("\b", ""))
+        yield f"\n```text\n{epilog}\n```\n"
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            found = command.get_command(context, name)
+            assert found is not None, name
+            yield from _command(found, click.Context(found, info_name=name, parent=context))
+
+
+# Fields of the spec
+
+
+def spec_page() -> Iterator[str]:
+    """Yield the reference of every field of a spec."""
+    from harness.config.spec import RunSpec
+
+    yield (
+        "# Spec fields\n\n"
+        "Generated from the models in `harness/config/spec.py`. A field is set in a TOML file, in a study's `[set]` or `[axes]`, or "
+        "with `--set PATH=VALUE`. **Hashed** fields are part of the run id: two runs that differ in one of them are different "
+        "runs. Fields that are hashed *if set* came later; they are left out at their default, so that older runs keep their ids. "
+        "The fields of `method` depend on the method: see [Methods](methods.md).\n"
+    )
+    rows = list(_fields(RunSpec, ""))
+    for section in dict.fromkeys(path.rpartition(".")[0] for path, *_ in rows):
+        yield f"\n## {section or 'the run'}\n\n{_section_text(RunSpec, section)}"
+        yield "| path | type | default | limits | hashed | meaning |\n|---|---|---|---|---|---|\n"
+        for path, model, name, info in rows:
+            if path.rpartition(".")[0] == section:
+                kind, meaning = _source(model)[name]
+                default = repr(info.get_default(call_default_factory=True))
+                cells = (
+                    _code(path),
+                    _code(kind),
+                    _code(default),
+                    _limits(info),
+                    _hashed(info),
+                    _cell(meaning),
+                )
+                yield f"| {' | '.join(cells)} |\n"
+
+
+def _fields(model: type[BaseModel], path: str) -> Iterator[tuple[str, type[BaseModel], str, FieldInfo]]:
+    """Yield every field that holds a value, with its path; sections are followed."""
+    for name, info in model.model_fields.items():
+        inner = info.annotation
+        if name == "method" and not path:
+            continue
+        if inspect.isclass(inner) and issubclass(inner, BaseModel):
+            yield from _fields(inner, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", model, name, info
+
+
+def _section_text(model: type[BaseModel], path: str) -> str:
+    """Return the docstring of a section's model, if it has one."""
+    for name in filter(None, path.split(".")):
+        inner = model.model_fields[name].annotation
+        assert inner is not None
+        model = inner
+    text = inspect.cleandoc(model.__doc__ or "") if path and "__doc__" in vars(model) else ""
+    return f"{text}\n\n" if text else ""
+
+
+@cache
+def _source(model: type[BaseModel]) -> dict[str, tuple[str, str]]:
+    """Return the annotation and the docstring of each field as the source has them, inherited ones included."""
+    found: dict[str, tuple[str, str]] = {}
+    for cls in reversed(model.__mro__):
+        if not issubclass(cls, BaseModel) or cls is BaseModel:
+            continue
+        tree = ast.parse(Path(inspect.getfile(cls)).read_text(encoding="utf-8"))
+        node = next(n for n in ast.walk(tree) if isinstance(n, ast.ClassDef) and n.name == cls.__name__)
+        for line, after in zip(node.body, [*node.body[1:], None], strict=True):
+            if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
+                text = (
+                    after.value.value
+                    if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                    else ""
+                )
+                found[line.target.id] = (ast.unparse(line.annotation), " ".join(str(text).split()))
+    return found
+
+
+SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+
+
+def _limits(info: FieldInfo) -> str:
+    limits = (
+        (SIGNS[name], getattr(one, name)) for one in info.metadata for name in SIGNS if hasattr(one, name)
+    )
+    return ", ".join(f"{sign} {value}" for sign, value in limits)
+
+
+def _hashed(info: FieldInfo) -> str:
+    from harness.config.spec import HASHED_IF_SET, NOT_HASHED
+
+    if info.json_schema_extra == NOT_HASHED:
+        return "no"
+    return "if set" if info.json_schema_extra == HASHED_IF_SET else "yes"
+
+
+# Methods
+
+
+def methods_page() -> Iterator[str]:
+    """Yield the reference of every method: its equations, needs and settings."""
+    from harness.cli.catalogue import entries, percent
+    from harness.cli.method_facts import SIZES, description, facts
+    from harness.config import registry
+
+    yield (
+        "# Methods\n\n"
+        "Generated from the classes in `methods/`: what `flowrace list methods` and `flowrace explain METHOD` print. A setting is "
+        "set with `--set method.NAME=VALUE`. Extra FLOPs are those of a training step beyond `flow`'s, counted at SiT-B/2 with 256 "
+        "tokens and batch 256.\n"
+    )
+    for name, entry in entries().items():
+        if name not in registry.METHODS:
+            continue
+        about = facts(name)
+        yield f"\n## {name}\n\n```text\n{description(name)}\n```\n\n"
+        yield f"Needs: {', '.join(about.needs) or 'nothing'}. Extra FLOPs: {percent(entry.extra_flops)}. "
+        yield _cell(f"Source: {about.source}. {about.headline}") + "\n\n"
+        yield f"| setting | {' | '.join(f'SiT-{size}' for size in SIZES)} |\n|---|{'---|' * len(SIZES)}\n"
+        for setting in about.defaults["B"]:
+            values = " | ".join(f"{_code(about.defaults[size][setting])}" for size in SIZES)
+            yield f"| `{setting}` | {values} |\n"
+
+
+def _prose(text: str | None) -> str:
+    """Return a docstring as Markdown: click's marks removed, brackets kept as text."""
+    lines = inspect.cleandoc((text or "").replace("\b", "")).splitlines()
+    return "\n".join(_escaped(line) for line in lines)
+
+
+def _code(value: object) -> str:
+    """Return a value as code for a cell. A table leaves bars in code alone."""
+    return f"`{' '.join(str(value).split())}`"
+
+
+def _cell(text: str) -> str:
+    """Return text for a cell: one line, without bars that would end it."""
+    return _escaped(" ".join(text.split())).replace("|", "&#124;")
+
+
+def _escaped(line: str) -> str:
+    """Escape tags and emphasis outside code."""
+    parts = line.split("`")
+    parts[::2] = [part.replace("<", "&lt;").replace("*", "\\*") for part in parts[::2]]
+    return "`".join(parts)
