@@ -33,6 +33,7 @@ def test_the_wheel_holds_the_packages_and_their_data(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     for name in (
         "harness/presets/digits.toml",
+        "harness/cli/method_facts.json",
         "sweeps/studies/digits.toml",
         "reports/templates/report.html.j2",
     ):
