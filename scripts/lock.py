@@ -26,9 +26,9 @@ def wanted() -> list[Requirement]:
 
 
 def installed(requirements: Iterable[Requirement]) -> dict[str, str]:
-    """Return name -> version of the requirements and of all that they require in turn, on this platform.
+    """Return name -> version of the requirements and of everything that they require, on this platform.
 
-    What is not installed is left out: a marker or an extra that nobody asked for.
+    What is not installed is left out: packages of other platforms and of optional extras.
     """
     found: dict[str, str] = {}
     visited: set[tuple[str, frozenset[str]]] = set()

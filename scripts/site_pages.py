@@ -1,4 +1,4 @@
-"""Pages of the site that are generated when it is built, so that they are what the code says. A hook of MkDocs (mkdocs.yml)."""
+"""Pages of the site that are generated from the code when it is built: a hook of MkDocs (mkdocs.yml)."""
 
 from __future__ import annotations
 

@@ -30,18 +30,19 @@ class Entry:
     """A method with its published defaults."""
 
     summary: str
-    """The first line of its docstring, or why it cannot be had."""
+    """The first line of its docstring, or the reason why it is not available."""
     needs: tuple[str, ...] = ()
     extra_flops: float | None = None
-    """FLOPs of a training step at SiT-B/2 (256 tokens, batch 256) beyond those of `flow`, as a share of the latter."""
+    """FLOPs of a training step beyond those of `flow`, as a fraction of the latter, at SiT-B/2 (256 tokens, batch 256)."""
     source: str = ""
     headline: str = ""
-    """What its authors claim for it, and where."""
+    """The authors' main claim, with its source."""
     available: bool = True
 
 
 def entries(*, counted: bool = True) -> dict[str, Entry]:
-    """Return every registered method by name. One that cannot be imported, or has no defaults, says so in its summary.
+    """Return every registered method by name. The summary of one that cannot be imported, or has no
+    defaults, is the reason.
 
     Our own come from `method_facts.json`; counting the FLOPs of a plug-in takes up to a second.
     """
@@ -64,17 +65,17 @@ def _loaded(name: str) -> Entry:
 
 
 def table(kind: str, rows: Mapping[str, Entry | str]) -> Table:
-    """What there is of a kind: methods with their costs, or anything with its line of prose."""
-    if all(isinstance(row, Entry) for row in rows.values()):
-        return _methods_table(rows)
+    """Return the table of a kind: methods with their costs, or names with one line of description."""
+    methods = {name: row for name, row in rows.items() if isinstance(row, Entry)}
+    if methods:
+        return _methods_table(methods)
     plain = Table(title=kind, title_justify="left", show_header=False, box=None, padding=(0, 2))
     for name, text in rows.items():
-        plain.add_row(escape(name), escape(text))
+        plain.add_row(escape(name), escape(str(text)))
     return plain
 
 
 def _methods_table(rows: Mapping[str, Entry]) -> Table:
-    """A line for each method."""
     columns = ("name", Column("extra FLOPs", justify="right"), "needs", "source", "published headline")
     methods = Table(*columns, title="methods", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     methods.caption, methods.caption_justify = _CAPTION, "left"
@@ -85,7 +86,7 @@ def _methods_table(rows: Mapping[str, Entry]) -> Table:
 
 
 def stacked(rows: Mapping[str, Entry]) -> Group:
-    """The methods for a narrow terminal: name, cost and needs in a line, source and headline beneath."""
+    """Return the methods for a narrow terminal: name, cost and needs on a line, source and headline below."""
     width = max(map(len, rows))
     parts: list[Any] = [_line("methods", "extra FLOPs", "needs", width=width, style="bold")]
     for name, entry in rows.items():
@@ -106,33 +107,37 @@ def _line(name: str, flops: str, needs: str, *, width: int, style: str = "") -> 
 
 
 def _needed(entry: Entry) -> str:
-    """In the words of the table: nothing for plain flow matching, the reason for a method that is not available."""
+    """Return the needs as text: empty for plain flow matching, the reason for a method that is not available."""
     return ", ".join(entry.needs) if entry.source or entry.needs else entry.summary
 
 
-def percent(share: float | None) -> str:
-    """
+def percent(fraction: float | None) -> str:
+    """Return a fraction as a signed percentage.
+
     >>> percent(0.2719), percent(0.0), percent(None)
     ('+27.2 %', '0 %', '')
     """
-    if share is None:
+    if fraction is None:
         return ""
-    return f"{100 * share:+.1f} %" if share else "0 %"
+    return f"{100 * fraction:+.1f} %" if fraction else "0 %"
 
 
 @click.command("list", epilog="Example: flowrace list methods")
 @click.argument("what", required=False)
 @AS_JSON
 def list_(what: str | None, as_json: bool) -> None:
-    """What there is: methods, encoders, codecs, extractors, datasets, presets, studies, sizes, samplers. Without a word: all."""
+    """List available methods, encoders, codecs, extractors, datasets, presets, studies, sizes or samplers.
+
+    Without an argument, list everything.
+    """
     kinds = {
         "methods": lambda: entries(counted=what is not None),
         "encoders": lambda: _described("encoder", suffix=":<model>"),
         "codecs": lambda: _described("codec"),
         "extractors": _extractors,
         "datasets": lambda: _described("dataset"),
-        "presets": lambda: _shelf("harness", "presets"),
-        "studies": lambda: _shelf("sweeps", "studies"),
+        "presets": lambda: _packaged("harness", "presets"),
+        "studies": lambda: _packaged("sweeps", "studies"),
         "sizes": _sizes,
         "samplers": _samplers,
     }
@@ -164,9 +169,9 @@ def _first_line(text: str | None) -> str:
     return (text or "").strip().partition("\n")[0]
 
 
-def _shelf(package: str, folder: str) -> dict[str, str]:
-    shelf = Shelf(package, folder)
-    return {name: shelf.summary(name) for name in shelf.names()}
+def _packaged(package: str, folder: str) -> dict[str, str]:
+    files = Shelf(package, folder)
+    return {name: files.summary(name) for name in files.names()}
 
 
 def _sizes() -> dict[str, str]:

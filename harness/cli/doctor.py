@@ -82,7 +82,7 @@ def _constraints(file: Path) -> Finding:
 
 
 def _equal(pin: str, have: str) -> bool:
-    """Whether a version is the pinned one; a build suffix such as +cpu does not count."""
+    """Compare a version with a pinned one; a build suffix such as +cpu does not count."""
     return Version(have).public == Version(pin.partition("==")[2]).public
 
 

@@ -21,7 +21,7 @@ from harness.files.terminal import fitted, show
 @click.argument("method")
 @AS_JSON
 def explain(method: str, as_json: bool) -> None:
-    """A method's equations, what it needs, and its defaults for SiT-S, B, L and XL."""
+    """Print a method's equations, what it needs, and its defaults for SiT-S, B, L and XL."""
     about, equations = facts(method), description(method)
     if as_json:
         found = {"name": method, "docstring": equations, "needs": about.needs, "defaults": about.defaults}

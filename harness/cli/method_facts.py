@@ -27,11 +27,11 @@ FILE = "method_facts.json"
 
 
 class Facts(NamedTuple):
-    """What a method needs, where it comes from, and its settings."""
+    """A method's source, needs and settings."""
 
     source: str
     headline: str
-    """What its authors claim for it, and where."""
+    """The main published claim for it, and where it was made."""
     needs: tuple[str, ...]
     defaults: Mapping[str, Mapping[str, Any]]
     """Backbone size -> setting by dotted name -> default."""
