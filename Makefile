@@ -41,7 +41,7 @@ test-slow: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	test ! -f scripts/prose.py || $(BIN)/python scripts/prose.py
 
 docs: $(INSTALLED)

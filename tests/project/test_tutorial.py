@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import ROOT
 
 PAGE = ROOT / "docs" / "tutorial.md"
@@ -39,6 +41,7 @@ def shell(folder: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_tutorial_runs_from_its_images_to_its_audit(tmp_path: Path) -> None:
     environment, said = shell(tmp_path), {}
     page = tmp_path / "page"
