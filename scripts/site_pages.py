@@ -127,7 +127,7 @@ def _section_text(model: type[BaseModel], path: str) -> str:
     """Return the docstring of a section's model, if it has one."""
     for name in filter(None, path.split(".")):
         inner = model.model_fields[name].annotation
-        assert inner is not None
+        assert inspect.isclass(inner) and issubclass(inner, BaseModel)
         model = inner
     text = inspect.cleandoc(model.__doc__ or "") if path and "__doc__" in vars(model) else ""
     return f"{text}\n\n" if text else ""

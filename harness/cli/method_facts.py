@@ -111,7 +111,7 @@ def defaults(cls: Any, size: str) -> Any:
     lacks = f"{cls.__module__}:{cls.__qualname__} has no defaults for SiT-{size}"
     config = validate(cls.Config, {}, lacks)
     try:
-        return config.resolved(BackboneSpec(size=size))
+        return config.resolved(BackboneSpec.model_validate({"size": size}))
     except ValueError as error:
         raise UserError(f"{lacks}: {error}") from error
 
