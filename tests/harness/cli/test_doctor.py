@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import tomllib
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from harness.cli.doctor import CONSTRAINTS, _constraints
 from tests.conftest import ROOT
@@ -43,3 +47,12 @@ def test_constraints_pin_exact_public_versions() -> None:
     lines = [line for line in CONSTRAINTS.read_text().splitlines() if not line.startswith("#")]
     assert {"torch", "numpy", "pytest"} <= {line.partition("==")[0] for line in lines}
     assert all("==" in line and not set(line) & set("+@/") for line in lines)
+
+
+def test_constraints_satisfy_every_requirement_of_pyproject() -> None:
+    lines = [line for line in CONSTRAINTS.read_text().splitlines() if not line.startswith("#")]
+    pinned = dict(line.split("==") for line in lines)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    texts = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
+    for requirement in map(Requirement, texts):
+        assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), requirement
