@@ -1,9 +1,11 @@
-"""Mannerisms of prose, counted: words and turns that plain English does without, in docs, docstrings, comments and messages.
+"""Mannerisms of prose, counted: words and turns that plain English does without, in docs, docstrings,
+comments and messages.
 
     python scripts/prose.py                 the counts by rule and folder; exit code 1 above an allowance
     python scripts/prose.py --list behind   every place of one rule
 
-`prose.toml` holds the rules. Code is not searched: fenced blocks, doctests, `quoted` names and identifiers are skipped.
+`prose.toml` holds the rules. Code is not searched: fenced blocks, doctests, `quoted` names and identifiers
+are skipped.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ PROSE = ("docs", "docstring", "comment", "message", "help")
 
 
 class Piece(NamedTuple):
-    """One text of a file. Kinds: those of `PROSE`, `name` of a test, `trailing` for a line that ends with a comment."""
+    """One text of a file. Kinds: those of `PROSE`, `name` of a test, `trailing` for a line that ends with a
+    comment."""
 
     line: int
     kind: str
@@ -72,7 +75,8 @@ def read_rules(file: Path = ROOT / "scripts" / "prose.toml") -> dict[str, Rule]:
 
 
 def pieces(file: Path) -> Iterator[Piece]:
-    """Yield the texts of a Markdown, TOML or Python file; messages in tests are left out, because they quote the code."""
+    """Yield the texts of a Markdown, TOML or Python file; messages in tests are left out, because they quote
+    the code."""
     source = file.read_text(encoding="utf-8")
     if file.suffix == ".md":
         yield from markdown(source)
@@ -95,7 +99,8 @@ def markdown(source: str) -> Iterator[Piece]:
 
 
 def python(source: str) -> Iterator[Piece]:
-    """Yield comments, docstrings, option help, other strings of three words or more, and the names of tests."""
+    """Yield comments, docstrings, option help, other strings of three words or more, and the names of
+    tests."""
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
             yield Piece(token.start[0], "comment", token.string.lstrip("# "))
@@ -162,7 +167,8 @@ def folder(file: Path) -> str:
 
 
 def report(rules: dict[str, Rule], found: dict[str, list[Place]]) -> int:
-    """Print the counts by rule, and by folder for rules with matches; return how many exceed their allowance."""
+    """Print the counts by rule, and by folder for rules with matches; return how many exceed their
+    allowance."""
     over = 0
     for name, rule in rules.items():
         limit = "reported only" if rule.allowed is None else f"allowed {rule.allowed}"

@@ -47,7 +47,7 @@ def found(file: Path, source: str) -> dict[str, list[int]]:
         ("personified", "The network sees noise."),
         ("house-terms", "Seeds are run in turn."),
         ("fragment", "Whether a file can be read."),
-        ("long-sentence", f"Return the value of {'one more ' * 13}field: it is a long sentence, and two of them."),
+        ("long-sentence", f"Return {'one more ' * 13}field: it is a long sentence, and two of them."),
     ],
 )  # fmt: skip
 def test_rule_finds_its_mannerism_in_a_docstring(tmp_path: Path, rule: str, sentence: str) -> None:

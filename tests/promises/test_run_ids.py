@@ -16,7 +16,8 @@ from sweeps.plan.study import STUDIES, load_study
 from sweeps.tune.tuner import trial_cells, tuner_of
 
 IDS = json.loads((Path(__file__).parents[1] / "fixtures" / "run_ids.json").read_text())
-"""`studies`: the ids of a plan in order; `specs`: by preset, rows of an id and the settings that lead to it; `trials` of a search."""
+"""`studies`: the ids of a plan in order; `specs`: by preset, rows of an id and the settings that lead to it;
+`trials` of a search."""
 
 
 def named(row: dict[str, Any]) -> str:

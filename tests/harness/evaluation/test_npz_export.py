@@ -1,4 +1,5 @@
-"""flowrace sample into npz: ADM's layout, the same bytes whether or not it was interrupted, by one process or two."""
+"""flowrace sample into npz: ADM's layout, the same bytes whether or not it was interrupted, by one process or
+two."""
 
 from __future__ import annotations
 
