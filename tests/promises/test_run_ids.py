@@ -16,8 +16,7 @@ from sweeps.plan.study import STUDIES, load_study
 from sweeps.tune.tuner import trial_cells, tuner_of
 
 IDS = json.loads((Path(__file__).parents[1] / "fixtures" / "run_ids.json").read_text())
-"""`studies`: the ids of a plan in order; `specs`: by preset, rows of an id and the settings that lead to it;
-`trials` of a search."""
+"""`studies` hold the ids of a plan in order. `specs` hold rows by preset: an id, then its settings."""
 
 
 def named(row: dict[str, Any]) -> str:
