@@ -142,7 +142,8 @@ def read_race(
     """
     from reports.race.race import read_race
 
-    return read_race([Path(f) for f in folders], metric=metric, target=target, baseline=baseline)
+    goal = None if target is None else float(target)
+    return read_race([Path(folder) for folder in folders], metric=metric, target=goal, baseline=baseline)
 
 
 def speedup_table(race: Race) -> pd.DataFrame:
@@ -220,7 +221,7 @@ def speedup(
 
     >>> gain = flowrace.speedup({0: 400, 1: 420, 2: 380}, {0: 200, 1: 215, 2: 185})
     >>> f"{gain.estimate:.2f} [{gain.low:.2f}, {gain.high:.2f}] {gain.direction}"
-    '2.00 [1.87, 2.14] faster'
+    '2.00 [1.88, 2.13] faster'
     """
     from reports.stats.speedup import Time, speedup
 
@@ -264,8 +265,8 @@ def write_report(
     """
     from reports.pages.page import write_report
 
-    asked: dict[str, Any] = {"metric": metric, "target": target, "baseline": baseline}
-    return write_report([Path(folder) for folder in folders], Path(output), **asked)
+    paths, goal = [Path(folder) for folder in folders], None if target is None else float(target)
+    return write_report(paths, Path(output), metric=metric, target=goal, baseline=baseline)
 
 
 def load_spec(source: Location, overrides: Sequence[str] = ()) -> RunSpec:

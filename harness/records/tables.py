@@ -13,12 +13,14 @@ if TYPE_CHECKING:
 
 
 def run_table(records: Iterable[Record]) -> pd.DataFrame:
-    """Return one row a run: `run`, `method`, `seed`, `status`, `step`, `path`, and its spec by dotted path."""
+    """Return one row a run: `run`, `method`, `seed`, `status`, `step`, `path`, and its spec by dotted
+    path."""
     return _frame(records, _run)
 
 
 def training_table(records: Iterable[Record]) -> pd.DataFrame:
-    """Return one row a logged step: `loss` and its named parts `losses.*`, `grad_norm`, `learning_rate`, costs so far.
+    """Return one row a logged step: `loss` and its named parts `losses.*`, `grad_norm`, `learning_rate`,
+    costs so far.
 
     `seconds` counts training phases only; each phase is `seconds.*`.
     """

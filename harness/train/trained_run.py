@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 
 class Drawing(NamedTuple):
-    """Samples of a run, ready to be drawn: a network, the job that numbers the samples, and what decodes latents."""
+    """Samples of a run, ready to be drawn: a network, the job that numbers the samples, and what decodes
+    latents."""
 
     model: nn.Module
     job: Job
@@ -114,7 +115,8 @@ def drawing_of_run(
 
 
 def evaluate_run(path: Path, spec: RunSpec, step: int | None = None) -> tuple[Path, Result]:
-    """Measure a checkpoint by the metrics of a spec; return its file and the result. The run is left as it is."""
+    """Measure a checkpoint by the metrics of a spec; return its file and the result. The run is left as it
+    is."""
     from harness.data.open import open_dataset, split
     from harness.evaluation.evaluator import Evaluator
     from harness.runtime.environment import prepare
