@@ -2,9 +2,9 @@
 
     python -m benchmarks.audit [--seeds 100] [--evaluations 400] [--lines 10]
 
-Makes run directories (through the record's own writer, with `lines` train lines for each evaluation) and a tidy CSV of the
-same curves in a temporary folder, audits both, and reports on the directories; each in a process of its own. Writes
-benchmarks/results/audit.json.
+Makes run directories (through the record's own writer, with `lines` train lines for each evaluation) and a
+tidy CSV of the same curves in a temporary folder, audits both, and reports on the directories; each in a
+process of its own. Writes benchmarks/results/audit.json.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
     python -m benchmarks.before_after [--size S] [--tokens 256] [--batch 8] [--rounds 5] [--only NAME ...]
 
-Every contestant is a process of its own, for some of what is switched off belongs to a process; one works while the others
-wait. Writes benchmarks/results/before_after.json: how many times as long a step takes without, in seconds of the clock and in
-seconds of the processor, which other work on the machine disturbs less.
+Every contestant is a process of its own, for some of what is switched off belongs to a process; one works
+while the others wait. Writes benchmarks/results/before_after.json: how many times as long a step takes
+without, in seconds of the clock and in seconds of the processor, which other work on the machine disturbs
+less.
 """
 
 from __future__ import annotations

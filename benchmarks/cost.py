@@ -2,7 +2,8 @@
 
     python -m benchmarks.cost [--set A.B=VALUE ...] [--rounds 3]
 
-Interleaved: in every round ten steps predict, then a whole run of 100 steps is timed. Writes benchmarks/results/cost.json.
+Interleaved: in every round ten steps predict, then a whole run of 100 steps is timed. Writes
+benchmarks/results/cost.json.
 """
 
 from __future__ import annotations

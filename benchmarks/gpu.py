@@ -1,10 +1,11 @@
-"""Everything that wants a GPU, in one call: the step, the share of the device's ceiling, memory by phase, sampling.
+"""Everything that wants a GPU, in one call: the step, the share of the device's ceiling, memory by phase,
+sampling.
 
     python -m benchmarks.gpu [--minutes 8] [--device cuda] [--tiny]
 
-Parts run in order of worth; a part that the time left would not hold is named as left out. Writes benchmarks/results/gpu.json
-and ends with a short table. `--device cpu --tiny` runs all parts small and eager, to see
-that they run.
+Parts run in order of worth; a part that the time left would not hold is named as left out. Writes
+benchmarks/results/gpu.json and ends with a short table. `--device cpu --tiny` runs all parts small and eager,
+to see that they run.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ def product(scale: Scale, device: torch.device) -> dict[str, Any]:
 
 
 def large(scale: Scale, device: torch.device) -> dict[str, Any]:
-    """Vanilla, Self-Flow, SRA and REPA at the largest size; vanilla also as FLOP/s, without those of optimizer and EMA."""
+    """Vanilla, Self-Flow, SRA and REPA at the largest size; vanilla also as FLOP/s, without those of
+    optimizer and EMA."""
     config, batch = problem(scale.large, scale.tokens, scale.batch)
     race = Race(config, scale.large, batch, device)
     flow = scale.kind("flow")
@@ -84,7 +86,8 @@ def released(scale: Scale, device: torch.device) -> dict[str, Any]:
 
 
 def memory(scale: Scale, device: torch.device) -> dict[str, Any]:
-    """Most bytes at once by phase, Self-Flow at the largest size, with and without the activations of blocks kept."""
+    """Most bytes at once by phase, Self-Flow at the largest size, with and without the activations of blocks
+    kept."""
     found: dict[str, Any] = {}
     config, batch = problem(scale.large, scale.tokens, scale.memory_batch)
     for name, checkpointed in {"activations computed again": True, "activations kept": False}.items():

@@ -1,9 +1,10 @@
-"""How fast latents are read: whole batches as the trainer takes them, from the page cache, one process and one thread.
+"""How fast latents are read: whole batches as the trainer takes them, from the page cache, one process and
+one thread.
 
     python -m benchmarks.latents [--samples 8192] [--batch 256] [--rounds 5]
 
-Writes moments of ImageNet's shape (32x32x4, mean and standard deviation) into a temporary folder, reads batches in random order
-and writes benchmarks/results/latents.json.
+Writes moments of ImageNet's shape (32x32x4, mean and standard deviation) into a temporary folder, reads
+batches in random order and writes benchmarks/results/latents.json.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ def main() -> None:
             _write(Path(folder), options.samples, dtype)
             rounds[dtype] = _read(Path(folder), options)
     result = {
-        "what": f"latents 32x32x4 in random order, batches of {options.batch}, page cache, one process, one thread",
+        "what": f"latents 32x32x4 in random order, batches of {options.batch}, page cache, one process, "
+        "one thread",
         "samples": options.samples,
         "machine": platform.processor() or platform.machine(),
         "torch": torch.__version__,
@@ -43,7 +45,8 @@ def main() -> None:
     for dtype, found in rounds.items():
         for name, row in found.items():
             print(
-                f"{dtype} {name}: {row['samples_per_second']:.0f} samples/s, {row['bytes_per_second'] / 1e9:.2f} GB/s"
+                f"{dtype} {name}: {row['samples_per_second']:.0f} samples/s, "
+                f"{row['bytes_per_second'] / 1e9:.2f} GB/s"
             )
 
 

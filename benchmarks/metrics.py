@@ -1,9 +1,12 @@
-"""The Frechet distance, streamed statistics and features: ours against what a user would take instead, interleaved.
+"""The Frechet distance, streamed statistics and features: ours against what a user would take instead,
+interleaved.
 
-    python -m benchmarks.metrics --weights mobilenetv2_imagenet.ts [--dim 2048] [--samples 50000] [--images 10000] [--rounds 3]
+    python -m benchmarks.metrics --weights mobilenetv2_imagenet.ts \
+        [--dim 2048] [--samples 50000] [--images 10000] [--rounds 3]
 
-A round times each side once, in one process, and the ratio is taken round by round. The peak memory is that of a process of
-its own that streams the statistics. Without --weights, features are left out. Writes benchmarks/results/metrics.json.
+A round times each side once, in one process, and the ratio is taken round by round. The peak memory is that
+of a process of its own that streams the statistics. Without --weights, features are left out. Writes
+benchmarks/results/metrics.json.
 """
 
 from __future__ import annotations
@@ -69,7 +72,8 @@ def frechet(dim: int, rounds: int) -> dict[str, Any]:
 
 
 def moments(samples: int, dim: int, rounds: int) -> dict[str, Any]:
-    """Streamed mean and covariance in batches against numpy.cov of everything at once; both are given float32."""
+    """Streamed mean and covariance in batches against numpy.cov of everything at once; both are given
+    float32."""
     features = np.concatenate(list(batches(samples, dim)))
     parts = np.array_split(features, range(BATCH, samples, BATCH))
     sides = {

@@ -1,4 +1,5 @@
-"""How often an audit is right, and why its choices are what they are: every simulated figure of the statistics, re-derived.
+"""How often an audit is right, and why its choices are what they are: every simulated figure of the
+statistics, re-derived.
 
     python -m benchmarks.operating_characteristics [--audits 1500]
 
@@ -114,7 +115,8 @@ def estimators(audits: int, n: int) -> dict[str, dict[str, float]]:
 
 
 def grids(runs: int) -> dict[str, dict[str, float]]:
-    """One curve with 3 % evaluation noise on two grids: time to target relative to the truth, and its sd in logs."""
+    """One curve with 3 % evaluation noise on two grids: time to target relative to the truth, and its sd in
+    logs."""
     rows = {}
     for spacing in (25_000.0, 2_000.0):
         world = World(n=1, seed_sd=0.0, eval_sd=0.03, every=spacing)
@@ -129,8 +131,8 @@ def grids(runs: int) -> dict[str, dict[str, float]]:
 
 
 def weights(runs: int) -> dict[str, float]:
-    """Spread (sd in logs) of the time to target when each evaluation is the mean of three replicates with 3 % noise each:
-    the fit weighs all alike, or by the variance that the three show."""
+    """Spread (sd in logs) of the time to target when each evaluation is the mean of three replicates with 3 %
+    noise each: the fit weighs all alike, or by the variance that the three show."""
     world = World(n=3, seed_sd=0.0, eval_sd=0.03, every=5_000.0)
     base, _ = simulate(world, runs)
     logs, shown = np.log(base).mean(axis=1), np.log(base).var(axis=1, ddof=1)
@@ -181,9 +183,10 @@ def minimum_of_three(repeats: int = 200_000) -> dict[str, float]:
 
 
 def frechet_bias(repeats: int = 100, dim: int = 64) -> dict[str, object]:
-    """Of the Frechet distance between N samples and a standard normal. Bias times N, of samples of that normal itself; and,
-    of 10k samples whose mean is 1.1 away, the plain distance against the extrapolation to N = infinity (metrics/distances/frechet_infinity.py's
-    rule: a line in 1/N through 15 sizes from 1000 to N)."""
+    """Of the Frechet distance between N samples and a standard normal. Bias times N, of samples of that
+    normal itself; and, of 10k samples whose mean is 1.1 away, the plain distance against the extrapolation to
+    N = infinity (metrics/distances/frechet_infinity.py's rule: a line in 1/N through 15 sizes from 1000 to
+    N)."""
     rng, sizes = np.random.default_rng(SEED), (250, 500, 1000, 2500, 5000, 10_000)
     bias = {n: np.mean([_frechet(rng.standard_normal((n, dim))) for _ in range(repeats // 2)]) for n in sizes}
     shift = np.full(dim, 1.1 / math.sqrt(dim))
@@ -223,7 +226,8 @@ BENDS: Mapping[str, World] = {
 
 
 def lopsided(audits: int) -> dict[str, dict[str, float]]:
-    """Arms that do not vary alike: only the candidate's seeds, or evaluations, are skewed or noisy. n = 5, truth 2.0."""
+    """Arms that do not vary alike: only the candidate's seeds, or evaluations, are skewed or noisy. n = 5,
+    truth 2.0."""
     quiet = World(n=5, seed_sd=0.002, correlation=0.0)
     worlds = {
         "candidate's seeds skewed towards worse": replace(quiet, seed_sd=0.05, seeds=skewed),
@@ -239,7 +243,8 @@ def lopsided(audits: int) -> dict[str, dict[str, float]]:
 
 
 def same_seed_target(audits: int, n: int = 5) -> dict[str, float]:
-    """The target is the median of the audited baselines at their crossing, instead of a number from seeds apart."""
+    """The target is the median of the audited baselines at their crossing, instead of a number from seeds
+    apart."""
     world = World(n=n)
     base, cand = simulate(world, audits)
     found = []
@@ -260,7 +265,8 @@ def main() -> None:
     audits = parser.parse_args().audits
     begun = time.perf_counter()
     result = {
-        "what": "simulated audits: seed sd 2%, evaluation sd 1%, pair correlation 0.7, evaluated every 25k of 400k steps",
+        "what": "simulated audits: seed sd 2%, evaluation sd 1%, pair correlation 0.7, "
+        "evaluated every 25k of 400k steps",
         "audits": audits,
         "table": table(audits),
         "coverage": coverages(4 * audits, World()),

@@ -52,7 +52,8 @@ def _trained(method: str, options: argparse.Namespace, folder: Path) -> dict[str
     spec = load_spec(
         "digits",
         (
-            "data.name=npz", f"data.root={folder / 'noise.npz'}", f"method.name={method}", f"backbone.size={options.size}",
+            "data.name=npz", f"data.root={folder / 'noise.npz'}", f"method.name={method}",
+            f"backbone.size={options.size}",
             f"train.batch_size={options.batch}", f"train.steps={options.steps}", "train.log_every=1",
             f"train.checkpoint_every={options.checkpoint_every}", f"eval.every={options.steps}",
             "eval.samples=16", "eval.sampler=euler", "eval.sampler_steps=1", "eval.batch_size=16",

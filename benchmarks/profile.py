@@ -112,8 +112,10 @@ def main() -> None:
     about = machine(device)
     text = (
         "# Where a training step goes\n\n"
-        f"SiT-{options.size}/2, {options.tokens} tokens, batch {options.batch}; {about['device']}, {about['threads']} threads, "
-        f"torch {about['torch']}, load average {about['load_average'][0]}. Of each kind of operation the median of "
+        f"SiT-{options.size}/2, {options.tokens} tokens, batch {options.batch}; {about['device']}, "
+        f"{about['threads']} threads, "
+        f"torch {about['torch']}, load average {about['load_average'][0]}. "
+        "Of each kind of operation the median of "
         f"{options.rounds} steps; the sides take turns. Made by `python -m benchmarks.profile`.\n"
     )
     for name, group in TABLES.items():

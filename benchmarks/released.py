@@ -1,8 +1,8 @@
 """The released arithmetic of a training step, to measure against; the networks and weights are ours.
 
-Self-Flow's `src/model.py` (reference commit 53db4f0) runs the adaLN linear on every token, and the teacher runs all blocks
-though one of them is read. SiT's own arithmetic has one time per sample, as ours has: there the loop differs, and how the
-tokens lie in memory.
+Self-Flow's `src/model.py` (reference commit 53db4f0) runs the adaLN linear on every token, and the teacher
+runs all blocks though one of them is read. SiT's own arithmetic has one time per sample, as ours has: there
+the loop differs, and how the tokens lie in memory.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from methods.common.method import flow_loss
 
 
 def forward(model: SiT, h: Tensor, tau_BT: Tensor, y: Tensor, tap: int) -> tuple[Tensor, Tensor]:
-    """Velocity (B, C, H, W) and the output of block `tap`, of tokens without positions; the conditioning of every column of
-    tau, (B, T) or (B, 1), is computed for itself."""
+    """Velocity (B, C, H, W) and the output of block `tap`, of tokens without positions; the conditioning of
+    every column of tau, (B, T) or (B, 1), is computed for itself."""
     c_BTD = F.silu(model.t_embedder(tau_BT) + model.y_embedder(y)[:, None])
     h = h + model.pos_embed
     hidden = h

@@ -1,7 +1,8 @@
 """Sampling for an evaluation: ours against a plain loop over REPA's sampler, interleaved in one process.
 
-    python -m benchmarks.sampling [--size S] [--tokens 256] [--batch 16] [--steps 4] [--guidance 1.5] [--rounds 3]
-    python -m benchmarks.sampling --run runs/<study>/<run id>     the metrics of a run, sampled in bfloat16 and in float32
+    python -m benchmarks.sampling [--size S] [--tokens 256] [--batch 16] [--steps 4] [--guidance 1.5]
+    [--rounds 3] python -m benchmarks.sampling --run runs/<study>/<run id>     the metrics of a run, sampled
+    in bfloat16 and in float32
 
 Writes benchmarks/results/sampling.json, or sampling-precision.json for a run.
 """
@@ -33,7 +34,8 @@ RESULTS = Path(__file__).parent / "results"
 
 @torch.no_grad()
 def released_loop(model: SiT, z: Tensor, y: Tensor, null: int, steps: int, guidance: float) -> Tensor:
-    """REPA samplers.py `euler_maruyama_sampler`, with its float64 state: both halves at every step where there is guidance."""
+    """REPA samplers.py `euler_maruyama_sampler`, with its float64 state: both halves at every step where
+    there is guidance."""
     times = [*torch.linspace(1, 0.04, steps, dtype=torch.float64).tolist(), 0.0]
     x = z.to(torch.float64)
     for i, (t, t_next) in enumerate(itertools.pairwise(times)):
@@ -88,7 +90,8 @@ def speeds(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
             seconds[name].append(timed(work, device))
     plain = seconds["released loop"]
     return {
-        "what": f"{options.batch} samples of SiT-{options.size}/2 with {config.tokens} tokens in {options.steps} SDE steps",
+        "what": f"{options.batch} samples of SiT-{options.size}/2 with {config.tokens} tokens "
+        f"in {options.steps} SDE steps",
         "guidance": options.guidance,
         "rounds": options.rounds,
         **machine(device),

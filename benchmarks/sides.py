@@ -1,7 +1,9 @@
-"""The contestants of the step benchmarks: a network, an optimizer and a way to lose, ours or the released loop's.
+"""The contestants of the step benchmarks: a network, an optimizer and a way to lose, ours or the released
+loop's.
 
-All start from the same weights and see the same samples and draws. The released loop is eager unless told otherwise, with
-AdamW at its defaults and an EMA of one parameter after another; its arithmetic is in released.py.
+All start from the same weights and see the same samples and draws. The released loop is eager unless told
+otherwise, with AdamW at its defaults and an EMA of one parameter after another; its arithmetic is in
+released.py.
 """
 
 from __future__ import annotations
@@ -137,7 +139,8 @@ class Race:
             self.flops[name] = self._counted(kind, draw)
 
     def _counted(self, kind: Kind, draw: Draw) -> int:
-        """FLOPs of forward and backward passes on the meta device; what checkpointing computes again is not counted."""
+        """FLOPs of forward and backward passes on the meta device; what checkpointing computes again is not
+        counted."""
         for name, counted in self.flops.items():
             known = self.sides[name].kind
             if (known.method, known.released) == (kind.method, kind.released):
@@ -156,8 +159,8 @@ class Race:
                 self.cpu_seconds[name].append(time.process_time() - used)
 
     def ratio(self, above: Kind, below: Kind) -> dict[str, float]:
-        """Of seconds, round by round; of each side's least CPU time, which other work on the machine disturbs little; and
-        of counted FLOPs."""
+        """Of seconds, round by round; of each side's least CPU time, which other work on the machine disturbs
+        little; and of counted FLOPs."""
         first, second = str(above), str(below)
         rounds = zip(self.seconds[first], self.seconds[second], strict=True)
         used = min(self.cpu_seconds[first]) / min(self.cpu_seconds[second])
@@ -218,7 +221,8 @@ def table(ratios: Mapping[str, Mapping[str, float]]) -> str:
 @functools.cache
 @torch.no_grad()
 def _network(config: SiTConfig) -> SiT:
-    """The official initialisation is zero at the end, and losses would be equal whatever is computed: noise is added."""
+    """The official initialisation is zero at the end, and losses would be equal whatever is computed: noise
+    is added."""
     model = SiT(config)
     initialize(model, Streams(0))
     for name, parameter in model.named_parameters():

@@ -1,8 +1,8 @@
 """Simulated races whose truth is known, judged by the functions that the audit itself uses.
 
-A run's metric at step s is (8 + 300 (S s / 10k)^-0.9) times log-normal noise: of its seed (2 %, shared by a pair so that it
-correlates by 0.7) and of each evaluation (1 %). The baseline (S = 1) is at the target at step 200k; runs are evaluated every
-25k of 400k steps.
+A run's metric at step s is (8 + 300 (S s / 10k)^-0.9) times log-normal noise: of its seed (2 %, shared by a
+pair so that it correlates by 0.7) and of each evaluation (1 %). The baseline (S = 1) is at the target at step
+200k; runs are evaluated every 25k of 400k steps.
 """
 
 from __future__ import annotations

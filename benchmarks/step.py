@@ -1,8 +1,10 @@
-"""One training step of the objectives against each other, and of ours against the released loop, interleaved in one process.
+"""One training step of the objectives against each other, and of ours against the released loop, interleaved
+in one process.
 
     python -m benchmarks.step [--size S] [--tokens 256] [--batch 8] [--rounds 5] [--eager] [--only PAIR ...]
 
-Every side does forward and backward passes, the clip, the optimizer and the EMA. Writes benchmarks/results/step.json.
+Every side does forward and backward passes, the clip, the optimizer and the EMA. Writes
+benchmarks/results/step.json.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""What the sweep engine costs beside the runs: planning 500 of them, the status of 500, and starting one after the other.
+"""What the sweep engine costs beside the runs: planning 500 of them, the status of 500, and starting one
+after the other.
 
     python -m benchmarks.sweep --out benchmarks/results/sweep.json
 
-The overhead of a run is the time that a race of short commands on one slot takes beyond the same commands one by one, per run.
-Such a command writes the record of a run that is done and ends, so that the coordinator does all that it does for a real one.
+The overhead of a run is the time that a race of short commands on one slot takes beyond the same commands one
+by one, per run. Such a command writes the record of a run that is done and ends, so that the coordinator does
+all that it does for a real one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""What all tests share: an offline hub, a cache of their own, and the way to data and weights that lie beside the checkout."""
+"""What all tests share: an offline hub, a cache of their own, and the way to data and weights that lie beside
+the checkout."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 def beside(variable: str, folder: str) -> Path:
-    """A folder of real data or weights, from its variable or `../shared`; skips the test where it is absent."""
+    """A folder of real data or weights, from its variable or `../shared`; skips the test where it is
+    absent."""
     path = Path(os.environ.get(variable, ROOT.parent / "shared" / folder))
     if not path.is_dir():
         pytest.skip(f"{variable} names no folder and {path} is not there")

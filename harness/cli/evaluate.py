@@ -12,7 +12,7 @@ import click
 from harness.cli.options import AS_JSON, SETTING, STEP
 from harness.errors import UserError
 from harness.records.record import SPEC
-from harness.train.trained_run import model_of_run, spec_of_run
+from harness.train.trained_run import evaluate_run, spec_of_run
 
 if TYPE_CHECKING:
     from harness.scoring.score import Request, Scores
@@ -94,15 +94,7 @@ def evaluate(path: str, step: int | None, overrides: tuple[str, ...], as_json: b
 
 
 def _evaluate_run(path: Path, step: int | None, overrides: tuple[str, ...], as_json: bool) -> None:
-    from harness.data.open import open_dataset, split
-    from harness.evaluation.evaluator import Evaluator
-    from harness.runtime.environment import prepare
-
-    spec = spec_of_run(path, overrides)
-    prepare(spec.runtime.threads)
-    file, model, device = model_of_run(path, spec, step)
-    dataset = open_dataset(spec.data)
-    result = Evaluator(spec.eval, dataset, split(dataset, spec.data.held_out).train, device)(model)
+    file, result = evaluate_run(path, spec_of_run(path, overrides), step)
     values = result.rows
     if as_json:
         found = {"run": path.name, "checkpoint": file.name, "metrics": values, "protocol": result.protocol}

@@ -40,6 +40,7 @@ COMMANDS = {  # name -> (module:function, one line of help); a package brings it
         "reports.cli.claims:claims",
         "What papers claim, with sources; `claims check` finds what disagrees.",
     ),
+    "export": ("harness.cli.export:export", "Runs, training curves or evaluations as CSV or Parquet."),
     "audit": (
         "reports.cli.audit:audit",
         "What a claimed speed-up is worth: supported, refuted or inconclusive.",

@@ -9,7 +9,7 @@ import click
 
 from harness.cli.options import SETTING, STEP
 from harness.errors import UserError
-from harness.train.trained_run import checkpoint_of_run, spec_of_run
+from harness.train.trained_run import Drawing, drawing_of_run, spec_of_run
 
 SAMPLE_EPILOG = """\b
 Example:
@@ -73,7 +73,6 @@ def sample(
     from harness.data.open import open_dataset
     from harness.evaluation.npz_export import check_classes, draw_bulk
     from harness.evaluation.sample_grid import films, picture
-    from harness.latents.codec import decoder_of
     from harness.runtime.distributed import join
     from harness.runtime.environment import prepare
 
@@ -90,16 +89,13 @@ def sample(
             f"the file is {output.name}: leave it out"
         )
     with join(spec.runtime.device) as world:
-        decode, codec = decoder_of(dataset, world.device)
-        job, model = _job(path, spec, step, dataset, only, count, world.device)
-        if decode is not None:
-            job = job._replace(latent=job.shape, shape=pictured(dataset).shape, **codec)
+        drawing = drawing_of_run(path, spec, step, count, only, world.device)
         _check_free(output, overwrite)  # another command may have written it meanwhile
         if output.suffix == ".npz":
-            draw_bulk(model, job, output, world, decode)
+            draw_bulk(drawing.model, drawing.job, output, world, drawing.decode)
         elif world.main:
             draw = films if waveform else picture
-            _draw_grid(model, job, output, world.device, shapes_of(pictured(dataset)), decode, draw)
+            _draw_grid(drawing, output, shapes_of(pictured(dataset)), draw)
         if world.main:
             click.echo(output)
 
@@ -109,33 +105,13 @@ def _check_free(output: Path, overwrite: bool) -> None:
         raise UserError(f"{output} is there already; give another --output, or --overwrite")
 
 
-def _job(
-    path: Path, spec: Any, step: int | None, dataset: Any, only: tuple[int, ...], count: int, device: Any
-) -> tuple[Any, Any]:
-    from harness.data.dataset import x_shape
-    from harness.evaluation.npz_export import Job
-    from harness.train.state import load_ema
-    from metrics.files.hashing import file_sha256
-
-    file = checkpoint_of_run(path, step)
-    drawn = spec.eval.model_copy(update={"samples": count})
-    job = Job(file_sha256(file), drawn, x_shape(dataset), dataset.classes, only)
-    return job, load_ema(file, spec, dataset, device)
-
-
-def _draw_grid(model: Any, job: Any, output: Path, device: Any, shapes: Any, decode: Any, draw: Any) -> None:
-    import numpy as np
+def _draw_grid(drawing: Drawing, output: Path, shapes: Any, draw: Any) -> None:
     import torch
 
     from harness.evaluation.sample_grid import png
     from harness.files.files import write_atomic
-    from harness.flow.sampling import draw_batch
 
-    parts = []
-    for part in job.ranges():
-        index = np.arange(part.start, part.stop)
-        labels = job.labels(index)
-        parts.append(draw_batch(model, job.spec, job.drawn, job.classes, device, index, labels, decode))
+    parts = list(drawing.batches())
     try:
         write_atomic(output, png(draw(torch.cat(parts).numpy(), shapes)))
     except OSError as error:

@@ -40,11 +40,11 @@ class Job(NamedTuple):
     model: str
     """The checkpoint, by the hash of its file."""
     spec: EvalSpec
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     classes: int
     only: tuple[int, ...]
     """The classes to draw from; empty for all."""
-    latent: tuple[int, int, int] | None = None
+    latent: tuple[int, ...] | None = None
     """What the network draws, where that is not yet an image."""
     codec: str = ""
     """The sha256 of what decodes it."""

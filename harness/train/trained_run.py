@@ -1,14 +1,53 @@
-"""A trained run on disk, opened again: its spec, its network, its checkpoints."""
+"""A trained run on disk, opened again: its spec, its checkpoints, its network, its samples, its metrics."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.assembly.resolve import load_spec
 from harness.config.spec import RunSpec
 from harness.errors import UserError
 from harness.records.record import Record
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from harness.evaluation.evaluator import Result
+    from harness.evaluation.npz_export import Job
+    from harness.flow.sampling import Decode
+
+
+class Drawing(NamedTuple):
+    """Samples of a run, ready to be drawn: a network, the job that numbers the samples, and what decodes
+    latents."""
+
+    model: nn.Module
+    job: Job
+    decode: Decode | None
+    device: torch.device
+
+    def batches(self) -> Iterator[Tensor]:
+        """Yield the samples in order, uint8 (B, C, H, W) on the CPU."""
+        import numpy as np
+
+        from harness.flow.sampling import draw_batch
+
+        job = self.job
+        for part in job.ranges():
+            index = np.arange(part.start, part.stop)
+            yield draw_batch(
+                self.model,
+                job.spec,
+                job.drawn,
+                job.classes,
+                self.device,
+                index,
+                job.labels(index),
+                self.decode,
+            )
 
 
 def spec_of_run(path: Path, overrides: tuple[str, ...]) -> RunSpec:
@@ -48,3 +87,44 @@ def checkpoint_of_run(path: Path, step: int | None) -> Path:
             f"{path} has no checkpoint of step {step} (there are: {', '.join(f.stem for f in found)})"
         )
     return file
+
+
+def drawing_of_run(
+    path: Path, spec: RunSpec, step: int | None, count: int, classes: tuple[int, ...], device: torch.device
+) -> Drawing:
+    """Prepare `count` samples of a checkpoint, of these classes only unless there are none.
+
+    Raise `UserError` for a class or a step that the run does not have.
+    """
+    from harness.data.dataset import pictured, x_shape
+    from harness.data.open import open_dataset
+    from harness.evaluation.npz_export import Job, check_classes
+    from harness.latents.codec import decoder_of
+    from harness.train.state import load_ema
+    from metrics.files.hashing import file_sha256
+
+    dataset = open_dataset(spec.data)
+    check_classes(classes, dataset.classes)
+    decode, codec = decoder_of(dataset, device)
+    file = checkpoint_of_run(path, step)
+    drawn = spec.eval.model_copy(update={"samples": count})
+    job = Job(file_sha256(file), drawn, x_shape(dataset), dataset.classes, classes)
+    if decode is not None:
+        job = job._replace(latent=job.shape, shape=pictured(dataset).shape, **codec)
+    return Drawing(load_ema(file, spec, dataset, device), job, decode, device)
+
+
+def evaluate_run(path: Path, spec: RunSpec, step: int | None = None) -> tuple[Path, Result]:
+    """Measure a checkpoint by the metrics of a spec; return its file and the result. The run is left as it
+    is."""
+    from harness.data.open import open_dataset, split
+    from harness.evaluation.evaluator import Evaluator
+    from harness.runtime.environment import prepare
+
+    prepare(spec.runtime.threads)
+    file, model, device = model_of_run(path, spec, step)
+    dataset = open_dataset(spec.data)
+    found = Evaluator(spec.eval, dataset, split(dataset, spec.data.held_out).train, device)(model)
+    # None on other ranks only; here there is one process.
+    assert found is not None
+    return file, found

@@ -1,4 +1,5 @@
-"""Every registered method, and one of a package from outside that is installed as a user would, but into its own folder."""
+"""Every registered method, and one of a package from outside that is installed as a user would, but into its
+own folder."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ OUTSIDE = "echo"
 
 @pytest.fixture(scope="session")
 def plugin_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that `pip install` put the plug-in into; on the import path it registers the method `echo`."""
+    """The folder that `pip install` put the plug-in into; on the import path it registers the method
+    `echo`."""
     work = tmp_path_factory.mktemp("plugin")
     source, site = work / "source", work / "site"
     shutil.copytree(Path(__file__).parent / "plugin", source)  # a build writes beside its source

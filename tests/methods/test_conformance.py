@@ -54,7 +54,8 @@ def network(seed: int, config: SiTConfig = CONFIG) -> SiT:
 
 
 def student(needs: Needs) -> Student:
-    """A student whose teacher is there only when it was asked for; it is not frozen, so gradient that leaks is seen."""
+    """A student whose teacher is there only when it was asked for; it is not frozen, so gradient that leaks
+    is seen."""
     config = replace(CONFIG, extra=DIM if needs.summary else 0)
     return Student(network(0, config), network(1, config) if needs.teacher else None, config)
 
@@ -136,7 +137,8 @@ def test_twice_the_same_bits(method: type[Method]) -> None:
 
 
 def test_draws_are_shared_with_flow(method: type[Method]) -> None:
-    """Promise 1: the same noise; the base time is among a sample's levels, unless every token has a time of its own."""
+    """Promise 1: the same noise; the base time is among a sample's levels, unless every token has a time of
+    its own."""
     objective = made(method)
     draw, flows = (m.draw(STREAMS, batch(m.needs())) for m in (objective, made(Flow)))
     assert torch.equal(draw.noise, flows.noise)
@@ -176,8 +178,9 @@ class Levels(Flow):
 
 
 def test_counted_flops_are_what_it_declares(method: type[Method]) -> None:
-    """Phases are those that `needs` names. The student costs a plain step with these times, 3 x 2 FLOPs per token and
-    weight of the method's own, and at most a tenth for the loss; the teacher at most one forward pass."""
+    """Phases are those that `needs` names. The student costs a plain step with these times, 3 x 2 FLOPs per
+    token and weight of the method's own, and at most a tenth for the loss; the teacher at most one forward
+    pass."""
     objective, spec = made(method, LATENT), tiny("train.batch_size=4")
     needs, plain = objective.needs(), made(Levels, LATENT)
     encoders = (Architecture(DIM, 1000, HEADS),)
@@ -202,7 +205,8 @@ def parameters(module: nn.Module) -> int:
 
 @pytest.mark.parametrize("kind", ["zeros", "constants", "huge"])
 def test_bfloat16_stays_finite(method: type[Method], kind: str) -> None:
-    """Encoder's features, and the hidden features of student and teacher, are all zero, all one, or in the 10 000s."""
+    """Encoder's features, and the hidden features of student and teacher, are all zero, all one, or in the 10
+    000s."""
     objective = made(method)
     pupil, given = student(objective.needs()), batch(objective.needs())
     for net in (pupil.model, pupil.ema):
@@ -235,7 +239,8 @@ def adverse(net: nn.Module, kind: str) -> None:
 
 
 def test_behind_its_stop_nothing_is_aligned(method: type[Method]) -> None:
-    """Neither teacher nor encoder nor taps are there any more, and with flow's times the loss has flow's bits."""
+    """Neither teacher nor encoder nor taps are there any more, and with flow's times the loss has flow's
+    bits."""
     if not configured(method).strength:
         with pytest.raises(ValueError, match="schedule"):
             configured(method, schedule=Schedule(until=3))

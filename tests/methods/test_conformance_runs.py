@@ -1,4 +1,5 @@
-"""What every objective must hold to, in runs: knobs off, kept state, who learns, and how many processes there are."""
+"""What every objective must hold to, in runs: knobs off, kept state, who learns, and how many processes there
+are."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ from tests.support.runs import TINY, everything, losses, part, tiny, torchrun, t
 
 
 def test_the_optimizer_sees_student_and_method_alone(method: type[Method]) -> None:
-    """As the trainer builds it: the encoder's features carry no gradient, and the teacher's weights take none."""
+    """As the trainer builds it: the encoder's features carry no gradient, and the teacher's weights take
+    none."""
     spec = tiny(*words(method))
     dataset = open_dataset(spec.data)
     run = build_run(spec, dataset, split(dataset, spec.data.held_out), torch.device("cpu"))
@@ -36,7 +38,8 @@ def test_the_optimizer_sees_student_and_method_alone(method: type[Method]) -> No
 
 
 def test_a_run_stopped_and_continued_is_unbroken(method: type[Method], tmp_path: Path) -> None:
-    """Promise 4: back at the checkpoint of step 3 of 6, with the record as it was, a run ends in the same bits."""
+    """Promise 4: back at the checkpoint of step 3 of 6, with the record as it was, a run ends in the same
+    bits."""
     spec = tiny("train.steps=6", "train.checkpoint_every=3", "train.keep_checkpoints=9", *words(method))
     unbroken = trained(spec, tmp_path / "a")
     shutil.copytree(unbroken.path, tmp_path / "b" / spec.id)
@@ -98,7 +101,8 @@ def test_two_processes_equal_one(method: type[Method], tmp_path: Path) -> None:
 
 
 def words(cls: type[Method]) -> list[str]:
-    """The settings of a tiny run of a method: its defaults, and an encoder that needs no file where it wants one."""
+    """The settings of a tiny run of a method: its defaults, and an encoder that needs no file where it wants
+    one."""
     encoder = (
         ["method.encoder.name=random:small"]
         if cls.Config().resolved(BackboneSpec(size="pico")).needs().encoders

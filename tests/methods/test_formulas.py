@@ -1,4 +1,5 @@
-"""Every further objective against its formula, written again in float64 numpy, and the traps that its releases fell into."""
+"""Every further objective against its formula, written again in float64 numpy, and the traps that its
+releases fell into."""
 
 from __future__ import annotations
 
@@ -96,7 +97,8 @@ def test_dispersive_is_the_released_arithmetic() -> None:
 
 @pytest.mark.parametrize("cls", [Dispersive, ContrastiveFlow])
 def test_groups_keep_pairs_together_however_a_batch_is_cut(cls) -> None:
-    """The mean over micro-batches that part no group is the value of the whole batch; a cut group is refused."""
+    """The mean over micro-batches that part no group is the value of the whole batch; a cut group is
+    refused."""
     method, pupil = build(cls, group=4, **({"layer": 2} if cls is Dispersive else {})), student()
 
     def align(size: int, first: int) -> float:
@@ -150,7 +152,8 @@ def test_sra(similarity: str) -> None:
 
 
 def test_the_axis_of_a_cosine_matters() -> None:
-    """A feature that does not vary over tokens has |cos| = 1 over tokens and an ordinary cosine over channels."""
+    """A feature that does not vary over tokens has |cos| = 1 over tokens and an ordinary cosine over
+    channels."""
     a, b = torch.ones(2, 5, 1) * torch.randn(2, 1, 7), torch.ones(2, 5, 1) * torch.randn(2, 1, 7)
     over_tokens, over_channels = apart("cosine_tokens", a, b), apart("cosine", a, b)
     assert over_tokens.shape == (2, 7) and over_channels.shape == (2, 5)

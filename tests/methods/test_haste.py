@@ -31,7 +31,8 @@ def given_with(target: torch.Tensor):
 
 
 def test_attention_term_in_numpy() -> None:
-    """Cross-entropy of the student's softmax under the encoder's rows; both of the student's heads, two of the encoder's three."""
+    """Cross-entropy of the student's softmax under the encoder's rows; both of the student's heads, two of
+    the encoder's three."""
     method, target = build(Haste, coefficient=0.0, layers=(2, 4)), maps(2)
     given, pupil, heard = given_with(target), student(), []
     for layer in (2, 4):

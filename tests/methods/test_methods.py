@@ -1,4 +1,5 @@
-"""The three objectives against their equations, written again in float64 numpy, and against each other with knobs off."""
+"""The three objectives against their equations, written again in float64 numpy, and against each other with
+knobs off."""
 
 from __future__ import annotations
 
@@ -66,7 +67,8 @@ def test_the_path_runs_from_data_to_noise() -> None:
 
 
 def test_time_distributions() -> None:
-    """P(t < q) in closed form: q for uniform, Phi((logit q - mean) / std) for logit-normal; a shift moves quantiles by s."""
+    """P(t < q) in closed form: q for uniform, Phi((logit q - mean) / std) for logit-normal; a shift moves
+    quantiles by s."""
     from scipy import stats
 
     index = np.arange(20_000)
@@ -128,8 +130,9 @@ def test_self_flow_is_equations_2_to_7(align_on: str) -> None:
 
 
 def test_self_flow_marginals() -> None:
-    """methods.md 1.1, p uniform: unsorted token noise has mean 1/2; E min = 1/3; a token is noisier than the teacher with
-    probability 1/2 and by 1/6 on average, for every mask ratio. Sorted, the mean is 1/3 + R/3."""
+    """methods.md 1.1, p uniform: unsorted token noise has mean 1/2; E min = 1/3; a token is noisier than the
+    teacher with probability 1/2 and by 1/6 on average, for every mask ratio. Sorted, the mean is 1/3 +
+    R/3."""
     for order, mean in (("unsorted", 0.5), ("sorted", 1 / 3 + 0.25 / 3)):
         draw = build(SelfFlow, student_layer=1, teacher_layer=3, order=order).draw(Streams(1), batch(6000))
         tau, clean = draw.times.per_token_levels(), draw.extra["cleaner"][:, 0]

@@ -1,4 +1,5 @@
-"""What the second terms compute inside bfloat16's autocast, against float64; and that a run in it is the run beside it."""
+"""What the second terms compute inside bfloat16's autocast, against float64; and that a run in it is the run
+beside it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Times and groups of tokens: which levels methods draw, for which tokens, and what student and teacher then see."""
+"""Times and groups of tokens: which levels methods draw, for which tokens, and what student and teacher then
+see."""
 
 from __future__ import annotations
 

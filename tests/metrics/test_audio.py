@@ -1,4 +1,5 @@
-"""Recordings: what soundfile and PyAV read comes out as it went in, at another rate, dithered, or refused by name."""
+"""Recordings: what soundfile and PyAV read comes out as it went in, at another rate, dithered, or refused by
+name."""
 
 from __future__ import annotations
 

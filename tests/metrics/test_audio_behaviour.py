@@ -1,4 +1,5 @@
-"""On spoken digits: FAD over YAMNet rises with white noise and with low-pass filtering; dither tames digital silence."""
+"""On spoken digits: FAD over YAMNet rises with white noise and with low-pass filtering; dither tames digital
+silence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""CLAP against transformers' own network over windows that are cut by hand, and Microsoft's as a TorchScript file."""
+"""CLAP against transformers' own network over windows that are cut by hand, and Microsoft's as a TorchScript
+file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Networks over recordings: how windows are cut, padded and dithered; YAMNet's patches; the one trained here."""
+"""Networks over recordings: how windows are cut, padded and dithered; YAMNet's patches; the one trained
+here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""VGGish against torchvggish's forward pass in float64, names and sizes of its weights, and what it refuses."""
+"""VGGish against torchvggish's forward pass in float64, names and sizes of its weights, and what it
+refuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Synchrony: detectors against the true times of bounce, pairs against brute force, sound of other videos as the floor."""
+"""Synchrony: detectors against the true times of bounce, pairs against brute force, sound of other videos as
+the floor."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ def times(data: Bounce) -> list[np.ndarray]:
 
 
 def test_what_is_seen_is_where_it_was(data: Bounce, parts: tuple[np.ndarray, np.ndarray]) -> None:
-    """Every impact a frame or more from the ends is seen, within a twentieth of a frame, and nothing else is."""
+    """Every impact a frame or more from the ends is seen, within a twentieth of a frame, and nothing else
+    is."""
     found = synchrony(times(data), impacts(parts[0]), frames=16)
     assert found.share == 1 and np.abs(found.offsets).max() < 0.05
 
@@ -61,7 +63,8 @@ def test_oracle_and_floors(parts: tuple[np.ndarray, np.ndarray]) -> None:
 
 @pytest.mark.parametrize("late", [-2, -1, 1, 2])
 def test_sound_that_is_late_is_found_late(parts: tuple[np.ndarray, np.ndarray], late: int) -> None:
-    """Sound shifted by whole frames: the offsets move by as many, whether they count as within one frame or not."""
+    """Sound shifted by whole frames: the offsets move by as many, whether they count as within one frame or
+    not."""
     moved = np.roll(parts[1], late * PER_FRAME, axis=2)
     seen, heard = impacts(parts[0]), clicks(moved, per_frame=PER_FRAME)
     apart = [

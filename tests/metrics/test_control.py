@@ -1,4 +1,5 @@
-"""Ridge read-outs against scikit-learn, and what is decoded from what holds it, from noise, and from moving digits."""
+"""Ridge read-outs against scikit-learn, and what is decoded from what holds it, from noise, and from moving
+digits."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from tests.harness.data.pictures import opened
 
 
 def sets(n: int = 240, d: int = 30, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Features, targets that are linear in five of them with noise of a tenth of their variance, 60 videos of 4 rows."""
+    """Features, targets that are linear in five of them with noise of a tenth of their variance, 60 videos of
+    4 rows."""
     random = np.random.default_rng(seed)
     x = random.normal(size=(n, d)) * random.uniform(0.1, 10, d) + 3
     signal = ((x - 3) / x.std(0))[:, :5] @ random.normal(size=(5, 2))
@@ -73,7 +75,8 @@ def test_oracle_and_floor() -> None:
 
 
 def test_state_and_action_of_moving_digits() -> None:
-    """Position is linear in the centre of mass (less the digit's own), velocity only in its change from frame to frame."""
+    """Position is linear in the centre of mass (less the digit's own), velocity only in its change from frame
+    to frame."""
     data = opened("moving_digits", "")
     clips = np.stack([data.sample(index).x[0] for index in range(200)])
     path, videos = centres(clips), np.repeat(np.arange(200), 15)

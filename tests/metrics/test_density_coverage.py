@@ -22,7 +22,8 @@ def test_density_coverage_written_out(seed: int, d: int, n: int, m: int, k: int)
 
 
 def test_density_and_coverage_of_equal_distributions() -> None:
-    """Naeem et al., equations 10 and 11: density 1; coverage 1 - (N - 1) .. (N - k) / ((2N - 1) .. (2N - k))."""
+    """Naeem et al., equations 10 and 11: density 1; coverage 1 - (N - 1) .. (N - k) / ((2N - 1) .. (2N -
+    k))."""
     n, k = 300, 5
     found = [density_coverage(normal(2 * s, n, 4), normal(2 * s + 1, n, 4), k=k) for s in range(30)]
     coverage = 1 - np.prod([(n - i) / (2 * n - i) for i in range(1, k + 1)])

@@ -70,7 +70,8 @@ def test_features_are_float32_whatever_the_caller_set(script) -> None:
     [
         (
             "locale",
-            r"unknown extractor 'locale' \(known: .*inception, .*local, .*torchscript:<file>.*\). Did you mean 'local'",
+            r"unknown extractor 'locale' \(known: .*inception, .*local, .*torchscript:<file>.*\)"
+            r". Did you mean 'local'",
         ),
         ("local:small", "unknown extractor 'local:small'.*Did you mean 'local'"),
         ("inception:x", "Did you mean 'inception'"),

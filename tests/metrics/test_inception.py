@@ -1,4 +1,5 @@
-"""Inception against torch-fidelity's own forward pass, with the weights it starts from: the original ones are not needed."""
+"""Inception against torch-fidelity's own forward pass, with the weights it starts from: the original ones are
+not needed."""
 
 from __future__ import annotations
 
@@ -65,14 +66,15 @@ def test_logits_are_pooled_features_times_the_matrix(inception) -> None:
 
 
 def test_spatial_features_are_the_seven_first_maps_of_mixed_6(inception) -> None:
-    """The network walked by hand to TensorFlow's third block of 17x17, its 1x1 branch: rows, columns, channels."""
+    """The network walked by hand to TensorFlow's third block of 17x17, its 1x1 branch: rows, columns,
+    channels."""
     network, file = inception
     images = bytes_(7, 2, 3, 32, 32)
     x = interpolate_bilinear_2d_like_tensorflow1x(images.float(), size=(299, 299), align_corners=False)
     x = (x - 128) / 128
     for name in (
-        "Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "MaxPool_1", "Conv2d_3b_1x1", "Conv2d_4a_3x3", "MaxPool_2",
-        "Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c",
+        "Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "MaxPool_1", "Conv2d_3b_1x1", "Conv2d_4a_3x3",
+        "MaxPool_2", "Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c",
     ):  # fmt: skip
         x = getattr(network, name)(x)
     branch = network.Mixed_6d.branch1x1

@@ -54,7 +54,8 @@ def test_kid_agrees_with_torch_fidelity(real: np.ndarray, fake: np.ndarray) -> N
 
 
 def test_kid_is_unbiased_and_its_interval_covers() -> None:
-    """Equal distributions: the mean of many draws is 0 within its error; a known difference lies in its interval."""
+    """Equal distributions: the mean of many draws is 0 within its error; a known difference lies in its
+    interval."""
     at_null, shifted = [], []
     for seed in range(60):
         x, y, z = (

@@ -1,4 +1,5 @@
-"""The classifier trained here: it learns, it is a pure function of the data, its cache is whole or made again."""
+"""The classifier trained here: it learns, it is a pure function of the data, its cache is whole or made
+again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The log-mel front end of VGGish and YAMNet against sums in float64 and against transformers' filter bank."""
+"""The log-mel front end of VGGish and YAMNet against sums in float64 and against transformers' filter
+bank."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Character error rates: edit distances against a recursion, and two readers on true words, mixed ones and noise."""
+"""Character error rates: edit distances against a recursion, and two readers on true words, mixed ones and
+noise."""
 
 from __future__ import annotations
 

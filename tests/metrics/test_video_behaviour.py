@@ -1,4 +1,5 @@
-"""On real clips: the video distance sees shuffled, frozen, half-rate and reversed Sprites; frame means see no order."""
+"""On real clips: the video distance sees shuffled, frozen, half-rate and reversed Sprites; frame means see no
+order."""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ def changed(clips: Tensor) -> dict[str, Tensor]:
 
 
 def features_of(image: Extractor, clips: Tensor) -> dict[str, Tensor]:
-    """Features of the clips as they are and of each change. Changes move whole frames: each frame passes the network once."""
+    """Features of the clips as they are and of each change. Changes move whole frames: each frame passes the
+    network once."""
     numbers = torch.arange(len(clips) * FRAMES).view(len(clips), FRAMES, 1, 1, 1)
     frames = torch.cat([image(part) for part in clips.flatten(0, 1).split(128)])
     arranged = {"as it is": numbers, **changed(numbers)}
@@ -53,7 +55,8 @@ def features_of(image: Extractor, clips: Tensor) -> dict[str, Tensor]:
 
 
 def ratios(image: Extractor, clips: Tensor) -> tuple[dict[str, float], dict[str, float]]:
-    """Each change's distance to the other half of the clips over that of the unchanged: all terms, and frame means alone."""
+    """Each change's distance to the other half of the clips over that of the unchanged: all terms, and frame
+    means alone."""
     real, fake = clips.chunk(2)
     reference, found = features_of(image, real)["as it is"], features_of(image, fake)
     shown = slice(0, image.dim)

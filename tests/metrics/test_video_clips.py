@@ -1,4 +1,5 @@
-"""Readers of videos: lossless files and arrays come out as they went in; clips are drawn by seed and number alone."""
+"""Readers of videos: lossless files and arrays come out as they went in; clips are drawn by seed and number
+alone."""
 
 from __future__ import annotations
 

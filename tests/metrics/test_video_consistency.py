@@ -1,4 +1,5 @@
-"""Temporal consistency: closed forms, plain loops, and true videos against frozen, shuffled and noisy ones."""
+"""Temporal consistency: closed forms, plain loops, and true videos against frozen, shuffled and noisy
+ones."""
 
 from __future__ import annotations
 
@@ -52,7 +53,8 @@ def test_agreement_against_pairs_counted_one_by_one() -> None:
 
 
 def test_agreement_of_true_videos_and_of_mixed_ones(data: MovingDigits) -> None:
-    """A classifier that is right in 95 % of frames, on ten classes: 0.95^2 + 0.05^2 / 9, and about 1/10 when mixed."""
+    """A classifier that is right in 95 % of frames, on ten classes: 0.95^2 + 0.05^2 / 9, and about 1/10 when
+    mixed."""
     random = np.random.default_rng(0)
     labels = np.repeat([[data.sample(index).label] for index in range(1000)], 16, axis=1)
     assert agreement(labels) == 1
@@ -87,7 +89,8 @@ def test_drift_against_distances_taken_one_by_one() -> None:
 
 
 def test_drift_of_frozen_true_and_mixed_videos(videos: np.ndarray) -> None:
-    """By the brightness of each frame, which stays with a digit: next to 0 when true, 0 when frozen, 1 when mixed."""
+    """By the brightness of each frame, which stays with a digit: next to 0 when true, 0 when frozen, 1 when
+    mixed."""
     brightness = videos.sum((2, 3))[..., None]
     assert drift(np.repeat(brightness[:, :1], 16, 1)).relative == pytest.approx(0, abs=1e-12)
     assert drift(brightness).relative < 0.01
@@ -106,7 +109,8 @@ def test_centres_against_scipy(videos: np.ndarray) -> None:
 
 
 def test_true_paths_have_no_error_and_others_have(data: MovingDigits, videos: np.ndarray) -> None:
-    """Oracle: the digits' own paths, and the paths read from their pixels. Floors: another order, one frame, noise."""
+    """Oracle: the digits' own paths, and the paths read from their pixels. Floors: another order, one frame,
+    noise."""
     assert dynamics_error(data.position[:CLIPS], **WORLD) < 2e-3
     seen = centres(videos)
     oracle = dynamics_error(seen, **WORLD)

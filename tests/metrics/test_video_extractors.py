@@ -55,7 +55,8 @@ def test_three_terms(script, frames: int) -> None:
 
 
 def test_what_each_term_is_blind_to(script) -> None:
-    """Order does not move the mean; direction moves the last term alone, and only its sign; stillness empties two."""
+    """Order does not move the mean; direction moves the last term alone, and only its sign; stillness empties
+    two."""
     extract = video_frames.load(f"torchscript:{script(Means())}", device=CPU)
     clips = clips_(2, 6, 3, 5, 4)
     shown, change, way = extract(clips).chunk(3, 1)

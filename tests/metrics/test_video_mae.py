@@ -1,4 +1,5 @@
-"""VideoMAE against the authors' forward pass in float64, from their file and from a folder of transformers'."""
+"""VideoMAE against the authors' forward pass in float64, from their file and from a folder of
+transformers'."""
 
 from __future__ import annotations
 

@@ -72,7 +72,9 @@ def test_the_centre_square_is_cut_as_cmmd_does(shape: tuple[int, int]) -> None:
     top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
     pillow = np.stack([
         np.asarray(
-            Image.fromarray(x).crop((left, top, left + side, top + side)).resize((16, 16), Image.Resampling.BICUBIC)
+            Image.fromarray(x)
+            .crop((left, top, left + side, top + side))
+            .resize((16, 16), Image.Resampling.BICUBIC)
         )
         for x in images.permute(0, 2, 3, 1).numpy()
     ])  # fmt: skip
@@ -86,7 +88,8 @@ def test_the_centre_square_is_cut_as_cmmd_does(shape: tuple[int, int]) -> None:
 
 
 def test_any_network_of_timm(tmp_path: Path) -> None:
-    """A convolutional one: pooled features of its own forward pass, whatever its file holds for a classifier."""
+    """A convolutional one: pooled features of its own forward pass, whatever its file holds for a
+    classifier."""
     network = draw(timm.create_model("resnet10t", pretrained=False))
     file = tmp_path / "net.safetensors"
     save_file(network.state_dict(), file)
@@ -257,7 +260,8 @@ def transformers_layout(given: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def test_clip_is_transformers_embedding_with_cmmds_pixels(clip, monkeypatch: pytest.MonkeyPatch) -> None:
-    """google-research/cmmd: the centre square by Pillow's bicubic (io_util.py), in [0, 1], CLIP's mean and deviation."""
+    """google-research/cmmd: the centre square by Pillow's bicubic (io_util.py), in [0, 1], CLIP's mean and
+    deviation."""
     theirs, file = clip
     monkeypatch.setattr("metrics.extractors.open_clip.CMMD", "tiny")
     extract, images = load_extractor("clip-vit-l-336", weights=file), bytes_(4, 2, 3, 50, 40)

@@ -1,4 +1,5 @@
-"""Benchmarks run from end to end, small: what they time here means nothing, what they write has every part."""
+"""Benchmarks run from end to end, small: what they time here means nothing, what they write has every
+part."""
 
 from __future__ import annotations
 

@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-# Rooms of each package from the ground up: a room may import rooms on its own line or above, never below, and two rooms of one
+# Rooms of each package from the ground up: a room may import rooms on its own line or above, never below, and
+# two rooms of one
 # line do not import each other. A room is a folder, or a file that lies directly in its package.
 ORDER = {
     "metrics": [
@@ -49,6 +50,7 @@ ORDER = {
         {"reports.cli"},
     ],
     "sweeps": [{"sweeps.plan"}, {"sweeps.launch", "sweeps.tune"}, {"sweeps.cli"}],
+    "flowrace": [{"flowrace"}],
 }
 
 # What a package may import of the others.
@@ -58,6 +60,7 @@ BORDERS = {
     "harness": {"metrics"},
     "reports": {"harness.errors", "harness.files", "harness.config", "harness.records"},
     "sweeps": {"harness"},
+    "flowrace": {"harness", "methods", "metrics", "reports", "sweeps"},
 }
 
 # A sweep ends with its report.
@@ -90,7 +93,8 @@ def imports(file: Path) -> set[str]:
 
 
 def room(module: str) -> str:
-    """The folder that a module lies in; a file directly in a package is a room of its own, objectives excepted."""
+    """The folder that a module lies in; a file directly in a package is a room of its own, objectives
+    excepted."""
     parent = module if modules()[module].name == "__init__.py" else module.rpartition(".")[0]
     if parent in ("harness", "metrics") and module != parent:
         return module

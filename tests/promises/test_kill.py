@@ -1,4 +1,5 @@
-"""Promise 4: a run killed at any instant and started again ends with the bits of a run that was never killed."""
+"""Promise 4: a run killed at any instant and started again ends with the bits of a run that was never
+killed."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ def duration(unbroken: str, tmp_path_factory: pytest.TempPathFactory) -> float:
 
 
 def in_child(work: Callable[[], None], kill_after: float | None = None) -> int:
-    """Run `work` in a forked process and return how it ended: 0, or minus the signal. `kill_after` seconds it is killed."""
+    """Run `work` in a forked process and return how it ended: 0, or minus the signal. `kill_after` seconds it
+    is killed."""
     child = os.fork()
     if child == 0:
         code = 1
@@ -138,8 +140,9 @@ def _die_in(owner, name: str, calls: int, whole: Callable, instead: Callable | N
 
 @pytest.mark.parametrize(
     ("where", "calls"),
-    [(in_a_step, 13), (in_an_evaluation, 1), (half_way_through_a_checkpoint, 3), (before_a_rename, 9), (behind_a_rename, 10),
-     (behind_a_rename, 7), (before_what_is_old_goes, 6), (half_way_through_a_line, 0), (half_way_through_a_line, 17), (half_way_through_a_line, 9)],
+    [(in_a_step, 13), (in_an_evaluation, 1), (half_way_through_a_checkpoint, 3), (before_a_rename, 9),
+     (behind_a_rename, 10), (behind_a_rename, 7), (before_what_is_old_goes, 6), (half_way_through_a_line, 0),
+     (half_way_through_a_line, 17), (half_way_through_a_line, 9)],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )  # fmt: skip
 def test_killed_at_the_worst_moments(tmp_path: Path, unbroken: str, where: Callable, calls: int) -> None:
@@ -157,8 +160,8 @@ def test_killed_at_the_worst_moments(tmp_path: Path, unbroken: str, where: Calla
 def test_asked_to_stop_it_continues_to_the_same_bits(
     tmp_path: Path, unbroken: str, number: int, workers: int
 ) -> None:
-    """SIGINT to all its processes, as from Ctrl-C, or SIGTERM, as from an engine: a checkpoint behind the step at hand, exit
-    code 130, and the same command continues."""
+    """SIGINT to all its processes, as from Ctrl-C, or SIGTERM, as from an engine: a checkpoint behind the
+    step at hand, exit code 130, and the same command continues."""
     words = [word for override in (*TINY, *SPEC, f"data.workers={workers}") for word in ("--set", override)]
     command = [
         sys.executable,

@@ -1,4 +1,5 @@
-"""Promises 1, 2, 3, 4 and 7 on video, on sound, and on both in one sequence; tests/promises/test_modalities.py has what is theirs alone."""
+"""Promises 1, 2, 3, 4 and 7 on video, on sound, and on both in one sequence;
+tests/promises/test_modalities.py has what is theirs alone."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ SPEC = ("method.name=self_flow", "train.steps=12", "eval.every=6")
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_yardsticks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Metrics' networks of a few steps, in a cache of their own: runs are compared here, nothing is judged."""
+    """Metrics' networks of a few steps, in a cache of their own: runs are compared here, nothing is
+    judged."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLOWRACE_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setattr("metrics.extractors.local.STEPS", 4)
@@ -133,7 +135,8 @@ def test_every_method_off_is_flow_bit_for_bit(case: str) -> None:
 
 @pytest.mark.parametrize("name", ["sit_forward", "self_flow_step"])
 def test_released_numbers_hold_for_a_video_of_one_frame(golden: Path, name: str) -> None:
-    """Promise 3: with released weights, one frame has the velocity of the image bit for bit, and the authors' to 1e-5."""
+    """Promise 3: with released weights, one frame has the velocity of the image bit for bit, and the authors'
+    to 1e-5."""
     file = read(golden / f"{name}.safetensors")
     image = file.model("sit" if name == "sit_forward" else "self-flow")
     channels, *sides = image.config.shape
@@ -181,7 +184,8 @@ def test_training_on_videos_of_one_frame_is_training_on_images(
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[str, float]]:
-    """By modality, what a run that was never killed leaves, and the seconds it takes in a process with warm caches."""
+    """By modality, what a run that was never killed leaves, and the seconds it takes in a process with warm
+    caches."""
     found: dict[str, tuple[str, float]] = {}
 
     def of(modality: str) -> tuple[str, float]:
@@ -199,7 +203,8 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[
 @pytest.mark.parametrize("kills", [2, pytest.param(8, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("modality", MODALITIES)
 def test_killed_at_random_moments(modality: str, kills: int, tmp_path: Path, unbroken: Any) -> None:
-    """Promise 4: a run that is killed again and again, and each time continued, ends with the bits of one that was not."""
+    """Promise 4: a run that is killed again and again, and each time continued, ends with the bits of one
+    that was not."""
     expected, duration = unbroken(modality)
     spec, dice = modal(modality, *SPEC), random.Random(f"{modality} {kills}")
     for _ in range(kills):

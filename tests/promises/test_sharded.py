@@ -1,4 +1,5 @@
-"""A run divided over processes (FSDP2) is the run of one process: losses to 1e-6, the same checkpoint file, its share of the bytes."""
+"""A run divided over processes (FSDP2) is the run of one process: losses to 1e-6, the same checkpoint file,
+its share of the bytes."""
 
 from __future__ import annotations
 
@@ -67,7 +68,8 @@ def launch(processes: int, legs: Sequence[Leg]) -> None:
 
 
 def work(told: str) -> None:
-    """What a process of a launch does. Joined once: a second group of one name would meet the keys of the first."""
+    """What a process of a launch does. Joined once: a second group of one name would meet the keys of the
+    first."""
     dist.init_process_group("gloo")
     leave, dist.destroy_process_group = dist.destroy_process_group, lambda: None
     dist.init_process_group = lambda *_, **__: None
@@ -136,7 +138,8 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
 def test_every_method_equals_one_process(
     tmp_path: Path, processes: int, names: list[str], kinds: list[str]
 ) -> None:
-    """Taps, teacher, projector, extra token, heads and groups, divided and replicated (two replicated: in conformance)."""
+    """Taps, teacher, projector, extra token, heads and groups, divided and replicated (two replicated: in
+    conformance)."""
     asked = [tuple(words(registry.load("method", name))) for name in names]
     legs = [Leg((*some, f"runtime.shard={kind}"), tmp_path / kind) for kind in kinds for some in asked]
     launch(processes, legs)
@@ -188,8 +191,8 @@ def test_stopped_and_continued_divided_it_ends_in_the_same_bits(tmp_path: Path) 
 @pytest.mark.slow
 @pytest.mark.parametrize("change", ["train.precision=bfloat16", "runtime.compile=true"])
 def test_bfloat16_and_compiled_divided_equal_replicated(tmp_path: Path, change: str) -> None:
-    """The same code for blocks, compiled; with autocast the same bits, since it rounds in the same places and two gradients have
-    one sum. Nothing is clipped: the norm is summed up in another order."""
+    """The same code for blocks, compiled; with autocast the same bits, since it rounds in the same places and
+    two gradients have one sum. Nothing is clipped: the norm is summed up in another order."""
     asked = ("method.name=self_flow", "train.clip=1e9", change)
     divided, replicated = (
         Leg((*asked, f"runtime.shard={kind}"), tmp_path / kind) for kind in ("true", "false")
@@ -208,8 +211,8 @@ def test_one_process_divides_nothing() -> None:
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_each_process_holds_its_rows_alone(size: int) -> None:
-    """Of an axis of n rows process r has those from r c to (r + 1) c, c = ceil(n / size): parameters, both moments and EMA.
-    No storage is larger than c rows."""
+    """Of an axis of n rows process r has those from r c to (r + 1) c, c = ceil(n / size): parameters, both
+    moments and EMA. No storage is larger than c rows."""
     full = [p.shape for p in made(tiny("method.name=self_flow"), None).learned.values()]
     total = 4 * sum(map(torch.Size.numel, full))
     held = []
@@ -246,7 +249,8 @@ def like_rows(world: World) -> Tensor:
 
 
 def stepped(run: Run) -> None:
-    """One step of optimizer and EMA, gradients of one everywhere; without a pass, which needs the other processes."""
+    """One step of optimizer and EMA, gradients of one everywhere; without a pass, which needs the other
+    processes."""
     for parameter in run.learned.values():
         parameter.grad = torch.ones_like(parameter)
     run.optimizer.step()

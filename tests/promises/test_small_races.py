@@ -39,7 +39,8 @@ JOINT = (0.34, 0.10, 1.0, 0.0)
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_networks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What a race trains before it starts, in a few steps and in a cache of its own: here it measures nothing of worth."""
+    """What a race trains before it starts, in a few steps and in a cache of its own: here it measures nothing
+    of worth."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLOWRACE_CACHE", str(tmp_path_factory.mktemp("cache")))
         for steps in (
@@ -54,8 +55,9 @@ def quick_networks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def raced(
     name: str, tmp_path: Path, cut: dict[str, Any], small: dict[str, Any] = SMALL
 ) -> list[dict[str, Any]]:
-    """The runs of a cut-down study, as its sweep tells of them. All but the last one are trained in this process, which has
-    everything loaded already; the sweep finds them done, trains the last and writes the report."""
+    """The runs of a cut-down study, as its sweep tells of them. All but the last one are trained in this
+    process, which has everything loaded already; the sweep finds them done, trains the last and writes the
+    report."""
     table = STUDIES.table(name) | cut
     (tmp_path / "study.toml").write_text(tomli_w.dumps(table))
     words = [f"{path}={json.dumps(value)}" for path, value in small.items()]
@@ -74,7 +76,8 @@ def raced(
 
 
 def check_reported(out: Path, runs: list[dict[str, Any]], arms: int) -> None:
-    """Every run is done and has a finite number for each metric that it asked for; every arm stands in the report."""
+    """Every run is done and has a finite number for each metric that it asked for; every arm stands in the
+    report."""
     for run in runs:
         asked = Record(out / run["id"]).spec["eval"]["metrics"]
         assert run["status"] == "done" and {*run["metrics"]} == {*asked}

@@ -1,4 +1,5 @@
-"""Two and four processes evaluate as one: the same numbers, grids and failures, bit for bit, and everybody has the same work."""
+"""Two and four processes evaluate as one: the same numbers, grids and failures, bit for bit, and everybody
+has the same work."""
 
 from __future__ import annotations
 
@@ -174,7 +175,8 @@ def test_a_world_measures_as_one_process(alone: dict, world: list[dict], name: s
 
 @pytest.mark.parametrize("name", DATA)
 def test_everybody_is_asked_equally_often(alone: dict, world: list[dict], name: str) -> None:
-    """A pass of a divided network takes every process: rounds, steps and halves of the guidance are the same for all."""
+    """A pass of a divided network takes every process: rounds, steps and halves of the guidance are the same
+    for all."""
     asked = {found[name]["asked"] for found in world}
     rounds = -(-5 // len(world))
     assert asked == {alone[name]["asked"] * rounds // 5}

@@ -90,7 +90,10 @@ def test_files_that_are_no_csv(tmp_path: Path, what: str) -> None:
 
 def test_what_a_csv_may_have(tmp_path: Path) -> None:
     """A byte order mark, blanks around cells, empty lines, step 0, other columns and other methods."""
-    text = "\ufeffmethod, seed,step,metric,value,note\nold,0,0,fid,99,x\n\nold, 0, 10 ,fid, 5 ,\nnew,0,10,fid,4,\nhalf,q,1,fid,-1,\n"
+    text = (
+        "\ufeffmethod, seed,step,metric,value,note\nold,0,0,fid,99,x\n\nold, 0, 10 ,fid, 5 ,\n"
+        "new,0,10,fid,4,\nhalf,q,1,fid,-1,\n"
+    )
     (tmp_path / "curves.csv").write_text(text, encoding="utf-8")
     found = read_tidy(tmp_path / "curves.csv", ("old", "new"), "fid")
     assert found.runs["old"][0].curve.steps.tolist() == [10] and found.runs["new"][

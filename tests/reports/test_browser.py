@@ -32,7 +32,8 @@ kind = "at_least"
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two arms of three seeds, a failed run whose reason is markup, pictures, a claim, and curves of a paper."""
+    """Two arms of three seeds, a failed run whose reason is markup, pictures, a claim, and curves of a
+    paper."""
     folder = tmp_path_factory.mktemp("browser")
     for seed in range(3):
         for method, scale in (("flow", 1000.0), ("repa", 800.0)):
@@ -147,7 +148,8 @@ def test_tables_sort_by_pointer_and_by_keyboard(browser: Any, page: Path) -> Non
                 t.tHead.rows[0].cells[i].getAttribute("aria-sort")];"""
     place, _, state = ask(browser, column)
     assert place >= 0 and state == "none"
-    head = f"(document.querySelector('#runs table.sort') ?? document.querySelector('table.sort')).tHead.rows[0].cells[{place}].querySelector('button')"
+    table = "(document.querySelector('#runs table.sort') ?? document.querySelector('table.sort'))"
+    head = f"{table}.tHead.rows[0].cells[{place}].querySelector('button')"
     ask(browser, f"{head}.click()")
     _, seeds, state = ask(browser, column)
     assert state == "ascending" and seeds == sorted(seeds, key=float)
@@ -274,8 +276,8 @@ def contrast(one: str, other: str) -> float:
 def test_texts_stand_out_in_light_and_in_dark(browser: Any, page: Path, dark: bool) -> None:
     shown(browser, page, dark=dark)
     script = """const paper = getComputedStyle(document.body).backgroundColor;
-        return [paper, ...["body", ".facts", ".headline", ".notes", "td small", "thead th", ".slower", ".faster", "figcaption",
-            "figure svg text"]
+        return [paper, ...["body", ".facts", ".headline", ".notes", "td small", "thead th", ".slower",
+            ".faster", "figcaption", "figure svg text"]
             .map(q => document.querySelector(q)).filter(Boolean)
             .map(e => e.tagName === "text" ? getComputedStyle(e).fill : getComputedStyle(e).color)];"""
     paper, *inks = ask(browser, script)
@@ -284,7 +286,8 @@ def test_texts_stand_out_in_light_and_in_dark(browser: Any, page: Path, dark: bo
 
 
 def test_on_paper_nothing_is_lost(browser: Any, page: Path) -> None:
-    """Print media: no wider than the sheet, the still pictures, the tables; and a PDF of several pages comes out."""
+    """Print media: no wider than the sheet, the still pictures, the tables; and a PDF of several pages comes
+    out."""
     shown(browser, page, 794)
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     assert ask(browser, "return document.documentElement.scrollWidth") <= 794
@@ -292,7 +295,8 @@ def test_on_paper_nothing_is_lost(browser: Any, page: Path) -> None:
         "return [...document.querySelectorAll('#convergence .still.wide')].filter(e => e.offsetParent).length"
     )
     assert ask(browser, stills) == 1
-    cut = """return [...document.querySelectorAll(".scroll")].filter(e => e.scrollWidth > e.clientWidth + 1).length"""
+    cut = """return [...document.querySelectorAll(".scroll")]
+        .filter(e => e.scrollWidth > e.clientWidth + 1).length"""
     assert ask(browser, cut) == 0
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
     sheet = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})["data"])

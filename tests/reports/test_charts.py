@@ -1,4 +1,5 @@
-"""What the interactive charts are given, and what a browser makes of it at the width of a desk and of a phone."""
+"""What the interactive charts are given, and what a browser makes of it at the width of a desk and of a
+phone."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ PROBE = """
 ACT = """
 <script>setTimeout(() => {
   const all = (q) => [...document.querySelectorAll(q)], found = {};
-  const shown = () => all("[data-chart=convergence]").filter((p) => p.querySelector("canvas") && p.clientWidth > 0).map((p) => p.dataset.axis);
+  const shown = () => all("[data-chart=convergence]")
+    .filter((p) => p.querySelector("canvas") && p.clientWidth > 0).map((p) => p.dataset.axis);
   found.width = innerWidth;
   found.overflow = document.documentElement.scrollWidth - innerWidth;
   found.first = shown();
@@ -60,7 +62,9 @@ ACT = """
   found.up = [head.getAttribute("aria-sort"), seeds()];
   head.querySelector("button").click();
   found.down = [head.getAttribute("aria-sort"), seeds()];
-  found.copied = Object.fromEntries([...document.querySelectorAll("#times p.copy button")].map((b) => { const n = b.textContent; b.click(); return [n, b.dataset.copied]; }));
+  found.copied = Object.fromEntries([...document.querySelectorAll("#times p.copy button")].map((b) => {
+    const n = b.textContent; b.click(); return [n, b.dataset.copied];
+  }));
   found.error = document.documentElement.dataset.error ?? null;
   parent.document.body.dataset.found = JSON.stringify(found);
 }, 300);</script>
@@ -203,8 +207,10 @@ def browse(page: str, width: int, folder: Path) -> dict[str, Any]:
     frame = f'<iframe style="width:{width}px;height:900px;border:0" srcdoc="{html.escape(inner)}"></iframe>'
     file = folder / "frame.html"
     file.write_text(f'<!doctype html><meta charset="utf-8"><body style="margin:0">{frame}')
-    words = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr",
-             f"--user-data-dir={folder / 'profile'}", "--window-size=1400,1000", "--virtual-time-budget=4000"]  # fmt: skip
+    words = [
+        "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr",
+        f"--user-data-dir={folder / 'profile'}", "--window-size=1400,1000", "--virtual-time-budget=4000",
+    ]  # fmt: skip
     result = subprocess.run(
         [browser, *words, "--dump-dom", file.as_uri()], capture_output=True, text=True, timeout=120
     )

@@ -140,10 +140,16 @@ BROKEN: dict[str, Any] = {
     "no runs": {"protocol": {"time": 0.25}},
     "no protocol": {"runs": {}},
     "runs of another kind": {"protocol": {"time": 0.25}, "runs": {"a": 1}},
-    "no floors": {"protocol": {"time": 0.25}, "runs": {"a": {"videos": 3, "steps": {"1": {"layer 1": row(0.5)}}}}},
+    "no floors": {
+        "protocol": {"time": 0.25}, "runs": {"a": {"videos": 3, "steps": {"1": {"layer 1": row(0.5)}}}},
+    },
     "no layers": {"protocol": {"time": 0.25}, "runs": {"a": entry(0.5) | {"steps": {"1": {}}}}},
-    "other names": {"protocol": {"time": 0.25}, "runs": {"a": entry(0.5) | {"steps": {"1": {"block": row(0.5)}}}}},
-    "no numbers": {"protocol": {"time": 0.25}, "runs": {"a": entry(0.5) | {"pixels": {"state": {}, "action": {}}}}},
+    "other names": {
+        "protocol": {"time": 0.25}, "runs": {"a": entry(0.5) | {"steps": {"1": {"block": row(0.5)}}}},
+    },
+    "no numbers": {
+        "protocol": {"time": 0.25}, "runs": {"a": entry(0.5) | {"pixels": {"state": {}, "action": {}}}},
+    },
 }  # fmt: skip
 
 

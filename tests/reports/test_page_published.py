@@ -1,4 +1,5 @@
-"""Curves of papers on the page: asked for by name, apart from the measured ones, with their protocol beside them."""
+"""Curves of papers on the page: asked for by name, apart from the measured ones, with their protocol beside
+them."""
 
 from __future__ import annotations
 

@@ -20,7 +20,8 @@ STEP_SECONDS = sum(PHASES.values())
 def exact(
     folder: Path, factors: dict[str, float], *, seeds: int = 3, target_at: float = 1000.0, **run
 ) -> tuple[Path, float]:
-    """Power laws without noise: arm `m` meets the returned target at `target_at / factors[m]`, a little later per seed."""
+    """Power laws without noise: arm `m` meets the returned target at `target_at / factors[m]`, a little later
+    per seed."""
     target = power_law(1000.0, SLOPE)(target_at)
     for method, factor in factors.items():
         for seed in range(seeds):
@@ -53,7 +54,8 @@ def test_the_verdict_in_words(tmp_path: Path) -> None:
     gain, level = race.speedups["steps", "self_flow"], race.speedups["steps", "repa"]
     assert gain.direction == "faster" and level.direction == "unresolved"
     assert sentence(race, "steps") == (
-        f"self_flow reached fd:local ≤ 20 first: {gain.estimate:.2f}x fewer steps than flow [{gain.low:.2f}, {gain.high:.2f}] "
+        f"self_flow reached fd:local ≤ 20 first: {gain.estimate:.2f}x fewer steps than flow "
+        f"[{gain.low:.2f}, {gain.high:.2f}] "
         f"(95 %, n = 3 pairs); repa {level.estimate:.2f}x [{level.low:.2f}, {level.high:.2f}], unresolved."
     )
     assert f"{gain.estimate:.2f}x fewer FLOPs than flow" in sentence(race, "flops")

@@ -1,5 +1,5 @@
-"""What a race must not say: times behind the horizon, runs that ended early, metrics that rise, targets of another metric, arms
-that did not run in turns. The curves are power laws, whose times are known."""
+"""What a race must not say: times behind the horizon, runs that ended early, metrics that rise, targets of
+another metric, arms that did not run in turns. The curves are power laws, whose times are known."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ def test_what_somebody_sees_who_stops_at_100(time: Time, seen: Time) -> None:
 
 
 def test_a_first_evaluation_behind_the_horizon_refutes_nothing() -> None:
-    """The candidate is ten times faster; its first evaluation, at 200, lies behind the baseline's budget of 100."""
+    """The candidate is ten times faster; its first evaluation, at 200, lies behind the baseline's budget of
+    100."""
     base = {seed: Time(70.0 + seed) for seed in range(3)}
     found = speedup(base, {seed: Time(200.0, "left") for seed in range(3)}, 100.0)
     assert found.high == float("inf") and found.low < 1 and found.direction == "unresolved"

@@ -96,8 +96,9 @@ def test_the_page_is_whole_and_alone(html: str) -> None:
 def test_the_page_says_what_a_reader_needs(html: str) -> None:
     text = " ".join("".join(Page(html).text).split())
     for words in (
-        "self_flow reached fd:local ≤ 25 first", "aligns to local:small", "the loss is not finite at step 2000",
-        "9 of 10 runs finished", "torch 2.15.0", "cpu x86_64, threads: 1", "method.encoder.name",
+        "self_flow reached fd:local ≤ 25 first", "aligns to local:small",
+        "the loss is not finite at step 2000", "9 of 10 runs finished",
+        "torch 2.15.0", "cpu x86_64, threads: 1", "method.encoder.name",
         "flowrace report", "--target 25", "report-runs.csv", "0b7e9c3202d7bcd2", "9cece13e0f6d",
     ):  # fmt: skip
         assert words in text, words
@@ -105,7 +106,8 @@ def test_the_page_says_what_a_reader_needs(html: str) -> None:
 
 
 def test_every_run_and_every_arm_is_in_the_picture(html: str) -> None:
-    """The convergence figure, wide and narrow: a thin line for each run with a curve, a bold one for each arm."""
+    """The convergence figure, wide and narrow: a thin line for each run with a curve, a bold one for each
+    arm."""
     pattern = r'<svg[^>]*aria-label="fd:local against steps by arm".*?</svg>'
     found = re.findall(pattern, html, re.DOTALL)
     assert len(found) == 2
@@ -293,7 +295,8 @@ def test_a_report_needs_no_torch(race: Path, tmp_path: Path) -> None:
 
 
 def test_the_command_is_light_until_it_runs() -> None:
-    code = "import sys, reports.cli.report; print([m for m in ('torch', 'scipy', 'matplotlib', 'jinja2', 'numpy') if m in sys.modules])"
+    heavy = ("torch", "scipy", "matplotlib", "jinja2", "numpy")
+    code = f"import sys, reports.cli.report; print([name for name in {heavy} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 

@@ -18,9 +18,10 @@ from harness.records.record import Record
 from harness.train.progress import Quiet
 
 TINY = (
-    "backbone.size=pico", "train.batch_size=8", "train.steps=12", "train.log_every=1", "train.checkpoint_every=4",
-    "train.learning_rate=1e-3", "eval.every=6", "eval.samples=24", "eval.sampler=heun", "eval.sampler_steps=3",
-    "eval.batch_size=16", "ema.decay=0.9", "runtime.threads=1", "data.held_out=0.5",
+    "backbone.size=pico", "train.batch_size=8", "train.steps=12", "train.log_every=1",
+    "train.checkpoint_every=4", "train.learning_rate=1e-3", "eval.every=6", "eval.samples=24",
+    "eval.sampler=heun", "eval.sampler_steps=3", "eval.batch_size=16", "ema.decay=0.9", "runtime.threads=1",
+    "data.held_out=0.5",
 )  # fmt: skip
 
 
@@ -35,7 +36,8 @@ def trained(spec: RunSpec, out: Path) -> Record:
 
 
 def torchrun(source: str, overrides: Iterable[str], out: Path) -> subprocess.CompletedProcess[str]:
-    """The command `flowrace run` as two processes of one machine, which sees the modules that this one does."""
+    """The command `flowrace run` as two processes of one machine, which sees the modules that this one
+    does."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -1,5 +1,5 @@
-"""What a process of torchrun does for tests/harness/costs/test_memory.py: steps of a run, and the most bytes they took, written to a
-file.
+"""What a process of torchrun does for tests/harness/costs/test_memory.py: steps of a run, and the most bytes
+they took, written to a file.
 
 torchrun --nproc-per-node=N -m tests.support.sharded_step FILE SETTING...
 """

@@ -1,4 +1,5 @@
-"""A real tracking server for tests: `mlflow server` on loopback, its store in PostgreSQL, each a process that can be killed."""
+"""A real tracking server for tests: `mlflow server` on loopback, its store in PostgreSQL, each a process that
+can be killed."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ def free_port() -> int:
 
 @contextmanager
 def postgresql(folder: Path) -> Iterator[str]:
-    """A database server of its own in a folder; gives the URI of its database. Skips where PostgreSQL is not installed."""
+    """A database server of its own in a folder; gives the URI of its database. Skips where PostgreSQL is not
+    installed."""
     programs = _programs()
     as_user = []
     if os.geteuid() == 0:  # PostgreSQL refuses to run as root

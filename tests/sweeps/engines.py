@@ -1,4 +1,5 @@
-"""What the tests of SLURM and Ray share: jobs that say who they are, and a tiny study that is disturbed and compared."""
+"""What the tests of SLURM and Ray share: jobs that say who they are, and a tiny study that is disturbed and
+compared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A SLURM of our own for the tests: munged, slurmctld and one slurmd on this machine, in a folder that they leave nothing outside of."""
+"""A SLURM of our own for the tests: munged, slurmctld and one slurmd on this machine, in a folder that they
+leave nothing outside of."""
 
 from __future__ import annotations
 
@@ -46,7 +47,8 @@ PartitionName=urgent Nodes={host} MaxTime=INFINITE State=UP PriorityTier=10
 
 @contextmanager
 def slurm(folder: Path, *, cpus: int = 2, kill_wait: int = 20) -> Iterator[None]:
-    """Inside, `sbatch` and the others reach a cluster of one node (SLURM_CONF is set). Skips where there is none to be had."""
+    """Inside, `sbatch` and the others reach a cluster of one node (SLURM_CONF is set). Skips where there is
+    none to be had."""
     missing = [name for name in (*DAEMONS, "sbatch") if shutil.which(name, path=_path()) is None]
     if missing or os.geteuid() != 0:
         pytest.skip(

@@ -1,4 +1,5 @@
-"""A study whose processes are killed at random ends as one that was left alone: none lost, none doubled, the same bits."""
+"""A study whose processes are killed at random ends as one that was left alone: none lost, none doubled, the
+same bits."""
 
 from __future__ import annotations
 

@@ -41,7 +41,8 @@ def until(launcher: LocalLauncher, log: Path, word: str) -> list[Event]:
 
 
 def gone(pid: int, patience: float = 30.0) -> bool:
-    """Whether a process ends (one that nobody has waited for yet counts); a kill takes the kernel a moment."""
+    """Whether a process ends (one that nobody has waited for yet counts); a kill takes the kernel a
+    moment."""
     give_up = time.monotonic() + patience
     while time.monotonic() < give_up:
         try:

@@ -1,4 +1,5 @@
-"""What runs on a node, without an engine: every signal is passed on as one wish to stop, and two attempts never overlap."""
+"""What runs on a node, without an engine: every signal is passed on as one wish to stop, and two attempts
+never overlap."""
 
 from __future__ import annotations
 
@@ -135,7 +136,11 @@ def test_a_node_that_waits_can_be_stopped(board: Board) -> None:
 
 def test_a_process_below_the_command_is_told_too(board: Board) -> None:
     """Under torchrun the ranks write the checkpoint; their parent takes no TERM."""
-    parent = f"import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c', {TRAINS!r}], start_new_session=True).returncode)"
+    parent = (
+        "import subprocess, sys; "
+        f"child = subprocess.run([sys.executable, '-c', {TRAINS!r}], start_new_session=True); "
+        "sys.exit(child.returncode)"
+    )
     process = node(post(board, parent))
     until(process, lambda: "here\n" in log(board))
     process.send_signal(signal.SIGUSR1)

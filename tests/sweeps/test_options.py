@@ -35,7 +35,10 @@ def chosen(*words: str) -> Choice:
 
 def test_every_option_arrives() -> None:
     assert chosen() == Choice()
-    words = "--launcher slurm --slots 3 --threads 4 --gpus-per-run 2 --mem 16G --time 60 --partition gpu --sbatch account=lab"
+    words = (
+        "--launcher slurm --slots 3 --threads 4 --gpus-per-run 2 --mem 16G --time 60 --partition gpu "
+        "--sbatch account=lab"
+    )
     assert chosen(*words.split()) == Choice("slurm", 3, 4, 2, "16G", 60, "gpu", ("account=lab",))
     assert chosen("--launcher", "ray", "--address", "auto") == Choice("ray", address="auto")
 

@@ -138,7 +138,8 @@ def test_a_base_file_lies_beside_the_study(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", ["studies", "."])
 def test_a_study_goes_on_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
-    """Its base lies beside it, or where the command was given; what is kept of the study finds it from elsewhere."""
+    """Its base lies beside it, or where the command was given; what is kept of the study finds it from
+    elsewhere."""
     for name in ("studies", "elsewhere"):
         (tmp_path / name).mkdir()
     (tmp_path / place / "mine.toml").write_text('base = "digits"\n[train]\nsteps = 9\n')

@@ -50,7 +50,8 @@ def launcher(board: Board, **options: object) -> SlurmLauncher:
 
 
 def test_an_array_runs_in_order_and_a_killed_job_again(board: Board, tmp_path: Path) -> None:
-    """Of four jobs on one core at a time: the second fails, the last is killed once, and SLURM runs it again, it alone."""
+    """Of four jobs on one core at a time: the second fails, the last is killed once, and SLURM runs it again,
+    it alone."""
     once = "import os, pathlib; once = pathlib.Path(os.environ['ONCE'])\n"
     code = f"{once}if not once.exists(): once.touch(); os.kill(os.getpid(), 9)\nprint('done')"
     codes = ["print('hello')", "import sys; sys.exit('broken')", "print('three')", code]
@@ -68,7 +69,10 @@ def test_an_array_runs_in_order_and_a_killed_job_again(board: Board, tmp_path: P
 
 
 def test_jobs_of_a_coordinator_that_died_are_followed_not_doubled(board: Board, tmp_path: Path) -> None:
-    waits = f"import pathlib, time\nprint('here', flush=True)\nwhile not pathlib.Path({str(tmp_path)!r}, 'go').exists(): time.sleep(0.05)"
+    waits = (
+        "import pathlib, time\nprint('here', flush=True)\n"
+        f"while not pathlib.Path({str(tmp_path)!r}, 'go').exists(): time.sleep(0.05)"
+    )
     with launcher(board, at_a_time=1) as first:
         for name in "ab":
             first.submit(job(tmp_path, name, waits))
@@ -132,7 +136,8 @@ def test_where_no_slurm_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.slow
 def test_a_disturbed_study_ends_with_the_bits_of_a_calm_one(cluster: None, tmp_path: Path) -> None:
-    """One run is killed, one is sent back to the queue, one is preempted by an urgent job, and the coordinator is killed."""
+    """One run is killed, one is sent back to the queue, one is preempted by an urgent job, and the
+    coordinator is killed."""
     study, calm, wild = tmp_path / "study.toml", tmp_path / "calm", tmp_path / "wild"
     study.write_text(STUDY)
     assert sweep(study, calm, "--slots", "2", "--threads", "1").wait(600) == 0

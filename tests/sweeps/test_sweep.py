@@ -270,7 +270,8 @@ def test_a_job_tells_its_ranks(study: Path, tmp_path: Path, processes: int) -> N
 def test_the_command_line_of_a_run() -> None:
     command = run_command(Path("x/specs/abc.toml"), Path("x"))
     assert command == (
-        sys.executable, "-m", "harness.cli.main", "run", "x/specs/abc.toml", "--out", "x", "--no-track", "--quiet",
+        sys.executable, "-m", "harness.cli.main", "run", "x/specs/abc.toml", "--out", "x", "--no-track",
+        "--quiet",
     )  # fmt: skip
 
 

@@ -1,4 +1,5 @@
-"""An arm that cannot run on its data is left out with its reason, which plan, sweep, status and report repeat."""
+"""An arm that cannot run on its data is left out with its reason, which plan, sweep, status and report
+repeat."""
 
 from __future__ import annotations
 
@@ -60,7 +61,8 @@ def test_what_cannot_run_is_left_out_and_the_rest_keeps_its_ids(study: Path, tmp
 def test_the_reason_goes_from_the_plan_to_the_report(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two arms run, one is left out: a line of the sweep and of its plan, a row of the status, a cell of the report."""
+    """Two arms run, one is left out: a line of the sweep and of its plan, a row of the status, a cell of the
+    report."""
     stub = Path(__file__).parent / "stub.py"
     monkeypatch.setattr(
         "sweeps.launch.runner.run_command", lambda spec, out: (sys.executable, str(stub), str(spec), str(out))
@@ -123,7 +125,8 @@ def test_a_mistake_is_not_a_reason_to_leave_a_run_out(tmp_path: Path) -> None:
 
 
 def test_weights_of_parts_may_suit_an_arm_and_not_another(tmp_path: Path) -> None:
-    """REPA's encoder reads one modality: the arm runs on each part of bounce alone, and not on both together."""
+    """REPA's encoder reads one modality: the arm runs on each part of bounce alone, and not on both
+    together."""
     axes = {"method": [{"name": "flow"}, {"name": "repa", "encoder": {"name": "local:small"}}]}
     weights = {"data.video_weight": [0.5, 1.0, 0.0], "data.audio_weight": [0.5, 0.0, 1.0]}
     metrics = {"eval.metrics": [["fd:local"], ["fd:video:local"], ["fd:local"]]}

@@ -1,4 +1,5 @@
-"""Attention written out for bfloat16 on a CPU, against torch's own in float64 and beside torch's own in bfloat16."""
+"""Attention written out for bfloat16 on a CPU, against torch's own in float64 and beside torch's own in
+bfloat16."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ SHAPE = (2, 3, 40, 16)
 
 
 def drawn(sharp: float) -> tuple[list[Tensor], Tensor]:
-    """q, k, v in bfloat16, and a gradient; the sharper, the more a weight depends on the last bits of a score."""
+    """q, k, v in bfloat16, and a gradient; the sharper, the more a weight depends on the last bits of a
+    score."""
     generator = torch.Generator().manual_seed(0)
     q, k, v, grad = torch.randn(4, *SHAPE, generator=generator)
     return [one.bfloat16() for one in (sharp * q, sharp * k, v)], grad.bfloat16()

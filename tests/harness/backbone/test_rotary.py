@@ -1,4 +1,5 @@
-"""Rotary positions against complex numbers in float64, transformers' own, and the property they are named for."""
+"""Rotary positions against complex numbers in float64, transformers' own, and the property they are named
+for."""
 
 from __future__ import annotations
 
@@ -77,7 +78,8 @@ def test_one_axis_is_what_transformers_has() -> None:
 
 @pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
 def test_attention_sees_differences_alone(grid: tuple[int, ...]) -> None:
-    """Every token moved by the same amount, on every axis: the same attention; one token moved alone: another."""
+    """Every token moved by the same amount, on every axis: the same attention; one token moved alone:
+    another."""
     place, pairs = places([part(grid)]), divided(16, len(grid))
     q, k, v = (normal(name, 2, 3, len(place), 16) for name in "qkv")
 
@@ -105,7 +107,8 @@ def test_positions_are_unique_at_every_size(size: str, grid: tuple[int, ...]) ->
 
 
 def test_parts_share_one_clock() -> None:
-    """Sound stands at column 0 and row 0, at the time of the frame that it comes with; all places are apart."""
+    """Sound stands at column 0 and row 0, at the time of the frame that it comes with; all places are
+    apart."""
     place = places(JOINT.parts)
     video, sound = place[:24].reshape(4, 2, 3, 3), place[24:]
     assert (video[2, 1, 0] == [0, 1, 2]).all() and (video[..., 2] == np.arange(4)[:, None, None]).all()
@@ -116,7 +119,8 @@ def test_parts_share_one_clock() -> None:
 
 @pytest.mark.parametrize("config", [IMAGE, JOINT], ids=["image", "joint"])
 def test_rotation_is_all_that_tells_tokens_apart(config: SiTConfig) -> None:
-    """With the angles at zero a sample's tokens are a set: in another order they say the same in that order."""
+    """With the angles at zero a sample's tokens are a set: in another order they say the same in that
+    order."""
     model, (x, times, y) = network(config), given(config)
     assert not {"pos_embed", "rotation"} & model.state_dict().keys()
     order = torch.from_numpy(np.random.default_rng(0).permutation(config.tokens))
@@ -182,7 +186,8 @@ def test_runs_without_it_keep_their_ids() -> None:
 
 @pytest.mark.parametrize("name", sorted(registry.METHODS))
 def test_every_method_runs_on_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A loss that is finite, gradient in every layer, and what it costs is what it costs with the code of the release."""
+    """A loss that is finite, gradient in every layer, and what it costs is what it costs with the code of the
+    release."""
     monkeypatch.setattr(conformance, "CONFIG", replace(conformance.CONFIG, positions="rotary"))
     method = conformance.made(registry.load("method", name), conformance.CONFIG)
     pupil = conformance.student(method.needs())

@@ -39,7 +39,8 @@ def inputs(
 
 @pytest.mark.parametrize(("size", "millions"), [("S", 33), ("B", 130), ("L", 458), ("XL", 675)])
 def test_published_sizes(size: str, millions: int) -> None:
-    """Parameter counts of the paper's Table 1 (frozen position code included, as the released count has it)."""
+    """Parameter counts of the paper's Table 1 (frozen position code included, as the released count has
+    it)."""
     with torch.device("meta"):
         model = SiT(SiTConfig(SIZES[size], 2, (4, 32, 32), 1000, learn_sigma=True))
     assert round(sum(p.numel() for p in model.parameters()) / 1e6) in (millions, millions - 1)
@@ -58,7 +59,8 @@ def test_dual_times_equal_times_per_token() -> None:
 
 
 def test_tokens_lie_in_memory_one_behind_the_other() -> None:
-    """In every block, for images, sounds and videos: across memory, whatever is done to each element is slower."""
+    """In every block, for images, sounds and videos: across memory, whatever is done to each element is
+    slower."""
     for shape in ((3, 8, 12), (4, 16), (2, 3, 8, 8)):
         config = SiTConfig(Size(2, 32, 2), 2, shape, 5)
         x, t, _, y = inputs(config=config)
@@ -100,7 +102,8 @@ def test_taps_and_early_stop() -> None:
 
 
 def test_groups_separate_attention() -> None:
-    """A token's output depends on its own group alone: changing the other group's pixels leaves it as it is."""
+    """A token's output depends on its own group alone: changing the other group's pixels leaves it as it
+    is."""
     x, t, _, y = inputs()
     groups = (torch.arange(SMALL.tokens) % 2).expand(4, -1)
     own = SMALL.spread(groups.float()).bool()

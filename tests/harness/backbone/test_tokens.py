@@ -1,4 +1,5 @@
-"""Tokens against einops' words written out in numpy, one-frame videos against images, several parts against each alone."""
+"""Tokens against einops' words written out in numpy, one-frame videos against images, several parts against
+each alone."""
 
 from __future__ import annotations
 

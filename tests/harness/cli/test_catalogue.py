@@ -1,4 +1,5 @@
-"""What `list methods` and `explain` say, against costs on paper and the published layers; the page on encoders."""
+"""What `list methods` and `explain` say, against costs on paper and the published layers; the page on
+encoders."""
 
 from __future__ import annotations
 
@@ -46,7 +47,8 @@ def entries() -> dict[str, catalogue.Entry]:
 
 
 def forward(depth: int = 12) -> int:
-    """On paper, one sample of SiT-B/2 with one time: 2 x multiply-adds of embeddings, blocks and, at the end, the last layer."""
+    """On paper, one sample of SiT-B/2 with one time: 2 x multiply-adds of embeddings, blocks and, at the end,
+    the last layer."""
     block = 12 * T * D * D + 2 * T * T * D + 6 * D * D
     final = 2 * D * D + T * D * 16 if depth == 12 else 0
     return 2 * (T * D * 16 + 256 * D + D * D + depth * block + final)
@@ -299,7 +301,8 @@ def test_the_page_quotes_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_pages_run_can_be_planned() -> None:
-    """Its several encoders are taken as they are written there, and the probe has the options that it names."""
+    """Its several encoders are taken as they are written there, and the probe has the options that it
+    names."""
     words = shlex.split(re.search(r"^flowrace run (.*)$", PAGE, re.MULTILINE)[1])
     spec = load_spec(words[0], [word for word in words[1:] if word != "--set"])
     assert [encoder.name for encoder in spec.method.needs().encoders] == ["local:small", "random:small"]

@@ -14,7 +14,10 @@ from harness.cli.main import COMMANDS, cli
 from harness.records.record import Record
 from tests.support.runs import TINY, tiny, trained
 
-LIGHT = "import sys; import {module}; print([m for m in ('torch', 'mlflow', 'pandas', 'sklearn') if m in sys.modules])"
+LIGHT = (
+    "import sys; import {module}; "
+    "print([m for m in ('torch', 'mlflow', 'pandas', 'sklearn') if m in sys.modules])"
+)
 
 
 def flowrace(*words: str) -> subprocess.CompletedProcess:

@@ -1,4 +1,5 @@
-"""The command that makes a lost store again: every run of every folder once, however the store came to hold it before."""
+"""The command that makes a lost store again: every run of every folder once, however the store came to hold
+it before."""
 
 from __future__ import annotations
 
@@ -70,7 +71,8 @@ def test_a_run_by_itself_and_by_its_folder_is_the_same_run(tmp_path: Path, uri: 
 
 
 def test_one_run_of_a_study_does_not_end_it(tmp_path: Path, uri: str) -> None:
-    """The other one was killed: the study has failed, and stays so when the finished one is mirrored alone, by either way."""
+    """The other one was killed: the study has failed, and stays so when the finished one is mirrored alone,
+    by either way."""
     study = tmp_path / "s"
     done, killed = written(study / "abc", events(4)), written(study / "abd", events(4), done=False)
     (study / "study.toml").write_text('name = "s"\n')

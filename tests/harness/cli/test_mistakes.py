@@ -216,7 +216,10 @@ def test_a_checkpoint_of_another_run(capsys, begun: Record, tmp_path: Path) -> N
 
 
 def test_a_busy_run_directory(capsys, begun: Record) -> None:
-    code = "import sys; from pathlib import Path; from harness.records.record import RecordWriter\nwith RecordWriter(Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
+    code = (
+        "import sys; from pathlib import Path; from harness.records.record import RecordWriter\n"
+        "with RecordWriter(Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", code, begun.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as holder:

@@ -36,7 +36,8 @@ def test_id_is_the_hash_of_the_canonical_text() -> None:
 
 @pytest.mark.parametrize(
     "same",
-    ["data.root=elsewhere", "data.workers=3", "runtime.device=cuda", "runtime.compile=true", "runtime.threads=7", "runtime.shard=true",
+    ["data.root=elsewhere", "data.workers=3", "runtime.device=cuda", "runtime.compile=true",
+     "runtime.threads=7", "runtime.shard=true",
      "train.checkpoint_every=3", "train.log_every=9", "train.accumulate=2", "eval.batch_size=3"],
 )  # fmt: skip
 def test_what_cannot_change_results_is_not_hashed(same: str) -> None:
@@ -46,8 +47,10 @@ def test_what_cannot_change_results_is_not_hashed(same: str) -> None:
 
 @pytest.mark.parametrize(
     "other",
-    ["seed=1", "train.steps=7", "train.learning_rate=0.5", "ema.decay=0.5", "eval.samples=17", "backbone.patch=1",
-     "data.held_out=0.3", "data.flip=true", "time.kind=logit_normal", "train.precision=bfloat16", "method.name=repa",
+    ["seed=1", "train.steps=7", "train.learning_rate=0.5", "ema.decay=0.5", "eval.samples=17",
+     "backbone.patch=1",
+     "data.held_out=0.3", "data.flip=true", "time.kind=logit_normal", "train.precision=bfloat16",
+     "method.name=repa",
      "data.fingerprint=0011"],
 )  # fmt: skip
 def test_what_can_change_results_is_hashed(other: str) -> None:
@@ -173,7 +176,8 @@ def test_merging_nothing_changes_nothing(base: dict) -> None:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("a.b=1", 1), ("a.b=1e-3", 1e-3), ("a.b=true", True), ("a.b=[1, 2]", [1, 2]), ("a.b='x'", "x"), ("a.b=x/y z", "x/y z"), ("a.b=", "")],
+    [("a.b=1", 1), ("a.b=1e-3", 1e-3), ("a.b=true", True), ("a.b=[1, 2]", [1, 2]), ("a.b='x'", "x"),
+     ("a.b=x/y z", "x/y z"), ("a.b=", "")],
 )  # fmt: skip
 def test_override_values_are_toml_or_text(text: str, value: object) -> None:
     assert parse_override(text) == ("a.b", value)

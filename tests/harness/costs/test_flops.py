@@ -43,7 +43,8 @@ def test_counted_flops_are_those_on_paper(levels: int) -> None:
 
 
 def test_two_times_cost_two_rows() -> None:
-    """SiT-S/2 with 256 tokens: the dual-time pass costs at most 1.02 of a plain one, modulation per token 1.47."""
+    """SiT-S/2 with 256 tokens: the dual-time pass costs at most 1.02 of a plain one, modulation per token
+    1.47."""
     plain = forward_flops(S2, 1, 12)
     assert forward_flops(S2, 2, 12) / plain < 1.02 < 1.4 < forward_flops(S2, 256, 12) / plain
 

@@ -70,7 +70,8 @@ def test_processes_and_micro_batches_share_the_activations() -> None:
 
 @pytest.mark.parametrize("shard", [False, True])
 def test_a_divided_step_holds_its_slices_and_a_few_blocks(tmp_path: Path, shard: bool) -> None:
-    """Two processes of torchrun, and what the first one's allocator saw: DDP's share to 1e-3, FSDP2's within a tenth."""
+    """Two processes of torchrun, and what the first one's allocator saw: DDP's share to 1e-3, FSDP2's within
+    a tenth."""
     settings = (
         "backbone.size=S",
         "train.batch_size=64",

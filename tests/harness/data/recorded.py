@@ -29,7 +29,8 @@ def video(
     times: Sequence[int] | None = None,
     title: bytes = b"",
 ) -> bytes:
-    """Lossless as it stands; 8 frames a second, or one at each of `times` in milliseconds. `title` may be in any encoding."""
+    """Lossless as it stands; 8 frames a second, or one at each of `times` in milliseconds. `title` may be in
+    any encoding."""
     content = io.BytesIO()
     with av.open(content, "w", format=container, options={"fflags": "+bitexact"}) as file:  # no random ids
         _leave_room(file, title)
@@ -68,8 +69,8 @@ def film(
     codecs: tuple[str, str, str] = ("ffv1", "bgr0", "pcm_s16le"),
     title: bytes = b"",
 ) -> bytes:
-    """Lossless as it stands. Samples (n,) or (n, channels), 100 a packet, begin `late` seconds after the picture (before it
-    where negative); `gap` is a packet and the seconds of nothing before it."""
+    """Lossless as it stands. Samples (n,) or (n, channels), 100 a packet, begin `late` seconds after the
+    picture (before it where negative); `gap` is a packet and the seconds of nothing before it."""
     content, codec = io.BytesIO(), codecs[2]
     with av.open(content, "w", format=container, options={"fflags": "+bitexact"}) as file:
         _leave_room(file, title)

@@ -154,7 +154,8 @@ def test_bad_arrays(tmp_path: Path, arrays: dict[str, np.ndarray], message: str)
     ("place", "value"), [(10, 99), (8, 1), (8, 32)], ids=["packed otherwise", "encrypted", "patched"]
 )
 def test_archives_that_python_does_not_unpack(tmp_path: Path, place: int, value: int) -> None:
-    """By the method and the flags of the first entry in the zip's directory, and in its own header two bytes earlier."""
+    """By the method and the flags of the first entry in the zip's directory, and in its own header two bytes
+    earlier."""
     np.savez(tmp_path / "x.npz", images=np.zeros((2, 4, 4), np.uint8), labels=np.arange(2))
     content = bytearray((tmp_path / "x.npz").read_bytes())
     content[place - 2] = content[content.index(b"PK\x01\x02") + place] = value

@@ -1,4 +1,5 @@
-"""Films from disk: lossless ones come out as they went in, sound stays with its picture, and refusals name the file."""
+"""Films from disk: lossless ones come out as they went in, sound stays with its picture, and refusals name
+the file."""
 
 from __future__ import annotations
 
@@ -122,7 +123,8 @@ def test_a_frame_is_what_is_shown_in_the_middle_of_its_time(tmp_path: Path, fps:
 @pytest.mark.parametrize("fps", [CLIPS, Fraction(25), Fraction(30000, 1001)])
 @pytest.mark.parametrize("how", [{}, MP4], ids=["lossless", "mp4"])
 def test_a_click_is_heard_when_its_flash_is_seen(tmp_path: Path, fps: Fraction, how: dict) -> None:
-    """In every clip of a film, also at the end of it, through lossy codecs and at another rate of sampling."""
+    """In every clip of a film, also at the end of it, through lossy codecs and at another rate of
+    sampling."""
     seconds, rate, flashes = 4, 16_000, (0.3, 1.4, 2.2, 3.5)
     x = np.zeros((round(seconds * fps), 16, 16, 3), np.uint8)
     wave = 1e-3 * noise(seconds * rate)
@@ -140,7 +142,8 @@ def test_a_click_is_heard_when_its_flash_is_seen(tmp_path: Path, fps: Fraction, 
 
 
 def test_sound_that_begins_late_or_early_stays_in_its_place(tmp_path: Path) -> None:
-    """40 ms late: that much silence, and at the end that much too much; three frames early: those are left out."""
+    """40 ms late: that much silence, and at the end that much too much; three frames early: those are left
+    out."""
     samples = noise(20 * EACH)
     (tmp_path / "early.mkv").write_bytes(film(frames(17), samples, late=-0.192))
     (tmp_path / "late.mkv").write_bytes(film(frames(17), samples, late=0.04))
@@ -208,13 +211,19 @@ BROKEN = {
     "late.mkv": (lambda: _long(late=0.5), r"has sound for 0\.59 s of 1\.09 s"),
     "gone.mkv": (lambda: film(frames(), noise(16 * EACH), late=5.0), r"has sound for 0\.00 s of 1\.02 s"),
     "gap.mkv": (lambda: _long(gap=(30, 0.3)), r"has gaps in its sound: 1\.09 s of it in 1\.39 s"),
-    "short.mkv": (lambda: _long(5), r"lasts 0\.32 s and a clip of 16 frames 1\.02 s; remove it, .*data\.frames=5"),
+    "short.mkv": (
+        lambda: _long(5),
+        r"lasts 0\.32 s and a clip of 16 frames 1\.02 s; remove it, .*data\.frames=5",
+    ),
     "still.mkv": (lambda: _long(1), "does not say when its frames are shown"),
     "cut.mkv": (lambda: _long()[:9000], r"is cut short: 0\.\d\d s of 1\.09 s"),
     "cut.mp4": (lambda: _long(**MP4)[:3000], "cannot be decoded as video"),
     "empty.mp4": (lambda: b"", "is empty: 0 bytes"),
     "text.mp4": (lambda: b"no film at all", "cannot be decoded as video"),
-    "tiny.mkv": (lambda: film(frames(height=1, width=1), noise(16 * EACH)), "is 1x1 pixels; the least is 8x8"),
+    "tiny.mkv": (
+        lambda: film(frames(height=1, width=1), noise(16 * EACH)),
+        "is 1x1 pixels; the least is 8x8",
+    ),
     "wide.mkv": (lambda: film(frames(width=12), noise(16 * EACH)), r"is 12x8 pixels, but \S*one.mkv is 8x8"),
     "old.wmv": (lambda: b"ASF", r"\.wmv films are not read; convert them to MP4"),
 }  # fmt: skip

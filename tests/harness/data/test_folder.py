@@ -60,7 +60,8 @@ def test_every_ending_of_a_format_that_is_read(tmp_path: Path, end: str) -> None
 
 @pytest.mark.parametrize("to", [".", "..", "../..", "../../class0"])
 def test_a_link_to_a_folder_above_is_refused(tmp_path: Path, to: str) -> None:
-    """class1/deep leads to class1, to the root, to what holds it, or to class0, which leads back to class1."""
+    """class1/deep leads to class1, to the root, to what holds it, or to class0, which leads back to
+    class1."""
     root = folder_of(tmp_path / "data", pixels())
     (root / "class1" / "deep").mkdir()
     (root / "class1" / "deep" / "again").symlink_to(to)

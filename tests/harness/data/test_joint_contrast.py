@@ -1,4 +1,5 @@
-"""Contrastive flow matching on a video with its sound: both means are weighed as the flow loss is, so no part runs away."""
+"""Contrastive flow matching on a video with its sound: both means are weighed as the flow loss is, so no part
+runs away."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from tests.harness.data.test_modality_dropout import built, fed
 
 
 def test_the_negative_term_is_weighed_as_the_flow_loss() -> None:
-    """In float64, part by part; where a coefficient took more from a part than its weight, the loss had no lower bound."""
+    """In float64, part by part; where a coefficient took more from a part than its weight, the loss had no
+    lower bound."""
     run = built("method.name=contrastive_flow", "method.coefficient=0.2", "data.video_weight=0.067")
     batch, draw = fed(run)
     with torch.no_grad():

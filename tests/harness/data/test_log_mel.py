@@ -53,7 +53,8 @@ def test_triangles_cover_what_lies_between() -> None:
 
 
 def test_what_is_heard_has_the_same_picture() -> None:
-    """A tone, and white noise with a gap, come back within a few decibels where they are loud; the pitch is kept."""
+    """A tone, and white noise with a gap, come back within a few decibels where they are loud; the pitch is
+    kept."""
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, 8192)
     noise[3000:5000] = 0
     for wave in (sine(700, 0.5), noise):

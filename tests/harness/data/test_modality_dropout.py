@@ -1,4 +1,5 @@
-"""Batches that mix modalities: what is drawn, what an absent part may touch, and the run that it then equals."""
+"""Batches that mix modalities: what is drawn, what an absent part may touch, and the run that it then
+equals."""
 
 from __future__ import annotations
 
@@ -56,7 +57,8 @@ MIXED = sorted({case.partition(",")[0] for case in CASES})
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_yardsticks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Metrics' networks of a few steps, in a cache of their own: runs are compared here, nothing is judged."""
+    """Metrics' networks of a few steps, in a cache of their own: runs are compared here, nothing is
+    judged."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLOWRACE_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setattr("metrics.extractors.local.STEPS", 4)
@@ -71,7 +73,8 @@ def opened(*words: str):
 
 
 def built(*words: str) -> Run:
-    """A run on joint data; its network's every path carries signal, which the released initialisation's does not."""
+    """A run on joint data; its network's every path carries signal, which the released initialisation's does
+    not."""
     spec = modal("joint", *words)
     data = [word for word in words if word.startswith("data.") and "_weight" in word]
     with pytest.MonkeyPatch.context() as patch:
@@ -184,7 +187,8 @@ def test_the_loss_of_a_mixed_batch_in_a_slow_way() -> None:
 
 
 def narrowed(run: Run, place: int) -> tuple[SiT, SiT, Method]:
-    """Networks and method of a run as those of one part alone: that part's projections, and its share of the position code."""
+    """Networks and method of a run as those of one part alone: that part's projections, and its share of the
+    position code."""
     config, kind = run.model.config, run.model.config.parts[place]
     tokens = [part.tokens for part in config.parts]
     at = slice(sum(tokens[:place]), sum(tokens[: place + 1]))
@@ -236,7 +240,8 @@ def cut(run: Run, batch: Batch, draw: Draw, place: int) -> tuple[Batch, Draw]:
 @pytest.mark.parametrize("place", [0, 1], ids=["video", "audio"])
 @pytest.mark.parametrize("name", [name for name in CASES if not name.endswith(("times apart", "rotary"))])
 def test_one_part_alone_is_the_run_on_that_part(name: str, place: int) -> None:
-    """With share 1 the loss is, to 1e-6, that of the networks which know this part only, and so is its gradient."""
+    """With share 1 the loss is, to 1e-6, that of the networks which know this part only, and so is its
+    gradient."""
     run = case(name, f"data.{('video', 'audio')[place]}_alone=1.0")
     batch, draw = fed(run)
     total, grads = stepped(run, batch, draw)

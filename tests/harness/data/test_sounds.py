@@ -113,7 +113,10 @@ BROKEN = {
     "picture.m4a": (lambda: video(frames(), "mp4", "mpeg4", "yuv420p"), "has no audio stream"),
     "damaged.flac": (lambda: _of_total(2**36 - 1), f"is cut short: 8192 samples of {2**36 - 1}"),
     **{
-        f"cut{number}.{form.lower()}": (lambda form=form: sound(tone(), format=form)[:9000], "is cut short: 9000 bytes of 16")
+        f"cut{number}.{form.lower()}": (
+            lambda form=form: sound(tone(), format=form)[:9000],
+            "is cut short: 9000 bytes of 16",
+        )
         for number, form in enumerate(("AIFF", "W64"))
     },
     "long.wav": (lambda: sound(tone(), format="RF64")[:9000], "is cut short: 9000 bytes of 16"),

@@ -51,7 +51,8 @@ def test_pitch_follows_its_contour(data: Tones, contour: int, timbre: int) -> No
 
 
 def test_timbres_by_how_much_lies_off_the_pitch(data: Tones) -> None:
-    """Of level sounds: next to nothing for a sine, 1/4 + 1/9 + ... of the fundamental in overtones, and a band for noise."""
+    """Of level sounds: next to nothing for a sine, 1/4 + 1/9 + ... of the fundamental in overtones, and a
+    band for noise."""
     for turn in range(10):
         peaks = {}
         for timbre in range(3):

@@ -112,17 +112,26 @@ def test_other_containers(tmp_path: Path, container: str) -> None:
 BROKEN = {
     "cut.mp4": (lambda: video(frames(), **MP4)[:2000], "cannot be decoded as video"),
     "cut.mkv": (lambda: video(frames())[:4000], r"is cut short: \d+ frames of 16"),
-    "cut.webm": (lambda: video(frames(height=16, width=16), "webm", "libvpx-vp9", "yuv420p")[:3000], "is cut short|has no fr"),
+    "cut.webm": (
+        lambda: video(frames(height=16, width=16), "webm", "libvpx-vp9", "yuv420p")[:3000],
+        "is cut short|has no fr",
+    ),
     "cut.avi": (lambda: video(frames(), "avi", "mjpeg", "yuvj420p")[:7000], "is cut short|cannot be decoded"),
     "empty.mp4": (lambda: b"", "is empty: 0 bytes"),
     "header.mkv": (lambda: video(frames())[:300], "cannot be decoded as video|has no frames|is cut short"),
     "text.mp4": (lambda: b"no video at all", "cannot be decoded as video"),
     "sound.mp4": (lambda: sound(tone()), "has no video stream"),
     "one.mkv": (lambda: video(frames(height=1, width=1)), r"is 1x1 pixels; the least is 8x8"),
-    "uneven.mkv": (lambda: video(frames(), times=EVEN[:8] + [t + 400 for t in EVEN[8:]]), "frames 125 to 525 ms apart"),
+    "uneven.mkv": (
+        lambda: video(frames(), times=EVEN[:8] + [t + 400 for t in EVEN[8:]]),
+        "frames 125 to 525 ms apart",
+    ),
     "short.mkv": (lambda: video(frames(5)), "has 5 frames and a clip takes 16.*data.frames=5"),
     "still.mkv": (lambda: video(frames(1)), "has 1 frame and a clip takes 16; remove it"),
-    "wide.mkv": (lambda: video(frames(width=12)), r"is 12x8 pixels, but \S*one.mkv is 8x8; set data.resolution"),
+    "wide.mkv": (
+        lambda: video(frames(width=12)),
+        r"is 12x8 pixels, but \S*one.mkv is 8x8; set data.resolution",
+    ),
     **{f"old.{end}": (lambda: b"", rf"\.{end} videos are not read; convert them to MP4")
        for end in ("wmv", "asf", "3gp", "3g2", "m2v", "mxf", "flv")},
 }  # fmt: skip

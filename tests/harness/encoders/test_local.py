@@ -70,7 +70,8 @@ def test_digits_are_learned(cache: Path) -> None:
 
 
 def test_the_split_is_kept(cache: Path) -> None:
-    """Training reads no held-out image: with the file in the cache gone, fit asks for training indices only."""
+    """Training reads no held-out image: with the file in the cache gone, fit asks for training indices
+    only."""
     data = Squares()
     sides = split(data, 0.25)
     local.fit(local.build("tiny", data.shape, 2, (2, 2)), data, sides.train, CPU)
@@ -188,7 +189,8 @@ def test_frozen_and_plain(cache: Path) -> None:
 
 
 def test_counted_before_it_exists() -> None:
-    """By hand: patches, four blocks, attention. (A real pass is no judge: older torch does not count its attention.)"""
+    """By hand: patches, four blocks, attention. (A real pass is no judge: older torch does not count its
+    attention.)"""
     matmuls = 16 * 2 * (12 * 64 + 4 * 12 * 64**2) + 4 * 2 * 2 * 16**2 * 64
     assert local.RandomEncoder.architecture("small", (3, 8, 8), 10, (4, 4)) == (64, matmuls, 4)
 

@@ -1,4 +1,5 @@
-"""open_clip's image towers as frozen encoders, with seeded weights in place of published ones: nothing is fetched."""
+"""open_clip's image towers as frozen encoders, with seeded weights in place of published ones: nothing is
+fetched."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ TEXT = {"context_length": 8, "vocab_size": 32, "width": 32, "heads": 2, "layers"
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Two small models that open_clip knows from here on, and a file of weights of each, text tower included."""
+    """Two small models that open_clip knows from here on, and a file of weights of each, text tower
+    included."""
     folder = tmp_path_factory.mktemp("open_clip")
     own = {"image_size": IMAGE, "layers": LAYERS, "width": WIDTH, "head_width": 32, "patch_size": PATCH}
     timm = {
@@ -72,7 +74,8 @@ def prepared(images: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
 
 
 def by_hand(state: dict[str, torch.Tensor], x: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """CLIP's image tower written out in float64: patches, class token, positions, pre-norm blocks, final norm, patch tokens."""
+    """CLIP's image tower written out in float64: patches, class token, positions, pre-norm blocks, final
+    norm, patch tokens."""
     w = {n.removeprefix("visual."): t.double() for n, t in state.items() if n.startswith("visual.")}
     norm = lambda h, name: F.layer_norm(h, (WIDTH,), w[f"{name}.weight"], w[f"{name}.bias"])  # noqa: E731
     patches = F.conv2d(x.double(), w["conv1.weight"], stride=PATCH).flatten(2).mT
@@ -119,7 +122,8 @@ def test_tower_from_timm(files: dict[str, Path]) -> None:
 
 
 def test_rows_come_first(files: dict[str, Path]) -> None:
-    """A change in the top right corner moves token 3 of a 4x4 grid and not token 12, in a network without depth."""
+    """A change in the top right corner moves token 3 of a 4x4 grid and not token 12, in a network without
+    depth."""
     encoder = opened(OWN, files[OWN])
     encoder._network.tower.transformer = torch.nn.Identity()
     images = pictures()
@@ -164,7 +168,8 @@ def test_what_is_reported(files: dict[str, Path]) -> None:
     [("ViT-L-14.openai", 1024, 81.1), ("ViT-B-16-SigLIP.webli", 768, 23.1), ("EVA02-B-16", 768, 23.2)],
 )
 def test_cost_needs_no_weights(model: str, dim: int, gmacs: float) -> None:
-    """Towers at 16x16 tokens of width d and depth n: n (12 d^2 T + 2 T^2 d) multiply-adds and the patches (T: with prefix)."""
+    """Towers at 16x16 tokens of width d and depth n: n (12 d^2 T + 2 T^2 d) multiply-adds and the patches (T:
+    with prefix)."""
     about = OpenClipEncoder.architecture(model, (3, 256, 256), 1000, (16, 16))
     assert about.dim == dim
     assert about.flops / 2e9 == pytest.approx(gmacs, rel=0.01)

@@ -56,7 +56,8 @@ def pictures(channels: int = 3) -> torch.Tensor:
     ("model", "grid", "prefix"), [(PLAIN, (4, 4), 1), (REGISTERS, (4, 4), 5), (REGISTERS, (3, 5), 5)]
 )
 def test_tokens_as_by_hand(files: dict[str, Path], model: str, grid: tuple[int, int], prefix: int) -> None:
-    """Against torchvision's preparation and the position embedding that timm resamples inside the forward pass."""
+    """Against torchvision's preparation and the position embedding that timm resamples inside the forward
+    pass."""
     network = timm.create_model(model, pretrained=False, num_classes=0, dynamic_img_size=True).eval()
     state = load_file(files[model])
     network.load_state_dict({name: t for name, t in state.items() if not name.startswith("head.")})
@@ -148,7 +149,8 @@ def test_what_is_reported(files: dict[str, Path]) -> None:
 
 
 def test_released_layout_is_converted(files: dict[str, Path], tmp_path: Path) -> None:
-    """A DINOv2 file in Meta's own layout (mask token, register_tokens, no class in the positions of registers)."""
+    """A DINOv2 file in Meta's own layout (mask token, register_tokens, no class in the positions of
+    registers)."""
     state = {n: t for n, t in load_file(files[REGISTERS]).items() if not n.startswith("head.")}
     meta = dict(state)
     meta["mask_token"] = torch.zeros(1, 384)

@@ -1,4 +1,5 @@
-"""Evaluation: the same latents and labels for every method and step, whatever the batch; and the commands around it."""
+"""Evaluation: the same latents and labels for every method and step, whatever the batch; and the commands
+around it."""
 
 from __future__ import annotations
 

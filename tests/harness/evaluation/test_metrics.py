@@ -23,10 +23,13 @@ from tests.support.runs import tiny, trained
 CPU = torch.device("cpu")
 LOCAL = tuple(
     f"{value}:local"
-    for value in ("fd", "fd_infinity", "precision", "recall", "density", "coverage", "cmmd", "is", "memorisation")
+    for value in (
+        "fd", "fd_infinity", "precision", "recall", "density", "coverage", "cmmd", "is", "memorisation",
+    )
 )  # fmt: skip
 SPEC = EvalSpec(
-    samples=120, sampler="heun", sampler_steps=2, batch_size=50, metrics=(*LOCAL, "accuracy:local"), replicates=2
+    samples=120, sampler="heun", sampler_steps=2, batch_size=50,
+    metrics=(*LOCAL, "accuracy:local"), replicates=2,
 )  # fmt: skip
 
 

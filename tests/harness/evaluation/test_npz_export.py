@@ -1,4 +1,5 @@
-"""flowrace sample into npz: ADM's layout, the same bytes whether or not it was interrupted, by one process or two."""
+"""flowrace sample into npz: ADM's layout, the same bytes whether or not it was interrupted, by one process or
+two."""
 
 from __future__ import annotations
 
@@ -129,13 +130,13 @@ def test_a_second_command_for_one_file_is_refused_by_name(
 def test_a_file_that_another_command_has_written_meanwhile_is_not_overwritten(
     record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened = sample_command._job
+    opened = sample_command.drawing_of_run
 
     def meanwhile(*given):
         (tmp_path / "a.npz").write_text("theirs")
         return opened(*given)
 
-    monkeypatch.setattr(sample_command, "_job", meanwhile)
+    monkeypatch.setattr(sample_command, "drawing_of_run", meanwhile)
     with pytest.raises(UserError, match=r"a\.npz is there already"):
         draw(record, tmp_path / "a.npz")
     assert (tmp_path / "a.npz").read_text() == "theirs"

@@ -1,4 +1,5 @@
-"""Metrics of samples themselves: real samples score as they should, spoilt ones do not, and what has no truth is refused."""
+"""Metrics of samples themselves: real samples score as they should, spoilt ones do not, and what has no truth
+is refused."""
 
 from __future__ import annotations
 

@@ -25,7 +25,8 @@ def test_euler_is_exact_on_straight_lines() -> None:
 
 @pytest.mark.parametrize(("sampler", "order"), [(euler, 1), (heun, 2)])
 def test_order_of_convergence(sampler, order: int) -> None:
-    """dx/dt = x from t = 1 to 0 gives x/e; the error falls as steps^-order (the network's float32 rounding aside)."""
+    """dx/dt = x from t = 1 to 0 gives x/e; the error falls as steps^-order (the network's float32 rounding
+    aside)."""
     x = torch.ones(1, 1, 1, 1, dtype=torch.float64)
     field = lambda x, t: x  # noqa: E731
     errors = [abs(sampler(field, x, steps).item() - math.exp(-1)) for steps in (10, 20, 40)]
@@ -35,7 +36,8 @@ def test_order_of_convergence(sampler, order: int) -> None:
 
 @pytest.mark.parametrize("name", list(SAMPLERS))
 def test_noise_becomes_data(name: str) -> None:
-    """With the exact velocity of Gaussian data of standard deviation 0.5, samples have standard deviation 0.5."""
+    """With the exact velocity of Gaussian data of standard deviation 0.5, samples have standard deviation
+    0.5."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(40_000, 1, 1, 1, generator=generator, dtype=torch.float64)
     noise = lambda i, x: torch.randn(x.shape, generator=generator, dtype=x.dtype)  # noqa: E731
@@ -72,7 +74,8 @@ def test_noise_of_the_sde_is_asked_for_step_by_step() -> None:
 
 
 def test_one_step_of_the_sde_is_one_drift_from_the_noise() -> None:
-    """By hand from samplers.py of REPA: its last step begins where the times end, which of one step is t = 1."""
+    """By hand from samplers.py of REPA: its last step begins where the times end, which of one step is t =
+    1."""
     x = torch.ones(2, 1, 2, 2, dtype=torch.float64)
     found = euler_maruyama(
         lambda x, t: 2 * x, x, 1, noise=lambda i, x: torch.zeros_like(x), dtype=torch.float64

@@ -1,4 +1,5 @@
-"""Latents on disk: made, killed, damaged, moved; training on them is training on the images where the codec does nothing."""
+"""Latents on disk: made, killed, damaged, moved; training on them is training on the images where the codec
+does nothing."""
 
 from __future__ import annotations
 
@@ -129,7 +130,8 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(tmp_path: Path, pictures: P
     options = ("--rows", "4", "--batch", "2")
     encode(pictures, "identity", tmp_path / "calm", *options)
     script = (
-        "import os, signal, sys; from harness import encode as e; whole = e.write_atomic; left = [int(sys.argv.pop())]\n"
+        "import os, signal, sys; from harness.latents import encode as e\n"
+        "whole = e.write_atomic; left = [int(sys.argv.pop())]\n"
         "def write(path, content):\n"
         "    left[0] -= 1\n"
         "    os.kill(os.getpid(), signal.SIGKILL) if left[0] < 0 else whole(path, content)\n"
@@ -160,7 +162,8 @@ def test_killed_while_the_note_is_written_it_goes_on(tmp_path: Path, pictures: P
     script = (
         "import os, signal, sys; replace = os.replace\n"
         "def dies(source, to):\n"
-        "    os.kill(os.getpid(), signal.SIGKILL) if str(to).endswith('encoding.json') else replace(source, to)\n"
+        "    if str(to).endswith('encoding.json'): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    replace(source, to)\n"
         "os.replace = dies; from harness.cli.main import main; main()"
     )
     folder = tmp_path / "killed"

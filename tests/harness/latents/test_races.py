@@ -1,4 +1,5 @@
-"""Videos and sounds from disk, encoded, raced in latents and measured decoded; under identity a race is that on the samples."""
+"""Videos and sounds from disk, encoded, raced in latents and measured decoded; under identity a race is that
+on the samples."""
 
 from __future__ import annotations
 
@@ -244,7 +245,8 @@ def test_a_plan_without_data_takes_the_shapes_of_the_published_weights(tmp_path:
 
 
 def test_normalisations_of_images_are_those_of_the_configuration(tmp_path: Path) -> None:
-    """A shift before the factor (as SD3 and FLUX publish), a mean and deviation for each channel (as SDXL's derivatives do)."""
+    """A shift before the factor (as SD3 and FLUX publish), a mean and deviation for each channel (as SDXL's
+    derivatives do)."""
     from harness.latents.codec import open_codec
 
     z = torch.randn(2, 4, 4, 4)

@@ -45,7 +45,8 @@ def test_moments_and_videos_are_those_of_diffusers(tmp_path: Path, channels: int
 
 
 def test_normalised_as_the_pipelines_of_diffusers_do(tmp_path: Path) -> None:
-    """The image-to-video pipeline normalises what it encodes by the configuration's mean and deviation of each channel."""
+    """The image-to-video pipeline normalises what it encodes by the configuration's mean and deviation of
+    each channel."""
     from diffusers import AutoencoderKLWan, WanImageToVideoPipeline
     from diffusers.video_processor import VideoProcessor
 

@@ -100,8 +100,8 @@ def test_outlines_are_the_shapes_under_the_published_configurations() -> None:
 
 @pytest.mark.parametrize("rate", [8_000, 16_000, 44_100, 48_000])
 def test_waves_come_back_as_the_log_mel_of_their_sample(rate: int) -> None:
-    """A codec without loss would be heard as the data set's own picture, but for the top band: the way to 8 kHz and back
-    begins to fade there. One byte is 0.31 dB."""
+    """A codec without loss would be heard as the data set's own picture, but for the top band: the way to 8
+    kHz and back begins to fade there. One byte is 0.31 dB."""
     tones, index = open_dataset(DataSpec(name="tones", frames=16)), np.array([0, 5, 11])
     heard = waves(tones, index, rate)
     assert heard.shape == (3, 1, wave_length(16, rate)) and heard.dtype == torch.float32
@@ -113,7 +113,8 @@ def test_waves_come_back_as_the_log_mel_of_their_sample(rate: int) -> None:
 
 
 def test_recordings_are_read_at_the_rate_of_the_codec_as_they_are_on_disk(tmp_path: Path) -> None:
-    """Windows of a recording at its own rate are its own samples, end to end, and are heard as its log-mel pictures."""
+    """Windows of a recording at its own rate are its own samples, end to end, and are heard as its log-mel
+    pictures."""
     import soundfile
 
     rate, frames = 48_000, 16

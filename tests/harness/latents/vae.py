@@ -28,7 +28,8 @@ def save_vae(folder: Path, seed: int = 0, channels: int = 3, **changed: object) 
 
 
 def save_wan(folder: Path, channels: int = 1, patch: int | None = None, **changed: object) -> Path:
-    """Of videos: three channels of latents, a quarter of the sides, an eighth with a patch of two (as Wan 2.2 has it)."""
+    """Of videos: three channels of latents, a quarter of the sides, an eighth with a patch of two (as Wan 2.2
+    has it)."""
     from diffusers import AutoencoderKLWan
 
     torch.manual_seed(0)

@@ -1,4 +1,5 @@
-"""Control of runs: what is read from which features, beside which floors, for which runs, and what is refused."""
+"""Control of runs: what is read from which features, beside which floors, for which runs, and what is
+refused."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ SAMPLES = ("--samples", "60")
 
 
 def made(spec: RunSpec, out: Path, steps: tuple[int, ...] = (3, 6), *, done: bool = True) -> Path:
-    """A run with checkpoints of weights that no training made: every layer does something, another at every step."""
+    """A run with checkpoints of weights that no training made: every layer does something, another at every
+    step."""
     dataset = open_dataset(spec.data)
     run = build(spec, dataset, split(dataset, spec.data.held_out), CPU)
     with RecordWriter(out / spec.id) as record:
@@ -49,7 +51,8 @@ def made(spec: RunSpec, out: Path, steps: tuple[int, ...] = (3, 6), *, done: boo
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two seeds of video, a video with its sound, that video alone, that sound alone, and a run that is not finished."""
+    """Two seeds of video, a video with its sound, that video alone, that sound alone, and a run that is not
+    finished."""
     out = tmp_path_factory.mktemp("study")
     for spec in (modal("video"), modal("video", "seed=1"), modal("joint")):
         made(spec, out)
@@ -90,7 +93,8 @@ def noised(spec: RunSpec, index: np.ndarray, time: float) -> torch.Tensor:
 
 
 def test_a_feature_is_the_mean_of_the_tokens_of_a_time_patch() -> None:
-    """Of patches themselves: their mean is that of pixels over rows and columns of the patch's grid; sound comes last."""
+    """Of patches themselves: their mean is that of pixels over rows and columns of the patch's grid; sound
+    comes last."""
     config = backbone_config(spec := modal("joint"), open_dataset(spec.data))
     video = torch.randn(3, *config.shape)
     tokens = patchify(video, config.parts[0].patch)

@@ -162,7 +162,8 @@ def test_the_hub_is_asked_only_when_told(
         raise OSError("no connection")
 
     monkeypatch.setattr("harness.encoders.weights.hf_hub_download", hub)
-    place = f"put https://huggingface.co/{repository}/resolve/main/{file} somewhere and name the file in --weights"
+    address = f"https://huggingface.co/{repository}/resolve/main/{file}"
+    place = f"put {address} somewhere and name the file in --weights"
     with pytest.raises(UserError, match=re.escape(f"{place}, or give --download") + "$"):
         asked(run, "--encoder", encoder)
     with pytest.raises(UserError, match=r"no connection.*" + re.escape(place) + "$"):

@@ -80,7 +80,8 @@ def test_probe_does_not_see_the_scale_of_a_feature() -> None:
 
 
 def head_by_hand(part: Labelled, classes: int, epochs: int, batch: int, seed: int) -> dict[str, np.ndarray]:
-    """REPA's classifier in numpy: normalisation, softmax regression and Adam (Kingma and Ba 2015, algorithm 1) written out."""
+    """REPA's classifier in numpy: normalisation, softmax regression and Adam (Kingma and Ba 2015, algorithm
+    1) written out."""
     x, hot = part.features.numpy(), np.eye(classes)[part.labels]
     n, d = x.shape
     mean, variance = np.zeros(d), np.ones(d)
@@ -149,7 +150,8 @@ def test_repas_probe_depends_on_its_seed_alone() -> None:
 
 
 def cka_by_hand(x: np.ndarray, y: np.ndarray) -> float:
-    """HSIC of the two matrices of inner products over the geometric mean of each with itself (Kornblith et al., eq. 3)."""
+    """HSIC of the two matrices of inner products over the geometric mean of each with itself (Kornblith et
+    al., eq. 3)."""
     n = len(x)
     centre = np.eye(n) - np.ones((n, n)) / n
     hsic = lambda a, b: np.trace(a @ a.T @ centre @ b @ b.T @ centre)  # noqa: E731

@@ -96,7 +96,8 @@ def test_equal_states_are_equal_bytes(tmp_path: Path) -> None:
     """In processes of their own, where hash maps differ."""
     code = (
         "import sys, torch; from pathlib import Path; from harness.records.checkpoint import save\n"
-        "save(Path(sys.argv[1]), {n: torch.arange(3.0) for n in 'edcba'}, {'step': '1', 'run': 'r', 'more': 'm'})"
+        "tensors = {n: torch.arange(3.0) for n in 'edcba'}\n"
+        "save(Path(sys.argv[1]), tensors, {'step': '1', 'run': 'r', 'more': 'm'})"
     )
     for number in range(3):
         subprocess.run([sys.executable, "-c", code, tmp_path / str(number)], check=True)
@@ -105,13 +106,14 @@ def test_equal_states_are_equal_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("steps", "kept"),
-    [((5, 10, 13), (5, 10, 13)), ((5, 10, 13, 14), (5, 10, 14)), ((5, 7, 10, 13, 15), (10, 15)), ((13,), (13,)),
-     ((10, 15, 18, 22), (15, 22)), ((15, 20, 22), (20, 22))],
+    [((5, 10, 13), (5, 10, 13)), ((5, 10, 13, 14), (5, 10, 14)), ((5, 7, 10, 13, 15), (10, 15)),
+     ((13,), (13,)), ((10, 15, 18, 22), (15, 22)), ((15, 20, 22), (20, 22))],
 )  # fmt: skip
 def test_checkpoints_off_the_schedule_go_and_push_none_out(
     tmp_path: Path, steps: tuple[int, ...], kept: tuple[int, ...]
 ) -> None:
-    """Every 5 of 22 steps, and the last one, two are kept; and whatever is the newest, from which the run continues."""
+    """Every 5 of 22 steps, and the last one, two are kept; and whatever is the newest, from which the run
+    continues."""
     for step in steps:
         path_of(tmp_path, step).touch()
     prune(tmp_path, TrainSpec(steps=22, checkpoint_every=5, keep_checkpoints=2))

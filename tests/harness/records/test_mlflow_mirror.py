@@ -1,4 +1,5 @@
-"""The mirror holds what the record holds, once, whatever happens around it; read back through MLflow's own client."""
+"""The mirror holds what the record holds, once, whatever happens around it; read back through MLflow's own
+client."""
 
 from __future__ import annotations
 

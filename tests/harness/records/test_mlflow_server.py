@@ -1,4 +1,5 @@
-"""Eight runs writing at once to a real tracking server on PostgreSQL that is killed in the middle: every point, once."""
+"""Eight runs writing at once to a real tracking server on PostgreSQL that is killed in the middle: every
+point, once."""
 
 from __future__ import annotations
 

@@ -34,7 +34,8 @@ def written(path: Path, steps: int, after: int = 0) -> Record:
 def test_a_record_cut_anywhere_continues_without_gap_or_double(
     tmp_path_factory, steps: int, kept: int, cut: int
 ) -> None:
-    """Cut the file at any byte, continue after any step that is still there: the lines are those of an unbroken run."""
+    """Cut the file at any byte, continue after any step that is still there: the lines are those of an
+    unbroken run."""
     path = tmp_path_factory.mktemp("run") / "r"
     whole = written(path, steps).path.joinpath("events.jsonl").read_bytes()
     (path / "events.jsonl").write_bytes(whole[: len(whole) - min(cut, len(whole))])
@@ -44,7 +45,10 @@ def test_a_record_cut_anywhere_continues_without_gap_or_double(
 
 def test_a_second_writer_is_refused_by_name(tmp_path: Path) -> None:
     with RecordWriter(tmp_path / "r"):
-        code = "import sys; from pathlib import Path; from harness.records.record import RecordWriter\nwith RecordWriter(Path(sys.argv[1])): pass"
+        code = (
+            "import sys; from pathlib import Path; from harness.records.record import RecordWriter\n"
+            "with RecordWriter(Path(sys.argv[1])): pass"
+        )
         other = subprocess.run(
             [sys.executable, "-c", code, str(tmp_path / "r")], capture_output=True, text=True
         )

@@ -33,7 +33,8 @@ def test_draws_do_not_depend_on_how_a_batch_is_cut(seed: int, index: list[int], 
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(index=st.integers(0, 2**40))
 def test_a_row_is_the_generator_that_numpy_documents(index: int) -> None:
-    """The same numbers from a freshly keyed Philox whose counter starts at the index: numpy's own definition of a block."""
+    """The same numbers from a freshly keyed Philox whose counter starts at the index: numpy's own definition
+    of a block."""
     digest = hashlib.sha256(b"5/noise").digest()[:16]
     key = int.from_bytes(digest, "little")
     fresh = np.random.Generator(np.random.Philox(key=key, counter=index << 128))

@@ -1,4 +1,5 @@
-"""Which labels samples have: by the key that was asked for, and by the names of classes where both sides have them."""
+"""Which labels samples have: by the key that was asked for, and by the names of classes where both sides have
+them."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ def folder(path: Path, pixels: np.ndarray, names: np.ndarray) -> Path:
 
 
 def test_class_folders_are_matched_by_their_names(digits, reference: Path, tmp_path: Path) -> None:
-    """Digits 3 and 7 alone, against all ten: what the classifier says of them in an array with their labels."""
+    """Digits 3 and 7 alone, against all ten: what the classifier says of them in an array with their
+    labels."""
     pixels, labels = digits
     some = np.isin(labels, (3, 7))
     two = folder(tmp_path / "two", pixels[some], labels[some])
@@ -71,7 +73,8 @@ def test_a_class_that_the_reference_has_not(digits, reference: Path, tmp_path: P
 
 
 def test_class_folders_that_nobody_names_are_told_by_number(tmp_path: Path) -> None:
-    """Folders c and d are classes 0 and 1, red and green to the network, which is said. Three pictures lie in the wrong one."""
+    """Folders c and d are classes 0 and 1, red and green to the network, which is said. Three pictures lie in
+    the wrong one."""
     fake, green = np.zeros((20, 8, 8, 3), np.uint8), np.arange(20) % 2
     fake[np.arange(20), :, :, green] = 255
     shown = folder(tmp_path / "fake", fake, np.array(["c", "d"])[green ^ (np.arange(20) < 3)])

@@ -1,4 +1,5 @@
-"""flowrace eval on videos and recordings: the reader and the network of each, and what does not go together."""
+"""flowrace eval on videos and recordings: the reader and the network of each, and what does not go
+together."""
 
 from __future__ import annotations
 

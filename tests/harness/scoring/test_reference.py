@@ -137,7 +137,8 @@ def test_a_network_with_a_length_of_its_own(here: Path) -> None:
 
 
 class Inception:
-    """A stand-in for Inception: the tiny network under its name, or that of other weights, with what lies beside."""
+    """A stand-in for Inception: the tiny network under its name, or that of other weights, with what lies
+    beside."""
 
     def __init__(self, name: str, spatial: bool = False) -> None:
         self.name, self.spatial = name, spatial

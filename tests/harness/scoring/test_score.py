@@ -1,4 +1,5 @@
-"""flowrace eval SAMPLES: the numbers by hand, whatever the container; references, cache, names, and what is refused."""
+"""flowrace eval SAMPLES: the numbers by hand, whatever the container; references, cache, names, and what is
+refused."""
 
 from __future__ import annotations
 
@@ -299,7 +300,8 @@ def test_mobilenet_sees_noise(shared_weights: Path, shared_data: Path, tmp_path:
 
 
 class Known:
-    """A stand-in for Inception with its original weights: the tiny network under its name, with all three outputs."""
+    """A stand-in for Inception with its original weights: the tiny network under its name, with all three
+    outputs."""
 
     @staticmethod
     def load(*_: Any, **__: Any) -> Extractor:
@@ -313,7 +315,8 @@ class Known:
 
 
 def test_an_adm_batch_with_inception(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """FID from mu and sigma, sFID from mu_s and sigma_s, precision from arr_0: the set behind the first is larger."""
+    """FID from mu and sigma, sFID from mu_s and sigma_s, precision from arr_0: the set behind the first is
+    larger."""
     monkeypatch.setattr(score_room, "load_extractor", Known.load)
     features = by_hand(REAL)
     mu, sigma = features.mean(0), np.cov(features, rowvar=False)

@@ -1,4 +1,5 @@
-"""Checkpoints off the training thread: what is copied, what waits for what, and where a failure comes to light."""
+"""Checkpoints off the training thread: what is copied, what waits for what, and where a failure comes to
+light."""
 
 from __future__ import annotations
 

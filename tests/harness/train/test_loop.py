@@ -92,7 +92,8 @@ def test_accumulation_and_compile_give_the_same_numbers(tmp_path: Path) -> None:
 def test_computing_activations_again_runs_every_block_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that equal bits (above) say something: the teacher and the evaluation have no gradient and keep one pass."""
+    """So that equal bits (above) say something: the teacher and the evaluation have no gradient and keep one
+    pass."""
     passes, forward = [], Block.forward
 
     def counted(self: Block, *given):

@@ -80,7 +80,8 @@ def test_fed_is_what_the_training_thread_would_make(tmp_path: Path) -> None:
 
 
 def test_a_tensor_that_repeats_its_memory_can_be_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What pinning does on a GPU, without one: a new storage with the tensor's own strides, then a copy into it."""
+    """What pinning does on a GPU, without one: a new storage with the tensor's own strides, then a copy into
+    it."""
 
     def pin_memory(tensor: torch.Tensor) -> torch.Tensor:
         fresh = torch.empty(0, dtype=tensor.dtype).set_(

@@ -1,0 +1,43 @@
+"""`flowrace export`: runs, training curves or evaluations as a CSV or Parquet file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from harness.errors import UserError
+from harness.records.record import find_records
+from harness.records.tables import TABLES
+
+
+@click.command(epilog="Example: flowrace export runs/digits --table evaluations -o evaluations.csv")
+@click.argument("directories", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--table",
+    type=click.Choice(list(TABLES)),
+    default="runs",
+    show_default=True,
+    help="One row a run, a logged step, or a value of a metric.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A .csv or .parquet file. Default: CSV to standard output.",
+)
+def export(directories: tuple[Path, ...], table: str, output: Path | None) -> None:
+    """Write the records of runs as one tidy table, for pandas, R or a spreadsheet."""
+    if output is not None and output.suffix not in (".csv", ".parquet"):
+        raise UserError(f"--output {output}: expected a .csv or .parquet file")
+    frame = TABLES[table](find_records(*directories))
+    if output is None:
+        click.echo(frame.to_csv(index=False), nl=False)
+        return
+    try:
+        frame.to_csv(output, index=False) if output.suffix == ".csv" else frame.to_parquet(
+            output, index=False
+        )
+    except OSError as error:
+        raise UserError(f"cannot write {output}: {error.strerror}") from error
+    click.echo(output)

@@ -1,0 +1,79 @@
+"""Records as tidy tables: one row a run, a logged step, or a value of a metric."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from harness.records.flatten import flatten
+from harness.records.record import TRAINING_PHASES, Record
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def run_table(records: Iterable[Record]) -> pd.DataFrame:
+    """Return one row a run: `run`, `method`, `seed`, `status`, `step`, `path`, and its spec by dotted
+    path."""
+    return _frame(records, _run)
+
+
+def training_table(records: Iterable[Record]) -> pd.DataFrame:
+    """Return one row a logged step: `loss` and its named parts `losses.*`, `grad_norm`, `learning_rate`,
+    costs so far.
+
+    `seconds` counts training phases only; each phase is `seconds.*`.
+    """
+    return _frame(records, _training)
+
+
+def evaluation_table(records: Iterable[Record]) -> pd.DataFrame:
+    """Return one row a run, step and metric: `mean`, `low`, `high`, `n`, `protocol`, and costs so far.
+
+    A step that was evaluated again has the means over replicates.
+    """
+    return _frame(records, _evaluations)
+
+
+TABLES: dict[str, Callable[[Iterable[Record]], pd.DataFrame]] = {
+    "runs": run_table,
+    "training": training_table,
+    "evaluations": evaluation_table,
+}
+
+
+def _frame(records: Iterable[Record], rows: Callable[[Record], Iterable[dict[str, Any]]]) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame([_of(record) | row for record in records for row in rows(record)])
+
+
+def _of(record: Record) -> dict[str, Any]:
+    """Return the columns that every table begins with."""
+    method = record.spec.get("method", {}).get("name")
+    return {"run": record.id, "method": method, "seed": record.spec.get("seed", 0)}
+
+
+def _run(record: Record) -> Iterator[dict[str, Any]]:
+    spec = {
+        name: value for name, value in flatten(record.spec).items() if name not in ("method.name", "seed")
+    }
+    yield {"status": record.status, "step": record.last_step, "path": str(record.path)} | spec
+
+
+def _training(record: Record) -> Iterator[dict[str, Any]]:
+    for event in record.of("train"):
+        row = flatten({name: value for name, value in event.items() if name != "kind"})
+        yield row | {"seconds": _training_seconds(event)}
+
+
+def _evaluations(record: Record) -> Iterator[dict[str, Any]]:
+    for event in record.of("eval"):
+        costs = {name: event[name] for name in ("step", "images", "flops")}
+        about = costs | {"seconds": _training_seconds(event), "protocol": event["protocol"]}
+        for name, value in event["metrics"].items():
+            yield about | {"metric": name} | {end: value.get(end) for end in ("mean", "low", "high", "n")}
+
+
+def _training_seconds(event: dict[str, Any]) -> float:
+    return sum(event["seconds"].get(phase, 0.0) for phase in TRAINING_PHASES)

@@ -1,0 +1,55 @@
+"""Same spec, same id: today's code gives every spec the run id that version 0.1.0 gave it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.assembly.resolve import PRESETS, load_spec
+from harness.config import registry
+from harness.data.pin import pinned
+from sweeps.plan.plan import whole_plan
+from sweeps.plan.study import STUDIES, load_study
+from sweeps.tune.tuner import trial_cells, tuner_of
+
+IDS = json.loads((Path(__file__).parents[1] / "fixtures" / "run_ids.json").read_text())
+"""`studies` hold the ids of a plan in order. `specs` hold rows by preset: an id, then its settings."""
+
+
+def named(row: dict[str, Any]) -> str:
+    return " ".join([row["study"], *row["set"]])
+
+
+@pytest.mark.parametrize("row", IDS["studies"], ids=named)
+def test_study_plans_the_same_runs(row: dict[str, Any]) -> None:
+    found = whole_plan(load_study(row["study"], row["set"]))
+    assert [cell.spec.id for cell in found.cells] == row["ids"]
+    assert len(found.left_out) == row["left_out"]
+
+
+@pytest.mark.parametrize("preset", IDS["specs"])
+def test_spec_has_the_same_id(preset: str) -> None:
+    rows = IDS["specs"][preset]
+    found = [[pinned(load_spec(preset, settings)).id, *settings] for _, *settings in rows]
+    assert [new for new, old in zip(found, rows, strict=True) if new != old] == []
+
+
+def test_trial_of_a_search_has_the_same_ids(tmp_path: Path) -> None:
+    for row in IDS["trials"]:
+        study = load_study(row["study"])
+        arm = next(arm for arm in tuner_of(study, tmp_path).arms if arm.method == row["method"])
+        cells = trial_cells(study, arm, row["params"], row["steps"])
+        assert {str(cell.spec.seed): cell.spec.id for cell in cells} == row["ids"]
+
+
+def test_every_study_preset_and_method_of_the_last_version_is_held() -> None:
+    assert {row["study"] for row in IDS["studies"]} <= set(STUDIES.names())
+    assert set(IDS["specs"]) <= set(PRESETS.names())
+    settings = {setting for rows in IDS["specs"].values() for _, *own in rows for setting in own}
+    chosen = {
+        setting.removeprefix("method.name=") for setting in settings if setting.startswith("method.name=")
+    }
+    assert chosen <= set(registry.names("method")) and len(chosen) == 17
