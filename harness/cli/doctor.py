@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from rich.console import Console
 from rich.table import Table
 
-from harness.cli.options import AS_JSON
+from harness.config.options import JSON_OPTION
 from harness.errors import UserError
 from harness.files.cache import cache_dir
 from harness.runtime.environment import code_version, cores, device_name, package_version
@@ -86,7 +86,7 @@ def _cache() -> Finding:
 
 
 @click.command(epilog="Example: flowrace doctor")
-@AS_JSON
+@JSON_OPTION
 def doctor(as_json: bool) -> None:
     """Versions, device, disk and weights: what this installation can do, and what is missing."""
     from harness.cli.doctor import examine

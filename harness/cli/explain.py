@@ -14,6 +14,7 @@ from rich.table import Column, Table
 
 from harness.cli.catalogue import defaults, describe, wants
 from harness.config import registry
+from harness.config.options import JSON_OPTION
 from harness.files.terminal import fitted, show
 
 PUBLISHED_SIZES = ("S", "B", "L", "XL")
@@ -21,7 +22,7 @@ PUBLISHED_SIZES = ("S", "B", "L", "XL")
 
 @click.command(epilog="Example: flowrace explain self_flow")
 @click.argument("method")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")
+@JSON_OPTION
 def explain(method: str, as_json: bool) -> None:
     """A method's equations, what it needs, and its defaults for SiT-S, B, L and XL."""
     cls = registry.load("method", method)

@@ -14,7 +14,7 @@ from harness.config import registry
 from harness.errors import UserError
 from harness.files.cache import cache_dir, locked
 from harness.files.files import write_atomic
-from harness.files.terminal import tracked
+from harness.files.progress import tracked
 from harness.runtime.environment import package_version
 
 PACKAGES = ("harness", "methods")

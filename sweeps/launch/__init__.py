@@ -1,1 +1,1 @@
-"""Launchers: each takes command lines and runs them; none of them knows what a run is."""
+"""Launchers: each runs command lines and knows nothing of their meaning; the runner decides which runs of a study to start."""
