@@ -1,4 +1,4 @@
-"""What there is to race: what each method needs, what it costs beside plain flow matching, and where it comes from."""
+"""The command that lists methods, encoders and other registered names: list."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ from rich.text import Text
 
 from harness.backbone.sizes import SIZES
 from harness.config import registry
+from harness.config.options import JSON_OPTION
 from harness.config.packaged import Shelf
 from harness.errors import UserError, unknown
 from harness.files.terminal import show
 
 LATENTS = (4, 32, 32)
-"""SiT-B/2 has 256 tokens on these: what costs are compared at, with images of 256x256 behind them and batches of 256."""
+"""Latents of 256x256 images, on which SiT-B/2 has 256 tokens: costs of methods are compared on them, in batches of 256."""
 IMAGES = (3, 256, 256)
 
 
@@ -36,33 +37,33 @@ class Entry:
     """A method with its published defaults."""
 
     summary: str
-    """The first line of its docstring, or why it cannot be had."""
+    """The first line of its docstring, or the reason why it is not available."""
     needs: tuple[str, ...] = ()
     extra_flops: float | None = None
-    """FLOPs of a training step at SiT-B/2 (256 tokens, batch 256) beyond those of `flow`, as a share of the latter."""
+    """FLOPs of a training step beyond those of `flow`, as a fraction of the latter, at SiT-B/2 (256 tokens, batch 256)."""
     source: str = ""
     headline: str = ""
-    """What its authors claim for it, and where."""
+    """The authors' main claim, with its source."""
     available: bool = True
 
 
 def entries(*, counted: bool = True) -> dict[str, Entry]:
-    """Every registered method by name; one that cannot be imported, or has no defaults, says so in its summary.
+    """Return every registered method by name. The summary of one that is not available has the reason.
 
-    Counting FLOPs takes a fraction of a second for each method that was not counted before (see tally.py).
+    Counting FLOPs takes a fraction of a second for each method that was not counted before (see costs/flops_cache.py).
     """
     from harness.costs.flops_cache import step_counts
 
     found = {name: _loaded(name) for name in registry.names("method")}
-    there = [name for name, entry in found.items() if entry.available]
-    flops = step_counts(there, step_flops) if counted else {}
+    available = [name for name, entry in found.items() if entry.available]
+    flops = step_counts(available, step_flops) if counted else {}
     plain = flops.get("flow")
-    extra = {name: flops[name] / plain - 1 for name in there if plain and flops.get(name)}
+    extra = {name: flops[name] / plain - 1 for name in available if plain and flops.get(name)}
     return {name: replace(entry, extra_flops=extra.get(name)) for name, entry in found.items()}
 
 
 def _loaded(name: str) -> Entry:
-    """A method's entry, its cost not yet counted."""
+    """Return a method's entry without its cost."""
     try:
         cls = registry.load("method", name)
         needs = wants(defaults(cls, "B").needs())
@@ -73,14 +74,14 @@ def _loaded(name: str) -> Entry:
 
 
 def describe(cls: type) -> str:
-    """The docstring of a method's module, where the equations stand; of the class when its module has none."""
+    """Return the docstring of a method's module, which has the equations; of its class if the module has none."""
     return inspect.getdoc(inspect.getmodule(cls)) or inspect.getdoc(cls) or ""
 
 
 def defaults(cls: Any, size: str) -> Any:
-    """A method's Config with every default filled in for a backbone size.
+    """Return a method's Config with every default filled in for a backbone size.
 
-    Raises `UserError` for a method with a setting that has no default, or whose defaults this backbone cannot have.
+    Raises `UserError` for a setting without a default, or a default that is not valid for this backbone.
     """
     from harness.config.spec import BackboneSpec
     from harness.config.tables import validate
@@ -94,7 +95,7 @@ def defaults(cls: Any, size: str) -> Any:
 
 
 def wants(needs: Any) -> tuple[str, ...]:
-    """Needs as words: what a run must bring beside the student, empty for plain flow matching."""
+    """Return a method's needs in addition to the student as words; empty for plain flow matching."""
     words = {
         " and ".join(f"encoder {encoder.name}" for encoder in needs.encoders): bool(needs.encoders),
         "its attention maps": needs.attention > 0,
@@ -108,7 +109,7 @@ def wants(needs: Any) -> tuple[str, ...]:
 
 @cache
 def step_flops(name: str) -> int:
-    """Counted FLOPs of one training step of a method with its defaults at SiT-B/2; computes and allocates nothing."""
+    """Return the counted FLOPs of one training step of a method with its defaults at SiT-B/2, without computing it."""
     import torch
 
     from harness.assembly.build import build_method
@@ -119,33 +120,34 @@ def step_flops(name: str) -> int:
 
     cls = registry.load("method", name)
     config, backbone = defaults(cls, "B"), SiTConfig(SIZES["B"], 2, LATENTS, 1000)
-    seen = [_architecture(encoder.name, backbone.grid) for encoder in config.needs().encoders]
+    encoders = [_architecture(encoder.name, backbone.grid) for encoder in config.needs().encoders]
     spec = load_spec("digits", ["backbone.size=B", "train.batch_size=256"])
     spec = spec.model_copy(update={"method": config})
-    with torch.device("meta"):  # a projector's weights would take longer to make than to count
-        method = build_method(spec, backbone, [network.dim for network in seen])
-    return count(method, spec, encoders=seen).step
+    # Creating a projector's weights would take longer than counting.
+    with torch.device("meta"):
+        method = build_method(spec, backbone, [network.dim for network in encoders])
+    return count(method, spec, encoders=encoders).step
 
 
 @cache
 def _architecture(encoder: str, grid: tuple[int, int]) -> Any:
-    """Width, cost and heads of an encoder on images of 256x256."""
+    """Return width, cost and heads of an encoder on images of 256x256."""
     family, _, model = encoder.partition(":")
     return registry.load("encoder", family).architecture(model, IMAGES, 1000, grid)
 
 
 def table(kind: str, rows: Mapping[str, Entry | str]) -> Table:
-    """What there is of a kind: methods with their costs, or anything with its line of prose."""
-    if all(isinstance(row, Entry) for row in rows.values()):
-        return _methods_table(rows)
+    """Return the table of a kind: methods with their costs, or names with one line of description."""
+    methods = {name: row for name, row in rows.items() if isinstance(row, Entry)}
+    if methods:
+        return _methods_table(methods)
     plain = Table(title=kind, title_justify="left", show_header=False, box=None, padding=(0, 2))
     for name, text in rows.items():
-        plain.add_row(escape(name), escape(text))
+        plain.add_row(escape(name), escape(str(text)))
     return plain
 
 
 def _methods_table(rows: Mapping[str, Entry]) -> Table:
-    """A line for each method."""
     columns = ("name", Column("extra FLOPs", justify="right"), "needs", "source", "published headline")
     methods = Table(*columns, title="methods", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     methods.caption, methods.caption_justify = _CAPTION, "left"
@@ -156,7 +158,7 @@ def _methods_table(rows: Mapping[str, Entry]) -> Table:
 
 
 def stacked(rows: Mapping[str, Entry]) -> Group:
-    """The methods for a narrow terminal: name, cost and needs in a line, source and headline beneath."""
+    """Return the methods for a narrow terminal: name, cost and needs on a line, source and headline below."""
     width = max(map(len, rows))
     parts: list[Any] = [_line("methods", "extra FLOPs", "needs", width=width, style="bold")]
     for name, entry in rows.items():
@@ -177,33 +179,37 @@ def _line(name: str, flops: str, needs: str, *, width: int, style: str = "") -> 
 
 
 def _needed(entry: Entry) -> str:
-    """In the words of the table: nothing for plain flow matching, the reason for a method that is not available."""
+    """Return the needs as text: empty for plain flow matching, the reason for a method that is not available."""
     return ", ".join(entry.needs) if entry.source or entry.needs else entry.summary
 
 
-def percent(share: float | None) -> str:
-    """
+def percent(fraction: float | None) -> str:
+    """Return a fraction as a signed percentage.
+
     >>> percent(0.2719), percent(0.0), percent(None)
     ('+27.2 %', '0 %', '')
     """
-    if share is None:
+    if fraction is None:
         return ""
-    return f"{100 * share:+.1f} %" if share else "0 %"
+    return f"{100 * fraction:+.1f} %" if fraction else "0 %"
 
 
 @click.command("list", epilog="Example: flowrace list methods")
 @click.argument("what", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")
+@JSON_OPTION
 def list_(what: str | None, as_json: bool) -> None:
-    """What there is: methods, encoders, codecs, extractors, datasets, presets, studies, sizes, samplers. Without a word: all."""
+    """List available methods, encoders, codecs, extractors, datasets, presets, studies, sizes or samplers.
+
+    Without an argument, list everything.
+    """
     kinds = {
         "methods": lambda: entries(counted=what is not None),
         "encoders": lambda: _described("encoder", suffix=":<model>"),
         "codecs": lambda: _described("codec"),
         "extractors": _extractors,
         "datasets": lambda: _described("dataset"),
-        "presets": lambda: _shelf("harness", "presets"),
-        "studies": lambda: _shelf("sweeps", "studies"),
+        "presets": lambda: _packaged("harness", "presets"),
+        "studies": lambda: _packaged("sweeps", "studies"),
         "sizes": _sizes,
         "samplers": lambda: {name: _first_line(function.__doc__) for name, function in _samplers().items()},
     }
@@ -232,9 +238,11 @@ def _described(kind: str, suffix: str = "") -> dict[str, str]:
 
 
 def written_docstring(place: str) -> str:
-    """The docstring of a class at `module:Class`, read from its source: importing what it needs may take seconds."""
+    """Return the docstring of a class at `module:Class`, read from its source: importing the module may take seconds."""
     module, _, name = place.partition(":")
-    tree = ast.parse(Path(util.find_spec(module).origin).read_text())
+    spec = util.find_spec(module)
+    assert spec is not None and spec.origin is not None, f"no module {module}"
+    tree = ast.parse(Path(spec.origin).read_text())
     found = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
     return ast.get_docstring(found) or ""
 
@@ -243,9 +251,9 @@ def _first_line(text: str | None) -> str:
     return (text or "").strip().partition("\n")[0]
 
 
-def _shelf(package: str, folder: str) -> dict[str, str]:
-    shelf = Shelf(package, folder)
-    return {name: shelf.summary(name) for name in shelf.names()}
+def _packaged(package: str, folder: str) -> dict[str, str]:
+    files = Shelf(package, folder)
+    return {name: files.summary(name) for name in files.names()}
 
 
 def _sizes() -> dict[str, str]:
