@@ -28,7 +28,8 @@ from harness.errors import UserError, unknown
 from harness.files.terminal import show
 
 LATENTS = (4, 32, 32)
-"""Latents of 256x256 images, on which SiT-B/2 has 256 tokens: costs of methods are compared on them, in batches of 256."""
+"""Latents of 256x256 images, on which SiT-B/2 has 256 tokens: costs of methods are compared on them, in
+batches of 256."""
 IMAGES = (3, 256, 256)
 
 
@@ -40,7 +41,8 @@ class Entry:
     """The first line of its docstring, or the reason why it is not available."""
     needs: tuple[str, ...] = ()
     extra_flops: float | None = None
-    """FLOPs of a training step beyond those of `flow`, as a fraction of the latter, at SiT-B/2 (256 tokens, batch 256)."""
+    """FLOPs of a training step beyond those of `flow`, as a fraction of the latter, at SiT-B/2 (256 tokens,
+    batch 256)."""
     source: str = ""
     headline: str = ""
     """The authors' main claim, with its source."""
@@ -50,7 +52,8 @@ class Entry:
 def entries(*, counted: bool = True) -> dict[str, Entry]:
     """Return every registered method by name. The summary of one that is not available has the reason.
 
-    Counting FLOPs takes a fraction of a second for each method that was not counted before (see costs/flops_cache.py).
+    Counting FLOPs takes a fraction of a second for each method that was not counted before (see
+    costs/flops_cache.py).
     """
     from harness.costs.flops_cache import step_counts
 
@@ -74,7 +77,8 @@ def _loaded(name: str) -> Entry:
 
 
 def describe(cls: type) -> str:
-    """Return the docstring of a method's module, which has the equations; of its class if the module has none."""
+    """Return the docstring of a method's module, which has the equations; of its class if the module has
+    none."""
     return inspect.getdoc(inspect.getmodule(cls)) or inspect.getdoc(cls) or ""
 
 
@@ -109,7 +113,8 @@ def wants(needs: Any) -> tuple[str, ...]:
 
 @cache
 def step_flops(name: str) -> int:
-    """Return the counted FLOPs of one training step of a method with its defaults at SiT-B/2, without computing it."""
+    """Return the counted FLOPs of one training step of a method with its defaults at SiT-B/2, without
+    computing it."""
     import torch
 
     from harness.assembly.build import build_method
@@ -179,7 +184,8 @@ def _line(name: str, flops: str, needs: str, *, width: int, style: str = "") -> 
 
 
 def _needed(entry: Entry) -> str:
-    """Return the needs as text: empty for plain flow matching, the reason for a method that is not available."""
+    """Return the needs as text: empty for plain flow matching, the reason for a method that is not
+    available."""
     return ", ".join(entry.needs) if entry.source or entry.needs else entry.summary
 
 
@@ -238,7 +244,8 @@ def _described(kind: str, suffix: str = "") -> dict[str, str]:
 
 
 def written_docstring(place: str) -> str:
-    """Return the docstring of a class at `module:Class`, read from its source: importing the module may take seconds."""
+    """Return the docstring of a class at `module:Class`, read from its source: importing the module may take
+    seconds."""
     module, _, name = place.partition(":")
     spec = util.find_spec(module)
     assert spec is not None and spec.origin is not None, f"no module {module}"

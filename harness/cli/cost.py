@@ -60,8 +60,9 @@ def cost(
 ) -> None:
     """Estimate a run: counted FLOPs, memory of one device and, at a measured or given speed, time.
 
-    Memory counts tensors, without a frozen encoder. Time counts training, and the network's own passes in evaluation if they
-    have training's precision. FLOPs leave out recomputation by activation checkpointing, so include it in the speed.
+    Memory counts tensors, without a frozen encoder. Time counts training, and the network's own passes in
+    evaluation if they have training's precision. FLOPs leave out recomputation by activation checkpointing,
+    so include it in the speed.
     """
     from harness.assembly.resolve import load_spec
     from harness.costs.estimate import estimate
@@ -84,8 +85,8 @@ def cost(
         click.echo(f"at {found.flops_per_second:.3g} FLOP/s in training on each of {devices} ({how})")
         if not found.evaluates_alike:
             click.echo(
-                f"evaluation time cannot be estimated because eval.precision ({spec.eval.precision}) differs from "
-                f"train.precision ({spec.train.precision})"
+                f"evaluation time cannot be estimated because eval.precision ({spec.eval.precision}) "
+                f"differs from train.precision ({spec.train.precision})"
             )
 
 

@@ -118,8 +118,8 @@ def cli() -> None:
 def main() -> None:
     """Run the command line.
 
-    Exit code 0: success; 1: an internal error or a stopped run; 2: the user's mistake; 130: interrupted; 141: the reader of
-    the output has closed the pipe (the shell's convention).
+    Exit code 0: success; 1: an internal error or a stopped run; 2: the user's mistake; 130: interrupted; 141:
+    the reader of the output has closed the pipe (the shell's convention).
     """
     try:
         code = cli.main(prog_name="flowrace", standalone_mode=False)

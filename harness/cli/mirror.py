@@ -27,10 +27,11 @@ from harness.records.study_folder import StudyFolder
 )
 @JSON_OPTION
 def mirror(directories: tuple[Path, ...], uri: str | None, as_json: bool) -> None:
-    """Bring an MLflow store up to date with run directories, or folders of them. What it holds already is not sent again.
+    """Bring an MLflow store up to date with run directories, or folders of them. What it holds already is not
+    sent again.
 
-    Runs of a study become children of its run, as when it was swept; others, of a run named after their folder. A run that is
-    broken stops no other: it is named at the end, with exit code 2.
+    Runs of a study become children of its run, as when it was swept; others, of a run named after their
+    folder. A run that is broken stops no other: it is named at the end, with exit code 2.
     """
     records = find_records(*(directory.resolve() for directory in directories))
     if not records:
@@ -65,7 +66,8 @@ def mirror(directories: tuple[Path, ...], uri: str | None, as_json: bool) -> Non
 def _send(
     study: StudyFolder, records: list[Record], uri: str | None, name: str, complete: bool
 ) -> tuple[int, int, Sequence[str]]:
-    """Return the number of mirrored runs and of new points, and an error for each run that could not be mirrored."""
+    """Return the number of mirrored runs and of new points, and an error for each run that could not be
+    mirrored."""
     from harness.records.mlflow_mirror import Unsent, mirror
 
     files = [study.study_file] if study.study_file.is_file() else []

@@ -40,7 +40,10 @@ def make_bar(*columns: str | ProgressColumn, transient: bool = True, hidden: boo
 def progress_bar(
     total: int | None, what: str, *, done: int = 0, unit: str = "", hidden: bool = False
 ) -> Iterator[Callable[[int], None]]:
-    """Show a bar inside the block; yields the function that advances it. With a `unit` it shows the rate too."""
+    """Show a bar inside the block; yields the function that advances it.
+
+    With a `unit` it shows the rate too.
+    """
     rate = ["{task.fields[rate]}"] if unit else []
     # A description may contain brackets, for example a path.
     description = TextColumn("{task.description}", markup=False)

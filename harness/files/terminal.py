@@ -9,7 +9,8 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 
 FILLED = 100
-"""A line of a docstring this long without a full stop at its end was broken at the margin, and the next line continues it."""
+"""A line of a docstring this long without a full stop at its end was broken at the margin, and the next line
+continues it."""
 EQUATION = re.compile(r"\S+ = ")
 
 

@@ -1,4 +1,4 @@
-"""The folder of a study, read: the study itself, its plan, its search of settings, and the records of its runs. No torch.
+"""The folder of a study, read: its study file, plan, search of settings, and records of runs. No torch.
 
     runs/<study>/
         study.toml          the study that was swept
@@ -34,7 +34,7 @@ SEARCH, HISTORY, BEST, AUDIT = "tune.toml", "history.json", "best", "audit.toml"
 
 @dataclass(frozen=True)
 class PlanEntry:
-    """A run of `plan.json`: its id, and the values of the study's axes, for example `{"method.name": "repa", "seed": 0}`."""
+    """A run of `plan.json`: its id and its axis values, for example `{"method.name": "repa", "seed": 0}`."""
 
     id: str
     values: Mapping[str, Any]
@@ -76,7 +76,8 @@ class StudySettings:
 
 @dataclass(frozen=True)
 class StudyFolder:
-    """A folder of runs, which may hold a study, a search, or neither. Files are read when a field is first used.
+    """A folder of runs, which may hold a study, a search, or neither. Files are read when a field is first
+    used.
 
     Every field raises `UserError` for a file that is broken or cannot be read.
     """
@@ -136,19 +137,22 @@ class StudyFolder:
 
     @property
     def required_plan(self) -> PlanFile:
-        """The plan; raises `UserError` if the folder holds none, and names the command for a folder of a search."""
+        """The plan; raises `UserError` if the folder holds none, and names the command for a folder of a
+        search."""
         if self.plan is not None:
             return self.plan
         if self.search_file.exists():
             again = f"flowrace tune {self.search_file} --out {self.path}"
             raise UserError(
-                f"{self.path} holds a search of settings, not a study; to resume it and print its results: {again}"
+                f"{self.path} holds a search of settings, not a study; to resume it and print its results: "
+                f"{again}"
             )
         raise UserError(f"{self.path} holds no study: no {PLAN} in it; give the --out folder of a sweep")
 
     @property
     def records(self) -> list[Record]:
-        """The records of the planned runs in the order of the plan, missing ones included; empty without a plan."""
+        """The records of the planned runs in the order of the plan, missing ones included; empty without a
+        plan."""
         return [Record(self.path / run.id) for run in self.plan.runs] if self.plan else []
 
     def is_complete(self, records: Iterable[Record]) -> bool:

@@ -19,7 +19,8 @@ FOLDER = click.argument("directory", type=click.Path(path_type=Path, file_okay=F
 @FOLDER
 @JSON_OPTION
 def status(directory: Path, as_json: bool) -> None:
-    """Print the status of every run of a study: done, running, stopped, failed, missing or excluded, with the reason."""
+    """Print the status of every run of a study: done, running, stopped, failed, missing or excluded, with the
+    reason."""
     found = read_status(directory)
     if as_json:
         click.echo(json.dumps(found, indent=1))

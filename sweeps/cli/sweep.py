@@ -27,7 +27,8 @@ from sweeps.plan.study_folder import study_lock, write_plan
 
 
 @click.command(
-    epilog="Example: flowrace sweep digits --dry-run. Rerun the same command to resume; finished runs are kept."
+    epilog="Example: flowrace sweep digits --dry-run. "
+    "Rerun the same command to resume; finished runs are kept."
 )
 @study_options
 @launch_options
@@ -46,7 +47,10 @@ def sweep(
     no_report: bool,
     launch: LaunchOptions,
 ) -> None:
-    """Run every unfinished run of a study, then write the report. Exit code 1 if a run failed, 130 if interrupted."""
+    """Run every unfinished run of a study, then write the report.
+
+    Exit code 1 if a run failed, 130 if interrupted.
+    """
     study = load_study(source, overrides)
     plan = make_plan(study)
     runs = plan.runs
@@ -83,8 +87,8 @@ def rerun(directory: Path, ids: set[str], launch: LaunchOptions) -> None:
     runs = [run for run in make_plan(study).runs if run.id in ids]
     if missing := ids - {run.id for run in runs}:
         raise UserError(
-            f"{file} no longer plans {', '.join(sorted(missing))}, because the data or the presets have changed; "
-            "run its sweep again"
+            f"{file} no longer plans {', '.join(sorted(missing))}, because the data or the presets have "
+            "changed; run its sweep again"
         )
     mirror = _Mirror(study, directory, None)
     with study_lock(directory):
@@ -95,7 +99,8 @@ def rerun(directory: Path, ids: set[str], launch: LaunchOptions) -> None:
 
 @dataclass(frozen=True)
 class _Mirror:
-    """Sends each record to the MLflow store as its run finishes; records that fail are reported and sent again at the end."""
+    """Sends each record to the MLflow store as its run finishes; records that fail are reported and sent
+    again at the end."""
 
     study: Study
     directory: Path

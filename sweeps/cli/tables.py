@@ -26,7 +26,8 @@ def describe_plan(
 ) -> dict[str, Any]:
     """Return the plan as JSON data: every run with its status and counted FLOPs.
 
-    `left` is the cost of the remaining training; `left_out` has a line for each excluded arm, with the reason.
+    `left` is the cost of the remaining training; `left_out` has a line for each excluded arm, with the
+    reason.
     """
     flops = count_flops(runs)
     states = [read_state(run, directory) for run in runs]
@@ -43,7 +44,8 @@ def describe_plan(
 
 
 def exclusion_lines(excluded: Sequence[ExcludedRun]) -> list[str]:
-    """Return a line for each arm and reason, for example `left out: repa layer=2 (3 runs): flow reads no encoder`."""
+    """Return a line for each arm and reason, for example `left out: repa layer=2 (3 runs): flow reads no
+    encoder`."""
     arms = Counter(
         (run_label({p: v for p, v in one.values.items() if p != "seed"}), one.reason) for one in excluded
     )
@@ -51,7 +53,8 @@ def exclusion_lines(excluded: Sequence[ExcludedRun]) -> list[str]:
 
 
 def seconds_per_flop(runs: Sequence[PlannedRun], directory: Path, flops: Mapping[str, int]) -> float | None:
-    """Return the median over this study's runs of training seconds per counted FLOP; None before any has trained."""
+    """Return the median over this study's runs of training seconds per counted FLOP; None before any has
+    trained."""
     found = []
     for run in runs:
         trained = Record(directory / run.id).of("train")

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 
 @click.command(
-    epilog="Example: flowrace tune tune-digits --dry-run. Rerun the same command to resume; no trial is lost or run twice. "
+    epilog="Example: flowrace tune tune-digits --dry-run. "
+    "Rerun the same command to resume; no trial is lost or run twice. "
     "To compare the best settings: flowrace sweep runs/tune-digits/audit.toml"
 )
 @study_options

@@ -1,1 +1,1 @@
-"""Launchers: each runs command lines and knows nothing of their meaning; the runner decides which runs of a study to start."""
+"""Launchers of command lines (local, SLURM, Ray), and the runner that starts the runs of a study."""

@@ -1,7 +1,7 @@
 """The launcher protocol: jobs go in, events come out, and a signal stops running jobs at a checkpoint.
 
-A job is a command line. A launcher knows where and when it started and how it ended, and nothing of what it does. The engine
-(a pool of processes, SLURM, Ray) schedules and retries.
+A job is a command line. A launcher knows where and when it started and how it ended, and nothing of what it
+does. The engine (a pool of processes, SLURM, Ray) schedules and retries.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ class Job:
     command: tuple[str, ...]
     log: Path
     ranks: int = 1
-    """Processes of the run. With several, the command is torchrun, and stop signals go to the ranks themselves."""
+    """Processes of the run.
+
+    With several, the command is torchrun, and stop signals go to the ranks themselves.
+    """
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,8 @@ class Launcher(Protocol):
         ...
 
     def holds(self, name: str) -> bool:
-        """Return whether the engine still has a job of this name from an earlier coordinator; `submit` then adopts it."""
+        """Return whether the engine still has a job of this name from an earlier coordinator; `submit` then
+        adopts it."""
         ...
 
     def submit(self, job: Job) -> None:
@@ -86,13 +90,17 @@ class Launcher(Protocol):
         ...
 
     def cancel(self, number: int = signal.SIGINT) -> None:
-        """Start no more jobs and let running ones write a checkpoint. A second call kills them. Safe in a signal handler."""
+        """Start no more jobs and let running ones write a checkpoint.
+
+        A second call kills them. Safe in a signal handler.
+        """
         ...
 
 
 @contextmanager
 def stop_on_signals(launcher: Launcher) -> Iterator[None]:
-    """Cancel the launcher on SIGINT, SIGTERM or SIGHUP inside the block; raise `KeyboardInterrupt` on the second signal."""
+    """Cancel the launcher on SIGINT, SIGTERM or SIGHUP inside the block; raise `KeyboardInterrupt` on the
+    second signal."""
 
     def handle(number: int, _: FrameType | None) -> None:
         if number == signal.SIGHUP:

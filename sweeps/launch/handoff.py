@@ -1,7 +1,8 @@
 """Handoff files between a coordinator and the nodes of an engine, in `launch/` of the study's folder.
 
-    3.json        the jobs of the third submission in order, their environment and working directory. It is written before the
-                  engine gets them, so that the next coordinator can name every job of one that died
+    3.json        the jobs of the third submission in order, their environment and working directory. It is
+                  written before the engine gets them, so that the next coordinator can name every job of
+                  one that died
     NAME.begun    a node has started the job
     NAME.ended    its exit code, once it is not to be run again
     NAME.kills    one byte for each time that a signal killed it
@@ -46,7 +47,8 @@ class Handoff:
         return f"flowrace-{hashlib.sha256(str(self.folder.resolve()).encode()).hexdigest()[:12]}"
 
     def write_submission(self, jobs: Sequence[Job]) -> int:
-        """Write the jobs of one submission, delete the outcome of their earlier ones, and return its number."""
+        """Write the jobs of one submission, delete the outcome of their earlier ones, and return its
+        number."""
         for job in jobs:
             for kind in ("begun", "ended", "kills"):
                 self._file(job.name, kind).unlink(missing_ok=True)
@@ -66,7 +68,8 @@ class Handoff:
         return self.folder / f"{number}.json"
 
     def outcomes(self) -> tuple[set[str], set[str]]:
-        """Return the names of the jobs that have started and of those that have ended, from one listing of the folder."""
+        """Return the names of the jobs that have started and of those that have ended, from one listing of
+        the folder."""
         found = [name.rpartition(".") for name in os.listdir(self.folder)]
         started, ended = (
             {name for name, _, kind in found if kind == wanted} for wanted in ("begun", "ended")

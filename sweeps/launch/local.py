@@ -1,8 +1,9 @@
 """The local launcher: a pool of slots on this machine, one process each, started in the order of the plan.
 
-Each process leads its own session, so that Ctrl-C in the terminal reaches only this process, which passes it on once. A
-process that is asked to stop writes a checkpoint first; the next start resumes one that was killed. If a run has several
-ranks, they get SIGTERM themselves, again and again until they handle it: torchrun would kill ranks that take half a minute.
+Each process leads its own session, so that Ctrl-C in the terminal reaches only this process, which passes it
+on once. A process that is asked to stop writes a checkpoint first; the next start resumes one that was
+killed. If a run has several ranks, they get SIGTERM themselves, again and again until they handle it:
+torchrun would kill ranks that take half a minute.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ class LocalLauncher:
         return bool(self._running or self._events or (self._queue and self.stopped_by is None))
 
     def holds(self, name: str) -> bool:
-        """Return False: jobs of an earlier coordinator are not children of this process (the lock of their record shows them)."""
+        """Return False: jobs of an earlier coordinator are not children of this process (the lock of their
+        record shows them)."""
         return False
 
     def submit(self, job: Job) -> None:
@@ -70,7 +72,10 @@ class LocalLauncher:
         return events
 
     def cancel(self, number: int = signal.SIGINT) -> None:
-        """Start no more jobs and pass a signal on to running ones. A second call kills them. Safe in a signal handler."""
+        """Start no more jobs and pass a signal on to running ones.
+
+        A second call kills them. Safe in a signal handler.
+        """
         if self.stopped_by is not None:
             self._kill_all()
             return

@@ -1,13 +1,15 @@
-"""The process that an engine starts on a node: it follows one job to its end. `python -m sweeps.launch.node TABLE INDEX`
+"""The process that an engine starts on a node, `python -m sweeps.launch.node TABLE INDEX`: it follows one job.
 
-It turns three signals into a checkpoint of the run: USR1, the coordinator cancels; USR2, the time limit is near; TERM, the
-engine reclaims the node. The run itself starts with TERM ignored. Once it trains, the first TERM is the request to stop, and
-further ones, sent by an engine to all processes or by this one again, are harmless.
+It turns three signals into a checkpoint of the run: USR1, the coordinator cancels; USR2, the time limit is
+near; TERM, the engine reclaims the node. The run itself starts with TERM ignored. Once it trains, the first
+TERM is the request to stop, and further ones, sent by an engine to all processes or by this one again, are
+harmless.
 
-A run that has not stopped a minute after the time limit (for example in a long evaluation) is killed. It loses only the work
-since its last checkpoint, while the engine would end the job for good.
+A run that has not stopped a minute after the time limit (for example in a long evaluation) is killed. It
+loses only the work since its last checkpoint, while the engine would end the job for good.
 
-Exit code 75 (EX_TEMPFAIL) asks the engine to run the job again, after the time limit or a kill (at most three times).
+Exit code 75 (EX_TEMPFAIL) asks the engine to run the job again, after the time limit or a kill (at most three
+times).
 """
 
 from __future__ import annotations
@@ -38,7 +40,10 @@ PR_SET_PDEATHSIG = 1
 
 
 def main(table: Path, index: int, *, parent: IO[bytes] | None = None) -> int:
-    """Run a job and return the exit code of this process. If `parent` is a pipe, its end means that the parent died."""
+    """Run a job and return the exit code of this process.
+
+    If `parent` is a pipe, its end means that the parent died.
+    """
     received: list[int] = []
     for number in (CANCEL, TIME_LIMIT, RECLAIMED):
         signal.signal(number, lambda number, _: received.append(number))
@@ -59,7 +64,8 @@ def main(table: Path, index: int, *, parent: IO[bytes] | None = None) -> int:
 
 
 def _run(submitted: SubmittedJob, handoff: Handoff, stopping: Callable[[], list[int]]) -> int:
-    """Start the command once no earlier attempt is alive, and wait for its end; send it TERM while `stopping`."""
+    """Start the command once no earlier attempt is alive, and wait for its end; send it TERM while
+    `stopping`."""
     job = submitted.job
     with open(handoff.lock(job.name), "a") as lock, open(job.log, "ab") as log:
         while not _acquired(lock):
@@ -91,13 +97,15 @@ def _run(submitted: SubmittedJob, handoff: Handoff, stopping: Callable[[], list[
                 if TIME_LIMIT in received:
                     due = min(due, time.monotonic() + GRACE_SECONDS)
                 if time.monotonic() > due:
-                    log.write(f"{ERROR_PREFIX}killed: not stopped {GRACE_SECONDS} s after the time limit\n".encode())
+                    reason = f"killed: not stopped {GRACE_SECONDS} s after the time limit"
+                    log.write(f"{ERROR_PREFIX}{reason}\n".encode())
                     kill_tree(process.pid)
                     return process.wait()
 
 
 def _conclude(handoff: Handoff, name: str, code: int, received: list[int]) -> int:
-    """Record how a job ended, or leave it open for a retry: requested here (75), or left to the engine (143)."""
+    """Record how a job ended, or leave it open for a retry: requested here (75), or left to the engine
+    (143)."""
     if code != 0:
         if CANCEL in received:
             code = 130
@@ -112,7 +120,8 @@ def _conclude(handoff: Handoff, name: str, code: int, received: list[int]) -> in
 
 
 def _prepare_child() -> None:
-    """Ignore, in the child before its command, what engines send to everyone; request TERM for when this process dies."""
+    """Ignore, in the child before its command, what engines send to everyone; request TERM for when this
+    process dies."""
     ignore_sigterm()
     for number in (CANCEL, TIME_LIMIT):
         signal.signal(number, signal.SIG_IGN)
@@ -136,7 +145,8 @@ def _closed(pipe: IO[bytes]) -> bool:
 def _requeue() -> None:
     """Return this task of a SLURM array to the queue, upon which SLURM ends this process.
 
-    SLURM_JOB_ID is no substitute: for the last task it is the id of the entire array, which would then run again.
+    SLURM_JOB_ID is no substitute: for the last task it is the id of the entire array, which would then run
+    again.
     """
     signal.signal(RECLAIMED, signal.SIG_DFL)
     task = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"

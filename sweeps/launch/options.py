@@ -33,19 +33,21 @@ OPTIONS = (
     click.option(
         "--slots",
         type=click.IntRange(1),
-        help="Maximum concurrent runs. Default: one per GPU locally (on CPU: cores / threads of a run, else one); no limit "
-        "with SLURM or Ray.",
+        help="Maximum concurrent runs. Default: one per GPU locally (on CPU: cores / threads of a run, else "
+        "one); no limit with SLURM or Ray.",
     ),
     click.option(
         "--threads",
         type=click.IntRange(1),
-        help="CPU threads of one run. Default: its runtime.threads, else cores / slots locally, 1 with SLURM or Ray.",
+        help="CPU threads of one run. Default: its runtime.threads, else cores / slots locally, 1 with SLURM "
+        "or Ray.",
     ),
     click.option(
         "--gpus-per-run",
         "gpus",
         type=click.IntRange(1),
-        help="GPUs of one run; several start under torchrun. Default: 1 locally if available, none with SLURM or Ray.",
+        help="GPUs of one run; several start under torchrun. Default: 1 locally if available, none with SLURM "
+        "or Ray.",
     ),
     click.option("--mem", "memory", metavar="SIZE", help="Memory of one run, for example 16G (SLURM, Ray)."),
     click.option(
@@ -84,12 +86,14 @@ class LaunchOptions:
     address: str | None = None
 
     def check(self) -> None:
-        """Raise `UserError` for an option that the launcher does not have, or a setting that is not KEY=VALUE."""
+        """Raise `UserError` for an option that the launcher does not have, or a setting that is not
+        KEY=VALUE."""
         for name, launchers in LAUNCHERS_WITH.items():
             if getattr(self, name) and self.launcher not in launchers:
                 flag = FLAGS.get(name, f"--{name}")
                 raise UserError(
-                    f"{flag} has no effect with --launcher {self.launcher}; it applies to {' and '.join(launchers)}"
+                    f"{flag} has no effect with --launcher {self.launcher}; it applies to "
+                    f"{' and '.join(launchers)}"
                 )
         for setting in self.sbatch:
             if "=" not in setting:
@@ -120,7 +124,10 @@ def launch_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def threads_and_launcher(
     launch: LaunchOptions, threads: Sequence[int], directory: Path
 ) -> tuple[int, Launcher]:
-    """Return the threads of a run whose spec names none, and the launcher. `threads`: those of each spec, 0 for none."""
+    """Return the threads of a run whose spec names none, and the launcher.
+
+    `threads`: those of each spec, 0 for none.
+    """
     if launch.launcher == "local":
         return _local(launch, threads)
     each = launch.threads or max(*threads, 1)

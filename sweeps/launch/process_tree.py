@@ -1,4 +1,7 @@
-"""Signals to a process and its descendants. Under torchrun the ranks write the checkpoint, each in a session of its own."""
+"""Signals to a process and its descendants.
+
+Under torchrun the ranks write the checkpoint, each in a session of its own.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,8 @@ def process_tree(pid: int) -> Iterator[int]:
 def terminate_tree(pid: int) -> None:
     """Send SIGTERM to a process tree.
 
-    A run that was started with `ignore_sigterm` takes the first one as the request to stop and ignores the others.
+    A run that was started with `ignore_sigterm` takes the first one as the request to stop and ignores the
+    others.
     """
     for each in process_tree(pid):
         with contextlib.suppress(ProcessLookupError):

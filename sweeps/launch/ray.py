@@ -1,7 +1,9 @@
-"""The Ray launcher: each run is a Ray task with its own resources; Ray schedules it, and retries it if its node dies.
+"""The Ray launcher: each run is a Ray task with its own resources; Ray schedules it, and retries it if its
+node dies.
 
-A task starts `sweeps.launch.node` on its node and watches it, so that a run is handled in the same way under Ray and SLURM. Ray
-ends the tasks of a driver that dies: their runs write a checkpoint, and the same command resumes them.
+A task starts `sweeps.launch.node` on its node and watches it, so that a run is handled in the same way under
+Ray and SLURM. Ray ends the tasks of a driver that dies: their runs write a checkpoint, and the same command
+resumes them.
 """
 
 from __future__ import annotations
@@ -30,10 +32,11 @@ class RunAgain(Exception):
 
 
 class RayLauncher:
-    """Runs jobs as Ray tasks, at most `at_a_time` together, on the cluster at `address` or on a local one that it starts.
+    """Runs jobs as Ray tasks, at most `at_a_time` together, on the cluster at `address` or on a local one
+    that it starts.
 
-    As a context manager it disconnects, which ends its tasks. Raises `UserError` if Ray is missing, or if the cluster cannot
-    be reached or is too small for a run.
+    As a context manager it disconnects, which ends its tasks. Raises `UserError` if Ray is missing, or if the
+    cluster cannot be reached or is too small for a run.
     """
 
     def __init__(
@@ -102,7 +105,10 @@ class RayLauncher:
         return events
 
     def cancel(self, number: int = signal.SIGINT) -> None:
-        """Remove waiting jobs and let running ones write a checkpoint. A second call ends them immediately."""
+        """Remove waiting jobs and let running ones write a checkpoint.
+
+        A second call ends them immediately.
+        """
         import ray
 
         force, self.stopped_by = self.stopped_by is not None, self.stopped_by or number
@@ -144,7 +150,10 @@ class RayLauncher:
 
 
 def in_bytes(size: str | None) -> int | None:
-    """Return a size in SLURM's notation, for example `16G`, in bytes; a bare number counts MiB. Raises `UserError`."""
+    """Return a size in SLURM's notation, for example `16G`, in bytes; a bare number counts MiB.
+
+    Raises `UserError`.
+    """
     if size is None:
         return None
     number, unit = (size[:-1], size[-1].upper()) if size[-1:].upper() in UNITS else (size, "M")
@@ -174,7 +183,8 @@ def _task(table: str, index: int) -> None:
 
 
 def _connect(address: str | None) -> Any:
-    """Return Ray, connected; without an address, start it on the loopback interface and without its dashboard."""
+    """Return Ray, connected; without an address, start it on the loopback interface and without its
+    dashboard."""
     # Ray would send usage statistics otherwise.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Off on Linux by default; without this switch for one machine, Ray listens on every interface.
@@ -197,7 +207,8 @@ def _connect(address: str | None) -> Any:
 
 
 def _check_reachable(address: str | None) -> None:
-    """Raise `UserError` if nothing listens at the address: Ray would try for minutes, then end this process."""
+    """Raise `UserError` if nothing listens at the address: Ray would try for minutes, then end this
+    process."""
     host, _, port = (address or "").rpartition(":")
     if not port.isdecimal():
         return

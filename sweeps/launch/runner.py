@@ -62,7 +62,8 @@ class StudyRunner:
             self.watcher.tick()
 
     def _runs_elsewhere(self, run: PlannedRun, *, waited: bool = False) -> bool:
-        """Return whether another coordinator's process trains this run; submit it if no process does and it is unfinished.
+        """Return whether another coordinator's process trains this run; submit it if no process does and it
+        is unfinished.
 
         Jobs that an earlier sweep left with the launcher's engine count as ours.
         """
@@ -109,7 +110,8 @@ def run_command(spec: Path, directory: Path) -> tuple[str, ...]:
 def under_torchrun(command: tuple[str, ...], processes: int) -> tuple[str, ...]:
     """Return a command `python -m ...` as several processes of one run on one node.
 
-    torchrun does not handle SIGTERM: a launcher sends it to the ranks themselves, which stop together after a checkpoint.
+    torchrun does not handle SIGTERM: a launcher sends it to the ranks themselves, which stop together after a
+    checkpoint.
     """
     if processes == 1:
         return command

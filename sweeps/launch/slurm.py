@@ -1,10 +1,13 @@
-"""The SLURM launcher: the runs become one job array in the order of the plan; SLURM schedules, requeues and limits them.
+"""The SLURM launcher: the runs become one job array in the order of the plan; SLURM schedules, requeues and
+limits them.
 
-submitit writes the batch script, submits it and reads its id. Its executor would also pass the work and its result as pickles.
-Nothing is unpickled here: the script calls `sweeps.launch.node`, which reads a table of command lines (handoff.py). submitit
-follows its jobs with `sacct`, which needs accounting that many clusters do not have; here `squeue` is enough.
+submitit writes the batch script, submits it and reads its id. Its executor would also pass the work and its
+result as pickles. Nothing is unpickled here: the script calls `sweeps.launch.node`, which reads a table of
+command lines (handoff.py). submitit follows its jobs with `sacct`, which needs accounting that many clusters
+do not have; here `squeue` is enough.
 
-A coordinator that dies leaves its jobs in the queue. The next one finds them by the name of the study and follows them.
+A coordinator that dies leaves its jobs in the queue. The next one finds them by the name of the study and
+follows them.
 """
 
 from __future__ import annotations
@@ -50,8 +53,8 @@ SPARE_SECONDS = 90
 class SlurmLauncher:
     """Runs jobs as SLURM array tasks, at most `at_a_time` together; reads the queue every `every` seconds.
 
-    On exit the queued jobs stay with SLURM, unless `cancel` was called twice. Raises `UserError` if SLURM or submitit is
-    missing, or SLURM rejects the jobs.
+    On exit the queued jobs stay with SLURM, unless `cancel` was called twice. Raises `UserError` if SLURM or
+    submitit is missing, or SLURM rejects the jobs.
     """
 
     def __init__(
@@ -92,14 +95,18 @@ class SlurmLauncher:
         return self._states.get(name, "GONE") not in ENDED
 
     def submit(self, job: Job) -> None:
-        """Submit a job at the next `poll`, in one array with the others; follow one that SLURM already holds."""
+        """Submit a job at the next `poll`, in one array with the others; follow one that SLURM already
+        holds."""
         if self.holds(job.name):
             self._sent[job.name] = job
         else:
             self._waiting.append(job)
 
     def poll(self, seconds: float = 0.1) -> list[Event]:
-        """Return the events since the last call. The queue is read every few seconds, however often this is called."""
+        """Return the events since the last call.
+
+        The queue is read every few seconds, however often this is called.
+        """
         while self._waiting and self.stopped_by is None:
             self._submit(self._waiting[:LONGEST_ARRAY])
             del self._waiting[:LONGEST_ARRAY]
@@ -129,7 +136,10 @@ class SlurmLauncher:
         self._due = 0.0
 
     def _events(self) -> list[Event]:
-        """Compare the queue with the handoff files. A job that left the queue has two reads' time to record its exit code."""
+        """Compare the queue with the handoff files.
+
+        A job that left the queue has two reads' time to record its exit code.
+        """
         try:
             self._states = self._queue()
         # A controller that is being restarted keeps its jobs.

@@ -17,14 +17,15 @@ _costs: dict[str, Cost] = {}
 
 
 def check_budget(study: Study, runs: Sequence[PlannedRun]) -> None:
-    """Raise `UserError` if the runs cost more counted FLOPs than `budget.flops`; count nothing without a budget."""
+    """Raise `UserError` if the runs cost more counted FLOPs than `budget.flops`; count nothing without a
+    budget."""
     if study.budget.flops is None:
         return
     planned = sum(count_flops(runs).values())
     if planned > study.budget.flops:
         raise UserError(
-            f"study {study.name} plans {planned:.4g} FLOPs, more than its budget.flops = {study.budget.flops:.4g}; "
-            "remove runs, shorten them, or raise the budget in the study. See: flowrace sweep ... --dry-run"
+            f"study {study.name} plans {planned:.4g} FLOPs, more than its "
+            f"budget.flops = {study.budget.flops:.4g}; remove runs, shorten them, or raise the budget in the study. See: flowrace sweep ... --dry-run"
         )
 
 
@@ -34,7 +35,10 @@ def count_flops(runs: Sequence[PlannedRun]) -> dict[str, int]:
 
 
 def run_cost(spec: RunSpec) -> Cost:
-    """Return the counted cost of a run. Specs that differ only in seeds, rates and the like are counted once."""
+    """Return the counted cost of a run.
+
+    Specs that differ only in seeds, rates and the like are counted once.
+    """
     from harness.costs.flops import count_spec
 
     parts = (

@@ -1,7 +1,8 @@
-"""The plan of a study: its runs, content-addressed and always in the same order (study.py describes study files).
+"""The plan of a study: its runs, content-addressed and always in the same order (study.py describes study
+files).
 
-Combinations that the study excludes are not planned, and neither are those that cannot run on their data (for example an
-encoder of images on sounds). The plan keeps both with the reason, which the report repeats.
+Combinations that the study excludes are not planned, and neither are those that cannot run on their data (for
+example an encoder of images on sounds). The plan keeps both with the reason, which the report repeats.
 """
 
 from __future__ import annotations
@@ -62,8 +63,8 @@ class StudyPlan:
 def make_plan(study: Study) -> StudyPlan:
     """Return the plan of a study; the same study gives the same ids in the same order.
 
-    Raises `UserError` for a setting that no run can have, for a study that excludes every run, for two runs with one id, for
-    a baseline or a target metric that no run has, and for a run on a tuning seed.
+    Raises `UserError` for a setting that no run can have, for a study that excludes every run, for two runs
+    with one id, for a baseline or a target metric that no run has, and for a run on a tuning seed.
     """
     plan = _resolved(study)
     _check_not_empty(study, plan)

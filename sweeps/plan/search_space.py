@@ -1,7 +1,8 @@
-"""The search space of a method: its own dimensions, declared in its config, and those that a study adds for every method.
+"""The search space of a method: its own dimensions, declared in its config, and those that a study adds for
+every method.
 
-A dimension is a table, `{ low = 1e-4, high = 1e-2, log = true }` or `{ choices = [1, 2, 4] }`. Two integer bounds make an
-integer dimension. `points` is the number of values that a grid takes from a range.
+A dimension is a table, `{ low = 1e-4, high = 1e-2, log = true }` or `{ choices = [1, 2, 4] }`. Two integer
+bounds make an integer dimension. `points` is the number of values that a grid takes from a range.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ SearchSpace = dict[str, Dimension]
 
 
 def search_space(method: str, shared: Mapping[str, Dimension], own: Mapping[str, Dimension]) -> SearchSpace:
-    """Return the study's shared space joined with the method's: `own` if the study gives one, else what the method declares.
+    """Return the study's shared space joined with the method's: `own` if the study gives one, else what the
+    method declares.
 
     Raises `UserError` for an empty space.
     """

@@ -1,4 +1,5 @@
-"""The status of a study on disk, from its plan and its records alone: 500 runs in a second or two, without torch or specs."""
+"""The status of a study on disk, from its plan and its records alone: 500 runs in a second or two, without
+torch or specs."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ def read_status(directory: Path) -> dict[str, Any]:
 
 
 def difference(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Return the labels of the runs (`id` and `label` each) that two plans share, and of those that only one has."""
+    """Return the labels of the runs (`id` and `label` each) that two plans share, and of those that only one
+    has."""
     first, second = ({run["id"]: run["label"] for run in runs} for runs in (a, b))
     return {
         "both": [text for run, text in first.items() if run in second],

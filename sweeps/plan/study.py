@@ -1,12 +1,13 @@
-"""Study files: the axes of a study, the settings that all its runs share, its exclusions, seeds, budget and search.
+"""Study files: the axes of a study, the settings that all its runs share, its exclusions, seeds, budget and
+search.
 
 A study is a TOML file whose first line is a comment that describes it:
 
     name = "digits"
     base = "digits"                                     # a preset, or a file next to the study
     baseline = "flow"                                   # the method that the others are compared with
-    [axes]                                              # any paths of the spec; the first axis varies slowest, so
-    seed = [0, 1, 2]                                    # with seeds first the arms are interleaved fairly
+    [axes]                                              # spec paths; the first axis varies slowest: with
+    seed = [0, 1, 2]                                    # seeds first, the arms are interleaved fairly
     "method.name" = ["flow", "repa"]
     [zip.encoder]                                       # axes that vary together, value by value
     "method.encoder.name" = ["local:tiny", "local:small"]
@@ -19,12 +20,12 @@ A study is a TOML file whose first line is a comment that describes it:
     [target]
     metric = "fd:local"
     value = 12.0
-    [seeds]                                             # instead of a seed axis: audit and tuning seeds are disjoint.
+    [seeds]                                             # instead of a seed axis; the two are disjoint.
     audit = 3                                           # A list, or a number: 0, 1, 2 and 1000, 1001
     tuning = 2
     [budget]
-    flops = 1e15                                        # counted, of all runs together; a plan that exceeds it is refused
-    [tune]                                              # what `flowrace tune` may spend on a method, and the space
+    flops = 1e15                                        # counted, of all runs; a larger plan is rejected
+    [tune]                                              # budget of a method in `flowrace tune`, and space
     trials = 8
     space."train.learning_rate" = { low = 1e-3, high = 1e-2, log = true }
 """
@@ -60,7 +61,8 @@ class Target(Section):
 
 
 class Exclusion(Section):
-    """Combinations that are not run: on every path, their value equals the given one or is one of the given list."""
+    """Combinations that are not run: on every path, their value equals the given one or is one of the given
+    list."""
 
     reason: str = Field(min_length=1)
     where: dict[str, Any] = Field(min_length=1)
@@ -88,14 +90,18 @@ class Tune(Section):
 
     trials: int = Field(default=8, ge=1)
     flops: float | None = Field(default=None, gt=0)
-    """Counted FLOPs of all trials of one method. Default: the cost of the cheapest method's trials at full length."""
+    """Counted FLOPs of all trials of one method.
+
+    Default: the cost of the cheapest method's trials at full length.
+    """
     sampler: Literal["tpe", "qmc", "random", "grid"] = "tpe"
     startup: int = Field(default=5, ge=1)
     """Random trials before TPE uses results."""
     batch: int = Field(default=1, ge=1)
     """Trials of a method that are proposed together."""
     prune: float | None = Field(default=None, gt=0, lt=1)
-    """End a trial early if it is worse than the best one, seed by seed, with a p below this (Wilcoxon's signed ranks)."""
+    """End a trial early if it is worse than the best one, seed by seed, with a p below this (Wilcoxon's
+    signed ranks)."""
     seed: int = Field(default=0, ge=0)
     space: dict[str, Dimension] = Field(default_factory=dict)
     """Dimensions by spec path, searched for every method."""
@@ -150,7 +156,8 @@ class Study(Section):
 
 
 def load_study(source: str, overrides: Iterable[str] = ()) -> Study:
-    """Read the study of a name or a TOML file, with overrides `a.b=v` of the settings that all its runs share.
+    """Read the study of a name or a TOML file, with overrides `a.b=v` of the settings that all its runs
+    share.
 
     Raises `UserError` for anything unknown or of the wrong type, and for two settings of one field.
     """
@@ -187,7 +194,8 @@ def combinations(study: Study) -> list[tuple[dict[str, Any], str | None]]:
 
 
 def format_value(value: Any) -> str:
-    """Return a value as text for a label or a table; a method with settings becomes `self_flow mask_ratio=0.0`."""
+    """Return a value as text for a label or a table; a method with settings becomes `self_flow
+    mask_ratio=0.0`."""
     if isinstance(value, Mapping) and "name" in value:
         settings = (f"{key}={format_value(v)}" for key, v in flatten(value).items() if key != "name")
         return " ".join([str(value["name"]), *settings])
@@ -237,7 +245,8 @@ def _paths(table: Mapping[str, Any], part: str, source: str) -> dict[str, Any]:
 def _with_seeds(
     table: Mapping[str, Any], axes: dict[str, Any], source: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the axes with the audit seeds as the first one, and the table with the tuning seeds as a list."""
+    """Return the axes with the audit seeds as the first one, and the table with the tuning seeds as a
+    list."""
     if "seeds" not in table:
         return axes, dict(table)
     seeds = validate(Seeds, table["seeds"], f"{source}: seeds")
@@ -257,7 +266,8 @@ def _seed_list(seeds: int | tuple[int, ...], first: int) -> list[int]:
 
 
 def _check_paths(study: Study, source: str) -> None:
-    """Raise `UserError` if one setting hides another: every path occurs once, and no path is inside another."""
+    """Raise `UserError` if one setting hides another: every path occurs once, and no path is inside
+    another."""
     for name, zipped in study.zip.items():
         if len({len(values) for values in zipped.values()}) > 1:
             lengths = ", ".join(f"{path} has {len(values)}" for path, values in zipped.items())

@@ -1,4 +1,5 @@
-"""Writers of a study's folder, and the lock that lets one process at a time work in it (read by harness/records/study_folder.py)."""
+"""Writers of a study's folder, and the lock that lets one process at a time work in it (read by
+harness/records/study_folder.py)."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ def write_plan(study: Study, plan: StudyPlan, directory: Path) -> None:
     folder = StudyFolder(directory)
     if folder.study and folder.study.get("name") != study.name:
         raise UserError(
-            f"{directory} holds the study '{folder.study.get('name')}', not '{study.name}'; choose another --out"
+            f"{directory} holds the study '{folder.study.get('name')}', not '{study.name}'; "
+            "choose another --out"
         )
     runs = [{"id": run.id, "cell": run.values} for run in plan.runs]
     excluded = [{"cell": one.values, "reason": one.reason} for one in plan.excluded]
@@ -54,11 +56,13 @@ def write_search(study: Study, directory: Path) -> None:
     folder = StudyFolder(directory)
     if folder.search and folder.search.get("name") != study.name:
         raise UserError(
-            f"{directory} holds the search '{folder.search.get('name')}', not '{study.name}'; choose another --out"
+            f"{directory} holds the search '{folder.search.get('name')}', not '{study.name}'; "
+            "choose another --out"
         )
     if folder.plan_file.exists():
         raise UserError(
-            f"{directory} holds the runs of a sweep, which must not mix with tuning runs; choose another --out"
+            f"{directory} holds the runs of a sweep, which must not mix with tuning runs; "
+            "choose another --out"
         )
     with writing(folder.search_file):
         write_atomic(folder.search_file, study.to_toml().encode())

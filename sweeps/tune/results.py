@@ -1,4 +1,5 @@
-"""The results of a search: its history, each method's best settings as a preset, and the study that audits them."""
+"""The results of a search: its history, each method's best settings as a preset, and the study that audits
+them."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ from sweeps.tune.tuner import TuningArm, TuningStudy, trial_runs
 
 
 def best_trial(trials: Sequence[Trial]) -> Trial | None:
-    """Return the first trial with the lowest mean among those that ran on all seeds; None if every trial diverged."""
+    """Return the first trial with the lowest mean among those that ran on all seeds; None if every trial
+    diverged."""
     complete = [trial for trial in trials if not trial.pruned and math.isfinite(trial.mean)]
     return min(complete, key=lambda trial: (trial.mean, trial.number), default=None)
 
@@ -41,7 +43,8 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def describe(tuning: TuningStudy, log: TrialLog) -> dict[str, Any]:
-    """Return the results of a search as JSON data: each method's budget, what it spent, and its best trial."""
+    """Return the results of a search as JSON data: each method's budget, what it spent, and its best
+    trial."""
     methods = {arm.method: _described(tuning, log.trials(arm.method)) for arm in tuning.arms}
     return {
         "study": tuning.study.name,
@@ -76,7 +79,8 @@ def _write(file: Path, content: str) -> None:
 
 
 def preset(tuning: TuningStudy, arm: TuningArm, best: Trial) -> str:
-    """Return the spec of the best trial at the study's full length, without a seed and with a comment on top."""
+    """Return the spec of the best trial at the study's full length, without a seed and with a comment on
+    top."""
     spec = _full_length(tuning.study, arm, best.params).to_toml()
     table = "".join(line for line in spec.splitlines(True) if not line.startswith("seed = "))
     spent = f"{tuning.study.tune.trials} trials and {tuning.flops:.4g} FLOPs"
@@ -87,7 +91,8 @@ def preset(tuning: TuningStudy, arm: TuningArm, best: Trial) -> str:
 
 
 def audit_study(tuning: TuningStudy, best: dict[str, dict[str, Any]]) -> Study:
-    """Return the study that compares the best settings on the audit seeds, with the tuning cost of each method."""
+    """Return the study that compares the best settings on the audit seeds, with the tuning cost of each
+    method."""
     study = tuning.study
     settings = {arm.method: {**arm.values, **best[arm.method]} for arm in tuning.arms}
     others = dict.fromkeys(p for own in settings.values() for p in own if not _is_method(p))

@@ -1,4 +1,5 @@
-"""The log of finished trials: Optuna's journal file, one line a trial, so that a kill leaves a complete trial or none."""
+"""The log of finished trials: Optuna's journal file, one line a trial, so that a kill leaves a complete trial
+or none."""
 
 from __future__ import annotations
 
@@ -40,7 +41,10 @@ class Trial:
 
 
 class TrialLog:
-    """Optuna's journal in a study's folder, with one Optuna study per method. One process at a time may hold it."""
+    """Optuna's journal in a study's folder, with one Optuna study per method.
+
+    One process at a time may hold it.
+    """
 
     def __init__(self, directory: Path, study: str) -> None:
         from optuna.storages import JournalStorage
@@ -103,7 +107,8 @@ def _read(method: str, trial: FrozenTrial) -> Trial:
 
 
 def _repair(file: Path) -> None:
-    """Remove what a killed writer left: an incomplete last line, and Optuna's own lock (the folder's lock is held)."""
+    """Remove what a killed writer left: an incomplete last line, and Optuna's own lock (the folder's lock is
+    held)."""
     for lock in file.parent.glob(f"{file.name}.lock*"):
         lock.unlink()
     if file.exists():

@@ -1,12 +1,15 @@
-"""Tuning on equal budgets: every method gets the same number of trials, and every trial the same counted FLOPs.
+"""Tuning on equal budgets: every method gets the same number of trials, and every trial the same counted
+FLOPs.
 
-This is AlgoPerf's external tuning (docs/DOCUMENTATION.md, "Tuning Rulesets"): one search per method over a declared space, a
-fixed number of trials, a fixed cost of each. A method whose step costs more takes fewer steps within that cost.
+This is AlgoPerf's external tuning (docs/DOCUMENTATION.md, "Tuning Rulesets"): one search per method over a
+declared space, a fixed number of trials, a fixed cost of each. A method whose step costs more takes fewer
+steps within that cost.
 
-A trial is a point of the method's search space, run on every tuning seed. Its value is the mean over seeds of the target
-metric at the last evaluation, infinity if the loss was not finite. Optuna's ask and tell run in this process, in memory, with
-seeded samplers, and every finished trial is logged (trial_log.py). After a kill the same trials are asked for again: logged
-results are told without running, and the runs of an unfinished trial have the same ids, so that they resume.
+A trial is a point of the method's search space, run on every tuning seed. Its value is the mean over seeds of
+the target metric at the last evaluation, infinity if the loss was not finite. Optuna's ask and tell run in
+this process, in memory, with seeded samplers, and every finished trial is logged (trial_log.py). After a kill
+the same trials are asked for again: logged results are told without running, and the runs of an unfinished
+trial have the same ids, so that they resume.
 """
 
 from __future__ import annotations
@@ -38,7 +41,8 @@ Runner = Callable[[Sequence[PlannedRun], str], None]
 
 
 class Unfinished(Exception):
-    """Runs ended without a result: killed, interrupted, or failed for another reason than a loss that is not finite."""
+    """Runs ended without a result: killed, interrupted, or failed for another reason than a loss that is not
+    finite."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,8 @@ class TuningStudy:
 def make_tuning_study(study: Study, directory: Path) -> TuningStudy:
     """Return the search of a study.
 
-    Raises `UserError` for a study without tuning seeds, with two arms of one method, or with an empty search space.
+    Raises `UserError` for a study without tuning seeds, with two arms of one method, or with an empty search
+    space.
     """
     seeds, tune = study.tuning_seeds, study.tune
     if not seeds:
@@ -125,8 +130,8 @@ def steps_within(cost: Cost, flops: float) -> int:
 def tune(tuning: TuningStudy, log: TrialLog, run: Runner) -> None:
     """Ask, run and tell until every method has its trials; logged trials are told without running.
 
-    Methods advance together, round by round. Raises `UserError` if the log belongs to another search, and `Unfinished` as
-    `run` does.
+    Methods advance together, round by round. Raises `UserError` if the log belongs to another search, and
+    `Unfinished` as `run` does.
     """
     settings = tuning.study.tune
     searches = [MethodSearch(arm, settings) for arm in tuning.arms]
@@ -147,7 +152,10 @@ def tune(tuning: TuningStudy, log: TrialLog, run: Runner) -> None:
 
 
 class MethodSearch:
-    """Optuna's ask and tell for one method, in memory. The same results give the same trials, whenever it was killed."""
+    """Optuna's ask and tell for one method, in memory.
+
+    The same results give the same trials, whenever it was killed.
+    """
 
     def __init__(self, arm: TuningArm, settings: Tune) -> None:
         import optuna
@@ -270,8 +278,8 @@ def _logged(log: TrialLog, arm: TuningArm, number: int, params: dict[str, Any]) 
         return None
     if trials[number].params != params:
         raise UserError(
-            f"{log.file} holds another search: trial {number} of {arm.method} was {trials[number].params}, and is now "
-            f"{params}; the space, the sampler or its version has changed. Choose another --out"
+            f"{log.file} holds another search: trial {number} of {arm.method} was {trials[number].params}, "
+            f"and is now {params}; the space, the sampler or its version has changed. Choose another --out"
         )
     return trials[number]
 
@@ -285,7 +293,8 @@ def _arms(study: Study, runs: Sequence[PlannedRun]) -> list[TuningArm]:
             raise UserError(f"study {study.name} has several arms of {name}; tuning takes one arm per method")
     if unused := study.tune.methods.keys() - arms.keys():
         raise UserError(
-            f"study {study.name}: tune.methods names {', '.join(sorted(unused))}, which the study does not run"
+            f"study {study.name}: tune.methods names {', '.join(sorted(unused))}, "
+            "which the study does not run"
         )
     return list(arms.values())
 
