@@ -1,4 +1,4 @@
-"""The process that an engine starts on a node, `python -m sweeps.launch.node TABLE INDEX`: it follows one job.
+"""The process that follows one job on a node of an engine: `python -m sweeps.launch.node TABLE INDEX`.
 
 It turns three signals into a checkpoint of the run: USR1, the coordinator cancels; USR2, the time limit is
 near; TERM, the engine reclaims the node. The run itself starts with TERM ignored. Once it trains, the first

@@ -46,8 +46,8 @@ OPTIONS = (
         "--gpus-per-run",
         "gpus",
         type=click.IntRange(1),
-        help="GPUs of one run; several start under torchrun. Default: 1 locally if available, none with SLURM "
-        "or Ray.",
+        help="GPUs of one run; several start under torchrun. Default: 1 locally if available, none with "
+        "SLURM or Ray.",
     ),
     click.option("--mem", "memory", metavar="SIZE", help="Memory of one run, for example 16G (SLURM, Ray)."),
     click.option(

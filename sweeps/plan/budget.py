@@ -25,7 +25,8 @@ def check_budget(study: Study, runs: Sequence[PlannedRun]) -> None:
     if planned > study.budget.flops:
         raise UserError(
             f"study {study.name} plans {planned:.4g} FLOPs, more than its "
-            f"budget.flops = {study.budget.flops:.4g}; remove runs, shorten them, or raise the budget in the study. See: flowrace sweep ... --dry-run"
+            f"budget.flops = {study.budget.flops:.4g}; remove runs, shorten them, or "
+            "raise the budget in the study. See: flowrace sweep ... --dry-run"
         )
 
 

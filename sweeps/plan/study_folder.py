@@ -1,5 +1,4 @@
-"""Writers of a study's folder, and the lock that lets one process at a time work in it (read by
-harness/records/study_folder.py)."""
+"""Writers of a study's folder and its lock; harness/records/study_folder.py reads it."""
 
 from __future__ import annotations
 
