@@ -24,8 +24,8 @@ def chosen(*words: str) -> LaunchOptions:
 
     @click.command()
     @launch_options
-    def command(choice: LaunchOptions) -> None:
-        found.append(choice)
+    def command(launch: LaunchOptions) -> None:
+        found.append(launch)
 
     result = CliRunner().invoke(command, words)
     if result.exception is not None:

@@ -47,7 +47,7 @@ def study(tmp_path: Path) -> Path:
 def test_status_before_during_and_after_a_sweep(study: Path, tmp_path: Path) -> None:
     """Missing, then one failed with its last line, then retried: the failed one alone is done."""
     out, whole = tmp_path / "out", make_plan(load_study(str(study)))
-    planned_runs = whole.planned_runs
+    planned_runs = whole.runs
     write_plan(load_study(str(study)), whole, out)
     told = json.loads(flowrace("status", out, "--json").output)
     assert told["counts"] == {"missing": 3, "excluded": 1}

@@ -51,9 +51,7 @@ def written(file: Path, arms: list[dict], **more: object) -> Path:
 def test_unsuited_run_is_excluded_and_keeps_other_ids(study: Path, tmp_path: Path) -> None:
     whole = make_plan(load_study(str(study)))
     without = make_plan(load_study(str(written(tmp_path / "without.toml", ARMS[1:])))).runs
-    assert [planned.id for planned in whole.planned_runs] == [planned.id for planned in without] and len(
-        without
-    ) == 4
+    assert [planned.id for planned in whole.runs] == [planned.id for planned in without] and len(without) == 4
     assert [(left.values["seed"], left.values["method"], left.reason) for left in whole.excluded] == [
         (seed, ARMS[0], REASON) for seed in (0, 1)
     ]
@@ -91,7 +89,7 @@ def test_missing_data_are_still_checked_for_suitability(tmp_path: Path) -> None:
     data = {"data.name": "videos", "data.root": str(tmp_path / "absent"), "eval.metrics": ["fd:video:local"]}
     (tmp_path / "disk.toml").write_text(tomli_w.dumps(table | {"set": data}))
     whole = make_plan(load_study(str(tmp_path / "disk.toml")))
-    assert [planned.spec.method.name for planned in whole.planned_runs] == ["flow"]
+    assert [planned.spec.method.name for planned in whole.runs] == ["flow"]
     assert "reads images, and these data are video" in whole.excluded[0].reason
 
 
@@ -132,7 +130,7 @@ def test_part_weights_may_suit_one_arm_only(tmp_path: Path) -> None:
     table = {"name": "parts", "base": "bounce", "axes": axes, "zip": {"weights": {**weights, **metrics}}}
     (tmp_path / "parts.toml").write_text(tomli_w.dumps(table))
     whole = make_plan(load_study(str(tmp_path / "parts.toml")))
-    raced = [(planned.spec.method.name, planned.spec.data.video_weight) for planned in whole.planned_runs]
+    raced = [(planned.spec.method.name, planned.spec.data.video_weight) for planned in whole.runs]
     assert raced == [("flow", 0.5), ("flow", 1.0), ("flow", 0.0), ("repa", 1.0), ("repa", 0.0)]
     [left] = whole.excluded
     assert left.values["data.video_weight"] == 0.5 and "reads one modality" in left.reason
