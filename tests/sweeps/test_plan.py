@@ -221,7 +221,7 @@ def test_planned_run_is_pinned_to_the_content_of_its_data(tmp_path: Path) -> Non
         ({"axes": {"method": [{"name": 3}]}}, "unknown method '3'"),
         (
             {"axes": {"method.name": ["flow"]}, "seeds": {"audit": 0}},
-            "seeds.audit = 0: expected a number, at least 1",
+            "seeds.audit = 0: expected a number of at least 1",
         ),
         (
             {"axes": {"method.name": ["flow"]}, "seeds": {"tuning": -3}},

@@ -106,7 +106,7 @@ def test_job_ended_by_slurm_has_the_state_in_its_log(handoff: Handoff, tmp_path:
         until(lambda: says(tmp_path, "a", "here"), engine)
         subprocess.run(["scancel", f"--jobname={handoff.label}-1"], check=True)
         assert drain(engine)[-1] == Finished("a", 1)
-    assert (tmp_path / "a.log").read_text() == "here\ncheckpoint\nSLURM ended this job: CANCELLED\n"
+    assert (tmp_path / "a.log").read_text() == "here\ncheckpoint\nerror: SLURM ended this job: CANCELLED\n"
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_search_ends_with_presets_and_does_not_run_twice(file: Path, tmp_path: P
     assert all(len(Record(path.parent).environment) == 1 for path in tmp_path.glob("runs/t/*/spec.toml"))
 
 
-@pytest.mark.parametrize(("module", "name"), [("tune_command", "tune.toml"), ("tuned", "history.json")])
+@pytest.mark.parametrize(("module", "name"), [("plan.study_folder", "tune.toml"), ("tune.results", "history.json")])
 def test_full_disk_is_one_sentence(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, name: str
 ) -> None:
