@@ -23,12 +23,13 @@ from pathlib import Path
 
 import sweeps.launch.runner
 from harness.records.record import DONE, EVENTS, SPEC, Record
-from sweeps.cli.display import Lines
+from sweeps.cli.display import PlainDisplay
 from sweeps.launch.local import LocalLauncher
-from sweeps.launch.runner import Race
-from sweeps.plan.plan import Cell, Plan, plan, write_plan
-from sweeps.plan.status import status_of
+from sweeps.launch.runner import StudyRunner
+from sweeps.plan.plan import PlannedRun, StudyPlan, make_plan
+from sweeps.plan.status import read_status
 from sweeps.plan.study import Study, load_study
+from sweeps.plan.study_folder import write_plan
 
 RUNS, RACED, ROUNDS, EVENTS_EACH = 500, 20, 5, 60
 STUDY = """name = "many"
@@ -63,25 +64,25 @@ def measure(folder: Path) -> dict[str, object]:
     file.write_text(STUDY.format(seeds=", ".join(map(str, range(RUNS // 5)))))
     begun = time.perf_counter()
     study = load_study(str(file))
-    cells = plan(study)
+    planned_runs = make_plan(study).runs
     planned = time.perf_counter() - begun
-    assert len(cells) == RUNS
-    overheads = [overhead(cells[k * RACED :][:RACED], folder / str(k)) for k in range(ROUNDS)]
+    assert len(planned_runs) == RUNS
+    overheads = [overhead(planned_runs[k * RACED :][:RACED], folder / str(k)) for k in range(ROUNDS)]
     return {
         "machine": {"cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1)},
         "plan_500_seconds": round(planned, 2),
-        "status_500_seconds": round(status_seconds(study, cells, folder / "done"), 2),
+        "status_500_seconds": round(status_seconds(study, planned_runs, folder / "done"), 2),
         "overhead_seconds_per_run": round(statistics.median(overheads), 3),
         "overhead_seconds_per_run_worst": round(max(overheads), 3),
     }
 
 
-def status_seconds(study: Study, cells: list[Cell], directory: Path) -> float:
+def status_seconds(study: Study, planned_runs: list[PlannedRun], directory: Path) -> float:
     """Seconds to read where a study of finished runs stands; the median of three."""
-    write_plan(study, Plan(cells, []), directory)
+    write_plan(study, StudyPlan(planned_runs, []), directory)
     seconds = {"student": 1.0, "optimizer": 0.5}
-    for cell in cells:
-        run = directory / cell.id
+    for planned in planned_runs:
+        run = directory / planned.id
         run.mkdir()
         events = [
             {
@@ -95,33 +96,33 @@ def status_seconds(study: Study, cells: list[Cell], directory: Path) -> float:
             for k in range(EVENTS_EACH)
         ]
         (run / EVENTS).write_text("".join(json.dumps(event) + "\n" for event in events))
-        (run / SPEC).write_text(cell.spec.to_toml())
+        (run / SPEC).write_text(planned.spec.to_toml())
         (run / DONE).write_text("{}")
-    found = [timed(lambda: status_of(directory)) for _ in range(3)]
-    assert status_of(directory)["counts"] == {"done": RUNS}
+    found = [timed(lambda: read_status(directory)) for _ in range(3)]
+    assert read_status(directory)["counts"] == {"done": RUNS}
     return statistics.median(found)
 
 
-def overhead(cells: list[Cell], folder: Path) -> float:
+def overhead(planned_runs: list[PlannedRun], folder: Path) -> float:
     """Seconds per run that the coordinator adds to the commands that it starts."""
     alone, raced = folder / "alone", folder / "raced"
     for directory in (alone, raced):
         (directory / "specs").mkdir(parents=True)
     sweeps.launch.runner.run_command = lambda spec, directory: command(spec, directory)
-    for cell in cells:
-        (alone / "specs" / f"{cell.id}.toml").write_text(cell.spec.to_toml())
-    commands = [command(alone / "specs" / f"{cell.id}.toml", alone) for cell in cells]
+    for planned in planned_runs:
+        (alone / "specs" / f"{planned.id}.toml").write_text(planned.spec.to_toml())
+    commands = [command(alone / "specs" / f"{planned.id}.toml", alone) for planned in planned_runs]
     bare = timed(lambda: [subprocess.run(each, check=True) for each in commands])
     launcher, done = LocalLauncher(1), []
 
     def race() -> None:
-        with launcher, Lines(cells, raced) as display:
-            Race(cells, raced, launcher, display, done.append).run()
+        with launcher, PlainDisplay(planned_runs, raced) as display:
+            StudyRunner(planned_runs, raced, launcher, display, done.append).run()
 
     whole = timed(race)
-    assert {record.id for record in done} == {cell.id for cell in cells}
-    assert all(Record(raced / cell.id).status == "done" for cell in cells)
-    return (whole - bare) / len(cells)
+    assert {record.id for record in done} == {planned.id for planned in planned_runs}
+    assert all(Record(raced / planned.id).status == "done" for planned in planned_runs)
+    return (whole - bare) / len(planned_runs)
 
 
 def command(spec: Path, directory: Path) -> tuple[str, ...]:

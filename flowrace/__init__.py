@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from reports.race.race import Race
     from reports.stats.curves import Crossing, Curve
     from reports.stats.speedup import Speedup, Time
-    from sweeps.plan.plan import Cell
+    from sweeps.plan.plan import PlannedRun
 
 __all__ = [
     "crossing",
@@ -284,7 +284,7 @@ def load_spec(source: Location, overrides: Sequence[str] = ()) -> RunSpec:
     return load_spec(str(source), overrides)
 
 
-def plan_study(source: Location, overrides: Sequence[str] = ()) -> list[Cell]:
+def plan_study(source: Location, overrides: Sequence[str] = ()) -> list[PlannedRun]:
     """List the runs of a study, packaged or a TOML file, without starting any: each has `id`, `label`,
     `values` and `spec`.
 

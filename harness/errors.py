@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+ERROR_PREFIX = "error: "
+"""How the command line starts the line that names a mistake or a failure; `failure_reason` looks for it in logs."""
+
 
 class UserError(Exception):
     """A mistake the user can mend. Printed as one sentence, without a traceback; exit code 2."""

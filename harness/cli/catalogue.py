@@ -18,8 +18,8 @@ from rich.text import Text
 from harness.backbone.sizes import SIZES
 from harness.cli import method_facts
 from harness.cli.method_facts import written_docstring
-from harness.cli.options import AS_JSON
 from harness.config import registry
+from harness.config.options import JSON_OPTION
 from harness.config.packaged import Shelf
 from harness.errors import UserError, unknown
 from harness.files.terminal import show
@@ -124,7 +124,7 @@ def percent(fraction: float | None) -> str:
 
 @click.command("list", epilog="Example: flowrace list methods")
 @click.argument("what", required=False)
-@AS_JSON
+@JSON_OPTION
 def list_(what: str | None, as_json: bool) -> None:
     """List available methods, encoders, codecs, extractors, datasets, presets, studies, sizes or samplers.
 

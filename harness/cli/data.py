@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from harness.cli.options import AS_JSON
+from harness.config.options import JSON_OPTION, set_option
 from harness.errors import UserError
 
 ENCODE_EPILOG = """\b
@@ -42,14 +42,11 @@ def data() -> None:
 @click.option("--rows", type=click.IntRange(1), default=4096, show_default=True, help="Samples in a shard.")
 @click.option("--batch", type=click.IntRange(1), default=32, show_default=True, help="Samples in a pass.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
+@set_option(
+    help="Set a field of the source's spec, for example data.resolution=256; may be repeated.",
     metavar="data.FIELD=VALUE",
-    help="A field of the source's spec, as data.resolution=256; may be repeated.",
 )
-@AS_JSON
+@JSON_OPTION
 def encode(
     source: str,
     codec: str,
@@ -145,9 +142,9 @@ def _kind(path: Path, modality: str) -> str:
 
 
 def _bar(total: int) -> Any:
-    from harness.files.terminal import advancing
+    from harness.files.progress import progress_bar
 
-    return advancing(total, "samples")
+    return progress_bar(total, "samples")
 
 
 def _say(manifest: dict[str, Any], out: Path, as_json: bool) -> None:

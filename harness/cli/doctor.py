@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from harness import __version__
-from harness.cli.options import AS_JSON
+from harness.config.options import JSON_OPTION
 from harness.errors import UserError
 from harness.files.cache import cache_dir
 from harness.runtime.environment import code_version, cores, device_name, package_version
@@ -128,7 +128,7 @@ def _cache() -> Finding:
 
 
 @click.command(epilog="Example: flowrace doctor")
-@AS_JSON
+@JSON_OPTION
 def doctor(as_json: bool) -> None:
     """Check versions, devices and disk: what this installation can do, and what it lacks."""
     findings = examine()

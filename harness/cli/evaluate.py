@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.cli.options import AS_JSON, SETTING, STEP
+from harness.config.options import JSON_OPTION, STEP_OPTION, set_option
 from harness.errors import UserError
 from harness.records.record import SPEC
 from harness.train.trained_run import evaluate_run, spec_of_run
@@ -62,9 +62,9 @@ def _scoring(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.command("eval", epilog=EVAL_EPILOG)
 @click.argument("path", metavar="RUN|SAMPLES")
 @_scoring
-@STEP
-@SETTING
-@AS_JSON
+@STEP_OPTION
+@set_option()
+@JSON_OPTION
 def evaluate(path: str, step: int | None, overrides: tuple[str, ...], as_json: bool, **scoring: Any) -> None:
     """Measure a checkpoint of a run, or samples that anybody made against a reference.
 

@@ -13,13 +13,13 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from harness.cli.method_facts import SIZES, description, facts
-from harness.cli.options import AS_JSON
+from harness.config.options import JSON_OPTION
 from harness.files.terminal import fitted, show
 
 
 @click.command(epilog="Example: flowrace explain self_flow")
 @click.argument("method")
-@AS_JSON
+@JSON_OPTION
 def explain(method: str, as_json: bool) -> None:
     """Print a method's equations, what it needs, and its defaults for SiT-S, B, L and XL."""
     about, equations = facts(method), description(method)

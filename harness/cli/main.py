@@ -11,87 +11,92 @@ from typing import Any
 import click
 
 from harness import __version__
-from harness.errors import RunStopped, UserError
+from harness.errors import ERROR_PREFIX, RunStopped, UserError
 
-COMMANDS = {  # name -> (module:function, one line of help); a package brings its own commands
+# name -> (module:function, one line of help)
+COMMANDS = {
     "data": (
         "harness.cli.data:data",
-        "Make data ready for training: images, videos or sounds to latents.",
+        "Encode images, videos or sounds into latents for training.",
     ),
-    "cost": ("harness.cli.cost:cost", "FLOPs, memory and time of a run, before it starts."),
+    "cost": ("harness.cli.cost:cost", "Estimate FLOPs, memory and time of a run before it starts."),
     "run": (
         "harness.cli.run:run",
-        "Train one spec: a preset, a TOML file or a run directory. Run again to continue.",
+        "Train one spec: a preset, a TOML file or a run directory. Rerun to resume.",
     ),
-    "sweep": ("sweeps.cli.sweep:sweep", "Run a study: every run that is missing, then the report."),
-    "status": ("sweeps.cli.status:status", "Where a study stands: done, running, failed, missing."),
+    "sweep": ("sweeps.cli.sweep:sweep", "Run every unfinished run of a study, then write the report."),
+    "status": ("sweeps.cli.status:status", "Print the status of a study: done, running, failed, missing."),
     "tune": (
         "sweeps.cli.tune:tune",
-        "Search every method's settings on equal budgets, on seeds of their own.",
+        "Search every method's settings on equal budgets and separate seeds.",
     ),
-    "retry": ("sweeps.cli.status:retry", "Run again what failed in a study."),
-    "study": ("sweeps.cli.status:study", "What two studies differ in."),
-    "report": ("reports.cli.report:report", "One HTML page and a CSV from run directories."),
+    "retry": ("sweeps.cli.status:retry", "Resume failed and stopped runs of a study."),
+    "study": ("sweeps.cli.status:study", "Compare two studies."),
+    "report": ("reports.cli.report:report", "Write an HTML page and a CSV from run directories."),
     "figures": (
         "reports.cli.figures:figures",
-        "The pictures of a report as PDF or SVG, for a paper.",
+        "Draw the figures of a report as PDF or SVG, for a paper.",
     ),
     "claims": (
         "reports.cli.claims:claims",
-        "What papers claim, with sources; `claims check` finds what disagrees.",
+        "Look up published numbers with sources; `claims check` finds contradictions.",
     ),
     "export": ("harness.cli.export:export", "Runs, training curves or evaluations as CSV or Parquet."),
     "audit": (
         "reports.cli.audit:audit",
-        "What a claimed speed-up is worth: supported, refuted or inconclusive.",
+        "Judge a claimed speed-up: supported, refuted or inconclusive.",
     ),
-    "mirror": ("harness.cli.mirror:mirror", "Make an MLflow store again from records."),
+    "mirror": ("harness.cli.mirror:mirror", "Bring an MLflow store up to date with run directories."),
     "eval": (
         "harness.cli.evaluate:evaluate",
-        "Measure a checkpoint of a run, or samples that anybody made.",
+        "Evaluate a checkpoint of a run, or samples from any source.",
     ),
     "replicate": (
         "harness.cli.replicate:replicate",
-        "Evaluate again, with replicates, around the crossing of a target.",
+        "Re-evaluate with replicates around the crossing of a target.",
     ),
-    "sample": ("harness.cli.sample:sample", "Draw samples from a checkpoint of a run."),
+    "sample": ("harness.cli.sample:sample", "Generate samples from a checkpoint of a run."),
     "probe": (
         "harness.cli.probe:probe",
-        "What the layers of a checkpoint know, beside a frozen encoder.",
+        "Probe the layers of a checkpoint, compared with a frozen encoder.",
     ),
     "list": (
         "harness.cli.catalogue:list_",
-        "What there is: methods, encoders, extractors, datasets, presets, studies, sizes, samplers.",
+        "List methods, encoders, extractors, datasets, presets, studies, sizes, samplers.",
     ),
-    "explain": ("harness.cli.explain:explain", "A method's equations, needs and defaults by backbone size."),
+    "explain": (
+        "harness.cli.explain:explain",
+        "Print a method's equations, needs and defaults by backbone size.",
+    ),
     "verify": (
         "harness.cli.verify:verify",
-        "Check golden vectors of released code against this installation.",
+        "Check this installation against golden vectors of released code.",
     ),
-    "doctor": ("harness.cli.doctor:doctor", "Versions, device, disk, and what is missing."),
+    "doctor": ("harness.cli.doctor:doctor", "Check versions, devices and disk, and name what is missing."),
 }
 
 
 class _PipeClosed(Exception):
-    """Whoever read our output has gone. Not an OSError, for which click ends with 1."""
+    """The reader of the output has closed the pipe. Not an OSError, for which click exits with 1."""
 
 
 class LazyGroup(click.Group):
-    """Lists its commands from the table above and imports one when it is called."""
+    """Lists the commands of the table above and imports one when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in COMMANDS:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
             return None
-        module, _, function = COMMANDS[name][0].partition(":")
+        module, _, function = COMMANDS[cmd_name][0].partition(":")
         return getattr(importlib.import_module(module), function)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (BrokenPipeError, SystemExit) as error:  # rich makes it an exit with 1
+        # rich turns a broken pipe into an exit with 1.
+        except (BrokenPipeError, SystemExit) as error:
             if not isinstance(error, BrokenPipeError) and not isinstance(error.__context__, BrokenPipeError):
                 raise
             raise _PipeClosed from error
@@ -112,22 +117,26 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run the command line. Exit code 0: fine; 1: ours failed or a run stopped; 2: a mistake of the user's; 130:
-    interrupted; 141: nobody reads the output any more, as a shell has it."""
+    """Run the command line.
+
+    Exit code 0: success; 1: an internal error or a stopped run; 2: the user's mistake; 130: interrupted; 141:
+    the reader of the output has closed the pipe (the shell's convention).
+    """
     try:
         code = cli.main(prog_name="flowrace", standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else 0)  # what a command raises as Exit comes back as its code
+        # click returns the code of an Exit that a command raises.
+        sys.exit(code if isinstance(code, int) else 0)
     except click.ClickException as error:
         error.show()
         sys.exit(2)
     except UserError as error:
-        _say(str(error))
+        _print_error(str(error))
         sys.exit(2)
     except RunStopped as stop:
-        _say(str(stop))
+        _print_error(str(stop))
         sys.exit(stop.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        _say("interrupted")
+        _print_error("interrupted")
         sys.exit(130)
     except _PipeClosed:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -137,8 +146,8 @@ def main() -> None:
         sys.exit(1)
 
 
-def _say(message: str) -> None:
-    click.echo(f"error: {message}", err=True)
+def _print_error(message: str) -> None:
+    click.echo(f"{ERROR_PREFIX}{message}", err=True)
 
 
 if __name__ == "__main__":

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
+from harness.config.options import JSON_OPTION
 from harness.errors import UserError
+from harness.files.progress import tracked
 from harness.records.mlflow_store import shown, store_uri
 from harness.records.record import Record, find_records
-from harness.records.study_folder import STUDY, is_whole, study_of
+from harness.records.study_folder import StudyFolder
 
 
 @click.command(epilog="Example: flowrace mirror runs --to sqlite:///mlflow.db")
@@ -23,12 +25,13 @@ from harness.records.study_folder import STUDY, is_whole, study_of
     metavar="URI",
     help="MLflow store (default: $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db).",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")
+@JSON_OPTION
 def mirror(directories: tuple[Path, ...], uri: str | None, as_json: bool) -> None:
-    """Bring an MLflow store up to date with run directories, or folders of them. What it holds already is not sent again.
+    """Bring an MLflow store up to date with run directories, or folders of them. What it holds already is not
+    sent again.
 
-    Runs of a study become children of its run, as when it was swept; others, of a run named after their folder. A run that is
-    broken stops no other: it is named at the end, with exit code 2.
+    Runs of a study become children of its run, as when it was swept; others, of a run named after their
+    folder. A run that is broken stops no other: it is named at the end, with exit code 2.
     """
     records = find_records(*(directory.resolve() for directory in directories))
     if not records:
@@ -38,22 +41,22 @@ def mirror(directories: tuple[Path, ...], uri: str | None, as_json: bool) -> Non
     folders: dict[Path, list[Record]] = defaultdict(list)
     for record in records:
         folders[record.path.parent].append(record)
-    told, reasons = [], []
-    with click.progressbar(sorted(folders.items()), label="mirroring", file=sys.stderr) as bar:
-        for folder, found in bar:
-            try:
-                study, whole = study_of(folder), is_whole(folder, found)
-            except UserError as error:
-                reasons.append(str(error))
-                continue
-            runs, points, broken = _send(folder, found, uri, study, whole)
-            told.append({"folder": str(folder), "study": study, "runs": runs, "points": points})
-            reasons += broken
+    mirrored, reasons = [], []
+    for folder, found in tracked(sorted(folders.items()), "mirroring"):
+        study = StudyFolder(folder)
+        try:
+            name, complete = study.name, study.is_complete(found)
+        except UserError as error:
+            reasons.append(str(error))
+            continue
+        runs, points, broken = _send(study, found, uri, name, complete)
+        mirrored.append({"folder": str(folder), "study": name, "runs": runs, "points": points})
+        reasons += broken
     store = shown(store_uri(uri))
     if as_json:
-        click.echo(json.dumps({"store": store, "folders": told}, indent=1))
+        click.echo(json.dumps({"store": store, "folders": mirrored}, indent=1))
     else:
-        for one in told:
+        for one in mirrored:
             click.echo(f"{one['study']}: {one['runs']} runs, {one['points']} new points")
         click.echo(store)
     if reasons:
@@ -61,14 +64,15 @@ def mirror(directories: tuple[Path, ...], uri: str | None, as_json: bool) -> Non
 
 
 def _send(
-    folder: Path, records: list[Record], uri: str | None, study: str, whole: bool
-) -> tuple[int, int, list[str]]:
-    """The number of runs that were mirrored and of new points, and what is wrong with the others."""
+    study: StudyFolder, records: list[Record], uri: str | None, name: str, complete: bool
+) -> tuple[int, int, Sequence[str]]:
+    """Return the number of mirrored runs and of new points, and an error for each run that could not be
+    mirrored."""
     from harness.records.mlflow_mirror import Unsent, mirror
 
-    files = [file for file in (folder / STUDY,) if file.is_file()]
+    files = [study.study_file] if study.study_file.is_file() else []
     try:
-        summary = mirror(records, uri=uri, study=study, artifacts=files, complete=whole)
+        summary = mirror(records, uri=uri, study=name, artifacts=files, complete=complete)
     except Unsent as error:
         return error.summary.runs, error.summary.points, error.reasons
     return summary.runs, summary.points, []

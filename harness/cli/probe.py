@@ -11,7 +11,7 @@ import click
 from rich.markup import escape
 from rich.table import Column, Table
 
-from harness.cli.options import AS_JSON, SETTING, STEP
+from harness.config.options import JSON_OPTION, STEP_OPTION, set_option
 from harness.errors import UserError
 from harness.files.terminal import show
 from harness.train.trained_run import model_of_run, spec_of_run
@@ -38,7 +38,7 @@ MEASURES = ("accuracy", "CKNNA", "CKA", "local - distant", "decay")
     "Of a study: flowrace probe runs/encoder-scaling, flowrace probe runs/video-digits --control"
 )
 @click.argument("path", metavar="RUN|STUDY", type=click.Path(path_type=Path))
-@STEP
+@STEP_OPTION
 @click.option("--encoder", "name", metavar="NAME", help="Compare with this one; by default the run's own.")
 @click.option(
     "--weights",
@@ -67,8 +67,8 @@ MEASURES = ("accuracy", "CKNNA", "CKA", "local - distant", "decay")
 )
 @click.option("--control", is_flag=True, help="Read state and action from the layers of video runs instead.")
 @click.option("--all-steps", is_flag=True, help="With --control: every checkpoint, not the newest alone.")
-@SETTING
-@AS_JSON
+@set_option()
+@JSON_OPTION
 def probe(
     path: Path,
     step: int | None,

@@ -10,11 +10,10 @@ from typing import Any
 
 import click
 
-from harness.cli.options import AS_JSON
+from harness.config.options import JSON_OPTION
 from harness.errors import UserError, unknown
-from harness.files.files import read_toml
 from harness.records.record import Record, find_records
-from harness.records.study_folder import STUDY
+from harness.records.study_folder import StudyFolder
 from harness.train.replicates import Wanted, _Gone, bracket_steps, replicate_run
 
 
@@ -25,7 +24,7 @@ from harness.train.replicates import Wanted, _Gone, bracket_steps, replicate_run
 @click.option(
     "--replicates", type=click.IntRange(2), default=3, show_default=True, help="Evaluations of each step."
 )
-@AS_JSON
+@JSON_OPTION
 def replicate(
     directories: tuple[Path, ...], metric: str | None, target: float | None, replicates: int, as_json: bool
 ) -> None:
@@ -57,14 +56,13 @@ def replicate(
 
 
 def _wanted(record: Record, metric: str | None, target: float | None) -> Wanted:
-    file = record.path.parent / STUDY
-    asked = read_toml(file).get("target", {}) if file.is_file() else {}
-    metric, target = metric or asked.get("metric"), asked.get("value") if target is None else target
+    study = StudyFolder(record.path.parent).settings
+    metric, target = metric or study.metric, study.target if target is None else target
     if metric is None or target is None:
         raise UserError(f"{record.path} belongs to no study with a target; give --metric and --target")
     if not (math.isfinite(target) and target > 0):
         raise UserError(f"target {target:g}: expected a number above 0")
-    return Wanted(metric, float(target))
+    return Wanted(metric, target)
 
 
 def _check_measured(records: Sequence[Record], metrics: Iterable[str]) -> None:

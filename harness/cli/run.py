@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from harness.assembly.resolve import is_run, load_spec
-from harness.cli.options import SETTING
+from harness.config.options import set_option, track_options
 from harness.config.spec import RunSpec
 from harness.errors import UserError
 from harness.records.record import SPEC, Record
-from harness.records.study_folder import is_whole, study_of
+from harness.records.study_folder import StudyFolder
+
+if TYPE_CHECKING:
+    from harness.train.progress import Quiet
 
 
 @click.command(epilog="Example: flowrace run digits --set method.name=repa --set seed=1 --out runs/first")
 @click.argument("source", metavar="PRESET|FILE.toml|RUN")
-@SETTING
+@set_option()
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), help="Folder of runs (default: runs)."
 )
-@click.option("--track", metavar="URI", help="MLflow store (default: sqlite:///mlflow.db).")
-@click.option("--no-track", is_flag=True, help="Do not mirror the run into MLflow.")
+@track_options
 @click.option("--quiet", is_flag=True, help="No progress display.")
 def run(
     source: str, overrides: tuple[str, ...], out: Path | None, track: str | None, no_track: bool, quiet: bool
@@ -41,8 +43,7 @@ def run(
     try:
         path = train(pinned(spec), out, progress)
     finally:
-        if hasattr(progress, "close"):
-            progress.close()
+        progress.close()
     if not no_track and _main_process():
         _mirror(path, track)
     click.echo(path)
@@ -57,7 +58,7 @@ def _check_named(folder: Path, spec: RunSpec) -> None:
         )
 
 
-def _progress(quiet: bool) -> Any:
+def _progress(quiet: bool) -> Quiet:
     from harness.train.progress import Lines, Live, Quiet
 
     if quiet or not _main_process():
@@ -76,8 +77,8 @@ def _mirror(path: Path, uri: str | None) -> None:
     from harness.records.mlflow_mirror import mirror
 
     try:
-        records = [Record(path)]
-        mirror(records, uri=uri, study=study_of(path.parent), complete=is_whole(path.parent, records))
+        records, folder = [Record(path)], StudyFolder(path.parent)
+        mirror(records, uri=uri, study=folder.name, complete=folder.is_complete(records))
     except UserError as error:
         if uri is not None:
             raise

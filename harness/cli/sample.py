@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from harness.cli.options import SETTING, STEP
+from harness.config.options import STEP_OPTION, set_option
 from harness.errors import UserError
 from harness.train.trained_run import Drawing, drawing_of_run, spec_of_run
 
@@ -40,8 +40,8 @@ Example:
     "--waveform", is_flag=True, help="Of videos with their sound, in a .png: frames, and the wave under them."
 )
 @click.option("--classes", metavar="A,B,...", help="Draw these classes only.")
-@STEP
-@SETTING
+@STEP_OPTION
+@set_option()
 @click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
 def sample(
     path: Path,

@@ -9,12 +9,12 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from harness.cli.options import AS_JSON
+from harness.config.options import JSON_OPTION
 
 
 @click.command(epilog="Example: flowrace verify golden/*.safetensors --json")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-@AS_JSON
+@JSON_OPTION
 def verify(files: tuple[Path, ...], as_json: bool) -> None:
     """Check golden vectors of released code: the largest absolute error of every tensor, at most 1e-5. Exit code 1 if any
     is larger."""

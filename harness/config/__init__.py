@@ -1,1 +1,1 @@
-"""The spec of a run, its presets and overrides, and the registry of names."""
+"""The spec of a run, its presets and overrides, the registry of names, and the options that commands share."""

@@ -12,20 +12,19 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from harness.config.spec import EvalSpec
 from harness.errors import UserError
 from harness.files.files import sync_directory, take_lock, write_atomic
+from harness.files.progress import progress_bar
 from harness.flow.sampling import Decode, draw_batch, sample_labels
 from harness.records.record import LOCK
 from harness.runtime.distributed import World
@@ -102,7 +101,9 @@ def _draw(
     world.wait()
     mine = job.ranges()[world.rank :: world.size]
     missing = [part for part in mine if not _whole(folder, part, job)]
-    with _bar(world, sum(map(len, mine)), sum(map(len, mine)) - sum(map(len, missing))) as advance:
+    total = sum(map(len, mine))
+    done = total - sum(map(len, missing))
+    with progress_bar(total, "", done=done, unit="samples", hidden=not world.main) as advance:
         for part in missing:
             index = np.arange(part.start, part.stop)
             drawn = draw_batch(
@@ -187,21 +188,3 @@ def _write(output: Path, folder: Path, job: Job) -> None:
 
 def _header(content: Any, shape: tuple[int, ...], dtype: str) -> None:
     np.lib.format.write_array_header_1_0(content, {"descr": dtype, "fortran_order": False, "shape": shape})
-
-
-@contextmanager
-def _bar(world: World, total: int, done: int) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error with rate and time left, of the main process where that is a terminal; gives what advances it."""
-    console = Console(stderr=True)
-    rate, columns = TextColumn("{task.fields[rate]}"), (BarColumn(), MofNCompleteColumn())
-    hidden = not (world.main and console.is_terminal)
-    with Progress(
-        *columns, rate, TimeRemainingColumn(), console=console, transient=True, disable=hidden
-    ) as bar:
-        task = bar.add_task("", total=total, completed=done, rate="")
-
-        def advance(count: int) -> None:
-            speed = bar.tasks[0].speed
-            bar.update(task, advance=count, rate=f"{speed:.1f} samples/s" if speed else "")
-
-        yield advance

@@ -16,6 +16,8 @@ from harness.errors import UserError
 
 TRIES, PAUSE = 20, 0.01
 """A reader who asks for the holder has the lock for a moment, in seconds."""
+TAIL_BYTES = 16_384
+"""How much `read_tail` reads by default: some dozens of lines."""
 
 
 @contextlib.contextmanager
@@ -96,6 +98,16 @@ def writing(place: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"cannot write {place}: {error.strerror}") from error
+
+
+def read_tail(path: Path, size: int = TAIL_BYTES) -> bytes:
+    """Return the last bytes of a file that may be growing; empty if it cannot be read."""
+    try:
+        with open(path, "rb") as content:
+            content.seek(max(0, content.seek(0, os.SEEK_END) - size))
+            return content.read()
+    except OSError:
+        return b""
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from harness.backbone.tokens import kind_of
 from harness.data.dataset import Dataset
 from harness.data.open import from_pixels, images
 from harness.errors import UserError
-from harness.files.terminal import tracked
+from harness.files.progress import tracked
 from harness.probing.layers import BATCH, Tokens, layers, measuring, noised
 from harness.runtime.random_streams import Streams
 from metrics.domain.control import Decoded, decoded

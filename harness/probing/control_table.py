@@ -19,7 +19,7 @@ from harness.config.spec import RunSpec
 from harness.data.open import open_dataset, split
 from harness.errors import UserError
 from harness.files.json_table import adding_to, kept, write_table
-from harness.files.terminal import tracked
+from harness.files.progress import tracked
 from harness.probing.control import Row, measured, of_initial, of_layers, of_pixels, scene_of
 from harness.records.checkpoint import checkpoints, step_of
 from harness.records.record import Record, find_records

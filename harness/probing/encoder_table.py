@@ -18,7 +18,7 @@ from harness.data.open import open_dataset, split
 from harness.encoders.base import Choice, open_encoder
 from harness.errors import UserError
 from harness.files.json_table import adding_to, kept, write_table
-from harness.files.terminal import tracked
+from harness.files.progress import tracked
 from harness.probing.layers import Row, probe
 from harness.records.record import Record, find_records
 from harness.runtime.environment import prepare

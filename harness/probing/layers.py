@@ -20,7 +20,7 @@ from harness.data.dataset import Dataset
 from harness.data.open import Split, images
 from harness.encoders.base import Encoder, view_of
 from harness.errors import UserError
-from harness.files.terminal import tracked
+from harness.files.progress import tracked
 from harness.flow.path import interpolate
 from harness.probing.linear_probe import (
     PROBES,

@@ -7,8 +7,8 @@
         checkpoints/        step-00000400.safetensors; the same bytes whenever the same step is reached
         clock.json          seconds by phase at the newest checkpoint
         samples/            step-00000400.png
-        done                JSON, present when the last step is behind
-        failed              JSON with the reason, present when the last attempt failed
+        done                JSON, written once the last step has finished
+        failed              JSON with the reason, present if the last attempt failed
         lock                held by the running process; names it
 
 An event has `kind`, `step` and `images`. Kinds:
@@ -26,6 +26,7 @@ import errno
 import json
 import os
 import re
+import signal
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -33,8 +34,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness.errors import UserError
-from harness.files.files import holder, take_lock, write_atomic
+from harness.errors import ERROR_PREFIX, UserError
+from harness.files.files import holder, read_tail, take_lock, write_atomic
 from harness.records.events import read_events, read_finished
 
 EVENTS, SPEC, CLOCK = "events.jsonl", "spec.toml", "clock.json"
@@ -134,6 +135,27 @@ class Record:
     @property
     def last_step(self) -> int:
         return self.events[-1]["step"] if self.events else 0
+
+
+def log_file(run: Path) -> Path:
+    """Return the file in the study's folder that receives the output of a run which a launcher started."""
+    return run.parent / "logs" / f"{run.name}.log"
+
+
+def failure_reason(record: Record, *, exit_code: int | None = None) -> str:
+    """Return in one line why a run failed or stopped.
+
+    The latest account wins: the signal that ended the process (negative `exit_code`), the `error: ...` that it printed last,
+    the reason in the record, the last line of the log whatever it is (under torchrun not the run's own), the exit code.
+    """
+    if exit_code is not None and exit_code < 0:
+        return f"killed by {signal.Signals(-exit_code).name}"
+    lines = read_tail(log_file(record.path)).decode(errors="replace").strip().splitlines()
+    last = lines[-1] if lines else ""
+    if last.startswith(ERROR_PREFIX):
+        return last.removeprefix(ERROR_PREFIX)
+    recorded = (record.failure or {}).get("reason")
+    return str(recorded or last or (f"exit code {exit_code}" if exit_code else "no reason recorded"))
 
 
 def find_records(*roots: Path) -> list[Record]:

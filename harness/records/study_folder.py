@@ -1,33 +1,197 @@
-"""The folder of a study, as a store sees it: what it is called, and whether all of its runs are meant."""
+"""The folder of a study, read: its study file, plan, search of settings, and records of runs. No torch.
+
+    runs/<study>/
+        study.toml          the study that was swept
+        plan.json           {"runs": [{"id", "cell"}], "excluded": [{"cell", "reason"}]}
+        tune.toml           the study that was searched by `flowrace tune`, instead of the two above
+        history.json        every trial of the search; history.csv is the same as a table
+        best/<method>.toml  the best settings of each method, as a preset
+        audit.toml          the study that compares the best settings on audit seeds
+        specs/<id>.toml     the spec that a launcher starts
+        logs/<id>.log       the output of a run, all attempts
+        <id>/               the record of a run (record.py)
+
+`flowrace sweep` and `flowrace tune` write it (sweeps/plan, sweeps/tune). Everything else reads it here.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from harness.errors import UserError
 from harness.files.files import read_toml
-from harness.records.record import Record
+from harness.records.record import Record, log_file
 
 STUDY, PLAN = "study.toml", "plan.json"
+SEARCH, HISTORY, BEST, AUDIT = "tune.toml", "history.json", "best", "audit.toml"
 
 
-def study_of(folder: Path) -> str:
-    """The name of the study that a folder holds; of runs without one, that of the folder."""
-    file = folder / STUDY
-    name = folder.resolve().name
-    return str(read_toml(file).get("name", name)) if file.is_file() else name
+@dataclass(frozen=True)
+class PlanEntry:
+    """A run of `plan.json`: its id and its axis values, for example `{"method.name": "repa", "seed": 0}`."""
+
+    id: str
+    values: Mapping[str, Any]
 
 
-def is_whole(folder: Path, records: Iterable[Record]) -> bool:
-    """Whether every planned run of a folder is among the records; of runs without a plan, any are."""
-    try:
-        planned = json.loads((folder / PLAN).read_text())["runs"]
-        return {run["id"] for run in planned} <= {record.id for record in records}
-    except FileNotFoundError:
-        return True
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder / PLAN} is not a plan; run the study's sweep again, which writes it anew"
-        ) from error
+@dataclass(frozen=True)
+class PlanExclusion:
+    """A combination of axis values that `plan.json` excludes, and the reason."""
+
+    values: Mapping[str, Any]
+    reason: str
+
+
+@dataclass(frozen=True)
+class PlanFile:
+    """The content of `plan.json`."""
+
+    runs: tuple[PlanEntry, ...]
+    exclusions: tuple[PlanExclusion, ...]
+
+    @property
+    def ids(self) -> set[str]:
+        return {run.id for run in self.runs}
+
+
+@dataclass(frozen=True)
+class StudySettings:
+    """The settings in `study.toml` that commands about finished runs use; None if not given."""
+
+    name: str | None = None
+    baseline: str | None = None
+    metric: str | None = None
+    target: float | None = None
+
+    def target_of(self, metric: str) -> float | None:
+        """Return the target if it is a target of this metric."""
+        return self.target if self.metric in (None, metric) else None
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """A folder of runs, which may hold a study, a search, or neither. Files are read when a field is first
+    used.
+
+    Every field raises `UserError` for a file that is broken or cannot be read.
+    """
+
+    path: Path
+
+    @property
+    def study_file(self) -> Path:
+        return self.path / STUDY
+
+    @property
+    def plan_file(self) -> Path:
+        return self.path / PLAN
+
+    @property
+    def search_file(self) -> Path:
+        return self.path / SEARCH
+
+    @property
+    def audit_file(self) -> Path:
+        return self.path / AUDIT
+
+    @cached_property
+    def study(self) -> dict[str, Any]:
+        """`study.toml` as plain data; empty if there is no such file."""
+        return read_toml(self.study_file) if self.study_file.is_file() else {}
+
+    @cached_property
+    def search(self) -> dict[str, Any]:
+        """`tune.toml` as plain data; empty if there is no such file."""
+        return read_toml(self.search_file) if self.search_file.is_file() else {}
+
+    @property
+    def name(self) -> str:
+        """The name of the study, or of the folder if it holds no study."""
+        return str(self.study.get("name", self.path.resolve().name))
+
+    @property
+    def settings(self) -> StudySettings:
+        """The settings of the study; all None if the folder holds no study."""
+        return _settings(self.study_file, self.study)
+
+    @cached_property
+    def plan(self) -> PlanFile | None:
+        """The plan, or None if the folder holds none."""
+        try:
+            return _parsed(json.loads(self.plan_file.read_text()))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise UserError(f"cannot read {self.plan_file}: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f'{self.plan_file} is not a plan: expected {{"runs": [{{"id": ..., "cell": {{...}}}}]}}. '
+                "Rerun the study's sweep to write it again"
+            ) from error
+
+    @property
+    def required_plan(self) -> PlanFile:
+        """The plan; raises `UserError` if the folder holds none, and names the command for a folder of a
+        search."""
+        if self.plan is not None:
+            return self.plan
+        if self.search_file.exists():
+            again = f"flowrace tune {self.search_file} --out {self.path}"
+            raise UserError(
+                f"{self.path} holds a search of settings, not a study; to resume it and print its results: "
+                f"{again}"
+            )
+        raise UserError(f"{self.path} holds no study: no {PLAN} in it; give the --out folder of a sweep")
+
+    @property
+    def records(self) -> list[Record]:
+        """The records of the planned runs in the order of the plan, missing ones included; empty without a
+        plan."""
+        return [Record(self.path / run.id) for run in self.plan.runs] if self.plan else []
+
+    def is_complete(self, records: Iterable[Record]) -> bool:
+        """Return whether every planned run is among the records; True for a folder without a plan."""
+        return self.plan is None or self.plan.ids <= {record.id for record in records}
+
+    def spec_file(self, run: str) -> Path:
+        """Return the file of the spec that a launcher starts."""
+        return self.path / "specs" / f"{run}.toml"
+
+    def log_file(self, run: str) -> Path:
+        """Return the file that receives the output of a run."""
+        return log_file(self.path / run)
+
+
+def _parsed(table: Any) -> PlanFile:
+    runs = tuple(PlanEntry(str(run["id"]), dict(run["cell"])) for run in table["runs"])
+    excluded = table.get("excluded") or ()
+    return PlanFile(runs, tuple(PlanExclusion(dict(one["cell"]), str(one["reason"])) for one in excluded))
+
+
+def _settings(file: Path, table: Mapping[str, Any]) -> StudySettings:
+    target = table.get("target", {})
+    if not isinstance(target, Mapping):
+        raise UserError(f'{file}: target must be a table, as in [target] metric = "fd:local", value = 12.0')
+    value = target.get("value")
+    if value is not None and (
+        isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf
+    ):
+        raise UserError(f"{file}: target.value = {value!r}: expected a number above 0")
+    return StudySettings(
+        name=_text(file, "name", table.get("name")),
+        baseline=_text(file, "baseline", table.get("baseline")),
+        metric=_text(file, "target.metric", target.get("metric")),
+        target=None if value is None else float(value),
+    )
+
+
+def _text(file: Path, key: str, value: Any) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise UserError(f"{file}: {key} = {value!r}: expected a text")
+    return value

@@ -1,4 +1,4 @@
-"""How a run shows itself: a live line in a terminal, a plain line now and then elsewhere."""
+"""Progress of a training run: a live line in a terminal, a plain line every few seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import time
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn
 from rich.text import Text
+
+from harness.files.progress import make_bar
 
 
 class Quiet:
-    """Says only what matters."""
+    """Prints only notes."""
 
     def note(self, message: str) -> None:
         click.echo(message)
@@ -23,12 +24,16 @@ class Quiet:
     def step(self, step: int, loss: float) -> None:
         pass
 
+    # A metric is a row of `eval` events: its mean, interval and n.
     def evaluated(self, step: int, metrics: dict[str, Any]) -> None:
+        pass
+
+    def close(self) -> None:
         pass
 
 
 class Lines(Quiet):
-    """A line every few seconds, for logs."""
+    """Prints a line every few seconds, for logs."""
 
     def __init__(self, every_seconds: float = 10.0) -> None:
         self._every, self._last = every_seconds, (0.0, 0)
@@ -47,26 +52,24 @@ class Lines(Quiet):
             self._last = (now, step)
 
     def evaluated(self, step: int, metrics: dict[str, Any]) -> None:
-        self.note(f"step {step}  {_spoken(metrics)}")
+        self.note(f"step {step}  {_format_metrics(metrics)}")
 
 
 class Live(Quiet):
-    """A progress bar with step, loss, speed and time left."""
+    """Shows a progress bar with step, loss, speed and time left."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True)
-        self._bar = Progress(
-            TextColumn("step"),
+        self._bar = make_bar(
+            "step",
             MofNCompleteColumn(),
             BarColumn(),
-            TextColumn("loss {task.fields[loss]:.4f}"),
-            TextColumn("{task.fields[rate]:.1f} steps/s"),
-            TimeRemainingColumn(),
-            console=self._console,
+            "loss {task.fields[loss]:.4f}",
+            "{task.fields[rate]:.1f} steps/s",
+            transient=False,
         )
 
     def note(self, message: str) -> None:
-        self._console.print(Text(message))
+        self._bar.console.print(Text(message))
 
     def begin(self, step: int, steps: int) -> None:
         self._begun = (time.monotonic(), step)
@@ -79,11 +82,11 @@ class Live(Quiet):
         self._bar.update(self._task, completed=step, loss=loss, rate=rate)
 
     def evaluated(self, step: int, metrics: dict[str, Any]) -> None:
-        self.note(f"step {step}  {_spoken(metrics)}")
+        self.note(f"step {step}  {_format_metrics(metrics)}")
 
     def close(self) -> None:
         self._bar.stop()
 
 
-def _spoken(metrics: dict[str, Any]) -> str:
+def _format_metrics(metrics: dict[str, Any]) -> str:
     return "  ".join(f"{name} {value['mean']:.3f}" for name, value in metrics.items())

@@ -1,1 +1,1 @@
-"""The commands of `flowrace` that run studies."""
+"""The commands of sweeps, their tables and their progress display."""

@@ -1,46 +1,50 @@
-"""How a sweep shows itself while it runs: live lines in a terminal, a plain line now and then elsewhere. It outlives the
-terminal: what cannot be shown any more stops no run."""
+"""Progress of a sweep: live lines in a terminal, a plain line now and then elsewhere.
+
+A display survives the loss of its terminal: output that cannot be shown stops no run.
+"""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
 import click
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from harness.files.progress import format_duration, stderr_console
 from harness.records.record import Record
-from sweeps.launch.lost_terminal import outliving_the_terminal
-from sweeps.plan.plan import Cell
-from sweeps.plan.run_state import Pace, pace
+from sweeps.launch.lost_terminal import survive_lost_terminal
+from sweeps.plan.plan import PlannedRun
+from sweeps.plan.run_state import Pace, read_pace
 
 REFRESH_SECONDS, LINE_SECONDS = 0.3, 30.0
 
 
-class Lines:
-    """A plain line at every start and end, and about every half minute. As a context it cleans up behind itself.
+class PlainDisplay:
+    """Prints a line at every start and end, and about every half minute.
 
-    The time that is left is estimated from the steps done since the start, start-up and evaluations included.
+    The remaining time is estimated from the steps since the start, start-up and evaluations included.
     """
 
     every = LINE_SECONDS
 
     def __init__(
-        self, cells: Sequence[Cell], directory: Path, *, now: Callable[[], float] = time.monotonic
+        self, runs: Sequence[PlannedRun], directory: Path, *, now: Callable[[], float] = time.monotonic
     ) -> None:
         self._directory, self._now = directory, now
         self._since = self._last = now()
-        self._total = len(cells)
-        open_cells = [cell for cell in cells if Record(directory / cell.id).status != "done"]
-        self._begun = {cell.id: pace(directory / cell.id).step for cell in open_cells}
-        self._todo = {cell.id: cell.spec.train.steps - self._begun[cell.id] for cell in open_cells}
-        self._running: dict[str, Cell] = {}
+        self._total = len(runs)
+        unfinished = [run for run in runs if Record(directory / run.id).status != "done"]
+        self._first_step = {run.id: read_pace(directory / run.id).step for run in unfinished}
+        self._steps_left = {run.id: run.spec.train.steps - self._first_step[run.id] for run in unfinished}
+        self._running: dict[str, PlannedRun] = {}
         self._ended: set[str] = set()
         self._failed = 0
 
@@ -51,86 +55,84 @@ class Lines:
         pass
 
     def note(self, message: str) -> None:
-        with outliving_the_terminal():
+        with survive_lost_terminal():
             click.echo(message, err=True)
 
-    def started(self, cell: Cell) -> None:
-        self._running[cell.id] = cell
-        number = self._total - len(self._begun) + len(self._ended) + len(self._running)
-        self.note(f"run {number} of {self._total} started: {cell.label} ({cell.id})")
+    def started(self, run: PlannedRun) -> None:
+        self._running[run.id] = run
+        number = self._total - len(self._first_step) + len(self._ended) + len(self._running)
+        self.note(f"run {number} of {self._total} started: {run.label} ({run.id})")
 
-    def finished(self, cell: Cell, failure: str | None) -> None:
-        self._running.pop(cell.id, None)
-        self._ended.add(cell.id)
+    def finished(self, run: PlannedRun, failure: str | None) -> None:
+        self._running.pop(run.id, None)
+        self._ended.add(run.id)
         self._failed += failure is not None
-        self.note(f"{cell.label}: " + ("done" if failure is None else f"FAILED: {failure}"))
+        self.note(f"{run.label}: " + ("done" if failure is None else f"FAILED: {failure}"))
 
     def stopping(self) -> None:
         self.note("stopping: runs write a checkpoint; a second Ctrl-C kills them")
 
     def tick(self) -> None:
-        """Show where things stand, if it is time."""
+        """Show the progress of the running runs, if it is time."""
         if self._running and self._now() - self._last >= self.every:
             self._last = self._now()
-            self._show([(cell, pace(self._directory / cell.id)) for cell in self._running.values()])
+            self._show([(run, read_pace(self._directory / run.id)) for run in self._running.values()])
 
-    def summary(self, paces: Sequence[tuple[Cell, Pace]]) -> str:
-        """`3 of 9 runs done, 1 failed, 4:10 left`."""
-        done = self._total - len(self._begun) + len(self._ended) - self._failed
+    def summary(self, paces: Sequence[tuple[PlannedRun, Pace]]) -> str:
+        """Return for example `3 of 9 runs done, 1 failed, 4:10 left`."""
+        done = self._total - len(self._first_step) + len(self._ended) - self._failed
         failed = f", {self._failed} failed" if self._failed else ""
-        return f"{done} of {self._total} runs done{failed}, {clock(self._seconds_left(paces))} left"
+        left = format_duration(self._seconds_left(paces))
+        return f"{done} of {self._total} runs done{failed}, {left} left"
 
-    def _show(self, paces: Sequence[tuple[Cell, Pace]]) -> None:
-        runs = [f"{cell.label}: " + ", ".join(_words(cell, at)) for cell, at in paces]
+    def _show(self, paces: Sequence[tuple[PlannedRun, Pace]]) -> None:
+        runs = [f"{run.label}: " + ", ".join(_progress(run, pace)) for run, pace in paces]
         self.note("; ".join([*runs, self.summary(paces)]))
 
-    def _seconds_left(self, paces: Sequence[tuple[Cell, Pace]]) -> float | None:
-        ended = sum(self._todo[run] for run in self._ended)
-        done = ended + sum(max(0, at.step - self._begun[cell.id]) for cell, at in paces)
-        return (self._now() - self._since) * (sum(self._todo.values()) - done) / done if done else None
+    def _seconds_left(self, paces: Sequence[tuple[PlannedRun, Pace]]) -> float | None:
+        ended = sum(self._steps_left[run] for run in self._ended)
+        done = ended + sum(max(0, pace.step - self._first_step[run.id]) for run, pace in paces)
+        left = sum(self._steps_left.values()) - done
+        return (self._now() - self._since) * left / done if done else None
 
 
-class Bars(Lines):
-    """One live line for each running run and one for the whole study."""
+class LiveDisplay(PlainDisplay):
+    """Shows one live line for each running run and one for the study."""
 
     every = REFRESH_SECONDS
 
     def __enter__(self) -> Self:
-        self._live = Live(console=Console(stderr=True), auto_refresh=False, transient=True)
-        with outliving_the_terminal():
+        self._live = Live(console=stderr_console(), auto_refresh=False, transient=True)
+        with survive_lost_terminal():
             self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        with outliving_the_terminal():
+        with survive_lost_terminal():
             self._live.stop()
 
     def note(self, message: str) -> None:
-        with outliving_the_terminal():
+        with survive_lost_terminal():
             self._live.console.print(Text(message))
 
-    def _show(self, paces: Sequence[tuple[Cell, Pace]]) -> None:
+    def _show(self, paces: Sequence[tuple[PlannedRun, Pace]]) -> None:
         table = Table.grid(padding=(0, 2))
-        for cell, at in paces:
-            bar = ProgressBar(total=cell.spec.train.steps, completed=at.step, width=24)
-            table.add_row(Text(cell.label), bar, *map(Text, _words(cell, at)))
-        with outliving_the_terminal():
+        for run, pace in paces:
+            bar = ProgressBar(total=run.spec.train.steps, completed=pace.step, width=24)
+            table.add_row(Text(run.label), bar, *map(Text, _progress(run, pace)))
+        with survive_lost_terminal():
             self._live.update(Group(table, Text(self.summary(paces))), refresh=True)
 
 
-def clock(seconds: float | None) -> str:
-    """Seconds as `h:mm:ss` or `m:ss`; `?` where they are not known."""
-    if seconds is None:
-        return "?"
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+def make_display(runs: Sequence[PlannedRun], directory: Path) -> PlainDisplay:
+    """Return the live display if standard error is a terminal, else the plain one."""
+    return (LiveDisplay if sys.stderr.isatty() else PlainDisplay)(runs, directory)
 
 
-def _words(cell: Cell, at: Pace) -> list[str]:
-    """Step, loss, speed and time left of a run."""
-    steps, rate = cell.spec.train.steps, at.steps_per_second
-    loss = "loss ?" if at.loss is None else f"loss {at.loss:.4f}"
+def _progress(run: PlannedRun, pace: Pace) -> list[str]:
+    """Return step, loss, speed and remaining time of a run."""
+    steps, rate = run.spec.train.steps, pace.steps_per_second
+    loss = "loss ?" if pace.loss is None else f"loss {pace.loss:.4f}"
     speed = "? steps/s" if rate is None else f"{rate:.1f} steps/s"
-    left = None if rate is None else (steps - at.step) / rate
-    return [f"step {at.step} of {steps}", loss, speed, f"{clock(left)} left"]
+    left = None if rate is None else (steps - pace.step) / rate
+    return [f"step {pace.step} of {steps}", loss, speed, f"{format_duration(left)} left"]

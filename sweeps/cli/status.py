@@ -1,27 +1,27 @@
-"""The commands about a study that is there: status, retry, and what two studies differ in."""
+"""Commands about existing studies: status, retry, and the difference between two studies."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from sweeps.launch.options import Choice, launch_options
-from sweeps.plan.status import BROKEN, difference, status_of
+from harness.config.options import JSON_OPTION
+from sweeps.launch.options import LaunchOptions, launch_options
+from sweeps.plan.status import INCOMPLETE, difference, read_status
 
-AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")
 FOLDER = click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
 
 
 @click.command(epilog="Example: flowrace status runs/digits")
 @FOLDER
-@AS_JSON
+@JSON_OPTION
 def status(directory: Path, as_json: bool) -> None:
-    """Where a study stands: done, running, stopped, failed (with its last line), missing, excluded (with the reason)."""
-    found = status_of(directory)
+    """Print the status of every run of a study: done, running, stopped, failed, missing or excluded, with the
+    reason."""
+    found = read_status(directory)
     if as_json:
         click.echo(json.dumps(found, indent=1))
         return
@@ -31,29 +31,31 @@ def status(directory: Path, as_json: bool) -> None:
 @click.command(epilog="Example: flowrace retry runs/digits")
 @FOLDER
 @launch_options
-def retry(directory: Path, choice: Choice) -> None:
-    """Run again what failed or was stopped, from its last checkpoint; what is missing stays so. Exit code 1 if a run fails
-    again."""
-    from sweeps.cli.sweep import again
+def retry(directory: Path, launch: LaunchOptions) -> None:
+    """Resume failed and stopped runs from their last checkpoints; missing runs are not started.
 
-    failed = {run["id"] for run in status_of(directory)["runs"] if run["status"] in BROKEN}
-    if not failed:
-        click.echo(f"nothing failed or stopped in {directory}")
+    Exit code 1 if a run fails again.
+    """
+    from sweeps.cli.sweep import rerun
+
+    incomplete = {run["id"] for run in read_status(directory)["runs"] if run["status"] in INCOMPLETE}
+    if not incomplete:
+        click.echo(f"no failed or stopped run in {directory}")
         return
-    again(directory, failed, choice)
+    rerun(directory, incomplete, launch)
 
 
 @click.group(epilog="Example: flowrace study diff digits mine.toml")
 def study() -> None:
-    """About studies as such."""
+    """Compare studies."""
 
 
 @study.command(epilog="Example: flowrace study diff digits mine.toml")
 @click.argument("a", metavar="STUDY|FILE.toml|DIR")
 @click.argument("b", metavar="STUDY|FILE.toml|DIR")
-@AS_JSON
+@JSON_OPTION
 def diff(a: str, b: str, as_json: bool) -> None:
-    """Which runs two studies share, and which only one of them has."""
+    """Print the runs that two studies share, and those that only one of them has."""
     found = difference(_planned(a), _planned(b))
     if as_json:
         click.echo(json.dumps(found, indent=1))
@@ -65,26 +67,26 @@ def diff(a: str, b: str, as_json: bool) -> None:
 
 
 def _planned(source: str) -> list[dict[str, Any]]:
-    """Id and label of every run of a study by name or file, or of the study that a folder holds."""
+    """Return id and label of every run of a study, given by name, by file, or by its folder."""
     if Path(source).is_dir():
-        return [run for run in status_of(Path(source))["runs"] if run["id"]]
-    from sweeps.plan.plan import plan
+        return [run for run in read_status(Path(source))["runs"] if run["id"]]
+    from sweeps.plan.plan import make_plan
     from sweeps.plan.study import load_study
 
-    return [{"id": cell.id, "label": cell.label} for cell in plan(load_study(source))]
+    return [{"id": run.id, "label": run.label} for run in make_plan(load_study(source)).runs]
 
 
 def _print_status(found: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, padding=(0, 2, 0, 0), title=Text(f"study {found['study']}"), title_justify="left")
+    from sweeps.cli.tables import make_table, print_table
+
+    table = make_table(f"study {found['study']}")
     for column in ("run", "", "status", "step"):
         table.add_column(column, justify="right" if column == "step" else "left", no_wrap=True)
     for run in found["runs"]:
         table.add_row(*map(Text, (run["id"] or "", run["label"], run["status"], str(run["step"]))))
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    print_table(table)
     for run in found["runs"]:
         if "reason" in run:
             click.echo(f"{run['label']} {run['status']}: {run['reason']}")

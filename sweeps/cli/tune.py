@@ -7,169 +7,169 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.table import Table
 from rich.text import Text
 
+from harness.config.options import JSON_OPTION
 from harness.errors import UserError
-from harness.files.files import read_toml, write_atomic, writing
 from harness.files.terminal import show
-from sweeps.cli.display import Bars, Lines
-from sweeps.cli.tables import left_out_lines
+from sweeps.cli.display import make_display
+from sweeps.cli.options import study_options
+from sweeps.cli.tables import exclusion_lines, make_table
 from sweeps.launch.base import stop_on_signals
-from sweeps.launch.options import Choice, launch_options, threads_and_launcher
-from sweeps.launch.runner import Race
-from sweeps.plan.plan import Cell
-from sweeps.plan.study import load_study, shown
-from sweeps.plan.study_folder import SEARCH, alone_in, study_options
+from sweeps.launch.options import LaunchOptions, launch_options, threads_and_launcher
+from sweeps.launch.runner import StudyRunner
+from sweeps.plan.plan import PlannedRun
+from sweeps.plan.study import format_value, load_study
+from sweeps.plan.study_folder import study_lock, write_search
+
+if TYPE_CHECKING:
+    from sweeps.tune.tuner import TuningStudy
 
 
 @click.command(
-    epilog="Example: flowrace tune tune-digits --dry-run. The same command again continues; no trial is lost or run twice. "
-    "The winners are judged by: flowrace sweep runs/tune-digits/audit.toml"
+    epilog="Example: flowrace tune tune-digits --dry-run. "
+    "Rerun the same command to resume; no trial is lost or run twice. "
+    "To compare the best settings: flowrace sweep runs/tune-digits/audit.toml"
 )
 @study_options
 @launch_options
 @click.option(
-    "--dry-run", is_flag=True, help="Print what is searched and what each method may spend; start nothing."
+    "--dry-run", is_flag=True, help="Print the search spaces and each method's budget; start nothing."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")
+@JSON_OPTION
 def tune(
-    source: str, out: Path | None, overrides: tuple[str, ...], dry_run: bool, as_json: bool, choice: Choice
+    source: str,
+    out: Path | None,
+    overrides: tuple[str, ...],
+    dry_run: bool,
+    as_json: bool,
+    launch: LaunchOptions,
 ) -> None:
-    """Search the settings of every method of a study on equal budgets, on its tuning seeds. Exit code 1 if a run failed,
-    130 if interrupted."""
+    """Search the settings of every method of a study on equal budgets, on its tuning seeds.
+
+    Exit code 1 if a run failed, 130 if interrupted.
+    """
     if find_spec("optuna") is None:
         raise UserError("tuning needs Optuna, which is not installed; see: pip install 'flowrace[tune]'")
-    from sweeps.tune.results import describe, write_all
-    from sweeps.tune.trial_log import Journal
-    from sweeps.tune.tuner import Unfinished, tuner_of
+    from sweeps.tune.results import describe, write_results
+    from sweeps.tune.trial_log import TrialLog
+    from sweeps.tune.tuner import Unfinished, make_tuning_study
     from sweeps.tune.tuner import tune as search
 
     study = load_study(source, overrides)
     directory = out or Path("runs") / study.name
-    tuner = tuner_of(study, directory)
-    for line in left_out_lines(tuner.left_out):
+    tuning = make_tuning_study(study, directory)
+    for line in exclusion_lines(tuning.excluded):
         click.echo(line, err=True)
     if dry_run:
-        described = _plan(tuner)
+        described = _describe_plan(tuning)
         click.echo(json.dumps(described, indent=1)) if as_json else _print_plan(described)
         return
-    with alone_in(directory):
-        _claim(directory, study.name, study.to_toml())
-        journal = Journal(directory, study.name)
+    with study_lock(directory):
+        write_search(study, directory)
+        log = TrialLog(directory, study.name)
+        runs = _TrialRuns(directory, launch, tuning.threads)
         try:
-            with _Runs(directory, choice, tuner.threads) as runs:
-                search(tuner, journal, runs.run)
+            with runs:
+                search(tuning, log, runs.run)
         except Unfinished:
-            write_all(tuner, journal)
-            click.echo("not finished; the same command continues", err=True)
+            write_results(tuning, log)
+            click.echo("not finished; rerun the same command to resume", err=True)
             sys.exit(130 if runs.stopped else 1)
-        written = write_all(tuner, journal)
-        described = {**describe(tuner, journal), "files": written}
+        written = write_results(tuning, log)
+        described = {**describe(tuning, log), "files": written}
     click.echo(json.dumps(described, indent=1)) if as_json else _print_results(described)
 
 
-class _Runs:
-    """Runs cells with one launcher for the whole search. As a context it gives the launcher back."""
+class _TrialRuns:
+    """Runs the runs of all trials with one launcher. As a context manager it releases the launcher."""
 
-    def __init__(self, directory: Path, choice: Choice, threads: Sequence[int]) -> None:
-        self._directory, self._choice = directory, choice
-        self._threads, self._launcher = threads_and_launcher(choice, threads, directory)
+    def __init__(self, directory: Path, launch: LaunchOptions, threads: Sequence[int]) -> None:
+        self._directory, self._launch = directory, launch
+        self._threads, self._launcher = threads_and_launcher(launch, threads, directory)
         self._signals = stop_on_signals(self._launcher)
 
     @property
     def stopped(self) -> bool:
         return self._launcher.stopped_by is not None
 
-    def __enter__(self) -> _Runs:
+    def __enter__(self) -> _TrialRuns:
         self._launcher.__enter__()
         self._signals.__enter__()
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, *error: object) -> None:
         self._signals.__exit__(None, None, None)
         self._launcher.__exit__(*error)
 
-    def run(self, cells: Sequence[Cell], headline: str) -> None:
-        """Run what is not done; what failed or was stopped is for the caller to see."""
-        threads = self._choice.threads
-        cells = [cell.with_threads(threads or cell.spec.runtime.threads or self._threads) for cell in cells]
-        display = (Bars if sys.stderr.isatty() else Lines)(cells, self._directory)
+    def run(self, runs: Sequence[PlannedRun], headline: str) -> None:
+        """Run the unfinished ones; the caller checks which failed or were stopped."""
+        threads = self._launch.threads
+        runs = [run.with_threads(threads or run.spec.runtime.threads or self._threads) for run in runs]
+        display = make_display(runs, self._directory)
         with display:
             display.note(headline)
-            race = Race(
-                cells,
+            runner = StudyRunner(
+                runs,
                 self._directory,
                 self._launcher,
                 display,
-                lambda record: None,
-                processes=self._choice.processes,
+                on_done=lambda record: None,
+                processes=self._launch.processes,
             )
-            race.run()
+            runner.run()
 
 
-def _claim(directory: Path, name: str, toml: str) -> None:
-    """Keep the study beside its search; raises `UserError` where the folder holds another one."""
-    if (directory / SEARCH).exists() and (held := read_toml(directory / SEARCH).get("name")) != name:
-        raise UserError(f"{directory} holds the search '{held}', not '{name}'; choose another --out")
-    if (directory / "plan.json").exists():
-        raise UserError(
-            f"{directory} holds the runs of a sweep; tuning runs are kept apart: choose another --out"
-        )
-    with writing(directory / SEARCH):
-        write_atomic(directory / SEARCH, toml.encode())
+def _describe_plan(tuning: TuningStudy) -> dict[str, Any]:
+    from sweeps.plan.budget import run_cost
+    from sweeps.tune.tuner import steps_within, trial_runs
 
-
-def _plan(tuner: Any) -> dict[str, Any]:
-    from sweeps.tune.tuner import cost_of, steps_within, trial_cells
-
-    methods = {}
-    for arm in tuner.arms:
-        cost = cost_of(trial_cells(tuner.study, arm, {})[0].spec)
+    tune, methods = tuning.study.tune, {}
+    for arm in tuning.arms:
+        cost = run_cost(trial_runs(tuning.study, arm, {})[0].spec)
         space = {path: dim.model_dump(exclude_defaults=True) for path, dim in arm.space.items()}
-        steps = steps_within(cost, tuner.flops_per_run)
-        methods[arm.method] = {"space": space, "steps": steps, "flops": tuner.flops}
-    told = {"study": tuner.study.name, "directory": str(tuner.directory), "metric": tuner.metric}
-    searched = {"sampler": tuner.study.tune.sampler, "trials": tuner.study.tune.trials}
-    seeds = {"tuning_seeds": list(tuner.seeds), "audit_seeds": list(tuner.audit_seeds)}
-    runs = len(methods) * tuner.study.tune.trials * len(tuner.seeds)
-    return {**told, **searched, **seeds, "runs": runs, "methods": methods}
+        steps = steps_within(cost, tuning.flops_per_run)
+        methods[arm.method] = {"space": space, "steps": steps, "flops": tuning.flops}
+    return {
+        "study": tuning.study.name,
+        "directory": str(tuning.directory),
+        "metric": tuning.metric,
+        "sampler": tune.sampler,
+        "trials": tune.trials,
+        "tuning_seeds": list(tuning.seeds),
+        "audit_seeds": list(tuning.audit_seeds),
+        "runs": len(methods) * tune.trials * len(tuning.seeds),
+        "methods": methods,
+    }
 
 
 def _print_plan(plan: dict[str, Any]) -> None:
-    table = _table(f"search {plan['study']} in {plan['directory']}", ("method", "searched", "steps", "FLOPs"))
+    columns = ("method", "searched", "steps", "FLOPs")
+    table = _methods_table(f"search {plan['study']} in {plan['directory']}", columns)
     for method, own in plan["methods"].items():
         searched = "; ".join(f"{path} {_range(dim)}" for path, dim in own["space"].items())
         table.add_row(*map(Text, (method, searched, str(own["steps"]), f"{own['flops']:.3e}")))
     show(table)
     seeds = ", ".join(map(str, plan["tuning_seeds"]))
-    print(f"{plan['trials']} trials a method by {plan['sampler']}, each on tuning seeds {seeds}")
-    print(
-        f"{plan['runs']} runs at most, {sum(m['flops'] for m in plan['methods'].values()):.3e} FLOPs in all"
-    )
+    print(f"{plan['trials']} trials per method by {plan['sampler']}, each on tuning seeds {seeds}")
+    total = sum(own["flops"] for own in plan["methods"].values())
+    print(f"at most {plan['runs']} runs, {total:.3e} FLOPs in total")
 
 
 def _range(dimension: dict[str, Any]) -> str:
     if "choices" in dimension:
-        return "in " + ", ".join(map(shown, dimension["choices"]))
+        return "in " + ", ".join(map(format_value, dimension["choices"]))
     return f"{dimension['low']:g} to {dimension['high']:g}" + (" (log)" if dimension.get("log") else "")
 
 
 def _print_results(results: dict[str, Any]) -> None:
-    columns = (
-        "method",
-        "trials",
-        "FLOPs spent",
-        "of",
-        f"best {results['metric']}",
-        "95% interval",
-        "n",
-        "settings",
-    )
-    table = _table(f"search {results['study']} in {results['directory']}", columns)
+    best = f"best {results['metric']}"
+    columns = ("method", "trials", "FLOPs spent", "of", best, "95% interval", "n", "settings")
+    table = _methods_table(f"search {results['study']} in {results['directory']}", columns)
     for method, own in results["methods"].items():
         spent = (str(own["trials"]), f"{own['flops']['spent']:.3e}", f"{own['flops']['given']:.3e}")
         table.add_row(*map(Text, (method, *spent, *_best(own["best"]))))
@@ -187,11 +187,11 @@ def _best(best: dict[str, Any] | None) -> tuple[str, str, str, str]:
 
 
 def _rounded(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else shown(value)
+    return f"{value:.4g}" if isinstance(value, float) else format_value(value)
 
 
-def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(title=Text(title), title_justify="left", box=None, padding=(0, 2, 0, 0))
+def _methods_table(title: str, columns: Sequence[str]) -> Table:
+    table = make_table(title)
     for column in columns:
         table.add_column(column, no_wrap=column == "method")
     return table

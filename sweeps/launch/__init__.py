@@ -1,1 +1,1 @@
-"""Launchers: each takes command lines and runs them; none of them knows what a run is."""
+"""Launchers of command lines (local, SLURM, Ray), and the runner that starts the runs of a study."""

@@ -1,8 +1,9 @@
 """The local launcher: a pool of slots on this machine, one process each, started in the order of the plan.
 
-Each process is the leader of its own session, so that Ctrl-C in the terminal reaches this process alone, which passes it on
-once. A process that is told to stop writes its checkpoint first; what a killed one leaves is continued by the next start.
-The ranks of a run are told themselves, with TERM, until they listen: torchrun would kill those that take half a minute.
+Each process leads its own session, so that Ctrl-C in the terminal reaches only this process, which passes it
+on once. A process that is asked to stop writes a checkpoint first; the next start resumes one that was
+killed. If a run has several ranks, they get SIGTERM themselves, again and again until they handle it:
+torchrun would kill ranks that take half a minute.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 
+from harness.errors import ERROR_PREFIX
 from sweeps.launch.base import Event, Finished, Job, Started
-from sweeps.launch.process_tree import kill, shielded, tell
+from sweeps.launch.process_tree import ignore_sigterm, kill_tree, terminate_tree
 
 
 class LocalLauncher:
-    """Runs jobs, at most one per slot. Slot k sees the device k (modulo their number) alone, when devices are given.
+    """Runs jobs, at most one per slot. With devices, slot k has only device k (modulo their number).
 
-    As a context it leaves no process behind, however it is left.
+    As a context manager it ends all its processes on every exit.
     """
 
     def __init__(
@@ -33,32 +35,35 @@ class LocalLauncher:
         self._running: dict[int, tuple[Job, subprocess.Popen[bytes]]] = {}
         self._events: list[Event] = []
         self.stopped_by: int | None = None
-        """The signal that `cancel` was given first."""
+        """The first signal passed to `cancel`."""
 
     def __enter__(self) -> LocalLauncher:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._kill()
-        for _, process in self._running.values():
+        self._kill_all()
+        for _job, process in self._running.values():
             process.wait()
 
     @property
     def active(self) -> bool:
-        """Whether anything is running, waiting for a slot, or not told yet."""
+        """Whether a job is running or waiting for a slot, or an event has not been returned yet."""
         return bool(self._running or self._events or (self._queue and self.stopped_by is None))
 
     def holds(self, name: str) -> bool:
-        """Never: what an earlier coordinator left is no child of this process (its record's lock tells of it)."""
+        """Return False: jobs of an earlier coordinator are not children of this process (the lock of their
+        record shows them)."""
         return False
 
     def submit(self, job: Job) -> None:
-        """Queue a job behind the others; after `cancel` none is started."""
+        """Add a job to the end of the queue; after `cancel`, no job starts."""
         self._queue.append(job)
 
     def poll(self, seconds: float = 0.1) -> list[Event]:
-        """What happened since the last call; waits up to `seconds` when nothing did. Free slots are filled first, so
-        that a slow caller keeps none of them idle."""
+        """Return the events since the last call; wait up to `seconds` if there are none.
+
+        Free slots are filled first, so that a slow caller leaves none idle.
+        """
         self._step()
         if not self._events and seconds:
             time.sleep(seconds)
@@ -67,9 +72,12 @@ class LocalLauncher:
         return events
 
     def cancel(self, number: int = signal.SIGINT) -> None:
-        """Start nothing more and pass a signal on to what is running; the second time, kill it. Safe in a signal handler."""
+        """Start no more jobs and pass a signal on to running ones.
+
+        A second call kills them. Safe in a signal handler.
+        """
         if self.stopped_by is not None:
-            self._kill()
+            self._kill_all()
             return
         self.stopped_by = number
         for job, process in list(self._running.values()):
@@ -82,7 +90,7 @@ class LocalLauncher:
                 self._free.append(slot)
                 self._events.append(Finished(job.name, code))
             elif self.stopped_by is not None and job.ranks > 1:
-                tell(process.pid)
+                terminate_tree(process.pid)
         self._free.sort(reverse=True)
         while self._free and self._queue and self.stopped_by is None:
             self._start(self._queue.popleft(), self._free.pop())
@@ -98,27 +106,28 @@ class LocalLauncher:
                     stderr=subprocess.STDOUT,
                     env=self._env | device,
                     start_new_session=True,
-                    preexec_fn=shielded if job.ranks > 1 else None,
+                    preexec_fn=ignore_sigterm if job.ranks > 1 else None,
                 )
             except OSError as error:
-                log.write(f"cannot start {job.command[0]}: {error.strerror}\n".encode())
+                log.write(f"{ERROR_PREFIX}cannot start {job.command[0]}: {error.strerror}\n".encode())
                 self._free.append(slot)
                 self._events.append(Finished(job.name, 127))
                 return
         self._running[slot] = (job, process)
         self._events.append(Started(job.name))
-        if self.stopped_by is not None:  # told to stop while it was being started
+        # The signal may have arrived while the process was being started.
+        if self.stopped_by is not None:
             _stop(job, process, self.stopped_by)
 
-    def _kill(self) -> None:
+    def _kill_all(self) -> None:
         for _, process in list(self._running.values()):
             if process.poll() is None:
-                kill(process.pid)
+                kill_tree(process.pid)
 
 
 def _stop(job: Job, process: subprocess.Popen[bytes], number: int) -> None:
-    """Pass a wish to stop on to a process, or to its ranks."""
+    """Ask a process, or its ranks, to stop."""
     if job.ranks > 1:
-        tell(process.pid)
+        terminate_tree(process.pid)
     else:
         process.send_signal(number)

@@ -1,4 +1,4 @@
-"""A terminal that is gone (a closed window, a lost connection) must not end what only shows itself there."""
+"""Lost terminals: a closed window or connection must not end a process that only prints there."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ STDOUT, STDERR = 1, 2
 
 
 @contextmanager
-def outliving_the_terminal() -> Iterator[None]:
-    """Inside, what cannot be written because its terminal is gone is lost, and so is all that is written there later."""
+def survive_lost_terminal() -> Iterator[None]:
+    """Discard output, now and later, if its terminal is lost inside the block."""
     try:
         yield
     except OSError:
-        if not leave_dead_terminals():
+        if not detach_lost_terminals():
             raise
 
 
-def leave_dead_terminals() -> bool:
-    """Point standard output and error to nowhere where they are on a terminal that is gone; whether one was."""
-    dead = [number for number in (STDOUT, STDERR) if _is_dead(number)]
-    for number in dead:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, number)
-        os.close(nowhere)
-    return bool(dead)
+def detach_lost_terminals() -> bool:
+    """Redirect standard output and error to /dev/null if their terminal is lost; return whether one was."""
+    lost = [number for number in (STDOUT, STDERR) if _is_lost(number)]
+    for number in lost:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, number)
+        os.close(null)
+    return bool(lost)
 
 
-def _is_dead(descriptor: int) -> bool:
+def _is_lost(descriptor: int) -> bool:
     try:
         termios.tcgetattr(descriptor)
     except termios.error as error:
-        return error.args[0] == errno.EIO  # what is no terminal at all says ENOTTY
+        # A descriptor that is no terminal fails with ENOTTY instead.
+        return error.args[0] == errno.EIO
     return False

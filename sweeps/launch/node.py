@@ -1,13 +1,15 @@
-"""What an engine starts on a node: one job of a submission, followed to its end. `python -m sweeps.launch.node TABLE INDEX`
+"""The process that follows one job on a node of an engine: `python -m sweeps.launch.node TABLE INDEX`.
 
-Three signals reach it, and each becomes a checkpoint of the run: USR1, the coordinator cancels; USR2, the time limit is near;
-TERM, the engine takes the node away. The run itself starts with TERM ignored: while it trains it takes the first one as the wish
-to stop, and any other, sent by an engine to all processes at once or by us again, does no harm.
+It turns three signals into a checkpoint of the run: USR1, the coordinator cancels; USR2, the time limit is
+near; TERM, the engine reclaims the node. The run itself starts with TERM ignored. Once it trains, the first
+TERM is the request to stop, and further ones, sent by an engine to all processes or by this one again, are
+harmless.
 
-A run that has not stopped a minute after its time was up (in a long evaluation, say) is killed: nothing but what it did since its
-last checkpoint is lost, and the engine would end the job for good.
+A run that has not stopped a minute after the time limit (for example in a long evaluation) is killed. It
+loses only the work since its last checkpoint, while the engine would end the job for good.
 
-Exit code 75 (EX_TEMPFAIL) asks the engine to run the job again: its time was up, or it was killed (at most three times).
+Exit code 75 (EX_TEMPFAIL) asks the engine to run the job again, after the time limit or a kill (at most three
+times).
 """
 
 from __future__ import annotations
@@ -25,98 +27,109 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-from sweeps.launch.handoff import Board, Posted, read_job
-from sweeps.launch.process_tree import kill, shielded, tell
+from harness.errors import ERROR_PREFIX
+from sweeps.launch.handoff import Handoff, SubmittedJob, read_job
+from sweeps.launch.process_tree import ignore_sigterm, kill_tree, terminate_tree
 
-CANCEL, TIME_UP, TAKEN_AWAY = signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM
-AGAIN, RETRIES = 75, 3
+CANCEL, TIME_LIMIT, RECLAIMED = signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM
+RETRY, RETRIES = 75, 3
 EVERY_SECONDS = 0.2
 GRACE_SECONDS = 60
-"""How long a run may take to stop when its time is up; the engine leaves it 90."""
+"""How long a run may take to stop at its time limit; the engine allows 90."""
 PR_SET_PDEATHSIG = 1
 
 
 def main(table: Path, index: int, *, parent: IO[bytes] | None = None) -> int:
-    """Run a job and return the exit code of this process. Where `parent` is a pipe, its end means that the parent died."""
-    asked: list[int] = []
-    for number in (CANCEL, TIME_UP, TAKEN_AWAY):
-        signal.signal(number, lambda number, _: asked.append(number))
+    """Run a job and return the exit code of this process.
+
+    If `parent` is a pipe, its end means that the parent died.
+    """
+    received: list[int] = []
+    for number in (CANCEL, TIME_LIMIT, RECLAIMED):
+        signal.signal(number, lambda number, _: received.append(number))
 
     def stopping() -> list[int]:
-        if not asked and parent is not None and _closed(parent):
-            asked.append(TAKEN_AWAY)
-        return asked
+        if not received and parent is not None and _closed(parent):
+            received.append(RECLAIMED)
+        return received
 
-    posted, board = read_job(table, index), Board(table.parent)
-    if posted.job.name in board.seen()[1]:  # an engine that repeats itself
+    submitted, handoff = read_job(table, index), Handoff(table.parent)
+    _, ended = handoff.outcomes()
+    # An engine may start a task twice.
+    if submitted.job.name in ended:
         return 0
-    os.chdir(posted.folder)
-    code = _run(posted, board, stopping)
-    return _conclude(board, posted.job.name, code, asked)
+    os.chdir(submitted.directory)
+    code = _run(submitted, handoff, stopping)
+    return _conclude(handoff, submitted.job.name, code, received)
 
 
-def _run(posted: Posted, board: Board, stopping: Callable[[], list[int]]) -> int:
-    """Start the command as soon as no earlier attempt is alive, and wait for its end; TERM goes to it while we are to stop."""
-    job = posted.job
-    with open(board.lock(job.name), "a") as lock, open(job.log, "ab") as log:
-        while not _taken(lock):
+def _run(submitted: SubmittedJob, handoff: Handoff, stopping: Callable[[], list[int]]) -> int:
+    """Start the command once no earlier attempt is alive, and wait for its end; send it TERM while
+    `stopping`."""
+    job = submitted.job
+    with open(handoff.lock(job.name), "a") as lock, open(job.log, "ab") as log:
+        while not _acquired(lock):
             if stopping():
-                return -TAKEN_AWAY
+                return -RECLAIMED
             time.sleep(EVERY_SECONDS)
-        board.begin(job.name)
+        handoff.mark_started(job.name)
         try:
             process = subprocess.Popen(
                 job.command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **posted.env},
-                pass_fds=(lock.fileno(),),  # so that the lock lives as long as the run does
-                preexec_fn=_shielded,
+                env={**os.environ, **submitted.env},
+                # The run inherits the lock, so that it lasts as long as the run.
+                pass_fds=(lock.fileno(),),
+                preexec_fn=_prepare_child,
             )
         except OSError as error:
-            log.write(f"cannot start {job.command[0]}: {error.strerror}\n".encode())
+            log.write(f"{ERROR_PREFIX}cannot start {job.command[0]}: {error.strerror}\n".encode())
             return 127
         due = math.inf
         while True:
             try:
                 return process.wait(EVERY_SECONDS)
             except subprocess.TimeoutExpired:
-                if asked := stopping():
-                    tell(process.pid)
-                if TIME_UP in asked:
+                if received := stopping():
+                    terminate_tree(process.pid)
+                if TIME_LIMIT in received:
                     due = min(due, time.monotonic() + GRACE_SECONDS)
                 if time.monotonic() > due:
-                    log.write(f"killed: not stopped {GRACE_SECONDS} s after its time was up\n".encode())
-                    kill(process.pid)
+                    reason = f"killed: not stopped {GRACE_SECONDS} s after the time limit"
+                    log.write(f"{ERROR_PREFIX}{reason}\n".encode())
+                    kill_tree(process.pid)
                     return process.wait()
 
 
-def _conclude(board: Board, name: str, code: int, asked: list[int]) -> int:
-    """Note how a job ended, or leave it open because it is to go on: by our wish (75), or as the engine decides (143)."""
+def _conclude(handoff: Handoff, name: str, code: int, received: list[int]) -> int:
+    """Record how a job ended, or leave it open for a retry: requested here (75), or left to the engine
+    (143)."""
     if code != 0:
-        if CANCEL in asked:
+        if CANCEL in received:
             code = 130
-        elif TIME_UP in asked and code != -signal.SIGKILL:
-            return AGAIN
-        elif asked and TIME_UP not in asked:
-            return 128 + TAKEN_AWAY
-        elif code < 0 and board.kill(name) <= RETRIES:
-            return AGAIN
-    board.end(name, code)
+        elif TIME_LIMIT in received and code != -signal.SIGKILL:
+            return RETRY
+        elif received and TIME_LIMIT not in received:
+            return 128 + RECLAIMED
+        elif code < 0 and handoff.count_kill(name) <= RETRIES:
+            return RETRY
+    handoff.mark_ended(name, code)
     return 0 if code == 0 else 1
 
 
-def _shielded() -> None:
-    """In the child, before the command: ignore what engines send to everyone, and be told to stop when this process dies."""
-    shielded()
-    for number in (CANCEL, TIME_UP):
+def _prepare_child() -> None:
+    """Ignore, in the child before its command, what engines send to everyone; request TERM for when this
+    process dies."""
+    ignore_sigterm()
+    for number in (CANCEL, TIME_LIMIT):
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, TAKEN_AWAY)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, RECLAIMED)
 
 
-def _taken(lock: IO[str]) -> bool:
+def _acquired(lock: IO[str]) -> bool:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -125,16 +138,17 @@ def _taken(lock: IO[str]) -> bool:
 
 
 def _closed(pipe: IO[bytes]) -> bool:
-    """Whether the other end of a pipe, into which nothing is ever written, is gone."""
+    """Return whether the other end of a pipe, into which nothing is ever written, is closed."""
     return bool(select.select([pipe], [], [], 0)[0])
 
 
 def _requeue() -> None:
-    """Send this task of a SLURM array back to the queue; SLURM ends this process in doing so.
+    """Return this task of a SLURM array to the queue, upon which SLURM ends this process.
 
-    SLURM_JOB_ID would not do: for the last task that is the number of the whole array, and all of it would run again.
+    SLURM_JOB_ID is no substitute: for the last task it is the id of the entire array, which would then run
+    again.
     """
-    signal.signal(TAKEN_AWAY, signal.SIG_DFL)
+    signal.signal(RECLAIMED, signal.SIG_DFL)
     task = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     subprocess.run(["scontrol", "requeue", task], check=True, timeout=60)
     time.sleep(60)
@@ -143,6 +157,6 @@ def _requeue() -> None:
 if __name__ == "__main__":
     under_slurm = sys.argv[3:] == ["--requeue"]
     status = main(Path(sys.argv[1]), int(sys.argv[2]), parent=None if under_slurm else sys.stdin.buffer)
-    if status == AGAIN and under_slurm:
+    if status == RETRY and under_slurm:
         _requeue()
     sys.exit(status)

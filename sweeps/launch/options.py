@@ -1,4 +1,4 @@
-"""The options that choose a launcher and what it gives to a run: the same for every command that starts runs."""
+"""Options that choose a launcher and the resources of a run, shared by every command that starts runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import click
 from harness.errors import UserError
 from sweeps.launch.base import Launcher, Resources
 
-ONLY = {
+LAUNCHERS_WITH = {
     "memory": ("slurm", "ray"),
     "minutes": ("slurm",),
     "partition": ("slurm",),
@@ -28,50 +28,52 @@ OPTIONS = (
         type=click.Choice(["local", "slurm", "ray"]),
         default="local",
         show_default=True,
-        help="What starts the runs: this machine, SLURM, or Ray.",
+        help="Where runs start: on this machine, with SLURM, or with Ray.",
     ),
     click.option(
         "--slots",
         type=click.IntRange(1),
-        help="Runs at a time (default: local: one for each GPU; on CPU cores / threads of a run, else one. SLURM and Ray: as many "
-        "as they have room for).",
+        help="Maximum concurrent runs. Default: one per GPU locally (on CPU: cores / threads of a run, else "
+        "one); no limit with SLURM or Ray.",
     ),
     click.option(
         "--threads",
         type=click.IntRange(1),
-        help="CPU threads of one run (default: its runtime.threads; else local: cores / slots, SLURM and Ray: 1).",
+        help="CPU threads of one run. Default: its runtime.threads, else cores / slots locally, 1 with SLURM "
+        "or Ray.",
     ),
     click.option(
         "--gpus-per-run",
         "gpus",
         type=click.IntRange(1),
-        help="GPUs of one run; several run under torchrun (default: local: 1 where there are any, SLURM and Ray: none).",
+        help="GPUs of one run; several start under torchrun. Default: 1 locally if available, none with "
+        "SLURM or Ray.",
     ),
-    click.option("--mem", "memory", metavar="SIZE", help="Memory of one run, as 16G (SLURM, Ray)."),
+    click.option("--mem", "memory", metavar="SIZE", help="Memory of one run, for example 16G (SLURM, Ray)."),
     click.option(
         "--time",
         "minutes",
         type=click.IntRange(3),
         metavar="MINUTES",
-        help="Time limit of one attempt of a run; it then queues again, from its checkpoint (SLURM).",
+        help="Time limit of one attempt of a run, which is then queued again and resumes (SLURM).",
     ),
-    click.option("--partition", help="Where the jobs queue (SLURM)."),
+    click.option("--partition", help="Partition of the jobs (SLURM)."),
     click.option(
         "--sbatch",
         multiple=True,
         metavar="KEY=VALUE",
-        help="Any other option of sbatch, as --sbatch account=lab; may be repeated.",
+        help="Any other option of sbatch, for example --sbatch account=lab; may be repeated.",
     ),
     click.option(
         "--address",
-        help="A Ray cluster that is there: auto or host:port (default: one is started here).",
+        help="Address of an existing Ray cluster: auto or host:port (default: start one locally).",
     ),
 )
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What the options say."""
+class LaunchOptions:
+    """The values of the options above."""
 
     launcher: str = "local"
     slots: int | None = None
@@ -84,16 +86,20 @@ class Choice:
     address: str | None = None
 
     def check(self) -> None:
-        """Raises `UserError` for an option that the launcher does not have, or that is not KEY=VALUE."""
-        for name, launchers in ONLY.items():
+        """Raise `UserError` for an option that the launcher does not have, or a setting that is not
+        KEY=VALUE."""
+        for name, launchers in LAUNCHERS_WITH.items():
             if getattr(self, name) and self.launcher not in launchers:
                 flag = FLAGS.get(name, f"--{name}")
                 raise UserError(
-                    f"{flag} says nothing to --launcher {self.launcher}; it is for {' and '.join(launchers)}"
+                    f"{flag} has no effect with --launcher {self.launcher}; it applies to "
+                    f"{' and '.join(launchers)}"
                 )
         for setting in self.sbatch:
             if "=" not in setting:
-                raise UserError(f"--sbatch {setting} is not KEY=VALUE, as --sbatch account=lab")
+                raise UserError(
+                    f"--sbatch {setting} is not KEY=VALUE; write for example --sbatch account=lab"
+                )
 
     @property
     def processes(self) -> int:
@@ -101,61 +107,66 @@ class Choice:
 
 
 def launch_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options above; it receives them as one `choice`."""
-    names = [field.name for field in fields(Choice)]
+    """Add the options above to a command, which receives them as one argument `launch`."""
+    names = [field.name for field in fields(LaunchOptions)]
 
     @wraps(command)
     def called(**given: Any) -> Any:
-        choice = Choice(**{name: given.pop(name) for name in names})
-        choice.check()
-        return command(**given, choice=choice)
+        launch = LaunchOptions(**{name: given.pop(name) for name in names})
+        launch.check()
+        return command(**given, launch=launch)
 
     for option in reversed(OPTIONS):
         called = option(called)
     return called
 
 
-def threads_and_launcher(choice: Choice, threads: Sequence[int], directory: Path) -> tuple[int, Launcher]:
-    """The threads of a run that names none, and the launcher. `threads`: what each run names, 0 for none."""
-    if choice.launcher == "local":
-        return _local(choice, threads)
-    each = choice.threads or max(*threads, 1)
-    resources = Resources(each, choice.gpus or 0, choice.memory, choice.minutes)
-    return each, _engine(choice, resources, directory / "launch")
+def threads_and_launcher(
+    launch: LaunchOptions, threads: Sequence[int], directory: Path
+) -> tuple[int, Launcher]:
+    """Return the threads of a run whose spec names none, and the launcher.
+
+    `threads`: those of each spec, 0 for none.
+    """
+    if launch.launcher == "local":
+        return _local(launch, threads)
+    each = launch.threads or max(*threads, 1)
+    resources = Resources(each, launch.gpus or 0, launch.memory, launch.minutes)
+    return each, _engine(launch, resources, directory / "launch")
 
 
-def _local(choice: Choice, threads: Sequence[int]) -> tuple[int, Launcher]:
+def _local(launch: LaunchOptions, threads: Sequence[int]) -> tuple[int, Launcher]:
     from harness.runtime.environment import cores
     from sweeps.launch.local import LocalLauncher
 
-    devices = _grouped(_devices(), choice.gpus)
-    slots = choice.slots or len(devices) or _cpu_slots(threads)
-    each = choice.threads or max(1, cores() // slots)
+    devices = _grouped(_devices(), launch.gpus)
+    slots = launch.slots or len(devices) or _cpu_slots(threads)
+    each = launch.threads or max(1, cores() // slots)
     return each, LocalLauncher(slots, devices=devices, env={"OMP_NUM_THREADS": str(each)})
 
 
-def _engine(choice: Choice, resources: Resources, folder: Path) -> Launcher:
-    from sweeps.launch.handoff import Board
+def _engine(launch: LaunchOptions, resources: Resources, folder: Path) -> Launcher:
+    from sweeps.launch.handoff import Handoff
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write the folder {folder}: {error.strerror}") from error
-    board = Board(folder, {"OMP_NUM_THREADS": str(resources.cpus)})
-    if choice.launcher == "ray":
+    handoff = Handoff(folder, {"OMP_NUM_THREADS": str(resources.cpus)})
+    if launch.launcher == "ray":
         from sweeps.launch.ray import RayLauncher
 
-        return RayLauncher(board, resources, address=choice.address, at_a_time=choice.slots)
+        return RayLauncher(handoff, resources, address=launch.address, at_a_time=launch.slots)
     from sweeps.launch.slurm import SlurmLauncher
 
-    settings = dict(setting.split("=", 1) for setting in choice.sbatch)
-    if choice.partition:
-        settings["partition"] = choice.partition
-    return SlurmLauncher(board, resources, at_a_time=choice.slots, options=settings)
+    settings = dict(setting.split("=", 1) for setting in launch.sbatch)
+    if launch.partition:
+        settings["partition"] = launch.partition
+    return SlurmLauncher(handoff, resources, at_a_time=launch.slots, options=settings)
 
 
 def _grouped(devices: list[str], size: int | None) -> list[str]:
-    """Devices as the slots see them: `size` together. Raises `UserError` where there are fewer."""
+    """Return the devices of each slot, `size` together; raise `UserError` if there are fewer."""
     size = size or 1
     if size > 1 and len(devices) < size:
         raise UserError(f"--gpus-per-run {size}: this machine has {len(devices)} GPUs")
@@ -163,14 +174,14 @@ def _grouped(devices: list[str], size: int | None) -> list[str]:
 
 
 def _cpu_slots(threads: Sequence[int]) -> int:
-    """As many runs side by side as their threads fill the cores; one where a run takes whatever there is."""
+    """Return how many runs fill the cores with their threads; 1 if no spec names its threads."""
     from harness.runtime.environment import cores
 
     return max(1, cores() // max(threads)) if max(threads) else 1
 
 
 def _devices() -> list[str]:
-    """The names of the CUDA devices that this process may use."""
+    """Return the names of the CUDA devices that this process may use."""
     import torch
 
     count = torch.cuda.device_count()

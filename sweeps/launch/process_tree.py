@@ -1,4 +1,7 @@
-"""A process and all below it. Under torchrun it is the ranks that write the checkpoint, each in a session of its own."""
+"""Signals to a process and its descendants.
+
+Under torchrun the ranks write the checkpoint, each in a session of its own.
+"""
 
 from __future__ import annotations
 
@@ -9,28 +12,33 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
-def family(pid: int) -> Iterator[int]:
-    """A process and its descendants, parents first; without /proc itself alone."""
+def process_tree(pid: int) -> Iterator[int]:
+    """Yield a process and its descendants, parents first; without /proc only the process."""
     yield pid
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         try:
             children = task.read_text().split()
-        except OSError:  # it has just ended
+        # The process has just ended.
+        except OSError:
             continue
         for child in children:
-            yield from family(int(child))
+            yield from process_tree(int(child))
 
 
-def tell(pid: int) -> None:
-    """TERM to a family. Whoever was started `shielded` takes the first one as the wish to stop, and no harm from others."""
-    for each in family(pid):
+def terminate_tree(pid: int) -> None:
+    """Send SIGTERM to a process tree.
+
+    A run that was started with `ignore_sigterm` takes the first one as the request to stop and ignores the
+    others.
+    """
+    for each in process_tree(pid):
         with contextlib.suppress(ProcessLookupError):
             os.kill(each, signal.SIGTERM)
 
 
-def kill(pid: int) -> None:
-    """End a family and all that shares a process group with one of it, but for the caller's own group."""
-    members, groups = list(family(pid)), set()
+def kill_tree(pid: int) -> None:
+    """Kill a process tree and the process groups of its members, except the caller's group."""
+    members, groups = list(process_tree(pid)), set()
     for each in members:
         with contextlib.suppress(ProcessLookupError):
             groups.add(os.getpgid(each))
@@ -40,6 +48,6 @@ def kill(pid: int) -> None:
             os.killpg(group, signal.SIGKILL)
 
 
-def shielded() -> None:
-    """In a child, before its command: TERM is ignored until the run itself listens, and by torchrun for good."""
+def ignore_sigterm() -> None:
+    """Ignore SIGTERM in a child before its command: the run handles it once it trains, torchrun never."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,7 +1,9 @@
-"""The Ray launcher: each run is a Ray task with the resources that it asks for; Ray schedules, and retries when a node dies.
+"""The Ray launcher: each run is a Ray task with its own resources; Ray schedules it, and retries it if its
+node dies.
 
-A task starts `sweeps.launch.node` on its node and watches it, so that what happens to a run is the same under Ray and SLURM. Ray
-ends the tasks of a driver that dies: then the runs write their checkpoints, and the same command continues them.
+A task starts `sweeps.launch.node` on its node and watches it, so that a run is handled in the same way under
+Ray and SLURM. Ray ends the tasks of a driver that dies: their runs write a checkpoint, and the same command
+resumes them.
 """
 
 from __future__ import annotations
@@ -18,33 +20,34 @@ from typing import Any
 
 from harness.errors import UserError
 from sweeps.launch.base import Event, Finished, Job, Resources, Started
-from sweeps.launch.handoff import Board, add_line
-from sweeps.launch.node import AGAIN, CANCEL, RETRIES
+from sweeps.launch.handoff import Handoff, append_error
+from sweeps.launch.node import CANCEL, RETRIES, RETRY
 
 CONNECT_SECONDS = 10.0
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 class RunAgain(Exception):
-    """A run was killed and is to be started again."""
+    """A run was killed and is to be retried."""
 
 
 class RayLauncher:
-    """Runs jobs as Ray tasks, at most `at_a_time` together, on the cluster at `address` or one that is started here.
+    """Runs jobs as Ray tasks, at most `at_a_time` together, on the cluster at `address` or on a local one
+    that it starts.
 
-    As a context it disconnects, which ends what it has started. Raises `UserError` where Ray is not there, or the cluster
-    cannot be reached or is too small for a run.
+    As a context manager it disconnects, which ends its tasks. Raises `UserError` if Ray is missing, or if the
+    cluster cannot be reached or is too small for a run.
     """
 
     def __init__(
         self,
-        board: Board,
+        handoff: Handoff,
         resources: Resources,
         *,
         address: str | None = None,
         at_a_time: int | None = None,
     ) -> None:
-        self._board, self._resources, self._at_a_time = board, resources, at_a_time
+        self._handoff, self._resources, self._at_a_time = handoff, resources, at_a_time
         self._address, self._memory = address, in_bytes(resources.memory)
         self._waiting: deque[Job] = deque()
         self._sent: dict[Any, Job] = {}
@@ -74,19 +77,19 @@ class RayLauncher:
 
     @property
     def active(self) -> bool:
-        """Whether anything is in Ray's hands, or waits to be."""
+        """Whether a job is a Ray task, or waits to be one."""
         return bool(self._sent or (self._waiting and self.stopped_by is None))
 
     def holds(self, name: str) -> bool:
-        """Never: Ray ends the tasks of a driver that dies."""
+        """Return False: Ray ends the tasks of a driver that dies."""
         return False
 
     def submit(self, job: Job) -> None:
-        """Queue a job behind the others; after `cancel` none is started."""
+        """Add a job to the end of the queue; after `cancel`, no job starts."""
         self._waiting.append(job)
 
     def poll(self, seconds: float = 0.1) -> list[Event]:
-        """What happened since the last call; waits up to `seconds` when nothing did."""
+        """Return the events since the last call; wait up to `seconds` if no task has ended."""
         self._send()
         if not self._sent:
             return []
@@ -95,14 +98,17 @@ class RayLauncher:
         ended, _ = ray.wait(list(self._sent), num_returns=len(self._sent), timeout=0)
         if not ended:
             time.sleep(seconds)
-        events = self._look()
+        events = self._started()
         for task in ended:
             job = self._sent.pop(task)
-            events.append(Finished(job.name, self._code(job, task)))
+            events.append(Finished(job.name, self._exit_code(job, task)))
         return events
 
     def cancel(self, number: int = signal.SIGINT) -> None:
-        """Take back what waits and let what runs write its checkpoint; the second time, leave it behind at once."""
+        """Remove waiting jobs and let running ones write a checkpoint.
+
+        A second call ends them immediately.
+        """
         import ray
 
         force, self.stopped_by = self.stopped_by is not None, self.stopped_by or number
@@ -114,12 +120,12 @@ class RayLauncher:
         jobs = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
         if not jobs or self.stopped_by is not None:
             return
-        table = str(self._board.table(self._board.post(jobs)).resolve())
+        table = str(self._handoff.table(self._handoff.write_submission(jobs)).resolve())
         for index, job in enumerate(jobs):
             self._sent[self._task.options(name=job.name).remote(table, index)] = job
 
-    def _look(self) -> list[Event]:
-        begun, ended = self._board.seen()
+    def _started(self) -> list[Event]:
+        begun, ended = self._handoff.outcomes()
         new = [
             job.name
             for job in self._sent.values()
@@ -128,32 +134,36 @@ class RayLauncher:
         self._begun |= set(new)
         return [Started(name) for name in new]
 
-    def _code(self, job: Job, task: Any) -> int:
-        """How a task ended, as the exit code of its run; what Ray has to say goes into the run's log."""
+    def _exit_code(self, job: Job, task: Any) -> int:
+        """Return the exit code of a task's run; append an error of Ray's to the run's log."""
         import ray
+        import ray.exceptions
 
         try:
             ray.get(task)
-            return self._board.code(job.name)
+            return self._handoff.exit_code(job.name)
         except ray.exceptions.TaskCancelledError:
             return 130
         except ray.exceptions.RayError as error:
-            add_line(job.log, f"Ray gave up this run: {str(error).strip().splitlines()[-1]}")
+            append_error(job.log, f"Ray gave up this run: {str(error).strip().splitlines()[-1]}")
             return 1
 
 
 def in_bytes(size: str | None) -> int | None:
-    """`16G`, as SLURM writes it, in bytes; a bare number counts MiB, as there. Raises `UserError`."""
+    """Return a size in SLURM's notation, for example `16G`, in bytes; a bare number counts MiB.
+
+    Raises `UserError`.
+    """
     if size is None:
         return None
     number, unit = (size[:-1], size[-1].upper()) if size[-1:].upper() in UNITS else (size, "M")
     if not number.isdecimal():
-        raise UserError(f"--mem {size} is no size of memory; give a whole number with K, M, G or T, as 16G")
+        raise UserError(f"--mem {size} is not a size; give an integer with K, M, G or T, for example 16G")
     return int(number) * UNITS[unit]
 
 
 def _task(table: str, index: int) -> None:
-    """On the node: follow the process of one job; a task that is cancelled passes it on and waits for the checkpoint."""
+    """Follow the process of one job, on its node; on cancellation, pass it on and wait for the checkpoint."""
     process = subprocess.Popen(
         [sys.executable, "-m", "sweeps.launch.node", table, str(index)], stdin=subprocess.PIPE
     )
@@ -163,29 +173,33 @@ def _task(table: str, index: int) -> None:
             break
         except subprocess.TimeoutExpired:
             continue
-        except KeyboardInterrupt:  # as which `ray.cancel` arrives
+        # `ray.cancel` raises this in the task.
+        except KeyboardInterrupt:
             process.send_signal(CANCEL)
             process.wait()
             raise
-    if code == AGAIN:
+    if code == RETRY:
         raise RunAgain(f"{Path(table).name} {index}")
 
 
 def _connect(address: str | None) -> Any:
-    """Ray, connected; started here, on the loopback interface alone and without its dashboard, where no address is given."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # or it would call home
-    if (
-        address is None
-    ):  # Ray's own switch for one machine alone, off on Linux: else it listens on every interface
+    """Return Ray, connected; without an address, start it on the loopback interface and without its
+    dashboard."""
+    # Ray would send usage statistics otherwise.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Off on Linux by default; without this switch for one machine, Ray listens on every interface.
+    if address is None:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     try:
         import ray
     except ImportError as error:
         raise UserError("--launcher ray needs Ray: pip install 'flowrace[ray]'") from error
     _check_reachable(address)
-    place = {"address": address} if address else {"address": "local", "include_dashboard": False}
+    dashboard = None if address else False
     try:
-        ray.init(**place, log_to_driver=False, configure_logging=False)
+        ray.init(
+            address or "local", include_dashboard=dashboard, log_to_driver=False, configure_logging=False
+        )
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"no Ray cluster at {address or 'this machine'}: {reason}") from error
@@ -193,7 +207,8 @@ def _connect(address: str | None) -> Any:
 
 
 def _check_reachable(address: str | None) -> None:
-    """Ray itself would try for minutes, and then end this process."""
+    """Raise `UserError` if nothing listens at the address: Ray would try for minutes, then end this
+    process."""
     host, _, port = (address or "").rpartition(":")
     if not port.isdecimal():
         return
@@ -204,10 +219,11 @@ def _check_reachable(address: str | None) -> None:
 
 
 def _check_size(ray: Any, resources: Resources) -> None:
-    """A run that no node is large enough for would wait for ever."""
+    """Raise `UserError` if no node is large enough for a run, which would wait forever."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if not any(n.get("CPU", 0) >= resources.cpus and n.get("GPU", 0) >= resources.gpus for n in nodes):
         largest = ", ".join(f"{n.get('CPU', 0):g} CPUs and {n.get('GPU', 0):g} GPUs" for n in nodes)
         raise UserError(
-            f"no node of the Ray cluster has {resources.cpus} CPUs and {resources.gpus} GPUs for a run (there are: {largest})"
+            f"no node of the Ray cluster has {resources.cpus} CPUs and {resources.gpus} GPUs for a run "
+            f"(available: {largest})"
         )

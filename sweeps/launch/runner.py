@@ -1,4 +1,4 @@
-"""One pass over a study: whatever is not done is started, followed to its end, and told about."""
+"""The runner of a study: it starts every unfinished run, follows it to its end, and reports progress."""
 
 from __future__ import annotations
 
@@ -10,105 +10,108 @@ from typing import Protocol
 
 from harness.errors import UserError
 from harness.files.files import write_atomic
-from harness.records.record import Record
+from harness.records.record import Record, failure_reason
+from harness.records.study_folder import StudyFolder
 from sweeps.launch.base import Job, Launcher, Started
-from sweeps.plan.plan import Cell
-from sweeps.plan.run_state import log_of, reason
+from sweeps.plan.plan import PlannedRun
 
 
 class Watcher(Protocol):
-    """Told what happens; shows it."""
+    """Receives the progress of runs, to display it."""
 
-    def started(self, cell: Cell) -> None: ...
-    def finished(self, cell: Cell, failure: str | None) -> None: ...
+    def started(self, run: PlannedRun) -> None: ...
+    def finished(self, run: PlannedRun, failure: str | None) -> None: ...
     def stopping(self) -> None: ...
     def tick(self) -> None: ...
 
 
 @dataclass
-class Race:
-    """The runs of a study on their way; `on_done` is called with the record of each that is finished.
+class StudyRunner:
+    """Runs planned runs with a launcher; `on_done` receives the record of each finished one.
 
-    `failures` holds the reason of each run that failed, by id.
+    `failures` holds the reason of each failed run by id.
     """
 
-    cells: Sequence[Cell]
+    runs: Sequence[PlannedRun]
     directory: Path
     launcher: Launcher
     watcher: Watcher
     on_done: Callable[[Record], None]
     processes: int = 1
-    """Of one run: more than one start under torchrun."""
+    """Ranks of one run; several start under torchrun."""
     failures: dict[str, str] = field(default_factory=dict)
 
     def run(self) -> None:
-        """Start what is missing in the order of the plan; return when nothing is left to do, or after a signal.
+        """Start unfinished runs in the order of the plan; return when none is left, or after a signal.
 
-        A run that is at work under another process is waited for, and started here if it stops short.
+        A run that another process is training is waited for, and started here if that process stops early.
         """
-        by_id = {cell.id: cell for cell in self.cells}
-        elsewhere = [cell for cell in self.cells if self._goes_on_elsewhere(cell)]
-        told = False
+        by_id = {run.id: run for run in self.runs}
+        elsewhere = [run for run in self.runs if self._runs_elsewhere(run)]
+        notified = False
         while self.launcher.active or (elsewhere and self.launcher.stopped_by is None):
             for event in self.launcher.poll():
                 if isinstance(event, Started):
                     self.watcher.started(by_id[event.name])
                 else:
                     self._ended(by_id[event.name], event.code)
-            elsewhere = [cell for cell in elsewhere if self._goes_on_elsewhere(cell, waited=True)]
-            if self.launcher.stopped_by is not None and not told:
+            elsewhere = [run for run in elsewhere if self._runs_elsewhere(run, waited=True)]
+            if self.launcher.stopped_by is not None and not notified:
                 self.watcher.stopping()
-                told = True
+                notified = True
             self.watcher.tick()
 
-    def _goes_on_elsewhere(self, cell: Cell, *, waited: bool = False) -> bool:
-        """Whether a process that is not ours is at this run; where nobody is and it is not done, it is queued here.
+    def _runs_elsewhere(self, run: PlannedRun, *, waited: bool = False) -> bool:
+        """Return whether another coordinator's process trains this run; submit it if no process does and it
+        is unfinished.
 
-        What an earlier sweep left with the launcher's engine is ours.
+        Jobs that an earlier sweep left with the launcher's engine count as ours.
         """
-        status = self._record(cell).status
-        if status == "running" and self.launcher.holds(cell.id):
+        status = self._record(run).status
+        if status == "running" and self.launcher.holds(run.id):
             status = "queued"
         if status == "done" and waited:
-            self._ended(cell, 0)
+            self._ended(run, 0)
         elif status not in ("done", "running"):
-            self._submit(cell)
+            self._submit(run)
         return status == "running"
 
-    def _ended(self, cell: Cell, code: int) -> None:
-        record = self._record(cell)
+    def _ended(self, run: PlannedRun, code: int) -> None:
+        record = self._record(run)
         if record.status == "done":
-            self.watcher.finished(cell, None)
+            self.watcher.finished(run, None)
             self.on_done(record)
         elif self.launcher.stopped_by is None:
-            self.failures[cell.id] = reason(record, log_of(self.directory, cell.id), code)
-            self.watcher.finished(cell, self.failures[cell.id])
+            self.failures[run.id] = failure_reason(record, exit_code=code)
+            self.watcher.finished(run, self.failures[run.id])
 
-    def _submit(self, cell: Cell) -> None:
-        file, log = self.directory / "specs" / f"{cell.id}.toml", log_of(self.directory, cell.id)
+    def _submit(self, run: PlannedRun) -> None:
+        folder = StudyFolder(self.directory)
+        spec, log = folder.spec_file(run.id), folder.log_file(run.id)
         try:
-            for path in (file, log):
+            for path in (spec, log):
                 path.parent.mkdir(exist_ok=True)
-            write_atomic(file, cell.spec.to_toml().encode())
+            write_atomic(spec, run.spec.to_toml().encode())
         except OSError as error:
-            raise UserError(f"cannot write {file}: {error.strerror}") from error
-        command = under_torchrun(run_command(file, self.directory), self.processes)
-        self.launcher.submit(Job(cell.id, command, log, self.processes))
+            raise UserError(f"cannot write {spec}: {error.strerror}") from error
+        command = under_torchrun(run_command(spec, self.directory), self.processes)
+        self.launcher.submit(Job(run.id, command, log, self.processes))
 
-    def _record(self, cell: Cell) -> Record:
-        return Record(self.directory / cell.id)
+    def _record(self, run: PlannedRun) -> Record:
+        return Record(self.directory / run.id)
 
 
 def run_command(spec: Path, directory: Path) -> tuple[str, ...]:
-    """The command line of one run: the whole contract with a launcher."""
+    """Return the command line of one run, which is all that a launcher gets."""
     flags = ("--out", str(directory), "--no-track", "--quiet")
     return (sys.executable, "-m", "harness.cli.main", "run", str(spec), *flags)
 
 
 def under_torchrun(command: tuple[str, ...], processes: int) -> tuple[str, ...]:
-    """A command `python -m ...` as several processes of one run on one node.
+    """Return a command `python -m ...` as several processes of one run on one node.
 
-    torchrun leaves SIGTERM alone: a launcher sends it to the ranks themselves, which stop together behind a checkpoint.
+    torchrun does not handle SIGTERM: a launcher sends it to the ranks themselves, which stop together after a
+    checkpoint.
     """
     if processes == 1:
         return command

@@ -1,10 +1,13 @@
-"""The SLURM launcher: what is to run becomes one job array in the order of the plan; SLURM schedules, requeues, limits.
+"""The SLURM launcher: the runs become one job array in the order of the plan; SLURM schedules, requeues and
+limits them.
 
-submitit writes the batch script, submits it and reads its id. Its executor would also send the work as a pickle and read the
-result from another: nothing here is unpickled, so the script calls `sweeps.launch.node` instead, which reads a table of command
-lines (board.py). Nor is `sacct` needed, by which submitit follows its jobs: many clusters keep no accounting; `squeue` will do.
+submitit writes the batch script, submits it and reads its id. Its executor would also pass the work and its
+result as pickles. Nothing is unpickled here: the script calls `sweeps.launch.node`, which reads a table of
+command lines (handoff.py). submitit follows its jobs with `sacct`, which needs accounting that many clusters
+do not have; here `squeue` is enough.
 
-A coordinator that dies leaves its jobs in the queue. The next one finds them by the name of the study and follows them.
+A coordinator that dies leaves its jobs in the queue. The next one finds them by the name of the study and
+follows them.
 """
 
 from __future__ import annotations
@@ -16,12 +19,15 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from harness.errors import UserError
 from sweeps.launch.base import Event, Finished, Job, Resources, Started
-from sweeps.launch.handoff import Board, add_line
+from sweeps.launch.handoff import Handoff, append_error
 from sweeps.launch.node import CANCEL
+
+if TYPE_CHECKING:
+    from submitit import SlurmExecutor
 
 LONGEST_ARRAY = 1000
 """Jobs of one submission: SLURM's own MaxArraySize is 1001."""
@@ -39,29 +45,29 @@ ENDED = frozenset(
         "GONE",
     ]
 )
-"""States that a job does not leave again; GONE is ours, for one that the queue has forgotten."""
+"""Final states of a job. GONE is not SLURM's: it is a job that the queue no longer lists."""
 SPARE_SECONDS = 90
-"""How long before its time limit a run is told to write its checkpoint."""
+"""How long before its time limit a run is asked to write its checkpoint."""
 
 
 class SlurmLauncher:
-    """Runs jobs as SLURM array tasks, at most `at_a_time` together; asks the queue every `every` seconds.
+    """Runs jobs as SLURM array tasks, at most `at_a_time` together; reads the queue every `every` seconds.
 
-    Left without a second `cancel`, it leaves what is in the queue to SLURM. Raises `UserError` where SLURM or submitit is not
-    there, or SLURM refuses the jobs.
+    On exit the queued jobs stay with SLURM, unless `cancel` was called twice. Raises `UserError` if SLURM or
+    submitit is missing, or SLURM rejects the jobs.
     """
 
     def __init__(
         self,
-        board: Board,
+        handoff: Handoff,
         resources: Resources,
         *,
         at_a_time: int | None = None,
         options: Mapping[str, str] | None = None,
         every: float = 5.0,
     ) -> None:
-        self._board, self._at_a_time, self._every = board, at_a_time, every
-        self._executor = _executor(board.folder, resources, options or {})
+        self._handoff, self._at_a_time, self._every = handoff, at_a_time, every
+        self._executor = _executor(handoff.folder, resources, options or {})
         self._waiting: list[Job] = []
         self._sent: dict[str, Job] = {}
         self._begun: set[str] = set()
@@ -81,22 +87,26 @@ class SlurmLauncher:
 
     @property
     def active(self) -> bool:
-        """Whether anything is in SLURM's hands, or waits to be."""
+        """Whether a job is in SLURM's queue, or waits to be submitted."""
         return bool(self._sent or (self._waiting and self.stopped_by is None))
 
     def holds(self, name: str) -> bool:
-        """Whether SLURM has a job of this name queued or running."""
+        """Return whether SLURM has a job of this name queued or running."""
         return self._states.get(name, "GONE") not in ENDED
 
     def submit(self, job: Job) -> None:
-        """Hand a job over at the next `poll`, with all others as one array; one that SLURM holds already is followed."""
+        """Submit a job at the next `poll`, in one array with the others; follow one that SLURM already
+        holds."""
         if self.holds(job.name):
             self._sent[job.name] = job
         else:
             self._waiting.append(job)
 
     def poll(self, seconds: float = 0.1) -> list[Event]:
-        """What happened since the last call. The queue is asked every few seconds, however often this is called."""
+        """Return the events since the last call.
+
+        The queue is read every few seconds, however often this is called.
+        """
         while self._waiting and self.stopped_by is None:
             self._submit(self._waiting[:LONGEST_ARRAY])
             del self._waiting[:LONGEST_ARRAY]
@@ -107,10 +117,10 @@ class SlurmLauncher:
         if self.stopped_by is not None:
             self._scancel("--state=PENDING")
             self._scancel("--batch", f"--signal={CANCEL.name.removeprefix('SIG')}")
-        return self._look()
+        return self._events()
 
     def cancel(self, number: int = signal.SIGINT) -> None:
-        """Take back what waits and let what runs write its checkpoint; the second time, end it all."""
+        """Remove waiting jobs and let running ones write a checkpoint. A second call ends them all."""
         self._cancelled = self.stopped_by is not None
         if self._cancelled:
             self._scancel()
@@ -118,25 +128,29 @@ class SlurmLauncher:
         self._due = 0.0
 
     def _submit(self, jobs: list[Job]) -> None:
-        number = self._board.post(jobs)
-        task = [sys.executable, "-m", "sweeps.launch.node", str(self._board.table(number).resolve())]
-        _send(self._executor, f"{self._board.label}-{number}", task, len(jobs), self._at_a_time)
+        number = self._handoff.write_submission(jobs)
+        task = [sys.executable, "-m", "sweeps.launch.node", str(self._handoff.table(number).resolve())]
+        _send(self._executor, f"{self._handoff.label}-{number}", task, len(jobs), self._at_a_time)
         self._sent |= {job.name: job for job in jobs}
         self._states |= {job.name: "PENDING" for job in jobs}
         self._due = 0.0
 
-    def _look(self) -> list[Event]:
-        """Compare the queue with the board. A job that is gone has two looks' time for its last word to arrive."""
+    def _events(self) -> list[Event]:
+        """Compare the queue with the handoff files.
+
+        A job that left the queue has two reads' time to record its exit code.
+        """
         try:
             self._states = self._queue()
-        except UserError:  # a controller that is being restarted forgets nothing
+        # A controller that is being restarted keeps its jobs.
+        except UserError:
             return []
-        begun, ended = self._board.seen()
+        begun, ended = self._handoff.outcomes()
         events: list[Event] = [Started(n) for n in self._sent if n in begun | ended and n not in self._begun]
         self._begun |= begun | ended
         for name, job in list(self._sent.items()):
             if name in ended:
-                events.append(Finished(name, self._board.code(name)))
+                events.append(Finished(name, self._handoff.exit_code(name)))
                 del self._sent[name]
             elif self.holds(name):
                 self._missed.discard(name)
@@ -148,34 +162,34 @@ class SlurmLauncher:
         return events
 
     def _lost(self, job: Job) -> Finished:
-        """A job that left the queue without a last word: taken back by us, or ended by SLURM, which its log shall tell."""
+        """Finish a job that left the queue without an exit code: it was cancelled here, or SLURM ended it."""
         if self.stopped_by is not None:
             return Finished(job.name, 130)
-        add_line(job.log, f"SLURM ended this job: {self._states.get(job.name, 'GONE')}")
+        append_error(job.log, f"SLURM ended this job: {self._states.get(job.name, 'GONE')}")
         return Finished(job.name, 1)
 
     def _queue(self) -> dict[str, str]:
-        """The state of every job of this study that SLURM remembers, by name."""
-        posted = self._board.posted()
-        if not posted:
+        """Return the state of every job of this study that SLURM lists, by name."""
+        submissions = self._handoff.submissions()
+        if not submissions:
             return {}
-        names = ",".join(f"{self._board.label}-{number}" for number in posted)
+        names = ",".join(f"{self._handoff.label}-{number}" for number in submissions)
         shown = _slurm(
             "squeue", "--noheader", "--array", "--states=all", f"--name={names}", "--format=%j|%K|%T"
         )
         rows = [line.split("|") for line in shown.splitlines()]
         found = {(int(name.rpartition("-")[2]), int(index)): state for name, index, state in rows}
-        return {posted[n][index]: state for (n, index), state in sorted(found.items())}
+        return {submissions[n][index]: state for (n, index), state in sorted(found.items())}
 
     def _scancel(self, *flags: str) -> None:
-        for number, names in self._board.posted().items():
+        for number, names in self._handoff.submissions().items():
             if any(map(self.holds, names)):
-                label = f"--jobname={self._board.label}-{number}"
+                label = f"--jobname={self._handoff.label}-{number}"
                 subprocess.run(["scancel", "--quiet", label, *flags], capture_output=True)
 
 
-def _executor(folder: Path, resources: Resources, options: Mapping[str, str]) -> Any:
-    """submitit's executor with the settings that all submissions share."""
+def _executor(folder: Path, resources: Resources, options: Mapping[str, str]) -> SlurmExecutor:
+    """Return submitit's executor with the settings that all submissions share."""
     try:
         import submitit
     except ImportError as error:
@@ -183,9 +197,10 @@ def _executor(folder: Path, resources: Resources, options: Mapping[str, str]) ->
     try:
         executor = submitit.SlurmExecutor(folder)
     except RuntimeError as error:
-        raise UserError("no SLURM here: srun is not on the PATH; use --launcher local") from error
+        raise UserError("no SLURM on this machine: srun is not on the PATH; use --launcher local") from error
     executor.update_parameters(
-        time=resources.minutes,  # None: the partition's own
+        # None leaves the partition's own limit.
+        time=resources.minutes,
         nodes=1,
         ntasks_per_node=1,
         cpus_per_task=resources.cpus,
@@ -203,8 +218,8 @@ def _executor(folder: Path, resources: Resources, options: Mapping[str, str]) ->
     return executor
 
 
-def _send(executor: Any, name: str, task: list[str], count: int, at_a_time: int | None) -> None:
-    """One array of `count` tasks, each of which learns its place from SLURM."""
+def _send(executor: SlurmExecutor, name: str, task: list[str], count: int, at_a_time: int | None) -> None:
+    """Submit one array of `count` tasks, each of which gets its index from SLURM."""
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     executor.update_parameters(job_name=name, array_parallelism=at_a_time or count)
@@ -212,17 +227,17 @@ def _send(executor: Any, name: str, task: list[str], count: int, at_a_time: int 
     try:
         executor._submit_command(f"exec {shlex.join(task)} $SLURM_ARRAY_TASK_ID --requeue")
     except (FailedJobError, FailedSubmissionError) as error:
-        said = [
+        lines = [
             line.removeprefix("sbatch:") for line in str(error).splitlines() if line.startswith("sbatch:")
         ]
-        reason = said[0].strip().removeprefix("error: ") if said else str(error).strip().splitlines()[-1]
-        raise UserError(f"SLURM refused the jobs: {reason}") from error
+        reason = lines[0].strip().removeprefix("error: ") if lines else str(error).strip().splitlines()[-1]
+        raise UserError(f"SLURM rejected the jobs: {reason}") from error
 
 
 def _slurm(*command: str) -> str:
-    """The output of a SLURM command; raises `UserError` with its last line where it fails."""
+    """Return the output of a SLURM command; raise `UserError` with its last line if it fails."""
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
-        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise UserError(f"SLURM does not answer: {command[0]}: {said[-1]}")
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise UserError(f"SLURM does not answer: {command[0]}: {lines[-1]}")
     return done.stdout

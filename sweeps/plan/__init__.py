@@ -1,1 +1,1 @@
-"""From a study file to the list of its runs, and where each stands."""
+"""A study file, the plan of its runs, and the state of those runs."""

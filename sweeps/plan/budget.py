@@ -1,45 +1,53 @@
-"""What a study may cost in all: its plan is counted and refused beyond that, before anything starts."""
+"""Counted FLOPs of planned runs, and the budget that a study sets for them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from harness.config.spec import RunSpec, canonical
 from harness.errors import UserError
-from sweeps.plan.plan import Cell
+from sweeps.plan.plan import PlannedRun
 from sweeps.plan.study import Study
 
+if TYPE_CHECKING:
+    from harness.costs.flops import Cost
 
-def check_budget(study: Study, cells: Sequence[Cell]) -> None:
-    """Raises `UserError` where a plan's counted FLOPs are beyond `budget.flops`; a study without one is not counted."""
+_costs: dict[str, Cost] = {}
+
+
+def check_budget(study: Study, runs: Sequence[PlannedRun]) -> None:
+    """Raise `UserError` if the runs cost more counted FLOPs than `budget.flops`; count nothing without a
+    budget."""
     if study.budget.flops is None:
         return
-    planned = sum(count_flops(cells).values())
+    planned = sum(count_flops(runs).values())
     if planned > study.budget.flops:
         raise UserError(
-            f"study {study.name} plans {planned:.4g} FLOPs, more than its budget.flops = {study.budget.flops:.4g}; "
-            "leave runs out or shorten them, or raise the budget in the study. See: flowrace sweep ... --dry-run"
+            f"study {study.name} plans {planned:.4g} FLOPs, more than its "
+            f"budget.flops = {study.budget.flops:.4g}; remove runs, shorten them, or "
+            "raise the budget in the study. See: flowrace sweep ... --dry-run"
         )
 
 
-def count_flops(cells: Sequence[Cell]) -> dict[str, int]:
-    """Counted FLOPs of every run by id; runs with one arithmetic (other seeds, other rates) are counted once."""
+def count_flops(runs: Sequence[PlannedRun]) -> dict[str, int]:
+    """Return the counted FLOPs of every run by id."""
+    return {run.id: run_cost(run.spec).total for run in runs}
+
+
+def run_cost(spec: RunSpec) -> Cost:
+    """Return the counted cost of a run.
+
+    Specs that differ only in seeds, rates and the like are counted once.
+    """
     from harness.costs.flops import count_spec
 
-    counted: dict[tuple[object, ...], int] = {}
-    flops = {}
-    for cell in cells:
-        arithmetic = _arithmetic(cell.spec)
-        if arithmetic not in counted:
-            counted[arithmetic] = count_spec(cell.spec).total
-        flops[cell.id] = counted[arithmetic]
-    return flops
-
-
-def _arithmetic(spec: RunSpec) -> tuple[object, ...]:
-    """What the number of a run's FLOPs is a function of."""
-    return (
+    parts = (
         *map(canonical, (spec.data, spec.backbone, spec.method)),
         spec.train.batch_size,
         spec.train.steps,
     )
+    key = " ".join(map(str, parts))
+    if key not in _costs:
+        _costs[key] = count_spec(spec)
+    return _costs[key]

@@ -1,48 +1,47 @@
-"""Where a study on disk stands, from its plan and its records alone: 500 runs in a second or two, no torch, no specs."""
+"""The status of a study on disk, from its plan and its records alone: 500 runs in a second or two, without
+torch or specs."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.errors import UserError
-from harness.files.files import read_toml
-from harness.records.record import Record
-from sweeps.plan.plan import PLAN, STUDY
-from sweeps.plan.run_state import log_of, pace, reason
-from sweeps.plan.study import label
-from sweeps.plan.study_folder import SEARCH
+from harness.records.record import Record, failure_reason
+from harness.records.study_folder import PlanEntry, StudyFolder
+from sweeps.plan.run_state import read_pace
+from sweeps.plan.study import run_label
 
-BROKEN = ("failed", "stopped")
-"""Begun, not finished, and nobody is at work: by an error of its own, or killed."""
+INCOMPLETE = ("failed", "stopped")
+"""Statuses of runs that began, did not finish, and have no process: an error ended them, or a signal."""
 ORDER = ("done", "running", "stopped", "failed", "missing", "excluded")
 
 
-def status_of(directory: Path) -> dict[str, Any]:
-    """The planned runs of a study's folder, each with its status and, where it broke off, the last line that it left.
+def read_status(directory: Path) -> dict[str, Any]:
+    """Return the planned runs of a study's folder, each with its status and, if incomplete, the reason.
 
     Raises `UserError` for a folder that no sweep has written.
     """
-    planned = _read_plan(directory)
-    runs = [_run(directory, run["id"], run["cell"]) for run in planned["runs"]]
-    left_out = [
-        {"id": None, "label": label(run["cell"]), "status": "excluded", "step": 0, "reason": run["reason"]}
-        for run in planned.get("excluded", ())
+    folder = StudyFolder(directory)
+    plan = folder.required_plan
+    runs = [_run(directory, entry) for entry in plan.runs]
+    excluded = [
+        {"id": None, "label": run_label(one.values), "status": "excluded", "step": 0, "reason": one.reason}
+        for one in plan.exclusions
     ]
-    counts = Counter(run["status"] for run in runs + left_out)
+    counts = Counter(run["status"] for run in runs + excluded)
     return {
-        "study": read_toml(directory / STUDY).get("name", directory.name),
+        "study": folder.name,
         "directory": str(directory),
         "counts": {status: counts[status] for status in ORDER if counts[status]},
-        "runs": runs + left_out,
+        "runs": runs + excluded,
     }
 
 
 def difference(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Runs of two plans (`id` and `label` each) by where they are: in both, or in one alone."""
+    """Return the labels of the runs (`id` and `label` each) that two plans share, and of those that only one
+    has."""
     first, second = ({run["id"]: run["label"] for run in runs} for runs in (a, b))
     return {
         "both": [text for run, text in first.items() if run in second],
@@ -51,30 +50,11 @@ def difference(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -
     }
 
 
-def _run(directory: Path, run: str, cell: Mapping[str, Any]) -> dict[str, Any]:
-    record = Record(directory / run)
+def _run(directory: Path, entry: PlanEntry) -> dict[str, Any]:
+    record = Record(directory / entry.id)
     status = record.status
-    known = {"id": run, "label": label(cell), "status": status, "step": pace(record.path).step}
-    if status in BROKEN:
-        known["reason"] = reason(record, log_of(directory, run))
-    return known
-
-
-def _read_plan(directory: Path) -> dict[str, Any]:
-    file = directory / PLAN
-    try:
-        planned = json.loads(file.read_text())
-        if all({"id", "cell"} <= run.keys() for run in planned["runs"]):
-            return planned
-    except OSError as error:
-        if (directory / SEARCH).exists():
-            again = f"flowrace tune {directory / SEARCH} --out {directory}"
-            raise UserError(
-                f"{directory} holds a search of settings, not a study; this goes on with it and prints it: {again}"
-            ) from error
-        raise UserError(
-            f"{directory} holds no study: {PLAN} is not there; give the --out of a sweep"
-        ) from error
-    except (ValueError, KeyError, TypeError, AttributeError):
-        pass
-    raise UserError(f"{file} is not a plan; run the study's sweep again, which writes it anew")
+    step = read_pace(record.path).step
+    found = {"id": entry.id, "label": run_label(entry.values), "status": status, "step": step}
+    if status in INCOMPLETE:
+        found["reason"] = failure_reason(record)
+    return found

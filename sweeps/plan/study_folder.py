@@ -1,45 +1,22 @@
-"""A study on the command line, and its folder: one process at a time works in it."""
+"""Writers of a study's folder and its lock; harness/records/study_folder.py reads it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import click
 
 from harness.errors import UserError
-from harness.files.files import take_lock
-
-SEARCH = "tune.toml"
-"""The study that `flowrace tune` searches in a folder."""
-
-
-def study_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What a command about a study takes: the study, where it goes, and settings that all its runs share."""
-    for option in (
-        click.option(
-            "--set",
-            "overrides",
-            multiple=True,
-            metavar="A.B=VALUE",
-            help="Set a field of every run's spec; may be repeated.",
-        ),
-        click.option(
-            "--out",
-            type=click.Path(path_type=Path, file_okay=False),
-            help="Its folder (default: runs/<name of the study>).",
-        ),
-        click.argument("source", metavar="STUDY|FILE.toml"),
-    ):
-        command = option(command)
-    return command
+from harness.files.files import take_lock, write_atomic, writing
+from harness.records.study_folder import StudyFolder
+from sweeps.plan.plan import StudyPlan
+from sweeps.plan.study import Study
 
 
 @contextmanager
-def alone_in(directory: Path) -> Iterator[None]:
-    """Hold a study's folder against a second sweep; raises `UserError` naming the one that holds it."""
+def study_lock(directory: Path) -> Iterator[None]:
+    """Hold a study's folder; raise `UserError` if another process holds it, and name that process."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock = take_lock(directory / "sweep.lock", str(directory))
@@ -47,3 +24,44 @@ def alone_in(directory: Path) -> Iterator[None]:
         raise UserError(f"cannot write the folder {directory}: {error.strerror}") from error
     with lock:
         yield
+
+
+def write_plan(study: Study, plan: StudyPlan, directory: Path) -> None:
+    """Write `study.toml` and `plan.json`, for resuming and for the report.
+
+    Raises `UserError` if the folder holds another study or cannot be written.
+    """
+    folder = StudyFolder(directory)
+    if folder.study and folder.study.get("name") != study.name:
+        raise UserError(
+            f"{directory} holds the study '{folder.study.get('name')}', not '{study.name}'; "
+            "choose another --out"
+        )
+    runs = [{"id": run.id, "cell": run.values} for run in plan.runs]
+    excluded = [{"cell": one.values, "reason": one.reason} for one in plan.excluded]
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder.study_file, study.to_toml().encode())
+        write_atomic(folder.plan_file, json.dumps({"runs": runs, "excluded": excluded}, indent=1).encode())
+    except OSError as error:
+        raise UserError(f"cannot write the folder {directory}: {error.strerror}") from error
+
+
+def write_search(study: Study, directory: Path) -> None:
+    """Write `tune.toml`, the study whose settings are searched.
+
+    Raises `UserError` if the folder holds another search or the runs of a sweep, or cannot be written.
+    """
+    folder = StudyFolder(directory)
+    if folder.search and folder.search.get("name") != study.name:
+        raise UserError(
+            f"{directory} holds the search '{folder.search.get('name')}', not '{study.name}'; "
+            "choose another --out"
+        )
+    if folder.plan_file.exists():
+        raise UserError(
+            f"{directory} holds the runs of a sweep, which must not mix with tuning runs; "
+            "choose another --out"
+        )
+    with writing(folder.search_file):
+        write_atomic(folder.search_file, study.to_toml().encode())

@@ -1,20 +1,26 @@
-"""The history of a search: Optuna's journal, one line a finished trial, so that a kill leaves a whole trial or none."""
+"""The log of finished trials: Optuna's journal file, one line a trial, so that a kill leaves a complete trial
+or none."""
 
 from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError
 
-JOURNAL = "optuna.journal"
+if TYPE_CHECKING:
+    import optuna
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial
+
+TRIAL_LOG = "optuna.journal"
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A finished trial: a point of a method's space and what came of it."""
+    """A finished trial: a point of a method's search space and its results."""
 
     method: str
     number: int
@@ -22,11 +28,11 @@ class Trial:
     """By spec path."""
     steps: int
     flops: int
-    """Counted, of its runs together."""
+    """Counted FLOPs of its runs together."""
     runs: dict[int, str]
-    """By tuning seed, ids."""
+    """Run ids by tuning seed."""
     values: dict[int, float]
-    """By tuning seed, the metric; infinity where a run had none."""
+    """The metric by tuning seed; infinity for a run that diverged."""
     pruned: bool
 
     @property
@@ -34,29 +40,34 @@ class Trial:
         return statistics.fmean(self.values.values())
 
 
-class Journal:
-    """Optuna's journal file in a study's folder; one Optuna study a method. Held by one process at a time."""
+class TrialLog:
+    """Optuna's journal in a study's folder, with one Optuna study per method.
+
+    One process at a time may hold it.
+    """
 
     def __init__(self, directory: Path, study: str) -> None:
         from optuna.storages import JournalStorage
         from optuna.storages.journal import JournalFileBackend
 
-        self.file = directory / JOURNAL
-        _mend(self.file)
-        self._name, self._studies = study, {}
+        self.file = directory / TRIAL_LOG
+        _repair(self.file)
+        self._name = study
+        self._studies: dict[str, optuna.Study] = {}
         try:
             self._storage = JournalStorage(JournalFileBackend(str(self.file)))
         except (ValueError, KeyError) as error:
             raise UserError(f"{self.file} is not an Optuna journal: {error}") from error
 
     def trials(self, method: str) -> list[Trial]:
-        """In the order in which they were told."""
+        """Return the trials of a method in the order in which they were added."""
         return [_read(method, trial) for trial in self._study(method).get_trials(deepcopy=False)]
 
-    def add(self, trial: Trial, distributions: dict[str, Any]) -> None:
+    def add(self, trial: Trial, distributions: dict[str, BaseDistribution]) -> None:
+        """Append a finished trial."""
         from optuna.trial import create_trial
 
-        said = {name: getattr(trial, name) for name in ("steps", "flops", "pruned")}
+        plain = {name: getattr(trial, name) for name in ("steps", "flops", "pruned")}
         by_seed = {
             "runs": {str(seed): run for seed, run in trial.runs.items()},
             "values": {str(seed): value for seed, value in trial.values.items()},
@@ -66,11 +77,11 @@ class Journal:
             params=trial.params,
             distributions=distributions,
             intermediate_values=trial.values,
-            user_attrs={**said, **by_seed},
+            user_attrs={**plain, **by_seed},
         )
         self._study(trial.method).add_trial(frozen)
 
-    def _study(self, method: str) -> Any:
+    def _study(self, method: str) -> optuna.Study:
         import optuna
 
         if method not in self._studies:
@@ -81,22 +92,28 @@ class Journal:
         return self._studies[method]
 
 
-def _read(method: str, trial: Any) -> Trial:
-    said = trial.user_attrs
-    runs = {int(seed): run for seed, run in said["runs"].items()}
-    values = {int(seed): value for seed, value in said["values"].items()}
+def _read(method: str, trial: FrozenTrial) -> Trial:
+    logged = trial.user_attrs
     return Trial(
-        method, trial.number, trial.params, said["steps"], said["flops"], runs, values, said["pruned"]
+        method=method,
+        number=trial.number,
+        params=trial.params,
+        steps=logged["steps"],
+        flops=logged["flops"],
+        runs={int(seed): run for seed, run in logged["runs"].items()},
+        values={int(seed): value for seed, value in logged["values"].items()},
+        pruned=logged["pruned"],
     )
 
 
-def _mend(file: Path) -> None:
-    """Drop what a killed writer left: a line without an end, and a lock that nobody holds (the folder is ours)."""
-    for left in file.parent.glob(f"{file.name}.lock*"):
-        left.unlink()
+def _repair(file: Path) -> None:
+    """Remove what a killed writer left: an incomplete last line, and Optuna's own lock (the folder's lock is
+    held)."""
+    for lock in file.parent.glob(f"{file.name}.lock*"):
+        lock.unlink()
     if file.exists():
         content = file.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            with open(file, "r+b") as journal:
-                journal.truncate(whole)
+        complete = content.rfind(b"\n") + 1
+        if complete < len(content):
+            with open(file, "r+b") as log:
+                log.truncate(complete)

@@ -9,7 +9,7 @@ import pytest
 
 from harness.cli.main import COMMANDS
 from harness.records.record import Record
-from sweeps.plan.plan import plan
+from sweeps.plan.plan import make_plan
 from sweeps.plan.study import load_study
 from tests.conftest import ROOT
 from tests.support.runs import tiny, trained
@@ -53,7 +53,7 @@ def test_the_study_in_the_readme_can_be_planned(tmp_path: Path) -> None:
     text = (ROOT / "README.md").read_text()
     study = tmp_path / "study.toml"
     study.write_text(text.partition("```toml\n")[2].partition("```")[0])
-    cells = plan(load_study(str(study)))
+    cells = make_plan(load_study(str(study))).runs
     assert len(cells) == len({cell.id for cell in cells}) == 6
 
 

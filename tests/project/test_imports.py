@@ -59,7 +59,7 @@ BORDERS = {
     "methods": {"harness.errors", "harness.runtime", "harness.backbone", "harness.config", "harness.flow"},
     "harness": {"metrics"},
     "reports": {"harness.errors", "harness.files", "harness.config", "harness.records"},
-    "sweeps": {"harness"},
+    "sweeps": {"harness", "metrics"},
     "flowrace": {"harness", "methods", "metrics", "reports", "sweeps"},
 }
 

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from harness.cli.main import cli
 from harness.records.record import Record
 from reports.race.race import read_race
-from sweeps.plan.plan import plan
+from sweeps.plan.plan import make_plan
 from sweeps.plan.study import STUDIES, load_study
 from tests.support.runs import trained
 
@@ -62,7 +62,7 @@ def raced(
     (tmp_path / "study.toml").write_text(tomli_w.dumps(table))
     words = [f"{path}={json.dumps(value)}" for path, value in small.items()]
     out = tmp_path / "out"
-    *cells, last = plan(load_study(str(tmp_path / "study.toml"), words))
+    *cells, last = make_plan(load_study(str(tmp_path / "study.toml"), words)).runs
     for cell in cells:
         trained(cell.spec, out)
     settings = [word for override in words for word in ("--set", override)]

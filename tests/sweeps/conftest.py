@@ -1,4 +1,4 @@
-"""A study of two arms and two seeds whose runs are stubs that write records as real ones do."""
+"""A study of two arms and two seeds whose runs are stubs that write real records."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.records.record import Record
-from sweeps.plan.plan import Cell, plan
+from sweeps.plan.plan import PlannedRun, make_plan
 from sweeps.plan.study import load_study
 
 STUB = Path(__file__).parent / "stub.py"
@@ -42,8 +42,8 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "tiny.toml"
 
 
-def cells(study: Path) -> list[Cell]:
-    return plan(load_study(str(study)))
+def planned_runs(study: Path) -> list[PlannedRun]:
+    return make_plan(load_study(str(study))).runs
 
 
 def starts(directory: Path) -> Counter[str]:

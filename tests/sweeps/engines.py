@@ -1,5 +1,4 @@
-"""What the tests of SLURM and Ray share: jobs that say who they are, and a tiny study that is disturbed and
-compared."""
+"""Helpers of the SLURM and Ray tests: jobs that print their names, and a tiny study that is disturbed and compared."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from harness.records.record import Record
 from sweeps.launch.base import Event, Job, Launcher
-from sweeps.launch.process_tree import family
+from sweeps.launch.process_tree import process_tree
 from tests.support.runs import TINY, everything
 
 STUDY = """name = "disturbed"
@@ -124,7 +123,7 @@ def listening() -> list[str]:
     """Where this process and all below it listen for TCP: addresses as the kernel writes them, in hex."""
     own = {
         os.readlink(file)
-        for pid in family(os.getpid())
+        for pid in process_tree(os.getpid())
         for file in Path(f"/proc/{pid}/fd").iterdir()
         if file.is_symlink()
     }

@@ -1,5 +1,4 @@
-"""A SLURM of our own for the tests: munged, slurmctld and one slurmd on this machine, in a folder that they
-leave nothing outside of."""
+"""A private SLURM for the tests: munged, slurmctld and one slurmd on this machine, confined to one folder."""
 
 from __future__ import annotations
 

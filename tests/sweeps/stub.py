@@ -1,5 +1,4 @@
-"""A run without a network: it writes the record that a real one would, and behaves as the variable STUB tells
-it.
+"""A run without a network: it writes the record of a real one and behaves as the variable STUB requests.
 
 fail=METHOD     runs of this method end with an error; with fail=METHOD:log they leave no `failed` file
 wait            a run that starts at step 0 stops at its middle until a signal comes; continued, it goes to

@@ -1,4 +1,4 @@
-"""A plan beyond the budget of its study is told in a dry run and refused otherwise, at the very FLOP."""
+"""The budget of a study: a dry run reports a plan that exceeds it, and a sweep rejects it, exact to the FLOP."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from harness.costs.flops import count_spec
 from harness.errors import UserError
 from sweeps.cli.sweep import sweep
 from sweeps.plan.budget import check_budget
-from sweeps.plan.plan import plan
+from sweeps.plan.plan import make_plan
 from sweeps.plan.study import load_study
 
 STUDY = """name = "b"
@@ -27,21 +27,23 @@ flops = %d
 """
 
 
-def test_a_plan_beyond_its_budget_starts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sweep_starts_nothing_when_the_plan_exceeds_its_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "b.toml"
     file.write_text(STUDY % 1)
-    cells = plan(load_study(str(file)))
-    cost = sum(count_spec(cell.spec).total for cell in cells)
+    planned_runs = make_plan(load_study(str(file))).runs
+    cost = sum(count_spec(planned.spec).total for planned in planned_runs)
     for budget, enough in ((cost, True), (cost - 1, False)):
         file.write_text(STUDY % budget)
         told = CliRunner().invoke(sweep, [str(file), "--dry-run"])
-        assert ("which is not enough" in told.stdout) != enough and told.exit_code == 0
+        assert ("which is too small" in told.stdout) != enough and told.exit_code == 0
         described = json.loads(CliRunner().invoke(sweep, [str(file), "--dry-run", "--json"]).stdout)
         assert described["flops"]["budget"] == budget and described["flops"]["total"] == cost
     with pytest.raises(UserError, match=r"more than its budget\.flops"):
-        check_budget(load_study(str(file)), cells)
+        check_budget(load_study(str(file)), planned_runs)
     refused = CliRunner().invoke(sweep, [str(file), "--no-track"])
     assert isinstance(refused.exception, UserError) and not (tmp_path / "runs").exists()
     file.write_text(STUDY % cost)
-    check_budget(load_study(str(file)), cells)
+    check_budget(load_study(str(file)), planned_runs)

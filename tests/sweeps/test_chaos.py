@@ -1,5 +1,4 @@
-"""A study whose processes are killed at random ends as one that was left alone: none lost, none doubled, the
-same bits."""
+"""A study whose processes are killed at random: no run is lost or doubled, and the bits are those of an undisturbed one."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from harness.records.record import Record
-from sweeps.plan.status import status_of
+from sweeps.plan.status import read_status
 from tests.support.runs import TINY, everything
 
 KILLS, EVERY = 20, 3.0
@@ -47,7 +46,7 @@ def at_work(out: Path) -> Iterator[int]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for processes in /proc")
-def test_twenty_random_kills_change_nothing(tmp_path: Path) -> None:
+def test_study_keeps_its_bits_after_twenty_random_kills(tmp_path: Path) -> None:
     study, calm, wild, dice = (
         tmp_path / "chaos.toml",
         tmp_path / "calm",
@@ -72,7 +71,7 @@ def test_twenty_random_kills_change_nothing(tmp_path: Path) -> None:
         coordinator = sweep(study, wild)
     assert {True, False} <= set(killed)
     runs = json.loads((wild / "plan.json").read_text())["runs"]
-    assert status_of(wild)["counts"] == {"done": 24} and len({run["id"] for run in runs}) == 24
+    assert read_status(wild)["counts"] == {"done": 24} and len({run["id"] for run in runs}) == 24
     assert sorted(p.name for p in wild.iterdir() if p.is_dir() and (p / "spec.toml").exists()) == sorted(
         run["id"] for run in runs
     )

@@ -1,4 +1,4 @@
-"""What is shown of runs at work: read from the end of growing records, with times that add up."""
+"""The progress display of a sweep, from the ends of growing records."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from harness.files.files import TAIL_BYTES
 from harness.records.record import Record, RecordWriter
-from sweeps.cli.display import Bars, Lines, clock
+from sweeps.cli.display import LiveDisplay, PlainDisplay
 from sweeps.cli.tables import describe_plan
-from sweeps.plan.plan import Cell, plan
-from sweeps.plan.run_state import TAIL_BYTES, Pace, pace, reason
+from sweeps.plan.plan import PlannedRun, make_plan
+from sweeps.plan.run_state import Pace, read_pace
 from sweeps.plan.study import Study
 
-CELLS = plan(Study(name="s", base="digits", axes={"seed": (0, 1, 2)}, set={"train.steps": 100}))
+RUNS = make_plan(Study(name="s", base="digits", axes={"seed": (0, 1, 2)}, set={"train.steps": 100})).runs
 
 
 def train(step: int, seconds: float, loss: float = 0.25) -> dict[str, Any]:
@@ -26,66 +27,65 @@ def train(step: int, seconds: float, loss: float = 0.25) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def grow(directory: Path, cell: Cell, *events: dict[str, Any], done: bool = False) -> None:
-    with RecordWriter(directory / cell.id) as record:
-        record.write_spec(cell.spec.to_toml())
+def grow(directory: Path, planned: PlannedRun, *events: dict[str, Any], done: bool = False) -> None:
+    with RecordWriter(directory / planned.id) as record:
+        record.write_spec(planned.spec.to_toml())
         record.begin({}, after_step=Record(record.path).last_step)
         record.append(*events)
         if done:
             record.finish({})
 
 
-def test_pace_is_that_of_the_last_events(tmp_path: Path) -> None:
+def test_pace_is_measured_over_the_last_events(tmp_path: Path) -> None:
     grow(
         tmp_path,
-        CELLS[0],
+        RUNS[0],
         train(10, 5.0),
         train(20, 7.0, loss=0.5),
         {"kind": "eval", "step": 20, "metrics": {}},
     )
-    assert pace(tmp_path / CELLS[0].id) == Pace(20, 0.5, 5.0)
+    assert read_pace(tmp_path / RUNS[0].id) == Pace(20, 0.5, 5.0)
 
 
-def test_what_is_left_is_timed_by_what_was_trained(tmp_path: Path) -> None:
-    """By hand: 40 training seconds (half of the booked ones) for 80 of 100 steps; one run of three is at step
-    90."""
+def test_remaining_time_uses_the_speed_of_finished_training(tmp_path: Path) -> None:
+    """By hand: 40 training seconds (half of the booked ones) for 80 of 100 steps; one run of three is at step 90."""
     study = Study(name="s", base="digits", axes={"seed": (0, 1, 2)}, set={"train.steps": 100})
-    assert describe_plan(study, CELLS, tmp_path)["training_seconds_left"] is None
-    grow(tmp_path, CELLS[0], train(10, 20.0), train(90, 100.0))
-    described = describe_plan(study, CELLS, tmp_path)
+    assert describe_plan(study, RUNS, tmp_path)["training_seconds_left"] is None
+    grow(tmp_path, RUNS[0], train(10, 20.0), train(90, 100.0))
+    described = describe_plan(study, RUNS, tmp_path)
     assert described["training_seconds_left"] == pytest.approx(40 / 0.8 * (0.1 + 2), rel=1e-6)
 
 
-def test_pace_of_a_long_record_looks_at_its_end_only(tmp_path: Path) -> None:
+def test_pace_reads_only_the_end_of_a_long_record(tmp_path: Path) -> None:
     slow = [train(step, 100.0 * step) for step in range(1, 1001)]
     fast = [train(1000 + step, 100_000.0 + step) for step in range(1, 1001)]
-    grow(tmp_path, CELLS[0], *slow, *fast)
-    assert (tmp_path / CELLS[0].id / "events.jsonl").stat().st_size > 8 * TAIL_BYTES
-    assert pace(tmp_path / CELLS[0].id) == Pace(2000, 0.25, 1.0)
+    grow(tmp_path, RUNS[0], *slow, *fast)
+    assert (tmp_path / RUNS[0].id / "events.jsonl").stat().st_size > 8 * TAIL_BYTES
+    assert read_pace(tmp_path / RUNS[0].id) == Pace(2000, 0.25, 1.0)
 
 
-def test_a_torn_line_is_not_an_event(tmp_path: Path) -> None:
-    grow(tmp_path, CELLS[0], train(10, 5.0))
-    with open(tmp_path / CELLS[0].id / "events.jsonl", "a") as file:
+def test_pace_ignores_an_incomplete_line(tmp_path: Path) -> None:
+    grow(tmp_path, RUNS[0], train(10, 5.0))
+    with open(tmp_path / RUNS[0].id / "events.jsonl", "a") as file:
         file.write(json.dumps(train(20, 6.0))[:-1])
-    assert pace(tmp_path / CELLS[0].id) == Pace(10, 0.25, None)
+    assert read_pace(tmp_path / RUNS[0].id) == Pace(10, 0.25, None)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\xff\n[1]\n{}\n"])
-def test_without_events_a_run_is_at_step_0(tmp_path: Path, content: bytes | None) -> None:
+def test_pace_is_at_step_0_without_events(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         (tmp_path / "events.jsonl").write_bytes(content)
-    assert pace(tmp_path) == Pace(0, None, None)
+    assert read_pace(tmp_path) == Pace(0, None, None)
 
 
-def test_lines_tell_starts_ends_and_a_line_each_half_minute(
+def test_plain_display_prints_starts_ends_and_a_line_each_half_minute(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     time = [1000.0]
-    one, two, three = CELLS
+    one, two, three = RUNS
     grow(tmp_path, one, train(100, 9.0), done=True)
     grow(tmp_path, two, train(50, 25.0))  # stopped half way: 150 steps are to do
-    with Lines(CELLS, tmp_path, now=lambda: time[0]) as lines:
+    with PlainDisplay(RUNS, tmp_path, now=lambda: time[0]) as lines:
         lines.started(two)
         time[0] += 29
         lines.tick()
@@ -105,39 +105,22 @@ def test_lines_tell_starts_ends_and_a_line_each_half_minute(
     assert lines.summary([]) == "2 of 3 runs done, 1 failed, 0:00 left"
 
 
-def test_bars_draw_a_line_a_run_and_one_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_live_display_draws_a_line_per_run_and_a_summary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     console = Console(force_terminal=True, width=120, record=True, legacy_windows=False)
-    monkeypatch.setattr("sweeps.cli.display.Console", lambda stderr: console)
+    monkeypatch.setattr("harness.files.progress.Console", lambda stderr: console)
     time = [0.0]
-    with Bars(CELLS, tmp_path, now=lambda: time[0]) as bars:
-        for cell in CELLS[:2]:
-            bars.started(cell)
-            grow(tmp_path, cell, train(10, 5.0), train(20, 10.0))
+    with LiveDisplay(RUNS, tmp_path, now=lambda: time[0]) as bars:
+        for planned in RUNS[:2]:
+            bars.started(planned)
+            grow(tmp_path, planned, train(10, 5.0), train(20, 10.0))
         time[0] = 10.0
         bars.tick()
         bars.note("[red]as it is[/red]")
     text = console.export_text()
-    for cell in CELLS[:2]:
-        (line,) = {line for line in text.splitlines() if line.startswith(cell.label) and "step" in line}
+    for planned in RUNS[:2]:
+        (line,) = {line for line in text.splitlines() if line.startswith(planned.label) and "step" in line}
         assert line.endswith("step 20 of 100  loss 0.2500  2.0 steps/s  0:40 left")
     assert "0 of 3 runs done, 1:05 left" in text  # 40 of 300 steps in 10 s
     assert "[red]as it is[/red]" in text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(None, "?"), (0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (3600, "1:00:00")]
-)
-def test_clock(seconds: float | None, text: str) -> None:
-    assert clock(seconds) == text
-
-
-def test_the_reason_of_a_failure_is_the_nearest_one(tmp_path: Path) -> None:
-    log = tmp_path / "x.log"
-    with RecordWriter(tmp_path / "x") as record:
-        record.fail({"reason": "the loss is not finite"})
-    found = Record(tmp_path / "x")
-    assert reason(found, log, 1) == "the loss is not finite"
-    log.write_text("Traceback\n  line\nerror: no such folder: data\n\n")
-    assert reason(found, log, 1) == reason(found, log) == "no such folder: data"
-    assert reason(found, log, -11) == "killed by SIGSEGV"
-    assert reason(Record(tmp_path / "y"), tmp_path / "y.log", 7) == "exit code 7"

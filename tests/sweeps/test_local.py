@@ -1,4 +1,4 @@
-"""The local launcher against real processes: order, slots, failures, signals, nothing left behind."""
+"""The local launcher with real processes: order, slots, failures, signals, and cleanup."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness.records.checkpoint import checkpoints, step_of
 from harness.records.record import Record, find_records
 from sweeps.launch.base import Event, Finished, Job, Started, stop_on_signals
 from sweeps.launch.local import LocalLauncher
-from sweeps.launch.process_tree import family
+from sweeps.launch.process_tree import process_tree
 from sweeps.launch.runner import under_torchrun
 from tests.support.runs import TINY
 
@@ -61,7 +61,7 @@ STOPS = (
 IGNORES = "import signal; signal.signal(2, lambda n, _: print('not now', flush=True))\n" + WAITS
 
 
-def test_jobs_start_in_order_and_a_failed_one_stops_no_other(tmp_path: Path) -> None:
+def test_jobs_start_in_order_and_continue_after_a_failure(tmp_path: Path) -> None:
     codes = {
         "a": "print('hello')",
         "b": "import sys; sys.exit('broken')",
@@ -88,7 +88,7 @@ def test_a_log_keeps_earlier_attempts(tmp_path: Path) -> None:
     assert (tmp_path / "a.log").read_text() == "hello\nhello\n"
 
 
-def test_no_more_run_at_a_time_than_there_are_slots(tmp_path: Path) -> None:
+def test_launcher_runs_at_most_one_job_per_slot(tmp_path: Path) -> None:
     """Each job counts who else is there; a third one starts only when one of two has ended."""
     code = f"""if True:
         import os, pathlib
@@ -110,7 +110,7 @@ def test_no_more_run_at_a_time_than_there_are_slots(tmp_path: Path) -> None:
     assert max(int((tmp_path / f"{k}.log").read_text()) for k in range(6)) <= 2
 
 
-def test_slots_are_bound_to_devices_and_the_environment_is_passed_on(tmp_path: Path) -> None:
+def test_slots_are_bound_to_devices_and_jobs_get_the_environment(tmp_path: Path) -> None:
     code = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'], os.environ['WORD'], flush=True)\n" + WAITS
     with LocalLauncher(3, devices=["4", "7"], env={"WORD": "yes"}) as launcher:
         for name in "abc":
@@ -121,7 +121,7 @@ def test_slots_are_bound_to_devices_and_the_environment_is_passed_on(tmp_path: P
     assert said == ["4 yes", "7 yes", "4 yes"]
 
 
-def test_without_devices_none_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_launcher_sets_no_device_when_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     with LocalLauncher(1) as launcher:
         launcher.submit(job(tmp_path, "a", "import os; print('CUDA_VISIBLE_DEVICES' in os.environ)"))
@@ -129,7 +129,7 @@ def test_without_devices_none_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     assert (tmp_path / "a.log").read_text() == "False\n"
 
 
-def test_a_command_that_cannot_start_is_a_failed_run(tmp_path: Path) -> None:
+def test_job_fails_when_its_command_cannot_start(tmp_path: Path) -> None:
     with LocalLauncher(1) as launcher:
         launcher.submit(Job("a", (str(tmp_path / "nothing"),), tmp_path / "a.log"))
         launcher.submit(job(tmp_path, "b", "pass"))
@@ -139,7 +139,7 @@ def test_a_command_that_cannot_start_is_a_failed_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_cancel_passes_the_signal_on_and_starts_nothing_more(tmp_path: Path, number: int) -> None:
+def test_cancel_forwards_the_signal_and_starts_no_more_jobs(tmp_path: Path, number: int) -> None:
     with LocalLauncher(2) as launcher:
         for name in "abc":
             launcher.submit(job(tmp_path, name, STOPS))
@@ -152,7 +152,7 @@ def test_cancel_passes_the_signal_on_and_starts_nothing_more(tmp_path: Path, num
     assert not (tmp_path / "c.log").exists() and launcher.stopped_by == number
 
 
-def test_a_second_cancel_kills(tmp_path: Path) -> None:
+def test_second_cancel_kills(tmp_path: Path) -> None:
     with LocalLauncher(1) as launcher:
         launcher.submit(job(tmp_path, "a", IGNORES))
         until(launcher, tmp_path / "a.log", "here")
@@ -162,7 +162,7 @@ def test_a_second_cancel_kills(tmp_path: Path) -> None:
         assert drain(launcher) == [Finished("a", -signal.SIGKILL)]
 
 
-def test_leaving_the_context_leaves_no_process_nor_its_children(tmp_path: Path) -> None:
+def test_launcher_exit_ends_all_processes_and_their_children(tmp_path: Path) -> None:
     parent = "import subprocess, sys, os\n" + (
         f"child = subprocess.Popen([sys.executable, '-c', {WAITS!r}], stdout=subprocess.DEVNULL)\n"
         "print(os.getpid(), child.pid, flush=True)\n"
@@ -200,7 +200,7 @@ def ranks(folder: Path, code: str) -> Job:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ranks_are_told_themselves(tmp_path: Path, number: int) -> None:
+def test_cancel_signals_every_rank(tmp_path: Path, number: int) -> None:
     """Their parent is left to wait for them, and one that does not listen yet is asked until it does."""
     slow = "print('up', flush=True)\nimport time; time.sleep(1)\n" + TRAINS
     with LocalLauncher(1) as launcher:
@@ -212,7 +212,7 @@ def test_ranks_are_told_themselves(tmp_path: Path, number: int) -> None:
 
 
 @pytest.mark.parametrize("twice", [True, False])
-def test_no_rank_is_left_behind(tmp_path: Path, twice: bool) -> None:
+def test_launcher_exit_ends_every_rank(tmp_path: Path, twice: bool) -> None:
     """Neither by a second cancel nor by leaving in between."""
     with LocalLauncher(1) as launcher:
         launcher.submit(ranks(tmp_path, "import signal; signal.signal(15, lambda *_: None)\n" + WAITS))
@@ -225,7 +225,7 @@ def test_no_rank_is_left_behind(tmp_path: Path, twice: bool) -> None:
 
 
 @pytest.mark.slow
-def test_two_ranks_under_torchrun_stop_behind_a_checkpoint(tmp_path: Path) -> None:
+def test_two_ranks_under_torchrun_stop_after_a_checkpoint(tmp_path: Path) -> None:
     settings = (*TINY, "train.steps=1000000", "eval.every=1000000", "train.checkpoint_every=1000000")
     words = [word for setting in settings for word in ("--set", setting)]
     flags = ("--out", str(tmp_path / "runs"), "--no-track", "--quiet")
@@ -235,7 +235,7 @@ def test_two_ranks_under_torchrun_stop_behind_a_checkpoint(tmp_path: Path) -> No
         while not any(record.last_step for record in found(tmp_path / "runs")):
             launcher.poll(0.02)
         (torchrun,) = (process.pid for _, process in launcher._running.values())
-        members = list(family(torchrun))
+        members = list(process_tree(torchrun))
         launcher.cancel(signal.SIGTERM)
         drain(launcher)
     assert len(members) >= 3 and all(map(gone, members))
@@ -280,7 +280,7 @@ def coordinator(log: Path, code: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_to_the_coordinator_stops_the_runs_softly(tmp_path: Path, number: int) -> None:
+def test_signal_to_the_coordinator_stops_runs_at_a_checkpoint(tmp_path: Path, number: int) -> None:
     process = coordinator(tmp_path / "a.log", STOPS)
     process.send_signal(number)
     said, errors = process.communicate(timeout=60)
@@ -289,7 +289,7 @@ def test_a_signal_to_the_coordinator_stops_the_runs_softly(tmp_path: Path, numbe
     assert (tmp_path / "a.log").read_text() == f"here\ngot {int(forwarded)}\n"
 
 
-def test_a_second_ctrl_c_ends_it_at_once(tmp_path: Path) -> None:
+def test_second_ctrl_c_ends_the_coordinator_immediately(tmp_path: Path) -> None:
     log = tmp_path / "a.log"
     process = coordinator(log, f"import os; print(os.getpid())\n{IGNORES}")
     process.send_signal(signal.SIGINT)
@@ -301,7 +301,7 @@ def test_a_second_ctrl_c_ends_it_at_once(tmp_path: Path) -> None:
     assert gone(int(log.read_text().split()[0]))
 
 
-def test_signal_handlers_are_given_back() -> None:
+def test_signal_handlers_are_restored() -> None:
     before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     launcher = LocalLauncher(1)
     with stop_on_signals(launcher):

@@ -1,5 +1,4 @@
-"""What runs on a node, without an engine: every signal is passed on as one wish to stop, and two attempts
-never overlap."""
+"""The node process without an engine: signals become requests to stop, and two attempts never overlap."""
 
 from __future__ import annotations
 
@@ -14,22 +13,22 @@ import pytest
 
 from harness.records.record import find_records
 from sweeps.launch.base import Job
-from sweeps.launch.handoff import Board
-from sweeps.launch.node import AGAIN, RETRIES
+from sweeps.launch.handoff import Handoff
+from sweeps.launch.node import RETRIES, RETRY
 from sweeps.launch.runner import under_torchrun
 from tests.support.runs import TINY, everything
 from tests.sweeps.test_local import TRAINS, gone
 
 
 @pytest.fixture
-def board(tmp_path: Path) -> Board:
+def handoff(tmp_path: Path) -> Handoff:
     (tmp_path / "launch").mkdir()
-    return Board(tmp_path / "launch", {"WORD": "yes"})
+    return Handoff(tmp_path / "launch", {"WORD": "yes"})
 
 
-def post(board: Board, code: str, name: str = "a") -> Path:
-    job = Job(name, (sys.executable, "-c", code), board.folder / f"{name}.log")
-    return board.table(board.post([job]))
+def post(handoff: Handoff, code: str, name: str = "a") -> Path:
+    job = Job(name, (sys.executable, "-c", code), handoff.folder / f"{name}.log")
+    return handoff.table(handoff.write_submission([job]))
 
 
 def node(table: Path, *flags: str, index: int = 0) -> subprocess.Popen[bytes]:
@@ -42,109 +41,107 @@ def until(process: subprocess.Popen[bytes], true: Callable[[], bool]) -> None:
         assert process.poll() is None
 
 
-def log(board: Board) -> str:
-    file = board.folder / "a.log"
+def log(handoff: Handoff) -> str:
+    file = handoff.folder / "a.log"
     return file.read_text() if file.exists() else ""
 
 
-def test_what_a_job_says_and_how_it_ends_is_on_the_board(board: Board) -> None:
-    assert node(post(board, "import os; print(os.environ['WORD'])")).wait() == 0
-    assert board.code("a") == 0 and log(board) == "yes\n"
-    assert node(post(board, "import sys; sys.exit(2)")).wait() == 1
-    assert board.code("a") == 2 and board.posted() == {1: ["a"], 2: ["a"]}
+def test_node_records_output_and_exit_code(handoff: Handoff) -> None:
+    assert node(post(handoff, "import os; print(os.environ['WORD'])")).wait() == 0
+    assert handoff.exit_code("a") == 0 and log(handoff) == "yes\n"
+    assert node(post(handoff, "import sys; sys.exit(2)")).wait() == 1
+    assert handoff.exit_code("a") == 2 and handoff.submissions() == {1: ["a"], 2: ["a"]}
 
 
-def test_a_job_that_has_ended_is_not_run_again(board: Board) -> None:
-    table = post(board, "print('once')")
-    assert [node(table).wait() for _ in range(2)] == [0, 0] and log(board) == "once\n"
+def test_node_does_not_rerun_an_ended_job(handoff: Handoff) -> None:
+    table = post(handoff, "print('once')")
+    assert [node(table).wait() for _ in range(2)] == [0, 0] and log(handoff) == "once\n"
 
 
-def test_a_command_that_cannot_start_has_failed(board: Board) -> None:
-    job = Job("a", (str(board.folder / "nothing"),), board.folder / "a.log")
-    assert node(board.table(board.post([job]))).wait() == 1
-    assert board.code("a") == 127 and "No such file" in log(board)
+def test_node_records_failure_when_the_command_cannot_start(handoff: Handoff) -> None:
+    job = Job("a", (str(handoff.folder / "nothing"),), handoff.folder / "a.log")
+    assert node(handoff.table(handoff.write_submission([job]))).wait() == 1
+    assert handoff.exit_code("a") == 127 and "No such file" in log(handoff)
 
 
-def test_a_job_that_is_killed_runs_again_and_no_more_than_thrice(board: Board) -> None:
-    table = post(board, "import os; os.kill(os.getpid(), 9)")
-    assert [node(table).wait() for _ in range(RETRIES + 1)] == [AGAIN] * RETRIES + [1]
-    assert board.code("a") == -signal.SIGKILL
+def test_killed_job_is_retried_at_most_three_times(handoff: Handoff) -> None:
+    table = post(handoff, "import os; os.kill(os.getpid(), 9)")
+    assert [node(table).wait() for _ in range(RETRIES + 1)] == [RETRY] * RETRIES + [1]
+    assert handoff.exit_code("a") == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(
     ("number", "status", "code"),
-    [(signal.SIGUSR1, 1, 130), (signal.SIGUSR2, AGAIN, None), (signal.SIGTERM, 128 + 15, None)],
+    [(signal.SIGUSR1, 1, 130), (signal.SIGUSR2, RETRY, None), (signal.SIGTERM, 128 + 15, None)],
 )
-def test_a_signal_becomes_a_checkpoint(board: Board, number: int, status: int, code: int | None) -> None:
-    process = node(post(board, TRAINS))
-    until(process, lambda: "here\n" in log(board))
+def test_node_turns_a_signal_into_a_checkpoint(
+    handoff: Handoff, number: int, status: int, code: int | None
+) -> None:
+    process = node(post(handoff, TRAINS))
+    until(process, lambda: "here\n" in log(handoff))
     process.send_signal(number)
-    assert process.wait() == status and log(board) == "here\ncheckpoint\n"
-    assert (board.code("a") if "a" in board.seen()[1] else None) == code
+    assert process.wait() == status and log(handoff) == "here\ncheckpoint\n"
+    assert (handoff.exit_code("a") if "a" in handoff.outcomes()[1] else None) == code
 
 
-def test_a_signal_sent_to_everybody_at_once_does_no_harm(board: Board) -> None:
+def test_signal_to_all_processes_is_harmless(handoff: Handoff) -> None:
     """As SLURM does before a preemption: the run hears it from the engine and from its node."""
     slow = TRAINS.replace("sys.exit(130)", "import time; time.sleep(1); sys.exit(130)")
-    process = node(post(board, f"import os; print(os.getpid(), flush=True)\n{slow}"))
-    until(process, lambda: "here\n" in log(board))
-    for pid in (process.pid, int(log(board).split()[0])):
+    process = node(post(handoff, f"import os; print(os.getpid(), flush=True)\n{slow}"))
+    until(process, lambda: "here\n" in log(handoff))
+    for pid in (process.pid, int(log(handoff).split()[0])):
         os.kill(pid, signal.SIGTERM)
-    assert process.wait() == 143 and log(board).endswith("here\ncheckpoint\n")
+    assert process.wait() == 143 and log(handoff).endswith("here\ncheckpoint\n")
 
 
-def test_a_run_that_has_not_begun_to_listen_is_asked_until_it_does(board: Board) -> None:
-    process = node(post(board, "print('up', flush=True); import time; time.sleep(1)\n" + TRAINS))
-    until(process, lambda: "up" in log(board))
+def test_node_repeats_the_request_until_the_run_handles_it(handoff: Handoff) -> None:
+    process = node(post(handoff, "print('up', flush=True); import time; time.sleep(1)\n" + TRAINS))
+    until(process, lambda: "up" in log(handoff))
     process.send_signal(signal.SIGUSR2)
-    assert process.wait() == AGAIN and log(board).endswith("checkpoint\n")
+    assert process.wait() == RETRY and log(handoff).endswith("checkpoint\n")
 
 
-def test_when_its_parent_dies_the_run_is_told(board: Board) -> None:
-    process = node(post(board, TRAINS))
-    until(process, lambda: "here\n" in log(board))
+def test_run_is_asked_to_stop_when_the_parent_dies(handoff: Handoff) -> None:
+    process = node(post(handoff, TRAINS))
+    until(process, lambda: "here\n" in log(handoff))
     process.stdin.close()
-    assert process.wait() == 143 and log(board).endswith("checkpoint\n")
+    assert process.wait() == 143 and log(handoff).endswith("checkpoint\n")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent died")
-def test_a_second_attempt_waits_for_what_a_killed_node_left(board: Board) -> None:
+def test_second_attempt_waits_for_the_run_of_a_killed_node(handoff: Handoff) -> None:
     slow = TRAINS.replace(
         "sys.exit(130)", "import time; time.sleep(1); print('gone', flush=True); sys.exit(130)"
     )
-    table = post(board, slow)
+    table = post(handoff, slow)
     first = node(table)
-    until(first, lambda: "here\n" in log(board))
+    until(first, lambda: "here\n" in log(handoff))
     first.kill()
     second = node(table)
-    until(second, lambda: log(board).count("here\n") == 2)
-    assert log(board) == "here\ncheckpoint\ngone\nhere\n"
+    until(second, lambda: log(handoff).count("here\n") == 2)
+    assert log(handoff) == "here\ncheckpoint\ngone\nhere\n"
     second.send_signal(signal.SIGUSR1)
     assert second.wait() == 1
 
 
-def test_a_node_that_waits_can_be_stopped(board: Board) -> None:
-    table = post(board, TRAINS)
+def test_waiting_node_can_be_stopped(handoff: Handoff) -> None:
+    table = post(handoff, TRAINS)
     first = node(table)
-    until(first, lambda: "here\n" in log(board))
+    until(first, lambda: "here\n" in log(handoff))
     waiting = node(table)
     waiting.stdin.close()
-    assert waiting.wait() == 143 and log(board) == "here\n"
+    assert waiting.wait() == 143 and log(handoff) == "here\n"
     first.send_signal(signal.SIGUSR1)
     assert first.wait() == 1
 
 
-def test_a_process_below_the_command_is_told_too(board: Board) -> None:
+def test_node_signals_descendants_of_the_command(handoff: Handoff) -> None:
     """Under torchrun the ranks write the checkpoint; their parent takes no TERM."""
-    parent = (
-        "import subprocess, sys; "
-        f"child = subprocess.run([sys.executable, '-c', {TRAINS!r}], start_new_session=True); "
-        "sys.exit(child.returncode)"
-    )
-    process = node(post(board, parent))
-    until(process, lambda: "here\n" in log(board))
+    parent = f"import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c', {TRAINS!r}], start_new_session=True).returncode)"
+    process = node(post(handoff, parent))
+    until(process, lambda: "here\n" in log(handoff))
     process.send_signal(signal.SIGUSR1)
-    assert process.wait() == 1 and log(board) == "here\ncheckpoint\n" and board.code("a") == 130
+    assert process.wait() == 1 and log(handoff) == "here\ncheckpoint\n" and handoff.exit_code("a") == 130
 
 
 HURRIED = """if True:
@@ -164,23 +161,24 @@ BUSY = """if True:
 """A run in a long evaluation: it hears TERM and does not stop, nor does the rank below it."""
 
 
-def test_a_run_that_does_not_stop_in_time_is_killed_and_runs_again(board: Board) -> None:
+def test_run_that_exceeds_the_grace_period_is_killed_and_retried(handoff: Handoff) -> None:
     """SLURM would end the job as failed. One that never gets through is not tried for ever."""
-    table = post(board, BUSY)
-    for attempt, status in enumerate([AGAIN] * RETRIES + [1], start=1):
+    table = post(handoff, BUSY)
+    for attempt, status in enumerate([RETRY] * RETRIES + [1], start=1):
         process = subprocess.Popen([sys.executable, "-c", HURRIED, str(table)])
-        until(process, lambda number=attempt: log(board).count("rank\n") == number)
+        until(process, lambda number=attempt: log(handoff).count("rank\n") == number)
         process.send_signal(signal.SIGUSR2)
         assert process.wait() == status
-    said = log(board).splitlines()
+    said = log(handoff).splitlines()
     assert (
-        said[-1] == "killed: not stopped 0.5 s after its time was up" and board.code("a") == -signal.SIGKILL
+        said[-1] == "error: killed: not stopped 0.5 s after the time limit"
+        and handoff.exit_code("a") == -signal.SIGKILL
     )
     assert all(gone(int(pid)) for line in said for pid in line.split() if pid.isdecimal())
 
 
 @pytest.mark.slow
-def test_two_ranks_stop_together_and_continue_to_the_same_bits(board: Board, tmp_path: Path) -> None:
+def test_two_ranks_stop_together_and_resume_to_the_same_bits(handoff: Handoff, tmp_path: Path) -> None:
     """A run of two processes under torchrun, told twice that its time is up."""
     words = [word for setting in (*TINY, "train.steps=120", "eval.every=60") for word in ("--set", setting)]
 
@@ -189,7 +187,9 @@ def test_two_ranks_stop_together_and_continue_to_the_same_bits(board: Board, tmp
         return under_torchrun((sys.executable, "-m", "harness.cli.main", "run", "digits", *words, *flags), 2)
 
     for name in ("calm", "wild"):
-        table = board.table(board.post([Job(name, command(name), board.folder / f"{name}.log")]))
+        table = handoff.table(
+            handoff.write_submission([Job(name, command(name), handoff.folder / f"{name}.log")])
+        )
         for step in (20, 60) if name == "wild" else ():
             process = node(table)
             until(
@@ -201,7 +201,7 @@ def test_two_ranks_stop_together_and_continue_to_the_same_bits(board: Board, tmp
                 ),
             )
             process.send_signal(signal.SIGUSR2)
-            assert process.wait() == AGAIN
-        assert node(table).wait() == 0, (board.folder / f"{name}.log").read_text()
+            assert process.wait() == RETRY
+        assert node(table).wait() == 0, (handoff.folder / f"{name}.log").read_text()
     (calm,), (wild,) = (find_records(tmp_path / name) for name in ("calm", "wild"))
     assert len(wild.environment) == 3 and everything(wild) == everything(calm)

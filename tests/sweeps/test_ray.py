@@ -17,7 +17,7 @@ import pytest
 from harness.errors import UserError
 from harness.records.record import Record
 from sweeps.launch.base import Finished, Resources, Started
-from sweeps.launch.handoff import Board
+from sweeps.launch.handoff import Handoff
 from sweeps.launch.ray import RayLauncher, in_bytes
 from tests.conftest import ROOT
 from tests.sweeps.engines import (
@@ -54,16 +54,18 @@ def cluster() -> Iterator[Any]:
 
 
 @pytest.fixture
-def board(tmp_path: Path) -> Board:
+def handoff(tmp_path: Path) -> Handoff:
     (tmp_path / "launch").mkdir()
-    return Board(tmp_path / "launch", {"ONCE": str(tmp_path / "once")})
+    return Handoff(tmp_path / "launch", {"ONCE": str(tmp_path / "once")})
 
 
-def test_jobs_run_in_order_and_a_killed_one_again(cluster: Any, board: Board, tmp_path: Path) -> None:
+def test_jobs_run_in_order_and_a_killed_one_is_retried(
+    cluster: Any, handoff: Handoff, tmp_path: Path
+) -> None:
     once = "import os, pathlib; once = pathlib.Path(os.environ['ONCE'])\n"
     code = f"{once}if not once.exists(): once.touch(); os.kill(os.getpid(), 9)\nprint('done')"
     codes = ["print('hello')", "import sys; sys.exit('broken')", "print('three')", code]
-    with RayLauncher(board, Resources(), address=cluster.address, at_a_time=1) as engine:
+    with RayLauncher(handoff, Resources(), address=cluster.address, at_a_time=1) as engine:
         for name, text in zip("abcd", codes, strict=True):
             engine.submit(job(tmp_path, name, text))
         events = drain(engine)
@@ -75,8 +77,8 @@ def test_jobs_run_in_order_and_a_killed_one_again(cluster: Any, board: Board, tm
     ]  # fmt: skip
 
 
-def test_cancel_lets_what_runs_write_a_checkpoint(cluster: Any, board: Board, tmp_path: Path) -> None:
-    with RayLauncher(board, Resources(), address=cluster.address) as engine:
+def test_cancel_lets_running_jobs_write_a_checkpoint(cluster: Any, handoff: Handoff, tmp_path: Path) -> None:
+    with RayLauncher(handoff, Resources(), address=cluster.address) as engine:
         for name in "abc":  # two find room, the third waits
             engine.submit(job(tmp_path, name, TRAINS))
         until(lambda: says(tmp_path, "a", "here") and says(tmp_path, "b", "here"), engine)
@@ -89,26 +91,26 @@ def test_cancel_lets_what_runs_write_a_checkpoint(cluster: Any, board: Board, tm
     assert not (tmp_path / "c.log").exists() and engine.stopped_by == signal.SIGINT
 
 
-def test_a_run_that_no_node_has_room_for(cluster: Any, board: Board) -> None:
+def test_run_larger_than_every_node_is_rejected(cluster: Any, handoff: Handoff) -> None:
     with (
         pytest.raises(UserError, match=r"no node of the Ray cluster has 1 CPUs and 4 GPUs for a run"),
-        RayLauncher(board, Resources(gpus=4), address=cluster.address),
+        RayLauncher(handoff, Resources(gpus=4), address=cluster.address),
     ):
         pass
 
 
-def test_no_cluster_at_an_address(board: Board) -> None:
+def test_unreachable_cluster_is_rejected(handoff: Handoff) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     with (
         pytest.raises(UserError, match=f"no Ray cluster at {address}"),
-        RayLauncher(board, Resources(), address=address),
+        RayLauncher(handoff, Resources(), address=address),
     ):
         pass
 
 
-def test_sizes_of_memory() -> None:
+def test_memory_sizes() -> None:
     assert [in_bytes(size) for size in (None, "16G", "512M", "3", "1t")] == [
         None,
         2**34,
@@ -116,7 +118,7 @@ def test_sizes_of_memory() -> None:
         3 * 2**20,
         2**40,
     ]
-    with pytest.raises(UserError, match="--mem lots is no size of memory"):
+    with pytest.raises(UserError, match="--mem lots is not a size"):
         in_bytes("lots")
 
 
@@ -124,12 +126,12 @@ OWN = """if True:
     import json, sys
     from pathlib import Path
     from sweeps.launch.base import Resources
-    from sweeps.launch.handoff import Board
+    from sweeps.launch.handoff import Handoff
     from sweeps.launch.ray import RayLauncher
     from tests.sweeps.engines import drain, job, listening
 
     folder = Path(sys.argv[1])
-    with RayLauncher(Board(folder / "launch"), Resources()) as engine:
+    with RayLauncher(Handoff(folder / "launch"), Resources()) as engine:
         engine.submit(job(folder, "a", "print('hello')"))
         last = drain(engine)[-1]
         print(json.dumps(listening()), last, sep="\\n")
@@ -137,7 +139,7 @@ OWN = """if True:
 
 
 @pytest.mark.slow
-def test_a_cluster_of_our_own_is_on_the_loopback_alone(board: Board, tmp_path: Path) -> None:
+def test_local_cluster_listens_on_the_loopback_only(handoff: Handoff, tmp_path: Path) -> None:
     """In a process of its own: Ray decides where it listens when it is imported."""
     done = subprocess.run([sys.executable, "-c", OWN, tmp_path], capture_output=True, text=True, cwd=ROOT)
     addresses, last = done.stdout.splitlines()
@@ -149,7 +151,7 @@ def test_a_cluster_of_our_own_is_on_the_loopback_alone(board: Board, tmp_path: P
 
 
 @pytest.mark.slow
-def test_a_disturbed_study_ends_with_the_bits_of_a_calm_one(cluster: Any, tmp_path: Path) -> None:
+def test_disturbed_study_has_the_bits_of_an_undisturbed_one(cluster: Any, tmp_path: Path) -> None:
     """One run is killed, the node of another is taken away, and the coordinator is killed."""
     study, calm, wild = tmp_path / "study.toml", tmp_path / "calm", tmp_path / "wild"
     study.write_text(STUDY)
@@ -174,7 +176,7 @@ def test_a_disturbed_study_ends_with_the_bits_of_a_calm_one(cluster: Any, tmp_pa
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_in_checkpoints(cluster: Any, tmp_path: Path) -> None:
+def test_ctrl_c_writes_checkpoints(cluster: Any, tmp_path: Path) -> None:
     study, out = tmp_path / "study.toml", tmp_path / "out"
     study.write_text(STUDY)
     coordinator = sweep(study, out, "--launcher", "ray", "--threads", "1", "--address", cluster.address)

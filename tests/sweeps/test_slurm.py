@@ -1,4 +1,4 @@
-"""The SLURM launcher on a SLURM of our own: a controller and a node daemon, real queues, real signals."""
+"""The SLURM launcher on a private SLURM: a controller and a node daemon, real queues, real signals."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from harness.errors import UserError
 from harness.records.record import Record
 from sweeps.launch.base import Finished, Resources, Started
-from sweeps.launch.handoff import Board
+from sweeps.launch.handoff import Handoff
 from sweeps.launch.slurm import SlurmLauncher
 from tests.sweeps.engines import (
     STUDY,
@@ -40,22 +40,21 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture
-def board(cluster: None, tmp_path: Path) -> Board:
+def handoff(cluster: None, tmp_path: Path) -> Handoff:
     (tmp_path / "launch").mkdir()
-    return Board(tmp_path / "launch", {"ONCE": str(tmp_path / "once")})
+    return Handoff(tmp_path / "launch", {"ONCE": str(tmp_path / "once")})
 
 
-def launcher(board: Board, **options: object) -> SlurmLauncher:
-    return SlurmLauncher(board, Resources(), every=0.3, **options)
+def launcher(handoff: Handoff, **options: object) -> SlurmLauncher:
+    return SlurmLauncher(handoff, Resources(), every=0.3, **options)
 
 
-def test_an_array_runs_in_order_and_a_killed_job_again(board: Board, tmp_path: Path) -> None:
-    """Of four jobs on one core at a time: the second fails, the last is killed once, and SLURM runs it again,
-    it alone."""
+def test_array_runs_in_order_and_a_killed_job_is_retried(handoff: Handoff, tmp_path: Path) -> None:
+    """Of four jobs on one core at a time: the second fails, the last is killed once, and SLURM runs it again, it alone."""
     once = "import os, pathlib; once = pathlib.Path(os.environ['ONCE'])\n"
     code = f"{once}if not once.exists(): once.touch(); os.kill(os.getpid(), 9)\nprint('done')"
     codes = ["print('hello')", "import sys; sys.exit('broken')", "print('three')", code]
-    with launcher(board, at_a_time=1) as engine:
+    with launcher(handoff, at_a_time=1) as engine:
         for name, text in zip("abcd", codes, strict=True):
             engine.submit(job(tmp_path, name, text))
         events = drain(engine)
@@ -65,19 +64,16 @@ def test_an_array_runs_in_order_and_a_killed_job_again(board: Board, tmp_path: P
     assert [(tmp_path / f"{name}.log").read_text() for name in "abcd"] == [
         "hello\n", "broken\n", "three\n", "done\n",
     ]  # fmt: skip
-    assert not list(board.folder.glob("*.pkl"))  # nothing was pickled
+    assert not list(handoff.folder.glob("*.pkl"))  # nothing was pickled
 
 
-def test_jobs_of_a_coordinator_that_died_are_followed_not_doubled(board: Board, tmp_path: Path) -> None:
-    waits = (
-        "import pathlib, time\nprint('here', flush=True)\n"
-        f"while not pathlib.Path({str(tmp_path)!r}, 'go').exists(): time.sleep(0.05)"
-    )
-    with launcher(board, at_a_time=1) as first:
+def test_jobs_of_a_dead_coordinator_are_adopted(handoff: Handoff, tmp_path: Path) -> None:
+    waits = f"import pathlib, time\nprint('here', flush=True)\nwhile not pathlib.Path({str(tmp_path)!r}, 'go').exists(): time.sleep(0.05)"
+    with launcher(handoff, at_a_time=1) as first:
         for name in "ab":
             first.submit(job(tmp_path, name, waits))
         until(lambda: says(tmp_path, "a", "here"), first)
-    with launcher(board, at_a_time=1) as second:
+    with launcher(handoff, at_a_time=1) as second:
         assert [second.holds(name) for name in "abc"] == [True, True, False]
         for name in "abc":
             second.submit(job(tmp_path, name, waits))
@@ -87,13 +83,13 @@ def test_jobs_of_a_coordinator_that_died_are_followed_not_doubled(board: Board, 
         "abc", 0
     )
     assert [(tmp_path / f"{name}.log").read_text() for name in "abc"] == ["here\n"] * 3
-    assert board.posted() == {1: ["a", "b"], 2: ["c"]}
+    assert handoff.submissions() == {1: ["a", "b"], 2: ["c"]}
 
 
-def test_cancel_takes_back_what_waits_and_lets_the_rest_write_a_checkpoint(
-    board: Board, tmp_path: Path
+def test_cancel_removes_waiting_jobs_and_lets_running_ones_write_a_checkpoint(
+    handoff: Handoff, tmp_path: Path
 ) -> None:
-    with launcher(board, at_a_time=1) as engine:
+    with launcher(handoff, at_a_time=1) as engine:
         for name in "ab":
             engine.submit(job(tmp_path, name, TRAINS))
         until(lambda: says(tmp_path, "a", "here"), engine)
@@ -104,40 +100,39 @@ def test_cancel_takes_back_what_waits_and_lets_the_rest_write_a_checkpoint(
     assert engine.stopped_by == signal.SIGINT
 
 
-def test_a_job_that_slurm_ends_says_so_in_its_log(board: Board, tmp_path: Path) -> None:
-    with launcher(board) as engine:
+def test_job_ended_by_slurm_has_the_state_in_its_log(handoff: Handoff, tmp_path: Path) -> None:
+    with launcher(handoff) as engine:
         engine.submit(job(tmp_path, "a", TRAINS))
         until(lambda: says(tmp_path, "a", "here"), engine)
-        subprocess.run(["scancel", f"--jobname={board.label}-1"], check=True)
+        subprocess.run(["scancel", f"--jobname={handoff.label}-1"], check=True)
         assert drain(engine)[-1] == Finished("a", 1)
-    assert (tmp_path / "a.log").read_text() == "here\ncheckpoint\nSLURM ended this job: CANCELLED\n"
+    assert (tmp_path / "a.log").read_text() == "here\ncheckpoint\nerror: SLURM ended this job: CANCELLED\n"
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [({"partition": "nowhere"}, "invalid partition"), ({"nonsense": "1"}, "unrecognized option")],
 )
-def test_what_slurm_refuses_is_the_users_mistake(
-    board: Board, tmp_path: Path, options: dict[str, str], said: str
+def test_rejection_by_slurm_is_a_user_error(
+    handoff: Handoff, tmp_path: Path, options: dict[str, str], said: str
 ) -> None:
     with (
-        pytest.raises(UserError, match=f"(?i)SLURM refused the jobs: .*{said}"),
-        launcher(board, options=options) as engine,
+        pytest.raises(UserError, match=f"(?i)SLURM rejected the jobs: .*{said}"),
+        launcher(handoff, options=options) as engine,
     ):
         engine.submit(job(tmp_path, "a", "pass"))
         engine.poll()
 
 
-def test_where_no_slurm_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_slurm_is_a_user_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="no SLURM here"):
-        SlurmLauncher(Board(tmp_path), Resources())
+    with pytest.raises(UserError, match="no SLURM on this machine"):
+        SlurmLauncher(Handoff(tmp_path), Resources())
 
 
 @pytest.mark.slow
-def test_a_disturbed_study_ends_with_the_bits_of_a_calm_one(cluster: None, tmp_path: Path) -> None:
-    """One run is killed, one is sent back to the queue, one is preempted by an urgent job, and the
-    coordinator is killed."""
+def test_disturbed_study_has_the_bits_of_an_undisturbed_one(cluster: None, tmp_path: Path) -> None:
+    """One run is killed, one is sent back to the queue, one is preempted by an urgent job, and the coordinator is killed."""
     study, calm, wild = tmp_path / "study.toml", tmp_path / "calm", tmp_path / "wild"
     study.write_text(STUDY)
     assert sweep(study, calm, "--slots", "2", "--threads", "1").wait(600) == 0
@@ -163,7 +158,7 @@ def test_a_disturbed_study_ends_with_the_bits_of_a_calm_one(cluster: None, tmp_p
 
 
 @pytest.mark.slow
-def test_ctrl_c_and_a_time_limit_end_in_checkpoints(cluster: None, tmp_path: Path) -> None:
+def test_ctrl_c_and_a_time_limit_write_checkpoints(cluster: None, tmp_path: Path) -> None:
     study, out = tmp_path / "study.toml", tmp_path / "out"
     study.write_text(STUDY)
     coordinator = sweep(study, out, "--launcher", "slurm", "--threads", "1")
@@ -185,13 +180,13 @@ def test_ctrl_c_and_a_time_limit_end_in_checkpoints(cluster: None, tmp_path: Pat
 
 def _task(run: str, out: Path) -> str:
     """SLURM's name for the task of a run in the first submission."""
-    board = Board(out / "launch")
+    handoff = Handoff(out / "launch")
     shown = subprocess.run(
-        ["squeue", "--noheader", "--array", f"--name={board.label}-1", "--format=%K %F"],
+        ["squeue", "--noheader", "--array", f"--name={handoff.label}-1", "--format=%K %F"],
         capture_output=True,
         text=True,
         check=True,
     ).stdout
-    index = board.posted()[1].index(run)
+    index = handoff.submissions()[1].index(run)
     number = dict(line.split() for line in shown.splitlines())[str(index)]
     return f"{number}_{index}"

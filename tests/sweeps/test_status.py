@@ -1,4 +1,4 @@
-"""Status, retry and diff of studies, on folders that sweeps have left."""
+"""Status, retry and diff of studies, on folders written by sweeps."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from click.testing import CliRunner, Result
 
 from harness.cli.main import cli
 from harness.records.record import Record
-from sweeps.plan.plan import whole_plan, write_plan
+from sweeps.plan.plan import make_plan
 from sweeps.plan.status import difference
 from sweeps.plan.study import load_study
+from sweeps.plan.study_folder import write_plan
 
 STUDY = """name = "small"
 base = "digits"
@@ -43,20 +44,20 @@ def study(tmp_path: Path) -> Path:
     return file
 
 
-def test_status_before_during_and_after(study: Path, tmp_path: Path) -> None:
+def test_status_before_during_and_after_a_sweep(study: Path, tmp_path: Path) -> None:
     """Missing, then one failed with its last line, then retried: the failed one alone is done."""
-    out, whole = tmp_path / "out", whole_plan(load_study(str(study)))
-    cells = whole.cells
+    out, whole = tmp_path / "out", make_plan(load_study(str(study)))
+    planned_runs = whole.runs
     write_plan(load_study(str(study)), whole, out)
     told = json.loads(flowrace("status", out, "--json").output)
     assert told["counts"] == {"missing": 3, "excluded": 1}
     assert told["runs"][-1] == {
         "id": None, "label": "self_flow seed 1", "status": "excluded", "step": 0, "reason": "too dear",
     }  # fmt: skip
-    assert flowrace("retry", out).output == f"nothing failed or stopped in {out}\n"
-    failed = out / cells[1].id
+    assert flowrace("retry", out).output == f"no failed or stopped run in {out}\n"
+    failed = out / planned_runs[1].id
     failed.mkdir()
-    (failed / "spec.toml").write_text(cells[1].spec.to_toml())
+    (failed / "spec.toml").write_text(planned_runs[1].spec.to_toml())
     (failed / "failed").write_text(json.dumps({"reason": "loss is nan at step 1"}))
     assert Record(failed).status == "failed"
     shown = flowrace("status", out).output
@@ -74,25 +75,25 @@ def test_status_before_during_and_after(study: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "holds no study: plan.json is not there"),
+        (None, "holds no study: no plan.json in it"),
         ("[1]", "is not a plan"),
         ('{"runs": [{}]}', "is not a plan"),
     ],
 )
-def test_a_folder_that_is_no_study(content: str | None, message: str, tmp_path: Path) -> None:
+def test_folder_without_a_study_is_rejected(content: str | None, message: str, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "plan.json").write_text(content)
     result = flowrace("status", tmp_path)
     assert result.exit_code != 0 and message in str(result.exception)
 
 
-def test_a_folder_that_holds_a_search(tmp_path: Path) -> None:
+def test_folder_of_a_search_names_the_command(tmp_path: Path) -> None:
     (tmp_path / "tune.toml").touch()
     result = flowrace("status", tmp_path)
     assert f"flowrace tune {tmp_path / 'tune.toml'} --out {tmp_path}" in str(result.exception)
 
 
-def test_diff_of_a_study_that_has_grown(study: Path, tmp_path: Path) -> None:
+def test_study_diff_lists_added_runs(study: Path, tmp_path: Path) -> None:
     grown = tmp_path / "grown.toml"
     grown.write_text(STUDY.replace("seed = [0, 1]", "seed = [0, 1, 2]"))
     found = json.loads(flowrace("study", "diff", study, grown, "--json").output)
@@ -101,6 +102,6 @@ def test_diff_of_a_study_that_has_grown(study: Path, tmp_path: Path) -> None:
     assert "only in" in flowrace("study", "diff", study, grown).output
 
 
-def test_difference_is_by_id() -> None:
+def test_difference_compares_ids() -> None:
     a, b = [{"id": "1", "label": "x"}, {"id": "2", "label": "y"}], [{"id": "2", "label": "other words"}]
     assert difference(a, b) == {"both": ["y"], "only_a": ["x"], "only_b": []}

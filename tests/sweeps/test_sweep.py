@@ -1,4 +1,4 @@
-"""The command from its first start to its report, with stub runs that write records as real ones do."""
+"""The sweep command from its first start to its report, with stub runs that write real records."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from harness.records.record import Record
 from sweeps.cli.sweep import sweep
 from sweeps.launch.base import Job
 from sweeps.launch.local import LocalLauncher
-from sweeps.launch.runner import Race, run_command
-from sweeps.plan.plan import Cell
-from tests.sweeps.conftest import STUDY, cells, starts, stub_command
+from sweeps.launch.runner import StudyRunner, run_command
+from sweeps.plan.plan import PlannedRun
+from tests.sweeps.conftest import STUDY, planned_runs, starts, stub_command
 
 
 def run(study: Path, *options: str, track: bool = False, report: bool = False) -> Result:
@@ -34,10 +34,10 @@ def run(study: Path, *options: str, track: bool = False, report: bool = False) -
     return result
 
 
-def test_every_run_is_done_once_and_nothing_is_started_again(study: Path, tmp_path: Path) -> None:
+def test_sweep_runs_every_run_once(study: Path, tmp_path: Path) -> None:
     first = run(study, "--slots", "2")
     directory = tmp_path / "runs" / "tiny"
-    ids = [cell.id for cell in cells(study)]
+    ids = [planned.id for planned in planned_runs(study)]
     assert first.exit_code == 0, first.output
     assert sorted(path.name for path in directory.glob("????????????")) == sorted(ids)
     assert all(Record(directory / run).status == "done" for run in ids)
@@ -46,7 +46,7 @@ def test_every_run_is_done_once_and_nothing_is_started_again(study: Path, tmp_pa
     assert starts(directory) == Counter(ids)
 
 
-def test_a_grown_study_starts_only_what_is_new(study: Path, tmp_path: Path) -> None:
+def test_sweep_of_a_grown_study_starts_only_new_runs(study: Path, tmp_path: Path) -> None:
     run(study)
     study.write_text(STUDY.replace("[0, 1]", "[0, 1, 2]"))
     result = run(study)
@@ -57,29 +57,29 @@ def test_a_grown_study_starts_only_what_is_new(study: Path, tmp_path: Path) -> N
     )
 
 
-def test_each_run_gets_its_share_of_threads(study: Path, tmp_path: Path) -> None:
+def test_runs_share_the_threads(study: Path, tmp_path: Path) -> None:
     run(study, "--threads", "3", "--out", str(tmp_path / "x"))
     specs = [Record(path).spec for path in (tmp_path / "x").glob("????????????")]
     assert [spec["runtime"]["threads"] for spec in specs] == [3] * 4
 
 
 @pytest.mark.parametrize("mode", ["fail=repa", "fail=repa:log"])
-def test_a_failed_run_stops_no_other_and_is_started_again(
+def test_failed_run_stops_no_other_and_is_retried(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
     monkeypatch.setenv("STUB", mode)
     result = run(study)
     assert result.exit_code == 1
-    for cell in cells(study):
-        failed = cell.spec.method.name == "repa"
-        assert (Record(tmp_path / "runs/tiny" / cell.id).status == "done") != failed
-        assert (f"{cell.label} ({cell.id}) failed: the loss is not finite" in result.stdout) == failed
+    for planned in planned_runs(study):
+        failed = planned.spec.method.name == "repa"
+        assert (Record(tmp_path / "runs/tiny" / planned.id).status == "done") != failed
+        assert (f"{planned.label} ({planned.id}) failed: the loss is not finite" in result.stdout) == failed
     monkeypatch.delenv("STUB")
     mended = run(study)
     assert mended.exit_code == 0 and mended.stderr.count("started") == 2
 
 
-def test_a_run_that_is_killed_is_named_so(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_run_is_reported_with_its_signal(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kill = "import os; print('a last word', flush=True); os.kill(os.getpid(), 9)"
     monkeypatch.setattr(
         "sweeps.launch.runner.run_command", lambda spec, directory: (sys.executable, "-c", kill)
@@ -101,12 +101,12 @@ def test_results_as_json(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert result["runs"][1]["reason"] == "the loss is not finite" and result["report"] is None
 
 
-def test_dry_run_tells_standing_and_cost_and_writes_nothing(study: Path, tmp_path: Path) -> None:
+def test_dry_run_prints_status_and_cost_and_writes_nothing(study: Path, tmp_path: Path) -> None:
     described = json.loads(run(study, "--dry-run", "--json").stdout)
     assert not (tmp_path / "runs").exists()
-    planned = cells(study)
-    assert [r["id"] for r in described["runs"]] == [cell.id for cell in planned]
-    assert [r["flops"] for r in described["runs"]] == [count_spec(cell.spec).total for cell in planned]
+    planned = planned_runs(study)
+    assert [r["id"] for r in described["runs"]] == [planned.id for planned in planned]
+    assert [r["flops"] for r in described["runs"]] == [count_spec(planned.spec).total for planned in planned]
     assert {r["status"] for r in described["runs"]} == {"missing"}
     assert (
         described["flops"]["left"]
@@ -115,10 +115,12 @@ def test_dry_run_tells_standing_and_cost_and_writes_nothing(study: Path, tmp_pat
     )
 
 
-def test_dry_run_of_a_study_half_way(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dry_run_of_a_half_finished_study(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("STUB", "fail=repa")
     run(study)
-    stopped = cells(study)[1]
+    stopped = planned_runs(study)[1]
     folder = tmp_path / "runs" / "tiny" / stopped.id
     (folder / "failed").unlink()
     (folder / "events.jsonl").write_text(
@@ -126,16 +128,14 @@ def test_dry_run_of_a_study_half_way(study: Path, tmp_path: Path, monkeypatch: p
     )
     described = json.loads(run(study, "--dry-run", "--json").stdout)
     assert [r["status"] for r in described["runs"]] == ["done", "stopped", "done", "failed"]
-    half, whole = (count_spec(cell.spec).total for cell in (stopped, stopped))
+    half, whole = (count_spec(planned.spec).total for planned in (stopped, stopped))
     assert described["flops"]["left"] == round(half * 0.5) + whole
     shown = run(study, "--dry-run").stdout
     assert f"{stopped.id}  0     repa         stopped at step 3" in shown
     assert "4 runs: 2 done, 1 stopped, 1 failed" in shown
 
 
-def test_the_report_is_written_last_and_its_path_is_the_last_line(
-    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_report_path_is_the_last_line(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def write_report(directories: list[Path], output: Path) -> Any:
@@ -148,7 +148,7 @@ def test_the_report_is_written_last_and_its_path_is_the_last_line(
     assert asked == [([Path("runs/tiny")], Path("runs/tiny/report.html"))]
 
 
-def test_without_a_run_that_is_done_there_is_no_report(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_report_without_a_finished_run(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "reports.pages.page", None)  # importing it fails
     monkeypatch.setattr(
         "sweeps.launch.runner.run_command", lambda spec, directory: (sys.executable, "-c", "1 / 0")
@@ -157,7 +157,7 @@ def test_without_a_run_that_is_done_there_is_no_report(study: Path, monkeypatch:
     assert result.exit_code == 1 and result.stdout.count("failed: ZeroDivisionError: division by zero") == 4
 
 
-def test_runs_are_mirrored_as_they_end_and_a_lost_store_heals(study: Path, tmp_path: Path) -> None:
+def test_runs_are_mirrored_as_they_end_and_a_lost_store_is_rebuilt(study: Path, tmp_path: Path) -> None:
     assert run(study, track=True).exit_code == 0
 
     def stored(store: str = "mlflow.db") -> tuple[list[str], int]:
@@ -173,20 +173,20 @@ def test_runs_are_mirrored_as_they_end_and_a_lost_store_heals(study: Path, tmp_p
     assert stored("other.db") == (["FINISHED"] * 5, 4 * 6)
 
 
-def test_a_store_that_was_asked_for_must_be_there(study: Path, tmp_path: Path) -> None:
+def test_named_store_must_exist(study: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot mirror into nonsense://x"):
         run(study, "--track", "nonsense://x", track=True)
     assert not (tmp_path / "runs").exists()
 
 
-def test_without_mlflow_runs_go_on(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_continue_without_mlflow(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.records.mlflow_store.find_spec", lambda name: None)
     result = run(study, track=True)
     assert result.exit_code == 0
     assert result.stderr.count("not tracked: MLflow is not installed") == 1
 
 
-def test_a_mirror_that_fails_in_between_stops_no_run(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_mirror_stops_no_run(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any, **__: Any) -> None:
         raise UserError("the server is gone")
 
@@ -201,11 +201,11 @@ class Taker:
     def __init__(self, foreign: subprocess.Popen[Any]) -> None:
         self.foreign, self.said = foreign, []
 
-    def started(self, cell: Cell) -> None:
-        self.said.append(f"started {cell.label}")
+    def started(self, planned: PlannedRun) -> None:
+        self.said.append(f"started {planned.label}")
 
-    def finished(self, cell: Cell, failure: str | None) -> None:
-        self.said.append(f"{cell.label} {failure or 'done'}")
+    def finished(self, planned: PlannedRun, failure: str | None) -> None:
+        self.said.append(f"{planned.label} {failure or 'done'}")
 
     def stopping(self) -> None:
         self.said.append("stopping")
@@ -216,11 +216,11 @@ class Taker:
             self.foreign.wait()
 
 
-def test_a_run_at_work_elsewhere_is_waited_for_and_taken_over(
+def test_run_of_another_process_is_waited_for_and_taken_over(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The runs of a sweep that was killed go on; the next sweep starts none of them twice."""
-    one, _, other, _ = cells(study)
+    one, _, other, _ = planned_runs(study)
     spec = tmp_path / f"{one.id}.toml"
     spec.write_text(one.spec.to_toml())
     foreign = subprocess.Popen(stub_command(spec, tmp_path), env={**os.environ, "STUB": "wait"})
@@ -228,7 +228,7 @@ def test_a_run_at_work_elsewhere_is_waited_for_and_taken_over(
         assert foreign.poll() is None
     watcher, done = Taker(foreign), []
     with LocalLauncher(1) as launcher:
-        race = Race([one, other], tmp_path, launcher, watcher, done.append)
+        race = StudyRunner([one, other], tmp_path, launcher, watcher, done.append)
         race.run()
     assert watcher.said == [
         f"started {other.label}",
@@ -240,34 +240,34 @@ def test_a_run_at_work_elsewhere_is_waited_for_and_taken_over(
     assert [event["step"] for event in Record(tmp_path / one.id).of("train")] == [1, 2, 3, 4, 5, 6]
 
 
-def test_one_sweep_at_a_time_in_a_folder(study: Path, tmp_path: Path) -> None:
-    from sweeps.plan.study_folder import alone_in
+def test_second_sweep_in_a_folder_is_rejected(study: Path, tmp_path: Path) -> None:
+    from sweeps.plan.study_folder import study_lock
 
     with (
-        alone_in(tmp_path / "runs" / "tiny"),
+        study_lock(tmp_path / "runs" / "tiny"),
         pytest.raises(UserError, match=f"in use by process {os.getpid()} on"),
     ):
         run(study)
     assert run(study).exit_code == 0
 
 
-def test_a_folder_that_cannot_be_written(study: Path, tmp_path: Path) -> None:
+def test_unwritable_folder_is_a_user_error(study: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write the folder"):
         run(study, "--out", str(tmp_path / "file" / "x"))
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_job_tells_its_ranks(study: Path, tmp_path: Path, processes: int) -> None:
+def test_job_has_the_number_of_ranks(study: Path, tmp_path: Path, processes: int) -> None:
     """So that a launcher stops them, not torchrun."""
     jobs: list[Job] = []
     never = types.SimpleNamespace(active=False, stopped_by=None, submit=jobs.append, holds=lambda name: False)
-    Race(cells(study), tmp_path, never, None, print, processes=processes).run()
+    StudyRunner(planned_runs(study), tmp_path, never, None, print, processes=processes).run()
     assert [job.ranks for job in jobs] == [processes] * 4
     assert all(("torch.distributed.run" in job.command) == (processes == 2) for job in jobs)
 
 
-def test_the_command_line_of_a_run() -> None:
+def test_command_line_of_a_run() -> None:
     command = run_command(Path("x/specs/abc.toml"), Path("x"))
     assert command == (
         sys.executable, "-m", "harness.cli.main", "run", "x/specs/abc.toml", "--out", "x", "--no-track",
@@ -275,7 +275,7 @@ def test_the_command_line_of_a_run() -> None:
     )  # fmt: skip
 
 
-def test_help_and_mistakes_need_no_torch() -> None:
+def test_help_and_errors_import_no_torch() -> None:
     code = """if True:
         import sys
         from harness.cli.main import main

@@ -1,4 +1,4 @@
-"""A sweep that is told to stop, or loses its terminal, with stub runs that wait."""
+"""A sweep that is stopped by a signal or loses its terminal, with stub runs that wait."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from harness.records.record import Record, lock_holder
-from tests.sweeps.conftest import STUB, cells, starts
+from tests.sweeps.conftest import STUB, planned_runs, starts
 
 INTERRUPTED = """if True:
     import sys
@@ -25,7 +25,7 @@ INTERRUPTED = """if True:
 """
 
 
-def test_ctrl_c_stops_softly_and_the_same_command_continues(study: Path, tmp_path: Path) -> None:
+def test_ctrl_c_stops_at_a_checkpoint_and_the_same_command_resumes(study: Path, tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-c",
@@ -42,27 +42,26 @@ def test_ctrl_c_stops_softly_and_the_same_command_continues(study: Path, tmp_pat
         command, env={**os.environ, "STUB": "wait"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     directory = tmp_path / "runs" / "tiny"
-    running = [directory / "logs" / f"{cell.id}.log" for cell in cells(study)[:2]]
+    running = [directory / "logs" / f"{planned.id}.log" for planned in planned_runs(study)[:2]]
     while not all(log.exists() and "waiting" in log.read_text() for log in running):
         assert process.poll() is None, process.communicate()
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 130 and "stopped; the same command continues" in said
+    assert process.returncode == 130 and "stopped; rerun the same command to resume" in said
     assert [log.read_text() for log in running] == ["waiting\nstopped by SIGINT\n"] * 2
     assert len(starts(directory)) == 2
 
     again = subprocess.run(command, env={**os.environ, "STUB": ""}, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
-    for cell in cells(study):
-        record = Record(directory / cell.id)
+    for planned in planned_runs(study):
+        record = Record(directory / planned.id)
         assert record.status == "done" and [e["step"] for e in record.of("train")] == [1, 2, 3, 4, 5, 6]
     assert sorted(starts(directory).values()) == [1, 1, 2, 2]
 
 
 @pytest.mark.parametrize("told", [True, False])
-def test_closing_the_terminal_stops_the_runs_softly(study: Path, tmp_path: Path, told: bool) -> None:
-    """With the hang-up that a closed window sends; without it (`disown`) the sweep goes on to its end, in
-    silence."""
+def test_closing_the_terminal_stops_runs_at_a_checkpoint(study: Path, tmp_path: Path, told: bool) -> None:
+    """With the hang-up that a closed window sends; without it (`disown`) the sweep goes on to its end, in silence."""
     command = [
         sys.executable,
         "-c",
@@ -79,12 +78,12 @@ def test_closing_the_terminal_stops_the_runs_softly(study: Path, tmp_path: Path,
         signal.signal(signal.SIGHUP, signal.SIG_DFL if told else signal.SIG_IGN)
         os.execve(sys.executable, [*command, "--no-report"], {**os.environ, "STUB": "wait"})
     directory = tmp_path / "runs" / "tiny"
-    logs = [directory / "logs" / f"{cell.id}.log" for cell in cells(study)]
+    logs = [directory / "logs" / f"{planned.id}.log" for planned in planned_runs(study)]
     while not all(log.exists() and "waiting" in log.read_text() for log in logs):
         read(terminal)
     os.close(terminal)
-    for cell in () if told else cells(study):
-        run = int(lock_holder(directory / cell.id).split()[1])
+    for planned in () if told else planned_runs(study):
+        run = int(lock_holder(directory / planned.id).split()[1])
         os.kill(run, signal.SIGTERM)
         while Path(f"/proc/{run}").exists():  # until the sweep has taken notice
             pass

@@ -1,4 +1,4 @@
-"""The tables of a sweep: what they count, against counting every run for itself."""
+"""The FLOPs in the tables of a sweep, against counting every run separately."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import harness.costs.flops
 from sweeps.plan.budget import count_flops
-from sweeps.plan.plan import plan
+from sweeps.plan.plan import make_plan
 from sweeps.plan.study import load_study
 
 STUDY = """
@@ -22,14 +22,12 @@ method = [{ name = "flow" }, { name = "self_flow" }, { name = "self_flow", mask_
 """
 
 
-def test_every_run_has_the_count_of_its_own_spec_and_rates_and_seeds_are_not_counted_again(
-    tmp_path: Path, monkeypatch
-) -> None:
+def test_flops_are_those_of_each_spec_and_counted_once_per_architecture(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "study.toml").write_text(STUDY)
-    cells = plan(load_study(str(tmp_path / "study.toml")))
-    alone = {cell.id: harness.costs.flops.count_spec(cell.spec).total for cell in cells}
+    planned_runs = make_plan(load_study(str(tmp_path / "study.toml"))).runs
+    alone = {planned.id: harness.costs.flops.count_spec(planned.spec).total for planned in planned_runs}
 
     calls, count = [], harness.costs.flops.count_spec
     monkeypatch.setattr(harness.costs.flops, "count_spec", lambda spec: calls.append(spec) or count(spec))
-    assert count_flops(cells) == alone
+    assert count_flops(planned_runs) == alone
     assert len(calls) == 3 * 2  # method settings x steps

@@ -1,5 +1,4 @@
-"""Tuning on equal terms: equal budgets, seeds apart, and a history that no kill changes. Runs are records
-without a network."""
+"""Tuning on equal budgets and separate seeds, with a history that no kill changes. Runs are records without a network."""
 
 from __future__ import annotations
 
@@ -27,12 +26,12 @@ from harness.records.record import Record, RecordWriter
 from reports.audit.inputs.claim import Claim, read_tuning
 from reports.audit.inputs.run_log import Logs
 from reports.audit.preconditions import comparable
-from sweeps.plan.plan import Cell, plan
+from sweeps.plan.plan import PlannedRun, make_plan
 from sweeps.plan.search_space import Dimension
 from sweeps.plan.study import Study, load_study
-from sweeps.tune.results import interval, winner, write_all
-from sweeps.tune.trial_log import JOURNAL, Journal
-from sweeps.tune.tuner import Tuner, Unfinished, grid, steps_within, tune, tuner_of
+from sweeps.tune.results import best_trial, interval, write_results
+from sweeps.tune.trial_log import TRIAL_LOG, TrialLog
+from sweeps.tune.tuner import TuningStudy, Unfinished, grid, make_tuning_study, steps_within, tune
 
 RATE = {"low": 1e-3, "high": 1e-2, "log": True}
 TABLE: dict[str, Any] = {
@@ -52,70 +51,70 @@ def study(folder: Path, **changes: Any) -> Study:
     return load_study(str(file))
 
 
-def tuned(folder: Path, **tune_changes: Any) -> Tuner:
-    return tuner_of(study(folder, tune=TABLE["tune"] | tune_changes), folder / "out")
+def tuned(folder: Path, **tune_changes: Any) -> TuningStudy:
+    return make_tuning_study(study(folder, tune=TABLE["tune"] | tune_changes), folder / "out")
 
 
-def value(cell: Cell) -> float:
+def value(planned: PlannedRun) -> float:
     """A bowl in the logarithm of the rate, moved by the seed; the same for every method."""
-    rate = cell.spec.train.learning_rate
-    return 5 + math.log(rate / 3e-3) ** 2 + 0.1 * (cell.spec.seed % 10)
+    rate = planned.spec.train.learning_rate
+    return 5 + math.log(rate / 3e-3) ** 2 + 0.1 * (planned.spec.seed % 10)
 
 
-def finish(cell: Cell, folder: Path, mean: float | None) -> None:
+def finish(planned: PlannedRun, folder: Path, mean: float | None) -> None:
     """The record of a run that ended with a value; with None, of one whose loss was not finite."""
-    with RecordWriter(folder / cell.id) as record:
-        record.write_spec(cell.spec.to_toml())
+    with RecordWriter(folder / planned.id) as record:
+        record.write_spec(planned.spec.to_toml())
         record.begin({"started": 0}, after_step=0)
         if mean is None:
             return record.fail({"reason": "the loss is not finite at step 3"})
         metrics = {"fd:local": {"mean": mean, "low": None, "high": None, "n": 24}}
-        step = cell.spec.train.steps
+        step = planned.spec.train.steps
         record.append({"kind": "eval", "step": step, "images": 8 * step, "metrics": metrics, "protocol": "p"})
         record.finish({})
 
 
 class Runs:
-    """Finishes every cell that is not done, and remembers which."""
+    """Finishes every planned run that is not done, and remembers which."""
 
     def __init__(self, folder: Path, values: Any = value) -> None:
         self.folder, self.values, self.begun = folder, values, []
 
-    def __call__(self, cells: Sequence[Cell], _: str) -> None:
-        for cell in cells:
-            if Record(self.folder / cell.id).status != "done":
-                self.begun.append(cell.id)
-                finish(cell, self.folder, self.values(cell))
+    def __call__(self, planned_runs: Sequence[PlannedRun], _: str) -> None:
+        for planned in planned_runs:
+            if Record(self.folder / planned.id).status != "done":
+                self.begun.append(planned.id)
+                finish(planned, self.folder, self.values(planned))
 
 
-def search(tuner: Tuner, values: Any = value) -> tuple[Journal, Runs]:
-    tuner.directory.mkdir(exist_ok=True)
-    journal, runs = Journal(tuner.directory, tuner.study.name), Runs(tuner.directory, values)
-    tune(tuner, journal, runs)
-    return journal, runs
+def search(tuning: TuningStudy, values: Any = value) -> tuple[TrialLog, Runs]:
+    tuning.directory.mkdir(exist_ok=True)
+    trial_log, runs = TrialLog(tuning.directory, tuning.study.name), Runs(tuning.directory, values)
+    tune(tuning, trial_log, runs)
+    return trial_log, runs
 
 
-def history(tuner: Tuner) -> str:
-    write_all(tuner, Journal(tuner.directory, tuner.study.name))
-    return (tuner.directory / "history.json").read_text()
+def history(tuning: TuningStudy) -> str:
+    write_results(tuning, TrialLog(tuning.directory, tuning.study.name))
+    return (tuning.directory / "history.json").read_text()
 
 
-def test_every_method_gets_as_many_trials_and_no_run_costs_more_than_the_cheapest_whole_one(
+def test_methods_get_equal_trials_and_no_run_exceeds_the_cheapest_full_run(
     tmp_path: Path,
 ) -> None:
-    tuner = tuned(tmp_path)
-    journal, _ = search(tuner)
+    tuning = tuned(tmp_path)
+    trial_log, _ = search(tuning)
     whole = count_spec(load_spec("digits", ["backbone.size=pico", "train.batch_size=8", "train.steps=40"]))
-    assert tuner.flops == whole.total * 2 * 4
+    assert tuning.flops == whole.total * 2 * 4
     for method in ("flow", "self_flow"):
-        trials = journal.trials(method)
+        trials = trial_log.trials(method)
         assert len(trials) == 4 and all(set(trial.runs) == {100, 101} for trial in trials)
         for trial in trials:
-            spec = Record(tuner.directory / trial.runs[100]).spec
+            spec = Record(tuning.directory / trial.runs[100]).spec
             alone = count_spec(plan_one(spec))
             assert trial.flops == 2 * alone.total <= 2 * whole.total
             assert method == "flow" or alone.total + alone.step > whole.total  # a step more would not fit
-    assert journal.trials("flow")[0].steps == 40 > journal.trials("self_flow")[0].steps
+    assert trial_log.trials("flow")[0].steps == 40 > trial_log.trials("self_flow")[0].steps
 
 
 def plan_one(spec: dict[str, Any]) -> Any:
@@ -124,18 +123,18 @@ def plan_one(spec: dict[str, Any]) -> Any:
     return resolve(spec)
 
 
-def test_a_smaller_budget_buys_fewer_steps_and_none_at_all_is_refused(tmp_path: Path) -> None:
+def test_smaller_budget_gives_fewer_steps_and_less_than_one_is_rejected(tmp_path: Path) -> None:
     half = tuned(tmp_path).flops / 2
-    tuner = tuned(tmp_path, flops=half)
-    assert tuner.flops == half
-    journal, _ = search(tuner)
-    assert {trial.steps for trial in journal.trials("flow")} == {20}
+    tuning = tuned(tmp_path, flops=half)
+    assert tuning.flops == half
+    trial_log, _ = search(tuning)
+    assert {trial.steps for trial in trial_log.trials("flow")} == {20}
     poor = tuned(tmp_path, flops=half / 1000)
-    with pytest.raises(UserError, match="pays for no step of flow"):
-        tune(poor, Journal(tmp_path, "poor"), Runs(tmp_path))
+    with pytest.raises(UserError, match="is too small for one step of flow"):
+        tune(poor, TrialLog(tmp_path, "poor"), Runs(tmp_path))
 
 
-def test_the_most_steps_within_a_cost_with_an_early_stop(tmp_path: Path) -> None:
+def test_steps_within_a_cost_with_an_early_stop(tmp_path: Path) -> None:
     early = ["method.name=self_flow", "method.schedule.until=10", "train.steps=40", "backbone.size=pico"]
     cost = count_spec(load_spec("digits", early))
     slow = [max(s for s in range(41) if cost.until(s) <= share * cost.total) for share in (0.1, 0.5, 0.9, 2)]
@@ -144,14 +143,14 @@ def test_the_most_steps_within_a_cost_with_an_early_stop(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "qmc", "random"])
-def test_proposals_are_those_of_optuna_left_alone(tmp_path: Path, sampler: str) -> None:
+def test_proposals_equal_those_of_optuna_alone(tmp_path: Path, sampler: str) -> None:
     """One uninterrupted ask-and-tell loop, written down here, gives the same points."""
     kinds = {
         "tpe": lambda: optuna.samplers.TPESampler(seed=7, n_startup_trials=2),
         "qmc": lambda: optuna.samplers.QMCSampler(seed=7, scramble=True),
         "random": lambda: optuna.samplers.RandomSampler(seed=7),
     }
-    journal, _ = search(tuned(tmp_path, sampler=sampler, seed=7))
+    trial_log, _ = search(tuned(tmp_path, sampler=sampler, seed=7))
     alone, points = optuna.create_study(sampler=kinds[sampler]()), []
     for _ in range(4):
         trial = alone.ask(
@@ -160,27 +159,26 @@ def test_proposals_are_those_of_optuna_left_alone(tmp_path: Path, sampler: str) 
         points.append(trial.params)
         log = math.log(trial.params["train.learning_rate"] / 3e-3) ** 2
         alone.tell(trial, (5 + log + 0.0 + 5 + log + 0.1 * 1) / 2)
-    assert [trial.params for trial in journal.trials("flow")] == points
+    assert [trial.params for trial in trial_log.trials("flow")] == points
 
 
-def test_a_grid_visits_every_point_once(tmp_path: Path) -> None:
+def test_grid_visits_every_point_once(tmp_path: Path) -> None:
     wide = {"train.learning_rate": {**RATE, "points": 4}, "ema.decay": {"choices": [0.9, 0.99]}}
-    journal, _ = search(tuned(tmp_path, sampler="grid", trials=8, space=wide, methods={"self_flow": {}}))
-    seen = {tuple(trial.params.values()) for trial in journal.trials("flow")}
+    trial_log, _ = search(tuned(tmp_path, sampler="grid", trials=8, space=wide, methods={"self_flow": {}}))
+    seen = {tuple(trial.params.values()) for trial in trial_log.trials("flow")}
     spaced = {1e-3, 1e-3 * 10 ** (1 / 3), 1e-3 * 10 ** (2 / 3), 1e-2}
     assert {round(rate, 9) for rate, _ in seen} == {round(rate, 9) for rate in spaced} and len(seen) == 8
     with pytest.raises(UserError, match=r"grid of flow has 8 points, fewer than tune.trials = 9"):
         tuned(tmp_path, sampler="grid", trials=9, space=wide)
 
 
-def test_grid_of_whole_numbers() -> None:
+def test_grid_of_integers() -> None:
     assert grid({"method.layer": Dimension(low=1, high=3)}, 0) != []
     assert Dimension(low=1, high=4, points=9).grid() == [1, 2, 3, 4]
 
 
-def test_a_kill_at_any_moment_loses_and_repeats_no_trial(tmp_path: Path) -> None:
-    """A forked coordinator kills itself at a random file it opens, again and again, until one comes to the
-    end."""
+def test_kill_at_any_moment_loses_and_repeats_no_trial(tmp_path: Path) -> None:
+    """A forked coordinator kills itself at a random file it opens, again and again, until one comes to the end."""
     calm, wild = tmp_path / "calm", tmp_path / "wild"
     for folder in (calm, wild):
         folder.mkdir()
@@ -194,20 +192,19 @@ def test_a_kill_at_any_moment_loses_and_repeats_no_trial(tmp_path: Path) -> None
     assert history(hunted) == history(undisturbed)
     ids = {run for trial in json.loads(history(hunted)) for run in trial["runs"].values()}
     assert {folder.parent.name for folder in hunted.directory.glob("*/spec.toml")} == ids and len(ids) == 20
-    before = (hunted.directory / JOURNAL).read_bytes()
-    assert search(hunted)[1].begun == [] and (hunted.directory / JOURNAL).read_bytes() == before
+    before = (hunted.directory / TRIAL_LOG).read_bytes()
+    assert search(hunted)[1].begun == [] and (hunted.directory / TRIAL_LOG).read_bytes() == before
 
 
-def forked(tuner: Tuner, after: int) -> int:
-    """The search in a process of its own that dies when it opens its `after`-th file in the folder; its exit
-    signal, or 0."""
+def forked(tuning: TuningStudy, after: int) -> int:
+    """The search in a process of its own that dies when it opens its `after`-th file in the folder; its exit signal, or 0."""
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) * -1
     left = [after]
 
     def hunt(event: str, args: tuple[Any, ...]) -> None:
-        if event in ("open", "os.rename") and str(args[0]).startswith(str(tuner.directory)):
+        if event in ("open", "os.rename") and str(args[0]).startswith(str(tuning.directory)):
             left[0] -= 1
             if left[0] == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -215,62 +212,62 @@ def forked(tuner: Tuner, after: int) -> int:
     code = 1
     try:
         sys.addaudithook(hunt)
-        search(tuner)
+        search(tuning)
         code = 0
     finally:
         os._exit(code)
 
 
-def test_a_torn_line_and_a_lock_that_nobody_holds_are_mended(tmp_path: Path) -> None:
-    tuner = tuned(tmp_path)
-    search(tuner)
-    whole, file = history(tuner), tuner.directory / JOURNAL
+def test_trial_log_removes_an_incomplete_line_and_a_stale_lock(tmp_path: Path) -> None:
+    tuning = tuned(tmp_path)
+    search(tuning)
+    whole, file = history(tuning), tuning.directory / TRIAL_LOG
     file.write_bytes(file.read_bytes()[:-9])
-    (tuner.directory / f"{JOURNAL}.lock").symlink_to(file)
-    _, runs = search(tuner)
-    assert runs.begun == [] and history(tuner) == whole
+    (tuning.directory / f"{TRIAL_LOG}.lock").symlink_to(file)
+    _, runs = search(tuning)
+    assert runs.begun == [] and history(tuning) == whole
 
 
-def test_a_changed_space_is_refused_and_more_trials_are_not(tmp_path: Path) -> None:
+def test_changed_space_is_rejected_and_more_trials_are_accepted(tmp_path: Path) -> None:
     search(tuned(tmp_path))
     moved = {"train.learning_rate": RATE | {"high": 5e-2}}
     with pytest.raises(UserError, match="holds another search: trial 0 of flow"):
         search(tuned(tmp_path, space=moved))
     more = tuned(tmp_path, trials=6)
-    journal, runs = search(more)
-    assert len(journal.trials("flow")) == 6 and len(runs.begun) == 2 * 2 * 2
+    trial_log, runs = search(more)
+    assert len(trial_log.trials("flow")) == 6 and len(runs.begun) == 2 * 2 * 2
 
 
-def test_runs_that_were_killed_are_no_result(tmp_path: Path) -> None:
-    tuner = tuned(tmp_path)
+def test_killed_run_is_not_a_result(tmp_path: Path) -> None:
+    tuning = tuned(tmp_path)
     with pytest.raises(Unfinished):
-        tuner.directory.mkdir()
-        tune(tuner, Journal(tuner.directory, "t"), lambda cells, headline: None)
-    journal, _ = search(tuner)
-    assert len(journal.trials("flow")) == 4
+        tuning.directory.mkdir()
+        tune(tuning, TrialLog(tuning.directory, "t"), lambda planned_runs, headline: None)
+    trial_log, _ = search(tuning)
+    assert len(trial_log.trials("flow")) == 4
 
 
-def test_a_loss_that_was_not_finite_is_the_worst_value_and_costs_a_trial(tmp_path: Path) -> None:
-    tuner = tuned(tmp_path)
-    diverging = lambda cell: None if cell.spec.train.learning_rate > 3e-3 else value(cell)  # noqa: E731
-    journal, _ = search(tuner, diverging)
+def test_infinite_loss_is_the_worst_value_and_uses_a_trial(tmp_path: Path) -> None:
+    tuning = tuned(tmp_path)
+    diverging = lambda planned: None if planned.spec.train.learning_rate > 3e-3 else value(planned)  # noqa: E731
+    trial_log, _ = search(tuning, diverging)
     for method in ("flow", "self_flow"):
-        for trial in journal.trials(method):
+        for trial in trial_log.trials(method):
             assert math.isinf(trial.mean) == (trial.params["train.learning_rate"] > 3e-3)
-        assert winner(journal.trials(method)).params["train.learning_rate"] <= 3e-3
-    assert any(math.isinf(trial.mean) for trial in journal.trials("flow"))
-    assert "null" in history(tuner) and "Infinity" not in history(tuner)
+        assert best_trial(trial_log.trials(method)).params["train.learning_rate"] <= 3e-3
+    assert any(math.isinf(trial.mean) for trial in trial_log.trials("flow"))
+    assert "null" in history(tuning) and "Infinity" not in history(tuning)
 
 
-def test_pruning_pairs_seeds_and_ends_a_hopeless_trial_early(tmp_path: Path) -> None:
+def test_pruning_pairs_seeds_and_ends_a_bad_trial_early(tmp_path: Path) -> None:
     many = study(
         tmp_path,
         seeds={"audit": 3, "tuning": 8},
         tune=TABLE["tune"] | {"prune": 0.1, "trials": 6, "sampler": "random"},
     )
-    tuner = tuner_of(many, tmp_path / "out")
-    journal, runs = search(tuner)
-    trials = journal.trials("flow")
+    tuning = make_tuning_study(many, tmp_path / "out")
+    trial_log, runs = search(tuning)
+    trials = trial_log.trials("flow")
     assert any(trial.pruned for trial in trials) and not trials[0].pruned
     best = math.inf
     for trial in trials:
@@ -280,25 +277,25 @@ def test_pruning_pairs_seeds_and_ends_a_hopeless_trial_early(tmp_path: Path) -> 
         else:
             assert len(worst) == 8
         best = min(best, trial.mean)
-    assert not winner(trials).pruned
-    assert len(runs.begun) == sum(len(t.runs) for m in ("flow", "self_flow") for t in journal.trials(m))
+    assert not best_trial(trials).pruned
+    assert len(runs.begun) == sum(len(t.runs) for m in ("flow", "self_flow") for t in trial_log.trials(m))
 
 
-def test_the_winner_is_a_preset_and_the_study_of_winners_is_audited(tmp_path: Path) -> None:
-    tuner = tuned(tmp_path)
-    journal, _ = search(tuner)
-    files = write_all(tuner, journal)
+def test_best_trials_become_presets_and_an_audit_study(tmp_path: Path) -> None:
+    tuning = tuned(tmp_path)
+    trial_log, _ = search(tuning)
+    files = write_results(tuning, trial_log)
     for method in ("flow", "self_flow"):
-        best = min(journal.trials(method), key=lambda trial: trial.mean)
+        best = min(trial_log.trials(method), key=lambda trial: trial.mean)
         spec = load_spec(files[method], ["seed=5"])
         assert spec.train.learning_rate == best.params["train.learning_rate"] and spec.train.steps == 40
     audit = load_study(files["audit"])
-    cells = plan(audit)
-    assert {cell.spec.seed for cell in cells} == {0, 1, 2} and len(cells) == 6
-    for cell in cells:
-        assert load_spec(files[cell.spec.method.name], [f"seed={cell.spec.seed}"]).id == cell.id
+    planned_runs = make_plan(audit).runs
+    assert {planned.spec.seed for planned in planned_runs} == {0, 1, 2} and len(planned_runs) == 6
+    for planned in planned_runs:
+        assert load_spec(files[planned.spec.method.name], [f"seed={planned.spec.seed}"]).id == planned.id
     own = read_tuning([(Path(files["audit"]), tomllib.loads(Path(files["audit"]).read_text()))])
-    assert {(t.trials, t.flops, t.seeds) for t in own.values()} == {(4, tuner.flops, (100, 101))}
+    assert {(t.trials, t.flops, t.seeds) for t in own.values()} == {(4, tuning.flops, (100, 101))}
 
 
 @pytest.mark.parametrize(
@@ -309,12 +306,12 @@ def test_the_winner_is_a_preset_and_the_study_of_winners_is_audited(tmp_path: Pa
         ({"flops": 1.0}, "unequal tuning budgets in flops"),
     ],
 )
-def test_an_audit_of_the_winners_refuses_unequal_budgets(
+def test_audit_rejects_unequal_tuning_budgets(
     tmp_path: Path, change: dict[str, Any], reason: str | None
 ) -> None:
-    tuner = tuned(tmp_path)
-    journal, _ = search(tuner)
-    table = tomllib.loads(Path(write_all(tuner, journal)["audit"]).read_text())
+    tuning = tuned(tmp_path)
+    trial_log, _ = search(tuning)
+    table = tomllib.loads(Path(write_results(tuning, trial_log)["audit"]).read_text())
     table["tuning"]["self_flow"] |= change
     claim = Claim(name="c", candidate="self_flow", baseline="flow", metric="fd:local", target=1.0, factor=1.5)
     empty = Logs({}, {})
@@ -322,20 +319,20 @@ def test_an_audit_of_the_winners_refuses_unequal_budgets(
     assert [reason in str(one) for one in found] == ([True] if reason else [])
 
 
-def test_interval_is_scipys(tmp_path: Path) -> None:
+def test_interval_equals_scipys(tmp_path: Path) -> None:
     values = [5.0, 5.4, 4.7]
     ours, theirs = interval(values), scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert ours == pytest.approx((theirs.low, theirs.high)) and interval([1.0]) is None
 
 
 @pytest.mark.parametrize("seeds", [{"audit": [0, 1], "tuning": [1, 2]}, {"audit": 1001, "tuning": 1}])
-def test_seeds_that_overlap_are_refused(tmp_path: Path, seeds: dict[str, Any]) -> None:
+def test_overlapping_seeds_are_rejected(tmp_path: Path, seeds: dict[str, Any]) -> None:
     small = {"method.name": ["flow"]}
     with pytest.raises(UserError, match=r"seed (1|1000) is both a tuning seed and an audit seed"):
-        plan(study(tmp_path, seeds=seeds, axes=small))
+        make_plan(study(tmp_path, seeds=seeds, axes=small))
 
 
-def test_counts_of_seeds_are_apart_and_a_written_study_reads_back(tmp_path: Path) -> None:
+def test_seed_numbers_are_disjoint_and_survive_a_round_trip(tmp_path: Path) -> None:
     asked = study(tmp_path, seeds={"audit": 2, "tuning": 2})
     assert asked.axes["seed"] == (0, 1) and asked.seeds.tuning == (1000, 1001)
     (tmp_path / "again.toml").write_text(asked.to_toml())
@@ -347,8 +344,8 @@ def test_counts_of_seeds_are_apart_and_a_written_study_reads_back(tmp_path: Path
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seeds": {"audit": 2}}, "names no tuning seeds"),
-        ({"tune": {"trials": 2}}, "flow declares nothing to search"),
+        ({"seeds": {"audit": 2}}, "has no tuning seeds"),
+        ({"tune": {"trials": 2}}, "flow declares no search space"),
         ({"tune": TABLE["tune"] | {"methods": {"repa": {}}}}, "tune.methods names repa"),
         ({"axes": {"method.name": ["flow"], "ema.decay": [0.9, 0.99]}}, "several arms of flow"),
         ({"tune": {"space": {"train.learning_rate": {"low": 2.0, "high": 1.0}}}}, "must be below"),
@@ -356,13 +353,15 @@ def test_counts_of_seeds_are_apart_and_a_written_study_reads_back(tmp_path: Path
         ({"tune": {"sampler": "cma"}}, "tune.sampler"),
     ],
 )
-def test_what_cannot_be_tuned_says_why(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_study_that_cannot_be_tuned_is_rejected(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
-        tuner_of(study(tmp_path, **changes), tmp_path)
+        make_tuning_study(study(tmp_path, **changes), tmp_path)
 
 
 @pytest.mark.parametrize("method", sorted(registry.METHODS))
-def test_declared_spaces_hold_for_the_digits_and_for_the_default(tmp_path: Path, method: str) -> None:
+def test_declared_spaces_are_valid_for_digits_and_the_default(tmp_path: Path, method: str) -> None:
     """Both ends of every declared range make a spec, and the method's own default lies inside."""
     spec = load_spec("digits", [f"method.name={method}"])
     for name, declared in type(spec.method).space.items():

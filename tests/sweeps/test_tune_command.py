@@ -1,5 +1,4 @@
-"""`flowrace tune` from its plan to its presets, with stub runs; and with real ones whose coordinator is
-killed."""
+"""The tune command from its plan to its presets, with stub runs, and with real ones whose coordinator is killed."""
 
 from __future__ import annotations
 
@@ -39,7 +38,7 @@ def call(file: Path, *options: str) -> Result:
     return result
 
 
-def test_a_dry_run_writes_nothing_and_tells_every_budget(file: Path, tmp_path: Path) -> None:
+def test_dry_run_writes_nothing_and_prints_every_budget(file: Path, tmp_path: Path) -> None:
     told = json.loads(call(file, "--dry-run", "--json").stdout)
     assert (
         told["runs"] == 2 * 2 * 2 and told["tuning_seeds"] == [100, 101] and told["audit_seeds"] == [0, 1, 2]
@@ -50,7 +49,7 @@ def test_a_dry_run_writes_nothing_and_tells_every_budget(file: Path, tmp_path: P
     assert "0.001 to 0.01 (log)" in call(file, "--dry-run").stdout and not (tmp_path / "runs").exists()
 
 
-def test_a_search_ends_with_presets_and_is_not_run_twice(file: Path, tmp_path: Path) -> None:
+def test_search_ends_with_presets_and_does_not_run_twice(file: Path, tmp_path: Path) -> None:
     told = json.loads(call(file, "--json", "--slots", "2").stdout)
     for method, own in told["methods"].items():
         assert own["trials"] == 2 and own["flops"]["spent"] <= own["flops"]["given"]
@@ -62,8 +61,10 @@ def test_a_search_ends_with_presets_and_is_not_run_twice(file: Path, tmp_path: P
     assert all(len(Record(path.parent).environment) == 1 for path in tmp_path.glob("runs/t/*/spec.toml"))
 
 
-@pytest.mark.parametrize(("module", "name"), [("tune_command", "tune.toml"), ("tuned", "history.json")])
-def test_a_full_disk_is_one_sentence(
+@pytest.mark.parametrize(
+    ("module", "name"), [("plan.study_folder", "tune.toml"), ("tune.results", "history.json")]
+)
+def test_full_disk_is_one_sentence(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, name: str
 ) -> None:
     def full(path: Path, content: bytes) -> None:
@@ -74,7 +75,7 @@ def test_a_full_disk_is_one_sentence(
         call(file)
 
 
-def test_a_diverging_method_keeps_its_trials_and_has_no_winner(
+def test_diverging_method_keeps_its_trials_and_has_no_best(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STUB", "fail=self_flow")
@@ -83,18 +84,16 @@ def test_a_diverging_method_keeps_its_trials_and_has_no_winner(
     assert set(told["files"]) == {"history", "table", "flow"}  # nothing to audit it by
 
 
-def test_a_run_that_ends_without_a_result_is_asked_for_again(
-    file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_run_without_a_result_is_run_again(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kill = "import os; os.kill(os.getpid(), 9)"
     monkeypatch.setattr("sweeps.launch.runner.run_command", lambda spec, folder: (sys.executable, "-c", kill))
     broken = call(file)
-    assert broken.exit_code == 1 and "the same command continues" in broken.stderr
+    assert broken.exit_code == 1 and "rerun the same command to resume" in broken.stderr
     monkeypatch.setattr("sweeps.launch.runner.run_command", stub_command)
     assert call(file).exit_code == 0
 
 
-def test_a_folder_of_something_else_is_refused(file: Path, tmp_path: Path) -> None:
+def test_folder_of_another_search_or_a_sweep_is_rejected(file: Path, tmp_path: Path) -> None:
     (tmp_path / "swept").mkdir()
     (tmp_path / "swept" / "plan.json").write_text("{}")
     with pytest.raises(UserError, match="holds the runs of a sweep"):
@@ -105,14 +104,14 @@ def test_a_folder_of_something_else_is_refused(file: Path, tmp_path: Path) -> No
         call(file, "--out", "held")
 
 
-def test_without_optuna_it_says_what_to_install(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_optuna_names_its_install_command(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sweeps.cli.tune.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'flowrace\[tune\]'"):
         call(file)
 
 
 @pytest.mark.slow
-def test_real_runs_under_a_coordinator_that_is_killed_at_random(tmp_path: Path) -> None:
+def test_real_runs_survive_random_kills_of_the_coordinator(tmp_path: Path) -> None:
     source, dice = tmp_path / "t.toml", random.Random(1121)
     table = {**TABLE, "axes": {"method.name": ["flow"]}, "set": {}, "tune": {"trials": 3, "space": {}}}
     table["tune"]["space"]["train.learning_rate"] = RATE

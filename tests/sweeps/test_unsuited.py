@@ -1,5 +1,4 @@
-"""An arm that cannot run on its data is left out with its reason, which plan, sweep, status and report
-repeat."""
+"""Arms that cannot run on their data: excluded with a reason, which plan, sweep, status and report repeat."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from harness.assembly.resolve import load_spec
 from harness.cli.main import cli
 from harness.errors import UserError
 from harness.records.record import Record
-from sweeps.plan.plan import plan, whole_plan
+from sweeps.plan.plan import make_plan
 from sweeps.plan.study import load_study
 from tests.support.modal import MODALITIES, SMALL
 from tests.support.runs import TINY
@@ -49,16 +48,16 @@ def written(file: Path, arms: list[dict], **more: object) -> Path:
     return file
 
 
-def test_what_cannot_run_is_left_out_and_the_rest_keeps_its_ids(study: Path, tmp_path: Path) -> None:
-    whole = whole_plan(load_study(str(study)))
-    without = plan(load_study(str(written(tmp_path / "without.toml", ARMS[1:]))))
-    assert [cell.id for cell in whole.cells] == [cell.id for cell in without] and len(without) == 4
-    assert [(left.values["seed"], left.values["method"], left.reason) for left in whole.left_out] == [
+def test_unsuited_run_is_excluded_and_keeps_other_ids(study: Path, tmp_path: Path) -> None:
+    whole = make_plan(load_study(str(study)))
+    without = make_plan(load_study(str(written(tmp_path / "without.toml", ARMS[1:])))).runs
+    assert [planned.id for planned in whole.runs] == [planned.id for planned in without] and len(without) == 4
+    assert [(left.values["seed"], left.values["method"], left.reason) for left in whole.excluded] == [
         (seed, ARMS[0], REASON) for seed in (0, 1)
     ]
 
 
-def test_the_reason_goes_from_the_plan_to_the_report(
+def test_exclusion_reason_reaches_the_report(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two arms run, one is left out: a line of the sweep and of its plan, a row of the status, a cell of the
@@ -86,25 +85,25 @@ def test_the_reason_goes_from_the_plan_to_the_report(
     assert f"excluded: {REASON}" in unescape((out / "report.html").read_text())
 
 
-def test_data_need_not_be_there_to_know_what_suits_them(tmp_path: Path) -> None:
+def test_missing_data_are_still_checked_for_suitability(tmp_path: Path) -> None:
     table = {"name": "disk", "base": "digits", "axes": {"method": [ARMS[0], ARMS[2]]}}
     data = {"data.name": "videos", "data.root": str(tmp_path / "absent"), "eval.metrics": ["fd:video:local"]}
     (tmp_path / "disk.toml").write_text(tomli_w.dumps(table | {"set": data}))
-    whole = whole_plan(load_study(str(tmp_path / "disk.toml")))
-    assert [cell.spec.method.name for cell in whole.cells] == ["flow"]
-    assert "reads images, and these data are video" in whole.left_out[0].reason
+    whole = make_plan(load_study(str(tmp_path / "disk.toml")))
+    assert [planned.spec.method.name for planned in whole.runs] == ["flow"]
+    assert "reads images, and these data are video" in whole.excluded[0].reason
 
 
-def test_a_study_that_would_have_nothing_left_is_refused(tmp_path: Path) -> None:
+def test_study_that_excludes_every_run_is_rejected(tmp_path: Path) -> None:
     file = written(tmp_path / "none.toml", ARMS[:1])
     refused = flowrace("sweep", file, "--out", tmp_path / "out")
     assert isinstance(refused.exception, UserError) and not (tmp_path / "out").exists()
-    assert str(refused.exception) == f"study unsuited leaves out every run: {REASON}"
-    with pytest.raises(UserError, match=r"leaves out its baseline 'repa': encoder 'timm:.*' reads images"):
-        plan(load_study(str(written(tmp_path / "base.toml", [ARMS[0], ARMS[2]], baseline="repa"))))
+    assert str(refused.exception) == f"study unsuited excludes every run: {REASON}"
+    with pytest.raises(UserError, match=r"excludes its baseline 'repa': encoder 'timm:.*' reads images"):
+        make_plan(load_study(str(written(tmp_path / "base.toml", [ARMS[0], ARMS[2]], baseline="repa"))))
 
 
-def test_what_cannot_run_is_not_tuned(tmp_path: Path) -> None:
+def test_unsuited_run_is_not_tuned(tmp_path: Path) -> None:
     tune = {"space": {"train.learning_rate": {"low": 1e-3, "high": 1e-2}}}
     file = written(tmp_path / "tuned.toml", [ARMS[0], ARMS[2]], seeds={"tuning": 2}, tune=tune)
     planned = flowrace("tune", file, "--dry-run", "--json")
@@ -112,28 +111,27 @@ def test_what_cannot_run_is_not_tuned(tmp_path: Path) -> None:
     assert f"left out: repa encoder.name={TIMM} (2 runs): {REASON}" in planned.stderr.splitlines()
 
 
-def test_a_single_run_is_refused() -> None:
+def test_unsuited_single_run_is_rejected() -> None:
     with pytest.raises(UserError, match=f"tones: {REASON}"):
         load_spec("tones", ["method.name=repa", f"method.encoder.name={TIMM}"])
 
 
-def test_a_mistake_is_not_a_reason_to_leave_a_run_out(tmp_path: Path) -> None:
+def test_invalid_setting_is_an_error_not_an_exclusion(tmp_path: Path) -> None:
     """What no data could make right stops the study, whichever arm has it."""
     wrong = {"name": "repa", "encoder": {"name": "local:tiny"}, "layer": 99}
     with pytest.raises(UserError, match="layer = 99: backbone nano has layers 1 to 6"):
-        plan(load_study(str(written(tmp_path / "wrong.toml", [*ARMS, wrong]))))
+        make_plan(load_study(str(written(tmp_path / "wrong.toml", [*ARMS, wrong]))))
 
 
-def test_weights_of_parts_may_suit_an_arm_and_not_another(tmp_path: Path) -> None:
-    """REPA's encoder reads one modality: the arm runs on each part of bounce alone, and not on both
-    together."""
+def test_part_weights_may_suit_one_arm_only(tmp_path: Path) -> None:
+    """REPA's encoder reads one modality: the arm runs on each part of bounce alone, and not on both together."""
     axes = {"method": [{"name": "flow"}, {"name": "repa", "encoder": {"name": "local:small"}}]}
     weights = {"data.video_weight": [0.5, 1.0, 0.0], "data.audio_weight": [0.5, 0.0, 1.0]}
     metrics = {"eval.metrics": [["fd:local"], ["fd:video:local"], ["fd:local"]]}
     table = {"name": "parts", "base": "bounce", "axes": axes, "zip": {"weights": {**weights, **metrics}}}
     (tmp_path / "parts.toml").write_text(tomli_w.dumps(table))
-    whole = whole_plan(load_study(str(tmp_path / "parts.toml")))
-    raced = [(cell.spec.method.name, cell.spec.data.video_weight) for cell in whole.cells]
+    whole = make_plan(load_study(str(tmp_path / "parts.toml")))
+    raced = [(planned.spec.method.name, planned.spec.data.video_weight) for planned in whole.runs]
     assert raced == [("flow", 0.5), ("flow", 1.0), ("flow", 0.0), ("repa", 1.0), ("repa", 0.0)]
-    [left] = whole.left_out
+    [left] = whole.excluded
     assert left.values["data.video_weight"] == 0.5 and "reads one modality" in left.reason

@@ -54,7 +54,7 @@ def forward(depth: int = 12) -> int:
     return 2 * (T * D * 16 + 256 * D + D * D + depth * block + final)
 
 
-def test_every_method_is_there(entries: dict[str, catalogue.Entry]) -> None:
+def test_entries_has_every_method(entries: dict[str, catalogue.Entry]) -> None:
     assert list(entries) == registry.names("method")
     assert all(entry.source and entry.summary and entry.extra_flops is not None for entry in entries.values())
 
@@ -80,7 +80,7 @@ def test_piped_a_method_is_one_line() -> None:
     assert len(result.output.splitlines()) < len(registry.names("method")) + 10
 
 
-def test_without_a_word_everything_has_its_line() -> None:
+def test_list_without_argument_lists_everything() -> None:
     shown = CliRunner().invoke(catalogue.list_, [], catch_exceptions=False).output
     for title in ("methods", "encoders", "extractors", "datasets", "presets", "studies", "sizes", "samplers"):
         assert f"{title} " in shown

@@ -23,7 +23,7 @@ from harness.cli import main as cli
 from harness.errors import UserError
 from harness.records.checkpoint import checkpoints
 from harness.records.record import Record
-from sweeps.plan.study_folder import alone_in
+from sweeps.plan.study_folder import study_lock
 from tests.support.runs import TINY, tiny, trained
 
 
@@ -285,7 +285,7 @@ def test_a_study_on_a_full_disk(small_disk: Path) -> None:
         while True:
             fill.write(bytes(4096))
     refusal = pytest.raises(UserError, match=r"cannot write the folder .*: No space left on device")
-    with refusal, alone_in(small_disk):
+    with refusal, study_lock(small_disk):
         pytest.fail("its lock says nothing")
 
 

@@ -48,7 +48,7 @@ def test_time_is_flops_over_speed_and_devices() -> None:
 def test_without_a_speed_there_is_no_time() -> None:
     assert told(*FLOW)["seconds"] == {"step": None, "training": None, "evaluation": None}
     result = CliRunner().invoke(cli, list(FLOW))
-    assert "--measure trains some steps here" in result.output and "GB" in result.output
+    assert "measure the speed with --measure" in result.output and "GB" in result.output
 
 
 def test_flops_are_those_that_a_run_books(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from harness.evaluation.metric_names import (
     located,
     yardstick,
 )
-from sweeps.plan.plan import plan
+from sweeps.plan.plan import make_plan
 from sweeps.plan.study import load_study
 
 DINO = "timm:vit_small_patch14_dinov2"
@@ -134,6 +134,6 @@ def test_a_study_checks_every_arm_against_every_encoder(
     study = load_study(str(tmp_path / "study.toml"))
     if refused:
         with pytest.raises(UserError, match=r"study s: .*'fd:dinov2-s' and nothing else"):
-            plan(study)
+            make_plan(study)
     else:
-        assert len(plan(study)) == 2
+        assert len(make_plan(study).runs) == 2

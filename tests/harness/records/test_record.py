@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from harness.errors import UserError
 from harness.files.files import write_atomic
-from harness.records.record import Record, RecordWriter, find_records, lock_holder
+from harness.records.record import Record, RecordWriter, failure_reason, find_records, lock_holder, log_file
 from tests.support.runs import events, tiny, trained
 
 TRAIN = {"kind": "train", "images": 0, "loss": 1.0}
@@ -166,3 +166,26 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
         write_atomic(tmp_path / "a.json", b"new")
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
     assert json.loads(f'"{(tmp_path / "a.json").read_text()}"') == "old"
+
+
+def test_failure_reason_prefers_the_latest_account(tmp_path: Path) -> None:
+    log = log_file(tmp_path / "x")
+    with RecordWriter(tmp_path / "x") as record:
+        record.fail({"reason": "the loss is not finite"})
+    found = Record(tmp_path / "x")
+    assert failure_reason(found, exit_code=1) == "the loss is not finite"
+    log.parent.mkdir()
+    log.write_text("Traceback\n  line\nerror: no such folder: data\n\n")
+    assert failure_reason(found, exit_code=1) == failure_reason(found) == "no such folder: data"
+    log.write_text("what torchrun prints last\n")
+    assert failure_reason(found, exit_code=1) == "the loss is not finite"
+    assert failure_reason(found, exit_code=-11) == "killed by SIGSEGV"
+
+
+def test_failure_reason_falls_back_to_log_exit_code_and_nothing(tmp_path: Path) -> None:
+    missing = Record(tmp_path / "y")
+    assert failure_reason(missing) == "no reason recorded"
+    assert failure_reason(missing, exit_code=7) == "exit code 7"
+    log_file(missing.path).parent.mkdir()
+    log_file(missing.path).write_text("Segmentation fault\n")
+    assert failure_reason(missing, exit_code=7) == "Segmentation fault"

@@ -11,7 +11,7 @@ from harness.train.progress import Live
 def test_a_note_is_shown_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder in brackets is no markup, whether or not it would be one."""
     console = Console(force_terminal=True, width=80, record=True, legacy_windows=False)
-    monkeypatch.setattr("harness.train.progress.Console", lambda stderr: console)
+    monkeypatch.setattr("harness.files.progress.Console", lambda stderr: console)
     live, notes = Live(), ["[/data/x] is gone", "in [red]:[/red] 5 \\[x]"]
     live.begin(0, 10)
     for note in notes:

@@ -1,0 +1,30 @@
+"""Command-line options that several commands share, in harness, sweeps and reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import click
+
+# A function or a click command; a decorator returns what it got.
+Command = TypeVar("Command", bound=Callable[..., object])
+
+JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")
+
+STEP_OPTION = click.option("--step", type=int, help="Step of the checkpoint (default: the newest one).")
+
+
+def set_option(
+    help: str = "Set a field of the spec; may be repeated.", metavar: str = "A.B=VALUE"
+) -> Callable[[Command], Command]:
+    """Return the option `--set`, which a command receives as `overrides`."""
+    return click.option("--set", "overrides", multiple=True, metavar=metavar, help=help)
+
+
+def track_options(command: Command) -> Command:
+    """Add `--track URI` and `--no-track`, which choose the MLflow store that receives finished runs."""
+    command = click.option("--no-track", is_flag=True, help="Do not mirror runs into MLflow.")(command)
+    return click.option("--track", metavar="URI", help="MLflow store (default: sqlite:///mlflow.db).")(
+        command
+    )
