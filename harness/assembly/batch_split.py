@@ -6,7 +6,7 @@ from harness.config.spec import RunSpec
 from harness.errors import UserError
 
 
-def check_shares(spec: RunSpec, processes: int = 1) -> None:
+def check_batch_split(spec: RunSpec, processes: int = 1) -> None:
     """Raises `UserError` for a batch without equal parts, or whose parts would cut a method's groups."""
     size, parts = spec.train.batch_size, processes * spec.train.accumulate
     if size % parts:

@@ -80,7 +80,8 @@ def resolve(data: Mapping[str, Any], *, where: str = "spec") -> RunSpec:
     config = validate(
         method.Config, merge(per_method.get(name, {}), {**chosen, "name": name}), f"{where}: method"
     )
-    spec = validate(RunSpec, {**data, "method": {}}, where)
+    # The sections are checked first; the method is resolved below for the backbone.
+    spec = validate(RunSpec, {**data, "method": {"name": config.name}}, where)
     if spec.backbone.size not in SIZES:
         raise unknown("backbone.size", spec.backbone.size, SIZES)
     registry.load("dataset", spec.data.name)

@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -104,8 +104,8 @@ class SiTConfig:
 
 
 class Prediction(NamedTuple):
-    velocity: Tensor | None
-    """Shaped like x; None when the pass was stopped early."""
+    velocity: Tensor
+    """Shaped like x; missing (None) after a pass that `stop_after` ended, whose caller reads `hidden` alone."""
     hidden: dict[int, Tensor]
     """Layer n -> (B, T, D), the output of block n (1-based), for the layers that were tapped; with an extra token, it
     comes first: (B, 1 + T, D)."""
@@ -121,6 +121,9 @@ class SiT(nn.Module):
 
     checkpoint_activations = False
     """Compute what happens inside a block again in the backward pass, instead of keeping it."""
+
+    pos_embed: Tensor
+    rotation: Tensor
 
     def __init__(self, config: SiTConfig) -> None:
         super().__init__()
@@ -179,12 +182,13 @@ class SiT(nn.Module):
             if layer in heads:
                 heard[layer] = queries_keys
             if layer == stop_after:
-                return Prediction(None, hidden, heads=heard)
+                # Only the teacher stops early, and it reads no velocity: every other caller has one.
+                return Prediction(cast(Tensor, None), hidden, heads=heard)
         counts = [part.tokens for part in self.config.parts]
         out, extra = self.final_layer(h, c_BKD, times, extra is not None, counts)
         return Prediction(self._assembled(out), hidden, extra, heard)
 
-    def _through(self, block: Block, *given: Any) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def _through(self, block: nn.Module, *given: Any) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         if self.checkpoint_activations and torch.is_grad_enabled():
             # Nothing random happens in a block, so no generator's state need be kept.
             return checkpoint(block, *given, use_reentrant=False, preserve_rng_state=False)

@@ -123,6 +123,8 @@ def step_flops(name: str) -> int:
     spec = load_spec("digits", ["backbone.size=B", "train.batch_size=256"])
     spec = spec.model_copy(update={"method": config})
     with torch.device("meta"):  # a projector's weights would take longer to make than to count
+        if config.needs().summary:
+            backbone = replace(backbone, extra=seen[0].dim)
         method = build_method(spec, backbone, [network.dim for network in seen])
     return count(method, spec, encoders=seen).step
 

@@ -114,7 +114,7 @@ def _job(
 ) -> tuple[Any, Any]:
     from harness.data.dataset import x_shape
     from harness.evaluation.npz_export import Job
-    from harness.train.state import load_ema
+    from harness.train.trained_run import load_ema
     from metrics.files.hashing import file_sha256
 
     file = checkpoint_of_run(path, step)

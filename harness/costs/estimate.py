@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness.assembly.batch_split import check_shares
-from harness.assembly.build import planned, weightless
+from harness.assembly.batch_split import check_batch_split
+from harness.assembly.build import backbone_config, weightless
 from harness.backbone.times import Times
 from harness.config.spec import EvalSpec, RunSpec
 from harness.costs.flops import Cost, count_spec
 from harness.costs.memory import Footprint, footprint
+from harness.data.open import outlined
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Estimate:
 
 def estimate(spec: RunSpec, devices: int = 1, flops_per_second: float | None = None) -> Estimate:
     """Raises `UserError` for a batch that the devices cannot share."""
-    check_shares(spec, devices)
+    check_batch_split(spec, devices)
     memory, alike = footprint(spec, devices), spec.train.precision == spec.eval.precision
     return Estimate(count_spec(spec), evaluation_flops(spec), memory, devices, flops_per_second, alike)
 
@@ -89,8 +90,8 @@ def passes(spec: EvalSpec) -> int:
 
 @torch.no_grad()
 def _forward_flops(spec: RunSpec) -> int:
-    """Of one sample and one pass."""
-    model = weightless(planned(spec)[0].setting.backbone)
+    """Return the FLOPs of one pass of one sample."""
+    model = weightless(backbone_config(spec, outlined(spec.data)))
     with torch.device("meta"):
         x, y = torch.empty(1, *model.config.x_shape), torch.zeros(1, dtype=torch.int64)
         times = Times.per_sample(torch.zeros(1))

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable
 from functools import cache
-from importlib import util
+from importlib import resources
 from pathlib import Path
 
 from harness.config import registry
@@ -42,7 +42,7 @@ def identity() -> str:
     """A hash of what counts depend on: our source, and the versions of the libraries whose networks are counted."""
     digest = hashlib.sha256()
     for package in PACKAGES:
-        root = Path(util.find_spec(package).submodule_search_locations[0])
+        root = Path(str(resources.files(package)))
         for file in sorted(root.rglob("*.py")):
             digest.update(
                 file.relative_to(root.parent).as_posix().encode() + b"\0" + file.read_bytes() + b"\0"

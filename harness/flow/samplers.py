@@ -30,7 +30,9 @@ SDE_LAST = 0.04
 
 
 class Sampler(Protocol):
-    def __call__(self, v: Velocity, x: Tensor, steps: int, *, noise: Noise, dtype: torch.dtype) -> Tensor: ...
+    def __call__(
+        self, v: Velocity, x: Tensor, steps: int, *, noise: Noise, dtype: torch.dtype = ...
+    ) -> Tensor: ...
 
 
 def euler(v: Velocity, x: Tensor, steps: int, *, noise: Noise | None = None, dtype=torch.float64) -> Tensor:

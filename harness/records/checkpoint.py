@@ -88,7 +88,11 @@ def path_of(folder: Path, step: int) -> Path:
 
 
 def step_of(path: Path) -> int:
-    return int(re.fullmatch(r"step-(\d+)\.safetensors", path.name)[1])
+    """Return the step of a checkpoint file; raises ValueError for another file."""
+    found = re.fullmatch(r"step-(\d+)\.safetensors", path.name)
+    if found is None:
+        raise ValueError(f"{path} is not named like a checkpoint")
+    return int(found[1])
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -55,8 +55,7 @@ def replicate_run(
     from harness.evaluation.evaluator import Evaluator
     from harness.runtime.distributed import pick_device
     from harness.runtime.environment import prepare
-    from harness.train.state import load_ema
-    from harness.train.trained_run import checkpoint_of_run, spec_of_run
+    from harness.train.trained_run import checkpoint_of_run, load_ema, spec_of_run
 
     kept = record.replicates
     left = [step for step in steps if _count(kept.get(str(step))) < replicates]
@@ -76,6 +75,8 @@ def replicate_run(
                 "cannot be averaged with new ones"
             )
         result = evaluator(load_ema(file, spec, dataset, device))
+        # Only ranks other than 0 get none, and this command runs in one process.
+        assert result is not None
         found = {"protocol": result.protocol, "metrics": result.rows}
         with adding_to(record.path / REPLICATES):
             write_table(record.path / REPLICATES, {**Record(record.path).replicates, str(step): found})

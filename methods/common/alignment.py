@@ -28,10 +28,10 @@ class EncoderSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     name: str
-    weights: str = Field("", json_schema_extra=NOT_HASHED)
+    weights: str = Field(default="", json_schema_extra=NOT_HASHED)
     """A file on disk; what is in it is told by sha256."""
     sha256: str = ""
-    download: bool = Field(False, json_schema_extra=NOT_HASHED)
+    download: bool = Field(default=False, json_schema_extra=NOT_HASHED)
     """Let the hub be asked for the weights; nothing is downloaded otherwise."""
 
 
@@ -124,6 +124,18 @@ def in_groups(x: Tensor, group: int) -> Tensor:
 def layer_at(fraction: float, backbone: BackboneSpec) -> int:
     """The layer nearest to a fraction of the depth, 1-based: 0.3 of 28 is 8, of 12 is 4 (Self-Flow section 4)."""
     return max(1, round(fraction * backbone.depth))
+
+
+def taps_of(*layers: int | None) -> tuple[int, ...]:
+    """Return the layers to tap; one that `resolved()` has not filled in yet is left out."""
+    return tuple(layer for layer in layers if layer is not None)
+
+
+def resolved_layer(layer: int | None) -> int:
+    """Return a layer that `resolved()` has filled in; raises ValueError if it has not."""
+    if layer is None:
+        raise ValueError("the layer is not set: build the method from Config(...).resolved(backbone)")
+    return layer
 
 
 def check_layer(field: str, layer: int | None, default: int, backbone: BackboneSpec) -> int:

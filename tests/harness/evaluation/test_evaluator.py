@@ -26,7 +26,7 @@ from harness.flow.sampling import draw_samples, sample_labels
 from harness.records import checkpoint
 from harness.records.record import Record
 from harness.runtime.random_streams import Streams
-from harness.train.state import load_ema
+from harness.train.trained_run import load_ema
 from tests.support.runs import tiny, trained
 
 CPU = torch.device("cpu")
