@@ -28,7 +28,7 @@ from harness.flow.batch import Batch, Draw
 from harness.flow.path import interpolate
 from harness.flow.student import Student
 from harness.runtime.random_streams import Streams
-from methods.common.alignment import check_layer, layer_at, mean_apart, mlp, resolved_layer, taps_of
+from methods.common.alignment import check_layer, layer_at, mean_distance, mlp, resolved_layer, taps_of
 from methods.common.dual_timesteps import DualConfig, draw_mask, draw_times
 from methods.common.method import Method, Needs, Setting
 from methods.common.missing_parts import present_tokens, separated
@@ -119,7 +119,7 @@ class AttentionSeparation(Method):
         groups = separated(groups, batch, backbone)
         target = student.teach(x_teacher, times, y, layer=layer, groups=groups)
         projected = self.projector(prediction.hidden[resolved_layer(self.config.student_layer)])
-        return mean_apart(self.config.similarity, projected, target, present_tokens(batch, backbone))
+        return mean_distance(self.config.similarity, projected, target, present_tokens(batch, backbone))
 
     def _teacher_view(self, draw: Draw) -> tuple[Times, Tensor | None]:
         """Times and groups of the teacher's pass."""

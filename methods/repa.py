@@ -15,7 +15,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from methods.common.alignment import apart, cosine
+from methods.common.alignment import cosine, distance
 from methods.common.encoder_alignment import Encoded, ProjectedConfig
 
 
@@ -30,7 +30,7 @@ class RepaAlignment(Encoded):
 
     def compare(self, projected: Tensor, target: Tensor) -> Tensor:
         if self.config.similarity == "nt_xent":
-            return apart("nt_xent", projected, target).mean()
+            return distance("nt_xent", projected, target).mean()
         return -cosine(projected, target).mean()
 
 

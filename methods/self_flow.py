@@ -29,7 +29,7 @@ from harness.flow.batch import Batch, Draw
 from harness.flow.path import interpolate, times_of_parts
 from harness.flow.student import Student
 from harness.runtime.random_streams import Streams
-from methods.common.alignment import apart, check_layer, layer_at, mlp, resolved_layer, taps_of
+from methods.common.alignment import check_layer, distance, layer_at, mlp, resolved_layer, taps_of
 from methods.common.dual_timesteps import DualConfig, draw_mask, draw_times, dual_times
 from methods.common.method import Method, Needs, Setting
 from methods.common.missing_parts import mean_of_tokens, present_tokens, separated
@@ -97,7 +97,7 @@ class SelfFlow(Method):
         groups, present = separated(None, batch, backbone), present_tokens(batch, backbone)
         target = student.teach(x_teacher, times, batch.y, layer=layer, groups=groups)
         projected = self.projector(prediction.hidden[resolved_layer(self.config.student_layer)])
-        gap = apart(self.config.similarity, projected, target)
+        gap = distance(self.config.similarity, projected, target)
         if self.config.align_on == "all" or draw.times.which is None:
             return mean_of_tokens(gap, present)
         masked = draw.times.which.long() >= cleaner.shape[1]

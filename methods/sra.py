@@ -26,7 +26,15 @@ from harness.flow.batch import Batch, Draw
 from harness.flow.path import interpolate
 from harness.flow.student import Student
 from harness.runtime.random_streams import Streams
-from methods.common.alignment import apart, check_layer, layer_at, mean_apart, mlp, resolved_layer, taps_of
+from methods.common.alignment import (
+    check_layer,
+    distance,
+    layer_at,
+    mean_distance,
+    mlp,
+    resolved_layer,
+    taps_of,
+)
 from methods.common.method import Method, MethodConfig, Needs, Setting
 from methods.common.missing_parts import present_tokens, separated
 
@@ -88,12 +96,12 @@ class Sra(Method):
     def align(self, student: Student, batch: Batch, draw: Draw, prediction: Prediction) -> Tensor:
         config, present = self.config, present_tokens(batch, self.setting.backbone)
         pair = self.pair(student, batch, draw, prediction)
-        return mean_apart(config.similarity, *pair, present, beta=config.beta)
+        return mean_distance(config.similarity, *pair, present, beta=config.beta)
 
     def gap(self, student: Student, batch: Batch, draw: Draw, prediction: Prediction) -> Tensor:
-        """S before its mean, shaped as `align.apart` says."""
+        """S before its mean, shaped as `distance` says."""
         pair = self.pair(student, batch, draw, prediction)
-        return apart(self.config.similarity, *pair, beta=self.config.beta)
+        return distance(self.config.similarity, *pair, beta=self.config.beta)
 
     def pair(
         self, student: Student, batch: Batch, draw: Draw, prediction: Prediction

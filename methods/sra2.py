@@ -20,7 +20,7 @@ from harness.backbone.tokens import patchify
 from harness.config.spec import BackboneSpec
 from harness.flow.batch import Batch, Draw
 from harness.flow.student import Student
-from methods.common.alignment import apart, check_layer, layer_at, mlp, resolved_layer, taps_of
+from methods.common.alignment import check_layer, distance, layer_at, mlp, resolved_layer, taps_of
 from methods.common.method import Method, MethodConfig, Needs, Setting
 
 PUBLISHED_LAYER = {"B": 2, "L": 8, "XL": 8}
@@ -66,4 +66,4 @@ class Sra2(Method):
     def align(self, student: Student, batch: Batch, draw: Draw, prediction: Prediction) -> Tensor:
         projected = self.projector(prediction.hidden[resolved_layer(self.config.layer)])
         target = patchify(batch.x0, self.setting.backbone.parts[0].patch)
-        return apart(self.config.similarity, projected, target, beta=self.config.beta).mean()
+        return distance(self.config.similarity, projected, target, beta=self.config.beta).mean()

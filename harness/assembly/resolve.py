@@ -12,14 +12,14 @@ from typing import Any
 
 from harness.backbone.sizes import SIZES
 from harness.config import registry
-from harness.config.packaged import Shelf
+from harness.config.packaged import PackagedToml
 from harness.config.spec import DataSpec, EvalSpec, RunSpec
 from harness.config.tables import merge, parse_override, set_path, validate
 from harness.errors import UserError, unknown
 from harness.files.files import read_toml
 from harness.records.record import SPEC
 
-PRESETS = Shelf("harness", "presets")
+PRESETS = PackagedToml("harness", "presets")
 
 
 def load_spec(source: str, overrides: Iterable[str] = ()) -> RunSpec:

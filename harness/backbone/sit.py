@@ -26,7 +26,7 @@ from harness.backbone.embed import ExtraEmbed, LabelEmbedder, PatchEmbed, Timest
 from harness.backbone.rotary import rotation
 from harness.backbone.sizes import Size
 from harness.backbone.times import Times
-from harness.backbone.tokens import Part, apart, positions, unpatchify
+from harness.backbone.tokens import Part, positions, split_parts, unpatchify
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,9 @@ class SiTConfig:
         """Of x without its batch: that of the one part, or (N,) for several, flattened one behind the other."""
         return (sum(part.values for part in self.parts),) if self.beside else self.shape
 
-    def apart(self, x: Tensor) -> list[Tensor]:
+    def split_parts(self, x: Tensor) -> list[Tensor]:
         """x (B, *x_shape) as its parts, each (B, C, *axes)."""
-        return apart(x, [part.shape for part in self.parts])
+        return split_parts(x, [part.shape for part in self.parts])
 
     def spread(self, values_BT: Tensor) -> Tensor:
         """A value for each token, (B, T) or (B, 1) -> for each number of x, to broadcast against (B, *x_shape)."""
@@ -197,7 +197,7 @@ class SiT(nn.Module):
     def _embedded(self, x: Tensor) -> Tensor:
         """Tokens of all parts, (B, T, D)."""
         embedders = [self.x_embedder, *self.beside_embedders]
-        tokens = [embed(part) for embed, part in zip(embedders, self.config.apart(x), strict=True)]
+        tokens = [embed(part) for embed, part in zip(embedders, self.config.split_parts(x), strict=True)]
         return torch.cat(tokens, dim=1) if len(tokens) > 1 else tokens[0]
 
     def _assembled(self, patches: list[Tensor]) -> Tensor:

@@ -22,7 +22,7 @@ from rich.text import Text
 
 from harness.backbone.sizes import SIZES
 from harness.config import registry
-from harness.config.packaged import Shelf
+from harness.config.packaged import PackagedToml
 from harness.errors import UserError, unknown
 from harness.files.terminal import show
 
@@ -246,7 +246,7 @@ def _first_line(text: str | None) -> str:
 
 
 def _shelf(package: str, folder: str) -> dict[str, str]:
-    shelf = Shelf(package, folder)
+    shelf = PackagedToml(package, folder)
     return {name: shelf.summary(name) for name in shelf.names()}
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from harness.config import registry
 from harness.errors import UserError
-from harness.files.cache import cache_dir, locked
-from harness.files.files import write_atomic
+from harness.files.cache import cache_dir
+from harness.files.files import locked, write_atomic
 from harness.files.terminal import tracked
 from harness.runtime.environment import package_version
 

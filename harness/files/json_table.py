@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError
-from harness.files.cache import locked
-from harness.files.files import write_atomic, writing
+from harness.files.files import locked, write_atomic, writing
 
 
 @contextmanager

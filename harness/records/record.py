@@ -7,7 +7,7 @@
         checkpoints/        step-00000400.safetensors; the same bytes whenever the same step is reached
         clock.json          seconds by phase at the newest checkpoint
         samples/            step-00000400.png
-        done                JSON, present when the last step is behind
+        done                JSON, written once the last step has finished
         failed              JSON with the reason, present when the last attempt failed
         lock                held by the running process; names it
 
@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError
-from harness.files.files import holder, take_lock, write_atomic
+from harness.files.files import holder, sync_file, take_lock, write_atomic
 from harness.records.events import read_events, read_finished
 
 EVENTS, SPEC, CLOCK = "events.jsonl", "spec.toml", "clock.json"
@@ -193,13 +193,12 @@ class RecordWriter:
         """Add events, each a whole line in one write; raises ValueError for a number that is not finite."""
         lines = b"".join(_dump(event) + b"\n" for event in events)
         if self._events.write(lines) != len(lines):
-            raise OSError(
-                errno.ENOSPC, os.strerror(errno.ENOSPC)
-            )  # a disk that fills up takes a part in silence
+            # A disk that fills up writes a part without an error.
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def sync(self) -> None:
         """Force what was appended to the disk, before a checkpoint claims that it is there."""
-        os.fsync(self._events.fileno())
+        sync_file(self._events)
 
     def write_clock(self, step: int, seconds: Mapping[str, float]) -> None:
         """What the newest checkpoint had cost; kept out of it, so that its bytes tell nothing of the time."""

@@ -69,8 +69,10 @@ def cosine(a: Tensor, b: Tensor, dim: int = -1) -> Tensor:
     return F.cosine_similarity(a.float(), b.float(), dim=dim)
 
 
-def apart(kind: Similarity, a: Tensor, b: Tensor, *, beta: float = 0.05, temperature: float = 0.1) -> Tensor:
-    """How far two token sets are apart, unreduced; a, b: (B, T, D).
+def distance(
+    kind: Similarity, a: Tensor, b: Tensor, *, beta: float = 0.05, temperature: float = 0.1
+) -> Tensor:
+    """Return the distance of two token sets, unreduced; a, b: (B, T, D).
 
     cosine          1 - cos over channels, (B, T)               cosine_tokens   1 - cos over tokens, (B, D)
     smooth_l1, l1   elementwise, (B, T, D)                      nt_xent         cross-entropy of a token against all
@@ -88,13 +90,13 @@ def apart(kind: Similarity, a: Tensor, b: Tensor, *, beta: float = 0.05, tempera
     return 1 - cosine(a, b, dim=1 if kind == "cosine_tokens" else -1)
 
 
-def mean_apart(
+def mean_distance(
     kind: Similarity, a: Tensor, b: Tensor, present: Tensor | None = None, *, beta: float = 0.05
 ) -> Tensor:
-    """The mean of `apart`, a scalar, over the tokens that are there: `present` (B, T) bool, None for all."""
+    """The mean of `distance`, a scalar, over the tokens that are there: `present` (B, T) bool, None for all."""
     if present is not None and kind == "cosine_tokens":  # a token of zeros adds nothing to a sum over tokens
         a, b, present = a * present[..., None], b * present[..., None], None
-    return mean_of_tokens(apart(kind, a, b, beta=beta), present)
+    return mean_of_tokens(distance(kind, a, b, beta=beta), present)
 
 
 def relations(tokens: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ def velocity_error(velocity: Tensor, target: Tensor, batch: Batch, setting: Sett
     velocity = velocity.float()
     if not setting.weights:
         return F.mse_loss(velocity, target)
-    pairs = list(zip(*map(setting.backbone.apart, (velocity, target)), strict=True))
+    pairs = list(zip(*map(setting.backbone.split_parts, (velocity, target)), strict=True))
     if batch.present is None:
         means = [weight * F.mse_loss(a, b) for weight, (a, b) in zip(setting.weights, pairs, strict=True)]
     else:

@@ -13,7 +13,6 @@ Exit code 75 (EX_TEMPFAIL) asks the engine to run the job again: its time was up
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import math
 import os
 import select
@@ -25,6 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
+from harness.files.files import try_lock_file
 from sweeps.launch.handoff import Board, Posted, read_job
 from sweeps.launch.process_tree import kill, shielded, tell
 
@@ -59,7 +59,7 @@ def _run(posted: Posted, board: Board, stopping: Callable[[], list[int]]) -> int
     """Start the command as soon as no earlier attempt is alive, and wait for its end; TERM goes to it while we are to stop."""
     job = posted.job
     with open(board.lock(job.name), "a") as lock, open(job.log, "ab") as log:
-        while not _taken(lock):
+        while not try_lock_file(lock):
             if stopping():
                 return -TAKEN_AWAY
             time.sleep(EVERY_SECONDS)
@@ -114,14 +114,6 @@ def _shielded() -> None:
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, TAKEN_AWAY)
-
-
-def _taken(lock: IO[str]) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _closed(pipe: IO[bytes]) -> bool:

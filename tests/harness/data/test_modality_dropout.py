@@ -221,7 +221,7 @@ def narrowed(run: Run, place: int) -> tuple[SiT, SiT, Method]:
 def cut(run: Run, batch: Batch, draw: Draw, place: int) -> tuple[Batch, Draw]:
     """A batch and its draw without the other part."""
     config = run.model.config
-    x0, noise = (config.apart(value)[place] for value in (batch.x0, draw.noise))
+    x0, noise = (config.split_parts(value)[place] for value in (batch.x0, draw.noise))
 
     def of_tokens(value: Tensor | None) -> Tensor | None:
         return None if value is None else value.split([p.tokens for p in config.parts], dim=1)[place]
