@@ -133,6 +133,7 @@ class Record:
 
     @property
     def last_step(self) -> int:
+        """The step of the last event; 0 before the first."""
         return self.events[-1]["step"] if self.events else 0
 
 

@@ -18,12 +18,13 @@ from harness.cli.sample import sample as command
 from harness.data.open import open_dataset
 from harness.errors import UserError
 from harness.evaluation import npz_export as bulk
-from harness.flow.sampling import draw_samples, sample_labels
+from harness.flow.sampling import sample_labels
 from harness.records.checkpoint import checkpoints
 from harness.records.record import Record
 from harness.runtime.random_streams import Streams
 from harness.train.trained_run import load_ema
 from tests.support.runs import tiny, trained
+from tests.support.sampling import draw_samples
 
 CPU = torch.device("cpu")
 BATCH = ("--set", "eval.batch_size=8")
@@ -79,7 +80,7 @@ def test_the_layout_is_adms(record: Record, tmp_path: Path) -> None:
     spec = tiny("train.steps=2", "eval.every=2", "eval.samples=30", "eval.batch_size=30")
     dataset = open_dataset(spec.data)
     model = load_ema(checkpoints(record.path / "checkpoints")[-1], spec, dataset, CPU)
-    drawn = torch.cat(list(draw_samples(model, spec.eval, dataset.shape, dataset.classes, CPU)))
+    drawn = draw_samples(model, spec.eval, dataset.shape, dataset.classes, CPU)
     np.testing.assert_allclose(
         drawn.permute(0, 2, 3, 1), pixels, atol=1
     )  # another batch size rounds another way
