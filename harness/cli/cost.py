@@ -26,16 +26,28 @@ Example:
 @click.argument("source", metavar="PRESET|FILE.toml|RUN")
 @SETTING
 @click.option(
-    "--devices", type=click.IntRange(1), default=1, show_default=True, help="They share each batch."
+    "--devices",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Number of devices that share each batch.",
 )
 @click.option(
     "--flops-per-second",
     "speed",
     type=click.FloatRange(min=0, min_open=True),
-    help="What training reaches on one device, counted FLOPs a second.",
+    help="Training speed of one device in counted FLOPs per second.",
 )
-@click.option("--measure", is_flag=True, help="Find that out: train some steps here, on one device.")
-@click.option("--measure-steps", type=click.IntRange(2), default=10, show_default=True, help="How many.")
+@click.option(
+    "--measure", is_flag=True, help="Measure the speed by training a few steps on one local device."
+)
+@click.option(
+    "--measure-steps",
+    type=click.IntRange(2),
+    default=10,
+    show_default=True,
+    help="Number of steps to measure.",
+)
 @AS_JSON
 def cost(
     source: str,
@@ -46,17 +58,17 @@ def cost(
     measure_steps: int,
     as_json: bool,
 ) -> None:
-    """What a run costs before it starts: counted FLOPs, memory of one device, and, at a measured or stated speed, time.
+    """Print the cost of a run before it starts: counted FLOPs, memory of one device and, at a given speed, time.
 
-    Memory is that of tensors, without a frozen encoder. Time is training and the network's own passes in evaluation, where they
-    have training's precision. What activation checkpointing computes again is in no FLOPs: have it in the speed.
+    Memory is that of tensors, without frozen encoders. Time covers training and the network's passes in evaluation, if they
+    have training's precision. FLOPs leave out what activation checkpointing recomputes: the speed must account for it.
     """
     from harness.assembly.resolve import load_spec
     from harness.costs.estimate import estimate
     from harness.train.speed import measured_flops_per_second
 
     if measure and speed is not None:
-        raise UserError("--measure and --flops-per-second both tell the speed of a device: give one of them")
+        raise UserError("--measure and --flops-per-second are mutually exclusive")
     spec = load_spec(source, overrides)
     found = estimate(
         spec, devices, speed or (measured_flops_per_second(spec, measure_steps) if measure else None)
@@ -66,13 +78,17 @@ def cost(
         return
     show(_table(found))
     if found.flops_per_second is None:
-        click.echo("how long that takes: --measure trains some steps here, --flops-per-second states a speed")
+        click.echo(
+            "for the time it takes, measure the speed with --measure or state it with --flops-per-second"
+        )
     else:
         how = "measured here" if measure else "as stated"
         click.echo(f"at {found.flops_per_second:.3g} FLOP/s in training on each of {devices} ({how})")
         if not found.evaluates_alike:
-            told = f"train.precision = {spec.train.precision} does not tell how long eval.precision = {spec.eval.precision} takes"
-            click.echo(f"{told}: make them equal for the time of evaluations")
+            click.echo(
+                f"evaluation time cannot be estimated because eval.precision ({spec.eval.precision}) differs from "
+                f"train.precision ({spec.train.precision})"
+            )
 
 
 def _table(found: Estimate) -> Table:

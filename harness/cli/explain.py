@@ -28,8 +28,8 @@ def explain(method: str, as_json: bool) -> None:
     needs, settings = wants(defaults(cls, "B").needs()), {s: flat(defaults(cls, s)) for s in PUBLISHED_SIZES}
     source, headline = getattr(cls, "source", ""), getattr(cls, "headline", "")
     if as_json:
-        told = {"name": method, "docstring": describe(cls), "needs": needs, "defaults": settings}
-        click.echo(json.dumps(told | {"source": source, "headline": headline}, indent=1))
+        about = {"name": method, "docstring": describe(cls), "needs": needs, "defaults": settings}
+        click.echo(json.dumps(about | {"source": source, "headline": headline}, indent=1))
         return
     click.echo(f"{fitted(describe(cls))}\n")
     for word, text in (("Needs", ", ".join(needs) or "nothing"), ("Source", source), ("Headline", headline)):

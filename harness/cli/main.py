@@ -81,10 +81,10 @@ class LazyGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in COMMANDS:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
             return None
-        module, _, function = COMMANDS[name][0].partition(":")
+        module, _, function = COMMANDS[cmd_name][0].partition(":")
         return getattr(importlib.import_module(module), function)
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -38,7 +38,7 @@ def mirror(directories: tuple[Path, ...], uri: str | None, as_json: bool) -> Non
     folders: dict[Path, list[Record]] = defaultdict(list)
     for record in records:
         folders[record.path.parent].append(record)
-    told, reasons = [], []
+    sent, reasons = [], []
     with click.progressbar(sorted(folders.items()), label="mirroring", file=sys.stderr) as bar:
         for folder, found in bar:
             try:
@@ -47,13 +47,13 @@ def mirror(directories: tuple[Path, ...], uri: str | None, as_json: bool) -> Non
                 reasons.append(str(error))
                 continue
             runs, points, broken = _send(folder, found, uri, study, whole)
-            told.append({"folder": str(folder), "study": study, "runs": runs, "points": points})
+            sent.append({"folder": str(folder), "study": study, "runs": runs, "points": points})
             reasons += broken
     store = shown(store_uri(uri))
     if as_json:
-        click.echo(json.dumps({"store": store, "folders": told}, indent=1))
+        click.echo(json.dumps({"store": store, "folders": sent}, indent=1))
     else:
-        for one in told:
+        for one in sent:
             click.echo(f"{one['study']}: {one['runs']} runs, {one['points']} new points")
         click.echo(store)
     if reasons:
@@ -63,12 +63,12 @@ def mirror(directories: tuple[Path, ...], uri: str | None, as_json: bool) -> Non
 def _send(
     folder: Path, records: list[Record], uri: str | None, study: str, whole: bool
 ) -> tuple[int, int, list[str]]:
-    """The number of runs that were mirrored and of new points, and what is wrong with the others."""
+    """Return the number of mirrored runs and of new points, and the reasons why other runs were not mirrored."""
     from harness.records.mlflow_mirror import Unsent, mirror
 
     files = [file for file in (folder / STUDY,) if file.is_file()]
     try:
         summary = mirror(records, uri=uri, study=study, artifacts=files, complete=whole)
     except Unsent as error:
-        return error.summary.runs, error.summary.points, error.reasons
+        return error.summary.runs, error.summary.points, list(error.reasons)
     return summary.runs, summary.points, []

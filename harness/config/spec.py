@@ -1,6 +1,6 @@
 """The spec of a run: frozen, validated, canonical, and addressed by the hash of what can change its results.
 
-How a spec comes to be, from presets, files and overrides, is told in resolve.py.
+See assembly/resolve.py for how presets, files and overrides are combined into a spec.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _free(default: Any, **limits: Any) -> Any:
 
 
 class DataSpec(Section):
-    """What is learned. `root` is only where it lies; its content is told by `fingerprint`, filled in when root is there."""
+    """The training data. `root` is only a location; `fingerprint` identifies the content and is filled in when `root` exists."""
 
     name: str = "digits"
     root: str = _free("")
@@ -166,15 +166,15 @@ class RuntimeSpec(Section):
 
 
 class Needs(NamedTuple):
-    """What a method asks of the trainer. A need that is not there costs nothing."""
+    """What a method asks of the trainer. A need that is not stated costs nothing."""
 
     # Any: an `EncoderSpec` of methods/common/alignment.py, or whatever else a method's settings describe an encoder with.
     encoders: tuple[Any, ...] = ()
     """A choice for each frozen encoder whose view the batch shall carry."""
     summary: bool = False
-    """The view has the encoder's summary too, and the network one more token of its width, generated beside the image."""
+    """Whether the view has the encoder's summary, and the network one more token of its width, generated with the image."""
     attention: int = 0
-    """Of how many last blocks the view has the encoder's attention."""
+    """Number of the encoder's last blocks whose attention the view has."""
     teacher: bool = False
     """A pass of the EMA network."""
     times: int = 1
@@ -191,7 +191,7 @@ class Schedule(Section):
     """When a method aligns, and how much: an option of every method (early stop is HASTE's, arXiv 2505.16792)."""
 
     until: int | None = Field(default=None, ge=0)
-    """The last step with alignment; behind it neither teacher nor encoder runs."""
+    """The last step with alignment; after it neither teacher nor encoder runs."""
     warmup: int = Field(default=0, ge=0)
     """Steps over which the weight rises linearly to its full value."""
     decay: Literal["none", "linear", "cosine"] = "none"
@@ -200,13 +200,11 @@ class Schedule(Section):
     @model_validator(mode="after")
     def _decay_has_an_end(self) -> Self:
         if self.decay != "none" and (self.until is None or self.until <= self.warmup):
-            raise ValueError(
-                f"decay = '{self.decay}' needs an `until` behind the warm-up of {self.warmup} steps"
-            )
+            raise ValueError(f"decay = '{self.decay}' requires `until` > {self.warmup} (the warm-up)")
         return self
 
     def factor(self, step: int) -> float:
-        """What the weight is multiplied with at a step (1-based), in [0, 1]."""
+        """Return the factor of the weight at a step (1-based), in [0, 1]."""
         if self.until is not None and step > self.until:
             return 0.0
         if step < self.warmup:

@@ -1,4 +1,4 @@
-"""How a run shows itself: a live line in a terminal, a plain line now and then elsewhere."""
+"""Progress displays of a run: a live line in a terminal, a plain line every few seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.text import Text
 
 
 class Quiet:
-    """Says only what matters."""
+    """Print notes only."""
 
     def note(self, message: str) -> None:
         click.echo(message)
@@ -28,7 +28,7 @@ class Quiet:
 
 
 class Lines(Quiet):
-    """A line every few seconds, for logs."""
+    """Print a line every few seconds, for logs."""
 
     def __init__(self, every_seconds: float = 10.0) -> None:
         self._every, self._last = every_seconds, (0.0, 0)

@@ -29,7 +29,7 @@ class EncoderSpec(BaseModel):
 
     name: str
     weights: str = Field(default="", json_schema_extra=NOT_HASHED)
-    """A file on disk; what is in it is told by sha256."""
+    """A file on disk; `sha256` identifies its content."""
     sha256: str = ""
     download: bool = Field(default=False, json_schema_extra=NOT_HASHED)
     """Let the hub be asked for the weights; nothing is downloaded otherwise."""

@@ -58,7 +58,7 @@ class ProjectedConfig(EncodedConfig):
 
 
 class Encoded(Method):
-    """Align one layer with frozen encoders: the mean over them of `compare`, each behind a projector of its own."""
+    """Align one layer with frozen encoders: the mean over them of `compare`, each after its own projector."""
 
     def __init__(self, config: EncodedConfig, setting: Setting) -> None:
         super().__init__(config, setting)

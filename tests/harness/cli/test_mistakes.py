@@ -291,7 +291,7 @@ def test_a_folder_that_is_not_its_run(capsys, tmp_path: Path) -> None:
     spec, folder = tiny(), tmp_path / "mine"
     folder.mkdir()
     (folder / "spec.toml").write_text(spec.to_toml())
-    says = rf"mine is not called as the run {spec.id} that its spec.toml describes: rename it"
+    says = rf"mine does not match the run id {spec.id} in its spec.toml. Rename the folder"
     refused(capsys, "run", folder, "--no-track", says=says)
     for empty in ("", "# nothing\n"):
         (folder / "spec.toml").write_text(empty)
