@@ -39,7 +39,7 @@ class Job(NamedTuple):
     model: str
     """The checkpoint, by the hash of its file."""
     spec: EvalSpec
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     classes: int
     only: tuple[int, ...]
     """The classes to draw from; empty for all."""

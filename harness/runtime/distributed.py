@@ -1,4 +1,4 @@
-"""Several processes as one: torchrun's environment, DDP's gradients, or a run divided over all (sharded.py). One process is the
+"""Several processes as one: torchrun's environment, DDP's gradients, or a sharded run (fsdp.py). One process is the
 case of a world of size 1."""
 
 from __future__ import annotations

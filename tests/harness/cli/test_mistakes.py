@@ -239,7 +239,7 @@ def test_broken_records(capsys, begun: Record) -> None:
 def test_what_is_there_is_not_overwritten(capsys, begun: Record, tmp_path: Path) -> None:
     picture = tmp_path / "mine.png"
     picture.write_text("mine")
-    refused(capsys, "sample", begun.path, "-n", 4, "-o", picture, says=r"mine.png is there already")
+    refused(capsys, "sample", begun.path, "-n", 4, "-o", picture, says=r"mine.png already exists")
     refused(capsys, "sample", begun.path, "-o", tmp_path / "a.gif", says=r"allowed are .png .* and .npz")
     refused(
         capsys,

@@ -137,7 +137,7 @@ def test_a_file_that_another_command_has_written_meanwhile_is_not_overwritten(
         return opened(*given)
 
     monkeypatch.setattr(sample_command, "_job", meanwhile)
-    with pytest.raises(UserError, match=r"a\.npz is there already"):
+    with pytest.raises(UserError, match=r"a\.npz already exists"):
         draw(record, tmp_path / "a.npz")
     assert (tmp_path / "a.npz").read_text() == "theirs"
 
