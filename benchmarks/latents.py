@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from harness.latents.shards import FORMAT, INDEX, MANIFEST, file_digest, shard_name
+from harness.latents.shards import FORMAT, INDEX, MANIFEST, shard_name
+from metrics.files.hashing import sha256_of
 
 SHAPE, ROWS = (4, 32, 32), 4096
 
@@ -84,11 +85,11 @@ def _write(folder: Path, samples: int, dtype: str) -> None:
     for number, start in enumerate(range(0, samples, ROWS)):
         rows = min(ROWS, samples - start)
         np.save(folder / shard_name(number), rng.random((rows, 1, 2, *SHAPE), dtype=np.float32).astype(dtype))
-        files[shard_name(number)] = file_digest(folder / shard_name(number))
+        files[shard_name(number)] = sha256_of(folder / shard_name(number))
     keys = np.arange(samples, dtype="<i8").tobytes()
     about = {"labels": np.zeros(samples, dtype=np.int64), "keys": np.frombuffer(keys, dtype=np.uint8)}
     np.savez(folder / INDEX, **about, ends=np.arange(8, 8 * samples + 1, 8))
-    files[INDEX] = file_digest(folder / INDEX)
+    files[INDEX] = sha256_of(folder / INDEX)
     manifest = {"format": FORMAT, "samples": samples, "classes": 1, "shape": SHAPE, "pixels": (3, 256, 256)}
     codec = {"name": "sd-vae", "sha256": "", "scale": 0.18215, "weights": ""}
     rest = {"codec": codec, "copies": 1, "dtype": dtype, "rows": ROWS, "files": files}

@@ -27,7 +27,6 @@ from harness.backbone.times import Times
 from harness.config.spec import EvalSpec
 from harness.flow.sampling import draw_pixels
 from harness.runtime.environment import prepare
-from harness.train.state import compile_blocks
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -64,9 +63,10 @@ def speeds(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         guidance=options.guidance,
         batch_size=options.batch,
     )
-    eager, compiled = (Side(Kind("flow"), config, options.size, device).ema for _ in range(2))
-    if not options.eager:
-        compile_blocks(compiled)
+    eager, compiled = (
+        Side(Kind("flow", compiled=compiled), config, options.size, device).ema
+        for compiled in (False, not options.eager)
+    )
     y, z = batch.y.to(device), torch.randn(options.batch, *config.shape, device=device)
 
     def ours(model: SiT, precision: str) -> Callable[[], Tensor]:
@@ -110,8 +110,7 @@ def difference(path: Path, samples: int, device: torch.device) -> dict[str, Any]
     from harness.data.open import open_dataset, split
     from harness.evaluation.evaluator import Evaluator
     from harness.records.checkpoint import checkpoints
-    from harness.train.state import load_ema
-    from harness.train.trained_run import spec_of_run
+    from harness.train.trained_run import load_ema, spec_of_run
 
     spec = spec_of_run(path, (f"eval.samples={samples}",))
     dataset = open_dataset(spec.data)

@@ -8,7 +8,6 @@ released.py.
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 import os
@@ -25,16 +24,17 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.released import ema_step, flow_loss_released, self_flow_loss_released
+from harness.assembly.build import build_backbone
 from harness.backbone.initialize import initialize
 from harness.backbone.sit import SiT, SiTConfig
 from harness.backbone.sizes import SIZES
 from harness.config import registry
-from harness.config.spec import BackboneSpec
+from harness.config.spec import BackboneSpec, RuntimeSpec
 from harness.flow.batch import Batch, Draw, View
 from harness.flow.student import Student
 from harness.runtime.environment import device_name, package_version
 from harness.runtime.random_streams import Streams
-from harness.train.state import compile_blocks, update_ema
+from harness.train.state import update_ema
 
 DECAY = 0.9999
 ENCODER_DIM = 768
@@ -64,24 +64,25 @@ class Side:
         self, kind: Kind, config: SiTConfig, size: str, device: torch.device, phase: Callable = nullcontext
     ) -> None:
         self.kind, self.device, self.phase = kind, device, phase
-        self.model = copy.deepcopy(_network(config))
+        runtime = RuntimeSpec(
+            compile=kind.compiled and not kind.released, checkpoint_activations=kind.checkpointed
+        )
+        self.model = build_backbone(config, runtime, copy_of=_network(config))
         cls = registry.load("method", kind.method)
         asked = cls.Config().resolved(BackboneSpec(size=size))
         dims = (ENCODER_DIM,) * len(asked.needs().encoders)
         self.method = cls.build(asked, config, encoder_dims=dims)
         initialize(self.method, Streams(0), "method.")
-        self.model, self.method = self.model.to(device), self.method.to(device)
-        self.model.checkpoint_activations = kind.checkpointed
-        self.ema = copy.deepcopy(self.model).requires_grad_(False)
+        self.ema = build_backbone(config, runtime, copy_of=self.model).requires_grad_(False)
+        self.model, self.ema, self.method = (
+            module.to(device) for module in (self.model, self.ema, self.method)
+        )
         self.student = Student(self.model, self.ema, config, phase)
         self.learned = [*self.model.parameters(), *self.method.parameters()]
         self.optimizer = torch.optim.AdamW(self.learned, 1e-4, fused=None if kind.released else True)
         self.update: Callable = ema_step if kind.released else update_ema
         compiles = kind.compiled and kind.released
         self.forward = functools.cache(lambda f: torch.compile(f, dynamic=False) if compiles else f)
-        if kind.compiled and not kind.released:
-            compile_blocks(self.model)
-            compile_blocks(self.ema)
 
     def loss(self, batch: Batch, draw: Draw) -> Tensor:
         bfloat16 = self.kind.precision == "bfloat16"

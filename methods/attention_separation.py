@@ -28,7 +28,7 @@ from harness.flow.batch import Batch, Draw
 from harness.flow.path import interpolate
 from harness.flow.student import Student
 from harness.runtime.random_streams import Streams
-from methods.common.alignment import check_layer, layer_at, mean_apart, mlp
+from methods.common.alignment import check_layer, layer_at, mean_distance, mlp, resolved_layer, taps_of
 from methods.common.dual_timesteps import DualConfig, draw_mask, draw_times
 from methods.common.method import Method, Needs, Setting
 from methods.common.missing_parts import present_tokens, separated
@@ -82,7 +82,7 @@ class AttentionSeparation(Method):
             return Needs(
                 teacher=bool(self.coefficient),
                 times=levels,
-                taps=(self.student_layer,) if self.coefficient else (),
+                taps=taps_of(self.student_layer) if self.coefficient else (),
             )
 
     config: Config
@@ -104,9 +104,10 @@ class AttentionSeparation(Method):
         whole = streams.uniform("whole", index) < config.whole
         mask = draw_mask(config, self.setting, streams, index) & ~whole[:, None]
         drawn = (t, s) if config.dual else (t, t)
-        two = [torch.where(whole, *pair) for pair in zip(drawn, config.in_order(*drawn), strict=True)]
-        times = Times.dual(*two, mask) if config.dual else Times.per_sample(t)
-        cleaner = (torch.stack(two, dim=1) - offset).clamp(min=0)
+        ordered = config.in_order(*drawn)
+        first, second = (torch.where(whole, a, b) for a, b in zip(drawn, ordered, strict=True))
+        times = Times.dual(first, second, mask) if config.dual else Times.per_sample(t)
+        cleaner = (torch.stack([first, second], dim=1) - offset).clamp(min=0)
         extra = {"cleaner": cleaner} if config.dual else {"cleaner": cleaner, "mask": mask}
         return Draw(noise, times, mask.long() if config.separate else None, extra)
 
@@ -114,11 +115,11 @@ class AttentionSeparation(Method):
         times, groups = self._teacher_view(draw)
         x_teacher = interpolate(batch.x0, draw.noise, times, self.setting.backbone)
         y = batch.label if self.config.teacher_labels == "undropped" else batch.y
-        backbone, layer = self.setting.backbone, self.config.teacher_layer
+        backbone, layer = self.setting.backbone, resolved_layer(self.config.teacher_layer)
         groups = separated(groups, batch, backbone)
         target = student.teach(x_teacher, times, y, layer=layer, groups=groups)
-        projected = self.projector(prediction.hidden[self.config.student_layer])
-        return mean_apart(self.config.similarity, projected, target, present_tokens(batch, backbone))
+        projected = self.projector(prediction.hidden[resolved_layer(self.config.student_layer)])
+        return mean_distance(self.config.similarity, projected, target, present_tokens(batch, backbone))
 
     def _teacher_view(self, draw: Draw) -> tuple[Times, Tensor | None]:
         """Times and groups of the teacher's pass."""

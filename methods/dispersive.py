@@ -24,7 +24,7 @@ from harness.config.spec import BackboneSpec
 from harness.flow.batch import Batch, Draw
 from harness.flow.student import Student
 from harness.runtime.precision import product
-from methods.common.alignment import check_layer, in_groups, layer_at
+from methods.common.alignment import check_layer, in_groups, layer_at, resolved_layer, taps_of
 from methods.common.method import Method, MethodConfig, Needs
 
 
@@ -51,12 +51,14 @@ class Dispersive(Method):
             return self.coefficient
 
         def needs(self) -> Needs:
-            return Needs(taps=(self.layer,), group=self.group) if self.coefficient else Needs()
+            return Needs(taps=taps_of(self.layer), group=self.group) if self.coefficient else Needs()
 
     config: Config
 
     def align(self, student: Student, batch: Batch, draw: Draw, prediction: Prediction) -> Tensor:
-        z = in_groups(prediction.hidden[self.config.layer].float().flatten(1), self.config.group)
+        z = in_groups(
+            prediction.hidden[resolved_layer(self.config.layer)].float().flatten(1), self.config.group
+        )
         distances = squared_distances(z) / (z.shape[2] * self.config.temperature)
         return ((-distances).flatten(1).logsumexp(1) - 2 * math.log(z.shape[1])).mean()
 

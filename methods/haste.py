@@ -23,21 +23,21 @@ from torch import Tensor
 
 from harness.backbone.sit import Prediction
 from harness.config.spec import BackboneSpec
-from harness.flow.batch import Batch, Draw
+from harness.flow.batch import Batch, Draw, View
 from harness.flow.student import Student
 from harness.runtime.precision import product
-from methods.common.alignment import check_layer
+from methods.common.alignment import check_layer, taps_of
 from methods.common.method import Needs
-from methods.repa import Repa
+from methods.repa import RepaAlignment, RepaConfig
 
 PUBLISHED_STOP = {"B": 100_000, "L": 250_000, "XL": 250_000}
 
 
-class Haste(Repa):
+class Haste(RepaAlignment):
     source = "HASTE, arXiv 2505.16792; NUS-HPC-AI-Lab/HASTE eb7b1f1"
     headline = "SiT-XL/2 FID 5.3 against REPA's 7.5 at 500k steps, SDE, no guidance (its Table 3)"
 
-    class Config(Repa.Config):
+    class Config(RepaConfig):
         off: ClassVar[dict[str, Any]] = {"coefficient": 0.0, "attention_weight": 0.0}
         space: ClassVar[dict[str, Any]] = {
             "coefficient": {"low": 0.1, "high": 2.0, "log": True},
@@ -69,8 +69,8 @@ class Haste(Repa):
         def needs(self) -> Needs:
             if not self.strength:
                 return Needs()
-            taps = (self.layer,) if self.coefficient else ()
-            heads = self.layers if self.attention_weight else ()
+            taps = taps_of(self.layer) if self.coefficient else ()
+            heads = self.layers or () if self.attention_weight else ()
             return Needs((self.encoder, *self.further), attention=len(heads), taps=taps, heads=heads)
 
     config: Config
@@ -80,10 +80,17 @@ class Haste(Repa):
         if config.coefficient:
             total = total + config.coefficient * super().align(student, batch, draw, prediction)
         if config.attention_weight:
-            heard = [prediction.heads[layer] for layer in config.layers]
-            apart = torch.stack([attention_loss(heard, view.attention) for view in batch.views])
-            total = total + config.attention_weight * apart.mean()
+            heard = [prediction.heads[layer] for layer in config.layers or ()]
+            losses = torch.stack([attention_loss(heard, attention_of(view)) for view in batch.views])
+            total = total + config.attention_weight * losses.mean()
         return total
+
+
+def attention_of(view: View) -> Tensor:
+    """Return the attention maps of a view, which `needs()` has asked for."""
+    if view.attention is None:
+        raise ValueError("the encoder's view has no attention maps")
+    return view.attention
 
 
 def attention_loss(heard: list[tuple[Tensor, Tensor]], target: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from harness.backbone.sit import Prediction
 from harness.config.spec import BackboneSpec
 from harness.flow.batch import Batch, Draw
 from harness.flow.student import Student
-from methods.common.alignment import check_layer, cosine, layer_at
+from methods.common.alignment import check_layer, cosine, layer_at, resolved_layer, taps_of
 from methods.common.method import Method, MethodConfig, Needs
 from methods.common.missing_parts import mean_of_tokens, present_tokens
 
@@ -56,14 +56,14 @@ class LayerSync(Method):
             return self.coefficient
 
         def needs(self) -> Needs:
-            return Needs(taps=(self.student_layer, self.target_layer)) if self.coefficient else Needs()
+            return Needs(taps=taps_of(self.student_layer, self.target_layer)) if self.coefficient else Needs()
 
     config: Config
 
     def align(self, student: Student, batch: Batch, draw: Draw, prediction: Prediction) -> Tensor:
         early, late = (
-            prediction.hidden[self.config.student_layer],
-            prediction.hidden[self.config.target_layer],
+            prediction.hidden[resolved_layer(self.config.student_layer)],
+            prediction.hidden[resolved_layer(self.config.target_layer)],
         )
         present = present_tokens(batch, self.setting.backbone)
         return mean_of_tokens(-cosine(early, late.detach()), present)

@@ -18,21 +18,23 @@ from typing import Any, ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field
+from torch import Tensor
 
-from harness.flow.batch import Batch, Draw
+from harness.flow.batch import Batch, Draw, View
 from harness.flow.path import interpolate
 from harness.flow.student import Student
 from harness.runtime.random_streams import Streams
+from methods.common.alignment import taps_of
 from methods.common.method import Losses, Needs, flow_loss
-from methods.repa import Repa
+from methods.repa import RepaAlignment, RepaConfig
 
 
-class Reg(Repa):
+class Reg(RepaAlignment):
     source = "REG, arXiv 2507.01467; Martinser/REG 021ea2e"
     headline = "SiT-XL/2 FID 3.4 at 400k steps, SDE, no guidance (REG)"
     times_apart = False
 
-    class Config(Repa.Config):
+    class Config(RepaConfig):
         off: ClassVar[dict[str, Any]] = {"coefficient": 0.0, "token_weight": 0.0}
         space: ClassVar[dict[str, Any]] = {
             "coefficient": {"low": 0.1, "high": 2.0, "log": True},
@@ -49,7 +51,7 @@ class Reg(Repa):
         def needs(self) -> Needs:
             if not self.token_weight:
                 return super().needs()
-            taps = (self.layer,) if self.coefficient else ()
+            taps = taps_of(self.layer) if self.coefficient else ()
             return Needs((self.encoder, *self.further), summary=True, taps=taps)
 
     config: Config
@@ -65,7 +67,7 @@ class Reg(Repa):
         config, weight = self.config, self.config.weight(batch.step)
         if not config.token_weight:
             return super().loss(student, batch, draw)
-        clean, noise = batch.views[0].summary, draw.extra["token_noise"]
+        clean, noise = summary_of(batch.views[0]), draw.extra["token_noise"]
         t = draw.times.levels
         prediction = student(
             interpolate(batch.x0, draw.noise, draw.times, self.setting.backbone),
@@ -75,6 +77,8 @@ class Reg(Repa):
             extra=(1 - t) * clean + t * noise,
         )
         parts = {"flow": flow_loss(prediction.velocity, batch, draw, self.setting)}
+        if prediction.extra is None:
+            raise ValueError("the backbone has no extra token")
         parts["token"] = F.mse_loss(prediction.extra.float(), noise - clean)
         total = parts["flow"] + config.token_weight * parts["token"]
         if weight:
@@ -83,7 +87,14 @@ class Reg(Repa):
         return Losses(total, parts)
 
 
+def summary_of(view: View) -> Tensor:
+    """Return the summary (B, dim) of a view, which `needs()` has asked for."""
+    if view.summary is None:
+        raise ValueError("the encoder's view has no summary")
+    return view.summary
+
+
 def with_summary(batch: Batch) -> Batch:
-    """The batch with each view's summary as its first token, as the network's own tokens have it."""
-    views = (v._replace(tokens=torch.cat([v.summary[:, None], v.tokens], dim=1)) for v in batch.views)
+    """Return the batch with each view's summary as its first token, as the network's own tokens have it."""
+    views = (v._replace(tokens=torch.cat([summary_of(v)[:, None], v.tokens], dim=1)) for v in batch.views)
     return replace(batch, views=tuple(views))

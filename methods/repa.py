@@ -15,21 +15,30 @@ from typing import Literal
 
 from torch import Tensor
 
-from methods.common.alignment import apart, cosine
+from methods.common.alignment import cosine, distance
 from methods.common.encoder_alignment import Encoded, ProjectedConfig
 
 
-class Repa(Encoded):
-    source = "REPA, arXiv 2410.06940; sihyun-yu/REPA 67f7145"
-    headline = "SiT-XL/2 FID 7.9 at 400k steps, SDE, no guidance (REPA Table 3)"
+class RepaConfig(ProjectedConfig):
+    """REPA's settings, which the methods built on it share."""
 
-    class Config(ProjectedConfig):
-        name: Literal["repa"] = "repa"
-        similarity: Literal["cosine", "nt_xent"] = "cosine"
+    similarity: Literal["cosine", "nt_xent"] = "cosine"
 
-    config: Config
+
+class RepaAlignment(Encoded):
+    """REPA's alignment term, which the methods built on it share."""
 
     def compare(self, projected: Tensor, target: Tensor) -> Tensor:
         if self.config.similarity == "nt_xent":
-            return apart("nt_xent", projected, target).mean()
+            return distance("nt_xent", projected, target).mean()
         return -cosine(projected, target).mean()
+
+
+class Repa(RepaAlignment):
+    source = "REPA, arXiv 2410.06940; sihyun-yu/REPA 67f7145"
+    headline = "SiT-XL/2 FID 7.9 at 400k steps, SDE, no guidance (REPA Table 3)"
+
+    class Config(RepaConfig):
+        name: Literal["repa"] = "repa"
+
+    config: Config

@@ -29,7 +29,7 @@ from harness.flow.batch import Batch, Draw
 from harness.flow.path import interpolate, times_of_parts
 from harness.flow.student import Student
 from harness.runtime.random_streams import Streams
-from methods.common.alignment import apart, check_layer, layer_at, mlp
+from methods.common.alignment import check_layer, distance, layer_at, mlp, resolved_layer, taps_of
 from methods.common.dual_timesteps import DualConfig, draw_mask, draw_times, dual_times
 from methods.common.method import Method, Needs, Setting
 from methods.common.missing_parts import mean_of_tokens, present_tokens, separated
@@ -65,7 +65,7 @@ class SelfFlow(Method):
             return self.gamma
 
         def needs(self) -> Needs:
-            taps = (self.student_layer,) if self.gamma else ()
+            taps = taps_of(self.student_layer) if self.gamma else ()
             return Needs(teacher=bool(self.gamma), times=2 if self.masks else 1, taps=taps)
 
     config: Config
@@ -93,11 +93,11 @@ class SelfFlow(Method):
             else draw.times
         )
         x_teacher = interpolate(batch.x0, draw.noise, times, self.setting.backbone)
-        backbone, layer = self.setting.backbone, self.config.teacher_layer
+        backbone, layer = self.setting.backbone, resolved_layer(self.config.teacher_layer)
         groups, present = separated(None, batch, backbone), present_tokens(batch, backbone)
         target = student.teach(x_teacher, times, batch.y, layer=layer, groups=groups)
-        projected = self.projector(prediction.hidden[self.config.student_layer])
-        gap = apart(self.config.similarity, projected, target)
+        projected = self.projector(prediction.hidden[resolved_layer(self.config.student_layer)])
+        gap = distance(self.config.similarity, projected, target)
         if self.config.align_on == "all" or draw.times.which is None:
             return mean_of_tokens(gap, present)
         masked = draw.times.which.long() >= cleaner.shape[1]

@@ -26,7 +26,15 @@ from harness.flow.batch import Batch, Draw
 from harness.flow.path import interpolate
 from harness.flow.student import Student
 from harness.runtime.random_streams import Streams
-from methods.common.alignment import apart, check_layer, layer_at, mean_apart, mlp
+from methods.common.alignment import (
+    check_layer,
+    distance,
+    layer_at,
+    mean_distance,
+    mlp,
+    resolved_layer,
+    taps_of,
+)
 from methods.common.method import Method, MethodConfig, Needs, Setting
 from methods.common.missing_parts import present_tokens, separated
 
@@ -69,7 +77,7 @@ class Sra(Method):
             return published if self.coefficient is None else self.coefficient
 
         def needs(self) -> Needs:
-            return Needs(teacher=True, taps=(self.student_layer,)) if self.strength else Needs()
+            return Needs(teacher=True, taps=taps_of(self.student_layer)) if self.strength else Needs()
 
     config: Config
 
@@ -88,20 +96,20 @@ class Sra(Method):
     def align(self, student: Student, batch: Batch, draw: Draw, prediction: Prediction) -> Tensor:
         config, present = self.config, present_tokens(batch, self.setting.backbone)
         pair = self.pair(student, batch, draw, prediction)
-        return mean_apart(config.similarity, *pair, present, beta=config.beta)
+        return mean_distance(config.similarity, *pair, present, beta=config.beta)
 
     def gap(self, student: Student, batch: Batch, draw: Draw, prediction: Prediction) -> Tensor:
-        """S before its mean, shaped as `align.apart` says."""
+        """S before its mean, shaped as `distance` says."""
         pair = self.pair(student, batch, draw, prediction)
-        return apart(self.config.similarity, *pair, beta=self.config.beta)
+        return distance(self.config.similarity, *pair, beta=self.config.beta)
 
     def pair(
         self, student: Student, batch: Batch, draw: Draw, prediction: Prediction
     ) -> tuple[Tensor, Tensor]:
         """What S compares: the student's projected tokens and the teacher's, both (B, T, D)."""
-        backbone, layer = self.setting.backbone, self.config.teacher_layer
+        backbone, layer = self.setting.backbone, resolved_layer(self.config.teacher_layer)
         times = Times.per_sample(draw.extra["cleaner"])
         x_teacher = interpolate(batch.x0, draw.noise, times, backbone)
         groups = separated(None, batch, backbone)
         target = student.teach(x_teacher, times, batch.y, layer=layer, groups=groups)
-        return self.projector(prediction.hidden[self.config.student_layer]), target
+        return self.projector(prediction.hidden[resolved_layer(self.config.student_layer)]), target

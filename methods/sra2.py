@@ -20,7 +20,7 @@ from harness.backbone.tokens import patchify
 from harness.config.spec import BackboneSpec
 from harness.flow.batch import Batch, Draw
 from harness.flow.student import Student
-from methods.common.alignment import apart, check_layer, layer_at, mlp
+from methods.common.alignment import check_layer, distance, layer_at, mlp, resolved_layer, taps_of
 from methods.common.method import Method, MethodConfig, Needs, Setting
 
 PUBLISHED_LAYER = {"B": 2, "L": 8, "XL": 8}
@@ -52,7 +52,7 @@ class Sra2(Method):
             return self.coefficient
 
         def needs(self) -> Needs:
-            return Needs(taps=(self.layer,)) if self.coefficient else Needs()
+            return Needs(taps=taps_of(self.layer)) if self.coefficient else Needs()
 
     config: Config
 
@@ -64,6 +64,6 @@ class Sra2(Method):
             self.projector = mlp(backbone.size.width, *hidden, backbone.parts[0].token_values)
 
     def align(self, student: Student, batch: Batch, draw: Draw, prediction: Prediction) -> Tensor:
-        projected = self.projector(prediction.hidden[self.config.layer])
+        projected = self.projector(prediction.hidden[resolved_layer(self.config.layer)])
         target = patchify(batch.x0, self.setting.backbone.parts[0].patch)
-        return apart(self.config.similarity, projected, target, beta=self.config.beta).mean()
+        return distance(self.config.similarity, projected, target, beta=self.config.beta).mean()

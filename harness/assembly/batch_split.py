@@ -1,4 +1,4 @@
-"""Whether a batch can be divided as it would have to be."""
+"""The check that a batch divides into equal micro-batches without splitting a method's groups."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from harness.config.spec import RunSpec
 from harness.errors import UserError
 
 
-def check_shares(spec: RunSpec, processes: int = 1) -> None:
-    """Raises `UserError` for a batch without equal parts, or whose parts would cut a method's groups."""
+def check_batch_split(spec: RunSpec, processes: int = 1) -> None:
+    """Raise `UserError` if the micro-batches of a batch would be unequal, or would split a method's groups."""
     size, parts = spec.train.batch_size, processes * spec.train.accumulate
     if size % parts:
         raise UserError(

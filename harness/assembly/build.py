@@ -1,84 +1,118 @@
-"""From a spec to the objects that it names: the backbone, the method, the architectures of its encoders."""
+"""The builder: from a spec to its backbone, its method and the architectures of its encoders.
+
+Whoever needs the network of a spec asks here. What is returned is final: extra token, activation checkpointing and
+compilation included.
+"""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from harness.backbone.sit import SiT, SiTConfig
 from harness.backbone.sizes import SIZES
 from harness.backbone.tokens import Part
 from harness.config import registry
-from harness.config.spec import RunSpec
-from harness.data.dataset import pictured, shapes_of
+from harness.config.spec import RunSpec, RuntimeSpec
+from harness.data.dataset import Dataset, pictured, shapes_of
 from harness.data.open import outlined
 from harness.data.parts import weights_of
+from harness.encoders.base import Architecture, Encoder
 from harness.errors import UserError
 from harness.flow.batch import View
+from harness.flow.method import TrainingMethod
 
 
-def planned(spec: RunSpec) -> tuple[Any, list[Any]]:
-    """The method of a spec and the architectures of its encoders, from the spec alone."""
-    dataset = outlined(spec.data)
-    backbone, seen = backbone_config(spec, dataset), seen_encoders(spec, dataset)
-    dims, weights = [network.dim for network in seen], weights_of(dataset, spec.data)
-    return build_method(spec, backbone, dims, weights), seen
+def backbone_config(spec: RunSpec, dataset: Dataset) -> SiTConfig:
+    """Return the backbone's shape for a spec on a data set, with the extra token that the method asks for.
 
-
-def seen_encoders(spec: RunSpec, dataset: Any) -> list[Any]:
-    """The architectures of a spec's encoders, on what the data set shows."""
-    grid, shown = backbone_config(spec, dataset).grid, pictured(dataset)
-    return [architecture(choice.name, shown, grid) for choice in spec.method.needs().encoders]
-
-
-def architecture(encoder: str, dataset: Any, grid: tuple[int, int]) -> Any:
-    """The `Architecture` of an encoder's name on images of a data set: no weights are read."""
-    family, _, model = encoder.partition(":")
-    return registry.load("encoder", family).architecture(model, dataset.shape, dataset.classes, grid)
-
-
-def build_method(
-    spec: RunSpec, backbone: SiTConfig, encoder_dims: Sequence[int], weights: tuple[float, ...] = ()
-) -> Any:
-    """The method of a spec, with the weights of a sample's parts in its loss; its `setting.backbone` has the extra token that it may need."""
-    cls, needs = registry.load("method", spec.method.name), spec.method.needs()
-    if needs.summary:
-        backbone = replace(backbone, extra=encoder_dims[0])
-    setting = {"time": spec.time, "encoder_dims": tuple(encoder_dims), "weights": weights}
-    return cls.build(spec.method, backbone, **setting)
-
-
-def empty_view(encoder: Any, size: int, method: Any, device: torch.device) -> View:
-    """A view of the right shapes without numbers."""
-    tokens, needs = method.setting.backbone.tokens, method.needs()
-    empty = lambda *shape: torch.empty(size, *shape, device=device)  # noqa: E731
-    summary = empty(encoder.dim) if needs.summary else None
-    heads = (needs.attention, encoder.heads, tokens, tokens)
-    return View(empty(tokens, encoder.dim), summary, empty(*heads) if needs.attention else None)
-
-
-def weightless(backbone: SiTConfig) -> SiT:
-    """The network on the meta device, where it takes no memory."""
-    with torch.device("meta"):
-        return SiT(backbone).to("meta")
-
-
-def backbone_config(spec: RunSpec, dataset: Any) -> SiTConfig:
-    """The backbone of a spec on a data set; raises `UserError` where the patch does not divide its samples."""
-    asked, (shape, *beside) = spec.backbone, shapes_of(dataset)
+    Raises `UserError` if the patch does not divide the samples.
+    """
+    asked, (shape, *further) = spec.backbone, shapes_of(dataset)
     try:
-        return SiTConfig(
+        config = SiTConfig(
             SIZES[asked.size],
             asked.patch,
             shape,
             dataset.classes,
             asked.learn_sigma,
             patch_time=asked.patch_time,
-            beside=tuple(Part(sound, (asked.patch_sound,)) for sound in beside),
+            beside=tuple(Part(sound, (asked.patch_sound,)) for sound in further),
             positions=asked.positions,
         )
     except ValueError as error:
         raise UserError(f"backbone.{error}; choose another backbone.patch or data.resolution") from error
+    needs = spec.method.needs()
+    if not needs.summary:
+        return config
+    first = architecture(needs.encoders[0].name, pictured(dataset), config.grid)
+    return replace(config, extra=first.dim)
+
+
+def build_backbone(config: SiTConfig, runtime: RuntimeSpec, *, copy_of: SiT | None = None) -> SiT:
+    """Return the network of a configuration as a run uses it, with PyTorch's initial weights or those of `copy_of`.
+
+    It is compiled block by block, so all blocks share one piece of code for each kind of pass. Shapes are fixed, so that a
+    batch of another size in evaluation does not change what training runs.
+    """
+    # A copy is not compiled, even if the original is.
+    model = SiT(config) if copy_of is None else copy.deepcopy(copy_of)
+    model.checkpoint_activations = runtime.checkpoint_activations
+    if runtime.compile:
+        for block in model.blocks:
+            block.compile(dynamic=False)
+    return model
+
+
+def weightless(config: SiTConfig) -> SiT:
+    """Return the network on the meta device, where it takes no memory."""
+    with torch.device("meta"):
+        return SiT(config).to("meta")
+
+
+def build_method(
+    spec: RunSpec, backbone: SiTConfig, encoder_dims: Sequence[int], weights: Sequence[float] = ()
+) -> TrainingMethod:
+    """Return the method of a spec; `weights` are those of a sample's parts in its loss."""
+    cls = registry.load("method", spec.method.name)
+    return cls.build(
+        spec.method, backbone, time=spec.time, encoder_dims=tuple(encoder_dims), weights=tuple(weights)
+    )
+
+
+def encoder_architectures(spec: RunSpec, dataset: Dataset) -> list[Architecture]:
+    """Return the architectures of a spec's encoders on the images of a data set."""
+    grid, images = backbone_config(spec, dataset).grid, pictured(dataset)
+    return [architecture(choice.name, images, grid) for choice in spec.method.needs().encoders]
+
+
+def architecture(encoder: str, images: Dataset, grid: tuple[int, ...]) -> Architecture:
+    """Return the architecture of an encoder on a data set of images; no weights are read."""
+    family, _, model = encoder.partition(":")
+    return registry.load("encoder", family).architecture(model, images.shape, images.classes, grid)
+
+
+def method_of_spec(spec: RunSpec) -> tuple[TrainingMethod, list[Architecture]]:
+    """Return the method of a spec and the architectures of its encoders, from the spec alone."""
+    dataset = outlined(spec.data)
+    encoders = encoder_architectures(spec, dataset)
+    dims = [encoder.dim for encoder in encoders]
+    return build_method(spec, backbone_config(spec, dataset), dims, weights_of(dataset, spec.data)), encoders
+
+
+def empty_view(
+    encoder: Encoder | Architecture, size: int, method: TrainingMethod, device: torch.device
+) -> View:
+    """Return an encoder's view of `size` samples with uninitialised numbers."""
+
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(size, *shape, device=device)
+
+    tokens, needs = method.setting.backbone.tokens, method.needs()
+    summary = empty(encoder.dim) if needs.summary else None
+    attention = empty(needs.attention, encoder.heads, tokens, tokens) if needs.attention else None
+    return View(empty(tokens, encoder.dim), summary, attention)

@@ -1,28 +1,29 @@
-"""Which method can run on which modality, and why not."""
+"""The check that a method can run on a modality."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from harness.config.spec import RunSpec
 from harness.errors import UserError
+from harness.flow.method import TrainingMethod
 
-MADE_HERE = ("local", "random")
-"""Families of encoders that read any modality: they are made for the data set."""
+ANY_MODALITY = ("local", "random")
+"""Encoder families that read any modality, since they are built for the data set."""
 
 
 class Unsuited(UserError):
-    """A setting that is well formed and cannot run on these data; `why` is the reason alone, without where it stands."""
+    """Raised for a valid setting that cannot run on these data; `why` is the reason without the location."""
 
     def __init__(self, why: str, where: str) -> None:
         super().__init__(f"{where}: {why}")
         self.why = why
 
 
-def unsuited(spec: RunSpec, method: Any, modality: str) -> str:
-    """Why the method of a spec cannot run on data of a modality; empty where it can."""
+def unsuited(spec: RunSpec, method: type[TrainingMethod], modality: str) -> str:
+    """Return why the method of a spec cannot run on data of a modality; empty if it can."""
     encoders = [choice.name for choice in spec.method.needs().encoders]
-    strange = [name for name in encoders if name.removeprefix("cached:").partition(":")[0] not in MADE_HERE]
+    strange = [
+        name for name in encoders if name.removeprefix("cached:").partition(":")[0] not in ANY_MODALITY
+    ]
     if modality != "image" and strange:
         return f"encoder '{strange[0]}' reads images, and these data are {modality}; local:small learns on any data"
     if modality == "joint" and encoders:

@@ -12,14 +12,14 @@ from typing import Any
 
 from harness.backbone.sizes import SIZES
 from harness.config import registry
-from harness.config.packaged import Shelf
+from harness.config.packaged import PackagedToml
 from harness.config.spec import DataSpec, EvalSpec, RunSpec
 from harness.config.tables import merge, parse_override, set_path, validate
 from harness.errors import UserError, unknown
 from harness.files.files import read_toml
 from harness.records.record import SPEC
 
-PRESETS = Shelf("harness", "presets")
+PRESETS = PackagedToml("harness", "presets")
 
 
 def load_spec(source: str, overrides: Iterable[str] = ()) -> RunSpec:
@@ -80,7 +80,8 @@ def resolve(data: Mapping[str, Any], *, where: str = "spec") -> RunSpec:
     config = validate(
         method.Config, merge(per_method.get(name, {}), {**chosen, "name": name}), f"{where}: method"
     )
-    spec = validate(RunSpec, {**data, "method": {}}, where)
+    # The sections are checked first; the method is resolved below for the backbone.
+    spec = validate(RunSpec, {**data, "method": {"name": config.name}}, where)
     if spec.backbone.size not in SIZES:
         raise unknown("backbone.size", spec.backbone.size, SIZES)
     registry.load("dataset", spec.data.name)

@@ -63,8 +63,8 @@ class WrittenOut(torch.autograd.Function):
             return weights @ v
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        q, k, v, weights = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        (grad,), (q, k, v, weights) = grads, ctx.saved_tensors
         of_weights = grad @ v.transpose(-1, -2)
         of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
         of_scores = of_scores * q.shape[-1] ** -0.5

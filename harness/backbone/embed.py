@@ -54,6 +54,8 @@ class ExtraEmbed(nn.Module):
 class TimestepEmbedder(nn.Module):
     """Sinusoids of t at 128 frequencies (cosines first), then a two-layer MLP."""
 
+    frequency: Tensor
+
     def __init__(self, width: int, frequencies: int = 128) -> None:
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(2 * frequencies, width), nn.SiLU(), nn.Linear(width, width))

@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ from harness.backbone.embed import ExtraEmbed, LabelEmbedder, PatchEmbed, Timest
 from harness.backbone.rotary import rotation
 from harness.backbone.sizes import Size
 from harness.backbone.times import Times
-from harness.backbone.tokens import Part, apart, positions, unpatchify
+from harness.backbone.tokens import Part, positions, split_parts, unpatchify
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,9 @@ class SiTConfig:
         """Of x without its batch: that of the one part, or (N,) for several, flattened one behind the other."""
         return (sum(part.values for part in self.parts),) if self.beside else self.shape
 
-    def apart(self, x: Tensor) -> list[Tensor]:
+    def split_parts(self, x: Tensor) -> list[Tensor]:
         """x (B, *x_shape) as its parts, each (B, C, *axes)."""
-        return apart(x, [part.shape for part in self.parts])
+        return split_parts(x, [part.shape for part in self.parts])
 
     def spread(self, values_BT: Tensor) -> Tensor:
         """A value for each token, (B, T) or (B, 1) -> for each number of x, to broadcast against (B, *x_shape)."""
@@ -104,8 +104,8 @@ class SiTConfig:
 
 
 class Prediction(NamedTuple):
-    velocity: Tensor | None
-    """Shaped like x; None when the pass was stopped early."""
+    velocity: Tensor
+    """Shaped like x; missing (None) after a pass that `stop_after` ended, whose caller reads `hidden` alone."""
     hidden: dict[int, Tensor]
     """Layer n -> (B, T, D), the output of block n (1-based), for the layers that were tapped; with an extra token, it
     comes first: (B, 1 + T, D)."""
@@ -121,6 +121,9 @@ class SiT(nn.Module):
 
     checkpoint_activations = False
     """Compute what happens inside a block again in the backward pass, instead of keeping it."""
+
+    pos_embed: Tensor
+    rotation: Tensor
 
     def __init__(self, config: SiTConfig) -> None:
         super().__init__()
@@ -179,12 +182,13 @@ class SiT(nn.Module):
             if layer in heads:
                 heard[layer] = queries_keys
             if layer == stop_after:
-                return Prediction(None, hidden, heads=heard)
+                # Only the teacher stops early, and it reads no velocity: every other caller has one.
+                return Prediction(cast(Tensor, None), hidden, heads=heard)
         counts = [part.tokens for part in self.config.parts]
         out, extra = self.final_layer(h, c_BKD, times, extra is not None, counts)
         return Prediction(self._assembled(out), hidden, extra, heard)
 
-    def _through(self, block: Block, *given: Any) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def _through(self, block: nn.Module, *given: Any) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         if self.checkpoint_activations and torch.is_grad_enabled():
             # Nothing random happens in a block, so no generator's state need be kept.
             return checkpoint(block, *given, use_reentrant=False, preserve_rng_state=False)
@@ -193,7 +197,7 @@ class SiT(nn.Module):
     def _embedded(self, x: Tensor) -> Tensor:
         """Tokens of all parts, (B, T, D)."""
         embedders = [self.x_embedder, *self.beside_embedders]
-        tokens = [embed(part) for embed, part in zip(embedders, self.config.apart(x), strict=True)]
+        tokens = [embed(part) for embed, part in zip(embedders, self.config.split_parts(x), strict=True)]
         return torch.cat(tokens, dim=1) if len(tokens) > 1 else tokens[0]
 
     def _assembled(self, patches: list[Tensor]) -> Tensor:

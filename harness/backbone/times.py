@@ -66,7 +66,7 @@ class Selected(torch.autograd.Function):
         return values_BKD.reshape(B * K, D).index_select(0, rows_BT.flatten()).reshape(B, -1, D)
 
     @staticmethod
-    def backward(ctx: Any, grad_BTD: Tensor) -> tuple[Tensor, None]:
-        (which_BT,) = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (grad_BTD,), (which_BT,) = grads, ctx.saved_tensors
         has_BKT = which_BT[:, None] == torch.arange(ctx.levels, device=which_BT.device)[:, None]
         return has_BKT.to(grad_BTD.dtype) @ grad_BTD, None

@@ -88,7 +88,7 @@ def kind_of(shape: Sequence[int]) -> str:
     return {2: "audio", 3: "image", 4: "video"}[len(shape)]
 
 
-def apart(x: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+def split_parts(x: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
     """The parts of samples, each (B, *shape); several lie flattened one behind the other in x (B, N)."""
     if len(shapes) == 1:
         return [x]

@@ -20,7 +20,7 @@ from harness.cli import method_facts
 from harness.cli.method_facts import written_docstring
 from harness.config import registry
 from harness.config.options import JSON_OPTION
-from harness.config.packaged import Shelf
+from harness.config.packaged import PackagedToml
 from harness.errors import UserError, unknown
 from harness.files.terminal import show
 
@@ -170,7 +170,7 @@ def _first_line(text: str | None) -> str:
 
 
 def _packaged(package: str, folder: str) -> dict[str, str]:
-    files = Shelf(package, folder)
+    files = PackagedToml(package, folder)
     return {name: files.summary(name) for name in files.names()}
 
 

@@ -74,5 +74,5 @@ def _send(
     try:
         summary = mirror(records, uri=uri, study=name, artifacts=files, complete=complete)
     except Unsent as error:
-        return error.summary.runs, error.summary.points, error.reasons
+        return error.summary.runs, error.summary.points, list(error.reasons)
     return summary.runs, summary.points, []

@@ -14,7 +14,7 @@ from harness.config.options import JSON_OPTION
 from harness.errors import UserError, unknown
 from harness.records.record import Record, find_records
 from harness.records.study_folder import StudyFolder
-from harness.train.replicates import Wanted, _Gone, bracket_steps, replicate_run
+from harness.train.replicates import MissingCheckpoint, Wanted, bracket_steps, replicate_run
 
 
 @click.command(epilog="Example: flowrace replicate runs/digits --replicates 3")
@@ -33,7 +33,7 @@ def replicate(
     Reports and audits then use the means. It needs the checkpoints of those steps: train with train.checkpoint_every equal to
     eval.every and a large train.keep_checkpoints. Run again, it goes on with what is missing.
     """
-    told, missing = [], []
+    measured, missing = [], []
     records = find_records(*directories)
     if not records:
         raise UserError(f"no run directory in {', '.join(map(str, directories))}")
@@ -43,15 +43,15 @@ def replicate(
         steps = bracket_steps(record, sought)
         try:
             for step, found in replicate_run(record, steps, replicates):
-                told.append({"run": record.id, "step": step, **found})
+                measured.append({"run": record.id, "step": step, **found})
                 if not as_json:
                     click.echo(_line(record.id, step, found))
-        except _Gone as error:
+        except MissingCheckpoint as error:
             missing.append(str(error))
             click.echo(f"note: {error}", err=True)
     if as_json:
-        click.echo(json.dumps(told, indent=1))
-    if missing and not told:
+        click.echo(json.dumps(measured, indent=1))
+    if missing and not measured:
         raise UserError(f"nothing could be evaluated again: {missing[0]}")
 
 

@@ -1,4 +1,4 @@
-"""The command that trains, run, and those about the installation: verify, doctor; what commands about a run share."""
+"""`flowrace run`: train one spec."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ def run(
 
 
 def _check_named(folder: Path, spec: RunSpec) -> None:
-    """Raise `UserError` where a folder is not the run that its spec describes: another would begin beside it."""
+    """Raise `UserError` if a folder is not named by its spec's run id: a new run would start next to it."""
     if folder.resolve().name != spec.id:
         raise UserError(
-            f"{folder} is not called as the run {spec.id} that its {SPEC} describes: rename it to continue that run, or give "
-            f"{folder / SPEC} to begin it anew"
+            f"{folder} does not match the run id {spec.id} in its {SPEC}. Rename the folder to continue that run, or pass "
+            f"{folder / SPEC} to start a new one"
         )
 
 
@@ -73,7 +73,7 @@ def _main_process() -> bool:
 
 
 def _mirror(path: Path, uri: str | None) -> None:
-    """Mirror a run into MLflow; where MLflow is not installed, that is an error only if a store was named."""
+    """Mirror a run into MLflow; a missing MLflow is an error only if a store was named."""
     from harness.records.mlflow_mirror import mirror
 
     try:

@@ -42,7 +42,7 @@ Example:
 @click.option("--classes", metavar="A,B,...", help="Draw these classes only.")
 @STEP_OPTION
 @set_option()
-@click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 def sample(
     path: Path,
     count: int,
@@ -102,7 +102,7 @@ def sample(
 
 def _check_free(output: Path, overwrite: bool) -> None:
     if output.exists() and not overwrite:
-        raise UserError(f"{output} is there already; give another --output, or --overwrite")
+        raise UserError(f"{output} already exists; give another --output, or --overwrite")
 
 
 def _draw_grid(drawing: Drawing, output: Path, shapes: Any, draw: Any) -> None:

@@ -31,7 +31,9 @@ MOVED = {
     "methods.encoded": "methods.common.encoder_alignment",
     "methods.present": "methods.common.missing_parts",
 }
-RENAMED: dict[str, dict[str, str]] = {}
+RENAMED: dict[str, dict[str, str]] = {
+    "methods.common.alignment": {"apart": "distance", "mean_apart": "mean_distance"},
+}
 """Of a module of today: name in 0.1.0 -> name today."""
 
 

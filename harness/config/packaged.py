@@ -1,4 +1,4 @@
-"""TOML files that come with a package, each with one line of prose on top."""
+"""TOML files packaged with flowrace; the first line of each is a comment that summarises it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Shelf:
-    """The TOML files of a folder of an installed package, by name without suffix."""
+class PackagedToml:
+    """The TOML files in a folder of an installed package, by name without suffix."""
 
     package: str
     folder: str
@@ -22,7 +22,7 @@ class Shelf:
         )
 
     def summary(self, name: str) -> str:
-        """The line of prose on top."""
+        """Return the comment in the first line of a file."""
         return self._read(name).splitlines()[0].lstrip("# ")
 
     def table(self, name: str) -> dict[str, Any]:

@@ -1,35 +1,40 @@
 """The spec of a run: frozen, validated, canonical, and addressed by the hash of what can change its results.
 
-How a spec comes to be, from presets, files and overrides, is told in resolve.py.
+See assembly/resolve.py for how presets, files and overrides are combined into a spec.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal
+import math
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
+from pydantic.config import JsonDict
 
 from harness.backbone.sizes import SIZES
 
-NOT_HASHED = {"hashed": False}
+NOT_HASHED: JsonDict = {"hashed": False}
 """`json_schema_extra` of a field that cannot change results (a path, a worker count): it stays out of the run id."""
-HASHED_IF_SET = {"hashed": "unless default"}
+HASHED_IF_SET: JsonDict = {"hashed": "unless default"}
 """Of a field that came later: at its default it stays out too, so that older runs keep their ids."""
 
 
 class Section(BaseModel):
+    """Base of everything in a spec."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+# Any: the default is of the field's type, and the limits are those that pydantic's Field takes.
 def _free(default: Any, **limits: Any) -> Any:
     return Field(default, json_schema_extra=NOT_HASHED, **limits)
 
 
 class DataSpec(Section):
-    """What is learned. `root` is only where it lies; its content is told by `fingerprint`, filled in when root is there."""
+    """The training data. `root` is only a location; `fingerprint` identifies the content and is filled in when `root` exists."""
 
     name: str = "digits"
     """A registered data set: `flowrace list datasets`."""
@@ -37,18 +42,18 @@ class DataSpec(Section):
     """File or folder of the data."""
     fingerprint: str = ""
     """Hash of the content, filled in when `root` exists."""
-    resolution: int | None = Field(None, ge=1)
+    resolution: int | None = Field(default=None, ge=1)
     """Side in pixels after resize of the shorter side and centre crop; None keeps the images' own size."""
     channels: Literal[1, 3] | None = None
     """1 is grey, 3 colour; None keeps what the files have."""
-    video_weight: float = Field(0.5, ge=0, json_schema_extra=HASHED_IF_SET)
-    audio_weight: float = Field(0.5, ge=0, json_schema_extra=HASHED_IF_SET)
+    video_weight: float = Field(default=0.5, ge=0, json_schema_extra=HASHED_IF_SET)
+    audio_weight: float = Field(default=0.5, ge=0, json_schema_extra=HASHED_IF_SET)
     """Of the parts of a video with its sound in the loss; 0 leaves a part out."""
-    video_alone: float = Field(0.0, ge=0, le=1, json_schema_extra=HASHED_IF_SET)
-    audio_alone: float = Field(0.0, ge=0, le=1, json_schema_extra=HASHED_IF_SET)
+    video_alone: float = Field(default=0.0, ge=0, le=1, json_schema_extra=HASHED_IF_SET)
+    audio_alone: float = Field(default=0.0, ge=0, le=1, json_schema_extra=HASHED_IF_SET)
     """Shares of the training samples of a video with its sound that are the silent video, or the sound alone; the rest is
     whole."""
-    held_out: float = Field(0.1, ge=0, lt=1)
+    held_out: float = Field(default=0.1, ge=0, lt=1)
     """Share of the data that is not trained on, the reference of evaluations."""
     flip: bool = False
     """Mirror half of the training images."""
@@ -56,13 +61,13 @@ class DataSpec(Section):
     """Name of the array or column of images; empty finds it."""
     label_key: str = ""
     """Name of the array or column of labels; empty finds it."""
-    frames: int | None = Field(None, ge=1, json_schema_extra=HASHED_IF_SET)
+    frames: int | None = Field(default=None, ge=1, json_schema_extra=HASHED_IF_SET)
     """Of a video, or log-mel frames of a recording; None takes what the data set has by default."""
-    classes: int | None = Field(None, ge=1, json_schema_extra=HASHED_IF_SET)
+    classes: int | None = Field(default=None, ge=1, json_schema_extra=HASHED_IF_SET)
     """Of latents: what a plan without data counts with."""
-    posterior: Literal["sample", "mean"] = Field("sample", json_schema_extra=HASHED_IF_SET)
+    posterior: Literal["sample", "mean"] = Field(default="sample", json_schema_extra=HASHED_IF_SET)
     """Of latents: drawn anew each time, or the mean."""
-    codec: str = Field("", json_schema_extra=HASHED_IF_SET)
+    codec: str = Field(default="", json_schema_extra=HASHED_IF_SET)
     """What decodes latents, `family:PATH`; empty takes the codec that encoded them."""
     codec_weights: str = _free("")
     """Folder of the codec's weights, if it has moved since."""
@@ -75,15 +80,15 @@ class DataSpec(Section):
 class BackboneSpec(Section):
     size: str = "S"
     """A registered size: `flowrace list sizes`."""
-    patch: int = Field(2, ge=1)
+    patch: int = Field(default=2, ge=1)
     """Side of a token in pixels; of sound, its length in spectrogram frames."""
-    patch_time: int = Field(1, ge=1, json_schema_extra=HASHED_IF_SET)
+    patch_time: int = Field(default=1, ge=1, json_schema_extra=HASHED_IF_SET)
     """Frames of a video in one token."""
-    patch_sound: int = Field(1, ge=1, json_schema_extra=HASHED_IF_SET)
+    patch_sound: int = Field(default=1, ge=1, json_schema_extra=HASHED_IF_SET)
     """Spectrogram frames in one token of the sound that comes with a video."""
     learn_sigma: bool = False
     """Predict the variance too, as the released networks do; it is not trained."""
-    positions: Literal["sincos", "rotary"] = Field("sincos", json_schema_extra=HASHED_IF_SET)
+    positions: Literal["sincos", "rotary"] = Field(default="sincos", json_schema_extra=HASHED_IF_SET)
     """Added to the tokens, as released, or turning queries and keys in every block."""
 
     @property
@@ -98,13 +103,13 @@ class TimeSpec(Section):
     """The distribution of t before the shift."""
     mean: float = 0.0
     """Mean of the normal whose sigmoid is t (logit_normal only)."""
-    std: float = Field(1.0, gt=0)
+    std: float = Field(default=1.0, gt=0)
     """Standard deviation of that normal."""
-    shift: float = Field(1.0, gt=0)
+    shift: float = Field(default=1.0, gt=0)
     """alpha of s(alpha, t) = alpha t / (1 + (alpha - 1) t); above 1 is more noise."""
-    late: float = Field(0.0, ge=0, le=1, json_schema_extra=HASHED_IF_SET)
+    late: float = Field(default=0.0, ge=0, le=1, json_schema_extra=HASHED_IF_SET)
     """Share of samples whose time is uniform on [0.95, 1] instead (Self-Flow App. A.2, video: 0.05)."""
-    apart: bool = Field(False, json_schema_extra=HASHED_IF_SET)
+    apart: bool = Field(default=False, json_schema_extra=HASHED_IF_SET)
     """Each part of a video with its sound has times of its own."""
 
 
@@ -112,21 +117,21 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TrainSpec(Section):
-    steps: int = Field(400_000, ge=1)
+    steps: int = Field(default=400_000, ge=1)
     """Optimizer steps."""
-    batch_size: int = Field(256, ge=1)
+    batch_size: int = Field(default=256, ge=1)
     """Samples per step, over all processes."""
-    learning_rate: float = Field(1e-4, gt=0)
+    learning_rate: float = Field(default=1e-4, gt=0)
     """Of AdamW, after the warm-up."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     """Of AdamW."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
     """Of AdamW."""
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)
     """Linear warm-up of the learning rate."""
-    clip: float = Field(1.0, gt=0)
+    clip: float = Field(default=1.0, gt=0)
     """Largest gradient norm."""
-    label_drop: float = Field(0.1, ge=0, le=1)
+    label_drop: float = Field(default=0.1, ge=0, le=1)
     """Probability that a sample loses its label, for guidance."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the forward pass; weights, losses and the optimizer stay in float32."""
@@ -143,36 +148,36 @@ class TrainSpec(Section):
 class EmaSpec(Section):
     """One exponential moving average per run: the teacher and the model that is evaluated."""
 
-    decay: float = Field(0.9999, ge=0, lt=1)
+    decay: float = Field(default=0.9999, ge=0, lt=1)
     """Weight of the old average in a step."""
     warmup: bool = False
     """Use min(decay, (1 + step) / (10 + step)), for short runs."""
 
 
 class EvalSpec(Section):
-    every: int = Field(50_000, ge=1)
+    every: int = Field(default=50_000, ge=1)
     """Steps between evaluations."""
-    samples: int = Field(10_000, ge=2)
+    samples: int = Field(default=10_000, ge=2)
     """Samples of an evaluation."""
     metrics: tuple[str, ...] = ("fd:local",)
     """Names of metrics, for example fd:local, fid, kid."""
     sampler: Literal["euler", "heun", "euler_maruyama"] = "euler_maruyama"
     """The integrator: `flowrace list samplers`."""
-    sampler_steps: int = Field(250, ge=1)
+    sampler_steps: int = Field(default=250, ge=1)
     """Steps from noise to sample."""
-    precision: Literal["float32", "bfloat16"] = Field("float32", json_schema_extra=HASHED_IF_SET)
+    precision: Literal["float32", "bfloat16"] = Field(default="float32", json_schema_extra=HASHED_IF_SET)
     """Of the network while it samples."""
-    guidance: float = Field(1.0, ge=0)
+    guidance: float = Field(default=1.0, ge=0)
     """Scale of classifier-free guidance; 1 is without."""
-    guidance_low: float = Field(0.0, ge=0, le=1)
+    guidance_low: float = Field(default=0.0, ge=0, le=1)
     """Lowest time with guidance."""
-    guidance_high: float = Field(1.0, ge=0, le=1)
+    guidance_high: float = Field(default=1.0, ge=0, le=1)
     """Highest time with guidance."""
     labels: Literal["balanced", "random"] = "random"
     """All classes equally often, or drawn uniformly."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Of the noise and labels of evaluations, the same for every run."""
-    replicates: int = Field(1, ge=1, json_schema_extra=HASHED_IF_SET)
+    replicates: int = Field(default=1, ge=1, json_schema_extra=HASHED_IF_SET)
     """Evaluations a step, each with latents and labels of its own: their mean, and from 2 on its interval."""
     weights: dict[str, str] = _free({})
     """Extractor -> its weights file, where its name does not say it."""
@@ -197,12 +202,101 @@ class RuntimeSpec(Section):
     """Divide parameters, optimizer and EMA over all processes (FSDP2) instead of keeping a copy in each."""
 
 
+class Needs(NamedTuple):
+    """What a method asks of the trainer. A need that is not stated costs nothing."""
+
+    # Any: an `EncoderSpec` of methods/common/alignment.py, or whatever else a method's settings describe an encoder with.
+    encoders: tuple[Any, ...] = ()
+    """A choice for each frozen encoder whose view the batch shall carry."""
+    summary: bool = False
+    """Whether the view has the encoder's summary, and the network one more token of its width, generated with the image."""
+    attention: int = 0
+    """Number of the encoder's last blocks whose attention the view has."""
+    teacher: bool = False
+    """A pass of the EMA network."""
+    times: int = 1
+    """Noise levels per sample; 0 means one for each token."""
+    taps: tuple[int, ...] = ()
+    """Student layers whose output the loss reads (1-based)."""
+    heads: tuple[int, ...] = ()
+    """Student layers whose queries and keys the loss reads (1-based)."""
+    group: int = 1
+    """Consecutive samples that the loss compares with each other and that a micro-batch may not part."""
+
+
+class Schedule(Section):
+    """When a method aligns, and how much: an option of every method (early stop is HASTE's, arXiv 2505.16792)."""
+
+    until: int | None = Field(default=None, ge=0)
+    """The last step with alignment; after it neither teacher nor encoder runs."""
+    warmup: int = Field(default=0, ge=0)
+    """Steps over which the weight rises linearly to its full value."""
+    decay: Literal["none", "linear", "cosine"] = "none"
+    """How the weight falls to zero between warm-up and `until`."""
+
+    @model_validator(mode="after")
+    def _decay_has_an_end(self) -> Self:
+        if self.decay != "none" and (self.until is None or self.until <= self.warmup):
+            raise ValueError(f"decay = '{self.decay}' requires `until` > {self.warmup} (the warm-up)")
+        return self
+
+    def factor(self, step: int) -> float:
+        """Return the factor of the weight at a step (1-based), in [0, 1]."""
+        if self.until is not None and step > self.until:
+            return 0.0
+        if step < self.warmup:
+            return step / self.warmup
+        if self.decay == "none" or self.until is None:
+            return 1.0
+        left = (self.until - step) / (self.until - self.warmup)
+        return left if self.decay == "linear" else 0.5 - 0.5 * math.cos(math.pi * left)
+
+
+class MethodConfig(Section):
+    """Base of every method's Config."""
+
+    off: ClassVar[dict[str, Any]] = {}
+    """The settings under which the method is plain flow matching, bit for bit."""
+    space: ClassVar[dict[str, Any]] = {}
+    """What `flowrace tune` searches: by setting, `low` and `high` (and `log`), or `choices`. Around the published value."""
+
+    # Any: each method narrows it to a Literal of its own name, which the type of a mutable field would forbid.
+    name: Any
+    schedule: Schedule = Schedule()
+
+    @property
+    def strength(self) -> float:
+        """The weight of the alignment term, before its schedule; 0 when there is none."""
+        return 0.0
+
+    def weight(self, step: int) -> float:
+        """The weight of the alignment term at a step (1-based)."""
+        return self.strength * self.schedule.factor(step)
+
+    def encodes(self, step: int) -> bool:
+        """Whether the encoders run at a step (1-based)."""
+        return bool(self.needs().encoders) and self.weight(step) > 0
+
+    def resolved(self, backbone: BackboneSpec) -> Self:
+        """The config with everything filled in that depends on the backbone.
+
+        Raises ValueError ("field = value: what is allowed") for a setting that this backbone cannot have.
+        """
+        if self.schedule != Schedule() and type(self).strength is MethodConfig.strength:
+            raise ValueError(f"schedule: {self.name} aligns nothing, so there is nothing to schedule")
+        return self
+
+    def needs(self) -> Needs:
+        """What these settings ask of the trainer while they align; plain flow matching asks for nothing."""
+        return Needs()
+
+
 class RunSpec(Section):
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Of every random stream of the training run."""
     data: DataSpec = DataSpec()
     backbone: BackboneSpec = BackboneSpec()
-    method: SerializeAsAny[BaseModel]
+    method: SerializeAsAny[MethodConfig]
     time: TimeSpec = TimeSpec()
     train: TrainSpec = TrainSpec()
     ema: EmaSpec = EmaSpec()

@@ -1,8 +1,8 @@
-"""What a run will cost before it starts: counted FLOPs, memory, and time from a measured step or a stated speed.
+"""The cost of a run before it starts: counted FLOPs, memory, and time at a measured or stated speed.
 
     training hours = FLOPs of all steps / (devices x FLOP/s of one) / 3600
 
-FLOPs are counted as everywhere (cost.py); the FLOP/s of a device are those that training reaches on it, not its data sheet's.
+FLOPs are counted as everywhere (flops.py); the FLOP/s of a device are those that training reaches on it, not its data sheet's.
 A measured step is the median of the record's own clock, the phases that count as training, without the first step. More than
 one device is arithmetic: what the exchange of gradients costs has to be in the speed that is stated. So has what activation
 checkpointing computes again, which no count of FLOPs has in it (a measured speed has both).
@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness.assembly.batch_split import check_shares
-from harness.assembly.build import planned, weightless
+from harness.assembly.batch_split import check_batch_split
+from harness.assembly.build import backbone_config, weightless
 from harness.backbone.times import Times
 from harness.config.spec import EvalSpec, RunSpec
 from harness.costs.flops import Cost, count_spec
 from harness.costs.memory import Footprint, footprint
+from harness.data.open import outlined
 
 
 @dataclass(frozen=True)
@@ -67,21 +68,21 @@ class Estimate:
 
 
 def estimate(spec: RunSpec, devices: int = 1, flops_per_second: float | None = None) -> Estimate:
-    """Raises `UserError` for a batch that the devices cannot share."""
-    check_shares(spec, devices)
+    """Return the estimate of a run; raises `UserError` if its batch cannot be split over the devices."""
+    check_batch_split(spec, devices)
     memory, alike = footprint(spec, devices), spec.train.precision == spec.eval.precision
     return Estimate(count_spec(spec), evaluation_flops(spec), memory, devices, flops_per_second, alike)
 
 
 def evaluation_flops(spec: RunSpec) -> int:
-    """FLOPs of the network in every evaluation of a run, one after the last step included."""
+    """Return the FLOPs of the network in all evaluations of a run, including the one after the last step."""
     evaluations = -(-spec.train.steps // spec.eval.every)
     drawn = spec.eval.samples * spec.eval.replicates
     return evaluations * drawn * passes(spec.eval) * _forward_flops(spec)
 
 
 def passes(spec: EvalSpec) -> int:
-    """Of one sample: Heun takes two in every step but the last; guidance takes two where it is on."""
+    """Return the network passes of one sample: Heun takes two in every step except the last, guidance two while it is on."""
     times = 2 * spec.sampler_steps - 1 if spec.sampler == "heun" else spec.sampler_steps
     guided = spec.guidance_high - spec.guidance_low if spec.guidance != 1 else 0
     return times + round(times * guided)
@@ -89,8 +90,8 @@ def passes(spec: EvalSpec) -> int:
 
 @torch.no_grad()
 def _forward_flops(spec: RunSpec) -> int:
-    """Of one sample and one pass."""
-    model = weightless(planned(spec)[0].setting.backbone)
+    """Return the FLOPs of one pass of one sample."""
+    model = weightless(backbone_config(spec, outlined(spec.data)))
     with torch.device("meta"):
         x, y = torch.empty(1, *model.config.x_shape), torch.zeros(1, dtype=torch.int64)
         times = Times.per_sample(torch.zeros(1))

@@ -1,4 +1,4 @@
-"""What a run costs: a phase meter for seconds and FLOPs alike, and FLOPs counted on the meta device.
+"""FLOPs of training, counted on the meta device.
 
 Counted FLOPs are those of matrix products, convolutions and attention (2 per multiply-add, backward pass included), from
 torch's own counter on the meta device, plus the elementwise work of optimizer and EMA per parameter. A frozen encoder's
@@ -10,17 +10,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness.assembly.batch_split import check_shares
-from harness.assembly.build import empty_view, planned, weightless
+from harness.assembly.batch_split import check_batch_split
+from harness.assembly.build import empty_view, method_of_spec, weightless
 from harness.config.spec import RunSpec
 from harness.costs.meter import Meter
+from harness.encoders.base import Architecture, Encoder
 from harness.flow.batch import Batch
+from harness.flow.method import TrainingMethod
 from harness.flow.student import Student
 from harness.runtime.random_streams import Streams
 
@@ -52,7 +53,7 @@ class Cost:
         return self.until(self.steps)
 
     def until(self, step: int) -> int:
-        """What it costs to get behind a step."""
+        """Return the cumulative FLOPs up to and including a step."""
         if self.aligned_until is None:
             return self.step * step
         aligned = min(step, self.aligned_until)
@@ -60,16 +61,16 @@ class Cost:
 
 
 def count_spec(spec: RunSpec) -> Cost:
-    """The counted cost of a whole run, from its spec alone: nothing is trained and no weights are read.
+    """Return the counted cost of a run from its spec alone: nothing is trained and no weights are read.
 
     Raises `UserError` for a batch that cannot be divided.
     """
-    check_shares(spec)
-    method, seen = planned(spec)
-    return count(method, spec, encoders=seen)
+    check_batch_split(spec)
+    method, encoders = method_of_spec(spec)
+    return count(method, spec, encoders=encoders)
 
 
-def count(method: Any, spec: RunSpec, *, encoders: Sequence[Any] = ()) -> Cost:
+def count(method: TrainingMethod, spec: RunSpec, *, encoders: Sequence[Encoder | Architecture] = ()) -> Cost:
     """Count training steps of a method on the meta device; `encoders` are the architectures of its encoders."""
     parameters = sum(p.numel() for p in weightless(method.setting.backbone).parameters())
     first, until = _count_step(method, spec, 1, encoders), method.config.schedule.until
@@ -79,7 +80,9 @@ def count(method: Any, spec: RunSpec, *, encoders: Sequence[Any] = ()) -> Cost:
     return Cost(first if until else after, spec.train.steps, parameters, until, after)
 
 
-def _count_step(method: Any, spec: RunSpec, step: int, encoders: Sequence[Any]) -> dict[str, int]:
+def _count_step(
+    method: TrainingMethod, spec: RunSpec, step: int, encoders: Sequence[Encoder | Architecture]
+) -> dict[str, int]:
     backbone = method.setting.backbone
     size, meta = spec.train.batch_size, torch.device("meta")
     counter = FlopCounterMode(display=False)

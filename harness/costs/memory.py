@@ -1,10 +1,10 @@
-"""What a training step holds in memory, before anything is trained: the step is gone through without numbers, and every
-storage is booked from its first use to its last.
+"""Memory of a training step, before anything is trained: the step runs on fake tensors, and every storage is counted from
+its first use to its last.
 
-Counted is what torch allocates for tensors, for one process; not its context, the allocator's fragments, the workspace of a
-kernel, nor a frozen encoder. One of several processes keeps all gradients in the buckets of their exchange. Where `runtime.shard` divides a run, a process keeps its slices, and beside them what is whole for a
-while: two blocks, the one that runs and the one that is fetched, with their gradients and the buffers of an exchange, and what is
-outside of blocks.
+The count is what torch allocates for tensors in one process. It leaves out torch's context, the allocator's fragments, the
+workspace of a kernel, and frozen encoders. With several processes every gradient also has a place in the buckets of their
+exchange. In a sharded run (`runtime.shard`) a rank keeps its shards and, for a while, gathered tensors: two blocks (the one
+that runs and the one being fetched) with their gradients and the buffers of an exchange, and everything outside of blocks.
 """
 
 from __future__ import annotations
@@ -22,13 +22,22 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from harness.assembly.build import backbone_config, build_method, empty_view, seen_encoders
+from harness.assembly.build import (
+    backbone_config,
+    build_backbone,
+    build_method,
+    empty_view,
+    encoder_architectures,
+)
+from harness.backbone.attention import Attention
 from harness.backbone.sit import SiT
 from harness.config.spec import RunSpec
 from harness.costs.meter import Meter
 from harness.data.open import outlined
 from harness.data.parts import weights_of
+from harness.encoders.base import Architecture
 from harness.flow.batch import Batch
+from harness.flow.method import TrainingMethod
 from harness.flow.student import Student
 from harness.runtime.random_streams import Streams
 
@@ -54,9 +63,8 @@ class Footprint:
         return asdict(self) | {"peak": self.peak}
 
 
-class Ledger(TorchDispatchMode):
-    """Bytes of all storages that operators have made and that are still alive, and the most there were; those of `given` are
-    not booked, whatever views there are of them."""
+class AllocationTracker(TorchDispatchMode):
+    """Bytes of all live storages that operators have allocated, and their peak; storages of `given` do not count."""
 
     def __init__(self, given: Iterable[Tensor]) -> None:
         super().__init__()
@@ -84,20 +92,25 @@ class Ledger(TorchDispatchMode):
 
 
 def footprint(spec: RunSpec, processes: int = 1) -> Footprint:
-    """Of a run's step, its batch shared by some processes; `train.accumulate`, `runtime.checkpoint_activations` and
-    `runtime.shard` count."""
+    """Return the memory of a step of a run whose batch is split over some processes.
+
+    `train.accumulate`, `runtime.checkpoint_activations` and `runtime.shard` are taken into account.
+    """
     size = spec.train.batch_size // (processes * spec.train.accumulate)
     dataset = outlined(spec.data)
-    backbone, encoders = backbone_config(spec, dataset), seen_encoders(spec, dataset)
-    dims = [encoder.dim for encoder in encoders]
+    backbone, encoders = backbone_config(spec, dataset), encoder_architectures(spec, dataset)
+    # Compiled code keeps the same tensors, and nothing runs here that would be worth compiling.
+    runtime = spec.runtime.model_copy(update={"compile": False})
     with FakeTensorMode(allow_non_fake_inputs=True):
+        dims = [encoder.dim for encoder in encoders]
         method = build_method(spec, backbone, dims, weights_of(dataset, spec.data))
-        backbone = method.setting.backbone
-        model, ema = SiT(backbone), SiT(backbone).requires_grad_(False)
-        model.checkpoint_activations = spec.runtime.checkpoint_activations
+        model = build_backbone(backbone, runtime)
+        ema = build_backbone(backbone, runtime).requires_grad_(False)
         if spec.runtime.device != "cpu":
-            for block in (*model.blocks, *ema.blocks):
-                block.attn.fused = True
+            # The count runs on a CPU and shall be that of a GPU's attention.
+            for module in (*model.modules(), *ema.modules()):
+                if isinstance(module, Attention):
+                    module.fused = True
         slices = processes if spec.runtime.shard else 1
         parameters = [*model.parameters(), *method.parameters()]
         learned = _bytes(parameters, slices)
@@ -111,37 +124,42 @@ def footprint(spec: RunSpec, processes: int = 1) -> Footprint:
         for parameter in parameters if processes > 1 else ():
             parameter.register_post_accumulate_grad_hook(partial(_exchanged, slices, kept))
         student = Student(model, ema, backbone, Meter(lambda: 0, lambda start, end: 0).phase)
-        peak = _peak(spec, method, student, size, encoders)
+        activations = _peak(spec, method, student, size, encoders)
         if slices > 1:
-            peak = _divided(peak, learned, model, method)
+            activations = _sharded_peak(activations, learned, model, method)
         elif processes > 1:
-            peak += learned  # the buckets that gradients are exchanged in, for good
-        return Footprint(**fixed, activations=peak)
+            # The buckets that gradients are exchanged in are kept for the whole run.
+            activations += learned
+        return Footprint(**fixed, activations=activations)
 
 
 def _exchanged(slices: int, kept: list[Tensor], parameter: Tensor) -> None:
-    """A gradient as soon as it is summed over processes: a slice of it is kept, or it lies in a bucket of the exchange."""
+    """Free a gradient once it is summed over ranks: only a shard of it is kept, or its copy in a bucket of the exchange."""
     parameter.grad = None
     if slices > 1:
         kept.append(torch.empty(_rows(parameter, slices), *parameter.shape[1:]))
 
 
-def _divided(peak: int, gradients: int, model: SiT, method: nn.Module) -> int:
-    """The most that a process holds where a run is divided, of the peak without what is whole for a while: where activations
-    are most, what is outside of blocks and two blocks; at the end of the backward pass also their gradients, and one block
-    and its gradients on their way between processes."""
+def _sharded_peak(peak: int, gradients: int, model: SiT, method: nn.Module) -> int:
+    """Return the peak of a rank of a sharded run, from the peak without temporarily gathered tensors.
+
+    When activations peak, everything outside of blocks and two blocks are gathered. At the end of the backward pass their
+    gradients are there too, and one block and its gradients are in the buffers of an exchange.
+    """
     blocks = [_bytes(block.parameters()) for block in model.blocks]
     outside = _bytes([*model.parameters(), *method.parameters()]) - sum(blocks)
     return outside + max(peak + 2 * max(blocks), gradients + 6 * max(blocks))
 
 
 def _rows(parameter: Tensor, slices: int) -> int:
-    """Of the first process's slice, the largest."""
+    """Return the number of rows of the first rank's shard, which is the largest."""
     return -(-parameter.shape[0] // slices)
 
 
-def _peak(spec: RunSpec, method: nn.Module, student: Student, size: int, encoders: Sequence[Any]) -> int:
-    """The most that a micro-batch holds on top of weights, optimizer and EMA."""
+def _peak(
+    spec: RunSpec, method: TrainingMethod, student: Student, size: int, encoders: Sequence[Architecture]
+) -> int:
+    """Return the most bytes that a micro-batch takes on top of weights, optimizer and EMA."""
     labels = torch.zeros(size, dtype=torch.int64)
     x0 = torch.zeros(size, *method.setting.backbone.x_shape)
     views = (
@@ -149,15 +167,15 @@ def _peak(spec: RunSpec, method: nn.Module, student: Student, size: int, encoder
     )
     batch = Batch(np.arange(size), x0, labels, labels, views=views)
     draw = method.draw(Streams(0), batch)
-    modules = student.model, student.ema, method
+    modules = [module for module in (student.model, student.ema, method) if module is not None]
     given = [t for module in modules for t in (*module.parameters(), *module.buffers())]
-    with Ledger(given) as ledger:
+    with AllocationTracker(given) as allocations:
         with torch.autocast("cpu", torch.bfloat16, enabled=spec.train.precision == "bfloat16"):
             total = method.loss(student, batch, draw).total
         total.backward()
-    return ledger.peak
+    return allocations.peak
 
 
 def _bytes(parameters: Iterable[Tensor], slices: int = 1) -> int:
-    """Of the largest slice of each."""
+    """Return the bytes of the largest shard of each parameter."""
     return sum(_rows(p, slices) * p[:1].numel() * p.element_size() for p in parameters)

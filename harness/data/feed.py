@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, overload
 
 import numpy as np
 import torch
@@ -42,7 +43,8 @@ class Feed:
         self._shows = shows and self._latent
         self._epoch: tuple[int, np.ndarray] = (-1, train)
 
-    def batch(self, index: np.ndarray) -> Batch:
+    def batch(self, index: np.ndarray, step: int = 1) -> Batch:
+        """The batch of global sample indices (B,), which belong to a training step (1-based)."""
         place = self.place(index)
         flipped = self.streams.uniform("flip", index) < 0.5 if self.flip else None
         if self._latent:
@@ -55,12 +57,12 @@ class Feed:
         dropped = self.streams.uniform("label_drop", index) < self.label_drop
         y = torch.where(dropped, self.dataset.classes, label)
         present = draw_present(self.alone, self.streams, index)
-        return Batch(index, x0, y, label, present=present, pixels=pixels)
+        return Batch(index, x0, y, label, step, present=present, pixels=pixels, place=place)
 
-    def batches(self, parts: Sequence[np.ndarray], workers: int) -> Iterator[Batch]:
-        """Batches of a sequence of index arrays, in order, made ahead by `workers` processes (0: here, when asked)."""
+    def batches(self, parts: Sequence[MicroBatch], workers: int) -> Iterator[Batch]:
+        """Batches of micro-batches in order, made ahead by `workers` processes (0: in this process, on request)."""
         if workers == 0:
-            return (self.batch(parts[number]) for number in range(len(parts)))
+            return (self.batch(*parts[number]) for number in range(len(parts)))
         loader = DataLoader(
             _Parts(self, parts),
             batch_size=None,
@@ -90,11 +92,20 @@ def _shown(dataset: Dataset, place: np.ndarray, flipped: Tensor | None) -> tuple
     return x, torch.from_numpy(labels)
 
 
-@dataclass(frozen=True)
-class Shares(Sequence):
-    """The global sample indices of every micro-batch that one process sees, in order.
+class MicroBatch(NamedTuple):
+    """The samples that one process passes through the network at once."""
 
-    A step covers `batch_size` indices; each of `size` processes takes a contiguous share, in `accumulate` equal parts.
+    index: np.ndarray
+    """(B,) global sample indices."""
+    step: int
+    """The training step (1-based) that they belong to."""
+
+
+@dataclass(frozen=True)
+class MicroBatches(Sequence[MicroBatch]):
+    """Every micro-batch of one process, in order.
+
+    A step covers `batch_size` indices; each of `size` processes takes a contiguous part, in `accumulate` equal micro-batches.
     """
 
     steps: range
@@ -106,23 +117,29 @@ class Shares(Sequence):
     def __len__(self) -> int:
         return len(self.steps) * self.accumulate
 
-    def __getitem__(self, number: int) -> np.ndarray:
+    @overload
+    def __getitem__(self, number: int) -> MicroBatch: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[MicroBatch]: ...
+    def __getitem__(self, number: int | slice) -> MicroBatch | list[MicroBatch]:
+        if isinstance(number, slice):
+            return [self[one] for one in range(*number.indices(len(self)))]
         step, part = divmod(number, self.accumulate)
         length = self.batch_size // (self.size * self.accumulate)
         start = (self.steps[step] - 1) * self.batch_size + (self.rank * self.accumulate + part) * length
-        return np.arange(start, start + length)
+        return MicroBatch(np.arange(start, start + length), self.steps[step])
 
 
 @dataclass(frozen=True)
 class _Parts(torch.utils.data.Dataset):
     feed: Feed
-    parts: Sequence[np.ndarray]
+    parts: Sequence[MicroBatch]
 
     def __len__(self) -> int:
         return len(self.parts)
 
     def __getitem__(self, number: int) -> Batch:
-        return self.feed.batch(self.parts[number])
+        return self.feed.batch(*self.parts[number])
 
 
 def _undisturbed(worker: int) -> None:

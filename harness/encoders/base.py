@@ -57,7 +57,7 @@ class Encoder(Protocol):
     """Of a block's attention; 0 where it cannot be read."""
     sha256: str
     """Of the weights, 64 hex digits."""
-    grid: tuple[int, int]
+    grid: tuple[int, ...]
     """Rows and columns of its tokens: those of the backbone."""
     accuracy: float | None
     """On the held-out images, for an encoder trained here; None for any other."""
@@ -107,7 +107,7 @@ class Architecture(NamedTuple):
 
 
 def open_encoder(
-    choice: EncoderChoice, dataset: Dataset, *, grid: tuple[int, int], held_out: float, device: torch.device
+    choice: EncoderChoice, dataset: Dataset, *, grid: tuple[int, ...], held_out: float, device: torch.device
 ) -> Encoder:
     """The encoder of a name, its tokens on the backbone's grid; trains it first when it is one that is made here.
 

@@ -8,10 +8,8 @@ kernel or thread count that changes a bit of those is another file.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -32,9 +30,10 @@ from harness.encoders.base import (
     parse_name,
 )
 from harness.errors import UserError
-from harness.files.cache import cache_dir, locked
-from harness.files.files import sync_directory, write_atomic
+from harness.files.cache import cache_dir
+from harness.files.files import locked, replacing, write_atomic
 from harness.flow.batch import View
+from metrics.files.hashing import sha256_of
 
 BATCH = 64
 """Images in one pass while the file is made."""
@@ -137,21 +136,15 @@ def write(file: Path, encoder: CachedEncoder, shape: tuple[int, int, int]) -> No
 
     Raises `UserError` when the disk does not take it, leaving nothing behind.
     """
-    temporary = file.with_name(f".{file.name}.tmp")
     try:
-        with open(temporary, "wb") as out:
-            head = {"descr": "<f4", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(out, head)
-            for start in range(0, shape[0], BATCH):
-                out.write(_encode(encoder, np.arange(start, min(start + BATCH, shape[0]))).tobytes())
-            out.flush()
-            os.fsync(out.fileno())
-        write_atomic(_sum_of(file), _sha256(temporary).encode())
-        os.replace(temporary, file)
-        sync_directory(file.parent)
+        with replacing(file) as temporary:
+            with open(temporary, "wb") as out:
+                head = {"descr": "<f4", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(out, head)
+                for start in range(0, shape[0], BATCH):
+                    out.write(_encode(encoder, np.arange(start, min(start + BATCH, shape[0]))).tobytes())
+            write_atomic(_sum_of(file), sha256_of(temporary).encode())
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise UserError(
             f"cannot write the features {file}: {error.strerror}; free the disk, name another folder in FLOWRACE_CACHE, "
             f"or use '{encoder.inner.name}' without cached:"
@@ -161,7 +154,7 @@ def write(file: Path, encoder: CachedEncoder, shape: tuple[int, int, int]) -> No
 def read(file: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     """The table, memory-mapped and verified whole by its checksum; None when it is absent or damaged."""
     try:
-        if _sum_of(file).read_text() != _sha256(file):
+        if _sum_of(file).read_text() != sha256_of(file):
             return None
         table = np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError):  # a text that is no text, a header that is none
@@ -184,11 +177,6 @@ def _encode(encoder: CachedEncoder, index: np.ndarray) -> np.ndarray:
 
 def _sum_of(file: Path) -> Path:
     return file.with_name(f"{file.name}.sha256")
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _refuse_nesting(inner: str) -> None:

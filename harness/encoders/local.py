@@ -31,7 +31,8 @@ from harness.encoders.base import (
     parse_name,
 )
 from harness.errors import UserError, unknown
-from harness.files.cache import cache_dir, locked
+from harness.files.cache import cache_dir
+from harness.files.files import locked
 from harness.flow.batch import View
 from harness.records import checkpoint
 from harness.runtime.random_streams import Streams

@@ -24,6 +24,7 @@ from harness.encoders.base import Architecture, EncoderChoice, Viewer, count_flo
 from harness.errors import UserError
 from harness.flow.batch import View
 from metrics.extractors.open_clip_recipe import VISUAL, Recipe, config_of, find_recipe
+from metrics.files.hashing import sha256_of
 from metrics.value import MetricError
 
 
@@ -44,7 +45,7 @@ class OpenClipEncoder(Viewer):
         self.name, self.grid, (self.dim, self.flops, self.heads) = choice.name, grid, about
         recipe = recipe_of(model)
         file = weights_file(choice, recipe)
-        self.sha256 = weights.sha256(file)
+        self.sha256 = sha256_of(file)
         with torch.random.fork_rng(devices=[]):  # open_clip draws initial weights that the file replaces
             tower = build(recipe, grid)
         load_weights(tower, file)

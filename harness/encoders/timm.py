@@ -31,6 +31,7 @@ from harness.encoders.base import (
 )
 from harness.errors import UserError
 from harness.flow.batch import View
+from metrics.files.hashing import sha256_of
 
 UNUSED = ("head.", "fc.", "fc_norm.", "attn_pool.", "mask_token")
 """What a file may hold beside the network: its classifier, its pooling, what only its pretraining needed."""
@@ -52,7 +53,7 @@ class TimmEncoder(Viewer):
         about = self.architecture(model, dataset.shape, dataset.classes, grid)
         self.name, self.grid, (self.dim, self.flops, self.heads) = choice.name, grid, about
         file = weights_file(choice, model)
-        self.sha256 = weights.sha256(file)
+        self.sha256 = sha256_of(file)
         with torch.random.fork_rng(devices=[]):  # timm draws initial weights that the file replaces
             network = timm.create_model(model, pretrained=False, num_classes=0)
         load_weights(network, file)

@@ -28,7 +28,7 @@ from harness.flow.sampling import draw_pixels, sample_labels
 from harness.latents.codec import decoder_of
 from harness.runtime.distributed import World
 from harness.runtime.random_streams import Streams
-from harness.runtime.rounds import Turn, collected, main_first, turns
+from harness.runtime.rounds import Round, gather_round, main_first, rounds
 from metrics import MetricError, Value
 from metrics.intervals import of_replicates
 from metrics.suite import Metric, Side, metrics_of
@@ -90,7 +90,7 @@ class Drawn(NamedTuple):
 class Evaluator:
     """Prepared once a run: networks, the training split as each of them sees it, floors, latents and labels.
 
-    Several processes share the passes of the networks, batch by batch (turns.py): each of them makes an evaluator and calls
+    Several processes share the passes of the networks, batch by batch (rounds.py): each of them makes an evaluator and calls
     it. What is measured is measured on the main one, from the rows of all in the order of one process: the numbers have the
     same bits for any number of processes.
 
@@ -186,20 +186,20 @@ class Evaluator:
         keeps = spec.samples if self.truths else spec.grid
         waiting: dict[str, Pending] = {}
         numbers = range(replicate * spec.samples, (replicate + 1) * spec.samples)
-        for turn in turns(numbers, spec.batch_size, world):
-            pixels = self._pixels(model, turn.mine)
-            if turn.whole.start - numbers.start < keeps:
-                shown = collected(pixels, turn, world)
+        for turn in rounds(numbers, spec.batch_size, world):
+            pixels = self._pixels(model, turn.local)
+            if turn.combined.start - numbers.start < keeps:
+                shown = gather_round(pixels, turn, world)
                 if shown is not None:
                     drawn.pixels.append(shown.cpu())
-                    drawn.labels.append(self._labels(turn.whole))
+                    drawn.labels.append(self._labels(turn.combined))
             now = self._looked_at(pixels, sides, turn)
             take_in(sides, waiting, self._labels, drawn.broken)
             waiting = now
         take_in(sides, waiting, self._labels, drawn.broken)
         return drawn
 
-    def _looked_at(self, pixels: Tensor, sides: Mapping[str, Gathered], turn: Turn) -> dict[str, Pending]:
+    def _looked_at(self, pixels: Tensor, sides: Mapping[str, Gathered], turn: Round) -> dict[str, Pending]:
         shown = {name: seen(pixels, self.shapes, self.reads[name]) for name in self.extractors}
         return {
             name: fetched(extract, shown[name], sides[name].outputs, turn, self.world)

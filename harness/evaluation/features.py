@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from harness.runtime.distributed import World
-from harness.runtime.rounds import Turn, collected
+from harness.runtime.rounds import Round, gather_round
 from metrics import MetricError
 from metrics.distances.frechet import Moments
 from metrics.extractors.base import Extractor
@@ -72,15 +72,17 @@ class Pending(NamedTuple):
     `arrived`."""
 
     outputs: dict[str, Tensor]
-    turn: Turn
+    turn: Round
     done: torch.cuda.Event | None = None
 
 
-def fetched(extract: Extractor, pixels: Tensor, wanted: Collection[str], turn: Turn, world: World) -> Pending:
+def fetched(
+    extract: Extractor, pixels: Tensor, wanted: Collection[str], turn: Round, world: World
+) -> Pending:
     """Start one pass of a network over this process's uint8 images of a round, and the way of the wanted outputs."""
     found = extract.outputs(pixels)
     found["features"] = found[extract.output]
-    rows = {name: collected(found[name], turn, world) for name in sorted(wanted)}
+    rows = {name: gather_round(found[name], turn, world) for name in sorted(wanted)}
     if not world.main:
         return Pending({}, turn)
     if extract.device.type != "cuda":

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from harness.backbone.tokens import apart
+from harness.backbone.tokens import split_parts
 from harness.errors import UserError
 
 READS = {"image": ("image",), "video": ("video",), "audio": ("image",), "joint": ("video", "image")}
@@ -37,7 +37,7 @@ def check_seen(metric: str, extractor: str, reads: str, modality: str) -> None:
 
 def seen(x: Tensor, shapes: Sequence[tuple[int, ...]], reads: str) -> Tensor:
     """Samples (B, ...) of parts with these shapes, as a network that reads `image` or `video` sees them."""
-    for part, shape in zip(apart(x, shapes), shapes, strict=True):
+    for part, shape in zip(split_parts(x, shapes), shapes, strict=True):
         if reads == "video" and len(shape) == 4:
             return part.transpose(1, 2)
         if reads == "image" and len(shape) < 4:

@@ -15,7 +15,7 @@ from harness.evaluation.features import Gathered, arrived, fetched
 from harness.evaluation.inputs import seen
 from harness.runtime.distributed import World
 from harness.runtime.random_streams import Streams
-from harness.runtime.rounds import together, turns
+from harness.runtime.rounds import rounds, stop_if_any_failed
 from metrics import MetricError
 from metrics.distances.frechet import Moments, frechet_distance
 from metrics.extractors.base import Extractor
@@ -36,8 +36,8 @@ def see(
     """One pass over real samples, as a network that reads `image` or `video` sees them, into every side, whole or under its
     mask; the processes share it, and the main one has the sides."""
     wanted = set().union(*(side.outputs for side, _ in sides))
-    for turn in turns(range(len(index)), BATCH, world):
-        x = torch.from_numpy(images(dataset, index[_cut(turn.mine)])[0])
+    for turn in rounds(range(len(index)), BATCH, world):
+        x = torch.from_numpy(images(dataset, index[_cut(turn.local)])[0])
         failed: MetricError | None = None
         try:
             found = fetched(extract, seen(x, shapes_of(dataset), reads), wanted, turn, world)
@@ -45,7 +45,7 @@ def see(
                 _add(sides, outputs, _cut(numbers))
         except MetricError as error:
             failed = error
-        together(world, failed is not None)
+        stop_if_any_failed(world, failed is not None)
         if failed is not None:
             raise UserError(f"the training data cannot be measured by '{extract.name}': {failed}") from failed
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import shutil
 import zipfile
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 
 from harness.config.spec import EvalSpec
 from harness.errors import UserError
-from harness.files.files import sync_directory, take_lock, write_atomic
+from harness.files.files import replacing, take_lock, write_atomic
 from harness.files.progress import progress_bar
 from harness.flow.sampling import Decode, draw_batch, sample_labels
 from harness.records.record import LOCK
@@ -163,27 +162,18 @@ def _whole(folder: Path, part: range, job: Job) -> bool:
 
 
 def _write(output: Path, folder: Path, job: Job) -> None:
-    """Join the batches under a temporary name, forced to the disk, renamed; no time of day is in the file."""
-    temporary = output.with_name(f".{output.name}.tmp")
+    """Join the batches into one file, atomically; no time of day is in the file."""
     channels, height, width = job.shape
-    try:
-        with open(temporary, "wb") as file:
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-                with archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as content:
-                    _header(content, (job.spec.samples, height, width, channels), "|u1")
-                    for part in job.ranges():
-                        content.write(np.load(_name(folder, part), allow_pickle=False).tobytes())
-                if job.classes > 1:
-                    with archive.open(zipfile.ZipInfo("arr_1.npy"), "w", force_zip64=True) as content:
-                        labels = [job.labels(np.arange(part.start, part.stop)) for part in job.ranges()]
-                        _header(content, (job.spec.samples,), "<i8")
-                        content.write(torch.cat(labels).numpy().astype("<i8").tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, output)
-        sync_directory(output.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(output) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        with archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as content:
+            _header(content, (job.spec.samples, height, width, channels), "|u1")
+            for part in job.ranges():
+                content.write(np.load(_name(folder, part), allow_pickle=False).tobytes())
+        if job.classes > 1:
+            with archive.open(zipfile.ZipInfo("arr_1.npy"), "w", force_zip64=True) as content:
+                labels = [job.labels(np.arange(part.start, part.stop)) for part in job.ranges()]
+                _header(content, (job.spec.samples,), "<i8")
+                content.write(torch.cat(labels).numpy().astype("<i8").tobytes())
 
 
 def _header(content: Any, shape: tuple[int, ...], dtype: str) -> None:

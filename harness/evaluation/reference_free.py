@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness.backbone.tokens import apart
+from harness.backbone.tokens import split_parts
 from harness.data.dataset import Dataset, shapes_of
 from harness.data.open import images
 from harness.errors import UserError
@@ -57,12 +57,12 @@ class Truth:
 
     def __call__(self, x: torch.Tensor, shapes: Sequence[tuple[int, ...]], labels: torch.Tensor) -> Value:
         """Of uint8 samples (N, ...) of parts with these shapes; raises `MetricError` where it is not defined."""
-        return self.measure([part.numpy() for part in apart(x, shapes)], labels.numpy())
+        return self.measure([part.numpy() for part in split_parts(x, shapes)], labels.numpy())
 
     def floor(self, dataset: Dataset, index: np.ndarray) -> dict[str, dict[str, Any]]:
         """What real samples score, and what they score spoilt; nothing where they are too few or too alike to have a value."""
         x, labels = images(dataset, index)
-        parts = [part.numpy() for part in apart(torch.from_numpy(x), shapes_of(dataset))]
+        parts = [part.numpy() for part in split_parts(torch.from_numpy(x), shapes_of(dataset))]
         found = {"held_out": (parts, labels), "spoilt": self.spoil(parts, labels)}
         try:
             means = {who: float(self.measure(*given)) for who, given in found.items()}
@@ -142,7 +142,7 @@ def _identity(name: str, _: str, dataset: Dataset, train: np.ndarray, device: to
 def _classifier(dataset: Dataset, train: np.ndarray, device: torch.device) -> Extractor:
     """Of single frames: the network behind `video:local`."""
     x, labels = images(dataset, train)
-    video = next(part for part in apart(torch.from_numpy(x), shapes_of(dataset)) if part.ndim == 5)
+    video = next(part for part in split_parts(torch.from_numpy(x), shapes_of(dataset)) if part.ndim == 5)
     frames = np.ascontiguousarray(_frames(video.numpy()))
     given = {"images": frames.reshape(-1, *frames.shape[2:]), "labels": np.repeat(labels, frames.shape[1])}
     where = {"cache": cache_dir("extractors"), "device": str(device)}

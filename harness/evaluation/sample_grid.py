@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from harness.backbone.tokens import apart
+from harness.backbone.tokens import split_parts
 from harness.data.log_mel import heard
 
 VIDEOS = 8
@@ -18,7 +18,7 @@ VIDEOS = 8
 
 def picture(x: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> np.ndarray:
     """Samples uint8 (n, ...) of parts with these shapes -> one uint8 picture, (H, W) for grey and (H, W, 3) for colour."""
-    parts = [part.numpy() for part in apart(torch.from_numpy(x), shapes)]
+    parts = [part.numpy() for part in split_parts(torch.from_numpy(x), shapes)]
     if len(parts) == 1 and parts[0].ndim == 4:
         return image_grid(parts[0])
     if parts[0].ndim == 3:
@@ -40,7 +40,7 @@ def strip(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 def films(x: np.ndarray, shapes: Sequence[tuple[int, ...]], scale: int = 4) -> np.ndarray:
     """Samples uint8 (n, ...) of videos with their sound -> one picture: frames enlarged, and under them what is heard."""
-    video, sound = (part.numpy() for part in apart(torch.from_numpy(x), shapes))
+    video, sound = (part.numpy() for part in split_parts(torch.from_numpy(x), shapes))
     rows = []
     for frames, mel in zip(video, sound, strict=True):
         row = strip([frames]).repeat(scale, axis=1).repeat(scale, axis=2)

@@ -1,4 +1,4 @@
-"""Files that several processes share: locks that name their holder, atomic writes, TOML."""
+"""Locks and atomic writes: files that several processes share, and that a kill must not tear."""
 
 from __future__ import annotations
 
@@ -15,14 +15,22 @@ from typing import IO, Any
 from harness.errors import UserError
 
 TRIES, PAUSE = 20, 0.01
-"""A reader who asks for the holder has the lock for a moment, in seconds."""
+"""`holder` takes a lock for a moment, so a lock is tried this often, with a pause in seconds."""
 TAIL_BYTES = 16_384
 """How much `read_tail` reads by default: some dozens of lines."""
 
 
 @contextlib.contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Hold the lock of a shared file (`<name>.lock` next to it); wait for another process that holds it."""
+    with open(file.with_name(f"{file.name}.lock"), "a") as lock:
+        lock_file(lock)
+        yield
+
+
+@contextlib.contextmanager
 def held(lock: Path, what: str) -> Iterator[None]:
-    """Inside: `take_lock`. The file is removed at the end."""
+    """Hold a lock file as `take_lock` does, and remove it at the end."""
     with take_lock(lock, what):
         try:
             yield
@@ -31,10 +39,14 @@ def held(lock: Path, what: str) -> Iterator[None]:
 
 
 def take_lock(lock: Path, what: str) -> IO[str]:
-    """A lock file, held until it is closed; raises `UserError` where another process has it, and names that."""
+    """Return an open lock file that names this process; closing it releases the lock.
+
+    Raises `UserError` with the name of the holder if another process has it.
+    """
     for _ in range(TRIES):
         file = open(lock, "a+")  # noqa: SIM115 (held until the caller closes it)
-        if _taken(file):
+        # Whoever held it may just have removed the file that we have opened.
+        if try_lock_file(file) and os.fstat(file.fileno()).st_nlink > 0:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             file.flush()
@@ -45,7 +57,7 @@ def take_lock(lock: Path, what: str) -> IO[str]:
 
 
 def holder(lock: Path) -> str | None:
-    """Who holds a lock file (its text), or None when nobody does."""
+    """Return the text of a lock file that is held, which names the holder; None if nobody holds it."""
     try:
         with open(lock) as file:
             try:
@@ -57,29 +69,49 @@ def holder(lock: Path) -> str | None:
     return None
 
 
-def _taken(file: IO[str]) -> bool:
-    """Whether the lock is ours now, and its file not one that whoever held it has just removed."""
+def lock_file(file: IO[Any]) -> None:
+    """Lock an open file against other processes, waiting for it; closing the file releases the lock."""
+    fcntl.flock(file, fcntl.LOCK_EX)
+
+
+def try_lock_file(file: IO[Any]) -> bool:
+    """Lock an open file as `lock_file` does and return True, or return False at once if another process has it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    return os.fstat(file.fileno()).st_nlink > 0
+    return True
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file so that at every instant it is absent, old or complete: temporary name, fsync, rename, fsync."""
+    """Write a file so that at every instant it is absent, old or complete."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path; what is written there takes the place of `path` at the end: fsync, rename, fsync.
+
+    At every instant `path` is absent, old or complete. After an error it is as before, and the temporary file is removed.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
+        with open(temporary, "rb+") as file:
+            sync_file(file)
         os.replace(temporary, path)
-    except OSError:
+    except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
     sync_directory(path.parent)
+
+
+def sync_file(file: IO[Any]) -> None:
+    """Force what was written to an open file to the disk."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def sync_directory(path: Path) -> None:
@@ -93,7 +125,7 @@ def sync_directory(path: Path) -> None:
 
 @contextlib.contextmanager
 def writing(place: Path) -> Iterator[None]:
-    """A disk that is full, or a place that may not be written, becomes a `UserError` that names the place."""
+    """Raise `UserError` that names the place if the disk is full or the place may not be written."""
     try:
         yield
     except OSError as error:
@@ -110,7 +142,9 @@ def read_tail(path: Path, size: int = TAIL_BYTES) -> bytes:
         return b""
 
 
+# Any: the values of a TOML file.
 def read_toml(path: Path) -> dict[str, Any]:
+    """Return the table of a TOML file; raises `UserError` if it cannot be read."""
     try:
         return tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

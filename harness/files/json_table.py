@@ -1,4 +1,4 @@
-"""JSON tables beside runs, filled row by row by commands that may be at work at once: none of them loses another's rows."""
+"""JSON tables next to runs, filled row by row by commands that may run at the same time without losing each other's rows."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError
-from harness.files.cache import locked
-from harness.files.files import write_atomic, writing
+from harness.files.files import locked, write_atomic, writing
 
 
 @contextmanager
 def adding_to(file: Path) -> Iterator[None]:
-    """Alone among processes with a table, from reading it again to writing it; raises `UserError` where that fails."""
+    """Hold the lock of a table while it is read again and written; raises `UserError` if it cannot be locked or written."""
     with writing(file), locked(file):
         yield
 

@@ -26,7 +26,9 @@ class View(NamedTuple):
     """(B, n, heads, T, T) attention of the last n blocks among the tokens; rows sum to 1."""
 
     def to(self, device: torch.device) -> View:
-        return View(*(None if t is None else t.to(device, non_blocking=True) for t in self))
+        summary = None if self.summary is None else self.summary.to(device, non_blocking=True)
+        attention = None if self.attention is None else self.attention.to(device, non_blocking=True)
+        return View(self.tokens.to(device, non_blocking=True), summary, attention)
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,9 @@ class Batch:
     present: Tensor | None = None
     """(B, P) bool, which parts of each sample are there (data/mixed.py); None when every sample is whole."""
     pixels: Tensor | None = None
-    """(B, C, H, W) the images of latents, in [-1, 1], where an encoder sees them; None where x0 is what it sees."""
+    """(B, C, H, W) the images of latents, in [-1, 1], if an encoder reads them; None if it reads x0."""
+    place: np.ndarray | None = None
+    """(B,) data set indices, by which encoders find cached features; None for samples that are not of a data set."""
 
     def to(self, device: torch.device) -> Batch:
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in ("x0", "y", "label")}

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from harness.backbone.times import Times
-from harness.errors import unknown
 
 Velocity = Callable[[Tensor, float], Tensor]
 Noise = Callable[[int, Tensor], Tensor]
@@ -30,7 +29,9 @@ SDE_LAST = 0.04
 
 
 class Sampler(Protocol):
-    def __call__(self, v: Velocity, x: Tensor, steps: int, *, noise: Noise, dtype: torch.dtype) -> Tensor: ...
+    def __call__(
+        self, v: Velocity, x: Tensor, steps: int, *, noise: Noise, dtype: torch.dtype = ...
+    ) -> Tensor: ...
 
 
 def euler(v: Velocity, x: Tensor, steps: int, *, noise: Noise | None = None, dtype=torch.float64) -> Tensor:
@@ -63,13 +64,6 @@ def euler_maruyama(v: Velocity, x: Tensor, steps: int, *, noise: Noise, dtype=to
 
 
 SAMPLERS: dict[str, Sampler] = {"euler": euler, "heun": heun, "euler_maruyama": euler_maruyama}
-
-
-def passes(sampler: str, steps: int) -> int:
-    """Network evaluations of a sampler (NFE), guidance not counted."""
-    if sampler not in SAMPLERS:
-        raise unknown("sampler", sampler, SAMPLERS)
-    return 2 * steps - 1 if sampler == "heun" else steps
 
 
 def velocity_field(

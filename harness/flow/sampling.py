@@ -1,13 +1,13 @@
-"""Samples of a network from fixed latents and labels: the same for every method and step.
+"""Sampling from a network, with fixed latents and labels that are the same for every method and step.
 
-A network with an extra token is integrated over image and token together, one vector per sample (REG samplers.py); the image's
-noise is that of every other method, and guidance, where there is any, guides both.
+If a network has an extra token, image and token are integrated together, as one vector per sample (REG samplers.py). The image's
+noise is that of every other method, and guidance applies to both.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -22,17 +22,6 @@ from harness.runtime.random_streams import Streams
 Decode = Callable[[Tensor], Tensor]
 
 
-def draw_samples(
-    model: nn.Module, spec: EvalSpec, shape: tuple[int, ...], classes: int, device: torch.device
-) -> Iterator[Tensor]:
-    """Samples as uint8 (B, C, H, W) on the CPU, in batches; sample i depends on `spec.seed` and i alone."""
-    streams = Streams(spec.seed)
-    for start in range(0, spec.samples, spec.batch_size):
-        index = np.arange(start, min(start + spec.batch_size, spec.samples))
-        y = sample_labels(spec, streams, index, classes)
-        yield draw_batch(model, spec, shape, classes, device, index, y)
-
-
 def draw_batch(
     model: nn.Module,
     spec: EvalSpec,
@@ -43,7 +32,7 @@ def draw_batch(
     labels: Tensor,
     decode: Decode | None = None,
 ) -> Tensor:
-    """The samples of these numbers and labels (B,), uint8 (B, C, H, W) on the CPU."""
+    """Return the samples with indices and labels (B,), uint8 (B, C, H, W) on the CPU."""
     return draw_pixels(model, spec, shape, classes, device, index, labels, decode).cpu()
 
 
@@ -58,7 +47,7 @@ def draw_pixels(
     labels: Tensor,
     decode: Decode | None = None,
 ) -> Tensor:
-    """The same on the device; `decode` makes images of a network's latents (B, c, h, w)."""
+    """Return the same samples on the device; `decode` turns a network's latents (B, c, h, w) into images."""
     streams, extra = Streams(spec.seed), getattr(getattr(model, "config", None), "extra", 0)
     field = jointly(model, shape) if extra else model
     v = velocity_field(
@@ -79,7 +68,7 @@ def draw_pixels(
 
 
 def jointly(model: nn.Module, shape: tuple[int, ...]) -> Callable[[Tensor, Times, Tensor], Prediction]:
-    """A network over vectors (B, C H W + E): the image, then its extra token."""
+    """Return a network over vectors (B, C H W + E): the image, then its extra token."""
 
     def field(x: Tensor, times: Times, y: Tensor) -> Prediction:
         image, extra = x.tensor_split([math.prod(shape)], dim=1)
@@ -90,7 +79,7 @@ def jointly(model: nn.Module, shape: tuple[int, ...]) -> Callable[[Tensor, Times
 
 
 def _normal(streams: Streams, name: str, index: np.ndarray, shape: tuple[int, ...], extra: int) -> Tensor:
-    """Standard normal, (B, *shape); with an extra token (B, C H W + E), the image's part the same."""
+    """Return standard normal noise, (B, *shape); with an extra token (B, C H W + E), the image's part unchanged."""
     image = streams.normal(name, index, shape)
     if not extra:
         return image
@@ -98,7 +87,7 @@ def _normal(streams: Streams, name: str, index: np.ndarray, shape: tuple[int, ..
 
 
 def sample_labels(spec: EvalSpec, streams: Streams, index: np.ndarray, classes: int) -> Tensor:
-    """Balanced: i mod classes. Random: uniform, as most published numbers have it (balanced lowers FID by about 0.1)."""
+    """Return labels (B,). Balanced: i mod classes. Random: uniform, as in most papers (balanced lowers FID by about 0.1)."""
     if spec.labels == "balanced":
         return torch.from_numpy(index % classes)
     return streams.integers("eval_label", index, classes)

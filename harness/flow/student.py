@@ -38,6 +38,8 @@ class Student:
     def teach(
         self, x: Tensor, times: Times, y: Tensor, *, layer: int, groups: Tensor | None = None
     ) -> Tensor:
-        """Hidden tokens (B, T, D) of the teacher's block `layer` (1-based), without gradient; deeper blocks do not run."""
+        """Return hidden tokens (B, T, D) of the teacher's block `layer` (1-based), without gradient; deeper blocks do not run."""
+        if self.ema is None:
+            raise ValueError("this student has no EMA network to be taught by")
         with torch.no_grad(), self.phase("teacher"):
             return self.ema(x, times, y, taps=(layer,), stop_after=layer, groups=groups).hidden[layer]

@@ -25,8 +25,9 @@ from harness.data.waveforms import read_shape, waves
 from harness.errors import UserError
 from harness.files.files import held, write_atomic
 from harness.latents.codec import Codec
-from harness.latents.shards import FORMAT, INDEX, MANIFEST, file_digest, shard_name, without_places
+from harness.latents.shards import FORMAT, INDEX, MANIFEST, shard_name, without_places
 from harness.runtime.distributed import World
+from metrics.files.hashing import sha256_of
 
 BEGUN, LOCK = "encoding.json", "encoding.lock"
 LEFT_OVER = (LOCK, f".{BEGUN}.tmp")
@@ -153,7 +154,7 @@ def _write_shard(
     buffer = io.BytesIO()
     np.save(buffer, np.concatenate(rows), allow_pickle=False)
     write_atomic(path, buffer.getvalue())
-    write_atomic(_seal(path), file_digest(path).encode())
+    write_atomic(_seal(path), sha256_of(path).encode())
 
 
 def _moments(job: Encoding, index: np.ndarray, device: torch.device) -> np.ndarray:
@@ -186,7 +187,7 @@ def _finish(folder: Path, job: Encoding) -> dict[str, Any]:
     write_atomic(folder / INDEX, buffer.getvalue())
     names = [shard_name(number) for number in range(len(job.shards()))]
     files = {name: _seal(folder / name).read_text() for name in names}
-    files[INDEX] = file_digest(folder / INDEX)
+    files[INDEX] = sha256_of(folder / INDEX)
     manifest = job.about | {"files": files}
     write_atomic(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
     return manifest
@@ -194,7 +195,7 @@ def _finish(folder: Path, job: Encoding) -> dict[str, Any]:
 
 def _whole(path: Path) -> bool:
     seal = _seal(path)
-    return path.exists() and seal.exists() and seal.read_text() == file_digest(path)
+    return path.exists() and seal.exists() and seal.read_text() == sha256_of(path)
 
 
 def _seal(path: Path) -> Path:

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from harness.errors import UserError
-from harness.files.cache import cache_dir, locked
-from harness.files.files import write_atomic
+from harness.files.cache import cache_dir
+from harness.files.files import locked, write_atomic
+from metrics.files.hashing import sha256_of
 
 FORMAT, MANIFEST, INDEX = "flowrace-latents-1", "latents.json", "index.npz"
 PLACES = ("root", "weights")
@@ -74,16 +75,11 @@ def check(folder: Path, manifest: dict[str, Any]) -> None:
         stamps = {name: [_stamp(folder / name), sha256] for name, sha256 in manifest["files"].items()}
         stale = [name for name, stamp in stamps.items() if known.get(name) != stamp]
         with ThreadPoolExecutor() as pool:
-            for name, found in zip(stale, pool.map(lambda n: file_digest(folder / n), stale), strict=True):
+            for name, found in zip(stale, pool.map(lambda n: sha256_of(folder / n), stale), strict=True):
                 if found != manifest["files"][name]:
                     raise damaged(folder / name)
         if stale:
             write_atomic(store, json.dumps(stamps).encode())
-
-
-def file_digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_index(folder: Path) -> Index:

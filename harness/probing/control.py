@@ -114,7 +114,7 @@ def of_pixels(config: SiTConfig, time: float) -> Tokens:
 
     def tokens(index: np.ndarray, x0: Tensor) -> dict[str, Tensor]:
         times = Times.per_sample(torch.full((len(index),), time, device=x0.device))
-        video = config.apart(noised(index, x0, times, config))[0]
+        video = config.split_parts(noised(index, x0, times, config))[0]
         return {"pixels": video.unflatten(2, (config.grid[0], -1)).transpose(1, 2).flatten(2)}
 
     return tokens

@@ -25,8 +25,7 @@ from harness.records.checkpoint import checkpoints, step_of
 from harness.records.record import Record, find_records
 from harness.runtime.distributed import pick_device
 from harness.runtime.environment import prepare
-from harness.train.state import load_ema
-from harness.train.trained_run import spec_of_run
+from harness.train.trained_run import load_ema, spec_of_run
 from metrics.domain.control import Decoded
 
 FILE = "control.json"

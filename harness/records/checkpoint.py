@@ -6,10 +6,8 @@ and renamed, so a file with a checkpoint's name is complete; it is verified when
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +20,7 @@ from torch import Tensor
 
 from harness.config.spec import TrainSpec
 from harness.errors import UserError
-from harness.files.files import sync_directory
+from harness.files.files import replacing
 
 HEADER, FORMAT = "flowrace", "flowrace-1"
 
@@ -32,32 +30,27 @@ class Checkpoint(NamedTuple):
     meta: dict[str, str]
 
     def part(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors below `prefix.`, without it."""
+        """Return the tensors whose names start with `prefix.`, without it."""
         start = f"{prefix}."
         return {name.removeprefix(start): t for name, t in self.tensors.items() if name.startswith(start)}
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> None:
-    """Write a checkpoint; raises `UserError` when the disk does not take it, leaving nothing behind."""
+    """Write a checkpoint; raises `UserError` if it cannot be written, and leaves no temporary file."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = json.dumps({**meta, "format": FORMAT, "sha256": digest(tensors)}, sort_keys=True)
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        save_file(tensors, temporary, metadata={HEADER: header})  # one key: safetensors shuffles several
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_directory(path.parent)
+        with replacing(path) as temporary:
+            # One key, since safetensors shuffles several.
+            save_file(tensors, temporary, metadata={HEADER: header})
     except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise UserError(
             f"cannot write the checkpoint {path}: {error}; free the disk, then run the same command"
         ) from error
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a checkpoint and verify it; raises `UserError` for one that is damaged or none at all."""
+    """Read and verify a checkpoint; raises `UserError` for a damaged one, and for a file that is no checkpoint."""
     try:
         with safe_open(path, "pt") as file:
             meta = json.loads((file.metadata() or {}).get(HEADER, "{}"))
@@ -74,7 +67,7 @@ def load(path: Path) -> Checkpoint:
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 over names, types, shapes and bytes, in the order of names."""
+    """Return the sha256 over names, types, shapes and bytes, in the order of names."""
     total = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -88,22 +81,25 @@ def path_of(folder: Path, step: int) -> Path:
 
 
 def step_of(path: Path) -> int:
-    return int(re.fullmatch(r"step-(\d+)\.safetensors", path.name)[1])
+    """Return the step of a checkpoint file; raises ValueError for another file."""
+    found = re.fullmatch(r"step-(\d+)\.safetensors", path.name)
+    if found is None:
+        raise ValueError(f"{path} is not named like a checkpoint")
+    return int(found[1])
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a folder, oldest first."""
+    """Return the checkpoint files of a folder, oldest first."""
     return sorted(folder.glob("step-*.safetensors"), key=step_of)
 
 
 def scheduled(step: int, train: TrainSpec) -> bool:
-    """Whether a run saves a checkpoint at a step; one at any other was left by a stop."""
+    """Return whether a run saves a checkpoint at a step; a checkpoint at any other step is from a stop."""
     return step == train.steps or step % train.checkpoint_every == 0
 
 
 def prune(folder: Path, train: TrainSpec) -> None:
-    """Delete all but the newest `keep_checkpoints` of the schedule, those off it that are not the newest of all, and whatever
-    a killed write left under a temporary name."""
+    """Keep the newest `keep_checkpoints` of the schedule and the newest of all; delete the others and temporary files."""
     found = checkpoints(folder)
     kept = [path for path in found if scheduled(step_of(path), train)][-train.keep_checkpoints :]
     for path in found[:-1]:

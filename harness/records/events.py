@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from harness.errors import UserError
 
+# Any: an event is a JSON object.
 Event = dict[str, Any]
 
 
@@ -73,7 +74,8 @@ def _event(file: Path, number: int, line: bytes) -> Event:
     return event
 
 
-def _is_event(value: Any) -> bool:
+# Any: whatever a line of JSON holds.
+def _is_event(value: Any) -> TypeGuard[Event]:
     return (
         isinstance(value, dict) and isinstance(value.get("kind"), str) and isinstance(value.get("step"), int)
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import logging
 import os
@@ -75,7 +74,8 @@ def open_store(uri: str | None) -> Iterator[Any]:
 @contextmanager
 def creating(uri: str | None) -> Iterator[None]:
     """Alone among this machine's processes with looking for what is not there and creating it; a server has no such lock."""
-    from harness.files.cache import cache_dir, locked
+    from harness.files.cache import cache_dir
+    from harness.files.files import locked
 
     with locked(cache_dir("stores") / hashlib.sha256(store_uri(uri).encode()).hexdigest()[:16]):
         yield
@@ -97,9 +97,10 @@ def shown(uri: str) -> str:
 
 @contextmanager
 def _alone(uri: str) -> Iterator[None]:
-    """Wait for the lock beside an sqlite store: several processes that create one at once break it."""
+    """Hold the lock of an sqlite store: several processes that create one at once break it."""
+    from harness.files.files import locked
+
     file = Path(uri.removeprefix(SQLITE))
     file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file.with_name(f"{file.name}.lock"), "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(file):
         yield

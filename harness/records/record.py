@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import ERROR_PREFIX, UserError
-from harness.files.files import holder, read_tail, take_lock, write_atomic
+from harness.files.files import holder, read_tail, sync_file, take_lock, write_atomic
 from harness.records.events import read_events, read_finished
 
 EVENTS, SPEC, CLOCK = "events.jsonl", "spec.toml", "clock.json"
@@ -134,6 +134,7 @@ class Record:
 
     @property
     def last_step(self) -> int:
+        """The step of the last event; 0 before the first."""
         return self.events[-1]["step"] if self.events else 0
 
 
@@ -215,13 +216,12 @@ class RecordWriter:
         """Add events, each a whole line in one write; raises ValueError for a number that is not finite."""
         lines = b"".join(_dump(event) + b"\n" for event in events)
         if self._events.write(lines) != len(lines):
-            raise OSError(
-                errno.ENOSPC, os.strerror(errno.ENOSPC)
-            )  # a disk that fills up takes a part in silence
+            # A disk that fills up writes a part without an error.
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def sync(self) -> None:
         """Force what was appended to the disk, before a checkpoint claims that it is there."""
-        os.fsync(self._events.fileno())
+        sync_file(self._events)
 
     def write_clock(self, step: int, seconds: Mapping[str, float]) -> None:
         """What the newest checkpoint had cost; kept out of it, so that its bytes tell nothing of the time."""

@@ -1,4 +1,4 @@
-"""Several processes as one: torchrun's environment, DDP's gradients, or a run divided over all (sharded.py). One process is the
+"""Several processes as one: torchrun's environment, DDP's gradients, or a sharded run (fsdp.py). One process is the
 case of a world of size 1."""
 
 from __future__ import annotations
@@ -73,10 +73,15 @@ class World:
             dist.barrier()
 
 
+def world_size() -> int:
+    """Return the number of processes that torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @contextmanager
 def join(device: str) -> Iterator[World]:
     """The world that torchrun's variables describe (a world of one without them), left again at the end."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = world_size()
     if size == 1:
         yield World(0, 1, pick_device(device))
         return

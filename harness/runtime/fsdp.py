@@ -1,59 +1,66 @@
-"""A run too large for one device, divided over all processes (FSDP2).
+"""Sharded runs (FSDP2), for a run that is too large for one device.
 
-Each process keeps a slice of every parameter (rows of its first axis), and of its gradient, AdamW's moments and the EMA; a block's
-weights are put together while it runs. What is computed is what DDP computes, the order of sums over processes apart.
+Each rank keeps a shard (rows of the first axis) of every parameter, of its gradient, of AdamW's moments and of the EMA; a
+block's weights are gathered while it runs. The results are those of DDP, except for the order of sums over ranks.
 """
 
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor
 
 
 def shard(model: nn.Module, ema: nn.Module, method: nn.Module, mesh: DeviceMesh) -> None:
-    """Divide a run's networks, in place, over the processes of a mesh and move them to its devices, block by block.
+    """Shard a run's networks in place over the ranks of a mesh and move them to its devices, block by block.
 
-    Before the optimizer is made: it must see the slices. Names of parameters and buffers stay as they are.
+    Call it before the optimizer is built, which must receive the shards. Names of parameters and buffers do not change.
     """
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     # Queries, keys and the velocity are views; nothing writes into them.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
     for network in (model, ema):
-        for block in network.blocks:
+        for block in network.get_submodule("blocks").children():
             fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    # Nothing behind a pass of the EMA would take it apart again, as the backward pass does with the student.
+    # The EMA has no backward pass, which is what frees the student's gathered weights.
     fully_shard(ema, mesh=mesh, reshard_after_forward=True)
     fully_shard(method, mesh=mesh)
     register_fsdp_forward_method(method, "loss")
 
 
 def is_sharded(module: nn.Module) -> bool:
-    return any(hasattr(parameter, "full_tensor") for parameter in module.parameters())
+    """Return whether any parameter of a module is sharded."""
+    return any(map(_is_dtensor, module.parameters()))
 
 
-def own(tensor: Tensor) -> Tensor:
-    """This process's slice, which shares memory with the tensor; a tensor that is not divided is its own slice."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+def local_shard(tensor: Tensor) -> Tensor:
+    """Return this rank's shard, which shares memory with the tensor; an unsharded tensor is returned as it is."""
+    return tensor.to_local() if _is_dtensor(tensor) else tensor
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """The tensor put together from all slices: an exchange, so every process must ask. One that is not divided, as it is."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Return the tensor gathered from all ranks, all of which must call this; an unsharded tensor is returned as it is."""
+    return tensor.full_tensor() if _is_dtensor(tensor) else tensor
 
 
-def like(tensor: Tensor, pattern: Tensor) -> Tensor:
-    """A whole tensor on the device of `pattern`, divided as that is; every process takes its slice, nothing is exchanged."""
-    if not hasattr(pattern, "placements"):
+def shard_like(tensor: Tensor, pattern: Tensor) -> Tensor:
+    """Return a full tensor on the device of `pattern`, sharded as that is. Every rank takes its shard; nothing is sent."""
+    if not _is_dtensor(pattern):
         return tensor.to(pattern.device)
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(
         tensor.to(pattern.device), pattern.device_mesh, pattern.placements, src_data_rank=None
     )
+
+
+def _is_dtensor(tensor: Tensor) -> TypeGuard[DTensor]:
+    # By attribute: importing DTensor takes a second, which runs on one device need not spend.
+    return hasattr(tensor, "placements")

@@ -11,7 +11,8 @@ embedded data sets, always of seed 0)
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -42,7 +43,13 @@ class Streams:
         """A permutation of range(size): the order of epoch `index`."""
         return self._at(name, index).permutation(size)
 
-    def _rows(self, name, indices, shape, fill) -> Tensor:
+    def _rows(
+        self,
+        name: str,
+        indices: Sequence[int] | np.ndarray,
+        shape: Sequence[int],
+        fill: Callable[[np.random.Generator, np.ndarray], object],
+    ) -> Tensor:
         out = np.empty((len(indices), max(1, int(np.prod(shape)))), dtype=np.float32)
         for row, index in zip(out, indices, strict=True):
             fill(self._at(name, int(index)), row)
@@ -55,7 +62,8 @@ class Streams:
             key = np.frombuffer(digest, dtype="<u8").astype(np.uint64)
             self._generators[name] = np.random.Generator(np.random.Philox(key=key))
         generator = self._generators[name]
-        state = generator.bit_generator.state
+        # numpy types the state as a read-only mapping; it is a dictionary that the setter takes back.
+        state = cast(dict[str, Any], generator.bit_generator.state)
         state["state"]["counter"][:] = (0, 0, index, 0)
         state["buffer_pos"], state["has_uint32"] = 4, 0  # nothing left over from the index before
         generator.bit_generator.state = state

@@ -1,8 +1,8 @@
-"""Batches in turn: of each round every process does one, and the main process has them all in the order of one process.
+"""Rounds of batches: each rank processes one batch per round, and rank 0 receives them in single-process order.
 
-A batch is the unit that is shared out, so each has the bits that it has with one process, and what the main process makes of
-them (rows, moments, distances) has too. Every process does equally many, as a sharded network demands of whoever calls it:
-where the last round has fewer batches than there are processes, the last batch is done again and dropped.
+The unit of work is a full batch, so each batch has the bits that it has with one process, and so has everything that rank 0
+computes from them (rows, moments, distances). A sharded network needs the same number of passes on every rank: if the last
+round has fewer batches than there are ranks, the last batch is processed again and dropped.
 """
 
 from __future__ import annotations
@@ -19,52 +19,52 @@ from harness.errors import RunStopped
 from harness.runtime.distributed import World
 
 
-class Turn(NamedTuple):
+class Round(NamedTuple):
     """One round over numbered samples."""
 
-    mine: range
-    """The samples of this process's batch."""
-    whole: range
-    """Those of all processes together."""
+    local: range
+    """The samples of this rank's batch."""
+    combined: range
+    """The samples of all ranks together."""
     size: int
     """Samples in a full batch."""
 
     @property
     def batches(self) -> list[range]:
-        """The samples of each process's batch, in order; without a batch that is dropped."""
-        return [self.whole[start : start + self.size] for start in range(0, len(self.whole), self.size)]
+        """The samples of each rank's batch, in order, without a batch that is dropped."""
+        return [self.combined[start : start + self.size] for start in range(0, len(self.combined), self.size)]
 
 
-def turns(numbers: range, size: int, world: World) -> Iterator[Turn]:
-    """The rounds over these samples in batches of `size`; batch b is done by process b mod `world.size`."""
+def rounds(numbers: range, size: int, world: World) -> Iterator[Round]:
+    """Yield the rounds over samples in batches of `size`; rank b mod `world.size` processes batch b."""
     batches = [numbers[start : start + size] for start in range(0, len(numbers), size)]
     for first in range(0, len(batches), world.size):
-        mine = batches[min(first + world.rank, len(batches) - 1)]
-        yield Turn(mine, numbers[first * size : (first + world.size) * size], size)
+        local = batches[min(first + world.rank, len(batches) - 1)]
+        yield Round(local, numbers[first * size : (first + world.size) * size], size)
 
 
-def collected(x: Tensor, turn: Turn, world: World) -> Tensor | None:
-    """The rows of a round, (len(turn.whole), ...), from each process's (len(turn.mine), ...); None but on the main process.
+def gather_round(x: Tensor, one: Round, world: World) -> Tensor | None:
+    """Return the rows of a round, (len(one.combined), ...), from each rank's (len(one.local), ...); None except on rank 0.
 
-    Every process calls it, with rows on `world.device` of one shape and type.
+    Every rank calls it, with rows on `world.device` of one shape and type.
     """
     if world.size == 1:
         return x
-    full = x.new_zeros(turn.size, *x.shape[1:])  # an exchange takes equal shapes
+    full = x.new_zeros(one.size, *x.shape[1:])  # an exchange takes equal shapes
     full[: len(x)] = x
     parts = [torch.empty_like(full) for _ in range(world.size)] if world.main else None
     dist.gather(full, parts)
-    return None if parts is None else torch.cat(parts)[: len(turn.whole)]
+    return None if parts is None else torch.cat(parts)[: len(one.combined)]
 
 
 @contextmanager
 def main_first(world: World) -> Iterator[None]:
-    """The others begin the block when the main process has left it, and find in the cache what it made there.
+    """Let the other ranks enter the block after rank 0 has left it, so that they find its results in the cache.
 
-    Where the main process raises, the others raise `RunStopped`.
+    If rank 0 raises, the others raise `RunStopped`.
     """
     if not world.main:
-        together(world, failed=False)
+        stop_if_any_failed(world, failed=False)
         yield
         return
     failed = True
@@ -75,7 +75,7 @@ def main_first(world: World) -> Iterator[None]:
         world.any(failed)
 
 
-def together(world: World, failed: bool) -> None:
-    """Raise `RunStopped` where something failed in another process, which tells what it was."""
+def stop_if_any_failed(world: World, failed: bool) -> None:
+    """Raise `RunStopped` if something failed on another rank, which reports the reason."""
     if world.any(failed) and not failed:
-        raise RunStopped("another process could not go on and says why")
+        raise RunStopped("another process failed and reports the reason")

@@ -17,6 +17,7 @@ from harness.config.spec import DataSpec
 from harness.data.open import images, open_dataset
 from harness.errors import UserError
 from harness.scoring.arrays import ArrayImages, array_batches, array_fingerprint, open_array
+from metrics.files.hashing import sha256_of
 from metrics.files.media import AUDIO, VIDEO, Kind, encoded
 from metrics.files.recordings import is_audio, read_audio
 from metrics.files.videos import is_video, read_videos
@@ -187,8 +188,7 @@ def _media_fingerprint(path: Path, kind: Kind) -> str:
     """16 hex digits over the encoded bytes of every file, in order."""
     total = hashlib.sha256()
     if path.suffix in (".npz", ".npy"):
-        with open(path, "rb") as content:
-            return hashlib.file_digest(content, "sha256").hexdigest()[:16]
+        return sha256_of(path)[:16]
     for file in encoded(path, kind):
         content = file.source if isinstance(file.source, bytes) else file.source.read_bytes()
         total.update(hashlib.sha256(content).digest())

@@ -1,4 +1,7 @@
-"""What the loop tells the record and the user: the only place of a run that waits for the device."""
+"""What a training run reports to its record and its user: losses, evaluations, checkpoints.
+
+Only here does a run wait for the device.
+"""
 
 from __future__ import annotations
 
@@ -14,23 +17,25 @@ from torch import Tensor
 from harness.errors import RunStopped
 from harness.evaluation.evaluator import Evaluator
 from harness.records.checkpoint import checkpoints, path_of, prune, scheduled
+from harness.records.events import Event
 from harness.records.record import Record, RecordWriter
 from harness.runtime.distributed import World
-from harness.train import state as runs
-from harness.train.state import Run
+from harness.train.state import Run, checkpoint_writer
 
 
 class Progress(Protocol):
-    """Told what happens; shows it, or not."""
+    """A display of a run for its user."""
 
     def note(self, message: str) -> None: ...
     def begin(self, step: int, steps: int) -> None: ...
     def step(self, step: int, loss: float) -> None: ...
+
+    # Any: a metric's row as in the record.
     def evaluated(self, step: int, metrics: dict[str, Any]) -> None: ...
 
 
-class Taken(NamedTuple):
-    """What one step leaves for the record; numbers stay on the device until they are written."""
+class StepResult(NamedTuple):
+    """Result of one step; tensors stay on the device until the record is written."""
 
     step: int
     losses: dict[str, Tensor]
@@ -39,14 +44,14 @@ class Taken(NamedTuple):
 
 
 class Journal:
-    """What the loop tells the record and the user; the only place that waits for the device."""
+    """Record and display of a run; only rank 0 has a record. Use as a context, which waits for the last checkpoint."""
 
     def __init__(self, run: Run, world: World, record: RecordWriter | None, progress: Progress) -> None:
         self.run, self.world, self.record, self.progress = run, world, record, progress
-        self._pending: list[Taken] = []
+        self._pending: list[StepResult] = []
         self._writer = ThreadPoolExecutor(1, "checkpoint")
-        self._saving: Future[list[dict[str, Any]]] | None = None
-        self._held: list[dict[str, Any]] = []
+        self._saving: Future[list[Event]] | None = None
+        self._held: list[Event] = []
 
     def __enter__(self) -> Journal:
         return self
@@ -58,24 +63,28 @@ class Journal:
             self._writer.shutdown()
 
     def settle(self) -> None:
-        """Wait for the checkpoint that is being written; raises what kept it from the disk."""
-        if self._saving is not None:
+        """Wait for the checkpoint being written; raises the error that kept it from the disk."""
+        if self._saving is not None and self.record is not None:
             saving, self._saving = self._saving, None
             self.record.append(*saving.result(), *self._held)
             self._held.clear()
 
-    def add(self, taken: Taken, *, write: bool) -> None:
-        """Take in a step; every `log_every` steps, and when told, check all losses and write the lines that are due."""
-        self._pending.append(taken)
+    def add(self, result: StepResult, *, write: bool) -> None:
+        """Add a step. Every `log_every` steps, or with `write`, check all losses and write the lines that are due.
+
+        Raises `RunStopped` for a loss that is not finite.
+        """
+        self._pending.append(result)
         every = self.run.spec.train.log_every
-        if not write and taken.step % every:
+        if not write and result.step % every:
             return
-        names = list(taken.losses)
-        rows = torch.stack([torch.stack([*t.losses.values(), t.grad_norm.detach()]) for t in self._pending])
-        rows = self.world.mean(rows.float()).tolist()
-        self.run.meter.settle()  # in every process, or the spans of one that writes no line pile up
+        names = list(result.losses)
+        rows = torch.stack([torch.stack([*r.losses.values(), r.grad_norm.detach()]) for r in self._pending])
+        values = self.world.mean(rows.float()).tolist()
+        # On every rank, or the spans of one that writes no line would pile up.
+        self.run.meter.settle()
         steps = self.run.spec.train.steps
-        for past, row in zip(self._pending, rows, strict=True):
+        for past, row in zip(self._pending, values, strict=True):
             if not all(map(math.isfinite, row)):
                 raise self._not_finite(past.step)
             if past.step % every == 0 or past.step == steps:
@@ -83,10 +92,12 @@ class Journal:
         self._pending.clear()
 
     def evaluation(self, evaluator: Evaluator) -> None:
+        """Evaluate the EMA network and write its line and its sample grid."""
         with self.run.meter.phase("eval"):
             result = evaluator(self.run.ema)
-            self.world.wait()  # for the main process, which measures: its time too is the evaluation's
-        if result is None:
+            # Rank 0 measures alone, and its time is part of the evaluation on every rank.
+            self.world.wait()
+        if result is None or self.record is None:
             return
         result.save_grid(self.record.path / "samples" / f"step-{self.run.step:08d}.png")
         values = result.rows
@@ -97,33 +108,34 @@ class Journal:
             self.progress.note(f"step {self.run.step}: {name} could not be computed: {reason}")
 
     def checkpoint(self, folder: Path, *, scheduled: bool) -> None:
-        """Copy the state, and save it on a thread; what was written so far is on the disk before the checkpoint claims it.
+        """Copy the state and save it on a thread, after everything written so far is on the disk.
 
-        Its line, and all behind it, wait until it is whole. A checkpoint off the schedule (a stop) leaves no line, so that
-        the record is the one of an unbroken run.
+        Its line, and all later ones, wait until the file is complete. A checkpoint off the schedule (a stop) leaves no
+        line, so that the record equals that of an unbroken run.
         """
         with self.run.meter.phase("checkpoint"):
             self.settle()
-            save = runs.saver(self.run, folder, writes=self.record is not None)
-        if self.record is None:
+            save = checkpoint_writer(self.run, folder, writes=self.record is not None)
+        if (record := self.record) is None:
             return
         step, seconds = self.run.step, self._totals(self.run.step)["seconds"]
         lines = [_checkpoint_event(self.run, path_of(folder, step).name)] if scheduled else []
 
-        def write() -> list[dict[str, Any]]:
-            self.record.sync()
+        def write() -> list[Event]:
+            record.sync()
             save()
-            self.record.write_clock(step, seconds)
+            record.write_clock(step, seconds)
             return lines
 
         self._saving = self._writer.submit(write)
 
     def finish(self) -> None:
+        """Mark the run as done, with what it cost."""
         self.settle()
         if self.record is not None:
             usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
             peaks = self.run.meter.peaks
-            memory = {
+            memory: dict[str, Any] = {
                 "peak_memory_bytes": usage,
                 "peak_device_memory_bytes": max(peaks.values(), default=None),
             }
@@ -131,29 +143,30 @@ class Journal:
                 memory["peak_device_memory_bytes_by_phase"] = peaks
             self.record.finish({**self._totals(self.run.step), **memory})
 
-    def _train_event(self, taken: Taken, losses: dict[str, float], norm: float) -> None:
+    def _train_event(self, result: StepResult, losses: dict[str, float], norm: float) -> None:
         if self.record is None:
             return
-        numbers = {
-            "loss": losses.pop("loss"),
-            "losses": losses,
-            "grad_norm": norm,
-            "learning_rate": taken.learning_rate,
-        }
-        self._event("train", taken.step, **numbers)
-        self.progress.step(taken.step, numbers["loss"])
+        loss = losses.pop("loss")
+        self._event(
+            "train",
+            result.step,
+            loss=loss,
+            losses=losses,
+            grad_norm=norm,
+            learning_rate=result.learning_rate,
+        )
+        self.progress.step(result.step, loss)
 
+    # Any: the fields of an event, which are JSON.
     def _event(self, kind: str, step: int, **content: Any) -> None:
         totals = self._totals(step)
-        self._append({"kind": kind, "step": step, "images": totals.pop("images"), **content, **totals})
-
-    def _append(self, event: dict[str, Any]) -> None:
+        event = {"kind": kind, "step": step, "images": totals.pop("images"), **content, **totals}
         if self._saving is not None and self._saving.done():
             self.settle()
-        if self._saving is None:
-            self.record.append(event)
-        else:
+        if self._saving is not None:
             self._held.append(event)
+        elif self.record is not None:
+            self.record.append(event)
 
     def _totals(self, step: int) -> dict[str, Any]:
         images = step * self.run.spec.train.batch_size
@@ -168,21 +181,21 @@ class Journal:
         saved = checkpoints(self.record.path / "checkpoints") if self.record is not None else []
         last = f"the last good checkpoint is {saved[-1].name}" if saved else "there is no checkpoint yet"
         return RunStopped(
-            f"the loss is not finite at step {step}; {last}. Nothing behind it was saved. "
+            f"the loss is not finite at step {step}; {last}. Nothing after that step was saved. "
             "Try a lower train.learning_rate or train.precision = 'float32'"
         )
 
 
-def complete(record: RecordWriter, found: Record, run: Run) -> None:
-    """Make up for what the process left undone that died behind the file of the checkpoint that was restored: its line, and
-    the older files that it replaces."""
+def finish_bookkeeping(record: RecordWriter, found: Record, run: Run) -> None:
+    """Finish the bookkeeping of a process that died right after writing the restored checkpoint: append its event and
+    delete the checkpoints it replaced."""
     due = run.step > 0 and scheduled(run.step, run.spec.train)
     if due and not any(event["step"] == run.step for event in found.of("checkpoint")):
         record.append(_checkpoint_event(run, path_of(Path(), run.step).name))
     prune(found.path / "checkpoints", run.spec.train)
 
 
-def _checkpoint_event(run: Run, file: str) -> dict[str, Any]:
+def _checkpoint_event(run: Run, file: str) -> Event:
     return {
         "kind": "checkpoint",
         "step": run.step,

@@ -1,72 +1,79 @@
-"""What a step needs from the CPU, made ahead of it on a thread: samples and draws.
+"""Micro-batches prepared ahead of the step that needs them: samples and draws, on the CPU, on a thread.
 
-Both are pure functions of global sample indices, so it makes no difference who makes them, nor when.
+Both are pure functions of global sample indices, so neither their order nor the thread changes a bit.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
-import numpy as np
+import torch
 from torch import Tensor
 
-from harness.data.feed import Shares
 from harness.flow.batch import Batch, Draw
-from harness.train.state import Run
+from harness.flow.method import TrainingMethod
+from harness.runtime.random_streams import Streams
 
-Item = TypeVar("Item")
-AHEAD = 2
-"""Micro-batches that wait at most."""
+T = TypeVar("T")
+DEPTH = 2
+"""Largest number of micro-batches that wait for the training step."""
 _END = object()
 
 
-class Fed(NamedTuple):
-    """What a micro-batch is made of."""
+class PreparedBatch(NamedTuple):
+    """A micro-batch and what the method drew for it."""
 
     batch: Batch
-    place: np.ndarray
-    """(B,) data set indices, by which encoders find what they have cached."""
     draw: Draw
 
+    def to(self, device: torch.device) -> PreparedBatch:
+        return PreparedBatch(self.batch.to(device), self.draw.to(device))
 
-def fed(run: Run, batches: Iterator[Batch], shares: Shares, *, pin: bool) -> Iterator[Fed]:
-    """Each micro-batch of `shares` with its draws; `pin` puts it where a GPU takes it from without waiting."""
-    for number, batch in enumerate(batches):
-        batch = replace(batch, step=shares.steps[number // shares.accumulate])
-        found = batch, run.method.draw(run.streams, batch)
-        batch, draw = map(pinned, found) if pin else found
-        yield Fed(batch, run.feed.place(batch.index), draw)
+
+def prepare_batches(
+    batches: Iterable[Batch], method: TrainingMethod, streams: Streams, *, pin: bool
+) -> Iterator[PreparedBatch]:
+    """Add the method's draws to each batch; `pin` moves both to page-locked memory, from which a GPU copies without waiting."""
+    for batch in batches:
+        prepared = PreparedBatch(batch, method.draw(streams, batch))
+        yield PreparedBatch(*map(pinned, prepared)) if pin else prepared
 
 
 @contextmanager
-def ahead(items: Iterator[Item], depth: int = AHEAD) -> Iterator[Iterator[Item]]:
-    """The same items in the same order, up to `depth` of them made beforehand on one thread; an error is raised where its
-    item is taken. On leaving, the item that is being made is waited for and the others are given up."""
-    thread = ThreadPoolExecutor(1, "ahead")
+def prefetch(items: Iterator[T], depth: int = DEPTH) -> Iterator[Iterator[T]]:
+    """Yield the same items in the same order, with up to `depth` of them computed ahead on one thread.
+
+    An error is raised when its item is requested. On exit the item being computed is finished and the rest are dropped.
+    """
+    thread = ThreadPoolExecutor(1, "prefetch")
     try:
-        yield _taken(thread, items, depth)
+        yield _in_order(thread, items, depth)
     finally:
         thread.shutdown(cancel_futures=True)
 
 
-def _taken(thread: ThreadPoolExecutor, items: Iterator[Item], depth: int) -> Iterator[Item]:
-    waiting = deque(thread.submit(next, items, _END) for _ in range(depth))
+def _in_order(thread: ThreadPoolExecutor, items: Iterator[T], depth: int) -> Iterator[T]:
+    def submit() -> Future[T | object]:
+        return thread.submit(next, items, _END)
+
+    waiting = deque(submit() for _ in range(depth))
     while (item := waiting.popleft().result()) is not _END:
-        waiting.append(thread.submit(next, items, _END))
-        yield item
+        waiting.append(submit())
+        yield cast(T, item)  # only _END is no item
 
 
+# Any: a batch or a draw is a tree of dataclasses, dictionaries, tensors and plain values.
 def pinned(value: Any) -> Any:
-    """A value with every tensor in it, however deep, in page-locked memory."""
+    """Return a value with every tensor in it, however deep, in page-locked memory."""
     if isinstance(value, Tensor):
         return value.contiguous().pin_memory()  # pinning cannot copy a tensor that repeats its memory
     if isinstance(value, dict):
         return {name: pinned(one) for name, one in value.items()}
-    if is_dataclass(value):
+    if is_dataclass(value) and not isinstance(value, type):
         return replace(value, **{part.name: pinned(getattr(value, part.name)) for part in fields(value)})
     return value

@@ -13,7 +13,7 @@ from harness.files.progress import make_bar
 
 
 class Quiet:
-    """Prints only notes."""
+    """Print notes only."""
 
     def note(self, message: str) -> None:
         click.echo(message)
@@ -33,7 +33,7 @@ class Quiet:
 
 
 class Lines(Quiet):
-    """Prints a line every few seconds, for logs."""
+    """Print a line every few seconds, for logs."""
 
     def __init__(self, every_seconds: float = 10.0) -> None:
         self._every, self._last = every_seconds, (0.0, 0)

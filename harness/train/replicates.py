@@ -1,13 +1,13 @@
-"""More evaluation replicates where a verdict hangs on them: at both ends of every bracket that the target lies in.
+"""More evaluation replicates where a verdict depends on them: at both ends of every bracket around the target.
 
-A run's own record stays as it is. What is measured later lies beside it in `replicates.json`, and whoever reads the record's
-evaluations sees the means over replicates (`Record.of`).
+A run's events stay as they are. The new measurements are stored in its `replicates.json`, and `Record.of` returns evaluations
+with the means over replicates.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,14 @@ from harness.records.record import REPLICATES, Record
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a study, or the user, is after."""
+    """The metric and target of a study, or of the user."""
 
     metric: str
     target: float
 
 
 def bracket_steps(record: Record, wanted: Wanted) -> list[int]:
-    """The steps of neighbouring evaluations with the target between them, first and sustained crossing alike, rising."""
+    """Return the steps of neighbouring evaluations with the target between them, for all crossings, in rising order."""
     seen = [
         (e["step"], e["metrics"][wanted.metric]["mean"])
         for e in record.of("eval")
@@ -48,15 +48,14 @@ def replicate_run(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Evaluate checkpoints of a run again, with replicates; each step is written as soon as it is measured.
 
-    A step that has as many already is passed over. Raises `UserError` where a checkpoint is gone, and where the evaluation of
-    today is not the protocol of the record.
+    A step that already has that many is skipped. Raises `UserError` if a checkpoint was pruned, or if the evaluation protocol
+    has changed since the record was written.
     """
     from harness.data.open import open_dataset, split
     from harness.evaluation.evaluator import Evaluator
     from harness.runtime.distributed import pick_device
     from harness.runtime.environment import prepare
-    from harness.train.state import load_ema
-    from harness.train.trained_run import checkpoint_of_run, spec_of_run
+    from harness.train.trained_run import checkpoint_of_run, load_ema, spec_of_run
 
     kept = record.replicates
     left = [step for step in steps if _count(kept.get(str(step))) < replicates]
@@ -76,21 +75,23 @@ def replicate_run(
                 "cannot be averaged with new ones"
             )
         result = evaluator(load_ema(file, spec, dataset, device))
+        # Only ranks other than 0 get none, and this command runs in one process.
+        assert result is not None
         found = {"protocol": result.protocol, "metrics": result.rows}
         with adding_to(record.path / REPLICATES):
             write_table(record.path / REPLICATES, {**Record(record.path).replicates, str(step): found})
         yield step, found
 
 
-class _Gone(UserError):
+class MissingCheckpoint(UserError):
     """A checkpoint that was pruned."""
 
 
-def _checkpoint(record: Record, step: int, find: Any) -> Path:
+def _checkpoint(record: Record, step: int, find: Callable[[Path, int], Path]) -> Path:
     try:
         return find(record.path, step)
     except UserError as error:
-        raise _Gone(
+        raise MissingCheckpoint(
             f"{error}; keep them with train.checkpoint_every = eval.every and a larger train.keep_checkpoints"
         ) from error
 

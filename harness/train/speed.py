@@ -12,7 +12,7 @@ from harness.records.record import TRAINING_PHASES, Record
 
 
 def measured_flops_per_second(spec: RunSpec, steps: int) -> float:
-    """What training reaches here: the run itself for a few steps, in a folder that is thrown away."""
+    """Return the FLOP/s of training on this machine: the run itself is trained for a few steps in a temporary folder."""
     from harness.train.loop import train
     from harness.train.progress import Quiet
 

@@ -1,17 +1,16 @@
-"""A run in memory: its networks, optimizer, data and meters; how they are built, saved and restored."""
+"""The state of a run in memory: its networks, optimizer, data and meters; how they are built, saved and restored."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from harness.assembly.build import backbone_config, build_method
+from harness.assembly.build import backbone_config, build_backbone, build_method
 from harness.backbone.initialize import initialize
 from harness.backbone.sit import SiT
 from harness.config.spec import RunSpec
@@ -23,9 +22,10 @@ from harness.data.open import Split
 from harness.data.parts import alone_of, weights_of
 from harness.encoders.base import Encoder, open_encoder
 from harness.errors import UserError
+from harness.flow.method import TrainingMethod
 from harness.flow.student import Student
 from harness.records import checkpoint
-from harness.runtime.fsdp import is_sharded, like, own, shard, whole
+from harness.runtime.fsdp import full_tensor, is_sharded, local_shard, shard, shard_like
 from harness.runtime.random_streams import Streams
 
 if TYPE_CHECKING:
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class Run:
-    """What a step changes, and what it needs."""
+    """Everything that a step changes or reads."""
 
     spec: RunSpec
     model: SiT
     ema: SiT
-    method: nn.Module
+    method: TrainingMethod
     student: Student
     optimizer: torch.optim.AdamW
     encoders: tuple[Encoder, ...]
@@ -51,17 +51,17 @@ class Run:
 
     @property
     def learned(self) -> dict[str, nn.Parameter]:
-        """Every parameter that the optimizer sees, by name."""
+        """Every parameter of the optimizer, by name."""
         modules = {"model": self.model, "method": self.method}
         return {
             f"{part}.{name}": p for part, module in modules.items() for name, p in module.named_parameters()
         }
 
 
-def build(
+def build_run(
     spec: RunSpec, dataset: Dataset, sides: Split, device: torch.device, mesh: DeviceMesh | None = None
 ) -> Run:
-    """A run at step 0, initial weights from their streams; with a mesh, divided over its processes."""
+    """Return a run at step 0, with initial weights from their streams; with a mesh, sharded over its ranks."""
     streams = Streams(spec.seed)
     backbone = backbone_config(spec, dataset)
     encoders = tuple(
@@ -70,18 +70,13 @@ def build(
         )
         for choice in spec.method.needs().encoders
     )
-    weights = weights_of(dataset, spec.data)
-    method = build_method(spec, backbone, [encoder.dim for encoder in encoders], weights)
-    backbone = method.setting.backbone
-    model = SiT(backbone)
+    dims = [encoder.dim for encoder in encoders]
+    method = build_method(spec, backbone, dims, weights_of(dataset, spec.data))
+    model = build_backbone(backbone, spec.runtime)
     initialize(model, streams)
     initialize(method, streams, "method.")
-    ema = copy.deepcopy(model).requires_grad_(False).eval()
+    ema = build_backbone(backbone, spec.runtime, copy_of=model).requires_grad_(False).eval()
     cost = count(method, spec, encoders=encoders)
-    model.checkpoint_activations = spec.runtime.checkpoint_activations
-    if spec.runtime.compile:
-        compile_blocks(model)
-        compile_blocks(ema)
     if mesh is None:
         model, ema, method = model.to(device), ema.to(device), method.to(device)
     else:
@@ -102,24 +97,15 @@ def build(
     return Run(spec, model, ema, method, student, optimizer, encoders, feed, streams, meter, cost)
 
 
-def compile_blocks(model: SiT) -> None:
-    """Compile a network block by block: all blocks of a network share one piece of code for each kind of pass.
+def checkpoint_writer(run: Run, folder: Path, *, writes: bool = True) -> Callable[[], None]:
+    """Return a function that writes a checkpoint of the run as it is now and prunes older ones, in any thread, later.
 
-    Shapes are fixed, so that a batch of another size in evaluation does not change what training runs.
-    """
-    for block in model.blocks:
-        block.compile(dynamic=False)
-
-
-def saver(run: Run, folder: Path, *, writes: bool = True) -> Callable[[], None]:
-    """What writes a checkpoint of the run as it is now and prunes older ones; it may be called in any thread, later.
-
-    The state is copied at once, so the steps behind it do not reach the file. Of a run that is divided it is put together
-    tensor by tensor, so every process must ask; one that `writes` nothing keeps nothing.
+    The state is copied immediately, so later steps cannot change the file. In a sharded run tensors are gathered one at
+    a time, so every rank must call this; ranks with `writes=False` discard the result.
     """
     path = checkpoint.path_of(folder, run.step)
     meta = {"run": run.spec.id, "step": str(run.step)}
-    gathered = ((name, whole(tensor.detach())) for name, tensor in _tensors(run).items())
+    gathered = ((name, full_tensor(tensor.detach())) for name, tensor in _tensors(run).items())
     tensors = {name: tensor.to("cpu", copy=True) for name, tensor in gathered if writes}
 
     def write() -> None:
@@ -129,7 +115,7 @@ def saver(run: Run, folder: Path, *, writes: bool = True) -> Callable[[], None]:
     return write
 
 
-def restore(run: Run, folder: Path) -> None:
+def restore_run(run: Run, folder: Path) -> None:
     """Continue from the newest checkpoint of a folder; without one, stay at step 0.
 
     Raises `UserError` for a checkpoint that is damaged or belongs to another run.
@@ -150,37 +136,28 @@ def restore(run: Run, folder: Path) -> None:
             if f"{name}.{kind}" in states
         }
         run.optimizer.state[parameter] = {
-            kind: like(value, parameter) if value.ndim else value.to(parameter.device)
+            kind: shard_like(value, parameter) if value.ndim else value.to(parameter.device)
             for kind, value in state.items()
         }
     run.step = int(saved.meta["step"])
 
 
-def _load(module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Whole tensors into a module, divided as it is."""
-    if is_sharded(module):
-        known = module.state_dict()
-        tensors = {name: like(t, known[name]) if name in known else t for name, t in tensors.items()}
-    module.load_state_dict(tensors)
-
-
-def load_ema(path: Path, run_spec: RunSpec, dataset: Dataset, device: torch.device) -> SiT:
-    """The evaluated network of a checkpoint file."""
-    weights, backbone = checkpoint.load(path).part("ema"), backbone_config(run_spec, dataset)
-    if (embedder := weights.get("extra_embedder.proj.weight")) is not None:
-        backbone = replace(backbone, extra=embedder.shape[1])
-    model = SiT(backbone)
-    model.load_state_dict(weights)
-    if run_spec.runtime.compile:
-        compile_blocks(model)
-    return model.to(device).requires_grad_(False).eval()
-
-
 @torch.no_grad()
 def update_ema(ema: nn.Module, model: nn.Module, decay: float) -> None:
-    """theta' <- decay theta' + (1 - decay) theta."""
-    mine, theirs = ([own(p.detach()) for p in module.parameters()] for module in (ema, model))
-    torch._foreach_lerp_(mine, theirs, 1 - decay)
+    """Set theta' <- decay theta' + (1 - decay) theta."""
+    averages, weights = ([local_shard(p.detach()) for p in module.parameters()] for module in (ema, model))
+    # torch exports its fused operations on lists of tensors under a private name only.
+    torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
+        averages, weights, 1 - decay
+    )
+
+
+def _load(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Load full tensors into a module, sharded as the module is."""
+    if is_sharded(module):
+        known = module.state_dict()
+        tensors = {name: shard_like(t, known[name]) if name in known else t for name, t in tensors.items()}
+    module.load_state_dict(tensors)
 
 
 def _tensors(run: Run) -> dict[str, Tensor]:

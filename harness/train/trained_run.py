@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from harness.assembly.resolve import load_spec
 from harness.config.spec import RunSpec
@@ -14,6 +14,9 @@ from harness.records.record import Record
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+
+    from harness.backbone.sit import SiT
+    from harness.data.dataset import Dataset
 
     from harness.evaluation.evaluator import Result
     from harness.evaluation.npz_export import Job
@@ -49,33 +52,25 @@ class Drawing(NamedTuple):
                 self.decode,
             )
 
+    from harness.backbone.sit import SiT
+    from harness.data.dataset import Dataset
+
 
 def spec_of_run(path: Path, overrides: tuple[str, ...]) -> RunSpec:
-    """The spec of a run directory, with overrides of what does not belong to training."""
-    if not Record(path).path.is_dir():
+    """Return the spec of a run directory, with overrides of fields that do not change its training."""
+    if not path.is_dir():
         raise UserError(f"no such run directory: {path}")
-    Record(path).spec  # noqa: B018 (says clearly when this is no run directory)
+    Record(path).spec  # noqa: B018 (raises a clear error if this is not a run directory)
     for override in overrides:
         if not override.startswith(("eval.", "runtime.", "data.root")):
             raise UserError(
-                f"--set {override}: a run that is trained can only be given other eval.*, runtime.* or data.root"
+                f"--set {override}: only eval.*, runtime.* and data.root can be changed for an existing run"
             )
     return load_spec(str(path), overrides)
 
 
-def model_of_run(path: Path, spec: RunSpec, step: int | None) -> tuple[Path, Any, Any]:
-    """The checkpoint file, its EMA network and the device."""
-    from harness.data.open import open_dataset
-    from harness.runtime.distributed import pick_device
-    from harness.train.state import load_ema
-
-    file = checkpoint_of_run(path, step)
-    device = pick_device(spec.runtime.device)
-    return file, load_ema(file, spec, open_dataset(spec.data), device), device
-
-
 def checkpoint_of_run(path: Path, step: int | None) -> Path:
-    """The checkpoint of a step, or the newest; raises `UserError` where there is none."""
+    """Return the checkpoint file of a step, or the newest one; raises `UserError` if it does not exist."""
     from harness.records.checkpoint import checkpoints, path_of
 
     found = checkpoints(path / "checkpoints")
@@ -84,7 +79,7 @@ def checkpoint_of_run(path: Path, step: int | None) -> Path:
     file = found[-1] if step is None else path_of(path / "checkpoints", step)
     if file not in found:
         raise UserError(
-            f"{path} has no checkpoint of step {step} (there are: {', '.join(f.stem for f in found)})"
+            f"{path} has no checkpoint at step {step} (available: {', '.join(f.stem for f in found)})"
         )
     return file
 
@@ -100,7 +95,6 @@ def drawing_of_run(
     from harness.data.open import open_dataset
     from harness.evaluation.npz_export import Job, check_classes
     from harness.latents.codec import decoder_of
-    from harness.train.state import load_ema
     from metrics.files.hashing import file_sha256
 
     dataset = open_dataset(spec.data)
@@ -128,3 +122,23 @@ def evaluate_run(path: Path, spec: RunSpec, step: int | None = None) -> tuple[Pa
     # None on other ranks only; here there is one process.
     assert found is not None
     return file, found
+
+
+def model_of_run(path: Path, spec: RunSpec, step: int | None) -> tuple[Path, SiT, torch.device]:
+    """Return the checkpoint file of a step (None: the newest), its EMA network and the device."""
+    from harness.data.open import open_dataset
+    from harness.runtime.distributed import pick_device
+
+    file = checkpoint_of_run(path, step)
+    device = pick_device(spec.runtime.device)
+    return file, load_ema(file, spec, open_dataset(spec.data), device), device
+
+
+def load_ema(file: Path, spec: RunSpec, dataset: Dataset, device: torch.device) -> SiT:
+    """Return the EMA network of a checkpoint file: the one that is evaluated."""
+    from harness.assembly.build import backbone_config, build_backbone
+    from harness.records import checkpoint
+
+    model = build_backbone(backbone_config(spec, dataset), spec.runtime)
+    model.load_state_dict(checkpoint.load(file).part("ema"))
+    return model.to(device).requires_grad_(False).eval()

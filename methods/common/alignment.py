@@ -28,10 +28,10 @@ class EncoderSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     name: str
-    weights: str = Field("", json_schema_extra=NOT_HASHED)
-    """A file on disk; what is in it is told by sha256."""
+    weights: str = Field(default="", json_schema_extra=NOT_HASHED)
+    """A file on disk; `sha256` identifies its content."""
     sha256: str = ""
-    download: bool = Field(False, json_schema_extra=NOT_HASHED)
+    download: bool = Field(default=False, json_schema_extra=NOT_HASHED)
     """Let the hub be asked for the weights; nothing is downloaded otherwise."""
 
 
@@ -69,8 +69,10 @@ def cosine(a: Tensor, b: Tensor, dim: int = -1) -> Tensor:
     return F.cosine_similarity(a.float(), b.float(), dim=dim)
 
 
-def apart(kind: Similarity, a: Tensor, b: Tensor, *, beta: float = 0.05, temperature: float = 0.1) -> Tensor:
-    """How far two token sets are apart, unreduced; a, b: (B, T, D).
+def distance(
+    kind: Similarity, a: Tensor, b: Tensor, *, beta: float = 0.05, temperature: float = 0.1
+) -> Tensor:
+    """Return the distance of two token sets, unreduced; a, b: (B, T, D).
 
     cosine          1 - cos over channels, (B, T)               cosine_tokens   1 - cos over tokens, (B, D)
     smooth_l1, l1   elementwise, (B, T, D)                      nt_xent         cross-entropy of a token against all
@@ -88,13 +90,13 @@ def apart(kind: Similarity, a: Tensor, b: Tensor, *, beta: float = 0.05, tempera
     return 1 - cosine(a, b, dim=1 if kind == "cosine_tokens" else -1)
 
 
-def mean_apart(
+def mean_distance(
     kind: Similarity, a: Tensor, b: Tensor, present: Tensor | None = None, *, beta: float = 0.05
 ) -> Tensor:
-    """The mean of `apart`, a scalar, over the tokens that are there: `present` (B, T) bool, None for all."""
+    """The mean of `distance`, a scalar, over the tokens that are there: `present` (B, T) bool, None for all."""
     if present is not None and kind == "cosine_tokens":  # a token of zeros adds nothing to a sum over tokens
         a, b, present = a * present[..., None], b * present[..., None], None
-    return mean_of_tokens(apart(kind, a, b, beta=beta), present)
+    return mean_of_tokens(distance(kind, a, b, beta=beta), present)
 
 
 def relations(tokens: Tensor) -> Tensor:
@@ -124,6 +126,18 @@ def in_groups(x: Tensor, group: int) -> Tensor:
 def layer_at(fraction: float, backbone: BackboneSpec) -> int:
     """The layer nearest to a fraction of the depth, 1-based: 0.3 of 28 is 8, of 12 is 4 (Self-Flow section 4)."""
     return max(1, round(fraction * backbone.depth))
+
+
+def taps_of(*layers: int | None) -> tuple[int, ...]:
+    """Return the layers to tap; one that `resolved()` has not filled in yet is left out."""
+    return tuple(layer for layer in layers if layer is not None)
+
+
+def resolved_layer(layer: int | None) -> int:
+    """Return a layer that `resolved()` has filled in; raises ValueError if it has not."""
+    if layer is None:
+        raise ValueError("the layer is not set: build the method from Config(...).resolved(backbone)")
+    return layer
 
 
 def check_layer(field: str, layer: int | None, default: int, backbone: BackboneSpec) -> int:

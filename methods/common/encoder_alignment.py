@@ -12,7 +12,15 @@ from harness.backbone.sit import Prediction
 from harness.config.spec import BackboneSpec
 from harness.flow.batch import Batch, Draw
 from harness.flow.student import Student
-from methods.common.alignment import DINOV2_B, EncoderSpec, check_layer, layer_at, mlp
+from methods.common.alignment import (
+    DINOV2_B,
+    EncoderSpec,
+    check_layer,
+    layer_at,
+    mlp,
+    resolved_layer,
+    taps_of,
+)
 from methods.common.method import Method, MethodConfig, Needs, Setting
 
 PUBLISHED_LAYER = {"B": 4, "L": 8, "XL": 8}
@@ -41,7 +49,7 @@ class EncodedConfig(MethodConfig):
     def needs(self) -> Needs:
         if not self.strength:
             return Needs()
-        return Needs(encoders=(self.encoder, *self.further), taps=(self.layer,))
+        return Needs(encoders=(self.encoder, *self.further), taps=taps_of(self.layer))
 
 
 class ProjectedConfig(EncodedConfig):
@@ -50,9 +58,7 @@ class ProjectedConfig(EncodedConfig):
 
 
 class Encoded(Method):
-    """Align one layer with frozen encoders: the mean over them of `compare`, each behind a projector of its own."""
-
-    config: EncodedConfig
+    """Align one layer with frozen encoders: the mean over them of `compare`, each after its own projector."""
 
     def __init__(self, config: EncodedConfig, setting: Setting) -> None:
         super().__init__(config, setting)
@@ -65,7 +71,7 @@ class Encoded(Method):
         return mlp(self.setting.backbone.size.width, hidden, hidden, dim)
 
     def align(self, student: Student, batch: Batch, draw: Draw, prediction: Prediction) -> Tensor:
-        hidden = prediction.hidden[self.config.layer]
+        hidden = prediction.hidden[resolved_layer(self.config.layer)]
         pairs = zip(self.projectors, batch.views, strict=True)
         return torch.stack([self.compare(projector(hidden), view.tokens) for projector, view in pairs]).mean()
 

@@ -1,4 +1,4 @@
-"""Weights on disk: found, hashed, or missed by name."""
+"""The sha256 of a file, plain or checked against an expected one."""
 
 from __future__ import annotations
 
@@ -8,14 +8,19 @@ from pathlib import Path
 from metrics.value import MetricError
 
 
+def sha256_of(file: Path) -> str:
+    """Return the sha256 of a file in hex; raises OSError if it cannot be read."""
+    with open(file, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
 def file_sha256(file: Path, *, expected: str = "", missing: str = "") -> str:
-    """The sha256 of a file in hex, which must begin with `expected`.
+    """Return the sha256 of a file of weights in hex, which must begin with `expected`.
 
     Raises `MetricError` for another one, and for a file that cannot be read, where `missing` says what to do.
     """
     try:
-        with open(file, "rb") as content:
-            found = hashlib.file_digest(content, "sha256").hexdigest()
+        found = sha256_of(file)
     except OSError as error:
         hint = f"; {missing}" if missing else ""
         raise MetricError(f"cannot read weights {file}: {error.strerror}{hint}") from error

@@ -6,10 +6,8 @@ what a claim says (claim.py), so a registered claim that is changed afterwards i
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.errors import UserError
+from harness.files.files import lock_file, sync_file
 from reports.audit.inputs.claim import Claim, claim_hash
 from reports.audit.inputs.run_log import Log
 
@@ -52,7 +51,7 @@ def register(file: Path, claims: Iterable[Claim], now: datetime | None = None) -
     """
     try:
         with open(file, "a+b") as lines:
-            fcntl.flock(lines, fcntl.LOCK_EX)
+            lock_file(lines)
             lines.seek(0)
             content = lines.read()
             known, last = _checked(file, content)
@@ -65,8 +64,7 @@ def register(file: Path, claims: Iterable[Claim], now: datetime | None = None) -
                     last = _digest(row)
                     entry = known[claim_hash(claim)] = _entry(json.loads(row))
                 found.append((entry, new))
-            lines.flush()
-            os.fsync(lines.fileno())
+            sync_file(lines)
     except OSError as error:
         raise UserError(f"cannot write {file}: {error.strerror}") from error
     return found

@@ -15,7 +15,6 @@ times).
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import math
 import os
 import select
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import IO
 
 from harness.errors import ERROR_PREFIX
+from harness.files.files import try_lock_file
 from sweeps.launch.handoff import Handoff, SubmittedJob, read_job
 from sweeps.launch.process_tree import ignore_sigterm, kill_tree, terminate_tree
 
@@ -68,7 +68,7 @@ def _run(submitted: SubmittedJob, handoff: Handoff, stopping: Callable[[], list[
     `stopping`."""
     job = submitted.job
     with open(handoff.lock(job.name), "a") as lock, open(job.log, "ab") as log:
-        while not _acquired(lock):
+        while not try_lock_file(lock):
             if stopping():
                 return -RECLAIMED
             time.sleep(EVERY_SECONDS)
@@ -127,14 +127,6 @@ def _prepare_child() -> None:
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, RECLAIMED)
-
-
-def _acquired(lock: IO[str]) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _closed(pipe: IO[bytes]) -> bool:

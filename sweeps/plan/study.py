@@ -41,7 +41,7 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from pydantic import Field
 
-from harness.config.packaged import Shelf
+from harness.config.packaged import PackagedToml
 from harness.config.spec import Section
 from harness.config.tables import parse_override, validate
 from harness.errors import UserError, unknown
@@ -49,7 +49,7 @@ from harness.files.files import read_toml
 from harness.records.flatten import flatten
 from sweeps.plan.search_space import Dimension
 
-STUDIES = Shelf("sweeps", "studies")
+STUDIES = PackagedToml("sweeps", "studies")
 """The studies in the package."""
 FIRST_TUNING_SEED = 1000
 """The first tuning seed if a study gives their number; audit seeds then start at 0."""

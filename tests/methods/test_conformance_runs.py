@@ -16,7 +16,7 @@ from harness.encoders import local
 from harness.encoders.local import RandomEncoder
 from harness.errors import UserError
 from harness.records.record import DONE, Record
-from harness.train.state import build as build_run
+from harness.train.state import build_run
 from methods.common.method import Method
 from tests.support.runs import TINY, everything, losses, part, tiny, torchrun, trained
 

@@ -16,7 +16,7 @@ from harness.flow.batch import Draw, View
 from harness.flow.path import interpolate
 from harness.runtime.random_streams import Streams
 from methods.attention_separation import AttentionSeparation
-from methods.common.alignment import ConvProjector, apart, mlp, relations, spatial_norm
+from methods.common.alignment import ConvProjector, distance, mlp, relations, spatial_norm
 from methods.contrastive_flow import ContrastiveFlow
 from methods.diffusion_forcing import DiffusionForcing
 from methods.dispersive import Dispersive, squared_distances
@@ -155,7 +155,7 @@ def test_the_axis_of_a_cosine_matters() -> None:
     """A feature that does not vary over tokens has |cos| = 1 over tokens and an ordinary cosine over
     channels."""
     a, b = torch.ones(2, 5, 1) * torch.randn(2, 1, 7), torch.ones(2, 5, 1) * torch.randn(2, 1, 7)
-    over_tokens, over_channels = apart("cosine_tokens", a, b), apart("cosine", a, b)
+    over_tokens, over_channels = distance("cosine_tokens", a, b), distance("cosine", a, b)
     assert over_tokens.shape == (2, 7) and over_channels.shape == (2, 5)
     assert torch.allclose((1 - over_tokens).abs(), torch.ones(2, 7), atol=1e-5)
     assert not torch.allclose((1 - over_channels).abs(), torch.ones(2, 5), atol=1e-2)
@@ -165,7 +165,7 @@ def test_nt_xent() -> None:
     a, b = torch.randn(2, 5, 7), torch.randn(2, 5, 7)
     logits = unit(f64(a)) @ unit(f64(b)).transpose(0, 2, 1) / 0.1
     expected = np.log(np.exp(logits).sum(-1)) - np.einsum("btt->bt", logits)
-    assert apart("nt_xent", a, b).numpy() == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    assert distance("nt_xent", a, b).numpy() == pytest.approx(expected, rel=1e-5, abs=1e-5)
     losses, *_ = loss(build(Repa, layer=1, similarity="nt_xent", projector_width=8))
     assert losses.parts["align"].item() > 0
 

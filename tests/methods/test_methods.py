@@ -206,7 +206,7 @@ def test_schedule() -> None:
     assert [factor(s, until=8, decay="cosine") for s in (2, 4, 6)] == pytest.approx(
         [(2 + 2**0.5) / 4, 0.5, (2 - 2**0.5) / 4]
     )
-    with pytest.raises(ValueError, match="needs an `until`"):
+    with pytest.raises(ValueError, match="requires `until` > "):
         Schedule(decay="linear")
 
 

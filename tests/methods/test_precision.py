@@ -10,7 +10,7 @@ from torch import Tensor
 
 from harness.encoders.base import attention_of
 from harness.runtime.precision import product
-from methods.common.alignment import apart, relations
+from methods.common.alignment import distance, relations
 from methods.dispersive import squared_distances
 from methods.haste import attention_loss
 
@@ -45,7 +45,7 @@ def cosines(x: Tensor) -> Tensor:
         (lambda x: squared_distances(x), lambda x: torch.cdist(x, x).square()),
         (lambda x: attention_of(x[:, None], x[:, None]), lambda x: (x @ x.mT / 96**0.5).softmax(-1)[:, None]),
         (
-            lambda x: apart("nt_xent", x, x.flip(1)),
+            lambda x: distance("nt_xent", x, x.flip(1)),
             lambda x: torch.stack(
                 [
                     -(c / 0.1).log_softmax(-1).diagonal()

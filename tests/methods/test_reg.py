@@ -14,7 +14,7 @@ from harness.backbone.sit import Prediction, SiT
 from harness.backbone.times import Times
 from harness.config.spec import BackboneSpec, EvalSpec
 from harness.flow.batch import Batch, View
-from harness.flow.sampling import draw_samples
+from tests.support.sampling import draw_samples
 from harness.runtime.random_streams import Streams
 from methods.reg import Reg
 from methods.repa import Repa

@@ -16,8 +16,9 @@ import pytest
 
 from harness.records import checkpoint
 from harness.records.record import Record, RecordWriter
-from harness.train.loop import Interrupted, train
+from harness.train.loop import train
 from harness.train.progress import Quiet
+from harness.train.signals import StoppedBySignal
 from tests.support.runs import TINY, everything, tiny, trained
 
 SPEC = ("method.name=self_flow", "train.steps=20", "eval.every=5", "train.checkpoint_every=3")
@@ -194,7 +195,7 @@ def test_a_stop_costs_no_checkpoint_of_the_schedule(tmp_path: Path) -> None:
     assert files(calm.path) == [10, 15, 20]
     wild, kept = tmp_path / "wild", []
     for step in (7, 12, 14, 17):
-        with pytest.raises(Interrupted, match=f"stopped at step {step} "):
+        with pytest.raises(StoppedBySignal, match=f"stopped at step {step} "):
             train(spec, wild, StopsAt(step))
         kept.append(files(wild / spec.id))
     assert kept == [[5, 7], [5, 10, 12], [5, 10, 14], [5, 10, 15, 17]]

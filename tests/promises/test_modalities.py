@@ -16,8 +16,8 @@ from harness.data.generated.bounce import Bounce
 from harness.data.open import open_dataset, split
 from harness.errors import UserError
 from harness.records.record import DONE
-from harness.train.loop import Objective
-from harness.train.state import build
+from harness.train.objective import Objective
+from harness.train.state import build_run
 from tests.support.modal import MODALITIES, modal
 from tests.support.runs import everything, losses, part, trained
 
@@ -41,7 +41,7 @@ def words(method: str) -> list[str]:
 
 def built(spec: Any):
     dataset = open_dataset(spec.data)
-    return build(spec, dataset, split(dataset, spec.data.held_out), torch.device("cpu"))
+    return build_run(spec, dataset, split(dataset, spec.data.held_out), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("modality", MODALITIES)

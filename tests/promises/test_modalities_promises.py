@@ -21,13 +21,13 @@ from harness.backbone.sit import SiT
 from harness.backbone.times import Times
 from harness.config import registry
 from harness.config.spec import DataSpec, RunSpec
-from harness.data.feed import Shares
+from harness.data.feed import MicroBatches
 from harness.data.generated.digits import Digits
 from harness.data.open import open_dataset, split
 from harness.flow.golden import read
 from harness.records.record import Record
-from harness.train.loop import Objective
-from harness.train.state import Run, build
+from harness.train.objective import Objective
+from harness.train.state import Run, build_run
 from tests.methods.test_conformance import drawn, same
 from tests.promises import test_kill as kill
 from tests.support.modal import MODALITIES, SMALL, modal
@@ -53,7 +53,7 @@ def quick_yardsticks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 
 def built(spec: RunSpec) -> Run:
     dataset = open_dataset(spec.data)
-    return build(spec, dataset, split(dataset, spec.data.held_out), torch.device("cpu"))
+    return build_run(spec, dataset, split(dataset, spec.data.held_out), torch.device("cpu"))
 
 
 def steps(run: Run, count: int) -> list[torch.Tensor]:
@@ -90,8 +90,8 @@ def test_draws_do_not_depend_on_processes_or_cuts(case: str) -> None:
     modality, *more = CASES[case]
     mirrored = ["data.flip=true"] * (modality in MIRRORED)
     run = built(modal(modality, "method.name=self_flow", *mirrored, *more))
-    [whole] = run.feed.batches(Shares(range(100, 101), 16), workers=0)
-    parts = [b for rank in (0, 1) for b in run.feed.batches(Shares(range(100, 101), 16, 2, rank, 2), 0)]
+    [whole] = run.feed.batches(MicroBatches(range(100, 101), 16), workers=0)
+    parts = [b for rank in (0, 1) for b in run.feed.batches(MicroBatches(range(100, 101), 16, 2, rank, 2), 0)]
     draws = [drawn(run.method.draw(run.streams, batch)) for batch in parts]
     together = {name: torch.cat([draw[name] for draw in draws]) for name in draws[0]}
     assert same(drawn(run.method.draw(run.streams, whole)), together)

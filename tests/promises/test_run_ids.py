@@ -11,7 +11,7 @@ import pytest
 from harness.assembly.resolve import PRESETS, load_spec
 from harness.config import registry
 from harness.data.pin import pinned
-from sweeps.plan.plan import whole_plan
+from sweeps.plan.plan import make_plan
 from sweeps.plan.study import STUDIES, load_study
 from sweeps.tune.tuner import trial_cells, tuner_of
 
@@ -25,9 +25,9 @@ def named(row: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("row", IDS["studies"], ids=named)
 def test_study_plans_the_same_runs(row: dict[str, Any]) -> None:
-    found = whole_plan(load_study(row["study"], row["set"]))
-    assert [cell.spec.id for cell in found.cells] == row["ids"]
-    assert len(found.left_out) == row["left_out"]
+    found = make_plan(load_study(row["study"], row["set"]))
+    assert [cell.spec.id for cell in found.runs] == row["ids"]
+    assert len(found.excluded) == row["left_out"]
 
 
 @pytest.mark.parametrize("preset", IDS["specs"])

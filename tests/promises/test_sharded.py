@@ -24,8 +24,8 @@ from harness.data.open import open_dataset, split
 from harness.records import checkpoint
 from harness.records.record import DONE, Record
 from harness.runtime.distributed import World
-from harness.runtime.fsdp import is_sharded, like, own
-from harness.train.state import Run, build, update_ema
+from harness.runtime.fsdp import is_sharded, local_shard, shard_like
+from harness.train.state import Run, build_run, update_ema
 from tests.methods.test_conformance_runs import words
 from tests.support.runs import TINY, losses, tiny, torchrun, trained, weights
 
@@ -227,7 +227,7 @@ def test_each_process_holds_its_rows_alone(size: int) -> None:
             assert bytes_of(ema) == bytes_of(run.model.parameters())
             for tensor in (*params, *moments, *ema):
                 most = 4 * rows_of(len(tensor), 0, size) * tensor.shape[1:].numel()
-                assert own(tensor.detach()).untyped_storage().nbytes() <= most
+                assert local_shard(tensor.detach()).untyped_storage().nbytes() <= most
             held.append(expected)
     assert sum(held) == total and max(held) < 1.05 * total / size
 
@@ -237,9 +237,9 @@ def test_a_checkpoint_is_taken_slice_by_slice() -> None:
     tensor = torch.arange(28.0).reshape(7, 4)
     for rank, rows in enumerate(((0, 4), (4, 7))):
         with pretended(rank, 2) as world:
-            mine = like(tensor, like_rows(world))
-            assert torch.equal(own(mine), tensor[slice(*rows)])
-            assert own(mine).untyped_storage().nbytes() < tensor.untyped_storage().nbytes()
+            mine = shard_like(tensor, like_rows(world))
+            assert torch.equal(local_shard(mine), tensor[slice(*rows)])
+            assert local_shard(mine).untyped_storage().nbytes() < tensor.untyped_storage().nbytes()
 
 
 def like_rows(world: World) -> Tensor:
@@ -264,12 +264,12 @@ def rows_of(rows: int, rank: int, size: int) -> int:
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:
-    return sum(own(t.detach()).nbytes for t in tensors)
+    return sum(local_shard(t.detach()).nbytes for t in tensors)
 
 
 def made(spec: Any, mesh: Any) -> Run:
     dataset = open_dataset(spec.data)
-    return build(spec, dataset, split(dataset, spec.data.held_out), CPU, mesh)
+    return build_run(spec, dataset, split(dataset, spec.data.held_out), CPU, mesh)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from harness.evaluation.features import Gathered
 from harness.evaluation.noise_floor import see
 from harness.records.record import Record
 from harness.runtime.distributed import World
-from harness.runtime.rounds import main_first, together, turns
+from harness.runtime.rounds import main_first, rounds, stop_if_any_failed
 from metrics.extractors.base import Extractor
 from tests.support.features import quick
 from tests.support.runs import TINY, tiny, torchrun, trained
@@ -196,20 +196,20 @@ def test_real_data_that_are_not_finite_stop_everybody(alone: dict, world: list[d
 
 @quick
 @given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 7), st.integers(0, 100))
-def test_turns_are_the_batches_of_one_process_in_their_order(
+def test_rounds_are_the_batches_of_one_process_in_their_order(
     n: int, size: int, ranks: int, begin: int
 ) -> None:
     numbers = range(begin, begin + n)
-    batches = [turn.mine for turn in turns(numbers, size, World(0, 1, CPU))]
+    batches = [turn.local for turn in rounds(numbers, size, World(0, 1, CPU))]
     assert [i for batch in batches for i in batch] == list(numbers)
     assert all(len(batch) == size for batch in batches[:-1])
-    shares = [list(turns(numbers, size, World(rank, ranks, CPU))) for rank in range(ranks)]
+    shares = [list(rounds(numbers, size, World(rank, ranks, CPU))) for rank in range(ranks)]
     assert {len(share) for share in shares} == {-(-len(batches) // ranks)}
-    for rounds in zip(*shares, strict=True):
-        drawn = [i for turn in rounds for i in turn.mine]
-        assert list(rounds[0].whole) == drawn[: len(rounds[0].whole)]
-        assert all(turn.mine in batches and turn.whole == rounds[0].whole for turn in rounds)
-    assert [i for turn in shares[-1] for i in turn.whole] == list(numbers)
+    for same_round in zip(*shares, strict=True):
+        drawn = [i for one in same_round for i in one.local]
+        assert list(same_round[0].combined) == drawn[: len(same_round[0].combined)]
+        assert all(one.local in batches and one.combined == same_round[0].combined for one in same_round)
+    assert [i for turn in shares[-1] for i in turn.combined] == list(numbers)
 
 
 @dataclass(frozen=True)
@@ -239,9 +239,9 @@ def test_who_cannot_go_on_tells_the_others() -> None:
     assert main.log == ["exchange"]
     with pytest.raises(RunStopped, match="another process"), main_first(Told(1, 2, CPU, failed=True)):
         pytest.fail("the others begin in vain")
-    together(Told(0, 2, CPU), failed=True)  # has its own reason to raise
+    stop_if_any_failed(Told(0, 2, CPU), failed=True)  # has its own reason to raise
     with pytest.raises(RunStopped):
-        together(Told(0, 2, CPU, failed=True), failed=False)
+        stop_if_any_failed(Told(0, 2, CPU, failed=True), failed=False)
 
 
 @pytest.mark.slow

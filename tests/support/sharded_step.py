@@ -18,8 +18,8 @@ from harness.data.open import open_dataset, split
 from harness.flow.batch import Batch
 from harness.runtime.distributed import World
 from harness.runtime.random_streams import Streams
-from harness.train.loop import Objective
-from harness.train.state import build
+from harness.train.objective import Objective
+from harness.train.state import build_run
 from tests.support.allocated import allocated
 
 
@@ -28,7 +28,7 @@ def main(file: str, *settings: str) -> None:
     world = World(dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
     spec = load_spec("digits", settings)
     dataset, mesh = open_dataset(spec.data), world.mesh() if spec.runtime.shard else None
-    run = build(spec, dataset, split(dataset, spec.data.held_out), world.device, mesh)
+    run = build_run(spec, dataset, split(dataset, spec.data.held_out), world.device, mesh)
     share = spec.train.batch_size // world.size
     labels = torch.zeros(share, dtype=torch.int64)
     batch = Batch(np.arange(share), torch.zeros(share, *run.model.config.x_shape), labels, labels)

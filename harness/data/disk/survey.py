@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 from harness.config.spec import DataSpec
 from harness.data.disk.pixels import decode
 from harness.errors import UserError
-from harness.files.cache import cache_dir, locked
-from harness.files.files import write_atomic
+from harness.files.cache import cache_dir
+from harness.files.files import locked, write_atomic
 
 RULES = 2
 """Raised when what is refused changes, so that old surveys are forgotten."""

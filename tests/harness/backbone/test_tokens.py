@@ -136,7 +136,7 @@ def test_several_parts_in_one_sequence() -> None:
     model = network(JOINT)
     assert JOINT.x_shape == (96 + 24,) and JOINT.tokens == 24 + 4
     x = Streams(2).normal("x", range(2), JOINT.x_shape)
-    video, sound = JOINT.apart(x)
+    video, sound = JOINT.split_parts(x)
     assert video.shape == (2, 1, 4, 4, 6) and sound.shape == (2, 3, 8)
     assert torch.equal(torch.cat([video.flatten(1), sound.flatten(1)], dim=1), x)
     t, y = torch.rand(2), torch.arange(2)
@@ -156,7 +156,7 @@ def test_parts_kept_apart_are_the_network_of_each_alone() -> None:
     groups = torch.cat([torch.zeros(2, 24), torch.ones(2, 4)], dim=1)
     together = joint(x, Times.per_sample(t), y, groups=groups).velocity
     torch.testing.assert_close(
-        together[:, :96], alone(JOINT.apart(x)[0], Times.per_sample(t), y).velocity.flatten(1)
+        together[:, :96], alone(JOINT.split_parts(x)[0], Times.per_sample(t), y).velocity.flatten(1)
     )
 
 

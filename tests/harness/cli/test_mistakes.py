@@ -242,7 +242,7 @@ def test_broken_records(capsys, begun: Record) -> None:
 def test_what_is_there_is_not_overwritten(capsys, begun: Record, tmp_path: Path) -> None:
     picture = tmp_path / "mine.png"
     picture.write_text("mine")
-    refused(capsys, "sample", begun.path, "-n", 4, "-o", picture, says=r"mine.png is there already")
+    refused(capsys, "sample", begun.path, "-n", 4, "-o", picture, says=r"mine.png already exists")
     refused(capsys, "sample", begun.path, "-o", tmp_path / "a.gif", says=r"allowed are .png .* and .npz")
     refused(
         capsys,
@@ -252,7 +252,7 @@ def test_what_is_there_is_not_overwritten(capsys, begun: Record, tmp_path: Path)
         3,
         "-o",
         tmp_path / "b.png",
-        says=r"no checkpoint of step 3 \(there are: ",
+        says=r"no checkpoint at step 3 \(available: ",
     )
     refused(capsys, "eval", begun.path, "--set", "train.steps=3", says=r"can only be given other eval")
     assert picture.read_text() == "mine"
@@ -294,7 +294,7 @@ def test_a_folder_that_is_not_its_run(capsys, tmp_path: Path) -> None:
     spec, folder = tiny(), tmp_path / "mine"
     folder.mkdir()
     (folder / "spec.toml").write_text(spec.to_toml())
-    says = rf"mine is not called as the run {spec.id} that its spec.toml describes: rename it"
+    says = rf"mine does not match the run id {spec.id} in its spec.toml. Rename the folder"
     refused(capsys, "run", folder, "--no-track", says=says)
     for empty in ("", "# nothing\n"):
         (folder / "spec.toml").write_text(empty)

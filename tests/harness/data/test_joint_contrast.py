@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness.train.loop import Objective
+from harness.train.objective import Objective
 from tests.harness.data.test_modality_dropout import built, fed
 
 

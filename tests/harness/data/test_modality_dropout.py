@@ -18,7 +18,7 @@ from harness.backbone.sit import SiT
 from harness.backbone.times import Times
 from harness.config import registry
 from harness.config.spec import canonical
-from harness.data.feed import Shares
+from harness.data.feed import MicroBatches
 from harness.data.modality_dropout import draw_present
 from harness.data.open import open_dataset, split
 from harness.errors import UserError
@@ -26,8 +26,8 @@ from harness.flow.batch import Batch, Draw
 from harness.flow.student import Student
 from harness.records.record import DONE
 from harness.runtime.random_streams import Streams
-from harness.train.loop import Objective
-from harness.train.state import Run, build
+from harness.train.objective import Objective
+from harness.train.state import Run, build_run
 from methods.common.method import Method
 from methods.common.missing_parts import mean_of_tokens, weights_of_samples
 from tests.methods.test_conformance import drawn, same
@@ -79,7 +79,7 @@ def built(*words: str) -> Run:
     data = [word for word in words if word.startswith("data.") and "_weight" in word]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("harness.train.state.count", lambda *_, **__: None)  # what it costs is not asked here
-        run = build(spec, *opened(*data), torch.device("cpu"))
+        run = build_run(spec, *opened(*data), torch.device("cpu"))
     with torch.no_grad():
         for module in (run.model, run.ema, run.method):
             for name, parameter in module.named_parameters():
@@ -129,7 +129,7 @@ def test_draws_are_those_of_the_run_without_mixing() -> None:
         assert one.present is None and not other.present.all()
         assert all(torch.equal(getattr(one, kind), getattr(other, kind)) for kind in ("x0", "y", "label"))
         assert same(drawn(its), drawn(others)), name
-    cuts = [b for rank in (0, 1) for b in mixed.feed.batches(Shares(range(1, 2), 8, 2, rank, 2), 0)]
+    cuts = [b for rank in (0, 1) for b in mixed.feed.batches(MicroBatches(range(1, 2), 8, 2, rank, 2), 0)]
     whole = [torch.ones(2, 2, dtype=torch.bool) if b.present is None else b.present for b in cuts]
     assert torch.equal(torch.cat(whole), other.present)
 
@@ -225,7 +225,7 @@ def narrowed(run: Run, place: int) -> tuple[SiT, SiT, Method]:
 def cut(run: Run, batch: Batch, draw: Draw, place: int) -> tuple[Batch, Draw]:
     """A batch and its draw without the other part."""
     config = run.model.config
-    x0, noise = (config.apart(value)[place] for value in (batch.x0, draw.noise))
+    x0, noise = (config.split_parts(value)[place] for value in (batch.x0, draw.noise))
 
     def of_tokens(value: Tensor | None) -> Tensor | None:
         return None if value is None else value.split([p.tokens for p in config.parts], dim=1)[place]

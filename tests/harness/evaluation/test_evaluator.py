@@ -23,12 +23,13 @@ from harness.errors import UserError
 from harness.evaluation.evaluator import Evaluator, open_extractor
 from harness.evaluation.protocol import digest, protocol
 from harness.evaluation.sample_grid import image_grid
-from harness.flow.sampling import draw_samples, sample_labels
+from harness.flow.sampling import sample_labels
 from harness.records import checkpoint
 from harness.records.record import Record
 from harness.runtime.random_streams import Streams
-from harness.train.state import load_ema
+from harness.train.trained_run import load_ema
 from tests.support.runs import tiny, trained
+from tests.support.sampling import draw_samples
 
 CPU = torch.device("cpu")
 SPEC = EvalSpec(samples=30, sampler="euler_maruyama", sampler_steps=4, batch_size=30)
@@ -47,7 +48,7 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Record:
 
 
 def drawn(**changes) -> torch.Tensor:
-    return torch.cat(list(draw_samples(Still(), SPEC.model_copy(update=changes), (1, 4, 4), 10, CPU)))
+    return draw_samples(Still(), SPEC.model_copy(update=changes), (1, 4, 4), 10, CPU)
 
 
 @pytest.mark.parametrize("sampler", ["euler", "heun", "euler_maruyama"])
@@ -73,7 +74,7 @@ def test_the_logged_distance_is_the_textbook_one(record: Record) -> None:
     dataset = open_dataset(spec.data)
     train = split(dataset, spec.data.held_out).train
     model = load_ema(checkpoint.checkpoints(record.path / "checkpoints")[-1], spec, dataset, CPU)
-    fake = torch.cat(list(draw_samples(model, spec.eval, dataset.shape, dataset.classes, CPU)))
+    fake = draw_samples(model, spec.eval, dataset.shape, dataset.classes, CPU)
     extract = open_extractor("local", {}, dataset, train, CPU)
     a, b = (
         extract(pixels).double().numpy() for pixels in (fake, torch.from_numpy(images(dataset, train)[0]))

@@ -16,9 +16,10 @@ from harness.data.open import images, open_dataset, split
 from harness.evaluation import evaluator as evaluation
 from harness.evaluation.evaluator import Evaluator, Result
 from harness.evaluation.protocol import digest
-from harness.flow.sampling import draw_samples, sample_labels
+from harness.flow.sampling import sample_labels
 from harness.runtime.random_streams import Streams
 from tests.support.runs import tiny, trained
+from tests.support.sampling import draw_samples
 
 CPU = torch.device("cpu")
 LOCAL = tuple(
@@ -64,7 +65,7 @@ def test_one_pass_serves_every_metric(evaluator: Evaluator, result: Result) -> N
     dataset = open_dataset(tiny().data)
     train = split(dataset, 0.2).train
     extract = evaluator.extractors["local"]
-    pixels = torch.cat(list(draw_samples(Painter(), SPEC, dataset.shape, dataset.classes, CPU)))
+    pixels = draw_samples(Painter(), SPEC, dataset.shape, dataset.classes, CPU)
     fake, real = (extract.outputs(x) for x in (pixels, torch.from_numpy(images(dataset, train)[0])))
     a, b = real["features"].numpy(), fake["features"].numpy()
     labels = sample_labels(SPEC, Streams(0), np.arange(SPEC.samples), dataset.classes)
@@ -112,7 +113,7 @@ def test_replicates_are_the_further_samples_of_one_stream(evaluator: Evaluator, 
     """Two of 120 are the halves of one of 240: the second one, measured by itself."""
     dataset = open_dataset(tiny().data)
     twice = SPEC.model_copy(update={"samples": 2 * SPEC.samples})
-    pixels = torch.cat(list(draw_samples(Painter(), twice, dataset.shape, dataset.classes, CPU)))
+    pixels = draw_samples(Painter(), twice, dataset.shape, dataset.classes, CPU)
     b = evaluator.extractors["local"](pixels[SPEC.samples :])
     a = evaluator.extractors["local"](torch.from_numpy(images(dataset, split(dataset, 0.2).train)[0]))
     expected = metrics.frechet_distance(a, b)

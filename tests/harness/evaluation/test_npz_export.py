@@ -19,12 +19,13 @@ from harness.cli.sample import sample as command
 from harness.data.open import open_dataset
 from harness.errors import UserError
 from harness.evaluation import npz_export as bulk
-from harness.flow.sampling import draw_samples, sample_labels
+from harness.flow.sampling import sample_labels
 from harness.records.checkpoint import checkpoints
 from harness.records.record import Record
 from harness.runtime.random_streams import Streams
-from harness.train.state import load_ema
+from harness.train.trained_run import load_ema
 from tests.support.runs import tiny, trained
+from tests.support.sampling import draw_samples
 
 CPU = torch.device("cpu")
 BATCH = ("--set", "eval.batch_size=8")
@@ -80,7 +81,7 @@ def test_the_layout_is_adms(record: Record, tmp_path: Path) -> None:
     spec = tiny("train.steps=2", "eval.every=2", "eval.samples=30", "eval.batch_size=30")
     dataset = open_dataset(spec.data)
     model = load_ema(checkpoints(record.path / "checkpoints")[-1], spec, dataset, CPU)
-    drawn = torch.cat(list(draw_samples(model, spec.eval, dataset.shape, dataset.classes, CPU)))
+    drawn = draw_samples(model, spec.eval, dataset.shape, dataset.classes, CPU)
     np.testing.assert_allclose(
         drawn.permute(0, 2, 3, 1), pixels, atol=1
     )  # another batch size rounds another way
@@ -137,7 +138,7 @@ def test_a_file_that_another_command_has_written_meanwhile_is_not_overwritten(
         return opened(*given)
 
     monkeypatch.setattr(sample_command, "drawing_of_run", meanwhile)
-    with pytest.raises(UserError, match=r"a\.npz is there already"):
+    with pytest.raises(UserError, match=r"a\.npz already exists"):
         draw(record, tmp_path / "a.npz")
     assert (tmp_path / "a.npz").read_text() == "theirs"
 

@@ -22,8 +22,8 @@ from harness.errors import UserError
 from harness.probing.control import LEAST, measured, of_initial, of_layers, of_pixels, per_frame, scene_of
 from harness.records.record import RecordWriter
 from harness.runtime.random_streams import Streams
-from harness.train.state import build, load_ema, saver
-from harness.train.trained_run import checkpoint_of_run
+from harness.train.state import build_run, checkpoint_writer
+from harness.train.trained_run import checkpoint_of_run, load_ema
 from metrics.domain.control import decoded
 from tests.support.modal import modal
 from tests.support.runs import tiny
@@ -36,14 +36,14 @@ def made(spec: RunSpec, out: Path, steps: tuple[int, ...] = (3, 6), *, done: boo
     """A run with checkpoints of weights that no training made: every layer does something, another at every
     step."""
     dataset = open_dataset(spec.data)
-    run = build(spec, dataset, split(dataset, spec.data.held_out), CPU)
+    run = build_run(spec, dataset, split(dataset, spec.data.held_out), CPU)
     with RecordWriter(out / spec.id) as record:
         record.write_spec(spec.to_toml())
         record.begin({}, after_step=0)
         for run.step in steps:
             for name, weights in run.ema.named_parameters():
                 weights.add_(0.1 * Streams(run.step).normal(name, [0], weights.shape)[0])
-            saver(run, out / spec.id / "checkpoints")()
+            checkpoint_writer(run, out / spec.id / "checkpoints")()
         if done:
             record.finish({})
     return out / spec.id
@@ -161,7 +161,7 @@ def test_at_its_initial_weights_every_layer_is_the_embedded_input() -> None:
     """So that one row stands for the whole untrained network, and it is the run's own: of its seed."""
     spec = modal("video", "seed=3")
     data, index = open_dataset(spec.data), np.arange(4)
-    run = build(spec, data, split(data, 0.9), CPU)
+    run = build_run(spec, data, split(data, 0.9), CPU)
     x0 = torch.from_numpy(np.stack([data.sample(int(i)).x for i in index])) / 127.5 - 1
     initial = of_initial(backbone_config(spec, data), 3, 0.25, CPU)(index, x0)["untrained"]
     embedded = run.model.x_embedder(noised(spec, index, 0.25)) + run.model.pos_embed
@@ -330,7 +330,7 @@ def test_other_mistakes(study: Path, copy: Path) -> None:
         CliRunner().invoke(probe, [str(run), "--all-steps"], catch_exceptions=False)
     with pytest.raises(UserError, match="--step 3 is about one run"):
         invoked(copy, "--step", "3")
-    with pytest.raises(UserError, match="has no checkpoint of step 5"):
+    with pytest.raises(UserError, match="has no checkpoint at step 5"):
         invoked(run, "--step", "5")
     (copy / "control.json").write_text("{")
     with pytest.raises(UserError, match="no table of control; move it away"):

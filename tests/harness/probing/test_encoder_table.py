@@ -110,7 +110,9 @@ def test_a_table_that_cannot_be_written(copy: Path, monkeypatch: pytest.MonkeyPa
 def test_what_belongs_to_training_cannot_be_set(copy: Path) -> None:
     result = CliRunner().invoke(probe, [str(copy), "--set", "backbone.size=nano"])
     assert isinstance(result.exception, UserError)
-    assert "--set backbone.size=nano: a run that is trained can only be given" in str(result.exception)
+    assert "--set backbone.size=nano: only eval.*, runtime.* and data.root can be changed" in str(
+        result.exception
+    )
 
 
 def test_other_weights_are_measured_again(copy: Path) -> None:

@@ -22,7 +22,7 @@ from harness.errors import UserError
 from harness.probing.layers import gather, layers
 from harness.probing.linear_probe import Labelled, repa_probe
 from harness.runtime.random_streams import Streams
-from harness.train.state import load_ema
+from harness.train.trained_run import load_ema
 from tests.support.runs import tiny, trained
 
 CPU = torch.device("cpu")
@@ -131,7 +131,7 @@ def test_table_names_every_layer(run: Path) -> None:
         (["--encoder", "timm:vit_tiny_patch16_224", "--weights", "x.st"], "--weights x.st: no such file"),
         (["--encoder", "local:tiny", "--weights", "x.st"], "local:tiny' is made here and reads no --weights"),
         (["--encoder", "randon:tiny"], "Did you mean 'random'"),
-        (["--step", "3"], "no checkpoint of step 3"),
+        (["--step", "3"], "no checkpoint at step 3"),
         (["--set", "train.steps=9"], "can only be given"),
     ],
 )

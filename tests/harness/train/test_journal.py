@@ -16,9 +16,9 @@ from harness.errors import UserError
 from harness.records import checkpoint
 from harness.records.record import Record
 from harness.runtime.distributed import World
-from harness.train import state as run
-from harness.train.journal import Journal, Taken
+from harness.train.journal import Journal, StepResult
 from harness.train.progress import Quiet
+from harness.train.state import build_run, checkpoint_writer
 from tests.support.runs import tiny, trained
 
 
@@ -26,10 +26,10 @@ def test_a_checkpoint_is_the_state_of_its_step(tmp_path: Path) -> None:
     """Later steps change weights in place; the file has those of the moment it was asked for."""
     spec = tiny()
     dataset = open_dataset(spec.data)
-    built = run.build(spec, dataset, split(dataset, 0.5), torch.device("cpu"))
+    built = build_run(spec, dataset, split(dataset, 0.5), torch.device("cpu"))
     built.step = 3
     before = {name: tensor.clone() for name, tensor in built.model.state_dict().items()}
-    write = run.saver(built, tmp_path)
+    write = checkpoint_writer(built, tmp_path)
     with torch.no_grad():
         for parameter in built.model.parameters():
             parameter.zero_()
@@ -113,5 +113,5 @@ def test_every_process_adds_up_its_clock(tmp_path: Path) -> None:
     for number in range(1, 5):
         with meter.phase("student"):
             pass
-        journal.add(Taken(number, {"loss": torch.ones(())}, torch.ones(()), 1e-3), write=False)
+        journal.add(StepResult(number, {"loss": torch.ones(())}, torch.ones(()), 1e-3), write=False)
         assert len(added) == number // 2 * 2

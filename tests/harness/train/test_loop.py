@@ -10,12 +10,12 @@ import torch
 
 from harness.backbone.sit import Block
 from harness.config.spec import EmaSpec, TrainSpec
-from harness.data.feed import Feed, Shares
+from harness.data.feed import Feed, MicroBatches
 from harness.data.open import open_dataset, split
 from harness.errors import RunStopped, UserError
 from harness.records.record import Record
 from harness.runtime.random_streams import Streams
-from harness.train.loop import ema_decay, set_learning_rate
+from harness.train.schedule import ema_decay, set_learning_rate
 from harness.train.state import update_ema
 from tests.support.runs import events, everything, losses, part, tiny, trained, weights
 
@@ -144,8 +144,8 @@ def test_batches_do_not_depend_on_processes_or_cuts() -> None:
     train = split(dataset, 0.5).train
     feed = lambda: Feed(dataset, train, Streams(0), label_drop=0.3, flip=True)  # noqa: E731
     steps = range(100, 160)
-    whole = list(feed().batches(Shares(steps, 16), workers=0))
-    parts = [list(feed().batches(Shares(steps, 16, 2, rank, 2), workers=rank)) for rank in (0, 1)]
+    whole = list(feed().batches(MicroBatches(steps, 16), workers=0))
+    parts = [list(feed().batches(MicroBatches(steps, 16, 2, rank, 2), workers=rank)) for rank in (0, 1)]
     for number, batch in enumerate(whole):
         cut = [p for rank in (0, 1) for p in parts[rank][2 * number : 2 * number + 2]]
         assert np.array_equal(batch.index, np.concatenate([p.index for p in cut]))

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from harness.backbone.times import Times
-from harness.data.feed import Feed, Shares
+from harness.data.feed import Feed, MicroBatches
 from harness.data.open import open_dataset, split
 from harness.flow.batch import Batch, Draw
 from harness.runtime.random_streams import Streams
-from harness.train.prefetch import ahead, fed, pinned
-from harness.train.state import build
+from harness.train.prefetch import pinned, prefetch, prepare_batches
+from harness.train.state import build_run
 from tests.support.runs import tiny
 
 
@@ -28,7 +28,7 @@ def test_the_same_items_in_order_and_no_further_than_asked() -> None:
             made.append(number)
             yield number
 
-    with ahead(numbers(), depth=2) as items:
+    with prefetch(numbers(), depth=2) as items:
         assert [next(items), next(items)] == [0, 1]
         assert len(made) <= 2 + 2
         assert list(items) == list(range(2, 9))
@@ -39,7 +39,7 @@ def test_an_error_is_raised_where_its_item_is_taken() -> None:
         yield 1
         raise ValueError("image 2 is broken")
 
-    with ahead(failing()) as items:
+    with prefetch(failing()) as items:
         assert next(items) == 1
         with pytest.raises(ValueError, match="image 2 is broken"):
             next(items)
@@ -50,30 +50,31 @@ def test_leaving_early_ends_the_thread() -> None:
         while True:
             yield threading.current_thread().name
 
-    with ahead(endless()) as items:
+    with prefetch(endless()) as items:
         name = next(items)
-    assert name.startswith("ahead") and name not in {thread.name for thread in threading.enumerate()}
+    assert name.startswith("prefetch") and name not in {thread.name for thread in threading.enumerate()}
 
 
-def test_fed_is_what_the_training_thread_would_make(tmp_path: Path) -> None:
+def test_prefetched_batches_are_those_of_the_training_thread(tmp_path: Path) -> None:
     """Promise 1: batches, steps, places and draws, over an epoch's end, with two micro-batches a step."""
     spec = tiny("method.name=self_flow", "data.flip=true", "train.accumulate=2")
     dataset = open_dataset(spec.data)
     sides = split(dataset, 0.5)
-    run = build(spec, dataset, sides, torch.device("cpu"))
+    run = build_run(spec, dataset, sides, torch.device("cpu"))
     first = len(sides.train) // 8 - 2
     steps = range(first, first + 6)
-    shares = Shares(steps, 8, 2)
-    with ahead(fed(run, run.feed.batches(shares, 0), shares, pin=False)) as items:
+    micro_batches = MicroBatches(steps, 8, 2)
+    batches = run.feed.batches(micro_batches, 0)
+    with prefetch(prepare_batches(batches, run.method, run.streams, pin=False)) as items:
         made = list(items)
     feed = Feed(dataset, sides.train, Streams(spec.seed), label_drop=spec.train.label_drop, flip=True)
     assert [item.batch.step for item in made] == [step for step in steps for _ in range(2)]
     assert {i // len(sides.train) for item in made for i in item.batch.index} == {0, 1}
-    for item, index in zip(made, shares, strict=True):
+    for item, (index, step) in zip(made, micro_batches, strict=True):
         batch = feed.batch(index)
-        draw = run.method.draw(Streams(spec.seed), replace(batch, step=item.batch.step))
+        draw = run.method.draw(Streams(spec.seed), replace(batch, step=step))
         assert torch.equal(item.batch.x0, batch.x0) and torch.equal(item.batch.y, batch.y)
-        assert np.array_equal(item.place, feed.place(index))
+        assert np.array_equal(item.batch.place, feed.place(index))
         assert torch.equal(item.draw.noise, draw.noise)
         assert torch.equal(item.draw.times.levels, draw.times.levels)
         assert torch.equal(item.draw.times.which, draw.times.which)

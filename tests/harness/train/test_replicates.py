@@ -19,7 +19,7 @@ from harness.errors import UserError
 from harness.evaluation.evaluator import Evaluator
 from harness.records.record import Record, RecordWriter
 from harness.train.replicates import Wanted, bracket_steps, replicate_run
-from harness.train.state import load_ema
+from harness.train.trained_run import load_ema
 from reports.stats.curves import curve_of
 from tests.support.runs import tiny, trained
 
@@ -135,7 +135,7 @@ def test_what_another_command_measures_meanwhile_is_kept(
         file.write_text(json.dumps({"9": theirs}))
         return load_ema(*given)
 
-    monkeypatch.setattr("harness.train.state.load_ema", beside)
+    monkeypatch.setattr("harness.train.trained_run.load_ema", beside)
     ((step, found),) = replicate_run(record, [6], 2)
     assert json.loads(file.read_text()) == {"9": theirs, "6": found} and step == 6
 

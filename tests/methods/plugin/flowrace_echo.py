@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from harness.flow.path import interpolate
-from methods.common.alignment import apart, check_layer, layer_at
+from methods.common.alignment import check_layer, distance, layer_at
 from methods.common.method import Method, MethodConfig, Needs
 
 
@@ -35,4 +35,4 @@ class Echo(Method):
     def align(self, student, batch, draw, prediction):
         x_t = interpolate(batch.x0, draw.noise, draw.times, self.setting.backbone)
         target = student.teach(x_t, draw.times, batch.y, layer=self.config.layer)
-        return apart("l1", prediction.hidden[self.config.layer], target).mean()
+        return distance("l1", prediction.hidden[self.config.layer], target).mean()

@@ -1,0 +1,93 @@
+"""The seam of a training objective: what the trainer, the cost counter and the evaluation call on a method.
+
+`methods.common.method.Method` is the base that methods are written from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple, Self
+
+from torch import Tensor, nn
+
+from harness.backbone.sit import SiTConfig
+from harness.config.spec import MethodConfig, Needs, TimeSpec
+from harness.flow.batch import Batch, Draw
+from harness.flow.student import Student
+from harness.runtime.random_streams import Streams
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The run that a method is built for."""
+
+    backbone: SiTConfig
+    time: TimeSpec = field(default_factory=TimeSpec)
+    encoder_dims: tuple[int, ...] = ()
+    """Width of each encoder's tokens, for a method that reads encoders."""
+    weights: tuple[float, ...] = ()
+    """Weight of each part of a sample in the flow loss; () for a sample of one part."""
+
+
+class Losses(NamedTuple):
+    """What a method minimises, and what the record keeps of it."""
+
+    total: Tensor
+    """Scalar that is minimised."""
+    parts: dict[str, Tensor]
+    """Named scalars for the record, detached from nothing."""
+
+
+class TrainingMethod(nn.Module):
+    """A training objective as the harness calls it. It touches no optimizer, device, file or logger."""
+
+    Config: ClassVar[type[MethodConfig]]
+    source: ClassVar[str] = ""
+    """Paper (and code) that the method is taken from."""
+    headline: ClassVar[str] = ""
+    """Published figure that the method is known for, and where it is published."""
+    parts_apart: ClassVar[bool] = True
+    """Whether a sample may be a video with its sound, whose tokens hold different numbers of values."""
+    times_apart: ClassVar[bool] = True
+    """Whether the parts of a sample may have separate times (`time.apart`)."""
+    parts_mixed: ClassVar[bool] = False
+    """Whether samples may lack a part (`data.video_alone`). A second term must then leave out the tokens of missing
+    parts (methods/common/missing_parts.py)."""
+
+    # Any: a method declares `config` as its own Config, which the type of a mutable attribute would forbid.
+    config: Any
+    setting: Setting
+
+    def __init__(self, config: MethodConfig, setting: Setting) -> None:
+        super().__init__()
+        self.config = config
+        self.setting = setting
+
+    @classmethod
+    def build(
+        cls,
+        config: MethodConfig,
+        backbone: SiTConfig,
+        *,
+        time: TimeSpec | None = None,
+        encoder_dims: Sequence[int] = (),
+        weights: Sequence[float] = (),
+    ) -> Self:
+        """Return the method for a backbone; the other arguments are those of `Setting`."""
+        return cls(config, Setting(backbone, time or TimeSpec(), tuple(encoder_dims), tuple(weights)))
+
+    def needs(self) -> Needs:
+        """Return what the method asks of the trainer while it aligns."""
+        return self.config.needs()
+
+    def draw(self, streams: Streams, batch: Batch) -> Draw:
+        """Return noise and times of a batch, and whatever else the method draws, from the run's streams."""
+        raise NotImplementedError
+
+    def loss(self, student: Student, batch: Batch, draw: Draw) -> Losses:
+        """Return the losses of a batch."""
+        raise NotImplementedError
+
+    def after_step(self, student: Student, step: int) -> None:
+        """Do what the method does after every optimizer step; most do nothing."""
