@@ -1,5 +1,4 @@
-"""REG's extra token: its path and velocity against numpy, its place in the network, and the sampler that
-carries it along."""
+"""REG's extra token: its path and velocity against numpy, its place in the network, and the sampler that carries it along."""
 
 from __future__ import annotations
 
@@ -14,12 +13,12 @@ from harness.backbone.sit import Prediction, SiT
 from harness.backbone.times import Times
 from harness.config.spec import BackboneSpec, EvalSpec
 from harness.flow.batch import Batch, View
-from tests.support.sampling import draw_samples
 from harness.runtime.random_streams import Streams
 from methods.reg import Reg
 from methods.repa import Repa
 from tests.methods.test_conformance import CONFIG, DIM, network, student, view
 from tests.methods.test_methods import batch
+from tests.support.sampling import draw_samples
 
 NEEDS = Reg.Config(layer=2).needs()
 CPU = torch.device("cpu")
@@ -97,8 +96,7 @@ def test_the_token_takes_part() -> None:
 
 
 class Points(nn.Module):
-    """All mass on one image and one token: v = (z - z0) / t, whose straight paths both ODE samplers follow
-    exactly."""
+    """All mass on one image and one token: v = (z - z0) / t, whose straight paths both ODE samplers follow exactly."""
 
     config = replace(CONFIG, extra=DIM)
     image, token = 0.25, -3.0
@@ -116,7 +114,7 @@ def test_sampling_carries_the_token_along(sampler: str, guidance: float) -> None
         Points(),
         EvalSpec(samples=6, sampler=sampler, sampler_steps=5, guidance=guidance, batch_size=4),
     )
-    images = torch.cat(list(draw_samples(model, spec, CONFIG.shape, 5, CPU)))
+    images = draw_samples(model, spec, CONFIG.shape, 5, CPU)
     assert images.shape == (6, *CONFIG.shape) and (images == round((0.25 + 1) * 127.5)).all()
     _, extra, t = model.seen
     if sampler == "euler":  # a step before the end: z = z0 + t eps, eps the token's own noise
@@ -132,7 +130,7 @@ def test_the_image_starts_from_the_noise_that_all_methods_share() -> None:
     plain = Still()
     plain.config = CONFIG
     spec = EvalSpec(samples=4, sampler="euler_maruyama", sampler_steps=4)
-    drawn = [torch.cat(list(draw_samples(m, spec, CONFIG.shape, 5, CPU))) for m in (Still(), plain)]
+    drawn = [draw_samples(m, spec, CONFIG.shape, 5, CPU) for m in (Still(), plain)]
     assert torch.equal(*drawn)
 
 
