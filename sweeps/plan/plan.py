@@ -171,12 +171,11 @@ def _check_seeds(study: Study, cells: Iterable[Cell]) -> None:
 
 def _check_impartial(study: Study, cells: Iterable[Cell]) -> None:
     """No arm may be measured by nothing but a network that some arm aligns to."""
-    from harness.evaluation.metric_names import check_impartial, favoured
+    from harness.evaluation.checks import check_arms
 
     cells = list(cells)
     encoders = {encoder.name for cell in cells for encoder in cell.spec.method.needs().encoders}
-    for metrics in {cell.spec.eval.metrics for cell in cells}:
-        check_impartial(metrics, favoured(metrics, encoders), f"study {study.name}")
+    check_arms((cell.spec.eval for cell in cells), encoders, f"study {study.name}")
 
 
 def _named(cell: Cell) -> str:

@@ -34,7 +34,7 @@ def test_all_and_none() -> None:
 @pytest.mark.parametrize(
     ("logits", "labels", "says"),
     [
-        (LOGITS, np.full(50, 7), r"label 7 is out of range: the classifier knows classes 0 .. 6"),
+        (LOGITS, np.full(50, 7), r"label 7 is out of range: the classifier has classes 0 .. 6"),
         (LOGITS, np.full(50, -1), "label -1 is out of range"),
         (LOGITS, np.zeros(49, int), r"given 50 samples and labels of shape \(49,\), int64"),
         (LOGITS, np.zeros(50), r"shape \(50,\), float64"),

@@ -121,7 +121,7 @@ def test_the_interval_is_that_of_a_ratio_over_videos() -> None:
 def test_mistakes() -> None:
     with pytest.raises(MetricError, match="given 2 and 1"):
         synchrony([np.array([1.0])] * 2, [np.array([1.0])], frames=16)
-    with pytest.raises(MetricError, match="no impact is seen and no click is heard"):
+    with pytest.raises(MetricError, match="neither a visible impact nor an audible click"):
         synchrony([np.array([])], [np.array([])], frames=16)
     with pytest.raises(MetricError, match=r"given float64 of shape \(1, 2, 3\)"):
         clicks(np.zeros((1, 2, 3)), per_frame=4)

@@ -77,7 +77,7 @@ def test_refused(distance) -> None:
         (lambda: cknna(OK, OK, k=1), "k = 2 or more"),
         (lambda: cknna(OK, OK, k=12), "k = 12 neighbours"),
         (lambda: cknna(OK[:3], OK[:3]), "at least 4"),
-        (lambda: cknna(np.ones((4, 3)), OK[:4], k=3), "not defined here"),
+        (lambda: cknna(np.ones((4, 3)), OK[:4], k=3), "not defined"),
     ],
 )
 def test_refused_by_name(call, says: str) -> None:

@@ -15,7 +15,7 @@ from harness.cli.evaluate import evaluate as command
 from harness.errors import UserError
 from metrics import frechet_distance, load_extractor
 from metrics.files.recordings import read_audio
-from tests.harness.scoring.networks import bytes_of, save_means
+from tests.harness.evaluation.samples.networks import bytes_of, save_means
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from tests.harness.scoring.calls import refused, scored
-from tests.harness.scoring.networks import bytes_of, save_means
+from tests.harness.evaluation.samples.calls import refused, scored
+from tests.harness.evaluation.samples.networks import bytes_of, save_means
 
 LOCAL = ("--extractor", "local", "--metrics")
 
@@ -77,9 +77,7 @@ def test_class_folders_that_nobody_names_are_told_by_number(tmp_path: Path) -> N
     shown = folder(tmp_path / "fake", fake, np.array(["c", "d"])[green ^ (np.arange(20) < 3)])
     found = scored(shown, "--extractor", f"torchscript:{save_means(tmp_path)}", "--metrics", "accuracy")
     assert found["metrics"]["accuracy:torchscript:means"]["mean"] == pytest.approx(17 / 20)
-    assert any(
-        "told by number alone, in the order of their names (c, d)" in text for text in found["warnings"]
-    )
+    assert any("numbered in the order of their names (c, d)" in text for text in found["warnings"])
 
 
 def test_the_label_key_is_that_of_the_user(digits, reference: Path, tmp_path: Path) -> None:
