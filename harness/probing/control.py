@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -34,10 +35,11 @@ LEAST = 20
 """Fewest videos: the regression holds out a quarter of them, five, for the interval."""
 
 
-class Scene(NamedTuple):
+@dataclass(frozen=True)
+class Scene:
     """Videos with their states and actions: one row for each time patch except the last, video by video."""
 
-    samples: np.ndarray
+    index: np.ndarray
     """(N,) indices in the data set."""
     state: np.ndarray
     """(N (F - 1), 2): row and column in pixels, the mean over the frames of a time patch."""
@@ -47,7 +49,7 @@ class Scene(NamedTuple):
     @property
     def videos(self) -> np.ndarray:
         """(N (F - 1),): which video a row belongs to."""
-        return np.repeat(np.arange(len(self.samples)), len(self.state) // len(self.samples))
+        return np.repeat(np.arange(len(self.index)), len(self.state) // len(self.index))
 
 
 class Row(NamedTuple):
@@ -143,8 +145,8 @@ def _features(
 ) -> Mapping[str, np.ndarray]:
     """Return features (N (F - 1), D) by name, without the last time patch, which has no action."""
     parts: dict[str, list[np.ndarray]] = {}
-    for start in tracked(range(0, len(scene.samples), BATCH), what):
-        index = scene.samples[start : start + BATCH]
+    for start in tracked(range(0, len(scene.index), BATCH), what):
+        index = scene.index[start : start + BATCH]
         x0 = from_pixels(images(dataset, index)[0]).to(device)
         for source in sources:
             for name, features_BFD in source(index, x0).items():

@@ -103,7 +103,7 @@ def measurements(
         baselines = [of_pixels(config, asked.time), of_initial(config, spec.seed, asked.time, device)]
         rows = plain(measured(baselines, scene, dataset, device, "baselines"))
         about = {"method": spec.method.name, "seed": spec.seed, "data": dataset.fingerprint}
-        entry = {**about, "videos": len(scene.samples), **rows, "steps": {}}
+        entry = {**about, "videos": len(scene.index), **rows, "steps": {}}
         yield entry
     for file in (file for file in files if str(step_of(file)) not in entry["steps"]):
         layers = of_layers(load_ema(file, spec, dataset, device), asked.time, device)

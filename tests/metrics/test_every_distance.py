@@ -28,8 +28,8 @@ def test_many_blocks_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
         memorisation(real, fake),
         cmmd(real, fake),
     )
-    for room in ("neighbours", "manifolds", "mmd"):
-        monkeypatch.setattr(f"metrics.{room}.BLOCK", 7)
+    for room in ("neighbours", "precision_recall", "cmmd"):
+        monkeypatch.setattr(f"metrics.distances.{room}.BLOCK", 7)
     after = (
         precision_recall(real, fake),
         density_coverage(real, fake),

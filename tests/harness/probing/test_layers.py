@@ -178,7 +178,7 @@ def test_which_encoder_is_compared() -> None:
     assert chosen(None, "timm:b", "", False) == Choice("timm:b")
     assert chosen(None, None, "", False) is None
     for weights, download, words in (("x.st", False, "--weights x.st"), ("", True, "--download")):
-        with pytest.raises(UserError, match=f"{words} of which encoder"):
+        with pytest.raises(UserError, match=f"{words} requires --encoder family:model"):
             chosen(None, None, weights, download)
 
 
