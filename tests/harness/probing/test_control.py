@@ -227,7 +227,7 @@ def test_a_study_is_its_runs_and_names_what_it_leaves_out(copy: Path) -> None:
     reasons = sorted(table["left_out"].values())
     assert [reason.partition(":")[0].partition(")")[0] for reason in reasons] == [
         "the run is not finished (stopped",
-        "these data (audio",
+        "this data set (audio",
     ]
 
 

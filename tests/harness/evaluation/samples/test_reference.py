@@ -53,10 +53,10 @@ def test_the_classifier_is_trained_on_the_reference_whatever_is_asked(here: Path
         scored(*call, names, "--against", "digits")["metrics"] for names in ("accuracy", "fd,accuracy")
     )
     assert alone["accuracy:local"] == beside["accuracy:local"] and alone["accuracy:local"]["mean"] < 0.1
-    refused("'local' is trained on a reference of raw images, which is not there", *call, "accuracy")
+    refused("'local' is trained on a reference of raw images, and there is none", *call, "accuracy")
     refused("nowhere: no such file or folder", *call, "accuracy", "--against", here / "nowhere")
     scored("digits", "--extractor", "local", "--save-stats", here / "digits.safetensors")
-    says = "'local' is trained on a reference of raw images, which is not there"
+    says = "'local' is trained on a reference of raw images, and there is none"
     refused(says, *call, "fd", "--against", here / "digits.safetensors")
 
 
@@ -176,7 +176,7 @@ def test_adms_statistics_are_the_original_networks(here: Path, monkeypatch: pyte
 def test_accuracy_by_inception_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before its weights are looked for; what its outputs are good for stays."""
     call = [here / "fake.npz", "--weights", here / "absent.pth", "--metrics"]
-    refused("the 1,008 outputs of 'inception' are in an order of their own", *call, "fid,accuracy")
+    refused("accuracy needs a classifier of this data set's classes", *call, "fid,accuracy")
     refused("cannot read weights .*absent.pth", *call, "is")
     monkeypatch.setattr(score_room, "load_extractor", Inception("inception").load)
     assert list(scored(*call, "is")["metrics"]) == ["is"]
