@@ -118,7 +118,7 @@ def test_an_npy_of_another_size_than_asked_for(tmp_path: Path) -> None:
 def test_fortrans_order_is_what_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.asfortranarray(bytes_of(1, 5, 8, 8, 3)))
     refused(
-        r"x\.npy lies in Fortran's order; save numpy\.ascontiguousarray",
+        r"x\.npy is in Fortran order; save numpy\.ascontiguousarray",
         tmp_path / "x.npy",
         "--against",
         tmp_path,
