@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from harness.config.spec import RunSpec
     from harness.costs.estimate import Estimate
     from harness.evaluation.evaluator import Result
+    from harness.evaluation.samples.score import Scores
     from harness.records.record import Record
-    from harness.scoring.score import Scores
     from harness.train.journal import Progress
     from metrics.value import Value
     from reports.audit.audit import Audit
@@ -417,7 +417,7 @@ def score_samples(
     >>> round(scores.metrics["fd:local"].mean, 6)
     0.0
     """
-    from harness.scoring.score import Request, score
+    from harness.evaluation.samples.score import Request, score
 
     file = None if weights is None else Path(weights)
     return score(Request(str(samples), str(against), tuple(metrics), extractor, file, device=device))

@@ -1,7 +1,8 @@
-"""One distance a file over features (N, d), numpy or torch; `features` names the extractors.
+"""Metrics of generated samples: distances over features (N, d), numpy or torch, and the extractors of
+features.
 
-Every distance takes the real features first, the generated ones second, and returns a `Value`. Imports nothing of the
-other packages; importing this one imports no torch, a distance is loaded when it is first asked for.
+Every distance takes the real features first, the generated ones second, and returns a `Value`. Importing this
+package does not import torch; each distance is loaded on first use. It imports nothing of the other packages.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from metrics.distances.memorisation import memorisation
     from metrics.distances.precision_recall import PrecisionRecall, precision_recall
     from metrics.extractors.base import Extractor
-    from metrics.extractors.registry import extractor_names, extractors, load_extractor
+    from metrics.extractors.registry import extractor_names, load_extractor
 
 _ROOMS = {
     "distances.accuracy": ("class_accuracy",),
@@ -32,7 +33,7 @@ _ROOMS = {
     "distances.density_coverage": ("DensityCoverage", "density_coverage"),
     "distances.inception_score": ("inception_score", "inception_score_shuffled"),
     "extractors.base": ("Extractor",),
-    "extractors.registry": ("extractor_names", "extractors", "load_extractor"),
+    "extractors.registry": ("extractor_names", "load_extractor"),
     "distances.frechet": ("Moments", "frechet_distance"),
     "distances.frechet_infinity": ("frechet_infinity",),
     "distances.kid": ("kernel_distance",),
@@ -53,7 +54,6 @@ __all__ = [
     "cmmd",
     "density_coverage",
     "extractor_names",
-    "extractors",
     "frechet_distance",
     "frechet_infinity",
     "inception_score",

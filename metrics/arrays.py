@@ -1,4 +1,4 @@
-"""Features at the border: numpy or torch in, finite two-dimensional numpy out, or a sentence that says what is wrong."""
+"""Validation of features: numpy or torch in, finite two-dimensional numpy out, or a `MetricError`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import numpy as np
 from metrics.value import MetricError
 
 BLOCK = 1024
-"""Rows taken at once where all pairs are compared."""
+"""Rows compared at once with all others."""
 
 
 def as_features(given: Any, name: str, *, least: int = 1) -> np.ndarray:
-    """(N, d) numpy array or tensor of any real type -> float32 as given, float64 otherwise.
+    """Return an (N, d) array or tensor of any real type as numpy: float32 as given, others as float64.
 
     Raises `MetricError` for another shape, fewer than `least` rows, no column, or a value that is not finite.
     """
-    if hasattr(given, "detach"):  # numpy has no bfloat16
+    # A tensor, without importing torch. numpy has no bfloat16.
+    if hasattr(given, "detach"):
         given = given.detach().cpu()
         given = given if str(given.dtype) == "torch.float32" else given.double()
     array = np.asarray(given)
@@ -36,24 +37,25 @@ def as_features(given: Any, name: str, *, least: int = 1) -> np.ndarray:
         raise MetricError(
             f"{name} features are not finite in {len(broken)} of {n} rows, row {broken[0]} the first"
         )
-    return np.require(array, requirements=["C", "W"])  # a view that torch can share
+    # A view that torch can share.
+    return np.require(array, requirements=["C", "W"])
 
 
 def as_pair(real: Any, fake: Any, *, least: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    """Two sets of features as float64, of one dimension."""
+    """Return two sets of features of the same dimension as float64."""
     first, second = as_given(real, fake, least=least)
     return first.astype(np.float64, copy=False), second.astype(np.float64, copy=False)
 
 
 def as_given(real: Any, fake: Any, *, least: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    """Two sets of features of one dimension, float32 where they came so: half the memory."""
+    """Return two sets of features of the same dimension; float32 stays float32, at half the memory."""
     first, second = as_features(real, "real", least=least), as_features(fake, "fake", least=least)
     check_dims(first.shape[1], second.shape[1])
     return first, second
 
 
 def check_dims(first: int, second: int) -> None:
-    """Raise `MetricError` for features that cannot be compared."""
+    """Raise `MetricError` for features of different dimensions."""
     if first != second:
         raise MetricError(
             f"features have {first} columns on one side and {second} on the other: they come from different extractors"

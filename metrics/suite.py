@@ -1,7 +1,8 @@
-"""Which metrics there are, what each needs of the two sides, and how its values are called.
+"""The table of metrics: what each needs of real and generated samples, and which names belong to which
+network.
 
-A side is what one pass of a network over a set of samples left: features in rows or as moments, and where the network has
-them the features of sFID and logits.
+A side is what one pass of a network over a set of samples left: features as rows or as moments and, if the
+network has them, the features of sFID and logits.
 """
 
 from __future__ import annotations
@@ -24,15 +25,18 @@ from metrics.distances.precision_recall import precision_recall
 from metrics.value import MetricError, Value
 
 Part = np.ndarray | Moments
-"""Of n samples: an array (n, d), or the moments of one that was not kept."""
+"""An array (n, d), or the moments of samples whose rows were not kept."""
 
 
 class Side(NamedTuple):
-    """The real or the generated samples, as the network saw them."""
+    """The outputs of a network for the real or the generated samples."""
 
     features: Part | None = None
     rows: np.ndarray | None = None
-    """The features sample by sample, where a metric needs them so; of fewer samples than `features` in ADM's references."""
+    """Features sample by sample, if a metric needs them.
+
+    In ADM's references there are fewer rows than samples in `features`.
+    """
     spatial: Part | None = None
     logits: np.ndarray | None = None
     labels: np.ndarray | None = None
@@ -40,16 +44,19 @@ class Side(NamedTuple):
 
 class Metric(NamedTuple):
     values: tuple[str, ...]
-    """What it is called, one name for each value of `compute`."""
+    """Names of the values that `compute` returns."""
     real: str
-    """The part of `Side` that it needs of the reference, or nothing."""
+    """The part of `Side` needed of the reference; empty for none."""
     fake: str
-    """The part that it needs of the samples."""
+    """The part of `Side` needed of the samples."""
     compute: Callable[[Side, Side], Sequence[Value]]
-    settings: dict[str, Any] = {}  # noqa: RUF012 (read only)
-    """What its values depend on beside the features."""
+    # Any: as JSON; read only
+    settings: dict[str, Any] = {}  # noqa: RUF012
+    """What the values depend on in addition to the features."""
     least: int = 1
-    """Generated samples without which there is no value."""
+    """The fewest generated samples for which the values are defined."""
+    noise_floor: bool = False
+    """Whether the same distance between real samples is reported with the value."""
 
 
 def _accuracy(_: Side, fake: Side) -> Sequence[Value]:
@@ -59,15 +66,23 @@ def _accuracy(_: Side, fake: Side) -> Sequence[Value]:
 
 
 def _infinity(real: Side, fake: Side) -> Sequence[Value]:
-    """As dgm-eval has it: the reference is its moments, whether or not its rows were kept for another metric."""
+    """As in dgm-eval, the reference is its moments, even if its rows were kept for another metric."""
+    if real.features is None:
+        raise MetricError("fd_infinity needs the features of a reference")
     whole = real.features if isinstance(real.features, Moments) else moments_of(real.features)
     return (frechet_infinity(whole, fake.rows),)
 
 
 _KID = {"subsets": 100, "subset_size": 1000, "seed": 2020}
 METRICS = (
-    Metric(("fd",), "features", "features", lambda r, f: (frechet_distance(r.features, f.features),), least=2),
-    Metric(("sfid",), "spatial", "spatial", lambda r, f: (frechet_distance(r.spatial, f.spatial),), least=2),
+    Metric(
+        ("fd",), "features", "features",
+        lambda r, f: (frechet_distance(r.features, f.features),), least=2, noise_floor=True,
+    ),
+    Metric(
+        ("sfid",), "spatial", "spatial",
+        lambda r, f: (frechet_distance(r.spatial, f.spatial),), least=2, noise_floor=True,
+    ),
     Metric(("fd_infinity",), "features", "rows", _infinity, {"points": 15, "seed": 0}, least=LEAST),
     Metric(("kid",), "rows", "rows", lambda r, f: (kernel_distance(r.rows, f.rows, **_KID),), _KID, least=4),
     Metric(("cmmd",), "rows", "rows", lambda r, f: (cmmd(r.rows, f.rows),), {"sigma": 10}, least=2),
@@ -92,34 +107,46 @@ METRICS = (
     Metric(("memorisation",), "rows", "rows", lambda r, f: (memorisation(r.rows, f.rows),), least=2),
     Metric(("accuracy",), "", "logits", _accuracy),
 )  # fmt: skip
-"""Of names and what they need; the distances are in rooms of their own."""
 GROUPS = {
     "pr": ("precision", "recall"),
     "prdc": ("precision", "recall", "density", "coverage"),
     "pr_torch_fidelity": ("precision_torch_fidelity", "recall_torch_fidelity"),
 }
-OWN_NAMES = {
-    "inception": {"fd": "fid", "fd_infinity": "fid_infinity"},
-    "i3d": {"fd": "fvd", "fd_infinity": "fvd_infinity"},
+
+
+class Reserved(NamedTuple):
+    """The network that a bare metric name stands for."""
+
+    value: str
+    extractor: str
+    exclusive: bool = False
+    """Whether the name is refused with any other network. If not, it is then the name of the value alone."""
+
+
+RESERVED = {
+    "fid": Reserved("fd", "inception", exclusive=True),
+    "fid_infinity": Reserved("fd_infinity", "inception", exclusive=True),
+    "sfid": Reserved("sfid", "inception", exclusive=True),
+    "is": Reserved("is", "inception"),
+    "is_shuffled": Reserved("is_shuffled", "inception"),
+    "fvd": Reserved("fd", "i3d", exclusive=True),
+    "fvd_infinity": Reserved("fd_infinity", "i3d", exclusive=True),
+    "cmmd": Reserved("cmmd", "clip-vit-l-336"),
 }
-"""Names that a value has with one network alone."""
-OWN_NETWORK = {
-    "fid": "inception",
-    "fid_infinity": "inception",
-    "fvd": "i3d",
-    "fvd_infinity": "i3d",
-    "sfid": "inception",
-}
+"""Names that stand for a value of one network with its original weights."""
 _METRIC_OF = {value: metric for metric in METRICS for value in metric.values}
 
 
 def metric_names() -> list[str]:
-    """All that may be asked for."""
-    return sorted({*_METRIC_OF, *GROUPS, *OWN_NETWORK})
+    """Return every name that may be requested."""
+    return sorted({*_METRIC_OF, *GROUPS, *RESERVED})
 
 
 def chosen(names: Iterable[str]) -> list[str]:
-    """The values that these names ask for, each once, in order; raises `MetricError` for an unknown one."""
+    """Return the values that these names stand for, each once, in order.
+
+    Raises `MetricError` for an unknown name.
+    """
     found: dict[str, None] = {}
     for name in names:
         for value in GROUPS.get(name, (_general(name),)):
@@ -133,58 +160,56 @@ def chosen(names: Iterable[str]) -> list[str]:
     return list(found)
 
 
-def check_names(names: Iterable[str], extractor: str) -> None:
-    """Raise `MetricError` for a name that belongs to another network than the one that measures."""
+def check_reserved(names: Iterable[str], extractor: str) -> None:
+    """Raise `MetricError` for a name that is reserved for another network, or for its original weights."""
     for name in names:
-        network = OWN_NETWORK.get(name)
-        if network and network != extractor:
-            general = "its own network alone has it" if name == "sfid" else f"ask for {_general(name)}"
-            raise MetricError(
-                f"metric '{name}' is called so only with the original weights of '{network}', "
-                f"not with '{extractor}': {general}"
-            )
+        reserved = RESERVED.get(name)
+        if reserved is None or not reserved.exclusive or extractor == reserved.extractor:
+            continue
+        instead = f"; with '{extractor}' write {reserved.value}:{extractor}" if name != "sfid" else ""
+        raise MetricError(
+            f"the name '{name}' is reserved for the original weights of '{reserved.extractor}'{instead}"
+        )
 
 
 def check_classes(value: str, extractor: str) -> None:
-    """Raise `MetricError` for accuracy by Inception: its 1,008 outputs have an order of their own, that of no data set."""
+    """Raise `MetricError` for accuracy by Inception: the order of its 1,008 outputs is that of no data set."""
     if value == "accuracy" and extractor == "inception":
         raise MetricError(
-            "the 1,008 outputs of 'inception' are in an order of their own, not the classes of these data: for accuracy take a "
-            "classifier of them, as 'local'"
+            "accuracy needs a classifier of this data set's classes (for example 'local'); "
+            "the 1,008 outputs of 'inception' do not correspond to them"
         )
 
 
 def called(value: str, extractor: str) -> str:
-    """What a value is called: `fid` and bare names with Inception, `fvd` with I3D, else `<value>:<extractor>`."""
-    own = OWN_NAMES.get(extractor, {}).get(value)
-    return own or (value if extractor == "inception" and value != "cmmd" else f"{value}:{extractor}")
+    """Return the name of a value: `fid` and bare names with Inception, `fvd` with I3D, else
+    `<value>:<extractor>`.
+    """
+    for name, reserved in RESERVED.items():
+        if reserved.exclusive and (value, extractor) == (reserved.value, reserved.extractor):
+            return name
+    return value if extractor == "inception" and value != "cmmd" else f"{value}:{extractor}"
 
 
 def metrics_of(values: Iterable[str]) -> list[Metric]:
-    """The metrics that compute these values, each once."""
+    """Return the metrics that compute these values, each once."""
     asked = set(values)
     return [metric for metric in METRICS if asked & set(metric.values)]
 
 
+def metric_of(value: str) -> Metric:
+    """Return the metric that computes a value."""
+    return _METRIC_OF[value]
+
+
 def measure(values: Sequence[str], real: Side | None, fake: Side) -> dict[str, Value]:
-    """The values, in the order asked for. Raises `MetricError` for features that cannot be measured."""
+    """Return the values, in the order requested. Raises `MetricError` for unusable features."""
     found: dict[str, Value] = {}
     for metric in metrics_of(values):
         found.update(zip(metric.values, metric.compute(real or Side(), fake), strict=True))
     return {value: found[value] for value in values}
 
 
-def settings(value: str) -> dict[str, Any]:
-    """What the value depends on beside the features."""
-    return _METRIC_OF[value].settings
-
-
-def least(value: str) -> int:
-    """Generated samples without which the value is not defined."""
-    return _METRIC_OF[value].least
-
-
 def _general(name: str) -> str:
-    return {"fid": "fd", "fvd": "fd", "fid_infinity": "fd_infinity", "fvd_infinity": "fd_infinity"}.get(
-        name, name
-    )
+    """Return the value that a name stands for, whatever the network."""
+    return RESERVED[name].value if name in RESERVED else name

@@ -1,4 +1,4 @@
-"""What every distance returns, and the one error that it raises."""
+"""What every distance returns, and the only error that it raises."""
 
 from __future__ import annotations
 
@@ -6,24 +6,21 @@ from dataclasses import dataclass
 
 
 class MetricError(ValueError):
-    """Features, images or weights that cannot be measured: one sentence that names what is wrong."""
+    """Features, images or weights that cannot be measured, in one sentence that names the fault."""
 
 
-@dataclass(frozen=True, eq=False)
-class Value(float):
-    """A number with its interval: a float that compares, formats and computes as its mean.
+@dataclass(frozen=True)
+class Value:
+    """A number with its interval; `float(value)` is its mean.
 
-    `low` and `high` bound a 95 % interval and are None where one evaluation cannot tell (its docstring says why);
-    `n` is the number of generated samples that were measured.
+    `low` and `high` bound a 95 % interval. They are None if one evaluation does not determine it; the
+    distance's docstring says why. `n` is the number of generated samples measured.
     """
 
     mean: float
     low: float | None = None
     high: float | None = None
     n: int = 0
-
-    def __new__(cls, mean: float, low: float | None = None, high: float | None = None, n: int = 0) -> Value:
-        return super().__new__(cls, mean)
 
     def __float__(self) -> float:
         return self.mean

@@ -113,28 +113,14 @@ def _check(spec: RunSpec, where: str) -> None:
     """What no single field can know."""
     from harness.assembly.compatibility import Unsuited, unsuited
     from harness.assembly.data_fields import check_fields
-    from harness.evaluation.inputs import check_seen
-    from harness.evaluation.metric_names import (
-        TRUTHS,
-        check_impartial,
-        check_truth,
-        favoured,
-        reads_of,
-        yardstick,
-    )
+    from harness.evaluation.checks import check_metrics
 
     dataset, modality = registry.load("dataset", spec.data.name), _modality(spec)
     check_fields(spec.data, dataset, modality)
     if why := unsuited(spec, registry.load("method", spec.method.name), modality):
         raise Unsuited(why, where)
     aligned = [encoder.name for encoder in spec.method.needs().encoders]
-    check_impartial(spec.eval.metrics, favoured(spec.eval.metrics, aligned), where)
-    for name in spec.eval.metrics:
-        if name in TRUTHS:
-            check_truth(name, dataset, modality)
-            continue
-        extractor = yardstick(name).extractor
-        check_seen(name, extractor, reads_of(name, extractor), modality)
+    check_metrics(spec.eval, dataset, modality, encoders=aligned, where=where)
     if spec.eval.guidance_low > spec.eval.guidance_high:
         raise UserError(f"{where}: eval.guidance_low = {spec.eval.guidance_low} is above eval.guidance_high")
 

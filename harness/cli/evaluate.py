@@ -1,4 +1,4 @@
-"""The command that measures: a run, or samples that anybody made."""
+"""`flowrace eval`: the metrics of a run's checkpoint, or of samples against a reference."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness.records.record import SPEC
 from harness.train.trained_run import evaluate_run, spec_of_run
 
 if TYPE_CHECKING:
-    from harness.scoring.score import Request, Scores
+    from harness.evaluation.samples.score import Request, Scores
 
 EVAL_EPILOG = """\b
 Example:
@@ -28,28 +28,32 @@ SCORING = (
     click.option(
         "--against",
         metavar="REFERENCE",
-        help="Real samples, as SAMPLES; an ADM reference batch; or a file of --save-stats.",
+        help="Real samples in any form of SAMPLES, an ADM reference batch, or a file of --save-stats.",
     ),
     click.option(
         "--metrics",
         default="fd",
         show_default=True,
-        help="Separated by commas: fid, sfid, fd, fd_infinity, kid, cmmd, prdc, pr, pr_torch_fidelity, is, is_shuffled, "
+        help="Comma-separated: fid, sfid, fd, fd_infinity, kid, cmmd, prdc, pr, pr_torch_fidelity, is, is_shuffled, "
         "memorisation, accuracy, or single values such as recall.",
     ),
-    click.option("--extractor", help="The network (default: inception). See: flowrace list extractors"),
-    click.option("--weights", type=click.Path(path_type=Path), help="Its file, where the name tells none."),
-    click.option("--download", is_flag=True, help="Fetch its weights where they are not on this machine."),
+    click.option("--extractor", help="Feature extractor (default: inception). See: flowrace list extractors"),
     click.option(
-        "--frames", type=click.IntRange(2), help="Length of clips where the network leaves it open."
+        "--weights",
+        type=click.Path(path_type=Path),
+        help="File of the extractor's weights, if its name does not include one.",
+    ),
+    click.option("--download", is_flag=True, help="Download the extractor's weights if missing."),
+    click.option(
+        "--frames", type=click.IntRange(2), help="Frames in a clip, if the extractor does not fix it."
     ),
     click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True),
     click.option(
         "--save-stats",
         type=click.Path(path_type=Path, dir_okay=False),
-        help="Write the statistics of SAMPLES here, as a REFERENCE for later.",
+        help="Write the statistics of SAMPLES to a file that can serve as REFERENCE.",
     ),
-    click.option("--overwrite", is_flag=True, help="Replace a file that is there."),
+    click.option("--overwrite", is_flag=True, help="Replace an existing file."),
 )
 
 
@@ -66,29 +70,30 @@ def _scoring(command: Callable[..., Any]) -> Callable[..., Any]:
 @set_option()
 @JSON_OPTION
 def evaluate(path: str, step: int | None, overrides: tuple[str, ...], as_json: bool, **scoring: Any) -> None:
-    """Measure a checkpoint of a run, or samples that anybody made against a reference.
+    """Evaluate a checkpoint of a run, or samples against a reference.
 
-    RUN: EMA weights, fixed latents, the metrics of its spec. Changes nothing.
+    RUN: EMA weights, fixed latents, the metrics of its spec. The run is not changed.
 
-    SAMPLES: a folder of images, .npz (arr_0, NHWC, uint8), .npy, .parquet, videos, recordings, or the name of a data set. Grey
-    images are repeated to three channels, transparent ones lie on white, class folders are those of the reference by name. --set takes
-    data.resolution, data.channels (.npy is read as it is), data.image_key and data.label_key, for both sides, and runtime.device and
-    runtime.threads. One pass of the network serves all metrics; what it gives is cached by content.
+    SAMPLES: a folder of images, .npz (arr_0, NHWC, uint8), .npy, .parquet, videos, recordings, or the name of
+    a data set. Grey images are repeated to three channels, transparent images are composited on white; class
+    folders are matched to the reference's by name. --set takes data.resolution, data.channels (.npy is read
+    unchanged), data.image_key and data.label_key, for both sides, and runtime.device and runtime.threads. One
+    pass of the network serves all metrics; features are cached by content.
     """
     if not (Path(path) / SPEC).exists():
         if step is not None:
-            raise UserError(f"--step {step}: {path} is no run directory")
+            raise UserError(f"--step {step} applies to a run, but {path} is not a run directory")
         if scoring["against"] is None and scoring["save_stats"] is None and not Path(path).exists():
             raise UserError(
-                f"no such run directory: {path}; samples need a reference, name one with --against"
+                f"no such run directory: {path}; to evaluate samples, name a reference with --against"
             )
         return _evaluate_samples(path, overrides, as_json, **scoring)
     given = [name for name in ("against", "extractor", "weights", "frames", "save_stats") if scoring[name]]
     if given or scoring["metrics"] != "fd":
         option = (given or ["metrics"])[0].replace("_", "-")
         raise UserError(
-            f"--{option} is for samples, and {path} is a run: draw them first with "
-            f"flowrace sample {path} -n 50000 --npz samples.npz, or set eval.metrics"
+            f"--{option} applies to samples, but {path} is a run: draw samples first with "
+            f"flowrace sample {path} -n 50000 --npz samples.npz, or use --set eval.metrics"
         )
     return _evaluate_run(Path(path), step, overrides, as_json)
 
@@ -116,7 +121,7 @@ def _evaluate_samples(
     overwrite: bool,
     **given: Any,
 ) -> None:
-    from harness.scoring.score import save_reference, score
+    from harness.evaluation.samples.score import save_reference, score
 
     asked = _request(path, overrides, **given)
     if save_stats is None:
@@ -126,13 +131,11 @@ def _evaluate_samples(
             click.echo(f"warning: {warning}", err=True)
         return
     if given["against"]:
-        raise UserError(
-            "--save-stats writes the statistics of SAMPLES and compares nothing: leave out --against"
-        )
+        raise UserError("--save-stats and --against are mutually exclusive")
     if save_stats.suffix != ".safetensors":
-        raise UserError(f"--save-stats {save_stats}: name a .safetensors file")
+        raise UserError(f"--save-stats {save_stats}: the file must end in .safetensors")
     if save_stats.exists() and not overwrite:
-        raise UserError(f"{save_stats} is there already; give another --save-stats, or --overwrite")
+        raise UserError(f"{save_stats} already exists; give another --save-stats, or --overwrite")
     n = save_reference(asked, save_stats)
     click.echo(json.dumps({"statistics": str(save_stats), "n": n}) if as_json else f"{save_stats}  (n = {n})")
 
@@ -141,19 +144,20 @@ def _request(
     path: str, overrides: tuple[str, ...], against: str | None, metrics: str, batch_size: int, **given: Any
 ) -> Request:
     from harness.assembly.resolve import load_spec
+    from harness.evaluation.samples.score import Request
     from harness.runtime.distributed import pick_device
     from harness.runtime.environment import prepare
-    from harness.scoring.score import Request
 
     for override in overrides:
         if not override.startswith(
             ("data.resolution", "data.channels", "data.image_key", "data.label_key", "runtime.")
         ):
             raise UserError(
-                f"--set {override}: {path} is no run; samples can be given data.resolution, data.channels, "
-                "data.image_key, data.label_key, runtime.device and runtime.threads"
+                f"--set {override}: {path} is not a run; for samples only data.resolution, data.channels, "
+                "data.image_key, data.label_key, runtime.device and runtime.threads can be set"
             )
-    spec = load_spec("cifar10", overrides)  # images from disk: what is read of it is what the user set
+    # Any preset of images from disk: only the fields that the user set are read.
+    spec = load_spec("cifar10", overrides)
     prepare(spec.runtime.threads)
     keys = ("resolution", "channels", "image_key", "label_key")
     data = type(spec.data)(**{key: getattr(spec.data, key) for key in keys})
@@ -173,25 +177,27 @@ def _request(
 
 
 def _as_json(asked: Request, scores: Scores) -> str:
-    metrics = {name: value._asdict() for name, value in scores.metrics.items()}
+    metrics = {name: value.row() for name, value in scores.metrics.items()}
     found = {"samples": asked.samples, "against": asked.against, "metrics": metrics}
     return json.dumps({**found, "protocol": scores.protocol, "warnings": scores.warnings})
 
 
 def _interval(low: float | None, high: float | None) -> str:
-    """As it stands behind a value; nothing where there is none."""
+    """Format an interval; empty if there is none."""
     return "" if low is None or high is None else f" [{low:.4f}, {high:.4f}]"
 
 
 def _as_text(scores: Scores) -> str:
     lines = []
     for name, value in scores.metrics.items():
-        floor = ""
-        if value.floor:
-            floor = f", real against real {value.floor['mean']:.4f} at n = {value.floor['n']}"
+        noise_floor = ""
+        if value.noise_floor:
+            noise_floor = (
+                f", real against real {value.noise_floor['mean']:.4f} at n = {value.noise_floor['n']}"
+            )
         elif name.startswith(("fid", "fd:", "sf", "fvd")):
-            floor = ", real against real: none without raw reference images"
+            noise_floor = ", real against real: none without raw reference images"
         shown = f"{name} {value.mean:.4f}{_interval(value.low, value.high)}"
-        lines.append(f"{shown}  (n = {value.n}, protocol {value.protocol}{floor})")
+        lines.append(f"{shown}  (n = {value.n}, protocol {value.protocol}{noise_floor})")
     shown = {key: value for key, value in scores.protocol.items() if value is not None}
     return "\n".join([*lines, *(f"  {key}: {value}" for key, value in shown.items())])

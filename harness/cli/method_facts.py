@@ -145,6 +145,8 @@ def wants(needs: Any) -> tuple[str, ...]:
 @cache
 def step_flops(name: str) -> int:
     """Count the FLOPs of one training step of a method with its defaults at SiT-B/2. Nothing is computed or allocated."""
+    from dataclasses import replace
+
     import torch
 
     from harness.assembly.build import build_method
@@ -158,6 +160,8 @@ def step_flops(name: str) -> int:
     encoders = [_architecture(encoder.name, backbone.grid) for encoder in config.needs().encoders]
     spec = load_spec("digits", ["backbone.size=B", "train.batch_size=256"])
     spec = spec.model_copy(update={"method": config})
+    if config.needs().summary:
+        backbone = replace(backbone, extra=encoders[0].dim)
     # A projector's weights would take longer to initialize than to count.
     with torch.device("meta"):
         method = build_method(spec, backbone, [network.dim for network in encoders])

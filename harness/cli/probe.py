@@ -1,4 +1,4 @@
-"""`flowrace probe`: what the layers of a run's network know, or a study's encoders, as a table."""
+"""`flowrace probe`: the layers of a run's network, or a study's encoders, as a table."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OPTIONS = {
     "method.encoder.weights": "--weights",
     "clear that field": "leave it out",
 }
-"""What the advice of encoders says, and what it is called here."""
+"""Words in the errors of encoders -> the options of this command."""
 MEASURES = ("accuracy", "CKNNA", "CKA", "local - distant", "decay")
 
 
@@ -44,9 +44,9 @@ MEASURES = ("accuracy", "CKNNA", "CKA", "local - distant", "decay")
     "--weights",
     default="",
     metavar="FILE",
-    help="The encoder's weights, where it needs a file (safetensors).",
+    help="File of the encoder's weights (safetensors), if it needs one.",
 )
-@click.option("--download", is_flag=True, help="Let the hub be asked for the encoder's weights.")
+@click.option("--download", is_flag=True, help="Download the encoder's weights from the hub if missing.")
 @click.option(
     "--probe",
     "classifier",
@@ -63,10 +63,10 @@ MEASURES = ("accuracy", "CKNNA", "CKA", "local - distant", "decay")
     type=click.IntRange(20),
     default=2000,
     show_default=True,
-    help="At most so many images to learn from, and so many held-out ones to measure on; with --control, held-out videos.",
+    help="Maximum number of training images, and of held-out images (with --control: held-out videos).",
 )
 @click.option("--control", is_flag=True, help="Read state and action from the layers of video runs instead.")
-@click.option("--all-steps", is_flag=True, help="With --control: every checkpoint, not the newest alone.")
+@click.option("--all-steps", is_flag=True, help="With --control: every checkpoint, not only the newest.")
 @set_option()
 @JSON_OPTION
 def probe(
@@ -83,16 +83,20 @@ def probe(
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Measure every layer of a checkpoint (EMA weights), beside a frozen encoder. Changes nothing.
+    """Measure every layer of a checkpoint (EMA weights) and compare with a frozen encoder.
 
-    Accuracy: of a linear classifier on held-out images. CKNNA and CKA: agreement with the encoder. Local - distant and decay:
-    spatial self-similarity of tokens. Brackets are 95 % intervals over images.
+    A run is not changed.
 
-    Of a study (a folder of runs): every encoder that its runs name, beside the network of a run that was trained without one,
-    kept as encoders.json in that folder, where `flowrace report` finds it. The same command again measures only what is missing.
+    Accuracy: a linear classifier on held-out images. CKNNA and CKA: agreement with the encoder. Local -
+    distant and decay: spatial self-similarity of tokens. Brackets are 95 % intervals over images.
 
-    --control: R2 of a ridge regression from each layer to state (position) and action (displacement), for videos that know
-    theirs, beside the noisy pixels and the untrained network. Of a study: kept as control.json, for the report too.
+    STUDY, a folder of runs: every encoder that its runs name, compared with the network of a run trained
+    without one. The table is kept as encoders.json in that folder, and `flowrace report` shows it. Rerun to
+    measure only what is missing.
+
+    --control: R2 of a ridge regression from each layer to state (position) and action (displacement), for
+    data sets that record positions; the baselines are the noisy pixels and the untrained network. For a study
+    it is kept as control.json.
     """
     from harness.data.dataset import pictured
     from harness.data.open import open_dataset, split
@@ -105,7 +109,7 @@ def probe(
         _probe_control(path, step, all_steps, time, samples, overrides, as_json)
         return
     if all_steps:
-        raise UserError("--all-steps goes with --control; give --step for another checkpoint than the newest")
+        raise UserError("--all-steps requires --control; use --step to choose a checkpoint")
     if is_study(path):
         _refuse_of_run(path, step, weights)
         _probe_study(path, name, download, Asked(classifier, time, samples), overrides, as_json)
@@ -130,12 +134,12 @@ def probe(
         return
     show(_table(found.rows, " "), narrow=_table(found.rows, "\n"))
     click.echo(
-        f"{file.stem}, time {time:g}, {classifier} probe, {found.train} images to learn from, {found.held_out} held out"
+        f"{file.stem}, time {time:g}, {classifier} probe, {found.train} training images, {found.held_out} held out"
     )
 
 
 def chosen(own: Any, name: str | None, weights: str, download: bool) -> Choice | None:
-    """The encoder that the options name; else the run's own, with the file that they name; None where there is neither."""
+    """Return the encoder that the options name, or else the run's, with the file that they name, or None."""
     from harness.encoders.base import Choice
 
     if name and (own is None or name != own.name):
@@ -145,7 +149,7 @@ def chosen(own: Any, name: str | None, weights: str, download: bool) -> Choice |
     if weights or download:
         option = f"--weights {weights}" if weights else "--download"
         raise UserError(
-            f"{option} of which encoder? This run has none of its own; name one: --encoder family:model"
+            f"{option} requires --encoder family:model, because this run was trained without an encoder"
         )
     return None
 
@@ -153,7 +157,9 @@ def chosen(own: Any, name: str | None, weights: str, download: bool) -> Choice |
 def _refuse_of_run(path: Path, step: int | None, weights: str) -> None:
     for option, value in (("--step", step), ("--weights", weights)):
         if value:
-            raise UserError(f"{option} {value} is about one run, and {path} is a study; name one of its runs")
+            raise UserError(
+                f"{option} {value} applies to one run, but {path} is a study; name one of its runs"
+            )
 
 
 def _refuse_of_encoders(name: str | None, weights: str, download: bool, classifier: str) -> None:
@@ -165,7 +171,7 @@ def _refuse_of_encoders(name: str | None, weights: str, download: bool, classifi
     }
     for option in (option for option, value in given.items() if value):
         raise UserError(
-            f"{option} is about encoders, and --control reads layers alone; leave one of them out"
+            f"{option} applies to encoders, but --control measures layers only; remove one of the two"
         )
 
 
@@ -187,14 +193,14 @@ def _probe_control(
         of_study(path, every, Asked(time, samples), overrides, as_json)
         return
     if every and step is not None:
-        raise UserError(f"--step {step} and --all-steps ask for one checkpoint and for all; give one of them")
+        raise UserError(f"--step {step} and --all-steps are mutually exclusive")
     of_run(path, step, every, Asked(time, samples), overrides, as_json)
 
 
 def _probe_study(
     path: Path, name: str | None, download: bool, asked: Asked, overrides: tuple[str, ...], as_json: bool
 ) -> None:
-    """All encoders of a study, or the one that is named."""
+    """Measure all encoders of a study, or the one that is named."""
     from harness.encoders.base import Choice
     from harness.probing.encoder_table import FILE, measure_encoders, study_of
 
@@ -210,8 +216,8 @@ def _probe_study(
         return
     show(_encoders(table["encoders"]))
     control = table["protocol"]["control"]
-    beside = f"CKNNA and CKA with the best layer of {control}, which was trained without an encoder"
-    click.echo(beside if control else "No finished run without an encoder: no CKNNA and no CKA.")
+    compared = f"CKNNA and CKA with the best layer of {control}, which was trained without an encoder"
+    click.echo(compared if control else "No finished run without an encoder: no CKNNA and no CKA.")
     click.echo(path / FILE)
 
 
@@ -228,7 +234,7 @@ def _encoders(encoders: dict[str, Any]) -> Table:
 
 
 def _opened(choice: Choice, dataset: Any, **where: Any) -> Encoder:
-    """`open_encoder`, whose advice names fields of a spec, in the words of this command."""
+    """Open an encoder; errors name the options of this command instead of spec fields."""
     from harness.encoders.base import open_encoder
 
     try:
@@ -241,7 +247,7 @@ def _opened(choice: Choice, dataset: Any, **where: Any) -> Encoder:
 
 
 def _table(rows: list[Row], between: str) -> Table:
-    """`between` parts a number from its interval."""
+    """Make the table; `between` separates a number from its interval."""
     table = Table(Column("", overflow="fold"), *MEASURES, box=None, padding=(0, 1))
     for row in rows:
         table.add_row(escape(row.name), *(_cell(value, between) for value in row[1:]))
@@ -251,9 +257,13 @@ def _table(rows: list[Row], between: str) -> Table:
 def _cell(value: Value | None, between: str) -> str:
     if value is None:
         return "-"
-    interval = "" if value.low is None else f"{between}[{value.low:.3f}, {value.high:.3f}]"
+    interval = (
+        "" if value.low is None or value.high is None else f"{between}[{value.low:.3f}, {value.high:.3f}]"
+    )
     return f"{value.mean:.3f}{escape(interval)}"
 
 
 def _plain(row: Row) -> dict[str, object]:
-    return {key: asdict(v) if hasattr(v, "mean") else v for key, v in row._asdict().items()}
+    from metrics import Value
+
+    return {key: asdict(v) if isinstance(v, Value) else v for key, v in row._asdict().items()}

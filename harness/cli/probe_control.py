@@ -1,4 +1,4 @@
-"""`flowrace probe --control`: state and action read from the layers of a run, or of all runs of a study, as a table."""
+"""`flowrace probe --control`: state and action read from the layers of a run, or of a study's runs."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from harness.probing.control_table import FILE, Asked, measure_study, measuremen
 from harness.records.checkpoint import checkpoints
 from harness.train.trained_run import checkpoint_of_run, spec_of_run
 
-FLOORS = ("pixels", "untrained")
+BASELINES = ("pixels", "untrained")
 
 
 def of_run(
     path: Path, step: int | None, every: bool, asked: Asked, overrides: tuple[str, ...], as_json: bool
 ) -> None:
-    """Measure one checkpoint of a run, or `every` one; nothing is written."""
+    """Measure one checkpoint of a run, or `every` one, without writing anything."""
     spec, newest = spec_of_run(path, overrides), checkpoint_of_run(path, step)
     files = checkpoints(path / "checkpoints") if every else [newest]
     *_, entry = measurements(spec, files, asked)
@@ -35,7 +35,7 @@ def of_run(
 
 
 def of_study(path: Path, every: bool, asked: Asked, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Measure what is missing in a study's table."""
+    """Measure the entries missing from a study's table."""
     table = measure_study(path, asked, overrides, every=every)
     if as_json:
         click.echo(json.dumps(table))
@@ -57,7 +57,7 @@ def _table(runs: Mapping[str, Any]) -> Table:
 
 
 def _rows(entry: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    yield from (("", name, entry[name]) for name in FLOORS)
+    yield from (("", name, entry[name]) for name in BASELINES)
     for step, layers in entry["steps"].items():
         yield from ((step, name, row) for name, row in layers.items())
 
@@ -69,5 +69,5 @@ def _cell(value: Mapping[str, Any]) -> str:
 def _caption(asked: Asked, videos: int) -> str:
     return (
         f"R2 on held-out videos, of a ridge regression to position (state) and displacement (action); "
-        f"time {asked.time:g}, {videos} videos, a quarter of them held out from it"
+        f"time {asked.time:g}, {videos} videos, a quarter of them held out"
     )

@@ -1,1 +1,1 @@
-"""From samples to metric values during a run."""
+"""Evaluation of runs: from samples to metric values."""

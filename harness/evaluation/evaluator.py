@@ -1,9 +1,12 @@
-"""Evaluation: a network -> samples from fixed latents and labels -> features -> numbers. The same for every method and step."""
+"""Evaluation of a run: a network -> samples from fixed latents and labels -> features -> metrics.
+
+Everything is the same for every method and step.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,28 +17,34 @@ from torch import Tensor, nn
 
 from harness.config.spec import EvalSpec
 from harness.data.dataset import Dataset, pictured, shapes_of, x_shape
+from harness.data.open import images
 from harness.encoders.base import Encoder
-from harness.evaluation.extractors import check_enough, check_outputs, open_extractor
-from harness.evaluation.features import Gathered, Pending, fetched, parts_of, take_in
-from harness.evaluation.inputs import check_seen, seen
-from harness.evaluation.metric_names import TRUTHS, Yardstick, check_impartial, favoured, reads_of, yardstick
-from harness.evaluation.noise_floor import FLOORED, chosen, floor, see
+from harness.errors import UserError
+from harness.evaluation.checks import check_extractor, check_impartial, check_metrics
+from harness.evaluation.extractors import open_extractor
+from harness.evaluation.features import FeaturePass, FeatureSet, Masked
+from harness.evaluation.inputs import network_inputs
+from harness.evaluation.metric_names import favoured, input_kind
+from harness.evaluation.noise_floor import halves_mask, noise_floor
 from harness.evaluation.protocol import digest, protocol
-from harness.evaluation.reference_free import ready
+from harness.evaluation.reference_free import prepared
 from harness.evaluation.sample_grid import picture, png
 from harness.files.files import write_atomic
 from harness.flow.sampling import draw_pixels, sample_labels
 from harness.latents.codec import decoder_of
 from harness.runtime.distributed import World
 from harness.runtime.random_streams import Streams
-from harness.runtime.rounds import Round, gather_round, main_first, rounds
+from harness.runtime.rounds import gather_round, main_first, rounds, stop_if_any_failed
 from metrics import MetricError, Value
+from metrics.extractors.base import Extractor
 from metrics.intervals import of_replicates
-from metrics.suite import Metric, Side, metrics_of
+from metrics.suite import Metric, Side, metric_of, metrics_of
+
+REAL_BATCH = 500
 
 
-class Number(NamedTuple):
-    """A metric as the record has it: the mean over replicates with Student's t interval, or one value without any."""
+class MetricResult(NamedTuple):
+    """A metric as it is recorded: the mean over replicates with Student's t interval, or a single value."""
 
     mean: float
     low: float | None
@@ -44,8 +53,9 @@ class Number(NamedTuple):
     """Samples in each replicate."""
     replicates: tuple[float, ...]
 
+    # Any: as JSON
     def row(self) -> dict[str, Any]:
-        """As JSON; a single evaluation lists no replicates."""
+        """Return the result as JSON; a single evaluation lists no replicates."""
         row = self._asdict()
         replicates = row.pop("replicates")
         return row | ({"replicates": list(replicates)} if len(replicates) > 1 else {})
@@ -53,7 +63,7 @@ class Number(NamedTuple):
 
 @dataclass(frozen=True)
 class Result:
-    metrics: dict[str, Number]
+    metrics: dict[str, MetricResult]
     protocol: str
     grid: np.ndarray
     """uint8 (H, W) or (H, W, 3): the first samples, always from the same latents."""
@@ -62,39 +72,36 @@ class Result:
 
     @property
     def rows(self) -> dict[str, dict[str, Any]]:
-        """The metrics as the record has them."""
-        return {name: number.row() for name, number in self.metrics.items()}
+        """The metrics as JSON."""
+        return {name: metric.row() for name, metric in self.metrics.items()}
 
     def save_grid(self, path: Path) -> None:
+        """Write the grid as PNG."""
         write_atomic(path, png(self.grid))
 
 
-class Once(NamedTuple):
-    """One replicate: values and failures by metric, and the first samples."""
+class Replicate(NamedTuple):
+    """One evaluation: values and failures by metric, and the first samples."""
 
-    values: dict[str, float]
+    values: dict[str, Value]
     errors: dict[str, str]
     first: np.ndarray
 
 
-class Drawn(NamedTuple):
-    """One replicate's samples, on the main process: as each network sees them, and those whose pixels are wanted."""
+class Generated(NamedTuple):
+    """The samples of one replicate: each network's features and, on rank 0, the pixels that are needed."""
 
-    sides: dict[str, Gathered]
-    broken: dict[str, str]
-    """Networks whose features are not usable, and why."""
+    features: dict[str, FeaturePass]
     pixels: list[Tensor]
     labels: list[Tensor]
 
 
 class Evaluator:
-    """Prepared once a run: networks, the training split as each of them sees it, floors, latents and labels.
+    """The evaluation of one run: extractors, real features and noise floors, all prepared once.
 
-    Several processes share the passes of the networks, batch by batch (rounds.py): each of them makes an evaluator and calls
-    it. What is measured is measured on the main one, from the rows of all in the order of one process: the numbers have the
-    same bits for any number of processes.
-
-    Raises `UserError` for a metric that is unknown, not to be had, or needs more samples than there are.
+    With several ranks each of them makes an evaluator and calls it. The batches are split over the ranks
+    (runtime/rounds.py), and rank 0 computes the metrics from all rows in single-process order, so the values
+    have the same bits for any number of ranks. Raises `UserError` as `check_metrics` does.
     """
 
     def __init__(
@@ -112,99 +119,127 @@ class Evaluator:
         self.decode, codec = decoder_of(dataset, device)
         dataset = pictured(dataset)
         self.shapes = shapes_of(dataset)
-        self.sticks = [yardstick(name) for name in spec.metrics if name not in TRUTHS]
-        for name in spec.metrics:
-            check_enough(name, spec.samples, len(train))
-        self.reads = {s.extractor: reads_of(s.name, s.extractor) for s in self.sticks}
-        for stick in self.sticks:
-            check_seen(stick.name, stick.extractor, self.reads[stick.extractor], dataset.modality)
-        names = dict.fromkeys(stick.extractor for stick in self.sticks)
+
+        # The metrics and their networks.
+        metrics = check_metrics(spec, dataset, dataset.modality, samples=spec.samples, real=len(train))
+        self.metrics = [metric for metric in metrics if not metric.reference_free]
+        self.kinds = {metric.extractor: input_kind(metric) for metric in self.metrics}
         with main_first(self.world):
             self.extractors = {
-                name: open_extractor(name, spec.weights, dataset, train, device) for name in names
+                name: open_extractor(name, spec.weights, dataset, train, device) for name in self.kinds
             }
-            self.truths = [ready(name, dataset, train, device) for name in spec.metrics if name in TRUTHS]
-        for stick in self.sticks:
-            check_outputs(stick, self.extractors[stick.extractor])
-        self.real, self.floor = self._real(dataset, train, held_out)
-        if self.world.main and held_out is not None and len(held_out):
-            floors = {truth.name: truth.floor(dataset, held_out[: spec.samples]) for truth in self.truths}
-            self.floor |= {name: found for name, found in floors.items() if found}
-        self.about = protocol(spec, dataset, train, self.extractors, self.truths) | codec
+            self.reference_free = [
+                prepared(metric.name, dataset, train, device) for metric in metrics if metric.reference_free
+            ]
+        for metric in self.metrics:
+            check_extractor(metric, self.extractors[metric.extractor])
+
+        # The real side.
+        self.real: dict[str, Side] = {}
+        self.noise_floor: dict[str, dict[str, Any]] = {}
+        first_held_out = np.empty(0, dtype=np.int64) if held_out is None else held_out[: spec.samples]
+        for name in self.extractors:
+            self._prepare_real(name, dataset, train, first_held_out)
+        if self.world.main and len(first_held_out):
+            floors = {m.name: m.noise_floor(dataset, first_held_out) for m in self.reference_free}
+            self.noise_floor |= {name: found for name, found in floors.items() if found}
+
+        self.about = protocol(spec, dataset, train, self.extractors, self.reference_free) | codec
         self.protocol = digest(self.about)
 
     def __call__(self, model: nn.Module) -> Result | None:
-        """Measure a network: every metric, on every replicate. A metric that fails is named in `errors`. None but on the main
-        process."""
-        each = (self._once(model, replicate) for replicate in range(self.spec.replicates))
-        found = [once for once in each if once is not None]
+        """Compute every metric on every replicate. Failing metrics are listed in `errors`.
+
+        Returns None on every rank but 0.
+        """
+        replicates = [self._replicate(model, number) for number in range(self.spec.replicates)]
+        found = [replicate for replicate in replicates if replicate is not None]
         return self._result(found) if found else None
 
-    def _result(self, found: list[Once]) -> Result:
-        errors: dict[str, str] = {}
-        for once in found:
-            errors = once.errors | errors
-        numbers = {
-            name: _number([once.values[name] for once in found], self.spec.samples)
-            for name in self.spec.metrics
-            if name not in errors
-        }
-        return Result(numbers, self.protocol, picture(found[0].first, self.shapes), errors)
-
+    # Any: as JSON
     def described(self, encoders: Iterable[Encoder]) -> dict[str, Any]:
-        """For the record: the protocol, its hash, the floors, and the metrics whose network an encoder of this run is.
+        """Return the protocol, its hash, the noise floors and the metrics computed by an encoder, as JSON.
 
-        Raises `UserError` where that is every metric.
+        Raises `UserError` if an encoder computes every metric.
         """
         known = list(encoders)
         weights = {encoder.sha256 for encoder in known}
-        by_content = {s.name for s in self.sticks if self.extractors[s.extractor].sha256 in weights}
+        by_content = {m.name for m in self.metrics if self.extractors[m.extractor].sha256 in weights}
         by_name = favoured(self.spec.metrics, [encoder.name for encoder in known])
         aligned = [name for name in self.spec.metrics if name in by_content or name in by_name]
         check_impartial(self.spec.metrics, aligned, "spec")
-        return {"hash": self.protocol, "protocol": self.about, "floor": self.floor, "aligned": aligned}
+        return {
+            "hash": self.protocol,
+            "protocol": self.about,
+            "floor": self.noise_floor,
+            "aligned": aligned,
+        }
 
-    def _once(self, model: nn.Module, replicate: int) -> Once | None:
-        drawn = self._drawn(model, replicate)
+    def _prepare_real(self, name: str, dataset: Dataset, train: np.ndarray, held_out: np.ndarray) -> None:
+        """Extract a network's features of the training split, and its metrics' noise floors."""
+        needed = self._needed(name)
+        real = {metric.real for metric in needed} - {""}
+        floored = {metric.real for metric in needed if metric.noise_floor}
+        whole, one, other, unseen = (
+            FeatureSet.of_parts(parts) for parts in (real, floored, floored, floored)
+        )
+        mask = halves_mask(len(train), self.spec.samples)
+        if real:
+            self._see(name, dataset, train, [Masked(whole), Masked(one, mask), Masked(other, ~mask)])
+        if floored and len(held_out):
+            self._see(name, dataset, held_out, [Masked(unseen)])
+        self.real[name] = whole.side()
+        if not self.world.main:
+            return
+        for metric in self.metrics:
+            if metric.extractor == name and metric_of(metric.value).noise_floor:
+                part = metric_of(metric.value).real
+                pairs = {"train_halves": (other, one), "held_out": (whole, unseen)}
+                floors = {
+                    who: noise_floor(rest.moments[part], subset.moments[part])
+                    for who, (rest, subset) in pairs.items()
+                }
+                self.noise_floor[metric.name] = {who: found for who, found in floors.items() if found}
+
+    def _see(self, name: str, dataset: Dataset, index: np.ndarray, sets: Sequence[Masked]) -> None:
+        real_features(self.extractors[name], dataset, index, sets, self.kinds[name], self.world)
+
+    def _replicate(self, model: nn.Module, number: int) -> Replicate | None:
+        generated = self._generate(model, number)
         if not self.world.main:
             return None
-        values, errors = self._measured(drawn.sides, drawn.broken)
-        pixels, labels = torch.cat(drawn.pixels), torch.cat(drawn.labels)
-        for truth in self.truths:
+        values, errors = self._compare(generated.features)
+        pixels, labels = torch.cat(generated.pixels), torch.cat(generated.labels)
+        for metric in self.reference_free:
             try:
-                values[truth.name] = truth(pixels, self.shapes, labels)
+                values[metric.name] = metric(pixels, self.shapes, labels)
             except MetricError as error:
-                errors[truth.name] = str(error)
-        return Once(values, errors, pixels[: self.spec.grid].numpy())
+                errors[metric.name] = str(error)
+        return Replicate(values, errors, pixels[: self.spec.grid].numpy())
 
-    def _drawn(self, model: nn.Module, replicate: int) -> Drawn:
-        """Replicate r has the samples of numbers r N .. (r + 1) N - 1: latents and labels of its own. While one round is
-        generated the features of the one before are on their way."""
+    def _generate(self, model: nn.Module, replicate: int) -> Generated:
+        """Draw the samples r N .. (r + 1) N - 1 of replicate r, each with its own latent and label."""
         spec, world = self.spec, self.world
-        sides = {name: Gathered(parts_of(self._values(name)).fake) for name in self.extractors}
-        drawn = Drawn(sides, broken={}, pixels=[], labels=[])
-        keeps = spec.samples if self.truths else spec.grid
-        waiting: dict[str, Pending] = {}
+        passes = {name: self._generated_pass(name) for name in self.extractors}
+        pixels_needed = spec.samples if self.reference_free else spec.grid
+        generated = Generated(passes, pixels=[], labels=[])
         numbers = range(replicate * spec.samples, (replicate + 1) * spec.samples)
         for turn in rounds(numbers, spec.batch_size, world):
-            pixels = self._pixels(model, turn.local)
-            if turn.combined.start - numbers.start < keeps:
+            pixels, labels = self._pixels(model, turn.local), self._labels(turn.combined)
+            if turn.combined.start - numbers.start < pixels_needed:
                 shown = gather_round(pixels, turn, world)
                 if shown is not None:
-                    drawn.pixels.append(shown.cpu())
-                    drawn.labels.append(self._labels(turn.combined))
-            now = self._looked_at(pixels, sides, turn)
-            take_in(sides, waiting, self._labels, drawn.broken)
-            waiting = now
-        take_in(sides, waiting, self._labels, drawn.broken)
-        return drawn
+                    generated.pixels.append(shown.cpu())
+                    generated.labels.append(labels)
+            for name, features in passes.items():
+                features.add(network_inputs(pixels, self.shapes, self.kinds[name]), labels, turn)
+        for features in passes.values():
+            features.finish()
+        return generated
 
-    def _looked_at(self, pixels: Tensor, sides: Mapping[str, Gathered], turn: Round) -> dict[str, Pending]:
-        shown = {name: seen(pixels, self.shapes, self.reads[name]) for name in self.extractors}
-        return {
-            name: fetched(extract, shown[name], sides[name].outputs, turn, self.world)
-            for name, extract in self.extractors.items()
-        }
+    def _generated_pass(self, name: str) -> FeaturePass:
+        parts = {metric.fake for metric in self._needed(name)}
+        return FeaturePass(self.extractors[name], [Masked(FeatureSet.of_parts(parts))], self.world)
 
     def _labels(self, numbers: range) -> Tensor:
         return sample_labels(self.spec, Streams(self.spec.seed), np.array(numbers), self.classes)
@@ -215,65 +250,87 @@ class Evaluator:
             model, self.spec, self.shape, self.classes, self.device, index, labels, self.decode
         )
 
-    def _measured(
-        self, sides: Mapping[str, Gathered], broken: Mapping[str, str]
-    ) -> tuple[dict[str, float], dict[str, str]]:
+    def _compare(self, passes: dict[str, FeaturePass]) -> tuple[dict[str, Value], dict[str, str]]:
+        """Compute the metrics of each network from its real and its generated side."""
         values, errors = {}, {}
-        for name, gathered in sides.items():
-            fake, real = gathered.side(), self.real[name]
-            for metric in metrics_of(self._values(name)):
-                numbers, error = ({}, broken[name]) if name in broken else _compute(metric, real, fake)
-                for stick in self._sticks_of(name, metric):
-                    if error:
-                        errors[stick.name] = error
-                    else:
-                        values[stick.name] = numbers[stick.value]
+        for name, features in passes.items():
+            fake = features.sets[0].into.side()
+            for metric in self._needed(name):
+                found, error = (
+                    ({}, str(features.error)) if features.error else _compute(metric, self.real[name], fake)
+                )
+                for spec in self.metrics:
+                    if spec.extractor == name and spec.value in metric.values:
+                        if error:
+                            errors[spec.name] = error
+                        else:
+                            values[spec.name] = found[spec.value]
         return values, errors
 
-    def _values(self, extractor: str) -> list[str]:
-        return [stick.value for stick in self.sticks if stick.extractor == extractor]
+    def _result(self, replicates: list[Replicate]) -> Result:
+        errors: dict[str, str] = {}
+        for replicate in replicates:
+            errors = replicate.errors | errors
+        metrics = {
+            name: _result_of([replicate.values[name] for replicate in replicates], self.spec.samples)
+            for name in self.spec.metrics
+            if name not in errors
+        }
+        return Result(metrics, self.protocol, picture(replicates[0].first, self.shapes), errors)
 
-    def _sticks_of(self, extractor: str, metric: Metric) -> list[Yardstick]:
-        return [s for s in self.sticks if s.extractor == extractor and s.value in metric.values]
-
-    def _real(
-        self, dataset: Dataset, train: np.ndarray, held_out: np.ndarray | None
-    ) -> tuple[dict[str, Side], dict[str, dict[str, Any]]]:
-        """The training split as each network sees it, and the floors of the metrics that have one."""
-        sides, floors = {}, {}
-        half = chosen(len(train), self.spec.samples)
-        for name, extract in self.extractors.items():
-            values = self._values(name)
-            streamed = {FLOORED[value] for value in values if value in FLOORED}
-            whole, one, other = Gathered(parts_of(values).real), Gathered(streamed), Gathered(streamed)
-            unseen = Gathered(streamed)
-            if parts_of(values).real:
-                halves = [(whole, None), (one, half), (other, ~half)]
-                see(extract, dataset, train, halves, self.reads[name], self.world)
-            if streamed and held_out is not None:
-                first = held_out[: self.spec.samples]
-                see(extract, dataset, first, [(unseen, None)], self.reads[name], self.world)
-            sides[name] = whole.side()
-            for stick in self.sticks:
-                if stick.extractor == name and stick.value in FLOORED:
-                    part = FLOORED[stick.value]
-                    floors[stick.name] = floor(*(g.moments[part] for g in (whole, one, other, unseen)))
-        return sides, floors
+    def _needed(self, extractor: str) -> list[Metric]:
+        return metrics_of(metric.value for metric in self.metrics if metric.extractor == extractor)
 
 
-def _number(values: list[float], n: int) -> Number:
-    """Of one replicate the interval is its own, over samples, where it has one."""
-    own = values[0] if len(values) == 1 and isinstance(values[0], Value) else None
-    found = own if own is not None else of_replicates(values, n)
-    return Number(found.mean, found.low, found.high, n, tuple(values))
+def real_features(
+    extract: Extractor,
+    dataset: Dataset,
+    index: np.ndarray,
+    sets: Sequence[Masked],
+    kind: str,
+    world: World,
+) -> None:
+    """Extract features of the real samples once and add them to every set (all rows, or those in its mask).
+
+    The work is split over ranks; rank 0 holds the result. Raises `UserError` for features that cannot be
+    used, on the rank that notices, and `RunStopped` on the others.
+    """
+    features = FeaturePass(extract, sets, world)
+
+    def stop_if_failed(failed: MetricError | None) -> None:
+        stop_if_any_failed(world, failed is not None)
+        if failed is not None:
+            raise UserError(f"the training data cannot be measured by '{extract.name}': {failed}") from failed
+
+    for turn in rounds(range(len(index)), REAL_BATCH, world):
+        x = torch.from_numpy(images(dataset, index[turn.local.start : turn.local.stop])[0])
+        failed: MetricError | None = None
+        try:
+            features.add(network_inputs(x, shapes_of(dataset), kind), turn=turn)
+        except MetricError as error:
+            failed = error
+        stop_if_failed(failed or features.error)
+    features.finish()
+    stop_if_failed(features.error)
 
 
-def _compute(metric: Metric, real: Side, fake: Side) -> tuple[dict[str, float], str]:
-    """The values of a metric by name, or why there are none."""
+def _result_of(values: Sequence[Value], n: int) -> MetricResult:
+    """Summarize replicates.
+
+    With a single replicate, use the metric's own interval over samples, if it has one.
+    """
+    found = values[0] if len(values) == 1 else of_replicates([value.mean for value in values], n)
+    return MetricResult(found.mean, found.low, found.high, n, tuple(value.mean for value in values))
+
+
+def _compute(metric: Metric, real: Side, fake: Side) -> tuple[dict[str, Value], str]:
+    """Return the values of a metric by name, without their intervals, or why there are none."""
     try:
-        numbers = [float(value) for value in metric.compute(real, fake)]
+        # The record of a single evaluation has no interval for these metrics: it would be over samples, and the
+        # interval of several evaluations is over replicates.
+        found = [Value(value.mean) for value in metric.compute(real, fake)]
     except (MetricError, np.linalg.LinAlgError) as error:
         return {}, str(error)
-    if not all(map(math.isfinite, numbers)):
+    if not all(math.isfinite(value.mean) for value in found):
         return {}, f"{metric.values[0]} is not finite"
-    return dict(zip(metric.values, numbers, strict=True)), ""
+    return dict(zip(metric.values, found, strict=True)), ""

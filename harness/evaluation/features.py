@@ -1,9 +1,12 @@
-"""What one pass of a network over samples leaves: moments where they are enough, float32 rows where a metric wants them."""
+"""The feature pass: the outputs of one network over samples, kept as moments or as rows.
+
+A race (evaluator.py) and `flowrace eval SAMPLES` (samples/score.py) both make their feature sets here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,107 +17,204 @@ from harness.runtime.rounds import Round, gather_round
 from metrics import MetricError
 from metrics.distances.frechet import Moments
 from metrics.extractors.base import Extractor
-from metrics.suite import Metric, Side, metrics_of
+from metrics.suite import Side
 
 STREAMED = {"features", "spatial"}
+"""Parts of a `Side` of which moments are enough."""
 KEPT = {"rows": "features", "logits": "logits"}
-"""Part -> the output whose rows it is."""
+"""Part of a `Side` that is needed row by row -> the output of the network whose rows it is."""
 
 
-class Parts(NamedTuple):
-    """What metrics need of the two sides, by the names of `metrics.suite.Metric`."""
+class FeatureSet:
+    """The outputs of a network for a set of samples, some as moments, some row by row, some both ways."""
 
-    real: frozenset[str]
-    fake: frozenset[str]
+    def __init__(
+        self, moments: Collection[str] = (), rows: Collection[str] = (), count: int | None = None
+    ) -> None:
+        """Keep these outputs. If the number of samples is known, `count` saves a copy of the rows."""
+        self.moments = {name: Moments() for name in moments}
+        self._rows = {name: _Rows(count) for name in rows}
 
+    @classmethod
+    def of_parts(cls, parts: Collection[str]) -> FeatureSet:
+        """Keep what these parts of a `Side` are made of, and the labels if any are given."""
+        moments = [part for part in sorted(STREAMED) if part in parts]
+        return cls(moments, [*(output for part, output in KEPT.items() if part in parts), "labels"])
 
-def parts_of(values: Iterable[str]) -> Parts:
-    """What these values need."""
-    found: list[Metric] = metrics_of(values)
-    return Parts(frozenset(m.real for m in found) - {""}, frozenset(m.fake for m in found))
-
-
-class Gathered:
-    """One side's features, batch by batch."""
-
-    def __init__(self, parts: Collection[str]) -> None:
-        self.moments = {part: Moments() for part in STREAMED if part in parts}
-        self._rows: dict[str, list[np.ndarray]] = {part: [] for part in KEPT if part in parts}
-        self._labels: list[np.ndarray] = []
+    @classmethod
+    def restored(cls, moments: Mapping[str, Moments], rows: Mapping[str, np.ndarray]) -> FeatureSet:
+        """Make a set of outputs that were kept before."""
+        found = cls(rows=rows)
+        found.moments = dict(moments)
+        for name, array in rows.items():
+            found._rows[name].add(array)
+        return found
 
     @property
     def outputs(self) -> set[str]:
-        """The outputs of a network that this side is made of."""
-        return {*self.moments, *(KEPT[part] for part in self._rows)}
+        """The outputs of a network that this set is made of."""
+        return {*self.moments, *self._rows} - {"labels"}
 
-    def add(self, outputs: dict[str, Tensor], labels: Tensor | None = None) -> None:
-        """Take in a batch on the CPU; raises `MetricError` for features that are not finite."""
-        for part, moments in self.moments.items():
-            moments.add(outputs[part])
-        for part, rows in self._rows.items():
-            rows.append(outputs[KEPT[part]].numpy())
-        if labels is not None:
-            self._labels.append(labels.numpy())
+    @property
+    def rows(self) -> dict[str, np.ndarray]:
+        """What was kept row by row, if any sample had it."""
+        return {name: rows.array() for name, rows in self._rows.items() if rows.parts}
+
+    def add(self, outputs: Mapping[str, Tensor], mask: np.ndarray | None = None) -> None:
+        """Add a batch on the CPU, or its samples under a mask.
+
+        Raises `MetricError` for features that are not finite.
+        """
+        kept = None if mask is None else torch.from_numpy(mask)
+        if kept is not None and not kept.any():
+            return
+        for name, x in outputs.items():
+            found = x if kept is None else x[kept]
+            if name in self.moments:
+                self.moments[name].add(found)
+            if name in self._rows:
+                self._rows[name].add(found.numpy())
+
+    def merged(self, other: FeatureSet) -> FeatureSet:
+        """Return the moments of both sets together; rows are not merged."""
+        whole = FeatureSet()
+        for source in (self, other):
+            for name, moments in source.moments.items():
+                whole.moments.setdefault(name, Moments()).merge(moments)
+        return whole
+
+    def part(self, name: str) -> np.ndarray | Moments | None:
+        """Return the moments of an output, or else its rows, or None."""
+        return self.moments.get(name, self.rows.get(name))
 
     def side(self) -> Side:
-        rows = {part: np.concatenate(found) for part, found in self._rows.items() if found}
+        """Return the set as metrics take it."""
+        rows = self.rows
         return Side(
-            features=self.moments.get("features"),
-            rows=rows.get("rows"),
-            spatial=self.moments.get("spatial"),
+            features=self.part("features"),
+            rows=rows.get("features"),
+            spatial=self.part("spatial"),
             logits=rows.get("logits"),
-            labels=np.concatenate(self._labels) if self._labels else None,
+            labels=rows.get("labels"),
         )
 
 
-class Pending(NamedTuple):
-    """Outputs of all processes on their way to the host of the main one, and to no other: nobody waits for them before
-    `arrived`."""
+class _Rows:
+    """Rows that come in parts; if their number is known, they are written into one array as they come."""
+
+    def __init__(self, count: int | None) -> None:
+        self.count, self.n = count, 0
+        self.parts: list[np.ndarray] = []
+
+    def add(self, part: np.ndarray) -> None:
+        if self.count is None:
+            self.parts.append(part)
+            return
+        if not self.parts:
+            self.parts.append(np.empty((self.count, *part.shape[1:]), part.dtype))
+        self.parts[0][self.n : self.n + len(part)] = part
+        self.n += len(part)
+
+    def array(self) -> np.ndarray:
+        if len(self.parts) > 1:
+            self.parts = [np.concatenate(self.parts)]
+        return self.parts[0]
+
+
+class Masked(NamedTuple):
+    """A feature set of some of the samples."""
+
+    into: FeatureSet
+    mask: np.ndarray | None = None
+    """bool, one entry a sample; None for all samples."""
+
+
+class _Pending(NamedTuple):
+    """Outputs being gathered into rank 0's host memory; the transfer is asynchronous until `_arrived`."""
 
     outputs: dict[str, Tensor]
-    turn: Round
+    size: int
+    """Rows of one batch; a round of several ranks has several."""
     done: torch.cuda.Event | None = None
 
 
-def fetched(
-    extract: Extractor, pixels: Tensor, wanted: Collection[str], turn: Round, world: World
-) -> Pending:
-    """Start one pass of a network over this process's uint8 images of a round, and the way of the wanted outputs."""
-    found = extract.outputs(pixels)
-    found["features"] = found[extract.output]
-    rows = {name: gather_round(found[name], turn, world) for name in sorted(wanted)}
-    if not world.main:
-        return Pending({}, turn)
-    if extract.device.type != "cuda":
-        return Pending({name: x.cpu() for name, x in rows.items()}, turn)
-    host = {name: x.to("cpu", non_blocking=True) for name, x in rows.items()}
-    done = torch.cuda.Event()
-    done.record()
-    return Pending(host, turn, done)
+class FeaturePass:
+    """One network over samples, batch by batch, into feature sets.
+
+    While one batch is computed the outputs of the one before are on their way to the host. The work can be
+    split over ranks, each with one batch of a round; rank 0 holds the result, in the order of a single
+    process.
+    """
+
+    # Any: an extractor over images, clips or recordings, which share no base class
+    def __init__(self, extract: Any, sets: Sequence[Masked], world: World | None = None) -> None:
+        self.extract, self.sets = extract, sets
+        self.world = world or World(0, 1, extract.device)
+        self.wanted = sorted(set().union(*(kept.into.outputs for kept in sets)))
+        self.error: MetricError | None = None
+        """Why the features cannot be used; batches after that are not kept."""
+        self.n = 0
+        """Samples kept."""
+        self._waiting: _Pending | None = None
+
+    def add(self, inputs: Any, labels: Tensor | None = None, turn: Round | None = None) -> None:
+        """Pass a batch, or this rank's batch of a round, and keep the batch before.
+
+        `labels` are those of the whole round. Raises `MetricError` for inputs that the network does not take.
+        """
+        pending = self._passed(inputs, labels, turn)
+        self.finish()
+        self._waiting = pending
+
+    def finish(self) -> None:
+        """Keep the last batch."""
+        pending, self._waiting = self._waiting, None
+        if pending is None or self.error is not None:
+            return
+        try:
+            for outputs in _arrived(pending):
+                self._keep(outputs)
+        except MetricError as error:
+            self.error = error
+
+    def _passed(self, inputs: Any, labels: Tensor | None, turn: Round | None) -> _Pending | None:
+        found = outputs_of(self.extract, inputs)
+        rows = {name: found[name] for name in self.wanted if name in found}
+        if turn is not None:
+            gathered = {name: gather_round(x, turn, self.world) for name, x in rows.items()}
+            rows = {name: x for name, x in gathered.items() if x is not None}
+        if not self.world.main:
+            return None
+        size = turn.size if turn is not None else len(found["features"])
+        extra = {} if labels is None else {"labels": labels}
+        if self.extract.device.type != "cuda":
+            return _Pending({name: x.cpu() for name, x in rows.items()} | extra, size)
+        host = {name: x.to("cpu", non_blocking=True) for name, x in rows.items()}
+        done = torch.cuda.Event()
+        done.record()
+        return _Pending(host | extra, size, done)
+
+    def _keep(self, outputs: dict[str, Tensor]) -> None:
+        count = len(next(iter(outputs.values())))
+        for into, mask in self.sets:
+            into.add(outputs, None if mask is None else mask[self.n : self.n + count])
+        self.n += count
 
 
-def arrived(pending: Pending) -> Iterator[tuple[range, dict[str, Tensor]]]:
-    """The samples and the outputs of each batch of the round."""
+def outputs_of(extract: Any, inputs: Any) -> dict[str, Tensor]:
+    """Return all outputs of one pass by name; the extractor's own is `features`."""
+    if not isinstance(extract, Extractor):
+        return {"features": extract(inputs)}
+    found = extract.outputs(inputs)
+    return {**found, "features": found[extract.output]}
+
+
+def _arrived(pending: _Pending) -> Iterator[dict[str, Tensor]]:
+    """Wait for the outputs and return them batch by batch."""
     if not pending.outputs:
         return
     if pending.done is not None:
         pending.done.synchronize()
-    columns = [x.split(pending.turn.size) for x in pending.outputs.values()]
-    for numbers, *batch in zip(pending.turn.batches, *columns, strict=True):
-        yield numbers, dict(zip(pending.outputs, batch, strict=True))
-
-
-def take_in(
-    sides: Mapping[str, Gathered],
-    pending: Mapping[str, Pending],
-    labels: Callable[[range], Tensor],
-    broken: dict[str, str],
-) -> None:
-    """Take in a round of every network; one whose features are not usable is noted in `broken`, with the reason."""
-    for name, waiting in pending.items():
-        try:
-            for numbers, outputs in arrived(waiting):
-                if name not in broken:
-                    sides[name].add(outputs, labels(numbers))
-        except MetricError as error:
-            broken[name] = str(error)
+    columns = [x.split(pending.size) for x in pending.outputs.values()]
+    for batch in zip(*columns, strict=True):
+        yield dict(zip(pending.outputs, batch, strict=True))

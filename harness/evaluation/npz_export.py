@@ -1,7 +1,8 @@
-"""Many samples into one npz of ADM's layout, by any number of processes, and resumable.
+"""Export of samples to one npz in ADM's layout, by any number of ranks, resumable.
 
-Batches of fixed number ranges are drawn in turn by the processes and kept beside the output until all are there, so the file has
-the same bytes whether or not it was interrupted. `arr_0` is uint8 (N, H, W, C); `arr_1`, where there are classes, int64 (N,).
+Batches of fixed number ranges are drawn by the ranks in turn and kept next to the output until all exist, so
+the file has the same bytes whether or not it was interrupted. `arr_0` is uint8 (N, H, W, C); with classes,
+`arr_1` is int64 (N,).
 """
 
 from __future__ import annotations
@@ -33,19 +34,19 @@ JOB = "job.json"
 
 
 class Job(NamedTuple):
-    """What is to be drawn: all that the bytes depend on."""
+    """Everything that the bytes of the file depend on."""
 
     model: str
-    """The checkpoint, by the hash of its file."""
+    """The hash of the checkpoint's file."""
     spec: EvalSpec
     shape: tuple[int, ...]
     classes: int
     only: tuple[int, ...]
     """The classes to draw from; empty for all."""
     latent: tuple[int, ...] | None = None
-    """What the network draws, where that is not yet an image."""
+    """The shape that the network draws, if it is not an image."""
     codec: str = ""
-    """The sha256 of what decodes it."""
+    """The sha256 of the codec that decodes it."""
 
     @property
     def drawn(self) -> tuple[int, ...]:
@@ -73,23 +74,24 @@ class Job(NamedTuple):
 
 
 def check_classes(only: tuple[int, ...], classes: int) -> None:
-    """Raise `UserError` for a class that the run has not."""
+    """Raise `UserError` for a class that the run does not have."""
     for label in only:
         if not 0 <= label < classes:
             raise UserError(f"--classes {label}: this run has classes 0 .. {classes - 1}")
 
 
 def draw_bulk(model: nn.Module, job: Job, output: Path, world: World, decode: Decode | None = None) -> None:
-    """Draw the samples of a job into `output`, going on from the batches that are there already.
+    """Draw the samples of a job into `output`, resuming from existing batches.
 
-    Raises `UserError` where the folder of batches is of another job, in use by another command, or cannot be written.
+    Raises `UserError` if the folder of batches belongs to another job, is in use, or cannot be written.
     """
     folder = output.with_name(f"{output.name}.parts")
     try:
         with _claimed(folder, job) if world.main else nullcontext():
             _draw(model, job, output, folder, world, decode)
         if world.main:
-            shutil.rmtree(folder)  # behind the lock: a network file system keeps a file that is open
+            # After the lock is released: a network file system keeps a file that is open.
+            shutil.rmtree(folder)
     except OSError as error:
         raise UserError(f"cannot write {error.filename or output}: {error.strerror}") from error
 
@@ -117,7 +119,7 @@ def _draw(
 
 @contextmanager
 def _claimed(folder: Path, job: Job) -> Iterator[None]:
-    """The folder of batches of a job, held against a second command."""
+    """Make the folder of batches of a job and lock it."""
     folder.mkdir(parents=True, exist_ok=True)
     with take_lock(folder / LOCK, str(folder)):
         _begin(folder, job)
@@ -125,7 +127,7 @@ def _claimed(folder: Path, job: Job) -> Iterator[None]:
 
 
 def _begin(folder: Path, job: Job) -> None:
-    """Name the job in the folder of batches; raise `UserError` where it is another's."""
+    """Record the job in the folder of batches; raises `UserError` if it belongs to another."""
     note = folder / JOB
     if not note.exists():
         write_atomic(note, json.dumps({"job": job.digest}).encode())
@@ -136,7 +138,7 @@ def _begin(folder: Path, job: Job) -> None:
         known = None
     if known != job.digest:
         raise UserError(
-            f"{folder} holds batches of other samples than these (another run, step, number or setting): "
+            f"{folder} holds batches of other samples (another run, step, number or setting): "
             "remove it, or give another output"
         )
 
@@ -152,7 +154,7 @@ def _keep(folder: Path, part: range, drawn: Tensor) -> None:
 
 
 def _whole(folder: Path, part: range, job: Job) -> bool:
-    """Whether the batch is there with all its bytes."""
+    """Return whether the batch exists and is complete."""
     try:
         found = np.load(_name(folder, part), mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):

@@ -1,4 +1,4 @@
-"""What makes two values of a metric comparable, as data and as a hash."""
+"""The evaluation protocol: everything that makes two values of a metric comparable, as data and as a hash."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import numpy as np
 
 from harness.config.spec import EvalSpec
 from harness.data.dataset import Dataset, shapes_of
-from harness.evaluation.metric_names import TRUTHS, yardstick
-from harness.evaluation.reference_free import Truth
+from harness.evaluation.metric_names import metric_spec
+from harness.evaluation.reference_free import ReferenceFreeMetric
 from metrics.extractors.base import Extractor
-from metrics.suite import settings
+from metrics.suite import metric_of
 
 
 def protocol(
@@ -22,16 +22,21 @@ def protocol(
     dataset: Dataset,
     train: np.ndarray,
     extractors: Mapping[str, Extractor],
-    truths: Iterable[Truth] = (),
+    reference_free: Iterable[ReferenceFreeMetric] = (),
 ) -> dict[str, Any]:
-    """Everything that makes two values comparable, as JSON. How often a value was measured does not belong to it."""
+    """Return everything that makes two values comparable, as JSON.
+
+    The number of replicates is not part of it.
+    """
     fields = spec.model_dump(
         mode="json", exclude={"every", "batch_size", "grid", "replicates", "weights", "samples"}
     )
     if spec.precision == "float32":
-        del fields["precision"]  # as protocols were before there was a choice
-    known = {truth.name: truth.about for truth in truths}
-    values = {yardstick(name).value for name in spec.metrics if name not in TRUTHS}
+        # Protocols from before there was a choice have no such field.
+        del fields["precision"]
+    prepared = {metric.name: metric.about for metric in reference_free}
+    named = [metric_spec(name) for name in spec.metrics]
+    settings = {m.value: metric_of(m.value).settings for m in named if not m.reference_free}
     return {
         **fields,
         "n_fake": spec.samples,
@@ -43,11 +48,11 @@ def protocol(
             name: {"sha256": e.sha256, "dim": e.dim, "preprocessing": e.preprocessing}
             for name, e in extractors.items()
         },
-        **({"truths": known} if known else {}),
-        "settings": {value: settings(value) for value in sorted(values) if settings(value)},
+        **({"truths": prepared} if prepared else {}),
+        "settings": {value: settings[value] for value in sorted(settings) if settings[value]},
     }
 
 
 def digest(about: Mapping[str, Any]) -> str:
-    """12 hex digits over a protocol: numbers with different ones must not be compared."""
+    """Return 12 hex digits over a protocol; values with different digests must not be compared."""
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,14 +1,14 @@
-"""Metrics of samples themselves, for data whose truth is known: `eval.metrics` names that need no reference features.
+"""Reference-free metrics: `eval.metrics` names that are measured on the samples themselves.
 
-    dynamics                      moving_digits     pixels from the nearest path that a digit could take; 0 is true
-    sync                          bounce            share of impacts and clicks with a partner within one frame; 1 is true
-    agreement:local               videos, classes   share of pairs of a video's frames in which a classifier finds one class
-    drift:local                   videos, classes   how far features wander within a video, over how far videos are apart
-    cer:reader, cer:tesseract     words             character error rate, read by a network trained here or by Tesseract
+    dynamics                      moving_digits     pixels from the nearest possible path of a digit; 0 is perfect
+    sync                          bounce            share of impacts and clicks with a partner within one frame; 1 is perfect
+    agreement:local               videos, classes   share of pairs of a video's frames given the same class by a classifier
+    drift:local                   videos, classes   variation of features within a video, over that between videos
+    cer:reader, cer:tesseract     words             character error rate, read by a locally trained network or by Tesseract
 
-What each measures exactly is in metrics/domain/video_consistency.py, sync.py and typography.py. Beside every value stand, as its floor, what
-held-out real samples score and what they score spoilt: frames out of order or swapped among videos, another video's sound,
-another word's picture.
+Definitions are in metrics/domain/video_consistency.py, audio_video_sync.py and typography.py. The noise floor
+of each value is what held-out real samples score, and what they score spoilt: frames out of order or swapped
+among videos, another video's sound, another word's picture.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from harness.backbone.tokens import split_parts
 from harness.data.dataset import Dataset, shapes_of
 from harness.data.open import images
 from harness.errors import UserError
-from harness.evaluation.metric_names import check_truth
 from harness.files.cache import cache_dir
 from harness.runtime.random_streams import Streams
 from metrics import MetricError, Value
@@ -39,28 +38,32 @@ from metrics.extractors.registry import load_extractor
 Parts = list[np.ndarray]
 """uint8 samples, one array (N, *shape) a part."""
 Measure = Callable[[Parts, np.ndarray], Value]
-"""Of samples and their labels (N,)."""
+"""Samples and their labels (N,) -> the value."""
 READER_TEXTS = 4000
 """Random strings that the reader of `cer:reader` learns from."""
 
 
 @dataclass(frozen=True)
-class Truth:
-    """A metric made ready for a data set."""
+class ReferenceFreeMetric:
+    """A metric prepared for a data set."""
 
     name: str
     measure: Measure
     spoil: Callable[[Parts, np.ndarray], tuple[Parts, np.ndarray]]
-    """Real samples -> what the metric should call bad."""
+    """Real samples -> samples that the metric should score badly."""
     about: dict[str, Any]
-    """What its values depend on beside the samples."""
+    """What its values depend on in addition to the samples."""
 
     def __call__(self, x: torch.Tensor, shapes: Sequence[tuple[int, ...]], labels: torch.Tensor) -> Value:
-        """Of uint8 samples (N, ...) of parts with these shapes; raises `MetricError` where it is not defined."""
+        """Measure uint8 samples (N, ...) of parts with these shapes; raises `MetricError` if it is not
+        defined.
+        """
         return self.measure([part.numpy() for part in split_parts(x, shapes)], labels.numpy())
 
-    def floor(self, dataset: Dataset, index: np.ndarray) -> dict[str, dict[str, Any]]:
-        """What real samples score, and what they score spoilt; nothing where they are too few or too alike to have a value."""
+    def noise_floor(self, dataset: Dataset, index: np.ndarray) -> dict[str, dict[str, Any]]:
+        """Return what real samples score, as they are and spoilt; empty if they are too few or too alike for
+        a value.
+        """
         x, labels = images(dataset, index)
         parts = [part.numpy() for part in split_parts(torch.from_numpy(x), shapes_of(dataset))]
         found = {"held_out": (parts, labels), "spoilt": self.spoil(parts, labels)}
@@ -71,9 +74,10 @@ class Truth:
         return {who: {"mean": mean, "n": len(index), "n_real": 0} for who, mean in means.items()}
 
 
-def ready(name: str, dataset: Dataset, train: np.ndarray, device: torch.device) -> Truth:
-    """The metric for a data set; raises `UserError` for data that do not have it, and for a reader that is not installed."""
-    check_truth(name, dataset, dataset.modality)
+def prepared(name: str, dataset: Dataset, train: np.ndarray, device: torch.device) -> ReferenceFreeMetric:
+    """Prepare the metric for a data set that has it (checks.py); raises `UserError` for a reader that is not
+    installed.
+    """
     value, _, by = name.partition(":")
     try:
         return _MAKERS[value](name, by, dataset, train, device)
@@ -81,35 +85,35 @@ def ready(name: str, dataset: Dataset, train: np.ndarray, device: torch.device) 
         raise UserError(f"eval.metrics '{name}': {error}") from error
 
 
-def _dynamics(name: str, _: str, dataset: Any, *__: Any) -> Truth:
+def _dynamics(name: str, _: str, dataset: Any, *__: Any) -> ReferenceFreeMetric:
     world = dict(dataset.motion)
 
     def measure(parts: Parts, _: np.ndarray) -> Value:
         return dynamics_error(centres(parts[0][:, 0]), **world)
 
-    return Truth(name, measure, _frames_out_of_order, world)
+    return ReferenceFreeMetric(name, measure, _frames_out_of_order, world)
 
 
-def _sync(name: str, _: str, dataset: Any, *__: Any) -> Truth:
+def _sync(name: str, _: str, dataset: Any, *__: Any) -> ReferenceFreeMetric:
     per_frame = dataset.sound_frames
 
     def measure(parts: Parts, _: np.ndarray) -> Value:
-        seen, heard = impacts(parts[0][:, 0]), clicks(parts[1], per_frame=per_frame)
-        return synchrony(seen, heard, frames=parts[0].shape[2]).share
+        visible, audible = impacts(parts[0][:, 0]), clicks(parts[1], per_frame=per_frame)
+        return synchrony(visible, audible, frames=parts[0].shape[2]).share
 
     def spoil(parts: Parts, labels: np.ndarray) -> tuple[Parts, np.ndarray]:
         return [parts[0], np.roll(parts[1], 1, axis=0)], labels
 
-    return Truth(name, measure, spoil, {"per_frame": per_frame, "within": 1.0})
+    return ReferenceFreeMetric(name, measure, spoil, {"per_frame": per_frame, "within": 1.0})
 
 
-def _cer(name: str, by: str, dataset: Any, *_: Any) -> Truth:
+def _cer(name: str, by: str, dataset: Any, *_: Any) -> ReferenceFreeMetric:
     read, about = _reader(dataset) if by == "reader" else _tesseract()
 
     def measure(parts: Parts, labels: np.ndarray) -> Value:
         return error_rate(read(parts[0][:, 0]), [dataset.words[label] for label in labels])
 
-    return Truth(name, measure, lambda parts, labels: (parts, np.roll(labels, 1)), about)
+    return ReferenceFreeMetric(name, measure, lambda parts, labels: (parts, np.roll(labels, 1)), about)
 
 
 def _reader(dataset: Any) -> tuple[Callable[[np.ndarray], list[str]], dict[str, Any]]:
@@ -119,12 +123,14 @@ def _reader(dataset: Any) -> tuple[Callable[[np.ndarray], list[str]], dict[str, 
 
 def _tesseract() -> tuple[Callable[[np.ndarray], list[str]], dict[str, Any]]:
     if shutil.which("tesseract") is None:
-        raise MetricError("Tesseract is not installed; run: apt install tesseract-ocr, or take cer:reader")
+        raise MetricError("Tesseract is not installed; run: apt install tesseract-ocr, or use cer:reader")
     said = subprocess.run(["tesseract", "--version"], capture_output=True, text=True, check=True)
     return tesseract, {"version": (said.stdout or said.stderr).splitlines()[0]}
 
 
-def _identity(name: str, _: str, dataset: Dataset, train: np.ndarray, device: torch.device) -> Truth:
+def _identity(
+    name: str, _: str, dataset: Dataset, train: np.ndarray, device: torch.device
+) -> ReferenceFreeMetric:
     classifier = _classifier(dataset, train, device)
 
     def measure(parts: Parts, _: np.ndarray) -> Value:
@@ -136,11 +142,11 @@ def _identity(name: str, _: str, dataset: Dataset, train: np.ndarray, device: to
             return agreement(each["logits"].argmax(-1).numpy())
         return drift(each["features"].numpy()).relative
 
-    return Truth(name, measure, _frames_swapped, {"sha256": classifier.sha256})
+    return ReferenceFreeMetric(name, measure, _frames_swapped, {"sha256": classifier.sha256})
 
 
 def _classifier(dataset: Dataset, train: np.ndarray, device: torch.device) -> Extractor:
-    """Of single frames: the network behind `video:local`."""
+    """Return the classifier of single frames, the network inside `video:local`."""
     x, labels = images(dataset, train)
     video = next(part for part in split_parts(torch.from_numpy(x), shapes_of(dataset)) if part.ndim == 5)
     frames = np.ascontiguousarray(_frames(video.numpy()))
@@ -150,7 +156,7 @@ def _classifier(dataset: Dataset, train: np.ndarray, device: torch.device) -> Ex
 
 
 def _frames(videos: np.ndarray) -> np.ndarray:
-    """(N, C, T, H, W) -> (N, T, C, H, W)."""
+    """Turn (N, C, T, H, W) into (N, T, C, H, W)."""
     return np.ascontiguousarray(videos.swapaxes(1, 2))
 
 
@@ -161,7 +167,7 @@ def _frames_out_of_order(parts: Parts, labels: np.ndarray) -> tuple[Parts, np.nd
 
 
 def _frames_swapped(parts: Parts, labels: np.ndarray) -> tuple[Parts, np.ndarray]:
-    """Frame t of video i becomes that of video i + t."""
+    """Replace frame t of video i by that of video i + t."""
     x = parts[0]
     rolled = [np.roll(x[:, :, t], -t, axis=0) for t in range(x.shape[2])]
     return [np.stack(rolled, axis=2), *parts[1:]], labels

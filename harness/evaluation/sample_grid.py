@@ -1,4 +1,4 @@
-"""Samples as one picture: images in a grid, a video as its frames from left to right, sound as its spectrogram."""
+"""Grids of samples: images in a grid, videos as rows of frames, sound as its spectrogram."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from harness.backbone.tokens import split_parts
 from harness.data.log_mel import heard
 
 VIDEOS = 8
-"""Rows of a picture of videos; there is no room for more."""
+"""Most rows of a picture of videos."""
 
 
 def picture(x: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> np.ndarray:
-    """Samples uint8 (n, ...) of parts with these shapes -> one uint8 picture, (H, W) for grey and (H, W, 3) for colour."""
+    """Draw samples uint8 (n, ...) of parts with these shapes as one uint8 picture.
+
+    Grey pictures are (H, W), colour ones (H, W, 3).
+    """
     parts = [part.numpy() for part in split_parts(torch.from_numpy(x), shapes)]
     if len(parts) == 1 and parts[0].ndim == 4:
         return image_grid(parts[0])
@@ -29,7 +32,7 @@ def picture(x: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> np.ndarray:
 
 
 def strip(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """A video (C, F, H, W) as its frames in a row, (C, H', W'), its sound beneath it, as wide."""
+    """Draw a video (C, F, H, W) as its frames in a row, (C, H', W'), with its sound below in the same width."""
     channels, frames, height, width = parts[0].shape
     rows = [parts[0].transpose(0, 2, 1, 3).reshape(channels, height, frames * width)]
     for sound in parts[1:]:
@@ -39,7 +42,7 @@ def strip(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def films(x: np.ndarray, shapes: Sequence[tuple[int, ...]], scale: int = 4) -> np.ndarray:
-    """Samples uint8 (n, ...) of videos with their sound -> one picture: frames enlarged, and under them what is heard."""
+    """Draw videos with sound, uint8 (n, ...), as one picture: enlarged frames with the waveform below them."""
     video, sound = (part.numpy() for part in split_parts(torch.from_numpy(x), shapes))
     rows = []
     for frames, mel in zip(video, sound, strict=True):
@@ -50,8 +53,10 @@ def films(x: np.ndarray, shapes: Sequence[tuple[int, ...]], scale: int = 4) -> n
 
 
 def waveform(wave: np.ndarray, height: int, width: int) -> np.ndarray:
-    """A wave (n,) in [-1, 1] -> uint8 (height, width), black on white: in each column a line from its least to its greatest
-    value there, the top row 1 and the bottom row -1."""
+    """Draw a wave (n,) in [-1, 1] as uint8 (height, width), black on white.
+
+    Each column has a line from its least to its greatest value; the top row is 1 and the bottom row -1.
+    """
     edges = np.arange(width + 1) * len(wave) // width
     parts = [wave[a : max(b, a + 1)] for a, b in itertools.pairwise(edges)]
     place = lambda value: np.round((1 - np.clip(value, -1, 1)) / 2 * (height - 1))  # noqa: E731
@@ -61,12 +66,12 @@ def waveform(wave: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def spectrogram(sound: np.ndarray) -> np.ndarray:
-    """Log spectrograms (n, bands, frames) as grey images (n, 1, bands, frames), low bands at the bottom."""
+    """Return log spectrograms (n, bands, frames) as grey images (n, 1, bands, frames), low bands at the bottom."""
     return sound[:, None, ::-1]
 
 
 def image_grid(pixels: np.ndarray, columns: int = 10, pad: int = 1) -> np.ndarray:
-    """Images uint8 (n, C, H, W) -> one uint8 picture, (H', W') for grey and (H', W', 3) for colour."""
+    """Draw images uint8 (n, C, H, W) as one uint8 picture, (H', W') for grey and (H', W', 3) for colour."""
     n, channels, height, width = pixels.shape
     columns = min(columns, n)
     rows = -(-n // columns)
@@ -80,6 +85,7 @@ def image_grid(pixels: np.ndarray, columns: int = 10, pad: int = 1) -> np.ndarra
 
 
 def png(picture: np.ndarray) -> bytes:
+    """Encode a picture as PNG."""
     from PIL import Image
 
     buffer = io.BytesIO()

@@ -1,1 +1,1 @@
-"""What the layers of a trained network know."""
+"""Probes: what the layers of a trained network represent."""

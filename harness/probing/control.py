@@ -1,8 +1,9 @@
-"""Representation for control, measured on a run: state and action, read from its layers by ridge regression.
+"""Representation for control: state and action, read from a run's layers by ridge regression.
 
-A stand-in, named so, for a robot's success (`metrics/domain/control.py`). Videos are such as the run held out, of a data set that
-knows where things are, noised and unlabelled as in every probe. Beside the layers stand two floors: `pixels`, the noisy input
-itself, and `untrained`, the network at the run's initial weights, where adaLN-Zero lets every block pass its input on unchanged.
+A proxy for a robot's success (`metrics/domain/control.py`). The videos are held-out ones of a data set that
+records object positions, noised and unlabelled as in every probe. Two baselines: `pixels`, the noisy input
+itself, and `untrained`, the network at the run's initial weights, where with adaLN-Zero every block passes
+its input on unchanged.
 
     B  videos    T  tokens    F  time patches    D  features
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -30,14 +32,15 @@ from harness.runtime.random_streams import Streams
 from metrics.domain.control import Decoded, decoded
 
 LEAST = 20
-"""Videos: five are held out by the read-out, so that its interval is of some."""
+"""Fewest videos: the regression holds out a quarter of them, five, for the interval."""
 
 
-class Scene(NamedTuple):
-    """Videos, and what is known of them; a row for each time patch but the last, video by video."""
+@dataclass(frozen=True)
+class Scene:
+    """Videos with their states and actions: one row for each time patch except the last, video by video."""
 
     index: np.ndarray
-    """(N,) in the data set."""
+    """(N,) indices in the data set."""
     state: np.ndarray
     """(N (F - 1), 2): row and column in pixels, the mean over the frames of a time patch."""
     action: np.ndarray
@@ -58,21 +61,22 @@ class Row(NamedTuple):
 
 
 def scene_of(dataset: Dataset, held_out: np.ndarray, config: SiTConfig, samples: int) -> Scene:
-    """At most `samples` of the held-out videos, the same for every network on the same data.
+    """Choose at most `samples` held-out videos, the same for every network on the same data.
 
-    Raises `UserError` for data that know no state, clips of one time patch, and fewer than LEAST held-out videos.
+    Raises `UserError` for data without positions, clips of one time patch, and fewer than LEAST held-out
+    videos.
     """
     position = _positions(dataset)
     frames, extent = config.grid[0], config.parts[0].patch[0]
     if frames < 2:
         raise UserError(
-            f"backbone.patch_time = {extent} makes one time patch of a clip, and an action leads from one to the next; "
+            f"backbone.patch_time = {extent} makes a clip one time patch, and an action needs two; "
             "probe a run with shorter patches or longer clips"
         )
     if len(held_out) < LEAST:
         raise UserError(
-            f"data.held_out leaves {len(held_out)} videos to read control from, and it takes {LEAST} or more; "
-            "probe a run that holds more out"
+            f"data.held_out leaves {len(held_out)} videos, and control needs at least {LEAST}; "
+            "probe a run that holds out more"
         )
     index = held_out[Streams(0).permutation("probe/held_out", 0, len(held_out))[:samples]]
     state = position[index].reshape(len(index), frames, extent, -1).mean(2)
@@ -81,12 +85,12 @@ def scene_of(dataset: Dataset, held_out: np.ndarray, config: SiTConfig, samples:
 
 
 def _positions(dataset: Dataset) -> np.ndarray:
-    """(videos, frames, 2) of a data set, or of the one that its video is a part of."""
+    """Return the positions (videos, frames, 2) of a data set, or of the joint one that its video is part of."""
     known = getattr(getattr(dataset, "whole", dataset), "position", None)
     if known is None or kind_of(dataset.shape) != "video":
         raise UserError(
-            f"these data ({dataset.modality}) do not say where things are in a video; "
-            "control is measured on runs on moving_digits, and on bounce with its video"
+            f"this data set ({dataset.modality}) records no positions in a video; "
+            "probe a run on moving_digits, or on bounce with its video"
         )
     return known
 
@@ -94,8 +98,8 @@ def _positions(dataset: Dataset) -> np.ndarray:
 def measured(
     sources: Sequence[Tokens], scene: Scene, dataset: Dataset, device: torch.device, what: str = "videos"
 ) -> list[Row]:
-    """Read state and action from all that the sources give, in one pass over the videos."""
-    found = _gathered(sources, scene, dataset, device, what)
+    """Read state and action from all features of the sources, in one pass over the videos."""
+    found = _features(sources, scene, dataset, device, what)
     read = {}
     for name, target in (("state", scene.state), ("action", scene.action)):
         with measuring(name):
@@ -104,13 +108,13 @@ def measured(
 
 
 def of_layers(model: SiT, time: float, device: torch.device) -> Tokens:
-    """Features (B, F, D) of every layer at a time of the path (0 is clean)."""
+    """Return the features (B, F, D) of every layer at a time of the path (0 is clean)."""
     inner = layers(model, time, device)
     return lambda index, x0: {n: per_frame(h, model.config) for n, h in inner(index, x0).items()}
 
 
 def of_pixels(config: SiTConfig, time: float) -> Tokens:
-    """The numbers that the tokens of a time patch hold, noised as a network sees them, (B, F, C patch_time H W)."""
+    """Return the noised pixels of each time patch, the network's input, (B, F, C patch_time H W)."""
 
     def tokens(index: np.ndarray, x0: Tensor) -> dict[str, Tensor]:
         times = Times.per_sample(torch.full((len(index),), time, device=x0.device))
@@ -121,7 +125,9 @@ def of_pixels(config: SiTConfig, time: float) -> Tokens:
 
 
 def of_initial(config: SiTConfig, seed: int, time: float, device: torch.device) -> Tokens:
-    """The one representation of a network at its initial weights: every layer is the tokens it embeds."""
+    """Return the representation of a network at its initial weights, where every layer is the embedded
+    tokens.
+    """
     model = SiT(config).requires_grad_(False).eval()
     initialize(model, Streams(seed))
     inner = of_layers(model.to(device), time, device)
@@ -129,15 +135,15 @@ def of_initial(config: SiTConfig, seed: int, time: float, device: torch.device) 
 
 
 def per_frame(hidden_BTD: Tensor, config: SiTConfig) -> Tensor:
-    """Tokens of a video, alone or with those of its sound behind them -> the mean of each time patch, (B, F, D)."""
+    """Average the tokens of each time patch of a video, (B, F, D); tokens of its sound come after them."""
     video = hidden_BTD[:, : math.prod(config.grid)]
     return video.unflatten(1, (config.grid[0], -1)).mean(2)
 
 
-def _gathered(
+def _features(
     sources: Sequence[Tokens], scene: Scene, dataset: Dataset, device: torch.device, what: str
 ) -> Mapping[str, np.ndarray]:
-    """Features (N (F - 1), D) by name: what has no next time patch is left out."""
+    """Return features (N (F - 1), D) by name, without the last time patch, which has no action."""
     parts: dict[str, list[np.ndarray]] = {}
     for start in tracked(range(0, len(scene.index), BATCH), what):
         index = scene.index[start : start + BATCH]

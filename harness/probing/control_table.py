@@ -1,10 +1,11 @@
-"""Control of a run's checkpoints as plain data, and `control.json` of a study: arms x layers x seeds, each measured once.
+"""Control of a run's checkpoints as JSON, and a study's `control.json`: arms x layers x seeds, each measured
+once.
 
-    {"protocol": {"time", "samples"},
-     "runs": {run id: {"method", "seed", "data", "videos", "pixels": R, "untrained": R, "steps": {step: {"layer 1": R, ...}}}},
-     "left_out": {run id: reason}}
+     {"protocol": {"time", "samples"}, "runs": {run id: {"method", "seed", "data", "videos", "pixels": R,
+     "untrained": R, "steps": {step: {"layer 1": R, ...}}}}, "left_out": {run id: reason}}
 
-with R = {"state": V, "action": V} and V = {mean, low, high, n, penalty}: R2 with its 95 % interval over n held-out videos.
+with R = {"state": V, "action": V} and V = {mean, low, high, n, penalty}: R2 with its 95 % interval over n
+held-out videos.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ FILE = "control.json"
 
 
 class LeftOut(UserError):
-    """Why a run has no place in the table."""
+    """Why a run is left out of the table."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,11 @@ class Asked:
 def measure_study(
     path: Path, asked: Asked, overrides: tuple[str, ...] = (), *, every: bool = False
 ) -> dict[str, Any]:
-    """The table of all finished runs of a folder, written there after each checkpoint: the newest of a run, or `every` one.
+    """Measure all finished runs of a folder, the newest checkpoint or `every` one, and write the table after
+    each.
 
-    What it has already, under this protocol, stays as it is. Raises `UserError` where no run can be measured, or the folder
-    cannot be written.
+    Entries that exist under this protocol are kept. Raises `UserError` if no run can be measured, or the
+    folder cannot be written.
     """
     records, protocol, left_out = find_records(path), asdict(asked), {}
     file, runs = path / FILE, kept(path / FILE, protocol, "runs", "control")
@@ -69,7 +71,7 @@ def measure_study(
 def _added(
     file: Path, protocol: Mapping[str, Any], runs: Mapping[str, Any], left_out: Mapping[str, str]
 ) -> dict[str, Any]:
-    """The table with these runs' entries beside what it has by now, written."""
+    """Add these runs' entries to the table on disk, and return it."""
     with adding_to(file):
         found = kept(file, protocol, "runs", "control")
         for run, entry in runs.items():
@@ -83,7 +85,8 @@ def _added(
 def measurements(
     spec: RunSpec, files: Sequence[Path], asked: Asked, known: Mapping[str, Any] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """A run's entry, first with its floors and then with each checkpoint of `files`; what `known` has is not done again.
+    """Yield a run's entry, first with its baselines and then with each checkpoint of `files` that `known`
+    lacks.
 
     Raises `LeftOut` for a run whose data or split cannot be measured.
     """
@@ -96,8 +99,8 @@ def measurements(
         raise LeftOut(str(error)) from error
     entry = dict(known or {})
     if not entry:
-        floors = [of_pixels(config, asked.time), of_initial(config, spec.seed, asked.time, device)]
-        rows = plain(measured(floors, scene, dataset, device, "floors"))
+        baselines = [of_pixels(config, asked.time), of_initial(config, spec.seed, asked.time, device)]
+        rows = plain(measured(baselines, scene, dataset, device, "baselines"))
         about = {"method": spec.method.name, "seed": spec.seed, "data": dataset.fingerprint}
         entry = {**about, "videos": len(scene.index), **rows, "steps": {}}
         yield entry
@@ -109,7 +112,7 @@ def measurements(
 
 
 def plain(rows: Sequence[Row]) -> dict[str, Any]:
-    """Rows by name, as JSON."""
+    """Return rows by name, as JSON."""
     return {row.name: {"state": _value(row.state), "action": _value(row.action)} for row in rows}
 
 

@@ -1,8 +1,8 @@
-"""`encoders.json` of a study: what each of its encoders knows, measured once, under one protocol.
+"""A study's `encoders.json`: each of its encoders, measured once, under one protocol.
 
-Every encoder sees the same images of the study's data, on the study's grid of tokens. Its CKNNA and CKA are with a network
-that was trained without any encoder (the control): with its best layer, which is named. So all numbers are properties of
-the encoder and the data, none of a run that was aligned with it.
+Every encoder gets the same images of the study's data, on the study's grid of tokens. Its CKNNA and CKA are
+with the best layer, which is named, of a network trained without an encoder (the control). So these numbers
+describe the encoder and the data, not any run aligned with it.
 """
 
 from __future__ import annotations
@@ -34,32 +34,32 @@ class Asked:
 
     classifier: str
     time: float
-    """At which the control's network sees the images; the encoders see them clean."""
+    """At which the control's network gets the images; the encoders get them clean."""
     samples: int
 
 
 class Study(NamedTuple):
-    """What the runs of a folder have in common."""
+    """The encoders and the control of a folder of runs."""
 
     spec: RunSpec
-    """Of the run whose network the encoders are compared with."""
+    """The spec of the run whose network the encoders are compared with."""
     run: Path
     control: bool
-    """Whether that run was trained without an encoder; if not, its network is compared with nothing."""
+    """Whether that run was trained without an encoder; if not, no agreement is measured."""
     encoders: dict[str, Choice]
     """By name, in order."""
 
 
 def is_study(path: Path) -> bool:
-    """Whether a folder holds runs and is none itself."""
+    """Return whether a folder holds runs and is not a run itself."""
     return path.is_dir() and not (path / "spec.toml").is_file() and bool(find_records(path))
 
 
 def measure_encoders(path: Path, study: Study, asked: Asked) -> dict[str, Any]:
-    """The table, written to the study's folder after each encoder; what it has already, under this protocol, stays as it is.
+    """Measure the encoders and write the table to the study's folder after each; existing entries are kept.
 
-    Raises `UserError` for an encoder that cannot be opened, behind what was measured before it, and where the folder cannot
-    be written.
+    Raises `UserError` for an encoder that cannot be opened, after those before it were measured, and if the
+    folder cannot be written.
     """
     prepare(study.spec.runtime.threads)
     checkpoint, model, device = model_of_run(study.run, study.spec, None)
@@ -85,9 +85,9 @@ def measure_encoders(path: Path, study: Study, asked: Asked) -> dict[str, Any]:
 
 
 def entry(rows: Sequence[Row]) -> dict[str, Any]:
-    """An encoder's own row, and its agreement with the network's layers: with the one that agrees best by CKNNA."""
+    """Return an encoder's row, with its agreement with the network's best layer by CKNNA, as JSON."""
     own, layers = rows[0], rows[1:]
-    best = max(layers, key=lambda row: row.cknna.mean, default=None)
+    best = max(layers, key=_agreement, default=None)
     return {
         "accuracy": _plain(own.accuracy),
         "local_distant": _plain(own.local_distant),
@@ -99,9 +99,11 @@ def entry(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def study_of(path: Path, overrides: tuple[str, ...] = ()) -> Study:
-    """The encoders that the runs of a folder name, and the control: of the finished runs without an encoder that with the
-    least seed, the earliest by name. Raises `UserError` where the runs do not share their data, or none has a checkpoint, and
-    for an override of what belongs to training.
+    """Return the encoders that the runs of a folder name, and the control.
+
+    The control is the finished run without an encoder with the smallest seed, the first by name. Raises
+    `UserError` if the runs do not share their data or none has a checkpoint, and for an override of a
+    training field.
     """
     runs = [(record, spec_of_run(record.path, overrides)) for record in find_records(path)]
     _check_shared(path, [spec for _, spec in runs])
@@ -115,7 +117,7 @@ def study_of(path: Path, overrides: tuple[str, ...] = ()) -> Study:
     ]
     if not able:
         raise UserError(
-            f"{path}: no run has a checkpoint yet; encoders are probed beside a network of the study"
+            f"{path}: no run has a checkpoint yet; encoders are compared with a network of the study"
         )
     plain = [pair for pair in able if not pair[1].method.needs().encoders and pair[0].status == "done"]
     record, spec = min(plain or able, key=lambda pair: (pair[1].seed, pair[0].id))
@@ -128,12 +130,12 @@ def _check_shared(path: Path, specs: Sequence[RunSpec]) -> None:
         if len(found) > 1:
             raise UserError(
                 f"{path}: the runs have {len(found)} settings of {name}, and an encoder would be measured differently for "
-                "each; put their runs into folders of their own"
+                "each; put their runs into separate folders"
             )
 
 
 def _choice(choice: Any, records: Sequence[Record]) -> Choice:
-    """With the hash of the weights that runs used, so that no others are measured."""
+    """Return the encoder with the hash of the weights that the runs used, so that no others are measured."""
     used = {
         one["sha256"]
         for record in records
@@ -143,7 +145,7 @@ def _choice(choice: Any, records: Sequence[Record]) -> Choice:
     }
     if len(used) > 1:
         raise UserError(
-            f"runs aligned to {len(used)} different weights of encoder '{choice.name}'; probe them apart"
+            f"runs aligned to {len(used)} different weights of encoder '{choice.name}'; put their runs into separate folders"
         )
     return Choice(choice.name, choice.weights, next(iter(used), choice.sha256), choice.download)
 
@@ -151,6 +153,11 @@ def _choice(choice: Any, records: Sequence[Record]) -> Choice:
 def _known(table: Mapping[str, Any], choice: Choice) -> bool:
     found = table.get(choice.name)
     return found is not None and choice.sha256 in ("", found["sha256"])
+
+
+def _agreement(row: Row) -> float:
+    assert row.cknna is not None, "layers are compared with the encoder"
+    return row.cknna.mean
 
 
 def _plain(value: Value | None) -> dict[str, Any] | None:

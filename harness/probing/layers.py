@@ -1,12 +1,12 @@
-"""What the layers of a network know, beside a frozen encoder: features of the same images, measured alike.
+"""Probes of a network's layers and of a frozen encoder, on features of the same images.
 
-The network sees images at one time of the path, with noise of its own stream and without labels. Numbers about samples use
-features averaged over tokens; spatial ones use the tokens.
+The network gets images at one time of the path, with noise from a separate stream and without labels.
+Measures of samples use features averaged over tokens; spatial ones use the tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -35,17 +35,17 @@ from metrics import MetricError, Value, cknna
 
 BATCH = 100
 NEIGHBOURS = 10
-"""k of CKNNA, as REPA has it."""
+"""k of CKNNA, as in REPA."""
 Tokens = Callable[[np.ndarray, Tensor], dict[str, Tensor]]
 """Data set indices (B,), images (B, C, H, W) in [-1, 1] -> tokens (B, T, d) by name."""
 
 
 class Row(NamedTuple):
-    """One representation. What there is no label or encoder for is None."""
+    """The measures of one representation; those that need labels or an encoder are None without them."""
 
     name: str
     accuracy: Value | None
-    """Of a linear classifier on held-out images."""
+    """Of a linear classifier, on held-out images."""
     cknna: Value | None
     cka: Value | None
     """Agreement with the encoder on held-out images."""
@@ -53,8 +53,8 @@ class Row(NamedTuple):
     spatial_decay: Value
 
 
-class Gathered(NamedTuple):
-    """Of N images; what says how tokens are laid out is empty where it was not asked for."""
+class LayerFeatures(NamedTuple):
+    """One layer's features of N images. The spatial measures are empty if they were not requested."""
 
     pooled: Tensor
     """(N, d): the mean of each image's tokens."""
@@ -68,7 +68,7 @@ class Measured(NamedTuple):
     rows: list[Row]
     train: int
     held_out: int
-    """Images that the numbers are from."""
+    """Number of images."""
 
 
 def probe(
@@ -82,10 +82,10 @@ def probe(
     device: torch.device,
     classifier: str = "ridge",
 ) -> Measured:
-    """Measure the encoder (when there is one) and every layer on at most `samples` images of each side of the split.
+    """Measure the encoder, if given, and every layer on at most `samples` images of each side of the split.
 
-    `classifier` is one of `measures.PROBES`. Which images, and their noise, are the same for every network on the same data.
-    Raises `UserError` where nothing is held out and for features that cannot be measured.
+    `classifier` is one of `linear_probe.PROBES`. The images and their noise are the same for every network on
+    the same data. Raises `UserError` if nothing is held out and for features that cannot be measured.
     """
     if not len(sides.held_out):
         raise UserError(
@@ -114,9 +114,11 @@ def probe(
 
 
 def layers(model: SiT, time: float, device: torch.device) -> Tokens:
-    """Tokens of every block (1-based) for images at a time of the path (0 is clean), under the null label.
+    """Return the tokens of every block (1-based) for images at a time of the path (0 is clean), under the
+    null label.
 
-    A network with an extra token (REG) is run without it: it would tell the layers what the encoder knows.
+    A network with an extra token (REG) is run without it, because it would pass the encoder's features to the
+    layers.
     """
     depth = len(model.blocks)
 
@@ -132,13 +134,13 @@ def layers(model: SiT, time: float, device: torch.device) -> Tokens:
 
 
 def noised(index: np.ndarray, x0: Tensor, times: Times, config: SiTConfig) -> Tensor:
-    """What every network is probed on: samples at `times` of the path, with noise that is theirs by their index."""
+    """Return samples at `times` of the path, with noise determined by their index: the inputs of every probe."""
     noise = Streams(0).normal("probe/noise", index, x0.shape[1:]).to(x0)
     return interpolate(x0, noise, times, config)
 
 
 def _of_inputs(tokens: Tokens, dataset: Dataset) -> Tokens:
-    """A network's tokens where it reads latents: of their means, at the images' indices."""
+    """Adapt a network that reads latents: give it the means of the latents at the images' indices."""
     if not hasattr(dataset, "draws"):
         return tokens
 
@@ -153,42 +155,42 @@ def gather(
     sources: list[Tokens],
     dataset: Dataset,
     index: np.ndarray,
-    grid: tuple[int, int] | None,
+    grid: Sequence[int] | None,
     device: torch.device,
-) -> dict[str, Gathered]:
-    """Run images of the data set through all sources, some at a time, and keep what the measures need.
+) -> dict[str, LayerFeatures]:
+    """Run images of the data set through all sources in batches and keep what the measures need.
 
-    Without a grid the layout of tokens is not measured, which costs T^2 products for each image and layer.
+    The spatial measures cost T^2 products for each image and layer; without a grid they are left out.
     """
-    parts: dict[str, list[Gathered]] = {}
+    parts: dict[str, list[LayerFeatures]] = {}
     for start in tracked(range(0, len(index), BATCH), f"{len(index)} images"):
         here = index[start : start + BATCH]
         x0 = torch.from_numpy(images(dataset, here)[0]).float().div_(127.5).sub_(1).to(device)
         for source in sources:
             for name, tokens in source(here, x0).items():
                 with measuring(name):
-                    parts.setdefault(name, []).append(_gathered(tokens.float().cpu(), grid))
+                    parts.setdefault(name, []).append(_layer_features(tokens.float().cpu(), grid))
     return {
-        name: Gathered(*(torch.cat(columns) for columns in zip(*found, strict=True)))
+        name: LayerFeatures(*(torch.cat(columns) for columns in zip(*found, strict=True)))
         for name, found in parts.items()
     }
 
 
-def _gathered(tokens: Tensor, grid: tuple[int, int] | None) -> Gathered:
+def _layer_features(tokens: Tensor, grid: Sequence[int] | None) -> LayerFeatures:
     layout = (local_distant(tokens, grid), spatial_decay(tokens, grid)) if grid else (torch.empty(0),) * 2
-    return Gathered(tokens.mean(1).double(), *layout)
+    return LayerFeatures(tokens.mean(1).double(), *layout)
 
 
 @contextmanager
 def measuring(name: str) -> Iterator[None]:
-    """What a measure refuses is a mistake of the user's, about what is named."""
+    """Turn a `MetricError` into a `UserError` that names what was measured."""
     try:
         yield
     except MetricError as error:
         raise UserError(f"{name} cannot be measured: {error}") from error
 
 
-def _row(name: str, found: Gathered, accuracy: Value | None, target: Tensor | None) -> Row:
+def _row(name: str, found: LayerFeatures, accuracy: Value | None, target: Tensor | None) -> Row:
     near = None if target is None else cknna(found.pooled, target, k=NEIGHBOURS)
     alike = None if target is None else linear_cka(found.pooled, target)
     return Row(

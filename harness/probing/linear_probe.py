@@ -1,6 +1,6 @@
-"""What a representation knows and how it is laid out: linear probes, linear CKA, spatial self-similarity.
+"""Linear probes, linear CKA and spatial self-similarity of features.
 
-Nearest neighbours (CKNNA) are in metrics.distances.cknna. All sums run in float64.
+CKNNA is in metrics.distances.cknna. All sums run in float64.
 
     N  samples    T  tokens, rows x columns, row by row    d  features    C  classes
 """
@@ -8,6 +8,7 @@ Nearest neighbours (CKNNA) are in metrics.distances.cknna. All sums run in float
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,7 +23,9 @@ RIDGE = 1.0
 EPOCHS, BATCH, LEARNING_RATE = 90, 16_384, 1e-3
 """Of REPA's linear probe."""
 STEPS_PER_EPOCH, LEAST_BATCH = 78, 64
-"""What its batch makes of ImageNet's 1 281 167 images; and our lower limit, below which moments of a batch are noise."""
+"""Steps that its batch makes of ImageNet's 1 281 167 images; and our smallest batch, below which its moments
+are noise.
+"""
 
 
 class Labelled(NamedTuple):
@@ -33,14 +36,16 @@ class Labelled(NamedTuple):
 
 
 def linear_probe(train: Labelled, held_out: Labelled, classes: int, *, ridge: float = RIDGE) -> Value:
-    """The share of held-out samples that a linear classifier names right, with Wilson's interval over them.
+    """Return the share of held-out samples that a linear classifier gets right, with Wilson's interval.
 
-    Ridge regression of one-hot labels on features that are standardised with the training side's mean and deviation (a
-    constant feature counts as zero), with an intercept that is not shrunk; the largest output is the answer:
+    Ridge regression of one-hot labels on features that are standardised with the training side's mean and
+    deviation (a constant feature counts as zero), with an intercept that is not shrunk; the largest output is
+    the answer:
 
         W = argmin |Y - X W|^2 + ridge |W|^2 = (X^T X + ridge I)^-1 X^T Y
 
-    in closed form, in d or N dimensions, whichever is less. Raises `MetricError` for features that are not finite.
+    in closed form, in d or N dimensions, whichever is less. Raises `MetricError` for features that are not
+    finite.
     """
     x, y = _finite(train.features), F.one_hot(train.labels, classes).double()
     mean, deviation = x.mean(0), x.std(0, correction=0)
@@ -50,18 +55,20 @@ def linear_probe(train: Labelled, held_out: Labelled, classes: int, *, ridge: fl
     n, d = x.shape
     if d <= n:
         weights = torch.linalg.solve(x.T @ x + ridge * torch.eye(d, dtype=x.dtype), x.T @ (y - prior))
-    else:  # the same W by the dual form, X^T (X X^T + ridge I)^-1 Y
+    else:
+        # The same W by the dual form, X^T (X X^T + ridge I)^-1 Y.
         weights = x.T @ torch.linalg.solve(x @ x.T + ridge * torch.eye(n, dtype=x.dtype), y - prior)
     right = (test @ weights + prior).argmax(1) == held_out.labels
     return share(right.numpy(), len(right))
 
 
 def repa_probe(train: Labelled, held_out: Labelled, classes: int, *, seed: int = 0) -> Value:
-    """The share of held-out samples that REPA's linear classifier names right, with Wilson's interval over them.
+    """Return the share of held-out samples that REPA's linear classifier gets right, with Wilson's interval.
 
-    As published (arXiv 2410.06940, appendix; the authors in issue 32 of sihyun-yu/REPA): batch normalisation without
-    parameters and a linear layer on features averaged over tokens, 90 epochs in batches of 16384, Adam at 1e-3 with a cosine.
-    What is ours is in `fitted_head`. Raises `MetricError` for features that are not finite.
+    As published (arXiv 2410.06940, appendix; the authors in issue 32 of sihyun-yu/REPA): batch normalisation
+    without parameters and a linear layer on features averaged over tokens, 90 epochs in batches of 16384,
+    Adam at 1e-3 with a cosine. Where we differ: `fitted_head`. Raises `MetricError` for features that are not
+    finite.
     """
     head = fitted_head(train, classes, seed=seed).eval()
     with torch.no_grad():
@@ -70,14 +77,15 @@ def repa_probe(train: Labelled, held_out: Labelled, classes: int, *, seed: int =
 
 
 def fitted_head(train: Labelled, classes: int, *, seed: int = 0, epochs: int = EPOCHS) -> nn.Sequential:
-    """REPA's classifier, trained in float64.
+    """Train REPA's classifier in float64.
 
-    Published is ImageNet. Where there are fewer images the batch shrinks to keep its 78 steps an epoch, down to 64 images:
-    with 16384 a small data set would be seen in a few dozen steps, and the classifier would hardly leave its start.
-    Ours as well, where nothing is published: cross-entropy from zero weights (the problem is convex), a cosine to zero by
-    steps without warm-up, no weight decay, the samples behind an epoch's last whole batch left out, no augmentation.
-    Normalisation is MAE's (main_linprobe.py, which the authors name as their set-up): eps 1e-6, a batch's own moments in
-    training, running ones (momentum 0.1) behind it. `seed` draws the order alone.
+    REPA published the protocol for ImageNet. With fewer images the batch shrinks to keep its 78 steps an
+    epoch, down to 64 images: at 16384, a small data set would give only a few dozen steps, too few for the
+    classifier to converge. The following is unpublished and our choice: cross-entropy from zero weights (the
+    problem is convex), a cosine to zero by steps without warm-up, no weight decay, an epoch's incomplete last
+    batch left out, no augmentation. Normalisation is MAE's (main_linprobe.py, which the authors name as their
+    set-up): eps 1e-6, a batch's own moments in training, running ones (momentum 0.1) afterwards. `seed` only
+    draws the order.
     """
     x, y = _finite(train.features), train.labels
     n, d = x.shape
@@ -89,6 +97,7 @@ def fitted_head(train: Labelled, classes: int, *, seed: int = 0, epochs: int = E
     batch = batch_size(n)
     per_epoch = n // batch
     steps = epochs * per_epoch
+    order = torch.arange(n)
     with torch.enable_grad():
         for step in range(steps):
             epoch, place = divmod(step, per_epoch)
@@ -103,7 +112,7 @@ def fitted_head(train: Labelled, classes: int, *, seed: int = 0, epochs: int = E
 
 
 def batch_size(n: int) -> int:
-    """Of REPA's linear probe on n samples; see `fitted_head`."""
+    """Return the batch size of REPA's linear probe on n samples; see `fitted_head`."""
     return min(n, max(LEAST_BATCH, min(BATCH, n // STEPS_PER_EPOCH)))
 
 
@@ -111,13 +120,14 @@ PROBES = {"ridge": linear_probe, "repa": repa_probe}
 
 
 def linear_cka(first: Tensor, second: Tensor) -> Value:
-    """Centred kernel alignment with linear kernels of (N, d1) and (N, d2) features of the same N samples, in [0, 1].
+    """Return the centred kernel alignment, in [0, 1], of features (N, d1) and (N, d2) of the same N samples.
 
         |Y^T X|_F^2 / (|X^T X|_F |Y^T Y|_F),   X and Y centred over samples
 
-    (Kornblith et al. 2019, arXiv 1905.00414, equation 4 and section 3). Unchanged by rotations and by a scale; not by
-    single features' scales. Biased upwards where d is not small against N. Pairs are not independent, so one set of samples
-    gives no interval. Raises `MetricError` for different N and for features that do not vary.
+    With linear kernels (Kornblith et al. 2019, arXiv 1905.00414, equation 4 and section 3). Invariant to
+    rotations and to an overall scale, not to the scales of single features. Biased upwards unless d is small
+    against N. Pairs are not independent, so one set of samples gives no interval. Raises `MetricError` for
+    different N and for features that do not vary.
     """
     if len(first) != len(second):
         raise MetricError(
@@ -130,12 +140,13 @@ def linear_cka(first: Tensor, second: Tensor) -> Value:
     return Value(float((y.T @ x).square().sum() / own), n=len(x))
 
 
-def local_distant(tokens: Tensor, grid: tuple[int, int], *, far: int | None = None) -> Tensor:
-    """How much more alike neighbours are than tokens that are far apart: (N,), one number an image.
+def local_distant(tokens: Tensor, grid: Sequence[int], *, far: int | None = None) -> Tensor:
+    """Return the similarity of neighbouring tokens less that of distant ones: (N,), one number an image.
 
     The mean cosine over all pairs of tokens that are 4-neighbours, less that over all pairs at a Manhattan
-    distance of `far` or more. This is "LDS" of iREPA (arXiv 2512.10794) as its authors' code has it, where far = 6 on 16x16
-    tokens; by default `far` keeps that share of other grids, 3/8 of the longer side, and at least 2. tokens: (N, T, d).
+    distance of `far` or more. This is "LDS" of iREPA (arXiv 2512.10794) as its authors' code has it, where
+    far = 6 on 16x16 tokens; by default `far` keeps that share of other grids, 3/8 of the longer side, and at
+    least 2. tokens: (N, T, d).
     """
     far = max(2, round(3 / 8 * max(grid))) if far is None else far
     distance = manhattan(grid)
@@ -146,12 +157,13 @@ def local_distant(tokens: Tensor, grid: tuple[int, int], *, far: int | None = No
     return near - apart
 
 
-def spatial_decay(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """How strictly likeness falls with distance: (N,), one number an image.
+def spatial_decay(tokens: Tensor, grid: Sequence[int]) -> Tensor:
+    """Return how strictly similarity falls with distance: (N,), one number an image.
 
     Minus Pearson's correlation, over all pairs of two tokens, between their cosine and their Manhattan
-    distance on the grid; 1 is a straight fall, 0 no spatial order. (iREPA's "CDS" is the slope of that fall; a correlation
-    does not depend on how large cosines are.) An image whose cosines are all equal counts as 0. tokens: (N, T, d).
+    distance on the grid; 1 is a linear decay, 0 no spatial order. (iREPA's "CDS" is the slope of that fall; a
+    correlation does not depend on how large cosines are.) An image whose cosines are all equal counts as 0.
+    tokens: (N, T, d).
     """
     distance = manhattan(grid)
     pairs = distance > 0
@@ -160,17 +172,18 @@ def spatial_decay(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     c = _cosines(tokens)[:, pairs]
     c = c - c.mean(1, keepdim=True)
     norm = c.norm(dim=1) * d.norm()
-    level = norm > 1e-9 * d.norm()  # below, differences of cosines are rounding
+    # Below this level, differences of cosines are rounding errors.
+    level = norm > 1e-9 * d.norm()
     return (-(c @ d) / norm).where(level, 0.0)
 
 
 def over_images(values: Tensor) -> Value:
-    """The mean of one number an image, (N,), with its t interval; images are independent."""
+    """Return the mean of one number an image, (N,), with Student's t interval; images are independent."""
     return of_replicates(values.tolist(), len(values))
 
 
-def manhattan(grid: tuple[int, int]) -> Tensor:
-    """(T, T) int64: rows plus columns between two tokens."""
+def manhattan(grid: Sequence[int]) -> Tensor:
+    """Return (T, T) int64: rows plus columns between two tokens."""
     place = torch.cartesian_prod(torch.arange(grid[0]), torch.arange(grid[1]))
     return (place[:, None] - place[None]).abs().sum(-1)
 

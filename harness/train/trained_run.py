@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from harness.backbone.sit import SiT
     from harness.data.dataset import Dataset
-
     from harness.evaluation.evaluator import Result
     from harness.evaluation.npz_export import Job
     from harness.flow.sampling import Decode

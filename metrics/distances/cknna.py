@@ -1,4 +1,6 @@
-"""CKNNA (Huh et al. 2024, The Platonic Representation Hypothesis): do two representations agree on who is near whom?"""
+"""CKNNA (Huh et al. 2024, The Platonic Representation Hypothesis): agreement of two representations on
+neighbours.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,14 @@ EPSILON = 1e-6
 
 
 def cknna(first: Any, second: Any, *, k: int = 10) -> Value:
-    """Centred kernel nearest-neighbour alignment of features (N, d1) and (N, d2) of the same N samples, rows scaled to
-    unit norm.
+    """Return the centred kernel nearest-neighbour alignment of features (N, d1) and (N, d2) of the same N
+    samples.
 
-    Unbiased HSIC of the two matrices of inner products, each kept only where both sets have a pair among the k nearest,
-    over the geometric mean of each with itself (minyoungg/platonic-rep metrics.py, `cknna` with `unbiased`). At most about
-    1. Pairs are not independent, so one set of samples gives no interval. Raises `MetricError` for bad features, different
-    N, N < 4 or k outside 2 .. N - 1.
+    Rows are scaled to unit norm. Unbiased HSIC of the two matrices of inner products, each kept only where
+    both sets have a pair among the k nearest, over the geometric mean of each with itself
+    (minyoungg/platonic-rep metrics.py, `cknna` with `unbiased`). At most about 1. Pairs are not independent,
+    so one set of samples gives no interval. Raises `MetricError` for bad features, different N, N < 4 or k
+    outside 2 .. N - 1.
     """
     a, b = as_features(first, "first", least=4), as_features(second, "second", least=4)
     if len(a) != len(b):
@@ -34,9 +37,7 @@ def cknna(first: Any, second: Any, *, k: int = 10) -> Value:
     both = near_a & near_b
     own = _hsic(gram_a * near_a, gram_a * near_a) * _hsic(gram_b * near_b, gram_b * near_b)
     if not own > 0:
-        raise MetricError(
-            f"cknna is not defined here: its norm is not positive with k = {k} of {len(a)} samples"
-        )
+        raise MetricError(f"cknna is not defined: its norm is not positive with k = {k} of {len(a)} samples")
     return Value(float(_hsic(gram_a * both, gram_b * both) / (own.sqrt() + EPSILON)), n=len(a))
 
 
@@ -46,13 +47,13 @@ def _gram(features: Any) -> Tensor:
 
 
 def _near(gram: Tensor, k: int) -> Tensor:
-    """(N, N) bool: row i marks the k samples nearest to i, itself left out."""
+    """Return (N, N) bool: row i marks the k samples nearest to i, excluding i."""
     others = gram.clone().fill_diagonal_(-torch.inf)
     return torch.zeros_like(gram, dtype=torch.bool).scatter_(1, others.topk(k, dim=1).indices, True)
 
 
 def _hsic(a: Tensor, b: Tensor) -> Tensor:
-    """Unbiased HSIC, equation 5 of Song et al. (2012)."""
+    """Return the unbiased HSIC, equation 5 of Song et al. (2012)."""
     n = len(a)
     a, b = (x.clone().fill_diagonal_(0) for x in (a, b))
     cross = a.sum(0) @ b.sum(1)

@@ -1,4 +1,4 @@
-"""CMMD (Jayasumana et al. 2024): the MMD of CLIP embeddings, unbiased by any Gaussian assumption."""
+"""CMMD (Jayasumana et al. 2024): the MMD of CLIP embeddings, free of Gaussian assumptions."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ SIGMA, SCALE = 10.0, 1000.0
 
 
 def cmmd(real: Any, fake: Any) -> Value:
-    """1000 times the biased MMD^2 with a Gaussian kernel of sigma 10 between embeddings scaled to unit norm.
+    """Return 1000 times the biased MMD^2 with a Gaussian kernel of sigma 10 between embeddings scaled to unit
+    norm.
 
-    As google-research/cmmd has it (distance.py; embedding.py scales). The interval is normal, from the influence of each
-    sample; it does not see the bias, which is of order 1/N. Raises `MetricError` for bad features and for a zero vector.
+    As in google-research/cmmd (distance.py; embedding.py scales). The interval is normal, from the influence
+    of each sample; it ignores the bias, which is of order 1/N. Raises `MetricError` for bad features and for
+    a zero vector.
     """
     x, y = (
         _unit(features, name) for features, name in zip(as_pair(real, fake), ("real", "fake"), strict=True)
@@ -40,6 +42,8 @@ def _unit(features: np.ndarray, name: str) -> np.ndarray:
 
 
 def _mean_kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """(len(x),): the mean kernel of each row of x with all rows of y; |x - y|^2 = 2 - 2 x.y for unit vectors."""
+    """Return (len(x),): the mean kernel of each row of x with all rows of y; |x - y|^2 = 2 - 2 x.y for unit
+    vectors.
+    """
     rows = range(0, len(x), BLOCK)
     return np.concatenate([np.exp((x[i : i + BLOCK] @ y.T - 1) / SIGMA**2).mean(axis=1) for i in rows])

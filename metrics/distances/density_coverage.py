@@ -1,4 +1,4 @@
-"""Density and coverage (Naeem et al. 2020): precision and recall that outliers cannot inflate."""
+"""Density and coverage (Naeem et al. 2020): precision and recall that are robust to outliers."""
 
 from __future__ import annotations
 
@@ -19,11 +19,14 @@ class DensityCoverage(NamedTuple):
 
 
 def density_coverage(real: Any, fake: Any, *, k: int = 5) -> DensityCoverage:
-    """Density: how many real balls hold a fake sample, over k, on average. Coverage: the share of real balls that hold one.
+    """Return density and coverage.
 
-    A ball reaches from a real sample to its k-th nearest real neighbour, edge excluded, as in the authors' prdc; distances
-    in float64. Density may exceed 1. The intervals (normal, Wilson's) hold the other set fixed. Raises `MetricError` for
-    bad features or k.
+    Density: the mean number of real balls that contain a fake sample, over k. Coverage: the share of real
+    balls that contain one.
+
+    A ball reaches from a real sample to its k-th nearest real neighbour, edge excluded, as in the authors'
+    prdc; distances in float64. Density may exceed 1. The intervals (normal, Wilson's) hold the other set
+    fixed. Raises `MetricError` for bad features or k.
     """
     x, y = map(torch.from_numpy, as_pair(real, fake))
     check_k(k, len(x))

@@ -1,10 +1,11 @@
-"""The Frechet distance of two Gaussians fitted to features, from streamed moments or from the features themselves.
+"""The Frechet distance of two Gaussians fitted to features, from streamed moments or from the features
+themselves.
 
     FD = |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2)          (Dowson and Landau 1982; Heusel et al. 2017)
 
-With R^T R = S1 the last trace is that of (R S2 R^T)^(1/2), a symmetric matrix. With centred features A, B divided by
-sqrt(n - 1), S1 = A^T A and S2 = B^T B, it is the sum of the singular values of A B^T: no square is formed, so singular
-covariances (N <= d) lose no digits.
+With R^T R = S1 the last trace is that of (R S2 R^T)^(1/2), a symmetric matrix. With centred features A, B
+divided by sqrt(n - 1), S1 = A^T A and S2 = B^T B, it is the sum of the singular values of A B^T: no square is
+formed, so singular covariances (N <= d) lose no digits.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from metrics.arrays import as_features, check_dims
 from metrics.value import MetricError, Value
 
 BLOCK = 4096
-"""Rows folded at once: moments of a stream have the same bits however the stream is cut into batches."""
+"""Rows folded at once, so that moments of a stream have the same bits for any batch size."""
 SMALL = 1000
-"""Up to so many rows features are kept as they are: exact, and faster than their covariance when d is large."""
+"""Up to this number of rows features are not reduced to a covariance: exact, and faster when d is large."""
 
 
 class State(NamedTuple):
@@ -36,11 +37,11 @@ class Moments:
     def __init__(self) -> None:
         self._state: State | None = None
         self._block = np.empty((0, 0))
-        """Rows that wait until BLOCK of them are there, in one array that is used again and again."""
+        """Rows waiting to make up a BLOCK, in one array that is reused."""
         self._waiting = 0
 
     def add(self, features: Any) -> None:
-        """Take in a batch (B, d), numpy or torch; raises `MetricError` for a wrong shape, size or value."""
+        """Add a batch (B, d), numpy or torch; raises `MetricError` for a wrong shape, size or value."""
         rows = as_features(features, "streamed", least=0)
         if self.n:
             check_dims(self.dim, rows.shape[1])
@@ -50,7 +51,7 @@ class Moments:
             self._take(rows[start : start + BLOCK])
 
     def merge(self, other: Moments) -> None:
-        """Take in the moments of another part of the data."""
+        """Add the moments of another part of the data."""
         if self.n and other.n:
             check_dims(self.dim, other.dim)
         self._state = _join(self._total(), other._total())
@@ -75,16 +76,16 @@ class Moments:
         """(d, d), divided by n - 1 as numpy.cov does."""
         state = self._some()
         if state.n < 2:
-            raise MetricError("a covariance needs at least 2 samples, and there is 1")
+            raise MetricError("a covariance needs at least 2 samples, but there is 1")
         return state.scatter / (state.n - 1)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """The state as plain arrays: n, mean, scatter."""
+        """Return the state as plain arrays: n, mean, scatter."""
         return {name: np.asarray(value) for name, value in zip(State._fields, self._some(), strict=True)}
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> Moments:
-        """The inverse of `to_arrays`; raises `MetricError` for arrays that are no moments."""
+        """Restore the state from `to_arrays`; raises `MetricError` for invalid arrays."""
         try:
             n, mean, scatter = int(arrays["n"]), np.array(arrays["mean"]), np.array(arrays["scatter"])
         except (KeyError, TypeError, ValueError) as error:
@@ -103,7 +104,7 @@ class Moments:
         return moments
 
     def _take(self, rows: np.ndarray) -> None:
-        """Up to BLOCK rows; a block that is full is folded into the state."""
+        """Add up to BLOCK rows; a full block is folded into the state."""
         first = rows[: BLOCK - self._waiting]
         self._block[self._waiting : self._waiting + len(first)] = first
         self._waiting += len(first)
@@ -124,12 +125,14 @@ class Moments:
 
 
 def frechet_distance(real: Any, fake: Any) -> Value:
-    """The Frechet distance between two sets of features, each an (N, d) array or tensor or `Moments` of one.
+    """Return the Frechet distance between two sets of features, each an (N, d) array or tensor or `Moments`
+    of one.
 
-    Exact (singular values) where a side is given as features and has at most max(d, 1000) rows; else from the symmetric
-    eigenvalues of float64 covariances. One evaluation tells nothing of its spread: the interval is None. The value
-    is biased upwards by about a constant over N, so compare values at equal N only, or see `frechet_infinity`.
-    Raises `MetricError` for fewer than 2 samples, different d, or values that are not finite.
+    Exact (singular values) if a side is given as features and has at most max(d, 1000) rows; otherwise from
+    the symmetric eigenvalues of float64 covariances. One evaluation does not determine its spread: the
+    interval is None. The value is biased upwards by about a constant over N, so compare values at equal N
+    only, or see `frechet_infinity`. Raises `MetricError` for fewer than 2 samples, different d, or values
+    that are not finite.
     """
     first, second = _fitted(real, "real"), _fitted(fake, "fake")
     check_dims(len(first.mean), len(second.mean))
@@ -144,7 +147,7 @@ def frechet_distance(real: Any, fake: Any) -> Value:
 
 
 def moments_of(features: np.ndarray) -> Moments:
-    """Moments of an (N, d) array."""
+    """Return the moments of an (N, d) array."""
     moments = Moments()
     for start in range(0, len(features), BLOCK):
         moments.add(features[start : start + BLOCK])
@@ -160,7 +163,9 @@ class _Gaussian(NamedTuple):
         return float(np.trace(self.covariance))
 
     def factor(self) -> np.ndarray:
-        """R with R^T R the covariance, by symmetric eigenvalues; rounding below zero is cut."""
+        """Return R with R^T R the covariance, by symmetric eigenvalues; rounding errors below zero are set to
+        0.
+        """
         values, vectors = np.linalg.eigh(self.covariance)
         return np.sqrt(np.maximum(values, 0))[:, None] * vectors.T
 
@@ -193,7 +198,8 @@ def _rows(features: np.ndarray) -> _Rows:
     mean = features.mean(axis=0)
     rows = (features - mean) / np.sqrt(len(features) - 1)
     if len(rows) > rows.shape[1]:
-        rows = np.linalg.qr(rows, mode="r")  # the same rows^T rows in d rows
+        # The same rows^T rows in d rows. asarray: its types do not say that mode "r" returns one array.
+        rows = np.asarray(np.linalg.qr(rows, mode="r"))
     return _Rows(len(features), mean, rows)
 
 
@@ -209,6 +215,7 @@ def _join(a: State | None, b: State | None) -> State | None:
         return b if a is None else a
     n, apart = a.n + b.n, b.mean - a.mean
     scatter = np.outer(apart, apart * (a.n * b.n / n))
-    scatter += a.scatter  # in place: at d = 2,048 each of these is 32 MiB
+    # In place: at d = 2,048 each of these is 32 MiB.
+    scatter += a.scatter
     scatter += b.scatter
     return State(n, a.mean + apart * (b.n / n), scatter)

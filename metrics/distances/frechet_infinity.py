@@ -1,7 +1,7 @@
 """FD-infinity: the Frechet distance without the bias of a finite number of samples (Chong and Forsyth 2020).
 
-To first order a distance between n real and m fake samples is biased by c/n + c'/m. Subsets that take the same share of both
-sets therefore lie on a line in 1/m, whose intercept is the distance of the distributions.
+To first order a distance between n real and m fake samples is biased by c/n + c'/m. Subsets that take the
+same share of both sets therefore lie on a line in 1/m, whose intercept is the distance of the distributions.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from metrics.value import MetricError, Value
 GROUPS = 10
 """Of the jackknife."""
 LEAST = 100
-"""Samples on a side: fewer leave no sensible subsets."""
+"""Fewest samples on a side; with fewer, subsets are too small."""
 
 
 def frechet_infinity(real: Any, fake: Any, *, points: int = 15, seed: int = 0) -> Value:
-    """The Frechet distance extrapolated to infinitely many samples. Unbiased to first order; may be negative.
+    """Return the Frechet distance extrapolated to infinitely many samples; it may be negative.
 
-    As in dgm-eval: `points` sizes evenly from min(5000, N / 10) to N, for each a random subset without replacement, least
-    squares in 1/size. Where `real` is given as features its subsets take the same share of it, which corrects for its
-    own finite number too; `Moments` stand for the whole population. The points share samples, so the scatter about the
-    line does not tell its error: the interval is Student's t from a jackknife that leaves out a tenth of both sets at a
-    time. Costs 11 * points distances between covariances. Raises `MetricError` for bad features, fewer than 100 samples on
-    a side given as features, or fewer than 2 points.
+    Unbiased to first order. As in dgm-eval: `points` sizes evenly from min(5000, N / 10) to N, for each a
+    random subset without replacement, least squares in 1/size. If `real` is given as features its subsets
+    take the same share of it, which corrects for its own finite number too; `Moments` stand for the whole
+    population. The points share samples, so their scatter about the line is no estimate of its error: the
+    interval is Student's t from a jackknife that leaves out a tenth of both sets at a time. Costs 11 * points
+    distances between covariances. Raises `MetricError` for bad features, fewer than 100 samples on a side
+    given as features, or fewer than 2 points.
     """
     if points < 2:
         raise MetricError(f"frechet_infinity: points = {points}; a line needs 2 or more")
@@ -70,7 +71,7 @@ def _grouped(given: Any, name: str, random: np.random.Generator) -> _Grouped:
 def _at(
     first: Moments | _Grouped, second: _Grouped, share: float, random: np.random.Generator
 ) -> list[_Point]:
-    """The distance at one share of the samples: of all of them, then without each group."""
+    """Return the distance at one share of the samples: of all of them, then without each group."""
     reals = [first] * (1 + GROUPS) if isinstance(first, Moments) else _subset(first, share, random)
     fakes = _subset(second, share, random)
     return [
@@ -79,7 +80,7 @@ def _at(
 
 
 def _subset(side: _Grouped, share: float, random: np.random.Generator) -> list[Moments]:
-    """Moments of a random subset: of all of it, then without each group."""
+    """Return the moments of a random subset: of all of it, then without each group."""
     chosen = random.permutation(len(side.features))[: round(share * len(side.features))]
     parts = [moments_of(side.features[chosen[side.groups[chosen] == group]]) for group in range(GROUPS)]
     return [_merged(parts), *(_merged(parts[:group] + parts[group + 1 :]) for group in range(GROUPS))]

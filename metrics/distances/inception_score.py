@@ -1,7 +1,8 @@
-"""The inception score (Salimans et al. 2016): exp of the mean KL divergence between p(y|x) and p(y), over splits.
+"""The inception score (Salimans et al. 2016): exp of the mean KL divergence between p(y|x) and p(y), over
+splits.
 
-It depends on the order of the samples: sorted by class, a split holds few classes and scores low. ADM does not shuffle,
-torch-fidelity does, and so there are two functions.
+It depends on the order of the samples: sorted by class, a split holds few classes and scores low. ADM does
+not shuffle, torch-fidelity does, and so there are two functions.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from metrics.value import MetricError, Value
 
 
 def inception_score(logits: Any, *, split_size: int = 5000) -> Value:
-    """ADM's: samples in the given order, splits of `split_size`, the last one what is left.
+    """Return ADM's inception score: samples in the given order, splits of `split_size`, the last one the
+    remainder.
 
     `logits` (N, classes) are those of the Inception without the bias of its last layer (guided-diffusion
-    evaluations/evaluator.py). The interval is Student's t over splits, none for one split. Raises `MetricError` for
-    bad logits or a split size below 1.
+    evaluations/evaluator.py). The interval is Student's t over splits; one split has none. Raises
+    `MetricError` for bad logits or a split size below 1.
     """
     log_p = _log_softmax(as_features(logits, "logit"))
     if split_size < 1:
@@ -32,8 +34,10 @@ def inception_score(logits: Any, *, split_size: int = 5000) -> Value:
 def inception_score_shuffled(
     logits: Any, *, splits: int = 10, shuffle: bool = True, seed: int = 2020
 ) -> Value:
-    """torch-fidelity's (metric_isc.py): samples shuffled, then as many even splits as asked; `shuffle` off is its
-    `samples_shuffle=False`. Interval and errors as in `inception_score`."""
+    """Return torch-fidelity's inception score (metric_isc.py): samples shuffled, then `splits` even splits.
+
+    `shuffle` off is its `samples_shuffle=False`. Interval and errors as in `inception_score`.
+    """
     log_p = _log_softmax(as_features(logits, "logit"))
     n = len(log_p)
     if not 1 <= splits <= n:
@@ -49,7 +53,8 @@ def _score(parts: Sequence[np.ndarray], n: int) -> Value:
 
 def _exp_divergence(log_p: np.ndarray) -> float:
     p = np.exp(log_p)
-    mean = np.log(np.maximum(p.mean(axis=0), np.finfo(float).tiny))  # p log p -> 0 where p vanishes
+    # p log p -> 0 as p -> 0.
+    mean = np.log(np.maximum(p.mean(axis=0), np.finfo(float).tiny))
     return float(np.exp((p * (log_p - mean)).sum(axis=1).mean()))
 
 

@@ -1,4 +1,4 @@
-"""KID, the kernel distance (Binkowski et al. 2018): unbiased, so it may be negative; noisy, so it needs its interval."""
+"""KID, the kernel distance (Binkowski et al. 2018): unbiased, so it may be negative, and noisy."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from metrics.value import MetricError, Value
 def kernel_distance(
     real: Any, fake: Any, *, subsets: int = 100, subset_size: int = 1000, seed: int = 2020
 ) -> Value:
-    """The mean unbiased MMD^2 with the kernel (x.y / d + 1)^3 over random subsets of both sets.
+    """Return the mean unbiased MMD^2 with the kernel (x.y / d + 1)^3 over random subsets of both sets.
 
-    The subsets are torch-fidelity's (metric_kid.py: same seed, same order); the arithmetic is float64, there float32.
-    Where a set has no more than `subset_size` samples, subsets of half the smaller set are drawn, which leaves the
-    mean unbiased. Overlapping subsets spread too little to be read as replicates: with m of n samples in a subset the
-    variance of the mean is m / (n - m) times theirs (the delete-d jackknife, Shao and Wu 1989). Raises `MetricError` for
-    bad features, fewer than 4 samples, or fewer than 2 subsets.
+    The subsets are torch-fidelity's (metric_kid.py: same seed, same order); the arithmetic is float64, there
+    float32. If a set has no more than `subset_size` samples, subsets of half the smaller set are drawn, which
+    keeps the mean unbiased. Overlapping subsets vary too little to serve as replicates: with m of n samples
+    in a subset the variance of the mean is m / (n - m) times theirs (the delete-d jackknife, Shao and Wu
+    1989). Raises `MetricError` for bad features, fewer than 4 samples, or fewer than 2 subsets.
     """
     x, y = as_given(real, fake, least=4)
     if subsets < 2 or subset_size < 2:
@@ -39,12 +39,12 @@ def kernel_distance(
 
 
 def squared_mmd(x: np.ndarray, y: np.ndarray) -> float:
-    """Unbiased MMD^2 of two float64 arrays (m, d) and (n, d), at least 2 rows each."""
+    """Return the unbiased MMD^2 of two float64 arrays (m, d) and (n, d), at least 2 rows each."""
     return float(_apart(x) + _apart(y) - 2 * _kernel(x, y).mean())
 
 
 def _apart(x: np.ndarray) -> float:
-    """The mean kernel of different rows."""
+    """Return the mean kernel of different rows."""
     kernel = _kernel(x, x)
     return (kernel.sum() - np.trace(kernel)) / (len(x) * (len(x) - 1))
 

@@ -1,4 +1,4 @@
-"""Are generated samples copies? Distances like Frechet's cannot see it: the training set itself scores best."""
+"""Memorisation: generated samples that copy the training set, which Frechet distances reward."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from metrics.value import Value
 
 
 def memorisation(train: Any, fake: Any) -> Value:
-    """The share of fake samples no farther from their nearest training sample than that one is from its nearest neighbour.
+    """Return the share of fake samples no farther from their nearest training sample than that one is from
+    its nearest neighbour.
 
-    One minus the authenticity of Alaa et al. (2022), as in dgm-eval: 1 for copies. Samples of the same distribution do
-    not give 0, so compare with the value of held-out data against the training set. Neighbours are found in float32 and
-    measured in float64; the interval is Wilson's, training set fixed. Raises `MetricError` for bad features.
+    One minus the authenticity of Alaa et al. (2022), as in dgm-eval: 1 for copies. Samples of the same
+    distribution do not give 0, so compare with the value of held-out data against the training set.
+    Neighbours are found in float32 and measured in float64; the interval is Wilson's, training set fixed.
+    Raises `MetricError` for bad features.
     """
     x, y = map(torch.from_numpy, as_pair(train, fake))
     nearest = _nearest(y.float(), x.float())

@@ -1,4 +1,4 @@
-"""Improved precision and recall (Kynkaanniemi et al. 2019), by the rules of the two tools that the field quotes."""
+"""Improved precision and recall (Kynkaanniemi et al. 2019), by the rules of ADM and of torch-fidelity."""
 
 from __future__ import annotations
 
@@ -22,13 +22,15 @@ RULES = ("adm", "adm-float16", "torch-fidelity")
 
 
 def precision_recall(real: Any, fake: Any, *, k: int = 3, rule: str = "adm") -> PrecisionRecall:
-    """Precision: the share of fake inside any real ball. Recall: the share of real inside any fake ball.
+    """Return precision, the share of fake inside any real ball, and recall, the share of real inside any fake
+    ball.
 
-    A ball reaches from a sample to its k-th nearest neighbour in its own set, edge included. `rule` says how distances are
-    computed: `adm` (guided-diffusion evaluations/evaluator.py: squared; here in float64), `adm-float16` (the same in
-    the released precision: float16 where all pairs stay finite, else float32; its rounding moves shares by some tenths of
-    a per cent) or `torch-fidelity` (metric_prc.py: float32). The intervals are Wilson's for the samples that are tested,
-    the balls held fixed. Raises `MetricError` for bad features, k or rule.
+    A ball reaches from a sample to its k-th nearest neighbour in its own set, edge included. `rule` is how
+    distances are computed: `adm` (guided-diffusion evaluations/evaluator.py: squared; here in float64),
+    `adm-float16` (the same in the released precision: float16 if all pairs stay finite, else float32; its
+    rounding changes shares by some tenths of a per cent) or `torch-fidelity` (metric_prc.py: float32). The
+    intervals are Wilson's for the samples that are tested, the balls held fixed. Raises `MetricError` for bad
+    features, k or rule.
     """
     if rule not in RULES:
         raise MetricError(f"precision_recall: unknown rule '{rule}' (known: {', '.join(RULES)})")
@@ -46,7 +48,7 @@ def precision_recall(real: Any, fake: Any, *, k: int = 3, rule: str = "adm") -> 
 
 
 def _distance(rule: str, a: Tensor, b: Tensor) -> Distance:
-    """The rule's distance; in float16 only where that holds every distance between a and b."""
+    """Return the rule's distance; in float16 only if every distance between a and b is finite in it."""
     if rule == "torch-fidelity":
         return euclid
     if rule == "adm":
@@ -60,7 +62,7 @@ def _squared(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _squared16(a: Tensor, b: Tensor) -> Tensor:
-    """The same with every operation rounded to float16; sums accumulate in float32, as on a GPU."""
+    """Compute `_squared` with every operation rounded to float16; sums accumulate in float32, as on a GPU."""
     a, b = _rounded(a), _rounded(b)
     a_norm, b_norm = (_rounded(_rounded(x.square()).sum(1)) for x in (a, b))
     product = _rounded(2 * _rounded(a @ b.T))

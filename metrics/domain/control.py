@@ -1,6 +1,6 @@
-"""Representation for control: what a linear read-out of frozen hidden features knows of state and action.
+"""Representation for control: state and action, read linearly from frozen hidden features.
 
-A stand-in, named so, for a robot's success: features from which position and motion can be read by a ridge regression
+A proxy for a robot's success: features from which position and motion can be read by a ridge regression
 are features from which a small policy can act.
 """
 
@@ -17,39 +17,41 @@ from metrics.value import MetricError, Value
 
 Layer = TypeVar("Layer", bound=Hashable)
 PENALTIES = 10.0 ** np.arange(-3, 7)
-"""Tried on the training side, features standardised and sums divided by the number of rows."""
+"""Candidates, chosen on the training side, for standardised features and sums divided by the number of rows."""
 EVERY = 4
 """Every fourth video is held out; of the others, every fourth chooses the penalty."""
 
 
 class Decoded(NamedTuple):
     r2: Value
-    """On held-out videos, the mean over targets; the interval is the jackknife's, over videos. 0 is what a constant
-    reads, and less is possible."""
+    """On held-out videos, the mean over targets, with the jackknife's interval over videos.
+
+    A constant prediction scores 0, and lower values are possible.
+    """
     penalty: float
 
 
 def decoded(
     features: Mapping[Layer, np.ndarray], targets: np.ndarray, videos: np.ndarray
 ) -> dict[Layer, Decoded]:
-    """R2 of a ridge regression from each layer's features (N, d) to targets (N, k), on held-out videos.
+    """Return the R2 of a ridge regression from each layer's features (N, d) to targets (N, k), on held-out
+    videos.
 
-    `videos` (N,) says which video a row belongs to: all rows of one fall on one side. R2 is 1 - sum of squared errors /
-    sum of squares about the held-out mean, averaged over the k targets, as scikit-learn's `r2_score` has it. Raises
-    `MetricError` for rows that do not fit, fewer than 8 videos, or a target that does not vary on the held-out side.
+    `videos` (N,) is the video of each row; all rows of a video are on one side of the split. R2 is 1 - sum of
+    squared errors / sum of squares about the held-out mean, averaged over the k targets, as scikit-learn's
+    `r2_score` has it. Raises `MetricError` for rows that do not fit, fewer than 8 videos, or a target that
+    does not vary on the held-out side.
     """
     y, videos = as_features(targets, "target").astype(np.float64), np.asarray(videos)
     if videos.shape != (len(y),):
         raise MetricError(f"control has {len(y)} rows of targets and video numbers of shape {videos.shape}")
     names = np.unique(videos)
     if len(names) < 2 * EVERY:
-        raise MetricError(f"control needs {2 * EVERY} videos or more to hold some out; given {len(names)}")
+        raise MetricError(f"control needs at least {2 * EVERY} videos to hold some out; given {len(names)}")
     held_out = np.isin(videos, names[::EVERY])
     chooses = np.isin(videos, np.delete(names, np.s_[::EVERY])[::EVERY])
     if not (np.ptp(y[held_out], axis=0) > 0).all():
-        raise MetricError(
-            "control: a target has one value on the whole held-out side; nothing is there to decode"
-        )
+        raise MetricError("control: a target is constant on the held-out side, so there is nothing to decode")
     return {layer: _decode(x, y, videos, held_out, chooses, str(layer)) for layer, x in features.items()}
 
 
@@ -73,8 +75,11 @@ def _decode(
 
 
 def ridge(x: np.ndarray, y: np.ndarray, penalties: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """Predictions (penalties, M, k) for `new` (M, d) of the regression on x (N, d), y (N, k) that minimises
-    |y - b - z w|^2 / N + penalty |w|^2, with z standardised by x; a column that does not vary is left out."""
+    """Return predictions (penalties, M, k) for `new` (M, d) of a ridge regression on x (N, d), y (N, k).
+
+    It minimises |y - b - z w|^2 / N + penalty |w|^2, with z standardised by x, without columns that do not
+    vary.
+    """
     centre, spread = x.mean(0), x.std(0)
     varies = spread > 1e-9 * max(1.0, float(np.abs(x).max()))
     z, fresh = (((part - centre) / np.where(varies, spread, 1))[:, varies] for part in (x, new))

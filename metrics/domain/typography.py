@@ -1,8 +1,8 @@
-"""Typography: how many letters of generated words are wrong, as Tesseract reads them and as a reader trained here does.
+"""Typography: the character error rate of generated words, read by Tesseract or by a locally trained reader.
 
-The reader sees pictures of random strings and learns letters, not words: what it reads of a generated word is not
-guessed from a vocabulary. Its weights are a pure function of pictures, texts and recipe (one thread, streams of its
-own), kept under a hash of all that.
+The reader is trained on pictures of random strings and learns letters, not words, so it cannot guess a
+generated word from a vocabulary. Its weights are a pure function of pictures, texts and recipe (one thread, a
+separate stream), cached under a hash of all three.
 """
 
 from __future__ import annotations
@@ -29,19 +29,20 @@ from metrics.value import MetricError, Value
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 RECIPE = 1
-"""Raised with every change below that moves a weight, so that the cache forgets."""
+"""Raised with every change below that moves a weight, which empties the cache."""
 STEPS, LEARNING_RATE = 500, 6e-3
 SCALE, MARGIN = 6, 40
-"""For Tesseract: pictures enlarged so many times, and white pixels around them."""
+"""For Tesseract: the enlargement of pictures, and the white pixels around them."""
 SECONDS = 300.0
-"""Tesseract has to read a set of pictures."""
+"""Time limit of Tesseract for a set of pictures."""
 
 
 def error_rate(read: Sequence[str], wanted: Sequence[str]) -> Value:
-    """The character error rate: edits (Levenshtein) from what was read to what was wanted, over the wanted letters.
+    """Return the character error rate: edits (Levenshtein) from the words read to those wanted, over the
+    wanted letters.
 
-    0 for flawless words; it can pass 1. The interval is over words. Raises `MetricError` for lists of different
-    lengths and for an empty wanted word.
+    0 for flawless words; it can exceed 1. The interval is over words. Raises `MetricError` for lists of
+    different lengths and for an empty wanted word.
     """
     if len(read) != len(wanted) or not len(wanted) or not all(wanted):
         raise MetricError(
@@ -52,7 +53,9 @@ def error_rate(read: Sequence[str], wanted: Sequence[str]) -> Value:
 
 
 def edit_distance(first: str, second: str) -> int:
-    """Fewest insertions, deletions and replacements of letters that turn one into the other (Levenshtein 1966)."""
+    """Return the fewest insertions, deletions and replacements that turn one word into the other (Levenshtein
+    1966).
+    """
     line = list(range(len(second) + 1))
     for i, a in enumerate(first, 1):
         before, line[0] = line[0], i
@@ -62,15 +65,15 @@ def edit_distance(first: str, second: str) -> int:
 
 
 def tesseract(images: np.ndarray, *, program: str = "tesseract") -> list[str]:
-    """What Tesseract reads in grey pictures uint8 (N, H, W), light on dark: one word each, of letters a to z.
+    """Read grey pictures uint8 (N, H, W), light on dark, with Tesseract: one word each, of letters a to z.
 
-    Raises `MetricError` where the program is not installed, fails, or takes longer than SECONDS.
+    Raises `MetricError` if the program is not installed, fails, or takes longer than SECONDS.
     """
     x = _pictures(images)
     found = shutil.which(program)
     if found is None:
         raise MetricError(
-            f"'{program}' is not installed; run: apt install tesseract-ocr, or use the reader that is trained here"
+            f"'{program}' is not installed; run: apt install tesseract-ocr, or use the locally trained reader"
         )
     with tempfile.TemporaryDirectory() as folder:
         pages = _pages(x, Path(folder))
@@ -94,7 +97,7 @@ def tesseract(images: np.ndarray, *, program: str = "tesseract") -> list[str]:
 
 
 def _pages(images: np.ndarray, folder: Path) -> Path:
-    """Pictures dark on light, enlarged, and the list of them that Tesseract takes as a document."""
+    """Write the pictures dark on light, enlarged, and the list of them that Tesseract takes as a document."""
     from PIL import Image, ImageOps
 
     names = []
@@ -121,7 +124,9 @@ class Reader:
 
     @torch.no_grad()
     def read(self, images: np.ndarray) -> list[str]:
-        """The letters in grey pictures uint8 (N, H, W): the likeliest at each place, repeats and gaps taken out."""
+        """Return the letters in grey pictures uint8 (N, H, W): the likeliest in each column, without repeats
+        and gaps.
+        """
         x = torch.from_numpy(np.ascontiguousarray(_pictures(images)))
         return [word for part in x.split(500) for word in _spelled(self.network(part).argmax(-1))]
 
@@ -131,7 +136,8 @@ class Network(nn.Module):
 
     def __init__(self, height: int, random: torch.Generator) -> None:
         super().__init__()
-        with torch.device("meta"):  # so that torch's own generator stays where it is
+        # On the meta device, so that torch's global generator is not advanced.
+        with torch.device("meta"):
             self.layers = nn.Sequential(
                 nn.Conv2d(1, 32, 3, padding=1, stride=(2, 1)), nn.GroupNorm(4, 32), nn.GELU(),
                 nn.Conv2d(32, 64, 3, padding=1, stride=2), nn.GroupNorm(8, 64), nn.GELU(),
@@ -148,11 +154,11 @@ class Network(nn.Module):
 
 
 def reader(images: np.ndarray, texts: Sequence[str], *, cache: Path | None = None) -> Reader:
-    """The reader for pictures uint8 (N, H, W) of these texts, from the cache or trained now: 10 s on one core."""
+    """Return the reader for pictures uint8 (N, H, W) of these texts, cached or trained now: 10 s on one core."""
     x = _pictures(images)
     if len(x) != len(texts) or len(x) < 100 or not all(text and set(text) <= set(ALPHABET) for text in texts):
         raise MetricError(
-            "a reader learns from 100 pictures or more and a text of letters a to z for each; "
+            "a reader needs at least 100 pictures, each with a text of letters a to z; "
             f"given {len(x)} and {len(texts)}"
         )
 
@@ -169,7 +175,9 @@ def reader(images: np.ndarray, texts: Sequence[str], *, cache: Path | None = Non
 
 
 def _train(x: Tensor, texts: Sequence[str]) -> Saved:
-    """AdamW with warm-up and a cosine on the CTC loss (Graves et al. 2006), on all but the held-out tenth."""
+    """Train on all but the held-out tenth: AdamW with warm-up and a cosine on the CTC loss (Graves et al.
+    2006).
+    """
     random = torch.Generator().manual_seed(0)
     held_out, train = torch.randperm(len(x), generator=random).tensor_split([math.ceil(HELD_OUT * len(x))])
     network = Network(x.shape[1], random)
@@ -177,13 +185,17 @@ def _train(x: Tensor, texts: Sequence[str]) -> Saved:
     with one_thread(), torch.enable_grad(), torch.autocast("cpu", enabled=False):
         for step, index in zip(range(STEPS), batches(train, random), strict=False):
             optimizer.param_groups[0]["lr"] = LEARNING_RATE * schedule(step / STEPS)
-            loss = _ctc(network(x[index]), [texts[i] for i in index.tolist()])
+            loss = _ctc(network(x[index]), _chosen(texts, index))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         found = Reader(network.requires_grad_(False), math.nan, "").read(x[held_out].numpy())
-    error = error_rate(found, [texts[i] for i in held_out.tolist()])
-    return Saved(dict(network.state_dict()), {"error": f"{error:.4f}"})
+    error = error_rate(found, _chosen(texts, held_out))
+    return Saved(dict(network.state_dict()), {"error": f"{error.mean:.4f}"})
+
+
+def _chosen(texts: Sequence[str], index: Tensor) -> list[str]:
+    return [texts[int(i)] for i in index]
 
 
 def _ctc(logits: Tensor, texts: list[str]) -> Tensor:
@@ -194,7 +206,7 @@ def _ctc(logits: Tensor, texts: list[str]) -> Tensor:
 
 
 def _spelled(places: Tensor) -> list[str]:
-    """(B, W) of 0 .. letters -> words."""
+    """Turn (B, W) of 0 .. letters into words."""
     words = []
     for row in places.tolist():
         kept_places = [b for a, b in zip([0, *row], row, strict=False) if b and b != a]

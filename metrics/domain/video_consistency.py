@@ -1,6 +1,6 @@
-"""Temporal consistency: is it the same thing in every frame, and does it move as the world it comes from has it move?
+"""Temporal consistency of generated videos: object identity, and motion against the generator's physics.
 
-A frozen video keeps its identity perfectly: read `agreement` and `drift` beside `dynamics_error`, which refuses it.
+A frozen video has perfect identity, so `agreement` and `drift` must be read together with `dynamics_error`.
 """
 
 from __future__ import annotations
@@ -19,17 +19,23 @@ CHUNK = 32
 
 class Drift(NamedTuple):
     by_lag: np.ndarray
-    """(T - 1,): mean squared distance of features `1 .. T - 1` frames apart, over that of frames of different videos."""
+    """(T - 1,): mean squared distance of features `1 ..
+
+    T - 1` frames apart, over that of frames of different videos.
+    """
     relative: Value
-    """The same for all pairs of frames of one video: 0 for frozen videos, 1 where frames are shuffled among videos."""
+    """The same for all pairs of frames of one video: 0 for frozen videos, 1 where frames are shuffled among
+    videos.
+    """
 
 
 def agreement(predicted: np.ndarray) -> Value:
-    """How often a classifier finds the same class in two frames of a video.
+    """Return how often a classifier finds the same class in two frames of a video.
 
-    `predicted` (N, T): the class of each frame. The share of pairs of different frames of one video that have one class,
-    averaged over videos; the interval is over videos. Oracle: 1 for a perfect classifier. Floor: frames shuffled among
-    videos agree as often as two videos do, about 1 / classes. Raises `MetricError` for T < 2.
+    `predicted` (N, T): the class of each frame. The share of pairs of different frames of one video with the
+    same class, averaged over videos; the interval is over videos. 1 for a perfect classifier on real videos;
+    frames shuffled among videos agree as often as two videos do, about 1 / classes. Raises `MetricError` for
+    T < 2.
     """
     predicted = _checked(predicted, 2, "predicted classes (N, T)")
     frames = predicted.shape[1]
@@ -38,10 +44,10 @@ def agreement(predicted: np.ndarray) -> Value:
 
 
 def drift(features: np.ndarray) -> Drift:
-    """How far the features of a video's frames wander from one another, in units of how far videos are apart.
+    """Return the variation of features within a video, relative to that between videos.
 
-    `features` (N, T, d) of the frames, N >= 3, T >= 2. The interval of `relative` is the jackknife's, over videos.
-    Raises `MetricError` where no video differs from another.
+    `features` (N, T, d) of the frames, N >= 3, T >= 2. The interval of `relative` is the jackknife's, over
+    videos. Raises `MetricError` if all videos have the same features.
     """
     x = _checked(features, 3, "features (N, T, d)").astype(np.float64)
     n, frames, _ = x.shape
@@ -63,8 +69,11 @@ def drift(features: np.ndarray) -> Drift:
 
 
 def centres(videos: np.ndarray) -> np.ndarray:
-    """Centres of mass (N, T, 2), row and column in pixels, of grey videos (N, T, H, W) on a ground of 0; the middle
-    of the picture where a frame is black."""
+    """Return centres of mass (N, T, 2), row and column in pixels, of grey videos (N, T, H, W) on a black
+    background.
+
+    A black frame has its centre in the middle.
+    """
     x = _checked(videos, 4, "grey videos (N, T, H, W)").astype(np.float64)
     if x.min() < 0:
         raise MetricError(f"centres of mass need brightness from 0 up; the lowest value is {x.min():g}")
@@ -81,11 +90,12 @@ def centres(videos: np.ndarray) -> np.ndarray:
 
 
 def dynamics_error(paths: np.ndarray, *, room: float, slow: float, fast: float) -> Value:
-    """Distance in pixels of paths (N, T, 2) from the nearest that moving digits could take: 0 for true ones.
+    """Return the distance in pixels of paths (N, T, 2) from the nearest possible path of a moving digit.
 
-    On each axis a true path is w + reflect(a + v t): constant speed `slow <= v <= fast`, turning at walls `room` apart,
-    wherever they are. The root mean square over frames and axes of what is left after the best w, a and v (a grid, then
-    halved steps), averaged over videos. The interval is over videos. Frames in another order, a jump or a stop all show.
+    On each axis a possible path is w + reflect(a + v t): constant speed `slow <= v <= fast`, turning at walls
+    `room` apart, wherever they are. The value is the root mean square residual over frames and axes for the
+    best w, a and v (a grid, then halved steps), averaged over videos. The interval is over videos. It detects
+    reordered frames, jumps and stops.
     """
     x = _checked(paths, 3, "paths (N, T, 2)").astype(np.float64)
     if not 0 < slow <= fast or not room > 0:
@@ -98,16 +108,18 @@ def dynamics_error(paths: np.ndarray, *, room: float, slow: float, fast: float) 
 
 
 def _left(x: np.ndarray, room: float, slow: float, fast: float) -> np.ndarray:
-    """Mean squared distance (n,) of positions (n, T) from the nearest true path on one axis."""
+    """Return the mean squared distance (n,) of positions (n, T) from the nearest possible path on one axis."""
     phases, speeds = np.linspace(0, 2 * room, PHASES, endpoint=False), np.linspace(slow, fast, SPEEDS)
     a, v = (grid.ravel() for grid in np.meshgrid(phases, speeds, indexing="ij"))
     best = _misfit(x, a[None], v[None], room).argmin(1)
     a, v = a[best][:, None], v[best][:, None]
     step_a, step_v = 2 * room / PHASES, (fast - slow) / (SPEEDS - 1)
     around_a, around_v = (grid.ravel() for grid in np.meshgrid([-1, 0, 1], [-1, 0, 1], indexing="ij"))
+    found = np.full((len(x), 1), np.inf)
     for _ in range(ROUNDS):
         step_a, step_v = step_a / 2, step_v / 2
-        for _ in range(2):  # the best may lie two steps off
+        # The best may be two steps away.
+        for _ in range(2):
             near_a, near_v = a + step_a * around_a, np.clip(v + step_v * around_v, slow, fast)
             found = _misfit(x, near_a, near_v, room)
             best = found.argmin(1)[:, None]
@@ -116,7 +128,9 @@ def _left(x: np.ndarray, room: float, slow: float, fast: float) -> np.ndarray:
 
 
 def _misfit(x: np.ndarray, a: np.ndarray, v: np.ndarray, room: float) -> np.ndarray:
-    """Variance over time (n, k) of positions (n, T) less candidates' (a, v) (n or 1, k): w is the mean."""
+    """Return the variance over time (n, k) of positions (n, T) less candidate paths (a, v) (n or 1, k); w is
+    the mean.
+    """
     way = np.mod(a[..., None] + v[..., None] * np.arange(x.shape[1]), 2 * room)
     return (x[:, None] - np.minimum(way, 2 * room - way)).var(-1)
 
@@ -129,7 +143,7 @@ def _mean(values: np.ndarray) -> Value:
 
 
 def _checked(given: np.ndarray, dimensions: int, what: str) -> np.ndarray:
-    """An array of numbers with N >= 1 and T >= 2."""
+    """Return the array if it holds finite numbers with N >= 1 and T >= 2, or raise `MetricError`."""
     array = np.asarray(given)
     if array.ndim != dimensions or 0 in array.shape or array.shape[1] < 2 or array.dtype.kind not in "fiub":
         raise MetricError(f"expected {what} of 2 frames or more, given {array.dtype} of shape {array.shape}")

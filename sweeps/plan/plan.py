@@ -129,11 +129,10 @@ def _check_distinct(study: Study, runs: Iterable[PlannedRun]) -> None:
 
 def _check_impartial(study: Study, runs: Sequence[PlannedRun]) -> None:
     """Raise `UserError` if an arm is measured only by a network that some arm is aligned to."""
-    from harness.evaluation.metric_names import check_impartial, favoured
+    from harness.evaluation.checks import check_arms
 
     encoders = {encoder.name for run in runs for encoder in run.spec.method.needs().encoders}
-    for metrics in {run.spec.eval.metrics for run in runs}:
-        check_impartial(metrics, favoured(metrics, encoders), f"study {study.name}")
+    check_arms((run.spec.eval for run in runs), encoders, f"study {study.name}")
 
 
 def _check_seeds(study: Study, runs: Iterable[PlannedRun]) -> None:

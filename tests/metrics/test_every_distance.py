@@ -28,8 +28,8 @@ def test_many_blocks_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
         memorisation(real, fake),
         cmmd(real, fake),
     )
-    for room in ("neighbours", "manifolds", "mmd"):
-        monkeypatch.setattr(f"metrics.{room}.BLOCK", 7)
+    for room in ("neighbours", "precision_recall", "cmmd"):
+        monkeypatch.setattr(f"metrics.distances.{room}.BLOCK", 7)
     after = (
         precision_recall(real, fake),
         density_coverage(real, fake),
@@ -77,7 +77,7 @@ def test_refused(distance) -> None:
         (lambda: cknna(OK, OK, k=1), "k = 2 or more"),
         (lambda: cknna(OK, OK, k=12), "k = 12 neighbours"),
         (lambda: cknna(OK[:3], OK[:3]), "at least 4"),
-        (lambda: cknna(np.ones((4, 3)), OK[:4], k=3), "not defined here"),
+        (lambda: cknna(np.ones((4, 3)), OK[:4], k=3), "not defined"),
     ],
 )
 def test_refused_by_name(call, says: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import pickle
 import pkgutil
 import subprocess
@@ -35,16 +34,10 @@ def test_every_name_is_there_and_no_room_hides_one() -> None:
         _ = metrics.fid
 
 
-def test_a_value_is_its_mean() -> None:
+def test_value_converts_to_its_mean() -> None:
     value = Value(2.5, 2.0, 3.5, 7)
-    assert isinstance(value, float) and float(value) == value == value.mean == 2.5
+    assert float(value) == value.mean == 2.5
     assert (value.low, value.high, value.n) == (2.0, 3.5, 7)
-    assert (value + 1, f"{value:.2f}", json.dumps(value), sorted([3.0, value])[0]) == (
-        3.5,
-        "2.50",
-        "2.5",
-        value,
-    )
     assert repr(value) == "Value(mean=2.5, low=2.0, high=3.5, n=7)"
     for twin in (copy.deepcopy(value), pickle.loads(pickle.dumps(value))):
         assert (twin.mean, twin.low, twin.high, twin.n) == (2.5, 2.0, 3.5, 7)

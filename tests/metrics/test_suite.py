@@ -17,7 +17,7 @@ from metrics.suite import (
     Side,
     called,
     check_classes,
-    check_names,
+    check_reserved,
     chosen,
     measure,
     metric_names,
@@ -42,10 +42,10 @@ def test_names_that_belong_to_one_network() -> None:
     assert called("fd", "inception") == "fid" and called("kid", "inception") == "kid"
     assert called("fd", "i3d") == "fvd" and called("recall", "i3d") == "recall:i3d"
     assert called("fd", "inception@0123abcd") == "fd:inception@0123abcd"
-    check_names(["fid", "sfid", "kid"], "inception")
+    check_reserved(["fid", "sfid", "kid"], "inception")
     for name, network in (("fid", "local"), ("fvd", "inception"), ("sfid", "inception@0123abcd")):
-        with pytest.raises(MetricError, match=f"'{name}' is called so only"):
-            check_names([name], network)
+        with pytest.raises(MetricError, match=f"the name '{name}' is reserved for the original weights"):
+            check_reserved([name], network)
 
 
 def test_values_are_those_of_the_distances() -> None:
@@ -60,7 +60,7 @@ def test_values_are_those_of_the_distances() -> None:
     precision, recall = precision_recall(REAL, FAKE, rule="torch-fidelity")
     assert found["precision_torch_fidelity"].mean == precision.mean
     assert found["recall_torch_fidelity"].mean == recall.mean
-    with pytest.raises(MetricError, match=r"label 6 is out of range: the classifier knows classes 0 \.\. 3"):
+    with pytest.raises(MetricError, match=r"label 6 is out of range: the classifier has classes 0 \.\. 3"):
         measure(["accuracy"], None, Side(logits=logits, labels=labels + 4))
 
 
@@ -84,7 +84,9 @@ def test_fd_infinity_is_against_the_moments_of_the_reference() -> None:
 
 
 def test_the_graph_of_2015_knows_no_classes_of_the_data() -> None:
-    with pytest.raises(MetricError, match=r"the 1,008 outputs of 'inception' .* for accuracy take .*'local'"):
+    with pytest.raises(
+        MetricError, match=r"accuracy needs a classifier .*'local'.* the 1,008 outputs of 'inception'"
+    ):
         check_classes("accuracy", "inception")
     check_classes("accuracy", "local")
     check_classes("is", "inception")

@@ -15,7 +15,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from metrics import MetricError, extractors, load_extractor
+from metrics import MetricError, load_extractor
+from metrics.extractors.registry import extractors
 from metrics.extractors.resize import Pixels, resize
 from metrics.extractors.timm import authors_positions
 

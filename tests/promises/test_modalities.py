@@ -185,7 +185,7 @@ def test_video_times_of_the_paper() -> None:
         (["data.video_weight=0.0", "data.audio_weight=0.0"], "nothing is left to learn"),
         (
             ["eval.metrics=['fd:i3d']", "data.video_weight=0.0"],
-            "measures video, and a race here draws spectrograms",
+            "expects video, but this run generates spectrograms",
         ),
         (
             ["eval.metrics=['fd:vggish']"],
@@ -210,7 +210,7 @@ def test_images_have_no_parts() -> None:
         tiny("data.audio_weight=0.1")
     with pytest.raises(UserError, match="have one part"):
         tiny("time.apart=true")
-    with pytest.raises(UserError, match="'video:local' measures video, and a race here draws images"):
+    with pytest.raises(UserError, match="'video:local' expects video, but this run generates images"):
         tiny("eval.metrics=['fd:video:local']")
     with pytest.raises(UserError, match=r"reads images, and these data are video"):
         modal("video", "method.name=repa", "method.encoder.name=timm:vit_small_patch14_dinov2.lvd142m")

@@ -13,7 +13,7 @@ from harness.config import registry
 from harness.data.pin import pinned
 from sweeps.plan.plan import make_plan
 from sweeps.plan.study import STUDIES, load_study
-from sweeps.tune.tuner import trial_cells, tuner_of
+from sweeps.tune.tuner import make_tuning_study, trial_runs
 
 IDS = json.loads((Path(__file__).parents[1] / "fixtures" / "run_ids.json").read_text())
 """`studies` hold the ids of a plan in order. `specs` hold rows by preset: an id, then its settings."""
@@ -40,8 +40,8 @@ def test_spec_has_the_same_id(preset: str) -> None:
 def test_trial_of_a_search_has_the_same_ids(tmp_path: Path) -> None:
     for row in IDS["trials"]:
         study = load_study(row["study"])
-        arm = next(arm for arm in tuner_of(study, tmp_path).arms if arm.method == row["method"])
-        cells = trial_cells(study, arm, row["params"], row["steps"])
+        arm = next(arm for arm in make_tuning_study(study, tmp_path).arms if arm.method == row["method"])
+        cells = trial_runs(study, arm, row["params"], row["steps"])
         assert {str(cell.spec.seed): cell.spec.id for cell in cells} == row["ids"]
 
 

@@ -19,9 +19,8 @@ from harness.backbone.sit import Prediction
 from harness.config.spec import DataSpec, EvalSpec
 from harness.data.open import open_dataset, split
 from harness.errors import RunStopped, UserError
-from harness.evaluation.evaluator import Evaluator
-from harness.evaluation.features import Gathered
-from harness.evaluation.noise_floor import see
+from harness.evaluation.evaluator import Evaluator, real_features
+from harness.evaluation.features import FeatureSet, Masked
 from harness.records.record import Record
 from harness.runtime.distributed import World
 from harness.runtime.rounds import main_first, rounds, stop_if_any_failed
@@ -80,7 +79,7 @@ def measured(prepared: Evaluator) -> dict[str, object]:
     if result is None:
         return {"asked": painter.asked}
     numbers = {"metrics": result.rows, "errors": result.errors, "protocol": result.protocol}
-    return {"asked": painter.asked, **numbers, "floor": prepared.floor, "grid": result.grid.tolist()}
+    return {"asked": painter.asked, **numbers, "floor": prepared.noise_floor, "grid": result.grid.tolist()}
 
 
 def unusable(extract: Extractor, number: int) -> Extractor:
@@ -112,9 +111,9 @@ def broken_data(prepared: Evaluator, batch: int) -> str:
     extract = prepared.extractors["local"]
     if world.rank == batch % world.size:
         extract = unusable(extract, batch // world.size)
-    sides = [(Gathered({"features"}), None)]
+    sets = [Masked(FeatureSet(["features"]))]
     try:
-        see(extract, dataset, split(dataset, 0.2).train, sides, "image", world)
+        real_features(extract, dataset, split(dataset, 0.2).train, sets, "image", world)
     except (UserError, RunStopped) as error:
         return f"{type(error).__name__}: {error}"
     return ""

@@ -20,7 +20,8 @@ from harness.cli.sample import sample as sample_command
 from harness.config.spec import EvalSpec
 from harness.data.open import images, open_dataset, split
 from harness.errors import UserError
-from harness.evaluation.evaluator import Evaluator, open_extractor
+from harness.evaluation.evaluator import Evaluator
+from harness.evaluation.extractors import open_extractor
 from harness.evaluation.protocol import digest, protocol
 from harness.evaluation.sample_grid import image_grid
 from harness.flow.sampling import sample_labels
@@ -114,17 +115,17 @@ def test_the_protocol_tells_what_must_not_be_mixed() -> None:
         ("precision", "names no network|unknown metric"),
         ("fd:nothing", "unknown extractor 'nothing'"),
         ("sfid:local", "unknown metric"),
-        ("fvd", "unknown metric"),
-        ("fd:i3d", "measures video"),
-        ("kid:local", "subsets of 1000, and there are 30"),
-        ("fd_infinity:local", "no value for fewer than 100 samples, and eval.samples = 30: raise it"),
+        ("fvd", "expects video"),
+        ("fd:i3d", "expects video, but this run generates images"),
+        ("kid:local", "subsets of 1000, but one side has 30"),
+        ("fd_infinity:local", "needs at least 100 samples, but eval.samples = 30: raise it"),
         (
             "accuracy:inception",
-            "eval.metrics 'accuracy:inception': .* outputs of 'inception' are in an order",
+            "eval.metrics 'accuracy:inception': accuracy needs a classifier of this data set's classes",
         ),
         (
             "fd:torchscript@00112233",
-            "does not tell its file; add --set eval.weights.torchscript@00112233=FILE",
+            "does not name its file; add --set eval.weights.torchscript@00112233=FILE",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""What networks see of samples, and the pictures of them: every number at the place where it belongs."""
+"""Network inputs and sample grids: every value in its place."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from harness.config.spec import EvalSpec
 from harness.errors import UserError
-from harness.evaluation.inputs import READS, check_seen, seen
+from harness.evaluation.checks import KINDS, check_metrics
+from harness.evaluation.inputs import network_inputs
 from harness.evaluation.sample_grid import picture
 
 VIDEO, SOUND = (1, 3, 4, 5), (6, 8)
@@ -19,36 +21,38 @@ def numbers(*shape: int) -> torch.Tensor:
 
 def test_clips_have_their_frames_first() -> None:
     x = numbers(2, *VIDEO)
-    clips = seen(x, [VIDEO], "video")
+    clips = network_inputs(x, [VIDEO], "video")
     assert clips.shape == (2, 3, 1, 4, 5)
     assert all(torch.equal(clips[:, t], x[:, :, t]) for t in range(3))
 
 
 def test_sound_is_an_image_and_an_image_is_itself() -> None:
     sound, image = numbers(2, *SOUND), numbers(2, 3, 4, 5)
-    assert torch.equal(seen(sound, [SOUND], "image")[:, 0], sound)
-    assert torch.equal(seen(image, [(3, 4, 5)], "image"), image)
+    assert torch.equal(network_inputs(sound, [SOUND], "image")[:, 0], sound)
+    assert torch.equal(network_inputs(image, [(3, 4, 5)], "image"), image)
 
 
 def test_each_network_sees_its_part_of_a_joint_sample() -> None:
     video, sound = numbers(2, *VIDEO), numbers(2, *SOUND)
     both = torch.cat([video.flatten(1), sound.flatten(1)], dim=1)
-    assert torch.equal(seen(both, [VIDEO, SOUND], "video"), video.transpose(1, 2))
-    assert torch.equal(seen(both, [VIDEO, SOUND], "image"), sound[:, None])
+    assert torch.equal(network_inputs(both, [VIDEO, SOUND], "video"), video.transpose(1, 2))
+    assert torch.equal(network_inputs(both, [VIDEO, SOUND], "image"), sound[:, None])
     with pytest.raises(ValueError, match="is video"):
-        seen(sound, [SOUND], "video")
+        network_inputs(sound, [SOUND], "video")
 
 
-@pytest.mark.parametrize("modality", READS)
-def test_a_network_that_cannot_see_the_data_is_refused_by_name(modality: str) -> None:
-    for reads in ("image", "video", "audio"):
-        if reads in READS[modality]:
-            check_seen("fd:x", "x", reads, modality)
+@pytest.mark.parametrize("modality", KINDS)
+def test_check_metrics_rejects_a_network_of_another_modality(modality: str) -> None:
+    expected = {"image": "images", "video": "video", "audio": "recordings"}
+    for kind, extractor in (("image", "local"), ("video", "video:local"), ("audio", "local-audio")):
+        spec = EvalSpec(metrics=(f"fd:{extractor}",))
+        if kind in KINDS[modality]:
+            assert check_metrics(spec, object(), modality)[0].extractor == extractor
         else:
             with pytest.raises(
-                UserError, match=f"'x' measures {'recordings' if reads == 'audio' else reads}"
+                UserError, match=f"'{extractor}' expects {expected[kind]}, but this run generates"
             ):
-                check_seen("fd:x", "x", reads, modality)
+                check_metrics(spec, object(), modality)
 
 
 def test_a_video_is_a_row_of_frames_and_its_sound_lies_beneath() -> None:

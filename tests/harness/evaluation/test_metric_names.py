@@ -1,4 +1,4 @@
-"""What a metric's name means, where its network lies, and whom it would favour."""
+"""What a metric's name means, where its network is, and which encoders it would favour."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import torch
 from harness.assembly.resolve import load_spec
 from harness.config.spec import canonical
 from harness.errors import UserError
+from harness.evaluation.checks import check_impartial
 from harness.evaluation.metric_names import (
-    NAMED_ALONE,
     OVER_ANY,
-    check_impartial,
     favoured,
     is_same_network,
     located,
-    yardstick,
+    metric_spec,
 )
+from metrics.suite import RESERVED
 from sweeps.plan.plan import make_plan
 from sweeps.plan.study import load_study
 
@@ -38,27 +38,29 @@ def script(path: Path, scale: float = 1.0) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", sorted(NAMED_ALONE))
-def test_names_of_one_network(name: str) -> None:
-    found = yardstick(name)
+@pytest.mark.parametrize("name", sorted(RESERVED))
+def test_reserved_name_stands_for_one_network(name: str) -> None:
+    found = metric_spec(name)
     assert found.name == name and found.value in {*OVER_ANY, "sfid"}
-    assert found.extractor == ("clip-vit-l-336" if name == "cmmd" else "inception")
+    others = {"cmmd": "clip-vit-l-336", "fvd": "i3d", "fvd_infinity": "i3d"}
+    assert found.extractor == others.get(name, "inception")
 
 
 @pytest.mark.parametrize("value", OVER_ANY)
-def test_names_over_any_network(value: str) -> None:
-    assert yardstick(f"{value}:local") == (f"{value}:local", value, "local")
-    assert yardstick(f"{value}:timm:resnet18").extractor == "timm:resnet18"
+def test_metric_name_goes_over_any_network(value: str) -> None:
+    assert metric_spec(f"{value}:local") == (f"{value}:local", value, "local")
+    assert metric_spec(f"{value}:timm:resnet18").extractor == "timm:resnet18"
 
 
-def test_accuracy_by_inception_is_refused_with_the_spec() -> None:
+def test_accuracy_by_inception_is_rejected_with_the_spec() -> None:
     with pytest.raises(
-        UserError, match=r"eval.metrics 'accuracy:inception': .* for accuracy take a classifier of them"
+        UserError,
+        match=r"eval.metrics 'accuracy:inception': accuracy needs a classifier of this data set's classes",
     ):
         load_spec("digits", ["eval.metrics=['accuracy:inception']"])
 
 
-def test_a_script_is_known_by_its_content(tmp_path: Path) -> None:
+def test_torchscript_is_named_by_its_content(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     here, other = script(tmp_path / "net.ts"), script(tmp_path / "other.ts", 2.0)
     there = tmp_path / "b" / "moved.ts"
@@ -84,7 +86,7 @@ def test_a_script_is_known_by_its_content(tmp_path: Path) -> None:
         of(here, "?sha256=0011")
 
 
-def test_one_evaluation_leaves_the_id_as_it_was() -> None:
+def test_run_id_does_not_change_with_one_replicate() -> None:
     assert "replicates" not in canonical(load_spec("digits"))
     assert load_spec("digits", ["eval.replicates=1"]).id == load_spec("digits").id
     assert load_spec("digits", ["eval.replicates=3"]).id != load_spec("digits").id
@@ -103,22 +105,22 @@ def test_one_evaluation_leaves_the_id_as_it_was() -> None:
         ("timm:vit_small_patch14_reg4_dinov2", DINO, False),
     ],
 )
-def test_one_network_under_two_names(extractor: str, encoder: str, same: bool) -> None:
+def test_is_same_network_recognizes_two_names(extractor: str, encoder: str, same: bool) -> None:
     assert is_same_network(extractor, encoder) is same
 
 
-def test_an_aligned_network_is_no_judge_alone() -> None:
+def test_check_impartial_rejects_an_encoder_as_the_only_metric() -> None:
     metrics = ("fd:dinov2-s", "fd:local")
     assert favoured(metrics, [DINO]) == ["fd:dinov2-s"]
     check_impartial(metrics, favoured(metrics, [DINO]), "here")
     with pytest.raises(
-        UserError, match=r"here: .*'fd:dinov2-s' and nothing else .*aligns to that very encoder"
+        UserError, match=r"here: 'fd:dinov2-s' .* computed by an encoder that a method aligns to"
     ):
         check_impartial(metrics[:1], favoured(metrics, [DINO]), "here")
 
 
 @pytest.mark.parametrize(("second", "refused"), [(["fd:dinov2-s", "fd:local"], True), (["fd:local"], False)])
-def test_a_study_checks_every_arm_against_every_encoder(
+def test_plan_checks_every_arm_against_every_encoder(
     tmp_path: Path, second: list[str], refused: bool
 ) -> None:
     """flow has no encoder, but it must not be judged by repa's alone."""
@@ -133,7 +135,7 @@ def test_a_study_checks_every_arm_against_every_encoder(
     (tmp_path / "study.toml").write_text(tomli_w.dumps(table))
     study = load_study(str(tmp_path / "study.toml"))
     if refused:
-        with pytest.raises(UserError, match=r"study s: .*'fd:dinov2-s' and nothing else"):
+        with pytest.raises(UserError, match=r"study s: 'fd:dinov2-s' in eval.metrics, and every other"):
             make_plan(study)
     else:
         assert len(make_plan(study).runs) == 2

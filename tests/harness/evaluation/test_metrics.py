@@ -125,9 +125,9 @@ def test_floors_are_real_against_real(evaluator: Evaluator, result: Result) -> N
     sides = split(dataset, 0.2)
     a, b = (evaluator.extractors["local"](torch.from_numpy(images(dataset, side)[0])) for side in sides)
     n = min(SPEC.samples, len(b))
-    floor = evaluator.floor["fd:local"]
+    floor = evaluator.noise_floor["fd:local"]
     expected = float(metrics.frechet_distance(a, b[:n]))
-    assert set(evaluator.floor) == {"fd:local"}
+    assert set(evaluator.noise_floor) == {"fd:local"}
     assert floor["held_out"] == {"mean": pytest.approx(expected, rel=1e-4), "n": n, "n_real": len(a)}
     halves = floor["train_halves"]
     assert (halves["n"], halves["n_real"]) == (SPEC.samples, len(a) - SPEC.samples)

@@ -1,5 +1,4 @@
-"""Metrics of samples themselves: real samples score as they should, spoilt ones do not, and what has no truth
-is refused."""
+"""Reference-free metrics: real samples score well, spoilt ones do not, and other data are rejected."""
 
 from __future__ import annotations
 
@@ -10,11 +9,13 @@ import pytest
 import torch
 
 from harness.assembly.resolve import load_spec
+from harness.config.spec import EvalSpec
 from harness.data.open import images, open_dataset, split
 from harness.errors import UserError
+from harness.evaluation.checks import check_metrics
 from harness.evaluation.evaluator import Evaluator
-from harness.evaluation.metric_names import TRUTHS, check_truth
-from harness.evaluation.reference_free import ready
+from harness.evaluation.metric_names import REFERENCE_FREE
+from harness.evaluation.reference_free import prepared
 from metrics.domain.video_consistency import agreement
 from tests.support.modal import modal
 from tests.support.runs import tiny, trained
@@ -43,22 +44,22 @@ def evaluator(metric: str, samples: int = 60) -> Evaluator:
     return Evaluator(spec.eval, dataset, sides.train, CPU, sides.held_out)
 
 
-@pytest.mark.parametrize("name", [name for name in TRUTHS if name != "cer:tesseract"])
-def test_the_floor_tells_real_samples_from_spoilt_ones(name: str) -> None:
+@pytest.mark.parametrize("name", [name for name in REFERENCE_FREE if name != "cer:tesseract"])
+def test_noise_floor_separates_real_samples_from_spoilt_ones(name: str) -> None:
     found = evaluator(name)
     real, spoilt = REAL_AND_SPOILT[name]
-    assert real(found.floor[name]["held_out"]["mean"]) and spoilt(found.floor[name]["spoilt"]["mean"])
+    assert real(found.noise_floor[name]["held_out"]["mean"]) and spoilt(
+        found.noise_floor[name]["spoilt"]["mean"]
+    )
     assert set(found.about["truths"]) == {name}
 
 
-def test_too_few_samples_are_refused_before_a_race() -> None:
-    with pytest.raises(
-        UserError, match=r"'drift:local' has no value for fewer than 3 samples, and eval\.samples = 2"
-    ):
+def test_evaluator_rejects_too_few_samples() -> None:
+    with pytest.raises(UserError, match=r"'drift:local' needs at least 3 samples, but eval\.samples = 2"):
         evaluator("drift:local", samples=2)
 
 
-def test_held_out_samples_that_have_no_value_make_no_floor() -> None:
+def test_noise_floor_is_left_out_when_held_out_samples_have_no_value() -> None:
     """Two videos are too few to tell how far videos are apart; what is generated can still be measured."""
     spec = modal(
         "video", "eval.metrics=['drift:local', 'agreement:local']", "eval.samples=9", "data.frames=4"
@@ -66,24 +67,27 @@ def test_held_out_samples_that_have_no_value_make_no_floor() -> None:
     dataset = open_dataset(spec.data)
     sides = split(dataset, 0.2)
     found = Evaluator(spec.eval, dataset, sides.train, CPU, sides.held_out[:2])
-    assert set(found.floor) == {"agreement:local"} and found.floor["agreement:local"]["held_out"]["n"] == 2
+    assert (
+        set(found.noise_floor) == {"agreement:local"}
+        and found.noise_floor["agreement:local"]["held_out"]["n"] == 2
+    )
     x, labels = images(dataset, sides.held_out[:9])
-    (drift,) = (truth for truth in found.truths if truth.name == "drift:local")
-    assert drift(torch.from_numpy(x), found.shapes, torch.from_numpy(labels)) > 0
+    (drift,) = (truth for truth in found.reference_free if truth.name == "drift:local")
+    assert drift(torch.from_numpy(x), found.shapes, torch.from_numpy(labels)).mean > 0
 
 
 @pytest.mark.skipif(shutil.which("tesseract") is None, reason="tesseract is not installed")
 def test_tesseract_is_a_reader_of_a_race() -> None:
     found = evaluator("cer:tesseract", samples=20)
     real, spoilt = REAL_AND_SPOILT["cer:tesseract"]
-    assert real(found.floor["cer:tesseract"]["held_out"]["mean"])
-    assert spoilt(found.floor["cer:tesseract"]["spoilt"]["mean"])
+    assert real(found.noise_floor["cer:tesseract"]["held_out"]["mean"])
+    assert spoilt(found.noise_floor["cer:tesseract"]["spoilt"]["mean"])
     assert found.about["truths"]["cer:tesseract"]["version"].startswith("tesseract")
 
 
 def test_without_tesseract_the_trained_reader_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(UserError, match=r"apt install tesseract-ocr, or take cer:reader"):
+    with pytest.raises(UserError, match=r"apt install tesseract-ocr, or use cer:reader"):
         evaluator("cer:tesseract")
 
 
@@ -92,14 +96,14 @@ def test_agreement_is_that_of_the_classifier_on_each_frame() -> None:
     spec = modal("video", "data.frames=8", "data.held_out=0.2")
     dataset = open_dataset(spec.data)
     x, labels = images(dataset, split(dataset, 0.2).held_out[:9])
-    (truth,) = found.truths
-    classifier = ready("drift:local", dataset, split(dataset, 0.2).train, CPU).about["sha256"]
+    (truth,) = found.reference_free
+    classifier = prepared("drift:local", dataset, split(dataset, 0.2).train, CPU).about["sha256"]
     assert truth.about["sha256"] == classifier
     (value,) = (truth(torch.from_numpy(x), found.shapes, torch.from_numpy(labels)),)
     shuffled = truth(torch.from_numpy(x)[:, :, torch.randperm(8)], found.shapes, torch.from_numpy(labels))
     assert value == shuffled  # the order of frames is nothing to it
     one = agreement(np.zeros((9, 8), int))
-    assert value <= one == 1
+    assert value.mean <= one.mean == 1
 
 
 def test_a_race_records_them_with_their_interval(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -111,18 +115,18 @@ def test_a_race_records_them_with_their_interval(tmp_path_factory: pytest.TempPa
     assert set(start["evaluation"]["floor"]["dynamics"]) == {"held_out", "spoilt"}
 
 
-@pytest.mark.parametrize("name", list(TRUTHS))
-def test_what_has_no_such_truth_is_refused_by_its_name(name: str) -> None:
-    with pytest.raises(UserError, match=rf"eval.metrics '{name}' is of data .*leave it out"):
+@pytest.mark.parametrize("name", list(REFERENCE_FREE))
+def test_reference_free_metric_is_rejected_for_other_data(name: str) -> None:
+    with pytest.raises(UserError, match=rf"eval.metrics '{name}' needs data .*remove it"):
         load_spec("digits", [f"eval.metrics=['{name}']"])
 
 
-def test_a_part_of_a_joint_sample_has_no_partner() -> None:
-    with pytest.raises(UserError, match="'sync' is of data in which impacts are seen and heard"):
+def test_sync_is_rejected_when_one_part_is_not_generated() -> None:
+    with pytest.raises(UserError, match="'sync' needs data with visible and audible impacts"):
         modal("joint", "eval.metrics=['sync']", "data.audio_weight=0", "data.video_weight=1")
-    check_truth("agreement:local", object(), "video")
+    check_metrics(EvalSpec(metrics=("agreement:local",)), object(), "video")
 
 
-def test_a_misspelt_one_is_met_by_its_neighbour() -> None:
+def test_misspelt_metric_is_answered_with_the_nearest_name() -> None:
     with pytest.raises(UserError, match="Did you mean 'dynamics'"):
         load_spec("moving-digits", ["eval.metrics=['dynamic']"])

@@ -186,9 +186,9 @@ def test_oracle_and_floor() -> None:
         }
 
     rows = {row.name: row for row in measured([known], scene, data, CPU)}
-    assert rows["state"].state.r2 == pytest.approx(1, abs=1e-4) and rows["state"].action.r2 < 0.3
-    assert rows["both"].action.r2 == pytest.approx(1, abs=1e-4)
-    assert abs(rows["noise"].state.r2) < 0.1 and abs(rows["noise"].action.r2) < 0.1
+    assert rows["state"].state.r2.mean == pytest.approx(1, abs=1e-4) and rows["state"].action.r2.mean < 0.3
+    assert rows["both"].action.r2.mean == pytest.approx(1, abs=1e-4)
+    assert abs(rows["noise"].state.r2.mean) < 0.1 and abs(rows["noise"].action.r2.mean) < 0.1
 
 
 def test_a_run_says_what_is_decoded_from_its_layers(study: Path) -> None:
@@ -231,7 +231,7 @@ def test_a_study_is_its_runs_and_names_what_it_leaves_out(copy: Path) -> None:
     reasons = sorted(table["left_out"].values())
     assert [reason.partition(":")[0].partition(")")[0] for reason in reasons] == [
         "the run is not finished (stopped",
-        "these data (audio",
+        "this data set (audio",
     ]
 
 
@@ -253,12 +253,12 @@ def test_the_same_command_again_measures_only_what_is_missing(
         lambda *given: measuring.append(given[-1]) or measured(*given),
     )
     first = asked(copy)
-    assert measuring == ["floors", "step-00000006"] * 4
+    assert measuring == ["baselines", "step-00000006"] * 4
     assert asked(copy) == first and len(measuring) == 8
     lost = next(iter(first["runs"]))
     half = first | {"runs": {id_: entry for id_, entry in first["runs"].items() if id_ != lost}}
     (copy / "control.json").write_text(json.dumps(half))
-    assert asked(copy)["runs"] == first["runs"] and measuring[8:] == ["floors", "step-00000006"]
+    assert asked(copy)["runs"] == first["runs"] and measuring[8:] == ["baselines", "step-00000006"]
     every = asked(copy, "--all-steps")
     assert measuring[10:] == ["step-00000003"] * 4
     assert all(list(entry["steps"]) == ["3", "6"] for entry in every["runs"].values())
@@ -292,9 +292,9 @@ def test_the_table_for_people(copy: Path) -> None:
     [
         (
             ("data.held_out=0.0",),
-            "data.held_out leaves 0 videos to read control from, and it takes 20 or more",
+            "data.held_out leaves 0 videos, and control needs at least 20",
         ),
-        (("backbone.patch_time=4",), "backbone.patch_time = 4 makes one time patch of a clip"),
+        (("backbone.patch_time=4",), "backbone.patch_time = 4 makes a clip one time patch"),
     ],
 )
 def test_runs_that_cannot_be_measured(tmp_path: Path, overrides: tuple[str, ...], says: str) -> None:
@@ -306,17 +306,17 @@ def test_runs_that_cannot_be_measured(tmp_path: Path, overrides: tuple[str, ...]
 
 
 def test_data_without_a_state(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"these data \(image\) do not say where things are"):
+    with pytest.raises(UserError, match=r"this data set \(image\) records no positions"):
         invoked(made(tiny(), tmp_path, (1,)))
 
 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("--encoder", "random:tiny"), "--encoder is about encoders"),
-        (("--download",), "--download is about encoders"),
-        (("--probe", "repa"), "--probe is about encoders"),
-        (("--step", "3", "--all-steps"), "--step 3 and --all-steps ask for one checkpoint and for all"),
+        (("--encoder", "random:tiny"), "--encoder applies to encoders"),
+        (("--download",), "--download applies to encoders"),
+        (("--probe", "repa"), "--probe applies to encoders"),
+        (("--step", "3", "--all-steps"), "--step 3 and --all-steps are mutually exclusive"),
     ],
 )
 def test_options_that_do_not_go_together(study: Path, words: tuple[str, ...], says: str) -> None:
@@ -326,9 +326,9 @@ def test_options_that_do_not_go_together(study: Path, words: tuple[str, ...], sa
 
 def test_other_mistakes(study: Path, copy: Path) -> None:
     run = study / modal("video").id
-    with pytest.raises(UserError, match="--all-steps goes with --control"):
+    with pytest.raises(UserError, match="--all-steps requires --control"):
         CliRunner().invoke(probe, [str(run), "--all-steps"], catch_exceptions=False)
-    with pytest.raises(UserError, match="--step 3 is about one run"):
+    with pytest.raises(UserError, match="--step 3 applies to one run"):
         invoked(copy, "--step", "3")
     with pytest.raises(UserError, match="has no checkpoint at step 5"):
         invoked(run, "--step", "5")

@@ -162,7 +162,7 @@ def test_what_is_a_study(copy: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("words", [("--step", "4"), ("--weights", "w.safetensors")])
 def test_options_of_one_run_are_refused(copy: Path, words: tuple[str, str]) -> None:
-    with pytest.raises(UserError, match=f"{words[0]} {words[1]} is about one run"):
+    with pytest.raises(UserError, match=f"{words[0]} {words[1]} applies to one run"):
         asked(copy, *words)
 
 

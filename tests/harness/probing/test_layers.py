@@ -79,7 +79,7 @@ def test_a_layers_accuracy_is_the_classifiers(run: Path, classifier: str) -> Non
             expected = model.score(held.astype(float), truth)
         else:
             parts = (Labelled(*map(torch.from_numpy, part)) for part in ((x, y), (held, truth)))
-            expected = repa_probe(*parts, 10)
+            expected = repa_probe(*parts, 10).mean
         assert row["accuracy"]["mean"] == pytest.approx(expected, abs=0.01)
         assert row["accuracy"]["low"] < row["accuracy"]["mean"] < row["accuracy"]["high"]
 
@@ -179,7 +179,7 @@ def test_which_encoder_is_compared() -> None:
     assert chosen(None, "timm:b", "", False) == Choice("timm:b")
     assert chosen(None, None, "", False) is None
     for weights, download, words in (("x.st", False, "--weights x.st"), ("", True, "--download")):
-        with pytest.raises(UserError, match=f"{words} of which encoder"):
+        with pytest.raises(UserError, match=f"{words} requires --encoder family:model"):
             chosen(None, None, weights, download)
 
 

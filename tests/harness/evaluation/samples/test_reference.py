@@ -13,13 +13,13 @@ import torch
 
 from harness.config.spec import DataSpec
 from harness.errors import UserError
-from harness.scoring import features as extract_room
-from harness.scoring import score as score_room
-from harness.scoring.sources import open_source, settled
+from harness.evaluation.samples import cached_features as extract_room
+from harness.evaluation.samples import score as score_room
+from harness.evaluation.samples.sources import open_source, settled
 from metrics import Moments, frechet_infinity, inception_score, load_extractor
 from metrics.extractors.base import Extractor
-from tests.harness.scoring.calls import refused, scored
-from tests.harness.scoring.networks import by_hand, bytes_of, save_means
+from tests.harness.evaluation.samples.calls import refused, scored
+from tests.harness.evaluation.samples.networks import by_hand, bytes_of, save_means
 
 FAKE, REAL = bytes_of(1, 120, 8, 8, 3, top=230), bytes_of(2, 150, 8, 8, 3)
 
@@ -53,10 +53,10 @@ def test_the_classifier_is_trained_on_the_reference_whatever_is_asked(here: Path
         scored(*call, names, "--against", "digits")["metrics"] for names in ("accuracy", "fd,accuracy")
     )
     assert alone["accuracy:local"] == beside["accuracy:local"] and alone["accuracy:local"]["mean"] < 0.1
-    refused("'local' is trained on a reference of raw images, which is not there", *call, "accuracy")
+    refused("'local' is trained on a reference of raw images, and there is none", *call, "accuracy")
     refused("nowhere: no such file or folder", *call, "accuracy", "--against", here / "nowhere")
     scored("digits", "--extractor", "local", "--save-stats", here / "digits.safetensors")
-    says = "'local' is trained on a reference of raw images, which is not there"
+    says = "'local' is trained on a reference of raw images, and there is none"
     refused(says, *call, "fd", "--against", here / "digits.safetensors")
 
 
@@ -131,7 +131,9 @@ def test_a_network_with_a_length_of_its_own(here: Path) -> None:
     clips(here)
     fixed = type("Fixed", (), {"name": "i3d", "frames": 16})
     source = open_source(str(here / "fake.npy"), "video", DataSpec(), 8)
-    with pytest.raises(UserError, match="--frames 8: extractor 'i3d' takes clips of 16 frames; leave it out"):
+    with pytest.raises(
+        UserError, match="--frames 8: extractor 'i3d' takes clips of 16 frames; remove the option"
+    ):
         settled(source, fixed)
     assert settled(open_source(str(here / "fake.npy"), "video", DataSpec(), None), fixed).frames == 16
 
@@ -164,7 +166,7 @@ def test_adms_statistics_are_the_original_networks(here: Path, monkeypatch: pyte
     assert any("mu and sigma of the reference are Inception's" in text for text in by_images["warnings"])
     np.savez(file, mu=np.zeros(6), sigma=np.eye(6))
     refused(
-        "statistics of the original Inception alone, not of 'inception@5db8f29a': it holds no images",
+        "statistics of the original Inception only, not of 'inception@5db8f29a': it holds no images",
         *call,
         file,
     )
@@ -175,7 +177,7 @@ def test_adms_statistics_are_the_original_networks(here: Path, monkeypatch: pyte
 def test_accuracy_by_inception_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before its weights are looked for; what its outputs are good for stays."""
     call = [here / "fake.npz", "--weights", here / "absent.pth", "--metrics"]
-    refused("the 1,008 outputs of 'inception' are in an order of their own", *call, "fid,accuracy")
+    refused("accuracy needs a classifier of this data set's classes", *call, "fid,accuracy")
     refused("cannot read weights .*absent.pth", *call, "is")
     monkeypatch.setattr(score_room, "load_extractor", Inception("inception").load)
     assert list(scored(*call, "is")["metrics"]) == ["is"]

@@ -16,7 +16,7 @@ from harness.cli.evaluate import evaluate as command
 from harness.errors import UserError
 from metrics import frechet_distance, load_extractor
 from metrics.files.recordings import read_audio
-from tests.harness.scoring.networks import bytes_of, save_means
+from tests.harness.evaluation.samples.networks import bytes_of, save_means
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,7 @@ def test_videos_by_a_network_of_images(tmp_path: Path) -> None:
     assert found["floor"]["n"] == 20 and found["n"] == 30
     with pytest.raises(UserError, match="has 4 frames; a clip takes 16"):
         run(*call[:-2])
-    with pytest.raises(UserError, match="holds videos, and the extractor takes images"):
+    with pytest.raises(UserError, match="holds videos, but the extractor takes images"):
         run(*call[:3], "--extractor", network.removeprefix("video:"))
 
 

@@ -1,4 +1,4 @@
-"""What a path holds: images in a folder, npz, npy or parquet, a registered data set; videos; recordings."""
+"""Sources of samples: images in a folder, npz, npy or parquet, a registered data set, videos, recordings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from harness.config import registry
 from harness.config.spec import DataSpec
 from harness.data.open import images, open_dataset
 from harness.errors import UserError
-from harness.scoring.arrays import ArrayImages, array_batches, array_fingerprint, open_array
+from harness.evaluation.samples.array_file import ArrayImages, array_batches, array_fingerprint, open_array
 from metrics.files.hashing import sha256_of
 from metrics.files.media import AUDIO, VIDEO, Kind, encoded
 from metrics.files.recordings import is_audio, read_audio
@@ -25,9 +25,26 @@ from metrics.files.videos import is_video, read_videos
 EXPECTED = "a folder of images, .npz, .npy or .parquet, videos, recordings, or the name of a data set"
 PLURAL = {"image": "images", "video": "videos", "audio": "recordings"}
 CLIP = 16
-"""Frames of a clip where neither the network nor the user says."""
+"""Frames of a clip if neither the network nor the user fixes them."""
 FITTED = "resolution", "channels"
-"""What the user may ask of images."""
+"""What the user may request of images."""
+
+
+class Batch(NamedTuple):
+    """Some samples, in order."""
+
+    # Any: whatever the extractor of the source's modality takes
+    inputs: Any
+    """Images (B, C, H, W), clips (B, T, C, H, W), or recordings."""
+    labels: Tensor | None = None
+
+
+class Labelled(NamedTuple):
+    """All images of a source at once."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    classes: int
 
 
 @dataclass(frozen=True)
@@ -37,25 +54,28 @@ class Source:
     where: str
     modality: str
     fingerprint: str
-    """Over content, not names of files; equal content, equal fingerprint."""
-    batches: Callable[[Any, int], Iterator[dict[str, Tensor]]]
-    """(extractor, batch size) -> what the network gives, some samples at a time, in order."""
+    """Over content, not names of files."""
+    batches: Callable[[Any, int], Iterator[Batch]]
+    """(extractor, batch size) -> the samples in order."""
     count: int | None = None
-    """None where only decoding tells: windows of recordings, videos that are long enough."""
+    """None if it is unknown before decoding: windows of recordings, videos that are long enough."""
     shape: tuple[int, ...] | None = None
     """(channels, height, width) of images."""
-    labelled: Callable[[], tuple[np.ndarray, np.ndarray, int]] | None = None
-    """All images at once, their labels and how many classes, for a network that is trained on them."""
+    labelled: Callable[[], Labelled] | None = None
+    """Loads all images, for a network that is trained on them."""
     class_names: tuple[str, ...] = ()
-    """In the order of their labels; none where classes are numbers alone."""
+    """In the order of their labels; empty if classes are only numbered."""
     frames: int | None = None
-    """Of a clip, as the user asked, then as `settled` with a network; None where nobody said, and for what is no video."""
+    """Of a clip: as requested by the user, then as `settled` with a network.
+
+    None if not given, or not a video.
+    """
 
 
 def open_source(where: str, modality: str, data: DataSpec, frames: int | None = None) -> Source:
-    """The samples of a path or of a data set's name, for a network of that modality.
+    """Open the samples of a path or of a data set's name, for a network of that modality.
 
-    `data` carries what the user set beside: resolution, channels, keys. `frames` is the length of clips. Raises
+    `data` holds the user's settings: resolution, channels, keys. `frames` is the length of clips. Raises
     `UserError` for anything missing, broken, empty or of another modality.
     """
     path = Path(where).expanduser()
@@ -68,8 +88,8 @@ def open_source(where: str, modality: str, data: DataSpec, frames: int | None = 
         found = "audio" if is_audio(path) else "video" if is_video(path) else "image"
     if found != modality:
         raise UserError(
-            f"{where} holds {PLURAL[found]}, and the extractor takes {PLURAL[modality]}; "
-            f"name one of {PLURAL[found]} with --extractor (see: flowrace list extractors)"
+            f"{where} holds {PLURAL[found]}, but the extractor takes {PLURAL[modality]}; "
+            f"name one for {PLURAL[found]} with --extractor (see: flowrace list extractors)"
         )
     if modality == "video":
         return _videos(path, frames)
@@ -77,15 +97,15 @@ def open_source(where: str, modality: str, data: DataSpec, frames: int | None = 
 
 
 def settled(source: Source, extract: Any) -> Source:
-    """The source as a network reads it: the length of clips is known, and belongs to the fingerprint.
+    """Return the source as a network reads it, with the length of clips fixed and in the fingerprint.
 
-    Raises `UserError` where the user asked for another length than the network's.
+    Raises `UserError` if the user requested another length than the network's.
     """
     if source.modality != "video":
         return source
     if extract.frames and source.frames not in (None, extract.frames):
         raise UserError(
-            f"--frames {source.frames}: extractor '{extract.name}' takes clips of {extract.frames} frames; leave it out"
+            f"--frames {source.frames}: extractor '{extract.name}' takes clips of {extract.frames} frames; remove the option"
         )
     frames = extract.frames or source.frames or CLIP
     return replace(source, frames=frames, fingerprint=f"{source.fingerprint} frames {frames}")
@@ -109,83 +129,81 @@ def _images(where: str, path: Path, data: DataSpec) -> Source:
     else:
         name = {".npz": "npz", ".parquet": "parquet"}.get(path.suffix, "")
     if not name:
-        raise UserError(f"{where} is a file of another kind; expected {EXPECTED}")
+        raise UserError(f"{where} is a file of an unsupported kind; expected {EXPECTED}")
     return _dataset(where, data.model_copy(update={"name": name, "root": str(path)}))
 
 
 def _dataset(where: str, spec: DataSpec) -> Source:
     dataset = open_dataset(spec)
 
-    def batches(extract: Any, size: int) -> Iterator[dict[str, Tensor]]:
+    def batches(_: Any, size: int) -> Iterator[Batch]:
         for start in range(0, len(dataset), size):
             pixels, labels = images(dataset, np.arange(start, min(start + size, len(dataset))))
-            parts = _parts(extract, pixels)
-            yield parts | ({"labels": torch.from_numpy(labels)} if dataset.classes > 1 else {})
+            yield Batch(torch.from_numpy(pixels), torch.from_numpy(labels) if dataset.classes > 1 else None)
 
     return Source(
-        where, "image", f"{dataset.fingerprint} {dataset.shape}", batches, len(dataset), dataset.shape,
-        lambda: (*images(dataset, np.arange(len(dataset))), dataset.classes),
+        where,
+        "image",
+        f"{dataset.fingerprint} {dataset.shape}",
+        batches,
+        len(dataset),
+        dataset.shape,
+        lambda: Labelled(*images(dataset, np.arange(len(dataset))), dataset.classes),
         tuple(getattr(dataset, "class_names", ())),
-    )  # fmt: skip
+    )
 
 
 def _array(where: str, path: Path, data: DataSpec) -> Source:
     array = open_array(path, data.image_key, data.label_key)
     _check_fitted(array, data)
 
-    def batches(extract: Any, size: int) -> Iterator[dict[str, Tensor]]:
+    def batches(_: Any, size: int) -> Iterator[Batch]:
         start = 0
         for pixels in array_batches(array, size):
-            parts, stop = _parts(extract, pixels), start + len(pixels)
-            labelled = {} if array.labels is None else {"labels": torch.from_numpy(array.labels[start:stop])}
-            yield parts | labelled
+            stop = start + len(pixels)
+            labels = None if array.labels is None else torch.from_numpy(array.labels[start:stop])
+            yield Batch(torch.from_numpy(pixels), labels)
             start = stop
 
-    def labelled() -> tuple[np.ndarray, np.ndarray, int]:
+    def labelled() -> Labelled:
         labels = np.zeros(array.shape[0], np.int64) if array.labels is None else array.labels
-        return np.concatenate(list(array_batches(array, 1000))), labels, int(labels.max()) + 1
+        return Labelled(np.concatenate(list(array_batches(array, 1000))), labels, int(labels.max()) + 1)
 
     fingerprint = array_fingerprint(array)
     return Source(where, "image", fingerprint, batches, array.shape[0], array.image_shape, labelled)
 
 
 def _check_fitted(array: ArrayImages, data: DataSpec) -> None:
-    """Raise `UserError` for an array that is read as it is and has another size than was asked for."""
+    """Raise `UserError` for an array that is read unchanged and has another size than was requested."""
     channels, height, width = array.image_shape
     side = data.resolution
     if (data.channels or channels, side or height, side or width) != array.image_shape:
         asked = ", ".join(f"data.{name} = {getattr(data, name)}" for name in FITTED if getattr(data, name))
         raise UserError(
-            f"{asked}: {array.file} holds images of {width}x{height} pixels and {channels} channels, and npy is read as "
-            "it is; save it as npz, whose images are fitted"
+            f"{asked}: {array.file} holds images of {width}x{height} pixels and {channels} channels, and npy is read "
+            "unchanged; save it as npz, whose images are resized"
         )
 
 
-def _parts(extract: Any, pixels: np.ndarray) -> dict[str, Tensor]:
-    """All outputs of one pass, those that are the extractor's own named `features`."""
-    found = extract.outputs(torch.from_numpy(pixels))
-    return {**found, "features": found[extract.output]}
-
-
 def _videos(path: Path, frames: int | None) -> Source:
-    def batches(extract: Any, size: int) -> Iterator[dict[str, Tensor]]:
+    def batches(extract: Any, size: int) -> Iterator[Batch]:
         length = extract.frames or frames or CLIP
         for clips in read_videos(path, length, batch=max(1, size // length)):
-            yield {"features": extract(clips)}
+            yield Batch(clips)
 
     return Source(str(path), "video", _media_fingerprint(path, VIDEO), batches, frames=frames)
 
 
 def _recordings(path: Path) -> Source:
-    def batches(extract: Any, size: int) -> Iterator[dict[str, Tensor]]:
+    def batches(extract: Any, _: int) -> Iterator[Batch]:
         for recording in read_audio(path, extract.rate):
-            yield {"features": extract([recording])}
+            yield Batch([recording])
 
     return Source(str(path), "audio", _media_fingerprint(path, AUDIO), batches)
 
 
 def _media_fingerprint(path: Path, kind: Kind) -> str:
-    """16 hex digits over the encoded bytes of every file, in order."""
+    """Return 16 hex digits over the encoded bytes of every file, in order."""
     total = hashlib.sha256()
     if path.suffix in (".npz", ".npy"):
         return sha256_of(path)[:16]

@@ -18,11 +18,11 @@ from scipy import linalg
 
 from harness.cli.evaluate import evaluate as command
 from harness.errors import UserError
-from harness.scoring import features as extract_room
-from harness.scoring import score as score_room
+from harness.evaluation.samples import cached_features as extract_room
+from harness.evaluation.samples import score as score_room
 from metrics import frechet_distance, kernel_distance, load_extractor, precision_recall
 from metrics.extractors.base import Extractor
-from tests.harness.scoring.networks import by_hand, bytes_of, save_means, save_plain
+from tests.harness.evaluation.samples.networks import by_hand, bytes_of, save_means, save_plain
 
 FAKE, REAL = bytes_of(1, 120, 8, 8, 3, top=230), bytes_of(2, 150, 8, 8, 3)
 
@@ -72,11 +72,13 @@ def test_the_numbers_by_hand(here: Path) -> None:
     assert kid["low"] < kid["mean"] < kid["high"] and fd["low"] is None
     right = (by_hand(FAKE)[:, :4].argmax(1) == np.arange(120) % 4).mean()
     assert accuracy["mean"] == pytest.approx(right) and fd["n"] == 120
-    inside = extract_room.chosen(150, 75)
+    inside = extract_room.subset_mask(150, 75)
     assert fd["floor"]["mean"] == pytest.approx(textbook(REAL[~inside], REAL[inside]), rel=1e-3)
     assert (fd["floor"]["n"], fd["floor"]["n_real"]) == (75, 75)
     assert (protocol["n_real"], protocol["n_fake"], protocol["fake_shape"]) == (150, 120, [3, 8, 8])
-    assert len(protocol["weights_sha256"]) == 64 and "120 samples stand against 150" in found["warnings"][0]
+    assert (
+        len(protocol["weights_sha256"]) == 64 and "120 samples are compared with 150" in found["warnings"][0]
+    )
 
 
 def test_torch_fidelity_agrees_on_the_same_features(here: Path) -> None:
@@ -135,8 +137,8 @@ def test_statistics_in_a_file_are_a_reference(here: Path, tmp_path: Path) -> Non
     direct, saved = (run(here, "fake.npz", x)["metrics"]["fd:torchscript:means"] for x in ("real.npz", file))
     assert saved["mean"] == pytest.approx(direct["mean"], rel=1e-6)
     assert saved["protocol"] == direct["protocol"] and saved["floor"] is None
-    refused(here, "has statistics and no raw samples, which kid needs", "fake.npz", file, "--metrics", "kid")
-    refused(here, "is there already", "real.npz", None, "--save-stats", str(file))
+    refused(here, "has statistics but no raw samples, which kid needs", "fake.npz", file, "--metrics", "kid")
+    refused(here, "already exists", "real.npz", None, "--save-stats", str(file))
     with pytest.raises(UserError, match="holds statistics of another network: extractor"):
         other = ["--extractor", f"torchscript:{here / 'means.ts'}?size=4"]
         run(here, "fake.npz", file, *other)
@@ -148,13 +150,13 @@ def test_the_cache_is_by_content_and_mends_itself(
     here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passes: list[str] = []
-    whole = extract_room._run
+    whole = extract_room._extract
 
     def counted(source: Any, *rest: Any) -> Any:
         passes.append(Path(source.where).name)
         return whole(source, *rest)
 
-    monkeypatch.setattr(extract_room, "_run", counted)
+    monkeypatch.setattr(extract_room, "_extract", counted)
     first = run(here, "fake.npz")
     np.savez(tmp_path / "copy.npz", arr_0=FAKE, arr_1=np.arange(120) % 4)
     assert run(here, tmp_path / "copy.npz")["metrics"] == first["metrics"]
@@ -177,7 +179,7 @@ def test_an_adm_batch_serves_another_network_by_its_images(here: Path, tmp_path:
     assert found["metrics"]["fd:torchscript:means"]["mean"] == pytest.approx(textbook(REAL, FAKE), rel=1e-4)
     assert any("mu and sigma of the reference are Inception's" in text for text in found["warnings"])
     np.savez(file, mu=np.zeros(2048), sigma=np.eye(2048))
-    refused(here, "statistics of the original Inception alone", "fake.npz", file)
+    refused(here, "statistics of the original Inception only", "fake.npz", file)
 
 
 def test_grey_is_repeated_and_other_sizes_are_said(here: Path, tmp_path: Path) -> None:
@@ -210,12 +212,14 @@ def arrays(tmp_path: Path, **given: np.ndarray) -> Path:
 
 def test_bad_arrays_are_refused_by_name(here: Path, tmp_path: Path) -> None:
     refused(here, "bad.npz has no array 'arr_0' .it has: x, y", arrays(tmp_path, x=FAKE, y=FAKE))
-    refused(here, "'arr_0' holds float32, not bytes", arrays(tmp_path, arr_0=FAKE.astype(np.float32)))
-    refused(here, "lay transparent images on a background", arrays(tmp_path, arr_0=FAKE[..., [0, 1, 2, 0]]))
+    refused(here, "'arr_0' holds float32, not uint8", arrays(tmp_path, arr_0=FAKE.astype(np.float32)))
+    refused(
+        here, "composite transparent images on a background", arrays(tmp_path, arr_0=FAKE[..., [0, 1, 2, 0]])
+    )
     refused(here, "holds 1 sample; at least 2 are needed", arrays(tmp_path, arr_0=FAKE[:1]))
     refused(here, "labels have shape", arrays(tmp_path, arr_0=FAKE, arr_1=np.arange(3)))
     np.save(tmp_path / "pickled.npy", np.array([{}], dtype=object))
-    refused(here, "holds pickled objects, which are not opened", tmp_path / "pickled.npy")
+    refused(here, "holds pickled objects, which are not loaded", tmp_path / "pickled.npy")
     np.save(tmp_path / "short.npy", FAKE)
     (tmp_path / "short.npy").write_bytes((tmp_path / "short.npy").read_bytes()[:-3])
     refused(here, "short.npy is cut short: 3 bytes", tmp_path / "short.npy")
@@ -241,7 +245,12 @@ def test_bad_requests_are_refused(here: Path, tmp_path: Path) -> None:
     network = f"torchscript:{save_plain(tmp_path)}"
     refused(here, "Did you mean 'prdc'", "fake.npz", "real.npz", "--metrics", "prcd")
     refused(
-        here, "'fid' is called so only with the original weights", "fake.npz", "real.npz", "--metrics", "fid"
+        here,
+        "the name 'fid' is reserved for the original weights",
+        "fake.npz",
+        "real.npz",
+        "--metrics",
+        "fid",
     )
     refused(here, "compares with a reference; name one with --against", "fake.npz", None)
     refused(here, "no such file or folder", "absent.npz")
@@ -249,9 +258,7 @@ def test_bad_requests_are_refused(here: Path, tmp_path: Path) -> None:
         here, "has no logits, which is needs", "fake.npz", None, "--metrics", "is", "--extractor", network
     )
     refused(here, "accuracy needs samples with labels", "real.npz", None, "--metrics", "accuracy")
-    refused(
-        here, "is no run; samples can be given data.resolution", "fake.npz", "real.npz", "--set", "seed=1"
-    )
+    refused(here, "is not a run; for samples only data.resolution", "fake.npz", "real.npz", "--set", "seed=1")
     wrong = ["--extractor", f"torchscript:{here / 'means.ts'}?sha256=00ff00"]
     refused(here, "is not the file that was meant: its sha256", "fake.npz", "real.npz", *wrong)
     refused(here, "takes recordings", "fake.npz", "real.npz", "--extractor", "yamnet")
@@ -278,7 +285,7 @@ def test_the_text_says_value_interval_number_and_protocol(here: Path) -> None:
     result = CliRunner().invoke(command, [*call, "--extractor", f"torchscript:{here / 'means.ts'}"])
     fd, recall = result.stdout.splitlines()[:2]
     assert "n = 120" in fd and "real against real" in fd and "protocol" in fd and "[" in recall
-    assert "weights_sha256: " in result.stdout and "warning: 120 samples stand" in result.stderr
+    assert "weights_sha256: " in result.stdout and "warning: 120 samples are compared" in result.stderr
 
 
 def test_mobilenet_sees_noise(shared_weights: Path, shared_data: Path, tmp_path: Path) -> None:

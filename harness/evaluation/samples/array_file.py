@@ -1,4 +1,6 @@
-"""Images as one array in npz or npy (ADM's layout: `arr_0`, NHWC, uint8), read in pieces: they may be larger than memory."""
+"""Images as one array in npz or npy (ADM's layout: `arr_0`, NHWC, uint8), read in chunks as they may exceed
+memory.
+"""
 
 from __future__ import annotations
 
@@ -35,35 +37,37 @@ class ArrayImages(NamedTuple):
     def image_shape(self) -> tuple[int, int, int]:
         """(channels, height, width)"""
         if len(self.shape) == 3:
-            return 1, *self.shape[1:]
-        return self.shape[1:] if self.first else (self.shape[3], *self.shape[1:3])
+            _, height, width = self.shape
+            return 1, height, width
+        _, one, two, three = self.shape
+        return (one, two, three) if self.first else (three, one, two)
 
 
 def open_array(file: Path, image_key: str = "", label_key: str = "") -> ArrayImages:
-    """The images of a file, and the labels of an npz; an npy has neither keys nor labels.
+    """Open the images of a file, and the labels of an npz; an npy has neither keys nor labels.
 
-    Raises `UserError`, naming the file and the array, for anything but plain bytes of images and whole numbers.
+    Raises `UserError`, naming the file and the array, unless images are plain uint8 and labels are integers.
     """
     key = _key(file, image_key)
     where = f"{file}: '{key}'" if key else str(file)
     with _content(file, key) as content:
         shape, fortran, dtype = _header(content, where)
     if dtype.hasobject:
-        raise UserError(f"{where} holds pickled objects, which are not opened; expected {EXPECTED}")
+        raise UserError(f"{where} holds pickled objects, which are not loaded; expected {EXPECTED}")
     if dtype != np.uint8:
-        raise UserError(f"{where} holds {dtype}, not bytes; save {EXPECTED} in 0..255")
+        raise UserError(f"{where} holds {dtype}, not uint8; save {EXPECTED} in 0..255")
     first = len(shape) == 4 and shape[1] in (1, 3) and shape[3] not in (1, 3)
     images = len(shape) == 3 or (len(shape) == 4 and (first or shape[3] in (1, 3)))
     if images and fortran:
-        raise UserError(f"{where} lies in Fortran's order; save numpy.ascontiguousarray of it")
+        raise UserError(f"{where} is in Fortran order; save numpy.ascontiguousarray of it")
     if not images or 0 in shape:
-        hint = "; lay transparent images on a background" if len(shape) == 4 and shape[3] == 4 else ""
+        hint = "; composite transparent images on a background" if len(shape) == 4 and shape[3] == 4 else ""
         raise UserError(f"{where} has shape {shape}; expected {EXPECTED} with C of 1 or 3{hint}")
     return ArrayImages(file, key, shape, first, _labels(file, key, label_key, shape[0], where))
 
 
 def array_fingerprint(images: ArrayImages) -> str:
-    """16 hex digits over shape, bytes and labels; raises `UserError` for a file that is cut short or damaged."""
+    """Return 16 hex digits over shape, bytes and labels; raises `UserError` for a truncated or damaged file."""
     total = hashlib.sha256(f"{images.shape} {images.first}".encode())
     with _content(images.file, images.key) as content:
         _header(content, str(images.file))
@@ -78,7 +82,7 @@ def array_fingerprint(images: ArrayImages) -> str:
 
 
 def array_batches(images: ArrayImages, size: int) -> Iterator[np.ndarray]:
-    """The images in order, uint8 (<= size, C, H, W)."""
+    """Yield the images in order, uint8 (<= size, C, H, W)."""
     each = int(np.prod(images.shape[1:]))
     with _content(images.file, images.key) as content:
         _header(content, str(images.file))
@@ -93,7 +97,7 @@ def array_batches(images: ArrayImages, size: int) -> Iterator[np.ndarray]:
 
 @contextmanager
 def _content(file: Path, key: str) -> Iterator[IO[bytes]]:
-    """The npy stream of an array."""
+    """Open the npy stream of an array."""
     try:
         if not key:
             with open(file, "rb") as content:
@@ -135,7 +139,9 @@ def _key(file: Path, image_key: str) -> str:
 
 
 def _labels(file: Path, key: str, label_key: str, n: int, where: str) -> np.ndarray | None:
-    """Of an npz, the array of that key, else the one that goes with the images; None without one."""
+    """Return the labels of an npz: the array of that key, or the usual one for the key of the images, or
+    None.
+    """
     names = _names(file) if key else []
     name = label_key or dict(KEYS).get(key, "")
     if label_key and key and label_key not in names:

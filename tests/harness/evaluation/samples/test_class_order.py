@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from tests.harness.scoring.calls import refused, scored
-from tests.harness.scoring.networks import bytes_of, save_means
+from tests.harness.evaluation.samples.calls import refused, scored
+from tests.harness.evaluation.samples.networks import bytes_of, save_means
 
 LOCAL = ("--extractor", "local", "--metrics")
 
@@ -80,9 +80,7 @@ def test_class_folders_that_nobody_names_are_told_by_number(tmp_path: Path) -> N
     shown = folder(tmp_path / "fake", fake, np.array(["c", "d"])[green ^ (np.arange(20) < 3)])
     found = scored(shown, "--extractor", f"torchscript:{save_means(tmp_path)}", "--metrics", "accuracy")
     assert found["metrics"]["accuracy:torchscript:means"]["mean"] == pytest.approx(17 / 20)
-    assert any(
-        "told by number alone, in the order of their names (c, d)" in text for text in found["warnings"]
-    )
+    assert any("numbered in the order of their names (c, d)" in text for text in found["warnings"])
 
 
 def test_the_label_key_is_that_of_the_user(digits, reference: Path, tmp_path: Path) -> None:
@@ -123,7 +121,7 @@ def test_an_npy_of_another_size_than_asked_for(tmp_path: Path) -> None:
 def test_fortrans_order_is_what_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.asfortranarray(bytes_of(1, 5, 8, 8, 3)))
     refused(
-        r"x\.npy lies in Fortran's order; save numpy\.ascontiguousarray",
+        r"x\.npy is in Fortran order; save numpy\.ascontiguousarray",
         tmp_path / "x.npy",
         "--against",
         tmp_path,

@@ -1,4 +1,4 @@
-"""What samples are measured against: raw samples, statistics that were saved of some, or both (ADM's batches)."""
+"""References: raw samples, saved statistics, or both (ADM's batches)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from harness.config.spec import DataSpec
 from harness.errors import UserError
-from harness.scoring.sources import Source, open_source, settled
+from harness.evaluation.samples.sources import Source, open_source, settled
 from metrics.files.reference_statistics import Reference, is_adm, read_adm, read_statistics
 
 
@@ -15,13 +15,14 @@ class Real(NamedTuple):
     source: Source | None = None
     """The raw samples."""
     statistics: Reference | None = None
-    """Of samples that are not there, or of more than are there."""
+    """Of samples that the source does not have, or of more than it has."""
 
 
 def open_reference(where: str, extractor: str, modality: str, data: DataSpec, frames: int | None) -> Real:
-    """The reference of that name for an extractor of that name; the rest as `open_source` takes it.
+    """Open a reference for an extractor of that name; the other arguments are those of `open_source`.
 
-    Raises `UserError` and `MetricError` for one that cannot be read, and for ADM's statistics alone with another network.
+    Raises `UserError` and `MetricError` for one that cannot be read, and for ADM's statistics without images
+    with another network.
     """
     path = Path(where).expanduser()
     if path.suffix == ".safetensors":
@@ -33,15 +34,16 @@ def open_reference(where: str, extractor: str, modality: str, data: DataSpec, fr
         return Real(open_source(where, modality, data, frames), statistics)
     except UserError as error:
         if statistics is None:
-            raise _inceptions(where, extractor, error) from error
+            raise _only_inception(where, extractor, error) from error
         return Real(statistics=statistics)
 
 
+# Any: an extractor over images, clips or recordings, which share no base class
 def admitted(real: Real, extract: Any, frames: int | None, where: str) -> Real:
-    """The reference as a network can use it, against clips of so many frames: ADM's mu and sigma serve the original Inception
-    alone, whose they are; of the others their images remain.
+    """Return what a network can use of the reference, against clips of `frames` frames.
 
-    Raises `UserError` for statistics of another network or of other clips, and where nothing remains.
+    ADM's mu and sigma are the original Inception's; other networks can only use the images. Raises
+    `UserError` for statistics of another network or of other clips, and if nothing can be used.
     """
     source = real.source and settled(real.source, extract)
     if real.statistics is None:
@@ -50,13 +52,15 @@ def admitted(real: Real, extract: Any, frames: int | None, where: str) -> Real:
         _check_same(meta, described(extract, frames), where)
     elif extract.name != "inception":
         if source is None:
-            raise _inceptions(where, extract.name, "it holds no images")
+            raise _only_inception(where, extract.name, "it holds no images")
         return Real(source)
     return Real(source, real.statistics)
 
 
 def described(extract: Any, frames: int | None) -> dict[str, str]:
-    """What statistics must share with the samples that are held against them: the network, and the length of clips."""
+    """Return what statistics must share with the samples compared to them: the network, and the length of
+    clips.
+    """
     network = {
         "extractor": extract.name,
         "weights_sha256": extract.sha256,
@@ -77,5 +81,5 @@ def _check_same(meta: dict[str, str], own: dict[str, str], where: str) -> None:
         raise UserError(f"{where} holds statistics of another network: {key} {found}, here {value}")
 
 
-def _inceptions(where: str, extractor: str, why: object) -> UserError:
-    return UserError(f"{where} has statistics of the original Inception alone, not of '{extractor}': {why}")
+def _only_inception(where: str, extractor: str, why: object) -> UserError:
+    return UserError(f"{where} has statistics of the original Inception only, not of '{extractor}': {why}")

@@ -1,0 +1,146 @@
+"""Metric checks: what is refused before anything is trained or measured.
+
+`check_metrics` is called when a spec is resolved, hence by every command and plan, and by the evaluator, which also
+knows the numbers of samples. `check_arms` compares the arms of a study.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from harness.config.spec import EvalSpec
+from harness.errors import UserError
+from harness.evaluation.metric_names import MetricSpec, favoured, input_kind, metric_spec
+from metrics import MetricError
+from metrics.extractors.base import Extractor
+from metrics.suite import RESERVED, check_classes, metric_of
+
+KINDS = {"image": ("image",), "video": ("video",), "audio": ("image",), "joint": ("video", "image")}
+"""Modality of data -> the kinds of network that can read it."""
+DRAWN = {
+    "image": "images",
+    "video": "videos",
+    "audio": "spectrograms",
+    "joint": "videos with spectrograms",
+}
+SUITABLE = {
+    "video": "video:local, or video:<image extractor>",
+    "audio": "local, or any image extractor, which reads the spectrogram",
+    "joint": "video:local for the video and local for the sound",
+    "image": "local, or any image extractor",
+}
+MOST = 2**62
+"""More samples than any data set has: for checks made before it is known how many there are."""
+
+
+def check_metrics(
+    spec: EvalSpec,
+    data: object,
+    modality: str,
+    *,
+    samples: int = MOST,
+    real: int = MOST,
+    encoders: Iterable[str] = (),
+    where: str = "spec",
+) -> list[MetricSpec]:
+    """Parse `eval.metrics` and check each entry.
+
+    `data` is a data set, or its class if it is not opened; `samples` and `real` are the numbers of generated
+    and of real samples, if known; `encoders` are those that a method aligns to. Raises `UserError` for an
+    unknown name or network, a network that cannot read the data, a metric that the data or the network do not
+    have, too few samples, and a list in which every metric is computed by one of the encoders.
+    """
+    check_impartial(spec.metrics, favoured(spec.metrics, encoders), where)
+    found = [metric_spec(name) for name in spec.metrics]
+    for metric in found:
+        if metric.reference_free:
+            _check_data(metric, data, modality)
+        else:
+            _check_network(metric, modality)
+        check_enough(metric, samples, real)
+    return found
+
+
+def check_arms(arms: Iterable[EvalSpec], encoders: Iterable[str], where: str) -> None:
+    """Check the metrics of a study's arms, each of which resolved to a valid spec.
+
+    Raises `UserError` for too few samples, and if an arm is measured only by encoders that any of the arms aligns to.
+    """
+    known = list(encoders)
+    for spec in arms:
+        check_impartial(spec.metrics, favoured(spec.metrics, known), where)
+        for name in spec.metrics:
+            check_enough(metric_spec(name), spec.samples, MOST)
+
+
+def check_impartial(metrics: Iterable[str], found: Iterable[str], where: str) -> None:
+    """Raise `UserError` if all `metrics` are among those `found` to be computed by an alignment encoder."""
+    asked, rewarded = list(metrics), set(found)
+    if asked and rewarded.issuperset(asked):
+        raise UserError(
+            f"{where}: '{asked[0]}' in eval.metrics, and every other metric there, is computed by an encoder "
+            "that a method aligns to, so it would reward the alignment itself; add another extractor, for "
+            "example 'fd:local'"
+        )
+
+
+def check_enough(metric: MetricSpec, samples: int, real: int) -> None:
+    """Raise `UserError` if a metric needs more generated or real samples than there are."""
+    free = metric.reference_free
+    subset = 0 if free else metric_of(metric.value).settings.get("subset_size", 0)
+    if min(samples, real) < subset:
+        raise UserError(
+            f"metric '{metric.name}' draws subsets of {subset}, but one side has {min(samples, real)} samples: raise "
+            "eval.samples, give more data, or remove the metric"
+        )
+    fewest = free.least if free else metric_of(metric.value).least
+    if samples < fewest:
+        raise UserError(
+            f"metric '{metric.name}' needs at least {fewest} samples, but eval.samples = {samples}: raise it, or "
+            "remove the metric"
+        )
+
+
+def check_extractor(metric: MetricSpec, extract: Extractor) -> None:
+    """Raise `UserError` if the loaded network lacks the outputs, or the weights, that a metric needs."""
+    needed = metric_of(metric.value)
+    wanted = {needed.real, needed.fake} - {"", "rows", "features", *extract.beside}
+    if wanted:
+        raise UserError(
+            f"metric '{metric.name}' needs {wanted.pop()}, which the network '{extract.name}' does not give; "
+            f"it has features{''.join(f', {name}' for name in extract.beside)}"
+        )
+    if metric.name in RESERVED and extract.name != RESERVED[metric.name].extractor:
+        raise UserError(
+            f"the name '{metric.name}' is reserved for the original weights; with '{extract.name}' write "
+            f"{metric.value}:{extract.name}"
+        )
+
+
+def _check_data(metric: MetricSpec, data: object, modality: str) -> None:
+    needs = metric.reference_free
+    assert needs is not None
+    if needs.attribute:
+        # A metric of all parts is undefined if the run generates only some of them.
+        complete = getattr(data, "modality", "image") == modality
+        if complete and hasattr(data, needs.attribute):
+            return
+    elif modality in ("video", "joint"):
+        return
+    raise UserError(
+        f"eval.metrics '{metric.name}' needs data {needs.data}, which this data set does not have; remove it"
+    )
+
+
+def _check_network(metric: MetricSpec, modality: str) -> None:
+    kind = input_kind(metric)
+    try:
+        check_classes(metric.value, metric.extractor)
+    except MetricError as error:
+        raise UserError(f"eval.metrics '{metric.name}': {error}") from error
+    if kind not in KINDS[modality]:
+        expected = {"audio": "recordings", "image": "images"}.get(kind, kind)
+        raise UserError(
+            f"eval.metrics '{metric.name}': extractor '{metric.extractor}' expects {expected}, but this run "
+            f"generates {DRAWN[modality]}; use {SUITABLE[modality]}"
+        )

@@ -1,0 +1,1 @@
+"""`flowrace eval SAMPLES`: what a path holds, its features, and its metrics against a reference."""

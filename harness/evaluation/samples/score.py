@@ -1,0 +1,313 @@
+"""`flowrace eval SAMPLES`: metrics of samples against a reference, each with its interval, n and protocol."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from harness.config.spec import DataSpec
+from harness.errors import UserError
+from harness.evaluation.noise_floor import noise_floor
+from harness.evaluation.samples.cached_features import SEED, SourceFeatures, source_features
+from harness.evaluation.samples.class_order import order_warning, positions, reordered
+from harness.evaluation.samples.reference import Real, admitted, described, open_reference
+from harness.evaluation.samples.sources import Source, open_source, settled
+from harness.files.cache import cache_dir
+from metrics.distances.frechet import Moments, moments_of
+from metrics.extractors.registry import extractor_modality, load_extractor
+from metrics.files.reference_statistics import Reference, is_adm, save_statistics
+from metrics.suite import (
+    Side,
+    called,
+    check_classes,
+    check_reserved,
+    chosen,
+    measure,
+    metric_of,
+    metrics_of,
+)
+from metrics.value import MetricError, Value
+
+OF_REFERENCE = ("n_real", "real")
+HASHED = ("weights_sha256", "dim", "preprocessing", "n_fake", "fake_shape", *OF_REFERENCE)
+"""Fields of the protocol that decide whether two values can be compared."""
+OF_SOME = {"is": ("logits",), "is_shuffled": ("logits",), "accuracy": ("logits", "classes")}
+"""Further such fields of some values, if the protocol has them."""
+STATED = {"fd_infinity": {"real": "moments"}}
+"""Settings that distinguish a value from an older one of another estimator.
+
+Races always had these and do not state them.
+"""
+
+
+class Scored(NamedTuple):
+    """One reported value."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+    protocol: str
+    """12 hex digits over everything that makes two values comparable."""
+    settings: dict[str, Any]
+    noise_floor: dict[str, float] | None
+    """Of a Frechet distance; None without raw real samples."""
+
+    # Any: as JSON
+    def row(self) -> dict[str, Any]:
+        """Return the value as JSON."""
+        row = self._asdict()
+        return row | {"floor": row.pop("noise_floor")}
+
+
+@dataclass(frozen=True)
+class Scores:
+    metrics: dict[str, Scored]
+    protocol: dict[str, Any]
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to measure, and how."""
+
+    samples: str
+    against: str | None
+    metrics: tuple[str, ...] = ("fd",)
+    extractor: str = "inception"
+    weights: Path | None = None
+    download: bool = False
+    """Whether missing weights may be downloaded."""
+    data: DataSpec = field(default_factory=lambda: DataSpec())
+    frames: int | None = None
+    batch: int = 64
+    device: str = "cpu"
+
+
+class _Samples(NamedTuple):
+    """What is measured: samples, real ones, and the network, all opened and checked."""
+
+    source: Source
+    real: Real
+    # Any: an extractor over images, clips or recordings, which share no base class
+    extract: Any
+    order: tuple[int, ...]
+    """Positions of the samples' classes among those of the reference."""
+
+
+def score(asked: Request) -> Scores:
+    """Measure samples. Raises `UserError`, in one sentence, for anything that cannot be measured."""
+    try:
+        return _score(asked)
+    except MetricError as error:
+        raise UserError(str(error)) from error
+
+
+def save_reference(asked: Request, file: Path) -> int:
+    """Write the statistics of `asked.samples` to a reference file and return the number of samples."""
+    try:
+        source = open_source(asked.samples, extractor_modality(asked.extractor), asked.data, asked.frames)
+        extract = _extractor(asked, source)
+        source = settled(source, extract)
+        found = source_features(
+            source, extract, {"features", "spatial"}, rows=False, subset=0, batch=asked.batch
+        )
+        _check_count(found.n, source.where)
+        meta = {**described(extract, source.frames), "data": source.fingerprint}
+        features, spatial = (_moments(found.whole.part(name)) for name in ("features", "spatial"))
+        if features is None:
+            raise UserError(f"{source.where}: extractor '{extract.name}' gave no features")
+        save_statistics(file, features, spatial, meta)
+    except MetricError as error:
+        raise UserError(str(error)) from error
+    return found.n
+
+
+def _score(asked: Request) -> Scores:
+    values = chosen(asked.metrics)
+    opened = _opened(asked, values)
+    source, real, extract, order = opened
+    fake = _fake_features(asked, opened, values)
+    raw = _real_features(asked, opened, values, fake.n)
+    side = fake.whole.side()
+    found = measure(values, _real_side(real, raw), side._replace(labels=reordered(side.labels, order)))
+    # Statistics of a file come without the raw samples of a noise floor.
+    floored = raw if real.statistics is None else None
+    protocol = _protocol(opened, floored, fake)
+    scored = {
+        called(value, extract.name): _scored(value, number, protocol, floored, fake.n)
+        for value, number in found.items()
+    }
+    warnings = _warnings(protocol, values, real, extract)
+    if "accuracy" in values and (warning := order_warning(source, real.source)):
+        warnings.append(warning)
+    return Scores(scored, protocol, warnings)
+
+
+def _opened(asked: Request, values: list[str]) -> _Samples:
+    """Open samples, reference and network, and check that they fit the values and one another."""
+    modality = extractor_modality(asked.extractor)
+    for value in values:
+        check_classes(value, asked.extractor)
+    if any(metric.real for metric in metrics_of(values)) and not asked.against:
+        raise UserError(
+            f"{asked.samples}: {', '.join(values)} compares with a reference; name one with --against"
+        )
+    source = open_source(asked.samples, modality, asked.data, asked.frames)
+    real = Real()
+    if asked.against:
+        real = open_reference(asked.against, asked.extractor, modality, asked.data, asked.frames)
+    order = positions(source, real.source) if "accuracy" in values else ()
+    extract = _extractor(asked, real.source)
+    check_reserved(asked.metrics, extract.name)
+    source = settled(source, extract)
+    return _Samples(source, admitted(real, extract, source.frames, str(asked.against)), extract, order)
+
+
+def _extractor(asked: Request, trained_on: Source | None) -> Any:
+    # Any: keyword arguments of load_extractor
+    given: dict[str, Any] = {}
+    if asked.extractor == "local":
+        if trained_on is None or trained_on.labelled is None:
+            raise UserError(
+                "extractor 'local' is trained on a reference of raw images, and there is none; name one with --against"
+            )
+        given = trained_on.labelled()._asdict()
+    return load_extractor(
+        asked.extractor,
+        weights=asked.weights,
+        download=asked.download,
+        cache=cache_dir("extractors"),
+        device=asked.device,
+        **given,
+    )
+
+
+def _fake_features(asked: Request, opened: _Samples, values: list[str]) -> SourceFeatures:
+    source, extract = opened.source, opened.extract
+    needs = metrics_of(values)
+    wanted = {_output(metric.fake) for metric in needs}
+    missing = wanted - {"features", *getattr(extract, "beside", {})}
+    if missing:
+        raise UserError(f"extractor '{extract.name}' has no {missing.pop()}, which {', '.join(values)} needs")
+    labels = {"labels"} if "accuracy" in values else set()
+    rows = any(metric.fake == "rows" for metric in needs)
+    found = source_features(source, extract, wanted | labels, rows=rows, subset=0, batch=asked.batch)
+    _check_count(found.n, source.where)
+    return found
+
+
+def _real_features(asked: Request, opened: _Samples, values: list[str], n_fake: int) -> SourceFeatures | None:
+    """Return the features of the raw real samples, or None if statistics are enough."""
+    real = opened.real
+    wanted = {metric.real for metric in metrics_of(values)} - {""}
+    if real.statistics is not None:
+        if "spatial" in wanted and real.statistics.spatial is None:
+            raise UserError(f"{asked.against} has no mu_s and sigma_s, which sfid needs")
+        wanted -= {"features", "spatial"}
+    if not wanted:
+        return None
+    if real.source is None:
+        raise UserError(
+            f"{asked.against} has statistics but no raw samples, which {', '.join(values)} needs; use --metrics fd"
+        )
+    outputs = {_output(part) for part in wanted}
+    size = min(n_fake, (real.source.count or 0) // 2)
+    found = source_features(
+        real.source, opened.extract, outputs, rows="rows" in wanted, subset=size, batch=asked.batch
+    )
+    _check_count(found.n, real.source.where)
+    return found
+
+
+def _output(part: str) -> str:
+    """Return the output of a network that a part of a `Side` is made of."""
+    return "features" if part == "rows" else part
+
+
+def _real_side(real: Real, raw: SourceFeatures | None) -> Side | None:
+    """Return the reference as metrics take it, its statistics first."""
+    if real.statistics is None:
+        return raw.whole.side() if raw else None
+    rows = raw.whole.rows.get("features") if raw else None
+    return Side(real.statistics.features, rows, real.statistics.spatial)
+
+
+def _scored(
+    value: str, found: Value, protocol: dict[str, Any], raw: SourceFeatures | None, n_fake: int
+) -> Scored:
+    metric = metric_of(value)
+    settings = metric.settings | STATED.get(value, {})
+    hashed = {key: protocol[key] for key in HASHED if metric.real or key not in OF_REFERENCE}
+    hashed |= {key: protocol[key] for key in OF_SOME.get(value, ()) if protocol[key] is not None}
+    text = json.dumps({"value": value, "settings": settings, **hashed}, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    floor = None
+    if raw and metric.noise_floor and (size := min(n_fake, raw.n // 2)) >= 2:
+        subset, rest = raw.halves(metric.real, size)
+        floor = noise_floor(rest, subset)
+    return Scored(found.mean, found.low, found.high, found.n, digest, settings, floor)
+
+
+def _protocol(opened: _Samples, raw_real: SourceFeatures | None, fake: SourceFeatures) -> dict[str, Any]:
+    source, real, extract, order = opened
+    statistics, raw = real.statistics, real.source
+    n_real = statistics.n if statistics else raw_real.n if raw_real else None
+    data = statistics.meta.get("data") if statistics else raw.fingerprint if raw else None
+    return {
+        **described(extract, None),
+        "dim": extract.dim,
+        "logits": getattr(extract, "counted", None),
+        "classes": list(order) or None,
+        "frames": source.frames,
+        "n_real": n_real,
+        "n_fake": fake.n,
+        "real": data or (statistics and _digest(statistics)),
+        "real_shape": raw.shape if raw else None,
+        "fake_shape": source.shape,
+        "floor_seed": SEED,
+    }
+
+
+def _warnings(protocol: dict[str, Any], values: list[str], real: Real, extract: Any) -> list[str]:
+    found = []
+    n_real, n_fake, dim = protocol["n_real"], protocol["n_fake"], protocol["dim"]
+    if n_real is not None and n_real != n_fake:
+        found.append(
+            f"{n_fake} samples are compared with {n_real} real ones: compare only values with these two numbers"
+        )
+    least = min(n_fake, n_real or n_fake)
+    if least < dim and {"fd", "fd_infinity"} & set(values):
+        found.append(
+            f"{least} samples do not span {dim} features: a Frechet distance is strongly biased upwards"
+        )
+    shapes = protocol["real_shape"], protocol["fake_shape"]
+    if None not in shapes and shapes[0][1:] != shapes[1][1:]:
+        sizes = ["x".join(map(str, shape[:0:-1])) for shape in shapes]
+        found.append(
+            f"the samples are {sizes[1]} pixels, the reference {sizes[0]}: their sharpness differs for that reason alone"
+        )
+    if n_real is not None and real.source and is_adm(Path(real.source.where)) and real.statistics is None:
+        found.append(
+            f"mu and sigma of the reference are Inception's: '{extract.name}' measured its images, arr_0, instead"
+        )
+    return found
+
+
+def _check_count(n: int, where: str) -> None:
+    if n < 2:
+        raise UserError(f"{where} holds {n} sample; at least 2 are needed")
+
+
+def _moments(part: np.ndarray | Moments | None) -> Moments | None:
+    return moments_of(part) if isinstance(part, np.ndarray) else part
+
+
+def _digest(statistics: Reference) -> str:
+    content = statistics.features.mean.tobytes() + statistics.features.covariance.tobytes()
+    return hashlib.sha256(content).hexdigest()[:16]

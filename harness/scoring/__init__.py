@@ -1,1 +1,0 @@
-"""Scoring of samples that anybody made: what a path holds, one pass of a network over it, and the values."""
