@@ -14,6 +14,8 @@ from metrics.value import Value
 
 
 class DensityCoverage(NamedTuple):
+    """Density, which is at least 0, and coverage in [0, 1]."""
+
     density: Value
     coverage: Value
 

@@ -14,6 +14,8 @@ from metrics.value import MetricError, Value
 
 
 class PrecisionRecall(NamedTuple):
+    """Fidelity and coverage of generated samples, each in [0, 1]."""
+
     precision: Value
     recall: Value
 
