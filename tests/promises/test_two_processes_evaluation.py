@@ -190,7 +190,7 @@ def test_real_data_that_are_not_finite_stop_everybody(alone: dict, world: list[d
     assert alone["broken data"].startswith("UserError: the training data cannot be measured by 'local'")
     assert world[0]["broken data"] == alone["broken data"]
     others = {found["broken data"] for found in world[1:]}
-    assert others == {"RunStopped: another process could not go on and says why"}
+    assert others == {"RunStopped: another process failed and reports the reason"}
 
 
 @quick

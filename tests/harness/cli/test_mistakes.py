@@ -254,7 +254,7 @@ def test_what_is_there_is_not_overwritten(capsys, begun: Record, tmp_path: Path)
         tmp_path / "b.png",
         says=r"no checkpoint at step 3 \(available: ",
     )
-    refused(capsys, "eval", begun.path, "--set", "train.steps=3", says=r"can only be given other eval")
+    refused(capsys, "eval", begun.path, "--set", "train.steps=3", says=r"only eval\.\*, runtime")
     assert picture.read_text() == "mine"
 
 

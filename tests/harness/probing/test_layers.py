@@ -132,7 +132,7 @@ def test_table_names_every_layer(run: Path) -> None:
         (["--encoder", "local:tiny", "--weights", "x.st"], "local:tiny' is made here and reads no --weights"),
         (["--encoder", "randon:tiny"], "Did you mean 'random'"),
         (["--step", "3"], "no checkpoint at step 3"),
-        (["--set", "train.steps=9"], "can only be given"),
+        (["--set", "train.steps=9"], "can be changed for an existing run"),
     ],
 )
 def test_mistakes(run: Path, words: list[str], message: str) -> None:
