@@ -10,7 +10,7 @@ import torch
 
 from harness.backbone.sit import SiT, SiTConfig
 from harness.backbone.sizes import SIZES
-from harness.backbone.tokens import Part
+from harness.backbone.tokens import Part, kind_of
 from harness.config import registry
 from harness.config.spec import RunSpec
 from harness.data.dataset import pictured, shapes_of
@@ -77,7 +77,7 @@ def backbone_config(spec: RunSpec, dataset: Any) -> SiTConfig:
             dataset.classes,
             asked.learn_sigma,
             patch_time=asked.patch_time,
-            beside=tuple(Part(sound, (asked.patch_sound,)) for sound in beside),
+            beside=tuple(Part(other, (asked.parts.of(kind_of(other)).patch,)) for other in beside),
             positions=asked.positions,
         )
     except ValueError as error:

@@ -94,6 +94,7 @@ def source_spec(source: str, overrides: tuple[str, ...], modality: str) -> Any:
     """The `DataSpec` of what SRC names: a data set, or a path, read as what the codec is for and as its content tells."""
     from harness.assembly.data_fields import check_fields
     from harness.config import registry
+    from harness.config.parts import nested_setting
     from harness.config.spec import DataSpec
     from harness.config.tables import parse_override, set_path, validate
 
@@ -108,7 +109,7 @@ def source_spec(source: str, overrides: tuple[str, ...], modality: str) -> Any:
             raise UserError(
                 f"--set {override}: only fields of the source can be set here, as data.resolution=256"
             )
-        set_path(table, path, value)
+        set_path(table, *nested_setting(path, value))
     spec = validate(DataSpec, table["data"], f"SRC {source}")
     if spec.name == "latents":
         raise UserError(f"SRC {source}: latents are encoded already; give what they were made of")

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
 
 from harness.backbone.sizes import SIZES
+from harness.config.parts import FLAT_NAMES, HasParts, flattened
 
 NOT_HASHED = {"hashed": False}
 """`json_schema_extra` of a field that cannot change results (a path, a worker count): it stays out of the run id."""
@@ -28,8 +29,27 @@ def _free(default: Any, **limits: Any) -> Any:
     return Field(default, json_schema_extra=NOT_HASHED, **limits)
 
 
-class DataSpec(Section):
-    """What is learned. `root` is only where it lies; its content is told by `fingerprint`, filled in when root is there."""
+class DataPart(Section):
+    """One part of a sample that has several, for example the sound of a video."""
+
+    weight: float = Field(0.5, ge=0, json_schema_extra=HASHED_IF_SET)
+    """Of the part in the loss; 0 removes the part from the data."""
+    alone: float = Field(0.0, ge=0, le=1, json_schema_extra=HASHED_IF_SET)
+    """Share of the training samples that consist of this part only."""
+
+
+class DataParts(Section):
+    video: DataPart = DataPart()
+    audio: DataPart = DataPart()
+
+    def of(self, kind: str) -> DataPart:
+        return dict(self)[kind]
+
+
+class DataSpec(HasParts, Section):
+    """The training data. `root` is only a location; `fingerprint` identifies the content and is filled in when `root` exists."""
+
+    flat_names: ClassVar = FLAT_NAMES["data"]
 
     name: str = "digits"
     root: str = _free("")
@@ -37,13 +57,8 @@ class DataSpec(Section):
     resolution: int | None = Field(None, ge=1)
     """Side in pixels after resize of the shorter side and centre crop; None keeps the images' own size."""
     channels: Literal[1, 3] | None = None
-    video_weight: float = Field(0.5, ge=0, json_schema_extra=HASHED_IF_SET)
-    audio_weight: float = Field(0.5, ge=0, json_schema_extra=HASHED_IF_SET)
-    """Of the parts of a video with its sound in the loss; 0 leaves a part out."""
-    video_alone: float = Field(0.0, ge=0, le=1, json_schema_extra=HASHED_IF_SET)
-    audio_alone: float = Field(0.0, ge=0, le=1, json_schema_extra=HASHED_IF_SET)
-    """Shares of the training samples of a video with its sound that are the silent video, or the sound alone; the rest is
-    whole."""
+    parts: DataParts = DataParts()
+    """Of a video with its sound."""
     held_out: float = Field(0.1, ge=0, lt=1)
     flip: bool = False
     image_key: str = ""
@@ -63,14 +78,29 @@ class DataSpec(Section):
     workers: int = _free(0, ge=0)
 
 
-class BackboneSpec(Section):
+class BackbonePart(Section):
+    patch: int = Field(1, ge=1, json_schema_extra=HASHED_IF_SET)
+    """Spectrogram frames in one token of the sound that comes with a video."""
+
+
+class BackboneParts(Section):
+    """The parts of a sample after the first, which `patch` and `patch_time` of the backbone divide."""
+
+    audio: BackbonePart = BackbonePart()
+
+    def of(self, kind: str) -> BackbonePart:
+        return dict(self)[kind]
+
+
+class BackboneSpec(HasParts, Section):
+    flat_names: ClassVar = FLAT_NAMES["backbone"]
+
     size: str = "S"
     patch: int = Field(2, ge=1)
     """Side of a token in pixels; of sound, its length in spectrogram frames."""
     patch_time: int = Field(1, ge=1, json_schema_extra=HASHED_IF_SET)
     """Frames of a video in one token."""
-    patch_sound: int = Field(1, ge=1, json_schema_extra=HASHED_IF_SET)
-    """Spectrogram frames in one token of the sound that comes with a video."""
+    parts: BackboneParts = BackboneParts()
     learn_sigma: bool = False
     positions: Literal["sincos", "rotary"] = Field("sincos", json_schema_extra=HASHED_IF_SET)
     """Added to the tokens, as released, or turning queries and keys in every block."""
@@ -200,7 +230,7 @@ def _hashed(model: BaseModel) -> dict[str, Any]:
             kept[name] = [_hashed(item) if isinstance(item, BaseModel) else item for item in value]
         else:
             kept[name] = value
-    return kept
+    return flattened(kept, model.flat_names) if isinstance(model, HasParts) else kept
 
 
 def _without_none(value: Any) -> Any:

@@ -31,8 +31,8 @@ from harness.runtime.distributed import World
 BEGUN, LOCK = "encoding.json", "encoding.lock"
 LEFT_OVER = (LOCK, f".{BEGUN}.tmp")
 """By a command that was killed before it had begun: no content yet."""
-LATER = ("frames", "video_weight", "audio_weight")
-"""Fields of the source that came later: a manifest names them where they are set."""
+IF_SET = ("frames", "video_weight", "audio_weight")
+"""Fields of the source that a manifest has only where they are set: older manifests lack them."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ class Encoding:
         """The manifest without its files."""
         fields = ("name", "resolution", "channels", "image_key", "label_key")
         source = {name: value for name in fields if (value := getattr(self.source, name)) is not None}
-        source |= self.source.model_dump(include=set(LATER), exclude_defaults=True)
+        given = self.source.model_dump(exclude_defaults=True)
+        source |= {name: given[name] for name in IF_SET if name in given}
         root = str(Path(self.source.root).expanduser().resolve()) if self.source.root else ""
         weights = str(Path(self.weights).resolve()) if self.weights else ""
         codec = {"name": self.family, "sha256": self.codec.sha256} | self.codec.affine.to_json()

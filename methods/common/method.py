@@ -147,7 +147,7 @@ class Method(nn.Module):
     times_apart: ClassVar[bool] = True
     """Whether the parts of a sample may have times of their own (`time.apart`)."""
     parts_mixed: ClassVar[bool] = False
-    """Whether samples may lack a part (`data.video_alone`): a second term must then leave out their tokens (present.py)."""
+    """Whether samples may lack a part (`data.parts.*.alone`): the second term must then ignore its tokens (missing_parts.py)."""
 
     def __init__(self, config: MethodConfig, setting: Setting) -> None:
         super().__init__()
@@ -191,7 +191,7 @@ class Method(nn.Module):
 
 def flow_loss(velocity: Tensor, batch: Batch, draw: Draw, setting: Setting) -> Tensor:
     """L_gen = mean || v - (eps - x0) ||^2 over samples, channels and pixels, in float32 (SiT Eq. 7; REPA loss.py); of several
-    parts the weighted sum (Self-Flow section 4.4), each sample's over those that it has (present.py)."""
+    parts the weighted sum (Self-Flow section 4.4), each sample's over those that it has (missing_parts.py)."""
     return velocity_error(velocity, velocity_target(batch.x0, draw.noise), batch, setting)
 
 

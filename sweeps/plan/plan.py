@@ -16,6 +16,7 @@ from typing import Any
 
 from harness.assembly.compatibility import Unsuited
 from harness.assembly.resolve import load_table, resolve
+from harness.config.parts import nested_setting
 from harness.config.spec import RunSpec
 from harness.config.tables import set_path
 from harness.errors import UserError, unknown
@@ -107,7 +108,7 @@ def write_plan(study: Study, whole: Plan, directory: Path) -> None:
 def _sorted_out(study: Study) -> Plan:
     base = load_table(study.base)
     for path, value in study.set.items():
-        set_path(base, path, value)
+        set_path(base, *nested_setting(path, value))
     found = [
         _cell_or_why(study, base, values) if reason is None else LeftOut(values, reason)
         for values, reason in combinations(study)
@@ -127,7 +128,7 @@ def _cell(study: Study, base: Mapping[str, Any], values: dict[str, Any]) -> Cell
 
     data = copy.deepcopy(dict(base))
     for path, value in values.items():
-        set_path(data, path, value)
+        set_path(data, *nested_setting(path, value))
     where = ", ".join([f"study {study.name}", *(f"{path} = {shown(v)}" for path, v in values.items())])
     return Cell(values, pinned(resolve(data, where=where)))
 

@@ -130,7 +130,7 @@ def test_weights_of_parts_may_suit_an_arm_and_not_another(tmp_path: Path) -> Non
     table = {"name": "parts", "base": "bounce", "axes": axes, "zip": {"weights": {**weights, **metrics}}}
     (tmp_path / "parts.toml").write_text(tomli_w.dumps(table))
     whole = whole_plan(load_study(str(tmp_path / "parts.toml")))
-    raced = [(cell.spec.method.name, cell.spec.data.video_weight) for cell in whole.cells]
+    raced = [(cell.spec.method.name, cell.spec.data.parts.video.weight) for cell in whole.cells]
     assert raced == [("flow", 0.5), ("flow", 1.0), ("flow", 0.0), ("repa", 1.0), ("repa", 0.0)]
     [left] = whole.left_out
     assert left.values["data.video_weight"] == 0.5 and "reads one modality" in left.reason
