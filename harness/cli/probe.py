@@ -27,7 +27,6 @@ OPTIONS = {
     "set method.encoder.download=true": "give --download",
     "method.encoder.weights = ": "--weights ",
     "method.encoder.weights": "--weights",
-    "clear that field": "leave it out",
 }
 """What the advice of encoders says, and what it is called here."""
 MEASURES = ("accuracy", "CKNNA", "CKA", "local - distant", "decay")
