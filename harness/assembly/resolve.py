@@ -141,8 +141,9 @@ def _check(spec: RunSpec, where: str) -> None:
 
 
 def _modality(spec: RunSpec) -> str:
+    from harness.data.dataset import Capabilities
     from harness.data.parts import modality_of
 
-    known = registry.load("dataset", spec.data.name)
-    told = getattr(known, "modality_in", lambda _: getattr(known, "modality", "image"))
-    return modality_of(told(spec.data), spec.data)
+    able = Capabilities(registry.load("dataset", spec.data.name))
+    modality = able.modality_in(spec.data) if able.modality_in else able.modality
+    return modality_of(modality, spec.data)

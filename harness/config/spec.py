@@ -1,24 +1,25 @@
 """The spec of a run: frozen, validated, canonical, and addressed by the hash of what can change its results.
 
-How a spec comes to be, from presets, files and overrides, is told in resolve.py.
+See harness/assembly/resolve.py for how presets, files and overrides are combined into a spec.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
+from pydantic.config import JsonDict
 
 from harness.backbone.sizes import SIZES
 from harness.config.parts import FLAT_NAMES, HasParts, flattened
 
-NOT_HASHED = {"hashed": False}
-"""`json_schema_extra` of a field that cannot change results (a path, a worker count): it stays out of the run id."""
-HASHED_IF_SET = {"hashed": "unless default"}
-"""Of a field that came later: at its default it stays out too, so that older runs keep their ids."""
+NOT_HASHED: JsonDict = {"hashed": False}
+"""`json_schema_extra` of a field that cannot change results (a path, a worker count): it is not part of the run id."""
+HASHED_IF_SET: JsonDict = {"hashed": "unless default"}
+"""`json_schema_extra` of a field added later: at its default it is not part of the run id, so that older runs keep their ids."""
 
 
 class Section(BaseModel):
@@ -32,9 +33,9 @@ def _free(default: Any, **limits: Any) -> Any:
 class DataPart(Section):
     """One part of a sample that has several, for example the sound of a video."""
 
-    weight: float = Field(0.5, ge=0, json_schema_extra=HASHED_IF_SET)
+    weight: float = Field(default=0.5, ge=0, json_schema_extra=HASHED_IF_SET)
     """Of the part in the loss; 0 removes the part from the data."""
-    alone: float = Field(0.0, ge=0, le=1, json_schema_extra=HASHED_IF_SET)
+    alone: float = Field(default=0.0, ge=0, le=1, json_schema_extra=HASHED_IF_SET)
     """Share of the training samples that consist of this part only."""
 
 
@@ -46,40 +47,44 @@ class DataParts(Section):
         return dict(self)[kind]
 
 
-class DataSpec(HasParts, Section):
+class DataSpec(Section, HasParts):
     """The training data. `root` is only a location; `fingerprint` identifies the content and is filled in when `root` exists."""
 
     flat_names: ClassVar = FLAT_NAMES["data"]
 
+    if TYPE_CHECKING:
+        # pydantic adds it to a frozen model.
+        def __hash__(self) -> int: ...
+
     name: str = "digits"
     root: str = _free("")
     fingerprint: str = ""
-    resolution: int | None = Field(None, ge=1)
+    resolution: int | None = Field(default=None, ge=1)
     """Side in pixels after resize of the shorter side and centre crop; None keeps the images' own size."""
     channels: Literal[1, 3] | None = None
     parts: DataParts = DataParts()
     """Of a video with its sound."""
-    held_out: float = Field(0.1, ge=0, lt=1)
+    held_out: float = Field(default=0.1, ge=0, lt=1)
     flip: bool = False
     image_key: str = ""
     label_key: str = ""
-    """Names of the arrays or columns; empty means: find them."""
-    frames: int | None = Field(None, ge=1, json_schema_extra=HASHED_IF_SET)
-    """Of a video, or log-mel frames of a recording; None takes what the data set has by default."""
-    classes: int | None = Field(None, ge=1, json_schema_extra=HASHED_IF_SET)
-    """Of latents: what a plan without data counts with."""
-    posterior: Literal["sample", "mean"] = Field("sample", json_schema_extra=HASHED_IF_SET)
-    """Of latents: drawn anew each time, or the mean."""
-    codec: str = Field("", json_schema_extra=HASHED_IF_SET)
-    """What decodes latents, `family:PATH`; empty takes the codec that encoded them."""
+    """Names of the arrays or columns; empty: found by the usual names."""
+    frames: int | None = Field(default=None, ge=1, json_schema_extra=HASHED_IF_SET)
+    """Frames of a video, or log-mel frames of a recording; None: the data set's default."""
+    classes: int | None = Field(default=None, ge=1, json_schema_extra=HASHED_IF_SET)
+    """Number of classes of latents, for a plan without data."""
+    posterior: Literal["sample", "mean"] = Field(default="sample", json_schema_extra=HASHED_IF_SET)
+    """Latents are sampled each time they are read, or are the mean."""
+    codec: str = Field(default="", json_schema_extra=HASHED_IF_SET)
+    """Codec that decodes latents, `family:PATH`; empty: the codec that encoded them."""
     codec_weights: str = _free("")
     images: str = _free("")
-    """Where the images of latents lie, when they have moved since."""
+    """Location of the images that latents were encoded from, if they have been moved."""
     workers: int = _free(0, ge=0)
 
 
 class BackbonePart(Section):
-    patch: int = Field(1, ge=1, json_schema_extra=HASHED_IF_SET)
+    patch: int = Field(default=1, ge=1, json_schema_extra=HASHED_IF_SET)
     """Spectrogram frames in one token of the sound that comes with a video."""
 
 
@@ -92,18 +97,18 @@ class BackboneParts(Section):
         return dict(self)[kind]
 
 
-class BackboneSpec(HasParts, Section):
+class BackboneSpec(Section, HasParts):
     flat_names: ClassVar = FLAT_NAMES["backbone"]
 
     size: str = "S"
-    patch: int = Field(2, ge=1)
-    """Side of a token in pixels; of sound, its length in spectrogram frames."""
-    patch_time: int = Field(1, ge=1, json_schema_extra=HASHED_IF_SET)
+    patch: int = Field(default=2, ge=1)
+    """Side of a token in pixels, or its length in spectrogram frames for sound."""
+    patch_time: int = Field(default=1, ge=1, json_schema_extra=HASHED_IF_SET)
     """Frames of a video in one token."""
     parts: BackboneParts = BackboneParts()
     learn_sigma: bool = False
-    positions: Literal["sincos", "rotary"] = Field("sincos", json_schema_extra=HASHED_IF_SET)
-    """Added to the tokens, as released, or turning queries and keys in every block."""
+    positions: Literal["sincos", "rotary"] = Field(default="sincos", json_schema_extra=HASHED_IF_SET)
+    """Position code added to the tokens, as released, or rotation of queries and keys in every block."""
 
     @property
     def depth(self) -> int:
@@ -115,33 +120,33 @@ class TimeSpec(Section):
 
     kind: Literal["uniform", "logit_normal"] = "uniform"
     mean: float = 0.0
-    std: float = Field(1.0, gt=0)
-    """Of the normal whose sigmoid is t (logit_normal only)."""
-    shift: float = Field(1.0, gt=0)
+    std: float = Field(default=1.0, gt=0)
+    """Standard deviation of the normal whose sigmoid is t (logit_normal only)."""
+    shift: float = Field(default=1.0, gt=0)
     """alpha of s(alpha, t) = alpha t / (1 + (alpha - 1) t); above 1 is more noise."""
-    late: float = Field(0.0, ge=0, le=1, json_schema_extra=HASHED_IF_SET)
+    late: float = Field(default=0.0, ge=0, le=1, json_schema_extra=HASHED_IF_SET)
     """Share of samples whose time is uniform on [0.95, 1] instead (Self-Flow App. A.2, video: 0.05)."""
-    apart: bool = Field(False, json_schema_extra=HASHED_IF_SET)
-    """Each part of a video with its sound has times of its own."""
+    apart: bool = Field(default=False, json_schema_extra=HASHED_IF_SET)
+    """Draw a separate time for each part of a video with its sound."""
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TrainSpec(Section):
-    steps: int = Field(400_000, ge=1)
-    batch_size: int = Field(256, ge=1)
-    learning_rate: float = Field(1e-4, gt=0)
+    steps: int = Field(default=400_000, ge=1)
+    batch_size: int = Field(default=256, ge=1)
+    learning_rate: float = Field(default=1e-4, gt=0)
     betas: tuple[Beta, Beta] = (0.9, 0.999)
-    weight_decay: float = Field(0.0, ge=0)
-    warmup_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)
     """Linear warm-up of the learning rate."""
-    clip: float = Field(1.0, gt=0)
+    clip: float = Field(default=1.0, gt=0)
     """Largest gradient norm."""
-    label_drop: float = Field(0.1, ge=0, le=1)
+    label_drop: float = Field(default=0.1, ge=0, le=1)
     precision: Literal["float32", "bfloat16"] = "float32"
     accumulate: int = _free(1, ge=1)
-    """Micro-batches per step and process: the same batch, less memory."""
+    """Micro-batches per step and process: the same batch with less memory."""
     checkpoint_every: int = _free(10_000, ge=1)
     keep_checkpoints: int = _free(2, ge=1)
     log_every: int = _free(100, ge=1)
@@ -150,51 +155,68 @@ class TrainSpec(Section):
 class EmaSpec(Section):
     """One exponential moving average per run: the teacher and the model that is evaluated."""
 
-    decay: float = Field(0.9999, ge=0, lt=1)
+    decay: float = Field(default=0.9999, ge=0, lt=1)
     warmup: bool = False
     """Use min(decay, (1 + step) / (10 + step)), for short runs."""
 
 
 class EvalSpec(Section):
-    every: int = Field(50_000, ge=1)
-    samples: int = Field(10_000, ge=2)
+    every: int = Field(default=50_000, ge=1)
+    samples: int = Field(default=10_000, ge=2)
     metrics: tuple[str, ...] = ("fd:local",)
     sampler: Literal["euler", "heun", "euler_maruyama"] = "euler_maruyama"
-    sampler_steps: int = Field(250, ge=1)
-    precision: Literal["float32", "bfloat16"] = Field("float32", json_schema_extra=HASHED_IF_SET)
-    """Of the network while it samples."""
-    guidance: float = Field(1.0, ge=0)
-    guidance_low: float = Field(0.0, ge=0, le=1)
-    guidance_high: float = Field(1.0, ge=0, le=1)
+    sampler_steps: int = Field(default=250, ge=1)
+    precision: Literal["float32", "bfloat16"] = Field(default="float32", json_schema_extra=HASHED_IF_SET)
+    """Precision of the network during sampling."""
+    guidance: float = Field(default=1.0, ge=0)
+    guidance_low: float = Field(default=0.0, ge=0, le=1)
+    guidance_high: float = Field(default=1.0, ge=0, le=1)
     labels: Literal["balanced", "random"] = "random"
-    seed: int = Field(0, ge=0)
-    replicates: int = Field(1, ge=1, json_schema_extra=HASHED_IF_SET)
-    """Evaluations a step, each with latents and labels of its own: their mean, and from 2 on its interval."""
+    seed: int = Field(default=0, ge=0)
+    replicates: int = Field(default=1, ge=1, json_schema_extra=HASHED_IF_SET)
+    """Evaluations per step, each with separate latents and labels: their mean, and its interval for 2 or more."""
     weights: dict[str, str] = _free({})
-    """Extractor -> its weights file, where its name does not say it."""
+    """Weights file by extractor, if the name of the extractor does not give it."""
     batch_size: int = _free(256, ge=1)
     grid: int = _free(40, ge=1)
     """Images in the sample grid."""
 
 
 class RuntimeSpec(Section):
-    """Where and how it runs. None of it belongs to the run id."""
+    """Where and how a run is executed. Nothing here is part of the run id."""
 
     device: str = _free("auto")
     threads: int = _free(0, ge=0)
-    """CPU threads of one process; 0 takes all cores."""
+    """CPU threads of one process; 0: all cores."""
     compile: bool = _free(False)
     checkpoint_activations: bool = _free(False)
-    """Keep no activations of the blocks and compute them again in the backward pass: less memory, one more forward pass."""
+    """Recompute the activations of the blocks in the backward pass: less memory, one more forward pass."""
     shard: bool = _free(False)
-    """Divide parameters, optimizer and EMA over all processes (FSDP2) instead of keeping a copy in each."""
+    """Shard parameters, optimizer and EMA over all processes (FSDP2) instead of keeping a copy in each."""
+
+
+class MethodSettings(BaseModel):
+    """What a spec knows of a method's `Config`: each method declares its fields (methods.common.method.MethodConfig)."""
+
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+
+    name: str = ""
+
+    # Any: `Needs` is declared by the package of methods, which imports this one.
+    def needs(self) -> Any:
+        """Return what the method asks of the trainer."""
+        raise NotImplementedError
+
+    def encodes(self, step: int) -> bool:
+        """Return whether the encoders run at a step (1-based)."""
+        raise NotImplementedError
 
 
 class RunSpec(Section):
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     data: DataSpec = DataSpec()
     backbone: BackboneSpec = BackboneSpec()
-    method: SerializeAsAny[BaseModel]
+    method: SerializeAsAny[MethodSettings]
     time: TimeSpec = TimeSpec()
     train: TrainSpec = TrainSpec()
     ema: EmaSpec = EmaSpec()

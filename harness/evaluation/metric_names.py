@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlencode
 
 from harness.config.spec import EvalSpec
+from harness.data.dataset import Capabilities
 from harness.errors import UserError, unknown
 from metrics import MetricError
 from metrics.extractors.registry import extractor_modality
@@ -110,8 +111,9 @@ def located(extractor: str, weights: Mapping[str, str]) -> tuple[str, str | None
 def check_truth(name: str, known: Any, modality: str) -> None:
     """Raise `UserError` where a data set, or its class, cannot be measured so."""
     told, which = TRUTHS[name]
-    whole = getattr(known, "modality", "image") == modality
-    if (whole and hasattr(known, told)) if told else modality in ("video", "joint"):
+    able = Capabilities(known)
+    whole = able.modality == modality
+    if (whole and able.has(told)) if told else modality in ("video", "joint"):
         return
     raise UserError(f"eval.metrics '{name}' is of data {which}; these are not: leave it out")
 

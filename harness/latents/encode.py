@@ -19,7 +19,7 @@ import torch
 
 from harness.config import registry
 from harness.config.spec import DataSpec
-from harness.data.dataset import Dataset, label_of
+from harness.data.dataset import Capabilities, Dataset, label_of
 from harness.data.open import from_pixels, images
 from harness.data.waveforms import read_shape, waves
 from harness.errors import UserError
@@ -86,14 +86,14 @@ class Encoding:
 
 
 def check_encodes(family: str, dataset: Dataset, flip: bool) -> None:
-    """Raise `UserError` for samples that a family of codecs does not encode, whatever its weights."""
+    """Raise `UserError` for samples that no codec of a family encodes."""
     codec, there = registry.load("codec", family), dataset.modality
     if there not in codec.modalities:
         fit = [name for name in registry.names("codec") if there in registry.load("codec", name).modalities]
         instead = f"for these there are {', '.join(fit)}" if fit else "no codec here encodes these"
         kinds = ", ".join(codec.modalities)
         raise UserError(f"codec '{family}' encodes {kinds}, and these samples are {there}; {instead}")
-    if codec.rate is not None and not hasattr(dataset, "wave"):
+    if codec.rate is not None and Capabilities(dataset).wave is None:
         raise UserError(
             f"codec '{family}' encodes waves, and these samples are log-mel pictures alone; take identity"
         )

@@ -21,7 +21,7 @@ from harness.backbone.initialize import initialize
 from harness.backbone.sit import SiT, SiTConfig
 from harness.backbone.times import Times
 from harness.backbone.tokens import kind_of
-from harness.data.dataset import Dataset
+from harness.data.dataset import Capabilities, Dataset
 from harness.data.open import from_pixels, images
 from harness.errors import UserError
 from harness.files.terminal import tracked
@@ -82,7 +82,7 @@ def scene_of(dataset: Dataset, held_out: np.ndarray, config: SiTConfig, samples:
 
 def _positions(dataset: Dataset) -> np.ndarray:
     """(videos, frames, 2) of a data set, or of the one that its video is a part of."""
-    known = getattr(getattr(dataset, "whole", dataset), "position", None)
+    known = Capabilities(dataset).position
     if known is None or kind_of(dataset.shape) != "video":
         raise UserError(
             f"these data ({dataset.modality}) do not say where things are in a video; "

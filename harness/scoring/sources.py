@@ -14,6 +14,7 @@ from torch import Tensor
 
 from harness.config import registry
 from harness.config.spec import DataSpec
+from harness.data.dataset import Capabilities
 from harness.data.open import images, open_dataset
 from harness.errors import UserError
 from harness.scoring.arrays import ArrayImages, array_batches, array_fingerprint, open_array
@@ -124,7 +125,7 @@ def _dataset(where: str, spec: DataSpec) -> Source:
     return Source(
         where, "image", f"{dataset.fingerprint} {dataset.shape}", batches, len(dataset), dataset.shape,
         lambda: (*images(dataset, np.arange(len(dataset))), dataset.classes),
-        tuple(getattr(dataset, "class_names", ())),
+        Capabilities(dataset).class_names,
     )  # fmt: skip
 
 

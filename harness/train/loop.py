@@ -22,7 +22,7 @@ from harness.assembly.batch_split import check_shares
 from harness.config.spec import EmaSpec, RunSpec, TrainSpec
 from harness.data.feed import Shares
 from harness.data.open import open_dataset, split
-from harness.encoders.base import view_of
+from harness.encoders.base import described, view_of
 from harness.encoders.cached import check_cached
 from harness.errors import RunStopped, UserError
 from harness.evaluation.evaluator import Evaluator
@@ -93,11 +93,7 @@ def _train(spec: RunSpec, path: Path, world: World, record: RecordWriter | None,
         about["params"] = sum(parameter.numel() for parameter in run.model.parameters())
         about["evaluation"] = evaluator.described(run.encoders)
         if run.encoders:
-            told = ("name", "params", "flops", "one_off_flops", "sha256", "accuracy")
-            about["encoders"] = [
-                {name: getattr(encoder, name) for name in told if hasattr(encoder, name)}
-                for encoder in run.encoders
-            ]
+            about["encoders"] = [described(encoder) for encoder in run.encoders]
         record.begin(describe(world.device, world.size) | about, after_step=run.step)
         complete(record, Record(path), run)
     progress.begin(run.step, spec.train.steps)

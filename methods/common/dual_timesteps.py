@@ -21,7 +21,7 @@ from methods.common.method import MethodConfig, Setting
 
 
 class MaskPart(Section):
-    mask_ratio: float | None = Field(None, ge=0, le=0.5, json_schema_extra=HASHED_IF_SET)
+    mask_ratio: float | None = Field(default=None, ge=0, le=0.5, json_schema_extra=HASHED_IF_SET)
     """R_M of this part, if it differs (the paper: 0.1 for video, 0.5 for audio)."""
 
 
@@ -31,10 +31,10 @@ class MaskParts(Section):
     audio: MaskPart = MaskPart()
 
 
-class DualConfig(HasParts, MethodConfig):
+class DualConfig(MethodConfig, HasParts):
     flat_names: ClassVar = FLAT_NAMES["method"]
 
-    mask_ratio: float = Field(0.25, ge=0, le=0.5)
+    mask_ratio: float = Field(default=0.25, ge=0, le=0.5)
     """R_M: the share of tokens with the second time."""
     parts: MaskParts = MaskParts()
     order: Literal["unsorted", "sorted"] = "unsorted"

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from harness.backbone.sit import Prediction, SiTConfig
-from harness.config.spec import BackboneSpec, TimeSpec
+from harness.config.spec import BackboneSpec, MethodSettings, TimeSpec
 from harness.flow.batch import Batch, Draw
 from harness.flow.path import interpolate, part_times, times_of_parts, velocity_target
 from harness.flow.student import Student
@@ -72,7 +72,7 @@ class Schedule(BaseModel):
         return left if self.decay == "linear" else 0.5 - 0.5 * math.cos(math.pi * left)
 
 
-class MethodConfig(BaseModel):
+class MethodConfig(MethodSettings):
     """Base of every method's Config."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -82,7 +82,8 @@ class MethodConfig(BaseModel):
     space: ClassVar[dict[str, Any]] = {}
     """What `flowrace tune` searches: by setting, `low` and `high` (and `log`), or `choices`. Around the published value."""
 
-    name: str
+    # Required here, unlike in the settings of a spec whose method is not resolved yet.
+    name: str  # pyright: ignore[reportGeneralTypeIssues]
     schedule: Schedule = Schedule()
 
     @property
