@@ -15,7 +15,7 @@ from torch import Tensor
 
 from harness.backbone.sit import SiT, SiTConfig
 from harness.backbone.sizes import SIZES
-from harness.backbone.tokens import Part
+from harness.backbone.tokens import Part, kind_of
 from harness.config import registry
 from harness.config.spec import RunSpec, RuntimeSpec
 from harness.data.dataset import Dataset, pictured, shapes_of
@@ -41,7 +41,7 @@ def backbone_config(spec: RunSpec, dataset: Dataset) -> SiTConfig:
             dataset.classes,
             asked.learn_sigma,
             patch_time=asked.patch_time,
-            beside=tuple(Part(sound, (asked.patch_sound,)) for sound in further),
+            beside=tuple(Part(other, (asked.parts.of(kind_of(other)).patch,)) for other in further),
             positions=asked.positions,
         )
     except ValueError as error:

@@ -32,11 +32,11 @@ def unsuited(spec: RunSpec, method: type[TrainingMethod], modality: str) -> str:
         return (
             f"{spec.method.name} aims at patches, and those of a video and its sound hold different numbers"
         )
-    if (spec.data.video_alone or spec.data.audio_alone) and not method.parts_mixed:
+    if any(part.alone for _, part in spec.data.parts) and not method.parts_mixed:
         compares = "compares samples with one another, and some of these lack a part"
         silent = "does not say what it makes of a sample that lacks a part (Method.parts_mixed)"
         why = compares if spec.method.needs().group > 1 else silent
-        return f"{spec.method.name} {why}; set data.video_alone and data.audio_alone to 0"
+        return f"{spec.method.name} {why}; set data.parts.*.alone to 0"
     if spec.time.apart and modality != "joint":
         return f"time.apart gives each part of a sample its times, and these data ({modality}) have one part"
     if spec.time.apart and not method.times_apart:

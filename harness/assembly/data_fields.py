@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from harness.config.spec import DataSpec
+from harness.data.dataset import Capabilities
 from harness.errors import UserError
 
 OWN = (
@@ -20,7 +21,8 @@ def check_fields(spec: DataSpec, dataset: Any, modality: str) -> None:
     """Raises `UserError` for a field that this class of data sets does not read; one that names no `reads` is trusted."""
     if spec.flip and modality not in MIRRORED:
         raise UserError(f"data.flip = true mirrors pictures, and '{spec.name}' is {modality}; leave it out")
-    reads = getattr(dataset, "reads", OWN)
+    reads = Capabilities(dataset).reads
+    reads = OWN if reads is None else reads
     for name in OWN:
         value = getattr(spec, name)
         if value != DataSpec.model_fields[name].default and name not in reads:

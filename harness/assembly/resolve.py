@@ -13,6 +13,7 @@ from typing import Any
 from harness.backbone.sizes import SIZES
 from harness.config import registry
 from harness.config.packaged import PackagedToml
+from harness.config.parts import nested_setting, nested_spec
 from harness.config.spec import DataSpec, EvalSpec, RunSpec
 from harness.config.tables import merge, parse_override, set_path, validate
 from harness.errors import UserError, unknown
@@ -29,7 +30,7 @@ def load_spec(source: str, overrides: Iterable[str] = ()) -> RunSpec:
     """
     data = load_table(source)
     for override in overrides:
-        set_path(data, *parse_override(override))
+        set_path(data, *nested_setting(*parse_override(override)))
     return resolve(data, where=source)
 
 
@@ -46,6 +47,7 @@ def load_table(source: str) -> dict[str, Any]:
         raise unknown("preset", source, PRESETS.names(), see="flowrace list presets, or give a .toml file")
     if not data:
         raise UserError(f'{path} is empty: a spec says at least what it starts from, as in base = "digits"')
+    data = nested_spec(data, source)
     base = data.pop("base", None)
     if base is None:
         return data
@@ -126,8 +128,9 @@ def _check(spec: RunSpec, where: str) -> None:
 
 
 def _modality(spec: RunSpec) -> str:
+    from harness.data.dataset import Capabilities
     from harness.data.parts import modality_of
 
-    known = registry.load("dataset", spec.data.name)
-    told = getattr(known, "modality_in", lambda _: getattr(known, "modality", "image"))
-    return modality_of(told(spec.data), spec.data)
+    able = Capabilities(registry.load("dataset", spec.data.name))
+    modality = able.modality_in(spec.data) if able.modality_in else able.modality
+    return modality_of(modality, spec.data)

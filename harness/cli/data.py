@@ -30,7 +30,7 @@ def data() -> None:
     "--codec",
     required=True,
     metavar="NAME[:PATH]",
-    help="Name and local folder of the weights, as sd-vae:FOLDER; identity has none. See: flowrace list codecs.",
+    help="Name and local folder of the weights, for example sd-vae:FOLDER; identity has none. See: flowrace list codecs.",
 )
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder of the latents."
@@ -60,10 +60,10 @@ def encode(
     as_json: bool,
 ) -> None:
     """Encode images, videos or sounds to the moments of their latents; SRC is a class folder, a parquet file or folder, an .npz,
-    or a data set that comes with flowrace. What lies in a folder is read as what the codec is for.
+    or a data set that comes with flowrace. Files in a folder are read as the modality the codec encodes.
 
-    An interrupted command goes on where it was when it is run again; every file has its checksum. Train on the result with
-    data.name=latents and data.root=OUT.
+    Rerun an interrupted command to resume it; every file has its checksum. Train on the result with data.name=latents and
+    data.root=OUT.
     """
     from harness.config import registry
     from harness.data.open import open_dataset
@@ -80,7 +80,8 @@ def encode(
         check_encodes(family, dataset, flip)
         opened = open_codec(family, weights, world.device)
         job = Encoding(spec, dataset, opened, family, weights, flip, half, rows, batch)
-        job.latent_shape()  # a mistake is told before anything is written
+        # Raises before anything is written.
+        job.latent_shape()
         with _bar(len(job.dataset) if world.main else 0) as advance:
             manifest = encode(job, out, world, advance)
         if world.main:
@@ -88,9 +89,10 @@ def encode(
 
 
 def source_spec(source: str, overrides: tuple[str, ...], modality: str) -> Any:
-    """The `DataSpec` of what SRC names: a data set, or a path, read as what the codec is for and as its content tells."""
+    """Return the `DataSpec` of SRC: a data set, or a path whose files have the modality that the codec encodes."""
     from harness.assembly.data_fields import check_fields
     from harness.config import registry
+    from harness.config.parts import nested_setting
     from harness.config.spec import DataSpec
     from harness.config.tables import parse_override, set_path, validate
 
@@ -103,12 +105,14 @@ def source_spec(source: str, overrides: tuple[str, ...], modality: str) -> Any:
         path, value = parse_override(override)
         if not path.startswith("data."):
             raise UserError(
-                f"--set {override}: only fields of the source can be set here, as data.resolution=256"
+                f"--set {override}: only fields of the source can be set here, for example data.resolution=256"
             )
-        set_path(table, path, value)
+        set_path(table, *nested_setting(path, value))
     spec = validate(DataSpec, table["data"], f"SRC {source}")
     if spec.name == "latents":
-        raise UserError(f"SRC {source}: latents are encoded already; give what they were made of")
+        raise UserError(
+            f"SRC {source}: latents are already encoded; give the data set that they were encoded from"
+        )
     _check_trained(spec)
     dataset = registry.load("dataset", spec.name)
     check_fields(spec, dataset, dataset.modality)
@@ -116,9 +120,9 @@ def source_spec(source: str, overrides: tuple[str, ...], modality: str) -> Any:
 
 
 def _check_trained(spec: Any) -> None:
-    """Raise `UserError` for fields that training reads, and encoding does not."""
+    """Raise `UserError` for fields that only training reads."""
     for name, instead in (
-        ("flip", "say --flip to encode mirrored pictures too"),
+        ("flip", "give --flip to encode mirrored pictures too"),
         ("held_out", "leave it out"),
         ("workers", "leave it out"),
     ):

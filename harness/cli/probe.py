@@ -27,7 +27,6 @@ OPTIONS = {
     "set method.encoder.download=true": "give --download",
     "method.encoder.weights = ": "--weights ",
     "method.encoder.weights": "--weights",
-    "clear that field": "leave it out",
 }
 """Words in the errors of encoders -> the options of this command."""
 MEASURES = ("accuracy", "CKNNA", "CKA", "local - distant", "decay")

@@ -1,6 +1,6 @@
 """The spec of a run: frozen, validated, canonical, and addressed by the hash of what can change its results.
 
-See assembly/resolve.py for how presets, files and overrides are combined into a spec.
+See harness/assembly/resolve.py for how presets, files and overrides are combined into a spec.
 """
 
 from __future__ import annotations
@@ -8,18 +8,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
 from pydantic.config import JsonDict
 
 from harness.backbone.sizes import SIZES
+from harness.config.parts import FLAT_NAMES, HasParts, flattened
 
 NOT_HASHED: JsonDict = {"hashed": False}
-"""`json_schema_extra` of a field that cannot change results (a path, a worker count): it stays out of the run id."""
+"""`json_schema_extra` of a field that cannot change results (a path, a worker count): it is not part of the run id."""
 HASHED_IF_SET: JsonDict = {"hashed": "unless default"}
-"""Of a field that came later: at its default it stays out too, so that older runs keep their ids."""
+"""`json_schema_extra` of a field added later: at its default it is not part of the run id, so that older runs keep their ids."""
 
 
 class Section(BaseModel):
@@ -33,8 +34,31 @@ def _free(default: Any, **limits: Any) -> Any:
     return Field(default, json_schema_extra=NOT_HASHED, **limits)
 
 
-class DataSpec(Section):
+class DataPart(Section):
+    """One part of a sample that has several, for example the sound of a video."""
+
+    weight: float = Field(default=0.5, ge=0, json_schema_extra=HASHED_IF_SET)
+    """Of the part in the loss; 0 removes the part from the data."""
+    alone: float = Field(default=0.0, ge=0, le=1, json_schema_extra=HASHED_IF_SET)
+    """Share of the training samples that consist of this part only."""
+
+
+class DataParts(Section):
+    video: DataPart = DataPart()
+    audio: DataPart = DataPart()
+
+    def of(self, kind: str) -> DataPart:
+        return dict(self)[kind]
+
+
+class DataSpec(Section, HasParts):
     """The training data. `root` is only a location; `fingerprint` identifies the content and is filled in when `root` exists."""
+
+    flat_names: ClassVar = FLAT_NAMES["data"]
+
+    if TYPE_CHECKING:
+        # pydantic adds it to a frozen model.
+        def __hash__(self) -> int: ...
 
     name: str = "digits"
     """A registered data set: `flowrace list datasets`."""
@@ -45,51 +69,60 @@ class DataSpec(Section):
     resolution: int | None = Field(default=None, ge=1)
     """Side in pixels after resize of the shorter side and centre crop; None keeps the images' own size."""
     channels: Literal[1, 3] | None = None
-    """1 is grey, 3 colour; None keeps what the files have."""
-    video_weight: float = Field(default=0.5, ge=0, json_schema_extra=HASHED_IF_SET)
-    audio_weight: float = Field(default=0.5, ge=0, json_schema_extra=HASHED_IF_SET)
-    """Of the parts of a video with its sound in the loss; 0 leaves a part out."""
-    video_alone: float = Field(default=0.0, ge=0, le=1, json_schema_extra=HASHED_IF_SET)
-    audio_alone: float = Field(default=0.0, ge=0, le=1, json_schema_extra=HASHED_IF_SET)
-    """Shares of the training samples of a video with its sound that are the silent video, or the sound alone; the rest is
-    whole."""
+    parts: DataParts = DataParts()
+    """Of a video with its sound."""
     held_out: float = Field(default=0.1, ge=0, lt=1)
     """Share of the data that is not trained on, the reference of evaluations."""
     flip: bool = False
     """Mirror half of the training images."""
     image_key: str = ""
-    """Name of the array or column of images; empty finds it."""
+    """Name of the array or column of images; empty: found by the usual names."""
     label_key: str = ""
-    """Name of the array or column of labels; empty finds it."""
+    """Name of the array or column of labels; empty: found by the usual names."""
     frames: int | None = Field(default=None, ge=1, json_schema_extra=HASHED_IF_SET)
-    """Of a video, or log-mel frames of a recording; None takes what the data set has by default."""
+    """Frames of a video, or log-mel frames of a recording; None: the data set's default."""
     classes: int | None = Field(default=None, ge=1, json_schema_extra=HASHED_IF_SET)
-    """Of latents: what a plan without data counts with."""
+    """Number of classes of latents, for a plan without data."""
     posterior: Literal["sample", "mean"] = Field(default="sample", json_schema_extra=HASHED_IF_SET)
-    """Of latents: drawn anew each time, or the mean."""
+    """Latents are sampled each time they are read, or are the mean."""
     codec: str = Field(default="", json_schema_extra=HASHED_IF_SET)
-    """What decodes latents, `family:PATH`; empty takes the codec that encoded them."""
+    """Codec that decodes latents, `family:PATH`; empty: the codec that encoded them."""
     codec_weights: str = _free("")
     """Folder of the codec's weights, if it has moved since."""
     images: str = _free("")
-    """Where the images of latents lie, when they have moved since."""
+    """Location of the images that latents were encoded from, if they have been moved."""
     workers: int = _free(0, ge=0)
     """Processes that load data; 0 loads in the training process."""
 
 
-class BackboneSpec(Section):
+class BackbonePart(Section):
+    patch: int = Field(default=1, ge=1, json_schema_extra=HASHED_IF_SET)
+    """Spectrogram frames in one token of the sound that comes with a video."""
+
+
+class BackboneParts(Section):
+    """The parts of a sample after the first, which `patch` and `patch_time` of the backbone divide."""
+
+    audio: BackbonePart = BackbonePart()
+
+    def of(self, kind: str) -> BackbonePart:
+        return dict(self)[kind]
+
+
+class BackboneSpec(Section, HasParts):
+    flat_names: ClassVar = FLAT_NAMES["backbone"]
+
     size: str = "S"
     """A registered size: `flowrace list sizes`."""
     patch: int = Field(default=2, ge=1)
-    """Side of a token in pixels; of sound, its length in spectrogram frames."""
+    """Side of a token in pixels, or its length in spectrogram frames for sound."""
     patch_time: int = Field(default=1, ge=1, json_schema_extra=HASHED_IF_SET)
     """Frames of a video in one token."""
-    patch_sound: int = Field(default=1, ge=1, json_schema_extra=HASHED_IF_SET)
-    """Spectrogram frames in one token of the sound that comes with a video."""
+    parts: BackboneParts = BackboneParts()
     learn_sigma: bool = False
     """Predict the variance too, as the released networks do; it is not trained."""
     positions: Literal["sincos", "rotary"] = Field(default="sincos", json_schema_extra=HASHED_IF_SET)
-    """Added to the tokens, as released, or turning queries and keys in every block."""
+    """Position code added to the tokens, as released, or rotation of queries and keys in every block."""
 
     @property
     def depth(self) -> int:
@@ -136,7 +169,7 @@ class TrainSpec(Section):
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the forward pass; weights, losses and the optimizer stay in float32."""
     accumulate: int = _free(1, ge=1)
-    """Micro-batches per step and process: the same batch, less memory."""
+    """Micro-batches per step and process: the same batch with less memory."""
     checkpoint_every: int = _free(10_000, ge=1)
     """Steps between checkpoints."""
     keep_checkpoints: int = _free(2, ge=1)
@@ -180,7 +213,7 @@ class EvalSpec(Section):
     replicates: int = Field(default=1, ge=1, json_schema_extra=HASHED_IF_SET)
     """Evaluations a step, each with latents and labels of its own: their mean, and from 2 on its interval."""
     weights: dict[str, str] = _free({})
-    """Extractor -> its weights file, where its name does not say it."""
+    """Weights file by extractor, if the name of the extractor does not give it."""
     batch_size: int = _free(256, ge=1)
     """Samples per pass of the network."""
     grid: int = _free(40, ge=1)
@@ -188,18 +221,18 @@ class EvalSpec(Section):
 
 
 class RuntimeSpec(Section):
-    """Where and how it runs. None of it belongs to the run id."""
+    """Where and how a run is executed. Nothing here is part of the run id."""
 
     device: str = _free("auto")
     """auto, cpu, cuda or cuda:N."""
     threads: int = _free(0, ge=0)
-    """CPU threads of one process; 0 takes all cores."""
+    """CPU threads of one process; 0: all cores."""
     compile: bool = _free(False)
     """Use torch.compile."""
     checkpoint_activations: bool = _free(False)
-    """Keep no activations of the blocks and compute them again in the backward pass: less memory, one more forward pass."""
+    """Recompute the activations of the blocks in the backward pass: less memory, one more forward pass."""
     shard: bool = _free(False)
-    """Divide parameters, optimizer and EMA over all processes (FSDP2) instead of keeping a copy in each."""
+    """Shard parameters, optimizer and EMA over all processes (FSDP2) instead of keeping a copy in each."""
 
 
 class Needs(NamedTuple):
@@ -332,7 +365,7 @@ def _hashed(model: BaseModel) -> dict[str, Any]:
             kept[name] = [_hashed(item) if isinstance(item, BaseModel) else item for item in value]
         else:
             kept[name] = value
-    return kept
+    return flattened(kept, model.flat_names) if isinstance(model, HasParts) else kept
 
 
 def _without_none(value: Any) -> Any:

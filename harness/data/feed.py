@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from harness.data.dataset import Dataset
+from harness.data.dataset import Capabilities, Dataset
 from harness.data.modality_dropout import draw_present
 from harness.data.open import from_pixels, images
 from harness.flow.batch import Batch
@@ -22,7 +22,7 @@ from harness.runtime.random_streams import Streams
 class Feed:
     """Batches as a pure function of global sample indices.
 
-    Index i is the i-th sample of the whole run: place i mod n of epoch i div n, whose order is drawn from the epoch's number.
+    Index i is the i-th sample of the run: place i mod n of epoch i div n, whose order is drawn from the epoch's number.
     """
 
     def __init__(
@@ -33,34 +33,34 @@ class Feed:
         *,
         label_drop: float,
         flip: bool,
-        shows: bool = False,
+        with_pixels: bool = False,
         alone: Sequence[float] = (),
     ) -> None:
-        """`shows`: latents come with their images. `alone`: of each part, the share of samples that have no other."""
+        """Latents come with the images that they encode if `with_pixels`; `alone` has, for each part, the share of samples that
+        consist of it only."""
         self.dataset, self.train, self.streams = dataset, train, streams
         self.label_drop, self.flip, self.alone = label_drop, flip, alone
-        self._latent = hasattr(dataset, "draws")
-        self._shows = shows and self._latent
+        self._latent, self._with_pixels = Capabilities(dataset).latent, with_pixels
         self._epoch: tuple[int, np.ndarray] = (-1, train)
 
     def batch(self, index: np.ndarray, step: int = 1) -> Batch:
         """The batch of global sample indices (B,), which belong to a training step (1-based)."""
         place = self.place(index)
         flipped = self.streams.uniform("flip", index) < 0.5 if self.flip else None
-        if self._latent:
+        if self._latent is not None:
             noise = self.streams.normal("posterior", index, self.dataset.shape)
-            x0 = self.dataset.draws(place, flipped, noise)
-            label = torch.tensor([self.dataset.label(int(i)) for i in place])
-            pixels = _shown(self.dataset, place, flipped)[0] if self._shows else None
+            x0 = self._latent.draws(place, flipped, noise)
+            label = torch.tensor([self._latent.label(int(i)) for i in place])
+            pixels = _pixels(self.dataset, place, flipped)[0] if self._with_pixels else None
         else:
-            (x0, label), pixels = _shown(self.dataset, place, flipped), None
+            (x0, label), pixels = _pixels(self.dataset, place, flipped), None
         dropped = self.streams.uniform("label_drop", index) < self.label_drop
         y = torch.where(dropped, self.dataset.classes, label)
         present = draw_present(self.alone, self.streams, index)
         return Batch(index, x0, y, label, step, present=present, pixels=pixels, place=place)
 
     def batches(self, parts: Sequence[MicroBatch], workers: int) -> Iterator[Batch]:
-        """Batches of micro-batches in order, made ahead by `workers` processes (0: in this process, on request)."""
+        """Iterate over the batches of micro-batches in order, prepared by `workers` processes (0: in this process, on demand)."""
         if workers == 0:
             return (self.batch(*parts[number]) for number in range(len(parts)))
         loader = DataLoader(
@@ -68,12 +68,12 @@ class Feed:
             batch_size=None,
             num_workers=workers,
             multiprocessing_context="fork",
-            worker_init_fn=_undisturbed,
+            worker_init_fn=_ignore_signals,
         )
         return iter(loader)
 
     def place(self, index: np.ndarray) -> np.ndarray:
-        """Data set indices, int64 (B,), of global sample indices (B,)."""
+        """Return data set indices, int64 (B,), of global sample indices (B,)."""
         return np.array([self._place(int(i)) for i in index], dtype=np.int64)
 
     def _place(self, index: int) -> int:
@@ -83,8 +83,8 @@ class Feed:
         return int(self.train[self._epoch[1][offset]])
 
 
-def _shown(dataset: Dataset, place: np.ndarray, flipped: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Images float32 (B, C, H, W) in [-1, 1], mirrored where `flipped`, and labels (B,)."""
+def _pixels(dataset: Dataset, place: np.ndarray, flipped: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return images float32 (B, C, H, W) in [-1, 1], mirrored where `flipped`, and labels (B,)."""
     pixels, labels = images(dataset, place)
     x = from_pixels(pixels)
     if flipped is not None:
@@ -142,7 +142,7 @@ class _Parts(torch.utils.data.Dataset):
         return self.feed.batch(*self.parts[number])
 
 
-def _undisturbed(worker: int) -> None:
-    """In a worker: a wish to stop, sent to all processes at once, is the run's to follow; its workers end with it."""
+def _ignore_signals(worker: int) -> None:
+    """Ignore stop signals in a worker: they are sent to all processes, and the main process ends its workers."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

@@ -11,7 +11,7 @@ import numpy as np
 
 from harness.config import registry
 from harness.config.spec import DataSpec
-from harness.data.dataset import Dataset, pictured
+from harness.data.dataset import Capabilities, Dataset, pictured
 from harness.data.parts import kept
 from harness.errors import UserError
 
@@ -25,7 +25,7 @@ class Split(NamedTuple):
 
 
 def open_dataset(spec: DataSpec) -> Dataset:
-    """The data set of a spec; raises `UserError` when its content is not what the spec's fingerprint says."""
+    """Return the data set of a spec. Raises `UserError` if its content does not match the spec's fingerprint."""
     return _open(spec, _stamp(Path(spec.root)) if spec.root else None)
 
 
@@ -35,13 +35,13 @@ def _open(spec: DataSpec, stamp: tuple[int, int] | None) -> Dataset:
     if spec.fingerprint and spec.fingerprint != dataset.fingerprint:
         raise UserError(
             f"data.root {spec.root or spec.name} holds other data than this spec was made for: "
-            f"fingerprint {dataset.fingerprint}, expected {spec.fingerprint}; give the folder with the original data"
+            f"fingerprint {dataset.fingerprint}, expected {spec.fingerprint}; set data.root to the original data"
         )
     return kept(dataset, spec)
 
 
 def _stamp(root: Path) -> tuple[int, int] | None:
-    """Tells a file from what it was before, so that one process does not go on with old content."""
+    """Return a value that changes with a file, so that one process does not reuse old content."""
     try:
         found = root.stat()
     except OSError:
@@ -50,8 +50,10 @@ def _stamp(root: Path) -> tuple[int, int] | None:
 
 
 def split(dataset: Dataset, held_out: float) -> Split:
-    """Indices of the training and the held-out side. A sample's side depends on its own key alone: equal images fall on
-    the same side, and adding data moves nobody."""
+    """Return the indices of the training and the held-out side.
+
+    A sample's side depends on its own key only: equal images are on the same side, and adding data moves no sample.
+    """
     share = [
         int.from_bytes(hashlib.sha256(dataset.key(i)).digest()[:4], "big") / 2**32
         for i in range(len(dataset))
@@ -65,20 +67,20 @@ def split(dataset: Dataset, held_out: float) -> Split:
 
 
 def outlined(spec: DataSpec) -> Dataset:
-    """The data set of a spec, or, where that has no root, what the spec alone tells of its shape and classes."""
-    outline = getattr(registry.load("dataset", spec.name), "outline", None)
+    """Return the data set of a spec, or, if it has no root, an outline of its shape and classes from the spec alone."""
+    outline = Capabilities(registry.load("dataset", spec.name)).outline
     return open_dataset(spec) if spec.root or outline is None else outline(spec)
 
 
 def from_pixels(x: np.ndarray) -> Tensor:
-    """uint8 -> float32 in [-1, 1]."""
+    """Convert uint8 to float32 in [-1, 1]."""
     import torch
 
     return torch.from_numpy(x).float().div_(127.5).sub_(1)
 
 
 def images(dataset: Dataset, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Samples as people, encoders and metrics see them: uint8 (n, *shape), labels int64 (n,)."""
-    seen = pictured(dataset)
-    samples = [seen.sample(int(index)) for index in indices]
+    """Return samples as given to people, encoders and metrics: uint8 (n, *shape), and labels int64 (n,)."""
+    shown = pictured(dataset)
+    samples = [shown.sample(int(index)) for index in indices]
     return np.stack([s.x for s in samples]), np.array([s.label for s in samples], dtype=np.int64)

@@ -1,74 +1,77 @@
-"""Parts of a joint sample: which of them a run learns, what each weighs in its loss, and how often it comes alone.
+"""Parts of a joint sample: which of them a run learns, what each weighs in its loss, and how often it is the only one.
 
-A part of weight 0 is left out, so that a run on a video with its sound, `data.audio_weight` at 0 and the other at 1, is the run
-on the video alone, bit for bit.
+A part of weight 0 is removed, so that a run on a video with its sound with `data.parts.audio.weight` at 0 and the other at 1 is
+the run on the video, bit for bit.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from harness.backbone.tokens import kind_of
-from harness.config.spec import DataSpec
+from harness.config.spec import DataPart, DataSpec
 from harness.data.dataset import Dataset, Sample, label_of, shapes_of
 from harness.errors import UserError
 
+KINDS = {"joint": ("video", "audio")}
+"""The kinds of parts, in their order, of a modality whose samples have several."""
+
 
 def modality_of(modality: str, spec: DataSpec) -> str:
-    """Of data when the parts of weight 0 are left out; raises `UserError` for weights that the data cannot have."""
-    weights = {"video": spec.video_weight, "audio": spec.audio_weight}
-    _check_alone(modality, spec)
-    if modality != "joint":
-        if set(weights.values()) != {0.5}:
-            raise UserError(
-                f"data.video_weight, data.audio_weight: only a video with its sound has parts to weigh, and {spec.name} is {modality}"
-            )
-        return modality
-    if not any(weights.values()):
+    """Return the modality of data without the parts of weight 0. Raises `UserError` for settings that the data cannot have."""
+    kinds = KINDS.get(modality, ())
+    if strange := [kind for kind, part in spec.parts if part != DataPart() and kind not in kinds]:
         raise UserError(
-            "data.video_weight and data.audio_weight are both 0: nothing is left to learn; raise one"
+            f"{_settings(spec, strange)}: only a video with its sound has parts, and {spec.name} is {modality}; remove it"
         )
-    kept = [kind for kind, weight in weights.items() if weight]
-    return "joint" if len(kept) > 1 else kept[0]
+    if not kinds:
+        return modality
+    learned = [kind for kind in kinds if spec.parts.of(kind).weight]
+    if not learned:
+        weights = " and ".join(f"data.parts.{kind}.weight" for kind in kinds)
+        raise UserError(f"{weights} are all 0, so nothing is left to learn; raise one")
+    _check_alone(spec, kinds)
+    return modality if len(learned) == len(kinds) else learned[0]
 
 
 def weights_of(dataset: Dataset, spec: DataSpec) -> tuple[float, ...]:
-    """Of each part of a data set in the loss; () for a single part."""
-    if dataset.modality == "joint":
-        return spec.video_weight, spec.audio_weight
-    return ()
+    """Return the weight of each part in the loss; () for a single part."""
+    return tuple(spec.parts.of(kind).weight for kind in KINDS.get(dataset.modality, ()))
 
 
 def alone_of(dataset: Dataset, spec: DataSpec) -> tuple[float, ...]:
-    """Of each part of a data set, the share of training samples that have no other; () for a single part."""
-    if dataset.modality == "joint":
-        return spec.video_alone, spec.audio_alone
-    return ()
+    """Return, for each part, the share of training samples that consist of it only; () for a single part."""
+    return tuple(spec.parts.of(kind).alone for kind in KINDS.get(dataset.modality, ()))
 
 
-def _check_alone(modality: str, spec: DataSpec) -> None:
-    """Raises `UserError` for shares that the data cannot have."""
-    alone = f"data.video_alone = {spec.video_alone}, data.audio_alone = {spec.audio_alone}"
-    if not (spec.video_alone or spec.audio_alone):
+def _check_alone(spec: DataSpec, kinds: tuple[str, ...]) -> None:
+    """Raise `UserError` for shares of single parts that are impossible."""
+    parts = [spec.parts.of(kind) for kind in kinds]
+    if not any(part.alone for part in parts):
         return
-    if modality != "joint":
+    if not all(part.weight for part in parts):
         raise UserError(
-            f"{alone}: only a video with its sound has parts to mix, and {spec.name} is {modality}"
+            f"{_settings(spec, kinds)}: a part of weight 0 is removed from every sample, so no part can be the only one; "
+            "raise its weight, or set every alone to 0"
         )
-    if not (spec.video_weight and spec.audio_weight):
-        raise UserError(
-            f"{alone}: a part of weight 0 is left out of every sample, so there is nothing to mix; raise its weight or set both to 0"
-        )
-    if spec.video_alone + spec.audio_alone > 1:
-        raise UserError(f"{alone}: shares of all samples, at most 1 together")
+    if sum(part.alone for part in parts) > 1:
+        raise UserError(f"{_settings(spec, kinds)}: the shares `alone` must be at most 1 together")
 
 
-def kept(dataset: Any, spec: DataSpec) -> Any:
-    """The data set without its parts of weight 0."""
+def _settings(spec: DataSpec, kinds: Iterable[str]) -> str:
+    """Name the settings of these parts that are not the default."""
+    given = {kind: spec.parts.of(kind).model_dump(exclude_defaults=True) for kind in kinds}
+    return ", ".join(
+        f"data.parts.{kind}.{name} = {value}" for kind, own in given.items() for name, value in own.items()
+    )
+
+
+def kept(dataset: Dataset, spec: DataSpec) -> Dataset:
+    """Return the data set without its parts of weight 0."""
     modality = modality_of(dataset.modality, spec)
     if modality == dataset.modality:
         return dataset
@@ -80,7 +83,7 @@ def kept(dataset: Any, spec: DataSpec) -> Any:
 
 @dataclass(frozen=True)
 class Part:
-    """One part of the samples of a joint data set, as a data set."""
+    """A data set of one part of a joint data set's samples."""
 
     whole: Dataset
     modality: str

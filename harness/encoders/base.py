@@ -1,4 +1,4 @@
-"""What a frozen encoder is, and the door to it.
+"""The protocol of a frozen encoder, and how one is opened.
 
 B  images    T  tokens, rows x columns, row by row    C, H, W  channels and pixels
 """
@@ -6,7 +6,7 @@ B  images    T  tokens, rows x columns, row by row    C, H, W  channels and pixe
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -21,18 +21,26 @@ from harness.runtime.precision import product
 
 
 class EncoderChoice(Protocol):
-    """What is asked for: a spec's `method.encoder`."""
+    """The encoder that a spec asks for (`method.encoder`)."""
 
-    name: str
-    """`family:model`."""
-    weights: str
-    sha256: str
-    download: bool
+    @property
+    def name(self) -> str:
+        """`family:model`."""
+        ...
+
+    @property
+    def weights(self) -> str: ...
+
+    @property
+    def sha256(self) -> str: ...
+
+    @property
+    def download(self) -> bool: ...
 
 
 @dataclass(frozen=True)
 class Choice:
-    """An `EncoderChoice` that is made in code, not in a spec."""
+    """An `EncoderChoice` made in code instead of a spec."""
 
     name: str
     weights: str = ""
@@ -41,10 +49,11 @@ class Choice:
 
 
 class Encoder(Protocol):
-    """Made by its class as `cls(choice, dataset, grid=..., held_out=..., device=...)`. Frozen: no gradient reaches it.
+    """A frozen encoder, constructed as `cls(choice, dataset, grid=..., held_out=..., device=...)`.
 
-    A class also has `architecture(model, shape, classes, grid)`, which needs neither weights nor data. One that knows the data
-    set may have `view_at(index, images, ...)`, which `view_of` prefers.
+    A class also has `architecture(model, shape, classes, grid)`, which needs neither weights nor data. Two members are optional,
+    and `Viewer` has their defaults: `view_at(index, images, ...)`, if features are looked up by data set index, and
+    `one_off_flops`, if a run pays for features once.
     """
 
     name: str
@@ -60,7 +69,7 @@ class Encoder(Protocol):
     grid: tuple[int, ...]
     """Rows and columns of its tokens: those of the backbone."""
     accuracy: float | None
-    """On the held-out images, for an encoder trained here; None for any other."""
+    """On the held-out images, for an encoder trained on this data set; None for any other."""
 
     def features(self, images: Tensor) -> Tensor:
         """Tokens, float32 (B, T, dim), of images, float32 (B, C, H, W) in [-1, 1] on the encoder's device."""
@@ -75,29 +84,47 @@ class Encoder(Protocol):
 
 
 class Viewer:
-    """Base of encoders: tokens are what a view without extras has."""
+    """Base of encoders: `view` gives everything, and optional members have their defaults."""
 
     accuracy: float | None = None
+    one_off_flops: int | None = None
+    """FLOPs of computing all features once, where a step costs none."""
 
     def view(self, images: Tensor, *, summary: bool = False, attention: int = 0) -> View:
         raise NotImplementedError
+
+    def view_at(
+        self, index: np.ndarray, images: Tensor, *, summary: bool = False, attention: int = 0
+    ) -> View:
+        """Return the view of the images at data set indices (B,)."""
+        return self.view(images, summary=summary, attention=attention)
 
     def features(self, images: Tensor) -> Tensor:
         return self.view(images).tokens
 
 
+def described(encoder: Encoder) -> dict[str, Any]:
+    """Return what a run records of an encoder."""
+    about: dict[str, Any] = {"name": encoder.name, "params": encoder.params, "flops": encoder.flops}
+    # A plug-in need not derive from `Viewer`.
+    if (once := getattr(encoder, "one_off_flops", None)) is not None:
+        about["one_off_flops"] = once
+    return about | {"sha256": encoder.sha256, "accuracy": encoder.accuracy}
+
+
 def view_of(
     encoder: Encoder, index: np.ndarray, images: Tensor, *, summary: bool = False, attention: int = 0
 ) -> View:
-    """An encoder's view of images at data set indices (B,): looked up where the encoder keeps it, else computed."""
-    kept = getattr(encoder, "view_at", None)
-    if kept is not None:
-        return kept(index, images, summary=summary, attention=attention)
+    """Return an encoder's view of images at data set indices (B,): looked up if the encoder keeps features, else computed."""
+    # A plug-in need not derive from `Viewer`.
+    look_up = getattr(encoder, "view_at", None)
+    if look_up is not None:
+        return look_up(index, images, summary=summary, attention=attention)
     return encoder.view(images, summary=summary, attention=attention)
 
 
 class Architecture(NamedTuple):
-    """What is known of an encoder before it has weights."""
+    """Properties of an encoder that need no weights."""
 
     dim: int
     flops: int
@@ -109,9 +136,9 @@ class Architecture(NamedTuple):
 def open_encoder(
     choice: EncoderChoice, dataset: Dataset, *, grid: tuple[int, ...], held_out: float, device: torch.device
 ) -> Encoder:
-    """The encoder of a name, its tokens on the backbone's grid; trains it first when it is one that is made here.
+    """Return the encoder of a name, its tokens on the backbone's grid. A local encoder is trained first.
 
-    `held_out` is the share of the data that it must not see. Raises `UserError` for an unknown name, for weights that are
+    `held_out` is the share of the data that it must not be trained on. Raises `UserError` for an unknown name, for weights that are
     absent, damaged or not the ones of `sha256`, and for a grid that the encoder cannot have.
     """
     cls = registry.load("encoder", parse_name(choice.name)[0])
@@ -130,31 +157,31 @@ def open_encoder(
 
 
 def parse_name(name: str) -> tuple[str, str]:
-    """Family and model of `family:model`."""
+    """Split `family:model`."""
     family, _, model = name.partition(":")
     if not model:
         raise UserError(
-            f"encoder '{name}' names no model: expected family:model, as local:small; see: flowrace list encoders"
+            f"encoder '{name}' names no model: expected family:model, for example local:small; see: flowrace list encoders"
         )
     return family, model
 
 
 def attention_of(q: Tensor, k: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)), float32; q, k: (B, heads, T, d)."""
+    """Return softmax(q k^T / sqrt(d)), float32; q, k: (B, heads, T, d)."""
     return (product(q, k.transpose(-2, -1)) / q.shape[-1] ** 0.5).softmax(dim=-1)
 
 
 def no_attention(name: str, blocks: int = 0) -> UserError:
-    """For an encoder whose attention cannot be read, or that has only so many blocks."""
+    """Return the error for an encoder whose attention cannot be read, or that has too few `blocks`."""
     if blocks:
         return UserError(f"encoder '{name}' has {blocks} blocks; choose a deeper one or fewer method.layers")
     return UserError(
-        f"encoder '{name}' does not show its attention; choose a plain ViT of timm, local:<size> or random:<size>"
+        f"encoder '{name}' does not expose its attention; choose a plain ViT of timm, local:<size> or random:<size>"
     )
 
 
-def count_flops(network: nn.Module, shape: tuple[int, int, int]) -> int:
-    """FLOPs (two per multiply-add, as torch counts them) of one image's forward pass; the network is on the meta device."""
+def count_flops(network: nn.Module, shape: tuple[int, ...]) -> int:
+    """Count the FLOPs (two per multiply-add, as torch counts them) of one image's forward pass on the meta device."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.empty(1, *shape, device="meta"))
     return counter.get_total_flops()

@@ -1,8 +1,8 @@
-"""A frozen encoder's features, computed once for the whole data set and read from a memory-mapped file ever after.
+"""A frozen encoder's features, computed once for all of a data set and then read from a memory-mapped file.
 
 The file is float32 (N, T, dim), N the size of the data set, row i the tokens of sample i: 4 N T dim bytes. It is addressed by
 what its numbers depend on: the inner encoder and the hash of its weights, the data's fingerprint and shape, the grid, device
-and autocast type, and the features themselves that the encoder gives for the first samples here and now. Another transform,
+and autocast type, and the features themselves that the encoder computes for the first samples at each start. Another transform,
 kernel or thread count that changes a bit of those is another file.
 """
 
@@ -42,7 +42,7 @@ PROBE = 16
 
 
 class CachedEncoder(Viewer):
-    """Any other encoder with its features kept on disk, as cached:timm:vit_base_patch14_dinov2.lvd142m.
+    """Any other encoder with its features kept on disk, for example cached:timm:vit_base_patch14_dinov2.lvd142m.
 
     A training step costs no encoder FLOPs (`flops` is 0). The one-off cost is the inner encoder's `flops` times the number of
     samples, paid by the first run that needs the file, in its first step, where it is booked as warm-up; a comparison of
@@ -73,9 +73,7 @@ class CachedEncoder(Viewer):
         self._tables: dict[str, np.ndarray] = {}
 
     @staticmethod
-    def architecture(
-        model: str, shape: tuple[int, int, int], classes: int, grid: tuple[int, int]
-    ) -> Architecture:
+    def architecture(model: str, shape: tuple[int, ...], classes: int, grid: tuple[int, int]) -> Architecture:
         """The inner encoder's width, at no cost per step."""
         _refuse_nesting(model)
         family, name = parse_name(model)
@@ -131,10 +129,10 @@ def check_cached(spec: RunSpec) -> None:
             )
 
 
-def write(file: Path, encoder: CachedEncoder, shape: tuple[int, int, int]) -> None:
-    """Compute all rows, (N, T, dim), into a temporary file, then rename it; its sha256 lies beside it in `<name>.sha256` before that.
+def write(file: Path, encoder: CachedEncoder, shape: tuple[int, ...]) -> None:
+    """Compute all rows, (N, T, dim), into a temporary file, then rename it; its sha256 is in `<name>.sha256` before that.
 
-    Raises `UserError` when the disk does not take it, leaving nothing behind.
+    Raises `UserError` if the disk refuses it, and removes what it wrote.
     """
     try:
         with replacing(file) as temporary:
@@ -152,12 +150,13 @@ def write(file: Path, encoder: CachedEncoder, shape: tuple[int, int, int]) -> No
 
 
 def read(file: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The table, memory-mapped and verified whole by its checksum; None when it is absent or damaged."""
+    """Return the table, memory-mapped and verified by its checksum; None if it is absent or damaged."""
     try:
         if _sum_of(file).read_text() != sha256_of(file):
             return None
         table = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError):  # a text that is no text, a header that is none
+    # ValueError: a checksum that is not text, or a broken header.
+    except (OSError, ValueError):
         return None
     return table if table.shape == shape and table.dtype == np.float32 else None
 

@@ -1,4 +1,4 @@
-"""A small ViT trained here as a classifier on the training split, and the same network untrained as a control.
+"""A small ViT trained on this data set as a classifier, and the same network untrained as a control.
 
 Both are pure functions of the data, the split, the size and the grid: weights and order come from named streams, training
 runs on one thread in a fixed recipe. Trained weights are cached under a hash of all that, with their checksum.
@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -36,6 +34,7 @@ from harness.files.files import locked
 from harness.flow.batch import View
 from harness.records import checkpoint
 from harness.runtime.random_streams import Streams
+from metrics.extractors.local import one_thread
 
 
 class Size(NamedTuple):
@@ -151,7 +150,7 @@ class RandomEncoder(Viewer):
 
 
 class LocalEncoder(RandomEncoder):
-    """A small ViT trained here on the training split's labels; sizes tiny, small, base, large."""
+    """A small ViT trained on the labels of the training split; sizes tiny, small, base, large."""
 
     def _prepare(
         self, network: Vit, model: str, dataset: Dataset, held_out: float, device: torch.device
@@ -160,7 +159,7 @@ class LocalEncoder(RandomEncoder):
 
 
 def build(model: str, shape: tuple[int, ...], classes: int, grid: tuple[int, ...]) -> Vit:
-    """The network with its initial weights, which depend on the parameter's name and shape alone.
+    """Return the network with its initial weights, which depend on the parameter's name and shape only.
 
     Xavier-uniform matrices, positions of deviation 0.02, zero biases, unit norms.
     """
@@ -179,8 +178,7 @@ def trained(
 ) -> float | None:
     """Give the network its trained weights, from the cache or by training, and return its held-out accuracy.
 
-    Two processes that ask for the same weights at once do the work once: the second waits. Weights that are damaged on disk
-    are made again.
+    If two processes need the same weights, one trains and the other waits. Weights that are damaged on disk are trained again.
     """
     if dataset.classes < 2:
         raise UserError(
@@ -211,7 +209,8 @@ def fit(network: Vit, dataset: Dataset, train: np.ndarray, device: torch.device)
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True
     )
-    with _one_thread(), torch.enable_grad():
+    order = train
+    with one_thread(), torch.enable_grad():
         for step in range(steps):
             epoch, place = divmod(step, per_epoch)
             if place == 0:
@@ -228,12 +227,12 @@ def fit(network: Vit, dataset: Dataset, train: np.ndarray, device: torch.device)
 
 @torch.no_grad()
 def score(network: Vit, dataset: Dataset, sides: Split, device: torch.device) -> float | None:
-    """The share of held-out images that the network names right; None when nothing is held out."""
+    """Return the accuracy on held-out images; None when nothing is held out."""
     if not len(sides.held_out):
         return None
     network.to(device).eval()
     right = 0
-    with _one_thread():
+    with one_thread():
         for start in range(0, len(sides.held_out), 250):
             pixels, labels = images(dataset, sides.held_out[start : start + 250])
             right += int((network.classify(_scaled(pixels, device)).argmax(1).cpu().numpy() == labels).sum())
@@ -265,17 +264,4 @@ def _schedule(progress: float) -> float:
 
 def _refuse_file(choice: EncoderChoice) -> None:
     if choice.weights:
-        raise UserError(
-            f"encoder '{choice.name}' is made here and reads no method.encoder.weights; clear that field"
-        )
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """The same sums whatever the number of cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+        raise UserError(f"encoder '{choice.name}' takes no weights file; remove method.encoder.weights")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from harness.config.spec import EvalSpec
+from harness.data.dataset import Capabilities
 from harness.errors import UserError
 from harness.evaluation.metric_names import MetricSpec, favoured, input_kind, metric_spec
 from metrics import MetricError
@@ -122,8 +123,8 @@ def _check_data(metric: MetricSpec, data: object, modality: str) -> None:
     assert needs is not None
     if needs.attribute:
         # A metric of all parts is undefined if the run generates only some of them.
-        complete = getattr(data, "modality", "image") == modality
-        if complete and hasattr(data, needs.attribute):
+        able = Capabilities(data)
+        if able.modality == modality and able.has(needs.attribute):
             return
     elif modality in ("video", "joint"):
         return

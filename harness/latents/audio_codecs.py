@@ -21,29 +21,29 @@ from harness.latents.pretrained import Autoencoder, Pretrained
 
 
 class _OfWaves(Autoencoder):
-    """What the codecs of sound share."""
+    """Base of the codecs of sound."""
 
     modalities = ("audio",)
-    rate: int
     channels: int
     hop: int
-    """Samples of a latent frame."""
+    """Samples in a latent frame."""
 
     def __init__(self, weights: str, device: torch.device) -> None:
         super().__init__(weights, device)
         config = self._network.config
         self.rate, self.hop = config.sampling_rate, math.prod(config.downsampling_ratios)
+        self._frame_seconds = self.hop / config.sampling_rate
 
     @classmethod
     def outline(cls, of: tuple[int, ...]) -> tuple[int, ...]:
-        """The latents' shape under the published weights."""
+        """Return the latents' shape under the published weights."""
         return cls.channels, -(-of[1] // cls.hop)
 
     def shape(self, of: tuple[int, ...]) -> tuple[int, ...]:
         if of[0] != 1 or of[1] < self.hop:
             raise UserError(
                 f"codec '{self.folder.codec}' takes one channel of {self.hop} samples or more "
-                f"({self.hop / self.rate:.3g} s), the waves have {of[0]} of {of[1]}; set data.frames"
+                f"({self._frame_seconds:.3g} s), the waves have {of[0]} of {of[1]}; set data.frames"
             )
         return self.channels, -(-of[1] // self.hop)
 

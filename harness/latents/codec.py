@@ -14,7 +14,7 @@ from torch import Tensor
 
 from harness.config import registry
 from harness.config.spec import DataSpec
-from harness.data.dataset import Dataset, pictured
+from harness.data.dataset import Capabilities, Dataset, pictured
 from harness.data.waveforms import as_mels
 from harness.errors import UserError
 
@@ -122,11 +122,14 @@ class Decoder(NamedTuple):
 
 
 def decoder_of(dataset: Dataset, device: torch.device) -> Decoder:
-    """What turns samples of a network that learned a data set into what its metrics see: pictures, videos, or log-mel
-    pictures of decoded waves; nothing where they are that already."""
-    if not hasattr(dataset, "codec"):
+    """Return what turns samples of a network into the pictures, videos or log-mel spectrograms that its metrics are computed on.
+
+    Data sets without latents need no decoder.
+    """
+    opened = Capabilities(dataset).codec
+    if opened is None:
         return Decoder(None, {})
-    codec = dataset.codec(device)
+    codec: Codec = opened(device)
     about = {"codec": codec.sha256}
     if codec.rate is None:
         return Decoder(codec.decode, about)

@@ -130,7 +130,7 @@ def _plural(modality: str) -> str:
 
 
 def _planned(spec: DataSpec, modality: str) -> tuple[int, ...]:
-    """The shape of what would be encoded, as the spec alone tells it."""
+    """Return the shape of what would be encoded, from the spec alone."""
     named = {"image": ("resolution",), "video": ("resolution", "frames"), "audio": ("frames",)}[modality]
     if missing := [name for name in (*named, "classes") if getattr(spec, name) is None]:
         *others, last = (f"data.{name}" for name in (*named, "classes"))
@@ -138,10 +138,10 @@ def _planned(spec: DataSpec, modality: str) -> tuple[int, ...]:
             f"data.root is empty: a plan without data needs {', '.join(others)} and {last} of the "
             f"{_plural(modality)}; data.{missing[0]} is not set"
         )
+    frames, side = spec.frames or 0, spec.resolution or 0
     if modality == "audio":
-        return BANDS, spec.frames
-    frames = (spec.frames,) if modality == "video" else ()
-    return (spec.channels or 3, *frames, spec.resolution, spec.resolution)
+        return BANDS, frames
+    return (spec.channels or 3, *((frames,) if modality == "video" else ()), side, side)
 
 
 def _check_declared(spec: DataSpec, manifest: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ import torch
 
 from harness.config import registry
 from harness.config.spec import DataSpec
-from harness.data.dataset import Dataset, label_of
+from harness.data.dataset import Capabilities, Dataset, label_of
 from harness.data.open import from_pixels, images
 from harness.data.waveforms import read_shape, waves
 from harness.errors import UserError
@@ -32,8 +32,8 @@ from metrics.files.hashing import sha256_of
 BEGUN, LOCK = "encoding.json", "encoding.lock"
 LEFT_OVER = (LOCK, f".{BEGUN}.tmp")
 """By a command that was killed before it had begun: no content yet."""
-LATER = ("frames", "video_weight", "audio_weight")
-"""Fields of the source that came later: a manifest names them where they are set."""
+IF_SET = ("frames", "video_weight", "audio_weight")
+"""Fields of the source that a manifest has only where they are set: older manifests lack them."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ class Encoding:
         """The manifest without its files."""
         fields = ("name", "resolution", "channels", "image_key", "label_key")
         source = {name: value for name in fields if (value := getattr(self.source, name)) is not None}
-        source |= self.source.model_dump(include=set(LATER), exclude_defaults=True)
+        given = self.source.model_dump(exclude_defaults=True)
+        source |= {name: given[name] for name in IF_SET if name in given}
         root = str(Path(self.source.root).expanduser().resolve()) if self.source.root else ""
         weights = str(Path(self.weights).resolve()) if self.weights else ""
         codec = {"name": self.family, "sha256": self.codec.sha256} | self.codec.affine.to_json()
@@ -86,14 +87,14 @@ class Encoding:
 
 
 def check_encodes(family: str, dataset: Dataset, flip: bool) -> None:
-    """Raise `UserError` for samples that a family of codecs does not encode, whatever its weights."""
+    """Raise `UserError` for samples that no codec of a family encodes."""
     codec, there = registry.load("codec", family), dataset.modality
     if there not in codec.modalities:
         fit = [name for name in registry.names("codec") if there in registry.load("codec", name).modalities]
         instead = f"for these there are {', '.join(fit)}" if fit else "no codec here encodes these"
         kinds = ", ".join(codec.modalities)
         raise UserError(f"codec '{family}' encodes {kinds}, and these samples are {there}; {instead}")
-    if codec.rate is not None and not hasattr(dataset, "wave"):
+    if codec.rate is not None and Capabilities(dataset).wave is None:
         raise UserError(
             f"codec '{family}' encodes waves, and these samples are log-mel pictures alone; take identity"
         )

@@ -23,7 +23,7 @@ from harness.backbone.initialize import initialize
 from harness.backbone.sit import SiT, SiTConfig
 from harness.backbone.times import Times
 from harness.backbone.tokens import kind_of
-from harness.data.dataset import Dataset
+from harness.data.dataset import Capabilities, Dataset
 from harness.data.open import from_pixels, images
 from harness.errors import UserError
 from harness.files.progress import tracked
@@ -86,7 +86,7 @@ def scene_of(dataset: Dataset, held_out: np.ndarray, config: SiTConfig, samples:
 
 def _positions(dataset: Dataset) -> np.ndarray:
     """Return the positions (videos, frames, 2) of a data set, or of the joint one that its video is part of."""
-    known = getattr(getattr(dataset, "whole", dataset), "position", None)
+    known = Capabilities(dataset).position
     if known is None or kind_of(dataset.shape) != "video":
         raise UserError(
             f"this data set ({dataset.modality}) records no positions in a video; "

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from harness.backbone.sit import SiT, SiTConfig
 from harness.backbone.times import Times
-from harness.data.dataset import Dataset
+from harness.data.dataset import Capabilities, Dataset
 from harness.data.open import Split, images
 from harness.encoders.base import Encoder, view_of
 from harness.errors import UserError
@@ -141,7 +141,7 @@ def noised(index: np.ndarray, x0: Tensor, times: Times, config: SiTConfig) -> Te
 
 def _of_inputs(tokens: Tokens, dataset: Dataset) -> Tokens:
     """Adapt a network that reads latents: give it the means of the latents at the images' indices."""
-    if not hasattr(dataset, "draws"):
+    if Capabilities(dataset).latent is None:
         return tokens
 
     def found(index: np.ndarray, images: Tensor) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from typing import Any
 from harness.config.spec import RunSpec
 from harness.data.dataset import Dataset
 from harness.data.open import Split
+from harness.encoders.base import described
 from harness.errors import UserError
 from harness.evaluation.evaluator import Evaluator
 from harness.records.record import Record
@@ -14,8 +15,6 @@ from harness.runtime.distributed import World
 from harness.runtime.environment import describe
 from harness.train.journal import Progress
 from harness.train.state import Run
-
-ENCODER_FIELDS = ("name", "params", "flops", "one_off_flops", "sha256", "accuracy")
 
 
 def threads_of_run(spec: RunSpec, record: Record, progress: Progress) -> int:
@@ -49,9 +48,5 @@ def describe_start(
         "evaluation": evaluator.described(run.encoders),
     }
     if run.encoders:
-        # Not every encoder has every field: only one that was trained for the data set has `one_off_flops`.
-        about["encoders"] = [
-            {name: getattr(encoder, name) for name in ENCODER_FIELDS if hasattr(encoder, name)}
-            for encoder in run.encoders
-        ]
+        about["encoders"] = [described(encoder) for encoder in run.encoders]
     return describe(world.device, world.size) | about

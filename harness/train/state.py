@@ -92,7 +92,7 @@ def build_run(
     )
     draws = {"label_drop": train.label_drop, "flip": spec.data.flip}
     alone = alone_of(dataset, spec.data)
-    feed = Feed(dataset, sides.train, streams, **draws, shows=bool(encoders), alone=alone)
+    feed = Feed(dataset, sides.train, streams, **draws, with_pixels=bool(encoders), alone=alone)
     student = Student(model, ema, backbone, meter.phase)
     return Run(spec, model, ema, method, student, optimizer, encoders, feed, streams, meter, cost)
 

@@ -5,7 +5,7 @@ t, s ~ p(t) per sample;    M_i = [u_i < R_M] per token;    tau_i = s where M_i, 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -13,17 +13,30 @@ from pydantic import Field
 from torch import Tensor
 
 from harness.backbone.times import Times
-from harness.config.spec import HASHED_IF_SET
+from harness.config.parts import FLAT_NAMES, HasParts
+from harness.config.spec import HASHED_IF_SET, Section
 from harness.flow.path import part_times
 from harness.runtime.random_streams import Streams
 from methods.common.method import MethodConfig, Setting
 
 
-class DualConfig(MethodConfig):
-    mask_ratio: float = Field(0.25, ge=0, le=0.5)
+class MaskPart(Section):
+    mask_ratio: float | None = Field(default=None, ge=0, le=0.5, json_schema_extra=HASHED_IF_SET)
+    """R_M of this part, if it differs (the paper: 0.1 for video, 0.5 for audio)."""
+
+
+class MaskParts(Section):
+    """Parts of a sample that may have an R_M different from `mask_ratio`."""
+
+    audio: MaskPart = MaskPart()
+
+
+class DualConfig(MethodConfig, HasParts):
+    flat_names: ClassVar = FLAT_NAMES["method"]
+
+    mask_ratio: float = Field(default=0.25, ge=0, le=0.5)
     """R_M: the share of tokens with the second time."""
-    mask_ratio_audio: float | None = Field(None, ge=0, le=0.5, json_schema_extra=HASHED_IF_SET)
-    """R_M of the sound of a video, where it differs (the paper: 0.1 for video, 0.5 for audio)."""
+    parts: MaskParts = MaskParts()
     order: Literal["unsorted", "sorted"] = "unsorted"
     """unsorted is Self-Flow's (authors, issues 2 and 11): the second time is the noisier one in half of all cases. sorted
     makes it the noisier one always (arXiv 2607.02508 Eq. 5), which raises the mean noise of a token."""
@@ -35,7 +48,12 @@ class DualConfig(MethodConfig):
     @property
     def masks(self) -> bool:
         """Whether any token takes a second time."""
-        return bool(self.mask_ratio or self.mask_ratio_audio)
+        return bool(self.mask_ratio or any(part.mask_ratio for _, part in self.parts))
+
+    def mask_ratio_of(self, kind: str) -> float:
+        """R_M of a kind of part."""
+        part: MaskPart = dict(self.parts).get(kind, MaskPart())
+        return self.mask_ratio if part.mask_ratio is None else part.mask_ratio
 
     def in_order(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         """The two times in the order that tokens take them. For samples in which some token takes the second one: sorted, the
@@ -59,8 +77,7 @@ def draw_mask(config: DualConfig, setting: Setting, streams: Streams, index: np.
     """Which tokens take the second time, (B, T) bool."""
     backbone = setting.backbone
     u = streams.uniform("mask", index, (backbone.tokens,))
-    sound = config.mask_ratio if config.mask_ratio_audio is None else config.mask_ratio_audio
-    ratios = [sound if part.kind == "audio" else config.mask_ratio for part in backbone.parts]
+    ratios = [config.mask_ratio_of(part.kind) for part in backbone.parts]
     each = u.split([part.tokens for part in backbone.parts], dim=1)
     if config.mask == "bernoulli":
         return torch.cat([u < ratio for u, ratio in zip(each, ratios, strict=True)], dim=1)

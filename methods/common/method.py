@@ -49,7 +49,7 @@ class Method(TrainingMethod):
 
 def flow_loss(velocity: Tensor, batch: Batch, draw: Draw, setting: Setting) -> Tensor:
     """L_gen = mean || v - (eps - x0) ||^2 over samples, channels and pixels, in float32 (SiT Eq. 7; REPA loss.py); of several
-    parts the weighted sum (Self-Flow section 4.4), each sample's over those that it has (present.py)."""
+    parts the weighted sum (Self-Flow section 4.4), each sample's over those that it has (missing_parts.py)."""
     return velocity_error(velocity, velocity_target(batch.x0, draw.noise), batch, setting)
 
 

@@ -1,4 +1,4 @@
-"""What an extractor is: a frozen network with a name, a checksum and a preprocessing that is written down."""
+"""The extractor: a frozen network with a name, a checksum and a documented preprocessing."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ class Extractor:
     """As a metric carries it, `fd:<name>`."""
     dim: int
     sha256: str
-    """Of the weights file, or of the weights that were trained here."""
+    """Checksum of the weights file, or of the weights trained on this data set."""
     preprocessing: str
-    """What happens to the pixels before the network sees them."""
+    """What is done to the pixels before the network."""
     channels: int
     device: torch.device
     network: Callable[[Tensor], Any]
     """uint8 (B, channels, H, W) on `device` -> features (B, dim), or several outputs by name."""
     output: str = "features"
-    """Which output the features are."""
+    """Name of the output that has the features."""
     beside: Mapping[str, int] = field(default_factory=dict)
-    """The network's other outputs, and the width of each."""
+    """Widths of the network's other outputs, by name."""
     accuracy: float | None = None
-    """On held-out data, for a classifier trained here."""
+    """Accuracy on held-out data, for a classifier trained on this data set."""
     counted: int | None = None
-    """How many of the outputs the name takes for logits, where it is the name that says so and not the weights."""
+    """Number of outputs treated as logits, when given in the extractor's name."""
 
     def __call__(self, images: Tensor) -> Tensor:
         return self.outputs(images)[self.output]
 
     @torch.no_grad()
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
-        """Everything that one pass of the network gives, float32 (B, width) by name: the features and what lies beside."""
+        """Return all outputs of one pass of the network, float32 (B, width) by name."""
         check_images(images)
         images = images.to(self.device)
         if images.shape[1] == 1:
@@ -61,7 +61,7 @@ class Extractor:
         return {name: x.float() for name, x in named.items()}
 
     def sibling(self, output: str) -> Extractor:
-        """The extractor of another output of this network; raises `MetricError` where there is none of that name."""
+        """Return the extractor of another output of this network. Raises `MetricError` for an unknown name."""
         if output not in self.beside:
             known = ", ".join([self.output, *self.beside])
             raise MetricError(f"extractor '{self.name}' has no output '{output}' (known: {known})")
@@ -86,7 +86,7 @@ def check_images(images: Any) -> None:
 
 @contextmanager
 def exact_float32(device: torch.device) -> Iterator[None]:
-    """No autocast, no TF32, no choice of kernels by timing: the same weights give the same features."""
+    """Disable autocast, TF32 and the choice of kernels by timing: the same weights give the same features."""
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = matmul.allow_tf32
     matmul.allow_tf32 = False

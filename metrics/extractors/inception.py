@@ -62,15 +62,15 @@ load_spatial = partial(load, output="spatial")
 load_logits = partial(load, output="logits")
 
 
-def outputs(network: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """uint8 (B, 3, H, W) -> the three outputs, in one pass."""
-    heard: list[Tensor] = []
-    tap = network.Mixed_6d.branch1x1.register_forward_hook(lambda _, __, maps: heard.append(maps))
+def outputs(network: Any, images: Tensor) -> dict[str, Tensor]:
+    """Compute the three outputs of images uint8 (B, 3, H, W) in one pass; `network` has no types for its modules."""
+    maps: list[Tensor] = []
+    tap = network.Mixed_6d.branch1x1.register_forward_hook(lambda _, __, out: maps.append(out))
     try:
         features, logits = network(images)
     finally:
         tap.remove()
-    spatial = heard[0][:, :CHANNELS].permute(0, 2, 3, 1).flatten(1)
+    spatial = maps[0][:, :CHANNELS].permute(0, 2, 3, 1).flatten(1)
     return {"features": features, "spatial": spatial, "logits": logits}
 
 

@@ -168,8 +168,9 @@ def initialise(module: nn.Module, random: torch.Generator) -> None:
         nn.init.kaiming_normal_(module.weight, generator=random)
     elif isinstance(module, nn.GroupNorm):
         nn.init.ones_(module.weight)
-    if isinstance(getattr(module, "bias", None), Tensor):
-        nn.init.zeros_(module.bias)
+    # Not every module has a bias.
+    if isinstance(bias := getattr(module, "bias", None), Tensor):
+        nn.init.zeros_(bias)
 
 
 def _pixels(images: Tensor) -> Tensor:

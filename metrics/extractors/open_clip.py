@@ -1,6 +1,6 @@
 """Image towers of open_clip: the embedding that is compared with texts, and CLIP as CMMD takes it.
 
-`open_clip:<model>` or `open_clip:<model>.<weights>`, as open_clip:ViT-B-16.openai, at the tower's size, bicubic with
+`open_clip:<model>` or `open_clip:<model>.<weights>`, for example open_clip:ViT-B-16.openai, at the tower's size, bicubic with
 antialias, with the mean and deviation it was trained with.
 
 `clip-vit-l-336` is `ViT-L-14-336.openai` with the pixels of google-research/cmmd (io_util.py): the centre square, bicubic with
@@ -10,10 +10,10 @@ antialias as well; what embedding.py would resize has that size by then. The dis
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import nn
 
 from metrics.extractors.base import Extractor
 from metrics.extractors.open_clip_recipe import VISUAL, Recipe, config_of, find_recipe
@@ -24,6 +24,8 @@ from metrics.files.weights import read_tensors
 from metrics.value import MetricError
 
 CMMD = "ViT-L-14-336.openai"
+Tower = Any
+"""An image tower of open_clip, whose classes declare no types for what they add to nn.Module."""
 
 
 def load(
@@ -42,14 +44,16 @@ def load(
     `square` cuts images to their centre square before they are resized.
     """
     if not where:
-        raise MetricError("extractor 'open_clip' needs a model, as open_clip:ViT-B-16.openai")
+        raise MetricError("extractor 'open_clip' needs a model, for example open_clip:ViT-B-16.openai")
     from open_clip.constants import HF_SAFE_WEIGHTS_NAME
 
     name, recipe = name or f"open_clip:{where}", find_recipe(where)
-    tower = _tower(recipe)
-    file = weights_file(name, weights, recipe.repository, HF_SAFE_WEIGHTS_NAME, download=download)
+    tower = create(recipe)
+    file = weights_file(
+        f"extractor '{name}'", weights, recipe.repository, HF_SAFE_WEIGHTS_NAME, download=download
+    )
     found = file_sha256(file, expected=sha256)
-    _fill(tower, file, name)
+    fill(tower, file, name)
     tower.to(device).requires_grad_(False).eval()
     pixels = Pixels(_size(tower), recipe.mean, recipe.std, square=square)
     return Extractor(
@@ -68,25 +72,40 @@ def load_cmmd(where: str | Path | None, *, weights: Any = None, **given: Any) ->
     return load(CMMD, name="clip-vit-l-336", weights=where, square=True, **given)
 
 
-def _tower(recipe: Recipe) -> nn.Module:
-    """The image tower alone: a whole CLIP has a text tower too."""
+def create(recipe: Recipe, vision: dict[str, Any] | None = None) -> Tower:
+    """Return open_clip's image tower with initial weights, by its own settings or by `vision`; no text tower is built.
+
+    A file replaces its initial weights, so torch's generator is left as it is.
+    """
     from open_clip.model import _build_vision_tower
 
     config = config_of(recipe.model)
-    with torch.random.fork_rng(devices=[]):  # the file replaces its initial weights
-        return _build_vision_tower(config["embed_dim"], config["vision_cfg"], quick_gelu=recipe.quick_gelu)
+    # A table, which open_clip itself turns into its CLIPVisionCfg.
+    settings: Any = vision or config["vision_cfg"]
+    with torch.random.fork_rng(devices=[]):
+        return _build_vision_tower(config["embed_dim"], settings, quick_gelu=recipe.quick_gelu)
 
 
-def _size(tower: nn.Module) -> tuple[int, int]:
+def fill(tower: Tower, file: Path, what: str, *, resample: bool = False) -> None:
+    """Load an image tower from a file in open_clip's layout, with or without the text tower.
+
+    `resample` brings the position embedding to the tower's grid as open_clip does. Raises `MetricError` for another kind of file
+    and for weights of another network.
+    """
+    from open_clip.model import resize_pos_embed
+
+    tensors = read_tensors(file, VISUAL)
+    if not tensors:
+        raise MetricError(f"{file} holds no image tower of open_clip: no tensor is called {VISUAL}*")
+    if resample:
+        try:
+            resize_pos_embed(tensors, SimpleNamespace(visual=tower))
+        except (KeyError, RuntimeError) as error:
+            last = str(error).strip().rpartition("\n")[2].strip()
+            raise MetricError(f"{file} does not hold the weights of {what}: {last}") from error
+    fill_part(tower, {key.removeprefix(VISUAL): x for key, x in tensors.items()}, file, what)
+
+
+def _size(tower: Tower) -> tuple[int, int]:
     size = tower.image_size
     return (size, size) if isinstance(size, int) else tuple(size)
-
-
-def _fill(tower: nn.Module, file: Path, name: str) -> None:
-    tensors = read_tensors(file)
-    visual = {key.removeprefix(VISUAL): x for key, x in tensors.items() if key.startswith(VISUAL)}
-    if not visual:
-        raise MetricError(
-            f"{file} holds no image tower of open_clip: none of its tensors is called {VISUAL}*"
-        )
-    fill_part(tower, visual, file, name)

@@ -63,6 +63,9 @@ def _recipe(model: str, tag: str) -> Recipe:
 
 
 def config_of(model: str) -> dict[str, Any]:
+    """Return the settings of a model that open_clip has."""
     import open_clip
 
-    return open_clip.get_model_config(model)
+    config = open_clip.get_model_config(model)
+    assert config is not None, model
+    return config

@@ -1,4 +1,4 @@
-"""The one door to extractors: a name, and where its weights come from."""
+"""Extractors by name: what loads each, and where its weights come from."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ if TYPE_CHECKING:
 __all__ = ["Row", "extractor_modality", "extractor_names", "extractors", "load_extractor"]
 
 
-class Room(NamedTuple):
+class Loader(NamedTuple):
+    """What loads a family of extractors."""
+
     load: str
     """`module` or `module:function`."""
     modality: str = "image"
     form: str = ""
-    """How a name goes on after the family."""
+    """What follows the family in a name."""
     dim: int | None = None
-    """Number of features, where the name alone says it."""
+    """Number of features, if the name alone determines it."""
     package: str = ""
     """Optional package that it needs, as it is imported."""
     install: str = ""
@@ -34,32 +36,34 @@ _AUDIO, _VIDEO = "pip install 'flowrace[audio]'", "pip install 'flowrace[video]'
 _CLIP, _TIMM = "pip install open_clip_torch", "pip install timm"
 _INCEPTION = {"package": "torch_fidelity", "install": "pip install torch-fidelity"}
 _CLAP = {"modality": "audio", "form": "[:<folder>]", "dim": 512, "package": "transformers", "install": _AUDIO}
-_ROOMS = {
-    "clap-2023": Room("metrics.extractors.audio.clap:load_2023", "audio", "[:<file>]", 1024),
-    "clap-laion-audio": Room("metrics.extractors.audio.clap:load_laion_audio", **_CLAP),
-    "clap-laion-music": Room("metrics.extractors.audio.clap:load_laion_music", **_CLAP),
-    "clip-vit-l-336": Room(
+_LOADERS = {
+    "clap-2023": Loader("metrics.extractors.audio.clap:load_2023", "audio", "[:<file>]", 1024),
+    "clap-laion-audio": Loader("metrics.extractors.audio.clap:load_laion_audio", **_CLAP),
+    "clap-laion-music": Loader("metrics.extractors.audio.clap:load_laion_music", **_CLAP),
+    "clip-vit-l-336": Loader(
         "metrics.extractors.open_clip:load_cmmd", dim=768, package="open_clip", install=_CLIP
     ),
-    "dinov2-s": Room("metrics.extractors.timm:load_s", dim=384, package="timm", install=_TIMM),
-    "dinov2-b": Room("metrics.extractors.timm:load_b", dim=768, package="timm", install=_TIMM),
-    "dinov2-l": Room("metrics.extractors.timm:load_l", dim=1024, package="timm", install=_TIMM),
-    "dinov2-g": Room("metrics.extractors.timm:load_g", dim=1536, package="timm", install=_TIMM),
-    "i3d": Room("metrics.extractors.video.i3d", "video", "[:<file>]", 400),
-    "inception": Room("metrics.extractors.inception", dim=2048, **_INCEPTION),
-    "inception-logits": Room("metrics.extractors.inception:load_logits", dim=1008, **_INCEPTION),
-    "inception-spatial": Room("metrics.extractors.inception:load_spatial", dim=2023, **_INCEPTION),
-    "local": Room("metrics.extractors.local", dim=64),
-    "local-audio": Room("metrics.extractors.audio.local", "audio", "[:<options>]", 64),
-    "open_clip": Room(
+    "dinov2-s": Loader("metrics.extractors.timm:load_s", dim=384, package="timm", install=_TIMM),
+    "dinov2-b": Loader("metrics.extractors.timm:load_b", dim=768, package="timm", install=_TIMM),
+    "dinov2-l": Loader("metrics.extractors.timm:load_l", dim=1024, package="timm", install=_TIMM),
+    "dinov2-g": Loader("metrics.extractors.timm:load_g", dim=1536, package="timm", install=_TIMM),
+    "i3d": Loader("metrics.extractors.video.i3d", "video", "[:<file>]", 400),
+    "inception": Loader("metrics.extractors.inception", dim=2048, **_INCEPTION),
+    "inception-logits": Loader("metrics.extractors.inception:load_logits", dim=1008, **_INCEPTION),
+    "inception-spatial": Loader("metrics.extractors.inception:load_spatial", dim=2023, **_INCEPTION),
+    "local": Loader("metrics.extractors.local", dim=64),
+    "local-audio": Loader("metrics.extractors.audio.local", "audio", "[:<options>]", 64),
+    "open_clip": Loader(
         "metrics.extractors.open_clip", form=":<model>[.<weights>]", package="open_clip", install=_CLIP
     ),
-    "timm": Room("metrics.extractors.timm", form=":<model>", package="timm", install=_TIMM),
-    "torchscript": Room("metrics.extractors.torchscript", form=":<file>"),
-    "vggish": Room("metrics.extractors.audio.vggish", "audio", "[:<file>]", 128),
-    "video": Room("metrics.extractors.video.frames", "video", ":<image extractor>"),
-    "videomae": Room("metrics.extractors.video.videomae", "video", "[:<file>]", 1408, "transformers", _VIDEO),
-    "yamnet": Room("metrics.extractors.audio.yamnet", "audio", "[:<file>]", 1024),
+    "timm": Loader("metrics.extractors.timm", form=":<model>", package="timm", install=_TIMM),
+    "torchscript": Loader("metrics.extractors.torchscript", form=":<file>"),
+    "vggish": Loader("metrics.extractors.audio.vggish", "audio", "[:<file>]", 128),
+    "video": Loader("metrics.extractors.video.frames", "video", ":<image extractor>"),
+    "videomae": Loader(
+        "metrics.extractors.video.videomae", "video", "[:<file>]", 1408, "transformers", _VIDEO
+    ),
+    "yamnet": Loader("metrics.extractors.audio.yamnet", "audio", "[:<file>]", 1024),
 }
 
 
@@ -69,27 +73,29 @@ class Row(NamedTuple):
     name: str
     modality: str
     dim: int | None
-    """None where it depends on how the name goes on."""
+    """None if it depends on the rest of the name."""
     install: str
-    """The command without which it is not available; empty where it is."""
+    """The command that installs what it needs; empty if it is available."""
 
 
 def extractors() -> list[Row]:
-    """Every extractor there is. Imports none of them."""
+    """Return every extractor, without importing any."""
     return [
-        Row(family + room.form, room.modality, room.dim, "" if _is_there(room) else room.install)
-        for family, room in _ROOMS.items()
+        Row(
+            family + loader.form, loader.modality, loader.dim, "" if _is_installed(loader) else loader.install
+        )
+        for family, loader in _LOADERS.items()
     ]
 
 
 def extractor_names() -> list[str]:
-    """The names that `load_extractor` takes, with a placeholder where a name goes on."""
-    return [family + room.form for family, room in _ROOMS.items()]
+    """Return the names that `load_extractor` takes, with placeholders."""
+    return [family + loader.form for family, loader in _LOADERS.items()]
 
 
 def extractor_modality(name: str) -> str:
-    """What the extractor of that name takes: `image`, `video` or `audio`. Raises `MetricError` for an unknown name."""
-    return _room(name).modality
+    """Return what an extractor takes: `image`, `video` or `audio`. Raises `MetricError` for an unknown name."""
+    return _loader(name).modality
 
 
 def load_extractor(
@@ -104,31 +110,31 @@ def load_extractor(
     download: bool = False,
     device: str = "cpu",
 ) -> Extractor:
-    """The extractor of a name. Nothing is downloaded unless `download` is set.
+    """Load the extractor of a name. Nothing is downloaded unless `download` is set.
 
     `inception`            torch-fidelity's Inception, the network of FID; weights from a file, or torch hub's copy
     `inception-spatial`, `inception-logits`   its features of sFID and of the inception score
     `dinov2-s` .. `-g`     DINOv2 as dgm-eval has it; weights from a file, or the hub's copy, as for the next three
     `clip-vit-l-336`       the embeddings of CMMD
     `timm:<model>`, `open_clip:<model>`   any image network of these packages
-    `local`                a small classifier trained here on `images` (n, C, H, W) uint8 and `labels` (n,) in 0 .. classes - 1,
-                           kept in the folder `cache` where one is given
-    `torchscript:<file>`   a TorchScript file, with options as in `net.ts?size=96&dim=1280` (see metrics/extractors/torchscript.py)
+    `local`                a small classifier trained on `images` (n, C, H, W) uint8 and `labels` (n,) in 0 .. classes - 1,
+                           cached in the folder `cache` if one is given
+    `torchscript:<file>`   a TorchScript file, with options for example `net.ts?size=96&dim=1280` (see metrics/extractors/torchscript.py)
     `video:<extractor>`    clips (n, T, C, H, W) by any of these networks of images; `video:local` is trained on them
     `i3d`, `videomae`      networks of clips; weights from a file
     `yamnet`, `vggish`, `clap-*`   networks of recordings; weights from a file, `clap-laion-*` from a folder
-    `local-audio`          the classifier trained here, on recordings given as `images`
+    `local-audio`          the same classifier, of recordings given as `images`
 
-    `weights` names a file where the name does not; the checksum of the weights must begin with `sha256`. Raises
-    `MetricError` for an unknown name, a package that is not installed, and for weights, images or labels that are missing
-    or broken.
+    `weights` names a file if the name does not; the checksum of the weights must begin with `sha256`. Raises
+    `MetricError` for an unknown name, a package that is not installed, and for missing or broken weights, images or
+    labels.
     """
     import torch
 
-    room, rest = _room(name), name.partition(":")[2]
-    if not _is_there(room):
-        raise MetricError(f"the package '{room.package}' is not installed; run: {room.install}")
-    module, _, function = room.load.partition(":")
+    loader, rest = _loader(name), name.partition(":")[2]
+    if not _is_installed(loader):
+        raise MetricError(f"the package '{loader.package}' is not installed; run: {loader.install}")
+    module, _, function = loader.load.partition(":")
     given = {"images": images, "labels": labels, "classes": classes, "cache": cache}
     given |= {"sha256": sha256, "download": download}
     if rest:
@@ -142,14 +148,14 @@ def load_extractor(
     return extractor
 
 
-def _is_there(room: Room) -> bool:
-    return not room.package or find_spec(room.package) is not None
+def _is_installed(loader: Loader) -> bool:
+    return not loader.package or find_spec(loader.package) is not None
 
 
-def _room(name: str) -> Room:
+def _loader(name: str) -> Loader:
     family, _, rest = name.partition(":")
-    if family not in _ROOMS or (rest and not _ROOMS[family].form):
-        near = difflib.get_close_matches(name, _ROOMS, n=1, cutoff=0.5)
+    if family not in _LOADERS or (rest and not _LOADERS[family].form):
+        near = difflib.get_close_matches(name, _LOADERS, n=1, cutoff=0.5)
         hint = f". Did you mean '{near[0]}'?" if near else ""
         raise MetricError(f"unknown extractor '{name}' (known: {', '.join(extractor_names())}){hint}")
-    return _ROOMS[family]
+    return _LOADERS[family]

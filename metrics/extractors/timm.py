@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from metrics.extractors.base import Extractor
 from metrics.extractors.resize import Pixels
@@ -30,7 +30,9 @@ from metrics.value import MetricError
 DINOV2 = {"s": "small", "b": "base", "l": "large", "g": "giant"}
 SIDE, PATCH, OFFSET = 224, 14, 0.1
 UNUSED = ("head.", "fc.", "classifier.", "mask_token")
-"""What a file may hold beside the network: its classifier, what only its pretraining needed."""
+"""Tensors that a file may have in addition to the network: its classifier, and those of pretraining only."""
+TimmNetwork = Any
+"""A network of timm, whose classes declare no types for what they add to nn.Module."""
 
 
 def load(
@@ -44,12 +46,12 @@ def load(
 ) -> Extractor:
     """`timm:<model>`; weights from a file, or from the hub."""
     if not where:
-        raise MetricError("extractor 'timm' needs a model, as timm:resnet50.a1_in1k")
+        raise MetricError("extractor 'timm' needs a model, for example timm:resnet50.a1_in1k")
     name = f"timm:{where}"
-    network = _create(where)
+    network = create(where)
     file = _file(name, where, weights, download)
     found = file_sha256(file, expected=sha256)
-    _fill(network, read_tensors(file), file, name)
+    fill(network, read_tensors(file), file, name)
     return _extractor(name, network, found, _pixels(network), device)
 
 
@@ -64,12 +66,12 @@ def load_dinov2(
 ) -> Extractor:
     """`dinov2-<size>`; weights in timm's layout or the authors', from a file, or from the hub."""
     model, name = f"vit_{DINOV2[size]}_patch14_dinov2", f"dinov2-{size}"
-    network = _create(model, img_size=SIDE)
+    network = create(model, img_size=SIDE)
     file = _file(name, model, where, download)
     found, tensors = file_sha256(file, expected=sha256), read_tensors(file)
     if "pos_embed" in tensors:
         tensors["pos_embed"] = authors_positions(tensors["pos_embed"], SIDE // PATCH)
-    _fill(network, tensors, file, name)
+    fill(network, tensors, file, name)
     pixels = _pixels(network)._replace(size=(SIDE, SIDE))
     return _extractor(name, network, found, pixels, device)
 
@@ -88,52 +90,74 @@ def authors_positions(positions: Tensor, grid: int) -> Tensor:
     return torch.cat([positions[:, :1], maps.flatten(2).transpose(1, 2)], 1)
 
 
-def _create(model: str, **options: Any) -> nn.Module:
-    """timm's network without its classifier; the file replaces its initial weights, so torch's generator stays put."""
-    import timm
+def create(model: str, *, device: str = "cpu", **options: Any) -> TimmNetwork:
+    """Return timm's network without its classifier.
 
-    if not timm.is_model(model):
-        near = difflib.get_close_matches(model, timm.list_models(), n=1)
+    A file replaces its initial weights, so torch's generator is left as it is; on the device `meta` it has none. Raises
+    `MetricError` for a name that timm does not have.
+    """
+    from timm.models import create_model, is_model, list_models
+
+    if not is_model(model):
+        near = difflib.get_close_matches(model, list_models(), n=1)
         hint = f" Did you mean '{near[0]}'?" if near else ""
         raise MetricError(f"timm has no model '{model}'.{hint} See: timm.list_models()")
     try:
-        with torch.random.fork_rng(devices=[]):
-            return timm.create_model(model, pretrained=False, num_classes=0, **options)
-    except RuntimeError as error:  # a tag that this architecture does not have
-        raise MetricError(f"extractor 'timm:{model}': {error}") from error
+        with torch.random.fork_rng(devices=[]), torch.device(device):
+            return create_model(model, pretrained=False, num_classes=0, **options)
+    # A tag that this architecture does not have.
+    except RuntimeError as error:
+        raise MetricError(f"timm:{model}: {error}") from error
+
+
+def hub_copy(model: str) -> tuple[str, str]:
+    """Return the repository and the file of a model's weights on the hub; an empty repository if it has none there."""
+    from timm.models import get_pretrained_cfg
+
+    config = get_pretrained_cfg(model)
+    if config is None:
+        return "", ""
+    return config.hf_hub_id or "", config.hf_hub_filename or "model.safetensors"
+
+
+def fill(
+    network: TimmNetwork,
+    tensors: dict[str, Tensor],
+    file: Path,
+    what: str,
+    unused: tuple[str, ...] = UNUSED,
+) -> None:
+    """Load tensors in timm's layout, or in one that timm converts; names that begin with one of `unused` are ignored.
+
+    Raises `MetricError` for weights of another network.
+    """
+    # The modules of timm's architectures have this function only if there is something to convert.
+    convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+    try:
+        tensors = convert(tensors, network) if convert else tensors
+    except (KeyError, RuntimeError) as error:
+        raise MetricError(f"{file} does not hold the weights of {what}: {error}") from error
+    fill_part(network, tensors, file, what, surplus=unused)
 
 
 def _file(name: str, model: str, given: str | Path | None, download: bool) -> Path:
-    import timm
-
-    config = timm.get_pretrained_cfg(model)
-    repository = getattr(config, "hf_hub_id", None) or ""
-    file = getattr(config, "hf_hub_filename", None) or "model.safetensors"
-    return weights_file(name, given, repository, file, download=download)
+    return weights_file(f"extractor '{name}'", given, *hub_copy(model), download=download)
 
 
-def _fill(network: nn.Module, tensors: dict[str, Tensor], file: Path, name: str) -> None:
-    """Tensors in timm's layout, or in one that timm converts."""
-    room = sys.modules[type(network).__module__]
-    convert = getattr(room, "checkpoint_filter_fn", lambda tensors, _: tensors)
-    try:
-        tensors = convert(tensors, network)
-    except (KeyError, RuntimeError) as error:
-        raise MetricError(f"{file} does not hold the weights of {name}: {error}") from error
-    fill_part(network, tensors, file, name, surplus=UNUSED)
-
-
-def _pixels(network: nn.Module) -> Pixels:
+def _pixels(network: TimmNetwork) -> Pixels:
     config = network.pretrained_cfg
     mode = config["interpolation"] if config["interpolation"] in ("bilinear", "bicubic") else "bicubic"
     return Pixels(tuple(config["input_size"][1:]), tuple(config["mean"]), tuple(config["std"]), mode)
 
 
-def _extractor(name: str, network: nn.Module, sha256: str, pixels: Pixels, device: torch.device) -> Extractor:
+def _extractor(
+    name: str, network: TimmNetwork, sha256: str, pixels: Pixels, device: torch.device
+) -> Extractor:
     network.to(device).requires_grad_(False).eval()
     return Extractor(
         name=name,
-        dim=network.num_features if not hasattr(network, "head_hidden_size") else network.head_hidden_size,
+        # Only architectures with a wider last layer have this attribute.
+        dim=getattr(network, "head_hidden_size", network.num_features),
         sha256=sha256,
         preprocessing=pixels.words,
         channels=3,

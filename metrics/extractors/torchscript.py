@@ -46,10 +46,12 @@ class Options(NamedTuple):
 
 
 def load(where: str | Path | None, *, device: torch.device, sha256: str = "", **_: Any) -> Extractor:
-    """The network of `<file>` or `<file>?options`, as above."""
+    """Load the network of `<file>` or `<file>?options`, as above."""
     if not where:
-        raise MetricError("extractor 'torchscript' needs a file, as torchscript:nets/mobilenetv2.ts?size=96")
-    path, _, query = str(where).partition("?")
+        raise MetricError(
+            "extractor 'torchscript' needs a file, for example torchscript:nets/mobilenetv2.ts?size=96"
+        )
+    path, _mark, query = str(where).partition("?")
     options, file = parse_options(query), Path(path)
     found = file_sha256(file, expected=options.sha256 or sha256)
     network = open_script(file, device)

@@ -1,4 +1,4 @@
-"""Weights of published networks: a file that is named, or the Hugging Face hub's copy on this machine."""
+"""Weights of published networks: a given file, or the local copy of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -10,17 +10,25 @@ from torch import Tensor, nn
 from metrics.value import MetricError
 
 
-def weights_file(name: str, given: str | Path | None, repository: str, file: str, *, download: bool) -> Path:
-    """The file that was given, else the hub's copy, which is fetched only when `download` is set.
+def weights_file(
+    what: str,
+    given: str | Path | None,
+    repository: str,
+    file: str,
+    *,
+    download: bool,
+    setting: str = "weights",
+    consent: str = "ask for the download",
+) -> Path:
+    """Return the given file, else the hub's copy, which is downloaded only if `download` is set.
 
-    Raises `MetricError` that says which file to place where; an empty `repository` is a network the hub does not have.
+    `what` names the network in errors, `setting` the argument that takes a file, and `consent` how a download is allowed. Raises
+    `MetricError` for weights that are not on this machine; an empty `repository` is a network that the hub does not have.
     """
     if given:
         return Path(given).expanduser()
     if not repository:
-        raise MetricError(
-            f"extractor '{name}' has no weights on the hub: name a safetensors file with weights"
-        )
+        raise MetricError(f"{what} has no weights on the hub; set {setting} to a safetensors file")
     from huggingface_hub import hf_hub_download
 
     try:
@@ -28,18 +36,18 @@ def weights_file(name: str, given: str | Path | None, repository: str, file: str
     except OSError as error:
         asked = f" ({str(error).strip().partition(chr(10))[0]})" if download else ""
         raise MetricError(
-            f"extractor '{name}': its weights are not on this machine{asked}; download "
-            f"https://huggingface.co/{repository}/resolve/main/{file} and name the file with weights"
-            + ("" if download else ", or ask for the download")
+            f"{what}: its weights are not on this machine{asked}; download "
+            f"https://huggingface.co/{repository}/resolve/main/{file} and set {setting} to that file"
+            + ("" if download else f", or {consent}")
         ) from error
 
 
 def fill_part(
     network: nn.Module, tensors: Mapping[str, Tensor], file: Path, what: str, *, surplus: tuple[str, ...] = ()
 ) -> None:
-    """Load tensors into a network; names that begin with one of `surplus` may lie beside them.
+    """Load tensors into a network. Other tensors are allowed if their names begin with one of `surplus`.
 
-    Raises `MetricError` for weights of another network, naming the first tensor that is lacking, left over or misshapen.
+    Raises `MetricError` for weights of another network, naming the first tensor that is missing, unexpected or misshapen.
     """
     try:
         result = network.load_state_dict(dict(tensors), strict=False)
@@ -47,6 +55,8 @@ def fill_part(
         last = str(error).strip().rpartition("\n")[2].strip()
         raise MetricError(f"{file} does not hold the weights of {what}: {last}") from error
     left = [name for name in result.unexpected_keys if not name.startswith(surplus)]
-    for verb, names in (("it lacks", result.missing_keys), ("it also holds", left)):
+    for verb, names in (("lacks", result.missing_keys), ("also holds", left)):
         if names:
-            raise MetricError(f"{file} does not hold the weights of {what}: {verb} {names[0]}")
+            raise MetricError(
+                f"{file} does not hold the weights of {what}: it {verb} {names[0]} and {len(names) - 1} more"
+            )

@@ -17,6 +17,11 @@ class Encoded(NamedTuple):
     """A file, or a parquet file and its row from 0: what errors call it."""
     source: Path | bytes
 
+    @property
+    def content(self) -> bytes:
+        """The encoded bytes."""
+        return self.source if isinstance(self.source, bytes) else self.source.read_bytes()
+
 
 @dataclass(frozen=True)
 class Kind:

@@ -1,4 +1,4 @@
-"""Weights as named tensors: from safetensors, or from a checkpoint of torch that holds tensors and nothing that runs."""
+"""Weights as named tensors: from safetensors, or from a torch checkpoint that has tensors only and no code."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -19,14 +18,15 @@ WRAPPINGS = ("model", "module", "state_dict")
 """Keys under which training codes put the weights."""
 
 
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a `.safetensors` file, or of a `.pt` / `.pth` one read with `weights_only`, on the CPU.
+def read_tensors(file: Path, prefix: str = "") -> dict[str, Tensor]:
+    """Read the tensors whose names begin with `prefix` from a `.safetensors` file, or from a `.pt` / `.pth` file with `weights_only`.
 
-    Raises `MetricError` for a file that is neither, or that holds anything else.
+    Tensors are on the CPU. Raises `MetricError` for a file of another format, or with other content.
     """
     try:
         if file.suffix == ".safetensors":
-            return safetensors.torch.load_file(file)
+            with safetensors.safe_open(file, "pt") as tensors:
+                return {n: tensors.get_tensor(n) for n in tensors.keys() if n.startswith(prefix)}  # noqa: SIM118
         content: Any = torch.load(file, map_location="cpu", weights_only=True)
     except (
         OSError,
@@ -36,19 +36,20 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         pickle.UnpicklingError,
         safetensors.SafetensorError,
     ) as error:
-        first = (
-            str(error).strip().partition("\n")[0].partition(". ")[0]
-        )  # torch goes on to advise the unsafe way
-        raise MetricError(f"{file} does not hold weights that can be read safely: {first}") from error
+        # torch continues with advice to read the file without `weights_only`, which runs code.
+        first = str(error).strip().partition("\n")[0].partition(". ")[0]
+        raise MetricError(
+            f"{file} does not hold weights that can be read safely ({first}); save them as .safetensors"
+        ) from error
     while isinstance(content, dict) and (inner := [key for key in WRAPPINGS if key in content]):
         content = content[inner[0]]
     if not isinstance(content, dict) or not all(isinstance(x, Tensor) for x in content.values()):
         raise MetricError(f"{file} does not hold named tensors")
-    return content
+    return {name: tensor for name, tensor in content.items() if name.startswith(prefix)}
 
 
 def fill(network: torch.nn.Module, tensors: dict[str, Tensor], file: Path, what: str) -> None:
-    """Load the tensors into a network that wants exactly those; raises `MetricError` naming the file and `what` it is not."""
+    """Load exactly these tensors into a network. Raises `MetricError` naming the file and `what` it should be."""
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
@@ -57,9 +58,9 @@ def fill(network: torch.nn.Module, tensors: dict[str, Tensor], file: Path, what:
 
 
 def pretrained(kind: str, folder: Path, *, extra: str, used: str) -> Any:
-    """transformers' network of class `kind` from a local folder; raises `MetricError` where a weight under `used` is missing.
+    """Load transformers' network of class `kind` from a local folder.
 
-    transformers itself would draw those at random and go on. `used` is a regular expression.
+    Raises `MetricError` for a missing weight that matches the regular expression `used`: transformers would draw it at random.
     """
     transformers = package("transformers", extra)
     try:

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from harness.config.parts import flat_path
 from harness.config.spec import HASHED_IF_SET, NOT_HASHED, RunSpec
 from harness.errors import UserError, unknown
 from harness.records.record import Record
@@ -160,7 +161,7 @@ def _free_at(model: type[BaseModel], prefix: str = "") -> dict[str, tuple[Any, .
         if info.json_schema_extra == NOT_HASHED:
             paths[prefix + name] = ()
         elif info.json_schema_extra == HASHED_IF_SET:
-            paths[prefix + name] = (info.default,)
+            paths[flat_path(prefix + name)] = (info.default,)
         elif isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
             paths |= _free_at(info.annotation, f"{prefix}{name}.")
     return paths

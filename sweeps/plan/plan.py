@@ -15,6 +15,7 @@ from typing import Any
 
 from harness.assembly.compatibility import Unsuited
 from harness.assembly.resolve import load_table, resolve
+from harness.config.parts import nested_setting
 from harness.config.spec import RunSpec
 from harness.config.tables import set_path
 from harness.errors import UserError, unknown
@@ -79,7 +80,7 @@ def make_plan(study: Study) -> StudyPlan:
 def _resolved(study: Study) -> StudyPlan:
     base = load_table(study.base)
     for path, value in study.set.items():
-        set_path(base, path, value)
+        set_path(base, *nested_setting(path, value))
     found = [
         _run_or_exclusion(study, base, values) if reason is None else ExcludedRun(values, reason)
         for values, reason in combinations(study)
@@ -104,7 +105,7 @@ def _planned(study: Study, base: Mapping[str, Any], values: dict[str, Any]) -> P
 
     data = copy.deepcopy(dict(base))
     for path, value in values.items():
-        set_path(data, path, value)
+        set_path(data, *nested_setting(path, value))
     where = ", ".join([f"study {study.name}", *_assignments(values)])
     return PlannedRun(values, pinned(resolve(data, where=where)))
 

@@ -42,6 +42,7 @@ import tomli_w
 from pydantic import Field
 
 from harness.config.packaged import PackagedToml
+from harness.config.parts import nested_path
 from harness.config.spec import Section
 from harness.config.tables import parse_override, validate
 from harness.errors import UserError, unknown
@@ -171,8 +172,10 @@ def load_study(source: str, overrides: Iterable[str] = ()) -> Study:
             raise UserError(f"{source}: axes.{path} = {format_value(value)}: expected a list of values")
     for override in overrides:
         path, value = parse_override(override)
-        if path in axes or any(path in axis for axis in zipped.values()):
+        varied = {nested_path(axis) for axis in (*axes, *(name for own in zipped.values() for name in own))}
+        if nested_path(path) in varied:
             raise UserError(f"--set {override}: {path} is an axis of this study; edit the study instead")
+        fixed = {old: v for old, v in fixed.items() if old == path or nested_path(old) != nested_path(path)}
         fixed |= flatten({path: value})
     table = {**table, "zip": {**table.get("zip", {}), **zipped}} if zipped else table
     axes, table = _with_seeds(table, axes, source)
@@ -280,7 +283,7 @@ def _check_paths(study: Study, source: str) -> None:
             raise UserError(
                 f"{source}: the exclusion '{rule.reason}' matches no run; correct its where, or remove it"
             )
-    paths = [*study.paths, *study.set]
+    paths = [nested_path(path) for path in (*study.paths, *study.set)]
     for one, other in itertools.combinations(paths, 2):
         if f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}."):
             raise UserError(f"{source}: '{one}' and '{other}' set the same field; keep one of them")

@@ -295,10 +295,10 @@ def test_open_clip_by_name(clip) -> None:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("timm", "needs a model, as timm:"),
+        ("timm", "needs a model, for example timm:"),
         ("timm:resnet1", "timm has no model 'resnet1'. Did you mean 'resnet18'"),
-        ("timm:resnet18.never", "extractor 'timm:resnet18.never': Invalid pretrained tag"),
-        ("open_clip", "needs a model, as open_clip:"),
+        ("timm:resnet18.never", "timm:resnet18.never: Invalid pretrained tag"),
+        ("open_clip", "needs a model, for example open_clip:"),
         ("open_clip:ViT-B", "open_clip has no model 'ViT-B'. Did you mean 'ViT-B-"),
         ("open_clip:ViT-B-16.never", r"has no weights 'never' \(known: openai"),
         ("open_clip:ViT-B-16", "weights of different training .*; name the one"),

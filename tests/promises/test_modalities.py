@@ -204,9 +204,7 @@ def test_mistakes_are_one_sentence(overrides: list[str], message: str) -> None:
 def test_images_have_no_parts() -> None:
     from tests.support.runs import tiny
 
-    with pytest.raises(
-        UserError, match="only a video with its sound has parts to weigh, and digits is image"
-    ):
+    with pytest.raises(UserError, match="only a video with its sound has parts, and digits is image"):
         tiny("data.audio_weight=0.1")
     with pytest.raises(UserError, match="have one part"):
         tiny("time.apart=true")

@@ -131,7 +131,7 @@ def test_part_weights_may_suit_one_arm_only(tmp_path: Path) -> None:
     table = {"name": "parts", "base": "bounce", "axes": axes, "zip": {"weights": {**weights, **metrics}}}
     (tmp_path / "parts.toml").write_text(tomli_w.dumps(table))
     whole = make_plan(load_study(str(tmp_path / "parts.toml")))
-    raced = [(planned.spec.method.name, planned.spec.data.video_weight) for planned in whole.runs]
+    raced = [(planned.spec.method.name, planned.spec.data.parts.video.weight) for planned in whole.runs]
     assert raced == [("flow", 0.5), ("flow", 1.0), ("flow", 0.0), ("repa", 1.0), ("repa", 0.0)]
     [left] = whole.excluded
     assert left.values["data.video_weight"] == 0.5 and "reads one modality" in left.reason

@@ -188,11 +188,9 @@ def _keys(spec: DataSpec, names: list[str], path: Path) -> tuple[str, str]:
             raise unknown(f"data.{field} in {path}", key, names)
     usual = next((pair for pair in KEYS if pair[0] == (spec.image_key or pair[0]) and pair[0] in names), None)
     if not spec.image_key and usual is None:
-        raise UserError(
-            f"{path} has arrays {', '.join(names)}; say which are meant with data.image_key and data.label_key"
-        )
-    label = spec.label_key or (usual[1] if usual and usual[1] in names else "")
-    return spec.image_key or usual[0], label
+        raise UserError(f"{path} has arrays {', '.join(names)}; set data.image_key and data.label_key")
+    image = spec.image_key or (usual[0] if usual else "")
+    return image, spec.label_key or (usual[1] if usual and usual[1] in names else "")
 
 
 def _idx_file(folder: Path, stem: str, dims: int) -> Path:

@@ -9,9 +9,9 @@ import numpy as np
 
 from harness.config.spec import DataSpec
 from harness.data.dataset import Sample
-from harness.data.disk.media import Clips, Memory, shelf
+from harness.data.disk.media import Clips, Memory, media_index
 from harness.data.disk.sounds import waveform
-from harness.data.disk.survey import Seen, common_shape
+from harness.data.disk.survey import FileSurvey, common_shape
 from harness.data.disk.videos import KIND, MISSING, frames_of, surveyed
 from harness.data.generated.moving_digits import FRAMES, clip_length
 from harness.data.log_mel import BANDS, HOP, PER_FRAME, RATE, mel_bytes
@@ -42,11 +42,11 @@ class Films:
 
     def __init__(self, spec: DataSpec) -> None:
         frames = clip_length(spec, FRAMES)
-        self._shelf = on = shelf(spec, KIND._replace(plural="films"), look)
+        self._index = on = media_index(spec, KIND._replace(plural="films"), look)
         lengths = [_slots(count * spacing) for _, count, _, _, spacing, _ in on.seen]
         for item, length in zip(on.items, lengths, strict=True):
             _check_long(item.where, length, frames)
-        sizes = [Seen(seen[0], *seen[2:4], channels=3) for seen in on.seen]
+        sizes = [FileSurvey(seen[0], *seen[2:4], channels=3) for seen in on.seen]
         channels, height, width = common_shape(spec, sizes, lambda i: on.items[i].where)
         self.classes, self.class_names = on.classes, on.class_names
         self.shape, self.beside = (channels, frames, height, width), ((BANDS, PER_FRAME * frames),)
@@ -60,33 +60,33 @@ class Films:
         return Sample(self._memory.get(index, self._clip), self.label(index))
 
     def label(self, index: int) -> int:
-        return self._shelf.labels[self._clips[index][0]]
+        return self._index.labels[self._clips[index][0]]
 
     def key(self, index: int) -> bytes:
         """All clips of a film fall on one side of the split."""
-        return self._shelf.key(self._clips[index][0])
+        return self._index.key(self._clips[index][0])
 
     def wave(self, index: int) -> np.ndarray:
         """float64 (frames * SAMPLES,) at 8 kHz: the sound of a clip, silence where the film has none."""
         item, clip = self._clips[index]
         whole, length = self._sounds.get(item, self._heard), self.shape[1] * SAMPLES
-        begin = clip * length - self._shelf.seen[item][5]
+        begin = clip * length - self._index.seen[item][5]
         heard = whole[max(begin, 0) : max(begin + length, 0)]
         before = min(max(-begin, 0), length)
         return np.pad(heard, (before, length - before - len(heard))).astype(np.float64)
 
     def _clip(self, index: int) -> np.ndarray:
         item, clip = self._clips[index]
-        channels, frames, *size = self.shape
-        shown = shown_at(range(clip * frames, (clip + 1) * frames), self._shelf.seen[item][4])
-        pixels = frames_of(self._film(item), shown, (channels, *size))
+        channels, frames, height, width = self.shape
+        shown = shown_at(range(clip * frames, (clip + 1) * frames), self._index.seen[item][4])
+        pixels = frames_of(self._film(item), shown, (channels, height, width))
         return np.concatenate([pixels.ravel(), mel_bytes(self.wave(index)).ravel()])
 
     def _heard(self, item: int) -> np.ndarray:
         return waveform(self._film(item))
 
     def _film(self, item: int) -> Encoded:
-        file = self._shelf.items[item]
+        file = self._index.items[item]
         return Encoded(file.where, file.read())
 
 
@@ -94,11 +94,12 @@ def look(file: Encoded) -> tuple[int, int, int, float, int]:
     """Frames, width, height, seconds from frame to frame, and samples at 8 kHz from the first frame to the first sound,
     of a film that keeps the rules; raises `UserError` naming it where it does not."""
     times, size = surveyed(file)
-    if None in times or len(times) < 2:
+    known = [time for time in times if time is not None]
+    if len(known) < max(2, len(times)):
         raise UserError(f"{file.name} does not say when its frames are shown; convert it to MP4")
-    spacing = (times[-1] - times[0]) / (len(times) - 1)
+    spacing = (known[-1] - known[0]) / (len(known) - 1)
     sound = waveform(file)
-    begin, end, promised = (moment - times[0] for moment in _sounding(file))
+    begin, end, promised = (moment - known[0] for moment in _sounding(file))
     _check_whole(file.name, len(times) * spacing, (begin, end), len(sound) / RATE, promised)
     return len(times), *size, spacing, round(begin * RATE)
 
@@ -135,7 +136,7 @@ def _slots(seconds: float) -> int:
 
 def _sounding(file: Encoded) -> tuple[float, float, float]:
     """When the sound begins and ends by the times of its frames, and when all ends as the container says, in seconds."""
-    with package("av", "video").open(io.BytesIO(file.source), metadata_errors="replace") as container:
+    with package("av", "video").open(io.BytesIO(file.content), metadata_errors="replace") as container:
         promised = (container.duration or 0) / 1e6
         frames = [(frame.time, frame.samples / frame.sample_rate) for frame in container.decode(audio=0)]
     if any(time is None for time, _ in frames):

@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ REMEMBERED = 2**29
 
 
 @dataclass(frozen=True)
-class Shelf:
+class MediaIndex:
     """The files or rows of a data set, in order, with what the survey saw of each."""
 
     items: Sequence[Encoded]
@@ -49,12 +50,14 @@ class Shelf:
 
 @dataclass(frozen=True)
 class Clips:
-    """Which clip of which item a sample is: item i has counts[i] clips."""
+    """The item and the clip of each sample: item i has counts[i] clips."""
 
     counts: Sequence[int]
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "ends", list(accumulate(self.counts)))
+    @cached_property
+    def ends(self) -> list[int]:
+        """The number of samples up to the last clip of each item."""
+        return list(accumulate(self.counts))
 
     def __len__(self) -> int:
         return self.ends[-1]
@@ -82,7 +85,7 @@ class Memory:
         return x
 
 
-def shelf(spec: DataSpec, kind: Kind, look: Callable[[media.Encoded], tuple[float, ...]]) -> Shelf:
+def media_index(spec: DataSpec, kind: Kind, look: Callable[[media.Encoded], tuple[float, ...]]) -> MediaIndex:
     """The files below `data.root`, one subfolder a class or as its `metadata.csv` says, or the rows of parquet.
 
     `look` decodes one and tells what it saw. Raises `UserError` for a root without files of the kind, and for whatever
@@ -100,7 +103,7 @@ def shelf(spec: DataSpec, kind: Kind, look: Callable[[media.Encoded], tuple[floa
         rows = read_rows(spec, root)
         looks = survey(root, rows.files, rows.inside, f"{kind.plural} {rows.key}", seen)
         items = [item for file in rows.files for item in rows.inside(file)]
-        return Shelf(items, rows.labels.tolist(), rows.classes, [], looks)
+        return MediaIndex(items, rows.labels.tolist(), rows.classes, [], looks)
     if not root.is_dir():
         raise UserError(
             f"data.root = {root} is a file, expected {kind.expected}, or parquet with a column of them"
@@ -108,7 +111,7 @@ def shelf(spec: DataSpec, kind: Kind, look: Callable[[media.Encoded], tuple[floa
     described = root / "metadata.csv"
     names, files, labels = from_table(described, kind, spec) if described.exists() else listed(root, kind)
     looks = survey(root, [root / file for file in files], lambda file: [_file(file)], kind.plural, seen)
-    return Shelf([_file(root / file) for file in files], labels, max(1, len(names)), names, looks)
+    return MediaIndex([_file(root / file) for file in files], labels, max(1, len(names)), names, looks)
 
 
 def from_table(table: Path, kind: Kind, spec: DataSpec) -> tuple[list[str], list[str], list[int]]:

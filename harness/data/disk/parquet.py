@@ -161,7 +161,8 @@ def _read(file: Path, image: str, label: str) -> pa.Table:
         raise UserError(f"{file} is a damaged parquet file: {error}") from error
     column = table[image]
     if pa.types.is_struct(column.type):
-        column = pc.struct_field(column, "bytes")
+        # pyarrow generates its functions when it is imported.
+        column = pc.struct_field(column, "bytes")  # pyright: ignore[reportAttributeAccessIssue]
     for row in np.flatnonzero(column.is_null())[:1]:
         raise UserError(f"{file} row {row}: column '{image}' has no bytes; embed the images in the file")
     column = column.cast(pa.large_binary())  # one type, whatever the files have

@@ -64,7 +64,7 @@ def decode(encoded: bytes, where: str) -> Image.Image:
 
 def upright(image: Image.Image) -> Image.Image:
     """An image turned as its EXIF orientation says; other tags, which may be damaged, are left alone."""
-    turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+    turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 0))
     return image if turn is None else image.transpose(turn)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
 from harness.config.spec import DataSpec
 from harness.data.dataset import Sample
 from harness.data.disk.folder import Kind
-from harness.data.disk.media import Clips, Memory, shelf
+from harness.data.disk.media import Clips, Memory, media_index
 from harness.data.generated.moving_digits import clip_length
 from harness.data.generated.tones import FRAMES
 from harness.data.log_mel import BANDS, HOP, RATE, mel_bytes
@@ -23,7 +25,7 @@ KIND = Kind(
     (".wma", ".amr", ".au", ".snd", ".caf", ".ac3", ".mid", ".midi", ".ape", ".wv", ".ra", ".3gp", ".webm", ".mka"),
     "WAV",
 )  # fmt: skip
-LENGTHS = {
+LENGTHS: dict[bytes, tuple[slice, Literal["little", "big"], int]] = {
     b"RIFF": (slice(4, 8), "little", 8),
     b"RF64": (slice(20, 28), "little", 8),
     b"riff": (slice(16, 24), "little", 0),
@@ -52,7 +54,7 @@ class Sounds:
 
     def __init__(self, spec: DataSpec) -> None:
         frames = clip_length(spec, FRAMES)
-        self._shelf = on = shelf(spec, KIND, look)
+        self._index = on = media_index(spec, KIND, look)
         self.classes, self.class_names, self.shape = on.classes, on.class_names, (BANDS, frames)
         self._clips = Clips([max(1, length // (frames * HOP)) for _, length in on.seen])
         self._memory, self.fingerprint = Memory(), on.fingerprint()
@@ -65,16 +67,16 @@ class Sounds:
         return Sample(x, self.label(index))
 
     def label(self, index: int) -> int:
-        return self._shelf.labels[self._clips[index][0]]
+        return self._index.labels[self._clips[index][0]]
 
     def key(self, index: int) -> bytes:
         """All windows of a recording fall on one side of the split."""
-        return self._shelf.key(self._clips[index][0])
+        return self._index.key(self._clips[index][0])
 
     def wave(self, index: int, rate: int = RATE) -> np.ndarray:
         """float64 (frames * HOP,) at 8 kHz; at another rate so many times longer, from the recording as it is on disk."""
         item, clip = self._clips[index]
-        file, length = self._shelf.items[item], wave_length(self.shape[1], rate)
+        file, length = self._index.items[item], wave_length(self.shape[1], rate)
         begin = round(clip * self.shape[1] * HOP * rate / RATE)
         samples = waveform(Encoded(file.where, file.read()), rate)[begin : begin + length]
         return np.pad(samples, (0, length - len(samples))).astype(np.float64)
@@ -82,12 +84,12 @@ class Sounds:
 
 def look(file: Encoded) -> tuple[int]:
     """Samples at 8 kHz of a recording that keeps the rules; raises `UserError` naming it where it does not."""
-    if file.source[:4] in LENGTHS:
-        place, order, left_out = LENGTHS[file.source[:4]]
-        promised = int.from_bytes(file.source[place], order) + left_out
-        if len(file.source) < promised <= STREAMED:
+    if file.content[:4] in LENGTHS:
+        place, order, left_out = LENGTHS[file.content[:4]]
+        promised = int.from_bytes(file.content[place], order) + left_out
+        if len(file.content) < promised <= STREAMED:
             raise UserError(
-                f"{file.name} is cut short: {len(file.source)} bytes of {promised}; replace or remove it"
+                f"{file.name} is cut short: {len(file.content)} bytes of {promised}; replace or remove it"
             )
     return (len(waveform(file)),)
 
@@ -114,6 +116,6 @@ def waveform(file: Encoded, at: int = RATE) -> np.ndarray:
 def _check_flac(file: Encoded, samples: int) -> None:
     """Raise `UserError` for a FLAC of fewer samples than its header says, where it says how many: 36 bits of its STREAMINFO
     (RFC 9639, 8.2)."""
-    promised = int.from_bytes(file.source[21:26], "big") % 2**36
-    if file.source[:4] == b"fLaC" and samples < promised:
+    promised = int.from_bytes(file.content[21:26], "big") % 2**36
+    if file.content[:4] == b"fLaC" and samples < promised:
         raise UserError(f"{file.name} is cut short: {samples} samples of {promised}; replace or remove it")

@@ -23,7 +23,7 @@ RULES = 2
 """Raised when what is refused changes, so that old surveys are forgotten."""
 
 
-class Seen(NamedTuple):
+class FileSurvey(NamedTuple):
     """One image as the survey saw it."""
 
     sha256: str
@@ -57,7 +57,7 @@ def survey(
     variant: str = "",
     look: Callable[[Encoded], tuple] | None = None,
 ) -> list[Any]:
-    """Every image of every file, in order, as a `Seen` or as what `look` makes of it; `inside` lists the images of one file.
+    """Every image of every file, in order, as a `FileSurvey` or as what `look` returns; `inside` lists the images of one file.
 
     Only files whose size or time of change is not as in the cache are read; `variant` keeps apart what is seen differently.
     Raises `UserError` naming the first file that is not there, or the first broken image.
@@ -74,10 +74,12 @@ def survey(
         if stale:
             _write(store, {names[file]: known[names[file]] for file in files})
     found = [seen for file in files for seen in known[names[file]]["images"]]
-    return found if look else [Seen(*seen) for seen in found]
+    return found if look else [FileSurvey(*seen) for seen in found]
 
 
-def common_shape(spec: DataSpec, seen: Sequence[Seen], where: Callable[[int], str]) -> tuple[int, int, int]:
+def common_shape(
+    spec: DataSpec, seen: Sequence[FileSurvey], where: Callable[[int], str]
+) -> tuple[int, int, int]:
     """(channels, height, width) for all images; colour when any has colour and `data.channels` leaves it open.
 
     Raises `UserError` for sizes that differ while `data.resolution` is not set.
@@ -124,10 +126,10 @@ def _stamp(file: Path) -> list[int]:
     return [found.st_size, found.st_mtime_ns]
 
 
-def _see(encoded: Encoded) -> Seen:
+def _see(encoded: Encoded) -> FileSurvey:
     content = encoded.read()
     image = decode(content, encoded.where)
-    return Seen(hashlib.sha256(content).hexdigest(), *image.size, len(image.getbands()))
+    return FileSurvey(hashlib.sha256(content).hexdigest(), *image.size, len(image.getbands()))
 
 
 def _write(store: Path, known: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -11,9 +12,9 @@ from PIL import Image
 from harness.config.spec import DataSpec
 from harness.data.dataset import Sample
 from harness.data.disk.folder import Kind
-from harness.data.disk.media import Clips, Memory, shelf
+from harness.data.disk.media import Clips, Memory, media_index
 from harness.data.disk.pixels import fit
-from harness.data.disk.survey import Seen, common_shape
+from harness.data.disk.survey import FileSurvey, common_shape
 from harness.data.generated.moving_digits import FRAMES, clip_length
 from harness.errors import UserError
 from metrics.files.media import VIDEO, Encoded, package
@@ -52,13 +53,13 @@ class Videos:
 
     def __init__(self, spec: DataSpec) -> None:
         frames = clip_length(spec, FRAMES)
-        self._shelf = on = shelf(spec, KIND, look)
+        self._index = on = media_index(spec, KIND, look)
         for item, (_, length, *_) in zip(on.items, on.seen, strict=True):
             if length < frames:
                 count = "1 frame" if length == 1 else f"{length} frames"
                 shorter = f", or ask for shorter clips as in --set data.frames={length}" if length > 1 else ""
                 raise UserError(f"{item.where} has {count} and a clip takes {frames}; remove it{shorter}")
-        sizes = [Seen(seen[0], *seen[2:], channels=3) for seen in on.seen]
+        sizes = [FileSurvey(seen[0], *seen[2:], channels=3) for seen in on.seen]
         channels, height, width = common_shape(spec, sizes, lambda i: on.items[i].where)
         self.classes, self.class_names, self.shape = (
             on.classes,
@@ -75,17 +76,17 @@ class Videos:
         return Sample(self._memory.get(index, self._clip), self.label(index))
 
     def label(self, index: int) -> int:
-        return self._shelf.labels[self._clips[index][0]]
+        return self._index.labels[self._clips[index][0]]
 
     def _clip(self, index: int) -> np.ndarray:
         item, clip = self._clips[index]
-        frames, file = self.shape[1], self._shelf.items[item]
+        frames, file = self.shape[1], self._index.items[item]
         wanted = range(clip * frames, (clip + 1) * frames)
         return frames_of(Encoded(file.where, file.read()), wanted, (self.shape[0], *self.shape[2:]))
 
     def key(self, index: int) -> bytes:
         """All clips of a video fall on one side of the split."""
-        return self._shelf.key(self._clips[index][0])
+        return self._index.key(self._clips[index][0])
 
 
 def frames_of(file: Encoded, wanted: Sequence[int], shape: tuple[int, int, int]) -> np.ndarray:
@@ -129,7 +130,7 @@ def surveyed(file: Encoded) -> tuple[list[float | None], tuple[int, int]]:
 
 def _promised(file: Encoded) -> int:
     """Frames that the container says it has; 0 where it does not say."""
-    with package("av", "video").open(io.BytesIO(file.source), metadata_errors="replace") as container:
+    with package("av", "video").open(io.BytesIO(file.content), metadata_errors="replace") as container:
         stream = container.streams.video[0]
         if stream.frames:
             return stream.frames
@@ -140,7 +141,8 @@ def _promised(file: Encoded) -> int:
         return round(float((seconds or 0) * (stream.average_rate or 0)))
 
 
-def _check_frame(name: str, frame: object, sizes: set[tuple[int, int]]) -> None:
+# Any: a frame of PyAV, an optional package.
+def _check_frame(name: str, frame: Any, sizes: set[tuple[int, int]]) -> None:
     if len(sizes) > 1:
         told = " and ".join(f"{width}x{height}" for width, height in sorted(sizes))
         raise UserError(
@@ -161,9 +163,10 @@ def _check_frame(name: str, frame: object, sizes: set[tuple[int, int]]) -> None:
 
 def _check_even(name: str, times: list[float | None]) -> None:
     """Raise `UserError` for a variable frame rate; streams without times pass."""
-    if None in times or len(times) < 3:
+    known = [time for time in times if time is not None]
+    if len(known) < max(3, len(times)):
         return
-    apart = np.diff(times)
+    apart = np.diff(known)
     usual = float(np.median(apart))
     if np.abs(apart - usual).max() > max(UNEVEN * usual, TICK):
         raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,8 @@ class Digits:
     def __init__(self, spec: DataSpec) -> None:
         from sklearn.datasets import load_digits
 
-        bunch = load_digits()
+        # Any: a Bunch has the fields that its data set has.
+        bunch: Any = load_digits()
         self._images = np.round(bunch.images[:, None] * (255 / 16)).astype(np.uint8)
         self._labels = bunch.target.astype(np.int64)
         self.fingerprint = hashlib.sha256(self._images.tobytes() + self._labels.tobytes()).hexdigest()[:16]

@@ -70,7 +70,7 @@ class Tones:
         if timbre == "sine":
             return np.sin(phase)
         if timbre == "harmonics":
-            return sum(np.sin(k * phase) / k for k in range(1, HARMONICS + 1))
+            return sum((np.sin(k * phase) / k for k in range(1, HARMONICS + 1)), np.zeros(len(phase)))
         white = self._streams.normal("data/tones/noise", [index], (len(hertz) + BANDWIDTH - 1,))[0].numpy()
         return np.sin(phase) * np.convolve(white.astype(np.float64), np.ones(BANDWIDTH), "valid")
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from harness.config import registry
 from harness.config.spec import DataSpec
+from harness.data.dataset import Capabilities
 from harness.data.open import images, open_dataset
 from harness.errors import UserError
 from harness.evaluation.samples.array_file import ArrayImages, array_batches, array_fingerprint, open_array
@@ -149,7 +150,7 @@ def _dataset(where: str, spec: DataSpec) -> Source:
         len(dataset),
         dataset.shape,
         lambda: Labelled(*images(dataset, np.arange(len(dataset))), dataset.classes),
-        tuple(getattr(dataset, "class_names", ())),
+        Capabilities(dataset).class_names,
     )
 
 

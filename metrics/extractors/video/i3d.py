@@ -35,7 +35,7 @@ def load(where: str | Path | None, *, device: torch.device, sha256: str = "", **
     """
     if not where:
         raise MetricError(f"extractor 'i3d' needs its file: download {URL} and name it with weights")
-    path, _, query = str(where).partition("?")
+    path, _mark, query = str(where).partition("?")
     file, frames = Path(path), _frames(query)
     found = file_sha256(file, expected=sha256, missing=f"download {URL} and place it there")
     script = open_script(file, device)

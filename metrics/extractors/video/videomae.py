@@ -102,11 +102,12 @@ def _from_authors(file: Path) -> Any:
         tubelet_size=patches.shape[2],
         hidden_size=width,
         num_hidden_layers=len([name for name in given if QKV.fullmatch(name)]),
-        num_attention_heads=16 if width >= 1024 else width // 64,  # L, H and g have 16; S and B one for 64
+        # L, H and g have 16 heads, S and B one for 64 channels.
+        num_attention_heads=16 if width >= 1024 else width // 64,
         intermediate_size=inner,
         layer_norm_eps=NORM,
-        num_labels=len(head),
     )
+    config.num_labels = len(head)
     model = VideoMAEForVideoClassification(config)
     model.fc_norm = nn.LayerNorm(width, eps=NORM)
     fill(model, _renamed(given), file, "VideoMAE v2")

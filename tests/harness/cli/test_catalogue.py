@@ -292,7 +292,7 @@ def test_the_page_quotes_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def empty(*_: str, local_files_only: bool) -> str:
         raise OSError
 
-    monkeypatch.setattr("harness.encoders.weights.hf_hub_download", empty)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", empty)
     quote = " ".join(line.removeprefix(">").strip() for line in PAGE.splitlines() if line.startswith(">"))
     name, pictures = re.search(r"encoder '(\S+)'", quote)[1], SimpleNamespace(shape=(3, 256, 256), classes=10)
     with pytest.raises(UserError) as caught:

@@ -19,13 +19,13 @@ from tests.support.encoded import encode
 @pytest.mark.parametrize(
     ("field", "message"),
     [
-        ("flip=true", "data.flip = true is for training .*say --flip"),
+        ("flip=true", "data.flip = true is for training .*give --flip"),
         ("held_out=0.3", "data.held_out = 0.3 is for training .*leave it out"),
         ("workers=2", "data.workers = 2 is for training"),
         ("posterior=mean", "data.posterior = mean: data set 'digits' has no such field"),
         ("resolution=32", "data.resolution = 32: data set 'digits' has no such field"),
         ("frames=5", "data.frames = 5: data set 'digits' has no such field"),
-        ("name=latents", "latents are encoded already"),
+        ("name=latents", "latents are already encoded"),
     ],
 )
 def test_fields_that_nothing_reads_are_refused(tmp_path: Path, field: str, message: str) -> None:

@@ -142,7 +142,7 @@ def test_idx_as_torchvision_reads_it(tmp_path: Path) -> None:
             {"images": np.array([{}] * 8, dtype=object), "labels": LABELS},
             r"a\.npz is not a readable .npz file",
         ),
-        ({"pictures": pixels(), "kinds": LABELS}, r"arrays pictures, kinds; say which"),
+        ({"pictures": pixels(), "kinds": LABELS}, r"arrays pictures, kinds; set data.image_key"),
     ],
 )
 def test_bad_arrays(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:

@@ -243,7 +243,7 @@ def test_what_was_decoded_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch)
     data = opened("films", folder)
     first = [data.sample(i).x for i in range(len(data))]
     for module in ("videos.decoded_frames", "sounds.decoded_channels"):
-        monkeypatch.setattr(f"harness.data.{module}", lambda file: pytest.fail(file.name))
+        monkeypatch.setattr(f"harness.data.disk.{module}", lambda file: pytest.fail(file.name))
     for before, again in zip(first, [data.sample(i).x for i in range(len(data))], strict=True):
         np.testing.assert_array_equal(before, again)
     assert opened("films", folder).fingerprint == data.fingerprint

@@ -82,7 +82,7 @@ def test_labels_are_known_without_decoding(tmp_path: Path, monkeypatch: pytest.M
     files, rows = folder_of(tmp_path / "f", pixels()), parquet_of(tmp_path / "p.parquet", pixels())
     for name, root in (("folder", files), ("parquet", rows)):
         data = opened(name, root)
-        monkeypatch.setattr(f"harness.data.{name}.decode", lambda content, where: pytest.fail(where))
+        monkeypatch.setattr(f"harness.data.disk.{name}.decode", lambda content, where: pytest.fail(where))
         assert [label_of(data, i) for i in range(8)] == LABELS.tolist()
 
 

@@ -291,8 +291,8 @@ def test_a_method_that_does_not_know_of_parts_is_not_mixed() -> None:
     ("words", "message"),
     [
         (["data.video_alone=0.7", "data.audio_alone=0.4"], "at most 1 together"),
-        (["data.video_alone=1.5"], r"data\.video_alone = 1\.5"),
-        (["data.video_alone=0.5", "data.audio_weight=0.0"], "a part of weight 0 is left out"),
+        (["data.video_alone=1.5"], r"data\.parts\.video\.alone = 1\.5"),
+        (["data.video_alone=0.5", "data.audio_weight=0.0"], "a part of weight 0 is removed"),
     ],
 )
 def test_mistakes_are_one_sentence(words: list[str], message: str) -> None:
@@ -301,7 +301,7 @@ def test_mistakes_are_one_sentence(words: list[str], message: str) -> None:
 
 
 def test_only_joint_data_are_mixed_and_other_runs_keep_their_ids() -> None:
-    with pytest.raises(UserError, match="only a video with its sound has parts to mix, and digits is image"):
+    with pytest.raises(UserError, match="only a video with its sound has parts, and digits is image"):
         tiny("data.audio_alone=0.1")
     plain = modal("joint")
     assert "alone" not in canonical(plain)

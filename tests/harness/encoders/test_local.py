@@ -202,7 +202,7 @@ def test_counted_before_it_exists() -> None:
         ("lokal:tiny", {}, (2, 2), "Did you mean 'local'"),
         ("local:tny", {}, (2, 2), "Did you mean 'tiny'"),
         ("local:tiny", {}, (3, 3), "do not divide"),
-        ("random:tiny", {"weights": "x.safetensors"}, (2, 2), "reads no method.encoder.weights"),
+        ("random:tiny", {"weights": "x.safetensors"}, (2, 2), "takes no weights file"),
         ("random:tiny", {"sha256": "0" * 64}, (2, 2), "asks for 0000"),
     ],
 )

@@ -127,9 +127,12 @@ def test_table_names_every_layer(run: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--weights", "x.safetensors"], "random:tiny' is made here and reads no --weights; leave it out"),
+        (["--weights", "x.safetensors"], "random:tiny' takes no weights file; remove --weights"),
         (["--encoder", "timm:vit_tiny_patch16_224", "--weights", "x.st"], "--weights x.st: no such file"),
-        (["--encoder", "local:tiny", "--weights", "x.st"], "local:tiny' is made here and reads no --weights"),
+        (
+            ["--encoder", "local:tiny", "--weights", "x.st"],
+            "local:tiny' takes no weights file; remove --weights",
+        ),
         (["--encoder", "randon:tiny"], "Did you mean 'random'"),
         (["--step", "3"], "no checkpoint at step 3"),
         (["--set", "train.steps=9"], "can be changed for an existing run"),
@@ -161,9 +164,8 @@ def test_the_hub_is_asked_only_when_told(
         asked_for.append((*what, local_files_only))
         raise OSError("no connection")
 
-    monkeypatch.setattr("harness.encoders.weights.hf_hub_download", hub)
-    address = f"https://huggingface.co/{repository}/resolve/main/{file}"
-    place = f"put {address} somewhere and name the file in --weights"
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", hub)
+    place = f"download https://huggingface.co/{repository}/resolve/main/{file} and set --weights to that file"
     with pytest.raises(UserError, match=re.escape(f"{place}, or give --download") + "$"):
         asked(run, "--encoder", encoder)
     with pytest.raises(UserError, match=r"no connection.*" + re.escape(place) + "$"):
