@@ -54,7 +54,7 @@ class Control:
         return max(layers, key=lambda row: self.scores[arm, row, target].mean)
 
 
-def control(race: Race) -> Control | None:
+def compute_control(race: Race) -> Control | None:
     """None for a race without the table. Raises `UserError` for one that is broken, and for several that do not agree."""
     tables = [_read(file) for file in _files(race)]
     if not tables:
@@ -83,7 +83,7 @@ def control(race: Race) -> Control | None:
     )
 
 
-def score(values: Sequence[Mapping[str, float]]) -> Score:
+def mean_score(values: Sequence[Mapping[str, float]]) -> Score:
     """Of one arm's runs, each {mean, low, high}."""
     found = mean_of([float(value["mean"]) for value in values])
     if found.low is None or found.high is None:
@@ -123,7 +123,7 @@ def _scores(entries: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], Score
         for name, row in {**{floor: entry[floor] for floor in FLOORS}, **layers}.items():
             rows.setdefault(name, []).append(row)
     rows[PIXELS] = rows[PIXELS][:1]
-    return {(name, t): score([row[t] for row in own]) for name, own in rows.items() for t in TARGETS}
+    return {(name, t): mean_score([row[t] for row in own]) for name, own in rows.items() for t in TARGETS}
 
 
 def _newest(entry: Mapping[str, Any]) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from reports.race.arms import differing
+from reports.race.arms import differing_paths
 from reports.stats.speedup import Time, mean_time
 
 Moved = Literal["same", "within", "between", "outside", "unknown"]
@@ -22,7 +22,7 @@ CLOSE = 1e-9
 
 
 @dataclass(frozen=True)
-class Number:
+class Estimate:
     """An estimate with the ends of its interval; None where there is none, open ends as 0 and infinity."""
 
     value: float
@@ -30,15 +30,19 @@ class Number:
     high: float | None = None
     n: int | None = None
 
+    @property
+    def ends(self) -> tuple[float, float] | None:
+        return None if self.low is None or self.high is None else (self.low, self.high)
+
 
 @dataclass(frozen=True)
-class Side:
+class ReportSide:
     """One of two reports."""
 
     name: str
     about: Mapping[str, Any]
     """Metric, target and baseline."""
-    numbers: Mapping[tuple[str, str, str], Number]
+    numbers: Mapping[tuple[str, str, str], Estimate]
     """By what it is (`speedup`, `time`, `final`), axis and arm."""
     runs: Mapping[str, Mapping[str, Any]]
     """By run id, their row of the report's table of runs."""
@@ -53,8 +57,8 @@ class Change:
     what: str
     axis: str
     arm: str
-    before: Number
-    after: Number
+    before: Estimate
+    after: Estimate
     moved: Moved
 
     @property
@@ -83,7 +87,7 @@ class Difference:
     """The same of evaluation protocols."""
 
 
-def compare(before: Side, after: Side) -> Difference:
+def compare_reports(before: ReportSide, after: ReportSide) -> Difference:
     """Everything that two reports differ in. An arm is the same where it has the same fields or shares a run, whatever the
     label that tells it from others in its own report; else by its label."""
     after = _renamed(after, _aliases(before, after))
@@ -114,29 +118,30 @@ def compare(before: Side, after: Side) -> Difference:
     )
 
 
-def moved(before: Number, after: Number) -> Moved:
+def moved(before: Estimate, after: Estimate) -> Moved:
     """How far a number moved, by its two intervals."""
     if math.isclose(before.value, after.value, rel_tol=CLOSE):
         return "same"
-    if None in (before.low, before.high, after.low, after.high):
+    if before.ends is None or after.ends is None:
         return "unknown"
-    if before.high < after.low or after.high < before.low:
+    (low, high), (other_low, other_high) = before.ends, after.ends
+    if high < other_low or other_high < low:
         return "outside"
-    mutual = before.low <= after.value <= before.high and after.low <= before.value <= after.high
+    mutual = low <= after.value <= high and other_low <= before.value <= other_high
     return "within" if mutual else "between"
 
 
-def finals(runs: Sequence[Mapping[str, Any]]) -> dict[str, Number]:
+def final_estimates(runs: Sequence[Mapping[str, Any]]) -> dict[str, Estimate]:
     """By arm, the geometric mean over finished runs of the last value of the metric, with its t interval."""
     found: dict[str, list[float]] = {}
     for row in runs:
         if row["status"] == "done" and row["final"] not in (None, ""):
             found.setdefault(str(row["method"]), []).append(float(row["final"]))
     means = {arm: mean_time(Time(value) for value in own) for arm, own in found.items()}
-    return {arm: Number(mean.estimate, mean.low, mean.high, mean.n) for arm, mean in means.items()}
+    return {arm: Estimate(mean.estimate, mean.low, mean.high, mean.n) for arm, mean in means.items()}
 
 
-def _aliases(before: Side, after: Side) -> dict[str, str]:
+def _aliases(before: ReportSide, after: ReportSide) -> dict[str, str]:
     """Of an arm in `after`, its label in `before`."""
     known = {repr(sorted(fields.items())): arm for arm, fields in before.specs.items()}
     by_fields = {arm: known.get(repr(sorted(fields.items()))) for arm, fields in after.specs.items()}
@@ -148,7 +153,7 @@ def _aliases(before: Side, after: Side) -> dict[str, str]:
     return {arm: name for arm, name in (by_fields | by_run).items() if name is not None}
 
 
-def _renamed(side: Side, names: Mapping[str, str]) -> Side:
+def _renamed(side: ReportSide, names: Mapping[str, str]) -> ReportSide:
     """With other labels of arms, in its baseline too."""
     numbers = {
         (what, axis, names.get(arm, arm)): number for (what, axis, arm), number in side.numbers.items()
@@ -173,7 +178,7 @@ def _fields(
     if not before or not after:
         return ()
     found = []
-    for path in differing([*before, *after]):
+    for path in differing_paths([*before, *after]):
         own, other = _values(before, path), _values(after, path)
         if set(map(repr, own)) != set(map(repr, other)):
             found.append((path, own, other))

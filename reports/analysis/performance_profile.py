@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reports.race.cells import Cell, objectives_of
-from reports.race.race import Race
-from reports.stats.speedup import CONFIDENCE, Time
+from reports.race.workloads import Workload
+from reports.stats.speedup import Time
+from reports.stats.student import CONFIDENCE
 
 MOST = 4.0
 """The largest tau (AlgoPerf)."""
@@ -67,16 +67,15 @@ class Profile:
         return np.quantile(sums / problems, ends, axis=1).T
 
 
-def profile(race: Race, cells: Sequence[Cell], axis: str) -> Profile | None:
+def compute_profile(objectives: Sequence[str], workloads: Sequence[Workload], axis: str) -> Profile | None:
     """The profile of a race on an axis; None with fewer than two objectives or without a problem that all have run.
 
     Cells that cannot be compared on this axis (another protocol within a cell, other hardware) hold no problem.
     """
-    objectives = objectives_of(race)
     if len(objectives) < 2:
         return None
     columns, strata, left_out = [], [], 0
-    for number, cell in enumerate(cells):
+    for number, cell in enumerate(workloads):
         if axis not in cell.horizons or cell.why:
             continue
         times = [cell.times(objective, axis) for objective in objectives]

@@ -18,10 +18,10 @@ from typing import Any, Literal
 import numpy as np
 
 from harness.errors import UserError
-from reports.race.arms import Arm
-from reports.race.cells import Cell, cells_of
+from reports.race.arms import RaceArm
 from reports.race.race import Race
-from reports.race.run import Run
+from reports.race.run import RaceRun
+from reports.race.workloads import Workload
 from reports.stats.correlation import Rank, Slope, slope, spearman
 from reports.stats.speedup import MeanTime, Speedup, Time, mean_time
 
@@ -33,7 +33,7 @@ Kind = Literal["trained", "random", "none"]
 
 
 @dataclass(frozen=True)
-class Point:
+class ScalingPoint:
     """One arm: its x by name, and what it reached."""
 
     arm: str
@@ -43,7 +43,7 @@ class Point:
     name: str
     """Of the encoder, or of the backbone's size; empty without an encoder."""
     x: Mapping[str, float]
-    runs: tuple[Run, ...]
+    runs: tuple[RaceRun, ...]
     """Those that count."""
     final: MeanTime | None
     """Geometric mean over the seeds that finished of the last fitted value of the metric."""
@@ -80,7 +80,7 @@ class Trend:
 
 @dataclass(frozen=True)
 class Scaling:
-    points: tuple[Point, ...]
+    points: tuple[ScalingPoint, ...]
     xs: tuple[str, ...]
     trends: tuple[Trend, ...]
     protocol: Mapping[str, Any] | None = None
@@ -98,13 +98,13 @@ def encoder_scaling(race: Race) -> Scaling | None:
     return _scaling(points, ("params", *KNOWN), table and table["protocol"])
 
 
-def model_scaling(race: Race) -> Scaling | None:
+def model_scaling(workloads: Sequence[Workload]) -> Scaling | None:
     """None for a race whose runs have fewer than two sizes, or do not say how many parameters they train."""
     points = [
-        _model_point(cell, objective, runs)
-        for cell in cells_of(race)
+        _model_point(cell, objective, runs, params)
+        for cell in workloads
         for objective, runs in cell.runs.items()
-        if _counted(runs) and params_of(runs) is not None
+        if _counted(runs) and (params := params_of(runs)) is not None
     ]
     if len({point.x["params"] for point in points}) < 2:
         return None
@@ -126,7 +126,7 @@ def read_encoders(folders: Iterable[Path]) -> dict[str, Any] | None:
     return None
 
 
-def params_of(runs: Sequence[Run]) -> int | None:
+def params_of(runs: Sequence[RaceRun]) -> int | None:
     """Parameters of the backbone, as the records have them."""
     starts = [start for run in runs for start in run.record.environment if "params" in start]
     return int(starts[-1]["params"]) if starts else None
@@ -139,25 +139,25 @@ def kind_of(encoder: str | None) -> Kind:
     return "random" if encoder.removeprefix("cached:").startswith("random:") else "trained"
 
 
-def _encoder_point(race: Race, arm: Arm, known: Mapping[str, Any]) -> Point:
+def _encoder_point(race: Race, arm: RaceArm, known: Mapping[str, Any]) -> ScalingPoint:
     runs = _counted(race.of(arm.label))
     x = _of_record(runs, arm.encoder) | _of_table(known.get(arm.encoder or "", {}))
     group = _without(arm.label, arm.encoder)
     time, gain = race.times.get((AXIS, arm.label)), race.speedups.get((AXIS, arm.label))
-    return Point(
+    return ScalingPoint(
         arm.label, group, kind_of(arm.encoder), arm.encoder or "", x, tuple(runs), _final(runs), time, gain
     )
 
 
-def _model_point(cell: Cell, objective: str, runs: Sequence[Run]) -> Point:
+def _model_point(cell: Workload, objective: str, runs: Sequence[RaceRun], params: int) -> ScalingPoint:
     counted = _counted(runs)
     times = cell.times(objective, AXIS) if AXIS in cell.horizons else {}
-    return Point(
+    return ScalingPoint(
         cell.arms[objective],
         objective,
         "trained",
         str(cell.fields.get("backbone.size", cell.label)),
-        {"params": float(params_of(runs))},
+        {"params": float(params)},
         tuple(counted),
         _final(counted),
         mean_time(times.values()) if times else None,
@@ -165,7 +165,7 @@ def _model_point(cell: Cell, objective: str, runs: Sequence[Run]) -> Point:
     )
 
 
-def _scaling(points: Sequence[Point], xs: Sequence[str], protocol: Mapping | None = None) -> Scaling:
+def _scaling(points: Sequence[ScalingPoint], xs: Sequence[str], protocol: Mapping | None = None) -> Scaling:
     shown = tuple(x for x in xs if any(x in point.x for point in points))
     groups = dict.fromkeys(point.group for point in points if point.x)
     trends = [
@@ -178,7 +178,7 @@ def _scaling(points: Sequence[Point], xs: Sequence[str], protocol: Mapping | Non
     return Scaling(tuple(points), shown, tuple(trends), protocol)
 
 
-def _trend(points: Sequence[Point], group: str, x: str, y: str) -> Trend | None:
+def _trend(points: Sequence[ScalingPoint], group: str, x: str, y: str) -> Trend | None:
     """None where no point has this y."""
     points = [point for point in points if point.y(y) is not None]
     if not points:
@@ -197,39 +197,44 @@ def _trend(points: Sequence[Point], group: str, x: str, y: str) -> Trend | None:
     )
 
 
-def _rank(points: Sequence[Point], x: str, y: str) -> Rank:
-    return spearman([point.x[x] for point in points], [point.y(y) for point in points])
+def _rank(points: Sequence[ScalingPoint], x: str, y: str) -> Rank:
+    known = [(point.x[x], value) for point in points if (value := point.y(y)) is not None]
+    return spearman([at for at, _ in known], [value for _, value in known])
 
 
-def _slope(points: Sequence[Point], x: str, y: str) -> Slope | None:
+def _slope(points: Sequence[ScalingPoint], x: str, y: str) -> Slope | None:
     """Over runs; a speed-up is of pairs and has none."""
     if y == "gain":
         return None
-    rows = [(point.x[x], run.seed, _log(run, y)) for point in points for run in point.runs]
-    rows = [row for row in rows if row[2] is not None]
+    rows = [
+        (point.x[x], run.seed, value)
+        for point in points
+        for run in point.runs
+        if (value := _log(run, y)) is not None
+    ]
     if not rows:
         return None
     at, seeds, values = zip(*rows, strict=True)
-    return slope(np.log(at) if x == "params" else at, values, seeds)
+    return slope(np.log(at).tolist() if x == "params" else at, values, seeds)
 
 
-def _log(run: Run, y: str) -> float | None:
+def _log(run: RaceRun, y: str) -> float | None:
     if y == "final":
         return math.log(run.curve.fitted[-1]) if run.done else None
-    return None if run.crossing is None else math.log(run.crossing.step)
+    return math.log(run.crossing.step) if run.crosses else None
 
 
-def _final(runs: Sequence[Run]) -> MeanTime | None:
+def _final(runs: Sequence[RaceRun]) -> MeanTime | None:
     """A mean over seeds has one definition here, whatever it is the mean of. A run that failed has no last value."""
     values = [Time(float(run.curve.fitted[-1])) for run in runs if run.done]
     return mean_time(values) if values else None
 
 
-def _counted(runs: Sequence[Run]) -> list[Run]:
+def _counted(runs: Sequence[RaceRun]) -> list[RaceRun]:
     return [run for run in runs if run.counts]
 
 
-def _of_record(runs: Sequence[Run], encoder: str | None) -> dict[str, float]:
+def _of_record(runs: Sequence[RaceRun], encoder: str | None) -> dict[str, float]:
     for start in (start for run in runs for start in run.record.environment):
         for one in start.get("encoders", ()):
             if one.get("name") == encoder and one.get("params"):

@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from harness.errors import UserError
-from reports.audit.curve_shape import Dual, by_target, dual, gain, horizon, slopes
+from reports.audit.curve_shape import Dual, by_target, dual_speedup, horizon, slopes, speedup_between
 from reports.audit.decision import Verdict, decide, holm, p_values
 from reports.audit.inputs.claim import Claim, Tuning
-from reports.audit.inputs.run_log import Log, Logs
-from reports.audit.preconditions import Reason, comparable, hardware, reached
+from reports.audit.inputs.run_log import AuditRun, AuditRuns
+from reports.audit.preconditions import Reason, failed_preconditions, hardware_reason, target_reasons
 from reports.audit.register import Standing
 from reports.race.comparability import CLOCK_AXES
 from reports.stats.curves import AXES, Crossing, crossing, first_crossing, value_at
@@ -37,7 +37,7 @@ class Audit:
     claim: Claim
     verdict: Verdict
     reasons: tuple[Reason, ...]
-    logs: Logs
+    logs: AuditRuns
     """The runs that count: pairs, where the arms share seeds."""
     target: float | None = None
     """None where it could not be computed, or values cannot be compared."""
@@ -80,10 +80,11 @@ class Audit:
     @property
     def p(self) -> float:
         """Two-sided, of whichever of support and refutation is nearer; 1 where a precondition fails."""
-        decided = self.gain is not None and not any(r.name != "interval" for r in self.reasons)
-        return min(p_values(self.claim, self.gain)) if decided else 1.0
+        if self.gain is None or any(reason.name != "interval" for reason in self.reasons):
+            return 1.0
+        return min(p_values(self.claim, self.gain))
 
-    def crossed(self) -> list[tuple[Log, Crossing]]:
+    def crossed(self) -> list[tuple[AuditRun, Crossing]]:
         """The runs with their crossings; empty where there are none."""
         pairs = zip(_arms(self.logs), self.crossings or (), strict=False)
         return [(log, own[seed]) for arm, own in pairs for seed, log in arm.items()]
@@ -105,9 +106,9 @@ class Audit:
         }
 
 
-def audit(
+def audit_claim(
     claim: Claim,
-    logs: Logs,
+    logs: AuditRuns,
     tuning: Mapping[str, Tuning] | None = None,
     standing: Standing = "not registered",
 ) -> Audit:
@@ -118,7 +119,7 @@ def audit(
     judged = matched(
         replace(logs, baseline={s: log for s, log in logs.baseline.items() if s not in tuned_on})
     )
-    reasons = comparable(claim, judged, tuning, apart if claim.step is not None else ())
+    reasons = failed_preconditions(claim, judged, tuning, apart if claim.step is not None else ())
     empty = Audit(claim, "inconclusive", tuple(reasons), judged, standing=standing, notes=judged.notes)
     if not judged.baseline or not judged.candidate or any(reason.name == "protocol" for reason in reasons):
         return empty
@@ -129,16 +130,16 @@ def audit(
     if target is None:
         said = f"no run of {claim.baseline} was evaluated on both sides of step {claim.step}"
         return replace(empty, reasons=(*reasons, Reason("target", said)))
-    return _measured(replace(empty, target=target))
+    return _measured(replace(empty, target=target), target)
 
 
-def _measured(found: Audit) -> Audit:
+def _measured(found: Audit, target: float) -> Audit:
     """The same with everything that needs a target."""
-    claim, logs, target = found.claim, found.logs, found.target
+    claim, logs = found.claim, found.logs
     crossings = crossed(logs, target)
     gains = gains_of(logs, crossings, claim.confidence)
     by_arm = {claim.baseline: list(crossings[0].values()), claim.candidate: list(crossings[1].values())}
-    own, reasons = gains.get(claim.axis), [*found.reasons, *reached(claim, target, by_arm)]
+    own, reasons = gains.get(claim.axis), [*found.reasons, *target_reasons(claim, target, by_arm)]
     if own is not None and own.estimate is None and not any(reason.name == "target" for reason in reasons):
         reasons.append(Reason("censored", f"no pair has a time in {claim.axis} within the smallest budget"))
     verdict: Verdict = "inconclusive" if reasons or own is None else decide(claim, own)
@@ -152,15 +153,15 @@ def _measured(found: Audit) -> Audit:
         reasons=tuple(reasons) or (interval_reason(claim, own, verdict),),
         crossings=crossings,
         gains=gains,
-        first=gain(logs, claim.axis, first, claim.confidence),
-        dual=dual(logs, claim.confidence),
+        first=speedup_between(logs, claim.axis, first, claim.confidence),
+        dual=dual_speedup(logs, claim.confidence),
         curve=tuple(by_target(logs, claim.axis, claim.confidence)),
         slopes={name: slopes(arm, own) for name, arm, own in arms},
         more_pairs=more_pairs(claim, own, verdict, reasons),
     )
 
 
-def family(audits: Sequence[Audit]) -> list[Audit]:
+def adjust_family(audits: Sequence[Audit]) -> list[Audit]:
     """The audits of several claims with their p-values adjusted (Holm); a verdict that does not survive is inconclusive."""
     if len(audits) < 2:
         return list(audits)
@@ -171,7 +172,7 @@ def family(audits: Sequence[Audit]) -> list[Audit]:
     ]
 
 
-def matched(logs: Logs) -> Logs:
+def matched(logs: AuditRuns) -> AuditRuns:
     """The runs of seeds that both arms have; all runs where they share fewer than two (Welch)."""
     shared = logs.baseline.keys() & logs.candidate.keys()
     if len(shared) < min(2, len(logs.baseline), len(logs.candidate)) or not shared:
@@ -186,7 +187,7 @@ def matched(logs: Logs) -> Logs:
     )
 
 
-def target_of(claim: Claim, baseline: Sequence[Log]) -> float | None:
+def target_of(claim: Claim, baseline: Sequence[AuditRun]) -> float | None:
     """The value to reach: the claim's own, or the median of the baseline's fitted metric at its step, over the runs that
     cover it (AlgoPerf's rule). None where no run does."""
     if claim.step is None:
@@ -195,23 +196,23 @@ def target_of(claim: Claim, baseline: Sequence[Log]) -> float | None:
     return float(np.median(values)) if values else None
 
 
-def crossed(logs: Logs, target: float) -> Crossings:
+def crossed(logs: AuditRuns, target: float) -> Crossings:
     """Sustained crossings of both arms."""
     base, cand = ({seed: crossing(log.curve, target) for seed, log in arm.items()} for arm in _arms(logs))
     return base, cand
 
 
-def gains_of(logs: Logs, crossings: Crossings, confidence: float) -> dict[str, Speedup]:
+def gains_of(logs: AuditRuns, crossings: Crossings, confidence: float) -> dict[str, Speedup]:
     """By axis, where every run tells it and, on the clock, the hardware allows it."""
     told = [axis for axis in AXES if all(axis in log.costs.totals for log in logs.all)]
-    if hardware(logs) is not None:
+    if hardware_reason(logs) is not None:
         told = [axis for axis in told if axis not in CLOCK_AXES]
-    return {axis: gain(logs, axis, crossings, confidence) for axis in told}
+    return {axis: speedup_between(logs, axis, crossings, confidence) for axis in told}
 
 
 def interval_reason(claim: Claim, own: Speedup | None, verdict: Verdict) -> Reason:
     """Where the interval lies: the reason of a verdict that no precondition forced."""
-    if own is None or own.low is None:
+    if own is None or own.low is None or own.high is None:
         return Reason("interval", f"there is no interval in {claim.axis}")
     bounds = f"{claim.low:.3g}x" + ("" if math.isinf(claim.high) else f" to {claim.high:.3g}x")
     needed = f"what the claim needs ({bounds})"
@@ -240,7 +241,7 @@ def more_pairs(claim: Claim, own: Speedup | None, verdict: Verdict, reasons: Seq
     ):
         return None
     fulfils = claim.low <= own.estimate <= claim.high
-    open_low, open_high = own.low == 0, math.isinf(own.high)
+    open_low, open_high = own.low == 0, own.high is not None and math.isinf(own.high)
     if fulfils:
         blocked = open_low or (open_high and not math.isinf(claim.high))
         distance = min(math.log(own.estimate / claim.low), math.log(claim.high / own.estimate))
@@ -255,5 +256,5 @@ def more_pairs(claim: Claim, own: Speedup | None, verdict: Verdict, reasons: Seq
     return None if needed is None else max(needed, claim.min_pairs, own.n + 1) - own.n
 
 
-def _arms(logs: Logs) -> tuple[Mapping[int, Log], Mapping[int, Log]]:
+def _arms(logs: AuditRuns) -> tuple[Mapping[int, AuditRun], Mapping[int, AuditRun]]:
     return logs.baseline, logs.candidate

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from harness.files.files import read_toml
-from reports.audit.audit import Audit, audit, family
+from reports.audit.audit import Audit, adjust_family, audit_claim
 from reports.audit.inputs.claim import read_claims, read_tuning
 from reports.audit.inputs.read import read_logs
 from reports.audit.inputs.run_log import Progress
 from reports.audit.register import NAME, read_register, standing
 
 
-def judged(
+def judge_claims(
     claims: Sequence[Path], sources: Sequence[str], register: Path | None = None, progress: Progress = iter
 ) -> list[Audit]:
     """The claims of these files, judged by the runs of these sources (see `logs.read_arms`) as one family.
@@ -28,8 +28,8 @@ def judged(
         entries = read_register(register or file.with_name(NAME))
         for claim in read_claims(file):
             logs = read_logs(sources, claim, progress)
-            found.append(audit(claim, logs, tuning, standing(claim, entries, logs.all)))
-    return family(found)
+            found.append(audit_claim(claim, logs, tuning, standing(claim, entries, logs.all)))
+    return adjust_family(found)
 
 
 def _tables(claims: Iterable[Path], sources: Iterable[str]) -> list[tuple[Path, dict[str, Any]]]:

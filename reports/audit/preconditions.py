@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from reports.audit.inputs.claim import Claim, Tuning
-from reports.audit.inputs.run_log import Log, Logs
+from reports.audit.inputs.run_log import AuditRun, AuditRuns
 from reports.race.comparability import CLOCK_AXES, one_after_another
 from reports.stats.curves import Crossing, rises
 
@@ -44,15 +44,15 @@ class Reason:
         return f"{self.name}: {self.text}"
 
 
-def comparable(
-    claim: Claim, logs: Logs, tuning: Mapping[str, Tuning], setters: Sequence[Log] = ()
+def failed_preconditions(
+    claim: Claim, logs: AuditRuns, tuning: Mapping[str, Tuning], setters: Sequence[AuditRun] = ()
 ) -> list[Reason]:
     """The reasons that are known before any target is; `setters` are runs that set it and are not judged."""
     found = [
         Reason("failed", " ".join(logs.unseen)) if logs.unseen else None,
         _pairs(claim, logs),
-        protocol([*logs.all, *setters]),
-        hardware(logs) if claim.axis in CLOCK_AXES else None,
+        protocol_reason([*logs.all, *setters]),
+        hardware_reason(logs) if claim.axis in CLOCK_AXES else None,
         _tuning(claim, tuning),
         _reused(claim, logs, tuning),
         _aligned(claim, logs.all),
@@ -62,7 +62,7 @@ def comparable(
     return [reason for reason in found if reason is not None]
 
 
-def reached(claim: Claim, target: float, crossings: Mapping[str, Sequence[Crossing]]) -> list[Reason]:
+def target_reasons(claim: Claim, target: float, crossings: Mapping[str, Sequence[Crossing]]) -> list[Reason]:
     """The reasons that the crossings of both arms (by name) give."""
     flat = [(name, one) for name, own in crossings.items() for one in own]
     for side, where in (("right", "below all that was reached"), ("left", "above all first evaluations")):
@@ -75,7 +75,7 @@ def reached(claim: Claim, target: float, crossings: Mapping[str, Sequence[Crossi
     return []
 
 
-def hardware(logs: Logs) -> Reason | None:
+def hardware_reason(logs: AuditRuns) -> Reason | None:
     """Why seconds of these runs cannot be compared; None where they can, or where the logs tell nothing of it."""
     machines = sorted({machine for log in logs.all for machine in log.machines})
     if len(machines) > 1:
@@ -88,7 +88,7 @@ def hardware(logs: Logs) -> Reason | None:
     return None
 
 
-def _pairs(claim: Claim, logs: Logs) -> Reason | None:
+def _pairs(claim: Claim, logs: AuditRuns) -> Reason | None:
     n = min(len(logs.baseline), len(logs.candidate))
     if n >= claim.min_pairs:
         return None
@@ -97,7 +97,7 @@ def _pairs(claim: Claim, logs: Logs) -> Reason | None:
     )
 
 
-def protocol(logs: Sequence[Log]) -> Reason | None:
+def protocol_reason(logs: Sequence[AuditRun]) -> Reason | None:
     """Why values of these runs cannot be compared; None where they can, or where no log tells its protocol."""
     told = {name: fields for log in logs for name, fields in log.protocols.items()}
     if not told:
@@ -106,14 +106,14 @@ def protocol(logs: Sequence[Log]) -> Reason | None:
         return Reason("protocol", "some evaluations tell no protocol and others do")
     if len(told) == 1:
         return None
-    fields = differing(list(told.values()))
+    fields = differing_settings(list(told.values()))
     return Reason(
         "protocol",
         f"evaluations differ in {'; '.join(fields) or 'their hash (' + ', '.join(sorted(told)) + ')'}",
     )
 
 
-def differing(tables: Sequence[Mapping[str, Any]]) -> list[str]:
+def differing_settings(tables: Sequence[Mapping[str, Any]]) -> list[str]:
     """`field (value, value)` for each field in which flat tables differ."""
     names = sorted({name for table in tables for name in table})
     values = {name: list(dict.fromkeys(str(table.get(name, "none")) for table in tables)) for name in names}
@@ -132,7 +132,7 @@ def _tuning(claim: Claim, tuning: Mapping[str, Tuning]) -> Reason | None:
     return None
 
 
-def _reused(claim: Claim, logs: Logs, tuning: Mapping[str, Tuning]) -> Reason | None:
+def _reused(claim: Claim, logs: AuditRuns, tuning: Mapping[str, Tuning]) -> Reason | None:
     reused = sorted(logs.candidate.keys() & set(tuning.get(claim.candidate, Tuning()).seeds))
     if not reused:
         return None
@@ -140,7 +140,7 @@ def _reused(claim: Claim, logs: Logs, tuning: Mapping[str, Tuning]) -> Reason | 
     return Reason("reused seeds", f"{claim.candidate} was tuned on seeds that it is now judged by: {seeds}")
 
 
-def _aligned(claim: Claim, logs: Sequence[Log]) -> Reason | None:
+def _aligned(claim: Claim, logs: Sequence[AuditRun]) -> Reason | None:
     arms = sorted({log.method for log in logs if log.aligned})
     if not arms:
         return None
@@ -150,7 +150,7 @@ def _aligned(claim: Claim, logs: Sequence[Log]) -> Reason | None:
     )
 
 
-def _rising(claim: Claim, logs: Sequence[Log]) -> Reason | None:
+def _rising(claim: Claim, logs: Sequence[AuditRun]) -> Reason | None:
     if not rises([log.curve for log in logs]):
         return None
     return Reason(
@@ -158,7 +158,7 @@ def _rising(claim: Claim, logs: Sequence[Log]) -> Reason | None:
     )
 
 
-def _units(logs: Sequence[Log]) -> Reason | None:
+def _units(logs: Sequence[AuditRun]) -> Reason | None:
     """Compares the last step, and each axis' cost of a step, between runs."""
     sizes = {"step": [(log.curve.steps[-1], log) for log in logs if not log.failed]}
     for axis in ("images", "flops", "seconds", "gpu_seconds"):
@@ -177,5 +177,5 @@ def _units(logs: Sequence[Log]) -> Reason | None:
     return None
 
 
-def _size(pair: tuple[float, Log]) -> float:
+def _size(pair: tuple[float, AuditRun]) -> float:
     return float(np.asarray(pair[0]))

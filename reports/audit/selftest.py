@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from harness.errors import UserError
 from reports.audit.audit import crossed
-from reports.audit.curve_shape import gain
-from reports.audit.inputs.run_log import Log, Logs
-from reports.stats.speedup import Speedup
+from reports.audit.curve_shape import speedup_between
+from reports.audit.inputs.run_log import AuditRun, AuditRuns
+from reports.stats.speedup import Speedup, closed_ends
 
 LEAST = 4
 
@@ -28,8 +28,8 @@ class SelfTest:
     def floor(self) -> float | None:
         """Half the interval, as a factor: what two arms of this size must differ by to be told apart. None where an end is
         open."""
-        low, high = self.gain.low, self.gain.high
-        return math.sqrt(high / low) if low and not math.isinf(high) else None
+        ends = closed_ends(self.gain)
+        return math.sqrt(ends[1] / ends[0]) if ends else None
 
     @property
     def holds(self) -> bool | None:
@@ -38,7 +38,7 @@ class SelfTest:
         return None if self.gain.low is None else self.gain.direction == "unresolved"
 
 
-def selftest(runs: Mapping[int, Log], axis: str, target: float, confidence: float) -> SelfTest:
+def run_selftest(runs: Mapping[int, AuditRun], axis: str, target: float, confidence: float) -> SelfTest:
     """Every other seed against the rest. Raises `UserError` for fewer than four runs, and for runs that do not tell the axis."""
     seeds = sorted(runs)
     if len(seeds) < LEAST:
@@ -49,7 +49,7 @@ def selftest(runs: Mapping[int, Log], axis: str, target: float, confidence: floa
         if axis not in log.costs.totals:
             raise UserError(f"{log.source} does not tell {axis}")
     halves = tuple(seeds[::2]), tuple(seeds[1::2])
-    logs = Logs(*({seed: runs[seed] for seed in half} for half in halves))
+    logs = AuditRuns({seed: runs[seed] for seed in halves[0]}, {seed: runs[seed] for seed in halves[1]})
     return SelfTest(
-        runs[seeds[0]].method, target, halves, gain(logs, axis, crossed(logs, target), confidence)
+        runs[seeds[0]].method, target, halves, speedup_between(logs, axis, crossed(logs, target), confidence)
     )

@@ -8,13 +8,12 @@ from typing import Any, NamedTuple
 from reports.audit.audit import Audit
 from reports.audit.curve_shape import ends_above, horizon
 from reports.audit.inputs.claim import claim_hash
-from reports.audit.preconditions import differing as differing_fields
-from reports.audit.preconditions import hardware
+from reports.audit.preconditions import differing_settings, hardware_reason
 from reports.race.comparability import CLOCK_AXES
 from reports.race.verdict import FEWER
 from reports.stats.curves import AXES
 from reports.stats.number_format import factor, interval
-from reports.stats.speedup import Speedup
+from reports.stats.speedup import Speedup, closed_ends
 from reports.stats.survival import kaplan_meier, mean_until
 
 
@@ -90,7 +89,7 @@ def censored(found: Audit) -> dict[str, int]:
     return dict(zip((claim.baseline, claim.candidate), counts, strict=True))
 
 
-def reached(found: Audit) -> dict[str, Any]:
+def arrival_summary(found: Audit) -> dict[str, Any]:
     """Kaplan-Meier by arm, and the restricted means until the horizon, on the claim's axis."""
     times = found.times()
     if not times:
@@ -135,15 +134,16 @@ def _about_decline(found: Audit) -> list[str]:
         return said
     lost = _lost(own) - _lost(first)
     apart = abs(math.log(first.estimate / own.estimate))
-    closed = own.low and not math.isinf(own.high)
-    if lost > 0 or (closed and apart > math.log(own.high / own.low)):
+    ends = closed_ends(own)
+    if lost > 0 or (ends and apart > math.log(ends[1] / ends[0])):
         said.append(
             f"Curves get worse again: by first crossings {_spoken(first)}, by sustained ones {_spoken(own)}; the sustained "
             "ones count."
         )
     if lost > 0:
         said.append(f"{lost} runs passed the target and got worse again: they count as not there.")
-    if above := sum(ends_above(log, one, found.target) for log, one in found.crossed()):
+    target = found.target
+    if target is not None and (above := sum(ends_above(run, one, target) for run, one in found.crossed())):
         said.append(
             f"{above} runs are above the target again in the last quarter of their evaluations, on average."
         )
@@ -182,7 +182,7 @@ def _lost(gain: Speedup) -> int:
 
 def _about_times(found: Audit) -> list[str]:
     said = []
-    told = reached(found)
+    told = arrival_summary(found)
     for name, times in found.times().items():
         never, early = (sum(time.censored == side for time in times) for side in ("right", "left"))
         if never:
@@ -208,12 +208,12 @@ def _about_sources(found: Audit) -> list[str]:
         said.append("The logs tell no evaluation protocol: it is taken to be the same for all points.")
     if claim.axis in CLOCK_AXES and not any(log.machines for log in logs):
         said.append("The logs tell no hardware: it is taken to be the same for all runs.")
-    elif claim.axis not in CLOCK_AXES and logs and (reason := hardware(found.logs)):
+    elif claim.axis not in CLOCK_AXES and logs and (reason := hardware_reason(found.logs)):
         said.append(f"Seconds are not compared: {reason.text}.")
-    if fields := differing_fields([log.settings for log in logs]):
+    if fields := differing_settings([log.settings for log in logs]):
         said.append(f"The arms are not on an equal footing: {'; '.join(fields)}.")
     return said
 
 
 def _spoken(gain: Speedup) -> str:
-    return f"{factor(gain.estimate)}x {interval(gain.low, gain.high)}".strip()
+    return f"{factor(gain.factor)}x {interval(gain.low, gain.high)}".strip()

@@ -60,13 +60,12 @@ def claim(words: tuple[str, ...], file: Path | None, as_json: bool) -> None:
     gpu_seconds, protocol), or an MLflow store (sqlite:///mlflow.db, or http on this machine; #NAME for one experiment).
     Several claims are one family: their verdicts are shown raw and adjusted (Holm). Exit code 0 whatever the verdict.
     """
-    from reports.audit.judge_files import judged
-    from reports.cli.audit_card import as_json as told
-    from reports.cli.audit_card import print_cards
+    from reports.audit.judge_files import judge_claims
+    from reports.cli.audit_card import audit_json, print_cards
 
-    found = judged(*_split(words), file, _progress)
+    found = judge_claims(*_split(words), file, _progress)
     if as_json:
-        rows = [told(one) for one in found]
+        rows = [audit_json(one) for one in found]
         click.echo(json.dumps(rows[0] if len(rows) == 1 else {"claims": rows}, indent=1, allow_nan=False))
     else:
         print_cards(found)
@@ -82,10 +81,13 @@ def register(claims: tuple[Path, ...], file: Path | None, as_json: bool) -> None
     Commit that file, or send the hash to somebody: a register that never left its author proves nothing.
     """
     from reports.audit.inputs.claim import read_claims
-    from reports.audit.register import NAME
-    from reports.audit.register import register as append
+    from reports.audit.register import NAME, register_claims
 
-    found = [one for source in claims for one in append(file or source.with_name(NAME), read_claims(source))]
+    found = [
+        one
+        for source in claims
+        for one in register_claims(file or source.with_name(NAME), read_claims(source))
+    ]
     if as_json:
         rows = [{"hash": e.hash, "name": e.name, "time": e.time, "new": new} for e, new in found]
         click.echo(json.dumps({"claims": rows}, indent=1))
@@ -115,11 +117,11 @@ def selftest(
 
     The interval must contain 1; its half width is what two arms of so many seeds must differ by to be told apart.
     """
-    from reports.audit.selftest import selftest as test
+    from reports.audit.selftest import run_selftest
     from reports.stats.number_format import factor, interval
 
     name, arms, value = _runs(sources, [method], metric, target)
-    found = test(arms[name], axis, value, confidence)
+    found = run_selftest(arms[name], axis, value, confidence)
     gain = found.gain
     if as_json:
         row = {
@@ -145,7 +147,7 @@ def selftest(
             "no interval: no two runs have times on both sides; choose a target that every run crosses"
         )
         return
-    said = f"{factor(gain.estimate)}x {interval(gain.low, gain.high)}"
+    said = f"{factor(gain.factor)}x {interval(gain.low, gain.high)}"
     click.echo(
         f"speed-up {said} ({100 * confidence:g} %): {'contains 1' if found.holds else 'DOES NOT CONTAIN 1'}"
     )
@@ -177,10 +179,10 @@ def power(
     as_json: bool,
 ) -> None:
     """What 2 to 20 seeds can tell with 80 % power, from pilot runs, before any GPU-hour is spent."""
-    from reports.audit.pilot import pilot, seeds_for
+    from reports.audit.pilot import read_pilot, seeds_for
 
     _, arms, value = _runs(sources, [method, *([candidate] if candidate else [])], metric, target)
-    found = pilot(arms, axis, value, confidence)
+    found = read_pilot(arms, axis, value, confidence)
     needed = seeds_for(wanted, found.spread, confidence) if wanted else None
     if as_json:
         rows = [
@@ -249,9 +251,9 @@ def _runs(
     """
     from harness.errors import UserError
     from reports.audit.inputs.read import read_arms
-    from reports.audit.preconditions import protocol
+    from reports.audit.preconditions import protocol_reason
     from reports.race.study_folder import read_study
-    from reports.stats.curves import reachable
+    from reports.stats.curves import reachable_target
 
     study = read_study([Path(source) for source in sources])
     names = [name or study.baseline or "flow" for name in methods]
@@ -265,10 +267,10 @@ def _runs(
     for name in names:
         if not arms.runs[name]:
             raise UserError(f"no finished run of {name} was evaluated by '{metric}'")
-    if reason := protocol(logs):
+    if reason := protocol_reason(logs):
         raise UserError(f"values of these runs cannot be compared: {reason.text}")
     value = target if target is not None else study.target_of(metric)
-    value = reachable([log.curve for log in logs]) if value is None else value
+    value = reachable_target([log.curve for log in logs]) if value is None else value
     if not 0 < value < float("inf"):
         raise UserError(f"--target {value:g}: expected a number above 0")
     return names[0], arms.runs, value

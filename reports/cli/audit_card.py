@@ -13,7 +13,7 @@ from rich.text import Text
 
 from reports.audit.audit import Audit
 from reports.audit.inputs.claim import claim_hash
-from reports.audit.words import axis_lines, because, censored, claimed, facts, notes, reached
+from reports.audit.words import arrival_summary, axis_lines, because, censored, claimed, facts, notes
 from reports.stats.curves import AXES
 from reports.stats.speedup import Speedup
 
@@ -21,7 +21,7 @@ COLOURS = {"supported": "green", "refuted": "red", "inconclusive": "yellow"}
 WIDTH = 80
 
 
-def as_json(found: Audit) -> dict[str, Any]:
+def audit_json(found: Audit) -> dict[str, Any]:
     """One object; an end of an interval that is open, and what there is not, is null."""
     own = found.gain
     return {
@@ -43,7 +43,7 @@ def as_json(found: Audit) -> dict[str, Any]:
         "first_crossing": _ends(found.first),
         "dual": _ends(found.dual.gain) | {"step": found.dual.step} if found.dual else None,
         "by_target": [{"target": target} | _ends(one) for target, one in found.curve],
-        "reached": reached(found),
+        "reached": arrival_summary(found),
         "claim_hash": claim_hash(found.claim),
         "registration": found.standing,
         "notes": notes(found),

@@ -18,7 +18,7 @@ import click
 
 if TYPE_CHECKING:
     from reports.literature.check import Finding
-    from reports.literature.entries import Number
+    from reports.literature.entries import PublishedNumber
 
 FILTERS = {
     "paper": "Key of a paper: sf, repa, sra, as, sit, haste, reg, user, ...",
@@ -76,9 +76,9 @@ def claims(
         return
     if as_json and as_csv:
         raise click.UsageError("--json or --csv, not both")
-    from reports.literature.database import load_desk, select
+    from reports.literature.database import load_literature, select
 
-    numbers = select(load_desk(folder).numbers, **wanted)
+    numbers = select(load_literature(folder).numbers, **wanted)
     if as_json:
         click.echo(json.dumps({"numbers": [number.model_dump() for number in numbers]}, indent=1))
     elif as_csv:
@@ -95,18 +95,18 @@ def claims(
 def show(above: Path | None, name: str, folder: Path | None, as_json: bool) -> None:
     """One number: every field, and what was found about it."""
     from harness.errors import UserError
-    from reports.literature.check import check as check_desk
+    from reports.literature.check import check_literature
     from reports.literature.compare import shown
-    from reports.literature.database import load_desk
+    from reports.literature.database import load_literature
 
-    desk = load_desk(folder or above)
-    if name not in desk.by_id:
-        near = [known for known in desk.by_id if known.startswith(name)]
-        near = near or difflib.get_close_matches(name, desk.by_id, n=1)
+    literature = load_literature(folder or above)
+    if name not in literature.by_id:
+        near = [known for known in literature.by_id if known.startswith(name)]
+        near = near or difflib.get_close_matches(name, literature.by_id, n=1)
         hint = f" Did you mean '{near[0]}'?" if near else ""
         raise UserError(f"no published number has the id '{name}'.{hint} See: flowrace claims")
-    number = desk.by_id[name]
-    about = [finding for finding in check_desk(desk) if name in finding.ids]
+    number = literature.by_id[name]
+    about = [finding for finding in check_literature(literature) if name in finding.ids]
     if as_json:
         click.echo(json.dumps(number.model_dump() | {"findings": [asdict(one) for one in about]}, indent=1))
         return
@@ -131,21 +131,20 @@ def check(above: Path | None, rules: tuple[str, ...], folder: Path | None, as_js
     A finding is no error: the exit code is 0 whatever is found.
     """
     from harness.errors import unknown
-    from reports.literature.check import RULES
-    from reports.literature.check import check as check_desk
-    from reports.literature.database import load_desk
+    from reports.literature.check import RULES, check_literature
+    from reports.literature.database import load_literature
 
     for rule in rules:
         if rule not in RULES:
             raise unknown("rule", rule, RULES, see="flowrace claims check --help")
-    desk = load_desk(folder or above)
-    found = [finding for finding in check_desk(desk) if not rules or finding.rule in rules]
+    literature = load_literature(folder or above)
+    found = [finding for finding in check_literature(literature) if not rules or finding.rule in rules]
     if as_json:
         click.echo(json.dumps({"findings": [asdict(finding) for finding in found]}, indent=1))
         return
     tally = Counter(finding.severity for finding in found)
     words = ", ".join(_counted(n, kind) for kind, n in tally.items())
-    click.echo(f"{len(desk.numbers)} published numbers; {words or 'nothing found'}")
+    click.echo(f"{len(literature.numbers)} published numbers; {words or 'nothing found'}")
     for finding in found:
         _print_finding(finding)
 
@@ -164,15 +163,15 @@ def _print_finding(finding: Finding) -> None:
         click.echo(textwrap.fill(text, width, initial_indent="  ", subsequent_indent="    "))
 
 
-def _print_csv(numbers: Sequence[Number]) -> None:
-    from reports.literature.entries import Number
+def _print_csv(numbers: Sequence[PublishedNumber]) -> None:
+    from reports.literature.entries import PublishedNumber
 
-    writer = csv.DictWriter(sys.stdout, fieldnames=list(Number.model_fields), lineterminator="\n")
+    writer = csv.DictWriter(sys.stdout, fieldnames=list(PublishedNumber.model_fields), lineterminator="\n")
     writer.writeheader()
     writer.writerows(number.model_dump() for number in numbers)
 
 
-def _print_table(numbers: Sequence[Number]) -> None:
+def _print_table(numbers: Sequence[PublishedNumber]) -> None:
     """One row a number; a terminal too narrow for that gets two lines each."""
     from rich import box
     from rich.console import Console
@@ -195,8 +194,8 @@ def _print_table(numbers: Sequence[Number]) -> None:
     click.echo(f"{len(numbers)} published number{'' if len(numbers) == 1 else 's'}")
 
 
-def _cells(number: Number) -> tuple[str, ...]:
-    from reports.literature.compare import count, place, protocol, shown
+def _cells(number: PublishedNumber) -> tuple[str, ...]:
+    from reports.literature.compare import count, place, protocol_text, shown
 
     plain = (number.metric, number.method, number.model, number.dataset, count(number.steps))
-    return (shown(number), *plain, protocol(number), place(number), number.status, number.id)
+    return (shown(number), *plain, protocol_text(number), place(number), number.status, number.id)

@@ -12,9 +12,9 @@ import click
 from reports.cli.options import race_options
 
 if TYPE_CHECKING:
+    from reports.analysis.report import RaceReport
     from reports.figures.svg import Picture
-    from reports.pages.published import Printed
-    from reports.race.race import Race
+    from reports.pages.published import PublishedRequest
 
 WIDTHS = {"paper": 3.3, "page": 7.6}
 """Inches: a column of a paper, a whole page."""
@@ -61,17 +61,18 @@ def figures(
     import json
 
     from harness.errors import unknown
+    from reports.analysis.report import read_report
     from reports.pages.published import find_curves
-    from reports.race.race import read_race
 
     kinds = [kind.strip() for kind in formats.split(",")]
     for kind in kinds:
         if kind not in FORMATS:
             raise unknown("format", kind, FORMATS)
     printed = find_curves(published)
-    race = read_race(list(directories), metric=metric, target=target, baseline=baseline)
+    report = read_report(directories, metric=metric, target=target, baseline=baseline)
+    race = report.race
     files = []
-    for draw in _shown(pictures(race, printed)):
+    for draw in _shown(pictures(report, printed)):
         picture = draw(WIDTHS[look])
         files += [save(picture, output, kind) for kind in kinds]
     if as_json:
@@ -82,29 +83,28 @@ def figures(
         click.echo(file)
 
 
-def pictures(race: Race, printed: Sequence[Printed] = ()) -> list[Callable[[float], Picture]]:
-    """What draws each picture that this race has, on every axis, given a width in inches."""
-    from reports.figures import chart_data as charts
-    from reports.figures import race_figures as drawn
-    from reports.pages import forest
-    from reports.pages import performance_profile as profile_plot
-    from reports.pages import published as papers
-    from reports.race.cells import cells_of
+def pictures(
+    report: RaceReport, printed: Sequence[PublishedRequest] = ()
+) -> list[Callable[[float], Picture]]:
+    """Return what draws each picture of this race, on every axis, given a width in inches."""
+    from reports.figures import race_figures
+    from reports.pages import forest, performance_profile, published
 
-    curves = any(run.curve is not None for run in race.runs)
-    found = [partial(drawn.convergence, race, axis) for axis in race.axes if curves]
-    at = charts.targets(race)
-    if race.speedups and len(at):
-        gains = charts.gains_by_target(race, race.axes, at)
-        found += [partial(drawn.targets, race, axis, gains[axis]) for axis in race.axes]
-    found += [partial(drawn.forest, race)] if race.speedups else []
-    cells = cells_of(race)
-    if len(cells) > 1:
-        found += [partial(forest.picture, cells, axis) for axis in forest.compared(race, cells)]
-    found += [partial(profile_plot.picture, one) for one in profile_plot.profiles(race).values()]
-    found += [partial(drawn.cost, race)] if any(run.record.of("train") for run in race.runs) else []
-    groups = papers.by_metric(printed).items()
-    return found + [partial(papers.picture, metric, own, n) for n, (metric, own) in enumerate(groups)]
+    race, found = report.race, []
+    if any(run.evaluated for run in race.runs):
+        found += [partial(race_figures.draw_convergence, race, axis) for axis in race.axes]
+    if race.speedups and report.by_target.targets:
+        found += [partial(race_figures.draw_targets, race, axis, report.by_target) for axis in race.axes]
+    if race.speedups:
+        found.append(partial(race_figures.draw_forest, race))
+    if len(report.workloads) > 1:
+        found += [partial(forest.draw_workloads, report, axis) for axis in forest.compared_axes(report)]
+    profiles = performance_profile.shown_profiles(report).values()
+    found += [partial(performance_profile.draw_profile, profile) for profile in profiles]
+    if any(run.record.of("train") for run in race.runs):
+        found.append(partial(race_figures.draw_cost, race))
+    groups = enumerate(published.by_metric(printed).items())
+    return found + [partial(published.draw_published, metric, own, n) for n, (metric, own) in groups]
 
 
 def _shown(draws: Sequence[Callable[[float], Picture]]) -> Iterable[Callable[[float], Picture]]:

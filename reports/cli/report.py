@@ -53,18 +53,18 @@ def report(directories: tuple[Path, ...], output: Path, as_json: bool, **asked: 
     One self-contained HTML file that opens offline, and its numbers as CSV. Needs no torch.
     """
     from reports.audit.words import because, claimed
-    from reports.cli.audit_card import as_json as told
+    from reports.cli.audit_card import audit_json
     from reports.pages.page import write_report
     from reports.pages.report_json import to_json
 
-    done = write_report(list(directories), output, **asked)
+    written = write_report(list(directories), output, **asked)
+    found = written.report
     if as_json:
-        claims = [told(one) for one in done.claims]
-        click.echo(to_json(done.race, dict(done.verdict), list(done.caveats), claims, str(done.html)))
+        click.echo(to_json(found, [audit_json(audit) for audit in found.claims], str(written.html)))
         return
-    for one in done.claims:
-        click.echo(f"{one.verdict.upper()}: {claimed(one)} ({because(one)})")
-    click.echo(done.headline)
-    for note in done.caveats:
+    for audit in found.claims:
+        click.echo(f"{audit.verdict.upper()}: {claimed(audit)} ({because(audit)})")
+    click.echo(found.headline)
+    for note in found.caveats:
         click.echo(f"- {note}")
-    click.echo(done.html)
+    click.echo(written.html)

@@ -13,7 +13,7 @@ import click
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from reports.analysis.diff import Change, Difference, Number
+    from reports.analysis.diff import Change, Difference, Estimate
 
 NAMES = {"speedup": "speed-up", "time": "time", "final": "last value"}
 MOST_NAMED = 6
@@ -34,13 +34,13 @@ def diff(before: Path, after: Path, axis: str | None, as_json: bool, **asked: An
     have nothing in common, `within` when each estimate lies in the other's interval, `between` else.
     """
     from harness.errors import unknown
-    from reports.analysis.diff import compare
+    from reports.analysis.diff import compare_reports
     from reports.cli.diff_sides import read_side
     from reports.stats.curves import AXES
 
     if axis is not None and axis not in AXES:
         raise unknown("axis", axis, AXES)
-    found = compare(read_side(before, **asked), read_side(after, **asked))
+    found = compare_reports(read_side(before, **asked), read_side(after, **asked))
     changes = [change for change in found.changes if axis in (None, change.axis) or not change.axis]
     if as_json:
         click.echo(json.dumps(plain(found, changes), indent=1, allow_nan=False))
@@ -97,7 +97,7 @@ def _plain_change(change: Change) -> dict[str, Any]:
     }
 
 
-def _plain_number(number: Number) -> dict[str, Any]:
+def _plain_number(number: Estimate) -> dict[str, Any]:
     high = None if number.high is None or math.isinf(number.high) else number.high
     return {"value": number.value, "low": number.low or None, "high": high, "n": number.n}
 
@@ -115,7 +115,7 @@ def _table(changes: Sequence[Change]) -> Table:
     return table
 
 
-def _said(number: Number) -> str:
+def _said(number: Estimate) -> str:
     if number.low is None or number.high is None:
         return f"{number.value:.4g}"
     left = "(0" if number.low == 0 else f"[{number.low:.4g}"

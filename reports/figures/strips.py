@@ -29,7 +29,7 @@ _SERIES = (
 
 
 @dataclass(frozen=True)
-class Row:
+class StripRow:
     """A line of a strip: its label on the left, what is said on the right, and below them an interval and dots."""
 
     label: str
@@ -44,7 +44,7 @@ class Row:
     """Whether the interval leaves out what the row is compared with; an open diamond says that it does not."""
 
 
-def draw_strip(axes: Axes, rows: Sequence[Row], limits: tuple[float, float]) -> None:
+def draw_strip(axes: Axes, rows: Sequence[StripRow], limits: tuple[float, float]) -> None:
     """Draw rows from top to bottom; an interval that goes beyond the limits ends in an arrow."""
     axes.set(xscale="log", xlim=limits, ylim=(len(rows) - 0.35, -0.85), yticks=[])
     axes.spines["left"].set_visible(False)
@@ -96,7 +96,7 @@ def log_ticks(low: float, high: float, most: int) -> list[float]:
     return [10.0**d for d in decades if d % math.ceil(len(decades) / most) == 0]
 
 
-def _draw_interval(axes: Axes, y: int, row: Row, colour: str, limits: tuple[float, float]) -> None:
+def _draw_interval(axes: Axes, y: int, row: StripRow, colour: str, limits: tuple[float, float]) -> None:
     if row.low is None or row.high is None:
         return
     left, right = max(row.low, limits[0]), min(row.high, limits[1])
@@ -109,9 +109,11 @@ def _draw_interval(axes: Axes, y: int, row: Row, colour: str, limits: tuple[floa
 
 def _clipped(label: str, axes: Axes, said: str) -> str:
     """A label cut to the room that is left beside what is said; the legend has it whole."""
-    room = int(axes.figure.get_figwidth() * LETTERS) - len(said) - 4
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    room = int(figure.get_figwidth() * LETTERS) - len(said) - 4
     return label if len(label) <= room else label[: max(room - 1, 4)] + "…"
 
 
-def _weight(row: Row) -> str:
+def _weight(row: StripRow) -> str:
     return "bold" if row.arm is None else "normal"

@@ -8,9 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
 
 INK, MUTED, RULE, PAPER = "#1c1c21", "#6d6d75", "#dedee3", "#fffffe"
 ARMS = ("#4b4b53", "#0072b2", "#d55e00", "#009e73", "#bb7398", "#829c2f", "#196ef4", "#6e3f8a")
@@ -21,7 +25,7 @@ DASHES = ((), (6, 2), (2, 1.6), (7, 2, 1.5, 2), (4, 1.5), (1, 1), (9, 3))
 VARIABLES = {INK: "ink", MUTED: "muted", RULE: "rule", PAPER: "paper"} | {
     c: f"arm{i}" for i, c in enumerate(ARMS)
 }
-_STYLE = {
+_STYLE: dict[RcKeyType, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "flowrace",
     "text.parse_math": False,
@@ -73,8 +77,9 @@ def inline(picture: Picture) -> str:
     body = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", body, count=1, flags=re.DOTALL)
     body = re.sub(r"<[^>]+>", lambda tag: _tag(tag[0], name), body)
     body = _alike_at_once(re.sub(r"\n\s*", "\n", body))
-    box = re.search(r'viewBox="[^"]*"', body)[0]
-    head = f'<svg {box} role="img" aria-label="{escape(description)}">'
+    box = re.search(r'viewBox="[^"]*"', body)
+    assert box is not None
+    head = f'<svg {box[0]} role="img" aria-label="{escape(description)}">'
     return re.sub(r"<svg[^>]*>", lambda _: head, body, count=1).strip()
 
 

@@ -1,1 +1,1 @@
-"""The paper desk: published numbers as data, and what is inconsistent between them."""
+"""The paper literature: published numbers as data, and what is inconsistent between them."""

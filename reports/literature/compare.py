@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from reports.literature.entries import UNSTATED, Number
+from reports.literature.entries import UNSTATED, PublishedNumber
 
 EDGE = 1e-9
 """Of a printed unit: 0.05 is not above 0.05 because of binary fractions."""
@@ -13,7 +13,7 @@ SILENT = {UNSTATED, "n/a"}
 UNGUIDED = (False, None, None)
 
 
-def guided(number: Number) -> tuple[bool | None, float | None, bool | None]:
+def guided(number: PublishedNumber) -> tuple[bool | None, float | None, bool | None]:
     """Guidance as (is there any, its scale, is it limited to an interval); None where the source does not say.
 
     A source that states a scale and no interval has none.
@@ -28,7 +28,7 @@ def guided(number: Number) -> tuple[bool | None, float | None, bool | None]:
     return True, float(scale[1]) if scale else None, True if interval else (False if scale else None)
 
 
-def mismatch(a: Number, b: Number) -> list[str]:
+def mismatch(a: PublishedNumber, b: PublishedNumber) -> list[str]:
     """The parts of the protocol in which two numbers surely differ, as words; what a source leaves out excludes nothing,
     except against class-balanced labels, which nobody draws without saying so."""
     found = []
@@ -43,20 +43,23 @@ def mismatch(a: Number, b: Number) -> list[str]:
     return found
 
 
-def same_test(a: Number, b: Number) -> bool:
+def same_test(a: PublishedNumber, b: PublishedNumber) -> bool:
     """One network, one data set, one measure at the same step under one protocol, both with a value."""
     cell = ("network", "dataset", "measure", "steps")
     same = all(getattr(a, field) == getattr(b, field) for field in cell)
     return same and numeric(a) and numeric(b) and not mismatch(a, b)
 
 
-def numeric(number: Number) -> bool:
+def numeric(number: PublishedNumber) -> bool:
     return isinstance(number.value, float)
 
 
-def better(a: Number, b: Number) -> bool:
+def better(a: PublishedNumber, b: PublishedNumber) -> bool:
     """Whether a is the better of two values of one measure."""
-    return (a.value > b.value) if a.better == "higher" else (a.value < b.value)  # type: ignore[operator]
+    if not (isinstance(a.value, float) and isinstance(b.value, float)):
+        return False
+    x, y = a.value, b.value
+    return x > y if a.better == "higher" else x < y
 
 
 def half(places: int) -> float:
@@ -64,20 +67,20 @@ def half(places: int) -> float:
     return (0.5 + EDGE) * 10.0**-places
 
 
-def apart(a: Number, b: Number) -> bool:
+def differ(a: PublishedNumber, b: PublishedNumber) -> bool:
     """Whether two printed values differ by more than the rounding of the coarser one."""
     if not (numeric(a) and numeric(b)):
         return a.value != b.value
     return abs(float(a.value) - float(b.value)) > half(min(a.places, b.places))
 
 
-def relative(a: Number, b: Number) -> float:
+def relative(a: PublishedNumber, b: PublishedNumber) -> float:
     """The difference of two values as a share of their mean."""
     x, y = float(a.value), float(b.value)
     return 2 * abs(x - y) / ((abs(x) + abs(y)) or 1.0)
 
 
-def amount(number: Number, quantity: str) -> float | None:
+def amount(number: PublishedNumber, quantity: str) -> float | None:
     """Its value, or its steps: where the value is itself a number of steps, that. None where the source gives words."""
     raw = number.value if quantity == "value" or number.measure.startswith("steps_to_") else number.steps
     return None if isinstance(raw, str) else float(raw)
@@ -97,12 +100,12 @@ def count(steps: float | int | str | None) -> str:
     return f"{steps:g}"
 
 
-def shown(number: Number) -> str:
+def shown(number: PublishedNumber) -> str:
     """The value to the places that it was printed with."""
     return f"{number.value:.{max(number.places, 0)}f}" if numeric(number) else str(number.value)
 
 
-def place(number: Number) -> str:
+def place(number: PublishedNumber) -> str:
     """Paper and place, short: `REPA Table 7`."""
     if not number.source.startswith("http"):
         return number.source
@@ -111,13 +114,13 @@ def place(number: Number) -> str:
     return f"{number.title} {where or tail}".strip()
 
 
-def cell(number: Number) -> str:
+def measurement(number: PublishedNumber) -> str:
     """What was measured: method, network, data, steps, measure."""
     steps = f" at {count(number.steps)} steps" if isinstance(number.steps, int) else ""
     return f"{number.method}, {number.network} on {number.dataset}{steps}, {number.measure}"
 
 
-def protocol(number: Number) -> str:
+def protocol_text(number: PublishedNumber) -> str:
     labels = f"{number.labels} labels" if number.labels else ""
     guidance = "no guidance" if number.guidance == "none" else number.guidance
     samples = f"{number.samples:,} samples" if number.samples else ""
@@ -126,6 +129,6 @@ def protocol(number: Number) -> str:
     )
 
 
-def sources(numbers: Iterable[Number], *more: str) -> tuple[str, ...]:
+def sources(numbers: Iterable[PublishedNumber], *more: str) -> tuple[str, ...]:
     """Where they are printed, each source once."""
     return tuple(dict.fromkeys([*(number.source for number in numbers), *(text for text in more if text)]))

@@ -13,7 +13,7 @@ Status = Literal["table", "text", "abstract", "figure_estimate", "secondary", "p
 UNSTATED = "unstated"
 
 
-class Entry(BaseModel):
+class LiteratureEntry(BaseModel):
     """What a file says, taken literally: nothing is coerced, nothing unknown is let through."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -23,7 +23,7 @@ class Entry(BaseModel):
     """Address and place: the table, the figure, the section."""
 
 
-class Printed(Entry):
+class PrintedNumber(LiteratureEntry):
     """One number as its source prints it."""
 
     status: Status
@@ -47,7 +47,7 @@ class Printed(Entry):
     note: str = ""
 
 
-class Number(Printed):
+class PublishedNumber(PrintedNumber):
     """A printed number with its paper, and under the names that all papers share."""
 
     paper: str
@@ -61,7 +61,7 @@ class Number(Printed):
     measure: str
 
 
-class Ratio(Entry):
+class Ratio(LiteratureEntry):
     """A factor that somebody states, and the two numbers that it divides (their steps, or their values)."""
 
     status: Status
@@ -74,7 +74,7 @@ class Ratio(Entry):
     of: tuple[str, str]
 
 
-class Spread(Entry):
+class KnownSpread(LiteratureEntry):
     """Numbers that would be equal if training and sampling had no luck: how far they lie apart is known noise."""
 
     what: str
@@ -82,7 +82,7 @@ class Spread(Entry):
     of: tuple[str, ...] = Field(min_length=2)
 
 
-class Comparison(Entry):
+class Comparison(LiteratureEntry):
     """Two numbers that somebody sets side by side."""
 
     of: tuple[str, str]
@@ -107,18 +107,18 @@ class Head(BaseModel):
 
 
 @dataclass(frozen=True)
-class Desk:
+class Literature:
     """Everything that is known."""
 
-    numbers: tuple[Number, ...]
+    numbers: tuple[PublishedNumber, ...]
     ratios: tuple[Ratio, ...] = ()
-    spreads: tuple[Spread, ...] = ()
+    spreads: tuple[KnownSpread, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
 
     @cached_property
-    def by_id(self) -> dict[str, Number]:
+    def by_id(self) -> dict[str, PublishedNumber]:
         return {number.id: number for number in self.numbers}
 
-    def of(self, pointer: Ratio | Spread | Comparison) -> tuple[Number, ...]:
+    def of(self, pointer: Ratio | KnownSpread | Comparison) -> tuple[PublishedNumber, ...]:
         """The numbers that it points at."""
         return tuple(self.by_id[name] for name in pointer.of)

@@ -45,6 +45,7 @@ def samples_of(race: Race) -> Samples | None:
 
 def _rows(folders: Sequence[Path], steps: Sequence[int]) -> tuple[tuple[int, tuple[str, ...]], ...]:
     """The largest and most pictures that keep within the budget; the smallest and fewest where none do."""
+    rows: list[tuple[int, tuple[str, ...]]] = []
     for widest, most in SHAPES:
         rows, used = [], 0
         for step in spread(steps, most):

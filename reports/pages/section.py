@@ -9,19 +9,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from functools import cache
+from importlib import resources
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from reports.figures import race_figures as figures
-from reports.figures import svg
+from reports.figures import race_figures, svg
 from reports.figures.layout import NARROW, WIDE
 from reports.pages import tables
 from reports.race.race import Race
 
 
-def render(template: str, race: Race, **content: Any) -> Markup:
+def render_template(template: str, race: Race, **content: Any) -> Markup:
     """A template of `templates/`, with the race, its legend and `content`."""
     text = environment().get_template(f"{template}.html.j2").render(race=race, legend=legend(race), **content)
     return Markup(text)
@@ -34,7 +34,7 @@ def drawings(draw: Callable[[float], svg.Picture], widths: Sequence[float] = (WI
 
 def source(name: str) -> Markup:
     """A file of `templates/` as it is: a style or a script of ours."""
-    return Markup(environment().loader.get_source(environment(), name)[0])
+    return Markup((resources.files("reports") / "templates" / name).read_text(encoding="utf-8"))
 
 
 def legend(race: Race) -> list[dict[str, str]]:
@@ -51,16 +51,16 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters["whole"] = whole
+    made.filters["unbroken"] = unbroken
     made.globals |= {
         "quantity": tables.quantity,
         "digits": tables.digits,
-        "axis_names": figures.AXIS_NAMES,
+        "axis_names": race_figures.AXIS_NAMES,
     }
     return made
 
 
-def whole(text: str) -> str:
+def unbroken(text: str) -> str:
     """A sentence whose intervals and counts do not break over lines."""
     text = re.sub(r"([\[(][^ ,]+), ([^ ,]+[\])])", "\\1,\u00a0\\2", text)
     text = re.sub(r"(\d) %", "\\1\u00a0%", text)

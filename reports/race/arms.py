@@ -22,7 +22,7 @@ FURTHER = "method.further"
 
 
 @dataclass(frozen=True)
-class Arm:
+class RaceArm:
     """The runs that differ in nothing but their seed."""
 
     label: str
@@ -41,7 +41,7 @@ class Arm:
         return self.fields.get("method.encoder.name")
 
 
-def arms_of(records: Sequence[Record]) -> list[Arm]:
+def arms_of(records: Sequence[Record]) -> list[RaceArm]:
     """Records grouped into arms, in order of their labels (numbers by value).
 
     Raises `UserError` when two runs have the same arm and seed, for only one of them can count.
@@ -51,7 +51,7 @@ def arms_of(records: Sequence[Record]) -> list[Arm]:
         groups.setdefault(json.dumps(arm_fields(record.spec), sort_keys=True), []).append(record)
     fields = {key: arm_fields(runs[0].spec) for key, runs in groups.items()}
     labels = labels_of(fields)
-    arms = [Arm(labels[key], fields[key], _by_seed(labels[key], runs)) for key, runs in groups.items()]
+    arms = [RaceArm(labels[key], fields[key], _by_seed(labels[key], runs)) for key, runs in groups.items()]
     return sorted(arms, key=lambda arm: _natural(arm.label))
 
 
@@ -82,13 +82,13 @@ def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def differences(arms: Sequence[Arm]) -> list[tuple[str, list[Any]]]:
+def differences(arms: Sequence[RaceArm]) -> list[tuple[str, list[Any]]]:
     """The fields in which arms differ, by path, with one value for each arm; None where it is empty or not a field."""
     fields = [{path: value for path, value in arm.fields.items() if value != ""} for arm in arms]
-    return [(path, [own.get(path) for own in fields]) for path in differing(fields)]
+    return [(path, [own.get(path) for own in fields]) for path in differing_paths(fields)]
 
 
-def find_arm(arms: Sequence[Arm], name: str, kind: str = "baseline") -> Arm:
+def find_arm(arms: Sequence[RaceArm], name: str, kind: str = "baseline") -> RaceArm:
     """The arm with this label, or the only one of this method; raises `UserError` with the nearest match."""
     exact = [arm for arm in arms if arm.label == name]
     same = exact or [arm for arm in arms if arm.method == name]
@@ -103,11 +103,13 @@ def find_arm(arms: Sequence[Arm], name: str, kind: str = "baseline") -> Arm:
 def labels_of(fields: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Method name, and in brackets what tells arms apart: of the method's own fields against arms of the same method,
     of all others against all arms."""
-    shared = naming([path for path in differing(fields.values()) if not path.startswith("method.")], fields)
+    shared = naming(
+        [path for path in differing_paths(fields.values()) if not path.startswith("method.")], fields
+    )
     labels = {}
     for key, own in fields.items():
         same = [other for other in fields.values() if other["method.name"] == own["method.name"]]
-        paths = [p for p in differing(same) if p.startswith("method.")] + shared
+        paths = [p for p in differing_paths(same) if p.startswith("method.")] + shared
         said = [setting(path, own[path]) for path in paths if path in own]
         labels[key] = str(own["method.name"]) + (f" ({', '.join(said)})" if said else "")
     return labels
@@ -134,7 +136,7 @@ def _natural(label: str) -> list[tuple[float, str]]:
     return [(float(part), "") if i % 2 else (math.inf, part) for i, part in enumerate(parts)]
 
 
-def differing(fields: Iterable[Mapping[str, Any]]) -> list[str]:
+def differing_paths(fields: Iterable[Mapping[str, Any]]) -> list[str]:
     """The paths on which these flat specs are not all alike, sorted."""
     fields = list(fields)
     paths = sorted({path for own in fields for path in own})

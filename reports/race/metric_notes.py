@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 from reports.race.race import Race
-from reports.race.run import Run
+from reports.race.run import RaceRun
 
 
 def about_metric(race: Race) -> list[str]:
@@ -32,14 +32,14 @@ def _failures(race: Race) -> list[str]:
     return [f"Could not be computed at {_times(count)}: {what}." for what, count in sorted(failed.items())]
 
 
-def floors(run: Run) -> dict[str, dict[str, Any]]:
+def noise_floors(run: RaceRun) -> dict[str, dict[str, Any]]:
     """What real samples score by metric and kind, as the record has it."""
     return _told(run).get("floor", {})
 
 
 def _floors(race: Race) -> list[str]:
     """One sentence; all runs of one protocol have one floor."""
-    found = [floor for run in race.runs if (floor := floors(run).get(race.metric))]
+    found = [floor for run in race.runs if (floor := noise_floors(run).get(race.metric))]
     if not found:
         return []
     said = [_floor(name, value) for name, value in found[0].items()]
@@ -56,7 +56,7 @@ def _floor(name: str, value: dict[str, Any]) -> str:
     return f"{value['mean']:.4g} ({value['n']} {who} against {rest} {value['n_real']})"
 
 
-def _told(run: Run) -> dict[str, Any]:
+def _told(run: RaceRun) -> dict[str, Any]:
     """What the record tells of its evaluation; nothing in an older one."""
     starts = run.record.environment
     return starts[-1].get("evaluation", {}) if starts else {}

@@ -11,11 +11,11 @@ import numpy as np
 
 from harness.errors import UserError, unknown
 from harness.records.record import Record, find_records
-from reports.race import study_folder as studies
-from reports.race.arms import Arm, arms_of, differing, find_arm
-from reports.race.comparability import apart_in_value, comparable
-from reports.race.run import Run, cross, run_of
-from reports.stats.curves import reachable as lowest
+from reports.race import study_folder
+from reports.race.arms import RaceArm, arms_of, differing_paths, find_arm
+from reports.race.comparability import comparable_axes, values_differ
+from reports.race.run import RaceRun, cross, run_of
+from reports.stats.curves import reachable_target
 from reports.stats.speedup import MeanTime, Speedup, Time, cut, mean_time, speedup
 
 
@@ -30,9 +30,9 @@ class Race:
     target_given: bool
     baseline: str
     axes: tuple[str, ...]
-    arms: tuple[Arm, ...]
+    arms: tuple[RaceArm, ...]
     """The baseline first."""
-    runs: tuple[Run, ...]
+    runs: tuple[RaceRun, ...]
     times: Mapping[tuple[str, str], MeanTime]
     speedups: Mapping[tuple[str, str], Speedup]
     """Over the baseline."""
@@ -41,13 +41,13 @@ class Race:
     leads: Mapping[tuple[str, str], Speedup]
     """Of the leader over every other arm."""
     horizons: Mapping[str, float]
-    missing: tuple[studies.Planned, ...]
+    missing: tuple[study_folder.Planned, ...]
     unplanned: tuple[Record, ...]
     notes: tuple[str, ...]
-    plan: tuple[studies.Planned, ...] = ()
-    excluded: tuple[studies.Excluded, ...] = ()
+    plan: tuple[study_folder.Planned, ...] = ()
+    excluded: tuple[study_folder.Excluded, ...] = ()
 
-    def of(self, label: str) -> list[Run]:
+    def of(self, label: str) -> list[RaceRun]:
         """The runs of an arm, by seed."""
         return [run for run in self.runs if run.arm == label]
 
@@ -71,8 +71,8 @@ def read_race(
     """
     if target is not None and not (math.isfinite(target) and target > 0):
         raise UserError(f"target {target:g}: expected a number above 0")
-    study, plan = studies.read_study(directories), studies.read_plan(directories)
-    records, unplanned = studies.by_plan(find_records(*directories), directories)
+    study, plan = study_folder.read_study(directories), study_folder.read_plan(directories)
+    records, unplanned = study_folder.by_plan(find_records(*directories), directories)
     if not records:
         raise UserError(f"no runs in {', '.join(map(str, directories))}: a run is a folder with a spec.toml")
     order = {run.id: place for place, run in enumerate(plan)}
@@ -80,9 +80,9 @@ def read_race(
     metric = _metric(records, metric or study.metric)
     runs = [run_of(arm.label, seed, record, metric) for arm in arms for seed, record in arm.runs.items()]
     given = target if target is not None else study.target_of(metric)
-    goal = given if given is not None else reachable(runs)
+    goal = given if given is not None else reachable_by_all(runs)
     runs = [cross(run, goal) for run in runs]
-    axes, apart = comparable(runs)
+    axes, apart = comparable_axes(runs)
     return Race(
         name=study.name or directories[0].resolve().name,
         metric=metric,
@@ -96,12 +96,14 @@ def read_race(
         unplanned=tuple(unplanned),
         notes=(*notes, *apart),
         plan=tuple(plan),
-        excluded=tuple(studies.read_excluded(directories)),
-        **compare(runs, [arm.label for arm in arms], axes, not apart_in_value(runs)),
+        excluded=tuple(study_folder.read_excluded(directories)),
+        **compare_runs(runs, [arm.label for arm in arms], axes, not values_differ(runs)),
     )
 
 
-def compare(runs: Sequence[Run], labels: Sequence[str], axes: Sequence[str], same_value: bool) -> dict:
+def compare_runs(
+    runs: Sequence[RaceRun], labels: Sequence[str], axes: Sequence[str], same_value: bool
+) -> dict:
     """Mean times, speed-ups over the first label, leaders and their leads, by axis and label; mean times alone where values
     of the runs cannot be compared."""
     counted = {label: [run for run in runs if run.arm == label and run.counts] for label in labels}
@@ -126,15 +128,15 @@ def compare(runs: Sequence[Run], labels: Sequence[str], axes: Sequence[str], sam
     return found
 
 
-def reachable(runs: Sequence[Run]) -> float | None:
+def reachable_by_all(runs: Sequence[RaceRun]) -> float | None:
     """The lowest target that every finished run reaches; None where none is."""
     curves = [run.curve for run in runs if run.done]
-    return lowest(curves) if curves else None
+    return reachable_target(curves) if curves else None
 
 
 def _baseline_first(
-    arms: list[Arm], asked: str | None, study: str | None, order: Mapping[str, int]
-) -> tuple[list[Arm], list[str]]:
+    arms: list[RaceArm], asked: str | None, study: str | None, order: Mapping[str, int]
+) -> tuple[list[RaceArm], list[str]]:
     """Arms with the baseline in front. One that is asked for must be a single arm; one by default may have namesakes, of which
     it is the one that the plan (`order`, by run id) has first."""
     if asked is not None:
@@ -151,9 +153,11 @@ def _baseline_first(
     return [base, *(arm for arm in arms if arm is not base)], notes
 
 
-def _apart(same: Sequence[Arm]) -> str:
+def _apart(same: Sequence[RaceArm]) -> str:
     """Where to look when it is not the objective that tells these arms apart."""
-    workload = [path for path in differing(arm.fields for arm in same) if not path.startswith("method.")]
+    workload = [
+        path for path in differing_paths(arm.fields for arm in same) if not path.startswith("method.")
+    ]
     return " Speed-up by cell compares every cell with its own." if workload else ""
 
 

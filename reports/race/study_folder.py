@@ -19,7 +19,7 @@ TAIL_BYTES = 16_384
 
 
 @dataclass(frozen=True)
-class Study:
+class StudySettings:
     """The parts of `study.toml` that a report uses; None where they are not given."""
 
     name: str | None = None
@@ -48,12 +48,12 @@ class Excluded:
     reason: str
 
 
-def read_study(directories: Sequence[Path]) -> Study:
+def read_study(directories: Sequence[Path]) -> StudySettings:
     """The first `study.toml` in these folders; empty when there is none. Raises `UserError` for one that is broken."""
     for file in (directory / "study.toml" for directory in directories):
         if file.is_file():
             return _study(file, read_toml(file))
-    return Study()
+    return StudySettings()
 
 
 def read_plan(directories: Sequence[Path]) -> list[Planned]:
@@ -77,7 +77,7 @@ def read_excluded(directories: Sequence[Path]) -> list[Excluded]:
     return [left for directory in directories for left in _plan(directory / "plan.json")[1]]
 
 
-def why_ended(record: Record) -> str:
+def failure_reason(record: Record) -> str:
     """Why a run is failed or stopped, in one line: what it recorded, else the last line of its log in the study's `logs/`."""
     if record.status not in ("failed", "stopped"):
         return ""
@@ -96,7 +96,7 @@ def _tail(file: Path) -> str:
         return ""
 
 
-def _study(file: Path, table: Mapping[str, Any]) -> Study:
+def _study(file: Path, table: Mapping[str, Any]) -> StudySettings:
     target = table.get("target", {})
     if not isinstance(target, Mapping):
         raise UserError(f'{file}: target must be a table, as in [target] metric = "fd:local", value = 12.0')
@@ -109,7 +109,7 @@ def _study(file: Path, table: Mapping[str, Any]) -> Study:
     for key, word in words.items():
         if word is not None and not isinstance(word, str):
             raise UserError(f"{file}: {key} = {word!r}: expected a text")
-    return Study(**words, target=None if value is None else float(value))
+    return StudySettings(**words, target=None if value is None else float(value))
 
 
 def _plan(file: Path) -> tuple[list[Planned], list[Excluded]]:

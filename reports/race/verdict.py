@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
-from reports.race.comparability import apart_in_value
+from reports.race.comparability import values_differ
 from reports.race.metric_notes import about_metric
 from reports.race.race import Race
 from reports.stats.number_format import factor, interval
-from reports.stats.speedup import Speedup, Time, speedup
+from reports.stats.speedup import Speedup, Time, closed_ends, speedup
 
 FEWER = {
     "steps": "fewer steps",
@@ -31,7 +31,7 @@ def sentence(race: Race, axis: str) -> str:
     """The verdict on one axis, in one or two sentences."""
     if not any(run.done for run in race.runs):
         return "No run is finished yet: there are curves, but no times to compare."
-    if why := apart_in_value(race.runs):
+    if why := values_differ(race.runs):
         return f"Inconclusive: {why}."
     if axis not in race.leaders:
         return f"No run reached {goal(race)}."
@@ -98,7 +98,7 @@ def _count(gains: Iterable[Speedup]) -> str:
     return f" (n = {n} {what}: no interval)" if n < 2 else f" (95 %, n = {n} {what})"
 
 
-def caveats(race: Race) -> list[str]:
+def caveats_of(race: Race) -> list[str]:
     """What a reader must know before quoting a number, most important first."""
     said = [
         *_about_target(race),
@@ -137,7 +137,7 @@ def _about_runs(race: Race) -> list[str]:
         said.append(
             f"{', '.join(counts)} of {len(states) + len(race.missing)} runs: they are listed under Provenance.{_failed(race)}"
         )
-    unmeasured = sum(run.record.status == "done" and run.curve is None for run in race.runs)
+    unmeasured = sum(run.record.status == "done" and not run.evaluated for run in race.runs)
     if unmeasured:
         one = unmeasured == 1
         said.append(
@@ -214,7 +214,7 @@ def _about_budgets(race: Race) -> list[str]:
 
 def _lost(race: Race, label: str) -> str:
     runs = [run for run in race.of(label) if run.counts and run.crossing.censored == "right"]
-    lost = sum(run.first.censored != "right" for run in runs)
+    lost = sum(run.first_crossing.censored != "right" for run in runs)
     return f" for good ({lost} passed it and got worse again)" if lost else ""
 
 
@@ -224,9 +224,10 @@ def _about_shape(race: Race) -> list[str]:
     for label in (label for axis, label in race.speedups if axis == "steps"):
         sustained = race.speedups["steps", label]
         first = _first(race, label)
-        if sustained.estimate is None or first is None or first.estimate is None or not sustained.low:
+        if sustained.estimate is None or first is None or first.estimate is None:
             continue
-        width = math.log(sustained.high / sustained.low)
+        ends = closed_ends(sustained)
+        width = math.log(ends[1] / ends[0]) if ends else math.inf
         if abs(math.log(first.estimate / sustained.estimate)) > width:
             said.append(
                 f"{label} against {race.baseline}: curves get worse again. By first crossings it is "
@@ -238,7 +239,11 @@ def _about_shape(race: Race) -> list[str]:
 
 def _first(race: Race, label: str) -> Speedup | None:
     base, cand = (
-        {run.seed: Time(run.first.step, run.first.censored) for run in race.of(name) if run.counts}
+        {
+            run.seed: Time(run.first_crossing.step, run.first_crossing.censored)
+            for run in race.of(name)
+            if run.counts
+        }
         for name in (race.baseline, label)
     )
     return speedup(base, cand, race.horizons["steps"]) if base and cand else None

@@ -20,8 +20,10 @@ from functools import cache
 from itertools import permutations
 
 import numpy as np
-from scipy.special import ndtri, stdtr, stdtrit
+from scipy.special import ndtri, stdtr
 from scipy.stats import rankdata
+
+from reports.stats.student import CONFIDENCE, t_interval
 
 LEAST = 4
 """Points for an interval: n - 3 is a divisor."""
@@ -55,7 +57,7 @@ class Slope:
     seeds: int
 
 
-def spearman(x: Sequence[float], y: Sequence[float], confidence: float = 0.95) -> Rank:
+def spearman(x: Sequence[float], y: Sequence[float], confidence: float = CONFIDENCE) -> Rank:
     """Spearman's rho of paired values, ties with their mean rank (scipy.stats.spearmanr); see the module for the rest."""
     a, b = rankdata(x), rankdata(y)
     n = len(a)
@@ -67,7 +69,7 @@ def spearman(x: Sequence[float], y: Sequence[float], confidence: float = 0.95) -
 
 
 def slope(
-    x: Sequence[float], y: Sequence[float], seeds: Sequence[int], confidence: float = 0.95
+    x: Sequence[float], y: Sequence[float], seeds: Sequence[int], confidence: float = CONFIDENCE
 ) -> Slope | None:
     """The slope b of y = a + b x + u_seed + e over runs; None where x does not vary.
 
@@ -84,8 +86,7 @@ def slope(
     if degrees < 1:
         return Slope(estimate, None, None, n, count)
     error = math.sqrt(float(np.sum((b - estimate * a) ** 2)) / degrees / scale)
-    half = float(stdtrit(degrees, (1 + confidence) / 2)) * error
-    return Slope(estimate, estimate - half, estimate + half, n, count)
+    return Slope(estimate, *t_interval(estimate, error, degrees, confidence), n, count)
 
 
 def _within(values: Sequence[float], seeds: Sequence[int]) -> np.ndarray:

@@ -60,7 +60,11 @@ class Costs:
         return float(self.totals[axis][-1])
 
 
-def fit(steps: Sequence[float], measured: Sequence[float], weights: Sequence[float] | None = None) -> Curve:
+def fit(
+    steps: Sequence[float] | np.ndarray,
+    measured: Sequence[float] | np.ndarray,
+    weights: Sequence[float] | None = None,
+) -> Curve:
     """Antitonic least squares of log metric on step (pool adjacent violators).
 
     `weights` are inverse variances of log metric, for evaluations that were replicated. Evaluations at step 0 are left out:
@@ -104,7 +108,7 @@ def first_crossing(curve: Curve, target: float) -> Crossing:
     return Crossing(float(curve.steps[-1]), "right") if found.censored == "right" else found
 
 
-def reachable(curves: Sequence[Curve]) -> float:
+def reachable_target(curves: Sequence[Curve]) -> float:
     """The lowest target that every one of these curves reaches: the largest last fitted value, rounded up to three digits."""
     last = max(curve.fitted[-1] for curve in curves)
     unit = 10.0 ** (math.floor(math.log10(last)) - 2)

@@ -42,7 +42,7 @@ def digits(value: float) -> str:
     return f"{value:,.{decimals}f}"
 
 
-def said_gain(gain: Speedup | None) -> str:
+def gain_suffix(gain: Speedup | None) -> str:
     """A speed-up in short, as an ending; empty without one.
 
     >>> said_gain(Speedup(1.314, 1.18, 1.452, 3, True, 0, 0, None))

@@ -10,7 +10,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import chdtri, nctdtrinc, stdtrit
+from scipy.special import chdtri, nctdtrinc
+
+from reports.stats.student import CONFIDENCE, t_quantile
 
 POWER = 0.80
 MOST_PAIRS = 1000
@@ -19,7 +21,7 @@ LARGEST = 700.0
 
 
 @dataclass(frozen=True)
-class Spread:
+class SeedSpread:
     """Standard deviation of log ratios over pairs of seeds, with its interval (chi squared)."""
 
     sd: float
@@ -61,7 +63,7 @@ def pairs_needed(
 
 
 def _distance(error: float, degrees: float, confidence: float, power: float) -> float:
-    critical = stdtrit(degrees, (1 + confidence) / 2)
+    critical = t_quantile(degrees, confidence)
     return float(nctdtrinc(degrees, 1 - power, critical)) * error
 
 
@@ -69,10 +71,10 @@ def degrees(n: int, paired: bool) -> int:
     return n - 1 if paired else 2 * (n - 1)
 
 
-def spread_of(d: np.ndarray, *, paired: bool = True, confidence: float = 0.95) -> Spread:
+def spread_of(d: np.ndarray, *, paired: bool = True, confidence: float = CONFIDENCE) -> SeedSpread:
     """The spread of log ratios, of at least two; of a single arm's log times for `paired=False`, where two independent
     runs differ by sqrt 2 of it."""
     n, scale = len(d), 1.0 if paired else math.sqrt(2)
     sd = float(d.std(ddof=1)) * scale
     above, below = (float(chdtri(n - 1, tail)) for tail in ((1 - confidence) / 2, (1 + confidence) / 2))
-    return Spread(sd, sd * math.sqrt((n - 1) / above), sd * math.sqrt((n - 1) / below), n, paired)
+    return SeedSpread(sd, sd * math.sqrt((n - 1) / above), sd * math.sqrt((n - 1) / below), n, paired)

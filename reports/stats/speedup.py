@@ -20,11 +20,9 @@ from itertools import product
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import stdtrit
 
 from reports.stats.curves import Censored
-
-CONFIDENCE = 0.95
+from reports.stats.student import CONFIDENCE, t_interval
 
 
 class Time(NamedTuple):
@@ -56,8 +54,14 @@ class Speedup:
     """Of freedom, of the interval."""
 
     @property
+    def factor(self) -> float:
+        """The estimate; only of a speed-up that has one."""
+        assert self.estimate is not None
+        return self.estimate
+
+    @property
     def direction(self) -> str:
-        """`faster` or `slower` when the interval leaves out 1, else `unresolved`."""
+        """`faster` or `slower` if the interval excludes 1, else `unresolved`."""
         if self.low is not None and self.low > 1:
             return "faster"
         if self.high is not None and self.high < 1:
@@ -130,9 +134,18 @@ def mean_time(times: Iterable[Time], confidence: float = CONFIDENCE) -> MeanTime
     )
 
 
+def closed_ends(interval: Speedup | MeanTime) -> tuple[float, float] | None:
+    """Return the ends of an interval that is closed on both sides; None if there is none or an end is open."""
+    low, high = interval.low, interval.high
+    return (low, high) if low and high is not None and math.isfinite(high) else None
+
+
 def cut(time: Time, horizon: float) -> Time:
-    """A time as seen by somebody who stops at the horizon. A run that ended before without arriving, because it failed, is not
-    there at the horizon either; one that was there when it was first looked at, behind the horizon, may have been there."""
+    """Censor a time at the horizon.
+
+    A run that failed earlier is right-censored at the horizon. A run already past the target when first evaluated,
+    after the horizon, is left-censored there.
+    """
     if time.censored == "right" and math.isfinite(horizon):
         return Time(horizon, "right")
     return time if time.value <= horizon else Time(horizon, time.censored or "right")
@@ -166,8 +179,8 @@ def _ends(
     """Interval of exp(mean), Student's t."""
     if error is None:
         return None, None
-    half = stdtrit(degrees, (1 + confidence) / 2) * error
-    return float(np.exp(mean - half)), float(np.exp(mean + half))
+    low, high = t_interval(mean, error, degrees, confidence)
+    return float(np.exp(low)), float(np.exp(high))
 
 
 def _open(

@@ -12,13 +12,13 @@ from harness.assembly.resolve import load_spec
 from harness.config.spec import canonical
 from harness.errors import UserError
 from harness.records.record import find_records
-from reports.race.arms import Arm, arm_fields, arms_of, differences, find_arm, flatten, labels_of
+from reports.race.arms import RaceArm, arm_fields, arms_of, differences, find_arm, flatten, labels_of
 from tests.reports.synthetic import write_run
 
 GRID = (10, 20)
 
 
-def arms(folder: Path) -> list[Arm]:
+def arms(folder: Path) -> list[RaceArm]:
     return arms_of(find_records(folder))
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from reports.race.race import read_race
-from reports.race.verdict import caveats
+from reports.race.verdict import caveats_of
 from tests.reports.synthetic import METRIC, write_run
 
 FLOOR = {
@@ -16,7 +16,7 @@ FLOOR = {
 
 
 def said(folder: Path) -> str:
-    return "\n".join(caveats(read_race([folder])))
+    return "\n".join(caveats_of(read_race([folder])))
 
 
 def test_a_record_that_tells_nothing_gets_no_line(tmp_path: Path) -> None:

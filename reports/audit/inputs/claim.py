@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
 from harness.config.spec import canonical
 from harness.errors import UserError
@@ -76,7 +77,8 @@ class Claim(Section):
     @property
     def step(self) -> int | None:
         """STEP of `baseline@STEP`; None for a target that is a number."""
-        return int(AT_STEP.fullmatch(self.target)[1]) if isinstance(self.target, str) else None
+        match = AT_STEP.fullmatch(self.target) if isinstance(self.target, str) else None
+        return int(match[1]) if match else None
 
     @field_validator("target")
     @classmethod
@@ -98,8 +100,8 @@ class Claim(Section):
 class Tuning(Section):
     """What was spent on choosing the settings of an arm; None where it is not told."""
 
-    trials: int | None = Field(None, ge=0)
-    flops: float | None = Field(None, ge=0)
+    trials: int | None = Field(default=None, ge=0)
+    flops: float | None = Field(default=None, ge=0)
     seeds: tuple[int, ...] = ()
 
 
@@ -116,8 +118,8 @@ def read_claims(file: Path) -> list[Claim]:
             f"{file}: unknown table '{key}' (known: claim, tuning).{_hint(key, ['claim', 'tuning'])}"
         )
     claims = table.get("claim")
-    rows = claims if isinstance(claims, list) else [claims]
-    if not claims or not all(isinstance(row, Mapping) for row in rows):
+    rows = [row for row in (claims if isinstance(claims, list) else [claims]) if isinstance(row, Mapping)]
+    if not claims or len(rows) < (len(claims) if isinstance(claims, list) else 1):
         raise UserError(f"{file} holds no claim: expected a table [claim], or several [[claim]]")
     found = [_validated(Claim, row, f"{file}: claim") for row in rows]
     names = [claim.name for claim in found]
@@ -146,12 +148,12 @@ def _validated(model: type[BaseModel], row: Mapping[str, Any], where: str) -> An
         raise UserError("; ".join(_sentence(detail, known, where) for detail in _errors(error))) from error
 
 
-def _errors(error: ValidationError) -> list[Mapping[str, Any]]:
+def _errors(error: ValidationError) -> list[ErrorDetails]:
     """One for each key: what is a number or a text fails as both."""
     return list({detail["loc"][:1]: detail for detail in reversed(error.errors())}.values())[::-1]
 
 
-def _sentence(detail: Mapping[str, Any], known: Sequence[str], where: str) -> str:
+def _sentence(detail: ErrorDetails, known: Sequence[str], where: str) -> str:
     key = str(detail["loc"][0]) if detail["loc"] else ""
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "extra_forbidden":

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from harness.errors import UserError, unknown
-from reports.audit.inputs.run_log import Arms, Log
+from reports.audit.inputs.run_log import AuditArms, AuditRun
 from reports.stats.curves import AXES, Costs, fit
 
 COLUMNS = ("method", "seed", "step", "metric", "value")
@@ -26,7 +26,7 @@ COSTS = AXES[1:]
 OPTIONAL = (*COSTS, "protocol")
 
 
-class Point(NamedTuple):
+class CsvPoint(NamedTuple):
     """A line of the file that a claim uses."""
 
     line: int
@@ -36,7 +36,7 @@ class Point(NamedTuple):
     protocol: str
 
 
-def read_tidy(file: Path, names: Sequence[str], metric: str) -> Arms:
+def read_tidy(file: Path, names: Sequence[str], metric: str) -> AuditArms:
     """The runs of these methods from a tidy CSV.
 
     Raises `UserError`, naming file and line, for what is not a tidy CSV: columns that are missing, numbers that are not,
@@ -51,24 +51,24 @@ def read_tidy(file: Path, names: Sequence[str], metric: str) -> Arms:
         ) from error
     except (OSError, csv.Error) as error:
         raise UserError(f"cannot read {file}: {error}") from error
-    runs: dict[str, dict[int, Log]] = {name: {} for name in names}
+    runs: dict[str, dict[int, AuditRun]] = {name: {} for name in names}
     for (method, seed), own in sorted(series.items()):
         if points := [point for point in own if point.step > 0]:
             runs[method][seed] = _log(file, method, seed, points)
         else:
             notes = (*notes, f"{method} seed {seed} has {metric} at step 0 alone, so it counts in no number.")
-    return Arms(runs, notes)
+    return AuditArms(runs, notes)
 
 
 def _series(
     file: Path, lines: Iterator[str], names: Sequence[str], metric: str
-) -> tuple[dict[tuple[str, int], list[Point]], tuple[str, ...]]:
+) -> tuple[dict[tuple[str, int], list[CsvPoint]], tuple[str, ...]]:
     """The points of each run of these methods, as they stand in the file, and notes on columns that are not used."""
     rows = csv.reader(lines, strict=True)
     header = [name.strip() for name in next(rows, [])]
     notes = _check_header(file, header)
     methods, metrics = {}, {}
-    series: dict[tuple[str, int], list[Point]] = {}
+    series: dict[tuple[str, int], list[CsvPoint]] = {}
     for cells in rows:
         where = f"{file} line {rows.line_num}"
         if not any(cell.strip() for cell in cells):
@@ -107,7 +107,7 @@ def _check_header(file: Path, header: Sequence[str]) -> tuple[str, ...]:
     return (f"Columns not used: {', '.join(rest)} (known: {', '.join(OPTIONAL)}).",) if rest else ()
 
 
-def _point(where: str, line: int, row: Mapping[str, str]) -> Point:
+def _point(where: str, line: int, row: Mapping[str, str]) -> CsvPoint:
     step, value = _whole(where, row, "step"), _number(where, row, "value")
     if step < 0:
         raise UserError(f"{where}: step = {step}: expected 0 or more")
@@ -119,10 +119,10 @@ def _point(where: str, line: int, row: Mapping[str, str]) -> Point:
     for axis, total in costs.items():
         if total < 0 or (total == 0 and step > 0):
             raise UserError(f"{where}: {axis} = {total:g}: expected the total since step 0, above 0")
-    return Point(line, step, value, costs, row.get("protocol", ""))
+    return CsvPoint(line, step, value, costs, row.get("protocol", ""))
 
 
-def _log(file: Path, method: str, seed: int, points: Sequence[Point]) -> Log:
+def _log(file: Path, method: str, seed: int, points: Sequence[CsvPoint]) -> AuditRun:
     run = f"{method} seed {seed}"
     for last, point in pairwise(points):
         where = f"{file} line {point.line}"
@@ -142,7 +142,7 @@ def _log(file: Path, method: str, seed: int, points: Sequence[Point]) -> Log:
     costs = {axis: [p.costs[axis] for p in points] for axis in COSTS if all(axis in p.costs for p in points)}
     totals = {axis: np.array([0.0, *values]) for axis, values in {"steps": steps, **costs}.items()}
     told = {point.protocol: {"protocol": point.protocol} for point in points}
-    return Log(
+    return AuditRun(
         method,
         seed,
         f"{file} line {points[0].line}",

@@ -21,8 +21,8 @@ import numpy as np
 
 from harness.errors import UserError, unknown
 from harness.records.record import TRAINING_PHASES, tracked_name
-from reports.audit.inputs.run_log import FREE, Arms, Log, Progress, Told, gathered
-from reports.race.comparability import machines
+from reports.audit.inputs.run_log import FREE, AuditArms, AuditRun, Progress, ReadRun, collect_arms
+from reports.race.comparability import machine_kinds
 from reports.stats.curves import Costs, fit
 
 SQLITE = "sqlite:///"
@@ -34,7 +34,7 @@ _QUIET = {
 }
 
 
-def read_tracked(source: str, names: Sequence[str], metric: str, progress: Progress = iter) -> Arms:
+def read_tracked(source: str, names: Sequence[str], metric: str, progress: Progress = iter) -> AuditArms:
     """The runs of these methods from a store, `sqlite:///FILE` or a server on this machine; `#NAME` behind it names one
     experiment.
 
@@ -45,14 +45,14 @@ def read_tracked(source: str, names: Sequence[str], metric: str, progress: Progr
         runs = [run for run in _runs(client, experiment) if _method(run)]
         for name in names:
             if name not in map(_method, runs):
-                raise unknown(f"method in {uri}:", name, {_method(run) for run in runs})
+                raise unknown(f"method in {uri}:", name, {str(_method(run)) for run in runs})
         found = [
             _told(client, run, metric) for run in progress([run for run in runs if _method(run) in names])
         ]
     if not any(one.log for one in found):
         raise UserError(f"no finished run of {' or '.join(names)} in {uri} has the metric '{metric}'")
     try:
-        return gathered(found, names)
+        return collect_arms(found, names)
     except UserError as error:
         raise UserError(f"{error} (one experiment is named by {uri}#NAME)") from error
 
@@ -88,7 +88,9 @@ def _runs(client: Any, experiment: str) -> Iterator[Any]:
     if experiment and experiment not in known:
         raise unknown("experiment", experiment, known)
     wanted = [known[experiment]] if experiment else list(known.values())
-    page = client.search_runs(wanted, max_results=1000) if wanted else []
+    if not wanted:
+        return
+    page = client.search_runs(wanted, max_results=1000)
     yield from page
     while page and page.token:
         page = client.search_runs(wanted, max_results=1000, page_token=page.token)
@@ -103,7 +105,7 @@ def _method(run: Any) -> str | None:
     )
 
 
-def _told(client: Any, run: Any, metric: str) -> Told:
+def _told(client: Any, run: Any, metric: str) -> ReadRun:
     params, name, run_id = run.data.params, f"{_method(run)} (run {run.info.run_id})", run.info.run_id
     seed = run.data.tags.get("flowrace.seed") or params.get("seed") or ""
     if not seed.lstrip("-").isdigit():
@@ -115,23 +117,23 @@ def _told(client: Any, run: Any, metric: str) -> Told:
     method, failed = str(_method(run)), run.info.status == "FAILED"
     if not failed and run.info.status != "FINISHED":
         why = f"{name} is {run.info.status.lower()}, so it counts in no number."
-        return Told(method, int(seed), False, None, why)
+        return ReadRun(method, int(seed), False, None, why)
     if key is None:
         why = "failed before its first evaluation" if failed else "was never evaluated"
-        return Told(method, int(seed), failed, None, f"{name} {why} by {metric}.")
+        return ReadRun(method, int(seed), failed, None, f"{name} {why} by {metric}.")
     values, hardware = _history(client, run_id, key, name), _tag(run, "flowrace.hardware")
     steps = [step for step in values if step > 0]
     if not steps:
         why = f"{name} tells {metric} at step 0 alone, so it counts in no number."
-        return Told(method, int(seed), failed, None, why)
-    log = Log(
+        return ReadRun(method, int(seed), failed, None, why)
+    log = AuditRun(
         method,
         int(seed),
         f"MLflow run {run_id}",
         fit(steps, [values[step] for step in steps]),
         _costs(client, run, steps, name, _devices(hardware)),
         _protocols(params),
-        tuple(machines(hardware)),
+        tuple(machine_kinds(hardware)),
         settings={
             k: v
             for k, v in params.items()
@@ -143,7 +145,7 @@ def _told(client: Any, run: Any, metric: str) -> Told:
         failed=failed,
     )
     note = f"{name} failed: not arrived from its last evaluation on." if failed else ""
-    return Told(method, int(seed), failed, log, note)
+    return ReadRun(method, int(seed), failed, log, note)
 
 
 def _history(client: Any, run: str, key: str, name: str) -> dict[int, float]:
@@ -183,7 +185,7 @@ def _costs(client: Any, run: Any, steps: list[int], name: str, devices: int | No
     if flops:
         totals["flops"] = _on(grid, flops)
     if logged:
-        totals["seconds"] = sum(_on(grid, own) for own in logged.values())
+        totals["seconds"] = sum((_on(grid, own) for own in logged.values()), np.zeros_like(grid))
         totals |= {} if devices is None else {"gpu_seconds": devices * totals["seconds"]}
     return Costs(grid, totals)
 
@@ -195,7 +197,7 @@ def _devices(starts: Sequence[Mapping[str, Any]]) -> int | None:
 
 
 def _on(grid: np.ndarray, history: Mapping[int, float]) -> np.ndarray:
-    known = {0: 0.0} | history
+    known = {0: 0.0, **history}
     return np.interp(grid, list(known), list(known.values()))
 
 

@@ -11,23 +11,34 @@ from harness.records.record import Record, find_records
 from reports.audit.inputs.claim import Claim
 from reports.audit.inputs.csv_curves import read_tidy
 from reports.audit.inputs.mlflow_runs import read_tracked
-from reports.audit.inputs.run_log import FREE, Arms, Log, Logs, Progress, Told, by_seed, gathered
-from reports.race import study_folder as studies
-from reports.race.arms import Arm, arms_of, find_arm, flatten
-from reports.race.comparability import hardware
+from reports.audit.inputs.run_log import (
+    FREE,
+    AuditArms,
+    AuditRun,
+    AuditRuns,
+    Progress,
+    ReadRun,
+    by_seed,
+    collect_arms,
+)
+from reports.race import study_folder
+from reports.race.arms import RaceArm, arms_of, find_arm, flatten
+from reports.race.comparability import machines_of
 from reports.race.protocols import protocols_of
 from reports.stats.curves import costs_of, curve_of
 
 SCHEMES = ("sqlite://", "http://", "https://")
 
 
-def read_logs(sources: Sequence[str], claim: Claim, progress: Progress = iter) -> Logs:
+def read_logs(sources: Sequence[str], claim: Claim, progress: Progress = iter) -> AuditRuns:
     """The runs of a claim's two arms; see `read_arms`."""
     arms = read_arms(sources, (claim.baseline, claim.candidate), claim.metric, progress)
-    return Logs(arms.runs[claim.baseline], arms.runs[claim.candidate], arms.notes, arms.unseen)
+    return AuditRuns(arms.runs[claim.baseline], arms.runs[claim.candidate], arms.notes, arms.unseen)
 
 
-def read_arms(sources: Sequence[str], names: Sequence[str], metric: str, progress: Progress = iter) -> Arms:
+def read_arms(
+    sources: Sequence[str], names: Sequence[str], metric: str, progress: Progress = iter
+) -> AuditArms:
     """The runs of these methods that ended, in these sources: folders of run directories, CSV files, MLflow stores.
 
     Raises `UserError` for a source that cannot be read, a method or a metric that is not in it, and a seed told twice.
@@ -46,21 +57,21 @@ def read_arms(sources: Sequence[str], names: Sequence[str], metric: str, progres
     found += [read_records(folders, names, metric, progress)] if folders else []
     runs = {name: by_seed(log for part in found for log in part.runs[name].values()) for name in names}
     notes = tuple(note for part in found for note in part.notes)
-    return Arms(runs, notes, tuple(note for part in found for note in part.unseen))
+    return AuditArms(runs, notes, tuple(note for part in found for note in part.unseen))
 
 
 def read_records(
     folders: Sequence[Path], names: Sequence[str], metric: str, progress: Progress = iter
-) -> Arms:
+) -> AuditArms:
     """From run directories. Of a folder with a plan only the planned runs count."""
-    records, unplanned = studies.by_plan(find_records(*folders), folders)
+    records, unplanned = study_folder.by_plan(find_records(*folders), folders)
     if not records:
         raise UserError(f"no runs in {', '.join(map(str, folders))}: a run is a folder with a spec.toml")
     arms = arms_of(records)
     chosen = {name: find_arm(arms, name, "method") for name in names}
     if len({id(arm) for arm in chosen.values()}) < len(chosen):
         raise UserError(f"{' and '.join(names)} are one arm")
-    ids, planned = {record.id for record in records}, [run.id for run in studies.read_plan(folders)]
+    ids, planned = {record.id for record in records}, [run.id for run in study_folder.read_plan(folders)]
     missing = sum(run not in ids for run in planned)
     notes = [f"{missing} planned runs are missing."] if missing else []
     notes += [f"Not in the plan, so left out: {', '.join(run.id for run in unplanned)}."] if unplanned else []
@@ -72,30 +83,30 @@ def read_records(
             f"no finished run of {' or '.join(names)} was evaluated by '{metric}' (evaluated: "
             f"{', '.join(sorted(known)) or 'nothing'})"
         )
-    return gathered(told, names, notes)
+    return collect_arms(told, names, notes)
 
 
-def _told(name: str, arm: Arm, seed: int, record: Record, metric: str) -> Told:
+def _told(name: str, arm: RaceArm, seed: int, record: Record, metric: str) -> ReadRun:
     """Its events are let go: hundreds of runs fill a memory."""
     failed, who = record.status == "failed", f"{arm.label} seed {seed}"
     if not failed and record.status != "done":
         why = f"{who} is {record.status}, so it counts in no number ({record.id})."
-        return Told(name, seed, False, None, why)
+        return ReadRun(name, seed, False, None, why)
     run = Record(record.path)
     curve = curve_of(run, metric)
     if curve is None:
         why = "failed before its first evaluation" if failed else "was never evaluated"
-        return Told(name, seed, failed, None, f"{who} {why} by {metric} ({record.id}).")
+        return ReadRun(name, seed, failed, None, f"{who} {why} by {metric} ({record.id}).")
     began, ended = _times(run)
     starts = [start.get("evaluation", {}) for start in run.environment]
-    log = Log(
+    log = AuditRun(
         arm.label,
         seed,
         str(record.path),
         curve,
         costs_of(run),
         _protocols(run, metric),
-        tuple(hardware(run)),
+        tuple(machines_of(run)),
         {path: value for path, value in arm.fields.items() if not path.startswith(("method.", "eval."))},
         began,
         ended,
@@ -103,7 +114,7 @@ def _told(name: str, arm: Arm, seed: int, record: Record, metric: str) -> Told:
         failed,
     )
     note = f"{who} failed: not arrived from its last evaluation on ({record.id})." if failed else ""
-    return Told(name, seed, failed, log, note)
+    return ReadRun(name, seed, failed, log, note)
 
 
 def _protocols(record: Record, metric: str) -> dict[str, Mapping[str, Any]]:

@@ -15,7 +15,7 @@ Progress = Callable[[Sequence[Any]], Iterable[Any]]
 
 
 @dataclass(frozen=True)
-class Log:
+class AuditRun:
     """One run of an arm that ended, finished or failed: its curve, what it cost, and what tells whether it may be compared."""
 
     method: str
@@ -41,47 +41,48 @@ class Log:
 
 
 @dataclass(frozen=True)
-class Logs:
+class AuditRuns:
     """Both arms of a comparison, by seed."""
 
-    baseline: Mapping[int, Log]
-    candidate: Mapping[int, Log]
+    baseline: Mapping[int, AuditRun]
+    candidate: Mapping[int, AuditRun]
     notes: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
     """The runs that failed before their first evaluation, each in a sentence."""
 
     @property
-    def all(self) -> list[Log]:
+    def all(self) -> list[AuditRun]:
         return [*self.baseline.values(), *self.candidate.values()]
 
     @property
-    def whole(self) -> Logs:
+    def whole(self) -> AuditRuns:
         """Without the runs that failed."""
-        arms = (
-            {s: log for s, log in arm.items() if not log.failed} for arm in (self.baseline, self.candidate)
+        baseline, candidate = (
+            {seed: run for seed, run in arm.items() if not run.failed}
+            for arm in (self.baseline, self.candidate)
         )
-        return Logs(*arms, self.notes, self.unseen)
+        return AuditRuns(baseline, candidate, self.notes, self.unseen)
 
 
-class Arms(NamedTuple):
+class AuditArms(NamedTuple):
     """The runs of some methods that ended, by method and seed, and what the reader must know of the others."""
 
-    runs: dict[str, dict[int, Log]]
+    runs: dict[str, dict[int, AuditRun]]
     notes: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
 
 
-class Told(NamedTuple):
+class ReadRun(NamedTuple):
     """What a source tells of one run: its log, or in a note why it has none."""
 
     method: str
     seed: int
     failed: bool
-    log: Log | None
+    log: AuditRun | None
     note: str = ""
 
 
-def gathered(told: Sequence[Told], names: Sequence[str], notes: Sequence[str] = ()) -> Arms:
+def collect_arms(told: Sequence[ReadRun], names: Sequence[str], notes: Sequence[str] = ()) -> AuditArms:
     """The runs of these methods by seed; a run that failed and was run again to its end is left to that.
 
     Raises `UserError` for a seed that is told twice.
@@ -97,12 +98,12 @@ def gathered(told: Sequence[Told], names: Sequence[str], notes: Sequence[str] = 
             kept.append(one)
     said = [one.note for one in kept if one.note]
     runs = {name: by_seed(one.log for one in kept if one.log and one.method == name) for name in names}
-    return Arms(runs, (*notes, *said, *again), tuple(unseen))
+    return AuditArms(runs, (*notes, *said, *again), tuple(unseen))
 
 
-def by_seed(logs: Iterable[Log]) -> dict[int, Log]:
+def by_seed(logs: Iterable[AuditRun]) -> dict[int, AuditRun]:
     """Raises `UserError` for a seed that is told twice."""
-    found: dict[int, Log] = {}
+    found: dict[int, AuditRun] = {}
     for log in logs:
         if log.seed in found:
             raise UserError(

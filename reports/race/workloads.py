@@ -22,17 +22,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.special import stdtrit
 
-from reports.race.arms import Arm, differing, labels_of, naming, setting
-from reports.race.comparability import apart_in_value, comparable
-from reports.race.race import Race, compare, reachable
-from reports.race.run import Run, cross
-from reports.stats.speedup import CONFIDENCE, Speedup, Time, cut
+from reports.race.arms import RaceArm, differing_paths, labels_of, naming, setting
+from reports.race.comparability import comparable_axes, values_differ
+from reports.race.race import Race, compare_runs, reachable_by_all
+from reports.race.run import RaceRun, cross
+from reports.stats.speedup import Speedup, Time, cut
+from reports.stats.student import CONFIDENCE, t_interval
 
 
 @dataclass(frozen=True)
-class Cell:
+class Workload:
     """The arms that differ in nothing but their objective. Mappings by objective, or by axis and objective."""
 
     label: str
@@ -41,7 +41,7 @@ class Cell:
     target: float | None
     """The study's; where none was given the lowest that every finished run of the cell reaches."""
     axes: tuple[str, ...]
-    runs: Mapping[str, tuple[Run, ...]]
+    runs: Mapping[str, tuple[RaceRun, ...]]
     arms: Mapping[str, str]
     """Labels of the race's arms."""
     speedups: Mapping[tuple[str, str], Speedup]
@@ -52,12 +52,12 @@ class Cell:
 
     def times(self, objective: str, axis: str) -> dict[int, Time]:
         """Times to target by seed, cut at the cell's smallest budget."""
-        found = {run.seed: run.time(axis) for run in self.runs.get(objective, ()) if run.crossing is not None}
+        found = {run.seed: run.time(axis) for run in self.runs.get(objective, ()) if run.crosses}
         return {seed: cut(time, self.horizons[axis]) for seed, time in found.items()}
 
 
 @dataclass(frozen=True)
-class Pooled:
+class PooledSpeedup:
     """The effect of one objective over the cells that have an interval."""
 
     gain: Speedup
@@ -67,10 +67,10 @@ class Pooled:
     """Cells without an interval."""
 
 
-def cells_of(race: Race) -> list[Cell]:
+def workloads_of(race: Race) -> list[Workload]:
     """The cells of a race in order of its arms; one where arms differ in their objectives alone."""
     objectives, workloads = _split(race.arms)
-    groups: dict[str, list[Arm]] = {}
+    groups: dict[str, list[RaceArm]] = {}
     for arm in race.arms:
         groups.setdefault(_label(workloads[arm.label]), []).append(arm)
     base = objectives[race.baseline]
@@ -84,23 +84,23 @@ def objectives_of(race: Race) -> list[str]:
     return list(dict.fromkeys(_split(race.arms)[0].values()))
 
 
-def pool(gains: Mapping[str, Speedup | None], confidence: float = CONFIDENCE) -> Pooled | None:
+def pool_speedups(
+    gains: Mapping[str, Speedup | None], confidence: float = CONFIDENCE
+) -> PooledSpeedup | None:
     """The pooled effect of speed-ups by cell; None where fewer than two cells have an interval."""
     known = {label: g for label, g in gains.items() if g and g.estimate is not None and g.error is not None}
     if len(known) < 2:
         return None
-    effects, squares = (
-        np.log([g.estimate for g in known.values()]),
-        np.square([g.error for g in known.values()]),
-    )
+    effects = np.log([g.factor for g in known.values()])
+    squares = np.square([g.error for g in known.values() if g.error is not None])
     mean, error = float(effects.mean()), math.sqrt(squares.sum()) / len(known)
     degrees = _degrees(squares, [g.degrees for g in known.values()])
-    half = float(stdtrit(degrees, (1 + confidence) / 2)) * error
-    return Pooled(
+    low, high = t_interval(mean, error, degrees, confidence)
+    return PooledSpeedup(
         Speedup(
             estimate=math.exp(mean),
-            low=0.0 if any(g.low == 0 for g in known.values()) else math.exp(mean - half),
-            high=math.inf if any(math.isinf(g.high) for g in known.values()) else math.exp(mean + half),
+            low=0.0 if any(g.low == 0 for g in known.values()) else math.exp(low),
+            high=math.inf if any(g.high == math.inf for g in known.values()) else math.exp(high),
             n=sum(g.n for g in known.values()),
             paired=all(g.paired for g in known.values()),
             censored_baseline=sum(g.censored_baseline for g in known.values()),
@@ -114,7 +114,7 @@ def pool(gains: Mapping[str, Speedup | None], confidence: float = CONFIDENCE) ->
     )
 
 
-def sooner(baseline: Mapping[int, Time], candidate: Mapping[int, Time]) -> tuple[int, int]:
+def count_sooner(baseline: Mapping[int, Time], candidate: Mapping[int, Time]) -> tuple[int, int]:
     """(seed pairs in which the candidate was there first, pairs that can be told apart): P(T_candidate < T_baseline) as
     counts. A pair that never arrived on both sides, and a tie, is told apart by nobody."""
     first = told = 0
@@ -125,14 +125,20 @@ def sooner(baseline: Mapping[int, Time], candidate: Mapping[int, Time]) -> tuple
     return first, told
 
 
-def _split(arms: Sequence[Arm]) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
+def _split(arms: Sequence[RaceArm]) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
     """Of each arm, by its label: the label of its objective, and the fields of its cell."""
-    different = [path for path in differing(arm.fields for arm in arms) if not path.startswith("method.")]
+    different = [
+        path for path in differing_paths(arm.fields for arm in arms) if not path.startswith("method.")
+    ]
     varied = naming(different, {arm.label: arm.fields for arm in arms})
-    methods: dict[str, list[Arm]] = {}
+    methods: dict[str, list[RaceArm]] = {}
     for arm in arms:
         methods.setdefault(repr(_of_method(arm)), []).append(arm)
-    own = [p for p in varied if not any(differing({p: a.fields.get(p)} for a in g) for g in methods.values())]
+    own = [
+        p
+        for p in varied
+        if not any(differing_paths({p: a.fields.get(p)} for a in g) for g in methods.values())
+    ]
     if len(methods) == 1:
         own = []
     named = {
@@ -146,7 +152,7 @@ def _split(arms: Sequence[Arm]) -> tuple[dict[str, str], dict[str, dict[str, Any
     return labels_of(named), cells
 
 
-def _of_method(arm: Arm) -> dict[str, Any]:
+def _of_method(arm: RaceArm) -> dict[str, Any]:
     return {path: value for path, value in sorted(arm.fields.items()) if path.startswith("method.")}
 
 
@@ -157,32 +163,32 @@ def _label(fields: Mapping[str, Any]) -> str:
 def _cell(
     race: Race,
     label: str,
-    arms: Sequence[Arm],
+    arms: Sequence[RaceArm],
     objectives: Mapping[str, str],
     fields: Mapping[str, Any],
     base: str,
-) -> Cell:
+) -> Workload:
     labels = {objectives[arm.label]: arm.label for arm in arms}
     order = sorted(labels, key=lambda objective: objective != base)
     runs = {objective: race.of(labels[objective]) for objective in order}
     every = [run for own in runs.values() for run in own]
-    target = race.target if race.target_given else reachable(every)
+    target = race.target if race.target_given else reachable_by_all(every)
     crossed = {
         objective: tuple(run if target == race.target else cross(run, target) for run in own)
         for objective, own in runs.items()
     }
-    axes, _ = comparable(every)
-    apart = apart_in_value(every)
-    found = compare(
+    axes, _ = comparable_axes(every)
+    apart = values_differ(every)
+    found = compare_runs(
         [run for own in crossed.values() for run in own], [labels[o] for o in order], axes, not apart
     )
     why = _why(base, crossed, apart)
     names = {arm: objective for objective, arm in labels.items()}
     gains = {} if why else {(axis, names[arm]): gain for (axis, arm), gain in found["speedups"].items()}
-    return Cell(label, fields, target, axes, crossed, labels, gains, found["horizons"], why)
+    return Workload(label, fields, target, axes, crossed, labels, gains, found["horizons"], why)
 
 
-def _why(base: str, runs: Mapping[str, Sequence[Run]], apart: str) -> str:
+def _why(base: str, runs: Mapping[str, Sequence[RaceRun]], apart: str) -> str:
     if not any(run.counts for run in runs.get(base, ())):
         return f"no finished run of {base}"
     return apart
