@@ -6,7 +6,6 @@ Student's t interval. Pixels are the same for every seed: they, and a single run
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from harness.errors import UserError
 from reports.race.race import Race
+from reports.race.study_folder import read_probe_tables
 from reports.stats.means import mean_of
 
 FILE = "control.json"
@@ -56,7 +56,8 @@ class Control:
 
 def compute_control(race: Race) -> Control | None:
     """None for a race without the table. Raises `UserError` for one that is broken, and for several that do not agree."""
-    tables = [_read(file) for file in _files(race)]
+    folders = {run.record.path.parent for run in race.runs}
+    tables = [_checked(file, table) for file, table in read_probe_tables(folders, FILE)]
     if not tables:
         return None
     if any(table["protocol"] != tables[0]["protocol"] for table in tables):
@@ -91,20 +92,15 @@ def mean_score(values: Sequence[Mapping[str, float]]) -> Score:
     return Score(found.mean, found.low, found.high)
 
 
-def _files(race: Race) -> list[Path]:
-    folders = sorted({run.record.path.parent for run in race.runs})
-    return [folder / FILE for folder in folders if (folder / FILE).is_file()]
-
-
-def _read(file: Path) -> dict[str, Any]:
+def _checked(file: Path, table: Any) -> dict[str, Any]:
+    """Return the table if it is valid."""
     try:
-        table = json.loads(file.read_text())
         if table["protocol"]["time"] is not None and all(map(_is_entry, table["runs"].values())):
             return table
     except (ValueError, KeyError, TypeError, AttributeError):
         pass
     raise UserError(
-        f"{file} is no table of control; move it away and run: flowrace probe {file.parent} --control"
+        f"{file} is not a table of control; move it away and run: flowrace probe {file.parent} --control"
     )
 
 

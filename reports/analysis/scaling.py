@@ -8,7 +8,6 @@ encoder are controls. A study that varies the backbone gives one point for each 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from harness.errors import UserError
 from reports.race.arms import RaceArm
 from reports.race.race import Race
 from reports.race.run import RaceRun
+from reports.race.study_folder import read_probe_tables
 from reports.race.workloads import Workload
 from reports.stats.correlation import Rank, Slope, slope, spearman
 from reports.stats.speedup import MeanTime, Speedup, Time, mean_time
@@ -112,17 +112,15 @@ def model_scaling(workloads: Sequence[Workload]) -> Scaling | None:
 
 
 def read_encoders(folders: Iterable[Path]) -> dict[str, Any] | None:
-    """The first `encoders.json` of these folders; None where there is none, `UserError` for one that is not such a table."""
-    for file in (folder / ENCODERS for folder in sorted(folders)):
-        if not file.is_file():
-            continue
-        try:
-            table = json.loads(file.read_text())
-            if all(isinstance(table[key], dict) for key in ("protocol", "encoders")):
-                return table
-        except (ValueError, KeyError, TypeError):
-            pass
-        raise UserError(f"{file} is no table of encoders; move it away and run: flowrace probe {file.parent}")
+    """Return the first `encoders.json` of these folders, or None. Raises `UserError` for an invalid one."""
+    for file, table in read_probe_tables(folders, ENCODERS):
+        if isinstance(table, dict) and all(
+            isinstance(table.get(key), dict) for key in ("protocol", "encoders")
+        ):
+            return table
+        raise UserError(
+            f"{file} is not a table of encoders; move it away and run: flowrace probe {file.parent}"
+        )
     return None
 
 

@@ -12,6 +12,7 @@ from reports.audit.inputs.claim import read_claims, read_tuning
 from reports.audit.inputs.read import read_logs
 from reports.audit.inputs.run_log import Progress
 from reports.audit.register import NAME, read_register, standing
+from reports.race.study_folder import study_tables
 
 
 def judge_claims(
@@ -33,6 +34,6 @@ def judge_claims(
 
 
 def _tables(claims: Iterable[Path], sources: Iterable[str]) -> list[tuple[Path, dict[str, Any]]]:
-    """The files that may tell tuning budgets: studies, then claims."""
-    studies = [file for source in sources if (file := Path(source) / "study.toml").is_file()]
-    return [(file, read_toml(file)) for file in (*studies, *claims)]
+    """Return the files that may record tuning budgets: studies, then claims."""
+    studies = study_tables([Path(source) for source in sources])
+    return [*studies, *((file, read_toml(file)) for file in claims)]

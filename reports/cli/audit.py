@@ -9,25 +9,9 @@ from typing import Any
 
 import click
 
+from reports.cli.options import AS_JSON, AXIS, CONFIDENCE, METRIC, REGISTER, TARGET
+
 SOURCES = click.argument("sources", metavar="DIR...", nargs=-1, required=True)
-JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")
-METRIC = click.option("--metric", help="As in the record or the column. Default: the study's.")
-TARGET = click.option("--target", type=float, help="Default: the study's, else what every run reaches.")
-AXIS = click.option(
-    "--axis",
-    type=click.Choice(["steps", "images", "flops", "seconds", "gpu_seconds"]),
-    default="steps",
-    show_default=True,
-)
-CONFIDENCE = click.option(
-    "--confidence", type=click.FloatRange(0.5, 1, max_open=True), default=0.95, show_default=True
-)
-REGISTER = click.option(
-    "--register",
-    "file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Default: register.jsonl beside the claim.",
-)
 
 
 class AuditGroup(click.Group):
@@ -52,7 +36,7 @@ def audit() -> None:
 @audit.command(epilog="Example: flowrace audit claim.toml curves.csv")
 @click.argument("words", metavar="CLAIM.toml... DIR|CSV|URI...", nargs=-1, required=True)
 @REGISTER
-@JSON
+@AS_JSON
 def claim(words: tuple[str, ...], file: Path | None, as_json: bool) -> None:
     """Judge claims by runs (the default command).
 
@@ -74,7 +58,7 @@ def claim(words: tuple[str, ...], file: Path | None, as_json: bool) -> None:
 @audit.command(epilog="Example: flowrace audit register claim.toml")
 @click.argument("claims", metavar="CLAIM.toml...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @REGISTER
-@JSON
+@AS_JSON
 def register(claims: tuple[Path, ...], file: Path | None, as_json: bool) -> None:
     """Freeze claims before their runs begin: hash and UTC time, in a file that is only appended to.
 
@@ -103,7 +87,7 @@ def register(claims: tuple[Path, ...], file: Path | None, as_json: bool) -> None
 @TARGET
 @AXIS
 @CONFIDENCE
-@JSON
+@AS_JSON
 def selftest(
     sources: tuple[str, ...],
     method: str | None,
@@ -166,7 +150,7 @@ def selftest(
     "--factor", "wanted", type=click.FloatRange(0, min_open=True), help="The speed-up to be told from 1."
 )
 @CONFIDENCE
-@JSON
+@AS_JSON
 def power(
     sources: tuple[str, ...],
     method: str | None,

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from reports.cli.options import AS_JSON, CLAIMS_FOLDER
+
 if TYPE_CHECKING:
     from reports.literature.check import Finding
     from reports.literature.entries import PublishedNumber
@@ -40,14 +42,6 @@ COLUMNS = (
     "status",
     "id",
 )
-AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")
-FOLDER = click.option(
-    "--claims",
-    "folder",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="A folder of your own claims (*.toml), read on top of those that come with flowrace.",
-)
 
 
 def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -61,7 +55,7 @@ def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
     epilog="Example: flowrace claims --method self_flow --metric FID --model SiT-XL/2",
 )
 @_filters
-@FOLDER
+@CLAIMS_FOLDER
 @AS_JSON
 @click.option("--csv", "as_csv", is_flag=True, help="Print a CSV with every field.")
 @click.pass_context
@@ -89,7 +83,7 @@ def claims(
 
 @claims.command(epilog="Example: flowrace claims show sf.claim.7M-400k-143k")
 @click.argument("name", metavar="ID")
-@FOLDER
+@CLAIMS_FOLDER
 @AS_JSON
 @click.pass_obj
 def show(above: Path | None, name: str, folder: Path | None, as_json: bool) -> None:
@@ -119,7 +113,7 @@ def show(above: Path | None, name: str, folder: Path | None, as_json: bool) -> N
 
 @claims.command(epilog="Example: flowrace claims check --rule arithmetic --rule across-benchmarks")
 @click.option("--rule", "rules", multiple=True, help="Only findings of this rule; may be repeated.")
-@FOLDER
+@CLAIMS_FOLDER
 @AS_JSON
 @click.pass_obj
 def check(above: Path | None, rules: tuple[str, ...], folder: Path | None, as_json: bool) -> None:

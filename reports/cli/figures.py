@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from reports.cli.options import race_options
+from reports.cli.options import AS_JSON, race_options
 
 if TYPE_CHECKING:
     from reports.analysis.report import RaceReport
@@ -42,7 +42,7 @@ FORMATS = ("pdf", "svg")
 @click.option(
     "--format", "formats", default="pdf", show_default=True, help="pdf, svg or both, with a comma between."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")
+@AS_JSON
 def figures(
     directories: tuple[Path, ...],
     output: Path,

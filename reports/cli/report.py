@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from reports.cli.options import race_options
+from reports.cli.options import AS_JSON, race_options
 from reports.cli.report_diff import diff
 
 
@@ -46,7 +46,7 @@ class OrDiff(click.Command):
     type=click.Path(path_type=Path),
     help="A claim (TOML) to audit on these runs; its verdict comes first on the page. Several may be given.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")
+@AS_JSON
 def report(directories: tuple[Path, ...], output: Path, as_json: bool, **asked: Any) -> None:
     """Report on run directories, or folders of them: who reached the target first, and how sure that is.
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from reports.cli.options import AS_JSON, AXES, BASELINE, METRIC, TARGET
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -22,11 +24,11 @@ MOST_NAMED = 6
 @click.command("diff", epilog="Example: flowrace report diff runs/before runs/after --axis steps --json")
 @click.argument("before", metavar="A", type=click.Path(path_type=Path))
 @click.argument("after", metavar="B", type=click.Path(path_type=Path))
-@click.option("--axis", help="Only this axis in the table: steps, images, flops, seconds or gpu_seconds.")
-@click.option("--metric", help="As in the record. Default: each study's own.")
-@click.option("--target", type=float, help="The value to reach, of both. Default: each study's own.")
-@click.option("--baseline", help="The arm to compare with, in both. Default: each study's own.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")
+@click.option("--axis", help=f"Show only this axis in the table: {', '.join(AXES[:-1])} or {AXES[-1]}.")
+@METRIC
+@TARGET
+@BASELINE
+@AS_JSON
 def diff(before: Path, after: Path, axis: str | None, as_json: bool, **asked: Any) -> None:
     """What two reports differ in: runs, arms, numbers, specs and evaluation protocols.
 
@@ -36,7 +38,6 @@ def diff(before: Path, after: Path, axis: str | None, as_json: bool, **asked: An
     from harness.errors import unknown
     from reports.analysis.diff import compare_reports
     from reports.cli.diff_sides import read_side
-    from reports.stats.curves import AXES
 
     if axis is not None and axis not in AXES:
         raise unknown("axis", axis, AXES)
