@@ -1,10 +1,11 @@
-"""The ablation matrix: a row for each setting of the objective, a column for each cell, and what each setting did there.
+"""The ablation matrix: a row for each setting of the objective, a column for each cell, and what each
+setting did there.
 
-Every entry has the metric at the end and its change against the baseline of the same cell, and the speed-up. An effect whose
-interval contains none (a factor of 1) is not resolved. A matrix of many entries will resolve some by luck alone, so the
-p-values of all its speed-ups, and those of all its changes, are one family each, adjusted after Holm (1979): an effect can be
-resolved by itself and not within its family. Settings that the plan leaves out stand there with their reason, settings
-without a run as missing.
+Every entry has the metric at the end and its change against the baseline of the same cell, and the
+speed-up. An effect whose interval contains none (a factor of 1) is not resolved. A matrix of many entries
+will resolve some by luck alone, so the p-values of all its speed-ups, and those of all its changes, are one
+family each, adjusted after Holm (1979): an effect can be resolved by itself and not within its family.
+Settings that the plan leaves out stand there with their reason, settings without a run as missing.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class AblationEntry:
 
     state: State
     final: MeanTime | None = None
-    """The fitted metric at the cell's last common evaluation: geometric mean over finished runs, t interval."""
+    """The fitted metric at the cell's last common evaluation: geometric mean over finished runs, t
+    interval."""
     change: Speedup | None = None
     """How many times lower the candidate's final metric is than the baseline's, seeds paired."""
     gain: Speedup | None = None
@@ -61,7 +63,8 @@ class Ablation:
 
 
 def compute_ablation(race: Race, objectives: Sequence[str], workloads: Sequence[Workload]) -> Ablation | None:
-    """The matrix of a study; None where no method has two settings, nothing is left out and there is one cell."""
+    """Return the matrix of a study; None where no method has two settings, nothing is left out and there is
+    one cell."""
     measured = {(o, cell.label): _entry(cell, o) for cell in workloads for o in cell.runs}
     absent = _absent(race, workloads)
     entries = absent | {key: entry for key, entry in measured.items() if entry is not None}
@@ -80,7 +83,8 @@ def compute_ablation(race: Race, objectives: Sequence[str], workloads: Sequence[
 
 
 def p_value(effect: Speedup | None) -> float:
-    """Two-sided, that a factor is 1; 1 where there is no interval or the end that decides is open."""
+    """Return the two-sided p-value that a factor is 1; it is 1 without an interval or if the deciding end
+    is open."""
     if effect is None or effect.estimate is None or effect.error is None:
         return 1.0
     distance = math.log(effect.estimate)
@@ -92,7 +96,7 @@ def p_value(effect: Speedup | None) -> float:
 
 
 def _entry(cell: Workload, objective: str) -> AblationEntry | None:
-    """None for a setting without any run that counts."""
+    """Return what a setting did in a cell; None if none of its runs exists."""
     runs, step = cell.runs[objective], _last_step(cell)
     base = next(iter(cell.runs))
     own, reference = _finals(runs, step), _finals(cell.runs[base], step)
@@ -110,12 +114,13 @@ def _entry(cell: Workload, objective: str) -> AblationEntry | None:
 
 
 def _last_step(cell: Workload) -> float | None:
-    """The last evaluation that every finished run of a cell has, for values at different steps compare nothing."""
+    """Return the last evaluation that every finished run of a cell has, for values at different steps
+    compare nothing."""
     return min((run.curve.steps[-1] for own in cell.runs.values() for run in own if run.done), default=None)
 
 
 def _finals(runs: Sequence[RaceRun], step: float | None) -> dict[int, Time]:
-    """The fitted metric of finished runs at a step, by seed."""
+    """Return the fitted metric of finished runs at a step, by seed."""
     values = {run.seed: value_at(run.curve, step) for run in runs if run.done and step is not None}
     return {seed: Time(value) for seed, value in values.items() if value is not None}
 
@@ -132,7 +137,7 @@ def _judged(entries: Mapping[tuple[str, str], AblationEntry]) -> dict[tuple[str,
 
 
 def _family(effects: Sequence[Speedup | None]) -> list[Resolved]:
-    """Effects that cannot be tested belong to no family."""
+    """Judge effects as one family; effects that cannot be tested belong to none."""
     raw = [p_value(effect) for effect in effects]
     tested = [i for i, effect in enumerate(effects) if effect is not None and effect.error is not None]
     adjusted = dict(zip(tested, holm([raw[i] for i in tested]), strict=True))
@@ -144,7 +149,8 @@ def _family(effects: Sequence[Speedup | None]) -> list[Resolved]:
 
 
 def _absent(race: Race, workloads: Sequence[Workload]) -> dict[tuple[str, str], AblationEntry]:
-    """What the plan leaves out, and what it has but no run was made of; named as the runs that share its values are."""
+    """Return what the plan leaves out, and what it has but no run was made of; named as the runs that share
+    its values are."""
     rows, columns = _names(race, workloads)
     found: dict[tuple[str, str], AblationEntry] = {}
     left = [(run.cell, AblationEntry("missing", why="no run yet")) for run in race.missing]
@@ -174,7 +180,7 @@ def _names(race: Race, workloads: Sequence[Workload]) -> tuple[dict[Values, str]
 
 
 def _parts(values: Mapping[str, Any]) -> tuple[Values, Values]:
-    """The method's values and the others of a combination, without the seed, as keys."""
+    """Return the method's values and the others of a combination, without the seed, as keys."""
     flat = {path: value for path, value in flatten(values).items() if path != "seed"}
     texts = [(path, str(value)) for path, value in sorted(flat.items())]
     method = tuple(text for text in texts if text[0].startswith("method."))
@@ -182,7 +188,7 @@ def _parts(values: Mapping[str, Any]) -> tuple[Values, Values]:
 
 
 def _said(values: Values) -> str:
-    """Values that no run has, in words as labels are."""
+    """Return values that no run has, in words as labels are."""
     name = dict(values).get("method.name")
     settings = ", ".join(setting(path, value) for path, value in values if path != "method.name")
     return settings if name is None else name + (f" ({settings})" if settings else "")

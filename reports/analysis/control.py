@@ -1,7 +1,9 @@
-"""What layers know of state and action: `control.json` of a study (`flowrace probe STUDY --control`) as arms x layers.
+"""What layers know of state and action: `control.json` of a study (`flowrace probe STUDY --control`) as
+arms x layers.
 
-The unit is the seed: a cell is the mean of R2 over an arm's finished runs, each at its newest step that was measured, with
-Student's t interval. Pixels are the same for every seed: they, and a single run, have the interval over videos.
+The unit is the seed: a cell is the mean of R2 over an arm's finished runs, each at its newest step that was
+measured, with Student's t interval. Pixels are the same for every seed: they, and a single run, have the
+interval over videos.
 """
 
 from __future__ import annotations
@@ -49,19 +51,22 @@ class Control:
     """Finished runs that have no place in the table."""
 
     def best(self, arm: str, target: str) -> str:
-        """The layer from which an arm's runs are read best."""
+        """Return the layer from which an arm's runs are read best."""
         layers = [row for row in self.rows if row not in FLOORS and (arm, row, target) in self.scores]
         return max(layers, key=lambda row: self.scores[arm, row, target].mean)
 
 
 def compute_control(race: Race) -> Control | None:
-    """None for a race without the table. Raises `UserError` for one that is broken, and for several that do not agree."""
+    """Return the table; None without one. Raises `UserError` for an invalid table, and for tables that
+    disagree."""
     folders = {run.record.path.parent for run in race.runs}
     tables = [_checked(file, table) for file, table in read_probe_tables(folders, FILE)]
     if not tables:
         return None
     if any(table["protocol"] != tables[0]["protocol"] for table in tables):
-        raise UserError(f"{FILE} of these folders were measured differently; measure one of them again")
+        raise UserError(
+            f"{FILE} of these folders were measured under different settings; measure one of them again"
+        )
     known = {id_: entry for table in tables for id_, entry in table["runs"].items() if entry["steps"]}
     done = [run for run in race.runs if run.done]
     entries = {
@@ -85,7 +90,7 @@ def compute_control(race: Race) -> Control | None:
 
 
 def mean_score(values: Sequence[Mapping[str, float]]) -> Score:
-    """Of one arm's runs, each {mean, low, high}."""
+    """Return the mean over one arm's runs, each {mean, low, high}."""
     found = mean_of([float(value["mean"]) for value in values])
     if found.low is None or found.high is None:
         return Score(found.mean, float(values[0]["low"]), float(values[0]["high"]))
@@ -105,14 +110,14 @@ def _checked(file: Path, table: Any) -> dict[str, Any]:
 
 
 def _is_entry(entry: Mapping[str, Any]) -> bool:
-    """Whether a run has its videos, floors and layers, or none of its layers yet."""
+    """Return whether a run has its videos, floors and layers, or none of its layers yet."""
     return not entry["steps"] or (
         entry["videos"] > 0 and max(_place(row) for row, _ in _scores([entry]))[1] > 0
     )
 
 
 def _scores(entries: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], Score]:
-    """By row and target, over runs."""
+    """Return scores over runs, by row and target."""
     rows: dict[str, list[Mapping[str, Any]]] = {}
     for entry in entries:
         layers = entry["steps"][str(_newest(entry))]
@@ -127,5 +132,5 @@ def _newest(entry: Mapping[str, Any]) -> int:
 
 
 def _place(row: str) -> tuple[int, int]:
-    """Floors first, then layers by number."""
+    """Return a sort key: floors first, then layers by number."""
     return (FLOORS.index(row), 0) if row in FLOORS else (len(FLOORS), int(row.removeprefix("layer ")))

@@ -1,9 +1,10 @@
-"""What two reports differ in: which runs they share, which arms are new, and which numbers moved by more than their intervals.
+"""What two reports differ in: which runs they share, which arms are new, and which numbers moved by more
+than their intervals.
 
-A number of both reports is read by its two intervals. Equal values are the `same`. Where each estimate lies in the other's
-interval it is `within`; where the intervals have nothing in common it is `outside`; else `between`. Without both intervals a
-change is `unknown`. Disjoint 95 % intervals are stricter than a test at 5 %, and reports that share runs are not independent,
-so `outside` is a change worth a look and no test.
+A number of both reports is read by its two intervals. Equal values are the `same`. Where each estimate lies
+in the other's interval it is `within`; where the intervals have nothing in common it is `outside`; else
+`between`. Without both intervals a change is `unknown`. Disjoint 95 % intervals are stricter than a test at
+5 %, and reports that share runs are not independent, so `outside` is a change worth a look and no test.
 """
 
 from __future__ import annotations
@@ -88,8 +89,8 @@ class Difference:
 
 
 def compare_reports(before: ReportSide, after: ReportSide) -> Difference:
-    """Everything that two reports differ in. An arm is the same where it has the same fields or shares a run, whatever the
-    label that tells it from others in its own report; else by its label."""
+    """Return everything that two reports differ in. An arm is the same where it has the same fields or
+    shares a run, whatever the label that tells it from others in its own report; else by its label."""
     after = _renamed(after, _aliases(before, after))
     arms = [{arm for _, _, arm in side.numbers} for side in (before, after)]
     return Difference(
@@ -119,7 +120,7 @@ def compare_reports(before: ReportSide, after: ReportSide) -> Difference:
 
 
 def moved(before: Estimate, after: Estimate) -> Moved:
-    """How far a number moved, by its two intervals."""
+    """Return how far a number moved, by its two intervals."""
     if math.isclose(before.value, after.value, rel_tol=CLOSE):
         return "same"
     if before.ends is None or after.ends is None:
@@ -132,7 +133,8 @@ def moved(before: Estimate, after: Estimate) -> Moved:
 
 
 def final_estimates(runs: Sequence[Mapping[str, Any]]) -> dict[str, Estimate]:
-    """By arm, the geometric mean over finished runs of the last value of the metric, with its t interval."""
+    """Return, by arm, the geometric mean over finished runs of the metric's last value, with its t
+    interval."""
     found: dict[str, list[float]] = {}
     for row in runs:
         if row["status"] == "done" and row["final"] not in (None, ""):
@@ -142,7 +144,7 @@ def final_estimates(runs: Sequence[Mapping[str, Any]]) -> dict[str, Estimate]:
 
 
 def _aliases(before: ReportSide, after: ReportSide) -> dict[str, str]:
-    """Of an arm in `after`, its label in `before`."""
+    """Return, for arms of `after`, their labels in `before`."""
     known = {repr(sorted(fields.items())): arm for arm, fields in before.specs.items()}
     by_fields = {arm: known.get(repr(sorted(fields.items()))) for arm, fields in after.specs.items()}
     by_run = {
@@ -154,7 +156,7 @@ def _aliases(before: ReportSide, after: ReportSide) -> dict[str, str]:
 
 
 def _renamed(side: ReportSide, names: Mapping[str, str]) -> ReportSide:
-    """With other labels of arms, in its baseline too."""
+    """Return the report with other labels of arms, including its baseline."""
     numbers = {
         (what, axis, names.get(arm, arm)): number for (what, axis, arm), number in side.numbers.items()
     }
@@ -174,7 +176,7 @@ def _alike(a: Any, b: Any) -> bool:
 def _fields(
     before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]
 ) -> tuple[tuple[str, tuple[Any, ...], tuple[Any, ...]], ...]:
-    """Only where both sides tell: from tables alone nothing is known of specs."""
+    """Return the fields that differ, if both reports have them: tables alone contain no specs."""
     if not before or not after:
         return ()
     found = []
@@ -186,7 +188,7 @@ def _fields(
 
 
 def _values(tables: Sequence[Mapping[str, Any]], path: str) -> tuple[Any, ...]:
-    """The values of a field, each once, in order of appearance; None where it is not a field."""
+    """Return the values of a field, each once, in order of appearance; None where it is not a field."""
     found: dict[str, Any] = {}
     for table in tables:
         found.setdefault(repr(table.get(path)), table.get(path))

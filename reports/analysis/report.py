@@ -1,7 +1,8 @@
 """The computed report: everything that pages, figures, CSV, JSON and the terminal show, computed once.
 
-A `RaceReport` is built from a `Race`. Its parts are computed when they are first asked for and then kept, so a
-command pays only for what it shows and no part is computed twice. Pages and figures render it and compute nothing.
+A `RaceReport` is built from a `Race`. Its parts are computed when they are first asked for and then kept,
+so a command pays only for what it shows and no part is computed twice. Pages and figures render it and
+compute nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from reports.race.workloads import PooledSpeedup, Workload, objectives_of, pool_
 
 @dataclass(frozen=True)
 class RaceReport:
-    """A race and all that is derived from it. Raises `UserError` where a study's encoder or control table is broken."""
+    """A race and all that is derived from it. Raises `UserError` where a study's encoder or control table
+    is broken."""
 
     race: Race
     claims: tuple[Audit, ...] = ()
@@ -127,6 +129,7 @@ def read_report(
     baseline: str | None = None,
     claims: Sequence[Path] = (),
 ) -> RaceReport:
-    """Read the runs in these folders and audit these claim files on them; see `read_race` and `judge_claims`."""
+    """Read the runs in these folders and audit these claim files on them; see `read_race` and
+    `judge_claims`."""
     race = read_race(directories, metric=metric, target=target, baseline=baseline)
     return RaceReport(race, tuple(judge_claims(claims, [str(directory) for directory in directories])))

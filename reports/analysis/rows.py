@@ -1,4 +1,5 @@
-"""The numbers of a report as rows for machines: the columns of its CSV files and the lists of its JSON object."""
+"""The numbers of a report as rows for machines: the columns of its CSV files and the lists of its JSON
+object."""
 
 from __future__ import annotations
 
@@ -67,7 +68,8 @@ def run_rows(race: Race) -> list[Row]:
 def final_value_rows(
     final_values: Sequence[FinalValue], real_samples: Mapping[str, Mapping[str, float]]
 ) -> list[Row]:
-    """Return one row per metric and arm; scores of real samples come first, under `method` and without a step."""
+    """Return one row per metric and arm; scores of real samples come first, under `method` and without a
+    step."""
     found = []
     for metric, group in groupby(final_values, key=lambda final: final.metric):
         for kind, mean in real_samples.get(metric, {}).items():
@@ -80,7 +82,8 @@ def final_value_rows(
 
 
 def to_csv(columns: tuple[str, ...], table: Sequence[Row]) -> str:
-    """Return RFC 4180 text with a header; numbers are as short as they round-trip, absent values are empty."""
+    """Return RFC 4180 text with a header; numbers are as short as they round-trip, absent values are
+    empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()

@@ -1,9 +1,10 @@
 """How quality and speed move with the encoder or with the size of the backbone.
 
-A study that varies `method.encoder.name` gives one point for each objective, encoder and set of the other fields: the
-encoder's parameters (from the records), what it knows (`encoders.json`, written by `flowrace probe STUDY`) against the last
-value of the metric, the steps to target and the speed-up over the baseline. Encoders with random weights and arms without an
-encoder are controls. A study that varies the backbone gives one point for each size and objective, in its own cell.
+A study that varies `method.encoder.name` gives one point for each objective, encoder and set of the other
+fields: the encoder's parameters (from the records), what it knows (`encoders.json`, written by `flowrace
+probe STUDY`) against the last value of the metric, the steps to target and the speed-up over the baseline.
+Encoders with random weights and arms without an encoder are controls. A study that varies the backbone
+gives one point for each size and objective, in its own cell.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class ScalingPoint:
 
     arm: str
     group: str
-    """What points are compared within: the objective without its encoder, and whatever else tells arms apart."""
+    """What points are compared within: the objective without its encoder, and whatever else tells arms
+    apart."""
     kind: Kind
     name: str
     """Of the encoder, or of the backbone's size; empty without an encoder."""
@@ -53,7 +55,7 @@ class ScalingPoint:
     """Over the baseline, in steps."""
 
     def y(self, name: str) -> float | None:
-        """The value of one of `YS`."""
+        """Return the value of one of `YS`."""
         own = {"final": self.final, "time": self.time, "gain": self.gain}[name]
         return None if own is None else own.estimate
 
@@ -73,7 +75,8 @@ class Trend:
     with_random: Rank | None
     """With them; None where there are none."""
     slope: Slope | None
-    """Of log y on log parameters (or on the plain x) over runs without random encoders, for `final` and `time`."""
+    """Of log y on log parameters (or on the plain x) over runs without random encoders, for `final` and
+    `time`."""
     bounded: int
     """Points with a run that never arrived, whose time is a bound."""
 
@@ -88,7 +91,8 @@ class Scaling:
 
 
 def encoder_scaling(race: Race) -> Scaling | None:
-    """None for a race with fewer than two encoders. Raises `UserError` for a broken `encoders.json`."""
+    """Return the scaling; None for fewer than two encoders. Raises `UserError` for an invalid
+    `encoders.json`."""
     arms = [arm for arm in race.arms if _counted(race.of(arm.label))]
     if len({arm.encoder for arm in arms if arm.encoder}) < 2:
         return None
@@ -99,7 +103,7 @@ def encoder_scaling(race: Race) -> Scaling | None:
 
 
 def model_scaling(workloads: Sequence[Workload]) -> Scaling | None:
-    """None for a race whose runs have fewer than two sizes, or do not say how many parameters they train."""
+    """Return the scaling; None for fewer than two sizes, or if the records have no parameter counts."""
     points = [
         _model_point(cell, objective, runs, params)
         for cell in workloads
@@ -125,13 +129,13 @@ def read_encoders(folders: Iterable[Path]) -> dict[str, Any] | None:
 
 
 def params_of(runs: Sequence[RaceRun]) -> int | None:
-    """Parameters of the backbone, as the records have them."""
+    """Return the parameters of the backbone as recorded; None if they are not."""
     starts = [start for run in runs for start in run.record.environment if "params" in start]
     return int(starts[-1]["params"]) if starts else None
 
 
 def kind_of(encoder: str | None) -> Kind:
-    """A control with random weights is one by its family, cached or not."""
+    """Return a control with random weights is one by its family, cached or not."""
     if not encoder:
         return "none"
     return "random" if encoder.removeprefix("cached:").startswith("random:") else "trained"
@@ -177,7 +181,7 @@ def _scaling(points: Sequence[ScalingPoint], xs: Sequence[str], protocol: Mappin
 
 
 def _trend(points: Sequence[ScalingPoint], group: str, x: str, y: str) -> Trend | None:
-    """None where no point has this y."""
+    """Return the trend; None if no point has this y."""
     points = [point for point in points if point.y(y) is not None]
     if not points:
         return None
@@ -201,7 +205,7 @@ def _rank(points: Sequence[ScalingPoint], x: str, y: str) -> Rank:
 
 
 def _slope(points: Sequence[ScalingPoint], x: str, y: str) -> Slope | None:
-    """Over runs; a speed-up is of pairs and has none."""
+    """Return the slope over runs; a speed-up is defined on pairs and has none."""
     if y == "gain":
         return None
     rows = [
@@ -223,7 +227,7 @@ def _log(run: RaceRun, y: str) -> float | None:
 
 
 def _final(runs: Sequence[RaceRun]) -> MeanTime | None:
-    """A mean over seeds has one definition here, whatever it is the mean of. A run that failed has no last value."""
+    """Return the mean of last values; a failed run has none. It is defined like every mean over seeds."""
     values = [Time(float(run.curve.fitted[-1])) for run in runs if run.done]
     return mean_time(values) if values else None
 
@@ -245,6 +249,6 @@ def _of_table(known: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _without(label: str, encoder: str | None) -> str:
-    """`repa (encoder = local:tiny, layer = 2)` -> `repa (layer = 2)`."""
+    """Return a label without its encoder: `repa (encoder = local:tiny, layer = 2)` -> `repa (layer = 2)`."""
     said = f"encoder = {encoder}"
     return label.replace(f" ({said})", "").replace(f"{said}, ", "").replace(f", {said}", "")

@@ -2,8 +2,9 @@
 
     curve -> sustained crossing of the target -> time on each axis -> speed-up with its interval -> verdict
 
-The steps are those of curves.py, speedup.py and decision.py; here they are put in order, beside what must hold
-(preconditions.py), what else was looked at (shape.py, survival.py), and what more runs would settle (power.py).
+The steps are those of curves.py, speedup.py and decision.py; here they are put in order, beside what must
+hold (preconditions.py), what else was looked at (shape.py, survival.py), and what more runs would settle
+(power.py).
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ class Audit:
     slopes: Mapping[str, float | None] | None = None
     """d log metric / d log step at the target, by arm."""
     more_pairs: int | None = None
-    """How many more pairs would decide the claim in four of five cases, if truth is what was measured; 0 where it is
-    decided, None where no number would."""
+    """How many more pairs would decide the claim in four of five cases, if truth is what was measured; 0
+    where it is decided, None where no number would."""
     adjusted: Verdict | None = None
     """After Holm over a family of claims; None for a claim by itself."""
     adjusted_p: float | None = None
@@ -85,12 +86,12 @@ class Audit:
         return min(p_values(self.claim, self.gain))
 
     def crossed(self) -> list[tuple[AuditRun, Crossing]]:
-        """The runs with their crossings; empty where there are none."""
+        """Return the sustained crossings of both arms."""
         pairs = zip(_arms(self.logs), self.crossings or (), strict=False)
         return [(log, own[seed]) for arm, own in pairs for seed, log in arm.items()]
 
     def times(self) -> dict[str, list[Time]]:
-        """On the claim's axis, cut at the horizon, by arm; empty where there are none."""
+        """Return times on the claim's axis, cut at the horizon, by arm; empty without crossings."""
         if self.crossings is None:
             return {}
         axis, end = self.claim.axis, horizon(self.logs, self.claim.axis)
@@ -125,7 +126,7 @@ def audit_claim(
         return empty
     missing = [log for log in judged.all if claim.axis not in log.costs.totals]
     if missing:
-        raise UserError(f"the claim is on {claim.axis}, which {missing[0].source} does not tell")
+        raise UserError(f"the claim is on {claim.axis}, which {missing[0].source} does not record")
     target = target_of(claim, apart or list(judged.baseline.values()))
     if target is None:
         said = f"no run of {claim.baseline} was evaluated on both sides of step {claim.step}"
@@ -134,7 +135,7 @@ def audit_claim(
 
 
 def _measured(found: Audit, target: float) -> Audit:
-    """The same with everything that needs a target."""
+    """Return the same with everything that needs a target."""
     claim, logs = found.claim, found.logs
     crossings = crossed(logs, target)
     gains = gains_of(logs, crossings, claim.confidence)
@@ -162,7 +163,8 @@ def _measured(found: Audit, target: float) -> Audit:
 
 
 def adjust_family(audits: Sequence[Audit]) -> list[Audit]:
-    """The audits of several claims with their p-values adjusted (Holm); a verdict that does not survive is inconclusive."""
+    """Return the audits of several claims with their p-values adjusted (Holm); a verdict that does not
+    survive is inconclusive."""
     if len(audits) < 2:
         return list(audits)
     adjusted = holm([one.p for one in audits])
@@ -173,7 +175,7 @@ def adjust_family(audits: Sequence[Audit]) -> list[Audit]:
 
 
 def matched(logs: AuditRuns) -> AuditRuns:
-    """The runs of seeds that both arms have; all runs where they share fewer than two (Welch)."""
+    """Return the runs of seeds that both arms have; all runs where they share fewer than two (Welch)."""
     shared = logs.baseline.keys() & logs.candidate.keys()
     if len(shared) < min(2, len(logs.baseline), len(logs.candidate)) or not shared:
         return logs
@@ -188,8 +190,8 @@ def matched(logs: AuditRuns) -> AuditRuns:
 
 
 def target_of(claim: Claim, baseline: Sequence[AuditRun]) -> float | None:
-    """The value to reach: the claim's own, or the median of the baseline's fitted metric at its step, over the runs that
-    cover it (AlgoPerf's rule). None where no run does."""
+    """Return the value to reach: the claim's own, or the median of the baseline's fitted metric at its
+    step, over the runs that cover it (AlgoPerf's rule). None where no run does."""
     if claim.step is None:
         return float(claim.target)
     values = [value for log in baseline if (value := value_at(log.curve, claim.step)) is not None]
@@ -197,13 +199,14 @@ def target_of(claim: Claim, baseline: Sequence[AuditRun]) -> float | None:
 
 
 def crossed(logs: AuditRuns, target: float) -> Crossings:
-    """Sustained crossings of both arms."""
+    """Return the sustained crossings of both arms."""
     base, cand = ({seed: crossing(log.curve, target) for seed, log in arm.items()} for arm in _arms(logs))
     return base, cand
 
 
 def gains_of(logs: AuditRuns, crossings: Crossings, confidence: float) -> dict[str, Speedup]:
-    """By axis, where every run tells it and, on the clock, the hardware allows it."""
+    """Return speed-ups by axis, for axes that every run records and, on the clock, that the hardware
+    allows."""
     told = [axis for axis in AXES if all(axis in log.costs.totals for log in logs.all)]
     if hardware_reason(logs) is not None:
         told = [axis for axis in told if axis not in CLOCK_AXES]
@@ -211,15 +214,15 @@ def gains_of(logs: AuditRuns, crossings: Crossings, confidence: float) -> dict[s
 
 
 def interval_reason(claim: Claim, own: Speedup | None, verdict: Verdict) -> Reason:
-    """Where the interval lies: the reason of a verdict that no precondition forced."""
+    """Return where the interval lies: the reason of a verdict that no precondition forced."""
     if own is None or own.low is None or own.high is None:
         return Reason("interval", f"there is no interval in {claim.axis}")
     bounds = f"{claim.low:.3g}x" + ("" if math.isinf(claim.high) else f" to {claim.high:.3g}x")
     needed = f"what the claim needs ({bounds})"
     where = {
         "supported": f"lies within {needed}",
-        "refuted": f"lies outside of {needed}",
-        "inconclusive": f"holds factors that fulfil the claim and others that do not; it needs {bounds}",
+        "refuted": f"lies outside {needed}",
+        "inconclusive": f"contains factors that satisfy the claim and factors that do not; the claim needs {bounds}",
     }
     if verdict == "supported" and math.isinf(claim.high):
         return Reason("interval", f"its low end is at or above {needed}")
@@ -229,8 +232,8 @@ def interval_reason(claim: Claim, own: Speedup | None, verdict: Verdict) -> Reas
 
 
 def more_pairs(claim: Claim, own: Speedup | None, verdict: Verdict, reasons: Sequence[Reason]) -> int | None:
-    """See `Audit.more_pairs`. None too where a precondition other than the number of pairs fails, or an open end would stay
-    open however many pairs there were."""
+    """Return `Audit.more_pairs`; None also if another precondition fails or an end would stay open with any
+    n."""
     if verdict != "inconclusive":
         return 0
     if (

@@ -1,8 +1,9 @@
 """Whether one number says it all: are two curves shifted copies of each other?
 
-If the candidate does at step s what the baseline does at S s, the speed-up is S at every target, and at a common step the
-metrics differ by log S times the slope: S' = exp(difference of log metric / |slope|). Where S and S' disagree the curves are
-not shifted copies, and the speed-up is a function of the target. (The pairwise rule of modded-nanogpt's third track.)
+If the candidate does at step s what the baseline does at S s, the speed-up is S at every target, and at a
+common step the metrics differ by log S times the slope: S' = exp(difference of log metric / |slope|). Where
+S and S' disagree the curves are not shifted copies, and the speed-up is a function of the target. (The
+pairwise rule of modded-nanogpt's third track.)
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Dual:
     gain: Speedup
 
     def agrees(self, gain: Speedup) -> bool:
-        """Whether the two intervals meet; an interval that is missing disagrees with nothing."""
+        """Return whether the two intervals meet; an interval that is missing disagrees with nothing."""
         own = self.gain
         if gain.low is None or gain.high is None or own.low is None or own.high is None:
             return True
@@ -40,15 +41,20 @@ class Dual:
 
 
 def slopes(logs: Mapping[int, AuditRun], crossings: Mapping[int, Crossing]) -> float | None:
-    """The median slope of an arm's curves where they cross the target; None where they are too short to have one."""
+    """Return the median slope of an arm's curves where they cross the target; None where they are too short
+    to have one."""
     found = [slope_at(log.curve, crossings[seed].step) for seed, log in logs.items()]
     known = [slope for slope in found if slope is not None]
     return float(np.median(known)) if known else None
 
 
 def dual_speedup(logs: AuditRuns, confidence: float) -> Dual | None:
-    """The check at the last step that every finished run has. The slope is the mean of both arms' there: over the distance that
-    shifted copies are apart, it is that of their chord. None where curves are too short, or flat there."""
+    """Return the check at the last step that every finished run has; None if curves are too short or flat
+    there.
+
+    The slope is the mean of both arms' slopes, which over the distance between shifted copies is that of
+    the chord.
+    """
     arms = (logs.whole.baseline, logs.whole.candidate)
     if not all(arms):
         return None
@@ -72,14 +78,15 @@ def dual_speedup(logs: AuditRuns, confidence: float) -> Dual | None:
 
 
 def _log_values(arm: Mapping[int, AuditRun], step: float) -> dict[int, float]:
-    """Return the logarithm of the fitted metric at a step, by seed, of the runs that were evaluated around it."""
+    """Return the logarithm of the fitted metric at a step, by seed, of the runs that were evaluated around
+    it."""
     values = {seed: value_at(run.curve, step) for seed, run in arm.items()}
     return {seed: math.log(value) for seed, value in values.items() if value is not None}
 
 
 def end_slope(curve: Curve, step: float) -> float | None:
-    """d log metric / d log step at the end of a curve: of a parabola through the last three quarters of its steps, since
-    there are no evaluations behind; None for fewer than five."""
+    """Return d log metric / d log step at the end of a curve, from a parabola through the last three
+    quarters of its steps; None for fewer than five evaluations."""
     near = (curve.steps >= step / 4) & (curve.steps <= step)
     if near.sum() < 5:
         return None
@@ -88,7 +95,7 @@ def end_slope(curve: Curve, step: float) -> float | None:
 
 
 def by_target(logs: AuditRuns, axis: str, confidence: float) -> list[tuple[float, Speedup]]:
-    """Speed-ups at targets evenly spaced in logs over the values that every finished run passes through, the highest
+    """Return speed-ups at targets evenly spaced in logs over the range that all finished runs pass, highest
     first."""
     finished = logs.whole.all or logs.all
     top = min(log.curve.fitted[0] for log in finished)
@@ -100,7 +107,7 @@ def by_target(logs: AuditRuns, axis: str, confidence: float) -> list[tuple[float
 
 
 def speedup_at(logs: AuditRuns, axis: str, target: float, confidence: float) -> Speedup:
-    """The speed-up at one target on one axis."""
+    """Return the speed-up at one target on one axis."""
     arms = (logs.baseline, logs.candidate)
     return speedup_between(
         logs,
@@ -113,7 +120,8 @@ def speedup_at(logs: AuditRuns, axis: str, target: float, confidence: float) -> 
 def speedup_between(
     logs: AuditRuns, axis: str, crossings: Sequence[Mapping[int, Crossing]], confidence: float
 ) -> Speedup:
-    """The speed-up between crossings, on one axis; times are cut at the smallest budget of any finished run."""
+    """Return the speed-up between crossings, on one axis; times are cut at the smallest budget of any
+    finished run."""
     arms = (logs.baseline, logs.candidate)
     baseline, candidate = (
         {seed: Time(run.costs.at(axis, own[seed].step), own[seed].censored) for seed, run in arm.items()}
@@ -123,13 +131,16 @@ def speedup_between(
 
 
 def horizon(logs: AuditRuns, axis: str) -> float:
-    """What every finished run may spend."""
+    """Return what every finished run may spend."""
     return min(log.costs.budget(axis) for log in logs.whole.all or logs.all)
 
 
 def ends_above(log: AuditRun, one: Crossing, target: float) -> bool:
-    """Whether a run that counts as there is above the target, on average, in the last quarter of its evaluations: a decline
-    that the monotone fit pools with better values before it."""
+    """Return whether a run that reached the target is above it, on average, in the last quarter of its
+    evaluations.
+
+    The monotone fit pools such a decline with better values before it.
+    """
     last = len(log.curve.steps) - max(len(log.curve.steps) // 4, 1)
     late = np.log(log.curve.measured[last:]).mean() > math.log(target)
     return bool(one.censored != "right" and one.step < log.curve.steps[last] and late)

@@ -18,10 +18,10 @@ from reports.race.study_folder import study_tables
 def judge_claims(
     claims: Sequence[Path], sources: Sequence[str], register: Path | None = None, progress: Progress = iter
 ) -> list[Audit]:
-    """The claims of these files, judged by the runs of these sources (see `logs.read_arms`) as one family.
+    """Judge the claims of these files on the runs of these sources (see `read_arms`), as one family.
 
-    The register is looked for beside each claim where it is not given. Raises `UserError` for a file or a source that cannot
-    be read, and for an arm or a metric that is not in the runs.
+    Without `register` the register next to each claim is used. Raises `UserError` for a file or source that
+    cannot be read, and for an arm or metric that the runs do not have.
     """
     tuning = read_tuning(_tables(claims, sources))
     found = []

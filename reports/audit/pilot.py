@@ -1,4 +1,5 @@
-"""From pilot runs to a plan: how much times to target vary from seed to seed, and what that lets n seeds tell."""
+"""From pilot runs to a plan: how much times to target vary from seed to seed, and what that lets n seeds
+tell."""
 
 from __future__ import annotations
 
@@ -24,13 +25,14 @@ class Pilot:
     target: float
     spread: SeedSpread
     detectable: Mapping[int, tuple[float, float, float]]
-    """n -> the factor that n seeds tell from 1 with 80 % power: at the measured spread, and at the ends of its interval."""
+    """n -> the factor that n seeds tell from 1 with 80 % power: at the measured spread, and at the ends of
+    its interval."""
 
 
 def read_pilot(
     arms: Mapping[str, Mapping[int, AuditRun]], axis: str, target: float, confidence: float
 ) -> Pilot:
-    """One arm tells the spread of unpaired seeds; two that share seeds tell that of pairs.
+    """Return one arm tells the spread of unpaired seeds; two that share seeds tell that of pairs.
 
     Raises `UserError` for fewer than two runs, or pairs, and for runs that do not cross the target.
     """
@@ -51,7 +53,8 @@ def read_pilot(
 
 
 def seeds_for(factor: float, spread: SeedSpread, confidence: float) -> int | None:
-    """How many seeds (pairs, where they pair) tell this factor from 1 with 80 % power; None where a thousand do not."""
+    """Return how many seeds (pairs, where they pair) tell this factor from 1 with 80 % power; None where a
+    thousand do not."""
     return pairs_needed(abs(math.log(factor)), spread.sd, confidence, paired=spread.paired)
 
 
@@ -63,5 +66,5 @@ def _log_time(log: AuditRun, axis: str, target: float) -> float:
             f"{log.method} seed {log.seed} {side} {target:g}: choose a target that every pilot run crosses"
         )
     if axis not in log.costs.totals:
-        raise UserError(f"{log.source} does not tell {axis}")
+        raise UserError(f"{log.source} does not record {axis}")
     return math.log(log.costs.at(axis, found.step))

@@ -1,7 +1,9 @@
-"""The register of claims: a file of JSON lines that is only ever appended to, each line holding the hash of the one before.
+"""The register of claims: a file of JSON lines that is only ever appended to, each line holding the hash of
+the one before.
 
-A claim that was written down before its runs began is worth more than one that was found in their results. The hash is of
-what a claim says (claim.py), so a registered claim that is changed afterwards is no longer registered.
+A claim that was written down before its runs began is worth more than one that was found in their results.
+The hash is of what a claim says (claim.py), so a registered claim that is changed afterwards is no longer
+registered.
 """
 
 from __future__ import annotations
@@ -48,7 +50,8 @@ class RegisterEntry:
 def register_claims(
     file: Path, claims: Iterable[Claim], now: datetime | None = None
 ) -> list[tuple[RegisterEntry, bool]]:
-    """Append claims and return their entries with whether each is new; one that is there already keeps its first time.
+    """Append claims and return their entries with whether each is new; one that is there already keeps its
+    first time.
 
     Raises `UserError` for a register that was altered or cannot be written.
     """
@@ -75,7 +78,8 @@ def register_claims(
 
 
 def read_register(file: Path) -> dict[str, RegisterEntry]:
-    """Entries by claim hash; empty where there is no register. Raises `UserError` for one that was altered."""
+    """Return entries by claim hash; empty where there is no register. Raises `UserError` for one that was
+    altered."""
     try:
         return _checked(file, file.read_bytes())[0]
     except FileNotFoundError:
@@ -85,7 +89,7 @@ def read_register(file: Path) -> dict[str, RegisterEntry]:
 
 
 def standing(claim: Claim, entries: Mapping[str, RegisterEntry], logs: Iterable[AuditRun]) -> Standing:
-    """Whether a claim was there before its runs: `post hoc` once the first run had finished."""
+    """Return whether a claim was there before its runs: `post hoc` once the first run had finished."""
     entry = entries.get(claim_hash(claim))
     if entry is None:
         changed = any(other.name == claim.name for other in entries.values())
@@ -107,7 +111,7 @@ def _row(claim: Claim, last: str, now: datetime) -> bytes:
 
 
 def _checked(file: Path, content: bytes) -> tuple[dict[str, RegisterEntry], str]:
-    """Entries by hash, and the digest of the last line, which the next one has to hold."""
+    """Return entries by hash, and the digest of the last line, which the next one has to hold."""
     entries, last = {}, ""
     for number, line in enumerate(content.splitlines(), start=1):
         try:
@@ -120,12 +124,12 @@ def _checked(file: Path, content: bytes) -> tuple[dict[str, RegisterEntry], str]
             entry = None
         if entry is None:
             raise UserError(
-                f"{file} line {number} was altered: a register is only appended to; restore it, or begin another"
+                f"{file} line {number} was altered: a register is only appended to; restore it, or start a new one"
             )
         entries.setdefault(entry.hash, entry)
         last = _digest(line)
     if content and not content.endswith(b"\n"):
-        raise UserError(f"{file}: the last line is torn; restore it, or remove that line")
+        raise UserError(f"{file}: the last line is torn; restore the file, or remove that line")
     return entries, last
 
 

@@ -1,4 +1,5 @@
-"""The A/A test: a baseline against itself on disjoint seeds. What it measures is the noise floor of an installation."""
+"""The A/A test: a baseline against itself on disjoint seeds. What it measures is the noise floor of an
+installation."""
 
 from __future__ import annotations
 
@@ -26,20 +27,21 @@ class SelfTest:
 
     @property
     def floor(self) -> float | None:
-        """Half the interval, as a factor: what two arms of this size must differ by to be told apart. None where an end is
-        open."""
+        """Half the interval, as a factor: what two arms of this size must differ by to be told apart. None
+        where an end is open."""
         ends = closed_ends(self.gain)
         return math.sqrt(ends[1] / ends[0]) if ends else None
 
     @property
     def holds(self) -> bool | None:
-        """Whether the interval contains 1; None where there is no interval. By chance it fails to in 1 - confidence of all
-        installations that are sound."""
+        """Whether the interval contains 1; None where there is no interval. By chance it fails to in 1 -
+        confidence of all installations that are sound."""
         return None if self.gain.low is None else self.gain.direction == "unresolved"
 
 
 def run_selftest(runs: Mapping[int, AuditRun], axis: str, target: float, confidence: float) -> SelfTest:
-    """Every other seed against the rest. Raises `UserError` for fewer than four runs, and for runs that do not tell the axis."""
+    """Return every other seed against the rest. Raises `UserError` for fewer than four runs, and for runs
+    that do not tell the axis."""
     seeds = sorted(runs)
     if len(seeds) < LEAST:
         raise UserError(
@@ -47,7 +49,7 @@ def run_selftest(runs: Mapping[int, AuditRun], axis: str, target: float, confide
         )
     for log in runs.values():
         if axis not in log.costs.totals:
-            raise UserError(f"{log.source} does not tell {axis}")
+            raise UserError(f"{log.source} does not record {axis}")
     halves = tuple(seeds[::2]), tuple(seeds[1::2])
     logs = AuditRuns({seed: runs[seed] for seed in halves[0]}, {seed: runs[seed] for seed in halves[1]})
     return SelfTest(

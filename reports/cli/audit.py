@@ -30,7 +30,8 @@ class AuditGroup(click.Group):
     epilog="Example: flowrace audit claim.toml runs/digits --json",
 )
 def audit() -> None:
-    """What a claimed speed-up is worth: `flowrace audit CLAIM.toml DIR...` says supported, refuted or inconclusive, and why."""
+    """Audit a claimed speed-up: `flowrace audit CLAIM.toml DIR...` prints supported, refuted or
+    inconclusive, and why."""
 
 
 @audit.command(epilog="Example: flowrace audit claim.toml curves.csv")
@@ -38,11 +39,12 @@ def audit() -> None:
 @REGISTER
 @AS_JSON
 def claim(words: tuple[str, ...], file: Path | None, as_json: bool) -> None:
-    """Judge claims by runs (the default command).
+    """Judge claims on runs (the default command).
 
-    Runs are run directories or folders of them, a CSV (method, seed, step, metric, value; optional images, flops, seconds,
-    gpu_seconds, protocol), or an MLflow store (sqlite:///mlflow.db, or http on this machine; #NAME for one experiment).
-    Several claims are one family: their verdicts are shown raw and adjusted (Holm). Exit code 0 whatever the verdict.
+    Runs are run directories or folders of them, a CSV (method, seed, step, metric, value; optional images,
+    flops, seconds, gpu_seconds, protocol), or an MLflow store (sqlite:///mlflow.db, or http on this
+    machine; #NAME for one experiment). Several claims form one family: their verdicts are shown raw and
+    adjusted (Holm). The exit code is 0 for any verdict.
     """
     from reports.audit.judge_files import judge_claims
     from reports.cli.audit_card import audit_json, print_cards
@@ -60,9 +62,9 @@ def claim(words: tuple[str, ...], file: Path | None, as_json: bool) -> None:
 @REGISTER
 @AS_JSON
 def register(claims: tuple[Path, ...], file: Path | None, as_json: bool) -> None:
-    """Freeze claims before their runs begin: hash and UTC time, in a file that is only appended to.
+    """Register claims before their runs begin: hash and UTC time, in an append-only file.
 
-    Commit that file, or send the hash to somebody: a register that never left its author proves nothing.
+    Commit that file, or send the hash to somebody else: a register that only its author has proves nothing.
     """
     from reports.audit.inputs.claim import read_claims
     from reports.audit.register import NAME, register_claims
@@ -82,7 +84,7 @@ def register(claims: tuple[Path, ...], file: Path | None, as_json: bool) -> None
 
 @audit.command(epilog="Example: flowrace audit selftest runs/digits --method flow")
 @SOURCES
-@click.option("--method", help="Default: the study's baseline, else flow.")
+@click.option("--method", help="Method to measure. Default: the study's baseline, else flow.")
 @METRIC
 @TARGET
 @AXIS
@@ -99,7 +101,8 @@ def selftest(
 ) -> None:
     """Race a baseline against itself on disjoint seeds: the noise floor of this installation.
 
-    The interval must contain 1; its half width is what two arms of so many seeds must differ by to be told apart.
+    The interval must contain 1; its half width is the smallest difference that two arms with this number of
+    seeds resolve.
     """
     from reports.audit.selftest import run_selftest
     from reports.stats.number_format import factor, interval
@@ -141,13 +144,13 @@ def selftest(
 
 @audit.command(epilog="Example: flowrace audit power runs/pilot --method flow --candidate repa --factor 1.2")
 @SOURCES
-@click.option("--method", help="Default: the study's baseline, else flow.")
-@click.option("--candidate", help="A second method on the same seeds: the spread is then that of pairs.")
+@click.option("--method", help="Method to measure. Default: the study's baseline, else flow.")
+@click.option("--candidate", help="Second method on the same seeds: the spread is then that of pairs.")
 @METRIC
 @TARGET
 @AXIS
 @click.option(
-    "--factor", "wanted", type=click.FloatRange(0, min_open=True), help="The speed-up to be told from 1."
+    "--factor", "wanted", type=click.FloatRange(0, min_open=True), help="Speed-up to distinguish from 1."
 )
 @CONFIDENCE
 @AS_JSON
@@ -162,7 +165,8 @@ def power(
     confidence: float,
     as_json: bool,
 ) -> None:
-    """What 2 to 20 seeds can tell with 80 % power, from pilot runs, before any GPU-hour is spent."""
+    """Estimate from pilot runs which factors 2 to 20 seeds detect with 80 % power, before spending
+    GPU-hours."""
     from reports.audit.pilot import read_pilot, seeds_for
 
     _, arms, value = _runs(sources, [method, *([candidate] if candidate else [])], metric, target)
@@ -195,12 +199,12 @@ def _print_power(found: Any, axis: str, wanted: float | None, needed: int | None
     from reports.stats.number_format import factor
 
     spread = found.spread
-    what = "pairs" if spread.paired else "seeds an arm, unpaired"
+    what = "pairs" if spread.paired else "seeds per arm, unpaired"
     click.echo(
         f"{' against '.join(found.arms)}, to {found.target:g} in {axis}: log ratios spread by {100 * spread.sd:.2g} % "
         f"[{100 * spread.low:.2g}, {100 * spread.high:.2g}] (n = {spread.n})"
     )
-    table = Table("n", "factor told from 1", "if the spread is at its ends", box=None, padding=(0, 2, 0, 0))
+    table = Table("n", "detectable factor", "at the ends of the spread", box=None, padding=(0, 2, 0, 0))
     for n, (at, low, high) in found.detectable.items():
         table.add_row(str(n), f"{factor(at)}x", f"{factor(low)}x to {factor(high)}x")
     Console(width=80, highlight=False).print(table)
@@ -210,18 +214,18 @@ def _print_power(found: Any, axis: str, wanted: float | None, needed: int | None
 
 
 def _split(words: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Claim files, and where the runs are."""
+    """Return the claim files, and where the runs are."""
     from harness.errors import UserError
 
     files = [Path(word) for word in words if word.endswith(".toml") and not Path(word).is_dir()]
     sources = [word for word in words if Path(word) not in files]
     if not files:
         raise UserError(
-            f"no claim among {', '.join(words)}: expected CLAIM.toml DIR..., as in claim.toml runs/digits"
+            f"no claim among {', '.join(words)}: expected CLAIM.toml DIR..., for example claim.toml runs/digits"
         )
     if not sources:
         raise UserError(
-            f"nothing to judge {files[0]} by: expected CLAIM.toml DIR..., as in {files[0]} runs/digits"
+            f"no runs to judge {files[0]} on: expected CLAIM.toml DIR..., for example {files[0]} runs/digits"
         )
     return files, sources
 
@@ -229,7 +233,8 @@ def _split(words: Sequence[str]) -> tuple[list[Path], list[str]]:
 def _runs(
     sources: Sequence[str], methods: Sequence[str | None], metric: str | None, target: float | None
 ) -> tuple[str, dict[str, Any], float]:
-    """The first method's name, the runs of all of them, and the target; what is not given comes from the study.
+    """Return the first method's name, the runs of all of them, and the target; what is not given comes from
+    the study.
 
     Raises `UserError` for runs whose values cannot be compared.
     """
@@ -243,7 +248,7 @@ def _runs(
     names = [name or study.baseline or "flow" for name in methods]
     metric = metric or study.metric
     if metric is None:
-        raise UserError("no study names a metric here; give one: --metric fd:local")
+        raise UserError("no study.toml here names a metric; give one: --metric fd:local")
     if len(set(names)) < len(names):
         raise UserError(f"--method and --candidate are both '{names[0]}'; see: flowrace audit selftest")
     arms = read_arms(sources, names, metric, _progress)
@@ -261,7 +266,8 @@ def _runs(
 
 
 def _progress(runs: Sequence[Any]) -> Iterable[Any]:
-    """The runs one by one, with a bar on standard error while it lasts; none where that is no terminal."""
+    """Return the runs one by one, with a bar on standard error while it lasts; none where that is no
+    terminal."""
     from rich.console import Console
     from rich.progress import track
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 FILTERS = {
     "paper": "Key of a paper: sf, repa, sra, as, sit, haste, reg, user, ...",
-    "method": "As flowrace calls it (self_flow) or as printed (Self-Flow).",
+    "method": "flowrace's name (self_flow) or the printed one (Self-Flow).",
     "metric": "FID, IS, FVD, ...",
     "model": "SiT-XL/2, SiT-B/2, FLUX.2-625M, ...",
     "status": "table, text, abstract, figure_estimate, secondary, press or user_report.",
@@ -62,14 +62,17 @@ def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
 def claims(
     context: click.Context, folder: Path | None, as_json: bool, as_csv: bool, **wanted: str | None
 ) -> None:
-    """List the published numbers that flowrace knows, each with its source and protocol; or check them against each other."""
+    """List the published numbers that come with flowrace, with source and protocol, or check them against
+    each other."""
     context.obj = folder
     if context.invoked_subcommand:
         if as_json or as_csv or any(wanted.values()):
-            raise click.UsageError(f"options of the list do not go with '{context.invoked_subcommand}'")
+            raise click.UsageError(
+                f"options of the list cannot be combined with '{context.invoked_subcommand}'"
+            )
         return
     if as_json and as_csv:
-        raise click.UsageError("--json or --csv, not both")
+        raise click.UsageError("--json and --csv are mutually exclusive")
     from reports.literature.database import load_literature, select
 
     numbers = select(load_literature(folder).numbers, **wanted)
@@ -87,7 +90,7 @@ def claims(
 @AS_JSON
 @click.pass_obj
 def show(above: Path | None, name: str, folder: Path | None, as_json: bool) -> None:
-    """One number: every field, and what was found about it."""
+    """Show one number: every field, and the findings about it."""
     from harness.errors import UserError
     from reports.literature.check import check_literature
     from reports.literature.compare import shown
@@ -117,12 +120,13 @@ def show(above: Path | None, name: str, folder: Path | None, as_json: bool) -> N
 @AS_JSON
 @click.pass_obj
 def check(above: Path | None, rules: tuple[str, ...], folder: Path | None, as_json: bool) -> None:
-    """Find what does not agree.
+    """Find inconsistencies between published numbers.
 
-    Stated ratios recomputed, ratios carried from one benchmark to another, numbers under different protocols set side by
-    side, baselines with several values, margins of single trainings within the known spread, prose against figures.
+    Recomputes stated ratios, and finds ratios carried from one benchmark to another, comparisons across
+    protocols, baselines with several values, margins of single trainings within the known spread, and text
+    that contradicts figures.
 
-    A finding is no error: the exit code is 0 whatever is found.
+    Findings are not errors: the exit code is 0 in any case.
     """
     from harness.errors import unknown
     from reports.literature.check import RULES, check_literature
@@ -150,7 +154,7 @@ def _counted(n: int, severity: str) -> str:
 
 
 def _print_finding(finding: Finding) -> None:
-    """A heading, the sentence, the sources; wrapped in a terminal, one line each into a pipe."""
+    """Print a heading, the sentence and the sources; wrapped in a terminal, one line each into a pipe."""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
     click.echo(f"\n{finding.severity} ({finding.rule})")
     for text in (finding.text, *(f"- {source}" for source in finding.sources)):
@@ -166,7 +170,7 @@ def _print_csv(numbers: Sequence[PublishedNumber]) -> None:
 
 
 def _print_table(numbers: Sequence[PublishedNumber]) -> None:
-    """One row a number; a terminal too narrow for that gets two lines each."""
+    """Print one row per number, or two lines each in a terminal too narrow for that."""
     from rich import box
     from rich.console import Console
     from rich.table import Table

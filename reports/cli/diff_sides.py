@@ -1,4 +1,5 @@
-"""The two sides of `flowrace report diff`: a folder of runs, or the CSV that a report wrote beside its page."""
+"""The two sides of `flowrace report diff`: a folder of runs, or the CSV that a report wrote beside its
+page."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ from reports.race.race import Race
 def read_side(
     path: Path, *, metric: str | None = None, target: float | None = None, baseline: str | None = None
 ) -> ReportSide:
-    """A folder of runs, read as `flowrace report` would, or a report's CSV. Raises `UserError` for anything else."""
+    """Return a folder of runs, read as `flowrace report` would, or a report's CSV. Raises `UserError` for
+    anything else."""
     if path.is_dir():
         report = read_report([path], metric=metric, target=target, baseline=baseline)
         race, runs = report.race, [row | {"run": str(row["run"])} for row in report.run_rows]
@@ -30,7 +32,7 @@ def read_side(
     for option, value in (("--metric", metric), ("--target", target), ("--baseline", baseline)):
         if value is not None:
             raise UserError(
-                f"{option} {value} needs the runs, and {path} is a table; give the folder of its runs"
+                f"{option} {value} needs the runs, but {path} is a table; give the folder of its runs"
             )
     rows = _read(path, ARM_COLUMNS)
     file = path.with_name(f"{path.stem}-runs.csv")
@@ -58,7 +60,8 @@ def _side(
 
 
 def _interval(path: Path, row: Mapping[str, Any], what: str, count: str) -> Estimate | None:
-    """One number of a row; an end that is empty is open where the other is there or runs were censored, else absent."""
+    """Return one number of a row; an end that is empty is open where the other is there or runs were
+    censored, else absent."""
     value, n = _number(path, row[what]), _number(path, row[count])
     if value is None:
         return None
@@ -74,7 +77,7 @@ def _number(path: Path, text: Any) -> float | None:
     try:
         return float(text)
     except ValueError as error:
-        raise UserError(f"{path}: {text!r} is no number; give the CSV as a report wrote it") from error
+        raise UserError(f"{path}: {text!r} is not a number; give a CSV that a report wrote") from error
 
 
 def _read(file: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
@@ -88,14 +91,14 @@ def _read(file: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
         ) from error
     absent = [name for name in columns if name not in names]
     if absent:
-        raise UserError(f"{file} is no table of a report: it has no column {', '.join(absent)}")
+        raise UserError(f"{file} is not a table of a report: it has no column {', '.join(absent)}")
     if not found:
         raise UserError(f"{file} has no rows: its report had no finished run")
     return found
 
 
 def _protocols(race: Race) -> dict[str, Mapping[str, Any]]:
-    """By hash, flat; where a record does not tell its protocol, the hash is all there is."""
+    """Return flat protocols by hash; where a record has no protocol, the hash alone."""
     found: dict[str, Mapping[str, Any]] = {}
     for run in race.runs:
         told = protocols_of(run.record, race.metric)

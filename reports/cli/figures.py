@@ -29,7 +29,7 @@ FORMATS = ("pdf", "svg")
     type=click.Path(path_type=Path),
     default=Path("figures"),
     show_default=True,
-    help="The folder to write into.",
+    help="Folder to write to.",
 )
 @click.option(
     "--style",
@@ -37,10 +37,14 @@ FORMATS = ("pdf", "svg")
     type=click.Choice(list(WIDTHS)),
     default="paper",
     show_default=True,
-    help="Width: a column or a page.",
+    help="Width of a column or of a page.",
 )
 @click.option(
-    "--format", "formats", default="pdf", show_default=True, help="pdf, svg or both, with a comma between."
+    "--format",
+    "formats",
+    default="pdf",
+    show_default=True,
+    help="File formats: pdf, svg or both, separated by a comma.",
 )
 @AS_JSON
 def figures(
@@ -54,7 +58,8 @@ def figures(
     published: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Every figure of a report for a paper: convergence, speed-ups (by cost, target and cell), profiles, cost of a step.
+    """Write the figures of a report for a paper: convergence, speed-ups (by cost, target and cell),
+    profiles, cost per step.
 
     The same records give the same bytes.
     """
@@ -108,7 +113,7 @@ def pictures(
 
 
 def _shown(draws: Sequence[Callable[[float], Picture]]) -> Iterable[Callable[[float], Picture]]:
-    """With a bar in a terminal."""
+    """Yield the drawing functions, with a progress bar in a terminal."""
     from rich.console import Console
     from rich.progress import track
 

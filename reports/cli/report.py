@@ -12,7 +12,8 @@ from reports.cli.report_diff import diff
 
 
 class OrDiff(click.Command):
-    """A command on folders, with one sub-command: `diff` as the first word is that one (a folder of this name is `./diff`)."""
+    """A command on folders, with one sub-command: `diff` as the first word is that one (a folder of this
+    name is `./diff`)."""
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
@@ -36,7 +37,7 @@ class OrDiff(click.Command):
     type=click.Path(path_type=Path),
     default=Path("report.html"),
     show_default=True,
-    help="The page; three CSV files are written beside it.",
+    help="HTML file to write; three CSV files are written next to it.",
 )
 @click.option(
     "--claim",
@@ -44,13 +45,13 @@ class OrDiff(click.Command):
     multiple=True,
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="A claim (TOML) to audit on these runs; its verdict comes first on the page. Several may be given.",
+    help="Claim (TOML) to audit on these runs; its verdict comes first on the page. May be repeated.",
 )
 @AS_JSON
 def report(directories: tuple[Path, ...], output: Path, as_json: bool, **asked: Any) -> None:
-    """Report on run directories, or folders of them: who reached the target first, and how sure that is.
+    """Report who reached the target first, and with what certainty, from run directories or folders of them.
 
-    One self-contained HTML file that opens offline, and its numbers as CSV. Needs no torch.
+    Writes one self-contained HTML file that opens offline, and its numbers as CSV. Needs no torch.
     """
     from reports.audit.words import because, claimed
     from reports.cli.audit_card import audit_json

@@ -30,10 +30,11 @@ MOST_NAMED = 6
 @BASELINE
 @AS_JSON
 def diff(before: Path, after: Path, axis: str | None, as_json: bool, **asked: Any) -> None:
-    """What two reports differ in: runs, arms, numbers, specs and evaluation protocols.
+    """Show how two reports differ: runs, arms, numbers, specs and evaluation protocols.
 
-    A and B are folders of runs, or the CSV files that `flowrace report` wrote. A number moved `outside` when its two intervals
-    have nothing in common, `within` when each estimate lies in the other's interval, `between` else.
+    A and B are folders of runs, or the CSV files that `flowrace report` wrote. A number moved `outside` if
+    its two intervals are disjoint, `within` if each estimate lies in the other's interval, and `between`
+    otherwise.
     """
     from harness.errors import unknown
     from reports.analysis.diff import compare_reports
@@ -55,7 +56,7 @@ def diff(before: Path, after: Path, axis: str | None, as_json: bool, **asked: An
 
 
 def plain(found: Difference, changes: Sequence[Change]) -> dict[str, Any]:
-    """For machines; open ends and absent ones are null."""
+    """Return the difference for machines; open and absent ends are null."""
     return {
         "about": {key: list(values) for key, values in found.about.items()},
         "shared": list(found.shared),
@@ -71,7 +72,7 @@ def plain(found: Difference, changes: Sequence[Change]) -> dict[str, Any]:
 
 
 def lines(found: Difference) -> Iterator[str]:
-    """What is not a number, one line each."""
+    """Return what is not a number, one line each."""
     yield (
         f"{len(found.shared)} runs in both, {len(found.only_before)} only in A, {len(found.only_after)} only in B"
         + (f"; {len(found.status)} of another status" if found.status else "")
@@ -125,7 +126,7 @@ def _said(number: Estimate) -> str:
 
 
 def _show(table: Table) -> None:
-    """Wrapped to a terminal; into a pipe or a file every row is one line."""
+    """Print the table, wrapped in a terminal; into a pipe or a file every row is one line."""
     from rich.console import Console
 
     console = Console(highlight=False)

@@ -1,4 +1,5 @@
-"""What the page's interactive charts draw, as plain data: curves on every axis, and the speed-up at every target."""
+"""What the page's interactive charts draw, as plain data: curves on every axis, and the speed-up at every
+target."""
 
 from __future__ import annotations
 
@@ -23,8 +24,8 @@ LEAST = 16
 
 
 def thin(x: np.ndarray, y: np.ndarray, most: int) -> np.ndarray:
-    """Indices of at most `most` points that look the same on a screen: the ends, and of each of equally many
-    points in a row the lowest and the highest."""
+    """Return indices of at most `most` points that look the same on a screen: the ends, and of each of
+    equally many points in a row the lowest and the highest."""
     if len(x) <= max(most, 4):
         return np.arange(len(x))
     rows = np.array_split(np.arange(1, len(x) - 1), (most - 2) // 2)
@@ -33,18 +34,18 @@ def thin(x: np.ndarray, y: np.ndarray, most: int) -> np.ndarray:
 
 
 def spent(run: RaceRun, axis: str, steps: np.ndarray) -> np.ndarray:
-    """What a run had cost at these steps, in natural units of the axis."""
+    """Return what a run had cost at these steps, in natural units of the axis."""
     return np.interp(steps, run.costs.steps, run.costs.totals[axis])
 
 
 def allowance(race: Race, points: int = POINTS) -> int:
-    """Points for each measured curve, so that all of them together keep within `points`."""
+    """Return points for each measured curve, so that all of them together keep within `points`."""
     return max(points // max(sum(run.evaluated for run in race.runs), 1), LEAST)
 
 
 def mean_band(runs: Sequence[RaceRun]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Geometric mean of fitted curves where all runs were evaluated, with its pointwise 95 % t interval:
-    (steps, mean, low, high); with one run the interval is the mean."""
+    """Return geometric mean of fitted curves where all runs were evaluated, with its pointwise 95 % t
+    interval: (steps, mean, low, high); with one run the interval is the mean."""
     low, high = max(run.curve.steps[0] for run in runs), min(run.curve.steps[-1] for run in runs)
     steps = np.unique(np.concatenate([run.curve.steps for run in runs]))
     steps = steps[(steps >= low) & (steps <= high)]
@@ -57,7 +58,8 @@ def mean_band(runs: Sequence[RaceRun]) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def payload(race: Race, by_target: SpeedupByTarget, names: Mapping[str, str]) -> dict[str, Any]:
-    """Return all charts by kind and axis. A series has its arm's number, a kind (seed, mean, low, high), x and y."""
+    """Return all charts by kind and axis. A series has its arm's number, a kind (seed, mean, low, high), x
+    and y."""
     drawn = any(run.evaluated for run in race.runs)
     return {
         "convergence": {axis: _convergence(race, axis, names[axis]) for axis in race.axes if drawn},
@@ -69,7 +71,8 @@ def payload(race: Race, by_target: SpeedupByTarget, names: Mapping[str, str]) ->
 
 
 def script_json(content: Any) -> str:
-    """JSON that can stand inside a `<script>` whatever its texts say, the same bytes for the same content."""
+    """Return JSON that can stand inside a `<script>` whatever its texts say, the same bytes for the same
+    content."""
     text = json.dumps(content, separators=(",", ":"), allow_nan=False, sort_keys=True)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
@@ -125,5 +128,5 @@ def _series(arm: int, kind: str, x: Any, y: Any, said: str = "") -> dict[str, An
 
 
 def _short(value: float) -> float:
-    """Five digits: finer than a pixel."""
+    """Round to five digits, which is finer than a pixel."""
     return float(f"{value:.5g}")

@@ -1,4 +1,5 @@
-"""The pictures of a race: convergence with times to target, speed-ups, cost by phase. Drawn for wide and for narrow pages."""
+"""The pictures of a race: convergence with times to target, speed-ups, cost by phase. Drawn for wide and
+for narrow pages."""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ FEW = 60
 
 
 def draw_convergence(race: Race, axis: str, width: float) -> Picture:
-    """Every seed (thin), the mean of the fits (bold), the target, the crossings; below, times to target with intervals."""
+    """Draw every seed (thin), the mean fit (bold), the target and crossings; below, times to target with
+    intervals."""
     size, unit = unit_of(axis, max(run.costs.budget(axis) for run in race.runs if run.evaluated))
     rows, (limits, reach) = time_rows(race, axis, size), _limits(race, axis, size)
     heights = [0.42 * width + 0.5, ROW * len(rows) + 0.25][: 2 if rows else 1]
@@ -74,7 +76,7 @@ def draw_convergence(race: Race, axis: str, width: float) -> Picture:
 
 
 def draw_forest(race: Race, width: float) -> Picture:
-    """Speed-up over the baseline with its interval, by axis and candidate."""
+    """Draw the speed-up over the baseline with its interval, by axis and candidate."""
     rows = [row for axis in race.axes for row in _gain_rows(race, axis)]
     with style():
         figure = Figure(figsize=(width, ROW * len(rows) + 0.7))
@@ -113,7 +115,7 @@ def draw_targets(race: Race, axis: str, by_target: SpeedupByTarget, width: float
 
 
 def draw_cost(race: Race, width: float) -> Picture:
-    """Seconds of one training step by phase, mean over the runs of an arm."""
+    """Draw the seconds of one training step by phase, averaged over the runs of an arm."""
     means = {arm.label: phase_seconds(race.of(arm.label)) for arm in race.arms}
     means = {label: phases for label, phases in means.items() if phases}
     size, unit = unit_of("seconds", max(sum(phases.values()) for phases in means.values()))
@@ -134,7 +136,8 @@ def draw_cost(race: Race, width: float) -> Picture:
 
 
 def time_rows(race: Race, axis: str, size: float) -> list[StripRow]:
-    """Times to target of each arm in units of `size`, for a strip; an arm that never got there has dots only."""
+    """Return times to target of each arm in units of `size`, for a strip; an arm that never got there has
+    dots only."""
     rows = []
     for index, arm in enumerate(race.arms):
         time, gain = race.times.get((axis, arm.label)), race.speedups.get((axis, arm.label))
@@ -151,7 +154,7 @@ def time_rows(race: Race, axis: str, size: float) -> list[StripRow]:
 
 
 def phase_seconds(runs: Sequence[RaceRun]) -> dict[str, float]:
-    """Seconds for each training phase and step, mean over runs; empty when no run has a line."""
+    """Return seconds for each training phase and step, mean over runs; empty when no run has a line."""
     last = [run.record.of("train")[-1] for run in runs if run.record.of("train")]
     return {
         phase: float(np.mean([event["seconds"].get(phase, 0.0) / event["step"] for event in last]))
@@ -161,7 +164,7 @@ def phase_seconds(runs: Sequence[RaceRun]) -> dict[str, float]:
 
 
 def gain_row(label: str, index: int, gain: Speedup) -> StripRow:
-    """A speed-up as a row of a strip, open where its interval contains 1."""
+    """Return a speed-up as a row of a strip, open where its interval contains 1."""
     resolved = gain.direction != "unresolved"
     return StripRow(
         label, index, gain_suffix(gain).lstrip(" ·"), gain.estimate, gain.low, gain.high, resolved=resolved
@@ -169,7 +172,7 @@ def gain_row(label: str, index: int, gain: Speedup) -> StripRow:
 
 
 def draw_gains(axes: Axes, rows: Sequence[StripRow], width: float, baseline: str) -> None:
-    """Rows of speed-ups on a log scale of factors, with a line at 1."""
+    """Draw rows of speed-ups on a log scale of factors, with a line at 1."""
     limits = padded(
         [v for row in rows for v in (row.estimate, row.low, row.high) if v and math.isfinite(v)] + [1.0]
     )
@@ -189,7 +192,7 @@ def _gain_rows(race: Race, axis: str) -> list[StripRow]:
 
 
 def _limits(race: Race, axis: str, size: float) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Of the axis (in units of `size`) and of the metric, around all that is drawn."""
+    """Return the limits of the axis (in units of `size`) and of the metric, around everything drawn."""
     runs = [run for run in race.runs if run.evaluated]
     reached = [run.costs.at(axis, step) / size for run in runs for step in run.curve.steps[[0, -1]]]
     values = [value for run in runs for value in run.curve.measured]
@@ -205,7 +208,8 @@ def _draw_arm(
     most: tuple[int, int],
     faint: float,
 ) -> None:
-    """`most`: points of a measured curve and of a mean; `faint`: opacity of the band."""
+    """Draw an arm; `most` limits the points of a measured curve and of a mean, `faint` is the band's
+    opacity."""
     colour = ARMS[index % len(ARMS)]
     for run in (run for run in runs if run.evaluated):
         kept = thin(run.curve.steps, run.curve.measured, most[0])
@@ -237,7 +241,7 @@ def _draw_target(axes: Axes, race: Race, target: float, axis: str, size: float) 
 
 
 def _draw_gains(axes: Axes, at: Sequence[float], gains: Sequence[Speedup], index: int, faint: float) -> None:
-    """A candidate's line over targets; the band stops where censored runs leave an end open."""
+    """Draw a candidate's line over targets; the band stops where censored runs leave an end open."""
     look: Look = {"color": ARMS[index % len(ARMS)]}
     known = [(x, gain) for x, gain in zip(at, gains, strict=False) if gain.estimate is not None]
     closed = [(x, *ends) for x, gain in known if (ends := closed_ends(gain))]

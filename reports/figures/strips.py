@@ -1,4 +1,5 @@
-"""A strip: intervals below each other on a log scale, with labels that need no margin. And round ticks for log scales."""
+"""A strip: intervals below each other on a log scale, with labels that need no margin. And round ticks for
+log scales."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ _SERIES = (
 
 @dataclass(frozen=True)
 class StripRow:
-    """A line of a strip: its label on the left, what is said on the right, and below them an interval and dots."""
+    """A line of a strip: its label on the left, what is said on the right, and below them an interval and
+    dots."""
 
     label: str
     arm: int | None = None
@@ -41,7 +43,8 @@ class StripRow:
     high: float | None = None
     dots: tuple[Time, ...] = ()
     resolved: bool = True
-    """Whether the interval leaves out what the row is compared with; an open diamond says that it does not."""
+    """Whether the interval leaves out what the row is compared with; an open diamond says that it does
+    not."""
 
 
 def draw_strip(axes: Axes, rows: Sequence[StripRow], limits: tuple[float, float]) -> None:
@@ -65,7 +68,8 @@ def draw_strip(axes: Axes, rows: Sequence[StripRow], limits: tuple[float, float]
 
 
 def draw_dots(axes: Axes, times: Sequence[Time], y: float, colour: str) -> None:
-    """Runs' times at a height; an open triangle points to where the true one lies when it is censored."""
+    """Draw runs' times at a height; an open triangle points from a censored time to where the true one
+    lies."""
     for kind, (marker, size) in _MARKS.items():
         values = [time.value for time in times if time.censored == kind]
         if not values:
@@ -80,7 +84,7 @@ def draw_dots(axes: Axes, times: Sequence[Time], y: float, colour: str) -> None:
 
 
 def set_log_ticks(axis: Axis, limits: tuple[float, float], most: int, form: str = "{:,.10g}") -> None:
-    """Plain numbers at round values of a log scale."""
+    """Show plain numbers at round values of a log scale."""
     axis.set_major_locator(FixedLocator(log_ticks(*limits, most)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: form.format(value)))
     axis.set_minor_locator(NullLocator())
@@ -108,7 +112,7 @@ def _draw_interval(axes: Axes, y: int, row: StripRow, colour: str, limits: tuple
 
 
 def _clipped(label: str, axes: Axes, said: str) -> str:
-    """A label cut to the room that is left beside what is said; the legend has it whole."""
+    """Return a label cut to the room that is left beside what is said; the legend has it whole."""
     figure = axes.get_figure(root=True)
     assert figure is not None
     room = int(figure.get_figwidth() * LETTERS) - len(said) - 4

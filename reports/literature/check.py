@@ -1,7 +1,8 @@
-"""What the published numbers say about each other: every rule is one function over the data, every finding names its sources.
+"""What the published numbers say about each other: every rule is one function over the data, every finding
+names its sources.
 
-Nothing here knows a paper. A finding is computed from the numbers and from what points at them: ratios that somebody states,
-spreads that somebody measured, comparisons that somebody makes.
+Nothing here knows a paper. A finding is computed from the numbers and from what points at them: ratios that
+somebody states, spreads that somebody measured, comparisons that somebody makes.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ SPEEDUP, STEPS_TO, OVERTAKES, LOSES = (
     "steps_to_overtake",
     "_degradation_over",
 )
-"""Measures with a meaning: a factor, a number of steps, the step of a crossing, points lost by leaving something out."""
+"""Measures with a meaning: a factor, a number of steps, the step of a crossing, points lost by leaving
+something out."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Finding:
 
 
 def check_literature(literature: Literature) -> list[Finding]:
-    """All findings, the gravest first, then in the order of the rules."""
+    """Return all findings, the gravest first, then in the order of the rules."""
     found = [finding for rule in RULES.values() for finding in rule(literature)]
     return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
 
@@ -71,7 +73,7 @@ def _finding(
 
 
 def arithmetic(literature: Literature) -> Iterator[Finding]:
-    """A stated ratio must be that of its two numbers, to the places that it is printed with."""
+    """Return a stated ratio must be that of its two numbers, to the places that it is printed with."""
     for ratio in literature.ratios:
         above, below = literature.of(ratio)
         a, b = amount(above, ratio.quantity), amount(below, ratio.quantity)
@@ -89,7 +91,7 @@ def arithmetic(literature: Literature) -> Iterator[Finding]:
 
 
 def _unequal(ratio: Ratio, long: PublishedNumber, short: PublishedNumber) -> str:
-    """A ratio of steps is a speed-up only between equal qualities."""
+    """Return a ratio of steps is a speed-up only between equal qualities."""
     alike = long.measure == short.measure and not long.measure.startswith(STEPS_TO)
     if ratio.quantity == "value" or not alike or not differ(long, short):
         return ""
@@ -99,7 +101,8 @@ def _unequal(ratio: Ratio, long: PublishedNumber, short: PublishedNumber) -> str
 
 
 def across_benchmarks(literature: Literature) -> Iterator[Finding]:
-    """A number of steps that nobody measured: the rival's steps here, divided by a speed-up stated for another data set."""
+    """Return a number of steps that nobody measured: the rival's steps here, divided by a speed-up stated
+    for another data set."""
     claims = [n for n in literature.numbers if n.measure.startswith(STEPS_TO) and numeric(n)]
     speedups = [n for n in literature.numbers if n.measure == SPEEDUP and numeric(n)]
     for claim in claims:
@@ -135,7 +138,7 @@ Against = Iterator[tuple[str, tuple[PublishedNumber, ...]]]
 
 
 def _overtaken_later(literature: Literature, claim: PublishedNumber) -> Against:
-    """Crossings of the same two on the same data that somebody puts later."""
+    """Yield later crossings of the same two methods on the same data."""
     for n in literature.numbers:
         same = all(getattr(n, f) == getattr(claim, f) for f in ("arm", "rival", "dataset", "network"))
         if same and n.measure.startswith(OVERTAKES) and numeric(n) and float(n.value) > float(claim.value):
@@ -143,7 +146,7 @@ def _overtaken_later(literature: Literature, claim: PublishedNumber) -> Against:
 
 
 def _still_behind(literature: Literature, claim: PublishedNumber) -> Against:
-    """Later steps at which the same paper shows it behind."""
+    """Yield later steps at which the same paper shows the method behind."""
     aim = claim.measure.rpartition("_")[2]
     here = (claim.paper, aim, claim.dataset, claim.network)
     race = [n for n in literature.numbers if (n.paper, n.measure, n.dataset, n.network) == here]
@@ -157,7 +160,8 @@ def _still_behind(literature: Literature, claim: PublishedNumber) -> Against:
 
 
 def protocol_differences(literature: Literature) -> Iterator[Finding]:
-    """Numbers side by side that were measured differently: by somebody's comparison, in one table, or across papers."""
+    """Find numbers shown side by side under different protocols: in a comparison, in one table, or across
+    papers."""
     for comparison in literature.comparisons:
         a, b = literature.of(comparison)
         differs = mismatch(a, b) + ([f"network {a.network} / {b.network}"] if a.network != b.network else [])
@@ -186,7 +190,7 @@ def _never_alike(ours: Sequence[PublishedNumber], theirs: Sequence[PublishedNumb
 
 
 def drift(literature: Literature) -> Iterator[Finding]:
-    """One cell under one protocol that is printed with values further apart than rounding."""
+    """Return one cell under one protocol that is printed with values further apart than rounding."""
     for group in _groups(_printed(literature), *CELL):
         members = _involved(group, lambda a, b: differ(a, b) and not mismatch(a, b))
         if members and isinstance(group[0].steps, int):
@@ -196,7 +200,7 @@ def drift(literature: Literature) -> Iterator[Finding]:
 
 
 def margins(literature: Literature) -> Iterator[Finding]:
-    """Differences between single trainings that are smaller than what equals are known to differ by."""
+    """Find differences between single trainings that are smaller than the known spread between equals."""
     for table in _groups(_printed(literature), "source", "dataset", "measure"):
         for with_guidance in (False, True):
             fair = [n for n in table if n.seeds == 1 and numeric(n) and guided(n)[0] is with_guidance]
@@ -228,7 +232,8 @@ def _unresolved(
 
 
 def _contests(fair: Sequence[PublishedNumber]) -> list[tuple[PublishedNumber, PublishedNumber]]:
-    """Who is compared with whom: each with the baseline that it names, and the best of a cell with the second."""
+    """Return who is compared with whom: each with its named baseline, and the best of a cell with the
+    second."""
     found = [
         (a, b) for a, b in permutations(fair, 2) if a.rival == b.arm and a.arm != b.arm and same_test(a, b)
     ]
@@ -240,8 +245,10 @@ def _contests(fair: Sequence[PublishedNumber]) -> list[tuple[PublishedNumber, Pu
 
 
 def _spreads(literature: Literature, like: Sequence[PublishedNumber]) -> Iterator[tuple[KnownSpread, float]]:
-    """Known spreads of this measure and data, with guidance or without, as shares of their mean. The smallest one counts:
-    the benefit of the doubt is the claim's."""
+    """Yield known spreads of this measure and data, as fractions of their mean.
+
+    The smallest one counts, in favour of the claim.
+    """
     for spread in literature.spreads if like else ():
         members = [n for n in literature.of(spread) if numeric(n)]
         alike = all(n.dataset == like[0].dataset and guided(n)[0] == guided(like[0])[0] for n in members)
@@ -250,7 +257,7 @@ def _spreads(literature: Literature, like: Sequence[PublishedNumber]) -> Iterato
 
 
 def prose(literature: Literature) -> Iterator[Finding]:
-    """'Without X it loses over c points': every step at which one source has both must say so."""
+    """Check 'without X it loses over c points' at every step for which one source has both values."""
     for claim in literature.numbers:
         if not claim.measure.endswith(LOSES) or not numeric(claim):
             continue
@@ -272,7 +279,7 @@ def _printed(literature: Literature) -> list[PublishedNumber]:
 
 
 def _groups(numbers: Iterable[PublishedNumber], *fields: str) -> list[list[PublishedNumber]]:
-    """Numbers that agree in all these fields, in the order of their first."""
+    """Return numbers that agree in all these fields, in the order of their first."""
     found: dict[tuple[object, ...], list[PublishedNumber]] = {}
     for number in numbers:
         found.setdefault(tuple(getattr(number, field) for field in fields), []).append(number)
@@ -280,7 +287,7 @@ def _groups(numbers: Iterable[PublishedNumber], *fields: str) -> list[list[Publi
 
 
 def _involved(group: Sequence[T], clash: Callable[[T, T], bool]) -> list[T]:
-    """Those that clash with at least one other."""
+    """Return those that clash with at least one other."""
     return [one for one in group if any(clash(one, other) for other in group if other is not one)]
 
 
@@ -289,7 +296,7 @@ def _named(number: PublishedNumber) -> str:
 
 
 def _shared(number: PublishedNumber) -> str:
-    """The cell by the names that all papers share."""
+    """Return the cell by the names that all papers share."""
     return f"{number.arm}, {number.network} on {number.dataset} at {count(number.steps)} steps"
 
 

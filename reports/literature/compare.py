@@ -14,7 +14,8 @@ UNGUIDED = (False, None, None)
 
 
 def guided(number: PublishedNumber) -> tuple[bool | None, float | None, bool | None]:
-    """Guidance as (is there any, its scale, is it limited to an interval); None where the source does not say.
+    """Return guidance as (is there any, its scale, is it limited to an interval); None where the source is
+    silent.
 
     A source that states a scale and no interval has none.
     """
@@ -29,8 +30,8 @@ def guided(number: PublishedNumber) -> tuple[bool | None, float | None, bool | N
 
 
 def mismatch(a: PublishedNumber, b: PublishedNumber) -> list[str]:
-    """The parts of the protocol in which two numbers surely differ, as words; what a source leaves out excludes nothing,
-    except against class-balanced labels, which nobody draws without saying so."""
+    """Return the parts of the protocol in which two numbers surely differ, as words; what a source leaves
+    out excludes nothing, except against class-balanced labels, which nobody draws without saying so."""
     found = []
     if a.sampler != b.sampler and not {a.sampler, b.sampler} & SILENT:
         found.append(f"sampler {a.sampler} / {b.sampler}")
@@ -44,7 +45,8 @@ def mismatch(a: PublishedNumber, b: PublishedNumber) -> list[str]:
 
 
 def same_test(a: PublishedNumber, b: PublishedNumber) -> bool:
-    """One network, one data set, one measure at the same step under one protocol, both with a value."""
+    """Return one network, one data set, one measure at the same step under one protocol, both with a
+    value."""
     cell = ("network", "dataset", "measure", "steps")
     same = all(getattr(a, field) == getattr(b, field) for field in cell)
     return same and numeric(a) and numeric(b) and not mismatch(a, b)
@@ -55,7 +57,7 @@ def numeric(number: PublishedNumber) -> bool:
 
 
 def better(a: PublishedNumber, b: PublishedNumber) -> bool:
-    """Whether a is the better of two values of one measure."""
+    """Return whether a is the better of two values of one measure."""
     if not (isinstance(a.value, float) and isinstance(b.value, float)):
         return False
     x, y = a.value, b.value
@@ -63,31 +65,34 @@ def better(a: PublishedNumber, b: PublishedNumber) -> bool:
 
 
 def half(places: int) -> float:
-    """What rounding to so many places can hide."""
+    """Return what rounding to so many places can hide."""
     return (0.5 + EDGE) * 10.0**-places
 
 
 def differ(a: PublishedNumber, b: PublishedNumber) -> bool:
-    """Whether two printed values differ by more than the rounding of the coarser one."""
+    """Return whether two printed values differ by more than the rounding of the coarser one."""
     if not (numeric(a) and numeric(b)):
         return a.value != b.value
     return abs(float(a.value) - float(b.value)) > half(min(a.places, b.places))
 
 
 def relative(a: PublishedNumber, b: PublishedNumber) -> float:
-    """The difference of two values as a share of their mean."""
+    """Return the difference of two values as a share of their mean."""
     x, y = float(a.value), float(b.value)
     return 2 * abs(x - y) / ((abs(x) + abs(y)) or 1.0)
 
 
 def amount(number: PublishedNumber, quantity: str) -> float | None:
-    """Its value, or its steps: where the value is itself a number of steps, that. None where the source gives words."""
+    """Return the value or the steps; None if the source gives words.
+
+    A value that is itself a number of steps is returned for both.
+    """
     raw = number.value if quantity == "value" or number.measure.startswith("steps_to_") else number.steps
     return None if isinstance(raw, str) else float(raw)
 
 
 def count(steps: float | int | str | None) -> str:
-    """Steps as people write them; smaller numbers as they are.
+    """Return steps as people write them; smaller numbers as they are.
 
     >>> count(7e6), count(143000), count(0.115)
     ('7M', '143k', '0.115')
@@ -101,12 +106,12 @@ def count(steps: float | int | str | None) -> str:
 
 
 def shown(number: PublishedNumber) -> str:
-    """The value to the places that it was printed with."""
+    """Return the value to the places that it was printed with."""
     return f"{number.value:.{max(number.places, 0)}f}" if numeric(number) else str(number.value)
 
 
 def place(number: PublishedNumber) -> str:
-    """Paper and place, short: `REPA Table 7`."""
+    """Return paper and place, short: `REPA Table 7`."""
     if not number.source.startswith("http"):
         return number.source
     address, _, where = number.source.partition(" ")
@@ -115,7 +120,7 @@ def place(number: PublishedNumber) -> str:
 
 
 def measurement(number: PublishedNumber) -> str:
-    """What was measured: method, network, data, steps, measure."""
+    """Return what was measured: method, network, data, steps, measure."""
     steps = f" at {count(number.steps)} steps" if isinstance(number.steps, int) else ""
     return f"{number.method}, {number.network} on {number.dataset}{steps}, {number.measure}"
 
@@ -130,5 +135,5 @@ def protocol_text(number: PublishedNumber) -> str:
 
 
 def sources(numbers: Iterable[PublishedNumber], *more: str) -> tuple[str, ...]:
-    """Where they are printed, each source once."""
+    """Return where they are printed, each source once."""
     return tuple(dict.fromkeys([*(number.source for number in numbers), *(text for text in more if text)]))

@@ -1,8 +1,10 @@
-"""The drawer of the paper literature: published numbers, each with where it was printed and how it was measured.
+"""The drawer of the paper literature: published numbers, each with where it was printed and how it was
+measured.
 
-They lie in `claims/*.toml`, one paper a file, to be read and mended by hand. A `[[table]]` says once what its numbers share;
-a number may say otherwise. `[methods]`, `[models]` and `[metrics]` translate what a source prints into names that are the
-same in every paper. `[[ratio]]`, `[[spread]]` and `[[comparison]]` point at numbers by id (claims_check.py judges them).
+They lie in `claims/*.toml`, one paper a file, to be read and mended by hand. A `[[table]]` says once what
+its numbers share; a number may say otherwise. `[methods]`, `[models]` and `[metrics]` translate what a
+source prints into names that are the same in every paper. `[[ratio]]`, `[[spread]]` and `[[comparison]]`
+point at numbers by id (claims_check.py judges them).
 """
 
 from __future__ import annotations
@@ -37,10 +39,10 @@ _KINDS = (PublishedNumber, Ratio, KnownSpread, Comparison)
 
 
 def load_literature(folder: Path | None = None) -> Literature:
-    """The published numbers that come with the package and, on top, those of a folder of the user's.
+    """Return the published numbers that come with the package and, on top, those of a folder of the user's.
 
-    Raises `UserError` (file, entry, field, what is allowed) for what cannot be read, an id given twice, and an id pointed at
-    that does not exist.
+    Raises `UserError` (file, entry, field, what is allowed) for what cannot be read, an id given twice, and
+    an id pointed at that does not exist.
     """
     return _shipped() if folder is None else _checked([*_own(), *_files(folder)])
 
@@ -88,7 +90,7 @@ def _checked(files: Iterable[Traversable]) -> Literature:
 
 
 def _read(file: Traversable) -> Iterator[LiteratureEntry]:
-    """The entries of one file, numbers first."""
+    """Return the entries of one file, numbers first."""
     try:
         raw = _plain(tomllib.loads(file.read_text(encoding="utf-8"), parse_float=Decimal))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
@@ -130,7 +132,8 @@ def _plain(value: Any) -> Any:
 
 
 def _numeric(row: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Decimals as floats; how many places the value was printed with is kept, for rounding cannot be judged without."""
+    """Return decimals as floats; how many places the value was printed with is kept, for rounding cannot be
+    judged without."""
     value = row.get("value")
     if not isinstance(value, Decimal):
         return dict(row)
@@ -161,8 +164,9 @@ def _sentence(model: type[BaseModel], detail: Mapping[str, Any]) -> str:
 
 
 def select(numbers: Sequence[PublishedNumber], **wanted: str | None) -> list[PublishedNumber]:
-    """The numbers whose fields have these values, whatever the case; `method`, `model` and `metric` go by the printed name or
-    by the shared one. Raises `UserError` with the nearest match for a value that no number has."""
+    """Return the numbers whose fields have these values, whatever the case; `method`, `model` and `metric`
+    go by the printed name or by the shared one. Raises `UserError` with the nearest match for a value that
+    no number has."""
     found = list(numbers)
     for field, value in wanted.items():
         if value is None:
@@ -214,10 +218,12 @@ def published_curves(
     least: int = 2,
     folder: Path | None = None,
 ) -> tuple[PublishedCurve, ...]:
-    """Published curves to lay under measured ones, `least` points or more each, in the order of the files.
+    """Return published curves to lay under measured ones, `least` points or more each, in the order of the
+    files.
 
-    `method` as flowrace calls it or as printed; `model` as printed, or a size ("XL" is SiT-XL/2); `metric` as printed,
-    whatever the case. Empty where nothing was published. Values keep the protocol of their source: never the measured one.
+    `method` as flowrace calls it or as printed; `model` as printed, or a size ("XL" is SiT-XL/2); `metric`
+    as printed, whatever the case. Empty where nothing was published. Values keep the protocol of their
+    source: never the measured one.
     """
     network = model if "/" in model else f"SiT-{model}/2"
     network = network if "-" in network else f"SiT-{network}"

@@ -9,7 +9,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Status = Literal["table", "text", "abstract", "figure_estimate", "secondary", "press", "user_report"]
-"""Printed in a table, in the text or the abstract; read off a figure; quoted by a third party; press; a user's own training."""
+"""Printed in a table, in the text or the abstract; read off a figure; quoted by a third party; press; a
+user's own training."""
 UNSTATED = "unstated"
 
 
@@ -54,7 +55,8 @@ class PublishedNumber(PrintedNumber):
     title: str
     arxiv: str | None = None
     arm: str
-    """The method as flowrace calls it; what is printed, where that is none of its methods at published settings."""
+    """The method as flowrace calls it; what is printed, where that is none of its methods at published
+    settings."""
     rival: str | None = None
     """The baseline that the source compares it with."""
     network: str
@@ -75,7 +77,8 @@ class Ratio(LiteratureEntry):
 
 
 class KnownSpread(LiteratureEntry):
-    """Numbers that would be equal if training and sampling had no luck: how far they lie apart is known noise."""
+    """Numbers that would be equal if training and sampling had no luck: how far they lie apart is known
+    noise."""
 
     what: str
     metrics: tuple[str, ...] = Field(min_length=1)
@@ -89,7 +92,8 @@ class Comparison(LiteratureEntry):
 
 
 class Head(BaseModel):
-    """The top of a file; tables and pointers are validated one by one, so that an error can name its entry."""
+    """The top of a file; tables and pointers are validated one by one, so that an error can name its
+    entry."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     paper: str = Field(min_length=1)
@@ -120,5 +124,5 @@ class Literature:
         return {number.id: number for number in self.numbers}
 
     def of(self, pointer: Ratio | KnownSpread | Comparison) -> tuple[PublishedNumber, ...]:
-        """The numbers that it points at."""
+        """Return the numbers that it points at."""
         return tuple(self.by_id[name] for name in pointer.of)

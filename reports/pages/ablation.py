@@ -41,7 +41,7 @@ def ablation_section(report: RaceReport) -> Markup | None:
 
 
 def percent(value: float) -> str:
-    """A ratio as a change, with its sign.
+    """Return a ratio as a change, with its sign.
 
     >>> percent(0.958), percent(1.0), percent(1.2345)
     ('−4.2 %', '0.0 %', '+23.4 %')
@@ -51,7 +51,7 @@ def percent(value: float) -> str:
 
 
 def change_ends(change: Speedup) -> str:
-    """The interval of candidate / baseline as changes; empty without one."""
+    """Return the interval of candidate / baseline as changes; empty without one."""
     if not change.low or change.high is None:
         return ""
     return f"[{percent(1 / change.high)[:-2]}, {percent(1 / change.low)[:-2]}]"

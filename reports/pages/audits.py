@@ -1,4 +1,5 @@
-"""The first section of a page: a card for each claim that the runs were asked about, with the words of `flowrace audit`."""
+"""The first section of a page: a card for each claim that the runs were asked about, with the words of
+`flowrace audit`."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ MARKS = {"supported": "✓", "refuted": "✗", "inconclusive": "?"}
 
 
 def claims_section(report: RaceReport) -> Markup | None:
-    """The cards, and for a family of claims the table of its verdicts as they are and adjusted."""
+    """Return the cards, and for a family of claims the table of its verdicts as they are and adjusted."""
     race, found = report.race, report.claims
     if not found:
         return None
@@ -39,7 +40,8 @@ def claims_section(report: RaceReport) -> Markup | None:
 
 
 def draw_claim(found: Audit, arm: int, name: str) -> Picture | None:
-    """The speed-up on each axis with its interval, 1, and the factors that fulfil the claim; None without a speed-up."""
+    """Return the speed-up on each axis with its interval, 1, and the factors that fulfil the claim; None
+    without a speed-up."""
     gains = {axis: gain for axis in AXES if (gain := (found.gains or {}).get(axis)) and gain.estimate}
     if not gains:
         return None
@@ -85,7 +87,7 @@ def _row(arm: int, gain: Speedup) -> StripRow:
 
 
 def _limits(found: Audit, gains: Sequence[Speedup]) -> tuple[float, float]:
-    """Around estimates, 1 and the claim, and ends that are no more than fourfold beyond them."""
+    """Return limits around estimates, 1 and the claim, and ends at most fourfold beyond them."""
     near = [gain.factor for gain in gains] + [1.0, found.claim.low, found.claim.factor]
     least, most = min(near) / 4, max(near) * 4
     return padded(
@@ -94,7 +96,7 @@ def _limits(found: Audit, gains: Sequence[Speedup]) -> tuple[float, float]:
 
 
 def _draw_claim(axes: Axes, found: Audit, limits: tuple[float, float]) -> None:
-    """The factors that fulfil the claim as a field, from edge to edge where they have no end."""
+    """Draw the factors that satisfy the claim as a band, up to the edge if they are unbounded."""
     claim = found.claim
     low, high = claim.low, min(claim.high, limits[1])
     axes.axvspan(low, high, color=MUTED, alpha=0.13, linewidth=0)

@@ -13,7 +13,8 @@ from reports.stats.number_format import digits
 
 
 def final_value_section(report: RaceReport) -> Markup | None:
-    """Return the section; None if the race's own metric is the only one, whose last values the runs' table has."""
+    """Return the section; None if the race's own metric is the only one, whose last values the runs' table
+    has."""
     groups = groupby(report.final_value_rows, key=lambda row: row["metric"])
     tables = {metric: [_texts(row) for row in group] for metric, group in groups}
     return render_template("final_values", report.race, tables=tables) if len(tables) > 1 else None

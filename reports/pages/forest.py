@@ -39,7 +39,8 @@ def workload_section(report: RaceReport) -> Markup | None:
 
 
 def draw_workloads(report: RaceReport, axis: str, width: float) -> Picture:
-    """Draw, for each objective, its cells and the pooled effect below them, on a log scale with a line at 1."""
+    """Draw, for each objective, its cells and the pooled effect below them, on a log scale with a line at
+    1."""
     names = enumerate(candidates(report.workloads), 1)
     rows = [row for index, name in names for row in _strip(report, axis, name, index)]
     with style():
@@ -58,7 +59,7 @@ def compared_axes(report: RaceReport) -> list[str]:
 
 
 def candidates(cells: Sequence[Workload]) -> list[str]:
-    """The objectives that some cell compares with its baseline, in order."""
+    """Return the objectives that some cell compares with its baseline, in order."""
     return list(dict.fromkeys(name for cell in cells for _, name in cell.speedups))
 
 
@@ -95,7 +96,8 @@ def _rows(report: RaceReport, axis: str) -> list[dict[str, Any]]:
 
 
 def _sooner(cell: Workload, axis: str, name: str) -> str:
-    """Return in how many seed pairs an objective arrived before the baseline, as "2 of 3"; empty without any."""
+    """Return in how many seed pairs an objective arrived before the baseline, as "2 of 3"; empty without
+    any."""
     if cell.why:
         return ""
     first, ordered = count_sooner(cell.times(next(iter(cell.runs)), axis), cell.times(name, axis))
@@ -107,7 +109,8 @@ def _pooled_label(pooled: PooledSpeedup) -> str:
 
 
 def _agreement(gains: dict[str, Speedup | None]) -> str:
-    """How many cells resolve which way: a mean of cells that disagree is the effect in none of them."""
+    """Return how many cells resolve which way: a mean of cells that disagree is the effect in none of
+    them."""
     ways = [gain.direction for gain in gains.values() if gain is not None]
     counts = [f"{way} in {ways.count(way)}" for way in ("faster", "slower", "unresolved") if way in ways]
     return ", ".join(counts)

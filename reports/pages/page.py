@@ -62,11 +62,12 @@ def write_report(
     published: Sequence[str] = (),
     claims: Sequence[Path] = (),
 ) -> WrittenReport:
-    """Report on the runs in these folders: `output` (.html), and next to it CSV files of arms, runs and final values.
+    """Report on the runs in these folders: `output` (.html), and next to it CSV files of arms, runs and
+    final values.
 
-    What is not given comes from a folder's `study.toml`. `published` names curves of papers to show next to the measured
-    ones (`METHOD[:SIZE[:METRIC]]`), `claims` the files of claims to judge first. The same records give the same bytes.
-    Raises `UserError` for a user's mistake, before anything is written.
+    What is not given comes from a folder's `study.toml`. `published` names curves of papers to show next to
+    the measured ones (`METHOD[:SIZE[:METRIC]]`), `claims` the files of claims to judge first. The same
+    records give the same bytes. Raises `UserError` for a user's mistake, before anything is written.
     """
     if output.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"output {output}: a report is an .html file, for example report.html")
@@ -157,9 +158,9 @@ def _command(directories: Sequence[Path], output: Path, given: Mapping[str, Any]
 
 
 def _check_free(file: Path, mark: str) -> None:
-    """Only a report's own files are replaced."""
+    """Raise `UserError` if a file exists that flowrace did not write."""
     if file.is_dir():
-        raise UserError(f"output {file} is a folder; give a file, as {file / 'report.html'}")
+        raise UserError(f"output {file} is a folder; give a file, for example {file / 'report.html'}")
     if not file.exists():
         return
     try:
@@ -168,7 +169,7 @@ def _check_free(file: Path, mark: str) -> None:
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from error
     if mark not in head:
-        raise UserError(f"{file} is there already and is no report of flowrace's; give another output")
+        raise UserError(f"{file} already exists and is not a flowrace report; give another output")
 
 
 def _write(file: Path, content: str) -> None:

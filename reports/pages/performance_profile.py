@@ -23,7 +23,8 @@ LEAST = 2
 
 
 def profile_section(report: RaceReport) -> Markup | None:
-    """The section; None for one objective, or for fewer than two problems that all of them have run."""
+    """Return the section; None for one objective, or for fewer than two problems that all of them have
+    run."""
     found = shown_profiles(report)
     if not found:
         return None
@@ -47,7 +48,7 @@ def shown_profiles(report: RaceReport) -> dict[str, Profile]:
 
 
 def draw_profile(found: Profile, width: float) -> Picture:
-    """Shares as steps over tau on a log scale from 1 to 4."""
+    """Draw shares as steps over tau on a log scale from 1 to 4."""
     with style():
         figure = Figure(figsize=(width, 0.34 * width + 0.7))
         axes = figure.subplots()
@@ -68,7 +69,8 @@ def draw_profile(found: Profile, width: float) -> Picture:
 
 
 def steps(ratios: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The corners of a profile from 1 to `MOST`: it begins at the share of ties with the fastest and goes up at each ratio."""
+    """Return the corners of a profile from 1 to `MOST`: it begins at the share of ties with the fastest and
+    goes up at each ratio."""
     best = (ratios <= 1 + TIE).sum()
     later = np.sort(ratios[(ratios > 1 + TIE) & (ratios <= MOST)])
     share = np.arange(best, best + len(later) + 1) / len(ratios)
@@ -76,7 +78,7 @@ def steps(ratios: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _rows(found: Profile) -> list[dict[str, Any]]:
-    """The best area first."""
+    """Return the best area first."""
     areas, ends, first = found.area(), found.interval(), found.share(1)
     never = np.isinf(found.ratios).sum(axis=1)
     rows = [

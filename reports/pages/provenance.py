@@ -1,4 +1,5 @@
-"""Where a report's numbers come from: what the arms differ in, what the runs ran on, and how to make the page again."""
+"""Where a report's numbers come from: what the arms differ in, what the runs ran on, and how to make the
+page again."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ def provenance_section(report: RaceReport, command: str) -> Markup:
 
 
 def _facts(report: RaceReport) -> list[tuple[str, list[str]]]:
-    """What the runs ran on and with, each value once; hosts are left out."""
+    """Return what the runs ran on and with, each value once; hosts are left out."""
     starts = [start for run in report.race.runs for start in run.record.environment]
     python = [f"python {start['python']}" for start in starts if "python" in start]
     packages = [f"{name} {found}" for start in starts for name, found in start.get("packages", {}).items()]
@@ -44,7 +45,7 @@ def _facts(report: RaceReport) -> list[tuple[str, list[str]]]:
 
 
 def _unfinished(row: Mapping[str, Any]) -> str:
-    """A run that failed, stopped or never began, with the last line that it left."""
+    """Return a run that failed, stopped or never began, with the last line that it left."""
     reached = f", last value {digits(row['final'])}" if row["final"] is not None else ""
     reason = f": {row['reason']}" if row["reason"] else ""
     return f"{row['method']} seed {row['seed']} ({row['run']}) {row['status']}{reached}{reason}"

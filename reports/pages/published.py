@@ -1,7 +1,8 @@
-"""Curves of papers beside measured ones: in a panel of their own, with their own axes and their protocol next to them.
+"""Curves of papers beside measured ones: in a panel of their own, with their own axes and their protocol
+next to them.
 
-They are never drawn into the measured chart: a value on another data set, from another sampler or over another number of samples
-is another quantity, whatever its name.
+They are never drawn into the measured chart: a value on another data set, from another sampler or over
+another number of samples is another quantity, whatever its name.
 """
 
 from __future__ import annotations
@@ -38,15 +39,16 @@ class PublishedRequest:
 
 
 def find_curves(asked: Sequence[str]) -> list[PublishedRequest]:
-    """The curves of requests `METHOD[:SIZE[:METRIC]]`.
+    """Return the curves of requests `METHOD[:SIZE[:METRIC]]`.
 
-    Raises `UserError` for a request that cannot be read, an unknown method or metric, and one of which nothing is published.
+    Raises `UserError` for a request that cannot be read, an unknown method or metric, and one of which
+    nothing is published.
     """
     return [_find(one) for one in asked]
 
 
 def published_section(report: RaceReport, printed: Sequence[PublishedRequest]) -> Markup | None:
-    """The section; None where nothing was asked for."""
+    """Return the section; None where nothing was asked for."""
     if not printed:
         return None
     panels = [
@@ -61,7 +63,7 @@ def published_section(report: RaceReport, printed: Sequence[PublishedRequest]) -
 
 
 def draw_published(metric: str, curves: Sequence[PublishedCurve], number: int, width: float) -> Picture:
-    """Thin, grey and dashed, with a mark at each number that was printed; the legend names the source."""
+    """Draw thin grey dashed lines with a mark at each published number; the legend names the source."""
     with style():
         figure = Figure(figsize=(width, 0.34 * width + 0.7 + 0.17 * len(curves)))
         axes = figure.subplots()
@@ -89,7 +91,7 @@ def draw_published(metric: str, curves: Sequence[PublishedCurve], number: int, w
 
 
 def label(curve: PublishedCurve) -> str:
-    """As a legend: `published: REPA, Table 7 (repa, ImageNet-256)`."""
+    """Return a legend entry: `published: REPA, Table 7 (repa, ImageNet-256)`."""
     place = curve.source.split(" ", 1)[1] if " " in curve.source else curve.source
     return f"published: {curve.method}, {place} ({curve.paper}, {curve.dataset})"
 
@@ -97,20 +99,20 @@ def label(curve: PublishedCurve) -> str:
 def _find(asked: str) -> PublishedRequest:
     method, size, metric = [*asked.split(":"), "", ""][:3]
     if not method or asked.count(":") > 2:
-        raise UserError(f"--published {asked}: expected METHOD[:SIZE[:METRIC]], as repa:XL:FID")
+        raise UserError(f"--published {asked}: expected METHOD[:SIZE[:METRIC]], for example repa:XL:FID")
     numbers = load_literature().numbers
     select(numbers, method=method, metric=metric or None)
     curves = published_curves(method, size or SIZE, metric or METRIC)
     if not curves:
         raise UserError(
-            f"--published {asked}: no curve of {method} is published for size {size or SIZE} and {metric or METRIC} "
+            f"--published {asked}: no published curve of {method} for size {size or SIZE} and {metric or METRIC} "
             f"(two steps or more under one protocol). See: flowrace claims --method {method}"
         )
     return PublishedRequest(asked, metric or METRIC, curves)
 
 
 def by_metric(printed: Sequence[PublishedRequest]) -> dict[str, list[PublishedCurve]]:
-    """Curves that can share an axis: one metric, each curve once."""
+    """Return curves that can share an axis: one metric, each curve once."""
     groups: dict[str, list[PublishedCurve]] = {}
     for one in printed:
         own = groups.setdefault(one.metric, [])

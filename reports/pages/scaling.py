@@ -1,4 +1,5 @@
-"""Scatters of quality and speed against the encoder and against the size of the backbone, with the trends as a table."""
+"""Scatters of quality and speed against the encoder and against the size of the backbone, with the trends
+as a table."""
 
 from __future__ import annotations
 
@@ -65,7 +66,7 @@ def _section(race: Race, found: Scaling, name: str) -> Markup:
 
 
 def draw_scaling(race: Race, found: Scaling, name: str, width: float) -> Picture:
-    """A panel for each y (rows) and x (columns); on a narrow page two columns, or one."""
+    """Return a panel for each y (rows) and x (columns); on a narrow page two columns, or one."""
     panels = [(x, y) for y in YS for x in found.xs if any(point.y(y) is not None for point in found.points)]
     columns = _columns(len(found.xs), width)
     rows = math.ceil(len(panels) / columns)
@@ -92,17 +93,17 @@ def draw_scaling(race: Race, found: Scaling, name: str, width: float) -> Picture
 
 
 def groups(found: Scaling) -> list[str]:
-    """What has a colour and a mark, in order."""
+    """Return what has a colour and a mark, in order."""
     return list(dict.fromkeys(point.group for point in found.points if point.x))
 
 
 def controls(found: Scaling) -> list[str]:
-    """The arms without an x, which are lines."""
+    """Return the arms without an x, which are lines."""
     return [point.arm for point in found.points if not point.x]
 
 
 def trend_rows(found: Scaling, race: Race) -> list[dict[str, Any]]:
-    """Each trend as texts."""
+    """Return each trend as texts."""
     return [
         {
             "group": trend.group,
@@ -120,7 +121,7 @@ def trend_rows(found: Scaling, race: Race) -> list[dict[str, Any]]:
 
 
 def point_rows(found: Scaling, race: Race) -> list[dict[str, Any]]:
-    """Each point as texts."""
+    """Return each point as texts."""
     return [
         {
             "arm": point.arm,
@@ -135,7 +136,7 @@ def point_rows(found: Scaling, race: Race) -> list[dict[str, Any]]:
 
 
 def rank_text(rank: Rank) -> str:
-    """`0.80 [-0.28, 0.99], n = 5`; without an interval where there is none."""
+    """Return `0.80 [-0.28, 0.99], n = 5`, without an interval if there is none."""
     if rank.rho is None:
         return f"undefined, n = {rank.n}"
     ends = "" if rank.low is None else f" [{rank.low:.2f}, {rank.high:.2f}]"
@@ -143,7 +144,7 @@ def rank_text(rank: Rank) -> str:
 
 
 def slope_text(slope: Slope | None, x: str) -> str:
-    """What a tenfold of parameters, or a tenth more of another x, multiplies y by."""
+    """Return what a tenfold of parameters, or a tenth more of another x, multiplies y by."""
     if slope is None:
         return ""
     step = math.log(10) if x == "params" else 0.1
@@ -158,7 +159,7 @@ def slope_text(slope: Slope | None, x: str) -> str:
 
 
 def _look(index: int) -> dict[str, str]:
-    """Of a group in the legend: its mark, and the variable of its colour."""
+    """Return the mark and the colour variable of a group in the legend."""
     return {"mark": list(MARKS.values())[index % len(MARKS)], "colour": f"arm{(index + 1) % len(ARMS)}"}
 
 
@@ -179,7 +180,8 @@ def _draw(axes: Axes, found: Scaling, x: str, y: str) -> None:
 
 
 def _mark(axes: Axes, points: Sequence[ScalingPoint], x: str, y: str, index: int) -> None:
-    """Filled for trained encoders, open for random ones; an interval that has an open end is left out."""
+    """Draw points, filled for trained encoders and open for random ones; intervals with an open end are
+    left out."""
     if not points:
         return
     colour = ARMS[(index + 1) % len(ARMS)]
@@ -209,7 +211,8 @@ def _label(axes: Axes, race: Race, found: Scaling, x: str, y: str) -> None:
 
 
 def _ends(point: ScalingPoint, y: str, *, beyond: float = 3) -> Sequence[float]:
-    """Of the interval, those that are no more than so many times beyond the estimate: an axis makes room for threefold."""
+    """Return the ends of the interval within this factor of the estimate: an axis makes room for
+    threefold."""
     own = {"final": point.final, "time": point.time, "gain": point.gain}[y]
     value = own.estimate
     return [end for end in (own.low, own.high) if end and value / beyond < end < value * beyond]
@@ -231,7 +234,7 @@ def _count(value: float) -> str:
 
 
 def _mean_text(mean: MeanTime) -> str:
-    """An interval with an open end is not said: the row says that it is a bound."""
+    """Return an interval with an open end is not said: the row says that it is a bound."""
     closed = closed_ends(mean)
     ends = f" [{digits(closed[0])}, {digits(closed[1])}]" if closed else ""
     return f"{digits(mean.estimate)}{ends}"

@@ -16,7 +16,8 @@ from reports.pages.section import drawings, render_template
 from reports.race.race import Race
 
 BUSY = 100
-"""Curves above which one static picture serves every width: it is for print, and has most of the page's bytes."""
+"""Curves above which one static picture serves every width: it is for print, and has most of the page's
+bytes."""
 COUNTED_OUT = ("eval", "checkpoint", "tracking", "warmup")
 
 
@@ -94,14 +95,15 @@ def run_section(report: RaceReport) -> Markup:
 
 
 def _thinned(race: Race) -> int | None:
-    """Points to which long curves were thinned on the page; None when every curve is whole."""
+    """Return points to which long curves were thinned on the page; None when every curve is whole."""
     most = chart_data.allowance(race)
     longest = max((len(run.curve.steps) for run in race.runs if run.evaluated), default=0)
     return most if longest > most else None
 
 
 def _cost_row(race: Race, label: str) -> dict[str, Any]:
-    """FLOPs and seconds of a step, and what was booked but does not count, in seconds by phase, summed over runs."""
+    """Return FLOPs and seconds of a step, and what was booked but does not count, in seconds by phase,
+    summed over runs."""
     own = race.of(label)
     totals = [[e["seconds"] for e in run.record.events if "seconds" in e][-1:] for run in own]
     steps = [run for run in own if run.costs.budget("steps") > 0]

@@ -10,7 +10,8 @@ from reports.stats.speedup import Speedup
 
 
 def axis_texts(race: Race, axis: str) -> list[dict[str, str]]:
-    """The rows of one axis as texts for the page: method, time and its interval, speed-up and its interval, reading."""
+    """Return the rows of one axis as texts for the page: method, time and its interval, speed-up and its
+    interval, reading."""
     found = []
     for arm in race.arms:
         time, gain = race.times.get((axis, arm.label)), race.speedups.get((axis, arm.label))
@@ -30,7 +31,7 @@ def axis_texts(race: Race, axis: str) -> list[dict[str, str]]:
 
 
 def gain_texts(gain: Speedup | None, *, baseline: bool = False) -> dict[str, str]:
-    """A speed-up as texts: factor, interval, n and direction (a class name as well)."""
+    """Return a speed-up as texts: factor, interval, n and direction (a class name as well)."""
     if baseline or gain is None or gain.estimate is None:
         said = "baseline" if baseline else "undefined"
         return {"factor": "", "interval": "", "pairs": "", "direction": said}
@@ -45,7 +46,7 @@ def gain_texts(gain: Speedup | None, *, baseline: bool = False) -> dict[str, str
 
 
 def _between(axis: str, low: float | None, high: float | None) -> str:
-    """An interval of costs in one unit."""
+    """Return an interval of costs in one unit."""
     if low is None or high is None:
         return "no interval"
     size, unit = unit_of(axis, low or high)

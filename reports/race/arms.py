@@ -1,4 +1,5 @@
-"""Which runs belong together: an arm is everything a spec says but the seed and what cannot change results."""
+"""Which runs belong together: an arm is everything a spec says but the seed and what cannot change
+results."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from harness.errors import UserError, unknown
 from harness.records.record import Record
 
 ENCODER_NOT_HASHED = ("weights", "download")
-"""Of an encoder: the sections of methods are read as data, so these two are named here; the others come from `RunSpec`."""
+"""Of an encoder: the sections of methods are read as data, so these two are named here; the others come
+from `RunSpec`."""
 FURTHER = "method.further"
 """Where a method's further encoders stand, a list of tables."""
 
@@ -42,7 +44,7 @@ class RaceArm:
 
 
 def arms_of(records: Sequence[Record]) -> list[RaceArm]:
-    """Records grouped into arms, in order of their labels (numbers by value).
+    """Return records grouped into arms, in order of their labels (numbers by value).
 
     Raises `UserError` when two runs have the same arm and seed, for only one of them can count.
     """
@@ -56,8 +58,8 @@ def arms_of(records: Sequence[Record]) -> list[RaceArm]:
 
 
 def arm_fields(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """A spec by dotted path, without `seed` and the fields that the run id does not hash: a field that came later stands at
-    its default in new records and is not in old ones."""
+    """Return a spec by dotted path, without `seed` and the fields that the run id does not hash: a field
+    that came later stands at its default in new records and is not in old ones."""
     of_encoder = (f"method.encoder.{name}" for name in ENCODER_NOT_HASHED)
     free = _free_at(RunSpec) | dict.fromkeys(("seed", *of_encoder), ())
     fields = {
@@ -66,7 +68,7 @@ def arm_fields(spec: Mapping[str, Any]) -> dict[str, Any]:
         if path not in free or (free[path] and value not in free[path])
     }
     if "method.name" not in fields:
-        raise UserError("a spec without method.name is not the spec of a run")
+        raise UserError("a run's spec must have method.name")
     return fields | {path: _hashed_of(value) for path, value in fields.items() if path == FURTHER}
 
 
@@ -75,7 +77,7 @@ def _hashed_of(encoders: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as one, keys joined by dots."""
+    """Return nested tables as one, keys joined by dots."""
     flat: dict[str, Any] = {}
     for key, value in table.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
@@ -83,26 +85,30 @@ def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(arms: Sequence[RaceArm]) -> list[tuple[str, list[Any]]]:
-    """The fields in which arms differ, by path, with one value for each arm; None where it is empty or not a field."""
+    """Return the fields in which arms differ, by path, with one value for each arm; None where it is empty
+    or not a field."""
     fields = [{path: value for path, value in arm.fields.items() if value != ""} for arm in arms]
     return [(path, [own.get(path) for own in fields]) for path in differing_paths(fields)]
 
 
 def find_arm(arms: Sequence[RaceArm], name: str, kind: str = "baseline") -> RaceArm:
-    """The arm with this label, or the only one of this method; raises `UserError` with the nearest match."""
+    """Return the arm with this label, or the only one of this method; raises `UserError` with the nearest
+    match."""
     exact = [arm for arm in arms if arm.label == name]
     same = exact or [arm for arm in arms if arm.method == name]
     if not same:
         raise unknown(kind, name, [arm.label for arm in arms])
     if len(same) > 1:
         names = "; ".join(f"'{arm.label}'" for arm in same)
-        raise UserError(f"{kind} '{name}' is more than one arm ({names}); give one of these labels")
+        raise UserError(f"{kind} '{name}' matches more than one arm ({names}); give one of these labels")
     return same[0]
 
 
 def labels_of(fields: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Method name, and in brackets what tells arms apart: of the method's own fields against arms of the same method,
-    of all others against all arms."""
+    """Return the method name, with the fields that distinguish arms in brackets.
+
+    The method's own fields are compared with arms of the same method, all other fields with all arms.
+    """
     shared = naming(
         [path for path in differing_paths(fields.values()) if not path.startswith("method.")], fields
     )
@@ -116,7 +122,7 @@ def labels_of(fields: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
 
 def naming(paths: Sequence[str], fields: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Of the paths that tell arms apart those that name them: what is measured on a run does not where anything else does."""
+    """Choose the differing fields used as arm labels; eval.metrics is used only when nothing else differs."""
     rest = [path for path in paths if path != "eval.metrics"]
     kinds = [
         len({repr([own.get(path) for path in some]) for own in fields.values()}) for some in (paths, rest)
@@ -125,19 +131,19 @@ def naming(paths: Sequence[str], fields: Mapping[str, Mapping[str, Any]]) -> lis
 
 
 def setting(path: str, value: Any) -> str:
-    """A field and its value for people: `mask_ratio = 0`, `backbone.size = S`."""
+    """Return a field and its value for people: `mask_ratio = 0`, `backbone.size = S`."""
     said = f"{value:.10g}" if isinstance(value, float) else str(value)
     return f"{path.removeprefix('method.').removesuffix('.name')} = {said}"
 
 
 def _natural(label: str) -> list[tuple[float, str]]:
-    """A key that orders texts by their words and the numbers in them by value."""
+    """Return a key that orders texts by their words and the numbers in them by value."""
     parts = re.split(r"(\d+(?:\.\d+)?)", label)
     return [(float(part), "") if i % 2 else (math.inf, part) for i, part in enumerate(parts)]
 
 
 def differing_paths(fields: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The paths on which these flat specs are not all alike, sorted."""
+    """Return the paths on which these flat specs are not all alike, sorted."""
     fields = list(fields)
     paths = sorted({path for own in fields for path in own})
     return [path for path in paths if any(own.get(path) != fields[0].get(path) for own in fields)]
@@ -149,14 +155,15 @@ def _by_seed(label: str, runs: Sequence[Record]) -> dict[int, Record]:
         seed = record.spec.get("seed", 0)
         if seed in by_seed:
             raise UserError(
-                f"two runs of {label} with seed {seed}: {by_seed[seed].path} and {record.path}; report on one of them"
+                f"two runs of {label} with seed {seed}: {by_seed[seed].path} and {record.path}; report on only one of them"
             )
         by_seed[seed] = record
     return dict(sorted(by_seed.items()))
 
 
 def _free_at(model: type[BaseModel], prefix: str = "") -> dict[str, tuple[Any, ...]]:
-    """Fields that the run id does not hash, by path, with the values at which it does not; () where it never does."""
+    """Return the fields that the run id does not hash, with the values at which they are not hashed; ()
+    means never."""
     paths: dict[str, tuple[Any, ...]] = {}
     for name, info in model.model_fields.items():
         if info.json_schema_extra == NOT_HASHED:

@@ -1,4 +1,5 @@
-"""What every metric says at the end, of every arm: a mean over seeds with its interval, beside what real samples score."""
+"""What every metric says at the end, of every arm: a mean over seeds with its interval, beside what real
+samples score."""
 
 from __future__ import annotations
 
@@ -21,14 +22,15 @@ class FinalValue(NamedTuple):
 
 
 def final_values_of(race: Race) -> list[FinalValue]:
-    """By metric, then arm, in the order of records; runs that ended at another step than the arm's furthest are left out."""
+    """Return final values by metric, then arm, in the order of records; runs that ended before the arm's
+    last step are left out."""
     found = [final for arm in race.arms for final in _of_arm(race.of(arm.label), arm.label)]
     order = list(dict.fromkeys(final.metric for final in found))
     return sorted(found, key=lambda final: order.index(final.metric))
 
 
 def real_sample_values(race: Race) -> dict[str, dict[str, float]]:
-    """What real samples score by metric and kind: held out, halves of the training set, spoilt."""
+    """Return what real samples score by metric and kind: held out, halves of the training set, spoilt."""
     found: dict[str, dict[str, float]] = {}
     for run in race.runs:
         for metric, kinds in noise_floors(run).items():

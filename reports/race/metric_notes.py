@@ -1,4 +1,5 @@
-"""What is to be said of the metric itself: whom it favours, where it could not be computed, and what real samples score."""
+"""What is to be said of the metric itself: whom it favours, where it could not be computed, and what real
+samples score."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from reports.race.run import RaceRun
 
 
 def about_metric(race: Race) -> list[str]:
-    """Sentences for the caveats, most important first."""
+    """Return sentences for the caveats, most important first."""
     return [*_favours(race), *_failures(race), *_floors(race)]
 
 
@@ -19,8 +20,8 @@ def _favours(race: Race) -> list[str]:
     if not arms:
         return []
     return [
-        f"{', '.join(arms)} aligned to the very network of {race.metric}: it rewards the alignment itself; judge by another "
-        "metric of these runs."
+        f"{', '.join(arms)} aligned to the network that computes {race.metric}, which rewards the alignment itself: "
+        "use another metric of these runs."
     ]
 
 
@@ -33,18 +34,18 @@ def _failures(race: Race) -> list[str]:
 
 
 def noise_floors(run: RaceRun) -> dict[str, dict[str, Any]]:
-    """What real samples score by metric and kind, as the record has it."""
+    """Return what real samples score by metric and kind, as the record has it."""
     return _told(run).get("floor", {})
 
 
 def _floors(race: Race) -> list[str]:
-    """One sentence; all runs of one protocol have one floor."""
+    """Return one sentence; all runs of one protocol have one floor."""
     found = [floor for run in race.runs if (floor := noise_floors(run).get(race.metric))]
     if not found:
         return []
     said = [_floor(name, value) for name, value in found[0].items()]
     which = "real against real" if any(value["n_real"] for value in found[0].values()) else "real samples"
-    return [f"Floor of {race.metric}, {which}: {'; '.join(said)}."]
+    return [f"Noise floor of {race.metric}, {which}: {'; '.join(said)}."]
 
 
 def _floor(name: str, value: dict[str, Any]) -> str:
@@ -57,7 +58,7 @@ def _floor(name: str, value: dict[str, Any]) -> str:
 
 
 def _told(run: RaceRun) -> dict[str, Any]:
-    """What the record tells of its evaluation; nothing in an older one."""
+    """Return what the record tells of its evaluation; nothing in an older one."""
     starts = run.record.environment
     return starts[-1].get("evaluation", {}) if starts else {}
 

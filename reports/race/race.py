@@ -1,4 +1,5 @@
-"""The whole race as numbers: runs, arms, target, times, speed-ups, and what the reader must know beside them."""
+"""The whole race as numbers: runs, arms, target, times, speed-ups, and what the reader must know beside
+them."""
 
 from __future__ import annotations
 
@@ -48,7 +49,7 @@ class Race:
     excluded: tuple[study_folder.Excluded, ...] = ()
 
     def of(self, label: str) -> list[RaceRun]:
-        """The runs of an arm, by seed."""
+        """Return the runs of an arm, by seed."""
         return [run for run in self.runs if run.arm == label]
 
     @property
@@ -65,9 +66,9 @@ def read_race(
 ) -> Race:
     """Read the runs in these folders and compute everything; what is not given comes from `study.toml`.
 
-    Without any target it is the lowest value that every run reaches, and called chosen after the fact; the study's is of the
-    study's metric alone. Of a metric that rises as training goes on there are no times, so nothing is compared.
-    Raises `UserError` for folders without runs, unknown names and broken records.
+    Without any target it is the lowest value that every run reaches, and called chosen after the fact; the
+    study's is of the study's metric alone. Of a metric that rises as training goes on there are no times,
+    so nothing is compared. Raises `UserError` for folders without runs, unknown names and broken records.
     """
     if target is not None and not (math.isfinite(target) and target > 0):
         raise UserError(f"target {target:g}: expected a number above 0")
@@ -104,8 +105,10 @@ def read_race(
 def compare_runs(
     runs: Sequence[RaceRun], labels: Sequence[str], axes: Sequence[str], same_value: bool
 ) -> dict:
-    """Mean times, speed-ups over the first label, leaders and their leads, by axis and label; mean times alone where values
-    of the runs cannot be compared."""
+    """Return mean times, speed-ups over the first label, leaders and leads, by axis and label.
+
+    If values of the runs cannot be compared, only mean times are returned.
+    """
     counted = {label: [run for run in runs if run.arm == label and run.counts] for label in labels}
     counted = {label: own for label, own in counted.items() if own}
     found: dict = {"times": {}, "speedups": {}, "leaders": {}, "leads": {}, "horizons": {}}
@@ -129,7 +132,7 @@ def compare_runs(
 
 
 def reachable_by_all(runs: Sequence[RaceRun]) -> float | None:
-    """The lowest target that every finished run reaches; None where none is."""
+    """Return the lowest target that every finished run reaches; None where none is."""
     curves = [run.curve for run in runs if run.done]
     return reachable_target(curves) if curves else None
 
@@ -137,8 +140,11 @@ def reachable_by_all(runs: Sequence[RaceRun]) -> float | None:
 def _baseline_first(
     arms: list[RaceArm], asked: str | None, study: str | None, order: Mapping[str, int]
 ) -> tuple[list[RaceArm], list[str]]:
-    """Arms with the baseline in front. One that is asked for must be a single arm; one by default may have namesakes, of which
-    it is the one that the plan (`order`, by run id) has first."""
+    """Return the arms with the baseline first, and notes.
+
+    A requested baseline must match a single arm. A default one may match several, of which the first in the
+    plan (`order`, by run id) is used.
+    """
     if asked is not None:
         base, notes = find_arm(arms, asked), []
     else:
@@ -146,7 +152,7 @@ def _baseline_first(
         same = [arm for arm in arms if name in (arm.label, arm.method)] or [find_arm(arms, name)]
         base = min(same, key=lambda arm: min(order.get(run.id, len(order)) for run in arm.runs.values()))
         notes = (
-            [f"Baseline '{name}' is more than one arm; this is '{base.label}'.{_apart(same)}"]
+            [f"Baseline '{name}' matches more than one arm; '{base.label}' is used.{_apart(same)}"]
             if len(same) > 1
             else []
         )
@@ -154,15 +160,16 @@ def _baseline_first(
 
 
 def _apart(same: Sequence[RaceArm]) -> str:
-    """Where to look when it is not the objective that tells these arms apart."""
+    """Return where to look when it is not the objective that tells these arms apart."""
     workload = [
         path for path in differing_paths(arm.fields for arm in same) if not path.startswith("method.")
     ]
-    return " Speed-up by cell compares every cell with its own." if workload else ""
+    return " Speed-up by cell compares each cell with its own baseline." if workload else ""
 
 
 def _metric(records: Sequence[Record], asked: str | None) -> str:
-    """The metric that is asked for, else the first one evaluated; raises `UserError` when there is none."""
+    """Return the metric that is asked for, else the first one evaluated; raises `UserError` when there is
+    none."""
     names = list(
         dict.fromkeys(name for record in records for e in record.of("eval") for name in e["metrics"])
     )
@@ -181,7 +188,8 @@ def _against(baseline: str, times: Mapping, axis: str, horizon: float) -> dict[t
 
 
 def _leader(times: Mapping[str, Mapping[int, Time]], horizon: float) -> str | None:
-    """The arm with the smallest geometric mean of times cut at the horizon; None when nobody got there."""
+    """Return the arm with the smallest geometric mean of times cut at the horizon; None when nobody got
+    there."""
     cuts = {label: [cut(time, horizon) for time in own.values()] for label, own in times.items()}
     if all(time.censored == "right" for own in cuts.values() for time in own):
         return None

@@ -13,9 +13,11 @@ from reports.stats.speedup import Time
 
 @dataclass(frozen=True)
 class RaceRun:
-    """One run of an arm. It counts in the numbers if it was evaluated by the metric and has finished or failed.
+    """One run of an arm. It counts in the numbers if it was evaluated by the metric and has finished or
+    failed.
 
-    A failed run is known up to its last evaluation: unless it had reached the target by then, it had not arrived.
+    A failed run is known up to its last evaluation: unless it had reached the target by then, it had not
+    arrived.
     """
 
     record: Record
@@ -79,7 +81,8 @@ def run_of(label: str, seed: int, record: Record, metric: str) -> RaceRun:
 
 
 def cross(run: RaceRun, target: float | None) -> RaceRun:
-    """Return the run with its crossings of a target, or unchanged if it does not count or there is no target."""
+    """Return the run with its crossings of a target, or unchanged if it does not count or there is no
+    target."""
     if target is None or not run.counts:
         return run
     return replace(run, sustained=crossing(run.curve, target), first=first_crossing(run.curve, target))

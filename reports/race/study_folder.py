@@ -1,4 +1,5 @@
-"""The files of a study's folder: `study.toml` (what was asked for), `plan.json` (the planned runs), logs and probe tables.
+"""The files of a study's folder: `study.toml` (what was asked for), `plan.json` (the planned runs), logs
+and probe tables.
 
 This is the only module of reports that reads them.
 """
@@ -38,7 +39,8 @@ class StudySettings:
 
 @dataclass(frozen=True)
 class Planned:
-    """A run of `plan.json`: its id and what distinguishes it, for example `{"method.name": "repa", "seed": 0}`."""
+    """A run of `plan.json`: its id and what distinguishes it, for example `{"method.name": "repa", "seed":
+    0}`."""
 
     id: str
     cell: Mapping[str, Any]
@@ -53,7 +55,8 @@ class Excluded:
 
 
 def read_study(directories: Sequence[Path]) -> StudySettings:
-    """Return the first `study.toml` in these folders, empty without one. Raises `UserError` for an invalid one."""
+    """Return the first `study.toml` in these folders, empty without one. Raises `UserError` for an invalid
+    one."""
     return next((_study(file, table) for file, table in study_tables(directories)), StudySettings())
 
 
@@ -70,7 +73,8 @@ def read_plan(directories: Sequence[Path]) -> list[Planned]:
 
 
 def by_plan(records: Sequence[Record], directories: Sequence[Path]) -> tuple[list[Record], list[Record]]:
-    """Return the records that count, and those missing from their folder's plan; without a plan all runs count."""
+    """Return the records that count, and those missing from their folder's plan; without a plan all runs
+    count."""
     plans = {folder: {run.id for run in read_plan([folder])} for folder in directories}
     kept, left = [], []
     for record in records:
@@ -85,7 +89,8 @@ def read_excluded(directories: Sequence[Path]) -> list[Excluded]:
 
 
 def read_probe_tables(folders: Iterable[Path], name: str) -> Iterator[tuple[Path, Any]]:
-    """Yield the JSON tables of this name that `flowrace probe` left in these folders; None for one that is not JSON."""
+    """Yield the JSON tables of this name that `flowrace probe` left in these folders; None for one that is
+    not JSON."""
     for file in (folder / name for folder in sorted(folders)):
         if file.is_file():
             try:
@@ -95,7 +100,8 @@ def read_probe_tables(folders: Iterable[Path], name: str) -> Iterator[tuple[Path
 
 
 def failure_reason(record: Record) -> str:
-    """Return why a run failed or stopped, in one line: the recorded reason, else the last line of its log in `logs/`."""
+    """Return why a run failed or stopped, in one line: the recorded reason, else the last line of its log
+    in `logs/`."""
     if record.status not in ("failed", "stopped"):
         return ""
     if record.failure and "reason" in record.failure:

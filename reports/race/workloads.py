@@ -1,17 +1,20 @@
-"""A study of several cells (model sizes, data sets, step counts): the speed-up in each of them, and what they say together.
+"""A study of several cells (model sizes, data sets, step counts): the speed-up in each of them, and what
+they say together.
 
-A *cell* is everything that a spec says but the objective and the seed: runs of one cell are compared with runs of that cell
-alone, at its own target and within its own budgets. An *objective* is the method with its own fields, and with whatever else
-was chosen for it (a learning rate of its own, say): fields that are one value for each method tell objectives apart, fields
-that a method takes several values of tell cells apart.
+A *cell* is everything that a spec says but the objective and the seed: runs of one cell are compared with
+runs of that cell alone, at its own target and within its own budgets. An *objective* is the method with its
+own fields, and with whatever else was chosen for it (a learning rate of its own, say): fields that are one
+value for each method tell objectives apart, fields that a method takes several values of tell cells apart.
 
-The effects S_c of the cells are pooled as their geometric mean, every cell with one weight whatever its number of seeds:
+The effects S_c of the cells are pooled as their geometric mean, every cell with one weight whatever its
+number of seeds:
 
     log S = mean_c log S_c,    var = sum_c e_c^2 / K^2,    degrees of freedom by Welch and Satterthwaite
 
-with e_c the standard error of log S_c in one of K cells. So the interval is of the mean over *these* cells. A bootstrap that
-resamples the seeds of each cell is the usual choice (rliable) but too narrow for the 3 to 10 seeds that cells have
-(tests/reports/test_cells.py measures both). An end that one cell leaves open is open in the mean.
+with e_c the standard error of log S_c in one of K cells. So the interval is of the mean over *these* cells.
+A bootstrap that resamples the seeds of each cell is the usual choice (rliable) but too narrow for the 3 to
+10 seeds that cells have (tests/reports/test_cells.py measures both). An end that one cell leaves open is
+open in the mean.
 """
 
 from __future__ import annotations
@@ -33,7 +36,8 @@ from reports.stats.student import CONFIDENCE, t_interval
 
 @dataclass(frozen=True)
 class Workload:
-    """The arms that differ in nothing but their objective. Mappings by objective, or by axis and objective."""
+    """The arms that differ in nothing but their objective. Mappings by objective, or by axis and
+    objective."""
 
     label: str
     """The fields that tell it from other cells; empty where there is one."""
@@ -51,7 +55,7 @@ class Workload:
     """Why nothing is compared here; empty where it is."""
 
     def times(self, objective: str, axis: str) -> dict[int, Time]:
-        """Times to target by seed, cut at the cell's smallest budget."""
+        """Return times to target by seed, cut at the cell's smallest budget."""
         found = {run.seed: run.time(axis) for run in self.runs.get(objective, ()) if run.crosses}
         return {seed: cut(time, self.horizons[axis]) for seed, time in found.items()}
 
@@ -68,7 +72,7 @@ class PooledSpeedup:
 
 
 def workloads_of(race: Race) -> list[Workload]:
-    """The cells of a race in order of its arms; one where arms differ in their objectives alone."""
+    """Return the cells of a race in order of its arms; one where arms differ in their objectives alone."""
     objectives, workloads = _split(race.arms)
     groups: dict[str, list[RaceArm]] = {}
     for arm in race.arms:
@@ -80,14 +84,14 @@ def workloads_of(race: Race) -> list[Workload]:
 
 
 def objectives_of(race: Race) -> list[str]:
-    """The labels of all objectives, the baseline's first."""
+    """Return the labels of all objectives, the baseline's first."""
     return list(dict.fromkeys(_split(race.arms)[0].values()))
 
 
 def pool_speedups(
     gains: Mapping[str, Speedup | None], confidence: float = CONFIDENCE
 ) -> PooledSpeedup | None:
-    """The pooled effect of speed-ups by cell; None where fewer than two cells have an interval."""
+    """Return the pooled effect of speed-ups by cell; None where fewer than two cells have an interval."""
     known = {label: g for label, g in gains.items() if g and g.estimate is not None and g.error is not None}
     if len(known) < 2:
         return None
@@ -115,8 +119,10 @@ def pool_speedups(
 
 
 def count_sooner(baseline: Mapping[int, Time], candidate: Mapping[int, Time]) -> tuple[int, int]:
-    """(seed pairs in which the candidate was there first, pairs that can be told apart): P(T_candidate < T_baseline) as
-    counts. A pair that never arrived on both sides, and a tie, is told apart by nobody."""
+    """Return (seed pairs in which the candidate arrived first, pairs whose order is known).
+
+    Ties, and pairs in which neither arrived, have no order.
+    """
     first = told = 0
     for seed in baseline.keys() & candidate.keys():
         a, b = _rank(baseline[seed]), _rank(candidate[seed])
@@ -126,7 +132,7 @@ def count_sooner(baseline: Mapping[int, Time], candidate: Mapping[int, Time]) ->
 
 
 def _split(arms: Sequence[RaceArm]) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
-    """Of each arm, by its label: the label of its objective, and the fields of its cell."""
+    """Return, by arm label, the label of its objective and the fields of its cell."""
     different = [
         path for path in differing_paths(arm.fields for arm in arms) if not path.startswith("method.")
     ]
@@ -195,7 +201,7 @@ def _why(base: str, runs: Mapping[str, Sequence[RaceRun]], apart: str) -> str:
 
 
 def _degrees(squares: np.ndarray, degrees: Sequence[float]) -> float:
-    """Of freedom, of a sum of independent squared errors (Welch and Satterthwaite); all of them where none has a spread."""
+    """Return the degrees of freedom of a sum of independent squared errors (Welch and Satterthwaite)."""
     total = float(squares.sum())
     return float(sum(degrees)) if total == 0 else total**2 / float(np.sum(squares**2 / np.asarray(degrees)))
 

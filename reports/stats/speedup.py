@@ -3,12 +3,13 @@
     d_i = log min(T_baseline,i, H) - log min(T_candidate,i, H)      for each seed i that both arms have
     S = exp(mean d),    interval exp(mean d -+ t_{n-1} sd(d) / sqrt n)
 
-H is the smallest budget that any run was given. A time that is only a bound opens the end it cannot vouch for:
+H is the smallest budget that any run was given. A time that is only a bound opens the end it cannot vouch
+for:
     baseline never there (right)         E log min(T, H) <= E log T: the low end holds, the high end is infinite
     candidate never there                the high end holds, the low end is 0
     there at the first evaluation (left) the mirror image: T is at most that, so the other end opens
-Where every pair is bounded on both sides in the same way there is no estimate. With n of 3 to 10 these are t intervals on
-purpose: a bootstrap of so few is too narrow.
+Where every pair is bounded on both sides in the same way there is no estimate. With n of 3 to 10 these are
+t intervals on purpose: a bootstrap of so few is too narrow.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class Speedup:
     censored_baseline: int
     censored_candidate: int
     correlation: float | None
-    """Of log times over pairs (Pearson): what pairing gains. None for fewer than three pairs, or equal times."""
+    """Of log times over pairs (Pearson): what pairing gains. None for fewer than three pairs, or equal
+    times."""
     error: float | None = None
     """Standard error of the logarithm of the estimate; None where n is too small."""
     degrees: float = 0.0
@@ -89,7 +91,7 @@ def speedup(
     horizon: float = math.inf,
     confidence: float = CONFIDENCE,
 ) -> Speedup:
-    """The speed-up of a candidate over a baseline; times by seed, all cut at the horizon.
+    """Return the speed-up of a candidate over a baseline; times by seed, all cut at the horizon.
 
     Paired by seed; where the arms do not share at least two seeds, Welch's interval of two independent means.
     """
@@ -119,7 +121,7 @@ def speedup(
 
 
 def mean_time(times: Iterable[Time], confidence: float = CONFIDENCE) -> MeanTime:
-    """The geometric mean of times, of at least one run."""
+    """Return the geometric mean of times, of at least one run."""
     times = list(times)
     logs = np.log([time.value for time in times])
     low, high = _ends(logs.mean(), *_paired(logs), confidence)
@@ -135,7 +137,8 @@ def mean_time(times: Iterable[Time], confidence: float = CONFIDENCE) -> MeanTime
 
 
 def closed_ends(interval: Speedup | MeanTime) -> tuple[float, float] | None:
-    """Return the ends of an interval that is closed on both sides; None if there is none or an end is open."""
+    """Return the ends of an interval that is closed on both sides; None if there is none or an end is
+    open."""
     low, high = interval.low, interval.high
     return (low, high) if low and high is not None and math.isfinite(high) else None
 
@@ -143,8 +146,8 @@ def closed_ends(interval: Speedup | MeanTime) -> tuple[float, float] | None:
 def cut(time: Time, horizon: float) -> Time:
     """Censor a time at the horizon.
 
-    A run that failed earlier is right-censored at the horizon. A run already past the target when first evaluated,
-    after the horizon, is left-censored there.
+    A run that failed earlier is right-censored at the horizon. A run already past the target when first
+    evaluated, after the horizon, is left-censored there.
     """
     if time.censored == "right" and math.isfinite(horizon):
         return Time(horizon, "right")
@@ -152,13 +155,14 @@ def cut(time: Time, horizon: float) -> Time:
 
 
 def _paired(d: np.ndarray) -> tuple[float | None, float]:
-    """Standard error of the mean and its degrees of freedom; no error of fewer than two."""
+    """Return standard error of the mean and its degrees of freedom; no error of fewer than two."""
     n = len(d)
     return (None if n < 2 else _spread(d) / math.sqrt(n)), n - 1
 
 
 def _welch(a: np.ndarray, b: np.ndarray) -> tuple[float | None, float]:
-    """Standard error of a difference of independent means, degrees of freedom of Welch and Satterthwaite."""
+    """Return standard error of a difference of independent means, degrees of freedom of Welch and
+    Satterthwaite."""
     if min(len(a), len(b)) < 2:
         return None, 0.0
     va, vb = _spread(a) ** 2 / len(a), _spread(b) ** 2 / len(b)
@@ -168,7 +172,7 @@ def _welch(a: np.ndarray, b: np.ndarray) -> tuple[float | None, float]:
 
 
 def _spread(values: np.ndarray) -> float:
-    """Standard deviation; a rounding error is none."""
+    """Return the standard deviation, 0 for a rounding error."""
     sd = float(values.std(ddof=1))
     return sd if sd > 1e-12 else 0.0
 
@@ -176,7 +180,7 @@ def _spread(values: np.ndarray) -> float:
 def _ends(
     mean: float, error: float | None, degrees: float, confidence: float
 ) -> tuple[float | None, float | None]:
-    """Interval of exp(mean), Student's t."""
+    """Return interval of exp(mean), Student's t."""
     if error is None:
         return None, None
     low, high = t_interval(mean, error, degrees, confidence)
@@ -186,7 +190,7 @@ def _ends(
 def _open(
     low: float | None, high: float | None, *, above: bool, below: bool
 ) -> tuple[float | None, float | None]:
-    """An interval with the ends opened that censored times cannot vouch for."""
+    """Return an interval with the ends opened that censored times cannot vouch for."""
     if low is None or high is None:
         return low, high
     return (0.0 if below else low), (math.inf if above else high)
@@ -197,7 +201,7 @@ def _has(times: list[Time], side: str) -> bool:
 
 
 def _known(pairs: Iterable[tuple[Time, Time]]) -> bool:
-    """Whether any pair says something: not those where both times are the same kind of bound."""
+    """Return whether any pair says something: not those where both times are the same kind of bound."""
     return any(b.censored is None or b.censored != c.censored for b, c in pairs)
 
 

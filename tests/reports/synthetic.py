@@ -30,7 +30,8 @@ ENVIRONMENT = {
 
 
 def power_law(scale: float, slope: float) -> Callable[[float], float]:
-    """metric = scale * step ** -slope, a straight line in logs: it meets a target at (scale / target) ** (1 / slope)."""
+    """metric = scale * step ** -slope, a straight line in logs: it meets a target at (scale / target) ** (1
+    / slope)."""
     return lambda step: scale * step**-slope
 
 
@@ -91,7 +92,8 @@ def write_picture(file: Path, seed: int, noise: float) -> None:
 def write_race(
     folder: Path, speedups: Mapping[str, float], *, seeds: int = 3, noise: float = 0.03, **run: Any
 ) -> Path:
-    """Arms whose curves are the baseline's, `speedup` times sooner; log-normal seed noise that pairs share."""
+    """Arms whose curves are the baseline's, `speedup` times sooner; log-normal seed noise that pairs
+    share."""
     rng = np.random.default_rng(7)
     for seed in range(seeds):
         shared = rng.normal(0, noise)

@@ -30,8 +30,8 @@ SETTINGS = {
 
 
 def write_study(folder: Path, *, plan: bool = True) -> Path:
-    """A metric of 1000 (f step) ** -0.5, where noise of a seed is shared by all settings; one setting planned and not run, one
-    left out."""
+    """A metric of 1000 (f step) ** -0.5, where noise of a seed is shared by all settings; one setting
+    planned and not run, one left out."""
     runs: list[dict[str, Any]] = []
     for name, (method, effects) in SETTINGS.items():
         for seed, effect in enumerate(effects):
@@ -78,7 +78,8 @@ def test_rows_are_settings_in_every_state(study: Path) -> None:
 
 
 def test_changes_and_speed_ups_are_scipys_paired_tests(study: Path) -> None:
-    """At the last step the metric is f ** -0.5 of the baseline's, so log change is -log(f) / 2 and log speed-up is log f."""
+    """At the last step the metric is f ** -0.5 of the baseline's, so log change is -log(f) / 2 and log
+    speed-up is log f."""
     found = made(study)
     for name, row in (("half", "self_flow (mask_ratio = 0.5)"), ("none", "self_flow (mask_ratio = 0)")):
         entry, logs = found.entries[row, ""], np.log(SETTINGS[name][1])
@@ -94,7 +95,8 @@ def test_changes_and_speed_ups_are_scipys_paired_tests(study: Path) -> None:
 
 
 def test_holm_over_the_table_by_hand(study: Path) -> None:
-    """Three effects with p of 3e-4 (half), 4e-3 (flow) and 0.7 (none): times 3, 2 and 1, the first two stay below 0.05."""
+    """Three effects with p of 3e-4 (half), 4e-3 (flow) and 0.7 (none): times 3, 2 and 1, the first two stay
+    below 0.05."""
     found = made(study)
     p = [stats.ttest_1samp(np.log(SETTINGS[name][1]), 0).pvalue for name in ("half", "flow", "none")]
     assert 3 * p[0] < 2 * p[1] < 0.05 < p[2]

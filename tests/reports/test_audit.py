@@ -1,4 +1,5 @@
-"""`flowrace audit` from files to verdicts: closed forms on all axes, every precondition by name, what is printed."""
+"""`flowrace audit` from files to verdicts: closed forms on all axes, every precondition by name, what is
+printed."""
 
 from __future__ import annotations
 
@@ -104,7 +105,8 @@ def test_target_from_the_baseline(tmp_path: Path) -> None:
 
 
 def test_censored_baselines_leave_the_high_end_open(tmp_path: Path) -> None:
-    """The baseline is never there; the candidate is at a third of the budget, so the claim of 2x holds all the same."""
+    """The baseline is never there; the candidate is at a third of the budget, so the claim of 2x holds all
+    the same."""
     found = audited(tmp_path, rows({"old": 0.2, "new": 0.75}))
     assert found["verdict"] == "supported" and found["censored"] == {"old": 5, "new": 0}
     steps = found["axes"]["steps"]
@@ -203,14 +205,16 @@ def test_a_target_that_is_passed_and_lost_is_not_reached(tmp_path: Path) -> None
 
 
 def test_a_decline_that_the_fit_pools_is_told(tmp_path: Path) -> None:
-    """Values of 3 outweigh those of 14 behind them, so that the fit stays below 12; the note says where the runs end."""
+    """Values of 3 outweigh those of 14 behind them, so that the fit stays below 12; the note says where the
+    runs end."""
     found = audited(tmp_path, humped({range(100_000, 275_000): 3.0, range(275_000, 400_001): 14.0}))
     assert found["censored"]["new"] == 0
     assert any("5 runs are above the target again" in note for note in found["notes"])
 
 
 def test_dual_check_agrees_on_shifted_copies_alone(tmp_path: Path) -> None:
-    """Straight lines of one slope are shifted copies; one that falls more slowly is 2x ahead at 12 and behind at the end."""
+    """Straight lines of one slope are shifted copies; one that falls more slowly is 2x ahead at 12 and
+    behind at the end."""
     shifted = audited(tmp_path, rows({"old": 1.0, "new": 2.0}))
     speedup = shifted["axes"]["steps"]["speedup"]
     assert shifted["dual"]["step"] == 400_000 and shifted["dual"]["speedup"] == pytest.approx(

@@ -40,7 +40,8 @@ PUBLISHED = {  # supported / refuted / inconclusive at n = 3 and n = 5: the proj
 
 @pytest.mark.parametrize("name", TABLE)
 def test_reference_table(name: str) -> None:
-    """Both sides are shares of 1500 audits: they differ by at most three standard errors of a difference, and rounding."""
+    """Both sides are shares of 1500 audits: they differ by at most three standard errors of a difference,
+    and rounding."""
     factor, world = TABLE[name]
     for n, reference in zip((3, 5), PUBLISHED[name], strict=True):
         found = verdicts(gains(replace(world, n=n), AUDITS), factor)
@@ -55,7 +56,8 @@ def test_table_is_made_of_these() -> None:
 
 @pytest.mark.parametrize(("n", "audits"), [(3, 6000), (5, 5000), (10, 4000)])
 def test_coverage_and_false_support(n: int, audits: int) -> None:
-    """94 to 96 % of intervals hold the truth; at the edge of a claim at most 2.5 % support it (and two standard errors)."""
+    """94 to 96 % of intervals hold the truth; at the edge of a claim at most 2.5 % support it (and two
+    standard errors)."""
     found = coverages(audits, World(), (n,))[f"n={n}"]
     assert 0.94 <= found["coverage"] <= 0.96
     assert found["false support"] <= 0.025 + 2 * math.sqrt(0.025 * 0.975 / audits)
@@ -92,7 +94,8 @@ def test_censored_low_ends_keep_their_promise(steps: float) -> None:
 
 
 def test_censored_candidates_refute_no_true_claim() -> None:
-    """Mirror image: here the arm that is not there in time is the candidate, and the high end is what holds."""
+    """Mirror image: here the arm that is not there in time is the candidate, and the high end is what
+    holds."""
     found = gains(World(truth=0.5, steps=400_000.0, n=5), 800)
     assert np.mean([one.high < 0.5 for one in found]) <= 0.025 + 2 * math.sqrt(0.025 * 0.975 / 800)
     assert np.mean([one.low == 0 for one in found]) > 0.9

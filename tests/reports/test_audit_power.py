@@ -1,4 +1,5 @@
-"""Power, pilots, self-tests, families and survival curves, against scipy's distributions, simulation and closed forms."""
+"""Power, pilots, self-tests, families and survival curves, against scipy's distributions, simulation and
+closed forms."""
 
 from __future__ import annotations
 
@@ -117,7 +118,8 @@ def test_p_value_is_scipys() -> None:
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
 def test_holm_rejects_what_its_steps_reject(p: list[float]) -> None:
-    """Step down: the smallest p against alpha / m, the next against alpha / (m - 1), ... until one is too large."""
+    """Step down: the smallest p against alpha / m, the next against alpha / (m - 1), ... until one is too
+    large."""
     for alpha in (0.05, 0.3):
         rejected, order = set(), sorted(range(len(p)), key=lambda i: p[i])
         for k, i in enumerate(order):
@@ -170,7 +172,7 @@ def test_a_pilot_that_tells_nothing(tmp_path: Path) -> None:
         read_pilot(arms(tmp_path, seeds=[0]), "steps", 12.0, 0.95)
     with pytest.raises(UserError, match="does not reach 1: choose a target"):
         read_pilot(arms(tmp_path), "steps", 1.0, 0.95)
-    with pytest.raises(UserError, match="does not tell flops"):
+    with pytest.raises(UserError, match="does not record flops"):
         read_pilot(arms(tmp_path), "flops", 12.0, 0.95)
 
 

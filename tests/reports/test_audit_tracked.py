@@ -105,8 +105,8 @@ def test_what_a_mirrored_run_ran_on_and_was_aligned_to_counts(tmp_path: Path) ->
 
 
 def test_a_failed_run_is_a_bound_unless_it_was_tried_again(tmp_path: Path) -> None:
-    """Seed 0 of the candidate failed and was run again; seed 2 failed at step 40k, a tenth of the way, and was not. A third
-    that failed before anything was measured leaves nothing to judge."""
+    """Seed 0 of the candidate failed and was run again; seed 2 failed at step 40k, a tenth of the way, and
+    was not. A third that failed before anything was measured leaves nothing to judge."""
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
@@ -160,7 +160,8 @@ def test_a_file_that_is_no_store(tmp_path: Path) -> None:
 
 
 def test_what_others_log_oddly(tmp_path: Path) -> None:
-    """A value at MLflow's default step alone, a batch size in words, a run that went on with fewer devices."""
+    """A value at MLflow's default step alone, a batch size in words, a run that went on with fewer
+    devices."""
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
@@ -178,4 +179,4 @@ def test_what_others_log_oddly(tmp_path: Path) -> None:
     asked = claim()
     found = audit_claim(asked, read_logs([f"sqlite:///{tmp_path}/mlflow.db"], asked))
     assert found.verdict == "supported" and set(found.gains) == {"steps", "seconds"}
-    assert sum("at step 0 alone" in note for note in found.notes) == 2
+    assert sum("at step 0 only" in note for note in found.notes) == 2

@@ -93,7 +93,8 @@ def test_names_of_claims_stay_texts(race: Path, claims: Path, tmp_path: Path) ->
 
 
 def test_the_picture_shows_what_the_claim_needs(race: Path, claims: Path) -> None:
-    """The field begins at factor / (1 + tolerance), and every axis with a speed-up has its interval and its diamond."""
+    """The field begins at factor / (1 + tolerance), and every axis with a speed-up has its interval and its
+    diamond."""
     found = judge_claims([claims], [str(race)])
     for one in found:
         drawn = draw_claim(one, 1, "p").figure.axes[0]

@@ -32,7 +32,8 @@ kind = "at_least"
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two arms of three seeds, a failed run whose reason is markup, pictures, a claim, and curves of a paper."""
+    """Two arms of three seeds, a failed run whose reason is markup, pictures, a claim, and curves of a
+    paper."""
     folder = tmp_path_factory.mktemp("browser")
     for seed in range(3):
         for method, scale in (("flow", 1000.0), ("repa", 800.0)):
@@ -284,7 +285,8 @@ def test_texts_stand_out_in_light_and_in_dark(browser: Any, page: Path, dark: bo
 
 
 def test_on_paper_nothing_is_lost(browser: Any, page: Path) -> None:
-    """Print media: no wider than the sheet, the still pictures, the tables; and a PDF of several pages comes out."""
+    """Print media: no wider than the sheet, the still pictures, the tables; and a PDF of several pages
+    comes out."""
     shown(browser, page, 794)
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     assert ask(browser, "return document.documentElement.scrollWidth") <= 794

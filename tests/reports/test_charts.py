@@ -1,4 +1,5 @@
-"""What the interactive charts are given, and what a browser makes of it at the width of a desk and of a phone."""
+"""What the interactive charts are given, and what a browser makes of it at the width of a desk and of a
+phone."""
 
 from __future__ import annotations
 

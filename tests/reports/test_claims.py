@@ -1,4 +1,5 @@
-"""The drawer of published numbers: what the files say is what the reference says, and a bad file is refused in one sentence."""
+"""The drawer of published numbers: what the files say is what the reference says, and a bad file is refused
+in one sentence."""
 
 from __future__ import annotations
 
@@ -57,7 +58,8 @@ def own(folder: Path, text: str, name: str = "mine.toml") -> Path:
 def test_every_number_of_the_reference_is_there_with_its_value_and_its_source(
     reference: list[dict[str, Any]],
 ) -> None:
-    """Field by field; what the reference calls a sampler of 10K samples is a sampler and a number of samples here."""
+    """Field by field; what the reference calls a sampler of 10K samples is a sampler and a number of
+    samples here."""
     known = load_literature().by_id
     assert len(reference) > 700
     for row in reference:
@@ -173,7 +175,8 @@ def test_select_by_printed_or_shared_name() -> None:
 
 
 def test_published_curves_keep_source_and_protocol_apart() -> None:
-    """REPA's own curve is Table 7 of its paper; readings off figures and guided numbers are curves of their own."""
+    """REPA's own curve is Table 7 of its paper; readings off figures and guided numbers are curves of their
+    own."""
     curves = {
         (c.source.rpartition("06940 ")[2], c.guidance): c for c in published_curves("repa", "XL", "fid")
     }

@@ -1,4 +1,5 @@
-"""Each rule on data made by hand, where it must speak and where it must be silent; then what it finds in what is shipped."""
+"""Each rule on data made by hand, where it must speak and where it must be silent; then what it finds in
+what is shipped."""
 
 from __future__ import annotations
 

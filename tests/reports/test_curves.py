@@ -56,7 +56,8 @@ def test_a_crossing_lies_between_the_evaluations_around_it(values: list[float], 
 
 
 def test_exact_hits_and_plateaus() -> None:
-    """A target met exactly is met at that evaluation; on a plateau at its first one, also where the plateau is last."""
+    """A target met exactly is met at that evaluation; on a plateau at its first one, also where the plateau
+    is last."""
     curve = fit(
         [10, 20, 30, 40, 50], [100.0, 12.0, 10.0, 14.4, 12.0]
     )  # pooled: 12 = (12 * 10 * 14.4 * 12) ** 1/4

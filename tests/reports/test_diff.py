@@ -146,7 +146,7 @@ def test_the_command_tells_what_moved_and_why_it_may_not_be_compared(tmp_path: P
     ("words", "message"),
     [
         (["a", "nothing.csv"], "cannot read nothing.csv: give a folder of runs, or the CSV"),
-        (["a", "bad.csv"], "is no table of a report: it has no column axis"),
+        (["a", "bad.csv"], "is not a table of a report: it has no column axis"),
         (["a", "empty.csv"], "empty.csv has no rows"),
         (["a", "a", "--axis", "step"], "unknown axis 'step'.*Did you mean 'steps'"),
         (["empty.csv", "a", "--target", "9"], "--target 9.0 needs the runs"),

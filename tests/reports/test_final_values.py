@@ -71,7 +71,7 @@ def test_real_samples_stand_beside_them(runs: Path) -> None:
     ]
     assert ("sync", "real samples, spoilt", "0.31", "") in rows
     page = done.html.read_text()
-    assert "Every metric at the end" in page and "real samples, spoilt" in page
+    assert "Final values of every metric" in page and "real samples, spoilt" in page
 
 
 def test_one_metric_needs_no_section_of_its_own(tmp_path: Path) -> None:

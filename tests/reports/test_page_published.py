@@ -1,4 +1,5 @@
-"""Curves of papers on the page: asked for by name, apart from the measured ones, with their protocol beside them."""
+"""Curves of papers on the page: asked for by name, apart from the measured ones, with their protocol beside
+them."""
 
 from __future__ import annotations
 
@@ -91,4 +92,7 @@ def test_failed_stopped_and_missing_runs_are_listed_with_the_last_line_they_left
     listed = section(html, "provenance")
     assert "repa seed 2 (failed) failed, last value 50.0: the loss is not finite at step 400" in listed
     assert "repa seed 3 (stopped) stopped, last value 50.0: no space left on &lt;device&gt;" in listed
-    assert "1 that failed counts as not arrived from the last evaluation on. 1 counts in no number" in html
+    assert (
+        "1 failed run is treated as censored after the last evaluation. 1 is excluded from all numbers"
+        in html
+    )

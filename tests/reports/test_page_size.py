@@ -1,4 +1,5 @@
-"""A page stays small: marks and lines are written in few bytes and mean the same, thumbnails keep within their budget."""
+"""A page stays small: marks and lines are written in few bytes and mean the same, thumbnails keep within
+their budget."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ from tests.reports.synthetic import write_race, write_run
 
 
 def drawn(text: str) -> list[tuple[str, ...]]:
-    """Every mark and line with the style and clipping that it ends up with, its own or of the groups around it."""
+    """Every mark and line with the style and clipping that it ends up with, its own or of the groups around
+    it."""
     found: list[tuple[str, ...]] = []
 
     def walk(node: ElementTree.Element, style: str, clip: str) -> None:

@@ -34,7 +34,8 @@ def test_ratios_by_hand() -> None:
 
 
 def test_shares_and_areas_by_hand() -> None:
-    """a: 1, 1, 2, never. Its profile is 1/2 on [1, 2) and 3/4 from 2 to 4: the area is (1/2 + 3/4 * 2) / 3 = 2/3."""
+    """a: 1, 1, 2, never. Its profile is 1/2 on [1, 2) and 3/4 from 2 to 4: the area is (1/2 + 3/4 * 2) / 3
+    = 2/3."""
     found = made([[1, 1, 2, math.inf], [1, 3, 1, math.inf]])
     assert found.share(1).tolist() == [0.5, 0.5]
     assert found.share(1.999).tolist() == [0.5, 0.5]
@@ -71,7 +72,8 @@ def test_the_interval_of_many_problems_is_that_of_a_mean_within_cells() -> None:
 
 
 def test_problems_are_the_seeds_of_cells_that_every_objective_has_run(tmp_path: Path) -> None:
-    """Two cells of two seeds; repa is twice as fast, never arrives in one, has not run one, and failed in one."""
+    """Two cells of two seeds; repa is twice as fast, never arrives in one, has not run one, and failed in
+    one."""
     for size in ("nano", "S"):
         for seed in range(3):
             cell = {"backbone.size": size}

@@ -1,4 +1,5 @@
-"""Protocols of one metric among several: what other metrics need does not part runs, what this one needs does."""
+"""Protocols of one metric among several: what other metrics need does not part runs, what this one needs
+does."""
 
 from __future__ import annotations
 

@@ -20,7 +20,8 @@ STEP_SECONDS = sum(PHASES.values())
 def exact(
     folder: Path, factors: dict[str, float], *, seeds: int = 3, target_at: float = 1000.0, **run
 ) -> tuple[Path, float]:
-    """Power laws without noise: arm `m` meets the returned target at `target_at / factors[m]`, a little later per seed."""
+    """Power laws without noise: arm `m` meets the returned target at `target_at / factors[m]`, a little
+    later per seed."""
     target = power_law(1000.0, SLOPE)(target_at)
     for method, factor in factors.items():
         for seed in range(seeds):
@@ -79,7 +80,7 @@ def test_one_pair_has_no_interval_and_says_so(tmp_path: Path) -> None:
     folder, target = exact(tmp_path, {"flow": 1.0, "repa": 2.0}, seeds=1)
     race = read_race([folder], target=target)
     assert "2.00x fewer steps than flow, unresolved (n = 1 pair: no interval)" in sentence(race, "steps")
-    assert any(note.startswith("n = 1 is too few") for note in caveats_of(race))
+    assert any(note.startswith("n = 1 is too small") for note in caveats_of(race))
 
 
 def test_a_baseline_that_never_arrives_opens_the_upper_end(tmp_path: Path) -> None:
@@ -100,7 +101,7 @@ def test_times_beyond_the_smallest_budget_are_cut_and_said(tmp_path: Path) -> No
     gain = race.speedups["seconds", "repa"]
     assert (gain.low, gain.censored_candidate) == (0.0, 3) and gain.high < 1
     assert race.times["seconds", "repa"].right == 0
-    said = "In training seconds, 3 of 6 times to target lie beyond the smallest budget"
+    said = "In training seconds, 3 of 6 times to target exceed the smallest budget"
     assert [note.startswith(said) for note in caveats_of(race)].count(True) == 1
 
 
@@ -159,7 +160,7 @@ def test_failed_missing_and_unplanned_runs_are_told_and_count_in_nothing(tmp_pat
     notes = " ".join(caveats_of(race))
     assert (
         "1 failed, 1 stopped, 1 missing of 9 runs" in notes
-        and "Not in the plan, so left out: stray." in notes
+        and "Excluded because they are not in the plan: stray." in notes
     )
 
 
@@ -198,7 +199,7 @@ def test_a_curve_that_gets_worse_again_is_warned_about(tmp_path: Path) -> None:
 
 
 def test_an_encoder_trained_here_is_named_once(tmp_path: Path) -> None:
-    what = "a small encoder trained here on the training split, not the published one."
+    what = "a small encoder trained locally on the training split, not the published one."
     exact(tmp_path, {"flow": 1.0})
     exact(tmp_path, {"repa": 2.0}, set_={"method.encoder.name": "local:small"})
     assert f"repa aligns to local:small: {what}" in caveats_of(read_race([tmp_path]))

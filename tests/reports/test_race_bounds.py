@@ -1,5 +1,5 @@
-"""What a race must not say: times behind the horizon, runs that ended early, metrics that rise, targets of another metric, arms
-that did not run in turns. The curves are power laws, whose times are known."""
+"""What a race must not say: times behind the horizon, runs that ended early, metrics that rise, targets of
+another metric, arms that did not run in turns. The curves are power laws, whose times are known."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ def test_what_somebody_sees_who_stops_at_100(time: Time, seen: Time) -> None:
 
 
 def test_a_first_evaluation_behind_the_horizon_refutes_nothing() -> None:
-    """The candidate is ten times faster; its first evaluation, at 200, lies behind the baseline's budget of 100."""
+    """The candidate is ten times faster; its first evaluation, at 200, lies behind the baseline's budget of
+    100."""
     base = {seed: Time(70.0 + seed) for seed in range(3)}
     found = speedup(base, {seed: Time(200.0, "left") for seed in range(3)}, 100.0)
     assert found.high == float("inf") and found.low < 1 and found.direction == "unresolved"
@@ -124,7 +125,7 @@ def test_seconds_of_arms_that_did_not_run_in_turns_are_left_out(tmp_path: Path) 
 
     race = read_race([arms(tmp_path, change)], target=30.0)
     assert race.axes == ("steps", "images", "flops")
-    assert "one after the other, not in turns (flow before repa)" in caveats_of(race)[-1]
+    assert "one after the other instead of interleaved (flow before repa)" in caveats_of(race)[-1]
     inturn = arms(tmp_path / "in turns", lambda method, seed: {"environment": {"started": 1000 + seed}})
     assert "seconds" in read_race([inturn], target=30.0).axes
 
@@ -143,7 +144,7 @@ def test_device_seconds_of_a_run_that_went_on_with_fewer_devices(tmp_path: Path)
 
 def test_when_everybody_starts_below_nobody_was_first(tmp_path: Path) -> None:
     race = read_race([arms(tmp_path, lambda *_: {})], target=500.0)
-    assert told(race).startswith(f"Who reached {METRIC} ≤ 500 first is not known")
+    assert told(race).startswith(f"It is unknown who reached {METRIC} ≤ 500 first")
 
 
 def test_a_target_is_given_and_nobody_has_finished(tmp_path: Path) -> None:

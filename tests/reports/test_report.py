@@ -105,7 +105,8 @@ def test_the_page_says_what_a_reader_needs(html: str) -> None:
 
 
 def test_every_run_and_every_arm_is_in_the_picture(html: str) -> None:
-    """The convergence figure, wide and narrow: a thin line for each run with a curve, a bold one for each arm."""
+    """The convergence figure, wide and narrow: a thin line for each run with a curve, a bold one for each
+    arm."""
     pattern = r'<svg[^>]*aria-label="fd:local against steps by arm".*?</svg>'
     found = re.findall(pattern, html, re.DOTALL)
     assert len(found) == 2
@@ -222,7 +223,7 @@ def test_only_a_report_is_replaced(race: Path, tmp_path: Path) -> None:
     """A file that is somebody else's is left alone, and then nothing is written at all."""
     mine = tmp_path / "report.csv"
     mine.write_text("my,data\n1,2\n")
-    with pytest.raises(UserError, match=r"report.csv is there already and is no report"):
+    with pytest.raises(UserError, match=r"report.csv already exists and is not a flowrace report"):
         write_report([race], tmp_path / "report.html", target=25)
     assert mine.read_text() == "my,data\n1,2\n" and not (tmp_path / "report.html").exists()
     mine.unlink()

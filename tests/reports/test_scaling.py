@@ -1,4 +1,5 @@
-"""Scaling with the encoder and with the model: points from hand-made records, trends by scipy, and the page."""
+"""Scaling with the encoder and with the model: points from hand-made records, trends by scipy, and the
+page."""
 
 from __future__ import annotations
 

@@ -123,7 +123,8 @@ def test_direction_is_read_off_the_interval() -> None:
 
 
 def test_censored_low_ends_keep_their_promise() -> None:
-    """The low end of a race cut short lies below the truth at least 97.5 % of the time, as a whole race's does."""
+    """The low end of a race cut short lies below the truth at least 97.5 % of the time, as a whole race's
+    does."""
     rng, truth, held = np.random.default_rng(5), 2.0, 0
     for _ in range(2000):
         shared = rng.normal(0, 0.05, 5)
@@ -138,7 +139,8 @@ def test_censored_low_ends_keep_their_promise() -> None:
 def times_to_target(
     rng: np.random.Generator, truth: float, shared: np.ndarray, grid: np.ndarray
 ) -> np.ndarray:
-    """Times to 12 of 8 + 300 s^-0.9 with log-normal noise, a run each; `truth` times sooner (s -> truth * s)."""
+    """Times to 12 of 8 + 300 s^-0.9 with log-normal noise, a run each; `truth` times sooner (s -> truth *
+    s)."""
     seeds = shared + rng.normal(0, 0.011, shared.shape)
     curves = (8 + 300 * (truth * grid / 1000) ** -0.9) * np.exp(
         seeds[:, None] + rng.normal(0, 0.01, (len(seeds), len(grid)))
@@ -150,8 +152,9 @@ def times_to_target(
 
 @pytest.mark.parametrize("n", [3, 5])
 def test_coverage_of_the_whole_way_from_noisy_curves(n: int) -> None:
-    """Curves with seed noise (2 %, partly shared by pairs) and evaluation noise (1 %), evaluated every 25k of 400k steps:
-    95 % intervals hold the truth 94 to 96 % of the time, and the estimate is right to 1 %."""
+    """Curves with seed noise (2 %, partly shared by pairs) and evaluation noise (1 %), evaluated every 25k
+    of 400k steps: 95 % intervals hold the truth 94 to 96 % of the time, and the estimate is right to 1
+    %."""
     rng, repeats, truth = np.random.default_rng(11), 4000, 2.0
     shared = rng.normal(0, 0.0167, repeats * n)
     grid = np.arange(5_000.0, 400_001.0, 25_000.0)

@@ -65,7 +65,8 @@ def test_each_cell_is_compared_with_its_own_baseline(tmp_path: Path) -> None:
 
 
 def test_two_pooled_cells_are_a_welch_test_of_one_against_the_other_with_its_sign_turned() -> None:
-    """(m1 + m2) / 2 is half the difference of m1 and -m2, so scipy's interval of that difference, halved, is the pooled one."""
+    """(m1 + m2) / 2 is half the difference of m1 and -m2, so scipy's interval of that difference, halved,
+    is the pooled one."""
     rng = np.random.default_rng(1)
     for n, m in ((3, 3), (3, 7), (2, 10)):
         a, b = rng.normal(0.4, 0.1, n), rng.normal(0.2, 0.3, m)
@@ -77,7 +78,8 @@ def test_two_pooled_cells_are_a_welch_test_of_one_against_the_other_with_its_sig
 
 
 def test_the_pooled_interval_covers_and_a_bootstrap_of_three_seeds_does_not() -> None:
-    """Why the pooled interval is no stratified bootstrap: four cells of three seeds, cells with effects of their own."""
+    """Why the pooled interval is no stratified bootstrap: four cells of three seeds, cells with effects of
+    their own."""
     rng, cells, seeds, repeats = np.random.default_rng(2), 4, 3, 1500
     truths, spreads = np.array([0.1, 0.3, 0.5, 0.7]), np.array([0.05, 0.1, 0.05, 0.2])
     hits = boots = 0
@@ -128,7 +130,8 @@ def test_pairs_of_whom_one_was_first() -> None:
 
 
 def test_without_a_target_each_cell_has_one_that_all_its_runs_reach(tmp_path: Path) -> None:
-    """flow is the slower arm: its curve ends at 1000 / sqrt(2000) = 22.4 in every cell of these, at 44.7 in one twice as hard."""
+    """flow is the slower arm: its curve ends at 1000 / sqrt(2000) = 22.4 in every cell of these, at 44.7 in
+    one twice as hard."""
     write_cells(tmp_path)
     for seed in range(2):
         for method in ("flow", "repa"):
@@ -169,7 +172,8 @@ def test_what_was_tuned_for_each_method_tells_objectives_apart_and_not_cells(tmp
 
 
 def test_a_failed_run_is_not_there_at_the_horizon_and_shortens_nobodys_budget(tmp_path: Path) -> None:
-    """flow takes (1000 / 30) ** 2 = 1111 steps of 2000; repa is 1.5 times faster, but seed 3 fails at step 400."""
+    """flow takes (1000 / 30) ** 2 = 1111 steps of 2000; repa is 1.5 times faster, but seed 3 fails at step
+    400."""
     write_cells(tmp_path, {"S": (1.5, 1.5, 1.5)})
     write_run(
         tmp_path / "repa-S-2b",

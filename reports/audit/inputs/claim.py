@@ -13,7 +13,8 @@
     confidence = 0.95
     min_pairs = 3
 
-Several claims are `[[claim]]`. What was spent on tuning an arm may be told beside them, or in the `study.toml` of the runs:
+Several claims are `[[claim]]`. What was spent on tuning an arm may be told beside them, or in the
+`study.toml` of the runs:
 
     [tuning.self_flow]
     trials = 20
@@ -55,12 +56,14 @@ class Claim(Section):
     metric: str = Field(min_length=1)
     """Positive, and better when lower."""
     target: float | str
-    """A value of the metric, or `baseline@STEP`: what the baseline has at that step, the median over its seeds."""
+    """A value of the metric, or `baseline@STEP`: what the baseline has at that step, the median over its
+    seeds."""
     axis: Axis = "steps"
     factor: float = Field(gt=0)
     kind: Literal["at_least", "equal"] = "at_least"
     tolerance: float = Field(0.10, ge=0, le=1)
-    """A claim of `at_least` c holds from c / (1 + tolerance); one of `equal` c up to c (1 + tolerance) too."""
+    """A claim of `at_least` c holds from c / (1 + tolerance); one of `equal` c up to c (1 + tolerance)
+    too."""
     confidence: float = Field(0.95, ge=0.5, lt=1)
     min_pairs: int = Field(3, ge=2)
 
@@ -84,7 +87,7 @@ class Claim(Section):
     @classmethod
     def _check_target(cls, target: float | str) -> float | str:
         if not (AT_STEP.fullmatch(target) if isinstance(target, str) else target > 0):
-            raise ValueError('expected a number above 0 or "baseline@STEP", as in "baseline@400000"')
+            raise ValueError('expected a number above 0 or "baseline@STEP", for example "baseline@400000"')
         return target
 
     @model_validator(mode="after")
@@ -106,12 +109,14 @@ class Tuning(Section):
 
 
 def claim_hash(claim: Claim) -> str:
-    """12 hex digits of the sha256 of the canonical JSON: the same for the same claim, however its file is laid out."""
+    """Return 12 hex digits of the sha256 of the canonical JSON: the same for the same claim, however its
+    file is laid out."""
     return hashlib.sha256(canonical(claim).encode()).hexdigest()[:12]
 
 
 def read_claims(file: Path) -> list[Claim]:
-    """The claims of a TOML file; raises `UserError` naming the file, the key, its value and what is allowed."""
+    """Return the claims of a TOML file; raises `UserError` naming the file, the key, its value and what is
+    allowed."""
     table = read_toml(file)
     for key in table.keys() - {"claim", "tuning"}:
         raise UserError(
@@ -120,27 +125,27 @@ def read_claims(file: Path) -> list[Claim]:
     claims = table.get("claim")
     rows = [row for row in (claims if isinstance(claims, list) else [claims]) if isinstance(row, Mapping)]
     if not claims or len(rows) < (len(claims) if isinstance(claims, list) else 1):
-        raise UserError(f"{file} holds no claim: expected a table [claim], or several [[claim]]")
+        raise UserError(f"{file} contains no claim: expected a table [claim], or several [[claim]]")
     found = [_validated(Claim, row, f"{file}: claim") for row in rows]
     names = [claim.name for claim in found]
     if len(set(names)) < len(names):
-        raise UserError(f"{file}: two claims have one name; give each its own ({', '.join(names)})")
+        raise UserError(f"{file}: two claims have the same name; give each its own ({', '.join(names)})")
     return found
 
 
 def read_tuning(tables: Iterable[tuple[Path, Mapping[str, Any]]]) -> dict[str, Tuning]:
-    """By method, from the `[tuning]` of each of these TOML tables; a later one wins."""
+    """Return tuning budgets by method, from the `[tuning]` of each of these TOML tables; a later one wins."""
     found: dict[str, Tuning] = {}
     for file, table in tables:
         tuning = table.get("tuning", {})
         if not isinstance(tuning, Mapping) or not all(isinstance(row, Mapping) for row in tuning.values()):
-            raise UserError(f"{file}: tuning is told by method, as in [tuning.repa] trials = 20")
+            raise UserError(f"{file}: tuning must be given by method, for example [tuning.repa] trials = 20")
         found |= {name: _validated(Tuning, row, f"{file}: tuning.{name}") for name, row in tuning.items()}
     return found
 
 
 def _validated(model: type[BaseModel], row: Mapping[str, Any], where: str) -> Any:
-    """Validated as JSON: whole numbers may stand for others, lists for tuples; nothing else is coerced."""
+    """Validate as JSON: integers are accepted as floats and lists as tuples; nothing else is coerced."""
     try:
         return model.model_validate_json(json.dumps(row, default=str))
     except ValidationError as error:
@@ -149,7 +154,7 @@ def _validated(model: type[BaseModel], row: Mapping[str, Any], where: str) -> An
 
 
 def _errors(error: ValidationError) -> list[ErrorDetails]:
-    """One for each key: what is a number or a text fails as both."""
+    """Return one for each key: what is a number or a text fails as both."""
     return list({detail["loc"][:1]: detail for detail in reversed(error.errors())}.values())[::-1]
 
 

@@ -2,7 +2,8 @@
 
     method,seed,step,metric,value[,images][,flops][,seconds][,gpu_seconds][,protocol]
 
-Steps of one method, seed and metric ascend down the file. Costs are totals since step 0. Other columns are not used.
+Steps of one method, seed and metric ascend down the file. Costs are totals since step 0. Other columns are
+not used.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ class CsvPoint(NamedTuple):
 
 
 def read_tidy(file: Path, names: Sequence[str], metric: str) -> AuditArms:
-    """The runs of these methods from a tidy CSV.
+    """Return the runs of these methods from a tidy CSV.
 
-    Raises `UserError`, naming file and line, for what is not a tidy CSV: columns that are missing, numbers that are not,
-    points told twice, steps or costs that go backwards, values that have no logarithm.
+    Raises `UserError`, naming file and line, for what is not a tidy CSV: columns that are missing, numbers
+    that are not, points told twice, steps or costs that go backwards, values that have no logarithm.
     """
     try:
         with open(file, newline="", encoding="utf-8-sig") as lines:
@@ -56,14 +57,18 @@ def read_tidy(file: Path, names: Sequence[str], metric: str) -> AuditArms:
         if points := [point for point in own if point.step > 0]:
             runs[method][seed] = _log(file, method, seed, points)
         else:
-            notes = (*notes, f"{method} seed {seed} has {metric} at step 0 alone, so it counts in no number.")
+            notes = (
+                *notes,
+                f"{method} seed {seed} has {metric} at step 0 only, so it is excluded from all numbers.",
+            )
     return AuditArms(runs, notes)
 
 
 def _series(
     file: Path, lines: Iterator[str], names: Sequence[str], metric: str
 ) -> tuple[dict[tuple[str, int], list[CsvPoint]], tuple[str, ...]]:
-    """The points of each run of these methods, as they stand in the file, and notes on columns that are not used."""
+    """Return the points of each run of these methods, as they stand in the file, and notes on columns that
+    are not used."""
     rows = csv.reader(lines, strict=True)
     header = [name.strip() for name in next(rows, [])]
     notes = _check_header(file, header)
@@ -91,11 +96,11 @@ def _series(
 
 
 def _check_header(file: Path, header: Sequence[str]) -> tuple[str, ...]:
-    """Notes on columns that are not used."""
+    """Return notes on columns that are not used."""
     if not any(header):
         raise UserError(f"{file} is empty: expected a CSV with columns {', '.join(COLUMNS)}")
     if len(header) == 1 and (";" in header[0] or "\t" in header[0]):
-        raise UserError(f"{file}: columns are separated by commas here, not by semicolons or tabs")
+        raise UserError(f"{file}: columns must be separated by commas, not by semicolons or tabs")
     if twice := sorted({name for name in header if header.count(name) > 1}):
         raise UserError(f"{file}: two columns are named '{twice[0]}'")
     for name in COLUMNS:
@@ -113,7 +118,7 @@ def _point(where: str, line: int, row: Mapping[str, str]) -> CsvPoint:
         raise UserError(f"{where}: step = {step}: expected 0 or more")
     if value <= 0:
         raise UserError(
-            f"{where}: value = {value:g}: the audit is of a metric's logarithm, so it must be above 0"
+            f"{where}: value = {value:g}: the audit uses the metric's logarithm, so it must be above 0"
         )
     costs = {axis: _number(where, row, axis) for axis in COSTS if row.get(axis)}
     for axis, total in costs.items():
@@ -132,8 +137,8 @@ def _log(file: Path, method: str, seed: int, points: Sequence[CsvPoint]) -> Audi
             )
         if point.step < last.step:
             raise UserError(
-                f"{where}: the steps of {run} go backwards, from {last.step} to {point.step}: sort them, and leave out "
-                "what a restart superseded"
+                f"{where}: the steps of {run} go backwards, from {last.step} to {point.step}: sort them, and remove "
+                "rows that a restart superseded"
             )
         for axis in point.costs.keys() & last.costs.keys():
             if point.costs[axis] < last.costs[axis]:

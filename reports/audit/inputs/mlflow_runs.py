@@ -1,8 +1,9 @@
 """Runs out of an MLflow store: those that flowrace mirrored there, and any other that tells method and seed.
 
-What is read of a run: its method and seed (tags `flowrace.method`, `flowrace.seed`; else params `method.name` or `method`,
-and `seed`), the history of `eval/<metric>` or `<metric>`, of `cost/flops` and of `cost/seconds/<phase>`, `eval.*` params
-for the protocol, and the tags `flowrace.hardware` and `flowrace.aligned`. Nothing is written.
+What is read of a run: its method and seed (tags `flowrace.method`, `flowrace.seed`; else params
+`method.name` or `method`, and `seed`), the history of `eval/<metric>` or `<metric>`, of `cost/flops` and of
+`cost/seconds/<phase>`, `eval.*` params for the protocol, and the tags `flowrace.hardware` and
+`flowrace.aligned`. Nothing is written.
 """
 
 from __future__ import annotations
@@ -35,10 +36,11 @@ _QUIET = {
 
 
 def read_tracked(source: str, names: Sequence[str], metric: str, progress: Progress = iter) -> AuditArms:
-    """The runs of these methods from a store, `sqlite:///FILE` or a server on this machine; `#NAME` behind it names one
-    experiment.
+    """Return the runs of these methods from a store, `sqlite:///FILE` or a server on this machine; `#NAME`
+    behind it names one experiment.
 
-    Raises `UserError` for a store that is not there or elsewhere, and for methods and metrics that are not in it.
+    Raises `UserError` for a store that is not there or elsewhere, and for methods and metrics that are not
+    in it.
     """
     uri, _, experiment = source.partition("#")
     with _client(uri) as client:
@@ -62,9 +64,9 @@ def _client(uri: str) -> Iterator[Any]:
     parts = urlsplit(uri)
     if uri.startswith("sqlite"):
         if not uri.startswith(SQLITE) or not Path(uri.removeprefix(SQLITE)).is_file():
-            raise UserError(f"{uri}: no such store; expected sqlite:///FILE with a file that is there")
+            raise UserError(f"{uri}: no such store; expected sqlite:///FILE with an existing file")
     elif parts.hostname not in LOOPBACK:
-        raise UserError(f"{uri}: only a server on this machine is read ({', '.join(LOOPBACK)})")
+        raise UserError(f"{uri}: only a server on this machine can be read ({', '.join(LOOPBACK)})")
     try:
         for name, value in _QUIET.items():
             os.environ.setdefault(name, value)
@@ -124,7 +126,7 @@ def _told(client: Any, run: Any, metric: str) -> ReadRun:
     values, hardware = _history(client, run_id, key, name), _tag(run, "flowrace.hardware")
     steps = [step for step in values if step > 0]
     if not steps:
-        why = f"{name} tells {metric} at step 0 alone, so it counts in no number."
+        why = f"{name} records {metric} at step 0 only, so it is excluded from all numbers."
         return ReadRun(method, int(seed), failed, None, why)
     log = AuditRun(
         method,
@@ -144,12 +146,12 @@ def _told(client: Any, run: Any, metric: str) -> ReadRun:
         aligned=metric in _tag(run, "flowrace.aligned"),
         failed=failed,
     )
-    note = f"{name} failed: not arrived from its last evaluation on." if failed else ""
+    note = f"{name} failed: censored after its last evaluation." if failed else ""
     return ReadRun(method, int(seed), failed, log, note)
 
 
 def _history(client: Any, run: str, key: str, name: str) -> dict[int, float]:
-    """Values by step, ascending; raises `UserError` for a step with two different ones."""
+    """Return values by step, ascending; raises `UserError` for a step with two different ones."""
     found: dict[int, float] = {}
     for point in client.get_metric_history(run, key):
         if found.setdefault(point.step, point.value) != point.value and not math.isnan(point.value):
@@ -158,7 +160,8 @@ def _history(client: Any, run: str, key: str, name: str) -> dict[int, float]:
 
 
 def _tag(run: Any, tag: str) -> list[Any]:
-    """What a tag of ours lists; empty in a run without it. Raises `UserError` for one that was altered."""
+    """Return what a tag of ours lists; empty in a run without it. Raises `UserError` for one that was
+    altered."""
     try:
         found = json.loads(run.data.tags.get(tag, "[]"))
     except ValueError:
@@ -169,8 +172,7 @@ def _tag(run: Any, tag: str) -> list[Any]:
 
 
 def _costs(client: Any, run: Any, steps: list[int], name: str, devices: int | None) -> Costs:
-    """Totals at the steps of the cost metrics; a run that logged none has steps alone, and one that does not tell its devices
-    no device-seconds."""
+    """Return totals at the steps of the cost metrics, for the axes that were logged."""
     phases = [
         f"cost/seconds/{phase}" for phase in TRAINING_PHASES if f"cost/seconds/{phase}" in run.data.metrics
     ]
@@ -191,7 +193,7 @@ def _costs(client: Any, run: Any, steps: list[int], name: str, devices: int | No
 
 
 def _devices(starts: Sequence[Mapping[str, Any]]) -> int | None:
-    """On how many a run was; None where that is not told, or it went on with another number of them."""
+    """Return the number of devices; None if it is not recorded or changed during the run."""
     counts = {start.get("devices", 1) for start in starts}
     return counts.pop() if len(counts) == 1 else None
 
@@ -202,7 +204,8 @@ def _on(grid: np.ndarray, history: Mapping[int, float]) -> np.ndarray:
 
 
 def _protocols(params: Mapping[str, str]) -> dict[str, Mapping[str, Any]]:
-    """From the `eval.*` params that change what a value means, else a param `protocol`; empty where neither is there."""
+    """Return the `eval.*` params that change what a value means, else the param `protocol`; empty without
+    either."""
     fields = {k: v for k, v in params.items() if k.startswith("eval.") and k.split(".")[1] not in FREE}
     fields |= {k: params[k] for k in ("data.fingerprint", "protocol") if fields and k in params}
     if fields:

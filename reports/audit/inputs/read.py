@@ -1,4 +1,5 @@
-"""Runs as an audit sees them, wherever they were logged: run directories, a tidy CSV (tidy.py) or MLflow (tracked.py)."""
+"""Runs as an audit sees them, wherever they were logged: run directories, a tidy CSV (tidy.py) or MLflow
+(tracked.py)."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ SCHEMES = ("sqlite://", "http://", "https://")
 
 
 def read_logs(sources: Sequence[str], claim: Claim, progress: Progress = iter) -> AuditRuns:
-    """The runs of a claim's two arms; see `read_arms`."""
+    """Return the runs of a claim's two arms; see `read_arms`."""
     arms = read_arms(sources, (claim.baseline, claim.candidate), claim.metric, progress)
     return AuditRuns(arms.runs[claim.baseline], arms.runs[claim.candidate], arms.notes, arms.unseen)
 
@@ -39,9 +40,11 @@ def read_logs(sources: Sequence[str], claim: Claim, progress: Progress = iter) -
 def read_arms(
     sources: Sequence[str], names: Sequence[str], metric: str, progress: Progress = iter
 ) -> AuditArms:
-    """The runs of these methods that ended, in these sources: folders of run directories, CSV files, MLflow stores.
+    """Return the runs of these methods that ended, in these sources: folders of run directories, CSV files,
+    MLflow stores.
 
-    Raises `UserError` for a source that cannot be read, a method or a metric that is not in it, and a seed told twice.
+    Raises `UserError` for a source that cannot be read, a method or a metric that is not in it, and a seed
+    told twice.
     """
     stores = [source for source in sources if source.startswith(SCHEMES)]
     files = [source for source in sources if source not in stores and Path(source).is_file()]
@@ -63,18 +66,22 @@ def read_arms(
 def read_records(
     folders: Sequence[Path], names: Sequence[str], metric: str, progress: Progress = iter
 ) -> AuditArms:
-    """From run directories. Of a folder with a plan only the planned runs count."""
+    """Read run directories. In a folder with a plan only the planned runs count."""
     records, unplanned = study_folder.by_plan(find_records(*folders), folders)
     if not records:
         raise UserError(f"no runs in {', '.join(map(str, folders))}: a run is a folder with a spec.toml")
     arms = arms_of(records)
     chosen = {name: find_arm(arms, name, "method") for name in names}
     if len({id(arm) for arm in chosen.values()}) < len(chosen):
-        raise UserError(f"{' and '.join(names)} are one arm")
+        raise UserError(f"{' and '.join(names)} are the same arm")
     ids, planned = {record.id for record in records}, [run.id for run in study_folder.read_plan(folders)]
     missing = sum(run not in ids for run in planned)
     notes = [f"{missing} planned runs are missing."] if missing else []
-    notes += [f"Not in the plan, so left out: {', '.join(run.id for run in unplanned)}."] if unplanned else []
+    notes += (
+        [f"Excluded because they are not in the plan: {', '.join(run.id for run in unplanned)}."]
+        if unplanned
+        else []
+    )
     runs = [(name, *run) for name, arm in chosen.items() for run in arm.runs.items()]
     told = [_told(name, chosen[name], seed, run, metric) for name, seed, run in progress(runs)]
     if not any(one.log for one in told):
@@ -87,10 +94,10 @@ def read_records(
 
 
 def _told(name: str, arm: RaceArm, seed: int, record: Record, metric: str) -> ReadRun:
-    """Its events are let go: hundreds of runs fill a memory."""
+    """Read one run. Its events are not kept, because hundreds of runs would fill the memory."""
     failed, who = record.status == "failed", f"{arm.label} seed {seed}"
     if not failed and record.status != "done":
-        why = f"{who} is {record.status}, so it counts in no number ({record.id})."
+        why = f"{who} is {record.status}, so it is excluded from all numbers ({record.id})."
         return ReadRun(name, seed, False, None, why)
     run = Record(record.path)
     curve = curve_of(run, metric)
@@ -113,19 +120,21 @@ def _told(name: str, arm: RaceArm, seed: int, record: Record, metric: str) -> Re
         any(metric in start.get("aligned", ()) for start in starts),
         failed,
     )
-    note = f"{who} failed: not arrived from its last evaluation on ({record.id})." if failed else ""
+    note = f"{who} failed: censored after its last evaluation ({record.id})." if failed else ""
     return ReadRun(name, seed, failed, log, note)
 
 
 def _protocols(record: Record, metric: str) -> dict[str, Mapping[str, Any]]:
-    """Hash -> fields, of the evaluations that have the metric; from the spec where the record does not tell them."""
+    """Return hash -> fields of the evaluations with the metric, from the spec if the record does not have
+    them."""
     spec = {key: value for key, value in flatten(record.spec.get("eval", {})).items() if key not in FREE}
     told = protocols_of(record, metric)
     return {one: spec if fields == {"hash": one} else flatten(fields) for one, fields in sorted(told.items())}
 
 
 def _times(record: Record) -> tuple[float | None, float | None]:
-    """When a run began and when it can have finished at the earliest: it was at work for the seconds that it booked."""
+    """Return when a run began, and the earliest time at which it can have ended: it worked for its recorded
+    seconds."""
     starts = [start["started"] for start in record.environment if "started" in start]
     if not starts:
         return None, None

@@ -16,7 +16,8 @@ Progress = Callable[[Sequence[Any]], Iterable[Any]]
 
 @dataclass(frozen=True)
 class AuditRun:
-    """One run of an arm that ended, finished or failed: its curve, what it cost, and what tells whether it may be compared."""
+    """One run of an arm that ended, finished or failed: its curve, what it cost, and what tells whether it
+    may be compared."""
 
     method: str
     seed: int
@@ -26,7 +27,8 @@ class AuditRun:
     costs: Costs
     """On the axes that were logged."""
     protocols: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Of its evaluations: name or hash -> fields; empty where none is told, `""` for points that tell none."""
+    """Of its evaluations: name or hash -> fields; empty where none is told, `""` for points that tell
+    none."""
     machines: tuple[str, ...] = ()
     """What it ran on; empty where it is not told."""
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -65,7 +67,8 @@ class AuditRuns:
 
 
 class AuditArms(NamedTuple):
-    """The runs of some methods that ended, by method and seed, and what the reader must know of the others."""
+    """The runs of some methods that ended, by method and seed, and what the reader must know of the
+    others."""
 
     runs: dict[str, dict[int, AuditRun]]
     notes: tuple[str, ...] = ()
@@ -83,7 +86,8 @@ class ReadRun(NamedTuple):
 
 
 def collect_arms(told: Sequence[ReadRun], names: Sequence[str], notes: Sequence[str] = ()) -> AuditArms:
-    """The runs of these methods by seed; a run that failed and was run again to its end is left to that.
+    """Return the runs of these methods by seed; a run that failed and was run again to its end is left to
+    that.
 
     Raises `UserError` for a seed that is told twice.
     """
