@@ -59,11 +59,11 @@ class Ablation:
     columns: tuple[str, ...]
     entries: Mapping[tuple[str, str], AblationEntry]
     steps: Mapping[str, float]
-    """At which each column's final metric is taken."""
+    """The step at which each column's final metric is read."""
 
 
 def compute_ablation(race: Race, objectives: Sequence[str], workloads: Sequence[Workload]) -> Ablation | None:
-    """Return the matrix of a study; None where no method has two settings, nothing is left out and there is
+    """Return the matrix of a study; None if no method has two settings, nothing is left out and there is
     one cell."""
     measured = {(o, cell.label): _entry(cell, o) for cell in workloads for o in cell.runs}
     absent = _absent(race, workloads)
@@ -114,8 +114,8 @@ def _entry(cell: Workload, objective: str) -> AblationEntry | None:
 
 
 def _last_step(cell: Workload) -> float | None:
-    """Return the last evaluation that every finished run of a cell has, for values at different steps
-    compare nothing."""
+    """Return the last evaluation that every finished run of a cell has, because values at different steps
+    are not comparable."""
     return min((run.curve.steps[-1] for own in cell.runs.values() for run in own if run.done), default=None)
 
 

@@ -1,4 +1,4 @@
-"""What layers know of state and action: `control.json` of a study (`flowrace probe STUDY --control`) as
+"""What layers encode of state and action: `control.json` of a study (`flowrace probe STUDY --control`) as
 arms x layers.
 
 The unit is the seed: a cell is the mean of R2 over an arm's finished runs, each at its newest step that was

@@ -1,4 +1,4 @@
-"""What two reports differ in: which runs they share, which arms are new, and which numbers moved by more
+"""The difference of two reports: which runs they share, which arms are new, and which numbers moved by more
 than their intervals.
 
 A number of both reports is read by its two intervals. Equal values are the `same`. Where each estimate lies
@@ -24,7 +24,7 @@ CLOSE = 1e-9
 
 @dataclass(frozen=True)
 class Estimate:
-    """An estimate with the ends of its interval; None where there is none, open ends as 0 and infinity."""
+    """An estimate with the ends of its interval; None if there is none, open ends as 0 and infinity."""
 
     value: float
     low: float | None = None
@@ -50,7 +50,7 @@ class ReportSide:
     specs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """By arm: its fields. Empty where only tables were given."""
     protocols: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """By hash, as far as the records tell them."""
+    """By hash, as far as they are recorded."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Difference:
 
 def compare_reports(before: ReportSide, after: ReportSide) -> Difference:
     """Return everything that two reports differ in. An arm is the same where it has the same fields or
-    shares a run, whatever the label that tells it from others in its own report; else by its label."""
+    shares a run, whatever its label in its own report; else by its label."""
     after = _renamed(after, _aliases(before, after))
     arms = [{arm for _, _, arm in side.numbers} for side in (before, after)]
     return Difference(
@@ -188,7 +188,7 @@ def _fields(
 
 
 def _values(tables: Sequence[Mapping[str, Any]], path: str) -> tuple[Any, ...]:
-    """Return the values of a field, each once, in order of appearance; None where it is not a field."""
+    """Return the values of a field, each once, in order of appearance; None if it is not a field."""
     found: dict[str, Any] = {}
     for table in tables:
         found.setdefault(repr(table.get(path)), table.get(path))

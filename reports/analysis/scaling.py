@@ -1,4 +1,4 @@
-"""How quality and speed move with the encoder or with the size of the backbone.
+"""How quality and speed depend on the encoder or on the size of the backbone.
 
 A study that varies `method.encoder.name` gives one point for each objective, encoder and set of the other
 fields: the encoder's parameters (from the records), what it knows (`encoders.json`, written by `flowrace
@@ -39,8 +39,8 @@ class ScalingPoint:
 
     arm: str
     group: str
-    """What points are compared within: the objective without its encoder, and whatever else tells arms
-    apart."""
+    """What points are compared within: the objective without its encoder, and whatever else distinguishes
+    arms."""
     kind: Kind
     name: str
     """Of the encoder, or of the backbone's size; empty without an encoder."""
@@ -73,7 +73,7 @@ class Trend:
     rank: Rank
     """Without random encoders."""
     with_random: Rank | None
-    """With them; None where there are none."""
+    """With them; None without any."""
     slope: Slope | None
     """Of log y on log parameters (or on the plain x) over runs without random encoders, for `final` and
     `time`."""
@@ -87,7 +87,7 @@ class Scaling:
     xs: tuple[str, ...]
     trends: tuple[Trend, ...]
     protocol: Mapping[str, Any] | None = None
-    """Of `encoders.json`; None where it was not read."""
+    """Of `encoders.json`; None if it was not read."""
 
 
 def encoder_scaling(race: Race) -> Scaling | None:

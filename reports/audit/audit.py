@@ -2,9 +2,9 @@
 
     curve -> sustained crossing of the target -> time on each axis -> speed-up with its interval -> verdict
 
-The steps are those of curves.py, speedup.py and decision.py; here they are put in order, beside what must
-hold (preconditions.py), what else was looked at (shape.py, survival.py), and what more runs would settle
-(power.py).
+The steps are those of curves.py, speedup.py and decision.py; here they are put in order, with the
+preconditions (preconditions.py), checks of the curves (curve_shape.py, survival.py), and what more runs
+would settle (power.py).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Audit:
     logs: AuditRuns
     """The runs that count: pairs, where the arms share seeds."""
     target: float | None = None
-    """None where it could not be computed, or values cannot be compared."""
+    """None if it could not be computed, or values cannot be compared."""
     crossings: Crossings | None = None
     """Sustained ones."""
     gains: Mapping[str, Speedup] | None = None
@@ -55,7 +55,7 @@ class Audit:
     """d log metric / d log step at the target, by arm."""
     more_pairs: int | None = None
     """How many more pairs would decide the claim in four of five cases, if truth is what was measured; 0
-    where it is decided, None where no number would."""
+    where it is decided, None if no number would."""
     adjusted: Verdict | None = None
     """After Holm over a family of claims; None for a claim by itself."""
     adjusted_p: float | None = None
@@ -191,7 +191,7 @@ def matched(logs: AuditRuns) -> AuditRuns:
 
 def target_of(claim: Claim, baseline: Sequence[AuditRun]) -> float | None:
     """Return the value to reach: the claim's own, or the median of the baseline's fitted metric at its
-    step, over the runs that cover it (AlgoPerf's rule). None where no run does."""
+    step, over the runs that cover it (AlgoPerf's rule). None if no run does."""
     if claim.step is None:
         return float(claim.target)
     values = [value for log in baseline if (value := value_at(log.curve, claim.step)) is not None]
@@ -207,10 +207,10 @@ def crossed(logs: AuditRuns, target: float) -> Crossings:
 def gains_of(logs: AuditRuns, crossings: Crossings, confidence: float) -> dict[str, Speedup]:
     """Return speed-ups by axis, for axes that every run records and, on the clock, that the hardware
     allows."""
-    told = [axis for axis in AXES if all(axis in log.costs.totals for log in logs.all)]
+    recorded = [axis for axis in AXES if all(axis in log.costs.totals for log in logs.all)]
     if hardware_reason(logs) is not None:
-        told = [axis for axis in told if axis not in CLOCK_AXES]
-    return {axis: speedup_between(logs, axis, crossings, confidence) for axis in told}
+        recorded = [axis for axis in recorded if axis not in CLOCK_AXES]
+    return {axis: speedup_between(logs, axis, crossings, confidence) for axis in recorded}
 
 
 def interval_reason(claim: Claim, own: Speedup | None, verdict: Verdict) -> Reason:

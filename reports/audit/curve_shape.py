@@ -1,4 +1,4 @@
-"""Whether one number says it all: are two curves shifted copies of each other?
+"""The check whether one number is enough: are two curves shifted copies of each other?
 
 If the candidate does at step s what the baseline does at S s, the speed-up is S at every target, and at a
 common step the metrics differ by log S times the slope: S' = exp(difference of log metric / |slope|). Where
@@ -41,7 +41,7 @@ class Dual:
 
 
 def slopes(logs: Mapping[int, AuditRun], crossings: Mapping[int, Crossing]) -> float | None:
-    """Return the median slope of an arm's curves where they cross the target; None where they are too short
+    """Return the median slope of an arm's curves where they cross the target; None if they are too short
     to have one."""
     found = [slope_at(log.curve, crossings[seed].step) for seed, log in logs.items()]
     known = [slope for slope in found if slope is not None]
@@ -55,10 +55,10 @@ def dual_speedup(logs: AuditRuns, confidence: float) -> Dual | None:
     The slope is the mean of both arms' slopes, which over the distance between shifted copies is that of
     the chord.
     """
-    arms = (logs.whole.baseline, logs.whole.candidate)
+    arms = (logs.finished.baseline, logs.finished.candidate)
     if not all(arms):
         return None
-    step = min(float(log.curve.steps[-1]) for log in logs.whole.all)
+    step = min(float(log.curve.steps[-1]) for log in logs.finished.all)
     values = [_log_values(arm, step) for arm in arms]
     slopes = [[end_slope(run.curve, step) for run in arm.values()] for arm in arms]
     known = [[slope for slope in own if slope is not None] for own in slopes]
@@ -97,7 +97,7 @@ def end_slope(curve: Curve, step: float) -> float | None:
 def by_target(logs: AuditRuns, axis: str, confidence: float) -> list[tuple[float, Speedup]]:
     """Return speed-ups at targets evenly spaced in logs over the range that all finished runs pass, highest
     first."""
-    finished = logs.whole.all or logs.all
+    finished = logs.finished.all or logs.all
     top = min(log.curve.fitted[0] for log in finished)
     bottom = max(log.curve.fitted[-1] for log in finished)
     if bottom >= top:
@@ -132,7 +132,7 @@ def speedup_between(
 
 def horizon(logs: AuditRuns, axis: str) -> float:
     """Return what every finished run may spend."""
-    return min(log.costs.budget(axis) for log in logs.whole.all or logs.all)
+    return min(log.costs.budget(axis) for log in logs.finished.all or logs.all)
 
 
 def ends_above(log: AuditRun, one: Crossing, target: float) -> bool:

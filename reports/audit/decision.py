@@ -1,8 +1,8 @@
 """From an interval to a verdict, for one claim and for a family of them.
 
 A verdict is a statement about the interval [low, high] of a speed-up and the factors [c1, c2] that fulfil a
-claim (c2 is infinite for `at_least`): supported inside, refuted apart, else inconclusive. The same verdicts
-follow from one-sided tests at (1 - confidence) / 2; their doubled p-values are what Holm adjusts.
+claim (c2 is infinite for `at_least`): supported inside, refuted if disjoint, else inconclusive. The same
+verdicts follow from one-sided tests at (1 - confidence) / 2; their doubled p-values are what Holm adjusts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ Verdict = Literal["supported", "refuted", "inconclusive"]
 
 
 def decide(claim: Claim, gain: Speedup) -> Verdict:
-    """Return what the interval says of the claim, preconditions apart; inconclusive without an interval."""
+    """Return what the interval says of the claim, ignoring preconditions; inconclusive without an
+    interval."""
     if gain.low is None or gain.high is None:
         return "inconclusive"
     if gain.low >= claim.low and gain.high <= claim.high:

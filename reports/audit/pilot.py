@@ -1,5 +1,5 @@
-"""From pilot runs to a plan: how much times to target vary from seed to seed, and what that lets n seeds
-tell."""
+"""From pilot runs to a plan: how much times to target vary from seed to seed, and which factors n seeds
+detect."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class Pilot:
     target: float
     spread: SeedSpread
     detectable: Mapping[int, tuple[float, float, float]]
-    """n -> the factor that n seeds tell from 1 with 80 % power: at the measured spread, and at the ends of
-    its interval."""
+    """n -> the factor that n seeds distinguish from 1 with 80 % power: at the measured spread, and at the
+    ends of its interval."""
 
 
 def read_pilot(
     arms: Mapping[str, Mapping[int, AuditRun]], axis: str, target: float, confidence: float
 ) -> Pilot:
-    """Return one arm tells the spread of unpaired seeds; two that share seeds tell that of pairs.
+    """Measure the spread of unpaired seeds from one arm, or that of pairs from two arms that share seeds.
 
     Raises `UserError` for fewer than two runs, or pairs, and for runs that do not cross the target.
     """
@@ -53,8 +53,8 @@ def read_pilot(
 
 
 def seeds_for(factor: float, spread: SeedSpread, confidence: float) -> int | None:
-    """Return how many seeds (pairs, where they pair) tell this factor from 1 with 80 % power; None where a
-    thousand do not."""
+    """Return how many seeds (pairs, where they pair) distinguish this factor from 1 with 80 % power; None
+    if a thousand do not."""
     return pairs_needed(abs(math.log(factor)), spread.sd, confidence, paired=spread.paired)
 
 

@@ -1,11 +1,10 @@
-"""What must hold before a comparison means anything: every way in which an audit ends inconclusive whatever
-its interval says.
+"""The preconditions of a comparison: each failure makes an audit inconclusive, whatever its interval.
 
     failed        a run failed before its first evaluation: nothing is known of it, and those left over are a selection
     pairs         fewer pairs of seeds than the claim asks for
     protocol      the points were evaluated under different protocols; the fields in which they differ are named
     hardware      a claim on the clock, and the arms ran on different machines, or one after the other
-    tuning        unequal tuning budgets, in trials or FLOPs, or told for one arm only
+    tuning        unequal tuning budgets, in trials or FLOPs, or recorded for one arm only
     reused seeds  seeds of the candidate's audit are among those it was tuned on
     aligned       a run was trained towards the very network of the metric
     rising        the metric rises as training goes on: it is not a distance
@@ -79,8 +78,8 @@ def target_reasons(claim: Claim, target: float, crossings: Mapping[str, Sequence
 
 
 def hardware_reason(logs: AuditRuns) -> Reason | None:
-    """Return why seconds of these runs cannot be compared; None where they can, or where the logs tell
-    nothing of it."""
+    """Return why seconds of these runs cannot be compared; None if they can, or if the logs do not record
+    it."""
     machines = sorted({machine for log in logs.all for machine in log.machines})
     if len(machines) > 1:
         return Reason("hardware", f"the runs used different hardware ({'; '.join(machines)})")
@@ -102,19 +101,19 @@ def _pairs(claim: Claim, logs: AuditRuns) -> Reason | None:
 
 
 def protocol_reason(logs: Sequence[AuditRun]) -> Reason | None:
-    """Return why values of these runs cannot be compared; None where they can, or where no log tells its
+    """Return why values of these runs cannot be compared; None if they can, or if no log records its
     protocol."""
-    told = {name: fields for log in logs for name, fields in log.protocols.items()}
-    if not told:
+    recorded = {name: fields for log in logs for name, fields in log.protocols.items()}
+    if not recorded:
         return None
     if any(not log.protocols or "" in log.protocols for log in logs):
         return Reason("protocol", "some evaluations record a protocol and others do not")
-    if len(told) == 1:
+    if len(recorded) == 1:
         return None
-    fields = differing_settings(list(told.values()))
+    fields = differing_settings(list(recorded.values()))
     return Reason(
         "protocol",
-        f"evaluations differ in {'; '.join(fields) or 'their hash (' + ', '.join(sorted(told)) + ')'}",
+        f"evaluations differ in {'; '.join(fields) or 'their hash (' + ', '.join(sorted(recorded)) + ')'}",
     )
 
 

@@ -50,8 +50,7 @@ class RegisterEntry:
 def register_claims(
     file: Path, claims: Iterable[Claim], now: datetime | None = None
 ) -> list[tuple[RegisterEntry, bool]]:
-    """Append claims and return their entries with whether each is new; one that is there already keeps its
-    first time.
+    """Append claims and return their entries with whether each is new; a known one keeps its first time.
 
     Raises `UserError` for a register that was altered or cannot be written.
     """
@@ -78,7 +77,7 @@ def register_claims(
 
 
 def read_register(file: Path) -> dict[str, RegisterEntry]:
-    """Return entries by claim hash; empty where there is no register. Raises `UserError` for one that was
+    """Return entries by claim hash; empty if there is no register. Raises `UserError` for one that was
     altered."""
     try:
         return _checked(file, file.read_bytes())[0]
@@ -106,8 +105,8 @@ def standing(claim: Claim, entries: Mapping[str, RegisterEntry], logs: Iterable[
 
 
 def _row(claim: Claim, last: str, now: datetime) -> bytes:
-    told = {"hash": claim_hash(claim), "name": claim.name, "time": now.isoformat(timespec="milliseconds")}
-    return json.dumps(told | {"claim": claim.model_dump(mode="json"), "previous": last}).encode()
+    recorded = {"hash": claim_hash(claim), "name": claim.name, "time": now.isoformat(timespec="milliseconds")}
+    return json.dumps(recorded | {"claim": claim.model_dump(mode="json"), "previous": last}).encode()
 
 
 def _checked(file: Path, content: bytes) -> tuple[dict[str, RegisterEntry], str]:

@@ -27,21 +27,21 @@ class SelfTest:
 
     @property
     def floor(self) -> float | None:
-        """Half the interval, as a factor: what two arms of this size must differ by to be told apart. None
+        """Half the interval, as a factor: the smallest difference that two arms of this size resolve. None
         where an end is open."""
         ends = closed_ends(self.gain)
         return math.sqrt(ends[1] / ends[0]) if ends else None
 
     @property
     def holds(self) -> bool | None:
-        """Whether the interval contains 1; None where there is no interval. By chance it fails to in 1 -
+        """Whether the interval contains 1; None if there is no interval. By chance it fails to in 1 -
         confidence of all installations that are sound."""
         return None if self.gain.low is None else self.gain.direction == "unresolved"
 
 
 def run_selftest(runs: Mapping[int, AuditRun], axis: str, target: float, confidence: float) -> SelfTest:
     """Return every other seed against the rest. Raises `UserError` for fewer than four runs, and for runs
-    that do not tell the axis."""
+    that do not record the axis."""
     seeds = sorted(runs)
     if len(seeds) < LEAST:
         raise UserError(

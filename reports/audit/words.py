@@ -187,11 +187,11 @@ def _lost(gain: Speedup) -> int:
 
 def _about_times(found: Audit) -> list[str]:
     said = []
-    told = arrival_summary(found)
+    recorded = arrival_summary(found)
     for name, times in found.times().items():
         never, early = (sum(time.censored == side for time in times) for side in ("right", "left"))
         if never:
-            share = told["curves"][name][-1][1]
+            share = recorded["curves"][name][-1][1]
             said.append(
                 f"{never} of {len(times)} runs of {name} did not reach the target within the smallest budget ({share:.0%} "
                 "did): the interval is open at that end."
@@ -200,8 +200,8 @@ def _about_times(found: Audit) -> list[str]:
             said.append(
                 f"{early} of {len(times)} runs of {name} were already below the target at their first evaluation."
             )
-    if said and told["ratio"]:
-        said.append(f"Ratio of restricted mean times up to the common budget: {factor(told['ratio'])}.")
+    if said and recorded["ratio"]:
+        said.append(f"Ratio of restricted mean times up to the common budget: {factor(recorded['ratio'])}.")
     return said
 
 

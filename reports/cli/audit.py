@@ -266,8 +266,7 @@ def _runs(
 
 
 def _progress(runs: Sequence[Any]) -> Iterable[Any]:
-    """Return the runs one by one, with a bar on standard error while it lasts; none where that is no
-    terminal."""
+    """Return the runs one by one, with a progress bar on standard error if that is a terminal."""
     from rich.console import Console
     from rich.progress import track
 

@@ -1,4 +1,4 @@
-"""The command `flowrace claims`: what is published, where it stands, and where it does not agree."""
+"""The command `flowrace claims`: published numbers, their sources and their inconsistencies."""
 
 from __future__ import annotations
 

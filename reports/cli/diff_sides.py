@@ -1,4 +1,4 @@
-"""The two sides of `flowrace report diff`: a folder of runs, or the CSV that a report wrote beside its
+"""The two sides of `flowrace report diff`: a folder of runs, or the CSV that a report wrote next to its
 page."""
 
 from __future__ import annotations
@@ -101,6 +101,6 @@ def _protocols(race: Race) -> dict[str, Mapping[str, Any]]:
     """Return flat protocols by hash; where a record has no protocol, the hash alone."""
     found: dict[str, Mapping[str, Any]] = {}
     for run in race.runs:
-        told = protocols_of(run.record, race.metric)
-        found |= {one: flatten(fields) for one, fields in sorted(told.items())}
+        recorded = protocols_of(run.record, race.metric)
+        found |= {one: flatten(fields) for one, fields in sorted(recorded.items())}
     return found

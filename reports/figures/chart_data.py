@@ -1,4 +1,4 @@
-"""What the page's interactive charts draw, as plain data: curves on every axis, and the speed-up at every
+"""The data of the page's interactive charts: curves on every axis, and the speed-up at every
 target."""
 
 from __future__ import annotations

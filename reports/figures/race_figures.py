@@ -24,7 +24,7 @@ from reports.stats.number_format import digits, gain_suffix, quantity, unit_of
 from reports.stats.speedup import Speedup, Time, closed_ends
 
 Look = dict[str, Any]
-"""Keyword arguments of a drawing call, each with a type of its own."""
+"""Keyword arguments of a drawing call, of various types."""
 AXIS_NAMES = {
     "steps": "steps",
     "images": "images",
@@ -154,7 +154,7 @@ def time_rows(race: Race, axis: str, size: float) -> list[StripRow]:
 
 
 def phase_seconds(runs: Sequence[RaceRun]) -> dict[str, float]:
-    """Return seconds for each training phase and step, mean over runs; empty when no run has a line."""
+    """Return seconds for each training phase and step, mean over runs; empty if no run has a line."""
     last = [run.record.of("train")[-1] for run in runs if run.record.of("train")]
     return {
         phase: float(np.mean([event["seconds"].get(phase, 0.0) / event["step"] for event in last]))

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 INK, MUTED, RULE, PAPER = "#1c1c21", "#6d6d75", "#dedee3", "#fffffe"
 ARMS = ("#4b4b53", "#0072b2", "#d55e00", "#009e73", "#bb7398", "#829c2f", "#196ef4", "#6e3f8a")
-"""The baseline in grey, three of Okabe and Ito's colours, and four more that every kind of eye tells apart
-from them."""
+"""The baseline in grey, three of Okabe and Ito's colours, and four more that are distinguishable with every
+kind of colour vision."""
 ARMS_DARK = ("#b9b9c2", "#56b4e9", "#ff9a4d", "#3fcf9f", "#b378a3", "#fed74d", "#8bf3f3", "#e768cc")
 DASHES = ((), (6, 2), (2, 1.6), (7, 2, 1.5, 2), (4, 1.5), (1, 1), (9, 3))
 """One fewer than colours, so that more arms than colours still differ."""
@@ -60,7 +60,7 @@ def style() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure, a name of its own on a page, and what it shows in words."""
+    """A figure, its unique name on a page, and a description."""
 
     figure: Figure
     name: str
@@ -68,8 +68,7 @@ class Picture:
 
 
 def inline(picture: Picture) -> str:
-    """Return a picture as an `<svg>` to put into HTML. Its name keeps its ids apart from those of other
-    pictures on the page."""
+    """Return a picture as an `<svg>` to put into HTML. Its name makes its ids unique on the page."""
     text, name, description = io.StringIO(), picture.name, picture.description
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with style():
@@ -102,7 +101,7 @@ def _tag(tag: str, name: str) -> str:
 
 
 def _line(path: str) -> str:
-    """Return a line of data in few bytes: a tenth of a point is enough here, and points behind the first
+    """Return a line of data in few bytes: a tenth of a point is enough here, and points after the first
     need no letter."""
     short = re.sub(r"\d+\.\d+", lambda number: f"{float(number[0]):.1f}".removesuffix(".0"), path)
     return re.sub(r"\s*\n(?:L )?", " ", short).strip()

@@ -14,7 +14,7 @@ UNGUIDED = (False, None, None)
 
 
 def guided(number: PublishedNumber) -> tuple[bool | None, float | None, bool | None]:
-    """Return guidance as (is there any, its scale, is it limited to an interval); None where the source is
+    """Return guidance as (is there any, its scale, is it limited to an interval); None if the source is
     silent.
 
     A source that states a scale and no interval has none.

@@ -1,10 +1,9 @@
-"""The drawer of the paper literature: published numbers, each with where it was printed and how it was
-measured.
+"""The database of published numbers, each with its source and protocol.
 
-They lie in `claims/*.toml`, one paper a file, to be read and mended by hand. A `[[table]]` says once what
+They are stored in `claims/*.toml`, one file per paper, edited by hand. A `[[table]]` says once what
 its numbers share; a number may say otherwise. `[methods]`, `[models]` and `[metrics]` translate what a
 source prints into names that are the same in every paper. `[[ratio]]`, `[[spread]]` and `[[comparison]]`
-point at numbers by id (claims_check.py judges them).
+point at numbers by id (check.py judges them).
 """
 
 from __future__ import annotations

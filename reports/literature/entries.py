@@ -15,7 +15,7 @@ UNSTATED = "unstated"
 
 
 class LiteratureEntry(BaseModel):
-    """What a file says, taken literally: nothing is coerced, nothing unknown is let through."""
+    """An entry of a file, taken literally: nothing is coerced and unknown fields are rejected."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -44,7 +44,7 @@ class PrintedNumber(LiteratureEntry):
     samples: int | None = Field(None, ge=1)
     labels: Literal["random", "balanced"] | None = None
     seeds: int = Field(1, ge=1)
-    """Trainings behind the value; one unless the source says otherwise."""
+    """The number of trainings averaged; one unless the source states another."""
     note: str = ""
 
 
@@ -77,7 +77,7 @@ class Ratio(LiteratureEntry):
 
 
 class KnownSpread(LiteratureEntry):
-    """Numbers that would be equal if training and sampling had no luck: how far they lie apart is known
+    """Numbers that would be equal if training and sampling had no luck: their spread is known
     noise."""
 
     what: str

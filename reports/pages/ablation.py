@@ -1,4 +1,4 @@
-"""The ablation matrix as a table: settings below each other, cells beside each other."""
+"""The ablation matrix as a table: one row per setting, one column group per cell."""
 
 from __future__ import annotations
 

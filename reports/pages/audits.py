@@ -1,4 +1,4 @@
-"""The first section of a page: a card for each claim that the runs were asked about, with the words of
+"""The first section of a page: a card for each audited claim, in the words of
 `flowrace audit`."""
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from reports.stats.curves import AXES
 from reports.stats.speedup import Speedup
 
 WIDTH = 3.6
-"""Of a card's picture, inches: beside its table on a wide page, below it on a narrow one."""
+"""The width of a card's picture in inches: next to its table on a wide page, below it on a narrow one."""
 MARKS = {"supported": "✓", "refuted": "✗", "inconclusive": "?"}
-"""A verdict is told by a sign and a word before it is told by a colour."""
+"""A verdict is shown by a sign and a word, not by colour alone."""
 
 
 def claims_section(report: RaceReport) -> Markup | None:

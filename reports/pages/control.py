@@ -1,4 +1,4 @@
-"""State and action as they are read from hidden layers: layers below each other, arms beside each other."""
+"""State and action as they are read from hidden layers: one row per layer, one column group per arm."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Where a report's numbers come from: what the arms differ in, what the runs ran on, and how to make the
-page again."""
+"""The provenance of a report: how the arms differ, what the runs ran on, and how to recreate the page."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Curves of papers beside measured ones: in a panel of their own, with their own axes and their protocol
-next to them.
+"""Curves of papers next to measured ones: in a separate panel, with their own axes and protocol.
 
 They are never drawn into the measured chart: a value on another data set, from another sampler or over
 another number of samples is another quantity, whatever its name.
@@ -26,7 +25,7 @@ SIZE, METRIC = "XL", "FID"
 """What is meant where a request leaves it out."""
 DASHES = ((4, 2), (1, 1.5), (6, 1.5, 1, 1.5), (2, 2))
 MARKERS = "osD^vP"
-"""Curves are all grey: dashes and marks tell them apart, also without colours."""
+"""Curves are all grey: dashes and marks distinguish them."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ def find_curves(asked: Sequence[str]) -> list[PublishedRequest]:
 
 
 def published_section(report: RaceReport, printed: Sequence[PublishedRequest]) -> Markup | None:
-    """Return the section; None where nothing was asked for."""
+    """Return the section; None without a request."""
     if not printed:
         return None
     panels = [

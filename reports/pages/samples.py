@@ -32,8 +32,8 @@ class Samples:
 
 
 def samples_of(race: Race) -> Samples | None:
-    """Return grids of the first seed that all arms share, at steps where every arm has one; None when there
-    are none."""
+    """Return grids of the first seed that all arms share, at steps where every arm has one; None without
+    any."""
     seeds = [set(arm.runs) for arm in race.arms]
     shared = sorted(set.intersection(*seeds))
     for seed in shared:

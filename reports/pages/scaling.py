@@ -30,7 +30,7 @@ X_NAMES = {
     "local_distant": "local − distant",
 }
 MARKS = {"o": "●", "^": "▲", "D": "◆", "v": "▼", "s": "■", "*": "★"}
-"""By group, and as the legend has them; a form is told apart where a colour is not."""
+"""By group, and as the legend has them; shapes remain distinguishable without colour."""
 PANEL = 1.75
 """Height, inches."""
 

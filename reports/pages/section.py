@@ -1,4 +1,4 @@
-"""A section of the page: HTML from a template of its own, or None where a race has nothing to show in it.
+"""A section of the page: HTML from its template, or None if a race has nothing to show in it.
 
 A section is a function `section(race) -> Markup | None`, listed in `page.SECTIONS`. Its template takes the
 shared pieces with `{% from "macros.html.j2" import drawing, gain with context %}`, and everything from

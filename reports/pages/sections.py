@@ -95,7 +95,7 @@ def run_section(report: RaceReport) -> Markup:
 
 
 def _thinned(race: Race) -> int | None:
-    """Return points to which long curves were thinned on the page; None when every curve is whole."""
+    """Return points to which long curves were thinned on the page; None if every curve is complete."""
     most = chart_data.allowance(race)
     longest = max((len(run.curve.steps) for run in race.runs if run.evaluated), default=0)
     return most if longest > most else None

@@ -1,5 +1,4 @@
-"""Which runs belong together: an arm is everything a spec says but the seed and what cannot change
-results."""
+"""Arms: the runs whose specs differ only in the seed and in fields that cannot change results."""
 
 from __future__ import annotations
 
@@ -28,7 +27,7 @@ class RaceArm:
     """The runs that differ in nothing but their seed."""
 
     label: str
-    """The method, with the fields that tell it from other arms."""
+    """The method, with the fields that distinguish it from other arms."""
     fields: Mapping[str, Any]
     """The spec by dotted path, without the seed and what is not hashed."""
     runs: Mapping[int, Record]
@@ -58,8 +57,8 @@ def arms_of(records: Sequence[Record]) -> list[RaceArm]:
 
 
 def arm_fields(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a spec by dotted path, without `seed` and the fields that the run id does not hash: a field
-    that came later stands at its default in new records and is not in old ones."""
+    """Return a spec by dotted path, without `seed` and the fields that the run id does not hash: a newer
+    field has its default in new records and is absent from old ones."""
     of_encoder = (f"method.encoder.{name}" for name in ENCODER_NOT_HASHED)
     free = _free_at(RunSpec) | dict.fromkeys(("seed", *of_encoder), ())
     fields = {
@@ -85,7 +84,7 @@ def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(arms: Sequence[RaceArm]) -> list[tuple[str, list[Any]]]:
-    """Return the fields in which arms differ, by path, with one value for each arm; None where it is empty
+    """Return the fields in which arms differ, by path, with one value for each arm; None if it is empty
     or not a field."""
     fields = [{path: value for path, value in arm.fields.items() if value != ""} for arm in arms]
     return [(path, [own.get(path) for own in fields]) for path in differing_paths(fields)]

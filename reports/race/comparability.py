@@ -1,5 +1,5 @@
-"""On what runs can be compared, and why not on the rest: one protocol, a metric that falls, one kind of
-machine, in turns."""
+"""The axes on which runs can be compared: one protocol, a falling metric, one kind of machine, interleaved
+arms."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def protocol_hashes(runs: Sequence[RaceRun]) -> list[str]:
 
 
 def values_differ(runs: Sequence[RaceRun]) -> str:
-    """Return why values of these runs, or times read off them, cannot be compared; empty where they can."""
+    """Return why values of these runs, or times read off them, cannot be compared; empty if they can."""
     if len(protocol_hashes(runs)) > 1:
         return "the runs were evaluated under different protocols, so their values cannot be compared"
     counted = [run for run in runs if run.counts]
@@ -55,15 +55,15 @@ def comparable_axes(runs: Sequence[RaceRun]) -> tuple[tuple[str, ...], list[str]
 
 
 def one_after_another(begun: Mapping[str, Sequence[float | None]]) -> list[tuple[str, str]]:
-    """Return pairs of arms of which all runs of the first began before any of the second did, by when the
-    runs of each began; of those that have two runs or more, and tell of all."""
+    """Return pairs of arms of which all runs of the first began before any of the second did, given when
+    the runs of each began. Arms with fewer than two runs, or with unknown times, are ignored."""
     known = {arm: [time for time in own if time is not None] for arm, own in begun.items()}
     whole = {arm: own for arm, own in known.items() if len(own) == len(begun[arm]) > 1}
     return [(first, then) for first, then in permutations(whole, 2) if max(whole[first]) < min(whole[then])]
 
 
 def _in_no_turns(runs: Sequence[RaceRun]) -> str:
-    """Return which arms were not run in turns; empty where all were."""
+    """Return which arms were not run in turns; empty if all were."""
     begun: dict[str, list[float | None]] = {}
     for run in runs:
         start = next(iter(run.record.environment), {})

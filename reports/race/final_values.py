@@ -1,5 +1,5 @@
-"""What every metric says at the end, of every arm: a mean over seeds with its interval, beside what real
-samples score."""
+"""The final value of every metric and arm: a mean over seeds with its interval, next to the score of real
+samples."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What is to be said of the metric itself: whom it favours, where it could not be computed, and what real
-samples score."""
+"""Caveats on the metric itself: which arms it favours, failed evaluations, and scores of real samples."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ def about_metric(race: Race) -> list[str]:
 
 
 def _favours(race: Race) -> list[str]:
-    arms = {run.arm: None for run in race.runs if race.metric in _told(run).get("aligned", ())}
+    arms = {run.arm: None for run in race.runs if race.metric in _evaluation(run).get("aligned", ())}
     if not arms:
         return []
     return [
@@ -35,7 +34,7 @@ def _failures(race: Race) -> list[str]:
 
 def noise_floors(run: RaceRun) -> dict[str, dict[str, Any]]:
     """Return what real samples score by metric and kind, as the record has it."""
-    return _told(run).get("floor", {})
+    return _evaluation(run).get("floor", {})
 
 
 def _floors(race: Race) -> list[str]:
@@ -57,8 +56,8 @@ def _floor(name: str, value: dict[str, Any]) -> str:
     return f"{value['mean']:.4g} ({value['n']} {who} against {rest} {value['n_real']})"
 
 
-def _told(run: RaceRun) -> dict[str, Any]:
-    """Return what the record tells of its evaluation; nothing in an older one."""
+def _evaluation(run: RaceRun) -> dict[str, Any]:
+    """Return what the record contains on its evaluation; an older one has nothing."""
     starts = run.record.environment
     return starts[-1].get("evaluation", {}) if starts else {}
 

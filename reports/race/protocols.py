@@ -23,8 +23,8 @@ def protocols_of(record: Record, metric: str) -> dict[str, Mapping[str, Any]]:
 
     For a record without its protocol, the fields contain only the hash of its evaluations.
     """
-    told = [start.get("evaluation", {}) for start in record.environment]
-    known = {about["hash"]: about["protocol"] for about in told if "protocol" in about}
+    recorded = [start.get("evaluation", {}) for start in record.environment]
+    known = {about["hash"]: about["protocol"] for about in recorded if "protocol" in about}
     found: dict[str, Mapping[str, Any]] = {}
     for one in {str(e.get("protocol")) for e in record.of("eval") if metric in e["metrics"]}:
         if one in known:

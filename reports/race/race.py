@@ -1,5 +1,4 @@
-"""The whole race as numbers: runs, arms, target, times, speed-ups, and what the reader must know beside
-them."""
+"""The whole race as numbers: runs, arms, target, times, speed-ups, and the notes that belong to them."""
 
 from __future__ import annotations
 
@@ -27,7 +26,7 @@ class Race:
     name: str
     metric: str
     target: float | None
-    """None when no run is finished yet."""
+    """None if no run is finished yet."""
     target_given: bool
     baseline: str
     axes: tuple[str, ...]
@@ -132,7 +131,7 @@ def compare_runs(
 
 
 def reachable_by_all(runs: Sequence[RaceRun]) -> float | None:
-    """Return the lowest target that every finished run reaches; None where none is."""
+    """Return the lowest target that every finished run reaches; None if none is."""
     curves = [run.curve for run in runs if run.done]
     return reachable_target(curves) if curves else None
 
@@ -160,7 +159,7 @@ def _baseline_first(
 
 
 def _apart(same: Sequence[RaceArm]) -> str:
-    """Return where to look when it is not the objective that tells these arms apart."""
+    """Return where to look if these arms differ in more than the objective."""
     workload = [
         path for path in differing_paths(arm.fields for arm in same) if not path.startswith("method.")
     ]
@@ -168,8 +167,7 @@ def _apart(same: Sequence[RaceArm]) -> str:
 
 
 def _metric(records: Sequence[Record], asked: str | None) -> str:
-    """Return the metric that is asked for, else the first one evaluated; raises `UserError` when there is
-    none."""
+    """Return the requested metric, else the first one evaluated; raises `UserError` if there is none."""
     names = list(
         dict.fromkeys(name for record in records for e in record.of("eval") for name in e["metrics"])
     )
@@ -188,7 +186,7 @@ def _against(baseline: str, times: Mapping, axis: str, horizon: float) -> dict[t
 
 
 def _leader(times: Mapping[str, Mapping[int, Time]], horizon: float) -> str | None:
-    """Return the arm with the smallest geometric mean of times cut at the horizon; None when nobody got
+    """Return the arm with the smallest geometric mean of times cut at the horizon; None if nobody got
     there."""
     cuts = {label: [cut(time, horizon) for time in own.values()] for label, own in times.items()}
     if all(time.censored == "right" for own in cuts.values() for time in own):

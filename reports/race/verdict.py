@@ -1,5 +1,4 @@
-"""The race in words: who reached the target first, by how much, how sure that is, and what must be said
-beside it."""
+"""The race in words: who reached the target first, by how much, how sure that is, and the caveats."""
 
 from __future__ import annotations
 

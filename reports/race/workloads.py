@@ -1,10 +1,10 @@
-"""A study of several cells (model sizes, data sets, step counts): the speed-up in each of them, and what
-they say together.
+"""Workloads, the cells of a study (model sizes, data sets, step counts): the speed-up in each, and the
+pooled one.
 
 A *cell* is everything that a spec says but the objective and the seed: runs of one cell are compared with
 runs of that cell alone, at its own target and within its own budgets. An *objective* is the method with its
-own fields, and with whatever else was chosen for it (a learning rate of its own, say): fields that are one
-value for each method tell objectives apart, fields that a method takes several values of tell cells apart.
+own fields, and with whatever else was chosen for it (for example its own learning rate): fields that are one
+value for each method distinguish objectives, fields that a method takes several values of distinguish cells.
 
 The effects S_c of the cells are pooled as their geometric mean, every cell with one weight whatever its
 number of seeds:
@@ -40,10 +40,10 @@ class Workload:
     objective."""
 
     label: str
-    """The fields that tell it from other cells; empty where there is one."""
+    """The fields that distinguish it from other cells; empty if there is one."""
     fields: Mapping[str, Any]
     target: float | None
-    """The study's; where none was given the lowest that every finished run of the cell reaches."""
+    """The study's; without one, the lowest that every finished run of the cell reaches."""
     axes: tuple[str, ...]
     runs: Mapping[str, tuple[RaceRun, ...]]
     arms: Mapping[str, str]
@@ -52,7 +52,7 @@ class Workload:
     """Over the baseline's objective in this cell."""
     horizons: Mapping[str, float]
     why: str = ""
-    """Why nothing is compared here; empty where it is."""
+    """Why nothing is compared here; empty if it is."""
 
     def times(self, objective: str, axis: str) -> dict[int, Time]:
         """Return times to target by seed, cut at the cell's smallest budget."""
@@ -91,7 +91,7 @@ def objectives_of(race: Race) -> list[str]:
 def pool_speedups(
     gains: Mapping[str, Speedup | None], confidence: float = CONFIDENCE
 ) -> PooledSpeedup | None:
-    """Return the pooled effect of speed-ups by cell; None where fewer than two cells have an interval."""
+    """Return the pooled effect of speed-ups by cell; None if fewer than two cells have an interval."""
     known = {label: g for label, g in gains.items() if g and g.estimate is not None and g.error is not None}
     if len(known) < 2:
         return None
@@ -123,12 +123,12 @@ def count_sooner(baseline: Mapping[int, Time], candidate: Mapping[int, Time]) ->
 
     Ties, and pairs in which neither arrived, have no order.
     """
-    first = told = 0
+    first = recorded = 0
     for seed in baseline.keys() & candidate.keys():
         a, b = _rank(baseline[seed]), _rank(candidate[seed])
-        told += a != b
+        recorded += a != b
         first += b < a
-    return first, told
+    return first, recorded
 
 
 def _split(arms: Sequence[RaceArm]) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:

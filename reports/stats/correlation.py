@@ -1,5 +1,4 @@
-"""Does one quantity rise with another over a handful of encoders or sizes: rank correlation and a slope,
-with intervals.
+"""Rank correlation and slope of one quantity against another over a few encoders or sizes, with intervals.
 
 The unit of a rank correlation is the encoder (or size), each with its mean over seeds: seeds of one encoder
 share its x, so they are no further evidence of an order of encoders. The definitions of a race name the
@@ -36,7 +35,7 @@ EXACT = 8
 
 @dataclass(frozen=True)
 class Rank:
-    """Spearman's rho over n points; None where there is too little to say."""
+    """Spearman's rho over n points; None if there is too little to say."""
 
     rho: float | None
     low: float | None
@@ -50,8 +49,8 @@ class Rank:
 
 @dataclass(frozen=True)
 class Slope:
-    """d log y / d log x (or d log y / d x), with a t interval; None ends where nothing is left to tell the
-    error from."""
+    """d log y / d log x (or d log y / d x), with a t interval; None ends without degrees of freedom for the
+    error."""
 
     estimate: float
     low: float | None
@@ -76,12 +75,12 @@ def spearman(x: Sequence[float], y: Sequence[float], confidence: float = CONFIDE
 def slope(
     x: Sequence[float], y: Sequence[float], seeds: Sequence[int], confidence: float = CONFIDENCE
 ) -> Slope | None:
-    """Return the slope b of y = a + b x + u_seed + e over runs; None where x does not vary.
+    """Return the slope b of y = a + b x + u_seed + e over runs; None if x does not vary.
 
     The seed is a random intercept. Where every seed has run every x, as in a study, its best linear
     estimate does not depend on the variance of u: it is least squares on values with each seed's mean taken
     off, n - seeds - 1 degrees of freedom. That is what is computed, also for a study with holes, where it
-    leaves out what seeds tell between them.
+    ignores differences between seeds.
     """
     a, b = _within(x, seeds), _within(y, seeds)
     scale, n, count = float(a @ a), len(a), len(set(seeds))

@@ -45,7 +45,7 @@ class Crossing:
     step: float
     censored: Censored = None
     bracket: float = 1.0
-    """How many times later the evaluation behind the crossing is than the one before it; 1 for a censored
+    """How many times later the evaluation after the crossing is than the one before it; 1 for a censored
     one."""
 
 
@@ -57,7 +57,7 @@ class Costs:
     totals: dict[str, np.ndarray]
 
     def at(self, axis: str, step: float) -> float:
-        """Return the total at a step, linear between the record's lines and constant behind the last."""
+        """Return the total at a step, linear between the record's lines and constant after the last."""
         return float(np.interp(step, self.steps, self.totals[axis]))
 
     def budget(self, axis: str) -> float:
@@ -156,7 +156,7 @@ def slope_at(curve: Curve, step: float) -> float | None:
 
 
 def curve_of(record: Record, metric: str) -> Curve | None:
-    """Return the curve of a metric in a record; None when it was not evaluated behind step 0."""
+    """Return the curve of a metric in a record; None if it was not evaluated after step 0."""
     events = [event for event in record.of("eval") if metric in event["metrics"] and event["step"] > 0]
     if not events:
         return None

@@ -1,4 +1,4 @@
-"""What a number of seeds can tell: detectable factors, and how many pairs a question needs.
+"""The power of a number of seeds: detectable factors, and how many pairs a question needs.
 
 With n pairs whose log ratios spread by sd, the t statistic of a true factor F is noncentral t with n - 1
 degrees of freedom and noncentrality log F sqrt(n) / sd. Nothing here is simulated.
@@ -33,8 +33,8 @@ class SeedSpread:
 
 
 def detectable(error: float, degrees: float, confidence: float, power: float = POWER) -> float:
-    """Return the smallest factor that an interval with this standard error tells from 1, in `power` of all
-    cases."""
+    """Return the smallest factor that an interval with this standard error distinguishes from 1, in `power`
+    of all cases."""
     return math.exp(min(_distance(error, degrees, confidence, power), LARGEST))
 
 
@@ -49,7 +49,7 @@ def pairs_needed(
     distance: float, sd: float, confidence: float, power: float = POWER, *, paired: bool = True
 ) -> int | None:
     """Return the fewest pairs, from 2, that resolve a true log ratio `distance` away from the bound in
-    question, in `power` of all cases; None where a thousand do not."""
+    question, in `power` of all cases; None if a thousand do not."""
 
     def enough(n: int) -> bool:
         return _distance(sd / math.sqrt(n), degrees(n, paired), confidence, power) <= distance

@@ -1,4 +1,4 @@
-"""How much sooner, with an interval: speed-ups between two arms and mean times of one.
+"""Speed-ups between two arms and mean times of one, with intervals.
 
     d_i = log min(T_baseline,i, H) - log min(T_candidate,i, H)      for each seed i that both arms have
     S = exp(mean d),    interval exp(mean d -+ t_{n-1} sd(d) / sqrt n)
@@ -38,7 +38,7 @@ class Speedup:
     """How many times less a candidate needs than a baseline: above 1 the candidate is faster."""
 
     estimate: float | None
-    """None when every pair is censored on both sides."""
+    """None if every pair is censored on both sides."""
     low: float | None
     high: float | None
     """Ends of the interval: 0 and infinity are open ends, None means that n is too small for an interval."""
@@ -51,7 +51,7 @@ class Speedup:
     """Of log times over pairs (Pearson): what pairing gains. None for fewer than three pairs, or equal
     times."""
     error: float | None = None
-    """Standard error of the logarithm of the estimate; None where n is too small."""
+    """Standard error of the logarithm of the estimate; None if n is too small."""
     degrees: float = 0.0
     """Of freedom, of the interval."""
 

@@ -195,7 +195,7 @@ def broken_words(folder: Path) -> dict[str, tuple[list[str], str]]:
     one, curves = str(claim_file(folder)), str(write_csv(folder / "curves.csv", GOOD))
     return {
         "no claim": ([curves], "no claim among"),
-        "no runs": ([one], "nothing to judge"),
+        "no runs": ([one], "no runs to judge"),
         "no such folder": ([one, str(folder / "nowhere")], "no such file or folder"),
         "empty folder": ([one, str(folder)], "no runs in"),
         "no such claim": ([str(folder / "none.toml"), curves], "cannot read"),

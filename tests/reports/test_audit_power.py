@@ -190,7 +190,7 @@ def test_power_command(tmp_path: Path) -> None:
     told = {row["n"]: row["factor"] for row in found["detectable"]}
     assert told[found["seeds"]] <= 1.1 < told[found["seeds"] - 1]
     text = CliRunner().invoke(command, words, catch_exceptions=False).stdout
-    assert "seeds an arm, unpaired" in text and max(map(len, text.splitlines())) <= 80
+    assert "seeds per arm, unpaired" in text and max(map(len, text.splitlines())) <= 80
     missing = CliRunner().invoke(command, ["power", str(tmp_path / "curves.csv"), "--method", "old"])
     assert "--metric" in str(missing.exception)
 

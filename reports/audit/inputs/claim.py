@@ -13,7 +13,7 @@
     confidence = 0.95
     min_pairs = 3
 
-Several claims are `[[claim]]`. What was spent on tuning an arm may be told beside them, or in the
+Several claims are `[[claim]]`. What was spent on tuning an arm may be recorded next to them, or in the
 `study.toml` of the runs:
 
     [tuning.self_flow]
@@ -101,7 +101,7 @@ class Claim(Section):
 
 
 class Tuning(Section):
-    """What was spent on choosing the settings of an arm; None where it is not told."""
+    """The budget spent on choosing an arm's settings; None if not recorded."""
 
     trials: int | None = Field(default=None, ge=0)
     flops: float | None = Field(default=None, ge=0)

@@ -1,4 +1,4 @@
-"""Somebody else's curves: a CSV with one evaluation a line.
+"""Curves from other tools: a CSV with one evaluation per line.
 
     method,seed,step,metric,value[,images][,flops][,seconds][,gpu_seconds][,protocol]
 
@@ -41,7 +41,7 @@ def read_tidy(file: Path, names: Sequence[str], metric: str) -> AuditArms:
     """Return the runs of these methods from a tidy CSV.
 
     Raises `UserError`, naming file and line, for what is not a tidy CSV: columns that are missing, numbers
-    that are not, points told twice, steps or costs that go backwards, values that have no logarithm.
+    that are not, duplicate points, steps or costs that go backwards, values that have no logarithm.
     """
     try:
         with open(file, newline="", encoding="utf-8-sig") as lines:
@@ -146,14 +146,14 @@ def _log(file: Path, method: str, seed: int, points: Sequence[CsvPoint]) -> Audi
     steps = [point.step for point in points]
     costs = {axis: [p.costs[axis] for p in points] for axis in COSTS if all(axis in p.costs for p in points)}
     totals = {axis: np.array([0.0, *values]) for axis, values in {"steps": steps, **costs}.items()}
-    told = {point.protocol: {"protocol": point.protocol} for point in points}
+    recorded = {point.protocol: {"protocol": point.protocol} for point in points}
     return AuditRun(
         method,
         seed,
         f"{file} line {points[0].line}",
         fit(steps, [point.value for point in points]),
         Costs(totals["steps"], totals),
-        told if any(told) else {},
+        recorded if any(recorded) else {},
     )
 
 

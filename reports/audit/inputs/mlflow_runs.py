@@ -1,4 +1,4 @@
-"""Runs out of an MLflow store: those that flowrace mirrored there, and any other that tells method and seed.
+"""Runs out of an MLflow store: those that flowrace mirrored there, and any other with a method and a seed.
 
 What is read of a run: its method and seed (tags `flowrace.method`, `flowrace.seed`; else params
 `method.name` or `method`, and `seed`), the history of `eval/<metric>` or `<metric>`, of `cost/flops` and of
@@ -36,8 +36,8 @@ _QUIET = {
 
 
 def read_tracked(source: str, names: Sequence[str], metric: str, progress: Progress = iter) -> AuditArms:
-    """Return the runs of these methods from a store, `sqlite:///FILE` or a server on this machine; `#NAME`
-    behind it names one experiment.
+    """Return the runs of these methods from a store, `sqlite:///FILE` or a server on this machine; a
+    trailing `#NAME` selects one experiment.
 
     Raises `UserError` for a store that is not there or elsewhere, and for methods and metrics that are not
     in it.
@@ -49,7 +49,7 @@ def read_tracked(source: str, names: Sequence[str], metric: str, progress: Progr
             if name not in map(_method, runs):
                 raise unknown(f"method in {uri}:", name, {str(_method(run)) for run in runs})
         found = [
-            _told(client, run, metric) for run in progress([run for run in runs if _method(run) in names])
+            _read_run(client, run, metric) for run in progress([run for run in runs if _method(run) in names])
         ]
     if not any(one.log for one in found):
         raise UserError(f"no finished run of {' or '.join(names)} in {uri} has the metric '{metric}'")
@@ -107,7 +107,7 @@ def _method(run: Any) -> str | None:
     )
 
 
-def _told(client: Any, run: Any, metric: str) -> ReadRun:
+def _read_run(client: Any, run: Any, metric: str) -> ReadRun:
     params, name, run_id = run.data.params, f"{_method(run)} (run {run.info.run_id})", run.info.run_id
     seed = run.data.tags.get("flowrace.seed") or params.get("seed") or ""
     if not seed.lstrip("-").isdigit():

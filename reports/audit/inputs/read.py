@@ -1,5 +1,5 @@
-"""Runs as an audit sees them, wherever they were logged: run directories, a tidy CSV (tidy.py) or MLflow
-(tracked.py)."""
+"""The runs of an audit, wherever they were logged: run directories, a tidy CSV (csv_curves.py) or MLflow
+(mlflow_runs.py)."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def read_arms(
     MLflow stores.
 
     Raises `UserError` for a source that cannot be read, a method or a metric that is not in it, and a seed
-    told twice.
+    that occurs twice.
     """
     stores = [source for source in sources if source.startswith(SCHEMES)]
     files = [source for source in sources if source not in stores and Path(source).is_file()]
@@ -83,17 +83,17 @@ def read_records(
         else []
     )
     runs = [(name, *run) for name, arm in chosen.items() for run in arm.runs.items()]
-    told = [_told(name, chosen[name], seed, run, metric) for name, seed, run in progress(runs)]
-    if not any(one.log for one in told):
+    found_runs = [_read_run(name, chosen[name], seed, run, metric) for name, seed, run in progress(runs)]
+    if not any(one.log for one in found_runs):
         known = {name for arm in chosen.values() for run in arm.runs.values() for name in _metrics(run)}
         raise UserError(
             f"no finished run of {' or '.join(names)} was evaluated by '{metric}' (evaluated: "
             f"{', '.join(sorted(known)) or 'nothing'})"
         )
-    return collect_arms(told, names, notes)
+    return collect_arms(found_runs, names, notes)
 
 
-def _told(name: str, arm: RaceArm, seed: int, record: Record, metric: str) -> ReadRun:
+def _read_run(name: str, arm: RaceArm, seed: int, record: Record, metric: str) -> ReadRun:
     """Read one run. Its events are not kept, because hundreds of runs would fill the memory."""
     failed, who = record.status == "failed", f"{arm.label} seed {seed}"
     if not failed and record.status != "done":
@@ -128,8 +128,11 @@ def _protocols(record: Record, metric: str) -> dict[str, Mapping[str, Any]]:
     """Return hash -> fields of the evaluations with the metric, from the spec if the record does not have
     them."""
     spec = {key: value for key, value in flatten(record.spec.get("eval", {})).items() if key not in FREE}
-    told = protocols_of(record, metric)
-    return {one: spec if fields == {"hash": one} else flatten(fields) for one, fields in sorted(told.items())}
+    found_runs = protocols_of(record, metric)
+    return {
+        one: spec if fields == {"hash": one} else flatten(fields)
+        for one, fields in sorted(found_runs.items())
+    }
 
 
 def _times(record: Record) -> tuple[float | None, float | None]:

@@ -1,4 +1,4 @@
-"""One run as an audit sees it, wherever it was logged, and the two arms of a comparison."""
+"""One run of an audit, wherever it was logged, and the two arms of a comparison."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ Progress = Callable[[Sequence[Any]], Iterable[Any]]
 
 @dataclass(frozen=True)
 class AuditRun:
-    """One run of an arm that ended, finished or failed: its curve, what it cost, and what tells whether it
-    may be compared."""
+    """One run of an arm that ended, finished or failed: its curve, what it cost, and what decides whether
+    it may be compared."""
 
     method: str
     seed: int
@@ -27,10 +27,9 @@ class AuditRun:
     costs: Costs
     """On the axes that were logged."""
     protocols: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Of its evaluations: name or hash -> fields; empty where none is told, `""` for points that tell
-    none."""
+    """Of its evaluations: name or hash -> fields; empty if none is recorded, `""` for points without one."""
     machines: tuple[str, ...] = ()
-    """What it ran on; empty where it is not told."""
+    """What it ran on; empty if not recorded."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Of training, the method's own left out: equal on an equal footing."""
     started: float | None = None
@@ -57,7 +56,7 @@ class AuditRuns:
         return [*self.baseline.values(), *self.candidate.values()]
 
     @property
-    def whole(self) -> AuditRuns:
+    def finished(self) -> AuditRuns:
         """Without the runs that failed."""
         baseline, candidate = (
             {seed: run for seed, run in arm.items() if not run.failed}
@@ -76,7 +75,7 @@ class AuditArms(NamedTuple):
 
 
 class ReadRun(NamedTuple):
-    """What a source tells of one run: its log, or in a note why it has none."""
+    """One run as read from a source: its log, or a note why it has none."""
 
     method: str
     seed: int
@@ -85,15 +84,15 @@ class ReadRun(NamedTuple):
     note: str = ""
 
 
-def collect_arms(told: Sequence[ReadRun], names: Sequence[str], notes: Sequence[str] = ()) -> AuditArms:
+def collect_arms(read: Sequence[ReadRun], names: Sequence[str], notes: Sequence[str] = ()) -> AuditArms:
     """Return the runs of these methods by seed; a run that failed and was run again to its end is left to
     that.
 
-    Raises `UserError` for a seed that is told twice.
+    Raises `UserError` for a seed that occurs twice.
     """
-    ended = {(one.method, one.seed) for one in told if one.log is not None and not one.failed}
+    ended = {(one.method, one.seed) for one in read if one.log is not None and not one.failed}
     kept, unseen, again = [], [], {}
-    for one in told:
+    for one in read:
         if one.failed and (one.method, one.seed) in ended:
             again[f"{one.method} seed {one.seed} failed before; its finished run counts."] = None
         elif one.failed and one.log is None:
@@ -106,7 +105,7 @@ def collect_arms(told: Sequence[ReadRun], names: Sequence[str], notes: Sequence[
 
 
 def by_seed(logs: Iterable[AuditRun]) -> dict[int, AuditRun]:
-    """Raises `UserError` for a seed that is told twice."""
+    """Raises `UserError` for a seed that occurs twice."""
     found: dict[int, AuditRun] = {}
     for log in logs:
         if log.seed in found:
