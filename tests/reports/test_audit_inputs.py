@@ -135,7 +135,7 @@ def test_malformed_claims(tmp_path: Path, what: str) -> None:
         ("", "contains no claim"),
         ("claim = 3", "contains no claim"),
         ("[claims]\nname = 'x'", "unknown table 'claims'.*Did you mean 'claim'"),
-        ("[claim]\n[tuning]\nrepa = 3", "tuning is told by method"),
+        ("[claim]\n[tuning]\nrepa = 3", "tuning must be given by method"),
         ("[tuning.repa]\ntrails = 3", "unknown key 'trails'.*Did you mean 'trials'"),
         ("[tuning.repa]\ntrials = -3", "tuning.repa: trials = -3"),
     ],

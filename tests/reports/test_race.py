@@ -263,5 +263,5 @@ def test_runs_that_are_not_finished_give_curves_but_no_numbers(tmp_path: Path) -
     exact(tmp_path, {"flow": 1.0, "repa": 2.0}, status="stopped")
     race = read_race([tmp_path])
     assert race.target is None and race.speedups == {} and race.times == {}
-    assert sentence(race, "steps").startswith("No run is finished yet")
+    assert sentence(race, "steps").startswith("No run has finished yet")
     assert all(run.evaluated for run in race.runs)

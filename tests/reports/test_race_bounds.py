@@ -149,7 +149,7 @@ def test_when_everybody_starts_below_nobody_was_first(tmp_path: Path) -> None:
 
 def test_a_target_is_given_and_nobody_has_finished(tmp_path: Path) -> None:
     race = read_race([arms(tmp_path, lambda *_: {"status": "stopped"})], target=30.0)
-    assert told(race).startswith("No run is finished yet")
+    assert told(race).startswith("No run has finished yet")
 
 
 def test_a_plan_binds_its_own_folder(tmp_path: Path) -> None:

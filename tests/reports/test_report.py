@@ -276,7 +276,7 @@ def test_poor_races_have_a_page_too(tmp_path: Path, kind: str) -> None:
     start = {
         "one arm": "flow reached fd:local ≤ 50 (chosen",
         "one evaluation": "",
-        "unfinished": "No run is finished yet",
+        "unfinished": "No run has finished yet",
         "nobody arrives": "No run reached",
         "protocols": "Inconclusive",
     }[kind]
