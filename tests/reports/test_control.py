@@ -82,7 +82,7 @@ def test_layers_are_in_the_order_of_their_numbers(folder: Path) -> None:
     assert ("sra", "layer 3", "state") not in found.scores
     page = control_section(RaceReport(read_race([folder])))
     assert page.count("<td>–</td>") == 2 * 9
-    assert "4 finished runs were not measured" in page and "and of a single seed" in page
+    assert "4 finished runs were not measured" in page and "and for a single seed" in page
 
 
 def test_only_finished_runs_of_the_race_count(folder: Path, tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_tables_of_several_folders_are_one_if_they_agree(tmp_path: Path) -> None
     folders = [tmp_path / "0", tmp_path / "1"]
     assert compute_control(read_race(folders)).seeds == {"flow": 2}
     write_table(folders[1], {"flow-1": entry(0.5)}, time=0.5)
-    with pytest.raises(UserError, match=r"control\.json of these folders were measured differently"):
+    with pytest.raises(UserError, match=r"control\.json of these folders were measured under different settings"):
         compute_control(read_race(folders))
 
 
@@ -115,8 +115,8 @@ def test_the_page_has_the_table(folder: Path) -> None:
     assert (
         "<td><b>0.720</b><small>[0.654,\u00a00.786]</small></td>" in page
     )  # sra: 2.16 / 3 -+ 4.303 * 0.01528
-    assert "<td>−0.050<small>" in page and "step 2,000, n\u00a0=\u00a03" in page and "359 of each run" in page
-    assert "of a single seed" not in page and "were not measured" not in page
+    assert "<td>−0.050<small>" in page and "step 2,000, n\u00a0=\u00a03" in page and "359 videos per run" in page
+    assert "for a single seed" not in page and "were not measured" not in page
 
 
 def test_without_the_table_there_is_no_section(folder: Path) -> None:
@@ -156,6 +156,6 @@ def test_a_broken_table_is_named(folder: Path, name: str) -> None:
     text = BROKEN[name] if isinstance(BROKEN[name], str) else json.dumps(BROKEN[name])
     (folder / "control.json").write_text(text)
     with pytest.raises(
-        UserError, match=r"no table of control; move it away and run: flowrace probe \S+ --control"
+        UserError, match=r"not a table of control; move it away and run: flowrace probe \S+ --control"
     ):
         compute_control(read_race([folder]))

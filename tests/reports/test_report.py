@@ -192,7 +192,7 @@ def test_large_grids_become_thumbnails_and_broken_ones_are_named(tmp_path: Path)
     ((_, (uri, _)),) = samples_of(done.report.race).rows
     assert Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).size == (480, 192)
     (tmp_path / "repa" / "samples" / "step-00000010.png").write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"repa/samples/step-00000010.png is not a picture"):
+    with pytest.raises(UserError, match=r"repa/samples/step-00000010.png is not an image"):
         write_report([tmp_path], tmp_path / "r.html")
 
 

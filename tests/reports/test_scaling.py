@@ -126,7 +126,7 @@ def test_without_the_table_the_page_says_what_to_run(tmp_path: Path) -> None:
 def test_a_broken_table_is_named(tmp_path: Path, text: str) -> None:
     write_study(tmp_path)
     (tmp_path / "encoders.json").write_text(text)
-    with pytest.raises(UserError, match="no table of encoders; move it away and run: flowrace probe"):
+    with pytest.raises(UserError, match="not a table of encoders; move it away and run: flowrace probe"):
         encoder_scaling(read_race([tmp_path], target=30))
 
 
