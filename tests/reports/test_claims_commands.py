@@ -107,8 +107,8 @@ def test_mistakes_are_one_sentence(own: str) -> None:
 
 
 def test_the_page_shows_what_is_printed(tmp_path: Path) -> None:
-    """docs/paper-literature.md: every output on it, every count, every rule, and its example of a file."""
-    page = (ROOT / "docs" / "paper-literature.md").read_text()
+    """docs/paper-desk.md: every output on it, every count, every rule, and its example of a file."""
+    page = (ROOT / "docs" / "paper-desk.md").read_text()
     everything = run("check").output
     blocks = re.findall(r"^```(\w*)\n(.*?)\n```$", page, re.DOTALL | re.MULTILINE)
     outputs = [text for language, text in blocks if not language]

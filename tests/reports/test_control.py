@@ -105,7 +105,9 @@ def test_tables_of_several_folders_are_one_if_they_agree(tmp_path: Path) -> None
     folders = [tmp_path / "0", tmp_path / "1"]
     assert compute_control(read_race(folders)).seeds == {"flow": 2}
     write_table(folders[1], {"flow-1": entry(0.5)}, time=0.5)
-    with pytest.raises(UserError, match=r"control\.json of these folders were measured under different settings"):
+    with pytest.raises(
+        UserError, match=r"control\.json of these folders were measured under different settings"
+    ):
         compute_control(read_race(folders))
 
 
@@ -115,7 +117,9 @@ def test_the_page_has_the_table(folder: Path) -> None:
     assert (
         "<td><b>0.720</b><small>[0.654,\u00a00.786]</small></td>" in page
     )  # sra: 2.16 / 3 -+ 4.303 * 0.01528
-    assert "<td>−0.050<small>" in page and "step 2,000, n\u00a0=\u00a03" in page and "359 videos per run" in page
+    assert (
+        "<td>−0.050<small>" in page and "step 2,000, n\u00a0=\u00a03" in page and "359 videos per run" in page
+    )
     assert "for a single seed" not in page and "were not measured" not in page
 
 

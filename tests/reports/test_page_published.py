@@ -41,7 +41,7 @@ def test_a_request_is_a_method_a_size_and_a_metric() -> None:
         ("", "expected METHOD"),
         ("repa:XL:FID:1", "expected METHOD"),
         ("repa:XL:FIT", "has the metric 'FIT'. Did you mean 'FID'"),
-        ("repa:no", "no curve of repa is published for size no and FID"),
+        ("repa:no", "no published curve of repa for size no and FID"),
     ],
 )
 def test_a_request_that_nothing_answers_writes_nothing(
