@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reports.audit.curve_shape import gain
+from reports.audit.curve_shape import speedup_between
 from reports.audit.decision import decide
 from reports.audit.inputs.claim import Claim
-from reports.audit.inputs.run_log import Log, Logs
+from reports.audit.inputs.run_log import AuditRun, AuditRuns
 from reports.stats.curves import Costs, crossing, fit
 from reports.stats.speedup import Speedup
 
@@ -88,20 +88,20 @@ def simulate(world: World, audits: int, seed: int = SEED) -> tuple[np.ndarray, n
     return found[0], found[1]
 
 
-def logs_of(grid: np.ndarray, base: np.ndarray, cand: np.ndarray, *, paired: bool = True) -> Logs:
+def logs_of(grid: np.ndarray, base: np.ndarray, cand: np.ndarray, *, paired: bool = True) -> AuditRuns:
     """The runs of one audit; unpaired ones have seeds of their own."""
     costs = Costs(np.array([0.0, *grid]), {"steps": np.array([0.0, *grid])})
     apart = 0 if paired else len(base)
     arms = (
-        {i + shift: Log(name, i + shift, name, fit(grid, row), costs) for i, row in enumerate(rows)}
+        {i + shift: AuditRun(name, i + shift, name, fit(grid, row), costs) for i, row in enumerate(rows)}
         for name, rows, shift in (("base", base, 0), ("cand", cand, apart))
     )
-    return Logs(*arms)
+    return AuditRuns(*arms)
 
 
-def gain_of(logs: Logs, target: float = TARGET, confidence: float = 0.95) -> Speedup:
+def gain_of(logs: AuditRuns, target: float = TARGET, confidence: float = 0.95) -> Speedup:
     arms = (logs.baseline, logs.candidate)
-    return gain(
+    return speedup_between(
         logs,
         "steps",
         [{s: crossing(log.curve, target) for s, log in arm.items()} for arm in arms],

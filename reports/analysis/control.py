@@ -1,12 +1,13 @@
-"""What layers know of state and action: `control.json` of a study (`flowrace probe STUDY --control`) as arms x layers.
+"""What layers encode of state and action: `control.json` of a study (`flowrace probe STUDY --control`) as
+arms x layers.
 
-The unit is the seed: a cell is the mean of R2 over an arm's finished runs, each at its newest step that was measured, with
-Student's t interval. Pixels are the same for every seed: they, and a single run, have the interval over videos.
+The unit is the seed: a cell is the mean of R2 over an arm's finished runs, each at its newest step that was
+measured, with Student's t interval. Pixels are the same for every seed: they, and a single run, have the
+interval over videos.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 from harness.errors import UserError
 from reports.race.race import Race
+from reports.race.study_folder import read_probe_tables
 from reports.stats.means import mean_of
 
 FILE = "control.json"
@@ -49,18 +51,22 @@ class Control:
     """Finished runs that have no place in the table."""
 
     def best(self, arm: str, target: str) -> str:
-        """The layer from which an arm's runs are read best."""
+        """Return the layer from which an arm's runs are read best."""
         layers = [row for row in self.rows if row not in FLOORS and (arm, row, target) in self.scores]
         return max(layers, key=lambda row: self.scores[arm, row, target].mean)
 
 
-def control(race: Race) -> Control | None:
-    """None for a race without the table. Raises `UserError` for one that is broken, and for several that do not agree."""
-    tables = [_read(file) for file in _files(race)]
+def compute_control(race: Race) -> Control | None:
+    """Return the table; None without one. Raises `UserError` for an invalid table, and for tables that
+    disagree."""
+    folders = {run.record.path.parent for run in race.runs}
+    tables = [_checked(file, table) for file, table in read_probe_tables(folders, FILE)]
     if not tables:
         return None
     if any(table["protocol"] != tables[0]["protocol"] for table in tables):
-        raise UserError(f"{FILE} of these folders were measured differently; measure one of them again")
+        raise UserError(
+            f"{FILE} of these folders were measured under different settings; measure one of them again"
+        )
     known = {id_: entry for table in tables for id_, entry in table["runs"].items() if entry["steps"]}
     done = [run for run in race.runs if run.done]
     entries = {
@@ -83,47 +89,42 @@ def control(race: Race) -> Control | None:
     )
 
 
-def score(values: Sequence[Mapping[str, float]]) -> Score:
-    """Of one arm's runs, each {mean, low, high}."""
+def mean_score(values: Sequence[Mapping[str, float]]) -> Score:
+    """Return the mean over one arm's runs, each {mean, low, high}."""
     found = mean_of([float(value["mean"]) for value in values])
     if found.low is None or found.high is None:
         return Score(found.mean, float(values[0]["low"]), float(values[0]["high"]))
     return Score(found.mean, found.low, found.high)
 
 
-def _files(race: Race) -> list[Path]:
-    folders = sorted({run.record.path.parent for run in race.runs})
-    return [folder / FILE for folder in folders if (folder / FILE).is_file()]
-
-
-def _read(file: Path) -> dict[str, Any]:
+def _checked(file: Path, table: Any) -> dict[str, Any]:
+    """Return the table if it is valid."""
     try:
-        table = json.loads(file.read_text())
         if table["protocol"]["time"] is not None and all(map(_is_entry, table["runs"].values())):
             return table
     except (ValueError, KeyError, TypeError, AttributeError):
         pass
     raise UserError(
-        f"{file} is no table of control; move it away and run: flowrace probe {file.parent} --control"
+        f"{file} is not a table of control; move it away and run: flowrace probe {file.parent} --control"
     )
 
 
 def _is_entry(entry: Mapping[str, Any]) -> bool:
-    """Whether a run has its videos, floors and layers, or none of its layers yet."""
+    """Return whether a run has its videos, floors and layers, or none of its layers yet."""
     return not entry["steps"] or (
         entry["videos"] > 0 and max(_place(row) for row, _ in _scores([entry]))[1] > 0
     )
 
 
 def _scores(entries: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], Score]:
-    """By row and target, over runs."""
+    """Return scores over runs, by row and target."""
     rows: dict[str, list[Mapping[str, Any]]] = {}
     for entry in entries:
         layers = entry["steps"][str(_newest(entry))]
         for name, row in {**{floor: entry[floor] for floor in FLOORS}, **layers}.items():
             rows.setdefault(name, []).append(row)
     rows[PIXELS] = rows[PIXELS][:1]
-    return {(name, t): score([row[t] for row in own]) for name, own in rows.items() for t in TARGETS}
+    return {(name, t): mean_score([row[t] for row in own]) for name, own in rows.items() for t in TARGETS}
 
 
 def _newest(entry: Mapping[str, Any]) -> int:
@@ -131,5 +132,5 @@ def _newest(entry: Mapping[str, Any]) -> int:
 
 
 def _place(row: str) -> tuple[int, int]:
-    """Floors first, then layers by number."""
+    """Return a sort key: floors first, then layers by number."""
     return (FLOORS.index(row), 0) if row in FLOORS else (len(FLOORS), int(row.removeprefix("layer ")))

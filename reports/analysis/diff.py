@@ -1,9 +1,10 @@
-"""What two reports differ in: which runs they share, which arms are new, and which numbers moved by more than their intervals.
+"""The difference of two reports: which runs they share, which arms are new, and which numbers moved by more
+than their intervals.
 
-A number of both reports is read by its two intervals. Equal values are the `same`. Where each estimate lies in the other's
-interval it is `within`; where the intervals have nothing in common it is `outside`; else `between`. Without both intervals a
-change is `unknown`. Disjoint 95 % intervals are stricter than a test at 5 %, and reports that share runs are not independent,
-so `outside` is a change worth a look and no test.
+A number of both reports is read by its two intervals. Equal values are the `same`. Where each estimate lies
+in the other's interval it is `within`; where the intervals have nothing in common it is `outside`; else
+`between`. Without both intervals a change is `unknown`. Disjoint 95 % intervals are stricter than a test at
+5 %, and reports that share runs are not independent, so `outside` is a change worth a look and no test.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from reports.race.arms import differing
+from reports.race.arms import differing_paths
 from reports.stats.speedup import Time, mean_time
 
 Moved = Literal["same", "within", "between", "outside", "unknown"]
@@ -22,30 +23,34 @@ CLOSE = 1e-9
 
 
 @dataclass(frozen=True)
-class Number:
-    """An estimate with the ends of its interval; None where there is none, open ends as 0 and infinity."""
+class Estimate:
+    """An estimate with the ends of its interval; None if there is none, open ends as 0 and infinity."""
 
     value: float
     low: float | None = None
     high: float | None = None
     n: int | None = None
 
+    @property
+    def ends(self) -> tuple[float, float] | None:
+        return None if self.low is None or self.high is None else (self.low, self.high)
+
 
 @dataclass(frozen=True)
-class Side:
+class ReportSide:
     """One of two reports."""
 
     name: str
     about: Mapping[str, Any]
     """Metric, target and baseline."""
-    numbers: Mapping[tuple[str, str, str], Number]
+    numbers: Mapping[tuple[str, str, str], Estimate]
     """By what it is (`speedup`, `time`, `final`), axis and arm."""
     runs: Mapping[str, Mapping[str, Any]]
     """By run id, their row of the report's table of runs."""
     specs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """By arm: its fields. Empty where only tables were given."""
     protocols: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """By hash, as far as the records tell them."""
+    """By hash, as far as they are recorded."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +58,8 @@ class Change:
     what: str
     axis: str
     arm: str
-    before: Number
-    after: Number
+    before: Estimate
+    after: Estimate
     moved: Moved
 
     @property
@@ -83,9 +88,9 @@ class Difference:
     """The same of evaluation protocols."""
 
 
-def compare(before: Side, after: Side) -> Difference:
-    """Everything that two reports differ in. An arm is the same where it has the same fields or shares a run, whatever the
-    label that tells it from others in its own report; else by its label."""
+def compare_reports(before: ReportSide, after: ReportSide) -> Difference:
+    """Return everything that two reports differ in. An arm is the same where it has the same fields or
+    shares a run, whatever its label in its own report; else by its label."""
     after = _renamed(after, _aliases(before, after))
     arms = [{arm for _, _, arm in side.numbers} for side in (before, after)]
     return Difference(
@@ -114,30 +119,32 @@ def compare(before: Side, after: Side) -> Difference:
     )
 
 
-def moved(before: Number, after: Number) -> Moved:
-    """How far a number moved, by its two intervals."""
+def moved(before: Estimate, after: Estimate) -> Moved:
+    """Return how far a number moved, by its two intervals."""
     if math.isclose(before.value, after.value, rel_tol=CLOSE):
         return "same"
-    if None in (before.low, before.high, after.low, after.high):
+    if before.ends is None or after.ends is None:
         return "unknown"
-    if before.high < after.low or after.high < before.low:
+    (low, high), (other_low, other_high) = before.ends, after.ends
+    if high < other_low or other_high < low:
         return "outside"
-    mutual = before.low <= after.value <= before.high and after.low <= before.value <= after.high
+    mutual = low <= after.value <= high and other_low <= before.value <= other_high
     return "within" if mutual else "between"
 
 
-def finals(runs: Sequence[Mapping[str, Any]]) -> dict[str, Number]:
-    """By arm, the geometric mean over finished runs of the last value of the metric, with its t interval."""
+def final_estimates(runs: Sequence[Mapping[str, Any]]) -> dict[str, Estimate]:
+    """Return, by arm, the geometric mean over finished runs of the metric's last value, with its t
+    interval."""
     found: dict[str, list[float]] = {}
     for row in runs:
         if row["status"] == "done" and row["final"] not in (None, ""):
             found.setdefault(str(row["method"]), []).append(float(row["final"]))
     means = {arm: mean_time(Time(value) for value in own) for arm, own in found.items()}
-    return {arm: Number(mean.estimate, mean.low, mean.high, mean.n) for arm, mean in means.items()}
+    return {arm: Estimate(mean.estimate, mean.low, mean.high, mean.n) for arm, mean in means.items()}
 
 
-def _aliases(before: Side, after: Side) -> dict[str, str]:
-    """Of an arm in `after`, its label in `before`."""
+def _aliases(before: ReportSide, after: ReportSide) -> dict[str, str]:
+    """Return, for arms of `after`, their labels in `before`."""
     known = {repr(sorted(fields.items())): arm for arm, fields in before.specs.items()}
     by_fields = {arm: known.get(repr(sorted(fields.items()))) for arm, fields in after.specs.items()}
     by_run = {
@@ -148,8 +155,8 @@ def _aliases(before: Side, after: Side) -> dict[str, str]:
     return {arm: name for arm, name in (by_fields | by_run).items() if name is not None}
 
 
-def _renamed(side: Side, names: Mapping[str, str]) -> Side:
-    """With other labels of arms, in its baseline too."""
+def _renamed(side: ReportSide, names: Mapping[str, str]) -> ReportSide:
+    """Return the report with other labels of arms, including its baseline."""
     numbers = {
         (what, axis, names.get(arm, arm)): number for (what, axis, arm), number in side.numbers.items()
     }
@@ -169,11 +176,11 @@ def _alike(a: Any, b: Any) -> bool:
 def _fields(
     before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]
 ) -> tuple[tuple[str, tuple[Any, ...], tuple[Any, ...]], ...]:
-    """Only where both sides tell: from tables alone nothing is known of specs."""
+    """Return the fields that differ, if both reports have them: tables alone contain no specs."""
     if not before or not after:
         return ()
     found = []
-    for path in differing([*before, *after]):
+    for path in differing_paths([*before, *after]):
         own, other = _values(before, path), _values(after, path)
         if set(map(repr, own)) != set(map(repr, other)):
             found.append((path, own, other))
@@ -181,7 +188,7 @@ def _fields(
 
 
 def _values(tables: Sequence[Mapping[str, Any]], path: str) -> tuple[Any, ...]:
-    """The values of a field, each once, in order of appearance; None where it is not a field."""
+    """Return the values of a field, each once, in order of appearance; None if it is not a field."""
     found: dict[str, Any] = {}
     for table in tables:
         found.setdefault(repr(table.get(path)), table.get(path))

@@ -3,11 +3,12 @@
     rho_a(tau) = share of problems in which T_a <= tau * min_b T_b,    tau in [1, 4]
     area_a     = 1/3 * integral of rho_a from 1 to 4
 
-(Dolan and More 2002; the area is AlgoPerf's score, arXiv 2306.07179.) A problem is a seed of a cell: what objectives share
-there (initial weights, data order, noise, times) makes it one problem. Where an objective never reached the target within the
-cell's budget, or failed before, its ratio is infinite; where nobody did, it is for all, so that a profile may end below 1.
-Equal times are both the best. A run that was there at its first evaluation is taken at that evaluation: two of these are a
-tie. A problem without a finished or failed run of every objective is left out, for all of them.
+(Dolan and More 2002; the area is AlgoPerf's score, arXiv 2306.07179.) A problem is a seed of a cell: what
+objectives share there (initial weights, data order, noise, times) makes it one problem. Where an objective
+never reached the target within the cell's budget, or failed before, its ratio is infinite; where nobody
+did, it is for all, so that a profile may end below 1. Equal times are both the best. A run that was there
+at its first evaluation is taken at that evaluation: two of these are a tie. A problem without a finished or
+failed run of every objective is left out, for all of them.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reports.race.cells import Cell, objectives_of
-from reports.race.race import Race
-from reports.stats.speedup import CONFIDENCE, Time
+from reports.race.workloads import Workload
+from reports.stats.speedup import Time
+from reports.stats.student import CONFIDENCE
 
 MOST = 4.0
 """The largest tau (AlgoPerf)."""
@@ -33,8 +34,8 @@ TIE = 1e-9
 
 @dataclass(frozen=True)
 class Profile:
-    """One axis. `ratios` has a row for each objective and a column for each problem: T / best, infinite where it never got
-    there."""
+    """One axis. `ratios` has a row for each objective and a column for each problem: T / best, infinite
+    where it never got there."""
 
     axis: str
     objectives: tuple[str, ...]
@@ -45,15 +46,16 @@ class Profile:
     """Problems without a run of every objective."""
 
     def share(self, tau: float) -> np.ndarray:
-        """rho(tau) of each objective."""
+        """Return rho(tau) of each objective."""
         return (self.ratios <= tau * (1 + TIE)).mean(axis=1)
 
     def area(self) -> np.ndarray:
-        """The normalised area below each profile from 1 to `MOST`, exact."""
+        """Return the normalised area below each profile from 1 to `MOST`, exact."""
         return _areas(self.ratios).mean(axis=1)
 
     def interval(self, confidence: float = CONFIDENCE) -> np.ndarray | None:
-        """(objectives, 2): percentiles of the area over problems drawn anew within each cell; None below `ENOUGH`."""
+        """Return (objectives, 2): percentiles of the area over problems resampled within each cell; None
+        below `ENOUGH`."""
         problems = self.ratios.shape[1]
         if problems < ENOUGH:
             return None
@@ -67,16 +69,17 @@ class Profile:
         return np.quantile(sums / problems, ends, axis=1).T
 
 
-def profile(race: Race, cells: Sequence[Cell], axis: str) -> Profile | None:
-    """The profile of a race on an axis; None with fewer than two objectives or without a problem that all have run.
+def compute_profile(objectives: Sequence[str], workloads: Sequence[Workload], axis: str) -> Profile | None:
+    """Return the profile of a race on an axis; None with fewer than two objectives or without a problem
+    that all have run.
 
-    Cells that cannot be compared on this axis (another protocol within a cell, other hardware) hold no problem.
+    Cells that cannot be compared on this axis (another protocol within a cell, other hardware) hold no
+    problem.
     """
-    objectives = objectives_of(race)
     if len(objectives) < 2:
         return None
     columns, strata, left_out = [], [], 0
-    for number, cell in enumerate(cells):
+    for number, cell in enumerate(workloads):
         if axis not in cell.horizons or cell.why:
             continue
         times = [cell.times(objective, axis) for objective in objectives]
@@ -91,12 +94,12 @@ def profile(race: Race, cells: Sequence[Cell], axis: str) -> Profile | None:
 
 
 def ratios(times: Sequence[Time]) -> np.ndarray:
-    """Each time over the best of them; infinite for one that is only a lower bound."""
+    """Return each time over the best of them; infinite for one that is only a lower bound."""
     values = np.array([math.inf if time.censored == "right" else time.value for time in times])
     best = values.min()
     return values / best if math.isfinite(best) else np.full(len(values), math.inf)
 
 
 def _areas(found: np.ndarray) -> np.ndarray:
-    """The integral of [ratio <= tau] over tau from 1 to `MOST`, normalised."""
+    """Return the integral of [ratio <= tau] over tau from 1 to `MOST`, normalised."""
     return np.clip(MOST - found, 0, None) / (MOST - 1)

@@ -1,14 +1,14 @@
-"""How quality and speed move with the encoder or with the size of the backbone.
+"""How quality and speed depend on the encoder or on the size of the backbone.
 
-A study that varies `method.encoder.name` gives one point for each objective, encoder and set of the other fields: the
-encoder's parameters (from the records), what it knows (`encoders.json`, written by `flowrace probe STUDY`) against the last
-value of the metric, the steps to target and the speed-up over the baseline. Encoders with random weights and arms without an
-encoder are controls. A study that varies the backbone gives one point for each size and objective, in its own cell.
+A study that varies `method.encoder.name` gives one point for each objective, encoder and set of the other
+fields: the encoder's parameters (from the records), what it knows (`encoders.json`, written by `flowrace
+probe STUDY`) against the last value of the metric, the steps to target and the speed-up over the baseline.
+Encoders with random weights and arms without an encoder are controls. A study that varies the backbone
+gives one point for each size and objective, in its own cell.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +18,11 @@ from typing import Any, Literal
 import numpy as np
 
 from harness.errors import UserError
-from reports.race.arms import Arm
-from reports.race.cells import Cell, cells_of
+from reports.race.arms import RaceArm
 from reports.race.race import Race
-from reports.race.run import Run
+from reports.race.run import RaceRun
+from reports.race.study_folder import read_probe_tables
+from reports.race.workloads import Workload
 from reports.stats.correlation import Rank, Slope, slope, spearman
 from reports.stats.speedup import MeanTime, Speedup, Time, mean_time
 
@@ -33,17 +34,18 @@ Kind = Literal["trained", "random", "none"]
 
 
 @dataclass(frozen=True)
-class Point:
+class ScalingPoint:
     """One arm: its x by name, and what it reached."""
 
     arm: str
     group: str
-    """What points are compared within: the objective without its encoder, and whatever else tells arms apart."""
+    """What points are compared within: the objective without its encoder, and whatever else distinguishes
+    arms."""
     kind: Kind
     name: str
     """Of the encoder, or of the backbone's size; empty without an encoder."""
     x: Mapping[str, float]
-    runs: tuple[Run, ...]
+    runs: tuple[RaceRun, ...]
     """Those that count."""
     final: MeanTime | None
     """Geometric mean over the seeds that finished of the last fitted value of the metric."""
@@ -53,7 +55,7 @@ class Point:
     """Over the baseline, in steps."""
 
     def y(self, name: str) -> float | None:
-        """The value of one of `YS`."""
+        """Return the value of one of `YS`."""
         own = {"final": self.final, "time": self.time, "gain": self.gain}[name]
         return None if own is None else own.estimate
 
@@ -71,24 +73,26 @@ class Trend:
     rank: Rank
     """Without random encoders."""
     with_random: Rank | None
-    """With them; None where there are none."""
+    """With them; None without any."""
     slope: Slope | None
-    """Of log y on log parameters (or on the plain x) over runs without random encoders, for `final` and `time`."""
+    """Of log y on log parameters (or on the plain x) over runs without random encoders, for `final` and
+    `time`."""
     bounded: int
     """Points with a run that never arrived, whose time is a bound."""
 
 
 @dataclass(frozen=True)
 class Scaling:
-    points: tuple[Point, ...]
+    points: tuple[ScalingPoint, ...]
     xs: tuple[str, ...]
     trends: tuple[Trend, ...]
     protocol: Mapping[str, Any] | None = None
-    """Of `encoders.json`; None where it was not read."""
+    """Of `encoders.json`; None if it was not read."""
 
 
 def encoder_scaling(race: Race) -> Scaling | None:
-    """None for a race with fewer than two encoders. Raises `UserError` for a broken `encoders.json`."""
+    """Return the scaling; None for fewer than two encoders. Raises `UserError` for an invalid
+    `encoders.json`."""
     arms = [arm for arm in race.arms if _counted(race.of(arm.label))]
     if len({arm.encoder for arm in arms if arm.encoder}) < 2:
         return None
@@ -98,13 +102,13 @@ def encoder_scaling(race: Race) -> Scaling | None:
     return _scaling(points, ("params", *KNOWN), table and table["protocol"])
 
 
-def model_scaling(race: Race) -> Scaling | None:
-    """None for a race whose runs have fewer than two sizes, or do not say how many parameters they train."""
+def model_scaling(workloads: Sequence[Workload]) -> Scaling | None:
+    """Return the scaling; None for fewer than two sizes, or if the records have no parameter counts."""
     points = [
-        _model_point(cell, objective, runs)
-        for cell in cells_of(race)
+        _model_point(cell, objective, runs, params)
+        for cell in workloads
         for objective, runs in cell.runs.items()
-        if _counted(runs) and params_of(runs) is not None
+        if _counted(runs) and (params := params_of(runs)) is not None
     ]
     if len({point.x["params"] for point in points}) < 2:
         return None
@@ -112,52 +116,50 @@ def model_scaling(race: Race) -> Scaling | None:
 
 
 def read_encoders(folders: Iterable[Path]) -> dict[str, Any] | None:
-    """The first `encoders.json` of these folders; None where there is none, `UserError` for one that is not such a table."""
-    for file in (folder / ENCODERS for folder in sorted(folders)):
-        if not file.is_file():
-            continue
-        try:
-            table = json.loads(file.read_text())
-            if all(isinstance(table[key], dict) for key in ("protocol", "encoders")):
-                return table
-        except (ValueError, KeyError, TypeError):
-            pass
-        raise UserError(f"{file} is no table of encoders; move it away and run: flowrace probe {file.parent}")
+    """Return the first `encoders.json` of these folders, or None. Raises `UserError` for an invalid one."""
+    for file, table in read_probe_tables(folders, ENCODERS):
+        if isinstance(table, dict) and all(
+            isinstance(table.get(key), dict) for key in ("protocol", "encoders")
+        ):
+            return table
+        raise UserError(
+            f"{file} is not a table of encoders; move it away and run: flowrace probe {file.parent}"
+        )
     return None
 
 
-def params_of(runs: Sequence[Run]) -> int | None:
-    """Parameters of the backbone, as the records have them."""
+def params_of(runs: Sequence[RaceRun]) -> int | None:
+    """Return the parameters of the backbone as recorded; None if they are not."""
     starts = [start for run in runs for start in run.record.environment if "params" in start]
     return int(starts[-1]["params"]) if starts else None
 
 
 def kind_of(encoder: str | None) -> Kind:
-    """A control with random weights is one by its family, cached or not."""
+    """Return a control with random weights is one by its family, cached or not."""
     if not encoder:
         return "none"
     return "random" if encoder.removeprefix("cached:").startswith("random:") else "trained"
 
 
-def _encoder_point(race: Race, arm: Arm, known: Mapping[str, Any]) -> Point:
+def _encoder_point(race: Race, arm: RaceArm, known: Mapping[str, Any]) -> ScalingPoint:
     runs = _counted(race.of(arm.label))
     x = _of_record(runs, arm.encoder) | _of_table(known.get(arm.encoder or "", {}))
     group = _without(arm.label, arm.encoder)
     time, gain = race.times.get((AXIS, arm.label)), race.speedups.get((AXIS, arm.label))
-    return Point(
+    return ScalingPoint(
         arm.label, group, kind_of(arm.encoder), arm.encoder or "", x, tuple(runs), _final(runs), time, gain
     )
 
 
-def _model_point(cell: Cell, objective: str, runs: Sequence[Run]) -> Point:
+def _model_point(cell: Workload, objective: str, runs: Sequence[RaceRun], params: int) -> ScalingPoint:
     counted = _counted(runs)
     times = cell.times(objective, AXIS) if AXIS in cell.horizons else {}
-    return Point(
+    return ScalingPoint(
         cell.arms[objective],
         objective,
         "trained",
         str(cell.fields.get("backbone.size", cell.label)),
-        {"params": float(params_of(runs))},
+        {"params": float(params)},
         tuple(counted),
         _final(counted),
         mean_time(times.values()) if times else None,
@@ -165,7 +167,7 @@ def _model_point(cell: Cell, objective: str, runs: Sequence[Run]) -> Point:
     )
 
 
-def _scaling(points: Sequence[Point], xs: Sequence[str], protocol: Mapping | None = None) -> Scaling:
+def _scaling(points: Sequence[ScalingPoint], xs: Sequence[str], protocol: Mapping | None = None) -> Scaling:
     shown = tuple(x for x in xs if any(x in point.x for point in points))
     groups = dict.fromkeys(point.group for point in points if point.x)
     trends = [
@@ -178,8 +180,8 @@ def _scaling(points: Sequence[Point], xs: Sequence[str], protocol: Mapping | Non
     return Scaling(tuple(points), shown, tuple(trends), protocol)
 
 
-def _trend(points: Sequence[Point], group: str, x: str, y: str) -> Trend | None:
-    """None where no point has this y."""
+def _trend(points: Sequence[ScalingPoint], group: str, x: str, y: str) -> Trend | None:
+    """Return the trend; None if no point has this y."""
     points = [point for point in points if point.y(y) is not None]
     if not points:
         return None
@@ -197,39 +199,44 @@ def _trend(points: Sequence[Point], group: str, x: str, y: str) -> Trend | None:
     )
 
 
-def _rank(points: Sequence[Point], x: str, y: str) -> Rank:
-    return spearman([point.x[x] for point in points], [point.y(y) for point in points])
+def _rank(points: Sequence[ScalingPoint], x: str, y: str) -> Rank:
+    known = [(point.x[x], value) for point in points if (value := point.y(y)) is not None]
+    return spearman([at for at, _ in known], [value for _, value in known])
 
 
-def _slope(points: Sequence[Point], x: str, y: str) -> Slope | None:
-    """Over runs; a speed-up is of pairs and has none."""
+def _slope(points: Sequence[ScalingPoint], x: str, y: str) -> Slope | None:
+    """Return the slope over runs; a speed-up is defined on pairs and has none."""
     if y == "gain":
         return None
-    rows = [(point.x[x], run.seed, _log(run, y)) for point in points for run in point.runs]
-    rows = [row for row in rows if row[2] is not None]
+    rows = [
+        (point.x[x], run.seed, value)
+        for point in points
+        for run in point.runs
+        if (value := _log(run, y)) is not None
+    ]
     if not rows:
         return None
     at, seeds, values = zip(*rows, strict=True)
-    return slope(np.log(at) if x == "params" else at, values, seeds)
+    return slope(np.log(at).tolist() if x == "params" else at, values, seeds)
 
 
-def _log(run: Run, y: str) -> float | None:
+def _log(run: RaceRun, y: str) -> float | None:
     if y == "final":
         return math.log(run.curve.fitted[-1]) if run.done else None
-    return None if run.crossing is None else math.log(run.crossing.step)
+    return math.log(run.crossing.step) if run.crosses else None
 
 
-def _final(runs: Sequence[Run]) -> MeanTime | None:
-    """A mean over seeds has one definition here, whatever it is the mean of. A run that failed has no last value."""
+def _final(runs: Sequence[RaceRun]) -> MeanTime | None:
+    """Return the mean of last values; a failed run has none. It is defined like every mean over seeds."""
     values = [Time(float(run.curve.fitted[-1])) for run in runs if run.done]
     return mean_time(values) if values else None
 
 
-def _counted(runs: Sequence[Run]) -> list[Run]:
+def _counted(runs: Sequence[RaceRun]) -> list[RaceRun]:
     return [run for run in runs if run.counts]
 
 
-def _of_record(runs: Sequence[Run], encoder: str | None) -> dict[str, float]:
+def _of_record(runs: Sequence[RaceRun], encoder: str | None) -> dict[str, float]:
     for start in (start for run in runs for start in run.record.environment):
         for one in start.get("encoders", ()):
             if one.get("name") == encoder and one.get("params"):
@@ -242,6 +249,6 @@ def _of_table(known: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _without(label: str, encoder: str | None) -> str:
-    """`repa (encoder = local:tiny, layer = 2)` -> `repa (layer = 2)`."""
+    """Return a label without its encoder: `repa (encoder = local:tiny, layer = 2)` -> `repa (layer = 2)`."""
     said = f"encoder = {encoder}"
     return label.replace(f" ({said})", "").replace(f"{said}, ", "").replace(f", {said}", "")

@@ -2,8 +2,9 @@
 
     curve -> sustained crossing of the target -> time on each axis -> speed-up with its interval -> verdict
 
-The steps are those of curves.py, speedup.py and decision.py; here they are put in order, beside what must hold
-(preconditions.py), what else was looked at (shape.py, survival.py), and what more runs would settle (power.py).
+The steps are those of curves.py, speedup.py and decision.py; here they are put in order, with the
+preconditions (preconditions.py), checks of the curves (curve_shape.py, survival.py), and what more runs
+would settle (power.py).
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from harness.errors import UserError
-from reports.audit.curve_shape import Dual, by_target, dual, gain, horizon, slopes
+from reports.audit.curve_shape import Dual, by_target, dual_speedup, horizon, slopes, speedup_between
 from reports.audit.decision import Verdict, decide, holm, p_values
 from reports.audit.inputs.claim import Claim, Tuning
-from reports.audit.inputs.run_log import Log, Logs
-from reports.audit.preconditions import Reason, comparable, hardware, reached
+from reports.audit.inputs.run_log import AuditRun, AuditRuns
+from reports.audit.preconditions import Reason, failed_preconditions, hardware_reason, target_reasons
 from reports.audit.register import Standing
 from reports.race.comparability import CLOCK_AXES
 from reports.stats.curves import AXES, Crossing, crossing, first_crossing, value_at
@@ -37,10 +38,10 @@ class Audit:
     claim: Claim
     verdict: Verdict
     reasons: tuple[Reason, ...]
-    logs: Logs
+    logs: AuditRuns
     """The runs that count: pairs, where the arms share seeds."""
     target: float | None = None
-    """None where it could not be computed, or values cannot be compared."""
+    """None if it could not be computed, or values cannot be compared."""
     crossings: Crossings | None = None
     """Sustained ones."""
     gains: Mapping[str, Speedup] | None = None
@@ -53,8 +54,8 @@ class Audit:
     slopes: Mapping[str, float | None] | None = None
     """d log metric / d log step at the target, by arm."""
     more_pairs: int | None = None
-    """How many more pairs would decide the claim in four of five cases, if truth is what was measured; 0 where it is
-    decided, None where no number would."""
+    """How many more pairs would decide the claim in four of five cases, if truth is what was measured; 0
+    where it is decided, None if no number would."""
     adjusted: Verdict | None = None
     """After Holm over a family of claims; None for a claim by itself."""
     adjusted_p: float | None = None
@@ -80,16 +81,17 @@ class Audit:
     @property
     def p(self) -> float:
         """Two-sided, of whichever of support and refutation is nearer; 1 where a precondition fails."""
-        decided = self.gain is not None and not any(r.name != "interval" for r in self.reasons)
-        return min(p_values(self.claim, self.gain)) if decided else 1.0
+        if self.gain is None or any(reason.name != "interval" for reason in self.reasons):
+            return 1.0
+        return min(p_values(self.claim, self.gain))
 
-    def crossed(self) -> list[tuple[Log, Crossing]]:
-        """The runs with their crossings; empty where there are none."""
+    def crossed(self) -> list[tuple[AuditRun, Crossing]]:
+        """Return the sustained crossings of both arms."""
         pairs = zip(_arms(self.logs), self.crossings or (), strict=False)
         return [(log, own[seed]) for arm, own in pairs for seed, log in arm.items()]
 
     def times(self) -> dict[str, list[Time]]:
-        """On the claim's axis, cut at the horizon, by arm; empty where there are none."""
+        """Return times on the claim's axis, cut at the horizon, by arm; empty without crossings."""
         if self.crossings is None:
             return {}
         axis, end = self.claim.axis, horizon(self.logs, self.claim.axis)
@@ -105,9 +107,9 @@ class Audit:
         }
 
 
-def audit(
+def audit_claim(
     claim: Claim,
-    logs: Logs,
+    logs: AuditRuns,
     tuning: Mapping[str, Tuning] | None = None,
     standing: Standing = "not registered",
 ) -> Audit:
@@ -118,27 +120,27 @@ def audit(
     judged = matched(
         replace(logs, baseline={s: log for s, log in logs.baseline.items() if s not in tuned_on})
     )
-    reasons = comparable(claim, judged, tuning, apart if claim.step is not None else ())
+    reasons = failed_preconditions(claim, judged, tuning, apart if claim.step is not None else ())
     empty = Audit(claim, "inconclusive", tuple(reasons), judged, standing=standing, notes=judged.notes)
     if not judged.baseline or not judged.candidate or any(reason.name == "protocol" for reason in reasons):
         return empty
     missing = [log for log in judged.all if claim.axis not in log.costs.totals]
     if missing:
-        raise UserError(f"the claim is on {claim.axis}, which {missing[0].source} does not tell")
+        raise UserError(f"the claim is on {claim.axis}, which {missing[0].source} does not record")
     target = target_of(claim, apart or list(judged.baseline.values()))
     if target is None:
         said = f"no run of {claim.baseline} was evaluated on both sides of step {claim.step}"
         return replace(empty, reasons=(*reasons, Reason("target", said)))
-    return _measured(replace(empty, target=target))
+    return _measured(replace(empty, target=target), target)
 
 
-def _measured(found: Audit) -> Audit:
-    """The same with everything that needs a target."""
-    claim, logs, target = found.claim, found.logs, found.target
+def _measured(found: Audit, target: float) -> Audit:
+    """Return the same with everything that needs a target."""
+    claim, logs = found.claim, found.logs
     crossings = crossed(logs, target)
     gains = gains_of(logs, crossings, claim.confidence)
     by_arm = {claim.baseline: list(crossings[0].values()), claim.candidate: list(crossings[1].values())}
-    own, reasons = gains.get(claim.axis), [*found.reasons, *reached(claim, target, by_arm)]
+    own, reasons = gains.get(claim.axis), [*found.reasons, *target_reasons(claim, target, by_arm)]
     if own is not None and own.estimate is None and not any(reason.name == "target" for reason in reasons):
         reasons.append(Reason("censored", f"no pair has a time in {claim.axis} within the smallest budget"))
     verdict: Verdict = "inconclusive" if reasons or own is None else decide(claim, own)
@@ -152,16 +154,17 @@ def _measured(found: Audit) -> Audit:
         reasons=tuple(reasons) or (interval_reason(claim, own, verdict),),
         crossings=crossings,
         gains=gains,
-        first=gain(logs, claim.axis, first, claim.confidence),
-        dual=dual(logs, claim.confidence),
+        first=speedup_between(logs, claim.axis, first, claim.confidence),
+        dual=dual_speedup(logs, claim.confidence),
         curve=tuple(by_target(logs, claim.axis, claim.confidence)),
         slopes={name: slopes(arm, own) for name, arm, own in arms},
         more_pairs=more_pairs(claim, own, verdict, reasons),
     )
 
 
-def family(audits: Sequence[Audit]) -> list[Audit]:
-    """The audits of several claims with their p-values adjusted (Holm); a verdict that does not survive is inconclusive."""
+def adjust_family(audits: Sequence[Audit]) -> list[Audit]:
+    """Return the audits of several claims with their p-values adjusted (Holm); a verdict that does not
+    survive is inconclusive."""
     if len(audits) < 2:
         return list(audits)
     adjusted = holm([one.p for one in audits])
@@ -171,8 +174,8 @@ def family(audits: Sequence[Audit]) -> list[Audit]:
     ]
 
 
-def matched(logs: Logs) -> Logs:
-    """The runs of seeds that both arms have; all runs where they share fewer than two (Welch)."""
+def matched(logs: AuditRuns) -> AuditRuns:
+    """Return the runs of seeds that both arms have; all runs where they share fewer than two (Welch)."""
     shared = logs.baseline.keys() & logs.candidate.keys()
     if len(shared) < min(2, len(logs.baseline), len(logs.candidate)) or not shared:
         return logs
@@ -186,39 +189,40 @@ def matched(logs: Logs) -> Logs:
     )
 
 
-def target_of(claim: Claim, baseline: Sequence[Log]) -> float | None:
-    """The value to reach: the claim's own, or the median of the baseline's fitted metric at its step, over the runs that
-    cover it (AlgoPerf's rule). None where no run does."""
+def target_of(claim: Claim, baseline: Sequence[AuditRun]) -> float | None:
+    """Return the value to reach: the claim's own, or the median of the baseline's fitted metric at its
+    step, over the runs that cover it (AlgoPerf's rule). None if no run does."""
     if claim.step is None:
         return float(claim.target)
     values = [value for log in baseline if (value := value_at(log.curve, claim.step)) is not None]
     return float(np.median(values)) if values else None
 
 
-def crossed(logs: Logs, target: float) -> Crossings:
-    """Sustained crossings of both arms."""
+def crossed(logs: AuditRuns, target: float) -> Crossings:
+    """Return the sustained crossings of both arms."""
     base, cand = ({seed: crossing(log.curve, target) for seed, log in arm.items()} for arm in _arms(logs))
     return base, cand
 
 
-def gains_of(logs: Logs, crossings: Crossings, confidence: float) -> dict[str, Speedup]:
-    """By axis, where every run tells it and, on the clock, the hardware allows it."""
-    told = [axis for axis in AXES if all(axis in log.costs.totals for log in logs.all)]
-    if hardware(logs) is not None:
-        told = [axis for axis in told if axis not in CLOCK_AXES]
-    return {axis: gain(logs, axis, crossings, confidence) for axis in told}
+def gains_of(logs: AuditRuns, crossings: Crossings, confidence: float) -> dict[str, Speedup]:
+    """Return speed-ups by axis, for axes that every run records and, on the clock, that the hardware
+    allows."""
+    recorded = [axis for axis in AXES if all(axis in log.costs.totals for log in logs.all)]
+    if hardware_reason(logs) is not None:
+        recorded = [axis for axis in recorded if axis not in CLOCK_AXES]
+    return {axis: speedup_between(logs, axis, crossings, confidence) for axis in recorded}
 
 
 def interval_reason(claim: Claim, own: Speedup | None, verdict: Verdict) -> Reason:
-    """Where the interval lies: the reason of a verdict that no precondition forced."""
-    if own is None or own.low is None:
+    """Return where the interval lies: the reason of a verdict that no precondition forced."""
+    if own is None or own.low is None or own.high is None:
         return Reason("interval", f"there is no interval in {claim.axis}")
     bounds = f"{claim.low:.3g}x" + ("" if math.isinf(claim.high) else f" to {claim.high:.3g}x")
     needed = f"what the claim needs ({bounds})"
     where = {
         "supported": f"lies within {needed}",
-        "refuted": f"lies outside of {needed}",
-        "inconclusive": f"holds factors that fulfil the claim and others that do not; it needs {bounds}",
+        "refuted": f"lies outside {needed}",
+        "inconclusive": f"contains factors that satisfy the claim and factors that do not; the claim needs {bounds}",
     }
     if verdict == "supported" and math.isinf(claim.high):
         return Reason("interval", f"its low end is at or above {needed}")
@@ -228,8 +232,8 @@ def interval_reason(claim: Claim, own: Speedup | None, verdict: Verdict) -> Reas
 
 
 def more_pairs(claim: Claim, own: Speedup | None, verdict: Verdict, reasons: Sequence[Reason]) -> int | None:
-    """See `Audit.more_pairs`. None too where a precondition other than the number of pairs fails, or an open end would stay
-    open however many pairs there were."""
+    """Return `Audit.more_pairs`; None also if another precondition fails or an end would stay open with any
+    n."""
     if verdict != "inconclusive":
         return 0
     if (
@@ -240,7 +244,7 @@ def more_pairs(claim: Claim, own: Speedup | None, verdict: Verdict, reasons: Seq
     ):
         return None
     fulfils = claim.low <= own.estimate <= claim.high
-    open_low, open_high = own.low == 0, math.isinf(own.high)
+    open_low, open_high = own.low == 0, own.high is not None and math.isinf(own.high)
     if fulfils:
         blocked = open_low or (open_high and not math.isinf(claim.high))
         distance = min(math.log(own.estimate / claim.low), math.log(claim.high / own.estimate))
@@ -255,5 +259,5 @@ def more_pairs(claim: Claim, own: Speedup | None, verdict: Verdict, reasons: Seq
     return None if needed is None else max(needed, claim.min_pairs, own.n + 1) - own.n
 
 
-def _arms(logs: Logs) -> tuple[Mapping[int, Log], Mapping[int, Log]]:
+def _arms(logs: AuditRuns) -> tuple[Mapping[int, AuditRun], Mapping[int, AuditRun]]:
     return logs.baseline, logs.candidate

@@ -1,8 +1,8 @@
 """From an interval to a verdict, for one claim and for a family of them.
 
-A verdict is a statement about the interval [low, high] of a speed-up and the factors [c1, c2] that fulfil a claim (c2 is
-infinite for `at_least`): supported inside, refuted apart, else inconclusive. The same verdicts follow from one-sided tests
-at (1 - confidence) / 2; their doubled p-values are what Holm adjusts.
+A verdict is a statement about the interval [low, high] of a speed-up and the factors [c1, c2] that fulfil a
+claim (c2 is infinite for `at_least`): supported inside, refuted if disjoint, else inconclusive. The same
+verdicts follow from one-sided tests at (1 - confidence) / 2; their doubled p-values are what Holm adjusts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ Verdict = Literal["supported", "refuted", "inconclusive"]
 
 
 def decide(claim: Claim, gain: Speedup) -> Verdict:
-    """What the interval says of the claim, preconditions apart; inconclusive without an interval."""
+    """Return what the interval says of the claim, ignoring preconditions; inconclusive without an
+    interval."""
     if gain.low is None or gain.high is None:
         return "inconclusive"
     if gain.low >= claim.low and gain.high <= claim.high:
@@ -30,9 +31,10 @@ def decide(claim: Claim, gain: Speedup) -> Verdict:
 
 
 def p_values(claim: Claim, gain: Speedup) -> tuple[float, float]:
-    """Of support and of refutation, two-sided: `decide` says supported (or refuted) where it is at most 1 - confidence.
+    """Return the two-sided p-values of support and of refutation.
 
-    An end that censored times leave open vouches for nothing, so its test has p = 1; so has a gain without an interval.
+    `decide` returns supported (or refuted) if the value is at most 1 - confidence. A test on an end that
+    censored times leave open has p = 1, and so has a gain without an interval.
     """
     above_low, below_low = _beyond(gain, claim.low, "low"), _beyond(gain, claim.low, "high")
     above_high, below_high = _beyond(gain, claim.high, "low"), _beyond(gain, claim.high, "high")
@@ -40,7 +42,7 @@ def p_values(claim: Claim, gain: Speedup) -> tuple[float, float]:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Adjusted p-values (Holm 1979): each at most alpha keeps the family's error rate at alpha."""
+    """Return adjusted p-values (Holm 1979): each at most alpha keeps the family's error rate at alpha."""
     order = np.argsort(p, kind="stable")
     factors = len(p) - np.arange(len(p))
     stepped = np.maximum.accumulate(np.minimum(np.asarray(p, dtype=float)[order] * factors, 1.0))
@@ -50,7 +52,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def _beyond(gain: Speedup, bound: float, end: Literal["low", "high"]) -> float:
-    """Doubled p-value of the test whose interval ends there: that the gain is above (low) or below (high) a bound."""
+    """Return the doubled p-value that the gain is above (low) or below (high) a bound."""
     limit = gain.low if end == "low" else gain.high
     if gain.estimate is None or gain.error is None or limit is None:
         return 1.0

@@ -7,20 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from harness.files.files import read_toml
-from reports.audit.audit import Audit, audit, family
+from reports.audit.audit import Audit, adjust_family, audit_claim
 from reports.audit.inputs.claim import read_claims, read_tuning
 from reports.audit.inputs.read import read_logs
 from reports.audit.inputs.run_log import Progress
 from reports.audit.register import NAME, read_register, standing
+from reports.race.study_folder import study_tables
 
 
-def judged(
+def judge_claims(
     claims: Sequence[Path], sources: Sequence[str], register: Path | None = None, progress: Progress = iter
 ) -> list[Audit]:
-    """The claims of these files, judged by the runs of these sources (see `logs.read_arms`) as one family.
+    """Judge the claims of these files on the runs of these sources (see `read_arms`), as one family.
 
-    The register is looked for beside each claim where it is not given. Raises `UserError` for a file or a source that cannot
-    be read, and for an arm or a metric that is not in the runs.
+    Without `register` the register next to each claim is used. Raises `UserError` for a file or source that
+    cannot be read, and for an arm or metric that the runs do not have.
     """
     tuning = read_tuning(_tables(claims, sources))
     found = []
@@ -28,11 +29,11 @@ def judged(
         entries = read_register(register or file.with_name(NAME))
         for claim in read_claims(file):
             logs = read_logs(sources, claim, progress)
-            found.append(audit(claim, logs, tuning, standing(claim, entries, logs.all)))
-    return family(found)
+            found.append(audit_claim(claim, logs, tuning, standing(claim, entries, logs.all)))
+    return adjust_family(found)
 
 
 def _tables(claims: Iterable[Path], sources: Iterable[str]) -> list[tuple[Path, dict[str, Any]]]:
-    """The files that may tell tuning budgets: studies, then claims."""
-    studies = [file for source in sources if (file := Path(source) / "study.toml").is_file()]
-    return [(file, read_toml(file)) for file in (*studies, *claims)]
+    """Return the files that may record tuning budgets: studies, then claims."""
+    studies = study_tables([Path(source) for source in sources])
+    return [*studies, *((file, read_toml(file)) for file in claims)]

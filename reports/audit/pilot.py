@@ -1,4 +1,5 @@
-"""From pilot runs to a plan: how much times to target vary from seed to seed, and what that lets n seeds tell."""
+"""From pilot runs to a plan: how much times to target vary from seed to seed, and which factors n seeds
+detect."""
 
 from __future__ import annotations
 
@@ -9,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness.errors import UserError
-from reports.audit.inputs.run_log import Log
+from reports.audit.inputs.run_log import AuditRun
 from reports.stats.curves import crossing
-from reports.stats.power import Spread, detectable_with, pairs_needed, spread_of
+from reports.stats.power import SeedSpread, detectable_with, pairs_needed, spread_of
 
 SEEDS = range(2, 21)
 
@@ -22,13 +23,16 @@ class Pilot:
 
     arms: tuple[str, ...]
     target: float
-    spread: Spread
+    spread: SeedSpread
     detectable: Mapping[int, tuple[float, float, float]]
-    """n -> the factor that n seeds tell from 1 with 80 % power: at the measured spread, and at the ends of its interval."""
+    """n -> the factor that n seeds distinguish from 1 with 80 % power: at the measured spread, and at the
+    ends of its interval."""
 
 
-def pilot(arms: Mapping[str, Mapping[int, Log]], axis: str, target: float, confidence: float) -> Pilot:
-    """One arm tells the spread of unpaired seeds; two that share seeds tell that of pairs.
+def read_pilot(
+    arms: Mapping[str, Mapping[int, AuditRun]], axis: str, target: float, confidence: float
+) -> Pilot:
+    """Measure the spread of unpaired seeds from one arm, or that of pairs from two arms that share seeds.
 
     Raises `UserError` for fewer than two runs, or pairs, and for runs that do not cross the target.
     """
@@ -40,17 +44,21 @@ def pilot(arms: Mapping[str, Mapping[int, Log]], axis: str, target: float, confi
     times = np.array([[own[seed] for seed in shared] for own in logs])
     paired = len(logs) == 2
     spread = spread_of(times[0] - times[1] if paired else times[0], paired=paired, confidence=confidence)
-    ends = (spread.sd, spread.low, spread.high)
-    found = {n: tuple(detectable_with(n, sd, confidence, paired=paired) for sd in ends) for n in SEEDS}
+
+    def factor(n: int, sd: float) -> float:
+        return detectable_with(n, sd, confidence, paired=paired)
+
+    found = {n: (factor(n, spread.sd), factor(n, spread.low), factor(n, spread.high)) for n in SEEDS}
     return Pilot(tuple(arms), target, spread, found)
 
 
-def seeds_for(factor: float, spread: Spread, confidence: float) -> int | None:
-    """How many seeds (pairs, where they pair) tell this factor from 1 with 80 % power; None where a thousand do not."""
+def seeds_for(factor: float, spread: SeedSpread, confidence: float) -> int | None:
+    """Return how many seeds (pairs, where they pair) distinguish this factor from 1 with 80 % power; None
+    if a thousand do not."""
     return pairs_needed(abs(math.log(factor)), spread.sd, confidence, paired=spread.paired)
 
 
-def _log_time(log: Log, axis: str, target: float) -> float:
+def _log_time(log: AuditRun, axis: str, target: float) -> float:
     found = crossing(log.curve, target)
     if found.censored is not None:
         side = "does not reach" if found.censored == "right" else "starts below"
@@ -58,5 +66,5 @@ def _log_time(log: Log, axis: str, target: float) -> float:
             f"{log.method} seed {log.seed} {side} {target:g}: choose a target that every pilot run crosses"
         )
     if axis not in log.costs.totals:
-        raise UserError(f"{log.source} does not tell {axis}")
+        raise UserError(f"{log.source} does not record {axis}")
     return math.log(log.costs.at(axis, found.step))

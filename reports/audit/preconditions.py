@@ -1,10 +1,10 @@
-"""What must hold before a comparison means anything: every way in which an audit ends inconclusive whatever its interval says.
+"""The preconditions of a comparison: each failure makes an audit inconclusive, whatever its interval.
 
     failed        a run failed before its first evaluation: nothing is known of it, and those left over are a selection
     pairs         fewer pairs of seeds than the claim asks for
     protocol      the points were evaluated under different protocols; the fields in which they differ are named
     hardware      a claim on the clock, and the arms ran on different machines, or one after the other
-    tuning        unequal tuning budgets, in trials or FLOPs, or told for one arm only
+    tuning        unequal tuning budgets, in trials or FLOPs, or recorded for one arm only
     reused seeds  seeds of the candidate's audit are among those it was tuned on
     aligned       a run was trained towards the very network of the metric
     rising        the metric rises as training goes on: it is not a distance
@@ -13,7 +13,8 @@
     bracket       a crossing lies between evaluations more than a factor of 2 in steps apart
     censored      no pair has a time on the claim's axis
 
-Unequal evaluation grids are no obstacle here: only raw first hits, which nothing in this package uses, depend on them.
+Unequal evaluation grids are no obstacle here: only raw first hits, which nothing in this package uses,
+depend on them.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from reports.audit.inputs.claim import Claim, Tuning
-from reports.audit.inputs.run_log import Log, Logs
+from reports.audit.inputs.run_log import AuditRun, AuditRuns
 from reports.race.comparability import CLOCK_AXES, one_after_another
 from reports.stats.curves import Crossing, rises
 
@@ -44,15 +45,16 @@ class Reason:
         return f"{self.name}: {self.text}"
 
 
-def comparable(
-    claim: Claim, logs: Logs, tuning: Mapping[str, Tuning], setters: Sequence[Log] = ()
+def failed_preconditions(
+    claim: Claim, logs: AuditRuns, tuning: Mapping[str, Tuning], setters: Sequence[AuditRun] = ()
 ) -> list[Reason]:
-    """The reasons that are known before any target is; `setters` are runs that set it and are not judged."""
+    """Return the reasons that are known before any target is; `setters` are runs that set it and are not
+    judged."""
     found = [
         Reason("failed", " ".join(logs.unseen)) if logs.unseen else None,
         _pairs(claim, logs),
-        protocol([*logs.all, *setters]),
-        hardware(logs) if claim.axis in CLOCK_AXES else None,
+        protocol_reason([*logs.all, *setters]),
+        hardware_reason(logs) if claim.axis in CLOCK_AXES else None,
         _tuning(claim, tuning),
         _reused(claim, logs, tuning),
         _aligned(claim, logs.all),
@@ -62,10 +64,10 @@ def comparable(
     return [reason for reason in found if reason is not None]
 
 
-def reached(claim: Claim, target: float, crossings: Mapping[str, Sequence[Crossing]]) -> list[Reason]:
-    """The reasons that the crossings of both arms (by name) give."""
+def target_reasons(claim: Claim, target: float, crossings: Mapping[str, Sequence[Crossing]]) -> list[Reason]:
+    """Return the reasons that the crossings of both arms (by name) give."""
     flat = [(name, one) for name, own in crossings.items() for one in own]
-    for side, where in (("right", "below all that was reached"), ("left", "above all first evaluations")):
+    for side, where in (("right", "below every value reached"), ("left", "above every first evaluation")):
         if all(one.censored == side for _, one in flat):
             return [Reason("target", f"{claim.metric} <= {target:.6g} is {where}, in both arms")]
     name, widest = max(flat, key=lambda pair: pair[1].bracket)
@@ -75,46 +77,48 @@ def reached(claim: Claim, target: float, crossings: Mapping[str, Sequence[Crossi
     return []
 
 
-def hardware(logs: Logs) -> Reason | None:
-    """Why seconds of these runs cannot be compared; None where they can, or where the logs tell nothing of it."""
+def hardware_reason(logs: AuditRuns) -> Reason | None:
+    """Return why seconds of these runs cannot be compared; None if they can, or if the logs do not record
+    it."""
     machines = sorted({machine for log in logs.all for machine in log.machines})
     if len(machines) > 1:
-        return Reason("hardware", f"the runs were not all on the same hardware ({'; '.join(machines)})")
+        return Reason("hardware", f"the runs used different hardware ({'; '.join(machines)})")
     arms = {"baseline": logs.baseline, "candidate": logs.candidate}
     if one_after_another({name: [log.started for log in arm.values()] for name, arm in arms.items()}):
         return Reason(
-            "hardware", "all runs of one arm began before any of the other did: they were not interleaved"
+            "hardware", "all runs of one arm began before any run of the other: they were not interleaved"
         )
     return None
 
 
-def _pairs(claim: Claim, logs: Logs) -> Reason | None:
+def _pairs(claim: Claim, logs: AuditRuns) -> Reason | None:
     n = min(len(logs.baseline), len(logs.candidate))
     if n >= claim.min_pairs:
         return None
     return Reason(
-        "pairs", f"{n} {'pair' if n == 1 else 'pairs'} of seeds, fewer than the {claim.min_pairs} asked for"
+        "pairs", f"{n} {'pair' if n == 1 else 'pairs'} of seeds, but the claim needs {claim.min_pairs}"
     )
 
 
-def protocol(logs: Sequence[Log]) -> Reason | None:
-    """Why values of these runs cannot be compared; None where they can, or where no log tells its protocol."""
-    told = {name: fields for log in logs for name, fields in log.protocols.items()}
-    if not told:
+def protocol_reason(logs: Sequence[AuditRun]) -> Reason | None:
+    """Return why values of these runs cannot be compared; None if they can, or if no log records its
+    protocol."""
+    recorded = {name: fields for log in logs for name, fields in log.protocols.items()}
+    if not recorded:
         return None
     if any(not log.protocols or "" in log.protocols for log in logs):
-        return Reason("protocol", "some evaluations tell no protocol and others do")
-    if len(told) == 1:
+        return Reason("protocol", "some evaluations record a protocol and others do not")
+    if len(recorded) == 1:
         return None
-    fields = differing(list(told.values()))
+    fields = differing_settings(list(recorded.values()))
     return Reason(
         "protocol",
-        f"evaluations differ in {'; '.join(fields) or 'their hash (' + ', '.join(sorted(told)) + ')'}",
+        f"evaluations differ in {'; '.join(fields) or 'their hash (' + ', '.join(sorted(recorded)) + ')'}",
     )
 
 
-def differing(tables: Sequence[Mapping[str, Any]]) -> list[str]:
-    """`field (value, value)` for each field in which flat tables differ."""
+def differing_settings(tables: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return `field (value, value)` for each field in which flat tables differ."""
     names = sorted({name for table in tables for name in table})
     values = {name: list(dict.fromkeys(str(table.get(name, "none")) for table in tables)) for name in names}
     return [f"{name} ({', '.join(sorted(own))})" for name, own in values.items() if len(own) > 1]
@@ -126,40 +130,40 @@ def _tuning(claim: Claim, tuning: Mapping[str, Tuning]) -> Reason | None:
         spent = {name: getattr(one, field) for name, one in own.items()}
         if len(set(spent.values())) > 1:
             said = ", ".join(
-                f"{name} {'untold' if n is None else format(n, 'g')}" for name, n in spent.items()
+                f"{name} {'not recorded' if n is None else format(n, 'g')}" for name, n in spent.items()
             )
             return Reason("tuning", f"unequal tuning budgets in {field}: {said}")
     return None
 
 
-def _reused(claim: Claim, logs: Logs, tuning: Mapping[str, Tuning]) -> Reason | None:
+def _reused(claim: Claim, logs: AuditRuns, tuning: Mapping[str, Tuning]) -> Reason | None:
     reused = sorted(logs.candidate.keys() & set(tuning.get(claim.candidate, Tuning()).seeds))
     if not reused:
         return None
     seeds = ", ".join(map(str, reused))
-    return Reason("reused seeds", f"{claim.candidate} was tuned on seeds that it is now judged by: {seeds}")
+    return Reason("reused seeds", f"{claim.candidate} was tuned on seeds that now judge it: {seeds}")
 
 
-def _aligned(claim: Claim, logs: Sequence[Log]) -> Reason | None:
+def _aligned(claim: Claim, logs: Sequence[AuditRun]) -> Reason | None:
     arms = sorted({log.method for log in logs if log.aligned})
     if not arms:
         return None
     return Reason(
         "aligned",
-        f"{', '.join(arms)} aligned to the very network of {claim.metric}, which rewards that itself",
+        f"{', '.join(arms)} aligned to the network that computes {claim.metric}, which rewards the alignment itself",
     )
 
 
-def _rising(claim: Claim, logs: Sequence[Log]) -> Reason | None:
+def _rising(claim: Claim, logs: Sequence[AuditRun]) -> Reason | None:
     if not rises([log.curve for log in logs]):
         return None
     return Reason(
-        "rising", f"{claim.metric} rises as training goes on in every run; an audit is of metrics that fall"
+        "rising", f"{claim.metric} rises during training in every run; an audit needs a metric that falls"
     )
 
 
-def _units(logs: Sequence[Log]) -> Reason | None:
-    """Compares the last step, and each axis' cost of a step, between runs."""
+def _units(logs: Sequence[AuditRun]) -> Reason | None:
+    """Compare the last step, and each axis' cost per step, between runs."""
     sizes = {"step": [(log.curve.steps[-1], log) for log in logs if not log.failed]}
     for axis in ("images", "flops", "seconds", "gpu_seconds"):
         sizes[f"{axis} of a step"] = [
@@ -172,10 +176,10 @@ def _units(logs: Sequence[Log]) -> Reason | None:
             apart = f"{top[1].method} has {top[0]:.3g}, {bottom[1].method} {bottom[0]:.3g}"
             return Reason(
                 "units",
-                f"the {what} differs over {UNITS_APART:g}-fold between runs ({apart}): one unit a column",
+                f"the {what} differs over {UNITS_APART:g}-fold between runs ({apart}): use one unit per column",
             )
     return None
 
 
-def _size(pair: tuple[float, Log]) -> float:
+def _size(pair: tuple[float, AuditRun]) -> float:
     return float(np.asarray(pair[0]))

@@ -1,7 +1,9 @@
-"""The register of claims: a file of JSON lines that is only ever appended to, each line holding the hash of the one before.
+"""The register of claims: a file of JSON lines that is only ever appended to, each line holding the hash of
+the one before.
 
-A claim that was written down before its runs began is worth more than one that was found in their results. The hash is of
-what a claim says (claim.py), so a registered claim that is changed afterwards is no longer registered.
+A claim that was written down before its runs began is worth more than one that was found in their results.
+The hash is of what a claim says (claim.py), so a registered claim that is changed afterwards is no longer
+registered.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import Any, Literal
 from harness.errors import UserError
 from harness.files.files import lock_file, sync_file
 from reports.audit.inputs.claim import Claim, claim_hash
-from reports.audit.inputs.run_log import Log
+from reports.audit.inputs.run_log import AuditRun
 
 NAME = "register.jsonl"
 Standing = Literal[
@@ -31,7 +33,7 @@ Standing = Literal[
 
 
 @dataclass(frozen=True)
-class Entry:
+class RegisterEntry:
     """A line of the register."""
 
     hash: str
@@ -44,8 +46,10 @@ class Entry:
         return 1000 * datetime.fromisoformat(self.time).timestamp()
 
 
-def register(file: Path, claims: Iterable[Claim], now: datetime | None = None) -> list[tuple[Entry, bool]]:
-    """Append claims and return their entries with whether each is new; one that is there already keeps its first time.
+def register_claims(
+    file: Path, claims: Iterable[Claim], now: datetime | None = None
+) -> list[tuple[RegisterEntry, bool]]:
+    """Append claims and return their entries with whether each is new; a known one keeps its first time.
 
     Raises `UserError` for a register that was altered or cannot be written.
     """
@@ -70,8 +74,9 @@ def register(file: Path, claims: Iterable[Claim], now: datetime | None = None) -
     return found
 
 
-def read_register(file: Path) -> dict[str, Entry]:
-    """Entries by claim hash; empty where there is no register. Raises `UserError` for one that was altered."""
+def read_register(file: Path) -> dict[str, RegisterEntry]:
+    """Return entries by claim hash; empty if there is no register. Raises `UserError` for one that was
+    altered."""
     try:
         return _checked(file, file.read_bytes())[0]
     except FileNotFoundError:
@@ -80,28 +85,30 @@ def read_register(file: Path) -> dict[str, Entry]:
         raise UserError(f"cannot read {file}: {error.strerror}") from error
 
 
-def standing(claim: Claim, entries: Mapping[str, Entry], logs: Iterable[Log]) -> Standing:
-    """Whether a claim was there before its runs: `post hoc` once the first run had finished."""
+def standing(claim: Claim, entries: Mapping[str, RegisterEntry], logs: Iterable[AuditRun]) -> Standing:
+    """Return whether a claim was there before its runs: `post hoc` once the first run had finished."""
     entry = entries.get(claim_hash(claim))
     if entry is None:
         changed = any(other.name == claim.name for other in entries.values())
         return "changed since it was registered" if changed else "not registered"
     runs = list(logs)
-    if not runs or any(log.started is None or log.ended is None for log in runs):
+    started = [run.started for run in runs if run.started is not None]
+    ended = [run.ended for run in runs if run.ended is not None]
+    if not runs or len(started) < len(runs) or len(ended) < len(runs):
         return "registered, times of runs unknown"
-    if entry.milliseconds >= min(log.ended for log in runs):
+    if entry.milliseconds >= min(ended):
         return "post hoc"
-    early = entry.milliseconds < min(log.started for log in runs)
+    early = entry.milliseconds < min(started)
     return "registered before the runs" if early else "registered during the runs"
 
 
 def _row(claim: Claim, last: str, now: datetime) -> bytes:
-    told = {"hash": claim_hash(claim), "name": claim.name, "time": now.isoformat(timespec="milliseconds")}
-    return json.dumps(told | {"claim": claim.model_dump(mode="json"), "previous": last}).encode()
+    recorded = {"hash": claim_hash(claim), "name": claim.name, "time": now.isoformat(timespec="milliseconds")}
+    return json.dumps(recorded | {"claim": claim.model_dump(mode="json"), "previous": last}).encode()
 
 
-def _checked(file: Path, content: bytes) -> tuple[dict[str, Entry], str]:
-    """Entries by hash, and the digest of the last line, which the next one has to hold."""
+def _checked(file: Path, content: bytes) -> tuple[dict[str, RegisterEntry], str]:
+    """Return entries by hash, and the digest of the last line, which the next one has to hold."""
     entries, last = {}, ""
     for number, line in enumerate(content.splitlines(), start=1):
         try:
@@ -109,22 +116,22 @@ def _checked(file: Path, content: bytes) -> tuple[dict[str, Entry], str]:
             intact = row["previous"] == last and row["hash"] == claim_hash(
                 Claim.model_validate_json(json.dumps(row["claim"]))
             )
-            entry = _entry(row)
+            entry = _entry(row) if intact else None
         except (ValueError, KeyError, TypeError):
-            intact = False
-        if not intact:
+            entry = None
+        if entry is None:
             raise UserError(
-                f"{file} line {number} was altered: a register is only appended to; restore it, or begin another"
+                f"{file} line {number} was altered: a register is only appended to; restore it, or start a new one"
             )
         entries.setdefault(entry.hash, entry)
         last = _digest(line)
     if content and not content.endswith(b"\n"):
-        raise UserError(f"{file}: the last line is torn; restore it, or remove that line")
+        raise UserError(f"{file}: the last line is torn; restore the file, or remove that line")
     return entries, last
 
 
-def _entry(row: dict[str, Any]) -> Entry:
-    entry = Entry(str(row["hash"]), str(row["name"]), str(row["time"]))
+def _entry(row: dict[str, Any]) -> RegisterEntry:
+    entry = RegisterEntry(str(row["hash"]), str(row["name"]), str(row["time"]))
     entry.milliseconds  # noqa: B018 (raises ValueError for what is no time)
     return entry
 

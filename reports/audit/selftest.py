@@ -1,4 +1,5 @@
-"""The A/A test: a baseline against itself on disjoint seeds. What it measures is the noise floor of an installation."""
+"""The A/A test: a baseline against itself on disjoint seeds. What it measures is the noise floor of an
+installation."""
 
 from __future__ import annotations
 
@@ -8,9 +9,9 @@ from dataclasses import dataclass
 
 from harness.errors import UserError
 from reports.audit.audit import crossed
-from reports.audit.curve_shape import gain
-from reports.audit.inputs.run_log import Log, Logs
-from reports.stats.speedup import Speedup
+from reports.audit.curve_shape import speedup_between
+from reports.audit.inputs.run_log import AuditRun, AuditRuns
+from reports.stats.speedup import Speedup, closed_ends
 
 LEAST = 4
 
@@ -26,20 +27,21 @@ class SelfTest:
 
     @property
     def floor(self) -> float | None:
-        """Half the interval, as a factor: what two arms of this size must differ by to be told apart. None where an end is
-        open."""
-        low, high = self.gain.low, self.gain.high
-        return math.sqrt(high / low) if low and not math.isinf(high) else None
+        """Half the interval, as a factor: the smallest difference that two arms of this size resolve. None
+        where an end is open."""
+        ends = closed_ends(self.gain)
+        return math.sqrt(ends[1] / ends[0]) if ends else None
 
     @property
     def holds(self) -> bool | None:
-        """Whether the interval contains 1; None where there is no interval. By chance it fails to in 1 - confidence of all
-        installations that are sound."""
+        """Whether the interval contains 1; None if there is no interval. By chance it fails to in 1 -
+        confidence of all installations that are sound."""
         return None if self.gain.low is None else self.gain.direction == "unresolved"
 
 
-def selftest(runs: Mapping[int, Log], axis: str, target: float, confidence: float) -> SelfTest:
-    """Every other seed against the rest. Raises `UserError` for fewer than four runs, and for runs that do not tell the axis."""
+def run_selftest(runs: Mapping[int, AuditRun], axis: str, target: float, confidence: float) -> SelfTest:
+    """Return every other seed against the rest. Raises `UserError` for fewer than four runs, and for runs
+    that do not record the axis."""
     seeds = sorted(runs)
     if len(seeds) < LEAST:
         raise UserError(
@@ -47,9 +49,9 @@ def selftest(runs: Mapping[int, Log], axis: str, target: float, confidence: floa
         )
     for log in runs.values():
         if axis not in log.costs.totals:
-            raise UserError(f"{log.source} does not tell {axis}")
+            raise UserError(f"{log.source} does not record {axis}")
     halves = tuple(seeds[::2]), tuple(seeds[1::2])
-    logs = Logs(*({seed: runs[seed] for seed in half} for half in halves))
+    logs = AuditRuns({seed: runs[seed] for seed in halves[0]}, {seed: runs[seed] for seed in halves[1]})
     return SelfTest(
-        runs[seeds[0]].method, target, halves, gain(logs, axis, crossed(logs, target), confidence)
+        runs[seeds[0]].method, target, halves, speedup_between(logs, axis, crossed(logs, target), confidence)
     )

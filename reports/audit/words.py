@@ -1,4 +1,5 @@
-"""An audit in words, the same in a terminal and on a page: what was claimed, the axes, the facts, the notes."""
+"""An audit in words, the same in a terminal and on a page: what was claimed, the axes, the facts, the
+notes."""
 
 from __future__ import annotations
 
@@ -8,13 +9,12 @@ from typing import Any, NamedTuple
 from reports.audit.audit import Audit
 from reports.audit.curve_shape import ends_above, horizon
 from reports.audit.inputs.claim import claim_hash
-from reports.audit.preconditions import differing as differing_fields
-from reports.audit.preconditions import hardware
+from reports.audit.preconditions import differing_settings, hardware_reason
 from reports.race.comparability import CLOCK_AXES
 from reports.race.verdict import FEWER
 from reports.stats.curves import AXES
 from reports.stats.number_format import factor, interval
-from reports.stats.speedup import Speedup
+from reports.stats.speedup import Speedup, closed_ends
 from reports.stats.survival import kaplan_meier, mean_until
 
 
@@ -30,7 +30,7 @@ class AxisLine(NamedTuple):
 
 
 def claimed(found: Audit) -> str:
-    """What is said to be how much faster than what."""
+    """Return what is said to be how much faster than what."""
     claim = found.claim
     least = "at least " if claim.kind == "at_least" else ""
     target = claim.target if found.target is None else f"{found.target:.5g}"
@@ -41,23 +41,23 @@ def claimed(found: Audit) -> str:
 
 
 def because(found: Audit) -> str:
-    """The reasons of the verdict."""
+    """Return the reasons of the verdict."""
     return "; ".join(map(str, found.reasons))
 
 
 def axis_lines(found: Audit) -> list[AxisLine]:
-    """All five axes; one that was not logged, or cannot be compared, says so."""
+    """Return all five axes; one that was not logged, or cannot be compared, says so."""
     return [_axis_line(found, axis) for axis in AXES]
 
 
 def facts(found: Audit) -> list[str]:
-    """Numbers that belong to the verdict, a line each."""
+    """Return numbers that belong to the verdict, a line each."""
     own, claim = found.gain, found.claim
     percent = f"{100 * claim.confidence:g} %"
     if own is None:
         return [f"n = {found.n_pairs}, {percent}; claim {claim_hash(claim)}, {found.standing}"]
-    together = "" if own.correlation is None else f", their times correlate by {own.correlation:.2f}"
-    pairs = f"n = {own.n} pairs{together}" if own.paired else f"n = {own.n} seeds an arm, unpaired (Welch)"
+    together = "" if own.correlation is None else f", correlation of their times {own.correlation:.2f}"
+    pairs = f"n = {own.n} pairs{together}" if own.paired else f"n = {own.n} seeds per arm, unpaired (Welch)"
     lost = ", ".join(f"{name} {count}" for name, count in censored(found).items())
     steep = ", ".join(
         f"{name} {slope:.2f}" for name, slope in (found.slopes or {}).items() if slope is not None
@@ -67,13 +67,13 @@ def facts(found: Audit) -> list[str]:
         lines.append(f"slope at the target (log metric by log step): {steep}")
     if found.detectable is not None:
         lines.append(
-            f"these runs can tell a factor of {factor(found.detectable)} from 1 (80 % power); {_more(found)}"
+            f"these runs can distinguish a factor of {factor(found.detectable)} from 1 (80 % power); {_more(found)}"
         )
     return [*lines, f"claim {claim_hash(claim)}, {found.standing}"]
 
 
 def notes(found: Audit) -> list[str]:
-    """What a reader must know before quoting the verdict."""
+    """Return what a reader must know before quoting the verdict."""
     return [
         *_about_shape(found),
         *_about_times(found),
@@ -84,14 +84,14 @@ def notes(found: Audit) -> list[str]:
 
 
 def censored(found: Audit) -> dict[str, int]:
-    """Runs of each arm that count as bounds, on the claim's axis."""
+    """Return runs of each arm that count as bounds, on the claim's axis."""
     own, claim = found.gain, found.claim
     counts = (own.censored_baseline, own.censored_candidate) if own else (0, 0)
     return dict(zip((claim.baseline, claim.candidate), counts, strict=True))
 
 
-def reached(found: Audit) -> dict[str, Any]:
-    """Kaplan-Meier by arm, and the restricted means until the horizon, on the claim's axis."""
+def arrival_summary(found: Audit) -> dict[str, Any]:
+    """Return Kaplan-Meier by arm, and the restricted means until the horizon, on the claim's axis."""
     times = found.times()
     if not times:
         return {}
@@ -128,24 +128,28 @@ def _about_shape(found: Audit) -> list[str]:
 
 
 def _about_decline(found: Audit) -> list[str]:
-    """Warns of curves that got worse again: where that changes the answer by more than the interval is wide, where runs count
-    as not there although they once were, and where the fit calls a run there that ends above the target."""
+    """Warn of curves that get worse again.
+
+    That is: if it changes the answer by more than the interval's width, if runs that once reached the
+    target count as not reaching it, and if the fit counts a run as reaching the target that ends above it.
+    """
     own, first, said = found.gain, found.first, []
     if own is None or first is None or not own.estimate or not first.estimate:
         return said
     lost = _lost(own) - _lost(first)
     apart = abs(math.log(first.estimate / own.estimate))
-    closed = own.low and not math.isinf(own.high)
-    if lost > 0 or (closed and apart > math.log(own.high / own.low)):
+    ends = closed_ends(own)
+    if lost > 0 or (ends and apart > math.log(ends[1] / ends[0])):
         said.append(
-            f"Curves get worse again: by first crossings {_spoken(first)}, by sustained ones {_spoken(own)}; the sustained "
-            "ones count."
+            f"Curves get worse again: the speed-up is {_spoken(first)} by first crossings and {_spoken(own)} by "
+            "sustained crossings; the latter count."
         )
     if lost > 0:
-        said.append(f"{lost} runs passed the target and got worse again: they count as not there.")
-    if above := sum(ends_above(log, one, found.target) for log, one in found.crossed()):
+        said.append(f"{lost} runs passed the target and got worse again: they count as not reaching it.")
+    target = found.target
+    if target is not None and (above := sum(ends_above(run, one, target) for run, one in found.crossed())):
         said.append(
-            f"{above} runs are above the target again in the last quarter of their evaluations, on average."
+            f"{above} runs are above the target again, on average over the last quarter of their evaluations."
         )
     return said
 
@@ -158,13 +162,14 @@ def _about_dual(found: Audit) -> list[str]:
         f"{factor(gain.estimate)}x at {target:.4g}" for target, gain in found.curve if gain.estimate
     )
     return [
-        f"The curves are not shifted copies: read off the metrics at step {found.dual.step:.0f} the speed-up in steps is "
+        f"The curves are not shifted copies: from the metrics at step {found.dual.step:.0f} the speed-up in steps is "
         f"{_spoken(found.dual.gain)}. It depends on the target: {span}."
     ]
 
 
 def _about_budgets(found: Audit) -> list[str]:
-    """Times that a run has but that the common budget of an axis cuts: a slower step makes the same steps longer."""
+    """Report times that the common budget of an axis cuts: slower steps make the same number of steps take
+    longer."""
     gains = found.gains or {}
     if found.claim.axis not in gains:
         return []
@@ -173,7 +178,7 @@ def _about_budgets(found: Audit) -> list[str]:
     if not cut:
         return []
     said = ", ".join(f"{count} in {FEWER[axis].removeprefix('fewer ')}" for axis, count in cut.items())
-    return [f"Times beyond the smallest budget of any run count as bounds there: {said}."]
+    return [f"Times beyond the smallest budget of any run count as bounds: {said}."]
 
 
 def _lost(gain: Speedup) -> int:
@@ -182,21 +187,21 @@ def _lost(gain: Speedup) -> int:
 
 def _about_times(found: Audit) -> list[str]:
     said = []
-    told = reached(found)
+    recorded = arrival_summary(found)
     for name, times in found.times().items():
         never, early = (sum(time.censored == side for time in times) for side in ("right", "left"))
         if never:
-            share = told["curves"][name][-1][1]
+            share = recorded["curves"][name][-1][1]
             said.append(
                 f"{never} of {len(times)} runs of {name} did not reach the target within the smallest budget ({share:.0%} "
                 "did): the interval is open at that end."
             )
         if early:
             said.append(
-                f"{early} of {len(times)} runs of {name} were below the target at their first evaluation."
+                f"{early} of {len(times)} runs of {name} were already below the target at their first evaluation."
             )
-    if said and told["ratio"]:
-        said.append(f"Restricted mean times up to the common budget: a ratio of {factor(told['ratio'])}.")
+    if said and recorded["ratio"]:
+        said.append(f"Ratio of restricted mean times up to the common budget: {factor(recorded['ratio'])}.")
     return said
 
 
@@ -205,15 +210,15 @@ def _about_sources(found: Audit) -> list[str]:
     if claim.step is not None and found.target is not None:
         said.append(f"The target is {claim.baseline}'s median at step {claim.step}: {found.target:.5g}.")
     if logs and not any(log.protocols for log in logs):
-        said.append("The logs tell no evaluation protocol: it is taken to be the same for all points.")
+        said.append("The logs record no evaluation protocol: it is assumed to be the same for all points.")
     if claim.axis in CLOCK_AXES and not any(log.machines for log in logs):
-        said.append("The logs tell no hardware: it is taken to be the same for all runs.")
-    elif claim.axis not in CLOCK_AXES and logs and (reason := hardware(found.logs)):
+        said.append("The logs record no hardware: it is assumed to be the same for all runs.")
+    elif claim.axis not in CLOCK_AXES and logs and (reason := hardware_reason(found.logs)):
         said.append(f"Seconds are not compared: {reason.text}.")
-    if fields := differing_fields([log.settings for log in logs]):
+    if fields := differing_settings([log.settings for log in logs]):
         said.append(f"The arms are not on an equal footing: {'; '.join(fields)}.")
     return said
 
 
 def _spoken(gain: Speedup) -> str:
-    return f"{factor(gain.estimate)}x {interval(gain.low, gain.high)}".strip()
+    return f"{factor(gain.factor)}x {interval(gain.low, gain.high)}".strip()

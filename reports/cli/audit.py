@@ -9,25 +9,9 @@ from typing import Any
 
 import click
 
+from reports.cli.options import AS_JSON, AXIS, CONFIDENCE, METRIC, REGISTER, TARGET
+
 SOURCES = click.argument("sources", metavar="DIR...", nargs=-1, required=True)
-JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")
-METRIC = click.option("--metric", help="As in the record or the column. Default: the study's.")
-TARGET = click.option("--target", type=float, help="Default: the study's, else what every run reaches.")
-AXIS = click.option(
-    "--axis",
-    type=click.Choice(["steps", "images", "flops", "seconds", "gpu_seconds"]),
-    default="steps",
-    show_default=True,
-)
-CONFIDENCE = click.option(
-    "--confidence", type=click.FloatRange(0.5, 1, max_open=True), default=0.95, show_default=True
-)
-REGISTER = click.option(
-    "--register",
-    "file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Default: register.jsonl beside the claim.",
-)
 
 
 class AuditGroup(click.Group):
@@ -46,27 +30,28 @@ class AuditGroup(click.Group):
     epilog="Example: flowrace audit claim.toml runs/digits --json",
 )
 def audit() -> None:
-    """What a claimed speed-up is worth: `flowrace audit CLAIM.toml DIR...` says supported, refuted or inconclusive, and why."""
+    """Audit a claimed speed-up: `flowrace audit CLAIM.toml DIR...` prints supported, refuted or
+    inconclusive, and why."""
 
 
 @audit.command(epilog="Example: flowrace audit claim.toml curves.csv")
 @click.argument("words", metavar="CLAIM.toml... DIR|CSV|URI...", nargs=-1, required=True)
 @REGISTER
-@JSON
+@AS_JSON
 def claim(words: tuple[str, ...], file: Path | None, as_json: bool) -> None:
-    """Judge claims by runs (the default command).
+    """Judge claims on runs (the default command).
 
-    Runs are run directories or folders of them, a CSV (method, seed, step, metric, value; optional images, flops, seconds,
-    gpu_seconds, protocol), or an MLflow store (sqlite:///mlflow.db, or http on this machine; #NAME for one experiment).
-    Several claims are one family: their verdicts are shown raw and adjusted (Holm). Exit code 0 whatever the verdict.
+    Runs are run directories or folders of them, a CSV (method, seed, step, metric, value; optional images,
+    flops, seconds, gpu_seconds, protocol), or an MLflow store (sqlite:///mlflow.db, or http on this
+    machine; #NAME for one experiment). Several claims form one family: their verdicts are shown raw and
+    adjusted (Holm). The exit code is 0 for any verdict.
     """
-    from reports.audit.judge_files import judged
-    from reports.cli.audit_card import as_json as told
-    from reports.cli.audit_card import print_cards
+    from reports.audit.judge_files import judge_claims
+    from reports.cli.audit_card import audit_json, print_cards
 
-    found = judged(*_split(words), file, _progress)
+    found = judge_claims(*_split(words), file, _progress)
     if as_json:
-        rows = [told(one) for one in found]
+        rows = [audit_json(one) for one in found]
         click.echo(json.dumps(rows[0] if len(rows) == 1 else {"claims": rows}, indent=1, allow_nan=False))
     else:
         print_cards(found)
@@ -75,17 +60,20 @@ def claim(words: tuple[str, ...], file: Path | None, as_json: bool) -> None:
 @audit.command(epilog="Example: flowrace audit register claim.toml")
 @click.argument("claims", metavar="CLAIM.toml...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @REGISTER
-@JSON
+@AS_JSON
 def register(claims: tuple[Path, ...], file: Path | None, as_json: bool) -> None:
-    """Freeze claims before their runs begin: hash and UTC time, in a file that is only appended to.
+    """Register claims before their runs begin: hash and UTC time, in an append-only file.
 
-    Commit that file, or send the hash to somebody: a register that never left its author proves nothing.
+    Commit that file, or send the hash to somebody else: a register that only its author has proves nothing.
     """
     from reports.audit.inputs.claim import read_claims
-    from reports.audit.register import NAME
-    from reports.audit.register import register as append
+    from reports.audit.register import NAME, register_claims
 
-    found = [one for source in claims for one in append(file or source.with_name(NAME), read_claims(source))]
+    found = [
+        one
+        for source in claims
+        for one in register_claims(file or source.with_name(NAME), read_claims(source))
+    ]
     if as_json:
         rows = [{"hash": e.hash, "name": e.name, "time": e.time, "new": new} for e, new in found]
         click.echo(json.dumps({"claims": rows}, indent=1))
@@ -96,12 +84,12 @@ def register(claims: tuple[Path, ...], file: Path | None, as_json: bool) -> None
 
 @audit.command(epilog="Example: flowrace audit selftest runs/digits --method flow")
 @SOURCES
-@click.option("--method", help="Default: the study's baseline, else flow.")
+@click.option("--method", help="Method to measure. Default: the study's baseline, else flow.")
 @METRIC
 @TARGET
 @AXIS
 @CONFIDENCE
-@JSON
+@AS_JSON
 def selftest(
     sources: tuple[str, ...],
     method: str | None,
@@ -113,13 +101,14 @@ def selftest(
 ) -> None:
     """Race a baseline against itself on disjoint seeds: the noise floor of this installation.
 
-    The interval must contain 1; its half width is what two arms of so many seeds must differ by to be told apart.
+    The interval must contain 1; its half width is the smallest difference that two arms with this number of
+    seeds resolve.
     """
-    from reports.audit.selftest import selftest as test
+    from reports.audit.selftest import run_selftest
     from reports.stats.number_format import factor, interval
 
     name, arms, value = _runs(sources, [method], metric, target)
-    found = test(arms[name], axis, value, confidence)
+    found = run_selftest(arms[name], axis, value, confidence)
     gain = found.gain
     if as_json:
         row = {
@@ -145,7 +134,7 @@ def selftest(
             "no interval: no two runs have times on both sides; choose a target that every run crosses"
         )
         return
-    said = f"{factor(gain.estimate)}x {interval(gain.low, gain.high)}"
+    said = f"{factor(gain.factor)}x {interval(gain.low, gain.high)}"
     click.echo(
         f"speed-up {said} ({100 * confidence:g} %): {'contains 1' if found.holds else 'DOES NOT CONTAIN 1'}"
     )
@@ -155,16 +144,16 @@ def selftest(
 
 @audit.command(epilog="Example: flowrace audit power runs/pilot --method flow --candidate repa --factor 1.2")
 @SOURCES
-@click.option("--method", help="Default: the study's baseline, else flow.")
-@click.option("--candidate", help="A second method on the same seeds: the spread is then that of pairs.")
+@click.option("--method", help="Method to measure. Default: the study's baseline, else flow.")
+@click.option("--candidate", help="Second method on the same seeds: the spread is then that of pairs.")
 @METRIC
 @TARGET
 @AXIS
 @click.option(
-    "--factor", "wanted", type=click.FloatRange(0, min_open=True), help="The speed-up to be told from 1."
+    "--factor", "wanted", type=click.FloatRange(0, min_open=True), help="Speed-up to distinguish from 1."
 )
 @CONFIDENCE
-@JSON
+@AS_JSON
 def power(
     sources: tuple[str, ...],
     method: str | None,
@@ -176,11 +165,12 @@ def power(
     confidence: float,
     as_json: bool,
 ) -> None:
-    """What 2 to 20 seeds can tell with 80 % power, from pilot runs, before any GPU-hour is spent."""
-    from reports.audit.pilot import pilot, seeds_for
+    """Estimate from pilot runs which factors 2 to 20 seeds detect with 80 % power, before spending
+    GPU-hours."""
+    from reports.audit.pilot import read_pilot, seeds_for
 
     _, arms, value = _runs(sources, [method, *([candidate] if candidate else [])], metric, target)
-    found = pilot(arms, axis, value, confidence)
+    found = read_pilot(arms, axis, value, confidence)
     needed = seeds_for(wanted, found.spread, confidence) if wanted else None
     if as_json:
         rows = [
@@ -209,12 +199,12 @@ def _print_power(found: Any, axis: str, wanted: float | None, needed: int | None
     from reports.stats.number_format import factor
 
     spread = found.spread
-    what = "pairs" if spread.paired else "seeds an arm, unpaired"
+    what = "pairs" if spread.paired else "seeds per arm, unpaired"
     click.echo(
         f"{' against '.join(found.arms)}, to {found.target:g} in {axis}: log ratios spread by {100 * spread.sd:.2g} % "
         f"[{100 * spread.low:.2g}, {100 * spread.high:.2g}] (n = {spread.n})"
     )
-    table = Table("n", "factor told from 1", "if the spread is at its ends", box=None, padding=(0, 2, 0, 0))
+    table = Table("n", "detectable factor", "at the ends of the spread", box=None, padding=(0, 2, 0, 0))
     for n, (at, low, high) in found.detectable.items():
         table.add_row(str(n), f"{factor(at)}x", f"{factor(low)}x to {factor(high)}x")
     Console(width=80, highlight=False).print(table)
@@ -224,18 +214,18 @@ def _print_power(found: Any, axis: str, wanted: float | None, needed: int | None
 
 
 def _split(words: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Claim files, and where the runs are."""
+    """Return the claim files, and where the runs are."""
     from harness.errors import UserError
 
     files = [Path(word) for word in words if word.endswith(".toml") and not Path(word).is_dir()]
     sources = [word for word in words if Path(word) not in files]
     if not files:
         raise UserError(
-            f"no claim among {', '.join(words)}: expected CLAIM.toml DIR..., as in claim.toml runs/digits"
+            f"no claim among {', '.join(words)}: expected CLAIM.toml DIR..., for example claim.toml runs/digits"
         )
     if not sources:
         raise UserError(
-            f"nothing to judge {files[0]} by: expected CLAIM.toml DIR..., as in {files[0]} runs/digits"
+            f"no runs to judge {files[0]} on: expected CLAIM.toml DIR..., for example {files[0]} runs/digits"
         )
     return files, sources
 
@@ -243,21 +233,22 @@ def _split(words: Sequence[str]) -> tuple[list[Path], list[str]]:
 def _runs(
     sources: Sequence[str], methods: Sequence[str | None], metric: str | None, target: float | None
 ) -> tuple[str, dict[str, Any], float]:
-    """The first method's name, the runs of all of them, and the target; what is not given comes from the study.
+    """Return the first method's name, the runs of all of them, and the target; what is not given comes from
+    the study.
 
     Raises `UserError` for runs whose values cannot be compared.
     """
     from harness.errors import UserError
     from reports.audit.inputs.read import read_arms
-    from reports.audit.preconditions import protocol
+    from reports.audit.preconditions import protocol_reason
     from reports.race.study_folder import read_study
-    from reports.stats.curves import reachable
+    from reports.stats.curves import reachable_target
 
     study = read_study([Path(source) for source in sources])
     names = [name or study.baseline or "flow" for name in methods]
     metric = metric or study.metric
     if metric is None:
-        raise UserError("no study names a metric here; give one: --metric fd:local")
+        raise UserError("no study.toml here names a metric; give one: --metric fd:local")
     if len(set(names)) < len(names):
         raise UserError(f"--method and --candidate are both '{names[0]}'; see: flowrace audit selftest")
     arms = read_arms(sources, names, metric, _progress)
@@ -265,17 +256,17 @@ def _runs(
     for name in names:
         if not arms.runs[name]:
             raise UserError(f"no finished run of {name} was evaluated by '{metric}'")
-    if reason := protocol(logs):
+    if reason := protocol_reason(logs):
         raise UserError(f"values of these runs cannot be compared: {reason.text}")
     value = target if target is not None else study.target_of(metric)
-    value = reachable([log.curve for log in logs]) if value is None else value
+    value = reachable_target([log.curve for log in logs]) if value is None else value
     if not 0 < value < float("inf"):
         raise UserError(f"--target {value:g}: expected a number above 0")
     return names[0], arms.runs, value
 
 
 def _progress(runs: Sequence[Any]) -> Iterable[Any]:
-    """The runs one by one, with a bar on standard error while it lasts; none where that is no terminal."""
+    """Return the runs one by one, with a progress bar on standard error if that is a terminal."""
     from rich.console import Console
     from rich.progress import track
 

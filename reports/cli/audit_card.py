@@ -13,7 +13,7 @@ from rich.text import Text
 
 from reports.audit.audit import Audit
 from reports.audit.inputs.claim import claim_hash
-from reports.audit.words import axis_lines, because, censored, claimed, facts, notes, reached
+from reports.audit.words import arrival_summary, axis_lines, because, censored, claimed, facts, notes
 from reports.stats.curves import AXES
 from reports.stats.speedup import Speedup
 
@@ -21,8 +21,8 @@ COLOURS = {"supported": "green", "refuted": "red", "inconclusive": "yellow"}
 WIDTH = 80
 
 
-def as_json(found: Audit) -> dict[str, Any]:
-    """One object; an end of an interval that is open, and what there is not, is null."""
+def audit_json(found: Audit) -> dict[str, Any]:
+    """Return one object; an end of an interval that is open, and what there is not, is null."""
     own = found.gain
     return {
         "name": found.claim.name,
@@ -43,7 +43,7 @@ def as_json(found: Audit) -> dict[str, Any]:
         "first_crossing": _ends(found.first),
         "dual": _ends(found.dual.gain) | {"step": found.dual.step} if found.dual else None,
         "by_target": [{"target": target} | _ends(one) for target, one in found.curve],
-        "reached": reached(found),
+        "reached": arrival_summary(found),
         "claim_hash": claim_hash(found.claim),
         "registration": found.standing,
         "notes": notes(found),
@@ -51,7 +51,7 @@ def as_json(found: Audit) -> dict[str, Any]:
 
 
 def print_cards(audits: Sequence[Audit]) -> None:
-    """One card a claim, and for a family the table of raw and adjusted verdicts; 80 columns wide into a pipe."""
+    """Print one card per claim, and for a family the table of verdicts; 80 columns wide into a pipe."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=WIDTH)
@@ -63,7 +63,7 @@ def print_cards(audits: Sequence[Audit]) -> None:
 
 
 def card(found: Audit) -> RenderableType:
-    """What was claimed, the verdict and why, the axes, and the notes."""
+    """Return what was claimed, the verdict and why, the axes, and the notes."""
     parts: list[RenderableType] = [
         Text(found.claim.name, style="bold"),
         Text(f'"{claimed(found)}"'),
@@ -102,7 +102,7 @@ def _family(audits: Sequence[Audit]) -> Table:
 
 
 def _item(note: str) -> Table:
-    """Its lines hang behind the dash."""
+    """Return a list item whose lines are indented past the dash."""
     item = Table.grid(padding=(0, 1, 0, 0))
     item.add_row("-", Text(note))
     return item

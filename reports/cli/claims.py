@@ -1,4 +1,4 @@
-"""The command `flowrace claims`: what is published, where it stands, and where it does not agree."""
+"""The command `flowrace claims`: published numbers, their sources and their inconsistencies."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from reports.cli.options import AS_JSON, CLAIMS_FOLDER
+
 if TYPE_CHECKING:
     from reports.literature.check import Finding
-    from reports.literature.entries import Number
+    from reports.literature.entries import PublishedNumber
 
 FILTERS = {
     "paper": "Key of a paper: sf, repa, sra, as, sit, haste, reg, user, ...",
-    "method": "As flowrace calls it (self_flow) or as printed (Self-Flow).",
+    "method": "flowrace's name (self_flow) or the printed one (Self-Flow).",
     "metric": "FID, IS, FVD, ...",
     "model": "SiT-XL/2, SiT-B/2, FLUX.2-625M, ...",
     "status": "table, text, abstract, figure_estimate, secondary, press or user_report.",
@@ -40,14 +42,6 @@ COLUMNS = (
     "status",
     "id",
 )
-AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")
-FOLDER = click.option(
-    "--claims",
-    "folder",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="A folder of your own claims (*.toml), read on top of those that come with flowrace.",
-)
 
 
 def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -61,24 +55,27 @@ def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
     epilog="Example: flowrace claims --method self_flow --metric FID --model SiT-XL/2",
 )
 @_filters
-@FOLDER
+@CLAIMS_FOLDER
 @AS_JSON
 @click.option("--csv", "as_csv", is_flag=True, help="Print a CSV with every field.")
 @click.pass_context
 def claims(
     context: click.Context, folder: Path | None, as_json: bool, as_csv: bool, **wanted: str | None
 ) -> None:
-    """List the published numbers that flowrace knows, each with its source and protocol; or check them against each other."""
+    """List the published numbers that come with flowrace, with source and protocol, or check them against
+    each other."""
     context.obj = folder
     if context.invoked_subcommand:
         if as_json or as_csv or any(wanted.values()):
-            raise click.UsageError(f"options of the list do not go with '{context.invoked_subcommand}'")
+            raise click.UsageError(
+                f"options of the list cannot be combined with '{context.invoked_subcommand}'"
+            )
         return
     if as_json and as_csv:
-        raise click.UsageError("--json or --csv, not both")
-    from reports.literature.database import load_desk, select
+        raise click.UsageError("--json and --csv are mutually exclusive")
+    from reports.literature.database import load_literature, select
 
-    numbers = select(load_desk(folder).numbers, **wanted)
+    numbers = select(load_literature(folder).numbers, **wanted)
     if as_json:
         click.echo(json.dumps({"numbers": [number.model_dump() for number in numbers]}, indent=1))
     elif as_csv:
@@ -89,24 +86,24 @@ def claims(
 
 @claims.command(epilog="Example: flowrace claims show sf.claim.7M-400k-143k")
 @click.argument("name", metavar="ID")
-@FOLDER
+@CLAIMS_FOLDER
 @AS_JSON
 @click.pass_obj
 def show(above: Path | None, name: str, folder: Path | None, as_json: bool) -> None:
-    """One number: every field, and what was found about it."""
+    """Show one number: every field, and the findings about it."""
     from harness.errors import UserError
-    from reports.literature.check import check as check_desk
+    from reports.literature.check import check_literature
     from reports.literature.compare import shown
-    from reports.literature.database import load_desk
+    from reports.literature.database import load_literature
 
-    desk = load_desk(folder or above)
-    if name not in desk.by_id:
-        near = [known for known in desk.by_id if known.startswith(name)]
-        near = near or difflib.get_close_matches(name, desk.by_id, n=1)
+    literature = load_literature(folder or above)
+    if name not in literature.by_id:
+        near = [known for known in literature.by_id if known.startswith(name)]
+        near = near or difflib.get_close_matches(name, literature.by_id, n=1)
         hint = f" Did you mean '{near[0]}'?" if near else ""
         raise UserError(f"no published number has the id '{name}'.{hint} See: flowrace claims")
-    number = desk.by_id[name]
-    about = [finding for finding in check_desk(desk) if name in finding.ids]
+    number = literature.by_id[name]
+    about = [finding for finding in check_literature(literature) if name in finding.ids]
     if as_json:
         click.echo(json.dumps(number.model_dump() | {"findings": [asdict(one) for one in about]}, indent=1))
         return
@@ -119,33 +116,33 @@ def show(above: Path | None, name: str, folder: Path | None, as_json: bool) -> N
 
 @claims.command(epilog="Example: flowrace claims check --rule arithmetic --rule across-benchmarks")
 @click.option("--rule", "rules", multiple=True, help="Only findings of this rule; may be repeated.")
-@FOLDER
+@CLAIMS_FOLDER
 @AS_JSON
 @click.pass_obj
 def check(above: Path | None, rules: tuple[str, ...], folder: Path | None, as_json: bool) -> None:
-    """Find what does not agree.
+    """Find inconsistencies between published numbers.
 
-    Stated ratios recomputed, ratios carried from one benchmark to another, numbers under different protocols set side by
-    side, baselines with several values, margins of single trainings within the known spread, prose against figures.
+    Recomputes stated ratios, and finds ratios carried from one benchmark to another, comparisons across
+    protocols, baselines with several values, margins of single trainings within the known spread, and text
+    that contradicts figures.
 
-    A finding is no error: the exit code is 0 whatever is found.
+    Findings are not errors: the exit code is 0 in any case.
     """
     from harness.errors import unknown
-    from reports.literature.check import RULES
-    from reports.literature.check import check as check_desk
-    from reports.literature.database import load_desk
+    from reports.literature.check import RULES, check_literature
+    from reports.literature.database import load_literature
 
     for rule in rules:
         if rule not in RULES:
             raise unknown("rule", rule, RULES, see="flowrace claims check --help")
-    desk = load_desk(folder or above)
-    found = [finding for finding in check_desk(desk) if not rules or finding.rule in rules]
+    literature = load_literature(folder or above)
+    found = [finding for finding in check_literature(literature) if not rules or finding.rule in rules]
     if as_json:
         click.echo(json.dumps({"findings": [asdict(finding) for finding in found]}, indent=1))
         return
     tally = Counter(finding.severity for finding in found)
     words = ", ".join(_counted(n, kind) for kind, n in tally.items())
-    click.echo(f"{len(desk.numbers)} published numbers; {words or 'nothing found'}")
+    click.echo(f"{len(literature.numbers)} published numbers; {words or 'nothing found'}")
     for finding in found:
         _print_finding(finding)
 
@@ -157,23 +154,23 @@ def _counted(n: int, severity: str) -> str:
 
 
 def _print_finding(finding: Finding) -> None:
-    """A heading, the sentence, the sources; wrapped in a terminal, one line each into a pipe."""
+    """Print a heading, the sentence and the sources; wrapped in a terminal, one line each into a pipe."""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
     click.echo(f"\n{finding.severity} ({finding.rule})")
     for text in (finding.text, *(f"- {source}" for source in finding.sources)):
         click.echo(textwrap.fill(text, width, initial_indent="  ", subsequent_indent="    "))
 
 
-def _print_csv(numbers: Sequence[Number]) -> None:
-    from reports.literature.entries import Number
+def _print_csv(numbers: Sequence[PublishedNumber]) -> None:
+    from reports.literature.entries import PublishedNumber
 
-    writer = csv.DictWriter(sys.stdout, fieldnames=list(Number.model_fields), lineterminator="\n")
+    writer = csv.DictWriter(sys.stdout, fieldnames=list(PublishedNumber.model_fields), lineterminator="\n")
     writer.writeheader()
     writer.writerows(number.model_dump() for number in numbers)
 
 
-def _print_table(numbers: Sequence[Number]) -> None:
-    """One row a number; a terminal too narrow for that gets two lines each."""
+def _print_table(numbers: Sequence[PublishedNumber]) -> None:
+    """Print one row per number, or two lines each in a terminal too narrow for that."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -195,8 +192,8 @@ def _print_table(numbers: Sequence[Number]) -> None:
     click.echo(f"{len(numbers)} published number{'' if len(numbers) == 1 else 's'}")
 
 
-def _cells(number: Number) -> tuple[str, ...]:
-    from reports.literature.compare import count, place, protocol, shown
+def _cells(number: PublishedNumber) -> tuple[str, ...]:
+    from reports.literature.compare import count, place, protocol_text, shown
 
     plain = (number.metric, number.method, number.model, number.dataset, count(number.steps))
-    return (shown(number), *plain, protocol(number), place(number), number.status, number.id)
+    return (shown(number), *plain, protocol_text(number), place(number), number.status, number.id)

@@ -1,66 +1,74 @@
-"""The two sides of `flowrace report diff`: a folder of runs, or the CSV that a report wrote beside its page."""
+"""The two sides of `flowrace report diff`: a folder of runs, or the CSV that a report wrote next to its
+page."""
 
 from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError
-from reports.analysis.diff import Number, Side, finals
-from reports.pages import tables
+from reports.analysis.diff import Estimate, ReportSide, final_estimates
+from reports.analysis.report import read_report
+from reports.analysis.rows import ARM_COLUMNS, RUN_COLUMNS
 from reports.race.arms import flatten
 from reports.race.protocols import protocols_of
-from reports.race.race import Race, read_race
+from reports.race.race import Race
 
 
 def read_side(
     path: Path, *, metric: str | None = None, target: float | None = None, baseline: str | None = None
-) -> Side:
-    """A folder of runs, read as `flowrace report` would, or a report's CSV. Raises `UserError` for anything else."""
+) -> ReportSide:
+    """Return a folder of runs, read as `flowrace report` would, or a report's CSV. Raises `UserError` for
+    anything else."""
     if path.is_dir():
-        race = read_race([path], metric=metric, target=target, baseline=baseline)
-        runs = [row | {"run": str(row["run"])} for row in tables.run_rows(race)]
+        report = read_report([path], metric=metric, target=target, baseline=baseline)
+        race, runs = report.race, [row | {"run": str(row["run"])} for row in report.run_rows]
         about = {"metric": race.metric, "target": race.target, "baseline": race.baseline}
         specs = {arm.label: arm.fields for arm in race.arms}
-        return _side(path, about, tables.rows(race), runs, specs=specs, protocols=_protocols(race))
+        return _side(path, about, report.arm_rows, runs, specs=specs, protocols=_protocols(race))
     for option, value in (("--metric", metric), ("--target", target), ("--baseline", baseline)):
         if value is not None:
             raise UserError(
-                f"{option} {value} needs the runs, and {path} is a table; give the folder of its runs"
+                f"{option} {value} needs the runs, but {path} is a table; give the folder of its runs"
             )
-    rows = _read(path, tables.COLUMNS)
+    rows = _read(path, ARM_COLUMNS)
     file = path.with_name(f"{path.stem}-runs.csv")
-    runs = _read(file, tables.RUN_COLUMNS) if file.is_file() else []
-    about = {key: rows[0][key] for key in ("metric", "target", "baseline")}
+    runs = _read(file, RUN_COLUMNS) if file.is_file() else []
+    about: dict[str, Any] = {key: rows[0][key] for key in ("metric", "target", "baseline")}
     about["target"] = _number(path, about["target"])
     return _side(path, about, rows, runs)
 
 
 def _side(
-    path: Path, about: Mapping[str, Any], rows: Iterable[Mapping], runs: list[Mapping], **more: Any
-) -> Side:
-    numbers: dict[tuple[str, str, str], Number] = {}
+    path: Path,
+    about: Mapping[str, Any],
+    rows: Iterable[Mapping[str, Any]],
+    runs: Sequence[Mapping[str, Any]],
+    **more: Any,
+) -> ReportSide:
+    numbers: dict[tuple[str, str, str], Estimate] = {}
     for row in rows:
         for what, count in (("time", "n"), ("speedup", "pairs")):
             number = _interval(path, row, what, count)
             if number is not None:
                 numbers[what, str(row["axis"]), str(row["method"])] = number
-    numbers |= {("final", "", arm): number for arm, number in finals(runs).items()}
-    return Side(str(path), about, numbers, {str(row["run"]): row for row in runs}, **more)
+    numbers |= {("final", "", arm): number for arm, number in final_estimates(runs).items()}
+    return ReportSide(str(path), about, numbers, {str(row["run"]): row for row in runs}, **more)
 
 
-def _interval(path: Path, row: Mapping[str, Any], what: str, count: str) -> Number | None:
-    """One number of a row; an end that is empty is open where the other is there or runs were censored, else absent."""
+def _interval(path: Path, row: Mapping[str, Any], what: str, count: str) -> Estimate | None:
+    """Return one number of a row; an end that is empty is open where the other is there or runs were
+    censored, else absent."""
     value, n = _number(path, row[what]), _number(path, row[count])
     if value is None:
         return None
     low, high = _number(path, row[f"{what}_low"]), _number(path, row[f"{what}_high"])
     if n is not None and n >= 2:
         low, high = (0.0 if low is None else low), (math.inf if high is None else high)
-    return Number(value, low, high, None if n is None else int(n))
+    return Estimate(value, low, high, None if n is None else int(n))
 
 
 def _number(path: Path, text: Any) -> float | None:
@@ -69,7 +77,7 @@ def _number(path: Path, text: Any) -> float | None:
     try:
         return float(text)
     except ValueError as error:
-        raise UserError(f"{path}: {text!r} is no number; give the CSV as a report wrote it") from error
+        raise UserError(f"{path}: {text!r} is not a number; give a CSV that a report wrote") from error
 
 
 def _read(file: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
@@ -83,16 +91,16 @@ def _read(file: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
         ) from error
     absent = [name for name in columns if name not in names]
     if absent:
-        raise UserError(f"{file} is no table of a report: it has no column {', '.join(absent)}")
+        raise UserError(f"{file} is not a table of a report: it has no column {', '.join(absent)}")
     if not found:
         raise UserError(f"{file} has no rows: its report had no finished run")
     return found
 
 
 def _protocols(race: Race) -> dict[str, Mapping[str, Any]]:
-    """By hash, flat; where a record does not tell its protocol, the hash is all there is."""
+    """Return flat protocols by hash; where a record has no protocol, the hash alone."""
     found: dict[str, Mapping[str, Any]] = {}
     for run in race.runs:
-        told = protocols_of(run.record, race.metric)
-        found |= {one: flatten(fields) for one, fields in sorted(told.items())}
+        recorded = protocols_of(run.record, race.metric)
+        found |= {one: flatten(fields) for one, fields in sorted(recorded.items())}
     return found

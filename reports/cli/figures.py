@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from reports.cli.options import race_options
+from reports.cli.options import AS_JSON, race_options
 
 if TYPE_CHECKING:
+    from reports.analysis.report import RaceReport
     from reports.figures.svg import Picture
-    from reports.pages.published import Printed
-    from reports.race.race import Race
+    from reports.pages.published import PublishedRequest
 
 WIDTHS = {"paper": 3.3, "page": 7.6}
 """Inches: a column of a paper, a whole page."""
@@ -29,7 +29,7 @@ FORMATS = ("pdf", "svg")
     type=click.Path(path_type=Path),
     default=Path("figures"),
     show_default=True,
-    help="The folder to write into.",
+    help="Folder to write to.",
 )
 @click.option(
     "--style",
@@ -37,12 +37,16 @@ FORMATS = ("pdf", "svg")
     type=click.Choice(list(WIDTHS)),
     default="paper",
     show_default=True,
-    help="Width: a column or a page.",
+    help="Width of a column or of a page.",
 )
 @click.option(
-    "--format", "formats", default="pdf", show_default=True, help="pdf, svg or both, with a comma between."
+    "--format",
+    "formats",
+    default="pdf",
+    show_default=True,
+    help="File formats: pdf, svg or both, separated by a comma.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")
+@AS_JSON
 def figures(
     directories: tuple[Path, ...],
     output: Path,
@@ -54,24 +58,26 @@ def figures(
     published: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Every figure of a report for a paper: convergence, speed-ups (by cost, target and cell), profiles, cost of a step.
+    """Write the figures of a report for a paper: convergence, speed-ups (by cost, target and cell),
+    profiles, cost per step.
 
     The same records give the same bytes.
     """
     import json
 
     from harness.errors import unknown
+    from reports.analysis.report import read_report
     from reports.pages.published import find_curves
-    from reports.race.race import read_race
 
     kinds = [kind.strip() for kind in formats.split(",")]
     for kind in kinds:
         if kind not in FORMATS:
             raise unknown("format", kind, FORMATS)
     printed = find_curves(published)
-    race = read_race(list(directories), metric=metric, target=target, baseline=baseline)
+    report = read_report(directories, metric=metric, target=target, baseline=baseline)
+    race = report.race
     files = []
-    for draw in _shown(pictures(race, printed)):
+    for draw in _shown(pictures(report, printed)):
         picture = draw(WIDTHS[look])
         files += [save(picture, output, kind) for kind in kinds]
     if as_json:
@@ -82,33 +88,32 @@ def figures(
         click.echo(file)
 
 
-def pictures(race: Race, printed: Sequence[Printed] = ()) -> list[Callable[[float], Picture]]:
-    """What draws each picture that this race has, on every axis, given a width in inches."""
-    from reports.figures import chart_data as charts
-    from reports.figures import race_figures as drawn
-    from reports.pages import forest
-    from reports.pages import performance_profile as profile_plot
-    from reports.pages import published as papers
-    from reports.race.cells import cells_of
+def pictures(
+    report: RaceReport, printed: Sequence[PublishedRequest] = ()
+) -> list[Callable[[float], Picture]]:
+    """Return what draws each picture of this race, on every axis, given a width in inches."""
+    from reports.figures import race_figures
+    from reports.pages import forest, performance_profile, published
 
-    curves = any(run.curve is not None for run in race.runs)
-    found = [partial(drawn.convergence, race, axis) for axis in race.axes if curves]
-    at = charts.targets(race)
-    if race.speedups and len(at):
-        gains = charts.gains_by_target(race, race.axes, at)
-        found += [partial(drawn.targets, race, axis, gains[axis]) for axis in race.axes]
-    found += [partial(drawn.forest, race)] if race.speedups else []
-    cells = cells_of(race)
-    if len(cells) > 1:
-        found += [partial(forest.picture, cells, axis) for axis in forest.compared(race, cells)]
-    found += [partial(profile_plot.picture, one) for one in profile_plot.profiles(race).values()]
-    found += [partial(drawn.cost, race)] if any(run.record.of("train") for run in race.runs) else []
-    groups = papers.by_metric(printed).items()
-    return found + [partial(papers.picture, metric, own, n) for n, (metric, own) in enumerate(groups)]
+    race, found = report.race, []
+    if any(run.evaluated for run in race.runs):
+        found += [partial(race_figures.draw_convergence, race, axis) for axis in race.axes]
+    if race.speedups and report.by_target.targets:
+        found += [partial(race_figures.draw_targets, race, axis, report.by_target) for axis in race.axes]
+    if race.speedups:
+        found.append(partial(race_figures.draw_forest, race))
+    if len(report.workloads) > 1:
+        found += [partial(forest.draw_workloads, report, axis) for axis in forest.compared_axes(report)]
+    profiles = performance_profile.shown_profiles(report).values()
+    found += [partial(performance_profile.draw_profile, profile) for profile in profiles]
+    if any(run.record.of("train") for run in race.runs):
+        found.append(partial(race_figures.draw_cost, race))
+    groups = enumerate(published.by_metric(printed).items())
+    return found + [partial(published.draw_published, metric, own, n) for n, (metric, own) in groups]
 
 
 def _shown(draws: Sequence[Callable[[float], Picture]]) -> Iterable[Callable[[float], Picture]]:
-    """With a bar in a terminal."""
+    """Yield the drawing functions, with a progress bar in a terminal."""
     from rich.console import Console
     from rich.progress import track
 

@@ -1,39 +1,72 @@
-"""What every command about a race takes: folders of runs, and what is asked of them."""
+"""Options that several commands of reports share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import click
 
+Command = TypeVar("Command", bound=Callable[..., object])
 
-def race_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """DIR..., --metric, --target, --baseline and --published, as `read_race` and the pages take them."""
-    for option in (
-        click.option(
-            "--published",
-            multiple=True,
-            metavar="METHOD[:SIZE[:METRIC]]",
-            help="Curves of papers in a panel of their own, as repa:XL:FID; several may be given.",
-        ),
-        click.option(
-            "--baseline",
-            help="The arm to compare with: a method or a label. Default: the study's, else flow.",
-        ),
-        click.option(
-            "--target",
-            type=float,
-            help="The value to reach. Default: the study's, else what every run reaches.",
-        ),
-        click.option(
-            "--metric",
-            help="As in the record, fd:local say. Default: the study's, else the first evaluated.",
-        ),
-        click.argument(
-            "directories", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path)
-        ),
-    ):
+AXES = ("steps", "images", "flops", "seconds", "gpu_seconds")
+"""Written out here, so that `--help` loads no numerical library."""
+
+DIRECTORIES = click.argument(
+    "directories", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")
+METRIC = click.option(
+    "--metric",
+    help="Metric name as recorded, e.g. fd:local. Default: the study's (report: else the first evaluated).",
+)
+TARGET = click.option(
+    "--target",
+    type=float,
+    help="Metric value to reach. Default: the study's, else the lowest that every finished run reaches.",
+)
+BASELINE = click.option(
+    "--baseline",
+    help="Arm to compare with: a method or a label. Default: the study's, else flow.",
+)
+PUBLISHED = click.option(
+    "--published",
+    multiple=True,
+    metavar="METHOD[:SIZE[:METRIC]]",
+    help="Published curves to show in a separate panel, e.g. repa:XL:FID; may be repeated.",
+)
+AXIS = click.option(
+    "--axis",
+    type=click.Choice(AXES),
+    default="steps",
+    show_default=True,
+    help="Cost to compare on.",
+)
+CONFIDENCE = click.option(
+    "--confidence",
+    type=click.FloatRange(0.5, 1, max_open=True),
+    default=0.95,
+    show_default=True,
+    help="Confidence level of the interval.",
+)
+REGISTER = click.option(
+    "--register",
+    "file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Register file. Default: register.jsonl next to the claim.",
+)
+CLAIMS_FOLDER = click.option(
+    "--claims",
+    "folder",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder of your own claims (*.toml), read in addition to those that come with flowrace.",
+)
+
+
+def race_options(command: Command) -> Command:
+    """Add DIR..., --metric, --target, --baseline and --published, as `read_race` and the pages take them."""
+    for option in (PUBLISHED, BASELINE, TARGET, METRIC, DIRECTORIES):
         command = option(command)
     return command

@@ -7,12 +7,13 @@ from typing import Any
 
 import click
 
-from reports.cli.options import race_options
+from reports.cli.options import AS_JSON, race_options
 from reports.cli.report_diff import diff
 
 
 class OrDiff(click.Command):
-    """A command on folders, with one sub-command: `diff` as the first word is that one (a folder of this name is `./diff`)."""
+    """A command on folders, with one sub-command: `diff` as the first word is that one (a folder of this
+    name is `./diff`)."""
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
@@ -36,7 +37,7 @@ class OrDiff(click.Command):
     type=click.Path(path_type=Path),
     default=Path("report.html"),
     show_default=True,
-    help="The page; three CSV files are written beside it.",
+    help="HTML file to write; three CSV files are written next to it.",
 )
 @click.option(
     "--claim",
@@ -44,27 +45,27 @@ class OrDiff(click.Command):
     multiple=True,
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="A claim (TOML) to audit on these runs; its verdict comes first on the page. Several may be given.",
+    help="Claim (TOML) to audit on these runs; its verdict comes first on the page. May be repeated.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")
+@AS_JSON
 def report(directories: tuple[Path, ...], output: Path, as_json: bool, **asked: Any) -> None:
-    """Report on run directories, or folders of them: who reached the target first, and how sure that is.
+    """Report who reached the target first, and with what certainty, from run directories or folders of them.
 
-    One self-contained HTML file that opens offline, and its numbers as CSV. Needs no torch.
+    Writes one self-contained HTML file that opens offline, and its numbers as CSV. Needs no torch.
     """
     from reports.audit.words import because, claimed
-    from reports.cli.audit_card import as_json as told
+    from reports.cli.audit_card import audit_json
     from reports.pages.page import write_report
     from reports.pages.report_json import to_json
 
-    done = write_report(list(directories), output, **asked)
+    written = write_report(list(directories), output, **asked)
+    found = written.report
     if as_json:
-        claims = [told(one) for one in done.claims]
-        click.echo(to_json(done.race, dict(done.verdict), list(done.caveats), claims, str(done.html)))
+        click.echo(to_json(found, [audit_json(audit) for audit in found.claims], str(written.html)))
         return
-    for one in done.claims:
-        click.echo(f"{one.verdict.upper()}: {claimed(one)} ({because(one)})")
-    click.echo(done.headline)
-    for note in done.caveats:
+    for audit in found.claims:
+        click.echo(f"{audit.verdict.upper()}: {claimed(audit)} ({because(audit)})")
+    click.echo(found.headline)
+    for note in found.caveats:
         click.echo(f"- {note}")
-    click.echo(done.html)
+    click.echo(written.html)

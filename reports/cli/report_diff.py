@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from reports.cli.options import AS_JSON, AXES, BASELINE, METRIC, TARGET
+
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from reports.analysis.diff import Change, Difference, Number
+    from reports.analysis.diff import Change, Difference, Estimate
 
 NAMES = {"speedup": "speed-up", "time": "time", "final": "last value"}
 MOST_NAMED = 6
@@ -22,25 +24,25 @@ MOST_NAMED = 6
 @click.command("diff", epilog="Example: flowrace report diff runs/before runs/after --axis steps --json")
 @click.argument("before", metavar="A", type=click.Path(path_type=Path))
 @click.argument("after", metavar="B", type=click.Path(path_type=Path))
-@click.option("--axis", help="Only this axis in the table: steps, images, flops, seconds or gpu_seconds.")
-@click.option("--metric", help="As in the record. Default: each study's own.")
-@click.option("--target", type=float, help="The value to reach, of both. Default: each study's own.")
-@click.option("--baseline", help="The arm to compare with, in both. Default: each study's own.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")
+@click.option("--axis", help=f"Show only this axis in the table: {', '.join(AXES[:-1])} or {AXES[-1]}.")
+@METRIC
+@TARGET
+@BASELINE
+@AS_JSON
 def diff(before: Path, after: Path, axis: str | None, as_json: bool, **asked: Any) -> None:
-    """What two reports differ in: runs, arms, numbers, specs and evaluation protocols.
+    """Show how two reports differ: runs, arms, numbers, specs and evaluation protocols.
 
-    A and B are folders of runs, or the CSV files that `flowrace report` wrote. A number moved `outside` when its two intervals
-    have nothing in common, `within` when each estimate lies in the other's interval, `between` else.
+    A and B are folders of runs, or the CSV files that `flowrace report` wrote. A number moved `outside` if
+    its two intervals are disjoint, `within` if each estimate lies in the other's interval, and `between`
+    otherwise.
     """
     from harness.errors import unknown
-    from reports.analysis.diff import compare
+    from reports.analysis.diff import compare_reports
     from reports.cli.diff_sides import read_side
-    from reports.stats.curves import AXES
 
     if axis is not None and axis not in AXES:
         raise unknown("axis", axis, AXES)
-    found = compare(read_side(before, **asked), read_side(after, **asked))
+    found = compare_reports(read_side(before, **asked), read_side(after, **asked))
     changes = [change for change in found.changes if axis in (None, change.axis) or not change.axis]
     if as_json:
         click.echo(json.dumps(plain(found, changes), indent=1, allow_nan=False))
@@ -54,7 +56,7 @@ def diff(before: Path, after: Path, axis: str | None, as_json: bool, **asked: An
 
 
 def plain(found: Difference, changes: Sequence[Change]) -> dict[str, Any]:
-    """For machines; open ends and absent ones are null."""
+    """Return the difference for machines; open and absent ends are null."""
     return {
         "about": {key: list(values) for key, values in found.about.items()},
         "shared": list(found.shared),
@@ -70,7 +72,7 @@ def plain(found: Difference, changes: Sequence[Change]) -> dict[str, Any]:
 
 
 def lines(found: Difference) -> Iterator[str]:
-    """What is not a number, one line each."""
+    """Return what is not a number, one line each."""
     yield (
         f"{len(found.shared)} runs in both, {len(found.only_before)} only in A, {len(found.only_after)} only in B"
         + (f"; {len(found.status)} of another status" if found.status else "")
@@ -97,7 +99,7 @@ def _plain_change(change: Change) -> dict[str, Any]:
     }
 
 
-def _plain_number(number: Number) -> dict[str, Any]:
+def _plain_number(number: Estimate) -> dict[str, Any]:
     high = None if number.high is None or math.isinf(number.high) else number.high
     return {"value": number.value, "low": number.low or None, "high": high, "n": number.n}
 
@@ -115,7 +117,7 @@ def _table(changes: Sequence[Change]) -> Table:
     return table
 
 
-def _said(number: Number) -> str:
+def _said(number: Estimate) -> str:
     if number.low is None or number.high is None:
         return f"{number.value:.4g}"
     left = "(0" if number.low == 0 else f"[{number.low:.4g}"
@@ -124,7 +126,7 @@ def _said(number: Number) -> str:
 
 
 def _show(table: Table) -> None:
-    """Wrapped to a terminal; into a pipe or a file every row is one line."""
+    """Print the table, wrapped in a terminal; into a pipe or a file every row is one line."""
     from rich.console import Console
 
     console = Console(highlight=False)

@@ -1,20 +1,19 @@
-"""What the page's interactive charts draw, as plain data: curves on every axis, and the speed-up at every target."""
+"""The data of the page's interactive charts: curves on every axis, and the speed-up at every
+target."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import stdtrit
 
-from reports.race.comparability import protocols
+from reports.race.by_target import SpeedupByTarget
 from reports.race.race import Race
-from reports.race.run import Run
-from reports.stats.curves import Crossing, crossing
-from reports.stats.speedup import CONFIDENCE, Speedup, Time, speedup
+from reports.race.run import RaceRun
+from reports.stats.speedup import Speedup, closed_ends
+from reports.stats.student import t_interval
 
 POINTS = 5_000
 """Of all measured curves together: more than a screen shows, few enough for a page of megabytes."""
@@ -22,16 +21,11 @@ MEANS = 1_000
 """Of all means of one chart, at most a fifth for each."""
 LEAST = 16
 """Points that a curve keeps however many there are."""
-TARGETS = 41
-"""At which the speed-up is computed, equal factors apart."""
-
-Crossed = Mapping[str, Mapping[int, tuple[Run, list[Crossing]]]]
-"""By arm and seed: the run, and its crossing of each target."""
 
 
 def thin(x: np.ndarray, y: np.ndarray, most: int) -> np.ndarray:
-    """Indices of at most `most` points that look the same on a screen: the ends, and of each of equally many
-    points in a row the lowest and the highest."""
+    """Return indices of at most `most` points that look the same on a screen: the ends, and of each of
+    equally many points in a row the lowest and the highest."""
     if len(x) <= max(most, 4):
         return np.arange(len(x))
     rows = np.array_split(np.arange(1, len(x) - 1), (most - 2) // 2)
@@ -39,71 +33,46 @@ def thin(x: np.ndarray, y: np.ndarray, most: int) -> np.ndarray:
     return np.unique([0, *kept, len(x) - 1])
 
 
-def spent(run: Run, axis: str, steps: np.ndarray) -> np.ndarray:
-    """What a run had cost at these steps, in natural units of the axis."""
+def spent(run: RaceRun, axis: str, steps: np.ndarray) -> np.ndarray:
+    """Return what a run had cost at these steps, in natural units of the axis."""
     return np.interp(steps, run.costs.steps, run.costs.totals[axis])
 
 
 def allowance(race: Race, points: int = POINTS) -> int:
-    """Points for each measured curve, so that all of them together keep within `points`."""
-    return max(points // max(sum(run.curve is not None for run in race.runs), 1), LEAST)
+    """Return points for each measured curve, so that all of them together keep within `points`."""
+    return max(points // max(sum(run.evaluated for run in race.runs), 1), LEAST)
 
 
-def mean_band(runs: Sequence[Run]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Geometric mean of fitted curves where all runs were evaluated, with its pointwise 95 % t interval:
-    (steps, mean, low, high); with one run the interval is the mean."""
+def mean_band(runs: Sequence[RaceRun]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return geometric mean of fitted curves where all runs were evaluated, with its pointwise 95 % t
+    interval: (steps, mean, low, high); with one run the interval is the mean."""
     low, high = max(run.curve.steps[0] for run in runs), min(run.curve.steps[-1] for run in runs)
     steps = np.unique(np.concatenate([run.curve.steps for run in runs]))
     steps = steps[(steps >= low) & (steps <= high)]
     fits = [np.interp(np.log(steps), np.log(run.curve.steps), np.log(run.curve.fitted)) for run in runs]
     mean, n = np.mean(fits, axis=0), len(runs)
-    half = np.zeros_like(mean)
-    if n > 1:
-        half = stdtrit(n - 1, (1 + CONFIDENCE) / 2) * np.std(fits, axis=0, ddof=1) / math.sqrt(n)
-    return steps, np.exp(mean), np.exp(mean - half), np.exp(mean + half)
+    if n == 1:
+        return steps, np.exp(mean), np.exp(mean), np.exp(mean)
+    low_log, high_log = t_interval(mean, np.std(fits, axis=0, ddof=1), n - 1, n=n)
+    return steps, np.exp(mean), np.exp(low_log), np.exp(high_log)
 
 
-def targets(race: Race, most: int = TARGETS) -> np.ndarray:
-    """Targets at which every counting run of every arm has a crossing of its own, equal factors apart, falling.
-
-    Empty where there is no such range: fewer than two arms that count, or curves that do not overlap.
-    """
-    counted = [run for run in race.runs if run.done]
-    if len({run.arm for run in counted}) < 2 or len(protocols(race.runs)) > 1:
-        return np.array([])
-    high = min(run.curve.fitted[0] for run in counted)
-    low = max(run.curve.fitted[-1] for run in counted)
-    return np.geomspace(high, low, most) if high > low * 1.001 else np.array([])
-
-
-def gains_by_target(
-    race: Race, axes: Sequence[str], at: Sequence[float]
-) -> dict[str, dict[str, list[Speedup]]]:
-    """By axis, the speed-up of each candidate over the baseline at these targets, with the definitions of the verdict."""
-    counted = {arm.label: [run for run in race.of(arm.label) if run.counts] for arm in race.arms}
-    if not counted[race.baseline]:
-        return {axis: {} for axis in axes}
-    crossed = {
-        label: {run.seed: (run, [crossing(run.curve, float(target)) for target in at]) for run in own}
-        for label, own in counted.items()
-        if own
-    }
-    return {axis: _gains(race, axis, crossed, len(at)) for axis in axes}
-
-
-def payload(race: Race, names: dict[str, str]) -> dict[str, Any]:
-    """All charts by kind and axis. A series has the number of its arm, a kind (seed, mean, low, high), x and y."""
-    at = targets(race)
-    gains = gains_by_target(race, race.axes, at) if len(at) else {}
-    drawn = any(run.curve is not None for run in race.runs)
+def payload(race: Race, by_target: SpeedupByTarget, names: Mapping[str, str]) -> dict[str, Any]:
+    """Return all charts by kind and axis. A series has its arm's number, a kind (seed, mean, low, high), x
+    and y."""
+    drawn = any(run.evaluated for run in race.runs)
     return {
         "convergence": {axis: _convergence(race, axis, names[axis]) for axis in race.axes if drawn},
-        "targets": {axis: _targets(race, names[axis], at, own) for axis, own in gains.items()},
+        "targets": {
+            axis: _targets(race, names[axis], by_target.targets, gains)
+            for axis, gains in by_target.gains.items()
+        },
     }
 
 
-def as_json(content: Any) -> str:
-    """JSON that can stand inside a `<script>` whatever its texts say, the same bytes for the same content."""
+def script_json(content: Any) -> str:
+    """Return JSON that can stand inside a `<script>` whatever its texts say, the same bytes for the same
+    content."""
     text = json.dumps(content, separators=(",", ":"), allow_nan=False, sort_keys=True)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
@@ -111,7 +80,7 @@ def as_json(content: Any) -> str:
 def _convergence(race: Race, axis: str, name: str) -> dict[str, Any]:
     series, dots, most = [], [], allowance(race)
     for index, arm in enumerate(race.arms):
-        runs = [run for run in race.of(arm.label) if run.curve is not None]
+        runs = [run for run in race.of(arm.label) if run.evaluated]
         for run in runs:
             kept = thin(run.curve.steps, run.curve.measured, most)
             x = spent(run, axis, run.curve.steps[kept])
@@ -119,13 +88,13 @@ def _convergence(race: Race, axis: str, name: str) -> dict[str, Any]:
         counted = [run for run in runs if run.done]
         if counted:
             series += _mean(index, counted, axis, max(MEANS // max(len(race.arms), 5), 40))
-        times = [run.time(axis) for run in runs if run.crossing is not None]
+        times = [run.time(axis) for run in runs if run.crosses]
         dots += [[index, _short(time.value), time.censored] for time in times]
     shown = {"line": race.target, "mark": None}
     return {"x": name, "y": race.metric, **shown, "series": series, "dots": dots}
 
 
-def _mean(index: int, runs: Sequence[Run], axis: str, most: int) -> list[dict[str, Any]]:
+def _mean(index: int, runs: Sequence[RaceRun], axis: str, most: int) -> list[dict[str, Any]]:
     steps, mean, low, high = mean_band(runs)
     kept = thin(steps, mean, most)
     x = np.exp(np.mean([np.log(spent(run, axis, steps[kept])) for run in runs], axis=0))
@@ -137,38 +106,21 @@ def _mean(index: int, runs: Sequence[Run], axis: str, most: int) -> list[dict[st
     return [*band, _series(index, "mean", x, mean[kept])]
 
 
-def _targets(race: Race, name: str, at: np.ndarray, found: Mapping[str, list[Speedup]]) -> dict[str, Any]:
+def _targets(
+    race: Race, name: str, at: Sequence[float], found: Mapping[str, list[Speedup]]
+) -> dict[str, Any]:
     series = []
     indices = {arm.label: index for index, arm in enumerate(race.arms)}
     for label, gains in found.items():
         index = indices[label]
         known = [(x, g) for x, g in zip(at[::-1], gains[::-1], strict=True) if g.estimate is not None]
-        closed = [(x, g) for x, g in known if g.low and math.isfinite(g.high)]
-        for kind in ("high", "low"):
-            series.append(_series(index, kind, [x for x, _ in closed], [getattr(g, kind) for _, g in closed]))
+        closed = [(x, ends) for x, g in known if (ends := closed_ends(g))]
+        for kind, end in (("high", 1), ("low", 0)):
+            series.append(_series(index, kind, [x for x, _ in closed], [ends[end] for _, ends in closed]))
         series.append(_series(index, "mean", [x for x, _ in known], [g.estimate for _, g in known]))
     series = [own for own in series if own["x"]]
     shown = {"line": 1.0, "mark": race.target}
     return {"x": race.metric, "y": f"speed-up in {name}", **shown, "series": series, "dots": []}
-
-
-def _gains(race: Race, axis: str, crossed: Crossed, targets: int) -> dict[str, list[Speedup]]:
-    times = {
-        label: [
-            {
-                seed: Time(run.costs.at(axis, found[i].step), found[i].censored)
-                for seed, (run, found) in own.items()
-            }
-            for i in range(targets)
-        ]
-        for label, own in crossed.items()
-    }
-    horizon = race.horizons[axis]
-    return {
-        label: [speedup(*pair, horizon) for pair in zip(times[race.baseline], times[label], strict=True)]
-        for label in race.candidates
-        if label in times
-    }
 
 
 def _series(arm: int, kind: str, x: Any, y: Any, said: str = "") -> dict[str, Any]:
@@ -176,5 +128,5 @@ def _series(arm: int, kind: str, x: Any, y: Any, said: str = "") -> dict[str, An
 
 
 def _short(value: float) -> float:
-    """Five digits: finer than a pixel."""
+    """Round to five digits, which is finer than a pixel."""
     return float(f"{value:.5g}")

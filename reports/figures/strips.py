@@ -1,4 +1,5 @@
-"""A strip: intervals below each other on a log scale, with labels that need no margin. And round ticks for log scales."""
+"""A strip: intervals below each other on a log scale, with labels that need no margin. And round ticks for
+log scales."""
 
 from __future__ import annotations
 
@@ -29,8 +30,9 @@ _SERIES = (
 
 
 @dataclass(frozen=True)
-class Row:
-    """A line of a strip: its label on the left, what is said on the right, and below them an interval and dots."""
+class StripRow:
+    """A line of a strip: its label on the left, what is said on the right, and below them an interval and
+    dots."""
 
     label: str
     arm: int | None = None
@@ -41,10 +43,11 @@ class Row:
     high: float | None = None
     dots: tuple[Time, ...] = ()
     resolved: bool = True
-    """Whether the interval leaves out what the row is compared with; an open diamond says that it does not."""
+    """Whether the interval leaves out what the row is compared with; an open diamond says that it does
+    not."""
 
 
-def draw_strip(axes: Axes, rows: Sequence[Row], limits: tuple[float, float]) -> None:
+def draw_strip(axes: Axes, rows: Sequence[StripRow], limits: tuple[float, float]) -> None:
     """Draw rows from top to bottom; an interval that goes beyond the limits ends in an arrow."""
     axes.set(xscale="log", xlim=limits, ylim=(len(rows) - 0.35, -0.85), yticks=[])
     axes.spines["left"].set_visible(False)
@@ -65,7 +68,8 @@ def draw_strip(axes: Axes, rows: Sequence[Row], limits: tuple[float, float]) -> 
 
 
 def draw_dots(axes: Axes, times: Sequence[Time], y: float, colour: str) -> None:
-    """Runs' times at a height; an open triangle points to where the true one lies when it is censored."""
+    """Draw runs' times at a height; an open triangle points from a censored time to where the true one
+    lies."""
     for kind, (marker, size) in _MARKS.items():
         values = [time.value for time in times if time.censored == kind]
         if not values:
@@ -80,7 +84,7 @@ def draw_dots(axes: Axes, times: Sequence[Time], y: float, colour: str) -> None:
 
 
 def set_log_ticks(axis: Axis, limits: tuple[float, float], most: int, form: str = "{:,.10g}") -> None:
-    """Plain numbers at round values of a log scale."""
+    """Show plain numbers at round values of a log scale."""
     axis.set_major_locator(FixedLocator(log_ticks(*limits, most)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: form.format(value)))
     axis.set_minor_locator(NullLocator())
@@ -96,7 +100,7 @@ def log_ticks(low: float, high: float, most: int) -> list[float]:
     return [10.0**d for d in decades if d % math.ceil(len(decades) / most) == 0]
 
 
-def _draw_interval(axes: Axes, y: int, row: Row, colour: str, limits: tuple[float, float]) -> None:
+def _draw_interval(axes: Axes, y: int, row: StripRow, colour: str, limits: tuple[float, float]) -> None:
     if row.low is None or row.high is None:
         return
     left, right = max(row.low, limits[0]), min(row.high, limits[1])
@@ -108,10 +112,12 @@ def _draw_interval(axes: Axes, y: int, row: Row, colour: str, limits: tuple[floa
 
 
 def _clipped(label: str, axes: Axes, said: str) -> str:
-    """A label cut to the room that is left beside what is said; the legend has it whole."""
-    room = int(axes.figure.get_figwidth() * LETTERS) - len(said) - 4
+    """Return a label cut to the room that is left beside what is said; the legend has it whole."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    room = int(figure.get_figwidth() * LETTERS) - len(said) - 4
     return label if len(label) <= room else label[: max(room - 1, 4)] + "…"
 
 
-def _weight(row: Row) -> str:
+def _weight(row: StripRow) -> str:
     return "bold" if row.arm is None else "normal"

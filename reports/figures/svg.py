@@ -8,20 +8,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
+
 INK, MUTED, RULE, PAPER = "#1c1c21", "#6d6d75", "#dedee3", "#fffffe"
 ARMS = ("#4b4b53", "#0072b2", "#d55e00", "#009e73", "#bb7398", "#829c2f", "#196ef4", "#6e3f8a")
-"""The baseline in grey, three of Okabe and Ito's colours, and four more that every kind of eye tells apart from them."""
+"""The baseline in grey, three of Okabe and Ito's colours, and four more that are distinguishable with every
+kind of colour vision."""
 ARMS_DARK = ("#b9b9c2", "#56b4e9", "#ff9a4d", "#3fcf9f", "#b378a3", "#fed74d", "#8bf3f3", "#e768cc")
 DASHES = ((), (6, 2), (2, 1.6), (7, 2, 1.5, 2), (4, 1.5), (1, 1), (9, 3))
 """One fewer than colours, so that more arms than colours still differ."""
 VARIABLES = {INK: "ink", MUTED: "muted", RULE: "rule", PAPER: "paper"} | {
     c: f"arm{i}" for i, c in enumerate(ARMS)
 }
-_STYLE = {
+_STYLE: dict[RcKeyType, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "flowrace",
     "text.parse_math": False,
@@ -48,14 +53,14 @@ _STYLE = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The look of all figures; they are made and written inside this context."""
+    """Return the look of all figures; they are made and written inside this context."""
     with mpl.rc_context(_STYLE):
         yield
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure, a name of its own on a page, and what it shows in words."""
+    """A figure, its unique name on a page, and a description."""
 
     figure: Figure
     name: str
@@ -63,7 +68,7 @@ class Picture:
 
 
 def inline(picture: Picture) -> str:
-    """A picture as an `<svg>` to put into HTML. Its name keeps its ids apart from those of other pictures on the page."""
+    """Return a picture as an `<svg>` to put into HTML. Its name makes its ids unique on the page."""
     text, name, description = io.StringIO(), picture.name, picture.description
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with style():
@@ -73,13 +78,15 @@ def inline(picture: Picture) -> str:
     body = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", body, count=1, flags=re.DOTALL)
     body = re.sub(r"<[^>]+>", lambda tag: _tag(tag[0], name), body)
     body = _alike_at_once(re.sub(r"\n\s*", "\n", body))
-    box = re.search(r'viewBox="[^"]*"', body)[0]
-    head = f'<svg {box} role="img" aria-label="{escape(description)}">'
+    box = re.search(r'viewBox="[^"]*"', body)
+    assert box is not None
+    head = f'<svg {box[0]} role="img" aria-label="{escape(description)}">'
     return re.sub(r"<svg[^>]*>", lambda _: head, body, count=1).strip()
 
 
 def _tag(tag: str, name: str) -> str:
-    """One tag: ids that nothing refers to go, the others are prefixed; colours and fonts become the page's."""
+    """Return one tag: ids that nothing refers to go, the others are prefixed; colours and fonts become the
+    page's."""
     tag = re.sub(r"(\.\d\d)\d+", r"\1", tag)  # a hundredth of a point is finer than any screen or printer
     tag = re.sub(r'd="([^"C]{200,})"', lambda line: f'd="{_line(line[1])}"', tag)
     tag = re.sub(r' id="(?![mp][0-9a-f]{10}")[^"]*"', "", tag)
@@ -94,13 +101,15 @@ def _tag(tag: str, name: str) -> str:
 
 
 def _line(path: str) -> str:
-    """A line of data in few bytes: a tenth of a point is enough here, and points behind the first need no letter."""
+    """Return a line of data in few bytes: a tenth of a point is enough here, and points after the first
+    need no letter."""
     short = re.sub(r"\d+\.\d+", lambda number: f"{float(number[0]):.1f}".removesuffix(".0"), path)
     return re.sub(r"\s*\n(?:L )?", " ", short).strip()
 
 
 def _alike_at_once(body: str) -> str:
-    """Marks and lines that look alike say so once, in a group around them: of hundreds that is most of the bytes."""
+    """Return marks and lines that look alike say so once, in a group around them: of hundreds that is most
+    of the bytes."""
     look = r'( clip-path="[^"]*" style="[^"]*")'
     body = re.sub(rf"(<path [^>]*?{look}/>)\n</g>\n<g>\n(?=<path [^>]*?\2/>)", r"\1\n", body)
     for tag, said in (("use", r'( style="[^"]*")'), ("path", look)):

@@ -1,1 +1,1 @@
-"""The paper desk: published numbers as data, and what is inconsistent between them."""
+"""Published numbers as data, and inconsistencies between them."""

@@ -1,7 +1,8 @@
-"""What the published numbers say about each other: every rule is one function over the data, every finding names its sources.
+"""What the published numbers say about each other: every rule is one function over the data, every finding
+names its sources.
 
-Nothing here knows a paper. A finding is computed from the numbers and from what points at them: ratios that somebody states,
-spreads that somebody measured, comparisons that somebody makes.
+Nothing here knows a paper. A finding is computed from the numbers and from what points at them: ratios that
+somebody states, spreads that somebody measured, comparisons that somebody makes.
 """
 
 from __future__ import annotations
@@ -14,22 +15,22 @@ from typing import Literal, TypeVar
 from reports.literature.compare import (
     EDGE,
     amount,
-    apart,
     better,
-    cell,
     count,
+    differ,
     guided,
     half,
+    measurement,
     mismatch,
     numeric,
     place,
-    protocol,
+    protocol_text,
     relative,
     same_test,
     shown,
     sources,
 )
-from reports.literature.entries import Desk, Number, Ratio, Spread
+from reports.literature.entries import KnownSpread, Literature, PublishedNumber, Ratio
 
 T = TypeVar("T")
 Severity = Literal["contradiction", "warning", "note", "holds"]
@@ -43,7 +44,8 @@ SPEEDUP, STEPS_TO, OVERTAKES, LOSES = (
     "steps_to_overtake",
     "_degradation_over",
 )
-"""Measures with a meaning: a factor, a number of steps, the step of a crossing, points lost by leaving something out."""
+"""Measures with a meaning: a factor, a number of steps, the step of a crossing, points lost by leaving
+something out."""
 
 
 @dataclass(frozen=True)
@@ -57,21 +59,23 @@ class Finding:
     sources: tuple[str, ...]
 
 
-def check(desk: Desk) -> list[Finding]:
-    """All findings, the gravest first, then in the order of the rules."""
-    found = [finding for rule in RULES.values() for finding in rule(desk)]
+def check_literature(literature: Literature) -> list[Finding]:
+    """Return all findings, the gravest first, then in the order of the rules."""
+    found = [finding for rule in RULES.values() for finding in rule(literature)]
     return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
-def _finding(rule: str, severity: Severity, text: str, numbers: Iterable[Number], *more: str) -> Finding:
+def _finding(
+    rule: str, severity: Severity, text: str, numbers: Iterable[PublishedNumber], *more: str
+) -> Finding:
     named = list(dict.fromkeys(number.id for number in numbers))
     return Finding(rule, severity, text, tuple(named), sources(numbers, *more))
 
 
-def arithmetic(desk: Desk) -> Iterator[Finding]:
-    """A stated ratio must be that of its two numbers, to the places that it is printed with."""
-    for ratio in desk.ratios:
-        above, below = desk.of(ratio)
+def arithmetic(literature: Literature) -> Iterator[Finding]:
+    """Return a stated ratio must be that of its two numbers, to the places that it is printed with."""
+    for ratio in literature.ratios:
+        above, below = literature.of(ratio)
         a, b = amount(above, ratio.quantity), amount(below, ratio.quantity)
         said = f"{ratio.value:.{max(ratio.places, 0)}f}"
         if a is None or not b:
@@ -86,38 +90,41 @@ def arithmetic(desk: Desk) -> Iterator[Finding]:
         )
 
 
-def _unequal(ratio: Ratio, long: Number, short: Number) -> str:
-    """A ratio of steps is a speed-up only between equal qualities."""
+def _unequal(ratio: Ratio, long: PublishedNumber, short: PublishedNumber) -> str:
+    """Return a ratio of steps is a speed-up only between equal qualities."""
     alike = long.measure == short.measure and not long.measure.startswith(STEPS_TO)
-    if ratio.quantity == "value" or not alike or not apart(long, short):
+    if ratio.quantity == "value" or not alike or not differ(long, short):
         return ""
     bound = "a lower bound" if better(short, long) else "an upper bound"
     ends = f"{long.measure} {shown(short)} against {shown(long)}"
     return f"; the shorter training ends at {ends}, so {ratio.value:g} is {bound} for equal {long.measure}"
 
 
-def across_benchmarks(desk: Desk) -> Iterator[Finding]:
-    """A number of steps that nobody measured: the rival's steps here, divided by a speed-up stated for another data set."""
-    claims = [n for n in desk.numbers if n.measure.startswith(STEPS_TO) and numeric(n)]
-    speedups = [n for n in desk.numbers if n.measure == SPEEDUP and numeric(n)]
+def across_benchmarks(literature: Literature) -> Iterator[Finding]:
+    """Return a number of steps that nobody measured: the rival's steps here, divided by a speed-up stated
+    for another data set."""
+    claims = [n for n in literature.numbers if n.measure.startswith(STEPS_TO) and numeric(n)]
+    speedups = [n for n in literature.numbers if n.measure == SPEEDUP and numeric(n)]
     for claim in claims:
         for speedup in speedups:
             same_race = (speedup.arm, speedup.rival) == (claim.arm, claim.rival)
             if same_race and speedup.dataset != claim.dataset:
-                donor = next((n for n in desk.numbers if _explains(n, speedup, claim)), None)
+                donor = next((n for n in literature.numbers if _explains(n, speedup, claim)), None)
                 if donor:
-                    yield _borrowed(desk, claim, speedup, donor)
+                    yield _borrowed(literature, claim, speedup, donor)
 
 
-def _explains(donor: Number, speedup: Number, claim: Number) -> bool:
+def _explains(donor: PublishedNumber, speedup: PublishedNumber, claim: PublishedNumber) -> bool:
     here = (donor.arm, donor.dataset, donor.network) == (claim.rival, claim.dataset, claim.network)
     if not here or not isinstance(donor.steps, int) or not speedup.value:
         return False
     return abs(donor.steps / float(speedup.value) - float(claim.value)) <= half(claim.places)
 
 
-def _borrowed(desk: Desk, claim: Number, speedup: Number, donor: Number) -> Finding:
-    against = [*_overtaken_later(desk, claim), *_still_behind(desk, claim)]
+def _borrowed(
+    literature: Literature, claim: PublishedNumber, speedup: PublishedNumber, donor: PublishedNumber
+) -> Finding:
+    against = [*_overtaken_later(literature, claim), *_still_behind(literature, claim)]
     text = (
         f"{count(float(claim.value))} steps of {claim.arm} on {claim.dataset} ({claim.status}) are the {count(donor.steps)} of "
         f"{donor.arm} there divided by {speedup.value:g}, a ratio stated for {speedup.dataset}"
@@ -127,26 +134,23 @@ def _borrowed(desk: Desk, claim: Number, speedup: Number, donor: Number) -> Find
     return _finding("across-benchmarks", "contradiction" if against else "warning", text, numbers)
 
 
-Against = Iterator[tuple[str, tuple[Number, ...]]]
+Against = Iterator[tuple[str, tuple[PublishedNumber, ...]]]
 
 
-def _overtaken_later(desk: Desk, claim: Number) -> Against:
-    """Crossings of the same two on the same data that somebody puts later."""
-    for n in desk.numbers:
+def _overtaken_later(literature: Literature, claim: PublishedNumber) -> Against:
+    """Yield later crossings of the same two methods on the same data."""
+    for n in literature.numbers:
         same = all(getattr(n, f) == getattr(claim, f) for f in ("arm", "rival", "dataset", "network"))
-        if same and n.measure.startswith(OVERTAKES) and numeric(n) and n.value > claim.value:  # type: ignore[operator]
+        if same and n.measure.startswith(OVERTAKES) and numeric(n) and float(n.value) > float(claim.value):
             yield f"{place(n)} has it overtake {n.rival} there only at {count(float(n.value))}", (n,)
 
 
-def _still_behind(desk: Desk, claim: Number) -> Against:
-    """Later steps at which the same paper shows it behind."""
+def _still_behind(literature: Literature, claim: PublishedNumber) -> Against:
+    """Yield later steps at which the same paper shows the method behind."""
     aim = claim.measure.rpartition("_")[2]
-    race = [
-        n for n in desk.numbers if n.paper == claim.paper and n.measure == aim and isinstance(n.steps, int)
-    ]
-    race = [
-        n for n in race if (n.dataset, n.network) == (claim.dataset, claim.network) and n.steps > claim.value
-    ]  # type: ignore[operator]
+    here = (claim.paper, aim, claim.dataset, claim.network)
+    race = [n for n in literature.numbers if (n.paper, n.measure, n.dataset, n.network) == here]
+    race = [n for n in race if isinstance(n.steps, int) and n.steps > float(claim.value)]
     ours, theirs = ([n for n in race if n.arm == arm] for arm in (claim.arm, claim.rival))
     behind = [(a, b) for a in ours for b in theirs if same_test(a, b) and better(b, a)]
     if behind:
@@ -155,63 +159,69 @@ def _still_behind(desk: Desk, claim: Number) -> Against:
         yield f"{claim.title} itself shows it behind later ({aim} {listed}{read})", behind[0]
 
 
-def protocols(desk: Desk) -> Iterator[Finding]:
-    """Numbers side by side that were measured differently: by somebody's comparison, in one table, or across papers."""
-    for comparison in desk.comparisons:
-        a, b = desk.of(comparison)
+def protocol_differences(literature: Literature) -> Iterator[Finding]:
+    """Find numbers shown side by side under different protocols: in a comparison, in one table, or across
+    papers."""
+    for comparison in literature.comparisons:
+        a, b = literature.of(comparison)
         differs = mismatch(a, b) + ([f"network {a.network} / {b.network}"] if a.network != b.network else [])
         if differs:
             text = f"{_named(a)} is compared with {_named(b)}: they differ in {', '.join(differs)}"
             yield _finding("protocol", "warning", text, (a, b), comparison.source)
-    for table in _groups(_printed(desk), "source", "dataset"):
+    for table in _groups(_printed(literature), "source", "dataset"):
         apart_arms = _involved(list(_groups(table, "arm")), _never_alike)
         if apart_arms:
-            listed = "; ".join(f"{arm[0].method} ({protocol(arm[0])})" for arm in apart_arms)
+            listed = "; ".join(f"{arm[0].method} ({protocol_text(arm[0])})" for arm in apart_arms)
             text = f"{place(table[0])} sets methods side by side that no protocol is common to: {listed}"
             yield _finding("protocol", "note", text, [arm[0] for arm in apart_arms])
-    for group in _groups(_printed(desk), "arm", "network", "dataset", "steps"):
+    for group in _groups(_printed(literature), "arm", "network", "dataset", "steps"):
         members = _involved(
             group, lambda a, b: a.paper != b.paper and a.measure == b.measure and bool(mismatch(a, b))
         )
         if members and isinstance(group[0].steps, int):
             kinds = [kind[0] for kind in _groups(members, "sampler", "guidance", "samples", "paper")]
-            values = "; ".join(f"{n.measure} {shown(n)} with {protocol(n)} ({place(n)})" for n in kinds)
+            values = "; ".join(f"{n.measure} {shown(n)} with {protocol_text(n)} ({place(n)})" for n in kinds)
             text = f"{_shared(group[0])} is printed under protocols that do not mix: {values}"
             yield _finding("protocol", "note", text, members)
 
 
-def _never_alike(ours: Sequence[Number], theirs: Sequence[Number]) -> bool:
+def _never_alike(ours: Sequence[PublishedNumber], theirs: Sequence[PublishedNumber]) -> bool:
     return all(mismatch(a, b) for a in ours for b in theirs)
 
 
-def drift(desk: Desk) -> Iterator[Finding]:
-    """One cell under one protocol that is printed with values further apart than rounding."""
-    for group in _groups(_printed(desk), *CELL):
-        members = _involved(group, lambda a, b: apart(a, b) and not mismatch(a, b))
+def drift(literature: Literature) -> Iterator[Finding]:
+    """Return one cell under one protocol that is printed with values further apart than rounding."""
+    for group in _groups(_printed(literature), *CELL):
+        members = _involved(group, lambda a, b: differ(a, b) and not mismatch(a, b))
         if members and isinstance(group[0].steps, int):
             values = ", ".join(f"{shown(n)} ({place(n)}{': ' + n.note if n.note else ''})" for n in members)
             text = f"{_shared(group[0])} is printed with different values of {group[0].measure}: {values}"
             yield _finding("drift", "warning", text, members)
 
 
-def margins(desk: Desk) -> Iterator[Finding]:
-    """Differences between single trainings that are smaller than what equals are known to differ by."""
-    for table in _groups(_printed(desk), "source", "dataset", "measure"):
+def margins(literature: Literature) -> Iterator[Finding]:
+    """Find differences between single trainings that are smaller than the known spread between equals."""
+    for table in _groups(_printed(literature), "source", "dataset", "measure"):
         for with_guidance in (False, True):
             fair = [n for n in table if n.seeds == 1 and numeric(n) and guided(n)[0] is with_guidance]
-            known = min(_spreads(desk, fair), key=lambda pair: pair[1], default=None)
+            known = min(_spreads(literature, fair), key=lambda pair: pair[1], default=None)
             close = [pair for pair in _contests(fair) if known and relative(*pair) < known[1]]
             if known and close:
-                yield _unresolved(desk, close, *known)
+                yield _unresolved(literature, close, *known)
 
 
-def _unresolved(desk: Desk, close: Sequence[tuple[Number, Number]], spread: Spread, width: float) -> Finding:
+def _unresolved(
+    literature: Literature,
+    close: Sequence[tuple[PublishedNumber, PublishedNumber]],
+    spread: KnownSpread,
+    width: float,
+) -> Finding:
     first = close[0][0]
     listed = "; ".join(
         f"{a.method} {shown(a)} against {b.method} {shown(b)}, {100 * relative(a, b):.1f} %" for a, b in close
     )
     known = " to ".join(
-        shown(n) for n in sorted(desk.of(spread), key=lambda n: float(n.value))[:: len(spread.of) - 1]
+        shown(n) for n in sorted(literature.of(spread), key=lambda n: float(n.value))[:: len(spread.of) - 1]
     )
     text = (
         f"{place(first)}: {first.measure} of single trainings is closer than the {100 * width:.1f} % by which {spread.what} "
@@ -221,8 +231,9 @@ def _unresolved(desk: Desk, close: Sequence[tuple[Number, Number]], spread: Spre
     return _finding("margin", "warning", text, numbers, spread.source)
 
 
-def _contests(fair: Sequence[Number]) -> list[tuple[Number, Number]]:
-    """Who is compared with whom: each with the baseline that it names, and the best of a cell with the second."""
+def _contests(fair: Sequence[PublishedNumber]) -> list[tuple[PublishedNumber, PublishedNumber]]:
+    """Return who is compared with whom: each with its named baseline, and the best of a cell with the
+    second."""
     found = [
         (a, b) for a, b in permutations(fair, 2) if a.rival == b.arm and a.arm != b.arm and same_test(a, b)
     ]
@@ -233,22 +244,26 @@ def _contests(fair: Sequence[Number]) -> list[tuple[Number, Number]]:
     return list({frozenset((a.id, b.id)): (a, b) for a, b in reversed(found)}.values())[::-1]
 
 
-def _spreads(desk: Desk, like: Sequence[Number]) -> Iterator[tuple[Spread, float]]:
-    """Known spreads of this measure and data, with guidance or without, as shares of their mean. The smallest one counts:
-    the benefit of the doubt is the claim's."""
-    for spread in desk.spreads if like else ():
-        members = [n for n in desk.of(spread) if numeric(n)]
+def _spreads(literature: Literature, like: Sequence[PublishedNumber]) -> Iterator[tuple[KnownSpread, float]]:
+    """Yield known spreads of this measure and data, as fractions of their mean.
+
+    The smallest one counts, in favour of the claim.
+    """
+    for spread in literature.spreads if like else ():
+        members = [n for n in literature.of(spread) if numeric(n)]
         alike = all(n.dataset == like[0].dataset and guided(n)[0] == guided(like[0])[0] for n in members)
         if alike and len(members) > 1 and like[0].measure in spread.metrics:
             yield spread, max(relative(a, b) for a, b in combinations(members, 2))
 
 
-def prose(desk: Desk) -> Iterator[Finding]:
-    """'Without X it loses over c points': every step at which one source has both must say so."""
-    for claim in desk.numbers:
+def prose(literature: Literature) -> Iterator[Finding]:
+    """Check 'without X it loses over c points' at every step for which one source has both values."""
+    for claim in literature.numbers:
         if not claim.measure.endswith(LOSES) or not numeric(claim):
             continue
-        paper = [n for n in desk.numbers if n.paper == claim.paper and claim.measure == n.measure + LOSES]
+        paper = [
+            n for n in literature.numbers if n.paper == claim.paper and claim.measure == n.measure + LOSES
+        ]
         without, whole = ([n for n in paper if n.arm == arm] for arm in (claim.arm, claim.rival))
         pairs = [(a, b) for a in without for b in whole if a.source == b.source and same_test(a, b)]
         lost = {a.steps: float(a.value) - float(b.value) for a, b in pairs}
@@ -259,36 +274,36 @@ def prose(desk: Desk) -> Iterator[Finding]:
             yield _finding("prose", "note", text, (claim, *(n for pair in pairs for n in pair)))
 
 
-def _printed(desk: Desk) -> list[Number]:
-    return [number for number in desk.numbers if number.status in PRINTED]
+def _printed(literature: Literature) -> list[PublishedNumber]:
+    return [number for number in literature.numbers if number.status in PRINTED]
 
 
-def _groups(numbers: Iterable[Number], *fields: str) -> list[list[Number]]:
-    """Numbers that agree in all these fields, in the order of their first."""
-    found: dict[tuple[object, ...], list[Number]] = {}
+def _groups(numbers: Iterable[PublishedNumber], *fields: str) -> list[list[PublishedNumber]]:
+    """Return numbers that agree in all these fields, in the order of their first."""
+    found: dict[tuple[object, ...], list[PublishedNumber]] = {}
     for number in numbers:
         found.setdefault(tuple(getattr(number, field) for field in fields), []).append(number)
     return list(found.values())
 
 
 def _involved(group: Sequence[T], clash: Callable[[T, T], bool]) -> list[T]:
-    """Those that clash with at least one other."""
+    """Return those that clash with at least one other."""
     return [one for one in group if any(clash(one, other) for other in group if other is not one)]
 
 
-def _named(number: Number) -> str:
-    return f"{cell(number)} {shown(number)} ({place(number)})"
+def _named(number: PublishedNumber) -> str:
+    return f"{measurement(number)} {shown(number)} ({place(number)})"
 
 
-def _shared(number: Number) -> str:
-    """The cell by the names that all papers share."""
+def _shared(number: PublishedNumber) -> str:
+    """Return the cell by the names that all papers share."""
     return f"{number.arm}, {number.network} on {number.dataset} at {count(number.steps)} steps"
 
 
-RULES: dict[str, Callable[[Desk], Iterator[Finding]]] = {
+RULES: dict[str, Callable[[Literature], Iterator[Finding]]] = {
     "arithmetic": arithmetic,
     "across-benchmarks": across_benchmarks,
-    "protocol": protocols,
+    "protocol": protocol_differences,
     "drift": drift,
     "margin": margins,
     "prose": prose,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from reports.literature.entries import UNSTATED, Number
+from reports.literature.entries import UNSTATED, PublishedNumber
 
 EDGE = 1e-9
 """Of a printed unit: 0.05 is not above 0.05 because of binary fractions."""
@@ -13,8 +13,9 @@ SILENT = {UNSTATED, "n/a"}
 UNGUIDED = (False, None, None)
 
 
-def guided(number: Number) -> tuple[bool | None, float | None, bool | None]:
-    """Guidance as (is there any, its scale, is it limited to an interval); None where the source does not say.
+def guided(number: PublishedNumber) -> tuple[bool | None, float | None, bool | None]:
+    """Return guidance as (is there any, its scale, is it limited to an interval); None if the source is
+    silent.
 
     A source that states a scale and no interval has none.
     """
@@ -28,9 +29,9 @@ def guided(number: Number) -> tuple[bool | None, float | None, bool | None]:
     return True, float(scale[1]) if scale else None, True if interval else (False if scale else None)
 
 
-def mismatch(a: Number, b: Number) -> list[str]:
-    """The parts of the protocol in which two numbers surely differ, as words; what a source leaves out excludes nothing,
-    except against class-balanced labels, which nobody draws without saying so."""
+def mismatch(a: PublishedNumber, b: PublishedNumber) -> list[str]:
+    """Return the parts of the protocol in which two numbers surely differ, as words; what a source leaves
+    out excludes nothing, except against class-balanced labels, which nobody draws without saying so."""
     found = []
     if a.sampler != b.sampler and not {a.sampler, b.sampler} & SILENT:
         found.append(f"sampler {a.sampler} / {b.sampler}")
@@ -43,48 +44,55 @@ def mismatch(a: Number, b: Number) -> list[str]:
     return found
 
 
-def same_test(a: Number, b: Number) -> bool:
-    """One network, one data set, one measure at the same step under one protocol, both with a value."""
+def same_test(a: PublishedNumber, b: PublishedNumber) -> bool:
+    """Return one network, one data set, one measure at the same step under one protocol, both with a
+    value."""
     cell = ("network", "dataset", "measure", "steps")
     same = all(getattr(a, field) == getattr(b, field) for field in cell)
     return same and numeric(a) and numeric(b) and not mismatch(a, b)
 
 
-def numeric(number: Number) -> bool:
+def numeric(number: PublishedNumber) -> bool:
     return isinstance(number.value, float)
 
 
-def better(a: Number, b: Number) -> bool:
-    """Whether a is the better of two values of one measure."""
-    return (a.value > b.value) if a.better == "higher" else (a.value < b.value)  # type: ignore[operator]
+def better(a: PublishedNumber, b: PublishedNumber) -> bool:
+    """Return whether a is the better of two values of one measure."""
+    if not (isinstance(a.value, float) and isinstance(b.value, float)):
+        return False
+    x, y = a.value, b.value
+    return x > y if a.better == "higher" else x < y
 
 
 def half(places: int) -> float:
-    """What rounding to so many places can hide."""
+    """Return what rounding to so many places can hide."""
     return (0.5 + EDGE) * 10.0**-places
 
 
-def apart(a: Number, b: Number) -> bool:
-    """Whether two printed values differ by more than the rounding of the coarser one."""
+def differ(a: PublishedNumber, b: PublishedNumber) -> bool:
+    """Return whether two printed values differ by more than the rounding of the coarser one."""
     if not (numeric(a) and numeric(b)):
         return a.value != b.value
     return abs(float(a.value) - float(b.value)) > half(min(a.places, b.places))
 
 
-def relative(a: Number, b: Number) -> float:
-    """The difference of two values as a share of their mean."""
+def relative(a: PublishedNumber, b: PublishedNumber) -> float:
+    """Return the difference of two values as a share of their mean."""
     x, y = float(a.value), float(b.value)
     return 2 * abs(x - y) / ((abs(x) + abs(y)) or 1.0)
 
 
-def amount(number: Number, quantity: str) -> float | None:
-    """Its value, or its steps: where the value is itself a number of steps, that. None where the source gives words."""
+def amount(number: PublishedNumber, quantity: str) -> float | None:
+    """Return the value or the steps; None if the source gives words.
+
+    A value that is itself a number of steps is returned for both.
+    """
     raw = number.value if quantity == "value" or number.measure.startswith("steps_to_") else number.steps
     return None if isinstance(raw, str) else float(raw)
 
 
 def count(steps: float | int | str | None) -> str:
-    """Steps as people write them; smaller numbers as they are.
+    """Return steps as people write them; smaller numbers as they are.
 
     >>> count(7e6), count(143000), count(0.115)
     ('7M', '143k', '0.115')
@@ -97,13 +105,13 @@ def count(steps: float | int | str | None) -> str:
     return f"{steps:g}"
 
 
-def shown(number: Number) -> str:
-    """The value to the places that it was printed with."""
+def shown(number: PublishedNumber) -> str:
+    """Return the value to the places that it was printed with."""
     return f"{number.value:.{max(number.places, 0)}f}" if numeric(number) else str(number.value)
 
 
-def place(number: Number) -> str:
-    """Paper and place, short: `REPA Table 7`."""
+def place(number: PublishedNumber) -> str:
+    """Return paper and place, short: `REPA Table 7`."""
     if not number.source.startswith("http"):
         return number.source
     address, _, where = number.source.partition(" ")
@@ -111,13 +119,13 @@ def place(number: Number) -> str:
     return f"{number.title} {where or tail}".strip()
 
 
-def cell(number: Number) -> str:
-    """What was measured: method, network, data, steps, measure."""
+def measurement(number: PublishedNumber) -> str:
+    """Return what was measured: method, network, data, steps, measure."""
     steps = f" at {count(number.steps)} steps" if isinstance(number.steps, int) else ""
     return f"{number.method}, {number.network} on {number.dataset}{steps}, {number.measure}"
 
 
-def protocol(number: Number) -> str:
+def protocol_text(number: PublishedNumber) -> str:
     labels = f"{number.labels} labels" if number.labels else ""
     guidance = "no guidance" if number.guidance == "none" else number.guidance
     samples = f"{number.samples:,} samples" if number.samples else ""
@@ -126,6 +134,6 @@ def protocol(number: Number) -> str:
     )
 
 
-def sources(numbers: Iterable[Number], *more: str) -> tuple[str, ...]:
-    """Where they are printed, each source once."""
+def sources(numbers: Iterable[PublishedNumber], *more: str) -> tuple[str, ...]:
+    """Return where they are printed, each source once."""
     return tuple(dict.fromkeys([*(number.source for number in numbers), *(text for text in more if text)]))

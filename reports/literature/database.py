@@ -1,8 +1,9 @@
-"""The drawer of the paper desk: published numbers, each with where it was printed and how it was measured.
+"""The database of published numbers, each with its source and protocol.
 
-They lie in `claims/*.toml`, one paper a file, to be read and mended by hand. A `[[table]]` says once what its numbers share;
-a number may say otherwise. `[methods]`, `[models]` and `[metrics]` translate what a source prints into names that are the
-same in every paper. `[[ratio]]`, `[[spread]]` and `[[comparison]]` point at numbers by id (claims_check.py judges them).
+They are stored in `claims/*.toml`, one file per paper, edited by hand. A `[[table]]` says once what
+its numbers share; a number may say otherwise. `[methods]`, `[models]` and `[metrics]` translate what a
+source prints into names that are the same in every paper. `[[ratio]]`, `[[spread]]` and `[[comparison]]`
+point at numbers by id (check.py judges them).
 """
 
 from __future__ import annotations
@@ -21,23 +22,32 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from harness.errors import UserError
-from reports.literature.entries import Comparison, Desk, Entry, Head, Number, Printed, Ratio, Spread
+from reports.literature.entries import (
+    Comparison,
+    Head,
+    KnownSpread,
+    Literature,
+    LiteratureEntry,
+    PrintedNumber,
+    PublishedNumber,
+    Ratio,
+)
 
 M = TypeVar("M", bound=BaseModel)
-_KINDS = (Number, Ratio, Spread, Comparison)
+_KINDS = (PublishedNumber, Ratio, KnownSpread, Comparison)
 
 
-def load_desk(folder: Path | None = None) -> Desk:
-    """The published numbers that come with the package and, on top, those of a folder of the user's.
+def load_literature(folder: Path | None = None) -> Literature:
+    """Return the published numbers that come with the package and, on top, those of a folder of the user's.
 
-    Raises `UserError` (file, entry, field, what is allowed) for what cannot be read, an id given twice, and an id pointed at
-    that does not exist.
+    Raises `UserError` (file, entry, field, what is allowed) for what cannot be read, an id given twice, and
+    an id pointed at that does not exist.
     """
     return _shipped() if folder is None else _checked([*_own(), *_files(folder)])
 
 
 @cache
-def _shipped() -> Desk:
+def _shipped() -> Literature:
     return _checked(_own())
 
 
@@ -55,25 +65,31 @@ def _files(folder: Path) -> list[Traversable]:
     return list(found)
 
 
-def _checked(files: Iterable[Traversable]) -> Desk:
-    entries: dict[str, tuple[str, Entry]] = {}
+def _checked(files: Iterable[Traversable]) -> Literature:
+    entries: dict[str, tuple[str, LiteratureEntry]] = {}
     for file in files:
         for entry in _read(file):
             if entry.id in entries:
                 raise UserError(f"{file}: the id '{entry.id}' is taken: {entries[entry.id][0]} has it too")
             entries[entry.id] = (str(file), entry)
-    numbers = {name: entry for name, (_, entry) in entries.items() if isinstance(entry, Number)}
+    numbers = {name: entry for name, (_, entry) in entries.items() if isinstance(entry, PublishedNumber)}
     for file, entry in entries.values():
         for name in getattr(entry, "of", ()):
             if name not in numbers:
                 near = difflib.get_close_matches(name, numbers, n=1)
                 hint = f". Did you mean '{near[0]}'?" if near else ""
                 raise UserError(f"{file}: '{entry.id}': of points at '{name}', which is no number's id{hint}")
-    return Desk(*(tuple(e for _, e in entries.values() if isinstance(e, kind)) for kind in _KINDS))
+    found = [entry for _, entry in entries.values()]
+    return Literature(
+        tuple(numbers.values()),
+        tuple(entry for entry in found if isinstance(entry, Ratio)),
+        tuple(entry for entry in found if isinstance(entry, KnownSpread)),
+        tuple(entry for entry in found if isinstance(entry, Comparison)),
+    )
 
 
-def _read(file: Traversable) -> Iterator[Entry]:
-    """The entries of one file, numbers first."""
+def _read(file: Traversable) -> Iterator[LiteratureEntry]:
+    """Return the entries of one file, numbers first."""
     try:
         raw = _plain(tomllib.loads(file.read_text(encoding="utf-8"), parse_float=Decimal))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
@@ -81,21 +97,21 @@ def _read(file: Traversable) -> Iterator[Entry]:
     head = _valid(Head, raw, str(file))
     for index, table in enumerate(head.table, 1):
         yield from _numbers(head, table, f"{file}: table {index}")
-    for name, kind in (("ratio", Ratio), ("spread", Spread), ("comparison", Comparison)):
+    for name, kind in (("ratio", Ratio), ("spread", KnownSpread), ("comparison", Comparison)):
         for index, row in enumerate(getattr(head, name), 1):
             where = f"{file}: {name} {index} ('{row.get('id', 'without id')}')"
             yield _valid(kind, _numeric(row, where), where)
 
 
-def _numbers(head: Head, table: Mapping[str, Any], where: str) -> Iterator[Number]:
+def _numbers(head: Head, table: Mapping[str, Any], where: str) -> Iterator[PublishedNumber]:
     shared = {key: value for key, value in table.items() if key != "numbers"}
     rows = table.get("numbers", ())
     if not rows or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{where}: numbers must be a list of {{ id = ..., value = ..., ... }}, one or more")
     for index, row in enumerate(rows, 1):
         here = f"{where}, number {index} ('{row.get('id', 'without id')}')"
-        said = _valid(Printed, _numeric(shared | row, here), here)
-        yield Number(
+        said = _valid(PrintedNumber, _numeric(shared | row, here), here)
+        yield PublishedNumber(
             **dict(said),
             paper=head.paper,
             title=head.title,
@@ -115,7 +131,8 @@ def _plain(value: Any) -> Any:
 
 
 def _numeric(row: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Decimals as floats; how many places the value was printed with is kept, for rounding cannot be judged without."""
+    """Return decimals as floats; how many places the value was printed with is kept, for rounding cannot be
+    judged without."""
     value = row.get("value")
     if not isinstance(value, Decimal):
         return dict(row)
@@ -145,9 +162,10 @@ def _sentence(model: type[BaseModel], detail: Mapping[str, Any]) -> str:
     return f"{field} = {detail['input']!r}: {message.replace('input', 'it', 1)}"
 
 
-def select(numbers: Sequence[Number], **wanted: str | None) -> list[Number]:
-    """The numbers whose fields have these values, whatever the case; `method`, `model` and `metric` go by the printed name or
-    by the shared one. Raises `UserError` with the nearest match for a value that no number has."""
+def select(numbers: Sequence[PublishedNumber], **wanted: str | None) -> list[PublishedNumber]:
+    """Return the numbers whose fields have these values, whatever the case; `method`, `model` and `metric`
+    go by the printed name or by the shared one. Raises `UserError` with the nearest match for a value that
+    no number has."""
     found = list(numbers)
     for field, value in wanted.items():
         if value is None:
@@ -166,12 +184,12 @@ def select(numbers: Sequence[Number], **wanted: str | None) -> list[Number]:
 _SHARED = {"method": "arm", "model": "network", "metric": "measure"}
 
 
-def _names(number: Number, field: str) -> set[str]:
+def _names(number: PublishedNumber, field: str) -> set[str]:
     return {getattr(number, field), getattr(number, _SHARED.get(field, field))}
 
 
 @dataclass(frozen=True)
-class Curve:
+class PublishedCurve:
     """Values of one method along its training as one source prints them, under one protocol."""
 
     steps: tuple[int, ...]
@@ -198,16 +216,18 @@ def published_curves(
     dataset: str | None = None,
     least: int = 2,
     folder: Path | None = None,
-) -> tuple[Curve, ...]:
-    """Published curves to lay under measured ones, `least` points or more each, in the order of the files.
+) -> tuple[PublishedCurve, ...]:
+    """Return published curves to lay under measured ones, `least` points or more each, in the order of the
+    files.
 
-    `method` as flowrace calls it or as printed; `model` as printed, or a size ("XL" is SiT-XL/2); `metric` as printed,
-    whatever the case. Empty where nothing was published. Values keep the protocol of their source: never the measured one.
+    `method` as flowrace calls it or as printed; `model` as printed, or a size ("XL" is SiT-XL/2); `metric`
+    as printed, whatever the case. Empty where nothing was published. Values keep the protocol of their
+    source: never the measured one.
     """
     network = model if "/" in model else f"SiT-{model}/2"
     network = network if "-" in network else f"SiT-{network}"
-    groups: dict[tuple[Any, ...], dict[int, Number]] = {}
-    for number in load_desk(folder).numbers:
+    groups: dict[tuple[Any, ...], dict[int, PublishedNumber]] = {}
+    for number in load_literature(folder).numbers:
         fits = method in _names(number, "method") and network in _names(number, "model")
         fits = fits and metric.casefold() in {name.casefold() for name in _names(number, "metric")}
         if fits and dataset in (None, number.dataset) and isinstance(number.steps, int):
@@ -216,7 +236,7 @@ def published_curves(
     return tuple(_curve(key, points) for key, points in groups.items() if len(points) >= least)
 
 
-def _curve(key: tuple[Any, ...], points: Mapping[int, Number]) -> Curve:
+def _curve(key: tuple[Any, ...], points: Mapping[int, PublishedNumber]) -> PublishedCurve:
     row = [points[step] for step in sorted(points)]
     values = tuple(float(number.value) for number in row)
-    return Curve(tuple(sorted(points)), values, tuple(number.id for number in row), *key)
+    return PublishedCurve(tuple(sorted(points)), values, tuple(number.id for number in row), *key)

@@ -9,12 +9,13 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Status = Literal["table", "text", "abstract", "figure_estimate", "secondary", "press", "user_report"]
-"""Printed in a table, in the text or the abstract; read off a figure; quoted by a third party; press; a user's own training."""
+"""Printed in a table, in the text or the abstract; read off a figure; quoted by a third party; press; a
+user's own training."""
 UNSTATED = "unstated"
 
 
-class Entry(BaseModel):
-    """What a file says, taken literally: nothing is coerced, nothing unknown is let through."""
+class LiteratureEntry(BaseModel):
+    """An entry of a file, taken literally: nothing is coerced and unknown fields are rejected."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -23,7 +24,7 @@ class Entry(BaseModel):
     """Address and place: the table, the figure, the section."""
 
 
-class Printed(Entry):
+class PrintedNumber(LiteratureEntry):
     """One number as its source prints it."""
 
     status: Status
@@ -43,25 +44,26 @@ class Printed(Entry):
     samples: int | None = Field(None, ge=1)
     labels: Literal["random", "balanced"] | None = None
     seeds: int = Field(1, ge=1)
-    """Trainings behind the value; one unless the source says otherwise."""
+    """The number of trainings averaged; one unless the source states another."""
     note: str = ""
 
 
-class Number(Printed):
+class PublishedNumber(PrintedNumber):
     """A printed number with its paper, and under the names that all papers share."""
 
     paper: str
     title: str
     arxiv: str | None = None
     arm: str
-    """The method as flowrace calls it; what is printed, where that is none of its methods at published settings."""
+    """The method as flowrace calls it; what is printed, where that is none of its methods at published
+    settings."""
     rival: str | None = None
     """The baseline that the source compares it with."""
     network: str
     measure: str
 
 
-class Ratio(Entry):
+class Ratio(LiteratureEntry):
     """A factor that somebody states, and the two numbers that it divides (their steps, or their values)."""
 
     status: Status
@@ -74,22 +76,24 @@ class Ratio(Entry):
     of: tuple[str, str]
 
 
-class Spread(Entry):
-    """Numbers that would be equal if training and sampling had no luck: how far they lie apart is known noise."""
+class KnownSpread(LiteratureEntry):
+    """Numbers that would be equal if training and sampling had no luck: their spread is known
+    noise."""
 
     what: str
     metrics: tuple[str, ...] = Field(min_length=1)
     of: tuple[str, ...] = Field(min_length=2)
 
 
-class Comparison(Entry):
+class Comparison(LiteratureEntry):
     """Two numbers that somebody sets side by side."""
 
     of: tuple[str, str]
 
 
 class Head(BaseModel):
-    """The top of a file; tables and pointers are validated one by one, so that an error can name its entry."""
+    """The top of a file; tables and pointers are validated one by one, so that an error can name its
+    entry."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     paper: str = Field(min_length=1)
@@ -107,18 +111,18 @@ class Head(BaseModel):
 
 
 @dataclass(frozen=True)
-class Desk:
+class Literature:
     """Everything that is known."""
 
-    numbers: tuple[Number, ...]
+    numbers: tuple[PublishedNumber, ...]
     ratios: tuple[Ratio, ...] = ()
-    spreads: tuple[Spread, ...] = ()
+    spreads: tuple[KnownSpread, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
 
     @cached_property
-    def by_id(self) -> dict[str, Number]:
+    def by_id(self) -> dict[str, PublishedNumber]:
         return {number.id: number for number in self.numbers}
 
-    def of(self, pointer: Ratio | Spread | Comparison) -> tuple[Number, ...]:
-        """The numbers that it points at."""
+    def of(self, pointer: Ratio | KnownSpread | Comparison) -> tuple[PublishedNumber, ...]:
+        """Return the numbers that it points at."""
         return tuple(self.by_id[name] for name in pointer.of)

@@ -1,4 +1,4 @@
-"""The ablation matrix as a table: settings below each other, cells beside each other."""
+"""The ablation matrix as a table: one row per setting, one column group per cell."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from reports.analysis.ablation import Entry, Resolved, ablation
+from reports.analysis.ablation import AblationEntry, Resolved
+from reports.analysis.report import RaceReport
 from reports.pages import tables
-from reports.pages.section import render
-from reports.race.cells import cells_of
-from reports.race.race import Race
+from reports.pages.section import render_template
 from reports.stats.speedup import Speedup
 
 READINGS: dict[Resolved, str] = {
@@ -20,9 +19,9 @@ READINGS: dict[Resolved, str] = {
 }
 
 
-def matrix(race: Race) -> Markup | None:
-    """The section; None for a race without settings to take apart."""
-    found = ablation(race, cells_of(race))
+def ablation_section(report: RaceReport) -> Markup | None:
+    """Return the section; None for a race without several settings to compare."""
+    found = report.ablation
     if found is None:
         return None
     rows = [
@@ -30,9 +29,9 @@ def matrix(race: Race) -> Markup | None:
         for row in found.rows
     ]
     effects = sum(entry.gain is not None for entry in found.entries.values())
-    return render(
+    return render_template(
         "ablation",
-        race,
+        report.race,
         rows=rows,
         columns=found.columns,
         steps=found.steps,
@@ -42,7 +41,7 @@ def matrix(race: Race) -> Markup | None:
 
 
 def percent(value: float) -> str:
-    """A ratio as a change, with its sign.
+    """Return a ratio as a change, with its sign.
 
     >>> percent(0.958), percent(1.0), percent(1.2345)
     ('−4.2 %', '0.0 %', '+23.4 %')
@@ -52,13 +51,13 @@ def percent(value: float) -> str:
 
 
 def change_ends(change: Speedup) -> str:
-    """The interval of candidate / baseline as changes; empty without one."""
+    """Return the interval of candidate / baseline as changes; empty without one."""
     if not change.low or change.high is None:
         return ""
     return f"[{percent(1 / change.high)[:-2]}, {percent(1 / change.low)[:-2]}]"
 
 
-def _texts(entry: Entry) -> dict[str, Any]:
+def _texts(entry: AblationEntry) -> dict[str, Any]:
     texts: dict[str, Any] = {"state": entry.state, "why": entry.why, "final": "", "between": "", "n": 0}
     texts |= {
         "change": "",
@@ -74,5 +73,5 @@ def _texts(entry: Entry) -> dict[str, Any]:
     if entry.change is not None and entry.change.estimate is not None:
         texts |= {"change": percent(1 / entry.change.estimate), "change_ends": change_ends(entry.change)}
     if entry.gain is not None and entry.gain.estimate is not None:
-        texts |= {"gain": tables.gain_cells(entry.gain)}
+        texts |= {"gain": tables.gain_texts(entry.gain)}
     return texts

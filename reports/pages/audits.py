@@ -1,4 +1,5 @@
-"""The first section of a page: a card for each claim that the runs were asked about, with the words of `flowrace audit`."""
+"""The first section of a page: a card for each audited claim, in the words of
+`flowrace audit`."""
 
 from __future__ import annotations
 
@@ -9,37 +10,42 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from reports.analysis.report import RaceReport
 from reports.audit import words
 from reports.audit.audit import Audit
 from reports.figures import svg
 from reports.figures.layout import padded
-from reports.figures.strips import ROW, Row, draw_strip, set_log_ticks
+from reports.figures.strips import ROW, StripRow, draw_strip, set_log_ticks
 from reports.figures.svg import MUTED, Picture
-from reports.pages.section import render
+from reports.pages.section import render_template
 from reports.race.arms import find_arm
 from reports.race.race import Race
 from reports.stats.curves import AXES
 from reports.stats.speedup import Speedup
 
 WIDTH = 3.6
-"""Of a card's picture, inches: beside its table on a wide page, below it on a narrow one."""
+"""The width of a card's picture in inches: next to its table on a wide page, below it on a narrow one."""
 MARKS = {"supported": "✓", "refuted": "✗", "inconclusive": "?"}
-"""A verdict is told by a sign and a word before it is told by a colour."""
+"""A verdict is shown by a sign and a word, not by colour alone."""
 
 
-def audits(race: Race, found: Sequence[Audit]) -> Markup | None:
-    """The cards, and for a family of claims the table of its verdicts as they are and adjusted."""
+def claims_section(report: RaceReport) -> Markup | None:
+    """Return the cards, and for a family of claims the table of its verdicts as they are and adjusted."""
+    race, found = report.race, report.claims
     if not found:
         return None
-    return render("audits", race, cards=[_card(race, one, n) for n, one in enumerate(found)], audits=found)
+    return render_template(
+        "audits", race, cards=[_card(race, one, n) for n, one in enumerate(found)], audits=found
+    )
 
 
-def picture(found: Audit, arm: int, name: str) -> Picture | None:
-    """The speed-up on each axis with its interval, 1, and the factors that fulfil the claim; None without a speed-up."""
+def draw_claim(found: Audit, arm: int, name: str) -> Picture | None:
+    """Return the speed-up on each axis with its interval, 1, and the factors that fulfil the claim; None
+    without a speed-up."""
     gains = {axis: gain for axis in AXES if (gain := (found.gains or {}).get(axis)) and gain.estimate}
     if not gains:
         return None
-    lines = dict(zip(AXES, words.axis_lines(found), strict=True))
+    lines: dict[str, words.AxisLine] = dict(zip(AXES, words.axis_lines(found), strict=True))
     rows = [_row(arm, gain) for gain in gains.values()]
     limits = _limits(found, list(gains.values()))
     with svg.style():
@@ -58,7 +64,7 @@ def picture(found: Audit, arm: int, name: str) -> Picture | None:
 
 def _card(race: Race, found: Audit, number: int) -> dict[str, Any]:
     arm = race.arms.index(find_arm(race.arms, found.claim.candidate))
-    drawn = picture(found, arm, f"claim-{number}")
+    drawn = draw_claim(found, arm, f"claim-{number}")
     return {
         "name": found.claim.name,
         "claimed": words.claimed(found),
@@ -76,13 +82,13 @@ def _name(line: words.AxisLine) -> str:
     return line.name + " *" * line.claimed
 
 
-def _row(arm: int, gain: Speedup) -> Row:
-    return Row("", arm, "", gain.estimate, gain.low, gain.high, resolved=gain.direction != "unresolved")
+def _row(arm: int, gain: Speedup) -> StripRow:
+    return StripRow("", arm, "", gain.estimate, gain.low, gain.high, resolved=gain.direction != "unresolved")
 
 
 def _limits(found: Audit, gains: Sequence[Speedup]) -> tuple[float, float]:
-    """Around estimates, 1 and the claim, and ends that are no more than fourfold beyond them."""
-    near = [gain.estimate for gain in gains] + [1.0, found.claim.low, found.claim.factor]
+    """Return limits around estimates, 1 and the claim, and ends at most fourfold beyond them."""
+    near = [gain.factor for gain in gains] + [1.0, found.claim.low, found.claim.factor]
     least, most = min(near) / 4, max(near) * 4
     return padded(
         near + [end for gain in gains for end in (gain.low, gain.high) if end and least < end < most]
@@ -90,7 +96,7 @@ def _limits(found: Audit, gains: Sequence[Speedup]) -> tuple[float, float]:
 
 
 def _draw_claim(axes: Axes, found: Audit, limits: tuple[float, float]) -> None:
-    """The factors that fulfil the claim as a field, from edge to edge where they have no end."""
+    """Draw the factors that satisfy the claim as a band, up to the edge if they are unbounded."""
     claim = found.claim
     low, high = claim.low, min(claim.high, limits[1])
     axes.axvspan(low, high, color=MUTED, alpha=0.13, linewidth=0)

@@ -1,4 +1,4 @@
-"""State and action as they are read from hidden layers: layers below each other, arms beside each other."""
+"""State and action as they are read from hidden layers: one row per layer, one column group per arm."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from typing import Any
 
 from markupsafe import Markup
 
-from reports.analysis.control import TARGETS, Control, Score, control
+from reports.analysis.control import TARGETS, Control, Score
+from reports.analysis.report import RaceReport
 from reports.pages import tables
-from reports.pages.section import render
-from reports.race.race import Race
+from reports.pages.section import render_template
 
 
-def layers(race: Race) -> Markup | None:
-    """The section; None for a race whose control was not measured."""
-    found = control(race)
+def control_section(report: RaceReport) -> Markup | None:
+    """Return the section; None for a race without a table of control."""
+    found = report.control
     if found is None:
         return None
-    return render(
+    return render_template(
         "control",
-        race,
+        report.race,
         arms=[(arm, _about(found, arm)) for arm in found.arms],
         targets=TARGETS,
         rows=[

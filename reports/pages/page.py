@@ -1,4 +1,4 @@
-"""One offline HTML file, and three CSV files beside it."""
+"""One offline HTML file, and three CSV files next to it."""
 
 from __future__ import annotations
 
@@ -14,59 +14,42 @@ from markupsafe import Markup
 
 from harness.errors import UserError
 from harness.files.files import write_atomic
-from reports.audit.audit import Audit
-from reports.audit.judge_files import judged
-from reports.figures import chart_data as charts
-from reports.figures import race_figures as figures
-from reports.figures import svg
-from reports.pages import (
-    control as control_table,
-)
-from reports.pages import (
-    final_values as finals_table,
-)
-from reports.pages import (
-    scaling as scaling_plot,
-)
-from reports.pages import (
-    sections,
-    tables,
-)
-from reports.pages.ablation import matrix
-from reports.pages.audits import audits
-from reports.pages.forest import forest
-from reports.pages.performance_profile import performance
-from reports.pages.provenance import provenance
-from reports.pages.published import Printed, find_curves
-from reports.pages.published import published as published_curves
-from reports.pages.section import render as render_template
-from reports.pages.section import source
-from reports.race.race import Race, read_race
-from reports.race.verdict import caveats, goal, sentence
+from reports.analysis.report import RaceReport, read_report
+from reports.analysis.rows import ARM_COLUMNS, FINAL_COLUMNS, RUN_COLUMNS, to_csv
+from reports.figures import chart_data, race_figures, svg
+from reports.pages import sections
+from reports.pages.ablation import ablation_section
+from reports.pages.audits import claims_section
+from reports.pages.control import control_section
+from reports.pages.final_values import final_value_section
+from reports.pages.forest import workload_section
+from reports.pages.performance_profile import profile_section
+from reports.pages.provenance import provenance_section
+from reports.pages.published import PublishedRequest, find_curves, published_section
+from reports.pages.scaling import encoder_section, size_section
+from reports.pages.section import render_template, source
 
 MARK = '<meta name="generator" content="flowrace'
-"""By this a report knows a report of its own, and replaces no other file."""
+"""Identifies a page that flowrace wrote: only such a file is replaced."""
 LIBRARY = "uplot-1.6.32.min"
 """The chart library, in `vendor/` with its licence."""
+CSV_FILES = {"": ARM_COLUMNS, "-runs": RUN_COLUMNS, "-finals": FINAL_COLUMNS}
+"""The ending of each CSV file's name, and its columns."""
 
 
 @dataclass(frozen=True)
-class Report:
-    """What was written, and what it says."""
+class WrittenReport:
+    """The files that were written, and the report that they hold."""
 
     html: Path
     csv: Path
     runs_csv: Path
     finals_csv: Path
-    race: Race
-    verdict: Mapping[str, str]
-    """One or two sentences for each axis, steps first."""
-    caveats: tuple[str, ...]
-    claims: tuple[Audit, ...] = ()
+    report: RaceReport
 
     @property
     def headline(self) -> str:
-        return next(iter(self.verdict.values()))
+        return self.report.headline
 
 
 def write_report(
@@ -78,89 +61,84 @@ def write_report(
     baseline: str | None = None,
     published: Sequence[str] = (),
     claims: Sequence[Path] = (),
-) -> Report:
-    """Report on the runs in these folders: `output` (.html) and, beside it, its numbers as CSV: of arms, of runs, and of every
-    metric at the end.
+) -> WrittenReport:
+    """Report on the runs in these folders: `output` (.html), and next to it CSV files of arms, runs and
+    final values.
 
-    What is not given comes from a folder's `study.toml`. `published` names curves of papers to show beside the measured ones
-    (`METHOD[:SIZE[:METRIC]]`, published.py), `claims` the files of claims to judge first. The same records give the same bytes.
-    Raises `UserError` for a mistake of the user's, before anything is written.
+    What is not given comes from a folder's `study.toml`. `published` names curves of papers to show next to
+    the measured ones (`METHOD[:SIZE[:METRIC]]`), `claims` the files of claims to judge first. The same
+    records give the same bytes. Raises `UserError` for a user's mistake, before anything is written.
     """
     if output.suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"output {output}: a report is an .html file, as report.html")
-    beside = [output.with_name(f"{output.stem}{kind}.csv") for kind in ("", "-runs", "-finals")]
-    files = (output, *beside)
-    marks = (MARK, *(",".join(own) for own in (tables.COLUMNS, tables.RUN_COLUMNS, finals_table.COLUMNS)))
-    for file, mark in zip(files, marks, strict=True):
-        _check_free(file, mark)
+        raise UserError(f"output {output}: a report is an .html file, for example report.html")
+    csv, runs_csv, finals_csv = (output.with_name(f"{output.stem}{ending}.csv") for ending in CSV_FILES)
+    _check_free(output, MARK)
+    for file, columns in zip((csv, runs_csv, finals_csv), CSV_FILES.values(), strict=True):
+        _check_free(file, ",".join(columns))
     printed = find_curves(published)
-    race = read_race(directories, metric=metric, target=target, baseline=baseline)
-    found = judged(claims, [str(directory) for directory in directories])
-    verdict = {axis: sentence(race, axis) for axis in race.axes}
-    report = Report(*files, race, verdict, tuple(caveats(race)), tuple(found))
+    report = read_report(directories, metric=metric, target=target, baseline=baseline, claims=claims)
     given = {"--metric": metric, "--target": target, "--baseline": baseline}
     given |= {"--published": published, "--claim": claims}
-    page = body(race, _command(directories, output, given), printed, found)
+    written = WrittenReport(output, csv, runs_csv, finals_csv, report)
+    page = render_page(written, body(report, _command(directories, output, given), printed))
     contents = {
-        report.csv: tables.to_csv(tables.COLUMNS, tables.rows(race)),
-        report.runs_csv: tables.to_csv(tables.RUN_COLUMNS, tables.run_rows(race)),
-        report.finals_csv: tables.to_csv(finals_table.COLUMNS, finals_table.rows(race)),
-        report.html: render(report, page),
+        csv: to_csv(ARM_COLUMNS, report.arm_rows),
+        runs_csv: to_csv(RUN_COLUMNS, report.run_rows),
+        finals_csv: to_csv(FINAL_COLUMNS, report.final_value_rows),
+        output: page,
     }
     for file, content in contents.items():
         _write(file, content)
-    return report
+    return written
 
 
-def body(
-    race: Race, command: str, printed: Sequence[Printed] = (), found: Sequence[Audit] = ()
-) -> list[Markup]:
-    """The sections of the page in their order, without those that have nothing to show for this race."""
+def body(report: RaceReport, command: str, printed: Sequence[PublishedRequest] = ()) -> list[Markup]:
+    """Return the sections of the page in order, without those that have nothing to show for this race."""
     made = [
-        audits(race, found),
-        sections.verdict(race),
-        sections.convergence(race),
-        published_curves(race, printed),
-        sections.targets(race),
-        sections.speed_up(race),
-        forest(race),
-        performance(race),
-        sections.times(race),
-        finals_table.section(race),
-        sections.cost(race),
-        matrix(race),
-        scaling_plot.encoders(race),
-        scaling_plot.sizes(race),
-        control_table.layers(race),
-        sections.samples(race),
-        sections.runs(race),
-        provenance(race, command),
+        claims_section(report),
+        sections.verdict_section(report),
+        sections.convergence_section(report),
+        published_section(report, printed),
+        sections.target_section(report),
+        sections.speedup_section(report),
+        workload_section(report),
+        profile_section(report),
+        sections.time_section(report),
+        final_value_section(report),
+        sections.cost_section(report),
+        ablation_section(report),
+        encoder_section(report),
+        size_section(report),
+        control_section(report),
+        sections.sample_section(report),
+        sections.run_section(report),
+        provenance_section(report, command),
     ]
     return [section for section in made if section is not None]
 
 
-def render(report: Report, page: Sequence[Markup]) -> str:
-    """The page as text: the frame around its sections."""
-    race = report.race
+def render_page(written: WrittenReport, page: Sequence[Markup]) -> str:
+    """Return the page as text: the frame around its sections."""
     return render_template(
         "report",
-        race,
-        report=report,
-        goal=None if race.target is None else goal(race),
+        written.report.race,
+        report=written,
+        goal=written.report.goal,
         sections=page,
         style=source("report.css"),
         version=version("flowrace"),
         colours=list(zip(svg.ARMS, svg.ARMS_DARK, strict=True)),
         scripts=[Markup(_vendored(f"{LIBRARY}.js")), source("report.js")],
         chart_style=Markup(_vendored(f"{LIBRARY}.css")),
-        data=Markup(charts.as_json(_data(race))),
+        data=Markup(chart_data.script_json(_data(written.report))),
     )
 
 
-def _data(race: Race) -> dict[str, Any]:
-    """What the script draws, with the looks that it shares with the printed figures."""
+def _data(report: RaceReport) -> dict[str, Any]:
+    """Return what the script draws, with the looks that it shares with the printed figures."""
     looks = {"colours": len(svg.ARMS), "dashes": [[2 * d for d in dashes] for dashes in svg.DASHES]}
-    return charts.payload(race, figures.AXIS_NAMES) | looks | {"arms": [arm.label for arm in race.arms]}
+    charts = chart_data.payload(report.race, report.by_target, race_figures.AXIS_NAMES)
+    return charts | looks | {"arms": [arm.label for arm in report.race.arms]}
 
 
 def _vendored(name: str) -> str:
@@ -180,9 +158,9 @@ def _command(directories: Sequence[Path], output: Path, given: Mapping[str, Any]
 
 
 def _check_free(file: Path, mark: str) -> None:
-    """Only a report's own files are replaced."""
+    """Raise `UserError` if a file exists that flowrace did not write."""
     if file.is_dir():
-        raise UserError(f"output {file} is a folder; give a file, as {file / 'report.html'}")
+        raise UserError(f"output {file} is a folder; give a file, for example {file / 'report.html'}")
     if not file.exists():
         return
     try:
@@ -191,7 +169,7 @@ def _check_free(file: Path, mark: str) -> None:
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from error
     if mark not in head:
-        raise UserError(f"{file} is there already and is no report of flowrace's; give another output")
+        raise UserError(f"{file} already exists and is not a flowrace report; give another output")
 
 
 def _write(file: Path, content: str) -> None:

@@ -10,28 +10,28 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from reports.analysis.performance_profile import ENOUGH, MOST, TIE, Profile, profile
+from reports.analysis.performance_profile import ENOUGH, MOST, TIE, Profile
+from reports.analysis.report import RaceReport
 from reports.figures.layout import fill, ticks, width_name
 from reports.figures.race_figures import AXIS_NAMES
 from reports.figures.strips import set_log_ticks
 from reports.figures.svg import ARMS, DASHES, MUTED, Picture, style
-from reports.pages.section import drawings, render
-from reports.race.cells import cells_of
-from reports.race.race import Race
+from reports.pages.section import drawings, render_template
 
 LEAST = 2
 """Problems below which there is no profile to speak of."""
 
 
-def performance(race: Race) -> Markup | None:
-    """The section; None for one objective, or for fewer than two problems that all of them have run."""
-    found = profiles(race)
+def profile_section(report: RaceReport) -> Markup | None:
+    """Return the section; None for one objective, or for fewer than two problems that all of them have
+    run."""
+    found = shown_profiles(report)
     if not found:
         return None
-    return render(
+    return render_template(
         "performance",
-        race,
-        pictures={axis: drawings(partial(picture, one)) for axis, one in found.items()},
+        report.race,
+        pictures={axis: drawings(partial(draw_profile, one)) for axis, one in found.items()},
         tables={axis: _rows(one) for axis, one in found.items()},
         problems={
             axis: (one.ratios.shape[1], len(set(one.strata)), one.left_out) for axis, one in found.items()
@@ -42,15 +42,13 @@ def performance(race: Race) -> Markup | None:
     )
 
 
-def profiles(race: Race) -> dict[str, Profile]:
-    """By axis, where there is one."""
-    cells = cells_of(race)
-    found = {axis: profile(race, cells, axis) for axis in race.axes}
-    return {axis: one for axis, one in found.items() if one and one.ratios.shape[1] >= LEAST}
+def shown_profiles(report: RaceReport) -> dict[str, Profile]:
+    """Return the profiles over enough problems, by axis."""
+    return {axis: profile for axis, profile in report.profiles.items() if profile.ratios.shape[1] >= LEAST}
 
 
-def picture(found: Profile, width: float) -> Picture:
-    """Shares as steps over tau on a log scale from 1 to 4."""
+def draw_profile(found: Profile, width: float) -> Picture:
+    """Draw shares as steps over tau on a log scale from 1 to 4."""
     with style():
         figure = Figure(figsize=(width, 0.34 * width + 0.7))
         axes = figure.subplots()
@@ -71,7 +69,8 @@ def picture(found: Profile, width: float) -> Picture:
 
 
 def steps(ratios: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The corners of a profile from 1 to `MOST`: it begins at the share of ties with the fastest and goes up at each ratio."""
+    """Return the corners of a profile from 1 to `MOST`: it begins at the share of ties with the fastest and
+    goes up at each ratio."""
     best = (ratios <= 1 + TIE).sum()
     later = np.sort(ratios[(ratios > 1 + TIE) & (ratios <= MOST)])
     share = np.arange(best, best + len(later) + 1) / len(ratios)
@@ -79,7 +78,7 @@ def steps(ratios: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _rows(found: Profile) -> list[dict[str, Any]]:
-    """The best area first."""
+    """Return the best area first."""
     areas, ends, first = found.area(), found.interval(), found.share(1)
     never = np.isinf(found.ratios).sum(axis=1)
     rows = [

@@ -1,4 +1,4 @@
-"""Where a report's numbers come from: what the arms differ in, what the runs ran on, and how to make the page again."""
+"""The provenance of a report: how the arms differ, what the runs ran on, and how to recreate the page."""
 
 from __future__ import annotations
 
@@ -8,25 +8,27 @@ from typing import Any
 from markupsafe import Markup
 
 from harness.records.record import Record
-from reports.pages.section import render
-from reports.pages.tables import run_rows
+from reports.analysis.report import RaceReport
+from reports.pages.section import render_template
 from reports.race.arms import differences
-from reports.race.comparability import hardware, protocols
-from reports.race.race import Race
+from reports.race.comparability import machines_of, protocol_hashes
 from reports.stats.number_format import digits
 
 
-def provenance(race: Race, command: str) -> Markup:
-    """`command` makes the page again."""
-    return render("provenance", race, differences=differences(race.arms), facts=_facts(race), command=command)
+def provenance_section(report: RaceReport, command: str) -> Markup:
+    """Return the section; `command` recreates the page."""
+    differing = differences(report.race.arms)
+    return render_template(
+        "provenance", report.race, differences=differing, facts=_facts(report), command=command
+    )
 
 
-def _facts(race: Race) -> list[tuple[str, list[str]]]:
-    """What the runs ran on and with, each value once; hosts are left out."""
-    starts = [start for run in race.runs for start in run.record.environment]
+def _facts(report: RaceReport) -> list[tuple[str, list[str]]]:
+    """Return what the runs ran on and with, each value once; hosts are left out."""
+    starts = [start for run in report.race.runs for start in run.record.environment]
     python = [f"python {start['python']}" for start in starts if "python" in start]
     packages = [f"{name} {found}" for start in starts for name, found in start.get("packages", {}).items()]
-    machines = [text for run in race.runs for text in hardware(run.record)]
+    machines = [text for run in report.race.runs for text in machines_of(run.record)]
     encoders = [_encoder(encoder) for start in starts for encoder in start.get("encoders", ())]
     facts = {
         "Packages": [", ".join(dict.fromkeys([*python, *packages]))],
@@ -34,15 +36,15 @@ def _facts(race: Race) -> list[tuple[str, list[str]]]:
         "Hardware": machines,
         "Data (fingerprint)": [str(s["data_fingerprint"]) for s in starts if "data_fingerprint" in s],
         "Encoders": encoders,
-        "Evaluation protocol": protocols(race.runs),
-        "Not finished": [_unfinished(row) for row in run_rows(race) if row["status"] != "done"],
-        "Restarts": [_restarts(run.record) for run in race.runs if len(run.record.environment) > 1],
+        "Evaluation protocol": protocol_hashes(report.race.runs),
+        "Not finished": [_unfinished(row) for row in report.run_rows if row["status"] != "done"],
+        "Restarts": [_restarts(run.record) for run in report.race.runs if len(run.record.environment) > 1],
     }
     return [(name, sorted(set(values))) for name, values in facts.items() if any(values)]
 
 
 def _unfinished(row: Mapping[str, Any]) -> str:
-    """A run that failed, stopped or never began, with the last line that it left."""
+    """Return a run that failed, stopped or never began, with the last line that it left."""
     reached = f", last value {digits(row['final'])}" if row["final"] is not None else ""
     reason = f": {row['reason']}" if row["reason"] else ""
     return f"{row['method']} seed {row['seed']} ({row['run']}) {row['status']}{reached}{reason}"

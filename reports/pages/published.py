@@ -1,7 +1,7 @@
-"""Curves of papers beside measured ones: in a panel of their own, with their own axes and their protocol next to them.
+"""Curves of papers next to measured ones: in a separate panel, with their own axes and protocol.
 
-They are never drawn into the measured chart: a value on another data set, from another sampler or over another number of samples
-is another quantity, whatever its name.
+They are never drawn into the measured chart: a value on another data set, from another sampler or over
+another number of samples is another quantity, whatever its name.
 """
 
 from __future__ import annotations
@@ -14,54 +14,55 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from harness.errors import UserError
+from reports.analysis.report import RaceReport
 from reports.figures.layout import fill, padded, ticks, width_name
 from reports.figures.strips import set_log_ticks
 from reports.figures.svg import MUTED, Picture, style
-from reports.literature.database import Curve, load_desk, published_curves, select
-from reports.pages.section import drawings, render
-from reports.race.race import Race
+from reports.literature.database import PublishedCurve, load_literature, published_curves, select
+from reports.pages.section import drawings, render_template
 
 SIZE, METRIC = "XL", "FID"
 """What is meant where a request leaves it out."""
 DASHES = ((4, 2), (1, 1.5), (6, 1.5, 1, 1.5), (2, 2))
 MARKERS = "osD^vP"
-"""Curves are all grey: dashes and marks tell them apart, also without colours."""
+"""Curves are all grey: dashes and marks distinguish them."""
 
 
 @dataclass(frozen=True)
-class Printed:
+class PublishedRequest:
     """The published curves of one request."""
 
     asked: str
     metric: str
-    curves: tuple[Curve, ...]
+    curves: tuple[PublishedCurve, ...]
 
 
-def find_curves(asked: Sequence[str]) -> list[Printed]:
-    """The curves of requests `METHOD[:SIZE[:METRIC]]`.
+def find_curves(asked: Sequence[str]) -> list[PublishedRequest]:
+    """Return the curves of requests `METHOD[:SIZE[:METRIC]]`.
 
-    Raises `UserError` for a request that cannot be read, an unknown method or metric, and one of which nothing is published.
+    Raises `UserError` for a request that cannot be read, an unknown method or metric, and one of which
+    nothing is published.
     """
     return [_find(one) for one in asked]
 
 
-def published(race: Race, printed: Sequence[Printed]) -> Markup | None:
-    """The section; None where nothing was asked for."""
+def published_section(report: RaceReport, printed: Sequence[PublishedRequest]) -> Markup | None:
+    """Return the section; None without a request."""
     if not printed:
         return None
     panels = [
         {
             "metric": metric,
-            "pictures": drawings(partial(picture, metric, curves, number)),
+            "pictures": drawings(partial(draw_published, metric, curves, number)),
             "curves": _rows(curves),
         }
         for number, (metric, curves) in enumerate(by_metric(printed).items())
     ]
-    return render("published", race, panels=panels)
+    return render_template("published", report.race, panels=panels)
 
 
-def picture(metric: str, curves: Sequence[Curve], number: int, width: float) -> Picture:
-    """Thin, grey and dashed, with a mark at each number that was printed; the legend names the source."""
+def draw_published(metric: str, curves: Sequence[PublishedCurve], number: int, width: float) -> Picture:
+    """Draw thin grey dashed lines with a mark at each published number; the legend names the source."""
     with style():
         figure = Figure(figsize=(width, 0.34 * width + 0.7 + 0.17 * len(curves)))
         axes = figure.subplots()
@@ -88,37 +89,37 @@ def picture(metric: str, curves: Sequence[Curve], number: int, width: float) -> 
         return Picture(figure, f"published-{number}-{width_name(width)}", f"published {metric} against steps")
 
 
-def label(curve: Curve) -> str:
-    """As a legend: `published: REPA, Table 7 (repa, ImageNet-256)`."""
+def label(curve: PublishedCurve) -> str:
+    """Return a legend entry: `published: REPA, Table 7 (repa, ImageNet-256)`."""
     place = curve.source.split(" ", 1)[1] if " " in curve.source else curve.source
     return f"published: {curve.method}, {place} ({curve.paper}, {curve.dataset})"
 
 
-def _find(asked: str) -> Printed:
+def _find(asked: str) -> PublishedRequest:
     method, size, metric = [*asked.split(":"), "", ""][:3]
     if not method or asked.count(":") > 2:
-        raise UserError(f"--published {asked}: expected METHOD[:SIZE[:METRIC]], as repa:XL:FID")
-    numbers = load_desk().numbers
+        raise UserError(f"--published {asked}: expected METHOD[:SIZE[:METRIC]], for example repa:XL:FID")
+    numbers = load_literature().numbers
     select(numbers, method=method, metric=metric or None)
     curves = published_curves(method, size or SIZE, metric or METRIC)
     if not curves:
         raise UserError(
-            f"--published {asked}: no curve of {method} is published for size {size or SIZE} and {metric or METRIC} "
+            f"--published {asked}: no published curve of {method} for size {size or SIZE} and {metric or METRIC} "
             f"(two steps or more under one protocol). See: flowrace claims --method {method}"
         )
-    return Printed(asked, metric or METRIC, curves)
+    return PublishedRequest(asked, metric or METRIC, curves)
 
 
-def by_metric(printed: Sequence[Printed]) -> dict[str, list[Curve]]:
-    """Curves that can share an axis: one metric, each curve once."""
-    groups: dict[str, list[Curve]] = {}
+def by_metric(printed: Sequence[PublishedRequest]) -> dict[str, list[PublishedCurve]]:
+    """Return curves that can share an axis: one metric, each curve once."""
+    groups: dict[str, list[PublishedCurve]] = {}
     for one in printed:
         own = groups.setdefault(one.metric, [])
         own += [curve for curve in one.curves if curve not in own]
     return groups
 
 
-def _rows(curves: Sequence[Curve]) -> list[dict[str, str]]:
+def _rows(curves: Sequence[PublishedCurve]) -> list[dict[str, str]]:
     return [
         {
             "method": curve.method,

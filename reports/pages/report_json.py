@@ -1,73 +1,62 @@
-"""The report as one JSON object, for machines; an end that is open is null."""
+"""The report as one JSON object for machines; open ends of intervals are null."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from reports.analysis.performance_profile import profile
-from reports.pages import final_values as finals_table
-from reports.pages import tables
-from reports.race.cells import Cell, cells_of, objectives_of, pool
-from reports.race.race import Race
+from reports.analysis.performance_profile import Profile
+from reports.analysis.report import RaceReport
+from reports.race.workloads import PooledSpeedup, Workload
 from reports.stats.speedup import Speedup
 
 
-def to_json(
-    race: Race, verdict: dict[str, str], caveats: list[str], claims: list[dict[str, Any]], html: str
-) -> str:
-    """Everything that a page has as numbers; `claims` as `flowrace audit --json` has them."""
-    cells = cells_of(race)
+def to_json(report: RaceReport, claims: Sequence[Mapping[str, Any]], html: str) -> str:
+    """Return everything that a page has as numbers; `claims` are in the form of `flowrace audit --json`."""
+    race = report.race
     content = {
         "name": race.name,
         "metric": race.metric,
         "target": race.target,
         "target_chosen_after_the_fact": race.target is not None and not race.target_given,
         "baseline": race.baseline,
-        "verdict": verdict,
-        "caveats": caveats,
+        "verdict": report.verdict,
+        "caveats": list(report.caveats),
         "claims": claims,
-        "rows": tables.rows(race),
-        "cells": [row for cell in cells for row in _of_cell(cell)],
-        "pooled": list(_pooled(race, cells)),
-        "profiles": [row for axis in race.axes for row in _profile(race, cells, axis)],
-        "finals": finals_table.rows(race),
-        "runs": tables.run_rows(race),
+        "rows": report.arm_rows,
+        "cells": [row for workload in report.workloads for row in _of_workload(workload)],
+        "pooled": [_pooled(key, pooled) for key, pooled in report.pooled.items()],
+        "profiles": [row for profile in report.profiles.values() for row in _of_profile(profile)],
+        "finals": report.final_value_rows,
+        "runs": report.run_rows,
         "html": html,
     }
     return json.dumps(content, indent=1, allow_nan=False)
 
 
-def _of_cell(cell: Cell) -> Iterator[dict[str, Any]]:
-    """The speed-ups of one cell; a cell that compares nothing says why."""
-    about = {"cell": cell.label, "target": cell.target}
-    if cell.why:
-        yield about | {"why": cell.why}
-    for (axis, objective), gain in cell.speedups.items():
+def _of_workload(workload: Workload) -> Iterator[dict[str, Any]]:
+    """Yield the speed-ups of one cell, and for a cell that compares nothing the reason."""
+    about = {"cell": workload.label, "target": workload.target}
+    if workload.why:
+        yield about | {"why": workload.why}
+    for (axis, objective), gain in workload.speedups.items():
         yield about | {"axis": axis, "objective": objective, **_gain(gain)}
 
 
-def _pooled(race: Race, cells: Sequence[Cell]) -> Iterator[dict[str, Any]]:
-    """The geometric means over cells, where two or more have an interval."""
-    for axis in race.axes:
-        for objective in objectives_of(race):
-            found = pool({cell.label: cell.speedups.get((axis, objective)) for cell in cells})
-            if found is not None:
-                whence = {"cells": list(found.cells), "left_out": list(found.left_out)}
-                yield {"axis": axis, "objective": objective, **_gain(found.gain), **whence}
+def _pooled(key: tuple[str, str], pooled: PooledSpeedup) -> dict[str, Any]:
+    axis, objective = key
+    cells = {"cells": list(pooled.cells), "left_out": list(pooled.left_out)}
+    return {"axis": axis, "objective": objective, **_gain(pooled.gain), **cells}
 
 
-def _profile(race: Race, cells: Sequence[Cell], axis: str) -> Iterator[dict[str, Any]]:
-    found = profile(race, cells, axis)
-    if found is None:
-        return
-    ends = found.interval()
-    for number, (objective, area) in enumerate(zip(found.objectives, found.area(), strict=True)):
+def _of_profile(profile: Profile) -> Iterator[dict[str, Any]]:
+    ends = profile.interval()
+    for number, (objective, area) in enumerate(zip(profile.objectives, profile.area(), strict=True)):
         low, high = (None, None) if ends is None else map(float, ends[number])
-        row = {"axis": axis, "objective": objective, "area": float(area), "low": low, "high": high}
-        yield row | {"problems": found.ratios.shape[1], "left_out": found.left_out}
+        row = {"axis": profile.axis, "objective": objective, "area": float(area), "low": low, "high": high}
+        yield row | {"problems": profile.ratios.shape[1], "left_out": profile.left_out}
 
 
 def _gain(gain: Speedup) -> dict[str, Any]:

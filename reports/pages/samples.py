@@ -32,7 +32,8 @@ class Samples:
 
 
 def samples_of(race: Race) -> Samples | None:
-    """Grids of the first seed that all arms share, at steps where every arm has one; None when there are none."""
+    """Return grids of the first seed that all arms share, at steps where every arm has one; None without
+    any."""
     seeds = [set(arm.runs) for arm in race.arms]
     shared = sorted(set.intersection(*seeds))
     for seed in shared:
@@ -44,7 +45,9 @@ def samples_of(race: Race) -> Samples | None:
 
 
 def _rows(folders: Sequence[Path], steps: Sequence[int]) -> tuple[tuple[int, tuple[str, ...]], ...]:
-    """The largest and most pictures that keep within the budget; the smallest and fewest where none do."""
+    """Return the largest and most pictures that keep within the budget; the smallest and fewest where none
+    do."""
+    rows: list[tuple[int, tuple[str, ...]]] = []
     for widest, most in SHAPES:
         rows, used = [], 0
         for step in spread(steps, most):
@@ -58,7 +61,8 @@ def _rows(folders: Sequence[Path], steps: Sequence[int]) -> tuple[tuple[int, tup
 
 
 def spread(steps: Sequence[int], most: int = MOST_STEPS) -> list[int]:
-    """At most so many of these ascending steps, the first and the last included, about equal factors apart."""
+    """Return at most so many of these ascending steps, the first and the last included, about equal factors
+    apart."""
     if len(steps) <= most:
         return list(steps)
     ratio = (steps[-1] / steps[0]) ** (1 / (most - 1))
@@ -74,13 +78,13 @@ def _step(file: Path) -> int:
 
 
 def _uri(file: Path, widest: int) -> str:
-    """A picture as a data URI: PNG, or a JPEG thumbnail where it is wider than the page needs."""
+    """Return a picture as a data URI: PNG, or a JPEG thumbnail where it is wider than the page needs."""
     content = file.read_bytes()
     try:
         picture = Image.open(io.BytesIO(content))
         picture.load()
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise UserError(f"{file} is not a picture: {error}") from error
+        raise UserError(f"{file} is not an image: {error}") from error
     kind, buffer = "png", io.BytesIO()
     if picture.width > widest:
         kind = "jpeg"

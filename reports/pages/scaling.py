@@ -1,4 +1,5 @@
-"""Scatters of quality and speed against the encoder and against the size of the backbone, with the trends as a table."""
+"""Scatters of quality and speed against the encoder and against the size of the backbone, with the trends
+as a table."""
 
 from __future__ import annotations
 
@@ -11,15 +12,16 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from reports.analysis.scaling import YS, Point, Scaling, encoder_scaling, model_scaling
+from reports.analysis.report import RaceReport
+from reports.analysis.scaling import YS, Scaling, ScalingPoint
 from reports.figures.layout import WIDE, padded, width_name
 from reports.figures.strips import set_log_ticks
 from reports.figures.svg import ARMS, MUTED, PAPER, Picture, style
-from reports.pages.section import drawings, render
+from reports.pages.section import drawings, render_template
 from reports.race.race import Race
 from reports.stats.correlation import Rank, Slope
 from reports.stats.number_format import digits, factor, interval
-from reports.stats.speedup import MeanTime, Speedup
+from reports.stats.speedup import MeanTime, Speedup, closed_ends
 
 X_NAMES = {
     "params": "parameters",
@@ -28,29 +30,29 @@ X_NAMES = {
     "local_distant": "local − distant",
 }
 MARKS = {"o": "●", "^": "▲", "D": "◆", "v": "▼", "s": "■", "*": "★"}
-"""By group, and as the legend has them; a form is told apart where a colour is not."""
+"""By group, and as the legend has them; shapes remain distinguishable without colour."""
 PANEL = 1.75
 """Height, inches."""
 
 
-def encoders(race: Race) -> Markup | None:
-    """The section on encoders; None for a race with fewer than two of them."""
-    found = encoder_scaling(race)
-    return None if found is None else _section(race, found, "encoders")
+def encoder_section(report: RaceReport) -> Markup | None:
+    """Return the section on encoders; None for a race with fewer than two of them."""
+    found = report.encoder_scaling
+    return None if found is None else _section(report.race, found, "encoders")
 
 
-def sizes(race: Race) -> Markup | None:
-    """The section on sizes of the backbone; None for a race with fewer than two of them."""
-    found = model_scaling(race)
-    return None if found is None else _section(race, found, "sizes")
+def size_section(report: RaceReport) -> Markup | None:
+    """Return the section on sizes of the backbone; None for a race with fewer than two of them."""
+    found = report.model_scaling
+    return None if found is None else _section(report.race, found, "sizes")
 
 
 def _section(race: Race, found: Scaling, name: str) -> Markup:
-    return render(
+    return render_template(
         "scaling",
         race,
         name=name,
-        pictures=drawings(partial(picture, race, found, name)),
+        pictures=drawings(partial(draw_scaling, race, found, name)),
         groups=[(_look(index), group) for index, group in enumerate(groups(found))],
         controls=controls(found),
         random=any(point.kind == "random" for point in found.points),
@@ -63,8 +65,8 @@ def _section(race: Race, found: Scaling, name: str) -> Markup:
     )
 
 
-def picture(race: Race, found: Scaling, name: str, width: float) -> Picture:
-    """A panel for each y (rows) and x (columns); on a narrow page two columns, or one."""
+def draw_scaling(race: Race, found: Scaling, name: str, width: float) -> Picture:
+    """Return a panel for each y (rows) and x (columns); on a narrow page two columns, or one."""
     panels = [(x, y) for y in YS for x in found.xs if any(point.y(y) is not None for point in found.points)]
     columns = _columns(len(found.xs), width)
     rows = math.ceil(len(panels) / columns)
@@ -91,17 +93,17 @@ def picture(race: Race, found: Scaling, name: str, width: float) -> Picture:
 
 
 def groups(found: Scaling) -> list[str]:
-    """What has a colour and a mark, in order."""
+    """Return what has a colour and a mark, in order."""
     return list(dict.fromkeys(point.group for point in found.points if point.x))
 
 
 def controls(found: Scaling) -> list[str]:
-    """The arms without an x, which are lines."""
+    """Return the arms without an x, which are lines."""
     return [point.arm for point in found.points if not point.x]
 
 
 def trend_rows(found: Scaling, race: Race) -> list[dict[str, Any]]:
-    """Each trend as texts."""
+    """Return each trend as texts."""
     return [
         {
             "group": trend.group,
@@ -119,7 +121,7 @@ def trend_rows(found: Scaling, race: Race) -> list[dict[str, Any]]:
 
 
 def point_rows(found: Scaling, race: Race) -> list[dict[str, Any]]:
-    """Each point as texts."""
+    """Return each point as texts."""
     return [
         {
             "arm": point.arm,
@@ -134,7 +136,7 @@ def point_rows(found: Scaling, race: Race) -> list[dict[str, Any]]:
 
 
 def rank_text(rank: Rank) -> str:
-    """`0.80 [-0.28, 0.99], n = 5`; without an interval where there is none."""
+    """Return `0.80 [-0.28, 0.99], n = 5`, without an interval if there is none."""
     if rank.rho is None:
         return f"undefined, n = {rank.n}"
     ends = "" if rank.low is None else f" [{rank.low:.2f}, {rank.high:.2f}]"
@@ -142,19 +144,22 @@ def rank_text(rank: Rank) -> str:
 
 
 def slope_text(slope: Slope | None, x: str) -> str:
-    """What a tenfold of parameters, or a tenth more of another x, multiplies y by."""
+    """Return what a tenfold of parameters, or a tenth more of another x, multiplies y by."""
     if slope is None:
         return ""
     step = math.log(10) if x == "params" else 0.1
     times = [None if v is None else math.exp(v * step) for v in (slope.estimate, slope.low, slope.high)]
     if not all(v is None or 1e-3 < v < 1e3 for v in times):
         return "undetermined"
-    ends = "" if times[1] is None else f" [{factor(times[1])}, {factor(times[2])}]"
-    return f"×{factor(times[0])}{ends} for {'tenfold' if x == 'params' else '+0.1'}"
+    estimate, low, high = times
+    ends = "" if low is None or high is None else f" [{factor(low)}, {factor(high)}]"
+    return (
+        f"×{'' if estimate is None else factor(estimate)}{ends} for {'tenfold' if x == 'params' else '+0.1'}"
+    )
 
 
 def _look(index: int) -> dict[str, str]:
-    """Of a group in the legend: its mark, and the variable of its colour."""
+    """Return the mark and the colour variable of a group in the legend."""
     return {"mark": list(MARKS.values())[index % len(MARKS)], "colour": f"arm{(index + 1) % len(ARMS)}"}
 
 
@@ -164,7 +169,7 @@ def _columns(xs: int, width: float) -> int:
 
 def _draw(axes: Axes, found: Scaling, x: str, y: str) -> None:
     shown = [point for point in found.points if point.y(y) is not None]
-    for value in {point.y(y) for point in shown if not point.x}:
+    for value in {value for point in shown if not point.x and (value := point.y(y)) is not None}:
         axes.axhline(value, color=MUTED, linewidth=0.9, dashes=(4, 2), zorder=1)
     if y == "gain":
         axes.axhline(1, color=MUTED, linewidth=0.6, zorder=0)
@@ -174,8 +179,9 @@ def _draw(axes: Axes, found: Scaling, x: str, y: str) -> None:
             _mark(axes, [point for point in own if point.kind == kind], x, y, index)
 
 
-def _mark(axes: Axes, points: Sequence[Point], x: str, y: str, index: int) -> None:
-    """Filled for trained encoders, open for random ones; an interval that has an open end is left out."""
+def _mark(axes: Axes, points: Sequence[ScalingPoint], x: str, y: str, index: int) -> None:
+    """Draw points, filled for trained encoders and open for random ones; intervals with an open end are
+    left out."""
     if not points:
         return
     colour = ARMS[(index + 1) % len(ARMS)]
@@ -184,13 +190,13 @@ def _mark(axes: Axes, points: Sequence[Point], x: str, y: str, index: int) -> No
         axes.vlines(*zip(*known, strict=True), color=colour, linewidth=0.8, zorder=2)
     face = PAPER if points[0].kind == "random" else colour
     look = {"markerfacecolor": face, "markeredgecolor": colour, "markeredgewidth": 1.1, "markersize": 4.5}
-    at, values = [p.x[x] for p in points], [p.y(y) for p in points]
-    axes.plot(at, values, list(MARKS)[index % len(MARKS)], linestyle="none", zorder=3, **look)
+    shown = [(point.x[x], value) for point in points if (value := point.y(y)) is not None]
+    axes.plot(*zip(*shown, strict=True), list(MARKS)[index % len(MARKS)], linestyle="none", zorder=3, **look)
 
 
 def _label(axes: Axes, race: Race, found: Scaling, x: str, y: str) -> None:
     shown = [point for point in found.points if x in point.x and point.y(y) is not None]
-    values = [point.y(y) for point in found.points if point.y(y) is not None]
+    values = [value for point in found.points if (value := point.y(y)) is not None]
     ends = [end for point in shown for end in _ends(point, y)]
     axes.set(yscale="log", ylim=padded([*values, *ends]), xlabel=X_NAMES[x], ylabel=_y_name(race, y))
     set_log_ticks(axes.yaxis, axes.get_ylim(), 5, "{:g}×" if y == "gain" else "{:g}")
@@ -204,8 +210,9 @@ def _label(axes: Axes, race: Race, found: Scaling, x: str, y: str) -> None:
     axes.grid(True, axis="y")
 
 
-def _ends(point: Point, y: str, *, beyond: float = 3) -> Sequence[float]:
-    """Of the interval, those that are no more than so many times beyond the estimate: an axis makes room for threefold."""
+def _ends(point: ScalingPoint, y: str, *, beyond: float = 3) -> Sequence[float]:
+    """Return the ends of the interval within this factor of the estimate: an axis makes room for
+    threefold."""
     own = {"final": point.final, "time": point.time, "gain": point.gain}[y]
     value = own.estimate
     return [end for end in (own.low, own.high) if end and value / beyond < end < value * beyond]
@@ -227,13 +234,14 @@ def _count(value: float) -> str:
 
 
 def _mean_text(mean: MeanTime) -> str:
-    """An interval with an open end is not said: the row says that it is a bound."""
-    ends = f" [{digits(mean.low)}, {digits(mean.high)}]" if mean.low and math.isfinite(mean.high) else ""
+    """Return an interval with an open end is not said: the row says that it is a bound."""
+    closed = closed_ends(mean)
+    ends = f" [{digits(closed[0])}, {digits(closed[1])}]" if closed else ""
     return f"{digits(mean.estimate)}{ends}"
 
 
 def _gain_text(gain: Speedup) -> str:
-    return f"{factor(gain.estimate)}× {interval(gain.low, gain.high)}".rstrip()
+    return f"{factor(gain.factor)}× {interval(gain.low, gain.high)}".rstrip()
 
 
 def _range(ends: tuple[float, float] | None) -> str:

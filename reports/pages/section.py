@@ -1,7 +1,8 @@
-"""A section of the page: HTML from a template of its own, or None where a race has nothing to show in it.
+"""A section of the page: HTML from its template, or None if a race has nothing to show in it.
 
-A section is a function `section(race) -> Markup | None`, listed in `page.SECTIONS`. Its template takes the shared pieces with
-`{% from "macros.html.j2" import drawing, gain with context %}`, and everything from users is escaped by the engine.
+A section is a function `section(race) -> Markup | None`, listed in `page.SECTIONS`. Its template takes the
+shared pieces with `{% from "macros.html.j2" import drawing, gain with context %}`, and everything from
+users is escaped by the engine.
 """
 
 from __future__ import annotations
@@ -9,36 +10,37 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from functools import cache
+from importlib import resources
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from reports.figures import race_figures as figures
-from reports.figures import svg
+from reports.figures import race_figures, svg
 from reports.figures.layout import NARROW, WIDE
 from reports.pages import tables
 from reports.race.race import Race
 
 
-def render(template: str, race: Race, **content: Any) -> Markup:
-    """A template of `templates/`, with the race, its legend and `content`."""
+def render_template(template: str, race: Race, **content: Any) -> Markup:
+    """Return a template of `templates/`, with the race, its legend and `content`."""
     text = environment().get_template(f"{template}.html.j2").render(race=race, legend=legend(race), **content)
     return Markup(text)
 
 
 def drawings(draw: Callable[[float], svg.Picture], widths: Sequence[float] = (WIDE, NARROW)) -> list[Markup]:
-    """A picture drawn for wide pages and for narrow ones, or for all in one, as the macro `drawing` takes it."""
+    """Return a picture drawn for wide pages and for narrow ones, or for all in one, as the macro `drawing`
+    takes it."""
     return [Markup(svg.inline(draw(width))) for width in widths]
 
 
 def source(name: str) -> Markup:
-    """A file of `templates/` as it is: a style or a script of ours."""
-    return Markup(environment().loader.get_source(environment(), name)[0])
+    """Return a file of `templates/` as it is: a style or a script of ours."""
+    return Markup((resources.files("reports") / "templates" / name).read_text(encoding="utf-8"))
 
 
 def legend(race: Race) -> list[dict[str, str]]:
-    """Label, colour variable and dashes of each arm."""
+    """Return label, colour variable and dashes of each arm."""
     return [_swatch(index, arm.label) for index, arm in enumerate(race.arms)]
 
 
@@ -51,17 +53,17 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters["whole"] = whole
+    made.filters["unbroken"] = unbroken
     made.globals |= {
         "quantity": tables.quantity,
         "digits": tables.digits,
-        "axis_names": figures.AXIS_NAMES,
+        "axis_names": race_figures.AXIS_NAMES,
     }
     return made
 
 
-def whole(text: str) -> str:
-    """A sentence whose intervals and counts do not break over lines."""
+def unbroken(text: str) -> str:
+    """Return a sentence whose intervals and counts do not break over lines."""
     text = re.sub(r"([\[(][^ ,]+), ([^ ,]+[\])])", "\\1,\u00a0\\2", text)
     text = re.sub(r"(\d) %", "\\1\u00a0%", text)
     return re.sub(r"(n =|≤|<=) ", lambda sign: sign[0].replace(" ", "\u00a0"), text)

@@ -1,4 +1,5 @@
-"""On what runs can be compared, and why not on the rest: one protocol, a metric that falls, one kind of machine, in turns."""
+"""The axes on which runs can be compared: one protocol, a falling metric, one kind of machine, interleaved
+arms."""
 
 from __future__ import annotations
 
@@ -6,61 +7,63 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import permutations
 
 from harness.records.record import Record
-from reports.race.run import Run
+from reports.race.run import RaceRun
 from reports.stats.curves import AXES, rises
 
 CLOCK_AXES = ("seconds", "gpu_seconds")
 
 
-def protocols(runs: Sequence[Run]) -> list[str]:
-    """The evaluation protocols (hashes) behind the runs that count; more than one cannot be compared."""
+def protocol_hashes(runs: Sequence[RaceRun]) -> list[str]:
+    """Return the evaluation protocols (hashes) behind the runs that count; more than one cannot be
+    compared."""
     return sorted({protocol for run in runs if run.counts for protocol in run.protocols})
 
 
-def apart_in_value(runs: Sequence[Run]) -> str:
-    """Why values of these runs, or times read off them, cannot be compared; empty where they can."""
-    if len(protocols(runs)) > 1:
+def values_differ(runs: Sequence[RaceRun]) -> str:
+    """Return why values of these runs, or times read off them, cannot be compared; empty if they can."""
+    if len(protocol_hashes(runs)) > 1:
         return "the runs were evaluated under different protocols, so their values cannot be compared"
     counted = [run for run in runs if run.counts]
     if rises([run.curve for run in counted]):
-        return f"{counted[0].metric} rises as training goes on in every run, and a race is to a metric that falls"
+        return f"{counted[0].metric} rises during training in every run, but a race needs a metric that falls"
     return ""
 
 
-def hardware(record: Record) -> list[str]:
-    """What a run ran on, one text for each kind of machine it was started on."""
-    return machines(record.environment)
+def machines_of(record: Record) -> list[str]:
+    """Return what a run ran on, one text for each kind of machine it was started on."""
+    return machine_kinds(record.environment)
 
 
-def machines(starts: Iterable[Mapping]) -> list[str]:
-    """The kinds of machine in these environments, as texts."""
+def machine_kinds(starts: Iterable[Mapping]) -> list[str]:
+    """Return the kinds of machine in these environments, as texts."""
     return sorted({_machine(start) for start in starts})
 
 
-def comparable(runs: Sequence[Run]) -> tuple[tuple[str, ...], list[str]]:
-    """The axes on which these runs can be compared, and why others are left out."""
+def comparable_axes(runs: Sequence[RaceRun]) -> tuple[tuple[str, ...], list[str]]:
+    """Return the axes on which these runs can be compared, and why others are left out."""
     devices = {start.get("devices", 1) for run in runs for start in run.record.environment}
     axes = AXES if devices - {1} else AXES[:-1]
-    machines = sorted({text for run in runs if run.counts for text in hardware(run.record)})
+    machines = sorted({text for run in runs if run.counts for text in machines_of(run.record)})
     apart = _in_no_turns([run for run in runs if run.counts])
     if len(machines) > 1:
-        note = f"Seconds are left out: the runs were not all on the same hardware ({'; '.join(machines)})."
+        note = f"Seconds are left out: the runs used different hardware ({'; '.join(machines)})."
     elif apart:
-        note = f"Seconds are left out: arms were run one after the other, not in turns ({apart})."
+        note = f"Seconds are left out: arms were run one after the other instead of interleaved ({apart})."
     else:
         return axes, []
     return tuple(axis for axis in axes if axis not in CLOCK_AXES), [note]
 
 
 def one_after_another(begun: Mapping[str, Sequence[float | None]]) -> list[tuple[str, str]]:
-    """Pairs of arms of which all runs of the first began before any of the second did, by when the runs of each began; of
-    those that have two runs or more, and tell of all."""
-    told = {arm: own for arm, own in begun.items() if len(own) > 1 and None not in own}
-    return [(first, then) for first, then in permutations(told, 2) if max(told[first]) < min(told[then])]
+    """Return pairs of arms of which all runs of the first began before any of the second did, given when
+    the runs of each began. Arms with fewer than two runs, or with unknown times, are ignored."""
+    known = {arm: [time for time in own if time is not None] for arm, own in begun.items()}
+    whole = {arm: own for arm, own in known.items() if len(own) == len(begun[arm]) > 1}
+    return [(first, then) for first, then in permutations(whole, 2) if max(whole[first]) < min(whole[then])]
 
 
-def _in_no_turns(runs: Sequence[Run]) -> str:
-    """Which arms were not run in turns; empty where all were."""
+def _in_no_turns(runs: Sequence[RaceRun]) -> str:
+    """Return which arms were not run in turns; empty if all were."""
     begun: dict[str, list[float | None]] = {}
     for run in runs:
         start = next(iter(run.record.environment), {})

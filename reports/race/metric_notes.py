@@ -1,4 +1,4 @@
-"""What is to be said of the metric itself: whom it favours, where it could not be computed, and what real samples score."""
+"""Caveats on the metric itself: which arms it favours, failed evaluations, and scores of real samples."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from collections import Counter
 from typing import Any
 
 from reports.race.race import Race
-from reports.race.run import Run
+from reports.race.run import RaceRun
 
 
 def about_metric(race: Race) -> list[str]:
-    """Sentences for the caveats, most important first."""
+    """Return sentences for the caveats, most important first."""
     return [*_favours(race), *_failures(race), *_floors(race)]
 
 
 def _favours(race: Race) -> list[str]:
-    arms = {run.arm: None for run in race.runs if race.metric in _told(run).get("aligned", ())}
+    arms = {run.arm: None for run in race.runs if race.metric in _evaluation(run).get("aligned", ())}
     if not arms:
         return []
     return [
-        f"{', '.join(arms)} aligned to the very network of {race.metric}: it rewards the alignment itself; judge by another "
-        "metric of these runs."
+        f"{', '.join(arms)} aligned to the network that computes {race.metric}, which rewards the alignment itself: "
+        "use another metric of these runs."
     ]
 
 
@@ -32,19 +32,19 @@ def _failures(race: Race) -> list[str]:
     return [f"Could not be computed at {_times(count)}: {what}." for what, count in sorted(failed.items())]
 
 
-def floors(run: Run) -> dict[str, dict[str, Any]]:
-    """What real samples score by metric and kind, as the record has it."""
-    return _told(run).get("floor", {})
+def noise_floors(run: RaceRun) -> dict[str, dict[str, Any]]:
+    """Return what real samples score by metric and kind, as the record has it."""
+    return _evaluation(run).get("floor", {})
 
 
 def _floors(race: Race) -> list[str]:
-    """One sentence; all runs of one protocol have one floor."""
-    found = [floor for run in race.runs if (floor := floors(run).get(race.metric))]
+    """Return one sentence; all runs of one protocol have one floor."""
+    found = [floor for run in race.runs if (floor := noise_floors(run).get(race.metric))]
     if not found:
         return []
     said = [_floor(name, value) for name, value in found[0].items()]
     which = "real against real" if any(value["n_real"] for value in found[0].values()) else "real samples"
-    return [f"Floor of {race.metric}, {which}: {'; '.join(said)}."]
+    return [f"Noise floor of {race.metric}, {which}: {'; '.join(said)}."]
 
 
 def _floor(name: str, value: dict[str, Any]) -> str:
@@ -56,8 +56,8 @@ def _floor(name: str, value: dict[str, Any]) -> str:
     return f"{value['mean']:.4g} ({value['n']} {who} against {rest} {value['n_real']})"
 
 
-def _told(run: Run) -> dict[str, Any]:
-    """What the record tells of its evaluation; nothing in an older one."""
+def _evaluation(run: RaceRun) -> dict[str, Any]:
+    """Return what the record contains on its evaluation; an older one has nothing."""
     starts = run.record.environment
     return starts[-1].get("evaluation", {}) if starts else {}
 

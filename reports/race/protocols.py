@@ -1,7 +1,8 @@
-"""Under which protocol a metric was measured: the part of a run's evaluation protocol that its value depends on.
+"""Under which protocol a metric was measured: the part of a run's evaluation protocol that its value
+depends on.
 
-Two runs may be evaluated by different lists of metrics, a video with its sound and the sound alone say; a metric that both have
-is comparable where its own network, settings and samples are the same.
+Two runs may be evaluated by different lists of metrics, a video with its sound and the sound alone say; a
+metric that both have is comparable where its own network, settings and samples are the same.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ OF_VIDEO = ("video:", "i3d", "videomae")
 
 
 def protocols_of(record: Record, metric: str) -> dict[str, Mapping[str, Any]]:
-    """Hash -> fields of the protocols behind a run's values of a metric; where a record does not tell them, the hash that its
-    evaluations carry is all there is."""
-    told = [start.get("evaluation", {}) for start in record.environment]
-    known = {about["hash"]: about["protocol"] for about in told if "protocol" in about}
+    """Return hash -> fields of the protocols of a run's values of a metric.
+
+    For a record without its protocol, the fields contain only the hash of its evaluations.
+    """
+    recorded = [start.get("evaluation", {}) for start in record.environment]
+    known = {about["hash"]: about["protocol"] for about in recorded if "protocol" in about}
     found: dict[str, Mapping[str, Any]] = {}
     for one in {str(e.get("protocol")) for e in record.of("eval") if metric in e["metrics"]}:
         if one in known:
@@ -33,7 +36,8 @@ def protocols_of(record: Record, metric: str) -> dict[str, Mapping[str, Any]]:
 
 
 def narrowed(protocol: Mapping[str, Any], metric: str) -> dict[str, Any]:
-    """The protocol as it would be if this metric had been the only one, of samples that are only what its network reads."""
+    """Return the protocol as it would be if this metric had been the only one, of samples that are only
+    what its network reads."""
     value, _, name = metric.partition(":")
     fields = dict(protocol) | ({"metrics": [metric]} if "metrics" in protocol else {})
     extractors, truths = protocol.get("extractors", {}), protocol.get("truths", {})
@@ -50,5 +54,5 @@ def narrowed(protocol: Mapping[str, Any], metric: str) -> dict[str, Any]:
 
 
 def _digest(protocol: Mapping[str, Any]) -> str:
-    """As the harness has it: the same fields, the same hash."""
+    """Return the harness's hash: the same fields, the same hash."""
     return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""The whole race as numbers: runs, arms, target, times, speed-ups, and what the reader must know beside them."""
+"""The whole race as numbers: runs, arms, target, times, speed-ups, and the notes that belong to them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 
 from harness.errors import UserError, unknown
 from harness.records.record import Record, find_records
-from reports.race import study_folder as studies
-from reports.race.arms import Arm, arms_of, differing, find_arm
-from reports.race.comparability import apart_in_value, comparable
-from reports.race.run import Run, cross, run_of
-from reports.stats.curves import reachable as lowest
+from reports.race import study_folder
+from reports.race.arms import RaceArm, arms_of, differing_paths, find_arm
+from reports.race.comparability import comparable_axes, values_differ
+from reports.race.run import RaceRun, cross, run_of
+from reports.stats.curves import reachable_target
 from reports.stats.speedup import MeanTime, Speedup, Time, cut, mean_time, speedup
 
 
@@ -26,13 +26,13 @@ class Race:
     name: str
     metric: str
     target: float | None
-    """None when no run is finished yet."""
+    """None if no run is finished yet."""
     target_given: bool
     baseline: str
     axes: tuple[str, ...]
-    arms: tuple[Arm, ...]
+    arms: tuple[RaceArm, ...]
     """The baseline first."""
-    runs: tuple[Run, ...]
+    runs: tuple[RaceRun, ...]
     times: Mapping[tuple[str, str], MeanTime]
     speedups: Mapping[tuple[str, str], Speedup]
     """Over the baseline."""
@@ -41,14 +41,14 @@ class Race:
     leads: Mapping[tuple[str, str], Speedup]
     """Of the leader over every other arm."""
     horizons: Mapping[str, float]
-    missing: tuple[studies.Planned, ...]
+    missing: tuple[study_folder.Planned, ...]
     unplanned: tuple[Record, ...]
     notes: tuple[str, ...]
-    plan: tuple[studies.Planned, ...] = ()
-    excluded: tuple[studies.Excluded, ...] = ()
+    plan: tuple[study_folder.Planned, ...] = ()
+    excluded: tuple[study_folder.Excluded, ...] = ()
 
-    def of(self, label: str) -> list[Run]:
-        """The runs of an arm, by seed."""
+    def of(self, label: str) -> list[RaceRun]:
+        """Return the runs of an arm, by seed."""
         return [run for run in self.runs if run.arm == label]
 
     @property
@@ -65,14 +65,14 @@ def read_race(
 ) -> Race:
     """Read the runs in these folders and compute everything; what is not given comes from `study.toml`.
 
-    Without any target it is the lowest value that every run reaches, and called chosen after the fact; the study's is of the
-    study's metric alone. Of a metric that rises as training goes on there are no times, so nothing is compared.
-    Raises `UserError` for folders without runs, unknown names and broken records.
+    Without any target it is the lowest value that every run reaches, and called chosen after the fact; the
+    study's is of the study's metric alone. Of a metric that rises as training goes on there are no times,
+    so nothing is compared. Raises `UserError` for folders without runs, unknown names and broken records.
     """
     if target is not None and not (math.isfinite(target) and target > 0):
         raise UserError(f"target {target:g}: expected a number above 0")
-    study, plan = studies.read_study(directories), studies.read_plan(directories)
-    records, unplanned = studies.by_plan(find_records(*directories), directories)
+    study, plan = study_folder.read_study(directories), study_folder.read_plan(directories)
+    records, unplanned = study_folder.by_plan(find_records(*directories), directories)
     if not records:
         raise UserError(f"no runs in {', '.join(map(str, directories))}: a run is a folder with a spec.toml")
     order = {run.id: place for place, run in enumerate(plan)}
@@ -80,9 +80,9 @@ def read_race(
     metric = _metric(records, metric or study.metric)
     runs = [run_of(arm.label, seed, record, metric) for arm in arms for seed, record in arm.runs.items()]
     given = target if target is not None else study.target_of(metric)
-    goal = given if given is not None else reachable(runs)
+    goal = given if given is not None else reachable_by_all(runs)
     runs = [cross(run, goal) for run in runs]
-    axes, apart = comparable(runs)
+    axes, apart = comparable_axes(runs)
     return Race(
         name=study.name or directories[0].resolve().name,
         metric=metric,
@@ -96,14 +96,18 @@ def read_race(
         unplanned=tuple(unplanned),
         notes=(*notes, *apart),
         plan=tuple(plan),
-        excluded=tuple(studies.read_excluded(directories)),
-        **compare(runs, [arm.label for arm in arms], axes, not apart_in_value(runs)),
+        excluded=tuple(study_folder.read_excluded(directories)),
+        **compare_runs(runs, [arm.label for arm in arms], axes, not values_differ(runs)),
     )
 
 
-def compare(runs: Sequence[Run], labels: Sequence[str], axes: Sequence[str], same_value: bool) -> dict:
-    """Mean times, speed-ups over the first label, leaders and their leads, by axis and label; mean times alone where values
-    of the runs cannot be compared."""
+def compare_runs(
+    runs: Sequence[RaceRun], labels: Sequence[str], axes: Sequence[str], same_value: bool
+) -> dict:
+    """Return mean times, speed-ups over the first label, leaders and leads, by axis and label.
+
+    If values of the runs cannot be compared, only mean times are returned.
+    """
     counted = {label: [run for run in runs if run.arm == label and run.counts] for label in labels}
     counted = {label: own for label, own in counted.items() if own}
     found: dict = {"times": {}, "speedups": {}, "leaders": {}, "leads": {}, "horizons": {}}
@@ -126,17 +130,20 @@ def compare(runs: Sequence[Run], labels: Sequence[str], axes: Sequence[str], sam
     return found
 
 
-def reachable(runs: Sequence[Run]) -> float | None:
-    """The lowest target that every finished run reaches; None where none is."""
+def reachable_by_all(runs: Sequence[RaceRun]) -> float | None:
+    """Return the lowest target that every finished run reaches; None if none is."""
     curves = [run.curve for run in runs if run.done]
-    return lowest(curves) if curves else None
+    return reachable_target(curves) if curves else None
 
 
 def _baseline_first(
-    arms: list[Arm], asked: str | None, study: str | None, order: Mapping[str, int]
-) -> tuple[list[Arm], list[str]]:
-    """Arms with the baseline in front. One that is asked for must be a single arm; one by default may have namesakes, of which
-    it is the one that the plan (`order`, by run id) has first."""
+    arms: list[RaceArm], asked: str | None, study: str | None, order: Mapping[str, int]
+) -> tuple[list[RaceArm], list[str]]:
+    """Return the arms with the baseline first, and notes.
+
+    A requested baseline must match a single arm. A default one may match several, of which the first in the
+    plan (`order`, by run id) is used.
+    """
     if asked is not None:
         base, notes = find_arm(arms, asked), []
     else:
@@ -144,21 +151,23 @@ def _baseline_first(
         same = [arm for arm in arms if name in (arm.label, arm.method)] or [find_arm(arms, name)]
         base = min(same, key=lambda arm: min(order.get(run.id, len(order)) for run in arm.runs.values()))
         notes = (
-            [f"Baseline '{name}' is more than one arm; this is '{base.label}'.{_apart(same)}"]
+            [f"Baseline '{name}' matches more than one arm; '{base.label}' is used.{_apart(same)}"]
             if len(same) > 1
             else []
         )
     return [base, *(arm for arm in arms if arm is not base)], notes
 
 
-def _apart(same: Sequence[Arm]) -> str:
-    """Where to look when it is not the objective that tells these arms apart."""
-    workload = [path for path in differing(arm.fields for arm in same) if not path.startswith("method.")]
-    return " Speed-up by cell compares every cell with its own." if workload else ""
+def _apart(same: Sequence[RaceArm]) -> str:
+    """Return where to look if these arms differ in more than the objective."""
+    workload = [
+        path for path in differing_paths(arm.fields for arm in same) if not path.startswith("method.")
+    ]
+    return " Speed-up by cell compares each cell with its own baseline." if workload else ""
 
 
 def _metric(records: Sequence[Record], asked: str | None) -> str:
-    """The metric that is asked for, else the first one evaluated; raises `UserError` when there is none."""
+    """Return the requested metric, else the first one evaluated; raises `UserError` if there is none."""
     names = list(
         dict.fromkeys(name for record in records for e in record.of("eval") for name in e["metrics"])
     )
@@ -177,7 +186,8 @@ def _against(baseline: str, times: Mapping, axis: str, horizon: float) -> dict[t
 
 
 def _leader(times: Mapping[str, Mapping[int, Time]], horizon: float) -> str | None:
-    """The arm with the smallest geometric mean of times cut at the horizon; None when nobody got there."""
+    """Return the arm with the smallest geometric mean of times cut at the horizon; None if nobody got
+    there."""
     cuts = {label: [cut(time, horizon) for time in own.values()] for label, own in times.items()}
     if all(time.censored == "right" for own in cuts.values() for time in own):
         return None

@@ -1,15 +1,15 @@
-"""The race in words: who reached the target first, by how much, how sure that is, and what must be said beside it."""
+"""The race in words: who reached the target first, by how much, how sure that is, and the caveats."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
 
-from reports.race.comparability import apart_in_value
+from reports.race.comparability import values_differ
 from reports.race.metric_notes import about_metric
 from reports.race.race import Race
 from reports.stats.number_format import factor, interval
-from reports.stats.speedup import Speedup, Time, speedup
+from reports.stats.speedup import Speedup, Time, closed_ends, speedup
 
 FEWER = {
     "steps": "fewer steps",
@@ -28,20 +28,20 @@ def goal(race: Race) -> str:
 
 
 def sentence(race: Race, axis: str) -> str:
-    """The verdict on one axis, in one or two sentences."""
+    """Return the verdict on one axis, in one or two sentences."""
     if not any(run.done for run in race.runs):
-        return "No run is finished yet: there are curves, but no times to compare."
-    if why := apart_in_value(race.runs):
+        return "No run has finished yet: there are curves, but no times to compare."
+    if why := values_differ(race.runs):
         return f"Inconclusive: {why}."
     if axis not in race.leaders:
         return f"No run reached {goal(race)}."
     if len(race.arms) == 1:
         return f"{race.baseline} reached {goal(race)}; with one arm there is nothing to compare."
     if not any(key[0] == axis for key in race.speedups):
-        return f"{race.leaders[axis]} reached {goal(race)}; there is no finished run to compare it with."
+        return f"{race.leaders[axis]} reached {goal(race)}; no other arm has a finished run to compare with."
     leads = [lead for (on, _), lead in race.leads.items() if on == axis]
     if leads and all(lead.estimate is None for lead in leads):
-        return f"Who reached {goal(race)} first is not known: no pair of runs has a time that is more than a bound."
+        return f"It is unknown who reached {goal(race)} first: every pair of times is only bounded."
     return _winner(race, axis) + _open_order(race, axis)
 
 
@@ -62,14 +62,14 @@ def _winner(race: Race, axis: str) -> str:
 
 
 def _others(gains: Mapping[str, Speedup]) -> str:
-    """The best few of these speed-ups, the fastest first."""
+    """Return the best few of these speed-ups, the fastest first."""
     labels = sorted(gains, key=lambda label: -(gains[label].estimate or 0))
     more = f"; {len(labels) - MOST_NAMED} more in the table" if len(labels) > MOST_NAMED else ""
     return "; ".join(f"{label} {_short(gains[label])}" for label in labels[:MOST_NAMED]) + more
 
 
 def _open_order(race: Race, axis: str) -> str:
-    """Says which arms the leader is not shown to beat, apart from the baseline, which has been said."""
+    """Name the arms that the leader is not shown to beat, except the baseline."""
     if race.leaders[axis] == race.baseline:
         return ""
     leads = {label: lead for (on, label), lead in race.leads.items() if on == axis and label != race.baseline}
@@ -85,21 +85,21 @@ def _open_order(race: Race, axis: str) -> str:
 
 def _short(gain: Speedup, *, direction: bool = True) -> str:
     if gain.estimate is None:
-        return "undefined: no pair has a time that is more than a bound"
+        return "undefined: every pair of times is only bounded"
     ends = f" {interval(gain.low, gain.high)}" if gain.low is not None else " without an interval"
     return f"{factor(gain.estimate)}x{ends}" + (f", {gain.direction}" if direction else "")
 
 
 def _count(gains: Iterable[Speedup]) -> str:
-    """(95 %, n = 3 pairs), the smallest n of all that are given."""
+    """Return `(95 %, n = 3 pairs)`, with the smallest n of all."""
     gains = list(gains)
     n = min(gain.n for gain in gains)
     what = ("pair" if all(gain.paired for gain in gains) else "run") + ("" if n == 1 else "s")
     return f" (n = {n} {what}: no interval)" if n < 2 else f" (95 %, n = {n} {what})"
 
 
-def caveats(race: Race) -> list[str]:
-    """What a reader must know before quoting a number, most important first."""
+def caveats_of(race: Race) -> list[str]:
+    """Return what a reader must know before quoting a number, most important first."""
     said = [
         *_about_target(race),
         *about_metric(race),
@@ -124,7 +124,7 @@ def _about_target(race: Race) -> list[str]:
         return []
     return [
         f"No target was given: {goal(race)} was chosen after the fact, as the lowest value that every finished run "
-        "reaches. A target named before the race is worth more."
+        "reaches. A target named before the race is stronger evidence."
     ]
 
 
@@ -135,32 +135,32 @@ def _about_runs(race: Race) -> list[str]:
     said = []
     if counts:
         said.append(
-            f"{', '.join(counts)} of {len(states) + len(race.missing)} runs: they are listed under Provenance.{_failed(race)}"
+            f"{', '.join(counts)} of {len(states) + len(race.missing)} runs: see Provenance.{_failed(race)}"
         )
-    unmeasured = sum(run.record.status == "done" and run.curve is None for run in race.runs)
+    unmeasured = sum(run.record.status == "done" and not run.evaluated for run in race.runs)
     if unmeasured:
         one = unmeasured == 1
         said.append(
             f"{unmeasured} finished run{'' if one else 's'} {'was' if one else 'were'} not evaluated by {race.metric} and "
-            f"{'counts' if one else 'count'} in no number."
+            f"{'is' if one else 'are'} excluded from all numbers."
         )
     if race.unplanned:
         ids = ", ".join(record.id for record in race.unplanned)
-        said.append(f"Not in the plan, so left out: {ids}.")
+        said.append(f"Excluded because they are not in the plan: {ids}.")
     return said
 
 
 def _failed(race: Race) -> str:
-    """How runs that failed and runs that never ended count."""
+    """Return how runs that failed and runs that never ended count."""
     censored = sum(run.counts and not run.done for run in race.runs)
     out = sum(not run.counts for run in race.runs) + len(race.missing)
     said = (
-        f" {censored} that failed {'counts' if censored == 1 else 'count'} as not arrived from the last evaluation on."
+        f" {censored} failed {'run is' if censored == 1 else 'runs are'} treated as censored after the last evaluation."
         if censored
         else ""
     )
     return said + (
-        f" {out} {'counts' if out == 1 else 'count'} in no number, so an arm that often ends early may look better than it is."
+        f" {out} {'is' if out == 1 else 'are'} excluded from all numbers, so an arm that often ends early may look better than it is."
         if out
         else ""
     )
@@ -173,10 +173,12 @@ def _about_pairs(race: Race) -> list[str]:
     if few:
         names = "" if len(few) == len(gains) else f" for {', '.join(few)}"
         n = min(few.values())
-        said.append(f"n = {n}{names} is too few to rest on: {MIN_PAIRS} seeds are the least, 5 are better.")
+        said.append(f"n = {n}{names} is too small: use at least {MIN_PAIRS} seeds, preferably 5.")
     for label, gain in gains.items():
         if not gain.paired:
-            said.append(f"{label} and {race.baseline} share too few seeds to be paired: Welch's interval.")
+            said.append(
+                f"{label} and {race.baseline} share too few seeds for pairing: the interval is Welch's."
+            )
     bounded: dict[tuple[str, str], list[str]] = {}
     for label in (arm.label for arm in race.arms):
         time = race.times.get(("steps", label))
@@ -192,29 +194,29 @@ def _about_pairs(race: Race) -> list[str]:
         time = race.times.get(("steps", label))
         if time is not None and time.left:
             said.append(
-                f"{time.left} of {time.n} runs of {label} were below {goal(race)} at their first evaluation: evaluate "
-                "earlier, or choose a lower target."
+                f"{time.left} of {time.n} runs of {label} were already below {goal(race)} at their first evaluation: "
+                "evaluate earlier, or choose a lower target."
             )
     return said
 
 
 def _about_budgets(race: Race) -> list[str]:
-    """Times that a run has but that the common budget cuts: a slower step makes the same steps longer."""
+    """Report times that the common budget cuts: slower steps make the same number of steps take longer."""
     said = []
     for axis, horizon in race.horizons.items():
         times = [run.time(axis) for run in race.runs if run.counts]
         late = sum(time.censored is None and time.value > horizon for time in times)
         if late:
             said.append(
-                f"In {FEWER[axis].removeprefix('fewer ')}, {late} of {len(times)} times to target lie beyond the smallest "
-                "budget of any run and count as bounds there: longer runs or a higher target would settle more."
+                f"In {FEWER[axis].removeprefix('fewer ')}, {late} of {len(times)} times to target exceed the smallest budget "
+                "of any run and count as bounds there: longer runs or a higher target would resolve more."
             )
     return said
 
 
 def _lost(race: Race, label: str) -> str:
     runs = [run for run in race.of(label) if run.counts and run.crossing.censored == "right"]
-    lost = sum(run.first.censored != "right" for run in runs)
+    lost = sum(run.first_crossing.censored != "right" for run in runs)
     return f" for good ({lost} passed it and got worse again)" if lost else ""
 
 
@@ -224,21 +226,26 @@ def _about_shape(race: Race) -> list[str]:
     for label in (label for axis, label in race.speedups if axis == "steps"):
         sustained = race.speedups["steps", label]
         first = _first(race, label)
-        if sustained.estimate is None or first is None or first.estimate is None or not sustained.low:
+        if sustained.estimate is None or first is None or first.estimate is None:
             continue
-        width = math.log(sustained.high / sustained.low)
+        ends = closed_ends(sustained)
+        width = math.log(ends[1] / ends[0]) if ends else math.inf
         if abs(math.log(first.estimate / sustained.estimate)) > width:
             said.append(
-                f"{label} against {race.baseline}: curves get worse again. By first crossings it is "
-                f"{_short(first, direction=False)}, by sustained ones {_short(sustained, direction=False)}; the sustained "
-                "ones count."
+                f"{label} against {race.baseline}: curves get worse again. The speed-up is "
+                f"{_short(first, direction=False)} by first crossings and {_short(sustained, direction=False)} by sustained "
+                "crossings; the latter count."
             )
     return said
 
 
 def _first(race: Race, label: str) -> Speedup | None:
     base, cand = (
-        {run.seed: Time(run.first.step, run.first.censored) for run in race.of(name) if run.counts}
+        {
+            run.seed: Time(run.first_crossing.step, run.first_crossing.censored)
+            for run in race.of(name)
+            if run.counts
+        }
         for name in (race.baseline, label)
     )
     return speedup(base, cand, race.horizons["steps"]) if base and cand else None
@@ -247,7 +254,7 @@ def _first(race: Race, label: str) -> Speedup | None:
 def _encoder(name: str) -> str:
     family = name.partition(":")[0]
     return {
-        "local": "a small encoder trained here on the training split, not the published one",
-        "random": "a control with random weights that knows nothing",
-        "cached": "features from a cache",
+        "local": "a small encoder trained locally on the training split, not the published one",
+        "random": "a control with random weights",
+        "cached": "cached features",
     }.get(family, "published weights")

@@ -1,14 +1,16 @@
-"""Does one quantity rise with another over a handful of encoders or sizes: rank correlation and a slope, with intervals.
+"""Rank correlation and slope of one quantity against another over a few encoders or sizes, with intervals.
 
-The unit of a rank correlation is the encoder (or size), each with its mean over seeds: seeds of one encoder share its x, so
-they are no further evidence of an order of encoders. The definitions of a race name the interval of Spearman's rho without a
-formula; this one is Bonett and Wright's (Psychometrika 65, 2000), which needs no resampling and covers from a few points on
-(a bootstrap of fewer than 20 is too narrow, as for speed-ups):
+The unit of a rank correlation is the encoder (or size), each with its mean over seeds: seeds of one encoder
+share its x, so they are no further evidence of an order of encoders. The definitions of a race name the
+interval of Spearman's rho without a formula; this one is Bonett and Wright's (Psychometrika 65, 2000),
+which needs no resampling and covers from a few points on (a bootstrap of fewer than 20 is too narrow, as
+for speed-ups):
 
     tanh(atanh rho -+ z sqrt((1 + rho^2 / 2) / (n - 3)))
 
-A rho of 1 has no such interval: it gets the far end that the next lower value possible for n points has, and its own end is 1.
-Beside it stand the permutation test's p, exact up to eight points, and the range of rho when each point is left out once.
+A rho of 1 has no such interval: it gets the far end that the next lower value possible for n points has,
+and its own end is 1. Beside it stand the permutation test's p, exact up to eight points, and the range of
+rho when each point is left out once.
 """
 
 from __future__ import annotations
@@ -20,8 +22,10 @@ from functools import cache
 from itertools import permutations
 
 import numpy as np
-from scipy.special import ndtri, stdtr, stdtrit
+from scipy.special import ndtri, stdtr
 from scipy.stats import rankdata
+
+from reports.stats.student import CONFIDENCE, t_interval
 
 LEAST = 4
 """Points for an interval: n - 3 is a divisor."""
@@ -31,7 +35,7 @@ EXACT = 8
 
 @dataclass(frozen=True)
 class Rank:
-    """Spearman's rho over n points; None where there is too little to say."""
+    """Spearman's rho over n points; None if there is too little to say."""
 
     rho: float | None
     low: float | None
@@ -45,7 +49,8 @@ class Rank:
 
 @dataclass(frozen=True)
 class Slope:
-    """d log y / d log x (or d log y / d x), with a t interval; None ends where nothing is left to tell the error from."""
+    """d log y / d log x (or d log y / d x), with a t interval; None ends without degrees of freedom for the
+    error."""
 
     estimate: float
     low: float | None
@@ -55,8 +60,9 @@ class Slope:
     seeds: int
 
 
-def spearman(x: Sequence[float], y: Sequence[float], confidence: float = 0.95) -> Rank:
-    """Spearman's rho of paired values, ties with their mean rank (scipy.stats.spearmanr); see the module for the rest."""
+def spearman(x: Sequence[float], y: Sequence[float], confidence: float = CONFIDENCE) -> Rank:
+    """Return Spearman's rho of paired values, ties with their mean rank (scipy.stats.spearmanr); see the
+    module for the rest."""
     a, b = rankdata(x), rankdata(y)
     n = len(a)
     rho = _pearson(a, b)
@@ -67,13 +73,14 @@ def spearman(x: Sequence[float], y: Sequence[float], confidence: float = 0.95) -
 
 
 def slope(
-    x: Sequence[float], y: Sequence[float], seeds: Sequence[int], confidence: float = 0.95
+    x: Sequence[float], y: Sequence[float], seeds: Sequence[int], confidence: float = CONFIDENCE
 ) -> Slope | None:
-    """The slope b of y = a + b x + u_seed + e over runs; None where x does not vary.
+    """Return the slope b of y = a + b x + u_seed + e over runs; None if x does not vary.
 
-    The seed is a random intercept. Where every seed has run every x, as in a study, its best linear estimate does not
-    depend on the variance of u: it is least squares on values with each seed's mean taken off, n - seeds - 1 degrees of
-    freedom. That is what is computed, also for a study with holes, where it leaves out what seeds tell between them.
+    The seed is a random intercept. Where every seed has run every x, as in a study, its best linear
+    estimate does not depend on the variance of u: it is least squares on values with each seed's mean taken
+    off, n - seeds - 1 degrees of freedom. That is what is computed, also for a study with holes, where it
+    ignores differences between seeds.
     """
     a, b = _within(x, seeds), _within(y, seeds)
     scale, n, count = float(a @ a), len(a), len(set(seeds))
@@ -84,18 +91,17 @@ def slope(
     if degrees < 1:
         return Slope(estimate, None, None, n, count)
     error = math.sqrt(float(np.sum((b - estimate * a) ** 2)) / degrees / scale)
-    half = float(stdtrit(degrees, (1 + confidence) / 2)) * error
-    return Slope(estimate, estimate - half, estimate + half, n, count)
+    return Slope(estimate, *t_interval(estimate, error, degrees, confidence), n, count)
 
 
 def _within(values: Sequence[float], seeds: Sequence[int]) -> np.ndarray:
-    """Values less the mean of their seed."""
+    """Return values less the mean of their seed."""
     x, own = np.asarray(values, dtype=float), np.asarray(seeds)
     return x - np.array([x[own == seed].mean() for seed in own])
 
 
 def _pearson(a: np.ndarray, b: np.ndarray) -> float | None:
-    """None for fewer than three points, and where one side is all alike."""
+    """Return the correlation; None for fewer than three points, and if one side is constant."""
     x, y = a - a.mean(), b - b.mean()
     scale = math.sqrt(float(x @ x) * float(y @ y))
     return None if len(a) < 3 or scale == 0 else min(1.0, max(-1.0, float(x @ y) / scale))

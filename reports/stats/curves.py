@@ -1,7 +1,9 @@
-"""From a record to a time to target: the antitonic fit of a metric, where it crosses the target, and what that had cost.
+"""From a record to a time to target: the antitonic fit of a metric, where it crosses the target, and what
+that had cost.
 
-A metric here is positive and better when lower (a distance). Single evaluations are noisy and a first raw hit is early by
-as much as there are evaluations to be lucky in; the fit is not: with one curve evaluated on any grid it gives one time.
+A metric here is positive and better when lower (a distance). Single evaluations are noisy and a first raw
+hit is early by as much as there are evaluations to be lucky in; the fit is not: with one curve evaluated on
+any grid it gives one time.
 """
 
 from __future__ import annotations
@@ -36,13 +38,15 @@ class Curve:
 
 @dataclass(frozen=True)
 class Crossing:
-    """The step at which a curve reaches a target. Censored `left`: below it at the first evaluation, so the step is an upper
-    bound. Censored `right`: never below it, so the step (the last evaluation) is a lower bound."""
+    """The step at which a curve reaches a target. Censored `left`: below it at the first evaluation, so the
+    step is an upper bound. Censored `right`: never below it, so the step (the last evaluation) is a lower
+    bound."""
 
     step: float
     censored: Censored = None
     bracket: float = 1.0
-    """How many times later the evaluation behind the crossing is than the one before it; 1 for a censored one."""
+    """How many times later the evaluation after the crossing is than the one before it; 1 for a censored
+    one."""
 
 
 @dataclass(frozen=True)
@@ -53,18 +57,23 @@ class Costs:
     totals: dict[str, np.ndarray]
 
     def at(self, axis: str, step: float) -> float:
-        """The total at a step, linear between the record's lines and constant behind the last."""
+        """Return the total at a step, linear between the record's lines and constant after the last."""
         return float(np.interp(step, self.steps, self.totals[axis]))
 
     def budget(self, axis: str) -> float:
         return float(self.totals[axis][-1])
 
 
-def fit(steps: Sequence[float], measured: Sequence[float], weights: Sequence[float] | None = None) -> Curve:
-    """Antitonic least squares of log metric on step (pool adjacent violators).
+def fit(
+    steps: Sequence[float] | np.ndarray,
+    measured: Sequence[float] | np.ndarray,
+    weights: Sequence[float] | None = None,
+) -> Curve:
+    """Return antitonic least squares of log metric on step (pool adjacent violators).
 
-    `weights` are inverse variances of log metric, for evaluations that were replicated. Evaluations at step 0 are left out:
-    there is no log of 0. Raises `UserError` for a metric that is not positive or steps that do not increase.
+    `weights` are inverse variances of log metric, for evaluations that were replicated. Evaluations at step
+    0 are left out: there is no log of 0. Raises `UserError` for a metric that is not positive or steps that
+    do not increase.
     """
     x, y = np.asarray(steps, dtype=float), np.asarray(measured, dtype=float)
     if not (np.diff(x) > 0).all():
@@ -81,9 +90,11 @@ def fit(steps: Sequence[float], measured: Sequence[float], weights: Sequence[flo
 
 
 def crossing(curve: Curve, target: float) -> Crossing:
-    """Where the fit falls to the target for good, linear in (log step, log metric) between the evaluations around it.
+    """Return where the fit falls to the target for good, linear in (log step, log metric) between the
+    evaluations around it.
 
-    The fit never rises, so this is the *sustained* crossing: evaluations that get worse later count against it.
+    The fit never rises, so this is the *sustained* crossing: evaluations that get worse later count against
+    it.
     """
     below = np.log(curve.fitted) <= math.log(target) + ROUNDING
     if not below.any():
@@ -98,21 +109,24 @@ def crossing(curve: Curve, target: float) -> Crossing:
 
 
 def first_crossing(curve: Curve, target: float) -> Crossing:
-    """The same of the curve up to its best evaluation: what comes later, a plateau or a decline, does not count."""
+    """Return the same of the curve up to its best evaluation: what comes later, a plateau or a decline,
+    does not count."""
     best = int(curve.measured.argmin()) + 1
     found = crossing(fit(curve.steps[:best], curve.measured[:best]), target)
     return Crossing(float(curve.steps[-1]), "right") if found.censored == "right" else found
 
 
-def reachable(curves: Sequence[Curve]) -> float:
-    """The lowest target that every one of these curves reaches: the largest last fitted value, rounded up to three digits."""
+def reachable_target(curves: Sequence[Curve]) -> float:
+    """Return the lowest target that every one of these curves reaches: the largest last fitted value,
+    rounded up to three digits."""
     last = max(curve.fitted[-1] for curve in curves)
     unit = 10.0 ** (math.floor(math.log10(last)) - 2)
     return float(f"{math.ceil(last / unit - 1e-9) * unit:.6g}")
 
 
 def rises(curves: Sequence[Curve]) -> bool:
-    """Whether a metric is higher in the last quarter of the evaluations than in the first, in every run: it is no distance."""
+    """Return whether a metric is higher in the last quarter of the evaluations than in the first, in every
+    run: it is no distance."""
     ends = [
         (curve.measured[: n // 4 + 1].mean(), curve.measured[-(n // 4 + 1) :].mean())
         for curve in curves
@@ -122,15 +136,17 @@ def rises(curves: Sequence[Curve]) -> bool:
 
 
 def value_at(curve: Curve, step: float) -> float | None:
-    """The fitted metric at a step, linear in logs between evaluations; None outside of them."""
+    """Return the fitted metric at a step, linear in logs between evaluations; None outside of them."""
     if not curve.steps[0] <= step <= curve.steps[-1]:
         return None
     return float(np.exp(np.interp(math.log(step), np.log(curve.steps), np.log(curve.fitted))))
 
 
 def slope_at(curve: Curve, step: float) -> float | None:
-    """d log metric / d log step: least squares over the evaluations between half and twice the step, of the nearest three
-    where there are fewer; None for a curve of fewer than three."""
+    """Return d log metric / d log step around a step; None for fewer than three evaluations.
+
+    It is fitted by least squares to the evaluations between half and twice the step, or to the nearest three.
+    """
     if len(curve.steps) < 3:
         return None
     away = np.abs(np.log(curve.steps / step))
@@ -140,7 +156,7 @@ def slope_at(curve: Curve, step: float) -> float | None:
 
 
 def curve_of(record: Record, metric: str) -> Curve | None:
-    """The curve of a metric in a record; None when it was not evaluated behind step 0."""
+    """Return the curve of a metric in a record; None if it was not evaluated after step 0."""
     events = [event for event in record.of("eval") if metric in event["metrics"] and event["step"] > 0]
     if not events:
         return None
@@ -152,9 +168,10 @@ def curve_of(record: Record, metric: str) -> Curve | None:
 
 
 def costs_of(record: Record) -> Costs:
-    """Cumulative cost from the `train` and `eval` events of a record.
+    """Return cumulative cost from the `train` and `eval` events of a record.
 
-    Seconds are those of training phases only: evaluation, checkpoints, tracking and warm-up (compilation) are left out.
+    Seconds are those of training phases only: evaluation, checkpoints, tracking and warm-up (compilation)
+    are left out.
     """
     lines = {event["step"]: event for event in (*record.of("train"), *record.of("eval"))}
     events = [lines[step] for step in sorted(lines) if step > 0]
@@ -172,13 +189,13 @@ def costs_of(record: Record) -> Costs:
 
 
 def _devices(record: Record, step: int) -> int:
-    """On how many a step ran: a run may go on with another number of them."""
+    """Return the number of devices a step ran on; a resumed run may have another number."""
     starts = [start for start in record.environment if start.get("after_step", 0) < step]
     return starts[-1].get("devices", 1) if starts else 1
 
 
 def training_seconds(seconds: dict[str, float]) -> float:
-    """The sum over the phases that training needs."""
+    """Return the sum over the phases that training needs."""
     return sum(seconds.get(phase, 0.0) for phase in TRAINING_PHASES)
 
 
@@ -187,10 +204,11 @@ def _totals(values: list[float]) -> np.ndarray:
 
 
 def _weights(values: list[dict[str, Any]]) -> list[float] | None:
-    """1 / variance of log metric up to a factor: the number of replicates, for their noise is that of all evaluations of a run.
+    """Return the number of replicates as weights, 1 / variance of log metric up to a factor; None if all
+    are equal.
 
-    Not the variance that each evaluation's own replicates show: of three it is so uncertain that weighing by it makes times
-    to target noisier than not weighing (benchmarks/operating_characteristics.py, `weights`). None where all have as many.
+    The variance that an evaluation's own replicates show is not used: with three replicates it is so
+    uncertain that it makes times to target noisier (benchmarks/operating_characteristics.py, `weights`).
     """
     counts = [float(len(value.get("replicates", (0,)))) for value in values]
     return counts if len(set(counts)) > 1 else None

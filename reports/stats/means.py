@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import stdtrit
 
-from reports.stats.speedup import CONFIDENCE
+from reports.stats.student import t_interval
 
 
 class Mean(NamedTuple):
@@ -23,10 +21,9 @@ class Mean(NamedTuple):
 
 
 def mean_of(values: Sequence[float]) -> Mean:
-    """Of at least one value."""
+    """Return the mean of at least one value, with its interval."""
     n, mean = len(values), float(np.mean(values))
     if n == 1:
         return Mean(n, mean, None, None, None)
     sd = float(np.std(values, ddof=1))
-    half = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * sd / math.sqrt(n)
-    return Mean(n, mean, sd, mean - half, mean + half)
+    return Mean(n, mean, sd, *t_interval(mean, sd, n - 1, n=n))

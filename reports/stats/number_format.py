@@ -18,7 +18,7 @@ _SCALES["gpu_seconds"] = tuple((size, f"device-{unit}") for size, unit in _SCALE
 
 
 def quantity(axis: str, value: float) -> str:
-    """A cost in words of its axis, three digits.
+    """Return a cost in words of its axis, three digits.
 
     >>> quantity("steps", 1240.4), quantity("flops", 1.234e12), quantity("seconds", 99)
     ('1,240', '1.23 TFLOP', '1.65 min')
@@ -30,20 +30,20 @@ def quantity(axis: str, value: float) -> str:
 
 
 def unit_of(axis: str, value: float) -> tuple[float, str]:
-    """The unit in which a cost of this size is best read: (its size, its name)."""
+    """Return the unit in which a cost of this size is best read: (its size, its name)."""
     return next((scale for scale in _SCALES[axis] if abs(value) >= scale[0]), _SCALES[axis][-1])
 
 
 def digits(value: float) -> str:
-    """Three significant digits, without an exponent and without inventing zeros."""
+    """Return three significant digits, without an exponent and without inventing zeros."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     decimals = max(0, 2 - math.floor(math.log10(abs(value)) + 1e-12))
     return f"{value:,.{decimals}f}"
 
 
-def said_gain(gain: Speedup | None) -> str:
-    """A speed-up in short, as an ending; empty without one.
+def gain_suffix(gain: Speedup | None) -> str:
+    """Return a speed-up in short, as an ending; empty without one.
 
     >>> said_gain(Speedup(1.314, 1.18, 1.452, 3, True, 0, 0, None))
     ' · 1.31× [1.18, 1.45]'
@@ -54,7 +54,7 @@ def said_gain(gain: Speedup | None) -> str:
 
 
 def factor(value: float) -> str:
-    """A ratio with two decimals, fewer where they mean nothing.
+    """Return a ratio with two decimals, fewer where they mean nothing.
 
     >>> factor(1.3149), factor(17.46)
     ('1.31', '17.5')
@@ -63,7 +63,7 @@ def factor(value: float) -> str:
 
 
 def interval(low: float | None, high: float | None) -> str:
-    """An interval of ratios; empty without one, with a round bracket at an open end."""
+    """Return an interval of ratios; empty without one, with a round bracket at an open end."""
     if low is None or high is None:
         return ""
     left = "(0" if low == 0 else f"[{factor(low)}"

@@ -1,14 +1,15 @@
-"""How much sooner, with an interval: speed-ups between two arms and mean times of one.
+"""Speed-ups between two arms and mean times of one, with intervals.
 
     d_i = log min(T_baseline,i, H) - log min(T_candidate,i, H)      for each seed i that both arms have
     S = exp(mean d),    interval exp(mean d -+ t_{n-1} sd(d) / sqrt n)
 
-H is the smallest budget that any run was given. A time that is only a bound opens the end it cannot vouch for:
+H is the smallest budget that any run was given. A time that is only a bound opens the end it cannot vouch
+for:
     baseline never there (right)         E log min(T, H) <= E log T: the low end holds, the high end is infinite
     candidate never there                the high end holds, the low end is 0
     there at the first evaluation (left) the mirror image: T is at most that, so the other end opens
-Where every pair is bounded on both sides in the same way there is no estimate. With n of 3 to 10 these are t intervals on
-purpose: a bootstrap of so few is too narrow.
+Where every pair is bounded on both sides in the same way there is no estimate. With n of 3 to 10 these are
+t intervals on purpose: a bootstrap of so few is too narrow.
 """
 
 from __future__ import annotations
@@ -20,11 +21,9 @@ from itertools import product
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import stdtrit
 
 from reports.stats.curves import Censored
-
-CONFIDENCE = 0.95
+from reports.stats.student import CONFIDENCE, t_interval
 
 
 class Time(NamedTuple):
@@ -39,7 +38,7 @@ class Speedup:
     """How many times less a candidate needs than a baseline: above 1 the candidate is faster."""
 
     estimate: float | None
-    """None when every pair is censored on both sides."""
+    """None if every pair is censored on both sides."""
     low: float | None
     high: float | None
     """Ends of the interval: 0 and infinity are open ends, None means that n is too small for an interval."""
@@ -49,15 +48,22 @@ class Speedup:
     censored_baseline: int
     censored_candidate: int
     correlation: float | None
-    """Of log times over pairs (Pearson): what pairing gains. None for fewer than three pairs, or equal times."""
+    """Of log times over pairs (Pearson): what pairing gains. None for fewer than three pairs, or equal
+    times."""
     error: float | None = None
-    """Standard error of the logarithm of the estimate; None where n is too small."""
+    """Standard error of the logarithm of the estimate; None if n is too small."""
     degrees: float = 0.0
     """Of freedom, of the interval."""
 
     @property
+    def factor(self) -> float:
+        """The estimate; only of a speed-up that has one."""
+        assert self.estimate is not None
+        return self.estimate
+
+    @property
     def direction(self) -> str:
-        """`faster` or `slower` when the interval leaves out 1, else `unresolved`."""
+        """`faster` or `slower` if the interval excludes 1, else `unresolved`."""
         if self.low is not None and self.low > 1:
             return "faster"
         if self.high is not None and self.high < 1:
@@ -85,7 +91,7 @@ def speedup(
     horizon: float = math.inf,
     confidence: float = CONFIDENCE,
 ) -> Speedup:
-    """The speed-up of a candidate over a baseline; times by seed, all cut at the horizon.
+    """Return the speed-up of a candidate over a baseline; times by seed, all cut at the horizon.
 
     Paired by seed; where the arms do not share at least two seeds, Welch's interval of two independent means.
     """
@@ -115,7 +121,7 @@ def speedup(
 
 
 def mean_time(times: Iterable[Time], confidence: float = CONFIDENCE) -> MeanTime:
-    """The geometric mean of times, of at least one run."""
+    """Return the geometric mean of times, of at least one run."""
     times = list(times)
     logs = np.log([time.value for time in times])
     low, high = _ends(logs.mean(), *_paired(logs), confidence)
@@ -130,22 +136,33 @@ def mean_time(times: Iterable[Time], confidence: float = CONFIDENCE) -> MeanTime
     )
 
 
+def closed_ends(interval: Speedup | MeanTime) -> tuple[float, float] | None:
+    """Return the ends of an interval that is closed on both sides; None if there is none or an end is
+    open."""
+    low, high = interval.low, interval.high
+    return (low, high) if low and high is not None and math.isfinite(high) else None
+
+
 def cut(time: Time, horizon: float) -> Time:
-    """A time as seen by somebody who stops at the horizon. A run that ended before without arriving, because it failed, is not
-    there at the horizon either; one that was there when it was first looked at, behind the horizon, may have been there."""
+    """Censor a time at the horizon.
+
+    A run that failed earlier is right-censored at the horizon. A run already past the target when first
+    evaluated, after the horizon, is left-censored there.
+    """
     if time.censored == "right" and math.isfinite(horizon):
         return Time(horizon, "right")
     return time if time.value <= horizon else Time(horizon, time.censored or "right")
 
 
 def _paired(d: np.ndarray) -> tuple[float | None, float]:
-    """Standard error of the mean and its degrees of freedom; no error of fewer than two."""
+    """Return standard error of the mean and its degrees of freedom; no error of fewer than two."""
     n = len(d)
     return (None if n < 2 else _spread(d) / math.sqrt(n)), n - 1
 
 
 def _welch(a: np.ndarray, b: np.ndarray) -> tuple[float | None, float]:
-    """Standard error of a difference of independent means, degrees of freedom of Welch and Satterthwaite."""
+    """Return standard error of a difference of independent means, degrees of freedom of Welch and
+    Satterthwaite."""
     if min(len(a), len(b)) < 2:
         return None, 0.0
     va, vb = _spread(a) ** 2 / len(a), _spread(b) ** 2 / len(b)
@@ -155,7 +172,7 @@ def _welch(a: np.ndarray, b: np.ndarray) -> tuple[float | None, float]:
 
 
 def _spread(values: np.ndarray) -> float:
-    """Standard deviation; a rounding error is none."""
+    """Return the standard deviation, 0 for a rounding error."""
     sd = float(values.std(ddof=1))
     return sd if sd > 1e-12 else 0.0
 
@@ -163,17 +180,17 @@ def _spread(values: np.ndarray) -> float:
 def _ends(
     mean: float, error: float | None, degrees: float, confidence: float
 ) -> tuple[float | None, float | None]:
-    """Interval of exp(mean), Student's t."""
+    """Return interval of exp(mean), Student's t."""
     if error is None:
         return None, None
-    half = stdtrit(degrees, (1 + confidence) / 2) * error
-    return float(np.exp(mean - half)), float(np.exp(mean + half))
+    low, high = t_interval(mean, error, degrees, confidence)
+    return float(np.exp(low)), float(np.exp(high))
 
 
 def _open(
     low: float | None, high: float | None, *, above: bool, below: bool
 ) -> tuple[float | None, float | None]:
-    """An interval with the ends opened that censored times cannot vouch for."""
+    """Return an interval with the ends opened that censored times cannot vouch for."""
     if low is None or high is None:
         return low, high
     return (0.0 if below else low), (math.inf if above else high)
@@ -184,7 +201,7 @@ def _has(times: list[Time], side: str) -> bool:
 
 
 def _known(pairs: Iterable[tuple[Time, Time]]) -> bool:
-    """Whether any pair says something: not those where both times are the same kind of bound."""
+    """Return whether any pair says something: not those where both times are the same kind of bound."""
     return any(b.censored is None or b.censored != c.censored for b, c in pairs)
 
 

@@ -10,7 +10,8 @@ from reports.stats.speedup import Time
 
 
 def kaplan_meier(times: Sequence[Time]) -> list[tuple[float, float]]:
-    """(time, share of runs that have reached the target by then), one step a time at which a run does; (0, 0) first.
+    """(time, share of runs that have reached the target by then), one step a time at which a run does; (0,
+    0) first.
 
     Kaplan & Meier 1958. A run that was there at its first evaluation counts as reaching it then.
     """
@@ -24,6 +25,7 @@ def kaplan_meier(times: Sequence[Time]) -> list[tuple[float, float]]:
 
 
 def mean_until(times: Sequence[Time], horizon: float) -> float:
-    """Restricted mean time to the target: the area over the curve up to a horizon (Royston & Parmar 2013)."""
+    """Return restricted mean time to the target: the area over the curve up to a horizon (Royston & Parmar
+    2013)."""
     at, share = zip(*[point for point in kaplan_meier(times) if point[0] < horizon], strict=True)
     return float(np.sum((1 - np.array(share)) * np.diff([*at, horizon])))

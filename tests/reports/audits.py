@@ -55,8 +55,8 @@ def rows(
     costs: Mapping[str, Mapping[str, float]] | None = None,
     **columns: Any,
 ) -> list[dict[str, Any]]:
-    """Lines of a tidy CSV: log-normal noise of the time of each seed, half of it shared by pairs; `costs` are
-    by column and method, of a step."""
+    """Lines of a tidy CSV: log-normal noise of the time of each seed, half of it shared by pairs; `costs`
+    are by column and method, of a step."""
     found = []
     for seed in seeds:
         rng = np.random.default_rng([seed, 1])

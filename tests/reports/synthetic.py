@@ -30,8 +30,8 @@ ENVIRONMENT = {
 
 
 def power_law(scale: float, slope: float) -> Callable[[float], float]:
-    """metric = scale * step ** -slope, a straight line in logs: it meets a target at (scale / target) ** (1 /
-    slope)."""
+    """metric = scale * step ** -slope, a straight line in logs: it meets a target at (scale / target) ** (1
+    / slope)."""
     return lambda step: scale * step**-slope
 
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from reports.analysis.ablation import Ablation, ablation, p_value
-from reports.pages.ablation import change_ends, matrix, percent
+from reports.analysis.ablation import Ablation, p_value
+from reports.analysis.report import RaceReport
+from reports.pages.ablation import ablation_section, change_ends, percent
 from reports.pages.page import write_report
-from reports.race.cells import cells_of
 from reports.race.race import read_race
 from reports.stats.speedup import Time, speedup
 from tests.reports.synthetic import power_law, write_run
@@ -30,8 +30,8 @@ SETTINGS = {
 
 
 def write_study(folder: Path, *, plan: bool = True) -> Path:
-    """A metric of 1000 (f step) ** -0.5, where noise of a seed is shared by all settings; one setting planned
-    and not run, one left out."""
+    """A metric of 1000 (f step) ** -0.5, where noise of a seed is shared by all settings; one setting
+    planned and not run, one left out."""
     runs: list[dict[str, Any]] = []
     for name, (method, effects) in SETTINGS.items():
         for seed, effect in enumerate(effects):
@@ -59,7 +59,7 @@ def study(tmp_path: Path) -> Path:
 
 def made(folder: Path) -> Ablation:
     race = read_race([folder])
-    return ablation(race, cells_of(race))
+    return RaceReport(race).ablation
 
 
 def test_rows_are_settings_in_every_state(study: Path) -> None:
@@ -117,9 +117,9 @@ def test_an_effect_can_be_resolved_by_itself_and_not_within_its_table(tmp_path: 
             curve = power_law(1000 * effect**-0.5, 0.5)
             write_run(tmp_path / f"{name}-{seed}", "self_flow", seed, metric=curve, set_=set_)
     race = read_race([tmp_path], target=30, baseline="self_flow (mask_ratio = 2)")
-    found = ablation(race, cells_of(race))
+    found = RaceReport(race).ablation
     assert found.entries["self_flow (mask_ratio = 0)", ""].gain_is == "alone"
-    assert '<small class="unresolved">resolved alone</small>' in str(matrix(race))
+    assert '<small class="unresolved">resolved alone</small>' in str(ablation_section(RaceReport(race)))
 
 
 def test_an_open_end_that_decides_leaves_nothing_to_test() -> None:
@@ -146,7 +146,7 @@ def test_a_grid_with_a_hole_has_a_column_for_each_cell(tmp_path: Path) -> None:
             runs.append({"id": f"{method}-{size}", "cell": cell})
     (tmp_path / "plan.json").write_text(json.dumps({"runs": runs, "excluded": left_out}))
     race = read_race([tmp_path], target=30)
-    found = ablation(race, cells_of(race))
+    found = RaceReport(race).ablation
     assert found.rows == ("flow", "repa")
     assert found.columns == ("backbone.size = nano", "backbone.size = S")  # the first planned is the baseline
     assert found.entries["repa", "backbone.size = S"].why == "does not fit"
@@ -157,7 +157,7 @@ def test_a_plain_race_has_no_matrix(tmp_path: Path) -> None:
     for method in ("flow", "repa"):
         write_run(tmp_path / method, method, 0)
     race = read_race([tmp_path], target=30)
-    assert ablation(race, cells_of(race)) is None and matrix(race) is None
+    assert RaceReport(race).ablation is None and ablation_section(RaceReport(race)) is None
 
 
 def test_the_page_marks_what_is_not_resolved_and_escapes_reasons(study: Path, tmp_path: Path) -> None:

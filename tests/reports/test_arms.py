@@ -12,13 +12,13 @@ from harness.assembly.resolve import load_spec
 from harness.config.spec import canonical
 from harness.errors import UserError
 from harness.records.record import find_records
-from reports.race.arms import Arm, arm_fields, arms_of, differences, find_arm, flatten, labels_of
+from reports.race.arms import RaceArm, arm_fields, arms_of, differences, find_arm, flatten, labels_of
 from tests.reports.synthetic import write_run
 
 GRID = (10, 20)
 
 
-def arms(folder: Path) -> list[Arm]:
+def arms(folder: Path) -> list[RaceArm]:
     return arms_of(find_records(folder))
 
 
@@ -141,7 +141,7 @@ def test_an_arm_is_found_by_label_or_by_a_method_that_is_single(tmp_path: Path) 
     found = arms(tmp_path)
     assert find_arm(found, "flow") is found[0]
     assert find_arm(found, "repa (coefficient = 1)") is found[2]
-    with pytest.raises(UserError, match=r"'repa' is more than one arm \('repa \(coefficient = 0.5\)'"):
+    with pytest.raises(UserError, match=r"'repa' matches more than one arm \('repa \(coefficient = 0.5\)'"):
         find_arm(found, "repa")
     with pytest.raises(UserError, match=r"unknown baseline 'flwo'.*Did you mean 'flow'\?"):
         find_arm(found, "flwo")

@@ -16,13 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from reports.audit.audit import audit as judge
-from reports.audit.audit import family
+from reports.audit.audit import adjust_family, audit_claim
 from reports.audit.inputs.claim import Tuning, claim_hash
 from reports.audit.inputs.read import read_logs
-from reports.audit.inputs.run_log import Log, Logs
+from reports.audit.inputs.run_log import AuditRun, AuditRuns
 from reports.cli.audit import audit as command
-from reports.cli.audit_card import as_json, notes
+from reports.cli.audit_card import audit_json, notes
 from reports.stats.curves import Costs, fit
 from tests.reports.audits import GRID, claim, claim_file, falling, names, rows, said, write_csv
 from tests.reports.synthetic import power_law
@@ -39,7 +38,7 @@ COSTS = {
 def audited(folder: Path, lines: list, tuning: dict | None = None, **changes) -> dict:
     asked = claim(**changes)
     logs = read_logs([str(write_csv(folder / "curves.csv", lines))], asked)
-    return as_json(judge(asked, logs, tuning))
+    return audit_json(audit_claim(asked, logs, tuning))
 
 
 def test_object_of_a_csv_on_all_axes(tmp_path: Path) -> None:
@@ -214,8 +213,8 @@ def test_a_decline_that_the_fit_pools_is_told(tmp_path: Path) -> None:
 
 
 def test_dual_check_agrees_on_shifted_copies_alone(tmp_path: Path) -> None:
-    """Straight lines of one slope are shifted copies; one that falls more slowly is 2x ahead at 12 and behind
-    at the end."""
+    """Straight lines of one slope are shifted copies; one that falls more slowly is 2x ahead at 12 and
+    behind at the end."""
     shifted = audited(tmp_path, rows({"old": 1.0, "new": 2.0}))
     speedup = shifted["axes"]["steps"]["speedup"]
     assert shifted["dual"]["step"] == 400_000 and shifted["dual"]["speedup"] == pytest.approx(
@@ -246,7 +245,7 @@ def test_family_is_adjusted(tmp_path: Path) -> None:
     file = write_csv(tmp_path / "curves.csv", rows({"old": 1.0, "new": 2.0}, seeds=range(4)))
     logs = read_logs([str(file)], claim())
     factors = [2.0, 2.07, 2.08, 2.09, 1.0]
-    found = family([judge(claim(name=str(factor), factor=factor), logs) for factor in factors])
+    found = adjust_family([audit_claim(claim(name=str(factor), factor=factor), logs) for factor in factors])
     p = [one.p for one in found]
     reference = [min(1, p_) for p_ in _holm_by_hand(p)]
     assert [one.adjusted_p for one in found] == pytest.approx(reference)
@@ -286,7 +285,7 @@ def test_texts_of_users_are_no_markup(tmp_path: Path) -> None:
 def test_notes_of_logs_that_tell_little(tmp_path: Path) -> None:
     asked = claim(axis="seconds")
     logs = read_logs([str(write_csv(tmp_path / "c.csv", rows({"old": 1.0, "new": 2.2}, costs=COSTS)))], asked)
-    found = notes(judge(asked, logs))
+    found = notes(audit_claim(asked, logs))
     assert any("no evaluation protocol" in note for note in found) and any(
         "no hardware" in note for note in found
     )
@@ -313,13 +312,13 @@ def test_needs_no_torch_and_no_mlflow(tmp_path: Path) -> None:
 def test_any_curves_have_an_answer(values, target, kind, confidence, paired) -> None:
     """Whatever the curves: a verdict with reasons, ends in order, and an object that is JSON."""
     arms = values[::2], values[1::2]
-    logs = Logs(
+    logs = AuditRuns(
         *(
             {i + (not paired) * 10 * k: curve_log(rows) for i, rows in enumerate(arm)}
             for k, arm in enumerate(arms)
         )
     )
-    found = as_json(judge(claim(target=target, kind=kind, confidence=confidence), logs))
+    found = audit_json(audit_claim(claim(target=target, kind=kind, confidence=confidence), logs))
     json.dumps(found, allow_nan=False)
     assert found["verdict"] in ("supported", "refuted", "inconclusive") and found["reasons"]
     assert found["n_pairs"] >= 3 or found["verdict"] == "inconclusive"
@@ -330,10 +329,10 @@ def test_any_curves_have_an_answer(values, target, kind, confidence, paired) -> 
         )
 
 
-def curve_log(values: list[float]) -> Log:
+def curve_log(values: list[float]) -> AuditRun:
     steps = np.arange(1.0, len(values) + 1)
     totals = np.array([0.0, *steps])
-    return Log("any", 0, "here", fit(steps, values), Costs(totals, {"steps": totals}))
+    return AuditRun("any", 0, "here", fit(steps, values), Costs(totals, {"steps": totals}))
 
 
 def test_power_law_helper_is_the_one_assumed() -> None:

@@ -22,8 +22,8 @@ from benchmarks.simulated_audits import (
     simulate,
     verdicts,
 )
-from reports.audit.audit import audit
-from reports.audit.curve_shape import dual
+from reports.audit.audit import audit_claim
+from reports.audit.curve_shape import dual_speedup
 from reports.audit.decision import decide
 
 AUDITS = 1500
@@ -40,8 +40,8 @@ PUBLISHED = {  # supported / refuted / inconclusive at n = 3 and n = 5: the proj
 
 @pytest.mark.parametrize("name", TABLE)
 def test_reference_table(name: str) -> None:
-    """Both sides are shares of 1500 audits: they differ by at most three standard errors of a difference, and
-    rounding."""
+    """Both sides are shares of 1500 audits: they differ by at most three standard errors of a difference,
+    and rounding."""
     factor, world = TABLE[name]
     for n, reference in zip((3, 5), PUBLISHED[name], strict=True):
         found = verdicts(gains(replace(world, n=n), AUDITS), factor)
@@ -106,7 +106,7 @@ def test_dual_check_raises_few_false_alarms(world: World) -> None:
     """On shifted copies it is the speed-up (to 2 %), and disagrees in at most 5 % of audits."""
     base, cand = simulate(world, 200)
     logs = [logs_of(world.grid, b, c) for b, c in zip(base, cand, strict=True)]
-    found = [dual(one, 0.95) for one in logs]
+    found = [dual_speedup(one, 0.95) for one in logs]
     assert np.exp(np.mean([math.log(one.gain.estimate) for one in found])) == pytest.approx(2, rel=0.02)
     assert np.mean([not one.agrees(gain_of(log)) for one, log in zip(found, logs, strict=True)]) <= 0.05
 
@@ -117,7 +117,7 @@ def test_the_fast_path_is_the_audit() -> None:
     base, cand = simulate(world, 25)
     quick = gains(world, 25)
     for b, c, gain in zip(base, cand, quick, strict=True):
-        whole = audit(claim, logs_of(world.grid, b, c))
+        whole = audit_claim(claim, logs_of(world.grid, b, c))
         assert whole.gain == gain and whole.verdict == decide(claim, gain)
 
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from harness.errors import UserError
 from harness.records.mlflow_mirror import mirror
 from harness.records.record import Record
-from reports.audit.audit import audit
+from reports.audit.audit import audit_claim
 from reports.audit.inputs.read import read_logs
 from reports.cli.audit import audit as command
 from reports.stats.curves import AXES
@@ -45,8 +45,8 @@ def server(tmp_path_factory: pytest.TempPathFactory, runs: Path) -> Iterator[Ser
 def test_the_audit_over_http_is_that_of_the_records(server: Server, runs: Path) -> None:
     for axis in AXES:
         asked = claim(**ASKED, axis=axis)
-        tracked = audit(asked, read_logs([f"{server.uri}#race"], asked))
-        recorded = audit(asked, read_logs([str(runs)], asked))
+        tracked = audit_claim(asked, read_logs([f"{server.uri}#race"], asked))
+        recorded = audit_claim(asked, read_logs([str(runs)], asked))
         assert tracked.verdict == recorded.verdict == "supported"
         assert tracked.gain.estimate == pytest.approx(recorded.gain.estimate, rel=1e-9)
         assert (tracked.gain.low, tracked.gain.high) == pytest.approx(

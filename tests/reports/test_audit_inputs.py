@@ -135,10 +135,10 @@ def test_malformed_claims(tmp_path: Path, what: str) -> None:
     ("text", "message"),
     [
         ("[claim", "is not TOML"),
-        ("", "holds no claim"),
-        ("claim = 3", "holds no claim"),
+        ("", "contains no claim"),
+        ("claim = 3", "contains no claim"),
         ("[claims]\nname = 'x'", "unknown table 'claims'.*Did you mean 'claim'"),
-        ("[claim]\n[tuning]\nrepa = 3", "tuning is told by method"),
+        ("[claim]\n[tuning]\nrepa = 3", "tuning must be given by method"),
         ("[tuning.repa]\ntrails = 3", "unknown key 'trails'.*Did you mean 'trials'"),
         ("[tuning.repa]\ntrials = -3", "tuning.repa: trials = -3"),
     ],
@@ -156,7 +156,7 @@ def test_two_claims_of_one_name(tmp_path: Path) -> None:
     import tomli_w
 
     (tmp_path / "claim.toml").write_text(tomli_w.dumps({"claim": [CLAIM, CLAIM]}))
-    with pytest.raises(UserError, match="two claims have one name"):
+    with pytest.raises(UserError, match="two claims have the same name"):
         read_claims(tmp_path / "claim.toml")
     (tmp_path / "claim.toml").write_text(tomli_w.dumps({"claim": [CLAIM, CLAIM | {"name": "b"}]}))
     assert [one.name for one in read_claims(tmp_path / "claim.toml")] == ["faster", "b"]
@@ -198,7 +198,7 @@ def broken_words(folder: Path) -> dict[str, tuple[list[str], str]]:
     one, curves = str(claim_file(folder)), str(write_csv(folder / "curves.csv", GOOD))
     return {
         "no claim": ([curves], "no claim among"),
-        "no runs": ([one], "nothing to judge"),
+        "no runs": ([one], "no runs to judge"),
         "no such folder": ([one, str(folder / "nowhere")], "no such file or folder"),
         "empty folder": ([one, str(folder)], "no runs in"),
         "no such claim": ([str(folder / "none.toml"), curves], "cannot read"),
@@ -273,7 +273,7 @@ def test_the_runs_that_set_the_target_are_of_the_same_protocol(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("lines", "options", "message"),
     [
-        (rows({"old": 1.0}, seeds=range(4)), ["--axis", "flops"], "does not tell flops"),
+        (rows({"old": 1.0}, seeds=range(4)), ["--axis", "flops"], "does not record flops"),
         (
             rows({"old": 1.0}, seeds=range(2), protocol="a")
             + rows({"old": 1.0}, seeds=range(2, 4), protocol="b"),
@@ -310,7 +310,7 @@ def test_a_run_with_step_0_alone_counts_in_no_number(tmp_path: Path) -> None:
     lines += [lines[0] | {"method": "new", "seed": 9, "step": 0}]
     found = said(str(claim_file(tmp_path)), str(write_csv(tmp_path / "c.csv", lines)))
     assert found["verdict"] == "supported"
-    assert any("new seed 9 has fid at step 0 alone" in note for note in found["notes"])
+    assert any("new seed 9 has fid at step 0 only" in note for note in found["notes"])
 
 
 def test_curves_so_flat_that_their_times_are_no_numbers(tmp_path: Path) -> None:

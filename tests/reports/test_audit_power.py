@@ -17,7 +17,7 @@ from scipy import stats
 from harness.errors import UserError
 from reports.audit.decision import decide, holm, p_values
 from reports.audit.inputs.csv_curves import read_tidy
-from reports.audit.pilot import pilot
+from reports.audit.pilot import read_pilot
 from reports.cli.audit import audit as command
 from reports.stats.power import detectable_with, pairs_needed, spread_of
 from reports.stats.speedup import Time, speedup
@@ -158,10 +158,10 @@ def arms(folder: Path, **more) -> dict:
 def test_pilot_of_pairs_and_of_one_arm(tmp_path: Path) -> None:
     runs = arms(tmp_path, noise=0.05)
     logs = {n: np.log([log.curve.measured[0] ** 2 for log in own.values()]) for n, own in runs.items()}
-    pairs = pilot(runs, "steps", 12.0, 0.95)
+    pairs = read_pilot(runs, "steps", 12.0, 0.95)
     assert pairs.spread.sd == pytest.approx((logs["old"] - logs["new"]).std(ddof=1)) and pairs.spread.paired
     assert pairs.detectable[5][0] == pytest.approx(detectable_with(5, pairs.spread.sd, 0.95))
-    alone = pilot({"old": runs["old"]}, "steps", 12.0, 0.95)
+    alone = read_pilot({"old": runs["old"]}, "steps", 12.0, 0.95)
     assert (
         alone.spread.sd == pytest.approx(logs["old"].std(ddof=1) * math.sqrt(2)) and not alone.spread.paired
     )
@@ -169,11 +169,11 @@ def test_pilot_of_pairs_and_of_one_arm(tmp_path: Path) -> None:
 
 def test_a_pilot_that_tells_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="at least two seeds that both methods have; there are 1"):
-        pilot(arms(tmp_path, seeds=[0]), "steps", 12.0, 0.95)
+        read_pilot(arms(tmp_path, seeds=[0]), "steps", 12.0, 0.95)
     with pytest.raises(UserError, match="does not reach 1: choose a target"):
-        pilot(arms(tmp_path), "steps", 1.0, 0.95)
-    with pytest.raises(UserError, match="does not tell flops"):
-        pilot(arms(tmp_path), "flops", 12.0, 0.95)
+        read_pilot(arms(tmp_path), "steps", 1.0, 0.95)
+    with pytest.raises(UserError, match="does not record flops"):
+        read_pilot(arms(tmp_path), "flops", 12.0, 0.95)
 
 
 def run(*words: str) -> dict:
@@ -190,7 +190,7 @@ def test_power_command(tmp_path: Path) -> None:
     told = {row["n"]: row["factor"] for row in found["detectable"]}
     assert told[found["seeds"]] <= 1.1 < told[found["seeds"] - 1]
     text = CliRunner().invoke(command, words, catch_exceptions=False).stdout
-    assert "seeds an arm, unpaired" in text and max(map(len, text.splitlines())) <= 80
+    assert "seeds per arm, unpaired" in text and max(map(len, text.splitlines())) <= 80
     missing = CliRunner().invoke(command, ["power", str(tmp_path / "curves.csv"), "--method", "old"])
     assert "--metric" in str(missing.exception)
 
@@ -211,9 +211,9 @@ def test_selftest_command(tmp_path: Path) -> None:
 
 def test_a_method_against_itself_contains_1_in_95_percent() -> None:
     from benchmarks.simulated_audits import TARGET, World, logs_of, simulate
-    from reports.audit.selftest import selftest
+    from reports.audit.selftest import run_selftest
 
     world = World(n=6, truth=1.0)
     base, _ = simulate(world, 1000)
-    found = [selftest(logs_of(world.grid, one, one).baseline, "steps", TARGET, 0.95) for one in base]
+    found = [run_selftest(logs_of(world.grid, one, one).baseline, "steps", TARGET, 0.95) for one in base]
     assert np.mean([one.holds for one in found]) == pytest.approx(0.95, abs=0.02)

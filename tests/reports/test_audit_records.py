@@ -108,7 +108,7 @@ def test_a_failed_candidate_cannot_be_left_out_of_its_claim(tmp_path: Path) -> N
     assert found["n_pairs"] == 4 and found["censored"] == {"flow": 0, "repa": 1}
     assert found["axes"]["steps"]["low"] is None
     assert found["reached"]["curves"]["repa"][-1] == [pytest.approx(450, rel=0.1), 0.75]
-    assert any("repa seed 3 failed: not arrived" in note for note in found["notes"])
+    assert any("repa seed 3 failed: censored" in note for note in found["notes"])
 
 
 def test_a_failed_baseline_is_a_bound(tmp_path: Path) -> None:

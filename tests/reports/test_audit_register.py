@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from harness.errors import UserError
 from reports.audit.inputs.claim import claim_hash
-from reports.audit.register import Standing, read_register, register, standing
+from reports.audit.register import Standing, read_register, register_claims, standing
 from reports.cli.audit import audit as command
 from tests.reports.audits import claim, claim_file, falling
 from tests.reports.synthetic import METRIC, write_run
@@ -22,7 +22,7 @@ HOUR = 3_600_000
 
 def test_a_claim_is_registered_once(tmp_path: Path) -> None:
     file = tmp_path / "register.jsonl"
-    (first, new), (_, twice) = register(file, [claim(), claim()], MARCH)
+    (first, new), (_, twice) = register_claims(file, [claim(), claim()], MARCH)
     assert (first.hash, first.name, first.time) == (
         claim_hash(claim()),
         "faster",
@@ -30,9 +30,9 @@ def test_a_claim_is_registered_once(tmp_path: Path) -> None:
     )
     assert (new, twice) == (True, False)
     content = file.read_bytes()
-    [(again, new)] = register(file, [claim()])
+    [(again, new)] = register_claims(file, [claim()])
     assert again == first and not new and file.read_bytes() == content
-    register(file, [claim(factor=3.0)])
+    register_claims(file, [claim(factor=3.0)])
     assert file.read_bytes().startswith(content) and len(read_register(file)) == 2
 
 
@@ -49,10 +49,10 @@ def test_a_claim_is_registered_once(tmp_path: Path) -> None:
 )
 def test_an_altered_register_is_refused(tmp_path: Path, tamper) -> None:
     file = tmp_path / "register.jsonl"
-    register(file, [claim(), claim(factor=3.0), claim(factor=4.0)], MARCH)
+    register_claims(file, [claim(), claim(factor=3.0), claim(factor=4.0)], MARCH)
     file.write_text(tamper(file.read_text()))
     before = file.read_bytes()
-    for action in (lambda: read_register(file), lambda: register(file, [claim(factor=5.0)])):
+    for action in (lambda: read_register(file), lambda: register_claims(file, [claim(factor=5.0)])):
         with pytest.raises(UserError, match=r"was altered|is torn"):
             action()
     assert file.read_bytes() == before
@@ -75,13 +75,15 @@ def test_standing_by_the_times_of_records(tmp_path: Path, begun: float | None, e
             path = tmp_path / "runs" / f"{method}-{seed}"
             write_run(path, method, seed, metric=lambda s, v=speed: falling(v)(100 * s), environment=started)
     file = claim_file(tmp_path, candidate="repa", baseline="flow", metric=METRIC)
-    register(tmp_path / "register.jsonl", [claim(candidate="repa", baseline="flow", metric=METRIC)], MARCH)
+    register_claims(
+        tmp_path / "register.jsonl", [claim(candidate="repa", baseline="flow", metric=METRIC)], MARCH
+    )
     found = CliRunner().invoke(command, [str(file), str(tmp_path / "runs"), "--json"], catch_exceptions=False)
     assert json.loads(found.stdout)["registration"] == expected
 
 
 def test_a_claim_that_was_changed_is_told(tmp_path: Path) -> None:
-    register(tmp_path / "register.jsonl", [claim()], MARCH)
+    register_claims(tmp_path / "register.jsonl", [claim()], MARCH)
     entries = read_register(tmp_path / "register.jsonl")
     assert standing(claim(factor=1.5), entries, []) == "changed since it was registered"
     assert standing(claim(factor=1.5, name="other"), entries, []) == "not registered"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UserError
-from reports.audit.audit import audit
+from reports.audit.audit import audit_claim
 from reports.audit.inputs.read import read_logs
 from reports.stats.curves import AXES
 from tests.reports.audits import claim, falling
@@ -57,8 +57,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_mirrored_study_is_audited_as_its_records(store: Path) -> None:
     asked = claim(candidate="repa", baseline="flow", metric=METRIC, axis="flops")
-    tracked = audit(asked, read_logs([f"sqlite:///{store}/mlflow.db#race"], asked))
-    recorded = audit(asked, read_logs([str(store / "runs")], asked))
+    tracked = audit_claim(asked, read_logs([f"sqlite:///{store}/mlflow.db#race"], asked))
+    recorded = audit_claim(asked, read_logs([str(store / "runs")], asked))
     assert tracked.verdict == recorded.verdict == "supported"
     for axis in AXES:
         assert tracked.gains[axis].estimate == pytest.approx(recorded.gains[axis].estimate, rel=1e-9)
@@ -79,7 +79,7 @@ def test_a_metric_by_a_network_of_ones_own_is_found(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     mirror([Record(path) for path in sorted(tmp_path.iterdir())], uri=uri, study="race", complete=True)
     asked = claim(candidate="repa", baseline="flow", metric=named, axis="flops")
-    tracked, recorded = (audit(asked, read_logs([where], asked)) for where in (uri, str(tmp_path)))
+    tracked, recorded = (audit_claim(asked, read_logs([where], asked)) for where in (uri, str(tmp_path)))
     assert tracked.verdict == recorded.verdict == "supported"
     assert tracked.gain.estimate == pytest.approx(recorded.gain.estimate, rel=1e-9)
 
@@ -96,8 +96,8 @@ def test_what_a_mirrored_run_ran_on_and_was_aligned_to_counts(tmp_path: Path) ->
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     mirror([Record(path) for path in sorted(tmp_path.iterdir())], uri=uri, study="race", complete=True)
     asked = claim(candidate="repa", baseline="flow", metric=METRIC, target=40.0, axis="seconds")
-    tracked = audit(asked, read_logs([uri], asked))
-    recorded = audit(asked, read_logs([str(tmp_path)], asked))
+    tracked = audit_claim(asked, read_logs([uri], asked))
+    recorded = audit_claim(asked, read_logs([str(tmp_path)], asked))
     assert {"hardware", "aligned"} <= {reason.name for reason in tracked.reasons}
     assert tracked.reasons == recorded.reasons
     seconds, devices = (tracked.logs.candidate[0].costs.totals[axis] for axis in ("seconds", "gpu_seconds"))
@@ -121,7 +121,7 @@ def test_a_failed_run_is_a_bound_unless_it_was_tried_again(tmp_path: Path) -> No
             client.log_metric(run, "fid", falling(1 if method == "old" else 2.2)(step), step=step)
         client.set_terminated(run, status)
     asked = claim()
-    found = audit(asked, read_logs([f"sqlite:///{tmp_path}/mlflow.db"], asked))
+    found = audit_claim(asked, read_logs([f"sqlite:///{tmp_path}/mlflow.db"], asked))
     assert found.gain.n == 3 and found.gain.censored_candidate == 1 and found.gain.low == 0
     assert [log.failed for log in found.logs.candidate.values()] == [False, False, True]
     assert "new seed 0 failed before; its finished run counts." in found.notes and len(found.notes) == 2
@@ -129,13 +129,13 @@ def test_a_failed_run_is_a_bound_unless_it_was_tried_again(tmp_path: Path) -> No
     client.log_param(run, "method", "new")
     client.log_param(run, "seed", 3)
     client.set_terminated(run, "FAILED")
-    unseen = audit(asked, read_logs([f"sqlite:///{tmp_path}/mlflow.db"], asked))
+    unseen = audit_claim(asked, read_logs([f"sqlite:///{tmp_path}/mlflow.db"], asked))
     assert unseen.verdict == "inconclusive" and unseen.reasons[0].name == "failed"
 
 
 def test_runs_of_others_are_audited(store: Path) -> None:
     asked = claim()
-    found = audit(asked, read_logs([f"sqlite:///{store}/mlflow.db"], asked))
+    found = audit_claim(asked, read_logs([f"sqlite:///{store}/mlflow.db"], asked))
     assert found.verdict == "inconclusive" and found.reasons[0].name == "protocol"
     assert found.reasons[0].text == "evaluations differ in protocol (ode, sde)"
 
@@ -177,6 +177,6 @@ def test_what_others_log_oddly(tmp_path: Path) -> None:
                 client.log_metric(run, "cost/seconds/student", 0.1 * step, step=step)
             client.set_terminated(run, "FINISHED")
     asked = claim()
-    found = audit(asked, read_logs([f"sqlite:///{tmp_path}/mlflow.db"], asked))
+    found = audit_claim(asked, read_logs([f"sqlite:///{tmp_path}/mlflow.db"], asked))
     assert found.verdict == "supported" and set(found.gains) == {"steps", "seconds"}
-    assert sum("at step 0 alone" in note for note in found.notes) == 2
+    assert sum("at step 0 only" in note for note in found.notes) == 2

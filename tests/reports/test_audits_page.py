@@ -12,10 +12,10 @@ import tomli_w
 from click.testing import CliRunner
 
 from harness.errors import UserError
-from reports.audit.judge_files import judged
+from reports.audit.judge_files import judge_claims
 from reports.cli.audit import audit as command
 from reports.cli.report import report
-from reports.pages.audits import picture
+from reports.pages.audits import draw_claim
 from reports.pages.page import write_report
 from tests.reports.synthetic import METRIC, write_race
 
@@ -95,9 +95,9 @@ def test_names_of_claims_stay_texts(race: Path, claims: Path, tmp_path: Path) ->
 def test_the_picture_shows_what_the_claim_needs(race: Path, claims: Path) -> None:
     """The field begins at factor / (1 + tolerance), and every axis with a speed-up has its interval and its
     diamond."""
-    found = judged([claims], [str(race)])
+    found = judge_claims([claims], [str(race)])
     for one in found:
-        drawn = picture(one, 1, "p").figure.axes[0]
+        drawn = draw_claim(one, 1, "p").figure.axes[0]
         (field,) = drawn.patches
         assert field.get_x() == pytest.approx(one.claim.factor / (1 + one.claim.tolerance))
         known = [gain for gain in one.gains.values() if gain.estimate]
@@ -105,7 +105,7 @@ def test_the_picture_shows_what_the_claim_needs(race: Path, claims: Path) -> Non
         assert diamonds == pytest.approx([gain.estimate for gain in known])
         ends = [tuple(line.get_xdata()) for line in drawn.lines if len(line.get_xdata()) == 2][-len(known) :]
         assert ends == [pytest.approx((gain.low, gain.high)) for gain in known]
-    equal = picture(found[2], 1, "p").figure.axes[0].patches[0]
+    equal = draw_claim(found[2], 1, "p").figure.axes[0].patches[0]
     assert equal.get_x() + equal.get_width() == pytest.approx(1.6 * 1.01)
 
 

@@ -286,8 +286,8 @@ def test_texts_stand_out_in_light_and_in_dark(browser: Any, page: Path, dark: bo
 
 
 def test_on_paper_nothing_is_lost(browser: Any, page: Path) -> None:
-    """Print media: no wider than the sheet, the still pictures, the tables; and a PDF of several pages comes
-    out."""
+    """Print media: no wider than the sheet, the still pictures, the tables; and a PDF of several pages
+    comes out."""
     shown(browser, page, 794)
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     assert ask(browser, "return document.documentElement.scrollWidth") <= 794

@@ -21,16 +21,15 @@ from hypothesis import strategies as st
 from reports.figures.chart_data import (
     LEAST,
     allowance,
-    as_json,
-    gains_by_target,
     mean_band,
     payload,
+    script_json,
     spent,
-    targets,
     thin,
 )
 from reports.figures.race_figures import AXIS_NAMES
 from reports.pages.page import LIBRARY, write_report
+from reports.race.by_target import common_targets, gains_by_target, speedup_by_target
 from reports.race.race import read_race
 from tests.reports.synthetic import power_law, write_race, write_run
 
@@ -133,7 +132,7 @@ def test_a_speed_up_of_two_is_two_at_every_target(tmp_path: Path) -> None:
             grid=range(70, 2001, 70),
         )
     race = read_race([tmp_path])
-    at = targets(race)
+    at = common_targets(race)
     assert len(at) == 41 and (np.diff(at) < 0).all()
     gains = gains_by_target(race, ["steps"], at)["steps"]["repa"]
     known = [gain.estimate for gain in gains if not gain.censored_baseline and not gain.censored_candidate]
@@ -148,7 +147,7 @@ def test_the_verdict_is_a_point_of_its_curve(folder: Path) -> None:
 
 def test_the_payload_holds_every_run_on_every_axis(folder: Path) -> None:
     race = read_race([folder], target=30)
-    found = payload(race, AXIS_NAMES)
+    found = payload(race, speedup_by_target(race), AXIS_NAMES)
     assert set(found["convergence"]) == set(found["targets"]) == set(race.axes)
     for axis, chart in found["convergence"].items():
         seeds = [own for own in chart["series"] if own["kind"] == "seed"]
@@ -159,7 +158,7 @@ def test_the_payload_holds_every_run_on_every_axis(folder: Path) -> None:
 
 def test_data_cannot_close_its_script() -> None:
     hostile = {"name": "</script><!-- & \u2028"}
-    assert not set("<>&") & set(as_json(hostile)) and json.loads(as_json(hostile)) == hostile
+    assert not set("<>&") & set(script_json(hostile)) and json.loads(script_json(hostile)) == hostile
 
 
 def test_many_long_curves_are_thinned_and_the_page_says_so(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from harness.config import registry
 from harness.errors import UserError
-from reports.literature.database import load_desk, published_curves, select
+from reports.literature.database import load_literature, published_curves, select
 from tests.conftest import ROOT, beside
 
 GOOD = """
@@ -58,9 +58,9 @@ def own(folder: Path, text: str, name: str = "mine.toml") -> Path:
 def test_every_number_of_the_reference_is_there_with_its_value_and_its_source(
     reference: list[dict[str, Any]],
 ) -> None:
-    """Field by field; what the reference calls a sampler of 10K samples is a sampler and a number of samples
-    here."""
-    known = load_desk().by_id
+    """Field by field; what the reference calls a sampler of 10K samples is a sampler and a number of
+    samples here."""
+    known = load_literature().by_id
     assert len(reference) > 700
     for row in reference:
         number = known[row["claim_id"]]
@@ -76,15 +76,15 @@ def test_every_number_of_the_reference_is_there_with_its_value_and_its_source(
 def test_as_many_of_each_status_as_in_the_reference(reference: list[dict[str, Any]]) -> None:
     """Beyond it there are only the prose of SRA and the samplings of one network, which no table has."""
     ids = {row["claim_id"] for row in reference}
-    mine = [number for number in load_desk().numbers if number.id in ids]
+    mine = [number for number in load_literature().numbers if number.id in ids]
     assert Counter(n.status for n in mine) == Counter(row["status"] for row in reference)
-    beyond = {number.id for number in load_desk().numbers} - ids
+    beyond = {number.id for number in load_literature().numbers} - ids
     assert all(name.startswith(("sra.text.", "user.wocfg2")) for name in beyond), beyond
 
 
 def test_printed_places_lie_within_the_value() -> None:
     """Rounding a value to the places that it claims to be printed with changes nothing."""
-    for number in load_desk().numbers:
+    for number in load_literature().numbers:
         if isinstance(number.value, float):
             assert round(number.value, number.places) == pytest.approx(number.value, rel=1e-12), number.id
 
@@ -92,7 +92,7 @@ def test_printed_places_lie_within_the_value() -> None:
 def test_files_are_plain_toml_with_one_paper_each_and_lines_to_read() -> None:
     files = sorted((ROOT / "reports" / "claims").glob("*.toml"))
     papers = [tomllib.loads(file.read_text())["paper"] for file in files]
-    assert len(set(papers)) == len(papers) == len({number.paper for number in load_desk().numbers})
+    assert len(set(papers)) == len(papers) == len({number.paper for number in load_literature().numbers})
     for file in files:
         lines = file.read_text().splitlines()
         assert lines[0].startswith("# ") and max(map(len, lines)) < 400, file.name
@@ -106,12 +106,12 @@ def test_methods_are_called_as_flowrace_calls_them() -> None:
 
 
 def test_own_claims_come_on_top(tmp_path: Path) -> None:
-    desk = load_desk(own(tmp_path, GOOD))
-    number = desk.by_id["mine.a"]
-    assert len(desk.numbers) == len(load_desk().numbers) + 2
+    literature = load_literature(own(tmp_path, GOOD))
+    number = literature.by_id["mine.a"]
+    assert len(literature.numbers) == len(load_literature().numbers) + 2
     assert (number.arm, number.value, number.places, number.title) == ("self_flow", 5.7, 2, "Mine")
-    assert desk.by_id["mine.b"].steps == 7_000_000 and desk.by_id["mine.b"].places == 0
-    assert [n.id for n in desk.of(desk.ratios[-1])] == ["mine.b", "mine.a"]
+    assert literature.by_id["mine.b"].steps == 7_000_000 and literature.by_id["mine.b"].places == 0
+    assert [n.id for n in literature.of(literature.ratios[-1])] == ["mine.b", "mine.a"]
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_a_bad_file_is_named_with_its_entry_and_field(
 ) -> None:
     assert old in GOOD
     with pytest.raises(UserError) as refused:
-        load_desk(own(tmp_path, GOOD.replace(old, new)))
+        load_literature(own(tmp_path, GOOD.replace(old, new)))
     message = str(refused.value)
     assert "mine.toml" in message and "\n" not in message.split("cannot be read")[0]
     assert all(part in message for part in said), message
@@ -155,16 +155,16 @@ def test_a_bad_file_is_named_with_its_entry_and_field(
 
 def test_a_folder_without_claims_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no \*\.toml"):
-        load_desk(tmp_path)
+        load_literature(tmp_path)
     with pytest.raises(UserError, match="no such folder"):
-        load_desk(tmp_path / "absent")
+        load_literature(tmp_path / "absent")
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match="cannot be read as TOML"):
-        load_desk(tmp_path)
+        load_literature(tmp_path)
 
 
 def test_select_by_printed_or_shared_name() -> None:
-    numbers = load_desk().numbers
+    numbers = load_literature().numbers
     by_arm = {n.id for n in select(numbers, method="self_flow", metric="fid", model="SiT-XL/2")}
     by_name = {n.id for n in select(numbers, method="Self-Flow", metric="FID", model="sit-xl/2")}
     assert "sf.Self-Flow.SiT-XL-2.4000000.FID" in by_arm & by_name

@@ -1,5 +1,5 @@
-"""Each rule on data made by hand, where it must speak and where it must be silent; then what it finds in what
-is shipped."""
+"""Each rule on data made by hand, where it must speak and where it must be silent; then what it finds in
+what is shipped."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from reports.literature.check import RULES, Finding, check
-from reports.literature.compare import apart, count, guided, mismatch, relative
-from reports.literature.database import load_desk
-from reports.literature.entries import Comparison, Desk, Number, Ratio, Spread
+from reports.literature.check import RULES, Finding, check_literature
+from reports.literature.compare import count, differ, guided, mismatch, relative
+from reports.literature.database import load_literature
+from reports.literature.entries import Comparison, KnownSpread, Literature, PublishedNumber, Ratio
 
 
-def number(id: str, value: float | str = 10.0, **fields: Any) -> Number:
+def number(id: str, value: float | str = 10.0, **fields: Any) -> PublishedNumber:
     """A number of a paper that compares `ours` with `base`."""
     given = {
         "id": id,
@@ -35,7 +35,7 @@ def number(id: str, value: float | str = 10.0, **fields: Any) -> Number:
         "guidance": "none",
         "samples": 50_000,
     }
-    return Number(**(given | fields))
+    return PublishedNumber(**(given | fields))
 
 
 def ratio(value: float, *of: str, **fields: Any) -> Ratio:
@@ -43,8 +43,8 @@ def ratio(value: float, *of: str, **fields: Any) -> Ratio:
     return Ratio(**(given | {"dataset": "D", "value": value, "places": 1, "of": of} | fields))
 
 
-def found(rule: str, *numbers: Number, **pointers: Any) -> list[Finding]:
-    return list(RULES[rule](Desk(numbers, **pointers)))
+def found(rule: str, *numbers: PublishedNumber, **pointers: Any) -> list[Finding]:
+    return list(RULES[rule](Literature(numbers, **pointers)))
 
 
 # ---- arithmetic
@@ -109,7 +109,7 @@ def test_a_step_count_made_of_a_ratio_from_elsewhere_is_found() -> None:
         (CLAIM, ELSEWHERE.model_copy(update={"rival": "third"}), DONOR),
     ],
 )
-def test_a_step_count_of_its_own_is_left_alone(numbers: tuple[Number, ...]) -> None:
+def test_a_step_count_of_its_own_is_left_alone(numbers: tuple[PublishedNumber, ...]) -> None:
     assert found("across-benchmarks", *numbers) == []
 
 
@@ -167,7 +167,7 @@ def test_guidance_as_printed(printed: str, parts: tuple[Any, ...]) -> None:
 
 
 def test_what_is_not_stated_excludes_nothing_and_mismatch_is_symmetric() -> None:
-    everything = load_desk().numbers[::17]
+    everything = load_literature().numbers[::17]
     for a in everything:
         assert mismatch(a, a) == []
         for b in everything:
@@ -210,7 +210,7 @@ def test_a_baseline_quoted_with_another_value(value: float, places: int, fires: 
     theirs = number("b", value, places=places, paper="q", source="Q")
     findings = found("drift", number("a", 33.0), theirs)
     assert [f.sources for f in findings] == ([("P Table 1", "Q")] if fires else [])
-    assert apart(number("a", 33.0), theirs) == apart(theirs, number("a", 33.0)) == fires
+    assert differ(number("a", 33.0), theirs) == differ(theirs, number("a", 33.0)) == fires
 
 
 def test_other_cells_protocols_and_readings_do_not_drift() -> None:
@@ -228,7 +228,7 @@ def test_other_cells_protocols_and_readings_do_not_drift() -> None:
 
 # ---- margins
 
-SPREAD = Spread(id="s", source="lab", what="trainings of base", metrics=("FID",), of=("s1", "s2"))
+SPREAD = KnownSpread(id="s", source="lab", what="trainings of base", metrics=("FID",), of=("s1", "s2"))
 KNOWN = number("s1", 10.0, source="lab"), number("s2", 10.5, source="lab")  # 4.9 % apart
 
 
@@ -266,7 +266,7 @@ def test_the_first_two_of_a_table_are_compared_even_if_neither_names_the_other()
 
 
 def test_the_smallest_known_spread_counts() -> None:
-    tight = Spread(id="t", source="lab 2", what="samplings", metrics=("FID",), of=("t1", "t2"))
+    tight = KnownSpread(id="t", source="lab 2", what="samplings", metrics=("FID",), of=("t1", "t2"))
     known = (*KNOWN, number("t1", 10.0, source="lab 2"), number("t2", 10.1, source="lab 2"))
     race = number("o", 7.7, arm="ours", rival="base"), number("b", 8.0)
     assert not any("o" in f.ids for f in found("margin", *race, *known, spreads=(SPREAD, tight)))
@@ -296,7 +296,7 @@ def test_prose_that_its_figure_does_not_bear_out() -> None:
 
 @pytest.fixture(scope="module")
 def shipped() -> list[Finding]:
-    return check(load_desk())
+    return check_literature(load_literature())
 
 
 def one_with(findings: list[Finding], rule: str, *ids: str) -> Finding:
@@ -351,14 +351,14 @@ def test_protocols_that_are_mixed(shipped: list[Finding]) -> None:
 
 
 def test_every_finding_names_its_sources_and_numbers(shipped: list[Finding]) -> None:
-    known = load_desk().by_id
+    known = load_literature().by_id
     for finding in shipped:
         assert finding.ids and finding.sources and all(name in known for name in finding.ids)
         assert {known[name].source for name in finding.ids} <= set(finding.sources)
         assert "\n" not in finding.text and len(finding.text) > 30
     order = ["contradiction", "warning", "note", "holds"]
     ranks = [order.index(finding.severity) for finding in shipped]
-    assert ranks == sorted(ranks) and check(load_desk()) == shipped
+    assert ranks == sorted(ranks) and check_literature(load_literature()) == shipped
 
 
 def test_count() -> None:

@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from harness.errors import UserError
 from reports.cli.claims import claims
 from reports.literature.check import RULES
-from reports.literature.database import load_desk
+from reports.literature.database import load_literature
 from tests.conftest import ROOT
 
 OWN = """
@@ -65,7 +65,7 @@ def test_list_is_one_line_a_number_into_a_pipe() -> None:
 def test_json_and_csv_hold_every_field_of_the_same_numbers() -> None:
     found = json.loads(run("--paper", "sit", "--json").output)["numbers"]
     rows = list(csv.DictReader(io.StringIO(run("--paper", "sit", "--csv").output)))
-    wanted = [number for number in load_desk().numbers if number.paper == "sit"]
+    wanted = [number for number in load_literature().numbers if number.paper == "sit"]
     assert [n["id"] for n in found] == [row["id"] for row in rows] == [n.id for n in wanted]
     assert [float(row["value"]) for row in rows] == [n["value"] for n in found] == [n.value for n in wanted]
     assert found[0].keys() == rows[0].keys()
@@ -116,7 +116,7 @@ def test_the_page_shows_what_is_printed(tmp_path: Path) -> None:
     for shown in outputs[2:]:
         assert shown in everything
     assert outputs[1] == run("check", "--rule", "arithmetic", "--rule", "across-benchmarks").output.rstrip()
-    numbers = load_desk().numbers
+    numbers = load_literature().numbers
     papers = {number.paper for number in numbers} - {"user"}
     assert f"{len(numbers)} of them from {len(papers)} papers" in page
     assert re.findall(r"^\| ([a-z-]+) \| (?!what)", page, re.MULTILINE) == list(RULES)

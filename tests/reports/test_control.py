@@ -11,8 +11,9 @@ import pytest
 from scipy import stats
 
 from harness.errors import UserError
-from reports.analysis.control import Score, control, score
-from reports.pages.control import layers
+from reports.analysis.control import Score, compute_control, mean_score
+from reports.analysis.report import RaceReport
+from reports.pages.control import control_section
 from reports.pages.page import write_report
 from reports.race.race import read_race
 from tests.reports.synthetic import write_run
@@ -54,7 +55,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_means_and_intervals_are_students_over_seeds(folder: Path) -> None:
-    found = control(read_race([folder]))
+    found = compute_control(read_race([folder]))
     assert found.arms == ("flow", "sra")
     assert found.rows == ("pixels", "untrained", "layer 1", "layer 2", "layer 3")
     for arm, values in STATE.items():
@@ -70,18 +71,18 @@ def test_means_and_intervals_are_students_over_seeds(folder: Path) -> None:
 
 def test_what_no_seeds_tell_apart_has_the_interval_of_its_videos(folder: Path) -> None:
     """Pixels, whose interval over seeds would have no width, and a single run."""
-    assert score([value(0.5)]) == Score(0.5, 0.375, 0.75)
-    assert control(read_race([folder])).scores["sra", "pixels", "state"] == Score(0.9, 0.775, 1.15)
+    assert mean_score([value(0.5)]) == Score(0.5, 0.375, 0.75)
+    assert compute_control(read_race([folder])).scores["sra", "pixels", "state"] == Score(0.9, 0.775, 1.15)
 
 
 def test_layers_are_in_the_order_of_their_numbers(folder: Path) -> None:
     write_table(folder, {"flow-0": entry(0.5, layers=11), "sra-0": entry(0.5, layers=2)})
-    found = control(read_race([folder]))
+    found = compute_control(read_race([folder]))
     assert found.rows[2:] == tuple(f"layer {n}" for n in range(1, 12)) and found.absent == 4
     assert ("sra", "layer 3", "state") not in found.scores
-    page = layers(read_race([folder]))
+    page = control_section(RaceReport(read_race([folder])))
     assert page.count("<td>–</td>") == 2 * 9
-    assert "4 finished runs were not measured" in page and "and of a single seed" in page
+    assert "4 finished runs were not measured" in page and "and for a single seed" in page
 
 
 def test_only_finished_runs_of_the_race_count(folder: Path, tmp_path: Path) -> None:
@@ -91,7 +92,7 @@ def test_only_finished_runs_of_the_race_count(folder: Path, tmp_path: Path) -> N
     table["runs"]["elsewhere"] = entry(0.99)
     table["runs"]["flow-2"]["steps"] = {}
     (folder / "control.json").write_text(json.dumps(table))
-    found = control(read_race([folder]))
+    found = compute_control(read_race([folder]))
     assert found.scores["sra", "layer 2", "state"].mean == pytest.approx(np.mean(STATE["sra"][:2]))
     assert found.seeds["flow"] == 2 and found.absent == 1
 
@@ -102,10 +103,12 @@ def test_tables_of_several_folders_are_one_if_they_agree(tmp_path: Path) -> None
         write_run(tmp_path / str(seed) / f"flow-{seed}", "flow", seed)
         write_table(tmp_path / str(seed), {f"flow-{seed}": entry(0.5)})
     folders = [tmp_path / "0", tmp_path / "1"]
-    assert control(read_race(folders)).seeds == {"flow": 2}
+    assert compute_control(read_race(folders)).seeds == {"flow": 2}
     write_table(folders[1], {"flow-1": entry(0.5)}, time=0.5)
-    with pytest.raises(UserError, match=r"control\.json of these folders were measured differently"):
-        control(read_race(folders))
+    with pytest.raises(
+        UserError, match=r"control\.json of these folders were measured under different settings"
+    ):
+        compute_control(read_race(folders))
 
 
 def test_the_page_has_the_table(folder: Path) -> None:
@@ -114,15 +117,20 @@ def test_the_page_has_the_table(folder: Path) -> None:
     assert (
         "<td><b>0.720</b><small>[0.654,\u00a00.786]</small></td>" in page
     )  # sra: 2.16 / 3 -+ 4.303 * 0.01528
-    assert "<td>−0.050<small>" in page and "step 2,000, n\u00a0=\u00a03" in page and "359 of each run" in page
-    assert "of a single seed" not in page and "were not measured" not in page
+    assert (
+        "<td>−0.050<small>" in page and "step 2,000, n\u00a0=\u00a03" in page and "359 videos per run" in page
+    )
+    assert "for a single seed" not in page and "were not measured" not in page
 
 
 def test_without_the_table_there_is_no_section(folder: Path) -> None:
     (folder / "control.json").unlink()
-    assert control(read_race([folder])) is None and layers(read_race([folder])) is None
+    assert (
+        compute_control(read_race([folder])) is None
+        and control_section(RaceReport(read_race([folder]))) is None
+    )
     write_table(folder, {"elsewhere": entry(0.5)})
-    assert layers(read_race([folder])) is None
+    assert control_section(RaceReport(read_race([folder]))) is None
 
 
 def test_what_users_wrote_is_escaped(tmp_path: Path) -> None:
@@ -130,7 +138,7 @@ def test_what_users_wrote_is_escaped(tmp_path: Path) -> None:
         for size in ("S", "<script>"):
             write_run(tmp_path / f"{len(size)}-{seed}", "flow", seed, set_={"backbone.size": size})
     write_table(tmp_path, {f"{n}-{seed}": entry(0.5) for n in (1, 8) for seed in range(2)})
-    page = layers(read_race([tmp_path]))
+    page = control_section(RaceReport(read_race([tmp_path])))
     assert "&lt;script&gt;" in page and "<script>" not in page
 
 
@@ -158,6 +166,6 @@ def test_a_broken_table_is_named(folder: Path, name: str) -> None:
     text = BROKEN[name] if isinstance(BROKEN[name], str) else json.dumps(BROKEN[name])
     (folder / "control.json").write_text(text)
     with pytest.raises(
-        UserError, match=r"no table of control; move it away and run: flowrace probe \S+ --control"
+        UserError, match=r"not a table of control; move it away and run: flowrace probe \S+ --control"
     ):
-        control(read_race([folder]))
+        compute_control(read_race([folder]))

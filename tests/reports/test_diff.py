@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from scipy import stats
 
 from harness.errors import UserError
-from reports.analysis.diff import Number, Side, compare, finals, moved
+from reports.analysis.diff import Estimate, ReportSide, compare_reports, final_estimates, moved
 from reports.cli.diff_sides import read_side
 from reports.cli.report import report
 from reports.pages.page import write_report
@@ -27,18 +27,18 @@ def diff(*words: object) -> str:
 @pytest.mark.parametrize(
     ("after", "expected"),
     [
-        (Number(2, 1.5, 2.5), "same"),
-        (Number(2.2, 1.8, 2.6), "within"),
-        (Number(2.4, 2.3, 2.6), "between"),
-        (Number(2.6, 1.9, 3.5), "between"),
-        (Number(3, 2.6, 3.5), "outside"),
-        (Number(1, 0.5, 1.4), "outside"),
-        (Number(3, None, None), "unknown"),
-        (Number(2.4, 0, math.inf), "within"),
+        (Estimate(2, 1.5, 2.5), "same"),
+        (Estimate(2.2, 1.8, 2.6), "within"),
+        (Estimate(2.4, 2.3, 2.6), "between"),
+        (Estimate(2.6, 1.9, 3.5), "between"),
+        (Estimate(3, 2.6, 3.5), "outside"),
+        (Estimate(1, 0.5, 1.4), "outside"),
+        (Estimate(3, None, None), "unknown"),
+        (Estimate(2.4, 0, math.inf), "within"),
     ],
 )
-def test_how_far_a_number_moved(after: Number, expected: str) -> None:
-    before = Number(2, 1.5, 2.5)
+def test_how_far_a_number_moved(after: Estimate, expected: str) -> None:
+    before = Estimate(2, 1.5, 2.5)
     assert moved(before, after) == expected
     assert moved(after, before) == expected
 
@@ -51,7 +51,7 @@ def test_last_values_have_students_interval_of_their_logs() -> None:
     ]
     logs = [math.log(v) for v in (2, 3, 4)]
     low, high = stats.t.interval(0.95, 2, sum(logs) / 3, stats.sem(logs))
-    found = finals(rows)
+    found = final_estimates(rows)
     assert list(found) == ["a"] and found["a"].n == 3
     assert [found["a"].value, found["a"].low, found["a"].high] == pytest.approx(
         [24 ** (1 / 3), math.exp(low), math.exp(high)]
@@ -62,10 +62,10 @@ def test_tables_by_hand() -> None:
     about = {"metric": "fid", "target": 8.0, "baseline": "flow"}
     key = ("speedup", "steps", "repa")
     gone = ("speedup", "steps", "reg")
-    before = Side(
+    before = ReportSide(
         "a",
         about,
-        {key: Number(2, 1.5, 2.5), gone: Number(1)},
+        {key: Estimate(2, 1.5, 2.5), gone: Estimate(1)},
         {
             "r1": {"status": "done", "method": "repa"},
             "r2": {"status": "done", "method": "reg"},
@@ -73,10 +73,10 @@ def test_tables_by_hand() -> None:
         specs={"repa": {"train.steps": 100, "method.name": "repa"}, "reg": {"train.steps": 100}},
         protocols={"p": {"sampler_steps": 6}},
     )
-    after = Side(
+    after = ReportSide(
         "b",
         about | {"target": 9.0},
-        {key: Number(3, 2.6, 3.4)},
+        {key: Estimate(3, 2.6, 3.4)},
         {
             "r1": {"status": "failed", "method": "repa"},
             "r3": {"status": "done", "method": "repa"},
@@ -84,7 +84,7 @@ def test_tables_by_hand() -> None:
         specs={"repa": {"train.steps": 200, "method.name": "repa"}},
         protocols={"q": {"sampler_steps": 50}},
     )
-    found = compare(before, after)
+    found = compare_reports(before, after)
     assert found.about == {"target": (8.0, 9.0)}
     assert (found.shared, found.only_before, found.only_after) == (("r1",), ("r2",), ("r3",))
     assert found.status == {"r1": ("done", "failed")}
@@ -99,7 +99,7 @@ def test_a_study_is_the_same_as_itself_and_as_its_csv(tmp_path: Path) -> None:
     folder = write_race(tmp_path / "runs", {"flow": 1.0, "repa": 2.0})
     done = write_report([folder], tmp_path / "report.html")
     for other in (folder, done.csv):
-        found = compare(read_side(folder), read_side(other))
+        found = compare_reports(read_side(folder), read_side(other))
         assert len(found.shared) == 6 and not found.only_before and not found.only_after
         assert {change.what for change in found.changes} == {"speedup", "time", "final"}
         assert {change.moved for change in found.changes} == {"same"}
@@ -115,7 +115,7 @@ def test_an_arm_is_known_by_its_runs_and_fields_whatever_its_label(tmp_path: Pat
     write_run(tmp_path / "b" / "other", "repa", 0, set_={"method.layer": 4}, metric=power_law(900, 0.5))
     done = write_report([tmp_path / "b"], tmp_path / "report.html", target=30)
     for other in (read_side(tmp_path / "b", target=30), read_side(done.csv)):
-        found = compare(read_side(tmp_path / "a", target=30), other)
+        found = compare_reports(read_side(tmp_path / "a", target=30), other)
         assert {change.arm for change in found.changes} == {"flow", "repa"}
         assert found.arms_after == ("repa (layer = 4)",) and not found.arms_before
 
@@ -146,7 +146,7 @@ def test_the_command_tells_what_moved_and_why_it_may_not_be_compared(tmp_path: P
     ("words", "message"),
     [
         (["a", "nothing.csv"], "cannot read nothing.csv: give a folder of runs, or the CSV"),
-        (["a", "bad.csv"], "is no table of a report: it has no column axis"),
+        (["a", "bad.csv"], "is not a table of a report: it has no column axis"),
         (["a", "empty.csv"], "empty.csv has no rows"),
         (["a", "a", "--axis", "step"], "unknown axis 'step'.*Did you mean 'steps'"),
         (["empty.csv", "a", "--target", "9"], "--target 9.0 needs the runs"),
@@ -155,12 +155,12 @@ def test_the_command_tells_what_moved_and_why_it_may_not_be_compared(tmp_path: P
 def test_mistakes_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
 ) -> None:
-    from reports.pages.tables import COLUMNS
+    from reports.analysis.rows import ARM_COLUMNS
 
     monkeypatch.chdir(tmp_path)
     write_run(Path("a/one"), "flow")
     Path("bad.csv").write_text("x,y\n1,2\n")
-    Path("empty.csv").write_text(",".join(COLUMNS) + "\n")
+    Path("empty.csv").write_text(",".join(ARM_COLUMNS) + "\n")
     with pytest.raises(UserError, match=message):
         CliRunner().invoke(report, ["diff", *words], catch_exceptions=False)
 

@@ -11,9 +11,10 @@ import pytest
 from scipy import stats
 
 from harness.records.record import EVENTS
-from reports.pages.final_values import section
+from reports.analysis.report import RaceReport
+from reports.pages.final_values import final_value_section
 from reports.pages.page import write_report
-from reports.race.final_values import finals, real
+from reports.race.final_values import final_values_of, real_sample_values
 from reports.race.race import read_race
 from tests.reports.synthetic import METRIC, PLAIN, write_run
 
@@ -46,7 +47,7 @@ def runs(tmp_path: Path) -> Path:
 
 
 def test_means_over_the_seeds_that_ended_with_scipys_interval(runs: Path) -> None:
-    found = {(final.arm, final.metric): final for final in finals(read_race([runs]))}
+    found = {(final.arm, final.metric): final for final in final_values_of(read_race([runs]))}
     assert set(found) == {("flow", METRIC), ("flow", "sync"), ("repa", METRIC)}
     final, values = found["flow", "sync"].over_seeds, [sync(seed, 2000) for seed in range(4)]
     assert (found["flow", "sync"].step, final.n) == (2000, 4)
@@ -60,7 +61,7 @@ def test_means_over_the_seeds_that_ended_with_scipys_interval(runs: Path) -> Non
 
 
 def test_real_samples_stand_beside_them(runs: Path) -> None:
-    assert real(read_race([runs]))["sync"] == {"held_out": 1.0, "spoilt": 0.31}
+    assert real_sample_values(read_race([runs]))["sync"] == {"held_out": 1.0, "spoilt": 0.31}
     done = write_report([runs], runs / "report.html")
     with open(done.finals_csv, newline="") as file:
         rows = [(row["metric"], row["method"], row["mean"], row["n"]) for row in csv.DictReader(file)]
@@ -70,16 +71,16 @@ def test_real_samples_stand_beside_them(runs: Path) -> None:
     ]
     assert ("sync", "real samples, spoilt", "0.31", "") in rows
     page = done.html.read_text()
-    assert "Every metric at the end" in page and "real samples, spoilt" in page
+    assert "Final values of every metric" in page and "real samples, spoilt" in page
 
 
 def test_one_metric_needs_no_section_of_its_own(tmp_path: Path) -> None:
     write_run(tmp_path / "flow")
-    assert section(read_race([tmp_path])) is None
+    assert final_value_section(RaceReport(read_race([tmp_path]))) is None
 
 
 def test_a_finished_run_that_was_never_evaluated_says_nothing(runs: Path) -> None:
     bare = write_run(runs / "bare", "flow", 7)
     lines = (bare.path / EVENTS).read_text().splitlines(keepends=True)
     (bare.path / EVENTS).write_text("".join(line for line in lines if '"kind":"eval"' not in line))
-    assert {final.over_seeds.n for final in finals(read_race([runs])) if final.arm == "flow"} == {4}
+    assert {final.over_seeds.n for final in final_values_of(read_race([runs])) if final.arm == "flow"} == {4}

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from reports.race.race import read_race
-from reports.race.verdict import caveats
+from reports.race.verdict import caveats_of
 from tests.reports.synthetic import METRIC, write_run
 
 FLOOR = {
@@ -16,18 +16,20 @@ FLOOR = {
 
 
 def said(folder: Path) -> str:
-    return "\n".join(caveats(read_race([folder])))
+    return "\n".join(caveats_of(read_race([folder])))
 
 
 def test_a_record_that_tells_nothing_gets_no_line(tmp_path: Path) -> None:
     write_run(tmp_path / "a")
-    assert not any(word in said(tmp_path) for word in ("Floor", "computed", "very network"))
+    assert not any(
+        word in said(tmp_path) for word in ("Noise floor", "computed", "the network that computes")
+    )
 
 
 def test_the_floor_stands_beside_the_metric(tmp_path: Path) -> None:
     write_run(tmp_path / "a", environment={"evaluation": {"floor": {METRIC: FLOOR}, "aligned": []}})
     assert (
-        "Floor of fd:local, real against real: 0.5123 (500 training samples against the other 700); "
+        "Noise floor of fd:local, real against real: 0.5123 (500 training samples against the other 700); "
         "1.5 (100 held-out samples against the training split 1200)."
     ) in said(tmp_path)
 
@@ -35,7 +37,7 @@ def test_the_floor_stands_beside_the_metric(tmp_path: Path) -> None:
 def test_a_metric_that_an_arm_aligned_to_is_flagged(tmp_path: Path) -> None:
     write_run(tmp_path / "a")
     write_run(tmp_path / "b", "repa", environment={"evaluation": {"floor": {}, "aligned": [METRIC]}})
-    assert "repa aligned to the very network of fd:local" in said(tmp_path)
+    assert "repa aligned to the network that computes fd:local" in said(tmp_path)
 
 
 def test_evaluations_that_failed_are_named(tmp_path: Path) -> None:

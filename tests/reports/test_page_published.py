@@ -41,7 +41,7 @@ def test_a_request_is_a_method_a_size_and_a_metric() -> None:
         ("", "expected METHOD"),
         ("repa:XL:FID:1", "expected METHOD"),
         ("repa:XL:FIT", "has the metric 'FIT'. Did you mean 'FID'"),
-        ("repa:no", "no curve of repa is published for size no and FID"),
+        ("repa:no", "no published curve of repa for size no and FID"),
     ],
 )
 def test_a_request_that_nothing_answers_writes_nothing(
@@ -92,4 +92,7 @@ def test_failed_stopped_and_missing_runs_are_listed_with_the_last_line_they_left
     listed = section(html, "provenance")
     assert "repa seed 2 (failed) failed, last value 50.0: the loss is not finite at step 400" in listed
     assert "repa seed 3 (stopped) stopped, last value 50.0: no space left on &lt;device&gt;" in listed
-    assert "1 that failed counts as not arrived from the last evaluation on. 1 counts in no number" in html
+    assert (
+        "1 failed run is treated as censored after the last evaluation. 1 is excluded from all numbers"
+        in html
+    )

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reports.figures import race_figures as figures
-from reports.figures import svg
+from reports.analysis.report import RaceReport
+from reports.figures import race_figures, svg
 from reports.figures.layout import WIDE
 from reports.pages import samples
 from reports.pages.samples import BUDGET, samples_of
@@ -42,18 +42,18 @@ def test_what_is_said_once_for_many_is_what_each_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     race = read_race([write_race(tmp_path, {"flow": 1, "repa": 1.5}, seeds=6)], target=25)
-    short = svg.inline(figures.convergence(race, "steps", WIDE))
+    short = svg.inline(race_figures.draw_convergence(race, "steps", WIDE))
     monkeypatch.setattr(svg, "_alike_at_once", lambda body: body)
-    long = svg.inline(figures.convergence(race, "steps", WIDE))
+    long = svg.inline(race_figures.draw_convergence(race, "steps", WIDE))
     assert drawn(short) == drawn(long) and len(drawn(short)) > 40
     assert short.count("style=") < long.count("style=") - 12
 
 
 def test_lines_lose_less_than_a_tenth_of_a_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     race = read_race([write_race(tmp_path, {"flow": 1}, seeds=2, grid=range(50, 2001, 50))], target=25)
-    short = svg.inline(figures.convergence(race, "steps", WIDE))
+    short = svg.inline(race_figures.draw_convergence(race, "steps", WIDE))
     monkeypatch.setattr(svg, "_line", lambda path: path)
-    long = svg.inline(figures.convergence(race, "steps", WIDE))
+    long = svg.inline(race_figures.draw_convergence(race, "steps", WIDE))
     numbers = [
         [re.findall(r"-?\d+(?:\.\d+)?", d) for _, _, _, _, d, _, _ in drawn(text)] for text in (short, long)
     ]
@@ -80,9 +80,9 @@ def test_a_busy_chart_is_drawn_once_for_all_widths(tmp_path: Path, monkeypatch: 
     race = read_race([write_race(tmp_path, {"flow": 1, "repa": 1.5}, seeds=2)], target=25)
     from reports.pages import sections
 
-    assert str(sections.convergence(race)).count("<svg") == 2 + 2 * 4
+    assert str(sections.convergence_section(RaceReport(race))).count("<svg") == 2 + 2 * 4
     monkeypatch.setattr(sections, "BUSY", 3)
-    page = str(sections.convergence(race))
+    page = str(sections.convergence_section(RaceReport(race)))
     assert page.count("<svg") == 2 + 4 and 'class="narrow' not in page and 'class="wide' not in page
-    assert len(drawings(lambda width: figures.forest(race, width))) == 2
+    assert len(drawings(lambda width: race_figures.draw_forest(race, width))) == 2
     assert samples.SHAPES[0] == (samples.WIDEST, samples.MOST_STEPS)

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from reports.analysis.performance_profile import ENOUGH, Profile, profile, ratios
-from reports.pages.performance_profile import performance, steps
-from reports.race.cells import cells_of
+from reports.analysis.performance_profile import ENOUGH, Profile, ratios
+from reports.analysis.report import RaceReport
+from reports.pages.performance_profile import profile_section, steps
 from reports.race.race import read_race
 from reports.stats.speedup import Time
 from tests.reports.synthetic import power_law, write_run
@@ -34,8 +34,8 @@ def test_ratios_by_hand() -> None:
 
 
 def test_shares_and_areas_by_hand() -> None:
-    """a: 1, 1, 2, never. Its profile is 1/2 on [1, 2) and 3/4 from 2 to 4: the area is (1/2 + 3/4 * 2) / 3 =
-    2/3."""
+    """a: 1, 1, 2, never. Its profile is 1/2 on [1, 2) and 3/4 from 2 to 4: the area is (1/2 + 3/4 * 2) / 3
+    = 2/3."""
     found = made([[1, 1, 2, math.inf], [1, 3, 1, math.inf]])
     assert found.share(1).tolist() == [0.5, 0.5]
     assert found.share(1.999).tolist() == [0.5, 0.5]
@@ -88,12 +88,12 @@ def test_problems_are_the_seeds_of_cells_that_every_objective_has_run(tmp_path: 
             curve = power_law(scale, 0.5)
             write_run(tmp_path / f"repa-{size}-{seed}", "repa", seed, metric=curve, set_=cell, **extra)
     race = read_race([tmp_path], target=30)
-    found = profile(race, cells_of(race), "steps")
+    found = RaceReport(race).profiles.get("steps")
     assert found.objectives == ("flow", "repa") and found.left_out == 1
     columns = sorted(map(tuple, found.ratios.T.round(6).tolist()))
     assert columns == [(1.0, math.inf), (1.0, math.inf), (2.0, 1.0), (2.0, 1.0), (2.0, 1.0)]
     assert len(set(found.strata)) == 2
-    text = str(performance(race))
+    text = str(profile_section(RaceReport(race)))
     assert "5 problems: the seeds of 2 cells; 1 more" in " ".join(text.split())
 
 
@@ -101,4 +101,4 @@ def test_one_objective_has_no_profile(tmp_path: Path) -> None:
     for seed in range(3):
         write_run(tmp_path / str(seed), "flow", seed)
     race = read_race([tmp_path], target=30)
-    assert profile(race, cells_of(race), "steps") is None and performance(race) is None
+    assert RaceReport(race).profiles.get("steps") is None and profile_section(RaceReport(race)) is None

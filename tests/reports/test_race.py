@@ -10,7 +10,7 @@ import pytest
 
 from harness.errors import UserError
 from reports.race.race import read_race
-from reports.race.verdict import caveats, sentence
+from reports.race.verdict import caveats_of, sentence
 from tests.reports.synthetic import METRIC, PHASES, power_law, write_race, write_run
 
 SLOPE = 0.5
@@ -20,8 +20,8 @@ STEP_SECONDS = sum(PHASES.values())
 def exact(
     folder: Path, factors: dict[str, float], *, seeds: int = 3, target_at: float = 1000.0, **run
 ) -> tuple[Path, float]:
-    """Power laws without noise: arm `m` meets the returned target at `target_at / factors[m]`, a little later
-    per seed."""
+    """Power laws without noise: arm `m` meets the returned target at `target_at / factors[m]`, a little
+    later per seed."""
     target = power_law(1000.0, SLOPE)(target_at)
     for method, factor in factors.items():
         for seed in range(seeds):
@@ -81,7 +81,7 @@ def test_one_pair_has_no_interval_and_says_so(tmp_path: Path) -> None:
     folder, target = exact(tmp_path, {"flow": 1.0, "repa": 2.0}, seeds=1)
     race = read_race([folder], target=target)
     assert "2.00x fewer steps than flow, unresolved (n = 1 pair: no interval)" in sentence(race, "steps")
-    assert any(note.startswith("n = 1 is too few") for note in caveats(race))
+    assert any(note.startswith("n = 1 is too small") for note in caveats_of(race))
 
 
 def test_a_baseline_that_never_arrives_opens_the_upper_end(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_a_baseline_that_never_arrives_opens_the_upper_end(tmp_path: Path) -> No
     assert gain.high == math.inf and gain.censored_baseline == 3
     assert gain.estimate == pytest.approx(2 * (1.01 * 1.02) ** (1 / 3))  # 2000 steps against 1000
     assert ", ∞)" in sentence(race, "steps")
-    assert any("3 of 3 runs of flow never reached" in note for note in caveats(race))
+    assert any("3 of 3 runs of flow never reached" in note for note in caveats_of(race))
 
 
 def test_times_beyond_the_smallest_budget_are_cut_and_said(tmp_path: Path) -> None:
@@ -102,8 +102,8 @@ def test_times_beyond_the_smallest_budget_are_cut_and_said(tmp_path: Path) -> No
     gain = race.speedups["seconds", "repa"]
     assert (gain.low, gain.censored_candidate) == (0.0, 3) and gain.high < 1
     assert race.times["seconds", "repa"].right == 0
-    said = "In training seconds, 3 of 6 times to target lie beyond the smallest budget"
-    assert [note.startswith(said) for note in caveats(race)].count(True) == 1
+    said = "In training seconds, 3 of 6 times to target exceed the smallest budget"
+    assert [note.startswith(said) for note in caveats_of(race)].count(True) == 1
 
 
 def test_a_target_that_nobody_reaches(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_without_a_target_it_is_what_every_run_reaches_and_named_so(tmp_path: Pa
     last = max(run.curve.fitted[-1] for run in race.runs)
     assert last <= race.target <= last * 1.01 and not race.target_given
     assert all(run.crossing.censored is None for run in race.runs)
-    assert any("chosen after the fact" in note for note in caveats(race))
+    assert any("chosen after the fact" in note for note in caveats_of(race))
 
 
 def test_what_the_study_says_holds_until_it_is_overruled(tmp_path: Path) -> None:
@@ -158,10 +158,10 @@ def test_failed_missing_and_unplanned_runs_are_told_and_count_in_nothing(tmp_pat
     race = read_race([folder], target=target)
     assert [run.id for run in race.missing] == ["flow-3"]
     assert race.speedups["steps", "repa"].n == 3
-    notes = " ".join(caveats(race))
+    notes = " ".join(caveats_of(race))
     assert (
         "1 failed, 1 stopped, 1 missing of 9 runs" in notes
-        and "Not in the plan, so left out: stray." in notes
+        and "Excluded because they are not in the plan: stray." in notes
     )
 
 
@@ -179,7 +179,7 @@ def test_different_hardware_leaves_the_clock_out(tmp_path: Path) -> None:
     exact(tmp_path, {"repa": 2.0}, environment={"threads": 2})
     race = read_race([tmp_path], target=target)
     assert race.axes == ("steps", "images", "flops")
-    assert any("x86_64, threads: 1; cpu x86_64, threads: 2" in note for note in caveats(race))
+    assert any("x86_64, threads: 1; cpu x86_64, threads: 2" in note for note in caveats_of(race))
 
 
 def test_device_time_is_an_axis_where_several_devices_are_used(tmp_path: Path) -> None:
@@ -196,21 +196,21 @@ def test_a_curve_that_gets_worse_again_is_warned_about(tmp_path: Path) -> None:
         dip = lambda step, seed=seed: 20.0 + seed if step == 500 else 1000 * step**-0.5  # noqa: E731
         write_run(folder / f"repa-{seed}", "repa", seed, metric=dip)
     race = read_race([folder], target=30.0)
-    assert any("repa against flow: curves get worse again" in note for note in caveats(race))
+    assert any("repa against flow: curves get worse again" in note for note in caveats_of(race))
 
 
 def test_an_encoder_trained_here_is_named_once(tmp_path: Path) -> None:
-    what = "a small encoder trained here on the training split, not the published one."
+    what = "a small encoder trained locally on the training split, not the published one."
     exact(tmp_path, {"flow": 1.0})
     exact(tmp_path, {"repa": 2.0}, set_={"method.encoder.name": "local:small"})
-    assert f"repa aligns to local:small: {what}" in caveats(read_race([tmp_path]))
+    assert f"repa aligns to local:small: {what}" in caveats_of(read_race([tmp_path]))
     exact(tmp_path, {"gram": 2.0}, set_={"method.encoder.name": "local:small"})
-    assert f"gram, repa align to local:small: {what}" in caveats(read_race([tmp_path]))
+    assert f"gram, repa align to local:small: {what}" in caveats_of(read_race([tmp_path]))
 
 
 def test_arms_that_never_got_there_are_named_together(tmp_path: Path) -> None:
     folder, _ = exact(tmp_path, {"flow": 1.0, "repa": 2.0})
-    (said,) = [note for note in caveats(read_race([folder], target=1e-9)) if "never reached" in note]
+    (said,) = [note for note in caveats_of(read_race([folder], target=1e-9)) if "never reached" in note]
     assert said.startswith("3 of 3 runs each of flow, repa never reached")
 
 
@@ -235,7 +235,7 @@ def test_mistakes_are_named(tmp_path: Path, given: dict, message: str) -> None:
         ("study.toml", "name = ", "is not TOML"),
         ("study.toml", "target = 12", "target must be a table"),
         ("study.toml", "[target]\nvalue = 'low'", "target.value = 'low': expected a number above 0"),
-        ("study.toml", "baseline = 3", "baseline = 3: expected a text"),
+        ("study.toml", "baseline = 3", "baseline = 3: expected text"),
         ("plan.json", "[1]", "is not a plan"),
         ("plan.json", '{"runs": [{"id": "a"}]}', "is not a plan"),
         ("flow-0/events.jsonl", "{}\n", "line 1 is not an event"),
@@ -264,5 +264,5 @@ def test_runs_that_are_not_finished_give_curves_but_no_numbers(tmp_path: Path) -
     exact(tmp_path, {"flow": 1.0, "repa": 2.0}, status="stopped")
     race = read_race([tmp_path])
     assert race.target is None and race.speedups == {} and race.times == {}
-    assert sentence(race, "steps").startswith("No run is finished yet")
-    assert all(run.curve is not None for run in race.runs)
+    assert sentence(race, "steps").startswith("No run has finished yet")
+    assert all(run.evaluated for run in race.runs)

@@ -15,7 +15,7 @@ from harness.records.record import Record, RecordWriter
 from reports.analysis.scaling import encoder_scaling
 from reports.cli.audit import audit as command
 from reports.race.race import Race, read_race
-from reports.race.verdict import caveats, sentence
+from reports.race.verdict import caveats_of, sentence
 from reports.stats.curves import costs_of
 from reports.stats.speedup import Time, cut, speedup
 from tests.reports.audits import claim_file, said
@@ -106,7 +106,7 @@ def test_a_target_is_one_of_its_own_metric(tmp_path: Path) -> None:
     assert read_race([tmp_path]).target == 30
     other = read_race([tmp_path], metric="kd:local")
     assert not other.target_given and other.target < 0.02
-    assert told(other).startswith("repa reached kd:local") and "chosen after the fact" in caveats(other)[0]
+    assert told(other).startswith("repa reached kd:local") and "chosen after the fact" in caveats_of(other)[0]
     result = CliRunner().invoke(command, ["power", str(tmp_path), "--metric", "kd:local", "--json"])
     assert json.loads(result.stdout)["target"] == other.target
 
@@ -125,7 +125,7 @@ def test_seconds_of_arms_that_did_not_run_in_turns_are_left_out(tmp_path: Path) 
 
     race = read_race([arms(tmp_path, change)], target=30.0)
     assert race.axes == ("steps", "images", "flops")
-    assert "one after the other, not in turns (flow before repa)" in caveats(race)[-1]
+    assert "one after the other instead of interleaved (flow before repa)" in caveats_of(race)[-1]
     inturn = arms(tmp_path / "in turns", lambda method, seed: {"environment": {"started": 1000 + seed}})
     assert "seconds" in read_race([inturn], target=30.0).axes
 
@@ -144,12 +144,12 @@ def test_device_seconds_of_a_run_that_went_on_with_fewer_devices(tmp_path: Path)
 
 def test_when_everybody_starts_below_nobody_was_first(tmp_path: Path) -> None:
     race = read_race([arms(tmp_path, lambda *_: {})], target=500.0)
-    assert told(race).startswith(f"Who reached {METRIC} ≤ 500 first is not known")
+    assert told(race).startswith(f"It is unknown who reached {METRIC} ≤ 500 first")
 
 
 def test_a_target_is_given_and_nobody_has_finished(tmp_path: Path) -> None:
     race = read_race([arms(tmp_path, lambda *_: {"status": "stopped"})], target=30.0)
-    assert told(race).startswith("No run is finished yet")
+    assert told(race).startswith("No run has finished yet")
 
 
 def test_a_plan_binds_its_own_folder(tmp_path: Path) -> None:

@@ -141,11 +141,11 @@ def test_the_same_records_give_the_same_bytes(race: Path, tmp_path: Path) -> Non
 def test_the_csv_files_hold_the_numbers_of_the_page(race: Path, tmp_path: Path) -> None:
     done = write_report([race], tmp_path / "report.html", target=25)
     rows = list(csv.DictReader(io.StringIO(done.csv.read_text())))
-    assert {(row["axis"], row["method"]) for row in rows} == set(done.race.times)
+    assert {(row["axis"], row["method"]) for row in rows} == set(done.report.race.times)
     for row in rows:
         time, gain = (
-            done.race.times[row["axis"], row["method"]],
-            done.race.speedups.get((row["axis"], row["method"])),
+            done.report.race.times[row["axis"], row["method"]],
+            done.report.race.speedups.get((row["axis"], row["method"])),
         )
         assert float(row["time"]) == time.estimate and int(row["n"]) == time.n and float(row["target"]) == 25
         if gain is not None:
@@ -153,7 +153,7 @@ def test_the_csv_files_hold_the_numbers_of_the_page(race: Path, tmp_path: Path) 
     runs = list(csv.DictReader(io.StringIO(done.runs_csv.read_text())))
     assert len(runs) == 10
     by_id = {row["run"]: row for row in runs}
-    crossed = {run.record.id: run.crossing.step for run in done.race.runs if run.crossing}
+    crossed = {run.record.id: run.crossing.step for run in done.report.race.runs if run.crosses}
     assert {name: float(row["steps"]) for name, row in by_id.items() if row["steps"]} == crossed
     assert by_id["failed"]["status"] == "failed" and "not finite" in by_id["failed"]["reason"]
 
@@ -175,7 +175,7 @@ def test_texts_from_users_stay_texts(tmp_path: Path) -> None:
 
 
 def test_samples_stand_side_by_side_at_equal_steps(race: Path, tmp_path: Path) -> None:
-    found = samples_of(write_report([race], tmp_path / "r.html", target=25).race)
+    found = samples_of(write_report([race], tmp_path / "r.html", target=25).report.race)
     assert found.labels == ("flow", "repa", "self_flow") and found.seed == 0
     steps = [step for step, _ in found.rows]
     assert len(steps) == 5 and steps[0] == 200 and steps[-1] == 2000
@@ -190,10 +190,10 @@ def test_large_grids_become_thumbnails_and_broken_ones_are_named(tmp_path: Path)
         write_run(tmp_path / method, method, grid=(10, 20))
         Image.new("RGB", (2570, 1028), "teal").save(tmp_path / method / "samples" / "step-00000010.png")
     done = write_report([tmp_path], tmp_path / "r.html")
-    ((_, (uri, _)),) = samples_of(done.race).rows
+    ((_, (uri, _)),) = samples_of(done.report.race).rows
     assert Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).size == (480, 192)
     (tmp_path / "repa" / "samples" / "step-00000010.png").write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"repa/samples/step-00000010.png is not a picture"):
+    with pytest.raises(UserError, match=r"repa/samples/step-00000010.png is not an image"):
         write_report([tmp_path], tmp_path / "r.html")
 
 
@@ -224,7 +224,7 @@ def test_only_a_report_is_replaced(race: Path, tmp_path: Path) -> None:
     """A file that is somebody else's is left alone, and then nothing is written at all."""
     mine = tmp_path / "report.csv"
     mine.write_text("my,data\n1,2\n")
-    with pytest.raises(UserError, match=r"report.csv is there already and is no report"):
+    with pytest.raises(UserError, match=r"report.csv already exists and is not a flowrace report"):
         write_report([race], tmp_path / "report.html", target=25)
     assert mine.read_text() == "my,data\n1,2\n" and not (tmp_path / "report.html").exists()
     mine.unlink()
@@ -277,7 +277,7 @@ def test_poor_races_have_a_page_too(tmp_path: Path, kind: str) -> None:
     start = {
         "one arm": "flow reached fd:local ≤ 50 (chosen",
         "one evaluation": "",
-        "unfinished": "No run is finished yet",
+        "unfinished": "No run has finished yet",
         "nobody arrives": "No run reached",
         "protocols": "Inconclusive",
     }[kind]
@@ -305,4 +305,4 @@ def test_grids_that_are_not_there_are_no_error(tmp_path: Path) -> None:
     write_run(tmp_path / "a", "flow", grid=(10, 20), pictures=True)
     write_run(tmp_path / "b", "repa", grid=(10, 20))
     write_picture(tmp_path / "b" / "samples" / "step-00000030.png", 0, 0.5)
-    assert samples_of(write_report([tmp_path], tmp_path / "r.html").race) is None
+    assert samples_of(write_report([tmp_path], tmp_path / "r.html").report.race) is None

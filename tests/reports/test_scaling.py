@@ -10,8 +10,9 @@ import pytest
 from scipy import stats
 
 from harness.errors import UserError
-from reports.analysis.scaling import Scaling, Trend, encoder_scaling, kind_of, model_scaling
-from reports.pages import scaling as scaling_plot
+from reports.analysis.report import RaceReport
+from reports.analysis.scaling import Scaling, Trend, encoder_scaling, kind_of
+from reports.pages import scaling
 from reports.race.race import read_race
 from tests.reports.synthetic import power_law, write_run
 
@@ -100,7 +101,7 @@ def test_the_slope_is_that_of_a_straight_line(tmp_path: Path) -> None:
     found = trend(encoder_scaling(read_race([tmp_path], target=10)), "params", "time")
     assert found.slope.estimate == pytest.approx(-0.1, abs=1e-4)
     assert (found.slope.n, found.slope.seeds) == (12, 3)
-    assert scaling_plot.slope_text(found.slope, "params").startswith("×0.79 ")  # 10 ** -0.1
+    assert scaling.slope_text(found.slope, "params").startswith("×0.79 ")  # 10 ** -0.1
 
 
 def test_what_encoders_know_comes_from_their_table(tmp_path: Path) -> None:
@@ -110,13 +111,13 @@ def test_what_encoders_know_comes_from_their_table(tmp_path: Path) -> None:
     assert trend(found, "local_distant", "gain").rank.rho == pytest.approx(
         -trend(found, "accuracy", "gain").rank.rho
     )
-    page = scaling_plot.encoders(read_race([tmp_path], target=30))
+    page = scaling.encoder_section(RaceReport(read_race([tmp_path], target=30)))
     assert "flow-0/step-00000001" in page and "flowrace probe" not in page
 
 
 def test_without_the_table_the_page_says_what_to_run(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "a<b")
-    page = scaling_plot.encoders(read_race([folder], target=30))
+    page = scaling.encoder_section(RaceReport(read_race([folder], target=30)))
     assert f"flowrace probe {tmp_path}/a&lt;b" in page and "a<b" not in page
     assert "flow: no encoder (control)" in page and len(page) < 300_000
 
@@ -125,7 +126,7 @@ def test_without_the_table_the_page_says_what_to_run(tmp_path: Path) -> None:
 def test_a_broken_table_is_named(tmp_path: Path, text: str) -> None:
     write_study(tmp_path)
     (tmp_path / "encoders.json").write_text(text)
-    with pytest.raises(UserError, match="no table of encoders; move it away and run: flowrace probe"):
+    with pytest.raises(UserError, match="not a table of encoders; move it away and run: flowrace probe"):
         encoder_scaling(read_race([tmp_path], target=30))
 
 
@@ -133,8 +134,8 @@ def test_one_encoder_or_none_is_no_scaling(tmp_path: Path) -> None:
     write_run(tmp_path / "a", "flow")
     write_run(tmp_path / "b", "repa", set_={"method.encoder.name": "local:tiny"})
     race = read_race([tmp_path])
-    assert encoder_scaling(race) is None and scaling_plot.encoders(race) is None
-    assert model_scaling(race) is None and scaling_plot.sizes(race) is None
+    assert encoder_scaling(race) is None and scaling.encoder_section(RaceReport(race)) is None
+    assert RaceReport(race).model_scaling is None and scaling.size_section(RaceReport(race)) is None
 
 
 def test_runs_that_never_arrive_are_bounds(tmp_path: Path) -> None:
@@ -157,14 +158,14 @@ def test_sizes_are_compared_in_their_own_cells(tmp_path: Path) -> None:
                 path = tmp_path / f"{method}-{size}-{seed}"
                 write_run(path, method, seed, metric=power_law(scale, 0.5), set_=set_, environment=about)
     race = read_race([tmp_path])
-    found = model_scaling(race)
+    found = RaceReport(race).model_scaling
     gains = {point.name: point.gain.estimate for point in found.points if point.group == "repa"}
     assert gains == pytest.approx({size: factor for size, (_, factor) in sizes.items()}, rel=1e-4)
     own = next(t for t in found.trends if (t.group, t.y) == ("repa", "gain"))
     assert own.rank.rho == pytest.approx(0.8) and own.rank.n == 4
     plain = next(t for t in found.trends if (t.group, t.y) == ("flow", "final"))
     assert plain.slope.estimate == pytest.approx(-0.1, abs=1e-6) and plain.rank.rho == -1
-    assert "Scaling with the model" in scaling_plot.sizes(race)
+    assert "Scaling with the model" in scaling.size_section(RaceReport(race))
 
 
 def test_kinds() -> None:

@@ -152,8 +152,9 @@ def times_to_target(
 
 @pytest.mark.parametrize("n", [3, 5])
 def test_coverage_of_the_whole_way_from_noisy_curves(n: int) -> None:
-    """Curves with seed noise (2 %, partly shared by pairs) and evaluation noise (1 %), evaluated every 25k of
-    400k steps: 95 % intervals hold the truth 94 to 96 % of the time, and the estimate is right to 1 %."""
+    """Curves with seed noise (2 %, partly shared by pairs) and evaluation noise (1 %), evaluated every 25k
+    of 400k steps: 95 % intervals hold the truth 94 to 96 % of the time, and the estimate is right to 1
+    %."""
     rng, repeats, truth = np.random.default_rng(11), 4000, 2.0
     shared = rng.normal(0, 0.0167, repeats * n)
     grid = np.arange(5_000.0, 400_001.0, 25_000.0)

@@ -24,8 +24,8 @@ from harness.costs.flops import count_spec
 from harness.errors import UserError
 from harness.records.record import Record, RecordWriter
 from reports.audit.inputs.claim import Claim, read_tuning
-from reports.audit.inputs.run_log import Logs
-from reports.audit.preconditions import comparable
+from reports.audit.inputs.run_log import AuditRuns
+from reports.audit.preconditions import failed_preconditions
 from sweeps.plan.plan import PlannedRun, make_plan
 from sweeps.plan.search_space import Dimension
 from sweeps.plan.study import Study, load_study
@@ -314,8 +314,10 @@ def test_audit_rejects_unequal_tuning_budgets(
     table = tomllib.loads(Path(write_results(tuning, trial_log)["audit"]).read_text())
     table["tuning"]["self_flow"] |= change
     claim = Claim(name="c", candidate="self_flow", baseline="flow", metric="fd:local", target=1.0, factor=1.5)
-    empty = Logs({}, {})
-    found = [r for r in comparable(claim, empty, read_tuning([(Path("x"), table)])) if r.name == "tuning"]
+    empty = AuditRuns({}, {})
+    found = [
+        r for r in failed_preconditions(claim, empty, read_tuning([(Path("x"), table)])) if r.name == "tuning"
+    ]
     assert [reason in str(one) for one in found] == ([True] if reason else [])
 
 

@@ -13,7 +13,8 @@
     confidence = 0.95
     min_pairs = 3
 
-Several claims are `[[claim]]`. What was spent on tuning an arm may be told beside them, or in the `study.toml` of the runs:
+Several claims are `[[claim]]`. What was spent on tuning an arm may be recorded next to them, or in the
+`study.toml` of the runs:
 
     [tuning.self_flow]
     trials = 20
@@ -32,6 +33,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
 from harness.config.spec import canonical
 from harness.errors import UserError
@@ -54,12 +56,14 @@ class Claim(Section):
     metric: str = Field(min_length=1)
     """Positive, and better when lower."""
     target: float | str
-    """A value of the metric, or `baseline@STEP`: what the baseline has at that step, the median over its seeds."""
+    """A value of the metric, or `baseline@STEP`: what the baseline has at that step, the median over its
+    seeds."""
     axis: Axis = "steps"
     factor: float = Field(gt=0)
     kind: Literal["at_least", "equal"] = "at_least"
     tolerance: float = Field(0.10, ge=0, le=1)
-    """A claim of `at_least` c holds from c / (1 + tolerance); one of `equal` c up to c (1 + tolerance) too."""
+    """A claim of `at_least` c holds from c / (1 + tolerance); one of `equal` c up to c (1 + tolerance)
+    too."""
     confidence: float = Field(0.95, ge=0.5, lt=1)
     min_pairs: int = Field(3, ge=2)
 
@@ -76,13 +80,14 @@ class Claim(Section):
     @property
     def step(self) -> int | None:
         """STEP of `baseline@STEP`; None for a target that is a number."""
-        return int(AT_STEP.fullmatch(self.target)[1]) if isinstance(self.target, str) else None
+        match = AT_STEP.fullmatch(self.target) if isinstance(self.target, str) else None
+        return int(match[1]) if match else None
 
     @field_validator("target")
     @classmethod
     def _check_target(cls, target: float | str) -> float | str:
         if not (AT_STEP.fullmatch(target) if isinstance(target, str) else target > 0):
-            raise ValueError('expected a number above 0 or "baseline@STEP", as in "baseline@400000"')
+            raise ValueError('expected a number above 0 or "baseline@STEP", for example "baseline@400000"')
         return target
 
     @model_validator(mode="after")
@@ -96,49 +101,51 @@ class Claim(Section):
 
 
 class Tuning(Section):
-    """What was spent on choosing the settings of an arm; None where it is not told."""
+    """The budget spent on choosing an arm's settings; None if not recorded."""
 
-    trials: int | None = Field(None, ge=0)
-    flops: float | None = Field(None, ge=0)
+    trials: int | None = Field(default=None, ge=0)
+    flops: float | None = Field(default=None, ge=0)
     seeds: tuple[int, ...] = ()
 
 
 def claim_hash(claim: Claim) -> str:
-    """12 hex digits of the sha256 of the canonical JSON: the same for the same claim, however its file is laid out."""
+    """Return 12 hex digits of the sha256 of the canonical JSON: the same for the same claim, however its
+    file is laid out."""
     return hashlib.sha256(canonical(claim).encode()).hexdigest()[:12]
 
 
 def read_claims(file: Path) -> list[Claim]:
-    """The claims of a TOML file; raises `UserError` naming the file, the key, its value and what is allowed."""
+    """Return the claims of a TOML file; raises `UserError` naming the file, the key, its value and what is
+    allowed."""
     table = read_toml(file)
     for key in table.keys() - {"claim", "tuning"}:
         raise UserError(
             f"{file}: unknown table '{key}' (known: claim, tuning).{_hint(key, ['claim', 'tuning'])}"
         )
     claims = table.get("claim")
-    rows = claims if isinstance(claims, list) else [claims]
-    if not claims or not all(isinstance(row, Mapping) for row in rows):
-        raise UserError(f"{file} holds no claim: expected a table [claim], or several [[claim]]")
+    rows = [row for row in (claims if isinstance(claims, list) else [claims]) if isinstance(row, Mapping)]
+    if not claims or len(rows) < (len(claims) if isinstance(claims, list) else 1):
+        raise UserError(f"{file} contains no claim: expected a table [claim], or several [[claim]]")
     found = [_validated(Claim, row, f"{file}: claim") for row in rows]
     names = [claim.name for claim in found]
     if len(set(names)) < len(names):
-        raise UserError(f"{file}: two claims have one name; give each its own ({', '.join(names)})")
+        raise UserError(f"{file}: two claims have the same name; give each its own ({', '.join(names)})")
     return found
 
 
 def read_tuning(tables: Iterable[tuple[Path, Mapping[str, Any]]]) -> dict[str, Tuning]:
-    """By method, from the `[tuning]` of each of these TOML tables; a later one wins."""
+    """Return tuning budgets by method, from the `[tuning]` of each of these TOML tables; a later one wins."""
     found: dict[str, Tuning] = {}
     for file, table in tables:
         tuning = table.get("tuning", {})
         if not isinstance(tuning, Mapping) or not all(isinstance(row, Mapping) for row in tuning.values()):
-            raise UserError(f"{file}: tuning is told by method, as in [tuning.repa] trials = 20")
+            raise UserError(f"{file}: tuning must be given by method, for example [tuning.repa] trials = 20")
         found |= {name: _validated(Tuning, row, f"{file}: tuning.{name}") for name, row in tuning.items()}
     return found
 
 
 def _validated(model: type[BaseModel], row: Mapping[str, Any], where: str) -> Any:
-    """Validated as JSON: whole numbers may stand for others, lists for tuples; nothing else is coerced."""
+    """Validate as JSON: integers are accepted as floats and lists as tuples; nothing else is coerced."""
     try:
         return model.model_validate_json(json.dumps(row, default=str))
     except ValidationError as error:
@@ -146,12 +153,12 @@ def _validated(model: type[BaseModel], row: Mapping[str, Any], where: str) -> An
         raise UserError("; ".join(_sentence(detail, known, where) for detail in _errors(error))) from error
 
 
-def _errors(error: ValidationError) -> list[Mapping[str, Any]]:
-    """One for each key: what is a number or a text fails as both."""
+def _errors(error: ValidationError) -> list[ErrorDetails]:
+    """Return one for each key: what is a number or a text fails as both."""
     return list({detail["loc"][:1]: detail for detail in reversed(error.errors())}.values())[::-1]
 
 
-def _sentence(detail: Mapping[str, Any], known: Sequence[str], where: str) -> str:
+def _sentence(detail: ErrorDetails, known: Sequence[str], where: str) -> str:
     key = str(detail["loc"][0]) if detail["loc"] else ""
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "extra_forbidden":

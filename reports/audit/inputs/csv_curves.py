@@ -1,8 +1,9 @@
-"""Somebody else's curves: a CSV with one evaluation a line.
+"""Curves from other tools: a CSV with one evaluation per line.
 
     method,seed,step,metric,value[,images][,flops][,seconds][,gpu_seconds][,protocol]
 
-Steps of one method, seed and metric ascend down the file. Costs are totals since step 0. Other columns are not used.
+Steps of one method, seed and metric ascend down the file. Costs are totals since step 0. Other columns are
+not used.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from harness.errors import UserError, unknown
-from reports.audit.inputs.run_log import Arms, Log
+from reports.audit.inputs.run_log import AuditArms, AuditRun
 from reports.stats.curves import AXES, Costs, fit
 
 COLUMNS = ("method", "seed", "step", "metric", "value")
@@ -26,7 +27,7 @@ COSTS = AXES[1:]
 OPTIONAL = (*COSTS, "protocol")
 
 
-class Point(NamedTuple):
+class CsvPoint(NamedTuple):
     """A line of the file that a claim uses."""
 
     line: int
@@ -36,11 +37,11 @@ class Point(NamedTuple):
     protocol: str
 
 
-def read_tidy(file: Path, names: Sequence[str], metric: str) -> Arms:
-    """The runs of these methods from a tidy CSV.
+def read_tidy(file: Path, names: Sequence[str], metric: str) -> AuditArms:
+    """Return the runs of these methods from a tidy CSV.
 
-    Raises `UserError`, naming file and line, for what is not a tidy CSV: columns that are missing, numbers that are not,
-    points told twice, steps or costs that go backwards, values that have no logarithm.
+    Raises `UserError`, naming file and line, for what is not a tidy CSV: columns that are missing, numbers
+    that are not, duplicate points, steps or costs that go backwards, values that have no logarithm.
     """
     try:
         with open(file, newline="", encoding="utf-8-sig") as lines:
@@ -51,24 +52,28 @@ def read_tidy(file: Path, names: Sequence[str], metric: str) -> Arms:
         ) from error
     except (OSError, csv.Error) as error:
         raise UserError(f"cannot read {file}: {error}") from error
-    runs: dict[str, dict[int, Log]] = {name: {} for name in names}
+    runs: dict[str, dict[int, AuditRun]] = {name: {} for name in names}
     for (method, seed), own in sorted(series.items()):
         if points := [point for point in own if point.step > 0]:
             runs[method][seed] = _log(file, method, seed, points)
         else:
-            notes = (*notes, f"{method} seed {seed} has {metric} at step 0 alone, so it counts in no number.")
-    return Arms(runs, notes)
+            notes = (
+                *notes,
+                f"{method} seed {seed} has {metric} at step 0 only, so it is excluded from all numbers.",
+            )
+    return AuditArms(runs, notes)
 
 
 def _series(
     file: Path, lines: Iterator[str], names: Sequence[str], metric: str
-) -> tuple[dict[tuple[str, int], list[Point]], tuple[str, ...]]:
-    """The points of each run of these methods, as they stand in the file, and notes on columns that are not used."""
+) -> tuple[dict[tuple[str, int], list[CsvPoint]], tuple[str, ...]]:
+    """Return the points of each run of these methods, as they stand in the file, and notes on columns that
+    are not used."""
     rows = csv.reader(lines, strict=True)
     header = [name.strip() for name in next(rows, [])]
     notes = _check_header(file, header)
     methods, metrics = {}, {}
-    series: dict[tuple[str, int], list[Point]] = {}
+    series: dict[tuple[str, int], list[CsvPoint]] = {}
     for cells in rows:
         where = f"{file} line {rows.line_num}"
         if not any(cell.strip() for cell in cells):
@@ -91,11 +96,11 @@ def _series(
 
 
 def _check_header(file: Path, header: Sequence[str]) -> tuple[str, ...]:
-    """Notes on columns that are not used."""
+    """Return notes on columns that are not used."""
     if not any(header):
         raise UserError(f"{file} is empty: expected a CSV with columns {', '.join(COLUMNS)}")
     if len(header) == 1 and (";" in header[0] or "\t" in header[0]):
-        raise UserError(f"{file}: columns are separated by commas here, not by semicolons or tabs")
+        raise UserError(f"{file}: columns must be separated by commas, not by semicolons or tabs")
     if twice := sorted({name for name in header if header.count(name) > 1}):
         raise UserError(f"{file}: two columns are named '{twice[0]}'")
     for name in COLUMNS:
@@ -107,22 +112,22 @@ def _check_header(file: Path, header: Sequence[str]) -> tuple[str, ...]:
     return (f"Columns not used: {', '.join(rest)} (known: {', '.join(OPTIONAL)}).",) if rest else ()
 
 
-def _point(where: str, line: int, row: Mapping[str, str]) -> Point:
+def _point(where: str, line: int, row: Mapping[str, str]) -> CsvPoint:
     step, value = _whole(where, row, "step"), _number(where, row, "value")
     if step < 0:
         raise UserError(f"{where}: step = {step}: expected 0 or more")
     if value <= 0:
         raise UserError(
-            f"{where}: value = {value:g}: the audit is of a metric's logarithm, so it must be above 0"
+            f"{where}: value = {value:g}: the audit uses the metric's logarithm, so it must be above 0"
         )
     costs = {axis: _number(where, row, axis) for axis in COSTS if row.get(axis)}
     for axis, total in costs.items():
         if total < 0 or (total == 0 and step > 0):
             raise UserError(f"{where}: {axis} = {total:g}: expected the total since step 0, above 0")
-    return Point(line, step, value, costs, row.get("protocol", ""))
+    return CsvPoint(line, step, value, costs, row.get("protocol", ""))
 
 
-def _log(file: Path, method: str, seed: int, points: Sequence[Point]) -> Log:
+def _log(file: Path, method: str, seed: int, points: Sequence[CsvPoint]) -> AuditRun:
     run = f"{method} seed {seed}"
     for last, point in pairwise(points):
         where = f"{file} line {point.line}"
@@ -132,8 +137,8 @@ def _log(file: Path, method: str, seed: int, points: Sequence[Point]) -> Log:
             )
         if point.step < last.step:
             raise UserError(
-                f"{where}: the steps of {run} go backwards, from {last.step} to {point.step}: sort them, and leave out "
-                "what a restart superseded"
+                f"{where}: the steps of {run} go backwards, from {last.step} to {point.step}: sort them, and remove "
+                "rows that a restart superseded"
             )
         for axis in point.costs.keys() & last.costs.keys():
             if point.costs[axis] < last.costs[axis]:
@@ -141,14 +146,14 @@ def _log(file: Path, method: str, seed: int, points: Sequence[Point]) -> Log:
     steps = [point.step for point in points]
     costs = {axis: [p.costs[axis] for p in points] for axis in COSTS if all(axis in p.costs for p in points)}
     totals = {axis: np.array([0.0, *values]) for axis, values in {"steps": steps, **costs}.items()}
-    told = {point.protocol: {"protocol": point.protocol} for point in points}
-    return Log(
+    recorded = {point.protocol: {"protocol": point.protocol} for point in points}
+    return AuditRun(
         method,
         seed,
         f"{file} line {points[0].line}",
         fit(steps, [point.value for point in points]),
         Costs(totals["steps"], totals),
-        told if any(told) else {},
+        recorded if any(recorded) else {},
     )
 
 

@@ -1,8 +1,9 @@
-"""Runs out of an MLflow store: those that flowrace mirrored there, and any other that tells method and seed.
+"""Runs out of an MLflow store: those that flowrace mirrored there, and any other with a method and a seed.
 
-What is read of a run: its method and seed (tags `flowrace.method`, `flowrace.seed`; else params `method.name` or `method`,
-and `seed`), the history of `eval/<metric>` or `<metric>`, of `cost/flops` and of `cost/seconds/<phase>`, `eval.*` params
-for the protocol, and the tags `flowrace.hardware` and `flowrace.aligned`. Nothing is written.
+What is read of a run: its method and seed (tags `flowrace.method`, `flowrace.seed`; else params
+`method.name` or `method`, and `seed`), the history of `eval/<metric>` or `<metric>`, of `cost/flops` and of
+`cost/seconds/<phase>`, `eval.*` params for the protocol, and the tags `flowrace.hardware` and
+`flowrace.aligned`. Nothing is written.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ import numpy as np
 
 from harness.errors import UserError, unknown
 from harness.records.record import TRAINING_PHASES, tracked_name
-from reports.audit.inputs.run_log import FREE, Arms, Log, Progress, Told, gathered
-from reports.race.comparability import machines
+from reports.audit.inputs.run_log import FREE, AuditArms, AuditRun, Progress, ReadRun, collect_arms
+from reports.race.comparability import machine_kinds
 from reports.stats.curves import Costs, fit
 
 SQLITE = "sqlite:///"
@@ -34,25 +35,26 @@ _QUIET = {
 }
 
 
-def read_tracked(source: str, names: Sequence[str], metric: str, progress: Progress = iter) -> Arms:
-    """The runs of these methods from a store, `sqlite:///FILE` or a server on this machine; `#NAME` behind it names one
-    experiment.
+def read_tracked(source: str, names: Sequence[str], metric: str, progress: Progress = iter) -> AuditArms:
+    """Return the runs of these methods from a store, `sqlite:///FILE` or a server on this machine; a
+    trailing `#NAME` selects one experiment.
 
-    Raises `UserError` for a store that is not there or elsewhere, and for methods and metrics that are not in it.
+    Raises `UserError` for a store that is not there or elsewhere, and for methods and metrics that are not
+    in it.
     """
     uri, _, experiment = source.partition("#")
     with _client(uri) as client:
         runs = [run for run in _runs(client, experiment) if _method(run)]
         for name in names:
             if name not in map(_method, runs):
-                raise unknown(f"method in {uri}:", name, {_method(run) for run in runs})
+                raise unknown(f"method in {uri}:", name, {str(_method(run)) for run in runs})
         found = [
-            _told(client, run, metric) for run in progress([run for run in runs if _method(run) in names])
+            _read_run(client, run, metric) for run in progress([run for run in runs if _method(run) in names])
         ]
     if not any(one.log for one in found):
         raise UserError(f"no finished run of {' or '.join(names)} in {uri} has the metric '{metric}'")
     try:
-        return gathered(found, names)
+        return collect_arms(found, names)
     except UserError as error:
         raise UserError(f"{error} (one experiment is named by {uri}#NAME)") from error
 
@@ -62,9 +64,9 @@ def _client(uri: str) -> Iterator[Any]:
     parts = urlsplit(uri)
     if uri.startswith("sqlite"):
         if not uri.startswith(SQLITE) or not Path(uri.removeprefix(SQLITE)).is_file():
-            raise UserError(f"{uri}: no such store; expected sqlite:///FILE with a file that is there")
+            raise UserError(f"{uri}: no such store; expected sqlite:///FILE with an existing file")
     elif parts.hostname not in LOOPBACK:
-        raise UserError(f"{uri}: only a server on this machine is read ({', '.join(LOOPBACK)})")
+        raise UserError(f"{uri}: only a server on this machine can be read ({', '.join(LOOPBACK)})")
     try:
         for name, value in _QUIET.items():
             os.environ.setdefault(name, value)
@@ -88,7 +90,9 @@ def _runs(client: Any, experiment: str) -> Iterator[Any]:
     if experiment and experiment not in known:
         raise unknown("experiment", experiment, known)
     wanted = [known[experiment]] if experiment else list(known.values())
-    page = client.search_runs(wanted, max_results=1000) if wanted else []
+    if not wanted:
+        return
+    page = client.search_runs(wanted, max_results=1000)
     yield from page
     while page and page.token:
         page = client.search_runs(wanted, max_results=1000, page_token=page.token)
@@ -103,7 +107,7 @@ def _method(run: Any) -> str | None:
     )
 
 
-def _told(client: Any, run: Any, metric: str) -> Told:
+def _read_run(client: Any, run: Any, metric: str) -> ReadRun:
     params, name, run_id = run.data.params, f"{_method(run)} (run {run.info.run_id})", run.info.run_id
     seed = run.data.tags.get("flowrace.seed") or params.get("seed") or ""
     if not seed.lstrip("-").isdigit():
@@ -115,23 +119,23 @@ def _told(client: Any, run: Any, metric: str) -> Told:
     method, failed = str(_method(run)), run.info.status == "FAILED"
     if not failed and run.info.status != "FINISHED":
         why = f"{name} is {run.info.status.lower()}, so it counts in no number."
-        return Told(method, int(seed), False, None, why)
+        return ReadRun(method, int(seed), False, None, why)
     if key is None:
         why = "failed before its first evaluation" if failed else "was never evaluated"
-        return Told(method, int(seed), failed, None, f"{name} {why} by {metric}.")
+        return ReadRun(method, int(seed), failed, None, f"{name} {why} by {metric}.")
     values, hardware = _history(client, run_id, key, name), _tag(run, "flowrace.hardware")
     steps = [step for step in values if step > 0]
     if not steps:
-        why = f"{name} tells {metric} at step 0 alone, so it counts in no number."
-        return Told(method, int(seed), failed, None, why)
-    log = Log(
+        why = f"{name} records {metric} at step 0 only, so it is excluded from all numbers."
+        return ReadRun(method, int(seed), failed, None, why)
+    log = AuditRun(
         method,
         int(seed),
         f"MLflow run {run_id}",
         fit(steps, [values[step] for step in steps]),
         _costs(client, run, steps, name, _devices(hardware)),
         _protocols(params),
-        tuple(machines(hardware)),
+        tuple(machine_kinds(hardware)),
         settings={
             k: v
             for k, v in params.items()
@@ -142,12 +146,12 @@ def _told(client: Any, run: Any, metric: str) -> Told:
         aligned=metric in _tag(run, "flowrace.aligned"),
         failed=failed,
     )
-    note = f"{name} failed: not arrived from its last evaluation on." if failed else ""
-    return Told(method, int(seed), failed, log, note)
+    note = f"{name} failed: censored after its last evaluation." if failed else ""
+    return ReadRun(method, int(seed), failed, log, note)
 
 
 def _history(client: Any, run: str, key: str, name: str) -> dict[int, float]:
-    """Values by step, ascending; raises `UserError` for a step with two different ones."""
+    """Return values by step, ascending; raises `UserError` for a step with two different ones."""
     found: dict[int, float] = {}
     for point in client.get_metric_history(run, key):
         if found.setdefault(point.step, point.value) != point.value and not math.isnan(point.value):
@@ -156,7 +160,8 @@ def _history(client: Any, run: str, key: str, name: str) -> dict[int, float]:
 
 
 def _tag(run: Any, tag: str) -> list[Any]:
-    """What a tag of ours lists; empty in a run without it. Raises `UserError` for one that was altered."""
+    """Return what a tag of ours lists; empty in a run without it. Raises `UserError` for one that was
+    altered."""
     try:
         found = json.loads(run.data.tags.get(tag, "[]"))
     except ValueError:
@@ -167,8 +172,7 @@ def _tag(run: Any, tag: str) -> list[Any]:
 
 
 def _costs(client: Any, run: Any, steps: list[int], name: str, devices: int | None) -> Costs:
-    """Totals at the steps of the cost metrics; a run that logged none has steps alone, and one that does not tell its devices
-    no device-seconds."""
+    """Return totals at the steps of the cost metrics, for the axes that were logged."""
     phases = [
         f"cost/seconds/{phase}" for phase in TRAINING_PHASES if f"cost/seconds/{phase}" in run.data.metrics
     ]
@@ -183,24 +187,25 @@ def _costs(client: Any, run: Any, steps: list[int], name: str, devices: int | No
     if flops:
         totals["flops"] = _on(grid, flops)
     if logged:
-        totals["seconds"] = sum(_on(grid, own) for own in logged.values())
+        totals["seconds"] = sum((_on(grid, own) for own in logged.values()), np.zeros_like(grid))
         totals |= {} if devices is None else {"gpu_seconds": devices * totals["seconds"]}
     return Costs(grid, totals)
 
 
 def _devices(starts: Sequence[Mapping[str, Any]]) -> int | None:
-    """On how many a run was; None where that is not told, or it went on with another number of them."""
+    """Return the number of devices; None if it is not recorded or changed during the run."""
     counts = {start.get("devices", 1) for start in starts}
     return counts.pop() if len(counts) == 1 else None
 
 
 def _on(grid: np.ndarray, history: Mapping[int, float]) -> np.ndarray:
-    known = {0: 0.0} | history
+    known = {0: 0.0, **history}
     return np.interp(grid, list(known), list(known.values()))
 
 
 def _protocols(params: Mapping[str, str]) -> dict[str, Mapping[str, Any]]:
-    """From the `eval.*` params that change what a value means, else a param `protocol`; empty where neither is there."""
+    """Return the `eval.*` params that change what a value means, else the param `protocol`; empty without
+    either."""
     fields = {k: v for k, v in params.items() if k.startswith("eval.") and k.split(".")[1] not in FREE}
     fields |= {k: params[k] for k in ("data.fingerprint", "protocol") if fields and k in params}
     if fields:

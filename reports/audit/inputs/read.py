@@ -1,4 +1,5 @@
-"""Runs as an audit sees them, wherever they were logged: run directories, a tidy CSV (tidy.py) or MLflow (tracked.py)."""
+"""The runs of an audit, wherever they were logged: run directories, a tidy CSV (csv_curves.py) or MLflow
+(mlflow_runs.py)."""
 
 from __future__ import annotations
 
@@ -11,26 +12,39 @@ from harness.records.record import Record, find_records
 from reports.audit.inputs.claim import Claim
 from reports.audit.inputs.csv_curves import read_tidy
 from reports.audit.inputs.mlflow_runs import read_tracked
-from reports.audit.inputs.run_log import FREE, Arms, Log, Logs, Progress, Told, by_seed, gathered
-from reports.race import study_folder as studies
-from reports.race.arms import Arm, arms_of, find_arm, flatten
-from reports.race.comparability import hardware
+from reports.audit.inputs.run_log import (
+    FREE,
+    AuditArms,
+    AuditRun,
+    AuditRuns,
+    Progress,
+    ReadRun,
+    by_seed,
+    collect_arms,
+)
+from reports.race import study_folder
+from reports.race.arms import RaceArm, arms_of, find_arm, flatten
+from reports.race.comparability import machines_of
 from reports.race.protocols import protocols_of
 from reports.stats.curves import costs_of, curve_of
 
 SCHEMES = ("sqlite://", "http://", "https://")
 
 
-def read_logs(sources: Sequence[str], claim: Claim, progress: Progress = iter) -> Logs:
-    """The runs of a claim's two arms; see `read_arms`."""
+def read_logs(sources: Sequence[str], claim: Claim, progress: Progress = iter) -> AuditRuns:
+    """Return the runs of a claim's two arms; see `read_arms`."""
     arms = read_arms(sources, (claim.baseline, claim.candidate), claim.metric, progress)
-    return Logs(arms.runs[claim.baseline], arms.runs[claim.candidate], arms.notes, arms.unseen)
+    return AuditRuns(arms.runs[claim.baseline], arms.runs[claim.candidate], arms.notes, arms.unseen)
 
 
-def read_arms(sources: Sequence[str], names: Sequence[str], metric: str, progress: Progress = iter) -> Arms:
-    """The runs of these methods that ended, in these sources: folders of run directories, CSV files, MLflow stores.
+def read_arms(
+    sources: Sequence[str], names: Sequence[str], metric: str, progress: Progress = iter
+) -> AuditArms:
+    """Return the runs of these methods that ended, in these sources: folders of run directories, CSV files,
+    MLflow stores.
 
-    Raises `UserError` for a source that cannot be read, a method or a metric that is not in it, and a seed told twice.
+    Raises `UserError` for a source that cannot be read, a method or a metric that is not in it, and a seed
+    that occurs twice.
     """
     stores = [source for source in sources if source.startswith(SCHEMES)]
     files = [source for source in sources if source not in stores and Path(source).is_file()]
@@ -46,75 +60,84 @@ def read_arms(sources: Sequence[str], names: Sequence[str], metric: str, progres
     found += [read_records(folders, names, metric, progress)] if folders else []
     runs = {name: by_seed(log for part in found for log in part.runs[name].values()) for name in names}
     notes = tuple(note for part in found for note in part.notes)
-    return Arms(runs, notes, tuple(note for part in found for note in part.unseen))
+    return AuditArms(runs, notes, tuple(note for part in found for note in part.unseen))
 
 
 def read_records(
     folders: Sequence[Path], names: Sequence[str], metric: str, progress: Progress = iter
-) -> Arms:
-    """From run directories. Of a folder with a plan only the planned runs count."""
-    records, unplanned = studies.by_plan(find_records(*folders), folders)
+) -> AuditArms:
+    """Read run directories. In a folder with a plan only the planned runs count."""
+    records, unplanned = study_folder.by_plan(find_records(*folders), folders)
     if not records:
         raise UserError(f"no runs in {', '.join(map(str, folders))}: a run is a folder with a spec.toml")
     arms = arms_of(records)
     chosen = {name: find_arm(arms, name, "method") for name in names}
     if len({id(arm) for arm in chosen.values()}) < len(chosen):
-        raise UserError(f"{' and '.join(names)} are one arm")
-    ids, planned = {record.id for record in records}, [run.id for run in studies.read_plan(folders)]
+        raise UserError(f"{' and '.join(names)} are the same arm")
+    ids, planned = {record.id for record in records}, [run.id for run in study_folder.read_plan(folders)]
     missing = sum(run not in ids for run in planned)
     notes = [f"{missing} planned runs are missing."] if missing else []
-    notes += [f"Not in the plan, so left out: {', '.join(run.id for run in unplanned)}."] if unplanned else []
+    notes += (
+        [f"Excluded because they are not in the plan: {', '.join(run.id for run in unplanned)}."]
+        if unplanned
+        else []
+    )
     runs = [(name, *run) for name, arm in chosen.items() for run in arm.runs.items()]
-    told = [_told(name, chosen[name], seed, run, metric) for name, seed, run in progress(runs)]
-    if not any(one.log for one in told):
+    found_runs = [_read_run(name, chosen[name], seed, run, metric) for name, seed, run in progress(runs)]
+    if not any(one.log for one in found_runs):
         known = {name for arm in chosen.values() for run in arm.runs.values() for name in _metrics(run)}
         raise UserError(
             f"no finished run of {' or '.join(names)} was evaluated by '{metric}' (evaluated: "
             f"{', '.join(sorted(known)) or 'nothing'})"
         )
-    return gathered(told, names, notes)
+    return collect_arms(found_runs, names, notes)
 
 
-def _told(name: str, arm: Arm, seed: int, record: Record, metric: str) -> Told:
-    """Its events are let go: hundreds of runs fill a memory."""
+def _read_run(name: str, arm: RaceArm, seed: int, record: Record, metric: str) -> ReadRun:
+    """Read one run. Its events are not kept, because hundreds of runs would fill the memory."""
     failed, who = record.status == "failed", f"{arm.label} seed {seed}"
     if not failed and record.status != "done":
-        why = f"{who} is {record.status}, so it counts in no number ({record.id})."
-        return Told(name, seed, False, None, why)
+        why = f"{who} is {record.status}, so it is excluded from all numbers ({record.id})."
+        return ReadRun(name, seed, False, None, why)
     run = Record(record.path)
     curve = curve_of(run, metric)
     if curve is None:
         why = "failed before its first evaluation" if failed else "was never evaluated"
-        return Told(name, seed, failed, None, f"{who} {why} by {metric} ({record.id}).")
+        return ReadRun(name, seed, failed, None, f"{who} {why} by {metric} ({record.id}).")
     began, ended = _times(run)
     starts = [start.get("evaluation", {}) for start in run.environment]
-    log = Log(
+    log = AuditRun(
         arm.label,
         seed,
         str(record.path),
         curve,
         costs_of(run),
         _protocols(run, metric),
-        tuple(hardware(run)),
+        tuple(machines_of(run)),
         {path: value for path, value in arm.fields.items() if not path.startswith(("method.", "eval."))},
         began,
         ended,
         any(metric in start.get("aligned", ()) for start in starts),
         failed,
     )
-    note = f"{who} failed: not arrived from its last evaluation on ({record.id})." if failed else ""
-    return Told(name, seed, failed, log, note)
+    note = f"{who} failed: censored after its last evaluation ({record.id})." if failed else ""
+    return ReadRun(name, seed, failed, log, note)
 
 
 def _protocols(record: Record, metric: str) -> dict[str, Mapping[str, Any]]:
-    """Hash -> fields, of the evaluations that have the metric; from the spec where the record does not tell them."""
+    """Return hash -> fields of the evaluations with the metric, from the spec if the record does not have
+    them."""
     spec = {key: value for key, value in flatten(record.spec.get("eval", {})).items() if key not in FREE}
-    told = protocols_of(record, metric)
-    return {one: spec if fields == {"hash": one} else flatten(fields) for one, fields in sorted(told.items())}
+    found_runs = protocols_of(record, metric)
+    return {
+        one: spec if fields == {"hash": one} else flatten(fields)
+        for one, fields in sorted(found_runs.items())
+    }
 
 
 def _times(record: Record) -> tuple[float | None, float | None]:
-    """When a run began and when it can have finished at the earliest: it was at work for the seconds that it booked."""
+    """Return when a run began, and the earliest time at which it can have ended: it worked for its recorded
+    seconds."""
     starts = [start["started"] for start in record.environment if "started" in start]
     if not starts:
         return None, None

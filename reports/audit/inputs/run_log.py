@@ -1,4 +1,4 @@
-"""One run as an audit sees it, wherever it was logged, and the two arms of a comparison."""
+"""One run of an audit, wherever it was logged, and the two arms of a comparison."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ Progress = Callable[[Sequence[Any]], Iterable[Any]]
 
 
 @dataclass(frozen=True)
-class Log:
-    """One run of an arm that ended, finished or failed: its curve, what it cost, and what tells whether it may be compared."""
+class AuditRun:
+    """One run of an arm that ended, finished or failed: its curve, what it cost, and what decides whether
+    it may be compared."""
 
     method: str
     seed: int
@@ -26,9 +27,9 @@ class Log:
     costs: Costs
     """On the axes that were logged."""
     protocols: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Of its evaluations: name or hash -> fields; empty where none is told, `""` for points that tell none."""
+    """Of its evaluations: name or hash -> fields; empty if none is recorded, `""` for points without one."""
     machines: tuple[str, ...] = ()
-    """What it ran on; empty where it is not told."""
+    """What it ran on; empty if not recorded."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Of training, the method's own left out: equal on an equal footing."""
     started: float | None = None
@@ -41,54 +42,57 @@ class Log:
 
 
 @dataclass(frozen=True)
-class Logs:
+class AuditRuns:
     """Both arms of a comparison, by seed."""
 
-    baseline: Mapping[int, Log]
-    candidate: Mapping[int, Log]
+    baseline: Mapping[int, AuditRun]
+    candidate: Mapping[int, AuditRun]
     notes: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
     """The runs that failed before their first evaluation, each in a sentence."""
 
     @property
-    def all(self) -> list[Log]:
+    def all(self) -> list[AuditRun]:
         return [*self.baseline.values(), *self.candidate.values()]
 
     @property
-    def whole(self) -> Logs:
+    def finished(self) -> AuditRuns:
         """Without the runs that failed."""
-        arms = (
-            {s: log for s, log in arm.items() if not log.failed} for arm in (self.baseline, self.candidate)
+        baseline, candidate = (
+            {seed: run for seed, run in arm.items() if not run.failed}
+            for arm in (self.baseline, self.candidate)
         )
-        return Logs(*arms, self.notes, self.unseen)
+        return AuditRuns(baseline, candidate, self.notes, self.unseen)
 
 
-class Arms(NamedTuple):
-    """The runs of some methods that ended, by method and seed, and what the reader must know of the others."""
+class AuditArms(NamedTuple):
+    """The runs of some methods that ended, by method and seed, and what the reader must know of the
+    others."""
 
-    runs: dict[str, dict[int, Log]]
+    runs: dict[str, dict[int, AuditRun]]
     notes: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
 
 
-class Told(NamedTuple):
-    """What a source tells of one run: its log, or in a note why it has none."""
+class ReadRun(NamedTuple):
+    """One run as read from a source: its log, or a note why it has none."""
 
     method: str
     seed: int
     failed: bool
-    log: Log | None
+    log: AuditRun | None
     note: str = ""
 
 
-def gathered(told: Sequence[Told], names: Sequence[str], notes: Sequence[str] = ()) -> Arms:
-    """The runs of these methods by seed; a run that failed and was run again to its end is left to that.
+def collect_arms(read: Sequence[ReadRun], names: Sequence[str], notes: Sequence[str] = ()) -> AuditArms:
+    """Return the runs of these methods by seed; a run that failed and was run again to its end is left to
+    that.
 
-    Raises `UserError` for a seed that is told twice.
+    Raises `UserError` for a seed that occurs twice.
     """
-    ended = {(one.method, one.seed) for one in told if one.log is not None and not one.failed}
+    ended = {(one.method, one.seed) for one in read if one.log is not None and not one.failed}
     kept, unseen, again = [], [], {}
-    for one in told:
+    for one in read:
         if one.failed and (one.method, one.seed) in ended:
             again[f"{one.method} seed {one.seed} failed before; its finished run counts."] = None
         elif one.failed and one.log is None:
@@ -97,12 +101,12 @@ def gathered(told: Sequence[Told], names: Sequence[str], notes: Sequence[str] = 
             kept.append(one)
     said = [one.note for one in kept if one.note]
     runs = {name: by_seed(one.log for one in kept if one.log and one.method == name) for name in names}
-    return Arms(runs, (*notes, *said, *again), tuple(unseen))
+    return AuditArms(runs, (*notes, *said, *again), tuple(unseen))
 
 
-def by_seed(logs: Iterable[Log]) -> dict[int, Log]:
-    """Raises `UserError` for a seed that is told twice."""
-    found: dict[int, Log] = {}
+def by_seed(logs: Iterable[AuditRun]) -> dict[int, AuditRun]:
+    """Raises `UserError` for a seed that occurs twice."""
+    found: dict[int, AuditRun] = {}
     for log in logs:
         if log.seed in found:
             raise UserError(

@@ -31,11 +31,11 @@ from harness.cli.probe import probe
 from harness.config import registry
 from harness.config.spec import BackboneSpec
 from harness.encoders.base import Choice, open_encoder
-from harness.encoders.open_clip import recipe_of
 from harness.errors import UserError
 from harness.files.terminal import reflowed
 from methods.common.alignment import check_layer
 from methods.common.method import Method, MethodConfig
+from metrics.extractors.open_clip_recipe import find_recipe
 from tests.conftest import ROOT
 
 D, T, WIDTH, BATCH = 768, 256, 2048, 256
@@ -269,7 +269,7 @@ def test_the_page_names_every_family() -> None:
 @pytest.mark.parametrize("name", ENCODERS)
 def test_encoders_on_the_page_have_published_weights(name: str) -> None:
     family, _, model = name.partition(":")
-    assert timm.is_model_pretrained(model) if family == "timm" else recipe_of(model).repository
+    assert timm.is_model_pretrained(model) if family == "timm" else find_recipe(model).repository
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from harness.assembly.resolve import load_spec
 from harness.config.parts import FLAT_NAMES
 from harness.config.spec import HASHED_IF_SET, DataParts, DataSpec, Section, canonical
 from harness.errors import UserError
-from sweeps.plan.plan import plan
+from sweeps.plan.plan import make_plan
 from sweeps.plan.study import load_study
 
 SPELLINGS = {
@@ -108,7 +108,7 @@ def study(tmp_path: Path, text: str) -> str:
 def test_an_axis_in_either_spelling_plans_the_same_runs(tmp_path: Path) -> None:
     axes = '[axes]\nseed = [0]\n"{}" = [0.25, 0.75]\n'
     plans = [
-        [cell.id for cell in plan(load_study(study(tmp_path, axes.format(path))))]
+        [cell.id for cell in make_plan(load_study(study(tmp_path, axes.format(path)))).runs]
         for path in ("data.audio_weight", "data.parts.audio.weight")
     ]
     assert plans[0] == plans[1] and len(set(plans[0])) == 2

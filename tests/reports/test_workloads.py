@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from reports.pages.forest import candidates, compared, forest
+from reports.analysis.report import RaceReport
+from reports.pages.forest import candidates, compared_axes, workload_section
 from reports.pages.report_json import to_json
-from reports.race.cells import Cell, cells_of, objectives_of, pool, sooner
 from reports.race.race import read_race
+from reports.race.workloads import Workload, count_sooner, objectives_of, pool_speedups, workloads_of
 from reports.stats.speedup import Speedup, Time, speedup
 from tests.reports.synthetic import power_law, write_run
 
@@ -33,7 +34,7 @@ def write_cells(folder: Path, effects: Mapping[str, tuple[float, ...]] = EFFECTS
     return folder
 
 
-def by_label(cells: list[Cell]) -> dict[str, Cell]:
+def by_label(cells: list[Workload]) -> dict[str, Workload]:
     return {cell.label: cell for cell in cells}
 
 
@@ -44,7 +45,7 @@ def gain_of(logs: np.ndarray) -> Speedup:
 
 def test_each_cell_is_compared_with_its_own_baseline(tmp_path: Path) -> None:
     race = read_race([write_cells(tmp_path)], target=30)
-    cells = by_label(cells_of(race))
+    cells = by_label(workloads_of(race))
     assert objectives_of(race) == ["flow", "repa"]
     assert list(cells) == ["backbone.size = S", "backbone.size = nano"]
     for size, effects in EFFECTS.items():
@@ -53,21 +54,23 @@ def test_each_cell_is_compared_with_its_own_baseline(tmp_path: Path) -> None:
         assert [found.estimate, found.low, found.high] == pytest.approx(
             [stats.gmean(effects), math.exp(low), math.exp(high)], rel=1e-6
         )
-        assert sooner(*(cells[f"backbone.size = {size}"].times(o, "steps") for o in ("flow", "repa"))) == (
+        assert count_sooner(
+            *(cells[f"backbone.size = {size}"].times(o, "steps") for o in ("flow", "repa"))
+        ) == (
             3,
             3,
         )
     assert candidates(list(cells.values())) == ["repa"]
-    assert compared(race, list(cells.values())) == ["steps", "images", "flops", "seconds"]
+    assert compared_axes(RaceReport(race)) == ["steps", "images", "flops", "seconds"]
 
 
 def test_two_pooled_cells_are_a_welch_test_of_one_against_the_other_with_its_sign_turned() -> None:
-    """(m1 + m2) / 2 is half the difference of m1 and -m2, so scipy's interval of that difference, halved, is
-    the pooled one."""
+    """(m1 + m2) / 2 is half the difference of m1 and -m2, so scipy's interval of that difference, halved,
+    is the pooled one."""
     rng = np.random.default_rng(1)
     for n, m in ((3, 3), (3, 7), (2, 10)):
         a, b = rng.normal(0.4, 0.1, n), rng.normal(0.2, 0.3, m)
-        pooled = pool({"a": gain_of(a), "b": gain_of(b), "none": None})
+        pooled = pool_speedups({"a": gain_of(a), "b": gain_of(b), "none": None})
         low, high = stats.ttest_ind(a, -b, equal_var=False).confidence_interval(0.95)
         assert np.log([pooled.gain.low, pooled.gain.high]) == pytest.approx([low / 2, high / 2], rel=1e-9)
         assert math.log(pooled.gain.estimate) == pytest.approx((a.mean() + b.mean()) / 2)
@@ -83,7 +86,7 @@ def test_the_pooled_interval_covers_and_a_bootstrap_of_three_seeds_does_not() ->
     draws = rng.integers(seeds, size=(600, cells, seeds))
     for _ in range(repeats):
         logs = rng.normal(truths[:, None], spreads[:, None], (cells, seeds))
-        found = pool({str(c): gain_of(own) for c, own in enumerate(logs)}).gain
+        found = pool_speedups({str(c): gain_of(own) for c, own in enumerate(logs)}).gain
         hits += found.low <= math.exp(truths.mean()) <= found.high
         again = np.take_along_axis(logs[None], draws, axis=2).mean(axis=(1, 2))
         low, high = np.quantile(again, [0.025, 0.975])
@@ -97,11 +100,13 @@ def test_an_open_end_of_one_cell_is_open_in_the_mean() -> None:
     base = {seed: Time(1000.0) for seed in range(3)}
     never = speedup(base, {0: Time(500.0), 1: Time(600.0), 2: Time(900.0, "right")})
     late = speedup({0: Time(500.0), 1: Time(600.0), 2: Time(900.0, "right")}, base)
-    assert pool({"a": closed, "b": never}).gain.low == 0
-    assert math.isfinite(pool({"a": closed, "b": never}).gain.high)
-    assert math.isinf(pool({"a": closed, "b": late}).gain.high)
-    assert pool({"a": closed, "b": speedup(base, {7: Time(1.0)})}) is None  # unpaired, one run: no interval
-    assert pool({"a": closed}) is None
+    assert pool_speedups({"a": closed, "b": never}).gain.low == 0
+    assert math.isfinite(pool_speedups({"a": closed, "b": never}).gain.high)
+    assert math.isinf(pool_speedups({"a": closed, "b": late}).gain.high)
+    assert (
+        pool_speedups({"a": closed, "b": speedup(base, {7: Time(1.0)})}) is None
+    )  # unpaired, one run: no interval
+    assert pool_speedups({"a": closed}) is None
 
 
 def test_pairs_of_whom_one_was_first() -> None:
@@ -121,7 +126,7 @@ def test_pairs_of_whom_one_was_first() -> None:
         4: Time(9.0, "right"),
         5: Time(1.0),
     }
-    assert sooner(base, cand) == (2, 3)  # seeds 0 and 2 of 0, 2 and 3: 1 is a tie, nobody arrived in 4
+    assert count_sooner(base, cand) == (2, 3)  # seeds 0 and 2 of 0, 2 and 3: 1 is a tie, nobody arrived in 4
 
 
 def test_without_a_target_each_cell_has_one_that_all_its_runs_reach(tmp_path: Path) -> None:
@@ -134,7 +139,7 @@ def test_without_a_target_each_cell_has_one_that_all_its_runs_reach(tmp_path: Pa
             write_run(
                 tmp_path / f"{method}-{seed}", method, seed, metric=curve, set_={"backbone.size": "hard"}
             )
-    cells = by_label(cells_of(read_race([tmp_path])))
+    cells = by_label(workloads_of(read_race([tmp_path])))
     assert cells["backbone.size = S"].target == 22.4
     assert cells["backbone.size = hard"].target == 44.8
 
@@ -145,7 +150,7 @@ def test_a_cell_without_its_baseline_or_of_two_protocols_compares_nothing_and_sa
     for method, protocol in (("flow", "one"), ("repa", "two")):
         write_run(tmp_path / f"{method}-M", method, 0, set_={"backbone.size": "M"}, protocol=protocol)
     race = read_race([tmp_path], target=30)
-    why = {cell.label: cell.why for cell in cells_of(race)}
+    why = {cell.label: cell.why for cell in workloads_of(race)}
     assert why == {
         "backbone.size = S": "",
         "backbone.size = nano": "",
@@ -153,7 +158,7 @@ def test_a_cell_without_its_baseline_or_of_two_protocols_compares_nothing_and_sa
         "backbone.size = M": "the runs were evaluated under different protocols, "
         "so their values cannot be compared",
     }
-    page = str(forest(race))
+    page = str(workload_section(RaceReport(race)))
     assert "backbone.size = L: not compared (no finished run of flow)." in page
 
 
@@ -161,10 +166,10 @@ def test_what_was_tuned_for_each_method_tells_objectives_apart_and_not_cells(tmp
     for method, rate in (("flow", 1e-3), ("repa", 2e-3)):
         write_run(tmp_path / method, method, 0, set_={"optimizer.learning_rate": rate})
     race = read_race([tmp_path], target=30)
-    [cell] = cells_of(race)
+    [cell] = workloads_of(race)
     assert cell.label == "" and len(cell.runs) == 2
     assert objectives_of(race)[1] == "repa (optimizer.learning_rate = 0.002)"
-    assert forest(race) is None
+    assert workload_section(RaceReport(race)) is None
 
 
 def test_a_failed_run_is_not_there_at_the_horizon_and_shortens_nobodys_budget(tmp_path: Path) -> None:
@@ -192,13 +197,13 @@ def test_a_failed_run_is_not_there_at_the_horizon_and_shortens_nobodys_budget(tm
 def test_machines_are_told_every_cell_and_what_they_say_together(tmp_path: Path) -> None:
     write_cells(tmp_path)
     race = read_race([tmp_path], target=30)
-    told = json.loads(to_json(race, {}, [], [], "report.html"))
+    told = json.loads(to_json(RaceReport(race), [], "report.html"))
     steps = [row for row in told["cells"] if row["axis"] == "steps"]
     assert {(row["cell"], row["objective"]) for row in steps} == {
         ("backbone.size = S", "repa"),
         ("backbone.size = nano", "repa"),
     }
-    for row, cell in zip(steps, cells_of(race), strict=True):
+    for row, cell in zip(steps, workloads_of(race), strict=True):
         gain = cell.speedups["steps", "repa"]
         assert (row["speedup"], row["low"], row["high"]) == (gain.estimate, gain.low, gain.high)
     (pooled,) = (row for row in told["pooled"] if row["axis"] == "steps")

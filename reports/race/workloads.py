@@ -1,17 +1,20 @@
-"""A study of several cells (model sizes, data sets, step counts): the speed-up in each of them, and what they say together.
+"""Workloads, the cells of a study (model sizes, data sets, step counts): the speed-up in each, and the
+pooled one.
 
-A *cell* is everything that a spec says but the objective and the seed: runs of one cell are compared with runs of that cell
-alone, at its own target and within its own budgets. An *objective* is the method with its own fields, and with whatever else
-was chosen for it (a learning rate of its own, say): fields that are one value for each method tell objectives apart, fields
-that a method takes several values of tell cells apart.
+A *cell* is everything that a spec says but the objective and the seed: runs of one cell are compared with
+runs of that cell alone, at its own target and within its own budgets. An *objective* is the method with its
+own fields, and with whatever else was chosen for it (for example its own learning rate): fields that are one
+value for each method distinguish objectives, fields that a method takes several values of distinguish cells.
 
-The effects S_c of the cells are pooled as their geometric mean, every cell with one weight whatever its number of seeds:
+The effects S_c of the cells are pooled as their geometric mean, every cell with one weight whatever its
+number of seeds:
 
     log S = mean_c log S_c,    var = sum_c e_c^2 / K^2,    degrees of freedom by Welch and Satterthwaite
 
-with e_c the standard error of log S_c in one of K cells. So the interval is of the mean over *these* cells. A bootstrap that
-resamples the seeds of each cell is the usual choice (rliable) but too narrow for the 3 to 10 seeds that cells have
-(tests/reports/test_cells.py measures both). An end that one cell leaves open is open in the mean.
+with e_c the standard error of log S_c in one of K cells. So the interval is of the mean over *these* cells.
+A bootstrap that resamples the seeds of each cell is the usual choice (rliable) but too narrow for the 3 to
+10 seeds that cells have (tests/reports/test_cells.py measures both). An end that one cell leaves open is
+open in the mean.
 """
 
 from __future__ import annotations
@@ -22,42 +25,43 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.special import stdtrit
 
-from reports.race.arms import Arm, differing, labels_of, naming, setting
-from reports.race.comparability import apart_in_value, comparable
-from reports.race.race import Race, compare, reachable
-from reports.race.run import Run, cross
-from reports.stats.speedup import CONFIDENCE, Speedup, Time, cut
+from reports.race.arms import RaceArm, differing_paths, labels_of, naming, setting
+from reports.race.comparability import comparable_axes, values_differ
+from reports.race.race import Race, compare_runs, reachable_by_all
+from reports.race.run import RaceRun, cross
+from reports.stats.speedup import Speedup, Time, cut
+from reports.stats.student import CONFIDENCE, t_interval
 
 
 @dataclass(frozen=True)
-class Cell:
-    """The arms that differ in nothing but their objective. Mappings by objective, or by axis and objective."""
+class Workload:
+    """The arms that differ in nothing but their objective. Mappings by objective, or by axis and
+    objective."""
 
     label: str
-    """The fields that tell it from other cells; empty where there is one."""
+    """The fields that distinguish it from other cells; empty if there is one."""
     fields: Mapping[str, Any]
     target: float | None
-    """The study's; where none was given the lowest that every finished run of the cell reaches."""
+    """The study's; without one, the lowest that every finished run of the cell reaches."""
     axes: tuple[str, ...]
-    runs: Mapping[str, tuple[Run, ...]]
+    runs: Mapping[str, tuple[RaceRun, ...]]
     arms: Mapping[str, str]
     """Labels of the race's arms."""
     speedups: Mapping[tuple[str, str], Speedup]
     """Over the baseline's objective in this cell."""
     horizons: Mapping[str, float]
     why: str = ""
-    """Why nothing is compared here; empty where it is."""
+    """Why nothing is compared here; empty if it is."""
 
     def times(self, objective: str, axis: str) -> dict[int, Time]:
-        """Times to target by seed, cut at the cell's smallest budget."""
-        found = {run.seed: run.time(axis) for run in self.runs.get(objective, ()) if run.crossing is not None}
+        """Return times to target by seed, cut at the cell's smallest budget."""
+        found = {run.seed: run.time(axis) for run in self.runs.get(objective, ()) if run.crosses}
         return {seed: cut(time, self.horizons[axis]) for seed, time in found.items()}
 
 
 @dataclass(frozen=True)
-class Pooled:
+class PooledSpeedup:
     """The effect of one objective over the cells that have an interval."""
 
     gain: Speedup
@@ -67,10 +71,10 @@ class Pooled:
     """Cells without an interval."""
 
 
-def cells_of(race: Race) -> list[Cell]:
-    """The cells of a race in order of its arms; one where arms differ in their objectives alone."""
+def workloads_of(race: Race) -> list[Workload]:
+    """Return the cells of a race in order of its arms; one where arms differ in their objectives alone."""
     objectives, workloads = _split(race.arms)
-    groups: dict[str, list[Arm]] = {}
+    groups: dict[str, list[RaceArm]] = {}
     for arm in race.arms:
         groups.setdefault(_label(workloads[arm.label]), []).append(arm)
     base = objectives[race.baseline]
@@ -80,27 +84,27 @@ def cells_of(race: Race) -> list[Cell]:
 
 
 def objectives_of(race: Race) -> list[str]:
-    """The labels of all objectives, the baseline's first."""
+    """Return the labels of all objectives, the baseline's first."""
     return list(dict.fromkeys(_split(race.arms)[0].values()))
 
 
-def pool(gains: Mapping[str, Speedup | None], confidence: float = CONFIDENCE) -> Pooled | None:
-    """The pooled effect of speed-ups by cell; None where fewer than two cells have an interval."""
+def pool_speedups(
+    gains: Mapping[str, Speedup | None], confidence: float = CONFIDENCE
+) -> PooledSpeedup | None:
+    """Return the pooled effect of speed-ups by cell; None if fewer than two cells have an interval."""
     known = {label: g for label, g in gains.items() if g and g.estimate is not None and g.error is not None}
     if len(known) < 2:
         return None
-    effects, squares = (
-        np.log([g.estimate for g in known.values()]),
-        np.square([g.error for g in known.values()]),
-    )
+    effects = np.log([g.factor for g in known.values()])
+    squares = np.square([g.error for g in known.values() if g.error is not None])
     mean, error = float(effects.mean()), math.sqrt(squares.sum()) / len(known)
     degrees = _degrees(squares, [g.degrees for g in known.values()])
-    half = float(stdtrit(degrees, (1 + confidence) / 2)) * error
-    return Pooled(
+    low, high = t_interval(mean, error, degrees, confidence)
+    return PooledSpeedup(
         Speedup(
             estimate=math.exp(mean),
-            low=0.0 if any(g.low == 0 for g in known.values()) else math.exp(mean - half),
-            high=math.inf if any(math.isinf(g.high) for g in known.values()) else math.exp(mean + half),
+            low=0.0 if any(g.low == 0 for g in known.values()) else math.exp(low),
+            high=math.inf if any(g.high == math.inf for g in known.values()) else math.exp(high),
             n=sum(g.n for g in known.values()),
             paired=all(g.paired for g in known.values()),
             censored_baseline=sum(g.censored_baseline for g in known.values()),
@@ -114,25 +118,33 @@ def pool(gains: Mapping[str, Speedup | None], confidence: float = CONFIDENCE) ->
     )
 
 
-def sooner(baseline: Mapping[int, Time], candidate: Mapping[int, Time]) -> tuple[int, int]:
-    """(seed pairs in which the candidate was there first, pairs that can be told apart): P(T_candidate < T_baseline) as
-    counts. A pair that never arrived on both sides, and a tie, is told apart by nobody."""
-    first = told = 0
+def count_sooner(baseline: Mapping[int, Time], candidate: Mapping[int, Time]) -> tuple[int, int]:
+    """Return (seed pairs in which the candidate arrived first, pairs whose order is known).
+
+    Ties, and pairs in which neither arrived, have no order.
+    """
+    first = recorded = 0
     for seed in baseline.keys() & candidate.keys():
         a, b = _rank(baseline[seed]), _rank(candidate[seed])
-        told += a != b
+        recorded += a != b
         first += b < a
-    return first, told
+    return first, recorded
 
 
-def _split(arms: Sequence[Arm]) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
-    """Of each arm, by its label: the label of its objective, and the fields of its cell."""
-    different = [path for path in differing(arm.fields for arm in arms) if not path.startswith("method.")]
+def _split(arms: Sequence[RaceArm]) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
+    """Return, by arm label, the label of its objective and the fields of its cell."""
+    different = [
+        path for path in differing_paths(arm.fields for arm in arms) if not path.startswith("method.")
+    ]
     varied = naming(different, {arm.label: arm.fields for arm in arms})
-    methods: dict[str, list[Arm]] = {}
+    methods: dict[str, list[RaceArm]] = {}
     for arm in arms:
         methods.setdefault(repr(_of_method(arm)), []).append(arm)
-    own = [p for p in varied if not any(differing({p: a.fields.get(p)} for a in g) for g in methods.values())]
+    own = [
+        p
+        for p in varied
+        if not any(differing_paths({p: a.fields.get(p)} for a in g) for g in methods.values())
+    ]
     if len(methods) == 1:
         own = []
     named = {
@@ -146,7 +158,7 @@ def _split(arms: Sequence[Arm]) -> tuple[dict[str, str], dict[str, dict[str, Any
     return labels_of(named), cells
 
 
-def _of_method(arm: Arm) -> dict[str, Any]:
+def _of_method(arm: RaceArm) -> dict[str, Any]:
     return {path: value for path, value in sorted(arm.fields.items()) if path.startswith("method.")}
 
 
@@ -157,39 +169,39 @@ def _label(fields: Mapping[str, Any]) -> str:
 def _cell(
     race: Race,
     label: str,
-    arms: Sequence[Arm],
+    arms: Sequence[RaceArm],
     objectives: Mapping[str, str],
     fields: Mapping[str, Any],
     base: str,
-) -> Cell:
+) -> Workload:
     labels = {objectives[arm.label]: arm.label for arm in arms}
     order = sorted(labels, key=lambda objective: objective != base)
     runs = {objective: race.of(labels[objective]) for objective in order}
     every = [run for own in runs.values() for run in own]
-    target = race.target if race.target_given else reachable(every)
+    target = race.target if race.target_given else reachable_by_all(every)
     crossed = {
         objective: tuple(run if target == race.target else cross(run, target) for run in own)
         for objective, own in runs.items()
     }
-    axes, _ = comparable(every)
-    apart = apart_in_value(every)
-    found = compare(
+    axes, _ = comparable_axes(every)
+    apart = values_differ(every)
+    found = compare_runs(
         [run for own in crossed.values() for run in own], [labels[o] for o in order], axes, not apart
     )
     why = _why(base, crossed, apart)
     names = {arm: objective for objective, arm in labels.items()}
     gains = {} if why else {(axis, names[arm]): gain for (axis, arm), gain in found["speedups"].items()}
-    return Cell(label, fields, target, axes, crossed, labels, gains, found["horizons"], why)
+    return Workload(label, fields, target, axes, crossed, labels, gains, found["horizons"], why)
 
 
-def _why(base: str, runs: Mapping[str, Sequence[Run]], apart: str) -> str:
+def _why(base: str, runs: Mapping[str, Sequence[RaceRun]], apart: str) -> str:
     if not any(run.counts for run in runs.get(base, ())):
         return f"no finished run of {base}"
     return apart
 
 
 def _degrees(squares: np.ndarray, degrees: Sequence[float]) -> float:
-    """Of freedom, of a sum of independent squared errors (Welch and Satterthwaite); all of them where none has a spread."""
+    """Return the degrees of freedom of a sum of independent squared errors (Welch and Satterthwaite)."""
     total = float(squares.sum())
     return float(sum(degrees)) if total == 0 else total**2 / float(np.sum(squares**2 / np.asarray(degrees)))
 

@@ -1,0 +1,135 @@
+"""The computed report: everything that pages, figures, CSV, JSON and the terminal show, computed once.
+
+A `RaceReport` is built from a `Race`. Its parts are computed when they are first asked for and then kept,
+so a command pays only for what it shows and no part is computed twice. Pages and figures render it and
+compute nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from reports.analysis.ablation import Ablation, compute_ablation
+from reports.analysis.control import Control, compute_control
+from reports.analysis.performance_profile import Profile, compute_profile
+from reports.analysis.rows import Row, arm_rows, final_value_rows, run_rows
+from reports.analysis.scaling import Scaling, encoder_scaling, model_scaling
+from reports.audit.audit import Audit
+from reports.audit.judge_files import judge_claims
+from reports.race.by_target import SpeedupByTarget, speedup_by_target
+from reports.race.final_values import FinalValue, final_values_of, real_sample_values
+from reports.race.race import Race, read_race
+from reports.race.verdict import caveats_of, goal, sentence
+from reports.race.workloads import PooledSpeedup, Workload, objectives_of, pool_speedups, workloads_of
+
+
+@dataclass(frozen=True)
+class RaceReport:
+    """A race and all that is derived from it. Raises `UserError` where a study's encoder or control table
+    is broken."""
+
+    race: Race
+    claims: tuple[Audit, ...] = ()
+    """The audited claims, in the order given."""
+
+    @cached_property
+    def goal(self) -> str | None:
+        """The target in words; None if no run is finished yet."""
+        return None if self.race.target is None else goal(self.race)
+
+    @cached_property
+    def verdict(self) -> dict[str, str]:
+        """One or two sentences per axis, steps first."""
+        return {axis: sentence(self.race, axis) for axis in self.race.axes}
+
+    @property
+    def headline(self) -> str:
+        return next(iter(self.verdict.values()))
+
+    @cached_property
+    def caveats(self) -> tuple[str, ...]:
+        """What a reader must know before quoting a number, most important first."""
+        return tuple(caveats_of(self.race))
+
+    @cached_property
+    def objectives(self) -> tuple[str, ...]:
+        """The labels of all objectives, the baseline's first."""
+        return tuple(objectives_of(self.race))
+
+    @cached_property
+    def workloads(self) -> tuple[Workload, ...]:
+        """The cells of the study: sets of arms that differ in nothing but their objective."""
+        return tuple(workloads_of(self.race))
+
+    @cached_property
+    def pooled(self) -> dict[tuple[str, str], PooledSpeedup]:
+        """The effect over all workloads, by axis and objective, where two or more have an interval."""
+        found = {
+            (axis, objective): pool_speedups(
+                {one.label: one.speedups.get((axis, objective)) for one in self.workloads}
+            )
+            for axis in self.race.axes
+            for objective in self.objectives
+        }
+        return {key: pooled for key, pooled in found.items() if pooled is not None}
+
+    @cached_property
+    def by_target(self) -> SpeedupByTarget:
+        """The speed-up at every target."""
+        return speedup_by_target(self.race)
+
+    @cached_property
+    def final_values(self) -> tuple[FinalValue, ...]:
+        """Every metric at the last step of every arm."""
+        return tuple(final_values_of(self.race))
+
+    @cached_property
+    def profiles(self) -> dict[str, Profile]:
+        """The performance profile of each axis that has one."""
+        found = {axis: compute_profile(self.objectives, self.workloads, axis) for axis in self.race.axes}
+        return {axis: profile for axis, profile in found.items() if profile is not None}
+
+    @cached_property
+    def ablation(self) -> Ablation | None:
+        return compute_ablation(self.race, self.objectives, self.workloads)
+
+    @cached_property
+    def encoder_scaling(self) -> Scaling | None:
+        return encoder_scaling(self.race)
+
+    @cached_property
+    def model_scaling(self) -> Scaling | None:
+        return model_scaling(self.workloads)
+
+    @cached_property
+    def control(self) -> Control | None:
+        return compute_control(self.race)
+
+    @cached_property
+    def arm_rows(self) -> list[Row]:
+        return arm_rows(self.race)
+
+    @cached_property
+    def run_rows(self) -> list[Row]:
+        return run_rows(self.race)
+
+    @cached_property
+    def final_value_rows(self) -> list[Row]:
+        return final_value_rows(self.final_values, real_sample_values(self.race))
+
+
+def read_report(
+    directories: Sequence[Path],
+    *,
+    metric: str | None = None,
+    target: float | None = None,
+    baseline: str | None = None,
+    claims: Sequence[Path] = (),
+) -> RaceReport:
+    """Read the runs in these folders and audit these claim files on them; see `read_race` and
+    `judge_claims`."""
+    race = read_race(directories, metric=metric, target=target, baseline=baseline)
+    return RaceReport(race, tuple(judge_claims(claims, [str(directory) for directory in directories])))

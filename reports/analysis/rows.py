@@ -1,0 +1,109 @@
+"""The numbers of a report as rows for machines: the columns of its CSV files and the lists of its JSON
+object."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from reports.race.final_values import FinalValue
+from reports.race.race import Race
+from reports.race.run import RaceRun
+from reports.race.study_folder import failure_reason
+
+Row = dict[str, Any]
+"""Column -> text, number or None."""
+
+ARM_COLUMNS = (
+    "axis", "method", "baseline", "metric", "target", "n", "time", "time_low", "time_high", "not_reached",
+    "reached_at_first_eval", "speedup", "speedup_low", "speedup_high", "pairs", "paired", "censored_baseline",
+    "censored_candidate", "correlation", "direction",
+)  # fmt: skip
+RUN_COLUMNS = (
+    "method", "seed", "run", "status", "reason", "metric", "target", "evaluations", "final", "best", "censored",
+    "first_step", "steps", "images", "flops", "seconds", "gpu_seconds",
+)  # fmt: skip
+FINAL_COLUMNS = ("metric", "method", "step", "n", "mean", "sd", "low", "high")
+REAL_SAMPLES = {
+    "held_out": "real samples, held out",
+    "train_halves": "real samples, half against half",
+    "spoilt": "real samples, spoilt",
+}
+
+
+def arm_rows(race: Race) -> list[Row]:
+    """Return one row per axis and arm, in natural units; open or absent ends of intervals are None."""
+    found = []
+    for (axis, label), time in race.times.items():
+        row: Row = dict.fromkeys(ARM_COLUMNS)
+        row |= {"axis": axis, "method": label, "baseline": race.baseline, "metric": race.metric}
+        row |= {"target": race.target, "n": time.n, "time": time.estimate, "not_reached": time.right}
+        row |= {"time_low": _end(time.low), "time_high": _end(time.high), "reached_at_first_eval": time.left}
+        gain = race.speedups.get((axis, label))
+        if gain is not None:
+            row |= {"speedup": gain.estimate, "speedup_low": _end(gain.low), "speedup_high": _end(gain.high)}
+            row |= {"pairs": gain.n, "paired": gain.paired, "direction": gain.direction}
+            row |= {"censored_baseline": gain.censored_baseline, "correlation": gain.correlation}
+            row |= {"censored_candidate": gain.censored_candidate}
+        found.append(row)
+    return found
+
+
+def run_rows(race: Race) -> list[Row]:
+    """Return one row per run, including planned runs that do not exist yet."""
+    found = [_run_row(race, run) for run in race.runs]
+    for planned in race.missing:
+        method, seed = planned.cell.get("method.name", ""), planned.cell.get("seed", "")
+        rest = {name: value for name, value in planned.cell.items() if name not in ("method.name", "seed")}
+        row: Row = dict.fromkeys(RUN_COLUMNS)
+        row |= {"method": method, "seed": seed, "run": planned.id, "status": "missing"}
+        found.append(row | {"reason": ", ".join(f"{name} = {value}" for name, value in rest.items())})
+    return found
+
+
+def final_value_rows(
+    final_values: Sequence[FinalValue], real_samples: Mapping[str, Mapping[str, float]]
+) -> list[Row]:
+    """Return one row per metric and arm; scores of real samples come first, under `method` and without a
+    step."""
+    found = []
+    for metric, group in groupby(final_values, key=lambda final: final.metric):
+        for kind, mean in real_samples.get(metric, {}).items():
+            empty: Row = dict.fromkeys(FINAL_COLUMNS)
+            found.append(empty | {"metric": metric, "method": REAL_SAMPLES[kind], "mean": mean})
+        for final in group:
+            about = {"metric": metric, "method": final.arm, "step": final.step}
+            found.append(about | final.over_seeds._asdict())
+    return found
+
+
+def to_csv(columns: tuple[str, ...], table: Sequence[Row]) -> str:
+    """Return RFC 4180 text with a header; numbers are as short as they round-trip, absent values are
+    empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
+    return text.getvalue()
+
+
+def _run_row(race: Race, run: RaceRun) -> Row:
+    row: Row = dict.fromkeys(RUN_COLUMNS)
+    row |= {"method": run.arm, "seed": run.seed, "run": run.record.id, "status": run.record.status}
+    row |= {"reason": failure_reason(run.record), "metric": race.metric, "target": race.target}
+    if run.evaluated:
+        row |= {"evaluations": len(run.curve.steps), "final": float(run.curve.measured[-1])}
+        row |= {"best": float(run.curve.measured.min())}
+    if run.crosses:
+        row |= {"censored": run.crossing.censored or "", "first_step": run.first_crossing.step}
+        row |= {axis: run.costs.at(axis, run.crossing.step) for axis in RUN_COLUMNS[12:]}
+    return row
+
+
+def _end(value: float | None) -> float | None:
+    """Return an end of an interval for machines: None if it is open."""
+    return None if value is None or value == 0 or math.isinf(value) else float(value)

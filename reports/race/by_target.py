@@ -1,0 +1,83 @@
+"""The speed-up at every target: how the answer depends on the quality asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from reports.race.comparability import protocol_hashes
+from reports.race.race import Race
+from reports.race.run import RaceRun
+from reports.stats.curves import Crossing, crossing
+from reports.stats.speedup import Speedup, Time, speedup
+
+TARGETS = 41
+"""The number of targets, equal factors apart."""
+
+Crossings = Mapping[str, Mapping[int, tuple[RaceRun, list[Crossing]]]]
+"""By arm and seed: the run, and its crossing of each target."""
+
+
+@dataclass(frozen=True)
+class SpeedupByTarget:
+    """Speed-ups over the baseline at a range of targets."""
+
+    targets: tuple[float, ...]
+    """Falling, so the hardest is last; empty if the runs have no range of targets in common."""
+    gains: Mapping[str, Mapping[str, list[Speedup]]]
+    """By axis and candidate, one speed-up per target."""
+
+
+def speedup_by_target(race: Race) -> SpeedupByTarget:
+    """Compute the speed-up at every target that all finished runs cross."""
+    targets = common_targets(race)
+    return SpeedupByTarget(targets, gains_by_target(race, race.axes, targets) if targets else {})
+
+
+def common_targets(race: Race, most: int = TARGETS) -> tuple[float, ...]:
+    """Return falling targets, equal factors apart, that every finished run of every arm crosses.
+
+    Empty if there is no such range: fewer than two arms with finished runs, or curves that do not overlap.
+    """
+    done = [run for run in race.runs if run.done]
+    if len({run.arm for run in done}) < 2 or len(protocol_hashes(race.runs)) > 1:
+        return ()
+    high = min(run.curve.fitted[0] for run in done)
+    low = max(run.curve.fitted[-1] for run in done)
+    return tuple(np.geomspace(high, low, most).tolist()) if high > low * 1.001 else ()
+
+
+def gains_by_target(
+    race: Race, axes: Sequence[str], targets: Sequence[float]
+) -> dict[str, dict[str, list[Speedup]]]:
+    """Return, by axis and candidate, the speed-up at each target, defined as in the verdict."""
+    counted = {arm.label: [run for run in race.of(arm.label) if run.counts] for arm in race.arms}
+    if not counted[race.baseline]:
+        return {axis: {} for axis in axes}
+    crossings = {
+        label: {run.seed: (run, [crossing(run.curve, target) for target in targets]) for run in own}
+        for label, own in counted.items()
+        if own
+    }
+    return {axis: _gains(race, axis, crossings, len(targets)) for axis in axes}
+
+
+def _gains(race: Race, axis: str, crossings: Crossings, targets: int) -> dict[str, list[Speedup]]:
+    times = {
+        label: [
+            {
+                seed: Time(run.costs.at(axis, found[i].step), found[i].censored)
+                for seed, (run, found) in own.items()
+            }
+            for i in range(targets)
+        ]
+        for label, own in crossings.items()
+    }
+    horizon = race.horizons[axis]
+    return {
+        label: [speedup(*pair, horizon) for pair in zip(times[race.baseline], times[label], strict=True)]
+        for label in race.candidates
+        if label in times
+    }
