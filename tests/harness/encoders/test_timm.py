@@ -94,7 +94,7 @@ def test_a_network_without_plain_attention_shows_none(tmp_path: Path) -> None:
     assert about.heads == 0
     file = tmp_path / "rope.safetensors"
     save_file(timm.create_model(rope, pretrained=False).state_dict(), file)
-    with pytest.raises(UserError, match="does not show its attention; choose a plain ViT"):
+    with pytest.raises(UserError, match="does not expose its attention; choose a plain ViT"):
         opened(rope, file).view(pictures(), attention=1)
 
 
