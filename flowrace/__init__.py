@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from harness.train.journal import Progress
     from metrics.value import Value
     from reports.audit.audit import Audit
-    from reports.pages.page import Report
+    from reports.pages.page import WrittenReport
     from reports.race.race import Race
     from reports.stats.curves import Crossing, Curve
     from reports.stats.speedup import Speedup, Time
@@ -158,9 +158,9 @@ def speedup_table(race: Race) -> pd.DataFrame:
     """
     import pandas as pd
 
-    from reports.pages.tables import COLUMNS, rows
+    from reports.analysis.rows import ARM_COLUMNS, arm_rows
 
-    return pd.DataFrame(rows(race), columns=pd.Index(COLUMNS))
+    return pd.DataFrame(arm_rows(race), columns=pd.Index(ARM_COLUMNS))
 
 
 def crossing_table(race: Race) -> pd.DataFrame:
@@ -175,7 +175,7 @@ def crossing_table(race: Race) -> pd.DataFrame:
     """
     import pandas as pd
 
-    from reports.pages.tables import RUN_COLUMNS, run_rows
+    from reports.analysis.rows import RUN_COLUMNS, run_rows
 
     return pd.DataFrame(run_rows(race), columns=pd.Index(RUN_COLUMNS))
 
@@ -243,9 +243,9 @@ def judge_claims(claims: Sequence[Location], *sources: Location) -> list[Audit]:
     >>> found.verdict, found.n_pairs
     ('inconclusive', 2)
     """
-    from reports.audit.judge_files import judged
+    from reports.audit import judge_files
 
-    return judged([Path(file) for file in claims], [str(source) for source in sources])
+    return judge_files.judge_claims([Path(file) for file in claims], [str(source) for source in sources])
 
 
 def write_report(
@@ -254,7 +254,7 @@ def write_report(
     metric: str | None = None,
     target: float | None = None,
     baseline: str | None = None,
-) -> Report:
+) -> WrittenReport:
     """Write a report: one HTML file that opens offline, and three CSV files next to it; returns its paths,
     race and verdict.
 
@@ -293,10 +293,10 @@ def plan_study(source: Location, overrides: Sequence[str] = ()) -> list[PlannedR
     >>> [run.label for run in flowrace.plan_study("digits")][:3]
     ['flow seed 0', 'repa seed 0', 'self_flow seed 0']
     """
-    from sweeps.plan.plan import plan
+    from sweeps.plan.plan import make_plan
     from sweeps.plan.study import load_study
 
-    return plan(load_study(str(source), overrides))
+    return make_plan(load_study(str(source), overrides)).runs
 
 
 def estimate_cost(spec: RunSpec, devices: int = 1, flops_per_second: float | None = None) -> Estimate:

@@ -6,7 +6,8 @@ import difflib
 from collections.abc import Iterable
 
 ERROR_PREFIX = "error: "
-"""How the command line starts the line that names a mistake or a failure; `failure_reason` looks for it in logs."""
+"""How the command line starts the line that names a mistake or a failure; `failure_reason` looks for it in
+logs."""
 
 
 class UserError(Exception):

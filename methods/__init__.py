@@ -1,1 +1,2 @@
-"""Training objectives, one a file. Each reduces to plain flow matching bit for bit when its knobs are at zero."""
+"""Training objectives, one a file. Each reduces to plain flow matching bit for bit when its knobs are at
+zero."""

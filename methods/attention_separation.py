@@ -1,16 +1,19 @@
-"""Attention separation: tokens of two times that may not see each other (arXiv 2607.02508; vvvvvjdy/SRA 1723f85, SiT-SRA_DTS_AS).
+"""Attention separation: tokens of two times that may not see each other (arXiv 2607.02508; vvvvvjdy/SRA
+1723f85, SiT-SRA_DTS_AS).
 
-    M_i: the minority group, R_M of the tokens of a sample;    A_ij = [M_i = M_j] in every block (block-diagonal attention)
-    tau_i = s where M_i, else t (dual), or t for all;    with probability rho a sample is left whole: one time, full attention
-    L = L_gen + coefficient * mean (1 - cos( P(h_l), h'_k )),    P = Linear-SiLU-Linear
+    M_i: the minority group, R_M of the tokens of a sample;    A_ij = [M_i = M_j] in every block
+    (block-diagonal attention) tau_i = s where M_i, else t (dual), or t for all;    with probability rho a
+    sample is left whole: one time, full attention L = L_gen + coefficient * mean (1 - cos( P(h_l), h'_k )),
+    P = Linear-SiLU-Linear
 
-The teacher h' sees, as released, the same two groups, each at its own time minus u ~ U(0, 0.2), attention separated
-(`teacher = "mixed"`); or homogeneous noise at the cleaner time and full attention, as Self-Flow's (`"clean"`).
-Defaults are those of the released training script: exact-count groups of 0.25, unsorted times, coefficient 0.5, teacher "mixed", labels of
-the teacher not dropped, cosine over tokens (torch's default dim=1), layers 3 -> 8 for B, 8 -> 20 for XL (6 -> 16 for L as SRA's).
-Cost: a forward pass to layer k without gradient; masked attention.
-Disputed: the paper's Eq. 5 sorts the times, its code does not (`order`); its Eq. 3 is the cosine over channels (`similarity`); which
-teacher its Tables 1 and 2 used is not said. Four of its settings are rows of a table here: dual x separate.
+The teacher h' sees, as released, the same two groups, each at its own time minus u ~ U(0, 0.2), attention
+separated (`teacher = "mixed"`); or homogeneous noise at the cleaner time and full attention, as Self-Flow's
+(`"clean"`). Defaults are those of the released training script: exact-count groups of 0.25, unsorted times,
+coefficient 0.5, teacher "mixed", labels of the teacher not dropped, cosine over tokens (torch's default
+dim=1), layers 3 -> 8 for B, 8 -> 20 for XL (6 -> 16 for L as SRA's). Cost: a forward pass to layer k without
+gradient; masked attention. Disputed: the paper's Eq. 5 sorts the times, its code does not (`order`); its Eq.
+3 is the cosine over channels (`similarity`); which teacher its Tables 1 and 2 used is not said. Four of its
+settings are rows of a table here: dual x separate.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
 L = mean || v(x_tau, tau, y) - (eps - x0) ||^2,    tau_i ~ p(t) i.i.d. per token.
 
-`share` is the share of tokens with a time of their own, chosen per token; the rest has the sample's. 1 is diffusion forcing, 0 plain
-flow matching.
-Cost: modulation for every token, +48 % of a SiT-XL forward pass: there are as many levels as tokens.
-Published: far worse than plain flow matching on images (reading of Self-Flow Fig. 2b: 38 against 15 at 500k steps).
+`share` is the share of tokens with a time of their own, chosen per token; the rest has the sample's. 1 is
+diffusion forcing, 0 plain flow matching. Cost: modulation for every token, +48 % of a SiT-XL forward pass:
+there are as many levels as tokens. Published: far worse than plain flow matching on images (reading of
+Self-Flow Fig. 2b: 38 against 15 at 500k steps).
 """
 
 from __future__ import annotations

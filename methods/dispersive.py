@@ -1,12 +1,14 @@
-"""Dispersive loss: push the samples of a batch apart in one hidden layer (arXiv 2506.09027; raywang4/DispLoss).
+"""Dispersive loss: push the samples of a batch apart in one hidden layer (arXiv 2506.09027;
+raywang4/DispLoss).
 
-L = L_gen + coefficient * log mean_{i, j} exp( - |z_i - z_j|^2 / (D temperature) ),    z the flattened output of block l, D its size.
+L = L_gen + coefficient * log mean_{i, j} exp( - |z_i - z_j|^2 / (D temperature) ),    z the flattened output
+of block l, D its size.
 
-The mean runs over all pairs of a group of 32 consecutive samples, a sample with itself included (the released code appends B zeros
-for them). 32 is the released local batch: there its value depends on the number of processes, here only on `group`.
-Defaults: the JAX release's coefficient 0.5, temperature 0.5, a quarter of the depth. The PyTorch release has 0.25, 1.0 and the last
-block: `--set method.coefficient=0.25 --set method.temperature=1.0 --set method.layer=<depth>`.
-Cost: B x B products; no head, no teacher, no encoder.
+The mean runs over all pairs of a group of 32 consecutive samples, a sample with itself included (the released
+code appends B zeros for them). 32 is the released local batch: there its value depends on the number of
+processes, here only on `group`. Defaults: the JAX release's coefficient 0.5, temperature 0.5, a quarter of
+the depth. The PyTorch release has 0.25, 1.0 and the last block: `--set method.coefficient=0.25 --set
+method.temperature=1.0 --set method.layer=<depth>`. Cost: B x B products; no head, no teacher, no encoder.
 Disputed: beta2 is 0.95 in the paper and 0.999 in the code (issue 4).
 """
 

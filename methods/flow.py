@@ -2,8 +2,8 @@
 
 L = mean || v_theta(x_t, t, y) - (eps - x0) ||^2,    x_t = (1 - t) x0 + t eps,    t ~ p(t) per sample.
 
-Source: SiT (arXiv 2401.08740) with the linear path and velocity prediction; REPA loss.py without its projection term.
-Cost: one forward and one backward pass.
+Source: SiT (arXiv 2401.08740) with the linear path and velocity prediction; REPA loss.py without its
+projection term. Cost: one forward and one backward pass.
 """
 
 from __future__ import annotations

@@ -1,16 +1,18 @@
-"""HASTE: align features and attention maps with a frozen encoder, then stop (arXiv 2505.16792; NUS-HPC-AI-Lab/HASTE eb7b1f1).
+"""HASTE: align features and attention maps with a frozen encoder, then stop (arXiv 2505.16792;
+NUS-HPC-AI-Lab/HASTE eb7b1f1).
 
-L = L_gen + coefficient * L_REPA + attention_weight * L_attn  up to step tau = schedule.until, L_gen alone behind it
-L_attn = mean_{samples, layers, heads, queries} - sum_j A_ij log softmax_j( q_i k_j / sqrt(d) ),    A = the encoder's attention
+L = L_gen + coefficient * L_REPA + attention_weight * L_attn  up to step tau = schedule.until, L_gen alone
+behind it L_attn = mean_{samples, layers, heads, queries} - sum_j A_ij log softmax_j( q_i k_j / sqrt(d) ),
+A = the encoder's attention
 
-Student layers 5 to 8 (blocks 4 .. 7 from 0) against the encoder's last four blocks, in their order; of both the first
-min(N_student, N_encoder) heads (released: the first 12 of SiT-XL's 16 against DINOv2-B's 12).
-Defaults as released: both weights 0.5, REPA's layer and projector; tau 250k for L and XL, 100k for B (other sizes: no stop).
-Cost: the encoder's forward pass with its attention maps, and a T x T product for each layer and head of the student.
-Ours: the encoder's attention is a softmax over patch tokens alone, so that rows sum to 1 (what becomes of the class token is not
-documented); sizes of 8 layers or fewer take those that end at two thirds of their depth.
-Disputed: without the stop it is worse than REPA at 500k steps (8.1 against 7.5, Table 3); the XL-400k rows of its Table 4
-contradict its figure.
+Student layers 5 to 8 (blocks 4 .. 7 from 0) against the encoder's last four blocks, in their order; of both
+the first min(N_student, N_encoder) heads (released: the first 12 of SiT-XL's 16 against DINOv2-B's 12).
+Defaults as released: both weights 0.5, REPA's layer and projector; tau 250k for L and XL, 100k for B (other
+sizes: no stop). Cost: the encoder's forward pass with its attention maps, and a T x T product for each layer
+and head of the student. Ours: the encoder's attention is a softmax over patch tokens alone, so that rows sum
+to 1 (what becomes of the class token is not documented); sizes of 8 layers or fewer take those that end at
+two thirds of their depth. Disputed: without the stop it is worse than REPA at 500k steps (8.1 against 7.5,
+Table 3); the XL-400k rows of its Table 4 contradict its figure.
 """
 
 from __future__ import annotations
@@ -96,8 +98,8 @@ def attention_of(view: View) -> Tensor:
 def attention_loss(heard: list[tuple[Tensor, Tensor]], target: Tensor) -> Tensor:
     """Cross-entropy between attention maps, float32, a scalar.
 
-    `heard`: queries and keys (B, N, T, d) of n layers; `target`: (B, n, N', T, T), rows that sum to 1. The first min(N, N')
-    heads of both are compared.
+    `heard`: queries and keys (B, N, T, d) of n layers; `target`: (B, n, N', T, T), rows that sum to 1. The
+    first min(N, N') heads of both are compared.
     """
     losses = []
     for (q, k), maps in zip(heard, target.unbind(dim=1), strict=True):

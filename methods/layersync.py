@@ -1,11 +1,13 @@
-"""LayerSync: align an early layer with a later one of the same pass (arXiv 2510.12581; vita-epfl/LayerSync 4001d6d).
+"""LayerSync: align an early layer with a later one of the same pass (arXiv 2510.12581; vita-epfl/LayerSync
+4001d6d).
 
 L = L_gen - coefficient * mean_{samples, tokens} cos( h_l, stop-gradient h_m ),    l < m.
 
-Defaults: coefficient 0.2; layers 8 <- 16 (XL), 8 <- 18 (L), else the same shares of the depth as XL's, 0.29 and 0.57.
-Cost: nothing to speak of: no head, no teacher, no encoder. The cheap control for SRA and Self-Flow.
-Disputed: the released argparse default aligns layer 8 with itself; equal layers are refused here. Its `multiple_sync` counts the
-last pair only (`transport/transport.py` lines 176-183); one pair is what there is here.
+Defaults: coefficient 0.2; layers 8 <- 16 (XL), 8 <- 18 (L), else the same shares of the depth as XL's, 0.29
+and 0.57. Cost: nothing to speak of: no head, no teacher, no encoder. The cheap control for SRA and Self-Flow.
+Disputed: the released argparse default aligns layer 8 with itself; equal layers are refused here. Its
+`multiple_sync` counts the last pair only (`transport/transport.py` lines 176-183); one pair is what there is
+here.
 """
 
 from __future__ import annotations

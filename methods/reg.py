@@ -1,12 +1,14 @@
-"""REG: the encoder's class token, noised, is one more token of the network and is generated beside the image (arXiv 2507.01467).
+"""REG: the encoder's class token, noised, is one more token of the network and is generated beside the image
+(arXiv 2507.01467).
 
-    c_t = (1 - t) c + t eps_c,    c = summary of encoder(x0)        joined to the image's tokens as LayerNorm(W c_t)
-    L = L_gen + token_weight * mean || v_c - (eps_c - c) ||^2 + coefficient * mean_{T + 1 tokens} -cos( P(h_l), [c, z] )
+    c_t = (1 - t) c + t eps_c,    c = summary of encoder(x0)        joined to the image's tokens as
+    LayerNorm(W c_t) L = L_gen + token_weight * mean || v_c - (eps_c - c) ||^2 + coefficient * mean_{T + 1
+    tokens} -cos( P(h_l), [c, z] )
 
-The sampler integrates image and token together. Defaults as published: token weight 0.03, coefficient 0.5, REPA's layer and
-projector, DINOv2-B. `token_weight = 0` leaves the extra token out: REPA.
-Cost: the encoder's forward pass at every step, whatever the schedule stops; one more token in the network, in samples too.
-Ours: encoders without a class token give the mean of their tokens; the token has no position; one encoder.
+The sampler integrates image and token together. Defaults as published: token weight 0.03, coefficient 0.5,
+REPA's layer and projector, DINOv2-B. `token_weight = 0` leaves the extra token out: REPA. Cost: the encoder's
+forward pass at every step, whatever the schedule stops; one more token in the network, in samples too. Ours:
+encoders without a class token give the mean of their tokens; the token has no position; one encoder.
 Disputed: early numbers without guidance were questioned (REG issue 10).
 """
 

@@ -1,12 +1,13 @@
-"""REPA: align an early layer with a frozen encoder's tokens (Yu et al., arXiv 2410.06940; loss.py at 67f7145).
+"""REPA: align an early layer with a frozen encoder's tokens (Yu et al., arXiv 2410.06940; loss.py at
+67f7145).
 
 L = L_gen + coefficient * mean_{encoders, samples, tokens} -cos( P(h_l), z ),    z = encoder(x0),
 P = Linear-SiLU-Linear-SiLU-Linear, one for each encoder.
 
 Defaults as released: coefficient 0.5, projector width 2048, layer 4 for B, 8 for L and XL; DINOv2-B.
 Cost: the encoder's forward pass (online); nothing of the backbone runs twice.
-Disputed: the logged value is -cos in [-1, 1], where Self-Flow logs 1 - cos; the gradient is the same. NT-Xent in place of the
-cosine makes little difference (10.0 against 9.9, Table 2).
+Disputed: the logged value is -cos in [-1, 1], where Self-Flow logs 1 - cos; the gradient is the same. NT-Xent
+in place of the cosine makes little difference (10.0 against 9.9, Table 2).
 """
 
 from __future__ import annotations

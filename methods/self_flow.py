@@ -1,18 +1,20 @@
-"""Self-Flow: dual-timestep scheduling with an EMA self-teacher (Chefer, Esser et al., arXiv 2603.06507, Eq. 2-7).
+"""Self-Flow: dual-timestep scheduling with an EMA self-teacher (Chefer, Esser et al., arXiv 2603.06507, Eq.
+2-7).
 
     t, s ~ p(t) per sample, not sorted        M_i = [u_i < R_M] per token (Bernoulli, not an exact count)
     tau_i = s where M_i, else t               x_tau = (1 - tau) x0 + tau eps
     L = L_gen + gamma * mean over all tokens of (1 - cos( P(h_l(x_tau, tau)), h'_k(x_min, min(t, s)) ))
 
-The teacher h' is the EMA network on homogeneous noise at the cleaner of the two times, with the same eps and the same
-(already dropped) label; its pass ends at layer k. P is Linear-SiLU-Linear (released `SimpleHead`).
-Defaults: gamma 0.8, R_M 0.25, l = 0.3 D, k = 0.7 D (8 and 20 of 28, 4 and 8 of 12).
-Cost: a forward pass of 0.7 of the depth without gradient.
+The teacher h' is the EMA network on homogeneous noise at the cleaner of the two times, with the same eps and
+the same (already dropped) label; its pass ends at layer k. P is Linear-SiLU-Linear (released `SimpleHead`).
+Defaults: gamma 0.8, R_M 0.25, l = 0.3 D, k = 0.7 D (8 and 20 of 28, 4 and 8 of 12). Cost: a forward pass of
+0.7 of the depth without gradient.
 
-Disputed, each a named setting: those of methods/common/dual_timesteps.py; the loss on masked tokens only (a third-party port; here each
-sample's mean over its own, so that it does not depend on how a batch is divided); the teacher's
-time ("min" as published, "same" gives it the student's own mixture); l1 (the paper: unstable later). mask_ratio 0 is the
-paper's "without masking": the student at t, the teacher at min(t, s), which the paper does not spell out.
+Disputed, each a named setting: those of methods/common/dual_timesteps.py; the loss on masked tokens only (a
+third-party port; here each sample's mean over its own, so that it does not depend on how a batch is divided);
+the teacher's time ("min" as published, "same" gives it the student's own mixture); l1 (the paper: unstable
+later). mask_ratio 0 is the paper's "without masking": the student at t, the teacher at min(t, s), which the
+paper does not spell out.
 """
 
 from __future__ import annotations

@@ -1,15 +1,16 @@
-"""SRA: align an early layer with a later layer of the EMA network at a somewhat cleaner time (arXiv 2505.02831).
+"""SRA: align an early layer with a later layer of the EMA network at a somewhat cleaner time (arXiv
+2505.02831).
 
     t' = clamp(t - u, 0, 1), u ~ U(0, offset) per sample;    x_t' with the same eps, the same (dropped) label
     L = L_gen + coefficient * mean S( P(h_m(x_t, t)), h'_n(x_t', t') ),    P = Linear-SiLU-Linear
 
-Defaults: layers 3 -> 8 (B), 6 -> 16 (L), 8 -> 20 (XL), else a quarter and 0.7 of the depth; offset 0.2; S smooth-L1 with beta
-0.05 and weight 0.2, which is what the paper's tables use. With a cosine the weight is 0.5 (the code's default since 2026-07;
-the author recommends it where smooth-L1 diverges, SRA issue 7).
-Cost: a forward pass to layer n without gradient.
-Disputed: the released cosine (`SiT-SRA/loss.py` line 22) takes torch's default dim=1, which is over tokens for each channel:
-`cosine_tokens`. The paper's Eq. 3 is the ordinary cosine over channels: `cosine`. The released weight falls tenfold per 1000
-epochs behind epoch 149; here `schedule` does what is wanted. The paper's Table 5 prints EMA 0.999, its text and code 0.9999.
+Defaults: layers 3 -> 8 (B), 6 -> 16 (L), 8 -> 20 (XL), else a quarter and 0.7 of the depth; offset 0.2; S
+smooth-L1 with beta 0.05 and weight 0.2, which is what the paper's tables use. With a cosine the weight is 0.5
+(the code's default since 2026-07; the author recommends it where smooth-L1 diverges, SRA issue 7). Cost: a
+forward pass to layer n without gradient. Disputed: the released cosine (`SiT-SRA/loss.py` line 22) takes
+torch's default dim=1, which is over tokens for each channel: `cosine_tokens`. The paper's Eq. 3 is the
+ordinary cosine over channels: `cosine`. The released weight falls tenfold per 1000 epochs behind epoch 149;
+here `schedule` does what is wanted. The paper's Table 5 prints EMA 0.999, its text and code 0.9999.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
 L = L_gen + coefficient * mean smooth_l1_beta( P(h_l), patchify(x0) ),    P a five-layer MLP.
 
-Defaults: layer 2 for B, 8 for L and XL (else 0.2 of the depth), beta 0.05, coefficient 1.0, P 1440 wide, which gives its published
-size of about 8M parameters (the width itself is not in the reference). On pixels the target is the image.
-Cost: the projector; no encoder, no teacher. The control for the question whether any auxiliary target will do.
-No official code was found; layers and weight come from secondary notes.
+Defaults: layer 2 for B, 8 for L and XL (else 0.2 of the depth), beta 0.05, coefficient 1.0, P 1440 wide,
+which gives its published size of about 8M parameters (the width itself is not in the reference). On pixels
+the target is the image. Cost: the projector; no encoder, no teacher. The control for the question whether any
+auxiliary target will do. No official code was found; layers and weight come from secondary notes.
 """
 
 from __future__ import annotations

@@ -28,7 +28,8 @@ def around(mean: float, error: float, n: int, *, quantile: float = Z) -> Value:
 
 
 def of_replicates(values: Sequence[float], n: int) -> Value:
-    """Return the mean of independent replicates with Student's t interval, and no interval for a single one."""
+    """Return the mean of independent replicates with Student's t interval, and no interval for a single
+    one."""
     mean, count = float(np.mean(values)), len(values)
     if count < 2:
         return Value(mean, n=n)

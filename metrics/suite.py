@@ -173,7 +173,8 @@ def check_reserved(names: Iterable[str], extractor: str) -> None:
 
 
 def check_classes(value: str, extractor: str) -> None:
-    """Raise `MetricError` for accuracy by Inception: the order of its 1,008 outputs is that of no data set."""
+    """Raise `MetricError` for accuracy by Inception: the order of its 1,008 outputs is that of no data
+    set."""
     if value == "accuracy" and extractor == "inception":
         raise MetricError(
             "accuracy needs a classifier of this data set's classes (for example 'local'); "

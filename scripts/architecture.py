@@ -1,4 +1,5 @@
-"""The picture of the architecture, drawn from the table that holds the import order (tests/project/test_imports.py)."""
+"""The picture of the architecture, drawn from the table that holds the import order
+(tests/project/test_imports.py)."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ def table(name: str) -> Any:
 
 
 def svg() -> str:
-    """Return the picture: a box a package, a row for rooms that do not import each other, what they import beneath them."""
+    """Return the picture: a box a package, a row for rooms that do not import each other, what they import
+    beneath them."""
     order, borders = table("ORDER"), table("BORDERS")
     places = dict(_places(order))
     height = max(y + h for _, y, h in places.values()) + 40
@@ -91,7 +93,8 @@ def _label(room: str) -> str:
 
 
 def _arrow(start: tuple[int, int, int], end: tuple[int, int, int]) -> str:
-    """Return an arrow between the facing sides of two boxes; level if one box spans the height of the other's name."""
+    """Return an arrow between the facing sides of two boxes; level if one box spans the height of the other's
+    name."""
     if start[0] == end[0]:
         middle = start[0] + WIDTH // 2
         return f'<path class="arrow" d="M{middle} {start[1] + start[2]} L{middle} {end[1]}"/>'

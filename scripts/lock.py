@@ -1,4 +1,5 @@
-"""Exact versions of everything that `pip install '.[all extras]'` brings, as installed here: the text of constraints.txt.
+"""Exact versions of everything that `pip install '.[all extras]'` brings, as installed here: the text of
+constraints.txt.
 
 .venv/bin/python scripts/lock.py > constraints.txt      # or: make lock
 """

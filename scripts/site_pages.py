@@ -135,7 +135,8 @@ def _section_text(model: type[BaseModel], path: str) -> str:
 
 @cache
 def _source(model: type[BaseModel]) -> dict[str, tuple[str, str]]:
-    """Return the annotation and the docstring of each field as the source has them, inherited ones included."""
+    """Return the annotation and the docstring of each field as the source has them, inherited ones
+    included."""
     found: dict[str, tuple[str, str]] = {}
     for cls in reversed(model.__mro__):
         if not issubclass(cls, BaseModel) or cls is BaseModel:

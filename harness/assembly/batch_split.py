@@ -7,7 +7,8 @@ from harness.errors import UserError
 
 
 def check_batch_split(spec: RunSpec, processes: int = 1) -> None:
-    """Raise `UserError` if the micro-batches of a batch would be unequal, or would split a method's groups."""
+    """Raise `UserError` if the micro-batches of a batch would be unequal, or would split a method's
+    groups."""
     size, parts = spec.train.batch_size, processes * spec.train.accumulate
     if size % parts:
         raise UserError(

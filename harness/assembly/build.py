@@ -1,7 +1,7 @@
 """The builder: from a spec to its backbone, its method and the architectures of its encoders.
 
-Whoever needs the network of a spec asks here. What is returned is final: extra token, activation checkpointing and
-compilation included.
+Whoever needs the network of a spec asks here. What is returned is final: extra token, activation
+checkpointing and compilation included.
 """
 
 from __future__ import annotations
@@ -54,10 +54,11 @@ def backbone_config(spec: RunSpec, dataset: Dataset) -> SiTConfig:
 
 
 def build_backbone(config: SiTConfig, runtime: RuntimeSpec, *, copy_of: SiT | None = None) -> SiT:
-    """Return the network of a configuration as a run uses it, with PyTorch's initial weights or those of `copy_of`.
+    """Return the network of a configuration as a run uses it, with PyTorch's initial weights or those of
+    `copy_of`.
 
-    It is compiled block by block, so all blocks share one piece of code for each kind of pass. Shapes are fixed, so that a
-    batch of another size in evaluation does not change what training runs.
+    It is compiled block by block, so all blocks share one piece of code for each kind of pass. Shapes are
+    fixed, so that a batch of another size in evaluation does not change what training runs.
     """
     # A copy is not compiled, even if the original is.
     model = SiT(config) if copy_of is None else copy.deepcopy(copy_of)

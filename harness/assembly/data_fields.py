@@ -1,5 +1,5 @@
-"""Which fields of `data` mean something to which data set: a field that is set and that nothing reads would change a run's id
-and nothing else, so it is refused."""
+"""Which fields of `data` mean something to which data set: a field that is set and that nothing reads would
+change a run's id and nothing else, so it is refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ MIRRORED = ("image", "video")
 
 
 def check_fields(spec: DataSpec, dataset: Any, modality: str) -> None:
-    """Raises `UserError` for a field that this class of data sets does not read; one that names no `reads` is trusted."""
+    """Raises `UserError` for a field that this class of data sets does not read; one that names no `reads` is
+    trusted."""
     if spec.flip and modality not in MIRRORED:
         raise UserError(f"data.flip = true mirrors pictures, and '{spec.name}' is {modality}; leave it out")
     reads = Capabilities(dataset).reads

@@ -1,7 +1,8 @@
 """From a preset, a file and overrides to a resolved spec; every mistake in them is named here.
 
-A preset or a user's TOML file gives fields by section. Precedence: defaults < `base` preset < file < overrides. A table
-`[methods.NAME]` holds fields that apply when that method is the one chosen, so that one file can serve every arm of a race.
+A preset or a user's TOML file gives fields by section. Precedence: defaults < `base` preset < file <
+overrides. A table `[methods.NAME]` holds fields that apply when that method is the one chosen, so that one
+file can serve every arm of a race.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ PRESETS = PackagedToml("harness", "presets")
 
 
 def load_spec(source: str, overrides: Iterable[str] = ()) -> RunSpec:
-    """The resolved spec of a preset name, a TOML file or a run directory, with overrides `a.b=v` (v as in TOML).
+    """The resolved spec of a preset name, a TOML file or a run directory, with overrides `a.b=v` (v as in
+    TOML).
 
     Raises `UserError` for anything unknown, of the wrong type or out of range, with the nearest match.
     """
@@ -35,7 +37,8 @@ def load_spec(source: str, overrides: Iterable[str] = ()) -> RunSpec:
 
 
 def load_table(source: str) -> dict[str, Any]:
-    """The raw table of a preset, file or run directory, its `base` merged in. A folder without a spec hides no preset."""
+    """The raw table of a preset, file or run directory, its `base` merged in. A folder without a spec hides
+    no preset."""
     path = Path(source)
     if is_run(path) or (path.is_dir() and source not in PRESETS.names()):
         path = path / SPEC

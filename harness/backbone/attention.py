@@ -1,7 +1,7 @@
 """Attention of all tokens with all others, softmax(q k^T / sqrt(C)) v.
 
-PyTorch's fused attention, but for bfloat16 on a CPU: there its kernel is no faster than in float32. Written out as matrix products
-it is, at the same precision (benchmarks.before_after).
+PyTorch's fused attention, but for bfloat16 on a CPU: there its kernel is no faster than in float32. Written
+out as matrix products it is, at the same precision (benchmarks.before_after).
 
     B  samples    T  tokens    D  width    N  heads    C  channels of a head
 """
@@ -42,15 +42,16 @@ class Attention(nn.Module):
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, fused: bool = False) -> Tensor:
-    """q, k, v: (B, N, T, C); mask: bool, broadcast to (B, N, T, T), true where a token may look; `fused` everywhere, as on a
-    GPU. Returns (B, N, T, C)."""
+    """q, k, v: (B, N, T, C); mask: bool, broadcast to (B, N, T, T), true where a token may look; `fused`
+    everywhere, as on a GPU. Returns (B, N, T, C)."""
     if not fused and q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] <= WRITTEN_OUT:
         return WrittenOut.apply(q, k, v, mask)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 class WrittenOut(torch.autograd.Function):
-    """Scores and softmax in float32, products with weights and gradients in bfloat16, as the fused kernel has it."""
+    """Scores and softmax in float32, products with weights and gradients in bfloat16, as the fused kernel has
+    it."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

@@ -1,4 +1,5 @@
-"""From what the network is given to its width: patches, the extra token, the timestep, the label (SiT models.py).
+"""From what the network is given to its width: patches, the extra token, the timestep, the label (SiT
+models.py).
 
 B  samples    C  channels    T  tokens    D  width    E  extra channels
 """
@@ -14,7 +15,8 @@ from harness.backbone.tokens import Part
 
 
 class PatchEmbed(nn.Module):
-    """One convolution whose stride is the patch; the frames of a token are channels of it, audio is one row."""
+    """One convolution whose stride is the patch; the frames of a token are channels of it, audio is one
+    row."""
 
     def __init__(self, part: Part, width: int) -> None:
         super().__init__()
@@ -35,7 +37,8 @@ class PatchEmbed(nn.Module):
         return tokens.reshape(B, -1, tokens.shape[-1])
 
     def _tokens(self, planes: Tensor) -> Tensor:
-        """In a token's order in memory: left as the convolution lays them, every block would read and write across it."""
+        """In a token's order in memory: left as the convolution lays them, every block would read and write
+        across it."""
         return self.proj(planes).flatten(2).transpose(1, 2).contiguous()
 
 

@@ -1,6 +1,7 @@
 """The official initial weights, each drawn from a stream of its parameter's name.
 
-Sources: SiT models.py `initialize_weights` (repeated by REPA and Self-Flow, whose projectors get the same treatment).
+Sources: SiT models.py `initialize_weights` (repeated by REPA and Self-Flow, whose projectors get the same
+treatment).
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from harness.runtime.random_streams import Streams
 
 @torch.no_grad()
 def initialize(module: nn.Module, streams: Streams, prefix: str = "") -> None:
-    """Fill every parameter in place: Xavier-uniform matrices, zero biases, unit norms, N(0, 0.02) label table and timestep MLP,
-    zero modulation and final layer. A parameter's values depend on seed and name alone."""
+    """Fill every parameter in place: Xavier-uniform matrices, zero biases, unit norms, N(0, 0.02) label table
+    and timestep MLP, zero modulation and final layer. A parameter's values depend on seed and name alone."""
     for name, parameter in module.named_parameters():
         parameter.copy_(_initial(name, parameter.shape, streams, f"init/{prefix}{name}"))
 

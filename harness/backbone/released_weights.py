@@ -1,8 +1,9 @@
-"""The border to the authors' checkpoints: their layouts and time directions become ours here and nowhere else.
+"""The border to the authors' checkpoints: their layouts and time directions become ours here and nowhere
+else.
 
-Released networks that run time the other way (t = 1 data, velocity = data - noise) are turned by rewriting weights:
-with e(t) = [cos wt, sin wt] the timestep embedding, e(1 - t) = R e(t) for a rotation R by the angles w, so
-W e(1 - t) = (W R) e(t); and the sign of the output is the sign of the last linear layer.
+Released networks that run time the other way (t = 1 data, velocity = data - noise) are turned by rewriting
+weights: with e(t) = [cos wt, sin wt] the timestep embedding, e(1 - t) = R e(t) for a rotation R by the angles
+w, so W e(1 - t) = (W R) e(t); and the sign of the output is the sign of the last linear layer.
 
 | layout    | source (commit)                              | time       | patch embedding                    |
 |-----------|----------------------------------------------|------------|------------------------------------|
@@ -35,9 +36,9 @@ def load_published(
 ) -> SiT:
     """A SiT in our convention (t = 1 noise, velocity = noise - data) from an authors' state dict.
 
-    The unused sigma channels are left behind. `heads` is needed for widths other than the published ones, `patch` where
-    the layout does not show it (self-flow). Raises `UserError` for an unknown layout, or for missing, unexpected or
-    misshapen weights.
+    The unused sigma channels are left behind. `heads` is needed for widths other than the published ones,
+    `patch` where the layout does not show it (self-flow). Raises `UserError` for an unknown layout, or for
+    missing, unexpected or misshapen weights.
     """
     if layout not in LAYOUTS:
         raise unknown("layout", layout, LAYOUTS)
@@ -57,7 +58,8 @@ def load_published(
 
 
 def projector_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a published projector, renamed to ours (`0.weight`, `2.weight`, ...); empty when there is none."""
+    """The weights of a published projector, renamed to ours (`0.weight`, `2.weight`, ...); empty when there
+    is none."""
     rename = {"linear1": "0", "linear2": "2"}
     found = {}
     for name, value in state.items():
@@ -105,7 +107,8 @@ def _convert(weights: dict[str, Tensor], layout: str, config: SiTConfig) -> dict
 
 
 def _reverse_time(weight: Tensor) -> Tensor:
-    """W R with e(1 - t) = R e(t): cos(w - wt) = cos w cos wt + sin w sin wt; sin(w - wt) = sin w cos wt - cos w sin wt."""
+    """W R with e(1 - t) = R e(t): cos(w - wt) = cos w cos wt + sin w sin wt; sin(w - wt) = sin w cos wt - cos
+    w sin wt."""
     on_cos, on_sin = weight.double().chunk(2, dim=1)
     angle = timestep_frequencies(on_cos.shape[1]).double()
     cos, sin = torch.cos(angle), torch.sin(angle)

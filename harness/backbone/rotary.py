@@ -1,7 +1,9 @@
-"""Rotary positions: queries and keys turned by angles that grow with the position, so that attention sees differences alone.
+"""Rotary positions: queries and keys turned by angles that grow with the position, so that attention sees
+differences alone.
 
-RoFormer (arXiv 2104.09864, Eq. 34) on one axis; on two and three in its axial form, where each axis turns pairs of its own
-(arXiv 2403.13298, section 3.1). Frequencies are RoFormer's, 10000^(-i / n) for pair i of an axis's n; units are tokens.
+RoFormer (arXiv 2104.09864, Eq. 34) on one axis; on two and three in its axial form, where each axis turns
+pairs of its own (arXiv 2403.13298, section 3.1). Frequencies are RoFormer's, 10000^(-i / n) for pair i of an
+axis's n; units are tokens.
 
     B  samples    N  heads    T  tokens    d  channels of a head    A  axes
 """
@@ -24,9 +26,11 @@ def rotation(channels: int, parts: Sequence[Part], *, extra: bool = False) -> Te
 
     one axis      all pairs
     two axes      first half for the column, second for the row
-    three axes    three eighths for the column, as many for the row, the rest for time; a video of one frame is an image
+    three axes    three eighths for the column, as many for the row, the rest for time; a video of one frame
+    is an image
 
-    With `extra` a token comes first that is not turned. Raises ValueError where an axis is left without a pair.
+    With `extra` a token comes first that is not turned. Raises ValueError where an axis is left without a
+    pair.
     """
     place = places(parts)
     pairs = divided(channels, place.shape[1])
@@ -37,7 +41,8 @@ def rotation(channels: int, parts: Sequence[Part], *, extra: bool = False) -> Te
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """x (B, N, T, d), each pair of channels turned by its angle; in float32 at least, given back in x's type."""
+    """x (B, N, T, d), each pair of channels turned by its angle; in float32 at least, given back in x's
+    type."""
     cos, sin = rotation
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
@@ -46,7 +51,8 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
 def places(parts: Sequence[Part]) -> np.ndarray:
     """Where every token stands, (T, A) float64, the last axis of its grid first.
 
-    Parts together share one clock: audio beside a video stands at column 0 and row 0, and at its time in the video's tokens.
+    Parts together share one clock: audio beside a video stands at column 0 and row 0, and at its time in the
+    video's tokens.
     """
     first, *beside = parts
     grid = first.grid[1:] if len(first.grid) == 3 and first.grid[0] == 1 and not beside else first.grid

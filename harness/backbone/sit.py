@@ -1,8 +1,8 @@
 """SiT, the Scalable Interpolant Transformer (Ma et al., arXiv 2401.08740, models.py), with times per token.
 
-The network is the released one: adaLN-Zero blocks, frozen sin-cos positions, label and timestep embeddings, parameter names
-included. Two things are ours: attention is fused, and modulation is computed once per noise level (see times.py). Rotary
-positions are an option.
+The network is the released one: adaLN-Zero blocks, frozen sin-cos positions, label and timestep embeddings,
+parameter names included. Two things are ours: attention is fused, and modulation is computed once per noise
+level (see times.py). Rotary positions are an option.
 
     B  samples    K  levels    T  tokens    D  width    N  heads    C  channels    E  extra channels
 """
@@ -82,7 +82,8 @@ class SiTConfig:
 
     @property
     def x_shape(self) -> tuple[int, ...]:
-        """Of x without its batch: that of the one part, or (N,) for several, flattened one behind the other."""
+        """Of x without its batch: that of the one part, or (N,) for several, flattened one behind the
+        other."""
         return (sum(part.values for part in self.parts),) if self.beside else self.shape
 
     def split_parts(self, x: Tensor) -> list[Tensor]:
@@ -90,7 +91,8 @@ class SiTConfig:
         return split_parts(x, [part.shape for part in self.parts])
 
     def spread(self, values_BT: Tensor) -> Tensor:
-        """A value for each token, (B, T) or (B, 1) -> for each number of x, to broadcast against (B, *x_shape)."""
+        """A value for each token, (B, T) or (B, 1) -> for each number of x, to broadcast against (B,
+        *x_shape)."""
         if not self.beside:
             return self.parts[0].spread(values_BT)
         if values_BT.shape[1] == 1:
@@ -105,15 +107,16 @@ class SiTConfig:
 
 class Prediction(NamedTuple):
     velocity: Tensor
-    """Shaped like x; missing (None) after a pass that `stop_after` ended, whose caller reads `hidden` alone."""
+    """Shaped like x; missing (None) after a pass that `stop_after` ended, whose caller reads `hidden`
+    alone."""
     hidden: dict[int, Tensor]
-    """Layer n -> (B, T, D), the output of block n (1-based), for the layers that were tapped; with an extra token, it
-    comes first: (B, 1 + T, D)."""
+    """Layer n -> (B, T, D), the output of block n (1-based), for the layers that were tapped; with an extra
+    token, it comes first: (B, 1 + T, D)."""
     extra: Tensor | None = None
     """(B, E), the velocity of the extra token."""
     heads: Mapping[int, tuple[Tensor, Tensor]] = MappingProxyType({})
-    """Layer n -> queries and keys of block n as attention compares them, each (B, N, T, D / N), for the layers that were
-    asked."""
+    """Layer n -> queries and keys of block n as attention compares them, each (B, N, T, D / N), for the
+    layers that were asked."""
 
 
 class SiT(nn.Module):
@@ -159,10 +162,11 @@ class SiT(nn.Module):
     ) -> Prediction:
         """One pass.
 
-        x: (B, *x_shape); times: K levels per sample; y: (B,) labels, `classes` for none. `taps` names the layers whose
-        output is returned; `stop_after` ends the pass behind that layer; `groups` (B, T) lets a token attend only to
-        tokens of its own group. `extra` (B, E) is the extra token, at the sample's one level and without position; None
-        leaves it out. `heads` names the layers whose queries and keys are returned.
+        x: (B, *x_shape); times: K levels per sample; y: (B,) labels, `classes` for none. `taps` names the
+        layers whose output is returned; `stop_after` ends the pass behind that layer; `groups` (B, T) lets a
+        token attend only to tokens of its own group. `extra` (B, E) is the extra token, at the sample's one
+        level and without position; None leaves it out. `heads` names the layers whose queries and keys are
+        returned.
         """
         c_BKD = self.t_embedder(times.levels) + self.y_embedder(y)[:, None]
         c_BKD = F.silu(c_BKD)
@@ -246,7 +250,8 @@ class Mlp(nn.Module):
 def gelu(x: Tensor) -> Tensor:
     """x (1 + tanh u) / 2 = x sigmoid(2u) with u = sqrt(2 / pi) (x + 0.044715 x^3).
 
-    One kernel when eager; compiled, both are one, and on a CPU an exponential costs less than a hyperbolic tangent.
+    One kernel when eager; compiled, both are one, and on a CPU an exponential costs less than a hyperbolic
+    tangent.
     """
     if not torch.compiler.is_compiling():
         return F.gelu(x, approximate="tanh")
@@ -265,8 +270,8 @@ class FinalLayer(nn.Module):
     def forward(
         self, h: Tensor, c_BKD: Tensor, times: Times, has_extra: bool, tokens: Sequence[int]
     ) -> tuple[list[Tensor], Tensor | None]:
-        """Patches of the velocity of every part, (B, T, outputs) each, and the extra token's velocity (B, E) where there
-        is one; `tokens` of each part."""
+        """Patches of the velocity of every part, (B, T, outputs) each, and the extra token's velocity (B, E)
+        where there is one; `tokens` of each part."""
         shift, scale = self.adaLN_modulation(c_BKD).chunk(2, dim=-1)
         h = modulate(h, times.select(shift), times.select(1 + scale))
         extra = None

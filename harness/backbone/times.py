@@ -1,7 +1,7 @@
 """Times of a batch of token sequences: a few noise levels per sample, and which token has which.
 
-K = 1 is plain flow matching, K = 2 Self-Flow's dual timesteps, K = T diffusion forcing. Whatever depends on time is computed
-once per level and then selected per token, so that two levels cost two rows, not T.
+K = 1 is plain flow matching, K = 2 Self-Flow's dual timesteps, K = T diffusion forcing. Whatever depends on
+time is computed once per level and then selected per token, so that two levels cost two rows, not T.
 
     B  samples    K  levels per sample    T  tokens    D  features
 """
@@ -20,7 +20,8 @@ class Times:
     levels: Tensor
     """(B, K) float32 in [0, 1]; 1 is noise."""
     which: Tensor | None = None
-    """(B, T) bool (K = 2) or int64: the level of each token. None: the one level (K = 1), or token i has level i (K = T)."""
+    """(B, T) bool (K = 2) or int64: the level of each token. None: the one level (K = 1), or token i has
+    level i (K = T)."""
 
     @classmethod
     def per_sample(cls, t: Tensor) -> Times:
@@ -53,8 +54,8 @@ class Times:
 class Selected(torch.autograd.Function):
     """Rows of levels, copied to the tokens that have them.
 
-    The gradient of a level is a sum over its tokens, here one product with zeros and ones: what autograd makes of a copy
-    writes a tensor of all tokens for every level first, or sums in bfloat16.
+    The gradient of a level is a sum over its tokens, here one product with zeros and ones: what autograd
+    makes of a copy writes a tensor of all tokens for every level first, or sums in bfloat16.
     """
 
     @staticmethod

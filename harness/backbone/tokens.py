@@ -1,8 +1,10 @@
 """Samples to tokens and back, and the frozen position code: images, video and audio, alone or together.
 
-A part of a sample has channels and one to three axes, which a patch divides into a grid of tokens in row-major order:
+A part of a sample has channels and one to three axes, which a patch divides into a grid of tokens in
+row-major order:
 
-    image  (C, H, W)       patch (p, p)        video  (C, F, H, W)  patch (f, p, p)        audio  (C, L)  patch (p,)
+    image  (C, H, W)       patch (p, p)        video  (C, F, H, W)  patch (f, p, p)        audio  (C, L)
+    patch (p,)
 
     B  samples    T  tokens    D  features
 """
@@ -29,8 +31,8 @@ class Layout(Protocol):
 
 @dataclass(frozen=True)
 class Part:
-    """One modality of a sample and how it is cut; raises ValueError where the patch does not divide an axis: nothing is
-    padded."""
+    """One modality of a sample and how it is cut; raises ValueError where the patch does not divide an axis:
+    nothing is padded."""
 
     shape: tuple[int, ...]
     """(channels, *axes)."""
@@ -74,7 +76,8 @@ class Part:
         return self.shape[0] * math.prod(self.patch)
 
     def spread(self, values_BT: Tensor) -> Tensor:
-        """A value for each token -> for each place of its patch, (B, 1, *axes); (B, 1) stays one value per sample."""
+        """A value for each token -> for each place of its patch, (B, 1, *axes); (B, 1) stays one value per
+        sample."""
         if values_BT.shape[1] == 1:
             return values_BT.reshape(-1, 1, *[1] * len(self.axes))
         values = values_BT.reshape(-1, 1, *self.grid)
@@ -106,7 +109,8 @@ def patchify(x: Tensor, patch: Sequence[int]) -> Tensor:
 
 
 def unpatchify(tokens: Tensor, patch: Sequence[int], axes: Sequence[int]) -> Tensor:
-    """(B, T, *patch C) -> (B, C, *axes); a token's values are ordered (*patch, channel), as SiT's final layer has them."""
+    """(B, T, *patch C) -> (B, C, *axes); a token's values are ordered (*patch, channel), as SiT's final layer
+    has them."""
     n = len(axes)
     grid = [axis // extent for axis, extent in zip(axes, patch, strict=True)]
     cells = tokens.reshape(len(tokens), *grid, *patch, -1)
@@ -117,8 +121,9 @@ def unpatchify(tokens: Tensor, patch: Sequence[int], axes: Sequence[int]) -> Ten
 def positions(width: int, parts: Sequence[Part]) -> Tensor:
     """The position code of all tokens, (1, T, width).
 
-    A part alone has the code of its grid. Parts together share one clock: a video has its own code, and audio beside it has
-    the video's code of time, in the video's frames, and zeros where the video's code of space stands.
+    A part alone has the code of its grid. Parts together share one clock: a video has its own code, and audio
+    beside it has the video's code of time, in the video's frames, and zeros where the video's code of space
+    stands.
     """
     first, *beside = parts
     codes = [sincos(width, first.grid)]
@@ -136,7 +141,8 @@ def sincos(width: int, grid: Sequence[int]) -> Tensor:
 
     one axis      the whole width
     two axes      first half for the column, second for the row (MAE's, as in DiT and SiT)
-    three axes    three quarters for space, as above, and the last one for time; a video of one frame is an image
+    three axes    three quarters for space, as above, and the last one for time; a video of one frame is an
+    image
     """
     if len(grid) == 3 and grid[0] == 1:
         grid = grid[1:]

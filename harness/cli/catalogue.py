@@ -1,4 +1,5 @@
-"""`flowrace list`: what can be raced. For each method: what it needs, what it costs beyond plain flow matching, its source."""
+"""`flowrace list`: what can be raced. For each method: what it needs, what it costs beyond plain flow
+matching, its source."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ class Entry:
     """The first line of its docstring, or the reason why it is not available."""
     needs: tuple[str, ...] = ()
     extra_flops: float | None = None
-    """FLOPs of a training step beyond those of `flow`, as a fraction of the latter, at SiT-B/2 (256 tokens, batch 256)."""
+    """FLOPs of a training step beyond those of `flow`, as a fraction of the latter, at SiT-B/2 (256 tokens,
+    batch 256)."""
     source: str = ""
     headline: str = ""
     """The authors' main claim, with its source."""
@@ -107,7 +109,8 @@ def _line(name: str, flops: str, needs: str, *, width: int, style: str = "") -> 
 
 
 def _needed(entry: Entry) -> str:
-    """Return the needs as text: empty for plain flow matching, the reason for a method that is not available."""
+    """Return the needs as text: empty for plain flow matching, the reason for a method that is not
+    available."""
     return ", ".join(entry.needs) if entry.source or entry.needs else entry.summary
 
 

@@ -1,4 +1,5 @@
-"""`flowrace data`: data made ready for training. `encode` turns images, videos or sounds into latents, once."""
+"""`flowrace data`: data made ready for training. `encode` turns images, videos or sounds into latents,
+once."""
 
 from __future__ import annotations
 
@@ -59,11 +60,12 @@ def encode(
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Encode images, videos or sounds to the moments of their latents; SRC is a class folder, a parquet file or folder, an .npz,
-    or a data set that comes with flowrace. Files in a folder are read as the modality the codec encodes.
+    """Encode images, videos or sounds to the moments of their latents; SRC is a class folder, a parquet file
+    or folder, an .npz, or a data set that comes with flowrace. Files in a folder are read as the modality the
+    codec encodes.
 
-    Rerun an interrupted command to resume it; every file has its checksum. Train on the result with data.name=latents and
-    data.root=OUT.
+    Rerun an interrupted command to resume it; every file has its checksum. Train on the result with
+    data.name=latents and data.root=OUT.
     """
     from harness.config import registry
     from harness.data.open import open_dataset
@@ -89,7 +91,8 @@ def encode(
 
 
 def source_spec(source: str, overrides: tuple[str, ...], modality: str) -> Any:
-    """Return the `DataSpec` of SRC: a data set, or a path whose files have the modality that the codec encodes."""
+    """Return the `DataSpec` of SRC: a data set, or a path whose files have the modality that the codec
+    encodes."""
     from harness.assembly.data_fields import check_fields
     from harness.config import registry
     from harness.config.parts import nested_setting

@@ -65,7 +65,8 @@ def _packages() -> list[Finding]:
 
 
 def _constraints(file: Path) -> Finding:
-    """Return the packages whose version differs from constraints.txt. A difference is no error, hence a note."""
+    """Return the packages whose version differs from constraints.txt. A difference is no error, hence a
+    note."""
     if not file.exists():
         text = "none here: constraints.txt, the versions that CI passed with, comes with a checkout"
         return Finding("note", "constraints", text)
@@ -87,7 +88,8 @@ def _equal(pin: str, have: str) -> bool:
 
 
 def _devices() -> Iterator[Finding]:
-    """Yield the CPU and every GPU. Importing torch takes a second or two, so only a machine with CUDA's driver imports it."""
+    """Yield the CPU and every GPU. Importing torch takes a second or two, so only a machine with CUDA's
+    driver imports it."""
     yield Finding("ok", "cpu", f"{cores()} cores")
     if not _has_cuda_driver():
         yield Finding("note", "cuda", "no GPU: runs use the CPU")

@@ -1,7 +1,8 @@
 """Facts about methods that take seconds to compute: needs, defaults by backbone size, FLOPs of a step.
 
-Those of our own methods ship with the package (`method_facts.json`), so that lists need neither torch nor counting.
-`make counts` writes the file again; a test compares it with a fresh computation. Facts about plug-ins are computed.
+Those of our own methods ship with the package (`method_facts.json`), so that lists need neither torch nor
+counting. `make counts` writes the file again; a test compares it with a fresh computation. Facts about
+plug-ins are computed.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class Facts(NamedTuple):
 def facts(name: str, sizes: tuple[str, ...] = SIZES) -> Facts:
     """Return the facts about a method, from the package or computed.
 
-    Raises `UserError` for an unknown method, and for a plug-in whose settings lack a default at one of the sizes.
+    Raises `UserError` for an unknown method, and for a plug-in whose settings lack a default at one of the
+    sizes.
     """
     if name in registry.METHODS and name in shipped():
         told = shipped()[name]
@@ -70,7 +72,8 @@ def shipped() -> dict[str, Any]:
 
 
 def description(name: str) -> str:
-    """Return the docstring of a method's module, which has the equations, or of its class if the module has none.
+    """Return the docstring of a method's module, which has the equations, or of its class if the module has
+    none.
 
     Docstrings of our own methods are read from their source: importing a method imports torch.
     """
@@ -117,7 +120,8 @@ def defaults(cls: Any, size: str) -> Any:
 
 
 def flat(config: Any) -> dict[str, Any]:
-    """Return the settings of a config by the dotted names that `--set method.NAME=` takes, without its own name."""
+    """Return the settings of a config by the dotted names that `--set method.NAME=` takes, without its own
+    name."""
     return dict(_leaves(config.model_dump(mode="json", exclude={"name"}), ()))
 
 
@@ -130,7 +134,8 @@ def _leaves(table: Mapping[str, Any], path: tuple[str, ...]) -> Any:
 
 
 def wants(needs: Any) -> tuple[str, ...]:
-    """Return needs in words: what a run must bring in addition to the student; empty for plain flow matching."""
+    """Return needs in words: what a run must bring in addition to the student; empty for plain flow
+    matching."""
     words = {
         " and ".join(f"encoder {encoder.name}" for encoder in needs.encoders): bool(needs.encoders),
         "its attention maps": needs.attention > 0,
@@ -144,7 +149,8 @@ def wants(needs: Any) -> tuple[str, ...]:
 
 @cache
 def step_flops(name: str) -> int:
-    """Count the FLOPs of one training step of a method with its defaults at SiT-B/2. Nothing is computed or allocated."""
+    """Count the FLOPs of one training step of a method with its defaults at SiT-B/2. Nothing is computed or
+    allocated."""
     from dataclasses import replace
 
     import torch

@@ -30,8 +30,9 @@ def replicate(
 ) -> None:
     """Evaluate again, with replicates, at both ends of the bracket around each run's crossing of the target.
 
-    Reports and audits then use the means. It needs the checkpoints of those steps: train with train.checkpoint_every equal to
-    eval.every and a large train.keep_checkpoints. Run again, it goes on with what is missing.
+    Reports and audits then use the means. It needs the checkpoints of those steps: train with
+    train.checkpoint_every equal to eval.every and a large train.keep_checkpoints. Run again, it goes on with
+    what is missing.
     """
     measured, missing = [], []
     records = find_records(*directories)

@@ -54,9 +54,11 @@ def sample(
     overrides: tuple[str, ...],
     overwrite: bool,
 ) -> None:
-    """Draw samples from a checkpoint of a run with the sampler of its spec; sample i depends on eval.seed and i alone.
+    """Draw samples from a checkpoint of a run with the sampler of its spec; sample i depends on eval.seed and
+    i alone.
 
-    An interrupted command goes on where it was when it is run again. Under torchrun the processes share the work.
+    An interrupted command goes on where it was when it is run again. Under torchrun the processes share the
+    work.
     """
     if output and npz:
         raise UserError("--output and --npz both name the file to write: give one of them")

@@ -16,8 +16,8 @@ from harness.config.options import JSON_OPTION
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @JSON_OPTION
 def verify(files: tuple[Path, ...], as_json: bool) -> None:
-    """Check golden vectors of released code: the largest absolute error of every tensor, at most 1e-5. Exit code 1 if any
-    is larger."""
+    """Check golden vectors of released code: the largest absolute error of every tensor, at most 1e-5. Exit
+    code 1 if any is larger."""
     from harness.flow.golden import TOLERANCE
     from harness.flow.golden import verify as check_file
 

@@ -1,4 +1,5 @@
-"""Import paths of version 0.1.0 for plug-ins that were written to them: `harness.path` is `harness.flow.path` today.
+"""Import paths of version 0.1.0 for plug-ins that were written to them: `harness.path` is `harness.flow.path`
+today.
 
 Only plug-ins get them: `registry.load` installs the finder before it imports one.
 """

@@ -1,8 +1,9 @@
-"""Settings of each part of a sample that has several, as tables `parts.KIND` of a section: `[data.parts.audio] weight = 0.7`.
+"""Settings of each part of a sample that has several, as tables `parts.KIND` of a section:
+`[data.parts.audio] weight = 0.7`.
 
-Version 0.1.0 gave each of them a field: `data.audio_weight`. Those names are read everywhere and translated here. Files of a run
-and run ids keep them for the settings of that version, so that ids and records do not change; the settings of another kind of
-part are written and hashed as `parts.KIND.NAME`.
+Version 0.1.0 gave each of them a field: `data.audio_weight`. Those names are read everywhere and translated
+here. Files of a run and run ids keep them for the settings of that version, so that ids and records do not
+change; the settings of another kind of part are written and hashed as `parts.KIND.NAME`.
 """
 
 from __future__ import annotations

@@ -18,9 +18,11 @@ from harness.backbone.sizes import SIZES
 from harness.config.parts import FLAT_NAMES, HasParts, flattened
 
 NOT_HASHED: JsonDict = {"hashed": False}
-"""`json_schema_extra` of a field that cannot change results (a path, a worker count): it is not part of the run id."""
+"""`json_schema_extra` of a field that cannot change results (a path, a worker count): it is not part of the
+run id."""
 HASHED_IF_SET: JsonDict = {"hashed": "unless default"}
-"""`json_schema_extra` of a field added later: at its default it is not part of the run id, so that older runs keep their ids."""
+"""`json_schema_extra` of a field added later: at its default it is not part of the run id, so that older runs
+keep their ids."""
 
 
 class Section(BaseModel):
@@ -52,7 +54,8 @@ class DataParts(Section):
 
 
 class DataSpec(Section, HasParts):
-    """The training data. `root` is only a location; `fingerprint` identifies the content and is filled in when `root` exists."""
+    """The training data. `root` is only a location; `fingerprint` identifies the content and is filled in
+    when `root` exists."""
 
     flat_names: ClassVar = FLAT_NAMES["data"]
 
@@ -238,11 +241,13 @@ class RuntimeSpec(Section):
 class Needs(NamedTuple):
     """What a method asks of the trainer. A need that is not stated costs nothing."""
 
-    # Any: an `EncoderSpec` of methods/common/alignment.py, or whatever else a method's settings describe an encoder with.
+    # Any: an `EncoderSpec` of methods/common/alignment.py, or whatever else a method's settings describe an
+    # encoder with.
     encoders: tuple[Any, ...] = ()
     """A choice for each frozen encoder whose view the batch shall carry."""
     summary: bool = False
-    """Whether the view has the encoder's summary, and the network one more token of its width, generated with the image."""
+    """Whether the view has the encoder's summary, and the network one more token of its width, generated with
+    the image."""
     attention: int = 0
     """Number of the encoder's last blocks whose attention the view has."""
     teacher: bool = False
@@ -258,7 +263,8 @@ class Needs(NamedTuple):
 
 
 class Schedule(Section):
-    """When a method aligns, and how much: an option of every method (early stop is HASTE's, arXiv 2505.16792)."""
+    """When a method aligns, and how much: an option of every method (early stop is HASTE's, arXiv
+    2505.16792)."""
 
     until: int | None = Field(default=None, ge=0)
     """The last step with alignment; after it neither teacher nor encoder runs."""
@@ -291,9 +297,11 @@ class MethodConfig(Section):
     off: ClassVar[dict[str, Any]] = {}
     """The settings under which the method is plain flow matching, bit for bit."""
     space: ClassVar[dict[str, Any]] = {}
-    """What `flowrace tune` searches: by setting, `low` and `high` (and `log`), or `choices`. Around the published value."""
+    """What `flowrace tune` searches: by setting, `low` and `high` (and `log`), or `choices`. Around the
+    published value."""
 
-    # Any: each method narrows it to a Literal of its own name, which the type of a mutable field would forbid.
+    # Any: each method narrows it to a Literal of its own name, which the type of a mutable field would
+    # forbid.
     name: Any
     schedule: Schedule = Schedule()
 
@@ -346,7 +354,8 @@ class RunSpec(Section):
 
 
 def canonical(spec: BaseModel) -> str:
-    """The fields that can change results, as JSON with sorted keys and no spaces: the text that a run id hashes."""
+    """The fields that can change results, as JSON with sorted keys and no spaces: the text that a run id
+    hashes."""
     return json.dumps(_hashed(spec), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 

@@ -25,7 +25,8 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 def set_path(data: dict[str, Any], path: str, value: Any) -> None:
-    """Set a value at a dotted path in nested tables, in place; raises `UserError` where the path meets a value."""
+    """Set a value at a dotted path in nested tables, in place; raises `UserError` where the path meets a
+    value."""
     *parents, last = path.split(".")
     for name in parents:
         data = data.setdefault(name, {})
@@ -44,7 +45,8 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def validate(model: type[BaseModel], data: Mapping[str, Any], where: str) -> Any:
-    """Validate as JSON (lists may be tuples, integers floats, nothing else is coerced), with our sentences."""
+    """Validate as JSON (lists may be tuples, integers floats, nothing else is coerced), with our
+    sentences."""
     try:
         return model.model_validate_json(json.dumps(data, default=str))
     except ValidationError as error:

@@ -2,10 +2,11 @@
 
     training hours = FLOPs of all steps / (devices x FLOP/s of one) / 3600
 
-FLOPs are counted as everywhere (flops.py); the FLOP/s of a device are those that training reaches on it, not its data sheet's.
-A measured step is the median of the record's own clock, the phases that count as training, without the first step. More than
-one device is arithmetic: what the exchange of gradients costs has to be in the speed that is stated. So has what activation
-checkpointing computes again, which no count of FLOPs has in it (a measured speed has both).
+FLOPs are counted as everywhere (flops.py); the FLOP/s of a device are those that training reaches on it, not
+its data sheet's. A measured step is the median of the record's own clock, the phases that count as training,
+without the first step. More than one device is arithmetic: what the exchange of gradients costs has to be in
+the speed that is stated. So has what activation checkpointing computes again, which no count of FLOPs has in
+it (a measured speed has both).
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ def evaluation_flops(spec: RunSpec) -> int:
 
 
 def passes(spec: EvalSpec) -> int:
-    """Return the network passes of one sample: Heun takes two in every step except the last, guidance two while it is on."""
+    """Return the network passes of one sample: Heun takes two in every step except the last, guidance two
+    while it is on."""
     times = 2 * spec.sampler_steps - 1 if spec.sampler == "heun" else spec.sampler_steps
     guided = spec.guidance_high - spec.guidance_low if spec.guidance != 1 else 0
     return times + round(times * guided)

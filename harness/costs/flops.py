@@ -1,8 +1,9 @@
 """FLOPs of training, counted on the meta device.
 
-Counted FLOPs are those of matrix products, convolutions and attention (2 per multiply-add, backward pass included), from
-torch's own counter on the meta device, plus the elementwise work of optimizer and EMA per parameter. A frozen encoder's
-forward pass and the teacher's are counted; training the encoder beforehand is not, as REPA's pretraining is not.
+Counted FLOPs are those of matrix products, convolutions and attention (2 per multiply-add, backward pass
+included), from torch's own counter on the meta device, plus the elementwise work of optimizer and EMA per
+parameter. A frozen encoder's forward pass and the teacher's are counted; training the encoder beforehand is
+not, as REPA's pretraining is not.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from harness.flow.student import Student
 from harness.runtime.random_streams import Streams
 
 OPTIMIZER_FLOPS = 15
-"""Per parameter: gradient norm and clip 3, first moment 3, second moment 4, update 5 (AdamW without weight decay)."""
+"""Per parameter: gradient norm and clip 3, first moment 3, second moment 4, update 5 (AdamW without weight
+decay)."""
 EMA_FLOPS = 3
 """Per parameter: theta' + (1 - decay) (theta - theta')."""
 
@@ -71,7 +73,8 @@ def count_spec(spec: RunSpec) -> Cost:
 
 
 def count(method: TrainingMethod, spec: RunSpec, *, encoders: Sequence[Encoder | Architecture] = ()) -> Cost:
-    """Count training steps of a method on the meta device; `encoders` are the architectures of its encoders."""
+    """Count training steps of a method on the meta device; `encoders` are the architectures of its
+    encoders."""
     parameters = sum(p.numel() for p in weightless(method.setting.backbone).parameters())
     first, until = _count_step(method, spec, 1, encoders), method.config.schedule.until
     if until is None or until >= spec.train.steps:

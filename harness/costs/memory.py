@@ -1,10 +1,11 @@
-"""Memory of a training step, before anything is trained: the step runs on fake tensors, and every storage is counted from
-its first use to its last.
+"""Memory of a training step, before anything is trained: the step runs on fake tensors, and every storage is
+counted from its first use to its last.
 
-The count is what torch allocates for tensors in one process. It leaves out torch's context, the allocator's fragments, the
-workspace of a kernel, and frozen encoders. With several processes every gradient also has a place in the buckets of their
-exchange. In a sharded run (`runtime.shard`) a rank keeps its shards and, for a while, gathered tensors: two blocks (the one
-that runs and the one being fetched) with their gradients and the buffers of an exchange, and everything outside of blocks.
+The count is what torch allocates for tensors in one process. It leaves out torch's context, the allocator's
+fragments, the workspace of a kernel, and frozen encoders. With several processes every gradient also has a
+place in the buckets of their exchange. In a sharded run (`runtime.shard`) a rank keeps its shards and, for a
+while, gathered tensors: two blocks (the one that runs and the one being fetched) with their gradients and the
+buffers of an exchange, and everything outside of blocks.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ class Footprint:
     """AdamW's two moments."""
     ema: int
     activations: int
-    """At most, on top of weights, optimizer and EMA: what the forward pass keeps, or gradients and what is left of it."""
+    """At most, on top of weights, optimizer and EMA: what the forward pass keeps, or gradients and what is
+    left of it."""
 
     @property
     def peak(self) -> int:
@@ -64,7 +66,8 @@ class Footprint:
 
 
 class AllocationTracker(TorchDispatchMode):
-    """Bytes of all live storages that operators have allocated, and their peak; storages of `given` do not count."""
+    """Bytes of all live storages that operators have allocated, and their peak; storages of `given` do not
+    count."""
 
     def __init__(self, given: Iterable[Tensor]) -> None:
         super().__init__()
@@ -134,7 +137,8 @@ def footprint(spec: RunSpec, processes: int = 1) -> Footprint:
 
 
 def _exchanged(slices: int, kept: list[Tensor], parameter: Tensor) -> None:
-    """Free a gradient once it is summed over ranks: only a shard of it is kept, or its copy in a bucket of the exchange."""
+    """Free a gradient once it is summed over ranks: only a shard of it is kept, or its copy in a bucket of
+    the exchange."""
     parameter.grad = None
     if slices > 1:
         kept.append(torch.empty(_rows(parameter, slices), *parameter.shape[1:]))
@@ -143,8 +147,9 @@ def _exchanged(slices: int, kept: list[Tensor], parameter: Tensor) -> None:
 def _sharded_peak(peak: int, gradients: int, model: SiT, method: nn.Module) -> int:
     """Return the peak of a rank of a sharded run, from the peak without temporarily gathered tensors.
 
-    When activations peak, everything outside of blocks and two blocks are gathered. At the end of the backward pass their
-    gradients are there too, and one block and its gradients are in the buffers of an exchange.
+    When activations peak, everything outside of blocks and two blocks are gathered. At the end of the
+    backward pass their gradients are there too, and one block and its gradients are in the buffers of an
+    exchange.
     """
     blocks = [_bytes(block.parameters()) for block in model.blocks]
     outside = _bytes([*model.parameters(), *method.parameters()]) - sum(blocks)

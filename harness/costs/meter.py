@@ -14,8 +14,9 @@ import torch
 class Meter:
     """Books something that grows (seconds, FLOPs) by phase; what a nested phase takes is not its parent's.
 
-    `stamp` reads the quantity now, `between` the amount between two stamps. Amounts are added up in `settle`, so that
-    stamps may be GPU events whose times are known later. `high_water` reads the most bytes since it was last read.
+    `stamp` reads the quantity now, `between` the amount between two stamps. Amounts are added up in `settle`,
+    so that stamps may be GPU events whose times are known later. `high_water` reads the most bytes since it
+    was last read.
     """
 
     def __init__(
@@ -45,7 +46,8 @@ class Meter:
 
     @contextmanager
     def single(self, name: str) -> Iterator[None]:
-        """Book everything inside as one phase: a process's first step compiles and allocates, and is booked as warm-up."""
+        """Book everything inside as one phase: a process's first step compiles and allocates, and is booked
+        as warm-up."""
         self._instead = name
         try:
             yield

@@ -1,8 +1,9 @@
 """The protocol of a data set, and the capabilities that a data set may have in addition.
 
-A sample is a pure function of its index. Samples of every modality are uint8 arrays until they enter the network as float32 in
-[-1, 1]: images (channels, height, width), videos (channels, frames, height, width), sound as a log spectrogram (bands, frames).
-The parts of a sample that has several are flattened and concatenated. A data set never downloads anything.
+A sample is a pure function of its index. Samples of every modality are uint8 arrays until they enter the
+network as float32 in [-1, 1]: images (channels, height, width), videos (channels, frames, height, width),
+sound as a log spectrogram (bands, frames). The parts of a sample that has several are flattened and
+concatenated. A data set never downloads anything.
 """
 
 from __future__ import annotations
@@ -30,12 +31,14 @@ class Sample(NamedTuple):
 class Dataset(Protocol):
     """A data set, constructed by its class from a `DataSpec`.
 
-    Raises `UserError` for anything missing, broken or inconsistent. `Capabilities` lists what else a data set may declare.
+    Raises `UserError` for anything missing, broken or inconsistent. `Capabilities` lists what else a data set
+    may declare.
     """
 
     @property
     def modality(self) -> str:
-        """`image`, `video`, `audio` or `joint`: a video with its sound, whose `beside` has the shape of the sound."""
+        """`image`, `video`, `audio` or `joint`: a video with its sound, whose `beside` has the shape of the
+        sound."""
         ...
 
     @property
@@ -58,7 +61,8 @@ class Dataset(Protocol):
     def sample(self, index: int) -> Sample: ...
 
     def key(self, index: int) -> bytes:
-        """Return what decides on which side of the split a sample is: its content, or its name where content is costly."""
+        """Return what decides on which side of the split a sample is: its content, or its name where content
+        is costly."""
         ...
 
 
@@ -76,15 +80,17 @@ class Latent(Dataset, Protocol):
 class Capabilities:
     """Optional members of a data set, or of its class, with their defaults.
 
-    A data set declares a capability by having a member of that name. This class is the only place that asks for one, so a
-    plug-in declares no more than it has. Members are read when asked for: `pictures` may open files.
+    A data set declares a capability by having a member of that name. This class is the only place that asks
+    for one, so a plug-in declares no more than it has. Members are read when asked for: `pictures` may open
+    files.
     """
 
     # A class, or an instance, of any package: only its members count.
     of: Any
 
     def has(self, name: str) -> bool:
-        """Return whether a member exists, for metrics that need knowledge of a generated world (`motion`, `words`, ...)."""
+        """Return whether a member exists, for metrics that need knowledge of a generated world (`motion`,
+        `words`, ...)."""
         return hasattr(self.of, name)
 
     @property
@@ -138,12 +144,14 @@ class Capabilities:
 
     @property
     def wave(self) -> Callable[[int, int], np.ndarray] | None:
-        """The waveform at an index and a sampling rate, float64 (samples,) in [-1, 1], as long as its spectrogram."""
+        """The waveform at an index and a sampling rate, float64 (samples,) in [-1, 1], as long as its
+        spectrogram."""
         return getattr(self.of, "wave", None)
 
     @property
     def position(self) -> np.ndarray | None:
-        """(videos, frames, 2): row and column of the object in each frame, for generated worlds and their parts."""
+        """(videos, frames, 2): row and column of the object in each frame, for generated worlds and their
+        parts."""
         return getattr(getattr(self.of, "whole", self.of), "position", None)
 
 
@@ -165,6 +173,7 @@ def x_shape(dataset: Dataset) -> tuple[int, ...]:
 
 
 def pictured(dataset: Dataset) -> Dataset:
-    """Return the data set that people, encoders and metrics are given: itself, or what its latents were encoded from."""
+    """Return the data set that people, encoders and metrics are given: itself, or what its latents were
+    encoded from."""
     pictures = Capabilities(dataset).pictures
     return dataset if pictures is None else pictures

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, overload
+from typing import overload
 
 import numpy as np
 import torch
@@ -22,7 +22,8 @@ from harness.runtime.random_streams import Streams
 class Feed:
     """Batches as a pure function of global sample indices.
 
-    Index i is the i-th sample of the run: place i mod n of epoch i div n, whose order is drawn from the epoch's number.
+    Index i is the i-th sample of the run: place i mod n of epoch i div n, whose order is drawn from the
+    epoch's number.
     """
 
     def __init__(
@@ -36,8 +37,8 @@ class Feed:
         with_pixels: bool = False,
         alone: Sequence[float] = (),
     ) -> None:
-        """Latents come with the images that they encode if `with_pixels`; `alone` has, for each part, the share of samples that
-        consist of it only."""
+        """Latents come with the images that they encode if `with_pixels`; `alone` has, for each part, the
+        share of samples that consist of it only."""
         self.dataset, self.train, self.streams = dataset, train, streams
         self.label_drop, self.flip, self.alone = label_drop, flip, alone
         self._latent, self._with_pixels = Capabilities(dataset).latent, with_pixels
@@ -59,10 +60,14 @@ class Feed:
         present = draw_present(self.alone, self.streams, index)
         return Batch(index, x0, y, label, step, present=present, pixels=pixels, place=place)
 
+    def micro_batch(self, part: MicroBatch) -> Batch:
+        return self.batch(part.index, part.step)
+
     def batches(self, parts: Sequence[MicroBatch], workers: int) -> Iterator[Batch]:
-        """Iterate over the batches of micro-batches in order, prepared by `workers` processes (0: in this process, on demand)."""
+        """Iterate over the batches of micro-batches in order, prepared by `workers` processes (0: in this
+        process, on demand)."""
         if workers == 0:
-            return (self.batch(*parts[number]) for number in range(len(parts)))
+            return (self.micro_batch(parts[number]) for number in range(len(parts)))
         loader = DataLoader(
             _Parts(self, parts),
             batch_size=None,
@@ -92,7 +97,8 @@ def _pixels(dataset: Dataset, place: np.ndarray, flipped: Tensor | None) -> tupl
     return x, torch.from_numpy(labels)
 
 
-class MicroBatch(NamedTuple):
+@dataclass(frozen=True)
+class MicroBatch:
     """The samples that one process passes through the network at once."""
 
     index: np.ndarray
@@ -105,7 +111,8 @@ class MicroBatch(NamedTuple):
 class MicroBatches(Sequence[MicroBatch]):
     """Every micro-batch of one process, in order.
 
-    A step covers `batch_size` indices; each of `size` processes takes a contiguous part, in `accumulate` equal micro-batches.
+    A step covers `batch_size` indices; each of `size` processes takes a contiguous part, in `accumulate`
+    equal micro-batches.
     """
 
     steps: range
@@ -139,10 +146,11 @@ class _Parts(torch.utils.data.Dataset):
         return len(self.parts)
 
     def __getitem__(self, number: int) -> Batch:
-        return self.feed.batch(*self.parts[number])
+        return self.feed.micro_batch(self.parts[number])
 
 
 def _ignore_signals(worker: int) -> None:
-    """Ignore stop signals in a worker: they are sent to all processes, and the main process ends its workers."""
+    """Ignore stop signals in a worker: they are sent to all processes, and the main process ends its
+    workers."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

@@ -1,8 +1,9 @@
 """Sound as a picture of few rows: log-mel frames as bytes, and back to something that can be listened to.
 
-8 kHz; frames of 256 samples every 128 under a periodic Hann window, frame j centred on sample 128 j + 64; magnitudes of a
-512-point transform; 32 triangles even in HTK's mel from 60 to 3,900 Hz. Byte 255 is a full-scale sine, byte 0 is 80 dB
-below it or less: one step is 0.31 dB. Four frames last as long as one frame of the videos here (64 ms).
+8 kHz; frames of 256 samples every 128 under a periodic Hann window, frame j centred on sample 128 j + 64;
+magnitudes of a 512-point transform; 32 triangles even in HTK's mel from 60 to 3,900 Hz. Byte 255 is a
+full-scale sine, byte 0 is 80 dB below it or less: one step is 0.31 dB. Four frames last as long as one frame
+of the videos here (64 ms).
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ LOW, HIGH = 60.0, 3_900.0
 RANGE = 80.0
 """dB between byte 0 and byte 255."""
 FULL_SCALE = float(WINDOW)
-"""What a sine of amplitude 1 sums to in a wide band: WINDOW / 4 at its peak, and 4 times that over its lobe."""
+"""What a sine of amplitude 1 sums to in a wide band: WINDOW / 4 at its peak, and 4 times that over its
+lobe."""
 PER_FRAME = 4
 """Mel frames in one frame of video."""
 ITERATIONS, MOMENTUM = 64, 0.99
@@ -33,10 +35,11 @@ def mel_bytes(waves: np.ndarray) -> np.ndarray:
 
 
 def heard(mel: np.ndarray) -> np.ndarray:
-    """uint8 (BANDS, frames) -> a wave float32 (frames * HOP,) whose log-mel is near, found from a fixed start.
+    """uint8 (BANDS, frames) -> a wave float32 (frames * HOP,) whose log-mel is near, found from a fixed
+    start.
 
-    Phases come from 64 rounds of Griffin and Lim (1984) with the momentum of Perraudin et al. (2013), from random
-    phases of a fixed seed on.
+    Phases come from 64 rounds of Griffin and Lim (1984) with the momentum of Perraudin et al. (2013), from
+    random phases of a fixed seed on.
     """
     magnitudes = _spread(FULL_SCALE * 10 ** ((mel.T / 255.0 - 1) * RANGE / 20) * (mel.T > 0))
     turns = np.random.Generator(np.random.Philox(key=0)).random(magnitudes.shape)
@@ -59,8 +62,8 @@ def triangles() -> np.ndarray:
 
 
 def _spread(bands: np.ndarray) -> np.ndarray:
-    """Magnitudes (frames, FFT // 2 + 1), none negative, whose bands are near (frames, BANDS) in least squares, by the
-    multiplicative updates of Lee and Seung (2000)."""
+    """Magnitudes (frames, FFT // 2 + 1), none negative, whose bands are near (frames, BANDS) in least
+    squares, by the multiplicative updates of Lee and Seung (2000)."""
     weights = triangles()
     wanted = bands @ weights.T
     magnitudes = wanted

@@ -1,8 +1,9 @@
-"""Batches that mix modalities: of a joint sample the whole, its silent video, or its sound alone, by given shares.
+"""Batches that mix modalities: of a joint sample the whole, its silent video, or its sound alone, by given
+shares.
 
-Which of them a sample is depends on the seed and its global index alone, in a stream of its own; noise, times, labels and order
-are drawn as ever, so that a mixed run sees the draws of one that is not. What an absent part must not touch is told in
-methods/common/missing_parts.py. Evaluation draws whole samples.
+Which of them a sample is depends on the seed and its global index alone, in a stream of its own; noise,
+times, labels and order are drawn as ever, so that a mixed run sees the draws of one that is not. What an
+absent part must not touch is told in methods/common/missing_parts.py. Evaluation draws whole samples.
 """
 
 from __future__ import annotations

@@ -25,7 +25,8 @@ class Split(NamedTuple):
 
 
 def open_dataset(spec: DataSpec) -> Dataset:
-    """Return the data set of a spec. Raises `UserError` if its content does not match the spec's fingerprint."""
+    """Return the data set of a spec. Raises `UserError` if its content does not match the spec's
+    fingerprint."""
     return _open(spec, _stamp(Path(spec.root)) if spec.root else None)
 
 
@@ -52,7 +53,8 @@ def _stamp(root: Path) -> tuple[int, int] | None:
 def split(dataset: Dataset, held_out: float) -> Split:
     """Return the indices of the training and the held-out side.
 
-    A sample's side depends on its own key only: equal images are on the same side, and adding data moves no sample.
+    A sample's side depends on its own key only: equal images are on the same side, and adding data moves no
+    sample.
     """
     share = [
         int.from_bytes(hashlib.sha256(dataset.key(i)).digest()[:4], "big") / 2**32
@@ -67,7 +69,8 @@ def split(dataset: Dataset, held_out: float) -> Split:
 
 
 def outlined(spec: DataSpec) -> Dataset:
-    """Return the data set of a spec, or, if it has no root, an outline of its shape and classes from the spec alone."""
+    """Return the data set of a spec, or, if it has no root, an outline of its shape and classes from the spec
+    alone."""
     outline = Capabilities(registry.load("dataset", spec.name)).outline
     return open_dataset(spec) if spec.root or outline is None else outline(spec)
 

@@ -1,7 +1,8 @@
-"""Parts of a joint sample: which of them a run learns, what each weighs in its loss, and how often it is the only one.
+"""Parts of a joint sample: which of them a run learns, what each weighs in its loss, and how often it is the
+only one.
 
-A part of weight 0 is removed, so that a run on a video with its sound with `data.parts.audio.weight` at 0 and the other at 1 is
-the run on the video, bit for bit.
+A part of weight 0 is removed, so that a run on a video with its sound with `data.parts.audio.weight` at 0 and
+the other at 1 is the run on the video, bit for bit.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ KINDS = {"joint": ("video", "audio")}
 
 
 def modality_of(modality: str, spec: DataSpec) -> str:
-    """Return the modality of data without the parts of weight 0. Raises `UserError` for settings that the data cannot have."""
+    """Return the modality of data without the parts of weight 0. Raises `UserError` for settings that the
+    data cannot have."""
     kinds = KINDS.get(modality, ())
     if strange := [kind for kind, part in spec.parts if part != DataPart() and kind not in kinds]:
         raise UserError(

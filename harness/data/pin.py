@@ -1,4 +1,5 @@
-"""Pinning a spec to the content of its data, so that the run id tells different data apart wherever they lie."""
+"""Pinning a spec to the content of its data, so that the run id tells different data apart wherever they
+lie."""
 
 from __future__ import annotations
 

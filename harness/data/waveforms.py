@@ -1,4 +1,5 @@
-"""The waves behind a data set of sound, at the rate that a codec reads, and the log-mel pictures of decoded ones.
+"""The waves behind a data set of sound, at the rate that a codec reads, and the log-mel pictures of decoded
+ones.
 
 A data set with waves has `wave(index, rate)`, float64 (samples,) in [-1, 1]: as long as its log-mel picture.
 """
@@ -22,7 +23,8 @@ def wave_length(frames: int, rate: int) -> int:
 
 
 def read_shape(shape: tuple[int, ...], rate: int | None) -> tuple[int, ...]:
-    """What a codec reads of samples with a shape: themselves, or at a rate the wave, (1, samples), behind (bands, frames)."""
+    """What a codec reads of samples with a shape: themselves, or at a rate the wave, (1, samples), behind
+    (bands, frames)."""
     return shape if rate is None else (1, wave_length(shape[-1], rate))
 
 
@@ -45,8 +47,8 @@ def waves(dataset: Any, indices: np.ndarray, rate: int) -> Tensor:
 
 
 def as_mels(heard: Tensor, rate: int, frames: int) -> Tensor:
-    """Waves (B, 1, n) at a rate -> log-mel pictures float32 (B, bands, frames) in [-1, 1]: their first `frames`, silence
-    where they end earlier."""
+    """Waves (B, 1, n) at a rate -> log-mel pictures float32 (B, bands, frames) in [-1, 1]: their first
+    `frames`, silence where they end earlier."""
     import torch
 
     from harness.data.open import from_pixels

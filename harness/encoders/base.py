@@ -51,9 +51,9 @@ class Choice:
 class Encoder(Protocol):
     """A frozen encoder, constructed as `cls(choice, dataset, grid=..., held_out=..., device=...)`.
 
-    A class also has `architecture(model, shape, classes, grid)`, which needs neither weights nor data. Two members are optional,
-    and `Viewer` has their defaults: `view_at(index, images, ...)`, if features are looked up by data set index, and
-    `one_off_flops`, if a run pays for features once.
+    A class also has `architecture(model, shape, classes, grid)`, which needs neither weights nor data. Two
+    members are optional, and `Viewer` has their defaults: `view_at(index, images, ...)`, if features are
+    looked up by data set index, and `one_off_flops`, if a run pays for features once.
     """
 
     name: str
@@ -115,7 +115,8 @@ def described(encoder: Encoder) -> dict[str, Any]:
 def view_of(
     encoder: Encoder, index: np.ndarray, images: Tensor, *, summary: bool = False, attention: int = 0
 ) -> View:
-    """Return an encoder's view of images at data set indices (B,): looked up if the encoder keeps features, else computed."""
+    """Return an encoder's view of images at data set indices (B,): looked up if the encoder keeps features,
+    else computed."""
     # A plug-in need not derive from `Viewer`.
     look_up = getattr(encoder, "view_at", None)
     if look_up is not None:
@@ -138,8 +139,9 @@ def open_encoder(
 ) -> Encoder:
     """Return the encoder of a name, its tokens on the backbone's grid. A local encoder is trained first.
 
-    `held_out` is the share of the data that it must not be trained on. Raises `UserError` for an unknown name, for weights that are
-    absent, damaged or not the ones of `sha256`, and for a grid that the encoder cannot have.
+    `held_out` is the share of the data that it must not be trained on. Raises `UserError` for an unknown
+    name, for weights that are absent, damaged or not the ones of `sha256`, and for a grid that the encoder
+    cannot have.
     """
     cls = registry.load("encoder", parse_name(choice.name)[0])
     encoder = cls(choice, dataset, grid=grid, held_out=held_out, device=device)
@@ -181,7 +183,8 @@ def no_attention(name: str, blocks: int = 0) -> UserError:
 
 
 def count_flops(network: nn.Module, shape: tuple[int, ...]) -> int:
-    """Count the FLOPs (two per multiply-add, as torch counts them) of one image's forward pass on the meta device."""
+    """Count the FLOPs (two per multiply-add, as torch counts them) of one image's forward pass on the meta
+    device."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.empty(1, *shape, device="meta"))
     return counter.get_total_flops()

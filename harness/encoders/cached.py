@@ -1,9 +1,10 @@
 """A frozen encoder's features, computed once for all of a data set and then read from a memory-mapped file.
 
-The file is float32 (N, T, dim), N the size of the data set, row i the tokens of sample i: 4 N T dim bytes. It is addressed by
-what its numbers depend on: the inner encoder and the hash of its weights, the data's fingerprint and shape, the grid, device
-and autocast type, and the features themselves that the encoder computes for the first samples at each start. Another transform,
-kernel or thread count that changes a bit of those is another file.
+The file is float32 (N, T, dim), N the size of the data set, row i the tokens of sample i: 4 N T dim bytes. It
+is addressed by what its numbers depend on: the inner encoder and the hash of its weights, the data's
+fingerprint and shape, the grid, device and autocast type, and the features themselves that the encoder
+computes for the first samples at each start. Another transform, kernel or thread count that changes a bit of
+those is another file.
 """
 
 from __future__ import annotations
@@ -42,14 +43,17 @@ PROBE = 16
 
 
 class CachedEncoder(Viewer):
-    """Any other encoder with its features kept on disk, for example cached:timm:vit_base_patch14_dinov2.lvd142m.
+    """Any other encoder with its features kept on disk, for example
+    cached:timm:vit_base_patch14_dinov2.lvd142m.
 
-    A training step costs no encoder FLOPs (`flops` is 0). The one-off cost is the inner encoder's `flops` times the number of
-    samples, paid by the first run that needs the file, in its first step, where it is booked as warm-up; a comparison of
-    total cost has to add it (`one_off_flops`). Every image must look the same each time it is seen: no flip.
+    A training step costs no encoder FLOPs (`flops` is 0). The one-off cost is the inner encoder's `flops`
+    times the number of samples, paid by the first run that needs the file, in its first step, where it is
+    booked as warm-up; a comparison of total cost has to add it (`one_off_flops`). Every image must look the
+    same each time it is seen: no flip.
 
-    Rows are made in passes of `BATCH` images. They are the bits of an online pass wherever a kernel's rounding does not depend
-    on the number of images, as on the CPU; where it does, they are the bits of a pass of that size.
+    Rows are made in passes of `BATCH` images. They are the bits of an online pass wherever a kernel's
+    rounding does not depend on the number of images, as on the CPU; where it does, they are the bits of a
+    pass of that size.
     """
 
     flops = 0
@@ -87,9 +91,11 @@ class CachedEncoder(Viewer):
     def view_at(
         self, index: np.ndarray, images: Tensor, *, summary: bool = False, attention: int = 0
     ) -> View:
-        """Tokens, float32 (B, T, dim) on the images' device, of the samples at data set indices (B,): read, not computed.
+        """Tokens, float32 (B, T, dim) on the images' device, of the samples at data set indices (B,): read,
+        not computed.
 
-        The first call makes or verifies the file, under the caller's autocast, so that its numbers are those of a pass here.
+        The first call makes or verifies the file, under the caller's autocast, so that its numbers are those
+        of a pass here.
         """
         if summary or attention:
             raise UserError(
@@ -120,7 +126,8 @@ class CachedEncoder(Viewer):
 
 
 def check_cached(spec: RunSpec) -> None:
-    """Raise `UserError` where a spec asks for kept features of images that change: data.flip mirrors half of them anew."""
+    """Raise `UserError` where a spec asks for kept features of images that change: data.flip mirrors half of
+    them anew."""
     for encoder in spec.method.needs().encoders:
         if spec.data.flip and encoder.name.startswith("cached:"):
             raise UserError(
@@ -130,7 +137,8 @@ def check_cached(spec: RunSpec) -> None:
 
 
 def write(file: Path, encoder: CachedEncoder, shape: tuple[int, ...]) -> None:
-    """Compute all rows, (N, T, dim), into a temporary file, then rename it; its sha256 is in `<name>.sha256` before that.
+    """Compute all rows, (N, T, dim), into a temporary file, then rename it; its sha256 is in `<name>.sha256`
+    before that.
 
     Raises `UserError` if the disk refuses it, and removes what it wrote.
     """

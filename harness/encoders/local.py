@@ -1,7 +1,8 @@
 """A small ViT trained on this data set as a classifier, and the same network untrained as a control.
 
-Both are pure functions of the data, the split, the size and the grid: weights and order come from named streams, training
-runs on one thread in a fixed recipe. Trained weights are cached under a hash of all that, with their checksum.
+Both are pure functions of the data, the split, the size and the grid: weights and order come from named
+streams, training runs on one thread in a fixed recipe. Trained weights are cached under a hash of all that,
+with their checksum.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ class Vit(nn.Module):
         self.head = nn.Linear(size.width, classes)
 
     def forward(self, images: Tensor, heard: list[tuple[Tensor, Tensor]] | None = None) -> Tensor:
-        """Tokens after the final norm: (B, C, *axes) -> (B, T, width). `heard` receives every block's queries and keys."""
+        """Tokens after the final norm: (B, C, *axes) -> (B, T, width). `heard` receives every block's queries
+        and keys."""
         if len(self.patch) == 2:
             patches = F.unfold(images, self.patch, stride=self.patch).transpose(1, 2)
         else:
@@ -100,7 +102,8 @@ class Block(nn.Module):
 
 
 class RandomEncoder(Viewer):
-    """The network of `local:<size>` with its initial weights, untrained: a control for what the training is worth."""
+    """The network of `local:<size>` with its initial weights, untrained: a control for what the training is
+    worth."""
 
     def __init__(
         self,
@@ -123,7 +126,8 @@ class RandomEncoder(Viewer):
 
     @staticmethod
     def architecture(model: str, shape: tuple[int, ...], classes: int, grid: tuple[int, ...]) -> Architecture:
-        """Width and cost; raises `UserError` for an unknown size and for a grid that does not divide the image."""
+        """Width and cost; raises `UserError` for an unknown size and for a grid that does not divide the
+        image."""
         size = _size(model)
         if any(axis % rows for axis, rows in zip(shape[1:], grid, strict=True)):
             axes = "x".join(map(str, shape[1:]))
@@ -178,7 +182,8 @@ def trained(
 ) -> float | None:
     """Give the network its trained weights, from the cache or by training, and return its held-out accuracy.
 
-    If two processes need the same weights, one trains and the other waits. Weights that are damaged on disk are trained again.
+    If two processes need the same weights, one trains and the other waits. Weights that are damaged on disk
+    are trained again.
     """
     if dataset.classes < 2:
         raise UserError(
@@ -201,7 +206,8 @@ def trained(
 
 
 def fit(network: Vit, dataset: Dataset, train: np.ndarray, device: torch.device) -> None:
-    """Train in place: AdamW, linear warm-up and cosine decay, cross-entropy, 15 epochs of batches of 64 or 4000 steps."""
+    """Train in place: AdamW, linear warm-up and cosine decay, cross-entropy, 15 epochs of batches of 64 or
+    4000 steps."""
     streams = Streams(0)
     per_epoch = max(1, len(train) // BATCH)
     steps = min(EPOCHS * per_epoch, MAX_STEPS)

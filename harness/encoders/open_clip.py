@@ -1,8 +1,9 @@
 """Image towers of open_clip, frozen: CLIP, SigLIP and their kin, with their tokens on a grid.
 
-Images are prepared as REPA prepares them for CLIP (REPA utils.py `preprocess_raw_image` at 67f7145): a bicubic resize that gives
-the backbone's grid, then the mean and deviation the tower was trained with. Tokens are those after the final norm, without
-class token (REPA reads CLIP-L before it and drops the last block; here all families end alike).
+Images are prepared as REPA prepares them for CLIP (REPA utils.py `preprocess_raw_image` at 67f7145): a
+bicubic resize that gives the backbone's grid, then the mean and deviation the tower was trained with. Tokens
+are those after the final norm, without class token (REPA reads CLIP-L before it and drops the last block;
+here all families end alike).
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from metrics.files.hashing import file_sha256
 
 
 class OpenClipEncoder(Viewer):
-    """Any CLIP or SigLIP of open_clip, for example open_clip:ViT-B-16.openai; weights from a file, or from the hub if `download` is set."""
+    """Any CLIP or SigLIP of open_clip, for example open_clip:ViT-B-16.openai; weights from a file, or from
+    the hub if `download` is set."""
 
     def __init__(
         self,
@@ -55,8 +57,8 @@ class OpenClipEncoder(Viewer):
 
     @staticmethod
     def architecture(model: str, shape: tuple[int, ...], classes: int, grid: tuple[int, int]) -> Architecture:
-        """Return width and cost. Raises `UserError` for a name that open_clip does not have and for a tower without a grid of
-        tokens."""
+        """Return width and cost. Raises `UserError` for a name that open_clip does not have and for a tower
+        without a grid of tokens."""
         with user_errors():
             recipe = find_recipe(model)
         with torch.device("meta"):
@@ -79,7 +81,8 @@ class OpenClipEncoder(Viewer):
 
 
 def build(recipe: Recipe, grid: tuple[int, int]) -> Tower:
-    """Return an image tower with initial weights; one that is open_clip's own has its position embedding on the grid."""
+    """Return an image tower with initial weights; one that is open_clip's own has its position embedding on
+    the grid."""
     vision = {**config_of(recipe.model)["vision_cfg"], "patch_dropout": 0.0}
     if vision.get("attentional_pool") or not isinstance(vision.get("layers", 12), int):
         raise _no_vit(recipe.model)
@@ -90,7 +93,8 @@ def build(recipe: Recipe, grid: tuple[int, int]) -> Tower:
 
 
 def tokens_of(tower: Tower, model: str, grid: tuple[int, int]) -> ClipTokens | TimmTokens:
-    """Return a tower as a network from prepared images to patch tokens. Raises `UserError` for one that is not a plain ViT."""
+    """Return a tower as a network from prepared images to patch tokens. Raises `UserError` for one that is
+    not a plain ViT."""
     if isinstance(tower, VisionTransformer):
         return ClipTokens(tower)
     trunk = tower.trunk

@@ -1,7 +1,9 @@
-"""Vision transformers of timm, frozen: DINOv2, DINOv3, CLIP, MAE, SigLIP and every other with its tokens on a grid.
+"""Vision transformers of timm, frozen: DINOv2, DINOv3, CLIP, MAE, SigLIP and every other with its tokens on a
+grid.
 
-Images are prepared as REPA prepares them for DINOv2 (REPA utils.py, train.py at 67f7145): the model's mean and deviation, then
-a bicubic resize that gives the backbone's grid (16x16 tokens of patch 14: 224 pixels), the position embedding resampled.
+Images are prepared as REPA prepares them for DINOv2 (REPA utils.py, train.py at 67f7145): the model's mean
+and deviation, then a bicubic resize that gives the backbone's grid (16x16 tokens of patch 14: 224 pixels),
+the position embedding resampled.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ from metrics.files.hashing import file_sha256
 from metrics.files.weights import read_tensors
 
 UNUSED = ("head.", "fc.", "fc_norm.", "attn_pool.", "mask_token")
-"""Tensors that a file may have in addition to the network: its classifier, its pooling, those of pretraining only."""
+"""Tensors that a file may have in addition to the network: its classifier, its pooling, those of pretraining
+only."""
 
 
 class TimmEncoder(Viewer):
@@ -66,7 +69,8 @@ class TimmEncoder(Viewer):
 
     @staticmethod
     def architecture(model: str, shape: tuple[int, ...], classes: int, grid: tuple[int, int]) -> Architecture:
-        """Return width and cost. Raises `UserError` for a name that timm does not have and for a network without a grid of tokens."""
+        """Return width and cost. Raises `UserError` for a name that timm does not have and for a network
+        without a grid of tokens."""
         with user_errors():
             network = create(model, device="meta")
         # timm's architectures without a grid of tokens lack these two.
@@ -88,7 +92,8 @@ class TimmEncoder(Viewer):
 
     @torch.no_grad()
     def view(self, images: Tensor, *, summary: bool = False, attention: int = 0) -> View:
-        """Attention is among the patch tokens alone: class token and registers are left out before the softmax."""
+        """Attention is among the patch tokens alone: class token and registers are left out before the
+        softmax."""
         x = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
         x = ((x + 1) / 2 - self._mean) / self._std
         x = F.interpolate(x, size=self._size, mode="bicubic")
@@ -107,7 +112,8 @@ class TimmEncoder(Viewer):
 
 
 def _last_attention(network: TimmNetwork) -> Attention | None:
-    """Return the attention of the last block if it is timm's plain one (no rotation of queries and keys after their norm)."""
+    """Return the attention of the last block if it is timm's plain one (no rotation of queries and keys after
+    their norm)."""
     # Not every architecture has blocks, nor every block attention.
     blocks = getattr(network, "blocks", None)
     attention = getattr(blocks[-1], "attn", None) if blocks else None
@@ -116,7 +122,8 @@ def _last_attention(network: TimmNetwork) -> Attention | None:
 
 @contextmanager
 def _listening(network: TimmNetwork, blocks: int, name: str) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Collect queries and keys (B, heads, tokens, d) of the last blocks, in the order of the blocks, until the context ends."""
+    """Collect queries and keys (B, heads, tokens, d) of the last blocks, in the order of the blocks, until
+    the context ends."""
     if blocks and _last_attention(network) is None:
         raise no_attention(name)
     if blocks and blocks > len(network.blocks):

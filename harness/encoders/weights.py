@@ -1,4 +1,5 @@
-"""Weights of published encoders, loaded as those of metric networks are (metrics.files), with errors that name `method.encoder`."""
+"""Weights of published encoders, loaded as those of metric networks are (metrics.files), with errors that
+name `method.encoder`."""
 
 from __future__ import annotations
 
@@ -13,9 +14,11 @@ from metrics.value import MetricError
 
 
 def on_disk(choice: EncoderChoice, repository: str, file: str) -> Path:
-    """Return the file of `method.encoder.weights`, else the hub's copy, which is downloaded only if `download` is set.
+    """Return the file of `method.encoder.weights`, else the hub's copy, which is downloaded only if
+    `download` is set.
 
-    Raises `UserError` for a file that does not exist, and `MetricError` for weights that are not on this machine.
+    Raises `UserError` for a file that does not exist, and `MetricError` for weights that are not on this
+    machine.
     """
     if choice.weights and not Path(choice.weights).expanduser().is_file():
         raise UserError(f"method.encoder.weights = {choice.weights}: no such file")

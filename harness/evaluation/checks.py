@@ -1,7 +1,7 @@
 """Metric checks: what is refused before anything is trained or measured.
 
-`check_metrics` is called when a spec is resolved, hence by every command and plan, and by the evaluator, which also
-knows the numbers of samples. `check_arms` compares the arms of a study.
+`check_metrics` is called when a spec is resolved, hence by every command and plan, and by the evaluator,
+which also knows the numbers of samples. `check_arms` compares the arms of a study.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ def check_metrics(
 def check_arms(arms: Iterable[EvalSpec], encoders: Iterable[str], where: str) -> None:
     """Check the metrics of a study's arms, each of which resolved to a valid spec.
 
-    Raises `UserError` for too few samples, and if an arm is measured only by encoders that any of the arms aligns to.
+    Raises `UserError` for too few samples, and if an arm is measured only by encoders that any of the arms
+    aligns to.
     """
     known = list(encoders)
     for spec in arms:

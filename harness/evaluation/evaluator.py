@@ -326,7 +326,8 @@ def _result_of(values: Sequence[Value], n: int) -> MetricResult:
 def _compute(metric: Metric, real: Side, fake: Side) -> tuple[dict[str, Value], str]:
     """Return the values of a metric by name, without their intervals, or why there are none."""
     try:
-        # The record of a single evaluation has no interval for these metrics: it would be over samples, and the
+        # The record of a single evaluation has no interval for these metrics: it would be over samples, and
+        # the
         # interval of several evaluations is over replicates.
         found = [Value(value.mean) for value in metric.compute(real, fake)]
     except (MetricError, np.linalg.LinAlgError) as error:

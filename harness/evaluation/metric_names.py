@@ -79,7 +79,8 @@ def metric_spec(name: str) -> MetricSpec:
 
 
 def input_kind(metric: MetricSpec) -> str:
-    """Return what the network reads: `image`, `video` or `audio`. Raises `UserError` for an unknown network."""
+    """Return what the network reads: `image`, `video` or `audio`. Raises `UserError` for an unknown
+    network."""
     if metric.extractor.startswith(f"{SCRIPT}@"):
         return "image"
     try:
@@ -121,7 +122,8 @@ def located(extractor: str, weights: Mapping[str, str]) -> tuple[str, str | None
 
 
 def is_same_network(extractor: str, encoder: str) -> bool:
-    """Return whether an extractor and an alignment encoder are one network; an omitted tag matches any weights.
+    """Return whether an extractor and an alignment encoder are one network; an omitted tag matches any
+    weights.
 
     >>> is_same_network("dinov2-s", "cached:timm:vit_small_patch14_dinov2.lvd142m")
     True

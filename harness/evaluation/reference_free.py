@@ -1,10 +1,11 @@
 """Reference-free metrics: `eval.metrics` names that are measured on the samples themselves.
 
-    dynamics                      moving_digits     pixels from the nearest possible path of a digit; 0 is perfect
-    sync                          bounce            share of impacts and clicks with a partner within one frame; 1 is perfect
-    agreement:local               videos, classes   share of pairs of a video's frames given the same class by a classifier
-    drift:local                   videos, classes   variation of features within a video, over that between videos
-    cer:reader, cer:tesseract     words             character error rate, read by a locally trained network or by Tesseract
+    dynamics                      moving_digits     pixels from the nearest possible path of a digit; 0 is
+    perfect sync                          bounce            share of impacts and clicks with a partner within
+    one frame; 1 is perfect agreement:local               videos, classes   share of pairs of a video's frames
+    given the same class by a classifier drift:local                   videos, classes   variation of features
+    within a video, over that between videos cer:reader, cer:tesseract     words             character error
+    rate, read by a locally trained network or by Tesseract
 
 Definitions are in metrics/domain/video_consistency.py, audio_video_sync.py and typography.py. The noise floor
 of each value is what held-out real samples score, and what they score spoilt: frames out of order or swapped

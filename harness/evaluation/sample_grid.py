@@ -32,7 +32,8 @@ def picture(x: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> np.ndarray:
 
 
 def strip(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Draw a video (C, F, H, W) as its frames in a row, (C, H', W'), with its sound below in the same width."""
+    """Draw a video (C, F, H, W) as its frames in a row, (C, H', W'), with its sound below in the same
+    width."""
     channels, frames, height, width = parts[0].shape
     rows = [parts[0].transpose(0, 2, 1, 3).reshape(channels, height, frames * width)]
     for sound in parts[1:]:
@@ -42,7 +43,8 @@ def strip(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def films(x: np.ndarray, shapes: Sequence[tuple[int, ...]], scale: int = 4) -> np.ndarray:
-    """Draw videos with sound, uint8 (n, ...), as one picture: enlarged frames with the waveform below them."""
+    """Draw videos with sound, uint8 (n, ...), as one picture: enlarged frames with the waveform below
+    them."""
     video, sound = (part.numpy() for part in split_parts(torch.from_numpy(x), shapes))
     rows = []
     for frames, mel in zip(video, sound, strict=True):
@@ -66,7 +68,8 @@ def waveform(wave: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def spectrogram(sound: np.ndarray) -> np.ndarray:
-    """Return log spectrograms (n, bands, frames) as grey images (n, 1, bands, frames), low bands at the bottom."""
+    """Return log spectrograms (n, bands, frames) as grey images (n, 1, bands, frames), low bands at the
+    bottom."""
     return sound[:, None, ::-1]
 
 

@@ -1,4 +1,5 @@
-"""The cache folder, for files that can be made again: trained encoders, surveys of large data sets, counts."""
+"""The cache folder, for files that can be made again: trained encoders, surveys of large data sets,
+counts."""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ from harness.errors import UserError
 def cache_dir(*parts: str) -> Path:
     """Return a folder of the cache, created if it does not exist.
 
-    The cache is `FLOWRACE_CACHE`, else `flowrace` in the platform's cache folder: `XDG_CACHE_HOME` or `~/.cache`
-    (`~/Library/Caches` on macOS). Raises `UserError` when it cannot be written.
+    The cache is `FLOWRACE_CACHE`, else `flowrace` in the platform's cache folder: `XDG_CACHE_HOME` or
+    `~/.cache` (`~/Library/Caches` on macOS). Raises `UserError` when it cannot be written.
     """
     folder = _root().joinpath(*parts)
     try:

@@ -75,7 +75,8 @@ def lock_file(file: IO[Any]) -> None:
 
 
 def try_lock_file(file: IO[Any]) -> bool:
-    """Lock an open file as `lock_file` does and return True, or return False at once if another process has it."""
+    """Lock an open file as `lock_file` does and return True, or return False at once if another process has
+    it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -91,9 +92,11 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path; what is written there takes the place of `path` at the end: fsync, rename, fsync.
+    """Yield a temporary path; what is written there takes the place of `path` at the end: fsync, rename,
+    fsync.
 
-    At every instant `path` is absent, old or complete. After an error it is as before, and the temporary file is removed.
+    At every instant `path` is absent, old or complete. After an error it is as before, and the temporary file
+    is removed.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:

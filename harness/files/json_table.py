@@ -1,4 +1,5 @@
-"""JSON tables next to runs, filled row by row by commands that may run at the same time without losing each other's rows."""
+"""JSON tables next to runs, filled row by row by commands that may run at the same time without losing each
+other's rows."""
 
 from __future__ import annotations
 
@@ -14,14 +15,15 @@ from harness.files.files import locked, write_atomic, writing
 
 @contextmanager
 def adding_to(file: Path) -> Iterator[None]:
-    """Hold the lock of a table while it is read again and written; raises `UserError` if it cannot be locked or written."""
+    """Hold the lock of a table while it is read again and written; raises `UserError` if it cannot be locked
+    or written."""
     with writing(file), locked(file):
         yield
 
 
 def kept(file: Path, protocol: Mapping[str, Any], rows: str, of: str = "") -> dict[str, Any]:
-    """The `rows` of a table `of` something that are measured already; none where they were under another protocol, for a
-    table has one. Raises `UserError` for a file that is no such table."""
+    """The `rows` of a table `of` something that are measured already; none where they were under another
+    protocol, for a table has one. Raises `UserError` for a file that is no such table."""
     if not file.is_file():
         return {}
     try:

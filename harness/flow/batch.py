@@ -21,7 +21,8 @@ class View(NamedTuple):
     tokens: Tensor
     """(B, T, dim) on the backbone's grid, float32."""
     summary: Tensor | None = None
-    """(B, dim) one vector for the whole sample: the class token, or the mean of the tokens where there is none."""
+    """(B, dim) one vector for the whole sample: the class token, or the mean of the tokens where there is
+    none."""
     attention: Tensor | None = None
     """(B, n, heads, T, T) attention of the last n blocks among the tokens; rows sum to 1."""
 
@@ -40,7 +41,8 @@ class Batch:
     x0: Tensor
     """(B, C, H, W) clean samples in [-1, 1] (or latents)."""
     y: Tensor
-    """(B,) labels after label drop, decided once and shared by student and teacher; dropped ones are the null label."""
+    """(B,) labels after label drop, decided once and shared by student and teacher; dropped ones are the null
+    label."""
     label: Tensor
     """(B,) labels before label drop."""
     step: int = 1
@@ -52,7 +54,8 @@ class Batch:
     pixels: Tensor | None = None
     """(B, C, H, W) the images of latents, in [-1, 1], if an encoder reads them; None if it reads x0."""
     place: np.ndarray | None = None
-    """(B,) data set indices, by which encoders find cached features; None for samples that are not of a data set."""
+    """(B,) data set indices, by which encoders find cached features; None for samples that are not of a data
+    set."""
 
     def to(self, device: torch.device) -> Batch:
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in ("x0", "y", "label")}

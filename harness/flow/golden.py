@@ -1,16 +1,17 @@
 """Golden vectors: what the authors' released code computed on given weights and draws, held against ours.
 
-A file is safetensors: `weights.*` under the released parameter names, `in.*`, `out.*`, and JSON metadata with the
-architecture. What kind of file it is shows in the tensors it holds, never in its name. It is made where the released code is:
-run that in float32, and save what went in and came out with `safetensors.torch.save_file(tensors, file, metadata)`.
+A file is safetensors: `weights.*` under the released parameter names, `in.*`, `out.*`, and JSON metadata with
+the architecture. What kind of file it is shows in the tensors it holds, never in its name. It is made where
+the released code is: run that in float32, and save what went in and came out with
+`safetensors.torch.save_file(tensors, file, metadata)`.
 
-    released      in.*                   metadata beside arch (num_heads, patch_size)           out.*, with these at least
-    REPA          x0 eps t y zs          coefficient encoder_depth z_dim projector_dim          projected loss_align
-    Self-Flow     x0 eps t s mask y      gamma student_layer teacher_layer                      student_hidden loss_rep
-    SRA           x0 eps t u y           student_layer teacher_layer                            align_smooth_l1
-    REPA samplers z y sde_noise          num_steps cfg (null_label, scale, low, high)           euler euler_maruyama
-    Self-Flow SDE z y sde_noise          num_steps                                              samples
-    SiT           x0 t y                                                                        v
+    released      in.*                   metadata beside arch (num_heads, patch_size)           out.*, with
+    these at least REPA          x0 eps t y zs          coefficient encoder_depth z_dim projector_dim
+    projected loss_align Self-Flow     x0 eps t s mask y      gamma student_layer teacher_layer
+    student_hidden loss_rep SRA           x0 eps t u y           student_layer teacher_layer
+    align_smooth_l1 REPA samplers z y sde_noise          num_steps cfg (null_label, scale, low, high)
+    euler euler_maruyama Self-Flow SDE z y sde_noise          num_steps
+    samples SiT           x0 t y                                                                        v
 """
 
 from __future__ import annotations

@@ -52,8 +52,8 @@ class TrainingMethod(nn.Module):
     times_apart: ClassVar[bool] = True
     """Whether the parts of a sample may have separate times (`time.apart`)."""
     parts_mixed: ClassVar[bool] = False
-    """Whether samples may lack a part (`data.video_alone`). A second term must then leave out the tokens of missing
-    parts (methods/common/missing_parts.py)."""
+    """Whether samples may lack a part (`data.video_alone`). A second term must then leave out the tokens of
+    missing parts (methods/common/missing_parts.py)."""
 
     # Any: a method declares `config` as its own Config, which the type of a mutable attribute would forbid.
     config: Any

@@ -51,7 +51,8 @@ def times_of_parts(t_BP: Tensor, backbone: SiTConfig) -> Times:
 
 
 def shifted(t: Tensor, alpha: float) -> Tensor:
-    """s(alpha, t) = alpha t / (1 + (alpha - 1) t): alpha > 1 moves times towards noise (Self-Flow App. A.2)."""
+    """s(alpha, t) = alpha t / (1 + (alpha - 1) t): alpha > 1 moves times towards noise (Self-Flow App.
+    A.2)."""
     return alpha * t / (1 + (alpha - 1) * t)
 
 

@@ -1,12 +1,13 @@
 """From noise to samples: integrate dx/dt = v(x, t) from t = 1 (noise) to t = 0 (data).
 
-Free functions over a velocity field `v(x, t)`, with x (B, C, H, W) and t a number. The state is held in `dtype`, float64 as
-REPA's samplers.py has it, while the network sees float32.
+Free functions over a velocity field `v(x, t)`, with x (B, C, H, W) and t a number. The state is held in
+`dtype`, float64 as REPA's samplers.py has it, while the network sees float32.
 
     euler              x <- x + (t' - t) v
     heun               the mean of the slopes at both ends (the last step is Euler's)
     euler_maruyama     SDE with diffusion w(t) = 2 t on t = 1 .. 0.04, then one drift step to 0
-                       (REPA samplers.py; the same arithmetic as SiT's and Self-Flow's "sigma" SDE with last step "Mean")
+                       (REPA samplers.py; the same arithmetic as SiT's and Self-Flow's "sigma" SDE with last
+                       step "Mean")
 """
 
 from __future__ import annotations
@@ -71,7 +72,8 @@ def velocity_field(
 ) -> Velocity:
     """v(x, t) of a network for labels y: (B,), with classifier-free guidance while low <= t <= high.
 
-    v = v_null + scale (v_cond - v_null) (Kynkaanniemi et al., arXiv 2404.07724, for the interval); scale 1 is no guidance.
+    v = v_null + scale (v_cond - v_null) (Kynkaanniemi et al., arXiv 2404.07724, for the interval); scale 1 is
+    no guidance.
     """
     both = torch.cat([y, torch.full_like(y, null)])
 

@@ -1,7 +1,7 @@
 """Sampling from a network, with fixed latents and labels that are the same for every method and step.
 
-If a network has an extra token, image and token are integrated together, as one vector per sample (REG samplers.py). The image's
-noise is that of every other method, and guidance applies to both.
+If a network has an extra token, image and token are integrated together, as one vector per sample (REG
+samplers.py). The image's noise is that of every other method, and guidance applies to both.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ def jointly(model: nn.Module, shape: tuple[int, ...]) -> Callable[[Tensor, Times
 
 
 def _normal(streams: Streams, name: str, index: np.ndarray, shape: tuple[int, ...], extra: int) -> Tensor:
-    """Return standard normal noise, (B, *shape); with an extra token (B, C H W + E), the image's part unchanged."""
+    """Return standard normal noise, (B, *shape); with an extra token (B, C H W + E), the image's part
+    unchanged."""
     image = streams.normal(name, index, shape)
     if not extra:
         return image
@@ -87,7 +88,8 @@ def _normal(streams: Streams, name: str, index: np.ndarray, shape: tuple[int, ..
 
 
 def sample_labels(spec: EvalSpec, streams: Streams, index: np.ndarray, classes: int) -> Tensor:
-    """Return labels (B,). Balanced: i mod classes. Random: uniform, as in most papers (balanced lowers FID by about 0.1)."""
+    """Return labels (B,). Balanced: i mod classes. Random: uniform, as in most papers (balanced lowers FID by
+    about 0.1)."""
     if spec.labels == "balanced":
         return torch.from_numpy(index % classes)
     return streams.integers("eval_label", index, classes)

@@ -38,7 +38,8 @@ class Student:
     def teach(
         self, x: Tensor, times: Times, y: Tensor, *, layer: int, groups: Tensor | None = None
     ) -> Tensor:
-        """Return hidden tokens (B, T, D) of the teacher's block `layer` (1-based), without gradient; deeper blocks do not run."""
+        """Return hidden tokens (B, T, D) of the teacher's block `layer` (1-based), without gradient; deeper
+        blocks do not run."""
         if self.ema is None:
             raise ValueError("this student has no EMA network to be taught by")
         with torch.no_grad(), self.phase("teacher"):

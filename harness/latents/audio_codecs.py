@@ -1,10 +1,10 @@
 """Sound: autoencoders of waves through diffusers and transformers, from a local folder.
 
-Waves are (B, 1, n) at the codec's rate: a codec of several channels hears the same in each, and what it says is averaged. Its
-last latent frame is filled up with silence.
+Waves are (B, 1, n) at the codec's rate: a codec of several channels hears the same in each, and what it says
+is averaged. Its last latent frame is filled up with silence.
 
-Self-Flow's audio models learn latents of SongBloom's autoencoder: Stable Audio's Oobleck at 48 kHz, stereo, one frame of 64
-numbers each 1,920 samples. Convert its checkpoint to diffusers' layout first.
+Self-Flow's audio models learn latents of SongBloom's autoencoder: Stable Audio's Oobleck at 48 kHz, stereo,
+one frame of 64 numbers each 1,920 samples. Convert its checkpoint to diffusers' layout first.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class _OfWaves(Autoencoder):
 
 
 class Oobleck(_OfWaves):
-    """For sound: Stable Audio's and SongBloom's autoencoder of waves, diffusers' AutoencoderOobleck from a local folder."""
+    """For sound: Stable Audio's and SongBloom's autoencoder of waves, diffusers' AutoencoderOobleck from a
+    local folder."""
 
     folder = Pretrained(
         "oobleck", "diffusers", "AutoencoderOobleck", "stabilityai/stable-audio-open-1.0 in vae/"
@@ -73,10 +74,11 @@ class Oobleck(_OfWaves):
 
 
 class Dac(_OfWaves):
-    """For sound: Descript's audio codec of waves, transformers' DacModel from a local folder; no posterior, so no noise.
+    """For sound: Descript's audio codec of waves, transformers' DacModel from a local folder; no posterior,
+    so no noise.
 
-    Latents are what its encoder says before it is rounded to codes; decoding rounds, then decodes, as the model itself
-    does (codes outside what it was trained on never reach its decoder).
+    Latents are what its encoder says before it is rounded to codes; decoding rounds, then decodes, as the
+    model itself does (codes outside what it was trained on never reach its decoder).
     """
 
     folder = Pretrained("dac", "transformers", "DacModel", "descript/dac_44khz")

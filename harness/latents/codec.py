@@ -1,6 +1,7 @@
 """What a codec is, and the door to it: frozen, from a local file, addressed by the content of its weights.
 
-B  samples    C, *axes  of what it reads: (C, H, W) images, (C, F, H, W) videos, (1, n) waves    c, *places  of a latent
+B  samples    C, *axes  of what it reads: (C, H, W) images, (C, F, H, W) videos, (1, n) waves    c, *places
+of a latent
 """
 
 from __future__ import annotations
@@ -20,14 +21,16 @@ from harness.errors import UserError
 
 
 class Moments(NamedTuple):
-    """Of the posterior over latents, float32 (B, c, *places) each, not normalised; a codec without one has `std` 0."""
+    """Of the posterior over latents, float32 (B, c, *places) each, not normalised; a codec without one has
+    `std` 0."""
 
     mean: Tensor
     std: Tensor
 
 
 class Affine(NamedTuple):
-    """What a network learns of a latent z: (z - shift) * scale, one value for each channel, or one for all."""
+    """What a network learns of a latent z: (z - shift) * scale, one value for each channel, or one for
+    all."""
 
     shift: tuple[float, ...] = (0.0,)
     scale: tuple[float, ...] = (1.0,)
@@ -57,15 +60,15 @@ class Affine(NamedTuple):
 class Codec(Protocol):
     """Made by its class as `cls(weights, device)`; `weights` is a local path, empty for a codec without any.
 
-    The class itself has `address(path)`, the sha256 of weights at a path, and `outline(shape)`, `shape` as the published
-    weights have it.
+    The class itself has `address(path)`, the sha256 of weights at a path, and `outline(shape)`, `shape` as
+    the published weights have it.
     """
 
     modalities: tuple[str, ...]
     """Of the data sets that it encodes."""
     rate: int | None
-    """Samples a second of the waves that it reads; None where it reads samples as they are. Of a class: of the published
-    weights."""
+    """Samples a second of the waves that it reads; None where it reads samples as they are. Of a class: of
+    the published weights."""
     sha256: str
     """Of its weights and configuration, 64 hex digits."""
     affine: Affine
@@ -80,14 +83,16 @@ class Codec(Protocol):
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Samples (B, C, *axes), about [-1, 1], of normalised latents (B, c, *places); waves may end later."""
+        """Samples (B, C, *axes), about [-1, 1], of normalised latents (B, c, *places); waves may end
+        later."""
         ...
 
 
 def open_codec(name: str, weights: str, device: torch.device) -> Codec:
     """The codec `family` or `family@<digits>` with the weights at a path.
 
-    Raises `UserError` for an unknown family, and for weights that are absent, damaged or not those of the digits.
+    Raises `UserError` for an unknown family, and for weights that are absent, damaged or not those of the
+    digits.
     """
     family, _, digits = name.partition("@")
     codec = registry.load("codec", family)(weights, device)
@@ -100,8 +105,8 @@ def open_codec(name: str, weights: str, device: torch.device) -> Codec:
 
 
 def addressed(spec: DataSpec) -> DataSpec:
-    """The spec with a codec `family:PATH` named by its content, `family@<8 digits>`; the path goes to `data.codec_weights`,
-    which is not hashed: the same weights at another place are the same run."""
+    """The spec with a codec `family:PATH` named by its content, `family@<8 digits>`; the path goes to
+    `data.codec_weights`, which is not hashed: the same weights at another place are the same run."""
     if spec.codec and spec.name != "latents":
         raise UserError(
             f"data.codec = '{spec.codec}' decodes latents, and data.name = '{spec.name}' has none; "
@@ -122,7 +127,8 @@ class Decoder(NamedTuple):
 
 
 def decoder_of(dataset: Dataset, device: torch.device) -> Decoder:
-    """Return what turns samples of a network into the pictures, videos or log-mel spectrograms that its metrics are computed on.
+    """Return what turns samples of a network into the pictures, videos or log-mel spectrograms that its
+    metrics are computed on.
 
     Data sets without latents need no decoder.
     """

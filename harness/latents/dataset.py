@@ -1,8 +1,8 @@
 """Latents: drawn from encoded moments, with the images, videos or sounds that they were made of beside them.
 
-x0 = (mean + std * noise - shift) * scale, channel by channel, the noise from the stream `posterior` at the global sample index,
-anew each time that a sample is seen (REPA train.py, `sample_posterior`: 0.18215 * (mean + std * randn)). Encoders and metrics see
-what was encoded; sound they see as its log-mel picture.
+x0 = (mean + std * noise - shift) * scale, channel by channel, the noise from the stream `posterior` at the
+global sample index, anew each time that a sample is seen (REPA train.py, `sample_posterior`: 0.18215 * (mean
++ std * randn)). Encoders and metrics see what was encoded; sound they see as its log-mel picture.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ class Latents:
 
     @staticmethod
     def outline(spec: DataSpec) -> Any:
-        """What a spec alone says, for a plan without data: `shape`, `classes`, and the images' own in `pictures`."""
+        """What a spec alone says, for a plan without data: `shape`, `classes`, and the images' own in
+        `pictures`."""
         codec = registry.load("codec", _family(spec))
         about = {"modality": codec.modalities[0], "classes": spec.classes}
         shown = _planned(spec, codec.modalities[0])
@@ -83,7 +84,8 @@ class Latents:
         return self._index.key(index)
 
     def draws(self, place: np.ndarray, flipped: Tensor | None, noise: Tensor) -> Tensor:
-        """Latents float32 (B, c, *places) at data set indices (B,), of mirrored samples where `flipped`; noise alike."""
+        """Latents float32 (B, c, *places) at data set indices (B,), of mirrored samples where `flipped`;
+        noise alike."""
         copies = np.zeros(len(place), dtype=int) if flipped is None else flipped.numpy().astype(int)
         moments = np.stack([self._moments(int(i), copy) for i, copy in zip(place, copies, strict=True)])
         mean, std = torch.from_numpy(moments).unbind(dim=1)

@@ -1,7 +1,8 @@
-"""Samples to a folder of encoded moments, shard by shard: what is whole stays, what is missing or damaged is made.
+"""Samples to a folder of encoded moments, shard by shard: what is whole stays, what is missing or damaged is
+made.
 
-A shard's bytes depend on the samples, the codec and the batch size alone (on one kind of device), since every shard begins its
-own batches. Under torchrun the processes share the shards.
+A shard's bytes depend on the samples, the codec and the batch size alone (on one kind of device), since every
+shard begins its own batches. Under torchrun the processes share the shards.
 """
 
 from __future__ import annotations

@@ -57,7 +57,8 @@ class Pretrained:
         return total.hexdigest()
 
     def load(self, folder: Path, device: torch.device) -> Any:
-        """The network, frozen, in float32; raises `UserError` for a folder of another one, and where a weight is missing."""
+        """The network, frozen, in float32; raises `UserError` for a folder of another one, and where a weight
+        is missing."""
         try:
             cls = getattr(importlib.import_module(self.package), self.network)
         except (ImportError, AttributeError) as error:
@@ -120,7 +121,8 @@ class Autoencoder:
         return self._network.decode(self.affine.restored(latents.float())).sample
 
     def _check_picture(self, channels: int, factor: int, shape: tuple[int, ...]) -> None:
-        """Raise `UserError` for pictures (C, ..., H, W) of other channels, or with sides that the factor does not divide."""
+        """Raise `UserError` for pictures (C, ..., H, W) of other channels, or with sides that the factor does
+        not divide."""
         height, width = shape[-2:]
         if shape[0] != channels:
             raise UserError(
@@ -150,8 +152,8 @@ def _quiet(package: str) -> Iterator[None]:
 
 
 def published_affine(config: Any) -> Affine:
-    """The normalisation that a configuration publishes, as diffusers' pipelines apply it: (z - latents_mean) *
-    scaling_factor / latents_std for each channel, `shift_factor` in the mean's place where there is one."""
+    """The normalisation that a configuration publishes, as diffusers' pipelines apply it: (z - latents_mean)
+    * scaling_factor / latents_std for each channel, `shift_factor` in the mean's place where there is one."""
     factor = getattr(config, "scaling_factor", None) or 1.0
     mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
     if mean is None or std is None:

@@ -1,4 +1,5 @@
-"""Images: Stable Diffusion's autoencoder (sd-vae-ft-ema, -mse) through diffusers' AutoencoderKL, from a local folder."""
+"""Images: Stable Diffusion's autoencoder (sd-vae-ft-ema, -mse) through diffusers' AutoencoderKL, from a local
+folder."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ CHANNELS, FACTOR = 4, 8
 
 
 class SdVae(Autoencoder):
-    """For images: Stable Diffusion's autoencoder, diffusers' AutoencoderKL from a local folder (sides by 8, 4 channels).
+    """For images: Stable Diffusion's autoencoder, diffusers' AutoencoderKL from a local folder (sides by 8, 4
+    channels).
 
     The scale is the configuration's `scaling_factor` (0.18215 for the published weights).
     """

@@ -1,8 +1,9 @@
 """A folder of encoded moments: what it says of itself, and its shards, checked and memory-mapped.
 
-latents.json            what was encoded with what, and the sha256 of every file; written last, so it marks a whole folder
-index.npz               labels int64 (N,), and the bytes by which the source splits its samples, with their ends (N,)
-shard-00000.npy ...     (rows, copies, 2, c, h, w): mean and standard deviation; a second copy is of mirrored images
+latents.json            what was encoded with what, and the sha256 of every file; written last, so it marks a
+whole folder index.npz               labels int64 (N,), and the bytes by which the source splits its samples,
+with their ends (N,) shard-00000.npy ...     (rows, copies, 2, c, h, w): mean and standard deviation; a second
+copy is of mirrored images
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ def without_places(value: Any) -> Any:
 
 
 def check(folder: Path, manifest: dict[str, Any]) -> None:
-    """Compare every file with its sha256, unless it is known to have passed at its present size and time of change.
+    """Compare every file with its sha256, unless it is known to have passed at its present size and time of
+    change.
 
     Raises `UserError` naming the first that is absent or damaged.
     """

@@ -18,7 +18,8 @@ FRAMES = 4
 
 
 class WanVae(Autoencoder):
-    """For videos: Wan's causal autoencoder, diffusers' AutoencoderKLWan from a local folder (2.2: 4k + 1 frames, sides by 16).
+    """For videos: Wan's causal autoencoder, diffusers' AutoencoderKLWan from a local folder (2.2: 4k + 1
+    frames, sides by 16).
 
     Latents are normalised by the configuration's `latents_mean` and `latents_std`, channel by channel.
     """

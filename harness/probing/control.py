@@ -85,7 +85,8 @@ def scene_of(dataset: Dataset, held_out: np.ndarray, config: SiTConfig, samples:
 
 
 def _positions(dataset: Dataset) -> np.ndarray:
-    """Return the positions (videos, frames, 2) of a data set, or of the joint one that its video is part of."""
+    """Return the positions (videos, frames, 2) of a data set, or of the joint one that its video is part
+    of."""
     known = Capabilities(dataset).position
     if known is None or kind_of(dataset.shape) != "video":
         raise UserError(

@@ -134,7 +134,8 @@ def layers(model: SiT, time: float, device: torch.device) -> Tokens:
 
 
 def noised(index: np.ndarray, x0: Tensor, times: Times, config: SiTConfig) -> Tensor:
-    """Return samples at `times` of the path, with noise determined by their index: the inputs of every probe."""
+    """Return samples at `times` of the path, with noise determined by their index: the inputs of every
+    probe."""
     noise = Streams(0).normal("probe/noise", index, x0.shape[1:]).to(x0)
     return interpolate(x0, noise, times, config)
 

@@ -1,7 +1,8 @@
 """Checkpoints: atomic, verified, weights only.
 
-A checkpoint is one safetensors file with a sha256 of its tensors in the header; equal states are equal bytes. It is written under a temporary name, synced
-and renamed, so a file with a checkpoint's name is complete; it is verified when it is read; nothing is ever unpickled.
+A checkpoint is one safetensors file with a sha256 of its tensors in the header; equal states are equal bytes.
+It is written under a temporary name, synced and renamed, so a file with a checkpoint's name is complete; it
+is verified when it is read; nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> 
 
 
 def load(path: Path) -> Checkpoint:
-    """Read and verify a checkpoint; raises `UserError` for a damaged one, and for a file that is no checkpoint."""
+    """Read and verify a checkpoint; raises `UserError` for a damaged one, and for a file that is no
+    checkpoint."""
     try:
         with safe_open(path, "pt") as file:
             meta = json.loads((file.metadata() or {}).get(HEADER, "{}"))
@@ -99,7 +101,8 @@ def scheduled(step: int, train: TrainSpec) -> bool:
 
 
 def prune(folder: Path, train: TrainSpec) -> None:
-    """Keep the newest `keep_checkpoints` of the schedule and the newest of all; delete the others and temporary files."""
+    """Keep the newest `keep_checkpoints` of the schedule and the newest of all; delete the others and
+    temporary files."""
     found = checkpoints(folder)
     kept = [path for path in found if scheduled(step_of(path), train)][-train.keep_checkpoints :]
     for path in found[:-1]:

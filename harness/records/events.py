@@ -53,7 +53,8 @@ def _content(file: Path) -> bytes:
 
 
 def _parsed(file: Path, content: bytes) -> list[Event]:
-    """All lines are parsed at once, which takes half the time and, since events then share their keys, half the memory."""
+    """All lines are parsed at once, which takes half the time and, since events then share their keys, half
+    the memory."""
     lines = content.split(b"\n")[:-1]
     try:
         events = json.loads(b"[" + b",".join(lines) + b"]")

@@ -22,7 +22,8 @@ def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def points(event: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics of an event by their names in the store; a number that is not finite is left out (`not_finite` tells of it)."""
+    """The metrics of an event by their names in the store; a number that is not finite is left out
+    (`not_finite` tells of it)."""
     return {tracked_name(name): float(value) for name, value in _metrics(event).items() if _is_number(value)}
 
 

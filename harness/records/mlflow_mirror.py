@@ -1,8 +1,10 @@
-"""Mirrors records into MLflow. The record is the truth: a store can be lost and made again from records alone.
+"""Mirrors records into MLflow. The record is the truth: a store can be lost and made again from records
+alone.
 
     experiment  the study (runs without one: their folder)
     parent run  the study, with its files as artifacts
-    child run   one record: its spec as params, its events as metrics with step, spec and sample grids as artifacts
+    child run   one record: its spec as params, its events as metrics with step, spec and sample grids as
+    artifacts
 
     metric                  unit        from
     train/loss              -           loss of a train event
@@ -13,10 +15,11 @@
     cost/seconds/<phase>    seconds     total since step 0
     eval/<metric>           of metric   the mean; eval/<metric>/low and /high where there is an interval
 
-Mirroring twice doubles nothing: a run is found by its id, what it holds already is told by a tag, and timestamps come from
-the record (its start + the seconds it booked), so that a point sent again is the same point. Of a run that is not finished,
-only what lies before its last checkpoint is mirrored: later events may be superseded. A server may be written to by several
-processes at once and may die at any moment; an sqlite store is written by one process at a time.
+Mirroring twice doubles nothing: a run is found by its id, what it holds already is told by a tag, and
+timestamps come from the record (its start + the seconds it booked), so that a point sent again is the same
+point. Of a run that is not finished, only what lies before its last checkpoint is mirrored: later events may
+be superseded. A server may be written to by several processes at once and may die at any moment; an sqlite
+store is written by one process at a time.
 """
 
 from __future__ import annotations
@@ -65,9 +68,10 @@ def mirror(
 ) -> Summary:
     """Bring a store up to date with records; what it holds already is not sent again.
 
-    The runs are children of the run of a `study`, which holds the `artifacts`. `complete` says that the records are the
-    whole study: its run ends as FINISHED when all of them are done, else as FAILED. Raises `Unsent` behind the last run where
-    some are broken or refused, `UserError` when MLflow is not installed or the store cannot be reached.
+    The runs are children of the run of a `study`, which holds the `artifacts`. `complete` says that the
+    records are the whole study: its run ends as FINISHED when all of them are done, else as FAILED. Raises
+    `Unsent` behind the last run where some are broken or refused, `UserError` when MLflow is not installed or
+    the store cannot be reached.
     """
     records, reasons = _readable(records)
     sent: list[int] = []
@@ -91,7 +95,8 @@ def mirror(
 
 
 def durable(record: Record) -> list[dict[str, Any]]:
-    """The events that no later start of the run can supersede: all of a finished run, else up to the last checkpoint."""
+    """The events that no later start of the run can supersede: all of a finished run, else up to the last
+    checkpoint."""
     events = record.events
     if record.status == "done":
         return events
@@ -242,8 +247,8 @@ def _experiment(client: Any, name: str, uri: str | None) -> str:
 
 
 def _find(client: Any, experiment: str, tag: str, value: str) -> Any:
-    """The run with a tag, if there is one. A server that died behind a commit was asked twice to create it: of such twins
-    the one that holds most is kept."""
+    """The run with a tag, if there is one. A server that died behind a commit was asked twice to create it:
+    of such twins the one that holds most is kept."""
     quote = '"' if "'" in value else "'"
     found = client.search_runs([experiment], f"tags.`{tag}` = {quote}{value}{quote}")
     kept, *twins = sorted(found, key=lambda run: (-_mirrored(run), run.info.run_id)) or [None]
@@ -273,7 +278,8 @@ def _set_status(client: Any, run: Any, status: str, end: int) -> None:
 
 
 def _started(record: Record) -> int:
-    """Milliseconds since 1970 at the run's first start; 1 where the record does not tell (MLflow takes 0 for now)."""
+    """Milliseconds since 1970 at the run's first start; 1 where the record does not tell (MLflow takes 0 for
+    now)."""
     return int(next((start["started"] for start in record.environment if "started" in start), 1))
 
 

@@ -31,7 +31,8 @@ def available() -> bool:
 
 
 def store_uri(uri: str | None = None) -> str:
-    """The store to use: the one asked for, else `MLFLOW_TRACKING_URI`, else `mlflow.db` in the working directory.
+    """The store to use: the one asked for, else `MLFLOW_TRACKING_URI`, else `mlflow.db` in the working
+    directory.
 
     An sqlite store is told by its absolute path.
     """
@@ -40,7 +41,8 @@ def store_uri(uri: str | None = None) -> str:
 
 
 def create_store(uri: str | None = None) -> str:
-    """Create the store unless it is there and say where it is; to be called by one process before workers start.
+    """Create the store unless it is there and say where it is; to be called by one process before workers
+    start.
 
     Raises `UserError` when MLflow is not installed or the store cannot be reached.
     """
@@ -51,7 +53,8 @@ def create_store(uri: str | None = None) -> str:
 
 @contextmanager
 def open_store(uri: str | None) -> Iterator[Any]:
-    """An `MlflowClient` of a store, an sqlite one locked against other processes; errors become `UserError`."""
+    """An `MlflowClient` of a store, an sqlite one locked against other processes; errors become
+    `UserError`."""
     if not available():
         raise UserError("MLflow is not installed: pip install mlflow, or use --no-track")
     for name, value in _QUIET.items():
@@ -73,7 +76,8 @@ def open_store(uri: str | None) -> Iterator[Any]:
 
 @contextmanager
 def creating(uri: str | None) -> Iterator[None]:
-    """Alone among this machine's processes with looking for what is not there and creating it; a server has no such lock."""
+    """Alone among this machine's processes with looking for what is not there and creating it; a server has
+    no such lock."""
     from harness.files.cache import cache_dir
     from harness.files.files import locked
 
@@ -82,8 +86,8 @@ def creating(uri: str | None) -> Iterator[None]:
 
 
 def artifact_folder(uri: str | None, experiment: str) -> str | None:
-    """Where artifacts of an experiment lie: beside an sqlite database, wherever the command was called; else the server
-    says."""
+    """Where artifacts of an experiment lie: beside an sqlite database, wherever the command was called; else
+    the server says."""
     found = store_uri(uri)
     if not found.startswith(SQLITE):
         return None

@@ -13,11 +13,13 @@
 
 An event has `kind`, `step` and `images`. Kinds:
     train       loss, losses (named parts), grad_norm, learning_rate, flops, seconds {phase: s}
-    eval        metrics {name: {mean, low, high, n}, and replicates where there are several}, errors {name: reason} where one
-                failed, protocol (hash; the start's `evaluation` in environment.json has it whole, and the floors), seconds, flops
+    eval        metrics {name: {mean, low, high, n}, and replicates where there are several}, errors {name:
+    reason} where one
+                failed, protocol (hash; the start's `evaluation` in environment.json has it whole, and the
+                floors), seconds, flops
     checkpoint  file
-`flops` and `seconds` are totals since step 0 of this run, so that an event says what it cost to get there. All fields but
-`seconds` are equal bit for bit between an unbroken run and one that was killed and continued.
+`flops` and `seconds` are totals since step 0 of this run, so that an event says what it cost to get there.
+All fields but `seconds` are equal bit for bit between an unbroken run and one that was killed and continued.
 """
 
 from __future__ import annotations
@@ -42,11 +44,13 @@ EVENTS, SPEC, CLOCK = "events.jsonl", "spec.toml", "clock.json"
 REPLICATES = "replicates.json"
 DONE, FAILED, LOCK = "done", "failed", "lock"
 TRAINING_PHASES = ("data", "student", "teacher", "encoder", "optimizer", "ema")
-"""The phases that time to target counts; eval, checkpoint, tracking and warmup are booked but do not count."""
+"""The phases that time to target counts; eval, checkpoint, tracking and warmup are booked but do not
+count."""
 
 
 def tracked_name(name: str) -> str:
-    """A name of a record in a store, as MLflow takes it: characters but word ones and `.- :/` become underscores.
+    """A name of a record in a store, as MLflow takes it: characters but word ones and `.- :/` become
+    underscores.
 
     >>> tracked_name("fd:torchscript@d7826800?size=8")
     'fd:torchscript_d7826800_size_8'
@@ -79,7 +83,8 @@ class Record:
 
     @cached_property
     def events(self) -> list[dict[str, Any]]:
-        """All complete events in order; of a run at work a last line without an end is being written and is left out.
+        """All complete events in order; of a run at work a last line without an end is being written and is
+        left out.
 
         Raises `UserError` for a run that is done and whose file lacks its end.
         """
@@ -90,7 +95,8 @@ class Record:
         return read_finished(file, train.get("steps") if isinstance(train, dict) else None)
 
     def of(self, kind: str) -> list[dict[str, Any]]:
-        """The events of a kind in order; an evaluation that was replicated later has the means over replicates."""
+        """The events of a kind in order; an evaluation that was replicated later has the means over
+        replicates."""
         found = [event for event in self.events if event["kind"] == kind]
         return [self._replicated(event) for event in found] if kind == "eval" and self.replicates else found
 
@@ -126,7 +132,8 @@ class Record:
         return "failed" if (self.path / FAILED).exists() else "stopped"
 
     def seconds_at(self, step: int) -> dict[str, float]:
-        """Seconds by phase that a run had spent when it saved a step; those of its last event before, when it died there."""
+        """Seconds by phase that a run had spent when it saved a step; those of its last event before, when it
+        died there."""
         clock = _read_json(self.path / CLOCK)
         if clock is not None and clock["step"] == step:
             return clock["seconds"]
@@ -146,8 +153,9 @@ def log_file(run: Path) -> Path:
 def failure_reason(record: Record, *, exit_code: int | None = None) -> str:
     """Return in one line why a run failed or stopped.
 
-    The latest account wins: the signal that ended the process (negative `exit_code`), the `error: ...` that it printed last,
-    the reason in the record, the last line of the log whatever it is (under torchrun not the run's own), the exit code.
+    The latest account wins: the signal that ended the process (negative `exit_code`), the `error: ...` that
+    it printed last, the reason in the record, the last line of the log whatever it is (under torchrun not the
+    run's own), the exit code.
     """
     if exit_code is not None and exit_code < 0:
         return f"killed by {signal.Signals(-exit_code).name}"
@@ -160,7 +168,8 @@ def failure_reason(record: Record, *, exit_code: int | None = None) -> str:
 
 
 def find_records(*roots: Path) -> list[Record]:
-    """Every run directory at or below the given folders, by path; raises `UserError` for a folder that is not there."""
+    """Every run directory at or below the given folders, by path; raises `UserError` for a folder that is not
+    there."""
     found: dict[Path, Record] = {}
     for root in roots:
         if not root.is_dir():
@@ -172,7 +181,8 @@ def find_records(*roots: Path) -> list[Record]:
 
 @dataclass
 class RecordWriter:
-    """The one writer of a run directory. Use as a context: it holds the directory's lock until it is closed."""
+    """The one writer of a run directory. Use as a context: it holds the directory's lock until it is
+    closed."""
 
     path: Path
     _events: Any = field(default=None, repr=False)

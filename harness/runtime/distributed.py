@@ -1,5 +1,5 @@
-"""Several processes as one: torchrun's environment, DDP's gradients, or a sharded run (fsdp.py). One process is the
-case of a world of size 1."""
+"""Several processes as one: torchrun's environment, DDP's gradients, or a sharded run (fsdp.py). One process
+is the case of a world of size 1."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ class World:
         return init_device_mesh(self.device.type, (self.size,))
 
     def wrap(self, module: nn.Module, *, changing: bool) -> nn.Module:
-        """The module with gradients averaged over all processes; `changing` when not every step uses every parameter. A
-        module that is divided averages its own."""
+        """The module with gradients averaged over all processes; `changing` when not every step uses every
+        parameter. A module that is divided averages its own."""
         if self.size == 1 or is_sharded(module):
             return module
         # A gradient is where it is exchanged: one copy of them, not two.
         return DistributedDataParallel(module, find_unused_parameters=changing, gradient_as_bucket_view=True)
 
     def accumulating(self, module: nn.Module, last: bool) -> AbstractContextManager:
-        """Holds back the exchange of gradients in all but the last micro-batch; a divided module exchanges them at once, since
-        nobody has room for all of them."""
+        """Holds back the exchange of gradients in all but the last micro-batch; a divided module exchanges
+        them at once, since nobody has room for all of them."""
         return module.no_sync() if isinstance(module, DistributedDataParallel) and not last else nullcontext()
 
     def mean(self, values: Tensor) -> Tensor:
@@ -86,7 +86,8 @@ def join(device: str) -> Iterator[World]:
         yield World(0, 1, pick_device(device))
         return
     chosen = pick_device(device, local_rank=int(os.environ["LOCAL_RANK"]))
-    # The others wait while one trains a metric's network or measures 50k samples: longer than torch lets them by default.
+    # The others wait while one trains a metric's network or measures 50k samples: longer than torch lets them
+    # by default.
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(hours=2))
     try:
         yield World(dist.get_rank(), size, chosen)

@@ -42,7 +42,8 @@ def describe(device: torch.device, devices: int) -> dict[str, Any]:
 
 
 def prepare(threads: int) -> None:
-    """Fix what bits depend on: CPU threads (0: all cores) and deterministic kernels; and keep memory, on which none does."""
+    """Fix what bits depend on: CPU threads (0: all cores) and deterministic kernels; and keep memory, on
+    which none does."""
     import torch
 
     keep_memory()
@@ -55,8 +56,8 @@ def prepare(threads: int) -> None:
 
 
 def keep_memory() -> None:
-    """Tell glibc's allocator to keep what is freed: every step needs it again, and memory that was given back is cleared by
-    the kernel page by page (benchmarks.before_after has what that takes)."""
+    """Tell glibc's allocator to keep what is freed: every step needs it again, and memory that was given back
+    is cleared by the kernel page by page (benchmarks.before_after has what that takes)."""
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_MAX, 0)
@@ -88,7 +89,8 @@ def package_version(name: str) -> str | None:
 
 
 def code_version() -> str | None:
-    """The commit of the checkout that this package runs from, `+` for uncommitted changes; None outside a checkout."""
+    """The commit of the checkout that this package runs from, `+` for uncommitted changes; None outside a
+    checkout."""
     folder = Path(__file__).parents[1]
     if not (folder.parent / ".git").exists():
         return None

@@ -1,7 +1,8 @@
 """Sharded runs (FSDP2), for a run that is too large for one device.
 
-Each rank keeps a shard (rows of the first axis) of every parameter, of its gradient, of AdamW's moments and of the EMA; a
-block's weights are gathered while it runs. The results are those of DDP, except for the order of sums over ranks.
+Each rank keeps a shard (rows of the first axis) of every parameter, of its gradient, of AdamW's moments and
+of the EMA; a block's weights are gathered while it runs. The results are those of DDP, except for the order
+of sums over ranks.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 def shard(model: nn.Module, ema: nn.Module, method: nn.Module, mesh: DeviceMesh) -> None:
     """Shard a run's networks in place over the ranks of a mesh and move them to its devices, block by block.
 
-    Call it before the optimizer is built, which must receive the shards. Names of parameters and buffers do not change.
+    Call it before the optimizer is built, which must receive the shards. Names of parameters and buffers do
+    not change.
     """
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
@@ -41,17 +43,20 @@ def is_sharded(module: nn.Module) -> bool:
 
 
 def local_shard(tensor: Tensor) -> Tensor:
-    """Return this rank's shard, which shares memory with the tensor; an unsharded tensor is returned as it is."""
+    """Return this rank's shard, which shares memory with the tensor; an unsharded tensor is returned as it
+    is."""
     return tensor.to_local() if _is_dtensor(tensor) else tensor
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """Return the tensor gathered from all ranks, all of which must call this; an unsharded tensor is returned as it is."""
+    """Return the tensor gathered from all ranks, all of which must call this; an unsharded tensor is returned
+    as it is."""
     return tensor.full_tensor() if _is_dtensor(tensor) else tensor
 
 
 def shard_like(tensor: Tensor, pattern: Tensor) -> Tensor:
-    """Return a full tensor on the device of `pattern`, sharded as that is. Every rank takes its shard; nothing is sent."""
+    """Return a full tensor on the device of `pattern`, sharded as that is. Every rank takes its shard;
+    nothing is sent."""
     if not _is_dtensor(pattern):
         return tensor.to(pattern.device)
     from torch.distributed.tensor import distribute_tensor

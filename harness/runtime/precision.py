@@ -1,6 +1,7 @@
 """What autocast may not take in half precision.
 
-Similarities are differences of numbers that are nearly equal: of cosines in bfloat16 nothing is left where tokens are alike.
+Similarities are differences of numbers that are nearly equal: of cosines in bfloat16 nothing is left where
+tokens are alike.
 """
 
 from __future__ import annotations

@@ -1,11 +1,14 @@
-"""The random streams: every draw is a pure function of (seed, stream name, global sample index), made on the CPU.
+"""The random streams: every draw is a pure function of (seed, stream name, global sample index), made on the
+CPU.
 
-A stream is a counter-based generator (Philox 4x64): the key is a hash of seed and name, the counter holds the index. So no
-draw depends on how many draws came before it, on the number of processes, or on what another stream is used for.
+A stream is a counter-based generator (Philox 4x64): the key is a hash of seed and name, the counter holds the
+index. So no draw depends on how many draws came before it, on the number of processes, or on what another
+stream is used for.
 
-Streams in use: init/<parameter>, order, label_drop, flip, modality, posterior (of latents); noise, time, second_time, token_time, mask, whole, teacher_offset,
-each time's .../audio, .../late and .../is_late; eval_noise, eval_label, sde_noise/<step>; encoder/..., probe/...; data/... (the
-embedded data sets, always of seed 0)
+Streams in use: init/<parameter>, order, label_drop, flip, modality, posterior (of latents); noise, time,
+second_time, token_time, mask, whole, teacher_offset, each time's .../audio, .../late and .../is_late;
+eval_noise, eval_label, sde_noise/<step>; encoder/..., probe/...; data/... (the embedded data sets, always of
+seed 0)
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""Rounds of batches: each rank processes one batch per round, and rank 0 receives them in single-process order.
+"""Rounds of batches: each rank processes one batch per round, and rank 0 receives them in single-process
+order.
 
-The unit of work is a full batch, so each batch has the bits that it has with one process, and so has everything that rank 0
-computes from them (rows, moments, distances). A sharded network needs the same number of passes on every rank: if the last
-round has fewer batches than there are ranks, the last batch is processed again and dropped.
+The unit of work is a full batch, so each batch has the bits that it has with one process, and so has
+everything that rank 0 computes from them (rows, moments, distances). A sharded network needs the same number
+of passes on every rank: if the last round has fewer batches than there are ranks, the last batch is processed
+again and dropped.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ def rounds(numbers: range, size: int, world: World) -> Iterator[Round]:
 
 
 def gather_round(x: Tensor, one: Round, world: World) -> Tensor | None:
-    """Return the rows of a round, (len(one.combined), ...), from each rank's (len(one.local), ...); None except on rank 0.
+    """Return the rows of a round, (len(one.combined), ...), from each rank's (len(one.local), ...); None
+    except on rank 0.
 
     Every rank calls it, with rows on `world.device` of one shape and type.
     """
@@ -59,7 +62,8 @@ def gather_round(x: Tensor, one: Round, world: World) -> Tensor | None:
 
 @contextmanager
 def main_first(world: World) -> Iterator[None]:
-    """Let the other ranks enter the block after rank 0 has left it, so that they find its results in the cache.
+    """Let the other ranks enter the block after rank 0 has left it, so that they find its results in the
+    cache.
 
     If rank 0 raises, the others raise `RunStopped`.
     """

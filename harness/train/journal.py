@@ -44,7 +44,8 @@ class StepResult(NamedTuple):
 
 
 class Journal:
-    """Record and display of a run; only rank 0 has a record. Use as a context, which waits for the last checkpoint."""
+    """Record and display of a run; only rank 0 has a record. Use as a context, which waits for the last
+    checkpoint."""
 
     def __init__(self, run: Run, world: World, record: RecordWriter | None, progress: Progress) -> None:
         self.run, self.world, self.record, self.progress = run, world, record, progress
@@ -70,7 +71,8 @@ class Journal:
             self._held.clear()
 
     def add(self, result: StepResult, *, write: bool) -> None:
-        """Add a step. Every `log_every` steps, or with `write`, check all losses and write the lines that are due.
+        """Add a step. Every `log_every` steps, or with `write`, check all losses and write the lines that are
+        due.
 
         Raises `RunStopped` for a loss that is not finite.
         """
@@ -110,8 +112,8 @@ class Journal:
     def checkpoint(self, folder: Path, *, scheduled: bool) -> None:
         """Copy the state and save it on a thread, after everything written so far is on the disk.
 
-        Its line, and all later ones, wait until the file is complete. A checkpoint off the schedule (a stop) leaves no
-        line, so that the record equals that of an unbroken run.
+        Its line, and all later ones, wait until the file is complete. A checkpoint off the schedule (a stop)
+        leaves no line, so that the record equals that of an unbroken run.
         """
         with self.run.meter.phase("checkpoint"):
             self.settle()
@@ -187,8 +189,8 @@ class Journal:
 
 
 def finish_bookkeeping(record: RecordWriter, found: Record, run: Run) -> None:
-    """Finish the bookkeeping of a process that died right after writing the restored checkpoint: append its event and
-    delete the checkpoints it replaced."""
+    """Finish the bookkeeping of a process that died right after writing the restored checkpoint: append its
+    event and delete the checkpoints it replaced."""
     due = run.step > 0 and scheduled(run.step, run.spec.train)
     if due and not any(event["step"] == run.step for event in found.of("checkpoint")):
         record.append(_checkpoint_event(run, path_of(Path(), run.step).name))

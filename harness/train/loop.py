@@ -35,7 +35,8 @@ from harness.train.state import Run, build_run, restore_run, update_ema
 def train(spec: RunSpec, out: Path, progress: Progress) -> Path:
     """Train a spec to its last step in `out/<run id>` and return that folder; a finished run returns at once.
 
-    Raises `UserError` for a user's mistake, `RunStopped` for a loss that is not finite, `StoppedBySignal` after a signal.
+    Raises `UserError` for a user's mistake, `RunStopped` for a loss that is not finite, `StoppedBySignal`
+    after a signal.
     """
     path = out / spec.id
     check_batch_split(spec, world_size())

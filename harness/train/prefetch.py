@@ -38,7 +38,8 @@ class PreparedBatch(NamedTuple):
 def prepare_batches(
     batches: Iterable[Batch], method: TrainingMethod, streams: Streams, *, pin: bool
 ) -> Iterator[PreparedBatch]:
-    """Add the method's draws to each batch; `pin` moves both to page-locked memory, from which a GPU copies without waiting."""
+    """Add the method's draws to each batch; `pin` moves both to page-locked memory, from which a GPU copies
+    without waiting."""
     for batch in batches:
         prepared = PreparedBatch(batch, method.draw(streams, batch))
         yield PreparedBatch(*map(pinned, prepared)) if pin else prepared
@@ -48,7 +49,8 @@ def prepare_batches(
 def prefetch(items: Iterator[T], depth: int = DEPTH) -> Iterator[Iterator[T]]:
     """Yield the same items in the same order, with up to `depth` of them computed ahead on one thread.
 
-    An error is raised when its item is requested. On exit the item being computed is finished and the rest are dropped.
+    An error is raised when its item is requested. On exit the item being computed is finished and the rest
+    are dropped.
     """
     thread = ThreadPoolExecutor(1, "prefetch")
     try:

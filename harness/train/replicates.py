@@ -1,7 +1,8 @@
-"""More evaluation replicates where a verdict depends on them: at both ends of every bracket around the target.
+"""More evaluation replicates where a verdict depends on them: at both ends of every bracket around the
+target.
 
-A run's events stay as they are. The new measurements are stored in its `replicates.json`, and `Record.of` returns evaluations
-with the means over replicates.
+A run's events stay as they are. The new measurements are stored in its `replicates.json`, and `Record.of`
+returns evaluations with the means over replicates.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ class Wanted:
 
 
 def bracket_steps(record: Record, wanted: Wanted) -> list[int]:
-    """Return the steps of neighbouring evaluations with the target between them, for all crossings, in rising order."""
+    """Return the steps of neighbouring evaluations with the target between them, for all crossings, in rising
+    order."""
     seen = [
         (e["step"], e["metrics"][wanted.metric]["mean"])
         for e in record.of("eval")
@@ -48,8 +50,8 @@ def replicate_run(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Evaluate checkpoints of a run again, with replicates; each step is written as soon as it is measured.
 
-    A step that already has that many is skipped. Raises `UserError` if a checkpoint was pruned, or if the evaluation protocol
-    has changed since the record was written.
+    A step that already has that many is skipped. Raises `UserError` if a checkpoint was pruned, or if the
+    evaluation protocol has changed since the record was written.
     """
     from harness.data.open import open_dataset, split
     from harness.evaluation.evaluator import Evaluator

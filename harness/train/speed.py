@@ -12,7 +12,8 @@ from harness.records.record import TRAINING_PHASES, Record
 
 
 def measured_flops_per_second(spec: RunSpec, steps: int) -> float:
-    """Return the FLOP/s of training on this machine: the run itself is trained for a few steps in a temporary folder."""
+    """Return the FLOP/s of training on this machine: the run itself is trained for a few steps in a temporary
+    folder."""
     from harness.train.loop import train
     from harness.train.progress import Quiet
 

@@ -18,7 +18,8 @@ from harness.train.state import Run
 
 
 def threads_of_run(spec: RunSpec, record: Record, progress: Progress) -> int:
-    """Return the thread count that a run began with, since its bits depend on it; that of the spec for a new run."""
+    """Return the thread count that a run began with, since its bits depend on it; that of the spec for a new
+    run."""
     begun = next((start["threads"] for start in record.environment), None)
     if begun is not None and spec.runtime.threads not in (0, begun):
         progress.note(

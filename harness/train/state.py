@@ -1,4 +1,5 @@
-"""The state of a run in memory: its networks, optimizer, data and meters; how they are built, saved and restored."""
+"""The state of a run in memory: its networks, optimizer, data and meters; how they are built, saved and
+restored."""
 
 from __future__ import annotations
 
@@ -61,7 +62,8 @@ class Run:
 def build_run(
     spec: RunSpec, dataset: Dataset, sides: Split, device: torch.device, mesh: DeviceMesh | None = None
 ) -> Run:
-    """Return a run at step 0, with initial weights from their streams; with a mesh, sharded over its ranks."""
+    """Return a run at step 0, with initial weights from their streams; with a mesh, sharded over its
+    ranks."""
     streams = Streams(spec.seed)
     backbone = backbone_config(spec, dataset)
     encoders = tuple(
@@ -98,10 +100,11 @@ def build_run(
 
 
 def checkpoint_writer(run: Run, folder: Path, *, writes: bool = True) -> Callable[[], None]:
-    """Return a function that writes a checkpoint of the run as it is now and prunes older ones, in any thread, later.
+    """Return a function that writes a checkpoint of the run as it is now and prunes older ones, in any
+    thread, later.
 
-    The state is copied immediately, so later steps cannot change the file. In a sharded run tensors are gathered one at
-    a time, so every rank must call this; ranks with `writes=False` discard the result.
+    The state is copied immediately, so later steps cannot change the file. In a sharded run tensors are
+    gathered one at a time, so every rank must call this; ranks with `writes=False` discard the result.
     """
     path = checkpoint.path_of(folder, run.step)
     meta = {"run": run.spec.id, "step": str(run.step)}

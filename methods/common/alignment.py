@@ -1,6 +1,7 @@
 """What alignment methods share: projectors, similarities, target transforms, and the rule for layers.
 
-Similarities run in float32 whatever the autocast type (half-precision normalisation gives NaN: REPA issue 46).
+Similarities run in float32 whatever the autocast type (half-precision normalisation gives NaN: REPA issue
+46).
 
     B  samples    T  tokens    D  channels
 """
@@ -23,7 +24,8 @@ Similarity = Literal["cosine", "cosine_tokens", "smooth_l1", "l1", "nt_xent"]
 
 
 class EncoderSpec(BaseModel):
-    """A frozen encoder by name, as `timm:vit_base_patch14_dinov2.lvd142m`, `local:small` or `random:small`."""
+    """A frozen encoder by name, as `timm:vit_base_patch14_dinov2.lvd142m`, `local:small` or
+    `random:small`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -41,8 +43,8 @@ DINOV2_B = EncoderSpec(name="timm:vit_base_patch14_dinov2.lvd142m")
 def mlp(*widths: int) -> nn.Sequential:
     """Linear layers of these widths with SiLU between them.
 
-    REPA's projector is mlp(D, 2048, 2048, z) (models/sit.py `build_mlp`), Self-Flow's and SRA's head mlp(D, 2D, D)
-    (`SimpleHead`).
+    REPA's projector is mlp(D, 2048, 2048, z) (models/sit.py `build_mlp`), Self-Flow's and SRA's head mlp(D,
+    2D, D) (`SimpleHead`).
     """
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise(widths):
@@ -51,7 +53,8 @@ def mlp(*widths: int) -> nn.Sequential:
 
 
 class ConvProjector(nn.Module):
-    """One convolution over the token grid, same padding (iREPA): (B, T, D) -> (B, T, out). Along time too, where a grid has it."""
+    """One convolution over the token grid, same padding (iREPA): (B, T, D) -> (B, T, out). Along time too,
+    where a grid has it."""
 
     def __init__(self, width: int, out: int, kernel: int, grid: tuple[int, ...]) -> None:
         super().__init__()
@@ -65,7 +68,8 @@ class ConvProjector(nn.Module):
 
 
 def cosine(a: Tensor, b: Tensor, dim: int = -1) -> Tensor:
-    """Cosine, float32. dim -1: over channels, (B, T). dim 1: over tokens, (B, D), as SRA's released code has it."""
+    """Cosine, float32. dim -1: over channels, (B, T). dim 1: over tokens, (B, D), as SRA's released code has
+    it."""
     return F.cosine_similarity(a.float(), b.float(), dim=dim)
 
 
@@ -75,7 +79,8 @@ def distance(
     """Return the distance of two token sets, unreduced; a, b: (B, T, D).
 
     cosine          1 - cos over channels, (B, T)               cosine_tokens   1 - cos over tokens, (B, D)
-    smooth_l1, l1   elementwise, (B, T, D)                      nt_xent         cross-entropy of a token against all
+    smooth_l1, l1   elementwise, (B, T, D)                      nt_xent         cross-entropy of a token
+    against all
                                                                                 tokens of its sample, (B, T)
     """
     a, b = a.float(), b.float()
@@ -93,7 +98,8 @@ def distance(
 def mean_distance(
     kind: Similarity, a: Tensor, b: Tensor, present: Tensor | None = None, *, beta: float = 0.05
 ) -> Tensor:
-    """The mean of `distance`, a scalar, over the tokens that are there: `present` (B, T) bool, None for all."""
+    """The mean of `distance`, a scalar, over the tokens that are there: `present` (B, T) bool, None for
+    all."""
     if present is not None and kind == "cosine_tokens":  # a token of zeros adds nothing to a sum over tokens
         a, b, present = a * present[..., None], b * present[..., None], None
     return mean_of_tokens(distance(kind, a, b, beta=beta), present)
@@ -113,7 +119,8 @@ def spatial_norm(tokens: Tensor, gamma: float) -> Tensor:
 
 
 def in_groups(x: Tensor, group: int) -> Tensor:
-    """Consecutive samples together, (B, ...) -> (B / group, group, ...); a batch smaller than a group is one group.
+    """Consecutive samples together, (B, ...) -> (B / group, group, ...); a batch smaller than a group is one
+    group.
 
     Raises ValueError for a batch that groups would be cut by.
     """
@@ -124,7 +131,8 @@ def in_groups(x: Tensor, group: int) -> Tensor:
 
 
 def layer_at(fraction: float, backbone: BackboneSpec) -> int:
-    """The layer nearest to a fraction of the depth, 1-based: 0.3 of 28 is 8, of 12 is 4 (Self-Flow section 4)."""
+    """The layer nearest to a fraction of the depth, 1-based: 0.3 of 28 is 8, of 12 is 4 (Self-Flow section
+    4)."""
     return max(1, round(fraction * backbone.depth))
 
 
@@ -141,7 +149,8 @@ def resolved_layer(layer: int | None) -> int:
 
 
 def check_layer(field: str, layer: int | None, default: int, backbone: BackboneSpec) -> int:
-    """The layer, or the default where none is given; raises ValueError when the backbone has no such layer."""
+    """The layer, or the default where none is given; raises ValueError when the backbone has no such
+    layer."""
     if layer is None:
         return default
     if not 1 <= layer <= backbone.depth:

@@ -1,4 +1,5 @@
-"""Dual-timestep scheduling: a second time per sample, and which tokens take it (Self-Flow Eq. 4, arXiv 2603.06507).
+"""Dual-timestep scheduling: a second time per sample, and which tokens take it (Self-Flow Eq. 4, arXiv
+2603.06507).
 
 t, s ~ p(t) per sample;    M_i = [u_i < R_M] per token;    tau_i = s where M_i, else t.
 """
@@ -38,8 +39,9 @@ class DualConfig(MethodConfig, HasParts):
     """R_M: the share of tokens with the second time."""
     parts: MaskParts = MaskParts()
     order: Literal["unsorted", "sorted"] = "unsorted"
-    """unsorted is Self-Flow's (authors, issues 2 and 11): the second time is the noisier one in half of all cases. sorted
-    makes it the noisier one always (arXiv 2607.02508 Eq. 5), which raises the mean noise of a token."""
+    """unsorted is Self-Flow's (authors, issues 2 and 11): the second time is the noisier one in half of all
+    cases. sorted makes it the noisier one always (arXiv 2607.02508 Eq. 5), which raises the mean noise of a
+    token."""
     mask: Literal["bernoulli", "exact"] = "bernoulli"
     """bernoulli is Self-Flow's; exact takes R_M T tokens, to the nearest (the code of arXiv 2607.02508)."""
     second_time: Literal["independent", "near"] = "independent"
@@ -56,8 +58,8 @@ class DualConfig(MethodConfig, HasParts):
         return self.mask_ratio if part.mask_ratio is None else part.mask_ratio
 
     def in_order(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        """The two times in the order that tokens take them. For samples in which some token takes the second one: sorted, the
-        first alone is no draw from p(t)."""
+        """The two times in the order that tokens take them. For samples in which some token takes the second
+        one: sorted, the first alone is no draw from p(t)."""
         return (torch.minimum(t, s), torch.maximum(t, s)) if self.order == "sorted" else (t, s)
 
 
@@ -88,7 +90,8 @@ def draw_mask(config: DualConfig, setting: Setting, streams: Streams, index: np.
 
 
 def dual_times(t: Tensor, s: Tensor, mask: Tensor, setting: Setting) -> Times:
-    """Level s where the mask is set and t elsewhere, each that of the token's part; t, s: (B, P), mask: (B, T)."""
+    """Level s where the mask is set and t elsewhere, each that of the token's part; t, s: (B, P), mask: (B,
+    T)."""
     if t.shape[1] == 1:
         return Times.dual(t[:, 0], s[:, 0], mask)
     parts = t.shape[1]

@@ -1,4 +1,5 @@
-"""What the methods with frozen encoders share: their spec, the aligned layer, a projector for each, and the mean over them."""
+"""What the methods with frozen encoders share: their spec, the aligned layer, a projector for each, and the
+mean over them."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ from methods.common.alignment import (
 from methods.common.method import Method, MethodConfig, Needs, Setting
 
 PUBLISHED_LAYER = {"B": 4, "L": 8, "XL": 8}
-"""REPA's (its paper's Table 6 has B swapped: author's correction in REPA issue 5); other sizes take 0.3 of the depth."""
+"""REPA's (its paper's Table 6 has B swapped: author's correction in REPA issue 5); other sizes take 0.3 of
+the depth."""
 
 
 class EncodedConfig(MethodConfig):

@@ -20,7 +20,8 @@ __all__ = ["Losses", "Method", "MethodConfig", "Needs", "Schedule", "Setting", "
 class Method(TrainingMethod):
     """Base of every objective: flow matching plus a weighted alignment term.
 
-    A subclass sets `Config` and overrides what differs: `draw` for its times and masks, `align` for its second term.
+    A subclass sets `Config` and overrides what differs: `draw` for its times and masks, `align` for its
+    second term.
     """
 
     def draw(self, streams: Streams, batch: Batch) -> Draw:
@@ -48,8 +49,9 @@ class Method(TrainingMethod):
 
 
 def flow_loss(velocity: Tensor, batch: Batch, draw: Draw, setting: Setting) -> Tensor:
-    """L_gen = mean || v - (eps - x0) ||^2 over samples, channels and pixels, in float32 (SiT Eq. 7; REPA loss.py); of several
-    parts the weighted sum (Self-Flow section 4.4), each sample's over those that it has (missing_parts.py)."""
+    """L_gen = mean || v - (eps - x0) ||^2 over samples, channels and pixels, in float32 (SiT Eq. 7; REPA
+    loss.py); of several parts the weighted sum (Self-Flow section 4.4), each sample's over those that it has
+    (missing_parts.py)."""
     return velocity_error(velocity, velocity_target(batch.x0, draw.noise), batch, setting)
 
 

@@ -1,9 +1,12 @@
-"""Parts that are not there: in a batch that mixes modalities (harness/data/modality_dropout.py) a sample may lack its sound or its video.
+"""Parts that are not there: in a batch that mixes modalities (harness/data/modality_dropout.py) a sample may
+lack its sound or its video.
 
-A part that is absent does not exist for the one that is there: attention keeps them apart, and no mean counts its tokens. Every
-sample weighs the same in a loss, whatever it is made of, so that a loss does not depend on how a batch is divided:
+A part that is absent does not exist for the one that is there: attention keeps them apart, and no mean counts
+its tokens. Every sample weighs the same in a loss, whatever it is made of, so that a loss does not depend on
+how a batch is divided:
 
-    L_gen = mean_b W / W_b sum_{p in b} w_p mean || v - (eps - x0) ||^2,    W the weights of all parts, W_b those of b's
+    L_gen = mean_b W / W_b sum_{p in b} w_p mean || v - (eps - x0) ||^2,    W the weights of all parts, W_b
+    those of b's
 
     B  samples    P  parts    T  tokens    D  features
 """
@@ -33,14 +36,15 @@ def separated(groups: Tensor | None, batch: Batch, backbone: SiTConfig) -> Tenso
 
 
 def weights_of_samples(present: Tensor, weights: Sequence[float]) -> Tensor:
-    """Of each part of each sample in the loss, (B, P) float32: 0 where absent, the sum the same for every sample."""
+    """Of each part of each sample in the loss, (B, P) float32: 0 where absent, the sum the same for every
+    sample."""
     each = present * torch.tensor(weights, device=present.device)
     return each * (sum(weights) / each.sum(dim=1, keepdim=True))
 
 
 def mean_of_tokens(values: Tensor, present: Tensor | None) -> Tensor:
-    """The mean over samples of each one's mean over the tokens that are there, 0 where there are none; values (B, T) or
-    (B, T, D)."""
+    """The mean over samples of each one's mean over the tokens that are there, 0 where there are none; values
+    (B, T) or (B, T, D)."""
     if present is None:
         return values.mean()
     each = present.to(values.dtype) / present.sum(dim=1, keepdim=True).clamp(min=1)

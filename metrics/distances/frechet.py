@@ -1,7 +1,8 @@
 """The Frechet distance of two Gaussians fitted to features, from streamed moments or from the features
 themselves.
 
-    FD = |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2)          (Dowson and Landau 1982; Heusel et al. 2017)
+    FD = |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2)          (Dowson and Landau 1982; Heusel et al.
+    2017)
 
 With R^T R = S1 the last trace is that of (R S2 R^T)^(1/2), a symmetric matrix. With centred features A, B
 divided by sqrt(n - 1), S1 = A^T A and S2 = B^T B, it is the sum of the singular values of A B^T: no square is

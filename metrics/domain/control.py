@@ -17,7 +17,8 @@ from metrics.value import MetricError, Value
 
 Layer = TypeVar("Layer", bound=Hashable)
 PENALTIES = 10.0 ** np.arange(-3, 7)
-"""Candidates, chosen on the training side, for standardised features and sums divided by the number of rows."""
+"""Candidates, chosen on the training side, for standardised features and sums divided by the number of
+rows."""
 EVERY = 4
 """Every fourth video is held out; of the others, every fourth chooses the penalty."""
 

@@ -154,7 +154,8 @@ class Network(nn.Module):
 
 
 def reader(images: np.ndarray, texts: Sequence[str], *, cache: Path | None = None) -> Reader:
-    """Return the reader for pictures uint8 (N, H, W) of these texts, cached or trained now: 10 s on one core."""
+    """Return the reader for pictures uint8 (N, H, W) of these texts, cached or trained now: 10 s on one
+    core."""
     x = _pictures(images)
     if len(x) != len(texts) or len(x) < 100 or not all(text and set(text) <= set(ALPHABET) for text in texts):
         raise MetricError(

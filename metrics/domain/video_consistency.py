@@ -108,7 +108,8 @@ def dynamics_error(paths: np.ndarray, *, room: float, slow: float, fast: float) 
 
 
 def _left(x: np.ndarray, room: float, slow: float, fast: float) -> np.ndarray:
-    """Return the mean squared distance (n,) of positions (n, T) from the nearest possible path on one axis."""
+    """Return the mean squared distance (n,) of positions (n, T) from the nearest possible path on one
+    axis."""
     phases, speeds = np.linspace(0, 2 * room, PHASES, endpoint=False), np.linspace(slow, fast, SPEEDS)
     a, v = (grid.ravel() for grid in np.meshgrid(phases, speeds, indexing="ij"))
     best = _misfit(x, a[None], v[None], room).argmin(1)

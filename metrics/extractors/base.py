@@ -15,10 +15,11 @@ from metrics.value import MetricError
 
 @dataclass(frozen=True)
 class Extractor:
-    """Images uint8 (B, C, H, W) -> features float32 (B, dim), on `device`, in plain float32 whatever the caller's settings.
+    """Images uint8 (B, C, H, W) -> features float32 (B, dim), on `device`, in plain float32 whatever the
+    caller's settings.
 
-    Grey images are repeated to 3 channels for a network that takes 3. Raises `MetricError` for images of another type,
-    shape or number of channels.
+    Grey images are repeated to 3 channels for a network that takes 3. Raises `MetricError` for images of
+    another type, shape or number of channels.
     """
 
     name: str
@@ -61,7 +62,8 @@ class Extractor:
         return {name: x.float() for name, x in named.items()}
 
     def sibling(self, output: str) -> Extractor:
-        """Return the extractor of another output of this network. Raises `MetricError` for an unknown name."""
+        """Return the extractor of another output of this network. Raises `MetricError` for an unknown
+        name."""
         if output not in self.beside:
             known = ", ".join([self.output, *self.beside])
             raise MetricError(f"extractor '{self.name}' has no output '{output}' (known: {known})")

@@ -1,12 +1,14 @@
 """The Inception network of FID: TensorFlow's weights of 2015 in torch-fidelity's port, and its three outputs.
 
     features   pool_3, 2,048 numbers: FID, KID, precision and recall
-    spatial    the first 7 channels of TensorFlow's mixed_6/conv, 17x17x7 = 2,023 numbers, rows first: sFID. That node is
+    spatial    the first 7 channels of TensorFlow's mixed_6/conv, 17x17x7 = 2,023 numbers, rows first: sFID.
+    That node is
                the 1x1 branch of the third 17x17 block, behind norm and ReLU: `Mixed_6d.branch1x1` in the port
     logits     pool_3 @ W without the bias, 1,008 classes: the inception score of ADM and of torch-fidelity
 
-(guided-diffusion evaluations/evaluator.py.) Pixels are resized to 299x299 exactly as TensorFlow 1 does (bilinear, no
-half-pixel centres, no antialias), then (x - 128) / 128. Only with the original weights is a distance called FID.
+(guided-diffusion evaluations/evaluator.py.) Pixels are resized to 299x299 exactly as TensorFlow 1 does
+(bilinear, no half-pixel centres, no antialias), then (x - 128) / 128. Only with the original weights is a
+distance called FID.
 """
 
 from __future__ import annotations
@@ -34,9 +36,11 @@ BESIDE = {"spatial": 17 * 17 * CHANNELS, "logits": 1008}
 def load(
     where: str | Path | None, *, device: torch.device, download: bool = False, output: str = "", **_: Any
 ) -> Extractor:
-    """Inception from a weights file, else from torch hub's folder of checkpoints, downloaded there when that is asked.
+    """Inception from a weights file, else from torch hub's folder of checkpoints, downloaded there when that
+    is asked.
 
-    Weights other than the original ones are taken when they are named, and then the extractor's name tells them apart.
+    Weights other than the original ones are taken when they are named, and then the extractor's name tells
+    them apart.
     """
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
@@ -63,7 +67,8 @@ load_logits = partial(load, output="logits")
 
 
 def outputs(network: Any, images: Tensor) -> dict[str, Tensor]:
-    """Compute the three outputs of images uint8 (B, 3, H, W) in one pass; `network` has no types for its modules."""
+    """Compute the three outputs of images uint8 (B, 3, H, W) in one pass; `network` has no types for its
+    modules."""
     maps: list[Tensor] = []
     tap = network.Mixed_6d.branch1x1.register_forward_hook(lambda _, __, out: maps.append(out))
     try:
@@ -89,7 +94,8 @@ def fetch(url: str, file: Path) -> None:
 
 
 def _network(file: Path) -> nn.Module:
-    """torch-fidelity's network. It would unpickle the file without restriction, so it gets a copy of the tensors alone."""
+    """torch-fidelity's network. It would unpickle the file without restriction, so it gets a copy of the
+    tensors alone."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     try:

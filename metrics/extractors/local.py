@@ -1,8 +1,8 @@
 """A small convolutional classifier trained here on the data set: the extractor that needs no download.
 
-Its features live in the data's own world, so distances between them compare arms of one race on one data set and
-nothing else. The weights are a pure function of images, labels and recipe: one thread, streams of its own. They are
-cached as safetensors under a hash of all that, with a checksum; a damaged entry is made again.
+Its features live in the data's own world, so distances between them compare arms of one race on one data set
+and nothing else. The weights are a pure function of images, labels and recipe: one thread, streams of its
+own. They are cached as safetensors under a hash of all that, with a checksum; a damaged entry is made again.
 """
 
 from __future__ import annotations

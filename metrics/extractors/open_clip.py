@@ -1,10 +1,11 @@
 """Image towers of open_clip: the embedding that is compared with texts, and CLIP as CMMD takes it.
 
-`open_clip:<model>` or `open_clip:<model>.<weights>`, for example open_clip:ViT-B-16.openai, at the tower's size, bicubic with
-antialias, with the mean and deviation it was trained with.
+`open_clip:<model>` or `open_clip:<model>.<weights>`, for example open_clip:ViT-B-16.openai, at the tower's
+size, bicubic with antialias, with the mean and deviation it was trained with.
 
-`clip-vit-l-336` is `ViT-L-14-336.openai` with the pixels of google-research/cmmd (io_util.py): the centre square, bicubic with
-antialias as well; what embedding.py would resize has that size by then. The distance brings its embeddings to length 1.
+`clip-vit-l-336` is `ViT-L-14-336.openai` with the pixels of google-research/cmmd (io_util.py): the centre
+square, bicubic with antialias as well; what embedding.py would resize has that size by then. The distance
+brings its embeddings to length 1.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ def load(
     square: bool = False,
     **_: Any,
 ) -> Extractor:
-    """`open_clip:<model>`, also called `name`; weights in open_clip's layout from a safetensors file, or from the hub.
+    """`open_clip:<model>`, also called `name`; weights in open_clip's layout from a safetensors file, or from
+    the hub.
 
     `square` cuts images to their centre square before they are resized.
     """
@@ -73,7 +75,8 @@ def load_cmmd(where: str | Path | None, *, weights: Any = None, **given: Any) ->
 
 
 def create(recipe: Recipe, vision: dict[str, Any] | None = None) -> Tower:
-    """Return open_clip's image tower with initial weights, by its own settings or by `vision`; no text tower is built.
+    """Return open_clip's image tower with initial weights, by its own settings or by `vision`; no text tower
+    is built.
 
     A file replaces its initial weights, so torch's generator is left as it is.
     """
@@ -89,8 +92,8 @@ def create(recipe: Recipe, vision: dict[str, Any] | None = None) -> Tower:
 def fill(tower: Tower, file: Path, what: str, *, resample: bool = False) -> None:
     """Load an image tower from a file in open_clip's layout, with or without the text tower.
 
-    `resample` brings the position embedding to the tower's grid as open_clip does. Raises `MetricError` for another kind of file
-    and for weights of another network.
+    `resample` brings the position embedding to the tower's grid as open_clip does. Raises `MetricError` for
+    another kind of file and for weights of another network.
     """
     from open_clip.model import resize_pos_embed
 

@@ -1,4 +1,5 @@
-"""How open_clip's image towers were trained, by the name of a model and of its weights, as ViT-B-16.openai."""
+"""How open_clip's image towers were trained, by the name of a model and of its weights, as
+ViT-B-16.openai."""
 
 from __future__ import annotations
 
@@ -25,8 +26,8 @@ class Recipe(NamedTuple):
 def find_recipe(where: str) -> Recipe:
     """The recipe of `model` or `model.weights`.
 
-    Raises `MetricError` for unknown names, and for weights that are not named where a model's differ in pixels or
-    activation: features would be wrong without a word.
+    Raises `MetricError` for unknown names, and for weights that are not named where a model's differ in
+    pixels or activation: features would be wrong without a word.
     """
     import open_clip
 
@@ -56,7 +57,8 @@ def _recipe(model: str, tag: str) -> Recipe:
 
     config = open_clip.get_pretrained_cfg(model, tag)
     mean, std = config.get("mean", OPENAI_DATASET_MEAN), config.get("std", OPENAI_DATASET_STD)
-    # "organisation/repository/" is a repository, "organisation/repository/file" one file in it that is no safetensors
+    # "organisation/repository/" is a repository, "organisation/repository/file" one file in it that is no
+    # safetensors
     repository, _, file = config.get("hf_hub", "").rpartition("/")
     quick_gelu = config.get("quick_gelu", False) or config_of(model).get("quick_gelu", False)
     return Recipe(model, tuple(mean), tuple(std), quick_gelu, "" if file else repository)

@@ -94,7 +94,8 @@ def extractor_names() -> list[str]:
 
 
 def extractor_modality(name: str) -> str:
-    """Return what an extractor takes: `image`, `video` or `audio`. Raises `MetricError` for an unknown name."""
+    """Return what an extractor takes: `image`, `video` or `audio`. Raises `MetricError` for an unknown
+    name."""
     return _loader(name).modality
 
 
@@ -112,22 +113,22 @@ def load_extractor(
 ) -> Extractor:
     """Load the extractor of a name. Nothing is downloaded unless `download` is set.
 
-    `inception`            torch-fidelity's Inception, the network of FID; weights from a file, or torch hub's copy
-    `inception-spatial`, `inception-logits`   its features of sFID and of the inception score
-    `dinov2-s` .. `-g`     DINOv2 as dgm-eval has it; weights from a file, or the hub's copy, as for the next three
-    `clip-vit-l-336`       the embeddings of CMMD
-    `timm:<model>`, `open_clip:<model>`   any image network of these packages
-    `local`                a small classifier trained on `images` (n, C, H, W) uint8 and `labels` (n,) in 0 .. classes - 1,
+    `inception`            torch-fidelity's Inception, the network of FID; weights from a file, or torch hub's
+    copy `inception-spatial`, `inception-logits`   its features of sFID and of the inception score `dinov2-s`
+    .. `-g`     DINOv2 as dgm-eval has it; weights from a file, or the hub's copy, as for the next three
+    `clip-vit-l-336`       the embeddings of CMMD `timm:<model>`, `open_clip:<model>`   any image network of
+    these packages `local`                a small classifier trained on `images` (n, C, H, W) uint8 and
+    `labels` (n,) in 0 .. classes - 1,
                            cached in the folder `cache` if one is given
-    `torchscript:<file>`   a TorchScript file, with options for example `net.ts?size=96&dim=1280` (see metrics/extractors/torchscript.py)
-    `video:<extractor>`    clips (n, T, C, H, W) by any of these networks of images; `video:local` is trained on them
-    `i3d`, `videomae`      networks of clips; weights from a file
+    `torchscript:<file>`   a TorchScript file, with options for example `net.ts?size=96&dim=1280` (see
+    metrics/extractors/torchscript.py) `video:<extractor>`    clips (n, T, C, H, W) by any of these networks
+    of images; `video:local` is trained on them `i3d`, `videomae`      networks of clips; weights from a file
     `yamnet`, `vggish`, `clap-*`   networks of recordings; weights from a file, `clap-laion-*` from a folder
     `local-audio`          the same classifier, of recordings given as `images`
 
     `weights` names a file if the name does not; the checksum of the weights must begin with `sha256`. Raises
-    `MetricError` for an unknown name, a package that is not installed, and for missing or broken weights, images or
-    labels.
+    `MetricError` for an unknown name, a package that is not installed, and for missing or broken weights,
+    images or labels.
     """
     import torch
 

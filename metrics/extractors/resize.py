@@ -1,4 +1,5 @@
-"""Pixels as the published vision transformers take them: resized, then the mean and deviation of their training."""
+"""Pixels as the published vision transformers take them: resized, then the mean and deviation of their
+training."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ class Pixels(NamedTuple):
 
 
 def centre(images: Tensor) -> Tensor:
-    """(B, C, H, W) -> its centre square; of an odd number of lines too many the larger half goes from the end."""
+    """(B, C, H, W) -> its centre square; of an odd number of lines too many the larger half goes from the
+    end."""
     height, width = images.shape[2:]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2

@@ -1,10 +1,13 @@
-"""Any image network of timm by name, and DINOv2 as the Frechet distance over its features is computed (dgm-eval).
+"""Any image network of timm by name, and DINOv2 as the Frechet distance over its features is computed
+(dgm-eval).
 
-`timm:<model>` gives the pooled features that its classifier would read, at the size and with the pixels it was trained on.
+`timm:<model>` gives the pooled features that its classifier would read, at the size and with the pixels it
+was trained on.
 
-`dinov2-s`, `-b`, `-l`, `-g` are timm's `vit_<size>_patch14_dinov2` at 224 pixels, the normalised class token, with the
-position embedding brought from 37x37 to 16x16 as the authors' own network does it (facebookresearch/dinov2,
-`interpolate_pos_encoding`: bicubic without antialias, by the factor 16.1 / 37), which timm does differently.
+`dinov2-s`, `-b`, `-l`, `-g` are timm's `vit_<size>_patch14_dinov2` at 224 pixels, the normalised class token,
+with the position embedding brought from 37x37 to 16x16 as the authors' own network does it
+(facebookresearch/dinov2, `interpolate_pos_encoding`: bicubic without antialias, by the factor 16.1 / 37),
+which timm does differently.
 """
 
 from __future__ import annotations
@@ -93,8 +96,8 @@ def authors_positions(positions: Tensor, grid: int) -> Tensor:
 def create(model: str, *, device: str = "cpu", **options: Any) -> TimmNetwork:
     """Return timm's network without its classifier.
 
-    A file replaces its initial weights, so torch's generator is left as it is; on the device `meta` it has none. Raises
-    `MetricError` for a name that timm does not have.
+    A file replaces its initial weights, so torch's generator is left as it is; on the device `meta` it has
+    none. Raises `MetricError` for a name that timm does not have.
     """
     from timm.models import create_model, is_model, list_models
 
@@ -111,7 +114,8 @@ def create(model: str, *, device: str = "cpu", **options: Any) -> TimmNetwork:
 
 
 def hub_copy(model: str) -> tuple[str, str]:
-    """Return the repository and the file of a model's weights on the hub; an empty repository if it has none there."""
+    """Return the repository and the file of a model's weights on the hub; an empty repository if it has none
+    there."""
     from timm.models import get_pretrained_cfg
 
     config = get_pretrained_cfg(model)
@@ -127,7 +131,8 @@ def fill(
     what: str,
     unused: tuple[str, ...] = UNUSED,
 ) -> None:
-    """Load tensors in timm's layout, or in one that timm converts; names that begin with one of `unused` are ignored.
+    """Load tensors in timm's layout, or in one that timm converts; names that begin with one of `unused` are
+    ignored.
 
     Raises `MetricError` for weights of another network.
     """

@@ -8,8 +8,8 @@ The name says it all, as in `torchscript:nets/mobilenetv2.ts?size=96&dim=1280&sh
     logits   how many of the outputs are logits of classes, from the last; none: no output is
     sha256   what the file's checksum begins with
 
-A network that returns several tensors gives the first; a second one (B, classes) is taken for logits. TorchScript is code:
-open files that you trust.
+A network that returns several tensors gives the first; a second one (B, classes) is taken for logits.
+TorchScript is code: open files that you trust.
 """
 
 from __future__ import annotations

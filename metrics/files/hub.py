@@ -22,8 +22,9 @@ def weights_file(
 ) -> Path:
     """Return the given file, else the hub's copy, which is downloaded only if `download` is set.
 
-    `what` names the network in errors, `setting` the argument that takes a file, and `consent` how a download is allowed. Raises
-    `MetricError` for weights that are not on this machine; an empty `repository` is a network that the hub does not have.
+    `what` names the network in errors, `setting` the argument that takes a file, and `consent` how a download
+    is allowed. Raises `MetricError` for weights that are not on this machine; an empty `repository` is a
+    network that the hub does not have.
     """
     if given:
         return Path(given).expanduser()
@@ -47,7 +48,8 @@ def fill_part(
 ) -> None:
     """Load tensors into a network. Other tensors are allowed if their names begin with one of `surplus`.
 
-    Raises `MetricError` for weights of another network, naming the first tensor that is missing, unexpected or misshapen.
+    Raises `MetricError` for weights of another network, naming the first tensor that is missing, unexpected
+    or misshapen.
     """
     try:
         result = network.load_state_dict(dict(tensors), strict=False)

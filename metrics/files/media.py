@@ -1,4 +1,5 @@
-"""Files of video and of audio: where they lie, by folder or by parquet row, and the packages that read them."""
+"""Files of video and of audio: where they lie, by folder or by parquet row, and the packages that read
+them."""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ AUDIO = Kind(
 
 
 def holds(path: Path, kind: Kind) -> bool:
-    """Whether `path` is a file of that kind, a parquet file with its column, or a folder with one or the other."""
+    """Whether `path` is a file of that kind, a parquet file with its column, or a folder with one or the
+    other."""
     if path.is_dir():
         return any(holds(file, kind) for file in path.rglob("*") if file.is_file())
     if path.suffix.lower() == ".parquet":
@@ -59,7 +61,8 @@ def holds(path: Path, kind: Kind) -> bool:
 def encoded(path: Path, kind: Kind) -> Iterator[Encoded]:
     """The files of a folder in the order of their names, or the rows of a parquet file, still encoded.
 
-    A folder may hold parquet files too. Raises `MetricError` where there is none, and for a row without bytes.
+    A folder may hold parquet files too. Raises `MetricError` where there is none, and for a row without
+    bytes.
     """
     if not path.exists():
         raise MetricError(f"cannot read {path}: no such file or folder")

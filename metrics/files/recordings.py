@@ -1,8 +1,9 @@
 """Recordings at the border: files or parquet rows in, one channel at the rate that is asked for out.
 
-soundfile reads what it can (wav, flac, ogg, mp3, aiff), PyAV the rest (m4a, webm, ...). Channels are averaged, and
-the rate is changed by scipy's polyphase filter. Dither is white Gaussian noise of a level far below speech and music:
-without it digital silence, which only one side may have, outweighs everything else in a log-mel distance.
+soundfile reads what it can (wav, flac, ogg, mp3, aiff), PyAV the rest (m4a, webm, ...). Channels are
+averaged, and the rate is changed by scipy's polyphase filter. Dither is white Gaussian noise of a level far
+below speech and music: without it digital silence, which only one side may have, outweighs everything else in
+a log-mel distance.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from metrics.value import MetricError
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """One channel of sound, float32 (n,), full scale at 1. Raises `MetricError` for anything else, by its name."""
+    """One channel of sound, float32 (n,), full scale at 1. Raises `MetricError` for anything else, by its
+    name."""
 
     name: str
     rate: int
@@ -55,10 +57,11 @@ def is_audio(path: str | Path) -> bool:
 
 
 def read_audio(path: str | Path, rate: int, *, silence: str = "refuse") -> Iterator[Recording]:
-    """All recordings of a folder, a file or a parquet file, in the order of their names, at `rate` samples a second.
+    """All recordings of a folder, a file or a parquet file, in the order of their names, at `rate` samples a
+    second.
 
-    Raises `MetricError`, which names the file, for one that cannot be decoded, is empty, holds NaN or infinity, or is
-    silent (`silence="keep"` takes it: then measure with dither).
+    Raises `MetricError`, which names the file, for one that cannot be decoded, is empty, holds NaN or
+    infinity, or is silent (`silence="keep"` takes it: then measure with dither).
     """
     if rate < 1 or silence not in ("refuse", "keep"):
         raise MetricError(
@@ -81,12 +84,14 @@ def decoded(file: Encoded) -> Recording:
 
 
 def decoded_channels(file: Encoded) -> tuple[np.ndarray, int]:
-    """Samples float32 (n, channels) and their rate; raises `MetricError`, naming the file, where it cannot be decoded."""
+    """Samples float32 (n, channels) and their rate; raises `MetricError`, naming the file, where it cannot be
+    decoded."""
     return _by_soundfile(file) or _by_av(file)
 
 
 def resampled(recording: Recording, rate: int) -> Recording:
-    """The recording at another rate: `scipy.signal.resample_poly` in float64, ceil(n * rate / own rate) samples."""
+    """The recording at another rate: `scipy.signal.resample_poly` in float64, ceil(n * rate / own rate)
+    samples."""
     if recording.rate == rate:
         return recording
     from scipy.signal import resample_poly
@@ -99,7 +104,8 @@ def resampled(recording: Recording, rate: int) -> Recording:
 def dithered(samples: np.ndarray, dbfs: float, seed: int = 0) -> np.ndarray:
     """`samples` float32 (n,) plus white Gaussian noise of root mean square 10 ** (dbfs / 20).
 
-    The noise is a pure function of the seed and of the samples: it depends on no order, and equal recordings stay equal.
+    The noise is a pure function of the seed and of the samples: it depends on no order, and equal recordings
+    stay equal.
     """
     key = hashlib.blake2b(samples.tobytes(), digest_size=16, key=seed.to_bytes(8, "little")).digest()
     noise = np.random.default_rng(int.from_bytes(key, "little")).standard_normal(len(samples))
@@ -107,8 +113,8 @@ def dithered(samples: np.ndarray, dbfs: float, seed: int = 0) -> np.ndarray:
 
 
 def _by_soundfile(file: Encoded) -> tuple[np.ndarray, int] | None:
-    """Samples (n, channels) and rate; None where the format is unknown to it, or the header does not say how many samples there
-    are, or more than fit into memory: soundfile makes room for all before it reads."""
+    """Samples (n, channels) and rate; None where the format is unknown to it, or the header does not say how
+    many samples there are, or more than fit into memory: soundfile makes room for all before it reads."""
     soundfile = package("soundfile", "audio")
     source = io.BytesIO(file.source) if isinstance(file.source, bytes) else str(file.source)
     try:

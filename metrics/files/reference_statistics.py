@@ -1,7 +1,8 @@
 """Reference statistics in a file: ADM's batches, and ours.
 
-ADM's npz (guided-diffusion evaluations/README.md) holds `mu`, `sigma` of Inception's pooled features, `mu_s`, `sigma_s` of
-sFID's, both of a whole training set whose size it does not tell, and some thousand raw images, `arr_0`.
+ADM's npz (guided-diffusion evaluations/README.md) holds `mu`, `sigma` of Inception's pooled features, `mu_s`,
+`sigma_s` of sFID's, both of a whole training set whose size it does not tell, and some thousand raw images,
+`arr_0`.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ def is_adm(file: Path) -> bool:
 
 
 def read_adm(file: Path) -> Reference:
-    """The statistics of ADM's npz, without its images; raises `MetricError` for arrays that are no moments."""
+    """The statistics of ADM's npz, without its images; raises `MetricError` for arrays that are no
+    moments."""
     try:
         with np.load(file, allow_pickle=False) as content:
             features = _moments(content["mu"], content["sigma"])
@@ -60,7 +62,8 @@ def save_statistics(file: Path, features: Moments, spatial: Moments | None, meta
 
 
 def read_statistics(file: Path) -> Reference:
-    """The inverse of `save_statistics`; raises `MetricError` for any other file, and one that is cut short or altered."""
+    """The inverse of `save_statistics`; raises `MetricError` for any other file, and one that is cut short or
+    altered."""
     tensors, meta = read_saved(file, "the statistics")
     if meta.pop("format", "") != FORMAT:
         raise MetricError(f"{file} holds no statistics of features (made by flowrace eval --save-stats)")

@@ -1,7 +1,8 @@
 """Videos at the border: files, parquet rows or an array in, batches of clips uint8 (B, T, C, H, W) out.
 
-A clip is `frames` frames of one video, `stride` apart, that begin at its first frame or at a frame drawn from a stream
-that depends on the seed and on the video's number alone: one clip a video, as StyleGAN-V's protocol has it.
+A clip is `frames` frames of one video, `stride` apart, that begin at its first frame or at a frame drawn from
+a stream that depends on the seed and on the video's number alone: one clip a video, as StyleGAN-V's protocol
+has it.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class Video(NamedTuple):
 
 
 def is_video(path: str | Path) -> bool:
-    """Whether `read_videos` reads it: videos in files or in parquet, or an array of five dimensions in npz or npy."""
+    """Whether `read_videos` reads it: videos in files or in parquet, or an array of five dimensions in npz or
+    npy."""
     path = Path(path)
     if path.suffix not in (".npz", ".npy"):
         return holds(path, VIDEO)
@@ -69,8 +71,8 @@ def read_videos(
 ) -> Iterator[Tensor]:
     """Clips of all videos of `path`, in the order of their names, uint8 (<= batch, frames, C, H, W).
 
-    `path` is a folder of videos or one video (mp4, webm, gif, ...), parquet with a column `video`, or an array
-    (N, T, H, W, C) of bytes in npy or npz (`arr_0`, or the only one). `start` is `random` or `first`.
+    `path` is a folder of videos or one video (mp4, webm, gif, ...), parquet with a column `video`, or an
+    array (N, T, H, W, C) of bytes in npy or npz (`arr_0`, or the only one). `start` is `random` or `first`.
     Videos that are too short are refused; where a list `dropped` is given they are left out and named in it.
     Raises `MetricError`, which names the file, for what cannot be decoded and for videos of several sizes.
     """
@@ -145,7 +147,8 @@ def decoded_frames(file: Encoded) -> Iterator[Any]:
 
 
 def rgb(frame: Any) -> np.ndarray:
-    """A frame of `decoded_frames` as uint8 (H, W, 3); on one thread, since starting more costs more than a small frame."""
+    """A frame of `decoded_frames` as uint8 (H, W, 3); on one thread, since starting more costs more than a
+    small frame."""
     return frame.reformat(format="rgb24", threads=1).to_ndarray()
 
 
@@ -186,7 +189,8 @@ def _header(path: Path) -> _Header:
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Whatever numpy and zipfile raise for a file that is none of theirs, or damaged, as a `MetricError` that names it."""
+    """Whatever numpy and zipfile raise for a file that is none of theirs, or damaged, as a `MetricError` that
+    names it."""
     try:
         yield
     except MetricError:

@@ -1,4 +1,5 @@
-"""Weights as named tensors: from safetensors, or from a torch checkpoint that has tensors only and no code."""
+"""Weights as named tensors: from safetensors, or from a torch checkpoint that has tensors only and no
+code."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ WRAPPINGS = ("model", "module", "state_dict")
 
 
 def read_tensors(file: Path, prefix: str = "") -> dict[str, Tensor]:
-    """Read the tensors whose names begin with `prefix` from a `.safetensors` file, or from a `.pt` / `.pth` file with `weights_only`.
+    """Read the tensors whose names begin with `prefix` from a `.safetensors` file, or from a `.pt` / `.pth`
+    file with `weights_only`.
 
     Tensors are on the CPU. Raises `MetricError` for a file of another format, or with other content.
     """
@@ -49,7 +51,8 @@ def read_tensors(file: Path, prefix: str = "") -> dict[str, Tensor]:
 
 
 def fill(network: torch.nn.Module, tensors: dict[str, Tensor], file: Path, what: str) -> None:
-    """Load exactly these tensors into a network. Raises `MetricError` naming the file and `what` it should be."""
+    """Load exactly these tensors into a network. Raises `MetricError` naming the file and `what` it should
+    be."""
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
@@ -60,7 +63,8 @@ def fill(network: torch.nn.Module, tensors: dict[str, Tensor], file: Path, what:
 def pretrained(kind: str, folder: Path, *, extra: str, used: str) -> Any:
     """Load transformers' network of class `kind` from a local folder.
 
-    Raises `MetricError` for a missing weight that matches the regular expression `used`: transformers would draw it at random.
+    Raises `MetricError` for a missing weight that matches the regular expression `used`: transformers would
+    draw it at random.
     """
     transformers = package("transformers", extra)
     try:

@@ -64,10 +64,10 @@ def dual_speedup(logs: AuditRuns, confidence: float) -> Dual | None:
     known = [[slope for slope in own if slope is not None] for own in slopes]
     if known != slopes or any(len(own) < len(arm) for own, arm in zip(values, arms, strict=True)):
         return None
-    slope = float(np.mean([np.mean(own) for own in known]))
+    slope = float(np.mean([float(np.mean(own)) for own in known]))
     if slope > -FLAT:
         return None
-    middle = np.mean([value for own in values for value in own.values()])
+    middle = np.mean([float(value) for own in values for value in own.values()])
     farthest = max(abs(value - middle) for own in values for value in own.values())
     if farthest / -slope > LOG_MAX:
         return None

@@ -1,17 +1,15 @@
 """The preconditions of a comparison: each failure makes an audit inconclusive, whatever its interval.
 
-    failed        a run failed before its first evaluation: nothing is known of it, and those left over are a selection
-    pairs         fewer pairs of seeds than the claim asks for
-    protocol      the points were evaluated under different protocols; the fields in which they differ are named
-    hardware      a claim on the clock, and the arms ran on different machines, or one after the other
-    tuning        unequal tuning budgets, in trials or FLOPs, or recorded for one arm only
-    reused seeds  seeds of the candidate's audit are among those it was tuned on
-    aligned       a run was trained towards the very network of the metric
-    rising        the metric rises as training goes on: it is not a distance
-    units         steps or costs of the runs differ by so much that their units must
-    target        every run of both arms is above the target at its last evaluation, or below it at its first
-    bracket       a crossing lies between evaluations more than a factor of 2 in steps apart
-    censored      no pair has a time on the claim's axis
+    failed        a run failed before its first evaluation: nothing is known of it, and those left over are a
+    selection pairs         fewer pairs of seeds than the claim asks for protocol      the points were
+    evaluated under different protocols; the fields in which they differ are named hardware      a claim on
+    the clock, and the arms ran on different machines, or one after the other tuning        unequal tuning
+    budgets, in trials or FLOPs, or recorded for one arm only reused seeds  seeds of the candidate's audit are
+    among those it was tuned on aligned       a run was trained towards the very network of the metric rising
+    the metric rises as training goes on: it is not a distance units         steps or costs of the runs differ
+    by so much that their units must target        every run of both arms is above the target at its last
+    evaluation, or below it at its first bracket       a crossing lies between evaluations more than a factor
+    of 2 in steps apart censored      no pair has a time on the claim's axis
 
 Unequal evaluation grids are no obstacle here: only raw first hits, which nothing in this package uses,
 depend on them.

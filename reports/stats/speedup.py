@@ -5,9 +5,9 @@
 
 H is the smallest budget that any run was given. A time that is only a bound opens the end it cannot vouch
 for:
-    baseline never there (right)         E log min(T, H) <= E log T: the low end holds, the high end is infinite
-    candidate never there                the high end holds, the low end is 0
-    there at the first evaluation (left) the mirror image: T is at most that, so the other end opens
+    baseline never there (right)         E log min(T, H) <= E log T: the low end holds, the high end is
+    infinite candidate never there                the high end holds, the low end is 0 there at the first
+    evaluation (left) the mirror image: T is at most that, so the other end opens
 Where every pair is bounded on both sides in the same way there is no estimate. With n of 3 to 10 these are
 t intervals on purpose: a bootstrap of so few is too narrow.
 """

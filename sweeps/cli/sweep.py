@@ -163,7 +163,7 @@ def _write_report(directory: Path, *, quiet: bool) -> str:
     report = write_report([directory], path)
     if not quiet:
         click.echo(report.headline)
-        for note in report.caveats:
+        for note in report.report.caveats:
             click.echo(f"- {note}")
         click.echo(path)
     return str(path)

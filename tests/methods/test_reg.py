@@ -1,4 +1,5 @@
-"""REG's extra token: its path and velocity against numpy, its place in the network, and the sampler that carries it along."""
+"""REG's extra token: its path and velocity against numpy, its place in the network, and the sampler that
+carries it along."""
 
 from __future__ import annotations
 
@@ -96,7 +97,8 @@ def test_the_token_takes_part() -> None:
 
 
 class Points(nn.Module):
-    """All mass on one image and one token: v = (z - z0) / t, whose straight paths both ODE samplers follow exactly."""
+    """All mass on one image and one token: v = (z - z0) / t, whose straight paths both ODE samplers follow
+    exactly."""
 
     config = replace(CONFIG, extra=DIM)
     image, token = 0.25, -3.0

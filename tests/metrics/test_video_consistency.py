@@ -109,7 +109,8 @@ def test_centres_against_scipy(videos: np.ndarray) -> None:
 
 
 def test_true_paths_have_no_error_and_others_have(data: MovingDigits, videos: np.ndarray) -> None:
-    """Oracle: the digits' own paths, and the paths read from their pixels. Floors: another order, one frame, noise."""
+    """Oracle: the digits' own paths, and the paths read from their pixels. Floors: another order, one frame,
+    noise."""
     assert dynamics_error(data.position[:CLIPS], **WORLD).mean < 2e-3
     seen = centres(videos)
     oracle = dynamics_error(seen, **WORLD)

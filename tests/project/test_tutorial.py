@@ -24,7 +24,8 @@ def blocks() -> Iterator[tuple[str, str, str]]:
 
 
 def shell(folder: Path) -> dict[str, str]:
-    """Return the environment of a reader: this checkout and Python, a cache and a place for plug-ins in the folder."""
+    """Return the environment of a reader: this checkout and Python, a cache and a place for plug-ins in the
+    folder."""
     commands, site = folder / "bin", folder / "site"
     commands.mkdir()
     for name, module in (("flowrace", "-m harness.cli.main"), ("pip", "-m pip"), ("python", "")):
@@ -34,7 +35,8 @@ def shell(folder: Path) -> dict[str, str]:
         "PATH": f"{commands}:{os.environ['PATH']}",
         "PYTHONPATH": f"{ROOT}:{site}",
         "FLOWRACE_CACHE": str(folder / "cache"),
-        # The plug-in goes next to the page's files instead of into this environment, and needs no package index.
+        # The plug-in goes next to the page's files instead of into this environment, and needs no package
+        # index.
         "PIP_TARGET": str(site),
         "PIP_NO_BUILD_ISOLATION": "0",
         "PIP_NO_DEPS": "1",

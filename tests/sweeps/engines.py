@@ -1,4 +1,5 @@
-"""Helpers of the SLURM and Ray tests: jobs that print their names, and a tiny study that is disturbed and compared."""
+"""Helpers of the SLURM and Ray tests: jobs that print their names, and a tiny study that is disturbed and
+compared."""
 
 from __future__ import annotations
 

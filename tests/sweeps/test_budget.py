@@ -1,4 +1,5 @@
-"""The budget of a study: a dry run reports a plan that exceeds it, and a sweep rejects it, exact to the FLOP."""
+"""The budget of a study: a dry run reports a plan that exceeds it, and a sweep rejects it, exact to the
+FLOP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A study whose processes are killed at random: no run is lost or doubled, and the bits are those of an undisturbed one."""
+"""A study whose processes are killed at random: no run is lost or doubled, and the bits are those of an
+undisturbed one."""
 
 from __future__ import annotations
 

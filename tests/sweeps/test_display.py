@@ -48,7 +48,8 @@ def test_pace_is_measured_over_the_last_events(tmp_path: Path) -> None:
 
 
 def test_remaining_time_uses_the_speed_of_finished_training(tmp_path: Path) -> None:
-    """By hand: 40 training seconds (half of the booked ones) for 80 of 100 steps; one run of three is at step 90."""
+    """By hand: 40 training seconds (half of the booked ones) for 80 of 100 steps; one run of three is at step
+    90."""
     study = Study(name="s", base="digits", axes={"seed": (0, 1, 2)}, set={"train.steps": 100})
     assert describe_plan(study, RUNS, tmp_path)["training_seconds_left"] is None
     grow(tmp_path, RUNS[0], train(10, 20.0), train(90, 100.0))

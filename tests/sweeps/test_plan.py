@@ -156,7 +156,8 @@ def test_base_file_is_found_next_to_the_study(tmp_path: Path) -> None:
 def test_written_study_resumes_from_any_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    """Its base lies beside it, or where the command was given; what is kept of the study finds it from elsewhere."""
+    """Its base lies beside it, or where the command was given; what is kept of the study finds it from
+    elsewhere."""
     for name in ("studies", "elsewhere"):
         (tmp_path / name).mkdir()
     (tmp_path / place / "mine.toml").write_text('base = "digits"\n[train]\nsteps = 9\n')

@@ -50,7 +50,8 @@ def launcher(handoff: Handoff, **options: object) -> SlurmLauncher:
 
 
 def test_array_runs_in_order_and_a_killed_job_is_retried(handoff: Handoff, tmp_path: Path) -> None:
-    """Of four jobs on one core at a time: the second fails, the last is killed once, and SLURM runs it again, it alone."""
+    """Of four jobs on one core at a time: the second fails, the last is killed once, and SLURM runs it again,
+    it alone."""
     once = "import os, pathlib; once = pathlib.Path(os.environ['ONCE'])\n"
     code = f"{once}if not once.exists(): once.touch(); os.kill(os.getpid(), 9)\nprint('done')"
     codes = ["print('hello')", "import sys; sys.exit('broken')", "print('three')", code]
@@ -132,7 +133,8 @@ def test_missing_slurm_is_a_user_error(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.slow
 def test_disturbed_study_has_the_bits_of_an_undisturbed_one(cluster: None, tmp_path: Path) -> None:
-    """One run is killed, one is sent back to the queue, one is preempted by an urgent job, and the coordinator is killed."""
+    """One run is killed, one is sent back to the queue, one is preempted by an urgent job, and the
+    coordinator is killed."""
     study, calm, wild = tmp_path / "study.toml", tmp_path / "calm", tmp_path / "wild"
     study.write_text(STUDY)
     assert sweep(study, calm, "--slots", "2", "--threads", "1").wait(600) == 0

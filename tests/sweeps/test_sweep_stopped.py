@@ -61,7 +61,8 @@ def test_ctrl_c_stops_at_a_checkpoint_and_the_same_command_resumes(study: Path, 
 
 @pytest.mark.parametrize("told", [True, False])
 def test_closing_the_terminal_stops_runs_at_a_checkpoint(study: Path, tmp_path: Path, told: bool) -> None:
-    """With the hang-up that a closed window sends; without it (`disown`) the sweep goes on to its end, in silence."""
+    """With the hang-up that a closed window sends; without it (`disown`) the sweep goes on to its end, in
+    silence."""
     command = [
         sys.executable,
         "-c",

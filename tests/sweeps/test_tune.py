@@ -1,4 +1,5 @@
-"""Tuning on equal budgets and separate seeds, with a history that no kill changes. Runs are records without a network."""
+"""Tuning on equal budgets and separate seeds, with a history that no kill changes. Runs are records without a
+network."""
 
 from __future__ import annotations
 
@@ -178,7 +179,8 @@ def test_grid_of_integers() -> None:
 
 
 def test_kill_at_any_moment_loses_and_repeats_no_trial(tmp_path: Path) -> None:
-    """A forked coordinator kills itself at a random file it opens, again and again, until one comes to the end."""
+    """A forked coordinator kills itself at a random file it opens, again and again, until one comes to the
+    end."""
     calm, wild = tmp_path / "calm", tmp_path / "wild"
     for folder in (calm, wild):
         folder.mkdir()
@@ -197,7 +199,8 @@ def test_kill_at_any_moment_loses_and_repeats_no_trial(tmp_path: Path) -> None:
 
 
 def forked(tuning: TuningStudy, after: int) -> int:
-    """The search in a process of its own that dies when it opens its `after`-th file in the folder; its exit signal, or 0."""
+    """The search in a process of its own that dies when it opens its `after`-th file in the folder; its exit
+    signal, or 0."""
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) * -1

@@ -1,4 +1,5 @@
-"""The tune command from its plan to its presets, with stub runs, and with real ones whose coordinator is killed."""
+"""The tune command from its plan to its presets, with stub runs, and with real ones whose coordinator is
+killed."""
 
 from __future__ import annotations
 

@@ -124,7 +124,8 @@ def test_invalid_setting_is_an_error_not_an_exclusion(tmp_path: Path) -> None:
 
 
 def test_part_weights_may_suit_one_arm_only(tmp_path: Path) -> None:
-    """REPA's encoder reads one modality: the arm runs on each part of bounce alone, and not on both together."""
+    """REPA's encoder reads one modality: the arm runs on each part of bounce alone, and not on both
+    together."""
     axes = {"method": [{"name": "flow"}, {"name": "repa", "encoder": {"name": "local:small"}}]}
     weights = {"data.video_weight": [0.5, 1.0, 0.0], "data.audio_weight": [0.5, 0.0, 1.0]}
     metrics = {"eval.metrics": [["fd:local"], ["fd:video:local"], ["fd:local"]]}

@@ -86,7 +86,8 @@ class NpzImages(_ArrayImages):
 
 
 class IdxImages(_ArrayImages):
-    """MNIST's layout: big-endian IDX files of unsigned bytes, plain or gzipped (http://yann.lecun.com/exdb/mnist)."""
+    """MNIST's layout: big-endian IDX files of unsigned bytes, plain or gzipped
+    (http://yann.lecun.com/exdb/mnist)."""
 
     def __init__(self, spec: DataSpec) -> None:
         path = data_path(spec, IDX)
@@ -128,8 +129,8 @@ class Labels(NamedTuple):
 def checked_labels(labels: np.ndarray | None, n: int, where: str, *, below: int = 0) -> Labels:
     """Labels and how many classes they tell apart: the largest and one; all 0 where there are none.
 
-    Raises `UserError`, naming the row, for labels that are not whole numbers, negative, or not `below` the number of classes
-    (without one: absurdly large).
+    Raises `UserError`, naming the row, for labels that are not whole numbers, negative, or not `below` the
+    number of classes (without one: absurdly large).
     """
     if labels is None:
         return Labels(np.zeros(n, dtype=np.int64), 1)
@@ -152,7 +153,8 @@ def most_classes(n: int) -> int:
 
 
 def read_idx(path: Path, dims: int) -> np.ndarray:
-    """The uint8 array of an IDX file: two zeros, type 8, number of dimensions, each size as big-endian int32, the bytes."""
+    """The uint8 array of an IDX file: two zeros, type 8, number of dimensions, each size as big-endian int32,
+    the bytes."""
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:

@@ -27,14 +27,16 @@ ROUNDING = 1e-4
 
 
 class Films:
-    """Videos with their sound in files or parquet: clips of 16 frames, one each 64 ms, and their log-mel sound (32, 64).
+    """Videos with their sound in files or parquet: clips of 16 frames, one each 64 ms, and their log-mel
+    sound (32, 64).
 
-    `data.frames` sets another length. A sample is both parts flattened, the video first. Clips lie end to end from the
-    first frame of each film. Frame k of a clip is what the film shows in the middle of its 64 ms, and beside it stand the
-    4 log-mel frames of just that stretch of sound: a film of 15.625 frames a second is taken frame by frame, a faster one
-    loses frames, a slower one repeats them. Pictures are made as `videos` makes them, sound as `sounds` does, and what
-    those refuse is refused here, by name; so is a film without sound, or whose sound has gaps or does not last as long as
-    the picture (2 % and one frame are let pass, as silence).
+    `data.frames` sets another length. A sample is both parts flattened, the video first. Clips lie end to end
+    from the first frame of each film. Frame k of a clip is what the film shows in the middle of its 64 ms,
+    and beside it stand the 4 log-mel frames of just that stretch of sound: a film of 15.625 frames a second
+    is taken frame by frame, a faster one loses frames, a slower one repeats them. Pictures are made as
+    `videos` makes them, sound as `sounds` does, and what those refuse is refused here, by name; so is a film
+    without sound, or whose sound has gaps or does not last as long as the picture (2 % and one frame are let
+    pass, as silence).
     """
 
     modality = "joint"
@@ -91,8 +93,8 @@ class Films:
 
 
 def look(file: Encoded) -> tuple[int, int, int, float, int]:
-    """Frames, width, height, seconds from frame to frame, and samples at 8 kHz from the first frame to the first sound,
-    of a film that keeps the rules; raises `UserError` naming it where it does not."""
+    """Frames, width, height, seconds from frame to frame, and samples at 8 kHz from the first frame to the
+    first sound, of a film that keeps the rules; raises `UserError` naming it where it does not."""
     times, size = surveyed(file)
     known = [time for time in times if time is not None]
     if len(known) < max(2, len(times)):
@@ -135,7 +137,8 @@ def _slots(seconds: float) -> int:
 
 
 def _sounding(file: Encoded) -> tuple[float, float, float]:
-    """When the sound begins and ends by the times of its frames, and when all ends as the container says, in seconds."""
+    """When the sound begins and ends by the times of its frames, and when all ends as the container says, in
+    seconds."""
     with package("av", "video").open(io.BytesIO(file.content), metadata_errors="replace") as container:
         promised = (container.duration or 0) / 1e6
         frames = [(frame.time, frame.samples / frame.sample_rate) for frame in container.decode(audio=0)]

@@ -41,10 +41,11 @@ IMAGES = Kind(
 
 
 class ImageFolder:
-    """`root/<class>/.../image.png`: classes are the subfolders' names, sorted; without subfolders there is one class.
+    """`root/<class>/.../image.png`: classes are the subfolders' names, sorted; without subfolders there is
+    one class.
 
-    Hidden files and files of other kinds are passed over; images in a format that is not read are refused. Linked folders are
-    followed, and refused where they lead back.
+    Hidden files and files of other kinds are passed over; images in a format that is not read are refused.
+    Linked folders are followed, and refused where they lead back.
     """
 
     modality = "image"
@@ -118,7 +119,8 @@ def found(root: Path, kind: Kind) -> Iterator[str]:
 
 
 def _check_links(root: Path, folder: Path, inner: list[str]) -> None:
-    """Raise `UserError` for a linked folder that leads back to where the walk came through: its files would count again."""
+    """Raise `UserError` for a linked folder that leads back to where the walk came through: its files would
+    count again."""
     for link in (folder / name for name in inner):
         if link.is_symlink():
             way = (folder, *(p for p in folder.parents if p.is_relative_to(root)))

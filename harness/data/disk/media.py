@@ -1,7 +1,7 @@
 """What videos and recordings on disk share: their files in the Hugging Face layouts, and the survey of them.
 
-Every file is decoded once, before anything starts, and refused by its name where it breaks a rule; nothing is left out
-in silence. A file gives one sample for each whole clip in it, end to end from its beginning.
+Every file is decoded once, before anything starts, and refused by its name where it breaks a rule; nothing is
+left out in silence. A file gives one sample for each whole clip in it, end to end from its beginning.
 """
 
 from __future__ import annotations
@@ -86,10 +86,11 @@ class Memory:
 
 
 def media_index(spec: DataSpec, kind: Kind, look: Callable[[media.Encoded], tuple[float, ...]]) -> MediaIndex:
-    """The files below `data.root`, one subfolder a class or as its `metadata.csv` says, or the rows of parquet.
+    """The files below `data.root`, one subfolder a class or as its `metadata.csv` says, or the rows of
+    parquet.
 
-    `look` decodes one and tells what it saw. Raises `UserError` for a root without files of the kind, and for whatever
-    `look` refuses.
+    `look` decodes one and tells what it saw. Raises `UserError` for a root without files of the kind, and for
+    whatever `look` refuses.
     """
     root = data_path(spec, f"{kind.expected}, or parquet with a column of them")
 
@@ -115,8 +116,9 @@ def media_index(spec: DataSpec, kind: Kind, look: Callable[[media.Encoded], tupl
 
 
 def from_table(table: Path, kind: Kind, spec: DataSpec) -> tuple[list[str], list[str], list[int]]:
-    """Class names, files and labels as a `metadata.csv` beside or above the files has them: the columns `file_name` and
-    `label` (or `data.label_key`). Raises `UserError` for files that are listed and absent, or there and not listed."""
+    """Class names, files and labels as a `metadata.csv` beside or above the files has them: the columns
+    `file_name` and `label` (or `data.label_key`). Raises `UserError` for files that are listed and absent, or
+    there and not listed."""
     label = spec.label_key or "label"
     try:
         with table.open(newline="", encoding="utf-8-sig") as content:

@@ -1,4 +1,5 @@
-"""Parquet in the Hugging Face layout: a column of encoded images (`struct<bytes, path>`) and one of integer labels."""
+"""Parquet in the Hugging Face layout: a column of encoded images (`struct<bytes, path>`) and one of integer
+labels."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ SPLIT = re.compile(r"(?:^|/)(train|test|validation|valid|val|dev)(?![a-z])")
 class ParquetImages:
     """Rows of one file, or of all files of a folder in the order of their names; of several splits, `train`.
 
-    The encoded images of all rows stay in memory as they are in the files; a sample is decoded when it is asked for.
+    The encoded images of all rows stay in memory as they are in the files; a sample is decoded when it is
+    asked for.
     """
 
     modality = "image"
@@ -92,7 +94,8 @@ class Rows:
 
 
 def read_rows(spec: DataSpec, path: Path) -> Rows:
-    """All rows of a parquet file, or of a folder of them; raises `UserError` naming the file, column or row at fault."""
+    """All rows of a parquet file, or of a folder of them; raises `UserError` naming the file, column or row
+    at fault."""
     files = _train_files(path) if path.is_dir() else [path]
     key, label = _columns(spec, files[0])
     tables = {file: _read(file, key, label) for file in files}

@@ -1,4 +1,5 @@
-"""From encoded images to uint8 (channels, height, width): decoding, transparency, grey and colour, resize and crop."""
+"""From encoded images to uint8 (channels, height, width): decoding, transparency, grey and colour, resize and
+crop."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ _BROKEN = (
 )
 """What Pillow raises for damaged files."""
 _PNG, _DEPTH = b"\x89PNG\r\n\x1a\n", 24
-"""How a PNG begins, and where it says how many bits a channel has: Pillow itself makes 8 of 16 where there is colour or alpha."""
+"""How a PNG begins, and where it says how many bits a channel has: Pillow itself makes 8 of 16 where there is
+colour or alpha."""
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -41,8 +43,8 @@ UPRIGHT = {
 def decode(encoded: bytes, where: str) -> Image.Image:
     """The image of a PNG, JPEG, WebP or BMP file's bytes: grey (L) or colour (RGB), 8 bits.
 
-    Palettes become colours, transparency lies on white, and the camera's orientation is applied: what the eye sees.
-    Raises `UserError`, naming `where`, for bytes that are broken, animated, or deeper than 8 bits.
+    Palettes become colours, transparency lies on white, and the camera's orientation is applied: what the eye
+    sees. Raises `UserError`, naming `where`, for bytes that are broken, animated, or deeper than 8 bits.
     """
     try:
         with Image.open(io.BytesIO(encoded)) as image:
@@ -91,7 +93,8 @@ def fit(image: Image.Image, shape: tuple[int, int, int]) -> np.ndarray:
 
 def centre_crop(image: Image.Image, side: int) -> Image.Image:
     """Resize the shorter side, then cut the middle square, as ADM does (guided-diffusion image_datasets.py
-    `center_crop_arr`; "center-crop-dhariwal" elsewhere): halve by box filter while twice too large, then bicubic."""
+    `center_crop_arr`; "center-crop-dhariwal" elsewhere): halve by box filter while twice too large, then
+    bicubic."""
     while min(image.size) >= 2 * side:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = side / min(image.size)

@@ -1,4 +1,5 @@
-"""Recordings on disk: a folder of files, one subfolder a class, or parquet with a column of encoded recordings."""
+"""Recordings on disk: a folder of files, one subfolder a class, or parquet with a column of encoded
+recordings."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ LENGTHS: dict[bytes, tuple[slice, Literal["little", "big"], int]] = {
     b"riff": (slice(16, 24), "little", 0),
     b"FORM": (slice(4, 8), "big", 8),
 }
-"""Where a WAV, a long WAV, a W64 and an AIFF say their length, in which order of bytes, and how many they leave out."""
+"""Where a WAV, a long WAV, a W64 and an AIFF say their length, in which order of bytes, and how many they
+leave out."""
 STREAMED = 2**32 - 2**16
 """Bytes beyond which a length stands for none: the file was written into a pipe."""
 MOST_CHANNELS = 2
@@ -42,11 +44,11 @@ FASTEST = 768_000
 class Sounds:
     """Recordings in files or parquet, as log-mel pictures of 32 bands and 64 frames: windows of 1.024 s.
 
-    `data.frames` sets another length. Stereo is averaged, the rate is brought to 8 kHz, and loudness stays as it is. A
-    recording gives one sample for each whole window in it; one that is shorter than a window gives one, with silence
-    after it. Samples after the last whole window are left out. Refused, by name: what cannot be decoded, a WAV, AIFF or FLAC
-    that is cut short, what holds no samples or no sound, has values that are not finite, or more than two channels (their mix
-    is a choice to be made first).
+    `data.frames` sets another length. Stereo is averaged, the rate is brought to 8 kHz, and loudness stays as
+    it is. A recording gives one sample for each whole window in it; one that is shorter than a window gives
+    one, with silence after it. Samples after the last whole window are left out. Refused, by name: what
+    cannot be decoded, a WAV, AIFF or FLAC that is cut short, what holds no samples or no sound, has values
+    that are not finite, or more than two channels (their mix is a choice to be made first).
     """
 
     modality = "audio"
@@ -74,7 +76,8 @@ class Sounds:
         return self._index.key(self._clips[index][0])
 
     def wave(self, index: int, rate: int = RATE) -> np.ndarray:
-        """float64 (frames * HOP,) at 8 kHz; at another rate so many times longer, from the recording as it is on disk."""
+        """float64 (frames * HOP,) at 8 kHz; at another rate so many times longer, from the recording as it is
+        on disk."""
         item, clip = self._clips[index]
         file, length = self._index.items[item], wave_length(self.shape[1], rate)
         begin = round(clip * self.shape[1] * HOP * rate / RATE)
@@ -83,7 +86,8 @@ class Sounds:
 
 
 def look(file: Encoded) -> tuple[int]:
-    """Samples at 8 kHz of a recording that keeps the rules; raises `UserError` naming it where it does not."""
+    """Samples at 8 kHz of a recording that keeps the rules; raises `UserError` naming it where it does
+    not."""
     if file.content[:4] in LENGTHS:
         place, order, left_out = LENGTHS[file.content[:4]]
         promised = int.from_bytes(file.content[place], order) + left_out
@@ -114,8 +118,8 @@ def waveform(file: Encoded, at: int = RATE) -> np.ndarray:
 
 
 def _check_flac(file: Encoded, samples: int) -> None:
-    """Raise `UserError` for a FLAC of fewer samples than its header says, where it says how many: 36 bits of its STREAMINFO
-    (RFC 9639, 8.2)."""
+    """Raise `UserError` for a FLAC of fewer samples than its header says, where it says how many: 36 bits of
+    its STREAMINFO (RFC 9639, 8.2)."""
     promised = int.from_bytes(file.content[21:26], "big") % 2**36
     if file.content[:4] == b"fLaC" and samples < promised:
         raise UserError(f"{file.name} is cut short: {samples} samples of {promised}; replace or remove it")

@@ -1,7 +1,8 @@
-"""What data sets on disk share: the way to them, a survey of every image, one shape for all, and the fingerprint.
+"""What data sets on disk share: the way to them, a survey of every image, one shape for all, and the
+fingerprint.
 
-A survey decodes every image once, so that a broken one is found by name before anything starts. What it saw is cached by
-size and time of change of each file.
+A survey decodes every image once, so that a broken one is found by name before anything starts. What it saw
+is cached by size and time of change of each file.
 """
 
 from __future__ import annotations
@@ -57,10 +58,11 @@ def survey(
     variant: str = "",
     look: Callable[[Encoded], tuple] | None = None,
 ) -> list[Any]:
-    """Every image of every file, in order, as a `FileSurvey` or as what `look` returns; `inside` lists the images of one file.
+    """Every image of every file, in order, as a `FileSurvey` or as what `look` returns; `inside` lists the
+    images of one file.
 
-    Only files whose size or time of change is not as in the cache are read; `variant` keeps apart what is seen differently.
-    Raises `UserError` naming the first file that is not there, or the first broken image.
+    Only files whose size or time of change is not as in the cache are read; `variant` keeps apart what is
+    seen differently. Raises `UserError` naming the first file that is not there, or the first broken image.
     """
     key = hashlib.sha256(f"{RULES}\n{root.resolve()}\n{variant}".encode()).hexdigest()[:16]
     store = cache_dir("surveys") / f"{key}.json"
@@ -80,7 +82,8 @@ def survey(
 def common_shape(
     spec: DataSpec, seen: Sequence[FileSurvey], where: Callable[[int], str]
 ) -> tuple[int, int, int]:
-    """(channels, height, width) for all images; colour when any has colour and `data.channels` leaves it open.
+    """(channels, height, width) for all images; colour when any has colour and `data.channels` leaves it
+    open.
 
     Raises `UserError` for sizes that differ while `data.resolution` is not set.
     """

@@ -34,7 +34,8 @@ LEAST_SIDE = 8
 MISSING = 0.02
 """Share of the frames a container promises that it may lack, and one more: some round."""
 UNEVEN = 0.1
-"""Share of the usual distance by which frames may lie nearer or further apart: containers round to whole ticks."""
+"""Share of the usual distance by which frames may lie nearer or further apart: containers round to whole
+ticks."""
 TICK = 2e-3
 """Seconds by which they may in any case."""
 
@@ -42,10 +43,11 @@ TICK = 2e-3
 class Videos:
     """Videos in files or parquet, cut into clips of 16 frames (`data.frames` for another length).
 
-    Clips lie end to end from the beginning of each video. Frames are cut and resized as images are (`data.resolution`, `data.channels`); samples
-    are (channels, frames, height, width). Frames after a video's last whole clip are left out. Refused, by name: what
-    cannot be decoded to its end, has fewer frames than it promises, has no video stream, is shorter than a clip, has
-    a side below LEAST_SIDE pixels, or has frames that are not evenly spaced, change size, or are stored turned.
+    Clips lie end to end from the beginning of each video. Frames are cut and resized as images are
+    (`data.resolution`, `data.channels`); samples are (channels, frames, height, width). Frames after a
+    video's last whole clip are left out. Refused, by name: what cannot be decoded to its end, has fewer
+    frames than it promises, has no video stream, is shorter than a clip, has a side below LEAST_SIDE pixels,
+    or has frames that are not evenly spaced, change size, or are stored turned.
     """
 
     modality = "video"
@@ -90,7 +92,8 @@ class Videos:
 
 
 def frames_of(file: Encoded, wanted: Sequence[int], shape: tuple[int, int, int]) -> np.ndarray:
-    """The frames of these numbers, which do not fall, cut and resized: uint8 (channels, len(wanted), height, width)."""
+    """The frames of these numbers, which do not fall, cut and resized: uint8 (channels, len(wanted), height,
+    width)."""
     found: list[np.ndarray] = []
     try:
         for number, frame in enumerate(decoded_frames(file)):
@@ -104,13 +107,15 @@ def frames_of(file: Encoded, wanted: Sequence[int], shape: tuple[int, int, int])
 
 
 def look(file: Encoded) -> tuple[int, int, int]:
-    """Frames, width and height of a video that keeps the rules; raises `UserError` naming it where it does not."""
+    """Frames, width and height of a video that keeps the rules; raises `UserError` naming it where it does
+    not."""
     times, size = surveyed(file)
     return len(times), *size
 
 
 def surveyed(file: Encoded) -> tuple[list[float | None], tuple[int, int]]:
-    """When each frame is shown, in seconds, and the size of all; raises `UserError` where a rule is broken."""
+    """When each frame is shown, in seconds, and the size of all; raises `UserError` where a rule is
+    broken."""
     times, sizes = [], set()
     try:
         for frame in decoded_frames(file):

@@ -1,4 +1,5 @@
-"""scikit-learn's digits falling, bouncing off the floor, and clicking at each impact: 3,594 videos with their sound."""
+"""scikit-learn's digits falling, bouncing off the floor, and clicking at each impact: 3,594 videos with their
+sound."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ from harness.runtime.random_streams import Streams
 LOWEST = 3.0
 """Pixels of the smallest bounce; the highest is ROOM."""
 LONGEST = 8.0
-"""Frames between the impacts of a bounce of ROOM; one of height h takes sqrt(h / ROOM) of it: gravity is one for all."""
+"""Frames between the impacts of a bounce of ROOM; one of height h takes sqrt(h / ROOM) of it: gravity is one
+for all."""
 DRIFT = 0.75
 """Largest speed sideways, pixels a frame."""
 SAMPLES = HOP * PER_FRAME
@@ -40,9 +42,9 @@ CLICK = int(12 * DECAY * RATE)
 class Bounce:
     """Bounce: a bouncing digit's video (1, 16, 16, 16) and its log-mel sound (32, 64), ten classes.
 
-    `data.frames` sets another length. A sample is both parts flattened, the video first. Impacts come `LONGEST * sqrt(h / ROOM)` frames apart, h even in
-    LOWEST .. ROOM; nothing is lost at an impact. Frame k shows the moment of sample (k + 1/2) * SAMPLES. A click is
-    a decaying sine whose pitch tells the digit.
+    `data.frames` sets another length. A sample is both parts flattened, the video first. Impacts come
+    `LONGEST * sqrt(h / ROOM)` frames apart, h even in LOWEST .. ROOM; nothing is lost at an impact. Frame k
+    shows the moment of sample (k + 1/2) * SAMPLES. A click is a decaying sine whose pitch tells the digit.
     """
 
     modality = "joint"
@@ -68,7 +70,8 @@ class Bounce:
         self.fingerprint = content.hexdigest()[:16]
 
     position: np.ndarray
-    """(videos, frames, 2): row and column of the digit's upper left corner in pixels; row ROOM is the floor."""
+    """(videos, frames, 2): row and column of the digit's upper left corner in pixels; row ROOM is the
+    floor."""
     period: np.ndarray
     """(videos,): frames from one impact to the next."""
     first: np.ndarray
@@ -85,7 +88,8 @@ class Bounce:
         return self._digits.key(index % len(self._digits))
 
     def impacts(self, index: int) -> np.ndarray:
-        """Times in frames of every impact from half a frame before the first frame to half a frame after the last."""
+        """Times in frames of every impact from half a frame before the first frame to half a frame after the
+        last."""
         first, period, last = self.first[index], self.period[index], self.shape[1] - 0.5
         times = first + period * np.arange(-1, int(last / period) + 2)
         return times[(times >= -0.5) & (times < last)]
@@ -104,6 +108,7 @@ class Bounce:
 
 
 def fallen(height: np.ndarray, period: np.ndarray, first: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """Height above the floor (N, T) of bounces (N,) at `times` (T,): parabolas between impacts, h at their tops."""
+    """Height above the floor (N, T) of bounces (N,) at `times` (T,): parabolas between impacts, h at their
+    tops."""
     phase = np.mod((times - first[:, None]) / period[:, None], 1)
     return height[:, None] * 4 * phase * (1 - phase)

@@ -1,4 +1,5 @@
-"""The 1,797 handwritten digits that ship with scikit-learn (UCI optical recognition of handwritten digits, test part)."""
+"""The 1,797 handwritten digits that ship with scikit-learn (UCI optical recognition of handwritten digits,
+test part)."""
 
 from __future__ import annotations
 

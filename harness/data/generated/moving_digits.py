@@ -1,4 +1,5 @@
-"""scikit-learn's 1,797 digits, each gliding through a room of 16x16 pixels and bouncing off its walls: 3,594 videos."""
+"""scikit-learn's 1,797 digits, each gliding through a room of 16x16 pixels and bouncing off its walls: 3,594
+videos."""
 
 from __future__ import annotations
 
@@ -24,9 +25,9 @@ CLIPS_EACH = 2
 class MovingDigits:
     """Moving digits: 16 grey frames of 16x16 (`data.frames` for another length), ten classes.
 
-    On each axis the speed is constant, even in SLOW .. FAST, and its sign turns at a wall. A digit lies between pixels
-    by bilinear weights, so that its centre of mass moves exactly as it does. Samples are (1, frames, 16, 16). Both
-    videos of one handwritten digit fall on the same side of the split.
+    On each axis the speed is constant, even in SLOW .. FAST, and its sign turns at a wall. A digit lies
+    between pixels by bilinear weights, so that its centre of mass moves exactly as it does. Samples are (1,
+    frames, 16, 16). Both videos of one handwritten digit fall on the same side of the split.
     """
 
     modality = "video"
@@ -68,7 +69,8 @@ def clip_length(spec: DataSpec, usual: int) -> int:
 
 
 def reflected(start: np.ndarray, velocity: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Positions and velocities (N, T, 2) at `times` (T,) of points that start at (N, 2) and turn at 0 and ROOM."""
+    """Positions and velocities (N, T, 2) at `times` (T,) of points that start at (N, 2) and turn at 0 and
+    ROOM."""
     free = start[:, None] + velocity[:, None] * times[:, None]
     way = np.mod(free, 2 * ROOM)
     return np.minimum(way, 2 * ROOM - way), np.where(way < ROOM, 1, -1) * velocity[:, None]

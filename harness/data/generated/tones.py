@@ -1,4 +1,5 @@
-"""Short sounds told apart by how their pitch moves and by what they are made of: 2,400 recordings of 1.024 s."""
+"""Short sounds told apart by how their pitch moves and by what they are made of: 2,400 recordings of 1.024
+s."""
 
 from __future__ import annotations
 
@@ -29,8 +30,8 @@ HARMONICS, BANDWIDTH = 5, 40
 class Tones:
     """Tones: log-mel pictures of 32 bands and 64 frames (`data.frames` for another length), 12 classes.
 
-    The class is `len(TIMBRES) * contour + timbre`. Samples are (32, frames); `wave(index)` is the sound itself, and
-    `harness.data.log_mel.heard` makes one of a sample.
+    The class is `len(TIMBRES) * contour + timbre`. Samples are (32, frames); `wave(index)` is the sound
+    itself, and `harness.data.log_mel.heard` makes one of a sample.
     """
 
     modality = "audio"

@@ -1,4 +1,5 @@
-"""48 short English words in Pillow's built-in bitmap letters: 1,920 pictures of 16x32 pixels, for typography."""
+"""48 short English words in Pillow's built-in bitmap letters: 1,920 pictures of 16x32 pixels, for
+typography."""
 
 from __future__ import annotations
 
@@ -28,8 +29,8 @@ PALE = 160.0
 class Words:
     """Words: grey pictures of 16x32, one class a word; place and ink vary, letters do not.
 
-    The letters are Pillow's `load_default_imagefont`: pixels, the same on every machine. `text(index)` is what a
-    picture says.
+    The letters are Pillow's `load_default_imagefont`: pixels, the same on every machine. `text(index)` is
+    what a picture says.
     """
 
     modality = "image"
@@ -57,13 +58,15 @@ class Words:
 
     @staticmethod
     def primer(count: int) -> tuple[np.ndarray, list[str]]:
-        """Pictures uint8 (count, HEIGHT, WIDTH) of random strings and what they say: what a reader learns from."""
+        """Pictures uint8 (count, HEIGHT, WIDTH) of random strings and what they say: what a reader learns
+        from."""
         texts = random_texts(count)
         return written(texts, "data/words/random/place"), texts
 
 
 def written(texts: list[str], stream: str) -> np.ndarray:
-    """Texts of 1 .. LONGEST letters -> uint8 (n, HEIGHT, WIDTH), place and ink drawn from a stream by number."""
+    """Texts of 1 .. LONGEST letters -> uint8 (n, HEIGHT, WIDTH), place and ink drawn from a stream by
+    number."""
     drawn = Streams(0).uniform(stream, range(len(texts)), (3,)).numpy().astype(np.float64)
     pixels = np.zeros((len(texts), HEIGHT, WIDTH), np.uint8)
     for picture, text, (down, right, ink) in zip(pixels, texts, drawn, strict=True):

@@ -67,7 +67,8 @@ def open_array(file: Path, image_key: str = "", label_key: str = "") -> ArrayIma
 
 
 def array_fingerprint(images: ArrayImages) -> str:
-    """Return 16 hex digits over shape, bytes and labels; raises `UserError` for a truncated or damaged file."""
+    """Return 16 hex digits over shape, bytes and labels; raises `UserError` for a truncated or damaged
+    file."""
     total = hashlib.sha256(f"{images.shape} {images.first}".encode())
     with _content(images.file, images.key) as content:
         _header(content, str(images.file))

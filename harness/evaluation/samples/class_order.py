@@ -35,7 +35,8 @@ def reordered(labels: np.ndarray | None, order: tuple[int, ...]) -> np.ndarray |
 
 
 def order_warning(samples: Source, reference: Source | None) -> str:
-    """Return a warning if the samples' classes have names and those of the network are unknown, or nothing."""
+    """Return a warning if the samples' classes have names and those of the network are unknown, or
+    nothing."""
     if not samples.class_names or (reference and reference.class_names):
         return ""
     return (

@@ -1,4 +1,5 @@
-"""What an audio extractor is: a frozen network over windows of recordings; each window is a sample of the distance."""
+"""What an audio extractor is: a frozen network over windows of recordings; each window is a sample of the
+distance."""
 
 from __future__ import annotations
 
@@ -36,9 +37,10 @@ every   a window begins at every hop, filled up with zeros (fadtk's CLAP: ceil(n
 class AudioExtractor:
     """Recordings at `rate` -> features float32 (windows of all of them, dim), in order, in plain float32.
 
-    They may come as a stream, as in `extract(read_audio(path, extract.rate))`; `count` tells which rows are whose.
-    Dither comes after padding, so that there is no digital silence anywhere. Raises `MetricError`, which names the
-    recording, for one at another rate, one that is too short, and a silent one without dither.
+    They may come as a stream, as in `extract(read_audio(path, extract.rate))`; `count` tells which rows are
+    whose. Dither comes after padding, so that there is no digital silence anywhere. Raises `MetricError`,
+    which names the recording, for one at another rate, one that is too short, and a silent one without
+    dither.
     """
 
     name: str
@@ -84,7 +86,8 @@ class AudioExtractor:
         return torch.cat(parts)
 
     def _chunks(self, recordings: Iterable[Recording]) -> Iterator[Tensor]:
-        """Windows of all recordings, CHUNK to twice as many at once, so that long and many ones fit in memory."""
+        """Windows of all recordings, CHUNK to twice as many at once, so that long and many ones fit in
+        memory."""
         held: list[Tensor] = []
         for recording in recordings:
             for part in self.windows(recording).split(CHUNK):
@@ -132,7 +135,8 @@ class AudioExtractor:
 
 
 class Options(NamedTuple):
-    """What may follow the file in an extractor's name, as in `vggish:vggish.safetensors?dither=-60&tail=pad`."""
+    """What may follow the file in an extractor's name, as in
+    `vggish:vggish.safetensors?dither=-60&tail=pad`."""
 
     dither_dbfs: float | None
     tail: Tail
@@ -140,7 +144,8 @@ class Options(NamedTuple):
 
 
 def split_options(where: str | Path | None, dither_dbfs: float | None, tail: Tail) -> tuple[str, Options]:
-    """`<file>?dither=<dBFS below 0, or none>&tail=<tail>&seed=<number>` -> the file, and the options with these defaults."""
+    """`<file>?dither=<dBFS below 0, or none>&tail=<tail>&seed=<number>` -> the file, and the options with
+    these defaults."""
     path, _, query = str(where or "").partition("?")
     options = Options(dither_dbfs, tail)
     for key, value in parse_qsl(query, keep_blank_values=True):

@@ -1,12 +1,13 @@
 """CLAP over windows of 10 s that begin at every second, as fadtk cuts them.
 
-`clap-laion-audio` and `clap-laion-music` are LAION's networks in transformers' layout: a folder with config.json,
-preprocessor_config.json and model.safetensors, as of the hub's `laion/clap-htsat-unfused` and `laion/larger_clap_music`.
-A window becomes 16-bit samples and back, then log-mel bands, then 512 features of length 1. Which weights they are,
-the value's checksum says.
+`clap-laion-audio` and `clap-laion-music` are LAION's networks in transformers' layout: a folder with
+config.json, preprocessor_config.json and model.safetensors, as of the hub's `laion/clap-htsat-unfused` and
+`laion/larger_clap_music`. A window becomes 16-bit samples and back, then log-mel bands, then 512 features of
+length 1. Which weights they are, the value's checksum says.
 
-`clap-2023` is Microsoft's network, which transformers does not have: a TorchScript file of msclap's audio encoder, from
-waveforms (B, 308,700) at 44.1 kHz (windows of 7 s) to features, or to a tuple that begins with them.
+`clap-2023` is Microsoft's network, which transformers does not have: a TorchScript file of msclap's audio
+encoder, from waveforms (B, 308,700) at 44.1 kHz (windows of 7 s) to features, or to a tuple that begins with
+them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Audio without a download: the classifier of images that is trained here, on log-mel patches as grey pictures.
+"""Audio without a download: the classifier of images that is trained here, on log-mel patches as grey
+pictures.
 
-A patch (96 frames, 64 bands) becomes bytes, one for each 0.05 of the natural logarithm (0.4 dB), and carries the label
-of its recording. For video the same classifier serves by the name `video:local`.
+A patch (96 frames, 64 bands) becomes bytes, one for each 0.05 of the natural logarithm (0.4 dB), and carries
+the label of its recording. For video the same classifier serves by the name `video:local`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def load(
     labels: Any = None,
     **given: Any,
 ) -> AudioExtractor:
-    """The classifier of recordings (given as `images`) at 16 kHz and their labels (n,); options as `?dither=none`."""
+    """The classifier of recordings (given as `images`) at 16 kHz and their labels (n,); options as
+    `?dither=none`."""
     path, options = split_options(where, DITHER_DBFS, "pad")
     if path:
         raise MetricError("extractor 'local-audio' is trained here and takes no weights")

@@ -1,8 +1,8 @@
 """The log-mel front end that VGGish and YAMNet share: 16 kHz in, 100 frames a second of 64 mel bands out.
 
-Frames of 400 samples every 160, under a periodic Hann window, magnitudes of a 512-point transform, 64 triangles that
-are even in HTK's mel from 125 to 7,500 Hz, then log(. + offset). VGGish's offset is
-0.01 (tensorflow/models, audioset/vggish/vggish_params.py), YAMNet's 0.001 (audioset/yamnet/params.py).
+Frames of 400 samples every 160, under a periodic Hann window, magnitudes of a 512-point transform, 64
+triangles that are even in HTK's mel from 125 to 7,500 Hz, then log(. + offset). VGGish's offset is 0.01
+(tensorflow/models, audioset/vggish/vggish_params.py), YAMNet's 0.001 (audioset/yamnet/params.py).
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ WINDOW = (PATCH - 1) * HOP + FRAME
 
 
 def log_mel(waves: Tensor, offset: float) -> Tensor:
-    """float32 (B, n) at 16 kHz, n >= FRAME -> (B, 1 + (n - FRAME) // HOP, BANDS); samples after the last frame are left out."""
+    """float32 (B, n) at 16 kHz, n >= FRAME -> (B, 1 + (n - FRAME) // HOP, BANDS); samples after the last
+    frame are left out."""
     frames = waves.unfold(1, FRAME, HOP) * torch.hann_window(FRAME, device=waves.device)
     magnitudes = torch.fft.rfft(frames, n=FFT).abs()
     return torch.log(magnitudes @ torch.from_numpy(mel_matrix()).to(magnitudes) + offset)

@@ -1,8 +1,9 @@
 """VGGish, the network of FAD: 128 raw features of log-mel patches of 0.96 s.
 
-"Raw" is the last linear layer's output: no rectifier, no PCA, no 8-bit codes (those belong to AudioSet's release of
-embeddings). The weights come in torchvggish's layout (harritaylor/torchvggish, vggish-10086976.pth), which holds
-TensorFlow's weights in another order of axes. By default nothing is padded and there is no dither, as in fadtk.
+"Raw" is the last linear layer's output: no rectifier, no PCA, no 8-bit codes (those belong to AudioSet's
+release of embeddings). The weights come in torchvggish's layout (harritaylor/torchvggish,
+vggish-10086976.pth), which holds TensorFlow's weights in another order of axes. By default nothing is padded
+and there is no dither, as in fadtk.
 """
 
 from __future__ import annotations

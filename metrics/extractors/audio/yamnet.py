@@ -1,7 +1,8 @@
-"""YAMNet (AudioSet, 521 classes) in a TorchScript file: 1,024 features of log-mel patches of 0.96 s, every 0.48 s.
+"""YAMNet (AudioSet, 521 classes) in a TorchScript file: 1,024 features of log-mel patches of 0.96 s, every
+0.48 s.
 
-The file takes (B, 1, 96, 64) patches and gives the features, then the 521 logits. A recording is padded to whole
-patches, as TensorFlow's model does, so that a spoken digit of 0.2 s has one.
+The file takes (B, 1, 96, 64) patches and gives the features, then the 521 logits. A recording is padded to
+whole patches, as TensorFlow's model does, so that a spoken digit of 0.2 s has one.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ DIM, OFFSET, PATCH_HOP = 1024, 1e-3, 48
 
 
 def load(where: str | Path | None, *, device: torch.device, sha256: str = "", **_: Any) -> AudioExtractor:
-    """YAMNet of `<file>` or `<file>?dither=none`; a file of other weights is taken, and the name tells it apart."""
+    """YAMNet of `<file>` or `<file>?dither=none`; a file of other weights is taken, and the name tells it
+    apart."""
     path, options = split_options(where, DITHER_DBFS, "pad")
     if not path:
         raise MetricError("extractor 'yamnet' needs its TorchScript file: name it with weights")

@@ -17,8 +17,9 @@ from metrics.value import MetricError
 class VideoExtractor:
     """Clips uint8 (B, T, C, H, W) -> features float32 (B, dim), on `device`, in plain float32.
 
-    Grey clips are repeated to 3 channels for a network that takes 3. Raises `MetricError` for clips of another type or
-    shape, with fewer frames than `least`, or with another number of them than `frames` where the network fixes it.
+    Grey clips are repeated to 3 channels for a network that takes 3. Raises `MetricError` for clips of
+    another type or shape, with fewer frames than `least`, or with another number of them than `frames` where
+    the network fixes it.
     """
 
     name: str

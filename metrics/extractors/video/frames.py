@@ -31,8 +31,8 @@ def load(
 ) -> VideoExtractor:
     """The extractor over clips of the image extractor that `where` names.
 
-    For one that is trained here, `images` are clips (n, T, C, H, W) uint8 and `labels` (n,) theirs: each frame is
-    an image with the label of its clip.
+    For one that is trained here, `images` are clips (n, T, C, H, W) uint8 and `labels` (n,) theirs: each
+    frame is an image with the label of its clip.
     """
     if not where or extractor_modality(str(where)) != "image":
         raise MetricError(
@@ -67,7 +67,8 @@ def from_images(extract: Extractor) -> VideoExtractor:
 
 
 def clip_features(frames: Tensor) -> Tensor:
-    """Features of frames (B, T, d), T >= 2 -> of clips (B, 3 d), as above; the middle frame of an odd T is in no half."""
+    """Features of frames (B, T, d), T >= 2 -> of clips (B, 3 d), as above; the middle frame of an odd T is in
+    no half."""
     half = frames.shape[1] // 2
     change = frames.diff(dim=1).abs().mean(1)
     return torch.cat([frames.mean(1), change, frames[:, -half:].mean(1) - frames[:, :half].mean(1)], 1)

@@ -1,9 +1,11 @@
-"""I3D as StyleGAN-V's protocol has it: the network of FVD, 400 logits of Kinetics-400 for 16 frames at 224x224.
+"""I3D as StyleGAN-V's protocol has it: the network of FVD, 400 logits of Kinetics-400 for 16 frames at
+224x224.
 
-The network is the TorchScript file that StyleGAN-V gives (universome/stylegan-v, src/metrics/frechet_video_distance.py),
-a port of the one on TensorFlow Hub; it resizes (bilinear) and scales to [-1, 1] by itself. The protocol takes 2,048
-videos on each side and one random clip of each real video; those that are too short are left out.
-Only with the original file is a distance over these features called FVD.
+The network is the TorchScript file that StyleGAN-V gives (universome/stylegan-v,
+src/metrics/frechet_video_distance.py), a port of the one on TensorFlow Hub; it resizes (bilinear) and scales
+to [-1, 1] by itself. The protocol takes 2,048 videos on each side and one random clip of each real video;
+those that are too short are left out. Only with the original file is a distance over these features called
+FVD.
 """
 
 from __future__ import annotations

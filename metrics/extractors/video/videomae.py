@@ -1,9 +1,10 @@
 """VideoMAE features of clips of 16 frames at 224x224: the network of content-debiased FVD.
 
-Content-debiased FVD (songweige/content-debiased-fvd) takes VideoMAE v2's ViT-g, fine-tuned on Something-Something v2:
-bytes / 255 (no mean, no deviation), bilinear without antialias, then the normalised mean of all tokens, 1,408 numbers.
-The weights are the authors' file (`vit_g_hybrid_pt_1200e_ssv2_ft.pth`, or its tensors as safetensors), or a folder in
-transformers' layout of `VideoMAEForVideoClassification`, whose pixels are prepared in the same way.
+Content-debiased FVD (songweige/content-debiased-fvd) takes VideoMAE v2's ViT-g, fine-tuned on
+Something-Something v2: bytes / 255 (no mean, no deviation), bilinear without antialias, then the normalised
+mean of all tokens, 1,408 numbers. The weights are the authors' file (`vit_g_hybrid_pt_1200e_ssv2_ft.pth`, or
+its tensors as safetensors), or a folder in transformers' layout of `VideoMAEForVideoClassification`, whose
+pixels are prepared in the same way.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ def load(where: str | Path | None, *, device: torch.device, sha256: str = "", **
 
 
 def features(model: Any, clips: Tensor) -> Tensor:
-    """uint8 (B, T, 3, H, W) -> (B, width): the normalised mean of all tokens, or the first one where the model has that."""
+    """uint8 (B, T, 3, H, W) -> (B, width): the normalised mean of all tokens, or the first one where the
+    model has that."""
     frames = F.interpolate(
         clips.flatten(0, 1).float() / 255, (SIZE, SIZE), mode="bilinear", align_corners=False
     )

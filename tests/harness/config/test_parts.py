@@ -1,4 +1,5 @@
-"""Settings of parts: one table a part, the flat names of version 0.1.0 read everywhere, ids and files unchanged."""
+"""Settings of parts: one table a part, the flat names of version 0.1.0 read everywhere, ids and files
+unchanged."""
 
 from __future__ import annotations
 
