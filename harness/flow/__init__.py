@@ -1,1 +1,1 @@
-"""The path from data to noise, the samplers, and the golden vectors that hold them to published code."""
+"""The path from data to noise, the samplers, and the golden vectors that compare them with released code."""

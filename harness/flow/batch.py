@@ -1,6 +1,6 @@
-"""What a step is given, and what a method drew for it.
+"""The batch of a training step, and a method's draws for it.
 
-B  samples of a micro-batch    C, H, W  channels and pixels    T  tokens
+B  samples of a micro-batch    C, H, W  channels and pixels    T  tokens    P  parts
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from harness.backbone.times import Times
 
 
 class View(NamedTuple):
-    """What a frozen encoder sees in the clean samples; the last two only when the method needs them."""
+    """Features of the clean samples from a frozen encoder; the last two only if the method needs them."""
 
     tokens: Tensor
     """(B, T, dim) on the backbone's grid, float32."""
     summary: Tensor | None = None
-    """(B, dim) one vector for the whole sample: the class token, or the mean of the tokens where there is
-    none."""
+    """(B, dim) one vector per sample: the class token, or the mean of the tokens without one."""
     attention: Tensor | None = None
     """(B, n, heads, T, T) attention of the last n blocks among the tokens; rows sum to 1."""
 
     def to(self, device: torch.device) -> View:
+        """Return the view on a device."""
         summary = None if self.summary is None else self.summary.to(device, non_blocking=True)
         attention = None if self.attention is None else self.attention.to(device, non_blocking=True)
         return View(self.tokens.to(device, non_blocking=True), summary, attention)
@@ -34,30 +34,29 @@ class View(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """What a step is given. B samples of a micro-batch, their global indices first."""
+    """The samples of a micro-batch, with everything that is known about them."""
 
     index: np.ndarray
-    """(B,) global sample indices: position in the whole training run."""
+    """(B,) global sample indices: the position in the training run."""
     x0: Tensor
     """(B, C, H, W) clean samples in [-1, 1] (or latents)."""
     y: Tensor
-    """(B,) labels after label drop, decided once and shared by student and teacher; dropped ones are the null
-    label."""
+    """(B,) labels after label drop, which student and teacher share; dropped ones are the null label."""
     label: Tensor
     """(B,) labels before label drop."""
     step: int = 1
     """The training step (1-based) that the batch belongs to."""
     views: tuple[View, ...] = ()
-    """What each frozen encoder sees, in the order of the method's needs."""
+    """The view of each frozen encoder, in the order of the method's needs."""
     present: Tensor | None = None
-    """(B, P) bool, which parts of each sample are there (data/mixed.py); None when every sample is whole."""
+"""(B, P) bool, which parts a sample has (data/modality_dropout.py); None if all samples have all."""
     pixels: Tensor | None = None
-    """(B, C, H, W) the images of latents, in [-1, 1], if an encoder reads them; None if it reads x0."""
+"""(B, C, H, W) the images of latents, in [-1, 1], if an encoder reads them; None if it reads x0."""
     place: np.ndarray | None = None
-    """(B,) data set indices, by which encoders find cached features; None for samples that are not of a data
-    set."""
+    """(B,) data set indices, by which encoders find cached features; None without a data set."""
 
     def to(self, device: torch.device) -> Batch:
+        """Return the batch on a device; indices stay in memory of the host."""
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in ("x0", "y", "label")}
         for name in ("present", "pixels"):
             if (value := getattr(self, name)) is not None:
@@ -67,18 +66,19 @@ class Batch:
 
 @dataclass(frozen=True)
 class Draw:
-    """What a method drew for a batch."""
+    """A method's random draws for a batch."""
 
     noise: Tensor
     """(B, C, H, W) standard normal: x at time 1."""
     times: Times
     """Noise levels of the student's input."""
     groups: Tensor | None = None
-    """(B, T) group of each token, for attention that is kept within groups; None for full attention."""
+    """(B, T) group of each token, for attention within groups; None for full attention."""
     extra: dict[str, Tensor] = field(default_factory=dict)
-    """Whatever else a method draws, by name."""
+    """Other draws of the method, by name."""
 
     def to(self, device: torch.device) -> Draw:
+        """Return the draws on a device."""
         extra = {name: value.to(device, non_blocking=True) for name, value in self.extra.items()}
         groups = None if self.groups is None else self.groups.to(device, non_blocking=True)
         return Draw(self.noise.to(device, non_blocking=True), self.times.to(device), groups, extra)

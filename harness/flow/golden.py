@@ -1,17 +1,17 @@
-"""Golden vectors: what the authors' released code computed on given weights and draws, held against ours.
+"""Golden vectors: outputs of the authors' released code on given weights and draws, compared with ours.
 
-A file is safetensors: `weights.*` under the released parameter names, `in.*`, `out.*`, and JSON metadata with
-the architecture. What kind of file it is shows in the tensors it holds, never in its name. It is made where
-the released code is: run that in float32, and save what went in and came out with
+A safetensors file holds `weights.*` under the released parameter names, `in.*`, `out.*`, and JSON metadata,
+in which `arch` has `num_heads` and `patch_size`. Its tensors, not its name, determine its kind. To make one,
+run the released code in float32, and save inputs and outputs with
 `safetensors.torch.save_file(tensors, file, metadata)`.
 
-    released      in.*                   metadata beside arch (num_heads, patch_size)           out.*, with
-    these at least REPA          x0 eps t y zs          coefficient encoder_depth z_dim projector_dim
-    projected loss_align Self-Flow     x0 eps t s mask y      gamma student_layer teacher_layer
-    student_hidden loss_rep SRA           x0 eps t u y           student_layer teacher_layer
-    align_smooth_l1 REPA samplers z y sde_noise          num_steps cfg (null_label, scale, low, high)
-    euler euler_maruyama Self-Flow SDE z y sde_noise          num_steps
-    samples SiT           x0 t y                                                                        v
+    released       in.*               metadata, in addition to arch                   out.*, at least
+    REPA           x0 eps t y zs      coefficient encoder_depth z_dim projector_dim   projected loss_align
+    Self-Flow      x0 eps t s mask y  gamma student_layer teacher_layer               student_hidden loss_rep
+    SRA            x0 eps t u y       student_layer teacher_layer                     align_smooth_l1
+    REPA samplers  z y sde_noise      num_steps cfg (null_label, scale, low, high)    euler euler_maruyama
+    Self-Flow SDE  z y sde_noise      num_steps                                       samples
+    SiT            x0 t y                                                             v
 """
 
 from __future__ import annotations
@@ -42,17 +42,20 @@ TOLERANCE = 1e-5
 
 
 class Check(NamedTuple):
+    """The comparison of one output tensor."""
+
     tensor: str
     max_abs_error: float
 
     @property
     def passed(self) -> bool:
-        return self.max_abs_error <= TOLERANCE  # false for NaN
+        # False for NaN.
+        return self.max_abs_error <= TOLERANCE
 
 
 @dataclass(frozen=True)
 class Golden:
-    """A golden file, read."""
+    """The content of a golden file."""
 
     path: Path
     weights: dict[str, Tensor]
@@ -61,10 +64,12 @@ class Golden:
     meta: dict[str, Any]
 
     def model(self, layout: str) -> SiT:
+        """Return the network with the weights of the file."""
         arch = self.meta["arch"]
         return load_published(self.weights, layout, heads=arch["num_heads"], patch=arch["patch_size"]).eval()
 
     def batch(self, features: Tensor | None = None) -> Batch:
+        """Return the inputs as a batch, with encoder features if given."""
         y = self.given["y"]
         views = () if features is None else (View(features),)
         return Batch(np.arange(len(y)), self.given["x0"], y, y, views=views)
@@ -72,24 +77,25 @@ class Golden:
 
 @torch.no_grad()
 def verify(path: Path) -> list[Check]:
-    """Largest absolute error of every `out.*` tensor of a file, in the order of their names.
+    """Return the largest absolute error of every `out.*` tensor of a file, sorted by name.
 
-    Raises `UserError` for a file that cannot be read or is of no known kind.
+    Raises `UserError` if the file cannot be read or is of an unknown kind.
     """
     golden = read(path)
     compute = next((compute for marks, compute in KINDS if marks <= golden.out.keys()), None)
     if compute is None:
         raise UserError(
-            f"{path} holds {', '.join(sorted(golden.out)) or 'no out.*'}: no kind of golden file known here"
+            f"{path} has {', '.join(sorted(golden.out)) or 'no out.*'}: not a known kind of golden file"
         )
     try:
         computed = compute(golden)
     except KeyError as error:
-        raise UserError(f"{path} lacks {error.args[0]!r}, which a golden file of this kind has") from error
+        raise UserError(f"{path} lacks {error.args[0]!r}, which this kind of golden file needs") from error
     return [Check(name, _error(computed.get(name), golden.out[name])) for name in sorted(golden.out)]
 
 
 def read(path: Path) -> Golden:
+    """Read a golden file; raises `UserError` if it is not a safetensors file."""
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
@@ -101,7 +107,7 @@ def read(path: Path) -> Golden:
 
 
 def _sit_forward(golden: Golden) -> dict[str, Tensor]:
-    """SiT's own direction: t = 1 is data, velocity = data - noise."""
+    # SiT's time runs the other way: t = 1 is data, velocity = data - noise.
     times = Times.per_sample(1 - golden.given["t"])
     return {"v": -golden.model("sit")(golden.given["x0"], times, golden.given["y"]).velocity}
 
@@ -151,7 +157,7 @@ def _self_flow(golden: Golden) -> dict[str, Tensor]:
 
 
 def _sra(golden: Golden) -> dict[str, Tensor]:
-    """Smooth-L1 as a mean; the cosine over tokens before its mean, as the file has it."""
+    # As in the file, smooth-L1 is averaged, and the cosine over tokens is not.
     given, found = golden.given, {}
     layers = {"student_layer": golden.meta["student_layer"], "teacher_layer": golden.meta["teacher_layer"]}
     for name, similarity in (
@@ -209,7 +215,7 @@ def _method(
     encoder_dims: tuple[int, ...] = (),
     width: int = 0,
 ) -> tuple[Student, Any]:
-    """A method with the golden file's projector, and a student whose teacher has the same weights."""
+    """Return a method with the file's projector, and a student whose teacher has the same weights."""
     model = golden.model(layout)
     cls = registry.load("method", name)
     config = cls.Config(**settings, **({"projector_width": width} if width else {}))

@@ -1,6 +1,6 @@
-"""The seam of a training objective: what the trainer, the cost counter and the evaluation call on a method.
+"""The interface of a training objective, as the trainer, the cost counter and the evaluation call it.
 
-`methods.common.method.Method` is the base that methods are written from.
+Methods derive from `methods.common.method.Method`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from harness.runtime.random_streams import Streams
 
 @dataclass(frozen=True)
 class Setting:
-    """The run that a method is built for."""
+    """The parts of a run that a method depends on."""
 
     backbone: SiTConfig
     time: TimeSpec = field(default_factory=TimeSpec)
@@ -31,12 +31,12 @@ class Setting:
 
 
 class Losses(NamedTuple):
-    """What a method minimises, and what the record keeps of it."""
+    """The loss of a batch and its named parts."""
 
     total: Tensor
     """Scalar that is minimised."""
     parts: dict[str, Tensor]
-    """Named scalars for the record, detached from nothing."""
+    """Named scalars for the record; they may carry gradients."""
 
 
 class TrainingMethod(nn.Module):
@@ -44,9 +44,9 @@ class TrainingMethod(nn.Module):
 
     Config: ClassVar[type[MethodConfig]]
     source: ClassVar[str] = ""
-    """Paper (and code) that the method is taken from."""
+    """Paper, and code if released."""
     headline: ClassVar[str] = ""
-    """Published figure that the method is known for, and where it is published."""
+    """Main published result, and where it is published."""
     parts_apart: ClassVar[bool] = True
     """Whether a sample may be a video with its sound, whose tokens hold different numbers of values."""
     times_apart: ClassVar[bool] = True
@@ -55,7 +55,7 @@ class TrainingMethod(nn.Module):
     """Whether samples may lack a part (`data.video_alone`). A second term must then leave out the tokens of
     missing parts (methods/common/missing_parts.py)."""
 
-    # Any: a method declares `config` as its own Config, which the type of a mutable attribute would forbid.
+    # Any: methods narrow the type of `config` to their own Config, which type checkers forbid for attributes.
     config: Any
     setting: Setting
 
@@ -78,11 +78,11 @@ class TrainingMethod(nn.Module):
         return cls(config, Setting(backbone, time or TimeSpec(), tuple(encoder_dims), tuple(weights)))
 
     def needs(self) -> Needs:
-        """Return what the method asks of the trainer while it aligns."""
+        """Return what the method needs from the trainer while its second term has a weight."""
         return self.config.needs()
 
     def draw(self, streams: Streams, batch: Batch) -> Draw:
-        """Return noise and times of a batch, and whatever else the method draws, from the run's streams."""
+        """Return noise, times and other draws for a batch, from the run's streams."""
         raise NotImplementedError
 
     def loss(self, student: Student, batch: Batch, draw: Draw) -> Losses:
@@ -90,4 +90,4 @@ class TrainingMethod(nn.Module):
         raise NotImplementedError
 
     def after_step(self, student: Student, step: int) -> None:
-        """Do what the method does after every optimizer step; most do nothing."""
+        """Update the method's own state after an optimizer step; by default, do nothing."""

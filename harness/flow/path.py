@@ -1,4 +1,4 @@
-"""The linear path from data to noise, and where on it training looks.
+"""The linear path from data to noise, and the distribution of training times on it.
 
     x_tau = (1 - tau) x0 + tau eps        velocity target: d x / d tau = eps - x0        tau = 1 is noise
 
@@ -21,7 +21,7 @@ from harness.runtime.random_streams import Streams
 def sample_times(
     p: TimeSpec, streams: Streams, stream: str, indices: np.ndarray, shape: tuple[int, ...] = ()
 ) -> Tensor:
-    """t ~ p(t) in [0, 1], (len(indices), *shape), for each global sample index."""
+    """Return t ~ p(t) in [0, 1] for each global sample index, (len(indices), *shape)."""
     if p.kind == "uniform":
         t = streams.uniform(stream, indices, shape)
     else:
@@ -37,31 +37,30 @@ def sample_times(
 def part_times(
     p: TimeSpec, backbone: SiTConfig, streams: Streams, stream: str, indices: np.ndarray
 ) -> Tensor:
-    """t ~ p(t) of a sample, (B, 1), or of each of its parts, (B, P); the first part's is the sample's."""
+    """Return t ~ p(t) per sample, (B, 1), or per part, (B, P); the first part has the sample's time."""
     first = sample_times(p, streams, stream, indices)
     more = [f"{stream}/{part.kind}" for part in backbone.parts[1:] if p.apart]
     return torch.stack([first, *(sample_times(p, streams, name, indices) for name in more)], dim=1)
 
 
 def times_of_parts(t_BP: Tensor, backbone: SiTConfig) -> Times:
-    """Every token at the time of its part."""
+    """Return times in which every token has the time of its part; t_BP: (B, P)."""
     if t_BP.shape[1] == 1:
         return Times(t_BP)
     return Times(t_BP, backbone.part_of_token.to(t_BP.device).expand(len(t_BP), -1))
 
 
 def shifted(t: Tensor, alpha: float) -> Tensor:
-    """s(alpha, t) = alpha t / (1 + (alpha - 1) t): alpha > 1 moves times towards noise (Self-Flow App.
-    A.2)."""
+    """Return alpha t / (1 + (alpha - 1) t); alpha > 1 moves times towards noise (Self-Flow App. A.2)."""
     return alpha * t / (1 + (alpha - 1) * t)
 
 
 def interpolate(x0: Tensor, noise: Tensor, times: Times, layout: Layout) -> Tensor:
-    """x_tau = (1 - tau) x0 + tau eps, tau spread from tokens to what they hold; all (B, ...)."""
+    """Return x_tau = (1 - tau) x0 + tau eps, with tau expanded from tokens to their values; all (B, ...)."""
     tau = layout.spread(times.per_token_levels())
     return (1 - tau) * x0 + tau * noise
 
 
 def velocity_target(x0: Tensor, noise: Tensor) -> Tensor:
-    """eps - x0."""
+    """Return eps - x0."""
     return noise - x0

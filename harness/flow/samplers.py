@@ -1,13 +1,13 @@
-"""From noise to samples: integrate dx/dt = v(x, t) from t = 1 (noise) to t = 0 (data).
+"""Samplers, which integrate dx/dt = v(x, t) from t = 1 (noise) to t = 0 (data).
 
-Free functions over a velocity field `v(x, t)`, with x (B, C, H, W) and t a number. The state is held in
-`dtype`, float64 as REPA's samplers.py has it, while the network sees float32.
+They are functions of a velocity field `v(x, t)`, with x (B, C, H, W) and t a number. The state has type
+`dtype`, by default float64 as in REPA's samplers.py; the network's input is float32.
 
     euler              x <- x + (t' - t) v
-    heun               the mean of the slopes at both ends (the last step is Euler's)
+    heun               mean of the slopes at both ends; the last step is Euler's
     euler_maruyama     SDE with diffusion w(t) = 2 t on t = 1 .. 0.04, then one drift step to 0
-                       (REPA samplers.py; the same arithmetic as SiT's and Self-Flow's "sigma" SDE with last
-                       step "Mean")
+                       (REPA samplers.py; the same arithmetic as SiT's and Self-Flow's "sigma" SDE
+                       with last step "Mean")
 """
 
 from __future__ import annotations
@@ -23,20 +23,22 @@ from harness.backbone.times import Times
 
 Velocity = Callable[[Tensor, float], Tensor]
 Noise = Callable[[int, Tensor], Tensor]
-"""Standard normal noise of step i, shaped like the state it is given."""
+"""Function of step i and the state, which returns standard normal noise shaped like the state."""
 
 SDE_LAST = 0.04
-"""Where the SDE's noise ends: its score -(x + (1 - t) v) / t is not defined at 0."""
+"""Time at which the SDE's noise ends, because its score -(x + (1 - t) v) / t is not defined at 0."""
 
 
 class Sampler(Protocol):
+    """The signature that all samplers share."""
+
     def __call__(
         self, v: Velocity, x: Tensor, steps: int, *, noise: Noise, dtype: torch.dtype = ...
     ) -> Tensor: ...
 
 
 def euler(v: Velocity, x: Tensor, steps: int, *, noise: Noise | None = None, dtype=torch.float64) -> Tensor:
-    """`steps` network passes."""
+    """Return samples after `steps` Euler steps, which take one network pass each."""
     x = x.to(dtype)
     for t, t_next in _pairs(torch.linspace(1, 0, steps + 1, dtype=torch.float64)):
         x = x + (t_next - t) * _slope(v, x, t)
@@ -44,7 +46,7 @@ def euler(v: Velocity, x: Tensor, steps: int, *, noise: Noise | None = None, dty
 
 
 def heun(v: Velocity, x: Tensor, steps: int, *, noise: Noise | None = None, dtype=torch.float64) -> Tensor:
-    """2 `steps` - 1 network passes."""
+    """Return samples after `steps` Heun steps, which take 2 `steps` - 1 network passes."""
     x = x.to(dtype)
     for t, t_next in _pairs(torch.linspace(1, 0, steps + 1, dtype=torch.float64)):
         d = _slope(v, x, t)
@@ -55,12 +57,13 @@ def heun(v: Velocity, x: Tensor, steps: int, *, noise: Noise | None = None, dtyp
 
 
 def euler_maruyama(v: Velocity, x: Tensor, steps: int, *, noise: Noise, dtype=torch.float64) -> Tensor:
-    """`steps` network passes; the noise of step i comes from `noise(i, x)`."""
+    """Return samples of the SDE after `steps` network passes; step i adds `noise(i, x)`."""
     x = x.to(dtype)
     times = torch.linspace(1, SDE_LAST, steps, dtype=torch.float64)
     for i, (t, t_next) in enumerate(_pairs(times)):
         x = x + (t_next - t) * _drift(v, x, t) + (2 * t * (t - t_next)) ** 0.5 * noise(i, x).to(x)
-    last = times[-1].item()  # of one step, where the noise is
+    # This is SDE_LAST, except that linspace of a single step gives 1.
+    last = times[-1].item()
     return x - last * _drift(v, x, last)
 
 
@@ -70,10 +73,10 @@ SAMPLERS: dict[str, Sampler] = {"euler": euler, "heun": heun, "euler_maruyama": 
 def velocity_field(
     model: Callable, y: Tensor, *, null: int, scale: float = 1.0, low: float = 0.0, high: float = 1.0
 ) -> Velocity:
-    """v(x, t) of a network for labels y: (B,), with classifier-free guidance while low <= t <= high.
+    """Return v(x, t) of a network for labels y (B,), with classifier-free guidance while low <= t <= high.
 
-    v = v_null + scale (v_cond - v_null) (Kynkaanniemi et al., arXiv 2404.07724, for the interval); scale 1 is
-    no guidance.
+    v = v_null + scale (v_cond - v_null); scale 1 is no guidance. The interval is that of Kynkaanniemi et al.,
+    arXiv 2404.07724.
     """
     both = torch.cat([y, torch.full_like(y, null)])
 
@@ -93,7 +96,7 @@ def _slope(v: Velocity, x: Tensor, t: float) -> Tensor:
 
 
 def _drift(v: Velocity, x: Tensor, t: float) -> Tensor:
-    """v - w/2 score with w = 2 t and score = -(x + (1 - t) v) / t."""
+    """Return v - w/2 score with w = 2 t and score = -(x + (1 - t) v) / t."""
     velocity = _slope(v, x, t)
     score = -(x + (1 - t) * velocity) / t
     return velocity - t * score

@@ -1,7 +1,7 @@
 """Sampling from a network, with fixed latents and labels that are the same for every method and step.
 
 If a network has an extra token, image and token are integrated together, as one vector per sample (REG
-samplers.py). The image's noise is that of every other method, and guidance applies to both.
+samplers.py). The image has the same noise as with every other method, and guidance applies to both.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def draw_pixels(
     labels: Tensor,
     decode: Decode | None = None,
 ) -> Tensor:
-    """Return the same samples on the device; `decode` turns a network's latents (B, c, h, w) into images."""
+    """Return the samples on the device; `decode` turns a network's latents (B, c, h, w) into images."""
     streams, extra = Streams(spec.seed), getattr(getattr(model, "config", None), "extra", 0)
     field = jointly(model, shape) if extra else model
     v = velocity_field(
@@ -72,15 +72,17 @@ def jointly(model: nn.Module, shape: tuple[int, ...]) -> Callable[[Tensor, Times
 
     def field(x: Tensor, times: Times, y: Tensor) -> Prediction:
         image, extra = x.tensor_split([math.prod(shape)], dim=1)
-        found = model(image.unflatten(1, shape), times, y, extra=extra)
-        return Prediction(torch.cat([found.velocity.flatten(1), found.extra], dim=1), {})
+        prediction = model(image.unflatten(1, shape), times, y, extra=extra)
+        return Prediction(torch.cat([prediction.velocity.flatten(1), prediction.extra], dim=1), {})
 
     return field
 
 
 def _normal(streams: Streams, name: str, index: np.ndarray, shape: tuple[int, ...], extra: int) -> Tensor:
-    """Return standard normal noise, (B, *shape); with an extra token (B, C H W + E), the image's part
-    unchanged."""
+    """Return standard normal noise, (B, *shape), or with an extra token (B, C H W + E).
+
+    The noise of the image is the same in both cases.
+    """
     image = streams.normal(name, index, shape)
     if not extra:
         return image
@@ -88,8 +90,10 @@ def _normal(streams: Streams, name: str, index: np.ndarray, shape: tuple[int, ..
 
 
 def sample_labels(spec: EvalSpec, streams: Streams, index: np.ndarray, classes: int) -> Tensor:
-    """Return labels (B,). Balanced: i mod classes. Random: uniform, as in most papers (balanced lowers FID by
-    about 0.1)."""
+    """Return labels (B,), either balanced (i mod classes) or random (uniform, as in most papers).
+
+    Balanced labels lower FID by about 0.1.
+    """
     if spec.labels == "balanced":
         return torch.from_numpy(index % classes)
     return streams.integers("eval_label", index, classes)

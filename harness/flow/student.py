@@ -1,4 +1,4 @@
-"""The two networks that an objective sees: the student that learns, and its moving average, the teacher."""
+"""The two networks of an objective: the student, which is trained, and the teacher, its moving average."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness.backbone.times import Times
 
 @dataclass(frozen=True)
 class Student:
-    """Callable as the student network. `phase` books what the teacher costs apart from the student."""
+"""The student network as a function, with its teacher, whose cost `phase` books separately."""
 
     model: nn.Module
     ema: nn.Module | None
@@ -38,9 +38,11 @@ class Student:
     def teach(
         self, x: Tensor, times: Times, y: Tensor, *, layer: int, groups: Tensor | None = None
     ) -> Tensor:
-        """Return hidden tokens (B, T, D) of the teacher's block `layer` (1-based), without gradient; deeper
-        blocks do not run."""
+        """Return the output (B, T, D) of the teacher's block `layer` (1-based), without gradient.
+
+        Deeper blocks do not run.
+        """
         if self.ema is None:
-            raise ValueError("this student has no EMA network to be taught by")
+            raise ValueError("this student has no teacher: it was built without an EMA network")
         with torch.no_grad(), self.phase("teacher"):
             return self.ema(x, times, y, taps=(layer,), stop_after=layer, groups=groups).hidden[layer]

@@ -1,8 +1,8 @@
 """Checkpoints: atomic, verified, weights only.
 
-A checkpoint is one safetensors file with a sha256 of its tensors in the header; equal states are equal bytes.
-It is written under a temporary name, synced and renamed, so a file with a checkpoint's name is complete; it
-is verified when it is read; nothing is ever unpickled.
+A checkpoint is one safetensors file with a sha256 of its tensors in the header. Equal states give equal
+bytes. It is written under a temporary name, synced and renamed, so a file with a checkpoint's name is
+complete. Its checksum is verified on reading, and nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -27,32 +27,39 @@ HEADER, FORMAT = "flowrace", "flowrace-1"
 
 
 class Checkpoint(NamedTuple):
+    """The tensors and metadata of a checkpoint file."""
+
     tensors: dict[str, Tensor]
     meta: dict[str, str]
 
     def part(self, prefix: str) -> dict[str, Tensor]:
-        """Return the tensors whose names start with `prefix.`, without it."""
+        """Return the tensors whose names start with `prefix.`, by name without the prefix."""
         start = f"{prefix}."
         return {name.removeprefix(start): t for name, t in self.tensors.items() if name.startswith(start)}
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> None:
-    """Write a checkpoint; raises `UserError` if it cannot be written, and leaves no temporary file."""
+    """Write a checkpoint.
+
+    Raises `UserError` if it cannot be written; no temporary file remains.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = json.dumps({**meta, "format": FORMAT, "sha256": digest(tensors)}, sort_keys=True)
     try:
         with replacing(path) as temporary:
-            # One key, since safetensors shuffles several.
+            # A single key, because safetensors writes several keys in random order.
             save_file(tensors, temporary, metadata={HEADER: header})
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"cannot write the checkpoint {path}: {error}; free the disk, then run the same command"
+            f"cannot write the checkpoint {path}: {error}; free disk space, then rerun the same command"
         ) from error
 
 
 def load(path: Path) -> Checkpoint:
-    """Read and verify a checkpoint; raises `UserError` for a damaged one, and for a file that is no
-    checkpoint."""
+    """Read and verify a checkpoint.
+
+    Raises `UserError` if it is damaged, or if the file is not a checkpoint.
+    """
     try:
         with safe_open(path, "pt") as file:
             meta = json.loads((file.metadata() or {}).get(HEADER, "{}"))
@@ -61,7 +68,7 @@ def load(path: Path) -> Checkpoint:
         raise UserError(f"{path} is not a readable checkpoint ({error}); {_remedy(path)}") from error
     if meta.get("format") != FORMAT:
         raise UserError(
-            f"{path} is a safetensors file, but not a flowrace checkpoint (no format = {FORMAT} in its header)"
+            f"{path} is a safetensors file but no flowrace checkpoint (its header lacks format = {FORMAT})"
         )
     if meta.get("sha256") != digest(tensors):
         raise UserError(f"{path} is damaged: its content does not match its checksum; {_remedy(path)}")
@@ -69,7 +76,7 @@ def load(path: Path) -> Checkpoint:
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """Return the sha256 over names, types, shapes and bytes, in the order of names."""
+    """Return the sha256 over names, types, shapes and bytes, in the order of the names."""
     total = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -79,15 +86,16 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def path_of(folder: Path, step: int) -> Path:
+    """Return the checkpoint file of a step."""
     return folder / f"step-{step:08d}.safetensors"
 
 
 def step_of(path: Path) -> int:
-    """Return the step of a checkpoint file; raises ValueError for another file."""
-    found = re.fullmatch(r"step-(\d+)\.safetensors", path.name)
-    if found is None:
-        raise ValueError(f"{path} is not named like a checkpoint")
-    return int(found[1])
+    """Return the step of a checkpoint file; raises ValueError for any other file name."""
+    match = re.fullmatch(r"step-(\d+)\.safetensors", path.name)
+    if match is None:
+        raise ValueError(f"{path} is not a checkpoint file name (step-<number>.safetensors)")
+    return int(match[1])
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -96,19 +104,22 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def scheduled(step: int, train: TrainSpec) -> bool:
-    """Return whether a run saves a checkpoint at a step; a checkpoint at any other step is from a stop."""
+    """Return whether the schedule has a checkpoint at a step; at other steps a checkpoint marks a stop."""
     return step == train.steps or step % train.checkpoint_every == 0
 
 
 def prune(folder: Path, train: TrainSpec) -> None:
-    """Keep the newest `keep_checkpoints` of the schedule and the newest of all; delete the others and
-    temporary files."""
-    found = checkpoints(folder)
-    kept = [path for path in found if scheduled(step_of(path), train)][-train.keep_checkpoints :]
-    for path in found[:-1]:
+    """Delete old checkpoints and temporary files.
+
+    The last `keep_checkpoints` scheduled ones are kept, and the newest one, scheduled or not.
+    """
+    files = checkpoints(folder)
+    kept = [path for path in files if scheduled(step_of(path), train)][-train.keep_checkpoints :]
+    for path in files[:-1]:
         if path not in kept:
             path.unlink()
-    for path in (*folder.glob(".*.tmp"), *folder.glob(".tmp*")):  # ours, and what safetensors calls its own
+    # The second pattern matches the temporary files of safetensors itself.
+    for path in (*folder.glob(".*.tmp"), *folder.glob(".tmp*")):
         path.unlink(missing_ok=True)
 
 

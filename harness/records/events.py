@@ -1,4 +1,4 @@
-"""The lines of a record: parsed, and, once the run is done, known to be all there."""
+"""The events of a run: `events.jsonl` parsed, and checked for completeness once the run is done."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ Event = dict[str, Any]
 
 
 def read_events(file: Path) -> list[Event]:
-    """Complete events of a file, in order; a last line without an end is left out.
+    """Return the complete events of a file, in order; a last line without a line break is left out.
 
-    Raises `UserError` for a file that cannot be read, naming the line where one is not an event.
+    Raises `UserError` if the file cannot be read, or if a line is not an event.
     """
     return _parsed(file, _content(file))
 
 
 def read_finished(file: Path, steps: int | None) -> list[Event]:
-    """The events of a run that is done; its last step, where it is known, ends with an evaluation.
+    """Return the events of a finished run, which evaluates at its last step (`steps`, None if unknown).
 
-    Raises `UserError` too where the end of the file is missing.
+    Raises `UserError` also if the end of the file is missing.
     """
     content = _content(file)
     events = _parsed(file, content)
@@ -36,10 +36,10 @@ def read_finished(file: Path, steps: int | None) -> list[Event]:
 
 def _cut_short(file: Path, events: Sequence[Event], steps: int | None) -> UserError:
     of = "" if steps is None else f" of {steps}"
-    end = f"its last whole line is of step {events[-1]['step']}{of}" if events else "it holds no event"
+    end = f"its last complete line has step {events[-1]['step']}{of}" if events else "it has no events"
     return UserError(
-        f"{file} is cut short: {end}, but the run is done; restore it, or delete `done` and the checkpoints of which it has "
-        "no line, and run it again"
+        f"{file} is cut short: {end}, but the run is marked as done. Restore the file; or delete `done` and "
+        "the checkpoints that the file does not mention, and rerun"
     )
 
 
@@ -53,8 +53,7 @@ def _content(file: Path) -> bytes:
 
 
 def _parsed(file: Path, content: bytes) -> list[Event]:
-    """All lines are parsed at once, which takes half the time and, since events then share their keys, half
-    the memory."""
+    # One call for all lines takes half the time, and half the memory, because events then share their keys.
     lines = content.split(b"\n")[:-1]
     try:
         events = json.loads(b"[" + b",".join(lines) + b"]")
@@ -75,7 +74,7 @@ def _event(file: Path, number: int, line: bytes) -> Event:
     return event
 
 
-# Any: whatever a line of JSON holds.
+# Any: a line may hold any JSON value.
 def _is_event(value: Any) -> TypeGuard[Event]:
     return (
         isinstance(value, dict) and isinstance(value.get("kind"), str) and isinstance(value.get("step"), int)

@@ -1,4 +1,4 @@
-"""A record's numbers under the names that they have in a store: spec fields as params, events as metrics."""
+"""Flat names for the MLflow store: spec fields as params, numbers of events as metrics."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from harness.records.record import tracked_name
 
 
 def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as one, keys joined by dots.
+    """Return nested tables as one table, with keys joined by dots.
 
     >>> flatten({"a": {"b": 1}, "c.d": 2})
     {'a.b': 1, 'c.d': 2}
@@ -22,13 +22,15 @@ def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def points(event: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics of an event by their names in the store; a number that is not finite is left out
-    (`not_finite` tells of it)."""
+    """Return the metrics of an event by their names in the store.
+
+    Numbers that are not finite are left out; `not_finite` lists them.
+    """
     return {tracked_name(name): float(value) for name, value in _metrics(event).items() if _is_number(value)}
 
 
 def not_finite(events: Iterable[Mapping[str, Any]]) -> str:
-    """The metrics that are NaN or infinite, as text: MLflow stores would keep another number in their place.
+    """Return the metrics that are NaN or infinite, as text, since MLflow stores would change their values.
 
     >>> not_finite([{"kind": "train", "step": 3, "loss": float("nan"), "flops": 8}])
     'train/loss at step 3: nan'

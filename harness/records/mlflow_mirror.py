@@ -1,25 +1,24 @@
-"""Mirrors records into MLflow. The record is the truth: a store can be lost and made again from records
-alone.
+"""The mirror of records in MLflow. A lost store can be rebuilt from the records alone.
 
-    experiment  the study (runs without one: their folder)
+    experiment  the study; for runs without one, their folder
     parent run  the study, with its files as artifacts
-    child run   one record: its spec as params, its events as metrics with step, spec and sample grids as
-    artifacts
+    child run   one record: its spec as params, its events as metrics with step,
+                its spec file and sample grids as artifacts
 
     metric                  unit        from
     train/loss              -           loss of a train event
     train/losses/<part>     -           its named parts
-    train/grad_norm         -           before clipping
-    train/learning_rate     -
+    train/grad_norm         -           norm before clipping
+    train/learning_rate     -           learning rate of the step
     cost/flops              FLOPs       counted, total since step 0
     cost/seconds/<phase>    seconds     total since step 0
-    eval/<metric>           of metric   the mean; eval/<metric>/low and /high where there is an interval
+    eval/<metric>           of metric   mean; also eval/<metric>/low and /high if it has an interval
 
-Mirroring twice doubles nothing: a run is found by its id, what it holds already is told by a tag, and
-timestamps come from the record (its start + the seconds it booked), so that a point sent again is the same
-point. Of a run that is not finished, only what lies before its last checkpoint is mirrored: later events may
-be superseded. A server may be written to by several processes at once and may die at any moment; an sqlite
-store is written by one process at a time.
+Mirroring is idempotent. A run is found by its id, and a tag records how many events were sent. Timestamps
+are the run's start plus the seconds it has booked, so a point that is sent again is the same point. Of an
+unfinished run only events up to its last checkpoint are mirrored, because later ones may be superseded.
+Several processes may write to a server, which may fail at any moment. An sqlite store is locked, so that
+one process writes at a time.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ METRICS_PER_BATCH, PARAMS_PER_BATCH, PARAM_LENGTH, TAG_LENGTH = 1000, 100, 6000,
 
 @dataclass(frozen=True)
 class Summary:
-    """What a mirroring did; `points` were new to the store."""
+    """The result of mirroring: the store, the mirrored runs, and the number of new points."""
 
     uri: str
     runs: int
@@ -51,7 +50,7 @@ class Summary:
 
 
 class Unsent(UserError):
-    """Runs that could not be mirrored, one sentence each; all others were, of which `summary` tells."""
+    """Some runs could not be mirrored, for one reason each; `summary` describes the mirrored ones."""
 
     def __init__(self, reasons: Sequence[str], summary: Summary) -> None:
         super().__init__("; ".join(reasons))
@@ -66,12 +65,13 @@ def mirror(
     artifacts: Iterable[Path] = (),
     complete: bool = False,
 ) -> Summary:
-    """Bring a store up to date with records; what it holds already is not sent again.
+    """Bring a store up to date with records, sending only new events.
 
-    The runs are children of the run of a `study`, which holds the `artifacts`. `complete` says that the
-    records are the whole study: its run ends as FINISHED when all of them are done, else as FAILED. Raises
-    `Unsent` behind the last run where some are broken or refused, `UserError` when MLflow is not installed or
-    the store cannot be reached.
+    The runs become children of the run of `study`, which holds the `artifacts`. Pass `complete` if the
+    records are the full study: its run then ends as FINISHED if all of them are done, else as FAILED.
+
+    Raises `UserError` if MLflow is not installed or the store cannot be reached. Raises `Unsent`, after
+    mirroring the others, if some records are broken or rejected by the store.
     """
     records, reasons = _readable(records)
     sent: list[int] = []
@@ -95,8 +95,10 @@ def mirror(
 
 
 def durable(record: Record) -> list[dict[str, Any]]:
-    """The events that no later start of the run can supersede: all of a finished run, else up to the last
-    checkpoint."""
+    """Return the events that no later start of the run can supersede.
+
+    Those are all events of a finished run, else the events up to the last checkpoint.
+    """
     events = record.events
     if record.status == "done":
         return events
@@ -105,19 +107,19 @@ def durable(record: Record) -> list[dict[str, Any]]:
 
 
 def _readable(records: Iterable[Record]) -> tuple[list[Record], list[str]]:
-    """The records that can be read, and of every other one what is wrong with it."""
-    found, reasons = [], []
+    """Return the readable records, and for each of the others an error message."""
+    readable, reasons = [], []
     for record in records:
         try:
             _ = record.spec, record.events, record.environment, record.failure
-            found.append(record)
+            readable.append(record)
         except UserError as error:
             reasons.append(str(error))
-    return found, reasons
+    return readable, reasons
 
 
 def _mirror_or_refuse(client: Any, experiment: str, parent: str, record: Record) -> int:
-    """`_mirror_run`; raises `UserError` where the store does not take what this run holds."""
+    """Mirror a run; raises `UserError` if the store rejects a value of the run as invalid."""
     from mlflow.exceptions import MlflowException
     from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, ErrorCode
 
@@ -130,13 +132,15 @@ def _mirror_or_refuse(client: Any, experiment: str, parent: str, record: Record)
 
 
 def _mirror_run(client: Any, experiment: str, parent: str, record: Record) -> int:
-    """Send what a run's store lacks; returns the number of new points."""
+    """Send the events of a run that the store lacks, and return the number of new points."""
     events = durable(record)
     run = _find(client, experiment, "flowrace.run_id", record.id) or _create(client, experiment, record)
     count, digest = _mirrored(run), run.data.tags.get("flowrace.mirrored", "").partition(" ")[2]
-    if len(events) < count:  # another folder with the same run is further on
+    # The store was filled from another folder in which the same run has got further.
+    if len(events) < count:
         return 0
-    if count and _digest(events[:count]) != digest:  # the record was made anew
+    # The run was deleted and trained from scratch.
+    if count and _digest(events[:count]) != digest:
         client.delete_run(run.info.run_id)
         return _mirror_run(client, experiment, parent, record)
     fresh = events[count:]
@@ -165,19 +169,20 @@ def _create(client: Any, experiment: str, record: Record) -> Any:
 
 
 def _hardware(record: Record) -> list[dict[str, Any]]:
-    """What each start ran on, every kind once: what an audit of seconds must know."""
-    told = [{key: start[key] for key in HARDWARE if key in start} for start in record.environment]
-    return [one for n, one in enumerate(told) if one not in told[:n]]
+    """Return the distinct hardware of the run's starts, which an audit of seconds compares."""
+    starts = [{key: start[key] for key in HARDWARE if key in start} for start in record.environment]
+    return [start for n, start in enumerate(starts) if start not in starts[:n]]
 
 
 def _aligned(record: Record) -> list[str]:
-    """The metrics by a network that the run was trained towards."""
-    told = [start.get("evaluation", {}).get("aligned", ()) for start in record.environment]
-    return sorted({name for names in told for name in names})
+    """Return the metrics whose network the run's method aligned with."""
+    starts = [start.get("evaluation", {}).get("aligned", ()) for start in record.environment]
+    return sorted({name for names in starts for name in names})
 
 
 def _log_params(client: Any, run: str, record: Record) -> None:
-    """The flattened spec; what is too long for a param is named in a tag and stands in spec.toml."""
+    """Log the flattened spec as params, and spec.toml as an artifact; a tag lists values too long for a
+    param."""
     from mlflow.entities import Param, RunTag
 
     values = {
@@ -215,7 +220,7 @@ def _log_samples(client: Any, run: str, record: Record, events: Iterable[Mapping
 
 
 def _parent(client: Any, experiment: str, study: str, records: Sequence[Record]) -> str:
-    """The run of a study, created at the start of its first record."""
+    """Return the run id of a study; a new run gets the start time of its first record."""
     run = _find(client, experiment, "flowrace.study", study)
     if run is None:
         start = min(map(_started, records), default=0)
@@ -225,9 +230,9 @@ def _parent(client: Any, experiment: str, study: str, records: Sequence[Record])
 
 def _close_parent(client: Any, parent: str, records: Sequence[Record], *, broken: bool) -> None:
     done = not broken and all(record.status == "done" for record in records)
-    ended = "FINISHED" if done else "FAILED"
+    status = "FINISHED" if done else "FAILED"
     end = max((_end(record, durable(record)) for record in records), default=0)
-    _set_status(client, client.get_run(parent), ended, end)
+    _set_status(client, client.get_run(parent), status, end)
 
 
 def _experiment(client: Any, name: str, uri: str | None) -> str:
@@ -238,27 +243,26 @@ def _experiment(client: Any, name: str, uri: str | None) -> str:
         return found.experiment_id
     try:
         return client.create_experiment(name, artifact_location=artifact_folder(uri, name))
-    except (
-        MlflowException
-    ):  # another machine was quicker, or the server died behind its commit and was asked again
+    except MlflowException:
+        # Another machine created it first, or a retried request did, after the server failed.
         if found := client.get_experiment_by_name(name):
             return found.experiment_id
         raise
 
 
 def _find(client: Any, experiment: str, tag: str, value: str) -> Any:
-    """The run with a tag, if there is one. A server that died behind a commit was asked twice to create it:
-    of such twins the one that holds most is kept."""
+    """Return the run with this tag, or None. A retried request can create a duplicate; the copy with more
+    data wins."""
     quote = '"' if "'" in value else "'"
     found = client.search_runs([experiment], f"tags.`{tag}` = {quote}{value}{quote}")
-    kept, *twins = sorted(found, key=lambda run: (-_mirrored(run), run.info.run_id)) or [None]
-    for twin in twins:
-        client.delete_run(twin.info.run_id)
+    kept, *duplicates = sorted(found, key=lambda run: (-_mirrored(run), run.info.run_id)) or [None]
+    for duplicate in duplicates:
+        client.delete_run(duplicate.info.run_id)
     return kept
 
 
 def _mirrored(run: Any) -> int:
-    """How many events of its record a run holds."""
+    """Return the number of events that were sent to a run."""
     return int(run.data.tags.get("flowrace.mirrored", "0").partition(" ")[0])
 
 
@@ -278,8 +282,8 @@ def _set_status(client: Any, run: Any, status: str, end: int) -> None:
 
 
 def _started(record: Record) -> int:
-    """Milliseconds since 1970 at the run's first start; 1 where the record does not tell (MLflow takes 0 for
-    now)."""
+    """Return the milliseconds since 1970 at the run's first start, or 1 if they are not recorded."""
+    # Not 0, which MLflow treats as the current time.
     return int(next((start["started"] for start in record.environment if "started" in start), 1))
 
 
@@ -292,7 +296,7 @@ def _end(record: Record, events: Sequence[Mapping[str, Any]]) -> int:
 
 
 def _digest(events: Sequence[Mapping[str, Any]]) -> str:
-    """16 hex digits over events but for their seconds: equal for equal runs."""
+    """Return 16 hex digits over events without their seconds, which are equal for equal runs."""
     kept = [{key: value for key, value in event.items() if key != "seconds"} for event in events]
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 

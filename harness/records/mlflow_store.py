@@ -1,4 +1,4 @@
-"""MLflow stores: which one, created once, written by one process at a time."""
+"""MLflow stores: their choice, creation and locks."""
 
 from __future__ import annotations
 
@@ -26,25 +26,23 @@ _QUIET = {
 
 
 def available() -> bool:
-    """Whether MLflow is installed."""
+    """Return whether MLflow is installed."""
     return find_spec("mlflow") is not None
 
 
 def store_uri(uri: str | None = None) -> str:
-    """The store to use: the one asked for, else `MLFLOW_TRACKING_URI`, else `mlflow.db` in the working
-    directory.
+    """Return `uri`, else `MLFLOW_TRACKING_URI`, else `mlflow.db` in the working directory.
 
-    An sqlite store is told by its absolute path.
+    The path of an sqlite store is made absolute.
     """
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
     return f"{SQLITE}{Path(uri.removeprefix(SQLITE)).resolve()}" if uri.startswith(SQLITE) else uri
 
 
 def create_store(uri: str | None = None) -> str:
-    """Create the store unless it is there and say where it is; to be called by one process before workers
-    start.
+    """Create the store if it does not exist, and return its URI; one process calls it before workers start.
 
-    Raises `UserError` when MLflow is not installed or the store cannot be reached.
+    Raises `UserError` if MLflow is not installed or the store cannot be reached.
     """
     with open_store(uri) as client:
         client.search_experiments(max_results=1)
@@ -53,8 +51,10 @@ def create_store(uri: str | None = None) -> str:
 
 @contextmanager
 def open_store(uri: str | None) -> Iterator[Any]:
-    """An `MlflowClient` of a store, an sqlite one locked against other processes; errors become
-    `UserError`."""
+    """Yield an `MlflowClient` of a store; an sqlite store is locked against other processes.
+
+    MLflow's errors are raised as `UserError`.
+    """
     if not available():
         raise UserError("MLflow is not installed: pip install mlflow, or use --no-track")
     for name, value in _QUIET.items():
@@ -63,21 +63,25 @@ def open_store(uri: str | None) -> Iterator[Any]:
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    for name in ("mlflow", "alembic"):  # what goes wrong arrives as an exception
+    # Errors arrive as exceptions; logging them too would print them twice.
+    for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    found = store_uri(uri)
+    store = store_uri(uri)
     try:
-        with _alone(found) if found.startswith(SQLITE) else nullcontext():
-            yield MlflowClient(tracking_uri=found)
-    except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:  # ImportError: of a driver
+        with _locked_database(store) if store.startswith(SQLITE) else nullcontext():
+            yield MlflowClient(tracking_uri=store)
+    # ImportError is raised for a missing database driver.
+    except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(shown(f"cannot mirror into {found}: {reason}")) from error
+        raise UserError(shown(f"cannot mirror into {store}: {reason}")) from error
 
 
 @contextmanager
 def creating(uri: str | None) -> Iterator[None]:
-    """Alone among this machine's processes with looking for what is not there and creating it; a server has
-    no such lock."""
+    """Hold a lock on this machine while an experiment or run is looked up and created if missing.
+
+    Servers do not offer such a lock.
+    """
     from harness.files.cache import cache_dir
     from harness.files.files import locked
 
@@ -86,22 +90,21 @@ def creating(uri: str | None) -> Iterator[None]:
 
 
 def artifact_folder(uri: str | None, experiment: str) -> str | None:
-    """Where artifacts of an experiment lie: beside an sqlite database, wherever the command was called; else
-    the server says."""
-    found = store_uri(uri)
-    if not found.startswith(SQLITE):
+    """Return where artifacts of an experiment go: next to an sqlite database; None lets a server choose."""
+    store = store_uri(uri)
+    if not store.startswith(SQLITE):
         return None
-    return (Path(found.removeprefix(SQLITE)).parent / "mlruns" / experiment).as_uri()
+    return (Path(store.removeprefix(SQLITE)).parent / "mlruns" / experiment).as_uri()
 
 
 def shown(uri: str) -> str:
-    """A URI without the name and password that it may hold."""
+    """Return a URI without user name and password."""
     return re.sub(r"//[^/@]*@", "//", uri)
 
 
 @contextmanager
-def _alone(uri: str) -> Iterator[None]:
-    """Hold the lock of an sqlite store: several processes that create one at once break it."""
+def _locked_database(uri: str) -> Iterator[None]:
+    """Hold the lock of an sqlite store, which would break if several processes created it at once."""
     from harness.files.files import locked
 
     file = Path(uri.removeprefix(SQLITE))

@@ -3,7 +3,7 @@
     runs/<study>/<run id>/
         spec.toml           the resolved spec, written before anything runs
         environment.json    versions, device, threads: one entry for each time the run was started
-        events.jsonl        one JSON object a line, in order of step; never a torn or doubled line
+        events.jsonl        one JSON object per line, in order of step; never a torn or duplicate line
         checkpoints/        step-00000400.safetensors; the same bytes whenever the same step is reached
         clock.json          seconds by phase at the newest checkpoint
         samples/            step-00000400.png
@@ -13,13 +13,12 @@
 
 An event has `kind`, `step` and `images`. Kinds:
     train       loss, losses (named parts), grad_norm, learning_rate, flops, seconds {phase: s}
-    eval        metrics {name: {mean, low, high, n}, and replicates where there are several}, errors {name:
-    reason} where one
-                failed, protocol (hash; the start's `evaluation` in environment.json has it whole, and the
-                floors), seconds, flops
+    eval        metrics {name: {mean, low, high, n}, and replicates if there are several},
+                errors {name: reason} if a metric failed, seconds, flops, protocol (a hash; `evaluation` in
+                environment.json has the full protocol and the noise floors)
     checkpoint  file
-`flops` and `seconds` are totals since step 0 of this run, so that an event says what it cost to get there.
-All fields but `seconds` are equal bit for bit between an unbroken run and one that was killed and continued.
+`flops` and `seconds` are totals since step 0, so that an event gives the cost of reaching its step. All
+fields except `seconds` are equal bit for bit between an unbroken run and one that was killed and resumed.
 """
 
 from __future__ import annotations
@@ -44,13 +43,12 @@ EVENTS, SPEC, CLOCK = "events.jsonl", "spec.toml", "clock.json"
 REPLICATES = "replicates.json"
 DONE, FAILED, LOCK = "done", "failed", "lock"
 TRAINING_PHASES = ("data", "student", "teacher", "encoder", "optimizer", "ema")
-"""The phases that time to target counts; eval, checkpoint, tracking and warmup are booked but do not
+"""The phases that count towards time to target. Eval, checkpoint, tracking and warmup are booked but do not
 count."""
 
 
 def tracked_name(name: str) -> str:
-    """A name of a record in a store, as MLflow takes it: characters but word ones and `.- :/` become
-    underscores.
+    """Return a name that MLflow accepts; characters except word characters and `.- :/` become underscores.
 
     >>> tracked_name("fd:torchscript@d7826800?size=8")
     'fd:torchscript_d7826800_size_8'
@@ -60,7 +58,7 @@ def tracked_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class Record:
-    """A run directory, read. Cheap to make: files are read when a field is first asked for."""
+    """A run directory, for reading. Files are read when a field is first used."""
 
     path: Path
 
@@ -70,7 +68,7 @@ class Record:
 
     @cached_property
     def spec(self) -> dict[str, Any]:
-        """The resolved spec as plain data; raises `UserError` when it is missing or broken."""
+        """The resolved spec as plain data; raises `UserError` if it is missing or broken."""
         file = self.path / SPEC
         try:
             return tomllib.loads(file.read_text())
@@ -83,26 +81,25 @@ class Record:
 
     @cached_property
     def events(self) -> list[dict[str, Any]]:
-        """All complete events in order; of a run at work a last line without an end is being written and is
-        left out.
+        """All complete events in order; a last line that is still being written is left out.
 
-        Raises `UserError` for a run that is done and whose file lacks its end.
+        Raises `UserError` if the run is done but the end of its file is missing.
         """
         file = self.path / EVENTS
-        if not (self.path / DONE).exists():  # asked first: a run may end while it is read
+        # Checked before reading, because the run may finish meanwhile.
+        if not (self.path / DONE).exists():
             return read_events(file)
         train = self.spec.get("train")
         return read_finished(file, train.get("steps") if isinstance(train, dict) else None)
 
     def of(self, kind: str) -> list[dict[str, Any]]:
-        """The events of a kind in order; an evaluation that was replicated later has the means over
-        replicates."""
+        """Return the events of a kind in order; an evaluation replicated later has means over replicates."""
         found = [event for event in self.events if event["kind"] == kind]
         return [self._replicated(event) for event in found] if kind == "eval" and self.replicates else found
 
     @cached_property
     def replicates(self) -> dict[str, Any]:
-        """What `flowrace replicate` has measured since: step -> protocol and metrics."""
+        """Later measurements by `flowrace replicate`: step -> protocol and metrics."""
         return _read_json(self.path / REPLICATES) or {}
 
     def _replicated(self, event: dict[str, Any]) -> dict[str, Any]:
@@ -113,16 +110,17 @@ class Record:
 
     @cached_property
     def environment(self) -> list[dict[str, Any]]:
-        """One entry for each start of the run, oldest first; empty when none was written."""
+        """One entry for each start of the run, oldest first; empty before the first start."""
         return _read_json(self.path / "environment.json") or []
 
     @cached_property
     def failure(self) -> dict[str, Any] | None:
+        """The content of `failed`; None if the last attempt did not fail."""
         return _read_json(self.path / FAILED)
 
     @property
     def status(self) -> str:
-        """`missing`, `done`, `running`, `failed` or `stopped` (begun, not finished, nobody at work)."""
+        """`missing`, `done`, `running`, `failed` or `stopped` (begun, not finished, no process running)."""
         if not (self.path / SPEC).exists():
             return "missing"
         if (self.path / DONE).exists():
@@ -132,8 +130,10 @@ class Record:
         return "failed" if (self.path / FAILED).exists() else "stopped"
 
     def seconds_at(self, step: int) -> dict[str, float]:
-        """Seconds by phase that a run had spent when it saved a step; those of its last event before, when it
-        died there."""
+        """Return the seconds by phase that the run had spent at a checkpoint.
+
+        If the process died before it wrote them, they are those of the last event up to that step.
+        """
         clock = _read_json(self.path / CLOCK)
         if clock is not None and clock["step"] == step:
             return clock["seconds"]
@@ -146,16 +146,16 @@ class Record:
 
 
 def log_file(run: Path) -> Path:
-    """Return the file in the study's folder that receives the output of a run which a launcher started."""
+    """Return the file in the study's folder that receives the output of a launched run."""
     return run.parent / "logs" / f"{run.name}.log"
 
 
 def failure_reason(record: Record, *, exit_code: int | None = None) -> str:
     """Return in one line why a run failed or stopped.
 
-    The latest account wins: the signal that ended the process (negative `exit_code`), the `error: ...` that
-    it printed last, the reason in the record, the last line of the log whatever it is (under torchrun not the
-    run's own), the exit code.
+    The first available source wins: the signal that ended the process (negative `exit_code`), an
+    `error: ...` as last line of the log, the reason in the record, any last line of the log (under torchrun
+    it is torchrun's), the exit code.
     """
     if exit_code is not None and exit_code < 0:
         return f"killed by {signal.Signals(-exit_code).name}"
@@ -168,8 +168,10 @@ def failure_reason(record: Record, *, exit_code: int | None = None) -> str:
 
 
 def find_records(*roots: Path) -> list[Record]:
-    """Every run directory at or below the given folders, by path; raises `UserError` for a folder that is not
-    there."""
+    """Return every run directory at or below the given folders, sorted by path.
+
+    Raises `UserError` if a folder does not exist.
+    """
     found: dict[Path, Record] = {}
     for root in roots:
         if not root.is_dir():
@@ -181,10 +183,10 @@ def find_records(*roots: Path) -> list[Record]:
 
 @dataclass
 class RecordWriter:
-    """The one writer of a run directory. Use as a context: it holds the directory's lock until it is
-    closed."""
+    """The only writer of a run directory. As a context manager, it holds the directory's lock."""
 
     path: Path
+    # Any: an open file and a lock, both None outside the context.
     _events: Any = field(default=None, repr=False)
     _lock: Any = field(default=None, repr=False)
 
@@ -200,16 +202,17 @@ class RecordWriter:
     def __exit__(self, *_: object) -> None:
         if self._events is not None:
             self._events.close()
-        self._lock.close()  # which releases it
+        # Closing the file releases the lock.
+        self._lock.close()
 
     def write_spec(self, toml: str) -> None:
-        """Write the resolved spec; a spec that is there already must be the same."""
+        """Write the resolved spec if the directory has none; an existing one has the same id."""
         file = self.path / SPEC
         if not file.exists():
             write_atomic(file, toml.encode())
 
     def begin(self, environment: Mapping[str, Any], *, after_step: int) -> None:
-        """Open the record to continue after a step: later events are superseded, a torn line is dropped."""
+        """Open the record to continue after a step; later events and a torn line are removed."""
         for name in (DONE, FAILED):
             (self.path / name).unlink(missing_ok=True)
         starts = _read_json(self.path / "environment.json") or []
@@ -223,29 +226,31 @@ class RecordWriter:
         self._events = open(file, "ab", buffering=0)  # noqa: SIM115 (closed by __exit__)
 
     def append(self, *events: Mapping[str, Any]) -> None:
-        """Add events, each a whole line in one write; raises ValueError for a number that is not finite."""
+        """Append events as complete lines in one write; raises ValueError for a number that is not finite."""
         lines = b"".join(_dump(event) + b"\n" for event in events)
         if self._events.write(lines) != len(lines):
-            # A disk that fills up writes a part without an error.
+            # When a disk fills up, part of the lines is written without an error.
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def sync(self) -> None:
-        """Force what was appended to the disk, before a checkpoint claims that it is there."""
+        """Force the events to the disk, before a checkpoint that relies on them is written."""
         sync_file(self._events)
 
     def write_clock(self, step: int, seconds: Mapping[str, float]) -> None:
-        """What the newest checkpoint had cost; kept out of it, so that its bytes tell nothing of the time."""
+        """Write the seconds spent up to the newest checkpoint, which must not depend on the time itself."""
         write_atomic(self.path / CLOCK, _dump({"step": step, "seconds": seconds}))
 
     def finish(self, summary: Mapping[str, Any]) -> None:
+        """Mark the run as done."""
         write_atomic(self.path / DONE, _dump(summary, indent=1))
 
     def fail(self, reason: Mapping[str, Any]) -> None:
+        """Mark the last attempt as failed."""
         write_atomic(self.path / FAILED, _dump(reason, indent=1))
 
 
 def lock_holder(path: Path) -> str | None:
-    """Who holds a run directory (the text of its lock), or None when nobody does."""
+    """Return the text of a run directory's lock, which names the process that holds it; None if free."""
     return holder(path / LOCK)
 
 

@@ -1,10 +1,10 @@
-"""The folder of a study, read: its study file, plan, search of settings, and records of runs. No torch.
+"""The folder of a study, for reading: study file, plan, search of settings, records of runs. No torch.
 
     runs/<study>/
-        study.toml          the study that was swept
+        study.toml          the study of `flowrace sweep`
         plan.json           {"runs": [{"id", "cell"}], "excluded": [{"cell", "reason"}]}
         tune.toml           the study that was searched by `flowrace tune`, instead of the two above
-        history.json        every trial of the search; history.csv is the same as a table
+        history.json        every trial of the search; history.csv has the same content
         best/<method>.toml  the best settings of each method, as a preset
         audit.toml          the study that compares the best settings on audit seeds
         specs/<id>.toml     the spec that a launcher starts
@@ -62,7 +62,7 @@ class PlanFile:
 
 @dataclass(frozen=True)
 class StudySettings:
-    """The settings in `study.toml` that commands about finished runs use; None if not given."""
+    """The settings in `study.toml` that commands for finished runs use; None if not given."""
 
     name: str | None = None
     baseline: str | None = None
@@ -70,7 +70,7 @@ class StudySettings:
     target: float | None = None
 
     def target_of(self, metric: str) -> float | None:
-        """Return the target if it is a target of this metric."""
+        """Return the target value if the target uses this metric, else None."""
         return self.target if self.metric in (None, metric) else None
 
 
@@ -137,15 +137,17 @@ class StudyFolder:
 
     @property
     def required_plan(self) -> PlanFile:
-        """The plan; raises `UserError` if the folder holds none, and names the command for a folder of a
-        search."""
+        """The plan.
+
+        Raises `UserError` if the folder holds none; for a search, the error names the command to resume it.
+        """
         if self.plan is not None:
             return self.plan
         if self.search_file.exists():
-            again = f"flowrace tune {self.search_file} --out {self.path}"
+            command = f"flowrace tune {self.search_file} --out {self.path}"
             raise UserError(
                 f"{self.path} holds a search of settings, not a study; to resume it and print its results: "
-                f"{again}"
+                f"{command}"
             )
         raise UserError(f"{self.path} holds no study: no {PLAN} in it; give the --out folder of a sweep")
 
@@ -171,13 +173,16 @@ class StudyFolder:
 def _parsed(table: Any) -> PlanFile:
     runs = tuple(PlanEntry(str(run["id"]), dict(run["cell"])) for run in table["runs"])
     excluded = table.get("excluded") or ()
-    return PlanFile(runs, tuple(PlanExclusion(dict(one["cell"]), str(one["reason"])) for one in excluded))
+    return PlanFile(runs, tuple(PlanExclusion(dict(row["cell"]), str(row["reason"])) for row in excluded))
 
 
 def _settings(file: Path, table: Mapping[str, Any]) -> StudySettings:
     target = table.get("target", {})
     if not isinstance(target, Mapping):
-        raise UserError(f'{file}: target must be a table, as in [target] metric = "fd:local", value = 12.0')
+        raise UserError(
+            f'{file}: target must be a table, for example [target] metric = "fd:local", value = 12.0; '
+            f"it is {target!r}"
+        )
     value = target.get("value")
     if value is not None and (
         isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf
@@ -193,5 +198,5 @@ def _settings(file: Path, table: Mapping[str, Any]) -> StudySettings:
 
 def _text(file: Path, key: str, value: Any) -> str | None:
     if value is not None and not isinstance(value, str):
-        raise UserError(f"{file}: {key} = {value!r}: expected a text")
+        raise UserError(f"{file}: {key} = {value!r}: expected a string")
     return value

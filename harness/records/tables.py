@@ -1,4 +1,4 @@
-"""Records as tidy tables: one row a run, a logged step, or a value of a metric."""
+"""Tidy tables of records: one row per run, per logged step, or per value of a metric."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ if TYPE_CHECKING:
 
 
 def run_table(records: Iterable[Record]) -> pd.DataFrame:
-    """Return one row a run: `run`, `method`, `seed`, `status`, `step`, `path`, and its spec by dotted
-    path."""
+    """Return one row per run: `run`, `method`, `seed`, `status`, `step`, `path`, and its spec by dotted
+    name."""
     return _frame(records, _run)
 
 
 def training_table(records: Iterable[Record]) -> pd.DataFrame:
-    """Return one row a logged step: `loss` and its named parts `losses.*`, `grad_norm`, `learning_rate`,
-    costs so far.
+    """Return one row per logged step: losses, `grad_norm`, `learning_rate`, and costs so far.
 
-    `seconds` counts training phases only; each phase is `seconds.*`.
+    `loss` is the total and `losses.*` are its named parts. `seconds` is the sum over training phases, and
+    `seconds.*` are all phases.
     """
     return _frame(records, _training)
 
 
 def evaluation_table(records: Iterable[Record]) -> pd.DataFrame:
-    """Return one row a run, step and metric: `mean`, `low`, `high`, `n`, `protocol`, and costs so far.
+    """Return one row per run, step and metric: `mean`, `low`, `high`, `n`, `protocol`, and costs so far.
 
-    A step that was evaluated again has the means over replicates.
+    If a step was evaluated again, its values are the means over replicates.
     """
     return _frame(records, _evaluations)
 
@@ -49,7 +49,7 @@ def _frame(records: Iterable[Record], rows: Callable[[Record], Iterable[dict[str
 
 
 def _of(record: Record) -> dict[str, Any]:
-    """Return the columns that every table begins with."""
+    """Return the columns with which every table begins."""
     method = record.spec.get("method", {}).get("name")
     return {"run": record.id, "method": method, "seed": record.spec.get("seed", 0)}
 

@@ -1,5 +1,7 @@
-"""Several processes as one: torchrun's environment, DDP's gradients, or a sharded run (fsdp.py). One process
-is the case of a world of size 1."""
+"""Runs on several processes: torchrun's environment, and gradients averaged by DDP or FSDP (fsdp.py).
+
+A single process is a world of size 1.
+"""
 
 from __future__ import annotations
 
@@ -24,17 +26,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class World:
+    """The ranks of a run, and the device of this one."""
+
     rank: int
     size: int
     device: torch.device
 
     @property
     def main(self) -> bool:
-        """The one process that writes."""
+        """True on rank 0, the only rank that writes files."""
         return self.rank == 0
 
     def mesh(self) -> DeviceMesh | None:
-        """All processes as what a run is divided over; None where there is one."""
+        """Return the mesh of all ranks over which a run is sharded; None for a single process."""
         if self.size == 1:
             return None
         from torch.distributed.device_mesh import init_device_mesh
@@ -42,26 +46,31 @@ class World:
         return init_device_mesh(self.device.type, (self.size,))
 
     def wrap(self, module: nn.Module, *, changing: bool) -> nn.Module:
-        """The module with gradients averaged over all processes; `changing` when not every step uses every
-        parameter. A module that is divided averages its own."""
+        """Return the module with gradients averaged over all ranks; a sharded module does so itself.
+
+        Set `changing` if some steps do not use all parameters.
+        """
         if self.size == 1 or is_sharded(module):
             return module
-        # A gradient is where it is exchanged: one copy of them, not two.
+        # As views of the exchanged buckets, gradients are stored once instead of twice.
         return DistributedDataParallel(module, find_unused_parameters=changing, gradient_as_bucket_view=True)
 
     def accumulating(self, module: nn.Module, last: bool) -> AbstractContextManager:
-        """Holds back the exchange of gradients in all but the last micro-batch; a divided module exchanges
-        them at once, since nobody has room for all of them."""
+        """Delay the exchange of gradients until the last micro-batch.
+
+        A sharded module exchanges them in every micro-batch, since no rank has memory for full gradients.
+        """
         return module.no_sync() if isinstance(module, DistributedDataParallel) and not last else nullcontext()
 
     def mean(self, values: Tensor) -> Tensor:
+        """Return the mean over ranks; every rank calls it."""
         if self.size > 1:
             dist.all_reduce(values)
             values = values / self.size
         return values
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set in any process."""
+        """Return whether the flag is set on any rank; every rank calls it."""
         if self.size == 1:
             return flag
         flags = torch.tensor([float(flag)], device=self.device)
@@ -69,6 +78,7 @@ class World:
         return bool(flags.item())
 
     def wait(self) -> None:
+        """Wait until every rank has called this."""
         if self.size > 1:
             dist.barrier()
 
@@ -80,14 +90,14 @@ def world_size() -> int:
 
 @contextmanager
 def join(device: str) -> Iterator[World]:
-    """The world that torchrun's variables describe (a world of one without them), left again at the end."""
+    """Yield the world that torchrun's variables describe, of size 1 without them; leave it at the end."""
     size = world_size()
     if size == 1:
         yield World(0, 1, pick_device(device))
         return
     chosen = pick_device(device, local_rank=int(os.environ["LOCAL_RANK"]))
-    # The others wait while one trains a metric's network or measures 50k samples: longer than torch lets them
-    # by default.
+    # The other ranks wait while rank 0 trains a metric's network or measures 50k samples, which takes longer
+    # than torch's default timeout.
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(hours=2))
     try:
         yield World(dist.get_rank(), size, chosen)
@@ -96,7 +106,7 @@ def join(device: str) -> Iterator[World]:
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
-    """`auto` takes CUDA where there is one; raises `UserError` for a device that is not there."""
+    """Return the device of a name; `auto` is CUDA if available. Raises `UserError` if it cannot be used."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":
@@ -105,7 +115,8 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
         if device.type == "cuda":
-            torch.cuda.set_device(device)  # events, collectives and meshes take the current one
+            # Events, collectives and meshes use the current device.
+            torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(

@@ -1,4 +1,4 @@
-"""What a run ran on: written into its record at every start. Importing this imports no torch."""
+"""The environment of a run, which its record holds for every start. Importing this does not import torch."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
+# From glibc's malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 PACKAGES = ("flowrace", "torch", "numpy", "timm", "torch-fidelity", "mlflow", "safetensors", "pydantic")
 
 
 def describe(device: torch.device, devices: int) -> dict[str, Any]:
-    """Versions, device and threads of this process, as JSON; `started` is in milliseconds since 1970."""
+"""Return versions, device and threads of this process as JSON; `started` is in ms since 1970."""
     import torch
 
     return {
@@ -42,8 +43,10 @@ def describe(device: torch.device, devices: int) -> dict[str, Any]:
 
 
 def prepare(threads: int) -> None:
-    """Fix what bits depend on: CPU threads (0: all cores) and deterministic kernels; and keep memory, on
-    which none does."""
+    """Set everything that affects bitwise results, and the allocator, which does not.
+
+    The former are CPU threads (0: all cores) and deterministic kernels.
+    """
     import torch
 
     keep_memory()
@@ -51,25 +54,29 @@ def prepare(threads: int) -> None:
     torch.set_num_threads(threads or cores())
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
-    # By default torch lets convolutions take TF32, and matrix products not.
+    # By default torch uses TF32 for convolutions, but not for matrix products.
     torch.backends.cudnn.allow_tf32 = False
 
 
 def keep_memory() -> None:
-    """Tell glibc's allocator to keep what is freed: every step needs it again, and memory that was given back
-    is cleared by the kernel page by page (benchmarks.before_after has what that takes)."""
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
+    """Make glibc's allocator keep freed memory, which every step needs again.
+
+    Memory that was returned to the kernel is cleared page by page; benchmarks.before_after measures the cost.
+    """
+    # Other C libraries have no such call.
+    with contextlib.suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def device_name(device: torch.device) -> str:
+    """Return the model name of a GPU, or of this machine's CPU."""
     if device.type == "cuda":
         import torch
 
@@ -82,6 +89,7 @@ def device_name(device: torch.device) -> str:
 
 
 def package_version(name: str) -> str | None:
+    """Return the version of an installed package; None if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -89,8 +97,10 @@ def package_version(name: str) -> str | None:
 
 
 def code_version() -> str | None:
-    """The commit of the checkout that this package runs from, `+` for uncommitted changes; None outside a
-    checkout."""
+    """Return the commit of the checkout that this package runs from; None outside a checkout.
+
+    A `+` at the end marks uncommitted changes.
+    """
     folder = Path(__file__).parents[1]
     if not (folder.parent / ".git").exists():
         return None

@@ -1,8 +1,8 @@
 """Sharded runs (FSDP2), for a run that is too large for one device.
 
 Each rank keeps a shard (rows of the first axis) of every parameter, of its gradient, of AdamW's moments and
-of the EMA; a block's weights are gathered while it runs. The results are those of DDP, except for the order
-of sums over ranks.
+of the EMA. A block's weights are gathered while it runs. Results equal those of DDP, except for the order of
+sums over ranks.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ def shard(model: nn.Module, ema: nn.Module, method: nn.Module, mesh: DeviceMesh)
     """
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    # Queries, keys and the velocity are views; nothing writes into them.
+    # Queries, keys and the velocity are views, but no code writes into them.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
     for network in (model, ema):
         for block in network.get_submodule("blocks").children():
             fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    # The EMA has no backward pass, which is what frees the student's gathered weights.
+    # In the student the backward pass frees the gathered weights; the EMA has none.
     fully_shard(ema, mesh=mesh, reshard_after_forward=True)
     fully_shard(method, mesh=mesh)
     register_fsdp_forward_method(method, "loss")
@@ -43,20 +43,22 @@ def is_sharded(module: nn.Module) -> bool:
 
 
 def local_shard(tensor: Tensor) -> Tensor:
-    """Return this rank's shard, which shares memory with the tensor; an unsharded tensor is returned as it
-    is."""
+    """Return this rank's shard, which shares memory with the tensor; an unsharded tensor is returned
+    unchanged."""
     return tensor.to_local() if _is_dtensor(tensor) else tensor
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
     """Return the tensor gathered from all ranks, all of which must call this; an unsharded tensor is returned
-    as it is."""
+    unchanged."""
     return tensor.full_tensor() if _is_dtensor(tensor) else tensor
 
 
 def shard_like(tensor: Tensor, pattern: Tensor) -> Tensor:
-    """Return a full tensor on the device of `pattern`, sharded as that is. Every rank takes its shard;
-    nothing is sent."""
+    """Return a full tensor on the device of `pattern`, sharded like `pattern`.
+
+    Every rank takes its shard of its own full tensor; nothing is sent.
+    """
     if not _is_dtensor(pattern):
         return tensor.to(pattern.device)
     from torch.distributed.tensor import distribute_tensor
@@ -67,5 +69,5 @@ def shard_like(tensor: Tensor, pattern: Tensor) -> Tensor:
 
 
 def _is_dtensor(tensor: Tensor) -> TypeGuard[DTensor]:
-    # By attribute: importing DTensor takes a second, which runs on one device need not spend.
+    # Importing DTensor takes a second, which runs on one device should not spend.
     return hasattr(tensor, "placements")

@@ -1,7 +1,7 @@
-"""What autocast may not take in half precision.
+"""Products that stay in float32 under autocast.
 
-Similarities are differences of numbers that are nearly equal: of cosines in bfloat16 nothing is left where
-tokens are alike.
+Similarities are differences of nearly equal numbers. In bfloat16, cosines of similar tokens lose all
+significant digits.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b in float32, inside autocast too, where `.float()` alone would be undone."""
+    """Return a @ b in float32, also inside autocast, which would undo a plain `.float()`."""
     kind = a.device.type
     with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
         return a.float() @ b.float()

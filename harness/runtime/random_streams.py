@@ -1,14 +1,15 @@
-"""The random streams: every draw is a pure function of (seed, stream name, global sample index), made on the
-CPU.
+"""Random streams: every draw is a pure function of seed, stream name and global sample index, on the CPU.
 
-A stream is a counter-based generator (Philox 4x64): the key is a hash of seed and name, the counter holds the
-index. So no draw depends on how many draws came before it, on the number of processes, or on what another
-stream is used for.
+A stream is a counter-based generator (Philox 4x64), whose key is a hash of seed and name and whose counter
+holds the index. So a draw depends neither on earlier draws, nor on the number of processes, nor on other
+streams.
 
-Streams in use: init/<parameter>, order, label_drop, flip, modality, posterior (of latents); noise, time,
-second_time, token_time, mask, whole, teacher_offset, each time's .../audio, .../late and .../is_late;
-eval_noise, eval_label, sde_noise/<step>; encoder/..., probe/...; data/... (the embedded data sets, always of
-seed 0)
+    data         order, label_drop, flip, modality, posterior (of latents)
+    networks     init/<parameter>, encoder/..., probe/...
+    methods      noise, token_noise, time, second_time, token_time, mask, whole, teacher_offset;
+                 for each time also .../audio, .../late and .../is_late
+    evaluation   eval_noise, eval_label, sde_noise/<step>; with an extra token also .../extra
+    data sets    data/... (the generated ones, always with seed 0)
 """
 
 from __future__ import annotations
@@ -30,20 +31,20 @@ class Streams:
         self._generators: dict[str, np.random.Generator] = {}
 
     def normal(self, name: str, indices: Sequence[int] | np.ndarray, shape: Sequence[int] = ()) -> Tensor:
-        """Standard normal draws, (len(indices), *shape)."""
+        """Return standard normal draws, (len(indices), *shape)."""
         return self._rows(name, indices, shape, lambda g, out: g.standard_normal(out=out, dtype=np.float32))
 
     def uniform(self, name: str, indices: Sequence[int] | np.ndarray, shape: Sequence[int] = ()) -> Tensor:
-        """Draws from [0, 1), (len(indices), *shape)."""
+        """Return uniform draws from [0, 1), (len(indices), *shape)."""
         return self._rows(name, indices, shape, lambda g, out: g.random(out=out, dtype=np.float32))
 
     def integers(self, name: str, indices: Sequence[int] | np.ndarray, high: int) -> Tensor:
-        """One integer of [0, high) for each index, int64."""
+        """Return one integer in [0, high) for each index, int64."""
         drawn = [self._at(name, int(index)).integers(high) for index in indices]
         return torch.tensor(drawn, dtype=torch.int64)
 
     def permutation(self, name: str, index: int, size: int) -> np.ndarray:
-        """A permutation of range(size): the order of epoch `index`."""
+        """Return a permutation of range(size), for example the order of epoch `index`."""
         return self._at(name, index).permutation(size)
 
     def _rows(
@@ -59,15 +60,16 @@ class Streams:
         return torch.from_numpy(out.reshape(len(indices), *shape))
 
     def _at(self, name: str, index: int) -> np.random.Generator:
-        """The stream's generator, standing at the block of 2^128 values that belongs to this index."""
+        """Return the stream's generator, set to the block of 2^128 values that belongs to this index."""
         if name not in self._generators:
             digest = hashlib.sha256(f"{self.seed}/{name}".encode()).digest()[:16]
             key = np.frombuffer(digest, dtype="<u8").astype(np.uint64)
             self._generators[name] = np.random.Generator(np.random.Philox(key=key))
         generator = self._generators[name]
-        # numpy types the state as a read-only mapping; it is a dictionary that the setter takes back.
+        # numpy types the state as a read-only mapping, although it is a dictionary that can be set again.
         state = cast(dict[str, Any], generator.bit_generator.state)
         state["state"]["counter"][:] = (0, 0, index, 0)
-        state["buffer_pos"], state["has_uint32"] = 4, 0  # nothing left over from the index before
+        # No values may remain in the buffer from the previous index.
+        state["buffer_pos"], state["has_uint32"] = 4, 0
         generator.bit_generator.state = state
         return generator

@@ -1,10 +1,9 @@
 """Rounds of batches: each rank processes one batch per round, and rank 0 receives them in single-process
 order.
 
-The unit of work is a full batch, so each batch has the bits that it has with one process, and so has
-everything that rank 0 computes from them (rows, moments, distances). A sharded network needs the same number
-of passes on every rank: if the last round has fewer batches than there are ranks, the last batch is processed
-again and dropped.
+The unit of work is a full batch, so each batch has the same bits as with one process, and so has everything
+that rank 0 computes from them (rows, moments, distances). A sharded network needs the same number of passes
+on every rank. If the last round has fewer batches than ranks, the last batch is processed again and dropped.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ class Round(NamedTuple):
 
     @property
     def batches(self) -> list[range]:
-        """The samples of each rank's batch, in order, without a batch that is dropped."""
+        """The samples of each rank's batch, in order, without dropped batches."""
         return [self.combined[start : start + self.size] for start in range(0, len(self.combined), self.size)]
 
 
@@ -45,19 +44,19 @@ def rounds(numbers: range, size: int, world: World) -> Iterator[Round]:
         yield Round(local, numbers[first * size : (first + world.size) * size], size)
 
 
-def gather_round(x: Tensor, one: Round, world: World) -> Tensor | None:
-    """Return the rows of a round, (len(one.combined), ...), from each rank's (len(one.local), ...); None
-    except on rank 0.
+def gather_round(x: Tensor, batch: Round, world: World) -> Tensor | None:
+    """Return on rank 0 the rows of a round, (len(batch.combined), ...), and None on the other ranks.
 
-    Every rank calls it, with rows on `world.device` of one shape and type.
+    Every rank calls it with its (len(batch.local), ...) rows on `world.device`, of the same shape and type.
     """
     if world.size == 1:
         return x
-    full = x.new_zeros(one.size, *x.shape[1:])  # an exchange takes equal shapes
+    # All ranks must send the same shape.
+    full = x.new_zeros(batch.size, *x.shape[1:])
     full[: len(x)] = x
     parts = [torch.empty_like(full) for _ in range(world.size)] if world.main else None
     dist.gather(full, parts)
-    return None if parts is None else torch.cat(parts)[: len(one.combined)]
+    return None if parts is None else torch.cat(parts)[: len(batch.combined)]
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Promise 3: what the authors' released code computed."""
+"""Promise 3: our networks, losses and samplers reproduce the authors' released code."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ FILES = ["sit_forward", "repa_loss", "samplers", "self_flow_step", "self_flow_sd
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_released_numbers(golden: Path, name: str) -> None:
+def test_outputs_equal_those_of_released_code(golden: Path, name: str) -> None:
     checks = verify(golden / f"{name}.safetensors")
     assert checks
     assert {check.tensor: check.max_abs_error for check in checks if not check.passed} == {}
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_table_says_what_is_in_a_file(golden: Path, name: str) -> None:
-    """Of the columns `in.*`, metadata and `out.*`: a released file has them, and nothing else goes in."""
-    head = next(line for line in verification.__doc__.splitlines() if "metadata beside" in line)
+def test_table_in_the_docstring_describes_the_files(golden: Path, name: str) -> None:
+    """A file has the listed inputs exactly, and at least the listed metadata and outputs."""
+    head = next(line for line in verification.__doc__.splitlines() if "metadata, in addition" in line)
     starts = [head.index(word) for word in ("in.*", "metadata", "out.*")]
     lines = verification.__doc__.partition(head)[2].strip("\n").splitlines()
     rows = [[line[a:b].split() for a, b in zip(starts, [*starts[1:], None], strict=True)] for line in lines]
@@ -39,7 +39,7 @@ def test_the_table_says_what_is_in_a_file(golden: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_changed_weight_is_noticed(golden: Path, tmp_path: Path, name: str) -> None:
+def test_verify_fails_when_a_weight_changes(golden: Path, tmp_path: Path, name: str) -> None:
     from safetensors import safe_open
 
     source = golden / f"{name}.safetensors"
@@ -50,7 +50,7 @@ def test_a_changed_weight_is_noticed(golden: Path, tmp_path: Path, name: str) ->
     assert not all(check.passed for check in verify(tmp_path / "other-name.safetensors"))
 
 
-def test_command(golden: Path, tmp_path: Path) -> None:
+def test_command_prints_the_checks_as_json(golden: Path, tmp_path: Path) -> None:
     files = [str(golden / f"{name}.safetensors") for name in FILES]
     result = CliRunner().invoke(command, [*files, "--json"])
     assert result.exit_code == 0
@@ -58,7 +58,7 @@ def test_command(golden: Path, tmp_path: Path) -> None:
     assert found["passed"] and {Path(check["file"]).stem for check in found["checks"]} == set(FILES)
 
 
-def test_bad_files(golden: Path, tmp_path: Path) -> None:
+def test_verify_rejects_unreadable_and_incomplete_files(golden: Path, tmp_path: Path) -> None:
     (tmp_path / "text.safetensors").write_text("not one")
     with pytest.raises(UserError, match=r"cannot read .*safetensors"):
         verify(tmp_path / "text.safetensors")

@@ -1,4 +1,4 @@
-"""Samplers against ODEs and SDEs with known solutions (the released code's numbers are in test_verify)."""
+"""Samplers on ODEs and SDEs with known solutions; test_golden.py compares them with released code."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ from harness.flow.samplers import SAMPLERS, euler, euler_maruyama, heun, velocit
 
 
 def to_gaussian(x: torch.Tensor, t: float, sd: float = 0.5) -> torch.Tensor:
-    """Exact velocity of the linear path between N(0, sd^2) data and noise: E[eps - x0 | x_t]."""
+    """Return E[eps - x0 | x_t], the exact velocity of the linear path from N(0, sd^2) data to noise."""
     return x * (t - (1 - t) * sd**2) / ((1 - t) ** 2 * sd**2 + t**2)
 
 
-def test_euler_is_exact_on_straight_lines() -> None:
+def test_euler_is_exact_for_constant_velocity() -> None:
     x = torch.randn(4, 1, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    still = torch.full_like(x, 0.25)
+constant = torch.full_like(x, 0.25)
     torch.testing.assert_close(euler(lambda *_: still, x, 3), x - still)
 
 
 @pytest.mark.parametrize(("sampler", "order"), [(euler, 1), (heun, 2)])
-def test_order_of_convergence(sampler, order: int) -> None:
-    """dx/dt = x from t = 1 to 0 gives x/e; the error falls as steps^-order (the network's float32 rounding
-    aside)."""
+def test_error_falls_with_the_order_of_the_sampler(sampler, order: int) -> None:
+    """dx/dt = x from t = 1 to 0 gives x/e. The error falls as steps^-order, up to float32 rounding."""
     x = torch.ones(1, 1, 1, 1, dtype=torch.float64)
     field = lambda x, t: x  # noqa: E731
     errors = [abs(sampler(field, x, steps).item() - math.exp(-1)) for steps in (10, 20, 40)]
@@ -34,9 +33,8 @@ def test_order_of_convergence(sampler, order: int) -> None:
 
 
 @pytest.mark.parametrize("name", list(SAMPLERS))
-def test_noise_becomes_data(name: str) -> None:
-    """With the exact velocity of Gaussian data of standard deviation 0.5, samples have standard deviation
-    0.5."""
+def test_samples_have_the_spread_of_the_data(name: str) -> None:
+    """With the exact velocity for N(0, 0.25) data, samples have a standard deviation of 0.5."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(40_000, 1, 1, 1, generator=generator, dtype=torch.float64)
     noise = lambda i, x: torch.randn(x.shape, generator=generator, dtype=x.dtype)  # noqa: E731
@@ -44,7 +42,7 @@ def test_noise_becomes_data(name: str) -> None:
     assert samples.std().item() == pytest.approx(0.5, rel=0.02)
 
 
-def test_guidance_only_inside_its_interval() -> None:
+def test_guidance_applies_only_inside_its_interval() -> None:
     class Network:
         def __call__(self, x, times, y):
             return type("P", (), {"velocity": y.float()[:, None, None, None].expand_as(x)})
@@ -57,17 +55,16 @@ def test_guidance_only_inside_its_interval() -> None:
     assert velocity_field(Network(), y, null=9)(x, 0.5).flatten().tolist() == [2, 3]
 
 
-def test_noise_of_the_sde_is_asked_for_step_by_step() -> None:
-    asked = []
+def test_sde_requests_noise_for_each_step_in_order() -> None:
+    steps = []
     euler_maruyama(
-        lambda x, t: x, torch.ones(1, 1, 1, 1), 5, noise=lambda i, x: asked.append(i) or torch.zeros_like(x)
+        lambda x, t: x, torch.ones(1, 1, 1, 1), 5, noise=lambda i, x: steps.append(i) or torch.zeros_like(x)
     )
-    assert asked == [0, 1, 2, 3]
+    assert steps == [0, 1, 2, 3]
 
 
-def test_one_step_of_the_sde_is_one_drift_from_the_noise() -> None:
-    """By hand from samplers.py of REPA: its last step begins where the times end, which of one step is t =
-    1."""
+def test_sde_with_one_step_is_one_drift_step_from_time_1() -> None:
+    """Computed by hand from REPA's samplers.py, whose last step starts at the last time; here that is 1."""
     x = torch.ones(2, 1, 2, 2, dtype=torch.float64)
     found = euler_maruyama(
         lambda x, t: 2 * x, x, 1, noise=lambda i, x: torch.zeros_like(x), dtype=torch.float64

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or refused."""
+"""Checkpoint files: complete and verified, or rejected."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ TENSORS = {
 }
 
 
-def test_round_trip(tmp_path: Path) -> None:
+def test_checkpoint_round_trips(tmp_path: Path) -> None:
     save(path_of(tmp_path, 7), TENSORS, {"step": "7"})
     found = load(path_of(tmp_path, 7))
     assert found.meta["step"] == "7"
     assert all(torch.equal(found.tensors[name], tensor) for name, tensor in TENSORS.items())
 
 
-def test_digest_sees_names_types_shapes_and_bytes() -> None:
+def test_digest_depends_on_names_types_shapes_and_bytes() -> None:
     a = TENSORS["a"]
     variants = [
         {"a": a},
@@ -44,7 +44,7 @@ def test_digest_sees_names_types_shapes_and_bytes() -> None:
 
 
 @pytest.mark.parametrize("where", [0, 3, 10, -30, -1])
-def test_a_changed_byte_is_refused(tmp_path: Path, where: int) -> None:
+def test_load_rejects_a_changed_byte(tmp_path: Path, where: int) -> None:
     path = path_of(tmp_path, 1)
     save(path, TENSORS, {})
     content = bytearray(path.read_bytes())
@@ -58,7 +58,7 @@ def test_a_changed_byte_is_refused(tmp_path: Path, where: int) -> None:
 
 
 @pytest.mark.parametrize("length", [0, 5, 100, -1])
-def test_a_truncated_file_is_refused_with_the_way_on(tmp_path: Path, length: int) -> None:
+def test_load_rejects_a_truncated_file_and_names_the_previous_checkpoint(tmp_path: Path, length: int) -> None:
     save(path_of(tmp_path, 1), TENSORS, {})
     save(path_of(tmp_path, 2), TENSORS, {})
     path = path_of(tmp_path, 2)
@@ -67,7 +67,7 @@ def test_a_truncated_file_is_refused_with_the_way_on(tmp_path: Path, length: int
         load(path)
 
 
-def test_strangers_are_refused(tmp_path: Path) -> None:
+def test_load_rejects_other_files(tmp_path: Path) -> None:
     path = path_of(tmp_path, 1)
     path.write_bytes(pickle.dumps(TENSORS))
     with pytest.raises(UserError, match="not a readable checkpoint"):
@@ -76,11 +76,11 @@ def test_strangers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a readable checkpoint"):
         load(path)
     save_file(TENSORS, path)
-    with pytest.raises(UserError, match="not a flowrace checkpoint"):
+    with pytest.raises(UserError, match="no flowrace checkpoint"):
         load(path)
 
 
-def test_the_newest_are_kept_and_leftovers_go(tmp_path: Path) -> None:
+def test_prune_keeps_the_newest_and_deletes_temporary_files(tmp_path: Path) -> None:
     for step in (1, 2, 10, 9):
         save(path_of(tmp_path, step), TENSORS, {})
     (tmp_path / ".step-00000011.safetensors.tmp").write_bytes(b"half")
@@ -92,8 +92,8 @@ def test_the_newest_are_kept_and_leftovers_go(tmp_path: Path) -> None:
     assert checkpoints(tmp_path)[-1] == path_of(tmp_path, 10)
 
 
-def test_equal_states_are_equal_bytes(tmp_path: Path) -> None:
-    """In processes of their own, where hash maps differ."""
+def test_equal_states_give_equal_bytes(tmp_path: Path) -> None:
+    """Hash maps differ between processes, so each file is written by a separate one."""
     code = (
         "import sys, torch; from pathlib import Path; from harness.records.checkpoint import save\n"
         "tensors = {n: torch.arange(3.0) for n in 'edcba'}\n"
@@ -109,11 +109,11 @@ def test_equal_states_are_equal_bytes(tmp_path: Path) -> None:
     [((5, 10, 13), (5, 10, 13)), ((5, 10, 13, 14), (5, 10, 14)), ((5, 7, 10, 13, 15), (10, 15)),
      ((13,), (13,)), ((10, 15, 18, 22), (15, 22)), ((15, 20, 22), (20, 22))],
 )  # fmt: skip
-def test_checkpoints_off_the_schedule_go_and_push_none_out(
+def test_prune_deletes_older_unscheduled_checkpoints_only(
     tmp_path: Path, steps: tuple[int, ...], kept: tuple[int, ...]
 ) -> None:
-    """Every 5 of 22 steps, and the last one, two are kept; and whatever is the newest, from which the run
-    continues."""
+    """Scheduled are every 5th of 22 steps and the last one. Two of them are kept, and the newest checkpoint,
+    from which the run resumes."""
     for step in steps:
         path_of(tmp_path, step).touch()
     prune(tmp_path, TrainSpec(steps=22, checkpoint_every=5, keep_checkpoints=2))
@@ -121,8 +121,8 @@ def test_checkpoints_off_the_schedule_go_and_push_none_out(
 
 
 @pytest.mark.parametrize("name", [".step-00000002.safetensors.tmp", ".tmpkojG9c"])
-def test_what_a_killed_write_left_goes_with_the_next_checkpoint(tmp_path: Path, name: str) -> None:
-    """Ours, and the temporary file that safetensors writes of its own accord."""
+def test_prune_deletes_what_a_killed_write_left(tmp_path: Path, name: str) -> None:
+    """Both our temporary file and the one of safetensors itself are deleted."""
     (tmp_path / name).write_bytes(b"half")
     save(path_of(tmp_path, 3), TENSORS, {})
     prune(tmp_path, TrainSpec())

@@ -1,5 +1,5 @@
-"""The mirror holds what the record holds, once, whatever happens around it; read back through MLflow's own
-client."""
+"""The MLflow mirror equals the record, without duplicates, after any interruption; read back with MLflow's
+own client."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def child(uri: str, study: str = "s") -> Any:
 
 
 def rows(uri: str) -> Counter[tuple[Any, ...]]:
-    """Every stored point, straight from the database."""
+    """Read every stored point directly from the database."""
     with sqlite3.connect(uri.removeprefix("sqlite:///")) as database:
         query = """select key, step, value, timestamp from metrics join runs using (run_uuid)
                    where lifecycle_stage = 'active'"""
@@ -106,7 +106,7 @@ def rows(uri: str) -> Counter[tuple[Any, ...]]:
 
 
 def expected(record: Record, upto: int) -> Counter[tuple[Any, ...]]:
-    """What the table of names in the module says, written out again from the raw events."""
+    """Derive the points from the raw events, by the table in the docstring of mlflow_mirror."""
     found: Counter[tuple[Any, ...]] = Counter()
     for event in [e for e in record.events if e["step"] <= upto]:
         time = STARTED + round(sum(1000 * s for s in event.get("seconds", {}).values()))
@@ -125,7 +125,7 @@ def expected(record: Record, upto: int) -> Counter[tuple[Any, ...]]:
     return found
 
 
-def test_a_finished_run_is_mirrored_whole_and_once(tmp_path: Path, uri: str) -> None:
+def test_finished_run_is_mirrored_completely_and_once(tmp_path: Path, uri: str) -> None:
     record = written(tmp_path / "abc", events(10))
     study = tmp_path / "study.toml"
     study.write_text('name = "s"\n')
@@ -151,12 +151,12 @@ def test_a_finished_run_is_mirrored_whole_and_once(tmp_path: Path, uri: str) -> 
     assert len(runs_of(uri, "s")) == 2
 
 
-def test_artifacts_lie_beside_the_database(tmp_path: Path, uri: str) -> None:
+def test_artifacts_are_stored_next_to_the_database(tmp_path: Path, uri: str) -> None:
     mirror([written(tmp_path / "abc", events(4))], uri=uri, study="s")
     assert list((tmp_path / "store" / "mlruns" / "s").rglob("spec.toml"))
 
 
-def test_an_unfinished_run_is_mirrored_up_to_its_last_checkpoint(tmp_path: Path, uri: str) -> None:
+def test_unfinished_run_is_mirrored_up_to_its_last_checkpoint(tmp_path: Path, uri: str) -> None:
     record = written(tmp_path / "abc", events(6), done=False)
     assert [event["step"] for event in durable(record)][-1] == 4
     mirror([record], uri=uri, study="s", complete=True)
@@ -172,7 +172,7 @@ def test_an_unfinished_run_is_mirrored_up_to_its_last_checkpoint(tmp_path: Path,
     assert {run.info.status for run in runs_of(uri, "s")} == {"FINISHED"}
 
 
-def test_a_failed_run_tells_why(tmp_path: Path, uri: str) -> None:
+def test_failed_run_has_its_reason_as_a_tag(tmp_path: Path, uri: str) -> None:
     record = written(tmp_path / "abc", events(4), done=False)
     with RecordWriter(record.path) as writer:
         writer.fail({"reason": "the loss is not finite at step 5"})
@@ -181,17 +181,17 @@ def test_a_failed_run_tells_why(tmp_path: Path, uri: str) -> None:
     assert child(uri).data.tags["flowrace.failure"] == "the loss is not finite at step 5"
 
 
-def test_a_mirroring_that_died_half_way_heals(
+def test_interrupted_mirroring_is_completed_by_the_next(
     tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = written(tmp_path / "abc", events(400, every=100))
-    whole, calls = MlflowClient.log_batch, []
+    log_batch, calls = MlflowClient.log_batch, []
 
     def dies(self: MlflowClient, *args: Any, **kwargs: Any) -> None:
         calls.append(kwargs)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        whole(self, *args, **kwargs)
+        log_batch(self, *args, **kwargs)
 
     monkeypatch.setattr(MlflowClient, "log_batch", dies)
     with pytest.raises(KeyboardInterrupt):
@@ -202,32 +202,32 @@ def test_a_mirroring_that_died_half_way_heals(
     assert rows(uri) == expected(record, upto=400)
 
 
-def test_a_record_made_anew_replaces_what_was_mirrored(tmp_path: Path, uri: str) -> None:
+def test_retrained_run_replaces_the_mirrored_one(tmp_path: Path, uri: str) -> None:
     mirror([written(tmp_path / "one" / "abc", events(8))], uri=uri, study="s")
     other = [{**event, "loss": 7.0} if event["kind"] == "train" else event for event in events(8)]
-    anew = written(tmp_path / "two" / "abc", other)
-    mirror([anew], uri=uri, study="s")
-    assert rows(uri) == expected(anew, upto=8)
+    retrained = written(tmp_path / "two" / "abc", other)
+    mirror([retrained], uri=uri, study="s")
+    assert rows(uri) == expected(retrained, upto=8)
 
 
-def test_a_copy_that_is_behind_changes_nothing(tmp_path: Path, uri: str) -> None:
-    ahead = written(tmp_path / "one" / "abc", events(8))
-    mirror([ahead], uri=uri, study="s")
+def test_shorter_copy_of_a_run_changes_nothing(tmp_path: Path, uri: str) -> None:
+    longer = written(tmp_path / "one" / "abc", events(8))
+    mirror([longer], uri=uri, study="s")
     mirror([written(tmp_path / "two" / "abc", events(4), done=False)], uri=uri, study="s")
-    assert rows(uri) == expected(ahead, upto=8)
+    assert rows(uri) == expected(longer, upto=8)
     assert child(uri).info.status == "FINISHED"
 
 
-def test_batches_stay_within_the_limits_of_mlflow(
+def test_batches_respect_the_limits_of_mlflow(
     tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = SPEC + "[many]\n" + "".join(f"f{i} = {i}\n" for i in range(130)) + f'long = "{"x" * 7000}"\n'
     record = written(tmp_path / "abc", events(200, every=50), spec=spec)
-    sizes, whole = [], MlflowClient.log_batch
+    sizes, log_batch = [], MlflowClient.log_batch
 
     def counted(self: MlflowClient, *args: Any, **kwargs: Any) -> None:
         sizes.append((len(kwargs.get("metrics", ())), len(kwargs.get("params", ()))))
-        whole(self, *args, **kwargs)
+        log_batch(self, *args, **kwargs)
 
     monkeypatch.setattr(MlflowClient, "log_batch", counted)
     mirror([record], uri=uri, study="s")
@@ -238,7 +238,7 @@ def test_batches_stay_within_the_limits_of_mlflow(
     assert run.data.tags["flowrace.only_in_spec"] == "many.long"
 
 
-def test_numbers_that_are_not_finite_are_never_sent() -> None:
+def test_points_leave_out_non_finite_numbers() -> None:
     event = train(1) | {"loss": float("inf"), "grad_norm": float("nan"), "learning_rate": None, "flops": True}
     assert set(points(event)) == {"train/losses/flow", "cost/seconds/student", "cost/seconds/ema"}
     interval = {"mean": 2.0, "low": 1.5, "high": float("inf"), "n": 3}
@@ -248,7 +248,7 @@ def test_numbers_that_are_not_finite_are_never_sent() -> None:
     }
 
 
-def test_what_is_not_finite_stands_in_a_tag(tmp_path: Path, uri: str) -> None:
+def test_non_finite_metrics_are_listed_in_a_tag(tmp_path: Path, uri: str) -> None:
     record = written(tmp_path / "r", events(4))
     file = record.path / "events.jsonl"
     lines = file.read_text().splitlines(keepends=True)
@@ -259,7 +259,7 @@ def test_what_is_not_finite_stands_in_a_tag(tmp_path: Path, uri: str) -> None:
     assert {step for key, step, *_ in rows(uri) if key == "train/grad_norm"} == {1, 3, 4}
 
 
-def test_a_run_that_a_dying_server_created_twice_is_one_again(tmp_path: Path, uri: str) -> None:
+def test_duplicate_runs_are_merged(tmp_path: Path, uri: str) -> None:
     record = written(tmp_path / "r", events(8))
     mirror([record], uri=uri, study="s")
     client, first = MlflowClient(tracking_uri=uri), child(uri)
@@ -270,7 +270,7 @@ def test_a_run_that_a_dying_server_created_twice_is_one_again(tmp_path: Path, ur
     assert len(runs_of(uri, "s")) == 2 and rows(uri) == expected(record, 8)
 
 
-def test_two_processes_share_one_fresh_store(tmp_path: Path, uri: str) -> None:
+def test_two_processes_can_create_one_store(tmp_path: Path, uri: str) -> None:
     records = [written(tmp_path / name, events(40)) for name in ("a", "b")]
     code = """if True:
         import sys
@@ -283,14 +283,16 @@ def test_two_processes_share_one_fresh_store(tmp_path: Path, uri: str) -> None:
         subprocess.Popen([sys.executable, "-c", code, record.path, uri], stdout=-1, stderr=-1)
         for record in records
     ]
-    said = [process.communicate() for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
-    assert said == [(b"", b"")] * 2
+    outputs = [process.communicate() for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert outputs == [(b"", b"")] * 2
     assert rows(uri) == expected(records[0], upto=40) + expected(records[1], upto=40)
     assert len(runs_of(uri, "s")) == 3
 
 
-def test_the_store_is_where_it_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_store_uri_prefers_argument_then_environment_then_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert create_store() == f"sqlite:///{tmp_path}/mlflow.db" and (tmp_path / "mlflow.db").exists()
@@ -300,7 +302,7 @@ def test_the_store_is_where_it_was_asked_for(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("bad", ["nonsense://x", "/a/folder"])
-def test_a_store_that_cannot_be_used_is_one_sentence(
+def test_unusable_store_is_reported_in_one_sentence(
     bad: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -308,45 +310,45 @@ def test_a_store_that_cannot_be_used_is_one_sentence(
         create_store(bad)
 
 
-def test_a_folder_that_cannot_hold_the_store(tmp_path: Path) -> None:
+def test_store_is_rejected_when_its_folder_cannot_be_created(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot mirror into sqlite:///"):
         create_store(f"sqlite:///{tmp_path}/file/mlflow.db")
 
 
-def test_passwords_are_not_shown() -> None:
+def test_error_hides_passwords() -> None:
     with pytest.raises(UserError) as error:
         create_store("nonsense://me:secret@host/db")
     assert "nonsense://host/db" in str(error.value) and "secret" not in str(error.value)
 
 
-def test_without_mlflow_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mirror_is_rejected_when_mlflow_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.records.mlflow_store.find_spec", lambda name: None)
     with pytest.raises(UserError, match="MLflow is not installed"):
         mirror([], uri="sqlite:///x.db", study="s")
 
 
-def test_nothing_is_imported_before_it_is_needed() -> None:
+def test_importing_the_mirror_imports_neither_mlflow_nor_torch() -> None:
     code = "import sys, harness.records.mlflow_mirror; print('mlflow' in sys.modules, 'torch' in sys.modules)"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ)
-    assert said.stdout.split() == ["False", "False"]
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ)
+    assert result.stdout.split() == ["False", "False"]
 
 
-def test_flatten() -> None:
+def test_flatten_joins_keys_with_dots() -> None:
     assert flatten({"a": {"b": {"c": 1}, "d": [2]}, "e.f": 3}) == {"a.b.c": 1, "a.d": [2], "e.f": 3}
 
 
 SCRIPTED = "fd:torchscript@d7826800?size=8"
-"""A metric by a network of the user's own, as a record names it: MLflow takes neither `@` nor `?` nor `=`."""
+"""A metric with a custom network, as named in a record. MLflow rejects `@`, `?` and `=`."""
 
 
 def scripted(path: Path) -> Record:
-    """A finished run measured by such a network."""
+    """Write a finished run that is measured with the custom network."""
     found = [json.loads(json.dumps(event).replace("fd:local", SCRIPTED)) for event in events(8)]
     return written(path, found, spec=SPEC + '[eval.weights]\n"torchscript@d7826800?size=8" = "/n/net.ts"\n')
 
 
-def test_names_that_mlflow_does_not_take_are_written_otherwise(tmp_path: Path, uri: str) -> None:
+def test_names_that_mlflow_rejects_are_rewritten(tmp_path: Path, uri: str) -> None:
     mirror([scripted(tmp_path / "abc")], uri=uri, study="s")
     named = "fd:torchscript_d7826800_size_8"
     history = MlflowClient(tracking_uri=uri).get_metric_history(child(uri).info.run_id, f"eval/{named}")
@@ -356,14 +358,14 @@ def test_names_that_mlflow_does_not_take_are_written_otherwise(tmp_path: Path, u
 
 @quick
 @given(st.text(min_size=1))
-def test_every_name_is_made_one_that_mlflow_takes(name: str) -> None:
+def test_tracked_name_is_always_valid_for_mlflow(name: str) -> None:
     from mlflow.utils.validation import validate_param_and_metric_name as taken
 
     assert taken(tracked_name(name)) and len(tracked_name(name)) == len(name)
     assert tracked_name(name) == name or not taken(name) or "\n" in name
 
 
-def test_a_run_that_the_store_refuses_stops_no_other(tmp_path: Path, uri: str) -> None:
+def test_run_rejected_by_the_store_does_not_stop_the_others(tmp_path: Path, uri: str) -> None:
     long = written(tmp_path / "abc", events(4), spec=SPEC + f"[data.{'x' * 260}]\ny = 1\n")
     fine = written(tmp_path / "abd", events(4))
     with pytest.raises(Unsent, match=r"cannot mirror \S*/abc: .*exceeds the maximum length") as error:

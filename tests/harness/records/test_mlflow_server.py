@@ -1,5 +1,5 @@
-"""Eight runs writing at once to a real tracking server on PostgreSQL that is killed in the middle: every
-point, once."""
+"""Eight runs mirrored at once to a tracking server on PostgreSQL, which is killed on the way: every point is
+stored once."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def server() -> Iterator[Server]:
 
 
 def query(server: Server, text: str) -> list[tuple[Any, ...]]:
-    """Straight from the database."""
+    """Query the database directly."""
     import psycopg
 
     with psycopg.connect(server.database) as database, database.cursor() as cursor:
@@ -60,7 +60,7 @@ def writer(record: Record, uri: str) -> subprocess.Popen[bytes]:
 
 
 def write_all(found: list[Record], server: Server, *, kill_at: int | None = None) -> list[str]:
-    """Every record by a process of its own, all at once; what those printed that failed."""
+    """Mirror all records at once, each in a separate process; return the output of those that failed."""
     writers = [writer(record, server.uri) for record in found]
     while kill_at is not None and any(w.poll() is None for w in writers):
         (stored,) = query(server, "select count(*) from metrics")[0]
@@ -69,14 +69,16 @@ def write_all(found: list[Record], server: Server, *, kill_at: int | None = None
             server.start()
             kill_at = None
         time.sleep(0.05)
-    assert kill_at is None, "all were done before the server was killed: the test tests nothing"
+    assert kill_at is None, "all writers finished before the server was killed"
     ended = [(w.communicate(timeout=300)[0].decode(), w.returncode) for w in writers]
     assert {code for _, code in ended} <= {0, 2}, ended
     return [text for text, code in ended if code]
 
 
 @pytest.mark.slow
-def test_eight_writers_and_a_server_that_is_killed(tmp_path: Path, server: Server) -> None:
+def test_eight_writers_store_every_point_once_when_the_server_is_killed(
+    tmp_path: Path, server: Server
+) -> None:
     found = records(tmp_path)
     wanted = sum((expected(record, STEPS) for record in found), Counter())
     assert len(wanted) > 2000
@@ -84,7 +86,8 @@ def test_eight_writers_and_a_server_that_is_killed(tmp_path: Path, server: Serve
     failed = write_all(found, server, kill_at=sum(wanted.values()) // 3)
     for text in failed:
         assert "cannot mirror into http://127.0.0.1" in text and "Traceback" not in text
-    for _ in range(2):  # the same commands again
+    # The failed commands are rerun at most twice.
+    for _ in range(2):
         if failed:
             failed = write_all(found, server)
     assert not failed

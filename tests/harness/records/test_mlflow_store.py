@@ -10,7 +10,7 @@ from harness.errors import UserError
 from harness.records.mlflow_store import create_store
 
 
-def test_a_driver_that_is_not_installed_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_database_driver_is_reported_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "MySQLdb", None)
     with pytest.raises(UserError, match=r"^cannot mirror into mysql://localhost/x: .*MySQLdb"):
         create_store("mysql://localhost/x")

@@ -1,4 +1,4 @@
-"""The run directory: what is there after any order of crashes."""
+"""The run directory after crashes at any point."""
 
 from __future__ import annotations
 
@@ -31,19 +31,18 @@ def written(path: Path, steps: int, after: int = 0) -> Record:
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(steps=st.integers(1, 12), kept=st.integers(0, 12), cut=st.integers(0, 400))
-def test_a_record_cut_anywhere_continues_without_gap_or_double(
+def test_record_cut_anywhere_continues_without_gap_or_duplicate(
     tmp_path_factory, steps: int, kept: int, cut: int
 ) -> None:
-    """Cut the file at any byte, continue after any step that is still there: the lines are those of an
-    unbroken run."""
+    """Cut at any byte and continued after any remaining step, the file equals that of an unbroken run."""
     path = tmp_path_factory.mktemp("run") / "r"
-    whole = written(path, steps).path.joinpath("events.jsonl").read_bytes()
-    (path / "events.jsonl").write_bytes(whole[: len(whole) - min(cut, len(whole))])
+    full = written(path, steps).path.joinpath("events.jsonl").read_bytes()
+    (path / "events.jsonl").write_bytes(full[: len(full) - min(cut, len(full))])
     restored = min(kept, Record(path).last_step)
-    assert written(path, steps, after=restored).path.joinpath("events.jsonl").read_bytes() == whole
+    assert written(path, steps, after=restored).path.joinpath("events.jsonl").read_bytes() == full
 
 
-def test_a_second_writer_is_refused_by_name(tmp_path: Path) -> None:
+def test_second_writer_is_rejected_naming_the_first(tmp_path: Path) -> None:
     with RecordWriter(tmp_path / "r"):
         code = (
             "import sys; from pathlib import Path; from harness.records.record import RecordWriter\n"
@@ -57,7 +56,7 @@ def test_a_second_writer_is_refused_by_name(tmp_path: Path) -> None:
     assert lock_holder(tmp_path / "r") is None
 
 
-def test_status(tmp_path: Path) -> None:
+def test_status_follows_the_run(tmp_path: Path) -> None:
     path = tmp_path / "r"
     assert Record(path).status == "missing"
     written(path, 2)
@@ -74,7 +73,7 @@ def test_status(tmp_path: Path) -> None:
 
 
 def finished(path: Path, spec: str = "[train]\nsteps = 3\n", steps: int = 3) -> Path:
-    """The record file of a run that is done, with an evaluation at its last step."""
+    """Write a finished run with an evaluation at its last step, and return its event file."""
     with RecordWriter(path) as record:
         record.write_spec(spec)
         record.begin({}, after_step=0)
@@ -86,52 +85,56 @@ def finished(path: Path, spec: str = "[train]\nsteps = 3\n", steps: int = 3) -> 
 
 
 @pytest.mark.parametrize("spec", ["[train]\nsteps = 3\n", "seed = 0\n"])
-def test_a_finished_record_without_its_end_is_refused(tmp_path: Path, spec: str) -> None:
-    """Whatever byte it is cut at: where the spec tells no steps, any byte but the end of a line."""
+def test_finished_record_is_rejected_when_its_end_is_missing(tmp_path: Path, spec: str) -> None:
+    """Cut at any byte; if the spec has no `steps`, at any byte except the end of a line."""
     file = finished(tmp_path / "r", spec)
-    whole = file.read_bytes()
+    full = file.read_bytes()
     assert len(Record(tmp_path / "r").events) == 4
-    for length in range(len(whole)):
-        file.write_bytes(whole[:length])
-        if "steps" not in spec and whole[:length].endswith(b"\n"):
+    for length in range(len(full)):
+        file.write_bytes(full[:length])
+        if "steps" not in spec and full[:length].endswith(b"\n"):
             continue
-        with pytest.raises(UserError, match=r"events\.jsonl is cut short: .*the run is done; restore it, or"):
+        with pytest.raises(
+            UserError, match=r"events\.jsonl is cut short: .*the run is marked as done\. Restore"
+        ):
             Record(tmp_path / "r").events  # noqa: B018
     (tmp_path / "r" / "done").unlink()
     assert len(Record(tmp_path / "r").events) == 3
 
 
-def test_a_cut_record_says_where_it_ends(tmp_path: Path) -> None:
+def test_cut_record_error_names_its_last_step(tmp_path: Path) -> None:
     file = finished(tmp_path / "r")
     lines = file.read_bytes().splitlines(keepends=True)
-    for kept, end in ((2, "its last whole line is of step 2 of 3,"), (0, "it holds no event, but")):
+    for kept, end in ((2, "its last complete line has step 2 of 3,"), (0, "it has no events, but")):
         file.write_bytes(b"".join(lines[:kept]))
         with pytest.raises(UserError, match=end):
             Record(tmp_path / "r").events  # noqa: B018
     file.unlink()
-    with pytest.raises(UserError, match="it holds no event, but"):
+    with pytest.raises(UserError, match="it has no events, but"):
         Record(tmp_path / "r").events  # noqa: B018
 
 
-def test_a_cut_record_continues_as_it_says(tmp_path: Path) -> None:
-    """Without `done` and the checkpoints of which it has no line, it ends as the unbroken one."""
+def test_cut_record_continues_when_the_error_is_followed(tmp_path: Path) -> None:
+    """Without `done` and the unmentioned checkpoints, the run ends with the events of an unbroken one."""
     spec = tiny("train.steps=4", "train.checkpoint_every=2", "eval.every=2", "eval.samples=16")
     record = trained(spec, tmp_path)
-    whole, file = events(record), record.path / "events.jsonl"
+    unbroken, file = events(record), record.path / "events.jsonl"
     lines = file.read_bytes()
     file.write_bytes(lines[: lines.rindex(b'{"kind":"eval"') + 50])
-    with pytest.raises(UserError, match="delete `done` and the checkpoints of which it has no line, and run"):
+    with pytest.raises(
+        UserError, match="delete `done` and the checkpoints that the file does not mention, and rerun"
+    ):
         Record(record.path).events  # noqa: B018
     (record.path / "done").unlink()
     named = {event["file"] for event in Record(record.path).of("checkpoint")}
     for checkpoint in (record.path / "checkpoints").iterdir():
         if checkpoint.name not in named:
             checkpoint.unlink()
-    assert events(trained(spec, tmp_path)) == whole
+    assert events(trained(spec, tmp_path)) == unbroken
 
 
 @pytest.mark.parametrize("name", ["events.jsonl", "environment.json"])
-def test_a_file_that_cannot_be_read_is_a_mistake_to_mend(tmp_path: Path, name: str) -> None:
+def test_unreadable_file_is_a_user_error(tmp_path: Path, name: str) -> None:
     record = written(tmp_path / "r", 1)
     (record.path / name).unlink()
     (record.path / name).mkdir()
@@ -139,7 +142,7 @@ def test_a_file_that_cannot_be_read_is_a_mistake_to_mend(tmp_path: Path, name: s
         Record(record.path).events + Record(record.path).environment
 
 
-def test_numbers_that_json_does_not_have_are_refused(tmp_path: Path) -> None:
+def test_append_rejects_numbers_that_json_lacks(tmp_path: Path) -> None:
     with RecordWriter(tmp_path / "r") as record:
         record.begin({}, after_step=0)
         with pytest.raises(ValueError):
@@ -147,7 +150,7 @@ def test_numbers_that_json_does_not_have_are_refused(tmp_path: Path) -> None:
     assert Record(tmp_path / "r").events == []
 
 
-def test_a_broken_line_is_named(tmp_path: Path) -> None:
+def test_broken_line_is_reported_by_number(tmp_path: Path) -> None:
     record = written(tmp_path / "r", 3)
     file = record.path / "events.jsonl"
     file.write_text(file.read_text().replace('"step":2', '"step":"two"'))
@@ -159,7 +162,7 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
         Record(tmp_path).spec  # noqa: B018
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_atomic(tmp_path / "a.json", b"old")
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("no")))
     with pytest.raises(OSError):
@@ -168,7 +171,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     assert json.loads(f'"{(tmp_path / "a.json").read_text()}"') == "old"
 
 
-def test_failure_reason_prefers_the_latest_account(tmp_path: Path) -> None:
+def test_failure_reason_prefers_signal_error_line_and_record(tmp_path: Path) -> None:
     log = log_file(tmp_path / "x")
     with RecordWriter(tmp_path / "x") as record:
         record.fail({"reason": "the loss is not finite"})

@@ -1,4 +1,4 @@
-"""The reader of study folders, against files as sweeps and searches write them."""
+"""The reader of study folders, on files in the format that sweeps and searches write."""
 
 from __future__ import annotations
 
@@ -77,11 +77,11 @@ def test_required_plan_names_the_command_for_the_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("study", "message"),
     [
-        ("name = 3", r"name = 3: expected a text"),
-        ('target = "fd:local"', r"target must be a table, as in \[target\]"),
+        ("name = 3", r"name = 3: expected a string"),
+        ('target = "fd:local"', r"target must be a table, for example \[target\]"),
         ("target.value = -1.0", r"target\.value = -1\.0: expected a number above 0"),
         ("target.value = true", r"target\.value = True: expected a number above 0"),
-        ("target.metric = 3", r"target\.metric = 3: expected a text"),
+        ("target.metric = 3", r"target\.metric = 3: expected a string"),
     ],
 )
 def test_settings_of_a_wrong_type_are_rejected(tmp_path: Path, study: str, message: str) -> None:

@@ -1,4 +1,4 @@
-"""What a process is prepared to be."""
+"""The preparation of a process: allocator, precision, device."""
 
 from __future__ import annotations
 
@@ -22,26 +22,28 @@ def faults():
 taken = []
 for _ in range(8):
     before = faults()
-    torch.ones(12_000_000)  # 48 MB: glibc maps what is larger than 32 MB, and unmaps it when it is freed
+# Beyond 32 MB glibc maps memory, and unmaps it when it is freed; this is 48 MB.
+    torch.ones(12_000_000)
     taken.append(faults() - before)
 print(min(taken))
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has no mallopt")
-def test_memory_that_was_freed_is_taken_again_without_a_page_fault() -> None:
+def test_freed_memory_is_reused_without_page_faults() -> None:
     def faults(how: str) -> int:
         command = [sys.executable, "-c", FAULTS, how]
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
     assert faults("prepared") < 100
-    assert faults("as it comes") > 10  # huge pages may make it few
+    # Huge pages can make the number small.
+    assert faults("unprepared") > 10
 
 
-def test_float32_is_float32_and_a_gpu_that_is_named_is_the_current_one(
+def test_prepare_disables_tf32_and_pick_device_makes_the_gpu_current(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Without a GPU: what would be asked of it. Events and streams are those of the current device."""
+    """The calls to torch are recorded, so that no GPU is needed."""
     prepare(torch.get_num_threads())
     assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
     current: list[torch.device] = []
