@@ -49,9 +49,9 @@ class Batch:
     views: tuple[View, ...] = ()
     """The view of each frozen encoder, in the order of the method's needs."""
     present: Tensor | None = None
-"""(B, P) bool, which parts a sample has (data/modality_dropout.py); None if all samples have all."""
+    """(B, P) bool, which parts a sample has (data/modality_dropout.py); None if all samples have all."""
     pixels: Tensor | None = None
-"""(B, C, H, W) the images of latents, in [-1, 1], if an encoder reads them; None if it reads x0."""
+    """(B, C, H, W) the images of latents, in [-1, 1], if an encoder reads them; None if it reads x0."""
     place: np.ndarray | None = None
     """(B,) data set indices, by which encoders find cached features; None without a data set."""
 

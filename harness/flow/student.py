@@ -15,7 +15,7 @@ from harness.backbone.times import Times
 
 @dataclass(frozen=True)
 class Student:
-"""The student network as a function, with its teacher, whose cost `phase` books separately."""
+    """The student network as a function, with its teacher, whose cost `phase` books separately."""
 
     model: nn.Module
     ema: nn.Module | None

@@ -22,7 +22,7 @@ PACKAGES = ("flowrace", "torch", "numpy", "timm", "torch-fidelity", "mlflow", "s
 
 
 def describe(device: torch.device, devices: int) -> dict[str, Any]:
-"""Return versions, device and threads of this process as JSON; `started` is in ms since 1970."""
+    """Return versions, device and threads of this process as JSON; `started` is in ms since 1970."""
     import torch
 
     return {

@@ -18,8 +18,8 @@ def to_gaussian(x: torch.Tensor, t: float, sd: float = 0.5) -> torch.Tensor:
 
 def test_euler_is_exact_for_constant_velocity() -> None:
     x = torch.randn(4, 1, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-constant = torch.full_like(x, 0.25)
-    torch.testing.assert_close(euler(lambda *_: still, x, 3), x - still)
+    constant = torch.full_like(x, 0.25)
+    torch.testing.assert_close(euler(lambda *_: constant, x, 3), x - constant)
 
 
 @pytest.mark.parametrize(("sampler", "order"), [(euler, 1), (heun, 2)])

@@ -22,7 +22,7 @@ def faults():
 taken = []
 for _ in range(8):
     before = faults()
-# Beyond 32 MB glibc maps memory, and unmaps it when it is freed; this is 48 MB.
+    # Beyond 32 MB glibc maps memory, and unmaps it when it is freed; this is 48 MB.
     torch.ones(12_000_000)
     taken.append(faults() - before)
 print(min(taken))

@@ -36,7 +36,7 @@ def test_draws_do_not_depend_on_how_a_batch_is_divided(
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(index=st.integers(0, 2**40))
 def test_row_equals_a_philox_generator_at_the_index(index: int) -> None:
-    """numpy's own generator, with the same key and a counter that starts at the index, gives the same numbers."""
+    """numpy's own generator with the same key, and its counter set to the index, gives the same numbers."""
     digest = hashlib.sha256(b"5/noise").digest()[:16]
     key = int.from_bytes(digest, "little")
     fresh = np.random.Generator(np.random.Philox(key=key, counter=index << 128))
