@@ -1,1 +1,1 @@
-"""The training loop and what it needs to be stopped and resumed."""
+"""The training loop, and what stopping and resuming it takes."""

@@ -1,6 +1,6 @@
-"""What a training run reports to its record and its user: losses, evaluations, checkpoints.
+"""The reports of a training run to its record and its user: losses, evaluations, checkpoints.
 
-Only here does a run wait for the device.
+In the training loop, only this module waits for the device.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from harness.train.state import Run, checkpoint_writer
 
 
 class Progress(Protocol):
-    """A display of a run for its user."""
+    """The display of a run in progress."""
 
     def note(self, message: str) -> None: ...
     def begin(self, step: int, steps: int) -> None: ...
@@ -35,7 +35,7 @@ class Progress(Protocol):
 
 
 class StepResult(NamedTuple):
-    """Result of one step; tensors stay on the device until the record is written."""
+    """The result of one step; tensors stay on the device until the record is written."""
 
     step: int
     losses: dict[str, Tensor]
@@ -44,8 +44,10 @@ class StepResult(NamedTuple):
 
 
 class Journal:
-    """Record and display of a run; only rank 0 has a record. Use as a context, which waits for the last
-    checkpoint."""
+    """The record and display of a run; only rank 0 has a record.
+
+    As a context manager, it waits for the last checkpoint.
+    """
 
     def __init__(self, run: Run, world: World, record: RecordWriter | None, progress: Progress) -> None:
         self.run, self.world, self.record, self.progress = run, world, record, progress
@@ -64,15 +66,14 @@ class Journal:
             self._writer.shutdown()
 
     def settle(self) -> None:
-        """Wait for the checkpoint being written; raises the error that kept it from the disk."""
+        """Wait for the checkpoint being written; raises the error if writing failed."""
         if self._saving is not None and self.record is not None:
             saving, self._saving = self._saving, None
             self.record.append(*saving.result(), *self._held)
             self._held.clear()
 
     def add(self, result: StepResult, *, write: bool) -> None:
-        """Add a step. Every `log_every` steps, or with `write`, check all losses and write the lines that are
-        due.
+        """Add a step. Every `log_every` steps, or with `write`, check all losses and write the due events.
 
         Raises `RunStopped` for a loss that is not finite.
         """
@@ -83,7 +84,7 @@ class Journal:
         names = list(result.losses)
         rows = torch.stack([torch.stack([*r.losses.values(), r.grad_norm.detach()]) for r in self._pending])
         values = self.world.mean(rows.float()).tolist()
-        # On every rank, or the spans of one that writes no line would pile up.
+        # On every rank, because the timed spans of a rank without a record would accumulate.
         self.run.meter.settle()
         steps = self.run.spec.train.steps
         for past, row in zip(self._pending, values, strict=True):
@@ -94,10 +95,10 @@ class Journal:
         self._pending.clear()
 
     def evaluation(self, evaluator: Evaluator) -> None:
-        """Evaluate the EMA network and write its line and its sample grid."""
+        """Evaluate the EMA network; write the event and a sample grid."""
         with self.run.meter.phase("eval"):
             result = evaluator(self.run.ema)
-            # Rank 0 measures alone, and its time is part of the evaluation on every rank.
+            # Only rank 0 computes metrics; the other ranks book the wait as evaluation too.
             self.world.wait()
         if result is None or self.record is None:
             return
@@ -110,10 +111,10 @@ class Journal:
             self.progress.note(f"step {self.run.step}: {name} could not be computed: {reason}")
 
     def checkpoint(self, folder: Path, *, scheduled: bool) -> None:
-        """Copy the state and save it on a thread, after everything written so far is on the disk.
+        """Copy the state, and save it on a thread after all earlier events are on the disk.
 
-        Its line, and all later ones, wait until the file is complete. A checkpoint off the schedule (a stop)
-        leaves no line, so that the record equals that of an unbroken run.
+        Its event and all later ones are written when the file is complete. An unscheduled checkpoint, from a
+        stop, has no event, so that the record equals that of an unbroken run.
         """
         with self.run.meter.phase("checkpoint"):
             self.settle()
@@ -132,7 +133,7 @@ class Journal:
         self._saving = self._writer.submit(write)
 
     def finish(self) -> None:
-        """Mark the run as done, with what it cost."""
+        """Mark the run as done and record its total cost."""
         self.settle()
         if self.record is not None:
             usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -188,13 +189,13 @@ class Journal:
         )
 
 
-def finish_bookkeeping(record: RecordWriter, found: Record, run: Run) -> None:
+def finish_bookkeeping(record: RecordWriter, before: Record, run: Run) -> None:
     """Finish the bookkeeping of a process that died right after writing the restored checkpoint: append its
     event and delete the checkpoints it replaced."""
     due = run.step > 0 and scheduled(run.step, run.spec.train)
-    if due and not any(event["step"] == run.step for event in found.of("checkpoint")):
+    if due and not any(event["step"] == run.step for event in before.of("checkpoint")):
         record.append(_checkpoint_event(run, path_of(Path(), run.step).name))
-    prune(found.path / "checkpoints", run.spec.train)
+    prune(before.path / "checkpoints", run.spec.train)
 
 
 def _checkpoint_event(run: Run, file: str) -> Event:

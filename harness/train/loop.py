@@ -1,6 +1,6 @@
 """The training loop, the same for every method, from the data of a step to its checkpoint.
 
-To continue a run that was stopped or killed, run the same command again.
+To resume a run that was stopped or killed, rerun its command.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from harness.train.state import Run, build_run, restore_run, update_ema
 
 
 def train(spec: RunSpec, out: Path, progress: Progress) -> Path:
-    """Train a spec to its last step in `out/<run id>` and return that folder; a finished run returns at once.
+    """Train a spec to its last step in `out/<run id>` and return that folder, at once if the run is finished.
 
     Raises `UserError` for a user's mistake, `RunStopped` for a loss that is not finite, `StoppedBySignal`
     after a signal.
@@ -102,7 +102,7 @@ def training_loop(run: Run, path: Path, world: World, journal: Journal, evaluato
         for step in steps:
             losses: dict[str, Tensor] = {}
             for micro in range(train.accumulate):
-                # Data and draws: samples, labels, noise, times and masks, made ahead on a thread.
+                # Data and draws: samples, labels, noise, times and masks, prepared on a thread.
                 with phase("data"):
                     batch, draw = next(prepared).to(device)
 
@@ -112,11 +112,11 @@ def training_loop(run: Run, path: Path, world: World, journal: Journal, evaluato
                         batch = with_encoder_features(run, batch)
 
                 with phase("student"), world.accumulating(objective, last=micro == train.accumulate - 1):
-                    # Loss: the student's pass, the teacher's where there is one, and the method's terms.
+                    # Loss: passes of the student and, for some methods, the teacher; the method's terms.
                     with autocast():
                         loss, parts = objective(batch, draw)
 
-                    # Backward: gradients add up over micro-batches and are averaged over ranks with the last.
+                    # Backward: gradients are summed over micro-batches; the last one averages over ranks.
                     (loss / train.accumulate).backward()
                 for name, value in {"loss": loss, **parts}.items():
                     losses[name] = losses.get(name, 0) + value.detach() / train.accumulate

@@ -26,7 +26,7 @@ class Objective(nn.Module):
 
 
 def with_encoder_features(run: Run, batch: Batch) -> Batch:
-    """Return a batch with the view that each frozen encoder of the run has of it, on the batch's device."""
+    """Return a batch with features from each frozen encoder of the run, on the batch's device."""
     if (place := batch.place) is None:
         raise ValueError("encoder features need a batch of the data set")
     needs = run.method.needs()

@@ -1,4 +1,4 @@
-"""Micro-batches prepared ahead of the step that needs them: samples and draws, on the CPU, on a thread.
+"""Micro-batches prepared before their step: samples and draws, on the CPU, on a thread.
 
 Both are pure functions of global sample indices, so neither their order nor the thread changes a bit.
 """
@@ -21,25 +21,28 @@ from harness.runtime.random_streams import Streams
 
 T = TypeVar("T")
 DEPTH = 2
-"""Largest number of micro-batches that wait for the training step."""
+"""The largest number of micro-batches prepared ahead of the training step."""
 _END = object()
 
 
 class PreparedBatch(NamedTuple):
-    """A micro-batch and what the method drew for it."""
+    """A micro-batch and the method's draws for it."""
 
     batch: Batch
     draw: Draw
 
     def to(self, device: torch.device) -> PreparedBatch:
+        """Return batch and draws on a device."""
         return PreparedBatch(self.batch.to(device), self.draw.to(device))
 
 
 def prepare_batches(
     batches: Iterable[Batch], method: TrainingMethod, streams: Streams, *, pin: bool
 ) -> Iterator[PreparedBatch]:
-    """Add the method's draws to each batch; `pin` moves both to page-locked memory, from which a GPU copies
-    without waiting."""
+    """Yield each batch with the method's draws.
+
+    `pin` moves both to page-locked memory, from which a GPU can copy asynchronously.
+    """
     for batch in batches:
         prepared = PreparedBatch(batch, method.draw(streams, batch))
         yield PreparedBatch(*map(pinned, prepared)) if pin else prepared
@@ -49,8 +52,8 @@ def prepare_batches(
 def prefetch(items: Iterator[T], depth: int = DEPTH) -> Iterator[Iterator[T]]:
     """Yield the same items in the same order, with up to `depth` of them computed ahead on one thread.
 
-    An error is raised when its item is requested. On exit the item being computed is finished and the rest
-    are dropped.
+    An error is raised when its item is requested. On exit, the item being computed is finished and the
+    others are dropped.
     """
     thread = ThreadPoolExecutor(1, "prefetch")
     try:
@@ -66,16 +69,18 @@ def _in_order(thread: ThreadPoolExecutor, items: Iterator[T], depth: int) -> Ite
     waiting = deque(submit() for _ in range(depth))
     while (item := waiting.popleft().result()) is not _END:
         waiting.append(submit())
-        yield cast(T, item)  # only _END is no item
+        # Every value except _END is an item.
+        yield cast(T, item)
 
 
 # Any: a batch or a draw is a tree of dataclasses, dictionaries, tensors and plain values.
 def pinned(value: Any) -> Any:
-    """Return a value with every tensor in it, however deep, in page-locked memory."""
+    """Return a value with all its tensors, at any depth, in page-locked memory."""
     if isinstance(value, Tensor):
-        return value.contiguous().pin_memory()  # pinning cannot copy a tensor that repeats its memory
+        # Pinning cannot copy an expanded tensor, which repeats its memory.
+        return value.contiguous().pin_memory()
     if isinstance(value, dict):
-        return {name: pinned(one) for name, one in value.items()}
+        return {name: pinned(item) for name, item in value.items()}
     if is_dataclass(value) and not isinstance(value, type):
         return replace(value, **{part.name: pinned(getattr(value, part.name)) for part in fields(value)})
     return value

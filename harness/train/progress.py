@@ -1,4 +1,4 @@
-"""Progress of a training run: a live line in a terminal, a plain line every few seconds elsewhere."""
+"""Progress displays of a training run: a live bar in a terminal, a plain line every few seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Quiet:
     def step(self, step: int, loss: float) -> None:
         pass
 
-    # A metric is a row of `eval` events: its mean, interval and n.
+    # Any: a metric is a row of an `eval` event, with its mean, interval and n.
     def evaluated(self, step: int, metrics: dict[str, Any]) -> None:
         pass
 
@@ -56,7 +56,7 @@ class Lines(Quiet):
 
 
 class Live(Quiet):
-    """Shows a progress bar with step, loss, speed and time left."""
+    """Show a progress bar with step, loss, speed and time left."""
 
     def __init__(self) -> None:
         self._bar = make_bar(

@@ -1,5 +1,4 @@
-"""More evaluation replicates where a verdict depends on them: at both ends of every bracket around the
-target.
+"""Additional evaluation replicates at the steps that decide a verdict: both ends of each target crossing.
 
 A run's events stay as they are. The new measurements are stored in its `replicates.json`, and `Record.of`
 returns evaluations with the means over replicates.
@@ -20,21 +19,20 @@ from harness.records.record import REPLICATES, Record
 
 @dataclass(frozen=True)
 class Wanted:
-    """The metric and target of a study, or of the user."""
+    """A metric and its target, from a study or from the user."""
 
     metric: str
     target: float
 
 
 def bracket_steps(record: Record, wanted: Wanted) -> list[int]:
-    """Return the steps of neighbouring evaluations with the target between them, for all crossings, in rising
-    order."""
-    seen = [
+    """Return the steps of neighbouring evaluations with the target between them, in rising order."""
+    values = [
         (e["step"], e["metrics"][wanted.metric]["mean"])
         for e in record.of("eval")
         if wanted.metric in e["metrics"]
     ]
-    pairs = itertools.pairwise(seen)
+    pairs = itertools.pairwise(values)
     return sorted(
         {
             step
@@ -48,10 +46,10 @@ def bracket_steps(record: Record, wanted: Wanted) -> list[int]:
 def replicate_run(
     record: Record, steps: Sequence[int], replicates: int
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Evaluate checkpoints of a run again, with replicates; each step is written as soon as it is measured.
+    """Evaluate checkpoints of a run again, with replicates, and write each step as soon as it is measured.
 
-    A step that already has that many is skipped. Raises `UserError` if a checkpoint was pruned, or if the
-    evaluation protocol has changed since the record was written.
+    Steps that already have `replicates` of them are skipped. Raises `UserError` if a checkpoint was pruned,
+    or if the evaluation protocol has changed since the record was written.
     """
     from harness.data.open import open_dataset, split
     from harness.evaluation.evaluator import Evaluator
@@ -59,34 +57,34 @@ def replicate_run(
     from harness.runtime.environment import prepare
     from harness.train.trained_run import checkpoint_of_run, load_ema, spec_of_run
 
-    kept = record.replicates
-    left = [step for step in steps if _count(kept.get(str(step))) < replicates]
-    if not left:
+    measured = record.replicates
+    missing = [step for step in steps if _count(measured.get(str(step))) < replicates]
+    if not missing:
         return
-    files = [(step, _checkpoint(record, step, checkpoint_of_run)) for step in left]
+    files = [(step, _checkpoint(record, step, checkpoint_of_run)) for step in missing]
     spec = spec_of_run(record.path, (f"eval.replicates={replicates}",))
     prepare(spec.runtime.threads)
     dataset, device = open_dataset(spec.data), pick_device(spec.runtime.device)
     sides = split(dataset, spec.data.held_out)
     evaluator = Evaluator(spec.eval, dataset, sides.train, device)
-    known = {event["step"]: event["protocol"] for event in record.of("eval")}
+    protocols = {event["step"]: event["protocol"] for event in record.of("eval")}
     for step, file in files:
-        if known.get(step) != evaluator.protocol:
+        if protocols.get(step) != evaluator.protocol:
             raise UserError(
-                f"{record.path} was evaluated under protocol {known.get(step)}, which is {evaluator.protocol} today; its numbers "
-                "cannot be averaged with new ones"
+                f"{record.path} was evaluated under protocol {protocols.get(step)}, but the protocol is now "
+                f"{evaluator.protocol}; old and new values cannot be averaged"
             )
         result = evaluator(load_ema(file, spec, dataset, device))
-        # Only ranks other than 0 get none, and this command runs in one process.
+        # The result is None only on ranks other than 0, and this command runs in one process.
         assert result is not None
-        found = {"protocol": result.protocol, "metrics": result.rows}
+        row = {"protocol": result.protocol, "metrics": result.rows}
         with adding_to(record.path / REPLICATES):
-            write_table(record.path / REPLICATES, {**Record(record.path).replicates, str(step): found})
-        yield step, found
+            write_table(record.path / REPLICATES, {**Record(record.path).replicates, str(step): row})
+        yield step, row
 
 
 class MissingCheckpoint(UserError):
-    """A checkpoint that was pruned."""
+    """A checkpoint does not exist, usually because it was pruned."""
 
 
 def _checkpoint(record: Record, step: int, find: Callable[[Path, int], Path]) -> Path:
@@ -94,11 +92,12 @@ def _checkpoint(record: Record, step: int, find: Callable[[Path, int], Path]) ->
         return find(record.path, step)
     except UserError as error:
         raise MissingCheckpoint(
-            f"{error}; keep them with train.checkpoint_every = eval.every and a larger train.keep_checkpoints"
+            f"{error}; to keep them, set train.checkpoint_every = eval.every and a larger "
+            "train.keep_checkpoints"
         ) from error
 
 
-def _count(kept: dict[str, Any] | None) -> int:
-    return (
-        min((len(row.get("replicates", [0])) for row in kept["metrics"].values()), default=0) if kept else 0
-    )
+def _count(measured: dict[str, Any] | None) -> int:
+    if measured is None:
+        return 0
+    return min((len(row.get("replicates", [0])) for row in measured["metrics"].values()), default=0)

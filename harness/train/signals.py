@@ -18,7 +18,7 @@ class StoppedBySignal(RunStopped):
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in the list that is yielded, for the loop to stop after the current step.
+    """Collect SIGINT and SIGTERM in the yielded list, so that the loop stops after the current step.
 
     A second signal of the same kind takes effect immediately.
     """

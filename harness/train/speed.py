@@ -1,4 +1,4 @@
-"""The training speed of this machine, measured by a few steps."""
+"""The training speed of this machine, measured over a few steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from harness.records.record import TRAINING_PHASES, Record
 
 
 def measured_flops_per_second(spec: RunSpec, steps: int) -> float:
-    """Return the FLOP/s of training on this machine: the run itself is trained for a few steps in a temporary
+    """Return the FLOP/s of training on this machine, by training the run for a few steps in a temporary
     folder."""
     from harness.train.loop import train
     from harness.train.progress import Quiet

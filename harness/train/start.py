@@ -1,4 +1,4 @@
-"""The start of a run: what must be as it was at its first start, and what the record keeps about this one."""
+"""The start of a run: what must equal its first start, and what the record stores about this one."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from harness.train.state import Run
 
 
 def threads_of_run(spec: RunSpec, record: Record, progress: Progress) -> int:
-    """Return the thread count that a run began with, since its bits depend on it; that of the spec for a new
-    run."""
+    """Return the thread count of a run's first start, on which its bits depend; for a new run, that of the
+    spec."""
     begun = next((start["threads"] for start in record.environment), None)
     if begun is not None and spec.runtime.threads not in (0, begun):
         progress.note(
-            f"the run began with {begun} threads and keeps them, so that its numbers stay the same bit for bit"
+            f"the run started with {begun} threads and keeps them, so that its results stay bitwise equal"
         )
     return begun or spec.runtime.threads
 
 
 def check_same_data(record: Record, fingerprint: str) -> None:
-    """Raise `UserError` if a run began with other data."""
+    """Raise `UserError` if a run started with other data."""
     begun = next((start["data_fingerprint"] for start in record.environment), fingerprint)
     if begun != fingerprint:
         raise UserError(
-            f"the data have changed since {record.path} began (fingerprint {begun}, now {fingerprint}); "
-            "give it the original data, or use another --out"
+            f"the data have changed since {record.path} started (fingerprint {begun}, now {fingerprint}); "
+            "restore the original data, or use another --out"
         )
 
 

@@ -1,5 +1,4 @@
-"""The state of a run in memory: its networks, optimizer, data and meters; how they are built, saved and
-restored."""
+"""The state of a run in memory (networks, optimizer, data, meters): how it is built, saved and restored."""
 
 from __future__ import annotations
 
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Run:
-    """Everything that a step changes or reads."""
+    """Everything that a training step reads or changes."""
 
     spec: RunSpec
     model: SiT
@@ -52,7 +51,7 @@ class Run:
 
     @property
     def learned(self) -> dict[str, nn.Parameter]:
-        """Every parameter of the optimizer, by name."""
+        """All parameters of the optimizer, by name."""
         modules = {"model": self.model, "method": self.method}
         return {
             f"{part}.{name}": p for part, module in modules.items() for name, p in module.named_parameters()
@@ -62,8 +61,7 @@ class Run:
 def build_run(
     spec: RunSpec, dataset: Dataset, sides: Split, device: torch.device, mesh: DeviceMesh | None = None
 ) -> Run:
-    """Return a run at step 0, with initial weights from their streams; with a mesh, sharded over its
-    ranks."""
+    """Return a run at step 0, with initial weights from their streams; a mesh shards it over its ranks."""
     streams = Streams(spec.seed)
     backbone = backbone_config(spec, dataset)
     encoders = tuple(
@@ -100,11 +98,11 @@ def build_run(
 
 
 def checkpoint_writer(run: Run, folder: Path, *, writes: bool = True) -> Callable[[], None]:
-    """Return a function that writes a checkpoint of the run as it is now and prunes older ones, in any
-    thread, later.
+    """Return a function that writes a checkpoint of the current state and prunes older ones.
 
-    The state is copied immediately, so later steps cannot change the file. In a sharded run tensors are
-    gathered one at a time, so every rank must call this; ranks with `writes=False` discard the result.
+    It may be called later, on any thread: the state is copied now, so later steps cannot change the file. In
+    a sharded run tensors are gathered one at a time, so every rank must call `checkpoint_writer`; ranks with
+    `writes=False` discard the result.
     """
     path = checkpoint.path_of(folder, run.step)
     meta = {"run": run.spec.id, "step": str(run.step)}
@@ -119,16 +117,16 @@ def checkpoint_writer(run: Run, folder: Path, *, writes: bool = True) -> Callabl
 
 
 def restore_run(run: Run, folder: Path) -> None:
-    """Continue from the newest checkpoint of a folder; without one, stay at step 0.
+    """Load the newest checkpoint of a folder into a run; without one, the run stays at step 0.
 
     Raises `UserError` for a checkpoint that is damaged or belongs to another run.
     """
-    found = checkpoint.checkpoints(folder)
-    if not found:
+    files = checkpoint.checkpoints(folder)
+    if not files:
         return
-    saved = checkpoint.load(found[-1])
+    saved = checkpoint.load(files[-1])
     if saved.meta.get("run") != run.spec.id:
-        raise UserError(f"{found[-1]} belongs to run {saved.meta.get('run')}, not to {run.spec.id}")
+        raise UserError(f"{files[-1]} belongs to run {saved.meta.get('run')}, not to {run.spec.id}")
     for name, module in {"model": run.model, "ema": run.ema, "method": run.method}.items():
         _load(module, saved.part(name))
     states = saved.part("optimizer")
@@ -147,9 +145,9 @@ def restore_run(run: Run, folder: Path) -> None:
 
 @torch.no_grad()
 def update_ema(ema: nn.Module, model: nn.Module, decay: float) -> None:
-    """Set theta' <- decay theta' + (1 - decay) theta."""
+    """Update theta' <- decay theta' + (1 - decay) theta, where theta' are the parameters of the EMA."""
     averages, weights = ([local_shard(p.detach()) for p in module.parameters()] for module in (ema, model))
-    # torch exports its fused operations on lists of tensors under a private name only.
+    # torch exports its fused operations on lists of tensors only under private names.
     torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
         averages, weights, 1 - decay
     )

@@ -1,4 +1,4 @@
-"""A trained run on disk, opened again: its spec, its checkpoints, its network, its samples, its metrics."""
+"""A trained run on disk: its spec, checkpoints, network, samples and metrics."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 
 
 class Drawing(NamedTuple):
-    """Samples of a run, ready to be drawn: a network, the job that numbers the samples, and what decodes
-    latents."""
+    """Samples of a run to be drawn: the network, the job that numbers them, and the decoder of latents."""
 
     model: nn.Module
     job: Job
@@ -51,15 +50,13 @@ class Drawing(NamedTuple):
                 self.decode,
             )
 
-    from harness.backbone.sit import SiT
-    from harness.data.dataset import Dataset
-
 
 def spec_of_run(path: Path, overrides: tuple[str, ...]) -> RunSpec:
     """Return the spec of a run directory, with overrides of fields that do not change its training."""
     if not path.is_dir():
         raise UserError(f"no such run directory: {path}")
-    Record(path).spec  # noqa: B018 (raises a clear error if this is not a run directory)
+    # Reading the spec raises a clear error if this is not a run directory.
+    _ = Record(path).spec
     for override in overrides:
         if not override.startswith(("eval.", "runtime.", "data.root")):
             raise UserError(
@@ -69,16 +66,16 @@ def spec_of_run(path: Path, overrides: tuple[str, ...]) -> RunSpec:
 
 
 def checkpoint_of_run(path: Path, step: int | None) -> Path:
-    """Return the checkpoint file of a step, or the newest one; raises `UserError` if it does not exist."""
+    """Return the checkpoint file of a step (None: the newest); raises `UserError` if it does not exist."""
     from harness.records.checkpoint import checkpoints, path_of
 
-    found = checkpoints(path / "checkpoints")
-    if not found:
+    files = checkpoints(path / "checkpoints")
+    if not files:
         raise UserError(f"{path} has no checkpoint yet")
-    file = found[-1] if step is None else path_of(path / "checkpoints", step)
-    if file not in found:
+    file = files[-1] if step is None else path_of(path / "checkpoints", step)
+    if file not in files:
         raise UserError(
-            f"{path} has no checkpoint at step {step} (available: {', '.join(f.stem for f in found)})"
+            f"{path} has no checkpoint at step {step} (available: {', '.join(f.stem for f in files)})"
         )
     return file
 
@@ -86,9 +83,9 @@ def checkpoint_of_run(path: Path, step: int | None) -> Path:
 def drawing_of_run(
     path: Path, spec: RunSpec, step: int | None, count: int, classes: tuple[int, ...], device: torch.device
 ) -> Drawing:
-    """Prepare `count` samples of a checkpoint, of these classes only unless there are none.
+    """Prepare `count` samples of a checkpoint, of the given classes; of all classes if none are given.
 
-    Raise `UserError` for a class or a step that the run does not have.
+    Raises `UserError` for a class or a step that the run does not have.
     """
     from harness.data.dataset import pictured, x_shape
     from harness.data.open import open_dataset
@@ -108,8 +105,8 @@ def drawing_of_run(
 
 
 def evaluate_run(path: Path, spec: RunSpec, step: int | None = None) -> tuple[Path, Result]:
-    """Measure a checkpoint by the metrics of a spec; return its file and the result. The run is left as it
-    is."""
+    """Measure a checkpoint by the metrics of a spec; return its file and the result. The run is not
+    changed."""
     from harness.data.open import open_dataset, split
     from harness.evaluation.evaluator import Evaluator
     from harness.runtime.environment import prepare
@@ -117,10 +114,10 @@ def evaluate_run(path: Path, spec: RunSpec, step: int | None = None) -> tuple[Pa
     prepare(spec.runtime.threads)
     file, model, device = model_of_run(path, spec, step)
     dataset = open_dataset(spec.data)
-    found = Evaluator(spec.eval, dataset, split(dataset, spec.data.held_out).train, device)(model)
-    # None on other ranks only; here there is one process.
-    assert found is not None
-    return file, found
+    result = Evaluator(spec.eval, dataset, split(dataset, spec.data.held_out).train, device)(model)
+    # The result is None only on ranks other than 0, and this is a single process.
+    assert result is not None
+    return file, result
 
 
 def model_of_run(path: Path, spec: RunSpec, step: int | None) -> tuple[Path, SiT, torch.device]:
@@ -134,7 +131,7 @@ def model_of_run(path: Path, spec: RunSpec, step: int | None) -> tuple[Path, SiT
 
 
 def load_ema(file: Path, spec: RunSpec, dataset: Dataset, device: torch.device) -> SiT:
-    """Return the EMA network of a checkpoint file: the one that is evaluated."""
+    """Return the EMA network of a checkpoint file, which is the network that evaluations use."""
     from harness.assembly.build import backbone_config, build_backbone
     from harness.records import checkpoint
 

@@ -1,5 +1,4 @@
-"""Checkpoints off the training thread: what is copied, what waits for what, and where a failure comes to
-light."""
+"""Checkpoints written on a thread: the copied state, the order of events, and failures."""
 
 from __future__ import annotations
 
@@ -22,8 +21,8 @@ from harness.train.state import build_run, checkpoint_writer
 from tests.support.runs import tiny, trained
 
 
-def test_a_checkpoint_is_the_state_of_its_step(tmp_path: Path) -> None:
-    """Later steps change weights in place; the file has those of the moment it was asked for."""
+def test_checkpoint_has_the_state_of_its_step(tmp_path: Path) -> None:
+    """Later steps change weights in place, but the file has those of the requested step."""
     spec = tiny()
     dataset = open_dataset(spec.data)
     built = build_run(spec, dataset, split(dataset, 0.5), torch.device("cpu"))
@@ -41,18 +40,18 @@ def test_a_checkpoint_is_the_state_of_its_step(tmp_path: Path) -> None:
     assert all(torch.equal(saved.part("model")[name], tensor) for name, tensor in before.items())
 
 
-def test_lines_behind_a_checkpoint_wait_until_it_is_whole(
+def test_events_after_a_checkpoint_wait_until_its_file_is_complete(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While the file of step 4 is being written the record ends with step 4; the run goes on all the same."""
-    spec, whole = tiny("train.steps=7", "train.checkpoint_every=4"), checkpoint.save_file
-    further, seen = threading.Event(), {}
+    """While the file of step 4 is being written, the record ends with step 4, and training continues."""
+    spec, save_file = tiny("train.steps=7", "train.checkpoint_every=4"), checkpoint.save_file
+    sixth_step, during = threading.Event(), {}
 
     def slow(tensors, path, metadata) -> None:
         if "00000004" in path.name:
-            assert further.wait(60), "training waited for the checkpoint"
-            seen["record"] = [(e["kind"], e["step"]) for e in Record(tmp_path / spec.id).events]
-        whole(tensors, path, metadata=metadata)
+            assert sixth_step.wait(60), "training waited for the checkpoint"
+            during["record"] = [(e["kind"], e["step"]) for e in Record(tmp_path / spec.id).events]
+        save_file(tensors, path, metadata=metadata)
 
     step = torch.optim.AdamW.step
     taken = []
@@ -60,28 +59,28 @@ def test_lines_behind_a_checkpoint_wait_until_it_is_whole(
     def counting(*args, **kwargs):
         taken.append(1)
         if len(taken) == 6:
-            further.set()
+            sixth_step.set()
         return step(*args, **kwargs)
 
     monkeypatch.setattr(checkpoint, "save_file", slow)
     monkeypatch.setattr(torch.optim.AdamW, "step", counting)
     record = trained(spec, tmp_path)
-    assert seen["record"] == [("train", 1), ("train", 2), ("train", 3), ("train", 4)]
+    assert during["record"] == [("train", 1), ("train", 2), ("train", 3), ("train", 4)]
     kinds = [(event["kind"], event["step"]) for event in record.events]
     assert kinds.index(("checkpoint", 4)) == kinds.index(("train", 5)) - 1
     assert [s for k, s in kinds if k == "train"] == [1, 2, 3, 4, 5, 6, 7]
 
 
-def test_a_checkpoint_that_cannot_be_written_stops_the_run(
+def test_run_stops_when_a_checkpoint_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing behind the last whole checkpoint is claimed, and the same command goes on from there."""
-    spec, whole = tiny(), checkpoint.save_file
+    """The record ends with the last complete checkpoint, from which the same command resumes."""
+    spec, save_file = tiny(), checkpoint.save_file
 
     def full(tensors, path, metadata) -> None:
         if "00000008" in path.name:
             raise OSError(28, "No space left on device")
-        whole(tensors, path, metadata=metadata)
+        save_file(tensors, path, metadata=metadata)
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save_file", full)
@@ -93,10 +92,10 @@ def test_a_checkpoint_that_cannot_be_written_stops_the_run(
     assert trained(spec, tmp_path).of("checkpoint")[-1]["step"] == 12
 
 
-def test_peaks_are_booked_to_the_phase_they_happen_in() -> None:
-    """A counter stands for the allocator: a nested phase's peak is not its parent's."""
-    water = iter([5, 90, 7, 30])
-    meter = Meter(lambda: 0, lambda start, end: 0.0, lambda: next(water))
+def test_memory_peaks_are_booked_to_the_innermost_phase() -> None:
+    """A list of peaks replaces the allocator. The peak of a nested phase is not that of its parent."""
+    peaks = iter([5, 90, 7, 30])
+    meter = Meter(lambda: 0, lambda start, end: 0.0, lambda: next(peaks))
     with meter.phase("student"), meter.phase("teacher"):
         pass
     with meter.phase("optimizer"):
@@ -104,8 +103,8 @@ def test_peaks_are_booked_to_the_phase_they_happen_in() -> None:
     assert meter.peaks == {"student": 7, "teacher": 90, "optimizer": 30}
 
 
-def test_every_process_adds_up_its_clock(tmp_path: Path) -> None:
-    """One that writes no record too: what it has not added up would grow with every step."""
+def test_clock_is_settled_on_ranks_without_a_record(tmp_path: Path) -> None:
+    """Otherwise the timed spans would accumulate with every step."""
     added = []
     meter = Meter(lambda: 0, lambda start, end: float(added.append(1) or 1))
     step = SimpleNamespace(spec=tiny("train.log_every=2"), meter=meter)

@@ -1,4 +1,4 @@
-"""The loop: knobs off, same bits; what does not change results; what stops a run."""
+"""The training loop: equal bits with knobs off, settings that do not change results, and stops."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ def flow(tmp_path_factory: pytest.TempPathFactory) -> Record:
     ],
     ids=lambda knobs: knobs[0].split("=")[1],
 )
-def test_knobs_off_same_bits(flow: Record, tmp_path: Path, knobs_off: list[str]) -> None:
+def test_method_with_knobs_off_has_the_bits_of_flow(
+    flow: Record, tmp_path: Path, knobs_off: list[str]
+) -> None:
     """Promise 2: 50 steps with the same losses and the same weights, bit for bit."""
     other = trained(tiny("train.steps=50", "eval.every=50", *knobs_off), tmp_path)
     assert len(losses(flow)) == 50 and losses(other) == losses(flow)
@@ -43,13 +45,13 @@ def test_knobs_off_same_bits(flow: Record, tmp_path: Path, knobs_off: list[str])
     assert other.of("train")[-1]["flops"] == flow.of("train")[-1]["flops"]
 
 
-def test_knobs_on_other_bits_same_start(flow: Record, tmp_path: Path) -> None:
-    """The first flow loss is one of initial weights, data, noise and base times alone, so REPA shares it."""
+def test_methods_share_the_first_flow_loss(flow: Record, tmp_path: Path) -> None:
+    """The first flow loss depends only on initial weights, data, noise and base times, which REPA shares."""
     repa = trained(tiny("train.steps=4", "method.name=repa", "method.encoder.name=random:tiny"), tmp_path)
     assert losses(repa)[0] == losses(flow)[0] and losses(repa)[2] != losses(flow)[2]
 
 
-def test_early_stop_ends_the_cost_too(tmp_path: Path) -> None:
+def test_flops_fall_when_alignment_stops(tmp_path: Path) -> None:
     record = trained(tiny("method.name=self_flow", "method.schedule.until=5"), tmp_path)
     train = record.of("train")
     assert ["align" in event["losses"] for event in train] == [True] * 5 + [False] * 7
@@ -57,13 +59,13 @@ def test_early_stop_ends_the_cost_too(tmp_path: Path) -> None:
     assert len(set(steps[:5])) == len(set(steps[5:])) == 1 and steps[5] < 0.9 * steps[0]
 
 
-def test_training_learns(flow: Record) -> None:
+def test_training_lowers_the_loss(flow: Record) -> None:
     smooth = np.convolve(losses(flow), np.ones(10) / 10, mode="valid")
     assert smooth[-1] < 0.8 * smooth[0]
 
 
 @pytest.mark.parametrize("method", ["flow", "self_flow"])
-def test_what_is_not_hashed_does_not_change_the_bits(tmp_path: Path, method: str) -> None:
+def test_settings_outside_the_hash_do_not_change_the_bits(tmp_path: Path, method: str) -> None:
     base = trained(tiny(f"method.name={method}"), tmp_path / "a")
     for number, change in enumerate(
         [
@@ -81,7 +83,7 @@ def test_what_is_not_hashed_does_not_change_the_bits(tmp_path: Path, method: str
 
 
 def test_accumulation_and_compile_give_the_same_numbers(tmp_path: Path) -> None:
-    """The same draws; the arithmetic is grouped differently, so equal to 1e-5, not bit for bit."""
+    """The draws are the same. Sums are grouped differently, so losses agree to 1e-5, not bit for bit."""
     base = trained(tiny("method.name=self_flow"), tmp_path / "a")
     for name, change in {"b": "train.accumulate=4", "c": "runtime.compile=true"}.items():
         assert losses(trained(tiny("method.name=self_flow", change), tmp_path / name)) == pytest.approx(
@@ -89,10 +91,10 @@ def test_accumulation_and_compile_give_the_same_numbers(tmp_path: Path) -> None:
         )
 
 
-def test_computing_activations_again_runs_every_block_twice(
+def test_checkpointed_activations_run_every_block_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that equal bits (above) say something: the teacher and the evaluation have no gradient and keep one
+    """The test of equal bits above relies on this. Teacher and evaluation have no gradient and keep one
     pass."""
     passes, forward = [], Block.forward
 
@@ -115,7 +117,7 @@ def test_computing_activations_again_runs_every_block_twice(
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["flow", "self_flow", "sra"])
 def test_compiled_bfloat16_stays_near_eager(tmp_path: Path, method: str) -> None:
-    """Fused operations round less often; the draws are the same."""
+    """The draws are the same, but fused operations round less often."""
     eager, compiled = (
         trained(
             tiny(f"method.name={method}", "train.precision=bfloat16", f"runtime.compile={compiled}"),
@@ -137,23 +139,23 @@ def test_bfloat16_stays_near_float32(tmp_path: Path, method: str) -> None:
     assert losses(half) == pytest.approx(losses(full), rel=0.03)
 
 
-def test_batches_do_not_depend_on_processes_or_cuts() -> None:
-    """Promise 1: two processes with two micro-batches each see, together, exactly what one process sees."""
+def test_batches_do_not_depend_on_ranks_or_micro_batches() -> None:
+    """Promise 1: two ranks with two micro-batches each have, together, the batches of one process."""
     spec = tiny("data.flip=true")
     dataset = open_dataset(spec.data)
     train = split(dataset, 0.5).train
     feed = lambda: Feed(dataset, train, Streams(0), label_drop=0.3, flip=True)  # noqa: E731
     steps = range(100, 160)
-    whole = list(feed().batches(MicroBatches(steps, 16), workers=0))
+    full = list(feed().batches(MicroBatches(steps, 16), workers=0))
     parts = [list(feed().batches(MicroBatches(steps, 16, 2, rank, 2), workers=rank)) for rank in (0, 1)]
-    for number, batch in enumerate(whole):
+    for number, batch in enumerate(full):
         cut = [p for rank in (0, 1) for p in parts[rank][2 * number : 2 * number + 2]]
         assert np.array_equal(batch.index, np.concatenate([p.index for p in cut]))
         for name in ("x0", "y", "label"):
             assert torch.equal(getattr(batch, name), torch.cat([getattr(p, name) for p in cut]))
 
 
-def test_an_epoch_shows_every_sample_once() -> None:
+def test_epoch_has_every_sample_once_and_drops_labels_at_the_set_rate() -> None:
     dataset = open_dataset(tiny().data)
     train = split(dataset, 0.5).train
     feed = Feed(dataset, train, Streams(0), label_drop=0.0, flip=False)
@@ -162,7 +164,7 @@ def test_an_epoch_shows_every_sample_once() -> None:
     assert dropped.float().mean().item() == pytest.approx(0.25, abs=0.02)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+def test_run_stops_when_the_loss_is_not_finite(tmp_path: Path) -> None:
     spec = tiny("train.learning_rate=1e30", "train.checkpoint_every=1")
     with pytest.raises(RunStopped, match=r"not finite at step \d+; the last good checkpoint is step-\d+"):
         trained(spec, tmp_path)
@@ -171,7 +173,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     assert all(np.isfinite(event["loss"]) for event in record.of("train"))
 
 
-def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
+def test_finished_run_is_not_changed_when_rerun(tmp_path: Path) -> None:
     record = trained(tiny(), tmp_path)
     before = {file: file.stat().st_mtime_ns for file in record.path.rglob("*") if file.is_file()}
     text = everything(record)
@@ -180,7 +182,7 @@ def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
     assert {file: file.stat().st_mtime_ns for file in record.path.rglob("*") if file.is_file()} == before
 
 
-def test_other_data_under_the_same_id_are_refused(tmp_path: Path) -> None:
+def test_run_is_rejected_when_its_data_have_changed(tmp_path: Path) -> None:
     record = trained(tiny(), tmp_path)
     (record.path / "done").unlink()
     environment = record.path / "environment.json"
@@ -191,13 +193,13 @@ def test_other_data_under_the_same_id_are_refused(tmp_path: Path) -> None:
         trained(tiny(), tmp_path)
 
 
-def test_a_batch_that_cannot_be_divided_is_refused(tmp_path: Path) -> None:
+def test_run_is_rejected_when_its_batch_cannot_be_divided(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train.batch_size = 8 cannot be divided into 3"):
         trained(tiny("train.accumulate=3"), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_ema_is_the_recursion() -> None:
+def test_ema_follows_its_recursion_and_warm_up() -> None:
     a, b = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
     expected = 0.75 * a.weight.double() + 0.25 * b.weight.double()
     update_ema(a, b, 0.75)

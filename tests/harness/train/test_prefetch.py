@@ -1,4 +1,4 @@
-"""Samples and draws made ahead on a thread: the same ones, in order, and errors where they are taken."""
+"""Samples and draws prepared on a thread: the same items in the same order, and errors at their item."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from harness.train.state import build_run
 from tests.support.runs import tiny
 
 
-def test_the_same_items_in_order_and_no_further_than_asked() -> None:
+def test_prefetch_yields_all_items_in_order_and_at_most_depth_ahead() -> None:
     made: list[int] = []
 
     def numbers():
@@ -34,7 +34,7 @@ def test_the_same_items_in_order_and_no_further_than_asked() -> None:
         assert list(items) == list(range(2, 9))
 
 
-def test_an_error_is_raised_where_its_item_is_taken() -> None:
+def test_prefetch_raises_an_error_when_its_item_is_requested() -> None:
     def failing():
         yield 1
         raise ValueError("image 2 is broken")
@@ -45,7 +45,7 @@ def test_an_error_is_raised_where_its_item_is_taken() -> None:
             next(items)
 
 
-def test_leaving_early_ends_the_thread() -> None:
+def test_prefetch_ends_its_thread_when_left_early() -> None:
     def endless():
         while True:
             yield threading.current_thread().name
@@ -55,8 +55,8 @@ def test_leaving_early_ends_the_thread() -> None:
     assert name.startswith("prefetch") and name not in {thread.name for thread in threading.enumerate()}
 
 
-def test_prefetched_batches_are_those_of_the_training_thread(tmp_path: Path) -> None:
-    """Promise 1: batches, steps, places and draws, over an epoch's end, with two micro-batches a step."""
+def test_prefetched_batches_equal_those_of_the_training_thread(tmp_path: Path) -> None:
+    """Promise 1: batches, places and draws, across the end of an epoch, with two micro-batches per step."""
     spec = tiny("method.name=self_flow", "data.flip=true", "train.accumulate=2")
     dataset = open_dataset(spec.data)
     sides = split(dataset, 0.5)
@@ -80,9 +80,8 @@ def test_prefetched_batches_are_those_of_the_training_thread(tmp_path: Path) -> 
         assert torch.equal(item.draw.times.which, draw.times.which)
 
 
-def test_a_tensor_that_repeats_its_memory_can_be_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What pinning does on a GPU, without one: a new storage with the tensor's own strides, then a copy into
-    it."""
+def test_pinned_accepts_a_tensor_that_repeats_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pinning is simulated without a GPU: a new storage with the tensor's strides, then a copy into it."""
 
     def pin_memory(tensor: torch.Tensor) -> torch.Tensor:
         fresh = torch.empty(0, dtype=tensor.dtype).set_(
@@ -100,13 +99,13 @@ def test_a_tensor_that_repeats_its_memory_can_be_pinned(monkeypatch: pytest.Monk
     assert torch.equal(pinned(Times(torch.zeros(4, 6), which)).which, which)
 
 
-def test_pinning_reaches_every_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Page-locked memory needs a GPU: here every tensor that is asked for it counts itself."""
-    asked: list[torch.Tensor] = []
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: (asked.append(self), self)[1])
+def test_pinned_pins_every_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Page-locked memory needs a GPU, so the calls are recorded instead."""
+    requested: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: (requested.append(self), self)[1])
     x, y = torch.zeros(2, 3), torch.zeros(2)
     batch = Batch(np.arange(2), x, y.long(), y.long())
     draw = Draw(x, Times.dual(y, y, x.bool()), extra={"cleaner": y})
-    again, drawn = pinned(batch), pinned(draw)
-    assert len(asked) == 3 + 4
-    assert again.x0 is x and drawn.extra["cleaner"] is y and drawn.groups is None
+    pinned_batch, pinned_draw = pinned(batch), pinned(draw)
+    assert len(requested) == 3 + 4
+    assert pinned_batch.x0 is x and pinned_draw.extra["cleaner"] is y and pinned_draw.groups is None

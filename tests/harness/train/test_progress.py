@@ -1,4 +1,4 @@
-"""How a run shows itself in a terminal."""
+"""The progress display of a run in a terminal."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from rich.console import Console
 from harness.train.progress import Live
 
 
-def test_a_note_is_shown_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder in brackets is no markup, whether or not it would be one."""
+def test_note_is_shown_literally(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Brackets are not treated as markup, even where they would be valid markup."""
     console = Console(force_terminal=True, width=80, record=True, legacy_windows=False)
     monkeypatch.setattr("harness.files.progress.Console", lambda stderr: console)
     live, notes = Live(), ["[/data/x] is gone", "in [red]:[/red] 5 \\[x]"]

@@ -1,4 +1,4 @@
-"""Replicates at the ends of the bracket: which steps, what is measured, and who sees it."""
+"""Replicates at both ends of a crossing: steps, values, and how readers merge them."""
 
 from __future__ import annotations
 
@@ -38,13 +38,17 @@ def curve(folder: Path, values: dict[int, float]) -> Record:
     ("values", "steps"),
     [
         ({10: 9.0, 20: 7.0, 30: 5.0, 40: 4.0}, [20, 30]),
-        ({10: 9.0, 20: 5.0, 30: 7.0, 40: 4.0}, [10, 20, 30, 40]),  # first and sustained crossing
-        ({10: 9.0, 20: 6.0, 30: 4.0}, [20, 30]),  # at the target is not below it
+        # A first and a sustained crossing.
+        ({10: 9.0, 20: 5.0, 30: 7.0, 40: 4.0}, [10, 20, 30, 40]),
+        # A value at the target is not below it.
+        ({10: 9.0, 20: 6.0, 30: 4.0}, [20, 30]),
         ({10: 9.0, 20: 8.0}, []),
         ({10: 1.0}, []),
     ],
 )
-def test_the_ends_of_the_bracket(values: dict[int, float], steps: list[int], tmp_path: Path) -> None:
+def test_bracket_steps_are_the_ends_of_every_crossing(
+    values: dict[int, float], steps: list[int], tmp_path: Path
+) -> None:
     found = bracket_steps(
         curve(tmp_path / "a", values), Wanted("fd:local", 5.5 if 6.0 in values.values() else 6.0)
     )
@@ -57,18 +61,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Record:
     return trained(spec, tmp_path_factory.mktemp("runs"))
 
 
-def test_replicates_are_measured_once_and_seen_by_readers(run: Record) -> None:
+def test_replicates_are_measured_once_and_merged_by_readers(run: Record) -> None:
     before = [event["metrics"]["fd:local"]["mean"] for event in run.of("eval")]
     target = sum(before) / 2
     command = ["replicate", str(run.path), "--metric", "fd:local", "--target", str(target), "--json"]
-    told = json.loads(CliRunner().invoke(cli, command, catch_exceptions=False).stdout)
-    assert [one["step"] for one in told] == [6, 12]
+    measured = json.loads(CliRunner().invoke(cli, command, catch_exceptions=False).stdout)
+    assert [row["step"] for row in measured] == [6, 12]
     again = json.loads(CliRunner().invoke(cli, command, catch_exceptions=False).stdout)
     assert again == []
     merged = Record(run.path).of("eval")
-    for one, event, alone in zip(told, merged, before, strict=True):
-        row = one["metrics"]["fd:local"]
-        assert event["metrics"]["fd:local"] == row and row["replicates"][0] == alone
+    for new, event, single in zip(measured, merged, before, strict=True):
+        row = new["metrics"]["fd:local"]
+        assert event["metrics"]["fd:local"] == row and row["replicates"][0] == single
         low, high = stats.t.interval(0.95, 2, row["mean"], stats.sem(row["replicates"]))
         assert (row["low"], row["high"]) == pytest.approx((low, high))
     assert Record(run.path).events == run.events
@@ -77,8 +81,8 @@ def test_replicates_are_measured_once_and_seen_by_readers(run: Record) -> None:
     ]
 
 
-def test_they_are_the_evaluators_own(run: Record) -> None:
-    """Three replicates of step 12 as an evaluator with the same settings gives them."""
+def test_replicates_equal_those_of_the_evaluator(run: Record) -> None:
+    """An evaluator with the same settings gives the same three replicates of step 12."""
     spec = tiny("eval.replicates=3")
     dataset = open_dataset(spec.data)
     sides = split(dataset, spec.data.held_out)
@@ -88,12 +92,12 @@ def test_they_are_the_evaluators_own(run: Record) -> None:
     assert Record(run.path).replicates["12"]["metrics"] == result.rows
 
 
-def test_a_pruned_checkpoint_and_a_missing_target_are_said(tmp_path: Path) -> None:
+def test_replicate_is_rejected_when_checkpoint_or_target_is_missing(tmp_path: Path) -> None:
     record = curve(tmp_path / "a", {10: 9.0, 20: 5.0})
     for words, message in (
         (
             ["--metric", "fd:local", "--target", "6"],
-            "nothing could be evaluated again: .*has no checkpoint yet; keep them",
+            "nothing could be evaluated again: .*has no checkpoint yet; to keep them",
         ),
         ([], "belongs to no study with a target; give --metric and --target"),
     ):
@@ -111,36 +115,38 @@ def test_a_pruned_checkpoint_and_a_missing_target_are_said(tmp_path: Path) -> No
         (["--metric", "fd:local", "--target", "-1"], "target -1: expected a number above 0"),
     ],
 )
-def test_a_metric_or_target_that_cannot_be_is_said(words: list[str], message: str, tmp_path: Path) -> None:
+def test_replicate_rejects_unknown_metrics_and_invalid_targets(
+    words: list[str], message: str, tmp_path: Path
+) -> None:
     record = curve(tmp_path / "a", {10: 9.0, 20: 5.0})
     result = CliRunner().invoke(cli, ["replicate", str(record.path), *words])
     assert isinstance(result.exception, UserError) and re.match(message, str(result.exception))
 
 
-def test_without_an_evaluation_there_is_nothing_to_do_again(tmp_path: Path) -> None:
+def test_replicate_is_rejected_when_no_run_has_been_evaluated(tmp_path: Path) -> None:
     record = curve(tmp_path / "a", {})
     result = CliRunner().invoke(cli, ["replicate", str(record.path), "--metric", "fd:local", "--target", "6"])
     assert isinstance(result.exception, UserError) and "no run has been evaluated" in str(result.exception)
 
 
-def test_what_another_command_measures_meanwhile_is_kept(
+def test_replicates_of_a_concurrent_command_are_kept(
     run: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While step 6 is evaluated, a row of step 9 is written."""
+    """Another command writes a row of step 9 while step 6 is evaluated."""
     record = Record(shutil.copytree(run.path, tmp_path / run.id))
     file, theirs = record.path / "replicates.json", {"protocol": "q", "metrics": {}}
     file.unlink(missing_ok=True)
 
-    def beside(*given: Any) -> Any:
+    def write_then_load(*given: Any) -> Any:
         file.write_text(json.dumps({"9": theirs}))
         return load_ema(*given)
 
-    monkeypatch.setattr("harness.train.trained_run.load_ema", beside)
+    monkeypatch.setattr("harness.train.trained_run.load_ema", write_then_load)
     ((step, found),) = replicate_run(record, [6], 2)
     assert json.loads(file.read_text()) == {"9": theirs, "6": found} and step == 6
 
 
-def test_replicates_of_another_protocol_are_not_mixed_in(tmp_path: Path) -> None:
+def test_replicates_of_another_protocol_are_ignored(tmp_path: Path) -> None:
     record = curve(tmp_path / "a", {10: 9.0})
     other = {"10": {"protocol": "q", "metrics": {"fd:local": {"mean": 1.0}}}}
     (record.path / "replicates.json").write_text(json.dumps(other))
