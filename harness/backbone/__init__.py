@@ -1,1 +1,1 @@
-"""The SiT network, its times and tokens, and the border to the authors' checkpoints."""
+"""The SiT network, its times and tokens, and the conversion of released weights."""

@@ -1,7 +1,7 @@
-"""Attention of all tokens with all others, softmax(q k^T / sqrt(C)) v.
+"""Self-attention, softmax(q k^T / sqrt(C)) v.
 
-PyTorch's fused attention, but for bfloat16 on a CPU: there its kernel is no faster than in float32. Written
-out as matrix products it is, at the same precision (benchmarks.before_after).
+It uses PyTorch's fused kernel, except in bfloat16 on a CPU, where that kernel is no faster than in float32.
+Explicit matrix products are faster there, at the same precision (benchmarks.before_after).
 
     B  samples    T  tokens    D  width    N  heads    C  channels of a head
 """
@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from harness.backbone.rotary import rotate
 
 WRITTEN_OUT = 1024
-"""The longest sequence that it is written out for: its weights are kept, T x T."""
+"""The longest sequence for explicit products, which keep T x T weights for the backward pass."""
 
 
 class Attention(nn.Module):
+    """Multi-head self-attention."""
+
     fused = False
-    """Go through PyTorch's kernel on a CPU too, to count there what a GPU will hold."""
+    """Use PyTorch's kernel on a CPU too, to count the memory that a GPU will need."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -33,6 +35,7 @@ class Attention(nn.Module):
     def forward(
         self, h: Tensor, mask: Tensor | None, turns: Tensor | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Return tokens (B, T, D), and queries and keys (B, N, T, C), which `turns` rotates if given."""
         B, T, D = h.shape
         q, k, v = self.qkv(h).reshape(B, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
         if turns is not None:
@@ -42,16 +45,19 @@ class Attention(nn.Module):
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, fused: bool = False) -> Tensor:
-    """q, k, v: (B, N, T, C); mask: bool, broadcast to (B, N, T, T), true where a token may look; `fused`
-    everywhere, as on a GPU. Returns (B, N, T, C)."""
+    """Return attention outputs (B, N, T, C) for q, k, v of that shape.
+
+    The mask is bool, broadcast to (B, N, T, T), and true where a query may attend to a key. `fused` uses
+    PyTorch's kernel on every device.
+    """
     if not fused and q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] <= WRITTEN_OUT:
         return WrittenOut.apply(q, k, v, mask)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 class WrittenOut(torch.autograd.Function):
-    """Scores and softmax in float32, products with weights and gradients in bfloat16, as the fused kernel has
-    it."""
+    """Attention with the precision of the fused kernel: scores and softmax in float32, other products in
+    bfloat16."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -66,7 +72,7 @@ class WrittenOut(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         (grad,), (q, k, v, weights) = grads, ctx.saved_tensors
-        of_weights = grad @ v.transpose(-1, -2)
-        of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
-        of_scores = of_scores * q.shape[-1] ** -0.5
-        return of_scores @ k, of_scores.transpose(-1, -2) @ q, weights.transpose(-1, -2) @ grad, None
+        grad_weights = grad @ v.transpose(-1, -2)
+        grad_scores = torch.ops.aten._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+        grad_scores = grad_scores * q.shape[-1] ** -0.5
+        return grad_scores @ k, grad_scores.transpose(-1, -2) @ q, weights.transpose(-1, -2) @ grad, None

@@ -1,5 +1,4 @@
-"""From what the network is given to its width: patches, the extra token, the timestep, the label (SiT
-models.py).
+"""Embeddings of the network's inputs: patches, extra token, timestep, label (SiT models.py).
 
 B  samples    C  channels    T  tokens    D  width    E  extra channels
 """
@@ -15,8 +14,10 @@ from harness.backbone.tokens import Part
 
 
 class PatchEmbed(nn.Module):
-    """One convolution whose stride is the patch; the frames of a token are channels of it, audio is one
-    row."""
+    """Patches of a part as tokens, by one convolution with the patch as stride.
+
+    The frames of a video token are channels of the convolution, and audio is an image of one row.
+    """
 
     def __init__(self, part: Part, width: int) -> None:
         super().__init__()
@@ -26,7 +27,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(part.shape[0] * self.frames, width, (rows, columns), stride=(rows, columns))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, *axes) -> (B, T, D)."""
+        """Return tokens (B, T, D) of samples (B, C, *axes)."""
         if self.part.kind == "image":
             return self._tokens(x)
         if self.part.kind == "audio":
@@ -37,8 +38,7 @@ class PatchEmbed(nn.Module):
         return tokens.reshape(B, -1, tokens.shape[-1])
 
     def _tokens(self, planes: Tensor) -> Tensor:
-        """In a token's order in memory: left as the convolution lays them, every block would read and write
-        across it."""
+        # Contiguous tokens: with the memory layout of the convolution, every block would be slower.
         return self.proj(planes).flatten(2).transpose(1, 2).contiguous()
 
 
@@ -51,6 +51,7 @@ class ExtraEmbed(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
     def forward(self, extra: Tensor) -> Tensor:
+        """Return the token (B, D) of extra channels (B, E)."""
         return self.norm(self.proj(extra))
 
 
@@ -65,19 +66,23 @@ class TimestepEmbedder(nn.Module):
         self.register_buffer("frequency", timestep_frequencies(frequencies), persistent=False)
 
     def forward(self, t: Tensor) -> Tensor:
+        """Return embeddings (..., D) of times t (...)."""
         angle = t[..., None].float() * self.frequency
         return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=-1))
 
 
 class LabelEmbedder(nn.Module):
+    """A table of label embeddings, whose last row is the null label."""
+
     def __init__(self, classes: int, width: int) -> None:
         super().__init__()
         self.embedding_table = nn.Embedding(classes + 1, width)
 
     def forward(self, y: Tensor) -> Tensor:
+        """Return embeddings (B, D) of labels (B,)."""
         return self.embedding_table(y)
 
 
 def timestep_frequencies(count: int) -> Tensor:
-    """10000^(-i / count), i = 0 .. count - 1."""
+    """Return 10000^(-i / count) for i = 0 .. count - 1."""
     return torch.exp(-math.log(10000.0) * torch.arange(count, dtype=torch.float32) / count)

@@ -1,7 +1,6 @@
-"""The official initial weights, each drawn from a stream of its parameter's name.
+"""Initial weights as in the released code, each drawn from a stream with its parameter's name.
 
-Sources: SiT models.py `initialize_weights` (repeated by REPA and Self-Flow, whose projectors get the same
-treatment).
+Source: `initialize_weights` in SiT's models.py, which REPA and Self-Flow also apply to their projectors.
 """
 
 from __future__ import annotations
@@ -16,8 +15,11 @@ from harness.runtime.random_streams import Streams
 
 @torch.no_grad()
 def initialize(module: nn.Module, streams: Streams, prefix: str = "") -> None:
-    """Fill every parameter in place: Xavier-uniform matrices, zero biases, unit norms, N(0, 0.02) label table
-    and timestep MLP, zero modulation and final layer. A parameter's values depend on seed and name alone."""
+    """Fill every parameter in place, with values that depend only on seed, name and shape.
+
+    Matrices are Xavier-uniform, biases zero, and norm weights one. The label table and the timestep MLP are
+    N(0, 0.02). Modulation and final layer are zero.
+    """
     for name, parameter in module.named_parameters():
         parameter.copy_(_initial(name, parameter.shape, streams, f"init/{prefix}{name}"))
 

@@ -1,9 +1,8 @@
-"""The border to the authors' checkpoints: their layouts and time directions become ours here and nowhere
-else.
+"""Conversion of the authors' checkpoints: only this module knows their layouts and time directions.
 
-Released networks that run time the other way (t = 1 data, velocity = data - noise) are turned by rewriting
-weights: with e(t) = [cos wt, sin wt] the timestep embedding, e(1 - t) = R e(t) for a rotation R by the angles
-w, so W e(1 - t) = (W R) e(t); and the sign of the output is the sign of the last linear layer.
+Some released networks run time the other way (t = 1 is data, velocity = data - noise). Their weights are
+rewritten. With the timestep embedding e(t) = [cos wt, sin wt], e(1 - t) = R e(t) for a rotation R by the
+angles w, so W e(1 - t) = (W R) e(t). The sign of the output is changed in the last linear layer.
 
 | layout    | source (commit)                              | time       | patch embedding                    |
 |-----------|----------------------------------------------|------------|------------------------------------|
@@ -34,10 +33,10 @@ _HEADS = ("projectors.", "projector.", "ap_head.")
 def load_published(
     state: Mapping[str, Tensor], layout: str, *, heads: int | None = None, patch: int = 2
 ) -> SiT:
-    """A SiT in our convention (t = 1 noise, velocity = noise - data) from an authors' state dict.
+    """Return a SiT in our convention (t = 1 is noise, velocity = noise - data) from a released state dict.
 
-    The unused sigma channels are left behind. `heads` is needed for widths other than the published ones,
-    `patch` where the layout does not show it (self-flow). Raises `UserError` for an unknown layout, or for
+    The unused sigma channels are dropped. `heads` is needed for widths other than the published ones, `patch`
+    for layout self-flow, whose weights do not determine it. Raises `UserError` for an unknown layout, or for
     missing, unexpected or misshapen weights.
     """
     if layout not in LAYOUTS:
@@ -49,27 +48,27 @@ def load_published(
         model = SiT(config)
         model.load_state_dict(weights)
     except KeyError as error:
-        raise UserError(
-            f"these weights are not of layout '{layout}': no {error.args[0]} among them"
-        ) from error
+        raise UserError(f"these weights do not have layout '{layout}': they lack {error.args[0]}") from error
     except (RuntimeError, ValueError) as error:
         raise UserError(f"these weights do not fit layout '{layout}': {error}") from error
     return model
 
 
 def projector_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a published projector, renamed to ours (`0.weight`, `2.weight`, ...); empty when there
-    is none."""
+    """Return the weights of a released projector under our names (`0.weight`, `2.weight`, ...).
+
+    The result is empty if the state dict has no projector.
+    """
     rename = {"linear1": "0", "linear2": "2"}
-    found = {}
+    projector = {}
     for name, value in state.items():
         head = next((head for head in _HEADS if name.startswith(head)), None)
         if head is not None:
             *layer, leaf = (
                 name.removeprefix(head).removeprefix("0." if head == "projectors." else "").split(".")
             )
-            found[f"{rename.get(layer[0], layer[0])}.{leaf}"] = value
-    return found
+            projector[f"{rename.get(layer[0], layer[0])}.{leaf}"] = value
+    return projector
 
 
 def _config(weights: Mapping[str, Tensor], layout: str, heads: int | None, patch: int) -> SiTConfig:
@@ -84,7 +83,7 @@ def _config(weights: Mapping[str, Tensor], layout: str, heads: int | None, patch
     published = {size.width: size.heads for size in SIZES.values()}
     heads = heads or published.get(width)
     if heads is None:
-        raise ValueError(f"width {width} is none of the published ones; say how many heads it has")
+        raise ValueError(f"width {width} is not a published one ({sorted(published)}): pass `heads`")
     classes = weights["y_embedder.embedding_table.weight"].shape[0] - 1
     return SiTConfig(Size(depth, width, heads), patch, (channels, side * patch, side * patch), classes)
 
@@ -97,7 +96,8 @@ def _convert(weights: dict[str, Tensor], layout: str, config: SiTConfig) -> dict
         converted["x_embedder.proj.weight"] = linear.reshape(width, channels, patch, patch)
     for leaf in ("weight", "bias"):
         name = f"final_layer.linear.{leaf}"
-        rows = converted[name].unflatten(0, (patch * patch, -1))  # (p p, C or 2 C, ...)
+        # (p p, C or 2 C, ...)
+        rows = converted[name].unflatten(0, (patch * patch, -1))
         converted[name] = rows[:, :channels].flatten(0, 1)
         if layout in _DATA_AT_ONE:
             converted[name] = -converted[name]
@@ -107,8 +107,10 @@ def _convert(weights: dict[str, Tensor], layout: str, config: SiTConfig) -> dict
 
 
 def _reverse_time(weight: Tensor) -> Tensor:
-    """W R with e(1 - t) = R e(t): cos(w - wt) = cos w cos wt + sin w sin wt; sin(w - wt) = sin w cos wt - cos
-    w sin wt."""
+    """Return W R for R with e(1 - t) = R e(t).
+
+    cos(w - wt) = cos w cos wt + sin w sin wt,    sin(w - wt) = sin w cos wt - cos w sin wt.
+    """
     on_cos, on_sin = weight.double().chunk(2, dim=1)
     angle = timestep_frequencies(on_cos.shape[1]).double()
     cos, sin = torch.cos(angle), torch.sin(angle)

@@ -1,9 +1,8 @@
-"""Rotary positions: queries and keys turned by angles that grow with the position, so that attention sees
-differences alone.
+"""Rotary positions: queries and keys rotated by their position, so that attention depends on differences.
 
-RoFormer (arXiv 2104.09864, Eq. 34) on one axis; on two and three in its axial form, where each axis turns
-pairs of its own (arXiv 2403.13298, section 3.1). Frequencies are RoFormer's, 10000^(-i / n) for pair i of an
-axis's n; units are tokens.
+One axis is RoFormer's (arXiv 2104.09864, Eq. 34). Two and three axes use the axial form, where each axis
+rotates separate pairs of channels (arXiv 2403.13298, section 3.1). Frequencies are RoFormer's,
+10000^(-i / n) for pair i of an axis with n pairs; positions are counted in tokens.
 
     B  samples    N  heads    T  tokens    d  channels of a head    A  axes
 """
@@ -20,17 +19,16 @@ from harness.backbone.tokens import Part
 
 
 def rotation(channels: int, parts: Sequence[Part], *, extra: bool = False) -> Tensor:
-    """Cosine and sine of the angle of every token and pair of channels, (2, T, d / 2) float32.
+    """Return cosine and sine of the angle of every token and pair of channels, (2, T, d / 2) float32.
 
-    Pair i is the channels i and i + d / 2. They are divided as the sine-cosine code's width is (tokens.py):
+    Pair i consists of channels i and i + d / 2. Pairs are divided among axes like the width of the
+    sine-cosine code (tokens.py); a video of one frame is an image.
 
     one axis      all pairs
     two axes      first half for the column, second for the row
-    three axes    three eighths for the column, as many for the row, the rest for time; a video of one frame
-    is an image
+    three axes    three eighths for the column, three eighths for the row, the rest for time
 
-    With `extra` a token comes first that is not turned. Raises ValueError where an axis is left without a
-    pair.
+    With `extra`, a first token is added that is not rotated. Raises ValueError if an axis has no pair.
     """
     place = places(parts)
     pairs = divided(channels, place.shape[1])
@@ -41,28 +39,30 @@ def rotation(channels: int, parts: Sequence[Part], *, extra: bool = False) -> Te
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """x (B, N, T, d), each pair of channels turned by its angle; in float32 at least, given back in x's
-    type."""
+    """Return x (B, N, T, d) with each pair of channels rotated by its angle.
+
+    Half precision is computed in float32 and returned in x's type.
+    """
     cos, sin = rotation
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
 
 
 def places(parts: Sequence[Part]) -> np.ndarray:
-    """Where every token stands, (T, A) float64, the last axis of its grid first.
+    """Return the position of every token, (T, A) float64, with the last axis of the grid first.
 
-    Parts together share one clock: audio beside a video stands at column 0 and row 0, and at its time in the
+    Parts of one sample share a clock: the audio of a video has column 0, row 0, and its time in units of the
     video's tokens.
     """
-    first, *beside = parts
-    grid = first.grid[1:] if len(first.grid) == 3 and first.grid[0] == 1 and not beside else first.grid
-    own = np.indices(grid).reshape(len(grid), -1)[::-1].T.astype(np.float64)
-    times = [np.arange(part.tokens) * first.grid[0] / part.tokens for part in beside]
-    return np.concatenate([own, *(np.pad(time[:, None], ((0, 0), (2, 0))) for time in times)])
+    first, *others = parts
+    grid = first.grid[1:] if len(first.grid) == 3 and first.grid[0] == 1 and not others else first.grid
+    place = np.indices(grid).reshape(len(grid), -1)[::-1].T.astype(np.float64)
+    times = [np.arange(part.tokens) * first.grid[0] / part.tokens for part in others]
+    return np.concatenate([place, *(np.pad(time[:, None], ((0, 0), (2, 0))) for time in times)])
 
 
 def divided(channels: int, axes: int) -> tuple[int, ...]:
-    """Pairs of channels of each axis."""
+    """Return the number of pairs of channels per axis; raises ValueError if an axis gets none."""
     pairs = channels // 2
     space = {1: 0, 2: pairs // 2, 3: 3 * pairs // 8}[axes]
     each = (space,) * (axes - 1) + (pairs - (axes - 1) * space,)
@@ -74,6 +74,6 @@ def divided(channels: int, axes: int) -> tuple[int, ...]:
 
 
 def angles(place: np.ndarray, pairs: Sequence[int]) -> np.ndarray:
-    """Radians at places (T, A), (T, d / 2)."""
+    """Return the angles in radians, (T, d / 2), at positions (T, A)."""
     each = [at[:, None] * 10000.0 ** (-np.arange(n) / n) for at, n in zip(place.T, pairs, strict=True)]
     return np.concatenate(each, axis=1)

@@ -1,8 +1,8 @@
 """SiT, the Scalable Interpolant Transformer (Ma et al., arXiv 2401.08740, models.py), with times per token.
 
-The network is the released one: adaLN-Zero blocks, frozen sin-cos positions, label and timestep embeddings,
-parameter names included. Two things are ours: attention is fused, and modulation is computed once per noise
-level (see times.py). Rotary positions are an option.
+The network equals the released one, including parameter names: adaLN-Zero blocks, frozen sine-cosine
+positions, label and timestep embeddings. There are two differences: attention is fused, and modulation is
+computed once per noise level (times.py). Rotary positions are an option.
 
     B  samples    K  levels    T  tokens    D  width    N  heads    C  channels    E  extra channels
 """
@@ -31,39 +31,40 @@ from harness.backbone.tokens import Part, positions, split_parts, unpatchify
 
 @dataclass(frozen=True)
 class SiTConfig:
-    """Everything that fixes the shape of a SiT."""
+    """Everything that determines the shape of a SiT."""
 
     size: Size
     patch: int
     shape: tuple[int, ...]
     """(channels, *axes) of x: an image (C, H, W), a video (C, F, H, W) or audio (C, L)."""
     classes: int
-    """The label table has one row more: the null label, which is `classes`."""
+    """The label table has one more row, for the null label, which is `classes`."""
     learn_sigma: bool = False
-    """Twice the output channels, the second half unused (as the released SiT has it)."""
+    """Twice the output channels, of which the second half is unused, as in the released SiT."""
     extra: int = 0
-    """Channels of one more token, which is generated beside the image (REG); 0 for none."""
+    """Channels of an extra token, which is generated together with the image (REG); 0 for none."""
     patch_time: int = 1
     """Frames of a video in one token."""
     beside: tuple[Part, ...] = ()
-    """What shares the sequence with a video: its sound. Then x is a vector, the video first."""
+    """Other parts in the sequence of a video, namely its sound. Then x is a vector, with the video first."""
     positions: Literal["sincos", "rotary"] = "sincos"
-    """Added to the tokens, as released, or turning queries and keys in every block (rotary.py)."""
+    """Added to the tokens, as released, or rotating queries and keys in every block (rotary.py)."""
 
     def __post_init__(self) -> None:
-        kind = self.parts[0].kind  # raises ValueError where a patch does not divide
+        # Building the parts raises ValueError if a patch does not divide an axis.
+        kind = self.parts[0].kind
         if self.beside and kind != "video":
-            raise ValueError(f"only a video has other parts beside it, not {kind}")
+            raise ValueError(f"only a video can have other parts, but the first part is {kind}")
 
     @cached_property
     def parts(self) -> tuple[Part, ...]:
-        """What a sample is made of."""
+        """The parts of a sample."""
         square = (self.patch,) * min(2, len(self.shape) - 1)
         return Part(self.shape, (self.patch_time, *square) if len(self.shape) == 4 else square), *self.beside
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """Of the first part's tokens."""
+        """The token grid of the first part."""
         return self.parts[0].grid
 
     @property
@@ -71,59 +72,59 @@ class SiTConfig:
         return sum(part.tokens for part in self.parts)
 
     def of_tokens(self, values_BP: Tensor) -> Tensor:
-        """A value for each part -> for each token, (B, T)."""
+        """Return values per token, (B, T), from values per part, (B, P)."""
         each = zip(values_BP.split(1, dim=1), self.parts, strict=True)
         return torch.cat([values.expand(-1, part.tokens) for values, part in each], dim=1)
 
     @property
     def part_of_token(self) -> Tensor:
-        """(T,) int64, the number of the part that a token belongs to."""
+        """(T,) int64, the index of each token's part."""
         return torch.repeat_interleave(torch.tensor([part.tokens for part in self.parts]))
 
     @property
     def x_shape(self) -> tuple[int, ...]:
-        """Of x without its batch: that of the one part, or (N,) for several, flattened one behind the
-        other."""
+        """The shape of x without its batch axis; (N,) for several parts, which are flattened and
+        concatenated."""
         return (sum(part.values for part in self.parts),) if self.beside else self.shape
 
     def split_parts(self, x: Tensor) -> list[Tensor]:
-        """x (B, *x_shape) as its parts, each (B, C, *axes)."""
+        """Return the parts of x (B, *x_shape), each (B, C, *axes)."""
         return split_parts(x, [part.shape for part in self.parts])
 
     def spread(self, values_BT: Tensor) -> Tensor:
-        """A value for each token, (B, T) or (B, 1) -> for each number of x, to broadcast against (B,
-        *x_shape)."""
+        """Return values per token, (B, T) or (B, 1), expanded to broadcast against x (B, *x_shape)."""
         if not self.beside:
             return self.parts[0].spread(values_BT)
         if values_BT.shape[1] == 1:
             return values_BT
         each = values_BT.split([part.tokens for part in self.parts], dim=1)
-        whole = [
+        expanded = [
             part.spread(values).expand(-1, *part.shape).flatten(1)
             for values, part in zip(each, self.parts, strict=True)
         ]
-        return torch.cat(whole, dim=1)
+        return torch.cat(expanded, dim=1)
 
 
 class Prediction(NamedTuple):
+    """The outputs of a pass."""
+
     velocity: Tensor
-    """Shaped like x; missing (None) after a pass that `stop_after` ended, whose caller reads `hidden`
-    alone."""
+    """Shaped like x. None after a pass that `stop_after` ended, whose caller only reads `hidden`."""
     hidden: dict[int, Tensor]
-    """Layer n -> (B, T, D), the output of block n (1-based), for the layers that were tapped; with an extra
-    token, it comes first: (B, 1 + T, D)."""
+    """Layer n -> (B, T, D), the output of block n (1-based), for tapped layers. An extra token comes first:
+    (B, 1 + T, D)."""
     extra: Tensor | None = None
     """(B, E), the velocity of the extra token."""
     heads: Mapping[int, tuple[Tensor, Tensor]] = MappingProxyType({})
-    """Layer n -> queries and keys of block n as attention compares them, each (B, N, T, D / N), for the
-    layers that were asked."""
+    """Layer n -> queries and keys of block n as attention compares them, each (B, N, T, D / N), for requested
+    layers."""
 
 
 class SiT(nn.Module):
-    """Velocity of the linear path: v(x, tau, y), with t = 1 noise and target eps - x0."""
+    """The velocity v(x, tau, y) of the linear path, where t = 1 is noise and the target is eps - x0."""
 
     checkpoint_activations = False
-    """Compute what happens inside a block again in the backward pass, instead of keeping it."""
+    """Recompute the activations inside a block in the backward pass, instead of storing them."""
 
     pos_embed: Tensor
     rotation: Tensor
@@ -132,7 +133,7 @@ class SiT(nn.Module):
         super().__init__()
         self.config = config
         depth, width, heads = config.size
-        first, *beside = config.parts
+        first, *others = config.parts
         self.x_embedder = PatchEmbed(first, width)
         self.t_embedder = TimestepEmbedder(width)
         self.y_embedder = LabelEmbedder(config.classes, width)
@@ -144,7 +145,7 @@ class SiT(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         outputs = [part.token_values * (2 if config.learn_sigma else 1) for part in config.parts]
         self.final_layer = FinalLayer(width, outputs, config.extra)
-        self.beside_embedders = nn.ModuleList(PatchEmbed(part, width) for part in beside)
+        self.beside_embedders = nn.ModuleList(PatchEmbed(part, width) for part in others)
         if config.extra:
             self.extra_embedder = ExtraEmbed(config.extra, width)
 
@@ -160,13 +161,12 @@ class SiT(nn.Module):
         extra: Tensor | None = None,
         heads: Collection[int] = (),
     ) -> Prediction:
-        """One pass.
+        """Predict the velocity of x (B, *x_shape) at K times per sample, for labels y (B,).
 
-        x: (B, *x_shape); times: K levels per sample; y: (B,) labels, `classes` for none. `taps` names the
-        layers whose output is returned; `stop_after` ends the pass behind that layer; `groups` (B, T) lets a
-        token attend only to tokens of its own group. `extra` (B, E) is the extra token, at the sample's one
-        level and without position; None leaves it out. `heads` names the layers whose queries and keys are
-        returned.
+        The label `classes` is the null label. `taps` lists the layers whose output is returned, and `heads`
+        those whose queries and keys are returned. `stop_after` ends the pass after that layer. With `groups`
+        (B, T), tokens attend only within their group. `extra` (B, E) is the extra token, which has the
+        sample's single level and no position; None leaves it out.
         """
         c_BKD = self.t_embedder(times.levels) + self.y_embedder(y)[:, None]
         c_BKD = F.silu(c_BKD)
@@ -177,58 +177,59 @@ class SiT(nn.Module):
         if extra is not None:
             h = torch.cat([self.extra_embedder(extra)[:, None], h], dim=1)
         if self.config.positions == "rotary":
-            turns = self.rotation[:, -h.shape[1] :]  # the first is the extra token's
-        hidden, heard = {}, {}
+            # The first rotation is that of the extra token, which may be absent.
+            turns = self.rotation[:, -h.shape[1] :]
+        hidden, queries_keys = {}, {}
         for layer, block in enumerate(self.blocks, start=1):
-            h, queries_keys = self._through(block, h, c_BKD, times, mask, turns)
+            h, compared = self._run_block(block, h, c_BKD, times, mask, turns)
             if layer in taps:
                 hidden[layer] = h
             if layer in heads:
-                heard[layer] = queries_keys
+                queries_keys[layer] = compared
             if layer == stop_after:
-                # Only the teacher stops early, and it reads no velocity: every other caller has one.
-                return Prediction(cast(Tensor, None), hidden, heads=heard)
+                # Only the teacher stops early, and its caller does not read the velocity.
+                return Prediction(cast(Tensor, None), hidden, heads=queries_keys)
         counts = [part.tokens for part in self.config.parts]
         out, extra = self.final_layer(h, c_BKD, times, extra is not None, counts)
-        return Prediction(self._assembled(out), hidden, extra, heard)
+        return Prediction(self._assembled(out), hidden, extra, queries_keys)
 
-    def _through(self, block: nn.Module, *given: Any) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    # Any: the arguments of a block.
+    def _run_block(self, block: nn.Module, *args: Any) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         if self.checkpoint_activations and torch.is_grad_enabled():
-            # Nothing random happens in a block, so no generator's state need be kept.
-            return checkpoint(block, *given, use_reentrant=False, preserve_rng_state=False)
-        return block(*given)
+            # A block draws no random numbers, so no generator state has to be stored.
+            return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False)
+        return block(*args)
 
     def _embedded(self, x: Tensor) -> Tensor:
-        """Tokens of all parts, (B, T, D)."""
+        """Return the tokens of all parts, (B, T, D)."""
         embedders = [self.x_embedder, *self.beside_embedders]
         tokens = [embed(part) for embed, part in zip(embedders, self.config.split_parts(x), strict=True)]
         return torch.cat(tokens, dim=1) if len(tokens) > 1 else tokens[0]
 
     def _assembled(self, patches: list[Tensor]) -> Tensor:
-        """Patches of every part, each (B, T, outputs) -> x, without the channels of sigma."""
-        whole = [
+        """Return x from the patches of every part, each (B, T, outputs), without the channels of sigma."""
+        parts = [
             unpatchify(values, part.patch, part.axes)[:, : part.shape[0]]
             for values, part in zip(patches, self.config.parts, strict=True)
         ]
-        return torch.cat([one.flatten(1) for one in whole], dim=1) if len(whole) > 1 else whole[0]
+        return torch.cat([part.flatten(1) for part in parts], dim=1) if len(parts) > 1 else parts[0]
 
 
 class Block(nn.Module):
-    """adaLN-Zero transformer block."""
+    """An adaLN-Zero transformer block."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.attn = Attention(width, heads)
         self.mlp = Mlp(width, 4 * width)
-        self.adaLN_modulation = nn.Sequential(
-            nn.Identity(), nn.Linear(width, 6 * width)
-        )  # SiLU: once, in forward
+        # SiT applies SiLU to the condition once, so each block has an identity in its place.
+        self.adaLN_modulation = nn.Sequential(nn.Identity(), nn.Linear(width, 6 * width))
 
     def forward(
         self, h: Tensor, c_BKD: Tensor, times: Times, mask: Tensor | None, turns: Tensor | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Tokens (B, T, D), and the queries and keys of the attention."""
-        # Six selections, not one of six times the width: their gradients need not be put together again.
+        """Return tokens (B, T, D), and the queries and keys of the attention."""
+        # Six selections instead of one of six times the width: their gradients need not be concatenated.
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(c_BKD).chunk(6, dim=-1)
         six = (shift_a, 1 + scale_a, gate_a, shift_m, 1 + scale_m, gate_m)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = map(times.select, six)
@@ -238,20 +239,23 @@ class Block(nn.Module):
 
 
 class Mlp(nn.Module):
+    """Two linear layers with GELU between them."""
+
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, h: Tensor) -> Tensor:
+        """Return tokens (B, T, D)."""
         return self.fc2(gelu(self.fc1(h)))
 
 
 def gelu(x: Tensor) -> Tensor:
-    """x (1 + tanh u) / 2 = x sigmoid(2u) with u = sqrt(2 / pi) (x + 0.044715 x^3).
+    """Return x (1 + tanh u) / 2 = x sigmoid(2u) with u = sqrt(2 / pi) (x + 0.044715 x^3).
 
-    One kernel when eager; compiled, both are one, and on a CPU an exponential costs less than a hyperbolic
-    tangent.
+    PyTorch's function is one kernel in eager mode. Compiled, both forms are, and on a CPU an exponential
+    costs less than a hyperbolic tangent.
     """
     if not torch.compiler.is_compiling():
         return F.gelu(x, approximate="tanh")
@@ -259,19 +263,23 @@ def gelu(x: Tensor) -> Tensor:
 
 
 class FinalLayer(nn.Module):
+    """Modulated layer norm, then a linear layer for each part and for the extra token."""
+
     def __init__(self, width: int, outputs: Sequence[int], extra: int) -> None:
         super().__init__()
         self.adaLN_modulation = nn.Sequential(nn.Identity(), nn.Linear(width, 2 * width))
-        self.linear, *beside = (nn.Linear(width, values) for values in outputs)
-        self.linear_beside = nn.ModuleList(beside)
+        self.linear, *others = (nn.Linear(width, values) for values in outputs)
+        self.linear_beside = nn.ModuleList(others)
         if extra:
             self.linear_extra = nn.Linear(width, extra)
 
     def forward(
         self, h: Tensor, c_BKD: Tensor, times: Times, has_extra: bool, tokens: Sequence[int]
     ) -> tuple[list[Tensor], Tensor | None]:
-        """Patches of the velocity of every part, (B, T, outputs) each, and the extra token's velocity (B, E)
-        where there is one; `tokens` of each part."""
+        """Return the velocity of every part's patches, (B, T, outputs), and of the extra token, (B, E).
+
+        `tokens` holds the number of tokens per part. Without an extra token, its velocity is None.
+        """
         shift, scale = self.adaLN_modulation(c_BKD).chunk(2, dim=-1)
         h = modulate(h, times.select(shift), times.select(1 + scale))
         extra = None
@@ -280,12 +288,12 @@ class FinalLayer(nn.Module):
         if not self.linear_beside:
             return [self.linear(h)], extra
         linears = (self.linear, *self.linear_beside)
-        return [f(part) for f, part in zip(linears, h.split(tokens, dim=1), strict=True)], extra
+        return [linear(part) for linear, part in zip(linears, h.split(tokens, dim=1), strict=True)], extra
 
 
 def modulate(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Layer norm without parameters, then scale and shift; h: (B, T, D), the others (B, T or 1, D).
+    """Normalise h (B, T, D) by layer norm without parameters, then scale and shift, both (B, T or 1, D).
 
-    The scale has its one already: it is added to rows of levels, not to rows of tokens.
+    `scale` includes the 1 of SiT's (1 + scale), which the caller adds per level instead of per token.
     """
     return F.layer_norm(h, h.shape[-1:], eps=1e-6) * scale + shift

@@ -1,4 +1,4 @@
-"""The SiT family's sizes: published ones exactly (SiT, models.py), and small ones that train on a CPU."""
+"""Backbone sizes: the published ones exactly (SiT, models.py), and small ones that train on a CPU."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 
 class Size(NamedTuple):
+    """Blocks, channels and attention heads of a backbone."""
+
     depth: int
     width: int
     heads: int

@@ -1,7 +1,7 @@
-"""Times of a batch of token sequences: a few noise levels per sample, and which token has which.
+"""Times of a batch of token sequences: K noise levels per sample, and the level of each token.
 
-K = 1 is plain flow matching, K = 2 Self-Flow's dual timesteps, K = T diffusion forcing. Whatever depends on
-time is computed once per level and then selected per token, so that two levels cost two rows, not T.
+K = 1 is plain flow matching, K = 2 Self-Flow's dual timesteps, K = T diffusion forcing. Values that depend
+on time are computed once per level and then selected per token, so two levels cost two rows instead of T.
 
     B  samples    K  levels per sample    T  tokens    D  features
 """
@@ -17,45 +17,48 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Times:
+    """The noise levels of samples, and the level of each token."""
+
     levels: Tensor
     """(B, K) float32 in [0, 1]; 1 is noise."""
     which: Tensor | None = None
-    """(B, T) bool (K = 2) or int64: the level of each token. None: the one level (K = 1), or token i has
-    level i (K = T)."""
+    """(B, T) bool (K = 2) or int64, the level of each token. With None, all tokens have the single level
+    (K = 1), or token i has level i (K = T)."""
 
     @classmethod
     def per_sample(cls, t: Tensor) -> Times:
-        """One level for all tokens of a sample; t: (B,)."""
+        """Return times with one level for all tokens of a sample; t: (B,)."""
         return cls(t[:, None])
 
     @classmethod
     def dual(cls, t: Tensor, s: Tensor, mask: Tensor) -> Times:
-        """Level s where the mask is set and t elsewhere (Self-Flow Eq. 4); t, s: (B,), mask: (B, T) bool."""
+        """Return times s where the mask (B, T) is set and t elsewhere (Self-Flow Eq. 4); t, s: (B,)."""
         return cls(torch.stack([t, s], dim=1), mask)
 
     @classmethod
     def per_token(cls, tau: Tensor) -> Times:
-        """A level of its own for each token; tau: (B, T)."""
+        """Return times with a separate level for each token; tau: (B, T)."""
         return cls(tau)
 
     def select(self, values_BKD: Tensor) -> Tensor:
-        """Values per level -> values per token, (B, T, D); (B, 1, D) where all tokens share the one level."""
+        """Return values per token, (B, T, D), or (B, 1, D) if all tokens share one level."""
         return values_BKD if self.which is None else Selected.apply(values_BKD, self.which)
 
     def per_token_levels(self) -> Tensor:
-        """tau, (B, T); (B, 1) where all tokens share the one level."""
+        """Return tau, (B, T), or (B, 1) if all tokens share one level."""
         return self.levels if self.which is None else self.select(self.levels[:, :, None])[:, :, 0]
 
     def to(self, device: torch.device) -> Times:
+        """Return the times on a device."""
         which = None if self.which is None else self.which.to(device, non_blocking=True)
         return Times(self.levels.to(device, non_blocking=True), which)
 
 
 class Selected(torch.autograd.Function):
-    """Rows of levels, copied to the tokens that have them.
+    """Selection of each token's row from the rows of levels.
 
-    The gradient of a level is a sum over its tokens, here one product with zeros and ones: what autograd
-    makes of a copy writes a tensor of all tokens for every level first, or sums in bfloat16.
+    The gradient of a level is the sum over its tokens, computed as one product with zeros and ones. Autograd
+    would first write a tensor of all tokens for every level, or sum in bfloat16.
     """
 
     @staticmethod

@@ -1,10 +1,11 @@
-"""Samples to tokens and back, and the frozen position code: images, video and audio, alone or together.
+"""Tokens of samples, and their frozen position code, for images, video, audio, and video with audio.
 
 A part of a sample has channels and one to three axes, which a patch divides into a grid of tokens in
 row-major order:
 
-    image  (C, H, W)       patch (p, p)        video  (C, F, H, W)  patch (f, p, p)        audio  (C, L)
-    patch (p,)
+    image    (C, H, W)       patch (p, p)
+    video    (C, F, H, W)    patch (f, p, p)
+    audio    (C, L)          patch (p,)
 
     B  samples    T  tokens    D  features
 """
@@ -22,22 +23,24 @@ from torch import Tensor
 
 
 class Layout(Protocol):
-    """What knows which token holds which number of a sample: one `Part`, or a `SiTConfig` of several."""
+    """The assignment of a sample's values to tokens, by one `Part` or by a `SiTConfig` with several."""
 
     def spread(self, values_BT: Tensor) -> Tensor:
-        """A value for each token, (B, T), or one for all, (B, 1), to broadcast against samples (B, ...)."""
+        """Return values per token, (B, T) or (B, 1), expanded to broadcast against samples (B, ...)."""
         ...
 
 
 @dataclass(frozen=True)
 class Part:
-    """One modality of a sample and how it is cut; raises ValueError where the patch does not divide an axis:
-    nothing is padded."""
+    """One modality of a sample and its patch.
+
+    Raises ValueError if the patch does not divide every axis; nothing is padded.
+    """
 
     shape: tuple[int, ...]
     """(channels, *axes)."""
     patch: tuple[int, ...]
-    """Its extent on every axis."""
+    """The extent of a patch on every axis."""
 
     def __post_init__(self) -> None:
         if len(self.patch) != len(self.axes) or not 1 <= len(self.axes) <= 3:
@@ -67,17 +70,19 @@ class Part:
 
     @property
     def values(self) -> int:
-        """Numbers of a sample."""
+        """The number of values of a sample."""
         return math.prod(self.shape)
 
     @property
     def token_values(self) -> int:
-        """Numbers of a token."""
+        """The number of values of a token."""
         return self.shape[0] * math.prod(self.patch)
 
     def spread(self, values_BT: Tensor) -> Tensor:
-        """A value for each token -> for each place of its patch, (B, 1, *axes); (B, 1) stays one value per
-        sample."""
+        """Return values per token (B, T) repeated over their patches, (B, 1, *axes).
+
+        A value per sample, (B, 1), is reshaped to broadcast.
+        """
         if values_BT.shape[1] == 1:
             return values_BT.reshape(-1, 1, *[1] * len(self.axes))
         values = values_BT.reshape(-1, 1, *self.grid)
@@ -87,20 +92,20 @@ class Part:
 
 
 def kind_of(shape: Sequence[int]) -> str:
-    """What a part of this shape, (channels, *axes), is: `audio`, `image` or `video`."""
+    """Return `audio`, `image` or `video` for a shape (channels, *axes)."""
     return {2: "audio", 3: "image", 4: "video"}[len(shape)]
 
 
 def split_parts(x: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
-    """The parts of samples, each (B, *shape); several lie flattened one behind the other in x (B, N)."""
+    """Return the parts of samples, each (B, *shape); x (B, N) holds several flattened and concatenated."""
     if len(shapes) == 1:
         return [x]
     flat = x.split([math.prod(shape) for shape in shapes], dim=1)
-    return [one.unflatten(1, shape) for one, shape in zip(flat, shapes, strict=True)]
+    return [part.unflatten(1, shape) for part, shape in zip(flat, shapes, strict=True)]
 
 
 def patchify(x: Tensor, patch: Sequence[int]) -> Tensor:
-    """(B, C, *axes) -> (B, T, C *patch); a token's values are ordered (channel, *patch)."""
+    """Return tokens (B, T, C *patch) of x (B, C, *axes); a token's values are ordered (channel, *patch)."""
     B, C, *axes = x.shape
     cells = x.reshape(B, C, *_cut(axes, patch))
     n = len(axes)
@@ -109,8 +114,10 @@ def patchify(x: Tensor, patch: Sequence[int]) -> Tensor:
 
 
 def unpatchify(tokens: Tensor, patch: Sequence[int], axes: Sequence[int]) -> Tensor:
-    """(B, T, *patch C) -> (B, C, *axes); a token's values are ordered (*patch, channel), as SiT's final layer
-    has them."""
+    """Return x (B, C, *axes) from tokens (B, T, *patch C).
+
+    A token's values are ordered (*patch, channel), as in SiT's final layer.
+    """
     n = len(axes)
     grid = [axis // extent for axis, extent in zip(axes, patch, strict=True)]
     cells = tokens.reshape(len(tokens), *grid, *patch, -1)
@@ -119,15 +126,14 @@ def unpatchify(tokens: Tensor, patch: Sequence[int], axes: Sequence[int]) -> Ten
 
 
 def positions(width: int, parts: Sequence[Part]) -> Tensor:
-    """The position code of all tokens, (1, T, width).
+    """Return the position code of all tokens, (1, T, width).
 
-    A part alone has the code of its grid. Parts together share one clock: a video has its own code, and audio
-    beside it has the video's code of time, in the video's frames, and zeros where the video's code of space
-    stands.
+    A single part has the code of its grid. Several parts share one clock: the video has the code of its grid,
+    and audio has the video's code of time, in units of its frames, with zeros in place of the code of space.
     """
-    first, *beside = parts
+    first, *others = parts
     codes = [sincos(width, first.grid)]
-    for part in beside:
+    for part in others:
         time = np.arange(part.tokens) * first.grid[0] / part.tokens
         code = np.concatenate(
             [np.zeros((part.tokens, width - width // 4)), _sincos(width // 4, time)], axis=1
@@ -137,12 +143,13 @@ def positions(width: int, parts: Sequence[Part]) -> Tensor:
 
 
 def sincos(width: int, grid: Sequence[int]) -> Tensor:
-    """Sine-cosine position code, (1, T, width).
+    """Return the sine-cosine position code of a grid, (1, T, width).
 
-    one axis      the whole width
+    one axis      the full width
     two axes      first half for the column, second for the row (MAE's, as in DiT and SiT)
-    three axes    three quarters for space, as above, and the last one for time; a video of one frame is an
-    image
+    three axes    three quarters for space, as above, and the last quarter for time
+
+    A video of one frame is an image.
     """
     if len(grid) == 3 and grid[0] == 1:
         grid = grid[1:]
@@ -159,7 +166,7 @@ def _sincos(width: int, position: np.ndarray) -> np.ndarray:
 
 
 def _cut(axes: Sequence[int], patch: Sequence[int]) -> list[int]:
-    """Every axis as two: the grid's and the patch's."""
+    """Return every axis divided into two: the grid's and the patch's."""
     return [length for axis, extent in zip(axes, patch, strict=True) for length in (axis // extent, extent)]
 
 

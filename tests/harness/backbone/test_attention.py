@@ -1,5 +1,5 @@
-"""Attention written out for bfloat16 on a CPU, against torch's own in float64 and beside torch's own in
-bfloat16."""
+"""Explicit attention for bfloat16 on a CPU: its error against PyTorch in float64, compared with PyTorch's own
+in bfloat16."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ SHAPE = (2, 3, 40, 16)
 
 
 def drawn(sharp: float) -> tuple[list[Tensor], Tensor]:
-    """q, k, v in bfloat16, and a gradient; the sharper, the more a weight depends on the last bits of a
-    score."""
+    """Return q, k, v and a gradient in bfloat16. With a larger `sharp`, weights depend more on the last bits
+    of scores."""
     generator = torch.Generator().manual_seed(0)
     q, k, v, grad = torch.randn(4, *SHAPE, generator=generator)
-    return [one.bfloat16() for one in (sharp * q, sharp * k, v)], grad.bfloat16()
+    return [tensor.bfloat16() for tensor in (sharp * q, sharp * k, v)], grad.bfloat16()
 
 
 def values_and_gradients(f, given: list[Tensor], grad: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    leaves = [one.to(dtype).requires_grad_() for one in given]
+    leaves = [tensor.to(dtype).requires_grad_() for tensor in given]
     out = f(*leaves)
     return [out.detach().double(), *(g.double() for g in torch.autograd.grad(out, leaves, grad.to(dtype)))]
 
@@ -33,7 +33,7 @@ def errors(found: list[Tensor], exact: list[Tensor]) -> list[float]:
 
 @pytest.mark.parametrize("sharp", [0.5, 1.0, 2.0, 4.0])
 @pytest.mark.parametrize("masked", [False, True])
-def test_it_is_as_precise_as_the_fused_kernel(sharp: float, masked: bool) -> None:
+def test_attention_is_as_precise_as_the_fused_kernel(sharp: float, masked: bool) -> None:
     given, grad = drawn(sharp)
     group = torch.arange(SHAPE[2]) % 3
     mask = (group[:, None] == group[None, :]).expand(2, 1, -1, -1) if masked else None
@@ -49,15 +49,15 @@ def test_it_is_as_precise_as_the_fused_kernel(sharp: float, masked: bool) -> Non
     assert max(ours) < 1.5 * max(theirs) < 0.05
 
 
-def test_its_gradient_is_that_of_the_function() -> None:
-    """In float32 nothing is rounded on the way."""
+def test_written_out_gradient_equals_that_of_torch() -> None:
+    """In float32 no intermediate result is rounded further."""
     given, grad = drawn(1.0)
     exact = values_and_gradients(F.scaled_dot_product_attention, given, grad, torch.float64)
     ours = values_and_gradients(lambda *qkv: WrittenOut.apply(*qkv, None), given, grad, torch.float32)
     assert max(errors(ours, exact)) < 1e-6
 
 
-def test_a_mask_that_hides_nothing_changes_no_bit() -> None:
+def test_mask_changes_no_bit_when_it_hides_nothing() -> None:
     given, grad = drawn(1.0)
     everything = torch.ones(2, 1, SHAPE[2], SHAPE[2], dtype=torch.bool)
     plain = values_and_gradients(attention, given, grad, torch.bfloat16)
@@ -65,7 +65,7 @@ def test_a_mask_that_hides_nothing_changes_no_bit() -> None:
     assert all(torch.equal(a, b) for a, b in zip(plain, masked, strict=True))
 
 
-def test_scores_are_float32_inside_autocast() -> None:
+def test_scores_are_float32_when_inside_autocast() -> None:
     given, _ = drawn(4.0)
     with torch.autocast("cpu", torch.bfloat16):
         inside = attention(*given)

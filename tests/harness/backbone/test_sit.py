@@ -1,4 +1,4 @@
-"""The network against closed forms, torch's own attention, and its other ways to be called."""
+"""The network, checked by closed forms, PyTorch's attention, and equivalent calls."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SMALL = SiTConfig(Size(3, 32, 2), 2, (3, 8, 12), 5)
 
 
 def network(config: SiTConfig = SMALL, seed: int = 0) -> SiT:
-    """A SiT in which every path carries signal: released initialisation sets many weights to zero."""
+    """Return a SiT with random weights; the released initialisation sets many of them to zero."""
     model = SiT(config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -38,9 +38,8 @@ def inputs(
 
 
 @pytest.mark.parametrize(("size", "millions"), [("S", 33), ("B", 130), ("L", 458), ("XL", 675)])
-def test_published_sizes(size: str, millions: int) -> None:
-    """Parameter counts of the paper's Table 1 (frozen position code included, as the released count has
-    it)."""
+def test_sizes_have_the_published_parameter_counts(size: str, millions: int) -> None:
+    """Counts of the paper's Table 1, which include the frozen position code in the released code."""
     with torch.device("meta"):
         model = SiT(SiTConfig(SIZES[size], 2, (4, 32, 32), 1000, learn_sigma=True))
     assert round(sum(p.numel() for p in model.parameters()) / 1e6) in (millions, millions - 1)
@@ -58,19 +57,18 @@ def test_dual_times_equal_times_per_token() -> None:
     torch.testing.assert_close(model(x, dual, y).velocity, model(x, levels, y).velocity)
 
 
-def test_tokens_lie_in_memory_one_behind_the_other() -> None:
-    """In every block, for images, sounds and videos: across memory, whatever is done to each element is
-    slower."""
+def test_hidden_tokens_are_contiguous() -> None:
+    """Elementwise operations are slower with another memory layout, in every block and modality."""
     for shape in ((3, 8, 12), (4, 16), (2, 3, 8, 8)):
         config = SiTConfig(Size(2, 32, 2), 2, shape, 5)
         x, t, _, y = inputs(config=config)
-        found = network(config)(x, Times.per_sample(t), y, taps=(1, 2))
-        assert all(hidden.is_contiguous() for hidden in found.hidden.values())
+        prediction = network(config)(x, Times.per_sample(t), y, taps=(1, 2))
+        assert all(hidden.is_contiguous() for hidden in prediction.hidden.values())
 
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_gelu_is_the_tanh_approximation(compiled: bool) -> None:
-    """Hendrycks and Gimpel (2016), with its derivative, in float64."""
+    """The formula of Hendrycks and Gimpel (2016) and its derivative, computed in float64."""
     x = torch.linspace(-12, 12, 1001)
     exact = x.double().requires_grad_()
     u = math.sqrt(2 / math.pi) * (exact + 0.044715 * exact**3)
@@ -84,14 +82,14 @@ def test_gelu_is_the_tanh_approximation(compiled: bool) -> None:
         torch.testing.assert_close(a.double(), b, rtol=1e-6, atol=2e-6)
 
 
-def test_an_even_mixture_is_one_time() -> None:
+def test_dual_times_equal_one_time_when_both_are_equal() -> None:
     x, t, _, y = inputs()
-    whole = network()(x, Times.per_sample(t), y).velocity
+    single = network()(x, Times.per_sample(t), y).velocity
     mixed = network()(x, Times.dual(t, t, torch.ones(4, SMALL.tokens, dtype=torch.bool)), y).velocity
-    torch.testing.assert_close(whole, mixed)
+    torch.testing.assert_close(single, mixed)
 
 
-def test_taps_and_early_stop() -> None:
+def test_stop_after_gives_the_hidden_tokens_of_a_full_pass() -> None:
     x, t, _, y = inputs()
     model, times = network(), Times.per_sample(t)
     full = model(x, times, y, taps=(1, 2, 3))
@@ -102,18 +100,17 @@ def test_taps_and_early_stop() -> None:
 
 
 def test_groups_separate_attention() -> None:
-    """A token's output depends on its own group alone: changing the other group's pixels leaves it as it
-    is."""
+    """Changing the pixels of one group leaves the outputs of the other group unchanged."""
     x, t, _, y = inputs()
     groups = (torch.arange(SMALL.tokens) % 2).expand(4, -1)
-    own = SMALL.spread(groups.float()).bool()
-    other = torch.where(own, x + 1.0, x)
+    group = SMALL.spread(groups.float()).bool()
+    other = torch.where(group, x + 1.0, x)
     model, times = network(), Times.per_sample(t)
     before, after = (model(pixels, times, y, groups=groups).velocity for pixels in (x, other))
-    assert torch.equal(before.masked_select(~own), after.masked_select(~own))
-    assert not torch.allclose(before.masked_select(own), after.masked_select(own))
-    whole = model(x, times, y, groups=torch.zeros_like(groups)).velocity
-    torch.testing.assert_close(whole, model(x, times, y).velocity)
+    assert torch.equal(before.masked_select(~group), after.masked_select(~group))
+    assert not torch.allclose(before.masked_select(group), after.masked_select(group))
+    one_group = model(x, times, y, groups=torch.zeros_like(groups)).velocity
+    torch.testing.assert_close(one_group, model(x, times, y).velocity)
 
 
 def test_attention_is_softmax_of_scaled_products() -> None:
@@ -128,11 +125,12 @@ def test_attention_is_softmax_of_scaled_products() -> None:
     torch.testing.assert_close(block(h, None)[0], expected.float())
 
 
-def test_tokens_round_trip() -> None:
+def test_patchify_and_unpatchify_round_trip() -> None:
     x = torch.arange(2 * 3 * 8 * 12).reshape(2, 3, 8, 12)
     tokens = patchify(x, (2, 2))
     assert tokens.shape == (2, 24, 12)
-    assert tokens[0, 7].tolist() == x[0, :, 2:4, 2:4].flatten().tolist()  # row 1, column 1 of a grid of 4 x 6
+    # Row 1, column 1 of a grid of 4 x 6.
+    assert tokens[0, 7].tolist() == x[0, :, 2:4, 2:4].flatten().tolist()
     reordered = tokens.reshape(2, 24, 3, 2, 2).permute(0, 1, 3, 4, 2).reshape(2, 24, 12)
     assert torch.equal(unpatchify(reordered, (2, 2), (8, 12)), x)
 
@@ -141,12 +139,11 @@ def test_position_code_is_unique_and_bounded() -> None:
     code = sincos(64, (5, 7))[0]
     assert code.abs().max() <= 1
     assert torch.cdist(code, code).fill_diagonal_(1.0).min() > 0.1
-    torch.testing.assert_close(
-        code[:7, 32:], code[:1, 32:].expand(7, -1)
-    )  # the second half does not see the column
+    # The second half does not depend on the column.
+    torch.testing.assert_close(code[:7, 32:], code[:1, 32:].expand(7, -1))
 
 
-def test_initial_weights_depend_on_name_and_seed_alone() -> None:
+def test_initial_weights_depend_only_on_name_and_seed() -> None:
     a, b = SiT(SMALL), SiT(SiTConfig(Size(2, 32, 2), 2, (3, 8, 12), 5))
     for model in (a, b):
         initialize(model, Streams(7))
@@ -158,4 +155,5 @@ def test_initial_weights_depend_on_name_and_seed_alone() -> None:
     assert a.y_embedder.embedding_table.weight.std().item() == pytest.approx(0.02, rel=0.2)
     assert not any(p.any() for p in (a.final_layer.linear.weight, a.blocks[1].adaLN_modulation[1].weight))
     x, t, _, y = inputs()
-    assert not a(x, Times.per_sample(t), y).velocity.any()  # adaLN-Zero: the untrained network says nothing
+    # adaLN-Zero: the untrained network predicts zero.
+    assert not a(x, Times.per_sample(t), y).velocity.any()

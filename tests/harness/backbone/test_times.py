@@ -1,4 +1,4 @@
-"""Selecting a level for each token: against an indexed copy, values bit for bit and gradients in float64."""
+"""Selection of a level per token, compared with indexing: values bit for bit, gradients in float64."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ def times(levels: int, tokens: int = 7, batch: int = 3) -> Times:
 
 
 @pytest.mark.parametrize("levels", [2, 3, 5])
-def test_each_token_has_the_values_of_its_level(levels: int) -> None:
+def test_select_gives_each_token_the_values_of_its_level(levels: int) -> None:
     chosen = times(levels)
     values = torch.randn(3, levels, 4, generator=torch.Generator().manual_seed(0))
-    found = chosen.select(values)
+    selected = chosen.select(values)
     for sample in range(3):
         for token in range(7):
-            assert torch.equal(found[sample, token], values[sample, int(chosen.which[sample, token])])
+            assert torch.equal(selected[sample, token], values[sample, int(chosen.which[sample, token])])
     assert torch.equal(chosen.per_token_levels(), chosen.levels.gather(1, chosen.which.long()))
 
 
 @pytest.mark.parametrize("levels", [2, 4])
-def test_the_gradient_of_a_level_is_the_sum_over_its_tokens(levels: int) -> None:
+def test_gradient_of_a_level_is_the_sum_over_its_tokens(levels: int) -> None:
     chosen = times(levels)
     values = torch.zeros(3, levels, 4, dtype=torch.float64, requires_grad=True)
     incoming = torch.randn(3, 7, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     chosen.select(values).backward(incoming)
     for level in range(levels):
-        own = (chosen.which.long() == level)[:, :, None]
-        torch.testing.assert_close(values.grad[:, level], (incoming * own).sum(1))
+        has_level = (chosen.which.long() == level)[:, :, None]
+        torch.testing.assert_close(values.grad[:, level], (incoming * has_level).sum(1))
 
 
 @pytest.mark.parametrize(("levels", "dtype"), [(2, torch.bool), (4, torch.int64)])
-def test_in_bfloat16_a_gradient_is_summed_in_more(levels: int, dtype: torch.dtype) -> None:
-    """257 ones: one after another they would stop at 256, where bfloat16 has steps of 2."""
+def test_gradient_is_exact_when_bfloat16_sums_would_stall(levels: int, dtype: torch.dtype) -> None:
+    """Added one by one, 258 ones would stop at 256, beyond which bfloat16 has steps of 2."""
     chosen = Times(torch.rand(1, levels), torch.zeros(1, 258, dtype=dtype))
     values = torch.zeros(1, levels, 1, dtype=torch.bfloat16, requires_grad=True)
     chosen.select(values).backward(torch.ones(1, 258, 1, dtype=torch.bfloat16))
     assert values.grad[0, :, 0].tolist() == [258] + [0] * (levels - 1)
 
 
-def test_one_level_for_all_and_one_for_each_are_left_as_they_are() -> None:
+def test_select_returns_its_input_for_one_level_and_for_one_per_token() -> None:
     values = torch.randn(2, 5, 3)
     assert Times(torch.rand(2, 5)).select(values) is values
     levels = torch.rand(2, 5)

@@ -1,5 +1,4 @@
-"""Tokens against einops' words written out in numpy, one-frame videos against images, several parts against
-each alone."""
+"""Tokens, compared with plain slicing; one-frame videos with images; several parts with each part alone."""
 
 from __future__ import annotations
 
@@ -38,7 +37,7 @@ def numbers(*shape: int) -> torch.Tensor:
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(parts)
-def test_round_trip(part: Part) -> None:
+def test_patchify_and_unpatchify_round_trip(part: Part) -> None:
     x = numbers(2, *part.shape)
     tokens = patchify(x, part.patch)
     assert tokens.shape == (2, part.tokens, part.token_values)
@@ -48,8 +47,8 @@ def test_round_trip(part: Part) -> None:
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(parts)
-def test_a_token_holds_its_patch(part: Part) -> None:
-    """Every token by plain slicing."""
+def test_patchify_puts_a_patch_into_each_token(part: Part) -> None:
+    """Plain slicing gives the values of every token."""
     x, tokens = numbers(1, *part.shape), patchify(numbers(1, *part.shape), part.patch)
     for t, place in enumerate(itertools.product(*map(range, part.grid))):
         cut = tuple(slice(i * p, (i + 1) * p) for i, p in zip(place, part.patch, strict=True))
@@ -58,10 +57,10 @@ def test_a_token_holds_its_patch(part: Part) -> None:
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(parts)
-def test_spread_gives_every_number_the_value_of_its_token(part: Part) -> None:
+def test_spread_gives_every_value_that_of_its_token(part: Part) -> None:
     values = numbers(2, part.tokens)
-    whole = part.spread(values).expand(-1, *part.shape)
-    assert torch.equal(patchify(whole, part.patch), values[:, :, None].expand(-1, -1, part.token_values))
+    spread = part.spread(values).expand(-1, *part.shape)
+    assert torch.equal(patchify(spread, part.patch), values[:, :, None].expand(-1, -1, part.token_values))
     assert part.spread(numbers(2, 1)).shape == (2, 1, *[1] * len(part.axes))
 
 
@@ -75,7 +74,9 @@ def test_spread_gives_every_number_the_value_of_its_token(part: Part) -> None:
         ((1,), (), "1 to 3"),
     ],
 )
-def test_odd_sizes_are_refused(shape: tuple[int, ...], patch: tuple[int, ...], message: str) -> None:
+def test_part_is_rejected_when_the_patch_does_not_fit(
+    shape: tuple[int, ...], patch: tuple[int, ...], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         Part(shape, patch)
 
@@ -87,22 +88,22 @@ def test_positions_are_unique_and_bounded(grid: tuple[int, ...]) -> None:
     assert torch.cdist(code, code).fill_diagonal_(1.0).min() > 0.05
 
 
-def test_positions_of_a_video_are_those_of_its_frames_and_a_clock() -> None:
+def test_positions_of_a_video_are_those_of_its_frames_and_of_time() -> None:
     code = sincos(64, (4, 3, 5)).reshape(4, 3, 5, 64)
     frame = sincos(48, (3, 5)).reshape(3, 5, 48)
     assert torch.equal(code[..., :48], frame.expand(4, -1, -1, -1))
     assert torch.equal(code[:, 0, 0, 48:], sincos(16, (4,))[0])
 
 
-def test_parts_share_one_clock() -> None:
-    """A sound token that starts with a video frame has that frame's code of time; all positions are apart."""
+def test_positions_of_parts_share_one_clock() -> None:
+    """A sound token that starts with a video frame has that frame's code of time; all codes are distinct."""
     code = positions(64, JOINT.parts)[0]
     video, sound = code[:24].reshape(4, 6, 64), code[24:]
     assert len(sound) == 4 and torch.equal(sound[:, 48:], video[:, 0, 48:]) and not sound[:, :48].any()
     assert torch.cdist(code, code).fill_diagonal_(1.0).min() > 0.05
 
 
-def test_a_video_of_one_frame_is_an_image_bit_for_bit() -> None:
+def test_video_of_one_frame_equals_an_image_bit_for_bit() -> None:
     image, video = SiT(SiTConfig(SIZE, 2, (3, 8, 12), 5)), SiT(SiTConfig(SIZE, 2, (3, 1, 8, 12), 5))
     for model in (image, video):
         initialize(model, Streams(3))
@@ -119,20 +120,21 @@ def test_a_video_of_one_frame_is_an_image_bit_for_bit() -> None:
     assert all(torch.equal(a.grad, b.grad) for a, b in pairs)
 
 
-def test_patch_embedding_is_a_product_with_the_patch() -> None:
-    """Every kind against patchify and a matrix."""
+def test_patch_embedding_equals_a_matrix_product_with_each_patch() -> None:
+    """Each modality is compared with patchify and a matrix product."""
     for shape, patch in (((2, 4, 6), (2, 2)), ((2, 6, 4, 6), (3, 2, 2)), ((5, 12), (3,))):
         config = SiTConfig(SIZE, patch[-1], shape, 3, patch_time=patch[0] if len(patch) == 3 else 1)
         embed = network(config).x_embedder
         x = Streams(1).normal("x", range(3), shape)
         weight = embed.proj.weight.flatten(1)
-        if len(patch) == 3:  # frames of a token are its channels, inside each channel of the data
+        # In the weight, the frames of a token follow each channel of the data.
+        if len(patch) == 3:
             weight = embed.proj.weight.unflatten(1, (shape[0], patch[0])).flatten(1)
         expected = patchify(x, config.parts[0].patch) @ weight.T + embed.proj.bias
         torch.testing.assert_close(embed(x), expected)
 
 
-def test_several_parts_in_one_sequence() -> None:
+def test_parts_share_one_sequence() -> None:
     model = network(JOINT)
     assert JOINT.x_shape == (96 + 24,) and JOINT.tokens == 24 + 4
     x = Streams(2).normal("x", range(2), JOINT.x_shape)
@@ -140,14 +142,16 @@ def test_several_parts_in_one_sequence() -> None:
     assert video.shape == (2, 1, 4, 4, 6) and sound.shape == (2, 3, 8)
     assert torch.equal(torch.cat([video.flatten(1), sound.flatten(1)], dim=1), x)
     t, y = torch.rand(2), torch.arange(2)
-    whole = model(x, Times.per_sample(t), y, taps=(1,))
-    assert whole.velocity.shape == x.shape and whole.hidden[1].shape == (2, 28, 32)
-    louder = torch.cat([x[:, :96], x[:, 96:] + 1], dim=1)  # the sound is heard by the video
-    assert not torch.equal(model(louder, Times.per_sample(t), y).velocity[:, :96], whole.velocity[:, :96])
+    prediction = model(x, Times.per_sample(t), y, taps=(1,))
+    assert prediction.velocity.shape == x.shape and prediction.hidden[1].shape == (2, 28, 32)
+    # The velocity of the video depends on the sound.
+    louder = torch.cat([x[:, :96], x[:, 96:] + 1], dim=1)
+    changed = model(louder, Times.per_sample(t), y).velocity
+    assert not torch.equal(changed[:, :96], prediction.velocity[:, :96])
 
 
-def test_parts_kept_apart_are_the_network_of_each_alone() -> None:
-    """With attention within groups, video tokens of a joint pass are those of the video's own network."""
+def test_video_equals_a_network_without_sound_when_attention_is_separate() -> None:
+    """With attention within groups, video tokens of a joint pass equal those of a video network."""
     joint, alone = network(JOINT), SiT(VIDEO).eval()
     alone.load_state_dict(
         {k: v for k, v in joint.state_dict().items() if "beside" not in k} | {"pos_embed": alone.pos_embed}
@@ -160,7 +164,7 @@ def test_parts_kept_apart_are_the_network_of_each_alone() -> None:
     )
 
 
-def test_a_part_may_have_a_time_of_its_own() -> None:
+def test_spread_accepts_a_separate_time_for_each_part() -> None:
     levels = torch.tensor([[0.25, 0.75]])
     which = torch.cat([torch.zeros(1, 24), torch.ones(1, 4)], dim=1).bool()
     spread = JOINT.spread(Times(levels, which).per_token_levels())
@@ -168,6 +172,6 @@ def test_a_part_may_have_a_time_of_its_own() -> None:
     np.testing.assert_array_equal(spread[0].numpy(), [0.25] * 96 + [0.75] * 24)
 
 
-def test_only_a_video_has_parts_beside_it() -> None:
-    with pytest.raises(ValueError, match="only a video has other parts"):
+def test_config_rejects_other_parts_when_the_first_is_no_video() -> None:
+    with pytest.raises(ValueError, match="only a video can have other parts"):
         SiTConfig(SIZE, 2, (1, 4, 6), 3, beside=(SOUND,))
