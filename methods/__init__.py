@@ -1,2 +1,1 @@
-"""Training objectives, one a file. Each reduces to plain flow matching bit for bit when its knobs are at
-zero."""
+"""Training objectives, one per file. With its knobs at zero, each equals plain flow matching bit for bit."""

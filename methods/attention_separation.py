@@ -1,19 +1,21 @@
-"""Attention separation: tokens of two times that may not see each other (arXiv 2607.02508; vvvvvjdy/SRA
-1723f85, SiT-SRA_DTS_AS).
+"""Attention separation: two groups of tokens with separate times and separate attention (arXiv 2607.02508).
 
-    M_i: the minority group, R_M of the tokens of a sample;    A_ij = [M_i = M_j] in every block
-    (block-diagonal attention) tau_i = s where M_i, else t (dual), or t for all;    with probability rho a
-    sample is left whole: one time, full attention L = L_gen + coefficient * mean (1 - cos( P(h_l), h'_k )),
-    P = Linear-SiLU-Linear
+    M_i     the minority group, R_M of the tokens of a sample
+    A_ij  = [M_i = M_j] in every block (block-diagonal attention)
+    tau_i = s where M_i, else t (dual); or t for all
+    L     = L_gen + coefficient * mean (1 - cos( P(h_l), h'_k )),    P = Linear-SiLU-Linear
 
-The teacher h' sees, as released, the same two groups, each at its own time minus u ~ U(0, 0.2), attention
-separated (`teacher = "mixed"`); or homogeneous noise at the cleaner time and full attention, as Self-Flow's
-(`"clean"`). Defaults are those of the released training script: exact-count groups of 0.25, unsorted times,
-coefficient 0.5, teacher "mixed", labels of the teacher not dropped, cosine over tokens (torch's default
-dim=1), layers 3 -> 8 for B, 8 -> 20 for XL (6 -> 16 for L as SRA's). Cost: a forward pass to layer k without
-gradient; masked attention. Disputed: the paper's Eq. 5 sorts the times, its code does not (`order`); its Eq.
-3 is the cosine over channels (`similarity`); which teacher its Tables 1 and 2 used is not said. Four of its
-settings are rows of a table here: dual x separate.
+With probability rho (`whole`), a sample is not divided: one time, full attention.
+Teacher h': as released (`teacher = "mixed"`), the same two groups with separate attention, each at its time
+minus u ~ U(0, 0.2). With `"clean"`, homogeneous noise at the cleaner time, full attention, as in Self-Flow.
+Defaults: those of the released training script (vvvvvjdy/SRA 1723f85, SiT-SRA_DTS_AS). Groups have an exact
+count of 0.25, times are unsorted, the coefficient is 0.5, the teacher is "mixed" and its labels are not
+dropped. The cosine is over tokens (torch's default dim=1). Layers are 3 -> 8 for B, 8 -> 20 for XL, and
+SRA's 6 -> 16 for L.
+Cost: a forward pass to layer k without gradient, and masked attention.
+Disputed: the paper's Eq. 5 sorts the times, its code does not (`order`). Its Eq. 3 is the cosine over
+channels (`similarity`). It does not state which teacher its Tables 1 and 2 used. Four of its variants are the
+combinations of `dual` and `separate` here.
 """
 
 from __future__ import annotations
@@ -53,11 +55,11 @@ class AttentionSeparation(Method):
         similarity: Literal["cosine_tokens", "cosine"] = "cosine_tokens"
         mask: Literal["bernoulli", "exact"] = "exact"
         dual: bool = True
-        """Two times per sample; without it the groups share one time."""
+        """Two times per sample; otherwise the groups share one time."""
         separate: bool = True
-        """Attention within groups; without it full attention."""
+        """Attention within groups; otherwise full attention."""
         whole: float = Field(0.0, ge=0, le=1)
-        """rho: probability that a sample is left whole."""
+        """rho: probability that a sample is not divided into groups."""
         teacher: Literal["mixed", "clean"] = "mixed"
         teacher_labels: Literal["undropped", "shared"] = "undropped"
         student_layer: int | None = None
@@ -71,8 +73,8 @@ class AttentionSeparation(Method):
             teacher = check_layer("teacher_layer", self.teacher_layer, late, backbone)
             if self.coefficient and self.separate and not self.mask_ratio:
                 raise ValueError(
-                    "separate = true: with mask_ratio = 0 every sample is one group; raise mask_ratio (at most 0.5), or set "
-                    "separate = false"
+                    "separate = true: with mask_ratio = 0 every sample is one group; raise mask_ratio (at "
+                    "most 0.5), or set separate = false"
                 )
             return self.model_copy(update={"student_layer": student, "teacher_layer": teacher})
 
@@ -104,11 +106,11 @@ class AttentionSeparation(Method):
         if not config.mask_ratio:
             cleaner = (t - offset[:, 0]).clamp(min=0)
             return Draw(noise, Times.per_sample(t), extra={"cleaner": cleaner[:, None]})
-        whole = streams.uniform("whole", index) < config.whole
-        mask = draw_mask(config, self.setting, streams, index) & ~whole[:, None]
+        undivided = streams.uniform("whole", index) < config.whole
+        mask = draw_mask(config, self.setting, streams, index) & ~undivided[:, None]
         drawn = (t, s) if config.dual else (t, t)
         ordered = config.in_order(*drawn)
-        first, second = (torch.where(whole, a, b) for a, b in zip(drawn, ordered, strict=True))
+        first, second = (torch.where(undivided, a, b) for a, b in zip(drawn, ordered, strict=True))
         times = Times.dual(first, second, mask) if config.dual else Times.per_sample(t)
         cleaner = (torch.stack([first, second], dim=1) - offset).clamp(min=0)
         extra = {"cleaner": cleaner} if config.dual else {"cleaner": cleaner, "mask": mask}
@@ -125,7 +127,7 @@ class AttentionSeparation(Method):
         return mean_distance(self.config.similarity, projected, target, present_tokens(batch, backbone))
 
     def _teacher_view(self, draw: Draw) -> tuple[Times, Tensor | None]:
-        """Times and groups of the teacher's pass."""
+        """Return times and groups of the teacher's pass."""
         if self.config.teacher == "clean":
             return Times.per_sample(draw.times.levels.amin(dim=1)), None
         which = draw.extra.get("mask", draw.times.which)

@@ -1,13 +1,14 @@
-"""Contrastive flow matching (DeltaFM): keep the velocity away from another sample's target
-(gstoica27/DeltaFM).
+"""Contrastive flow matching (DeltaFM): keep the velocity away from another sample's target.
 
-L = mean || v - (eps - x0) ||^2 - coefficient * mean || v - (eps' - x0') ||^2,
+L = mean || v - (eps - x0) ||^2 - coefficient * mean || v - (eps' - x0') ||^2
 
-both means weighed alike, so that a coefficient below 1 keeps the loss bounded, and eps' and x0' another
-sample's: here its neighbour in a group of 32 consecutive samples, whose order is random already. The released
-code draws it from the local batch; a group of a given size keeps the result the same on any number of
-processes. Defaults: coefficient 0.05. Cost: one more mean square; no head, no teacher, no encoder. Disputed:
-the DeltaFM paper's own REPA baseline, 27.33, is above the published 24.4 (DeltaFM issue 6).
+Both means have the same weights over parts, so that a coefficient below 1 keeps the loss bounded. eps' and
+x0' are those of another sample: here its neighbour in a group of 32 consecutive samples, whose order is
+random already. The released code (gstoica27/DeltaFM) draws it from the local batch. A fixed group size gives
+the same result on any number of processes.
+Defaults: coefficient 0.05.
+Cost: an additional mean square; no head, no teacher, no encoder.
+Disputed: the DeltaFM paper's own REPA baseline, 27.33, is above the published 24.4 (DeltaFM issue 6).
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
-"""Diffusion forcing: a time of its own for every token (Self-Flow's Fig. 2b runs it as a noise schedule).
+"""Diffusion forcing: a separate time for every token (a noise schedule in Self-Flow's Fig. 2b).
 
 L = mean || v(x_tau, tau, y) - (eps - x0) ||^2,    tau_i ~ p(t) i.i.d. per token.
 
-`share` is the share of tokens with a time of their own, chosen per token; the rest has the sample's. 1 is
-diffusion forcing, 0 plain flow matching. Cost: modulation for every token, +48 % of a SiT-XL forward pass:
-there are as many levels as tokens. Published: far worse than plain flow matching on images (reading of
-Self-Flow Fig. 2b: 38 against 15 at 500k steps).
+`share` is the probability that a token has a separate time; otherwise it has the sample's time. 1 is
+diffusion forcing, 0 plain flow matching.
+Cost: modulation for every token, because the number of levels equals that of tokens: +48 % of a SiT-XL
+forward pass.
+Published: far worse than plain flow matching on images (reading of Self-Flow Fig. 2b: 38 against 15 at 500k
+steps).
 """
 
 from __future__ import annotations
@@ -45,6 +47,6 @@ class DiffusionForcing(Method):
         if not self.config.share:
             return draw
         tokens = (self.setting.backbone.tokens,)
-        own = sample_times(self.setting.time, streams, "token_time", batch.index, tokens)
+        separate = sample_times(self.setting.time, streams, "token_time", batch.index, tokens)
         chosen = streams.uniform("mask", batch.index, tokens) < self.config.share
-        return Draw(draw.noise, Times.per_token(torch.where(chosen, own, draw.times.levels)))
+        return Draw(draw.noise, Times.per_token(torch.where(chosen, separate, draw.times.levels)))

@@ -1,14 +1,14 @@
-"""Dispersive loss: push the samples of a batch apart in one hidden layer (arXiv 2506.09027;
-raywang4/DispLoss).
+"""Dispersive loss: push the samples of a batch apart from each other in one hidden layer (arXiv 2506.09027).
 
-L = L_gen + coefficient * log mean_{i, j} exp( - |z_i - z_j|^2 / (D temperature) ),    z the flattened output
-of block l, D its size.
+L = L_gen + coefficient * log mean_{i, j} exp( - |z_i - z_j|^2 / (D temperature) )
 
-The mean runs over all pairs of a group of 32 consecutive samples, a sample with itself included (the released
-code appends B zeros for them). 32 is the released local batch: there its value depends on the number of
-processes, here only on `group`. Defaults: the JAX release's coefficient 0.5, temperature 0.5, a quarter of
-the depth. The PyTorch release has 0.25, 1.0 and the last block: `--set method.coefficient=0.25 --set
-method.temperature=1.0 --set method.layer=<depth>`. Cost: B x B products; no head, no teacher, no encoder.
+z is the flattened output of block l, and D its size. The mean is over all pairs of a group of 32 consecutive
+samples, including a sample with itself (the released code appends B zeros for them). 32 is the local batch
+of the release (raywang4/DispLoss), where the value depends on the number of processes. Here it depends only
+on `group`.
+Defaults: the JAX release's coefficient 0.5, temperature 0.5 and a quarter of the depth. For the PyTorch
+release: `--set method.coefficient=0.25 --set method.temperature=1.0 --set method.layer=<depth>`.
+Cost: B x B products; no head, no teacher, no encoder.
 Disputed: beta2 is 0.95 in the paper and 0.999 in the code (issue 4).
 """
 
@@ -66,9 +66,9 @@ class Dispersive(Method):
 
 
 def squared_distances(z: Tensor) -> Tensor:
-    """|z_i - z_j|^2 between the samples of each group, (G, B, D) -> (G, B, B); exactly 0 on the diagonal.
+    """Return |z_i - z_j|^2 between the samples of each group, (G, B, D) -> (G, B, B), 0 on the diagonal.
 
-    From inner products of centred rows: one matrix product, and little cancellation.
+    They are computed from inner products of centred rows: one matrix product, and little cancellation.
     """
     z = z - z.mean(dim=1, keepdim=True)
     products = product(z, z.transpose(1, 2))

@@ -1,10 +1,9 @@
-"""Dual-timestep scheduling alone: Self-Flow without its representation loss (arXiv 2603.06507, Fig. 2b
-"DTS").
+"""Dual-timestep scheduling: Self-Flow without its representation loss (arXiv 2603.06507, Fig. 2b "DTS").
 
-L = mean || v(x_tau, tau, y) - (eps - x0) ||^2,    x_tau = (1 - tau) x0 + tau eps,    tau_i in {t, s} per
-token (methods/common/dual_timesteps.py).
+L = mean || v(x_tau, tau, y) - (eps - x0) ||^2,    x_tau = (1 - tau) x0 + tau eps,    tau_i in {t, s}
 
-Cost: two rows of modulation per sample; no further pass.
+methods/common/dual_timesteps.py describes the draw of t and s per sample, and of tau_i per token.
+Cost: two rows of modulation per sample; no additional pass.
 """
 
 from __future__ import annotations

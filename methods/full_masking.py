@@ -1,8 +1,9 @@
-"""Full masking: the masked tokens are pure noise (Self-Flow's Fig. 2b runs it as a noise schedule).
+"""Full masking: masked tokens are pure noise (a noise schedule in Self-Flow's Fig. 2b).
 
 L = mean || v(x_tau, tau, y) - (eps - x0) ||^2,    tau_i = 1 where u_i < R_M, else t.
 
-The loss is on all tokens. Cost: two rows of modulation per sample; no further pass.
+The loss is on all tokens.
+Cost: two rows of modulation per sample; no additional pass.
 Published: far worse than plain flow matching (reading of Self-Flow Fig. 2b: 35 against 17 at 400k steps).
 """
 

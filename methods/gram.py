@@ -1,12 +1,10 @@
-"""The structural part of SARA: align the autocorrelation matrix of the tokens with an encoder's (arXiv
-2503.08253).
+"""SARA's structural term: align the tokens' autocorrelation matrix with an encoder's (arXiv 2503.08253).
 
-L = L_gen + coefficient * mean_{samples, i, j} ( R(P(h_l))_ij - R(z)_ij )^2,    R(x)_ij = cos(x_i, x_j),  P as
-REPA's.
+L = L_gen + coefficient * mean_{samples, i, j} ( R(P(h_l))_ij - R(z)_ij )^2,    R(x)_ij = cos(x_i, x_j)
 
-Taken alone: SARA adds it to REPA's patch cosine and to an adversarial term, which needs an optimizer of its
-own and is not here. Its weight is not in the abstract; 0.5 is REPA's. Cost: the encoder's forward pass, the
-projector, and T x T products of two feature sets.
+P is REPA's projector. SARA adds this term to REPA's patch cosine and to an adversarial term; the latter
+needs a separate optimizer and is not implemented. The abstract does not give the weight; 0.5 is REPA's.
+Cost: the encoder's forward pass, the projector, and T x T products of two feature sets.
 """
 
 from __future__ import annotations

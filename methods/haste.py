@@ -1,18 +1,20 @@
-"""HASTE: align features and attention maps with a frozen encoder, then stop (arXiv 2505.16792;
-NUS-HPC-AI-Lab/HASTE eb7b1f1).
+"""HASTE: align features and attention maps with a frozen encoder, then stop (arXiv 2505.16792).
 
-L = L_gen + coefficient * L_REPA + attention_weight * L_attn  up to step tau = schedule.until, L_gen alone
-behind it L_attn = mean_{samples, layers, heads, queries} - sum_j A_ij log softmax_j( q_i k_j / sqrt(d) ),
-A = the encoder's attention
+L      = L_gen + coefficient * L_REPA + attention_weight * L_attn    up to step tau = schedule.until
+L      = L_gen                                                       after step tau
+L_attn = mean_{samples, layers, heads, queries} - sum_j A_ij log softmax_j( q_i k_j / sqrt(d) )
 
-Student layers 5 to 8 (blocks 4 .. 7 from 0) against the encoder's last four blocks, in their order; of both
-the first min(N_student, N_encoder) heads (released: the first 12 of SiT-XL's 16 against DINOv2-B's 12).
-Defaults as released: both weights 0.5, REPA's layer and projector; tau 250k for L and XL, 100k for B (other
-sizes: no stop). Cost: the encoder's forward pass with its attention maps, and a T x T product for each layer
-and head of the student. Ours: the encoder's attention is a softmax over patch tokens alone, so that rows sum
-to 1 (what becomes of the class token is not documented); sizes of 8 layers or fewer take those that end at
-two thirds of their depth. Disputed: without the stop it is worse than REPA at 500k steps (8.1 against 7.5,
-Table 3); the XL-400k rows of its Table 4 contradict its figure.
+A is the encoder's attention. Student layers 5 to 8 (blocks 4 .. 7, counted from 0) are aligned with the
+encoder's last four blocks, in order. Of both, the first min(N_student, N_encoder) heads are used; in the
+release (NUS-HPC-AI-Lab/HASTE eb7b1f1), the first 12 of SiT-XL's 16 and DINOv2-B's 12.
+Defaults: as released, both weights 0.5, REPA's layer and projector, tau 250k for L and XL, 100k for B. Other
+sizes have no stop.
+Cost: the encoder's forward pass with its attention maps, and a T x T product for each aligned layer and head.
+Ours: the encoder's attention is a softmax over patch tokens only, so that rows sum to 1; the release does not
+document its treatment of the class token. Sizes with 8 layers or fewer use layers that end at two thirds of
+their depth.
+Disputed: without the stop it is worse than REPA at 500k steps (8.1 against 7.5, Table 3). The XL-400k rows of
+its Table 4 contradict its figure.
 """
 
 from __future__ import annotations
@@ -49,13 +51,13 @@ class Haste(RepaAlignment):
         name: Literal["haste"] = "haste"
         attention_weight: float = Field(0.5, ge=0)
         layers: tuple[int, ...] | None = None
-        """Student layers whose attention is aligned, with as many last blocks of the encoder."""
+        """Student layers whose attention is aligned, with the same number of last blocks of the encoder."""
 
         def resolved(self, backbone: BackboneSpec) -> Self:
             last = 8 if backbone.depth > 8 else round(2 / 3 * backbone.depth)
             layers = self.layers or tuple(range(max(1, last - 3), last + 1))
             if len(set(layers)) < len(layers) or list(layers) != sorted(layers):
-                raise ValueError(f"layers = {list(layers)}: name each layer once, in rising order")
+                raise ValueError(f"layers = {list(layers)}: list each layer once, in rising order")
             for layer in layers:
                 check_layer("layers", layer, layer, backbone)
             schedule = self.schedule
@@ -65,7 +67,7 @@ class Haste(RepaAlignment):
 
         @property
         def strength(self) -> float:
-            """Of both terms together; each has a weight of its own."""
+            """1 if any term is used, since each term has a separate weight; else 0."""
             return float(bool(self.coefficient or self.attention_weight))
 
         def needs(self) -> Needs:
@@ -82,27 +84,27 @@ class Haste(RepaAlignment):
         if config.coefficient:
             total = total + config.coefficient * super().align(student, batch, draw, prediction)
         if config.attention_weight:
-            heard = [prediction.heads[layer] for layer in config.layers or ()]
-            losses = torch.stack([attention_loss(heard, attention_of(view)) for view in batch.views])
+            queries_keys = [prediction.heads[layer] for layer in config.layers or ()]
+            losses = torch.stack([attention_loss(queries_keys, attention_of(view)) for view in batch.views])
             total = total + config.attention_weight * losses.mean()
         return total
 
 
 def attention_of(view: View) -> Tensor:
-    """Return the attention maps of a view, which `needs()` has asked for."""
+    """Return the attention maps of a view; raises ValueError if it has none."""
     if view.attention is None:
         raise ValueError("the encoder's view has no attention maps")
     return view.attention
 
 
-def attention_loss(heard: list[tuple[Tensor, Tensor]], target: Tensor) -> Tensor:
-    """Cross-entropy between attention maps, float32, a scalar.
+def attention_loss(queries_keys: list[tuple[Tensor, Tensor]], target: Tensor) -> Tensor:
+    """Return the cross-entropy between attention maps, a float32 scalar.
 
-    `heard`: queries and keys (B, N, T, d) of n layers; `target`: (B, n, N', T, T), rows that sum to 1. The
-    first min(N, N') heads of both are compared.
+    `queries_keys` holds queries and keys (B, N, T, d) of n layers. Rows of `target` (B, n, N', T, T) sum
+    to 1. The first min(N, N') heads of both are compared.
     """
     losses = []
-    for (q, k), maps in zip(heard, target.unbind(dim=1), strict=True):
+    for (q, k), maps in zip(queries_keys, target.unbind(dim=1), strict=True):
         heads = min(q.shape[1], maps.shape[1])
         logits = product(q[:, :heads], k[:, :heads].transpose(-2, -1)) / q.shape[-1] ** 0.5
         losses.append(-(maps[:, :heads].float() * logits.log_softmax(dim=-1)).sum(dim=-1).mean())

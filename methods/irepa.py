@@ -1,12 +1,11 @@
-"""iREPA: REPA with a convolution as projector and spatially normalised targets (arXiv 2512.10794;
-End2End-Diffusion/iREPA).
+"""iREPA: REPA with a convolution as projector and spatially normalised targets (arXiv 2512.10794).
 
-L = L_gen + coefficient * mean -cos( conv(h_l), y ),    y = (z - gamma mean_tokens z) / (std_tokens z + 1e-6).
+L = L_gen + coefficient * mean -cos( conv(h_l), y ),    y = (z - gamma mean_tokens z) / (std_tokens z + 1e-6)
 
-Defaults: 3x3 convolution, gamma 0.6 (latent models; 0.8 for pixel models), coefficient 1.0, layers as REPA's.
-Cost: as REPA's, with a smaller projector.
-Disputed: the paper and its README say 3x3; the released LDM command, which does not set the kernel, trains a
-1x1 (`ldm/train.py` line 442): `kernel = 1` is that one.
+Defaults: 3x3 convolution, gamma 0.6 (latent models; 0.8 for pixel models), coefficient 1.0, REPA's layers.
+Cost: as REPA, with a smaller projector.
+Disputed: paper and README have a 3x3 convolution. The released LDM command (End2End-Diffusion/iREPA,
+`ldm/train.py` line 442) does not set the kernel and trains a 1x1 convolution, which is `kernel = 1`.
 """
 
 from __future__ import annotations

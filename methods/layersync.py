@@ -1,13 +1,14 @@
-"""LayerSync: align an early layer with a later one of the same pass (arXiv 2510.12581; vita-epfl/LayerSync
-4001d6d).
+"""LayerSync: align an early layer with a later one of the same pass (arXiv 2510.12581).
 
-L = L_gen - coefficient * mean_{samples, tokens} cos( h_l, stop-gradient h_m ),    l < m.
+L = L_gen - coefficient * mean_{samples, tokens} cos( h_l, stop-gradient h_m ),    l < m
 
-Defaults: coefficient 0.2; layers 8 <- 16 (XL), 8 <- 18 (L), else the same shares of the depth as XL's, 0.29
-and 0.57. Cost: nothing to speak of: no head, no teacher, no encoder. The cheap control for SRA and Self-Flow.
-Disputed: the released argparse default aligns layer 8 with itself; equal layers are refused here. Its
-`multiple_sync` counts the last pair only (`transport/transport.py` lines 176-183); one pair is what there is
-here.
+It is the cheap control for SRA and Self-Flow.
+Defaults: coefficient 0.2; layers 8 <- 16 (XL), 8 <- 18 (L), otherwise XL's fractions of the depth, 0.29 and
+0.57.
+Cost: negligible; no head, no teacher, no encoder.
+Disputed: the released argparse default (vita-epfl/LayerSync 4001d6d) aligns layer 8 with itself; equal layers
+are rejected here. Its `multiple_sync` uses only the last pair (`transport/transport.py` lines 176-183); here
+there is a single pair.
 """
 
 from __future__ import annotations
@@ -43,13 +44,14 @@ class LayerSync(Method):
         target_layer: int | None = None
 
         def resolved(self, backbone: BackboneSpec) -> Self:
-            shares = (layer_at(8 / 28, backbone), layer_at(16 / 28, backbone))
-            early, late = PUBLISHED_LAYERS.get(backbone.size, shares)
+            default = (layer_at(8 / 28, backbone), layer_at(16 / 28, backbone))
+            early, late = PUBLISHED_LAYERS.get(backbone.size, default)
             early = check_layer("student_layer", self.student_layer, early, backbone)
             late = check_layer("target_layer", self.target_layer, late, backbone)
             if early >= late:
                 raise ValueError(
-                    f"student_layer = {early}: must lie below target_layer = {late}, or a layer aligns with itself"
+                    f"student_layer = {early}: must be below target_layer = {late}, or a layer aligns with "
+                    "itself"
                 )
             return self.model_copy(update={"student_layer": early, "target_layer": late})
 

@@ -1,5 +1,4 @@
-"""What an objective from outside imports: the base class, its settings and what it may ask for
-(docs/guides/adding-a-method.md)."""
+"""Public names for plug-in objectives: base class, settings and needs (docs/guides/adding-a-method.md)."""
 
 from methods.common.method import Losses, Method, MethodConfig, Needs, Schedule, Setting
 

@@ -1,15 +1,17 @@
-"""REG: the encoder's class token, noised, is one more token of the network and is generated beside the image
-(arXiv 2507.01467).
+"""REG: the encoder's noised class token is generated together with the image (arXiv 2507.01467).
 
-    c_t = (1 - t) c + t eps_c,    c = summary of encoder(x0)        joined to the image's tokens as
-    LayerNorm(W c_t) L = L_gen + token_weight * mean || v_c - (eps_c - c) ||^2 + coefficient * mean_{T + 1
-    tokens} -cos( P(h_l), [c, z] )
+    c_t = (1 - t) c + t eps_c,    c = summary of encoder(x0)
+    L   = L_gen + token_weight * mean || v_c - (eps_c - c) ||^2
+          + coefficient * mean_{T + 1 tokens} -cos( P(h_l), [c, z] )
 
-The sampler integrates image and token together. Defaults as published: token weight 0.03, coefficient 0.5,
-REPA's layer and projector, DINOv2-B. `token_weight = 0` leaves the extra token out: REPA. Cost: the encoder's
-forward pass at every step, whatever the schedule stops; one more token in the network, in samples too. Ours:
-encoders without a class token give the mean of their tokens; the token has no position; one encoder.
-Disputed: early numbers without guidance were questioned (REG issue 10).
+LayerNorm(W c_t) is an extra token of the network, and the sampler integrates image and token together.
+Defaults: as published, token weight 0.03, coefficient 0.5, REPA's layer and projector, DINOv2-B. With
+`token_weight = 0` there is no extra token, which is REPA.
+Cost: the encoder's forward pass at every step, also after `schedule.until`; an extra token in the network,
+also in sampling.
+Ours: encoders without a class token give the mean of their tokens. The token has no position. Only one
+encoder is supported.
+Disputed: early results without guidance were questioned (REG issue 10).
 """
 
 from __future__ import annotations
@@ -80,7 +82,7 @@ class Reg(RepaAlignment):
         )
         parts = {"flow": flow_loss(prediction.velocity, batch, draw, self.setting)}
         if prediction.extra is None:
-            raise ValueError("the backbone has no extra token")
+            raise ValueError("the backbone has no extra token: build it with SiTConfig(extra=encoder dim)")
         parts["token"] = F.mse_loss(prediction.extra.float(), noise - clean)
         total = parts["flow"] + config.token_weight * parts["token"]
         if weight:
@@ -90,13 +92,13 @@ class Reg(RepaAlignment):
 
 
 def summary_of(view: View) -> Tensor:
-    """Return the summary (B, dim) of a view, which `needs()` has asked for."""
+    """Return the summary (B, dim) of a view; raises ValueError if it has none."""
     if view.summary is None:
         raise ValueError("the encoder's view has no summary")
     return view.summary
 
 
 def with_summary(batch: Batch) -> Batch:
-    """Return the batch with each view's summary as its first token, as the network's own tokens have it."""
+    """Return the batch with each view's summary as its first token, in the order of the network's tokens."""
     views = (v._replace(tokens=torch.cat([summary_of(v)[:, None], v.tokens], dim=1)) for v in batch.views)
     return replace(batch, views=tuple(views))

@@ -1,11 +1,11 @@
-"""Token-relation distillation: align the cosines between tokens, not the tokens (VideoREPA, arXiv
-2505.23656).
+"""Token-relation distillation: align cosines between tokens instead of tokens (VideoREPA, arXiv 2505.23656).
 
-L = L_gen + coefficient * mean_{samples, i, j} relu( | R(h_l)_ij - R(z)_ij | - margin ),    R(x)_ij = cos(x_i,
-x_j).
+L = L_gen + coefficient * mean_{samples, i, j} relu( | R(h_l)_ij - R(z)_ij | - margin ),
+R(x)_ij = cos(x_i, x_j)
 
-Defaults as in VideoREPA's scripts: margin 0.1, coefficient 0.5. There it fine-tunes a video model (block 18
-of CogVideoX, VideoMAEv2 targets); here the layer is REPA's. No projector: relations need no common width.
+Defaults: as in VideoREPA's scripts, margin 0.1, coefficient 0.5. VideoREPA fine-tunes a video model (block 18
+of CogVideoX, VideoMAEv2 targets); here the layer is REPA's. There is no projector, because relations do not
+need a common width.
 Cost: the encoder's forward pass, and T x T products of two feature sets.
 """
 

@@ -1,19 +1,21 @@
-"""Self-Flow: dual-timestep scheduling with an EMA self-teacher (Chefer, Esser et al., arXiv 2603.06507, Eq.
-2-7).
+"""Self-Flow: dual-timestep scheduling with an EMA self-teacher (Chefer, Esser et al., arXiv 2603.06507).
 
     t, s ~ p(t) per sample, not sorted        M_i = [u_i < R_M] per token (Bernoulli, not an exact count)
     tau_i = s where M_i, else t               x_tau = (1 - tau) x0 + tau eps
     L = L_gen + gamma * mean over all tokens of (1 - cos( P(h_l(x_tau, tau)), h'_k(x_min, min(t, s)) ))
 
-The teacher h' is the EMA network on homogeneous noise at the cleaner of the two times, with the same eps and
-the same (already dropped) label; its pass ends at layer k. P is Linear-SiLU-Linear (released `SimpleHead`).
-Defaults: gamma 0.8, R_M 0.25, l = 0.3 D, k = 0.7 D (8 and 20 of 28, 4 and 8 of 12). Cost: a forward pass of
-0.7 of the depth without gradient.
+Equations 2 to 7. The teacher h' is the EMA network on homogeneous noise at the cleaner of the two times, with
+the same eps and the same label after label drop; its pass ends at layer k. P is Linear-SiLU-Linear (released
+`SimpleHead`).
+Defaults: gamma 0.8, R_M 0.25, l = 0.3 D, k = 0.7 D (8 and 20 of 28, 4 and 8 of 12).
+Cost: a forward pass through 0.7 of the depth without gradient.
 
-Disputed, each a named setting: those of methods/common/dual_timesteps.py; the loss on masked tokens only (a
-third-party port; here each sample's mean over its own, so that it does not depend on how a batch is divided);
-the teacher's time ("min" as published, "same" gives it the student's own mixture); l1 (the paper: unstable
-later). mask_ratio 0 is the paper's "without masking": the student at t, the teacher at min(t, s), which the
+Disputed settings, in addition to those of methods/common/dual_timesteps.py:
+`align_on`: the loss on masked tokens only, as in a third-party port. Here it is the mean over each sample's
+masked tokens, so that it does not depend on how a batch is divided.
+`teacher_time`: "min" as published; with "same" the teacher has the student's mixture of times.
+`similarity`: the paper reports that l1 becomes unstable later in training.
+`mask_ratio = 0`: the paper's "without masking", with the student at t and the teacher at min(t, s), which the
 paper does not spell out.
 """
 
@@ -81,7 +83,8 @@ class SelfFlow(Method):
     def draw(self, streams: Streams, batch: Batch) -> Draw:
         t, s = draw_times(self.config, self.setting, streams, batch.index)
         noise = streams.normal("noise", batch.index, batch.x0.shape[1:])
-        times = times_of_parts(t, self.setting.backbone)  # an empty mask: all tokens have time t
+        # Without a mask all tokens have time t.
+        times = times_of_parts(t, self.setting.backbone)
         if self.config.masks:
             mask = draw_mask(self.config, self.setting, streams, batch.index)
             times = dual_times(*self.config.in_order(t, s), mask, self.setting)

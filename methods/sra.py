@@ -1,16 +1,17 @@
-"""SRA: align an early layer with a later layer of the EMA network at a somewhat cleaner time (arXiv
-2505.02831).
+"""SRA: align an early layer with a later layer of the EMA network at a cleaner time (arXiv 2505.02831).
 
-    t' = clamp(t - u, 0, 1), u ~ U(0, offset) per sample;    x_t' with the same eps, the same (dropped) label
-    L = L_gen + coefficient * mean S( P(h_m(x_t, t)), h'_n(x_t', t') ),    P = Linear-SiLU-Linear
+    t' = clamp(t - u, 0, 1), u ~ U(0, offset) per sample
+    L  = L_gen + coefficient * mean S( P(h_m(x_t, t)), h'_n(x_t', t') ),    P = Linear-SiLU-Linear
 
-Defaults: layers 3 -> 8 (B), 6 -> 16 (L), 8 -> 20 (XL), else a quarter and 0.7 of the depth; offset 0.2; S
-smooth-L1 with beta 0.05 and weight 0.2, which is what the paper's tables use. With a cosine the weight is 0.5
-(the code's default since 2026-07; the author recommends it where smooth-L1 diverges, SRA issue 7). Cost: a
-forward pass to layer n without gradient. Disputed: the released cosine (`SiT-SRA/loss.py` line 22) takes
-torch's default dim=1, which is over tokens for each channel: `cosine_tokens`. The paper's Eq. 3 is the
-ordinary cosine over channels: `cosine`. The released weight falls tenfold per 1000 epochs behind epoch 149;
-here `schedule` does what is wanted. The paper's Table 5 prints EMA 0.999, its text and code 0.9999.
+x_t' has the same eps and the same label after label drop.
+Defaults: layers 3 -> 8 (B), 6 -> 16 (L), 8 -> 20 (XL), otherwise a quarter and 0.7 of the depth; offset 0.2.
+S is smooth-L1 with beta 0.05 and weight 0.2, as in the paper's tables. With a cosine the weight is 0.5, which
+is the code's default since 2026-07. The author recommends the cosine if smooth-L1 diverges (SRA issue 7).
+Cost: a forward pass to layer n without gradient.
+Disputed: the released cosine (`SiT-SRA/loss.py` line 22) uses torch's default dim=1, which is over tokens for
+each channel: `cosine_tokens`. The paper's Eq. 3 is the ordinary cosine over channels: `cosine`. The released
+weight falls tenfold per 1000 epochs after epoch 149; use `schedule` for such a decay. The paper's Table 5 has
+EMA 0.999, its text and code 0.9999.
 """
 
 from __future__ import annotations
@@ -100,14 +101,14 @@ class Sra(Method):
         return mean_distance(config.similarity, *pair, present, beta=config.beta)
 
     def gap(self, student: Student, batch: Batch, draw: Draw, prediction: Prediction) -> Tensor:
-        """S before its mean, shaped as `distance` says."""
+        """Return S before its mean, with the shape of `distance`."""
         pair = self.pair(student, batch, draw, prediction)
         return distance(self.config.similarity, *pair, beta=self.config.beta)
 
     def pair(
         self, student: Student, batch: Batch, draw: Draw, prediction: Prediction
     ) -> tuple[Tensor, Tensor]:
-        """What S compares: the student's projected tokens and the teacher's, both (B, T, D)."""
+        """Return the two arguments of S: the student's projected tokens and the teacher's, both (B, T, D)."""
         backbone, layer = self.setting.backbone, resolved_layer(self.config.teacher_layer)
         times = Times.per_sample(draw.extra["cleaner"])
         x_teacher = interpolate(batch.x0, draw.noise, times, backbone)

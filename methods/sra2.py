@@ -2,10 +2,12 @@
 
 L = L_gen + coefficient * mean smooth_l1_beta( P(h_l), patchify(x0) ),    P a five-layer MLP.
 
-Defaults: layer 2 for B, 8 for L and XL (else 0.2 of the depth), beta 0.05, coefficient 1.0, P 1440 wide,
-which gives its published size of about 8M parameters (the width itself is not in the reference). On pixels
-the target is the image. Cost: the projector; no encoder, no teacher. The control for the question whether any
-auxiliary target will do. No official code was found; layers and weight come from secondary notes.
+It is the control for the question whether any auxiliary target helps.
+Defaults: layer 2 for B, 8 for L and XL (otherwise 0.2 of the depth), beta 0.05, coefficient 1.0. P has width
+1440, which gives the published size of about 8M parameters; the width itself is not published. On pixels the
+target is the image.
+Cost: the projector; no encoder, no teacher.
+Disputed: no official code was found; layers and weight come from secondary notes.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ PUBLISHED_LAYER = {"B": 2, "L": 8, "XL": 8}
 class Sra2(Method):
     source = "SRA 2 / VAE-REPA, arXiv 2601.17830"
     headline = "SiT-B/2 FID 28.9 at 400k steps (secondary note on SRA 2)"
-    parts_apart = False  # the projector gives the values of one kind of patch
+    # The projector predicts patches of a single size.
+    parts_apart = False
 
     class Config(MethodConfig):
         off: ClassVar[dict[str, Any]] = {"coefficient": 0.0}

@@ -1,1 +1,1 @@
-"""What several objectives share."""
+"""Code that several objectives share."""

@@ -1,7 +1,7 @@
-"""What alignment methods share: projectors, similarities, target transforms, and the rule for layers.
+"""Building blocks of alignment terms: projectors, similarities, target transforms, and checks of layers.
 
-Similarities run in float32 whatever the autocast type (half-precision normalisation gives NaN: REPA issue
-46).
+Similarities are computed in float32 under any autocast type, because normalisation in half precision can give
+NaN (REPA issue 46).
 
     B  samples    T  tokens    D  channels
 """
@@ -24,27 +24,26 @@ Similarity = Literal["cosine", "cosine_tokens", "smooth_l1", "l1", "nt_xent"]
 
 
 class EncoderSpec(BaseModel):
-    """A frozen encoder by name, as `timm:vit_base_patch14_dinov2.lvd142m`, `local:small` or
-    `random:small`."""
+    """A frozen encoder by name, for example `timm:vit_base_patch14_dinov2.lvd142m` or `local:small`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     name: str
     weights: str = Field(default="", json_schema_extra=NOT_HASHED)
-    """A file on disk; `sha256` identifies its content."""
+    """A file with weights, whose content `sha256` identifies."""
     sha256: str = ""
     download: bool = Field(default=False, json_schema_extra=NOT_HASHED)
-    """Let the hub be asked for the weights; nothing is downloaded otherwise."""
+    """Allow downloading the weights from the hub; by default nothing is downloaded."""
 
 
 DINOV2_B = EncoderSpec(name="timm:vit_base_patch14_dinov2.lvd142m")
 
 
 def mlp(*widths: int) -> nn.Sequential:
-    """Linear layers of these widths with SiLU between them.
+    """Return linear layers of these widths with SiLU between them.
 
-    REPA's projector is mlp(D, 2048, 2048, z) (models/sit.py `build_mlp`), Self-Flow's and SRA's head mlp(D,
-    2D, D) (`SimpleHead`).
+    REPA's projector is mlp(D, 2048, 2048, z) (models/sit.py `build_mlp`). The head of Self-Flow and SRA is
+    mlp(D, 2D, D) (`SimpleHead`).
     """
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise(widths):
@@ -53,8 +52,10 @@ def mlp(*widths: int) -> nn.Sequential:
 
 
 class ConvProjector(nn.Module):
-    """One convolution over the token grid, same padding (iREPA): (B, T, D) -> (B, T, out). Along time too,
-    where a grid has it."""
+    """One convolution over the token grid, including time, with same padding (iREPA).
+
+    Tokens (B, T, D) become (B, T, out).
+    """
 
     def __init__(self, width: int, out: int, kernel: int, grid: tuple[int, ...]) -> None:
         super().__init__()
@@ -68,8 +69,10 @@ class ConvProjector(nn.Module):
 
 
 def cosine(a: Tensor, b: Tensor, dim: int = -1) -> Tensor:
-    """Cosine, float32. dim -1: over channels, (B, T). dim 1: over tokens, (B, D), as SRA's released code has
-    it."""
+    """Return the float32 cosine of a and b, (B, T, D).
+
+    dim -1 is over channels and gives (B, T). dim 1 is over tokens and gives (B, D), as in SRA's release.
+    """
     return F.cosine_similarity(a.float(), b.float(), dim=dim)
 
 
@@ -78,10 +81,10 @@ def distance(
 ) -> Tensor:
     """Return the distance of two token sets, unreduced; a, b: (B, T, D).
 
-    cosine          1 - cos over channels, (B, T)               cosine_tokens   1 - cos over tokens, (B, D)
-    smooth_l1, l1   elementwise, (B, T, D)                      nt_xent         cross-entropy of a token
-    against all
-                                                                                tokens of its sample, (B, T)
+    cosine          1 - cos over channels, (B, T)
+    cosine_tokens   1 - cos over tokens, (B, D)
+    smooth_l1, l1   elementwise, (B, T, D)
+    nt_xent         cross-entropy of a token against all tokens of its sample, (B, T)
     """
     a, b = a.float(), b.float()
     if kind == "smooth_l1":
@@ -90,39 +93,38 @@ def distance(
         return (a - b).abs()
     if kind == "nt_xent":
         logits = product(F.normalize(a, dim=-1), F.normalize(b, dim=-1).transpose(1, 2)) / temperature
-        own = torch.arange(a.shape[1], device=a.device).expand(len(a), -1)
-        return F.cross_entropy(logits.transpose(1, 2), own, reduction="none")
+        same_token = torch.arange(a.shape[1], device=a.device).expand(len(a), -1)
+        return F.cross_entropy(logits.transpose(1, 2), same_token, reduction="none")
     return 1 - cosine(a, b, dim=1 if kind == "cosine_tokens" else -1)
 
 
 def mean_distance(
     kind: Similarity, a: Tensor, b: Tensor, present: Tensor | None = None, *, beta: float = 0.05
 ) -> Tensor:
-    """The mean of `distance`, a scalar, over the tokens that are there: `present` (B, T) bool, None for
-    all."""
-    if present is not None and kind == "cosine_tokens":  # a token of zeros adds nothing to a sum over tokens
+    """Return the mean of `distance`, a scalar, over the tokens in `present` (B, T) bool; None means all."""
+    # For a cosine over tokens, tokens of zeros are as good as left out of the sums.
+    if present is not None and kind == "cosine_tokens":
         a, b, present = a * present[..., None], b * present[..., None], None
     return mean_of_tokens(distance(kind, a, b, beta=beta), present)
 
 
 def relations(tokens: Tensor) -> Tensor:
-    """Cosines between all tokens of a sample, float32: (B, T, D) -> (B, T, T)."""
+    """Return the float32 cosines between all tokens of a sample, (B, T, D) -> (B, T, T)."""
     unit = F.normalize(tokens.float(), dim=-1)
     return product(unit, unit.transpose(1, 2))
 
 
 def spatial_norm(tokens: Tensor, gamma: float) -> Tensor:
-    """y <- (y - gamma mean_tokens(y)) / (std_tokens(y) + 1e-6), float32 (iREPA, arXiv 2512.10794)."""
+    """Return (y - gamma mean_tokens(y)) / (std_tokens(y) + 1e-6) in float32 (iREPA, arXiv 2512.10794)."""
     tokens = tokens.float()
     mean, std = tokens.mean(dim=1, keepdim=True), tokens.std(dim=1, keepdim=True)
     return (tokens - gamma * mean) / (std + 1e-6)
 
 
 def in_groups(x: Tensor, group: int) -> Tensor:
-    """Consecutive samples together, (B, ...) -> (B / group, group, ...); a batch smaller than a group is one
-    group.
+    """Return groups of consecutive samples, (B, ...) -> (B / group, group, ...).
 
-    Raises ValueError for a batch that groups would be cut by.
+    A batch smaller than a group is one group. Raises ValueError if the batch is not a multiple of groups.
     """
     size = min(group, len(x))
     if len(x) % size:
@@ -131,13 +133,15 @@ def in_groups(x: Tensor, group: int) -> Tensor:
 
 
 def layer_at(fraction: float, backbone: BackboneSpec) -> int:
-    """The layer nearest to a fraction of the depth, 1-based: 0.3 of 28 is 8, of 12 is 4 (Self-Flow section
-    4)."""
+    """Return the layer nearest to a fraction of the depth, 1-based.
+
+    0.3 of 28 is 8, and 0.3 of 12 is 4 (Self-Flow section 4).
+    """
     return max(1, round(fraction * backbone.depth))
 
 
 def taps_of(*layers: int | None) -> tuple[int, ...]:
-    """Return the layers to tap; one that `resolved()` has not filled in yet is left out."""
+    """Return the layers to tap, without layers that `resolved()` has not filled in yet."""
     return tuple(layer for layer in layers if layer is not None)
 
 
@@ -149,8 +153,7 @@ def resolved_layer(layer: int | None) -> int:
 
 
 def check_layer(field: str, layer: int | None, default: int, backbone: BackboneSpec) -> int:
-    """The layer, or the default where none is given; raises ValueError when the backbone has no such
-    layer."""
+    """Return the layer, or the default if it is None; raises ValueError if the backbone lacks the layer."""
     if layer is None:
         return default
     if not 1 <= layer <= backbone.depth:

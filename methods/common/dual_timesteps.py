@@ -1,7 +1,6 @@
-"""Dual-timestep scheduling: a second time per sample, and which tokens take it (Self-Flow Eq. 4, arXiv
-2603.06507).
+"""Dual-timestep scheduling: a second time per sample, and the mask of its tokens (Self-Flow Eq. 4).
 
-t, s ~ p(t) per sample;    M_i = [u_i < R_M] per token;    tau_i = s where M_i, else t.
+t, s ~ p(t) per sample;    M_i = [u_i < R_M] per token;    tau_i = s where M_i, else t (arXiv 2603.06507).
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from methods.common.method import MethodConfig, Setting
 
 class MaskPart(Section):
     mask_ratio: float | None = Field(default=None, ge=0, le=0.5, json_schema_extra=HASHED_IF_SET)
-    """R_M of this part, if it differs (the paper: 0.1 for video, 0.5 for audio)."""
+    """R_M of this part, if it differs; the paper has 0.1 for video and 0.5 for audio."""
 
 
 class MaskParts(Section):
@@ -36,37 +35,39 @@ class DualConfig(MethodConfig, HasParts):
     flat_names: ClassVar = FLAT_NAMES["method"]
 
     mask_ratio: float = Field(default=0.25, ge=0, le=0.5)
-    """R_M: the share of tokens with the second time."""
+    """R_M: the fraction of tokens with the second time."""
     parts: MaskParts = MaskParts()
     order: Literal["unsorted", "sorted"] = "unsorted"
     """unsorted is Self-Flow's (authors, issues 2 and 11): the second time is the noisier one in half of all
-    cases. sorted makes it the noisier one always (arXiv 2607.02508 Eq. 5), which raises the mean noise of a
+    cases. sorted makes it always the noisier one (arXiv 2607.02508 Eq. 5), which raises the mean noise of a
     token."""
     mask: Literal["bernoulli", "exact"] = "bernoulli"
-    """bernoulli is Self-Flow's; exact takes R_M T tokens, to the nearest (the code of arXiv 2607.02508)."""
+    """bernoulli is Self-Flow's; exact selects R_M T tokens, rounded (code of arXiv 2607.02508)."""
     second_time: Literal["independent", "near"] = "independent"
-    """near: s in [t - 0.2, t], the ablation of Self-Flow's Fig. 11."""
+    """near draws s in [t - 0.2, t], the ablation of Self-Flow's Fig. 11."""
 
     @property
     def masks(self) -> bool:
-        """Whether any token takes a second time."""
+        """True if some tokens have the second time."""
         return bool(self.mask_ratio or any(part.mask_ratio for _, part in self.parts))
 
     def mask_ratio_of(self, kind: str) -> float:
-        """R_M of a kind of part."""
+        """Return R_M for a kind of part."""
         part: MaskPart = dict(self.parts).get(kind, MaskPart())
         return self.mask_ratio if part.mask_ratio is None else part.mask_ratio
 
     def in_order(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        """The two times in the order that tokens take them. For samples in which some token takes the second
-        one: sorted, the first alone is no draw from p(t)."""
+        """Return the two times in the configured order.
+
+        Do not sort a sample whose tokens all have the first time: sorted, that time is not a draw from p(t).
+        """
         return (torch.minimum(t, s), torch.maximum(t, s)) if self.order == "sorted" else (t, s)
 
 
 def draw_times(
     config: DualConfig, setting: Setting, streams: Streams, index: np.ndarray
 ) -> tuple[Tensor, Tensor]:
-    """t and s of a sample, (B, 1) each, or of each of its parts, (B, P); not in order."""
+    """Return t and s per sample, (B, 1) each, or per part, (B, P), unsorted."""
     t = part_times(setting.time, setting.backbone, streams, "time", index)
     if config.second_time == "near":
         s = (t - 0.2 * streams.uniform("second_time", index)[:, None]).clamp(min=0)
@@ -76,7 +77,7 @@ def draw_times(
 
 
 def draw_mask(config: DualConfig, setting: Setting, streams: Streams, index: np.ndarray) -> Tensor:
-    """Which tokens take the second time, (B, T) bool."""
+    """Return the mask of tokens with the second time, (B, T) bool."""
     backbone = setting.backbone
     u = streams.uniform("mask", index, (backbone.tokens,))
     ratios = [config.mask_ratio_of(part.kind) for part in backbone.parts]
@@ -90,8 +91,7 @@ def draw_mask(config: DualConfig, setting: Setting, streams: Streams, index: np.
 
 
 def dual_times(t: Tensor, s: Tensor, mask: Tensor, setting: Setting) -> Times:
-    """Level s where the mask is set and t elsewhere, each that of the token's part; t, s: (B, P), mask: (B,
-    T)."""
+    """Return times s where the mask (B, T) is set and t elsewhere, of each token's part; t, s: (B, P)."""
     if t.shape[1] == 1:
         return Times.dual(t[:, 0], s[:, 0], mask)
     parts = t.shape[1]

@@ -1,5 +1,5 @@
-"""What the methods with frozen encoders share: their spec, the aligned layer, a projector for each, and the
-mean over them."""
+"""The base of methods with frozen encoders: an aligned layer, a projector per encoder, the mean over
+encoders."""
 
 from __future__ import annotations
 
@@ -25,11 +25,13 @@ from methods.common.alignment import (
 from methods.common.method import Method, MethodConfig, Needs, Setting
 
 PUBLISHED_LAYER = {"B": 4, "L": 8, "XL": 8}
-"""REPA's (its paper's Table 6 has B swapped: author's correction in REPA issue 5); other sizes take 0.3 of
-the depth."""
+"""REPA's layers. Its paper's Table 6 has B swapped, as the author confirms in REPA issue 5. Other sizes use
+0.3 of the depth."""
 
 
 class EncodedConfig(MethodConfig):
+    """Settings of a method with frozen encoders."""
+
     off: ClassVar[dict[str, Any]] = {"coefficient": 0.0}
     space: ClassVar[dict[str, Any]] = {"coefficient": {"low": 0.1, "high": 2.0, "log": True}}
 
@@ -55,12 +57,14 @@ class EncodedConfig(MethodConfig):
 
 
 class ProjectedConfig(EncodedConfig):
+    """Settings of a method with REPA's projector."""
+
     projector_width: int = Field(2048, ge=1)
     """Hidden width of the three-layer projector."""
 
 
 class Encoded(Method):
-    """Align one layer with frozen encoders: the mean over them of `compare`, each after its own projector."""
+    """Alignment of one layer with frozen encoders: the mean of `compare`, each with its own projector."""
 
     def __init__(self, config: EncodedConfig, setting: Setting) -> None:
         super().__init__(config, setting)
@@ -68,7 +72,7 @@ class Encoded(Method):
             self.projectors = nn.ModuleList(self.projector(dim) for dim in setting.encoder_dims)
 
     def projector(self, dim: int) -> nn.Module:
-        """From the layer's width to an encoder's; REPA's three layers unless a method says otherwise."""
+        """Return a network from the layer's width to an encoder's, by default REPA's three layers."""
         hidden = self.config.projector_width
         return mlp(self.setting.backbone.size.width, hidden, hidden, dim)
 
@@ -78,5 +82,5 @@ class Encoded(Method):
         return torch.stack([self.compare(projector(hidden), view.tokens) for projector, view in pairs]).mean()
 
     def compare(self, projected: Tensor, target: Tensor) -> Tensor:
-        """How far projected tokens are from an encoder's, both (B, T, dim): a scalar."""
+        """Return the distance of projected tokens from an encoder's, both (B, T, dim), as a scalar."""
         raise NotImplementedError

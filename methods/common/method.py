@@ -1,4 +1,4 @@
-"""The base that objectives are written from: flow matching plus a weighted alignment term."""
+"""The base class of objectives: flow matching plus a weighted alignment term."""
 
 from __future__ import annotations
 
@@ -18,20 +18,19 @@ __all__ = ["Losses", "Method", "MethodConfig", "Needs", "Schedule", "Setting", "
 
 
 class Method(TrainingMethod):
-    """Base of every objective: flow matching plus a weighted alignment term.
+    """The base of every objective: flow matching plus a weighted alignment term.
 
-    A subclass sets `Config` and overrides what differs: `draw` for its times and masks, `align` for its
-    second term.
+    A subclass sets `Config`, and overrides `draw` for other times and masks and `align` for a second term.
     """
 
     def draw(self, streams: Streams, batch: Batch) -> Draw:
-        """Noise and one time per sample, from the streams that all methods share."""
+        """Return noise and one time per sample, from the streams that all methods share."""
         t = part_times(self.setting.time, self.setting.backbone, streams, "time", batch.index)
         noise = streams.normal("noise", batch.index, batch.x0.shape[1:])
         return Draw(noise, times_of_parts(t, self.setting.backbone))
 
     def loss(self, student: Student, batch: Batch, draw: Draw) -> Losses:
-        """L_gen + weight x L_align; without weight, L_gen alone and no work for the other."""
+        """Return L_gen + weight x L_align; while the weight is 0, L_align is not computed."""
         weight = self.config.weight(batch.step)
         x_tau = interpolate(batch.x0, draw.noise, draw.times, self.setting.backbone)
         needs = self.needs() if weight else Needs()
@@ -44,19 +43,21 @@ class Method(TrainingMethod):
         return Losses(flow + weight * align, {"flow": flow, "align": align})
 
     def align(self, student: Student, batch: Batch, draw: Draw, prediction: Prediction) -> Tensor:
-        """The second term, a scalar; called only while its weight is not zero."""
+        """Return the second term, a scalar; called only while its weight is not zero."""
         raise NotImplementedError(f"{type(self).__name__} has a weight but no alignment term")
 
 
 def flow_loss(velocity: Tensor, batch: Batch, draw: Draw, setting: Setting) -> Tensor:
-    """L_gen = mean || v - (eps - x0) ||^2 over samples, channels and pixels, in float32 (SiT Eq. 7; REPA
-    loss.py); of several parts the weighted sum (Self-Flow section 4.4), each sample's over those that it has
-    (missing_parts.py)."""
+    """Return L_gen = mean || v - (eps - x0) ||^2 over samples, channels and pixels (SiT Eq. 7; REPA loss.py).
+
+    It is computed in float32. For several parts it is their weighted sum (Self-Flow section 4.4), for each
+    sample over the parts that it has (missing_parts.py).
+    """
     return velocity_error(velocity, velocity_target(batch.x0, draw.noise), batch, setting)
 
 
 def velocity_error(velocity: Tensor, target: Tensor, batch: Batch, setting: Setting) -> Tensor:
-    """Mean square of v - target, float32, as L_gen weighs it."""
+    """Return the mean square of v - target in float32, with the weights of L_gen over parts."""
     velocity = velocity.float()
     if not setting.weights:
         return F.mse_loss(velocity, target)

@@ -1,12 +1,11 @@
-"""Parts that are not there: in a batch that mixes modalities (harness/data/modality_dropout.py) a sample may
-lack its sound or its video.
+"""Missing parts: with modality dropout (harness/data/modality_dropout.py), a sample may lack audio or video.
 
-A part that is absent does not exist for the one that is there: attention keeps them apart, and no mean counts
-its tokens. Every sample weighs the same in a loss, whatever it is made of, so that a loss does not depend on
-how a batch is divided:
+A missing part has no influence: attention separates its tokens from the others, and means leave them out.
+Every sample has the same weight in a loss, so that the loss does not depend on how a batch is divided:
 
-    L_gen = mean_b W / W_b sum_{p in b} w_p mean || v - (eps - x0) ||^2,    W the weights of all parts, W_b
-    those of b's
+    L_gen = mean_b W / W_b sum_{p in b} w_p mean || v - (eps - x0) ||^2
+
+W is the sum of the weights of all parts, and W_b that of sample b's parts.
 
     B  samples    P  parts    T  tokens    D  features
 """
@@ -23,12 +22,12 @@ from harness.flow.batch import Batch
 
 
 def present_tokens(batch: Batch, backbone: SiTConfig) -> Tensor | None:
-    """Which tokens are there, (B, T) bool; None when all are."""
+    """Return the mask of tokens of existing parts, (B, T) bool; None if no part is missing."""
     return None if batch.present is None else backbone.of_tokens(batch.present)
 
 
 def separated(groups: Tensor | None, batch: Batch, backbone: SiTConfig) -> Tensor | None:
-    """Groups of attention (B, T), each divided into the tokens that are there and those that are not."""
+    """Return groups of attention (B, T), each divided into tokens of existing and of missing parts."""
     present = present_tokens(batch, backbone)
     if present is None:
         return groups
@@ -36,15 +35,19 @@ def separated(groups: Tensor | None, batch: Batch, backbone: SiTConfig) -> Tenso
 
 
 def weights_of_samples(present: Tensor, weights: Sequence[float]) -> Tensor:
-    """Of each part of each sample in the loss, (B, P) float32: 0 where absent, the sum the same for every
-    sample."""
+    """Return the weight of each part of each sample in the loss, (B, P) float32.
+
+    Missing parts have weight 0, and the sum is the same for every sample.
+    """
     each = present * torch.tensor(weights, device=present.device)
     return each * (sum(weights) / each.sum(dim=1, keepdim=True))
 
 
 def mean_of_tokens(values: Tensor, present: Tensor | None) -> Tensor:
-    """The mean over samples of each one's mean over the tokens that are there, 0 where there are none; values
-    (B, T) or (B, T, D)."""
+    """Return the mean over samples of their means over tokens in `present`; values: (B, T) or (B, T, D).
+
+    A sample without such tokens counts as 0.
+    """
     if present is None:
         return values.mean()
     each = present.to(values.dtype) / present.sum(dim=1, keepdim=True).clamp(min=1)

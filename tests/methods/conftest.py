@@ -1,5 +1,4 @@
-"""Every registered method, and one of a package from outside that is installed as a user would, but into its
-own folder."""
+"""Fixtures: every registered method, and a plug-in that pip installs into a separate folder."""
 
 from __future__ import annotations
 
@@ -13,16 +12,16 @@ import pytest
 from harness.config import registry
 from methods.common.method import Method
 
-OUTSIDE = "echo"
+PLUGIN = "echo"
 
 
 @pytest.fixture(scope="session")
 def plugin_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that `pip install` put the plug-in into; on the import path it registers the method
-    `echo`."""
+    """Install the plug-in with pip, and return its folder; on the import path it registers `echo`."""
     work = tmp_path_factory.mktemp("plugin")
     source, site = work / "source", work / "site"
-    shutil.copytree(Path(__file__).parent / "plugin", source)  # a build writes beside its source
+    # A build writes into the folder of its source.
+    shutil.copytree(Path(__file__).parent / "plugin", source)
     offline = ["--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check"]
     command = [
         sys.executable,
@@ -40,9 +39,9 @@ def plugin_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return site
 
 
-@pytest.fixture(params=[*registry.names("method"), OUTSIDE])
+@pytest.fixture(params=[*registry.names("method"), PLUGIN])
 def method(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type[Method]:
-    """The class of a registered name; the plug-in is on the import path only for its own cases."""
-    if request.param == OUTSIDE:
+    """Return the class of a registered name; the plug-in is on the import path only for its own cases."""
+    if request.param == PLUGIN:
         monkeypatch.syspath_prepend(str(request.getfixturevalue("plugin_site")))
     return registry.load("method", request.param)

@@ -1,4 +1,4 @@
-"""What every objective must hold to: each registered method, and one that a package from outside brings."""
+"""Requirements on every objective: each registered method, and one from a plug-in."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ from tests.support.runs import tiny
 
 CONFIG = SiTConfig(Size(4, 32, 2), 2, (3, 8, 8), 5)
 LATENT = SiTConfig(Size(4, 192, 3), 2, (4, 32, 32), 10)
-PICO = BackboneSpec(size="pico")  # as deep as the two above
+# As deep as the two above.
+PICO = BackboneSpec(size="pico")
 STREAMS, DIM, HEADS = Streams(0), 24, 3
 
 
@@ -39,13 +40,13 @@ def configured(cls: type[Method], **settings: Any) -> Any:
 def made(cls: type[Method], backbone: SiTConfig = CONFIG, **settings: Any) -> Method:
     config = configured(cls, **settings)
     backbone = replace(backbone, extra=DIM if config.needs().summary else 0)
-    made = cls.build(config, backbone, encoder_dims=(DIM,) * len(config.needs().encoders))
-    initialize(made, STREAMS, "method.")
-    return made
+    method = cls.build(config, backbone, encoder_dims=(DIM,) * len(config.needs().encoders))
+    initialize(method, STREAMS, "method.")
+    return method
 
 
 def network(seed: int, config: SiTConfig = CONFIG) -> SiT:
-    """Random weights everywhere: with the official zeros nothing would reach the output."""
+    """Return a SiT with random weights; with the official zeros nothing would reach the output."""
     net, generator = SiT(config), torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in net.parameters():
@@ -54,8 +55,8 @@ def network(seed: int, config: SiTConfig = CONFIG) -> SiT:
 
 
 def student(needs: Needs) -> Student:
-    """A student whose teacher is there only when it was asked for; it is not frozen, so gradient that leaks
-    is seen."""
+    """Return a student, with a teacher only if needed. The teacher is not frozen, to detect leaking
+    gradients."""
     config = replace(CONFIG, extra=DIM if needs.summary else 0)
     return Student(network(0, config), network(1, config) if needs.teacher else None, config)
 
@@ -68,17 +69,17 @@ def batch(needs: Needs, size: int = 8, first: int = 0, step: int = 1) -> Batch:
 
 
 def view(name: str, index: np.ndarray, needs: Needs) -> View:
-    """Random tokens, and what else was asked for."""
+    """Return random tokens, and the other features that are needed."""
     tokens = STREAMS.normal(name, index, (CONFIG.tokens, DIM))
-    found = View(tokens, STREAMS.normal(f"{name}/summary", index, (DIM,)) if needs.summary else None)
+    features = View(tokens, STREAMS.normal(f"{name}/summary", index, (DIM,)) if needs.summary else None)
     if not needs.attention:
-        return found
+        return features
     shape = (needs.attention, HEADS, CONFIG.tokens, CONFIG.tokens)
-    return found._replace(attention=STREAMS.normal(f"{name}/maps", index, shape).softmax(dim=-1))
+    return features._replace(attention=STREAMS.normal(f"{name}/maps", index, shape).softmax(dim=-1))
 
 
 def step(method: Method, pupil: Student, given: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss and gradients of one step, by name."""
+    """Return the loss and all gradients by name."""
     losses = method.loss(pupil, given, method.draw(STREAMS, given))
     losses.total.backward()
     named = itertools.chain(pupil.model.named_parameters(), method.named_parameters(prefix="method"))
@@ -91,14 +92,14 @@ def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 def off(cls: type[Method]) -> dict[str, Any]:
     assert cls is Flow or cls.Config.off, (
-        "Config.off names the settings under which this is plain flow matching"
+        "Config.off must name the settings under which this is plain flow matching"
     )
     return cls.Config.off
 
 
-def test_off_is_flow_bit_for_bit(method: type[Method]) -> None:
-    """Promise 2: three optimizer steps leave the same losses and the same weights, and ask for nothing."""
-    seen = []
+def test_method_equals_flow_bit_for_bit_when_off(method: type[Method]) -> None:
+    """Promise 2: three optimizer steps give the same losses and weights, and nothing is needed."""
+    results = []
     for cls, settings in ((Flow, {}), (method, off(method))):
         objective, pupil = made(cls, **settings), student(Needs())
         assert objective.needs() == Needs() and not list(objective.parameters())
@@ -109,16 +110,16 @@ def test_off_is_flow_bit_for_bit(method: type[Method]) -> None:
             optimizer.step()
             optimizer.zero_grad()
             objective.after_step(pupil, number)
-        seen.append(({str(n): t for n, t in enumerate(totals)}, pupil.model.state_dict()))
-    assert same(seen[0][0], seen[1][0]) and same(seen[0][1], seen[1][1])
+        results.append(({str(n): t for n, t in enumerate(totals)}, pupil.model.state_dict()))
+    assert same(results[0][0], results[1][0]) and same(results[0][1], results[1][1])
 
 
-def test_off_costs_what_flow_costs(method: type[Method]) -> None:
+def test_method_costs_the_same_as_flow_when_off(method: type[Method]) -> None:
     spec = tiny("train.steps=3")
     assert count(made(method, **off(method)), spec) == count(made(Flow), spec)
 
 
-def test_gradient_reaches_all_that_learns_and_nothing_else(method: type[Method]) -> None:
+def test_gradient_reaches_all_trained_weights_and_no_others(method: type[Method]) -> None:
     objective = made(method)
     pupil, given = student(objective.needs()), batch(objective.needs())
     _, gradients = step(objective, pupil, given)
@@ -127,7 +128,7 @@ def test_gradient_reaches_all_that_learns_and_nothing_else(method: type[Method])
     assert pupil.ema is None or all(p.grad is None for p in pupil.ema.parameters())
 
 
-def test_twice_the_same_bits(method: type[Method]) -> None:
+def test_step_has_the_same_bits_when_repeated(method: type[Method]) -> None:
     def once() -> tuple[Tensor, dict[str, Tensor]]:
         objective = made(method)
         return step(objective, student(objective.needs()), batch(objective.needs()))
@@ -137,8 +138,8 @@ def test_twice_the_same_bits(method: type[Method]) -> None:
 
 
 def test_draws_are_shared_with_flow(method: type[Method]) -> None:
-    """Promise 1: the same noise; the base time is among a sample's levels, unless every token has a time of
-    its own."""
+    """Promise 1: the noise is the same. The base time is one of a sample's levels, unless every token has a
+    separate time."""
     objective = made(method)
     draw, flows = (m.draw(STREAMS, batch(m.needs())) for m in (objective, made(Flow)))
     assert torch.equal(draw.noise, flows.noise)
@@ -148,13 +149,13 @@ def test_draws_are_shared_with_flow(method: type[Method]) -> None:
         assert (draw.times.levels == flows.times.levels).any(dim=1).all()
 
 
-def test_draws_depend_on_the_index_alone(method: type[Method]) -> None:
-    """Promise 1: two halves of a batch, drawn apart and with streams used before, are the whole."""
+def test_draws_depend_only_on_the_index(method: type[Method]) -> None:
+    """Promise 1: two halves of a batch, drawn separately and with used streams, equal the full batch."""
     objective, streams = made(method), Streams(0)
     needs = objective.needs()
-    whole = drawn(objective.draw(Streams(0), batch(needs)))
+    full = drawn(objective.draw(Streams(0), batch(needs)))
     parts = [drawn(objective.draw(streams, batch(needs, 4, first))) for first in (4, 0)][::-1]
-    assert same(whole, {name: torch.cat([half[name] for half in parts]) for name in whole})
+    assert same(full, {name: torch.cat([half[name] for half in parts]) for name in full})
 
 
 def drawn(draw: Draw) -> dict[str, Tensor]:
@@ -168,7 +169,7 @@ def drawn(draw: Draw) -> dict[str, Tensor]:
 
 
 class Levels(Flow):
-    """Plain flow matching with as many times as another method has, to compare costs with."""
+    """Plain flow matching with the number of times of another method, to compare costs."""
 
     def draw(self, streams: Streams, batch: Batch) -> Draw:
         levels, tokens = self.levels, self.setting.backbone.tokens
@@ -177,10 +178,12 @@ class Levels(Flow):
         return Draw(noise, Times(torch.zeros(len(batch.index), levels), which))
 
 
-def test_counted_flops_are_what_it_declares(method: type[Method]) -> None:
-    """Phases are those that `needs` names. The student costs a plain step with these times, 3 x 2 FLOPs per
-    token and weight of the method's own, and at most a tenth for the loss; the teacher at most one forward
-    pass."""
+def test_flops_match_the_declared_needs(method: type[Method]) -> None:
+    """Phases are those of `needs`. The teacher costs at most one forward pass.
+
+    The student costs a plain step with the same number of times, 3 x 2 FLOPs per token and weight of the
+    method, and at most a tenth for the loss.
+    """
     objective, spec = made(method, LATENT), tiny("train.batch_size=4")
     needs, plain = objective.needs(), made(Levels, LATENT)
     encoders = (Architecture(DIM, 1000, HEADS),)
@@ -190,13 +193,14 @@ def test_counted_flops_are_what_it_declares(method: type[Method]) -> None:
     )
     phases = {"teacher": needs.teacher, "encoder": bool(needs.encoders)}
     assert ours.keys() - flows.keys() == {name for name, needed in phases.items() if needed}
-    own = 6 * 4 * LATENT.tokens * sum(p.numel() for p in objective.parameters() if p.dim() > 1)
-    assert 0 <= ours["student"] - flows["student"] - own <= 0.1 * flows["student"]
+    heads = 6 * 4 * LATENT.tokens * sum(p.numel() for p in objective.parameters() if p.dim() > 1)
+    assert 0 <= ours["student"] - flows["student"] - heads <= 0.1 * flows["student"]
     assert not needs.teacher or 0 < ours["teacher"] <= 0.35 * flows["student"]
     assert not needs.encoders or ours["encoder"] == 4000
-    grown = parameters(SiT(objective.setting.backbone)) - parameters(SiT(LATENT))  # by an extra token
-    assert ours["ema"] == flows["ema"] + EMA_FLOPS * grown
-    assert ours["optimizer"] == flows["optimizer"] + OPTIMIZER_FLOPS * (parameters(objective) + grown)
+    # An extra token adds parameters to the backbone.
+    added = parameters(SiT(objective.setting.backbone)) - parameters(SiT(LATENT))
+    assert ours["ema"] == flows["ema"] + EMA_FLOPS * added
+    assert ours["optimizer"] == flows["optimizer"] + OPTIMIZER_FLOPS * (parameters(objective) + added)
 
 
 def parameters(module: nn.Module) -> int:
@@ -204,9 +208,8 @@ def parameters(module: nn.Module) -> int:
 
 
 @pytest.mark.parametrize("kind", ["zeros", "constants", "huge"])
-def test_bfloat16_stays_finite(method: type[Method], kind: str) -> None:
-    """Encoder's features, and the hidden features of student and teacher, are all zero, all one, or in the 10
-    000s."""
+def test_loss_and_gradients_are_finite_in_bfloat16(method: type[Method], kind: str) -> None:
+    """Features of encoder, student and teacher are all zero, all one, or of the order of 10 000."""
     objective = made(method)
     pupil, given = student(objective.needs()), batch(objective.needs())
     for net in (pupil.model, pupil.ema):
@@ -221,7 +224,7 @@ def test_bfloat16_stays_finite(method: type[Method], kind: str) -> None:
 
 
 def adverse_view(view: View, kind: str) -> View:
-    """Tokens and summary that are zero, one, or in the 10 000s; attention that looks at one token alone."""
+    """Return tokens and summary that are zero, one, or of the order of 10 000, and extreme attention."""
     scaled = {"zeros": lambda t: 0 * t, "constants": torch.ones_like, "huge": lambda t: 1e4 * t}[kind]
     tokens, summary = (None if t is None else scaled(t).bfloat16() for t in view[:2])
     return View(tokens, summary, None if view.attention is None else (view.attention > 2).to(torch.float32))
@@ -238,35 +241,33 @@ def adverse(net: nn.Module, kind: str) -> None:
         net.pos_embed.copy_(1e4 * STREAMS.normal("huge", [0], net.pos_embed.shape)[0])
 
 
-def test_behind_its_stop_nothing_is_aligned(method: type[Method]) -> None:
-    """Neither teacher nor encoder nor taps are there any more, and with flow's times the loss has flow's
-    bits."""
+def test_alignment_stops_after_until(method: type[Method]) -> None:
+    """Teacher, encoder and taps are not used any more; with flow's times, the loss has flow's bits."""
     if not configured(method).strength:
         with pytest.raises(ValueError, match="schedule"):
             configured(method, schedule=Schedule(until=3))
         return
     needs = configured(method).needs()
-    summarised = (
-        Needs(needs.encoders, summary=True) if needs.summary else Needs()
-    )  # a token is there to the end
+    # An extra token is generated until the last step.
+    summarised = Needs(needs.encoders, summary=True) if needs.summary else Needs()
     objective, pupil, late = (
         made(method, schedule=Schedule(until=3)),
         student(summarised),
         batch(summarised, step=4),
     )
-    asked = []
+    passes = []
     pupil.model.register_forward_pre_hook(
-        lambda _, args, kwargs: asked.append(kwargs["taps"]), with_kwargs=True
+        lambda _, args, kwargs: passes.append(kwargs["taps"]), with_kwargs=True
     )
     losses = objective.loss(pupil, late, objective.draw(STREAMS, late))
     assert list(losses.parts) == (["flow", "token"] if needs.summary else ["flow"])
     assert needs.summary or torch.equal(losses.total, losses.parts["flow"])
-    assert [list(taps) for taps in asked] == [[]]
+    assert [list(taps) for taps in passes] == [[]]
     if not needs.summary and needs.times == 1 and objective.draw(STREAMS, late).groups is None:
         assert torch.equal(losses.total, step(made(Flow), student(Needs()), late)[0])
 
 
-def test_layers_that_the_backbone_lacks_are_refused(method: type[Method]) -> None:
+def test_config_rejects_layers_that_the_backbone_lacks(method: type[Method]) -> None:
     fields = [name for name in method.Config.model_fields if name.endswith("layer")]
     assert bool(fields) == bool(configured(method).needs().taps)
     for field, layer in itertools.product(fields, (-1, 0, PICO.depth + 1)):
@@ -274,5 +275,5 @@ def test_layers_that_the_backbone_lacks_are_refused(method: type[Method]) -> Non
             configured(method, **{field: layer})
 
 
-def test_it_says_where_it_comes_from(method: type[Method]) -> None:
+def test_method_has_a_source_and_a_docstring(method: type[Method]) -> None:
     assert method.source and sys.modules[method.__module__].__doc__

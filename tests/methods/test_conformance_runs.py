@@ -1,5 +1,4 @@
-"""What every objective must hold to, in runs: knobs off, kept state, who learns, and how many processes there
-are."""
+"""Requirements on every objective in runs: trained weights, resuming, errors, knobs off, two processes."""
 
 from __future__ import annotations
 
@@ -21,14 +20,14 @@ from methods.common.method import Method
 from tests.support.runs import TINY, everything, losses, part, tiny, torchrun, trained
 
 
-def test_the_optimizer_sees_student_and_method_alone(method: type[Method]) -> None:
-    """As the trainer builds it: the encoder's features carry no gradient, and the teacher's weights take
-    none."""
+def test_optimizer_has_only_student_and_method(method: type[Method]) -> None:
+    """In a run built by the trainer, encoder features have no gradient, and neither have the teacher's
+    weights."""
     spec = tiny(*words(method))
     dataset = open_dataset(spec.data)
     run = build_run(spec, dataset, split(dataset, spec.data.held_out), torch.device("cpu"))
-    seen = {id(p) for group in run.optimizer.param_groups for p in group["params"]}
-    assert seen == {id(p) for p in (*run.model.parameters(), *run.method.parameters())}
+    optimized = {id(p) for group in run.optimizer.param_groups for p in group["params"]}
+    assert optimized == {id(p) for p in (*run.model.parameters(), *run.method.parameters())}
     assert not any(p.requires_grad for p in run.ema.parameters())
     needs, images = spec.method.needs(), torch.zeros(2, *dataset.shape, requires_grad=True)
     assert len(run.encoders) == len(needs.encoders)
@@ -37,9 +36,8 @@ def test_the_optimizer_sees_student_and_method_alone(method: type[Method]) -> No
         assert not any(t.requires_grad for t in view if t is not None)
 
 
-def test_a_run_stopped_and_continued_is_unbroken(method: type[Method], tmp_path: Path) -> None:
-    """Promise 4: back at the checkpoint of step 3 of 6, with the record as it was, a run ends in the same
-    bits."""
+def test_resumed_run_equals_an_unbroken_one(method: type[Method], tmp_path: Path) -> None:
+    """Promise 4: resumed from the checkpoint of step 3 of 6, a run ends with the same bits."""
     spec = tiny("train.steps=6", "train.checkpoint_every=3", "train.keep_checkpoints=9", *words(method))
     unbroken = trained(spec, tmp_path / "a")
     shutil.copytree(unbroken.path, tmp_path / "b" / spec.id)
@@ -48,13 +46,13 @@ def test_a_run_stopped_and_continued_is_unbroken(method: type[Method], tmp_path:
     assert everything(trained(spec, tmp_path / "b")) == everything(unbroken)
 
 
-def test_layers_that_the_backbone_lacks_are_mistakes_of_the_spec(method: type[Method]) -> None:
+def test_spec_rejects_layers_that_the_backbone_lacks(method: type[Method]) -> None:
     for field in (name for name in method.Config.model_fields if name.endswith("layer")):
         with pytest.raises(UserError, match=f"method.{field} = 5: backbone pico has layers 1 to 4"):
             tiny(*words(method), f"method.{field}=5")
 
 
-def test_groups_of_one_are_mistakes_of_the_spec(method: type[Method]) -> None:
+def test_spec_rejects_groups_of_one(method: type[Method]) -> None:
     fields = method.Config.model_fields
     if "group" in fields:
         with pytest.raises(UserError, match=r"method: group = 1: .*greater than or equal to 2"):
@@ -64,7 +62,7 @@ def test_groups_of_one_are_mistakes_of_the_spec(method: type[Method]) -> None:
             tiny(f"method.name={name_of(method)}", "method.mask_ratio=0")
 
 
-def test_an_encoder_on_another_grid_is_refused(method: type[Method], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encoder_with_another_grid_is_rejected(method: type[Method], monkeypatch: pytest.MonkeyPatch) -> None:
     class Coarse(RandomEncoder):
         def __init__(self, *given: Any, grid: tuple[int, int], **settings: Any) -> None:
             super().__init__(*given, grid=(2, 2), **settings)
@@ -81,7 +79,7 @@ def test_an_encoder_on_another_grid_is_refused(method: type[Method], monkeypatch
 
 
 @pytest.mark.slow
-def test_off_is_flow_for_fifty_steps_of_a_run(method: type[Method], tmp_path: Path) -> None:
+def test_run_equals_flow_for_fifty_steps_when_off(method: type[Method], tmp_path: Path) -> None:
     knobs = [f"method.{field}={value}" for field, value in method.Config.off.items()]
     runs = [
         trained(tiny("train.steps=50", "eval.every=50", *words), tmp_path)
@@ -101,8 +99,7 @@ def test_two_processes_equal_one(method: type[Method], tmp_path: Path) -> None:
 
 
 def words(cls: type[Method]) -> list[str]:
-    """The settings of a tiny run of a method: its defaults, and an encoder that needs no file where it wants
-    one."""
+    """Return the settings of a tiny run: the method's defaults, with an encoder that needs no file."""
     encoder = (
         ["method.encoder.name=random:small"]
         if cls.Config().resolved(BackboneSpec(size="pico")).needs().encoders

@@ -1,5 +1,5 @@
-"""Every further objective against its formula, written again in float64 numpy, and the traps that its
-releases fell into."""
+"""The other objectives, compared with their formulas in float64 numpy, and pitfalls of their released
+code."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.methods.test_methods import CONFIG, batch, build, student
 
 
 def loss(method, size: int = 8):
-    """The method's align term, and what it saw: student, batch, draw, prediction."""
+    """Return the method's losses, and the student, batch, draw and prediction that they are computed from."""
     pupil, given = student(), batch(size)
     draw = method.draw(Streams(0), given)
     x = interpolate(given.x0, draw.noise, draw.times, CONFIG)
@@ -55,7 +55,7 @@ def smooth_l1(a: np.ndarray, b: np.ndarray, beta: float) -> np.ndarray:
     return np.where(gap < beta, 0.5 * gap**2 / beta, gap - 0.5 * beta)
 
 
-def test_layersync() -> None:
+def test_layersync_aligns_an_early_layer_with_a_later_one() -> None:
     losses, _, _, _, prediction = loss(build(LayerSync, student_layer=1, target_layer=3, coefficient=0.3))
     expected = -(unit(f64(prediction.hidden[1])) * unit(f64(prediction.hidden[3]))).sum(-1).mean()
     assert losses.parts["align"].item() == pytest.approx(expected, abs=1e-6)
@@ -71,22 +71,22 @@ def test_layersync_stops_the_gradient_of_its_target() -> None:
 
 
 @pytest.mark.parametrize("layers", [(3, 3), (4, 2)])
-def test_layersync_refuses_to_align_a_layer_with_itself(layers: tuple[int, int]) -> None:
-    """The released argparse default is 8 for both."""
+def test_layersync_rejects_a_target_that_is_not_later(layers: tuple[int, int]) -> None:
+    """The released argparse default is layer 8 for both."""
     config = LayerSync.Config(student_layer=layers[0], target_layer=layers[1])
-    with pytest.raises(ValueError, match="must lie below"):
+    with pytest.raises(ValueError, match="must be below"):
         config.resolved(BackboneSpec(size="S"))
 
 
-def test_dispersive() -> None:
+def test_dispersive_is_the_log_of_a_mean_over_pairs() -> None:
     losses, _, _, _, prediction = loss(build(Dispersive, layer=2, temperature=0.7))
     z = f64(prediction.hidden[2]).reshape(8, -1)
     gaps = ((z[:, None] - z[None]) ** 2).sum(-1) / z.shape[1]
     assert losses.parts["align"].item() == pytest.approx(math.log(np.exp(-gaps / 0.7).mean()), abs=1e-5)
 
 
-def test_dispersive_is_the_released_arithmetic() -> None:
-    """pdist, squared, over D, twice, with B zeros for the diagonal: the same mean over all ordered pairs."""
+def test_dispersive_distances_equal_the_released_ones() -> None:
+    """The release uses squared pdist twice, and B zeros for the diagonal: all ordered pairs."""
     z = torch.randn(6, 40, generator=torch.Generator().manual_seed(0))
     halves = torch.pdist(z).pow(2)
     released = torch.cat([halves, halves, torch.zeros(6)])
@@ -96,9 +96,9 @@ def test_dispersive_is_the_released_arithmetic() -> None:
 
 
 @pytest.mark.parametrize("cls", [Dispersive, ContrastiveFlow])
-def test_groups_keep_pairs_together_however_a_batch_is_cut(cls) -> None:
-    """The mean over micro-batches that part no group is the value of the whole batch; a cut group is
-    refused."""
+def test_groups_give_the_same_mean_when_a_batch_is_divided_between_them(cls) -> None:
+    """The mean over micro-batches of complete groups is the value of the batch; divided groups are
+    rejected."""
     method, pupil = build(cls, group=4, **({"layer": 2} if cls is Dispersive else {})), student()
 
     def align(size: int, first: int) -> float:
@@ -111,14 +111,14 @@ def test_groups_keep_pairs_together_however_a_batch_is_cut(cls) -> None:
         align(6, 0)
 
 
-def test_contrastive_flow() -> None:
+def test_contrastive_flow_subtracts_the_error_to_the_neighbours_target() -> None:
     losses, _, given, draw, prediction = loss(build(ContrastiveFlow, coefficient=0.05))
     v, target = f64(prediction.velocity), f64(draw.noise - given.x0)
-    apart_from = ((v - np.roll(target, 1, axis=0)) ** 2).mean()
-    assert losses.total.item() == pytest.approx(((v - target) ** 2).mean() - 0.05 * apart_from, rel=1e-5)
+    contrast = ((v - np.roll(target, 1, axis=0)) ** 2).mean()
+    assert losses.total.item() == pytest.approx(((v - target) ** 2).mean() - 0.05 * contrast, rel=1e-5)
 
 
-def test_sra2_aims_at_the_patches_of_x0() -> None:
+def test_sra2_aligns_with_the_patches_of_x0() -> None:
     method = build(Sra2, layer=2, projector_width=20)
     losses, _, given, _, prediction = loss(method)
     projected = f64(method.projector(prediction.hidden[2]))
@@ -129,11 +129,12 @@ def test_sra2_aims_at_the_patches_of_x0() -> None:
     assert losses.parts["align"].item() == pytest.approx(smooth_l1(projected, patches, 0.05).mean(), rel=1e-5)
     assert len([m for m in method.projector if isinstance(m, torch.nn.Linear)]) == 5
     sizes = {width: sum(p.numel() for p in mlp(width, *[1440] * 4, 16).parameters()) for width in (768, 1152)}
-    assert all(7e6 < size < 9e6 for size in sizes.values())  # published: about 8M
+    # The published size is about 8M.
+    assert all(7e6 < size < 9e6 for size in sizes.values())
 
 
 @pytest.mark.parametrize("similarity", ["smooth_l1", "cosine", "cosine_tokens"])
-def test_sra(similarity: str) -> None:
+def test_sra_aligns_with_the_teacher_at_a_cleaner_time(similarity: str) -> None:
     method = build(Sra, student_layer=1, teacher_layer=3, similarity=similarity)
     losses, pupil, given, draw, prediction = loss(method)
     t, cleaner = draw.times.levels[:, 0], draw.extra["cleaner"]
@@ -151,7 +152,7 @@ def test_sra(similarity: str) -> None:
     assert (cleaner <= t).all() and (t - cleaner <= 0.2).all() and (cleaner >= 0).all()
 
 
-def test_the_axis_of_a_cosine_matters() -> None:
+def test_cosine_over_tokens_differs_from_cosine_over_channels() -> None:
     """A feature that does not vary over tokens has |cos| = 1 over tokens and an ordinary cosine over
     channels."""
     a, b = torch.ones(2, 5, 1) * torch.randn(2, 1, 7), torch.ones(2, 5, 1) * torch.randn(2, 1, 7)
@@ -161,7 +162,7 @@ def test_the_axis_of_a_cosine_matters() -> None:
     assert not torch.allclose((1 - over_channels).abs(), torch.ones(2, 5), atol=1e-2)
 
 
-def test_nt_xent() -> None:
+def test_nt_xent_is_the_cross_entropy_over_tokens() -> None:
     a, b = torch.randn(2, 5, 7), torch.randn(2, 5, 7)
     logits = unit(f64(a)) @ unit(f64(b)).transpose(0, 2, 1) / 0.1
     expected = np.log(np.exp(logits).sum(-1)) - np.einsum("btt->bt", logits)
@@ -171,7 +172,7 @@ def test_nt_xent() -> None:
 
 
 @pytest.mark.parametrize("kernel", [1, 3])
-def test_irepa(kernel: int) -> None:
+def test_irepa_aligns_convolved_tokens_with_normalised_targets(kernel: int) -> None:
     method = build(IRepa, layer=2, kernel=kernel)
     losses, _, given, _, prediction = loss(method)
     hidden = f64(prediction.hidden[2]).reshape(8, 4, 4, 32)
@@ -190,31 +191,32 @@ def test_irepa(kernel: int) -> None:
     assert losses.parts["align"].item() == pytest.approx(
         -(unit(projected) * unit(target)).sum(-1).mean(), abs=1e-5
     )
-    assert IRepa.Config().kernel == 3  # the paper's; the released LDM command trains kernel 1
+    # The default is the paper's; the released LDM command trains kernel 1.
+    assert IRepa.Config().kernel == 3
     assert (
         sum(p.numel() for p in ConvProjector(32, 24, kernel, (4, 4)).parameters()) == 32 * 24 * kernel**2 + 24
     )
 
 
-def test_spatial_norm_takes_away_what_all_tokens_share() -> None:
+def test_spatial_norm_removes_mean_and_scale_over_tokens() -> None:
     y = torch.randn(3, 50, 6, generator=torch.Generator().manual_seed(0))
-    whole = spatial_norm(y, 1.0)
-    torch.testing.assert_close(whole.mean(1), torch.zeros(3, 6), atol=1e-5, rtol=0)
-    torch.testing.assert_close(whole.std(1), torch.ones(3, 6), atol=1e-4, rtol=0)
-    torch.testing.assert_close(whole, spatial_norm(7 * y + 3, 1.0), atol=1e-4, rtol=1e-4)
+    normed = spatial_norm(y, 1.0)
+    torch.testing.assert_close(normed.mean(1), torch.zeros(3, 6), atol=1e-5, rtol=0)
+    torch.testing.assert_close(normed.std(1), torch.ones(3, 6), atol=1e-4, rtol=0)
+    torch.testing.assert_close(normed, spatial_norm(7 * y + 3, 1.0), atol=1e-4, rtol=1e-4)
 
 
 def relation(x: np.ndarray) -> np.ndarray:
     return unit(x) @ unit(x).transpose(0, 2, 1)
 
 
-def test_relational() -> None:
+def test_relational_aligns_cosines_beyond_a_margin() -> None:
     losses, _, given, _, prediction = loss(build(Relational, layer=3, margin=0.1))
     gap = np.abs(relation(f64(prediction.hidden[3])) - relation(f64(given.views[0].tokens)))
     assert losses.parts["align"].item() == pytest.approx(np.maximum(gap - 0.1, 0).mean(), abs=1e-6)
 
 
-def test_gram() -> None:
+def test_gram_aligns_autocorrelations_and_ignores_rotations() -> None:
     method = build(Gram, layer=3, projector_width=16)
     losses, _, given, _, prediction = loss(method)
     projected = f64(method.projectors[0](prediction.hidden[3]))
@@ -230,7 +232,7 @@ def test_gram() -> None:
     )
 
 
-def test_published_layers() -> None:
+def test_default_layers_are_the_published_ones() -> None:
     layers = {
         (cls.__name__, size): tuple(
             getattr(cls.Config().resolved(BackboneSpec(size=size)), name)
@@ -248,7 +250,7 @@ def test_published_layers() -> None:
     assert layers["AttentionSeparation", "B"] == (3, 8)
 
 
-def test_draws_of_all_methods_are_those_of_flow() -> None:
+def test_methods_share_noise_and_first_time_with_flow() -> None:
     base = build(Flow).draw(Streams(9), batch())
     for cls in (Sra, AttentionSeparation, DualTimestep, FullMasking, Dispersive, LayerSync, DiffusionForcing):
         settings = {"student_layer": 1, "teacher_layer": 2} if cls in (Sra, AttentionSeparation) else {}
@@ -258,8 +260,8 @@ def test_draws_of_all_methods_are_those_of_flow() -> None:
             assert torch.equal(draw.times.levels[:, 0], base.times.levels[:, 0])
 
 
-def test_repa_with_several_encoders() -> None:
-    """The mean over encoders, each with a projector of its own width (REPA loss.py divides by len(zs))."""
+def test_repa_averages_over_several_encoders() -> None:
+    """Each encoder has its own projector; REPA's loss.py divides by len(zs)."""
     config = Repa.Config(layer=2, projector_width=16, further=({"name": "random:tiny"},))
     config = config.resolved(BackboneSpec(size="pico"))
     assert [encoder.name for encoder in config.needs().encoders] == [config.encoder.name, "random:tiny"]
@@ -270,10 +272,10 @@ def test_repa_with_several_encoders() -> None:
     hidden = pupil(
         interpolate(given.x0, draw.noise, draw.times, CONFIG), draw.times, given.y, taps=(2,)
     ).hidden[2]
-    apart = [
+    each = [
         -(unit(f64(projector(hidden))) * unit(f64(view.tokens))).sum(-1).mean()
         for projector, view in zip(method.projectors, given.views, strict=True)
     ]
     align = method.loss(pupil, given, draw).parts["align"]
-    assert align.item() == pytest.approx(np.mean(apart), abs=1e-6)
-    assert apart[0] != pytest.approx(apart[1], abs=1e-3)
+    assert align.item() == pytest.approx(np.mean(each), abs=1e-6)
+    assert each[0] != pytest.approx(each[1], abs=1e-3)

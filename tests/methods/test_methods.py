@@ -1,5 +1,4 @@
-"""The three objectives against their equations, written again in float64 numpy, and against each other with
-knobs off."""
+"""Flow matching, REPA and Self-Flow, compared with their equations in float64 numpy, and with each other."""
 
 from __future__ import annotations
 
@@ -59,16 +58,15 @@ def cosine(a: Tensor, b: Tensor) -> np.ndarray:
     return (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
 
 
-def test_the_path_runs_from_data_to_noise() -> None:
+def test_path_runs_from_data_to_noise() -> None:
     x0, noise = (STREAMS.normal(name, range(3), CONFIG.shape).double() for name in ("x0", "eps"))
     at = lambda t: interpolate(x0, noise, Times.per_sample(torch.full((3,), t, dtype=torch.float64)), CONFIG)  # noqa: E731
     assert torch.equal(at(0.0), x0) and torch.equal(at(1.0), noise)
     torch.testing.assert_close((at(0.6) - at(0.4)) / 0.2, velocity_target(x0, noise))
 
 
-def test_time_distributions() -> None:
-    """P(t < q) in closed form: q for uniform, Phi((logit q - mean) / std) for logit-normal; a shift moves
-    quantiles by s."""
+def test_times_have_their_distributions() -> None:
+    """For logit-normal times P(t < q) = Phi((logit q - mean) / std); a shift moves quantiles."""
     from scipy import stats
 
     index = np.arange(20_000)
@@ -80,7 +78,7 @@ def test_time_distributions() -> None:
     assert shifted(torch.tensor([0.0, 1.0]), 2.95).tolist() == [0.0, 1.0]
 
 
-def test_flow_is_the_mean_square() -> None:
+def test_flow_loss_is_the_mean_square() -> None:
     method, pupil, given = build(Flow), student(), batch()
     draw = method.draw(Streams(0), given)
     x_t = interpolate(given.x0, draw.noise, draw.times, CONFIG)
@@ -103,7 +101,7 @@ def test_repa_is_flow_plus_negative_cosine() -> None:
 
 
 @pytest.mark.parametrize("align_on", ["all", "masked"])
-def test_self_flow_is_equations_2_to_7(align_on: str) -> None:
+def test_self_flow_follows_equations_2_to_7(align_on: str) -> None:
     method, pupil, given = (
         build(SelfFlow, student_layer=1, teacher_layer=3, gamma=0.7, align_on=align_on),
         student(),
@@ -120,19 +118,21 @@ def test_self_flow_is_equations_2_to_7(align_on: str) -> None:
     clean = torch.minimum(t, s)
     x_min = (1 - clean)[:, None, None, None] * given.x0 + clean[:, None, None, None] * draw.noise
     target = pupil.ema(x_min, Times.per_sample(clean), given.y, taps=(3,)).hidden[3]
-    apart = 1 - cosine(method.projector(prediction.hidden[1]), target)
-    each = np.where(mask.numpy(), apart, np.nan)
-    expected = apart.mean() if align_on == "all" else np.nan_to_num(np.nanmean(each, axis=1)).mean()
+    gap = 1 - cosine(method.projector(prediction.hidden[1]), target)
+    each = np.where(mask.numpy(), gap, np.nan)
+    expected = gap.mean() if align_on == "all" else np.nan_to_num(np.nanmean(each, axis=1)).mean()
     flow = ((prediction.velocity - (draw.noise - given.x0)) ** 2).mean().item()
     assert losses.parts["flow"].item() == pytest.approx(flow, rel=1e-5)
     assert losses.parts["align"].item() == pytest.approx(expected, abs=1e-6)
     assert losses.total.item() == pytest.approx(flow + 0.7 * expected, rel=1e-5)
 
 
-def test_self_flow_marginals() -> None:
-    """methods.md 1.1, p uniform: unsorted token noise has mean 1/2; E min = 1/3; a token is noisier than the
-    teacher with probability 1/2 and by 1/6 on average, for every mask ratio. Sorted, the mean is 1/3 +
-    R/3."""
+def test_self_flow_times_have_their_marginals() -> None:
+    """For uniform p(t), unsorted token noise has mean 1/2, and E min(t, s) = 1/3.
+
+    A token is noisier than the teacher with probability 1/2, and by 1/6 on average, for every mask ratio R.
+    Sorted, the mean token noise is 1/3 + R/3.
+    """
     for order, mean in (("unsorted", 0.5), ("sorted", 1 / 3 + 0.25 / 3)):
         draw = build(SelfFlow, student_layer=1, teacher_layer=3, order=order).draw(Streams(1), batch(6000))
         tau, clean = draw.times.per_token_levels(), draw.extra["cleaner"][:, 0]
@@ -159,7 +159,7 @@ def test_masks_are_bernoulli_or_exact() -> None:
 
 
 def test_methods_share_noise_and_base_times() -> None:
-    """Promise 1: with one seed, every method sees the same noise and the same first time."""
+    """Promise 1: with one seed, every method has the same noise and the same first time."""
     draws = [
         m.draw(Streams(4), batch())
         for m in (build(Flow), build(Repa, layer=1), build(SelfFlow, student_layer=1, teacher_layer=2))
@@ -169,7 +169,7 @@ def test_methods_share_noise_and_base_times() -> None:
         assert torch.equal(draw.times.levels[:, 0], draws[0].times.levels[:, 0])
 
 
-def test_gradients_reach_only_what_learns() -> None:
+def test_gradients_reach_only_student_and_method() -> None:
     given = batch(8)
     for method in (build(Repa, layer=1), build(SelfFlow, student_layer=1, teacher_layer=3)):
         pupil = student()
@@ -196,8 +196,8 @@ def test_alignment_stays_finite(features: str) -> None:
     assert total.isfinite() and all(p.grad.isfinite().all() for p in method.parameters())
 
 
-def test_schedule() -> None:
-    """The weight at the ends and in the middle, by hand."""
+def test_schedule_gives_the_weight_of_a_step() -> None:
+    """Weights at the ends and in the middle, computed by hand."""
     factor = lambda step, **settings: Schedule(**settings).factor(step)  # noqa: E731
     assert factor(10**6) == 1.0
     assert [factor(s, until=4) for s in (1, 4, 5)] == [1, 1, 0]
@@ -211,7 +211,7 @@ def test_schedule() -> None:
 
 
 @pytest.mark.parametrize("cls", [Repa, SelfFlow])
-def test_behind_its_stop_a_method_is_plain(cls) -> None:
+def test_method_equals_flow_after_until(cls) -> None:
     settings = {"layer": 1} if cls is Repa else {"student_layer": 1, "teacher_layer": 3, "mask_ratio": 0.0}
     method, pupil = build(cls, schedule=Schedule(until=3), **settings), student()
     late = replace(batch(8), step=4, views=())

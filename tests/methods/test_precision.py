@@ -1,5 +1,4 @@
-"""What the second terms compute inside bfloat16's autocast, against float64; and that a run in it is the run
-beside it."""
+"""Alignment terms under bfloat16 autocast, compared with float64."""
 
 from __future__ import annotations
 
@@ -17,20 +16,21 @@ from methods.haste import attention_loss
 ROWS = torch.Generator().manual_seed(5)
 
 
-def near(*shape: int) -> Tensor:
-    """Tokens that are nearly alike, as those of a trained network are: what tells them apart is small."""
+def nearly_equal(*shape: int) -> Tensor:
+    """Return tokens that are nearly equal, like those of a trained network, so that differences are small."""
     return 1 + 0.05 * torch.randn(*shape, generator=ROWS)
 
 
-def test_a_product_is_float32_inside_autocast() -> None:
-    a, b = near(2, 64, 96), near(2, 96, 64)
+def test_product_is_float32_when_inside_autocast() -> None:
+    a, b = nearly_equal(2, 64, 96), nearly_equal(2, 96, 64)
     with torch.autocast("cpu", torch.bfloat16):
         assert (a @ b).dtype == torch.bfloat16
         found = product(a.bfloat16(), b)
     exact = a.bfloat16().double() @ b.double()
     assert found.dtype == torch.float32
     np.testing.assert_allclose(found.double(), exact, rtol=1e-6)
-    assert product(a.to("meta"), b.to("meta")).shape == (2, 64, 64)  # where costs are counted
+    # Costs are counted on the meta device.
+    assert product(a.to("meta"), b.to("meta")).shape == (2, 64, 64)
 
 
 def cosines(x: Tensor) -> Tensor:
@@ -57,16 +57,16 @@ def cosines(x: Tensor) -> Tensor:
     ],
     ids=["relations", "dispersive", "attention", "nt_xent"],
 )
-def test_similarities_lose_nothing_to_autocast(measured, exact) -> None:
-    x = near(2, 64, 96)
+def test_similarities_are_exact_when_inside_autocast(measured, exact) -> None:
+    x = nearly_equal(2, 64, 96)
     with torch.autocast("cpu", torch.bfloat16):
         found = measured(x)
     assert found.dtype == torch.float32
     np.testing.assert_allclose(found.double(), exact(x.double()), atol=2e-5)
 
 
-def test_hastes_term_loses_nothing_to_autocast() -> None:
-    q, k = near(2, 3, 16, 8), near(2, 3, 16, 8)
+def test_attention_loss_is_exact_when_inside_autocast() -> None:
+    q, k = nearly_equal(2, 3, 16, 8), nearly_equal(2, 3, 16, 8)
     maps = torch.rand(2, 1, 3, 16, 16, generator=ROWS).softmax(-1)
     with torch.autocast("cpu", torch.bfloat16):
         found = attention_loss([(q, k)], maps)

@@ -1,5 +1,4 @@
-"""REG's extra token: its path and velocity against numpy, its place in the network, and the sampler that
-carries it along."""
+"""REG's extra token: its path and loss compared with numpy, its place in the network, and joint sampling."""
 
 from __future__ import annotations
 
@@ -39,22 +38,22 @@ def given() -> Batch:
     return replace(batch(8), views=(view("encoder", np.arange(8), NEEDS),))
 
 
-def test_the_loss_in_numpy() -> None:
-    method, pupil, seen = made(projector_width=16), student(NEEDS), {}
+def test_loss_equals_its_formula() -> None:
+    method, pupil, inputs = made(projector_width=16), student(NEEDS), {}
     data = given()
     draw = method.draw(Streams(0), data)
-    pupil.model.extra_embedder.register_forward_pre_hook(lambda _, args: seen.update(token=args[0]))
+    pupil.model.extra_embedder.register_forward_pre_hook(lambda _, args: inputs.update(token=args[0]))
     losses = method.loss(pupil, data, draw)
     c, eps, t = (
         x.double().numpy() for x in (data.views[0].summary, draw.extra["token_noise"], draw.times.levels)
     )
-    np.testing.assert_allclose(seen["token"], (1 - t) * c + t * eps, atol=1e-6)
+    np.testing.assert_allclose(inputs["token"], (1 - t) * c + t * eps, atol=1e-6)
     x = (1 - t[..., None, None]) * data.x0.double().numpy() + t[..., None, None] * draw.noise.double().numpy()
-    found = pupil(torch.from_numpy(x).float(), draw.times, data.y, taps=(2,), extra=seen["token"])
-    token = np.mean((found.extra.detach().double().numpy() - (eps - c)) ** 2)
+    prediction = pupil(torch.from_numpy(x).float(), draw.times, data.y, taps=(2,), extra=inputs["token"])
+    token = np.mean((prediction.extra.detach().double().numpy() - (eps - c)) ** 2)
     assert losses.parts["token"].item() == pytest.approx(token, rel=1e-5)
     hidden, target = (
-        found.hidden[2],
+        prediction.hidden[2],
         np.concatenate([c[:, None], data.views[0].tokens.double().numpy()], axis=1),
     )
     a = method.projectors[0](hidden).detach().double().numpy()
@@ -65,7 +64,7 @@ def test_the_loss_in_numpy() -> None:
     assert losses.total.item() == pytest.approx(total.item(), rel=1e-6)
 
 
-def test_without_a_token_it_is_repa() -> None:
+def test_reg_equals_repa_when_the_token_has_no_weight() -> None:
     config = Reg.Config(layer=2, token_weight=0.0).resolved(BackboneSpec(size="pico"))
     assert config.needs() == Repa.Config(layer=2).needs()
     methods = [
@@ -76,8 +75,8 @@ def test_without_a_token_it_is_repa() -> None:
     assert torch.equal(*totals)
 
 
-def test_the_token_takes_part() -> None:
-    """It is seen by the image's tokens, sees them, and its absence is plain."""
+def test_token_and_image_influence_each_other() -> None:
+    """Without the token, the network is the one that has no parameters for it."""
     net = network(0, replace(CONFIG, extra=DIM))
     x, y, times = (
         torch.randn(2, *CONFIG.shape),
@@ -97,8 +96,7 @@ def test_the_token_takes_part() -> None:
 
 
 class Points(nn.Module):
-    """All mass on one image and one token: v = (z - z0) / t, whose straight paths both ODE samplers follow
-    exactly."""
+    """The exact velocity for a single image and token, v = (z - z0) / t, whose paths are straight."""
 
     config = replace(CONFIG, extra=DIM)
     image, token = 0.25, -3.0
@@ -111,7 +109,7 @@ class Points(nn.Module):
 
 @pytest.mark.parametrize("guidance", [1.0, 1.5])
 @pytest.mark.parametrize("sampler", ["euler", "heun"])
-def test_sampling_carries_the_token_along(sampler: str, guidance: float) -> None:
+def test_sampler_integrates_image_and_token_together(sampler: str, guidance: float) -> None:
     model, spec = (
         Points(),
         EvalSpec(samples=6, sampler=sampler, sampler_steps=5, guidance=guidance, batch_size=4),
@@ -119,12 +117,13 @@ def test_sampling_carries_the_token_along(sampler: str, guidance: float) -> None
     images = draw_samples(model, spec, CONFIG.shape, 5, CPU)
     assert images.shape == (6, *CONFIG.shape) and (images == round((0.25 + 1) * 127.5)).all()
     _, extra, t = model.seen
-    if sampler == "euler":  # a step before the end: z = z0 + t eps, eps the token's own noise
+    # Before the last step z = z0 + t eps, where eps is the token's noise.
+    if sampler == "euler":
         noise = Streams(0).normal("eval_noise/extra", np.arange(4, 6), (DIM,))
         torch.testing.assert_close(extra[:2], -3.0 + t[:2] * (noise + 3.0), atol=1e-5, rtol=1e-5)
 
 
-def test_the_image_starts_from_the_noise_that_all_methods_share() -> None:
+def test_image_has_the_noise_that_all_methods_share() -> None:
     class Still(Points):
         def forward(self, x: Tensor, times: Times, y: Tensor, *, extra: Tensor | None = None) -> Prediction:
             return Prediction(torch.zeros_like(x), {}, None if extra is None else torch.zeros_like(extra))
@@ -136,13 +135,13 @@ def test_the_image_starts_from_the_noise_that_all_methods_share() -> None:
     assert torch.equal(*drawn)
 
 
-def test_its_schedule_stops_the_alignment_and_keeps_the_token() -> None:
+def test_schedule_stops_the_alignment_but_keeps_the_token() -> None:
     config = Reg.Config(layer=2, schedule={"until": 3})
     assert config.encodes(3) and config.encodes(4) and config.weight(4) == 0
     assert not Reg.Config(layer=2, token_weight=0.0, schedule={"until": 3}).encodes(4)
 
 
-def test_the_views_tokens_are_not_changed_in_place() -> None:
+def test_loss_does_not_change_the_views_in_place() -> None:
     data = given()
     before = View(*(None if t is None else t.clone() for t in data.views[0]))
     method = made(projector_width=16)

@@ -1,5 +1,4 @@
-"""Times and groups of tokens: which levels methods draw, for which tokens, and what student and teacher then
-see."""
+"""Times and groups of tokens: the draws of each method, and the inputs of student and teacher."""
 
 from __future__ import annotations
 
@@ -31,14 +30,14 @@ def test_dual_timestep_is_self_flow_without_its_loss() -> None:
     assert list(losses.parts) == ["flow"]
 
 
-def test_a_near_second_time_stays_near() -> None:
+def test_near_second_time_is_at_most_a_fifth_cleaner() -> None:
     t, s = build(DualTimestep, second_time="near").draw(Streams(0), batch(2000)).times.levels.T
     assert (s <= t).all() and (t - s <= 0.2 + 1e-6).all()
     inside = t > 0.2
     assert (t - s)[inside].mean().item() == pytest.approx(0.1, abs=0.01)
 
 
-def test_diffusion_forcing_gives_every_token_its_time() -> None:
+def test_diffusion_forcing_gives_every_token_a_separate_time() -> None:
     draw = build(DiffusionForcing).draw(Streams(1), batch(2000))
     tau = draw.times.per_token_levels()
     assert tau.shape == (2000, 16) and len(tau[0].unique()) == 16
@@ -49,7 +48,7 @@ def test_diffusion_forcing_gives_every_token_its_time() -> None:
     assert (half.times.per_token_levels() == base).float().mean().item() == pytest.approx(0.5, abs=0.02)
 
 
-def test_full_masking_makes_masked_tokens_noise() -> None:
+def test_full_masking_replaces_masked_tokens_by_noise() -> None:
     given = batch(500)
     draw = build(FullMasking, mask_ratio=0.25).draw(Streams(0), given)
     x = interpolate(given.x0, draw.noise, draw.times, CONFIG)
@@ -62,7 +61,7 @@ def test_full_masking_makes_masked_tokens_noise() -> None:
 
 @pytest.mark.parametrize("dual", [True, False])
 @pytest.mark.parametrize("separate", [True, False])
-def test_attention_separation_draws(dual: bool, separate: bool) -> None:
+def test_attention_separation_draws_exact_groups_and_undivided_samples(dual: bool, separate: bool) -> None:
     method = build(
         AttentionSeparation, student_layer=1, teacher_layer=3, dual=dual, separate=separate, whole=0.3
     )
@@ -71,12 +70,13 @@ def test_attention_separation_draws(dual: bool, separate: bool) -> None:
     groups = draw.groups if separate else draw.times.which
     if groups is not None:
         counts = groups.sum(1)
-        assert set(counts.tolist()) == {0, 4}  # exact counts, or a sample left whole
+        # Exact counts, or an undivided sample.
+        assert set(counts.tolist()) == {0, 4}
         assert (counts == 0).float().mean().item() == pytest.approx(0.3, abs=0.05)
 
 
-def test_groups_that_share_one_time_have_a_teacher_with_two() -> None:
-    """Released: each group's teacher time is the student's minus an offset of its own, dual or not."""
+def test_teacher_has_two_times_when_groups_share_one() -> None:
+    """In the release, each group's teacher time is the student's minus a separate offset, dual or not."""
     method = build(AttentionSeparation, student_layer=1, teacher_layer=3, dual=False, similarity="cosine")
     losses, pupil, given, draw, prediction = loss(method)
     later = draw.times.levels - draw.extra["cleaner"]
@@ -98,22 +98,22 @@ def test_groups_that_share_one_time_have_a_teacher_with_two() -> None:
         (AttentionSeparation, {"whole": 1.0}),
     ],
 )
-def test_order_does_nothing_where_no_token_has_a_second_time(cls, settings: dict) -> None:
-    """Sorted times are for tokens that take two: a sample of one time has that of plain flow matching."""
+def test_order_has_no_effect_when_no_token_has_a_second_time(cls, settings: dict) -> None:
+    """A sample with a single time has that of plain flow matching, sorted or not."""
     given = batch(300)
     levels = build(cls, order="sorted", **settings).draw(Streams(0), given).times.levels[:, 0]
     assert torch.equal(levels, Flow.build(Flow.Config(), CONFIG).draw(Streams(0), given).times.levels[:, 0])
 
 
 @pytest.mark.parametrize(("ratio", "count"), [(0.25, 4), (0.3, 5), (0.35, 6), (0.5, 8)])
-def test_an_exact_mask_takes_the_nearest_count(ratio: float, count: int) -> None:
-    """Of 16 tokens, as the released code: whole parts first, then the rest to the larger fraction."""
+def test_exact_mask_selects_the_nearest_count(ratio: float, count: int) -> None:
+    """As in the released code, R_M T of 16 tokens is rounded to the nearest integer."""
     masks = build(DualTimestep, mask="exact", mask_ratio=ratio).draw(Streams(0), batch(50)).times.which
     assert set(masks.sum(1).tolist()) == {count}
 
 
 @pytest.mark.parametrize("teacher", ["mixed", "clean"])
-def test_attention_separation_teacher(teacher: str) -> None:
+def test_attention_separation_teacher_has_the_configured_view(teacher: str) -> None:
     method = build(
         AttentionSeparation, student_layer=1, teacher_layer=3, teacher=teacher, similarity="cosine"
     )
@@ -131,8 +131,8 @@ def test_attention_separation_teacher(teacher: str) -> None:
     assert losses.parts["align"].item() == pytest.approx((1 - (unit(a) * unit(b)).sum(-1)).mean(), abs=1e-6)
 
 
-def test_separated_groups_do_not_meet_in_the_student() -> None:
-    """What the masked tokens look like changes nothing in the velocity of the others."""
+def test_student_separates_groups() -> None:
+    """Changing the masked tokens does not change the velocity of the others."""
     method = build(AttentionSeparation, student_layer=1, teacher_layer=3)
     pupil, given = student(), batch(8)
     draw = method.draw(Streams(0), given)

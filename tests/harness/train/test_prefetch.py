@@ -70,11 +70,11 @@ def test_prefetched_batches_equal_those_of_the_training_thread(tmp_path: Path) -
     feed = Feed(dataset, sides.train, Streams(spec.seed), label_drop=spec.train.label_drop, flip=True)
     assert [item.batch.step for item in made] == [step for step in steps for _ in range(2)]
     assert {i // len(sides.train) for item in made for i in item.batch.index} == {0, 1}
-    for item, (index, step) in zip(made, micro_batches, strict=True):
-        batch = feed.batch(index)
-        draw = run.method.draw(Streams(spec.seed), replace(batch, step=step))
+    for item, micro_batch in zip(made, micro_batches, strict=True):
+        batch = feed.batch(micro_batch.index)
+        draw = run.method.draw(Streams(spec.seed), replace(batch, step=micro_batch.step))
         assert torch.equal(item.batch.x0, batch.x0) and torch.equal(item.batch.y, batch.y)
-        assert np.array_equal(item.batch.place, feed.place(index))
+        assert np.array_equal(item.batch.place, feed.place(micro_batch.index))
         assert torch.equal(item.draw.noise, draw.noise)
         assert torch.equal(item.draw.times.levels, draw.times.levels)
         assert torch.equal(item.draw.times.which, draw.times.which)

@@ -1,4 +1,4 @@
-"""Echo: a layer repeats what the same layer of the EMA network says.
+"""Echo: align a layer with the same layer of the EMA network.
 
 L = L_gen + coefficient * mean_{samples, tokens, channels} | h_l(x_t, t) - h'_l(x_t, t) |
 """
