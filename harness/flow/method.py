@@ -48,11 +48,11 @@ class TrainingMethod(nn.Module):
     headline: ClassVar[str] = ""
     """Main published result, and where it is published."""
     parts_apart: ClassVar[bool] = True
-    """Whether a sample may be a video with its sound, whose tokens hold different numbers of values."""
+    """Support for videos with sound, whose tokens have different numbers of values per part."""
     times_apart: ClassVar[bool] = True
-    """Whether the parts of a sample may have separate times (`time.apart`)."""
+    """Support for separate times of a sample's parts (`time.apart`)."""
     parts_mixed: ClassVar[bool] = False
-    """Whether samples may lack a part (`data.video_alone`). A second term must then leave out the tokens of
+    """Support for samples that lack a part (`data.video_alone`). A second term must leave out the tokens of
     missing parts (methods/common/missing_parts.py)."""
 
     # Any: methods narrow the type of `config` to their own Config, which type checkers forbid for attributes.

@@ -57,7 +57,7 @@ def full_tensor(tensor: Tensor) -> Tensor:
 def shard_like(tensor: Tensor, pattern: Tensor) -> Tensor:
     """Return a full tensor on the device of `pattern`, sharded like `pattern`.
 
-    Every rank takes its shard of its own full tensor; nothing is sent.
+    Every rank needs the full tensor and takes its shard of it; nothing is sent.
     """
     if not _is_dtensor(pattern):
         return tensor.to(pattern.device)

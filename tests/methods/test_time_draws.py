@@ -107,7 +107,7 @@ def test_order_has_no_effect_when_no_token_has_a_second_time(cls, settings: dict
 
 @pytest.mark.parametrize(("ratio", "count"), [(0.25, 4), (0.3, 5), (0.35, 6), (0.5, 8)])
 def test_exact_mask_selects_the_nearest_count(ratio: float, count: int) -> None:
-    """As in the released code, R_M T of 16 tokens is rounded to the nearest integer."""
+    """The released code also rounds R_M T, for 16 tokens, to the nearest integer."""
     masks = build(DualTimestep, mask="exact", mask_ratio=ratio).draw(Streams(0), batch(50)).times.which
     assert set(masks.sum(1).tolist()) == {count}
 
