@@ -1,1 +1,1 @@
-"""Data sets, one family a file; a sample is a pure function of its index."""
+"""Data sets: protocol, opening and splitting, and batches as a pure function of sample indices."""

@@ -1,9 +1,9 @@
-"""The protocol of a data set, and the capabilities that a data set may have in addition.
+"""The protocol of a data set, and its optional capabilities.
 
 A sample is a pure function of its index. Samples of every modality are uint8 arrays until they enter the
-network as float32 in [-1, 1]: images (channels, height, width), videos (channels, frames, height, width),
-sound as a log spectrogram (bands, frames). The parts of a sample that has several are flattened and
-concatenated. A data set never downloads anything.
+network as float32 in [-1, 1]. Images are (channels, height, width), videos (channels, frames, height, width),
+sound is a log-mel spectrogram (bands, frames). A sample of several parts is their flattened concatenation.
+A data set never downloads anything.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 class Sample(NamedTuple):
     x: np.ndarray
-    """uint8, of the data set's shape; (N,) for several parts."""
+    """uint8, of the data set's shape; (N,) if the sample has several parts."""
     label: int
 
 
@@ -37,23 +37,23 @@ class Dataset(Protocol):
 
     @property
     def modality(self) -> str:
-        """`image`, `video`, `audio` or `joint`: a video with its sound, whose `beside` has the shape of the
+        """`image`, `video`, `audio`, or `joint` for a video with sound, whose `beside` is the shape of the
         sound."""
         ...
 
     @property
     def classes(self) -> int:
-        """Number of classes: labels are 0 .. classes - 1; 1 when the data have no labels."""
+        """Number of classes, 1 for data without labels. Labels are 0 .. classes - 1."""
         ...
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(channels, *axes) of every sample, or of its first part."""
+        """(channels, *axes) of every sample, or of its first part if it has several."""
         ...
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits of a sha256 over content and labels: equal for equal data at any location."""
+        """First 16 hex digits of a sha256 over content and labels, the same at any location."""
         ...
 
     def __len__(self) -> int: ...
@@ -61,8 +61,8 @@ class Dataset(Protocol):
     def sample(self, index: int) -> Sample: ...
 
     def key(self, index: int) -> bytes:
-        """Return what decides on which side of the split a sample is: its content, or its name where content
-        is costly."""
+        """Return the bytes that assign a sample to a side of the split: its content, or its name if reading
+        the content is expensive."""
         ...
 
 
@@ -72,7 +72,8 @@ class Latent(Dataset, Protocol):
     def label(self, index: int) -> int: ...
 
     def draws(self, place: np.ndarray, flipped: Tensor | None, noise: Tensor) -> Tensor:
-        """Draw latents at data set indices."""
+        """Draw latents float32 (B, c, *places) at data set indices (B,), of mirrored samples where `flipped`;
+        `noise` has the same shape."""
         ...
 
 
@@ -81,36 +82,36 @@ class Capabilities:
     """Optional members of a data set, or of its class, with their defaults.
 
     A data set declares a capability by having a member of that name. This class is the only place that asks
-    for one, so a plug-in declares no more than it has. Members are read when asked for: `pictures` may open
+    for one, so a plug-in declares no more than it has. Members are read lazily, because `pictures` may open
     files.
     """
 
-    # A class, or an instance, of any package: only its members count.
+    # Any: a class or an instance from any package.
     of: Any
 
     def has(self, name: str) -> bool:
-        """Return whether a member exists, for metrics that need knowledge of a generated world (`motion`,
-        `words`, ...)."""
+        """Return whether a member exists. Metrics of generated data need some, for example `motion` or
+        `words`."""
         return hasattr(self.of, name)
 
     @property
     def modality(self) -> str:
-        """The modality that a class declares."""
+        """The modality that the class declares, `image` by default."""
         return getattr(self.of, "modality", "image")
 
     @property
     def modality_in(self) -> Callable[[DataSpec], str] | None:
-        """The modality of the data of a spec, for a class whose files decide it."""
+        """A function from a spec to its modality, for a class whose modality depends on its files."""
         return getattr(self.of, "modality_in", None)
 
     @property
     def outline(self) -> Callable[[DataSpec], Dataset] | None:
-        """Shape, classes and modality from a spec without data, for a plan."""
+        """A function from a spec to shape, classes and modality, for a plan without data."""
         return getattr(self.of, "outline", None)
 
     @property
     def reads(self) -> tuple[str, ...] | None:
-        """The optional fields of `data` that the class reads; None for a class that does not declare them."""
+        """The optional fields of `data` that the class reads; None if it does not declare them."""
         return getattr(self.of, "reads", None)
 
     @property
@@ -124,7 +125,7 @@ class Capabilities:
 
     @property
     def label(self) -> Callable[[int], int] | None:
-        """The label at an index, without decoding the sample."""
+        """A function from an index to the label that does not decode the sample."""
         return getattr(self.of, "label", None)
 
     @property
@@ -138,27 +139,28 @@ class Capabilities:
         return self.of if hasattr(self.of, "draws") else None
 
     @property
+    # Any: `Codec` is in harness.latents, which imports this module.
     def codec(self) -> Callable[[torch.device], Any] | None:
-        """Open the `Codec` that decodes the samples (harness.latents, which imports this module)."""
+        """A function that opens the `Codec` that decodes the samples."""
         return getattr(self.of, "codec", None)
 
     @property
     def wave(self) -> Callable[[int, int], np.ndarray] | None:
-        """The waveform at an index and a sampling rate, float64 (samples,) in [-1, 1], as long as its
-        spectrogram."""
+        """A function from index and sampling rate to the waveform, float64 (samples,) in [-1, 1], as long as
+        the spectrogram."""
         return getattr(self.of, "wave", None)
 
     @property
     def position(self) -> np.ndarray | None:
-        """(videos, frames, 2): row and column of the object in each frame, for generated worlds and their
+        """Row and column of the object in each frame, (videos, frames, 2), for generated data and their
         parts."""
         return getattr(getattr(self.of, "whole", self.of), "position", None)
 
 
 def label_of(dataset: Dataset, index: int) -> int:
     """Return a sample's label, without decoding the sample if the data set can."""
-    known = Capabilities(dataset).label
-    return known(index) if known else dataset.sample(index).label
+    label = Capabilities(dataset).label
+    return label(index) if label else dataset.sample(index).label
 
 
 def shapes_of(dataset: Dataset) -> tuple[tuple[int, ...], ...]:
@@ -167,13 +169,15 @@ def shapes_of(dataset: Dataset) -> tuple[tuple[int, ...], ...]:
 
 
 def x_shape(dataset: Dataset) -> tuple[int, ...]:
-    """Return the shape of a sample: that of its one part, or (N,) for several."""
+    """Return the shape of a sample: that of its only part, or (N,) for several parts."""
     shapes = shapes_of(dataset)
     return shapes[0] if len(shapes) == 1 else (sum(map(math.prod, shapes)),)
 
 
 def pictured(dataset: Dataset) -> Dataset:
-    """Return the data set that people, encoders and metrics are given: itself, or what its latents were
-    encoded from."""
+    """Return the data set that encoders and metrics read.
+
+    This is the source of its latents, or the data set itself if its samples are not latents.
+    """
     pictures = Capabilities(dataset).pictures
     return dataset if pictures is None else pictures

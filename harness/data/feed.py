@@ -1,4 +1,4 @@
-"""From global sample indices to batches: the data side of common random numbers."""
+"""Batches from global sample indices: the data side of common random numbers."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from harness.runtime.random_streams import Streams
 class Feed:
     """Batches as a pure function of global sample indices.
 
-    Index i is the i-th sample of the run: place i mod n of epoch i div n, whose order is drawn from the
-    epoch's number.
+    Index i is the i-th sample of the run, at position i mod n of epoch i div n. The order of an epoch is
+    drawn from its number.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Feed:
         with_pixels: bool = False,
         alone: Sequence[float] = (),
     ) -> None:
-        """Latents come with the images that they encode if `with_pixels`; `alone` has, for each part, the
+        """`with_pixels` adds to a batch of latents the samples they encode. `alone` holds, for each part, the
         share of samples that consist of it only."""
         self.dataset, self.train, self.streams = dataset, train, streams
         self.label_drop, self.flip, self.alone = label_drop, flip, alone
@@ -45,7 +45,7 @@ class Feed:
         self._epoch: tuple[int, np.ndarray] = (-1, train)
 
     def batch(self, index: np.ndarray, step: int = 1) -> Batch:
-        """The batch of global sample indices (B,), which belong to a training step (1-based)."""
+        """Return the batch of global sample indices (B,), which belong to a training step (1-based)."""
         place = self.place(index)
         flipped = self.streams.uniform("flip", index) < 0.5 if self.flip else None
         if self._latent is not None:
@@ -64,10 +64,10 @@ class Feed:
         return self.batch(part.index, part.step)
 
     def batches(self, parts: Sequence[MicroBatch], workers: int) -> Iterator[Batch]:
-        """Iterate over the batches of micro-batches in order, prepared by `workers` processes (0: in this
-        process, on demand)."""
+        """Iterate over the batches of micro-batches in order, prepared by `workers` processes, or on demand
+        in this process for 0."""
         if workers == 0:
-            return (self.micro_batch(parts[number]) for number in range(len(parts)))
+            return (self.micro_batch(part) for part in parts)
         loader = DataLoader(
             _Parts(self, parts),
             batch_size=None,
@@ -89,7 +89,7 @@ class Feed:
 
 
 def _pixels(dataset: Dataset, place: np.ndarray, flipped: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return images float32 (B, C, H, W) in [-1, 1], mirrored where `flipped`, and labels (B,)."""
+    """Return samples float32 (B, C, *axes) in [-1, 1], mirrored where `flipped`, and labels (B,)."""
     pixels, labels = images(dataset, place)
     x = from_pixels(pixels)
     if flipped is not None:
@@ -99,7 +99,7 @@ def _pixels(dataset: Dataset, place: np.ndarray, flipped: Tensor | None) -> tupl
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """The samples that one process passes through the network at once."""
+    """The samples that one rank passes through the network at once."""
 
     index: np.ndarray
     """(B,) global sample indices."""
@@ -109,10 +109,10 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class MicroBatches(Sequence[MicroBatch]):
-    """Every micro-batch of one process, in order.
+    """Every micro-batch of one rank, in order.
 
-    A step covers `batch_size` indices; each of `size` processes takes a contiguous part, in `accumulate`
-    equal micro-batches.
+    A step covers `batch_size` indices. Each of `size` ranks takes a contiguous part, in `accumulate` equal
+    micro-batches.
     """
 
     steps: range
@@ -130,7 +130,7 @@ class MicroBatches(Sequence[MicroBatch]):
     def __getitem__(self, number: slice) -> list[MicroBatch]: ...
     def __getitem__(self, number: int | slice) -> MicroBatch | list[MicroBatch]:
         if isinstance(number, slice):
-            return [self[one] for one in range(*number.indices(len(self)))]
+            return [self[position] for position in range(*number.indices(len(self)))]
         step, part = divmod(number, self.accumulate)
         length = self.batch_size // (self.size * self.accumulate)
         start = (self.steps[step] - 1) * self.batch_size + (self.rank * self.accumulate + part) * length
@@ -150,7 +150,7 @@ class _Parts(torch.utils.data.Dataset):
 
 
 def _ignore_signals(worker: int) -> None:
-    """Ignore stop signals in a worker: they are sent to all processes, and the main process ends its
+    """Ignore stop signals in a worker: they reach every process of the group, and the parent ends its
     workers."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

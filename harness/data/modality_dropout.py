@@ -1,9 +1,8 @@
-"""Batches that mix modalities: of a joint sample the whole, its silent video, or its sound alone, by given
-shares.
+"""Modality dropout: a joint sample keeps all parts, only its video, or only its sound, by given shares.
 
-Which of them a sample is depends on the seed and its global index alone, in a stream of its own; noise,
-times, labels and order are drawn as ever, so that a mixed run sees the draws of one that is not. What an
-absent part must not touch is told in methods/common/missing_parts.py. Evaluation draws whole samples.
+The parts that a sample keeps depend only on the seed and its global index, through a separate random stream.
+Noise, times, labels and order are therefore those of the run without dropout. methods/common/missing_parts.py
+keeps missing parts out of the loss. Evaluation draws complete samples.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from harness.runtime.random_streams import Streams
 
 
 def draw_present(alone: Sequence[float], streams: Streams, index: np.ndarray) -> Tensor | None:
-    """Which parts of each sample are there, (B, P) bool; None when every sample is whole.
+    """Draw the parts that each sample keeps, bool (B, P); None when every sample keeps all.
 
-    `alone`: of each part, the share of samples that are this part alone; () where nothing is mixed.
+    `alone` holds, for each part, the share of samples that consist of it only; () turns dropout off.
     """
     if not any(alone):
         return None

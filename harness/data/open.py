@@ -1,4 +1,4 @@
-"""Data sets by spec: opened once, split by hash, read in batches of bytes."""
+"""Data sets by spec: opening, splitting into training and held-out samples, and reading many samples."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from harness.config import registry
 from harness.config.spec import DataSpec
 from harness.data.dataset import Capabilities, Dataset, pictured
-from harness.data.parts import kept
+from harness.data.parts import without_removed_parts
 from harness.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,42 +35,43 @@ def _open(spec: DataSpec, stamp: tuple[int, int] | None) -> Dataset:
     dataset = registry.load("dataset", spec.name)(spec)
     if spec.fingerprint and spec.fingerprint != dataset.fingerprint:
         raise UserError(
-            f"data.root {spec.root or spec.name} holds other data than this spec was made for: "
-            f"fingerprint {dataset.fingerprint}, expected {spec.fingerprint}; set data.root to the original data"
+            f"data.root {spec.root or spec.name} holds other data than this spec was planned with: "
+            f"fingerprint {dataset.fingerprint}, expected {spec.fingerprint}; set data.root to the original "
+            "data"
         )
-    return kept(dataset, spec)
+    return without_removed_parts(dataset, spec)
 
 
 def _stamp(root: Path) -> tuple[int, int] | None:
-    """Return a value that changes with a file, so that one process does not reuse old content."""
+    """Return modification time and size, which keep the cache from returning a data set of old content."""
     try:
-        found = root.stat()
+        status = root.stat()
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_size
+    return status.st_mtime_ns, status.st_size
 
 
 def split(dataset: Dataset, held_out: float) -> Split:
-    """Return the indices of the training and the held-out side.
+    """Return the indices of the training and the held-out samples.
 
-    A sample's side depends on its own key only: equal images are on the same side, and adding data moves no
+    The side of a sample depends only on its key. Equal images are on the same side, and adding data moves no
     sample.
     """
-    share = [
+    hashed = [
         int.from_bytes(hashlib.sha256(dataset.key(i)).digest()[:4], "big") / 2**32
         for i in range(len(dataset))
     ]
-    is_held_out = np.array(share) < held_out
+    is_held_out = np.array(hashed) < held_out
     if is_held_out.all():
         raise UserError(
-            f"data: nothing is left to train on with held_out = {held_out} of {len(dataset)} samples"
+            f"data.held_out = {held_out} leaves none of the {len(dataset)} samples to train on; lower it"
         )
     return Split(np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out))
 
 
 def outlined(spec: DataSpec) -> Dataset:
-    """Return the data set of a spec, or, if it has no root, an outline of its shape and classes from the spec
-    alone."""
+    """Return the data set of a spec. If the spec has no root, return an outline of shape and classes if the
+    class has one."""
     outline = Capabilities(registry.load("dataset", spec.name)).outline
     return open_dataset(spec) if spec.root or outline is None else outline(spec)
 
@@ -83,7 +84,7 @@ def from_pixels(x: np.ndarray) -> Tensor:
 
 
 def images(dataset: Dataset, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return samples as given to people, encoders and metrics: uint8 (n, *shape), and labels int64 (n,)."""
-    shown = pictured(dataset)
-    samples = [shown.sample(int(index)) for index in indices]
+    """Return samples as encoders and metrics read them, uint8 (n, *shape), and labels int64 (n,)."""
+    source = pictured(dataset)
+    samples = [source.sample(int(index)) for index in indices]
     return np.stack([s.x for s in samples]), np.array([s.label for s in samples], dtype=np.int64)

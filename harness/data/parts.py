@@ -1,8 +1,7 @@
-"""Parts of a joint sample: which of them a run learns, what each weighs in its loss, and how often it is the
-only one.
+"""The parts of joint samples: which are learned, their weights in the loss, and how often each is alone.
 
-A part of weight 0 is removed, so that a run on a video with its sound with `data.parts.audio.weight` at 0 and
-the other at 1 is the run on the video, bit for bit.
+A part of weight 0 is removed. A run on videos with sound whose weights are 1 for video and 0 for audio is
+therefore the run on the videos, bit for bit.
 """
 
 from __future__ import annotations
@@ -19,23 +18,26 @@ from harness.data.dataset import Dataset, Sample, label_of, shapes_of
 from harness.errors import UserError
 
 KINDS = {"joint": ("video", "audio")}
-"""The kinds of parts, in their order, of a modality whose samples have several."""
+"""The kinds of parts, in order, of each modality whose samples have several."""
 
 
 def modality_of(modality: str, spec: DataSpec) -> str:
-    """Return the modality of data without the parts of weight 0. Raises `UserError` for settings that the
-    data cannot have."""
+    """Return the modality of data without its parts of weight 0.
+
+    Raises `UserError` for settings of parts that the data do not have.
+    """
     kinds = KINDS.get(modality, ())
-    if strange := [kind for kind, part in spec.parts if part != DataPart() and kind not in kinds]:
+    if unknown := [kind for kind, part in spec.parts if part != DataPart() and kind not in kinds]:
         raise UserError(
-            f"{_settings(spec, strange)}: only a video with its sound has parts, and {spec.name} is {modality}; remove it"
+            f"{_settings(spec, unknown)}: only a video with its sound has parts, and {spec.name} is "
+            f"{modality}; remove it"
         )
     if not kinds:
         return modality
     learned = [kind for kind in kinds if spec.parts.of(kind).weight]
     if not learned:
         weights = " and ".join(f"data.parts.{kind}.weight" for kind in kinds)
-        raise UserError(f"{weights} are all 0, so nothing is left to learn; raise one")
+        raise UserError(f"{weights} are 0, so nothing is left to learn; set one above 0")
     _check_alone(spec, kinds)
     return modality if len(learned) == len(kinds) else learned[0]
 
@@ -51,28 +53,31 @@ def alone_of(dataset: Dataset, spec: DataSpec) -> tuple[float, ...]:
 
 
 def _check_alone(spec: DataSpec, kinds: tuple[str, ...]) -> None:
-    """Raise `UserError` for shares of single parts that are impossible."""
+    """Raise `UserError` if the shares `alone` are impossible."""
     parts = [spec.parts.of(kind) for kind in kinds]
     if not any(part.alone for part in parts):
         return
     if not all(part.weight for part in parts):
         raise UserError(
-            f"{_settings(spec, kinds)}: a part of weight 0 is removed from every sample, so no part can be the only one; "
-            "raise its weight, or set every alone to 0"
+            f"{_settings(spec, kinds)}: a part of weight 0 is removed from every sample, so no part can be "
+            "alone; "
+            "raise its weight, or set every `alone` to 0"
         )
     if sum(part.alone for part in parts) > 1:
-        raise UserError(f"{_settings(spec, kinds)}: the shares `alone` must be at most 1 together")
+        raise UserError(f"{_settings(spec, kinds)}: the shares `alone` must be at most 1 together; lower one")
 
 
 def _settings(spec: DataSpec, kinds: Iterable[str]) -> str:
-    """Name the settings of these parts that are not the default."""
+    """Return the settings of these parts that differ from their defaults, as text."""
     given = {kind: spec.parts.of(kind).model_dump(exclude_defaults=True) for kind in kinds}
     return ", ".join(
-        f"data.parts.{kind}.{name} = {value}" for kind, own in given.items() for name, value in own.items()
+        f"data.parts.{kind}.{name} = {value}"
+        for kind, fields in given.items()
+        for name, value in fields.items()
     )
 
 
-def kept(dataset: Dataset, spec: DataSpec) -> Dataset:
+def without_removed_parts(dataset: Dataset, spec: DataSpec) -> Dataset:
     """Return the data set without its parts of weight 0."""
     modality = modality_of(dataset.modality, spec)
     if modality == dataset.modality:

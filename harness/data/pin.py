@@ -1,5 +1,4 @@
-"""Pinning a spec to the content of its data, so that the run id tells different data apart wherever they
-lie."""
+"""The fingerprint of the data in a spec, which makes the run id depend on content and not on location."""
 
 from __future__ import annotations
 
@@ -10,7 +9,8 @@ from harness.data.open import open_dataset
 
 
 def pinned(spec: RunSpec) -> RunSpec:
-    """The spec with `data.fingerprint` filled in from its root, when data from disk are there to be read."""
+    """Return the spec with `data.fingerprint` filled in, if it has a root that exists and no fingerprint
+    yet."""
     if not spec.data.root or spec.data.fingerprint or not Path(spec.data.root).exists():
         return spec
     fingerprint = open_dataset(spec.data).fingerprint

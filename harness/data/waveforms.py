@@ -1,7 +1,7 @@
-"""The waves behind a data set of sound, at the rate that a codec reads, and the log-mel pictures of decoded
-ones.
+"""Waveforms at the sampling rate of a codec, and the log-mel spectrograms of decoded ones.
 
-A data set with waves has `wave(index, rate)`, float64 (samples,) in [-1, 1]: as long as its log-mel picture.
+A data set with waveforms has `wave(index, rate)`, float64 (samples,) in [-1, 1], as long as the spectrogram
+of the sample.
 """
 
 from __future__ import annotations
@@ -18,41 +18,48 @@ if TYPE_CHECKING:
 
 
 def wave_length(frames: int, rate: int) -> int:
-    """Samples at a rate of as many log-mel frames; the last one may be begun."""
+    """Return the number of samples at a rate that last as long as a number of log-mel frames, rounded up."""
     return math.ceil(frames * HOP * rate / RATE)
 
 
-def read_shape(shape: tuple[int, ...], rate: int | None) -> tuple[int, ...]:
-    """What a codec reads of samples with a shape: themselves, or at a rate the wave, (1, samples), behind
-    (bands, frames)."""
+def codec_input_shape(shape: tuple[int, ...], rate: int | None) -> tuple[int, ...]:
+    """Return the shape of a codec's input for samples of a shape.
+
+    Without a rate it is the sample itself. With one it is the waveform (1, samples) of a spectrogram
+    (bands, frames).
+    """
     return shape if rate is None else (1, wave_length(shape[-1], rate))
 
 
-def at_rate(waves: np.ndarray, own: int, rate: int) -> np.ndarray:
-    """Waves (..., n) at another rate, float64 (..., ceil(n * rate / own)): `scipy.signal.resample_poly`."""
-    if own == rate:
+def resample(waves: np.ndarray, source_rate: int, rate: int) -> np.ndarray:
+    """Resample waveforms (..., n) to float64 (..., ceil(n * rate / source_rate)), by
+    `scipy.signal.resample_poly`."""
+    if source_rate == rate:
         return waves
     from scipy.signal import resample_poly
 
-    common = math.gcd(own, rate)
-    return resample_poly(waves.astype(np.float64), rate // common, own // common, axis=-1)
+    common = math.gcd(source_rate, rate)
+    return resample_poly(waves.astype(np.float64), rate // common, source_rate // common, axis=-1)
 
 
-def waves(dataset: Any, indices: np.ndarray, rate: int) -> Tensor:
-    """Of a data set's samples, float32 (n, 1, samples)."""
+# Any: a `Dataset` that has `wave`, which its protocol does not declare.
+def read_waves(dataset: Any, indices: np.ndarray, rate: int) -> Tensor:
+    """Return the waveforms at data set indices, float32 (n, 1, samples)."""
     import torch
 
-    found = np.stack([dataset.wave(int(index), rate) for index in indices])
-    return torch.from_numpy(found[:, None].astype(np.float32))
+    waves = np.stack([dataset.wave(int(index), rate) for index in indices])
+    return torch.from_numpy(waves[:, None].astype(np.float32))
 
 
-def as_mels(heard: Tensor, rate: int, frames: int) -> Tensor:
-    """Waves (B, 1, n) at a rate -> log-mel pictures float32 (B, bands, frames) in [-1, 1]: their first
-    `frames`, silence where they end earlier."""
+def log_mels(waves: Tensor, rate: int, frames: int) -> Tensor:
+    """Convert waveforms (B, 1, n) at a rate to log-mel spectrograms float32 (B, bands, frames) in [-1, 1].
+
+    Only the first `frames` frames are kept; shorter waveforms are padded with silence.
+    """
     import torch
 
     from harness.data.open import from_pixels
 
-    x = at_rate(heard[:, 0].double().cpu().numpy(), rate, RATE)[:, : frames * HOP]
+    x = resample(waves[:, 0].double().cpu().numpy(), rate, RATE)[:, : frames * HOP]
     x = np.pad(x, ((0, 0), (0, frames * HOP - x.shape[1])))
-    return from_pixels(mel_bytes(x)).to(heard.device, torch.float32)
+    return from_pixels(mel_bytes(x)).to(waves.device, torch.float32)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from harness.backbone.tokens import split_parts
-from harness.data.log_mel import heard
+from harness.data.log_mel import griffin_lim
 
 VIDEOS = 8
 """Most rows of a picture of videos."""
@@ -49,7 +49,7 @@ def films(x: np.ndarray, shapes: Sequence[tuple[int, ...]], scale: int = 4) -> n
     rows = []
     for frames, mel in zip(video, sound, strict=True):
         row = strip([frames]).repeat(scale, axis=1).repeat(scale, axis=2)
-        line = waveform(heard(mel), height=row.shape[1] // 2, width=row.shape[2])
+        line = waveform(griffin_lim(mel), height=row.shape[1] // 2, width=row.shape[2])
         rows.append(np.concatenate([row, line[None].repeat(len(row), axis=0)], axis=1))
     return image_grid(np.stack(rows), columns=1, pad=scale)
 

@@ -1,1 +1,1 @@
-"""Codecs: samples to latents and back. base.py says what one is; registry.py has their names."""
+"""Codecs between samples and latents, and data sets of encoded latents."""

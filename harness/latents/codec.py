@@ -1,7 +1,6 @@
-"""What a codec is, and the door to it: frozen, from a local file, addressed by the content of its weights.
+"""The interface of codecs, which are frozen, local and identified by the content of their weights.
 
-B  samples    C, *axes  of what it reads: (C, H, W) images, (C, F, H, W) videos, (1, n) waves    c, *places
-of a latent
+Shapes:  B  samples;  C, *axes  (C, H, W) images, (C, F, H, W) videos, (1, n) waveforms;  c, *places  latents
 """
 
 from __future__ import annotations
@@ -16,82 +15,81 @@ from torch import Tensor
 from harness.config import registry
 from harness.config.spec import DataSpec
 from harness.data.dataset import Capabilities, Dataset, pictured
-from harness.data.waveforms import as_mels
+from harness.data.waveforms import log_mels
 from harness.errors import UserError
 
 
 class Moments(NamedTuple):
-    """Of the posterior over latents, float32 (B, c, *places) each, not normalised; a codec without one has
-    `std` 0."""
+    """The posterior over latents, float32 (B, c, *places) each, not normalised; `std` is 0 without a
+    posterior."""
 
     mean: Tensor
     std: Tensor
 
 
 class Affine(NamedTuple):
-    """What a network learns of a latent z: (z - shift) * scale, one value for each channel, or one for
-    all."""
+    """The normalisation (z - shift) * scale of a latent z, with one value per channel or one for all."""
 
     shift: tuple[float, ...] = (0.0,)
     scale: tuple[float, ...] = (1.0,)
 
     def normalised(self, latents: Tensor) -> Tensor:
-        """Of latents (B, c, *places)."""
+        """Normalise latents (B, c, *places)."""
         if any(self.shift):
-            latents = latents - _of_channels(self.shift, latents)
-        return latents * _of_channels(self.scale, latents)
+            latents = latents - _per_channel(self.shift, latents)
+        return latents * _per_channel(self.scale, latents)
 
     def restored(self, latents: Tensor) -> Tensor:
-        """The inverse."""
-        latents = latents / _of_channels(self.scale, latents)
-        return latents + _of_channels(self.shift, latents) if any(self.shift) else latents
+        """Undo the normalisation of latents (B, c, *places)."""
+        latents = latents / _per_channel(self.scale, latents)
+        return latents + _per_channel(self.shift, latents) if any(self.shift) else latents
 
     def to_json(self) -> dict[str, Any]:
-        """One number where all channels have the same; no shift where there is none."""
+        """Return the fields of a manifest: a number instead of a list of one, and no shift if it is 0."""
         fields = {"scale": self.scale, **({"shift": self.shift} if any(self.shift) else {})}
         return {name: values[0] if len(values) == 1 else list(values) for name, values in fields.items()}
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Affine:
-        found = (fields.get("shift", 0.0), fields["scale"])
-        return cls(*(tuple(value) if isinstance(value, list) else (value,) for value in found))
+        values = (fields.get("shift", 0.0), fields["scale"])
+        return cls(*(tuple(value) if isinstance(value, list) else (value,) for value in values))
 
 
 class Codec(Protocol):
-    """Made by its class as `cls(weights, device)`; `weights` is a local path, empty for a codec without any.
+    """A codec, constructed as `cls(weights, device)` with a local path, "" for a codec without weights.
 
-    The class itself has `address(path)`, the sha256 of weights at a path, and `outline(shape)`, `shape` as
-    the published weights have it.
+    The class also has `address(path)`, which returns the sha256 of the weights at a path, and
+    `outline(shape)`, which is `shape` under the published weights.
     """
 
     modalities: tuple[str, ...]
-    """Of the data sets that it encodes."""
+    """Modalities of the data sets that it encodes."""
     rate: int | None
-    """Samples a second of the waves that it reads; None where it reads samples as they are. Of a class: of
-    the published weights."""
+    """Sampling rate of the waveforms that it encodes, None if it encodes samples directly. The class has the
+    rate of the published weights."""
     sha256: str
-    """Of its weights and configuration, 64 hex digits."""
+    """Hash of weights and configuration, 64 hex digits."""
     affine: Affine
-    """From a draw of the posterior to the latent that a network learns."""
+    """The normalisation from a draw of the posterior to the latent that a run learns."""
 
     def shape(self, of: tuple[int, ...]) -> tuple[int, ...]:
-        """(c, *places) for samples (C, *axes); raises `UserError` for samples that it cannot take."""
+        """Return (c, *places) for samples (C, *axes). Raises `UserError` for samples it cannot encode."""
         ...
 
     def encode(self, samples: Tensor) -> Moments:
-        """Of samples (B, C, *axes) in [-1, 1]."""
+        """Return the posterior of samples (B, C, *axes) in [-1, 1]."""
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Samples (B, C, *axes), about [-1, 1], of normalised latents (B, c, *places); waves may end
-        later."""
+        """Return samples (B, C, *axes) of about [-1, 1] from normalised latents (B, c, *places). Waveforms
+        may be longer than the encoded ones."""
         ...
 
 
 def open_codec(name: str, weights: str, device: torch.device) -> Codec:
-    """The codec `family` or `family@<digits>` with the weights at a path.
+    """Return the codec `family` or `family@<digits>` with the weights at a path.
 
-    Raises `UserError` for an unknown family, and for weights that are absent, damaged or not those of the
+    Raises `UserError` for an unknown family, and for weights that are missing, damaged or do not match the
     digits.
     """
     family, _, digits = name.partition("@")
@@ -99,18 +97,21 @@ def open_codec(name: str, weights: str, device: torch.device) -> Codec:
     if not codec.sha256.startswith(digits):
         raise UserError(
             f"codec '{name}': the weights in {weights} are {family}@{codec.sha256[:8]}; "
-            "name the folder of the right ones in data.codec_weights"
+            "set data.codec_weights to the folder of the right ones"
         )
     return codec
 
 
 def addressed(spec: DataSpec) -> DataSpec:
-    """The spec with a codec `family:PATH` named by its content, `family@<8 digits>`; the path goes to
-    `data.codec_weights`, which is not hashed: the same weights at another place are the same run."""
+    """Return the spec with a codec `family:PATH` replaced by `family@<8 digits>` of its content.
+
+    The path moves to `data.codec_weights`, which is not hashed, so the run id does not depend on where the
+    weights are stored.
+    """
     if spec.codec and spec.name != "latents":
         raise UserError(
             f"data.codec = '{spec.codec}' decodes latents, and data.name = '{spec.name}' has none; "
-            "make them with flowrace data encode, then set data.name=latents"
+            "create them with flowrace data encode, then set data.name=latents"
         )
     family, colon, path = spec.codec.partition(":")
     registry.load("codec", family.partition("@")[0]) if family else None
@@ -123,25 +124,23 @@ def addressed(spec: DataSpec) -> DataSpec:
 class Decoder(NamedTuple):
     decode: Callable[[Tensor], Tensor] | None
     about: dict[str, str]
-    """For the protocol of an evaluation: which codec it is."""
+    """Fields of the evaluation protocol that identify the codec."""
 
 
 def decoder_of(dataset: Dataset, device: torch.device) -> Decoder:
-    """Return what turns samples of a network into the pictures, videos or log-mel spectrograms that its
-    metrics are computed on.
-
-    Data sets without latents need no decoder.
-    """
-    opened = Capabilities(dataset).codec
-    if opened is None:
+    """Return the decoder from generated latents to the images, videos or log-mel spectrograms that metrics
+    read. Its function is None for data sets without latents."""
+    open_it = Capabilities(dataset).codec
+    if open_it is None:
         return Decoder(None, {})
-    codec: Codec = opened(device)
+    codec: Codec = open_it(device)
     about = {"codec": codec.sha256}
     if codec.rate is None:
         return Decoder(codec.decode, about)
     rate, frames = codec.rate, pictured(dataset).shape[-1]
-    return Decoder(lambda latents: as_mels(codec.decode(latents), rate, frames), about)
+    return Decoder(lambda latents: log_mels(codec.decode(latents), rate, frames), about)
 
 
-def _of_channels(values: tuple[float, ...], beside: Tensor) -> Tensor:
-    return torch.tensor(values, device=beside.device).reshape(-1, *[1] * (beside.ndim - 2))
+def _per_channel(values: tuple[float, ...], latents: Tensor) -> Tensor:
+    """Return values shaped to broadcast over the channels of latents (B, c, *places)."""
+    return torch.tensor(values, device=latents.device).reshape(-1, *[1] * (latents.ndim - 2))

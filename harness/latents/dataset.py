@@ -1,8 +1,8 @@
-"""Latents: drawn from encoded moments, with the images, videos or sounds that they were made of beside them.
+"""The data set of latents, drawn from encoded moments.
 
-x0 = (mean + std * noise - shift) * scale, channel by channel, the noise from the stream `posterior` at the
-global sample index, anew each time that a sample is seen (REPA train.py, `sample_posterior`: 0.18215 * (mean
-+ std * randn)). Encoders and metrics see what was encoded; sound they see as its log-mel picture.
+x0 = (mean + std * noise - shift) * scale for each channel. The noise comes from the stream `posterior` at the
+global sample index, so it differs between epochs (REPA train.py, `sample_posterior`: 0.18215 * (mean + std *
+randn)). Encoders and metrics read the encoded images, videos or log-mel spectrograms.
 """
 
 from __future__ import annotations
@@ -22,22 +22,23 @@ from harness.data.dataset import Dataset, Sample
 from harness.data.disk.survey import data_path
 from harness.data.log_mel import BANDS
 from harness.data.open import open_dataset
-from harness.data.waveforms import read_shape
+from harness.data.waveforms import codec_input_shape
 from harness.errors import UserError
 from harness.latents.codec import Affine, Codec, open_codec
 from harness.latents.shards import MANIFEST, check, fingerprint, open_shards, read_index, read_manifest
 
-EXPECTED = "a folder that flowrace data encode has made"
+EXPECTED = "a folder written by flowrace data encode"
 
 
 class Latents:
-    """Encoded images, videos or sounds: a folder that flowrace data encode has made.
+    """Encoded images, videos or sounds: a folder written by flowrace data encode.
 
-    The moments stay in files and are mapped into memory; float16 ones are float32 from here on.
+    The moments are memory-mapped files. Moments stored as float16 are converted to float32.
     """
 
     reads = (
-        "root", "resolution", "channels", "frames", "classes", "posterior", "codec", "codec_weights", "images",
+        "root", "resolution", "channels", "frames", "classes", "posterior", "codec", "codec_weights",
+        "images",
     )  # fmt: skip
 
     def __init__(self, spec: DataSpec) -> None:
@@ -52,18 +53,19 @@ class Latents:
         _check_declared(spec, manifest)
 
     @staticmethod
+    # Any: a namespace with the members of a `Dataset` that a plan reads.
     def outline(spec: DataSpec) -> Any:
-        """What a spec alone says, for a plan without data: `shape`, `classes`, and the images' own in
-        `pictures`."""
+        """Return shape, classes and modality from a spec, for a plan without data; `pictures` has those of
+        the encoded samples."""
         codec = registry.load("codec", _family(spec))
         about = {"modality": codec.modalities[0], "classes": spec.classes}
-        shown = _planned(spec, codec.modalities[0])
-        shape = codec.outline(read_shape(shown, codec.rate))
-        return SimpleNamespace(**about, shape=shape, pictures=SimpleNamespace(**about, shape=shown))
+        source = _planned_shape(spec, codec.modalities[0])
+        shape = codec.outline(codec_input_shape(source, codec.rate))
+        return SimpleNamespace(**about, shape=shape, pictures=SimpleNamespace(**about, shape=source))
 
     @staticmethod
     def modality_in(spec: DataSpec) -> str:
-        """What was encoded, as the folder says; without one, what the codec of the spec is for."""
+        """Return the modality in the folder's manifest, or that of the spec's codec if there is no folder."""
         if spec.root and (Path(spec.root).expanduser() / MANIFEST).is_file():
             return _modality(read_manifest(Path(spec.root).expanduser()))
         return registry.load("codec", _family(spec)).modalities[0]
@@ -72,7 +74,7 @@ class Latents:
         return self.manifest["samples"]
 
     def sample(self, index: int) -> Sample:
-        """float32 (c, *places): the normalised mean."""
+        """Return the normalised mean, float32 (c, *places)."""
         mean = torch.tensor(self._moments(index, 0)[:1])
         return Sample(self.affine.normalised(mean)[0].numpy(), self.label(index))
 
@@ -80,12 +82,12 @@ class Latents:
         return int(self._index.labels[index])
 
     def key(self, index: int) -> bytes:
-        """As of what was encoded: the split is the same."""
+        """Return the key of the encoded sample, so that the split is the same."""
         return self._index.key(index)
 
     def draws(self, place: np.ndarray, flipped: Tensor | None, noise: Tensor) -> Tensor:
-        """Latents float32 (B, c, *places) at data set indices (B,), of mirrored samples where `flipped`;
-        noise alike."""
+        """Draw latents float32 (B, c, *places) at data set indices (B,), of mirrored samples where `flipped`;
+        `noise` has the same shape."""
         copies = np.zeros(len(place), dtype=int) if flipped is None else flipped.numpy().astype(int)
         moments = np.stack([self._moments(int(i), copy) for i, copy in zip(place, copies, strict=True)])
         mean, std = torch.from_numpy(moments).unbind(dim=1)
@@ -93,21 +95,22 @@ class Latents:
 
     @cached_property
     def pictures(self) -> Dataset:
-        """What was encoded; raises `UserError` where it is gone or no longer the same."""
+        """The data set that was encoded. Raises `UserError` if it is missing or has changed."""
         source = self.manifest["source"]
         fields = source | ({"root": self._spec.images} if self._spec.images else {})
         try:
             return open_dataset(DataSpec(**fields))
         except UserError as error:
             raise UserError(
-                f"the {_plural(self.modality)} that {self._spec.root} was encoded from: {error}. Say where they lie now in data.images"
+                f"the {_plural(self.modality)} that {self._spec.root} was encoded from: {error}. "
+                "If they have moved, set data.images to their new location"
             ) from error
 
     def codec(self, device: torch.device) -> Codec:
-        """What decodes: `data.codec`, else the codec that encoded."""
-        known, spec = self.manifest["codec"], self._spec
-        name = spec.codec or f"{known['name']}@{known['sha256'][:8]}"
-        return _codec(name, spec.codec_weights or known["weights"], str(device))
+        """Open the decoder: `data.codec`, or the codec that encoded the samples."""
+        encoder, spec = self.manifest["codec"], self._spec
+        name = spec.codec or f"{encoder['name']}@{encoder['sha256'][:8]}"
+        return _codec(name, spec.codec_weights or encoder["weights"], str(device))
 
     def _moments(self, index: int, copy: int) -> np.ndarray:
         shard, row = divmod(index, self._rows)
@@ -131,8 +134,8 @@ def _plural(modality: str) -> str:
     return {"image": "images", "video": "videos", "audio": "sounds"}[modality]
 
 
-def _planned(spec: DataSpec, modality: str) -> tuple[int, ...]:
-    """Return the shape of what would be encoded, from the spec alone."""
+def _planned_shape(spec: DataSpec, modality: str) -> tuple[int, ...]:
+    """Return the shape of the samples to encode, from the spec alone."""
     named = {"image": ("resolution",), "video": ("resolution", "frames"), "audio": ("frames",)}[modality]
     if missing := [name for name in (*named, "classes") if getattr(spec, name) is None]:
         *others, last = (f"data.{name}" for name in (*named, "classes"))
@@ -147,19 +150,21 @@ def _planned(spec: DataSpec, modality: str) -> tuple[int, ...]:
 
 
 def _check_declared(spec: DataSpec, manifest: dict[str, Any]) -> None:
+    """Raise `UserError` if fields of the spec contradict the manifest."""
     modality, pixels = _modality(manifest), manifest["pixels"]
     declared = (
         ("classes", spec.classes, manifest["classes"]),
         ("resolution", None if modality == "audio" else spec.resolution, pixels[-2]),
         ("frames", None if modality == "image" else spec.frames, pixels[1]),
     )
-    for name, asked, there in declared:
-        if asked not in (None, there):
+    for name, value, encoded in declared:
+        if value not in (None, encoded):
             raise UserError(
-                f"data.{name} = {asked}, but {Path(spec.root)} was encoded from {_plural(modality)} with {there}; "
-                f"set data.{name}={there}"
+                f"data.{name} = {value}, but {Path(spec.root)} was encoded from {_plural(modality)} with "
+                f"{encoded}; "
+                f"set data.{name}={encoded}"
             )
     if spec.flip and manifest["copies"] == 1:
         raise UserError(
-            f"data.flip = true, but {spec.root} holds no moments of mirrored images; encode it with --flip"
+            f"data.flip = true, but {spec.root} holds no moments of mirrored samples; encode them with --flip"
         )

@@ -1,8 +1,7 @@
-"""Samples to a folder of encoded moments, shard by shard: what is whole stays, what is missing or damaged is
-made.
+"""Encoding of a data set into a folder of moments, shard by shard; complete shards are kept when resuming.
 
-A shard's bytes depend on the samples, the codec and the batch size alone (on one kind of device), since every
-shard begins its own batches. Under torchrun the processes share the shards.
+On one kind of device, the bytes of a shard depend only on the samples, the codec and the batch size, because
+batches do not cross shards. Under torchrun the shards are split over ranks.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from harness.config import registry
 from harness.config.spec import DataSpec
 from harness.data.dataset import Capabilities, Dataset, label_of
 from harness.data.open import from_pixels, images
-from harness.data.waveforms import read_shape, waves
+from harness.data.waveforms import codec_input_shape, read_waves
 from harness.errors import UserError
 from harness.files.files import held, write_atomic
 from harness.latents.codec import Codec
@@ -32,25 +31,25 @@ from metrics.files.hashing import sha256_of
 
 BEGUN, LOCK = "encoding.json", "encoding.lock"
 LEFT_OVER = (LOCK, f".{BEGUN}.tmp")
-"""By a command that was killed before it had begun: no content yet."""
+"""Files of a command that was killed before it wrote any content."""
 IF_SET = ("frames", "video_weight", "audio_weight")
-"""Fields of the source that a manifest has only where they are set: older manifests lack them."""
+"""Fields of the source that a manifest has only if they are set, because older manifests lack them."""
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """What is encoded, with what, and how it is laid out."""
+    """An encoding job: source, codec and layout of the shards."""
 
     source: DataSpec
     dataset: Dataset
     codec: Codec
     family: str
     weights: str
-    """Where the codec's weights lie; empty for a codec without any."""
+    """Location of the codec's weights, "" for a codec without weights."""
     flip: bool
     half: bool
     rows: int
-    """Samples in a shard."""
+    """Samples per shard."""
     batch: int
 
     @property
@@ -79,8 +78,8 @@ class Encoding:
         }
 
     def latent_shape(self) -> tuple[int, ...]:
-        """Raises `UserError` for samples that the codec cannot take."""
-        return self.codec.shape(read_shape(self.dataset.shape, self.codec.rate))
+        """Return the shape of a latent. Raises `UserError` for samples that the codec cannot encode."""
+        return self.codec.shape(codec_input_shape(self.dataset.shape, self.codec.rate))
 
     def shards(self) -> list[range]:
         n = len(self.dataset)
@@ -89,24 +88,28 @@ class Encoding:
 
 def check_encodes(family: str, dataset: Dataset, flip: bool) -> None:
     """Raise `UserError` for samples that no codec of a family encodes."""
-    codec, there = registry.load("codec", family), dataset.modality
-    if there not in codec.modalities:
-        fit = [name for name in registry.names("codec") if there in registry.load("codec", name).modalities]
-        instead = f"for these there are {', '.join(fit)}" if fit else "no codec here encodes these"
+    codec, modality = registry.load("codec", family), dataset.modality
+    if modality not in codec.modalities:
+        suited = [
+            name for name in registry.names("codec") if modality in registry.load("codec", name).modalities
+        ]
+        hint = f"use {' or '.join(suited)}" if suited else "no codec encodes them"
         kinds = ", ".join(codec.modalities)
-        raise UserError(f"codec '{family}' encodes {kinds}, and these samples are {there}; {instead}")
+        raise UserError(f"codec '{family}' encodes {kinds}, but these samples are {modality}; {hint}")
     if codec.rate is not None and Capabilities(dataset).wave is None:
         raise UserError(
-            f"codec '{family}' encodes waves, and these samples are log-mel pictures alone; take identity"
+            f"codec '{family}' encodes waveforms, but these samples only have log-mel spectrograms; use "
+            "identity"
         )
-    if flip and there == "audio":
-        raise UserError("--flip mirrors pictures, and these samples are audio; leave it out")
+    if flip and modality == "audio":
+        raise UserError("--flip mirrors images and videos, but these samples are audio; leave it out")
 
 
 def encode(job: Encoding, folder: Path, world: World, advance: Callable[[int], None]) -> dict[str, Any]:
-    """Encode into a folder and return its manifest; `advance` is told of samples that are in whole shards.
+    """Encode into a folder and return its manifest, on other ranks than 0 an empty one.
 
-    Raises `UserError` where the folder is of another encoding, is being written, or cannot be written.
+    `advance` is called with the number of samples of each batch that was encoded or found complete. Raises
+    `UserError` if the folder holds another encoding, is in use, or cannot be written.
     """
     try:
         if world.main:
@@ -115,39 +118,40 @@ def encode(job: Encoding, folder: Path, world: World, advance: Callable[[int], N
             if world.main:
                 _begin(folder, job)
             world.wait()
-            mine = list(enumerate(job.shards()))[world.rank :: world.size]
-            for number, part in mine:
-                if not _whole(folder / shard_name(number)):
-                    _write_shard(folder / shard_name(number), job, part, world.device, advance)
-                else:
+            local = list(enumerate(job.shards()))[world.rank :: world.size]
+            for number, part in local:
+                if _is_complete(folder / shard_name(number)):
                     advance(len(part))
+                else:
+                    _write_shard(folder / shard_name(number), job, part, world.device, advance)
             world.wait()
             return _finish(folder, job) if world.main else {}
     except OSError as error:
         raise UserError(
-            f"cannot write to {folder}: {error.strerror}; free the disk, then run the same command"
+            f"cannot write to {folder}: {error.strerror}; free disk space, then run the same command again"
         ) from error
 
 
 def _begin(folder: Path, job: Encoding) -> None:
+    """Record what is being encoded, or check that the folder continues the same encoding."""
     note = folder / BEGUN
     if not note.exists():
         if any(file.name not in LEFT_OVER for file in folder.iterdir()):
-            raise UserError(f"{folder} is not empty and holds no encoding to continue; give another --out")
+            raise UserError(f"{folder} is not empty and holds no encoding to continue; choose another --out")
         write_atomic(note, json.dumps(job.about, indent=1).encode())
         return
-    begun, asked = (without_places(about) for about in (json.loads(note.read_bytes()), job.about))
-    if changed := [name for name in asked if begun.get(name) != asked[name]]:
+    begun, requested = (without_places(about) for about in (json.loads(note.read_bytes()), job.about))
+    if changed := [name for name in requested if begun.get(name) != requested[name]]:
         raise UserError(
-            f"{folder} holds another encoding: {changed[0]} was {begun.get(changed[0])}, now {asked[changed[0]]}; "
-            "give another --out"
+            f"{folder} holds another encoding: {changed[0]} was {begun.get(changed[0])}, is now "
+            f"{requested[changed[0]]}; choose another --out"
         )
 
 
 def _write_shard(
     path: Path, job: Encoding, part: range, device: torch.device, advance: Callable[[int], None]
 ) -> None:
-    """The shard, then its sha256 beside it, which says that it is whole."""
+    """Write a shard, then a file with its sha256, which marks it as complete."""
     rows = []
     for start in range(part.start, part.stop, job.batch):
         index = np.arange(start, min(start + job.batch, part.stop))
@@ -160,27 +164,29 @@ def _write_shard(
 
 
 def _moments(job: Encoding, index: np.ndarray, device: torch.device) -> np.ndarray:
-    """(n, copies, 2, c, *places) of the samples at these data set indices."""
+    """Return moments (n, copies, 2, c, *places) of the samples at these data set indices."""
     x = _read(job, index).to(device)
-    copies = [torch.stack(job.codec.encode(seen), dim=1) for seen in ((x, x.flip(-1)) if job.flip else (x,))]
-    found = torch.stack(copies, dim=1).float().cpu().numpy()
-    found = found.astype("<f2" if job.half else "<f4")
-    if not np.isfinite(found).all():
+    versions = (x, x.flip(-1)) if job.flip else (x,)
+    copies = [torch.stack(job.codec.encode(version), dim=1) for version in versions]
+    moments = torch.stack(copies, dim=1).float().cpu().numpy()
+    moments = moments.astype("<f2" if job.half else "<f4")
+    if not np.isfinite(moments).all():
         raise UserError(
             f"the codec's moments of samples {index[0]} to {index[-1]} are not all finite"
             + (" in float16; leave out --half" if job.half else "")
         )
-    return found
+    return moments
 
 
 def _read(job: Encoding, index: np.ndarray) -> torch.Tensor:
-    """What the codec reads of these samples, float32 (n, C, *axes) in [-1, 1]."""
+    """Return the inputs of the codec for these samples, float32 (n, C, *axes) in [-1, 1]."""
     if job.codec.rate is not None:
-        return waves(job.dataset, index, job.codec.rate)
+        return read_waves(job.dataset, index, job.codec.rate)
     return from_pixels(images(job.dataset, index)[0])
 
 
 def _finish(folder: Path, job: Encoding) -> dict[str, Any]:
+    """Write the index and the manifest, and return the manifest."""
     labels = np.array([label_of(job.dataset, i) for i in range(len(job.dataset))], dtype=np.int64)
     keys = [job.dataset.key(i) for i in range(len(job.dataset))]
     buffer = io.BytesIO()
@@ -195,7 +201,7 @@ def _finish(folder: Path, job: Encoding) -> dict[str, Any]:
     return manifest
 
 
-def _whole(path: Path) -> bool:
+def _is_complete(path: Path) -> bool:
     seal = _seal(path)
     return path.exists() and seal.exists() and seal.read_text() == sha256_of(path)
 

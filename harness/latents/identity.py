@@ -1,4 +1,4 @@
-"""The codec that does nothing: latents are the samples themselves."""
+"""The identity codec, whose latents are the samples themselves."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from harness.latents.codec import Affine, Moments
 
 
 class Identity:
-    """For images, videos and log-mel pictures of sound: latents are the samples themselves.
+    """For images, videos and log-mel spectrograms: latents are the samples themselves.
 
-    Standard deviation: 0; scale: 1.
+    The standard deviation is 0 and the scale is 1.
     """
 
     modalities, rate = ("image", "video", "audio"), None
@@ -24,7 +24,7 @@ class Identity:
 
     def __init__(self, weights: str, device: torch.device) -> None:
         if weights:
-            raise UserError(f"codec 'identity' has no weights; leave {weights} out")
+            raise UserError(f"codec 'identity' has no weights, but got {weights}; leave it out")
 
     @classmethod
     def address(cls, path: Path) -> str:

@@ -1,6 +1,6 @@
-"""Weights of the Hugging Face libraries from a local folder: found, hashed, loaded whole, frozen, in float32.
+"""Pretrained autoencoders of Hugging Face libraries, loaded from a local folder, frozen and in float32.
 
-Nothing is downloaded and nothing is unpickled.
+Nothing is downloaded and nothing is unpickled. Loading fails if any weight is missing.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ CONFIG = "config.json"
 
 @dataclass(frozen=True)
 class Pretrained:
-    """What a codec's folder holds."""
+    """The contents of a codec's folder."""
 
     codec: str
     package: str
-    """diffusers or transformers."""
+    """Library of the network, diffusers or transformers."""
     network: str
-    """Its class there."""
+    """Class of the network in the library."""
     example: str
-    """A repository of the hub that has such a folder."""
+    """A repository on the Hugging Face hub that has such a folder."""
 
     @property
     def weights(self) -> str:
@@ -45,57 +45,63 @@ class Pretrained:
         ]
 
     def address(self, folder: Path) -> str:
-        """sha256 over configuration and weights; raises `UserError` where a file is missing."""
+        """Return the sha256 over configuration and weights. Raises `UserError` if a file is missing."""
         total = hashlib.sha256()
         for name in (CONFIG, self.weights):
             if not (folder / name).is_file():
                 raise UserError(
-                    f"codec '{self.codec}': {folder} has no {name}; expected a folder in {self.package}' layout with "
-                    f"{CONFIG} and {self.weights}, as the hub has {self.example}; write it as {self.codec}:FOLDER"
+                    f"codec '{self.codec}': {folder} has no {name}; expected a folder in {self.package}' "
+                    "layout with "
+                    f"{CONFIG} and {self.weights}, for example from {self.example}; write {self.codec}:FOLDER"
                 )
             total.update(file_sha256(folder / name).encode())
         return total.hexdigest()
 
+    # Any: a class of an optional library.
     def load(self, folder: Path, device: torch.device) -> Any:
-        """The network, frozen, in float32; raises `UserError` for a folder of another one, and where a weight
-        is missing."""
+        """Return the network, frozen and in float32.
+
+        Raises `UserError` for the folder of another network, and if a weight is missing.
+        """
         try:
             cls = getattr(importlib.import_module(self.package), self.network)
         except (ImportError, AttributeError) as error:
             raise UserError(
-                f"codec '{self.codec}' needs {self.package} with {self.network}: pip install 'flowrace[latents]'"
+                f"codec '{self.codec}' needs {self.package} with {self.network}: pip install "
+                "'flowrace[latents]'"
             ) from error
         try:
-            found, missing = self._loaded(cls, folder)
+            network, missing = self._loaded(cls, folder)
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-            raise self._not_whole(folder, str(error) or type(error).__name__) from error
+            raise self._incomplete(folder, str(error) or type(error).__name__) from error
         if missing:
-            raise self._not_whole(folder, f"{len(missing)} weights are missing, first {missing[0]}")
-        return found.float().to(device).requires_grad_(False).eval()
+            raise self._incomplete(folder, f"missing weights: {len(missing)}, first {missing[0]}")
+        return network.float().to(device).requires_grad_(False).eval()
 
     def _loaded(self, cls: Any, folder: Path) -> tuple[Any, list[str]]:
-        """The network, and the names of weights that the folder does not have in the right shape."""
+        """Return the network, and the names of weights that are missing or have the wrong shape."""
         config = json.loads((folder / CONFIG).read_bytes())
         if not isinstance(config, dict):
-            raise ValueError(f"its {CONFIG} is not a table")
-        named = config.get("_class_name") or next(iter(config.get("architectures") or ()), self.network)
-        if named != self.network:
-            raise ValueError(f"its {CONFIG} names a {named}")
+            raise ValueError(f"its {CONFIG} is not a JSON object")
+        declared = config.get("_class_name") or next(iter(config.get("architectures") or ()), self.network)
+        if declared != self.network:
+            raise ValueError(f"its {CONFIG} is that of {declared}")
         extra = {"low_cpu_mem_usage": False} if self.package == "diffusers" else {}
         with _quiet(self.package):
-            found, info = cls.from_pretrained(
+            network, info = cls.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **extra
             )
-        return found, sorted({*info["missing_keys"], *(row[0] for row in info["mismatched_keys"])})
+        return network, sorted({*info["missing_keys"], *(row[0] for row in info["mismatched_keys"])})
 
-    def _not_whole(self, folder: Path, reason: str) -> UserError:
+    def _incomplete(self, folder: Path, reason: str) -> UserError:
         return UserError(
-            f"codec '{self.codec}': {folder} does not hold a whole {self.network}: {reason.splitlines()[0]}"
+            f"codec '{self.codec}': {folder} does not hold a complete {self.network}: "
+            f"{reason.splitlines()[0]}"
         )
 
 
 class Autoencoder:
-    """A codec whose network comes from a folder; its weights and normalisation are those of that folder."""
+    """A codec whose network, weights and normalisation come from a folder."""
 
     folder: Pretrained
     modalities: tuple[str, ...]
@@ -108,52 +114,57 @@ class Autoencoder:
 
     @classmethod
     def address(cls, path: Path) -> str:
-        """sha256 over configuration and weights; raises `UserError` where a file is missing."""
+        """Return the sha256 over configuration and weights. Raises `UserError` if a file is missing."""
         return cls.folder.address(path)
 
     @torch.no_grad()
     def encode(self, samples: Tensor) -> Moments:
-        found = self._network.encode(samples).latent_dist
-        return Moments(found.mean, found.std)
+        posterior = self._network.encode(samples).latent_dist
+        return Moments(posterior.mean, posterior.std)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         return self._network.decode(self.affine.restored(latents.float())).sample
 
-    def _check_picture(self, channels: int, factor: int, shape: tuple[int, ...]) -> None:
-        """Raise `UserError` for pictures (C, ..., H, W) of other channels, or with sides that the factor does
-        not divide."""
+    def _check_image(self, channels: int, factor: int, shape: tuple[int, ...]) -> None:
+        """Raise `UserError` for images or videos (C, ..., H, W) with another number of channels, or with
+        sides that are no multiples of a factor."""
         height, width = shape[-2:]
         if shape[0] != channels:
             raise UserError(
-                f"codec '{self.folder.codec}' reads {channels} channels, the samples have {shape[0]}; "
+                f"codec '{self.folder.codec}' needs {channels} channels, but the samples have {shape[0]}; "
                 f"set data.channels={channels}"
             )
         if height % factor or width % factor:
             raise UserError(
-                f"codec '{self.folder.codec}' takes sides that {factor} divides, the samples are {width}x{height} "
-                "pixels; set data.resolution"
+                f"codec '{self.folder.codec}' needs sides that are multiples of {factor}, but the samples "
+                "are "
+                f"{width}x{height} pixels; set data.resolution"
             )
 
 
 @contextmanager
 def _quiet(package: str) -> Iterator[None]:
-    """Without the library's bars, and what it warns of in its own calls."""
+    """Suppress the library's progress bars, and its warnings about its own deprecated calls."""
     log = importlib.import_module(f"{package}.utils.logging")
-    shown = log.is_progress_bar_enabled()
+    enabled = log.is_progress_bar_enabled()
     log.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             yield
     finally:
-        if shown:
+        if enabled:
             log.enable_progress_bar()
 
 
+# Any: a configuration of an optional library.
 def published_affine(config: Any) -> Affine:
-    """The normalisation that a configuration publishes, as diffusers' pipelines apply it: (z - latents_mean)
-    * scaling_factor / latents_std for each channel, `shift_factor` in the mean's place where there is one."""
+    """Return the normalisation of a configuration, as in diffusers' pipelines.
+
+    It is (z - latents_mean) * scaling_factor / latents_std for each channel, or (z - shift_factor) *
+    scaling_factor for all.
+    """
     factor = getattr(config, "scaling_factor", None) or 1.0
     mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
     if mean is None or std is None:

@@ -1,4 +1,4 @@
-"""Images: Stable Diffusion's autoencoder (sd-vae-ft-ema, -mse) through diffusers' AutoencoderKL, from a local
+"""The image autoencoder of Stable Diffusion (sd-vae-ft-ema, -mse): diffusers' AutoencoderKL from a local
 folder."""
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ import torch
 from harness.latents.pretrained import Autoencoder, Pretrained
 
 CHANNELS, FACTOR = 4, 8
-"""Of the published weights: 32x32x4 for 256x256 pixels."""
+"""Latent channels and downsampling factor of the published weights: 32x32x4 for 256x256 pixels."""
 
 
 class SdVae(Autoencoder):
-    """For images: Stable Diffusion's autoencoder, diffusers' AutoencoderKL from a local folder (sides by 8, 4
+    """For images: Stable Diffusion's autoencoder, diffusers' AutoencoderKL from a local folder (sides / 8, 4
     channels).
 
     The scale is the configuration's `scaling_factor` (0.18215 for the published weights).
@@ -29,9 +29,9 @@ class SdVae(Autoencoder):
 
     @staticmethod
     def outline(of: tuple[int, ...]) -> tuple[int, ...]:
-        """The latents' shape under the published weights."""
+        """Return the shape of the latents under the published weights."""
         return CHANNELS, of[1] // FACTOR, of[2] // FACTOR
 
     def shape(self, of: tuple[int, ...]) -> tuple[int, ...]:
-        self._check_picture(self._pixels, self._factor, of)
+        self._check_image(self._pixels, self._factor, of)
         return self._channels, of[1] // self._factor, of[2] // self._factor

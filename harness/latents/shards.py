@@ -1,9 +1,8 @@
-"""A folder of encoded moments: what it says of itself, and its shards, checked and memory-mapped.
+"""The files of encoded moments: manifest, index, and shards, which are checked and memory-mapped.
 
-latents.json            what was encoded with what, and the sha256 of every file; written last, so it marks a
-whole folder index.npz               labels int64 (N,), and the bytes by which the source splits its samples,
-with their ends (N,) shard-00000.npy ...     (rows, copies, 2, c, h, w): mean and standard deviation; a second
-copy is of mirrored images
+latents.json         source and codec, and the sha256 of every file; written last, it marks a complete folder
+index.npz            labels int64 (N,), and the keys of the source's split as bytes with their ends (N,)
+shard-00000.npy ...  mean and standard deviation (rows, copies, 2, c, *places); copy 1 is of mirrored samples
 """
 
 from __future__ import annotations
@@ -23,13 +22,16 @@ from metrics.files.hashing import sha256_of
 
 FORMAT, MANIFEST, INDEX = "flowrace-latents-1", "latents.json", "index.npz"
 PLACES = ("root", "weights")
-"""Fields that tell where something lies, not what it is."""
+"""Fields of a manifest that hold locations and do not affect its content."""
 
 
 class Index(NamedTuple):
+    """The labels of all samples, and their keys in one string of bytes."""
+
     labels: np.ndarray
     keys: bytes
     ends: np.ndarray
+    """(N,) end of each key."""
 
     def key(self, number: int) -> bytes:
         return self.keys[self.ends[number - 1] if number else 0 : self.ends[number]]
@@ -40,36 +42,41 @@ def shard_name(number: int) -> str:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Raises `UserError` for a folder that is not one of encoded moments, or not whole yet."""
+    """Read latents.json. Raises `UserError` if the folder holds no encoded moments, or incomplete ones."""
     try:
-        found = json.loads((folder / MANIFEST).read_bytes())
+        manifest = json.loads((folder / MANIFEST).read_bytes())
     except OSError as error:
         raise UserError(
-            f"data.root = {folder} has no {MANIFEST}: expected a folder that flowrace data encode has finished"
+            f"data.root = {folder} has no {MANIFEST}; expected a folder that flowrace data encode has "
+            "completed"
         ) from error
     except ValueError as error:
-        raise UserError(f"{folder / MANIFEST} is damaged: run flowrace data encode again") from error
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise UserError(f"{folder / MANIFEST} is not of the format {FORMAT}: encode the images again")
-    return found
+        raise UserError(f"{folder / MANIFEST} is damaged; run flowrace data encode again") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise UserError(
+            f"{folder / MANIFEST} does not have the format {FORMAT}; run flowrace data encode again"
+        )
+    return manifest
 
 
 def fingerprint(manifest: dict[str, Any]) -> str:
-    """16 hex digits over all that a manifest says, but for the places of things."""
+    """Return 16 hex digits of a sha256 over a manifest without its locations."""
     return hashlib.sha256(json.dumps(without_places(manifest), sort_keys=True).encode()).hexdigest()[:16]
 
 
+# Any: a value of JSON.
 def without_places(value: Any) -> Any:
+    """Return a manifest without the fields in PLACES, at any depth."""
     if isinstance(value, dict):
         return {name: without_places(item) for name, item in value.items() if name not in PLACES}
     return value
 
 
 def check(folder: Path, manifest: dict[str, Any]) -> None:
-    """Compare every file with its sha256, unless it is known to have passed at its present size and time of
-    change.
+    """Compare every file with its sha256, except those that passed before at the same size and modification
+    time.
 
-    Raises `UserError` naming the first that is absent or damaged.
+    Raises `UserError` naming the first file that is missing or damaged.
     """
     store = cache_dir("latents") / f"{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]}.json"
     with locked(store):
@@ -77,25 +84,27 @@ def check(folder: Path, manifest: dict[str, Any]) -> None:
         stamps = {name: [_stamp(folder / name), sha256] for name, sha256 in manifest["files"].items()}
         stale = [name for name, stamp in stamps.items() if known.get(name) != stamp]
         with ThreadPoolExecutor() as pool:
-            for name, found in zip(stale, pool.map(lambda n: sha256_of(folder / n), stale), strict=True):
-                if found != manifest["files"][name]:
+            for name, sha256 in zip(stale, pool.map(lambda n: sha256_of(folder / n), stale), strict=True):
+                if sha256 != manifest["files"][name]:
                     raise damaged(folder / name)
         if stale:
             write_atomic(store, json.dumps(stamps).encode())
 
 
 def read_index(folder: Path) -> Index:
-    with np.load(folder / INDEX, allow_pickle=False) as found:
-        return Index(found["labels"], found["keys"].tobytes(), found["ends"])
+    with np.load(folder / INDEX, allow_pickle=False) as index:
+        return Index(index["labels"], index["keys"].tobytes(), index["ends"])
 
 
 def open_shards(folder: Path, manifest: dict[str, Any]) -> list[np.ndarray]:
-    """Memory-mapped, in order."""
+    """Return the shards in order, memory-mapped."""
     names = sorted(name for name in manifest["files"] if name != INDEX)
     try:
         return [np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in names]
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: a shard cannot be mapped: {error}") from error
+        raise UserError(
+            f"{folder}: a shard cannot be memory-mapped: {error}; run flowrace data encode again"
+        ) from error
 
 
 def damaged(path: Path) -> UserError:
@@ -106,7 +115,7 @@ def damaged(path: Path) -> UserError:
 
 def _stamp(path: Path) -> list[int]:
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError as error:
         raise UserError(f"{path} is missing; run flowrace data encode again") from error
-    return [found.st_size, found.st_mtime_ns]
+    return [status.st_size, status.st_mtime_ns]

@@ -1,1 +1,1 @@
-"""Readers of the files that users have, one reader per kind of file."""
+"""Data sets read from disk, one reader per kind of file."""

@@ -1,4 +1,4 @@
-"""Images as plain arrays: an npz archive, or IDX files as MNIST has them. Held in memory as uint8."""
+"""Images in array files, npz archives or IDX files like those of MNIST, kept in memory as uint8."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from harness.data.disk.survey import data_path
 from harness.errors import UserError, unknown
 
 KEYS = (("train_x", "train_y"), ("x_train", "y_train"), ("images", "labels"), ("arr_0", "arr_1"))
-NPZ = "a .npz file, or a folder with one, of images (N, H, W), (N, H, W, C) or (N, C, H, W) in uint8 and labels (N,)"
-IDX = "a folder with train-images-idx3-ubyte and train-labels-idx1-ubyte (or .gz), or the images' file itself"
+NPZ = "a .npz file, or a folder with one: uint8 images (N, H, W), (N, H, W, C) or (N, C, H, W), labels (N,)"
+IDX = "a folder with train-images-idx3-ubyte and train-labels-idx1-ubyte (or .gz), or the image file itself"
 
 
 class _ArrayImages:
@@ -34,9 +34,9 @@ class _ArrayImages:
         self._images = checked_images(images, where)
         self._labels, self.classes = checked_labels(labels, len(images), where)
         height, width = self._images.shape[1:3]
-        own = 1 if self._images.ndim == 3 or self._images.shape[3] == 1 else 3
+        stored = 1 if self._images.ndim == 3 or self._images.shape[3] == 1 else 3
         side = spec.resolution
-        self.shape = (spec.channels or own, side or height, side or width)
+        self.shape = (spec.channels or stored, side or height, side or width)
         total = hashlib.sha256(f"{self._images.shape}".encode())
         total.update(np.ascontiguousarray(self._images).data)
         total.update(self._labels.tobytes())
@@ -62,7 +62,7 @@ class NpzImages(_ArrayImages):
     reads = (*_ArrayImages.reads, "image_key", "label_key")
 
     def __init__(self, spec: DataSpec) -> None:
-        path = _the_file(data_path(spec, NPZ))
+        path = _archive(data_path(spec, NPZ))
         try:
             with np.load(path, allow_pickle=False) as archive:
                 image_key, label_key = _keys(spec, list(archive.files), path)
@@ -86,8 +86,10 @@ class NpzImages(_ArrayImages):
 
 
 class IdxImages(_ArrayImages):
-    """MNIST's layout: big-endian IDX files of unsigned bytes, plain or gzipped
-    (http://yann.lecun.com/exdb/mnist)."""
+    """Images and labels in MNIST's layout: IDX files of unsigned bytes, plain or gzipped.
+
+    Source: http://yann.lecun.com/exdb/mnist
+    """
 
     def __init__(self, spec: DataSpec) -> None:
         path = data_path(spec, IDX)
@@ -95,28 +97,29 @@ class IdxImages(_ArrayImages):
         stem = file.name.removesuffix(".gz").replace("images", "labels").replace("idx3", "idx1")
         if "images" not in file.name:
             raise UserError(
-                f"{file}: the name has no 'images' in it, so its labels cannot be found; expected {IDX}"
+                f"{file}: the name does not contain 'images', so the labels cannot be found; expected {IDX}"
             )
-        found = [p for p in (file.with_name(stem), file.with_name(f"{stem}.gz")) if p.is_file()]
-        if not found:
-            raise UserError(f"{file} has no labels beside it: expected {stem} or {stem}.gz")
-        super().__init__(spec, read_idx(file, 3), read_idx(found[0], 1), str(file))
+        labels = [p for p in (file.with_name(stem), file.with_name(f"{stem}.gz")) if p.is_file()]
+        if not labels:
+            raise UserError(f"{file} has no labels: expected {stem} or {stem}.gz in the same folder")
+        super().__init__(spec, read_idx(file, 3), read_idx(labels[0], 1), str(file))
 
 
 def checked_images(images: np.ndarray, where: str) -> np.ndarray:
-    """Images as (N, H, W) or (N, H, W, C); raises `UserError` for another type or shape."""
+    """Return images as (N, H, W) or (N, H, W, C). Raises `UserError` for another type or shape."""
     if images.dtype != np.uint8:
         raise UserError(
             f"{where} has images of type {images.dtype}, expected uint8 from 0 to 255; convert them"
         )
     if images.ndim == 3 and images.size:
         return images
-    last = images.ndim == 4 and images.shape[3] in (1, 3, 4)
-    first = images.ndim == 4 and images.shape[1] in (1, 3)
-    if not images.size or last == first:
-        why = "fits both (N, H, W, C) and (N, C, H, W)" if last and images.size else "is none of images"
-        raise UserError(f"{where} has shape {images.shape}, which {why}; expected {NPZ}")
-    images = images if last else images.transpose(0, 2, 3, 1)
+    channels_last = images.ndim == 4 and images.shape[3] in (1, 3, 4)
+    channels_first = images.ndim == 4 and images.shape[1] in (1, 3)
+    if not images.size or channels_last == channels_first:
+        ambiguous = channels_last and images.size
+        reason = "fits both (N, H, W, C) and (N, C, H, W)" if ambiguous else "is not that of images"
+        raise UserError(f"{where} has shape {images.shape}, which {reason}; expected {NPZ}")
+    images = images if channels_last else images.transpose(0, 2, 3, 1)
     return images[..., 0] if images.shape[3] == 1 else images
 
 
@@ -127,15 +130,15 @@ class Labels(NamedTuple):
 
 
 def checked_labels(labels: np.ndarray | None, n: int, where: str, *, below: int = 0) -> Labels:
-    """Labels and how many classes they tell apart: the largest and one; all 0 where there are none.
+    """Return labels and the number of classes, the largest label plus one. Without labels, all are 0.
 
-    Raises `UserError`, naming the row, for labels that are not whole numbers, negative, or not `below` the
-    number of classes (without one: absurdly large).
+    Raises `UserError`, naming the row, for labels that are not integers or not in 0 .. below - 1. The default
+    of `below` is `most_classes(n)`.
     """
     if labels is None:
         return Labels(np.zeros(n, dtype=np.int64), 1)
     if labels.shape not in ((n,), (n, 1)):
-        raise UserError(f"{where}: labels have shape {labels.shape}, expected ({n},), one for each image")
+        raise UserError(f"{where}: labels have shape {labels.shape}, expected ({n},), one per image")
     if labels.dtype.kind not in "iu":
         raise UserError(f"{where}: labels are of type {labels.dtype}, expected integers from 0")
     labels = labels.reshape(n)
@@ -148,40 +151,46 @@ def checked_labels(labels: np.ndarray | None, n: int, where: str, *, below: int 
 
 
 def most_classes(n: int) -> int:
-    """More classes than this are no class numbers: one a sample, or 1000 in a small excerpt."""
+    """Return the largest plausible number of classes: one per sample, or 1000 for a small excerpt."""
     return max(n, 1000)
 
 
 def read_idx(path: Path, dims: int) -> np.ndarray:
-    """The uint8 array of an IDX file: two zeros, type 8, number of dimensions, each size as big-endian int32,
-    the bytes."""
+    """Return the uint8 array of an IDX file.
+
+    The layout is two zeros, type 8, the number of dimensions, each size as big-endian int32, and the bytes.
+    """
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"cannot read {path}: {error}") from error
     if content[:4] != bytes((0, 0, 8, dims)):
         raise UserError(
-            f"{path} is not an IDX file of unsigned bytes in {dims} dimensions (it begins {content[:4].hex()})"
+            f"{path} is not an IDX file of unsigned bytes in {dims} dimensions: it begins with "
+            f"{content[:4].hex()}; "
+            f"expected {IDX}"
         )
     start = 4 + 4 * dims
     sizes = np.frombuffer(content[4:start].ljust(4 * dims, b"\0"), dtype=">u4").tolist()
     expected = start + int(np.prod(sizes, dtype=object))
     if len(content) != expected:
         raise UserError(
-            f"{path} has {len(content)} bytes, but its header {sizes} asks for {expected}: it is damaged"
+            f"{path} has {len(content)} bytes, but its header {sizes} requires {expected}; the file is "
+            "damaged, "
+            "replace it"
         )
     return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(sizes)
 
 
-def _the_file(path: Path) -> Path:
+def _archive(path: Path) -> Path:
     if not path.is_dir():
         return path
-    found = sorted(path.glob("*.npz"))
-    if len(found) != 1:
+    archives = sorted(path.glob("*.npz"))
+    if len(archives) != 1:
         raise UserError(
-            f"data.root = {path} holds {len(found)} .npz files, expected one; name the file itself"
+            f"data.root = {path} holds {len(archives)} .npz files, expected one; set data.root to one file"
         )
-    return found[0]
+    return archives[0]
 
 
 def _keys(spec: DataSpec, names: list[str], path: Path) -> tuple[str, str]:

@@ -1,7 +1,7 @@
-"""What videos and recordings on disk share: their files in the Hugging Face layouts, and the survey of them.
+"""Videos and recordings in the Hugging Face layouts: their files, labels and clips.
 
-Every file is decoded once, before anything starts, and refused by its name where it breaks a rule; nothing is
-left out in silence. A file gives one sample for each whole clip in it, end to end from its beginning.
+Every file is decoded once before a run starts. A file that cannot be used raises an error that names it;
+none is left out silently. A file yields one sample per complete clip, end to end from its beginning.
 """
 
 from __future__ import annotations
@@ -20,43 +20,44 @@ from typing import Any
 import numpy as np
 
 from harness.config.spec import DataSpec
-from harness.data.disk.folder import Kind, found, listed
+from harness.data.disk.folder import Kind, find_files, list_files
 from harness.data.disk.parquet import read_rows
 from harness.data.disk.survey import Encoded, data_path, fingerprint, survey
 from harness.errors import UserError
 from metrics.files import media
 
 REMEMBERED = 2**29
-"""Bytes of decoded samples that a data set keeps."""
+"""Bytes of decoded samples that a data set keeps in memory."""
 
 
 @dataclass(frozen=True)
 class MediaIndex:
-    """The files or rows of a data set, in order, with what the survey saw of each."""
+    """The files or rows of a data set, in order, with the survey of each."""
 
     items: Sequence[Encoded]
     labels: Sequence[int]
     classes: int
     class_names: list[str]
-    seen: list[list[Any]]
-    """Of each: the sha256 of its encoded bytes, and what the kind's own look found."""
+    # Any: hashes, counts and seconds, by kind.
+    surveys: list[list[Any]]
+    """For each item the sha256 of its encoded bytes, then the result of the `inspect` of its kind."""
 
     def key(self, item: int) -> bytes:
-        return bytes.fromhex(self.seen[item][0])
+        return bytes.fromhex(self.surveys[item][0])
 
     def fingerprint(self) -> str:
-        return fingerprint((seen[0] for seen in self.seen), self.labels)
+        return fingerprint((survey[0] for survey in self.surveys), self.labels)
 
 
 @dataclass(frozen=True)
 class Clips:
-    """The item and the clip of each sample: item i has counts[i] clips."""
+    """A map from samples to clips of items: item i has counts[i] clips."""
 
     counts: Sequence[int]
 
     @cached_property
     def ends(self) -> list[int]:
-        """The number of samples up to the last clip of each item."""
+        """The cumulative number of clips, up to and including each item."""
         return list(accumulate(self.counts))
 
     def __len__(self) -> int:
@@ -70,55 +71,62 @@ class Clips:
 
 
 class Memory:
-    """Samples once decoded, as many as fit: from the second epoch on they cost nothing."""
+    """A cache of decoded samples, up to REMEMBERED bytes."""
 
     def __init__(self) -> None:
         self._kept: dict[int, np.ndarray] = {}
         self._free = REMEMBERED
 
     def get(self, index: int, decode: Callable[[int], np.ndarray]) -> np.ndarray:
-        if (found := self._kept.get(index)) is not None:
-            return found
+        """Return a cached sample, or decode it and cache it if it fits."""
+        if (cached := self._kept.get(index)) is not None:
+            return cached
         x = decode(index)
         if x.nbytes <= self._free:
             self._kept[index], self._free = x, self._free - x.nbytes
         return x
 
 
-def media_index(spec: DataSpec, kind: Kind, look: Callable[[media.Encoded], tuple[float, ...]]) -> MediaIndex:
-    """The files below `data.root`, one subfolder a class or as its `metadata.csv` says, or the rows of
-    parquet.
+def media_index(
+    spec: DataSpec, kind: Kind, inspect: Callable[[media.Encoded], tuple[float, ...]]
+) -> MediaIndex:
+    """Return the files below `data.root`, or the rows of parquet files.
 
-    `look` decodes one and tells what it saw. Raises `UserError` for a root without files of the kind, and for
-    whatever `look` refuses.
+    Labels come from a `metadata.csv` if there is one, else from the subfolders. `inspect` decodes an item and
+    returns its survey. Raises `UserError` for a root without files of the kind, and for every item that
+    `inspect` rejects.
     """
     root = data_path(spec, f"{kind.expected}, or parquet with a column of them")
 
-    def seen(item: Encoded) -> tuple:
+    def inspected(item: Encoded) -> tuple[Any, ...]:
         content = item.read()
         if not content:
             raise UserError(f"{item.where} is empty: 0 bytes; replace or remove it")
-        return hashlib.sha256(content).hexdigest(), *look(media.Encoded(item.where, content))
+        return hashlib.sha256(content).hexdigest(), *inspect(media.Encoded(item.where, content))
 
     if _holds_parquet(root):
         rows = read_rows(spec, root)
-        looks = survey(root, rows.files, rows.inside, f"{kind.plural} {rows.key}", seen)
+        surveys = survey(root, rows.files, rows.inside, f"{kind.plural} {rows.key}", inspected)
         items = [item for file in rows.files for item in rows.inside(file)]
-        return MediaIndex(items, rows.labels.tolist(), rows.classes, [], looks)
+        return MediaIndex(items, rows.labels.tolist(), rows.classes, [], surveys)
     if not root.is_dir():
         raise UserError(
             f"data.root = {root} is a file, expected {kind.expected}, or parquet with a column of them"
         )
-    described = root / "metadata.csv"
-    names, files, labels = from_table(described, kind, spec) if described.exists() else listed(root, kind)
-    looks = survey(root, [root / file for file in files], lambda file: [_file(file)], kind.plural, seen)
-    return MediaIndex([_file(root / file) for file in files], labels, max(1, len(names)), names, looks)
+    table = root / "metadata.csv"
+    names, files, labels = read_table(table, kind, spec) if table.exists() else list_files(root, kind)
+    surveys = survey(
+        root, [root / file for file in files], lambda file: [_file(file)], kind.plural, inspected
+    )
+    return MediaIndex([_file(root / file) for file in files], labels, max(1, len(names)), names, surveys)
 
 
-def from_table(table: Path, kind: Kind, spec: DataSpec) -> tuple[list[str], list[str], list[int]]:
-    """Class names, files and labels as a `metadata.csv` beside or above the files has them: the columns
-    `file_name` and `label` (or `data.label_key`). Raises `UserError` for files that are listed and absent, or
-    there and not listed."""
+def read_table(table: Path, kind: Kind, spec: DataSpec) -> tuple[list[str], list[str], list[int]]:
+    """Return class names, files and labels from a `metadata.csv` with columns `file_name` and `label`, or
+    `data.label_key`.
+
+    Raises `UserError` for files that are listed but missing, and for existing files that are not listed.
+    """
     label = spec.label_key or "label"
     try:
         with table.open(newline="", encoding="utf-8-sig") as content:
@@ -128,16 +136,22 @@ def from_table(table: Path, kind: Kind, spec: DataSpec) -> tuple[list[str], list
     for column in ("file_name", label):
         if not rows or not all(row.get(column) for row in rows):
             raise UserError(
-                f"{table} has no value of '{column}' in some row; expected columns file_name and {label}"
+                f"{table} lacks a value of '{column}' in some row; expected columns file_name and {label}"
             )
     files = [row["file_name"] for row in rows]
-    there = set(found(table.parent, kind))
-    for name in sorted(name for name, times in Counter(files).items() if times > 1 or name not in there)[:1]:
+    existing = set(find_files(table.parent, kind))
+    for name in sorted(name for name, times in Counter(files).items() if times > 1 or name not in existing)[
+        :1
+    ]:
         raise UserError(
-            f"{table} lists {name}, which is not there, is no file of {kind.plural}, or is listed twice"
+            f"{table} lists {name}, which does not exist, is not one of the {kind.plural}, or is listed "
+            "twice; "
+            "correct or remove the row"
         )
-    for name in sorted(there - set(files))[:1]:
-        raise UserError(f"{table.parent / name} is not listed in {table.name}; list it or move it away")
+    for name in sorted(existing - set(files))[:1]:
+        raise UserError(
+            f"{table.parent / name} is not listed in {table.name}; add a row, or move it out of the folder"
+        )
     classes = {row[label] for row in rows}
     names = sorted(classes, key=int if all(name.isdecimal() for name in classes) else str)
     number = {name: index for index, name in enumerate(names)}

@@ -1,5 +1,5 @@
-"""Parquet in the Hugging Face layout: a column of encoded images (`struct<bytes, path>`) and one of integer
-labels."""
+"""Parquet files in the Hugging Face layout: a column of encoded images (`struct<bytes, path>`) and one of
+integer labels."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from harness.data.disk.survey import Encoded, common_shape, data_path, fingerpri
 from harness.errors import UserError, unknown
 
 EXPECTED = (
-    "a .parquet file, or a folder of them, with a column of images, videos or recordings (struct<bytes, path>) and one of "
-    "integer labels"
+    "a .parquet file, or a folder of them, with a column of images, videos or recordings "
+    "(struct<bytes, path>) and one of integer labels"
 )
 SPLIT = re.compile(r"(?:^|/)(train|test|validation|valid|val|dev)(?![a-z])")
-"""In a file's name or its folder's, as `data/train-00000-of-00002.parquet` or `train/0000.parquet`."""
+"""The split in the name of a file or folder, for example `data/train-00000-of-00002.parquet` or
+`train/0000.parquet`."""
 
 
 class ParquetImages:
-    """Rows of one file, or of all files of a folder in the order of their names; of several splits, `train`.
+    """Rows of one file, or of all files of a folder sorted by name; of several splits, only `train` is used.
 
-    The encoded images of all rows stay in memory as they are in the files; a sample is decoded when it is
-    asked for.
+    The encoded images of all rows are kept in memory. A sample is decoded each time it is read.
     """
 
     modality = "image"
@@ -43,10 +43,10 @@ class ParquetImages:
         path = data_path(spec, EXPECTED)
         self._rows = rows = read_rows(spec, path)
         self.classes = rows.classes
-        seen = survey(path, rows.files, rows.inside, rows.key)
-        self.shape = common_shape(spec, seen, rows.where)
-        self._keys = [bytes.fromhex(s.sha256) for s in seen]
-        self.fingerprint = fingerprint((s.sha256 for s in seen), rows.labels.tolist())
+        surveys = survey(path, rows.files, rows.inside, rows.key)
+        self.shape = common_shape(spec, surveys, rows.where)
+        self._keys = [bytes.fromhex(s.sha256) for s in surveys]
+        self.fingerprint = fingerprint((s.sha256 for s in surveys), rows.labels.tolist())
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -64,12 +64,12 @@ class ParquetImages:
 
 @dataclass(frozen=True)
 class Rows:
-    """Encoded content, with labels, of all rows of some files."""
+    """The encoded content and the labels of all rows of some files."""
 
     files: list[Path]
     tables: dict[Path, pa.Table]
     key: str
-    """Name of the column."""
+    """Name of the content column."""
     labels: np.ndarray
     classes: int
 
@@ -82,20 +82,22 @@ class Rows:
         return np.cumsum([len(table) for table in self.tables.values()])
 
     def where(self, index: int) -> str:
-        """File and row, counted from 0."""
+        """Return file and row (from 0) of a sample, as text for a message."""
         number = int(np.searchsorted(self.ends, index, side="right"))
         return f"{self.files[number]} row {index - (self.ends[number - 1] if number else 0)}"
 
     def inside(self, file: Path) -> list[Encoded]:
-        """The rows of one file."""
+        """Return the rows of one file."""
         return [
             Encoded(value.as_py, f"{file} row {row}") for row, value in enumerate(self.tables[file]["image"])
         ]
 
 
 def read_rows(spec: DataSpec, path: Path) -> Rows:
-    """All rows of a parquet file, or of a folder of them; raises `UserError` naming the file, column or row
-    at fault."""
+    """Return all rows of a parquet file or of a folder of them.
+
+    Raises `UserError` naming the file, column or row at fault.
+    """
     files = _train_files(path) if path.is_dir() else [path]
     key, label = _columns(spec, files[0])
     tables = {file: _read(file, key, label) for file in files}
@@ -105,12 +107,12 @@ def read_rows(spec: DataSpec, path: Path) -> Rows:
 
 
 def _train_files(folder: Path) -> list[Path]:
-    """All files of a folder; where their names tell splits apart, those of `train`."""
+    """Return all files of a folder, or only those of `train` if their names contain several splits."""
     files = sorted(folder.rglob("*.parquet"))
     if not files:
         raise UserError(f"data.root = {folder} has no .parquet files; expected {EXPECTED}")
     splits = {
-        file: found[1] if (found := SPLIT.search(file.relative_to(folder).as_posix())) else ""
+        file: match[1] if (match := SPLIT.search(file.relative_to(folder).as_posix())) else ""
         for file in files
     }
     if len(set(splits.values())) == 1:
@@ -118,13 +120,15 @@ def _train_files(folder: Path) -> list[Path]:
     train = [file for file in files if splits[file] == "train"]
     if not train:
         raise UserError(
-            f"data.root = {folder} mixes {files[0].name} and {files[-1].name}; name the file that is meant"
+            f"data.root = {folder} holds several splits and no train split: {files[0].name}, "
+            f"{files[-1].name}; "
+            "set data.root to one file"
         )
     return train
 
 
 def _columns(spec: DataSpec, file: Path) -> tuple[str, str]:
-    """Names of the image column and of the label column, which is empty where there are no labels."""
+    """Return the names of the image column and of the label column, "" for data without labels."""
     schema = _schema(file)
     images = [field.name for field in schema if _holds_images(field.type)]
     image = spec.image_key or _only(images, "data.image_key", file, schema)
@@ -146,34 +150,38 @@ def _only(names: list[str], field: str, file: Path, schema: pa.Schema) -> str:
     if len(names) == 1:
         return names[0]
     columns = ", ".join(f"{column.name} ({column.type})" for column in schema)
-    raise UserError(f"{file} has columns {columns}; say which is meant with {field}, expected {EXPECTED}")
+    raise UserError(f"{file} has columns {columns}; choose one with {field}; expected {EXPECTED}")
 
 
 def _read(file: Path, image: str, label: str) -> pa.Table:
-    """A file's rows as `image` (encoded bytes) and, where there are labels, `label`."""
+    """Read a file's rows as columns `image` (encoded bytes) and, if there are labels, `label`."""
     schema = _schema(file)
     for name in filter(None, (image, label)):
         if name not in schema.names:
-            raise UserError(f"{file} has no column '{name}', which the other files have")
+            raise UserError(
+                f"{file} has no column '{name}', which the other files have; add it or remove the file"
+            )
     kind = schema.field(image).type
     if not (_holds_images(kind) or _is_binary(kind)):
         raise UserError(f"{file}: column '{image}' is {kind}, expected struct<bytes, path> or binary")
     try:
         table = pq.ParquetFile(file).read(columns=list(filter(None, (image, label))))
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{file} is a damaged parquet file: {error}") from error
+        raise UserError(f"{file} is a damaged parquet file: {error}; replace it") from error
     column = table[image]
     if pa.types.is_struct(column.type):
         # pyarrow generates its functions when it is imported.
         column = pc.struct_field(column, "bytes")  # pyright: ignore[reportAttributeAccessIssue]
     for row in np.flatnonzero(column.is_null())[:1]:
         raise UserError(f"{file} row {row}: column '{image}' has no bytes; embed the images in the file")
-    column = column.cast(pa.large_binary())  # one type, whatever the files have
+    # Files may store different binary types.
+    column = column.cast(pa.large_binary())
     return pa.table({"image": column} | ({"label": table[label]} if label else {}))
 
 
 def _labels(tables: dict[Path, pa.Table], first: Path, label: str) -> tuple[np.ndarray, int]:
-    """Labels of all rows and the number of classes: that of the schema's ClassLabel where it has one."""
+    """Return the labels of all rows and the number of classes, that of the schema's ClassLabel if it has
+    one."""
     rows = sum(map(len, tables.values()))
     if not label:
         return checked_labels(None, rows, "")
@@ -182,16 +190,18 @@ def _labels(tables: dict[Path, pa.Table], first: Path, label: str) -> tuple[np.n
     for file, table in tables.items():
         column, where = table["label"], f"{file}: column '{label}'"
         if not pa.types.is_integer(column.type):
-            raise UserError(f"{where} is {column.type}, expected integers; name another in data.label_key")
+            raise UserError(
+                f"{where} is {column.type}, expected integers; choose another with data.label_key"
+            )
         for row in np.flatnonzero(column.is_null())[:1]:
-            raise UserError(f"{where} is empty at row {row}")
+            raise UserError(f"{where} is empty at row {row}; fill it in or remove the row")
         below = len(names) if names else most_classes(rows)
         parts.append(checked_labels(column.to_numpy(), len(table), where, below=below))
     return np.concatenate([p.labels for p in parts]), len(names or ()) or max(p.classes for p in parts)
 
 
 def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
-    """Columns that the Hugging Face metadata call class labels, with the names of the classes."""
+    """Return the columns of type ClassLabel in the Hugging Face metadata, with the names of their classes."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return {
@@ -199,7 +209,8 @@ def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
             for name, f in features.items()
             if f.get("_type") == "ClassLabel" and f.get("names")
         }
-    except (KeyError, ValueError, TypeError, AttributeError):  # none, or none of this form
+    except (KeyError, ValueError, TypeError, AttributeError):
+        # The metadata is missing or has another structure.
         return {}
 
 

@@ -1,5 +1,4 @@
-"""From encoded images to uint8 (channels, height, width): decoding, transparency, grey and colour, resize and
-crop."""
+"""Conversion of encoded images to uint8 (channels, height, width): decoding, colour, resizing, cropping."""
 
 from __future__ import annotations
 
@@ -24,10 +23,10 @@ _BROKEN = (
     zlib.error,
     Image.DecompressionBombError,
 )
-"""What Pillow raises for damaged files."""
+"""Exceptions that Pillow raises for damaged files."""
 _PNG, _DEPTH = b"\x89PNG\r\n\x1a\n", 24
-"""How a PNG begins, and where it says how many bits a channel has: Pillow itself makes 8 of 16 where there is
-colour or alpha."""
+"""Signature of a PNG, and the position of its bit depth. Pillow reduces 16 bits to 8 if there is colour or
+alpha."""
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -37,14 +36,14 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What turns an image of each EXIF orientation upright (Exif 2.3, tag 0x0112); 1 is upright."""
+"""The transposition that turns each EXIF orientation upright (Exif 2.3, tag 0x0112); 1 is upright."""
 
 
 def decode(encoded: bytes, where: str) -> Image.Image:
-    """The image of a PNG, JPEG, WebP or BMP file's bytes: grey (L) or colour (RGB), 8 bits.
+    """Decode a PNG, JPEG, WebP or BMP file to an 8-bit grey (L) or colour (RGB) image.
 
-    Palettes become colours, transparency lies on white, and the camera's orientation is applied: what the eye
-    sees. Raises `UserError`, naming `where`, for bytes that are broken, animated, or deeper than 8 bits.
+    Palettes become colours, transparent pixels are composited on white, and the camera's orientation is
+    applied. Raises `UserError`, naming `where`, for damaged, animated or deeper images.
     """
     try:
         with Image.open(io.BytesIO(encoded)) as image:
@@ -52,26 +51,29 @@ def decode(encoded: bytes, where: str) -> Image.Image:
             image.load()
             image = upright(image)
     except UnidentifiedImageError as error:
-        raise UserError(f"{where} is not an image in a format that is read here") from error
+        raise UserError(f"{where} is not an image of a supported format; convert it to PNG") from error
     except _BROKEN as error:
         raise UserError(f"{where} is a broken image: {error}; replace or remove it") from error
     if frames > 1:
-        raise UserError(f"{where} holds {frames} frames, expected one still image")
+        raise UserError(
+            f"{where} holds {frames} frames, expected one still image; extract a frame or remove it"
+        )
     deep = encoded.startswith(_PNG) and encoded[_DEPTH] == 16
     if deep or image.mode not in GREY + COLOUR:
-        told = "16 bits a channel" if deep else f"type '{image.mode}'"
-        raise UserError(f"{where} has pixels of {told}, expected 8 bits a channel; convert it to 8 bits")
+        depth = "16 bits per channel" if deep else f"type '{image.mode}'"
+        raise UserError(f"{where} has pixels of {depth}, expected 8 bits per channel; convert it to 8 bits")
     return flatten(image)
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """An image turned as its EXIF orientation says; other tags, which may be damaged, are left alone."""
+    """Return an image turned upright by its EXIF orientation. Other tags, which may be damaged, are not
+    read."""
     turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 0))
     return image if turn is None else image.transpose(turn)
 
 
 def flatten(image: Image.Image) -> Image.Image:
-    """Any 8-bit image as L or RGB; transparent pixels are laid on white."""
+    """Convert an 8-bit image to L or RGB, with transparent pixels composited on white."""
     mode = "L" if image.mode in GREY else "RGB"
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -80,9 +82,10 @@ def flatten(image: Image.Image) -> Image.Image:
 
 
 def fit(image: Image.Image, shape: tuple[int, int, int]) -> np.ndarray:
-    """An L or RGB image as uint8 of a shape (channels, height, width).
+    """Convert an L or RGB image to uint8 of a shape (channels, height, width).
 
-    Grey to colour repeats the channel; colour to grey is luma (ITU-R 601: 0.299 R + 0.587 G + 0.114 B).
+    Grey becomes colour by repeating the channel. Colour becomes grey as luma (ITU-R 601: 0.299 R + 0.587 G +
+    0.114 B).
     """
     channels, height, width = shape
     image = image.convert("L" if channels == 1 else "RGB")
@@ -92,9 +95,12 @@ def fit(image: Image.Image, shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def centre_crop(image: Image.Image, side: int) -> Image.Image:
-    """Resize the shorter side, then cut the middle square, as ADM does (guided-diffusion image_datasets.py
-    `center_crop_arr`; "center-crop-dhariwal" elsewhere): halve by box filter while twice too large, then
-    bicubic."""
+    """Resize the shorter side to `side`, then crop the central square.
+
+    The image is halved with a box filter while it is at least twice too large, then resized bicubically. This
+    is ADM's crop (guided-diffusion image_datasets.py `center_crop_arr`), elsewhere called
+    "center-crop-dhariwal".
+    """
     while min(image.size) >= 2 * side:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = side / min(image.size)

@@ -1,4 +1,4 @@
-"""Recordings on disk: a folder of files, one subfolder a class, or parquet with a column of encoded
+"""Recordings on disk: a folder of files, one subfolder per class, or parquet with a column of encoded
 recordings."""
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ from metrics.value import MetricError
 KIND = Kind(
     "recordings",
     tuple(sorted(AUDIO.suffixes)),
-    (".wma", ".amr", ".au", ".snd", ".caf", ".ac3", ".mid", ".midi", ".ape", ".wv", ".ra", ".3gp", ".webm", ".mka"),
+    (
+        ".wma", ".amr", ".au", ".snd", ".caf", ".ac3", ".mid", ".midi", ".ape", ".wv", ".ra", ".3gp", ".webm",
+        ".mka",
+    ),
     "WAV",
 )  # fmt: skip
 LENGTHS: dict[bytes, tuple[slice, Literal["little", "big"], int]] = {
@@ -32,23 +35,25 @@ LENGTHS: dict[bytes, tuple[slice, Literal["little", "big"], int]] = {
     b"riff": (slice(16, 24), "little", 0),
     b"FORM": (slice(4, 8), "big", 8),
 }
-"""Where a WAV, a long WAV, a W64 and an AIFF say their length, in which order of bytes, and how many they
-leave out."""
+"""Position and byte order of the length field of WAV, RF64, W64 and AIFF files, and the number of bytes that
+it does not count."""
 STREAMED = 2**32 - 2**16
-"""Bytes beyond which a length stands for none: the file was written into a pipe."""
+"""A length in bytes above this is a placeholder of a file that was written to a pipe."""
 MOST_CHANNELS = 2
 FASTEST = 768_000
-"""Samples a second: more is a damaged header."""
+"""Highest sampling rate in Hz; more indicates a damaged header."""
 
 
 class Sounds:
-    """Recordings in files or parquet, as log-mel pictures of 32 bands and 64 frames: windows of 1.024 s.
+    """Recordings in files or parquet, as log-mel spectrograms of 32 bands and 64 frames: windows of 1.024 s.
 
-    `data.frames` sets another length. Stereo is averaged, the rate is brought to 8 kHz, and loudness stays as
-    it is. A recording gives one sample for each whole window in it; one that is shorter than a window gives
-    one, with silence after it. Samples after the last whole window are left out. Refused, by name: what
-    cannot be decoded, a WAV, AIFF or FLAC that is cut short, what holds no samples or no sound, has values
-    that are not finite, or more than two channels (their mix is a choice to be made first).
+    `data.frames` sets another length. Stereo is averaged and resampled to 8 kHz; loudness is not changed. A
+    recording yields one sample per complete window. A shorter recording is padded with silence. Audio after
+    the last complete window is dropped.
+
+    A recording is rejected by name if it cannot be decoded, is a truncated WAV, AIFF or FLAC, is empty or
+    silent, or has values that are not finite. More than two channels are rejected too, because there is more
+    than one way to mix them.
     """
 
     modality = "audio"
@@ -56,9 +61,9 @@ class Sounds:
 
     def __init__(self, spec: DataSpec) -> None:
         frames = clip_length(spec, FRAMES)
-        self._index = on = media_index(spec, KIND, look)
+        self._index = on = media_index(spec, KIND, survey_recording)
         self.classes, self.class_names, self.shape = on.classes, on.class_names, (BANDS, frames)
-        self._clips = Clips([max(1, length // (frames * HOP)) for _, length in on.seen])
+        self._clips = Clips([max(1, length // (frames * HOP)) for _, length in on.surveys])
         self._memory, self.fingerprint = Memory(), on.fingerprint()
 
     def __len__(self) -> int:
@@ -72,12 +77,14 @@ class Sounds:
         return self._index.labels[self._clips[index][0]]
 
     def key(self, index: int) -> bytes:
-        """All windows of a recording fall on one side of the split."""
+        """Return the key of the recording, so that all its windows are on the same side of the split."""
         return self._index.key(self._clips[index][0])
 
     def wave(self, index: int, rate: int = RATE) -> np.ndarray:
-        """float64 (frames * HOP,) at 8 kHz; at another rate so many times longer, from the recording as it is
-        on disk."""
+        """Return the waveform of a window, float64 (samples,) at a rate.
+
+        It has frames * HOP samples at 8 kHz. Other rates are resampled directly from the recording on disk.
+        """
         item, clip = self._clips[index]
         file, length = self._index.items[item], wave_length(self.shape[1], rate)
         begin = round(clip * self.shape[1] * HOP * rate / RATE)
@@ -85,41 +92,46 @@ class Sounds:
         return np.pad(samples, (0, length - len(samples))).astype(np.float64)
 
 
-def look(file: Encoded) -> tuple[int]:
-    """Samples at 8 kHz of a recording that keeps the rules; raises `UserError` naming it where it does
-    not."""
+def survey_recording(file: Encoded) -> tuple[int]:
+    """Return the number of samples at 8 kHz. Raises `UserError` naming a recording that cannot be used."""
     if file.content[:4] in LENGTHS:
-        place, order, left_out = LENGTHS[file.content[:4]]
-        promised = int.from_bytes(file.content[place], order) + left_out
-        if len(file.content) < promised <= STREAMED:
+        place, order, uncounted = LENGTHS[file.content[:4]]
+        declared = int.from_bytes(file.content[place], order) + uncounted
+        if len(file.content) < declared <= STREAMED:
             raise UserError(
-                f"{file.name} is cut short: {len(file.content)} bytes of {promised}; replace or remove it"
+                f"{file.name} is cut short: {len(file.content)} bytes of {declared}; replace or remove it"
             )
     return (len(waveform(file)),)
 
 
-def waveform(file: Encoded, at: int = RATE) -> np.ndarray:
-    """float32 (n,) at 8 kHz, or another rate; raises `UserError` naming a recording that breaks a rule."""
+def waveform(file: Encoded, output_rate: int = RATE) -> np.ndarray:
+    """Return a recording as float32 (n,) at a rate. Raises `UserError` naming one that cannot be used."""
     try:
         channels, rate = decoded_channels(file)
         _check_flac(file, len(channels))
         if not 0 < rate <= FASTEST:
-            raise UserError(f"{file.name} says {rate} samples a second; replace or remove it")
+            raise UserError(
+                f"{file.name} has a sampling rate of {rate} Hz, expected 1 to {FASTEST}; replace or remove it"
+            )
         if channels.shape[1] > MOST_CHANNELS:
             raise UserError(
-                f"{file.name} has {channels.shape[1]} channels; at most {MOST_CHANNELS} are mixed here: mix it down first"
+                f"{file.name} has {channels.shape[1]} channels, expected at most {MOST_CHANNELS}; mix it "
+                "down to "
+                "stereo or mono"
             )
         recording = Recording(file.name, rate, channels.mean(axis=1, dtype=np.float64).astype(np.float32))
     except MetricError as error:
         raise UserError(f"{error}; replace or remove it") from error
     if recording.silent:
-        raise UserError(f"{file.name} is silent: all its samples have one value; replace or remove it")
-    return resampled(recording, at).samples
+        raise UserError(f"{file.name} is silent: all its samples are equal; replace or remove it")
+    return resampled(recording, output_rate).samples
 
 
 def _check_flac(file: Encoded, samples: int) -> None:
-    """Raise `UserError` for a FLAC of fewer samples than its header says, where it says how many: 36 bits of
-    its STREAMINFO (RFC 9639, 8.2)."""
-    promised = int.from_bytes(file.content[21:26], "big") % 2**36
-    if file.content[:4] == b"fLaC" and samples < promised:
-        raise UserError(f"{file.name} is cut short: {samples} samples of {promised}; replace or remove it")
+    """Raise `UserError` for a FLAC with fewer samples than its header declares.
+
+    The total is 36 bits of STREAMINFO (RFC 9639, 8.2); 0 means unknown.
+    """
+    declared = int.from_bytes(file.content[21:26], "big") % 2**36
+    if file.content[:4] == b"fLaC" and samples < declared:
+        raise UserError(f"{file.name} is cut short: {samples} samples of {declared}; replace or remove it")

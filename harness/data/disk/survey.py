@@ -1,8 +1,7 @@
-"""What data sets on disk share: the way to them, a survey of every image, one shape for all, and the
-fingerprint.
+"""The survey of a data set on disk: hash and size of every item, a common shape, and the fingerprint.
 
-A survey decodes every image once, so that a broken one is found by name before anything starts. What it saw
-is cached by size and time of change of each file.
+A survey decodes every item once, so that a broken one raises an error before a run starts. The results are
+cached by size and modification time of each file.
 """
 
 from __future__ import annotations
@@ -21,30 +20,32 @@ from harness.files.cache import cache_dir
 from harness.files.files import locked, write_atomic
 
 RULES = 2
-"""Raised when what is refused changes, so that old surveys are forgotten."""
+"""Version of the checks: increase it when they change, to invalidate cached surveys."""
 
 
 class FileSurvey(NamedTuple):
-    """One image as the survey saw it."""
+    """The survey of one image."""
 
     sha256: str
-    """Of its encoded bytes."""
+    """Hash of the encoded bytes."""
     width: int
     height: int
     channels: int
 
 
 class Encoded(NamedTuple):
-    """The bytes of one image and what to call it in a message."""
+    """The encoded bytes of one item, and its name in messages."""
 
     read: Callable[[], bytes]
     where: str
 
 
 def data_path(spec: DataSpec, expected: str) -> Path:
-    """`data.root` as a path that is there; raises `UserError` saying what was expected."""
+    """Return `data.root` as an existing path. Raises `UserError` that describes what was expected."""
     if not spec.root:
-        raise UserError(f"data.root is empty, but data.name = '{spec.name}' needs it: expected {expected}")
+        raise UserError(
+            f"data.root is empty, but data.name = '{spec.name}' requires it; set it to {expected}"
+        )
     path = Path(spec.root).expanduser()
     if not path.exists():
         raise UserError(f"data.root = {spec.root}: no such file or folder; expected {expected}")
@@ -56,13 +57,14 @@ def survey(
     files: Sequence[Path],
     inside: Callable[[Path], Sequence[Encoded]],
     variant: str = "",
-    look: Callable[[Encoded], tuple] | None = None,
+    inspect: Callable[[Encoded], tuple[Any, ...]] | None = None,
+    # Any: rows of JSON, whose values depend on `inspect`.
 ) -> list[Any]:
-    """Every image of every file, in order, as a `FileSurvey` or as what `look` returns; `inside` lists the
-    images of one file.
+    """Return the survey of every item of every file, in order: the result of `inspect`, or a `FileSurvey`.
 
-    Only files whose size or time of change is not as in the cache are read; `variant` keeps apart what is
-    seen differently. Raises `UserError` naming the first file that is not there, or the first broken image.
+    `inside` lists the items of one file. Only files whose size or modification time differs from the cache
+    are read; `variant` separates caches of different inspections. Raises `UserError` naming the first file
+    that is missing, or the first broken item.
     """
     key = hashlib.sha256(f"{RULES}\n{root.resolve()}\n{variant}".encode()).hexdigest()[:16]
     store = cache_dir("surveys") / f"{key}.json"
@@ -71,72 +73,75 @@ def survey(
         stamps = {file: _stamp(file) for file in files}
         names = {file: str(file.relative_to(root)) for file in files}
         stale = [file for file in files if known.get(names[file], {}).get("stamp") != stamps[file]]
-        for file, seen in zip(stale, _look(stale, inside, look or _see), strict=True):
-            known[names[file]] = {"stamp": stamps[file], "images": seen}
+        for file, items in zip(stale, _inspect(stale, inside, inspect or _inspect_image), strict=True):
+            known[names[file]] = {"stamp": stamps[file], "images": items}
         if stale:
             _write(store, {names[file]: known[names[file]] for file in files})
-    found = [seen for file in files for seen in known[names[file]]["images"]]
-    return found if look else [FileSurvey(*seen) for seen in found]
+    items = [item for file in files for item in known[names[file]]["images"]]
+    return items if inspect else [FileSurvey(*item) for item in items]
 
 
 def common_shape(
-    spec: DataSpec, seen: Sequence[FileSurvey], where: Callable[[int], str]
+    spec: DataSpec, surveys: Sequence[FileSurvey], where: Callable[[int], str]
 ) -> tuple[int, int, int]:
-    """(channels, height, width) for all images; colour when any has colour and `data.channels` leaves it
-    open.
+    """Return (channels, height, width) for all images.
 
-    Raises `UserError` for sizes that differ while `data.resolution` is not set.
+    Without `data.channels`, images are colour if any of them is. Raises `UserError` if sizes differ and
+    `data.resolution` is not set.
     """
-    channels = spec.channels or max(s.channels for s in seen)
+    channels = spec.channels or max(s.channels for s in surveys)
     if spec.resolution:
         return channels, spec.resolution, spec.resolution
-    first = seen[0]
-    for number, other in enumerate(seen):
+    first = surveys[0]
+    for number, other in enumerate(surveys):
         if (other.width, other.height) != (first.width, first.height):
             raise UserError(
-                f"{where(number)} is {other.width}x{other.height} pixels, but {where(0)} is {first.width}x{first.height}; "
-                "set data.resolution, as in --set data.resolution=32"
+                f"{where(number)} is {other.width}x{other.height} pixels, but {where(0)} is "
+                f"{first.width}x{first.height}; "
+                "choose one size, for example --set data.resolution=32"
             )
     return channels, first.height, first.width
 
 
 def fingerprint(images: Iterable[str], labels: Iterable[int]) -> str:
-    """16 hex digits over the images' hashes and labels, in order."""
+    """Return 16 hex digits of a sha256 over the hashes and labels of all items, in order."""
     total = hashlib.sha256()
     for sha256, label in zip(images, labels, strict=True):
         total.update(f"{sha256} {label}\n".encode())
     return total.hexdigest()[:16]
 
 
-def _look(
-    files: Sequence[Path], inside: Callable[[Path], Sequence[Encoded]], look: Callable[[Encoded], tuple]
-) -> Iterable[list[tuple]]:
-    """The images of each file; decoding runs on all cores (Pillow lets go of the interpreter)."""
+def _inspect(
+    files: Sequence[Path],
+    inside: Callable[[Path], Sequence[Encoded]],
+    inspect: Callable[[Encoded], tuple[Any, ...]],
+) -> Iterable[list[tuple[Any, ...]]]:
+    """Yield the surveys of the items of each file. Threads use all cores, because Pillow releases the GIL."""
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(files), 1024):
             lists = [inside(file) for file in files[start : start + 1024]]
-            seen = pool.map(look, [encoded for images in lists for encoded in images])
+            surveys = pool.map(inspect, [encoded for images in lists for encoded in images])
             for images in lists:
-                yield [next(seen) for _ in images]
+                yield [next(surveys) for _ in images]
 
 
 def _stamp(file: Path) -> list[int]:
-    """Size and time of change."""
+    """Return size and modification time."""
     try:
-        found = file.stat()
+        status = file.stat()
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}; replace or remove it") from error
-    return [found.st_size, found.st_mtime_ns]
+    return [status.st_size, status.st_mtime_ns]
 
 
-def _see(encoded: Encoded) -> FileSurvey:
+def _inspect_image(encoded: Encoded) -> FileSurvey:
     content = encoded.read()
     image = decode(content, encoded.where)
     return FileSurvey(hashlib.sha256(content).hexdigest(), *image.size, len(image.getbands()))
 
 
 def _write(store: Path, known: dict[str, Any]) -> None:
-    """JSON below its own checksum."""
+    """Write surveys as JSON below a line with its checksum."""
     body = json.dumps(known, separators=(",", ":")).encode()
     try:
         write_atomic(store, hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
@@ -147,7 +152,7 @@ def _write(store: Path, known: dict[str, Any]) -> None:
 
 
 def _read(store: Path) -> dict[str, Any]:
-    """What is known; nothing when it is absent or damaged, and so everything is looked at again."""
+    """Return cached surveys, or none if the cache is missing or damaged."""
     if not store.exists():
         return {}
     checksum, _, body = store.read_bytes().partition(b"\n")

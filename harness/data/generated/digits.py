@@ -13,7 +13,7 @@ from harness.data.dataset import Sample
 
 
 class Digits:
-    """8x8 grey images with 17 levels, ten classes; spread over 0..255 as uint8."""
+    """8x8 grey images, ten classes; the 17 grey levels are scaled to 0..255 as uint8."""
 
     modality = "image"
     reads = ()
@@ -23,7 +23,7 @@ class Digits:
     def __init__(self, spec: DataSpec) -> None:
         from sklearn.datasets import load_digits
 
-        # Any: a Bunch has the fields that its data set has.
+        # Any: the fields of a Bunch depend on its data set.
         bunch: Any = load_digits()
         self._images = np.round(bunch.images[:, None] * (255 / 16)).astype(np.uint8)
         self._labels = bunch.target.astype(np.int64)

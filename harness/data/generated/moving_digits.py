@@ -1,5 +1,4 @@
-"""scikit-learn's 1,797 digits, each gliding through a room of 16x16 pixels and bouncing off its walls: 3,594
-videos."""
+"""Videos of scikit-learn's digits that move through a room of 16x16 pixels and bounce off its walls."""
 
 from __future__ import annotations
 
@@ -16,25 +15,25 @@ from harness.runtime.random_streams import Streams
 
 SIDE, DIGIT, FRAMES = 16, 8, 16
 ROOM = SIDE - DIGIT
-"""Pixels that a digit's corner can go, on each axis."""
+"""Range of the digit's corner in pixels, on each axis."""
 SLOW, FAST = 0.5, 1.5
-"""Pixels a frame, on each axis."""
+"""Limits of the speed in pixels per frame, on each axis."""
 CLIPS_EACH = 2
 
 
 class MovingDigits:
     """Moving digits: 16 grey frames of 16x16 (`data.frames` for another length), ten classes.
 
-    On each axis the speed is constant, even in SLOW .. FAST, and its sign turns at a wall. A digit lies
-    between pixels by bilinear weights, so that its centre of mass moves exactly as it does. Samples are (1,
-    frames, 16, 16). Both videos of one handwritten digit fall on the same side of the split.
+    There are 3,594 videos, (1, frames, 16, 16), two of each handwritten digit, both on the same side of the
+    split. On each axis the speed is constant, uniform in SLOW .. FAST, and its sign changes at a wall. Digits
+    are placed at subpixel positions with bilinear weights, so the centre of mass follows the exact path.
     """
 
     modality = "video"
     reads = ("frames",)
     classes = 10
     motion: ClassVar[dict[str, float]] = {"room": ROOM, "slow": SLOW, "fast": FAST}
-    """What paths of digits are like, for metrics that know their truth."""
+    """Parameters of the paths, for metrics that compare motion with the generator."""
 
     def __init__(self, spec: DataSpec) -> None:
         self._digits = Digits(spec)
@@ -47,9 +46,9 @@ class MovingDigits:
         self.fingerprint = hashlib.sha256(self._pixels.tobytes()).hexdigest()[:16]
 
     position: np.ndarray
-    """(videos, frames, 2): row and column of the digit's upper left corner in pixels, 0 .. ROOM."""
+    """Row and column of the digit's upper left corner in pixels, 0 .. ROOM, (videos, frames, 2)."""
     velocity: np.ndarray
-    """(videos, frames, 2): pixels a frame, as it leaves that position."""
+    """Velocity in pixels per frame when leaving that position, (videos, frames, 2)."""
 
     def __len__(self) -> int:
         return CLIPS_EACH * len(self._digits)
@@ -61,33 +60,37 @@ class MovingDigits:
         return self._digits.key(index % len(self._digits))
 
 
-def clip_length(spec: DataSpec, usual: int) -> int:
-    """`data.frames`, or the usual number of frames."""
+def clip_length(spec: DataSpec, default: int) -> int:
+    """Return `data.frames` or its default. Raises `UserError` for a single frame."""
     if spec.frames == 1:
-        raise UserError(f"data.frames = 1, but '{spec.name}' moves: give 2 or more, or none for {usual}")
-    return spec.frames or usual
+        raise UserError(
+            f"data.frames = 1, but '{spec.name}' needs at least 2; set 2 or more, or leave it out for "
+            f"{default}"
+        )
+    return spec.frames or default
 
 
 def reflected(start: np.ndarray, velocity: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Positions and velocities (N, T, 2) at `times` (T,) of points that start at (N, 2) and turn at 0 and
-    ROOM."""
+    """Return positions and velocities (N, T, 2) at `times` (T,) of points that start at (N, 2) and reflect at
+    0 and ROOM."""
     free = start[:, None] + velocity[:, None] * times[:, None]
-    way = np.mod(free, 2 * ROOM)
-    return np.minimum(way, 2 * ROOM - way), np.where(way < ROOM, 1, -1) * velocity[:, None]
+    phase = np.mod(free, 2 * ROOM)
+    return np.minimum(phase, 2 * ROOM - phase), np.where(phase < ROOM, 1, -1) * velocity[:, None]
 
 
 def digit_images(digits: Digits, count: int) -> np.ndarray:
-    """float64 (count, 8, 8) of 0..255, the digits in turn."""
+    """Return float64 (count, 8, 8) in 0..255, cycling through the digits."""
     return np.stack([digits.sample(i % len(digits)).x[0] for i in range(count)]).astype(np.float64)
 
 
 def placed(images: np.ndarray, corner: np.ndarray) -> np.ndarray:
-    """Images (N, 8, 8) with their corner at (N, T, 2), row and column, on frames uint8 (N, T, 16, 16)."""
+    """Draw images (N, 8, 8) on frames uint8 (N, T, 16, 16), with corners (row, column) at (N, T, 2)."""
     rows, columns = (_weights(corner[..., axis]) for axis in (0, 1))
     return np.round(rows @ images[:, None] @ columns.swapaxes(-1, -2)).astype(np.uint8)
 
 
 def _weights(corner: np.ndarray) -> np.ndarray:
-    """(N, T) -> (N, T, SIDE, DIGIT): how much of an image's line falls on each line of the frame."""
+    """Return bilinear weights (N, T, SIDE, DIGIT) from lines of the image to lines of the frame, for corners
+    (N, T)."""
     distance = np.arange(SIDE)[:, None] - np.arange(DIGIT) - corner[..., None, None]
     return np.maximum(0, 1 - np.abs(distance))

@@ -1,5 +1,4 @@
-"""Short sounds told apart by how their pitch moves and by what they are made of: 2,400 recordings of 1.024
-s."""
+"""Generated sounds of 1.024 s, whose classes combine a pitch contour and a timbre."""
 
 from __future__ import annotations
 
@@ -11,27 +10,28 @@ from harness.config.spec import DataSpec
 from harness.data.dataset import Sample
 from harness.data.generated.moving_digits import clip_length
 from harness.data.log_mel import BANDS, HOP, RATE, mel_bytes
-from harness.data.waveforms import at_rate
+from harness.data.waveforms import resample
 from harness.runtime.random_streams import Streams
 
 CONTOURS = ("level", "rising", "falling", "arch")
 TIMBRES = ("sine", "harmonics", "noise")
 FRAMES, EACH = 64, 200
 PITCH = (300.0, 700.0)
-"""Hz, of the middle of a sound, even in octaves; contours span one octave around it."""
+"""Limits in Hz of the middle pitch of a sound, uniform in octaves; contours span one octave around it."""
 LENGTH = (0.4, 0.9)
-"""Share of the recording that a sound fills, beginning anywhere."""
+"""Limits of the fraction of the recording that a sound fills, at a random position."""
 PEAK, EDGE = 0.5, 160
-"""Amplitude, and samples (20 ms) of raised cosine at both ends."""
+"""Amplitude, and samples (20 ms) of the raised-cosine fade at both ends."""
 HARMONICS, BANDWIDTH = 5, 40
-"""Overtones of 1/k; samples (5 ms) over which white noise is averaged before it moves a sine's amplitude."""
+"""Number of harmonics, with amplitudes 1/k; samples (5 ms) over which white noise is averaged before it
+modulates a sine."""
 
 
 class Tones:
-    """Tones: log-mel pictures of 32 bands and 64 frames (`data.frames` for another length), 12 classes.
+    """Tones: log-mel spectrograms of 32 bands and 64 frames (`data.frames` for another length), 12 classes.
 
-    The class is `len(TIMBRES) * contour + timbre`. Samples are (32, frames); `wave(index)` is the sound
-    itself, and `harness.data.log_mel.heard` makes one of a sample.
+    There are 2,400 samples, (32, frames); the class is `len(TIMBRES) * contour + timbre`. `wave(index)` is
+    the sound itself; `harness.data.log_mel.griffin_lim` reconstructs one from a sample.
     """
 
     modality = "audio"
@@ -54,17 +54,18 @@ class Tones:
         return self._mels[index].tobytes()
 
     def wave(self, index: int, rate: int = RATE) -> np.ndarray:
-        """float64 (frames * HOP,) at 8 kHz, within -PEAK .. PEAK; at another rate so many times longer."""
+        """Return the sound, float64 (frames * HOP,) at 8 kHz within -PEAK .. PEAK, or resampled to another
+        rate."""
         contour, timbre = divmod(index % self.classes, len(TIMBRES))
-        pitch, long, place = self._streams.uniform("data/tones", [index], (3,))[0].double().tolist()
-        whole = self.shape[1] * HOP
-        length = int(whole * (LENGTH[0] + (LENGTH[1] - LENGTH[0]) * long))
+        pitch, duration, place = self._streams.uniform("data/tones", [index], (3,))[0].double().tolist()
+        total = self.shape[1] * HOP
+        length = int(total * (LENGTH[0] + (LENGTH[1] - LENGTH[0]) * duration))
         middle = PITCH[0] * (PITCH[1] / PITCH[0]) ** pitch
         hertz = middle * 2 ** _octaves(CONTOURS[contour], np.arange(length) / length)
         sound = self._sound(TIMBRES[timbre], hertz, index)
-        wave, begin = np.zeros(whole), int(place * (whole - length))
+        wave, begin = np.zeros(total), int(place * (total - length))
         wave[begin : begin + length] = PEAK / np.abs(sound).max() * sound * _edges(length)
-        return at_rate(wave, RATE, rate)
+        return resample(wave, RATE, rate)
 
     def _sound(self, timbre: str, hertz: np.ndarray, index: int) -> np.ndarray:
         phase = 2 * np.pi * np.cumsum(hertz) / RATE
@@ -77,11 +78,12 @@ class Tones:
 
 
 def _octaves(contour: str, u: np.ndarray) -> np.ndarray:
-    """Octaves above the middle pitch at the share u (n,) of a sound's length."""
-    line = {"level": 0 * u, "rising": u - 0.5, "falling": 0.5 - u, "arch": 4 * u * (1 - u) - 0.5}
-    return line[contour]
+    """Return octaves above the middle pitch at fractions u (n,) of the length of a sound."""
+    octaves = {"level": 0 * u, "rising": u - 0.5, "falling": 0.5 - u, "arch": 4 * u * (1 - u) - 0.5}
+    return octaves[contour]
 
 
 def _edges(length: int) -> np.ndarray:
+    """Return the raised-cosine envelope (length,)."""
     ends = np.minimum(np.arange(length), np.arange(length)[::-1]) / EDGE
     return 0.5 - 0.5 * np.cos(np.pi * np.minimum(ends, 1))

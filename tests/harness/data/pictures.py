@@ -1,4 +1,4 @@
-"""Small images and the four ways to keep them, for the tests of data from disk."""
+"""Small images, and writers of the formats they are stored in, for tests of data sets on disk."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LABELS = np.array([0, 0, 0, 1, 1, 2, 2, 2])
 
 
 def pixels(n: int = len(LABELS), height: int = 8, width: int = 8, channels: int = 3) -> np.ndarray:
-    """uint8 (n, height, width, channels), seeded."""
+    """Return random images uint8 (n, height, width, channels) of a fixed seed."""
     return np.random.default_rng(0).integers(0, 256, (n, height, width, channels), dtype=np.uint8)
 
 
@@ -50,10 +50,10 @@ def parquet_of(path: Path, images: np.ndarray, labels: np.ndarray = LABELS) -> P
 
 
 def opened(name: str, root: Path | str, **fields: Any) -> Dataset:
-    """Opened anew, whatever this process has open."""
+    """Return a newly opened data set, bypassing the cache of `open_dataset`."""
     return registry.load("dataset", name)(DataSpec(name=name, root=str(root), **fields))
 
 
 def all_pixels(data: Dataset) -> np.ndarray:
-    """(n, height, width, channels)."""
+    """Return all samples, (n, height, width, channels)."""
     return np.stack([data.sample(i).x for i in range(len(data))]).transpose(0, 2, 3, 1)

@@ -1,4 +1,4 @@
-"""Small videos and recordings, for the tests of data sets on disk."""
+"""Small videos and recordings, for tests of data sets on disk."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ import numpy as np
 import soundfile
 
 MILLISECOND = Fraction(1, 1000)
+NO_RANDOM_IDS = {"fflags": "+bitexact"}
 CLIPS = Fraction(125, 8)
-"""Frames a second of the clips that films are cut into."""
+"""Frames per second of the clips that films are cut into."""
 
 
 def frames(count: int = 16, height: int = 8, width: int = 8, seed: int = 0) -> np.ndarray:
-    """uint8 (T, H, W, 3)."""
+    """Return random frames uint8 (T, H, W, 3)."""
     return np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
 
 
@@ -29,10 +30,12 @@ def video(
     times: Sequence[int] | None = None,
     title: bytes = b"",
 ) -> bytes:
-    """Lossless as it stands; 8 frames a second, or one at each of `times` in milliseconds. `title` may be in
-    any encoding."""
+    """Encode a video, lossless by default, with 8 frames per second or frames at `times` in milliseconds.
+
+    `title` may be in any encoding.
+    """
     content = io.BytesIO()
-    with av.open(content, "w", format=container, options={"fflags": "+bitexact"}) as file:  # no random ids
+    with av.open(content, "w", format=container, options=NO_RANDOM_IDS) as file:
         _leave_room(file, title)
         stream = file.add_stream(codec, rate=8)
         stream.height, stream.width, stream.pix_fmt = *pixels.shape[1:3], form
@@ -51,7 +54,7 @@ def tone(samples: int = 8192, rate: int = 8000, hertz: float = 440.0) -> np.ndar
 
 
 def sound(samples: np.ndarray, rate: int = 8000, **options: Any) -> bytes:
-    """A WAV of samples (n,) or (n, channels), unless `format` says otherwise."""
+    """Encode samples (n,) or (n, channels) as a WAV, or in another `format`."""
     content = io.BytesIO()
     soundfile.write(content, samples, rate, **{"format": "WAV", "subtype": "PCM_16"} | options)
     return content.getvalue()
@@ -69,10 +72,13 @@ def film(
     codecs: tuple[str, str, str] = ("ffv1", "bgr0", "pcm_s16le"),
     title: bytes = b"",
 ) -> bytes:
-    """Lossless as it stands. Samples (n,) or (n, channels), 100 a packet, begin `late` seconds after the
-    picture (before it where negative); `gap` is a packet and the seconds of nothing before it."""
+    """Encode a video with sound, lossless by default.
+
+    The samples, (n,) or (n, channels), are written in packets of 100. They begin `late` seconds after the
+    picture, or before it if negative. `gap` is a packet and the seconds without sound before it.
+    """
     content, codec = io.BytesIO(), codecs[2]
-    with av.open(content, "w", format=container, options={"fflags": "+bitexact"}) as file:
+    with av.open(content, "w", format=container, options=NO_RANDOM_IDS) as file:
         _leave_room(file, title)
         picture = file.add_stream(codecs[0], rate=fps)
         picture.height, picture.width, picture.pix_fmt = *pixels.shape[1:3], codecs[1]
@@ -87,19 +93,21 @@ def film(
         for number, begin in enumerate(range(0, len(channels), 100)):
             packet = np.ascontiguousarray(channels[begin : begin + 100]).reshape(1, -1)
             frame = av.AudioFrame.from_ndarray(packet, format="s16", layout=layout)
-            behind = gap[1] if gap and number >= gap[0] else 0.0
-            frame.pts, frame.sample_rate = begin + round((max(late, 0) + behind) * rate), rate
+            delay = gap[1] if gap and number >= gap[0] else 0.0
+            frame.pts, frame.sample_rate = begin + round((max(late, 0) + delay) * rate), rate
             frame.time_base = Fraction(1, rate)
             file.mux(sound.encode(frame))
         file.mux(sound.encode(None))
     return _titled(content.getvalue(), title)
 
 
+# Any: a container of PyAV, whose stubs differ between versions.
 def _leave_room(file: Any, title: bytes) -> None:
+    """Write a placeholder for the title."""
     if title:
         file.metadata["title"] = "?" * len(title)
 
 
 def _titled(content: bytes, title: bytes) -> bytes:
-    """PyAV writes titles in UTF-8 alone, so that another one takes its place afterwards."""
+    """Replace the placeholder by the title, because PyAV only writes titles in UTF-8."""
     return content.replace(b"?" * len(title), title) if title else content

@@ -1,4 +1,4 @@
-"""npz archives and IDX files."""
+"""Images in npz archives and IDX files, against torchvision and between formats."""
 
 from __future__ import annotations
 
@@ -45,78 +45,82 @@ def mnist_folder(root: Path, end: str = "", dash: str = "-") -> Path:
         ("arr_0", "arr_1", {}),
     ],
 )
-def test_usual_names(tmp_path: Path, image_key: str, label_key: str, more: dict[str, int]) -> None:
+def test_npz_arrays_are_found_by_their_usual_names(
+    tmp_path: Path, image_key: str, label_key: str, more: dict[str, int]
+) -> None:
     data = opened("npz", npz(tmp_path / "a.npz", **{image_key: pixels(), label_key: LABELS}, **more))
     assert (data.shape, data.classes, len(data)) == ((3, 8, 8), 3, 8)
     assert np.array_equal(all_pixels(data), pixels())
     assert images(data, np.arange(8))[1].tolist() == LABELS.tolist()
 
 
-def test_layouts_are_the_same_data(tmp_path: Path) -> None:
+def test_npz_layouts_and_idx_give_the_same_data(tmp_path: Path) -> None:
     grey = pixels(channels=1)
-    kept = [grey, grey[..., 0], grey.transpose(0, 3, 1, 2), np.asfortranarray(grey[..., 0])]
-    seen = [opened("npz", npz(tmp_path / f"{i}.npz", images=a, labels=LABELS)) for i, a in enumerate(kept)]
-    seen.append(opened("idx", mnist_folder(tmp_path / "idx")))
-    assert len({data.fingerprint for data in seen}) == 1
-    assert {data.shape for data in seen} == {(1, 8, 8)}
-    assert all(np.array_equal(all_pixels(data), grey) for data in seen)
-    assert len({tuple(data.key(i) for i in range(8)) for data in seen}) == 1
+    layouts = [grey, grey[..., 0], grey.transpose(0, 3, 1, 2), np.asfortranarray(grey[..., 0])]
+    data_sets = [
+        opened("npz", npz(tmp_path / f"{i}.npz", images=a, labels=LABELS)) for i, a in enumerate(layouts)
+    ]
+    data_sets.append(opened("idx", mnist_folder(tmp_path / "idx")))
+    assert len({data.fingerprint for data in data_sets}) == 1
+    assert {data.shape for data in data_sets} == {(1, 8, 8)}
+    assert all(np.array_equal(all_pixels(data), grey) for data in data_sets)
+    assert len({tuple(data.key(i) for i in range(8)) for data in data_sets}) == 1
 
 
-def test_every_family_gives_the_same_pixels(tmp_path: Path) -> None:
-    """Resized, cropped and greyed alike, whatever the images lie in."""
+def test_every_image_reader_gives_the_same_pixels(tmp_path: Path) -> None:
+    """Resizing, cropping and conversion to grey do not depend on the file format."""
     tall = pixels(height=21, width=13)
     roots = {
         "npz": npz(tmp_path / "a.npz", images=tall, labels=LABELS),
         "folder": folder_of(tmp_path / "folder", tall),
         "parquet": parquet_of(tmp_path / "a.parquet", tall),
     }
-    seen = [opened(name, root, resolution=8, channels=1) for name, root in roots.items()]
-    assert {data.shape for data in seen} == {(1, 8, 8)}
-    first = all_pixels(seen[0])
-    assert all(np.array_equal(all_pixels(data), first) for data in seen)
+    data_sets = [opened(name, root, resolution=8, channels=1) for name, root in roots.items()]
+    assert {data.shape for data in data_sets} == {(1, 8, 8)}
+    first = all_pixels(data_sets[0])
+    assert all(np.array_equal(all_pixels(data), first) for data in data_sets)
 
 
-def test_keys_by_name_and_without_labels(tmp_path: Path) -> None:
+def test_npz_arrays_are_chosen_by_key_and_labels_are_optional(tmp_path: Path) -> None:
     path = npz(
         tmp_path / "a.npz", cats=pixels(), kind=LABELS[:, None], images=pixels()[:2], labels=LABELS[:2]
     )
     assert len(opened("npz", path)) == 2
     data = opened("npz", path, image_key="cats", label_key="kind")
     assert (len(data), data.classes) == (8, 3)
-    alone = opened("npz", npz(tmp_path / "b.npz", arr_0=pixels()))
-    assert (alone.classes, alone.sample(3).label) == (1, 0)
+    unlabelled = opened("npz", npz(tmp_path / "b.npz", arr_0=pixels()))
+    assert (unlabelled.classes, unlabelled.sample(3).label) == (1, 0)
     assert len(opened("npz", npz(tmp_path / "c.npz", pics=pixels()), image_key="pics")) == 8
 
 
-def test_alpha_lies_on_white(tmp_path: Path) -> None:
+def test_npz_alpha_is_composited_on_white(tmp_path: Path) -> None:
     clear = np.dstack([np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), np.uint8)])[None]
     assert all_pixels(opened("npz", npz(tmp_path / "a.npz", images=clear, labels=[0]))).min() == 255
 
 
-def test_fingerprint_knows_shape_pixels_and_labels(tmp_path: Path) -> None:
+def test_fingerprint_depends_on_shape_pixels_and_labels(tmp_path: Path) -> None:
     base = pixels(height=4, width=16)
-    seen = [
+    fingerprints = [
         opened("npz", npz(tmp_path / f"{i}.npz", images=a, labels=labels)).fingerprint
         for i, (a, labels) in enumerate(
             [(base, LABELS), (base.reshape(8, 16, 4, 3), LABELS), (base, LABELS[::-1]), (base ^ 1, LABELS)]
         )
     ]
-    assert len(set(seen)) == 4
+    assert len(set(fingerprints)) == 4
     assert (
         opened("npz", npz(tmp_path / "x.npz", images=base, labels=LABELS.astype(np.uint8))).fingerprint
-        == seen[0]
+        == fingerprints[0]
     )
 
 
 @pytest.mark.parametrize(("end", "dash"), [("", "-"), (".gz", "-"), ("", "."), (".gz", ".")])
-def test_idx_names(tmp_path: Path, end: str, dash: str) -> None:
+def test_idx_files_are_found_by_every_usual_name(tmp_path: Path, end: str, dash: str) -> None:
     root = mnist_folder(tmp_path / "m", end, dash)
     by_file = opened("idx", root / f"train-images{dash}idx3-ubyte{end}")
     assert by_file.fingerprint == opened("idx", root).fingerprint
 
 
-def test_idx_as_torchvision_reads_it(tmp_path: Path) -> None:
+def test_read_idx_agrees_with_torchvision(tmp_path: Path) -> None:
     path = idx(tmp_path / "train-images-idx3-ubyte", pixels(5, 3, 7, 1)[..., 0])
     assert np.array_equal(read_idx(path, 3), read_sn3_pascalvincent_tensor(str(path)).numpy())
 
@@ -126,10 +130,10 @@ def test_idx_as_torchvision_reads_it(tmp_path: Path) -> None:
     [
         ({"images": pixels() / 255, "labels": LABELS}, r"float64, expected uint8"),
         ({"images": pixels().astype(np.int64), "labels": LABELS}, r"int64, expected uint8"),
-        ({"images": pixels()[0, 0], "labels": LABELS}, r"shape \(8, 3\), which is none of images"),
-        ({"images": pixels(channels=2), "labels": LABELS}, r"none of images"),
+        ({"images": pixels()[0, 0], "labels": LABELS}, r"shape \(8, 3\), which is not that of images"),
+        ({"images": pixels(channels=2), "labels": LABELS}, r"is not that of images"),
         ({"images": pixels(height=3), "labels": LABELS}, r"fits both"),
-        ({"images": pixels()[:0], "labels": LABELS[:0]}, r"none of images"),
+        ({"images": pixels()[:0], "labels": LABELS[:0]}, r"is not that of images"),
         ({"images": pixels(), "labels": LABELS[:7]}, r"labels have shape \(7,\), expected \(8,\)"),
         ({"images": pixels(), "labels": LABELS / 1}, r"labels are of type float64"),
         ({"images": pixels(), "labels": np.array(list("abcdefgh"))}, r"labels are of type <U1"),
@@ -145,16 +149,18 @@ def test_idx_as_torchvision_reads_it(tmp_path: Path) -> None:
         ({"pictures": pixels(), "kinds": LABELS}, r"arrays pictures, kinds; set data.image_key"),
     ],
 )
-def test_bad_arrays(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
+def test_npz_raises_for_arrays_that_are_no_images_or_labels(
+    tmp_path: Path, arrays: dict[str, np.ndarray], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         opened("npz", npz(tmp_path / "a.npz", **arrays))
 
 
 @pytest.mark.parametrize(
-    ("place", "value"), [(10, 99), (8, 1), (8, 32)], ids=["packed otherwise", "encrypted", "patched"]
+    ("place", "value"), [(10, 99), (8, 1), (8, 32)], ids=["other compression", "encrypted", "patched"]
 )
-def test_archives_that_python_does_not_unpack(tmp_path: Path, place: int, value: int) -> None:
-    """By the method and the flags of the first entry in the zip's directory, and in its own header two bytes
+def test_npz_raises_for_an_archive_that_python_cannot_unpack(tmp_path: Path, place: int, value: int) -> None:
+    """The method and the flags are changed in the zip's directory, and in the local header two bytes
     earlier."""
     np.savez(tmp_path / "x.npz", images=np.zeros((2, 4, 4), np.uint8), labels=np.arange(2))
     content = bytearray((tmp_path / "x.npz").read_bytes())
@@ -164,56 +170,58 @@ def test_archives_that_python_does_not_unpack(tmp_path: Path, place: int, value:
         opened("npz", tmp_path / "x.npz")
 
 
-def test_bad_npz_files(tmp_path: Path) -> None:
-    def refused(message: str, root: Path | str, **fields: Any) -> None:
+def test_npz_raises_for_unreadable_files_and_unknown_keys(tmp_path: Path) -> None:
+    def check_raises(message: str, root: Path | str, **fields: Any) -> None:
         with pytest.raises(UserError, match=message):
             opened("npz", root, **fields)
 
     path = npz(tmp_path / "a.npz", images=pixels(), labels=LABELS)
-    refused("data.root is empty", "")
-    refused("no such file", tmp_path / "b.npz")
-    refused(r"unknown data.image_key in \S*a.npz 'image' .*Did you mean 'images'", path, image_key="image")
-    refused(r"unknown data.label_key", path, label_key="y")
+    check_raises("data.root is empty", "")
+    check_raises("no such file", tmp_path / "b.npz")
+    check_raises(
+        r"unknown data.image_key in \S*a.npz 'image' .*Did you mean 'images'", path, image_key="image"
+    )
+    check_raises(r"unknown data.label_key", path, label_key="y")
     (tmp_path / "pickle.npz").write_bytes(pickle.dumps([1, 2]))
     (tmp_path / "cut.npz").write_bytes(path.read_bytes()[:300])
     (tmp_path / "flipped.npz").write_bytes(path.read_bytes().replace(pixels().tobytes()[:20], bytes(20)))
     (tmp_path / "empty.npz").write_bytes(b"")
     np.save(tmp_path / "one.npy", pixels())
     for name in ("pickle.npz", "cut.npz", "flipped.npz", "empty.npz", "one.npy"):
-        refused(f"{name} is not a readable .npz file", tmp_path / name)
-    refused("holds 5 .npz files, expected one", tmp_path)
+        check_raises(f"{name} is not a readable .npz file", tmp_path / name)
+    check_raises("holds 5 .npz files, expected one", tmp_path)
 
 
-def test_bad_idx_files(tmp_path: Path) -> None:
-    def refused(message: str, root: Path) -> None:
+def test_idx_raises_for_damaged_or_missing_files(tmp_path: Path) -> None:
+    def check_raises(message: str, root: Path) -> None:
         with pytest.raises(UserError, match=message):
             opened("idx", root)
 
     root = mnist_folder(tmp_path / "m")
     file, labels = root / "train-images-idx3-ubyte", root / "train-labels-idx1-ubyte"
-    refused("the name has no 'images'", labels)
+    check_raises("the name does not contain 'images'", labels)
     whole = file.read_bytes()
     for content, message in [
-        (whole[:-1], r"has 527 bytes, but its header \[8, 8, 8\] asks for 528"),
+        (whole[:-1], r"has 527 bytes, but its header \[8, 8, 8\] requires 528"),
         (whole + b"\0", r"has 529 bytes"),
         (whole[:9], r"has 9 bytes"),
         (b"\0\0\x0d\3" + whole[4:], r"is not an IDX file of unsigned bytes in 3 dimensions"),
         (b"", r"is not an IDX file"),
     ]:
         file.write_bytes(content)
-        refused(message, root)
+        check_raises(message, root)
     file.write_bytes(whole)
     idx(labels, LABELS[:5].astype(np.uint8))
-    refused(r"labels have shape \(5,\)", root)
+    check_raises(r"labels have shape \(5,\)", root)
     labels.unlink()
-    refused("has no labels beside it: expected train-labels-idx1-ubyte", root)
+    check_raises("has no labels: expected train-labels-idx1-ubyte", root)
     (root / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(whole)[:50])
-    refused(r"cannot read \S*idx1-ubyte.gz", root)
+    check_raises(r"cannot read \S*idx1-ubyte.gz", root)
     file.unlink()
-    refused("has no train-images-idx3-ubyte", root)
+    check_raises("has no train-images-idx3-ubyte", root)
 
 
-def test_mnist(shared_data: Path) -> None:
+def test_npz_reads_mnist(shared_data: Path) -> None:
     data = opened("npz", shared_data / "mnist")
     assert (len(data), data.shape, data.classes) == (60_000, (1, 28, 28), 10)
     counts = np.bincount(images(data, np.arange(60_000))[1])  # published with the data

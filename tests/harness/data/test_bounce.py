@@ -1,4 +1,4 @@
-"""Bounce: parabolas between impacts, a click at each, and the two parts of a sample."""
+"""Bouncing digits, checked against the equations of motion and the spectrum of their clicks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def data() -> Bounce:
     return opened("bounce", "")
 
 
-def test_what_it_says_of_itself(data: Bounce) -> None:
+def test_bounce_declares_its_parts_and_splits_by_digit(data: Bounce) -> None:
     assert (data.modality, data.classes, len(data)) == ("joint", 10, 3594)
     assert shapes_of(data) == ((1, 16, 16, 16), (32, 64)) and x_shape(data) == (4096 + 2048,)
     sample = data.sample(20)
@@ -29,25 +29,25 @@ def test_what_it_says_of_itself(data: Bounce) -> None:
     assert all((index in held_out) == (index + 1797 in held_out) for index in range(1797))
 
 
-def test_one_gravity_for_all_and_nothing_lost(data: Bounce) -> None:
-    """Second differences of the height are one number wherever no impact falls between three frames."""
+def test_gravity_is_constant_and_no_energy_is_lost(data: Bounce) -> None:
+    """The second difference of the height is constant unless an impact falls between the three frames."""
     height = ROOM - data.position[..., 0]
     gravity = 8 * ROOM / LONGEST**2
-    seen = 0
+    checked = 0
     for index in range(0, 3594, 40):
         times = data.impacts(index)
         for frame in range(1, 15):
             if not ((times > frame - 1) & (times < frame + 1)).any():
                 second = height[index, frame - 1] - 2 * height[index, frame] + height[index, frame + 1]
                 np.testing.assert_allclose(second, -gravity, atol=1e-9)
-                seen += 1
-    assert seen > 500
+                checked += 1
+    assert checked > 500
     assert height.min() >= 0 and height.max() <= ROOM + 1e-9
     highest = LONGEST**-2 * data.period**2 * ROOM
     assert (highest >= LOWEST - 1e-9).all() and (height.max(1) <= highest + 1e-9).all()
 
 
-def test_impacts_are_where_the_height_is_zero(data: Bounce) -> None:
+def test_impacts_are_the_times_of_zero_height(data: Bounce) -> None:
     for index in range(0, 3594, 40):
         times = data.impacts(index)
         np.testing.assert_allclose(np.diff(times), data.period[index])
@@ -57,7 +57,7 @@ def test_impacts_are_where_the_height_is_zero(data: Bounce) -> None:
         assert times[0] - data.period[index] < -0.5 and times[-1] + data.period[index] >= 15.5
 
 
-def test_a_click_begins_at_each_impact_and_tells_the_digit(data: Bounce) -> None:
+def test_click_begins_at_each_impact_with_the_pitch_of_the_digit(data: Bounce) -> None:
     for index in range(0, 3594, 40):
         wave, label = data.wave(index), data.sample(index).label
         begins = np.ceil((data.impacts(index) + 0.5) * SAMPLES).astype(int)

@@ -1,5 +1,4 @@
-"""Films from disk: lossless ones come out as they went in, sound stays with its picture, and refusals name
-the file."""
+"""Videos with sound on disk: lossless round trips, synchrony of sound and picture, and errors by file."""
 
 from __future__ import annotations
 
@@ -26,7 +25,7 @@ from tests.support.modal import modal
 from tests.support.runs import losses, trained
 
 EACH = 512
-"""Samples of sound in a frame of a clip."""
+"""Audio samples in a frame of a clip."""
 MP4 = {"container": "mp4", "codecs": ("mpeg4", "yuv420p", "aac")}
 
 
@@ -35,13 +34,13 @@ def noise(count: int, seed: int = 0) -> np.ndarray:
 
 
 def pcm(samples: np.ndarray) -> np.ndarray:
-    """As 16 bits keep them."""
+    """Return samples after rounding to 16 bits."""
     return (samples * 32767).round() / 32768
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Films of 16 and 40 frames in one class, of 20 in another."""
+    """Write films of 16 and 40 frames in one class, and of 20 in another."""
     root = tmp_path / "films"
     for name, count in (("a/one.mkv", 16), ("a/two.MKV", 40), ("b/deep/three.mkv", 20)):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -55,17 +54,17 @@ def parts(data: Films, index: int) -> tuple[np.ndarray, np.ndarray]:
     return pixels.reshape(data.shape), mel.reshape(data.beside[0])
 
 
-def test_a_title_in_another_encoding_does_not_matter(tmp_path: Path) -> None:
+def test_films_ignores_a_title_in_another_encoding(tmp_path: Path) -> None:
     title = "Café crème".encode("latin-1")
-    for name, told in (("a.mkv", b""), ("b.mkv", title)):
-        (tmp_path / name).write_bytes(film(frames(16), noise(16 * EACH), title=told))
+    for name, text in (("a.mkv", b""), ("b.mkv", title)):
+        (tmp_path / name).write_bytes(film(frames(16), noise(16 * EACH), title=text))
     assert title in (tmp_path / "b.mkv").read_bytes()
     data = opened("films", tmp_path)
     assert np.array_equal(data.sample(0).x, data.sample(1).x)
 
 
-def test_labels_are_known_without_decoding(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also those of a part alone."""
+def test_label_does_not_decode_the_film(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also for the data set of a single part."""
     spec = DataSpec(name="films", root=str(folder), video_weight=0.0)
     films, sound = opened("films", folder), open_dataset(spec)
     monkeypatch.setattr("harness.data.disk.videos.decoded_frames", lambda file: pytest.fail(file.name))
@@ -74,7 +73,7 @@ def test_labels_are_known_without_decoding(folder: Path, monkeypatch: pytest.Mon
         assert [label_of(data, i) for i in range(4)] == [0, 0, 0, 1]
 
 
-def test_samples_are_the_clips_with_their_sound(folder: Path) -> None:
+def test_samples_are_clips_with_their_sound(folder: Path) -> None:
     data = opened("films", folder)
     assert (data.modality, data.shape, data.beside) == ("joint", (3, 16, 8, 8), ((32, 64),))
     assert (data.classes, data.class_names) == (2, ["a", "b"])
@@ -90,8 +89,8 @@ def test_samples_are_the_clips_with_their_sound(folder: Path) -> None:
         assert data.sample(index).x.dtype == np.uint8
 
 
-def test_a_film_is_its_video_and_its_recording(folder: Path, tmp_path: Path) -> None:
-    """As the data sets of each alone read them."""
+def test_films_agrees_with_videos_and_sounds(folder: Path, tmp_path: Path) -> None:
+    """The parts equal the samples of the data sets of videos and of recordings."""
     for name, count in (("one", 16), ("two", 40)):
         (tmp_path / f"{name}.wav").write_bytes(sound(pcm(noise(count * EACH, count))))
     data, pictures, recordings = (
@@ -109,8 +108,8 @@ def test_a_film_is_its_video_and_its_recording(folder: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "fps", [Fraction(125, 16), Fraction(10), Fraction(25), Fraction(30000, 1001), Fraction(125, 4)]
 )
-def test_a_frame_is_what_is_shown_in_the_middle_of_its_time(tmp_path: Path, fps: Fraction) -> None:
-    """At other rates, by exact times: of the film's frames the last that has begun by then."""
+def test_clip_frame_is_the_film_frame_shown_at_its_middle(tmp_path: Path, fps: Fraction) -> None:
+    """The expected frame is, in exact fractions, the last film frame that has begun by then."""
     count = round(1.3 * fps)
     x = frames(count)
     (tmp_path / "x.mkv").write_bytes(film(x, noise(round(count * 8000 / fps)), fps=fps))
@@ -122,9 +121,8 @@ def test_a_frame_is_what_is_shown_in_the_middle_of_its_time(tmp_path: Path, fps:
 
 @pytest.mark.parametrize("fps", [CLIPS, Fraction(25), Fraction(30000, 1001)])
 @pytest.mark.parametrize("how", [{}, MP4], ids=["lossless", "mp4"])
-def test_a_click_is_heard_when_its_flash_is_seen(tmp_path: Path, fps: Fraction, how: dict) -> None:
-    """In every clip of a film, also at the end of it, through lossy codecs and at another rate of
-    sampling."""
+def test_flash_and_click_coincide_in_every_clip(tmp_path: Path, fps: Fraction, how: dict) -> None:
+    """Also at the end of a film, through lossy codecs and at another sampling rate."""
     seconds, rate, flashes = 4, 16_000, (0.3, 1.4, 2.2, 3.5)
     x = np.zeros((round(seconds * fps), 16, 16, 3), np.uint8)
     wave = 1e-3 * noise(seconds * rate)
@@ -137,13 +135,13 @@ def test_a_click_is_heard_when_its_flash_is_seen(tmp_path: Path, fps: Fraction, 
     assert len(data) == 4
     for index in range(4):
         pixels, mel = parts(data, index)
-        seen, heard = pixels.mean((0, 2, 3)).argmax(), mel.astype(float).sum(0).argmax() / 4
-        assert abs(seen - heard) <= 1, (index, seen, heard)
+        flash, click = pixels.mean((0, 2, 3)).argmax(), mel.astype(float).sum(0).argmax() / 4
+        assert abs(flash - click) <= 1, (index, flash, click)
 
 
-def test_sound_that_begins_late_or_early_stays_in_its_place(tmp_path: Path) -> None:
-    """40 ms late: that much silence, and at the end that much too much; three frames early: those are left
-    out."""
+def test_sound_keeps_its_time_when_it_begins_late_or_early(tmp_path: Path) -> None:
+    """Sound that begins 40 ms late follows 40 ms of silence; sound of three frames before the picture is
+    dropped."""
     samples = noise(20 * EACH)
     (tmp_path / "early.mkv").write_bytes(film(frames(17), samples, late=-0.192))
     (tmp_path / "late.mkv").write_bytes(film(frames(17), samples, late=0.04))
@@ -155,14 +153,14 @@ def test_sound_that_begins_late_or_early_stays_in_its_place(tmp_path: Path) -> N
     )
 
 
-def test_two_channels_at_another_rate_are_the_tone(tmp_path: Path) -> None:
+def test_stereo_at_another_rate_is_converted_to_the_tone(tmp_path: Path) -> None:
     both = np.stack([tone(16 * 2 * EACH, 16_000)] * 2, 1)
     (tmp_path / "x.mkv").write_bytes(film(frames(), both, 16_000))
     np.testing.assert_allclose(opened("films", tmp_path).wave(0)[100:-100], tone()[100:-100], atol=1e-3)
 
 
-def test_a_little_less_sound_is_silence(tmp_path: Path) -> None:
-    """One frame and 2 % are let pass, at the end as at the beginning."""
+def test_missing_sound_is_filled_with_silence_up_to_the_tolerance(tmp_path: Path) -> None:
+    """The tolerance is one frame and 2 %, at the beginning and at the end."""
     short = EACH + int(0.02 * 16 * EACH)
     (tmp_path / "x.mkv").write_bytes(film(frames(), noise(16 * EACH - short)))
     wave = opened("films", tmp_path).wave(0)
@@ -172,20 +170,17 @@ def test_a_little_less_sound_is_silence(tmp_path: Path) -> None:
         opened("films", tmp_path)
 
 
-def test_frames_resolution_and_channels(folder: Path) -> None:
+def test_films_obeys_frames_resolution_and_channels(folder: Path) -> None:
     data = opened("films", folder, frames=4, resolution=4, channels=1)
     assert (data.shape, data.beside, len(data)) == ((1, 4, 4, 4), ((32, 16),), 4 + 10 + 5)
     assert data.sample(0).x.shape == (64 + 512,)
-    assert [len({data.key(i) for i in clips}) for clips in (range(4), range(4, 14), range(14, 19))] == [
-        1,
-        1,
-        1,
-    ]
+    films = (range(4), range(4, 14), range(14, 19))
+    assert [len({data.key(i) for i in clips}) for clips in films] == [1, 1, 1]
     held_out = set(split(data, 0.01).held_out)
-    assert all(len({i in held_out for i in clips}) == 1 for clips in (range(4), range(4, 14), range(14, 19)))
+    assert all(len({i in held_out for i in clips}) == 1 for clips in films)
 
 
-def test_parquet_is_the_folder(folder: Path, tmp_path: Path) -> None:
+def test_parquet_and_folder_are_the_same_data(folder: Path, tmp_path: Path) -> None:
     cells = [(folder / name).read_bytes() for name in ("a/one.mkv", "a/two.MKV", "b/deep/three.mkv")]
     pq.write_table(table_of(cells, [0, 0, 1], column="video"), tmp_path / "x.parquet")
     rows, files = opened("films", tmp_path / "x.parquet"), opened("films", folder)
@@ -206,40 +201,40 @@ BROKEN = {
     "blind.mp4": (lambda: sound(tone()), "has no video stream"),
     "moving.gif": (lambda: video(frames(), "gif", "gif", "rgb8"), "has no audio stream"),
     "silent.mkv": (lambda: film(frames(), np.zeros(16 * EACH)), "is silent"),
-    "five.mkv": (lambda: film(frames(), np.stack([tone()] * 5, 1)), "has 5 channels; at most 2"),
+    "five.mkv": (lambda: film(frames(), np.stack([tone()] * 5, 1)), "has 5 channels, expected at most 2"),
     "half.mkv": (lambda: film(frames(), noise(8 * EACH)), r"has sound for 0\.51 s of 1\.02 s"),
     "late.mkv": (lambda: _long(late=0.5), r"has sound for 0\.59 s of 1\.09 s"),
     "gone.mkv": (lambda: film(frames(), noise(16 * EACH), late=5.0), r"has sound for 0\.00 s of 1\.02 s"),
-    "gap.mkv": (lambda: _long(gap=(30, 0.3)), r"has gaps in its sound: 1\.09 s of it in 1\.39 s"),
+    "gap.mkv": (lambda: _long(gap=(30, 0.3)), r"has gaps in its sound: 1\.09 s of sound in 1\.39 s"),
     "short.mkv": (
         lambda: _long(5),
-        r"lasts 0\.32 s and a clip of 16 frames 1\.02 s; remove it, .*data\.frames=5",
+        r"lasts 0\.32 s, but a clip of 16 frames takes 1\.02 s; remove it, .*data\.frames=5",
     ),
-    "still.mkv": (lambda: _long(1), "does not say when its frames are shown"),
+    "still.mkv": (lambda: _long(1), "has no timestamps for its frames"),
     "cut.mkv": (lambda: _long()[:9000], r"is cut short: 0\.\d\d s of 1\.09 s"),
     "cut.mp4": (lambda: _long(**MP4)[:3000], "cannot be decoded as video"),
     "empty.mp4": (lambda: b"", "is empty: 0 bytes"),
     "text.mp4": (lambda: b"no film at all", "cannot be decoded as video"),
     "tiny.mkv": (
         lambda: film(frames(height=1, width=1), noise(16 * EACH)),
-        "is 1x1 pixels; the least is 8x8",
+        "is 1x1 pixels, expected at least 8x8",
     ),
     "wide.mkv": (lambda: film(frames(width=12), noise(16 * EACH)), r"is 12x8 pixels, but \S*one.mkv is 8x8"),
-    "old.wmv": (lambda: b"ASF", r"\.wmv films are not read; convert them to MP4"),
+    "old.wmv": (lambda: b"ASF", r"\.wmv films are not supported; convert them to MP4"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_broken_files_are_refused_by_name(folder: Path, name: str) -> None:
-    content, says = BROKEN[name]
+def test_films_raises_an_error_that_names_the_file_when_broken(folder: Path, name: str) -> None:
+    content, message = BROKEN[name]
     (folder / "b" / name).write_bytes(content())
-    with pytest.raises(UserError, match=rf"{name}.* ?({says})") as raised:
+    with pytest.raises(UserError, match=rf"{name}.* ?({message})") as raised:
         opened("films", folder)
     assert "\n" not in str(raised.value)
 
 
-def test_what_was_decoded_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A film's sound is decoded once, a clip once; a second start looks at nothing again."""
+def test_films_decodes_each_clip_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clips and sound are cached in memory, and the survey is cached between starts."""
     data = opened("films", folder)
     first = [data.sample(i).x for i in range(len(data))]
     for module in ("videos.decoded_frames", "sounds.decoded_channels"):
@@ -249,13 +244,13 @@ def test_what_was_decoded_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch)
     assert opened("films", folder).fingerprint == data.fingerprint
 
 
-def test_a_run_learns_from_films(folder: Path, tmp_path: Path) -> None:
-    """The whole, and its picture alone: as on any video with its sound."""
+def test_run_trains_on_films_or_on_their_video_only(folder: Path, tmp_path: Path) -> None:
+
     root = (f"data.root={folder}", "data.name=films", "data.frames=4", "data.held_out=0.0", "eval.samples=8")
     fewer = ("train.steps=2", "eval.every=2", "eval.metrics=[]")
     record = trained(modal("joint", *root, *fewer), tmp_path)
     assert record.status == "done" and len(losses(record)) == 2
-    alone = modal(
+    video_only = modal(
         "joint", *root, "data.audio_weight=0.0", "data.video_weight=1.0", "eval.metrics=['fd:video:local']"
     )
-    assert open_dataset(alone.data).modality == "video"
+    assert open_dataset(video_only.data).modality == "video"

@@ -1,4 +1,4 @@
-"""Folders of images: what is found, what is remembered, what is refused."""
+"""Folders of images: the files found, the cached survey, and errors for unusable folders."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Image.init()
 READ = ("PNG", "JPEG", "WEBP", "BMP", "DIB")
 
 
-def test_classes_and_pixels(tmp_path: Path) -> None:
+def test_folder_has_a_class_per_subfolder(tmp_path: Path) -> None:
     data = opened("folder", folder_of(tmp_path, pixels()))
     assert (data.modality, data.classes, data.shape, len(data)) == ("image", 3, (3, 8, 8), 8)
     assert data.class_names == ["class0", "class1", "class2"]
@@ -28,7 +28,7 @@ def test_classes_and_pixels(tmp_path: Path) -> None:
     assert np.array_equal(all_pixels(data), pixels())
 
 
-def test_flat_deep_hidden_and_other_files(tmp_path: Path) -> None:
+def test_folder_finds_nested_images_and_ignores_hidden_and_other_files(tmp_path: Path) -> None:
     folder_of(tmp_path / "deep", pixels())
     inner = tmp_path / "deep" / "class1" / "a" / "b"
     inner.mkdir(parents=True)
@@ -47,38 +47,37 @@ def test_flat_deep_hidden_and_other_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("end", [end for end, form in Image.registered_extensions().items() if form in READ])
-def test_every_ending_of_a_format_that_is_read(tmp_path: Path, end: str) -> None:
-    """As Pillow knows them: read, or refused by name."""
+def test_no_suffix_of_a_supported_format_is_ignored(tmp_path: Path, end: str) -> None:
+    """Every suffix that Pillow registers for these formats is read or raises an error."""
     root = folder_of(tmp_path, pixels())
     (root / "class1" / f"other{end}").write_bytes(png(pixels()[0], Image.registered_extensions()[end]))
     if end in (".apng", ".dib"):
-        with pytest.raises(UserError, match=rf"{end} images are not read; convert them to PNG"):
+        with pytest.raises(UserError, match=rf"{end} images are not supported; convert them to PNG"):
             opened("folder", root)
     else:
         assert len(opened("folder", root)) == 9
 
 
 @pytest.mark.parametrize("to", [".", "..", "../..", "../../class0"])
-def test_a_link_to_a_folder_above_is_refused(tmp_path: Path, to: str) -> None:
-    """class1/deep leads to class1, to the root, to what holds it, or to class0, which leads back to
-    class1."""
+def test_folder_raises_for_a_cycle_of_links(tmp_path: Path, to: str) -> None:
+    """class1/deep links to class1, to the root, to its parent, or to class0, which links back to class1."""
     root = folder_of(tmp_path / "data", pixels())
     (root / "class1" / "deep").mkdir()
     (root / "class1" / "deep" / "again").symlink_to(to)
     if to.endswith("class0"):
-        (root / "class0" / "there").symlink_to("../class1")
-    with pytest.raises(UserError, match=r"links back to \S+, which holds it; remove the link"):
+        (root / "class0" / "back").symlink_to("../class1")
+    with pytest.raises(UserError, match=r"links back to \S+, which contains it; remove the link"):
         opened("folder", root)
 
 
-def test_links_to_elsewhere_are_followed(tmp_path: Path) -> None:
+def test_folder_follows_links_to_other_folders(tmp_path: Path) -> None:
     root = folder_of(tmp_path / "data", pixels())
     folder_of(tmp_path / "more", pixels())
     (root / "class1" / "more").symlink_to(tmp_path / "more" / "class0")
     assert len(opened("folder", root)) == 8 + 3
 
 
-def test_labels_are_known_without_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_label_does_not_decode_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files, rows = folder_of(tmp_path / "f", pixels()), parquet_of(tmp_path / "p.parquet", pixels())
     for name, root in (("folder", files), ("parquet", rows)):
         data = opened(name, root)
@@ -86,7 +85,7 @@ def test_labels_are_known_without_decoding(tmp_path: Path, monkeypatch: pytest.M
         assert [label_of(data, i) for i in range(8)] == LABELS.tolist()
 
 
-def test_fingerprint_knows_content_and_labels_only(tmp_path: Path) -> None:
+def test_fingerprint_depends_only_on_content_and_labels(tmp_path: Path) -> None:
     one = opened("folder", folder_of(tmp_path / "one", pixels())).fingerprint
     shutil.copytree(tmp_path / "one", tmp_path / "elsewhere")
     assert opened("folder", tmp_path / "elsewhere").fingerprint == one
@@ -98,23 +97,23 @@ def test_fingerprint_knows_content_and_labels_only(tmp_path: Path) -> None:
     assert opened("folder", folder_of(tmp_path / "pixel", other)).fingerprint != one
 
 
-def test_the_side_of_an_image_is_its_content(tmp_path: Path) -> None:
-    """Renamed, moved or kept as parquet, an image stays on its side of the split."""
+def test_split_depends_only_on_content(tmp_path: Path) -> None:
+    """An image that is renamed, moved or stored as parquet stays on its side of the split."""
     folder = opened("folder", folder_of(tmp_path / "a", pixels()))
     turned = opened("parquet", parquet_of(tmp_path / "p.parquet", pixels()[::-1], LABELS[::-1]))
     assert set(split(folder, 0.5).held_out) == {7 - i for i in split(turned, 0.5).held_out}
 
 
-def test_a_second_look_reads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_survey_reads_only_changed_files_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = folder_of(tmp_path, pixels())
     first = opened("folder", root)
-    seen = []
-    look = files.decode
+    decoded = []
+    decode = files.decode
     monkeypatch.setattr(
-        files, "decode", lambda content, where: (seen.append(Path(where).name), look(content, where))[1]
+        files, "decode", lambda content, where: (decoded.append(Path(where).name), decode(content, where))[1]
     )
     assert opened("folder", root).fingerprint == first.fingerprint
-    assert seen == []
+    assert decoded == []
 
     changed = root / "class1" / "003.png"
     stamp = changed.stat()
@@ -122,35 +121,36 @@ def test_a_second_look_reads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     changed.write_bytes(content)
     os.utime(changed, ns=(stamp.st_atime_ns, stamp.st_mtime_ns + 1))
     assert opened("folder", root).fingerprint != first.fingerprint
-    assert seen == ["003.png"]
+    assert decoded == ["003.png"]
 
 
 @pytest.mark.parametrize("damage", [("class0", "class1"), (",8,8,3", ",4,4,3"), ('"', ""), ("\n", "")])
-def test_a_damaged_memory_is_made_again(
+def test_survey_is_repeated_when_its_cache_is_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: tuple[str, str]
 ) -> None:
     monkeypatch.setenv("FLOWRACE_CACHE", str(tmp_path / "cache"))
     root = folder_of(tmp_path / "data", pixels())
     first = opened("folder", root)
     (store,) = (tmp_path / "cache" / "surveys").glob("*.json")
-    whole = store.read_text()
-    store.write_text(whole.replace(*damage))
-    assert store.read_text() != whole
+    intact = store.read_text()
+    store.write_text(intact.replace(*damage))
+    assert store.read_text() != intact
     again = opened("folder", root)
     assert (again.fingerprint, again.shape) == (first.fingerprint, first.shape)
 
 
-def test_mixed_sizes_need_a_resolution(tmp_path: Path) -> None:
+def test_folder_raises_for_mixed_sizes_without_a_resolution(tmp_path: Path) -> None:
     root = folder_of(tmp_path, pixels())
     (root / "class2" / "zz.png").write_bytes(png(pixels(1, 20, 11)[0]))
     with pytest.raises(
-        UserError, match=r"zz.png is 11x20 pixels, but \S*000.png is 8x8; set data.resolution"
+        UserError,
+        match=r"zz.png is 11x20 pixels, but \S*000.png is 8x8; choose one size, .*data.resolution=32",
     ):
         opened("folder", root)
     assert opened("folder", root, resolution=8).sample(8).x.shape == (3, 8, 8)
 
 
-def test_colour_where_any_has_colour(tmp_path: Path) -> None:
+def test_folder_is_colour_when_any_image_is(tmp_path: Path) -> None:
     root = folder_of(tmp_path, pixels(channels=1))
     assert opened("folder", root).shape == (1, 8, 8)
     (root / "class2" / "zz.png").write_bytes(png(pixels()[0]))
@@ -159,38 +159,40 @@ def test_colour_where_any_has_colour(tmp_path: Path) -> None:
     assert np.array_equal(data.sample(0).x, np.repeat(pixels(channels=1)[0].transpose(2, 0, 1), 3, 0))
 
 
-def test_mistakes(tmp_path: Path) -> None:
-    def refused(message: str, root: Path | str) -> None:
+def test_folder_raises_for_unusable_roots_and_images(tmp_path: Path) -> None:
+    def check_raises(message: str, root: Path | str) -> None:
         with pytest.raises(UserError, match=message):
             opened("folder", root)
 
     root = folder_of(tmp_path / "data", pixels())
-    refused("data.root is empty", "")
-    refused("no such file or folder", tmp_path / "nowhere")
-    refused("is a file, expected a folder", root / "class0" / "000.png")
+    check_raises("data.root is empty", "")
+    check_raises("no such file or folder", tmp_path / "nowhere")
+    check_raises("is a file, expected a folder", root / "class0" / "000.png")
     (tmp_path / "empty").mkdir()
-    refused("has no images", tmp_path / "empty")
+    check_raises("has no images", tmp_path / "empty")
     (root / "class7").mkdir()
-    refused(r"class folder \S*class7 has no images", root)
+    check_raises(r"class folder \S*class7 has no images", root)
     (root / "class7" / "a.gif").write_bytes(b"GIF89a")
-    refused(r"a\.gif: \.gif images are not read", root)
+    check_raises(r"a\.gif: \.gif images are not supported", root)
     (root / "class7" / "a.gif").rename(root / "class7" / "a.png")
-    refused(r"a\.png is ", root)
+    check_raises(r"a\.png is ", root)
     (root / "class7" / "a.png").write_bytes(png(pixels()[0])[:-30])
-    refused(r"class7/a\.png is a broken image", root)
+    check_raises(r"class7/a\.png is a broken image", root)
     (root / "class7" / "a.png").rename(root / "a.png")
     shutil.rmtree(root / "class7")
-    refused(r"a\.png lies beside class folders", root)
+    check_raises(r"a\.png is next to class folders", root)
 
 
-def test_an_image_that_goes_away(tmp_path: Path) -> None:
+def test_sample_raises_when_the_image_was_deleted(tmp_path: Path) -> None:
     data = opened("folder", folder_of(tmp_path, pixels()))
     (tmp_path / "class0" / "001.png").unlink()
-    with pytest.raises(UserError, match=r"001\.png.*it was there at the start"):
+    with pytest.raises(UserError, match=r"001\.png.*it existed when the run started"):
         data.sample(1)
 
 
-def test_the_memory_must_be_writable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_survey_raises_when_its_cache_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = folder_of(tmp_path / "data", pixels())
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("FLOWRACE_CACHE", str(tmp_path / "file"))

@@ -1,5 +1,4 @@
-"""Contrastive flow matching on a video with its sound: both means are weighed as the flow loss is, so no part
-runs away."""
+"""Contrastive flow matching on joint data: the negative term has the part weights of the flow loss."""
 
 from __future__ import annotations
 
@@ -11,19 +10,18 @@ from harness.train.objective import Objective
 from tests.harness.data.test_modality_dropout import built, fed
 
 
-def test_the_negative_term_is_weighed_as_the_flow_loss() -> None:
-    """In float64, part by part; where a coefficient took more from a part than its weight, the loss had no
-    lower bound."""
+def test_contrastive_flow_weighs_the_negative_term_like_the_flow_loss() -> None:
+    """Computed in float64 for each part. Other weights would leave the loss without a lower bound."""
     run = built("method.name=contrastive_flow", "method.coefficient=0.2", "data.video_weight=0.067")
     batch, draw = fed(run)
     with torch.no_grad():
         x = (1 - draw.times.levels) * batch.x0 + draw.times.levels * draw.noise
         velocity = run.model(x, draw.times, batch.y).velocity.double().numpy()
-        found = Objective(run)(batch, draw)[0].item()
+        total = Objective(run)(batch, draw)[0].item()
     target = (draw.noise - batch.x0).double().numpy()
     other, expected, start = np.roll(target, 1, axis=0), 0.0, 0
     for part, weight in zip(run.model.config.parts, run.method.setting.weights, strict=True):
-        own = slice(start, start := start + part.values)
-        near, far = (((velocity - aim)[:, own] ** 2).mean() for aim in (target, other))
+        values = slice(start, start := start + part.values)
+        near, far = (((velocity - aim)[:, values] ** 2).mean() for aim in (target, other))
         expected += weight * (near - 0.2 * far)
-    assert min(run.method.setting.weights) < 0.2 and found == pytest.approx(expected, rel=1e-5)
+    assert min(run.method.setting.weights) < 0.2 and total == pytest.approx(expected, rel=1e-5)

@@ -1,11 +1,11 @@
-"""Log-mel bytes: known levels, times and pitches; and a wave that sounds as they say."""
+"""Log-mel bytes against known levels, times and pitches, and their reconstruction to waveforms."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from harness.data.log_mel import BANDS, FFT, HOP, RANGE, RATE, WINDOW, heard, mel_bytes, triangles
+from harness.data.log_mel import BANDS, FFT, HOP, RANGE, RATE, WINDOW, griffin_lim, mel_bytes, triangles
 
 STEP = RANGE / 255
 
@@ -15,20 +15,21 @@ def sine(hertz: float, amplitude: float = 1.0, samples: int = 8192) -> np.ndarra
 
 
 def centre(band: int) -> float:
-    """Hz at the tip of a triangle."""
+    """Return the frequency in Hz of the peak of a triangle."""
     return float(np.argmax(triangles()[:, band]) * RATE / FFT)
 
 
 @pytest.mark.parametrize("band", [6, 15, 25])
-def test_a_tone_is_loudest_in_its_band_and_its_level_is_in_decibels(band: int) -> None:
+def test_tone_is_loudest_in_its_band_with_its_level_in_decibels(band: int) -> None:
     loud, soft = (mel_bytes(sine(centre(band), a))[:, 8:-8].astype(int) for a in (1.0, 0.1))
     assert (loud.argmax(0) == band).all()
     np.testing.assert_allclose((loud - soft)[band] * STEP, 20, atol=STEP)
-    assert (loud < 255).all() and (loud[25] > 245).all() == (band == 25)  # 0 dB in a wide band, never above
+    # A full-scale sine reaches 0 dB in a wide band and never exceeds it.
+    assert (loud < 255).all() and (loud[25] > 245).all() == (band == 25)
 
 
-def test_frames_against_the_definition() -> None:
-    """Frame j is centred on sample 128 j + 64: windowed, transformed and weighted one by one."""
+def test_mel_bytes_follows_its_definition() -> None:
+    """Frame j, centred on sample 128 j + 64, is windowed, transformed and weighted on its own."""
     wave = np.random.default_rng(0).uniform(-0.5, 0.5, 1024)
     window = np.hanning(WINDOW + 1)[:-1]
     mel = mel_bytes(wave)
@@ -40,29 +41,34 @@ def test_frames_against_the_definition() -> None:
         np.testing.assert_array_equal(mel[:, j], np.round((level + RANGE).clip(0, RANGE) / STEP))
 
 
-def test_silence_is_zero_and_batches_are_rows() -> None:
+def test_mel_bytes_is_zero_for_silence_and_independent_across_a_batch() -> None:
     waves = np.stack([np.zeros(2048), sine(500, samples=2048)])
     assert not mel_bytes(waves)[0].any()
     np.testing.assert_array_equal(mel_bytes(waves)[1], mel_bytes(waves[1]))
 
 
-def test_triangles_cover_what_lies_between() -> None:
+def test_triangles_sum_to_one_between_their_limits() -> None:
     hertz = np.linspace(0, RATE / 2, FFT // 2 + 1)
     inside = (hertz > 120) & (hertz < 3600)
     np.testing.assert_allclose(triangles().sum(1)[inside], 1)
 
 
-def test_what_is_heard_has_the_same_picture() -> None:
-    """A tone, and white noise with a gap, come back within a few decibels where they are loud; the pitch is
-    kept."""
+def test_griffin_lim_reconstructs_the_spectrogram() -> None:
+    """The loud parts of a tone and of white noise with a gap are reconstructed within 3 dB, with the same
+    pitch."""
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, 8192)
     noise[3000:5000] = 0
     for wave in (sine(700, 0.5), noise):
         mel = mel_bytes(wave)
-        again = heard(mel)
-        assert again.shape == wave.shape and again.dtype == np.float32 and np.array_equal(again, heard(mel))
-        loud = mel > mel.max() - 60  # within 19 dB of the loudest
+        again = griffin_lim(mel)
+        assert (
+            again.shape == wave.shape
+            and again.dtype == np.float32
+            and np.array_equal(again, griffin_lim(mel))
+        )
+        # Within 19 dB of the loudest.
+        loud = mel > mel.max() - 60
         assert np.abs(mel_bytes(again).astype(int) - mel)[loud].mean() * STEP < 3
-    spectrum = np.abs(np.fft.rfft(heard(mel_bytes(sine(700, 0.5)))))
+    spectrum = np.abs(np.fft.rfft(griffin_lim(mel_bytes(sine(700, 0.5)))))
     assert abs(spectrum.argmax() * RATE / 8192 - 700) < 40
-    assert not heard(np.zeros((BANDS, 16), np.uint8)).any()
+    assert not griffin_lim(np.zeros((BANDS, 16), np.uint8)).any()

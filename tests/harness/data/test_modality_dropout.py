@@ -1,5 +1,4 @@
-"""Batches that mix modalities: what is drawn, what an absent part may touch, and the run that it then
-equals."""
+"""Modality dropout: its draws, its losses, and the runs on single parts that it must equal."""
 
 from __future__ import annotations
 
@@ -56,9 +55,8 @@ MIXED = sorted({case.partition(",")[0] for case in CASES})
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_yardsticks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Metrics' networks of a few steps, in a cache of their own: runs are compared here, nothing is
-    judged."""
+def quick_extractors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Train the local extractors for a few steps only, in a separate cache: these tests compare runs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLOWRACE_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setattr("metrics.extractors.local.STEPS", 4)
@@ -73,12 +71,13 @@ def opened(*words: str):
 
 
 def built(*words: str) -> Run:
-    """A run on joint data; its network's every path carries signal, which the released initialisation's does
-    not."""
+    """Return a run on joint data whose parameters are perturbed, so that every path of the network carries
+    signal."""
     spec = modal("joint", *words)
     data = [word for word in words if word.startswith("data.") and "_weight" in word]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("harness.train.state.count", lambda *_, **__: None)  # what it costs is not asked here
+        # The FLOPs are not needed.
+        patch.setattr("harness.train.state.count", lambda *_, **__: None)
         run = build_run(spec, *opened(*data), torch.device("cpu"))
     with torch.no_grad():
         for module in (run.model, run.ema, run.method):
@@ -106,7 +105,7 @@ def stepped(run: Run, batch: Batch, draw: Draw) -> tuple[Tensor, dict[str, Tenso
     }
 
 
-def test_shares_are_kept_and_no_sample_is_empty() -> None:
+def test_draw_present_follows_the_shares_and_leaves_no_sample_empty() -> None:
     present = draw_present((0.2, 0.5), Streams(0), np.arange(20_000))
     video, audio = present.unbind(dim=1)
     assert (video | audio).all()
@@ -115,14 +114,14 @@ def test_shares_are_kept_and_no_sample_is_empty() -> None:
 
 
 @pytest.mark.parametrize("alone", [(1.0, 0.0), (0.0, 1.0), (0.7, 0.3), (0.9, 0.1)])
-def test_shares_of_one_leave_nothing_whole(alone: tuple[float, float]) -> None:
+def test_draw_present_keeps_one_part_when_shares_sum_to_one(alone: tuple[float, float]) -> None:
     present = draw_present(alone, Streams(3), np.arange(5000))
     assert (present.sum(dim=1) == 1).all()
     assert present.double().mean(dim=0).tolist() == pytest.approx(alone, abs=0.03)
 
 
-def test_draws_are_those_of_the_run_without_mixing() -> None:
-    """Common random numbers: only what is there differs, and it does not depend on how a batch is cut."""
+def test_draws_are_those_of_the_run_without_dropout() -> None:
+    """Only the present parts differ, and they do not depend on how a batch is split."""
     for name in MIXED:
         plain, mixed = built(f"method.name={name}"), built(f"method.name={name}", *MIX)
         (one, its), (other, others) = fed(plain), fed(mixed)
@@ -130,11 +129,11 @@ def test_draws_are_those_of_the_run_without_mixing() -> None:
         assert all(torch.equal(getattr(one, kind), getattr(other, kind)) for kind in ("x0", "y", "label"))
         assert same(drawn(its), drawn(others)), name
     cuts = [b for rank in (0, 1) for b in mixed.feed.batches(MicroBatches(range(1, 2), 8, 2, rank, 2), 0)]
-    whole = [torch.ones(2, 2, dtype=torch.bool) if b.present is None else b.present for b in cuts]
-    assert torch.equal(torch.cat(whole), other.present)
+    presents = [torch.ones(2, 2, dtype=torch.bool) if b.present is None else b.present for b in cuts]
+    assert torch.equal(torch.cat(presents), other.present)
 
 
-def test_samples_that_are_all_whole_have_the_loss_without_mixing_bit_for_bit() -> None:
+def test_complete_samples_have_the_loss_without_dropout_bit_for_bit() -> None:
     for name in MIXED:
         run, plain = built(f"method.name={name}", "data.audio_alone=1e-12"), built(f"method.name={name}")
         (total, grads), (expected, others) = stepped(run, *fed(run)), stepped(plain, *fed(plain))
@@ -142,8 +141,8 @@ def test_samples_that_are_all_whole_have_the_loss_without_mixing_bit_for_bit() -
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_what_is_absent_touches_nothing(name: str) -> None:
-    """Other data and other noise there: the same loss and the same gradients, bit for bit."""
+def test_missing_parts_affect_neither_loss_nor_gradients(name: str) -> None:
+    """Other data and noise in a missing part give the same bits."""
     run = case(name, *MIX)
     batch, draw = fed(run)
     sizes = torch.tensor([part.values for part in run.model.config.parts])
@@ -160,17 +159,17 @@ def test_what_is_absent_touches_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_sample_weighs_the_same_in_any_batch(name: str) -> None:
-    """The loss of a batch is the mean of those of its samples, each with what it has: no cut changes it."""
+def test_loss_of_a_batch_is_the_mean_over_its_samples(name: str) -> None:
+    """The weight of a sample does not depend on the other samples of its batch."""
     run = case(name, *MIX)
     with torch.no_grad():
-        whole = Objective(run)(*fed(run))[0].item()
+        batched = Objective(run)(*fed(run))[0].item()
         each = [run.feed.batch(np.array([index])) for index in range(8)]
         single = [Objective(run)(b, run.method.draw(run.streams, b))[0].item() for b in each]
-    assert whole == pytest.approx(np.mean(single), rel=1e-5)
+    assert batched == pytest.approx(np.mean(single), rel=1e-5)
 
 
-def test_the_loss_of_a_mixed_batch_in_a_slow_way() -> None:
+def test_loss_of_a_mixed_batch_agrees_with_a_loop_over_samples() -> None:
     run = built("data.video_weight=0.3", "data.audio_weight=0.9", *MIX)
     batch, draw = fed(run)
     with torch.no_grad():
@@ -187,12 +186,11 @@ def test_the_loss_of_a_mixed_batch_in_a_slow_way() -> None:
 
 
 def narrowed(run: Run, place: int) -> tuple[SiT, SiT, Method]:
-    """Networks and method of a run as those of one part alone: that part's projections, and its share of the
-    position code."""
+    """Return networks and method of a single part, with its projections and its position embeddings."""
     config, kind = run.model.config, run.model.config.parts[place]
     tokens = [part.tokens for part in config.parts]
     at = slice(sum(tokens[:place]), sum(tokens[: place + 1]))
-    own = {
+    names = {
         "x_embedder.": f"beside_embedders.{place - 1}.",
         "final_layer.linear.": f"final_layer.linear_beside.{place - 1}.",
     }
@@ -210,7 +208,7 @@ def narrowed(run: Run, place: int) -> tuple[SiT, SiT, Method]:
         if place:
             taken |= {
                 n: weights[name.replace(a, b)]
-                for a, b in own.items()
+                for a, b in names.items()
                 for n in taken
                 if (name := n).startswith(a)
             }
@@ -223,7 +221,7 @@ def narrowed(run: Run, place: int) -> tuple[SiT, SiT, Method]:
 
 
 def cut(run: Run, batch: Batch, draw: Draw, place: int) -> tuple[Batch, Draw]:
-    """A batch and its draw without the other part."""
+    """Return a batch and its draw restricted to one part."""
     config = run.model.config
     x0, noise = (config.split_parts(value)[place] for value in (batch.x0, draw.noise))
 
@@ -239,9 +237,8 @@ def cut(run: Run, batch: Batch, draw: Draw, place: int) -> tuple[Batch, Draw]:
 
 @pytest.mark.parametrize("place", [0, 1], ids=["video", "audio"])
 @pytest.mark.parametrize("name", [name for name in CASES if not name.endswith(("times apart", "rotary"))])
-def test_one_part_alone_is_the_run_on_that_part(name: str, place: int) -> None:
-    """With share 1 the loss is, to 1e-6, that of the networks which know this part only, and so is its
-    gradient."""
+def test_loss_at_share_one_is_that_of_the_single_part(name: str, place: int) -> None:
+    """Loss and gradient agree to 1e-6 with networks that only have this part."""
     run = case(name, f"data.{('video', 'audio')[place]}_alone=1.0")
     batch, draw = fed(run)
     total, grads = stepped(run, batch, draw)
@@ -253,8 +250,8 @@ def test_one_part_alone_is_the_run_on_that_part(name: str, place: int) -> None:
     torch.testing.assert_close(grads[f"model.{block}"], model.get_parameter(block).grad, atol=1e-6, rtol=1e-4)
 
 
-def test_a_run_on_silent_videos_is_the_run_on_videos(tmp_path: Path) -> None:
-    """From the first step: the streams of a part are the beginning of those of the whole."""
+def test_run_on_silent_videos_is_the_run_on_videos(tmp_path: Path) -> None:
+    """The random streams of the video part are a prefix of those of the joint sample."""
     short = ("train.steps=2", "eval.every=2", "method.name=self_flow")
     more = (*short, "eval.metrics=['fd:local']")
     silent = trained(modal("joint", *more, "data.video_alone=1.0"), tmp_path)
@@ -264,7 +261,7 @@ def test_a_run_on_silent_videos_is_the_run_on_videos(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(registry.METHODS))
-def test_every_method_mixes_or_says_why_not(name: str) -> None:
+def test_every_method_supports_dropout_or_raises_with_the_reason(name: str) -> None:
     config = registry.load("method", name).Config
     words = [f"method.name={name}"]
     words += ["method.encoder.name=random:small"] if "encoder" in config.model_fields else []
@@ -282,7 +279,7 @@ def test_every_method_mixes_or_says_why_not(name: str) -> None:
         modal("joint", *words, *MIX)
 
 
-def test_a_method_that_does_not_know_of_parts_is_not_mixed() -> None:
+def test_methods_do_not_support_dropout_by_default() -> None:
     assert not Method.parts_mixed
     assert [name for name in sorted(registry.METHODS) if registry.load("method", name).parts_mixed] == MIXED
 
@@ -295,12 +292,12 @@ def test_a_method_that_does_not_know_of_parts_is_not_mixed() -> None:
         (["data.video_alone=0.5", "data.audio_weight=0.0"], "a part of weight 0 is removed"),
     ],
 )
-def test_mistakes_are_one_sentence(words: list[str], message: str) -> None:
+def test_shares_raise_when_impossible(words: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         modal("joint", *words)
 
 
-def test_only_joint_data_are_mixed_and_other_runs_keep_their_ids() -> None:
+def test_dropout_needs_joint_data_and_its_defaults_keep_run_ids() -> None:
     with pytest.raises(UserError, match="only a video with its sound has parts, and digits is image"):
         tiny("data.audio_alone=0.1")
     plain = modal("joint")
@@ -308,7 +305,7 @@ def test_only_joint_data_are_mixed_and_other_runs_keep_their_ids() -> None:
     assert modal("joint", "data.video_alone=0.0").id == plain.id != modal("joint", *MIX).id
 
 
-def test_means_count_what_is_there() -> None:
+def test_means_and_weights_count_only_present_parts() -> None:
     values = torch.tensor([[1.0, 2.0, 6.0], [4.0, 5.0, 9.0]])
     present = torch.tensor([[True, True, False], [True, True, True]])
     assert mean_of_tokens(values, present).item() == pytest.approx((1.5 + 6) / 2)
@@ -318,7 +315,7 @@ def test_means_count_what_is_there() -> None:
     torch.testing.assert_close(weights, torch.tensor([[0.3, 0.9], [1.2, 0.0], [0.0, 1.2]]))
 
 
-def test_stopped_and_continued_it_is_unbroken(tmp_path: Path) -> None:
+def test_resumed_run_has_the_same_bits(tmp_path: Path) -> None:
     """Promise 4."""
     spec = modal("joint", "method.name=self_flow", *MIX)
     unbroken = trained(spec, tmp_path / "a")

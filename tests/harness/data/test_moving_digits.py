@@ -1,4 +1,4 @@
-"""Moving digits: their paths against steps taken one by one, their pixels against their paths."""
+"""Moving digits: paths against step-by-step simulation, pixels against scipy and the paths."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def data() -> MovingDigits:
     return opened("moving_digits", "")
 
 
-def test_what_it_says_of_itself(data: MovingDigits) -> None:
+def test_moving_digits_declares_its_shape_and_labels(data: MovingDigits) -> None:
     assert (data.modality, data.classes, data.shape, len(data)) == ("video", 10, (1, 16, 16, 16), 3594)
     sample = data.sample(1797 + 3)
     assert sample.x.shape == data.shape and sample.x.dtype == np.uint8
     assert sample.label == opened("digits", "").sample(3).label
 
 
-def test_the_same_every_time_and_shorter_is_a_beginning(data: MovingDigits) -> None:
+def test_moving_digits_is_deterministic_and_shorter_clips_are_prefixes(data: MovingDigits) -> None:
     again, short = opened("moving_digits", ""), opened("moving_digits", "", frames=8)
     assert again.fingerprint == data.fingerprint != short.fingerprint
     for index in (0, 1797, 3593):
@@ -44,8 +44,8 @@ def test_the_same_every_time_and_shorter_is_a_beginning(data: MovingDigits) -> N
         opened("moving_digits", "", frames=1)
 
 
-def test_mass_is_kept_and_moves_as_the_digit_does(data: MovingDigits) -> None:
-    """The centre of mass of every frame lies where the digit's corner and its own centre put it."""
+def test_centre_of_mass_follows_the_path(data: MovingDigits) -> None:
+    """The centre of mass of every frame is the digit's corner plus the centre of mass of its image."""
     digits = opened("digits", "")
     for index in range(0, 3594, 100):
         image, x = digits.sample(index % 1797).x[0].astype(float), data.sample(index).x[0].astype(float)
@@ -53,11 +53,11 @@ def test_mass_is_kept_and_moves_as_the_digit_does(data: MovingDigits) -> None:
         for axis in (0, 1):
             along, within = x.sum(2 - axis), image.sum(1 - axis)
             centre = along @ np.arange(SIDE) / along.sum(1)
-            own = within @ np.arange(DIGIT) / within.sum()
-            np.testing.assert_allclose(centre, data.position[index][:, axis] + own, atol=0.02)
+            offset = within @ np.arange(DIGIT) / within.sum()
+            np.testing.assert_allclose(centre, data.position[index][:, axis] + offset, atol=0.02)
 
 
-def test_pixels_against_scipy() -> None:
+def test_placed_agrees_with_scipy() -> None:
     image = np.random.default_rng(0).uniform(0, 255, (1, 8, 8))
     corner = np.array([[[2.25, 5.5], [0.0, 8.0], [7.9, 0.1]]])
     page = np.zeros((SIDE, SIDE))
@@ -68,8 +68,8 @@ def test_pixels_against_scipy() -> None:
 
 @settings(derandomize=True, max_examples=50, deadline=None)
 @given(st.floats(0, ROOM), st.floats(-FAST, FAST))
-def test_reflection_against_small_steps(start: float, velocity: float) -> None:
-    """A point that goes step by step and turns at each wall it meets."""
+def test_reflected_agrees_with_a_simulation_in_small_steps(start: float, velocity: float) -> None:
+    """The simulated point moves in small steps and turns at each wall."""
     position, speed, steps, path = start, velocity, 64, []
     for _ in range(10):
         path.append(position)
@@ -81,7 +81,7 @@ def test_reflection_against_small_steps(start: float, velocity: float) -> None:
     np.testing.assert_allclose(found[0, :, 0], path, atol=1e-9)
 
 
-def test_velocity_leads_to_the_next_position(data: MovingDigits) -> None:
+def test_velocity_is_the_difference_to_the_next_position(data: MovingDigits) -> None:
     ahead = data.position[:, :-1] + data.velocity[:, :-1]
     free = (ahead > 0) & (ahead < ROOM)
     assert 0.7 < free.mean() < 0.95
@@ -90,7 +90,7 @@ def test_velocity_leads_to_the_next_position(data: MovingDigits) -> None:
     assert (data.position >= 0).all() and (data.position <= ROOM).all()
 
 
-def test_both_videos_of_a_digit_share_a_side(data: MovingDigits) -> None:
+def test_both_videos_of_a_digit_are_on_one_side_of_the_split(data: MovingDigits) -> None:
     held_out = set(split(data, 0.1).held_out.tolist())
     assert all((index in held_out) == (index + 1797 in held_out) for index in range(1797))
     assert 250 < len(held_out) < 470

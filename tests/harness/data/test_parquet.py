@@ -1,4 +1,4 @@
-"""Parquet in the Hugging Face layout."""
+"""Parquet files in the Hugging Face layout: columns, shards, splits, and errors for damaged files."""
 
 from __future__ import annotations
 
@@ -30,31 +30,31 @@ def with_classes(table: pa.Table, **columns: list[str]) -> pa.Table:
     return table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
 
 
-def test_rows_become_samples(tmp_path: Path) -> None:
+def test_parquet_has_a_sample_per_row(tmp_path: Path) -> None:
     data = opened("parquet", parquet_of(tmp_path / "a.parquet", pixels()))
     assert (data.modality, data.shape, data.classes, len(data)) == ("image", (3, 8, 8), 3, 8)
     assert np.array_equal(all_pixels(data), pixels())
     assert images(data, np.arange(8))[1].tolist() == LABELS.tolist()
 
 
-def test_shards_are_one_data_set(tmp_path: Path) -> None:
-    """Two files, row groups of two rows, another place: the same rows in the same order are the same data."""
-    whole = opened("parquet", parquet_of(tmp_path / "one" / "a.parquet", pixels()))
+def test_parquet_shards_are_the_data_of_a_single_file(tmp_path: Path) -> None:
+    """The fingerprint does not depend on files, row groups or location."""
+    single = opened("parquet", parquet_of(tmp_path / "one" / "a.parquet", pixels()))
     table = table_of(ENCODED, LABELS)
     for number, part in enumerate((table[:3], table[3:])):
         path = tmp_path / "two" / "data" / f"train-{number:05d}-of-00002.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(part, path, row_group_size=2)
     shards = opened("parquet", tmp_path / "two")
-    assert shards.fingerprint == whole.fingerprint
+    assert shards.fingerprint == single.fingerprint
     assert np.array_equal(all_pixels(shards), pixels())
-    assert [shards.key(i) for i in range(8)] == [whole.key(i) for i in range(8)]
+    assert [shards.key(i) for i in range(8)] == [single.key(i) for i in range(8)]
 
 
 @pytest.mark.parametrize(
     "test", ["test-00000-of-00001.parquet", "validation.parquet", "default/test/0000.parquet"]
 )
-def test_of_several_splits_train_is_read(tmp_path: Path, test: str) -> None:
+def test_parquet_reads_only_train_when_a_folder_has_several_splits(tmp_path: Path, test: str) -> None:
     train = "default/train/0000.parquet" if "/" in test else "train-00000-of-00001.parquet"
     parquet_of(tmp_path / train, pixels())
     parquet_of(tmp_path / test, pixels()[:2], LABELS[:2])
@@ -62,14 +62,14 @@ def test_of_several_splits_train_is_read(tmp_path: Path, test: str) -> None:
     assert len(opened("parquet", tmp_path / test)) == 2
 
 
-def test_splits_without_train_must_be_named(tmp_path: Path) -> None:
+def test_parquet_raises_for_several_splits_without_train(tmp_path: Path) -> None:
     for name in ("test.parquet", "validation.parquet"):
         parquet_of(tmp_path / name, pixels())
-    with pytest.raises(UserError, match=r"mixes test.parquet and validation.parquet; name the file"):
+    with pytest.raises(UserError, match=r"no train split: test.parquet, validation.parquet; set"):
         opened("parquet", tmp_path)
 
 
-def test_class_labels_tell_the_number_of_classes(tmp_path: Path) -> None:
+def test_number_of_classes_is_that_of_the_class_label(tmp_path: Path) -> None:
     table = table_of(ENCODED, LABELS, label="fine")
     named = with_classes(table.append_column("id", pa.array(range(8))), fine=list("abcde"))
     data = opened("parquet", written(tmp_path / "a.parquet", named))
@@ -81,7 +81,7 @@ def test_class_labels_tell_the_number_of_classes(tmp_path: Path) -> None:
         opened("parquet", written(tmp_path / "a.parquet", short))
 
 
-def test_columns_by_name(tmp_path: Path) -> None:
+def test_parquet_columns_are_chosen_by_key(tmp_path: Path) -> None:
     table = table_of(ENCODED, LABELS, "front").append_column("back", pa.array(ENCODED[::-1]))
     path = written(tmp_path / "a.parquet", table.append_column("other", pa.array([0] * 8)))
     assert np.array_equal(all_pixels(opened("parquet", path)), pixels())
@@ -90,19 +90,21 @@ def test_columns_by_name(tmp_path: Path) -> None:
     assert turned.classes == 1
 
 
-def test_without_labels_there_is_one_class(tmp_path: Path) -> None:
+def test_parquet_without_labels_has_one_class(tmp_path: Path) -> None:
     table = table_of(ENCODED, LABELS).drop_columns("label")
     data = opened("parquet", written(tmp_path / "a.parquet", table))
     assert (data.classes, data.sample(5).label) == (1, 0)
 
 
-def test_a_second_look_decodes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_survey_decodes_parquet_again_only_when_it_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = parquet_of(tmp_path / "a.parquet", pixels())
     first = opened("parquet", path)
-    look = files.decode
+    decode = files.decode
     monkeypatch.setattr(files, "decode", lambda *_: pytest.fail("decoded again"))
     assert opened("parquet", path).fingerprint == first.fingerprint
-    monkeypatch.setattr(files, "decode", look)
+    monkeypatch.setattr(files, "decode", decode)
     parquet_of(path, pixels()[::-1])
     assert opened("parquet", path).fingerprint != first.fingerprint
 
@@ -122,50 +124,52 @@ NULL = {"bytes": None, "path": "a.png"}
         (table_of(ENCODED, LABELS / 2), {}, r"column 'label' is double, expected integers"),
         (table_of(ENCODED, list("abcdefgh")), {}, r"column 'label' is string, expected integers"),
         (table_of(ENCODED, LABELS)[:0], {}, r"has no rows"),
-        (pa.table({"x": [1]}), {}, r"has columns x \(int64\); say which is meant with data.image_key"),
+        (pa.table({"x": [1]}), {}, r"has columns x \(int64\); choose one with data.image_key"),
         (table_of(ENCODED, LABELS), {"image_key": "label"}, r"column 'label' is int64, expected struct"),
         (table_of(ENCODED, LABELS), {"image_key": "imag"}, r"Did you mean 'image'"),
         (table_of(ENCODED, LABELS), {"label_key": "labels"}, r"Did you mean 'label'"),
         (
             table_of(ENCODED, LABELS, label="fine").append_column("coarse", pa.array(LABELS)),
             {},
-            r"fine \(int64\), coarse \(int64\); say which is meant with data.label_key",
+            r"fine \(int64\), coarse \(int64\); choose one with data.label_key",
         ),
         (
             table_of(ENCODED, LABELS).append_column("more", table_of(ENCODED, LABELS)["image"]),
             {},
-            r"say which is meant with data.image_key",
+            r"choose one with data.image_key",
         ),
     ],
 )
-def test_bad_tables(tmp_path: Path, table: pa.Table, fields: dict[str, Any], message: str) -> None:
+def test_parquet_raises_for_unusable_tables(
+    tmp_path: Path, table: pa.Table, fields: dict[str, Any], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         opened("parquet", written(tmp_path / "a.parquet", table), **fields)
 
 
-def test_bad_files(tmp_path: Path) -> None:
-    def refused(message: str, root: Path | str) -> None:
+def test_parquet_raises_for_missing_or_damaged_files(tmp_path: Path) -> None:
+    def check_raises(message: str, root: Path | str) -> None:
         with pytest.raises(UserError, match=message):
             opened("parquet", root)
 
-    refused("data.root is empty", "")
-    refused("no such file", tmp_path / "nowhere.parquet")
-    refused("has no .parquet files", tmp_path)
+    check_raises("data.root is empty", "")
+    check_raises("no such file", tmp_path / "nowhere.parquet")
+    check_raises("has no .parquet files", tmp_path)
     path = parquet_of(tmp_path / "a.parquet", pixels())
-    whole = path.read_bytes()
-    for content in (whole[:-30], b"", b"text", whole[:4] + bytes(len(whole) - 8) + whole[-4:]):
+    intact = path.read_bytes()
+    for content in (intact[:-30], b"", b"text", intact[:4] + bytes(len(intact) - 8) + intact[-4:]):
         path.write_bytes(content)
-        refused(r"a\.parquet is not a readable parquet file", path)
-    path.write_bytes(whole[:4] + bytes(400) + whole[404:])
-    refused(r"a\.parquet (is a damaged parquet file|row 0)", path)
-    path.write_bytes(whole)
+        check_raises(r"a\.parquet is not a readable parquet file", path)
+    path.write_bytes(intact[:4] + bytes(400) + intact[404:])
+    check_raises(r"a\.parquet (is a damaged parquet file|row 0)", path)
+    path.write_bytes(intact)
     parquet_of(tmp_path / "b.parquet", pixels(height=9))
-    refused(r"b\.parquet row 0 is 8x9 pixels, but \S*a\.parquet row 0 is 8x8", tmp_path)
+    check_raises(r"b\.parquet row 0 is 8x9 pixels, but \S*a\.parquet row 0 is 8x8", tmp_path)
     written(tmp_path / "b.parquet", table_of(ENCODED, LABELS, label="kind"))
-    refused(r"b\.parquet has no column 'label'", tmp_path)
+    check_raises(r"b\.parquet has no column 'label'", tmp_path)
 
 
-def test_files_may_keep_their_bytes_in_different_types(tmp_path: Path) -> None:
+def test_parquet_files_may_use_different_binary_types(tmp_path: Path) -> None:
     cells = [png(x) for x in pixels()]
     for number, kind in enumerate((pa.binary(), pa.large_binary(), pa.binary_view())):
         written(tmp_path / f"{number}.parquet", pa.table({"image": pa.array(cells, kind), "label": LABELS}))
@@ -180,23 +184,24 @@ def test_files_may_keep_their_bytes_in_different_types(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [b"image", b"label", b"bytes", b"path"])
-def test_a_name_that_is_no_text(tmp_path: Path, name: bytes) -> None:
+def test_parquet_raises_for_a_column_name_that_is_not_utf8(tmp_path: Path, name: bytes) -> None:
     path = parquet_of(tmp_path / "a.parquet", pixels())
     path.write_bytes(path.read_bytes().replace(name, b"\xe9" + name[1:]))
     with pytest.raises(UserError, match=r"a\.parquet is not a readable parquet file"):
         opened("parquet", path)
 
 
-def test_cifar10(shared_data: Path) -> None:
+def test_parquet_reads_cifar10(shared_data: Path) -> None:
     data = opened("parquet", shared_data / "cifar10" / "test.parquet")
     assert (len(data), data.shape, data.classes) == (10_000, (3, 32, 32), 10)
     pixels, labels = images(data, np.arange(10_000))
     assert np.bincount(labels).tolist() == [1000] * 10
-    mean = pixels.mean((0, 2, 3)) / 255  # of the test images as the world knows them: 0.494, 0.485, 0.450
+    mean = pixels.mean((0, 2, 3)) / 255
+    # Published means of the test images.
     assert mean == pytest.approx([0.494, 0.485, 0.450], abs=0.005)
 
 
 @pytest.mark.parametrize("name", ["fsdd", "sprites"])
-def test_parquet_of_something_else(shared_data: Path, name: str) -> None:
+def test_parquet_raises_for_a_column_of_other_media(shared_data: Path, name: str) -> None:
     with pytest.raises(UserError, match=r"parquet row 0 is not an image"):
         opened("parquet", shared_data / name)

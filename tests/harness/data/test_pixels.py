@@ -1,4 +1,4 @@
-"""Decoding and cropping, against Pillow's primitives by hand and ADM's released crop."""
+"""Decoding and cropping, against Pillow's primitives and ADM's released crop."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def saved(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
 
 
 def adm_center_crop(pil_image: Image.Image, image_size: int) -> np.ndarray:
-    """As openai/guided-diffusion has it (image_datasets.py, center_crop_arr)."""
+    """Copy of center_crop_arr of openai/guided-diffusion (image_datasets.py)."""
     while min(*pil_image.size) >= 2 * image_size:
         pil_image = pil_image.resize(tuple(x // 2 for x in pil_image.size), resample=Image.BOX)
     scale = image_size / min(*pil_image.size)
@@ -40,30 +40,30 @@ def adm_center_crop(pil_image: Image.Image, image_size: int) -> np.ndarray:
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 40))
-def test_crop_is_adms(height: int, width: int, side: int) -> None:
+def test_centre_crop_agrees_with_adm(height: int, width: int, side: int) -> None:
     image = Image.fromarray(pixels(1, height, width)[0])
     assert np.array_equal(np.asarray(centre_crop(image, side)), adm_center_crop(image, side))
 
 
 @pytest.mark.parametrize("form", ["PNG", "BMP", "WEBP"])
-def test_lossless_formats_keep_every_bit(form: str) -> None:
+def test_decode_is_exact_for_lossless_formats(form: str) -> None:
     options = {"lossless": True, "exact": True} if form == "WEBP" else {}
     assert np.array_equal(np.asarray(decode(png(COLOUR, form, **options), "x")), COLOUR)
 
 
-def test_grey_stays_grey() -> None:
+def test_decode_keeps_grey_images_grey() -> None:
     image = decode(png(GREY), "x")
     assert image.mode == "L"
     assert np.array_equal(fit(image, (1, 8, 8))[0], GREY)
     assert np.array_equal(fit(image, (3, 8, 8)), np.stack([GREY] * 3))
 
 
-def test_colour_to_grey_is_luma() -> None:
+def test_fit_converts_colour_to_luma() -> None:
     found = fit(decode(png(COLOUR), "x"), (1, 8, 8))[0]
     assert np.abs(found - COLOUR @ [0.299, 0.587, 0.114]).max() <= 0.5 + 1e-3
 
 
-def test_transparency_lies_on_white() -> None:
+def test_decode_composites_transparency_on_white() -> None:
     alpha = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
     image = decode(png(np.dstack([COLOUR, alpha])), "x")
     share = alpha[..., None] / 255
@@ -73,21 +73,21 @@ def test_transparency_lies_on_white() -> None:
     assert np.abs(np.asarray(grey, float) - (GREY * share[..., 0] + 255 * (1 - share[..., 0]))).max() <= 1
 
 
-def test_opaque_transparency_changes_nothing() -> None:
+def test_decode_ignores_an_opaque_alpha_channel() -> None:
     image = decode(png(np.dstack([COLOUR, np.full((8, 8), 255, np.uint8)])), "x")
     assert np.array_equal(np.asarray(image), COLOUR)
 
 
-def test_palettes_become_colours() -> None:
+def test_decode_converts_palettes_to_colours() -> None:
     image = Image.new("P", (2, 1))
     image.putpalette([10, 20, 30, 200, 100, 50])
     image.putpixel((1, 0), 1)
     assert np.asarray(decode(saved(image), "x")).tolist() == [[[10, 20, 30], [200, 100, 50]]]
-    seen_through = np.asarray(decode(saved(image, transparency=1), "x")).tolist()
-    assert seen_through == [[[10, 20, 30], [255, 255, 255]]]
+    transparent = np.asarray(decode(saved(image, transparency=1), "x")).tolist()
+    assert transparent == [[[10, 20, 30], [255, 255, 255]]]
 
 
-def test_bits_and_cmyk() -> None:
+def test_decode_converts_bilevel_and_cmyk_images() -> None:
     assert (
         np.asarray(decode(saved(Image.fromarray(GREY > 127)), "x")).tolist() == ((GREY > 127) * 255).tolist()
     )
@@ -96,9 +96,10 @@ def test_bits_and_cmyk() -> None:
     assert red < 40 < 200 < min(green, blue)
 
 
-def test_the_cameras_orientation_is_applied() -> None:
+def test_decode_applies_the_exif_orientation() -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise to see it upright
+    # Upright after a clockwise rotation by 90 degrees.
+    exif[0x0112] = 6
     wide = pixels(1, 4, 8)[0]
     found = decode(saved(Image.fromarray(wide), "PNG", exif=exif), "x")
     assert np.array_equal(np.asarray(found), np.rot90(wide, -1))
@@ -106,7 +107,7 @@ def test_the_cameras_orientation_is_applied() -> None:
 
 @pytest.mark.parametrize("orientation", range(10))
 @pytest.mark.parametrize("form", ["PNG", "WEBP"])
-def test_every_orientation_is_turned_as_pillow_turns_it(form: str, orientation: int) -> None:
+def test_decode_agrees_with_pillow_for_every_orientation(form: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     content = saved(Image.fromarray(pixels(1, 4, 8)[0]), form, exif=exif, lossless=True)
@@ -115,24 +116,24 @@ def test_every_orientation_is_turned_as_pillow_turns_it(form: str, orientation: 
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
-def test_a_turned_photo_with_a_malformed_tag_is_kept(form: str) -> None:
-    """A horizontal resolution of type text: Pillow reads such a tag, and cannot write it again."""
+def test_decode_applies_the_orientation_despite_a_malformed_tag(form: str) -> None:
+    """Pillow reads a horizontal resolution of type text, but cannot write it again."""
     exif = Image.Exif()
     exif.endian, exif[0x0112], exif[0x011A] = ">", 6, 72.0
     rational, text = (b"\x01\x1a\x00" + bytes((kind, 0, 0, 0, 1)) for kind in (5, 2))
-    whole = exif.tobytes()
-    damaged = whole.replace(rational, text)
-    assert damaged != whole
+    valid = exif.tobytes()
+    damaged = valid.replace(rational, text)
+    assert damaged != valid
     wide = Image.fromarray(pixels(1, 4, 8)[0])
     content = saved(wide, form, exif=damaged)
     with pytest.raises((TypeError, AttributeError)):
         ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
-    upright = decode(saved(wide, form, exif=whole), "x")
+    upright = decode(saved(wide, form, exif=valid), "x")
     assert upright.size == (4, 8) and np.array_equal(np.asarray(decode(content, "x")), np.asarray(upright))
 
 
 def deep_png(colour: int, channels: int) -> bytes:
-    """16 bits a channel, by the PNG specification's own layout; Pillow writes none with colour or alpha."""
+    """Write 16 bits per channel by the PNG specification, because Pillow cannot with colour or alpha."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -148,10 +149,11 @@ def deep_png(colour: int, channels: int) -> bytes:
 
 
 @pytest.mark.parametrize(("colour", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)])
-def test_colour_deeper_than_8_bits_is_refused(colour: int, channels: int) -> None:
+def test_decode_raises_for_more_than_8_bits_per_channel(colour: int, channels: int) -> None:
     content = deep_png(colour, channels)
-    Image.open(io.BytesIO(content)).load()  # whole
-    with pytest.raises(UserError, match=r"^here has pixels of 16 bits a channel, expected 8 bits"):
+    # The file is valid.
+    Image.open(io.BytesIO(content)).load()
+    with pytest.raises(UserError, match=r"^here has pixels of 16 bits per channel, expected 8 bits"):
         decode(content, "here")
 
 
@@ -174,14 +176,14 @@ def test_colour_deeper_than_8_bits_is_refused(colour: int, channels: int) -> Non
         ),
     ],
 )
-def test_what_is_refused(content: bytes, message: str) -> None:
+def test_decode_raises_for_unusable_images(content: bytes, message: str) -> None:
     with pytest.raises(UserError, match=f"^here .*{message}"):
         decode(content, "here")
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.sampled_from(["PNG", "JPEG", "WEBP", "BMP"]), st.data())
-def test_damage_never_shows_a_traceback(form: str, data: st.DataObject) -> None:
+def test_decode_raises_only_user_errors_for_damaged_bytes(form: str, data: st.DataObject) -> None:
     content = bytearray(png(COLOUR, form))
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))

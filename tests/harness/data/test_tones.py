@@ -1,4 +1,4 @@
-"""Tones: pitch and timbre measured on the waves are those of the class."""
+"""Tones: the pitch and timbre measured on waveforms are those of the class."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def data() -> Tones:
 
 
 def pitches(wave: np.ndarray, parts: int = 9) -> np.ndarray:
-    """Hz of the loudest frequency in equal parts of the sounding stretch."""
+    """Return the loudest frequency in Hz of equal parts of the sound."""
     sounding = np.flatnonzero(wave)
     pieces = np.array_split(wave[sounding[0] : sounding[-1]], parts)
     return np.array(
@@ -24,7 +24,7 @@ def pitches(wave: np.ndarray, parts: int = 9) -> np.ndarray:
     )
 
 
-def test_what_it_says_of_itself(data: Tones) -> None:
+def test_tones_declares_its_shape_and_labels(data: Tones) -> None:
     assert (data.modality, data.classes, data.shape, len(data)) == ("audio", 12, (32, 64), 2400)
     assert np.bincount([data.sample(i).label for i in range(2400)]).tolist() == [200] * 12
     for index in (0, 7, 2399):
@@ -32,7 +32,7 @@ def test_what_it_says_of_itself(data: Tones) -> None:
         assert data.sample(index).x.dtype == np.uint8
 
 
-def test_the_same_every_time_and_no_two_alike(data: Tones) -> None:
+def test_tones_is_deterministic_and_all_samples_differ(data: Tones) -> None:
     assert opened("tones", "").fingerprint == data.fingerprint
     assert len({data.key(index) for index in range(2400)}) == 2400
 
@@ -40,9 +40,9 @@ def test_the_same_every_time_and_no_two_alike(data: Tones) -> None:
 @pytest.mark.parametrize("contour", range(len(CONTOURS)))
 @pytest.mark.parametrize("timbre", [0, 1])
 def test_pitch_follows_its_contour(data: Tones, contour: int, timbre: int) -> None:
-    """In octaves over the sound: none, up one, down one, up one and back."""
-    for turn in range(10):
-        hertz = pitches(data.wave(12 * turn + 3 * contour + timbre))
+    """In octaves: constant, up one, down one, up one and back."""
+    for repeat in range(10):
+        hertz = pitches(data.wave(12 * repeat + 3 * contour + timbre))
         first, middle, last = np.log2(hertz[[0, 4, 8]])
         up = {"level": (0, 0), "rising": (0.5, 0.5), "falling": (-0.5, -0.5), "arch": (1, -1)}[
             CONTOURS[contour]
@@ -50,20 +50,19 @@ def test_pitch_follows_its_contour(data: Tones, contour: int, timbre: int) -> No
         np.testing.assert_allclose((middle - first, last - middle), up, atol=0.25)
 
 
-def test_timbres_by_how_much_lies_off_the_pitch(data: Tones) -> None:
-    """Of level sounds: next to nothing for a sine, 1/4 + 1/9 + ... of the fundamental in overtones, and a
-    band for noise."""
-    for turn in range(10):
+def test_timbres_differ_by_their_power_outside_the_fundamental(data: Tones) -> None:
+    """A level sine has almost none, harmonics have 1/4 + 1/9 + ... of the fundamental, noise has a band."""
+    for repeat in range(10):
         peaks = {}
         for timbre in range(3):
-            wave = data.wave(12 * turn + timbre)
+            wave = data.wave(12 * repeat + timbre)
             power = np.abs(np.fft.rfft(wave)) ** 2
             top = power.argmax()
             peaks[TIMBRES[timbre]] = power[max(0, top - 12) : top + 13].sum() / power.sum()
         assert peaks["sine"] > 0.97 > 0.75 > peaks["harmonics"] > 0.6 > peaks["noise"]
 
 
-def test_lengths_and_levels(data: Tones) -> None:
+def test_lengths_and_levels_are_within_their_limits(data: Tones) -> None:
     for index in range(0, 2400, 50):
         wave = data.wave(index)
         sounding = np.flatnonzero(wave)

@@ -1,4 +1,4 @@
-"""Videos from disk: lossless ones come out as they went in; what breaks a rule is refused by its name."""
+"""Videos on disk: exact round trips of lossless files, and errors that name the file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EVEN = [125 * k for k in range(16)]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Videos of 16 and 40 frames in one class, of 20 in another."""
+    """Write videos of 16 and 40 frames in one class, and of 20 in another."""
     root = tmp_path / "videos"
     for name, count in (("a/one.mkv", 16), ("a/two.MKV", 40), ("b/deep/three.mkv", 20)):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
     return root
 
 
-def test_samples_are_the_clips_end_to_end(folder: Path) -> None:
+def test_samples_are_clips_end_to_end(folder: Path) -> None:
     data = opened("videos", folder)
     assert (data.modality, data.shape, data.classes, data.class_names) == (
         "video",
@@ -44,19 +44,20 @@ def test_samples_are_the_clips_end_to_end(folder: Path) -> None:
         ["a", "b"],
     )
     assert [data.sample(i).label for i in range(len(data))] == [0, 0, 0, 1]
-    whole = [
+    clips = [
         frames(16, seed=16),
         frames(40, seed=40)[:16],
         frames(40, seed=40)[16:32],
         frames(20, seed=20)[:16],
     ]
-    for index, pixels in enumerate(whole):
+    for index, pixels in enumerate(clips):
         np.testing.assert_array_equal(data.sample(index).x, pixels.transpose(3, 0, 1, 2))
         assert data.sample(index).x.dtype == np.uint8
 
 
-def test_what_was_decoded_is_kept_as_far_as_it_fits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.data.disk.media.REMEMBERED", 2 * 3 * 16 * 8 * 8)  # two clips
+def test_decoded_clips_are_cached_up_to_the_limit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Room for two clips.
+    monkeypatch.setattr("harness.data.disk.media.REMEMBERED", 2 * 3 * 16 * 8 * 8)
     data, reads = opened("videos", folder), []
     monkeypatch.setattr(
         "harness.data.disk.videos.decoded_frames",
@@ -68,7 +69,7 @@ def test_what_was_decoded_is_kept_as_far_as_it_fits(folder: Path, monkeypatch: p
     assert len(reads) == 4 + 2
 
 
-def test_clips_of_one_video_share_a_side(folder: Path) -> None:
+def test_clips_of_a_video_are_on_one_side_of_the_split(folder: Path) -> None:
     data = opened("videos", folder, frames=4)
     assert len(data) == 4 + 10 + 5
     videos = (range(4), range(4, 14), range(14, 19))
@@ -78,7 +79,7 @@ def test_clips_of_one_video_share_a_side(folder: Path) -> None:
     assert all(len({i in held_out for i in clips}) == 1 for clips in videos)
 
 
-def test_resized_and_grey_as_images_are(folder: Path) -> None:
+def test_videos_obeys_resolution_and_channels(folder: Path) -> None:
     data = opened("videos", folder, resolution=4, channels=1)
     assert data.shape == (1, 16, 4, 4) and data.sample(0).x.shape == (1, 16, 4, 4)
 
@@ -88,7 +89,7 @@ def parquet(path: Path, cells: list, labels: list[int]) -> Path:
     return path
 
 
-def test_parquet_is_the_folder(folder: Path, tmp_path: Path) -> None:
+def test_parquet_and_folder_are_the_same_data(folder: Path, tmp_path: Path) -> None:
     cells = [(folder / name).read_bytes() for name in ("a/one.mkv", "a/two.MKV", "b/deep/three.mkv")]
     rows, files = (
         opened("videos", parquet(tmp_path / "x.parquet", cells, [0, 0, 1])),
@@ -100,8 +101,8 @@ def test_parquet_is_the_folder(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("container", ["mp4", "gif", "avi"])
-def test_other_containers(tmp_path: Path, container: str) -> None:
-    """Frames of one grey come through lossy codecs in number and order."""
+def test_other_containers_keep_number_and_order_of_frames(tmp_path: Path, container: str) -> None:
+    """Frames of uniform grey survive lossy codecs."""
     flat = np.repeat(np.arange(16, dtype=np.uint8) * 14, 16 * 16 * 3).reshape(16, 16, 16, 3)
     how = {"mp4": MP4, "gif": {"codec": "gif", "form": "rgb8"}, "avi": {"codec": "mjpeg", "form": "yuvj420p"}}
     (tmp_path / f"x.{container}").write_bytes(video(flat, **{"container": container} | how[container]))
@@ -121,44 +122,44 @@ BROKEN = {
     "header.mkv": (lambda: video(frames())[:300], "cannot be decoded as video|has no frames|is cut short"),
     "text.mp4": (lambda: b"no video at all", "cannot be decoded as video"),
     "sound.mp4": (lambda: sound(tone()), "has no video stream"),
-    "one.mkv": (lambda: video(frames(height=1, width=1)), r"is 1x1 pixels; the least is 8x8"),
+    "one.mkv": (lambda: video(frames(height=1, width=1)), r"is 1x1 pixels, expected at least 8x8"),
     "uneven.mkv": (
         lambda: video(frames(), times=EVEN[:8] + [t + 400 for t in EVEN[8:]]),
-        "frames 125 to 525 ms apart",
+        "variable frame rate: intervals of 125 to 525 ms",
     ),
-    "short.mkv": (lambda: video(frames(5)), "has 5 frames and a clip takes 16.*data.frames=5"),
-    "still.mkv": (lambda: video(frames(1)), "has 1 frame and a clip takes 16; remove it"),
+    "short.mkv": (lambda: video(frames(5)), "has 5 frames, but a clip takes 16.*data.frames=5"),
+    "still.mkv": (lambda: video(frames(1)), "has 1 frame, but a clip takes 16; remove it"),
     "wide.mkv": (
         lambda: video(frames(width=12)),
-        r"is 12x8 pixels, but \S*one.mkv is 8x8; set data.resolution",
+        r"is 12x8 pixels, but \S*one.mkv is 8x8; choose one size, for example --set data.resolution=32",
     ),
-    **{f"old.{end}": (lambda: b"", rf"\.{end} videos are not read; convert them to MP4")
+    **{f"old.{end}": (lambda: b"", rf"\.{end} videos are not supported; convert them to MP4")
        for end in ("wmv", "asf", "3gp", "3g2", "m2v", "mxf", "flv")},
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_broken_files_are_refused_by_name(folder: Path, name: str) -> None:
-    content, says = BROKEN[name]
+def test_videos_raises_an_error_that_names_the_file_when_broken(folder: Path, name: str) -> None:
+    content, message = BROKEN[name]
     (folder / "b" / name).write_bytes(content())
-    with pytest.raises(UserError, match=rf"{name}.* ?{says}") as raised:
+    with pytest.raises(UserError, match=rf"{name}.* ?({message})") as raised:
         opened("videos", folder)
     assert "\n" not in str(raised.value)
 
 
-def test_even_frames_pass_whatever_the_ticks(tmp_path: Path) -> None:
-    """30 frames a second are 33 or 34 ms apart in a container that counts milliseconds."""
+def test_constant_frame_rate_passes_despite_rounded_times(tmp_path: Path) -> None:
+    """At 30 frames per second, intervals are 33 or 34 ms in a container that counts milliseconds."""
     (tmp_path / "x.mkv").write_bytes(video(frames(), times=[round(1000 * k / 30) for k in range(16)]))
     assert len(opened("videos", tmp_path)) == 1
 
 
-def test_the_wrong_extension_does_not_matter_where_the_content_is_a_video(tmp_path: Path) -> None:
+def test_videos_reads_a_file_by_content_when_its_suffix_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "x.avi").write_bytes(video(frames()))
     np.testing.assert_array_equal(opened("videos", tmp_path).sample(0).x, frames().transpose(3, 0, 1, 2))
 
 
 @pytest.mark.parametrize("end", ["qt", "f4v"])
-def test_apple_s_and_adobe_s_endings_are_mp4s(tmp_path: Path, end: str) -> None:
+def test_videos_reads_mp4_with_the_suffixes_of_apple_and_adobe(tmp_path: Path, end: str) -> None:
     for name in ("x.mp4", f"y.{end}"):
         (tmp_path / name).write_bytes(video(frames(), **MP4))
     data = opened("videos", tmp_path)
@@ -168,23 +169,23 @@ def test_apple_s_and_adobe_s_endings_are_mp4s(tmp_path: Path, end: str) -> None:
 @pytest.mark.parametrize(
     "how", [{}, MP4, {"container": "avi", "codec": "mjpeg", "form": "yuvj420p"}], ids=["mkv", "mp4", "avi"]
 )
-def test_a_title_in_another_encoding_does_not_matter(tmp_path: Path, how: dict) -> None:
+def test_videos_ignores_a_title_in_another_encoding(tmp_path: Path, how: dict) -> None:
     title = "Café crème".encode("latin-1")
-    for name, told in (("a.mkv", b""), ("b.mkv", title)):
-        (tmp_path / name).write_bytes(video(frames(), **how, title=told))
+    for name, text in (("a.mkv", b""), ("b.mkv", title)):
+        (tmp_path / name).write_bytes(video(frames(), **how, title=text))
     assert title in (tmp_path / "b.mkv").read_bytes()
     data = opened("videos", tmp_path)
     assert np.array_equal(data.sample(0).x, data.sample(1).x)
 
 
-def test_labels_are_known_without_decoding(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_label_does_not_decode_the_video(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = opened("videos", folder)
     monkeypatch.setattr("harness.data.disk.videos.decoded_frames", lambda file: pytest.fail(file.name))
     assert [label_of(data, i) for i in range(4)] == [0, 0, 0, 1]
 
 
-def test_damage_inside_a_file_is_seen(tmp_path: Path) -> None:
-    """Where the codec can tell: it says so of the frame."""
+def test_videos_raises_for_a_frame_that_the_codec_reports_as_corrupt(tmp_path: Path) -> None:
+
     content = bytearray(video(frames(height=32, width=32), codec="mpeg4", form="yuv420p"))
     content[len(content) // 2 : len(content) // 2 + 200] = b"\xff" * 200
     (tmp_path / "damaged.mkv").write_bytes(content)
@@ -192,18 +193,18 @@ def test_damage_inside_a_file_is_seen(tmp_path: Path) -> None:
         opened("videos", tmp_path)
 
 
-def test_broken_parquet(tmp_path: Path) -> None:
+def test_parquet_raises_an_error_that_names_the_broken_row(tmp_path: Path) -> None:
     good = video(frames())
-    for cells, says in (
+    for cells, message in (
         ([good, good[:200]], "row 1 (cannot be decoded|has no frames|is cut short)"),
         ([good, None], "row 1: column 'video' has no bytes"),
         ([good, {"bytes": None, "path": "x.mp4"}], "row 1: column 'video' has no bytes"),
         ([good, b""], "row 1 is empty"),
     ):
-        with pytest.raises(UserError, match=rf"x\.parquet {says}"):
+        with pytest.raises(UserError, match=rf"x\.parquet {message}"):
             opened("videos", parquet(tmp_path / "x.parquet", cells, [0, 0]))
-    whole = parquet(tmp_path / "x.parquet", [good], [0]).read_bytes()
-    (tmp_path / "x.parquet").write_bytes(whole[: len(whole) // 2])
+    intact = parquet(tmp_path / "x.parquet", [good], [0]).read_bytes()
+    (tmp_path / "x.parquet").write_bytes(intact[: len(intact) // 2])
     with pytest.raises(UserError, match=r"x\.parquet is not a readable parquet file"):
         opened("videos", tmp_path / "x.parquet")
     pq.write_table(pa.table({"video": [1, 2]}), tmp_path / "x.parquet")
@@ -211,7 +212,7 @@ def test_broken_parquet(tmp_path: Path) -> None:
         opened("videos", tmp_path / "x.parquet")
 
 
-def test_mistaken_roots(tmp_path: Path) -> None:
+def test_videos_raises_for_unusable_roots(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.root = \S+ has no videos, expected a folder of videos"):
         opened("videos", tmp_path)
     with pytest.raises(UserError, match="no such file or folder"):
@@ -223,7 +224,7 @@ def test_mistaken_roots(tmp_path: Path) -> None:
         opened("videos", tmp_path, frames=1)
 
 
-def test_sprites(shared_data: Path) -> None:
+def test_videos_reads_sprites(shared_data: Path) -> None:
     data = opened("videos", shared_data / "sprites" / "clips.parquet", frames=8)
     assert (len(data), data.shape, data.classes) == (2592, (3, 8, 64, 64), 9)
     x = data.sample(100).x

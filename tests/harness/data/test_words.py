@@ -1,4 +1,4 @@
-"""Words: letters that stay the same wherever they stand, and the texts that go with them."""
+"""Images of words: letters that are the same at any position, and their texts."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def data() -> Words:
 
 
 def ink(pixels: np.ndarray) -> np.ndarray:
-    """The inked part, cut out, as bools."""
+    """Return the bounding box of the text as bools."""
     rows, columns = np.flatnonzero(pixels.any(1)), np.flatnonzero(pixels.any(0))
     return pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] > 0
 
 
-def test_what_it_says_of_itself(data: Words) -> None:
+def test_words_declares_its_shape_and_texts(data: Words) -> None:
     assert (data.modality, data.classes, data.shape, len(data)) == ("image", 48, (1, 16, 32), 1920)
     assert len(set(WORDS)) == 48 and all(2 < len(word) <= LONGEST for word in WORDS)
     sample = data.sample(49)
@@ -39,16 +39,16 @@ def test_what_it_says_of_itself(data: Words) -> None:
     assert data.text(49) == WORDS[sample.label] == WORDS[1]
 
 
-def test_the_pixels_are_these() -> None:
-    """The letters are part of Pillow, and part of the data: they may not change."""
+def test_written_draws_these_pixels() -> None:
+    """The letters come from Pillow, and the data must not change with its version."""
     drawn = ink(written(["flow"], "data/words")[0])
-    picture = ["".join("#" if dot else "." for dot in row) for row in drawn]
-    assert picture == FLOW
+    lines = ["".join("#" if dot else "." for dot in row) for row in drawn]
+    assert lines == FLOW
 
 
-def test_one_word_one_picture_but_for_place_and_ink(data: Words) -> None:
+def test_images_of_a_word_differ_only_in_position_and_brightness(data: Words) -> None:
     for word in range(0, 48, 7):
-        pictures = [data.sample(word + 48 * turn).x[0] for turn in range(40)]
+        pictures = [data.sample(word + 48 * repeat).x[0] for repeat in range(40)]
         assert all(np.array_equal(ink(p), ink(pictures[0])) for p in pictures)
         assert all(len(np.unique(p)) == 2 and p.max() >= PALE for p in pictures)
         assert len({p.tobytes() for p in pictures}) > 30

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from harness.data.log_mel import heard
+from harness.data.log_mel import griffin_lim
 from harness.evaluation.sample_grid import films, waveform
 
 
@@ -31,5 +31,5 @@ def test_films_are_frames_over_their_wave() -> None:
         for frame in range(3):
             seen = drawn[top : top + 8 : 2, frame * 8 : frame * 8 + 8 : 2]
             assert (seen == x[row, :48].reshape(3, 4, 4)[frame]).all()
-        wave = heard(x[row, 48:].reshape(32, 12))
+        wave = griffin_lim(x[row, 48:].reshape(32, 12))
         assert (drawn[top + 8 : top + 12] == waveform(wave, 4, 24)).all()

@@ -1,4 +1,4 @@
-"""The SD-VAE against diffusers' own objects; codecs are named by their content."""
+"""The SD-VAE against diffusers, and codecs addressed by their content."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.harness.latents.vae import save_dac, save_oobleck, save_vae, save_wan
 CPU = torch.device("cpu")
 
 
-def test_moments_and_images_are_those_of_diffusers(tmp_path: Path) -> None:
+def test_sd_vae_agrees_with_diffusers(tmp_path: Path) -> None:
     from diffusers import AutoencoderKL
 
     folder = save_vae(tmp_path / "vae")
@@ -36,13 +36,13 @@ def test_moments_and_images_are_those_of_diffusers(tmp_path: Path) -> None:
     torch.testing.assert_close(codec.decode(codec.affine.normalised(drawn)), images)
 
 
-def test_identity_is_the_image() -> None:
+def test_identity_returns_the_image() -> None:
     codec, x = open_codec("identity", "", CPU), torch.rand(2, 3, 8, 8)
     mean, std = codec.encode(x)
     assert torch.equal(codec.decode(mean), x) and not std.any()
 
 
-def test_a_codec_is_named_by_its_content_wherever_it_lies(tmp_path: Path) -> None:
+def test_codec_address_depends_only_on_content(tmp_path: Path) -> None:
     one, other = save_vae(tmp_path / "one"), save_vae(tmp_path / "other", seed=1)
     twin = Path(shutil.copytree(one, tmp_path / "twin"))
     names = [addressed(DataSpec(name="latents", codec=f"sd-vae:{path}")).codec for path in (one, twin, other)]
@@ -51,8 +51,8 @@ def test_a_codec_is_named_by_its_content_wherever_it_lies(tmp_path: Path) -> Non
         open_codec(names[0], str(other), CPU)
 
 
-def test_ids_of_runs_without_a_codec_stay() -> None:
-    """As before there were latents: none of their fields is hashed at its default."""
+def test_run_ids_do_not_depend_on_default_fields_of_latents() -> None:
+
     from harness.config.spec import canonical
 
     written = canonical(load_spec("digits").data)
@@ -71,19 +71,19 @@ def test_ids_of_runs_without_a_codec_stay() -> None:
         (["data.name=latents", "data.codec=identity:x"], "codec 'identity' has no weights"),
     ],
 )
-def test_mistakes_are_named(overrides: list[str], message: str) -> None:
+def test_spec_raises_for_unusable_codecs(overrides: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_spec("digits", overrides)
 
 
-def test_weights_that_are_none_are_named(tmp_path: Path) -> None:
+def test_sd_vae_raises_for_unreadable_weights_and_unsuited_samples(tmp_path: Path) -> None:
     folder = save_vae(tmp_path / "vae")
     (folder / "diffusion_pytorch_model.safetensors").write_bytes(b"nothing")
-    with pytest.raises(UserError, match="does not hold a whole AutoencoderKL"):
+    with pytest.raises(UserError, match="does not hold a complete AutoencoderKL"):
         open_codec("sd-vae", str(folder), CPU)
-    with pytest.raises(UserError, match=r"reads 3 channels, the samples have 1; set data.channels=3"):
+    with pytest.raises(UserError, match=r"needs 3 channels, but the samples have 1; set data.channels=3"):
         open_codec("sd-vae", str(save_vae(tmp_path / "good")), CPU).shape((1, 8, 8))
-    with pytest.raises(UserError, match="sides that 2 divides"):
+    with pytest.raises(UserError, match="sides that are multiples of 2"):
         open_codec("sd-vae", str(tmp_path / "good"), CPU).shape((3, 7, 8))
 
 
@@ -91,26 +91,26 @@ SAVED = {"sd-vae": save_vae, "wan-vae": save_wan, "oobleck": save_oobleck, "dac"
 
 
 @pytest.mark.parametrize("family", SAVED)
-def test_damaged_folders_are_named(tmp_path: Path, family: str) -> None:
+def test_codec_raises_one_line_for_a_damaged_folder(tmp_path: Path, family: str) -> None:
     folder = SAVED[family](tmp_path / "w")
     (weights,) = folder.glob("*.safetensors")
     for file, contents in (
         (weights, [weights.read_bytes()[:cut] for cut in (0, 4, 100, -1)]),
         (folder / "config.json", [b"[]", b'"x"', b"3", b"null", b"{", b"\xff"]),
     ):
-        whole = file.read_bytes()
+        intact = file.read_bytes()
         for content in contents:
             file.write_bytes(content)
             with pytest.raises(
-                UserError, match=rf"codec '{family}': \S+ does not hold a whole \w+: ."
-            ) as told:
+                UserError, match=rf"codec '{family}': \S+ does not hold a complete \w+: ."
+            ) as raised:
                 open_codec(family, str(folder), CPU)
-            assert "\n" not in str(told.value)
-        file.write_bytes(whole)
+            assert "\n" not in str(raised.value)
+        file.write_bytes(intact)
     open_codec(family, str(folder), CPU)
 
 
-def test_a_plan_without_data_needs_what_it_counts_with() -> None:
+def test_outline_needs_resolution_and_classes_in_the_spec() -> None:
     from harness.data.open import outlined
 
     shape = outlined(DataSpec(name="latents", resolution=256, classes=1000))

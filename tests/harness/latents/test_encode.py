@@ -1,5 +1,4 @@
-"""Latents on disk: made, killed, damaged, moved; training on them is training on the images where the codec
-does nothing."""
+"""Encoded latents: values, resuming, damage, moved sources, and training on them."""
 
 from __future__ import annotations
 
@@ -38,8 +37,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_images(tmp_path_factory.mktemp("images") / "images.npz")
 
 
-def test_latents_are_the_scaled_draws_of_the_posterior(tmp_path: Path, vae: Path, pictures: Path) -> None:
-    """Against diffusers on the images, mirrored ones included."""
+def test_latents_are_scaled_draws_of_the_posterior(tmp_path: Path, vae: Path, pictures: Path) -> None:
+    """Compared with diffusers, mirrored images included."""
     from diffusers import AutoencoderKL
 
     encode(pictures, f"sd-vae:{vae}", tmp_path / "l", "--flip", "--rows", "7", "--batch", "3")
@@ -58,23 +57,23 @@ def test_latents_are_the_scaled_draws_of_the_posterior(tmp_path: Path, vae: Path
     assert [dataset.sample(i).label for i in range(5)] == [0, 1, 2, 0, 1]
 
 
-def test_float16_is_half_the_size_and_close(tmp_path: Path, vae: Path, pictures: Path) -> None:
-    whole = encode(pictures, f"sd-vae:{vae}", tmp_path / "whole")
+def test_half_saves_space_and_is_close_to_float32(tmp_path: Path, vae: Path, pictures: Path) -> None:
+    full = encode(pictures, f"sd-vae:{vae}", tmp_path / "full")
     half = encode(pictures, f"sd-vae:{vae}", tmp_path / "half", "--half")
-    one, other = (open_dataset(DataSpec(name="latents", root=str(tmp_path / n))) for n in ("whole", "half"))
-    assert half["bytes"] < 0.7 * whole["bytes"] and half["fingerprint"] != whole["fingerprint"]
+    one, other = (open_dataset(DataSpec(name="latents", root=str(tmp_path / n))) for n in ("full", "half"))
+    assert half["bytes"] < 0.7 * full["bytes"] and half["fingerprint"] != full["fingerprint"]
     np.testing.assert_allclose(one.sample(3).x, other.sample(3).x, rtol=2**-10, atol=1e-4)
 
 
-def test_split_is_that_of_the_images(tmp_path: Path) -> None:
+def test_split_of_latents_is_that_of_the_images(tmp_path: Path) -> None:
     encode("digits", "identity", tmp_path / "l")
     one, other = open_dataset(DataSpec()), open_dataset(DataSpec(name="latents", root=str(tmp_path / "l")))
-    for here, there in zip(split(one, 0.3), split(other, 0.3), strict=True):
-        assert np.array_equal(here, there)
+    for expected, indices in zip(split(one, 0.3), split(other, 0.3), strict=True):
+        assert np.array_equal(indices, expected)
 
 
-def test_training_under_identity_is_training_on_the_images(tmp_path: Path) -> None:
-    """Losses, metrics and pictures, bit for bit; the encoder of REPA sees the images."""
+def test_training_with_identity_is_training_on_the_images(tmp_path: Path) -> None:
+    """Losses, metrics and sample grids agree bit for bit; the encoder of REPA reads the images."""
     repa = ("method.name=repa", "method.encoder.name=random:tiny")
     spec = (*repa, "data.flip=true", "eval.grid=4", "eval.every=12")
     encode("digits", "identity", tmp_path / "l", "--flip", "--rows", "500")
@@ -91,7 +90,7 @@ def test_training_under_identity_is_training_on_the_images(tmp_path: Path) -> No
     assert about[1] == about[0] | {"codec": about[1]["codec"]}
 
 
-def test_a_race_in_latents_is_measured_on_decoded_images(tmp_path: Path, vae: Path) -> None:
+def test_run_on_latents_is_evaluated_on_decoded_images(tmp_path: Path, vae: Path) -> None:
     encode(save_images(tmp_path / "images.npz", count=60), f"sd-vae:{vae}", tmp_path / "l")
     where = (
         "data.name=latents",
@@ -108,14 +107,14 @@ def test_a_race_in_latents_is_measured_on_decoded_images(tmp_path: Path, vae: Pa
     sampled = tmp_path / "s.npz"
     words = ["sample", str(record.path), "-n", "5", "--npz", str(sampled)]
     assert CliRunner().invoke(cli, words, catch_exceptions=False).exit_code == 0
-    with np.load(sampled) as found:
-        assert found["arr_0"].shape == (5, 8, 8, 3) and found["arr_0"].std() > 0
+    with np.load(sampled) as archive:
+        assert archive["arr_0"].shape == (5, 8, 8, 3) and archive["arr_0"].std() > 0
     words = ["probe", str(record.path), "--encoder", "random:tiny", "--samples", "20", "--json"]
     rows = json.loads(CliRunner().invoke(cli, words, catch_exceptions=False).output)["rows"]
     assert [row["name"] for row in rows] == ["random:tiny", *(f"layer {n}" for n in range(1, 5))]
 
 
-def test_imagenet256_starts_given_data(tmp_path: Path, vae: Path, pictures: Path) -> None:
+def test_imagenet256_preset_trains_on_given_latents(tmp_path: Path, vae: Path, pictures: Path) -> None:
     encode(pictures, f"sd-vae:{vae}", tmp_path / "l")
     small = [word for word in TINY if not word.startswith("data.")]
     metrics = 'eval.metrics=["fd:local"]'
@@ -126,15 +125,15 @@ def test_imagenet256_starts_given_data(tmp_path: Path, vae: Path, pictures: Path
     assert Record(trained(run, tmp_path / "runs").path).status == "done"
 
 
-def test_killed_anywhere_it_ends_with_the_same_bytes(tmp_path: Path, pictures: Path) -> None:
+def test_encode_resumes_to_the_same_bytes_when_killed(tmp_path: Path, pictures: Path) -> None:
     options = ("--rows", "4", "--batch", "2")
     encode(pictures, "identity", tmp_path / "calm", *options)
     script = (
         "import os, signal, sys; from harness.latents import encode as e\n"
-        "whole = e.write_atomic; left = [int(sys.argv.pop())]\n"
+        "original = e.write_atomic; left = [int(sys.argv.pop())]\n"
         "def write(path, content):\n"
         "    left[0] -= 1\n"
-        "    os.kill(os.getpid(), signal.SIGKILL) if left[0] < 0 else whole(path, content)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL) if left[0] < 0 else original(path, content)\n"
         "e.write_atomic = write; from harness.cli.main import main; main()"
     )
     words = [
@@ -157,7 +156,7 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(tmp_path: Path, pictures: P
     assert content(tmp_path / "killed") == content(tmp_path / "calm")
 
 
-def test_killed_while_the_note_is_written_it_goes_on(tmp_path: Path, pictures: Path) -> None:
+def test_encode_resumes_when_killed_before_recording_its_job(tmp_path: Path, pictures: Path) -> None:
     encode(pictures, "identity", tmp_path / "calm")
     script = (
         "import os, signal, sys; replace = os.replace\n"
@@ -175,11 +174,11 @@ def test_killed_while_the_note_is_written_it_goes_on(tmp_path: Path, pictures: P
     assert content(folder) == content(tmp_path / "calm")
 
 
-def test_two_at_once_do_not_write_one_folder(tmp_path: Path, pictures: Path) -> None:
-    """The second is refused while the first is at work, and the first ends as if it had been alone."""
+def test_encode_raises_when_the_folder_is_in_use(tmp_path: Path, pictures: Path) -> None:
+    """The first process is not disturbed by the second."""
     encode(pictures, "identity", tmp_path / "calm")
     script = (
-        "import sys; from harness import encode as e; write = e._write_shard\n"
+        "import sys; from harness.latents import encode as e; write = e._write_shard\n"
         "def waits(*given):\n"
         "    print('at work', flush=True); sys.stdin.readline(); write(*given)\n"
         "e._write_shard = waits; from harness.cli.main import main; main()"
@@ -191,13 +190,13 @@ def test_two_at_once_do_not_write_one_folder(tmp_path: Path, pictures: Path) -> 
         assert first.stdout.readline() == "at work\n"
         second = CliRunner().invoke(cli, words)
         assert isinstance(second.exception, UserError) and "is in use by process" in str(second.exception)
-        first.communicate("go on\n", timeout=120)
+        first.communicate("continue\n", timeout=120)
     assert first.returncode == 0
     assert content(out) == content(tmp_path / "calm")
     encode(pictures, "identity", out)
 
 
-def test_a_folder_of_something_else_is_left_as_it_is(tmp_path: Path, pictures: Path) -> None:
+def test_encode_raises_and_leaves_a_folder_of_other_files_unchanged(tmp_path: Path, pictures: Path) -> None:
     (tmp_path / "letter.txt").write_text("Dear")
     result = CliRunner().invoke(
         cli, ["data", "encode", str(pictures), "--codec", "identity", "--out", str(tmp_path)]
@@ -206,8 +205,10 @@ def test_a_folder_of_something_else_is_left_as_it_is(tmp_path: Path, pictures: P
     assert content(tmp_path) == {"letter.txt": b"Dear"}
 
 
-def test_a_finished_folder_is_known_without_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Labels, which are in the index, are told by the names of folders."""
+def test_encode_does_not_decode_again_when_only_the_index_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The labels in the index come from the names of class folders."""
     root = folder_of(tmp_path / "images", pixels())
     encode(root, "identity", tmp_path / "l")
     before = content(tmp_path / "l")
@@ -219,14 +220,15 @@ def test_a_finished_folder_is_known_without_decoding(tmp_path: Path, monkeypatch
         assert np.array_equal(index["labels"], LABELS)
 
 
-def test_a_damaged_shard_is_named_and_made_again(tmp_path: Path, vae: Path, pictures: Path) -> None:
+def test_damaged_shard_raises_and_is_encoded_again(tmp_path: Path, vae: Path, pictures: Path) -> None:
     folder, options = tmp_path / "l", ("--rows", "8")
     encode(pictures, f"sd-vae:{vae}", folder, *options)
     before, shard = content(folder), folder / "shard-00001.npy"
-    whole = bytearray(shard.read_bytes())
-    whole[-1] ^= 1
-    shard.write_bytes(whole)
-    spec = DataSpec(name="latents", root=str(folder), held_out=0.2)  # a spec that no test has opened
+    changed = bytearray(shard.read_bytes())
+    changed[-1] ^= 1
+    shard.write_bytes(changed)
+    # No other test opens this spec, so it is not cached.
+    spec = DataSpec(name="latents", root=str(folder), held_out=0.2)
     with pytest.raises(UserError, match=r"shard-00001.npy is damaged: .* run flowrace data encode again"):
         open_dataset(spec)
     os.utime(folder)
@@ -237,7 +239,7 @@ def test_a_damaged_shard_is_named_and_made_again(tmp_path: Path, vae: Path, pict
         open_dataset(spec)
 
 
-def test_mistakes_are_named(tmp_path: Path, vae: Path, pictures: Path) -> None:
+def test_encode_raises_for_unusable_requests(tmp_path: Path, vae: Path, pictures: Path) -> None:
     def error(*words: str) -> str:
         result = CliRunner().invoke(cli, ["data", "encode", *words])
         assert isinstance(result.exception, UserError), result.output
@@ -245,20 +247,20 @@ def test_mistakes_are_named(tmp_path: Path, vae: Path, pictures: Path) -> None:
 
     out = ("--out", str(tmp_path / "l"))
     encode(pictures, f"sd-vae:{vae}", tmp_path / "l")
-    assert "holds another encoding: copies was 1, now 2" in error(
+    assert "holds another encoding: copies was 1, is now 2" in error(
         str(pictures), "--codec", f"sd-vae:{vae}", "--flip", *out
     )
     assert "no such file or folder, and no data set" in error("nowhere", "--codec", "identity", *out)
     assert "only fields of the source" in error(
         "digits", "--codec", "identity", "--set", "train.steps=1", *out
     )
-    assert "encodes image, and these samples are video; for these there are identity, wan-vae" in error(
+    assert "encodes image, but these samples are video; use identity or wan-vae" in error(
         "moving_digits", "--codec", f"sd-vae:{vae}", *out
     )
     assert "holds no encoding to continue" in error("digits", "--codec", "identity", "--out", str(vae))
     root = {"name": "latents", "root": str(tmp_path / "l")}
     for fields, message in (
-        ({"flip": True}, "holds no moments of mirrored images"),
+        ({"flip": True}, "holds no moments of mirrored samples"),
         ({"classes": 5}, "data.classes = 5, but .* was encoded from images with 3"),
         ({"resolution": 16}, "data.resolution = 16, but .* with 8"),
     ):
@@ -266,12 +268,12 @@ def test_mistakes_are_named(tmp_path: Path, vae: Path, pictures: Path) -> None:
             open_dataset(DataSpec(**root, **fields))
 
 
-def test_images_that_moved_are_found_where_the_spec_says(tmp_path: Path, vae: Path) -> None:
-    here = save_images(tmp_path / "here.npz")
-    encode(here, f"sd-vae:{vae}", tmp_path / "l")
-    here.rename(tmp_path / "there.npz")
-    gone = open_dataset(DataSpec(name="latents", root=str(tmp_path / "l")))
-    with pytest.raises(UserError, match=r"here.npz: no such file or folder.*data.images"):
-        _ = gone.pictures
-    fields = {"name": "latents", "root": str(tmp_path / "l"), "images": str(tmp_path / "there.npz")}
+def test_moved_images_are_found_by_data_images(tmp_path: Path, vae: Path) -> None:
+    original = save_images(tmp_path / "original.npz")
+    encode(original, f"sd-vae:{vae}", tmp_path / "l")
+    original.rename(tmp_path / "moved.npz")
+    data = open_dataset(DataSpec(name="latents", root=str(tmp_path / "l")))
+    with pytest.raises(UserError, match=r"original.npz: no such file or folder.*data.images"):
+        _ = data.pictures
+    fields = {"name": "latents", "root": str(tmp_path / "l"), "images": str(tmp_path / "moved.npz")}
     assert len(open_dataset(DataSpec(**fields)).pictures) == 20

@@ -1,5 +1,4 @@
-"""Videos and sounds from disk, encoded, raced in latents and measured decoded; under identity a race is that
-on the samples."""
+"""Runs on latents of videos and sounds: encoding, training and evaluation on decoded samples."""
 
 from __future__ import annotations
 
@@ -34,7 +33,7 @@ SHORT = ("train.steps=4", "eval.every=4", "eval.samples=6", "eval.grid=4", "data
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """32 videos of two classes, five frames of noise each."""
+    """Write 32 videos of two classes, with five random frames each."""
     root = tmp_path_factory.mktemp("videos")
     for number in range(32):
         file = root / f"{number % 2}" / f"{number}.mkv"
@@ -45,7 +44,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """32 tones of two classes at 16 kHz, 16 log-mel frames each."""
+    """Write 32 tones of two classes at 16 kHz, with 16 log-mel frames each."""
     root = tmp_path_factory.mktemp("sounds")
     for number in range(32):
         file = root / f"{number % 2}" / f"{number}.wav"
@@ -59,7 +58,7 @@ def encode(source: Path | str, codec: str, out: Path, *options: str) -> dict:
     return json.loads(CliRunner().invoke(cli, words, catch_exceptions=False).output)
 
 
-def refused(*words: str) -> str:
+def error_of(*words: str) -> str:
     result = CliRunner().invoke(cli, ["data", "encode", *words])
     assert isinstance(result.exception, UserError), result.output
     return str(result.exception)
@@ -71,7 +70,7 @@ def sampled(record: Record, out: Path) -> np.ndarray:
     return np.asarray(Image.open(out))
 
 
-def test_a_race_in_latents_of_videos(tmp_path: Path, videos: Path) -> None:
+def test_run_on_latents_of_videos_agrees_with_diffusers(tmp_path: Path, videos: Path) -> None:
     from diffusers import AutoencoderKLWan
 
     wan, folder = save_wan(tmp_path / "wan", channels=3), tmp_path / "l"
@@ -110,14 +109,15 @@ def test_a_race_in_latents_of_videos(tmp_path: Path, videos: Path) -> None:
 
 
 @pytest.mark.parametrize(("family", "save"), [("oobleck", save_oobleck), ("dac", save_dac)])
-def test_latents_of_sounds(tmp_path: Path, sounds: Path, family: str, save: Callable[[Path], Path]) -> None:
-    """Waves go in; what is measured are log-mel pictures of the waves that come out."""
+def test_latents_of_sounds_are_encoded_and_decoded_as_waveforms(
+    tmp_path: Path, sounds: Path, family: str, save: Callable[[Path], Path]
+) -> None:
+    """Metrics read log-mel spectrograms of the decoded waveforms."""
     weights, folder = save(tmp_path / "codec"), tmp_path / "l"
     options = ("--set", "data.frames=16", "--rows", "16", "--batch", "8")
     about = encode(sounds, f"{family}:{weights}", folder, *options)
-    shape = {"oobleck": [4, 13], "dac": [32, 103]}[
-        family
-    ]  # 4096 samples in frames of 320 or 40, the last one begun
+    # 4,096 samples in frames of 320 or 40, rounded up.
+    shape = {"oobleck": [4, 13], "dac": [32, 103]}[family]
     assert (about["shape"], about["pixels"], about["samples"]) == (shape, [32, 16], 32)
     data = open_dataset(DataSpec(name="latents", root=str(folder)))
     assert (data.modality, data.pictures.shape) == ("audio", (32, 16))
@@ -131,14 +131,14 @@ def test_latents_of_sounds(tmp_path: Path, sounds: Path, family: str, save: Call
     assert bool(std.any()) == (family == "oobleck")
     from scipy.signal import resample_poly
 
-    heard = resample_poly(codec.decode(drawn)[:, 0].double().numpy(), RATE, 16_000, axis=-1)
-    heard = np.pad(heard, ((0, 0), (0, 128)))[:, : 16 * 128]
-    seen = ((decoder_of(data, CPU).decode(drawn) + 1) * 127.5).round().numpy()
-    np.testing.assert_array_equal(seen, mel_bytes(heard))
+    decoded = resample_poly(codec.decode(drawn)[:, 0].double().numpy(), RATE, 16_000, axis=-1)
+    decoded = np.pad(decoded, ((0, 0), (0, 128)))[:, : 16 * 128]
+    spectrograms = ((decoder_of(data, CPU).decode(drawn) + 1) * 127.5).round().numpy()
+    np.testing.assert_array_equal(spectrograms, mel_bytes(decoded))
 
 
-def test_a_race_in_latents_of_sounds(tmp_path: Path, sounds: Path) -> None:
-    """What is measured and shown are log-mel pictures."""
+def test_run_on_latents_of_sounds_is_evaluated_on_log_mel_spectrograms(tmp_path: Path, sounds: Path) -> None:
+
     encode(sounds, f"oobleck:{save_oobleck(tmp_path / 'o')}", tmp_path / "l", "--set", "data.frames=16")
     where = (f"data.root={tmp_path / 'l'}", "backbone.patch=13", "data.posterior=mean")
     record = trained(tiny(*AUDIO, *SHORT, *where), tmp_path / "runs")
@@ -148,10 +148,10 @@ def test_a_race_in_latents_of_sounds(tmp_path: Path, sounds: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["video", "audio"])
-def test_training_under_identity_is_training_on_the_samples(
+def test_training_with_identity_is_training_on_the_samples(
     tmp_path: Path, videos: Path, sounds: Path, kind: str
 ) -> None:
-    """Losses, metrics and pictures, bit for bit."""
+    """Losses, metrics and sample grids agree bit for bit."""
     name, root, n = {"video": ("videos", videos, 5), "audio": ("sounds", sounds, 16)}[kind]
     settings = {"video": (*VIDEO, "backbone.patch=4"), "audio": AUDIO}[kind]
     options = ("--set", f"data.name={name}", "--set", f"data.frames={n}")
@@ -166,43 +166,45 @@ def test_training_under_identity_is_training_on_the_samples(
     assert grids[0] == grids[1]
 
 
-def test_what_a_codec_is_not_for_is_refused(tmp_path: Path, videos: Path, sounds: Path) -> None:
+def test_encode_raises_for_samples_that_the_codec_cannot_encode(
+    tmp_path: Path, videos: Path, sounds: Path
+) -> None:
     out = ("--out", str(tmp_path / "l"))
     wan = f"wan-vae:{save_wan(tmp_path / 'wan', channels=3)}"
     dac = f"dac:{save_dac(tmp_path / 'dac')}"
-    assert "1 frame more than a multiple of 4, the samples have 4; set data.frames=5" in refused(
+    assert "a multiple of 4 plus 1 frames, but the samples have 4; set data.frames=5" in error_of(
         str(videos), "--codec", wan, "--set", "data.frames=4", *out
     )
-    assert "reads 3 channels, the samples have 1" in refused(
+    assert "needs 3 channels, but the samples have 1" in error_of(
         "moving_digits", "--codec", wan, "--set", "data.frames=5", *out
     )
-    assert "'wan-vae' encodes video, and these samples are image; for these there are identity, sd-vae" in (
-        refused("digits", "--codec", wan, *out)
+    assert "'wan-vae' encodes video, but these samples are image; use identity or sd-vae" in (
+        error_of("digits", "--codec", wan, *out)
     )
-    assert "'dac' encodes audio, and these samples are video" in refused(
+    assert "'dac' encodes audio, but these samples are video" in error_of(
         "moving_digits", "--codec", dac, *out
     )
-    assert "--flip mirrors pictures" in refused(
+    assert "--flip mirrors images and videos" in error_of(
         str(sounds), "--codec", dac, "--set", "data.frames=16", "--flip", *out
     )
     short = ("--set", "data.frames=2")
-    assert "encodes waves, and these samples are log-mel pictures alone" in refused(
+    assert "encodes waveforms, but these samples only have log-mel spectrograms" in error_of(
         "bounce", "--codec", dac, "--set", "data.video_weight=0", *short, *out
     )
-    assert "these samples are joint; no codec here encodes these" in refused(
+    assert "these samples are joint; no codec encodes them" in error_of(
         "bounce", "--codec", dac, *short, *out
     )
     assert not (tmp_path / "l").exists()
 
 
-def test_a_part_of_a_video_with_its_sound_is_encoded_as_that_part(tmp_path: Path) -> None:
+def test_single_part_of_joint_data_is_encoded_with_its_modality(tmp_path: Path) -> None:
     encode("bounce", "identity", tmp_path / "l", "--set", "data.audio_weight=0", "--set", "data.frames=2")
     data = open_dataset(DataSpec(name="latents", root=str(tmp_path / "l")))
     assert data.modality == data.pictures.modality == "video" and data.shape == data.pictures.shape
     np.testing.assert_allclose(data.sample(7).x, data.pictures.sample(7).x / 127.5 - 1, atol=1e-6)
 
 
-def test_specs_know_what_was_encoded_before_anything_is_opened(tmp_path: Path, videos: Path) -> None:
+def test_spec_reads_the_modality_from_the_manifest(tmp_path: Path, videos: Path) -> None:
     encode(videos, "identity", tmp_path / "l", "--set", "data.name=videos", "--set", "data.frames=5")
     given = ("data.name=latents", f"data.root={tmp_path / 'l'}")
     assert load_spec("digits", (*given, "eval.metrics=['fd:video:local']")).data.name == "latents"
@@ -220,16 +222,16 @@ def test_specs_know_what_was_encoded_before_anything_is_opened(tmp_path: Path, v
             open_dataset(DataSpec(name="latents", root=str(tmp_path / "l"), **fields))
 
 
-def test_a_plan_without_data_takes_the_shapes_of_the_published_weights(tmp_path: Path) -> None:
-    """Self-Flow's video: 45 frames at 192p, ten seconds of music; as the fields of the spec tell them."""
-    known = {"name": "latents", "classes": 10}
-    video = outlined(DataSpec(**known, codec="wan-vae@00000000", resolution=192, frames=45))
+def test_outline_has_the_shapes_of_the_published_weights(tmp_path: Path) -> None:
+    """The sizes are those of Self-Flow: videos of 45 frames at 192p, and ten seconds of music."""
+    fields = {"name": "latents", "classes": 10}
+    video = outlined(DataSpec(**fields, codec="wan-vae@00000000", resolution=192, frames=45))
     assert (video.modality, video.shape, video.pictures.shape) == (
         "video",
         (48, 12, 12, 12),
         (3, 45, 192, 192),
     )
-    music = outlined(DataSpec(**known, codec="oobleck@00000000", frames=625))
+    music = outlined(DataSpec(**fields, codec="oobleck@00000000", frames=625))
     assert (music.modality, music.shape, music.pictures.shape) == ("audio", (64, 250), (32, 625))
     assert load_spec(
         "digits",
@@ -241,12 +243,11 @@ def test_a_plan_without_data_takes_the_shapes_of_the_published_weights(tmp_path:
         ),
     ).data.codec.startswith("oobleck@")
     with pytest.raises(UserError, match=r"needs data.resolution, data.frames and data.classes of the videos"):
-        outlined(DataSpec(**known, codec="wan-vae@00000000", frames=45))
+        outlined(DataSpec(**fields, codec="wan-vae@00000000", frames=45))
 
 
-def test_normalisations_of_images_are_those_of_the_configuration(tmp_path: Path) -> None:
-    """A shift before the factor (as SD3 and FLUX publish), a mean and deviation for each channel (as SDXL's
-    derivatives do)."""
+def test_sd_vae_normalises_by_its_configuration(tmp_path: Path) -> None:
+    """SD3 and FLUX publish a shift and a factor, derivatives of SDXL a mean and deviation per channel."""
     from harness.latents.codec import open_codec
 
     z = torch.randn(2, 4, 4, 4)

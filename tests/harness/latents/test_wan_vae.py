@@ -1,4 +1,4 @@
-"""The video autoencoder against diffusers' own network and pipeline."""
+"""The video autoencoder against diffusers' network and pipeline."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ WAN_22 = {
     "temperal_downsample": [False, True, True], "in_channels": 12, "out_channels": 12, "patch_size": 2,
     "is_residual": True, "latents_mean": [0.0] * 48, "latents_std": [1.0] * 48, "scale_factor_spatial": 16,
 }  # fmt: skip
-"""The published configuration, its numbers for normalisation aside."""
+"""The published configuration, except for the numbers of its normalisation."""
 
 
 @pytest.mark.parametrize(("channels", "patch"), [(1, None), (3, 2)])
-def test_moments_and_videos_are_those_of_diffusers(tmp_path: Path, channels: int, patch: int | None) -> None:
+def test_wan_vae_agrees_with_diffusers(tmp_path: Path, channels: int, patch: int | None) -> None:
     from diffusers import AutoencoderKLWan
 
     folder = save_wan(tmp_path / "wan", channels, patch)
@@ -44,9 +44,9 @@ def test_moments_and_videos_are_those_of_diffusers(tmp_path: Path, channels: int
     torch.testing.assert_close(found, video, rtol=1e-4, atol=1e-5)
 
 
-def test_normalised_as_the_pipelines_of_diffusers_do(tmp_path: Path) -> None:
-    """The image-to-video pipeline normalises what it encodes by the configuration's mean and deviation of
-    each channel."""
+def test_normalisation_agrees_with_the_pipeline_of_diffusers(tmp_path: Path) -> None:
+    """The image-to-video pipeline normalises by the mean and deviation of each channel in the
+    configuration."""
     from diffusers import AutoencoderKLWan, WanImageToVideoPipeline
     from diffusers.video_processor import VideoProcessor
 
@@ -69,7 +69,7 @@ def test_normalised_as_the_pipelines_of_diffusers_do(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("of", [(3, 1, 16, 16), (3, 17, 32, 48), (3, 45, 192, 192)])
 def test_outline_is_the_shape_under_the_published_configuration(of: tuple[int, ...]) -> None:
-    """Against diffusers' network of that size, on the meta device: nothing is computed."""
+    """Compared with diffusers' network of that size on the meta device, without computing anything."""
     from diffusers import AutoencoderKLWan
 
     with torch.device("meta"):
@@ -80,14 +80,17 @@ def test_outline_is_the_shape_under_the_published_configuration(of: tuple[int, .
 @pytest.mark.parametrize(
     ("of", "message"),
     [
-        ((1, 9, 8, 8), "reads 3 channels, the samples have 1; set data.channels=3"),
-        ((3, 8, 8, 8), "1 frame more than a multiple of 4, the samples have 8; set data.frames=5 or 9"),
+        ((1, 9, 8, 8), "needs 3 channels, but the samples have 1; set data.channels=3"),
+        ((3, 8, 8, 8), "a multiple of 4 plus 1 frames, but the samples have 8; set data.frames=5 or 9"),
         ((3, 16, 8, 8), "the samples have 16; set data.frames=13 or 17"),
         ((3, 3, 8, 8), "the samples have 3; set data.frames=5$"),
-        ((3, 9, 8, 10), "takes sides that 4 divides, the samples are 10x8 pixels; set data.resolution"),
+        (
+            (3, 9, 8, 10),
+            "needs sides that are multiples of 4, but the samples are 10x8 pixels; set data.resolution",
+        ),
     ],
 )
-def test_videos_that_it_cannot_take_are_refused(
+def test_wan_vae_raises_for_unsuited_videos(
     tmp_path_factory: pytest.TempPathFactory, of: tuple[int, ...], message: str
 ) -> None:
     codec = open_codec("wan-vae", str(save_wan(tmp_path_factory.mktemp("wan"), channels=3)), CPU)
@@ -95,11 +98,13 @@ def test_videos_that_it_cannot_take_are_refused(
         codec.shape(of)
 
 
-def test_folders_of_something_else_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"AutoencoderKLWan: its config.json names a AutoencoderKL$"):
+def test_wan_vae_raises_for_folders_of_other_networks(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"AutoencoderKLWan: its config.json is that of AutoencoderKL$"):
         open_codec("wan-vae", str(save_vae(tmp_path / "image")), CPU)
     other = save_wan(tmp_path / "other", temperal_downsample=[False, True])
-    with pytest.raises(UserError, match="joins 2 frames in one; only autoencoders that join 4"):
+    with pytest.raises(
+        UserError, match="compresses 2 frames into one, expected an autoencoder that compresses 4"
+    ):
         open_codec("wan-vae", str(other), CPU)
     with pytest.raises(
         UserError, match=r"nowhere has no config.json; expected a folder in diffusers' layout"
@@ -107,8 +112,8 @@ def test_folders_of_something_else_are_named(tmp_path: Path) -> None:
         open_codec("wan-vae", "nowhere", CPU)
 
 
-def test_weights_that_lack_some_are_refused(tmp_path: Path) -> None:
-    """The libraries would fill them in at random."""
+def test_wan_vae_raises_for_missing_weights(tmp_path: Path) -> None:
+    """The library would initialise them randomly."""
     from safetensors.torch import load_file, save_file
 
     folder = save_wan(tmp_path / "wan")
@@ -116,9 +121,9 @@ def test_weights_that_lack_some_are_refused(tmp_path: Path) -> None:
     weights: dict[str, Tensor] = load_file(file)
     weights.pop("quant_conv.weight")
     save_file(weights, file)
-    with pytest.raises(UserError, match=r"1 weights are missing, first quant_conv.weight"):
+    with pytest.raises(UserError, match=r"missing weights: 1, first quant_conv.weight"):
         open_codec("wan-vae", str(folder), CPU)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config)[:-2])
-    with pytest.raises(UserError, match="does not hold a whole AutoencoderKLWan"):
+    with pytest.raises(UserError, match="does not hold a complete AutoencoderKLWan"):
         open_codec("wan-vae", str(folder), CPU)

@@ -1,4 +1,4 @@
-"""The codecs of sound against the libraries' own networks."""
+"""Audio codecs against the libraries' networks, and conversion between waveforms and spectrograms."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from harness.config.spec import DataSpec
 from harness.data.log_mel import HOP, RATE, mel_bytes
 from harness.data.open import open_dataset
-from harness.data.waveforms import as_mels, wave_length, waves
+from harness.data.waveforms import log_mels, read_waves, wave_length
 from harness.errors import UserError
 from harness.latents.audio_codecs import Dac, Oobleck
 from harness.latents.codec import open_codec
@@ -21,8 +21,8 @@ from tests.harness.latents.vae import save_dac, save_oobleck
 CPU = torch.device("cpu")
 
 
-def test_oobleck_is_that_of_diffusers(tmp_path: Path) -> None:
-    """It hears one channel as two alike; what it says is the mean of both."""
+def test_oobleck_agrees_with_diffusers(tmp_path: Path) -> None:
+    """A mono signal is copied to both channels, and the output is their mean."""
     from diffusers import AutoencoderOobleck
 
     folder = save_oobleck(tmp_path / "o")
@@ -31,19 +31,19 @@ def test_oobleck_is_that_of_diffusers(tmp_path: Path) -> None:
     with torch.no_grad():
         posterior = theirs.encode(x.repeat(1, 2, 1)).latent_dist
         drawn = posterior.sample(torch.Generator().manual_seed(0))
-        heard = theirs.decode(drawn).sample
+        decoded = theirs.decode(drawn).sample
     mean, std = codec.encode(x)
     noise = torch.randn(drawn.shape, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(mean + std * noise, drawn)
     assert std.min() > 0 and codec.shape((1, 960)) == tuple(mean.shape[1:]) == (4, 3)
     assert codec.rate == theirs.sampling_rate == 16_000
     torch.testing.assert_close(
-        codec.decode(codec.affine.normalised(drawn)), (heard[:, :1] + heard[:, 1:]) / 2
+        codec.decode(codec.affine.normalised(drawn)), (decoded[:, :1] + decoded[:, 1:]) / 2
     )
 
 
-def test_dac_is_that_of_transformers_and_has_no_posterior(tmp_path: Path) -> None:
-    """Encoding and decoding in one is its own forward pass: the codes are in between."""
+def test_dac_agrees_with_transformers_and_has_no_posterior(tmp_path: Path) -> None:
+    """Encoding and decoding equals the model's forward pass, which quantises in between."""
     from transformers import DacModel
 
     folder = save_dac(tmp_path / "d")
@@ -57,24 +57,24 @@ def test_dac_is_that_of_transformers_and_has_no_posterior(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("family", ["oobleck", "dac"])
 @pytest.mark.parametrize("samples", [320, 321, 639, 640, 8192])
-def test_the_last_frame_is_filled_up_with_silence(tmp_path: Path, family: str, samples: int) -> None:
+def test_last_latent_frame_is_padded_with_silence(tmp_path: Path, family: str, samples: int) -> None:
     folder = {"oobleck": save_oobleck, "dac": save_dac}[family](tmp_path / "w")
     codec, x = open_codec(family, str(folder), CPU), torch.rand(1, 1, samples)
     hop = {"oobleck": 320, "dac": 40}[family]
-    whole = torch.zeros(1, 1, hop * math.ceil(samples / hop))
-    whole[..., :samples] = x
+    padded = torch.zeros(1, 1, hop * math.ceil(samples / hop))
+    padded[..., :samples] = x
     mean = codec.encode(x).mean
-    assert torch.equal(mean, codec.encode(whole).mean)
-    assert codec.shape((1, samples)) == tuple(mean.shape[1:]) and mean.shape[2] == whole.shape[2] / hop
+    assert torch.equal(mean, codec.encode(padded).mean)
+    assert codec.shape((1, samples)) == tuple(mean.shape[1:]) and mean.shape[2] == padded.shape[2] / hop
 
 
-def test_what_it_cannot_take_is_refused(tmp_path: Path) -> None:
+def test_audio_codecs_raise_for_unsuited_waveforms_and_folders(tmp_path: Path) -> None:
     codec = open_codec("oobleck", str(save_oobleck(tmp_path / "o")), CPU)
     with pytest.raises(
-        UserError, match=r"one channel of 320 samples or more \(0.02 s\), the waves have 1 of 319"
+        UserError, match=r"one channel of at least 320 samples \(0.02 s\), but the waveforms have 1 of 319"
     ):
         codec.shape((1, 319))
-    with pytest.raises(UserError, match="the waves have 2 of 640"):
+    with pytest.raises(UserError, match="the waveforms have 2 of 640"):
         codec.shape((2, 640))
     with pytest.raises(
         UserError, match=r"has no model.safetensors; expected a folder in transformers' layout"
@@ -83,7 +83,7 @@ def test_what_it_cannot_take_is_refused(tmp_path: Path) -> None:
 
 
 def test_outlines_are_the_shapes_under_the_published_configurations() -> None:
-    """Against the libraries' networks of that size, on the meta device."""
+    """Compared with the libraries' networks of that size on the meta device."""
     from diffusers import AutoencoderOobleck
     from transformers import DacConfig, DacModel
 
@@ -92,29 +92,28 @@ def test_outlines_are_the_shapes_under_the_published_configurations() -> None:
     with torch.device("meta"):
         oobleck = AutoencoderOobleck(**songbloom)
         mean = oobleck.encode(torch.empty(1, 2, 19_200)).latent_dist.mean
-        heard = DacModel(published).encoder(torch.empty(1, 1, 5_120))
+        latents = DacModel(published).encoder(torch.empty(1, 1, 5_120))
     assert Oobleck.outline((1, 19_200)) == Oobleck.outline((1, 17_281)) == tuple(mean.shape[1:]) == (64, 10)
-    assert Dac.outline((1, 5_120)) == tuple(heard.shape[1:]) == (1024, 10)
+    assert Dac.outline((1, 5_120)) == tuple(latents.shape[1:]) == (1024, 10)
     assert (Oobleck.rate, Dac.rate) == (oobleck.sampling_rate, published.sampling_rate)
 
 
 @pytest.mark.parametrize("rate", [8_000, 16_000, 44_100, 48_000])
-def test_waves_come_back_as_the_log_mel_of_their_sample(rate: int) -> None:
-    """A codec without loss would be heard as the data set's own picture, but for the top band: the way to 8
-    kHz and back begins to fade there. One byte is 0.31 dB."""
+def test_log_mels_of_waveforms_are_the_spectrograms_of_their_samples(rate: int) -> None:
+    """Only the top bands differ, where the resampling filter attenuates. One byte is 0.31 dB."""
     tones, index = open_dataset(DataSpec(name="tones", frames=16)), np.array([0, 5, 11])
-    heard = waves(tones, index, rate)
-    assert heard.shape == (3, 1, wave_length(16, rate)) and heard.dtype == torch.float32
-    mels = ((as_mels(heard, rate, 16) + 1) * 127.5).round()
+    waves = read_waves(tones, index, rate)
+    assert waves.shape == (3, 1, wave_length(16, rate)) and waves.dtype == torch.float32
+    mels = ((log_mels(waves, rate, 16) + 1) * 127.5).round()
     known = torch.from_numpy(np.stack([tones.sample(int(i)).x for i in index])).float()
-    loud = known > 100  # 49 dB below a full-scale sine or louder
-    away = torch.where(loud, mels - known, 0).abs()
-    assert loud[:, :30].any() and away[:, :30].max() <= 1 and away.max() <= 10
+    # Within 49 dB of a full-scale sine.
+    loud = known > 100
+    difference = torch.where(loud, mels - known, 0).abs()
+    assert loud[:, :30].any() and difference[:, :30].max() <= 1 and difference.max() <= 10
 
 
-def test_recordings_are_read_at_the_rate_of_the_codec_as_they_are_on_disk(tmp_path: Path) -> None:
-    """Windows of a recording at its own rate are its own samples, end to end, and are heard as its log-mel
-    pictures."""
+def test_recordings_at_the_rate_of_the_codec_are_not_resampled(tmp_path: Path) -> None:
+    """Windows are the recorded samples end to end, and their spectrograms are those of the data set."""
     import soundfile
 
     rate, frames = 48_000, 16
@@ -122,15 +121,16 @@ def test_recordings_are_read_at_the_rate_of_the_codec_as_they_are_on_disk(tmp_pa
     (tmp_path / "a").mkdir()
     soundfile.write(tmp_path / "a" / "noise.wav", x, rate, subtype="FLOAT")
     sounds, index = open_dataset(DataSpec(name="sounds", root=str(tmp_path), frames=frames)), np.arange(3)
-    heard = waves(sounds, index, rate)
-    np.testing.assert_array_equal(heard.flatten().numpy(), x[:-7].astype(np.float32))
+    waves = read_waves(sounds, index, rate)
+    np.testing.assert_array_equal(waves.flatten().numpy(), x[:-7].astype(np.float32))
     known = np.stack([sounds.sample(int(i)).x for i in index]).astype(float)
-    away = ((as_mels(heard, rate, frames) + 1) * 127.5).round().numpy() - known
-    assert np.abs(away[:, :, 1:-1]).max() <= 1  # the first and last frame have other neighbours
+    difference = ((log_mels(waves, rate, frames) + 1) * 127.5).round().numpy() - known
+    # The first and last frame have other neighbours.
+    assert np.abs(difference[:, :, 1:-1]).max() <= 1
 
 
-def test_a_wave_that_ends_early_goes_on_in_silence() -> None:
+def test_log_mels_pads_short_waveforms_with_silence() -> None:
     wave = np.sin(2 * np.pi * 440 / RATE * np.arange(1024))
-    mels = ((as_mels(torch.from_numpy(wave)[None, None], RATE, 16) + 1) * 127.5).round().numpy()[0]
+    mels = ((log_mels(torch.from_numpy(wave)[None, None], RATE, 16) + 1) * 127.5).round().numpy()[0]
     np.testing.assert_array_equal(mels[:, :7], mel_bytes(wave)[:, :7])
     assert not mels[:, 9:].any()

@@ -1,4 +1,4 @@
-"""Small networks with random weights, in the libraries' layouts, and samples that they can take."""
+"""Small autoencoders with random weights in the libraries' layouts, and images for them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 def save_vae(folder: Path, seed: int = 0, channels: int = 3, **changed: object) -> Path:
-    """Of images: halves the sides; four channels of latents."""
+    """Save an image autoencoder that halves the sides and has four latent channels."""
     from diffusers import AutoencoderKL
 
     torch.manual_seed(seed)
@@ -28,8 +28,10 @@ def save_vae(folder: Path, seed: int = 0, channels: int = 3, **changed: object) 
 
 
 def save_wan(folder: Path, channels: int = 1, patch: int | None = None, **changed: object) -> Path:
-    """Of videos: three channels of latents, a quarter of the sides, an eighth with a patch of two (as Wan 2.2
-    has it)."""
+    """Save a video autoencoder with three latent channels.
+
+    It divides the sides by four, or by eight with a patch of two as in Wan 2.2.
+    """
     from diffusers import AutoencoderKLWan
 
     torch.manual_seed(0)
@@ -54,7 +56,7 @@ def save_wan(folder: Path, channels: int = 1, patch: int | None = None, **change
 
 
 def save_oobleck(folder: Path, rate: int = 16_000, ratios: tuple[int, ...] = (4, 8, 10)) -> Path:
-    """Of stereo waves: four channels of latents, a frame each 320 samples."""
+    """Save an autoencoder of stereo waveforms with four latent channels and a frame every 320 samples."""
     from diffusers import AutoencoderOobleck
 
     torch.manual_seed(0)
@@ -72,7 +74,8 @@ def save_oobleck(folder: Path, rate: int = 16_000, ratios: tuple[int, ...] = (4,
 
 
 def save_dac(folder: Path, ratios: tuple[int, ...] = (2, 4, 5)) -> Path:
-    """Of waves at 16 kHz: 32 channels of latents, a frame each 40 samples; no posterior."""
+    """Save an autoencoder of waveforms at 16 kHz, with 32 latent channels, a frame every 40 samples and no
+    posterior."""
     from transformers import DacConfig, DacModel
 
     torch.manual_seed(0)
@@ -90,7 +93,7 @@ def save_dac(folder: Path, ratios: tuple[int, ...] = (2, 4, 5)) -> Path:
 
 
 def save_images(file: Path, count: int = 20, side: int = 8) -> Path:
-    """Colour images of noise with three classes, as an npz."""
+    """Save random colour images of three classes as an npz."""
     rng = np.random.default_rng(0)
     x = rng.integers(0, 256, (count, side, side, 3), dtype=np.uint8)
     np.savez(file, images=x, labels=np.arange(count) % 3)
