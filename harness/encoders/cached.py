@@ -1,10 +1,10 @@
 """Cached features of a frozen encoder: computed once for a data set, then read from a memory-mapped file.
 
 The file is float32 (N, T, dim) and takes 4 N T dim bytes. N is the size of the data set, and row i holds the
-tokens of sample i. Its name is a hash of everything that its numbers depend on: the inner encoder and its
-weights, the data's fingerprint and shape, the grid, the device and the autocast type. The hash also covers
-the features of the first samples, which the encoder computes at each start. So a transform, kernel or thread
-count that changes a bit of those gets another file.
+tokens of sample i. Its name is a hash of everything that its numbers depend on. That is the inner encoder and
+its weights, the data's fingerprint and shape, the grid, the device and the autocast type. The hash also
+covers the features of the first samples, which the encoder computes at each start. So a transform, kernel or
+thread count that changes a bit of those gets another file.
 """
 
 from __future__ import annotations

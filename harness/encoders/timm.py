@@ -1,8 +1,8 @@
 """Frozen vision transformers of timm with tokens on a grid: DINOv2, DINOv3, CLIP, MAE, SigLIP and others.
 
 Images are prepared as REPA prepares them for DINOv2 (REPA utils.py, train.py at 67f7145). They are normalised
-with the model's mean and deviation, then resized (bicubic) so that the tokens fill the backbone's grid: 224
-pixels for 16x16 tokens of patch 14. The position embedding is resampled to that grid.
+with the model's mean and deviation, then resized (bicubic) so that the tokens fill the backbone's grid. For
+16x16 tokens of patch 14 that is 224 pixels. The position embedding is resampled to that grid.
 """
 
 from __future__ import annotations
