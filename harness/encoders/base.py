@@ -1,4 +1,4 @@
-"""The protocol of a frozen encoder, and how one is opened.
+"""Frozen encoders: their protocol, and opening one by name.
 
 B  images    T  tokens, rows x columns, row by row    C, H, W  channels and pixels
 """
@@ -21,7 +21,7 @@ from harness.runtime.precision import product
 
 
 class EncoderChoice(Protocol):
-    """The encoder that a spec asks for (`method.encoder`)."""
+    """The encoder that a spec names (`method.encoder`)."""
 
     @property
     def name(self) -> str:
@@ -52,8 +52,8 @@ class Encoder(Protocol):
     """A frozen encoder, constructed as `cls(choice, dataset, grid=..., held_out=..., device=...)`.
 
     A class also has `architecture(model, shape, classes, grid)`, which needs neither weights nor data. Two
-    members are optional, and `Viewer` has their defaults: `view_at(index, images, ...)`, if features are
-    looked up by data set index, and `one_off_flops`, if a run pays for features once.
+    members are optional, with defaults in `Viewer`. `view_at(index, images, ...)` looks up features by data
+    set index. `one_off_flops` is the cost of features that are computed once, not in every step.
     """
 
     name: str
@@ -61,34 +61,37 @@ class Encoder(Protocol):
     """Width of a token."""
     params: int
     flops: int
-    """Of one image's forward pass."""
+    """FLOPs of one image's forward pass."""
     heads: int
-    """Of a block's attention; 0 where it cannot be read."""
+    """Attention heads of a block; 0 if the attention cannot be read."""
     sha256: str
-    """Of the weights, 64 hex digits."""
+    """SHA-256 of the weights, 64 hex digits."""
     grid: tuple[int, ...]
-    """Rows and columns of its tokens: those of the backbone."""
+    """Rows and columns of its tokens, equal to those of the backbone."""
     accuracy: float | None
-    """On the held-out images, for an encoder trained on this data set; None for any other."""
+    """Accuracy on held-out images of an encoder trained on this data set; None for any other."""
 
     def features(self, images: Tensor) -> Tensor:
-        """Tokens, float32 (B, T, dim), of images, float32 (B, C, H, W) in [-1, 1] on the encoder's device."""
+        """Return tokens, float32 (B, T, dim).
+
+        Images are float32 (B, C, H, W) in [-1, 1], on the encoder's device.
+        """
         ...
 
     def view(self, images: Tensor, *, summary: bool = False, attention: int = 0) -> View:
-        """Tokens of images and, where asked, their summary and the attention of the last blocks.
+        """Return the tokens of images and, if requested, their summary and the last blocks' attention.
 
-        Raises `UserError` for an encoder that cannot give what is asked.
+        Raises `UserError` if the encoder has no such summary or attention.
         """
         ...
 
 
 class Viewer:
-    """Base of encoders: `view` gives everything, and optional members have their defaults."""
+    """Base class of encoders, which implement `view`; optional members have defaults."""
 
     accuracy: float | None = None
     one_off_flops: int | None = None
-    """FLOPs of computing all features once, where a step costs none."""
+    """FLOPs of computing all features once, if a step then costs none."""
 
     def view(self, images: Tensor, *, summary: bool = False, attention: int = 0) -> View:
         raise NotImplementedError
@@ -104,7 +107,7 @@ class Viewer:
 
 
 def described(encoder: Encoder) -> dict[str, Any]:
-    """Return what a run records of an encoder."""
+    """Return the properties of an encoder that a run records, as JSON."""
     about: dict[str, Any] = {"name": encoder.name, "params": encoder.params, "flops": encoder.flops}
     # A plug-in need not derive from `Viewer`.
     if (once := getattr(encoder, "one_off_flops", None)) is not None:
@@ -115,8 +118,7 @@ def described(encoder: Encoder) -> dict[str, Any]:
 def view_of(
     encoder: Encoder, index: np.ndarray, images: Tensor, *, summary: bool = False, attention: int = 0
 ) -> View:
-    """Return an encoder's view of images at data set indices (B,): looked up if the encoder keeps features,
-    else computed."""
+    """Return an encoder's view of images at data set indices (B,), looked up if it stores features."""
     # A plug-in need not derive from `Viewer`.
     look_up = getattr(encoder, "view_at", None)
     if look_up is not None:
@@ -129,41 +131,44 @@ class Architecture(NamedTuple):
 
     dim: int
     flops: int
-    """Of one image's forward pass."""
+    """FLOPs of one image's forward pass."""
     heads: int = 0
-    """Attention heads of a block; 0 where its attention cannot be read."""
+    """Attention heads of a block; 0 if the attention cannot be read."""
 
 
 def open_encoder(
     choice: EncoderChoice, dataset: Dataset, *, grid: tuple[int, ...], held_out: float, device: torch.device
 ) -> Encoder:
-    """Return the encoder of a name, its tokens on the backbone's grid. A local encoder is trained first.
+    """Return the encoder of that name, with its tokens on the backbone's grid.
 
-    `held_out` is the share of the data that it must not be trained on. Raises `UserError` for an unknown
-    name, for weights that are absent, damaged or not the ones of `sha256`, and for a grid that the encoder
-    cannot have.
+    A local encoder is trained first, without the `held_out` fraction of the data. Raises `UserError` for an
+    unknown name, for weights that are missing, damaged or do not match `sha256`, and for a grid that the
+    encoder cannot produce.
     """
     cls = registry.load("encoder", parse_name(choice.name)[0])
     encoder = cls(choice, dataset, grid=grid, held_out=held_out, device=device)
     if choice.sha256 and choice.sha256.lower() != encoder.sha256:
         raise UserError(
-            f"encoder '{choice.name}' has weights of sha256 {encoder.sha256}, but method.encoder.sha256 asks for "
-            f"{choice.sha256}; give the file that was meant, or clear sha256"
+            f"encoder '{choice.name}' has weights of sha256 {encoder.sha256}, but method.encoder.sha256 is "
+            f"{choice.sha256}; set method.encoder.weights to the matching file, or clear "
+            "method.encoder.sha256"
         )
     if tuple(encoder.grid) != tuple(grid):
         raise UserError(
-            f"encoder '{choice.name}' puts its tokens on a grid of {encoder.grid[0]}x{encoder.grid[1]}, the backbone has "
+            f"encoder '{choice.name}' has a grid of {encoder.grid[0]}x{encoder.grid[1]} tokens, but the "
+            "backbone has "
             f"{grid[0]}x{grid[1]}; choose another encoder, backbone.patch or data.resolution"
         )
     return encoder
 
 
 def parse_name(name: str) -> tuple[str, str]:
-    """Split `family:model`."""
+    """Split `family:model`; raises `UserError` for a name without a model."""
     family, _, model = name.partition(":")
     if not model:
         raise UserError(
-            f"encoder '{name}' names no model: expected family:model, for example local:small; see: flowrace list encoders"
+            f"encoder '{name}' names no model: expected family:model, for example local:small; see: flowrace "
+            "list encoders"
         )
     return family, model
 
@@ -176,15 +181,19 @@ def attention_of(q: Tensor, k: Tensor) -> Tensor:
 def no_attention(name: str, blocks: int = 0) -> UserError:
     """Return the error for an encoder whose attention cannot be read, or that has too few `blocks`."""
     if blocks:
-        return UserError(f"encoder '{name}' has {blocks} blocks; choose a deeper one or fewer method.layers")
+        return UserError(f"encoder '{name}' has {blocks} blocks; choose a deeper one or reduce method.layers")
     return UserError(
-        f"encoder '{name}' does not expose its attention; choose a plain ViT of timm, local:<size> or random:<size>"
+        f"encoder '{name}' does not expose its attention; choose a plain ViT of timm, local:<size> or "
+        "random:<size>"
     )
 
 
 def count_flops(network: nn.Module, shape: tuple[int, ...]) -> int:
-    """Count the FLOPs (two per multiply-add, as torch counts them) of one image's forward pass on the meta
-    device."""
+    """Count the FLOPs of one image's forward pass, two for each multiply-add.
+
+    The pass runs on the meta device: there torch splits attention into matrix products, which it counts. It
+    does not count the fused attention kernel of the CPU.
+    """
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.empty(1, *shape, device="meta"))
     return counter.get_total_flops()

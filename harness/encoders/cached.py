@@ -1,10 +1,10 @@
-"""A frozen encoder's features, computed once for all of a data set and then read from a memory-mapped file.
+"""Cached features of a frozen encoder: computed once for a data set, then read from a memory-mapped file.
 
-The file is float32 (N, T, dim), N the size of the data set, row i the tokens of sample i: 4 N T dim bytes. It
-is addressed by what its numbers depend on: the inner encoder and the hash of its weights, the data's
-fingerprint and shape, the grid, device and autocast type, and the features themselves that the encoder
-computes for the first samples at each start. Another transform, kernel or thread count that changes a bit of
-those is another file.
+The file is float32 (N, T, dim) and takes 4 N T dim bytes. N is the size of the data set, and row i holds the
+tokens of sample i. Its name is a hash of everything that its numbers depend on. That is the inner encoder and
+its weights, the data's fingerprint and shape, the grid, the device and the autocast type. The hash also
+covers the features of the first samples, which the encoder computes at each start. So a transform, kernel or
+thread count that changes a bit of those gets another file.
 """
 
 from __future__ import annotations
@@ -37,23 +37,22 @@ from harness.flow.batch import View
 from metrics.files.hashing import sha256_of
 
 BATCH = 64
-"""Images in one pass while the file is made."""
+"""Images in one pass while the file is written."""
 PROBE = 16
-"""Samples whose features are computed anew at each opening."""
+"""Samples whose features are computed again at each start."""
 
 
 class CachedEncoder(Viewer):
-    """Any other encoder with its features kept on disk, for example
-    cached:timm:vit_base_patch14_dinov2.lvd142m.
+    """Any other encoder with its features stored on disk, for example `cached:local:small`.
 
-    A training step costs no encoder FLOPs (`flops` is 0). The one-off cost is the inner encoder's `flops`
-    times the number of samples, paid by the first run that needs the file, in its first step, where it is
-    booked as warm-up; a comparison of total cost has to add it (`one_off_flops`). Every image must look the
-    same each time it is seen: no flip.
+    A training step costs no encoder FLOPs (`flops` is 0). The first run that needs the file pays for it once,
+    in its first step, booked as warm-up. This costs the inner encoder's `flops` times the number of samples
+    (`one_off_flops`), which a comparison of total cost has to add. Images must not change from epoch to
+    epoch, so flips are not allowed.
 
-    Rows are made in passes of `BATCH` images. They are the bits of an online pass wherever a kernel's
-    rounding does not depend on the number of images, as on the CPU; where it does, they are the bits of a
-    pass of that size.
+    Rows are computed in passes of `BATCH` images. They have the bits of an online pass if the kernels round
+    independently of the number of images, as they do on the CPU. Otherwise they have the bits of a pass over
+    `BATCH` images.
     """
 
     flops = 0
@@ -78,28 +77,28 @@ class CachedEncoder(Viewer):
 
     @staticmethod
     def architecture(model: str, shape: tuple[int, ...], classes: int, grid: tuple[int, int]) -> Architecture:
-        """The inner encoder's width, at no cost per step."""
+        """Return the inner encoder's width, without FLOPs, because a step costs none."""
         _refuse_nesting(model)
         family, name = parse_name(model)
         inner = registry.load("encoder", family).architecture(name, shape, classes, grid)
         return Architecture(inner.dim, 0)
 
     def view(self, images: Tensor, *, summary: bool = False, attention: int = 0) -> View:
-        """Of images that need not be in the data set: the inner encoder's own pass."""
+        """Return the inner encoder's view of images that need not be in the data set."""
         return self.inner.view(images, summary=summary, attention=attention)
 
     def view_at(
         self, index: np.ndarray, images: Tensor, *, summary: bool = False, attention: int = 0
     ) -> View:
-        """Tokens, float32 (B, T, dim) on the images' device, of the samples at data set indices (B,): read,
-        not computed.
+        """Return stored tokens, float32 (B, T, dim) on the images' device, of the samples at indices (B,).
 
-        The first call makes or verifies the file, under the caller's autocast, so that its numbers are those
-        of a pass here.
+        The first call writes or verifies the file under the caller's autocast, so that the stored numbers
+        equal those of an online pass at this point. Raises `UserError` for a summary or attention.
         """
         if summary or attention:
             raise UserError(
-                f"encoder '{self.name}' keeps tokens alone, no summary and no attention; this method needs '{self.inner.name}'"
+                f"encoder '{self.name}' stores tokens only, but this method needs a summary or attention; "
+                f"use '{self.inner.name}'"
             )
         kind = autocast_type(self._device)
         if kind not in self._tables:
@@ -121,26 +120,26 @@ class CachedEncoder(Viewer):
                 write(file, self, shape)
                 table = read(file, shape)
         if table is None:
-            raise UserError(f"the features in {file} do not stay as they were written; check the disk")
+            raise UserError(f"the features in {file} differ from what was written; check the disk")
         return table
 
 
 def check_cached(spec: RunSpec) -> None:
-    """Raise `UserError` where a spec asks for kept features of images that change: data.flip mirrors half of
-    them anew."""
+    """Raise `UserError` for cached features with `data.flip`, which mirrors other images in every epoch."""
     for encoder in spec.method.needs().encoders:
         if spec.data.flip and encoder.name.startswith("cached:"):
             raise UserError(
-                f"method.encoder '{encoder.name}' keeps one set of features for each image, but data.flip = true shows half "
-                f"of them mirrored; set data.flip=false, or compute them in each step with '{parse_name(encoder.name)[1]}'"
+                f"method.encoder '{encoder.name}' stores one set of features for each image, but data.flip = "
+                "true mirrors half of them; set data.flip=false, or compute features in each step with "
+                f"'{parse_name(encoder.name)[1]}'"
             )
 
 
 def write(file: Path, encoder: CachedEncoder, shape: tuple[int, ...]) -> None:
-    """Compute all rows, (N, T, dim), into a temporary file, then rename it; its sha256 is in `<name>.sha256`
-    before that.
+    """Compute all rows, (N, T, dim), into a temporary file, and rename it when it is complete.
 
-    Raises `UserError` if the disk refuses it, and removes what it wrote.
+    Its checksum is written to `<name>.sha256` before that. Raises `UserError` if writing fails, after
+    removing the temporary file.
     """
     try:
         with replacing(file) as temporary:
@@ -152,13 +151,13 @@ def write(file: Path, encoder: CachedEncoder, shape: tuple[int, ...]) -> None:
             write_atomic(_sum_of(file), sha256_of(temporary).encode())
     except OSError as error:
         raise UserError(
-            f"cannot write the features {file}: {error.strerror}; free the disk, name another folder in FLOWRACE_CACHE, "
-            f"or use '{encoder.inner.name}' without cached:"
+            f"cannot write the features {file}: {error.strerror}; free some disk space, set FLOWRACE_CACHE "
+            f"to another folder, or use '{encoder.inner.name}' without cached:"
         ) from error
 
 
 def read(file: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Return the table, memory-mapped and verified by its checksum; None if it is absent or damaged."""
+    """Return the table, memory-mapped and verified by its checksum, or None if it is missing or damaged."""
     try:
         if _sum_of(file).read_text() != sha256_of(file):
             return None
@@ -170,14 +169,14 @@ def read(file: Path, shape: tuple[int, ...]) -> np.ndarray | None:
 
 
 def autocast_type(device: torch.device) -> str:
-    """The type that matrix products run in here: float32, or autocast's."""
+    """Return the data type of matrix products at this point: float32, or that of autocast."""
     if not torch.is_autocast_enabled(device.type):
         return "float32"
     return str(torch.get_autocast_dtype(device.type)).removeprefix("torch.")
 
 
 def _encode(encoder: CachedEncoder, index: np.ndarray) -> np.ndarray:
-    """The inner encoder's features of samples, scaled as training scales them."""
+    """Compute the inner encoder's features of samples, scaled as in training."""
     pixels = torch.from_numpy(images(encoder._dataset, index)[0]).float().div_(127.5).sub_(1)
     return encoder.inner.features(pixels.to(encoder._device)).cpu().numpy().astype("<f4", copy=False)
 
@@ -188,4 +187,4 @@ def _sum_of(file: Path) -> Path:
 
 def _refuse_nesting(inner: str) -> None:
     if parse_name(inner)[0] == "cached":
-        raise UserError(f"encoder 'cached:{inner}' is cached twice; once is enough: '{inner}'")
+        raise UserError(f"encoder 'cached:{inner}' is cached twice; write '{inner}'")

@@ -1,8 +1,8 @@
-"""A small ViT trained on this data set as a classifier, and the same network untrained as a control.
+"""Local encoders: a small ViT trained on this data set as a classifier, and the same network untrained.
 
-Both are pure functions of the data, the split, the size and the grid: weights and order come from named
-streams, training runs on one thread in a fixed recipe. Trained weights are cached under a hash of all that,
-with their checksum.
+Both are pure functions of the data, the split, the size and the grid. Initial weights and data order come
+from named streams, and training runs on one thread by a fixed recipe. Trained weights are cached under a hash
+of all that, with their checksum.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ SIZES = {
     "large": Size(8, 256, 8),
 }
 RECIPE = 1
-"""Raised with every change below that moves a weight, so that the cache forgets."""
+"""Version of the training below; increase it with every change that moves a weight, to renew the cache."""
 EPOCHS, MAX_STEPS, BATCH = 15, 4000, 64
 LEARNING_RATE, WARMUP, WEIGHT_DECAY = 3e-3, 0.1, 0.05
 
@@ -68,20 +68,22 @@ class Vit(nn.Module):
         self.norm = nn.LayerNorm(size.width)
         self.head = nn.Linear(size.width, classes)
 
-    def forward(self, images: Tensor, heard: list[tuple[Tensor, Tensor]] | None = None) -> Tensor:
-        """Tokens after the final norm: (B, C, *axes) -> (B, T, width). `heard` receives every block's queries
-        and keys."""
+    def forward(self, images: Tensor, captured: list[tuple[Tensor, Tensor]] | None = None) -> Tensor:
+        """Return the tokens after the final norm, (B, T, width), of images (B, C, *axes).
+
+        If given, `captured` receives every block's queries and keys.
+        """
         if len(self.patch) == 2:
             patches = F.unfold(images, self.patch, stride=self.patch).transpose(1, 2)
         else:
             patches = patchify(images, self.patch)
         x = self.embed(patches) + self.position
         for block in self.blocks:
-            x = block(x, heard)
+            x = block(x, captured)
         return self.norm(x)
 
     def classify(self, images: Tensor) -> Tensor:
-        """Logits, (B, classes)."""
+        """Return logits, (B, classes)."""
         return self.head(self(images).mean(1))
 
 
@@ -93,17 +95,16 @@ class Block(nn.Module):
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
-    def forward(self, x: Tensor, heard: list[tuple[Tensor, Tensor]] | None) -> Tensor:
+    def forward(self, x: Tensor, captured: list[tuple[Tensor, Tensor]] | None) -> Tensor:
         q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        if heard is not None:
-            heard.append((q, k))
+        if captured is not None:
+            captured.append((q, k))
         x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         return x + self.mlp(self.norm2(x))
 
 
 class RandomEncoder(Viewer):
-    """The network of `local:<size>` with its initial weights, untrained: a control for what the training is
-    worth."""
+    """The untrained network of `local:<size>`, as a control for the effect of its training."""
 
     def __init__(
         self,
@@ -126,23 +127,28 @@ class RandomEncoder(Viewer):
 
     @staticmethod
     def architecture(model: str, shape: tuple[int, ...], classes: int, grid: tuple[int, ...]) -> Architecture:
-        """Width and cost; raises `UserError` for an unknown size and for a grid that does not divide the
-        image."""
+        """Return width, FLOPs and heads.
+
+        Raises `UserError` for an unknown size and for a grid that does not divide the image.
+        """
         size = _size(model)
         if any(axis % rows for axis, rows in zip(shape[1:], grid, strict=True)):
             axes = "x".join(map(str, shape[1:]))
-            raise UserError(f"encoder '{model}': samples of {axes} do not divide into {grid} tokens")
+            raise UserError(
+                f"encoder '{model}': samples of {axes} do not divide into a grid of "
+                f"{'x'.join(map(str, grid))} tokens"
+            )
         with torch.device("meta"):
             return Architecture(size.width, count_flops(Vit(size, shape, classes, grid), shape), size.heads)
 
     @torch.no_grad()
     def view(self, images: Tensor, *, summary: bool = False, attention: int = 0) -> View:
-        """The summary is the mean of the tokens, which the classifier reads."""
+        """Return tokens of images; their summary is the mean of the tokens, the input of the classifier."""
         if attention > len(self._network.blocks):
             raise no_attention(self.name, len(self._network.blocks))
-        heard: list[tuple[Tensor, Tensor]] = []
-        tokens = self._network(images, heard if attention else None).float()
-        maps = [attention_of(q, k) for q, k in heard[-attention:]]
+        captured: list[tuple[Tensor, Tensor]] = []
+        tokens = self._network(images, captured if attention else None).float()
+        maps = [attention_of(q, k) for q, k in captured[-attention:]]
         return View(
             tokens, tokens.mean(dim=1) if summary else None, torch.stack(maps, dim=1) if attention else None
         )
@@ -150,7 +156,7 @@ class RandomEncoder(Viewer):
     def _prepare(
         self, network: Vit, model: str, dataset: Dataset, held_out: float, device: torch.device
     ) -> None:
-        """Leave the initial weights as they are."""
+        """Prepare the initial network; a subclass trains it."""
 
 
 class LocalEncoder(RandomEncoder):
@@ -163,11 +169,12 @@ class LocalEncoder(RandomEncoder):
 
 
 def build(model: str, shape: tuple[int, ...], classes: int, grid: tuple[int, ...]) -> Vit:
-    """Return the network with its initial weights, which depend on the parameter's name and shape only.
+    """Return the network with its initial weights, which depend only on each parameter's name and shape.
 
-    Xavier-uniform matrices, positions of deviation 0.02, zero biases, unit norms.
+    Xavier-uniform matrices, positions with standard deviation 0.02, zero biases, unit norms.
     """
-    with torch.device("meta"):  # so that torch's own generator stays where it is
+    # Initialisation on the meta device leaves torch's own generator unchanged.
+    with torch.device("meta"):
         network = Vit(_size(model), shape, classes, grid)
     network.to_empty(device="cpu")
     streams = Streams(0)
@@ -180,14 +187,15 @@ def build(model: str, shape: tuple[int, ...], classes: int, grid: tuple[int, ...
 def trained(
     network: Vit, model: str, dataset: Dataset, grid: tuple[int, ...], held_out: float, device: torch.device
 ) -> float | None:
-    """Give the network its trained weights, from the cache or by training, and return its held-out accuracy.
+    """Load or train the weights of the network in place, and return its held-out accuracy.
 
-    If two processes need the same weights, one trains and the other waits. Weights that are damaged on disk
-    are trained again.
+    If two processes need the same weights, one trains and the other waits. If the cached weights are damaged,
+    the network is trained again. Raises `UserError` for data without labels.
     """
     if dataset.classes < 2:
         raise UserError(
-            f"encoder 'local:{model}' learns from labels, and this data set has none; choose timm:<model> or random:{model}"
+            f"encoder 'local:{model}' learns from labels, which this data set does not have; choose "
+            f"timm:<model> or random:{model}"
         )
     parts = [RECIPE, dataset.fingerprint, dataset.shape, dataset.classes, held_out, model, grid, device.type]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
@@ -195,7 +203,8 @@ def trained(
     with locked(file):
         try:
             saved = checkpoint.load(file)
-        except UserError:  # absent or damaged
+        # The file is missing or damaged.
+        except UserError:
             sides = split(dataset, held_out)
             fit(network, dataset, sides.train, device)
             accuracy = score(network, dataset, sides, device)
@@ -206,8 +215,10 @@ def trained(
 
 
 def fit(network: Vit, dataset: Dataset, train: np.ndarray, device: torch.device) -> None:
-    """Train in place: AdamW, linear warm-up and cosine decay, cross-entropy, 15 epochs of batches of 64 or
-    4000 steps."""
+    """Train in place: AdamW on cross-entropy, with linear warm-up and cosine decay.
+
+    It takes 15 epochs of batches of 64, at most 4000 steps.
+    """
     streams = Streams(0)
     per_epoch = max(1, len(train) // BATCH)
     steps = min(EPOCHS * per_epoch, MAX_STEPS)
@@ -233,7 +244,7 @@ def fit(network: Vit, dataset: Dataset, train: np.ndarray, device: torch.device)
 
 @torch.no_grad()
 def score(network: Vit, dataset: Dataset, sides: Split, device: torch.device) -> float | None:
-    """Return the accuracy on held-out images; None when nothing is held out."""
+    """Return the accuracy on held-out images, or None if there are no held-out images."""
     if not len(sides.held_out):
         return None
     network.to(device).eval()

@@ -1,9 +1,9 @@
-"""Image towers of open_clip, frozen: CLIP, SigLIP and their kin, with their tokens on a grid.
+"""Frozen image towers of open_clip with tokens on a grid: CLIP, SigLIP and related models.
 
-Images are prepared as REPA prepares them for CLIP (REPA utils.py `preprocess_raw_image` at 67f7145): a
-bicubic resize that gives the backbone's grid, then the mean and deviation the tower was trained with. Tokens
-are those after the final norm, without class token (REPA reads CLIP-L before it and drops the last block;
-here all families end alike).
+Images are prepared as REPA prepares them for CLIP (REPA utils.py `preprocess_raw_image` at 67f7145). They are
+resized (bicubic) so that the tokens fill the backbone's grid, then normalised with the mean and deviation of
+the tower's training. For all families the tokens are those after the final norm, without the class token.
+(REPA reads CLIP-L before that norm and drops the last block.)
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from metrics.files.hashing import file_sha256
 
 
 class OpenClipEncoder(Viewer):
-    """Any CLIP or SigLIP of open_clip, for example open_clip:ViT-B-16.openai; weights from a file, or from
-    the hub if `download` is set."""
+    """Any CLIP or SigLIP of open_clip, for example open_clip:ViT-B-16.openai.
+
+    Weights come from a file, or from the hub if `download` is set.
+    """
 
     def __init__(
         self,
@@ -57,8 +59,10 @@ class OpenClipEncoder(Viewer):
 
     @staticmethod
     def architecture(model: str, shape: tuple[int, ...], classes: int, grid: tuple[int, int]) -> Architecture:
-        """Return width and cost. Raises `UserError` for a name that open_clip does not have and for a tower
-        without a grid of tokens."""
+        """Return width and FLOPs.
+
+        Raises `UserError` for a model that open_clip does not have and for a tower without a grid of tokens.
+        """
         with user_errors():
             recipe = find_recipe(model)
         with torch.device("meta"):
@@ -71,7 +75,7 @@ class OpenClipEncoder(Viewer):
 
     @torch.no_grad()
     def view(self, images: Tensor, *, summary: bool = False, attention: int = 0) -> View:
-        """The summary is the mean of the tokens."""
+        """Return tokens of images and, if requested, the mean of the tokens as summary."""
         if attention:
             raise no_attention(self.name)
         x = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
@@ -81,8 +85,10 @@ class OpenClipEncoder(Viewer):
 
 
 def build(recipe: Recipe, grid: tuple[int, int]) -> Tower:
-    """Return an image tower with initial weights; one that is open_clip's own has its position embedding on
-    the grid."""
+    """Return an image tower with initial weights.
+
+    open_clip's own towers get a position embedding for the grid; those from timm resample theirs later.
+    """
     vision = {**config_of(recipe.model)["vision_cfg"], "patch_dropout": 0.0}
     if vision.get("attentional_pool") or not isinstance(vision.get("layers", 12), int):
         raise _no_vit(recipe.model)
@@ -93,8 +99,10 @@ def build(recipe: Recipe, grid: tuple[int, int]) -> Tower:
 
 
 def tokens_of(tower: Tower, model: str, grid: tuple[int, int]) -> ClipTokens | TimmTokens:
-    """Return a tower as a network from prepared images to patch tokens. Raises `UserError` for one that is
-    not a plain ViT."""
+    """Return a tower as a network from prepared images to patch tokens.
+
+    Raises `UserError` for a tower that is not a plain ViT.
+    """
     if isinstance(tower, VisionTransformer):
         return ClipTokens(tower)
     trunk = tower.trunk
@@ -115,12 +123,12 @@ class ClipTokens(nn.Module):
         self.tower: Tower = tower
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, *size) -> (B, T, width)."""
+        """Map (B, 3, *size) to (B, T, width)."""
         return self.tower.ln_post(self.tower.transformer(self.tower._embeds(x)))[:, 1:]
 
 
 class TimmTokens(nn.Module):
-    """A tower that open_clip takes from timm (SigLIP, EVA), up to the final norm."""
+    """A timm tower of open_clip (SigLIP, EVA), up to the final norm."""
 
     def __init__(self, trunk: TimmNetwork, grid: tuple[int, int]) -> None:
         super().__init__()
@@ -131,11 +139,12 @@ class TimmTokens(nn.Module):
         self.trunk: TimmNetwork = trunk
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, *size) -> (B, T, width)."""
+        """Map (B, 3, *size) to (B, T, width)."""
         return self.trunk.forward_features(x)[:, self.trunk.num_prefix_tokens :]
 
 
 def _no_vit(model: str) -> UserError:
     return UserError(
-        f"encoder 'open_clip:{model}' is not a ViT with patch tokens on a grid; choose a plain one, for example open_clip:ViT-B-16.openai"
+        f"encoder 'open_clip:{model}' is not a ViT with patch tokens on a grid; choose a plain one, for "
+        "example open_clip:ViT-B-16.openai"
     )

@@ -1,9 +1,8 @@
-"""Vision transformers of timm, frozen: DINOv2, DINOv3, CLIP, MAE, SigLIP and every other with its tokens on a
-grid.
+"""Frozen vision transformers of timm with tokens on a grid: DINOv2, DINOv3, CLIP, MAE, SigLIP and others.
 
-Images are prepared as REPA prepares them for DINOv2 (REPA utils.py, train.py at 67f7145): the model's mean
-and deviation, then a bicubic resize that gives the backbone's grid (16x16 tokens of patch 14: 224 pixels),
-the position embedding resampled.
+Images are prepared as REPA prepares them for DINOv2 (REPA utils.py, train.py at 67f7145). They are normalised
+with the model's mean and deviation, then resized (bicubic) so that the tokens fill the backbone's grid. For
+16x16 tokens of patch 14 that is 224 pixels. The position embedding is resampled to that grid.
 """
 
 from __future__ import annotations
@@ -34,12 +33,11 @@ from metrics.files.hashing import file_sha256
 from metrics.files.weights import read_tensors
 
 UNUSED = ("head.", "fc.", "fc_norm.", "attn_pool.", "mask_token")
-"""Tensors that a file may have in addition to the network: its classifier, its pooling, those of pretraining
-only."""
+"""Tensors that a file may hold although the network lacks them: classifier, pooling, pretraining."""
 
 
 class TimmEncoder(Viewer):
-    """Any ViT of timm by name; weights from a safetensors file, or from the hub when `download` is set."""
+    """Any ViT of timm by name; weights from a safetensors file, or from the hub if `download` is set."""
 
     def __init__(
         self,
@@ -69,14 +67,17 @@ class TimmEncoder(Viewer):
 
     @staticmethod
     def architecture(model: str, shape: tuple[int, ...], classes: int, grid: tuple[int, int]) -> Architecture:
-        """Return width and cost. Raises `UserError` for a name that timm does not have and for a network
-        without a grid of tokens."""
+        """Return width, FLOPs and heads.
+
+        Raises `UserError` for a model that timm does not have and for a network without a grid of tokens.
+        """
         with user_errors():
             network = create(model, device="meta")
         # timm's architectures without a grid of tokens lack these two.
         if not hasattr(network, "num_prefix_tokens") or not hasattr(network, "set_input_size"):
             raise UserError(
-                f"encoder 'timm:{model}' is not a ViT with tokens on a grid; choose a ViT, for example timm:vit_base_patch14_dinov2"
+                f"encoder 'timm:{model}' is not a ViT with tokens on a grid; choose a ViT, for example "
+                "timm:vit_base_patch14_dinov2"
             )
         size = _pixels(network, grid)
         network.set_input_size(img_size=size)
@@ -84,7 +85,8 @@ class TimmEncoder(Viewer):
             tokens = network.forward_features(torch.empty(1, 3, *size, device="meta"))
         if tokens.ndim != 3 or tokens.shape[1] - network.num_prefix_tokens != grid[0] * grid[1]:
             raise UserError(
-                f"encoder 'timm:{model}' cannot put its tokens on a grid of {grid[0]}x{grid[1]}; choose a plain ViT"
+                f"encoder 'timm:{model}' cannot place its tokens on a grid of {grid[0]}x{grid[1]}; choose a "
+                "plain ViT"
             )
         flops = count_flops(_Features(network), (3, *size))
         attention = _last_attention(network)
@@ -92,13 +94,15 @@ class TimmEncoder(Viewer):
 
     @torch.no_grad()
     def view(self, images: Tensor, *, summary: bool = False, attention: int = 0) -> View:
-        """Attention is among the patch tokens alone: class token and registers are left out before the
-        softmax."""
+        """Return tokens, summary and attention of images.
+
+        Attention is over the patch tokens only: class token and registers are left out before the softmax.
+        """
         x = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
         x = ((x + 1) / 2 - self._mean) / self._std
         x = F.interpolate(x, size=self._size, mode="bicubic")
         network, prefix = self._network, self._network.num_prefix_tokens
-        with _listening(network, attention, self.name) as heard:
+        with _captured_attention(network, attention, self.name) as captured:
             tokens = network.forward_features(x).float()
         view = View(tokens[:, prefix:])
         if summary:
@@ -106,14 +110,16 @@ class TimmEncoder(Viewer):
             has_class = getattr(network, "cls_token", None) is not None
             view = view._replace(summary=tokens[:, 0] if has_class else view.tokens.mean(dim=1))
         if attention:
-            maps = [attention_of(q[:, :, prefix:], k[:, :, prefix:]) for q, k in heard]
+            maps = [attention_of(q[:, :, prefix:], k[:, :, prefix:]) for q, k in captured]
             view = view._replace(attention=torch.stack(maps, dim=1))
         return view
 
 
 def _last_attention(network: TimmNetwork) -> Attention | None:
-    """Return the attention of the last block if it is timm's plain one (no rotation of queries and keys after
-    their norm)."""
+    """Return the attention of the last block if it is timm's plain one, else None.
+
+    A plain one does not rotate queries and keys after their norm.
+    """
     # Not every architecture has blocks, nor every block attention.
     blocks = getattr(network, "blocks", None)
     attention = getattr(blocks[-1], "attn", None) if blocks else None
@@ -121,9 +127,13 @@ def _last_attention(network: TimmNetwork) -> Attention | None:
 
 
 @contextmanager
-def _listening(network: TimmNetwork, blocks: int, name: str) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Collect queries and keys (B, heads, tokens, d) of the last blocks, in the order of the blocks, until
-    the context ends."""
+def _captured_attention(
+    network: TimmNetwork, blocks: int, name: str
+) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Yield a list that receives the queries and keys (B, heads, tokens, d) of the last blocks, in order.
+
+    It is filled when the context ends.
+    """
     if blocks and _last_attention(network) is None:
         raise no_attention(name)
     if blocks and blocks > len(network.blocks):
@@ -132,17 +142,17 @@ def _listening(network: TimmNetwork, blocks: int, name: str) -> Iterator[list[tu
     for block in network.blocks[-blocks:] if blocks else ():
         for module, kept in ((block.attn.q_norm, queries), (block.attn.k_norm, keys)):
             hooks.append(module.register_forward_hook(lambda _, __, out, kept=kept: kept.append(out)))
-    heard: list[tuple[Tensor, Tensor]] = []
+    captured: list[tuple[Tensor, Tensor]] = []
     try:
-        yield heard
-        heard.extend(zip(queries, keys, strict=True))
+        yield captured
+        captured.extend(zip(queries, keys, strict=True))
     finally:
         for hook in hooks:
             hook.remove()
 
 
 class _Features(nn.Module):
-    """`forward_features` as a module's call."""
+    """A module whose `forward` is the network's `forward_features`."""
 
     def __init__(self, network: TimmNetwork) -> None:
         super().__init__()

@@ -1,5 +1,7 @@
-"""Weights of published encoders, loaded as those of metric networks are (metrics.files), with errors that
-name `method.encoder`."""
+"""Weights of published encoders.
+
+They are loaded like those of metric networks (metrics.files), with errors that name `method.encoder`.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,10 @@ from metrics.value import MetricError
 
 
 def on_disk(choice: EncoderChoice, repository: str, file: str) -> Path:
-    """Return the file of `method.encoder.weights`, else the hub's copy, which is downloaded only if
-    `download` is set.
+    """Return the file of `method.encoder.weights`, else the hub's copy.
 
-    Raises `UserError` for a file that does not exist, and `MetricError` for weights that are not on this
-    machine.
+    It is downloaded only if `download` is set. Raises `UserError` for a file that does not exist, and
+    `MetricError` for weights that are not on this machine.
     """
     if choice.weights and not Path(choice.weights).expanduser().is_file():
         raise UserError(f"method.encoder.weights = {choice.weights}: no such file")
@@ -35,7 +36,7 @@ def on_disk(choice: EncoderChoice, repository: str, file: str) -> Path:
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Report the mistakes that the loaders of metric networks find as `UserError`."""
+    """Turn a `MetricError` of the loaders of metric networks into a `UserError`."""
     try:
         yield
     except MetricError as error:

@@ -1,1 +1,1 @@
-"""Evaluation of runs: from samples to metric values."""
+"""Evaluation: from samples to metric values."""

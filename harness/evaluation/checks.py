@@ -1,4 +1,4 @@
-"""Metric checks: what is refused before anything is trained or measured.
+"""Metric checks, made before anything is trained or measured.
 
 `check_metrics` is called when a spec is resolved, hence by every command and plan, and by the evaluator,
 which also knows the numbers of samples. `check_arms` compares the arms of a study.
@@ -17,7 +17,7 @@ from metrics.extractors.base import Extractor
 from metrics.suite import RESERVED, check_classes, metric_of
 
 KINDS = {"image": ("image",), "video": ("video",), "audio": ("image",), "joint": ("video", "image")}
-"""Modality of data -> the kinds of network that can read it."""
+"""Modality of data -> the kinds of network that can measure it."""
 DRAWN = {
     "image": "images",
     "video": "videos",
@@ -31,7 +31,7 @@ SUITABLE = {
     "image": "local, or any image extractor",
 }
 MOST = 2**62
-"""More samples than any data set has: for checks made before it is known how many there are."""
+"""More samples than any data set has, for checks made before the number is known."""
 
 
 def check_metrics(
@@ -46,10 +46,11 @@ def check_metrics(
 ) -> list[MetricSpec]:
     """Parse `eval.metrics` and check each entry.
 
-    `data` is a data set, or its class if it is not opened; `samples` and `real` are the numbers of generated
-    and of real samples, if known; `encoders` are those that a method aligns to. Raises `UserError` for an
-    unknown name or network, a network that cannot read the data, a metric that the data or the network do not
-    have, too few samples, and a list in which every metric is computed by one of the encoders.
+    `data` is a data set, or its class if it is not opened. `samples` and `real` are the numbers of generated
+    and of real samples, if known. `encoders` are those that a method aligns to.
+
+    Raises `UserError` for an unknown name or network, a network of another modality, a metric that the data
+    or the network do not support, too few samples, and a list in which an encoder computes every metric.
     """
     check_impartial(spec.metrics, favoured(spec.metrics, encoders), where)
     found = [metric_spec(name) for name in spec.metrics]
@@ -65,8 +66,8 @@ def check_metrics(
 def check_arms(arms: Iterable[EvalSpec], encoders: Iterable[str], where: str) -> None:
     """Check the metrics of a study's arms, each of which resolved to a valid spec.
 
-    Raises `UserError` for too few samples, and if an arm is measured only by encoders that any of the arms
-    aligns to.
+    Raises `UserError` for too few samples, and if every metric of an arm is computed by an encoder that some
+    arm aligns to.
     """
     known = list(encoders)
     for spec in arms:
@@ -75,42 +76,42 @@ def check_arms(arms: Iterable[EvalSpec], encoders: Iterable[str], where: str) ->
             check_enough(metric_spec(name), spec.samples, MOST)
 
 
-def check_impartial(metrics: Iterable[str], found: Iterable[str], where: str) -> None:
-    """Raise `UserError` if all `metrics` are among those `found` to be computed by an alignment encoder."""
-    asked, rewarded = list(metrics), set(found)
-    if asked and rewarded.issuperset(asked):
+def check_impartial(metrics: Iterable[str], rewarded: Iterable[str], where: str) -> None:
+    """Raise `UserError` if all `metrics` are among the `rewarded`: those computed by an alignment encoder."""
+    names = list(metrics)
+    if names and set(rewarded).issuperset(names):
         raise UserError(
-            f"{where}: '{asked[0]}' in eval.metrics, and every other metric there, is computed by an encoder "
+            f"{where}: '{names[0]}' in eval.metrics, and every other metric there, is computed by an encoder "
             "that a method aligns to, so it would reward the alignment itself; add another extractor, for "
             "example 'fd:local'"
         )
 
 
 def check_enough(metric: MetricSpec, samples: int, real: int) -> None:
-    """Raise `UserError` if a metric needs more generated or real samples than there are."""
-    free = metric.reference_free
-    subset = 0 if free else metric_of(metric.value).settings.get("subset_size", 0)
+    """Raise `UserError` if there are fewer generated or real samples than a metric needs."""
+    reference_free = metric.reference_free
+    subset = 0 if reference_free else metric_of(metric.value).settings.get("subset_size", 0)
     if min(samples, real) < subset:
         raise UserError(
-            f"metric '{metric.name}' draws subsets of {subset}, but one side has {min(samples, real)} samples: raise "
-            "eval.samples, give more data, or remove the metric"
+            f"metric '{metric.name}' draws subsets of {subset}, but one side has {min(samples, real)} "
+            "samples: raise eval.samples, use more data, or remove the metric"
         )
-    fewest = free.least if free else metric_of(metric.value).least
+    fewest = reference_free.least if reference_free else metric_of(metric.value).least
     if samples < fewest:
         raise UserError(
-            f"metric '{metric.name}' needs at least {fewest} samples, but eval.samples = {samples}: raise it, or "
-            "remove the metric"
+            f"metric '{metric.name}' needs at least {fewest} samples, but eval.samples = {samples}: raise "
+            "it, or remove the metric"
         )
 
 
 def check_extractor(metric: MetricSpec, extract: Extractor) -> None:
     """Raise `UserError` if the loaded network lacks the outputs, or the weights, that a metric needs."""
     needed = metric_of(metric.value)
-    wanted = {needed.real, needed.fake} - {"", "rows", "features", *extract.beside}
-    if wanted:
+    missing = {needed.real, needed.fake} - {"", "rows", "features", *extract.beside}
+    if missing:
         raise UserError(
-            f"metric '{metric.name}' needs {wanted.pop()}, which the network '{extract.name}' does not give; "
-            f"it has features{''.join(f', {name}' for name in extract.beside)}"
+            f"metric '{metric.name}' needs {missing.pop()}, which the network '{extract.name}' does not "
+            f"give; it has features{''.join(f', {name}' for name in extract.beside)}"
         )
     if metric.name in RESERVED and extract.name != RESERVED[metric.name].extractor:
         raise UserError(
@@ -124,8 +125,8 @@ def _check_data(metric: MetricSpec, data: object, modality: str) -> None:
     assert needs is not None
     if needs.attribute:
         # A metric of all parts is undefined if the run generates only some of them.
-        able = Capabilities(data)
-        if able.modality == modality and able.has(needs.attribute):
+        capabilities = Capabilities(data)
+        if capabilities.modality == modality and capabilities.has(needs.attribute):
             return
     elif modality in ("video", "joint"):
         return

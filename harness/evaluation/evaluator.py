@@ -1,6 +1,6 @@
-"""Evaluation of a run: a network -> samples from fixed latents and labels -> features -> metrics.
+"""Evaluation of a run: samples from fixed latents and labels, their features, and metrics.
 
-Everything is the same for every method and step.
+Latents, labels, extractors and real samples are the same for every method and step.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from metrics.intervals import of_replicates
 from metrics.suite import Metric, Side, metric_of, metrics_of
 
 REAL_BATCH = 500
+"""Real samples in one pass of an extractor."""
 
 
 class MetricResult(NamedTuple):
@@ -53,7 +54,7 @@ class MetricResult(NamedTuple):
     """Samples in each replicate."""
     replicates: tuple[float, ...]
 
-    # Any: as JSON
+    # Any: JSON
     def row(self) -> dict[str, Any]:
         """Return the result as JSON; a single evaluation lists no replicates."""
         row = self._asdict()
@@ -63,16 +64,18 @@ class MetricResult(NamedTuple):
 
 @dataclass(frozen=True)
 class Result:
+    """An evaluation as it is recorded."""
+
     metrics: dict[str, MetricResult]
     protocol: str
     grid: np.ndarray
-    """uint8 (H, W) or (H, W, 3): the first samples, always from the same latents."""
+    """The first samples as a picture, uint8 (H, W) or (H, W, 3), always from the same latents."""
     errors: dict[str, str] = field(default_factory=dict)
-    """Metrics that could not be computed, and why."""
+    """Metrics that could not be computed -> the reason."""
 
     @property
     def rows(self) -> dict[str, dict[str, Any]]:
-        """The metrics as JSON."""
+        """Return the metrics as JSON."""
         return {name: metric.row() for name, metric in self.metrics.items()}
 
     def save_grid(self, path: Path) -> None:
@@ -81,7 +84,7 @@ class Result:
 
 
 class Replicate(NamedTuple):
-    """One evaluation: values and failures by metric, and the first samples."""
+    """One set of samples: values and errors by metric, and the first samples."""
 
     values: dict[str, Value]
     errors: dict[str, str]
@@ -89,7 +92,7 @@ class Replicate(NamedTuple):
 
 
 class Generated(NamedTuple):
-    """The samples of one replicate: each network's features and, on rank 0, the pixels that are needed."""
+    """The samples of one replicate: features by network and, on rank 0, the pixels needed further."""
 
     features: dict[str, FeaturePass]
     pixels: list[Tensor]
@@ -99,9 +102,9 @@ class Generated(NamedTuple):
 class Evaluator:
     """The evaluation of one run: extractors, real features and noise floors, all prepared once.
 
-    With several ranks each of them makes an evaluator and calls it. The batches are split over the ranks
-    (runtime/rounds.py), and rank 0 computes the metrics from all rows in single-process order, so the values
-    have the same bits for any number of ranks. Raises `UserError` as `check_metrics` does.
+    Every rank must make an evaluator and call it. The batches are split over ranks (runtime/rounds.py), and
+    rank 0 computes the metrics from all rows in single-process order. So values have the same bits for any
+    number of ranks. Raises `UserError` as `check_metrics` does.
     """
 
     def __init__(
@@ -142,7 +145,7 @@ class Evaluator:
             self._prepare_real(name, dataset, train, first_held_out)
         if self.world.main and len(first_held_out):
             floors = {m.name: m.noise_floor(dataset, first_held_out) for m in self.reference_free}
-            self.noise_floor |= {name: found for name, found in floors.items() if found}
+            self.noise_floor |= {name: floor for name, floor in floors.items() if floor}
 
         self.about = protocol(spec, dataset, train, self.extractors, self.reference_free) | codec
         self.protocol = digest(self.about)
@@ -150,22 +153,22 @@ class Evaluator:
     def __call__(self, model: nn.Module) -> Result | None:
         """Compute every metric on every replicate. Failing metrics are listed in `errors`.
 
-        Returns None on every rank but 0.
+        Returns None on every rank except 0.
         """
         replicates = [self._replicate(model, number) for number in range(self.spec.replicates)]
-        found = [replicate for replicate in replicates if replicate is not None]
-        return self._result(found) if found else None
+        measured = [replicate for replicate in replicates if replicate is not None]
+        return self._result(measured) if measured else None
 
-    # Any: as JSON
+    # Any: JSON
     def described(self, encoders: Iterable[Encoder]) -> dict[str, Any]:
         """Return the protocol, its hash, the noise floors and the metrics computed by an encoder, as JSON.
 
         Raises `UserError` if an encoder computes every metric.
         """
-        known = list(encoders)
-        weights = {encoder.sha256 for encoder in known}
+        encoders = list(encoders)
+        weights = {encoder.sha256 for encoder in encoders}
         by_content = {m.name for m in self.metrics if self.extractors[m.extractor].sha256 in weights}
-        by_name = favoured(self.spec.metrics, [encoder.name for encoder in known])
+        by_name = favoured(self.spec.metrics, [encoder.name for encoder in encoders])
         aligned = [name for name in self.spec.metrics if name in by_content or name in by_name]
         check_impartial(self.spec.metrics, aligned, "spec")
         return {
@@ -176,32 +179,33 @@ class Evaluator:
         }
 
     def _prepare_real(self, name: str, dataset: Dataset, train: np.ndarray, held_out: np.ndarray) -> None:
-        """Extract a network's features of the training split, and its metrics' noise floors."""
+        """Extract a network's features of the training split, and compute its metrics' noise floors."""
         needed = self._needed(name)
         real = {metric.real for metric in needed} - {""}
         floored = {metric.real for metric in needed if metric.noise_floor}
-        whole, one, other, unseen = (
+        all_train, subset, rest, unseen = (
             FeatureSet.of_parts(parts) for parts in (real, floored, floored, floored)
         )
         mask = halves_mask(len(train), self.spec.samples)
         if real:
-            self._see(name, dataset, train, [Masked(whole), Masked(one, mask), Masked(other, ~mask)])
+            train_sets = [Masked(all_train), Masked(subset, mask), Masked(rest, ~mask)]
+            self._extract_real(name, dataset, train, train_sets)
         if floored and len(held_out):
-            self._see(name, dataset, held_out, [Masked(unseen)])
-        self.real[name] = whole.side()
+            self._extract_real(name, dataset, held_out, [Masked(unseen)])
+        self.real[name] = all_train.side()
         if not self.world.main:
             return
         for metric in self.metrics:
             if metric.extractor == name and metric_of(metric.value).noise_floor:
                 part = metric_of(metric.value).real
-                pairs = {"train_halves": (other, one), "held_out": (whole, unseen)}
+                pairs = {"train_halves": (rest, subset), "held_out": (all_train, unseen)}
                 floors = {
-                    who: noise_floor(rest.moments[part], subset.moments[part])
-                    for who, (rest, subset) in pairs.items()
+                    kind: noise_floor(reference.moments[part], other.moments[part])
+                    for kind, (reference, other) in pairs.items()
                 }
-                self.noise_floor[metric.name] = {who: found for who, found in floors.items() if found}
+                self.noise_floor[metric.name] = {kind: floor for kind, floor in floors.items() if floor}
 
-    def _see(self, name: str, dataset: Dataset, index: np.ndarray, sets: Sequence[Masked]) -> None:
+    def _extract_real(self, name: str, dataset: Dataset, index: np.ndarray, sets: Sequence[Masked]) -> None:
         real_features(self.extractors[name], dataset, index, sets, self.kinds[name], self.world)
 
     def _replicate(self, model: nn.Module, number: int) -> Replicate | None:
@@ -218,7 +222,7 @@ class Evaluator:
         return Replicate(values, errors, pixels[: self.spec.grid].numpy())
 
     def _generate(self, model: nn.Module, replicate: int) -> Generated:
-        """Draw the samples r N .. (r + 1) N - 1 of replicate r, each with its own latent and label."""
+        """Draw samples r N to (r + 1) N - 1 of replicate r, each with its own latent and label."""
         spec, world = self.spec, self.world
         passes = {name: self._generated_pass(name) for name in self.extractors}
         pixels_needed = spec.samples if self.reference_free else spec.grid
@@ -256,7 +260,7 @@ class Evaluator:
         for name, features in passes.items():
             fake = features.sets[0].into.side()
             for metric in self._needed(name):
-                found, error = (
+                computed, error = (
                     ({}, str(features.error)) if features.error else _compute(metric, self.real[name], fake)
                 )
                 for spec in self.metrics:
@@ -264,7 +268,7 @@ class Evaluator:
                         if error:
                             errors[spec.name] = error
                         else:
-                            values[spec.name] = found[spec.value]
+                            values[spec.name] = computed[spec.value]
         return values, errors
 
     def _result(self, replicates: list[Replicate]) -> Result:
@@ -292,8 +296,8 @@ def real_features(
 ) -> None:
     """Extract features of the real samples once and add them to every set (all rows, or those in its mask).
 
-    The work is split over ranks; rank 0 holds the result. Raises `UserError` for features that cannot be
-    used, on the rank that notices, and `RunStopped` on the others.
+    The work is split over ranks, and rank 0 holds the result. If the features cannot be used, the rank where
+    that happens raises `UserError`, and the others raise `RunStopped`.
     """
     features = FeaturePass(extract, sets, world)
 
@@ -319,19 +323,17 @@ def _result_of(values: Sequence[Value], n: int) -> MetricResult:
 
     With a single replicate, use the metric's own interval over samples, if it has one.
     """
-    found = values[0] if len(values) == 1 else of_replicates([value.mean for value in values], n)
-    return MetricResult(found.mean, found.low, found.high, n, tuple(value.mean for value in values))
+    summary = values[0] if len(values) == 1 else of_replicates([value.mean for value in values], n)
+    return MetricResult(summary.mean, summary.low, summary.high, n, tuple(value.mean for value in values))
 
 
 def _compute(metric: Metric, real: Side, fake: Side) -> tuple[dict[str, Value], str]:
-    """Return the values of a metric by name, without their intervals, or why there are none."""
+    """Return the values of a metric by name, without intervals, and the error, empty if it succeeded."""
     try:
-        # The record of a single evaluation has no interval for these metrics: it would be over samples, and
-        # the
-        # interval of several evaluations is over replicates.
-        found = [Value(value.mean) for value in metric.compute(real, fake)]
+        # These metrics are recorded with an interval over replicates, never with one over samples.
+        values = [Value(value.mean) for value in metric.compute(real, fake)]
     except (MetricError, np.linalg.LinAlgError) as error:
         return {}, str(error)
-    if not all(math.isfinite(value.mean) for value in found):
+    if not all(math.isfinite(value.mean) for value in values):
         return {}, f"{metric.values[0]} is not finite"
-    return dict(zip(metric.values, found, strict=True)), ""
+    return dict(zip(metric.values, values, strict=True)), ""

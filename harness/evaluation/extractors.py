@@ -1,4 +1,6 @@
-"""Extractors of `eval.metrics`, with the weights that the spec names or trained on the training split."""
+"""Extractors of `eval.metrics`: loaded from the weights that the spec names, or trained on the training
+split.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ from metrics.extractors.registry import load_extractor
 def open_extractor(
     name: str, weights: Mapping[str, str], dataset: Dataset, train: np.ndarray, device: torch.device
 ) -> Extractor:
-    """Open a network of `eval.metrics`; raises `UserError` for one that is not available."""
+    """Open a network of `eval.metrics`; raises `UserError` if it is not available."""
     # Any: keyword arguments of load_extractor
     given: dict[str, Any] = {}
     if name in ("local", "video:local"):
@@ -30,10 +32,10 @@ def open_extractor(
         kind = "video" if name == "video:local" else "image"
         shown = network_inputs(torch.from_numpy(x), shapes_of(dataset), kind)
         given = {"images": shown.numpy(), "labels": labels, "classes": dataset.classes}
-    known, file, sha256 = located(name, weights)
+    network, file, sha256 = located(name, weights)
     try:
         return load_extractor(
-            known, weights=file, sha256=sha256, cache=cache_dir("extractors"), device=str(device), **given
+            network, weights=file, sha256=sha256, cache=cache_dir("extractors"), device=str(device), **given
         )
     except MetricError as error:
         raise UserError(f"eval.metrics, network '{name}': {error}") from error

@@ -1,6 +1,6 @@
-"""The feature pass: the outputs of one network over samples, kept as moments or as rows.
+"""Feature passes: the outputs of one network over samples, collected as moments or as rows.
 
-A race (evaluator.py) and `flowrace eval SAMPLES` (samples/score.py) both make their feature sets here.
+Both the evaluation of a run (evaluator.py) and `flowrace eval SAMPLES` (samples/score.py) use them.
 """
 
 from __future__ import annotations
@@ -20,30 +20,32 @@ from metrics.extractors.base import Extractor
 from metrics.suite import Side
 
 STREAMED = {"features", "spatial"}
-"""Parts of a `Side` of which moments are enough."""
+"""Parts of a `Side` for which moments suffice."""
 KEPT = {"rows": "features", "logits": "logits"}
-"""Part of a `Side` that is needed row by row -> the output of the network whose rows it is."""
+"""Part of a `Side` that is needed row by row -> the network output that it holds."""
 
 
 class FeatureSet:
-    """The outputs of a network for a set of samples, some as moments, some row by row, some both ways."""
+    """The outputs of a network for a set of samples, each as moments, row by row, or both."""
 
     def __init__(
         self, moments: Collection[str] = (), rows: Collection[str] = (), count: int | None = None
     ) -> None:
-        """Keep these outputs. If the number of samples is known, `count` saves a copy of the rows."""
+        """Choose the outputs to collect. If `count`, the number of samples, is known, rows are stored without
+        a copy.
+        """
         self.moments = {name: Moments() for name in moments}
         self._rows = {name: _Rows(count) for name in rows}
 
     @classmethod
     def of_parts(cls, parts: Collection[str]) -> FeatureSet:
-        """Keep what these parts of a `Side` are made of, and the labels if any are given."""
+        """Return a set that collects the outputs for these parts of a `Side`, and the labels, if any."""
         moments = [part for part in sorted(STREAMED) if part in parts]
         return cls(moments, [*(output for part, output in KEPT.items() if part in parts), "labels"])
 
     @classmethod
     def restored(cls, moments: Mapping[str, Moments], rows: Mapping[str, np.ndarray]) -> FeatureSet:
-        """Make a set of outputs that were kept before."""
+        """Return a set of outputs that were collected before."""
         found = cls(rows=rows)
         found.moments = dict(moments)
         for name, array in rows.items():
@@ -52,43 +54,43 @@ class FeatureSet:
 
     @property
     def outputs(self) -> set[str]:
-        """The outputs of a network that this set is made of."""
+        """Return the names of the network outputs that this set collects."""
         return {*self.moments, *self._rows} - {"labels"}
 
     @property
     def rows(self) -> dict[str, np.ndarray]:
-        """What was kept row by row, if any sample had it."""
+        """Return the outputs that are collected row by row; those that no sample had are left out."""
         return {name: rows.array() for name, rows in self._rows.items() if rows.parts}
 
     def add(self, outputs: Mapping[str, Tensor], mask: np.ndarray | None = None) -> None:
-        """Add a batch on the CPU, or its samples under a mask.
+        """Add a batch on the CPU, or the samples of it that a mask selects.
 
         Raises `MetricError` for features that are not finite.
         """
-        kept = None if mask is None else torch.from_numpy(mask)
-        if kept is not None and not kept.any():
+        chosen = None if mask is None else torch.from_numpy(mask)
+        if chosen is not None and not chosen.any():
             return
         for name, x in outputs.items():
-            found = x if kept is None else x[kept]
+            part = x if chosen is None else x[chosen]
             if name in self.moments:
-                self.moments[name].add(found)
+                self.moments[name].add(part)
             if name in self._rows:
-                self._rows[name].add(found.numpy())
+                self._rows[name].add(part.numpy())
 
     def merged(self, other: FeatureSet) -> FeatureSet:
-        """Return the moments of both sets together; rows are not merged."""
-        whole = FeatureSet()
+        """Return the combined moments of both sets; rows are not merged."""
+        combined = FeatureSet()
         for source in (self, other):
             for name, moments in source.moments.items():
-                whole.moments.setdefault(name, Moments()).merge(moments)
-        return whole
+                combined.moments.setdefault(name, Moments()).merge(moments)
+        return combined
 
     def part(self, name: str) -> np.ndarray | Moments | None:
         """Return the moments of an output, or else its rows, or None."""
         return self.moments.get(name, self.rows.get(name))
 
     def side(self) -> Side:
-        """Return the set as metrics take it."""
+        """Return the set in the form that metrics take."""
         rows = self.rows
         return Side(
             features=self.part("features"),
@@ -100,7 +102,7 @@ class FeatureSet:
 
 
 class _Rows:
-    """Rows that come in parts; if their number is known, they are written into one array as they come."""
+    """Rows collected batch by batch; if their number is known, they are written into one array at once."""
 
     def __init__(self, count: int | None) -> None:
         self.count, self.n = count, 0
@@ -130,20 +132,19 @@ class Masked(NamedTuple):
 
 
 class _Pending(NamedTuple):
-    """Outputs being gathered into rank 0's host memory; the transfer is asynchronous until `_arrived`."""
+    """Outputs on their way into rank 0's host memory; the transfer is asynchronous until `_arrived`."""
 
     outputs: dict[str, Tensor]
     size: int
-    """Rows of one batch; a round of several ranks has several."""
+    """Rows of one batch; with several ranks a round has several batches."""
     done: torch.cuda.Event | None = None
 
 
 class FeaturePass:
-    """One network over samples, batch by batch, into feature sets.
+    """A pass of one network over samples, batch by batch, into feature sets.
 
-    While one batch is computed the outputs of the one before are on their way to the host. The work can be
-    split over ranks, each with one batch of a round; rank 0 holds the result, in the order of a single
-    process.
+    While a batch is computed, the outputs of the previous one are transferred to the host. The work can be
+    split over ranks, each with one batch of a round. Rank 0 holds the result, in single-process order.
     """
 
     # Any: an extractor over images, clips or recordings, which share no base class
@@ -152,23 +153,24 @@ class FeaturePass:
         self.world = world or World(0, 1, extract.device)
         self.wanted = sorted(set().union(*(kept.into.outputs for kept in sets)))
         self.error: MetricError | None = None
-        """Why the features cannot be used; batches after that are not kept."""
+        """The reason why the features cannot be used; later batches are dropped."""
         self.n = 0
-        """Samples kept."""
-        self._waiting: _Pending | None = None
+        """Samples collected so far."""
+        self._pending: _Pending | None = None
 
     def add(self, inputs: Any, labels: Tensor | None = None, turn: Round | None = None) -> None:
-        """Pass a batch, or this rank's batch of a round, and keep the batch before.
+        """Run the network on a batch, or on this rank's batch of a round, and collect the previous one.
 
-        `labels` are those of the whole round. Raises `MetricError` for inputs that the network does not take.
+        `labels` are those of all batches of the round. Raises `MetricError` for inputs that the network does
+        not accept.
         """
         pending = self._passed(inputs, labels, turn)
         self.finish()
-        self._waiting = pending
+        self._pending = pending
 
     def finish(self) -> None:
-        """Keep the last batch."""
-        pending, self._waiting = self._waiting, None
+        """Collect the last batch."""
+        pending, self._pending = self._pending, None
         if pending is None or self.error is not None:
             return
         try:
@@ -178,14 +180,14 @@ class FeaturePass:
             self.error = error
 
     def _passed(self, inputs: Any, labels: Tensor | None, turn: Round | None) -> _Pending | None:
-        found = outputs_of(self.extract, inputs)
-        rows = {name: found[name] for name in self.wanted if name in found}
+        outputs = outputs_of(self.extract, inputs)
+        rows = {name: outputs[name] for name in self.wanted if name in outputs}
         if turn is not None:
             gathered = {name: gather_round(x, turn, self.world) for name, x in rows.items()}
             rows = {name: x for name, x in gathered.items() if x is not None}
         if not self.world.main:
             return None
-        size = turn.size if turn is not None else len(found["features"])
+        size = turn.size if turn is not None else len(outputs["features"])
         extra = {} if labels is None else {"labels": labels}
         if self.extract.device.type != "cuda":
             return _Pending({name: x.cpu() for name, x in rows.items()} | extra, size)
@@ -202,15 +204,15 @@ class FeaturePass:
 
 
 def outputs_of(extract: Any, inputs: Any) -> dict[str, Tensor]:
-    """Return all outputs of one pass by name; the extractor's own is `features`."""
+    """Return all outputs of one pass by name; the extractor's main output is `features`."""
     if not isinstance(extract, Extractor):
         return {"features": extract(inputs)}
-    found = extract.outputs(inputs)
-    return {**found, "features": found[extract.output]}
+    outputs = extract.outputs(inputs)
+    return {**outputs, "features": outputs[extract.output]}
 
 
 def _arrived(pending: _Pending) -> Iterator[dict[str, Tensor]]:
-    """Wait for the outputs and return them batch by batch."""
+    """Wait for the outputs and yield them batch by batch."""
     if not pending.outputs:
         return
     if pending.done is not None:

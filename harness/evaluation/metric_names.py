@@ -1,4 +1,4 @@
-"""Metric names of `eval.metrics`: what a name means and where its network is."""
+"""Metric names of `eval.metrics`: their meaning, and the network that each needs."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from metrics.suite import METRICS, RESERVED
 
 SCRIPT = "torchscript"
 OVER_ANY = tuple(value for metric in METRICS for value in metric.values if value != "sfid")
-"""Values over any extractor, as `<value>:<extractor>`."""
+"""Values that any extractor can measure, written `<value>:<extractor>`."""
 
 
 class ReferenceFree(NamedTuple):
-    """What a metric of the samples themselves (reference_free.py) needs of the data."""
+    """The requirements of a metric of the samples themselves (reference_free.py)."""
 
     data: str
-    """In words, for errors."""
+    """The data that it needs, in words, for errors."""
     attribute: str = ""
-    """What a data set must have, with all of its parts; empty if any video will do."""
+    """The attribute that a data set must have, with all of its parts generated; empty for any video."""
     least: int = 1
     """The fewest samples for which the metric is defined."""
 
@@ -44,7 +44,7 @@ ALIASES = {
     },
     "clip-vit-l-336": "open_clip:ViT-L-14-336.openai",
 }
-"""Extractors with a short name, by the name of the same network as an encoder."""
+"""Short name of an extractor -> the name of the same network as an encoder."""
 
 
 class MetricSpec(NamedTuple):
@@ -52,9 +52,9 @@ class MetricSpec(NamedTuple):
 
     name: str
     value: str
-    """What is computed: a name of metrics.suite, or the entry's own if it needs no reference."""
+    """The value computed: a name of metrics.suite, or for a reference-free metric the entry itself."""
     extractor: str
-    """The network, by its name in metrics.extractors.registry; empty if no features are needed."""
+    """The network's name in metrics.extractors.registry; empty if no features are needed."""
 
     @property
     def reference_free(self) -> ReferenceFree | None:
@@ -73,14 +73,17 @@ def metric_spec(name: str) -> MetricSpec:
         raise unknown("metric in eval.metrics", name, [*RESERVED, *REFERENCE_FREE, *over])
     if not extractor:
         raise UserError(
-            f"metric '{name}' in eval.metrics names no network: write {value}:<extractor>, for example {value}:local"
+            f"metric '{name}' in eval.metrics names no network: write {value}:<extractor>, for example "
+            f"{value}:local"
         )
     return MetricSpec(name, value, extractor)
 
 
 def input_kind(metric: MetricSpec) -> str:
-    """Return what the network reads: `image`, `video` or `audio`. Raises `UserError` for an unknown
-    network."""
+    """Return the network's modality: `image`, `video` or `audio`.
+
+    Raises `UserError` for an unknown network.
+    """
     if metric.extractor.startswith(f"{SCRIPT}@"):
         return "image"
     try:
@@ -90,10 +93,10 @@ def input_kind(metric: MetricSpec) -> str:
 
 
 def addressed(spec: EvalSpec) -> EvalSpec:
-    """Name every `torchscript:<file>` of the spec by content, `torchscript@<8 digits of its sha256>`.
+    """Replace every `torchscript:<file>` of the spec by `torchscript@<8 digits of its sha256>`.
 
-    The path goes to `eval.weights`, which is not hashed, so a moved file is the same run. Raises `UserError`
-    for a file that cannot be read.
+    The path goes to `eval.weights`, which is not hashed, so moving the file does not change the run id.
+    Raises `UserError` for a file that cannot be read.
     """
     names, weights = [], dict(spec.weights)
     for name in spec.metrics:
@@ -107,7 +110,7 @@ def addressed(spec: EvalSpec) -> EvalSpec:
 
 
 def located(extractor: str, weights: Mapping[str, str]) -> tuple[str, str | None, str]:
-    """Return the name for `load_extractor`, the weights file if one is given, and the prefix of its sha256.
+    """Return the name for `load_extractor`, the weights file, if given, and the prefix of its sha256.
 
     Raises `UserError` for a TorchScript file whose path is not in `weights`.
     """
@@ -122,8 +125,9 @@ def located(extractor: str, weights: Mapping[str, str]) -> tuple[str, str | None
 
 
 def is_same_network(extractor: str, encoder: str) -> bool:
-    """Return whether an extractor and an alignment encoder are one network; an omitted tag matches any
-    weights.
+    """Return whether an extractor and an alignment encoder are the same network.
+
+    A name without a tag matches any weights.
 
     >>> is_same_network("dinov2-s", "cached:timm:vit_small_patch14_dinov2.lvd142m")
     True
@@ -135,15 +139,15 @@ def is_same_network(extractor: str, encoder: str) -> bool:
 
 
 def favoured(metrics: Iterable[str], encoders: Iterable[str]) -> list[str]:
-    """Return the metrics whose network is one of these encoders."""
-    known = list(encoders)
+    """Return the metrics that are computed by one of these encoders."""
+    encoders = list(encoders)
     return [
-        name for name in metrics if any(is_same_network(_extractor_of(name), encoder) for encoder in known)
+        name for name in metrics if any(is_same_network(_extractor_of(name), encoder) for encoder in encoders)
     ]
 
 
 def _extractor_of(name: str) -> str:
-    """Return the extractor of any name, unchecked."""
+    """Return the extractor in a metric's name, without checking it."""
     return RESERVED[name].extractor if name in RESERVED else name.partition(":")[2]
 
 
@@ -155,7 +159,7 @@ def _network(name: str) -> tuple[str, str]:
 
 
 def _by_content(text: str, metric: str) -> tuple[str, str]:
-    """Turn `<file>?options` into the name by content, with its options in order, and the file."""
+    """Turn `<file>?options` into the name by content, with sorted options, and the file."""
     file, _, query = text.partition("?")
     options = dict(parse_qsl(query, keep_blank_values=True))
     try:

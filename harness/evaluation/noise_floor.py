@@ -1,4 +1,4 @@
-"""The noise floor: the distance between real samples, which a perfect generator would score."""
+"""Noise floor: the distance between two sets of real samples, the score of a perfect generator."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ Part = np.ndarray | Moments
 
 
 def halves_mask(count: int, samples: int) -> np.ndarray:
-    """Return a mask (count,) of as many real samples as are generated, at most half, always the same ones."""
+    """Return a fixed mask (count,) of `samples` real samples, the number generated, but at most half of
+    them.
+    """
     mask = np.zeros(count, dtype=bool)
     mask[Streams(0).permutation("floor", 0, count)[: min(samples, count // 2)]] = True
     return mask
 
 
 def noise_floor(rest: Part, subset: Part) -> dict[str, Any] | None:
-    """Return the distance of a subset of real samples from others, as JSON, or None if there are too few."""
+    """Return the distance between two sets of real samples, as JSON, or None if a set has fewer than 2."""
     n, n_real = (part.n if isinstance(part, Moments) else len(part) for part in (subset, rest))
     if min(n, n_real) < 2:
         return None

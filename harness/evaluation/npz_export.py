@@ -1,8 +1,8 @@
-"""Export of samples to one npz in ADM's layout, by any number of ranks, resumable.
+"""Export of samples to one npz in ADM's layout, resumable and by any number of ranks.
 
-Batches of fixed number ranges are drawn by the ranks in turn and kept next to the output until all exist, so
-the file has the same bytes whether or not it was interrupted. `arr_0` is uint8 (N, H, W, C); with classes,
-`arr_1` is int64 (N,).
+Batches cover fixed ranges of sample numbers. The ranks draw them interleaved and store them next to the
+output until all exist. So an interrupted export gives the same bytes as an uninterrupted one. `arr_0` is
+uint8 (N, H, W, C); with classes, `arr_1` is int64 (N,).
 """
 
 from __future__ import annotations
@@ -34,27 +34,28 @@ JOB = "job.json"
 
 
 class Job(NamedTuple):
-    """Everything that the bytes of the file depend on."""
+    """The inputs that determine the bytes of the file."""
 
     model: str
-    """The hash of the checkpoint's file."""
+    """The sha256 of the checkpoint file."""
     spec: EvalSpec
     shape: tuple[int, ...]
     classes: int
     only: tuple[int, ...]
     """The classes to draw from; empty for all."""
     latent: tuple[int, ...] | None = None
-    """The shape that the network draws, if it is not an image."""
+    """The shape of a latent, if the network draws latents."""
     codec: str = ""
-    """The sha256 of the codec that decodes it."""
+    """The sha256 of the codec that decodes the latents."""
 
     @property
     def drawn(self) -> tuple[int, ...]:
-        """The shape of what the network draws."""
+        """Return the shape of the network's samples: latents or images."""
         return self.latent or self.shape
 
     @property
     def digest(self) -> str:
+        """Return 16 hex digits over everything that the bytes of the file depend on."""
         of_latents = {} if self.latent else {"latent", "codec"}
         fields = {
             **{name: value for name, value in self._asdict().items() if name not in of_latents},
@@ -74,7 +75,7 @@ class Job(NamedTuple):
 
 
 def check_classes(only: tuple[int, ...], classes: int) -> None:
-    """Raise `UserError` for a class that the run does not have."""
+    """Raise `UserError` for a class of `--classes` that the run does not have."""
     for label in only:
         if not 0 <= label < classes:
             raise UserError(f"--classes {label}: this run has classes 0 .. {classes - 1}")
@@ -90,7 +91,7 @@ def draw_bulk(model: nn.Module, job: Job, output: Path, world: World, decode: De
         with _claimed(folder, job) if world.main else nullcontext():
             _draw(model, job, output, folder, world, decode)
         if world.main:
-            # After the lock is released: a network file system keeps a file that is open.
+            # Only after the lock is released, because a network file system does not remove an open file.
             shutil.rmtree(folder)
     except OSError as error:
         raise UserError(f"cannot write {error.filename or output}: {error.strerror}") from error
@@ -100,9 +101,9 @@ def _draw(
     model: nn.Module, job: Job, output: Path, folder: Path, world: World, decode: Decode | None
 ) -> None:
     world.wait()
-    mine = job.ranges()[world.rank :: world.size]
-    missing = [part for part in mine if not _whole(folder, part, job)]
-    total = sum(map(len, mine))
+    own_ranges = job.ranges()[world.rank :: world.size]
+    missing = [part for part in own_ranges if not _is_complete(folder, part, job)]
+    total = sum(map(len, own_ranges))
     done = total - sum(map(len, missing))
     with progress_bar(total, "", done=done, unit="samples", hidden=not world.main) as advance:
         for part in missing:
@@ -110,7 +111,7 @@ def _draw(
             drawn = draw_batch(
                 model, job.spec, job.drawn, job.classes, world.device, index, job.labels(index), decode
             )
-            _keep(folder, part, drawn)
+            _store(folder, part, drawn)
             advance(len(part))
     world.wait()
     if world.main:
@@ -119,7 +120,7 @@ def _draw(
 
 @contextmanager
 def _claimed(folder: Path, job: Job) -> Iterator[None]:
-    """Make the folder of batches of a job and lock it."""
+    """Create the folder of a job's batches and lock it."""
     folder.mkdir(parents=True, exist_ok=True)
     with take_lock(folder / LOCK, str(folder)):
         _begin(folder, job)
@@ -133,13 +134,13 @@ def _begin(folder: Path, job: Job) -> None:
         write_atomic(note, json.dumps({"job": job.digest}).encode())
         return
     try:
-        known = json.loads(note.read_bytes()).get("job")
+        recorded = json.loads(note.read_bytes()).get("job")
     except (ValueError, AttributeError):
-        known = None
-    if known != job.digest:
+        recorded = None
+    if recorded != job.digest:
         raise UserError(
             f"{folder} holds batches of other samples (another run, step, number or setting): "
-            "remove it, or give another output"
+            "remove it, or choose another output"
         )
 
 
@@ -147,14 +148,14 @@ def _name(folder: Path, part: range) -> Path:
     return folder / f"{part.start:09d}-{part.stop:09d}.npy"
 
 
-def _keep(folder: Path, part: range, drawn: Tensor) -> None:
+def _store(folder: Path, part: range, drawn: Tensor) -> None:
     buffer = io.BytesIO()
     np.save(buffer, np.ascontiguousarray(drawn.permute(0, 2, 3, 1).numpy()), allow_pickle=False)
     write_atomic(_name(folder, part), buffer.getvalue())
 
 
-def _whole(folder: Path, part: range, job: Job) -> bool:
-    """Return whether the batch exists and is complete."""
+def _is_complete(folder: Path, part: range, job: Job) -> bool:
+    """Return whether the batch is on disk, complete."""
     try:
         found = np.load(_name(folder, part), mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):
@@ -164,7 +165,7 @@ def _whole(folder: Path, part: range, job: Job) -> bool:
 
 
 def _write(output: Path, folder: Path, job: Job) -> None:
-    """Join the batches into one file, atomically; no time of day is in the file."""
+    """Join the batches into one file, atomically and without timestamps."""
     channels, height, width = job.shape
     with replacing(output) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         with archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as content:

@@ -1,4 +1,4 @@
-"""The evaluation protocol: everything that makes two values of a metric comparable, as data and as a hash."""
+"""Evaluation protocol: the conditions under which two values of a metric are comparable, and their hash."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def protocol(
     extractors: Mapping[str, Extractor],
     reference_free: Iterable[ReferenceFreeMetric] = (),
 ) -> dict[str, Any]:
-    """Return everything that makes two values comparable, as JSON.
+    """Return the conditions under which two values are comparable, as JSON.
 
-    The number of replicates is not part of it.
+    The number of replicates is not part of them.
     """
     fields = spec.model_dump(
         mode="json", exclude={"every", "batch_size", "grid", "replicates", "weights", "samples"}
     )
     if spec.precision == "float32":
-        # Protocols from before there was a choice have no such field.
+        # Protocols recorded before the precision could be chosen have no such field.
         del fields["precision"]
     prepared = {metric.name: metric.about for metric in reference_free}
     named = [metric_spec(name) for name in spec.metrics]
@@ -54,5 +54,5 @@ def protocol(
 
 
 def digest(about: Mapping[str, Any]) -> str:
-    """Return 12 hex digits over a protocol; values with different digests must not be compared."""
+    """Return 12 hex digits over a protocol; values with different digests are not comparable."""
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]

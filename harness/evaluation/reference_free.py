@@ -1,15 +1,14 @@
-"""Reference-free metrics: `eval.metrics` names that are measured on the samples themselves.
+"""Reference-free metrics: those of `eval.metrics` that are measured on the samples themselves.
 
-    dynamics                      moving_digits     pixels from the nearest possible path of a digit; 0 is
-    perfect sync                          bounce            share of impacts and clicks with a partner within
-    one frame; 1 is perfect agreement:local               videos, classes   share of pairs of a video's frames
-    given the same class by a classifier drift:local                   videos, classes   variation of features
-    within a video, over that between videos cer:reader, cer:tesseract     words             character error
-    rate, read by a locally trained network or by Tesseract
+    dynamics                   moving_digits    distance in pixels to the nearest possible path; 0 is perfect
+    sync                       bounce           fraction of impacts and clicks that match within one frame
+    agreement:local            any video        fraction of frame pairs that a classifier labels alike
+    drift:local                any video        feature variation within a video over that between videos
+    cer:reader, cer:tesseract  words            character error rate of a trained network or of Tesseract
 
 Definitions are in metrics/domain/video_consistency.py, audio_video_sync.py and typography.py. The noise floor
-of each value is what held-out real samples score, and what they score spoilt: frames out of order or swapped
-among videos, another video's sound, another word's picture.
+of a metric has two values: that of held-out real samples, and that of the same samples when spoilt. To spoil
+them, frames are shuffled or swapped among videos, or samples get another sample's sound or word.
 """
 
 from __future__ import annotations
@@ -37,11 +36,11 @@ from metrics.extractors.base import Extractor
 from metrics.extractors.registry import load_extractor
 
 Parts = list[np.ndarray]
-"""uint8 samples, one array (N, *shape) a part."""
+"""Samples as one uint8 array (N, *shape) for each part."""
 Measure = Callable[[Parts, np.ndarray], Value]
 """Samples and their labels (N,) -> the value."""
 READER_TEXTS = 4000
-"""Random strings that the reader of `cer:reader` learns from."""
+"""Random strings that the reader of `cer:reader` is trained on."""
 
 
 @dataclass(frozen=True)
@@ -51,33 +50,33 @@ class ReferenceFreeMetric:
     name: str
     measure: Measure
     spoil: Callable[[Parts, np.ndarray], tuple[Parts, np.ndarray]]
-    """Real samples -> samples that the metric should score badly."""
+    """Real samples and labels -> samples and labels that the metric should score badly."""
     about: dict[str, Any]
-    """What its values depend on in addition to the samples."""
+    """Everything that its values depend on in addition to the samples, for the protocol."""
 
     def __call__(self, x: torch.Tensor, shapes: Sequence[tuple[int, ...]], labels: torch.Tensor) -> Value:
-        """Measure uint8 samples (N, ...) of parts with these shapes; raises `MetricError` if it is not
-        defined.
+        """Measure uint8 samples (N, ...), whose parts have these shapes.
+
+        Raises `MetricError` if the metric is undefined for these samples.
         """
         return self.measure([part.numpy() for part in split_parts(x, shapes)], labels.numpy())
 
     def noise_floor(self, dataset: Dataset, index: np.ndarray) -> dict[str, dict[str, Any]]:
-        """Return what real samples score, as they are and spoilt; empty if they are too few or too alike for
-        a value.
-        """
+        """Return the values of real samples, unchanged and spoilt, as JSON; empty if they are undefined."""
         x, labels = images(dataset, index)
         parts = [part.numpy() for part in split_parts(torch.from_numpy(x), shapes_of(dataset))]
-        found = {"held_out": (parts, labels), "spoilt": self.spoil(parts, labels)}
+        sets = {"held_out": (parts, labels), "spoilt": self.spoil(parts, labels)}
         try:
-            means = {who: float(self.measure(*given)) for who, given in found.items()}
+            means = {kind: float(self.measure(*samples)) for kind, samples in sets.items()}
         except MetricError:
             return {}
-        return {who: {"mean": mean, "n": len(index), "n_real": 0} for who, mean in means.items()}
+        return {kind: {"mean": mean, "n": len(index), "n_real": 0} for kind, mean in means.items()}
 
 
 def prepared(name: str, dataset: Dataset, train: np.ndarray, device: torch.device) -> ReferenceFreeMetric:
-    """Prepare the metric for a data set that has it (checks.py); raises `UserError` for a reader that is not
-    installed.
+    """Prepare a metric for a data set that supports it (see checks.py).
+
+    Raises `UserError` if Tesseract is needed but not installed.
     """
     value, _, by = name.partition(":")
     try:
@@ -118,15 +117,15 @@ def _cer(name: str, by: str, dataset: Any, *_: Any) -> ReferenceFreeMetric:
 
 
 def _reader(dataset: Any) -> tuple[Callable[[np.ndarray], list[str]], dict[str, Any]]:
-    found = reader(*dataset.primer(READER_TEXTS), cache=cache_dir("extractors"))
-    return found.read, {"sha256": found.sha256, "error": found.error}
+    trained = reader(*dataset.primer(READER_TEXTS), cache=cache_dir("extractors"))
+    return trained.read, {"sha256": trained.sha256, "error": trained.error}
 
 
 def _tesseract() -> tuple[Callable[[np.ndarray], list[str]], dict[str, Any]]:
     if shutil.which("tesseract") is None:
         raise MetricError("Tesseract is not installed; run: apt install tesseract-ocr, or use cer:reader")
-    said = subprocess.run(["tesseract", "--version"], capture_output=True, text=True, check=True)
-    return tesseract, {"version": (said.stdout or said.stderr).splitlines()[0]}
+    result = subprocess.run(["tesseract", "--version"], capture_output=True, text=True, check=True)
+    return tesseract, {"version": (result.stdout or result.stderr).splitlines()[0]}
 
 
 def _identity(
@@ -135,25 +134,27 @@ def _identity(
     classifier = _classifier(dataset, train, device)
 
     def measure(parts: Parts, _: np.ndarray) -> Value:
-        found = classifier.outputs(torch.from_numpy(_frames(parts[0])).flatten(0, 1))
-        each = {
-            key: x.cpu().unflatten(0, parts[0].shape[:1] + parts[0].shape[2:3]) for key, x in found.items()
-        }
+        outputs = classifier.outputs(torch.from_numpy(_frames(parts[0])).flatten(0, 1))
+        videos_by_frames = parts[0].shape[:1] + parts[0].shape[2:3]
+        per_frame = {key: x.cpu().unflatten(0, videos_by_frames) for key, x in outputs.items()}
         if name.startswith("agreement"):
-            return agreement(each["logits"].argmax(-1).numpy())
-        return drift(each["features"].numpy()).relative
+            return agreement(per_frame["logits"].argmax(-1).numpy())
+        return drift(per_frame["features"].numpy()).relative
 
     return ReferenceFreeMetric(name, measure, _frames_swapped, {"sha256": classifier.sha256})
 
 
 def _classifier(dataset: Dataset, train: np.ndarray, device: torch.device) -> Extractor:
-    """Return the classifier of single frames, the network inside `video:local`."""
+    """Return the classifier of single frames that `video:local` uses, trained on the training split."""
     x, labels = images(dataset, train)
     video = next(part for part in split_parts(torch.from_numpy(x), shapes_of(dataset)) if part.ndim == 5)
     frames = np.ascontiguousarray(_frames(video.numpy()))
-    given = {"images": frames.reshape(-1, *frames.shape[2:]), "labels": np.repeat(labels, frames.shape[1])}
+    training_set = {
+        "images": frames.reshape(-1, *frames.shape[2:]),
+        "labels": np.repeat(labels, frames.shape[1]),
+    }
     where = {"cache": cache_dir("extractors"), "device": str(device)}
-    return load_extractor("local", classes=dataset.classes, **given, **where)
+    return load_extractor("local", classes=dataset.classes, **training_set, **where)
 
 
 def _frames(videos: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Grids of samples: images in a grid, videos as rows of frames, sound as its spectrogram."""
+"""Sample grids: images in a grid, videos as rows of frames, sound as its spectrogram."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from harness.backbone.tokens import split_parts
 from harness.data.log_mel import griffin_lim
 
 VIDEOS = 8
-"""Most rows of a picture of videos."""
+"""Maximum number of rows in a picture of videos."""
 
 
 def picture(x: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> np.ndarray:
-    """Draw samples uint8 (n, ...) of parts with these shapes as one uint8 picture.
+    """Draw samples uint8 (n, ...), whose parts have these shapes, as one uint8 picture.
 
     Grey pictures are (H, W), colour ones (H, W, 3).
     """
@@ -32,8 +32,7 @@ def picture(x: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> np.ndarray:
 
 
 def strip(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Draw a video (C, F, H, W) as its frames in a row, (C, H', W'), with its sound below in the same
-    width."""
+    """Draw a video (C, F, H, W) as a row of frames, (C, H', W'), with its sound below at the same width."""
     channels, frames, height, width = parts[0].shape
     rows = [parts[0].transpose(0, 2, 1, 3).reshape(channels, height, frames * width)]
     for sound in parts[1:]:
@@ -43,8 +42,7 @@ def strip(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def films(x: np.ndarray, shapes: Sequence[tuple[int, ...]], scale: int = 4) -> np.ndarray:
-    """Draw videos with sound, uint8 (n, ...), as one picture: enlarged frames with the waveform below
-    them."""
+    """Draw videos with sound, uint8 (n, ...), as one picture: enlarged frames above the waveform."""
     video, sound = (part.numpy() for part in split_parts(torch.from_numpy(x), shapes))
     rows = []
     for frames, mel in zip(video, sound, strict=True):
@@ -55,9 +53,9 @@ def films(x: np.ndarray, shapes: Sequence[tuple[int, ...]], scale: int = 4) -> n
 
 
 def waveform(wave: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Draw a wave (n,) in [-1, 1] as uint8 (height, width), black on white.
+    """Draw a waveform (n,) in [-1, 1] as uint8 (height, width), black on white.
 
-    Each column has a line from its least to its greatest value; the top row is 1 and the bottom row -1.
+    Each column has a line from its smallest to its largest value. The top row is 1 and the bottom row -1.
     """
     edges = np.arange(width + 1) * len(wave) // width
     parts = [wave[a : max(b, a + 1)] for a, b in itertools.pairwise(edges)]
@@ -68,13 +66,12 @@ def waveform(wave: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def spectrogram(sound: np.ndarray) -> np.ndarray:
-    """Return log spectrograms (n, bands, frames) as grey images (n, 1, bands, frames), low bands at the
-    bottom."""
+    """Return log spectrograms (n, bands, frames) as grey images (n, 1, bands, frames), low bands last."""
     return sound[:, None, ::-1]
 
 
 def image_grid(pixels: np.ndarray, columns: int = 10, pad: int = 1) -> np.ndarray:
-    """Draw images uint8 (n, C, H, W) as one uint8 picture, (H', W') for grey and (H', W', 3) for colour."""
+    """Draw images uint8 (n, C, H, W) as one picture, (H', W') for grey and (H', W', 3) for colour."""
     n, channels, height, width = pixels.shape
     columns = min(columns, n)
     rows = -(-n // columns)

@@ -1,1 +1,1 @@
-"""Probes: what the layers of a trained network represent."""
+"""Probing: the information in the layers of trained networks and in encoders."""

@@ -1,9 +1,9 @@
-"""Representation for control: state and action, read from a run's layers by ridge regression.
+"""Control probe: state and action, decoded from a run's layers by ridge regression.
 
-A proxy for a robot's success (`metrics/domain/control.py`). The videos are held-out ones of a data set that
-records object positions, noised and unlabelled as in every probe. Two baselines: `pixels`, the noisy input
-itself, and `untrained`, the network at the run's initial weights, where with adaLN-Zero every block passes
-its input on unchanged.
+It is a proxy for a robot's success (`metrics/domain/control.py`). The videos are held-out ones of a data set
+that records object positions, with noise and without labels as in every probe. There are two baselines.
+`pixels` is the noisy input itself. `untrained` is the network at the run's initial weights, where with
+adaLN-Zero every block returns its input.
 
     B  videos    T  tokens    F  time patches    D  features
 """
@@ -32,28 +32,28 @@ from harness.runtime.random_streams import Streams
 from metrics.domain.control import Decoded, decoded
 
 LEAST = 20
-"""Fewest videos: the regression holds out a quarter of them, five, for the interval."""
+"""Minimum number of videos: the regression holds out a quarter of them, five, for the interval."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Videos with their states and actions: one row for each time patch except the last, video by video."""
+    """Videos with their states and actions, in rows: one for each time patch of a video except its last."""
 
     index: np.ndarray
     """(N,) indices in the data set."""
     state: np.ndarray
-    """(N (F - 1), 2): row and column in pixels, the mean over the frames of a time patch."""
+    """(N (F - 1), 2): position as row and column in pixels, the mean over the frames of a time patch."""
     action: np.ndarray
-    """(N (F - 1), 2): pixels to the state of the next time patch."""
+    """(N (F - 1), 2): displacement in pixels to the next time patch."""
 
     @property
     def videos(self) -> np.ndarray:
-        """(N (F - 1),): which video a row belongs to."""
+        """Return the video number of each row, (N (F - 1),)."""
         return np.repeat(np.arange(len(self.index)), len(self.state) // len(self.index))
 
 
 class Row(NamedTuple):
-    """One representation."""
+    """The decoding of one representation."""
 
     name: str
     state: Decoded
@@ -61,61 +61,63 @@ class Row(NamedTuple):
 
 
 def scene_of(dataset: Dataset, held_out: np.ndarray, config: SiTConfig, samples: int) -> Scene:
-    """Choose at most `samples` held-out videos, the same for every network on the same data.
+    """Choose at most `samples` held-out videos, the same for all networks on the same data.
 
-    Raises `UserError` for data without positions, clips of one time patch, and fewer than LEAST held-out
-    videos.
+    Raises `UserError` for data without positions, for clips of one time patch, and for fewer than `LEAST`
+    held-out videos.
     """
     position = _positions(dataset)
     frames, extent = config.grid[0], config.parts[0].patch[0]
     if frames < 2:
         raise UserError(
-            f"backbone.patch_time = {extent} makes a clip one time patch, and an action needs two; "
+            f"backbone.patch_time = {extent} makes a clip one time patch, but an action needs two; "
             "probe a run with shorter patches or longer clips"
         )
     if len(held_out) < LEAST:
         raise UserError(
-            f"data.held_out leaves {len(held_out)} videos, and control needs at least {LEAST}; "
+            f"data.held_out leaves {len(held_out)} videos, but control needs at least {LEAST}; "
             "probe a run that holds out more"
         )
     index = held_out[Streams(0).permutation("probe/held_out", 0, len(held_out))[:samples]]
     state = position[index].reshape(len(index), frames, extent, -1).mean(2)
     action = np.diff(state, axis=1)
-    return Scene(index, *(known.reshape(-1, state.shape[-1]) for known in (state[:, :-1], action)))
+    return Scene(index, *(target.reshape(-1, state.shape[-1]) for target in (state[:, :-1], action)))
 
 
 def _positions(dataset: Dataset) -> np.ndarray:
-    """Return the positions (videos, frames, 2) of a data set, or of the joint one that its video is part
-    of."""
-    known = Capabilities(dataset).position
-    if known is None or kind_of(dataset.shape) != "video":
+    """Return the positions (videos, frames, 2) of a data set.
+
+    If it is the video of a joint data set, they are those of the joint one.
+    """
+    positions = Capabilities(dataset).position
+    if positions is None or kind_of(dataset.shape) != "video":
         raise UserError(
             f"this data set ({dataset.modality}) records no positions in a video; "
             "probe a run on moving_digits, or on bounce with its video"
         )
-    return known
+    return positions
 
 
 def measured(
     sources: Sequence[Tokens], scene: Scene, dataset: Dataset, device: torch.device, what: str = "videos"
 ) -> list[Row]:
-    """Read state and action from all features of the sources, in one pass over the videos."""
-    found = _features(sources, scene, dataset, device, what)
-    read = {}
+    """Decode state and action from all features of the sources, in one pass over the videos."""
+    features = _features(sources, scene, dataset, device, what)
+    results = {}
     for name, target in (("state", scene.state), ("action", scene.action)):
         with measuring(name):
-            read[name] = decoded(found, target, scene.videos)
-    return [Row(name, read["state"][name], read["action"][name]) for name in found]
+            results[name] = decoded(features, target, scene.videos)
+    return [Row(name, results["state"][name], results["action"][name]) for name in features]
 
 
 def of_layers(model: SiT, time: float, device: torch.device) -> Tokens:
-    """Return the features (B, F, D) of every layer at a time of the path (0 is clean)."""
+    """Return a function to the features (B, F, D) of every layer at a time of the path (0 is clean)."""
     inner = layers(model, time, device)
     return lambda index, x0: {n: per_frame(h, model.config) for n, h in inner(index, x0).items()}
 
 
 def of_pixels(config: SiTConfig, time: float) -> Tokens:
-    """Return the noised pixels of each time patch, the network's input, (B, F, C patch_time H W)."""
+    """Return a function to the noised pixels of each time patch, (B, F, C patch_time H W)."""
 
     def tokens(index: np.ndarray, x0: Tensor) -> dict[str, Tensor]:
         times = Times.per_sample(torch.full((len(index),), time, device=x0.device))
@@ -126,8 +128,9 @@ def of_pixels(config: SiTConfig, time: float) -> Tokens:
 
 
 def of_initial(config: SiTConfig, seed: int, time: float, device: torch.device) -> Tokens:
-    """Return the representation of a network at its initial weights, where every layer is the embedded
-    tokens.
+    """Return a function to the features of a network at its initial weights.
+
+    There every layer equals the embedded tokens, so the last one stands for all.
     """
     model = SiT(config).requires_grad_(False).eval()
     initialize(model, Streams(seed))
@@ -136,7 +139,9 @@ def of_initial(config: SiTConfig, seed: int, time: float, device: torch.device) 
 
 
 def per_frame(hidden_BTD: Tensor, config: SiTConfig) -> Tensor:
-    """Average the tokens of each time patch of a video, (B, F, D); tokens of its sound come after them."""
+    """Average the tokens of each time patch of a video, (B, F, D); later tokens, of its sound, are
+    ignored.
+    """
     video = hidden_BTD[:, : math.prod(config.grid)]
     return video.unflatten(1, (config.grid[0], -1)).mean(2)
 

@@ -1,11 +1,12 @@
-"""Control of a run's checkpoints as JSON, and a study's `control.json`: arms x layers x seeds, each measured
-once.
+"""Tables of the control probe: a run's checkpoints as JSON, and a study's `control.json`.
 
-     {"protocol": {"time", "samples"}, "runs": {run id: {"method", "seed", "data", "videos", "pixels": R,
-     "untrained": R, "steps": {step: {"layer 1": R, ...}}}}, "left_out": {run id: reason}}
+    {"protocol": {"time", "samples"},
+     "runs": {run id: {"method", "seed", "data", "videos", "pixels": R, "untrained": R,
+                       "steps": {step: {"layer 1": R, ...}}}},
+     "left_out": {run id: reason}}
 
 with R = {"state": V, "action": V} and V = {mean, low, high, n, penalty}: R2 with its 95 % interval over n
-held-out videos.
+held-out videos. Each checkpoint is measured once.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ FILE = "control.json"
 
 
 class LeftOut(UserError):
-    """Why a run is left out of the table."""
+    """The reason why a run is left out of the table."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """How control is measured."""
+    """The settings of a measurement, recorded as the table's protocol."""
 
     time: float
     samples: int
@@ -47,11 +48,10 @@ class Asked:
 def measure_study(
     path: Path, asked: Asked, overrides: tuple[str, ...] = (), *, every: bool = False
 ) -> dict[str, Any]:
-    """Measure all finished runs of a folder, the newest checkpoint or `every` one, and write the table after
-    each.
+    """Measure the newest checkpoint, or `every` one, of all finished runs of a folder.
 
-    Entries that exist under this protocol are kept. Raises `UserError` if no run can be measured, or the
-    folder cannot be written.
+    The table is written after each checkpoint. Existing entries with the same protocol are kept. Raises
+    `UserError` if no run can be measured or the folder cannot be written.
     """
     records, protocol, left_out = find_records(path), asdict(asked), {}
     file, runs = path / FILE, kept(path / FILE, protocol, "runs", "control")
@@ -64,7 +64,7 @@ def measure_study(
         except LeftOut as reason:
             left_out[record.id] = str(reason)
     if not runs:
-        raise UserError(f"{path}: control can be measured on no run; {next(iter(left_out.values()))}")
+        raise UserError(f"{path}: control cannot be measured on any run; {next(iter(left_out.values()))}")
     return _added(file, protocol, runs, left_out)
 
 
@@ -85,7 +85,7 @@ def _added(
 def measurements(
     spec: RunSpec, files: Sequence[Path], asked: Asked, known: Mapping[str, Any] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Yield a run's entry, first with its baselines and then with each checkpoint of `files` that `known`
+    """Yield a run's entry, first with its baselines, then after each checkpoint of `files` that `known`
     lacks.
 
     Raises `LeftOut` for a run whose data or split cannot be measured.
@@ -112,7 +112,7 @@ def measurements(
 
 
 def plain(rows: Sequence[Row]) -> dict[str, Any]:
-    """Return rows by name, as JSON."""
+    """Return the rows as JSON, by name."""
     return {row.name: {"state": _value(row.state), "action": _value(row.action)} for row in rows}
 
 

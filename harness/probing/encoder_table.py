@@ -1,8 +1,8 @@
-"""A study's `encoders.json`: each of its encoders, measured once, under one protocol.
+"""Table of a study's encoders, `encoders.json`: each is measured once, by one protocol.
 
-Every encoder gets the same images of the study's data, on the study's grid of tokens. Its CKNNA and CKA are
-with the best layer, which is named, of a network trained without an encoder (the control). So these numbers
-describe the encoder and the data, not any run aligned with it.
+Every encoder gets the same images of the study's data, on the study's grid of tokens. CKNNA and CKA compare
+it with the best layer of a network that was trained without an encoder (the control). So these numbers
+describe the encoder and the data, not a run aligned with it.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ FILE = "encoders.json"
 
 @dataclass(frozen=True)
 class Asked:
-    """How encoders are measured."""
+    """The settings of a measurement, recorded in the table's protocol."""
 
     classifier: str
     time: float
-    """At which the control's network gets the images; the encoders get them clean."""
+    """Time of the path of the control network's images; those of the encoders are clean."""
     samples: int
 
 
@@ -42,24 +42,24 @@ class Study(NamedTuple):
     """The encoders and the control of a folder of runs."""
 
     spec: RunSpec
-    """The spec of the run whose network the encoders are compared with."""
+    """The spec of the run whose network is compared with the encoders."""
     run: Path
     control: bool
-    """Whether that run was trained without an encoder; if not, no agreement is measured."""
+    """That run was trained without an encoder; otherwise no agreement is measured."""
     encoders: dict[str, Choice]
-    """By name, in order."""
+    """The encoders by name, sorted."""
 
 
 def is_study(path: Path) -> bool:
-    """Return whether a folder holds runs and is not a run itself."""
+    """Return whether a folder contains runs and is not itself a run."""
     return path.is_dir() and not (path / "spec.toml").is_file() and bool(find_records(path))
 
 
 def measure_encoders(path: Path, study: Study, asked: Asked) -> dict[str, Any]:
     """Measure the encoders and write the table to the study's folder after each; existing entries are kept.
 
-    Raises `UserError` for an encoder that cannot be opened, after those before it were measured, and if the
-    folder cannot be written.
+    Raises `UserError` for an encoder that cannot be opened and if the folder cannot be written. Encoders
+    measured before that stay in the table.
     """
     prepare(study.spec.runtime.threads)
     checkpoint, model, device = model_of_run(study.run, study.spec, None)
@@ -70,8 +70,8 @@ def measure_encoders(path: Path, study: Study, asked: Asked) -> dict[str, Any]:
     protocol |= {"grid": list(model.config.grid), **asdict(asked)}
     file, known = path / FILE, kept(path / FILE, protocol, "encoders")
     where = {"grid": model.config.grid, "held_out": study.spec.data.held_out, "device": device}
-    absent = [choice for choice in study.encoders.values() if not _known(known, choice)]
-    for choice in tracked(absent, "encoders"):
+    missing = [choice for choice in study.encoders.values() if not _is_measured(known, choice)]
+    for choice in tracked(missing, "encoders"):
         encoder = open_encoder(choice, pictured(dataset), **where)
         how = {"time": asked.time, "samples": asked.samples, "classifier": asked.classifier}
         found = probe(model, dataset, sides, encoder, device=device, **how)
@@ -85,13 +85,13 @@ def measure_encoders(path: Path, study: Study, asked: Asked) -> dict[str, Any]:
 
 
 def entry(rows: Sequence[Row]) -> dict[str, Any]:
-    """Return an encoder's row, with its agreement with the network's best layer by CKNNA, as JSON."""
-    own, layers = rows[0], rows[1:]
+    """Return an encoder's row as JSON, with its agreement with the layer of highest CKNNA."""
+    encoder, layers = rows[0], rows[1:]
     best = max(layers, key=_agreement, default=None)
     return {
-        "accuracy": _plain(own.accuracy),
-        "local_distant": _plain(own.local_distant),
-        "spatial_decay": _plain(own.spatial_decay),
+        "accuracy": _plain(encoder.accuracy),
+        "local_distant": _plain(encoder.local_distant),
+        "spatial_decay": _plain(encoder.spatial_decay),
         "cknna": _plain(best and best.cknna),
         "cka": _plain(best and best.cka),
         "layer": best and best.name,
@@ -99,11 +99,11 @@ def entry(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def study_of(path: Path, overrides: tuple[str, ...] = ()) -> Study:
-    """Return the encoders that the runs of a folder name, and the control.
+    """Return the encoders of a folder's runs, and the control.
 
-    The control is the finished run without an encoder with the smallest seed, the first by name. Raises
-    `UserError` if the runs do not share their data or none has a checkpoint, and for an override of a
-    training field.
+    The control is a finished run without an encoder: that with the smallest seed, and of these the first by
+    name. Raises `UserError` if the runs differ in their data, if none has a checkpoint, and for an override
+    of a training field.
     """
     runs = [(record, spec_of_run(record.path, overrides)) for record in find_records(path)]
     _check_shared(path, [spec for _, spec in runs])
@@ -112,16 +112,19 @@ def study_of(path: Path, overrides: tuple[str, ...] = ()) -> Study:
         for _, spec in runs
         for choice in spec.method.needs().encoders
     }
-    able = [
+    candidates = [
         (record, spec) for record, spec in runs if any((record.path / "checkpoints").glob("*.safetensors"))
     ]
-    if not able:
+    if not candidates:
         raise UserError(
-            f"{path}: no run has a checkpoint yet; encoders are compared with a network of the study"
+            f"{path}: no run has a checkpoint yet, and encoders are compared with a network of the study; "
+            "train one first"
         )
-    plain = [pair for pair in able if not pair[1].method.needs().encoders and pair[0].status == "done"]
-    record, spec = min(plain or able, key=lambda pair: (pair[1].seed, pair[0].id))
-    return Study(spec, record.path, bool(plain), dict(sorted(encoders.items())))
+    controls = [
+        pair for pair in candidates if not pair[1].method.needs().encoders and pair[0].status == "done"
+    ]
+    record, spec = min(controls or candidates, key=lambda pair: (pair[1].seed, pair[0].id))
+    return Study(spec, record.path, bool(controls), dict(sorted(encoders.items())))
 
 
 def _check_shared(path: Path, specs: Sequence[RunSpec]) -> None:
@@ -129,30 +132,31 @@ def _check_shared(path: Path, specs: Sequence[RunSpec]) -> None:
         found = {repr(of(spec)) for spec in specs}
         if len(found) > 1:
             raise UserError(
-                f"{path}: the runs have {len(found)} settings of {name}, and an encoder would be measured differently for "
-                "each; put their runs into separate folders"
+                f"{path}: the runs have {len(found)} settings of {name}, and each would give an encoder "
+                "other values; put their runs into separate folders"
             )
 
 
 def _choice(choice: Any, records: Sequence[Record]) -> Choice:
-    """Return the encoder with the hash of the weights that the runs used, so that no others are measured."""
+    """Return the encoder with the hash of the runs' weights, so that no other weights are measured."""
     used = {
-        one["sha256"]
+        encoder["sha256"]
         for record in records
         for start in record.environment
-        for one in start.get("encoders", ())
-        if one["name"] == choice.name
+        for encoder in start.get("encoders", ())
+        if encoder["name"] == choice.name
     }
     if len(used) > 1:
         raise UserError(
-            f"runs aligned to {len(used)} different weights of encoder '{choice.name}'; put their runs into separate folders"
+            f"runs aligned to {len(used)} different weights of encoder '{choice.name}'; put their runs into "
+            "separate folders"
         )
     return Choice(choice.name, choice.weights, next(iter(used), choice.sha256), choice.download)
 
 
-def _known(table: Mapping[str, Any], choice: Choice) -> bool:
-    found = table.get(choice.name)
-    return found is not None and choice.sha256 in ("", found["sha256"])
+def _is_measured(table: Mapping[str, Any], choice: Choice) -> bool:
+    row = table.get(choice.name)
+    return row is not None and choice.sha256 in ("", row["sha256"])
 
 
 def _agreement(row: Row) -> float:

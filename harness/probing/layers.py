@@ -1,7 +1,7 @@
-"""Probes of a network's layers and of a frozen encoder, on features of the same images.
+"""Layer probe: a network's layers and a frozen encoder, measured on features of the same images.
 
 The network gets images at one time of the path, with noise from a separate stream and without labels.
-Measures of samples use features averaged over tokens; spatial ones use the tokens.
+Accuracy and agreement use features averaged over tokens; spatial measures use the tokens.
 """
 
 from __future__ import annotations
@@ -45,10 +45,11 @@ class Row(NamedTuple):
 
     name: str
     accuracy: Value | None
-    """Of a linear classifier, on held-out images."""
+    """Accuracy of a linear classifier on held-out images."""
     cknna: Value | None
+    """CKNNA with the encoder on held-out images."""
     cka: Value | None
-    """Agreement with the encoder on held-out images."""
+    """Linear CKA with the encoder on held-out images."""
     local_distant: Value
     spatial_decay: Value
 
@@ -65,10 +66,13 @@ class LayerFeatures(NamedTuple):
 
 
 class Measured(NamedTuple):
+    """The measures of all representations."""
+
     rows: list[Row]
     train: int
+    """Number of training images."""
     held_out: int
-    """Number of images."""
+    """Number of held-out images."""
 
 
 def probe(
@@ -84,12 +88,12 @@ def probe(
 ) -> Measured:
     """Measure the encoder, if given, and every layer on at most `samples` images of each side of the split.
 
-    `classifier` is one of `linear_probe.PROBES`. The images and their noise are the same for every network on
-    the same data. Raises `UserError` if nothing is held out and for features that cannot be measured.
+    `classifier` is one of `linear_probe.PROBES`. Images and their noise are the same for all networks on the
+    same data. Raises `UserError` if no images are held out and for features that cannot be measured.
     """
     if not len(sides.held_out):
         raise UserError(
-            "data.held_out = 0 leaves no image to measure a probe on; probe a run that holds some out"
+            "data.held_out = 0 leaves no image to measure a probe on; probe a run that holds out some images"
         )
     sources = [_of_inputs(layers(model, time, device), dataset)]
     if encoder is not None:
@@ -98,27 +102,29 @@ def probe(
         side[Streams(0).permutation(f"probe/{name}", 0, len(side))[:samples]]
         for name, side in zip(("train", "held_out"), sides, strict=True)
     )
-    known = gather(sources, dataset, train, None, device)
-    asked = gather(sources, dataset, held_out, model.config.grid, device)
-    truth = [torch.from_numpy(images(dataset, index)[1]) for index in (train, held_out)]
-    target = asked[encoder.name].pooled if encoder is not None else None
+    features = [
+        gather(sources, dataset, train, None, device),
+        gather(sources, dataset, held_out, model.config.grid, device),
+    ]
+    labels = [torch.from_numpy(images(dataset, index)[1]) for index in (train, held_out)]
+    measured = features[1]
+    target = measured[encoder.name].pooled if encoder is not None else None
     rows = []
-    for name in tracked(list(asked), "classifiers"):
+    for name in tracked(list(measured), "classifiers"):
         with measuring(name):
             accuracy = None
             if dataset.classes > 1:
-                sets = (Labelled(part[name].pooled, y) for part, y in zip((known, asked), truth, strict=True))
+                sets = (Labelled(part[name].pooled, y) for part, y in zip(features, labels, strict=True))
                 accuracy = PROBES[classifier](*sets, dataset.classes)
-            rows.append(_row(name, asked[name], accuracy, target))
+            rows.append(_row(name, measured[name], accuracy, target))
     return Measured(rows, len(train), len(held_out))
 
 
 def layers(model: SiT, time: float, device: torch.device) -> Tokens:
-    """Return the tokens of every block (1-based) for images at a time of the path (0 is clean), under the
-    null label.
+    """Return a function to the tokens of every block (1-based) at a time of the path (0 is clean).
 
-    A network with an extra token (REG) is run without it, because it would pass the encoder's features to the
-    layers.
+    The label is the null label. A network with an extra token (REG) is run without it, because that token
+    would pass the encoder's features to the layers.
     """
     depth = len(model.blocks)
 
@@ -134,22 +140,21 @@ def layers(model: SiT, time: float, device: torch.device) -> Tokens:
 
 
 def noised(index: np.ndarray, x0: Tensor, times: Times, config: SiTConfig) -> Tensor:
-    """Return samples at `times` of the path, with noise determined by their index: the inputs of every
-    probe."""
+    """Return the inputs of every probe: samples at `times` of the path, their noise drawn by index."""
     noise = Streams(0).normal("probe/noise", index, x0.shape[1:]).to(x0)
     return interpolate(x0, noise, times, config)
 
 
 def _of_inputs(tokens: Tokens, dataset: Dataset) -> Tokens:
-    """Adapt a network that reads latents: give it the means of the latents at the images' indices."""
+    """Adapt the tokens of a latent network: its inputs are the latent means at the images' indices."""
     if Capabilities(dataset).latent is None:
         return tokens
 
-    def found(index: np.ndarray, images: Tensor) -> dict[str, Tensor]:
+    def of_latents(index: np.ndarray, images: Tensor) -> dict[str, Tensor]:
         means = np.stack([dataset.sample(int(i)).x for i in index])
         return tokens(index, torch.from_numpy(means).to(images))
 
-    return found
+    return of_latents
 
 
 def gather(
@@ -159,16 +164,16 @@ def gather(
     grid: Sequence[int] | None,
     device: torch.device,
 ) -> dict[str, LayerFeatures]:
-    """Run images of the data set through all sources in batches and keep what the measures need.
+    """Run images of the data set through all sources, in batches, and keep the features to be measured.
 
-    The spatial measures cost T^2 products for each image and layer; without a grid they are left out.
+    Spatial measures take T^2 products for each image and layer; without a grid they are left out.
     """
     parts: dict[str, list[LayerFeatures]] = {}
     for start in tracked(range(0, len(index), BATCH), f"{len(index)} images"):
-        here = index[start : start + BATCH]
-        x0 = torch.from_numpy(images(dataset, here)[0]).float().div_(127.5).sub_(1).to(device)
+        batch = index[start : start + BATCH]
+        x0 = torch.from_numpy(images(dataset, batch)[0]).float().div_(127.5).sub_(1).to(device)
         for source in sources:
-            for name, tokens in source(here, x0).items():
+            for name, tokens in source(batch, x0).items():
                 with measuring(name):
                     parts.setdefault(name, []).append(_layer_features(tokens.float().cpu(), grid))
     return {
@@ -191,9 +196,8 @@ def measuring(name: str) -> Iterator[None]:
         raise UserError(f"{name} cannot be measured: {error}") from error
 
 
-def _row(name: str, found: LayerFeatures, accuracy: Value | None, target: Tensor | None) -> Row:
-    near = None if target is None else cknna(found.pooled, target, k=NEIGHBOURS)
-    alike = None if target is None else linear_cka(found.pooled, target)
-    return Row(
-        name, accuracy, near, alike, over_images(found.local_distant), over_images(found.spatial_decay)
-    )
+def _row(name: str, features: LayerFeatures, accuracy: Value | None, target: Tensor | None) -> Row:
+    near = None if target is None else cknna(features.pooled, target, k=NEIGHBOURS)
+    cka = None if target is None else linear_cka(features.pooled, target)
+    spatial = over_images(features.local_distant), over_images(features.spatial_decay)
+    return Row(name, accuracy, near, cka, *spatial)

@@ -21,14 +21,17 @@ from metrics.intervals import of_replicates, share
 
 RIDGE = 1.0
 EPOCHS, BATCH, LEARNING_RATE = 90, 16_384, 1e-3
-"""Of REPA's linear probe."""
+"""Settings of REPA's linear probe."""
 STEPS_PER_EPOCH, LEAST_BATCH = 78, 64
-"""Steps that its batch makes of ImageNet's 1 281 167 images; and our smallest batch, below which its moments
-are noise.
+"""Steps in an epoch of ImageNet's 1 281 167 images with that batch; and our smallest batch.
+
+In smaller batches the moments of the batch normalisation are too noisy.
 """
 
 
 class Labelled(NamedTuple):
+    """Features with labels."""
+
     features: Tensor
     """(N, d)."""
     labels: Tensor
@@ -36,16 +39,15 @@ class Labelled(NamedTuple):
 
 
 def linear_probe(train: Labelled, held_out: Labelled, classes: int, *, ridge: float = RIDGE) -> Value:
-    """Return the share of held-out samples that a linear classifier gets right, with Wilson's interval.
+    """Return a linear classifier's accuracy on held-out samples, with Wilson's interval.
 
-    Ridge regression of one-hot labels on features that are standardised with the training side's mean and
-    deviation (a constant feature counts as zero), with an intercept that is not shrunk; the largest output is
-    the answer:
+    The classifier is a ridge regression of one-hot labels, in closed form; the largest output is its answer:
 
         W = argmin |Y - X W|^2 + ridge |W|^2 = (X^T X + ridge I)^-1 X^T Y
 
-    in closed form, in d or N dimensions, whichever is less. Raises `MetricError` for features that are not
-    finite.
+    Features are standardised with the training set's mean and deviation, and a constant feature counts as
+    zero. The intercept is not shrunk. The system is solved in d or N dimensions, whichever is less. Raises
+    `MetricError` for features that are not finite.
     """
     x, y = _finite(train.features), F.one_hot(train.labels, classes).double()
     mean, deviation = x.mean(0), x.std(0, correction=0)
@@ -63,12 +65,12 @@ def linear_probe(train: Labelled, held_out: Labelled, classes: int, *, ridge: fl
 
 
 def repa_probe(train: Labelled, held_out: Labelled, classes: int, *, seed: int = 0) -> Value:
-    """Return the share of held-out samples that REPA's linear classifier gets right, with Wilson's interval.
+    """Return the accuracy of REPA's linear classifier on held-out samples, with Wilson's interval.
 
-    As published (arXiv 2410.06940, appendix; the authors in issue 32 of sihyun-yu/REPA): batch normalisation
-    without parameters and a linear layer on features averaged over tokens, 90 epochs in batches of 16384,
-    Adam at 1e-3 with a cosine. Where we differ: `fitted_head`. Raises `MetricError` for features that are not
-    finite.
+    As published (arXiv 2410.06940, appendix; the authors in issue 32 of sihyun-yu/REPA), it has batch
+    normalisation without parameters and a linear layer on features averaged over tokens. Training takes 90
+    epochs in batches of 16384, with Adam at 1e-3 and a cosine. `fitted_head` lists our differences. Raises
+    `MetricError` for features that are not finite.
     """
     head = fitted_head(train, classes, seed=seed).eval()
     with torch.no_grad():
@@ -79,13 +81,17 @@ def repa_probe(train: Labelled, held_out: Labelled, classes: int, *, seed: int =
 def fitted_head(train: Labelled, classes: int, *, seed: int = 0, epochs: int = EPOCHS) -> nn.Sequential:
     """Train REPA's classifier in float64.
 
-    REPA published the protocol for ImageNet. With fewer images the batch shrinks to keep its 78 steps an
-    epoch, down to 64 images: at 16384, a small data set would give only a few dozen steps, too few for the
-    classifier to converge. The following is unpublished and our choice: cross-entropy from zero weights (the
-    problem is convex), a cosine to zero by steps without warm-up, no weight decay, an epoch's incomplete last
-    batch left out, no augmentation. Normalisation is MAE's (main_linprobe.py, which the authors name as their
-    set-up): eps 1e-6, a batch's own moments in training, running ones (momentum 0.1) afterwards. `seed` only
-    draws the order.
+    REPA published the protocol for ImageNet. With fewer images the batch shrinks, to 64 images at least, to
+    keep 78 steps an epoch. With batches of 16384 a small data set would have a few dozen steps in all, too
+    few to converge.
+
+    The following is unpublished and our choice. The loss is cross-entropy from zero weights (the problem is
+    convex). The cosine falls to zero in steps, without warm-up. There is no weight decay and no augmentation,
+    and an incomplete last batch of an epoch is left out.
+
+    Normalisation is that of MAE (main_linprobe.py, which the authors name as their set-up). Its eps is 1e-6.
+    It uses a batch's moments in training and running ones (momentum 0.1) afterwards. `seed` determines only
+    the order of samples.
     """
     x, y = _finite(train.features), train.labels
     n, d = x.shape
@@ -120,49 +126,49 @@ PROBES = {"ridge": linear_probe, "repa": repa_probe}
 
 
 def linear_cka(first: Tensor, second: Tensor) -> Value:
-    """Return the centred kernel alignment, in [0, 1], of features (N, d1) and (N, d2) of the same N samples.
+    """Return the linear centred kernel alignment, in [0, 1], of features (N, d1) and (N, d2) of N samples.
 
         |Y^T X|_F^2 / (|X^T X|_F |Y^T Y|_F),   X and Y centred over samples
 
-    With linear kernels (Kornblith et al. 2019, arXiv 1905.00414, equation 4 and section 3). Invariant to
-    rotations and to an overall scale, not to the scales of single features. Biased upwards unless d is small
-    against N. Pairs are not independent, so one set of samples gives no interval. Raises `MetricError` for
-    different N and for features that do not vary.
+    The definition is that of Kornblith et al. 2019 (arXiv 1905.00414, equation 4 and section 3). It is
+    invariant to rotations and to an overall scale, not to the scales of single features. It is biased upwards
+    unless d is small compared with N. Pairs are not independent, so one set of samples gives no interval.
+    Raises `MetricError` for different N and for features that do not vary.
     """
     if len(first) != len(second):
         raise MetricError(
             f"CKA compares features of the same samples; given {len(first)} and {len(second)} rows"
         )
     x, y = (_finite(part) - part.double().mean(0) for part in (first, second))
-    own = _gram_norm(x) * _gram_norm(y)
-    if not own > 0:
+    norm = _gram_norm(x) * _gram_norm(y)
+    if not norm > 0:
         raise MetricError("CKA is not defined for features that are the same for all samples")
-    return Value(float((y.T @ x).square().sum() / own), n=len(x))
+    return Value(float((y.T @ x).square().sum() / norm), n=len(x))
 
 
 def local_distant(tokens: Tensor, grid: Sequence[int], *, far: int | None = None) -> Tensor:
-    """Return the similarity of neighbouring tokens less that of distant ones: (N,), one number an image.
+    """Return the similarity of neighbouring tokens minus that of distant ones, (N,), one value per image.
 
-    The mean cosine over all pairs of tokens that are 4-neighbours, less that over all pairs at a Manhattan
-    distance of `far` or more. This is "LDS" of iREPA (arXiv 2512.10794) as its authors' code has it, where
-    far = 6 on 16x16 tokens; by default `far` keeps that share of other grids, 3/8 of the longer side, and at
-    least 2. tokens: (N, T, d).
+    It is the mean cosine over all pairs of tokens that are 4-neighbours, minus that over all pairs at a
+    Manhattan distance of at least `far`. This is "LDS" of iREPA (arXiv 2512.10794) as in its authors' code,
+    with far = 6 on 16x16 tokens. By default `far` is the same fraction of other grids, 3/8 of the longer
+    side, and at least 2. tokens: (N, T, d). Raises `MetricError` for a grid without such a distance.
     """
     far = max(2, round(3 / 8 * max(grid))) if far is None else far
     distance = manhattan(grid)
     if not (distance >= far).any():
-        raise MetricError(f"no two tokens of a {grid[0]}x{grid[1]} grid are {far} or more apart")
+        raise MetricError(f"no two tokens of a {grid[0]}x{grid[1]} grid have a distance of at least {far}")
     cosine = _cosines(tokens)
-    near, apart = cosine[:, distance == 1].mean(1), cosine[:, distance >= far].mean(1)
-    return near - apart
+    near, distant = cosine[:, distance == 1].mean(1), cosine[:, distance >= far].mean(1)
+    return near - distant
 
 
 def spatial_decay(tokens: Tensor, grid: Sequence[int]) -> Tensor:
-    """Return how strictly similarity falls with distance: (N,), one number an image.
+    """Return how consistently similarity decreases with distance, (N,), one value per image.
 
-    Minus Pearson's correlation, over all pairs of two tokens, between their cosine and their Manhattan
-    distance on the grid; 1 is a linear decay, 0 no spatial order. (iREPA's "CDS" is the slope of that fall; a
-    correlation does not depend on how large cosines are.) An image whose cosines are all equal counts as 0.
+    It is minus Pearson's correlation, over all pairs of tokens, between their cosine and their Manhattan
+    distance on the grid. A linear decay gives 1, no spatial order gives 0, and so do equal cosines. (iREPA's
+    "CDS" is the slope of that decay; a correlation does not depend on the size of cosines.)
     tokens: (N, T, d).
     """
     distance = manhattan(grid)
@@ -178,24 +184,24 @@ def spatial_decay(tokens: Tensor, grid: Sequence[int]) -> Tensor:
 
 
 def over_images(values: Tensor) -> Value:
-    """Return the mean of one number an image, (N,), with Student's t interval; images are independent."""
+    """Return the mean of per-image values, (N,), with Student's t interval, as images are independent."""
     return of_replicates(values.tolist(), len(values))
 
 
 def manhattan(grid: Sequence[int]) -> Tensor:
-    """Return (T, T) int64: rows plus columns between two tokens."""
+    """Return the Manhattan distance on the grid between all pairs of tokens, (T, T) int64."""
     place = torch.cartesian_prod(torch.arange(grid[0]), torch.arange(grid[1]))
     return (place[:, None] - place[None]).abs().sum(-1)
 
 
 def _cosines(tokens: Tensor) -> Tensor:
-    """(N, T, d) -> (N, T, T)."""
+    """Return the cosines, (N, T, T), between tokens (N, T, d)."""
     unit = F.normalize(_finite(tokens), dim=-1)
     return unit @ unit.mT
 
 
 def _gram_norm(x: Tensor) -> Tensor:
-    """|X^T X|_F, equal to |X X^T|_F."""
+    """Return |X^T X|_F, which equals |X X^T|_F."""
     return torch.linalg.norm(x.T @ x if x.shape[1] <= len(x) else x @ x.T)
 
 

@@ -1,5 +1,6 @@
-"""Images as one array in npz or npy (ADM's layout: `arr_0`, NHWC, uint8), read in chunks as they may exceed
-memory.
+"""Array files: images as one array in npz or npy, in ADM's layout (`arr_0`, NHWC, uint8).
+
+They are read in chunks, because they may exceed memory.
 """
 
 from __future__ import annotations
@@ -19,34 +20,34 @@ from harness.errors import UserError
 
 EXPECTED = "uint8 images (N, H, W, C), as the array arr_0 of an npz in ADM's layout"
 CHUNK = 1 << 24
-"""Bytes read at once for the fingerprint."""
+"""Bytes read at a time for the fingerprint."""
 
 
 class ArrayImages(NamedTuple):
-    """An array of images in a file, by its header."""
+    """An array of images in a file, described by its header."""
 
     file: Path
     key: str
-    """Of the array in an npz; empty for npy."""
+    """The name of the array in an npz; empty for npy."""
     shape: tuple[int, ...]
-    first: bool
-    """Whether channels come before height and width."""
+    channels_first: bool
+    """Channels come before height and width."""
     labels: np.ndarray | None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width)"""
+        """Return (channels, height, width)."""
         if len(self.shape) == 3:
             _, height, width = self.shape
             return 1, height, width
-        _, one, two, three = self.shape
-        return (one, two, three) if self.first else (three, one, two)
+        _, first, second, third = self.shape
+        return (first, second, third) if self.channels_first else (third, first, second)
 
 
 def open_array(file: Path, image_key: str = "", label_key: str = "") -> ArrayImages:
-    """Open the images of a file, and the labels of an npz; an npy has neither keys nor labels.
+    """Read the header of a file of images, and the labels of an npz; an npy has neither keys nor labels.
 
-    Raises `UserError`, naming the file and the array, unless images are plain uint8 and labels are integers.
+    Raises `UserError`, with file and array, unless images are plain uint8 and labels are integers.
     """
     key = _key(file, image_key)
     where = f"{file}: '{key}'" if key else str(file)
@@ -56,20 +57,22 @@ def open_array(file: Path, image_key: str = "", label_key: str = "") -> ArrayIma
         raise UserError(f"{where} holds pickled objects, which are not loaded; expected {EXPECTED}")
     if dtype != np.uint8:
         raise UserError(f"{where} holds {dtype}, not uint8; save {EXPECTED} in 0..255")
-    first = len(shape) == 4 and shape[1] in (1, 3) and shape[3] not in (1, 3)
-    images = len(shape) == 3 or (len(shape) == 4 and (first or shape[3] in (1, 3)))
+    channels_first = len(shape) == 4 and shape[1] in (1, 3) and shape[3] not in (1, 3)
+    images = len(shape) == 3 or (len(shape) == 4 and (channels_first or shape[3] in (1, 3)))
     if images and fortran:
-        raise UserError(f"{where} is in Fortran order; save numpy.ascontiguousarray of it")
+        raise UserError(f"{where} is in Fortran order; save numpy.ascontiguousarray(array)")
     if not images or 0 in shape:
         hint = "; composite transparent images on a background" if len(shape) == 4 and shape[3] == 4 else ""
         raise UserError(f"{where} has shape {shape}; expected {EXPECTED} with C of 1 or 3{hint}")
-    return ArrayImages(file, key, shape, first, _labels(file, key, label_key, shape[0], where))
+    return ArrayImages(file, key, shape, channels_first, _labels(file, key, label_key, shape[0], where))
 
 
 def array_fingerprint(images: ArrayImages) -> str:
-    """Return 16 hex digits over shape, bytes and labels; raises `UserError` for a truncated or damaged
-    file."""
-    total = hashlib.sha256(f"{images.shape} {images.first}".encode())
+    """Return 16 hex digits over shape, bytes and labels.
+
+    Raises `UserError` for a truncated or damaged file.
+    """
+    total = hashlib.sha256(f"{images.shape} {images.channels_first}".encode())
     with _content(images.file, images.key) as content:
         _header(content, str(images.file))
         left = int(np.prod(images.shape))
@@ -84,21 +87,21 @@ def array_fingerprint(images: ArrayImages) -> str:
 
 def array_batches(images: ArrayImages, size: int) -> Iterator[np.ndarray]:
     """Yield the images in order, uint8 (<= size, C, H, W)."""
-    each = int(np.prod(images.shape[1:]))
+    bytes_per_image = int(np.prod(images.shape[1:]))
     with _content(images.file, images.key) as content:
         _header(content, str(images.file))
         for start in range(0, images.shape[0], size):
             count = min(size, images.shape[0] - start)
-            pixels = np.frombuffer(_read(content, count * each, images.file), np.uint8)
+            pixels = np.frombuffer(_read(content, count * bytes_per_image, images.file), np.uint8)
             pixels = pixels.reshape(count, *images.shape[1:])
             pixels = pixels[:, None] if pixels.ndim == 3 else pixels
-            last = len(images.shape) == 4 and not images.first
-            yield np.array(pixels.transpose(0, 3, 1, 2) if last else pixels, order="C")
+            channels_last = len(images.shape) == 4 and not images.channels_first
+            yield np.array(pixels.transpose(0, 3, 1, 2) if channels_last else pixels, order="C")
 
 
 @contextmanager
 def _content(file: Path, key: str) -> Iterator[IO[bytes]]:
-    """Open the npy stream of an array."""
+    """Open the npy stream of an array; raises `UserError` for a file that cannot be read."""
     try:
         if not key:
             with open(file, "rb") as content:
@@ -111,10 +114,10 @@ def _content(file: Path, key: str) -> Iterator[IO[bytes]]:
 
 
 def _read(content: IO[bytes], size: int, file: Path) -> bytes:
-    found = content.read(size)
-    if len(found) < size:
-        raise UserError(f"{file} is cut short: {size - len(found)} bytes of images are missing")
-    return found
+    data = content.read(size)
+    if len(data) < size:
+        raise UserError(f"{file} is cut short: {size - len(data)} bytes of images are missing")
+    return data
 
 
 def _header(content: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, np.dtype]:
@@ -135,18 +138,19 @@ def _key(file: Path, image_key: str) -> str:
     usual = [pair[0] for pair in reversed(KEYS) if pair[0] in names]
     key = image_key or (usual[0] if usual else names[0] if len(names) == 1 else "")
     if key not in names:
-        raise _absent(file, image_key or "arr_0", names, "image_key")
+        raise _no_array(file, image_key or "arr_0", names, "image_key")
     return key
 
 
 def _labels(file: Path, key: str, label_key: str, n: int, where: str) -> np.ndarray | None:
-    """Return the labels of an npz: the array of that key, or the usual one for the key of the images, or
-    None.
+    """Return the labels of an npz, or None.
+
+    They are the array of `label_key`, by default the one that usually accompanies the key of the images.
     """
     names = _names(file) if key else []
     name = label_key or dict(KEYS).get(key, "")
     if label_key and key and label_key not in names:
-        raise _absent(file, label_key, names, "label_key")
+        raise _no_array(file, label_key, names, "label_key")
     if name not in names:
         return None
     try:
@@ -156,9 +160,10 @@ def _labels(file: Path, key: str, label_key: str, n: int, where: str) -> np.ndar
         raise UserError(f"{file}: labels '{name}' of {where} cannot be read: {error}") from error
 
 
-def _absent(file: Path, key: str, names: list[str], field: str) -> UserError:
+def _no_array(file: Path, key: str, names: list[str], field: str) -> UserError:
     return UserError(
-        f"{file} has no array '{key}' (it has: {', '.join(names) or 'none'}); name another with --set data.{field}=NAME"
+        f"{file} has no array '{key}' (it has: {', '.join(names) or 'none'}); choose another with --set "
+        f"data.{field}=NAME"
     )
 
 

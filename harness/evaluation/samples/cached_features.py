@@ -1,7 +1,7 @@
-"""Features of a source, cached: as rows if few samples or a metric need them, else as moments.
+"""Cached features of a source: rows if there are few samples or a metric needs them, else moments.
 
-A cache entry is named by what decides its content: the source's fingerprint, the network's weights and
-preprocessing, and what was kept. File and data set names play no part.
+The name of a cache entry is a hash of what determines its content: the source's fingerprint, the network's
+weights and preprocessing, and the outputs stored. Names of files and data sets do not matter.
 """
 
 from __future__ import annotations
@@ -13,48 +13,48 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from harness.evaluation.features import FeaturePass, FeatureSet, Masked
 from harness.evaluation.samples.sources import Batch, Source
 from harness.files.cache import cache_dir
+from harness.files.progress import progress_bar
 from metrics.distances.frechet import SMALL, Moments
 from metrics.files.cache import Saved, kept
 from metrics.files.reference_statistics import flat, unflat
 
 VERSION = 1
-"""Raised with every change that moves a feature, which empties the cache."""
+"""Version of the features; increase it with every change that moves one, to renew the cache."""
 SEED = 0
-"""Of the random subset of the reference in a noise floor."""
+"""Seed of the random subset of the reference in a noise floor."""
 
 
 class SourceFeatures(NamedTuple):
-    """The features of a source, and of the two parts of it that make a noise floor."""
+    """The features of a source, and of its two parts between which the noise floor is measured."""
 
     n: int
-    whole: FeatureSet
+    all: FeatureSet
     subset: FeatureSet
+    """Moments of a random subset, for outputs that are not stored row by row."""
     rest: FeatureSet
-    """Moments of outputs that were not kept row by row."""
+    """Moments of the other samples."""
 
     def halves(self, name: str, size: int) -> tuple[np.ndarray | Moments, np.ndarray | Moments]:
         """Return an output's values for a random subset of `size` samples, and for the others."""
-        rows = self.whole.rows.get(name)
+        rows = self.all.rows.get(name)
         if rows is None:
             return self.subset.moments[name], self.rest.moments[name]
-        inside = subset_mask(self.n, size)
-        # A copy of the rows would be as large as they are.
+        mask = subset_mask(self.n, size)
+        # Moments need less memory than copies of many rows.
         if size > max(SMALL, rows.shape[1]):
-            return _moments(rows, inside), _moments(rows, ~inside)
-        return rows[inside], rows[~inside]
+            return _moments(rows, mask), _moments(rows, ~mask)
+        return rows[mask], rows[~mask]
 
 
 def subset_mask(n: int, size: int) -> np.ndarray:
-    """Return bool (n,): a random subset of that size, always the same."""
-    inside = np.zeros(n, dtype=bool)
-    inside[np.random.default_rng(SEED).permutation(n)[:size]] = True
-    return inside
+    """Return a mask, bool (n,), of a fixed random subset of that size."""
+    mask = np.zeros(n, dtype=bool)
+    mask[np.random.default_rng(SEED).permutation(n)[:size]] = True
+    return mask
 
 
 # Any: an extractor over images, clips or recordings, which share no base class
@@ -63,9 +63,9 @@ def source_features(
 ) -> SourceFeatures:
     """Return the wanted outputs of a source, from the cache or by one pass of the network.
 
-    `rows` asks for the features row by row; of few samples and of media they are kept so anyway. `subset` is
-    the number of samples of a streamed source whose moments are kept separately. Raises `MetricError` and
-    `UserError` as network and source do.
+    `rows` requests the features row by row; those of few samples, of videos and of recordings always are.
+    `subset` is the number of samples whose moments are stored separately if the others are only streamed.
+    Raises `MetricError` and `UserError` as network and source do.
     """
     few = source.count is None or source.count <= max(SMALL, extract.dim)
     keep = {"logits", "labels"} | ({"features"} if rows or few else set()) | ({"spatial"} if few else set())
@@ -82,26 +82,26 @@ def source_features(
 
 
 def _extract(source: Source, extract: Any, wanted: set[str], keep: set[str], split: int, batch: int) -> Saved:
-    """Pass a source through the network."""
+    """Run the network on all samples of a source."""
     streamed = wanted - keep
-    whole = FeatureSet(rows=wanted & keep, count=source.count)
+    stored = FeatureSet(rows=wanted & keep, count=source.count)
     subset, rest = FeatureSet(streamed), FeatureSet(streamed)
-    sets = [Masked(whole), Masked(rest)]
+    sets = [Masked(stored), Masked(rest)]
     if split and source.count is not None:
-        inside = subset_mask(source.count, split)
-        sets = [Masked(whole), Masked(subset, inside), Masked(rest, ~inside)]
+        mask = subset_mask(source.count, split)
+        sets = [Masked(stored), Masked(subset, mask), Masked(rest, ~mask)]
     features = FeaturePass(extract, sets)
-    for inputs, labels in _watched(source, extract, batch):
+    for inputs, labels in _batches_with_progress(source, extract, batch):
         features.add(inputs, labels if "labels" in wanted else None)
     features.finish()
     if features.error:
         raise features.error
-    tensors = {name: torch.from_numpy(rows) for name, rows in whole.rows.items()}
+    tensors = {name: torch.from_numpy(rows) for name, rows in stored.rows.items()}
     moments = {
-        f"{side}/{name}": found
-        for side, kept_set in (("subset", subset), ("rest", rest))
-        for name, found in kept_set.moments.items()
-        if found.n
+        f"{part}/{name}": output
+        for part, features in (("subset", subset), ("rest", rest))
+        for name, output in features.moments.items()
+        if output.n
     }
     return Saved(tensors | flat(moments), {"n": str(features.n)})
 
@@ -110,27 +110,24 @@ def _restored(saved: Saved) -> SourceFeatures:
     rows = {name: tensor.numpy() for name, tensor in saved.tensors.items() if "/" not in name}
     moments = unflat({name: tensor for name, tensor in saved.tensors.items() if "/" in name})
     subset, rest = (
-        FeatureSet.restored({n.partition("/")[2]: m for n, m in moments.items() if n.startswith(side)}, {})
-        for side in ("subset", "rest")
+        FeatureSet.restored({n.partition("/")[2]: m for n, m in moments.items() if n.startswith(part)}, {})
+        for part in ("subset", "rest")
     )
-    whole = FeatureSet.restored(rest.merged(subset).moments, rows)
-    return SourceFeatures(int(saved.meta["n"]), whole, subset, rest)
+    everything = FeatureSet.restored(rest.merged(subset).moments, rows)
+    return SourceFeatures(int(saved.meta["n"]), everything, subset, rest)
 
 
-def _moments(rows: np.ndarray, some: np.ndarray, block: int = 4096) -> Moments:
-    """Return the moments of some of the rows."""
+def _moments(rows: np.ndarray, mask: np.ndarray, block: int = 4096) -> Moments:
+    """Return the moments of the rows under a mask."""
     moments = Moments()
     for start in range(0, len(rows), block):
-        moments.add(rows[start : start + block][some[start : start + block]])
+        moments.add(rows[start : start + block][mask[start : start + block]])
     return moments
 
 
-def _watched(source: Source, extract: Any, batch: int) -> Iterator[Batch]:
-    """Yield the batches, with a progress bar if standard error is a terminal."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(source.where, total=source.count)
-        for found in source.batches(extract, batch):
-            yield found
-            bar.advance(task, len(found.inputs))
+def _batches_with_progress(source: Source, extract: Any, size: int) -> Iterator[Batch]:
+    """Yield the batches, with a progress bar."""
+    with progress_bar(source.count, source.where) as advance:
+        for batch in source.batches(extract, size):
+            yield batch
+            advance(len(batch.inputs))

@@ -1,4 +1,4 @@
-"""References: raw samples, saved statistics, or both (ADM's batches)."""
+"""References of `flowrace eval`: raw samples, saved statistics, or both (ADM's batches)."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from metrics.files.reference_statistics import Reference, is_adm, read_adm, read
 
 
 class Real(NamedTuple):
+    """The real side of a comparison."""
+
     source: Source | None = None
     """The raw samples."""
     statistics: Reference | None = None
-    """Of samples that the source does not have, or of more than it has."""
+    """Statistics of samples that the source lacks, or of more samples than it has."""
 
 
 def open_reference(where: str, extractor: str, modality: str, data: DataSpec, frames: int | None) -> Real:
     """Open a reference for an extractor of that name; the other arguments are those of `open_source`.
 
-    Raises `UserError` and `MetricError` for one that cannot be read, and for ADM's statistics without images
-    with another network.
+    Raises `UserError` or `MetricError` for a reference that cannot be read. Raises `UserError` for ADM's
+    statistics without images if the extractor is not Inception.
     """
     path = Path(where).expanduser()
     if path.suffix == ".safetensors":
@@ -40,10 +42,10 @@ def open_reference(where: str, extractor: str, modality: str, data: DataSpec, fr
 
 # Any: an extractor over images, clips or recordings, which share no base class
 def admitted(real: Real, extract: Any, frames: int | None, where: str) -> Real:
-    """Return what a network can use of the reference, against clips of `frames` frames.
+    """Return the parts of the reference that a network can use, for clips of `frames` frames.
 
-    ADM's mu and sigma are the original Inception's; other networks can only use the images. Raises
-    `UserError` for statistics of another network or of other clips, and if nothing can be used.
+    ADM's mu and sigma are those of the original Inception, so other networks can only use the images. Raises
+    `UserError` for statistics of another network or clip length, and if no part can be used.
     """
     source = real.source and settled(real.source, extract)
     if real.statistics is None:
@@ -58,9 +60,7 @@ def admitted(real: Real, extract: Any, frames: int | None, where: str) -> Real:
 
 
 def described(extract: Any, frames: int | None) -> dict[str, str]:
-    """Return what statistics must share with the samples compared to them: the network, and the length of
-    clips.
-    """
+    """Return what samples must share with the statistics they are compared to: network and clip length."""
     network = {
         "extractor": extract.name,
         "weights_sha256": extract.sha256,
@@ -69,16 +69,17 @@ def described(extract: Any, frames: int | None) -> dict[str, str]:
     return network | ({"frames": str(frames)} if frames else {})
 
 
-def _check_same(meta: dict[str, str], own: dict[str, str], where: str) -> None:
-    for key, value in own.items():
+def _check_same(meta: dict[str, str], expected: dict[str, str], where: str) -> None:
+    for key, value in expected.items():
         found = meta.get(key, "unknown")
         if found == value:
             continue
         if key == "frames":
             raise UserError(
-                f"{where} holds statistics of clips of another length: frames {found}, here {value}; see --frames"
+                f"{where} holds statistics of clips of {found} frames, but the samples have {value}; use "
+                f"--frames {found}"
             )
-        raise UserError(f"{where} holds statistics of another network: {key} {found}, here {value}")
+        raise UserError(f"{where} holds statistics of another network: {key} is {found}, not {value}")
 
 
 def _only_inception(where: str, extractor: str, why: object) -> UserError:

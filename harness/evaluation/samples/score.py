@@ -1,4 +1,6 @@
-"""`flowrace eval SAMPLES`: metrics of samples against a reference, each with its interval, n and protocol."""
+"""Evaluation of given samples against a reference (`flowrace eval SAMPLES`), with interval, n and
+protocol.
+"""
 
 from __future__ import annotations
 
@@ -35,13 +37,13 @@ from metrics.value import MetricError, Value
 
 OF_REFERENCE = ("n_real", "real")
 HASHED = ("weights_sha256", "dim", "preprocessing", "n_fake", "fake_shape", *OF_REFERENCE)
-"""Fields of the protocol that decide whether two values can be compared."""
+"""Protocol fields that determine whether two values are comparable."""
 OF_SOME = {"is": ("logits",), "is_shuffled": ("logits",), "accuracy": ("logits", "classes")}
-"""Further such fields of some values, if the protocol has them."""
+"""Metric -> further such fields, used if the protocol has them."""
 STATED = {"fd_infinity": {"real": "moments"}}
-"""Settings that distinguish a value from an older one of another estimator.
+"""Metric -> settings that distinguish it from an older estimator.
 
-Races always had these and do not state them.
+Races have always used this estimator, so their protocols omit them.
 """
 
 
@@ -53,12 +55,12 @@ class Scored(NamedTuple):
     high: float | None
     n: int
     protocol: str
-    """12 hex digits over everything that makes two values comparable."""
+    """12 hex digits over the conditions under which two values are comparable."""
     settings: dict[str, Any]
     noise_floor: dict[str, float] | None
-    """Of a Frechet distance; None without raw real samples."""
+    """The noise floor of a Frechet distance; None without raw real samples."""
 
-    # Any: as JSON
+    # Any: JSON
     def row(self) -> dict[str, Any]:
         """Return the value as JSON."""
         row = self._asdict()
@@ -67,6 +69,8 @@ class Scored(NamedTuple):
 
 @dataclass(frozen=True)
 class Scores:
+    """All values of one call."""
+
     metrics: dict[str, Scored]
     protocol: dict[str, Any]
     warnings: list[str]
@@ -74,7 +78,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Request:
-    """What to measure, and how."""
+    """The samples, reference, metrics and network of one call."""
 
     samples: str
     against: str | None
@@ -82,7 +86,7 @@ class Request:
     extractor: str = "inception"
     weights: Path | None = None
     download: bool = False
-    """Whether missing weights may be downloaded."""
+    """Missing weights may be downloaded."""
     data: DataSpec = field(default_factory=lambda: DataSpec())
     frames: int | None = None
     batch: int = 64
@@ -90,7 +94,7 @@ class Request:
 
 
 class _Samples(NamedTuple):
-    """What is measured: samples, real ones, and the network, all opened and checked."""
+    """Samples, reference and network, all opened and checked."""
 
     source: Source
     real: Real
@@ -100,26 +104,28 @@ class _Samples(NamedTuple):
     """Positions of the samples' classes among those of the reference."""
 
 
-def score(asked: Request) -> Scores:
-    """Measure samples. Raises `UserError`, in one sentence, for anything that cannot be measured."""
+def score(request: Request) -> Scores:
+    """Measure samples. Raises `UserError` if they cannot be measured."""
     try:
-        return _score(asked)
+        return _score(request)
     except MetricError as error:
         raise UserError(str(error)) from error
 
 
-def save_reference(asked: Request, file: Path) -> int:
-    """Write the statistics of `asked.samples` to a reference file and return the number of samples."""
+def save_reference(request: Request, file: Path) -> int:
+    """Write the statistics of `request.samples` to a reference file and return the number of samples."""
     try:
-        source = open_source(asked.samples, extractor_modality(asked.extractor), asked.data, asked.frames)
-        extract = _extractor(asked, source)
+        source = open_source(
+            request.samples, extractor_modality(request.extractor), request.data, request.frames
+        )
+        extract = _extractor(request, source)
         source = settled(source, extract)
         found = source_features(
-            source, extract, {"features", "spatial"}, rows=False, subset=0, batch=asked.batch
+            source, extract, {"features", "spatial"}, rows=False, subset=0, batch=request.batch
         )
         _check_count(found.n, source.where)
         meta = {**described(extract, source.frames), "data": source.fingerprint}
-        features, spatial = (_moments(found.whole.part(name)) for name in ("features", "spatial"))
+        features, spatial = (_moments(found.all.part(name)) for name in ("features", "spatial"))
         if features is None:
             raise UserError(f"{source.where}: extractor '{extract.name}' gave no features")
         save_statistics(file, features, spatial, meta)
@@ -128,15 +134,15 @@ def save_reference(asked: Request, file: Path) -> int:
     return found.n
 
 
-def _score(asked: Request) -> Scores:
-    values = chosen(asked.metrics)
-    opened = _opened(asked, values)
+def _score(request: Request) -> Scores:
+    values = chosen(request.metrics)
+    opened = _opened(request, values)
     source, real, extract, order = opened
-    fake = _fake_features(asked, opened, values)
-    raw = _real_features(asked, opened, values, fake.n)
-    side = fake.whole.side()
+    fake = _fake_features(request, opened, values)
+    raw = _real_features(request, opened, values, fake.n)
+    side = fake.all.side()
     found = measure(values, _real_side(real, raw), side._replace(labels=reordered(side.labels, order)))
-    # Statistics of a file come without the raw samples of a noise floor.
+    # A file of statistics has no raw samples to measure a noise floor on.
     floored = raw if real.statistics is None else None
     protocol = _protocol(opened, floored, fake)
     scored = {
@@ -149,46 +155,44 @@ def _score(asked: Request) -> Scores:
     return Scores(scored, protocol, warnings)
 
 
-def _opened(asked: Request, values: list[str]) -> _Samples:
-    """Open samples, reference and network, and check that they fit the values and one another."""
-    modality = extractor_modality(asked.extractor)
+def _opened(request: Request, values: list[str]) -> _Samples:
+    """Open samples, reference and network, and check that they suit the metrics and each other."""
+    modality = extractor_modality(request.extractor)
     for value in values:
-        check_classes(value, asked.extractor)
-    if any(metric.real for metric in metrics_of(values)) and not asked.against:
-        raise UserError(
-            f"{asked.samples}: {', '.join(values)} compares with a reference; name one with --against"
-        )
-    source = open_source(asked.samples, modality, asked.data, asked.frames)
+        check_classes(value, request.extractor)
+    if any(metric.real for metric in metrics_of(values)) and not request.against:
+        raise UserError(f"{request.samples}: {', '.join(values)} needs a reference; name one with --against")
+    source = open_source(request.samples, modality, request.data, request.frames)
     real = Real()
-    if asked.against:
-        real = open_reference(asked.against, asked.extractor, modality, asked.data, asked.frames)
+    if request.against:
+        real = open_reference(request.against, request.extractor, modality, request.data, request.frames)
     order = positions(source, real.source) if "accuracy" in values else ()
-    extract = _extractor(asked, real.source)
-    check_reserved(asked.metrics, extract.name)
+    extract = _extractor(request, real.source)
+    check_reserved(request.metrics, extract.name)
     source = settled(source, extract)
-    return _Samples(source, admitted(real, extract, source.frames, str(asked.against)), extract, order)
+    return _Samples(source, admitted(real, extract, source.frames, str(request.against)), extract, order)
 
 
-def _extractor(asked: Request, trained_on: Source | None) -> Any:
+def _extractor(request: Request, trained_on: Source | None) -> Any:
     # Any: keyword arguments of load_extractor
     given: dict[str, Any] = {}
-    if asked.extractor == "local":
+    if request.extractor == "local":
         if trained_on is None or trained_on.labelled is None:
             raise UserError(
-                "extractor 'local' is trained on a reference of raw images, and there is none; name one with --against"
+                "extractor 'local' is trained on the raw images of a reference; name one with --against"
             )
         given = trained_on.labelled()._asdict()
     return load_extractor(
-        asked.extractor,
-        weights=asked.weights,
-        download=asked.download,
+        request.extractor,
+        weights=request.weights,
+        download=request.download,
         cache=cache_dir("extractors"),
-        device=asked.device,
+        device=request.device,
         **given,
     )
 
 
-def _fake_features(asked: Request, opened: _Samples, values: list[str]) -> SourceFeatures:
+def _fake_features(request: Request, opened: _Samples, values: list[str]) -> SourceFeatures:
     source, extract = opened.source, opened.extract
     needs = metrics_of(values)
     wanted = {_output(metric.fake) for metric in needs}
@@ -197,44 +201,49 @@ def _fake_features(asked: Request, opened: _Samples, values: list[str]) -> Sourc
         raise UserError(f"extractor '{extract.name}' has no {missing.pop()}, which {', '.join(values)} needs")
     labels = {"labels"} if "accuracy" in values else set()
     rows = any(metric.fake == "rows" for metric in needs)
-    found = source_features(source, extract, wanted | labels, rows=rows, subset=0, batch=asked.batch)
+    found = source_features(source, extract, wanted | labels, rows=rows, subset=0, batch=request.batch)
     _check_count(found.n, source.where)
     return found
 
 
-def _real_features(asked: Request, opened: _Samples, values: list[str], n_fake: int) -> SourceFeatures | None:
-    """Return the features of the raw real samples, or None if statistics are enough."""
+def _real_features(
+    request: Request, opened: _Samples, values: list[str], n_fake: int
+) -> SourceFeatures | None:
+    """Return the features of the raw real samples, or None if statistics suffice."""
     real = opened.real
     wanted = {metric.real for metric in metrics_of(values)} - {""}
     if real.statistics is not None:
         if "spatial" in wanted and real.statistics.spatial is None:
-            raise UserError(f"{asked.against} has no mu_s and sigma_s, which sfid needs")
+            raise UserError(f"{request.against} has no mu_s and sigma_s, which sfid needs")
         wanted -= {"features", "spatial"}
     if not wanted:
         return None
     if real.source is None:
         raise UserError(
-            f"{asked.against} has statistics but no raw samples, which {', '.join(values)} needs; use --metrics fd"
+            f"{request.against} has statistics but no raw samples, which {', '.join(values)} needs; use "
+            "--metrics fd"
         )
     outputs = {_output(part) for part in wanted}
     size = min(n_fake, (real.source.count or 0) // 2)
     found = source_features(
-        real.source, opened.extract, outputs, rows="rows" in wanted, subset=size, batch=asked.batch
+        real.source, opened.extract, outputs, rows="rows" in wanted, subset=size, batch=request.batch
     )
     _check_count(found.n, real.source.where)
     return found
 
 
 def _output(part: str) -> str:
-    """Return the output of a network that a part of a `Side` is made of."""
+    """Return the network output that a part of a `Side` holds."""
     return "features" if part == "rows" else part
 
 
 def _real_side(real: Real, raw: SourceFeatures | None) -> Side | None:
-    """Return the reference as metrics take it, its statistics first."""
+    """Return the reference in the form that metrics take; saved statistics come before those of raw
+    samples.
+    """
     if real.statistics is None:
-        return raw.whole.side() if raw else None
-    rows = raw.whole.rows.get("features") if raw else None
+        return raw.all.side() if raw else None
+    rows = raw.all.rows.get("features") if raw else None
     return Side(real.statistics.features, rows, real.statistics.spatial)
 
 
@@ -279,7 +288,8 @@ def _warnings(protocol: dict[str, Any], values: list[str], real: Real, extract: 
     n_real, n_fake, dim = protocol["n_real"], protocol["n_fake"], protocol["dim"]
     if n_real is not None and n_real != n_fake:
         found.append(
-            f"{n_fake} samples are compared with {n_real} real ones: compare only values with these two numbers"
+            f"{n_fake} samples are compared with {n_real} real ones: compare only values with the same two "
+            "numbers"
         )
     least = min(n_fake, n_real or n_fake)
     if least < dim and {"fd", "fd_infinity"} & set(values):
@@ -290,18 +300,19 @@ def _warnings(protocol: dict[str, Any], values: list[str], real: Real, extract: 
     if None not in shapes and shapes[0][1:] != shapes[1][1:]:
         sizes = ["x".join(map(str, shape[:0:-1])) for shape in shapes]
         found.append(
-            f"the samples are {sizes[1]} pixels, the reference {sizes[0]}: their sharpness differs for that reason alone"
+            f"the samples are {sizes[1]} pixels, the reference {sizes[0]}: this alone makes their sharpness "
+            "differ"
         )
     if n_real is not None and real.source and is_adm(Path(real.source.where)) and real.statistics is None:
         found.append(
-            f"mu and sigma of the reference are Inception's: '{extract.name}' measured its images, arr_0, instead"
+            f"mu and sigma of the reference are Inception's: '{extract.name}' used its images, arr_0, instead"
         )
     return found
 
 
 def _check_count(n: int, where: str) -> None:
     if n < 2:
-        raise UserError(f"{where} holds {n} sample; at least 2 are needed")
+        raise UserError(f"{where} has too few samples: {n}; at least 2 are needed")
 
 
 def _moments(part: np.ndarray | Moments | None) -> Moments | None:

@@ -28,13 +28,13 @@ PLURAL = {"image": "images", "video": "videos", "audio": "recordings"}
 CLIP = 16
 """Frames of a clip if neither the network nor the user fixes them."""
 FITTED = "resolution", "channels"
-"""What the user may request of images."""
+"""Settings by which the user may convert images."""
 
 
 class Batch(NamedTuple):
     """Some samples, in order."""
 
-    # Any: whatever the extractor of the source's modality takes
+    # Any: the type depends on the modality of the extractor
     inputs: Any
     """Images (B, C, H, W), clips (B, T, C, H, W), or recordings."""
     labels: Tensor | None = None
@@ -50,34 +50,33 @@ class Labelled(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """Samples that can be read again and again."""
+    """Samples that can be read repeatedly."""
 
     where: str
     modality: str
     fingerprint: str
-    """Over content, not names of files."""
+    """Hash of the content, not of file names."""
     batches: Callable[[Any, int], Iterator[Batch]]
-    """(extractor, batch size) -> the samples in order."""
+    """(extractor, batch size) -> batches of the samples in order."""
     count: int | None = None
-    """None if it is unknown before decoding: windows of recordings, videos that are long enough."""
-    shape: tuple[int, ...] | None = None
-    """(channels, height, width) of images."""
-    labelled: Callable[[], Labelled] | None = None
-    """Loads all images, for a network that is trained on them."""
-    class_names: tuple[str, ...] = ()
-    """In the order of their labels; empty if classes are only numbered."""
-    frames: int | None = None
-    """Of a clip: as requested by the user, then as `settled` with a network.
-
-    None if not given, or not a video.
+    """Number of samples; None if decoding determines it: windows of recordings, videos of sufficient
+    length.
     """
+    shape: tuple[int, ...] | None = None
+    """(channels, height, width) of images; None for videos and recordings."""
+    labelled: Callable[[], Labelled] | None = None
+    """Function that loads all images, for a network that is trained on them."""
+    class_names: tuple[str, ...] = ()
+    """Class names in the order of labels; empty if classes are only numbered."""
+    frames: int | None = None
+    """Frames of a clip: the user's choice, or after `settled` that of the network; None if not chosen."""
 
 
 def open_source(where: str, modality: str, data: DataSpec, frames: int | None = None) -> Source:
     """Open the samples of a path or of a data set's name, for a network of that modality.
 
     `data` holds the user's settings: resolution, channels, keys. `frames` is the length of clips. Raises
-    `UserError` for anything missing, broken, empty or of another modality.
+    `UserError` for samples that are missing, broken, empty or of another modality.
     """
     path = Path(where).expanduser()
     if _is_dataset(where):
@@ -98,15 +97,16 @@ def open_source(where: str, modality: str, data: DataSpec, frames: int | None = 
 
 
 def settled(source: Source, extract: Any) -> Source:
-    """Return the source as a network reads it, with the length of clips fixed and in the fingerprint.
+    """Return the source for a network, with the length of clips fixed and part of the fingerprint.
 
-    Raises `UserError` if the user requested another length than the network's.
+    Raises `UserError` if the user requested a length that differs from the network's.
     """
     if source.modality != "video":
         return source
     if extract.frames and source.frames not in (None, extract.frames):
         raise UserError(
-            f"--frames {source.frames}: extractor '{extract.name}' takes clips of {extract.frames} frames; remove the option"
+            f"--frames {source.frames}: extractor '{extract.name}' takes clips of {extract.frames} frames; "
+            "remove the option"
         )
     frames = extract.frames or source.frames or CLIP
     return replace(source, frames=frames, fingerprint=f"{source.fingerprint} frames {frames}")
@@ -130,7 +130,7 @@ def _images(where: str, path: Path, data: DataSpec) -> Source:
     else:
         name = {".npz": "npz", ".parquet": "parquet"}.get(path.suffix, "")
     if not name:
-        raise UserError(f"{where} is a file of an unsupported kind; expected {EXPECTED}")
+        raise UserError(f"{where} is a file of an unsupported type; expected {EXPECTED}")
     return _dataset(where, data.model_copy(update={"name": name, "root": str(path)}))
 
 
@@ -175,14 +175,16 @@ def _array(where: str, path: Path, data: DataSpec) -> Source:
 
 
 def _check_fitted(array: ArrayImages, data: DataSpec) -> None:
-    """Raise `UserError` for an array that is read unchanged and has another size than was requested."""
+    """Raise `UserError` if an array, which is read unchanged, does not have the requested size."""
     channels, height, width = array.image_shape
     side = data.resolution
     if (data.channels or channels, side or height, side or width) != array.image_shape:
-        asked = ", ".join(f"data.{name} = {getattr(data, name)}" for name in FITTED if getattr(data, name))
+        requested = ", ".join(
+            f"data.{name} = {getattr(data, name)}" for name in FITTED if getattr(data, name)
+        )
         raise UserError(
-            f"{asked}: {array.file} holds images of {width}x{height} pixels and {channels} channels, and npy is read "
-            "unchanged; save it as npz, whose images are resized"
+            f"{requested}: {array.file} holds images of {width}x{height} pixels and {channels} channels, and "
+            "npy is read unchanged; save it as npz, whose images are resized"
         )
 
 

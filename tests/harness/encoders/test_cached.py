@@ -1,4 +1,4 @@
-"""Features computed once: the numbers of an online pass, bit for bit, and what happens to their file."""
+"""Cached features: the bits of an online pass, and the life of their file."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def tables() -> list[Path]:
 
 
 class Counting(Viewer):
-    """Mean, and mean of squares, of each quarter of an image; counts the images that it has seen."""
+    """An encoder of the mean and mean square of each quarter of an image, which counts the images."""
 
-    seen = 0
+    images_encoded = 0
     name, dim, params, flops, sha256, accuracy = "count:x", 2, 0, 5, "0" * 64, None
     power = 2.0
 
@@ -66,7 +66,7 @@ class Counting(Viewer):
         return Architecture(2, 5)
 
     def view(self, x: Tensor, *, summary: bool = False, attention: int = 0) -> View:
-        type(self).seen += len(x)
+        type(self).images_encoded += len(x)
         quarters = (
             x.unflatten(2, (2, -1)).unflatten(4, (2, -1)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
         )
@@ -81,13 +81,13 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> type[Counting]:
         "load",
         lambda kind, name, load=registry.load: Counting if name == "count" else load(kind, name),
     )
-    monkeypatch.setattr(Counting, "seen", 0)
+    monkeypatch.setattr(Counting, "images_encoded", 0)
     return Counting
 
 
 @pytest.mark.parametrize("inner", ["random:tiny", "random:base"])
-def test_the_bits_of_an_online_pass(inner: str) -> None:
-    """Rows in any order, any number and twice over, against the encoder itself on the same images."""
+def test_view_at_returns_the_bits_of_an_online_pass(inner: str) -> None:
+    """Rows in any order and number, some twice, equal the inner encoder's features of the same images."""
     kept, online = opened(f"cached:{inner}"), opened(inner)
     draw = np.random.default_rng(0)
     for size in (1, 3, 100):
@@ -97,7 +97,7 @@ def test_the_bits_of_an_online_pass(inner: str) -> None:
         assert torch.equal(found, view_of(online, index, pictures(index)).tokens)
 
 
-def test_under_autocast_the_bits_of_autocast() -> None:
+def test_view_at_returns_the_bits_of_autocast_under_autocast() -> None:
     kept, online, index = opened(), opened("random:tiny"), np.arange(32)
     plain = kept.view_at(index, pictures(index)).tokens
     with torch.autocast("cpu", torch.bfloat16):
@@ -108,20 +108,21 @@ def test_under_autocast_the_bits_of_autocast() -> None:
     assert len(tables()) == 2
 
 
-def test_computed_once(counting: type[Counting]) -> None:
+def test_features_are_computed_once(counting: type[Counting]) -> None:
     index = np.array([5, 1700])
     first = opened("cached:count:x").view_at(index, pictures(index)).tokens
-    assert counting.seen == 1797 + cached.PROBE
+    assert counting.images_encoded == 1797 + cached.PROBE
     encoder = opened("cached:count:x")
     assert torch.equal(encoder.view_at(index, pictures(index)).tokens, first)
     encoder.view_at(index, pictures(index))
-    assert counting.seen == 1797 + 2 * cached.PROBE
-    pixels = digits().sample(1700).x.astype(float) / 127.5 - 1  # an image by hand
+    assert counting.images_encoded == 1797 + 2 * cached.PROBE
+    # One image by hand.
+    pixels = digits().sample(1700).x.astype(float) / 127.5 - 1
     assert first[1, 2, 0].item() == pytest.approx(pixels[0, 4:, :4].mean(), abs=1e-6)
     assert first[1, 2, 1].item() == pytest.approx((pixels[0, 4:, :4] ** 2).mean(), abs=1e-6)
 
 
-def test_another_encoder_other_data_another_transform_is_another_file(
+def test_file_depends_on_encoder_data_and_transform(
     counting: type[Counting], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     index = np.arange(4)
@@ -135,7 +136,8 @@ def test_another_encoder_other_data_another_transform_is_another_file(
     )()
     opened("cached:count:x", other).view_at(index, pictures(index))
     assert len(tables()) == 3
-    monkeypatch.setattr(counting, "power", 2.5)  # what neither name nor weights tell
+    # A change of the transform, which neither name nor weights show.
+    monkeypatch.setattr(counting, "power", 2.5)
     opened("cached:count:x").view_at(index, pictures(index))
     monkeypatch.setattr(counting, "sha256", "1" * 64)
     opened("cached:count:x").view_at(index, pictures(index))
@@ -143,10 +145,10 @@ def test_another_encoder_other_data_another_transform_is_another_file(
 
 
 @pytest.mark.parametrize("harm", ["flip", "cut", "header", "no sum", "sum", "empty"])
-def test_a_damaged_file_is_made_again(counting: type[Counting], harm: str) -> None:
+def test_damaged_file_is_written_again(counting: type[Counting], harm: str) -> None:
     index = np.arange(100)
     good = opened("cached:count:x").view_at(index, pictures(index)).tokens.clone()
-    file, counting.seen = tables()[0], 0
+    file, counting.images_encoded = tables()[0], 0
     content, total = bytearray(file.read_bytes()), file.with_name(f"{file.name}.sha256")
     if harm == "flip":
         content[-77] ^= 1
@@ -158,17 +160,17 @@ def test_a_damaged_file_is_made_again(counting: type[Counting], harm: str) -> No
     elif harm == "sum":
         total.write_bytes(b"\xff\xfe")
     assert torch.equal(opened("cached:count:x").view_at(index, pictures(index)).tokens, good)
-    assert counting.seen == 1797 + cached.PROBE
+    assert counting.images_encoded == 1797 + cached.PROBE
     assert tables() == [file]
 
 
-def test_nothing_half_written(counting: type[Counting], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_leaves_no_file(counting: type[Counting], monkeypatch: pytest.MonkeyPatch) -> None:
     index = np.arange(3)
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cached.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(
         UserError, match=r"cannot write the features .*No space left.*'count:x' without cached:"
     ):
@@ -177,30 +179,30 @@ def test_nothing_half_written(counting: type[Counting], monkeypatch: pytest.Monk
     monkeypatch.undo()
 
 
-def _open_in_child(cache: str, seen: Any) -> None:
+def _open_in_child(cache: str, writers: Any) -> None:
     os.environ["FLOWRACE_CACHE"] = cache
     torch.set_num_threads(1)
     write = cached.write
-    cached.write = lambda *a: (seen.append(os.getpid()), write(*a))
+    cached.write = lambda *args: (writers.append(os.getpid()), write(*args))
     opened().view_at(np.arange(2), pictures(np.arange(2)))
 
 
-def test_two_processes_make_it_once(tmp_path: Path) -> None:
+def test_two_processes_write_the_file_once(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     with context.Manager() as manager:
-        seen = manager.list()
+        writers = manager.list()
         both = [
-            context.Process(target=_open_in_child, args=(str(tmp_path / "cache"), seen)) for _ in range(2)
+            context.Process(target=_open_in_child, args=(str(tmp_path / "cache"), writers)) for _ in range(2)
         ]
         for process in both:
             process.start()
         for process in both:
             process.join(60)
         assert [process.exitcode for process in both] == [0, 0]
-        assert len(seen) == 1
+        assert len(writers) == 1
 
 
-def test_what_is_reported() -> None:
+def test_encoder_reports_one_off_flops_and_inner_properties() -> None:
     kept, online = opened(), opened("random:tiny")
     assert (kept.name, kept.flops, kept.one_off_flops) == ("cached:random:tiny", 0, 1797 * online.flops)
     assert (kept.dim, kept.params, kept.sha256) == (online.dim, online.params, online.sha256)
@@ -213,18 +215,18 @@ def test_what_is_reported() -> None:
     ("name", "message"),
     [
         ("cached:random", "names no model"),
-        ("cached:cached:random:tiny", "cached twice"),
+        ("cached:cached:random:tiny", "is cached twice; write 'cached:random:tiny'"),
         ("cached:randon:tiny", "Did you mean 'random'"),
         ("cached:random:huge", "unknown encoder size 'huge'"),
     ],
 )
-def test_wrong_names(name: str, message: str) -> None:
+def test_encoder_name_is_rejected_when_wrong(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         opened(name)
 
 
-def test_the_feed_tells_which_sample_it_serves() -> None:
-    """Over the end of an epoch; the pixels of a batch are those of the data set at these places."""
+def test_feed_place_returns_data_set_indices() -> None:
+    """Also across the end of an epoch: a batch holds the images of the data set at these indices."""
     dataset = digits()
     sides = split(dataset, 0.1)
     feed = Feed(dataset, sides.train, Streams(3), label_drop=0.1, flip=False)
@@ -236,8 +238,8 @@ def test_the_feed_tells_which_sample_it_serves() -> None:
     assert torch.equal(feed.batch(index).x0, pictures(feed.place(index)))
 
 
-def test_a_run_is_the_same_with_kept_features(tmp_path: Path) -> None:
-    """Every loss, sample and weight; only the encoder's FLOPs are gone."""
+def test_run_is_the_same_with_cached_features(tmp_path: Path) -> None:
+    """Losses and weights are equal; only the encoder's FLOPs are saved."""
     settings = ("method.name=repa", "method.encoder.name=")
     online = trained(tiny(*settings[:1], settings[1] + "random:tiny"), tmp_path)
     kept = trained(tiny(*settings[:1], settings[1] + "cached:random:tiny"), tmp_path)
@@ -247,17 +249,15 @@ def test_a_run_is_the_same_with_kept_features(tmp_path: Path) -> None:
     assert all(a < b for a, b in zip(*flops, strict=True))
 
 
-def test_flip_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_flip_is_rejected_before_anything_is_written(tmp_path: Path) -> None:
     spec = tiny("method.name=repa", "method.encoder.name=cached:random:tiny", "data.flip=true")
     with pytest.raises(UserError, match=r"data\.flip = true .*set data\.flip=false.*'random:tiny'"):
         trained(spec, tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
 
 
-def test_it_keeps_tokens_alone(counting: type[Counting]) -> None:
+def test_summary_and_attention_are_rejected(counting: type[Counting]) -> None:
     index = np.arange(2)
     for extras in ({"summary": True}, {"attention": 1}):
-        with pytest.raises(
-            UserError, match=r"'cached:count:x' keeps tokens alone.*this method needs 'count:x'"
-        ):
+        with pytest.raises(UserError, match=r"'cached:count:x' stores tokens only.*; use 'count:x'"):
             opened("cached:count:x").view_at(index, pictures(index), **extras)

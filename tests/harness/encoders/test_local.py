@@ -1,4 +1,4 @@
-"""The encoders made here: deterministic, trained on one side of the split, cached with a checksum."""
+"""Local encoders: deterministic, trained on the training split only, cached with a checksum."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def choice(name: str, **fields: Any) -> SimpleNamespace:
 
 
 class Squares:
-    """64 images of 4x4 pixels, bright above or below: what a network of this size learns at once."""
+    """A data set of 256 images of 4x4 pixels, bright in the upper or lower half, which is easy to learn."""
 
     modality, classes, shape, fingerprint = "image", 2, (1, 4, 4), "squares"
 
@@ -38,13 +38,13 @@ class Squares:
         self.pixels = draw.integers(0, 100, (256, 1, 4, 4)).astype(np.uint8)
         for pixels, label in zip(self.pixels, self.labels, strict=True):
             pixels[0, 2 * label : 2 * label + 2] += 150
-        self.asked: list[int] = []
+        self.indices_read: list[int] = []
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def sample(self, index: int) -> Sample:
-        self.asked.append(index)
+        self.indices_read.append(index)
         return Sample(self.pixels[index], int(self.labels[index]))
 
     def key(self, index: int) -> bytes:
@@ -63,25 +63,21 @@ def opened(
     return open_encoder(choice(name, **fields), data, grid=grid, held_out=held_out, device=CPU)
 
 
-def test_digits_are_learned(cache: Path) -> None:
+def test_local_encoder_learns_digits(cache: Path) -> None:
     encoder = opened("local:tiny", open_dataset(DataSpec()), held_out=0.1, grid=(4, 4))
     assert encoder.accuracy > 0.9
     assert (encoder.dim, encoder.grid, len(encoder.sha256)) == (32, (4, 4), 64)
 
 
-def test_the_split_is_kept(cache: Path) -> None:
-    """Training reads no held-out image: with the file in the cache gone, fit asks for training indices
-    only."""
+def test_fit_reads_training_images_only(cache: Path) -> None:
     data = Squares()
     sides = split(data, 0.25)
     local.fit(local.build("tiny", data.shape, 2, (2, 2)), data, sides.train, CPU)
-    assert set(data.asked) <= set(sides.train)
-    assert len(set(data.asked)) > 0.9 * len(sides.train)
+    assert set(data.indices_read) <= set(sides.train)
+    assert len(set(data.indices_read)) > 0.9 * len(sides.train)
 
 
-def test_same_bits_twice_whatever_torch_drew_and_however_many_threads(
-    tmp_path: Path, monkeypatch: Any
-) -> None:
+def test_weights_do_not_depend_on_torchs_seed_or_threads(tmp_path: Path, monkeypatch: Any) -> None:
     found = []
     for number, threads in enumerate((1, 2)):
         monkeypatch.setenv("FLOWRACE_CACHE", str(tmp_path / str(number)))
@@ -97,24 +93,24 @@ def test_same_bits_twice_whatever_torch_drew_and_however_many_threads(
     assert found[0].accuracy == found[1].accuracy == 1.0
 
 
-def test_the_second_time_nothing_is_trained(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_weights_are_not_trained_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = opened("local:tiny", Squares())
     monkeypatch.setattr(local, "fit", lambda *_: pytest.fail("trained again"))
     data = Squares()
     second = opened("local:tiny", data)
     assert (second.sha256, second.accuracy) == (first.sha256, first.accuracy)
-    assert data.asked == []
+    assert data.indices_read == []
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-40], lambda b: b[:-8] + bytes(8), lambda b: b""])
-def test_damaged_weights_are_made_again(cache: Path, damage: Any) -> None:
+def test_damaged_weights_are_trained_again(cache: Path, damage: Any) -> None:
     first = opened("local:tiny", Squares())
     (file,) = cache.glob("*.safetensors")
     file.write_bytes(damage(file.read_bytes()))
     assert opened("local:tiny", Squares()).sha256 == first.sha256
 
 
-def test_what_the_weights_depend_on_has_files_of_its_own(cache: Path) -> None:
+def test_cache_file_depends_on_data_split_and_grid(cache: Path) -> None:
     data, other = Squares(), Squares()
     other.fingerprint = "other"
     opened("local:tiny", data)
@@ -128,12 +124,12 @@ WORKER = """
 import sys, torch
 from tests.harness.encoders.test_local import Squares, local, opened
 fit = local.fit
-local.fit = lambda *given: (print("trained", flush=True), fit(*given))
+local.fit = lambda *args: (print("trained", flush=True), fit(*args))
 print(opened("local:tiny", Squares()).sha256)
 """
 
 
-def test_two_processes_do_the_work_once(cache: Path) -> None:
+def test_two_processes_train_once(cache: Path) -> None:
     root = Path(__file__).parents[3]
     command = [sys.executable, "-c", WORKER]
     both = [subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -142,8 +138,8 @@ def test_two_processes_do_the_work_once(cache: Path) -> None:
     assert lines[0][-1] == lines[1][-1]
 
 
-def test_features_are_the_network_by_hand(cache: Path) -> None:
-    """Patches cut by reshape in row-major order, attention written out, in float64."""
+def test_features_and_attention_equal_those_by_hand(cache: Path) -> None:
+    """The reference: patches cut by reshape in row-major order, attention written out, in float64."""
     encoder = opened("random:tiny", Squares())
     x = torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
     w = {
@@ -178,7 +174,7 @@ def test_features_are_the_network_by_hand(cache: Path) -> None:
         encoder.view(x, attention=3)
 
 
-def test_frozen_and_plain(cache: Path) -> None:
+def test_encoder_is_frozen_and_computes_in_float32(cache: Path) -> None:
     encoder = opened("random:small", Squares())
     x = torch.zeros(2, 1, 4, 4, requires_grad=True)
     features = encoder.features(x)
@@ -188,9 +184,8 @@ def test_frozen_and_plain(cache: Path) -> None:
         assert encoder.features(x).dtype == torch.float32
 
 
-def test_counted_before_it_exists() -> None:
-    """By hand: patches, four blocks, attention. (A real pass is no judge: older torch does not count its
-    attention.)"""
+def test_architecture_counts_flops_of_patches_blocks_and_attention() -> None:
+    """Counted by hand, because torch does not count the fused attention of a real pass on the CPU."""
     matmuls = 16 * 2 * (12 * 64 + 4 * 12 * 64**2) + 4 * 2 * 2 * 16**2 * 64
     assert local.RandomEncoder.architecture("small", (3, 8, 8), 10, (4, 4)) == (64, matmuls, 4)
 
@@ -201,12 +196,12 @@ def test_counted_before_it_exists() -> None:
         ("local", {}, (2, 2), "names no model"),
         ("lokal:tiny", {}, (2, 2), "Did you mean 'local'"),
         ("local:tny", {}, (2, 2), "Did you mean 'tiny'"),
-        ("local:tiny", {}, (3, 3), "do not divide"),
+        ("local:tiny", {}, (3, 3), r"samples of 4x4 do not divide into a grid of 3x3 tokens"),
         ("random:tiny", {"weights": "x.safetensors"}, (2, 2), "takes no weights file"),
-        ("random:tiny", {"sha256": "0" * 64}, (2, 2), "asks for 0000"),
+        ("random:tiny", {"sha256": "0" * 64}, (2, 2), r"method\.encoder\.sha256 is 0000"),
     ],
 )
-def test_mistakes(
+def test_encoder_is_rejected_when_name_grid_or_weights_are_wrong(
     cache: Path, name: str, fields: dict[str, str], grid: tuple[int, int], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
@@ -214,12 +209,12 @@ def test_mistakes(
     assert not list(cache.glob("*.safetensors"))
 
 
-def test_without_labels_there_is_nothing_to_learn(cache: Path) -> None:
+def test_local_encoder_is_rejected_for_data_without_labels(cache: Path) -> None:
     data = Squares()
     data.classes = 1
     with pytest.raises(UserError, match=r"learns from labels.*random:tiny"):
         opened("local:tiny", data)
 
 
-def test_nothing_held_out_means_no_accuracy(cache: Path) -> None:
+def test_accuracy_is_none_without_held_out_images(cache: Path) -> None:
     assert opened("local:tiny", Squares(), held_out=0.0).accuracy is None

@@ -1,5 +1,4 @@
-"""open_clip's image towers as frozen encoders, with seeded weights in place of published ones: nothing is
-fetched."""
+"""Encoders of open_clip, with seeded weights instead of published ones: nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -31,8 +30,7 @@ TEXT = {"context_length": 8, "vocab_size": 32, "width": 32, "heads": 2, "layers"
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Two small models that open_clip knows from here on, and a file of weights of each, text tower
-    included."""
+    """Register two small models with open_clip and write weights of each, text tower included."""
     folder = tmp_path_factory.mktemp("open_clip")
     own = {"image_size": IMAGE, "layers": LAYERS, "width": WIDTH, "head_width": 32, "patch_size": PATCH}
     timm = {
@@ -70,14 +68,13 @@ def pictures(channels: int = 3) -> torch.Tensor:
 
 
 def prepared(images: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    """Bicubic resize, then CLIP's mean and deviation, by torchvision."""
+    """Resize (bicubic) and normalise with CLIP's mean and deviation, by torchvision."""
     x = tv.resize((images + 1) / 2, [rows, columns], InterpolationMode.BICUBIC, antialias=False)
     return tv.normalize(x, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
 
 def by_hand(state: dict[str, torch.Tensor], x: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """CLIP's image tower written out in float64: patches, class token, positions, pre-norm blocks, final
-    norm, patch tokens."""
+    """Compute the patch tokens of CLIP's image tower, written out in float64, up to the final norm."""
     w = {n.removeprefix("visual."): t.double() for n, t in state.items() if n.startswith("visual.")}
     norm = lambda h, name: F.layer_norm(h, (WIDTH,), w[f"{name}.weight"], w[f"{name}.bias"])  # noqa: E731
     patches = F.conv2d(x.double(), w["conv1.weight"], stride=PATCH).flatten(2).mT
@@ -101,7 +98,7 @@ def by_hand(state: dict[str, torch.Tensor], x: torch.Tensor, grid: tuple[int, in
 
 
 @pytest.mark.parametrize("grid", [(4, 4), (3, 5), (2, 2)])
-def test_tokens_as_by_hand(files: dict[str, Path], grid: tuple[int, int]) -> None:
+def test_tokens_equal_those_by_hand(files: dict[str, Path], grid: tuple[int, int]) -> None:
     encoder = opened(OWN, files[OWN], grid=grid)
     found = encoder.features(pictures())
     expected = by_hand(
@@ -111,8 +108,8 @@ def test_tokens_as_by_hand(files: dict[str, Path], grid: tuple[int, int]) -> Non
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
 
 
-def test_tower_from_timm(files: dict[str, Path]) -> None:
-    """Against the whole model of open_clip, the prefix dropped here."""
+def test_timm_tower_gives_its_patch_tokens(files: dict[str, Path]) -> None:
+    """The reference: the full open_clip model, its prefix token dropped."""
     model = open_clip.create_model(FROM_TIMM).eval()
     model.load_state_dict(load_file(files[FROM_TIMM]))
     model.visual.trunk.set_input_size(img_size=(64, 64))
@@ -123,9 +120,8 @@ def test_tower_from_timm(files: dict[str, Path]) -> None:
     torch.testing.assert_close(found, expected[:, 1:], atol=1e-5, rtol=1e-4)
 
 
-def test_rows_come_first(files: dict[str, Path]) -> None:
-    """A change in the top right corner moves token 3 of a 4x4 grid and not token 12, in a network without
-    depth."""
+def test_tokens_are_in_row_major_order(files: dict[str, Path]) -> None:
+    """Without blocks, a change in the top right corner of a 4x4 grid changes token 3, not token 12."""
     encoder = opened(OWN, files[OWN])
     encoder._network.tower.transformer = torch.nn.Identity()
     images = pictures()
@@ -135,13 +131,13 @@ def test_rows_come_first(files: dict[str, Path]) -> None:
     assert moved.argmax() == 3 and moved[12] == 0
 
 
-def test_grey_is_colour_thrice(files: dict[str, Path]) -> None:
+def test_grey_image_equals_its_channel_repeated(files: dict[str, Path]) -> None:
     encoder = opened(OWN, files[OWN], channels=1)
     grey = pictures(1)
     assert torch.equal(encoder.features(grey), encoder.features(grey.repeat(1, 3, 1, 1)))
 
 
-def test_frozen(files: dict[str, Path]) -> None:
+def test_encoder_is_frozen_and_computes_in_float32(files: dict[str, Path]) -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
     encoder = opened(OWN, files[OWN])
@@ -154,11 +150,12 @@ def test_frozen(files: dict[str, Path]) -> None:
         assert encoder.features(pictures()).dtype == torch.float32
 
 
-def test_what_is_reported(files: dict[str, Path]) -> None:
+def test_encoder_reports_hash_flops_and_parameters(files: dict[str, Path]) -> None:
     digest = hashlib.sha256(files[OWN].read_bytes()).hexdigest()
     encoder = opened(OWN, files[OWN], sha256=digest)
     assert (encoder.sha256, encoder.accuracy) == (digest, None)
-    tokens = 16 + 1  # four matrices and two products a block; patches 8x8x3
+    # Four matrices and two products in each block; patches of 8x8x3.
+    tokens = 16 + 1
     blocks = LAYERS * (2 * tokens * 12 * WIDTH**2 + 4 * tokens**2 * WIDTH)
     assert encoder.flops == 2 * 16 * 3 * PATCH**2 * WIDTH + blocks
     tower = {n: t.numel() for n, t in load_file(files[OWN]).items() if n.startswith("visual.")}
@@ -169,15 +166,17 @@ def test_what_is_reported(files: dict[str, Path]) -> None:
     ("model", "dim", "gmacs"),
     [("ViT-L-14.openai", 1024, 81.1), ("ViT-B-16-SigLIP.webli", 768, 23.1), ("EVA02-B-16", 768, 23.2)],
 )
-def test_cost_needs_no_weights(model: str, dim: int, gmacs: float) -> None:
-    """Towers at 16x16 tokens of width d and depth n: n (12 d^2 T + 2 T^2 d) multiply-adds and the patches (T:
-    with prefix)."""
+def test_architecture_needs_no_weights(model: str, dim: int, gmacs: float) -> None:
+    """A tower of width d and depth n takes n (12 d^2 T + 2 T^2 d) multiply-adds, and those of the patches.
+
+    T is the number of tokens, 16x16 and the prefix.
+    """
     about = OpenClipEncoder.architecture(model, (3, 256, 256), 1000, (16, 16))
     assert about.dim == dim
     assert about.flops / 2e9 == pytest.approx(gmacs, rel=0.01)
 
 
-def test_pixels_and_activation_are_those_of_the_training() -> None:
+def test_recipe_has_normalisation_and_activation_of_the_training() -> None:
     clip, siglip = find_recipe("ViT-L-14.openai"), find_recipe("ViT-B-16-SigLIP")
     assert clip.quick_gelu and clip.mean == (0.48145466, 0.4578275, 0.40821073)
     assert (siglip.mean, siglip.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)) and not siglip.quick_gelu
@@ -198,12 +197,12 @@ def test_pixels_and_activation_are_those_of_the_training() -> None:
         ("ViTamin-S.datacomp1b", "is not a ViT"),
     ],
 )
-def test_wrong_models(model: str, message: str) -> None:
+def test_model_is_rejected_when_unknown_or_not_a_vit(model: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         opened(model)
 
 
-def test_weights_that_are_not_here(
+def test_missing_weights_error_names_the_download(
     monkeypatch: pytest.MonkeyPatch, files: dict[str, Path], tmp_path: Path
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
@@ -218,7 +217,9 @@ def test_weights_that_are_not_here(
         opened(OWN, tmp_path / "absent.safetensors")
 
 
-def test_wrong_files(files: dict[str, Path], tmp_path: Path) -> None:
+def test_weights_file_is_rejected_when_damaged_or_of_another_model(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
     pickled, cut, part = (tmp_path / name for name in ("a.bin", "b.safetensors", "c.safetensors"))
     pickled.write_bytes(pickle.dumps({"weight": Path("x")}))
     cut.write_bytes(files[OWN].read_bytes()[:5000])
@@ -234,5 +235,5 @@ def test_wrong_files(files: dict[str, Path], tmp_path: Path) -> None:
         opened(OWN, part)
     with pytest.raises(UserError, match="does not hold the weights of encoder"):
         opened(OWN, files[FROM_TIMM])
-    with pytest.raises(UserError, match="asks for abc"):
+    with pytest.raises(UserError, match=r"method\.encoder\.sha256 is abc"):
         opened(OWN, files[OWN], sha256="abc")

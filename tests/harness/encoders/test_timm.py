@@ -1,4 +1,4 @@
-"""timm's ViTs as frozen encoders, with seeded weights in place of published ones: nothing is fetched."""
+"""Encoders of timm, with seeded weights instead of published ones: nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PLAIN, REGISTERS = "vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2"
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Weights of both models, every tensor away from its initial value, the classifier included."""
+    """Write weights of both models, no tensor at its initial value, the classifier included."""
     made = {}
     for model in (PLAIN, REGISTERS):
         draw = torch.Generator().manual_seed(0)
@@ -55,9 +55,10 @@ def pictures(channels: int = 3) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("model", "grid", "prefix"), [(PLAIN, (4, 4), 1), (REGISTERS, (4, 4), 5), (REGISTERS, (3, 5), 5)]
 )
-def test_tokens_as_by_hand(files: dict[str, Path], model: str, grid: tuple[int, int], prefix: int) -> None:
-    """Against torchvision's preparation and the position embedding that timm resamples inside the forward
-    pass."""
+def test_tokens_equal_those_of_timm(
+    files: dict[str, Path], model: str, grid: tuple[int, int], prefix: int
+) -> None:
+    """The reference: torchvision's preparation, and positions that timm resamples in the forward pass."""
     network = timm.create_model(model, pretrained=False, num_classes=0, dynamic_img_size=True).eval()
     state = load_file(files[model])
     network.load_state_dict({name: t for name, t in state.items() if not name.startswith("head.")})
@@ -74,21 +75,21 @@ def test_tokens_as_by_hand(files: dict[str, Path], model: str, grid: tuple[int, 
 
 
 @pytest.mark.parametrize(("model", "prefix"), [(PLAIN, 1), (REGISTERS, 5)])
-def test_attention_is_timms_own_among_the_patches(files: dict[str, Path], model: str, prefix: int) -> None:
-    """Against the maps of timm's unfused kernel, cut to the patches, rows made to sum to 1 again."""
-    encoder, seen = opened(model, files[model]), []
+def test_attention_equals_that_of_timm_among_patches(files: dict[str, Path], model: str, prefix: int) -> None:
+    """The reference: maps of timm's unfused kernel, cut to the patches and normalised again."""
+    encoder, maps_of_blocks = opened(model, files[model]), []
     view = encoder.view(pictures(), summary=True, attention=2)
     for block in encoder._network.blocks[-2:]:
         block.attn.fused_attn = False
-        block.attn.attn_drop.register_forward_hook(lambda _, __, out: seen.append(out))
+        block.attn.attn_drop.register_forward_hook(lambda _, __, out: maps_of_blocks.append(out))
     tokens = encoder._network.forward_features(_prepared(encoder, pictures()))
-    maps = torch.stack(seen, dim=1)[..., prefix:, prefix:]
+    maps = torch.stack(maps_of_blocks, dim=1)[..., prefix:, prefix:]
     torch.testing.assert_close(view.attention, maps / maps.sum(-1, keepdim=True), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(view.summary, tokens[:, 0], atol=1e-4, rtol=1e-4)
     assert encoder.heads == view.attention.shape[2]
 
 
-def test_a_network_without_plain_attention_shows_none(tmp_path: Path) -> None:
+def test_attention_is_rejected_for_a_network_that_rotates_queries(tmp_path: Path) -> None:
     rope = "vit_small_patch16_dinov3.lvd1689m"
     about = TimmEncoder.architecture(rope, (3, 32, 32), 10, (4, 4))
     assert about.heads == 0
@@ -103,8 +104,8 @@ def _prepared(encoder: TimmEncoder, images: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.interpolate(x, size=encoder._size, mode="bicubic")
 
 
-def test_rows_come_first(files: dict[str, Path]) -> None:
-    """A change in the top right corner moves token 3 of a 4x4 grid most, in a network without depth."""
+def test_tokens_are_in_row_major_order(files: dict[str, Path]) -> None:
+    """Without blocks, a change in the top right corner of a 4x4 grid changes token 3, not token 12."""
     encoder = opened(PLAIN, files[PLAIN])
     encoder._network.blocks = torch.nn.Identity()
     images = pictures()
@@ -115,13 +116,13 @@ def test_rows_come_first(files: dict[str, Path]) -> None:
     assert moved[12] == 0
 
 
-def test_grey_is_colour_thrice(files: dict[str, Path]) -> None:
+def test_grey_image_equals_its_channel_repeated(files: dict[str, Path]) -> None:
     encoder = opened(PLAIN, files[PLAIN], channels=1)
     grey = pictures(1)
     assert torch.equal(encoder.features(grey), encoder.features(grey.repeat(1, 3, 1, 1)))
 
 
-def test_frozen(files: dict[str, Path]) -> None:
+def test_encoder_is_frozen_and_computes_in_float32(files: dict[str, Path]) -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
     encoder = opened(PLAIN, files[PLAIN])
@@ -135,27 +136,29 @@ def test_frozen(files: dict[str, Path]) -> None:
         assert encoder.features(images).dtype == torch.float32
 
 
-def test_what_is_reported(files: dict[str, Path]) -> None:
+def test_encoder_reports_hash_width_and_flops(files: dict[str, Path]) -> None:
+    """Torch does not count the CPU's fused attention kernel, so the counted pass runs without it."""
     digest = hashlib.sha256(files[REGISTERS].read_bytes()).hexdigest()
     encoder = opened(REGISTERS, files[REGISTERS], sha256=digest.upper())
     assert (encoder.sha256, encoder.dim, encoder.accuracy) == (digest, 384, None)
+    for block in encoder._network.blocks:
+        block.attn.fused_attn = False
     with FlopCounterMode(display=False) as counter:
         encoder.features(pictures()[:1])
     assert counter.get_total_flops() == encoder.flops
-    # patches 14x14x3, four matrices and two products a block; 12 blocks of width 384 over 16 + 5 tokens
+    # Patches of 14x14x3; 12 blocks of width 384 over 16 + 5 tokens, with four matrices and two products each.
     tokens, width = 21, 384
     blocks = 12 * (2 * tokens * 12 * width**2 + 4 * tokens**2 * width)
     assert encoder.flops == 2 * 16 * 588 * width + blocks
 
 
 def test_released_layout_is_converted(files: dict[str, Path], tmp_path: Path) -> None:
-    """A DINOv2 file in Meta's own layout (mask token, register_tokens, no class in the positions of
-    registers)."""
+    """Meta's layout of DINOv2: a mask token, register_tokens, and a class token in the positions."""
     state = {n: t for n, t in load_file(files[REGISTERS]).items() if not n.startswith("head.")}
     meta = dict(state)
     meta["mask_token"] = torch.zeros(1, 384)
     meta["register_tokens"] = meta.pop("reg_token")
-    # timm keeps positions without the class token's, which it folds into cls_token
+    # timm stores no position for the class token; it adds that position to cls_token.
     place = torch.full((1, 1, 384), 0.25)
     meta["pos_embed"] = torch.cat([place, state["pos_embed"]], 1)
     meta["cls_token"] = state["cls_token"] - place
@@ -173,15 +176,15 @@ def test_released_layout_is_converted(files: dict[str, Path], tmp_path: Path) ->
         ("vit_base_patch14_dinov2.nope", "Invalid pretrained tag"),
         ("resnet18", "not a ViT"),
         ("swin_tiny_patch4_window7_224", "not a ViT"),
-        ("vit_small_r26_s32_224", "cannot put its tokens on a grid of 4x4"),
+        ("vit_small_r26_s32_224", "cannot place its tokens on a grid of 4x4"),
     ],
 )
-def test_wrong_models(model: str, message: str) -> None:
+def test_model_is_rejected_when_unknown_or_not_a_vit(model: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         opened(model)
 
 
-def test_weights_that_are_not_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_weights_error_names_the_download(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(
         UserError, match=r"huggingface.co/timm/vit_tiny_patch16_224\.\S+/model.safetensors.*download=true"
@@ -193,7 +196,9 @@ def test_weights_that_are_not_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         opened(PLAIN, tmp_path / "absent.safetensors")
 
 
-def test_wrong_files(files: dict[str, Path], tmp_path: Path) -> None:
+def test_weights_file_is_rejected_when_damaged_or_of_another_model(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
     pickled, cut, part = (tmp_path / name for name in ("a.bin", "b.safetensors", "c.safetensors"))
     pickled.write_bytes(pickle.dumps({"weight": Path("x")}))
     cut.write_bytes(files[PLAIN].read_bytes()[:5000])
@@ -209,12 +214,12 @@ def test_wrong_files(files: dict[str, Path], tmp_path: Path) -> None:
         opened(PLAIN, part)
     with pytest.raises(UserError, match="does not hold the weights of encoder"):
         opened(PLAIN, files[REGISTERS])
-    with pytest.raises(UserError, match="asks for abc"):
+    with pytest.raises(UserError, match=r"method\.encoder\.sha256 is abc"):
         opened(PLAIN, files[PLAIN], sha256="abc")
 
 
-def test_cost_needs_no_weights() -> None:
-    """REPA's setting: DINOv2-B at 224 pixels; its known cost is 23 GMACs."""
+def test_architecture_needs_no_weights() -> None:
+    """REPA's encoder, DINOv2-B at 224 pixels, takes 23 GMACs."""
     about = TimmEncoder.architecture("vit_base_patch14_dinov2.lvd142m", (3, 256, 256), 1000, (16, 16))
     assert about.dim == 768
     assert about.flops / 2e9 == pytest.approx(23.2, abs=0.1)

@@ -1,4 +1,4 @@
-"""Metric checks: one function, with as much as the caller knows."""
+"""Metric checks: one function, called with or without the numbers of samples."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_check_metrics_returns_each_metric_with_its_network() -> None:
 
 
 @pytest.mark.parametrize(
-    ("metric", "samples", "real", "sentence"),
+    ("metric", "samples", "real", "message"),
     [
         ("kid:local", 30, 5000, "draws subsets of 1000, but one side has 30 samples"),
         ("kid:local", 5000, 30, "draws subsets of 1000, but one side has 30 samples"),
@@ -31,10 +31,10 @@ def test_check_metrics_returns_each_metric_with_its_network() -> None:
     ],
 )
 def test_check_metrics_rejects_too_few_samples_when_their_number_is_known(
-    metric: str, samples: int, real: int, sentence: str
+    metric: str, samples: int, real: int, message: str
 ) -> None:
     check_metrics(spec(metric), object(), "image")
-    with pytest.raises(UserError, match=sentence):
+    with pytest.raises(UserError, match=message):
         check_metrics(spec(metric), object(), "image", samples=samples, real=real)
 
 

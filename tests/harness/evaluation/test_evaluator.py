@@ -1,5 +1,4 @@
-"""Evaluation: the same latents and labels for every method and step, whatever the batch; and the commands
-around it."""
+"""Evaluation of a run: fixed latents and labels, independent of the batch size; and its commands."""
 
 from __future__ import annotations
 
@@ -36,8 +35,8 @@ CPU = torch.device("cpu")
 SPEC = EvalSpec(samples=30, sampler="euler_maruyama", sampler_steps=4, batch_size=30)
 
 
-class Still(torch.nn.Module):
-    """A network that answers with its input, a little changed by its label."""
+class ShiftByLabel(torch.nn.Module):
+    """A network whose output is its input, shifted slightly by the label."""
 
     def forward(self, x, times, y):
         return Prediction(x * 0.5 + y[:, None, None, None] * 0.01, {})
@@ -49,19 +48,19 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Record:
 
 
 def drawn(**changes) -> torch.Tensor:
-    return draw_samples(Still(), SPEC.model_copy(update=changes), (1, 4, 4), 10, CPU)
+    return draw_samples(ShiftByLabel(), SPEC.model_copy(update=changes), (1, 4, 4), 10, CPU)
 
 
 @pytest.mark.parametrize("sampler", ["euler", "heun", "euler_maruyama"])
-def test_samples_do_not_depend_on_the_batch(sampler: str) -> None:
-    whole = drawn(sampler=sampler)
-    assert whole.shape == (30, 1, 4, 4) and whole.dtype == torch.uint8
-    assert torch.equal(drawn(sampler=sampler, batch_size=7), whole)
-    assert torch.equal(drawn(sampler=sampler, samples=12), whole[:12])
-    assert not torch.equal(drawn(sampler=sampler, seed=1), whole)
+def test_samples_do_not_depend_on_batch_size_or_number(sampler: str) -> None:
+    expected = drawn(sampler=sampler)
+    assert expected.shape == (30, 1, 4, 4) and expected.dtype == torch.uint8
+    assert torch.equal(drawn(sampler=sampler, batch_size=7), expected)
+    assert torch.equal(drawn(sampler=sampler, samples=12), expected[:12])
+    assert not torch.equal(drawn(sampler=sampler, seed=1), expected)
 
 
-def test_labels() -> None:
+def test_sample_labels_are_balanced_exactly_or_on_average() -> None:
     index = np.arange(5000)
     balanced = sample_labels(SPEC.model_copy(update={"labels": "balanced"}), Streams(0), index, 10)
     assert np.bincount(balanced).tolist() == [500] * 10
@@ -69,8 +68,8 @@ def test_labels() -> None:
     assert len(set(counts)) > 1 and counts.min() > 400
 
 
-def test_the_logged_distance_is_the_textbook_one(record: Record) -> None:
-    """From the samples of the checkpoint: means, covariances and scipy's matrix square root."""
+def test_recorded_frechet_distance_equals_its_definition(record: Record) -> None:
+    """The reference: means, covariances and scipy's matrix square root of the checkpoint's samples."""
     spec = tiny("eval.samples=60")
     dataset = open_dataset(spec.data)
     train = split(dataset, spec.data.held_out).train
@@ -87,7 +86,7 @@ def test_the_logged_distance_is_the_textbook_one(record: Record) -> None:
     assert record.of("eval")[-1]["metrics"]["fd:local"]["n"] == 60
 
 
-def test_the_protocol_tells_what_must_not_be_mixed() -> None:
+def test_protocol_digest_changes_only_with_fields_that_change_values() -> None:
     dataset = open_dataset(tiny().data)
     train = split(dataset, 0.5).train
 
@@ -108,7 +107,7 @@ def test_the_protocol_tells_what_must_not_be_mixed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "sentence"),
+    ("name", "message"),
     [
         ("fdd:local", "unknown metric .*Did you mean"),
         ("fd:", "names no network: write fd:<extractor>"),
@@ -129,13 +128,13 @@ def test_the_protocol_tells_what_must_not_be_mixed() -> None:
         ),
     ],
 )
-def test_metrics_that_cannot_be_had_are_refused_before_anything_runs(name: str, sentence: str) -> None:
+def test_evaluator_rejects_metrics_that_cannot_be_computed(name: str, message: str) -> None:
     dataset = open_dataset(tiny().data)
-    with pytest.raises(UserError, match=sentence):
+    with pytest.raises(UserError, match=message):
         Evaluator(SPEC.model_copy(update={"metrics": (name,)}), dataset, np.arange(50), CPU)
 
 
-def test_the_grid_shows_every_pixel() -> None:
+def test_image_grid_shows_every_pixel() -> None:
     pixels = np.arange(3 * 3 * 2 * 2, dtype=np.uint8).reshape(3, 3, 2, 2)
     grid = image_grid(pixels, columns=2)
     assert grid.shape == (5, 5, 3)
@@ -145,7 +144,7 @@ def test_the_grid_shows_every_pixel() -> None:
     assert (grid[3:, 3:] == 255).all() and image_grid(pixels[:, :1]).ndim == 2
 
 
-def test_eval_command_gives_the_numbers_of_the_record(record: Record) -> None:
+def test_eval_command_repeats_the_recorded_values(record: Record) -> None:
     result = CliRunner().invoke(eval_command, [str(record.path), "--json"])
     found = json.loads(result.output)
     last = record.of("eval")[-1]
@@ -156,8 +155,10 @@ def test_eval_command_gives_the_numbers_of_the_record(record: Record) -> None:
     assert more["protocol"] != last["protocol"] and more["metrics"]["fd:local"]["n"] == 61
 
 
-def test_eval_command_says_the_interval_and_what_it_is_over(record: Record) -> None:
-    """Over replicates as --json has it; a single evaluation of a distance has none."""
+def test_eval_command_prints_interval_and_replicates(record: Record) -> None:
+    """The interval over replicates equals that of --json; a single evaluation of a distance has no
+    interval.
+    """
     call = [str(record.path), "--set", "eval.replicates=3"]
     row = json.loads(CliRunner().invoke(eval_command, [*call, "--json"]).output)["metrics"]["fd:local"]
     (line,) = CliRunner().invoke(eval_command, call).output.splitlines()
@@ -169,7 +170,9 @@ def test_eval_command_says_the_interval_and_what_it_is_over(record: Record) -> N
     assert "[" not in line and "(n = 60, step-00000012, " in line
 
 
-def test_sample_command(record: Record, tmp_path: Path) -> None:
+def test_sample_command_writes_picture_and_npz_of_the_recorded_latents(
+    record: Record, tmp_path: Path
+) -> None:
     picture, arrays = tmp_path / "a.png", tmp_path / "a.npz"
     for output in (picture, arrays):
         assert (
@@ -181,8 +184,8 @@ def test_sample_command(record: Record, tmp_path: Path) -> None:
     grid = np.asarray(Image.open(picture))
     assert np.array_equal(grid[:8, :8], found[0, :, :, 0])
     logged = np.asarray(Image.open(record.path / "samples" / "step-00000012.png"))
-    assert np.array_equal(logged[:8, :8], found[0, :, :, 0])  # the same latents every time
+    assert np.array_equal(logged[:8, :8], found[0, :, :, 0])
 
 
-def test_presets_name_metrics_that_can_be_had() -> None:
+def test_digits_preset_has_a_metric_without_downloads() -> None:
     assert load_spec("digits").eval.metrics == ("fd:local",)

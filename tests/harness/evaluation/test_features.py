@@ -1,4 +1,4 @@
-"""The feature pass: moments and rows of any batches, under masks, one batch late."""
+"""Feature passes: moments and rows, of all samples or under masks, collected one batch later."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def passed(*sets: Masked, batch: int = 8) -> FeaturePass:
 
 
 def same(found: Moments, rows: np.ndarray) -> bool:
-    """Whether moments have the bits of those of rows added at once."""
+    """Return whether moments are bitwise equal to those of rows added at once."""
     expected = Moments()
     expected.add(rows)
     return found.n == len(rows) and np.array_equal(found.covariance, expected.covariance)
@@ -55,11 +55,11 @@ def test_feature_pass_divides_samples_by_masks() -> None:
     passed(Masked(inside, mask), Masked(outside, ~mask))
     assert same(inside.moments["features"], FEATURES[mask])
     assert same(outside.moments["features"], FEATURES[~mask])
-    whole = inside.merged(outside).moments["features"]
-    assert whole.n == 50 and np.allclose(whole.covariance, np.cov(FEATURES, rowvar=False))
+    merged = inside.merged(outside).moments["features"]
+    assert merged.n == 50 and np.allclose(merged.covariance, np.cov(FEATURES, rowvar=False))
 
 
-def test_feature_pass_keeps_a_batch_when_the_next_one_has_started() -> None:
+def test_feature_pass_collects_a_batch_when_the_next_one_starts() -> None:
     kept = FeatureSet(rows=["features"])
     found = FeaturePass(MEANS, [Masked(kept)])
     found.add(X[:20])
@@ -70,7 +70,7 @@ def test_feature_pass_keeps_a_batch_when_the_next_one_has_started() -> None:
     assert found.n == 50 and np.array_equal(kept.rows["features"], FEATURES)
 
 
-def test_feature_pass_records_features_that_are_not_finite() -> None:
+def test_feature_pass_stops_collecting_when_features_are_not_finite() -> None:
     def broken(images: torch.Tensor) -> dict[str, torch.Tensor]:
         found = network(images)
         found["features"][2, 1] = torch.nan

@@ -1,4 +1,4 @@
-"""Network inputs and sample grids: every value in its place."""
+"""Network inputs and pictures of samples: the position of every value."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ def numbers(*shape: int) -> torch.Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def test_clips_have_their_frames_first() -> None:
+def test_network_inputs_of_video_have_frames_before_channels() -> None:
     x = numbers(2, *VIDEO)
     clips = network_inputs(x, [VIDEO], "video")
     assert clips.shape == (2, 3, 1, 4, 5)
     assert all(torch.equal(clips[:, t], x[:, :, t]) for t in range(3))
 
 
-def test_sound_is_an_image_and_an_image_is_itself() -> None:
+def test_network_inputs_add_a_channel_to_sound_and_keep_images() -> None:
     sound, image = numbers(2, *SOUND), numbers(2, 3, 4, 5)
     assert torch.equal(network_inputs(sound, [SOUND], "image")[:, 0], sound)
     assert torch.equal(network_inputs(image, [(3, 4, 5)], "image"), image)
 
 
-def test_each_network_sees_its_part_of_a_joint_sample() -> None:
+def test_network_inputs_select_the_part_of_a_joint_sample() -> None:
     video, sound = numbers(2, *VIDEO), numbers(2, *SOUND)
     both = torch.cat([video.flatten(1), sound.flatten(1)], dim=1)
     assert torch.equal(network_inputs(both, [VIDEO, SOUND], "video"), video.transpose(1, 2))
@@ -55,7 +55,7 @@ def test_check_metrics_rejects_a_network_of_another_modality(modality: str) -> N
                 check_metrics(spec, object(), modality)
 
 
-def test_a_video_is_a_row_of_frames_and_its_sound_lies_beneath() -> None:
+def test_picture_shows_sound_below_the_frames_of_a_video() -> None:
     video, sound = numbers(3, *VIDEO), numbers(3, *SOUND)
     both = torch.cat([video.flatten(1), sound.flatten(1)], dim=1).numpy()
     shown = picture(both, [VIDEO, SOUND])
@@ -67,7 +67,7 @@ def test_a_video_is_a_row_of_frames_and_its_sound_lies_beneath() -> None:
         assert np.array_equal(block[4:, 14], sound[n].flip(0)[:, 14 * 8 // 15])
 
 
-def test_sound_alone_is_its_spectrogram_low_bands_at_the_bottom() -> None:
+def test_picture_shows_sound_with_low_bands_at_the_bottom() -> None:
     sound = numbers(2, *SOUND)
     shown = picture(sound.numpy(), [SOUND])
     assert shown.shape == (6, 17) and np.array_equal(shown[:, :8], sound[0].flip(0).numpy())

@@ -1,4 +1,4 @@
-"""What a metric's name means, where its network is, and which encoders it would favour."""
+"""Metric names: their meaning, the location of their network, and the encoders that they favour."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DINO = "timm:vit_small_patch14_dinov2"
 
 
 def script(path: Path, scale: float = 1.0) -> Path:
-    """A network whose features are scaled means of the channels."""
+    """Save a network whose features are scaled means of the channels."""
 
     class Means(torch.nn.Module):
         def forward(self, x):
@@ -39,7 +39,7 @@ def script(path: Path, scale: float = 1.0) -> Path:
 
 
 @pytest.mark.parametrize("name", sorted(RESERVED))
-def test_reserved_name_stands_for_one_network(name: str) -> None:
+def test_reserved_name_selects_one_network(name: str) -> None:
     found = metric_spec(name)
     assert found.name == name and found.value in {*OVER_ANY, "sfid"}
     others = {"cmmd": "clip-vit-l-336", "fvd": "i3d", "fvd_infinity": "i3d"}
@@ -47,12 +47,12 @@ def test_reserved_name_stands_for_one_network(name: str) -> None:
 
 
 @pytest.mark.parametrize("value", OVER_ANY)
-def test_metric_name_goes_over_any_network(value: str) -> None:
+def test_metric_name_accepts_any_network(value: str) -> None:
     assert metric_spec(f"{value}:local") == (f"{value}:local", value, "local")
     assert metric_spec(f"{value}:timm:resnet18").extractor == "timm:resnet18"
 
 
-def test_accuracy_by_inception_is_rejected_with_the_spec() -> None:
+def test_spec_rejects_accuracy_by_inception() -> None:
     with pytest.raises(
         UserError,
         match=r"eval.metrics 'accuracy:inception': accuracy needs a classifier of this data set's classes",
@@ -60,7 +60,7 @@ def test_accuracy_by_inception_is_rejected_with_the_spec() -> None:
         load_spec("digits", ["eval.metrics=['accuracy:inception']"])
 
 
-def test_torchscript_is_named_by_its_content(tmp_path: Path) -> None:
+def test_torchscript_network_is_named_by_its_content(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     here, other = script(tmp_path / "net.ts"), script(tmp_path / "other.ts", 2.0)
     there = tmp_path / "b" / "moved.ts"
@@ -86,7 +86,7 @@ def test_torchscript_is_named_by_its_content(tmp_path: Path) -> None:
         of(here, "?sha256=0011")
 
 
-def test_run_id_does_not_change_with_one_replicate() -> None:
+def test_run_id_does_not_change_when_replicates_is_one() -> None:
     assert "replicates" not in canonical(load_spec("digits"))
     assert load_spec("digits", ["eval.replicates=1"]).id == load_spec("digits").id
     assert load_spec("digits", ["eval.replicates=3"]).id != load_spec("digits").id
@@ -119,13 +119,13 @@ def test_check_impartial_rejects_an_encoder_as_the_only_metric() -> None:
         check_impartial(metrics[:1], favoured(metrics, [DINO]), "here")
 
 
-@pytest.mark.parametrize(("second", "refused"), [(["fd:dinov2-s", "fd:local"], True), (["fd:local"], False)])
+@pytest.mark.parametrize(("second", "rejected"), [(["fd:dinov2-s", "fd:local"], True), (["fd:local"], False)])
 def test_plan_checks_every_arm_against_every_encoder(
-    tmp_path: Path, second: list[str], refused: bool
+    tmp_path: Path, second: list[str], rejected: bool
 ) -> None:
-    """flow has no encoder, but it must not be judged by repa's alone."""
+    """flow has no encoder, but its only metric must not be computed by the encoder of repa."""
     arms = [{"name": "flow"}, {"name": "repa", "encoder": {"name": DINO}}]
-    first = ["fd:dinov2-s"] if refused else ["fd:dinov2-s", "fd:local"]
+    first = ["fd:dinov2-s"] if rejected else ["fd:dinov2-s", "fd:local"]
     table = {
         "name": "s",
         "base": "digits",
@@ -134,7 +134,7 @@ def test_plan_checks_every_arm_against_every_encoder(
     }
     (tmp_path / "study.toml").write_text(tomli_w.dumps(table))
     study = load_study(str(tmp_path / "study.toml"))
-    if refused:
+    if rejected:
         with pytest.raises(UserError, match=r"study s: 'fd:dinov2-s' in eval.metrics, and every other"):
             make_plan(study)
     else:

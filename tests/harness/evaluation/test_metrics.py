@@ -1,4 +1,4 @@
-"""Many metrics from one pass, replicates, floors, and a metric that fails: by name, and without the run."""
+"""Metrics of one evaluation: one pass for all, replicates, noise floors, and metrics that fail."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ SPEC = EvalSpec(
 )  # fmt: skip
 
 
-class Painter(torch.nn.Module):
-    """Draws something that depends on noise and label."""
+class NoiseAndLabel(torch.nn.Module):
+    """A network whose samples depend on noise and label."""
 
     def forward(self, x, times, y):
         return Prediction(x * 0.8 + (y[:, None, None, None] - 5) * 0.05, {})
@@ -50,22 +50,22 @@ def evaluator() -> Evaluator:
 
 @pytest.fixture(scope="module")
 def result(evaluator: Evaluator) -> Result:
-    return evaluator(Painter())
+    return evaluator(NoiseAndLabel())
 
 
-def twin(evaluator: Evaluator, **changes) -> Evaluator:
-    """The same evaluator with other parts, without its preparation."""
+def changed_copy(evaluator: Evaluator, **changes) -> Evaluator:
+    """Return a copy of a prepared evaluator with other attributes."""
     other = Evaluator.__new__(Evaluator)
     other.__dict__.update(evaluator.__dict__, **changes)
     return other
 
 
-def test_one_pass_serves_every_metric(evaluator: Evaluator, result: Result) -> None:
-    """Replicate 0 against the functions themselves, on features extracted apart."""
+def test_one_pass_computes_every_metric(evaluator: Evaluator, result: Result) -> None:
+    """Replicate 0 equals the metric functions on features that are extracted separately."""
     dataset = open_dataset(tiny().data)
     train = split(dataset, 0.2).train
     extract = evaluator.extractors["local"]
-    pixels = draw_samples(Painter(), SPEC, dataset.shape, dataset.classes, CPU)
+    pixels = draw_samples(NoiseAndLabel(), SPEC, dataset.shape, dataset.classes, CPU)
     fake, real = (extract.outputs(x) for x in (pixels, torch.from_numpy(images(dataset, train)[0])))
     a, b = real["features"].numpy(), fake["features"].numpy()
     labels = sample_labels(SPEC, Streams(0), np.arange(SPEC.samples), dataset.classes)
@@ -90,10 +90,11 @@ def test_one_pass_serves_every_metric(evaluator: Evaluator, result: Result) -> N
         assert found.n == SPEC.samples
 
 
-def test_the_interval_over_replicates_is_students(result: Result) -> None:
+def test_interval_over_replicates_is_students_t(result: Result) -> None:
     for name, number in result.metrics.items():
         first, second = number.replicates
-        half = 12.706204736432095 * abs(first - second) / 2  # t(0.975, 1 degree of freedom) * s / sqrt(2)
+        # t(0.975, 1 degree of freedom) * s / sqrt(2)
+        half = 12.706204736432095 * abs(first - second) / 2
         assert number.mean == pytest.approx((first + second) / 2)
         assert number.high - number.mean == pytest.approx(half, rel=1e-9, abs=1e-12), name
         assert result.rows[name]["replicates"] == [first, second]
@@ -101,26 +102,26 @@ def test_the_interval_over_replicates_is_students(result: Result) -> None:
     assert first != second
 
 
-def test_one_evaluation_is_the_first_replicate(evaluator: Evaluator, result: Result) -> None:
-    alone = twin(evaluator, spec=SPEC.model_copy(update={"replicates": 1}))(Painter())
+def test_single_evaluation_equals_the_first_replicate(evaluator: Evaluator, result: Result) -> None:
+    alone = changed_copy(evaluator, spec=SPEC.model_copy(update={"replicates": 1}))(NoiseAndLabel())
     for name, number in alone.metrics.items():
         assert number.mean == result.metrics[name].replicates[0]
         assert alone.rows[name] == {"mean": number.mean, "low": None, "high": None, "n": SPEC.samples}
     assert np.array_equal(alone.grid, result.grid)
 
 
-def test_replicates_are_the_further_samples_of_one_stream(evaluator: Evaluator, result: Result) -> None:
-    """Two of 120 are the halves of one of 240: the second one, measured by itself."""
+def test_replicates_are_consecutive_samples_of_one_stream(evaluator: Evaluator, result: Result) -> None:
+    """Replicate 2 of 120 samples is the second half of one evaluation of 240."""
     dataset = open_dataset(tiny().data)
     twice = SPEC.model_copy(update={"samples": 2 * SPEC.samples})
-    pixels = draw_samples(Painter(), twice, dataset.shape, dataset.classes, CPU)
+    pixels = draw_samples(NoiseAndLabel(), twice, dataset.shape, dataset.classes, CPU)
     b = evaluator.extractors["local"](pixels[SPEC.samples :])
     a = evaluator.extractors["local"](torch.from_numpy(images(dataset, split(dataset, 0.2).train)[0]))
     expected = metrics.frechet_distance(a, b)
     assert result.metrics["fd:local"].replicates[1] == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_floors_are_real_against_real(evaluator: Evaluator, result: Result) -> None:
+def test_noise_floors_compare_real_samples_with_real_ones(evaluator: Evaluator, result: Result) -> None:
     dataset = open_dataset(tiny().data)
     sides = split(dataset, 0.2)
     a, b = (evaluator.extractors["local"](torch.from_numpy(images(dataset, side)[0])) for side in sides)
@@ -134,19 +135,19 @@ def test_floors_are_real_against_real(evaluator: Evaluator, result: Result) -> N
     assert 0 < halves["mean"] < 0.5 * result.metrics["fd:local"].mean
 
 
-def test_features_that_are_not_finite_fail_their_metrics_by_name(evaluator: Evaluator) -> None:
+def test_metrics_fail_by_name_when_features_are_not_finite(evaluator: Evaluator) -> None:
     def network(x):
         return {"features": torch.full((len(x), 64), torch.nan), "logits": torch.zeros(len(x), 10)}
 
     broken = replace(evaluator.extractors["local"], network=network)
-    found = twin(evaluator, extractors={"local": broken})(Painter())
+    found = changed_copy(evaluator, extractors={"local": broken})(NoiseAndLabel())
     assert found.metrics == {} and set(found.errors) == set(SPEC.metrics)
     assert all("not finite" in reason for reason in found.errors.values())
 
 
-def test_one_failed_metric_leaves_the_others(evaluator: Evaluator) -> None:
-    """Labels of an eleventh class, which the network does not know."""
-    found = twin(evaluator, classes=11)(Painter())
+def test_failed_metric_does_not_affect_the_others(evaluator: Evaluator) -> None:
+    """Accuracy fails for labels of an eleventh class, which the network does not have."""
+    found = changed_copy(evaluator, classes=11)(NoiseAndLabel())
     assert (
         set(found.errors) == {"accuracy:local"}
         and "label 10 is out of range" in found.errors["accuracy:local"]
@@ -154,23 +155,24 @@ def test_one_failed_metric_leaves_the_others(evaluator: Evaluator) -> None:
     assert set(found.metrics) == set(LOCAL)
 
 
-def test_a_race_goes_on_without_a_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Step 6 cannot be measured, step 12 can: the record says so, and no line is missing."""
+def test_run_continues_when_a_metric_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The metric fails at step 6 and succeeds at step 12; the record has both events."""
     calls, compute = [], evaluation._compute
 
     def fail_once(metric, real, fake):
         calls.append(metric)
-        return ({}, "no luck") if len(calls) == 1 else compute(metric, real, fake)
+        return ({}, "cannot be computed") if len(calls) == 1 else compute(metric, real, fake)
 
     monkeypatch.setattr(evaluation, "_compute", fail_once)
     record = trained(tiny(), tmp_path)
     first, last = record.of("eval")
     assert record.status == "done" and (first["step"], last["step"]) == (6, 12)
-    assert first["metrics"] == {} and first["errors"] == {"fd:local": "no luck"}
+    assert first["metrics"] == {} and first["errors"] == {"fd:local": "cannot be computed"}
     assert set(last["metrics"]) == {"fd:local"} and "errors" not in last
     about = record.environment[-1]["evaluation"]
     assert about["hash"] == digest(about["protocol"]) == last["protocol"] and about["aligned"] == []
-    told = about["protocol"]
-    assert (told["n_fake"], told["sampler"], told["sampler_steps"], told["guidance"]) == (24, "heun", 3, 1.0)
-    assert told["extractors"]["local"].keys() == {"sha256", "dim", "preprocessing"}
+    recorded = about["protocol"]
+    fields = [recorded[name] for name in ("n_fake", "sampler", "sampler_steps", "guidance")]
+    assert fields == [24, "heun", 3, 1.0]
+    assert recorded["extractors"]["local"].keys() == {"sha256", "dim", "preprocessing"}
     assert about["floor"]["fd:local"]["train_halves"]["n"] == 24

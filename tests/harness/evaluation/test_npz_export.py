@@ -1,5 +1,4 @@
-"""flowrace sample into npz: ADM's layout, the same bytes whether or not it was interrupted, by one process or
-two."""
+"""Export of samples to npz: ADM's layout, and the same bytes after an interruption or by two processes."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ from harness.cli import sample as sample_command
 from harness.cli.sample import sample as command
 from harness.data.open import open_dataset
 from harness.errors import UserError
-from harness.evaluation import npz_export as bulk
+from harness.evaluation import npz_export
 from harness.flow.sampling import sample_labels
 from harness.records.checkpoint import checkpoints
 from harness.records.record import Record
@@ -42,37 +41,38 @@ def draw(record: Record, output: Path, *words: str, n: int = 30) -> bytes:
     return output.read_bytes()
 
 
-def test_interrupted_sampling_gives_the_same_bytes(
+def test_interrupted_export_gives_the_same_bytes(
     record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = draw(record, tmp_path / "whole.npz")
-    whole, drawn = bulk.draw_batch, []
+    expected = draw(record, tmp_path / "uninterrupted.npz")
+    draw_batch, drawn = npz_export.draw_batch, []
 
-    def stopping(*given):
+    def stopping(*args):
         if len(drawn) == 2:
             raise KeyboardInterrupt
-        drawn.append(given[5][0])
-        return whole(*given)
+        drawn.append(args[5][0])
+        return draw_batch(*args)
 
-    monkeypatch.setattr(bulk, "draw_batch", stopping)
+    monkeypatch.setattr(npz_export, "draw_batch", stopping)
     output, parts = tmp_path / "cut.npz", tmp_path / "cut.npz.parts"
     call = [str(record.path), "-n", "30", "--npz", str(output), *BATCH]
     assert CliRunner().invoke(command, call).exit_code != 0
     assert not output.exists() and len(list(parts.glob("*.npy"))) == 2
     first = parts / "000000000-000000008.npy"
-    first.write_bytes(first.read_bytes()[:-4])  # as a crash of the disk may leave it
+    # A crash may leave a truncated file.
+    first.write_bytes(first.read_bytes()[:-4])
     drawn.clear()
 
-    def counting(*given):
-        drawn.append(int(given[5][0]))
-        return whole(*given)
+    def counting(*args):
+        drawn.append(int(args[5][0]))
+        return draw_batch(*args)
 
-    monkeypatch.setattr(bulk, "draw_batch", counting)
+    monkeypatch.setattr(npz_export, "draw_batch", counting)
     assert draw(record, output) == expected
     assert drawn == [0, 16, 24] and not parts.exists()
 
 
-def test_the_layout_is_adms(record: Record, tmp_path: Path) -> None:
+def test_npz_has_the_layout_of_adm(record: Record, tmp_path: Path) -> None:
     draw(record, tmp_path / "a.npz")
     with np.load(tmp_path / "a.npz", allow_pickle=False) as content:
         assert content.files == ["arr_0", "arr_1"]
@@ -82,15 +82,14 @@ def test_the_layout_is_adms(record: Record, tmp_path: Path) -> None:
     dataset = open_dataset(spec.data)
     model = load_ema(checkpoints(record.path / "checkpoints")[-1], spec, dataset, CPU)
     drawn = draw_samples(model, spec.eval, dataset.shape, dataset.classes, CPU)
-    np.testing.assert_allclose(
-        drawn.permute(0, 2, 3, 1), pixels, atol=1
-    )  # another batch size rounds another way
+    # The rounding depends on the batch size.
+    np.testing.assert_allclose(drawn.permute(0, 2, 3, 1), pixels, atol=1)
     np.testing.assert_array_equal(
         sample_labels(spec.eval, Streams(spec.eval.seed), np.arange(30), 10), labels
     )
 
 
-def test_the_classes_that_are_asked_for(record: Record, tmp_path: Path) -> None:
+def test_classes_option_limits_the_labels(record: Record, tmp_path: Path) -> None:
     draw(record, tmp_path / "a.npz", "--classes", "3,7")
     assert set(np.load(tmp_path / "a.npz", allow_pickle=False)["arr_1"]) == {3, 7}
     with pytest.raises(UserError, match=r"--classes 10: this run has classes 0 \.\. 9"):
@@ -100,50 +99,49 @@ def test_the_classes_that_are_asked_for(record: Record, tmp_path: Path) -> None:
     assert not (tmp_path / "b.npz.parts").exists()
 
 
-def test_batches_of_another_job_are_not_mixed_in(record: Record, tmp_path: Path) -> None:
+def test_export_rejects_batches_of_another_job(record: Record, tmp_path: Path) -> None:
     folder = tmp_path / "a.npz.parts"
     folder.mkdir()
-    (folder / bulk.JOB).write_text('{"job": "another"}')
+    (folder / npz_export.JOB).write_text('{"job": "another"}')
     with pytest.raises(UserError, match=r"a\.npz\.parts holds batches of other samples"):
         draw(record, tmp_path / "a.npz")
     with pytest.raises(UserError, match="both name the file"):
         draw(record, tmp_path / "a.npz", "-o", str(tmp_path / "b.png"))
 
 
-def test_a_second_command_for_one_file_is_refused_by_name(
+def test_second_export_to_one_file_is_rejected_while_the_first_runs(
     record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While the first draws; it ends with its file all the same."""
-    expected, refused = draw(record, tmp_path / "whole.npz"), []
-    whole = bulk.draw_batch
+    expected, rejected = draw(record, tmp_path / "uninterrupted.npz"), []
+    draw_batch = npz_export.draw_batch
 
-    def beside(*given):
+    def with_second_export(*args):
         with pytest.raises(UserError, match=rf"a\.npz\.parts is in use by process {os.getpid()} on"):
             draw(record, tmp_path / "a.npz")
-        refused.append(given)
-        return whole(*given)
+        rejected.append(args)
+        return draw_batch(*args)
 
-    monkeypatch.setattr(bulk, "draw_batch", beside)
-    assert draw(record, tmp_path / "a.npz") == expected and refused
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "whole.npz"]
+    monkeypatch.setattr(npz_export, "draw_batch", with_second_export)
+    assert draw(record, tmp_path / "a.npz") == expected and rejected
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "uninterrupted.npz"]
 
 
-def test_a_file_that_another_command_has_written_meanwhile_is_not_overwritten(
+def test_export_does_not_overwrite_a_file_written_meanwhile(
     record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened = sample_command.drawing_of_run
+    drawing_of_run = sample_command.drawing_of_run
 
-    def meanwhile(*given):
-        (tmp_path / "a.npz").write_text("theirs")
-        return opened(*given)
+    def with_file_written(*args):
+        (tmp_path / "a.npz").write_text("of another command")
+        return drawing_of_run(*args)
 
-    monkeypatch.setattr(sample_command, "drawing_of_run", meanwhile)
+    monkeypatch.setattr(sample_command, "drawing_of_run", with_file_written)
     with pytest.raises(UserError, match=r"a\.npz already exists"):
         draw(record, tmp_path / "a.npz")
-    assert (tmp_path / "a.npz").read_text() == "theirs"
+    assert (tmp_path / "a.npz").read_text() == "of another command"
 
 
-def test_two_processes_write_what_one_does(record: Record, tmp_path: Path) -> None:
+def test_two_processes_write_the_bytes_of_one(record: Record, tmp_path: Path) -> None:
     expected = draw(record, tmp_path / "one.npz")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

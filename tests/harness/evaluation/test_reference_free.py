@@ -45,7 +45,7 @@ def evaluator(metric: str, samples: int = 60) -> Evaluator:
 
 
 @pytest.mark.parametrize("name", [name for name in REFERENCE_FREE if name != "cer:tesseract"])
-def test_noise_floor_separates_real_samples_from_spoilt_ones(name: str) -> None:
+def test_noise_floor_separates_real_from_spoilt_samples(name: str) -> None:
     found = evaluator(name)
     real, spoilt = REAL_AND_SPOILT[name]
     assert real(found.noise_floor[name]["held_out"]["mean"]) and spoilt(
@@ -59,8 +59,8 @@ def test_evaluator_rejects_too_few_samples() -> None:
         evaluator("drift:local", samples=2)
 
 
-def test_noise_floor_is_left_out_when_held_out_samples_have_no_value() -> None:
-    """Two videos are too few to tell how far videos are apart; what is generated can still be measured."""
+def test_noise_floor_is_left_out_when_it_is_undefined() -> None:
+    """Two held-out videos are too few for the variation between videos, but not for generated samples."""
     spec = modal(
         "video", "eval.metrics=['drift:local', 'agreement:local']", "eval.samples=9", "data.frames=4"
     )
@@ -72,12 +72,12 @@ def test_noise_floor_is_left_out_when_held_out_samples_have_no_value() -> None:
         and found.noise_floor["agreement:local"]["held_out"]["n"] == 2
     )
     x, labels = images(dataset, sides.held_out[:9])
-    (drift,) = (truth for truth in found.reference_free if truth.name == "drift:local")
+    (drift,) = (metric for metric in found.reference_free if metric.name == "drift:local")
     assert drift(torch.from_numpy(x), found.shapes, torch.from_numpy(labels)).mean > 0
 
 
 @pytest.mark.skipif(shutil.which("tesseract") is None, reason="tesseract is not installed")
-def test_tesseract_is_a_reader_of_a_race() -> None:
+def test_tesseract_separates_real_from_spoilt_samples() -> None:
     found = evaluator("cer:tesseract", samples=20)
     real, spoilt = REAL_AND_SPOILT["cer:tesseract"]
     assert real(found.noise_floor["cer:tesseract"]["held_out"]["mean"])
@@ -85,28 +85,30 @@ def test_tesseract_is_a_reader_of_a_race() -> None:
     assert found.about["truths"]["cer:tesseract"]["version"].startswith("tesseract")
 
 
-def test_without_tesseract_the_trained_reader_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_tesseract_error_names_the_trained_reader(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match=r"apt install tesseract-ocr, or use cer:reader"):
         evaluator("cer:tesseract")
 
 
-def test_agreement_is_that_of_the_classifier_on_each_frame() -> None:
+def test_agreement_does_not_depend_on_the_order_of_frames() -> None:
     found = evaluator("agreement:local")
     spec = modal("video", "data.frames=8", "data.held_out=0.2")
     dataset = open_dataset(spec.data)
     x, labels = images(dataset, split(dataset, 0.2).held_out[:9])
-    (truth,) = found.reference_free
+    (metric,) = found.reference_free
     classifier = prepared("drift:local", dataset, split(dataset, 0.2).train, CPU).about["sha256"]
-    assert truth.about["sha256"] == classifier
-    (value,) = (truth(torch.from_numpy(x), found.shapes, torch.from_numpy(labels)),)
-    shuffled = truth(torch.from_numpy(x)[:, :, torch.randperm(8)], found.shapes, torch.from_numpy(labels))
-    assert value == shuffled  # the order of frames is nothing to it
-    one = agreement(np.zeros((9, 8), int))
-    assert value.mean <= one.mean == 1
+    assert metric.about["sha256"] == classifier
+    value = metric(torch.from_numpy(x), found.shapes, torch.from_numpy(labels))
+    shuffled = metric(torch.from_numpy(x)[:, :, torch.randperm(8)], found.shapes, torch.from_numpy(labels))
+    assert value == shuffled
+    perfect = agreement(np.zeros((9, 8), int))
+    assert value.mean <= perfect.mean == 1
 
 
-def test_a_race_records_them_with_their_interval(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_run_records_reference_free_metrics_with_their_interval(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
     record = trained(modal("video", "eval.metrics=['dynamics']"), tmp_path_factory.mktemp("run"))
     for event in record.of("eval"):
         number = event["metrics"]["dynamics"]
@@ -116,7 +118,7 @@ def test_a_race_records_them_with_their_interval(tmp_path_factory: pytest.TempPa
 
 
 @pytest.mark.parametrize("name", list(REFERENCE_FREE))
-def test_reference_free_metric_is_rejected_for_other_data(name: str) -> None:
+def test_reference_free_metric_is_rejected_when_data_lack_its_attribute(name: str) -> None:
     with pytest.raises(UserError, match=rf"eval.metrics '{name}' needs data .*remove it"):
         load_spec("digits", [f"eval.metrics=['{name}']"])
 
@@ -127,6 +129,6 @@ def test_sync_is_rejected_when_one_part_is_not_generated() -> None:
     check_metrics(EvalSpec(metrics=("agreement:local",)), object(), "video")
 
 
-def test_misspelt_metric_is_answered_with_the_nearest_name() -> None:
+def test_misspelt_metric_error_suggests_the_nearest_name() -> None:
     with pytest.raises(UserError, match="Did you mean 'dynamics'"):
         load_spec("moving-digits", ["eval.metrics=['dynamic']"])

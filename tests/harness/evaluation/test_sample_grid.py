@@ -1,4 +1,4 @@
-"""Pictures of samples: what stands where."""
+"""Sample grids: the position of every pixel."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from harness.data.log_mel import griffin_lim
 from harness.evaluation.sample_grid import films, waveform
 
 
-def test_a_waveform_reaches_from_its_least_to_its_greatest_value() -> None:
+def test_waveform_column_reaches_from_smallest_to_largest_value() -> None:
     wave = np.concatenate([np.zeros(100), np.linspace(-1, 1, 100)])
     drawn = waveform(wave, height=21, width=2)
-    assert (np.flatnonzero(drawn[:, 0] == 0) == [10]).all()  # silence: one row, in the middle
+    # Silence is one row in the middle.
+    assert (np.flatnonzero(drawn[:, 0] == 0) == [10]).all()
     assert (drawn[:, 1] == 0).all()
     assert waveform(np.array([5.0, -5.0]), height=5, width=2).tolist() == [
         [0, 255],
@@ -20,7 +21,7 @@ def test_a_waveform_reaches_from_its_least_to_its_greatest_value() -> None:
     ]
 
 
-def test_films_are_frames_over_their_wave() -> None:
+def test_films_show_frames_above_their_waveform() -> None:
     random = np.random.default_rng(0)
     x = random.integers(0, 256, (2, 1 * 3 * 4 * 4 + 32 * 12), dtype=np.uint8)
     drawn = films(x, [(1, 3, 4, 4), (32, 12)], scale=2)
@@ -29,7 +30,7 @@ def test_films_are_frames_over_their_wave() -> None:
     for row in range(2):
         top = row * (height + 2)
         for frame in range(3):
-            seen = drawn[top : top + 8 : 2, frame * 8 : frame * 8 + 8 : 2]
-            assert (seen == x[row, :48].reshape(3, 4, 4)[frame]).all()
-        wave = griffin_lim(x[row, 48:].reshape(32, 12))
+            shown = drawn[top : top + 8 : 2, frame * 8 : frame * 8 + 8 : 2]
+            assert (shown == x[row, :48].reshape(3, 4, 4)[frame]).all()
+        wave = heard(x[row, 48:].reshape(32, 12))
         assert (drawn[top + 8 : top + 12] == waveform(wave, 4, 24)).all()

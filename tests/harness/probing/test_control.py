@@ -1,5 +1,4 @@
-"""Control of runs: what is read from which features, beside which floors, for which runs, and what is
-refused."""
+"""Control probe: features, state and action, baselines, the table of a study, and errors."""
 
 from __future__ import annotations
 
@@ -33,8 +32,7 @@ SAMPLES = ("--samples", "60")
 
 
 def made(spec: RunSpec, out: Path, steps: tuple[int, ...] = (3, 6), *, done: bool = True) -> Path:
-    """A run with checkpoints of weights that no training made: every layer does something, another at every
-    step."""
+    """Write a run whose checkpoints have random weights, so that each layer and step gives other features."""
     dataset = open_dataset(spec.data)
     run = build_run(spec, dataset, split(dataset, spec.data.held_out), CPU)
     with RecordWriter(out / spec.id) as record:
@@ -51,20 +49,19 @@ def made(spec: RunSpec, out: Path, steps: tuple[int, ...] = (3, 6), *, done: boo
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two seeds of video, a video with its sound, that video alone, that sound alone, and a run that is not
-    finished."""
+    """Write two video runs, a joint run, runs on its video and its sound alone, and an unfinished run."""
     out = tmp_path_factory.mktemp("study")
     for spec in (modal("video"), modal("video", "seed=1"), modal("joint")):
         made(spec, out)
-    for silent, heard in ((1.0, 0.0), (0.0, 1.0)):
-        weights = (f"data.video_weight={silent}", f"data.audio_weight={heard}")
-        made(modal("joint", *weights, f"eval.metrics=['fd:{'video:' if silent else ''}local']"), out)
+    for video, audio in ((1.0, 0.0), (0.0, 1.0)):
+        weights = (f"data.video_weight={video}", f"data.audio_weight={audio}")
+        made(modal("joint", *weights, f"eval.metrics=['fd:{'video:' if video else ''}local']"), out)
     made(modal("video", "seed=2"), out, done=False)
     return out
 
 
 def table_copy(study: Path, to: Path) -> Path:
-    """The study without a table; runs are read where they lie."""
+    """Copy the study without a table; its runs are symbolic links."""
     to.mkdir()
     for run in (path for path in study.iterdir() if path.is_dir()):
         (to / run.name).symlink_to(run)
@@ -80,7 +77,7 @@ def invoked(path: Path, *words: str) -> Result:
     return CliRunner().invoke(probe, [str(path), "--control", *words], catch_exceptions=False)
 
 
-def asked(path: Path, *words: str) -> dict[str, Any]:
+def table_of(path: Path, *words: str) -> dict[str, Any]:
     result = invoked(path, "--json", *SAMPLES, *words)
     assert result.exit_code == 0, result.output
     return json.loads(result.output)
@@ -92,26 +89,28 @@ def noised(spec: RunSpec, index: np.ndarray, time: float) -> torch.Tensor:
     return (1 - time) * x0 + time * Streams(0).normal("probe/noise", index, x0.shape[1:])
 
 
-def test_a_feature_is_the_mean_of_the_tokens_of_a_time_patch() -> None:
-    """Of patches themselves: their mean is that of pixels over rows and columns of the patch's grid; sound
-    comes last."""
+def test_per_frame_is_the_mean_over_tokens_of_a_time_patch() -> None:
+    """With patches as tokens it is the mean of pixels over rows and columns of the grid, without sound."""
     config = backbone_config(spec := modal("joint"), open_dataset(spec.data))
     video = torch.randn(3, *config.shape)
     tokens = patchify(video, config.parts[0].patch)
     features = per_frame(torch.cat([tokens, torch.full((3, 9, tokens.shape[-1]), 1e6)], 1), config)
     assert features.shape == (3, 2, 1 * 2 * 4 * 4)
-    by_hand = video.reshape(3, 2, 2, 4, 4, 4, 4).mean((3, 5)).flatten(2)  # (B, F, frame, rows, p, columns, p)
+    # (B, F, frame, rows, p, columns, p)
+    by_hand = video.reshape(3, 2, 2, 4, 4, 4, 4).mean((3, 5)).flatten(2)
     torch.testing.assert_close(features, by_hand)
 
 
 @pytest.mark.parametrize("modality", ["video", "joint"])
-def test_layers_are_those_of_the_network_on_noised_videos(study: Path, modality: str) -> None:
-    """Against hooks on a pass of the whole network, its tokens counted off by loops."""
+def test_layer_features_equal_those_from_hooks(study: Path, modality: str) -> None:
+    """The reference: hooks on a pass of the full network, and loops over its tokens."""
     spec, index = modal(modality), np.array([5, 900, 33])
     file = checkpoint_of_run(study / spec.id, 3)
     model = load_ema(file, spec, open_dataset(spec.data), CPU)
-    caught: list[torch.Tensor] = []
-    hooks = [block.register_forward_hook(lambda _, __, out: caught.append(out[0])) for block in model.blocks]
+    captured: list[torch.Tensor] = []
+    hooks = [
+        block.register_forward_hook(lambda _, __, out: captured.append(out[0])) for block in model.blocks
+    ]
     with torch.no_grad():
         model(noised(spec, index, 0.5), Times.per_sample(torch.full((3,), 0.5)), torch.full((3,), 10))
     for hook in hooks:
@@ -120,7 +119,7 @@ def test_layers_are_those_of_the_network_on_noised_videos(study: Path, modality:
     x0 = torch.from_numpy(np.stack([data.sample(int(i)).x for i in index])) / 127.5 - 1
     found = of_layers(model, 0.5, CPU)(index, x0)
     assert list(found) == ["layer 1", "layer 2", "layer 3", "layer 4"]
-    for features, tokens in zip(found.values(), caught, strict=True):
+    for features, tokens in zip(found.values(), captured, strict=True):
         frames, places = 2, 16
         by_hand = [
             [sum(h[f * places + p] for p in range(places)) / places for f in range(frames)] for h in tokens
@@ -129,7 +128,7 @@ def test_layers_are_those_of_the_network_on_noised_videos(study: Path, modality:
 
 
 @pytest.mark.parametrize("modality", ["video", "joint"])
-def test_pixels_are_what_the_network_is_given(modality: str) -> None:
+def test_pixels_baseline_equals_the_input_of_the_network(modality: str) -> None:
     spec, index = modal(modality), np.array([7, 8])
     data = open_dataset(spec.data)
     x0 = torch.from_numpy(np.stack([data.sample(int(i)).x for i in index])) / 127.5 - 1
@@ -138,7 +137,7 @@ def test_pixels_are_what_the_network_is_given(modality: str) -> None:
     torch.testing.assert_close(found, video)
 
 
-def test_state_and_action_are_the_true_ones() -> None:
+def test_scene_has_true_states_and_actions() -> None:
     spec = modal("video", "data.frames=8")
     data = open_dataset(spec.data)
     held_out = split(data, 0.9).held_out
@@ -151,14 +150,15 @@ def test_state_and_action_are_the_true_ones() -> None:
         np.testing.assert_allclose(scene.state[row], mean[0])
         np.testing.assert_allclose(scene.action[row], mean[1] - mean[0])
         velocity = data.velocity[number, first : first + 4]
-        if (velocity == velocity[0]).all():  # no wall on the way
+        # The object does not meet a wall.
+        if (velocity == velocity[0]).all():
             np.testing.assert_allclose(scene.action[row], 2 * velocity[0])
             free += 1
     assert free > 20
 
 
-def test_at_its_initial_weights_every_layer_is_the_embedded_input() -> None:
-    """So that one row stands for the whole untrained network, and it is the run's own: of its seed."""
+def test_every_layer_equals_the_embedded_input_at_initial_weights() -> None:
+    """So one row describes the untrained network, whose weights are those of the run's seed."""
     spec = modal("video", "seed=3")
     data, index = open_dataset(spec.data), np.arange(4)
     run = build_run(spec, data, split(data, 0.9), CPU)
@@ -170,18 +170,19 @@ def test_at_its_initial_weights_every_layer_is_the_embedded_input() -> None:
         torch.testing.assert_close(features, initial, rtol=0, atol=0)
 
 
-def test_oracle_and_floor() -> None:
-    """The positions themselves are read perfectly, a column of noise tells nothing."""
+def test_decoding_is_perfect_for_positions_and_fails_for_noise() -> None:
+    """State is decoded from positions, action only from two positions, and neither from noise."""
     spec = modal("video", "data.frames=8")
     data = open_dataset(spec.data)
     scene = scene_of(data, split(data, 0.9).held_out, backbone_config(spec, data), 400)
 
     def known(index: np.ndarray, x0: torch.Tensor) -> dict[str, torch.Tensor]:
         state = torch.from_numpy(data.position[index].reshape(len(index), 4, 2, 2).mean(2))
-        ahead = torch.roll(state, -1, 1)  # the last row, which has no next one, is left out
+        # The last time patch, which has no next one, is left out by the probe.
+        following = torch.roll(state, -1, 1)
         return {
             "state": state,
-            "both": torch.cat([state, ahead], 2),
+            "both": torch.cat([state, following], 2),
             "noise": torch.randn(*state.shape[:2], 8),
         }
 
@@ -191,7 +192,7 @@ def test_oracle_and_floor() -> None:
     assert abs(rows["noise"].state.r2.mean) < 0.1 and abs(rows["noise"].action.r2.mean) < 0.1
 
 
-def test_a_run_says_what_is_decoded_from_its_layers(study: Path) -> None:
+def test_command_returns_the_decoding_of_each_layer(study: Path) -> None:
     spec = modal("video")
     data = open_dataset(spec.data)
     scene = scene_of(data, split(data, 0.9).held_out, backbone_config(spec, data), 60)
@@ -199,35 +200,35 @@ def test_a_run_says_what_is_decoded_from_its_layers(study: Path) -> None:
     x0 = torch.from_numpy(np.stack([data.sample(int(i)).x for i in scene.index])) / 127.5 - 1
     layers = of_layers(model, 0.5, CPU)(scene.index, x0)
     features = {name: h[:, :-1].flatten(0, 1).numpy() for name, h in layers.items()}
-    found = asked(study / spec.id, "--step", "3", "--time", "0.5")
+    found = table_of(study / spec.id, "--step", "3", "--time", "0.5")
     assert list(found["steps"]) == ["3"] and (found["videos"], found["seed"], found["method"]) == (
         60,
         0,
         "flow",
     )
     for target, truth in (("state", scene.state), ("action", scene.action)):
-        for name, one in decoded(features, truth, scene.videos).items():
-            assert found["steps"]["3"][name][target]["mean"] == pytest.approx(float(one.r2), abs=1e-6)
-            assert found["steps"]["3"][name][target]["n"] == one.r2.n == 15
+        for name, expected in decoded(features, truth, scene.videos).items():
+            assert found["steps"]["3"][name][target]["mean"] == pytest.approx(float(expected.r2), abs=1e-6)
+            assert found["steps"]["3"][name][target]["n"] == expected.r2.n == 15
     assert found["pixels"]["state"]["mean"] > found["untrained"]["state"]["mean"] + 0.2
     assert not (study / spec.id / "control.json").exists()
 
 
-def test_every_step_in_order(study: Path) -> None:
+def test_all_steps_are_listed_in_order(study: Path) -> None:
     run = study / modal("video").id
-    every = asked(run, "--all-steps")
+    every = table_of(run, "--all-steps")
     assert list(every["steps"]) == ["3", "6"]
-    assert every["steps"]["6"] == asked(run)["steps"]["6"] and every["steps"]["3"] != every["steps"]["6"]
+    assert every["steps"]["6"] == table_of(run)["steps"]["6"] and every["steps"]["3"] != every["steps"]["6"]
 
 
-def test_a_study_is_its_runs_and_names_what_it_leaves_out(copy: Path) -> None:
-    table = asked(copy)
+def test_study_table_has_its_runs_and_the_reasons_of_those_left_out(copy: Path) -> None:
+    table = table_of(copy)
     assert table == json.loads((copy / "control.json").read_text())
     assert table["protocol"] == {"time": 0.25, "samples": 60}
     assert len(table["runs"]) == 4
     for id_, entry in table["runs"].items():
-        own = asked(copy / id_)
-        assert {key: own[key] for key in entry} == entry
+        single = table_of(copy / id_)
+        assert {key: single[key] for key in entry} == entry
     reasons = sorted(table["left_out"].values())
     assert [reason.partition(":")[0].partition(")")[0] for reason in reasons] == [
         "the run is not finished (stopped",
@@ -235,83 +236,85 @@ def test_a_study_is_its_runs_and_names_what_it_leaves_out(copy: Path) -> None:
     ]
 
 
-def test_the_picture_alone_is_read_as_beside_its_sound(copy: Path) -> None:
-    """A joint run and the run on its video alone see the same videos under the same noise."""
-    runs = asked(copy)["runs"]
+def test_video_alone_has_the_pixels_baseline_of_the_joint_run(copy: Path) -> None:
+    """A joint run and the run on its video alone get the same videos with the same noise."""
+    runs = table_of(copy)["runs"]
     joint = runs[modal("joint").id]
     (alone,) = [e for id_, e in runs.items() if e["data"] == joint["data"] and id_ != modal("joint").id]
     assert alone["pixels"] == joint["pixels"] and alone["videos"] == joint["videos"] == 60
 
 
-def test_the_same_command_again_measures_only_what_is_missing(
+def test_repeated_command_measures_only_missing_checkpoints(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also after an end between two runs, and when more steps are asked for; another protocol begins anew."""
+    """It also resumes between two runs and adds steps; another protocol replaces the table."""
     measuring = []
     monkeypatch.setattr(
         "harness.probing.control_table.measured",
-        lambda *given: measuring.append(given[-1]) or measured(*given),
+        lambda *args: measuring.append(args[-1]) or measured(*args),
     )
-    first = asked(copy)
+    first = table_of(copy)
     assert measuring == ["baselines", "step-00000006"] * 4
-    assert asked(copy) == first and len(measuring) == 8
+    assert table_of(copy) == first and len(measuring) == 8
     lost = next(iter(first["runs"]))
     half = first | {"runs": {id_: entry for id_, entry in first["runs"].items() if id_ != lost}}
     (copy / "control.json").write_text(json.dumps(half))
-    assert asked(copy)["runs"] == first["runs"] and measuring[8:] == ["baselines", "step-00000006"]
-    every = asked(copy, "--all-steps")
+    assert table_of(copy)["runs"] == first["runs"] and measuring[8:] == ["baselines", "step-00000006"]
+    every = table_of(copy, "--all-steps")
     assert measuring[10:] == ["step-00000003"] * 4
     assert all(list(entry["steps"]) == ["3", "6"] for entry in every["runs"].values())
-    asked(copy, "--time", "0.5")
+    table_of(copy, "--time", "0.5")
     assert len(measuring) == 14 + 8
 
 
-def test_two_at_once_lose_no_row(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the first run's floors are measured, another command measures every step of every run."""
+def test_concurrent_commands_lose_no_row(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the first run's baselines are measured, another command measures every step of every run."""
 
-    def beside(*given: Any) -> Any:
+    def with_second_command(*args: Any) -> Any:
         monkeypatch.setattr("harness.probing.control_table.measured", measured)
-        asked(copy, "--all-steps")
-        return measured(*given)
+        table_of(copy, "--all-steps")
+        return measured(*args)
 
-    monkeypatch.setattr("harness.probing.control_table.measured", beside)
-    table = asked(copy)
+    monkeypatch.setattr("harness.probing.control_table.measured", with_second_command)
+    table = table_of(copy)
     assert len(table["runs"]) == 4 and table["left_out"]
     assert all(list(entry["steps"]) == ["3", "6"] for entry in table["runs"].values())
     assert json.loads((copy / "control.json").read_text()) == table
 
 
-def test_the_table_for_people(copy: Path) -> None:
-    said = invoked(copy, *SAMPLES).output
-    assert said.count("untrained") == 4 and said.count("layer 4") == 4
-    assert "1 left out: the run is not finished (stopped)" in said and str(copy / "control.json") in said
+def test_text_output_has_every_row_and_the_runs_left_out(copy: Path) -> None:
+    output = invoked(copy, *SAMPLES).output
+    assert output.count("untrained") == 4 and output.count("layer 4") == 4
+    assert "1 left out: the run is not finished (stopped)" in output and str(copy / "control.json") in output
 
 
 @pytest.mark.parametrize(
-    ("overrides", "says"),
+    ("overrides", "message"),
     [
         (
             ("data.held_out=0.0",),
-            "data.held_out leaves 0 videos, and control needs at least 20",
+            "data.held_out leaves 0 videos, but control needs at least 20",
         ),
         (("backbone.patch_time=4",), "backbone.patch_time = 4 makes a clip one time patch"),
     ],
 )
-def test_runs_that_cannot_be_measured(tmp_path: Path, overrides: tuple[str, ...], says: str) -> None:
+def test_run_is_rejected_when_videos_or_time_patches_are_too_few(
+    tmp_path: Path, overrides: tuple[str, ...], message: str
+) -> None:
     run = made(modal("video", *overrides), tmp_path, (1,))
     for path in (run, tmp_path):
-        with pytest.raises(UserError, match=says):
+        with pytest.raises(UserError, match=message):
             invoked(path, *SAMPLES)
     assert not (tmp_path / "control.json").exists()
 
 
-def test_data_without_a_state(tmp_path: Path) -> None:
+def test_run_is_rejected_when_data_have_no_positions(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"this data set \(image\) records no positions"):
         invoked(made(tiny(), tmp_path, (1,)))
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "message"),
     [
         (("--encoder", "random:tiny"), "--encoder applies to encoders"),
         (("--download",), "--download applies to encoders"),
@@ -319,12 +322,12 @@ def test_data_without_a_state(tmp_path: Path) -> None:
         (("--step", "3", "--all-steps"), "--step 3 and --all-steps are mutually exclusive"),
     ],
 )
-def test_options_that_do_not_go_together(study: Path, words: tuple[str, ...], says: str) -> None:
-    with pytest.raises(UserError, match=says):
+def test_incompatible_options_are_rejected(study: Path, words: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         invoked(study / modal("video").id, *words)
 
 
-def test_other_mistakes(study: Path, copy: Path) -> None:
+def test_invalid_steps_and_tables_are_rejected(study: Path, copy: Path) -> None:
     run = study / modal("video").id
     with pytest.raises(UserError, match="--all-steps requires --control"):
         CliRunner().invoke(probe, [str(run), "--all-steps"], catch_exceptions=False)
@@ -337,7 +340,7 @@ def test_other_mistakes(study: Path, copy: Path) -> None:
         invoked(copy)
 
 
-def test_a_patch_of_one_frame_and_few_videos() -> None:
+def test_scene_accepts_the_minimum_of_videos_and_patches_of_one_frame() -> None:
     spec = modal("video", "backbone.patch_time=1")
     data = open_dataset(spec.data)
     config = backbone_config(spec, data)

@@ -1,4 +1,4 @@
-"""The probe of a run: what it feeds the network, what it says of its layers, and what it refuses."""
+"""Layer probe of a run: the network's inputs, the values of its layers, and errors."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained(spec, tmp_path_factory.mktemp("runs")).path
 
 
-def asked(run: Path, *words: str) -> dict:
+def probed(run: Path, *words: str) -> dict:
     result = CliRunner().invoke(probe, [str(run), "--json", *words], catch_exceptions=False)
     return json.loads(result.output)
 
 
 def pooled(run: Path, index: np.ndarray, time: float) -> tuple[list[np.ndarray], np.ndarray]:
-    """The mean token of every block, caught by hooks in a full pass on noised images without labels."""
+    """Return the mean token of every block, from hooks in a pass on noised images without labels."""
     spec = tiny("method.name=repa", "method.encoder.name=random:tiny", "train.steps=4", "eval.every=4")
     dataset = open_dataset(spec.data)
     model = load_ema(next((run / "checkpoints").glob("*")), spec, dataset, CPU)
-    caught: list[torch.Tensor] = []
+    captured: list[torch.Tensor] = []
     for block in model.blocks:
-        block.register_forward_hook(lambda _, __, out: caught.append(out[0].mean(1)))
+        block.register_forward_hook(lambda _, __, out: captured.append(out[0].mean(1)))
     pixels, labels = images(dataset, index)
     x0 = torch.from_numpy(pixels) / 127.5 - 1
     noise = Streams(0).normal("probe/noise", index, (1, 8, 8))
@@ -56,13 +56,13 @@ def pooled(run: Path, index: np.ndarray, time: float) -> tuple[list[np.ndarray],
             Times.per_sample(torch.full((len(index),), time)),
             torch.full((len(index),), 10),
         )
-    return [h.numpy() for h in caught], labels
+    return [h.numpy() for h in captured], labels
 
 
 @pytest.mark.parametrize("classifier", ["ridge", "repa"])
-def test_a_layers_accuracy_is_the_classifiers(run: Path, classifier: str) -> None:
-    """Of features caught by hooks: for ridge scikit-learn's, for REPA's what its own tests hold."""
-    found = asked(run, "--time", "0.5", "--samples", "150", "--probe", classifier)
+def test_accuracy_of_layers_is_that_of_the_classifier(run: Path, classifier: str) -> None:
+    """On features from hooks: for ridge by scikit-learn, for REPA by `repa_probe`, which is tested itself."""
+    found = probed(run, "--time", "0.5", "--samples", "150", "--probe", classifier)
     sides = split(open_dataset(tiny().data), 0.5)
     train, held_out = (
         side[Streams(0).permutation(f"probe/{name}", 0, len(side))[:150]]
@@ -84,41 +84,43 @@ def test_a_layers_accuracy_is_the_classifiers(run: Path, classifier: str) -> Non
         assert row["accuracy"]["low"] < row["accuracy"]["mean"] < row["accuracy"]["high"]
 
 
-def test_the_encoder_agrees_with_itself_and_layers_less(run: Path) -> None:
-    found = asked(run, "--samples", "100")
-    own, *rest = found["rows"]
-    assert (found["encoder"], own["name"], found["train"], found["held_out"]) == (
+def test_agreement_is_one_for_the_encoder_and_less_for_layers(run: Path) -> None:
+    found = probed(run, "--samples", "100")
+    encoder, *rest = found["rows"]
+    assert (found["encoder"], encoder["name"], found["train"], found["held_out"]) == (
         "random:tiny",
         "random:tiny",
         100,
         100,
     )
-    assert own["cka"]["mean"] == pytest.approx(1) and own["cknna"]["mean"] == pytest.approx(1, abs=1e-3)
+    assert encoder["cka"]["mean"] == pytest.approx(1) and encoder["cknna"]["mean"] == pytest.approx(
+        1, abs=1e-3
+    )
     assert all(0 < row["cka"]["mean"] < 0.999 for row in rest)
     assert all(
         row[name]["n"] == 100 for row in found["rows"] for name in ("accuracy", "cka", "local_distant")
     )
 
 
-def test_same_answer_twice_and_nothing_changes(run: Path) -> None:
+def test_probe_is_repeatable_and_leaves_the_run_unchanged(run: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
-    first = asked(run, "--encoder", "cached:random:small", "--samples", "50")
+    first = probed(run, "--encoder", "cached:random:small", "--samples", "50")
     assert first["rows"][0]["name"] == "cached:random:small"
-    assert asked(run, "--encoder", "cached:random:small", "--samples", "50") == first
+    assert probed(run, "--encoder", "cached:random:small", "--samples", "50") == first
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
-def test_clean_images_have_no_noise(run: Path) -> None:
-    """At time 0 the tokens do not depend on which sample an image claims to be."""
+def test_tokens_do_not_depend_on_noise_at_time_zero(run: Path) -> None:
+    """Noise is drawn by index, so at time 0 the tokens do not depend on the index."""
     dataset = open_dataset(tiny().data)
     model = load_ema(next((run / "checkpoints").glob("*")), tiny(), dataset, CPU)
     x0 = torch.from_numpy(images(dataset, np.arange(4))[0]) / 127.5 - 1
     for time, equal in ((0.0, True), (0.3, False)):
-        here, there = (layers(model, time, CPU)(np.arange(4) + k, x0)["layer 1"] for k in (0, 7))
-        assert torch.equal(here, there) == equal
+        first, second = (layers(model, time, CPU)(np.arange(4) + k, x0)["layer 1"] for k in (0, 7))
+        assert torch.equal(first, second) == equal
 
 
-def test_table_names_every_layer(run: Path) -> None:
+def test_text_output_names_every_layer(run: Path) -> None:
     result = CliRunner().invoke(probe, [str(run), "--samples", "40"], catch_exceptions=False)
     for word in ("random:tiny", "layer 1", "CKNNA", "decay", "40 held out"):
         assert word in result.output
@@ -138,9 +140,9 @@ def test_table_names_every_layer(run: Path) -> None:
         (["--set", "train.steps=9"], "can be changed for an existing run"),
     ],
 )
-def test_mistakes(run: Path, words: list[str], message: str) -> None:
+def test_invalid_options_are_rejected(run: Path, words: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        asked(run, *words)
+        probed(run, *words)
 
 
 @pytest.mark.parametrize(
@@ -154,30 +156,30 @@ def test_mistakes(run: Path, words: list[str], message: str) -> None:
         ("open_clip:ViT-B-16.openai", "timm/vit_base_patch16_clip_224.openai", "open_clip_model.safetensors"),
     ],
 )
-def test_the_hub_is_asked_only_when_told(
+def test_weights_are_downloaded_only_with_the_download_option(
     run: Path, monkeypatch: pytest.MonkeyPatch, encoder: str, repository: str, file: str
 ) -> None:
-    """And where it has nothing, the error says which file to place where, in options of this command."""
-    asked_for = []
+    """Without weights, the error names the file and the options of this command."""
+    requests = []
 
     def hub(*what: str, local_files_only: bool) -> str:
-        asked_for.append((*what, local_files_only))
+        requests.append((*what, local_files_only))
         raise OSError("no connection")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", hub)
     place = f"download https://huggingface.co/{repository}/resolve/main/{file} and set --weights to that file"
     with pytest.raises(UserError, match=re.escape(f"{place}, or give --download") + "$"):
-        asked(run, "--encoder", encoder)
+        probed(run, "--encoder", encoder)
     with pytest.raises(UserError, match=r"no connection.*" + re.escape(place) + "$"):
-        asked(run, "--encoder", encoder, "--download")
-    assert asked_for == [(repository, file, True), (repository, file, False)]
+        probed(run, "--encoder", encoder, "--download")
+    assert requests == [(repository, file, True), (repository, file, False)]
 
 
-def test_which_encoder_is_compared() -> None:
-    own = Choice("timm:a", "own.st", "ff", False)
-    assert chosen(own, None, "", False) == chosen(own, "timm:a", "", False) == own
-    assert chosen(own, None, "moved.st", True) == Choice("timm:a", "moved.st", "ff", True)
-    assert chosen(own, "timm:b", "b.st", True) == Choice("timm:b", "b.st", "", True)
+def test_chosen_encoder_is_the_runs_or_that_of_the_options() -> None:
+    of_run = Choice("timm:a", "own.st", "ff", False)
+    assert chosen(of_run, None, "", False) == chosen(of_run, "timm:a", "", False) == of_run
+    assert chosen(of_run, None, "moved.st", True) == Choice("timm:a", "moved.st", "ff", True)
+    assert chosen(of_run, "timm:b", "b.st", True) == Choice("timm:b", "b.st", "", True)
     assert chosen(None, "timm:b", "", False) == Choice("timm:b")
     assert chosen(None, None, "", False) is None
     for weights, download, words in (("x.st", False, "--weights x.st"), ("", True, "--download")):
@@ -185,16 +187,16 @@ def test_which_encoder_is_compared() -> None:
             chosen(None, None, weights, download)
 
 
-def test_a_network_with_an_extra_token_is_probed_without_it(tmp_path: Path) -> None:
+def test_network_with_extra_token_is_probed_without_it(tmp_path: Path) -> None:
     record = trained(
         tiny("method.name=reg", "method.encoder.name=random:tiny", "train.steps=1", "eval.every=1"), tmp_path
     )
-    found = asked(record.path, "--samples", "40")
+    found = probed(record.path, "--samples", "40")
     assert [row["name"] for row in found["rows"]][:2] == ["random:tiny", "layer 1"]
     assert all(row["local_distant"]["n"] == 40 for row in found["rows"])
 
 
-def test_features_that_are_not_finite_are_named(run: Path) -> None:
+def test_layer_is_named_when_its_features_are_not_finite(run: Path) -> None:
     dataset = open_dataset(tiny().data)
     broken = lambda index, x0: {"layer 7": torch.full((len(index), 16, 4), torch.nan)}  # noqa: E731
     with pytest.raises(UserError, match="layer 7 cannot be measured: features are not finite"):
@@ -202,7 +204,7 @@ def test_features_that_are_not_finite_are_named(run: Path) -> None:
     assert gather([broken], dataset, np.arange(5), None, CPU)["layer 7"].spatial_decay.shape == (0,)
 
 
-def test_a_run_that_holds_nothing_out(tmp_path: Path) -> None:
+def test_probe_is_rejected_when_no_images_are_held_out(tmp_path: Path) -> None:
     spec = tiny("data.held_out=0.0", "train.steps=1", "train.checkpoint_every=1", "eval.every=1")
     with pytest.raises(UserError, match="leaves no image to measure"):
-        asked(trained(spec, tmp_path).path)
+        probed(trained(spec, tmp_path).path)

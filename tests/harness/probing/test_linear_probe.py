@@ -1,4 +1,4 @@
-"""Measures of representations against scikit-learn, numpy in float64, and what they must not depend on."""
+"""Measures of representations: compared with scikit-learn and float64 numpy, and their invariances."""
 
 from __future__ import annotations
 
@@ -39,15 +39,16 @@ def rotation(d: int, seed: int = 9) -> torch.Tensor:
 
 
 def digits(width: int) -> tuple[Labelled, Labelled]:
-    """Raw pixels, or random functions of them; two thirds to learn from."""
+    """Return raw pixels, or `width` random functions of them: 300 training and 150 held-out samples."""
     x, y = (torch.from_numpy(part) for part in load_digits(return_X_y=True))
     x = x.double() if width == 64 else (x.double() @ normal(64, width)).relu()
     return Labelled(x[:300], y[:300]), Labelled(x[300:450], y[300:450])
 
 
-@pytest.mark.parametrize("width", [64, 700])  # more samples than features, and fewer
+# There are 300 training samples: more than features, and fewer.
+@pytest.mark.parametrize("width", [64, 700])
 @pytest.mark.parametrize("ridge", [0.1, 1.0, 50.0])
-def test_probe_is_sklearns_ridge(width: int, ridge: float) -> None:
+def test_linear_probe_equals_ridge_of_sklearn(width: int, ridge: float) -> None:
     train, test = digits(width)
     scaler = StandardScaler()
     x, held = scaler.fit_transform(train.features), scaler.transform(test.features)
@@ -60,13 +61,13 @@ def test_probe_is_sklearns_ridge(width: int, ridge: float) -> None:
     assert 0.7 < found.mean < 1 and found.n == 150
 
 
-def test_probe_at_chance_and_at_certainty() -> None:
+def test_linear_probe_is_at_chance_for_noise_and_perfect_for_labels() -> None:
     labels = torch.arange(400) % 4
-    noise, told = normal(400, 3), torch.eye(4)[labels] + 0.01 * normal(400, 4)
+    noise, informative = normal(400, 3), torch.eye(4)[labels] + 0.01 * normal(400, 4)
     half = lambda x: (Labelled(x[:200], labels[:200]), Labelled(x[200:], labels[200:]))  # noqa: E731
-    blind = linear_probe(*half(noise), 4)
-    assert blind.low < 0.25 < blind.high
-    certain = linear_probe(*half(told), 4)
+    chance = linear_probe(*half(noise), 4)
+    assert chance.low < 0.25 < chance.high
+    certain = linear_probe(*half(informative), 4)
     assert (
         certain.mean == 1
         and certain.high == 1
@@ -74,7 +75,7 @@ def test_probe_at_chance_and_at_certainty() -> None:
     )
 
 
-def test_probe_does_not_see_the_scale_of_a_feature() -> None:
+def test_linear_probe_is_invariant_to_scale_and_shift_of_features() -> None:
     train, test = digits(64)
     scale = 10.0 ** torch.linspace(-3, 3, 64)
     shifted = [Labelled(part.features * scale + 7, part.labels) for part in (train, test)]
@@ -82,8 +83,10 @@ def test_probe_does_not_see_the_scale_of_a_feature() -> None:
 
 
 def head_by_hand(part: Labelled, classes: int, epochs: int, batch: int, seed: int) -> dict[str, np.ndarray]:
-    """REPA's classifier in numpy: normalisation, softmax regression and Adam (Kingma and Ba 2015, algorithm
-    1) written out."""
+    """Train REPA's classifier in numpy, with normalisation, softmax regression and Adam written out.
+
+    Adam is algorithm 1 of Kingma and Ba 2015.
+    """
     x, hot = part.features.numpy(), np.eye(classes)[part.labels]
     n, d = x.shape
     mean, variance = np.zeros(d), np.ones(d)
@@ -93,16 +96,16 @@ def head_by_hand(part: Labelled, classes: int, epochs: int, batch: int, seed: in
     for epoch in range(epochs):
         order = Streams(seed).permutation("probe/order", epoch, n)
         for start in range(0, n - batch + 1, batch):
-            here = order[start : start + batch]
-            moments = x[here].mean(0), x[here].var(0)
+            chosen = order[start : start + batch]
+            moments = x[chosen].mean(0), x[chosen].var(0)
             mean = 0.9 * mean + 0.1 * moments[0]
-            variance = 0.9 * variance + 0.1 * x[here].var(0, ddof=1)
-            seen = (x[here] - moments[0]) / np.sqrt(moments[1] + 1e-6)
-            scores = np.exp(seen @ parameters["weight"].T + parameters["bias"])
-            error = (scores / scores.sum(1, keepdims=True) - hot[here]) / batch
+            variance = 0.9 * variance + 0.1 * x[chosen].var(0, ddof=1)
+            normalised = (x[chosen] - moments[0]) / np.sqrt(moments[1] + 1e-6)
+            scores = np.exp(normalised @ parameters["weight"].T + parameters["bias"])
+            error = (scores / scores.sum(1, keepdims=True) - hot[chosen]) / batch
             rate = 1e-3 * (1 + math.cos(math.pi * step / steps)) / 2
             step += 1
-            for name, gradient in {"weight": error.T @ seen, "bias": error.sum(0)}.items():
+            for name, gradient in {"weight": error.T @ normalised, "bias": error.sum(0)}.items():
                 first[name] = 0.9 * first[name] + 0.1 * gradient
                 second[name] = 0.999 * second[name] + 0.001 * gradient**2
                 unbiased = first[name] / (1 - 0.9**step), second[name] / (1 - 0.999**step)
@@ -110,10 +113,9 @@ def head_by_hand(part: Labelled, classes: int, epochs: int, batch: int, seed: in
     return {**parameters, "mean": mean, "variance": variance}
 
 
-@pytest.mark.parametrize(
-    ("n", "batch"), [(40, 40), (150, 64), (5100, 65)]
-)  # whole, with a rest left out, shrunk
-def test_repas_head_is_the_one_by_hand(n: int, batch: int) -> None:
+# All samples in one batch, an incomplete batch left out, and a batch reduced by the number of steps.
+@pytest.mark.parametrize(("n", "batch"), [(40, 40), (150, 64), (5100, 65)])
+def test_fitted_head_equals_that_by_hand(n: int, batch: int) -> None:
     part = Labelled(normal(n, 6).cumsum(1) + 2, torch.arange(n) % 3)
     expected = head_by_hand(part, 3, epochs=3, batch=batch, seed=5)
     norm, linear = fitted_head(part, 3, seed=5, epochs=3)
@@ -127,12 +129,12 @@ def test_repas_head_is_the_one_by_hand(n: int, batch: int) -> None:
         np.testing.assert_allclose(found[name].detach(), value, atol=1e-12, err_msg=name)
 
 
-def test_repas_batch_is_the_published_one_on_imagenet() -> None:
+def test_batch_size_is_the_published_one_on_imagenet() -> None:
     assert batch_size(1_281_167) == 16_384 and 1_281_167 // 16_384 == 78
     assert [batch_size(n) for n in (30, 64, 4_000, 50_000, 10**7)] == [30, 64, 64, 641, 16_384]
 
 
-def test_repas_probe_learns_and_counts_what_is_right() -> None:
+def test_repa_probe_is_the_accuracy_of_the_fitted_head() -> None:
     train, test = digits(64)
     found = repa_probe(train, test, 10)
     named = fitted_head(train, 10).eval()(test.features).argmax(1)
@@ -142,11 +144,11 @@ def test_repas_probe_learns_and_counts_what_is_right() -> None:
     )
 
 
-def test_repas_probe_depends_on_its_seed_alone() -> None:
+def test_fitted_head_depends_on_its_seed_and_not_on_that_of_torch() -> None:
     part = Labelled(normal(130, 4), torch.arange(130) % 2)
     weights = []
-    for torchs_seed, seed in ((0, 0), (1, 0), (1, 1)):
-        torch.manual_seed(torchs_seed)
+    for torch_seed, seed in ((0, 0), (1, 0), (1, 1)):
+        torch.manual_seed(torch_seed)
         before = torch.get_rng_state()
         weights.append(fitted_head(part, 2, seed=seed, epochs=2)[1].weight)
         assert torch.equal(torch.get_rng_state(), before)
@@ -154,8 +156,7 @@ def test_repas_probe_depends_on_its_seed_alone() -> None:
 
 
 def cka_by_hand(x: np.ndarray, y: np.ndarray) -> float:
-    """HSIC of the two matrices of inner products over the geometric mean of each with itself (Kornblith et
-    al., eq. 3)."""
+    """Return HSIC of two matrices of inner products, normalised (Kornblith et al., equation 3)."""
     n = len(x)
     centre = np.eye(n) - np.ones((n, n)) / n
     hsic = lambda a, b: np.trace(a @ a.T @ centre @ b @ b.T @ centre)  # noqa: E731
@@ -164,7 +165,7 @@ def cka_by_hand(x: np.ndarray, y: np.ndarray) -> float:
 
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(st.integers(0, 10**6), st.integers(3, 40), st.integers(1, 30), st.integers(1, 30))
-def test_cka_is_its_definition(seed: int, n: int, d1: int, d2: int) -> None:
+def test_linear_cka_equals_its_definition(seed: int, n: int, d1: int, d2: int) -> None:
     x, y = normal(n, d1, seed=seed) + 3, normal(n, d2, seed=seed + 1)
     y[:, 0] += x[:, 0]
     found = linear_cka(x, y)
@@ -175,11 +176,12 @@ def test_cka_is_its_definition(seed: int, n: int, d1: int, d2: int) -> None:
     assert 0 <= found.mean <= 1 + 1e-12
 
 
-def test_cka_of_the_same_and_of_strangers() -> None:
+def test_linear_cka_is_one_for_rotations_and_zero_for_independent_features() -> None:
     x = normal(2000, 5)
     assert linear_cka(x, x @ rotation(5) * 3).mean == pytest.approx(1, abs=1e-12)
     assert linear_cka(x, normal(2000, 5, seed=1)).mean < 0.01
-    assert linear_cka(x, x * torch.tensor([1, 1, 1, 1, 50.0])).mean < 0.5  # single scales are seen
+    # It depends on the scales of single features.
+    assert linear_cka(x, x * torch.tensor([1, 1, 1, 1, 50.0])).mean < 0.5
 
 
 def cosines_by_hand(tokens: np.ndarray) -> np.ndarray:
@@ -188,29 +190,30 @@ def cosines_by_hand(tokens: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("grid", "far"), [((4, 4), 2), ((16, 16), 6), ((3, 5), 2)])
-def test_local_against_distant_by_hand(grid: tuple[int, int], far: int) -> None:
+def test_local_distant_equals_loops_over_pairs(grid: tuple[int, int], far: int) -> None:
     tokens = normal(3, grid[0] * grid[1], 6).cumsum(1)
     cosine, per_image = cosines_by_hand(tokens.numpy()), []
     for image in range(3):
-        near, apart = [], []
+        near, distant = [], []
         for i in range(grid[0] * grid[1]):
             for j in range(i):
                 steps = abs(i // grid[1] - j // grid[1]) + abs(i % grid[1] - j % grid[1])
                 if steps == 1:
                     near.append(cosine[image, i, j])
                 if steps >= far:
-                    apart.append(cosine[image, i, j])
-        per_image.append(np.mean(near) - np.mean(apart))
+                    distant.append(cosine[image, i, j])
+        per_image.append(np.mean(near) - np.mean(distant))
     assert local_distant(tokens, grid).tolist() == pytest.approx(per_image, abs=1e-12)
     found = over_images(local_distant(tokens, grid))
     assert found.mean == pytest.approx(np.mean(per_image), abs=1e-12)
-    half = 4.302652729911275 * np.std(per_image, ddof=1) / math.sqrt(3)  # Student's t, 2 degrees of freedom
+    # Student's t with 2 degrees of freedom.
+    half = 4.302652729911275 * np.std(per_image, ddof=1) / math.sqrt(3)
     assert (found.low, found.high) == pytest.approx((found.mean - half, found.mean + half), abs=1e-10)
     assert found.n == 3
 
 
 @pytest.mark.parametrize("grid", [(4, 4), (3, 5)])
-def test_decay_is_minus_the_correlation(grid: tuple[int, int]) -> None:
+def test_spatial_decay_equals_minus_the_correlation(grid: tuple[int, int]) -> None:
     tokens = normal(4, grid[0] * grid[1], 6).cumsum(1)
     upper = np.triu_indices(grid[0] * grid[1], 1)
     distance = manhattan(grid).numpy()[upper]
@@ -218,8 +221,8 @@ def test_decay_is_minus_the_correlation(grid: tuple[int, int]) -> None:
     assert spatial_decay(tokens, grid).tolist() == pytest.approx(expected, abs=1e-12)
 
 
-def test_spatial_order_is_told_from_none() -> None:
-    """Directions that turn with the place on a line, and the same ones shuffled."""
+def test_spatial_measures_distinguish_order_from_none() -> None:
+    """Directions that rotate along a line have order; shuffled or equal ones have none."""
     angle = torch.linspace(0, math.pi / 2, 12).double()
     line = torch.stack([angle.cos(), angle.sin()], -1)[None]
     assert spatial_decay(line, (1, 12)) > 0.95
@@ -234,14 +237,14 @@ def test_spatial_order_is_told_from_none() -> None:
 
 
 @pytest.mark.parametrize("measure", [spatial_decay, local_distant])
-def test_spatial_measures_see_directions_only(measure) -> None:
+def test_spatial_measures_depend_on_directions_only(measure) -> None:
     tokens = normal(2, 16, 8).cumsum(1)
     scale = normal(2, 16, 1, seed=4).abs() + 0.1
     turned = measure(tokens @ rotation(8) * scale, (4, 4))
     torch.testing.assert_close(turned, measure(tokens, (4, 4)), atol=1e-12, rtol=0)
 
 
-def test_what_cannot_be_measured() -> None:
+def test_features_are_rejected_when_invalid() -> None:
     broken = normal(4, 2)
     broken[1, 0] = math.nan
     with pytest.raises(MetricError, match="not finite"):
@@ -253,5 +256,5 @@ def test_what_cannot_be_measured() -> None:
         linear_cka(normal(4, 2), normal(5, 2))
     with pytest.raises(MetricError, match="the same for all samples"):
         linear_cka(torch.ones(4, 2), normal(4, 2))
-    with pytest.raises(MetricError, match="2x1 grid are 2 or more apart"):
+    with pytest.raises(MetricError, match="2x1 grid have a distance of at least 2"):
         local_distant(normal(3, 2, 4), (2, 1))

@@ -1,4 +1,4 @@
-"""flowrace eval, called in this process: what it prints as JSON, or the sentence that refuses."""
+"""Calls of `flowrace eval` in process, for tests: its JSON output or its error."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from harness.errors import UserError
 
 
 def scored(*words: Any) -> dict[str, Any]:
+    """Return the JSON output of the command."""
     result = CliRunner().invoke(command, [*map(str, words), "--json"], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
 
 
-def refused(says: str, *words: Any) -> None:
-    with pytest.raises(UserError, match=says):
+def assert_rejected(message: str, *words: Any) -> None:
+    """Assert that the command raises a `UserError` with this message, a regular expression."""
+    with pytest.raises(UserError, match=message):
         scored(*words)

@@ -1,4 +1,4 @@
-"""A tiny TorchScript network for the tests, and the features that it gives by hand."""
+"""Tiny TorchScript networks for tests, and their features computed by hand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 
 class Means(nn.Module):
-    """Mean and mean square of each channel (6 features), and 4 logits that are the first 4 of them."""
+    """A network of 6 features, mean and mean square of each channel; its 4 logits are the first 4 times
+    10.
+    """
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         features = torch.cat([x.mean((2, 3)), (x * x).mean((2, 3))], 1)
@@ -19,7 +21,7 @@ class Means(nn.Module):
 
 
 class Plain(nn.Module):
-    """The mean of each channel and nothing else."""
+    """A network whose only output is the mean of each channel."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mean((2, 3))
@@ -41,7 +43,7 @@ def _saved(network: nn.Module, file: Path) -> Path:
 
 
 def by_hand(pixels: np.ndarray) -> np.ndarray:
-    """uint8 (N, H, W, C) -> the features, in float64."""
+    """Return the features of `Means`, in float64, of uint8 images (N, H, W, C)."""
     x = np.broadcast_to(pixels, (*pixels.shape[:3], 3)) / 127.5 - 1
     return np.concatenate([x.mean((1, 2)), (x * x).mean((1, 2))], axis=1)
 

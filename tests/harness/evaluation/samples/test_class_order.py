@@ -1,5 +1,4 @@
-"""Which labels samples have: by the key that was asked for, and by the names of classes where both sides have
-them."""
+"""Labels of samples: from the chosen key of a file, or matched to the reference by class names."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from tests.harness.evaluation.samples.calls import refused, scored
+from tests.harness.evaluation.samples.calls import assert_rejected, scored
 from tests.harness.evaluation.samples.networks import bytes_of, save_means
 
 LOCAL = ("--extractor", "local", "--metrics")
@@ -39,32 +38,32 @@ def folder(path: Path, pixels: np.ndarray, names: np.ndarray) -> Path:
     return path
 
 
-def test_class_folders_are_matched_by_their_names(digits, reference: Path, tmp_path: Path) -> None:
-    """Digits 3 and 7 alone, against all ten: what the classifier says of them in an array with their
-    labels."""
+def test_class_folders_are_matched_by_name(digits, reference: Path, tmp_path: Path) -> None:
+    """Folders of digits 3 and 7 get the accuracy of the same images in an array with labels."""
     pixels, labels = digits
     some = np.isin(labels, (3, 7))
     two = folder(tmp_path / "two", pixels[some], labels[some])
     order = [p.parent.name for p in sorted(two.rglob("*.png"))]
     files = [np.asarray(Image.open(p)) for p in sorted(two.rglob("*.png"))]
     np.savez(tmp_path / "two.npz", arr_0=np.stack(files)[..., None], arr_1=np.array(order, int))
-    named, told = (
+    named, labelled = (
         scored(tmp_path / x, "--against", reference, *LOCAL, "fd,accuracy") for x in ("two", "two.npz")
     )
     accuracy = named["metrics"]["accuracy:local"]
-    assert accuracy["mean"] == told["metrics"]["accuracy:local"]["mean"] > 0.9
-    assert named["protocol"]["classes"] == [3, 7] and told["protocol"]["classes"] is None
-    assert named["metrics"]["fd:local"]["protocol"] == told["metrics"]["fd:local"]["protocol"]
+    assert accuracy["mean"] == labelled["metrics"]["accuracy:local"]["mean"] > 0.9
+    assert named["protocol"]["classes"] == [3, 7] and labelled["protocol"]["classes"] is None
+    assert named["metrics"]["fd:local"]["protocol"] == labelled["metrics"]["fd:local"]["protocol"]
     assert not any("by number alone" in text for text in named["warnings"])
-    whole = scored(reference, "--against", reference, *LOCAL, "accuracy")["protocol"]
-    assert whole["classes"] is None  # the same names: labels stand as they are
+    # With the same names on both sides, labels need no change.
+    all_classes = scored(reference, "--against", reference, *LOCAL, "accuracy")["protocol"]
+    assert all_classes["classes"] is None
 
 
-def test_a_class_that_the_reference_has_not(digits, reference: Path, tmp_path: Path) -> None:
+def test_accuracy_rejects_a_class_that_the_reference_lacks(digits, reference: Path, tmp_path: Path) -> None:
     pixels, labels = digits
     other = folder(tmp_path / "other", pixels[:40], np.where(labels[:40] == 4, "four", labels[:40]))
     call = [other, "--against", reference, *LOCAL]
-    refused(
+    assert_rejected(
         r"other has the class 'four', which .*reference.* does not have \(it has: 0, 1, 2, 3, 4, \.\.\.\)",
         *call,
         "accuracy",
@@ -72,9 +71,8 @@ def test_a_class_that_the_reference_has_not(digits, reference: Path, tmp_path: P
     assert scored(*call, "fd")["metrics"]["fd:local"]["n"] == 40
 
 
-def test_class_folders_that_nobody_names_are_told_by_number(tmp_path: Path) -> None:
-    """Folders c and d are classes 0 and 1, red and green to the network, which is said. Three pictures lie in
-    the wrong one."""
+def test_class_folders_are_numbered_with_a_warning_when_the_network_has_no_names(tmp_path: Path) -> None:
+    """Folders c and d become classes 0 and 1, red and green; three of 20 images are in the wrong one."""
     fake, green = np.zeros((20, 8, 8, 3), np.uint8), np.arange(20) % 2
     fake[np.arange(20), :, :, green] = 255
     shown = folder(tmp_path / "fake", fake, np.array(["c", "d"])[green ^ (np.arange(20) < 3)])
@@ -83,7 +81,7 @@ def test_class_folders_that_nobody_names_are_told_by_number(tmp_path: Path) -> N
     assert any("numbered in the order of their names (c, d)" in text for text in found["warnings"])
 
 
-def test_the_label_key_is_that_of_the_user(digits, reference: Path, tmp_path: Path) -> None:
+def test_label_key_selects_the_labels(digits, reference: Path, tmp_path: Path) -> None:
     pixels, labels = digits
     np.savez(tmp_path / "x.npz", arr_0=pixels[..., None], arr_1=(labels + 1) % 10, mine=labels)
     call = [tmp_path / "x.npz", "--against", reference, *LOCAL, "accuracy"]
@@ -92,7 +90,7 @@ def test_the_label_key_is_that_of_the_user(digits, reference: Path, tmp_path: Pa
         for words in ((), ("--set", "data.label_key=mine"))
     )
     assert usual < 0.1 and mine > 0.9
-    refused(
+    assert_rejected(
         r"x\.npz has no array 'nosuch' \(it has: arr_0, arr_1, mine\)",
         *call,
         "--set",
@@ -100,7 +98,7 @@ def test_the_label_key_is_that_of_the_user(digits, reference: Path, tmp_path: Pa
     )
 
 
-def test_an_npy_of_another_size_than_asked_for(tmp_path: Path) -> None:
+def test_npy_is_rejected_when_it_has_another_size_than_requested(tmp_path: Path) -> None:
     for end, save in (("npy", np.save), ("npz", np.savez)):
         save(tmp_path / f"x.{end}", bytes_of(1, 30, 8, 6, 1))
     call = [
@@ -110,17 +108,17 @@ def test_an_npy_of_another_size_than_asked_for(tmp_path: Path) -> None:
         "--extractor",
         f"torchscript:{save_means(tmp_path)}",
     ]
-    says = r"data.resolution = 4: .*x\.npy holds images of 6x8 pixels and 1 channels, .*save it as npz"
-    refused(says, *call, "--set", "data.resolution=4")
-    refused("data.channels = 3: ", *call, "--set", "data.channels=3")
+    message = r"data.resolution = 4: .*x\.npy holds images of 6x8 pixels and 1 channels, .*save it as npz"
+    assert_rejected(message, *call, "--set", "data.resolution=4")
+    assert_rejected("data.channels = 3: ", *call, "--set", "data.channels=3")
     assert scored(*call, "--set", "data.channels=1")["protocol"]["fake_shape"] == [1, 8, 6]
     call[0] = call[2] = tmp_path / "x.npz"
     assert scored(*call, "--set", "data.resolution=4")["protocol"]["fake_shape"] == [1, 4, 4]
 
 
-def test_fortrans_order_is_what_is_refused(tmp_path: Path) -> None:
+def test_array_in_fortran_order_is_rejected(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.asfortranarray(bytes_of(1, 5, 8, 8, 3)))
-    refused(
+    assert_rejected(
         r"x\.npy is in Fortran order; save numpy\.ascontiguousarray",
         tmp_path / "x.npy",
         "--against",

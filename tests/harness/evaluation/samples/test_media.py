@@ -1,5 +1,4 @@
-"""flowrace eval on videos and recordings: the reader and the network of each, and what does not go
-together."""
+"""Evaluation of videos and recordings: their readers, their networks, and mismatches of the two."""
 
 from __future__ import annotations
 
@@ -30,7 +29,7 @@ def run(*words: Any) -> dict[str, Any]:
     )
 
 
-def test_videos_by_a_network_of_images(tmp_path: Path) -> None:
+def test_videos_are_measured_by_an_image_network(tmp_path: Path) -> None:
     network = f"video:torchscript:{save_means(tmp_path)}"
     fake, real = bytes_of(0, 30, 4, 6, 6, 3), bytes_of(1, 40, 4, 6, 6, 3, top=200)
     np.savez(tmp_path / "fake.npz", arr_0=fake)
@@ -49,7 +48,7 @@ def test_videos_by_a_network_of_images(tmp_path: Path) -> None:
         run(*call[:3], "--extractor", network.removeprefix("video:"))
 
 
-def test_recordings(tmp_path: Path, shared_weights: Path) -> None:
+def test_recordings_are_measured_by_an_audio_network(tmp_path: Path, shared_weights: Path) -> None:
     soundfile = pytest.importorskip("soundfile")
     random = np.random.default_rng(0)
     for side, level in (("real", 0.1), ("fake", 0.3)):

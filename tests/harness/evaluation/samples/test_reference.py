@@ -1,4 +1,4 @@
-"""The reference of flowrace eval: opened where it is named, and taken for nothing that it is not of."""
+"""References of `flowrace eval`: raw samples and statistics, and the networks that they suit."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import torch
 
 from harness.config.spec import DataSpec
 from harness.errors import UserError
-from harness.evaluation.samples import cached_features as extract_room
-from harness.evaluation.samples import score as score_room
+from harness.evaluation.samples import cached_features
+from harness.evaluation.samples import score as score_module
 from harness.evaluation.samples.sources import open_source, settled
 from metrics import Moments, frechet_infinity, inception_score, load_extractor
 from metrics.extractors.base import Extractor
-from tests.harness.evaluation.samples.calls import refused, scored
+from tests.harness.evaluation.samples.calls import assert_rejected, scored
 from tests.harness.evaluation.samples.networks import by_hand, bytes_of, save_means
 
 FAKE, REAL = bytes_of(1, 120, 8, 8, 3, top=230), bytes_of(2, 150, 8, 8, 3)
@@ -41,29 +41,27 @@ def network(here: Path, options: str = "") -> tuple[str, str]:
     return "--extractor", f"torchscript:{here / 'means.ts'}{options}"
 
 
-def test_the_classifier_is_trained_on_the_reference_whatever_is_asked(here: Path) -> None:
-    """Labels that are off by one: right by a classifier of the samples, wrong by one of the digits."""
+def test_local_classifier_is_trained_on_the_reference(here: Path) -> None:
+    """Samples with labels off by one are all wrong by a classifier of the reference, whatever the metrics."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
     pixels = np.round(bunch.images[:400] * (255 / 16)).astype(np.uint8)
     np.savez(here / "shifted.npz", arr_0=pixels[..., None], arr_1=(bunch.target[:400] + 1) % 10)
     call = [here / "shifted.npz", "--extractor", "local", "--metrics"]
-    alone, beside = (
+    accuracy, both = (
         scored(*call, names, "--against", "digits")["metrics"] for names in ("accuracy", "fd,accuracy")
     )
-    assert alone["accuracy:local"] == beside["accuracy:local"] and alone["accuracy:local"]["mean"] < 0.1
-    refused("'local' is trained on a reference of raw images, and there is none", *call, "accuracy")
-    refused("nowhere: no such file or folder", *call, "accuracy", "--against", here / "nowhere")
+    assert accuracy["accuracy:local"] == both["accuracy:local"] and accuracy["accuracy:local"]["mean"] < 0.1
+    assert_rejected("'local' is trained on the raw images of a reference", *call, "accuracy")
+    assert_rejected("nowhere: no such file or folder", *call, "accuracy", "--against", here / "nowhere")
     scored("digits", "--extractor", "local", "--save-stats", here / "digits.safetensors")
-    says = "'local' is trained on a reference of raw images, and there is none"
-    refused(says, *call, "fd", "--against", here / "digits.safetensors")
+    message = "'local' is trained on the raw images of a reference"
+    assert_rejected(message, *call, "fd", "--against", here / "digits.safetensors")
 
 
-def test_fd_infinity_is_the_same_whatever_is_asked_beside(
-    here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The definition, on features extracted apart; the reference is streamed or kept."""
+def test_fd_infinity_does_not_depend_on_other_metrics(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It equals its definition on separately extracted features, of a streamed or a stored reference."""
     extract = load_extractor(network(here)[1])
     real, fake = (extract(torch.from_numpy(x).permute(0, 3, 1, 2)) for x in (REAL, FAKE))
     moments = Moments()
@@ -72,7 +70,7 @@ def test_fd_infinity_is_the_same_whatever_is_asked_beside(
     call = [here / "fake.npz", "--against", here / "real.npz", *network(here), "--metrics"]
     found = []
     for small in (1000, 0):
-        monkeypatch.setattr(extract_room, "SMALL", small)
+        monkeypatch.setattr(cached_features, "SMALL", small)
         found += [
             scored(*call, names)["metrics"]["fd_infinity:torchscript:means"]
             for names in ("fd_infinity", "fd_infinity,recall")
@@ -83,8 +81,8 @@ def test_fd_infinity_is_the_same_whatever_is_asked_beside(
     assert len({value["protocol"] for value in found}) == 1
 
 
-def test_values_of_logits_know_how_many_there_are(here: Path) -> None:
-    """Not the cache's of another number, and not one protocol."""
+def test_inception_score_depends_on_the_number_of_logits(here: Path) -> None:
+    """Another number of logits means another cache entry and another protocol."""
     found = {}
     for count in (6, 2):
         call = [here / "fake.npz", *network(here, f"?logits={count}"), "--metrics", "is"]
@@ -96,7 +94,8 @@ def test_values_of_logits_know_how_many_there_are(here: Path) -> None:
         scored(here / "fake.npz", "--against", here / "real.npz", *network(here, options))["metrics"]
         for options in ("", "?logits=2")
     ]
-    assert values[0] == values[1]  # a distance has nothing to do with logits
+    # A Frechet distance does not depend on the logits.
+    assert values[0] == values[1]
 
 
 def clips(here: Path) -> list[Any]:
@@ -105,29 +104,35 @@ def clips(here: Path) -> list[Any]:
     return [here / "fake.npy", "--extractor", f"video:{network(here)[1]}"]
 
 
-def test_statistics_of_clips_of_another_length(here: Path) -> None:
+def test_statistics_are_rejected_when_clips_differ_in_length(here: Path) -> None:
     call, file = clips(here), here / "four.safetensors"
     scored(here / "real.npy", *call[1:], "--frames", "4", "--save-stats", file)
-    refused("clips of another length: frames 4, here 16; see --frames", *call, "--against", file)
-    refused("frames 4, here 8", *call, "--against", file, "--frames", "8")
+    assert_rejected(
+        "holds statistics of clips of 4 frames, but the samples have 16; use --frames 4",
+        *call,
+        "--against",
+        file,
+    )
+    assert_rejected("clips of 4 frames, but the samples have 8", *call, "--against", file, "--frames", "8")
     saved, direct = (
         scored(*call, "--against", x, "--frames", "4")["metrics"] for x in (file, here / "real.npy")
     )
-    (one,), (other,) = saved.values(), direct.values()
-    assert one["mean"] == pytest.approx(other["mean"], rel=1e-6) and one["protocol"] == other["protocol"]
+    (found,), (expected,) = saved.values(), direct.values()
+    assert found["mean"] == pytest.approx(expected["mean"], rel=1e-6)
+    assert found["protocol"] == expected["protocol"]
 
 
-def test_the_usual_length_of_clips_is_said_or_not(here: Path) -> None:
+def test_default_clip_length_equals_the_same_length_given(here: Path) -> None:
     call = [*clips(here), "--against", here / "real.npy"]
-    usual, said, other = (scored(*call, *words) for words in ((), ("--frames", "16"), ("--frames", "8")))
-    assert usual == said and usual["protocol"]["frames"] == 16
+    default, given, other = (scored(*call, *words) for words in ((), ("--frames", "16"), ("--frames", "8")))
+    assert default == given and default["protocol"]["frames"] == 16
     assert (
-        usual["metrics"]["fd:video:torchscript:means"]["protocol"]
+        default["metrics"]["fd:video:torchscript:means"]["protocol"]
         != other["metrics"]["fd:video:torchscript:means"]["protocol"]
     )
 
 
-def test_a_network_with_a_length_of_its_own(here: Path) -> None:
+def test_network_with_fixed_clip_length_rejects_another(here: Path) -> None:
     clips(here)
     fixed = type("Fixed", (), {"name": "i3d", "frames": 16})
     source = open_source(str(here / "fake.npy"), "video", DataSpec(), 8)
@@ -139,8 +144,7 @@ def test_a_network_with_a_length_of_its_own(here: Path) -> None:
 
 
 class Inception:
-    """A stand-in for Inception: the tiny network under its name, or that of other weights, with what lies
-    beside."""
+    """A replacement for Inception: a tiny network under a given name, with logits and spatial features."""
 
     def __init__(self, name: str, spatial: bool = False) -> None:
         self.name, self.spatial = name, spatial
@@ -155,37 +159,41 @@ class Inception:
         return Extractor(self.name, 6, "0" * 64, "none", 3, torch.device("cpu"), outputs, beside=beside)
 
 
-def test_adms_statistics_are_the_original_networks(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adm_statistics_are_used_only_with_the_original_inception(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = here / "adm.npz"
     np.savez(file, arr_0=REAL, mu=np.zeros(6), sigma=np.eye(6))
     call = [here / "fake.npz", "--against"]
-    monkeypatch.setattr(score_room, "load_extractor", Inception("inception@5db8f29a").load)
+    monkeypatch.setattr(score_module, "load_extractor", Inception("inception@5db8f29a").load)
     by_images = scored(*call, file)
     direct = scored(*call, here / "real.npz")["metrics"]
     assert by_images["metrics"] == direct and by_images["protocol"]["n_real"] == 150
     assert any("mu and sigma of the reference are Inception's" in text for text in by_images["warnings"])
     np.savez(file, mu=np.zeros(6), sigma=np.eye(6))
-    refused(
+    assert_rejected(
         "statistics of the original Inception only, not of 'inception@5db8f29a': it holds no images",
         *call,
         file,
     )
-    monkeypatch.setattr(score_room, "load_extractor", Inception("inception").load)
+    monkeypatch.setattr(score_module, "load_extractor", Inception("inception").load)
     assert scored(*call, file)["protocol"]["n_real"] is None
 
 
-def test_accuracy_by_inception_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before its weights are looked for; what its outputs are good for stays."""
+def test_accuracy_by_inception_is_rejected_before_weights_are_read(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Inception score, which needs no class names, is still computed."""
     call = [here / "fake.npz", "--weights", here / "absent.pth", "--metrics"]
-    refused("accuracy needs a classifier of this data set's classes", *call, "fid,accuracy")
-    refused("cannot read weights .*absent.pth", *call, "is")
-    monkeypatch.setattr(score_room, "load_extractor", Inception("inception").load)
+    assert_rejected("accuracy needs a classifier of this data set's classes", *call, "fid,accuracy")
+    assert_rejected("cannot read weights .*absent.pth", *call, "is")
+    monkeypatch.setattr(score_module, "load_extractor", Inception("inception").load)
     assert list(scored(*call, "is")["metrics"]) == ["is"]
 
 
-def test_statistics_of_few_images_keep_what_lies_beside(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """sFID from a file is sFID from the images."""
-    monkeypatch.setattr(score_room, "load_extractor", Inception("inception", spatial=True).load)
+def test_saved_statistics_include_spatial_features(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """sFID from saved statistics equals sFID from the images."""
+    monkeypatch.setattr(score_module, "load_extractor", Inception("inception", spatial=True).load)
     file, call = here / "s.safetensors", [here / "fake.npz", "--metrics", "fid,sfid", "--against"]
     assert scored(here / "real.npz", "--save-stats", file)["n"] == 150
     saved, direct = (scored(*call, x)["metrics"] for x in (file, here / "real.npz"))
@@ -194,8 +202,8 @@ def test_statistics_of_few_images_keep_what_lies_beside(here: Path, monkeypatch:
         assert saved[name]["protocol"] == direct[name]["protocol"]
 
 
-def test_a_protocol_is_the_hash_of_what_has_always_made_it(here: Path) -> None:
-    """What is told of some values alone moves no other hash."""
+def test_protocol_hash_covers_the_same_fields_as_before(here: Path) -> None:
+    """Fields that only some metrics have do not change the hashes of the others."""
     call = [
         here / "fake.npz",
         "--against",
@@ -207,8 +215,9 @@ def test_a_protocol_is_the_hash_of_what_has_always_made_it(here: Path) -> None:
     found = scored(*call)
     shared = ("weights_sha256", "dim", "preprocessing", "n_fake", "fake_shape")
     for name, value in found["metrics"].items():
-        own = name.partition(":")[0]
-        keys = shared + (("n_real", "real") if own in ("fd", "kid") else ())
-        told = {"value": own, "settings": value["settings"], **{key: found["protocol"][key] for key in keys}}
-        text = json.dumps(told, sort_keys=True).encode()
+        metric = name.partition(":")[0]
+        keys = shared + (("n_real", "real") if metric in ("fd", "kid") else ())
+        fields = {key: found["protocol"][key] for key in keys}
+        hashed = {"value": metric, "settings": value["settings"], **fields}
+        text = json.dumps(hashed, sort_keys=True).encode()
         assert value["protocol"] == hashlib.sha256(text).hexdigest()[:12], name

@@ -1,5 +1,4 @@
-"""flowrace eval SAMPLES: the numbers by hand, whatever the container; references, cache, names, and what is
-refused."""
+"""`flowrace eval SAMPLES`: values by hand for every container, references, cache and errors."""
 
 from __future__ import annotations
 
@@ -18,8 +17,8 @@ from scipy import linalg
 
 from harness.cli.evaluate import evaluate as command
 from harness.errors import UserError
-from harness.evaluation.samples import cached_features as extract_room
-from harness.evaluation.samples import score as score_room
+from harness.evaluation.samples import cached_features
+from harness.evaluation.samples import score as score_module
 from metrics import frechet_distance, kernel_distance, load_extractor, precision_recall
 from metrics.extractors.base import Extractor
 from tests.harness.evaluation.samples.networks import by_hand, bytes_of, save_means, save_plain
@@ -50,7 +49,7 @@ def run(here: Path, samples: Any, against: Any = "real.npz", *words: str) -> dic
     return json.loads(result.output)
 
 
-def refused(here: Path, match: str, samples: Any, against: Any = "real.npz", *words: str) -> None:
+def assert_rejected(here: Path, match: str, samples: Any, against: Any = "real.npz", *words: str) -> None:
     with pytest.raises(UserError, match=match):
         run(here, samples, against, *words)
 
@@ -62,7 +61,7 @@ def textbook(real: np.ndarray, fake: np.ndarray) -> float:
     return ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(first + second - 2 * root)
 
 
-def test_the_numbers_by_hand(here: Path) -> None:
+def test_metrics_and_protocol_equal_those_by_hand(here: Path) -> None:
     found = run(here, "fake.npz", "real.npz", "--metrics", "fd,kid,accuracy")
     metrics, protocol = found["metrics"], found["protocol"]
     assert list(metrics) == ["fd:torchscript:means", "kid:torchscript:means", "accuracy:torchscript:means"]
@@ -72,7 +71,7 @@ def test_the_numbers_by_hand(here: Path) -> None:
     assert kid["low"] < kid["mean"] < kid["high"] and fd["low"] is None
     right = (by_hand(FAKE)[:, :4].argmax(1) == np.arange(120) % 4).mean()
     assert accuracy["mean"] == pytest.approx(right) and fd["n"] == 120
-    inside = extract_room.subset_mask(150, 75)
+    inside = cached_features.subset_mask(150, 75)
     assert fd["floor"]["mean"] == pytest.approx(textbook(REAL[~inside], REAL[inside]), rel=1e-3)
     assert (fd["floor"]["n"], fd["floor"]["n_real"]) == (75, 75)
     assert (protocol["n_real"], protocol["n_fake"], protocol["fake_shape"]) == (150, 120, [3, 8, 8])
@@ -81,7 +80,7 @@ def test_the_numbers_by_hand(here: Path) -> None:
     )
 
 
-def test_torch_fidelity_agrees_on_the_same_features(here: Path) -> None:
+def test_precision_and_recall_equal_those_of_torch_fidelity(here: Path) -> None:
     fidelity = pytest.importorskip("torch_fidelity.metric_prc")
     found = run(here, "fake.npz", "real.npz", "--metrics", "pr_torch_fidelity")["metrics"]
     extract = load_extractor(f"torchscript:{here / 'means.ts'}")
@@ -94,7 +93,7 @@ def test_torch_fidelity_agrees_on_the_same_features(here: Path) -> None:
 
 
 @pytest.mark.parametrize("container", ["folder", "npy", "parquet", "shuffled"])
-def test_the_container_and_the_order_do_not_matter(here: Path, tmp_path: Path, container: str) -> None:
+def test_value_does_not_depend_on_container_or_order(here: Path, tmp_path: Path, container: str) -> None:
     expected = run(here, "fake.npz")["metrics"]["fd:torchscript:means"]["mean"]
     path = tmp_path / container
     if container == "folder":
@@ -122,41 +121,43 @@ def png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def test_streamed_moments_equal_kept_features(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = run(here, "fake.npz")["metrics"]["fd:torchscript:means"]
-    monkeypatch.setattr(extract_room, "SMALL", 0)
+def test_streamed_moments_equal_those_of_stored_features(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = run(here, "fake.npz")["metrics"]["fd:torchscript:means"]
+    monkeypatch.setattr(cached_features, "SMALL", 0)
     streamed = run(here, "fake.npz")["metrics"]["fd:torchscript:means"]
-    assert streamed["mean"] == pytest.approx(kept["mean"], rel=1e-6)
-    assert streamed["floor"]["mean"] == pytest.approx(kept["floor"]["mean"], rel=1e-5)
-    assert streamed["protocol"] == kept["protocol"]
+    assert streamed["mean"] == pytest.approx(stored["mean"], rel=1e-6)
+    assert streamed["floor"]["mean"] == pytest.approx(stored["floor"]["mean"], rel=1e-5)
+    assert streamed["protocol"] == stored["protocol"]
 
 
-def test_statistics_in_a_file_are_a_reference(here: Path, tmp_path: Path) -> None:
+def test_saved_statistics_serve_as_reference(here: Path, tmp_path: Path) -> None:
     file = tmp_path / "real.safetensors"
     assert run(here, "real.npz", None, "--save-stats", str(file)) == {"statistics": str(file), "n": 150}
     direct, saved = (run(here, "fake.npz", x)["metrics"]["fd:torchscript:means"] for x in ("real.npz", file))
     assert saved["mean"] == pytest.approx(direct["mean"], rel=1e-6)
     assert saved["protocol"] == direct["protocol"] and saved["floor"] is None
-    refused(here, "has statistics but no raw samples, which kid needs", "fake.npz", file, "--metrics", "kid")
-    refused(here, "already exists", "real.npz", None, "--save-stats", str(file))
-    with pytest.raises(UserError, match="holds statistics of another network: extractor"):
+    assert_rejected(
+        here, "has statistics but no raw samples, which kid needs", "fake.npz", file, "--metrics", "kid"
+    )
+    assert_rejected(here, "already exists", "real.npz", None, "--save-stats", str(file))
+    with pytest.raises(UserError, match="holds statistics of another network: extractor is"):
         other = ["--extractor", f"torchscript:{here / 'means.ts'}?size=4"]
         run(here, "fake.npz", file, *other)
     file.write_bytes(file.read_bytes()[:-9])
-    refused(here, r"real\.safetensors is absent, cut short or altered", "fake.npz", file)
+    assert_rejected(here, r"real\.safetensors is absent, cut short or altered", "fake.npz", file)
 
 
-def test_the_cache_is_by_content_and_mends_itself(
+def test_cache_depends_on_content_and_replaces_damaged_files(
     here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passes: list[str] = []
-    whole = extract_room._extract
+    extract = cached_features._extract
 
     def counted(source: Any, *rest: Any) -> Any:
         passes.append(Path(source.where).name)
-        return whole(source, *rest)
+        return extract(source, *rest)
 
-    monkeypatch.setattr(extract_room, "_extract", counted)
+    monkeypatch.setattr(cached_features, "_extract", counted)
     first = run(here, "fake.npz")
     np.savez(tmp_path / "copy.npz", arr_0=FAKE, arr_1=np.arange(120) % 4)
     assert run(here, tmp_path / "copy.npz")["metrics"] == first["metrics"]
@@ -172,17 +173,17 @@ def test_the_cache_is_by_content_and_mends_itself(
     assert passes == ["fake.npz", "real.npz"] * 2
 
 
-def test_an_adm_batch_serves_another_network_by_its_images(here: Path, tmp_path: Path) -> None:
+def test_adm_batch_is_compared_by_its_images_with_another_network(here: Path, tmp_path: Path) -> None:
     file = tmp_path / "adm.npz"
     np.savez(file, arr_0=REAL, mu=np.zeros(2048), sigma=np.eye(2048))
     found = run(here, "fake.npz", file)
     assert found["metrics"]["fd:torchscript:means"]["mean"] == pytest.approx(textbook(REAL, FAKE), rel=1e-4)
     assert any("mu and sigma of the reference are Inception's" in text for text in found["warnings"])
     np.savez(file, mu=np.zeros(2048), sigma=np.eye(2048))
-    refused(here, "statistics of the original Inception only", "fake.npz", file)
+    assert_rejected(here, "statistics of the original Inception only", "fake.npz", file)
 
 
-def test_grey_is_repeated_and_other_sizes_are_said(here: Path, tmp_path: Path) -> None:
+def test_grey_images_are_repeated_and_another_size_gives_a_warning(here: Path, tmp_path: Path) -> None:
     grey = bytes_of(3, 40, 6, 6, 1)
     np.savez(tmp_path / "grey.npz", arr_0=grey)
     found = run(here, tmp_path / "grey.npz")
@@ -191,7 +192,7 @@ def test_grey_is_repeated_and_other_sizes_are_said(here: Path, tmp_path: Path) -
     assert any("samples are 6x6 pixels, the reference 8x8" in text for text in found["warnings"])
 
 
-def test_transparent_images_lie_on_white(here: Path, tmp_path: Path) -> None:
+def test_transparent_images_are_composited_on_white(here: Path, tmp_path: Path) -> None:
     for i, pixels in enumerate(FAKE[:20]):
         image = Image.fromarray(pixels).convert("RGBA")
         image.putalpha(0)
@@ -200,7 +201,7 @@ def test_transparent_images_lie_on_white(here: Path, tmp_path: Path) -> None:
     assert found == pytest.approx(textbook(REAL, np.full((20, 8, 8, 3), 255, np.uint8)), rel=1e-3)
 
 
-def test_too_few_samples_for_the_features_are_said(here: Path, tmp_path: Path) -> None:
+def test_fewer_samples_than_features_give_a_warning(here: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "few.npz", arr_0=FAKE[:5])
     assert any("5 samples do not span 6 features" in w for w in run(here, tmp_path / "few.npz")["warnings"])
 
@@ -210,41 +211,41 @@ def arrays(tmp_path: Path, **given: np.ndarray) -> Path:
     return tmp_path / "bad.npz"
 
 
-def test_bad_arrays_are_refused_by_name(here: Path, tmp_path: Path) -> None:
-    refused(here, "bad.npz has no array 'arr_0' .it has: x, y", arrays(tmp_path, x=FAKE, y=FAKE))
-    refused(here, "'arr_0' holds float32, not uint8", arrays(tmp_path, arr_0=FAKE.astype(np.float32)))
-    refused(
+def test_invalid_arrays_are_rejected_by_name(here: Path, tmp_path: Path) -> None:
+    assert_rejected(here, "bad.npz has no array 'arr_0' .it has: x, y", arrays(tmp_path, x=FAKE, y=FAKE))
+    assert_rejected(here, "'arr_0' holds float32, not uint8", arrays(tmp_path, arr_0=FAKE.astype(np.float32)))
+    assert_rejected(
         here, "composite transparent images on a background", arrays(tmp_path, arr_0=FAKE[..., [0, 1, 2, 0]])
     )
-    refused(here, "holds 1 sample; at least 2 are needed", arrays(tmp_path, arr_0=FAKE[:1]))
-    refused(here, "labels have shape", arrays(tmp_path, arr_0=FAKE, arr_1=np.arange(3)))
+    assert_rejected(here, "has too few samples: 1; at least 2 are needed", arrays(tmp_path, arr_0=FAKE[:1]))
+    assert_rejected(here, "labels have shape", arrays(tmp_path, arr_0=FAKE, arr_1=np.arange(3)))
     np.save(tmp_path / "pickled.npy", np.array([{}], dtype=object))
-    refused(here, "holds pickled objects, which are not loaded", tmp_path / "pickled.npy")
+    assert_rejected(here, "holds pickled objects, which are not loaded", tmp_path / "pickled.npy")
     np.save(tmp_path / "short.npy", FAKE)
     (tmp_path / "short.npy").write_bytes((tmp_path / "short.npy").read_bytes()[:-3])
-    refused(here, "short.npy is cut short: 3 bytes", tmp_path / "short.npy")
+    assert_rejected(here, "short.npy is cut short: 3 bytes", tmp_path / "short.npy")
     (tmp_path / "none.npz").write_bytes(b"no zip")
-    refused(here, "none.npz is not a readable npz", tmp_path / "none.npz")
+    assert_rejected(here, "none.npz is not a readable npz", tmp_path / "none.npz")
     assert not list((tmp_path / "cache").rglob("*.tmp"))
 
 
-def test_bad_folders_are_refused_by_file(here: Path, tmp_path: Path) -> None:
+def test_invalid_folders_are_rejected_by_file(here: Path, tmp_path: Path) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
-    refused(here, "is an empty folder", folder)
+    assert_rejected(here, "is an empty folder", folder)
     for i, pixels in enumerate(FAKE[:4]):
         Image.fromarray(pixels).save(folder / f"{i}.png")
     (folder / "2.png").write_bytes((folder / "2.png").read_bytes()[:60])
-    refused(here, r"2\.png is a broken image", folder)
+    assert_rejected(here, r"2\.png is a broken image", folder)
     Image.fromarray(FAKE[2, :6]).save(folder / "2.png")
-    refused(here, r"2\.png is 8x6 pixels, but .*0\.png is 8x8", folder)
+    assert_rejected(here, r"2\.png is 8x6 pixels, but .*0\.png is 8x8", folder)
     assert run(here, folder, "real.npz", "--set", "data.resolution=4")["protocol"]["fake_shape"] == [3, 4, 4]
 
 
-def test_bad_requests_are_refused(here: Path, tmp_path: Path) -> None:
+def test_invalid_options_are_rejected(here: Path, tmp_path: Path) -> None:
     network = f"torchscript:{save_plain(tmp_path)}"
-    refused(here, "Did you mean 'prdc'", "fake.npz", "real.npz", "--metrics", "prcd")
-    refused(
+    assert_rejected(here, "Did you mean 'prdc'", "fake.npz", "real.npz", "--metrics", "prcd")
+    assert_rejected(
         here,
         "the name 'fid' is reserved for the original weights",
         "fake.npz",
@@ -252,26 +253,28 @@ def test_bad_requests_are_refused(here: Path, tmp_path: Path) -> None:
         "--metrics",
         "fid",
     )
-    refused(here, "compares with a reference; name one with --against", "fake.npz", None)
-    refused(here, "no such file or folder", "absent.npz")
-    refused(
+    assert_rejected(here, "needs a reference; name one with --against", "fake.npz", None)
+    assert_rejected(here, "no such file or folder", "absent.npz")
+    assert_rejected(
         here, "has no logits, which is needs", "fake.npz", None, "--metrics", "is", "--extractor", network
     )
-    refused(here, "accuracy needs samples with labels", "real.npz", None, "--metrics", "accuracy")
-    refused(here, "is not a run; for samples only data.resolution", "fake.npz", "real.npz", "--set", "seed=1")
+    assert_rejected(here, "accuracy needs samples with labels", "real.npz", None, "--metrics", "accuracy")
+    assert_rejected(
+        here, "is not a run; for samples only data.resolution", "fake.npz", "real.npz", "--set", "seed=1"
+    )
     wrong = ["--extractor", f"torchscript:{here / 'means.ts'}?sha256=00ff00"]
-    refused(here, "is not the file that was meant: its sha256", "fake.npz", "real.npz", *wrong)
-    refused(here, "takes recordings", "fake.npz", "real.npz", "--extractor", "yamnet")
+    assert_rejected(here, "is not the file that was meant: its sha256", "fake.npz", "real.npz", *wrong)
+    assert_rejected(here, "takes recordings", "fake.npz", "real.npz", "--extractor", "yamnet")
 
 
-def test_fid_without_weights_says_which_file_goes_where(here: Path, monkeypatch, tmp_path: Path) -> None:
+def test_missing_inception_error_names_file_and_download(here: Path, monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     call = [str(here / "fake.npz"), "--against", str(here / "real.npz"), "--metrics", "fid"]
     with pytest.raises(UserError, match=r"weights-inception-2015-12-05-6726825d\.pth.*download https"):
         CliRunner().invoke(command, call, catch_exceptions=False)
 
 
-def test_digits_against_themselves_with_the_network_trained_here() -> None:
+def test_digits_against_themselves_reach_the_ideal_values() -> None:
     call = ["digits", "--against", "digits", "--extractor", "local", "--metrics", "fd,accuracy,memorisation"]
     found = json.loads(CliRunner().invoke(command, [*call, "--json"], catch_exceptions=False).output)
     values = found["metrics"]
@@ -280,7 +283,7 @@ def test_digits_against_themselves_with_the_network_trained_here() -> None:
     assert found["warnings"] == []
 
 
-def test_the_text_says_value_interval_number_and_protocol(here: Path) -> None:
+def test_text_output_has_value_interval_number_and_protocol(here: Path) -> None:
     call = [str(here / "fake.npz"), "--against", str(here / "real.npz"), "--metrics", "fd,recall"]
     result = CliRunner().invoke(command, [*call, "--extractor", f"torchscript:{here / 'means.ts'}"])
     fd, recall = result.stdout.splitlines()[:2]
@@ -288,8 +291,10 @@ def test_the_text_says_value_interval_number_and_protocol(here: Path) -> None:
     assert "weights_sha256: " in result.stdout and "warning: 120 samples are compared" in result.stderr
 
 
-def test_mobilenet_sees_noise(shared_weights: Path, shared_data: Path, tmp_path: Path) -> None:
-    """FD-MobileNetV2@96 of real against real lies far below that of noisy images."""
+def test_mobilenet_distance_increases_with_noise(
+    shared_weights: Path, shared_data: Path, tmp_path: Path
+) -> None:
+    """The distance of real images to others is far below that of noisy ones."""
     rows = pq.ParquetFile(shared_data / "cifar10" / "test.parquet").read_row_group(0).slice(0, 80)
     from harness.data.disk.pixels import decode
 
@@ -306,9 +311,8 @@ def test_mobilenet_sees_noise(shared_weights: Path, shared_data: Path, tmp_path:
     assert noise > 1.5 * clean
 
 
-class Known:
-    """A stand-in for Inception with its original weights: the tiny network under its name, with all three
-    outputs."""
+class OriginalInception:
+    """A replacement for Inception with its original weights: a tiny network with all three outputs."""
 
     @staticmethod
     def load(*_: Any, **__: Any) -> Extractor:
@@ -321,10 +325,11 @@ class Known:
         return Extractor("inception", 6, "0" * 64, "none", 3, device, network, beside=beside)
 
 
-def test_an_adm_batch_with_inception(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """FID from mu and sigma, sFID from mu_s and sigma_s, precision from arr_0: the set behind the first is
-    larger."""
-    monkeypatch.setattr(score_room, "load_extractor", Known.load)
+def test_adm_batch_with_inception_uses_each_of_its_parts(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FID comes from mu and sigma, sFID from mu_s and sigma_s, precision from the fewer images of arr_0."""
+    monkeypatch.setattr(score_module, "load_extractor", OriginalInception.load)
     features = by_hand(REAL)
     mu, sigma = features.mean(0), np.cov(features, rowvar=False)
     few = {"arr_0": REAL[:60], "mu": mu, "sigma": sigma}
