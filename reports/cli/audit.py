@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from reports.cli.options import AS_JSON, AXIS, CONFIDENCE, METRIC, REGISTER, TARGET
+from harness.config.options import JSON_OPTION
+from reports.cli.options import AXIS, CONFIDENCE, METRIC, REGISTER, TARGET
 
 SOURCES = click.argument("sources", metavar="DIR...", nargs=-1, required=True)
 
@@ -37,7 +38,7 @@ def audit() -> None:
 @audit.command(epilog="Example: flowrace audit claim.toml curves.csv")
 @click.argument("words", metavar="CLAIM.toml... DIR|CSV|URI...", nargs=-1, required=True)
 @REGISTER
-@AS_JSON
+@JSON_OPTION
 def claim(words: tuple[str, ...], file: Path | None, as_json: bool) -> None:
     """Judge claims on runs (the default command).
 
@@ -60,7 +61,7 @@ def claim(words: tuple[str, ...], file: Path | None, as_json: bool) -> None:
 @audit.command(epilog="Example: flowrace audit register claim.toml")
 @click.argument("claims", metavar="CLAIM.toml...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @REGISTER
-@AS_JSON
+@JSON_OPTION
 def register(claims: tuple[Path, ...], file: Path | None, as_json: bool) -> None:
     """Register claims before their runs begin: hash and UTC time, in an append-only file.
 
@@ -89,7 +90,7 @@ def register(claims: tuple[Path, ...], file: Path | None, as_json: bool) -> None
 @TARGET
 @AXIS
 @CONFIDENCE
-@AS_JSON
+@JSON_OPTION
 def selftest(
     sources: tuple[str, ...],
     method: str | None,
@@ -153,7 +154,7 @@ def selftest(
     "--factor", "wanted", type=click.FloatRange(0, min_open=True), help="Speed-up to distinguish from 1."
 )
 @CONFIDENCE
-@AS_JSON
+@JSON_OPTION
 def power(
     sources: tuple[str, ...],
     method: str | None,
@@ -266,12 +267,11 @@ def _runs(
 
 
 def _progress(runs: Sequence[Any]) -> Iterable[Any]:
-    """Return the runs one by one, with a progress bar on standard error if that is a terminal."""
-    from rich.console import Console
-    from rich.progress import track
+    """Yield the runs one by one, with a progress bar in a terminal."""
+    # Imported here, because rich is slow to import and `--help` shows no bar.
+    from harness.files.progress import tracked
 
-    console = Console(stderr=True)
-    return track(runs, "reading", console=console, transient=True, disable=not console.is_terminal)
+    return tracked(runs, "reading")
 
 
 def _finite(value: float | None) -> float | None:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from reports.cli.options import AS_JSON, CLAIMS_FOLDER
+from harness.config.options import JSON_OPTION
+from reports.cli.options import CLAIMS_FOLDER
 
 if TYPE_CHECKING:
     from reports.literature.check import Finding
@@ -56,7 +57,7 @@ def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @_filters
 @CLAIMS_FOLDER
-@AS_JSON
+@JSON_OPTION
 @click.option("--csv", "as_csv", is_flag=True, help="Print a CSV with every field.")
 @click.pass_context
 def claims(
@@ -87,7 +88,7 @@ def claims(
 @claims.command(epilog="Example: flowrace claims show sf.claim.7M-400k-143k")
 @click.argument("name", metavar="ID")
 @CLAIMS_FOLDER
-@AS_JSON
+@JSON_OPTION
 @click.pass_obj
 def show(above: Path | None, name: str, folder: Path | None, as_json: bool) -> None:
     """Show one number: every field, and the findings about it."""
@@ -117,7 +118,7 @@ def show(above: Path | None, name: str, folder: Path | None, as_json: bool) -> N
 @claims.command(epilog="Example: flowrace claims check --rule arithmetic --rule across-benchmarks")
 @click.option("--rule", "rules", multiple=True, help="Only findings of this rule; may be repeated.")
 @CLAIMS_FOLDER
-@AS_JSON
+@JSON_OPTION
 @click.pass_obj
 def check(above: Path | None, rules: tuple[str, ...], folder: Path | None, as_json: bool) -> None:
     """Find inconsistencies between published numbers.

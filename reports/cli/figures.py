@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from reports.cli.options import AS_JSON, race_options
+from harness.config.options import JSON_OPTION
+from reports.cli.options import race_options
 
 if TYPE_CHECKING:
     from reports.analysis.report import RaceReport
@@ -46,7 +47,7 @@ FORMATS = ("pdf", "svg")
     show_default=True,
     help="File formats: pdf, svg or both, separated by a comma.",
 )
-@AS_JSON
+@JSON_OPTION
 def figures(
     directories: tuple[Path, ...],
     output: Path,
@@ -66,6 +67,7 @@ def figures(
     import json
 
     from harness.errors import unknown
+    from harness.files.progress import tracked
     from reports.analysis.report import read_report
     from reports.pages.published import find_curves
 
@@ -77,7 +79,7 @@ def figures(
     report = read_report(directories, metric=metric, target=target, baseline=baseline)
     race = report.race
     files = []
-    for draw in _shown(pictures(report, printed)):
+    for draw in tracked(pictures(report, printed), "figures"):
         picture = draw(WIDTHS[look])
         files += [save(picture, output, kind) for kind in kinds]
     if as_json:
@@ -110,15 +112,6 @@ def pictures(
         found.append(partial(race_figures.draw_cost, race))
     groups = enumerate(published.by_metric(printed).items())
     return found + [partial(published.draw_published, metric, own, n) for n, (metric, own) in groups]
-
-
-def _shown(draws: Sequence[Callable[[float], Picture]]) -> Iterable[Callable[[float], Picture]]:
-    """Yield the drawing functions, with a progress bar in a terminal."""
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    return track(draws, "figures", console=console, disable=not console.is_terminal, transient=True)
 
 
 def save(picture: Picture, folder: Path, kind: str) -> Path:

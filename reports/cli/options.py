@@ -16,7 +16,6 @@ AXES = ("steps", "images", "flops", "seconds", "gpu_seconds")
 DIRECTORIES = click.argument(
     "directories", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path)
 )
-AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")
 METRIC = click.option(
     "--metric",
     help="Metric name as recorded, e.g. fd:local. Default: the study's (report: else the first evaluated).",

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from reports.cli.options import AS_JSON, race_options
+from harness.config.options import JSON_OPTION
+from reports.cli.options import race_options
 from reports.cli.report_diff import diff
 
 
@@ -47,7 +48,7 @@ class OrDiff(click.Command):
     type=click.Path(path_type=Path),
     help="Claim (TOML) to audit on these runs; its verdict comes first on the page. May be repeated.",
 )
-@AS_JSON
+@JSON_OPTION
 def report(directories: tuple[Path, ...], output: Path, as_json: bool, **asked: Any) -> None:
     """Report who reached the target first, and with what certainty, from run directories or folders of them.
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from reports.cli.options import AS_JSON, AXES, BASELINE, METRIC, TARGET
+from harness.config.options import JSON_OPTION
+from reports.cli.options import AXES, BASELINE, METRIC, TARGET
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -28,7 +29,7 @@ MOST_NAMED = 6
 @METRIC
 @TARGET
 @BASELINE
-@AS_JSON
+@JSON_OPTION
 def diff(before: Path, after: Path, axis: str | None, as_json: bool, **asked: Any) -> None:
     """Show how two reports differ: runs, arms, numbers, specs and evaluation protocols.
 
