@@ -116,16 +116,16 @@ def show(above: Path | None, name: str, folder: Path | None, as_json: bool) -> N
 
 
 @claims.command(epilog="Example: flowrace claims check --rule arithmetic --rule across-benchmarks")
-@click.option("--rule", "rules", multiple=True, help="Only findings of this rule; may be repeated.")
+@click.option("--rule", "rules", multiple=True, help="Show only findings of this rule; may be repeated.")
 @CLAIMS_FOLDER
 @JSON_OPTION
 @click.pass_obj
 def check(above: Path | None, rules: tuple[str, ...], folder: Path | None, as_json: bool) -> None:
     """Find inconsistencies between published numbers.
 
-    Recomputes stated ratios, and finds ratios carried from one benchmark to another, comparisons across
-    protocols, baselines with several values, margins of single trainings within the known spread, and text
-    that contradicts figures.
+    Recomputes stated ratios. Finds ratios carried over from another benchmark, comparisons across protocols,
+    baselines with several values, margins of single trainings within the known spread, and text that
+    contradicts figures.
 
     Findings are not errors: the exit code is 0 in any case.
     """
@@ -155,7 +155,7 @@ def _counted(n: int, severity: str) -> str:
 
 
 def _print_finding(finding: Finding) -> None:
-    """Print a heading, the sentence and the sources; wrapped in a terminal, one line each into a pipe."""
+    """Print a heading, the sentence and the sources; wrapped in a terminal, one line each in a pipe."""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
     click.echo(f"\n{finding.severity} ({finding.rule})")
     for text in (finding.text, *(f"- {source}" for source in finding.sources)):
@@ -171,7 +171,7 @@ def _print_csv(numbers: Sequence[PublishedNumber]) -> None:
 
 
 def _print_table(numbers: Sequence[PublishedNumber]) -> None:
-    """Print one row per number, or two lines each in a terminal too narrow for that."""
+    """Print one row per number, or a short paragraph each if the terminal is too narrow."""
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -1,4 +1,4 @@
-"""The command `flowrace figures`: the pictures of a report as files for a paper."""
+"""The command `flowrace figures`, which writes the figures of a report as files for a paper."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from reports.pages.published import PublishedRequest
 
 WIDTHS = {"paper": 3.3, "page": 7.6}
-"""Inches: a column of a paper, a whole page."""
+"""Widths in inches: a column of a paper, and the full width of a page."""
 FORMATS = ("pdf", "svg")
 
 
@@ -93,7 +93,7 @@ def figures(
 def pictures(
     report: RaceReport, printed: Sequence[PublishedRequest] = ()
 ) -> list[Callable[[float], Picture]]:
-    """Return what draws each picture of this race, on every axis, given a width in inches."""
+    """Return a function for each picture of this race, on every axis, which draws it at a width in inches."""
     from reports.figures import race_figures
     from reports.pages import forest, performance_profile, published
 
@@ -115,7 +115,7 @@ def pictures(
 
 
 def save(picture: Picture, folder: Path, kind: str) -> Path:
-    """Write a picture, dateless and with its text as text; raises `UserError` where it cannot be written."""
+    """Write a picture without a date and with its text as text; raises `UserError` if that fails."""
     import io
 
     import matplotlib as mpl

@@ -13,8 +13,10 @@ from reports.cli.report_diff import diff
 
 
 class OrDiff(click.Command):
-    """A command on folders, with one sub-command: `diff` as the first word is that one (a folder of this
-    name is `./diff`)."""
+    """A command on folders that runs `flowrace report diff` if its first word is `diff`.
+
+    A folder of this name is given as `./diff`.
+    """
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
@@ -29,7 +31,8 @@ class OrDiff(click.Command):
 
 @click.command(
     cls=OrDiff,
-    epilog="Example: flowrace report runs/digits -o report.html --target 12. See also: flowrace report diff --help",
+    epilog="Example: flowrace report runs/digits -o report.html --target 12. "
+    "See also: flowrace report diff --help",
 )
 @race_options
 @click.option(

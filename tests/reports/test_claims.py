@@ -127,8 +127,8 @@ def test_own_claims_come_on_top(tmp_path: Path) -> None:
         ("value = 5.70", "value = nan", ("mine.a", "value", "finite")),
         ("value = 5.70", "value = true", ("mine.a", "value")),
         ("steps = 400_000", "steps = 4e5", ("mine.a", "steps")),
-        ('"mine.b", method', '"mine.a", method', ("'mine.a' is taken",)),
-        ('"mine.a", method', '"sit.SiT.SiT-B-2.400000.FID", method', ("is taken", "sit.toml")),
+        ('"mine.b", method', '"mine.a", method', ("'mine.a' is already used",)),
+        ('"mine.a", method', '"sit.SiT.SiT-B-2.400000.FID", method', ("is already used", "sit.toml")),
         (
             'of = ["mine.b", "mine.a"]',
             'of = ["mine.b", "mine.c"]',
@@ -154,7 +154,7 @@ def test_a_bad_file_is_named_with_its_entry_and_field(
 
 
 def test_a_folder_without_claims_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"holds no \*\.toml"):
+    with pytest.raises(UserError, match=r"no \*\.toml file in it"):
         load_literature(tmp_path)
     with pytest.raises(UserError, match="no such folder"):
         load_literature(tmp_path / "absent")

@@ -97,7 +97,7 @@ def test_a_single_lucky_evaluation_is_no_crossing() -> None:
 
 @pytest.mark.parametrize("bad", [0.0, -3.0, math.nan, math.inf])
 def test_a_metric_without_a_logarithm_is_an_error(bad: float) -> None:
-    with pytest.raises(UserError, match=r"at step 20.*must be positive"):
+    with pytest.raises(UserError, match=r"at step 20.*must be above 0"):
         fit([10, 20], [5.0, bad])
 
 
