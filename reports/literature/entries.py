@@ -9,8 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Status = Literal["table", "text", "abstract", "figure_estimate", "secondary", "press", "user_report"]
-"""The origin of a number: a table, the text or the abstract of its paper, a reading off a figure, a third
-party, the press, or a user's own training."""
+"""The origin of a number. `figure_estimate` is read off a figure; `secondary` is quoted by a third party."""
 UNSTATED = "unstated"
 
 

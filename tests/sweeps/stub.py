@@ -1,4 +1,4 @@
-"""A stand-in for a run, without a network: it writes a real record and obeys the variable STUB.
+"""A fake run, without a network: it writes a real record and follows the variable STUB.
 
 fail=METHOD      runs of this method end with an error
 fail=METHOD:log  the same, but they leave no `failed` file
