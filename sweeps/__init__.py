@@ -1,1 +1,1 @@
-"""From a study to runs: an exact plan, and launchers that carry it out."""
+"""Studies: exact plans of runs, launchers that run them, and searches of settings."""

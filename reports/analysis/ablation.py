@@ -153,8 +153,8 @@ def _absent(race: Race, workloads: Sequence[Workload]) -> dict[tuple[str, str], 
     its values are."""
     rows, columns = _names(race, workloads)
     found: dict[tuple[str, str], AblationEntry] = {}
-    left = [(run.cell, AblationEntry("missing", why="no run yet")) for run in race.missing]
-    left += [(left.cell, AblationEntry("excluded", why=left.reason)) for left in race.excluded]
+    left = [(run.values, AblationEntry("missing", why="no run yet")) for run in race.missing]
+    left += [(left.values, AblationEntry("excluded", why=left.reason)) for left in race.excluded]
     for values, entry in left:
         method, workload = _parts(values)
         row, column = rows.get(method, _said(method)), columns.get(workload, _said(workload))
@@ -174,7 +174,7 @@ def _names(race: Race, workloads: Sequence[Workload]) -> tuple[dict[Values, str]
     columns: dict[Values, str] = {}
     for run in race.plan:
         if run.id in places:
-            method, workload = _parts(run.cell)
+            method, workload = _parts(run.values)
             rows[method], columns[workload] = places[run.id]
     return rows, columns
 

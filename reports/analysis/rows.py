@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+from harness.records.record import failure_reason
 from reports.race.final_values import FinalValue
 from reports.race.race import Race
 from reports.race.run import RaceRun
-from reports.race.study_folder import failure_reason
 
 Row = dict[str, Any]
 """Column -> text, number or None."""
@@ -57,8 +57,8 @@ def run_rows(race: Race) -> list[Row]:
     """Return one row per run, including planned runs that do not exist yet."""
     found = [_run_row(race, run) for run in race.runs]
     for planned in race.missing:
-        method, seed = planned.cell.get("method.name", ""), planned.cell.get("seed", "")
-        rest = {name: value for name, value in planned.cell.items() if name not in ("method.name", "seed")}
+        method, seed = planned.values.get("method.name", ""), planned.values.get("seed", "")
+        rest = {name: value for name, value in planned.values.items() if name not in ("method.name", "seed")}
         row: Row = dict.fromkeys(RUN_COLUMNS)
         row |= {"method": method, "seed": seed, "run": planned.id, "status": "missing"}
         found.append(row | {"reason": ", ".join(f"{name} = {value}" for name, value in rest.items())})
@@ -93,8 +93,10 @@ def to_csv(columns: tuple[str, ...], table: Sequence[Row]) -> str:
 
 def _run_row(race: Race, run: RaceRun) -> Row:
     row: Row = dict.fromkeys(RUN_COLUMNS)
-    row |= {"method": run.arm, "seed": run.seed, "run": run.record.id, "status": run.record.status}
-    row |= {"reason": failure_reason(run.record), "metric": race.metric, "target": race.target}
+    status = run.record.status
+    reason = failure_reason(run.record) if status in ("failed", "stopped") else ""
+    row |= {"method": run.arm, "seed": run.seed, "run": run.record.id, "status": status}
+    row |= {"reason": reason, "metric": race.metric, "target": race.target}
     if run.evaluated:
         row |= {"evaluations": len(run.curve.steps), "final": float(run.curve.measured[-1])}
         row |= {"best": float(run.curve.measured.min())}

@@ -1,1 +1,1 @@
-"""One claim against curves: preconditions, decision, card; from records, stores and anybody's CSV."""
+"""Audits of claimed speed-ups: preconditions, decision, register, self-test and pilot."""

@@ -1,10 +1,10 @@
-"""An audit: one claim, the runs of its two arms, and what they say about it.
+"""The audit of one claim: its two arms of runs, and the verdict with its reasons.
 
     curve -> sustained crossing of the target -> time on each axis -> speed-up with its interval -> verdict
 
-The steps are those of curves.py, speedup.py and decision.py; here they are put in order, with the
-preconditions (preconditions.py), checks of the curves (curve_shape.py, survival.py), and what more runs
-would settle (power.py).
+This module puts the steps of curves.py, speedup.py and decision.py in order. It adds the preconditions
+(preconditions.py), the checks of the curves (curve_shape.py, survival.py) and the number of runs that would
+decide the claim (power.py).
 """
 
 from __future__ import annotations
@@ -28,43 +28,44 @@ from reports.stats.power import detectable, pairs_needed
 from reports.stats.speedup import Speedup, Time, cut
 
 Crossings = tuple[Mapping[int, Crossing], Mapping[int, Crossing]]
-"""By seed, of the baseline and of the candidate."""
+"""The crossings of the baseline and of the candidate, by seed."""
 
 
 @dataclass(frozen=True)
 class Audit:
-    """The answer to one claim."""
+    """The verdict on one claim, and everything that it rests on."""
 
     claim: Claim
     verdict: Verdict
     reasons: tuple[Reason, ...]
     logs: AuditRuns
-    """The runs that count: pairs, where the arms share seeds."""
+    """The runs that count: pairs, if the arms share seeds."""
     target: float | None = None
-    """None if it could not be computed, or values cannot be compared."""
+    """None if it could not be computed, or if values cannot be compared."""
     crossings: Crossings | None = None
-    """Sustained ones."""
+    """Sustained crossings of both arms."""
     gains: Mapping[str, Speedup] | None = None
-    """Of sustained crossings, by axis; without axes that were not logged or cannot be compared."""
+    """Speed-ups of sustained crossings, by axis, without axes that were not logged or cannot be compared."""
     first: Speedup | None = None
-    """Of first crossings, on the claim's axis."""
+    """The speed-up of first crossings, on the claim's axis."""
     dual: Dual | None = None
     curve: tuple[tuple[float, Speedup], ...] = ()
     """Speed-up by target, on the claim's axis."""
     slopes: Mapping[str, float | None] | None = None
     """d log metric / d log step at the target, by arm."""
     more_pairs: int | None = None
-    """How many more pairs would decide the claim in four of five cases, if truth is what was measured; 0
-    where it is decided, None if no number would."""
+    """The number of further pairs that decide the claim with 80 % power, if the measured values are true.
+
+    0 if the claim is decided, None if no number of pairs decides it."""
     adjusted: Verdict | None = None
-    """After Holm over a family of claims; None for a claim by itself."""
+    """The verdict after Holm's adjustment over a family of claims; None for a single claim."""
     adjusted_p: float | None = None
     standing: Standing = "not registered"
     notes: tuple[str, ...] = ()
 
     @property
     def gain(self) -> Speedup | None:
-        """On the claim's axis."""
+        """The speed-up on the claim's axis."""
         return self.gains.get(self.claim.axis) if self.gains else None
 
     @property
@@ -73,14 +74,14 @@ class Audit:
 
     @property
     def detectable(self) -> float | None:
-        """The smallest factor against 1 that these data resolve in four of five cases."""
+        """The smallest factor that these runs distinguish from 1 with 80 % power."""
         if self.gain is None or self.gain.error is None:
             return None
         return detectable(self.gain.error, self.gain.degrees, self.claim.confidence)
 
     @property
     def p(self) -> float:
-        """Two-sided, of whichever of support and refutation is nearer; 1 where a precondition fails."""
+        """The smaller of the two-sided p-values of support and refutation; 1 if a precondition fails."""
         if self.gain is None or any(reason.name != "interval" for reason in self.reasons):
             return 1.0
         return min(p_values(self.claim, self.gain))
@@ -113,29 +114,29 @@ def audit_claim(
     tuning: Mapping[str, Tuning] | None = None,
     standing: Standing = "not registered",
 ) -> Audit:
-    """Judge a claim by runs. Raises `UserError` when the claim is on an axis that the logs do not have."""
+    """Judge a claim by runs. Raises `UserError` if the logs do not record the claim's axis."""
     tuning = tuning or {}
     tuned_on = set(tuning.get(claim.baseline, Tuning()).seeds)
-    apart = [log for seed, log in logs.baseline.items() if seed in tuned_on]
+    setters = [log for seed, log in logs.baseline.items() if seed in tuned_on]
     judged = matched(
         replace(logs, baseline={s: log for s, log in logs.baseline.items() if s not in tuned_on})
     )
-    reasons = failed_preconditions(claim, judged, tuning, apart if claim.step is not None else ())
+    reasons = failed_preconditions(claim, judged, tuning, setters if claim.step is not None else ())
     empty = Audit(claim, "inconclusive", tuple(reasons), judged, standing=standing, notes=judged.notes)
     if not judged.baseline or not judged.candidate or any(reason.name == "protocol" for reason in reasons):
         return empty
     missing = [log for log in judged.all if claim.axis not in log.costs.totals]
     if missing:
         raise UserError(f"the claim is on {claim.axis}, which {missing[0].source} does not record")
-    target = target_of(claim, apart or list(judged.baseline.values()))
+    target = target_of(claim, setters or list(judged.baseline.values()))
     if target is None:
-        said = f"no run of {claim.baseline} was evaluated on both sides of step {claim.step}"
-        return replace(empty, reasons=(*reasons, Reason("target", said)))
+        text = f"no run of {claim.baseline} was evaluated on both sides of step {claim.step}"
+        return replace(empty, reasons=(*reasons, Reason("target", text)))
     return _measured(replace(empty, target=target), target)
 
 
 def _measured(found: Audit, target: float) -> Audit:
-    """Return the same with everything that needs a target."""
+    """Return the audit with all fields that need a target."""
     claim, logs = found.claim, found.logs
     crossings = crossed(logs, target)
     gains = gains_of(logs, crossings, claim.confidence)
@@ -163,8 +164,10 @@ def _measured(found: Audit, target: float) -> Audit:
 
 
 def adjust_family(audits: Sequence[Audit]) -> list[Audit]:
-    """Return the audits of several claims with their p-values adjusted (Holm); a verdict that does not
-    survive is inconclusive."""
+    """Return the audits of several claims with adjusted p-values (Holm).
+
+    A verdict that does not survive the adjustment becomes inconclusive.
+    """
     if len(audits) < 2:
         return list(audits)
     adjusted = holm([one.p for one in audits])
@@ -175,7 +178,7 @@ def adjust_family(audits: Sequence[Audit]) -> list[Audit]:
 
 
 def matched(logs: AuditRuns) -> AuditRuns:
-    """Return the runs of seeds that both arms have; all runs where they share fewer than two (Welch)."""
+    """Return the runs of shared seeds, or all runs if the arms share fewer than two seeds (Welch)."""
     shared = logs.baseline.keys() & logs.candidate.keys()
     if len(shared) < min(2, len(logs.baseline), len(logs.candidate)) or not shared:
         return logs
@@ -190,8 +193,11 @@ def matched(logs: AuditRuns) -> AuditRuns:
 
 
 def target_of(claim: Claim, baseline: Sequence[AuditRun]) -> float | None:
-    """Return the value to reach: the claim's own, or the median of the baseline's fitted metric at its
-    step, over the runs that cover it (AlgoPerf's rule). None if no run does."""
+    """Return the value to reach; None if no run covers the step of `baseline@STEP`.
+
+    For `baseline@STEP` it is the median over runs of the baseline's fitted metric at that step. AlgoPerf sets
+    its targets by the same rule.
+    """
     if claim.step is None:
         return float(claim.target)
     values = [value for log in baseline if (value := value_at(log.curve, claim.step)) is not None]
@@ -205,8 +211,10 @@ def crossed(logs: AuditRuns, target: float) -> Crossings:
 
 
 def gains_of(logs: AuditRuns, crossings: Crossings, confidence: float) -> dict[str, Speedup]:
-    """Return speed-ups by axis, for axes that every run records and, on the clock, that the hardware
-    allows."""
+    """Return speed-ups by axis, for the axes that every run records.
+
+    Clock axes are left out if the runs used different hardware.
+    """
     recorded = [axis for axis in AXES if all(axis in log.costs.totals for log in logs.all)]
     if hardware_reason(logs) is not None:
         recorded = [axis for axis in recorded if axis not in CLOCK_AXES]
@@ -214,15 +222,16 @@ def gains_of(logs: AuditRuns, crossings: Crossings, confidence: float) -> dict[s
 
 
 def interval_reason(claim: Claim, own: Speedup | None, verdict: Verdict) -> Reason:
-    """Return where the interval lies: the reason of a verdict that no precondition forced."""
+    """Return the position of the interval: the reason of a verdict if no precondition failed."""
     if own is None or own.low is None or own.high is None:
         return Reason("interval", f"there is no interval in {claim.axis}")
     bounds = f"{claim.low:.3g}x" + ("" if math.isinf(claim.high) else f" to {claim.high:.3g}x")
     needed = f"what the claim needs ({bounds})"
     where = {
-        "supported": f"lies within {needed}",
-        "refuted": f"lies outside {needed}",
-        "inconclusive": f"contains factors that satisfy the claim and factors that do not; the claim needs {bounds}",
+        "supported": f"is within {needed}",
+        "refuted": f"is outside {needed}",
+        "inconclusive": "contains factors that satisfy the claim and factors that do not; "
+        f"the claim needs {bounds}",
     }
     if verdict == "supported" and math.isinf(claim.high):
         return Reason("interval", f"its low end is at or above {needed}")
@@ -232,8 +241,10 @@ def interval_reason(claim: Claim, own: Speedup | None, verdict: Verdict) -> Reas
 
 
 def more_pairs(claim: Claim, own: Speedup | None, verdict: Verdict, reasons: Sequence[Reason]) -> int | None:
-    """Return `Audit.more_pairs`; None also if another precondition fails or an end would stay open with any
-    n."""
+    """Return `Audit.more_pairs`.
+
+    It is None, too, if another precondition fails or an end would stay open with any n.
+    """
     if verdict != "inconclusive":
         return 0
     if (

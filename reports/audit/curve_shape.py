@@ -1,9 +1,9 @@
-"""The check whether one number is enough: are two curves shifted copies of each other?
+"""The shape of two curves: whether they are shifted copies, so that one speed-up describes them.
 
-If the candidate does at step s what the baseline does at S s, the speed-up is S at every target, and at a
-common step the metrics differ by log S times the slope: S' = exp(difference of log metric / |slope|). Where
-S and S' disagree the curves are not shifted copies, and the speed-up is a function of the target. (The
-pairwise rule of modded-nanogpt's third track.)
+If the candidate reaches at step s what the baseline reaches at step S s, the speed-up is S at every target.
+At a common step the metrics then differ by log S times the slope: S' = exp(difference of log metric /
+|slope|). If S and S' disagree, the curves are not shifted copies, and the speed-up depends on the target.
+Source: the pairwise rule of modded-nanogpt's track 3.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from reports.stats.speedup import Speedup, Time, speedup
 
 TARGETS = 7
 FLAT = 1e-2
-"""A slope (d log metric / d log step) that no time can be read off."""
+"""The slope (d log metric / d log step) below which a curve is too flat for a time."""
 LOG_MAX = 300.0
-"""Of a time, as far as it is reckoned: float64 ends at 709."""
+"""The largest logarithm of a time that is computed: exp overflows float64 at 709."""
 
 
 @dataclass(frozen=True)
 class Dual:
-    """The speed-up in steps as read off the metrics at one step."""
+    """The speed-up in steps, estimated from the metrics at one step."""
 
     step: float
     gain: Speedup
 
     def agrees(self, gain: Speedup) -> bool:
-        """Return whether the two intervals meet; an interval that is missing disagrees with nothing."""
+        """Return whether the two intervals overlap; True if either interval is missing."""
         own = self.gain
         if gain.low is None or gain.high is None or own.low is None or own.high is None:
             return True
@@ -41,19 +41,17 @@ class Dual:
 
 
 def slopes(logs: Mapping[int, AuditRun], crossings: Mapping[int, Crossing]) -> float | None:
-    """Return the median slope of an arm's curves where they cross the target; None if they are too short
-    to have one."""
+    """Return the median slope of an arm's curves at their crossings; None if all are too short."""
     found = [slope_at(log.curve, crossings[seed].step) for seed, log in logs.items()]
     known = [slope for slope in found if slope is not None]
     return float(np.median(known)) if known else None
 
 
 def dual_speedup(logs: AuditRuns, confidence: float) -> Dual | None:
-    """Return the check at the last step that every finished run has; None if curves are too short or flat
-    there.
+    """Return the estimate at the last step that every finished run has.
 
-    The slope is the mean of both arms' slopes, which over the distance between shifted copies is that of
-    the chord.
+    None if a curve is too short or too flat there. The slope is the mean of both arms' slopes, which for
+    shifted copies is the slope of the chord between them.
     """
     arms = (logs.finished.baseline, logs.finished.candidate)
     if not all(arms):
@@ -78,15 +76,16 @@ def dual_speedup(logs: AuditRuns, confidence: float) -> Dual | None:
 
 
 def _log_values(arm: Mapping[int, AuditRun], step: float) -> dict[int, float]:
-    """Return the logarithm of the fitted metric at a step, by seed, of the runs that were evaluated around
-    it."""
+    """Return log metric (fitted) at a step, by seed, for runs evaluated on both sides of it."""
     values = {seed: value_at(run.curve, step) for seed, run in arm.items()}
     return {seed: math.log(value) for seed, value in values.items() if value is not None}
 
 
 def end_slope(curve: Curve, step: float) -> float | None:
-    """Return d log metric / d log step at the end of a curve, from a parabola through the last three
-    quarters of its steps; None for fewer than five evaluations."""
+    """Return d log metric / d log step at the end of a curve; None for fewer than five evaluations.
+
+    It is the slope of a parabola, fitted to the evaluations from a quarter of the step on.
+    """
     near = (curve.steps >= step / 4) & (curve.steps <= step)
     if near.sum() < 5:
         return None
@@ -95,8 +94,10 @@ def end_slope(curve: Curve, step: float) -> float | None:
 
 
 def by_target(logs: AuditRuns, axis: str, confidence: float) -> list[tuple[float, Speedup]]:
-    """Return speed-ups at targets evenly spaced in logs over the range that all finished runs pass, highest
-    first."""
+    """Return targets and their speed-ups, highest target first.
+
+    The targets are evenly spaced in logs over the range that all finished runs pass.
+    """
     finished = logs.finished.all or logs.all
     top = min(log.curve.fitted[0] for log in finished)
     bottom = max(log.curve.fitted[-1] for log in finished)
@@ -120,8 +121,10 @@ def speedup_at(logs: AuditRuns, axis: str, target: float, confidence: float) -> 
 def speedup_between(
     logs: AuditRuns, axis: str, crossings: Sequence[Mapping[int, Crossing]], confidence: float
 ) -> Speedup:
-    """Return the speed-up between crossings, on one axis; times are cut at the smallest budget of any
-    finished run."""
+    """Return the speed-up between crossings, on one axis.
+
+    Times are censored at the smallest budget of any finished run.
+    """
     arms = (logs.baseline, logs.candidate)
     baseline, candidate = (
         {seed: Time(run.costs.at(axis, own[seed].step), own[seed].censored) for seed, run in arm.items()}
@@ -131,7 +134,7 @@ def speedup_between(
 
 
 def horizon(logs: AuditRuns, axis: str) -> float:
-    """Return what every finished run may spend."""
+    """Return the smallest budget of any finished run."""
     return min(log.costs.budget(axis) for log in logs.finished.all or logs.all)
 
 

@@ -1,8 +1,9 @@
-"""From an interval to a verdict, for one claim and for a family of them.
+"""The decision from an interval to a verdict, for one claim and for a family of claims.
 
-A verdict is a statement about the interval [low, high] of a speed-up and the factors [c1, c2] that fulfil a
-claim (c2 is infinite for `at_least`): supported inside, refuted if disjoint, else inconclusive. The same
-verdicts follow from one-sided tests at (1 - confidence) / 2; their doubled p-values are what Holm adjusts.
+A verdict compares the interval [low, high] of a speed-up with the factors [c1, c2] that fulfil a claim (c2
+is infinite for `at_least`). The claim is supported if the interval is inside, refuted if the two are
+disjoint, and inconclusive otherwise. The same verdicts follow from one-sided tests at (1 - confidence) / 2.
+Holm's method adjusts their doubled p-values.
 """
 
 from __future__ import annotations
@@ -21,8 +22,7 @@ Verdict = Literal["supported", "refuted", "inconclusive"]
 
 
 def decide(claim: Claim, gain: Speedup) -> Verdict:
-    """Return what the interval says of the claim, ignoring preconditions; inconclusive without an
-    interval."""
+    """Return the verdict of the interval, ignoring preconditions; inconclusive without an interval."""
     if gain.low is None or gain.high is None:
         return "inconclusive"
     if gain.low >= claim.low and gain.high <= claim.high:
@@ -33,8 +33,8 @@ def decide(claim: Claim, gain: Speedup) -> Verdict:
 def p_values(claim: Claim, gain: Speedup) -> tuple[float, float]:
     """Return the two-sided p-values of support and of refutation.
 
-    `decide` returns supported (or refuted) if the value is at most 1 - confidence. A test on an end that
-    censored times leave open has p = 1, and so has a gain without an interval.
+    `decide` returns supported (or refuted) if the value is at most 1 - confidence. p is 1 for a speed-up
+    without an interval, and for a test on an end that censored times leave open.
     """
     above_low, below_low = _beyond(gain, claim.low, "low"), _beyond(gain, claim.low, "high")
     above_high, below_high = _beyond(gain, claim.high, "low"), _beyond(gain, claim.high, "high")
@@ -42,7 +42,10 @@ def p_values(claim: Claim, gain: Speedup) -> tuple[float, float]:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Return adjusted p-values (Holm 1979): each at most alpha keeps the family's error rate at alpha."""
+    """Return adjusted p-values (Holm 1979).
+
+    Rejecting those of at most alpha keeps the family-wise error rate at alpha.
+    """
     order = np.argsort(p, kind="stable")
     factors = len(p) - np.arange(len(p))
     stepped = np.maximum.accumulate(np.minimum(np.asarray(p, dtype=float)[order] * factors, 1.0))
@@ -52,7 +55,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def _beyond(gain: Speedup, bound: float, end: Literal["low", "high"]) -> float:
-    """Return the doubled p-value that the gain is above (low) or below (high) a bound."""
+    """Return the doubled p-value of the speed-up being above (`low`) or below (`high`) a bound."""
     limit = gain.low if end == "low" else gain.high
     if gain.estimate is None or gain.error is None or limit is None:
         return 1.0

@@ -1,4 +1,4 @@
-"""Claims as files, judged by runs: what `flowrace audit` prints and a report shows on top."""
+"""Audits of claim files, for `flowrace audit` and for the top of a report."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""From pilot runs to a plan: how much times to target vary from seed to seed, and which factors n seeds
-detect."""
+"""Pilot runs: the spread of times to target over seeds, and the factors that n seeds detect."""
 
 from __future__ import annotations
 
@@ -19,22 +18,23 @@ SEEDS = range(2, 21)
 
 @dataclass(frozen=True)
 class Pilot:
-    """What pilot runs of one arm, or of two, say about the next race."""
+    """The spread measured by pilot runs of one or two arms, and the factors that it makes detectable."""
 
     arms: tuple[str, ...]
     target: float
     spread: SeedSpread
     detectable: Mapping[int, tuple[float, float, float]]
-    """n -> the factor that n seeds distinguish from 1 with 80 % power: at the measured spread, and at the
-    ends of its interval."""
+    """n -> the factor that n seeds distinguish from 1 with 80 % power.
+
+    Three values: at the measured spread, and at both ends of its interval."""
 
 
 def read_pilot(
     arms: Mapping[str, Mapping[int, AuditRun]], axis: str, target: float, confidence: float
 ) -> Pilot:
-    """Measure the spread of unpaired seeds from one arm, or that of pairs from two arms that share seeds.
+    """Measure the spread over the seeds of one arm, or over the pairs of two arms that share seeds.
 
-    Raises `UserError` for fewer than two runs, or pairs, and for runs that do not cross the target.
+    Raises `UserError` for fewer than two runs or pairs, and for runs that do not cross the target.
     """
     logs = [{seed: _log_time(log, axis, target) for seed, log in runs.items()} for runs in arms.values()]
     shared = sorted(set.intersection(*(set(own) for own in logs)))
@@ -53,8 +53,10 @@ def read_pilot(
 
 
 def seeds_for(factor: float, spread: SeedSpread, confidence: float) -> int | None:
-    """Return how many seeds (pairs, where they pair) distinguish this factor from 1 with 80 % power; None
-    if a thousand do not."""
+    """Return the number of seeds, or pairs, that distinguish this factor from 1 with 80 % power.
+
+    None if more than a thousand are needed.
+    """
     return pairs_needed(abs(math.log(factor)), spread.sd, confidence, paired=spread.paired)
 
 

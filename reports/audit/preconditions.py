@@ -1,18 +1,20 @@
 """The preconditions of a comparison: each failure makes an audit inconclusive, whatever its interval.
 
-    failed        a run failed before its first evaluation: nothing is known of it, and those left over are a
-    selection pairs         fewer pairs of seeds than the claim asks for protocol      the points were
-    evaluated under different protocols; the fields in which they differ are named hardware      a claim on
-    the clock, and the arms ran on different machines, or one after the other tuning        unequal tuning
-    budgets, in trials or FLOPs, or recorded for one arm only reused seeds  seeds of the candidate's audit are
-    among those it was tuned on aligned       a run was trained towards the very network of the metric rising
-    the metric rises as training goes on: it is not a distance units         steps or costs of the runs differ
-    by so much that their units must target        every run of both arms is above the target at its last
-    evaluation, or below it at its first bracket       a crossing lies between evaluations more than a factor
-    of 2 in steps apart censored      no pair has a time on the claim's axis
+    failed        a run failed before its first evaluation, so the remaining runs are a selection
+    pairs         there are fewer pairs of seeds than the claim requires
+    protocol      evaluations used different protocols (the differing fields are named)
+    hardware      a claim in seconds, and the arms ran on different machines or one after the other
+    tuning        tuning budgets, in trials or FLOPs, are unequal or recorded for one arm only
+    reused seeds  the candidate is judged on seeds that it was tuned on
+    aligned       a run was aligned to the network that computes the metric
+    rising        the metric rises during training, so it is not a distance
+    units         steps or costs of the runs differ so much that their units must differ
+    target        at their last evaluation all runs are above the target, or all start below it
+    bracket       the steps of the evaluations around a crossing differ by more than a factor of 2
+    censored      no pair has a time on the claim's axis
 
-Unequal evaluation grids are no obstacle here: only raw first hits, which nothing in this package uses,
-depend on them.
+Unequal evaluation grids are no obstacle: they would matter only for raw first hits, which this package does
+not use.
 """
 
 from __future__ import annotations
@@ -29,12 +31,12 @@ from reports.race.comparability import CLOCK_AXES, one_after_another
 from reports.stats.curves import Crossing, rises
 
 WIDEST_BRACKET = 2.0
-UNITS_APART = 100.0
+UNIT_FACTOR = 100.0
 
 
 @dataclass(frozen=True)
 class Reason:
-    """Why an audit is as it is: a name from a fixed list, and a sentence."""
+    """One reason for a verdict: a name from a fixed list, and a sentence."""
 
     name: str
     text: str
@@ -46,8 +48,10 @@ class Reason:
 def failed_preconditions(
     claim: Claim, logs: AuditRuns, tuning: Mapping[str, Tuning], setters: Sequence[AuditRun] = ()
 ) -> list[Reason]:
-    """Return the reasons that are known before any target is; `setters` are runs that set it and are not
-    judged."""
+    """Return the reasons that do not depend on the target.
+
+    `setters` are runs that set the target and are not judged.
+    """
     found = [
         Reason("failed", " ".join(logs.unseen)) if logs.unseen else None,
         _pairs(claim, logs),
@@ -63,21 +67,26 @@ def failed_preconditions(
 
 
 def target_reasons(claim: Claim, target: float, crossings: Mapping[str, Sequence[Crossing]]) -> list[Reason]:
-    """Return the reasons that the crossings of both arms (by name) give."""
+    """Return the reasons found in the crossings, given by arm."""
     flat = [(name, one) for name, own in crossings.items() for one in own]
     for side, where in (("right", "below every value reached"), ("left", "above every first evaluation")):
         if all(one.censored == side for _, one in flat):
             return [Reason("target", f"{claim.metric} <= {target:.6g} is {where}, in both arms")]
     name, widest = max(flat, key=lambda pair: pair[1].bracket)
     if widest.bracket > WIDEST_BRACKET * (1 + 1e-9):
-        text = f"a run of {name} crosses the target between evaluations {widest.bracket:.2g}x apart in steps"
-        return [Reason("bracket", f"{text} (at step {widest.step:.0f}); at most {WIDEST_BRACKET:g}x")]
+        text = (
+            f"a run of {name} crosses the target, at step {widest.step:.0f}, between evaluations whose steps "
+            f"differ by {widest.bracket:.2g}x; at most {WIDEST_BRACKET:g}x is allowed"
+        )
+        return [Reason("bracket", text)]
     return []
 
 
 def hardware_reason(logs: AuditRuns) -> Reason | None:
-    """Return why seconds of these runs cannot be compared; None if they can, or if the logs do not record
-    it."""
+    """Return why seconds of these runs cannot be compared.
+
+    None if they can, or if the logs do not record hardware.
+    """
     machines = sorted({machine for log in logs.all for machine in log.machines})
     if len(machines) > 1:
         return Reason("hardware", f"the runs used different hardware ({'; '.join(machines)})")
@@ -99,8 +108,10 @@ def _pairs(claim: Claim, logs: AuditRuns) -> Reason | None:
 
 
 def protocol_reason(logs: Sequence[AuditRun]) -> Reason | None:
-    """Return why values of these runs cannot be compared; None if they can, or if no log records its
-    protocol."""
+    """Return why values of these runs cannot be compared.
+
+    None if they can, or if no log records its protocol.
+    """
     recorded = {name: fields for log in logs for name, fields in log.protocols.items()}
     if not recorded:
         return None
@@ -127,10 +138,10 @@ def _tuning(claim: Claim, tuning: Mapping[str, Tuning]) -> Reason | None:
     for field in ("trials", "flops"):
         spent = {name: getattr(one, field) for name, one in own.items()}
         if len(set(spent.values())) > 1:
-            said = ", ".join(
+            budgets = ", ".join(
                 f"{name} {'not recorded' if n is None else format(n, 'g')}" for name, n in spent.items()
             )
-            return Reason("tuning", f"unequal tuning budgets in {field}: {said}")
+            return Reason("tuning", f"unequal tuning budgets in {field}: {budgets}")
     return None
 
 
@@ -148,7 +159,8 @@ def _aligned(claim: Claim, logs: Sequence[AuditRun]) -> Reason | None:
         return None
     return Reason(
         "aligned",
-        f"{', '.join(arms)} aligned to the network that computes {claim.metric}, which rewards the alignment itself",
+        f"{', '.join(arms)} aligned to the network that computes {claim.metric}, "
+        "which rewards the alignment itself",
     )
 
 
@@ -161,7 +173,7 @@ def _rising(claim: Claim, logs: Sequence[AuditRun]) -> Reason | None:
 
 
 def _units(logs: Sequence[AuditRun]) -> Reason | None:
-    """Compare the last step, and each axis' cost per step, between runs."""
+    """Compare the last step and the cost per step on each axis between runs."""
     sizes = {"step": [(log.curve.steps[-1], log) for log in logs if not log.failed]}
     for axis in ("images", "flops", "seconds", "gpu_seconds"):
         sizes[f"{axis} of a step"] = [
@@ -170,11 +182,12 @@ def _units(logs: Sequence[AuditRun]) -> Reason | None:
             if axis in log.costs.totals
         ]
     for what, own in sizes.items():
-        if own and (top := max(own, key=_size))[0] > UNITS_APART * (bottom := min(own, key=_size))[0]:
-            apart = f"{top[1].method} has {top[0]:.3g}, {bottom[1].method} {bottom[0]:.3g}"
+        if own and (top := max(own, key=_size))[0] > UNIT_FACTOR * (bottom := min(own, key=_size))[0]:
+            values = f"{top[1].method} has {top[0]:.3g}, {bottom[1].method} {bottom[0]:.3g}"
             return Reason(
                 "units",
-                f"the {what} differs over {UNITS_APART:g}-fold between runs ({apart}): use one unit per column",
+                f"the {what} differs by more than a factor of {UNIT_FACTOR:g} between runs ({values}); "
+                "use one unit per column",
             )
     return None
 

@@ -1,9 +1,7 @@
-"""The register of claims: a file of JSON lines that is only ever appended to, each line holding the hash of
-the one before.
+"""The register of claims: an append-only file of JSON lines, each with the hash of the line before.
 
 A claim that was written down before its runs began is worth more than one that was found in their results.
-The hash is of what a claim says (claim.py), so a registered claim that is changed afterwards is no longer
-registered.
+The hash covers the content of a claim (claim.py), so a claim that is changed later is no longer registered.
 """
 
 from __future__ import annotations
@@ -49,7 +47,7 @@ class RegisterEntry:
 def register_claims(
     file: Path, claims: Iterable[Claim], now: datetime | None = None
 ) -> list[tuple[RegisterEntry, bool]]:
-    """Append claims and return their entries with whether each is new; a known one keeps its first time.
+    """Append claims and return their entries, each with whether it is new. A known claim keeps its time.
 
     Raises `UserError` for a register that was altered or cannot be written.
     """
@@ -75,8 +73,10 @@ def register_claims(
 
 
 def read_register(file: Path) -> dict[str, RegisterEntry]:
-    """Return entries by claim hash; empty if there is no register. Raises `UserError` for one that was
-    altered."""
+    """Return entries by claim hash; empty if there is no register.
+
+    Raises `UserError` if the register was altered or cannot be read.
+    """
     try:
         return _checked(file, file.read_bytes())[0]
     except FileNotFoundError:
@@ -86,7 +86,7 @@ def read_register(file: Path) -> dict[str, RegisterEntry]:
 
 
 def standing(claim: Claim, entries: Mapping[str, RegisterEntry], logs: Iterable[AuditRun]) -> Standing:
-    """Return whether a claim was there before its runs: `post hoc` once the first run had finished."""
+    """Return when a claim was registered, relative to its runs: `post hoc` if a run had finished before."""
     entry = entries.get(claim_hash(claim))
     if entry is None:
         changed = any(other.name == claim.name for other in entries.values())
@@ -108,7 +108,7 @@ def _row(claim: Claim, last: str, now: datetime) -> bytes:
 
 
 def _checked(file: Path, content: bytes) -> tuple[dict[str, RegisterEntry], str]:
-    """Return entries by hash, and the digest of the last line, which the next one has to hold."""
+    """Return entries by hash, and the digest of the last line, which the next line must contain."""
     entries, last = {}, ""
     for number, line in enumerate(content.splitlines(), start=1):
         try:
@@ -121,7 +121,8 @@ def _checked(file: Path, content: bytes) -> tuple[dict[str, RegisterEntry], str]
             entry = None
         if entry is None:
             raise UserError(
-                f"{file} line {number} was altered: a register is only appended to; restore it, or start a new one"
+                f"{file} line {number} was altered, but a register is append-only; restore the file, or "
+                "start a new one"
             )
         entries.setdefault(entry.hash, entry)
         last = _digest(line)
@@ -132,7 +133,8 @@ def _checked(file: Path, content: bytes) -> tuple[dict[str, RegisterEntry], str]
 
 def _entry(row: dict[str, Any]) -> RegisterEntry:
     entry = RegisterEntry(str(row["hash"]), str(row["name"]), str(row["time"]))
-    entry.milliseconds  # noqa: B018 (raises ValueError for what is no time)
+    # Raises ValueError if the time is invalid.
+    entry.milliseconds  # noqa: B018
     return entry
 
 

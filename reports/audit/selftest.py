@@ -1,4 +1,4 @@
-"""The A/A test: a baseline against itself on disjoint seeds. What it measures is the noise floor of an
+"""The A/A test: a method against itself on disjoint seeds, which measures the noise floor of an
 installation."""
 
 from __future__ import annotations
@@ -27,21 +27,25 @@ class SelfTest:
 
     @property
     def floor(self) -> float | None:
-        """Half the interval, as a factor: the smallest difference that two arms of this size resolve. None
-        where an end is open."""
+        """Half the width of the interval, as a factor; None if an end is open.
+
+        It is the smallest difference that two arms of this size resolve."""
         ends = closed_ends(self.gain)
         return math.sqrt(ends[1] / ends[0]) if ends else None
 
     @property
     def holds(self) -> bool | None:
-        """Whether the interval contains 1; None if there is no interval. By chance it fails to in 1 -
-        confidence of all installations that are sound."""
+        """True if the interval contains 1; None if there is no interval.
+
+        It is false by chance in a share 1 - confidence of all sound installations."""
         return None if self.gain.low is None else self.gain.direction == "unresolved"
 
 
 def run_selftest(runs: Mapping[int, AuditRun], axis: str, target: float, confidence: float) -> SelfTest:
-    """Return every other seed against the rest. Raises `UserError` for fewer than four runs, and for runs
-    that do not record the axis."""
+    """Compare every other seed with the rest.
+
+    Raises `UserError` for fewer than four runs, and for runs that do not record the axis.
+    """
     seeds = sorted(runs)
     if len(seeds) < LEAST:
         raise UserError(

@@ -1,5 +1,4 @@
-"""An audit in words, the same in a terminal and on a page: what was claimed, the axes, the facts, the
-notes."""
+"""The texts of an audit, for the terminal and for a page: claim, reasons, axes, facts and notes."""
 
 from __future__ import annotations
 
@@ -19,24 +18,24 @@ from reports.stats.survival import kaplan_meier, mean_until
 
 
 class AxisLine(NamedTuple):
-    """The speed-up on one axis as texts."""
+    """The speed-up on one axis, as text."""
 
     name: str
     claimed: bool
-    """Whether the claim is on this axis."""
+    """True if the claim is on this axis."""
     speedup: str
     interval: str
     direction: str
 
 
 def claimed(found: Audit) -> str:
-    """Return what is said to be how much faster than what."""
+    """Return the claim as a sentence."""
     claim = found.claim
     least = "at least " if claim.kind == "at_least" else ""
     target = claim.target if found.target is None else f"{found.target:.5g}"
     return (
-        f"{claim.candidate} reaches {claim.metric} <= {target} with {least}{factor(claim.factor)}x {FEWER[claim.axis]} "
-        f"than {claim.baseline}"
+        f"{claim.candidate} reaches {claim.metric} <= {target} with {least}{factor(claim.factor)}x "
+        f"{FEWER[claim.axis]} than {claim.baseline}"
     )
 
 
@@ -46,12 +45,12 @@ def because(found: Audit) -> str:
 
 
 def axis_lines(found: Audit) -> list[AxisLine]:
-    """Return all five axes; one that was not logged, or cannot be compared, says so."""
+    """Return a line for each of the five axes; its direction is `not compared` if it has no speed-up."""
     return [_axis_line(found, axis) for axis in AXES]
 
 
 def facts(found: Audit) -> list[str]:
-    """Return numbers that belong to the verdict, a line each."""
+    """Return the numbers that belong to the verdict, one line each."""
     own, claim = found.gain, found.claim
     percent = f"{100 * claim.confidence:g} %"
     if own is None:
@@ -67,13 +66,14 @@ def facts(found: Audit) -> list[str]:
         lines.append(f"slope at the target (log metric by log step): {steep}")
     if found.detectable is not None:
         lines.append(
-            f"these runs can distinguish a factor of {factor(found.detectable)} from 1 (80 % power); {_more(found)}"
+            f"these runs can distinguish a factor of {factor(found.detectable)} from 1 (80 % power); "
+            f"{_more(found)}"
         )
     return [*lines, f"claim {claim_hash(claim)}, {found.standing}"]
 
 
 def notes(found: Audit) -> list[str]:
-    """Return what a reader must know before quoting the verdict."""
+    """Return the caveats that a reader must know before quoting the verdict."""
     return [
         *_about_shape(found),
         *_about_times(found),
@@ -84,14 +84,14 @@ def notes(found: Audit) -> list[str]:
 
 
 def censored(found: Audit) -> dict[str, int]:
-    """Return runs of each arm that count as bounds, on the claim's axis."""
+    """Return the number of censored runs by arm, on the claim's axis."""
     own, claim = found.gain, found.claim
     counts = (own.censored_baseline, own.censored_candidate) if own else (0, 0)
     return dict(zip((claim.baseline, claim.candidate), counts, strict=True))
 
 
 def arrival_summary(found: Audit) -> dict[str, Any]:
-    """Return Kaplan-Meier by arm, and the restricted means until the horizon, on the claim's axis."""
+    """Return Kaplan-Meier curves and restricted mean times by arm, on the claim's axis."""
     times = found.times()
     if not times:
         return {}
@@ -128,30 +128,30 @@ def _about_shape(found: Audit) -> list[str]:
 
 
 def _about_decline(found: Audit) -> list[str]:
-    """Warn of curves that get worse again.
+    """Return notes about curves that get worse again.
 
-    That is: if it changes the answer by more than the interval's width, if runs that once reached the
-    target count as not reaching it, and if the fit counts a run as reaching the target that ends above it.
+    There is a note if the speed-up by first crossings differs by more than the width of the interval, if runs
+    that reached the target count as not reaching it, and if a run counts as reaching it but ends above it.
     """
-    own, first, said = found.gain, found.first, []
+    own, first, texts = found.gain, found.first, []
     if own is None or first is None or not own.estimate or not first.estimate:
-        return said
+        return texts
     lost = _lost(own) - _lost(first)
-    apart = abs(math.log(first.estimate / own.estimate))
+    change = abs(math.log(first.estimate / own.estimate))
     ends = closed_ends(own)
-    if lost > 0 or (ends and apart > math.log(ends[1] / ends[0])):
-        said.append(
-            f"Curves get worse again: the speed-up is {_spoken(first)} by first crossings and {_spoken(own)} by "
-            "sustained crossings; the latter count."
+    if lost > 0 or (ends and change > math.log(ends[1] / ends[0])):
+        texts.append(
+            f"Curves get worse again: the speed-up is {_short(first)} by first crossings and "
+            f"{_short(own)} by sustained crossings; the latter count."
         )
     if lost > 0:
-        said.append(f"{lost} runs passed the target and got worse again: they count as not reaching it.")
+        texts.append(f"{lost} runs passed the target and got worse again; they count as not reaching it.")
     target = found.target
     if target is not None and (above := sum(ends_above(run, one, target) for run, one in found.crossed())):
-        said.append(
+        texts.append(
             f"{above} runs are above the target again, on average over the last quarter of their evaluations."
         )
-    return said
+    return texts
 
 
 def _about_dual(found: Audit) -> list[str]:
@@ -162,14 +162,16 @@ def _about_dual(found: Audit) -> list[str]:
         f"{factor(gain.estimate)}x at {target:.4g}" for target, gain in found.curve if gain.estimate
     )
     return [
-        f"The curves are not shifted copies: from the metrics at step {found.dual.step:.0f} the speed-up in steps is "
-        f"{_spoken(found.dual.gain)}. It depends on the target: {span}."
+        f"The curves are not shifted copies: from the metrics at step {found.dual.step:.0f} the speed-up in "
+        f"steps is {_short(found.dual.gain)}. It depends on the target: {span}."
     ]
 
 
 def _about_budgets(found: Audit) -> list[str]:
-    """Report times that the common budget of an axis cuts: slower steps make the same number of steps take
-    longer."""
+    """Return a note about times beyond the common budget of an axis.
+
+    A run with slow steps may reach the target within the common steps, but not within the common seconds.
+    """
     gains = found.gains or {}
     if found.claim.axis not in gains:
         return []
@@ -177,8 +179,8 @@ def _about_budgets(found: Audit) -> list[str]:
     cut = {axis: _lost(gain) - base for axis, gain in gains.items() if _lost(gain) > base}
     if not cut:
         return []
-    said = ", ".join(f"{count} in {FEWER[axis].removeprefix('fewer ')}" for axis, count in cut.items())
-    return [f"Times beyond the smallest budget of any run count as bounds: {said}."]
+    counts = ", ".join(f"{count} in {FEWER[axis].removeprefix('fewer ')}" for axis, count in cut.items())
+    return [f"Times beyond the smallest budget of any run count as bounds: {counts}."]
 
 
 def _lost(gain: Speedup) -> int:
@@ -186,39 +188,40 @@ def _lost(gain: Speedup) -> int:
 
 
 def _about_times(found: Audit) -> list[str]:
-    said = []
+    texts = []
     recorded = arrival_summary(found)
     for name, times in found.times().items():
         never, early = (sum(time.censored == side for time in times) for side in ("right", "left"))
         if never:
             share = recorded["curves"][name][-1][1]
-            said.append(
-                f"{never} of {len(times)} runs of {name} did not reach the target within the smallest budget ({share:.0%} "
-                "did): the interval is open at that end."
+            texts.append(
+                f"{never} of {len(times)} runs of {name} did not reach the target within the smallest budget "
+                f"({share:.0%} did): the interval is open at that end."
             )
         if early:
-            said.append(
-                f"{early} of {len(times)} runs of {name} were already below the target at their first evaluation."
+            texts.append(
+                f"{early} of {len(times)} runs of {name} were already below the target at their first "
+                "evaluation."
             )
-    if said and recorded["ratio"]:
-        said.append(f"Ratio of restricted mean times up to the common budget: {factor(recorded['ratio'])}.")
-    return said
+    if texts and recorded["ratio"]:
+        texts.append(f"Ratio of restricted mean times up to the common budget: {factor(recorded['ratio'])}.")
+    return texts
 
 
 def _about_sources(found: Audit) -> list[str]:
-    claim, logs, said = found.claim, found.logs.all, []
+    claim, logs, texts = found.claim, found.logs.all, []
     if claim.step is not None and found.target is not None:
-        said.append(f"The target is {claim.baseline}'s median at step {claim.step}: {found.target:.5g}.")
+        texts.append(f"The target is {claim.baseline}'s median at step {claim.step}: {found.target:.5g}.")
     if logs and not any(log.protocols for log in logs):
-        said.append("The logs record no evaluation protocol: it is assumed to be the same for all points.")
+        texts.append("The logs record no evaluation protocol: it is assumed to be the same for all points.")
     if claim.axis in CLOCK_AXES and not any(log.machines for log in logs):
-        said.append("The logs record no hardware: it is assumed to be the same for all runs.")
+        texts.append("The logs record no hardware: it is assumed to be the same for all runs.")
     elif claim.axis not in CLOCK_AXES and logs and (reason := hardware_reason(found.logs)):
-        said.append(f"Seconds are not compared: {reason.text}.")
+        texts.append(f"Seconds are not compared: {reason.text}.")
     if fields := differing_settings([log.settings for log in logs]):
-        said.append(f"The arms are not on an equal footing: {'; '.join(fields)}.")
-    return said
+        texts.append(f"The arms are not on an equal footing: {'; '.join(fields)}.")
+    return texts
 
 
-def _spoken(gain: Speedup) -> str:
+def _short(gain: Speedup) -> str:
     return f"{factor(gain.factor)}x {interval(gain.low, gain.high)}".strip()

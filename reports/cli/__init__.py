@@ -1,1 +1,1 @@
-"""The commands of `flowrace` that report and audit."""
+"""The commands `flowrace report`, `figures`, `audit` and `claims`."""

@@ -9,13 +9,14 @@ from typing import Any
 
 import click
 
-from reports.cli.options import AS_JSON, AXIS, CONFIDENCE, METRIC, REGISTER, TARGET
+from harness.config.options import JSON_OPTION
+from reports.cli.options import AXIS, CONFIDENCE, METRIC, REGISTER, TARGET
 
 SOURCES = click.argument("sources", metavar="DIR...", nargs=-1, required=True)
 
 
 class AuditGroup(click.Group):
-    """`flowrace audit CLAIM.toml DIR...` is `flowrace audit claim CLAIM.toml DIR...`."""
+    """The audit commands; `claim` is the default one: `flowrace audit CLAIM.toml DIR...`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         words = [word for word in args if not word.startswith("-")]
@@ -37,7 +38,7 @@ def audit() -> None:
 @audit.command(epilog="Example: flowrace audit claim.toml curves.csv")
 @click.argument("words", metavar="CLAIM.toml... DIR|CSV|URI...", nargs=-1, required=True)
 @REGISTER
-@AS_JSON
+@JSON_OPTION
 def claim(words: tuple[str, ...], file: Path | None, as_json: bool) -> None:
     """Judge claims on runs (the default command).
 
@@ -60,11 +61,11 @@ def claim(words: tuple[str, ...], file: Path | None, as_json: bool) -> None:
 @audit.command(epilog="Example: flowrace audit register claim.toml")
 @click.argument("claims", metavar="CLAIM.toml...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @REGISTER
-@AS_JSON
+@JSON_OPTION
 def register(claims: tuple[Path, ...], file: Path | None, as_json: bool) -> None:
     """Register claims before their runs begin: hash and UTC time, in an append-only file.
 
-    Commit that file, or send the hash to somebody else: a register that only its author has proves nothing.
+    Commit that file, or send the hash to a third party: a register that only its author holds proves nothing.
     """
     from reports.audit.inputs.claim import read_claims
     from reports.audit.register import NAME, register_claims
@@ -89,7 +90,7 @@ def register(claims: tuple[Path, ...], file: Path | None, as_json: bool) -> None
 @TARGET
 @AXIS
 @CONFIDENCE
-@AS_JSON
+@JSON_OPTION
 def selftest(
     sources: tuple[str, ...],
     method: str | None,
@@ -101,7 +102,7 @@ def selftest(
 ) -> None:
     """Race a baseline against itself on disjoint seeds: the noise floor of this installation.
 
-    The interval must contain 1; its half width is the smallest difference that two arms with this number of
+    The interval must contain 1. Its half width is the smallest difference that two arms with this number of
     seeds resolve.
     """
     from reports.audit.selftest import run_selftest
@@ -127,16 +128,18 @@ def selftest(
         click.echo(json.dumps(row | ends, indent=1))
         return
     click.echo(
-        f"{name} against itself, seeds {_list(found.seeds[0])} and {_list(found.seeds[1])}, to {value:g} in {axis}"
+        f"{name} against itself, seeds {_list(found.seeds[0])} and {_list(found.seeds[1])}, "
+        f"to {value:g} in {axis}"
     )
     if found.holds is None:
         click.echo(
             "no interval: no two runs have times on both sides; choose a target that every run crosses"
         )
         return
-    said = f"{factor(gain.factor)}x {interval(gain.low, gain.high)}"
+    speedup = f"{factor(gain.factor)}x {interval(gain.low, gain.high)}"
     click.echo(
-        f"speed-up {said} ({100 * confidence:g} %): {'contains 1' if found.holds else 'DOES NOT CONTAIN 1'}"
+        f"speed-up {speedup} ({100 * confidence:g} %): "
+        f"{'contains 1' if found.holds else 'DOES NOT CONTAIN 1'}"
     )
     if found.floor:
         click.echo(f"noise floor: a factor of {factor(found.floor)}")
@@ -145,7 +148,7 @@ def selftest(
 @audit.command(epilog="Example: flowrace audit power runs/pilot --method flow --candidate repa --factor 1.2")
 @SOURCES
 @click.option("--method", help="Method to measure. Default: the study's baseline, else flow.")
-@click.option("--candidate", help="Second method on the same seeds: the spread is then that of pairs.")
+@click.option("--candidate", help="Second method on the same seeds; the spread is then that of pairs.")
 @METRIC
 @TARGET
 @AXIS
@@ -153,7 +156,7 @@ def selftest(
     "--factor", "wanted", type=click.FloatRange(0, min_open=True), help="Speed-up to distinguish from 1."
 )
 @CONFIDENCE
-@AS_JSON
+@JSON_OPTION
 def power(
     sources: tuple[str, ...],
     method: str | None,
@@ -201,8 +204,8 @@ def _print_power(found: Any, axis: str, wanted: float | None, needed: int | None
     spread = found.spread
     what = "pairs" if spread.paired else "seeds per arm, unpaired"
     click.echo(
-        f"{' against '.join(found.arms)}, to {found.target:g} in {axis}: log ratios spread by {100 * spread.sd:.2g} % "
-        f"[{100 * spread.low:.2g}, {100 * spread.high:.2g}] (n = {spread.n})"
+        f"{' against '.join(found.arms)}, to {found.target:g} in {axis}: log ratios spread by "
+        f"{100 * spread.sd:.2g} % [{100 * spread.low:.2g}, {100 * spread.high:.2g}] (n = {spread.n})"
     )
     table = Table("n", "detectable factor", "at the ends of the spread", box=None, padding=(0, 2, 0, 0))
     for n, (at, low, high) in found.detectable.items():
@@ -214,14 +217,15 @@ def _print_power(found: Any, axis: str, wanted: float | None, needed: int | None
 
 
 def _split(words: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Return the claim files, and where the runs are."""
+    """Return the claim files, and the sources of runs."""
     from harness.errors import UserError
 
     files = [Path(word) for word in words if word.endswith(".toml") and not Path(word).is_dir()]
     sources = [word for word in words if Path(word) not in files]
     if not files:
         raise UserError(
-            f"no claim among {', '.join(words)}: expected CLAIM.toml DIR..., for example claim.toml runs/digits"
+            f"no claim among {', '.join(words)}: expected CLAIM.toml DIR..., "
+            "for example claim.toml runs/digits"
         )
     if not sources:
         raise UserError(
@@ -233,10 +237,9 @@ def _split(words: Sequence[str]) -> tuple[list[Path], list[str]]:
 def _runs(
     sources: Sequence[str], methods: Sequence[str | None], metric: str | None, target: float | None
 ) -> tuple[str, dict[str, Any], float]:
-    """Return the first method's name, the runs of all of them, and the target; what is not given comes from
-    the study.
+    """Return the name of the first method, the runs of all methods, and the target.
 
-    Raises `UserError` for runs whose values cannot be compared.
+    Defaults come from the study. Raises `UserError` for runs whose values cannot be compared.
     """
     from harness.errors import UserError
     from reports.audit.inputs.read import read_arms
@@ -248,9 +251,14 @@ def _runs(
     names = [name or study.baseline or "flow" for name in methods]
     metric = metric or study.metric
     if metric is None:
-        raise UserError("no study.toml here names a metric; give one: --metric fd:local")
+        raise UserError(
+            "no study.toml in these folders names a metric; give one, for example --metric fd:local"
+        )
     if len(set(names)) < len(names):
-        raise UserError(f"--method and --candidate are both '{names[0]}'; see: flowrace audit selftest")
+        raise UserError(
+            f"--method and --candidate are both '{names[0]}'; to compare a method with itself: "
+            "flowrace audit selftest"
+        )
     arms = read_arms(sources, names, metric, _progress)
     logs = [log for own in arms.runs.values() for log in own.values()]
     for name in names:
@@ -266,12 +274,11 @@ def _runs(
 
 
 def _progress(runs: Sequence[Any]) -> Iterable[Any]:
-    """Return the runs one by one, with a progress bar on standard error if that is a terminal."""
-    from rich.console import Console
-    from rich.progress import track
+    """Yield the runs one by one, with a progress bar in a terminal."""
+    # Imported here, because rich is slow to import and `--help` shows no bar.
+    from harness.files.progress import tracked
 
-    console = Console(stderr=True)
-    return track(runs, "reading", console=console, transient=True, disable=not console.is_terminal)
+    return tracked(runs, "reading")
 
 
 def _finite(value: float | None) -> float | None:

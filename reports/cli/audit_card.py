@@ -1,4 +1,4 @@
-"""An audit as a card in the terminal and as an object for machines."""
+"""The terminal card and the JSON object of an audit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WIDTH = 80
 
 
 def audit_json(found: Audit) -> dict[str, Any]:
-    """Return one object; an end of an interval that is open, and what there is not, is null."""
+    """Return the JSON object of an audit. Open ends of intervals and missing values are null."""
     own = found.gain
     return {
         "name": found.claim.name,
@@ -51,7 +51,7 @@ def audit_json(found: Audit) -> dict[str, Any]:
 
 
 def print_cards(audits: Sequence[Audit]) -> None:
-    """Print one card per claim, and for a family the table of verdicts; 80 columns wide into a pipe."""
+    """Print one card per claim, and a table of verdicts for several claims; 80 columns wide in a pipe."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=WIDTH)
@@ -63,7 +63,7 @@ def print_cards(audits: Sequence[Audit]) -> None:
 
 
 def card(found: Audit) -> RenderableType:
-    """Return what was claimed, the verdict and why, the axes, and the notes."""
+    """Return the card: claim, verdict with reasons, axes, facts and notes."""
     parts: list[RenderableType] = [
         Text(found.claim.name, style="bold"),
         Text(f'"{claimed(found)}"'),

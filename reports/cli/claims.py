@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from reports.cli.options import AS_JSON, CLAIMS_FOLDER
+from harness.config.options import JSON_OPTION
+from reports.cli.options import CLAIMS_FOLDER
 
 if TYPE_CHECKING:
     from reports.literature.check import Finding
@@ -56,7 +57,7 @@ def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @_filters
 @CLAIMS_FOLDER
-@AS_JSON
+@JSON_OPTION
 @click.option("--csv", "as_csv", is_flag=True, help="Print a CSV with every field.")
 @click.pass_context
 def claims(
@@ -87,7 +88,7 @@ def claims(
 @claims.command(epilog="Example: flowrace claims show sf.claim.7M-400k-143k")
 @click.argument("name", metavar="ID")
 @CLAIMS_FOLDER
-@AS_JSON
+@JSON_OPTION
 @click.pass_obj
 def show(above: Path | None, name: str, folder: Path | None, as_json: bool) -> None:
     """Show one number: every field, and the findings about it."""
@@ -115,16 +116,16 @@ def show(above: Path | None, name: str, folder: Path | None, as_json: bool) -> N
 
 
 @claims.command(epilog="Example: flowrace claims check --rule arithmetic --rule across-benchmarks")
-@click.option("--rule", "rules", multiple=True, help="Only findings of this rule; may be repeated.")
+@click.option("--rule", "rules", multiple=True, help="Show only findings of this rule; may be repeated.")
 @CLAIMS_FOLDER
-@AS_JSON
+@JSON_OPTION
 @click.pass_obj
 def check(above: Path | None, rules: tuple[str, ...], folder: Path | None, as_json: bool) -> None:
     """Find inconsistencies between published numbers.
 
-    Recomputes stated ratios, and finds ratios carried from one benchmark to another, comparisons across
-    protocols, baselines with several values, margins of single trainings within the known spread, and text
-    that contradicts figures.
+    Recomputes stated ratios. Finds ratios carried over from another benchmark, comparisons across protocols,
+    baselines with several values, margins of single trainings within the known spread, and text that
+    contradicts figures.
 
     Findings are not errors: the exit code is 0 in any case.
     """
@@ -154,7 +155,7 @@ def _counted(n: int, severity: str) -> str:
 
 
 def _print_finding(finding: Finding) -> None:
-    """Print a heading, the sentence and the sources; wrapped in a terminal, one line each into a pipe."""
+    """Print a heading, the sentence and the sources; wrapped in a terminal, one line each in a pipe."""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
     click.echo(f"\n{finding.severity} ({finding.rule})")
     for text in (finding.text, *(f"- {source}" for source in finding.sources)):
@@ -170,7 +171,7 @@ def _print_csv(numbers: Sequence[PublishedNumber]) -> None:
 
 
 def _print_table(numbers: Sequence[PublishedNumber]) -> None:
-    """Print one row per number, or two lines each in a terminal too narrow for that."""
+    """Print one row per number, or a short paragraph each if the terminal is too narrow."""
     from rich import box
     from rich.console import Console
     from rich.table import Table

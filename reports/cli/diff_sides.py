@@ -1,5 +1,4 @@
-"""The two sides of `flowrace report diff`: a folder of runs, or the CSV that a report wrote next to its
-page."""
+"""The inputs of `flowrace report diff`: a folder of runs, or the CSV file of a report."""
 
 from __future__ import annotations
 
@@ -21,8 +20,10 @@ from reports.race.race import Race
 def read_side(
     path: Path, *, metric: str | None = None, target: float | None = None, baseline: str | None = None
 ) -> ReportSide:
-    """Return a folder of runs, read as `flowrace report` would, or a report's CSV. Raises `UserError` for
-    anything else."""
+    """Read a folder of runs, like `flowrace report`, or the CSV file of a report.
+
+    Raises `UserError` for anything else.
+    """
     if path.is_dir():
         report = read_report([path], metric=metric, target=target, baseline=baseline)
         race, runs = report.race, [row | {"run": str(row["run"])} for row in report.run_rows]
@@ -60,8 +61,10 @@ def _side(
 
 
 def _interval(path: Path, row: Mapping[str, Any], what: str, count: str) -> Estimate | None:
-    """Return one number of a row; an end that is empty is open where the other is there or runs were
-    censored, else absent."""
+    """Return one number of a row with its interval; None if the row has no value.
+
+    An empty end is open if n is at least 2, else there is no interval.
+    """
     value, n = _number(path, row[what]), _number(path, row[count])
     if value is None:
         return None
@@ -77,7 +80,9 @@ def _number(path: Path, text: Any) -> float | None:
     try:
         return float(text)
     except ValueError as error:
-        raise UserError(f"{path}: {text!r} is not a number; give a CSV that a report wrote") from error
+        raise UserError(
+            f"{path}: {text!r} is not a number; give a CSV file that `flowrace report` wrote"
+        ) from error
 
 
 def _read(file: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
@@ -87,7 +92,7 @@ def _read(file: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
             found, names = list(rows), rows.fieldnames or []
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"cannot read {file}: give a folder of runs, or the CSV that a report wrote"
+            f"cannot read {file}; give a folder of runs, or a CSV file that `flowrace report` wrote"
         ) from error
     absent = [name for name in columns if name not in names]
     if absent:
@@ -98,7 +103,7 @@ def _read(file: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
 
 
 def _protocols(race: Race) -> dict[str, Mapping[str, Any]]:
-    """Return flat protocols by hash; where a record has no protocol, the hash alone."""
+    """Return flat protocols by hash; the hash alone if a record has no protocol."""
     found: dict[str, Mapping[str, Any]] = {}
     for run in race.runs:
         recorded = protocols_of(run.record, race.metric)

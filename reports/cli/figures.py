@@ -1,15 +1,16 @@
-"""The command `flowrace figures`: the pictures of a report as files for a paper."""
+"""The command `flowrace figures`, which writes the figures of a report as files for a paper."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from reports.cli.options import AS_JSON, race_options
+from harness.config.options import JSON_OPTION
+from reports.cli.options import race_options
 
 if TYPE_CHECKING:
     from reports.analysis.report import RaceReport
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from reports.pages.published import PublishedRequest
 
 WIDTHS = {"paper": 3.3, "page": 7.6}
-"""Inches: a column of a paper, a whole page."""
+"""Widths in inches: a column of a paper, and the full width of a page."""
 FORMATS = ("pdf", "svg")
 
 
@@ -46,7 +47,7 @@ FORMATS = ("pdf", "svg")
     show_default=True,
     help="File formats: pdf, svg or both, separated by a comma.",
 )
-@AS_JSON
+@JSON_OPTION
 def figures(
     directories: tuple[Path, ...],
     output: Path,
@@ -66,6 +67,7 @@ def figures(
     import json
 
     from harness.errors import unknown
+    from harness.files.progress import tracked
     from reports.analysis.report import read_report
     from reports.pages.published import find_curves
 
@@ -77,7 +79,7 @@ def figures(
     report = read_report(directories, metric=metric, target=target, baseline=baseline)
     race = report.race
     files = []
-    for draw in _shown(pictures(report, printed)):
+    for draw in tracked(pictures(report, printed), "figures"):
         picture = draw(WIDTHS[look])
         files += [save(picture, output, kind) for kind in kinds]
     if as_json:
@@ -91,7 +93,7 @@ def figures(
 def pictures(
     report: RaceReport, printed: Sequence[PublishedRequest] = ()
 ) -> list[Callable[[float], Picture]]:
-    """Return what draws each picture of this race, on every axis, given a width in inches."""
+    """Return a function for each picture of this race, on every axis, which draws it at a width in inches."""
     from reports.figures import race_figures
     from reports.pages import forest, performance_profile, published
 
@@ -112,17 +114,8 @@ def pictures(
     return found + [partial(published.draw_published, metric, own, n) for n, (metric, own) in groups]
 
 
-def _shown(draws: Sequence[Callable[[float], Picture]]) -> Iterable[Callable[[float], Picture]]:
-    """Yield the drawing functions, with a progress bar in a terminal."""
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    return track(draws, "figures", console=console, disable=not console.is_terminal, transient=True)
-
-
 def save(picture: Picture, folder: Path, kind: str) -> Path:
-    """Write a picture, dateless and with its text as text; raises `UserError` where it cannot be written."""
+    """Write a picture without a date and with its text as text; raises `UserError` if that fails."""
     import io
 
     import matplotlib as mpl

@@ -1,4 +1,4 @@
-"""Options that several commands of reports share."""
+"""Command-line options that several commands of reports share."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import click
 Command = TypeVar("Command", bound=Callable[..., object])
 
 AXES = ("steps", "images", "flops", "seconds", "gpu_seconds")
-"""Written out here, so that `--help` loads no numerical library."""
+"""The axes of reports/stats/curves.py, repeated here so that `--help` imports no numerical library."""
 
 DIRECTORIES = click.argument(
     "directories", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path)
 )
-AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")
 METRIC = click.option(
     "--metric",
-    help="Metric name as recorded, e.g. fd:local. Default: the study's (report: else the first evaluated).",
+    help="Metric name as recorded, for example fd:local. Default: the study's, and for reports else the "
+    "first evaluated.",
 )
 TARGET = click.option(
     "--target",
@@ -34,7 +34,7 @@ PUBLISHED = click.option(
     "--published",
     multiple=True,
     metavar="METHOD[:SIZE[:METRIC]]",
-    help="Published curves to show in a separate panel, e.g. repa:XL:FID; may be repeated.",
+    help="Published curves to show in a separate panel, for example repa:XL:FID; may be repeated.",
 )
 AXIS = click.option(
     "--axis",
@@ -66,7 +66,7 @@ CLAIMS_FOLDER = click.option(
 
 
 def race_options(command: Command) -> Command:
-    """Add DIR..., --metric, --target, --baseline and --published, as `read_race` and the pages take them."""
+    """Add DIR..., --metric, --target, --baseline and --published to a command."""
     for option in (PUBLISHED, BASELINE, TARGET, METRIC, DIRECTORIES):
         command = option(command)
     return command

@@ -7,13 +7,16 @@ from typing import Any
 
 import click
 
-from reports.cli.options import AS_JSON, race_options
+from harness.config.options import JSON_OPTION
+from reports.cli.options import race_options
 from reports.cli.report_diff import diff
 
 
 class OrDiff(click.Command):
-    """A command on folders, with one sub-command: `diff` as the first word is that one (a folder of this
-    name is `./diff`)."""
+    """A command on folders that runs `flowrace report diff` if its first word is `diff`.
+
+    A folder of this name is given as `./diff`.
+    """
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
@@ -28,7 +31,8 @@ class OrDiff(click.Command):
 
 @click.command(
     cls=OrDiff,
-    epilog="Example: flowrace report runs/digits -o report.html --target 12. See also: flowrace report diff --help",
+    epilog="Example: flowrace report runs/digits -o report.html --target 12. "
+    "See also: flowrace report diff --help",
 )
 @race_options
 @click.option(
@@ -47,7 +51,7 @@ class OrDiff(click.Command):
     type=click.Path(path_type=Path),
     help="Claim (TOML) to audit on these runs; its verdict comes first on the page. May be repeated.",
 )
-@AS_JSON
+@JSON_OPTION
 def report(directories: tuple[Path, ...], output: Path, as_json: bool, **asked: Any) -> None:
     """Report who reached the target first, and with what certainty, from run directories or folders of them.
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from reports.cli.options import AS_JSON, AXES, BASELINE, METRIC, TARGET
+from harness.config.options import JSON_OPTION
+from reports.cli.options import AXES, BASELINE, METRIC, TARGET
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -28,12 +29,12 @@ MOST_NAMED = 6
 @METRIC
 @TARGET
 @BASELINE
-@AS_JSON
+@JSON_OPTION
 def diff(before: Path, after: Path, axis: str | None, as_json: bool, **asked: Any) -> None:
     """Show how two reports differ: runs, arms, numbers, specs and evaluation protocols.
 
     A and B are folders of runs, or the CSV files that `flowrace report` wrote. A number moved `outside` if
-    its two intervals are disjoint, `within` if each estimate lies in the other's interval, and `between`
+    its two intervals are disjoint, `within` if each interval contains the other's estimate, and `between`
     otherwise.
     """
     from harness.errors import unknown
@@ -56,7 +57,7 @@ def diff(before: Path, after: Path, axis: str | None, as_json: bool, **asked: An
 
 
 def plain(found: Difference, changes: Sequence[Change]) -> dict[str, Any]:
-    """Return the difference for machines; open and absent ends are null."""
+    """Return the difference as a JSON object. Open and missing ends of intervals are null."""
     return {
         "about": {key: list(values) for key, values in found.about.items()},
         "shared": list(found.shared),
@@ -72,10 +73,11 @@ def plain(found: Difference, changes: Sequence[Change]) -> dict[str, Any]:
 
 
 def lines(found: Difference) -> Iterator[str]:
-    """Return what is not a number, one line each."""
+    """Yield the differences that are not numbers, one line each."""
     yield (
-        f"{len(found.shared)} runs in both, {len(found.only_before)} only in A, {len(found.only_after)} only in B"
-        + (f"; {len(found.status)} of another status" if found.status else "")
+        f"{len(found.shared)} runs in both, {len(found.only_before)} only in A, "
+        f"{len(found.only_after)} only in B"
+        + (f"; {len(found.status)} with a different status" if found.status else "")
     )
     for key, (a, b) in found.about.items():
         yield f"{key}: {_value(a)} -> {_value(b)}"
@@ -86,7 +88,10 @@ def lines(found: Difference) -> Iterator[str]:
         for path, a, b in fields:
             yield f"{kind}, {path}: {_some(map(_value, a))} -> {_some(map(_value, b))}"
     if found.protocols:
-        yield "The runs were evaluated under different protocols: values and times of A and B cannot be compared."
+        yield (
+            "The runs were evaluated under different protocols: "
+            "values and times of A and B cannot be compared."
+        )
 
 
 def _plain_change(change: Change) -> dict[str, Any]:
@@ -112,12 +117,12 @@ def _table(changes: Sequence[Change]) -> Table:
         "", "axis", Column("arm", overflow="fold"), "A", "B", "B / A", "moved", box=None, padding=(0, 1)
     )
     for change in changes:
-        words = NAMES[change.what], change.axis, change.arm, _said(change.before), _said(change.after)
+        words = NAMES[change.what], change.axis, change.arm, _number(change.before), _number(change.after)
         table.add_row(*map(escape, words), f"{change.ratio:.3f}", change.moved)
     return table
 
 
-def _said(number: Estimate) -> str:
+def _number(number: Estimate) -> str:
     if number.low is None or number.high is None:
         return f"{number.value:.4g}"
     left = "(0" if number.low == 0 else f"[{number.low:.4g}"
@@ -126,7 +131,7 @@ def _said(number: Estimate) -> str:
 
 
 def _show(table: Table) -> None:
-    """Print the table, wrapped in a terminal; into a pipe or a file every row is one line."""
+    """Print the table: wrapped in a terminal, one line per row in a pipe or a file."""
     from rich.console import Console
 
     console = Console(highlight=False)

@@ -1,1 +1,1 @@
-"""Published numbers as data, and inconsistencies between them."""
+"""The database of published numbers, and the inconsistencies between them."""

@@ -1,8 +1,7 @@
-"""What the published numbers say about each other: every rule is one function over the data, every finding
-names its sources.
+"""Consistency checks of published numbers: each rule is one function, each finding names its sources.
 
-Nothing here knows a paper. A finding is computed from the numbers and from what points at them: ratios that
-somebody states, spreads that somebody measured, comparisons that somebody makes.
+No rule is specific to a paper. A finding is computed from the numbers and from the entries that refer to
+them: stated ratios, known spreads and comparisons.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ T = TypeVar("T")
 Severity = Literal["contradiction", "warning", "note", "holds"]
 SEVERITIES: tuple[Severity, ...] = ("contradiction", "warning", "note", "holds")
 PRINTED = {"table", "text", "abstract", "user_report"}
-"""The statuses whose digits can be trusted: no readings off figures, no third hands."""
+"""The statuses with reliable digits: neither read off figures nor quoted by third parties."""
 CELL = ("arm", "network", "dataset", "measure", "steps")
 SPEEDUP, STEPS_TO, OVERTAKES, LOSES = (
     "convergence_speedup",
@@ -44,13 +43,13 @@ SPEEDUP, STEPS_TO, OVERTAKES, LOSES = (
     "steps_to_overtake",
     "_degradation_over",
 )
-"""Measures with a meaning: a factor, a number of steps, the step of a crossing, points lost by leaving
-something out."""
+"""The measures that rules interpret: a factor, a number of steps, the step of a crossing, points lost in an
+ablation."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One sentence about published numbers, and which they are."""
+    """One sentence about published numbers, with their ids and sources."""
 
     rule: str
     severity: Severity
@@ -60,7 +59,7 @@ class Finding:
 
 
 def check_literature(literature: Literature) -> list[Finding]:
-    """Return all findings, the gravest first, then in the order of the rules."""
+    """Return all findings, the most severe first, then in the order of the rules."""
     found = [finding for rule in RULES.values() for finding in rule(literature)]
     return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
 
@@ -73,25 +72,25 @@ def _finding(
 
 
 def arithmetic(literature: Literature) -> Iterator[Finding]:
-    """Return a stated ratio must be that of its two numbers, to the places that it is printed with."""
+    """Recompute stated ratios from their two numbers, to the printed number of places."""
     for ratio in literature.ratios:
         above, below = literature.of(ratio)
         a, b = amount(above, ratio.quantity), amount(below, ratio.quantity)
-        said = f"{ratio.value:.{max(ratio.places, 0)}f}"
+        stated = f"{ratio.value:.{max(ratio.places, 0)}f}"
         if a is None or not b:
-            text = f"{said}x cannot be recomputed: {above.id} or {below.id} gives no {ratio.quantity}"
+            text = f"{stated}x cannot be recomputed: {above.id} or {below.id} gives no {ratio.quantity}"
             yield _finding("arithmetic", "warning", text, (above, below), ratio.source)
             continue
         holds = abs(a / b - ratio.value) <= half(ratio.places)
         text = f"{ratio.method} over {ratio.baseline}: {count(a)} / {count(b)} = {a / b:.4g}, "
-        text += f"{'as printed: ' if holds else 'but printed as '}{said}{_unequal(ratio, above, below)}"
+        text += f"{'as printed: ' if holds else 'but printed as '}{stated}{_unequal(ratio, above, below)}"
         yield _finding(
             "arithmetic", "holds" if holds else "contradiction", text, (above, below), ratio.source
         )
 
 
 def _unequal(ratio: Ratio, long: PublishedNumber, short: PublishedNumber) -> str:
-    """Return a ratio of steps is a speed-up only between equal qualities."""
+    """Return the caveat of a ratio of steps between unequal values: it is only a bound on a speed-up."""
     alike = long.measure == short.measure and not long.measure.startswith(STEPS_TO)
     if ratio.quantity == "value" or not alike or not differ(long, short):
         return ""
@@ -101,8 +100,10 @@ def _unequal(ratio: Ratio, long: PublishedNumber, short: PublishedNumber) -> str
 
 
 def across_benchmarks(literature: Literature) -> Iterator[Finding]:
-    """Return a number of steps that nobody measured: the rival's steps here, divided by a speed-up stated
-    for another data set."""
+    """Find numbers of steps that were not measured.
+
+    They are the rival's steps, divided by a speed-up that is stated for another data set.
+    """
     claims = [n for n in literature.numbers if n.measure.startswith(STEPS_TO) and numeric(n)]
     speedups = [n for n in literature.numbers if n.measure == SPEEDUP and numeric(n)]
     for claim in claims:
@@ -124,10 +125,11 @@ def _explains(donor: PublishedNumber, speedup: PublishedNumber, claim: Published
 def _borrowed(
     literature: Literature, claim: PublishedNumber, speedup: PublishedNumber, donor: PublishedNumber
 ) -> Finding:
-    against = [*_overtaken_later(literature, claim), *_still_behind(literature, claim)]
+    against = [*_overtaken_later(literature, claim), *_still_worse(literature, claim)]
     text = (
-        f"{count(float(claim.value))} steps of {claim.arm} on {claim.dataset} ({claim.status}) are the {count(donor.steps)} of "
-        f"{donor.arm} there divided by {speedup.value:g}, a ratio stated for {speedup.dataset}"
+        f"{count(float(claim.value))} steps of {claim.arm} on {claim.dataset} ({claim.status}) are the "
+        f"{count(donor.steps)} of {donor.arm} there divided by {speedup.value:g}, a ratio stated for "
+        f"{speedup.dataset}"
     )
     text = "; ".join([text, *(reason for reason, _ in against)])
     numbers = (claim, speedup, donor, *(number for _, others in against for number in others))
@@ -142,26 +144,28 @@ def _overtaken_later(literature: Literature, claim: PublishedNumber) -> Against:
     for n in literature.numbers:
         same = all(getattr(n, f) == getattr(claim, f) for f in ("arm", "rival", "dataset", "network"))
         if same and n.measure.startswith(OVERTAKES) and numeric(n) and float(n.value) > float(claim.value):
-            yield f"{place(n)} has it overtake {n.rival} there only at {count(float(n.value))}", (n,)
+            yield (
+                f"{place(n)} reports that it overtakes {n.rival} there only at {count(float(n.value))}",
+                (n,),
+            )
 
 
-def _still_behind(literature: Literature, claim: PublishedNumber) -> Against:
-    """Yield later steps at which the same paper shows the method behind."""
+def _still_worse(literature: Literature, claim: PublishedNumber) -> Against:
+    """Yield later steps at which the same paper reports a worse value for the method."""
     aim = claim.measure.rpartition("_")[2]
     here = (claim.paper, aim, claim.dataset, claim.network)
     race = [n for n in literature.numbers if (n.paper, n.measure, n.dataset, n.network) == here]
     race = [n for n in race if isinstance(n.steps, int) and n.steps > float(claim.value)]
     ours, theirs = ([n for n in race if n.arm == arm] for arm in (claim.arm, claim.rival))
-    behind = [(a, b) for a in ours for b in theirs if same_test(a, b) and better(b, a)]
-    if behind:
-        listed = ", ".join(f"{shown(a)} against {shown(b)} at {count(a.steps)}" for a, b in behind)
-        read = ", read off figures" if any(a.status == "figure_estimate" for a, _ in behind) else ""
-        yield f"{claim.title} itself shows it behind later ({aim} {listed}{read})", behind[0]
+    worse = [(a, b) for a in ours for b in theirs if same_test(a, b) and better(b, a)]
+    if worse:
+        listed = ", ".join(f"{shown(a)} against {shown(b)} at {count(a.steps)}" for a, b in worse)
+        read = ", read off figures" if any(a.status == "figure_estimate" for a, _ in worse) else ""
+        yield f"{claim.title} itself reports worse values later ({aim} {listed}{read})", worse[0]
 
 
 def protocol_differences(literature: Literature) -> Iterator[Finding]:
-    """Find numbers shown side by side under different protocols: in a comparison, in one table, or across
-    papers."""
+    """Find numbers compared under different protocols: in a comparison, in one table, or across papers."""
     for comparison in literature.comparisons:
         a, b = literature.of(comparison)
         differs = mismatch(a, b) + ([f"network {a.network} / {b.network}"] if a.network != b.network else [])
@@ -169,11 +173,11 @@ def protocol_differences(literature: Literature) -> Iterator[Finding]:
             text = f"{_named(a)} is compared with {_named(b)}: they differ in {', '.join(differs)}"
             yield _finding("protocol", "warning", text, (a, b), comparison.source)
     for table in _groups(_printed(literature), "source", "dataset"):
-        apart_arms = _involved(list(_groups(table, "arm")), _never_alike)
-        if apart_arms:
-            listed = "; ".join(f"{arm[0].method} ({protocol_text(arm[0])})" for arm in apart_arms)
-            text = f"{place(table[0])} sets methods side by side that no protocol is common to: {listed}"
-            yield _finding("protocol", "note", text, [arm[0] for arm in apart_arms])
+        mismatched = _involved(list(_groups(table, "arm")), _never_alike)
+        if mismatched:
+            listed = "; ".join(f"{arm[0].method} ({protocol_text(arm[0])})" for arm in mismatched)
+            text = f"{place(table[0])} compares methods that share no protocol: {listed}"
+            yield _finding("protocol", "note", text, [arm[0] for arm in mismatched])
     for group in _groups(_printed(literature), "arm", "network", "dataset", "steps"):
         members = _involved(
             group, lambda a, b: a.paper != b.paper and a.measure == b.measure and bool(mismatch(a, b))
@@ -181,7 +185,7 @@ def protocol_differences(literature: Literature) -> Iterator[Finding]:
         if members and isinstance(group[0].steps, int):
             kinds = [kind[0] for kind in _groups(members, "sampler", "guidance", "samples", "paper")]
             values = "; ".join(f"{n.measure} {shown(n)} with {protocol_text(n)} ({place(n)})" for n in kinds)
-            text = f"{_shared(group[0])} is printed under protocols that do not mix: {values}"
+            text = f"{_shared(group[0])} is printed under incompatible protocols: {values}"
             yield _finding("protocol", "note", text, members)
 
 
@@ -190,7 +194,7 @@ def _never_alike(ours: Sequence[PublishedNumber], theirs: Sequence[PublishedNumb
 
 
 def drift(literature: Literature) -> Iterator[Finding]:
-    """Return one cell under one protocol that is printed with values further apart than rounding."""
+    """Find cells that are printed with different values under one protocol, beyond rounding."""
     for group in _groups(_printed(literature), *CELL):
         members = _involved(group, lambda a, b: differ(a, b) and not mismatch(a, b))
         if members and isinstance(group[0].steps, int):
@@ -200,7 +204,7 @@ def drift(literature: Literature) -> Iterator[Finding]:
 
 
 def margins(literature: Literature) -> Iterator[Finding]:
-    """Find differences between single trainings that are smaller than the known spread between equals."""
+    """Find differences between single trainings that are smaller than a known spread of equal trainings."""
     for table in _groups(_printed(literature), "source", "dataset", "measure"):
         for with_guidance in (False, True):
             fair = [n for n in table if n.seeds == 1 and numeric(n) and guided(n)[0] is with_guidance]
@@ -224,16 +228,15 @@ def _unresolved(
         shown(n) for n in sorted(literature.of(spread), key=lambda n: float(n.value))[:: len(spread.of) - 1]
     )
     text = (
-        f"{place(first)}: {first.measure} of single trainings is closer than the {100 * width:.1f} % by which {spread.what} "
-        f"differ ({known}): {listed}"
+        f"{place(first)}: {first.measure} of single trainings is closer than the {100 * width:.1f} % by "
+        f"which {spread.what} differ ({known}): {listed}"
     )
     numbers = [n for pair in close for n in pair]
     return _finding("margin", "warning", text, numbers, spread.source)
 
 
 def _contests(fair: Sequence[PublishedNumber]) -> list[tuple[PublishedNumber, PublishedNumber]]:
-    """Return who is compared with whom: each with its named baseline, and the best of a cell with the
-    second."""
+    """Return the pairs to compare: each number with its named baseline, and the best two of each cell."""
     found = [
         (a, b) for a, b in permutations(fair, 2) if a.rival == b.arm and a.arm != b.arm and same_test(a, b)
     ]
@@ -245,9 +248,9 @@ def _contests(fair: Sequence[PublishedNumber]) -> list[tuple[PublishedNumber, Pu
 
 
 def _spreads(literature: Literature, like: Sequence[PublishedNumber]) -> Iterator[tuple[KnownSpread, float]]:
-    """Yield known spreads of this measure and data, as fractions of their mean.
+    """Yield the known spreads of this measure and data set, as fractions of their mean.
 
-    The smallest one counts, in favour of the claim.
+    The caller uses the smallest, in favour of the claim.
     """
     for spread in literature.spreads if like else ():
         members = [n for n in literature.of(spread) if numeric(n)]
@@ -257,20 +260,21 @@ def _spreads(literature: Literature, like: Sequence[PublishedNumber]) -> Iterato
 
 
 def prose(literature: Literature) -> Iterator[Finding]:
-    """Check 'without X it loses over c points' at every step for which one source has both values."""
+    """Check statements `without X it loses over c points` at every step with both values in one source."""
     for claim in literature.numbers:
         if not claim.measure.endswith(LOSES) or not numeric(claim):
             continue
         paper = [
             n for n in literature.numbers if n.paper == claim.paper and claim.measure == n.measure + LOSES
         ]
-        without, whole = ([n for n in paper if n.arm == arm] for arm in (claim.arm, claim.rival))
-        pairs = [(a, b) for a in without for b in whole if a.source == b.source and same_test(a, b)]
+        ablated, full = ([n for n in paper if n.arm == arm] for arm in (claim.arm, claim.rival))
+        pairs = [(a, b) for a in ablated for b in full if a.source == b.source and same_test(a, b)]
         lost = {a.steps: float(a.value) - float(b.value) for a, b in pairs}
         if any(points <= float(claim.value) + EDGE for points in lost.values()):
             listed = ", ".join(f"{points:.2g} at {count(steps)}" for steps, points in lost.items())
-            said = f"{claim.method} is said to lose over {claim.value:g} {pairs[0][0].measure} to {claim.baseline}"
-            text = f"{said}; {place(pairs[0][0])} has {listed}"
+            measure, where = pairs[0][0].measure, place(pairs[0][0])
+            stated = f"{claim.method} is reported to lose over {claim.value:g} {measure} to {claim.baseline}"
+            text = f"{stated}; {where} has {listed}"
             yield _finding("prose", "note", text, (claim, *(n for pair in pairs for n in pair)))
 
 
@@ -279,7 +283,7 @@ def _printed(literature: Literature) -> list[PublishedNumber]:
 
 
 def _groups(numbers: Iterable[PublishedNumber], *fields: str) -> list[list[PublishedNumber]]:
-    """Return numbers that agree in all these fields, in the order of their first."""
+    """Return groups of numbers that agree in all these fields, in the order of their first members."""
     found: dict[tuple[object, ...], list[PublishedNumber]] = {}
     for number in numbers:
         found.setdefault(tuple(getattr(number, field) for field in fields), []).append(number)
@@ -287,7 +291,7 @@ def _groups(numbers: Iterable[PublishedNumber], *fields: str) -> list[list[Publi
 
 
 def _involved(group: Sequence[T], clash: Callable[[T, T], bool]) -> list[T]:
-    """Return those that clash with at least one other."""
+    """Return the members that clash with at least one other."""
     return [one for one in group if any(clash(one, other) for other in group if other is not one)]
 
 

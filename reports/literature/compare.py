@@ -1,4 +1,4 @@
-"""When two published numbers may be laid side by side, and how they read in a sentence."""
+"""Comparability of published numbers, and their wording in sentences."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from collections.abc import Iterable
 from reports.literature.entries import UNSTATED, PublishedNumber
 
 EDGE = 1e-9
-"""Of a printed unit: 0.05 is not above 0.05 because of binary fractions."""
+"""Slack for binary fractions, as a share of the last printed digit: 0.05 is not above 0.05."""
 SILENT = {UNSTATED, "n/a"}
 UNGUIDED = (False, None, None)
 
 
 def guided(number: PublishedNumber) -> tuple[bool | None, float | None, bool | None]:
-    """Return guidance as (is there any, its scale, is it limited to an interval); None if the source is
-    silent.
+    """Return guidance as (used or not, scale, limited to an interval or not).
 
-    A source that states a scale and no interval has none.
+    A value is None if the source does not state it. A source that states a scale but no interval has none.
     """
     words = number.guidance
     if words in SILENT:
@@ -30,8 +29,11 @@ def guided(number: PublishedNumber) -> tuple[bool | None, float | None, bool | N
 
 
 def mismatch(a: PublishedNumber, b: PublishedNumber) -> list[str]:
-    """Return the parts of the protocol in which two numbers surely differ, as words; what a source leaves
-    out excludes nothing, except against class-balanced labels, which nobody draws without saying so."""
+    """Return the parts of the protocol in which two numbers certainly differ, as text.
+
+    A part that a source does not state matches anything, except class-balanced labels: papers that draw them
+    always state it.
+    """
     found = []
     if a.sampler != b.sampler and not {a.sampler, b.sampler} & SILENT:
         found.append(f"sampler {a.sampler} / {b.sampler}")
@@ -45,8 +47,10 @@ def mismatch(a: PublishedNumber, b: PublishedNumber) -> list[str]:
 
 
 def same_test(a: PublishedNumber, b: PublishedNumber) -> bool:
-    """Return one network, one data set, one measure at the same step under one protocol, both with a
-    value."""
+    """Return whether two numbers differ in their method only: same network, data, measure, step, protocol.
+
+    Both must be numeric.
+    """
     cell = ("network", "dataset", "measure", "steps")
     same = all(getattr(a, field) == getattr(b, field) for field in cell)
     return same and numeric(a) and numeric(b) and not mismatch(a, b)
@@ -57,7 +61,7 @@ def numeric(number: PublishedNumber) -> bool:
 
 
 def better(a: PublishedNumber, b: PublishedNumber) -> bool:
-    """Return whether a is the better of two values of one measure."""
+    """Return whether a is better than b, two values of one measure."""
     if not (isinstance(a.value, float) and isinstance(b.value, float)):
         return False
     x, y = a.value, b.value
@@ -65,7 +69,7 @@ def better(a: PublishedNumber, b: PublishedNumber) -> bool:
 
 
 def half(places: int) -> float:
-    """Return what rounding to so many places can hide."""
+    """Return the largest error of rounding to this number of places."""
     return (0.5 + EDGE) * 10.0**-places
 
 
@@ -77,13 +81,13 @@ def differ(a: PublishedNumber, b: PublishedNumber) -> bool:
 
 
 def relative(a: PublishedNumber, b: PublishedNumber) -> float:
-    """Return the difference of two values as a share of their mean."""
+    """Return the difference of two values as a fraction of their mean."""
     x, y = float(a.value), float(b.value)
     return 2 * abs(x - y) / ((abs(x) + abs(y)) or 1.0)
 
 
 def amount(number: PublishedNumber, quantity: str) -> float | None:
-    """Return the value or the steps; None if the source gives words.
+    """Return the value or the steps; None if the source gives text.
 
     A value that is itself a number of steps is returned for both.
     """
@@ -92,7 +96,7 @@ def amount(number: PublishedNumber, quantity: str) -> float | None:
 
 
 def count(steps: float | int | str | None) -> str:
-    """Return steps as people write them; smaller numbers as they are.
+    """Return steps in the usual short form; smaller numbers unchanged.
 
     >>> count(7e6), count(143000), count(0.115)
     ('7M', '143k', '0.115')
@@ -106,12 +110,12 @@ def count(steps: float | int | str | None) -> str:
 
 
 def shown(number: PublishedNumber) -> str:
-    """Return the value to the places that it was printed with."""
+    """Return the value with its printed number of places."""
     return f"{number.value:.{max(number.places, 0)}f}" if numeric(number) else str(number.value)
 
 
 def place(number: PublishedNumber) -> str:
-    """Return paper and place, short: `REPA Table 7`."""
+    """Return the paper and the place in it, for example `REPA Table 7`."""
     if not number.source.startswith("http"):
         return number.source
     address, _, where = number.source.partition(" ")
@@ -135,5 +139,5 @@ def protocol_text(number: PublishedNumber) -> str:
 
 
 def sources(numbers: Iterable[PublishedNumber], *more: str) -> tuple[str, ...]:
-    """Return where they are printed, each source once."""
+    """Return the sources of these numbers, each once."""
     return tuple(dict.fromkeys([*(number.source for number in numbers), *(text for text in more if text)]))

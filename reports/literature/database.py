@@ -1,9 +1,9 @@
 """The database of published numbers, each with its source and protocol.
 
-They are stored in `claims/*.toml`, one file per paper, edited by hand. A `[[table]]` says once what
-its numbers share; a number may say otherwise. `[methods]`, `[models]` and `[metrics]` translate what a
-source prints into names that are the same in every paper. `[[ratio]]`, `[[spread]]` and `[[comparison]]`
-point at numbers by id (check.py judges them).
+The numbers are stored in `claims/*.toml`, one file per paper, edited by hand. A `[[table]]` holds the fields
+that its numbers share; a number may override them. `[methods]`, `[models]` and `[metrics]` translate printed
+names into names that are the same for all papers. `[[ratio]]`, `[[spread]]` and `[[comparison]]` refer to
+numbers by id (check.py checks them).
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ _KINDS = (PublishedNumber, Ratio, KnownSpread, Comparison)
 
 
 def load_literature(folder: Path | None = None) -> Literature:
-    """Return the published numbers that come with the package and, on top, those of a folder of the user's.
+    """Return the published numbers that come with the package, and those of the user's folder.
 
-    Raises `UserError` (file, entry, field, what is allowed) for what cannot be read, an id given twice, and
-    an id pointed at that does not exist.
+    Raises `UserError`, which names file, entry and field, for an invalid file, a duplicate id, and a
+    reference to an unknown id.
     """
     return _shipped() if folder is None else _checked([*_own(), *_files(folder)])
 
@@ -58,10 +58,10 @@ def _own() -> list[Traversable]:
 
 def _files(folder: Path) -> list[Traversable]:
     if not folder.is_dir():
-        raise UserError(f"--claims {folder}: no such folder; give one that holds claims as *.toml")
+        raise UserError(f"--claims {folder}: no such folder; give a folder of claims (*.toml)")
     found = sorted(folder.glob("*.toml"))
     if not found:
-        raise UserError(f"--claims {folder}: holds no *.toml file")
+        raise UserError(f"--claims {folder}: no *.toml file in it; give a folder of claims")
     return list(found)
 
 
@@ -70,7 +70,9 @@ def _checked(files: Iterable[Traversable]) -> Literature:
     for file in files:
         for entry in _read(file):
             if entry.id in entries:
-                raise UserError(f"{file}: the id '{entry.id}' is taken: {entries[entry.id][0]} has it too")
+                raise UserError(
+                    f"{file}: the id '{entry.id}' is already used in {entries[entry.id][0]}; choose another"
+                )
             entries[entry.id] = (str(file), entry)
     numbers = {name: entry for name, (_, entry) in entries.items() if isinstance(entry, PublishedNumber)}
     for file, entry in entries.values():
@@ -78,7 +80,9 @@ def _checked(files: Iterable[Traversable]) -> Literature:
             if name not in numbers:
                 near = difflib.get_close_matches(name, numbers, n=1)
                 hint = f". Did you mean '{near[0]}'?" if near else ""
-                raise UserError(f"{file}: '{entry.id}': of points at '{name}', which is no number's id{hint}")
+                raise UserError(
+                    f"{file}: '{entry.id}': of refers to '{name}', but no number has this id{hint}"
+                )
     found = [entry for _, entry in entries.values()]
     return Literature(
         tuple(numbers.values()),
@@ -89,7 +93,7 @@ def _checked(files: Iterable[Traversable]) -> Literature:
 
 
 def _read(file: Traversable) -> Iterator[LiteratureEntry]:
-    """Return the entries of one file, numbers first."""
+    """Yield the entries of one file, numbers first."""
     try:
         raw = _plain(tomllib.loads(file.read_text(encoding="utf-8"), parse_float=Decimal))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
@@ -107,32 +111,34 @@ def _numbers(head: Head, table: Mapping[str, Any], where: str) -> Iterator[Publi
     shared = {key: value for key, value in table.items() if key != "numbers"}
     rows = table.get("numbers", ())
     if not rows or not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"{where}: numbers must be a list of {{ id = ..., value = ..., ... }}, one or more")
+        raise UserError(f"{where}: numbers must be a list of at least one {{ id = ..., value = ..., ... }}")
     for index, row in enumerate(rows, 1):
         here = f"{where}, number {index} ('{row.get('id', 'without id')}')"
-        said = _valid(PrintedNumber, _numeric(shared | row, here), here)
+        printed = _valid(PrintedNumber, _numeric(shared | row, here), here)
         yield PublishedNumber(
-            **dict(said),
+            **dict(printed),
             paper=head.paper,
             title=head.title,
             arxiv=head.arxiv,
-            arm=head.methods.get(said.method, said.method),
-            rival=said.baseline and head.methods.get(said.baseline, said.baseline),
-            network=head.models.get(said.model, said.model),
-            measure=head.metrics.get(said.metric, said.metric),
+            arm=head.methods.get(printed.method, printed.method),
+            rival=printed.baseline and head.methods.get(printed.baseline, printed.baseline),
+            network=head.models.get(printed.model, printed.model),
+            measure=head.metrics.get(printed.metric, printed.metric),
         )
 
 
 def _plain(value: Any) -> Any:
-    """Lists as tuples, as frozen entries have them."""
+    """Return the value with lists as tuples, because entries are frozen."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return tuple(_plain(item) for item in value) if isinstance(value, list) else value
 
 
 def _numeric(row: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return decimals as floats; how many places the value was printed with is kept, for rounding cannot be
-    judged without."""
+    """Return the row with decimals as floats, and with the number of printed places.
+
+    The places are needed to judge rounding.
+    """
     value = row.get("value")
     if not isinstance(value, Decimal):
         return dict(row)
@@ -163,9 +169,11 @@ def _sentence(model: type[BaseModel], detail: Mapping[str, Any]) -> str:
 
 
 def select(numbers: Sequence[PublishedNumber], **wanted: str | None) -> list[PublishedNumber]:
-    """Return the numbers whose fields have these values, whatever the case; `method`, `model` and `metric`
-    go by the printed name or by the shared one. Raises `UserError` with the nearest match for a value that
-    no number has."""
+    """Return the numbers whose fields have these values, ignoring case.
+
+    `method`, `model` and `metric` match the printed name or the shared one. Raises `UserError` with the
+    nearest match for a value that no number has.
+    """
     found = list(numbers)
     for field, value in wanted.items():
         if value is None:
@@ -190,7 +198,7 @@ def _names(number: PublishedNumber, field: str) -> set[str]:
 
 @dataclass(frozen=True)
 class PublishedCurve:
-    """Values of one method along its training as one source prints them, under one protocol."""
+    """The values of one method during training, from one source and under one protocol."""
 
     steps: tuple[int, ...]
     values: tuple[float, ...]
@@ -217,20 +225,19 @@ def published_curves(
     least: int = 2,
     folder: Path | None = None,
 ) -> tuple[PublishedCurve, ...]:
-    """Return published curves to lay under measured ones, `least` points or more each, in the order of the
-    files.
+    """Return published curves of at least `least` points, in file order; empty if nothing was published.
 
-    `method` as flowrace calls it or as printed; `model` as printed, or a size ("XL" is SiT-XL/2); `metric`
-    as printed, whatever the case. Empty where nothing was published. Values keep the protocol of their
-    source: never the measured one.
+    `method` is flowrace's name or the printed one. `model` is the printed name or a size ("XL" is SiT-XL/2).
+    `metric` is the printed name, ignoring case. The values have the protocol of their source, not that of the
+    measured runs.
     """
     network = model if "/" in model else f"SiT-{model}/2"
     network = network if "-" in network else f"SiT-{network}"
     groups: dict[tuple[Any, ...], dict[int, PublishedNumber]] = {}
     for number in load_literature(folder).numbers:
-        fits = method in _names(number, "method") and network in _names(number, "model")
-        fits = fits and metric.casefold() in {name.casefold() for name in _names(number, "metric")}
-        if fits and dataset in (None, number.dataset) and isinstance(number.steps, int):
+        matches = method in _names(number, "method") and network in _names(number, "model")
+        matches = matches and metric.casefold() in {name.casefold() for name in _names(number, "metric")}
+        if matches and dataset in (None, number.dataset) and isinstance(number.steps, int):
             key = tuple(getattr(number, field) for field in _PROVENANCE)
             groups.setdefault(key, {}).setdefault(number.steps, number)
     return tuple(_curve(key, points) for key, points in groups.items() if len(points) >= least)

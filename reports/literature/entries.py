@@ -1,4 +1,4 @@
-"""What a file of published claims may say: numbers, and what points at them."""
+"""The entries of a file of published numbers: numbers, and ratios, spreads and comparisons of them."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Status = Literal["table", "text", "abstract", "figure_estimate", "secondary", "press", "user_report"]
-"""Printed in a table, in the text or the abstract; read off a figure; quoted by a third party; press; a
-user's own training."""
+"""The origin of a number. `figure_estimate` is read off a figure; `secondary` is quoted by a third party."""
 UNSTATED = "unstated"
 
 
 class LiteratureEntry(BaseModel):
-    """An entry of a file, taken literally: nothing is coerced and unknown fields are rejected."""
+    """An entry of a file. Nothing is coerced, and unknown fields are rejected."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     id: str = Field(min_length=1)
     source: str = Field(min_length=1)
-    """Address and place: the table, the figure, the section."""
+    """The address, and the place in it: a table, a figure or a section."""
 
 
 class PrintedNumber(LiteratureEntry):
@@ -38,7 +37,7 @@ class PrintedNumber(LiteratureEntry):
     """Training steps, or the source's words for them ("1600ep", "unstated")."""
     value: float | str
     places: int = 0
-    """Decimal places printed, -3 for thousands; read off the file (5.70 has two) unless it says so."""
+    """Printed decimal places, -3 for thousands. Default: counted in the file (5.70 has two)."""
     sampler: str = UNSTATED
     guidance: str = UNSTATED
     samples: int | None = Field(None, ge=1)
@@ -49,14 +48,13 @@ class PrintedNumber(LiteratureEntry):
 
 
 class PublishedNumber(PrintedNumber):
-    """A printed number with its paper, and under the names that all papers share."""
+    """A printed number with its paper, and with the names that all papers share."""
 
     paper: str
     title: str
     arxiv: str | None = None
     arm: str
-    """The method as flowrace calls it; what is printed, where that is none of its methods at published
-    settings."""
+    """flowrace's name of the method, or the printed name if flowrace lacks it at the published settings."""
     rival: str | None = None
     """The baseline that the source compares it with."""
     network: str
@@ -64,7 +62,7 @@ class PublishedNumber(PrintedNumber):
 
 
 class Ratio(LiteratureEntry):
-    """A factor that somebody states, and the two numbers that it divides (their steps, or their values)."""
+    """A stated factor, and the two numbers whose steps or values it divides."""
 
     status: Status
     method: str
@@ -77,8 +75,7 @@ class Ratio(LiteratureEntry):
 
 
 class KnownSpread(LiteratureEntry):
-    """Numbers that would be equal if training and sampling had no luck: their spread is known
-    noise."""
+    """Numbers that differ by chance alone, so that their spread is known noise."""
 
     what: str
     metrics: tuple[str, ...] = Field(min_length=1)
@@ -86,20 +83,19 @@ class KnownSpread(LiteratureEntry):
 
 
 class Comparison(LiteratureEntry):
-    """Two numbers that somebody sets side by side."""
+    """Two numbers that a source compares."""
 
     of: tuple[str, str]
 
 
 class Head(BaseModel):
-    """The top of a file; tables and pointers are validated one by one, so that an error can name its
-    entry."""
+    """The top level of a file. Its tables are validated one by one, so that an error can name its entry."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     paper: str = Field(min_length=1)
     """A short key: sf, repa."""
     title: str = Field(min_length=1)
-    """As it reads in a sentence."""
+    """The short title used in sentences."""
     arxiv: str | None = None
     methods: dict[str, str] = {}
     models: dict[str, str] = {}
@@ -112,7 +108,7 @@ class Head(BaseModel):
 
 @dataclass(frozen=True)
 class Literature:
-    """Everything that is known."""
+    """All published numbers, and the ratios, spreads and comparisons of them."""
 
     numbers: tuple[PublishedNumber, ...]
     ratios: tuple[Ratio, ...] = ()
@@ -124,5 +120,5 @@ class Literature:
         return {number.id: number for number in self.numbers}
 
     def of(self, pointer: Ratio | KnownSpread | Comparison) -> tuple[PublishedNumber, ...]:
-        """Return the numbers that it points at."""
+        """Return the numbers that an entry refers to."""
         return tuple(self.by_id[name] for name in pointer.of)

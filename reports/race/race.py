@@ -11,10 +11,11 @@ import numpy as np
 
 from harness.errors import UserError, unknown
 from harness.records.record import Record, find_records
-from reports.race import study_folder
+from harness.records.study_folder import PlanEntry, PlanExclusion
 from reports.race.arms import RaceArm, arms_of, differing_paths, find_arm
 from reports.race.comparability import comparable_axes, values_differ
 from reports.race.run import RaceRun, cross, run_of
+from reports.race.study_folder import read_plan, read_study, split_by_plan
 from reports.stats.curves import reachable_target
 from reports.stats.speedup import MeanTime, Speedup, Time, cut, mean_time, speedup
 
@@ -41,11 +42,11 @@ class Race:
     leads: Mapping[tuple[str, str], Speedup]
     """Of the leader over every other arm."""
     horizons: Mapping[str, float]
-    missing: tuple[study_folder.Planned, ...]
+    missing: tuple[PlanEntry, ...]
     unplanned: tuple[Record, ...]
     notes: tuple[str, ...]
-    plan: tuple[study_folder.Planned, ...] = ()
-    excluded: tuple[study_folder.Excluded, ...] = ()
+    plan: tuple[PlanEntry, ...] = ()
+    excluded: tuple[PlanExclusion, ...] = ()
 
     def of(self, label: str) -> list[RaceRun]:
         """Return the runs of an arm, by seed."""
@@ -71,11 +72,11 @@ def read_race(
     """
     if target is not None and not (math.isfinite(target) and target > 0):
         raise UserError(f"target {target:g}: expected a number above 0")
-    study, plan = study_folder.read_study(directories), study_folder.read_plan(directories)
-    records, unplanned = study_folder.by_plan(find_records(*directories), directories)
+    study, plan = read_study(directories), read_plan(directories)
+    records, unplanned = split_by_plan(find_records(*directories), directories)
     if not records:
         raise UserError(f"no runs in {', '.join(map(str, directories))}: a run is a folder with a spec.toml")
-    order = {run.id: place for place, run in enumerate(plan)}
+    order = {run.id: place for place, run in enumerate(plan.runs)}
     arms, notes = _baseline_first(arms_of(records), baseline, study.baseline, order)
     metric = _metric(records, metric or study.metric)
     runs = [run_of(arm.label, seed, record, metric) for arm in arms for seed, record in arm.runs.items()]
@@ -92,11 +93,11 @@ def read_race(
         axes=axes,
         arms=tuple(arms),
         runs=tuple(runs),
-        missing=tuple(run for run in plan if run.id not in {record.id for record in records}),
+        missing=tuple(run for run in plan.runs if run.id not in {record.id for record in records}),
         unplanned=tuple(unplanned),
         notes=(*notes, *apart),
-        plan=tuple(plan),
-        excluded=tuple(study_folder.read_excluded(directories)),
+        plan=plan.runs,
+        excluded=plan.exclusions,
         **compare_runs(runs, [arm.label for arm in arms], axes, not values_differ(runs)),
     )
 

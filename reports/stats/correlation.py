@@ -1,16 +1,14 @@
 """Rank correlation and slope of one quantity against another over a few encoders or sizes, with intervals.
 
-The unit of a rank correlation is the encoder (or size), each with its mean over seeds: seeds of one encoder
-share its x, so they are no further evidence of an order of encoders. The definitions of a race name the
-interval of Spearman's rho without a formula; this one is Bonett and Wright's (Psychometrika 65, 2000),
-which needs no resampling and covers from a few points on (a bootstrap of fewer than 20 is too narrow, as
-for speed-ups):
+The unit of a rank correlation is the encoder (or size), with its mean over seeds. Seeds of one encoder share
+its x, so they are no further evidence of an order of encoders. The interval of Spearman's rho is Bonett and
+Wright's (Psychometrika 65, 2000). It needs no resampling and keeps its coverage with few points. A bootstrap
+of fewer than 20 points would be too narrow.
 
     tanh(atanh rho -+ z sqrt((1 + rho^2 / 2) / (n - 3)))
 
-A rho of 1 has no such interval: it gets the far end that the next lower value possible for n points has,
-and its own end is 1. Beside it stand the permutation test's p, exact up to eight points, and the range of
-rho when each point is left out once.
+The formula has no interval for a rho of 1. Its high end is then 1, and its low end is that of the next lower
+rho possible with n points. The permutation test's p is exact up to eight points.
 """
 
 from __future__ import annotations
@@ -28,41 +26,44 @@ from scipy.stats import rankdata
 from reports.stats.student import CONFIDENCE, t_interval
 
 LEAST = 4
-"""Points for an interval: n - 3 is a divisor."""
+"""The fewest points for an interval, which divides by n - 3."""
 EXACT = 8
-"""Points up to which all orders are counted; beyond, Student's t stands in."""
+"""The most points for which all orders are counted; above, p comes from Student's t."""
 
 
 @dataclass(frozen=True)
 class Rank:
-    """Spearman's rho over n points; None if there is too little to say."""
+    """Spearman's rho over n points; None if there are too few points."""
 
     rho: float | None
     low: float | None
     high: float | None
     n: int
     p: float | None
-    """Two-sided, of the hypothesis that every order is as likely."""
+    """The two-sided p-value of the hypothesis that all orders are equally likely."""
     without: tuple[float, float] | None
     """Smallest and largest rho when one point is left out."""
 
 
 @dataclass(frozen=True)
 class Slope:
-    """d log y / d log x (or d log y / d x), with a t interval; None ends without degrees of freedom for the
-    error."""
+    """d log y / d log x (or d log y / d x), with a t interval.
+
+    The ends are None if no degrees of freedom are left for the error."""
 
     estimate: float
     low: float | None
     high: float | None
     n: int
-    """Runs."""
+    """The number of runs."""
     seeds: int
 
 
 def spearman(x: Sequence[float], y: Sequence[float], confidence: float = CONFIDENCE) -> Rank:
-    """Return Spearman's rho of paired values, ties with their mean rank (scipy.stats.spearmanr); see the
-    module for the rest."""
+    """Return Spearman's rho of paired values, with its interval and p-value (see the module).
+
+    Ties get their mean rank, as in scipy.stats.spearmanr.
+    """
     a, b = rankdata(x), rankdata(y)
     n = len(a)
     rho = _pearson(a, b)
@@ -77,10 +78,10 @@ def slope(
 ) -> Slope | None:
     """Return the slope b of y = a + b x + u_seed + e over runs; None if x does not vary.
 
-    The seed is a random intercept. Where every seed has run every x, as in a study, its best linear
-    estimate does not depend on the variance of u: it is least squares on values with each seed's mean taken
-    off, n - seeds - 1 degrees of freedom. That is what is computed, also for a study with holes, where it
-    ignores differences between seeds.
+    The seed is a random intercept u. If every seed has run every x, the best linear estimate does not depend
+    on the variance of u. It is the least-squares slope after subtracting each seed's mean, with
+    n - seeds - 1 degrees of freedom. The same estimate is used if runs are missing; it then ignores the
+    differences between seeds.
     """
     a, b = _within(x, seeds), _within(y, seeds)
     scale, n, count = float(a @ a), len(a), len(set(seeds))
@@ -95,7 +96,7 @@ def slope(
 
 
 def _within(values: Sequence[float], seeds: Sequence[int]) -> np.ndarray:
-    """Return values less the mean of their seed."""
+    """Return the values minus the mean of their seed."""
     x, own = np.asarray(values, dtype=float), np.asarray(seeds)
     return x - np.array([x[own == seed].mean() for seed in own])
 
@@ -108,7 +109,8 @@ def _pearson(a: np.ndarray, b: np.ndarray) -> float | None:
 
 
 def _interval(rho: float, n: int, confidence: float) -> tuple[float, float]:
-    most = 1 - 12 / (n * (n * n - 1))  # one swap of neighbours away from perfect order
+    # The largest rho below 1: one swap of neighbours.
+    most = 1 - 12 / (n * (n * n - 1))
     near = max(-most, min(most, rho))
     half = float(ndtri((1 + confidence) / 2)) * math.sqrt((1 + near**2 / 2) / (n - 3))
     low, high = math.tanh(math.atanh(near) - half), math.tanh(math.atanh(near) + half)

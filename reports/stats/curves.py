@@ -1,9 +1,8 @@
-"""From a record to a time to target: the antitonic fit of a metric, where it crosses the target, and what
-that had cost.
+"""Curves and times to target: the antitonic fit of a metric, its crossing of the target, and the costs.
 
-A metric here is positive and better when lower (a distance). Single evaluations are noisy and a first raw
-hit is early by as much as there are evaluations to be lucky in; the fit is not: with one curve evaluated on
-any grid it gives one time.
+A metric here is positive and better when lower (a distance). Single evaluations are noisy, so the first raw
+value below the target comes too early, and the earlier the more evaluations there are. The crossing of the
+fit does not depend on the number of evaluations.
 """
 
 from __future__ import annotations
@@ -27,31 +26,32 @@ Censored = Literal["left", "right"] | None
 
 @dataclass(frozen=True)
 class Curve:
-    """A metric of one run against its steps; all three arrays have the length of the evaluations."""
+    """A metric of one run against its steps; all three arrays have one entry per evaluation."""
 
     steps: np.ndarray
     """Strictly increasing, from 1."""
     measured: np.ndarray
     fitted: np.ndarray
-    """Antitonic: never rises."""
+    """The antitonic fit, which never rises."""
 
 
 @dataclass(frozen=True)
 class Crossing:
-    """The step at which a curve reaches a target. Censored `left`: below it at the first evaluation, so the
-    step is an upper bound. Censored `right`: never below it, so the step (the last evaluation) is a lower
-    bound."""
+    """The step at which a curve reaches a target.
+
+    `left`-censored: already below the target at the first evaluation, so the step is an upper bound.
+    `right`-censored: never below the target, so the step of the last evaluation is a lower bound.
+    """
 
     step: float
     censored: Censored = None
     bracket: float = 1.0
-    """How many times later the evaluation after the crossing is than the one before it; 1 for a censored
-    one."""
+    """Ratio of the steps of the evaluations after and before the crossing; 1 for a censored crossing."""
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What a run had cost by then: cumulative totals at steps (0 included), one array for each axis."""
+    """The cumulative costs of a run at its steps (0 included), one array per axis."""
 
     steps: np.ndarray
     totals: dict[str, np.ndarray]
@@ -71,8 +71,8 @@ def fit(
 ) -> Curve:
     """Return antitonic least squares of log metric on step (pool adjacent violators).
 
-    `weights` are inverse variances of log metric, for evaluations that were replicated. Evaluations at step
-    0 are left out: there is no log of 0. Raises `UserError` for a metric that is not positive or steps that
+    `weights` are inverse variances of log metric, for replicated evaluations. Evaluations at step 0 are left
+    out, because 0 has no logarithm. Raises `UserError` for a metric that is not positive or steps that
     do not increase.
     """
     x, y = np.asarray(steps, dtype=float), np.asarray(measured, dtype=float)
@@ -81,7 +81,8 @@ def fit(
     if not (np.isfinite(y) & (y > 0)).all():
         bad = int(np.flatnonzero(~(np.isfinite(y) & (y > 0)))[0])
         raise UserError(
-            f"the metric is {y[bad]:g} at step {x[bad]:g}, but the fit is of its logarithm: it must be positive"
+            f"the metric is {y[bad]:g} at step {x[bad]:g}, but the fit needs its logarithm: "
+            "every value must be above 0"
         )
     kept = x > 0
     w = None if weights is None else np.asarray(weights, dtype=float)[kept]
@@ -90,11 +91,10 @@ def fit(
 
 
 def crossing(curve: Curve, target: float) -> Crossing:
-    """Return where the fit falls to the target for good, linear in (log step, log metric) between the
-    evaluations around it.
+    """Return the *sustained* crossing: the step from which on the fit stays at or below the target.
 
-    The fit never rises, so this is the *sustained* crossing: evaluations that get worse later count against
-    it.
+    It is linear in (log step, log metric) between evaluations. The fit never rises, so evaluations that get
+    worse later delay the crossing.
     """
     below = np.log(curve.fitted) <= math.log(target) + ROUNDING
     if not below.any():
@@ -109,24 +109,25 @@ def crossing(curve: Curve, target: float) -> Crossing:
 
 
 def first_crossing(curve: Curve, target: float) -> Crossing:
-    """Return the same of the curve up to its best evaluation: what comes later, a plateau or a decline,
-    does not count."""
+    """Return the crossing of the curve up to its best evaluation, so that a later decline does not count."""
     best = int(curve.measured.argmin()) + 1
     found = crossing(fit(curve.steps[:best], curve.measured[:best]), target)
     return Crossing(float(curve.steps[-1]), "right") if found.censored == "right" else found
 
 
 def reachable_target(curves: Sequence[Curve]) -> float:
-    """Return the lowest target that every one of these curves reaches: the largest last fitted value,
-    rounded up to three digits."""
+    """Return the lowest target that all curves reach: the largest last fitted value, rounded up to three
+    digits."""
     last = max(curve.fitted[-1] for curve in curves)
     unit = 10.0 ** (math.floor(math.log10(last)) - 2)
     return float(f"{math.ceil(last / unit - 1e-9) * unit:.6g}")
 
 
 def rises(curves: Sequence[Curve]) -> bool:
-    """Return whether a metric is higher in the last quarter of the evaluations than in the first, in every
-    run: it is no distance."""
+    """Return whether a metric rises in every run, so that it is no distance.
+
+    Compared are the means over the first and over the last quarter of the evaluations.
+    """
     ends = [
         (curve.measured[: n // 4 + 1].mean(), curve.measured[-(n // 4 + 1) :].mean())
         for curve in curves
@@ -136,7 +137,7 @@ def rises(curves: Sequence[Curve]) -> bool:
 
 
 def value_at(curve: Curve, step: float) -> float | None:
-    """Return the fitted metric at a step, linear in logs between evaluations; None outside of them."""
+    """Return the fitted metric at a step, linear in logs between evaluations; None outside their range."""
     if not curve.steps[0] <= step <= curve.steps[-1]:
         return None
     return float(np.exp(np.interp(math.log(step), np.log(curve.steps), np.log(curve.fitted))))
@@ -170,8 +171,8 @@ def curve_of(record: Record, metric: str) -> Curve | None:
 def costs_of(record: Record) -> Costs:
     """Return cumulative cost from the `train` and `eval` events of a record.
 
-    Seconds are those of training phases only: evaluation, checkpoints, tracking and warm-up (compilation)
-    are left out.
+    Seconds cover the training phases only; evaluation, checkpoints, tracking and warm-up (compilation) are
+    left out.
     """
     lines = {event["step"]: event for event in (*record.of("train"), *record.of("eval"))}
     events = [lines[step] for step in sorted(lines) if step > 0]
@@ -189,7 +190,7 @@ def costs_of(record: Record) -> Costs:
 
 
 def _devices(record: Record, step: int) -> int:
-    """Return the number of devices a step ran on; a resumed run may have another number."""
+    """Return the number of devices that a step ran on; resuming may change it."""
     starts = [start for start in record.environment if start.get("after_step", 0) < step]
     return starts[-1].get("devices", 1) if starts else 1
 
@@ -204,11 +205,11 @@ def _totals(values: list[float]) -> np.ndarray:
 
 
 def _weights(values: list[dict[str, Any]]) -> list[float] | None:
-    """Return the number of replicates as weights, 1 / variance of log metric up to a factor; None if all
-    are equal.
+    """Return the number of replicates as weights; None if all are equal.
 
-    The variance that an evaluation's own replicates show is not used: with three replicates it is so
-    uncertain that it makes times to target noisier (benchmarks/operating_characteristics.py, `weights`).
+    They are proportional to 1 / variance of log metric. The variance measured over replicates is not used:
+    with three of them it is so uncertain that times to target become noisier
+    (benchmarks/operating_characteristics.py, `weights`).
     """
     counts = [float(len(value.get("replicates", (0,)))) for value in values]
     return counts if len(set(counts)) > 1 else None

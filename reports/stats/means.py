@@ -14,10 +14,10 @@ class Mean(NamedTuple):
     n: int
     mean: float
     sd: float | None
-    """n - 1 in its denominator; None for one value, and so are the ends."""
+    """The standard deviation with denominator n - 1; None for one value, like the ends."""
     low: float | None
     high: float | None
-    """Student's t with n - 1 degrees of freedom."""
+    """The end of Student's t interval with n - 1 degrees of freedom."""
 
 
 def mean_of(values: Sequence[float]) -> Mean:

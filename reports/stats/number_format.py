@@ -9,7 +9,9 @@ from reports.stats.speedup import Speedup
 _SCALES = {
     "steps": ((1.0, ""),),
     "images": ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, "")),
-    "flops": ((1e21, "ZFLOP"), (1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP")),
+    "flops": (
+        (1e21, "ZFLOP"), (1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"),
+    ),
     "seconds": ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms")),
 }  # fmt: skip
 
@@ -18,7 +20,7 @@ _SCALES["gpu_seconds"] = tuple((size, f"device-{unit}") for size, unit in _SCALE
 
 
 def quantity(axis: str, value: float) -> str:
-    """Return a cost in words of its axis, three digits.
+    """Return a cost with its unit, to three digits.
 
     >>> quantity("steps", 1240.4), quantity("flops", 1.234e12), quantity("seconds", 99)
     ('1,240', '1.23 TFLOP', '1.65 min')
@@ -30,7 +32,7 @@ def quantity(axis: str, value: float) -> str:
 
 
 def unit_of(axis: str, value: float) -> tuple[float, str]:
-    """Return the unit in which a cost of this size is best read: (its size, its name)."""
+    """Return the unit for a cost of this size: (its size, its name)."""
     return next((scale for scale in _SCALES[axis] if abs(value) >= scale[0]), _SCALES[axis][-1])
 
 
@@ -43,9 +45,9 @@ def digits(value: float) -> str:
 
 
 def gain_suffix(gain: Speedup | None) -> str:
-    """Return a speed-up in short, as an ending; empty without one.
+    """Return a speed-up as a short suffix; empty without an estimate.
 
-    >>> said_gain(Speedup(1.314, 1.18, 1.452, 3, True, 0, 0, None))
+    >>> gain_suffix(Speedup(1.314, 1.18, 1.452, 3, True, 0, 0, None))
     ' · 1.31× [1.18, 1.45]'
     """
     if gain is None or gain.estimate is None:
@@ -54,7 +56,7 @@ def gain_suffix(gain: Speedup | None) -> str:
 
 
 def factor(value: float) -> str:
-    """Return a ratio with two decimals, fewer where they mean nothing.
+    """Return a ratio with two decimals, or with three digits from 10 on.
 
     >>> factor(1.3149), factor(17.46)
     ('1.31', '17.5')
@@ -63,7 +65,7 @@ def factor(value: float) -> str:
 
 
 def interval(low: float | None, high: float | None) -> str:
-    """Return an interval of ratios; empty without one, with a round bracket at an open end."""
+    """Return an interval of ratios, with a round bracket at an open end; empty without an interval."""
     if low is None or high is None:
         return ""
     left = "(0" if low == 0 else f"[{factor(low)}"

@@ -1,7 +1,8 @@
-"""The power of a number of seeds: detectable factors, and how many pairs a question needs.
+"""The power of a number of seeds: detectable factors, and the number of pairs that a question needs.
 
-With n pairs whose log ratios spread by sd, the t statistic of a true factor F is noncentral t with n - 1
-degrees of freedom and noncentrality log F sqrt(n) / sd. Nothing here is simulated.
+For n pairs whose log ratios have the standard deviation sd, the t statistic of a true factor F is noncentral
+t with n - 1 degrees of freedom and noncentrality log F sqrt(n) / sd. All values are computed from it, without
+simulation.
 """
 
 from __future__ import annotations
@@ -17,39 +18,43 @@ from reports.stats.student import CONFIDENCE, t_quantile
 POWER = 0.80
 MOST_PAIRS = 1000
 LARGEST = 700.0
-"""Logarithm of the largest factor: what is beyond has no number."""
+"""Logarithm of the largest factor, below the overflow of float64."""
 
 
 @dataclass(frozen=True)
 class SeedSpread:
-    """Standard deviation of log ratios over pairs of seeds, with its interval (chi squared)."""
+    """The standard deviation of log ratios over pairs of seeds, with its chi-squared interval."""
 
     sd: float
     low: float
     high: float
     n: int
     paired: bool
-    """Else the seeds were not shared: sd is that of the difference of two independent runs."""
+    """If False, sd is that of the difference of two independent runs."""
 
 
 def detectable(error: float, degrees: float, confidence: float, power: float = POWER) -> float:
-    """Return the smallest factor that an interval with this standard error distinguishes from 1, in `power`
-    of all cases."""
+    """Return the smallest factor that an interval with this standard error distinguishes from 1."""
     return math.exp(min(_distance(error, degrees, confidence, power), LARGEST))
 
 
 def detectable_with(
     n: int, sd: float, confidence: float, power: float = POWER, *, paired: bool = True
 ) -> float:
-    """Return the same of n pairs, or of two arms of n seeds each, whose log ratios spread by sd."""
+    """Return the smallest factor that n pairs, or two arms of n seeds each, distinguish from 1.
+
+    `sd` is the standard deviation of the log ratios.
+    """
     return detectable(sd / math.sqrt(n), degrees(n, paired), confidence, power)
 
 
 def pairs_needed(
     distance: float, sd: float, confidence: float, power: float = POWER, *, paired: bool = True
 ) -> int | None:
-    """Return the fewest pairs, from 2, that resolve a true log ratio `distance` away from the bound in
-    question, in `power` of all cases; None if a thousand do not."""
+    """Return the fewest pairs, at least 2, that resolve a true log ratio `distance` away from a bound.
+
+    None if more than `MOST_PAIRS` are needed.
+    """
 
     def enough(n: int) -> bool:
         return _distance(sd / math.sqrt(n), degrees(n, paired), confidence, power) <= distance
@@ -73,8 +78,10 @@ def degrees(n: int, paired: bool) -> int:
 
 
 def spread_of(d: np.ndarray, *, paired: bool = True, confidence: float = CONFIDENCE) -> SeedSpread:
-    """Return the spread of log ratios, of at least two; of a single arm's log times for `paired=False`,
-    where two independent runs differ by sqrt 2 of it."""
+    """Return the spread of at least two log ratios.
+
+    With `paired=False`, d holds the log times of a single arm; two independent runs differ by sqrt 2 of it.
+    """
     n, scale = len(d), 1.0 if paired else math.sqrt(2)
     sd = float(d.std(ddof=1)) * scale
     above, below = (float(chdtri(n - 1, tail)) for tail in ((1 - confidence) / 2, (1 + confidence) / 2))

@@ -3,13 +3,14 @@
     d_i = log min(T_baseline,i, H) - log min(T_candidate,i, H)      for each seed i that both arms have
     S = exp(mean d),    interval exp(mean d -+ t_{n-1} sd(d) / sqrt n)
 
-H is the smallest budget that any run was given. A time that is only a bound opens the end it cannot vouch
-for:
-    baseline never there (right)         E log min(T, H) <= E log T: the low end holds, the high end is
-    infinite candidate never there                the high end holds, the low end is 0 there at the first
-    evaluation (left) the mirror image: T is at most that, so the other end opens
-Where every pair is bounded on both sides in the same way there is no estimate. With n of 3 to 10 these are
-t intervals on purpose: a bootstrap of so few is too narrow.
+H, the horizon, is the smallest budget of any run. A censored time opens one end of the interval.
+
+    baseline right-censored    E log min(T, H) <= E log T: the low end holds, the high end is infinite
+    candidate right-censored   the high end holds, the low end is 0
+    left-censored              T is at most the first evaluation, so the other end opens
+
+If every pair is bounded on both sides in the same way, there is no estimate. With n of 3 to 10 a bootstrap
+would be too narrow, so these are t intervals.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from reports.stats.student import CONFIDENCE, t_interval
 
 
 class Time(NamedTuple):
-    """What one run took to the target on one axis."""
+    """The cost of one run up to the target, on one axis."""
 
     value: float
     censored: Censored = None
@@ -35,7 +36,7 @@ class Time(NamedTuple):
 
 @dataclass(frozen=True)
 class Speedup:
-    """How many times less a candidate needs than a baseline: above 1 the candidate is faster."""
+    """The ratio of the times of a baseline and a candidate; above 1 the candidate is faster."""
 
     estimate: float | None
     """None if every pair is censored on both sides."""
@@ -43,21 +44,22 @@ class Speedup:
     high: float | None
     """Ends of the interval: 0 and infinity are open ends, None means that n is too small for an interval."""
     n: int
-    """Pairs; with unpaired seeds the runs of the smaller arm."""
+    """The number of pairs; with unpaired seeds, of runs in the smaller arm."""
     paired: bool
     censored_baseline: int
     censored_candidate: int
     correlation: float | None
-    """Of log times over pairs (Pearson): what pairing gains. None for fewer than three pairs, or equal
-    times."""
+    """Pearson correlation of log times over pairs, which is what pairing gains.
+
+    None for fewer than three pairs, or if all times are equal."""
     error: float | None = None
     """Standard error of the logarithm of the estimate; None if n is too small."""
     degrees: float = 0.0
-    """Of freedom, of the interval."""
+    """Degrees of freedom of the interval."""
 
     @property
     def factor(self) -> float:
-        """The estimate; only of a speed-up that has one."""
+        """The estimate of a speed-up that has one."""
         assert self.estimate is not None
         return self.estimate
 
@@ -80,9 +82,9 @@ class MeanTime:
     high: float | None
     n: int
     right: int
-    """Runs that never got there; their times are their budgets, so the mean is a lower bound."""
+    """Runs that never reached the target; their times are their budgets, so the mean is a lower bound."""
     left: int
-    """Runs that were there at their first evaluation."""
+    """Runs that were below the target at their first evaluation."""
 
 
 def speedup(
@@ -93,7 +95,8 @@ def speedup(
 ) -> Speedup:
     """Return the speed-up of a candidate over a baseline; times by seed, all cut at the horizon.
 
-    Paired by seed; where the arms do not share at least two seeds, Welch's interval of two independent means.
+    Times are paired by seed. If the arms share fewer than two seeds, the interval is Welch's for independent
+    means.
     """
     shared = sorted(baseline.keys() & candidate.keys())
     paired = len(shared) >= min(2, len(baseline), len(candidate))
@@ -121,7 +124,7 @@ def speedup(
 
 
 def mean_time(times: Iterable[Time], confidence: float = CONFIDENCE) -> MeanTime:
-    """Return the geometric mean of times, of at least one run."""
+    """Return the geometric mean of at least one time."""
     times = list(times)
     logs = np.log([time.value for time in times])
     low, high = _ends(logs.mean(), *_paired(logs), confidence)
@@ -137,8 +140,7 @@ def mean_time(times: Iterable[Time], confidence: float = CONFIDENCE) -> MeanTime
 
 
 def closed_ends(interval: Speedup | MeanTime) -> tuple[float, float] | None:
-    """Return the ends of an interval that is closed on both sides; None if there is none or an end is
-    open."""
+    """Return the ends of an interval; None if an end is open or there is no interval."""
     low, high = interval.low, interval.high
     return (low, high) if low and high is not None and math.isfinite(high) else None
 
@@ -155,14 +157,14 @@ def cut(time: Time, horizon: float) -> Time:
 
 
 def _paired(d: np.ndarray) -> tuple[float | None, float]:
-    """Return standard error of the mean and its degrees of freedom; no error of fewer than two."""
+    """Return the standard error of the mean, None for fewer than two values, and its degrees of freedom."""
     n = len(d)
     return (None if n < 2 else _spread(d) / math.sqrt(n)), n - 1
 
 
 def _welch(a: np.ndarray, b: np.ndarray) -> tuple[float | None, float]:
-    """Return standard error of a difference of independent means, degrees of freedom of Welch and
-    Satterthwaite."""
+    """Return the standard error of a difference of independent means, and Welch-Satterthwaite degrees of
+    freedom."""
     if min(len(a), len(b)) < 2:
         return None, 0.0
     va, vb = _spread(a) ** 2 / len(a), _spread(b) ** 2 / len(b)
@@ -172,7 +174,7 @@ def _welch(a: np.ndarray, b: np.ndarray) -> tuple[float | None, float]:
 
 
 def _spread(values: np.ndarray) -> float:
-    """Return the standard deviation, 0 for a rounding error."""
+    """Return the standard deviation; 0 if it is no more than a rounding error."""
     sd = float(values.std(ddof=1))
     return sd if sd > 1e-12 else 0.0
 
@@ -180,7 +182,7 @@ def _spread(values: np.ndarray) -> float:
 def _ends(
     mean: float, error: float | None, degrees: float, confidence: float
 ) -> tuple[float | None, float | None]:
-    """Return interval of exp(mean), Student's t."""
+    """Return Student's t interval of exp(mean)."""
     if error is None:
         return None, None
     low, high = t_interval(mean, error, degrees, confidence)
@@ -190,7 +192,7 @@ def _ends(
 def _open(
     low: float | None, high: float | None, *, above: bool, below: bool
 ) -> tuple[float | None, float | None]:
-    """Return an interval with the ends opened that censored times cannot vouch for."""
+    """Return the interval with the ends opened that censored times do not bound."""
     if low is None or high is None:
         return low, high
     return (0.0 if below else low), (math.inf if above else high)
@@ -201,7 +203,7 @@ def _has(times: list[Time], side: str) -> bool:
 
 
 def _known(pairs: Iterable[tuple[Time, Time]]) -> bool:
-    """Return whether any pair says something: not those where both times are the same kind of bound."""
+    """Return whether any pair bounds the ratio: a pair with the same kind of bound on both sides does not."""
     return any(b.censored is None or b.censored != c.censored for b, c in pairs)
 
 
@@ -210,4 +212,5 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float | None:
         return None
     x, y = a - a.mean(), b - b.mean()
     scale = math.sqrt((x @ x) * (y @ y))
-    return float(x @ y) / scale if scale > 1e-20 else None  # rounding alone is no correlation
+    # Equal times differ by rounding errors, which do not correlate.
+    return float(x @ y) / scale if scale > 1e-20 else None

@@ -1,4 +1,4 @@
-"""When runs reach a target if some never do: Kaplan and Meier's curve, and the mean time until a horizon."""
+"""Times to target with censored runs: the Kaplan-Meier curve and the restricted mean time."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from reports.stats.speedup import Time
 
 
 def kaplan_meier(times: Sequence[Time]) -> list[tuple[float, float]]:
-    """(time, share of runs that have reached the target by then), one step a time at which a run does; (0,
-    0) first.
+    """Return pairs (time, share of runs that have reached the target by then), beginning with (0, 0).
 
-    Kaplan & Meier 1958. A run that was there at its first evaluation counts as reaching it then.
+    The estimate is that of Kaplan & Meier 1958. A run already below the target at its first evaluation counts
+    as reaching it then.
     """
     value = np.array([time.value for time in times])
     event = np.array([time.censored != "right" for time in times])
@@ -25,7 +25,9 @@ def kaplan_meier(times: Sequence[Time]) -> list[tuple[float, float]]:
 
 
 def mean_until(times: Sequence[Time], horizon: float) -> float:
-    """Return restricted mean time to the target: the area over the curve up to a horizon (Royston & Parmar
-    2013)."""
+    """Return the restricted mean time to the target: the area above the curve up to a horizon.
+
+    Source: Royston & Parmar 2013.
+    """
     at, share = zip(*[point for point in kaplan_meier(times) if point[0] < horizon], strict=True)
     return float(np.sum((1 - np.array(share)) * np.diff([*at, horizon])))

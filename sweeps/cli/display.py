@@ -1,4 +1,4 @@
-"""Progress of a sweep: live lines in a terminal, a plain line now and then elsewhere.
+"""The progress display of a sweep: live lines in a terminal, occasional plain lines elsewhere.
 
 A display survives the loss of its terminal: output that cannot be shown stops no run.
 """

@@ -1,4 +1,4 @@
-"""Commands about existing studies: status, retry, and the difference between two studies."""
+"""The commands about existing studies: `status`, `retry` and `study diff`."""
 
 from __future__ import annotations
 

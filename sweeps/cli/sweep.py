@@ -1,4 +1,4 @@
-"""The command that runs a study: sweep."""
+"""The command `flowrace sweep`, which runs a study."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def sweep(
 
 
 def rerun(directory: Path, ids: set[str], launch: LaunchOptions) -> None:
-    """Run some runs of the study in a folder; exit as `sweep` does."""
+    """Run some runs of the study in a folder; exit with the codes of `sweep`."""
     file = StudyFolder(directory).study_file
     study = load_study(str(file))
     runs = [run for run in make_plan(study).runs if run.id in ids]

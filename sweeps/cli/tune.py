@@ -1,4 +1,4 @@
-"""The command that searches settings: tune."""
+"""The command `flowrace tune`, which searches settings."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class _TrialRuns:
         self._launcher.__exit__(*error)
 
     def run(self, runs: Sequence[PlannedRun], headline: str) -> None:
-        """Run the unfinished ones; the caller checks which failed or were stopped."""
+        """Run the unfinished runs; the caller checks which failed or were stopped."""
         threads = self._launch.threads
         runs = [run.with_threads(threads or run.spec.runtime.threads or self._threads) for run in runs]
         display = make_display(runs, self._directory)

@@ -1,7 +1,7 @@
 """The launcher protocol: jobs go in, events come out, and a signal stops running jobs at a checkpoint.
 
-A job is a command line. A launcher knows where and when it started and how it ended, and nothing of what it
-does. The engine (a pool of processes, SLURM, Ray) schedules and retries.
+A job is a command line. A launcher knows where and when a job started and how it ended, but not what it does.
+The engine (a pool of processes, SLURM, Ray) schedules and retries.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Resources:
-    """What an engine reserves for one run, on one node."""
+    """The resources that an engine reserves for one run, on one node."""
 
     cpus: int = 1
     gpus: int = 0
@@ -73,12 +73,14 @@ class Launcher(Protocol):
 
     @property
     def active(self) -> bool:
-        """Whether a job is running or waiting, or an event has not been returned yet."""
+        """True while a job is running or waiting, or an event has not been returned yet."""
         ...
 
     def holds(self, name: str) -> bool:
-        """Return whether the engine still has a job of this name from an earlier coordinator; `submit` then
-        adopts it."""
+        """Return whether the engine still has a job of this name from an earlier coordinator.
+
+        `submit` then adopts it.
+        """
         ...
 
     def submit(self, job: Job) -> None:
@@ -86,7 +88,7 @@ class Launcher(Protocol):
         ...
 
     def poll(self, seconds: float = 0.1) -> list[Event]:
-        """Return the events since the last call; wait up to `seconds` if there are none."""
+        """Return the events since the last call; without any, wait up to `seconds` for one."""
         ...
 
     def cancel(self, number: int = signal.SIGINT) -> None:

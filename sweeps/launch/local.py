@@ -2,8 +2,8 @@
 
 Each process leads its own session, so that Ctrl-C in the terminal reaches only this process, which passes it
 on once. A process that is asked to stop writes a checkpoint first; the next start resumes one that was
-killed. If a run has several ranks, they get SIGTERM themselves, again and again until they handle it:
-torchrun would kill ranks that take half a minute.
+killed. If a run has several ranks, SIGTERM is sent to the ranks themselves, repeatedly until they handle it.
+Sent to torchrun, it would kill ranks that take half a minute.
 """
 
 from __future__ import annotations
@@ -47,12 +47,14 @@ class LocalLauncher:
 
     @property
     def active(self) -> bool:
-        """Whether a job is running or waiting for a slot, or an event has not been returned yet."""
+        """True while a job is running or waiting for a slot, or an event has not been returned yet."""
         return bool(self._running or self._events or (self._queue and self.stopped_by is None))
 
     def holds(self, name: str) -> bool:
-        """Return False: jobs of an earlier coordinator are not children of this process (the lock of their
-        record shows them)."""
+        """Return False: jobs of an earlier coordinator are not children of this process.
+
+        The lock of their record shows that they run.
+        """
         return False
 
     def submit(self, job: Job) -> None:
@@ -60,7 +62,7 @@ class LocalLauncher:
         self._queue.append(job)
 
     def poll(self, seconds: float = 0.1) -> list[Event]:
-        """Return the events since the last call; wait up to `seconds` if there are none.
+        """Return the events since the last call; without any, wait up to `seconds` for one.
 
         Free slots are filled first, so that a slow caller leaves none idle.
         """

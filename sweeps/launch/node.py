@@ -1,9 +1,8 @@
 """The process that follows one job on a node of an engine: `python -m sweeps.launch.node TABLE INDEX`.
 
-It turns three signals into a checkpoint of the run: USR1, the coordinator cancels; USR2, the time limit is
-near; TERM, the engine reclaims the node. The run itself starts with TERM ignored. Once it trains, the first
-TERM is the request to stop, and further ones, sent by an engine to all processes or by this one again, are
-harmless.
+It turns three signals into a checkpoint of the run: USR1 if the coordinator cancels, USR2 if the time limit
+is near, TERM if the engine reclaims the node. The run itself starts with TERM ignored. Once it trains, the
+first TERM is the request to stop. Further ones, from the engine or from this process, are harmless.
 
 A run that has not stopped a minute after the time limit (for example in a long evaluation) is killed. It
 loses only the work since its last checkpoint, while the engine would end the job for good.
@@ -35,7 +34,7 @@ CANCEL, TIME_LIMIT, RECLAIMED = signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM
 RETRY, RETRIES = 75, 3
 EVERY_SECONDS = 0.2
 GRACE_SECONDS = 60
-"""How long a run may take to stop at its time limit; the engine allows 90."""
+"""Seconds for a run to stop at its time limit; the engine allows 90."""
 PR_SET_PDEATHSIG = 1
 
 
@@ -104,8 +103,10 @@ def _run(submitted: SubmittedJob, handoff: Handoff, stopping: Callable[[], list[
 
 
 def _conclude(handoff: Handoff, name: str, code: int, received: list[int]) -> int:
-    """Record how a job ended, or leave it open for a retry: requested here (75), or left to the engine
-    (143)."""
+    """Record how a job ended, or leave it open for a retry, and return the exit code.
+
+    75 requests the retry; 143 leaves it to the engine.
+    """
     if code != 0:
         if CANCEL in received:
             code = 130
@@ -120,8 +121,10 @@ def _conclude(handoff: Handoff, name: str, code: int, received: list[int]) -> in
 
 
 def _prepare_child() -> None:
-    """Ignore, in the child before its command, what engines send to everyone; request TERM for when this
-    process dies."""
+    """Prepare a child before its command: ignore the signals that engines send to all processes.
+
+    On Linux the child gets TERM when this process dies.
+    """
     ignore_sigterm()
     for number in (CANCEL, TIME_LIMIT):
         signal.signal(number, signal.SIG_IGN)

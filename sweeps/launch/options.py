@@ -28,7 +28,7 @@ OPTIONS = (
         type=click.Choice(["local", "slurm", "ray"]),
         default="local",
         show_default=True,
-        help="Where runs start: on this machine, with SLURM, or with Ray.",
+        help="Engine that runs the jobs: this machine, SLURM or Ray.",
     ),
     click.option(
         "--slots",
@@ -124,9 +124,9 @@ def launch_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def threads_and_launcher(
     launch: LaunchOptions, threads: Sequence[int], directory: Path
 ) -> tuple[int, Launcher]:
-    """Return the threads of a run whose spec names none, and the launcher.
+    """Return the launcher, preceded by the threads of runs whose spec sets none.
 
-    `threads`: those of each spec, 0 for none.
+    `threads` holds the threads in each spec, 0 if unset.
     """
     if launch.launcher == "local":
         return _local(launch, threads)
@@ -174,7 +174,7 @@ def _grouped(devices: list[str], size: int | None) -> list[str]:
 
 
 def _cpu_slots(threads: Sequence[int]) -> int:
-    """Return how many runs fill the cores with their threads; 1 if no spec names its threads."""
+    """Return the number of runs whose threads fill the cores; 1 if no spec sets its threads."""
     from harness.runtime.environment import cores
 
     return max(1, cores() // max(threads)) if max(threads) else 1

@@ -1,6 +1,6 @@
 """Signals to a process and its descendants.
 
-Under torchrun the ranks write the checkpoint, each in a session of its own.
+Under torchrun the ranks write the checkpoint, and each rank leads its own session.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ class RayLauncher:
 
     @property
     def active(self) -> bool:
-        """Whether a job is a Ray task, or waits to be one."""
+        """True while a job is a Ray task or waits to be one."""
         return bool(self._sent or (self._waiting and self.stopped_by is None))
 
     def holds(self, name: str) -> bool:
@@ -152,7 +152,7 @@ class RayLauncher:
 def in_bytes(size: str | None) -> int | None:
     """Return a size in SLURM's notation, for example `16G`, in bytes; a bare number counts MiB.
 
-    Raises `UserError`.
+    Raises `UserError` for anything else.
     """
     if size is None:
         return None
@@ -163,7 +163,7 @@ def in_bytes(size: str | None) -> int | None:
 
 
 def _task(table: str, index: int) -> None:
-    """Follow the process of one job, on its node; on cancellation, pass it on and wait for the checkpoint."""
+    """Follow the process of one job on its node; pass a cancellation on and wait for the checkpoint."""
     process = subprocess.Popen(
         [sys.executable, "-m", "sweeps.launch.node", table, str(index)], stdin=subprocess.PIPE
     )

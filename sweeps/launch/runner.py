@@ -62,10 +62,9 @@ class StudyRunner:
             self.watcher.tick()
 
     def _runs_elsewhere(self, run: PlannedRun, *, waited: bool = False) -> bool:
-        """Return whether another coordinator's process trains this run; submit it if no process does and it
-        is unfinished.
+        """Return whether another coordinator's process trains this run; otherwise submit it, unless done.
 
-        Jobs that an earlier sweep left with the launcher's engine count as ours.
+        Jobs that an earlier sweep left with the engine belong to this launcher.
         """
         status = self._record(run).status
         if status == "running" and self.launcher.holds(run.id):
@@ -102,7 +101,7 @@ class StudyRunner:
 
 
 def run_command(spec: Path, directory: Path) -> tuple[str, ...]:
-    """Return the command line of one run, which is all that a launcher gets."""
+    """Return the command line of one run."""
     flags = ("--out", str(directory), "--no-track", "--quiet")
     return (sys.executable, "-m", "harness.cli.main", "run", str(spec), *flags)
 

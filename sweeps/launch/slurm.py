@@ -1,10 +1,9 @@
 """The SLURM launcher: the runs become one job array in the order of the plan; SLURM schedules, requeues and
 limits them.
 
-submitit writes the batch script, submits it and reads its id. Its executor would also pass the work and its
-result as pickles. Nothing is unpickled here: the script calls `sweeps.launch.node`, which reads a table of
-command lines (handoff.py). submitit follows its jobs with `sacct`, which needs accounting that many clusters
-do not have; here `squeue` is enough.
+submitit writes the batch script, submits it and reads its id. Its pickles are not used: the script calls
+`sweeps.launch.node`, which reads a table of command lines (handoff.py). submitit follows its jobs with
+`sacct`, which needs accounting that many clusters do not have. This launcher needs only `squeue`.
 
 A coordinator that dies leaves its jobs in the queue. The next one finds them by the name of the study and
 follows them.
@@ -47,7 +46,7 @@ ENDED = frozenset(
 )
 """Final states of a job. GONE is not SLURM's: it is a job that the queue no longer lists."""
 SPARE_SECONDS = 90
-"""How long before its time limit a run is asked to write its checkpoint."""
+"""Seconds before its time limit at which a run is asked to write its checkpoint."""
 
 
 class SlurmLauncher:
@@ -87,7 +86,7 @@ class SlurmLauncher:
 
     @property
     def active(self) -> bool:
-        """Whether a job is in SLURM's queue, or waits to be submitted."""
+        """True while a job is in SLURM's queue or waits to be submitted."""
         return bool(self._sent or (self._waiting and self.stopped_by is None))
 
     def holds(self, name: str) -> bool:

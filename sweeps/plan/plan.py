@@ -1,8 +1,7 @@
-"""The plan of a study: its runs, content-addressed and always in the same order (study.py describes study
-files).
+"""The plan of a study: its runs, content-addressed and always in the same order.
 
 Combinations that the study excludes are not planned, and neither are those that cannot run on their data (for
-example an encoder of images on sounds). The plan keeps both with the reason, which the report repeats.
+example an image encoder on sounds). The plan keeps both with the reason, which the report repeats.
 """
 
 from __future__ import annotations

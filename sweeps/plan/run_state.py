@@ -44,8 +44,10 @@ def read_state(run: PlannedRun, directory: Path) -> RunState:
 
 
 def read_pace(run: Path) -> Pace:
-    """Return step, loss and steps per second over the last train events (some dozens); the seconds of all
-    phases count."""
+    """Return step, loss and steps per second over the last few dozen train events.
+
+    The speed counts the seconds of all phases.
+    """
     events = list(_last_events(run / EVENTS))
     trained = [event for event in events if event["kind"] == "train"]
     if not trained:

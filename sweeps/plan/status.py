@@ -1,5 +1,4 @@
-"""The status of a study on disk, from its plan and its records alone: 500 runs in a second or two, without
-torch or specs."""
+"""The status of a study on disk, from its plan and its records alone, without torch or specs."""
 
 from __future__ import annotations
 

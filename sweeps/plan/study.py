@@ -62,8 +62,10 @@ class Target(Section):
 
 
 class Exclusion(Section):
-    """Combinations that are not run: on every path, their value equals the given one or is one of the given
-    list."""
+    """Combinations that are not run.
+
+    A combination matches if its value on every path equals the given one, or is one of the given list.
+    """
 
     reason: str = Field(min_length=1)
     where: dict[str, Any] = Field(min_length=1)
@@ -101,8 +103,7 @@ class Tune(Section):
     batch: int = Field(default=1, ge=1)
     """Trials of a method that are proposed together."""
     prune: float | None = Field(default=None, gt=0, lt=1)
-    """End a trial early if it is worse than the best one, seed by seed, with a p below this (Wilcoxon's
-    signed ranks)."""
+    """p-value (Wilcoxon's signed ranks over seeds) below which a trial worse than the best ends early."""
     seed: int = Field(default=0, ge=0)
     space: dict[str, Dimension] = Field(default_factory=dict)
     """Dimensions by spec path, searched for every method."""
@@ -131,7 +132,7 @@ class Study(Section):
     """Fixed values by spec path."""
     target: Target = Target()
     seeds: Seeds = Seeds()
-    """Tuning seeds only; audit seeds are one of the axes."""
+    """The tuning seeds only, because audit seeds are an axis."""
     budget: Budget = Budget()
     tune: Tune = Tune()
     tuning: dict[str, TuningCost] = Field(default_factory=dict)
@@ -157,14 +158,15 @@ class Study(Section):
 
 
 def load_study(source: str, overrides: Iterable[str] = ()) -> Study:
-    """Read the study of a name or a TOML file, with overrides `a.b=v` of the settings that all its runs
-    share.
+    """Read a study by name or from a TOML file, with overrides `a.b=v` of the settings that all runs share.
 
     Raises `UserError` for anything unknown or of the wrong type, and for two settings of one field.
     """
     table = _load(source)
     if not isinstance(table.get("zip", {}), Mapping):
-        raise UserError(f'{source}: zip must be a table of axes, as in [zip.size] "backbone.size" = [...]')
+        raise UserError(
+            f'{source}: zip must be a table of axes, for example [zip.size] "backbone.size" = [...]'
+        )
     axes, fixed = _paths(table, "axes", source), _paths(table, "set", source)
     zipped = {name: flatten(axis) for name, axis in table.get("zip", {}).items() if isinstance(axis, Mapping)}
     for path, value in axes.items():
@@ -241,7 +243,7 @@ def _load(source: str) -> dict[str, Any]:
 def _paths(table: Mapping[str, Any], part: str, source: str) -> dict[str, Any]:
     """Return a table of values by spec path, which may be written with quoted dots or as nested tables."""
     if not isinstance(table.get(part, {}), Mapping):
-        raise UserError(f'{source}: {part} must be a table, as in [{part}] "train.steps" = ...')
+        raise UserError(f'{source}: {part} must be a table, for example [{part}] "train.steps" = ...')
     return flatten(table.get(part, {}))
 
 

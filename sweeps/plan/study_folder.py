@@ -1,4 +1,4 @@
-"""Writers of a study's folder and its lock; harness/records/study_folder.py reads it."""
+"""The writers of a study's folder, and its lock; harness/records/study_folder.py reads the folder."""
 
 from __future__ import annotations
 

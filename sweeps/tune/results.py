@@ -160,7 +160,7 @@ def _plain(trial: Trial) -> dict[str, Any]:
 
 
 def _table(trials: Sequence[Trial]) -> str:
-    """Return the history as CSV, one line a run."""
+    """Return the history as CSV, one line per run."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     paths = sorted({path for trial in trials for path in trial.params})

@@ -1,5 +1,5 @@
-"""The log of finished trials: Optuna's journal file, one line a trial, so that a kill leaves a complete trial
-or none."""
+"""The log of finished trials: Optuna's journal file with one line per trial, so that a kill leaves no partial
+trial."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Trial:
     method: str
     number: int
     params: dict[str, Any]
-    """By spec path."""
+    """The searched settings by spec path."""
     steps: int
     flops: int
-    """Counted FLOPs of its runs together."""
+    """Counted FLOPs of all its runs."""
     runs: dict[int, str]
     """Run ids by tuning seed."""
     values: dict[int, float]

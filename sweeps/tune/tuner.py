@@ -2,14 +2,14 @@
 FLOPs.
 
 This is AlgoPerf's external tuning (docs/DOCUMENTATION.md, "Tuning Rulesets"): one search per method over a
-declared space, a fixed number of trials, a fixed cost of each. A method whose step costs more takes fewer
-steps within that cost.
+declared space, with a fixed number of trials and a fixed cost per trial. A method whose step costs more takes
+fewer steps within that cost.
 
 A trial is a point of the method's search space, run on every tuning seed. Its value is the mean over seeds of
-the target metric at the last evaluation, infinity if the loss was not finite. Optuna's ask and tell run in
-this process, in memory, with seeded samplers, and every finished trial is logged (trial_log.py). After a kill
-the same trials are asked for again: logged results are told without running, and the runs of an unfinished
-trial have the same ids, so that they resume.
+the target metric at the last evaluation, infinity if the loss was not finite. Optuna's samplers run in this
+process, in memory and seeded, and every finished trial is logged (trial_log.py). After a kill the samplers
+propose the same trials again. Logged trials are not repeated, and the runs of an unfinished trial have the
+same ids, so that they resume.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class TuningArm:
 
     method: str
     values: dict[str, Any]
-    """By axis of the study, without the seed."""
+    """The value on each axis of the study, without the seed."""
     space: SearchSpace
 
 
@@ -128,7 +128,7 @@ def steps_within(cost: Cost, flops: float) -> int:
 
 
 def tune(tuning: TuningStudy, log: TrialLog, run: Runner) -> None:
-    """Ask, run and tell until every method has its trials; logged trials are told without running.
+    """Propose and run trials until every method has its number; logged trials are not run again.
 
     Methods advance together, round by round. Raises `UserError` if the log belongs to another search, and
     `Unfinished` as `run` does.
@@ -152,9 +152,9 @@ def tune(tuning: TuningStudy, log: TrialLog, run: Runner) -> None:
 
 
 class MethodSearch:
-    """Optuna's ask and tell for one method, in memory.
+    """The sampler of one method, in memory: Optuna's `ask` and `tell`.
 
-    The same results give the same trials, whenever it was killed.
+    The same results give the same trials, whether or not the search was killed in between.
     """
 
     def __init__(self, arm: TuningArm, settings: Tune) -> None:

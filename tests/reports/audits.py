@@ -1,4 +1,4 @@
-"""Claims and curves whose answer is known, as files."""
+"""Files of claims and curves with known answers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def claim_file(
 
 
 def falling(speed: float) -> Callable[[float], float]:
-    """A straight line in logs: at 12 at step 100k / speed."""
+    """Return a power law, a straight line in logs, that reaches 12 at step 100k / speed."""
     return lambda step: 12 * (speed * step / 100_000) ** -0.5
 
 
@@ -55,8 +55,10 @@ def rows(
     costs: Mapping[str, Mapping[str, float]] | None = None,
     **columns: Any,
 ) -> list[dict[str, Any]]:
-    """Lines of a tidy CSV: log-normal noise of the time of each seed, half of it shared by pairs; `costs`
-    are by column and method, of a step."""
+    """Return the lines of a tidy CSV; `costs` holds the cost of a step by column and method.
+
+    The times of the seeds have log-normal noise, half of which is shared by pairs.
+    """
     found = []
     for seed in seeds:
         rng = np.random.default_rng([seed, 1])
@@ -78,13 +80,13 @@ def write_csv(file: Path, lines: list[dict[str, Any]]) -> Path:
     return file
 
 
-def said(*words: str) -> dict[str, Any]:
-    """What the command prints for machines."""
+def run_audit(*words: str) -> dict[str, Any]:
+    """Return the JSON object that `flowrace audit` prints."""
     found = CliRunner().invoke(command, [*words, "--json"], catch_exceptions=False)
     assert found.exit_code == 0, found.output
     return json.loads(found.stdout)
 
 
-def names(found: Mapping[str, Any]) -> list[str]:
-    """Of its reasons."""
+def reason_names(found: Mapping[str, Any]) -> list[str]:
+    """Return the names of an audit's reasons."""
     return [reason.partition(":")[0] for reason in found["reasons"]]

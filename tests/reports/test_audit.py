@@ -1,5 +1,4 @@
-"""`flowrace audit` from files to verdicts: closed forms on all axes, every precondition by name, what is
-printed."""
+"""`flowrace audit` from files to verdicts: closed forms on all axes, every precondition, and the output."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ from reports.audit.inputs.run_log import AuditRun, AuditRuns
 from reports.cli.audit import audit as command
 from reports.cli.audit_card import audit_json, notes
 from reports.stats.curves import Costs, fit
-from tests.reports.audits import GRID, claim, claim_file, falling, names, rows, said, write_csv
+from tests.reports.audits import GRID, claim, claim_file, falling, reason_names, rows, run_audit, write_csv
 from tests.reports.synthetic import power_law
 
 KEYS = {"verdict", "reasons", "direction", "axes", "n_pairs", "censored", "detectable_factor", "claim_hash"}
@@ -36,15 +35,15 @@ COSTS = {
 
 
 def audited(folder: Path, lines: list, tuning: dict | None = None, **changes) -> dict:
-    asked = claim(**changes)
-    logs = read_logs([str(write_csv(folder / "curves.csv", lines))], asked)
-    return audit_json(audit_claim(asked, logs, tuning))
+    judged_claim = claim(**changes)
+    logs = read_logs([str(write_csv(folder / "curves.csv", lines))], judged_claim)
+    return audit_json(audit_claim(judged_claim, logs, tuning))
 
 
-def test_object_of_a_csv_on_all_axes(tmp_path: Path) -> None:
-    """Twice as fast in steps, at twice the FLOPs and 1.5 times the seconds a step."""
+def test_audit_of_a_csv_has_speedups_on_all_axes(tmp_path: Path) -> None:
+    """The candidate is 2.2x faster in steps, at twice the FLOPs and 1.5 times the seconds per step."""
     file = write_csv(tmp_path / "curves.csv", rows({"old": 1.0, "new": 2.2}, costs=COSTS))
-    found = said(str(claim_file(tmp_path)), str(file))
+    found = run_audit(str(claim_file(tmp_path)), str(file))
     assert found.keys() >= KEYS
     assert (found["verdict"], found["direction"], found["n_pairs"]) == ("supported", "faster", 5)
     assert found["censored"] == {"old": 0, "new": 0} and found["claim_hash"] == claim_hash(claim())
@@ -52,12 +51,12 @@ def test_object_of_a_csv_on_all_axes(tmp_path: Path) -> None:
     for axis, dearer in (("images", 1), ("flops", 2), ("seconds", 1.5), ("gpu_seconds", 1.5)):
         assert found["axes"][axis]["speedup"] == pytest.approx(steps / dearer, rel=1e-6)
         assert found["axes"][axis]["low"] < found["axes"][axis]["speedup"] < found["axes"][axis]["high"]
-    on_flops = said(str(claim_file(tmp_path, axis="flops")), str(file))
+    on_flops = run_audit(str(claim_file(tmp_path, axis="flops")), str(file))
     assert on_flops["verdict"] == "refuted" and on_flops["axes"] == found["axes"]
 
 
-def test_interval_is_scipys_of_the_closed_form(tmp_path: Path) -> None:
-    """On straight lines the time to target is known exactly: 100k / speed of the run."""
+def test_interval_equals_scipys_for_exact_power_laws(tmp_path: Path) -> None:
+    """On straight lines in logs the time to target is known exactly: 100k / speed of the run."""
     lines = rows({"old": 1.0, "new": 2.0})
     found = audited(tmp_path, lines)["axes"]["steps"]
     first = {(row["method"], row["seed"]): row["value"] for row in lines if row["step"] == GRID[0]}
@@ -81,32 +80,33 @@ def test_interval_is_scipys_of_the_closed_form(tmp_path: Path) -> None:
         (2.0, {"confidence": 0.999999}, "inconclusive"),
     ],
 )
-def test_verdicts(tmp_path: Path, speed: float, changes: dict, verdict: str) -> None:
+def test_verdict_follows_from_the_interval_and_the_claim(
+    tmp_path: Path, speed: float, changes: dict, verdict: str
+) -> None:
     found = audited(tmp_path, rows({"old": 1.0, "new": speed}), **changes)
-    assert found["verdict"] == verdict and names(found) == ["interval"]
+    assert found["verdict"] == verdict and reason_names(found) == ["interval"]
 
 
-def test_target_from_the_baseline(tmp_path: Path) -> None:
-    """baseline@100000 of exact curves is 12; on tuning seeds it is theirs, and they are in no pair."""
+def test_target_at_a_step_is_the_baselines_median(tmp_path: Path) -> None:
+    """baseline@100000 of exact curves is 12. Runs on tuning seeds set the target and are in no pair."""
     lines = rows({"old": 1.0, "new": 2.0}, noise=0.0)
     found = audited(tmp_path, lines, target="baseline@100000")
     assert found["target"] == pytest.approx(12) and found["axes"]["steps"]["speedup"] == pytest.approx(2)
     assert any("median at step 100000" in note for note in found["notes"])
     slow = rows({"old": 0.25}, seeds=[100, 101], noise=0.0)
-    apart = audited(
+    tuned = audited(
         tmp_path,
         lines + slow,
         target="baseline@100000",
         tuning={"old": Tuning(trials=2, seeds=(100, 101)), "new": Tuning(trials=2)},
     )
-    assert apart["target"] == pytest.approx(24) and apart["n_pairs"] == 5
+    assert tuned["target"] == pytest.approx(24) and tuned["n_pairs"] == 5
     beyond = audited(tmp_path, lines, target="baseline@500000")
-    assert beyond["verdict"] == "inconclusive" and names(beyond) == ["target"]
+    assert beyond["verdict"] == "inconclusive" and reason_names(beyond) == ["target"]
 
 
 def test_censored_baselines_leave_the_high_end_open(tmp_path: Path) -> None:
-    """The baseline is never there; the candidate is at a third of the budget, so the claim of 2x holds all
-    the same."""
+    """The baseline never reaches the target. The candidate does early enough, so 2x is supported."""
     found = audited(tmp_path, rows({"old": 0.2, "new": 0.75}))
     assert found["verdict"] == "supported" and found["censored"] == {"old": 5, "new": 0}
     steps = found["axes"]["steps"]
@@ -140,9 +140,9 @@ PROTOCOL = {"protocol": "heun, 50k"}
         ),
     ],
 )
-def test_preconditions_by_name(tmp_path: Path, name: str, lines: list, changes: dict) -> None:
+def test_failed_precondition_is_named(tmp_path: Path, name: str, lines: list, changes: dict) -> None:
     found = audited(tmp_path, lines, **changes)
-    assert found["verdict"] == "inconclusive" and name in names(found)
+    assert found["verdict"] == "inconclusive" and name in reason_names(found)
 
 
 @pytest.mark.parametrize(
@@ -154,9 +154,9 @@ def test_preconditions_by_name(tmp_path: Path, name: str, lines: list, changes: 
         ("reused seeds", {"old": Tuning(trials=5), "new": Tuning(trials=5, seeds=(3,))}),
     ],
 )
-def test_tuning_preconditions(tmp_path: Path, name: str, tuning: dict) -> None:
+def test_unequal_tuning_is_named(tmp_path: Path, name: str, tuning: dict) -> None:
     found = audited(tmp_path, rows({"old": 1.0, "new": 2.2}), tuning)
-    assert found["verdict"] == "inconclusive" and names(found) == [name]
+    assert found["verdict"] == "inconclusive" and reason_names(found) == [name]
     fair = {"old": Tuning(trials=5), "new": Tuning(trials=5, seeds=(77,))}
     assert audited(tmp_path, rows({"old": 1.0, "new": 2.2}), fair)["verdict"] == "supported"
 
@@ -169,18 +169,18 @@ def test_mixed_protocols_give_no_number(tmp_path: Path) -> None:
     assert "ode, 10k" in found["reasons"][0] and "sde, 50k" in found["reasons"][0]
 
 
-def test_unequal_grids_are_no_obstacle(tmp_path: Path) -> None:
+def test_unequal_grids_do_not_prevent_a_verdict(tmp_path: Path) -> None:
     found = audited(tmp_path, rows({"old": 1.0}) + rows({"new": 2.2}, grid=range(2000, 400_001, 2000)))
     assert found["verdict"] == "supported"
 
 
-def test_unpaired_seeds_are_welchs(tmp_path: Path) -> None:
+def test_unshared_seeds_give_welchs_interval(tmp_path: Path) -> None:
     found = audited(tmp_path, rows({"old": 1.0}) + rows({"new": 2.2}, seeds=range(10, 16)))
     assert (found["verdict"], found["paired"], found["n_pairs"]) == ("supported", False, 5)
 
 
 def humped(top: dict[range, float]) -> list[dict]:
-    """The candidate is at the target at step 40k, and from 100k on at these values."""
+    """Return curves whose candidate reaches the target at step 40k and has these values from 100k on."""
     lines = rows({"old": 1.0, "new": 2.5}, noise=0.002)
     for row in lines:
         for steps, value in top.items():
@@ -189,8 +189,8 @@ def humped(top: dict[range, float]) -> list[dict]:
     return lines
 
 
-def test_sustained_crossing_counts_where_curves_get_worse(tmp_path: Path) -> None:
-    """Above the target from 100k to 300k, and below it again behind that."""
+def test_sustained_crossing_counts_when_curves_get_worse(tmp_path: Path) -> None:
+    """The candidate is above the target from 100k to 300k, and below it again afterwards."""
     lines = humped({range(100_000, 300_001): 18.0, range(300_001, 400_001): 9.0})
     found = audited(tmp_path, lines)
     assert found["verdict"] == "refuted" and found["axes"]["steps"]["speedup"] < 0.35
@@ -198,23 +198,21 @@ def test_sustained_crossing_counts_where_curves_get_worse(tmp_path: Path) -> Non
     assert any("get worse again" in note for note in found["notes"])
 
 
-def test_a_target_that_is_passed_and_lost_is_not_reached(tmp_path: Path) -> None:
+def test_target_that_is_passed_and_lost_is_not_reached(tmp_path: Path) -> None:
     found = audited(tmp_path, humped({range(100_000, 400_001): 18.0}))
     assert found["verdict"] == "refuted" and found["censored"]["new"] == 5
     assert any("5 runs passed the target and got worse again" in note for note in found["notes"])
 
 
-def test_a_decline_that_the_fit_pools_is_told(tmp_path: Path) -> None:
-    """Values of 3 outweigh those of 14 behind them, so that the fit stays below 12; the note says where the
-    runs end."""
+def test_decline_that_the_fit_pools_is_noted(tmp_path: Path) -> None:
+    """Values of 3 outweigh later ones of 14, so the fit stays below 12; a note names runs that end above."""
     found = audited(tmp_path, humped({range(100_000, 275_000): 3.0, range(275_000, 400_001): 14.0}))
     assert found["censored"]["new"] == 0
     assert any("5 runs are above the target again" in note for note in found["notes"])
 
 
-def test_dual_check_agrees_on_shifted_copies_alone(tmp_path: Path) -> None:
-    """Straight lines of one slope are shifted copies; one that falls more slowly is 2x ahead at 12 and
-    behind at the end."""
+def test_dual_check_agrees_only_on_shifted_copies(tmp_path: Path) -> None:
+    """Lines of equal slope are shifted copies. A flatter line is 2x faster at 12, but worse at the end."""
     shifted = audited(tmp_path, rows({"old": 1.0, "new": 2.0}))
     speedup = shifted["axes"]["steps"]["speedup"]
     assert shifted["dual"]["step"] == 400_000 and shifted["dual"]["speedup"] == pytest.approx(
@@ -258,7 +256,7 @@ def _holm_by_hand(p: list[float]) -> list[float]:
     return [max(min(1, (len(p) - sum(b < a for b in p)) * a) for a in p if a <= own) for own in p]
 
 
-def test_card_is_readable_at_80_columns_and_says_the_same(tmp_path: Path) -> None:
+def test_card_fits_80_columns_and_has_the_verdicts(tmp_path: Path) -> None:
     file = write_csv(tmp_path / "curves.csv", rows({"old": 1.0, "new": 2.2}, costs=COSTS))
     one = claim_file(tmp_path)
     found = CliRunner().invoke(
@@ -271,7 +269,7 @@ def test_card_is_readable_at_80_columns_and_says_the_same(tmp_path: Path) -> Non
     assert "REFUTED" in found.stdout and "p (Holm)" in found.stdout
 
 
-def test_texts_of_users_are_no_markup(tmp_path: Path) -> None:
+def test_user_texts_are_printed_without_markup(tmp_path: Path) -> None:
     file = write_csv(tmp_path / "curves.csv", rows({"[old]": 1.0, "[/new]": 2.2}))
     words = [str(claim_file(tmp_path, baseline="[old]", candidate="[/new]", name="[red]x[/red]")), str(file)]
     found = CliRunner().invoke(command, words, catch_exceptions=False)
@@ -282,10 +280,12 @@ def test_texts_of_users_are_no_markup(tmp_path: Path) -> None:
     )
 
 
-def test_notes_of_logs_that_tell_little(tmp_path: Path) -> None:
-    asked = claim(axis="seconds")
-    logs = read_logs([str(write_csv(tmp_path / "c.csv", rows({"old": 1.0, "new": 2.2}, costs=COSTS)))], asked)
-    found = notes(audit_claim(asked, logs))
+def test_missing_protocol_and_hardware_are_noted(tmp_path: Path) -> None:
+    judged_claim = claim(axis="seconds")
+    logs = read_logs(
+        [str(write_csv(tmp_path / "c.csv", rows({"old": 1.0, "new": 2.2}, costs=COSTS)))], judged_claim
+    )
+    found = notes(audit_claim(judged_claim, logs))
     assert any("no evaluation protocol" in note for note in found) and any(
         "no hardware" in note for note in found
     )
@@ -309,8 +309,8 @@ def test_needs_no_torch_and_no_mlflow(tmp_path: Path) -> None:
     confidence=st.sampled_from([0.5, 0.95, 0.999]),
     paired=st.booleans(),
 )
-def test_any_curves_have_an_answer(values, target, kind, confidence, paired) -> None:
-    """Whatever the curves: a verdict with reasons, ends in order, and an object that is JSON."""
+def test_any_curves_have_a_verdict(values, target, kind, confidence, paired) -> None:
+    """Any curves give a verdict with reasons, ordered ends and a valid JSON object."""
     arms = values[::2], values[1::2]
     logs = AuditRuns(
         *(
@@ -335,5 +335,5 @@ def curve_log(values: list[float]) -> AuditRun:
     return AuditRun("any", 0, "here", fit(steps, values), Costs(totals, {"steps": totals}))
 
 
-def test_power_law_helper_is_the_one_assumed() -> None:
+def test_falling_equals_the_power_law_of_the_other_tests() -> None:
     assert power_law(12 * math.sqrt(100_000), 0.5)(40_000) == pytest.approx(falling(1.0)(40_000))

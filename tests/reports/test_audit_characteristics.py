@@ -1,4 +1,4 @@
-"""How often an audit is right, by simulation through its own functions; tolerances are Monte-Carlo errors."""
+"""Error rates of audits, by simulation through their own functions; tolerances are Monte-Carlo errors."""
 
 from __future__ import annotations
 
@@ -39,9 +39,8 @@ PUBLISHED = {  # supported / refuted / inconclusive at n = 3 and n = 5: the proj
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_reference_table(name: str) -> None:
-    """Both sides are shares of 1500 audits: they differ by at most three standard errors of a difference,
-    and rounding."""
+def test_verdict_rates_equal_the_reference_table(name: str) -> None:
+    """Both sides are shares of 1500 audits, so they differ by at most three standard errors and rounding."""
     factor, world = TABLE[name]
     for n, reference in zip((3, 5), PUBLISHED[name], strict=True):
         found = verdicts(gains(replace(world, n=n), AUDITS), factor)
@@ -50,14 +49,16 @@ def test_reference_table(name: str) -> None:
             assert share == pytest.approx(expected, abs=3 * error + 0.005), (n, found)
 
 
-def test_table_is_made_of_these() -> None:
+def test_benchmark_table_has_the_rows_of_the_reference() -> None:
     assert list(table(2)) == list(PUBLISHED)
 
 
 @pytest.mark.parametrize(("n", "audits"), [(3, 6000), (5, 5000), (10, 4000)])
-def test_coverage_and_false_support(n: int, audits: int) -> None:
-    """94 to 96 % of intervals hold the truth; at the edge of a claim at most 2.5 % support it (and two
-    standard errors)."""
+def test_intervals_cover_the_truth_and_rarely_support_a_false_claim(n: int, audits: int) -> None:
+    """94 to 96 % of intervals contain the truth.
+
+    At the edge of a claim at most 2.5 % support it, plus two standard errors.
+    """
     found = coverages(audits, World(), (n,))[f"n={n}"]
     assert 0.94 <= found["coverage"] <= 0.96
     assert found["false support"] <= 0.025 + 2 * math.sqrt(0.025 * 0.975 / audits)
@@ -67,14 +68,14 @@ def test_coverage_and_false_support(n: int, audits: int) -> None:
 @pytest.mark.parametrize(
     ("shape", "eval_sd"), [(heavy, 0.01), (autocorrelated, 0.01), (autocorrelated, 0.05), (heavy, 0.05)]
 )
-def test_other_evaluation_noise(shape, eval_sd: float) -> None:
+def test_coverage_holds_with_heavy_tails_and_autocorrelation(shape, eval_sd: float) -> None:
     """Heavy tails and autocorrelation of evaluations cost precision, not coverage."""
     found = coverages(3000, World(evaluations=shape, eval_sd=eval_sd), (5,))["n=5"]
     assert 0.935 <= found["coverage"] <= 0.965
     assert found["false support"] <= 0.025 + 2.5 * math.sqrt(0.025 * 0.975 / 3000)
 
 
-def test_unequal_grids_make_no_difference_of_their_own() -> None:
+def test_unequal_grids_cause_no_speedup() -> None:
     """One curve, evaluated every 25k and every 2k steps: 1.00 -+ 0.01."""
     means = []
     for every in (25_000.0, 2_000.0):
@@ -85,8 +86,8 @@ def test_unequal_grids_make_no_difference_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("steps", [180_000.0, 200_000.0])
-def test_censored_low_ends_keep_their_promise(steps: float) -> None:
-    """The low end of a race cut short lies above the truth in no more than 2.5 % of audits."""
+def test_censored_low_ends_keep_their_coverage(steps: float) -> None:
+    """The low end of a shortened race is above the truth in no more than 2.5 % of audits."""
     found = gains(World(steps=steps, n=5), 1500)
     assert all(one.censored_baseline <= 5 for one in found)
     assert np.mean([one.low > 2.0 for one in found]) <= 0.025
@@ -94,8 +95,7 @@ def test_censored_low_ends_keep_their_promise(steps: float) -> None:
 
 
 def test_censored_candidates_refute_no_true_claim() -> None:
-    """Mirror image: here the arm that is not there in time is the candidate, and the high end is what
-    holds."""
+    """In the mirror image the candidate does not reach the target in time, and the high end holds."""
     found = gains(World(truth=0.5, steps=400_000.0, n=5), 800)
     assert np.mean([one.high < 0.5 for one in found]) <= 0.025 + 2 * math.sqrt(0.025 * 0.975 / 800)
     assert np.mean([one.low == 0 for one in found]) > 0.9
@@ -111,17 +111,17 @@ def test_dual_check_raises_few_false_alarms(world: World) -> None:
     assert np.mean([not one.agrees(gain_of(log)) for one, log in zip(found, logs, strict=True)]) <= 0.05
 
 
-def test_the_fast_path_is_the_audit() -> None:
+def test_simulated_gains_equal_those_of_the_audit() -> None:
     """Simulated gains and verdicts are those of `audit` on the same curves."""
     world, claim = World(), claim_of(2.0)
     base, cand = simulate(world, 25)
     quick = gains(world, 25)
     for b, c, gain in zip(base, cand, quick, strict=True):
-        whole = audit_claim(claim, logs_of(world.grid, b, c))
-        assert whole.gain == gain and whole.verdict == decide(claim, gain)
+        audit = audit_claim(claim, logs_of(world.grid, b, c))
+        assert audit.gain == gain and audit.verdict == decide(claim, gain)
 
 
-def test_the_world_is_as_described() -> None:
+def test_simulated_world_has_its_stated_noise() -> None:
     """Noise of 2 % and 1 %, pairs that correlate by 0.7, and a baseline at the target at step 200k."""
     assert metric(200_000.0) == pytest.approx(TARGET)
     world = World(truth=1.0, n=1)

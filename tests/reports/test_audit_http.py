@@ -1,4 +1,4 @@
-"""The audit of a study over HTTP: a real tracking server on loopback, started and stopped here."""
+"""The audit of a study over HTTP, on a real tracking server on the loopback interface."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.reports.synthetic import METRIC, write_race
 from tests.support.tracking_server import Server, free_port
 
 pytestmark = pytest.mark.slow
-ASKED = {"candidate": "repa", "baseline": "flow", "metric": METRIC, "target": 25.0, "factor": 1.4}
+CHANGES = {"candidate": "repa", "baseline": "flow", "metric": METRIC, "target": 25.0, "factor": 1.4}
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +42,11 @@ def server(tmp_path_factory: pytest.TempPathFactory, runs: Path) -> Iterator[Ser
         served.kill()
 
 
-def test_the_audit_over_http_is_that_of_the_records(server: Server, runs: Path) -> None:
+def test_audit_over_http_equals_that_of_the_records(server: Server, runs: Path) -> None:
     for axis in AXES:
-        asked = claim(**ASKED, axis=axis)
-        tracked = audit_claim(asked, read_logs([f"{server.uri}#race"], asked))
-        recorded = audit_claim(asked, read_logs([str(runs)], asked))
+        judged_claim = claim(**CHANGES, axis=axis)
+        tracked = audit_claim(judged_claim, read_logs([f"{server.uri}#race"], judged_claim))
+        recorded = audit_claim(judged_claim, read_logs([str(runs)], judged_claim))
         assert tracked.verdict == recorded.verdict == "supported"
         assert tracked.gain.estimate == pytest.approx(recorded.gain.estimate, rel=1e-9)
         assert (tracked.gain.low, tracked.gain.high) == pytest.approx(
@@ -55,8 +55,8 @@ def test_the_audit_over_http_is_that_of_the_records(server: Server, runs: Path) 
         assert {log.machines for log in tracked.logs.all} == {("cpu x86_64, threads: 1",)}
 
 
-def test_the_command_audits_a_server(server: Server, tmp_path: Path) -> None:
-    file = claim_file(tmp_path, **ASKED)
+def test_command_audits_a_server(server: Server, tmp_path: Path) -> None:
+    file = claim_file(tmp_path, **CHANGES)
     result = CliRunner().invoke(command, [str(file), server.uri], catch_exceptions=False)
     assert result.exit_code == 0 and "SUPPORTED" in result.output
 
@@ -69,14 +69,16 @@ def test_the_command_audits_a_server(server: Server, tmp_path: Path) -> None:
         ("", {"metric": "fd:lokal"}, "has the metric 'fd:lokal'"),
     ],
 )
-def test_what_a_server_does_not_have(server: Server, fragment: str, changes: dict, message: str) -> None:
-    asked = claim(**ASKED | changes)
+def test_unknown_name_on_a_server_is_rejected(
+    server: Server, fragment: str, changes: dict, message: str
+) -> None:
+    judged_claim = claim(**CHANGES | changes)
     with pytest.raises(UserError, match=message):
-        read_logs([server.uri + fragment], asked)
+        read_logs([server.uri + fragment], judged_claim)
 
 
-def test_a_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_server_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     uri = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(UserError, match=f"cannot read {uri}"):
-        read_logs([uri], claim(**ASKED))
+        read_logs([uri], claim(**CHANGES))

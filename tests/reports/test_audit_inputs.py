@@ -14,7 +14,7 @@ from harness.errors import UserError
 from reports.audit.inputs.claim import Claim, Tuning, claim_hash, read_claims, read_tuning
 from reports.audit.inputs.csv_curves import read_tidy
 from reports.cli.audit import audit as command
-from tests.reports.audits import CLAIM, claim, claim_file, names, rows, said, write_csv
+from tests.reports.audits import CLAIM, claim, claim_file, reason_names, rows, run_audit, write_csv
 
 GOOD = rows({"old": 1.0, "new": 2.2}, seeds=range(3), costs={"seconds": {"old": 0.1, "new": 0.2}})
 
@@ -60,7 +60,7 @@ BAD_LINES: dict[str, tuple[list[dict], str]] = {
 
 
 @pytest.mark.parametrize("what", BAD_LINES)
-def test_malformed_lines(tmp_path: Path, what: str) -> None:
+def test_malformed_line_is_named(tmp_path: Path, what: str) -> None:
     lines, message = BAD_LINES[what]
     with pytest.raises(UserError, match=message):
         read_tidy(write_csv(tmp_path / "curves.csv", lines), ("old", "new"), "fid")
@@ -81,14 +81,14 @@ BAD_TEXTS = {
 
 
 @pytest.mark.parametrize("what", BAD_TEXTS)
-def test_files_that_are_no_csv(tmp_path: Path, what: str) -> None:
+def test_file_that_is_not_a_csv_is_rejected(tmp_path: Path, what: str) -> None:
     content, message = BAD_TEXTS[what]
     (tmp_path / "curves.csv").write_bytes(content)
     with pytest.raises(UserError, match=message):
         read_tidy(tmp_path / "curves.csv", ("old", "new"), "fid")
 
 
-def test_what_a_csv_may_have(tmp_path: Path) -> None:
+def test_csv_may_have_blanks_step_0_and_other_columns(tmp_path: Path) -> None:
     """A byte order mark, blanks around cells, empty lines, step 0, other columns and other methods."""
     text = (
         "\ufeffmethod, seed,step,metric,value,note\nold,0,0,fid,99,x\n\nold, 0, 10 ,fid, 5 ,\n"
@@ -125,7 +125,7 @@ BAD_CLAIMS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("what", BAD_CLAIMS)
-def test_malformed_claims(tmp_path: Path, what: str) -> None:
+def test_malformed_claim_is_named(tmp_path: Path, what: str) -> None:
     changes, message = BAD_CLAIMS[what]
     with pytest.raises(UserError, match=message):
         read_claims(claim_file(tmp_path, **changes))
@@ -143,7 +143,7 @@ def test_malformed_claims(tmp_path: Path, what: str) -> None:
         ("[tuning.repa]\ntrials = -3", "tuning.repa: trials = -3"),
     ],
 )
-def test_files_that_are_no_claim(tmp_path: Path, text: str, message: str) -> None:
+def test_file_without_a_claim_is_rejected(tmp_path: Path, text: str, message: str) -> None:
     import tomllib
 
     (tmp_path / "claim.toml").write_text(text)
@@ -152,7 +152,7 @@ def test_files_that_are_no_claim(tmp_path: Path, text: str, message: str) -> Non
         read_claims(tmp_path / "claim.toml")
 
 
-def test_two_claims_of_one_name(tmp_path: Path) -> None:
+def test_two_claims_with_one_name_are_rejected(tmp_path: Path) -> None:
     import tomli_w
 
     (tmp_path / "claim.toml").write_text(tomli_w.dumps({"claim": [CLAIM, CLAIM]}))
@@ -162,7 +162,7 @@ def test_two_claims_of_one_name(tmp_path: Path) -> None:
     assert [one.name for one in read_claims(tmp_path / "claim.toml")] == ["faster", "b"]
 
 
-def test_tuning_is_told_beside_a_claim(tmp_path: Path) -> None:
+def test_tuning_may_be_recorded_in_a_claim_file(tmp_path: Path) -> None:
     file = claim_file(tmp_path, extra={"tuning": {"new": {"trials": 5, "seeds": [7]}}})
     import tomllib
 
@@ -170,8 +170,8 @@ def test_tuning_is_told_beside_a_claim(tmp_path: Path) -> None:
     assert read_claims(file) == [claim()]
 
 
-def test_hash_is_of_what_is_claimed() -> None:
-    """Whole numbers are numbers, defaults are what they stand for, and every key counts."""
+def test_hash_depends_on_every_key_and_not_on_the_layout() -> None:
+    """Integers equal floats, stated defaults equal omitted ones, and every key changes the hash."""
     same = [claim(), claim(target=12), claim(factor=2), claim(tolerance=0.1), claim(min_pairs=3)]
     assert len({claim_hash(one) for one in same}) == 1
     other = {
@@ -202,11 +202,11 @@ def broken_words(folder: Path) -> dict[str, tuple[list[str], str]]:
         "no such folder": ([one, str(folder / "nowhere")], "no such file or folder"),
         "empty folder": ([one, str(folder)], "no runs in"),
         "no such claim": ([str(folder / "none.toml"), curves], "cannot read"),
-        "axis that is not told": (
+        "axis that is not recorded": (
             [str(claim_file(folder, "f.toml", axis="flops")), curves],
             "the claim is on flops",
         ),
-        "seed told twice": (
+        "seed in two files": (
             [one, curves, str(write_csv(folder / "again.csv", GOOD))],
             "two runs of old with seed 0",
         ),
@@ -223,13 +223,13 @@ def broken_words(folder: Path) -> dict[str, tuple[list[str], str]]:
         "no such folder",
         "empty folder",
         "no such claim",
-        "axis that is not told",
-        "seed told twice",
+        "axis that is not recorded",
+        "seed in two files",
         "no store",
         "store elsewhere",
     ],
 )
-def test_words_that_make_no_audit(tmp_path: Path, what: str) -> None:
+def test_invalid_command_line_is_rejected(tmp_path: Path, what: str) -> None:
     words, message = broken_words(tmp_path)[what]
     found = run(*words)
     assert isinstance(found.exception, UserError) and message in str(found.exception)
@@ -248,25 +248,25 @@ INCONCLUSIVE: dict[str, tuple[Callable[[], list[dict]], str]] = {
 
 
 @pytest.mark.parametrize("what", INCONCLUSIVE)
-def test_data_that_decide_nothing(tmp_path: Path, what: str) -> None:
+def test_insufficient_data_are_inconclusive(tmp_path: Path, what: str) -> None:
     lines, name = INCONCLUSIVE[what]
     found = run(str(claim_file(tmp_path)), str(write_csv(tmp_path / "curves.csv", lines())), "--json")
     assert found.exit_code == 0
-    told = json.loads(found.stdout)
-    assert told["verdict"] == "inconclusive" and name in [
-        reason.partition(":")[0] for reason in told["reasons"]
+    printed = json.loads(found.stdout)
+    assert printed["verdict"] == "inconclusive" and name in [
+        reason.partition(":")[0] for reason in printed["reasons"]
     ]
 
 
-def test_the_runs_that_set_the_target_are_of_the_same_protocol(tmp_path: Path) -> None:
-    """Seeds 100 to 102 set it and are judged by nothing; evaluated otherwise, their values are no target."""
+def test_runs_that_set_the_target_need_the_same_protocol(tmp_path: Path) -> None:
+    """Seeds 100 to 102 only set the target; under another protocol their values are no target."""
     lines = rows({"old": 1.0, "new": 2.2}, seeds=range(3), protocol="N=50k")
     lines += rows({"old": 1.0}, seeds=range(100, 103), protocol="N=10k")
     extra = {"tuning": {name: {"seeds": [100, 101, 102]} for name in ("old", "new")}}
     csv = str(write_csv(tmp_path / "c.csv", lines))
-    found = said(str(claim_file(tmp_path, extra=extra, target="baseline@200000")), csv)
-    assert found["verdict"] == "inconclusive" and names(found)[0] == "protocol"
-    assert said(str(claim_file(tmp_path, extra=extra, target=12.0)), csv)["verdict"] == "supported"
+    found = run_audit(str(claim_file(tmp_path, extra=extra, target="baseline@200000")), csv)
+    assert found["verdict"] == "inconclusive" and reason_names(found)[0] == "protocol"
+    assert run_audit(str(claim_file(tmp_path, extra=extra, target=12.0)), csv)["verdict"] == "supported"
 
 
 @pytest.mark.parametrize("kind", ["selftest", "power"])
@@ -288,7 +288,7 @@ def test_the_runs_that_set_the_target_are_of_the_same_protocol(tmp_path: Path) -
         ),
     ],
 )
-def test_a_pilot_refuses_what_it_cannot_compare(
+def test_pilot_rejects_runs_that_it_cannot_compare(
     tmp_path: Path, kind: str, lines: list[dict], options: list[str], message: str
 ) -> None:
     csv = write_csv(tmp_path / "c.csv", lines)
@@ -297,7 +297,7 @@ def test_a_pilot_refuses_what_it_cannot_compare(
     assert isinstance(found.exception, UserError) and message in str(found.exception)
 
 
-def test_a_selftest_without_an_interval_says_so(tmp_path: Path) -> None:
+def test_selftest_reports_a_missing_interval(tmp_path: Path) -> None:
     csv = write_csv(tmp_path / "c.csv", rows({"old": 1.0}, seeds=range(4)))
     words = ["selftest", str(csv), "--method", "old", "--metric", "fid", "--target", "0.001"]
     found = CliRunner().invoke(command, words, catch_exceptions=False)
@@ -305,24 +305,24 @@ def test_a_selftest_without_an_interval_says_so(tmp_path: Path) -> None:
     assert json.loads(CliRunner().invoke(command, [*words, "--json"]).stdout)["holds"] is None
 
 
-def test_a_run_with_step_0_alone_counts_in_no_number(tmp_path: Path) -> None:
+def test_run_with_step_0_only_is_excluded(tmp_path: Path) -> None:
     lines = rows({"old": 1.0, "new": 2.2}, seeds=range(4))
     lines += [lines[0] | {"method": "new", "seed": 9, "step": 0}]
-    found = said(str(claim_file(tmp_path)), str(write_csv(tmp_path / "c.csv", lines)))
+    found = run_audit(str(claim_file(tmp_path)), str(write_csv(tmp_path / "c.csv", lines)))
     assert found["verdict"] == "supported"
     assert any("new seed 9 has fid at step 0 only" in note for note in found["notes"])
 
 
-def test_curves_so_flat_that_their_times_are_no_numbers(tmp_path: Path) -> None:
-    """Twelve decades apart, falling by a thousandth of a decade: there is no dual check, and no traceback."""
+def test_very_flat_curves_have_no_dual_check(tmp_path: Path) -> None:
+    """The arms differ by twelve decades and are nearly flat, so that extrapolated times would overflow."""
     lines = rows({"old": 1.0, "new": 2.2}, seeds=range(3))
     for row in lines:
         row["value"] = (1e12 if row["method"] == "old" else 1.0) * row["step"] ** -0.02
-    found = said(str(claim_file(tmp_path)), str(write_csv(tmp_path / "c.csv", lines)))
+    found = run_audit(str(claim_file(tmp_path)), str(write_csv(tmp_path / "c.csv", lines)))
     assert found["verdict"] == "supported" and found["dual"] is None
 
 
 @pytest.mark.parametrize("target", ["baseline@100000_", "baseline@_1", "baseline@0", "baseline@1__0"])
-def test_a_step_is_a_number(tmp_path: Path, target: str) -> None:
+def test_target_step_must_be_a_positive_integer(tmp_path: Path, target: str) -> None:
     with pytest.raises(UserError, match="baseline@STEP"):
         read_claims(claim_file(tmp_path, target=target))

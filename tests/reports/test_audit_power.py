@@ -29,13 +29,13 @@ from tests.reports.audits import claim, rows, write_csv
     ("sd", "factors"),
     [(0.05, {2: 1.78, 3: 1.18, 5: 1.09, 10: 1.05}), (0.10, {2: 3.2, 3: 1.39, 5: 1.18, 10: 1.11})],
 )
-def test_detectable_factors_of_the_reference(sd: float, factors: dict[int, float]) -> None:
+def test_detectable_factors_equal_the_reference(sd: float, factors: dict[int, float]) -> None:
     for n, factor in factors.items():
         assert detectable_with(n, sd, 0.95) == pytest.approx(factor, rel=0.01)
 
 
 @pytest.mark.parametrize("n", [3, 5, 12])
-def test_detectable_factor_is_found_in_four_of_five_races(n: int) -> None:
+def test_detectable_factor_has_80_percent_power(n: int) -> None:
     sd = 0.08
     d = np.random.default_rng(n).normal(math.log(detectable_with(n, sd, 0.95)), sd, (20_000, n))
     low = d.mean(axis=1) - stats.t.ppf(0.975, n - 1) * d.std(axis=1, ddof=1) / math.sqrt(n)
@@ -51,7 +51,7 @@ def power_of(n: int, distance: float, sd: float, paired: bool) -> float:
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(distance=st.floats(0.01, 1), sd=st.floats(0.01, 0.5), paired=st.booleans())
-def test_pairs_needed_is_the_first_that_has_the_power(distance: float, sd: float, paired: bool) -> None:
+def test_pairs_needed_is_the_smallest_sufficient_number(distance: float, sd: float, paired: bool) -> None:
     n = pairs_needed(distance, sd, 0.95, paired=paired)
     if n is None:
         assert power_of(1000, distance, sd, paired) < 0.8
@@ -60,22 +60,22 @@ def test_pairs_needed_is_the_first_that_has_the_power(distance: float, sd: float
     assert n == 2 or power_of(n - 1, distance, sd, paired) < 0.8 + 1e-6
 
 
-def test_nothing_is_needed_where_nothing_varies() -> None:
+def test_pairs_needed_is_minimal_without_spread() -> None:
     assert pairs_needed(0.1, 0.0, 0.95) == 2 and pairs_needed(0.0, 0.1, 0.95) is None
     assert detectable_with(3, 0.0, 0.95) == 1
 
 
 @pytest.mark.parametrize("n", [2, 3, 7, 50, 400, 1000])
 @pytest.mark.parametrize("confidence", [0.5, 0.95, 0.999])
-def test_noncentrality_is_found_everywhere(n: int, confidence: float) -> None:
-    """Against scipy's other implementation of the distribution."""
+def test_noncentrality_equals_scipys_inverse(n: int, confidence: float) -> None:
+    """The reference is scipy's other implementation of the distribution."""
     shift = math.log(detectable_with(n, 0.1, confidence)) * math.sqrt(n) / 0.1
     assert stats.nct.sf(stats.t.ppf((1 + confidence) / 2, n - 1), n - 1, shift) == pytest.approx(
         0.8, abs=1e-4
     )
 
 
-def test_spread_interval_holds_the_truth() -> None:
+def test_spread_interval_covers_the_truth() -> None:
     d = np.random.default_rng(4).normal(0, 0.07, (3000, 5))
     found = [spread_of(row) for row in d]
     assert np.mean([one.low <= 0.07 <= one.high for one in found]) == pytest.approx(0.95, abs=0.015)
@@ -91,8 +91,8 @@ def test_spread_interval_holds_the_truth() -> None:
     never=st.sampled_from(["", "base", "cand", "both"]),
     seed=st.integers(0, 99),
 )
-def test_p_values_tell_the_verdict(mean, sd, n, factor, kind, never, seed) -> None:
-    """Supported or refuted exactly where the p-value of that is at most 5 %, open ends included."""
+def test_p_values_agree_with_the_verdict(mean, sd, n, factor, kind, never, seed) -> None:
+    """A verdict is supported or refuted exactly if its p-value is at most 5 %, open ends included."""
     rng = np.random.default_rng(seed)
     base = {i: Time(float(t)) for i, t in enumerate(np.exp(rng.normal(mean, sd, n)))}
     cand = {i: Time(float(t)) for i, t in enumerate(np.exp(rng.normal(0, sd, n)))}
@@ -100,26 +100,25 @@ def test_p_values_tell_the_verdict(mean, sd, n, factor, kind, never, seed) -> No
         base[0] = Time(base[0].value, "right")
     if never in ("cand", "both"):
         cand[1] = Time(cand[1].value, "right")
-    asked, gain = claim(factor=factor, kind=kind), speedup(base, cand)
-    support, refute = p_values(asked, gain)
-    verdict = decide(asked, gain)
+    judged_claim, gain = claim(factor=factor, kind=kind), speedup(base, cand)
+    support, refute = p_values(judged_claim, gain)
+    verdict = decide(judged_claim, gain)
     assert (verdict == "supported") == (support <= 0.05) and (verdict == "refuted") == (refute <= 0.05)
 
 
-def test_p_value_is_scipys() -> None:
+def test_p_value_equals_scipys() -> None:
     rng = np.random.default_rng(3)
     a, b = rng.normal(1, 0.1, 6), rng.normal(0.3, 0.1, 6)
     gain = speedup(*({i: Time(math.exp(t)) for i, t in enumerate(logs)} for logs in (a, b)))
-    asked = claim(factor=1.9)
-    reference = stats.ttest_1samp(a - b, math.log(asked.low), alternative="greater").pvalue
-    assert p_values(asked, gain)[0] == pytest.approx(2 * reference)
+    judged_claim = claim(factor=1.9)
+    reference = stats.ttest_1samp(a - b, math.log(judged_claim.low), alternative="greater").pvalue
+    assert p_values(judged_claim, gain)[0] == pytest.approx(2 * reference)
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
-def test_holm_rejects_what_its_steps_reject(p: list[float]) -> None:
-    """Step down: the smallest p against alpha / m, the next against alpha / (m - 1), ... until one is too
-    large."""
+def test_holm_equals_its_step_down_definition(p: list[float]) -> None:
+    """Compare the smallest p with alpha / m, the next with alpha / (m - 1), ... until one is larger."""
     for alpha in (0.05, 0.3):
         rejected, order = set(), sorted(range(len(p)), key=lambda i: p[i])
         for k, i in enumerate(order):
@@ -131,7 +130,7 @@ def test_holm_rejects_what_its_steps_reject(p: list[float]) -> None:
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.lists(st.tuples(st.integers(1, 6), st.booleans()), min_size=1, max_size=12))
-def test_kaplan_meier_is_scipys(runs: list[tuple[int, bool]]) -> None:
+def test_kaplan_meier_equals_scipys(runs: list[tuple[int, bool]]) -> None:
     times = [Time(float(t), "right" if lost else None) for t, lost in runs]
     reached = [t for t, lost in runs if not lost]
     lost = [t for t, lost in runs if lost]
@@ -143,7 +142,7 @@ def test_kaplan_meier_is_scipys(runs: list[tuple[int, bool]]) -> None:
             assert share == pytest.approx(float(reference.evaluate(at)), abs=1e-12)
 
 
-def test_restricted_mean_is_the_mean_of_cut_times() -> None:
+def test_restricted_mean_equals_the_mean_of_censored_times() -> None:
     values = [3.0, 5.0, 8.0, 20.0]
     assert mean_until(
         [Time(min(v, 10.0), "right" if v > 10 else None) for v in values], 10.0
@@ -155,7 +154,7 @@ def arms(folder: Path, **more) -> dict:
     return read_tidy(file, ("old", "new"), "fid").runs
 
 
-def test_pilot_of_pairs_and_of_one_arm(tmp_path: Path) -> None:
+def test_pilot_measures_the_spread_of_pairs_and_of_one_arm(tmp_path: Path) -> None:
     runs = arms(tmp_path, noise=0.05)
     logs = {n: np.log([log.curve.measured[0] ** 2 for log in own.values()]) for n, own in runs.items()}
     pairs = read_pilot(runs, "steps", 12.0, 0.95)
@@ -167,7 +166,7 @@ def test_pilot_of_pairs_and_of_one_arm(tmp_path: Path) -> None:
     )
 
 
-def test_a_pilot_that_tells_nothing(tmp_path: Path) -> None:
+def test_pilot_without_enough_runs_or_crossings_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="at least two seeds that both methods have; there are 1"):
         read_pilot(arms(tmp_path, seeds=[0]), "steps", 12.0, 0.95)
     with pytest.raises(UserError, match="does not reach 1: choose a target"):
@@ -182,20 +181,20 @@ def run(*words: str) -> dict:
     return json.loads(found.stdout)
 
 
-def test_power_command(tmp_path: Path) -> None:
+def test_power_command_prints_factors_and_seeds(tmp_path: Path) -> None:
     arms(tmp_path, noise=0.05)
     words = ["power", str(tmp_path / "curves.csv"), "--method", "old", "--metric", "fid", "--target", "12"]
     found = run(*words, "--candidate", "new", "--factor", "1.1")
     assert [row["n"] for row in found["detectable"]] == list(range(2, 21))
-    told = {row["n"]: row["factor"] for row in found["detectable"]}
-    assert told[found["seeds"]] <= 1.1 < told[found["seeds"] - 1]
+    printed = {row["n"]: row["factor"] for row in found["detectable"]}
+    assert printed[found["seeds"]] <= 1.1 < printed[found["seeds"] - 1]
     text = CliRunner().invoke(command, words, catch_exceptions=False).stdout
     assert "seeds per arm, unpaired" in text and max(map(len, text.splitlines())) <= 80
     missing = CliRunner().invoke(command, ["power", str(tmp_path / "curves.csv"), "--method", "old"])
     assert "--metric" in str(missing.exception)
 
 
-def test_selftest_command(tmp_path: Path) -> None:
+def test_selftest_command_prints_the_noise_floor(tmp_path: Path) -> None:
     arms(tmp_path, seeds=range(8), noise=0.05)
     words = ["selftest", str(tmp_path / "curves.csv"), "--method", "old", "--metric", "fid", "--target", "12"]
     found = run(*words)
@@ -209,7 +208,7 @@ def test_selftest_command(tmp_path: Path) -> None:
     assert default["target"] > 0
 
 
-def test_a_method_against_itself_contains_1_in_95_percent() -> None:
+def test_selftest_interval_contains_1_in_95_percent() -> None:
     from benchmarks.simulated_audits import TARGET, World, logs_of, simulate
     from reports.audit.selftest import run_selftest
 

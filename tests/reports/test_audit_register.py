@@ -1,4 +1,4 @@
-"""The register of claims: appended to, never altered, and compared with the times of runs."""
+"""The register of claims: append-only, and compared with the times of runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MARCH = datetime(2026, 3, 1, tzinfo=UTC)
 HOUR = 3_600_000
 
 
-def test_a_claim_is_registered_once(tmp_path: Path) -> None:
+def test_claim_is_registered_once(tmp_path: Path) -> None:
     file = tmp_path / "register.jsonl"
     (first, new), (_, twice) = register_claims(file, [claim(), claim()], MARCH)
     assert (first.hash, first.name, first.time) == (
@@ -47,7 +47,7 @@ def test_a_claim_is_registered_once(tmp_path: Path) -> None:
         lambda text: text.replace("2026-03-01T00:00:00.000+00:00", "yesterday"),
     ],
 )
-def test_an_altered_register_is_refused(tmp_path: Path, tamper) -> None:
+def test_altered_register_is_rejected(tmp_path: Path, tamper) -> None:
     file = tmp_path / "register.jsonl"
     register_claims(file, [claim(), claim(factor=3.0), claim(factor=4.0)], MARCH)
     file.write_text(tamper(file.read_text()))
@@ -67,7 +67,9 @@ def test_an_altered_register_is_refused(tmp_path: Path, tamper) -> None:
         (None, "registered, times of runs unknown"),
     ],
 )
-def test_standing_by_the_times_of_records(tmp_path: Path, begun: float | None, expected: Standing) -> None:
+def test_standing_follows_from_the_times_of_runs(
+    tmp_path: Path, begun: float | None, expected: Standing
+) -> None:
     """The synthetic runs take about 66 seconds: 2000 steps of 23.5 ms, 20 evaluations of 0.7 s."""
     started = {} if begun is None else {"started": begun}
     for seed in range(3):
@@ -82,14 +84,14 @@ def test_standing_by_the_times_of_records(tmp_path: Path, begun: float | None, e
     assert json.loads(found.stdout)["registration"] == expected
 
 
-def test_a_claim_that_was_changed_is_told(tmp_path: Path) -> None:
+def test_changed_claim_is_no_longer_registered(tmp_path: Path) -> None:
     register_claims(tmp_path / "register.jsonl", [claim()], MARCH)
     entries = read_register(tmp_path / "register.jsonl")
     assert standing(claim(factor=1.5), entries, []) == "changed since it was registered"
     assert standing(claim(factor=1.5, name="other"), entries, []) == "not registered"
 
 
-def test_command(tmp_path: Path) -> None:
+def test_register_command_appends_once(tmp_path: Path) -> None:
     file = claim_file(tmp_path)
     found = CliRunner().invoke(command, ["register", str(file), "--json"], catch_exceptions=False)
     [row] = json.loads(found.stdout)["claims"]

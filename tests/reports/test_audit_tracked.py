@@ -1,4 +1,4 @@
-"""The audit of an MLflow store: what flowrace mirrored there, and what somebody else logged."""
+"""The audit of an MLflow store: mirrored runs, and runs that other tools logged."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_mirrored_study_is_audited_as_its_records(store: Path) -> None:
-    asked = claim(candidate="repa", baseline="flow", metric=METRIC, axis="flops")
-    tracked = audit_claim(asked, read_logs([f"sqlite:///{store}/mlflow.db#race"], asked))
-    recorded = audit_claim(asked, read_logs([str(store / "runs")], asked))
+def test_mirrored_study_is_audited_like_its_records(store: Path) -> None:
+    judged_claim = claim(candidate="repa", baseline="flow", metric=METRIC, axis="flops")
+    tracked = audit_claim(judged_claim, read_logs([f"sqlite:///{store}/mlflow.db#race"], judged_claim))
+    recorded = audit_claim(judged_claim, read_logs([str(store / "runs")], judged_claim))
     assert tracked.verdict == recorded.verdict == "supported"
     for axis in AXES:
         assert tracked.gains[axis].estimate == pytest.approx(recorded.gains[axis].estimate, rel=1e-9)
@@ -66,8 +66,8 @@ def test_a_mirrored_study_is_audited_as_its_records(store: Path) -> None:
     assert tracked.logs.baseline[0].started == recorded.logs.baseline[0].started
 
 
-def test_a_metric_by_a_network_of_ones_own_is_found(tmp_path: Path) -> None:
-    """Its name has characters that MLflow takes in no name."""
+def test_metric_of_a_custom_network_is_found(tmp_path: Path) -> None:
+    """Its name has characters that MLflow does not allow."""
     from harness.records.mlflow_mirror import mirror
     from harness.records.record import Record
 
@@ -78,35 +78,39 @@ def test_a_metric_by_a_network_of_ones_own_is_found(tmp_path: Path) -> None:
             write_run(tmp_path / f"{method}-{seed}", method, seed, others=curve, grid=range(200, 2001, 200))
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     mirror([Record(path) for path in sorted(tmp_path.iterdir())], uri=uri, study="race", complete=True)
-    asked = claim(candidate="repa", baseline="flow", metric=named, axis="flops")
-    tracked, recorded = (audit_claim(asked, read_logs([where], asked)) for where in (uri, str(tmp_path)))
+    judged_claim = claim(candidate="repa", baseline="flow", metric=named, axis="flops")
+    tracked, recorded = (
+        audit_claim(judged_claim, read_logs([where], judged_claim)) for where in (uri, str(tmp_path))
+    )
     assert tracked.verdict == recorded.verdict == "supported"
     assert tracked.gain.estimate == pytest.approx(recorded.gain.estimate, rel=1e-9)
 
 
-def test_what_a_mirrored_run_ran_on_and_was_aligned_to_counts(tmp_path: Path) -> None:
-    """One arm on another machine, and trained towards the network of the metric."""
+def test_hardware_and_alignment_of_mirrored_runs_count(tmp_path: Path) -> None:
+    """One arm ran on another machine, and was aligned to the network of the metric."""
     from harness.records.mlflow_mirror import mirror
     from harness.records.record import Record
 
-    told = {"device": "cuda", "device_name": "H200", "devices": 2, "evaluation": {"aligned": [METRIC]}}
+    environment = {"device": "cuda", "device_name": "H200", "devices": 2, "evaluation": {"aligned": [METRIC]}}
     for seed in range(3):
-        for method, about in (("flow", {}), ("repa", told)):
+        for method, about in (("flow", {}), ("repa", environment)):
             write_run(tmp_path / f"{method}-{seed}", method, seed, environment=about)
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     mirror([Record(path) for path in sorted(tmp_path.iterdir())], uri=uri, study="race", complete=True)
-    asked = claim(candidate="repa", baseline="flow", metric=METRIC, target=40.0, axis="seconds")
-    tracked = audit_claim(asked, read_logs([uri], asked))
-    recorded = audit_claim(asked, read_logs([str(tmp_path)], asked))
+    judged_claim = claim(candidate="repa", baseline="flow", metric=METRIC, target=40.0, axis="seconds")
+    tracked = audit_claim(judged_claim, read_logs([uri], judged_claim))
+    recorded = audit_claim(judged_claim, read_logs([str(tmp_path)], judged_claim))
     assert {"hardware", "aligned"} <= {reason.name for reason in tracked.reasons}
     assert tracked.reasons == recorded.reasons
     seconds, devices = (tracked.logs.candidate[0].costs.totals[axis] for axis in ("seconds", "gpu_seconds"))
     assert devices == pytest.approx(2 * seconds)
 
 
-def test_a_failed_run_is_a_bound_unless_it_was_tried_again(tmp_path: Path) -> None:
-    """Seed 0 of the candidate failed and was run again; seed 2 failed at step 40k, a tenth of the way, and
-    was not. A third that failed before anything was measured leaves nothing to judge."""
+def test_failed_run_is_censored_unless_it_was_rerun(tmp_path: Path) -> None:
+    """Seed 0 of the candidate failed and was rerun. Seed 2 failed at step 40k and was not.
+
+    Seed 3 then fails before its first evaluation, which makes the audit inconclusive.
+    """
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
@@ -120,8 +124,8 @@ def test_a_failed_run_is_a_bound_unless_it_was_tried_again(tmp_path: Path) -> No
         for step in range(20_000, end, 20_000):
             client.log_metric(run, "fid", falling(1 if method == "old" else 2.2)(step), step=step)
         client.set_terminated(run, status)
-    asked = claim()
-    found = audit_claim(asked, read_logs([f"sqlite:///{tmp_path}/mlflow.db"], asked))
+    judged_claim = claim()
+    found = audit_claim(judged_claim, read_logs([f"sqlite:///{tmp_path}/mlflow.db"], judged_claim))
     assert found.gain.n == 3 and found.gain.censored_candidate == 1 and found.gain.low == 0
     assert [log.failed for log in found.logs.candidate.values()] == [False, False, True]
     assert "new seed 0 failed before; its finished run counts." in found.notes and len(found.notes) == 2
@@ -129,13 +133,13 @@ def test_a_failed_run_is_a_bound_unless_it_was_tried_again(tmp_path: Path) -> No
     client.log_param(run, "method", "new")
     client.log_param(run, "seed", 3)
     client.set_terminated(run, "FAILED")
-    unseen = audit_claim(asked, read_logs([f"sqlite:///{tmp_path}/mlflow.db"], asked))
+    unseen = audit_claim(judged_claim, read_logs([f"sqlite:///{tmp_path}/mlflow.db"], judged_claim))
     assert unseen.verdict == "inconclusive" and unseen.reasons[0].name == "failed"
 
 
-def test_runs_of_others_are_audited(store: Path) -> None:
-    asked = claim()
-    found = audit_claim(asked, read_logs([f"sqlite:///{store}/mlflow.db"], asked))
+def test_runs_of_other_tools_are_audited(store: Path) -> None:
+    judged_claim = claim()
+    found = audit_claim(judged_claim, read_logs([f"sqlite:///{store}/mlflow.db"], judged_claim))
     assert found.verdict == "inconclusive" and found.reasons[0].name == "protocol"
     assert found.reasons[0].text == "evaluations differ in protocol (ode, sde)"
 
@@ -148,20 +152,19 @@ def test_runs_of_others_are_audited(store: Path) -> None:
         ("", {"metric": "fdd"}, "no finished run of old or new in .* has the metric 'fdd'"),
     ],
 )
-def test_what_is_not_in_the_store(store: Path, fragment: str, changes: dict, message: str) -> None:
+def test_unknown_name_in_a_store_is_rejected(store: Path, fragment: str, changes: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         read_logs([f"sqlite:///{store}/mlflow.db{fragment}"], claim(**changes))
 
 
-def test_a_file_that_is_no_store(tmp_path: Path) -> None:
+def test_file_that_is_not_a_store_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "x.db").write_text("hello, this is no database at all" * 20)
     with pytest.raises(UserError, match="cannot read"):
         read_logs([f"sqlite:///{tmp_path}/x.db"], claim())
 
 
-def test_what_others_log_oddly(tmp_path: Path) -> None:
-    """A value at MLflow's default step alone, a batch size in words, a run that went on with fewer
-    devices."""
+def test_incomplete_logs_of_other_tools_are_audited(tmp_path: Path) -> None:
+    """A value at MLflow's default step only, a batch size as text, and a resumed run with fewer devices."""
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
@@ -176,7 +179,7 @@ def test_what_others_log_oddly(tmp_path: Path) -> None:
                 client.log_metric(run, "fid", falling(1 if method == "old" else 2.2)(step or 1), step=step)
                 client.log_metric(run, "cost/seconds/student", 0.1 * step, step=step)
             client.set_terminated(run, "FINISHED")
-    asked = claim()
-    found = audit_claim(asked, read_logs([f"sqlite:///{tmp_path}/mlflow.db"], asked))
+    judged_claim = claim()
+    found = audit_claim(judged_claim, read_logs([f"sqlite:///{tmp_path}/mlflow.db"], judged_claim))
     assert found.verdict == "supported" and set(found.gains) == {"steps", "seconds"}
     assert sum("at step 0 only" in note for note in found.notes) == 2

@@ -1,4 +1,4 @@
-"""The cards of claims on a page, held against what `flowrace audit` prints of the same runs."""
+"""The cards of claims on a page, compared with the output of `flowrace audit` on the same runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HOSTILE = "<script>alert(1)</script> $x_1$ & co"
 
 
 class Section(HTMLParser):
-    """The text of the section `claims`, without what stands in pictures, and the order of all sections."""
+    """The text of the section `claims`, without that in figures, and the order of all sections."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ def race(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def claims(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One of each verdict; the names are nasty."""
+    """Three claims, one for each verdict, with hostile names."""
     return claims_file(
         tmp_path_factory.mktemp("claims"),
         {"name": HOSTILE, "candidate": "self_flow", "factor": 1.4},
@@ -73,8 +73,8 @@ def claims(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def test_the_page_says_what_the_audit_prints(race: Path, claims: Path, tmp_path: Path) -> None:
-    """Word for word; cells of a table and lines of a card are wrapped otherwise."""
+def test_page_has_the_text_of_the_audit(race: Path, claims: Path, tmp_path: Path) -> None:
+    """The words are equal; only the wrapping of cells and lines differs."""
     html = write_report([race], tmp_path / "r.html", target=25, claims=[claims]).html.read_text()
     section = Section(html)
     assert section.order[:2] == ["claims", "verdict"]
@@ -87,14 +87,13 @@ def test_the_page_says_what_the_audit_prints(race: Path, claims: Path, tmp_path:
         assert word.lower() in shown.lower(), word
 
 
-def test_names_of_claims_stay_texts(race: Path, claims: Path, tmp_path: Path) -> None:
+def test_names_of_claims_are_escaped(race: Path, claims: Path, tmp_path: Path) -> None:
     html = write_report([race], tmp_path / "r.html", target=25, claims=[claims]).html.read_text()
     assert html.count("<script") == 3 and HOSTILE in Section(html).text
 
 
-def test_the_picture_shows_what_the_claim_needs(race: Path, claims: Path) -> None:
-    """The field begins at factor / (1 + tolerance), and every axis with a speed-up has its interval and its
-    diamond."""
+def test_figure_shows_the_factors_that_the_claim_needs(race: Path, claims: Path) -> None:
+    """The band begins at factor / (1 + tolerance); each axis with a speed-up has interval and diamond."""
     found = judge_claims([claims], [str(race)])
     for one in found:
         drawn = draw_claim(one, 1, "p").figure.axes[0]
@@ -109,26 +108,26 @@ def test_the_picture_shows_what_the_claim_needs(race: Path, claims: Path) -> Non
     assert equal.get_x() + equal.get_width() == pytest.approx(1.6 * 1.01)
 
 
-def test_no_claim_no_section(race: Path, tmp_path: Path) -> None:
+def test_page_without_claims_has_no_section(race: Path, tmp_path: Path) -> None:
     assert 'id="claims"' not in write_report([race], tmp_path / "r.html", target=25).html.read_text()
 
 
-def test_a_claim_about_nobody_leaves_nothing_behind(race: Path, tmp_path: Path) -> None:
+def test_claim_about_unknown_arms_writes_no_files(race: Path, tmp_path: Path) -> None:
     file = claims_file(tmp_path, {"name": "x", "candidate": "repo", "factor": 2.0})
     with pytest.raises(UserError, match=r"unknown method 'repo' .*self_flow"):
         write_report([race], tmp_path / "r.html", target=25, claims=[file])
     assert [path.name for path in tmp_path.iterdir()] == ["claims.toml"]
 
 
-def test_the_command_tells_the_verdicts_to_people_and_machines(
-    race: Path, claims: Path, tmp_path: Path
-) -> None:
+def test_report_command_prints_verdicts_as_text_and_json(race: Path, claims: Path, tmp_path: Path) -> None:
     words = [str(race), "-o", str(tmp_path / "r.html"), "--target", "25", "--claim", str(claims)]
     printed = CliRunner().invoke(report, words, catch_exceptions=False).output.splitlines()
     verdicts = ["supported", "refuted", "inconclusive"]
     assert [line.partition(":")[0].lower() for line in printed[:3]] == verdicts
-    told = json.loads(CliRunner().invoke(report, [*words, "--json"], catch_exceptions=False).output)
+    printed = json.loads(CliRunner().invoke(report, [*words, "--json"], catch_exceptions=False).output)
     audited = json.loads(
         CliRunner().invoke(command, [str(claims), str(race), "--json"], catch_exceptions=False).output
     )
-    assert told["claims"] == audited["claims"] and [one["verdict"] for one in told["claims"]] == verdicts
+    assert (
+        printed["claims"] == audited["claims"] and [one["verdict"] for one in printed["claims"]] == verdicts
+    )

@@ -1,5 +1,4 @@
-"""The drawer of published numbers: what the files say is what the reference says, and a bad file is refused
-in one sentence."""
+"""The database of published numbers: its values equal the reference, and invalid files are rejected."""
 
 from __future__ import annotations
 
@@ -55,11 +54,10 @@ def own(folder: Path, text: str, name: str = "mine.toml") -> Path:
     return folder
 
 
-def test_every_number_of_the_reference_is_there_with_its_value_and_its_source(
+def test_database_has_every_number_of_the_reference(
     reference: list[dict[str, Any]],
 ) -> None:
-    """Field by field; what the reference calls a sampler of 10K samples is a sampler and a number of
-    samples here."""
+    """All fields are equal; only the reference has the number of samples in the sampler's name."""
     known = load_literature().by_id
     assert len(reference) > 700
     for row in reference:
@@ -73,23 +71,23 @@ def test_every_number_of_the_reference_is_there_with_its_value_and_its_source(
         assert (number.samples == 10_000) == (few == "10K samples")
 
 
-def test_as_many_of_each_status_as_in_the_reference(reference: list[dict[str, Any]]) -> None:
-    """Beyond it there are only the prose of SRA and the samplings of one network, which no table has."""
+def test_database_has_the_statuses_of_the_reference(reference: list[dict[str, Any]]) -> None:
+    """The only additions are SRA's text and the samplings of one network, which no table contains."""
     ids = {row["claim_id"] for row in reference}
-    mine = [number for number in load_literature().numbers if number.id in ids]
-    assert Counter(n.status for n in mine) == Counter(row["status"] for row in reference)
+    shared = [number for number in load_literature().numbers if number.id in ids]
+    assert Counter(n.status for n in shared) == Counter(row["status"] for row in reference)
     beyond = {number.id for number in load_literature().numbers} - ids
     assert all(name.startswith(("sra.text.", "user.wocfg2")) for name in beyond), beyond
 
 
-def test_printed_places_lie_within_the_value() -> None:
-    """Rounding a value to the places that it claims to be printed with changes nothing."""
+def test_printed_places_fit_the_value() -> None:
+    """Rounding a value to its printed places does not change it."""
     for number in load_literature().numbers:
         if isinstance(number.value, float):
             assert round(number.value, number.places) == pytest.approx(number.value, rel=1e-12), number.id
 
 
-def test_files_are_plain_toml_with_one_paper_each_and_lines_to_read() -> None:
+def test_files_have_one_paper_each_and_readable_lines() -> None:
     files = sorted((ROOT / "reports" / "claims").glob("*.toml"))
     papers = [tomllib.loads(file.read_text())["paper"] for file in files]
     assert len(set(papers)) == len(papers) == len({number.paper for number in load_literature().numbers})
@@ -98,14 +96,14 @@ def test_files_are_plain_toml_with_one_paper_each_and_lines_to_read() -> None:
         assert lines[0].startswith("# ") and max(map(len, lines)) < 400, file.name
 
 
-def test_methods_are_called_as_flowrace_calls_them() -> None:
-    """What a file translates into is a registered method: no typing error hides a baseline."""
+def test_translated_methods_are_registered() -> None:
+    """A typing error in a translation would hide a baseline."""
     for file in (ROOT / "reports" / "claims").glob("*.toml"):
         called = set(tomllib.loads(file.read_text()).get("methods", {}).values())
         assert called <= set(registry.names("method")), file.name
 
 
-def test_own_claims_come_on_top(tmp_path: Path) -> None:
+def test_own_claims_are_added(tmp_path: Path) -> None:
     literature = load_literature(own(tmp_path, GOOD))
     number = literature.by_id["mine.a"]
     assert len(literature.numbers) == len(load_literature().numbers) + 2
@@ -115,7 +113,7 @@ def test_own_claims_come_on_top(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "parts"),
     [
         (
             'status = "table"',
@@ -127,8 +125,8 @@ def test_own_claims_come_on_top(tmp_path: Path) -> None:
         ("value = 5.70", "value = nan", ("mine.a", "value", "finite")),
         ("value = 5.70", "value = true", ("mine.a", "value")),
         ("steps = 400_000", "steps = 4e5", ("mine.a", "steps")),
-        ('"mine.b", method', '"mine.a", method', ("'mine.a' is taken",)),
-        ('"mine.a", method', '"sit.SiT.SiT-B-2.400000.FID", method', ("is taken", "sit.toml")),
+        ('"mine.b", method', '"mine.a", method', ("'mine.a' is already used",)),
+        ('"mine.a", method', '"sit.SiT.SiT-B-2.400000.FID", method', ("is already used", "sit.toml")),
         (
             'of = ["mine.b", "mine.a"]',
             'of = ["mine.b", "mine.c"]',
@@ -142,19 +140,19 @@ def test_own_claims_come_on_top(tmp_path: Path) -> None:
         ("[[ratio]]", "[[ratio", ("cannot be read as TOML",)),
     ],
 )
-def test_a_bad_file_is_named_with_its_entry_and_field(
-    tmp_path: Path, old: str, new: str, said: tuple[str, ...]
+def test_invalid_file_is_named_with_its_entry_and_field(
+    tmp_path: Path, old: str, new: str, parts: tuple[str, ...]
 ) -> None:
     assert old in GOOD
     with pytest.raises(UserError) as refused:
         load_literature(own(tmp_path, GOOD.replace(old, new)))
     message = str(refused.value)
     assert "mine.toml" in message and "\n" not in message.split("cannot be read")[0]
-    assert all(part in message for part in said), message
+    assert all(part in message for part in parts), message
 
 
-def test_a_folder_without_claims_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"holds no \*\.toml"):
+def test_folder_without_claims_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no \*\.toml file in it"):
         load_literature(tmp_path)
     with pytest.raises(UserError, match="no such folder"):
         load_literature(tmp_path / "absent")
@@ -163,7 +161,7 @@ def test_a_folder_without_claims_is_refused(tmp_path: Path) -> None:
         load_literature(tmp_path)
 
 
-def test_select_by_printed_or_shared_name() -> None:
+def test_select_accepts_printed_and_shared_names() -> None:
     numbers = load_literature().numbers
     by_arm = {n.id for n in select(numbers, method="self_flow", metric="fid", model="SiT-XL/2")}
     by_name = {n.id for n in select(numbers, method="Self-Flow", metric="FID", model="sit-xl/2")}
@@ -174,9 +172,8 @@ def test_select_by_printed_or_shared_name() -> None:
         select(numbers, method="selfflow")
 
 
-def test_published_curves_keep_source_and_protocol_apart() -> None:
-    """REPA's own curve is Table 7 of its paper; readings off figures and guided numbers are curves of their
-    own."""
+def test_published_curves_are_separate_by_source_and_protocol() -> None:
+    """REPA's curve is Table 7 of its paper; readings off figures and guided numbers are separate curves."""
     curves = {
         (c.source.rpartition("06940 ")[2], c.guidance): c for c in published_curves("repa", "XL", "fid")
     }
@@ -193,7 +190,7 @@ def test_published_curves_keep_source_and_protocol_apart() -> None:
     assert all(list(c.steps) == sorted(set(c.steps)) for c in curves.values())
 
 
-def test_published_curves_by_size_and_name_and_where_nothing_is_published() -> None:
+def test_published_curves_accept_sizes_and_are_empty_for_unknown_names() -> None:
     assert published_curves("repa", "B", "FID") == published_curves("repa", "SiT-B/2", "FID") != ()
     assert published_curves("repa", "B/2", "FID") == published_curves("repa", "B", "FID")
     assert published_curves("no_such_method", "B", "FID") == ()

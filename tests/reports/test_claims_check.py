@@ -1,5 +1,4 @@
-"""Each rule on data made by hand, where it must speak and where it must be silent; then what it finds in
-what is shipped."""
+"""Each rule on made-up data, with and without a finding, and its findings in the shipped numbers."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from reports.literature.entries import Comparison, KnownSpread, Literature, Publ
 
 
 def number(id: str, value: float | str = 10.0, **fields: Any) -> PublishedNumber:
-    """A number of a paper that compares `ours` with `base`."""
+    """Return a number of a paper that compares `ours` with `base`."""
     given = {
         "id": id,
         "value": value,
@@ -62,14 +61,14 @@ def found(rule: str, *numbers: PublishedNumber, **pointers: Any) -> list[Finding
         (70.0, -1, "contradiction"),
     ],
 )
-def test_a_ratio_is_recomputed_to_its_printed_places(value: float, places: int, severity: str) -> None:
+def test_ratio_is_recomputed_to_its_printed_places(value: float, places: int, severity: str) -> None:
     long, short = number("long", steps=7_000_000), number("short", steps=400_000, arm="ours")
     (one,) = found("arithmetic", long, short, ratios=(ratio(value, "long", "short", places=places),))
     assert one.severity == severity and "7M / 400k = 17.5" in one.text
     assert one.ids == ("long", "short") and one.sources == ("P Table 1", "abstract")
 
 
-def test_a_ratio_of_values_and_one_that_gives_no_number() -> None:
+def test_ratio_of_values_is_checked_and_one_without_numbers_is_not() -> None:
     slow, fast = number("slow", 0.115), number("fast", 0.096)
     (one,) = found("arithmetic", slow, fast, ratios=(ratio(1.2, "slow", "fast", quantity="value"),))
     assert one.severity == "holds" and "0.115 / 0.096 = 1.198" in one.text
@@ -78,7 +77,7 @@ def test_a_ratio_of_values_and_one_that_gives_no_number() -> None:
 
 
 @pytest.mark.parametrize(("short", "reading"), [(7.9, "a lower bound"), (8.9, "an upper bound"), (8.3, None)])
-def test_a_ratio_between_unequal_ends_says_how_to_read_it(short: float, reading: str | None) -> None:
+def test_ratio_between_unequal_values_is_called_a_bound(short: float, reading: str | None) -> None:
     ends = number("long", 8.3, steps=7_000_000), number("short", short, steps=400_000)
     (one,) = found("arithmetic", *ends, ratios=(ratio(17.5, "long", "short"),))
     assert (f"17.5 is {reading}" in one.text) if reading else ("bound" not in one.text)
@@ -93,7 +92,7 @@ CLAIM = number("claim", 143_000.0, **STEPS)
 DONOR = number("donor", 7.9, steps=400_000)
 
 
-def test_a_step_count_made_of_a_ratio_from_elsewhere_is_found() -> None:
+def test_step_count_from_a_ratio_of_another_benchmark_is_found() -> None:
     (one,) = found("across-benchmarks", CLAIM, ELSEWHERE, DONOR)
     assert one.severity == "warning" and set(one.ids) == {"claim", "speedup", "donor"}
     assert "143k" in one.text and "400k" in one.text and "2.8" in one.text and "T2I" in one.text
@@ -109,11 +108,11 @@ def test_a_step_count_made_of_a_ratio_from_elsewhere_is_found() -> None:
         (CLAIM, ELSEWHERE.model_copy(update={"rival": "third"}), DONOR),
     ],
 )
-def test_a_step_count_of_its_own_is_left_alone(numbers: tuple[PublishedNumber, ...]) -> None:
+def test_measured_step_count_has_no_finding(numbers: tuple[PublishedNumber, ...]) -> None:
     assert found("across-benchmarks", *numbers) == []
 
 
-def test_what_else_is_printed_about_the_race_contradicts_it() -> None:
+def test_other_printed_numbers_contradict_a_borrowed_step_count() -> None:
     later = number("later", 3_000_000.0, **(STEPS | {"measure": "steps_to_overtake_base"}))
     behind = number("o", 10.5, arm="ours", steps=400_000), number("b", 7.5, steps=400_000)
     (one,) = found("across-benchmarks", CLAIM, ELSEWHERE, later, *behind)
@@ -129,7 +128,7 @@ def test_what_else_is_printed_about_the_race_contradicts_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "statement"),
     [
         ({"sampler": "ODE250"}, "sampler SDE250 / ODE250"),
         ({"guidance": "CFG 1.5"}, "guidance none / CFG 1.5"),
@@ -142,11 +141,11 @@ def test_what_else_is_printed_about_the_race_contradicts_it() -> None:
         ({"network": "N"}, "network M / N"),
     ],
 )
-def test_a_comparison_across_protocols(fields: dict[str, Any], said: str | None) -> None:
+def test_comparison_across_protocols_is_found(fields: dict[str, Any], statement: str | None) -> None:
     pair = number("a", source="A"), number("b", source="B", **fields)
     made = Comparison(id="c", source="somebody", of=("a", "b"))
     findings = [f for f in found("protocol", *pair, comparisons=(made,)) if f.severity == "warning"]
-    assert [said in f.text for f in findings] == ([True] if said else [])
+    assert [statement in f.text for f in findings] == ([True] if statement else [])
     assert all(f.sources == ("A", "B", "somebody") for f in findings)
 
 
@@ -162,11 +161,11 @@ def test_a_comparison_across_protocols(fields: dict[str, Any], said: str | None)
         ("CFG 1.8 interval .7", (True, 1.8, True)),
     ],
 )
-def test_guidance_as_printed(printed: str, parts: tuple[Any, ...]) -> None:
+def test_guidance_is_parsed_from_its_printed_form(printed: str, parts: tuple[Any, ...]) -> None:
     assert guided(number("a", guidance=printed)) == parts
 
 
-def test_what_is_not_stated_excludes_nothing_and_mismatch_is_symmetric() -> None:
+def test_unstated_fields_match_anything_and_mismatch_is_symmetric() -> None:
     everything = load_literature().numbers[::17]
     for a in everything:
         assert mismatch(a, a) == []
@@ -174,7 +173,7 @@ def test_what_is_not_stated_excludes_nothing_and_mismatch_is_symmetric() -> None
             assert len(mismatch(a, b)) == len(mismatch(b, a))
 
 
-def test_a_table_of_methods_without_a_common_protocol() -> None:
+def test_table_of_methods_without_a_common_protocol_is_found() -> None:
     plain, other = number("a"), number("b", arm="ours", sampler="ODE50")
     (one,) = found("protocol", plain, other)
     assert one.severity == "note" and one.ids == ("a", "b") and "ODE50" in one.text
@@ -183,7 +182,7 @@ def test_a_table_of_methods_without_a_common_protocol() -> None:
     assert found("protocol", plain, other.model_copy(update={"source": "P Table 2"})) == []
 
 
-def test_a_cell_in_two_papers_under_two_protocols() -> None:
+def test_cell_under_two_protocols_in_two_papers_is_found() -> None:
     mine, yours = number("a"), number("b", paper="q", source="Q Table 1", samples=10_000)
     (one,) = found("protocol", mine, yours)
     assert one.severity == "note" and "10,000" in one.text and set(one.ids) == {"a", "b"}
@@ -206,14 +205,14 @@ def test_a_cell_in_two_papers_under_two_protocols() -> None:
         (24.4, 1, True),
     ],
 )
-def test_a_baseline_quoted_with_another_value(value: float, places: int, fires: bool) -> None:
+def test_baseline_quoted_with_another_value_is_found(value: float, places: int, fires: bool) -> None:
     theirs = number("b", value, places=places, paper="q", source="Q")
     findings = found("drift", number("a", 33.0), theirs)
     assert [f.sources for f in findings] == ([("P Table 1", "Q")] if fires else [])
     assert differ(number("a", 33.0), theirs) == differ(theirs, number("a", 33.0)) == fires
 
 
-def test_other_cells_protocols_and_readings_do_not_drift() -> None:
+def test_other_cells_protocols_and_readings_are_no_drift() -> None:
     for fields in (
         {"steps": 1},
         {"network": "N"},
@@ -229,11 +228,11 @@ def test_other_cells_protocols_and_readings_do_not_drift() -> None:
 # ---- margins
 
 SPREAD = KnownSpread(id="s", source="lab", what="trainings of base", metrics=("FID",), of=("s1", "s2"))
-KNOWN = number("s1", 10.0, source="lab"), number("s2", 10.5, source="lab")  # 4.9 % apart
+KNOWN = number("s1", 10.0, source="lab"), number("s2", 10.5, source="lab")  # They differ by 4.9 %.
 
 
 @pytest.mark.parametrize(("ours", "fires"), [(7.9, True), (7.7, True), (7.6, False), (4.0, False)])
-def test_a_margin_below_the_known_spread(ours: float, fires: bool) -> None:
+def test_margin_below_the_known_spread_is_found(ours: float, fires: bool) -> None:
     """Against 8.0: 1.3 and 3.8 % are below 4.9 %, 5.1 and 67 % are not."""
     race = number("o", ours, arm="ours", rival="base"), number("b", 8.0)
     findings = [f for f in found("margin", *race, *KNOWN, spreads=(SPREAD,)) if "P Table 1" in f.sources]
@@ -253,19 +252,19 @@ def test_a_margin_below_the_known_spread(ours: float, fires: bool) -> None:
         {"status": "figure_estimate"},
     ],
 )
-def test_a_margin_that_the_spread_says_nothing_about(fields: dict[str, Any]) -> None:
+def test_margin_without_a_known_spread_has_no_finding(fields: dict[str, Any]) -> None:
     race = number("o", 7.9, arm="ours", rival="base", **fields), number("b", 8.0)
     findings = found("margin", *race, *KNOWN, spreads=(SPREAD,))
     assert not any("o" in f.ids for f in findings)
 
 
-def test_the_first_two_of_a_table_are_compared_even_if_neither_names_the_other() -> None:
+def test_best_two_of_a_table_are_compared() -> None:
     table = [number(name, value, arm=name) for name, value in (("x", 1.42), ("y", 1.44), ("z", 2.0))]
     (one,) = found("margin", *table, *KNOWN, spreads=(SPREAD,))
     assert one.ids == ("x", "y")
 
 
-def test_the_smallest_known_spread_counts() -> None:
+def test_smallest_known_spread_counts() -> None:
     tight = KnownSpread(id="t", source="lab 2", what="samplings", metrics=("FID",), of=("t1", "t2"))
     known = (*KNOWN, number("t1", 10.0, source="lab 2"), number("t2", 10.1, source="lab 2"))
     race = number("o", 7.7, arm="ours", rival="base"), number("b", 8.0)
@@ -276,8 +275,8 @@ def test_the_smallest_known_spread_counts() -> None:
 # ---- prose
 
 
-def test_prose_that_its_figure_does_not_bear_out() -> None:
-    said = number(
+def test_text_that_its_figure_contradicts_is_found() -> None:
+    statement = number(
         "c", 1.0, arm="without", rival="ours", measure="FID_degradation_over", steps="n/a", source="Sec 4"
     )
     figure = [
@@ -285,10 +284,10 @@ def test_prose_that_its_figure_does_not_bear_out() -> None:
         for step, values in ((100, (12.0, 10.0)), (200, (9.5, 9.0)))
         for arm, value in zip(("without", "ours"), values, strict=True)
     ]
-    (one,) = found("prose", said, *figure)
+    (one,) = found("prose", statement, *figure)
     assert one.severity == "note" and "2 at 100, 0.5 at 200" in one.text
     assert one.sources == ("Sec 4", "Fig 1")
-    assert found("prose", said, *figure[:2]) == []
+    assert found("prose", statement, *figure[:2]) == []
 
 
 # ---- the numbers that come with flowrace
@@ -305,7 +304,7 @@ def one_with(findings: list[Finding], rule: str, *ids: str) -> Finding:
     return hits[0]
 
 
-def test_the_stated_ratios_hold_and_one_does_not(shipped: list[Finding]) -> None:
+def test_all_shipped_ratios_but_one_hold(shipped: list[Finding]) -> None:
     sit, repa = "repa.vanilla(T3).SiT-XL-2.7000000.FID", "repa.REPA(T3).SiT-XL-2.400000.FID"
     press = "sf.claim.7M-400k-143k"
     over = one_with(shipped, "arithmetic", sit, repa)
@@ -316,7 +315,7 @@ def test_the_stated_ratios_hold_and_one_does_not(shipped: list[Finding]) -> None
     assert "50" in factors["holds"] and "70" in factors["contradiction"]  # 48.95 is about 50, not 70
 
 
-def test_the_143k_steps_of_the_press_are_found(shipped: list[Finding]) -> None:
+def test_143k_steps_of_the_press_are_found(shipped: list[Finding]) -> None:
     one = one_with(
         shipped, "across-benchmarks", "sf.claim.7M-400k-143k", "sf.claim.2.8x", "sf.claim.overtake-3M"
     )
@@ -325,14 +324,14 @@ def test_the_143k_steps_of_the_press_are_found(shipped: list[Finding]) -> None:
     assert [f for f in shipped if f.rule == "across-benchmarks"] == [one]
 
 
-def test_the_margin_of_self_flow_over_repa_is_within_the_spread(shipped: list[Finding]) -> None:
+def test_margin_of_self_flow_over_repa_is_within_the_spread(shipped: list[Finding]) -> None:
     one = one_with(
         shipped, "margin", "sf.Self-Flow.SiT-XL-2.4000000.FID", "sf.REPA-DINOv2-B.SiT-XL-2.4000000.FID"
     )
     assert "5.70 against REPA-DINOv2-B 5.89, 3.3 %" in one.text
 
 
-def test_baselines_that_are_quoted_with_other_values(shipped: list[Finding]) -> None:
+def test_shipped_baselines_with_several_values_are_found(shipped: list[Finding]) -> None:
     repa = one_with(shipped, "drift", "repa.REPA(T3).SiT-B-2.400000.FID")
     assert all(value in repa.text for value in ("24.4", "22.38", "23.0", "22.75", "27.33"))
     sit = one_with(shipped, "drift", "sf.vanilla-SiT.SiT-XL-2.7000000.IS")
@@ -341,8 +340,8 @@ def test_baselines_that_are_quoted_with_other_values(shipped: list[Finding]) -> 
     assert not any("sf.vanilla-SiT.SiT-XL-2.7000000.FID" in f.ids for f in shipped if f.rule == "drift")
 
 
-def test_protocols_that_are_mixed(shipped: list[Finding]) -> None:
-    stated = [f for f in shipped if f.severity == "warning"]  # somebody makes the comparison
+def test_shipped_protocol_differences_are_found(shipped: list[Finding]) -> None:
+    stated = [f for f in shipped if f.severity == "warning"]  # A source makes these comparisons.
     ode = one_with(stated, "protocol", "user.sit31-xl", "sit.SiT.SiT-XL-2.7000000.FID")
     assert "sampler ODE250 / SDE250" in ode.text
     few = one_with(shipped, "protocol", "as.single-full(SRA).SiT-B-2.400000.FID10K")

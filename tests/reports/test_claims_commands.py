@@ -1,4 +1,4 @@
-"""`flowrace claims`: lists, shows, checks; for people, for machines, with claims of one's own."""
+"""`flowrace claims`: its list, `show` and `check`, as text and JSON, and with the user's own claims."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ def own(tmp_path: Path) -> str:
     return str(tmp_path)
 
 
-def test_list_is_one_line_a_number_into_a_pipe() -> None:
+def test_list_has_one_line_per_number_in_a_pipe() -> None:
     lines = run("--method", "self_flow", "--metric", "FID", "--model", "SiT-XL/2", "--status", "table").output
     rows = [line for line in lines.splitlines() if "sf.Self-Flow.SiT-XL-2.4000000.FID" in line]
     assert len(rows) == 1 and "5.70" in rows[0] and "Self-Flow Table 1" in rows[0]
     assert lines.splitlines()[-1].startswith("3 published numbers")
 
 
-def test_json_and_csv_hold_every_field_of_the_same_numbers() -> None:
+def test_json_and_csv_have_every_field_of_the_same_numbers() -> None:
     found = json.loads(run("--paper", "sit", "--json").output)["numbers"]
     rows = list(csv.DictReader(io.StringIO(run("--paper", "sit", "--csv").output)))
     wanted = [number for number in load_literature().numbers if number.paper == "sit"]
@@ -71,7 +71,7 @@ def test_json_and_csv_hold_every_field_of_the_same_numbers() -> None:
     assert found[0].keys() == rows[0].keys()
 
 
-def test_show_has_the_number_and_what_was_found_about_it() -> None:
+def test_show_prints_the_number_and_its_findings() -> None:
     text = run("show", "sf.claim.2.8x").output
     assert "text-to-image FID, not ImageNet" in text and "contradiction (across-benchmarks)" in text
     shown = json.loads(run("show", "sf.claim.2.8x", "--json").output)
@@ -95,7 +95,7 @@ def test_own_claims_are_listed_and_checked_wherever_the_folder_is_given(own: str
     assert "mine." not in run("check").output
 
 
-def test_mistakes_are_one_sentence(own: str) -> None:
+def test_invalid_arguments_are_rejected_in_one_sentence(own: str) -> None:
     with pytest.raises(UserError, match="Did you mean 'self_flow'"):
         run("--method", "selfflow")
     with pytest.raises(UserError, match=r"no published number has the id 'mine'\. Did you mean 'mine\.a'"):
@@ -106,7 +106,7 @@ def test_mistakes_are_one_sentence(own: str) -> None:
     assert run("--paper", "sf", "check").exit_code == 2
 
 
-def test_the_page_shows_what_is_printed(tmp_path: Path) -> None:
+def test_guide_shows_the_printed_output(tmp_path: Path) -> None:
     """docs/guides/paper-desk.md: every output on it, every count, every rule, and its example of a file."""
     page = (ROOT / "docs" / "guides" / "paper-desk.md").read_text()
     everything = run("check").output
@@ -125,7 +125,7 @@ def test_the_page_shows_what_is_printed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("words", [["claims", "check"], ["claims", "--paper", "sf"]])
-def test_nothing_heavy_is_imported(words: list[str]) -> None:
+def test_claims_command_imports_no_numerical_library(words: list[str]) -> None:
     heavy = "{'torch', 'numpy', 'pandas', 'scipy', 'matplotlib', 'mlflow'}"
     script = (
         "import sys; from harness.cli.main import cli; cli.main(sys.argv[1:], standalone_mode=False); "

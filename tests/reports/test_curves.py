@@ -19,7 +19,7 @@ VALUES = st.lists(st.floats(0.1, 1e4), min_size=2, max_size=30)
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(values=VALUES, seed=st.integers(0, 99))
-def test_the_fit_is_scikit_learns_on_the_logarithm(values: list[float], seed: int) -> None:
+def test_fit_equals_scikit_learns_on_the_logarithm(values: list[float], seed: int) -> None:
     weights = np.random.default_rng(seed).uniform(0.1, 9, len(values))
     steps = np.arange(1, len(values) + 1)
     for w in (None, weights):
@@ -31,7 +31,9 @@ def test_the_fit_is_scikit_learns_on_the_logarithm(values: list[float], seed: in
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(scale=st.floats(100, 1e5), slope=st.floats(0.1, 2), at=st.floats(120, 1900), every=st.integers(7, 100))
-def test_a_power_law_is_crossed_where_algebra_says(scale: float, slope: float, at: float, every: int) -> None:
+def test_crossing_of_a_power_law_equals_the_algebra(
+    scale: float, slope: float, at: float, every: int
+) -> None:
     """A straight line in (log step, log metric): the interpolation is exact whatever the grid."""
     steps = np.arange(every, 2101, every)
     metric = power_law(scale, slope)
@@ -42,7 +44,7 @@ def test_a_power_law_is_crossed_where_algebra_says(scale: float, slope: float, a
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(values=VALUES, share=st.floats(-0.2, 1.2))
-def test_a_crossing_lies_between_the_evaluations_around_it(values: list[float], share: float) -> None:
+def test_crossing_is_between_its_neighbouring_evaluations(values: list[float], share: float) -> None:
     curve = fit(range(10, 10 * len(values) + 10, 10), values)
     target = curve.fitted[0] ** share * curve.fitted[-1] ** (1 - share)
     found = crossing(curve, target)
@@ -55,9 +57,8 @@ def test_a_crossing_lies_between_the_evaluations_around_it(values: list[float], 
         assert below[0] - 10 <= found.step <= below[0] * (1 + 1e-9)
 
 
-def test_exact_hits_and_plateaus() -> None:
-    """A target met exactly is met at that evaluation; on a plateau at its first one, also where the plateau
-    is last."""
+def test_crossing_is_at_an_exact_hit_and_at_the_start_of_a_plateau() -> None:
+    """A target met exactly is reached at that evaluation; on a plateau, even a last one, at its first."""
     curve = fit(
         [10, 20, 30, 40, 50], [100.0, 12.0, 10.0, 14.4, 12.0]
     )  # pooled: 12 = (12 * 10 * 14.4 * 12) ** 1/4
@@ -69,14 +70,14 @@ def test_exact_hits_and_plateaus() -> None:
         assert crossing(fit([1, 2, 3], [0.3, 0.2, 0.1]), float(target)).censored != "right"
 
 
-def test_rounding_makes_no_run_late() -> None:
-    """Two evaluations that pool to the target meet it, whichever way the last bit of their mean falls."""
+def test_rounding_delays_no_crossing() -> None:
+    """Two evaluations that pool to the target meet it, whatever the rounding of their mean."""
     for off in np.random.default_rng(0).uniform(1.01, 3, 200):
         found = crossing(fit([10, 20, 30], [99.0, 0.3 / off, 0.3 * off]), 0.3)
         assert found.censored is None and found.step == pytest.approx(20)
 
 
-def test_first_and_sustained_part_where_a_curve_gets_worse_again() -> None:
+def test_first_and_sustained_crossing_differ_when_a_curve_gets_worse() -> None:
     steps, values = [100, 200, 300, 400, 500, 600], [100.0, 50.0, 10.0, 20.0, 20.0, 20.0]
     curve = fit(steps, values)
     first = first_crossing(curve, 12.0)
@@ -89,15 +90,15 @@ def test_first_and_sustained_part_where_a_curve_gets_worse_again() -> None:
     assert first_crossing(falling, 60.0) == crossing(falling, 60.0)
 
 
-def test_a_single_lucky_evaluation_is_no_crossing() -> None:
-    """Where the first raw hit would say step 200, the fit waits until the curve is really there."""
+def test_single_lucky_evaluation_is_no_crossing() -> None:
+    """The first raw value below the target is at step 200; the crossing of the fit is after step 400."""
     curve = fit([100, 200, 300, 400, 500], [40.0, 9.0, 38.0, 37.0, 8.0])
     assert crossing(curve, 10.0).step > 400
 
 
 @pytest.mark.parametrize("bad", [0.0, -3.0, math.nan, math.inf])
-def test_a_metric_without_a_logarithm_is_an_error(bad: float) -> None:
-    with pytest.raises(UserError, match=r"at step 20.*must be positive"):
+def test_metric_without_a_logarithm_is_rejected(bad: float) -> None:
+    with pytest.raises(UserError, match=r"at step 20.*must be above 0"):
         fit([10, 20], [5.0, bad])
 
 
@@ -106,7 +107,7 @@ def test_steps_must_increase() -> None:
         fit([10, 10], [5.0, 4.0])
 
 
-def test_an_evaluation_at_step_0_is_left_out() -> None:
+def test_evaluation_at_step_0_is_left_out() -> None:
     curve = fit([0, 10, 20], [99.0, 5.0, 4.0])
     assert isinstance(curve, Curve) and list(curve.steps) == [10, 20]
 
@@ -122,7 +123,7 @@ def test_replicated_evaluations_weigh_by_their_number(tmp_path) -> None:
     np.testing.assert_allclose(curve_of(record, METRIC).fitted, [9, pooled, pooled])
 
 
-def test_costs_count_what_training_costs_and_nothing_else(tmp_path) -> None:
+def test_costs_count_only_training(tmp_path) -> None:
     record = write_run(tmp_path / "r", grid=(100, 300), flops=7, environment={"devices": 4})
     costs = costs_of(record)
     second = sum(PHASES.values())
@@ -134,8 +135,8 @@ def test_costs_count_what_training_costs_and_nothing_else(tmp_path) -> None:
     assert costs.budget("seconds") == pytest.approx(300 * second)
 
 
-def test_cost_follows_the_runs_own_clock(tmp_path) -> None:
-    """A run that is slow in its second half pays for it there."""
+def test_cost_follows_the_recorded_seconds(tmp_path) -> None:
+    """Steps of a slow second half cost more than those of the first."""
     record = write_run(tmp_path / "r", grid=(100, 200))
     record.of("train")[1]["seconds"]["student"] += 10
     record.of("eval")[1]["seconds"]["student"] += 10
@@ -145,7 +146,7 @@ def test_cost_follows_the_runs_own_clock(tmp_path) -> None:
     assert costs.at("seconds", 50) == pytest.approx(base / 3)
 
 
-def test_a_run_without_the_metric_has_no_curve(tmp_path) -> None:
+def test_run_without_the_metric_has_no_curve(tmp_path) -> None:
     record = write_run(tmp_path / "r")
     assert curve_of(record, "fd:inception") is None
     assert curve_of(record, METRIC) is not None

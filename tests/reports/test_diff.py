@@ -145,7 +145,7 @@ def test_the_command_tells_what_moved_and_why_it_may_not_be_compared(tmp_path: P
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["a", "nothing.csv"], "cannot read nothing.csv: give a folder of runs, or the CSV"),
+        (["a", "nothing.csv"], "cannot read nothing.csv; give a folder of runs, or a CSV"),
         (["a", "bad.csv"], "is not a table of a report: it has no column axis"),
         (["a", "empty.csv"], "empty.csv has no rows"),
         (["a", "a", "--axis", "step"], "unknown axis 'step'.*Did you mean 'steps'"),

@@ -235,7 +235,7 @@ def test_mistakes_are_named(tmp_path: Path, given: dict, message: str) -> None:
         ("study.toml", "name = ", "is not TOML"),
         ("study.toml", "target = 12", "target must be a table"),
         ("study.toml", "[target]\nvalue = 'low'", "target.value = 'low': expected a number above 0"),
-        ("study.toml", "baseline = 3", "baseline = 3: expected text"),
+        ("study.toml", "baseline = 3", "baseline = 3: expected"),
         ("plan.json", "[1]", "is not a plan"),
         ("plan.json", '{"runs": [{"id": "a"}]}', "is not a plan"),
         ("flow-0/events.jsonl", "{}\n", "line 1 is not an event"),

@@ -18,7 +18,7 @@ from reports.race.race import Race, read_race
 from reports.race.verdict import caveats_of, sentence
 from reports.stats.curves import costs_of
 from reports.stats.speedup import Time, cut, speedup
-from tests.reports.audits import claim_file, said
+from tests.reports.audits import claim_file, run_audit
 from tests.reports.synthetic import ENVIRONMENT, METRIC, power_law, write_run
 
 TIME = (1000 / 30) ** 2
@@ -163,6 +163,6 @@ def test_a_plan_binds_its_own_folder(tmp_path: Path) -> None:
     race = read_race([planned, single], target=30.0)
     assert [arm.label for arm in race.arms] == ["flow", "repa"] and len(race.unplanned) == 3
     claim = claim_file(tmp_path, candidate="repa", baseline="flow", metric=METRIC, target=30.0, factor=1.5)
-    found = said(str(claim), str(planned), str(single))
+    found = run_audit(str(claim), str(planned), str(single))
     assert found["verdict"] == "supported" and any("extra-0" in note for note in found["notes"])
     assert TIME / race.times["steps", "repa"].estimate == pytest.approx(1 / (0.7 * 1.01) ** 2)

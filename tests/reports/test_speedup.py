@@ -22,7 +22,7 @@ def by_seed(values, censored=None) -> dict[int, Time]:
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(base=TIMES, seed=st.integers(0, 99))
-def test_paired_interval_is_scipys(base: list[float], seed: int) -> None:
+def test_paired_interval_equals_scipys(base: list[float], seed: int) -> None:
     cand = np.array(base) * np.exp(np.random.default_rng(seed).normal(0.2, 0.3, len(base)))
     found = speedup(by_seed(base), by_seed(cand))
     reference = stats.ttest_rel(np.log(base), np.log(cand)).confidence_interval(0.95)
@@ -39,7 +39,7 @@ def test_paired_interval_is_scipys(base: list[float], seed: int) -> None:
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(base=TIMES, cand=TIMES)
-def test_unpaired_interval_is_welchs(base: list[float], cand: list[float]) -> None:
+def test_unpaired_interval_equals_welchs(base: list[float], cand: list[float]) -> None:
     found = speedup(by_seed(base), {seed + 100: time for seed, time in by_seed(cand).items()})
     reference = stats.ttest_ind(np.log(base), np.log(cand), equal_var=False).confidence_interval(0.95)
     assert not found.paired and found.correlation is None
@@ -75,8 +75,8 @@ def test_one_run_has_no_interval(base: list[float], cand: list[float]) -> None:
     assert alone.low is None and alone.estimate == pytest.approx(2)
 
 
-def test_times_are_cut_at_the_horizon() -> None:
-    """A baseline that is there behind the horizon counts as one that is not there."""
+def test_times_are_censored_at_the_horizon() -> None:
+    """A baseline that reaches the target after the horizon counts as not reaching it."""
     late = speedup(by_seed([1000.0, 4000.0]), by_seed([500.0, 500.0]), horizon=2000)
     never = speedup({0: Time(1000.0), 1: Time(2000.0, "right")}, by_seed([500.0, 500.0]), horizon=2000)
     assert late == never
@@ -87,7 +87,7 @@ def test_times_are_cut_at_the_horizon() -> None:
     )
 
 
-def test_censoring_opens_the_end_it_cannot_vouch_for() -> None:
+def test_censoring_opens_the_end_that_it_does_not_bound() -> None:
     base, cand = by_seed([100.0, 110.0, 105.0]), by_seed([50.0, 60.0, 52.0])
     plain = speedup(base, cand)
     for side, arm, low, high in (
@@ -105,7 +105,7 @@ def test_censoring_opens_the_end_it_cannot_vouch_for() -> None:
     assert (both.censored_baseline, both.censored_candidate) == (1, 1)
 
 
-def test_nothing_is_known_where_every_pair_is_censored_twice() -> None:
+def test_speedup_is_none_when_every_pair_is_censored_twice() -> None:
     for kind in ("right", "left"):
         found = speedup(by_seed([100.0, 100.0], kind), by_seed([100.0, 100.0], kind))
         assert found.estimate is None and found.low is None and found.direction == "unresolved"
@@ -116,15 +116,14 @@ def test_nothing_is_known_where_every_pair_is_censored_twice() -> None:
     )
 
 
-def test_direction_is_read_off_the_interval() -> None:
+def test_direction_follows_from_the_interval() -> None:
     assert speedup(by_seed([100, 101, 99]), by_seed([50, 51, 49])).direction == "faster"
     assert speedup(by_seed([50, 51, 49]), by_seed([100, 101, 99])).direction == "slower"
     assert speedup(by_seed([50, 100, 75]), by_seed([75, 51, 99])).direction == "unresolved"
 
 
-def test_censored_low_ends_keep_their_promise() -> None:
-    """The low end of a race cut short lies below the truth at least 97.5 % of the time, as a whole race's
-    does."""
+def test_censored_low_ends_keep_their_coverage() -> None:
+    """The low end of a shortened race is below the truth in at least 97.5 % of cases, as in a full race."""
     rng, truth, held = np.random.default_rng(5), 2.0, 0
     for _ in range(2000):
         shared = rng.normal(0, 0.05, 5)
@@ -139,8 +138,7 @@ def test_censored_low_ends_keep_their_promise() -> None:
 def times_to_target(
     rng: np.random.Generator, truth: float, shared: np.ndarray, grid: np.ndarray
 ) -> np.ndarray:
-    """Times to 12 of 8 + 300 s^-0.9 with log-normal noise, a run each; `truth` times sooner (s -> truth *
-    s)."""
+    """Return the times at which runs of 8 + 300 (truth s)^-0.9 with log-normal noise reach 12."""
     seeds = shared + rng.normal(0, 0.011, shared.shape)
     curves = (8 + 300 * (truth * grid / 1000) ** -0.9) * np.exp(
         seeds[:, None] + rng.normal(0, 0.01, (len(seeds), len(grid)))
@@ -151,10 +149,11 @@ def times_to_target(
 
 
 @pytest.mark.parametrize("n", [3, 5])
-def test_coverage_of_the_whole_way_from_noisy_curves(n: int) -> None:
-    """Curves with seed noise (2 %, partly shared by pairs) and evaluation noise (1 %), evaluated every 25k
-    of 400k steps: 95 % intervals hold the truth 94 to 96 % of the time, and the estimate is right to 1
-    %."""
+def test_intervals_from_noisy_curves_cover_the_truth(n: int) -> None:
+    """95 % intervals contain the truth in 94 to 96 % of cases, and the estimate is right to 1 %.
+
+    Curves have seed noise (2 %, partly shared by pairs) and evaluation noise (1 %), every 25k of 400k steps.
+    """
     rng, repeats, truth = np.random.default_rng(11), 4000, 2.0
     shared = rng.normal(0, 0.0167, repeats * n)
     grid = np.arange(5_000.0, 400_001.0, 25_000.0)
@@ -165,10 +164,10 @@ def test_coverage_of_the_whole_way_from_noisy_curves(n: int) -> None:
     assert np.exp(np.mean([math.log(one.estimate) for one in found])) == pytest.approx(truth, rel=0.01)
 
 
-def test_unequal_grids_make_no_difference_of_their_own() -> None:
-    """Nothing differs but how often the arms are evaluated (every 2k against every 25k): 1.00 -+ 0.01.
+def test_unequal_grids_cause_no_speedup() -> None:
+    """Arms that differ only in their grid (every 2k or every 25k steps) have a speed-up of 1.00 -+ 0.01.
 
-    A first raw hit would call the densely evaluated arm faster; that it would is checked too.
+    By first raw values, the densely evaluated arm would be faster; this is checked too.
     """
     rng, runs = np.random.default_rng(2), 600
     dense, sparse = np.arange(1_000.0, 200_001.0, 2_000.0), np.arange(1_000.0, 200_001.0, 25_000.0)

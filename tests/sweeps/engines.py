@@ -1,5 +1,4 @@
-"""Helpers of the SLURM and Ray tests: jobs that print their names, and a tiny study that is disturbed and
-compared."""
+"""Helpers of the SLURM and Ray tests: small jobs, and a study that is disturbed and compared bit for bit."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ seed = [0, 1]
 "method.name" = ["flow", "self_flow"]
 """
 STEPS = 240
-"""Enough that a run is still at work when the test has found it."""
+"""Long enough for the test to find a run before it ends."""
 
 
 def job(folder: Path, name: str, code: str) -> Job:
@@ -40,11 +39,11 @@ def drain(launcher: Launcher, patience: float = 120.0) -> list[Event]:
 
 
 def until(
-    true: Callable[[], object], launcher: Launcher | None = None, patience: float = 120.0
+    condition: Callable[[], object], launcher: Launcher | None = None, patience: float = 120.0
 ) -> list[Event]:
     events: list[Event] = []
     give_up = time.monotonic() + patience
-    while not true():
+    while not condition():
         assert time.monotonic() < give_up, events
         if launcher is None:
             time.sleep(0.02)
@@ -53,7 +52,8 @@ def until(
     return events
 
 
-def says(folder: Path, name: str, word: str) -> bool:
+def logged(folder: Path, name: str, word: str) -> bool:
+    """Return whether the log of a job contains a word."""
     log = folder / f"{name}.log"
     return log.exists() and word in log.read_text()
 
@@ -73,23 +73,25 @@ def sweep(study: Path, out: Path, *flags: str) -> subprocess.Popen[bytes]:
         *settings,
         *flags,
     ]
-    log = open(f"{out}.said", "ab")  # noqa: SIM115 (the child's)
+    # The child process keeps the file open.
+    log = open(f"{out}.output", "ab")  # noqa: SIM115
     return subprocess.Popen([*command, "--no-track", "--no-report"], stdout=log, stderr=log)
 
 
 def trainers(out: Path) -> Iterator[tuple[int, str]]:
-    """The processes that train runs of a study, by its folder on their command line, each with its run."""
+    """Yield the process and the id of every run of a study, found by the folder on its command line."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             words = (folder / "cmdline").read_bytes().decode().split("\0")
-        except OSError:  # it has just ended
+        # The process has just ended.
+        except OSError:
             continue
         if str(out) in words and "run" in words:
             yield int(folder.name), Path(words[words.index("run") + 1]).stem
 
 
 def at_work(out: Path, run: str, step: int) -> int | None:
-    """The process of a run that has come past a step and is not at its end."""
+    """Return the process of a run that has passed a step and not finished; else None."""
     found = [pid for pid, name in trainers(out) if name == run]
     return found[0] if found and step <= Record(out / run).last_step < STEPS else None
 
@@ -99,7 +101,7 @@ def planned(out: Path) -> list[str]:
 
 
 def assert_same_bits(out: Path, calm: Path) -> None:
-    """Every run is done, once, with the record and the checkpoints of the study that nobody disturbed."""
+    """Assert that every run is done, once, with the record and the checkpoints of the undisturbed study."""
     assert planned(out) == planned(calm) and len(set(planned(out))) == 4
     for run in planned(out):
         a, b = Record(out / run), Record(calm / run)
@@ -121,7 +123,7 @@ def kill(pid: int | None) -> None:
 
 
 def listening() -> list[str]:
-    """Where this process and all below it listen for TCP: addresses as the kernel writes them, in hex."""
+    """Return the TCP addresses, in hex, on which this process and its descendants listen."""
     own = {
         os.readlink(file)
         for pid in process_tree(os.getpid())

@@ -7,7 +7,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -46,8 +46,10 @@ PartitionName=urgent Nodes={host} MaxTime=INFINITE State=UP PriorityTier=10
 
 @contextmanager
 def slurm(folder: Path, *, cpus: int = 2, kill_wait: int = 20) -> Iterator[None]:
-    """Inside, `sbatch` and the others reach a cluster of one node (SLURM_CONF is set). Skips where there is
-    none to be had."""
+    """Provide a cluster of one node to `sbatch` and the other commands inside the block (through SLURM_CONF).
+
+    The test is skipped if SLURM is not installed or the user is not root.
+    """
     missing = [name for name in (*DAEMONS, "sbatch") if shutil.which(name, path=_path()) is None]
     if missing or os.geteuid() != 0:
         pytest.skip(
@@ -71,12 +73,12 @@ def slurm(folder: Path, *, cpus: int = 2, kill_wait: int = 20) -> Iterator[None]
         _until(lambda: (folder / "munge.socket").exists(), folder)
         stack.enter_context(_daemon("slurmctld", "-D"))
         stack.enter_context(_daemon("slurmd", "-D"))
-        _until(lambda: "idle" in _said("sinfo", "--noheader", "--format=%T"), folder)
+        _until(lambda: "idle" in _output("sinfo", "--noheader", "--format=%T"), folder)
         try:
             yield
         finally:
-            _said("scancel", "--user=root")
-            _until(lambda: not _said("squeue", "--noheader"), folder)
+            _output("scancel", "--user=root")
+            _until(lambda: not _output("squeue", "--noheader"), folder)
 
 
 def _path() -> str:
@@ -97,13 +99,13 @@ def _daemon(*command: str) -> Iterator[None]:
             process.wait()
 
 
-def _said(*command: str) -> str:
+def _output(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True).stdout
 
 
-def _until(true, folder: Path, patience: float = 60.0) -> None:
+def _until(condition: Callable[[], object], folder: Path, patience: float = 60.0) -> None:
     give_up = time.monotonic() + patience
-    while not true():
+    while not condition():
         logs = {log.name: log.read_text()[-2000:] for log in folder.glob("*.log")}
         assert time.monotonic() < give_up, logs
         time.sleep(0.05)

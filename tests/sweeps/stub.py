@@ -1,8 +1,8 @@
-"""A run without a network: it writes the record of a real one and behaves as the variable STUB requests.
+"""A fake run, without a network: it writes a real record and follows the variable STUB.
 
-fail=METHOD     runs of this method end with an error; with fail=METHOD:log they leave no `failed` file
-wait            a run that starts at step 0 stops at its middle until a signal comes; continued, it goes to
-the end
+fail=METHOD      runs of this method end with an error
+fail=METHOD:log  the same, but they leave no `failed` file
+wait             a run that starts at step 0 waits half way for a signal; a resumed run finishes
 """
 
 from __future__ import annotations

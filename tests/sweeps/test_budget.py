@@ -38,13 +38,13 @@ def test_sweep_starts_nothing_when_the_plan_exceeds_its_budget(
     cost = sum(count_spec(planned.spec).total for planned in planned_runs)
     for budget, enough in ((cost, True), (cost - 1, False)):
         file.write_text(STUDY % budget)
-        told = CliRunner().invoke(sweep, [str(file), "--dry-run"])
-        assert ("which is too small" in told.stdout) != enough and told.exit_code == 0
+        shown = CliRunner().invoke(sweep, [str(file), "--dry-run"])
+        assert ("which is too small" in shown.stdout) != enough and shown.exit_code == 0
         described = json.loads(CliRunner().invoke(sweep, [str(file), "--dry-run", "--json"]).stdout)
         assert described["flops"]["budget"] == budget and described["flops"]["total"] == cost
     with pytest.raises(UserError, match=r"more than its budget\.flops"):
         check_budget(load_study(str(file)), planned_runs)
-    refused = CliRunner().invoke(sweep, [str(file), "--no-track"])
-    assert isinstance(refused.exception, UserError) and not (tmp_path / "runs").exists()
+    rejected = CliRunner().invoke(sweep, [str(file), "--no-track"])
+    assert isinstance(rejected.exception, UserError) and not (tmp_path / "runs").exists()
     file.write_text(STUDY % cost)
     check_budget(load_study(str(file)), planned_runs)

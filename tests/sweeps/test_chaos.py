@@ -1,5 +1,4 @@
-"""A study whose processes are killed at random: no run is lost or doubled, and the bits are those of an
-undisturbed one."""
+"""A study whose processes are killed at random: no run is lost or repeated, and the bits are unchanged."""
 
 from __future__ import annotations
 
@@ -35,11 +34,12 @@ def sweep(study: Path, out: Path) -> subprocess.Popen[bytes]:
 
 
 def at_work(out: Path) -> Iterator[int]:
-    """Every process of a study, coordinator and workers, found by the folder on its command line."""
+    """Yield every process of a study, coordinator and workers, found by the folder on its command line."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             words = (folder / "cmdline").read_bytes().split(b"\0")
-        except OSError:  # it has just ended
+        # The process has just ended.
+        except OSError:
             continue
         if str(out).encode() in words and b"harness.cli.main" in words:
             yield int(folder.name)
@@ -64,11 +64,13 @@ def test_study_keeps_its_bits_after_twenty_random_kills(tmp_path: Path) -> None:
             coordinator = sweep(study, wild)
         except subprocess.TimeoutExpired:
             victims = sorted(at_work(wild))
-            if len(victims) > 1:  # else it has only just begun
+            # A single process is a coordinator that has just started.
+            if len(victims) > 1:
                 victim = dice.choice(victims)
                 os.kill(victim, signal.SIGKILL)
                 killed.append(victim == coordinator.pid)
-    while coordinator.wait(1200) != 0:  # a worker that was killed counts as a failure of that command
+    # A killed worker is a failure of that command.
+    while coordinator.wait(1200) != 0:
         coordinator = sweep(study, wild)
     assert {True, False} <= set(killed)
     runs = json.loads((wild / "plan.json").read_text())["runs"]

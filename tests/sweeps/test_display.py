@@ -48,8 +48,7 @@ def test_pace_is_measured_over_the_last_events(tmp_path: Path) -> None:
 
 
 def test_remaining_time_uses_the_speed_of_finished_training(tmp_path: Path) -> None:
-    """By hand: 40 training seconds (half of the booked ones) for 80 of 100 steps; one run of three is at step
-    90."""
+    """40 training seconds (half of the total) make 80 of 100 steps; one run of three is at step 90."""
     study = Study(name="s", base="digits", axes={"seed": (0, 1, 2)}, set={"train.steps": 100})
     assert describe_plan(study, RUNS, tmp_path)["training_seconds_left"] is None
     grow(tmp_path, RUNS[0], train(10, 20.0), train(90, 100.0))
@@ -85,7 +84,8 @@ def test_plain_display_prints_starts_ends_and_a_line_each_half_minute(
     time = [1000.0]
     one, two, three = RUNS
     grow(tmp_path, one, train(100, 9.0), done=True)
-    grow(tmp_path, two, train(50, 25.0))  # stopped half way: 150 steps are to do
+    # Stopped half way, so that 150 steps remain.
+    grow(tmp_path, two, train(50, 25.0))
     with PlainDisplay(RUNS, tmp_path, now=lambda: time[0]) as lines:
         lines.started(two)
         time[0] += 29
@@ -94,15 +94,16 @@ def test_plain_display_prints_starts_ends_and_a_line_each_half_minute(
         grow(tmp_path, two, train(75, 37.5))
         time[0] += 1
         lines.tick()
-        lines.tick()  # 25 of 150 steps in 30 s: 125 more take 150 s
+        lines.tick()
+        # 25 of 150 steps took 30 s, so 125 more take 150 s.
         words = "flow seed 1: step 75 of 100, loss 0.2500, 2.0 steps/s, 0:12 left"
         assert capsys.readouterr().err == f"{words}; 1 of 3 runs done, 2:30 left\n"
         lines.finished(two, None)
         lines.started(three)
         lines.finished(three, "out of paper")
-        said = capsys.readouterr().err.splitlines()
-    assert said[0] == "flow seed 1: done" and said[1].startswith("run 3 of 3 started: flow seed 2")
-    assert said[2] == "flow seed 2: FAILED: out of paper"
+        shown = capsys.readouterr().err.splitlines()
+    assert shown[0] == "flow seed 1: done" and shown[1].startswith("run 3 of 3 started: flow seed 2")
+    assert shown[2] == "flow seed 2: FAILED: out of paper"
     assert lines.summary([]) == "2 of 3 runs done, 1 failed, 0:00 left"
 
 
@@ -123,5 +124,6 @@ def test_live_display_draws_a_line_per_run_and_a_summary(
     for planned in RUNS[:2]:
         (line,) = {line for line in text.splitlines() if line.startswith(planned.label) and "step" in line}
         assert line.endswith("step 20 of 100  loss 0.2500  2.0 steps/s  0:40 left")
-    assert "0 of 3 runs done, 1:05 left" in text  # 40 of 300 steps in 10 s
+    # 40 of 300 steps took 10 s.
+    assert "0 of 3 runs done, 1:05 left" in text
     assert "[red]as it is[/red]" in text

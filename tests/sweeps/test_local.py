@@ -32,7 +32,7 @@ def drain(launcher: LocalLauncher) -> list[Event]:
 
 
 def until(launcher: LocalLauncher, log: Path, word: str) -> list[Event]:
-    """Poll until a process has said a word in its log."""
+    """Poll until the log of a process contains a word."""
     events = []
     while not (log.exists() and word in log.read_text()):
         assert launcher.active, log.read_text()
@@ -41,8 +41,7 @@ def until(launcher: LocalLauncher, log: Path, word: str) -> list[Event]:
 
 
 def gone(pid: int, patience: float = 30.0) -> bool:
-    """Whether a process ends (one that nobody has waited for yet counts); a kill takes the kernel a
-    moment."""
+    """Return whether a process ends in time, as a zombie or completely, because a kill takes a moment."""
     give_up = time.monotonic() + patience
     while time.monotonic() < give_up:
         try:
@@ -80,7 +79,7 @@ def test_jobs_start_in_order_and_continue_after_a_failure(tmp_path: Path) -> Non
     assert (tmp_path / "a.log").read_text() == "hello\n" and (tmp_path / "b.log").read_text() == "broken\n"
 
 
-def test_a_log_keeps_earlier_attempts(tmp_path: Path) -> None:
+def test_log_keeps_earlier_attempts(tmp_path: Path) -> None:
     for _ in range(2):
         with LocalLauncher(1) as launcher:
             launcher.submit(job(tmp_path, "a", "print('hello')"))
@@ -89,7 +88,7 @@ def test_a_log_keeps_earlier_attempts(tmp_path: Path) -> None:
 
 
 def test_launcher_runs_at_most_one_job_per_slot(tmp_path: Path) -> None:
-    """Each job counts who else is there; a third one starts only when one of two has ended."""
+    """Each job counts the running ones; a third job starts only after one of two has ended."""
     code = f"""if True:
         import os, pathlib
         here = pathlib.Path({str(tmp_path)!r}) / f"running-{{os.getpid()}}"
@@ -117,8 +116,8 @@ def test_slots_are_bound_to_devices_and_jobs_get_the_environment(tmp_path: Path)
             launcher.submit(job(tmp_path, name, code))
         for name in "abc":
             until(launcher, tmp_path / f"{name}.log", "here")
-    said = [(tmp_path / f"{name}.log").read_text().splitlines()[0] for name in "abc"]
-    assert said == ["4 yes", "7 yes", "4 yes"]
+    output = [(tmp_path / f"{name}.log").read_text().splitlines()[0] for name in "abc"]
+    assert output == ["4 yes", "7 yes", "4 yes"]
 
 
 def test_launcher_sets_no_device_when_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +151,7 @@ def test_cancel_forwards_the_signal_and_starts_no_more_jobs(tmp_path: Path, numb
     assert not (tmp_path / "c.log").exists() and launcher.stopped_by == number
 
 
-def test_second_cancel_kills(tmp_path: Path) -> None:
+def test_second_cancel_kills_jobs(tmp_path: Path) -> None:
     with LocalLauncher(1) as launcher:
         launcher.submit(job(tmp_path, "a", IGNORES))
         until(launcher, tmp_path / "a.log", "here")
@@ -181,18 +180,18 @@ PARENT = """if True:
     print(os.getpid(), rank.pid, flush=True)
     sys.exit(rank.wait())
 """
-"""As torchrun: what it starts is in a session of its own."""
+"""A parent like torchrun, whose children lead their own sessions."""
 TRAINS = """if True:
     import signal, sys
-    def asked(number, _):
+    def stop(number, _):
         signal.signal(number, before)
         print("checkpoint", flush=True)
         sys.exit(130)
-    before = signal.signal(signal.SIGTERM, asked)
+    before = signal.signal(signal.SIGTERM, stop)
     print("here", flush=True)
     while True: signal.pause()
 """
-"""Takes TERM as a run in training does: the first one asks, what was set before gets the others."""
+"""A job that handles TERM like a run in training: once, and then restores the previous handler."""
 
 
 def ranks(folder: Path, code: str) -> Job:
@@ -201,7 +200,7 @@ def ranks(folder: Path, code: str) -> Job:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_cancel_signals_every_rank(tmp_path: Path, number: int) -> None:
-    """Their parent is left to wait for them, and one that does not listen yet is asked until it does."""
+    """Their parent gets no signal; a rank without a handler is signalled again until it has one."""
     slow = "print('up', flush=True)\nimport time; time.sleep(1)\n" + TRAINS
     with LocalLauncher(1) as launcher:
         launcher.submit(ranks(tmp_path, slow))
@@ -213,7 +212,7 @@ def test_cancel_signals_every_rank(tmp_path: Path, number: int) -> None:
 
 @pytest.mark.parametrize("twice", [True, False])
 def test_launcher_exit_ends_every_rank(tmp_path: Path, twice: bool) -> None:
-    """Neither by a second cancel nor by leaving in between."""
+    """Both a second cancel and leaving the context end the ranks."""
     with LocalLauncher(1) as launcher:
         launcher.submit(ranks(tmp_path, "import signal; signal.signal(15, lambda *_: None)\n" + WAITS))
         until(launcher, tmp_path / "a.log", "here")
@@ -267,7 +266,7 @@ COORDINATOR = """if True:
 
 
 def coordinator(log: Path, code: str) -> subprocess.Popen[str]:
-    """A process of its own that runs one job, waited for until the job says that it is there."""
+    """Start a process that runs one job, and return it once the job has printed `here`."""
     process = subprocess.Popen(
         [sys.executable, "-c", COORDINATOR, log, code],
         stdout=subprocess.PIPE,
@@ -283,9 +282,11 @@ def coordinator(log: Path, code: str) -> subprocess.Popen[str]:
 def test_signal_to_the_coordinator_stops_runs_at_a_checkpoint(tmp_path: Path, number: int) -> None:
     process = coordinator(tmp_path / "a.log", STOPS)
     process.send_signal(number)
-    said, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=60)
     forwarded = signal.SIGINT if number == signal.SIGINT else signal.SIGTERM
-    assert said.splitlines()[-2:] == ["Finished(name='a', code=130)", f"stopped by {int(forwarded)}"], errors
+    assert output.splitlines()[-2:] == ["Finished(name='a', code=130)", f"stopped by {int(forwarded)}"], (
+        errors
+    )
     assert (tmp_path / "a.log").read_text() == f"here\ngot {int(forwarded)}\n"
 
 

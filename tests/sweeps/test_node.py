@@ -36,8 +36,8 @@ def node(table: Path, *flags: str, index: int = 0) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdin=subprocess.PIPE)
 
 
-def until(process: subprocess.Popen[bytes], true: Callable[[], bool]) -> None:
-    while not true():
+def until(process: subprocess.Popen[bytes], condition: Callable[[], bool]) -> None:
+    while not condition():
         assert process.poll() is None
 
 
@@ -85,7 +85,7 @@ def test_node_turns_a_signal_into_a_checkpoint(
 
 
 def test_signal_to_all_processes_is_harmless(handoff: Handoff) -> None:
-    """As SLURM does before a preemption: the run hears it from the engine and from its node."""
+    """SLURM does this before a preemption: the run gets TERM from the engine and from its node."""
     slow = TRAINS.replace("sys.exit(130)", "import time; time.sleep(1); sys.exit(130)")
     process = node(post(handoff, f"import os; print(os.getpid(), flush=True)\n{slow}"))
     until(process, lambda: "here\n" in log(handoff))
@@ -108,7 +108,7 @@ def test_run_is_asked_to_stop_when_the_parent_dies(handoff: Handoff) -> None:
     assert process.wait() == 143 and log(handoff).endswith("checkpoint\n")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent died")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals a child when its parent dies")
 def test_second_attempt_waits_for_the_run_of_a_killed_node(handoff: Handoff) -> None:
     slow = TRAINS.replace(
         "sys.exit(130)", "import time; time.sleep(1); print('gone', flush=True); sys.exit(130)"
@@ -137,7 +137,11 @@ def test_waiting_node_can_be_stopped(handoff: Handoff) -> None:
 
 def test_node_signals_descendants_of_the_command(handoff: Handoff) -> None:
     """Under torchrun the ranks write the checkpoint; their parent takes no TERM."""
-    parent = f"import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c', {TRAINS!r}], start_new_session=True).returncode)"
+    parent = (
+        "import subprocess, sys\n"
+        f"child = subprocess.run([sys.executable, '-c', {TRAINS!r}], start_new_session=True)\n"
+        "sys.exit(child.returncode)"
+    )
     process = node(post(handoff, parent))
     until(process, lambda: "here\n" in log(handoff))
     process.send_signal(signal.SIGUSR1)
@@ -158,28 +162,28 @@ BUSY = """if True:
     print(os.getpid(), rank.pid, flush=True)
     rank.wait()
 """
-"""A run in a long evaluation: it hears TERM and does not stop, nor does the rank below it."""
+"""A run in a long evaluation: neither it nor its rank stops on TERM."""
 
 
 def test_run_that_exceeds_the_grace_period_is_killed_and_retried(handoff: Handoff) -> None:
-    """SLURM would end the job as failed. One that never gets through is not tried for ever."""
+    """SLURM would end the job as failed. A job that never finishes is not retried forever."""
     table = post(handoff, BUSY)
     for attempt, status in enumerate([RETRY] * RETRIES + [1], start=1):
         process = subprocess.Popen([sys.executable, "-c", HURRIED, str(table)])
         until(process, lambda number=attempt: log(handoff).count("rank\n") == number)
         process.send_signal(signal.SIGUSR2)
         assert process.wait() == status
-    said = log(handoff).splitlines()
+    lines = log(handoff).splitlines()
     assert (
-        said[-1] == "error: killed: not stopped 0.5 s after the time limit"
+        lines[-1] == "error: killed: not stopped 0.5 s after the time limit"
         and handoff.exit_code("a") == -signal.SIGKILL
     )
-    assert all(gone(int(pid)) for line in said for pid in line.split() if pid.isdecimal())
+    assert all(gone(int(pid)) for line in lines for pid in line.split() if pid.isdecimal())
 
 
 @pytest.mark.slow
 def test_two_ranks_stop_together_and_resume_to_the_same_bits(handoff: Handoff, tmp_path: Path) -> None:
-    """A run of two processes under torchrun, told twice that its time is up."""
+    """A run of two ranks under torchrun, which reaches its time limit twice."""
     words = [word for setting in (*TINY, "train.steps=120", "eval.every=60") for word in ("--set", setting)]
 
     def command(out: str) -> tuple[str, ...]:

@@ -35,13 +35,14 @@ def chosen(*words: str) -> LaunchOptions:
 
 def test_launch_options_receive_every_flag() -> None:
     assert chosen() == LaunchOptions()
-    words = "--launcher slurm --slots 3 --threads 4 --gpus-per-run 2 --mem 16G --time 60 --partition gpu --sbatch account=lab"
+    words = "--launcher slurm --slots 3 --threads 4 --gpus-per-run 2 --mem 16G --time 60 --partition gpu"
+    words += " --sbatch account=lab"
     assert chosen(*words.split()) == LaunchOptions("slurm", 3, 4, 2, "16G", 60, "gpu", ("account=lab",))
     assert chosen("--launcher", "ray", "--address", "auto") == LaunchOptions("ray", address="auto")
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ("--partition gpu", "--partition has no effect with --launcher local; it applies to slurm"),
         ("--launcher ray --time 60", "--time has no effect with --launcher ray; it applies to slurm"),
@@ -53,8 +54,8 @@ def test_launch_options_receive_every_flag() -> None:
         ("--launcher slurm --sbatch account", "--sbatch account is not KEY=VALUE"),
     ],
 )
-def test_option_of_another_launcher_is_rejected(words: str, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_option_of_another_launcher_is_rejected(words: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         chosen(*words.split())
 
 
@@ -65,7 +66,7 @@ def test_sweep_and_tune_have_launch_options() -> None:
 
 
 def test_devices_are_grouped_by_gpus_per_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five devices, two a run: two slots; the fifth device stays free."""
+    """Five devices with two per run make two slots; the fifth device stays free."""
     monkeypatch.setattr(options, "_devices", lambda: list("01234"))
     for gpus, expected in ((None, list("01234")), (2, ["0,1", "2,3"]), (5, ["0,1,2,3,4"])):
         _, launcher = threads_and_launcher(LaunchOptions(gpus=gpus), [0], tmp_path)
@@ -86,8 +87,10 @@ def test_run_on_several_devices_starts_under_torchrun() -> None:
 def test_missing_engine_names_its_install_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launcher: str, package: str
 ) -> None:
-    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "1")  # which is put back afterwards
-    monkeypatch.setitem(sys.modules, package, None)  # importing it fails
+    # Set, so that monkeypatch restores it after the launcher has changed it.
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "1")
+    # None makes the import fail.
+    monkeypatch.setitem(sys.modules, package, None)
     with (
         pytest.raises(
             UserError, match=rf"--launcher {launcher} needs .*: pip install 'flowrace\[{launcher}\]'"

@@ -89,14 +89,19 @@ REPA = BASE | {"axes": {"seed": [0, 1]}, "set": {"method.name": "repa"}}
 
 def test_zipped_axes_vary_together() -> None:
     planned_runs = make_plan(load(REPA | {"zip": {"encoder": ENCODERS}})).runs
-    asked = [(c.spec.seed, c.spec.method.encoder.name, c.spec.method.layer) for c in planned_runs]
-    assert asked == [(0, "local:tiny", 1), (0, "local:small", 2), (1, "local:tiny", 1), (1, "local:small", 2)]
+    planned_values = [(c.spec.seed, c.spec.method.encoder.name, c.spec.method.layer) for c in planned_runs]
+    assert planned_values == [
+        (0, "local:tiny", 1),
+        (0, "local:small", 2),
+        (1, "local:tiny", 1),
+        (1, "local:small", 2),
+    ]
 
 
 def test_exclusion_has_a_reason_and_keeps_other_ids(tmp_path: Path) -> None:
     rule = {"reason": "flow has no seeds to spare", "where": {"method.name": "flow", "seed": [1, 2]}}
-    whole, study = make_plan(load(BASE)).runs, load(BASE | {"exclude": [rule]})
-    assert [planned.id for planned in make_plan(study).runs] == [whole[0].id, whole[1].id, whole[3].id]
+    full, study = make_plan(load(BASE)).runs, load(BASE | {"exclude": [rule]})
+    assert [planned.id for planned in make_plan(study).runs] == [full[0].id, full[1].id, full[3].id]
     write_plan(study, make_plan(study), tmp_path)
     left_out = json.loads((tmp_path / "plan.json").read_text())["excluded"]
     assert left_out == [{"cell": {"seed": 1, "method.name": "flow"}, "reason": rule["reason"]}]
@@ -117,7 +122,8 @@ def test_table_order_does_not_change_ids(axes: dict[str, Any], order: list[str],
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(axes=AXES, more=st.lists(st.integers(100, 199), min_size=1, max_size=3, unique=True))
 def test_longer_axis_keeps_existing_ids(axes: dict[str, Any], more: list[int]) -> None:
-    axes = {"seed": axes["seed"], **axes}  # the slowest, so that new runs come last
+    # Seeds vary slowest, so that new runs come last.
+    axes = {"seed": axes["seed"], **axes}
     before = ids(BASE | {"axes": axes})
     after = ids(BASE | {"axes": axes | {"seed": axes["seed"] + more}})
     assert after[: len(before)] == before
@@ -156,8 +162,7 @@ def test_base_file_is_found_next_to_the_study(tmp_path: Path) -> None:
 def test_written_study_resumes_from_any_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    """Its base lies beside it, or where the command was given; what is kept of the study finds it from
-    elsewhere."""
+    """The base is next to the study, or in the working directory; the written study has its absolute path."""
     for name in ("studies", "elsewhere"):
         (tmp_path / name).mkdir()
     (tmp_path / place / "mine.toml").write_text('base = "digits"\n[train]\nsteps = 9\n')
@@ -297,7 +302,8 @@ def test_packaged_study_has_a_summary_and_a_plan(name: str) -> None:
     study = load_study(name)
     assert study.name == name and STUDIES.summary(name).endswith(".")
     assert make_plan(study).runs and tomllib.loads(study.to_toml())["base"] == study.base
-    assert study.target.value is not None or study.base != "digits"  # others have their target from the data
+    # Targets on other data sets are chosen from the runs.
+    assert study.target.value is not None or study.base != "digits"
 
 
 def test_digits_compares_three_objectives_on_three_seeds() -> None:

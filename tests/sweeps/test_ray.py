@@ -27,8 +27,8 @@ from tests.sweeps.engines import (
     drain,
     job,
     kill,
+    logged,
     planned,
-    says,
     starts,
     sweep,
     until,
@@ -41,7 +41,7 @@ pytest.importorskip("ray")
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """A head without CPUs, so that every run is on one of the two nodes that can be taken away."""
+    """A head without CPUs, so that every run is on one of two nodes, which tests may remove."""
     from ray.cluster_utils import Cluster
 
     found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
@@ -79,9 +79,10 @@ def test_jobs_run_in_order_and_a_killed_one_is_retried(
 
 def test_cancel_lets_running_jobs_write_a_checkpoint(cluster: Any, handoff: Handoff, tmp_path: Path) -> None:
     with RayLauncher(handoff, Resources(), address=cluster.address) as engine:
-        for name in "abc":  # two find room, the third waits
+        # Two jobs start, the third waits.
+        for name in "abc":
             engine.submit(job(tmp_path, name, TRAINS))
-        until(lambda: says(tmp_path, "a", "here") and says(tmp_path, "b", "here"), engine)
+        until(lambda: logged(tmp_path, "a", "here") and logged(tmp_path, "b", "here"), engine)
         engine.cancel()
         events = drain(engine)
     assert {event for event in events if isinstance(event, Finished)} == {
@@ -110,7 +111,7 @@ def test_unreachable_cluster_is_rejected(handoff: Handoff) -> None:
         pass
 
 
-def test_memory_sizes() -> None:
+def test_memory_size_is_converted_to_bytes() -> None:
     assert [in_bytes(size) for size in (None, "16G", "512M", "3", "1t")] == [
         None,
         2**34,
@@ -140,19 +141,18 @@ OWN = """if True:
 
 @pytest.mark.slow
 def test_local_cluster_listens_on_the_loopback_only(handoff: Handoff, tmp_path: Path) -> None:
-    """In a process of its own: Ray decides where it listens when it is imported."""
+    """The test uses a separate process, because Ray chooses its interface when it is imported."""
     done = subprocess.run([sys.executable, "-c", OWN, tmp_path], capture_output=True, text=True, cwd=ROOT)
     addresses, last = done.stdout.splitlines()
     assert last == "Finished(name='a', code=0)", done.stderr
     found = json.loads(addresses)
-    assert found and all(address.endswith("0100007F") for address in found), (
-        found
-    )  # 127.0.0.1, or mapped into IPv6
+    # 127.0.0.1, also when mapped into IPv6.
+    assert found and all(address.endswith("0100007F") for address in found), found
 
 
 @pytest.mark.slow
 def test_disturbed_study_has_the_bits_of_an_undisturbed_one(cluster: Any, tmp_path: Path) -> None:
-    """One run is killed, the node of another is taken away, and the coordinator is killed."""
+    """One run is killed, the node of another is removed, and the coordinator is killed."""
     study, calm, wild = tmp_path / "study.toml", tmp_path / "calm", tmp_path / "wild"
     study.write_text(STUDY)
     assert sweep(study, calm, "--slots", "2", "--threads", "1").wait(600) == 0
@@ -163,14 +163,14 @@ def test_disturbed_study_has_the_bits_of_an_undisturbed_one(cluster: Any, tmp_pa
     until(lambda: at_work(wild, a, 8))
     kill(at_work(wild, a, 8))
     until(lambda: at_work(wild, b, 8))
-    taken = _node_of(cluster, at_work(wild, b, 8))
-    cluster.remove_node(taken, allow_graceful=False)
+    removed = _node_of(cluster, at_work(wild, b, 8))
+    cluster.remove_node(removed, allow_graceful=False)
     cluster.add_node(num_cpus=1)
     until(lambda: at_work(wild, c, 8))
     kill(coordinator.pid)
     coordinator.wait()
     coordinator = sweep(study, wild, *flags)
-    assert coordinator.wait(900) == 0, Path(f"{wild}.said").read_text()
+    assert coordinator.wait(900) == 0, Path(f"{wild}.output").read_text()
     assert_same_bits(wild, calm)
     assert all(starts(wild, run) > 1 for run in (a, b))
 
@@ -184,14 +184,14 @@ def test_ctrl_c_writes_checkpoints(cluster: Any, tmp_path: Path) -> None:
     first = planned(out)[0]
     until(lambda: at_work(out, first, 8))
     coordinator.send_signal(signal.SIGINT)
-    assert coordinator.wait(300) == 130, Path(f"{out}.said").read_text()
+    assert coordinator.wait(300) == 130, Path(f"{out}.output").read_text()
     record = Record(out / first)
     saved = sorted(file.name for file in (record.path / "checkpoints").iterdir())[-1]
     assert record.status == "stopped" and saved == f"step-{record.last_step:08d}.safetensors"
 
 
 def _node_of(cluster: Any, pid: int | None) -> Any:
-    """The node whose raylet is above a process."""
+    """Return the node whose raylet is an ancestor of a process."""
     raylets = {node.all_processes["raylet"][0].process.pid: node for node in cluster.worker_nodes}
     while pid not in raylets:
         assert pid is not None and pid > 1

@@ -21,8 +21,8 @@ from tests.sweeps.engines import (
     drain,
     job,
     kill,
+    logged,
     planned,
-    says,
     starts,
     sweep,
     until,
@@ -50,8 +50,7 @@ def launcher(handoff: Handoff, **options: object) -> SlurmLauncher:
 
 
 def test_array_runs_in_order_and_a_killed_job_is_retried(handoff: Handoff, tmp_path: Path) -> None:
-    """Of four jobs on one core at a time: the second fails, the last is killed once, and SLURM runs it again,
-    it alone."""
+    """Four jobs run one at a time; the second fails, and the last is killed once and requeued alone."""
     once = "import os, pathlib; once = pathlib.Path(os.environ['ONCE'])\n"
     code = f"{once}if not once.exists(): once.touch(); os.kill(os.getpid(), 9)\nprint('done')"
     codes = ["print('hello')", "import sys; sys.exit('broken')", "print('three')", code]
@@ -65,15 +64,19 @@ def test_array_runs_in_order_and_a_killed_job_is_retried(handoff: Handoff, tmp_p
     assert [(tmp_path / f"{name}.log").read_text() for name in "abcd"] == [
         "hello\n", "broken\n", "three\n", "done\n",
     ]  # fmt: skip
-    assert not list(handoff.folder.glob("*.pkl"))  # nothing was pickled
+    # Nothing was pickled.
+    assert not list(handoff.folder.glob("*.pkl"))
 
 
 def test_jobs_of_a_dead_coordinator_are_adopted(handoff: Handoff, tmp_path: Path) -> None:
-    waits = f"import pathlib, time\nprint('here', flush=True)\nwhile not pathlib.Path({str(tmp_path)!r}, 'go').exists(): time.sleep(0.05)"
+    waits = (
+        "import pathlib, time\nprint('here', flush=True)\n"
+        f"while not pathlib.Path({str(tmp_path)!r}, 'go').exists(): time.sleep(0.05)"
+    )
     with launcher(handoff, at_a_time=1) as first:
         for name in "ab":
             first.submit(job(tmp_path, name, waits))
-        until(lambda: says(tmp_path, "a", "here"), first)
+        until(lambda: logged(tmp_path, "a", "here"), first)
     with launcher(handoff, at_a_time=1) as second:
         assert [second.holds(name) for name in "abc"] == [True, True, False]
         for name in "abc":
@@ -93,7 +96,7 @@ def test_cancel_removes_waiting_jobs_and_lets_running_ones_write_a_checkpoint(
     with launcher(handoff, at_a_time=1) as engine:
         for name in "ab":
             engine.submit(job(tmp_path, name, TRAINS))
-        until(lambda: says(tmp_path, "a", "here"), engine)
+        until(lambda: logged(tmp_path, "a", "here"), engine)
         engine.cancel()
         events = drain(engine)
     assert Finished("a", 130) in events and {event.name for event in events} == {"a", "b"}
@@ -104,21 +107,21 @@ def test_cancel_removes_waiting_jobs_and_lets_running_ones_write_a_checkpoint(
 def test_job_ended_by_slurm_has_the_state_in_its_log(handoff: Handoff, tmp_path: Path) -> None:
     with launcher(handoff) as engine:
         engine.submit(job(tmp_path, "a", TRAINS))
-        until(lambda: says(tmp_path, "a", "here"), engine)
+        until(lambda: logged(tmp_path, "a", "here"), engine)
         subprocess.run(["scancel", f"--jobname={handoff.label}-1"], check=True)
         assert drain(engine)[-1] == Finished("a", 1)
     assert (tmp_path / "a.log").read_text() == "here\ncheckpoint\nerror: SLURM ended this job: CANCELLED\n"
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "reason"),
     [({"partition": "nowhere"}, "invalid partition"), ({"nonsense": "1"}, "unrecognized option")],
 )
 def test_rejection_by_slurm_is_a_user_error(
-    handoff: Handoff, tmp_path: Path, options: dict[str, str], said: str
+    handoff: Handoff, tmp_path: Path, options: dict[str, str], reason: str
 ) -> None:
     with (
-        pytest.raises(UserError, match=f"(?i)SLURM rejected the jobs: .*{said}"),
+        pytest.raises(UserError, match=f"(?i)SLURM rejected the jobs: .*{reason}"),
         launcher(handoff, options=options) as engine,
     ):
         engine.submit(job(tmp_path, "a", "pass"))
@@ -133,8 +136,7 @@ def test_missing_slurm_is_a_user_error(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.slow
 def test_disturbed_study_has_the_bits_of_an_undisturbed_one(cluster: None, tmp_path: Path) -> None:
-    """One run is killed, one is sent back to the queue, one is preempted by an urgent job, and the
-    coordinator is killed."""
+    """One run is killed, one requeued, one preempted by an urgent job, and the coordinator is killed."""
     study, calm, wild = tmp_path / "study.toml", tmp_path / "calm", tmp_path / "wild"
     study.write_text(STUDY)
     assert sweep(study, calm, "--slots", "2", "--threads", "1").wait(600) == 0
@@ -153,7 +155,7 @@ def test_disturbed_study_has_the_bits_of_an_undisturbed_one(cluster: None, tmp_p
     subprocess.run(
         ["sbatch", "--partition=urgent", "--ntasks=2", "--output=/dev/null", "--wrap=sleep 1"], check=True
     )
-    assert coordinator.wait(900) == 0, Path(f"{wild}.said").read_text()
+    assert coordinator.wait(900) == 0, Path(f"{wild}.output").read_text()
     assert_same_bits(wild, calm)
     assert all(starts(wild, run) > 1 for run in (a, b, c))
     assert (wild / "launch" / "1.json").exists() and not (wild / "launch" / "2.json").exists()
@@ -170,7 +172,7 @@ def test_ctrl_c_and_a_time_limit_write_checkpoints(cluster: None, tmp_path: Path
     subprocess.run(["scancel", "--batch", "--signal=USR2", _task(first, out)], check=True)
     until(lambda: starts(out, first) == 2)
     coordinator.send_signal(signal.SIGINT)
-    assert coordinator.wait(300) == 130, Path(f"{out}.said").read_text()
+    assert coordinator.wait(300) == 130, Path(f"{out}.output").read_text()
     assert [Record(out / run).status for run in planned(out)].count("running") == 0
     assert not subprocess.run(["squeue", "--noheader"], capture_output=True).stdout
     for run in (first, second):
@@ -181,7 +183,7 @@ def test_ctrl_c_and_a_time_limit_write_checkpoints(cluster: None, tmp_path: Path
 
 
 def _task(run: str, out: Path) -> str:
-    """SLURM's name for the task of a run in the first submission."""
+    """Return SLURM's id of the task of a run in the first submission."""
     handoff = Handoff(out / "launch")
     shown = subprocess.run(
         ["squeue", "--noheader", "--array", f"--name={handoff.label}-1", "--format=%K %F"],

@@ -45,13 +45,13 @@ def study(tmp_path: Path) -> Path:
 
 
 def test_status_before_during_and_after_a_sweep(study: Path, tmp_path: Path) -> None:
-    """Missing, then one failed with its last line, then retried: the failed one alone is done."""
-    out, whole = tmp_path / "out", make_plan(load_study(str(study)))
-    planned_runs = whole.runs
-    write_plan(load_study(str(study)), whole, out)
-    told = json.loads(flowrace("status", out, "--json").output)
-    assert told["counts"] == {"missing": 3, "excluded": 1}
-    assert told["runs"][-1] == {
+    """All runs are missing, then one has failed, and a retry runs only that one."""
+    out, plan = tmp_path / "out", make_plan(load_study(str(study)))
+    planned_runs = plan.runs
+    write_plan(load_study(str(study)), plan, out)
+    described = json.loads(flowrace("status", out, "--json").output)
+    assert described["counts"] == {"missing": 3, "excluded": 1}
+    assert described["runs"][-1] == {
         "id": None, "label": "self_flow seed 1", "status": "excluded", "step": 0, "reason": "too dear",
     }  # fmt: skip
     assert flowrace("retry", out).output == f"no failed or stopped run in {out}\n"

@@ -88,7 +88,7 @@ def test_killed_run_is_reported_with_its_signal(study: Path, monkeypatch: pytest
     assert result.exit_code == 1 and result.stdout.count("failed: killed by SIGKILL") == 4
 
 
-def test_results_as_json(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sweep_prints_results_as_json(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STUB", "fail=repa")
     result = json.loads(run(study, "--json").stdout)
     assert [(r["cell"]["method.name"], r["status"]) for r in result["runs"]] == [
@@ -115,7 +115,7 @@ def test_dry_run_prints_status_and_cost_and_writes_nothing(study: Path, tmp_path
     )
 
 
-def test_dry_run_of_a_half_finished_study(
+def test_dry_run_counts_only_remaining_steps(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STUB", "fail=repa")
@@ -128,28 +128,29 @@ def test_dry_run_of_a_half_finished_study(
     )
     described = json.loads(run(study, "--dry-run", "--json").stdout)
     assert [r["status"] for r in described["runs"]] == ["done", "stopped", "done", "failed"]
-    half, whole = (count_spec(planned.spec).total for planned in (stopped, stopped))
-    assert described["flops"]["left"] == round(half * 0.5) + whole
+    half, full = (count_spec(planned.spec).total for planned in (stopped, stopped))
+    assert described["flops"]["left"] == round(half * 0.5) + full
     shown = run(study, "--dry-run").stdout
     assert f"{stopped.id}  0     repa         stopped at step 3" in shown
     assert "4 runs: 2 done, 1 stopped, 1 failed" in shown
 
 
 def test_report_path_is_the_last_line(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+    calls = []
 
     def write_report(directories: list[Path], output: Path) -> Any:
-        asked.append((directories, output))
+        calls.append((directories, output))
         return types.SimpleNamespace(headline="repa was first.", caveats=("Only just.",))
 
     monkeypatch.setitem(sys.modules, "reports.pages.page", types.SimpleNamespace(write_report=write_report))
     result = run(study, report=True)
     assert result.stdout.splitlines()[-3:] == ["repa was first.", "- Only just.", "runs/tiny/report.html"]
-    assert asked == [([Path("runs/tiny")], Path("runs/tiny/report.html"))]
+    assert calls == [([Path("runs/tiny")], Path("runs/tiny/report.html"))]
 
 
-def test_no_report_without_a_finished_run(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "reports.pages.page", None)  # importing it fails
+def test_sweep_writes_no_report_without_a_finished_run(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # None makes the import fail.
+    monkeypatch.setitem(sys.modules, "reports.pages.page", None)
     monkeypatch.setattr(
         "sweeps.launch.runner.run_command", lambda spec, directory: (sys.executable, "-c", "1 / 0")
     )
@@ -195,23 +196,23 @@ def test_failing_mirror_stops_no_run(study: Path, monkeypatch: pytest.MonkeyPatc
     assert result.exit_code == 0 and result.stderr.count("not mirrored: the server is gone") == 5
 
 
-class Taker:
-    """A watcher that stops a foreign run once the race is waiting for it."""
+class TakeoverWatcher:
+    """A watcher that stops another process's run once the sweep is waiting for it."""
 
     def __init__(self, foreign: subprocess.Popen[Any]) -> None:
-        self.foreign, self.said = foreign, []
+        self.foreign, self.lines = foreign, []
 
     def started(self, planned: PlannedRun) -> None:
-        self.said.append(f"started {planned.label}")
+        self.lines.append(f"started {planned.label}")
 
     def finished(self, planned: PlannedRun, failure: str | None) -> None:
-        self.said.append(f"{planned.label} {failure or 'done'}")
+        self.lines.append(f"{planned.label} {failure or 'done'}")
 
     def stopping(self) -> None:
-        self.said.append("stopping")
+        self.lines.append("stopping")
 
     def tick(self) -> None:
-        if self.foreign.poll() is None and "flow seed 1 done" in self.said:
+        if self.foreign.poll() is None and "flow seed 1 done" in self.lines:
             self.foreign.terminate()
             self.foreign.wait()
 
@@ -219,24 +220,24 @@ class Taker:
 def test_run_of_another_process_is_waited_for_and_taken_over(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The runs of a sweep that was killed go on; the next sweep starts none of them twice."""
+    """The runs of a killed sweep continue; the next sweep starts none of them twice."""
     one, _, other, _ = planned_runs(study)
     spec = tmp_path / f"{one.id}.toml"
     spec.write_text(one.spec.to_toml())
     foreign = subprocess.Popen(stub_command(spec, tmp_path), env={**os.environ, "STUB": "wait"})
     while Record(tmp_path / one.id).last_step < 3:
         assert foreign.poll() is None
-    watcher, done = Taker(foreign), []
+    watcher, done = TakeoverWatcher(foreign), []
     with LocalLauncher(1) as launcher:
-        race = StudyRunner([one, other], tmp_path, launcher, watcher, done.append)
-        race.run()
-    assert watcher.said == [
+        runner = StudyRunner([one, other], tmp_path, launcher, watcher, done.append)
+        runner.run()
+    assert watcher.lines == [
         f"started {other.label}",
         f"{other.label} done",
         f"started {one.label}",
         f"{one.label} done",
     ]
-    assert [record.id for record in done] == [other.id, one.id] and race.failures == {}
+    assert [record.id for record in done] == [other.id, one.id] and runner.failures == {}
     assert [event["step"] for event in Record(tmp_path / one.id).of("train")] == [1, 2, 3, 4, 5, 6]
 
 
@@ -259,7 +260,7 @@ def test_unwritable_folder_is_a_user_error(study: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_job_has_the_number_of_ranks(study: Path, tmp_path: Path, processes: int) -> None:
-    """So that a launcher stops them, not torchrun."""
+    """A launcher stops the ranks itself, because torchrun does not."""
     jobs: list[Job] = []
     never = types.SimpleNamespace(active=False, stopped_by=None, submit=jobs.append, holds=lambda name: False)
     StudyRunner(planned_runs(study), tmp_path, never, None, print, processes=processes).run()
@@ -267,7 +268,7 @@ def test_job_has_the_number_of_ranks(study: Path, tmp_path: Path, processes: int
     assert all(("torch.distributed.run" in job.command) == (processes == 2) for job in jobs)
 
 
-def test_command_line_of_a_run() -> None:
+def test_run_command_starts_the_cli_in_this_python() -> None:
     command = run_command(Path("x/specs/abc.toml"), Path("x"))
     assert command == (
         sys.executable, "-m", "harness.cli.main", "run", "x/specs/abc.toml", "--out", "x", "--no-track",

@@ -46,8 +46,8 @@ def test_ctrl_c_stops_at_a_checkpoint_and_the_same_command_resumes(study: Path, 
     while not all(log.exists() and "waiting" in log.read_text() for log in running):
         assert process.poll() is None, process.communicate()
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130 and "stopped; rerun the same command to resume" in said
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "stopped; rerun the same command to resume" in errors
     assert [log.read_text() for log in running] == ["waiting\nstopped by SIGINT\n"] * 2
     assert len(starts(directory)) == 2
 
@@ -59,10 +59,9 @@ def test_ctrl_c_stops_at_a_checkpoint_and_the_same_command_resumes(study: Path, 
     assert sorted(starts(directory).values()) == [1, 1, 2, 2]
 
 
-@pytest.mark.parametrize("told", [True, False])
-def test_closing_the_terminal_stops_runs_at_a_checkpoint(study: Path, tmp_path: Path, told: bool) -> None:
-    """With the hang-up that a closed window sends; without it (`disown`) the sweep goes on to its end, in
-    silence."""
+@pytest.mark.parametrize("hangup", [True, False])
+def test_closing_the_terminal_stops_runs_at_a_checkpoint(study: Path, tmp_path: Path, hangup: bool) -> None:
+    """A closed window sends a hang-up. Without it (`disown`), the sweep runs silently to its end."""
     command = [
         sys.executable,
         "-c",
@@ -76,23 +75,24 @@ def test_closing_the_terminal_stops_runs_at_a_checkpoint(study: Path, tmp_path: 
     ]
     sweep, terminal = pty.fork()
     if sweep == 0:
-        signal.signal(signal.SIGHUP, signal.SIG_DFL if told else signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL if hangup else signal.SIG_IGN)
         os.execve(sys.executable, [*command, "--no-report"], {**os.environ, "STUB": "wait"})
     directory = tmp_path / "runs" / "tiny"
     logs = [directory / "logs" / f"{planned.id}.log" for planned in planned_runs(study)]
     while not all(log.exists() and "waiting" in log.read_text() for log in logs):
         read(terminal)
     os.close(terminal)
-    for planned in () if told else planned_runs(study):
+    for planned in () if hangup else planned_runs(study):
         run = int(lock_holder(directory / planned.id).split()[1])
         os.kill(run, signal.SIGTERM)
-        while Path(f"/proc/{run}").exists():  # until the sweep has taken notice
+        # The process exists until the sweep has waited for it.
+        while Path(f"/proc/{run}").exists():
             pass
-    assert os.waitstatus_to_exitcode(os.waitpid(sweep, 0)[1]) == (130 if told else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(sweep, 0)[1]) == (130 if hangup else 1)
     assert [log.read_text() for log in logs] == ["waiting\nstopped by SIGTERM\n"] * 4
 
 
 def read(terminal: int) -> None:
-    """What is shown, so that it does not fill up."""
+    """Read the output, so that the terminal's buffer does not fill up."""
     if select.select([terminal], [], [], 0.02)[0]:
         os.read(terminal, 65_536)

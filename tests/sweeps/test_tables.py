@@ -1,4 +1,4 @@
-"""The FLOPs in the tables of a sweep, against counting every run separately."""
+"""The FLOPs in the tables of a sweep, against counts of every run."""
 
 from __future__ import annotations
 
@@ -30,4 +30,5 @@ def test_flops_are_those_of_each_spec_and_counted_once_per_architecture(tmp_path
     calls, count = [], harness.costs.flops.count_spec
     monkeypatch.setattr(harness.costs.flops, "count_spec", lambda spec: calls.append(spec) or count(spec))
     assert count_flops(planned_runs) == alone
-    assert len(calls) == 3 * 2  # method settings x steps
+    # Method settings times numbers of steps.
+    assert len(calls) == 3 * 2

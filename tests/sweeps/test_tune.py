@@ -1,5 +1,7 @@
-"""Tuning on equal budgets and separate seeds, with a history that no kill changes. Runs are records without a
-network."""
+"""Tuning on equal budgets and separate seeds, with a history that no kill changes.
+
+Runs are records written without a network.
+"""
 
 from __future__ import annotations
 
@@ -57,13 +59,13 @@ def tuned(folder: Path, **tune_changes: Any) -> TuningStudy:
 
 
 def value(planned: PlannedRun) -> float:
-    """A bowl in the logarithm of the rate, moved by the seed; the same for every method."""
+    """Return a parabola in the logarithm of the learning rate, shifted by the seed."""
     rate = planned.spec.train.learning_rate
     return 5 + math.log(rate / 3e-3) ** 2 + 0.1 * (planned.spec.seed % 10)
 
 
 def finish(planned: PlannedRun, folder: Path, mean: float | None) -> None:
-    """The record of a run that ended with a value; with None, of one whose loss was not finite."""
+    """Write the record of a run that ended with a value, or with a loss that is not finite (None)."""
     with RecordWriter(folder / planned.id) as record:
         record.write_spec(planned.spec.to_toml())
         record.begin({"started": 0}, after_step=0)
@@ -76,7 +78,7 @@ def finish(planned: PlannedRun, folder: Path, mean: float | None) -> None:
 
 
 class Runs:
-    """Finishes every planned run that is not done, and remembers which."""
+    """A runner that finishes every planned run that is not done, and remembers their ids."""
 
     def __init__(self, folder: Path, values: Any = value) -> None:
         self.folder, self.values, self.begun = folder, values, []
@@ -105,16 +107,17 @@ def test_methods_get_equal_trials_and_no_run_exceeds_the_cheapest_full_run(
 ) -> None:
     tuning = tuned(tmp_path)
     trial_log, _ = search(tuning)
-    whole = count_spec(load_spec("digits", ["backbone.size=pico", "train.batch_size=8", "train.steps=40"]))
-    assert tuning.flops == whole.total * 2 * 4
+    full = count_spec(load_spec("digits", ["backbone.size=pico", "train.batch_size=8", "train.steps=40"]))
+    assert tuning.flops == full.total * 2 * 4
     for method in ("flow", "self_flow"):
         trials = trial_log.trials(method)
         assert len(trials) == 4 and all(set(trial.runs) == {100, 101} for trial in trials)
         for trial in trials:
             spec = Record(tuning.directory / trial.runs[100]).spec
             alone = count_spec(plan_one(spec))
-            assert trial.flops == 2 * alone.total <= 2 * whole.total
-            assert method == "flow" or alone.total + alone.step > whole.total  # a step more would not fit
+            assert trial.flops == 2 * alone.total <= 2 * full.total
+            # One more step would exceed the budget.
+            assert method == "flow" or alone.total + alone.step > full.total
     assert trial_log.trials("flow")[0].steps == 40 > trial_log.trials("self_flow")[0].steps
 
 
@@ -145,7 +148,7 @@ def test_steps_within_a_cost_with_an_early_stop(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sampler", ["tpe", "qmc", "random"])
 def test_proposals_equal_those_of_optuna_alone(tmp_path: Path, sampler: str) -> None:
-    """One uninterrupted ask-and-tell loop, written down here, gives the same points."""
+    """An uninterrupted loop of Optuna's own `ask` and `tell` gives the same points."""
     kinds = {
         "tpe": lambda: optuna.samplers.TPESampler(seed=7, n_startup_trials=2),
         "qmc": lambda: optuna.samplers.QMCSampler(seed=7, scramble=True),
@@ -166,9 +169,11 @@ def test_proposals_equal_those_of_optuna_alone(tmp_path: Path, sampler: str) -> 
 def test_grid_visits_every_point_once(tmp_path: Path) -> None:
     wide = {"train.learning_rate": {**RATE, "points": 4}, "ema.decay": {"choices": [0.9, 0.99]}}
     trial_log, _ = search(tuned(tmp_path, sampler="grid", trials=8, space=wide, methods={"self_flow": {}}))
-    seen = {tuple(trial.params.values()) for trial in trial_log.trials("flow")}
+    visited = {tuple(trial.params.values()) for trial in trial_log.trials("flow")}
     spaced = {1e-3, 1e-3 * 10 ** (1 / 3), 1e-3 * 10 ** (2 / 3), 1e-2}
-    assert {round(rate, 9) for rate, _ in seen} == {round(rate, 9) for rate in spaced} and len(seen) == 8
+    assert {round(rate, 9) for rate, _ in visited} == {round(rate, 9) for rate in spaced} and len(
+        visited
+    ) == 8
     with pytest.raises(UserError, match=r"grid of flow has 8 points, fewer than tune.trials = 9"):
         tuned(tmp_path, sampler="grid", trials=9, space=wide)
 
@@ -179,34 +184,35 @@ def test_grid_of_integers() -> None:
 
 
 def test_kill_at_any_moment_loses_and_repeats_no_trial(tmp_path: Path) -> None:
-    """A forked coordinator kills itself at a random file it opens, again and again, until one comes to the
-    end."""
+    """Forked coordinators kill themselves at a random opened file, until one finishes."""
     calm, wild = tmp_path / "calm", tmp_path / "wild"
     for folder in (calm, wild):
         folder.mkdir()
-    undisturbed, hunted, dice, kills = tuned(calm, trials=5), tuned(wild, trials=5), random.Random(21), 0
+    undisturbed, killed, dice, kills = tuned(calm, trials=5), tuned(wild, trials=5), random.Random(21), 0
     search(undisturbed)
-    while (status := forked(hunted, after=dice.randrange(1, 120))) != 0:
+    while (status := forked(killed, after=dice.randrange(1, 120))) != 0:
         assert status == signal.SIGKILL
         kills += 1
         assert kills < 200
     assert kills >= 5
-    assert history(hunted) == history(undisturbed)
-    ids = {run for trial in json.loads(history(hunted)) for run in trial["runs"].values()}
-    assert {folder.parent.name for folder in hunted.directory.glob("*/spec.toml")} == ids and len(ids) == 20
-    before = (hunted.directory / TRIAL_LOG).read_bytes()
-    assert search(hunted)[1].begun == [] and (hunted.directory / TRIAL_LOG).read_bytes() == before
+    assert history(killed) == history(undisturbed)
+    ids = {run for trial in json.loads(history(killed)) for run in trial["runs"].values()}
+    assert {folder.parent.name for folder in killed.directory.glob("*/spec.toml")} == ids and len(ids) == 20
+    before = (killed.directory / TRIAL_LOG).read_bytes()
+    assert search(killed)[1].begun == [] and (killed.directory / TRIAL_LOG).read_bytes() == before
 
 
 def forked(tuning: TuningStudy, after: int) -> int:
-    """The search in a process of its own that dies when it opens its `after`-th file in the folder; its exit
-    signal, or 0."""
+    """Search in a forked process that dies when it opens its `after`-th file in the folder.
+
+    Return the signal that ended it, or 0.
+    """
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) * -1
     left = [after]
 
-    def hunt(event: str, args: tuple[Any, ...]) -> None:
+    def count_down(event: str, args: tuple[Any, ...]) -> None:
         if event in ("open", "os.rename") and str(args[0]).startswith(str(tuning.directory)):
             left[0] -= 1
             if left[0] == 0:
@@ -214,7 +220,7 @@ def forked(tuning: TuningStudy, after: int) -> int:
 
     code = 1
     try:
-        sys.addaudithook(hunt)
+        sys.addaudithook(count_down)
         search(tuning)
         code = 0
     finally:
@@ -224,11 +230,11 @@ def forked(tuning: TuningStudy, after: int) -> int:
 def test_trial_log_removes_an_incomplete_line_and_a_stale_lock(tmp_path: Path) -> None:
     tuning = tuned(tmp_path)
     search(tuning)
-    whole, file = history(tuning), tuning.directory / TRIAL_LOG
+    before, file = history(tuning), tuning.directory / TRIAL_LOG
     file.write_bytes(file.read_bytes()[:-9])
     (tuning.directory / f"{TRIAL_LOG}.lock").symlink_to(file)
     _, runs = search(tuning)
-    assert runs.begun == [] and history(tuning) == whole
+    assert runs.begun == [] and history(tuning) == before
 
 
 def test_changed_space_is_rejected_and_more_trials_are_accepted(tmp_path: Path) -> None:
@@ -252,7 +258,10 @@ def test_killed_run_is_not_a_result(tmp_path: Path) -> None:
 
 def test_infinite_loss_is_the_worst_value_and_uses_a_trial(tmp_path: Path) -> None:
     tuning = tuned(tmp_path)
-    diverging = lambda planned: None if planned.spec.train.learning_rate > 3e-3 else value(planned)  # noqa: E731
+
+    def diverging(planned: PlannedRun) -> float | None:
+        return None if planned.spec.train.learning_rate > 3e-3 else value(planned)
+
     trial_log, _ = search(tuning, diverging)
     for method in ("flow", "self_flow"):
         for trial in trial_log.trials(method):
@@ -275,7 +284,8 @@ def test_pruning_pairs_seeds_and_ends_a_bad_trial_early(tmp_path: Path) -> None:
     best = math.inf
     for trial in trials:
         worst = [trial.values[seed] for seed in trial.values]
-        if trial.pruned:  # all differences have one sign: p = 2^-n, below 0.1 from four seeds on
+        # All differences have one sign, so p = 2^-n, which is below 0.1 from four seeds on.
+        if trial.pruned:
             assert 4 <= len(worst) < 8 and trial.mean > best
         else:
             assert len(worst) == 8
@@ -338,10 +348,10 @@ def test_overlapping_seeds_are_rejected(tmp_path: Path, seeds: dict[str, Any]) -
 
 
 def test_seed_numbers_are_disjoint_and_survive_a_round_trip(tmp_path: Path) -> None:
-    asked = study(tmp_path, seeds={"audit": 2, "tuning": 2})
-    assert asked.axes["seed"] == (0, 1) and asked.seeds.tuning == (1000, 1001)
-    (tmp_path / "again.toml").write_text(asked.to_toml())
-    assert load_study(str(tmp_path / "again.toml")) == asked
+    loaded = study(tmp_path, seeds={"audit": 2, "tuning": 2})
+    assert loaded.axes["seed"] == (0, 1) and loaded.seeds.tuning == (1000, 1001)
+    (tmp_path / "again.toml").write_text(loaded.to_toml())
+    assert load_study(str(tmp_path / "again.toml")) == loaded
     with pytest.raises(UserError, match=r"seeds\.audit and axes\.seed set the same field"):
         study(tmp_path, axes={"seed": [0], "method.name": ["flow"]})
 
@@ -367,7 +377,7 @@ def test_study_that_cannot_be_tuned_is_rejected(
 
 @pytest.mark.parametrize("method", sorted(registry.METHODS))
 def test_declared_spaces_are_valid_for_digits_and_the_default(tmp_path: Path, method: str) -> None:
-    """Both ends of every declared range make a spec, and the method's own default lies inside."""
+    """Both ends of every declared range make a valid spec, and the method's default is inside it."""
     spec = load_spec("digits", [f"method.name={method}"])
     for name, declared in type(spec.method).space.items():
         dimension = Dimension.model_validate(declared)

@@ -1,5 +1,4 @@
-"""The tune command from its plan to its presets, with stub runs, and with real ones whose coordinator is
-killed."""
+"""The tune command from its plan to its presets, with stub runs, and with real runs after kills."""
 
 from __future__ import annotations
 
@@ -40,23 +39,28 @@ def call(file: Path, *options: str) -> Result:
 
 
 def test_dry_run_writes_nothing_and_prints_every_budget(file: Path, tmp_path: Path) -> None:
-    told = json.loads(call(file, "--dry-run", "--json").stdout)
+    described = json.loads(call(file, "--dry-run", "--json").stdout)
     assert (
-        told["runs"] == 2 * 2 * 2 and told["tuning_seeds"] == [100, 101] and told["audit_seeds"] == [0, 1, 2]
+        described["runs"] == 2 * 2 * 2
+        and described["tuning_seeds"] == [100, 101]
+        and described["audit_seeds"] == [0, 1, 2]
     )
-    flow, self_flow = told["methods"]["flow"], told["methods"]["self_flow"]
+    flow, self_flow = described["methods"]["flow"], described["methods"]["self_flow"]
     assert flow["flops"] == self_flow["flops"] and flow["steps"] == 40 > self_flow["steps"]
     assert set(self_flow["space"]) == {"train.learning_rate", "method.gamma", "method.mask_ratio"}
     assert "0.001 to 0.01 (log)" in call(file, "--dry-run").stdout and not (tmp_path / "runs").exists()
 
 
 def test_search_ends_with_presets_and_does_not_run_twice(file: Path, tmp_path: Path) -> None:
-    told = json.loads(call(file, "--json", "--slots", "2").stdout)
-    for method, own in told["methods"].items():
+    described = json.loads(call(file, "--json", "--slots", "2").stdout)
+    for method, own in described["methods"].items():
         assert own["trials"] == 2 and own["flops"]["spent"] <= own["flops"]["given"]
         best = own["best"]
-        assert best["mean"] == 40 / best["steps"] and best["n"] == 2  # as the stub has it
-        assert load_spec(told["files"][method]).train.learning_rate == best["params"]["train.learning_rate"]
+        # The stub records 40 / step.
+        assert best["mean"] == 40 / best["steps"] and best["n"] == 2
+        assert (
+            load_spec(described["files"][method]).train.learning_rate == best["params"]["train.learning_rate"]
+        )
     again = call(file)
     assert again.exit_code == 0 and "started" not in again.stderr and "flow" in again.stdout
     assert all(len(Record(path.parent).environment) == 1 for path in tmp_path.glob("runs/t/*/spec.toml"))
@@ -80,9 +84,12 @@ def test_diverging_method_keeps_its_trials_and_has_no_best(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STUB", "fail=self_flow")
-    told = json.loads(call(file, "--json").stdout)
-    assert told["methods"]["self_flow"]["best"] is None and told["methods"]["self_flow"]["trials"] == 2
-    assert set(told["files"]) == {"history", "table", "flow"}  # nothing to audit it by
+    described = json.loads(call(file, "--json").stdout)
+    assert (
+        described["methods"]["self_flow"]["best"] is None and described["methods"]["self_flow"]["trials"] == 2
+    )
+    # Without a best setting of each method there is no audit study.
+    assert set(described["files"]) == {"history", "table", "flow"}
 
 
 def test_run_without_a_result_is_run_again(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

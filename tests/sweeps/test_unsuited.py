@@ -49,10 +49,10 @@ def written(file: Path, arms: list[dict], **more: object) -> Path:
 
 
 def test_unsuited_run_is_excluded_and_keeps_other_ids(study: Path, tmp_path: Path) -> None:
-    whole = make_plan(load_study(str(study)))
+    plan = make_plan(load_study(str(study)))
     without = make_plan(load_study(str(written(tmp_path / "without.toml", ARMS[1:])))).runs
-    assert [planned.id for planned in whole.runs] == [planned.id for planned in without] and len(without) == 4
-    assert [(left.values["seed"], left.values["method"], left.reason) for left in whole.excluded] == [
+    assert [planned.id for planned in plan.runs] == [planned.id for planned in without] and len(without) == 4
+    assert [(left.values["seed"], left.values["method"], left.reason) for left in plan.excluded] == [
         (seed, ARMS[0], REASON) for seed in (0, 1)
     ]
 
@@ -60,7 +60,7 @@ def test_unsuited_run_is_excluded_and_keeps_other_ids(study: Path, tmp_path: Pat
 def test_exclusion_reason_reaches_the_report(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two arms run, one is left out: a line of the sweep and of its plan, a row of the status, a cell of the
+    """The excluded arm has a line in the plan and in the sweep, a count in the status, and a cell in the
     report."""
     stub = Path(__file__).parent / "stub.py"
     monkeypatch.setattr(
@@ -74,9 +74,11 @@ def test_exclusion_reason_reaches_the_report(
     assert described["left_out"] == [line] and len(described["runs"]) == 4
 
     out = tmp_path / "out"
-    raced = flowrace("sweep", study, *shared, "--out", out, "--no-track", "--slots", "1", "--threads", "1")
-    assert raced.exit_code == 0, raced.output
-    assert raced.stderr.splitlines().count(line) == 1
+    planned_values = flowrace(
+        "sweep", study, *shared, "--out", out, "--no-track", "--slots", "1", "--threads", "1"
+    )
+    assert planned_values.exit_code == 0, planned_values.output
+    assert planned_values.stderr.splitlines().count(line) == 1
     done = [Record(run) for run in out.glob("????????????")]
     assert sorted((r.spec["method"]["name"], r.spec["seed"], r.status) for r in done) == [
         ("flow", 0, "done"), ("flow", 1, "done"), ("repa", 0, "done"), ("repa", 1, "done"),
@@ -89,16 +91,16 @@ def test_missing_data_are_still_checked_for_suitability(tmp_path: Path) -> None:
     table = {"name": "disk", "base": "digits", "axes": {"method": [ARMS[0], ARMS[2]]}}
     data = {"data.name": "videos", "data.root": str(tmp_path / "absent"), "eval.metrics": ["fd:video:local"]}
     (tmp_path / "disk.toml").write_text(tomli_w.dumps(table | {"set": data}))
-    whole = make_plan(load_study(str(tmp_path / "disk.toml")))
-    assert [planned.spec.method.name for planned in whole.runs] == ["flow"]
-    assert "reads images, and these data are video" in whole.excluded[0].reason
+    plan = make_plan(load_study(str(tmp_path / "disk.toml")))
+    assert [planned.spec.method.name for planned in plan.runs] == ["flow"]
+    assert "reads images, and these data are video" in plan.excluded[0].reason
 
 
 def test_study_that_excludes_every_run_is_rejected(tmp_path: Path) -> None:
     file = written(tmp_path / "none.toml", ARMS[:1])
-    refused = flowrace("sweep", file, "--out", tmp_path / "out")
-    assert isinstance(refused.exception, UserError) and not (tmp_path / "out").exists()
-    assert str(refused.exception) == f"study unsuited excludes every run: {REASON}"
+    rejected = flowrace("sweep", file, "--out", tmp_path / "out")
+    assert isinstance(rejected.exception, UserError) and not (tmp_path / "out").exists()
+    assert str(rejected.exception) == f"study unsuited excludes every run: {REASON}"
     with pytest.raises(UserError, match=r"excludes its baseline 'repa': encoder 'timm:.*' reads images"):
         make_plan(load_study(str(written(tmp_path / "base.toml", [ARMS[0], ARMS[2]], baseline="repa"))))
 
@@ -117,22 +119,23 @@ def test_unsuited_single_run_is_rejected() -> None:
 
 
 def test_invalid_setting_is_an_error_not_an_exclusion(tmp_path: Path) -> None:
-    """What no data could make right stops the study, whichever arm has it."""
+    """A setting that is invalid on any data stops the study, whichever arm has it."""
     wrong = {"name": "repa", "encoder": {"name": "local:tiny"}, "layer": 99}
     with pytest.raises(UserError, match="layer = 99: backbone nano has layers 1 to 6"):
         make_plan(load_study(str(written(tmp_path / "wrong.toml", [*ARMS, wrong]))))
 
 
 def test_part_weights_may_suit_one_arm_only(tmp_path: Path) -> None:
-    """REPA's encoder reads one modality: the arm runs on each part of bounce alone, and not on both
-    together."""
+    """REPA's encoder reads one modality: the arm runs on each part of bounce alone, not on both together."""
     axes = {"method": [{"name": "flow"}, {"name": "repa", "encoder": {"name": "local:small"}}]}
     weights = {"data.video_weight": [0.5, 1.0, 0.0], "data.audio_weight": [0.5, 0.0, 1.0]}
     metrics = {"eval.metrics": [["fd:local"], ["fd:video:local"], ["fd:local"]]}
     table = {"name": "parts", "base": "bounce", "axes": axes, "zip": {"weights": {**weights, **metrics}}}
     (tmp_path / "parts.toml").write_text(tomli_w.dumps(table))
-    whole = make_plan(load_study(str(tmp_path / "parts.toml")))
-    raced = [(planned.spec.method.name, planned.spec.data.parts.video.weight) for planned in whole.runs]
-    assert raced == [("flow", 0.5), ("flow", 1.0), ("flow", 0.0), ("repa", 1.0), ("repa", 0.0)]
-    [left] = whole.excluded
+    plan = make_plan(load_study(str(tmp_path / "parts.toml")))
+    planned_values = [
+        (planned.spec.method.name, planned.spec.data.parts.video.weight) for planned in plan.runs
+    ]
+    assert planned_values == [("flow", 0.5), ("flow", 1.0), ("flow", 0.0), ("repa", 1.0), ("repa", 0.0)]
+    [left] = plan.excluded
     assert left.values["data.video_weight"] == 0.5 and "reads one modality" in left.reason

@@ -1,1 +1,1 @@
-"""Claim files and the logs that a claim is judged on."""
+"""The inputs of an audit: claim files, and runs from records, CSV files and MLflow stores."""

@@ -1,8 +1,8 @@
-"""A claim as a file: what is said to be how much faster than what, and what would decide it.
+"""Claim files: a claimed speed-up, and the conditions that decide it.
 
     [claim]
     name = "self-flow-2.8x"
-    candidate = "self_flow"      # a method, as in the column or the record
+    candidate = "self_flow"      # a method, as named in the CSV or the record
     baseline = "repa"
     metric = "fid"
     target = "baseline@400000"   # or a number
@@ -13,8 +13,8 @@
     confidence = 0.95
     min_pairs = 3
 
-Several claims are `[[claim]]`. What was spent on tuning an arm may be recorded next to them, or in the
-`study.toml` of the runs:
+A file with several claims uses `[[claim]]`. The tuning budget of an arm may be recorded in the same file, or
+in the `study.toml` of the runs:
 
     [tuning.self_flow]
     trials = 20
@@ -54,16 +54,16 @@ class Claim(Section):
     candidate: str = Field(min_length=1)
     baseline: str = Field(min_length=1)
     metric: str = Field(min_length=1)
-    """Positive, and better when lower."""
+    """A positive metric that is better when lower."""
     target: float | str
-    """A value of the metric, or `baseline@STEP`: what the baseline has at that step, the median over its
-    seeds."""
+    """A value of the metric, or `baseline@STEP`: the baseline's value at that step, its median over seeds."""
     axis: Axis = "steps"
     factor: float = Field(gt=0)
     kind: Literal["at_least", "equal"] = "at_least"
     tolerance: float = Field(0.10, ge=0, le=1)
-    """A claim of `at_least` c holds from c / (1 + tolerance); one of `equal` c up to c (1 + tolerance)
-    too."""
+    """The relative slack of `factor` c.
+
+    `at_least` holds from c / (1 + tolerance) on; `equal` holds from there up to c (1 + tolerance)."""
     confidence: float = Field(0.95, ge=0.5, lt=1)
     min_pairs: int = Field(3, ge=2)
 
@@ -109,14 +109,15 @@ class Tuning(Section):
 
 
 def claim_hash(claim: Claim) -> str:
-    """Return 12 hex digits of the sha256 of the canonical JSON: the same for the same claim, however its
-    file is laid out."""
+    """Return 12 hex digits of the sha256 of the canonical JSON, whatever the layout of the file."""
     return hashlib.sha256(canonical(claim).encode()).hexdigest()[:12]
 
 
 def read_claims(file: Path) -> list[Claim]:
-    """Return the claims of a TOML file; raises `UserError` naming the file, the key, its value and what is
-    allowed."""
+    """Return the claims of a TOML file.
+
+    Raises `UserError`, which names the file, the key, its value and what is allowed.
+    """
     table = read_toml(file)
     for key in table.keys() - {"claim", "tuning"}:
         raise UserError(
@@ -154,7 +155,7 @@ def _validated(model: type[BaseModel], row: Mapping[str, Any], where: str) -> An
 
 
 def _errors(error: ValidationError) -> list[ErrorDetails]:
-    """Return one for each key: what is a number or a text fails as both."""
+    """Return one error per key: a field that takes a number or a text reports one error for each type."""
     return list({detail["loc"][:1]: detail for detail in reversed(error.errors())}.values())[::-1]
 
 

@@ -1,9 +1,9 @@
-"""Curves from other tools: a CSV with one evaluation per line.
+"""CSV curves from other tools, with one evaluation per line.
 
     method,seed,step,metric,value[,images][,flops][,seconds][,gpu_seconds][,protocol]
 
-Steps of one method, seed and metric ascend down the file. Costs are totals since step 0. Other columns are
-not used.
+Within one method, seed and metric, steps increase down the file. Costs are totals since step 0. Other columns
+are ignored.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class CsvPoint(NamedTuple):
 def read_tidy(file: Path, names: Sequence[str], metric: str) -> AuditArms:
     """Return the runs of these methods from a tidy CSV.
 
-    Raises `UserError`, naming file and line, for what is not a tidy CSV: columns that are missing, numbers
-    that are not, duplicate points, steps or costs that go backwards, values that have no logarithm.
+    Raises `UserError`, which names file and line, for missing columns, invalid numbers, duplicate points,
+    steps or costs that decrease, and values that have no logarithm.
     """
     try:
         with open(file, newline="", encoding="utf-8-sig") as lines:
@@ -67,8 +67,7 @@ def read_tidy(file: Path, names: Sequence[str], metric: str) -> AuditArms:
 def _series(
     file: Path, lines: Iterator[str], names: Sequence[str], metric: str
 ) -> tuple[dict[tuple[str, int], list[CsvPoint]], tuple[str, ...]]:
-    """Return the points of each run of these methods, as they stand in the file, and notes on columns that
-    are not used."""
+    """Return the points of each run of these methods in file order, and notes on ignored columns."""
     rows = csv.reader(lines, strict=True)
     header = [name.strip() for name in next(rows, [])]
     notes = _check_header(file, header)
@@ -83,7 +82,7 @@ def _series(
         row = {name: cell.strip() for name, cell in zip(header, cells, strict=True)}
         methods[row["method"]] = metrics[row["metric"]] = True
         if row["method"] in names and row["metric"] == metric:
-            key = row["method"], _whole(where, row, "seed")
+            key = row["method"], _integer(where, row, "seed")
             series.setdefault(key, []).append(_point(where, rows.line_num, row))
     if not methods:
         raise UserError(f"{file} has a header and no lines")
@@ -96,7 +95,7 @@ def _series(
 
 
 def _check_header(file: Path, header: Sequence[str]) -> tuple[str, ...]:
-    """Return notes on columns that are not used."""
+    """Check the columns and return notes on ignored ones."""
     if not any(header):
         raise UserError(f"{file} is empty: expected a CSV with columns {', '.join(COLUMNS)}")
     if len(header) == 1 and (";" in header[0] or "\t" in header[0]):
@@ -113,7 +112,7 @@ def _check_header(file: Path, header: Sequence[str]) -> tuple[str, ...]:
 
 
 def _point(where: str, line: int, row: Mapping[str, str]) -> CsvPoint:
-    step, value = _whole(where, row, "step"), _number(where, row, "value")
+    step, value = _integer(where, row, "step"), _number(where, row, "value")
     if step < 0:
         raise UserError(f"{where}: step = {step}: expected 0 or more")
     if value <= 0:
@@ -137,12 +136,12 @@ def _log(file: Path, method: str, seed: int, points: Sequence[CsvPoint]) -> Audi
             )
         if point.step < last.step:
             raise UserError(
-                f"{where}: the steps of {run} go backwards, from {last.step} to {point.step}: sort them, and remove "
-                "rows that a restart superseded"
+                f"{where}: the steps of {run} go backwards, from {last.step} to {point.step}; sort them, and "
+                "remove rows that a restart superseded"
             )
         for axis in point.costs.keys() & last.costs.keys():
             if point.costs[axis] < last.costs[axis]:
-                raise UserError(f"{where}: {axis} of {run} goes backwards: expected totals since step 0")
+                raise UserError(f"{where}: {axis} of {run} goes backwards; expected totals since step 0")
     steps = [point.step for point in points]
     costs = {axis: [p.costs[axis] for p in points] for axis in COSTS if all(axis in p.costs for p in points)}
     totals = {axis: np.array([0.0, *values]) for axis, values in {"steps": steps, **costs}.items()}
@@ -169,7 +168,7 @@ def _number(where: str, row: Mapping[str, str], column: str) -> float:
     return value
 
 
-def _whole(where: str, row: Mapping[str, str], column: str) -> int:
+def _integer(where: str, row: Mapping[str, str], column: str) -> int:
     value = _number(where, row, column)
     if value != int(value):
         raise UserError(f"{where}: {column} = {row[column]}: expected a whole number")

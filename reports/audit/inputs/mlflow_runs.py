@@ -1,9 +1,12 @@
-"""Runs out of an MLflow store: those that flowrace mirrored there, and any other with a method and a seed.
+"""Runs in an MLflow store: those that flowrace mirrored, and any other run with a method and a seed.
 
-What is read of a run: its method and seed (tags `flowrace.method`, `flowrace.seed`; else params
-`method.name` or `method`, and `seed`), the history of `eval/<metric>` or `<metric>`, of `cost/flops` and of
-`cost/seconds/<phase>`, `eval.*` params for the protocol, and the tags `flowrace.hardware` and
-`flowrace.aligned`. Nothing is written.
+The store is only read. Of each run these parts are used:
+    method and seed  the tags `flowrace.method` and `flowrace.seed`, else the params `method.name` (or
+                     `method`) and `seed`
+    curve            the history of `eval/<metric>` or `<metric>`
+    costs            the histories of `cost/flops` and `cost/seconds/<phase>`
+    protocol         the params `eval.*`
+    conditions       the tags `flowrace.hardware` and `flowrace.aligned`
 """
 
 from __future__ import annotations
@@ -36,11 +39,10 @@ _QUIET = {
 
 
 def read_tracked(source: str, names: Sequence[str], metric: str, progress: Progress = iter) -> AuditArms:
-    """Return the runs of these methods from a store, `sqlite:///FILE` or a server on this machine; a
-    trailing `#NAME` selects one experiment.
+    """Return the runs of these methods from a store: `sqlite:///FILE`, or a server on this machine.
 
-    Raises `UserError` for a store that is not there or elsewhere, and for methods and metrics that are not
-    in it.
+    A trailing `#NAME` selects one experiment. Raises `UserError` for a store that does not exist or is on
+    another machine, and for methods and metrics that it does not contain.
     """
     uri, _, experiment = source.partition("#")
     with _client(uri) as client:
@@ -56,7 +58,7 @@ def read_tracked(source: str, names: Sequence[str], metric: str, progress: Progr
     try:
         return collect_arms(found, names)
     except UserError as error:
-        raise UserError(f"{error} (one experiment is named by {uri}#NAME)") from error
+        raise UserError(f"{error}; to read one experiment, give {uri}#NAME") from error
 
 
 @contextmanager
@@ -75,7 +77,8 @@ def _client(uri: str) -> Iterator[Any]:
         from sqlalchemy.exc import SQLAlchemyError
     except ImportError as error:
         raise UserError("MLflow is not installed: pip install mlflow") from error
-    for name in ("mlflow", "alembic"):  # what goes wrong arrives as an exception
+    # Errors arrive as exceptions, so their log lines would repeat them.
+    for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         yield MlflowClient(tracking_uri=uri)
@@ -118,7 +121,7 @@ def _read_run(client: Any, run: Any, metric: str) -> ReadRun:
     key = next((key for key in (f"eval/{stored}", stored) if key in run.data.metrics), None)
     method, failed = str(_method(run)), run.info.status == "FAILED"
     if not failed and run.info.status != "FINISHED":
-        why = f"{name} is {run.info.status.lower()}, so it counts in no number."
+        why = f"{name} is {run.info.status.lower()}, so it is excluded from all numbers."
         return ReadRun(method, int(seed), False, None, why)
     if key is None:
         why = "failed before its first evaluation" if failed else "was never evaluated"
@@ -151,7 +154,7 @@ def _read_run(client: Any, run: Any, metric: str) -> ReadRun:
 
 
 def _history(client: Any, run: str, key: str, name: str) -> dict[int, float]:
-    """Return values by step, ascending; raises `UserError` for a step with two different ones."""
+    """Return values by step, ascending; raises `UserError` for a step with two different values."""
     found: dict[int, float] = {}
     for point in client.get_metric_history(run, key):
         if found.setdefault(point.step, point.value) != point.value and not math.isnan(point.value):
@@ -160,8 +163,10 @@ def _history(client: Any, run: str, key: str, name: str) -> dict[int, float]:
 
 
 def _tag(run: Any, tag: str) -> list[Any]:
-    """Return what a tag of ours lists; empty in a run without it. Raises `UserError` for one that was
-    altered."""
+    """Return the list in one of flowrace's tags; empty for a run without it.
+
+    Raises `UserError` if the tag is not a JSON list.
+    """
     try:
         found = json.loads(run.data.tags.get(tag, "[]"))
     except ValueError:
@@ -172,7 +177,7 @@ def _tag(run: Any, tag: str) -> list[Any]:
 
 
 def _costs(client: Any, run: Any, steps: list[int], name: str, devices: int | None) -> Costs:
-    """Return totals at the steps of the cost metrics, for the axes that were logged."""
+    """Return the cumulative costs, for the axes that were logged."""
     phases = [
         f"cost/seconds/{phase}" for phase in TRAINING_PHASES if f"cost/seconds/{phase}" in run.data.metrics
     ]
@@ -204,8 +209,10 @@ def _on(grid: np.ndarray, history: Mapping[int, float]) -> np.ndarray:
 
 
 def _protocols(params: Mapping[str, str]) -> dict[str, Mapping[str, Any]]:
-    """Return the `eval.*` params that change what a value means, else the param `protocol`; empty without
-    either."""
+    """Return the protocol: the `eval.*` params that change what a value means, else the param `protocol`.
+
+    Empty if the run has neither.
+    """
     fields = {k: v for k, v in params.items() if k.startswith("eval.") and k.split(".")[1] not in FREE}
     fields |= {k: params[k] for k in ("data.fingerprint", "protocol") if fields and k in params}
     if fields:

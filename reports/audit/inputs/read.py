@@ -1,5 +1,4 @@
-"""The runs of an audit, wherever they were logged: run directories, a tidy CSV (csv_curves.py) or MLflow
-(mlflow_runs.py)."""
+"""The runs of an audit, from run directories, tidy CSV files (csv_curves.py) and MLflow (mlflow_runs.py)."""
 
 from __future__ import annotations
 
@@ -22,10 +21,10 @@ from reports.audit.inputs.run_log import (
     by_seed,
     collect_arms,
 )
-from reports.race import study_folder
 from reports.race.arms import RaceArm, arms_of, find_arm, flatten
 from reports.race.comparability import machines_of
 from reports.race.protocols import protocols_of
+from reports.race.study_folder import read_plan, split_by_plan
 from reports.stats.curves import costs_of, curve_of
 
 SCHEMES = ("sqlite://", "http://", "https://")
@@ -40,11 +39,10 @@ def read_logs(sources: Sequence[str], claim: Claim, progress: Progress = iter) -
 def read_arms(
     sources: Sequence[str], names: Sequence[str], metric: str, progress: Progress = iter
 ) -> AuditArms:
-    """Return the runs of these methods that ended, in these sources: folders of run directories, CSV files,
-    MLflow stores.
+    """Return the finished and failed runs of these methods.
 
-    Raises `UserError` for a source that cannot be read, a method or a metric that is not in it, and a seed
-    that occurs twice.
+    Sources are folders of run directories, CSV files and MLflow stores. Raises `UserError` for a source that
+    cannot be read, a method or a metric that it does not contain, and a seed that occurs twice.
     """
     stores = [source for source in sources if source.startswith(SCHEMES)]
     files = [source for source in sources if source not in stores and Path(source).is_file()]
@@ -66,15 +64,15 @@ def read_arms(
 def read_records(
     folders: Sequence[Path], names: Sequence[str], metric: str, progress: Progress = iter
 ) -> AuditArms:
-    """Read run directories. In a folder with a plan only the planned runs count."""
-    records, unplanned = study_folder.by_plan(find_records(*folders), folders)
+    """Read run directories. In a folder with a plan, only the planned runs count."""
+    records, unplanned = split_by_plan(find_records(*folders), folders)
     if not records:
         raise UserError(f"no runs in {', '.join(map(str, folders))}: a run is a folder with a spec.toml")
     arms = arms_of(records)
     chosen = {name: find_arm(arms, name, "method") for name in names}
     if len({id(arm) for arm in chosen.values()}) < len(chosen):
         raise UserError(f"{' and '.join(names)} are the same arm")
-    ids, planned = {record.id for record in records}, [run.id for run in study_folder.read_plan(folders)]
+    ids, planned = {record.id for record in records}, [run.id for run in read_plan(folders).runs]
     missing = sum(run not in ids for run in planned)
     notes = [f"{missing} planned runs are missing."] if missing else []
     notes += (
@@ -125,19 +123,22 @@ def _read_run(name: str, arm: RaceArm, seed: int, record: Record, metric: str) -
 
 
 def _protocols(record: Record, metric: str) -> dict[str, Mapping[str, Any]]:
-    """Return hash -> fields of the evaluations with the metric, from the spec if the record does not have
-    them."""
+    """Return hash -> fields of the evaluations with the metric.
+
+    The fields come from the spec if the record has only the hash.
+    """
     spec = {key: value for key, value in flatten(record.spec.get("eval", {})).items() if key not in FREE}
-    found_runs = protocols_of(record, metric)
+    recorded = protocols_of(record, metric)
     return {
-        one: spec if fields == {"hash": one} else flatten(fields)
-        for one, fields in sorted(found_runs.items())
+        one: spec if fields == {"hash": one} else flatten(fields) for one, fields in sorted(recorded.items())
     }
 
 
 def _times(record: Record) -> tuple[float | None, float | None]:
-    """Return when a run began, and the earliest time at which it can have ended: it worked for its recorded
-    seconds."""
+    """Return when a run began, and the earliest time at which it can have ended.
+
+    The latter follows from the recorded seconds. Both are None if no start is recorded.
+    """
     starts = [start["started"] for start in record.environment if "started" in start]
     if not starts:
         return None, None

@@ -1,4 +1,4 @@
-"""One run of an audit, wherever it was logged, and the two arms of a comparison."""
+"""The runs of an audit, independent of the source that they were read from."""
 
 from __future__ import annotations
 
@@ -16,29 +16,28 @@ Progress = Callable[[Sequence[Any]], Iterable[Any]]
 
 @dataclass(frozen=True)
 class AuditRun:
-    """One run of an arm that ended, finished or failed: its curve, what it cost, and what decides whether
-    it may be compared."""
+    """One finished or failed run: its curve, its costs, and the conditions that make it comparable."""
 
     method: str
     seed: int
     source: str
-    """Where it was read, for messages."""
+    """The path or name of the run, for messages."""
     curve: Curve
     costs: Costs
-    """On the axes that were logged."""
+    """Costs on the axes that were logged."""
     protocols: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Of its evaluations: name or hash -> fields; empty if none is recorded, `""` for points without one."""
+    """Evaluation protocols, name or hash -> fields. Empty if none is recorded; `""`: a point without one."""
     machines: tuple[str, ...] = ()
-    """What it ran on; empty if not recorded."""
+    """Hardware of the run; empty if not recorded."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Of training, the method's own left out: equal on an equal footing."""
+    """Training settings except those of the method; they are equal on an equal footing."""
     started: float | None = None
     ended: float | None = None
     """Milliseconds since 1970."""
     aligned: bool = False
-    """Whether it was trained towards the very network of the metric."""
+    """True if the run was aligned to the network that computes the metric."""
     failed: bool = False
-    """It is known up to its last evaluation, and had not arrived unless it had by then."""
+    """True if the run failed, so that it is censored after its last evaluation."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class AuditRuns:
     candidate: Mapping[int, AuditRun]
     notes: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
-    """The runs that failed before their first evaluation, each in a sentence."""
+    """Sentences about the runs that failed before their first evaluation, one each."""
 
     @property
     def all(self) -> list[AuditRun]:
@@ -57,7 +56,7 @@ class AuditRuns:
 
     @property
     def finished(self) -> AuditRuns:
-        """Without the runs that failed."""
+        """The same arms without failed runs."""
         baseline, candidate = (
             {seed: run for seed, run in arm.items() if not run.failed}
             for arm in (self.baseline, self.candidate)
@@ -66,8 +65,7 @@ class AuditRuns:
 
 
 class AuditArms(NamedTuple):
-    """The runs of some methods that ended, by method and seed, and what the reader must know of the
-    others."""
+    """Finished and failed runs by method and seed, with notes about the others."""
 
     runs: dict[str, dict[int, AuditRun]]
     notes: tuple[str, ...] = ()
@@ -75,7 +73,7 @@ class AuditArms(NamedTuple):
 
 
 class ReadRun(NamedTuple):
-    """One run as read from a source: its log, or a note why it has none."""
+    """One run as read from a source: its log, or a note on why it has none."""
 
     method: str
     seed: int
@@ -85,8 +83,7 @@ class ReadRun(NamedTuple):
 
 
 def collect_arms(read: Sequence[ReadRun], names: Sequence[str], notes: Sequence[str] = ()) -> AuditArms:
-    """Return the runs of these methods by seed; a run that failed and was run again to its end is left to
-    that.
+    """Return the runs of these methods by seed. A failed run is dropped if a finished one has its seed.
 
     Raises `UserError` for a seed that occurs twice.
     """
@@ -99,19 +96,19 @@ def collect_arms(read: Sequence[ReadRun], names: Sequence[str], notes: Sequence[
             unseen.append(one.note)
         else:
             kept.append(one)
-    said = [one.note for one in kept if one.note]
+    about = [one.note for one in kept if one.note]
     runs = {name: by_seed(one.log for one in kept if one.log and one.method == name) for name in names}
-    return AuditArms(runs, (*notes, *said, *again), tuple(unseen))
+    return AuditArms(runs, (*notes, *about, *again), tuple(unseen))
 
 
 def by_seed(logs: Iterable[AuditRun]) -> dict[int, AuditRun]:
-    """Raises `UserError` for a seed that occurs twice."""
+    """Return the runs by seed, ascending; raises `UserError` for a seed that occurs twice."""
     found: dict[int, AuditRun] = {}
     for log in logs:
         if log.seed in found:
             raise UserError(
-                f"two runs of {log.method} with seed {log.seed}: {found[log.seed].source} and {log.source}; only one can "
-                "count"
+                f"two runs of {log.method} with seed {log.seed}: {found[log.seed].source} and {log.source}; "
+                "only one can count, so remove the other"
             )
         found[log.seed] = log
     return dict(sorted(found.items()))
