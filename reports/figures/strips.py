@@ -51,7 +51,10 @@ def draw_strip(axes: Axes, rows: Sequence[StripRow], limits: tuple[float, float]
     for y, row in enumerate(rows):
         colour = MUTED if row.arm is None else ARMS[row.arm % len(ARMS)]
         ink = MUTED if row.arm is None else INK
+        # The background keeps the line at 1 from striking through the text.
+        background = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.5}
         look = {"transform": axes.get_yaxis_transform(), "fontsize": 8, "color": ink, "va": "bottom"}
+        look |= {"bbox": background}
         place = y - 0.22 if row.dots or row.estimate else y + 0.1
         axes.text(0, place, _clipped(row.label, axes, row.text), weight=_weight(row), **look)
         axes.text(1, y - 0.22, row.text, ha="right", **look)

@@ -90,7 +90,7 @@ def _rows(profile: Profile) -> list[dict[str, Any]]:
             "objective": name,
             "area": f"{areas[i]:.3f}",
             "interval": "" if ends is None else f"[{ends[i][0]:.3f}, {ends[i][1]:.3f}]",
-            "first": f"{first[i]:.0%}",
+            "first": f"{100 * first[i]:.0f} %",
             "never": int(never[i]),
         }
         for i, name in enumerate(profile.objectives)

@@ -91,9 +91,12 @@ def draw_published(metric: str, curves: Sequence[PublishedCurve], number: int, w
 
 
 def label(curve: PublishedCurve) -> str:
-    """Return a legend entry, for example `published: REPA, Table 7 (repa, ImageNet-256)`."""
-    place = curve.source.split(" ", 1)[1] if " " in curve.source else curve.source
-    return f"published: {curve.method}, {place} ({curve.paper}, {curve.dataset})"
+    """Return a legend entry, for example `published: REPA, Table 7 (repa, ImageNet-256)`.
+
+    The place in the paper is left out if the source is only an address.
+    """
+    place = curve.source.partition(" ")[2]
+    return f"published: {curve.method}{place and ', ' + place} ({curve.paper}, {curve.dataset})"
 
 
 def _find(request: str) -> PublishedRequest:

@@ -151,9 +151,8 @@ def slope_text(slope: Slope | None, x: str) -> str:
         return "undetermined"
     estimate, low, high = times
     ends = "" if low is None or high is None else f" [{factor(low)}, {factor(high)}]"
-    return (
-        f"×{'' if estimate is None else factor(estimate)}{ends} for {'tenfold' if x == 'params' else '+0.1'}"
-    )
+    per = "tenfold" if x == "params" else "+0.1"
+    return f"×{'' if estimate is None else factor(estimate)}{ends} per {per}"
 
 
 def _look(index: int) -> dict[str, str]:

@@ -51,9 +51,9 @@ def _floor(name: str, value: dict[str, Any]) -> str:
     if not value["n_real"]:
         spoilt = ", spoilt" if name == "spoilt" else ""
         return f"{value['mean']:.4g} ({value['n']} held-out samples{spoilt})"
-    who = {"held_out": "held-out samples", "train_halves": "training samples"}[name]
-    rest = "the training split" if name == "held_out" else "the other"
-    return f"{value['mean']:.4g} ({value['n']} {who} against {rest} {value['n_real']})"
+    if name == "held_out":
+        return f"{value['mean']:.4g} ({value['n']} held-out against {value['n_real']} training samples)"
+    return f"{value['mean']:.4g} ({value['n']} training samples against {value['n_real']} others)"
 
 
 def _evaluation(run: RaceRun) -> dict[str, Any]:

@@ -29,8 +29,8 @@ def test_caveats_omit_the_metric_when_the_record_does_not_describe_it(tmp_path: 
 def test_caveats_include_the_noise_floor(tmp_path: Path) -> None:
     write_run(tmp_path / "a", environment={"evaluation": {"floor": {METRIC: FLOOR}, "aligned": []}})
     assert (
-        "Noise floor of fd:local, real against real: 0.5123 (500 training samples against the other 700); "
-        "1.5 (100 held-out samples against the training split 1200)."
+        "Noise floor of fd:local, real against real: 0.5123 (500 training samples against 700 others); "
+        "1.5 (100 held-out against 1200 training samples)."
     ) in caveats(tmp_path)
 
 
