@@ -77,6 +77,7 @@ def test_labels_of_published_curves_name_the_source() -> None:
     texts = [label(curve) for curve in published_curves("repa", "XL", "FID")]
     assert "published: REPA(T7), Table 7 (repa, ImageNet-256)" in texts
     assert all(text.startswith("published: ") and "ImageNet-256" in text for text in texts)
+    assert not any("http" in text for text in texts)
 
 
 def test_provenance_lists_failed_and_stopped_runs_with_their_last_value_and_reason(tmp_path: Path) -> None:
