@@ -1,1 +1,1 @@
-"""Measurements: ours against what a user would run instead, interleaved in one process."""
+"""Measurements of flowrace against the alternatives that users would run, interleaved in one process."""

@@ -1,10 +1,10 @@
-"""How long an audit of a large study takes: 200 runs (100 seeds of two methods) with 400 evaluations each.
+"""The time of an audit of a large study: 200 runs (100 seeds of two methods) with 400 evaluations each.
 
     python -m benchmarks.audit [--seeds 100] [--evaluations 400] [--lines 10]
 
-Makes run directories (through the record's own writer, with `lines` train lines for each evaluation) and a
-tidy CSV of the same curves in a temporary folder, audits both, and reports on the directories; each in a
-process of its own. Writes benchmarks/results/audit.json.
+Creates run directories with the record's own writer (`lines` train lines per evaluation), and a tidy CSV of
+the same curves, in a temporary folder. Audits both and reports on the directories, each in a separate
+process. Writes benchmarks/results/audit.json.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ STEPS, BATCH, FLOPS, SECONDS = 400_000, 256, 3e12, 0.2
 RESULTS = Path(__file__).parent / "results" / "audit.json"
 
 
-class Took(NamedTuple):
+class Usage(NamedTuple):
     seconds: float
     peak_bytes: int
 
@@ -48,7 +48,7 @@ def main() -> None:
         folder = Path(name)
         write(folder, options.seeds, options.evaluations, options.lines)
         claim = str(folder / "claim.toml")
-        took = {
+        usage = {
             "audit, run directories": timed("audit", claim, str(folder / "runs"), "--json"),
             "audit, CSV": timed("audit", claim, str(folder / "curves.csv"), "--json"),
             "report, run directories": timed(
@@ -61,26 +61,26 @@ def main() -> None:
         "train lines of a run": options.evaluations * options.lines,
         "cores": os.cpu_count(),
         **{
-            what: {"seconds": round(one.seconds, 1), "peak MB": round(one.peak_bytes / 1e6)}
-            for what, one in took.items()
+            what: {"seconds": round(used.seconds, 1), "peak MB": round(used.peak_bytes / 1e6)}
+            for what, used in usage.items()
         },
     }
     print(json.dumps(result, indent=1))
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def timed(*words: str) -> Took:
-    """Wall seconds and the largest resident memory of one command."""
+def timed(*words: str) -> Usage:
+    """Run a flowrace command; return its wall seconds and peak resident memory."""
     begun = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "harness.cli.main", *words], stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"flowrace {' '.join(words)} ended with {os.waitstatus_to_exitcode(status)}")
-    return Took(time.perf_counter() - begun, usage.ru_maxrss * 1024)
+    return Usage(time.perf_counter() - begun, usage.ru_maxrss * 1024)
 
 
 def write(folder: Path, seeds: int, evaluations: int, lines: int) -> None:
-    """The study, as directories and as a CSV, and a claim on it."""
+    """Write the study as run directories and as a CSV, and a claim about it."""
     table = {"name": "twice", "candidate": "repa", "baseline": "flow", "metric": "fid"}
     table |= {"target": float(f"{TARGET:.4g}"), "factor": 2.0}
     (folder / "claim.toml").write_text(tomli_w.dumps({"claim": table}))

@@ -1,11 +1,10 @@
-"""What each optimisation of the step gives: a training step with it and without it, taken in turns.
+"""The gain of each optimisation of the step: training steps with and without it, interleaved.
 
     python -m benchmarks.before_after [--size S] [--tokens 256] [--batch 8] [--rounds 5] [--only NAME ...]
 
-Every contestant is a process of its own, for some of what is switched off belongs to a process; one works
-while the others wait. Writes benchmarks/results/before_after.json: how many times as long a step takes
-without, in seconds of the clock and in seconds of the processor, which other work on the machine disturbs
-less.
+Every contestant runs in a separate process, because some optimisations are settings of a process. Only one
+works at a time. Writes benchmarks/results/before_after.json: the ratio of times without and with each
+optimisation, in wall seconds and in CPU seconds, which are less sensitive to other load on the machine.
 """
 
 from __future__ import annotations
@@ -33,14 +32,16 @@ from harness.runtime.random_streams import Streams
 
 @dataclass(frozen=True)
 class Optimisation:
+    """An optimisation and how to switch it off."""
+
     what: str
     kind: Kind
     undo: Callable[[], None] = lambda: None
-    """Before anything else in the process."""
+    """Called before anything else in the process."""
     undo_side: Callable[[Side], None] = lambda side: None
 
 
-def _give_memory_back() -> None:
+def _release_memory() -> None:
     environment.keep_memory = lambda: None
 
 
@@ -54,16 +55,16 @@ def _ema_one_by_one(side: Side) -> None:
     side.update = ema_step
 
 
-def _whole_teacher(side: Side) -> None:
+def _full_teacher(side: Side) -> None:
     forward = side.ema.forward
-    side.ema.forward = lambda *given, stop_after=None, **asked: forward(*given, **asked)
+    side.ema.forward = lambda *args, stop_after=None, **kwargs: forward(*args, **kwargs)
 
 
-def _across_memory() -> None:
+def _strided_tokens() -> None:
     PatchEmbed._tokens = lambda self, planes: self.proj(planes).flatten(2).transpose(1, 2)
 
 
-def _a_tensor_for_every_level() -> None:
+def _tensor_per_level() -> None:
     def select(times: Times, values: Tensor) -> Tensor:
         chosen = values[:, :1]
         for level in range(1, values.shape[1]):
@@ -85,25 +86,25 @@ def _tanh() -> None:
 HALF, FAST = {"precision": "bfloat16"}, {"precision": "bfloat16", "compiled": True}
 OPTIMISATIONS = {
     "teacher": Optimisation(
-        "the teacher stops behind the layer it is asked for", Kind("self_flow"), undo_side=_whole_teacher
+        "the teacher stops after the requested layer", Kind("self_flow"), undo_side=_full_teacher
     ),
-    "memory": Optimisation("freed memory is kept", Kind("self_flow"), _give_memory_back),
+    "memory": Optimisation("freed memory is kept", Kind("self_flow"), _release_memory),
     "levels": Optimisation(
-        "the gradient of a level is a product", Kind("self_flow", **HALF), _a_tensor_for_every_level
+        "the gradient of a level is a product", Kind("self_flow", **HALF), _tensor_per_level
     ),
-    "tokens": Optimisation("tokens lie in memory one behind the other", Kind("flow", **FAST), _across_memory),
+    "tokens": Optimisation("tokens are contiguous in memory", Kind("flow", **FAST), _strided_tokens),
     "attention": Optimisation("attention is written out", Kind("flow", **HALF), _fused_attention),
     "gelu": Optimisation("GELU by an exponential", Kind("flow", **FAST), _tanh),
     "optimizer": Optimisation("AdamW is fused", Kind("flow", **FAST), undo_side=_unfused),
     "ema": Optimisation(
-        "the EMA takes all parameters at once", Kind("flow", **FAST), undo_side=_ema_one_by_one
+        "the EMA updates all parameters at once", Kind("flow", **FAST), undo_side=_ema_one_by_one
     ),
 }
-"""Each on the side where it matters most."""
+"""Each is measured on the contestant for which it matters most."""
 
 
 def _work(pipe: Any, name: str, without: bool, size: str, tokens: int, batch_size: int) -> None:
-    """A contestant: takes a step whenever it is told to, and says what it took."""
+    """Run a contestant: take a step for every True received, and send its wall and CPU seconds."""
     chosen = OPTIMISATIONS[name]
     if without:
         chosen.undo()
@@ -123,15 +124,15 @@ def _work(pipe: Any, name: str, without: bool, size: str, tokens: int, batch_siz
 
 
 def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Without over with, round by round."""
+    """Return the ratios of times without and with an optimisation, round by round."""
     context = multiprocessing.get_context("spawn")
     sides = []
     for without in (False, True):
-        ours, theirs = context.Pipe()
-        given = (theirs, name, without, options.size, options.tokens, options.batch)
-        process = context.Process(target=_work, args=given, daemon=True)
+        pipe, other_end = context.Pipe()
+        args = (other_end, name, without, options.size, options.tokens, options.batch)
+        process = context.Process(target=_work, args=args, daemon=True)
         process.start()
-        sides.append((ours, process, ours.recv()))
+        sides.append((pipe, process, pipe.recv()))
     rounds = []
     for _ in range(options.rounds):
         taken = []

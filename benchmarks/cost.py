@@ -1,8 +1,8 @@
-"""`flowrace cost --measure` against the run that it speaks of: seconds of a step, predicted and booked.
+"""`flowrace cost --measure` against an actual run: predicted and recorded seconds of training.
 
     python -m benchmarks.cost [--set A.B=VALUE ...] [--rounds 3]
 
-Interleaved: in every round ten steps predict, then a whole run of 100 steps is timed. Writes
+Every round measures ten steps for the prediction, then times a complete run of 100 steps. Writes
 benchmarks/results/cost.json.
 """
 
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def _round(method: str, overrides: list[str]) -> tuple[float, float]:
-    """Seconds behind the first step: predicted, booked."""
+    """Return the predicted and the recorded seconds of training after the first step."""
     spec = load_spec("digits", (*SHORT, *overrides, f"method.name={method}"))
     speed = measured_flops_per_second(spec, 10)
     with tempfile.TemporaryDirectory() as folder:

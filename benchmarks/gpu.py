@@ -1,11 +1,10 @@
-"""Everything that wants a GPU, in one call: the step, the share of the device's ceiling, memory by phase,
-sampling.
+"""All GPU measurements in one call: the step, the fraction of peak FLOP/s, memory by phase, and sampling.
 
     python -m benchmarks.gpu [--minutes 8] [--device cuda] [--tiny]
 
-Parts run in order of worth; a part that the time left would not hold is named as left out. Writes
-benchmarks/results/gpu.json and ends with a short table. `--device cpu --tiny` runs all parts small and eager,
-to see that they run.
+Parts run in order of importance; those for which the time does not suffice are listed as left out. Writes
+benchmarks/results/gpu.json and prints a short table. `--device cpu --tiny` runs all parts at a small scale
+without compilation, to check that they work.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from harness.runtime.random_streams import Streams
 
 @dataclass(frozen=True)
 class Scale:
-    """How large the parts are."""
+    """The sizes of the measured problems."""
 
     large: str = "XL"
     middle: str = "B"
@@ -50,14 +49,16 @@ TINY = Scale("pico", "pico", 16, 4, 4, 64, 2, compiled=False)
 
 
 def product(scale: Scale, device: torch.device) -> dict[str, Any]:
-    """The largest matrix product in bfloat16."""
+    """Measure the FLOP/s of a large matrix product in bfloat16."""
     side = scale.matrix
     return {"flops_per_second": ceiling(side, side, side, torch.bfloat16, device, 10 * scale.rounds)}
 
 
 def large(scale: Scale, device: torch.device) -> dict[str, Any]:
-    """Vanilla, Self-Flow, SRA and REPA at the largest size; vanilla also as FLOP/s, without those of
-    optimizer and EMA."""
+    """Measure steps of vanilla, Self-Flow, SRA and REPA at the largest size.
+
+    The FLOP/s of vanilla do not count optimizer and EMA.
+    """
     config, batch = problem(scale.large, scale.tokens, scale.batch)
     race = Race(config, scale.large, batch, device)
     flow = scale.kind("flow")
@@ -73,7 +74,7 @@ def large(scale: Scale, device: torch.device) -> dict[str, Any]:
 
 
 def released(scale: Scale, device: torch.device) -> dict[str, Any]:
-    """Ours against the released arithmetic at the middle size, both compiled and in bfloat16."""
+    """Compare ours with the released arithmetic at the middle size, both compiled and in bfloat16."""
     config, batch = problem(scale.middle, scale.tokens, scale.batch)
     race = Race(config, scale.middle, batch, device)
     pairs = {}
@@ -86,8 +87,7 @@ def released(scale: Scale, device: torch.device) -> dict[str, Any]:
 
 
 def memory(scale: Scale, device: torch.device) -> dict[str, Any]:
-    """Most bytes at once by phase, Self-Flow at the largest size, with and without the activations of blocks
-    kept."""
+    """Measure peak bytes by phase for Self-Flow at the largest size, with and without checkpointing."""
     found: dict[str, Any] = {}
     config, batch = problem(scale.large, scale.tokens, scale.memory_batch)
     for name, checkpointed in {"activations computed again": True, "activations kept": False}.items():
@@ -95,14 +95,15 @@ def memory(scale: Scale, device: torch.device) -> dict[str, Any]:
         kind = replace(scale.kind("self_flow"), checkpointed=checkpointed)
         try:
             side = Side(kind, config, scale.large, device, meter.phase)
-            there = batch.to(device)
-            draw = side.method.draw(Streams(0), there).to(device)
-            side.step(there, draw)
-            seconds = timed(lambda: side.step(there, draw), device)  # noqa: B023
+            on_device = batch.to(device)
+            draw = side.method.draw(Streams(0), on_device).to(device)
+            side.step(on_device, draw)
+            seconds = timed(lambda: side.step(on_device, draw), device)  # noqa: B023
             found[name] = {"seconds": round(seconds, 4), "bytes": meter.peaks}
         except torch.OutOfMemoryError:
             found[name] = {"bytes": "more than the device has"}
-        side = there = draw = None
+        # Release the memory before the next measurement.
+        side = on_device = draw = None
         _free(device)
     return found
 
@@ -127,11 +128,11 @@ PARTS: dict[str, tuple[Callable[[Scale, torch.device], dict[str, Any]], float]] 
     "memory": (memory, 90),
     "sampling": (sampling, 60),
 }
-"""What is measured, and the seconds that must be left for it."""
+"""The measured parts, and the seconds that each needs."""
 
 
 def measured(scale: Scale, device: torch.device, seconds: float) -> dict[str, Any]:
-    """All parts that the time holds."""
+    """Run the parts for which the time suffices."""
     begun, found, left_out = time.monotonic(), {}, []
     for name, (part, needs) in PARTS.items():
         if time.monotonic() - begun + needs > seconds:
@@ -144,7 +145,7 @@ def measured(scale: Scale, device: torch.device, seconds: float) -> dict[str, An
 
 
 def summary(found: dict[str, Any]) -> str:
-    """The short table."""
+    """Return the results as a short table."""
     rows = {}
     if "ceiling" in found:
         top = found["ceiling"]["flops_per_second"]
@@ -160,7 +161,7 @@ def summary(found: dict[str, Any]) -> str:
     for name, ratio in found.get("sampling", {}).get("released loop / ours", {}).items():
         rows[f"sampling: released loop / {name}"] = f"{ratio['median']:.3f}"
     if found["left_out"]:
-        rows["left out for want of time"] = ", ".join(found["left_out"])
+        rows["left out for lack of time"] = ", ".join(found["left_out"])
     return "\n".join(f"{name:44} {value}" for name, value in rows.items())
 
 
@@ -182,7 +183,7 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        parser.error("there is no CUDA device here; --device cpu --tiny shows that the script runs")
+        parser.error("no CUDA device found; to check the script on a CPU: --device cpu --tiny")
     prepare(0)
     found = measured(TINY if options.tiny else Scale(), device, 60 * options.minutes)
     options.out.write_text(json.dumps(found, indent=1) + "\n")

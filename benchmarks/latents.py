@@ -1,5 +1,4 @@
-"""How fast latents are read: whole batches as the trainer takes them, from the page cache, one process and
-one thread.
+"""The speed of reading latents: batches as in training, from the page cache, one process, one thread.
 
     python -m benchmarks.latents [--samples 8192] [--batch 256] [--rounds 5]
 
@@ -52,7 +51,7 @@ def main() -> None:
 
 
 def _read(folder: Path, options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Medians over rounds; a round reads every sample once."""
+    """Return medians over rounds, each of which reads every sample once."""
     from harness.config.spec import DataSpec
     from harness.data.open import open_dataset
     from harness.runtime.random_streams import Streams
@@ -71,7 +70,8 @@ def _read(folder: Path, options: argparse.Namespace) -> dict[str, dict[str, floa
             begun = time.perf_counter()
             for start in range(0, options.samples - options.batch + 1, options.batch):
                 read(order[start : start + options.batch])
-            if number:  # the first round fills the page cache
+            # The first round fills the page cache.
+            if number:
                 found[name].append(options.samples / (time.perf_counter() - begun))
     rates = {name: statistics.median(rates) for name, rates in found.items()}
     return {
@@ -80,7 +80,7 @@ def _read(folder: Path, options: argparse.Namespace) -> dict[str, dict[str, floa
 
 
 def _write(folder: Path, samples: int, dtype: str) -> None:
-    """A folder as flowrace data encode leaves it, with noise for moments."""
+    """Write a folder like that of `flowrace data encode`, with noise as moments."""
     rng, files = np.random.default_rng(0), {}
     for number, start in enumerate(range(0, samples, ROWS)):
         rows = min(ROWS, samples - start)

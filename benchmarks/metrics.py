@@ -1,11 +1,10 @@
-"""The Frechet distance, streamed statistics and features: ours against what a user would take instead,
-interleaved.
+"""The Frechet distance, streamed statistics and features: ours against the usual alternatives, interleaved.
 
-    python -m benchmarks.metrics --weights mobilenetv2_imagenet.ts \
+    python -m benchmarks.metrics --weights mobilenetv2_imagenet.ts
         [--dim 2048] [--samples 50000] [--images 10000] [--rounds 3]
 
-A round times each side once, in one process, and the ratio is taken round by round. The peak memory is that
-of a process of its own that streams the statistics. Without --weights, features are left out. Writes
+A round times each side once, in one process; ratios are taken within rounds. The peak memory is that of a
+separate process that streams the statistics. Without --weights, features are left out. Writes
 benchmarks/results/metrics.json.
 """
 
@@ -29,11 +28,11 @@ from harness.runtime.environment import device_name, package_version
 from metrics import Moments, frechet_distance, load_extractor
 
 BATCH = 500
-"""Features that arrive at once, images that pass the network at once."""
+"""The number of features, and of images, in a batch."""
 
 
 def batches(samples: int, dim: int) -> Iterator[np.ndarray]:
-    """Features float32 (BATCH, dim), made as they are asked for."""
+    """Yield random features, float32 (BATCH, dim)."""
     random = np.random.default_rng(0)
     for start in range(0, samples, BATCH):
         yield random.standard_normal((min(BATCH, samples - start), dim), dtype=np.float32)
@@ -47,7 +46,7 @@ def streamed(parts: Iterator[np.ndarray]) -> Moments:
 
 
 def frechet(dim: int, rounds: int) -> dict[str, Any]:
-    """From two covariances of full rank: symmetric eigenvalues against scipy's matrix square root."""
+    """Compare symmetric eigenvalues with scipy's matrix square root, on two covariances of full rank."""
     from scipy.linalg import sqrtm
 
     random = np.random.default_rng(1)
@@ -72,8 +71,7 @@ def frechet(dim: int, rounds: int) -> dict[str, Any]:
 
 
 def moments(samples: int, dim: int, rounds: int) -> dict[str, Any]:
-    """Streamed mean and covariance in batches against numpy.cov of everything at once; both are given
-    float32."""
+    """Compare mean and covariance streamed in batches with numpy.cov of all rows, both from float32."""
     features = np.concatenate(list(batches(samples, dim)))
     parts = np.array_split(features, range(BATCH, samples, BATCH))
     sides = {
@@ -90,19 +88,20 @@ def moments(samples: int, dim: int, rounds: int) -> dict[str, Any]:
 
 
 def peak_bytes(samples: int, dim: int) -> int:
-    """Of a process that streams features into statistics and does nothing else."""
+    """Return the peak memory of a process that only streams features into statistics."""
     command = [sys.executable, "-m", "benchmarks.metrics", "--peak"]
-    told = subprocess.run(
+    result = subprocess.run(
         [*command, "--samples", str(samples), "--dim", str(dim)], capture_output=True, text=True, check=True
     )
-    return int(told.stdout)
+    return int(result.stdout)
 
 
 def features(weights: Path, images: int) -> dict[str, Any]:
-    """MobileNetV2 at 96x96 on random images of 32x32."""
+    """Measure MobileNetV2 at 96x96 pixels on random images of 32x32."""
     extract = load_extractor(f"torchscript:{weights}?size=96&dim=1280")
     random = torch.Generator().manual_seed(0)
-    extract(torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8, generator=random))  # warm up
+    # Warm up.
+    extract(torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8, generator=random))
     begun = time.perf_counter()
     for start in range(0, images, BATCH):
         shape = (min(BATCH, images - start), 3, 32, 32)
@@ -116,7 +115,7 @@ def features(weights: Path, images: int) -> dict[str, Any]:
 
 
 def timed(sides: dict[str, Callable[[], Any]], rounds: int) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Seconds of each side, round by round, and what each gave last."""
+    """Return the seconds of each side, round by round, and its last result."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     values: dict[str, Any] = {}
     for _ in range(rounds):
@@ -144,7 +143,8 @@ def main() -> None:
     options = _options()
     if options.peak:
         streamed(batches(options.samples, options.dim))
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)  # Linux counts it in KiB
+        # Linux reports it in KiB.
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
         return
     found = {
         "device": device_name(torch.device("cpu")),

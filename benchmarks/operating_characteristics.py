@@ -1,9 +1,9 @@
-"""How often an audit is right, and why its choices are what they are: every simulated figure of the
-statistics, re-derived.
+"""Operating characteristics of audits: every simulated number of the statistics guide, derived again.
 
     python -m benchmarks.operating_characteristics [--audits 1500]
 
-The worlds are those of simulated_audits.py. Writes benchmarks/results/operating_characteristics.json.
+The simulated worlds are defined in simulated_audits.py. Writes
+benchmarks/results/operating_characteristics.json.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ TABLE: Mapping[str, tuple[float, World]] = {
     "half censored, truth 1.82x": (2.0, World(truth=2 / 1.1, steps=200_000.0)),
     "all baselines censored at 180k, claim 1.5x, truth 2x": (1.5, World(steps=180_000.0)),
 }
-"""The situations of the table: the claimed factor, and what is true."""
+"""The rows of the table: the claimed factor, and the simulated world."""
 
 
 def table(audits: int, sizes: tuple[int, ...] = (3, 5)) -> dict[str, dict[str, dict[str, float]]]:
@@ -61,11 +61,11 @@ def table(audits: int, sizes: tuple[int, ...] = (3, 5)) -> dict[str, dict[str, d
 
 
 def coverages(audits: int, world: World, sizes: tuple[int, ...] = (3, 5, 10)) -> dict[str, dict[str, float]]:
-    """Of 95 % intervals, and how often the low end is above the truth."""
+    """Return the coverage of 95 % intervals, and the rate of low ends above the truth."""
     rows = {}
     for n in sizes:
         found = gains(replace(world, n=n), audits)
-        logs = [math.log(one.estimate / world.truth) for one in found]
+        logs = [math.log(gain.estimate / world.truth) for gain in found]
         rows[f"n={n}"] = {
             "coverage": coverage(found, world.truth),
             "false support": false_support(found, world.truth),
@@ -76,23 +76,27 @@ def coverages(audits: int, world: World, sizes: tuple[int, ...] = (3, 5, 10)) ->
 
 
 def first_hit(grid: np.ndarray, values: np.ndarray, target: float = TARGET) -> float:
-    """What a raw curve is usually read by: the first evaluation at or below the target."""
+    """Return the first evaluation at or below the target, the usual reading of a raw curve."""
     below = values <= target
     return float(grid[below.argmax()] if below.any() else grid[-1])
 
 
 def log_log(grid: np.ndarray, values: np.ndarray, target: float = TARGET) -> float:
-    """The first crossing of the raw curve, linear in logs between evaluations."""
+    """Return the first crossing of the raw curve, linear in logs between evaluations."""
     return crossing(Curve(grid, values, np.minimum.accumulate(values)), target).step
 
 
 def isotonic(grid: np.ndarray, values: np.ndarray, target: float = TARGET) -> float:
+    """Return the crossing of the isotonic fit, as in an audit."""
     return crossing(fit(grid, values), target).step
 
 
 def estimators(audits: int, n: int) -> dict[str, dict[str, float]]:
-    """Geometric mean of the speed-up at truth 2.0, and what a paired t interval of it covers; the target lies
-    anywhere in the octave from 160k to 320k, for a first hit depends on where."""
+    """Return the geometric mean of the speed-up at truth 2.0, and the coverage of its paired t interval.
+
+    Targets correspond to random steps in the octave from 160k to 320k, because the bias of a first hit
+    depends on where between two evaluations the target is crossed.
+    """
     rows = {}
     for spacing in (25_000.0, 80_000.0):
         world = World(n=n, every=spacing)
@@ -115,8 +119,10 @@ def estimators(audits: int, n: int) -> dict[str, dict[str, float]]:
 
 
 def grids(runs: int) -> dict[str, dict[str, float]]:
-    """One curve with 3 % evaluation noise on two grids: time to target relative to the truth, and its sd in
-    logs."""
+    """Return time to target relative to the truth, and its sd in logs, for one curve on two grids.
+
+    The evaluation noise is 3 %.
+    """
     rows = {}
     for spacing in (25_000.0, 2_000.0):
         world = World(n=1, seed_sd=0.0, eval_sd=0.03, every=spacing)
@@ -131,8 +137,11 @@ def grids(runs: int) -> dict[str, dict[str, float]]:
 
 
 def weights(runs: int) -> dict[str, float]:
-    """Spread (sd in logs) of the time to target when each evaluation is the mean of three replicates with 3 %
-    noise each: the fit weighs all alike, or by the variance that the three show."""
+    """Return the sd (in logs) of the time to target with equal weights, and with estimated weights.
+
+    Each evaluation is the mean of three replicates with 3 % noise each. Estimated weights are the inverse of
+    the replicates' sample variance.
+    """
     world = World(n=3, seed_sd=0.0, eval_sd=0.03, every=5_000.0)
     base, _ = simulate(world, runs)
     logs, shown = np.log(base).mean(axis=1), np.log(base).var(axis=1, ddof=1)
@@ -144,11 +153,11 @@ def weights(runs: int) -> dict[str, float]:
         ]
         for name, w in rows.items()
     }
-    return {name: float(np.std(np.log(own))) for name, own in times.items()}
+    return {name: float(np.std(np.log(crossings))) for name, crossings in times.items()}
 
 
 def slopes() -> dict[str, float]:
-    """What 2 % of the metric is of the time: noise / |d log metric / d log step|."""
+    """Return the noise of the time from 2 % noise of the metric: noise / |d log metric / d log step|."""
     rows = {}
     for step in (50_000.0, 400_000.0):
         steep = 0.9 * (metric(step) - 8) / metric(step)
@@ -157,36 +166,38 @@ def slopes() -> dict[str, float]:
 
 
 def powers() -> dict[str, dict[str, float]]:
-    """Detectable factors at 80 % power (exact: noncentral t)."""
+    """Return the factors that are detectable with 80 % power (exact, by the noncentral t distribution)."""
     return {
         f"sd {sd:.0%}": {f"n={n}": detectable_with(n, sd, 0.95) for n in (2, 3, 5, 10)} for sd in (0.05, 0.10)
     }
 
 
 def pairing(audits: int) -> dict[str, dict[str, float]]:
-    """The median ratio of an interval's ends, paired and Welch, with and without correlation."""
+    """Return the median ratio of an interval's ends, paired and Welch, with and without correlation."""
     rows = {}
     for correlation in (0.7, 0.0):
         for n in (3, 5):
             world = World(n=n, correlation=correlation)
             rows[f"correlation {correlation:g}, n={n}"] = {
-                name: float(np.median([one.high / one.low for one in gains(world, audits, paired=paired)]))
+                name: float(np.median([gain.high / gain.low for gain in gains(world, audits, paired=paired)]))
                 for name, paired in (("paired t", True), ("Welch", False))
             }
     return rows
 
 
 def minimum_of_three(repeats: int = 200_000) -> dict[str, float]:
-    """The bias of the best of three replicates, in sd; the mean of three has none."""
+    """Return the bias of the best, and of the mean, of three replicates, in sd."""
     draws = np.random.default_rng(SEED).standard_normal((repeats, 3))
     return {"min": float(draws.min(axis=1).mean()), "mean": float(draws.mean(axis=1).mean())}
 
 
 def frechet_bias(repeats: int = 100, dim: int = 64) -> dict[str, object]:
-    """Of the Frechet distance between N samples and a standard normal. Bias times N, of samples of that
-    normal itself; and, of 10k samples whose mean is 1.1 away, the plain distance against the extrapolation to
-    N = infinity (metrics/distances/frechet_infinity.py's rule: a line in 1/N through 15 sizes from 1000 to
-    N)."""
+    """Return the bias of the Frechet distance between N samples and a standard normal.
+
+    First, N times the bias for samples of that normal itself. Second, for 10k samples with a mean at
+    distance 1.1, the plain distance against the extrapolation to N = infinity: a line in 1/N through 15
+    sizes from 1000 to N, the rule of metrics/distances/frechet_infinity.py.
+    """
     rng, sizes = np.random.default_rng(SEED), (250, 500, 1000, 2500, 5000, 10_000)
     bias = {n: np.mean([_frechet(rng.standard_normal((n, dim))) for _ in range(repeats // 2)]) for n in sizes}
     shift = np.full(dim, 1.1 / math.sqrt(dim))
@@ -197,7 +208,7 @@ def frechet_bias(repeats: int = 100, dim: int = 64) -> dict[str, object]:
         plain.append(found[-1] - 1.1**2)
         infinite.append(float(np.polyfit(1 / steps, found, 1)[1]) - 1.1**2)
     return {
-        "bias x N": {str(n): float(n * one) for n, one in bias.items()},
+        "bias x N": {str(n): float(n * value) for n, value in bias.items()},
         "theory": dim * (dim + 1) / 4 + dim,
         "FD-10k": {"bias": float(np.mean(plain)), "sd": float(np.std(plain))},
         "FD-infinity": {"bias": float(np.mean(infinite)), "sd": float(np.std(infinite))},
@@ -205,7 +216,7 @@ def frechet_bias(repeats: int = 100, dim: int = 64) -> dict[str, object]:
 
 
 def _frechet(samples: np.ndarray) -> float:
-    """To the standard normal: |mu|^2 + tr(C) + d - 2 tr(C^1/2)."""
+    """Return the distance to the standard normal: |mu|^2 + tr(C) + d - 2 tr(C^1/2)."""
     eigenvalues = np.linalg.eigvalsh(np.cov(samples.T))
     mean = samples.mean(axis=0)
     return float(mean @ mean + eigenvalues.sum() + len(mean) - 2 * np.sqrt(eigenvalues.clip(0)).sum())
@@ -222,12 +233,14 @@ BENDS: Mapping[str, World] = {
     "seed noise: skewed": World(seeds=skewed),
     "seed noise 10%": World(seed_sd=0.10),
 }
-"""Worlds in which the assumptions of a t interval bend."""
+"""Worlds that violate the assumptions of a t interval."""
 
 
 def lopsided(audits: int) -> dict[str, dict[str, float]]:
-    """Arms that do not vary alike: only the candidate's seeds, or evaluations, are skewed or noisy. n = 5,
-    truth 2.0."""
+    """Return coverage and false support when only the candidate's seeds are skewed, or evaluations noisy.
+
+    n = 5, truth 2.0.
+    """
     quiet = World(n=5, seed_sd=0.002, correlation=0.0)
     worlds = {
         "candidate's seeds skewed towards worse": replace(quiet, seed_sd=0.05, seeds=skewed),
@@ -243,8 +256,10 @@ def lopsided(audits: int) -> dict[str, dict[str, float]]:
 
 
 def same_seed_target(audits: int, n: int = 5) -> dict[str, float]:
-    """The target is the median of the audited baselines at their crossing, instead of a number from seeds
-    apart."""
+    """Return coverage and false support when the target comes from the audited baselines.
+
+    It is the median of their fitted values at the true crossing, instead of a number from separate seeds.
+    """
     world = World(n=n)
     base, cand = simulate(world, audits)
     found = []
@@ -293,9 +308,9 @@ def main() -> None:
 
 
 def rounded(value: object) -> object:
-    """Four decimals everywhere."""
+    """Return nested mappings with all floats rounded to four decimals."""
     if isinstance(value, Mapping):
-        return {key: rounded(one) for key, one in value.items()}
+        return {key: rounded(item) for key, item in value.items()}
     return round(value, 4) if isinstance(value, float) else value
 
 

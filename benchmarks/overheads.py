@@ -1,8 +1,8 @@
-"""What a run costs beside its training: draws, data, records and checkpoints, as shares of the wall clock.
+"""A run's overhead outside the training step: draws, data, records and checkpoints, as shares of wall time.
 
     python -m benchmarks.overheads [--size S] [--pixels 32] [--batch 8] [--steps 80] [--checkpoint-every 40]
 
-Trains on noise of so many pixels a side, (pixels / 2)^2 tokens. Writes benchmarks/results/overheads.json.
+Trains on noise of pixels x pixels, (pixels / 2)^2 tokens. Writes benchmarks/results/overheads.json.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ WORK = ("student", "teacher", "encoder", "optimizer", "ema")
 
 
 class Watch(Quiet):
-    """When each step's line was written."""
+    """A progress display that keeps the time at which each step was reported."""
 
     def __init__(self) -> None:
         self.at: dict[int, float] = {}
@@ -40,7 +40,7 @@ class Watch(Quiet):
 
 
 def measured(method: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Shares of the time between the second step (the first one warms up) and the last."""
+    """Return shares of the time between the second step (the first is a warm-up) and the last."""
     with tempfile.TemporaryDirectory() as folder:
         return _trained(method, options, Path(folder))
 

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes, by kind of operation.
+"""The time of a training step by kind of operation.
 
     python -m benchmarks.profile [--size S] [--tokens 256] [--batch 8] [--rounds 5]
 
@@ -49,31 +49,32 @@ TABLES = {
     ],
     "bfloat16, compiled": [Kind("flow", **FAST), Kind("self_flow", **FAST)],
 }
-"""In bfloat16 the softmax of attention is among what is compiled."""
+"""In bfloat16 the softmax of attention is part of the compiled code."""
 
 
 class Contestant:
-    """One side, and what it spent in every profiled step by kind of operation."""
+    """One side, with the seconds of every profiled step by kind of operation."""
 
     def __init__(self, kind: Kind, size: str, tokens: int, batch: int, device: torch.device) -> None:
         config, samples = problem(size, tokens, batch)
         self.side, self.batch = Side(kind, config, size, device), samples.to(device)
         self.draw = self.side.method.draw(Streams(0), self.batch).to(device)
         self.steps: list[dict[str, float]] = []
-        for _ in range(2):  # the first compiles, the second allocates
+        # The first step compiles, the second allocates.
+        for _ in range(2):
             self.side.step(self.batch, self.draw)
 
     def step(self) -> None:
-        """Seconds of every operation, without what it spends in others that it calls."""
-        with profile(activities=[ProfilerActivity.CPU]) as seen:
+        """Profile a step: the seconds of every operation, without those of the operations that it calls."""
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
             self.side.step(self.batch, self.draw)
         found: dict[str, float] = defaultdict(float)
-        for event in seen.key_averages():
+        for event in profiler.key_averages():
             found[_kind_of(event.key)] += event.self_cpu_time_total / 1e6
         self.steps.append(found)
 
     def seconds(self) -> dict[str, float]:
-        """Of each kind in the median step."""
+        """Return the median seconds of each kind over steps."""
         return {kind: median(step[kind] for step in self.steps) for kind in (*KINDS, "the rest")}
 
 
@@ -82,7 +83,7 @@ def _kind_of(name: str) -> str:
 
 
 def written(columns: dict[str, dict[str, float]]) -> str:
-    """A Markdown table: seconds and share of each kind."""
+    """Return a Markdown table with the seconds and the share of each kind."""
     lines = ["| | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
     for kind in (kind for kind in (*KINDS, "the rest") if any(c[kind] for c in columns.values())):
         cells = [f"{c[kind]:.3f} s ({c[kind] / sum(c.values()):.1%})" for c in columns.values()]

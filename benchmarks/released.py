@@ -1,8 +1,8 @@
-"""The released arithmetic of a training step, to measure against; the networks and weights are ours.
+"""The arithmetic of the released training steps, for comparison; networks and weights are ours.
 
-Self-Flow's `src/model.py` (reference commit 53db4f0) runs the adaLN linear on every token, and the teacher
-runs all blocks though one of them is read. SiT's own arithmetic has one time per sample, as ours has: there
-the loop differs, and how the tokens lie in memory.
+Self-Flow's `src/model.py` (reference commit 53db4f0) applies the adaLN linear layer to every token, and its
+teacher runs all blocks although only one is read. SiT's arithmetic has one time per sample, like ours: only
+the loop and the memory layout of the tokens differ.
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ from methods.common.method import flow_loss
 
 
 def forward(model: SiT, h: Tensor, tau_BT: Tensor, y: Tensor, tap: int) -> tuple[Tensor, Tensor]:
-    """Velocity (B, C, H, W) and the output of block `tap`, of tokens without positions; the conditioning of
-    every column of tau, (B, T) or (B, 1), is computed for itself."""
+    """Return the velocity (B, C, H, W) and the output of block `tap`.
+
+    `h` (B, T, D) are tokens without positions. The conditioning is computed for each column of tau, which
+    is (B, T) or (B, 1).
+    """
     c_BTD = F.silu(model.t_embedder(tau_BT) + model.y_embedder(y)[:, None])
     h = h + model.pos_embed
     hidden = h
@@ -39,7 +42,8 @@ def forward(model: SiT, h: Tensor, tau_BT: Tensor, y: Tensor, tap: int) -> tuple
 
 
 def flow_loss_released(side: Any, batch: Batch, draw: Draw) -> Tensor:
-    """SiT Eq. 7, one time per sample; the tokens lie as the convolution leaves them (timm's PatchEmbed)."""
+    """Return SiT Eq. 7 with one time per sample; tokens keep the layout of the convolution (timm's
+    PatchEmbed)."""
     x = interpolate(batch.x0, draw.noise, draw.times, side.model.config)
     h = side.model.x_embedder.proj(x).flatten(2).transpose(1, 2)
     velocity, _ = side.forward(forward)(side.model, h, draw.times.levels, batch.y, 0)
@@ -47,7 +51,7 @@ def flow_loss_released(side: Any, batch: Batch, draw: Draw) -> Tensor:
 
 
 def self_flow_loss_released(side: Any, batch: Batch, draw: Draw) -> Tensor:
-    """Self-Flow Eq. 2-7."""
+    """Return Self-Flow Eq. 2-7."""
     config, settings, run = side.model.config, side.method.config, side.forward(forward)
     x = interpolate(batch.x0, draw.noise, draw.times, config)
     h = side.model.x_embedder(x)
@@ -72,12 +76,12 @@ def _modulate(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 def tau_of(times: Times, tokens: int) -> Tensor:
-    """The time of every token, (B, T), also where they all share one."""
+    """Return the time of every token (B, T), even if all tokens of a sample have the same time."""
     return times.per_token_levels().expand(-1, tokens)
 
 
 def ema_step(ema: SiT, model: SiT, decay: float) -> None:
-    """The released loop's update, one parameter at a time."""
+    """Update the EMA as the released loop does, one parameter at a time."""
     with torch.no_grad():
         for shadow, parameter in zip(ema.parameters(), model.parameters(), strict=True):
             shadow.mul_(decay).add_(parameter, alpha=1 - decay)

@@ -1,10 +1,11 @@
 """Sampling for an evaluation: ours against a plain loop over REPA's sampler, interleaved in one process.
 
     python -m benchmarks.sampling [--size S] [--tokens 256] [--batch 16] [--steps 4] [--guidance 1.5]
-    [--rounds 3] python -m benchmarks.sampling --run runs/<study>/<run id>     the metrics of a run, sampled
-    in bfloat16 and in float32
+        [--rounds 3]
+    python -m benchmarks.sampling --run runs/<study>/<run id>
 
-Writes benchmarks/results/sampling.json, or sampling-precision.json for a run.
+The second form computes the metrics of a run from samples in bfloat16 and in float32. Writes
+benchmarks/results/sampling.json, or sampling-precision.json for a run.
 """
 
 from __future__ import annotations
@@ -33,8 +34,10 @@ RESULTS = Path(__file__).parent / "results"
 
 @torch.no_grad()
 def released_loop(model: SiT, z: Tensor, y: Tensor, null: int, steps: int, guidance: float) -> Tensor:
-    """REPA samplers.py `euler_maruyama_sampler`, with its float64 state: both halves at every step where
-    there is guidance."""
+    """Sample as `euler_maruyama_sampler` of REPA's samplers.py, with its float64 state.
+
+    With guidance, both halves are computed at every step.
+    """
     times = [*torch.linspace(1, 0.04, steps, dtype=torch.float64).tolist(), 0.0]
     x = z.to(torch.float64)
     for i, (t, t_next) in enumerate(itertools.pairwise(times)):
@@ -55,7 +58,7 @@ def released_loop(model: SiT, z: Tensor, y: Tensor, null: int, steps: int, guida
 
 
 def speeds(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Seconds for one batch, and how often the plain loop's time they are."""
+    """Measure images per second for one batch, and the ratio of the released loop's time to ours."""
     config, batch = problem(options.size, options.tokens, options.batch)
     spec = EvalSpec(
         sampler="euler_maruyama",
@@ -106,7 +109,7 @@ def speeds(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
 
 
 def difference(path: Path, samples: int, device: torch.device) -> dict[str, Any]:
-    """The metrics of a finished run on the same latents in both precisions."""
+    """Compute the metrics of a finished run from the same latents in both precisions."""
     from harness.data.open import open_dataset, split
     from harness.evaluation.evaluator import Evaluator
     from harness.records.checkpoint import checkpoints
@@ -142,9 +145,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--guidance", type=float, default=1.5)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--eager", action="store_true", help="leave out what must be compiled first")
+    parser.add_argument("--eager", action="store_true", help="leave out the compiled variants")
     parser.add_argument("--run", type=Path)
-    parser.add_argument("--samples", type=int, default=1000, help="of --run")
+    parser.add_argument("--samples", type=int, default=1000, help="number of samples for --run")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     prepare(0)

@@ -1,8 +1,7 @@
-"""The contestants of the step benchmarks: a network, an optimizer and a way to lose, ours or the released
-loop's.
+"""The contestants of the step benchmarks: a network, an optimizer and a loss, ours or the released loop's.
 
-All start from the same weights and see the same samples and draws. The released loop is eager unless told
-otherwise, with AdamW at its defaults and an EMA of one parameter after another; its arithmetic is in
+All start from the same weights and get the same samples and draws. The released loop uses AdamW at its
+defaults and updates the EMA one parameter at a time; it is eager by default. Its arithmetic is in
 released.py.
 """
 
@@ -38,13 +37,13 @@ from harness.train.state import update_ema
 
 DECAY = 0.9999
 ENCODER_DIM = 768
-"""Of DINOv2-B, REPA's encoder."""
+"""The feature dimension of DINOv2-B, REPA's encoder."""
 RELEASED = {"flow": flow_loss_released, "self_flow": self_flow_loss_released}
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What tells one contestant from another."""
+    """The properties that distinguish contestants."""
 
     method: str
     released: bool = False
@@ -69,9 +68,9 @@ class Side:
         )
         self.model = build_backbone(config, runtime, copy_of=_network(config))
         cls = registry.load("method", kind.method)
-        asked = cls.Config().resolved(BackboneSpec(size=size))
-        dims = (ENCODER_DIM,) * len(asked.needs().encoders)
-        self.method = cls.build(asked, config, encoder_dims=dims)
+        method_config = cls.Config().resolved(BackboneSpec(size=size))
+        dims = (ENCODER_DIM,) * len(method_config.needs().encoders)
+        self.method = cls.build(method_config, config, encoder_dims=dims)
         initialize(self.method, Streams(0), "method.")
         self.ema = build_backbone(config, runtime, copy_of=self.model).requires_grad_(False)
         self.model, self.ema, self.method = (
@@ -92,7 +91,7 @@ class Side:
             return self.method.loss(self.student, batch, draw).total
 
     def step(self, batch: Batch, draw: Draw) -> Tensor:
-        """A whole training step; the loss stays on the device."""
+        """Take a complete training step; the returned loss stays on the device."""
         with self.phase("student"):
             total = self.loss(batch, draw)
             total.backward()
@@ -106,7 +105,7 @@ class Side:
 
 
 def problem(size: str, tokens: int, batch: int) -> tuple[SiTConfig, Batch]:
-    """A SiT/2 on latents of so many tokens, and a batch of noise for it."""
+    """Return a SiT/2 for latents with this number of tokens, and a batch of noise for it."""
     pixels = 2 * math.isqrt(tokens)
     config = SiTConfig(SIZES[size], 2, (4, pixels, pixels), 1000)
     index, streams = np.arange(batch), Streams(0)
@@ -116,7 +115,7 @@ def problem(size: str, tokens: int, batch: int) -> tuple[SiTConfig, Batch]:
 
 
 class Race:
-    """Contestants that take turns: a round times each of them once, and ratios are taken round by round."""
+    """Interleaved contestants: a round times each of them once, and ratios are taken within rounds."""
 
     def __init__(self, config: SiTConfig, size: str, batch: Batch, device: torch.device) -> None:
         self.config, self.size, self.device = config, size, device
@@ -140,8 +139,8 @@ class Race:
             self.flops[name] = self._counted(kind, draw)
 
     def _counted(self, kind: Kind, draw: Draw) -> int:
-        """FLOPs of forward and backward passes on the meta device; what checkpointing computes again is not
-        counted."""
+        """Count the FLOPs of forward and backward passes on the meta device, without recomputation by
+        checkpointing."""
         for name, counted in self.flops.items():
             known = self.sides[name].kind
             if (known.method, known.released) == (kind.method, kind.released):
@@ -156,12 +155,15 @@ class Race:
         for _ in range(rounds):
             for name, side in self.sides.items():
                 used = time.process_time()
-                self.seconds[name].append(timed(lambda: side.step(self.batch, self.draws[name]), self.device))  # noqa: B023
+                step = functools.partial(side.step, self.batch, self.draws[name])
+                self.seconds[name].append(timed(step, self.device))
                 self.cpu_seconds[name].append(time.process_time() - used)
 
     def ratio(self, above: Kind, below: Kind) -> dict[str, float]:
-        """Of seconds, round by round; of each side's least CPU time, which other work on the machine disturbs
-        little; and of counted FLOPs."""
+        """Return the ratios of seconds (within rounds), of minimum CPU time, and of counted FLOPs.
+
+        The minimum CPU time is least sensitive to other load on the machine.
+        """
         first, second = str(above), str(below)
         rounds = zip(self.seconds[first], self.seconds[second], strict=True)
         used = min(self.cpu_seconds[first]) / min(self.cpu_seconds[second])
@@ -189,7 +191,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def timed(work: Callable[[], Any], device: torch.device) -> float:
-    """Seconds until the device has done it."""
+    """Return the seconds until the device has finished the work."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     wait()
     begun = time.perf_counter()
@@ -201,7 +203,7 @@ def timed(work: Callable[[], Any], device: torch.device) -> float:
 def ceiling(
     rows: int, inner: int, columns: int, dtype: torch.dtype, device: torch.device, tries: int = 30
 ) -> float:
-    """FLOP/s of a matrix product (rows, inner) x (inner, columns), the fastest of many tries."""
+    """Return the FLOP/s of a matrix product (rows, inner) x (inner, columns), the fastest of many tries."""
     a, b = (torch.randn(*shape, device=device).to(dtype) for shape in ((rows, inner), (inner, columns)))
     a @ b
     return 2 * rows * inner * columns / min(timed(lambda: a @ b, device) for _ in range(tries))
@@ -222,8 +224,10 @@ def table(ratios: Mapping[str, Mapping[str, float]]) -> str:
 @functools.cache
 @torch.no_grad()
 def _network(config: SiTConfig) -> SiT:
-    """The official initialisation is zero at the end, and losses would be equal whatever is computed: noise
-    is added."""
+    """Return a network with noise added to the official initialisation.
+
+    Its final layer is zero, so without noise all losses would be equal.
+    """
     model = SiT(config)
     initialize(model, Streams(0))
     for name, parameter in model.named_parameters():

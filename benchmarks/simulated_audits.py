@@ -1,8 +1,8 @@
-"""Simulated races whose truth is known, judged by the functions that the audit itself uses.
+"""Simulated races with a known truth, judged by the audit's own functions.
 
-A run's metric at step s is (8 + 300 (S s / 10k)^-0.9) times log-normal noise: of its seed (2 %, shared by a
-pair so that it correlates by 0.7) and of each evaluation (1 %). The baseline (S = 1) is at the target at step
-200k; runs are evaluated every 25k of 400k steps.
+A run's metric at step s is (8 + 300 (S s / 10k)^-0.9) times log-normal noise. Seeds have 2 % noise, with a
+correlation of 0.7 within a pair; evaluations have 1 %. The baseline (S = 1) reaches the target at step 200k.
+Runs are evaluated every 25k of 400k steps.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ Noise = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 
 
 def metric(step: np.ndarray | float) -> np.ndarray | float:
+    """Return the baseline's metric without noise."""
     return 8 + 300 * (np.asarray(step) / UNIT) ** -0.9
 
 
@@ -38,17 +39,17 @@ def normal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def heavy(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Student's t with 3 degrees of freedom, of standard deviation 1."""
+    """Draw from Student's t with 3 degrees of freedom, scaled to standard deviation 1."""
     return rng.standard_t(3, shape) / math.sqrt(3)
 
 
 def skewed(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Exponential, of mean 0 and standard deviation 1: most seeds are alike and a few are worse."""
+    """Draw from an exponential shifted to mean 0: most seeds are similar and a few are worse."""
     return rng.exponential(size=shape) - 1
 
 
 def autocorrelated(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """AR(1) in time with coefficient 0.8, of standard deviation 1."""
+    """Draw AR(1) noise in time with coefficient 0.8 and standard deviation 1."""
     noise = rng.standard_normal(shape)
     for i in range(1, shape[-1]):
         noise[..., i] = 0.8 * noise[..., i - 1] + 0.6 * noise[..., i]
@@ -57,7 +58,7 @@ def autocorrelated(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarr
 
 @dataclass(frozen=True)
 class World:
-    """What is true, and how it is observed."""
+    """The true speed-up, and the noise and schedule of its observation."""
 
     truth: float = 2.0
     n: int = 3
@@ -71,30 +72,30 @@ class World:
 
     @property
     def grid(self) -> np.ndarray:
-        """Evaluations, the last one at the end of the run."""
+        """The steps of evaluations, the last one at the end of the run."""
         return np.append(np.arange(self.every, self.steps, self.every), self.steps)
 
 
 def simulate(world: World, audits: int, seed: int = SEED) -> tuple[np.ndarray, np.ndarray]:
-    """Metrics of the baselines and of the candidates, (audits, n, evaluations) each."""
+    """Return the metrics of baselines and candidates, (audits, n, evaluations) each."""
     rng, shape = np.random.default_rng(seed), (audits, world.n)
     shared = math.sqrt(world.correlation) * world.seeds(rng, shape)
-    found = []
+    metrics = []
     for speed in (1.0, world.truth):
         own = math.sqrt(1 - world.correlation) * world.seeds(rng, shape)
         noise = world.seed_sd * (shared + own)[..., None]
         noise = noise + world.eval_sd * world.evaluations(rng, (*shape, len(world.grid)))
-        found.append(metric(speed * world.grid) * np.exp(noise))
-    return found[0], found[1]
+        metrics.append(metric(speed * world.grid) * np.exp(noise))
+    return metrics[0], metrics[1]
 
 
 def logs_of(grid: np.ndarray, base: np.ndarray, cand: np.ndarray, *, paired: bool = True) -> AuditRuns:
-    """The runs of one audit; unpaired ones have seeds of their own."""
+    """Return the runs of one audit; unpaired arms have no seed in common."""
     costs = Costs(np.array([0.0, *grid]), {"steps": np.array([0.0, *grid])})
-    apart = 0 if paired else len(base)
+    first_seed = 0 if paired else len(base)
     arms = (
         {i + shift: AuditRun(name, i + shift, name, fit(grid, row), costs) for i, row in enumerate(rows)}
-        for name, rows, shift in (("base", base, 0), ("cand", cand, apart))
+        for name, rows, shift in (("base", base, 0), ("cand", cand, first_seed))
     )
     return AuditRuns(*arms)
 
@@ -121,16 +122,19 @@ def claim_of(factor: float) -> Claim:
 
 
 def verdicts(found: list[Speedup], factor: float) -> dict[str, float]:
-    """Shares of supported, refuted, inconclusive."""
+    """Return the fractions of supported, refuted and inconclusive verdicts."""
     claim = claim_of(factor)
-    told = [decide(claim, one) for one in found]
-    return {word: told.count(word) / len(told) for word in ("supported", "refuted", "inconclusive")}
+    decisions = [decide(claim, gain) for gain in found]
+    return {
+        verdict: decisions.count(verdict) / len(decisions)
+        for verdict in ("supported", "refuted", "inconclusive")
+    }
 
 
 def coverage(found: list[Speedup], truth: float) -> float:
-    return float(np.mean([one.low <= truth <= one.high for one in found]))
+    return float(np.mean([gain.low <= truth <= gain.high for gain in found]))
 
 
 def false_support(found: list[Speedup], truth: float) -> float:
-    """How often the low end lies above the truth: the claim whose edge is the truth is supported."""
-    return float(np.mean([one.low > truth for one in found]))
+    """Return the fraction of low ends above the truth, which would support a claim of exactly the truth."""
+    return float(np.mean([gain.low > truth for gain in found]))

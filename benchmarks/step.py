@@ -1,10 +1,9 @@
-"""One training step of the objectives against each other, and of ours against the released loop, interleaved
-in one process.
+"""Training steps of the objectives, compared with each other and with the released loop, interleaved.
 
     python -m benchmarks.step [--size S] [--tokens 256] [--batch 8] [--rounds 5] [--eager] [--only PAIR ...]
 
-Every side does forward and backward passes, the clip, the optimizer and the EMA. Writes
-benchmarks/results/step.json.
+All run in one process. Every step has forward and backward passes, gradient clipping, the optimizer and the
+EMA. Writes benchmarks/results/step.json.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ def main() -> None:
         )
         for dtype in (torch.float32, torch.bfloat16)
     }
-    what = f"one training step, SiT-{options.size}/2, float32 and eager where nothing else is said"
+    what = f"one training step, SiT-{options.size}/2, float32 and eager unless stated otherwise"
     result = {
         "what": what,
         "rounds": options.rounds,
@@ -82,9 +81,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--eager", action="store_true", help="leave out what must be compiled first")
+    parser.add_argument("--eager", action="store_true", help="leave out the compiled variants")
     parser.add_argument(
-        "--only", nargs="+", choices=list(EAGER | COMPILED), help="pairs: a large network's do not all fit"
+        "--only",
+        nargs="+",
+        choices=list(EAGER | COMPILED),
+        help="the pairs to measure; for large networks not all fit in memory",
     )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "step.json")
     return parser.parse_args()

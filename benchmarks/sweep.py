@@ -1,11 +1,10 @@
-"""What the sweep engine costs beside the runs: planning 500 of them, the status of 500, and starting one
-after the other.
+"""The overhead of the sweep engine: planning 500 runs, their status, and starting runs one after another.
 
     python -m benchmarks.sweep --out benchmarks/results/sweep.json
 
-The overhead of a run is the time that a race of short commands on one slot takes beyond the same commands one
-by one, per run. Such a command writes the record of a run that is done and ends, so that the coordinator does
-all that it does for a real one.
+The overhead per run is the extra time of a study of short commands on one slot, compared with running the
+same commands one by one. Each command writes the record of a finished run, so the coordinator does the same
+work as for a real one.
 """
 
 from __future__ import annotations
@@ -78,7 +77,7 @@ def measure(folder: Path) -> dict[str, object]:
 
 
 def status_seconds(study: Study, planned_runs: list[PlannedRun], directory: Path) -> float:
-    """Seconds to read where a study of finished runs stands; the median of three."""
+    """Return the median seconds of three readings of the status of a study of finished runs."""
     write_plan(study, StudyPlan(planned_runs, []), directory)
     seconds = {"student": 1.0, "optimizer": 0.5}
     for planned in planned_runs:
@@ -104,7 +103,7 @@ def status_seconds(study: Study, planned_runs: list[PlannedRun], directory: Path
 
 
 def overhead(planned_runs: list[PlannedRun], folder: Path) -> float:
-    """Seconds per run that the coordinator adds to the commands that it starts."""
+    """Return the seconds per run that the coordinator adds to the commands that it starts."""
     alone, raced = folder / "alone", folder / "raced"
     for directory in (alone, raced):
         (directory / "specs").mkdir(parents=True)
@@ -119,10 +118,10 @@ def overhead(planned_runs: list[PlannedRun], folder: Path) -> float:
         with launcher, PlainDisplay(planned_runs, raced) as display:
             StudyRunner(planned_runs, raced, launcher, display, done.append).run()
 
-    whole = timed(race)
+    total = timed(race)
     assert {record.id for record in done} == {planned.id for planned in planned_runs}
     assert all(Record(raced / planned.id).status == "done" for planned in planned_runs)
-    return (whole - bare) / len(planned_runs)
+    return (total - bare) / len(planned_runs)
 
 
 def command(spec: Path, directory: Path) -> tuple[str, ...]:

@@ -1,11 +1,10 @@
-"""The ablation matrix: a row for each setting of the objective, a column for each cell, and what each
-setting did there.
+"""The ablation matrix: the effect of each setting of the objective (rows) in each cell (columns).
 
-Every entry has the metric at the end and its change against the baseline of the same cell, and the
-speed-up. An effect whose interval contains none (a factor of 1) is not resolved. A matrix of many entries
-will resolve some by luck alone, so the p-values of all its speed-ups, and those of all its changes, are one
-family each, adjusted after Holm (1979): an effect can be resolved by itself and not within its family.
-Settings that the plan leaves out stand there with their reason, settings without a run as missing.
+Every entry has the final metric, its change against the baseline of the same cell, and the speed-up. An
+effect is unresolved if its interval contains a factor of 1. In a large matrix some effects are resolved by
+chance alone. The p-values of all speed-ups therefore form one family, and those of all changes another,
+adjusted by Holm's method (1979): an effect can be resolved by itself but not within its family. Settings
+that the plan excludes are listed with the reason, settings without a run as missing.
 """
 
 from __future__ import annotations
@@ -30,25 +29,25 @@ Values = tuple[tuple[str, str], ...]
 """Paths of a spec with their values as texts."""
 State = Literal["baseline", "measured", "missing", "excluded", "unplanned"]
 Resolved = Literal["resolved", "alone", "unresolved"]
-"""Within the family, by itself only, not at all."""
+"""Resolved within the family, by itself only ("alone"), or not at all."""
 
 
 @dataclass(frozen=True)
 class AblationEntry:
-    """What one setting did in one cell."""
+    """The effect of one setting in one cell."""
 
     state: State
     final: MeanTime | None = None
-    """The fitted metric at the cell's last common evaluation: geometric mean over finished runs, t
+    """The fitted metric at the cell's last common evaluation: geometric mean over finished runs, with a t
     interval."""
     change: Speedup | None = None
-    """How many times lower the candidate's final metric is than the baseline's, seeds paired."""
+    """The baseline's final metric divided by the candidate's, seeds paired."""
     gain: Speedup | None = None
     """Speed-up in steps."""
     change_is: Resolved = "unresolved"
     gain_is: Resolved = "unresolved"
     why: str = ""
-    """Of what is not there, and of a cell in which nothing is compared."""
+    """The reason for a missing or excluded entry, or for a cell in which nothing is compared."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +62,10 @@ class Ablation:
 
 
 def compute_ablation(race: Race, objectives: Sequence[str], workloads: Sequence[Workload]) -> Ablation | None:
-    """Return the matrix of a study; None if no method has two settings, nothing is left out and there is
-    one cell."""
+    """Return the matrix of a study, or None if there is nothing to tabulate.
+
+    That is a study of one cell in which every method has one setting and nothing is excluded.
+    """
     measured = {(o, cell.label): _entry(cell, o) for cell in workloads for o in cell.runs}
     absent = _absent(race, workloads)
     entries = absent | {key: entry for key, entry in measured.items() if entry is not None}
@@ -83,8 +84,10 @@ def compute_ablation(race: Race, objectives: Sequence[str], workloads: Sequence[
 
 
 def p_value(effect: Speedup | None) -> float:
-    """Return the two-sided p-value that a factor is 1; it is 1 without an interval or if the deciding end
-    is open."""
+    """Return the two-sided p-value of the hypothesis that a factor is 1.
+
+    The p-value is 1 without an interval, or if the end of the interval nearer to 1 is open.
+    """
     if effect is None or effect.estimate is None or effect.error is None:
         return 1.0
     distance = math.log(effect.estimate)
@@ -96,26 +99,26 @@ def p_value(effect: Speedup | None) -> float:
 
 
 def _entry(cell: Workload, objective: str) -> AblationEntry | None:
-    """Return what a setting did in a cell; None if none of its runs exists."""
+    """Return the effect of an objective in a cell of which it has runs."""
     runs, step = cell.runs[objective], _last_step(cell)
     base = next(iter(cell.runs))
-    own, reference = _finals(runs, step), _finals(cell.runs[base], step)
+    candidate, reference = _finals(runs, step), _finals(cell.runs[base], step)
     if not any(run.counts for run in runs):
         return AblationEntry("missing", why=", ".join(sorted({run.record.status for run in runs})))
     is_base = (objective, cell.why) == (base, "")
-    compared = own and reference and not is_base and not cell.why
+    compared = candidate and reference and not is_base and not cell.why
     return AblationEntry(
         "baseline" if is_base else "measured",
-        final=mean_time(own.values()) if own else None,
-        change=speedup(reference, own) if compared else None,
+        final=mean_time(candidate.values()) if candidate else None,
+        change=speedup(reference, candidate) if compared else None,
         gain=None if is_base else cell.speedups.get(("steps", objective)),
         why=cell.why,
     )
 
 
 def _last_step(cell: Workload) -> float | None:
-    """Return the last evaluation that every finished run of a cell has, because values at different steps
-    are not comparable."""
+    """Return the last step at which every finished run of a cell has been evaluated: values at different
+    steps are not comparable."""
     return min((run.curve.steps[-1] for own in cell.runs.values() for run in own if run.done), default=None)
 
 
@@ -137,7 +140,7 @@ def _judged(entries: Mapping[tuple[str, str], AblationEntry]) -> dict[tuple[str,
 
 
 def _family(effects: Sequence[Speedup | None]) -> list[Resolved]:
-    """Judge effects as one family; effects that cannot be tested belong to none."""
+    """Judge effects as one family; effects that cannot be tested are not part of it."""
     raw = [p_value(effect) for effect in effects]
     tested = [i for i, effect in enumerate(effects) if effect is not None and effect.error is not None]
     adjusted = dict(zip(tested, holm([raw[i] for i in tested]), strict=True))
@@ -149,21 +152,23 @@ def _family(effects: Sequence[Speedup | None]) -> list[Resolved]:
 
 
 def _absent(race: Race, workloads: Sequence[Workload]) -> dict[tuple[str, str], AblationEntry]:
-    """Return what the plan leaves out, and what it has but no run was made of; named as the runs that share
-    its values are."""
+    """Return entries for planned combinations without a run and for those that the plan excludes.
+
+    Rows and columns are named as for existing runs with the same values.
+    """
     rows, columns = _names(race, workloads)
-    found: dict[tuple[str, str], AblationEntry] = {}
-    left = [(run.values, AblationEntry("missing", why="no run yet")) for run in race.missing]
-    left += [(left.values, AblationEntry("excluded", why=left.reason)) for left in race.excluded]
-    for values, entry in left:
+    entries: dict[tuple[str, str], AblationEntry] = {}
+    absent = [(run.values, AblationEntry("missing", why="no run yet")) for run in race.missing]
+    absent += [(run.values, AblationEntry("excluded", why=run.reason)) for run in race.excluded]
+    for values, entry in absent:
         method, workload = _parts(values)
-        row, column = rows.get(method, _said(method)), columns.get(workload, _said(workload))
-        found.setdefault((row, column), entry)
-    return found
+        row, column = rows.get(method, _name(method)), columns.get(workload, _name(workload))
+        entries.setdefault((row, column), entry)
+    return entries
 
 
 def _names(race: Race, workloads: Sequence[Workload]) -> tuple[dict[Values, str], dict[Values, str]]:
-    """Return the objective, and the cell, of each set of planned values."""
+    """Return the label of the objective, and of the cell, for each set of planned values."""
     places = {
         run.record.id: (objective, cell.label)
         for cell in workloads
@@ -180,15 +185,15 @@ def _names(race: Race, workloads: Sequence[Workload]) -> tuple[dict[Values, str]
 
 
 def _parts(values: Mapping[str, Any]) -> tuple[Values, Values]:
-    """Return the method's values and the others of a combination, without the seed, as keys."""
+    """Return the method's values, and all others except the seed, of a planned combination."""
     flat = {path: value for path, value in flatten(values).items() if path != "seed"}
     texts = [(path, str(value)) for path, value in sorted(flat.items())]
     method = tuple(text for text in texts if text[0].startswith("method."))
     return method, tuple(text for text in texts if text not in method)
 
 
-def _said(values: Values) -> str:
-    """Return values that no run has, in words as labels are."""
+def _name(values: Values) -> str:
+    """Return a label for values that no run has, in the style of arm labels."""
     name = dict(values).get("method.name")
     settings = ", ".join(setting(path, value) for path, value in values if path != "method.name")
     return settings if name is None else name + (f" ({settings})" if settings else "")

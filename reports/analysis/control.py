@@ -1,9 +1,9 @@
-"""What layers encode of state and action: `control.json` of a study (`flowrace probe STUDY --control`) as
-arms x layers.
+"""Probes of state and action by arm and layer, from a study's `control.json` (`flowrace probe STUDY
+--control`).
 
-The unit is the seed: a cell is the mean of R2 over an arm's finished runs, each at its newest step that was
-measured, with Student's t interval. Pixels are the same for every seed: they, and a single run, have the
-interval over videos.
+The unit is the seed: a score is the mean R2 over an arm's finished runs, each at its newest measured step,
+with Student's t interval. Pixels are the same for every seed, so their interval, like that of a single run,
+is over videos.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TARGETS = ("state", "action")
 
 @dataclass(frozen=True)
 class Score:
-    """R2: 1 is perfect, 0 what a constant reads, and less is possible."""
+    """R2 with its interval: 1 is a perfect prediction, 0 a constant one; negative values are possible."""
 
     mean: float
     low: float
@@ -41,60 +41,71 @@ class Control:
     rows: tuple[str, ...]
     scores: Mapping[tuple[str, str, str], Score]
     steps: Mapping[str, tuple[int, ...]]
-    """At which an arm's runs were measured."""
+    """The steps at which each arm's runs were measured."""
     seeds: Mapping[str, int]
-    """Of an arm, that its means are over."""
+    """The number of seeds in each arm's means."""
     protocol: Mapping[str, Any]
     videos: tuple[int, ...]
-    """The numbers of videos that runs were measured on."""
+    """The numbers of videos on which runs were measured."""
     absent: int
-    """Finished runs that have no place in the table."""
+    """The number of finished runs that the table does not contain."""
 
     def best(self, arm: str, target: str) -> str:
-        """Return the layer from which an arm's runs are read best."""
+        """Return the layer from which a target is predicted best in an arm."""
         layers = [row for row in self.rows if row not in FLOORS and (arm, row, target) in self.scores]
         return max(layers, key=lambda row: self.scores[arm, row, target].mean)
 
 
 def compute_control(race: Race) -> Control | None:
-    """Return the table; None without one. Raises `UserError` for an invalid table, and for tables that
-    disagree."""
+    """Return the scores of a race, or None if none of its finished runs was probed.
+
+    Raises `UserError` for an invalid table, and for tables measured under different settings.
+    """
     folders = {run.record.path.parent for run in race.runs}
     tables = [_checked(file, table) for file, table in read_probe_tables(folders, FILE)]
     if not tables:
         return None
     if any(table["protocol"] != tables[0]["protocol"] for table in tables):
         raise UserError(
-            f"{FILE} of these folders were measured under different settings; measure one of them again"
+            f"the {FILE} files of these folders were measured under different settings; measure one of them "
+            "again with: flowrace probe STUDY --control"
         )
     known = {id_: entry for table in tables for id_, entry in table["runs"].items() if entry["steps"]}
     done = [run for run in race.runs if run.done]
     entries = {
-        arm.label: own
+        arm.label: probed
         for arm in race.arms
-        if (own := [known[run.record.id] for run in done if run.arm == arm.label and run.record.id in known])
+        if (
+            probed := [
+                known[run.record.id] for run in done if run.arm == arm.label and run.record.id in known
+            ]
+        )
     }
     if not entries:
         return None
-    scores = {(arm, *place): score for arm, own in entries.items() for place, score in _scores(own).items()}
+    scores = {
+        (arm, row, target): score
+        for arm, probed in entries.items()
+        for (row, target), score in _scores(probed).items()
+    }
     return Control(
         arms=tuple(entries),
         rows=tuple(sorted({row for _, row, _ in scores}, key=_place)),
         scores=scores,
-        steps={arm: tuple(sorted({_newest(entry) for entry in own})) for arm, own in entries.items()},
-        seeds={arm: len(own) for arm, own in entries.items()},
+        steps={arm: tuple(sorted({_newest(entry) for entry in probed})) for arm, probed in entries.items()},
+        seeds={arm: len(probed) for arm, probed in entries.items()},
         protocol=tables[0]["protocol"],
-        videos=tuple(sorted({entry["videos"] for own in entries.values() for entry in own})),
+        videos=tuple(sorted({entry["videos"] for probed in entries.values() for entry in probed})),
         absent=len(done) - sum(map(len, entries.values())),
     )
 
 
 def mean_score(values: Sequence[Mapping[str, float]]) -> Score:
-    """Return the mean over one arm's runs, each {mean, low, high}."""
-    found = mean_of([float(value["mean"]) for value in values])
-    if found.low is None or found.high is None:
-        return Score(found.mean, float(values[0]["low"]), float(values[0]["high"]))
-    return Score(found.mean, found.low, found.high)
+    """Return the mean over one arm's runs, each {mean, low, high}; a single run keeps its own interval."""
+    mean = mean_of([float(value["mean"]) for value in values])
+    if mean.low is None or mean.high is None:
+        return Score(mean.mean, float(values[0]["low"]), float(values[0]["high"]))
+    return Score(mean.mean, mean.low, mean.high)
 
 
 def _checked(file: Path, table: Any) -> dict[str, Any]:
@@ -105,26 +116,31 @@ def _checked(file: Path, table: Any) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError):
         pass
     raise UserError(
-        f"{file} is not a table of control; move it away and run: flowrace probe {file.parent} --control"
+        f"{file} is not a valid table of probes; move it away and run: flowrace probe {file.parent} --control"
     )
 
 
 def _is_entry(entry: Mapping[str, Any]) -> bool:
-    """Return whether a run has its videos, floors and layers, or none of its layers yet."""
+    """Return True if a run has its videos, floors and layers, or no measured step yet."""
     return not entry["steps"] or (
         entry["videos"] > 0 and max(_place(row) for row, _ in _scores([entry]))[1] > 0
     )
 
 
 def _scores(entries: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], Score]:
-    """Return scores over runs, by row and target."""
+    """Return mean scores over runs, by row and target."""
     rows: dict[str, list[Mapping[str, Any]]] = {}
     for entry in entries:
         layers = entry["steps"][str(_newest(entry))]
         for name, row in {**{floor: entry[floor] for floor in FLOORS}, **layers}.items():
             rows.setdefault(name, []).append(row)
+    # Pixels have the same score in every run.
     rows[PIXELS] = rows[PIXELS][:1]
-    return {(name, t): mean_score([row[t] for row in own]) for name, own in rows.items() for t in TARGETS}
+    return {
+        (name, target): mean_score([score[target] for score in of_row])
+        for name, of_row in rows.items()
+        for target in TARGETS
+    }
 
 
 def _newest(entry: Mapping[str, Any]) -> int:

@@ -1,10 +1,9 @@
-"""The difference of two reports: which runs they share, which arms are new, and which numbers moved by more
-than their intervals.
+"""The difference of two reports: shared runs, new arms, and numbers that moved by more than their intervals.
 
-A number of both reports is read by its two intervals. Equal values are the `same`. Where each estimate lies
-in the other's interval it is `within`; where the intervals have nothing in common it is `outside`; else
-`between`. Without both intervals a change is `unknown`. Disjoint 95 % intervals are stricter than a test at
-5 %, and reports that share runs are not independent, so `outside` is a change worth a look and no test.
+A number that both reports have is judged by its two intervals. Equal values are the `same`. A change is
+`within` if each estimate is inside the other's interval, `outside` if the intervals are disjoint, otherwise
+`between`. Without both intervals it is `unknown`. Disjoint 95 % intervals are stricter than a test at 5 %,
+and reports that share runs are not independent, so `outside` marks a change worth a look and is not a test.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ from reports.stats.speedup import Time, mean_time
 
 Moved = Literal["same", "within", "between", "outside", "unknown"]
 CLOSE = 1e-9
-"""Relative; a report's CSV keeps all digits, so that what is equal is equal to rounding."""
+"""The relative tolerance of equality; a report's CSV keeps all digits, so only rounding separates equals."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """An estimate with the ends of its interval; None if there is none, open ends as 0 and infinity."""
+    """An estimate and its interval: None without an interval, 0 or infinity for an open end."""
 
     value: float
     low: float | None = None
@@ -44,17 +43,19 @@ class ReportSide:
     about: Mapping[str, Any]
     """Metric, target and baseline."""
     numbers: Mapping[tuple[str, str, str], Estimate]
-    """By what it is (`speedup`, `time`, `final`), axis and arm."""
+    """By kind (`speedup`, `time`, `final`), axis and arm."""
     runs: Mapping[str, Mapping[str, Any]]
-    """By run id, their row of the report's table of runs."""
+    """The rows of the report's table of runs, by run id."""
     specs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """By arm: its fields. Empty where only tables were given."""
+    """The fields of each arm; empty if only tables were given."""
     protocols: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """By hash, as far as they are recorded."""
+    """Evaluation protocols by hash, as far as they are recorded."""
 
 
 @dataclass(frozen=True)
 class Change:
+    """A number in both reports."""
+
     what: str
     axis: str
     arm: str
@@ -69,28 +70,33 @@ class Change:
 
 @dataclass(frozen=True)
 class Difference:
+    """Everything in which two reports differ. Pairs are (before, after)."""
+
     about: Mapping[str, tuple[Any, Any]]
-    """Metric, target and baseline where they are not alike."""
+    """Metric, target and baseline, if they differ."""
     shared: tuple[str, ...]
     """Ids of runs in both."""
     only_before: tuple[str, ...]
     only_after: tuple[str, ...]
     status: Mapping[str, tuple[str, str]]
-    """Of shared runs whose status is another."""
+    """The status of shared runs, if it differs."""
     arms_before: tuple[str, ...]
-    """Arms that only the first has."""
+    """Arms that only the first report has."""
     arms_after: tuple[str, ...]
     changes: tuple[Change, ...]
-    """Of all numbers that both have, in order."""
+    """One for each number that both reports have, in the order of the first."""
     specs: tuple[tuple[str, tuple[Any, ...], tuple[Any, ...]], ...]
-    """Fields of which one report has values that the other has not: all values in each."""
+    """Fields whose values differ between the reports: (path, all values before, all values after)."""
     protocols: tuple[tuple[str, tuple[Any, ...], tuple[Any, ...]], ...]
-    """The same of evaluation protocols."""
+    """The same for fields of evaluation protocols."""
 
 
 def compare_reports(before: ReportSide, after: ReportSide) -> Difference:
-    """Return everything that two reports differ in. An arm is the same where it has the same fields or
-    shares a run, whatever its label in its own report; else by its label."""
+    """Return everything in which two reports differ.
+
+    Two arms are the same if they have the same fields or share a run, whatever their labels. Otherwise they
+    are matched by label.
+    """
     after = _renamed(after, _aliases(before, after))
     arms = [{arm for _, _, arm in side.numbers} for side in (before, after)]
     return Difference(
@@ -120,7 +126,7 @@ def compare_reports(before: ReportSide, after: ReportSide) -> Difference:
 
 
 def moved(before: Estimate, after: Estimate) -> Moved:
-    """Return how far a number moved, by its two intervals."""
+    """Classify the change of a number by its two intervals; see the module docstring."""
     if math.isclose(before.value, after.value, rel_tol=CLOSE):
         return "same"
     if before.ends is None or after.ends is None:
@@ -133,18 +139,18 @@ def moved(before: Estimate, after: Estimate) -> Moved:
 
 
 def final_estimates(runs: Sequence[Mapping[str, Any]]) -> dict[str, Estimate]:
-    """Return, by arm, the geometric mean over finished runs of the metric's last value, with its t
+    """Return, by arm, the geometric mean of the metric's last value over finished runs, with its t
     interval."""
-    found: dict[str, list[float]] = {}
+    finals: dict[str, list[float]] = {}
     for row in runs:
         if row["status"] == "done" and row["final"] not in (None, ""):
-            found.setdefault(str(row["method"]), []).append(float(row["final"]))
-    means = {arm: mean_time(Time(value) for value in own) for arm, own in found.items()}
+            finals.setdefault(str(row["method"]), []).append(float(row["final"]))
+    means = {arm: mean_time(Time(value) for value in values) for arm, values in finals.items()}
     return {arm: Estimate(mean.estimate, mean.low, mean.high, mean.n) for arm, mean in means.items()}
 
 
 def _aliases(before: ReportSide, after: ReportSide) -> dict[str, str]:
-    """Return, for arms of `after`, their labels in `before`."""
+    """Return, for arms of `after` that `before` has too, their labels in `before`."""
     known = {repr(sorted(fields.items())): arm for arm, fields in before.specs.items()}
     by_fields = {arm: known.get(repr(sorted(fields.items()))) for arm, fields in after.specs.items()}
     by_run = {
@@ -156,7 +162,7 @@ def _aliases(before: ReportSide, after: ReportSide) -> dict[str, str]:
 
 
 def _renamed(side: ReportSide, names: Mapping[str, str]) -> ReportSide:
-    """Return the report with other labels of arms, including its baseline."""
+    """Return the report with its arms and its baseline relabelled."""
     numbers = {
         (what, axis, names.get(arm, arm)): number for (what, axis, arm), number in side.numbers.items()
     }
@@ -176,20 +182,20 @@ def _alike(a: Any, b: Any) -> bool:
 def _fields(
     before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]
 ) -> tuple[tuple[str, tuple[Any, ...], tuple[Any, ...]], ...]:
-    """Return the fields that differ, if both reports have them: tables alone contain no specs."""
+    """Return the fields that differ; empty if a report has no specs, because only its tables were given."""
     if not before or not after:
         return ()
-    found = []
+    fields = []
     for path in differing_paths([*before, *after]):
-        own, other = _values(before, path), _values(after, path)
-        if set(map(repr, own)) != set(map(repr, other)):
-            found.append((path, own, other))
-    return tuple(found)
+        old, new = _values(before, path), _values(after, path)
+        if set(map(repr, old)) != set(map(repr, new)):
+            fields.append((path, old, new))
+    return tuple(fields)
 
 
 def _values(tables: Sequence[Mapping[str, Any]], path: str) -> tuple[Any, ...]:
-    """Return the values of a field, each once, in order of appearance; None if it is not a field."""
-    found: dict[str, Any] = {}
+    """Return the distinct values of a field in order of appearance; None stands for an absent field."""
+    values: dict[str, Any] = {}
     for table in tables:
-        found.setdefault(repr(table.get(path)), table.get(path))
-    return tuple(found.values())
+        values.setdefault(repr(table.get(path)), table.get(path))
+    return tuple(values.values())

@@ -1,14 +1,14 @@
 """Performance profiles: how often an objective is the fastest, or within a factor tau of the fastest.
 
-    rho_a(tau) = share of problems in which T_a <= tau * min_b T_b,    tau in [1, 4]
+    rho_a(tau) = fraction of problems in which T_a <= tau * min_b T_b,    tau in [1, 4]
     area_a     = 1/3 * integral of rho_a from 1 to 4
 
-(Dolan and More 2002; the area is AlgoPerf's score, arXiv 2306.07179.) A problem is a seed of a cell: what
-objectives share there (initial weights, data order, noise, times) makes it one problem. Where an objective
-never reached the target within the cell's budget, or failed before, its ratio is infinite; where nobody
-did, it is for all, so that a profile may end below 1. Equal times are both the best. A run that was there
-at its first evaluation is taken at that evaluation: two of these are a tie. A problem without a finished or
-failed run of every objective is left out, for all of them.
+(Dolan and More 2002; the area is AlgoPerf's score, arXiv 2306.07179.) A problem is a seed of a cell, in
+which objectives share initial weights, data order, noise and times. If an objective failed, or never reached
+the target within the cell's budget, its ratio is infinite. If none reached it, all ratios are infinite, so a
+profile may end below 1. Equal times are all best. A run already past the target at its first evaluation has
+the time of that evaluation, so two such runs tie. A problem is left out unless every objective has a
+finished or failed run.
 """
 
 from __future__ import annotations
@@ -26,22 +26,24 @@ from reports.stats.student import CONFIDENCE
 MOST = 4.0
 """The largest tau (AlgoPerf)."""
 ENOUGH = 20
-"""Problems from which on the area has a bootstrap interval: of fewer it would be too narrow."""
+"""The smallest number of problems for a bootstrap interval; with fewer it would be too narrow."""
 RESAMPLES = 4_000
 TIE = 1e-9
-"""Relative slack of a tie: rounding alone makes nobody slower."""
+"""Relative tolerance of a tie, so that rounding alone breaks none."""
 
 
 @dataclass(frozen=True)
 class Profile:
-    """One axis. `ratios` has a row for each objective and a column for each problem: T / best, infinite
-    where it never got there."""
+    """The profiles of all objectives on one axis.
+
+    `ratios` (objectives, problems) has T / best time, infinite if the target was not reached.
+    """
 
     axis: str
     objectives: tuple[str, ...]
     ratios: np.ndarray
     strata: tuple[int, ...]
-    """The number of the cell of each problem."""
+    """The index of each problem's cell."""
     left_out: int
     """Problems without a run of every objective."""
 
@@ -54,27 +56,28 @@ class Profile:
         return _areas(self.ratios).mean(axis=1)
 
     def interval(self, confidence: float = CONFIDENCE) -> np.ndarray | None:
-        """Return (objectives, 2): percentiles of the area over problems resampled within each cell; None
-        below `ENOUGH`."""
+        """Return percentile intervals of the area (objectives, 2), problems resampled within each cell.
+
+        None with fewer than `ENOUGH` problems.
+        """
         problems = self.ratios.shape[1]
         if problems < ENOUGH:
             return None
         rng, areas, strata = np.random.default_rng(0), _areas(self.ratios), np.array(self.strata)
         cells = [np.flatnonzero(strata == cell) for cell in np.unique(strata)]
         sums = np.zeros((len(areas), RESAMPLES))
-        for own in cells:
-            counts = rng.multinomial(len(own), np.full(len(own), 1 / len(own)), size=RESAMPLES)
-            sums += areas[:, own] @ counts.T
+        for cell in cells:
+            counts = rng.multinomial(len(cell), np.full(len(cell), 1 / len(cell)), size=RESAMPLES)
+            sums += areas[:, cell] @ counts.T
         ends = [(1 - confidence) / 2, (1 + confidence) / 2]
         return np.quantile(sums / problems, ends, axis=1).T
 
 
 def compute_profile(objectives: Sequence[str], workloads: Sequence[Workload], axis: str) -> Profile | None:
-    """Return the profile of a race on an axis; None with fewer than two objectives or without a problem
-    that all have run.
+    """Return the profile of a race on an axis.
 
-    Cells that cannot be compared on this axis (another protocol within a cell, other hardware) hold no
-    problem.
+    None with fewer than two objectives, or without a problem that all have run. Cells that cannot be
+    compared on this axis (several protocols, different hardware) contribute no problems.
     """
     if len(objectives) < 2:
         return None
@@ -83,23 +86,23 @@ def compute_profile(objectives: Sequence[str], workloads: Sequence[Workload], ax
         if axis not in cell.horizons or cell.why:
             continue
         times = [cell.times(objective, axis) for objective in objectives]
-        seeds = sorted({seed for own in times for seed in own})
-        whole = [seed for seed in seeds if all(seed in own for own in times)]
-        left_out += len(seeds) - len(whole)
-        columns += [ratios([own[seed] for own in times]) for seed in whole]
-        strata += [number] * len(whole)
+        seeds = sorted({seed for by_seed in times for seed in by_seed})
+        complete = [seed for seed in seeds if all(seed in by_seed for by_seed in times)]
+        left_out += len(seeds) - len(complete)
+        columns += [ratios([by_seed[seed] for by_seed in times]) for seed in complete]
+        strata += [number] * len(complete)
     if not columns:
         return None
     return Profile(axis, tuple(objectives), np.array(columns).T, tuple(strata), left_out)
 
 
 def ratios(times: Sequence[Time]) -> np.ndarray:
-    """Return each time over the best of them; infinite for one that is only a lower bound."""
+    """Return each time divided by the best; infinite for right-censored times."""
     values = np.array([math.inf if time.censored == "right" else time.value for time in times])
     best = values.min()
     return values / best if math.isfinite(best) else np.full(len(values), math.inf)
 
 
-def _areas(found: np.ndarray) -> np.ndarray:
+def _areas(ratios: np.ndarray) -> np.ndarray:
     """Return the integral of [ratio <= tau] over tau from 1 to `MOST`, normalised."""
-    return np.clip(MOST - found, 0, None) / (MOST - 1)
+    return np.clip(MOST - ratios, 0, None) / (MOST - 1)

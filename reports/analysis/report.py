@@ -1,8 +1,7 @@
 """The computed report: everything that pages, figures, CSV, JSON and the terminal show, computed once.
 
-A `RaceReport` is built from a `Race`. Its parts are computed when they are first asked for and then kept,
-so a command pays only for what it shows and no part is computed twice. Pages and figures render it and
-compute nothing.
+A `RaceReport` is built from a `Race`. Its parts are computed on first access and cached, so a command pays
+only for what it shows. Pages and figures only render it.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ from reports.race.workloads import PooledSpeedup, Workload, objectives_of, pool_
 
 @dataclass(frozen=True)
 class RaceReport:
-    """A race and all that is derived from it. Raises `UserError` where a study's encoder or control table
-    is broken."""
+    """A race and everything derived from it. Its parts raise `UserError` if a study's encoder or control
+    table is invalid."""
 
     race: Race
     claims: tuple[Audit, ...] = ()
@@ -51,7 +50,7 @@ class RaceReport:
 
     @cached_property
     def caveats(self) -> tuple[str, ...]:
-        """What a reader must know before quoting a number, most important first."""
+        """Return the caveats to know before quoting a number, most important first."""
         return tuple(caveats_of(self.race))
 
     @cached_property
@@ -66,15 +65,15 @@ class RaceReport:
 
     @cached_property
     def pooled(self) -> dict[tuple[str, str], PooledSpeedup]:
-        """The effect over all workloads, by axis and objective, where two or more have an interval."""
-        found = {
+        """The effect over all workloads, by axis and objective, if two or more have an interval."""
+        pooled = {
             (axis, objective): pool_speedups(
-                {one.label: one.speedups.get((axis, objective)) for one in self.workloads}
+                {cell.label: cell.speedups.get((axis, objective)) for cell in self.workloads}
             )
             for axis in self.race.axes
             for objective in self.objectives
         }
-        return {key: pooled for key, pooled in found.items() if pooled is not None}
+        return {key: effect for key, effect in pooled.items() if effect is not None}
 
     @cached_property
     def by_target(self) -> SpeedupByTarget:
@@ -89,8 +88,8 @@ class RaceReport:
     @cached_property
     def profiles(self) -> dict[str, Profile]:
         """The performance profile of each axis that has one."""
-        found = {axis: compute_profile(self.objectives, self.workloads, axis) for axis in self.race.axes}
-        return {axis: profile for axis, profile in found.items() if profile is not None}
+        profiles = {axis: compute_profile(self.objectives, self.workloads, axis) for axis in self.race.axes}
+        return {axis: profile for axis, profile in profiles.items() if profile is not None}
 
     @cached_property
     def ablation(self) -> Ablation | None:

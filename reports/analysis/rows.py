@@ -16,7 +16,7 @@ from reports.race.race import Race
 from reports.race.run import RaceRun
 
 Row = dict[str, Any]
-"""Column -> text, number or None."""
+"""Values (text, number or None) by column."""
 
 ARM_COLUMNS = (
     "axis", "method", "baseline", "metric", "target", "n", "time", "time_low", "time_high", "not_reached",
@@ -24,8 +24,8 @@ ARM_COLUMNS = (
     "censored_candidate", "correlation", "direction",
 )  # fmt: skip
 RUN_COLUMNS = (
-    "method", "seed", "run", "status", "reason", "metric", "target", "evaluations", "final", "best", "censored",
-    "first_step", "steps", "images", "flops", "seconds", "gpu_seconds",
+    "method", "seed", "run", "status", "reason", "metric", "target", "evaluations", "final", "best",
+    "censored", "first_step", "steps", "images", "flops", "seconds", "gpu_seconds",
 )  # fmt: skip
 FINAL_COLUMNS = ("metric", "method", "step", "n", "mean", "sd", "low", "high")
 REAL_SAMPLES = {
@@ -37,7 +37,7 @@ REAL_SAMPLES = {
 
 def arm_rows(race: Race) -> list[Row]:
     """Return one row per axis and arm, in natural units; open or absent ends of intervals are None."""
-    found = []
+    rows = []
     for (axis, label), time in race.times.items():
         row: Row = dict.fromkeys(ARM_COLUMNS)
         row |= {"axis": axis, "method": label, "baseline": race.baseline, "metric": race.metric}
@@ -49,41 +49,43 @@ def arm_rows(race: Race) -> list[Row]:
             row |= {"pairs": gain.n, "paired": gain.paired, "direction": gain.direction}
             row |= {"censored_baseline": gain.censored_baseline, "correlation": gain.correlation}
             row |= {"censored_candidate": gain.censored_candidate}
-        found.append(row)
-    return found
+        rows.append(row)
+    return rows
 
 
 def run_rows(race: Race) -> list[Row]:
     """Return one row per run, including planned runs that do not exist yet."""
-    found = [_run_row(race, run) for run in race.runs]
+    rows = [_run_row(race, run) for run in race.runs]
     for planned in race.missing:
         method, seed = planned.values.get("method.name", ""), planned.values.get("seed", "")
         rest = {name: value for name, value in planned.values.items() if name not in ("method.name", "seed")}
         row: Row = dict.fromkeys(RUN_COLUMNS)
         row |= {"method": method, "seed": seed, "run": planned.id, "status": "missing"}
-        found.append(row | {"reason": ", ".join(f"{name} = {value}" for name, value in rest.items())})
-    return found
+        rows.append(row | {"reason": ", ".join(f"{name} = {value}" for name, value in rest.items())})
+    return rows
 
 
 def final_value_rows(
     final_values: Sequence[FinalValue], real_samples: Mapping[str, Mapping[str, float]]
 ) -> list[Row]:
-    """Return one row per metric and arm; scores of real samples come first, under `method` and without a
-    step."""
-    found = []
+    """Return one row per metric and arm.
+
+    Each metric begins with the scores of real samples, whose kind is in the column `method`, without a step.
+    """
+    rows = []
     for metric, group in groupby(final_values, key=lambda final: final.metric):
         for kind, mean in real_samples.get(metric, {}).items():
             empty: Row = dict.fromkeys(FINAL_COLUMNS)
-            found.append(empty | {"metric": metric, "method": REAL_SAMPLES[kind], "mean": mean})
+            rows.append(empty | {"metric": metric, "method": REAL_SAMPLES[kind], "mean": mean})
         for final in group:
             about = {"metric": metric, "method": final.arm, "step": final.step}
-            found.append(about | final.over_seeds._asdict())
-    return found
+            rows.append(about | final.over_seeds._asdict())
+    return rows
 
 
 def to_csv(columns: tuple[str, ...], table: Sequence[Row]) -> str:
-    """Return RFC 4180 text with a header; numbers are as short as they round-trip, absent values are
-    empty."""
+    """Return CSV text (RFC 4180) with a header; numbers have the digits needed to round-trip, absent values
+    are empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
@@ -107,5 +109,5 @@ def _run_row(race: Race, run: RaceRun) -> Row:
 
 
 def _end(value: float | None) -> float | None:
-    """Return an end of an interval for machines: None if it is open."""
+    """Return an end of an interval, None if it is open."""
     return None if value is None or value == 0 or math.isinf(value) else float(value)

@@ -1,10 +1,10 @@
-"""How quality and speed depend on the encoder or on the size of the backbone.
+"""Scaling of quality and speed with the encoder or with the size of the backbone.
 
-A study that varies `method.encoder.name` gives one point for each objective, encoder and set of the other
-fields: the encoder's parameters (from the records), what it knows (`encoders.json`, written by `flowrace
-probe STUDY`) against the last value of the metric, the steps to target and the speed-up over the baseline.
-Encoders with random weights and arms without an encoder are controls. A study that varies the backbone
-gives one point for each size and objective, in its own cell.
+A study that varies `method.encoder.name` has one point for each combination of objective, encoder and other
+fields. The x axes are the encoder's parameters (from the records) and its probe scores (`encoders.json`,
+written by `flowrace probe STUDY`). The y axes are the metric's last value, the steps to target, and the
+speed-up over the baseline. Encoders with random weights and arms without an encoder are controls. A study
+that varies the backbone has one point for each size and objective, each size in its own cell.
 """
 
 from __future__ import annotations
@@ -29,35 +29,34 @@ from reports.stats.speedup import MeanTime, Speedup, Time, mean_time
 ENCODERS = "encoders.json"
 AXIS = "steps"
 KNOWN = ("accuracy", "cknna", "local_distant")
-"""Of `encoders.json`, in the order of the page."""
+"""The scores of `encoders.json` that are used as x, in the order of the page."""
 Kind = Literal["trained", "random", "none"]
 
 
 @dataclass(frozen=True)
 class ScalingPoint:
-    """One arm: its x by name, and what it reached."""
+    """One arm: its x values by name, and its results."""
 
     arm: str
     group: str
-    """What points are compared within: the objective without its encoder, and whatever else distinguishes
-    arms."""
+    """Points are compared within a group: the arm's label without its encoder."""
     kind: Kind
     name: str
-    """Of the encoder, or of the backbone's size; empty without an encoder."""
+    """The name of the encoder (empty without one), or the size of the backbone."""
     x: Mapping[str, float]
     runs: tuple[RaceRun, ...]
-    """Those that count."""
+    """The runs that count."""
     final: MeanTime | None
-    """Geometric mean over the seeds that finished of the last fitted value of the metric."""
+    """Geometric mean of the metric's last fitted value over finished seeds."""
     time: MeanTime | None
     """Steps to target."""
     gain: Speedup | None
-    """Over the baseline, in steps."""
+    """Speed-up over the baseline, in steps."""
 
     def y(self, name: str) -> float | None:
         """Return the value of one of `YS`."""
-        own = {"final": self.final, "time": self.time, "gain": self.gain}[name]
-        return None if own is None else own.estimate
+        value = {"final": self.final, "time": self.time, "gain": self.gain}[name]
+        return None if value is None else value.estimate
 
 
 YS = ("final", "time", "gain")
@@ -65,34 +64,38 @@ YS = ("final", "time", "gain")
 
 @dataclass(frozen=True)
 class Trend:
-    """One y against one x among points of one group."""
+    """The dependence of one y on one x within a group."""
 
     group: str
     x: str
     y: str
     rank: Rank
-    """Without random encoders."""
+    """Rank correlation without random encoders."""
     with_random: Rank | None
-    """With them; None without any."""
+    """Rank correlation with random encoders; None without any."""
     slope: Slope | None
-    """Of log y on log parameters (or on the plain x) over runs without random encoders, for `final` and
-    `time`."""
+    """Slope of log y on log parameters, or on another x as it is, over runs without random encoders. None
+    for `gain`."""
     bounded: int
-    """Points with a run that never arrived, whose time is a bound."""
+    """The number of points with a run that never reached the target, whose time is a bound."""
 
 
 @dataclass(frozen=True)
 class Scaling:
+    """The points of a study and their trends."""
+
     points: tuple[ScalingPoint, ...]
     xs: tuple[str, ...]
     trends: tuple[Trend, ...]
     protocol: Mapping[str, Any] | None = None
-    """Of `encoders.json`; None if it was not read."""
+    """The protocol of `encoders.json`; None if it was not read."""
 
 
 def encoder_scaling(race: Race) -> Scaling | None:
-    """Return the scaling; None for fewer than two encoders. Raises `UserError` for an invalid
-    `encoders.json`."""
+    """Return the scaling with the encoder; None for fewer than two encoders.
+
+    Raises `UserError` for an invalid `encoders.json`.
+    """
     arms = [arm for arm in race.arms if _counted(race.of(arm.label))]
     if len({arm.encoder for arm in arms if arm.encoder}) < 2:
         return None
@@ -103,7 +106,10 @@ def encoder_scaling(race: Race) -> Scaling | None:
 
 
 def model_scaling(workloads: Sequence[Workload]) -> Scaling | None:
-    """Return the scaling; None for fewer than two sizes, or if the records have no parameter counts."""
+    """Return the scaling with the size of the backbone.
+
+    None for fewer than two sizes, or if the records have no parameter counts.
+    """
     points = [
         _model_point(cell, objective, runs, params)
         for cell in workloads
@@ -123,19 +129,19 @@ def read_encoders(folders: Iterable[Path]) -> dict[str, Any] | None:
         ):
             return table
         raise UserError(
-            f"{file} is not a table of encoders; move it away and run: flowrace probe {file.parent}"
+            f"{file} is not a valid table of encoders; move it away and run: flowrace probe {file.parent}"
         )
     return None
 
 
 def params_of(runs: Sequence[RaceRun]) -> int | None:
-    """Return the parameters of the backbone as recorded; None if they are not."""
+    """Return the recorded number of parameters of the backbone; None if it is not recorded."""
     starts = [start for run in runs for start in run.record.environment if "params" in start]
     return int(starts[-1]["params"]) if starts else None
 
 
 def kind_of(encoder: str | None) -> Kind:
-    """Return a control with random weights is one by its family, cached or not."""
+    """Return the kind of an encoder by its family: `random:...` is a control, cached or not."""
     if not encoder:
         return "none"
     return "random" if encoder.removeprefix("cached:").startswith("random:") else "trained"
@@ -187,13 +193,13 @@ def _trend(points: Sequence[ScalingPoint], group: str, x: str, y: str) -> Trend 
         return None
     trained = [point for point in points if point.kind != "random"]
     bounded = sum(point.time is not None and point.time.right > 0 for point in trained) if y != "final" else 0
-    some = len(trained) < len(points)
+    any_random = len(trained) < len(points)
     return Trend(
         group,
         x,
         y,
         _rank(trained, x, y),
-        _rank(points, x, y) if some else None,
+        _rank(points, x, y) if any_random else None,
         _slope(trained, x, y),
         bounded,
     )
@@ -205,7 +211,7 @@ def _rank(points: Sequence[ScalingPoint], x: str, y: str) -> Rank:
 
 
 def _slope(points: Sequence[ScalingPoint], x: str, y: str) -> Slope | None:
-    """Return the slope over runs; a speed-up is defined on pairs and has none."""
+    """Return the slope over runs; None for a speed-up, which is defined on pairs of runs."""
     if y == "gain":
         return None
     rows = [
@@ -227,7 +233,7 @@ def _log(run: RaceRun, y: str) -> float | None:
 
 
 def _final(runs: Sequence[RaceRun]) -> MeanTime | None:
-    """Return the mean of last values; a failed run has none. It is defined like every mean over seeds."""
+    """Return the geometric mean of last values over finished runs, defined as for times."""
     values = [Time(float(run.curve.fitted[-1])) for run in runs if run.done]
     return mean_time(values) if values else None
 
@@ -238,9 +244,9 @@ def _counted(runs: Sequence[RaceRun]) -> list[RaceRun]:
 
 def _of_record(runs: Sequence[RaceRun], encoder: str | None) -> dict[str, float]:
     for start in (start for run in runs for start in run.record.environment):
-        for one in start.get("encoders", ()):
-            if one.get("name") == encoder and one.get("params"):
-                return {"params": float(one["params"])}
+        for entry in start.get("encoders", ()):
+            if entry.get("name") == encoder and entry.get("params"):
+                return {"params": float(entry["params"])}
     return {}
 
 
@@ -250,5 +256,5 @@ def _of_table(known: Mapping[str, Any]) -> dict[str, float]:
 
 def _without(label: str, encoder: str | None) -> str:
     """Return a label without its encoder: `repa (encoder = local:tiny, layer = 2)` -> `repa (layer = 2)`."""
-    said = f"encoder = {encoder}"
-    return label.replace(f" ({said})", "").replace(f"{said}, ", "").replace(f", {said}", "")
+    text = f"encoder = {encoder}"
+    return label.replace(f" ({text})", "").replace(f"{text}, ", "").replace(f", {text}", "")

@@ -1,5 +1,4 @@
-"""The data of the page's interactive charts: curves on every axis, and the speed-up at every
-target."""
+"""The data of the page's interactive charts: curves on every axis, and the speed-up at every target."""
 
 from __future__ import annotations
 
@@ -16,16 +15,18 @@ from reports.stats.speedup import Speedup, closed_ends
 from reports.stats.student import t_interval
 
 POINTS = 5_000
-"""Of all measured curves together: more than a screen shows, few enough for a page of megabytes."""
+"""Points of all measured curves together: finer than a screen, and the page stays within a few megabytes."""
 MEANS = 1_000
-"""Of all means of one chart, at most a fifth for each."""
+"""Points of all means of one chart, at most a fifth for each."""
 LEAST = 16
-"""Points that a curve keeps however many there are."""
+"""Points that a curve keeps, however many curves there are."""
 
 
 def thin(x: np.ndarray, y: np.ndarray, most: int) -> np.ndarray:
-    """Return indices of at most `most` points that look the same on a screen: the ends, and of each of
-    equally many points in a row the lowest and the highest."""
+    """Return indices of at most `most` points that look the same on a screen.
+
+    These are both ends, and the lowest and the highest point of each of several equal stretches.
+    """
     if len(x) <= max(most, 4):
         return np.arange(len(x))
     rows = np.array_split(np.arange(1, len(x) - 1), (most - 2) // 2)
@@ -34,18 +35,21 @@ def thin(x: np.ndarray, y: np.ndarray, most: int) -> np.ndarray:
 
 
 def spent(run: RaceRun, axis: str, steps: np.ndarray) -> np.ndarray:
-    """Return what a run had cost at these steps, in natural units of the axis."""
+    """Return the cost of a run up to these steps, in natural units of the axis."""
     return np.interp(steps, run.costs.steps, run.costs.totals[axis])
 
 
 def allowance(race: Race, points: int = POINTS) -> int:
-    """Return points for each measured curve, so that all of them together keep within `points`."""
+    """Return the number of points for each measured curve, so that all together have at most `points`."""
     return max(points // max(sum(run.evaluated for run in race.runs), 1), LEAST)
 
 
 def mean_band(runs: Sequence[RaceRun]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return geometric mean of fitted curves where all runs were evaluated, with its pointwise 95 % t
-    interval: (steps, mean, low, high); with one run the interval is the mean."""
+    """Return the geometric mean of fitted curves with its pointwise 95 % t interval.
+
+    The result is (steps, mean, low, high), over the steps that the curves of all runs cover. With one run
+    the interval is the mean itself.
+    """
     low, high = max(run.curve.steps[0] for run in runs), min(run.curve.steps[-1] for run in runs)
     steps = np.unique(np.concatenate([run.curve.steps for run in runs]))
     steps = steps[(steps >= low) & (steps <= high)]
@@ -58,7 +62,7 @@ def mean_band(runs: Sequence[RaceRun]) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def payload(race: Race, by_target: SpeedupByTarget, names: Mapping[str, str]) -> dict[str, Any]:
-    """Return all charts by kind and axis. A series has its arm's number, a kind (seed, mean, low, high), x
+    """Return all charts by kind and axis. A series has its arm's number, a kind (seed, mean, low or high), x
     and y."""
     drawn = any(run.evaluated for run in race.runs)
     return {
@@ -71,8 +75,7 @@ def payload(race: Race, by_target: SpeedupByTarget, names: Mapping[str, str]) ->
 
 
 def script_json(content: Any) -> str:
-    """Return JSON that can stand inside a `<script>` whatever its texts say, the same bytes for the same
-    content."""
+    """Return JSON that is safe inside a `<script>` element; equal content gives equal bytes."""
     text = json.dumps(content, separators=(",", ":"), allow_nan=False, sort_keys=True)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
@@ -107,26 +110,26 @@ def _mean(index: int, runs: Sequence[RaceRun], axis: str, most: int) -> list[dic
 
 
 def _targets(
-    race: Race, name: str, at: Sequence[float], found: Mapping[str, list[Speedup]]
+    race: Race, name: str, at: Sequence[float], gains: Mapping[str, list[Speedup]]
 ) -> dict[str, Any]:
     series = []
     indices = {arm.label: index for index, arm in enumerate(race.arms)}
-    for label, gains in found.items():
+    for label, of_arm in gains.items():
         index = indices[label]
-        known = [(x, g) for x, g in zip(at[::-1], gains[::-1], strict=True) if g.estimate is not None]
+        known = [(x, g) for x, g in zip(at[::-1], of_arm[::-1], strict=True) if g.estimate is not None]
         closed = [(x, ends) for x, g in known if (ends := closed_ends(g))]
         for kind, end in (("high", 1), ("low", 0)):
             series.append(_series(index, kind, [x for x, _ in closed], [ends[end] for _, ends in closed]))
         series.append(_series(index, "mean", [x for x, _ in known], [g.estimate for _, g in known]))
-    series = [own for own in series if own["x"]]
+    series = [line for line in series if line["x"]]
     shown = {"line": 1.0, "mark": race.target}
     return {"x": race.metric, "y": f"speed-up in {name}", **shown, "series": series, "dots": []}
 
 
-def _series(arm: int, kind: str, x: Any, y: Any, said: str = "") -> dict[str, Any]:
-    return {"arm": arm, "kind": kind, "x": [_short(v) for v in x], "y": [_short(v) for v in y], "said": said}
+def _series(arm: int, kind: str, x: Any, y: Any, name: str = "") -> dict[str, Any]:
+    return {"arm": arm, "kind": kind, "x": [_short(v) for v in x], "y": [_short(v) for v in y], "name": name}
 
 
 def _short(value: float) -> float:
-    """Round to five digits, which is finer than a pixel."""
+    """Round to five significant digits, which is finer than a pixel."""
     return float(f"{value:.5g}")

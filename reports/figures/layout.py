@@ -1,4 +1,4 @@
-"""Widths, margins and limits that all pictures of a page share."""
+"""Widths, margins and limits shared by all figures of a page."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 WIDE, NARROW = 7.6, 3.9
-"""Inches."""
+"""The widths of figures for wide and for narrow pages, in inches."""
 
 
 def faintness(arms: int) -> float:
-    """Return the opacity of an interval's band: fainter the more bands overlap."""
+    """Return the opacity of an interval's band, which falls with the number of arms."""
     return 0.14 * min(1.0, 4 / max(arms, 1))
 
 
 def padded(values: Sequence[float]) -> tuple[float, float]:
-    """Return limits of a log scale with some room at both ends."""
+    """Return limits of a log scale with some padding at both ends."""
     low, high = min(values), max(values)
     pad = max(1.05, (high / low) ** 0.05)
     return low / pad, high * pad
@@ -30,7 +30,7 @@ def fill(figure: Figure, *, left: float, top: float = 0.08, hspace: float | None
 
 
 def ticks(width: float) -> int:
-    """Return the largest number of ticks."""
+    """Return the maximum number of ticks on an axis of this width."""
     return 9 if width == WIDE else 5
 
 

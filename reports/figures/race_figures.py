@@ -1,5 +1,7 @@
-"""The pictures of a race: convergence with times to target, speed-ups, cost by phase. Drawn for wide and
-for narrow pages."""
+"""The figures of a race: convergence with times to target, speed-ups, and cost by phase.
+
+Each is drawn once for wide and once for narrow pages.
+"""
 
 from __future__ import annotations
 
@@ -36,18 +38,18 @@ PHASES: dict[str, str] = dict(
     zip(TRAINING_PHASES, ("#9a9aa3", "#3b6ea5", "#c98a2b", "#7a9a3a", "#8f6a95", "#c2605a"), strict=True)
 )
 BAR = 0.5
-"""Height of a bar of the cost figure with its label, inches."""
+"""The height of a bar of the cost figure with its label, in inches."""
 POINTS = 3_000
-"""Of all measured curves of one printed figure."""
+"""Points of all measured curves of one printed figure."""
 MEAN_POINTS = 900
-"""Of all mean curves of one printed figure, at most an eighth for each."""
+"""Points of all mean curves of one printed figure, at most an eighth for each."""
 FEW = 60
-"""Evaluations of a run up to which each is marked by a dot."""
+"""The largest number of evaluations of a run that are each marked by a dot."""
 
 
 def draw_convergence(race: Race, axis: str, width: float) -> Picture:
-    """Draw every seed (thin), the mean fit (bold), the target and crossings; below, times to target with
-    intervals."""
+    """Draw every seed (thin), the mean fit (bold), the target and the crossings; below them, the times to
+    target with intervals."""
     size, unit = unit_of(axis, max(run.costs.budget(axis) for run in race.runs if run.evaluated))
     rows, (limits, reach) = time_rows(race, axis, size), _limits(race, axis, size)
     heights = [0.42 * width + 0.5, ROW * len(rows) + 0.25][: 2 if rows else 1]
@@ -136,25 +138,28 @@ def draw_cost(race: Race, width: float) -> Picture:
 
 
 def time_rows(race: Race, axis: str, size: float) -> list[StripRow]:
-    """Return times to target of each arm in units of `size`, for a strip; an arm that never got there has
-    dots only."""
+    """Return the times to target of each arm as rows of a strip, in units of `size`.
+
+    An arm that never reached the target has only dots.
+    """
     rows = []
     for index, arm in enumerate(race.arms):
         time, gain = race.times.get((axis, arm.label)), race.speedups.get((axis, arm.label))
         if time is None:
             continue
         dots = tuple(Time(t.value / size, t.censored) for t in _times(race, arm.label, axis))
-        said = ("> " if time.right == time.n else "") + quantity(axis, time.estimate) + gain_suffix(gain)
+        text = ("> " if time.right == time.n else "") + quantity(axis, time.estimate) + gain_suffix(gain)
         if time.right == time.n:
-            rows.append(StripRow(arm.label, index, said, dots=dots))
+            rows.append(StripRow(arm.label, index, text, dots=dots))
             continue
         low, high = (None if end is None else end / size for end in (time.low, time.high))
-        rows.append(StripRow(arm.label, index, said, time.estimate / size, low, high, dots))
+        rows.append(StripRow(arm.label, index, text, time.estimate / size, low, high, dots))
     return rows
 
 
 def phase_seconds(runs: Sequence[RaceRun]) -> dict[str, float]:
-    """Return seconds for each training phase and step, mean over runs; empty if no run has a line."""
+    """Return the seconds of a step by training phase, averaged over runs with `train` events; empty without
+    any."""
     last = [run.record.of("train")[-1] for run in runs if run.record.of("train")]
     return {
         phase: float(np.mean([event["seconds"].get(phase, 0.0) / event["step"] for event in last]))
@@ -164,7 +169,7 @@ def phase_seconds(runs: Sequence[RaceRun]) -> dict[str, float]:
 
 
 def gain_row(label: str, index: int, gain: Speedup) -> StripRow:
-    """Return a speed-up as a row of a strip, open where its interval contains 1."""
+    """Return a speed-up as a row of a strip, with an open diamond if its interval contains 1."""
     resolved = gain.direction != "unresolved"
     return StripRow(
         label, index, gain_suffix(gain).lstrip(" ·"), gain.estimate, gain.low, gain.high, resolved=resolved
@@ -192,7 +197,7 @@ def _gain_rows(race: Race, axis: str) -> list[StripRow]:
 
 
 def _limits(race: Race, axis: str, size: float) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Return the limits of the axis (in units of `size`) and of the metric, around everything drawn."""
+    """Return limits of the axis (in units of `size`) and of the metric that contain everything drawn."""
     runs = [run for run in race.runs if run.evaluated]
     reached = [run.costs.at(axis, step) / size for run in runs for step in run.curve.steps[[0, -1]]]
     values = [value for run in runs for value in run.curve.measured]
@@ -208,8 +213,8 @@ def _draw_arm(
     most: tuple[int, int],
     faint: float,
 ) -> None:
-    """Draw an arm; `most` limits the points of a measured curve and of a mean, `faint` is the band's
-    opacity."""
+    """Draw an arm. `most` is the maximum number of points of a measured curve and of a mean, `faint` the
+    opacity of the band."""
     colour = ARMS[index % len(ARMS)]
     for run in (run for run in runs if run.evaluated):
         kept = thin(run.curve.steps, run.curve.measured, most[0])
@@ -241,7 +246,7 @@ def _draw_target(axes: Axes, race: Race, target: float, axis: str, size: float) 
 
 
 def _draw_gains(axes: Axes, at: Sequence[float], gains: Sequence[Speedup], index: int, faint: float) -> None:
-    """Draw a candidate's line over targets; the band stops where censored runs leave an end open."""
+    """Draw a candidate's speed-up over targets; the band ends where censored runs leave the interval open."""
     look: Look = {"color": ARMS[index % len(ARMS)]}
     known = [(x, gain) for x, gain in zip(at, gains, strict=False) if gain.estimate is not None]
     closed = [(x, *ends) for x, gain in known if (ends := closed_ends(gain))]

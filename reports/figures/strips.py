@@ -1,5 +1,4 @@
-"""A strip: intervals below each other on a log scale, with labels that need no margin. And round ticks for
-log scales."""
+"""Strips: rows of intervals on a log scale, with labels inside the axes; and round ticks for log scales."""
 
 from __future__ import annotations
 
@@ -16,9 +15,9 @@ from reports.stats.curves import Censored
 from reports.stats.speedup import Time
 
 ROW = 0.36
-"""Height of a row, inches."""
+"""The height of a row, in inches."""
 LETTERS = 12.0
-"""Of a label, in an inch."""
+"""Letters of a label per inch."""
 _MARKS: dict[Censored, tuple[str, float]] = {None: ("o", 3.4), "left": ("<", 5), "right": (">", 5)}
 _SERIES = (
     (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9),
@@ -31,20 +30,18 @@ _SERIES = (
 
 @dataclass(frozen=True)
 class StripRow:
-    """A line of a strip: its label on the left, what is said on the right, and below them an interval and
-    dots."""
+    """One row: a label on the left, a text on the right, and below them an interval and dots."""
 
     label: str
     arm: int | None = None
-    """Whose colour it has; None makes a heading."""
-    said: str = ""
+    """The arm whose colour the row has; None for a heading."""
+    text: str = ""
     estimate: float | None = None
     low: float | None = None
     high: float | None = None
     dots: tuple[Time, ...] = ()
     resolved: bool = True
-    """Whether the interval leaves out what the row is compared with; an open diamond says that it does
-    not."""
+    """False for an effect whose interval contains 1: its diamond is open."""
 
 
 def draw_strip(axes: Axes, rows: Sequence[StripRow], limits: tuple[float, float]) -> None:
@@ -54,10 +51,13 @@ def draw_strip(axes: Axes, rows: Sequence[StripRow], limits: tuple[float, float]
     for y, row in enumerate(rows):
         colour = MUTED if row.arm is None else ARMS[row.arm % len(ARMS)]
         ink = MUTED if row.arm is None else INK
+        # The background keeps the line at 1 from striking through the text.
+        background = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.5}
         look = {"transform": axes.get_yaxis_transform(), "fontsize": 8, "color": ink, "va": "bottom"}
+        look |= {"bbox": background}
         place = y - 0.22 if row.dots or row.estimate else y + 0.1
-        axes.text(0, place, _clipped(row.label, axes, row.said), weight=_weight(row), **look)
-        axes.text(1, y - 0.22, row.said, ha="right", **look)
+        axes.text(0, place, _clipped(row.label, axes, row.text), weight=_weight(row), **look)
+        axes.text(1, y - 0.22, row.text, ha="right", **look)
         _draw_interval(axes, y, row, colour, limits)
         draw_dots(axes, row.dots, y, colour)
         if row.estimate is not None:
@@ -68,8 +68,7 @@ def draw_strip(axes: Axes, rows: Sequence[StripRow], limits: tuple[float, float]
 
 
 def draw_dots(axes: Axes, times: Sequence[Time], y: float, colour: str) -> None:
-    """Draw runs' times at a height; an open triangle points from a censored time to where the true one
-    lies."""
+    """Draw the times of runs at a height; a censored time is an open triangle that points to the true one."""
     for kind, (marker, size) in _MARKS.items():
         values = [time.value for time in times if time.censored == kind]
         if not values:
@@ -84,14 +83,14 @@ def draw_dots(axes: Axes, times: Sequence[Time], y: float, colour: str) -> None:
 
 
 def set_log_ticks(axis: Axis, limits: tuple[float, float], most: int, form: str = "{:,.10g}") -> None:
-    """Show plain numbers at round values of a log scale."""
+    """Show plain numbers at round values of a log scale, at most `most` of them."""
     axis.set_major_locator(FixedLocator(log_ticks(*limits, most)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: form.format(value)))
     axis.set_minor_locator(NullLocator())
 
 
 def log_ticks(low: float, high: float, most: int) -> list[float]:
-    """Round values between two limits: the densest of a few series that has at most `most` of them."""
+    """Return round values between two limits, from the densest series that has at most `most` of them."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for mantissas in _SERIES:
         ticks = [float(f"{m}e{d}") for d in decades for m in mantissas if low <= float(f"{m}e{d}") <= high]
@@ -111,11 +110,11 @@ def _draw_interval(axes: Axes, y: int, row: StripRow, colour: str, limits: tuple
         axes.plot(right, y, ">", color=colour, markersize=4, clip_on=False)
 
 
-def _clipped(label: str, axes: Axes, said: str) -> str:
-    """Return a label cut to the room that is left beside what is said; the legend has it whole."""
+def _clipped(label: str, axes: Axes, text: str) -> str:
+    """Return a label cut to the room that the text on the right leaves; the legend has it in full."""
     figure = axes.get_figure(root=True)
     assert figure is not None
-    room = int(figure.get_figwidth() * LETTERS) - len(said) - 4
+    room = int(figure.get_figwidth() * LETTERS) - len(text) - 4
     return label if len(label) <= room else label[: max(room - 1, 4)] + "…"
 
 

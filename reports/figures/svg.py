@@ -1,4 +1,4 @@
-"""Matplotlib figures as inline SVG: same bytes every time, page fonts, colours that follow light and dark."""
+"""Matplotlib figures as inline SVG: reproducible bytes, the page's fonts, and colours for light and dark."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 INK, MUTED, RULE, PAPER = "#1c1c21", "#6d6d75", "#dedee3", "#fffffe"
 ARMS = ("#4b4b53", "#0072b2", "#d55e00", "#009e73", "#bb7398", "#829c2f", "#196ef4", "#6e3f8a")
-"""The baseline in grey, three of Okabe and Ito's colours, and four more that are distinguishable with every
+"""Grey for the baseline, three of Okabe and Ito's colours, and four more. All are distinguishable with every
 kind of colour vision."""
 ARMS_DARK = ("#b9b9c2", "#56b4e9", "#ff9a4d", "#3fcf9f", "#b378a3", "#fed74d", "#8bf3f3", "#e768cc")
 DASHES = ((), (6, 2), (2, 1.6), (7, 2, 1.5, 2), (4, 1.5), (1, 1), (9, 3))
-"""One fewer than colours, so that more arms than colours still differ."""
+"""One fewer than the colours, so that arms still differ when colours repeat."""
 VARIABLES = {INK: "ink", MUTED: "muted", RULE: "rule", PAPER: "paper"} | {
     c: f"arm{i}" for i, c in enumerate(ARMS)
 }
@@ -53,7 +53,7 @@ _STYLE: dict[RcKeyType, Any] = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Return the look of all figures; they are made and written inside this context."""
+    """Apply the style of all figures; they are created and written inside this context."""
     with mpl.rc_context(_STYLE):
         yield
 
@@ -68,7 +68,7 @@ class Picture:
 
 
 def inline(picture: Picture) -> str:
-    """Return a picture as an `<svg>` to put into HTML. Its name makes its ids unique on the page."""
+    """Return a picture as an `<svg>` element for HTML. Its name makes its ids unique on the page."""
     text, name, description = io.StringIO(), picture.name, picture.description
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with style():
@@ -77,7 +77,7 @@ def inline(picture: Picture) -> str:
     body = body[body.index("<svg") :]
     body = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", body, count=1, flags=re.DOTALL)
     body = re.sub(r"<[^>]+>", lambda tag: _tag(tag[0], name), body)
-    body = _alike_at_once(re.sub(r"\n\s*", "\n", body))
+    body = _grouped(re.sub(r"\n\s*", "\n", body))
     box = re.search(r'viewBox="[^"]*"', body)
     assert box is not None
     head = f'<svg {box[0]} role="img" aria-label="{escape(description)}">'
@@ -85,9 +85,9 @@ def inline(picture: Picture) -> str:
 
 
 def _tag(tag: str, name: str) -> str:
-    """Return one tag: ids that nothing refers to go, the others are prefixed; colours and fonts become the
-    page's."""
-    tag = re.sub(r"(\.\d\d)\d+", r"\1", tag)  # a hundredth of a point is finer than any screen or printer
+    """Return a tag with the page's colours and fonts. Unused ids are dropped, the others prefixed."""
+    # A hundredth of a point is finer than any screen or printer.
+    tag = re.sub(r"(\.\d\d)\d+", r"\1", tag)
     tag = re.sub(r'd="([^"C]{200,})"', lambda line: f'd="{_line(line[1])}"', tag)
     tag = re.sub(r' id="(?![mp][0-9a-f]{10}")[^"]*"', "", tag)
     tag = re.sub(r'id="([mp][0-9a-f]{10})"', rf'id="{name}-\1"', tag)
@@ -101,20 +101,22 @@ def _tag(tag: str, name: str) -> str:
 
 
 def _line(path: str) -> str:
-    """Return a line of data in few bytes: a tenth of a point is enough here, and points after the first
+    """Return the path of a data line in few bytes: a tenth of a point is enough, and points after the first
     need no letter."""
     short = re.sub(r"\d+\.\d+", lambda number: f"{float(number[0]):.1f}".removesuffix(".0"), path)
     return re.sub(r"\s*\n(?:L )?", " ", short).strip()
 
 
-def _alike_at_once(body: str) -> str:
-    """Return marks and lines that look alike say so once, in a group around them: of hundreds that is most
-    of the bytes."""
+def _grouped(body: str) -> str:
+    """Move the common style of consecutive marks or lines to a group around them.
+
+    Otherwise the styles of hundreds of marks would be most of the bytes.
+    """
     look = r'( clip-path="[^"]*" style="[^"]*")'
     body = re.sub(rf"(<path [^>]*?{look}/>)\n</g>\n<g>\n(?=<path [^>]*?\2/>)", r"\1\n", body)
-    for tag, said in (("use", r'( style="[^"]*")'), ("path", look)):
-        same = re.compile(rf"<g>\n((?:<{tag} [^>]*?){said}/>\n(?:<{tag} [^>]*?\2/>\n)+)</g>")
-        body = same.sub(lambda found: f"<g{found[2]}>\n{found[1].replace(found[2], '')}</g>", body)
+    for tag, style_of in (("use", r'( style="[^"]*")'), ("path", look)):
+        same = re.compile(rf"<g>\n((?:<{tag} [^>]*?){style_of}/>\n(?:<{tag} [^>]*?\2/>\n)+)</g>")
+        body = same.sub(lambda match: f"<g{match[2]}>\n{match[1].replace(match[2], '')}</g>", body)
     return body
 
 

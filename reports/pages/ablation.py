@@ -21,37 +21,37 @@ READINGS: dict[Resolved, str] = {
 
 def ablation_section(report: RaceReport) -> Markup | None:
     """Return the section; None for a race without several settings to compare."""
-    found = report.ablation
-    if found is None:
+    ablation = report.ablation
+    if ablation is None:
         return None
     rows = [
-        {"setting": row, "entries": [_texts(found.entries[row, column]) for column in found.columns]}
-        for row in found.rows
+        {"setting": row, "entries": [_texts(ablation.entries[row, column]) for column in ablation.columns]}
+        for row in ablation.rows
     ]
-    effects = sum(entry.gain is not None for entry in found.entries.values())
+    effects = sum(entry.gain is not None for entry in ablation.entries.values())
     return render_template(
         "ablation",
         report.race,
         rows=rows,
-        columns=found.columns,
-        steps=found.steps,
+        columns=ablation.columns,
+        steps=ablation.steps,
         effects=effects,
         readings=READINGS,
     )
 
 
 def percent(value: float) -> str:
-    """Return a ratio as a change, with its sign.
+    """Return a ratio as a signed change in per cent.
 
     >>> percent(0.958), percent(1.0), percent(1.2345)
     ('−4.2 %', '0.0 %', '+23.4 %')
     """
-    said = f"{100 * (value - 1):+.1f} %".replace("-", "−")
-    return said[1:] if said[1:] == "0.0 %" else said
+    text = f"{100 * (value - 1):+.1f} %".replace("-", "−")
+    return text[1:] if text[1:] == "0.0 %" else text
 
 
 def change_ends(change: Speedup) -> str:
-    """Return the interval of candidate / baseline as changes; empty without one."""
+    """Return the interval of candidate / baseline as changes in per cent; empty without one."""
     if not change.low or change.high is None:
         return ""
     return f"[{percent(1 / change.high)[:-2]}, {percent(1 / change.low)[:-2]}]"

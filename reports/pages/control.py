@@ -1,4 +1,4 @@
-"""State and action as they are read from hidden layers: one row per layer, one column group per arm."""
+"""The table of probes of state and action: one row per layer, one column group per arm."""
 
 from __future__ import annotations
 
@@ -13,42 +13,44 @@ from reports.pages.section import render_template
 
 
 def control_section(report: RaceReport) -> Markup | None:
-    """Return the section; None for a race without a table of control."""
-    found = report.control
-    if found is None:
+    """Return the section; None if no finished run was probed."""
+    control = report.control
+    if control is None:
         return None
     return render_template(
         "control",
         report.race,
-        arms=[(arm, _about(found, arm)) for arm in found.arms],
+        arms=[(arm, _about(control, arm)) for arm in control.arms],
         targets=TARGETS,
         rows=[
-            (row, [_cell(found, arm, row, t) for arm in found.arms for t in TARGETS]) for row in found.rows
+            (row, [_cell(control, arm, row, target) for arm in control.arms for target in TARGETS])
+            for row in control.rows
         ],
-        protocol=found.protocol,
-        videos=" to ".join(map(str, dict.fromkeys((found.videos[0], found.videos[-1])))),
-        single=1 in found.seeds.values(),
-        absent=found.absent,
+        protocol=control.protocol,
+        videos=" to ".join(map(str, dict.fromkeys((control.videos[0], control.videos[-1])))),
+        single=1 in control.seeds.values(),
+        absent=control.absent,
     )
 
 
 def text(value: float) -> str:
-    """
+    """Return a score with three decimals and a typographic minus sign.
+
     >>> text(0.5), text(-0.12345), text(-0.0001)
     ('0.500', '−0.123', '0.000')
     """
     return f"{value:.3f}".replace("-0.000", "0.000").replace("-", "−")
 
 
-def _cell(found: Control, arm: str, row: str, target: str) -> dict[str, Any] | None:
-    score = found.scores.get((arm, row, target))
-    return score and {"best": found.best(arm, target) == row, **_texts(score)}
+def _cell(control: Control, arm: str, row: str, target: str) -> dict[str, Any] | None:
+    score = control.scores.get((arm, row, target))
+    return score and {"best": control.best(arm, target) == row, **_texts(score)}
 
 
 def _texts(score: Score) -> dict[str, str]:
     return {"mean": text(score.mean), "ends": f"[{text(score.low)}, {text(score.high)}]"}
 
 
-def _about(found: Control, arm: str) -> str:
-    steps = ", ".join(tables.quantity("steps", step) for step in found.steps[arm])
-    return f"step {steps}, n = {found.seeds[arm]}"
+def _about(control: Control, arm: str) -> str:
+    steps = ", ".join(tables.quantity("steps", step) for step in control.steps[arm])
+    return f"step {steps}, n = {control.seeds[arm]}"

@@ -1,4 +1,4 @@
-"""The table of every metric at the end: arms below each other, real samples first."""
+"""The table of final values: every metric for every arm, real samples first."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from reports.stats.number_format import digits
 
 
 def final_value_section(report: RaceReport) -> Markup | None:
-    """Return the section; None if the race's own metric is the only one, whose last values the runs' table
-    has."""
+    """Return the section; None if there is only the race's metric, whose last values are in the table of
+    runs."""
     groups = groupby(report.final_value_rows, key=lambda row: row["metric"])
     tables = {metric: [_texts(row) for row in group] for metric, group in groups}
     return render_template("final_values", report.race, tables=tables) if len(tables) > 1 else None

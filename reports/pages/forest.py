@@ -1,4 +1,4 @@
-"""The forest of a study of several cells: the speed-up in each of them, and the pooled one."""
+"""The forest plot of a study with several cells: the speed-up in each cell, and the pooled one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ POOLED = "pooled"
 
 
 def workload_section(report: RaceReport) -> Markup | None:
-    """Return the section; None for one cell, and if no cell compares anything."""
+    """Return the section; None for a single cell, or if nothing is compared in any cell."""
     axes, cells = compared_axes(report), report.workloads
     if len(cells) < 2 or not axes:
         return None
@@ -39,8 +39,7 @@ def workload_section(report: RaceReport) -> Markup | None:
 
 
 def draw_workloads(report: RaceReport, axis: str, width: float) -> Picture:
-    """Draw, for each objective, its cells and the pooled effect below them, on a log scale with a line at
-    1."""
+    """Draw the speed-up of each objective by cell, with the pooled effect below."""
     names = enumerate(candidates(report.workloads), 1)
     rows = [row for index, name in names for row in _strip(report, axis, name, index)]
     with style():
@@ -52,18 +51,19 @@ def draw_workloads(report: RaceReport, axis: str, width: float) -> Picture:
 
 
 def compared_axes(report: RaceReport) -> list[str]:
-    """Return the axes on which some cell has a speed-up."""
+    """Return the axes on which at least one cell has a speed-up."""
     gains = [item for cell in report.workloads for item in cell.speedups.items()]
-    found = {axis for (axis, _), gain in gains if gain.estimate is not None}
-    return [axis for axis in report.race.axes if axis in found]
+    compared = {axis for (axis, _), gain in gains if gain.estimate is not None}
+    return [axis for axis in report.race.axes if axis in compared]
 
 
 def candidates(cells: Sequence[Workload]) -> list[str]:
-    """Return the objectives that some cell compares with its baseline, in order."""
+    """Return the objectives that are compared with the baseline in at least one cell, in order."""
     return list(dict.fromkeys(name for cell in cells for _, name in cell.speedups))
 
 
 def baseline_of(cells: Sequence[Workload]) -> str:
+    """Return the baseline's objective, from a cell in which arms are compared."""
     return next(next(iter(cell.runs)) for cell in cells if not cell.why)
 
 
@@ -80,24 +80,26 @@ def _strip(report: RaceReport, axis: str, name: str, index: int) -> list[StripRo
 
 
 def _rows(report: RaceReport, axis: str) -> list[dict[str, Any]]:
-    """Return the same as texts: one row per objective and cell, and one pooled."""
-    found = []
+    """Return the speed-ups as texts: for each objective a row per cell and a pooled one."""
+    rows = []
     for name in candidates(report.workloads):
         gains = _gains(report.workloads, axis, name)
         for cell in report.workloads:
             texts = tables.gain_texts(gains[cell.label])
             row = {"objective": name, "cell": cell.label, "sooner": _sooner(cell, axis, name)}
-            found.append(row | texts | {"reading": texts["direction"] if name in cell.runs else "no run"})
+            rows.append(row | texts | {"reading": texts["direction"] if name in cell.runs else "no run"})
         pooled = report.pooled.get((axis, name))
         if pooled:
             row = {"objective": name, "cell": _pooled_label(pooled), "sooner": _agreement(gains)}
-            found.append(row | tables.gain_texts(pooled.gain) | {"reading": pooled.gain.direction})
-    return found
+            rows.append(row | tables.gain_texts(pooled.gain) | {"reading": pooled.gain.direction})
+    return rows
 
 
 def _sooner(cell: Workload, axis: str, name: str) -> str:
-    """Return in how many seed pairs an objective arrived before the baseline, as "2 of 3"; empty without
-    any."""
+    """Return the number of seed pairs in which an objective reached the target before the baseline.
+
+    For example "2 of 3"; empty if the order is unknown in all pairs.
+    """
     if cell.why:
         return ""
     first, ordered = count_sooner(cell.times(next(iter(cell.runs)), axis), cell.times(name, axis))
@@ -109,8 +111,7 @@ def _pooled_label(pooled: PooledSpeedup) -> str:
 
 
 def _agreement(gains: dict[str, Speedup | None]) -> str:
-    """Return how many cells resolve which way: a mean of cells that disagree is the effect in none of
-    them."""
+    """Return the number of cells by direction, because a mean over cells that disagree describes none."""
     ways = [gain.direction for gain in gains.values() if gain is not None]
     counts = [f"{way} in {ways.count(way)}" for way in ("faster", "slower", "unresolved") if way in ways]
     return ", ".join(counts)

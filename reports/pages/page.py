@@ -1,4 +1,4 @@
-"""One offline HTML file, and three CSV files next to it."""
+"""The report as a single HTML file that works offline, with three CSV files next to it."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ MARK = '<meta name="generator" content="flowrace'
 LIBRARY = "uplot-1.6.32.min"
 """The chart library, in `vendor/` with its licence."""
 CSV_FILES = {"": ARM_COLUMNS, "-runs": RUN_COLUMNS, "-finals": FINAL_COLUMNS}
-"""The ending of each CSV file's name, and its columns."""
+"""The columns of each CSV file, by the ending of its name."""
 
 
 @dataclass(frozen=True)
 class WrittenReport:
-    """The files that were written, and the report that they hold."""
+    """The files that were written, and the report that they contain."""
 
     html: Path
     csv: Path
@@ -62,12 +62,12 @@ def write_report(
     published: Sequence[str] = (),
     claims: Sequence[Path] = (),
 ) -> WrittenReport:
-    """Report on the runs in these folders: `output` (.html), and next to it CSV files of arms, runs and
-    final values.
+    """Write a report on the runs in these folders: an HTML page, and CSV files of arms, runs and final values
+    next to it.
 
-    What is not given comes from a folder's `study.toml`. `published` names curves of papers to show next to
-    the measured ones (`METHOD[:SIZE[:METRIC]]`), `claims` the files of claims to judge first. The same
-    records give the same bytes. Raises `UserError` for a user's mistake, before anything is written.
+    `metric`, `target` and `baseline` default to the values in a folder's `study.toml`. `published` requests
+    curves of papers to show next to the measured ones (`METHOD[:SIZE[:METRIC]]`); `claims` are files of
+    claims to audit. The same records give the same bytes. Raises `UserError` before anything is written.
     """
     if output.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"output {output}: a report is an .html file, for example report.html")
@@ -94,7 +94,7 @@ def write_report(
 
 def body(report: RaceReport, command: str, printed: Sequence[PublishedRequest] = ()) -> list[Markup]:
     """Return the sections of the page in order, without those that have nothing to show for this race."""
-    made = [
+    all_sections = [
         claims_section(report),
         sections.verdict_section(report),
         sections.convergence_section(report),
@@ -114,11 +114,11 @@ def body(report: RaceReport, command: str, printed: Sequence[PublishedRequest] =
         sections.run_section(report),
         provenance_section(report, command),
     ]
-    return [section for section in made if section is not None]
+    return [section for section in all_sections if section is not None]
 
 
 def render_page(written: WrittenReport, page: Sequence[Markup]) -> str:
-    """Return the page as text: the frame around its sections."""
+    """Return the page as text: its sections with the head, styles, chart data and scripts."""
     return render_template(
         "report",
         written.report.race,
@@ -135,7 +135,7 @@ def render_page(written: WrittenReport, page: Sequence[Markup]) -> str:
 
 
 def _data(report: RaceReport) -> dict[str, Any]:
-    """Return what the script draws, with the looks that it shares with the printed figures."""
+    """Return the data of the page's script: charts, and the line styles of the printed figures."""
     looks = {"colours": len(svg.ARMS), "dashes": [[2 * d for d in dashes] for dashes in svg.DASHES]}
     charts = chart_data.payload(report.race, report.by_target, race_figures.AXIS_NAMES)
     return charts | looks | {"arms": [arm.label for arm in report.race.arms]}
@@ -146,11 +146,12 @@ def _vendored(name: str) -> str:
 
 
 def _command(directories: Sequence[Path], output: Path, given: Mapping[str, Any]) -> str:
-    several = {name: value if isinstance(value, list | tuple) else [value] for name, value in given.items()}
+    """Return the shell command that writes this report, with the options that were given."""
+    lists = {name: value if isinstance(value, list | tuple) else [value] for name, value in given.items()}
     options = [
         text
-        for name, own in several.items()
-        for value in own
+        for name, values in lists.items()
+        for value in values
         if value is not None
         for text in (name, str(value))
     ]

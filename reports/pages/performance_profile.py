@@ -1,4 +1,4 @@
-"""Performance profiles as pictures: how often an objective is within a factor of the fastest."""
+"""Performance profiles as figures: how often an objective is within a factor of the fastest."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ from reports.figures.svg import ARMS, DASHES, MUTED, Picture, style
 from reports.pages.section import drawings, render_template
 
 LEAST = 2
-"""Problems below which there is no profile to speak of."""
+"""The smallest number of problems for which a profile is shown."""
 
 
 def profile_section(report: RaceReport) -> Markup | None:
-    """Return the section; None for one objective, or for fewer than two problems that all of them have
-    run."""
-    found = shown_profiles(report)
-    if not found:
+    """Return the section; None for one objective, or with fewer than two problems that all objectives ran."""
+    profiles = shown_profiles(report)
+    if not profiles:
         return None
+    objectives = next(iter(profiles.values())).objectives
     return render_template(
         "performance",
         report.race,
-        pictures={axis: drawings(partial(draw_profile, one)) for axis, one in found.items()},
-        tables={axis: _rows(one) for axis, one in found.items()},
+        pictures={axis: drawings(partial(draw_profile, profile)) for axis, profile in profiles.items()},
+        tables={axis: _rows(profile) for axis, profile in profiles.items()},
         problems={
-            axis: (one.ratios.shape[1], len(set(one.strata)), one.left_out) for axis, one in found.items()
+            axis: (profile.ratios.shape[1], len(set(profile.strata)), profile.left_out)
+            for axis, profile in profiles.items()
         },
-        names=[(name, _swatch(index)) for index, name in enumerate(next(iter(found.values())).objectives)],
+        names=[(name, _swatch(index)) for index, name in enumerate(objectives)],
         most=MOST,
         enough=ENOUGH,
     )
@@ -47,49 +48,52 @@ def shown_profiles(report: RaceReport) -> dict[str, Profile]:
     return {axis: profile for axis, profile in report.profiles.items() if profile.ratios.shape[1] >= LEAST}
 
 
-def draw_profile(found: Profile, width: float) -> Picture:
-    """Draw shares as steps over tau on a log scale from 1 to 4."""
+def draw_profile(profile: Profile, width: float) -> Picture:
+    """Draw the fractions of problems as step functions of tau, on a log scale from 1 to `MOST`."""
     with style():
         figure = Figure(figsize=(width, 0.34 * width + 0.7))
         axes = figure.subplots()
         axes.axhline(1, color=MUTED, linewidth=0.6)
-        for index, row in enumerate(found.ratios):
+        for index, row in enumerate(profile.ratios):
             look = {"color": ARMS[index % len(ARMS)], "dashes": DASHES[index % len(DASHES)] or (None, None)}
             axes.plot(*steps(row), linewidth=1.6, **look)
         axes.set(xscale="log", xlim=(1, MOST), ylim=(-0.02, 1.04), yticks=[0, 0.25, 0.5, 0.75, 1])
         axes.set_yticklabels(["0", "25 %", "50 %", "75 %", "100 %"])
         set_log_ticks(axes.xaxis, (1, MOST), ticks(width), "{:g}×")
         axes.set(
-            xlabel=f"within this factor of the fastest, {AXIS_NAMES[found.axis]}", ylabel="share of problems"
+            xlabel=f"within this factor of the fastest, {AXIS_NAMES[profile.axis]}",
+            ylabel="share of problems",
         )
         axes.grid(True, axis="y")
         fill(figure, left=0.74)
-        said = f"share of problems within a factor of the fastest in {AXIS_NAMES[found.axis]}"
-        return Picture(figure, f"profile-{found.axis}-{width_name(width)}", said)
+        description = f"share of problems within a factor of the fastest in {AXIS_NAMES[profile.axis]}"
+        return Picture(figure, f"profile-{profile.axis}-{width_name(width)}", description)
 
 
 def steps(ratios: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the corners of a profile from 1 to `MOST`: it begins at the share of ties with the fastest and
-    goes up at each ratio."""
+    """Return the corners of a profile from 1 to `MOST`.
+
+    It starts at the fraction of problems in which the objective is fastest and rises at each larger ratio.
+    """
     best = (ratios <= 1 + TIE).sum()
     later = np.sort(ratios[(ratios > 1 + TIE) & (ratios <= MOST)])
     share = np.arange(best, best + len(later) + 1) / len(ratios)
     return np.concatenate([[1.0], np.repeat(later, 2), [MOST]]), np.repeat(share, 2)
 
 
-def _rows(found: Profile) -> list[dict[str, Any]]:
-    """Return the best area first."""
-    areas, ends, first = found.area(), found.interval(), found.share(1)
-    never = np.isinf(found.ratios).sum(axis=1)
+def _rows(profile: Profile) -> list[dict[str, Any]]:
+    """Return one row of texts per objective, the largest area first."""
+    areas, ends, first = profile.area(), profile.interval(), profile.share(1)
+    never = np.isinf(profile.ratios).sum(axis=1)
     rows = [
         {
             "objective": name,
             "area": f"{areas[i]:.3f}",
             "interval": "" if ends is None else f"[{ends[i][0]:.3f}, {ends[i][1]:.3f}]",
-            "first": f"{first[i]:.0%}",
+            "first": f"{100 * first[i]:.0f} %",
             "never": int(never[i]),
         }
-        for i, name in enumerate(found.objectives)
+        for i, name in enumerate(profile.objectives)
     ]
     return [rows[i] for i in _order(areas)]
 

@@ -1,4 +1,4 @@
-"""The provenance of a report: how the arms differ, what the runs ran on, and how to recreate the page."""
+"""The provenance of a report: how the arms differ, software and hardware, and how to recreate the page."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def provenance_section(report: RaceReport, command: str) -> Markup:
 
 
 def _facts(report: RaceReport) -> list[tuple[str, list[str]]]:
-    """Return what the runs ran on and with, each value once; hosts are left out."""
+    """Return the software, hardware and data of the runs, each value once; host names are left out."""
     starts = [start for run in report.race.runs for start in run.record.environment]
     python = [f"python {start['python']}" for start in starts if "python" in start]
-    packages = [f"{name} {found}" for start in starts for name, found in start.get("packages", {}).items()]
+    packages = [f"{name} {number}" for start in starts for name, number in start.get("packages", {}).items()]
     machines = [text for run in report.race.runs for text in machines_of(run.record)]
     encoders = [_encoder(encoder) for start in starts for encoder in start.get("encoders", ())]
     facts = {
@@ -44,7 +44,7 @@ def _facts(report: RaceReport) -> list[tuple[str, list[str]]]:
 
 
 def _unfinished(row: Mapping[str, Any]) -> str:
-    """Return a run that failed, stopped or never began, with the last line that it left."""
+    """Describe a run that failed, stopped or never began, with its last value and the reason."""
     reached = f", last value {digits(row['final'])}" if row["final"] is not None else ""
     reason = f": {row['reason']}" if row["reason"] else ""
     return f"{row['method']} seed {row['seed']} ({row['run']}) {row['status']}{reached}{reason}"

@@ -1,7 +1,7 @@
-"""Curves of papers next to measured ones: in a separate panel, with their own axes and protocol.
+"""Published curves, in a separate panel with their own axes and protocol.
 
-They are never drawn into the measured chart: a value on another data set, from another sampler or over
-another number of samples is another quantity, whatever its name.
+They are never drawn into the chart of measured curves. A value from another data set, sampler or number of
+samples is a different quantity, even under the same name.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from reports.literature.database import PublishedCurve, load_literature, publish
 from reports.pages.section import drawings, render_template
 
 SIZE, METRIC = "XL", "FID"
-"""What is meant where a request leaves it out."""
+"""The size and the metric of a request that does not name them."""
 DASHES = ((4, 2), (1, 1.5), (6, 1.5, 1, 1.5), (2, 2))
 MARKERS = "osD^vP"
 """Curves are all grey: dashes and marks distinguish them."""
@@ -32,18 +32,19 @@ MARKERS = "osD^vP"
 class PublishedRequest:
     """The published curves of one request."""
 
-    asked: str
+    text: str
+    """The request as given, `METHOD[:SIZE[:METRIC]]`."""
     metric: str
     curves: tuple[PublishedCurve, ...]
 
 
-def find_curves(asked: Sequence[str]) -> list[PublishedRequest]:
+def find_curves(requests: Sequence[str]) -> list[PublishedRequest]:
     """Return the curves of requests `METHOD[:SIZE[:METRIC]]`.
 
-    Raises `UserError` for a request that cannot be read, an unknown method or metric, and one of which
-    nothing is published.
+    Raises `UserError` for an invalid request, an unknown method or metric, and a request without a
+    published curve.
     """
-    return [_find(one) for one in asked]
+    return [_find(request) for request in requests]
 
 
 def published_section(report: RaceReport, printed: Sequence[PublishedRequest]) -> Markup | None:
@@ -62,7 +63,7 @@ def published_section(report: RaceReport, printed: Sequence[PublishedRequest]) -
 
 
 def draw_published(metric: str, curves: Sequence[PublishedCurve], number: int, width: float) -> Picture:
-    """Draw thin grey dashed lines with a mark at each published number; the legend names the source."""
+    """Draw curves as grey dashed lines with a mark at each published number; the legend names the sources."""
     with style():
         figure = Figure(figsize=(width, 0.34 * width + 0.7 + 0.17 * len(curves)))
         axes = figure.subplots()
@@ -90,32 +91,36 @@ def draw_published(metric: str, curves: Sequence[PublishedCurve], number: int, w
 
 
 def label(curve: PublishedCurve) -> str:
-    """Return a legend entry: `published: REPA, Table 7 (repa, ImageNet-256)`."""
-    place = curve.source.split(" ", 1)[1] if " " in curve.source else curve.source
-    return f"published: {curve.method}, {place} ({curve.paper}, {curve.dataset})"
+    """Return a legend entry, for example `published: REPA, Table 7 (repa, ImageNet-256)`.
+
+    The place in the paper is left out if the source is only an address.
+    """
+    place = curve.source.partition(" ")[2]
+    return f"published: {curve.method}{place and ', ' + place} ({curve.paper}, {curve.dataset})"
 
 
-def _find(asked: str) -> PublishedRequest:
-    method, size, metric = [*asked.split(":"), "", ""][:3]
-    if not method or asked.count(":") > 2:
-        raise UserError(f"--published {asked}: expected METHOD[:SIZE[:METRIC]], for example repa:XL:FID")
+def _find(request: str) -> PublishedRequest:
+    method, size, metric = [*request.split(":"), "", ""][:3]
+    if not method or request.count(":") > 2:
+        raise UserError(f"--published {request}: expected METHOD[:SIZE[:METRIC]], for example repa:XL:FID")
     numbers = load_literature().numbers
     select(numbers, method=method, metric=metric or None)
     curves = published_curves(method, size or SIZE, metric or METRIC)
     if not curves:
         raise UserError(
-            f"--published {asked}: no published curve of {method} for size {size or SIZE} and {metric or METRIC} "
-            f"(two steps or more under one protocol). See: flowrace claims --method {method}"
+            f"--published {request}: no published curve of {method} for size {size or SIZE} and "
+            f"{metric or METRIC} (two steps or more under one protocol). "
+            f"See: flowrace claims --method {method}"
         )
-    return PublishedRequest(asked, metric or METRIC, curves)
+    return PublishedRequest(request, metric or METRIC, curves)
 
 
 def by_metric(printed: Sequence[PublishedRequest]) -> dict[str, list[PublishedCurve]]:
-    """Return curves that can share an axis: one metric, each curve once."""
+    """Return the curves by metric, each once; curves of one metric share an axis."""
     groups: dict[str, list[PublishedCurve]] = {}
-    for one in printed:
-        own = groups.setdefault(one.metric, [])
-        own += [curve for curve in one.curves if curve not in own]
+    for request in printed:
+        group = groups.setdefault(request.metric, [])
+        group += [curve for curve in request.curves if curve not in group]
     return groups
 
 

@@ -1,4 +1,4 @@
-"""The report as one JSON object for machines; open ends of intervals are null."""
+"""The report as one JSON object; open ends of intervals are null."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from reports.stats.speedup import Speedup
 
 
 def to_json(report: RaceReport, claims: Sequence[Mapping[str, Any]], html: str) -> str:
-    """Return everything that a page has as numbers; `claims` are in the form of `flowrace audit --json`."""
+    """Return all numbers of a page; `claims` have the form of `flowrace audit --json`."""
     race = report.race
     content = {
         "name": race.name,
@@ -37,7 +37,7 @@ def to_json(report: RaceReport, claims: Sequence[Mapping[str, Any]], html: str) 
 
 
 def _of_workload(workload: Workload) -> Iterator[dict[str, Any]]:
-    """Yield the speed-ups of one cell, and for a cell that compares nothing the reason."""
+    """Yield the speed-ups of one cell, or the reason if nothing is compared in it."""
     about = {"cell": workload.label, "target": workload.target}
     if workload.why:
         yield about | {"why": workload.why}

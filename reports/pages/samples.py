@@ -1,4 +1,4 @@
-"""Sample grids for the page: the same latents in every picture, arms side by side at equal steps."""
+"""Sample grids for the page: every picture from the same latents, arms side by side at equal steps."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from harness.errors import UserError
 from reports.race.race import Race
 
 WIDEST = 480
-"""Pixels; larger grids become thumbnails."""
+"""The maximum width of a picture in pixels; larger grids become thumbnails."""
 MOST_STEPS = 5
 BUDGET = 600_000
-"""Characters of all pictures together: of many arms they are smaller, and at last fewer."""
+"""The maximum size of all pictures in characters. Many arms make the pictures smaller, then fewer."""
 SHAPES = ((WIDEST, MOST_STEPS), (320, 5), (240, 5), (240, 3), (160, 3), (160, 2), (96, 2))
 """Widths in pixels and numbers of steps to choose from, the best first."""
 
@@ -32,8 +32,10 @@ class Samples:
 
 
 def samples_of(race: Race) -> Samples | None:
-    """Return grids of the first seed that all arms share, at steps where every arm has one; None without
-    any."""
+    """Return the grids of the first seed that all arms share, at the steps at which every arm has one.
+
+    None without such a seed and step.
+    """
     seeds = [set(arm.runs) for arm in race.arms]
     shared = sorted(set.intersection(*seeds))
     for seed in shared:
@@ -45,8 +47,7 @@ def samples_of(race: Race) -> Samples | None:
 
 
 def _rows(folders: Sequence[Path], steps: Sequence[int]) -> tuple[tuple[int, tuple[str, ...]], ...]:
-    """Return the largest and most pictures that keep within the budget; the smallest and fewest where none
-    do."""
+    """Return the largest choice of pictures within the budget, or the smallest one if none is."""
     rows: list[tuple[int, tuple[str, ...]]] = []
     for widest, most in SHAPES:
         rows, used = [], 0
@@ -61,8 +62,8 @@ def _rows(folders: Sequence[Path], steps: Sequence[int]) -> tuple[tuple[int, tup
 
 
 def spread(steps: Sequence[int], most: int = MOST_STEPS) -> list[int]:
-    """Return at most so many of these ascending steps, the first and the last included, about equal factors
-    apart."""
+    """Return at most `most` of these ascending steps: the first, the last, and between them steps that
+    approximate a geometric progression."""
     if len(steps) <= most:
         return list(steps)
     ratio = (steps[-1] / steps[0]) ** (1 / (most - 1))
@@ -78,7 +79,7 @@ def _step(file: Path) -> int:
 
 
 def _uri(file: Path, widest: int) -> str:
-    """Return a picture as a data URI: PNG, or a JPEG thumbnail where it is wider than the page needs."""
+    """Return a picture as a data URI: PNG, or a JPEG thumbnail if it is wider than `widest`."""
     content = file.read_bytes()
     try:
         picture = Image.open(io.BytesIO(content))

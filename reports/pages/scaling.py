@@ -1,5 +1,4 @@
-"""Scatters of quality and speed against the encoder and against the size of the backbone, with the trends
-as a table."""
+"""Scatter plots of quality and speed against the encoder or the size of the backbone, with their trends."""
 
 from __future__ import annotations
 
@@ -30,21 +29,21 @@ X_NAMES = {
     "local_distant": "local − distant",
 }
 MARKS = {"o": "●", "^": "▲", "D": "◆", "v": "▼", "s": "■", "*": "★"}
-"""By group, and as the legend has them; shapes remain distinguishable without colour."""
+"""Marks of the groups in figures, and in the legend; their shapes distinguish groups without colour."""
 PANEL = 1.75
-"""Height, inches."""
+"""The height of a panel, in inches."""
 
 
 def encoder_section(report: RaceReport) -> Markup | None:
     """Return the section on encoders; None for a race with fewer than two of them."""
-    found = report.encoder_scaling
-    return None if found is None else _section(report.race, found, "encoders")
+    scaling = report.encoder_scaling
+    return None if scaling is None else _section(report.race, scaling, "encoders")
 
 
 def size_section(report: RaceReport) -> Markup | None:
     """Return the section on sizes of the backbone; None for a race with fewer than two of them."""
-    found = report.model_scaling
-    return None if found is None else _section(report.race, found, "sizes")
+    scaling = report.model_scaling
+    return None if scaling is None else _section(report.race, scaling, "sizes")
 
 
 def _section(race: Race, found: Scaling, name: str) -> Markup:
@@ -66,7 +65,7 @@ def _section(race: Race, found: Scaling, name: str) -> Markup:
 
 
 def draw_scaling(race: Race, found: Scaling, name: str, width: float) -> Picture:
-    """Return a panel for each y (rows) and x (columns); on a narrow page two columns, or one."""
+    """Draw a panel for each y (rows) and x (columns); at most two columns on a narrow page."""
     panels = [(x, y) for y in YS for x in found.xs if any(point.y(y) is not None for point in found.points)]
     columns = _columns(len(found.xs), width)
     rows = math.ceil(len(panels) / columns)
@@ -86,19 +85,18 @@ def draw_scaling(race: Race, found: Scaling, name: str, width: float) -> Picture
             hspace=0.5,
             wspace=0.62,
         )
-        said = (
-            f"{race.metric}, steps to target and speed-up against {', '.join(X_NAMES[x] for x in found.xs)}"
-        )
-        return Picture(figure, f"{name}-{width_name(width)}", said)
+        xs = ", ".join(X_NAMES[x] for x in found.xs)
+        description = f"{race.metric}, steps to target and speed-up against {xs}"
+        return Picture(figure, f"{name}-{width_name(width)}", description)
 
 
 def groups(found: Scaling) -> list[str]:
-    """Return what has a colour and a mark, in order."""
+    """Return the groups of points with an x, in order; each has a colour and a mark."""
     return list(dict.fromkeys(point.group for point in found.points if point.x))
 
 
 def controls(found: Scaling) -> list[str]:
-    """Return the arms without an x, which are lines."""
+    """Return the arms without an x, which are drawn as lines."""
     return [point.arm for point in found.points if not point.x]
 
 
@@ -136,7 +134,7 @@ def point_rows(found: Scaling, race: Race) -> list[dict[str, Any]]:
 
 
 def rank_text(rank: Rank) -> str:
-    """Return `0.80 [-0.28, 0.99], n = 5`, without an interval if there is none."""
+    """Return `0.80 [-0.28, 0.99], n = 5`, without brackets if the interval is unknown."""
     if rank.rho is None:
         return f"undefined, n = {rank.n}"
     ends = "" if rank.low is None else f" [{rank.low:.2f}, {rank.high:.2f}]"
@@ -144,7 +142,7 @@ def rank_text(rank: Rank) -> str:
 
 
 def slope_text(slope: Slope | None, x: str) -> str:
-    """Return what a tenfold of parameters, or a tenth more of another x, multiplies y by."""
+    """Return the factor of y for ten times the parameters, or for +0.1 of another x."""
     if slope is None:
         return ""
     step = math.log(10) if x == "params" else 0.1
@@ -153,9 +151,8 @@ def slope_text(slope: Slope | None, x: str) -> str:
         return "undetermined"
     estimate, low, high = times
     ends = "" if low is None or high is None else f" [{factor(low)}, {factor(high)}]"
-    return (
-        f"×{'' if estimate is None else factor(estimate)}{ends} for {'tenfold' if x == 'params' else '+0.1'}"
-    )
+    per = "tenfold" if x == "params" else "+0.1"
+    return f"×{'' if estimate is None else factor(estimate)}{ends} per {per}"
 
 
 def _look(index: int) -> dict[str, str]:
@@ -174,14 +171,13 @@ def _draw(axes: Axes, found: Scaling, x: str, y: str) -> None:
     if y == "gain":
         axes.axhline(1, color=MUTED, linewidth=0.6, zorder=0)
     for index, group in enumerate(groups(found)):
-        own = [point for point in shown if point.group == group and x in point.x]
+        points = [point for point in shown if point.group == group and x in point.x]
         for kind in ("trained", "random"):
-            _mark(axes, [point for point in own if point.kind == kind], x, y, index)
+            _mark(axes, [point for point in points if point.kind == kind], x, y, index)
 
 
 def _mark(axes: Axes, points: Sequence[ScalingPoint], x: str, y: str, index: int) -> None:
-    """Draw points, filled for trained encoders and open for random ones; intervals with an open end are
-    left out."""
+    """Draw points, filled for trained encoders and open for random ones, and the closed intervals."""
     if not points:
         return
     colour = ARMS[(index + 1) % len(ARMS)]
@@ -211,11 +207,10 @@ def _label(axes: Axes, race: Race, found: Scaling, x: str, y: str) -> None:
 
 
 def _ends(point: ScalingPoint, y: str, *, beyond: float = 3) -> Sequence[float]:
-    """Return the ends of the interval within this factor of the estimate: an axis makes room for
-    threefold."""
-    own = {"final": point.final, "time": point.time, "gain": point.gain}[y]
-    value = own.estimate
-    return [end for end in (own.low, own.high) if end and value / beyond < end < value * beyond]
+    """Return the ends of the interval within a factor of the estimate; axes show ends up to threefold."""
+    result = {"final": point.final, "time": point.time, "gain": point.gain}[y]
+    value = result.estimate
+    return [end for end in (result.low, result.high) if end and value / beyond < end < value * beyond]
 
 
 def _y_name(race: Race, y: str) -> str:
@@ -234,7 +229,7 @@ def _count(value: float) -> str:
 
 
 def _mean_text(mean: MeanTime) -> str:
-    """Return an interval with an open end is not said: the row says that it is a bound."""
+    """Return a mean with its interval, unless an end is open: the row marks it as a bound."""
     closed = closed_ends(mean)
     ends = f" [{digits(closed[0])}, {digits(closed[1])}]" if closed else ""
     return f"{digits(mean.estimate)}{ends}"

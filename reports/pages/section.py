@@ -1,8 +1,8 @@
-"""A section of the page: HTML from its template, or None if a race has nothing to show in it.
+"""The rendering of a section from its template.
 
-A section is a function `section(race) -> Markup | None`, listed in `page.SECTIONS`. Its template takes the
-shared pieces with `{% from "macros.html.j2" import drawing, gain with context %}`, and everything from
-users is escaped by the engine.
+A section is a function `section(report) -> Markup | None`, called in `page.body`; None leaves it out. Its
+template imports shared macros with `{% from "macros.html.j2" import drawing, gain with context %}`. The
+engine escapes all text from users.
 """
 
 from __future__ import annotations
@@ -23,19 +23,18 @@ from reports.race.race import Race
 
 
 def render_template(template: str, race: Race, **content: Any) -> Markup:
-    """Return a template of `templates/`, with the race, its legend and `content`."""
+    """Render a template of `templates/` with the race, its legend and `content`."""
     text = environment().get_template(f"{template}.html.j2").render(race=race, legend=legend(race), **content)
     return Markup(text)
 
 
 def drawings(draw: Callable[[float], svg.Picture], widths: Sequence[float] = (WIDE, NARROW)) -> list[Markup]:
-    """Return a picture drawn for wide pages and for narrow ones, or for all in one, as the macro `drawing`
-    takes it."""
+    """Return a figure at each of these widths, for the macro `drawing`; a single one serves all pages."""
     return [Markup(svg.inline(draw(width))) for width in widths]
 
 
 def source(name: str) -> Markup:
-    """Return a file of `templates/` as it is: a style or a script of ours."""
+    """Return a file of `templates/` without rendering: the style sheet or the script."""
     return Markup((resources.files("reports") / "templates" / name).read_text(encoding="utf-8"))
 
 
@@ -46,24 +45,24 @@ def legend(race: Race) -> list[dict[str, str]]:
 
 @cache
 def environment() -> Environment:
-    made = Environment(
+    engine = Environment(
         loader=PackageLoader("reports"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters["unbroken"] = unbroken
-    made.globals |= {
+    engine.filters["unbroken"] = unbroken
+    engine.globals |= {
         "quantity": tables.quantity,
         "digits": tables.digits,
         "axis_names": race_figures.AXIS_NAMES,
     }
-    return made
+    return engine
 
 
 def unbroken(text: str) -> str:
-    """Return a sentence whose intervals and counts do not break over lines."""
+    """Return a sentence with non-breaking spaces inside intervals and counts."""
     text = re.sub(r"([\[(][^ ,]+), ([^ ,]+[\])])", "\\1,\u00a0\\2", text)
     text = re.sub(r"(\d) %", "\\1\u00a0%", text)
     return re.sub(r"(n =|≤|<=) ", lambda sign: sign[0].replace(" ", "\u00a0"), text)

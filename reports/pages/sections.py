@@ -16,13 +16,14 @@ from reports.pages.section import drawings, render_template
 from reports.race.race import Race
 
 BUSY = 100
-"""Curves above which one static picture serves every width: it is for print, and has most of the page's
-bytes."""
+"""The number of curves above which one static figure serves every width: it is for print, and has most of
+the page's bytes."""
 COUNTED_OUT = ("eval", "checkpoint", "tracking", "warmup")
+"""The phases whose time is recorded but not counted as training."""
 
 
 def verdict_section(report: RaceReport) -> Markup:
-    """Return who was first, in a sentence, a table of all axes, and the caveats."""
+    """Return the verdict as a sentence, the speed-ups on all axes as a table, and the caveats."""
     race = report.race
     strips = {
         axis: {c: tables.gain_texts(race.speedups.get((axis, c))) for c in race.candidates}
@@ -32,7 +33,7 @@ def verdict_section(report: RaceReport) -> Markup:
 
 
 def convergence_section(report: RaceReport) -> Markup | None:
-    """Return every curve with its mean, on every axis."""
+    """Return the convergence of every run and the mean of every arm, on every axis."""
     race = report.race
     curves = sum(run.evaluated for run in race.runs)
     if not curves:
@@ -47,12 +48,12 @@ def convergence_section(report: RaceReport) -> Markup | None:
 
 def target_section(report: RaceReport) -> Markup | None:
     """Return the speed-up as a function of the target."""
-    race, found = report.race, report.by_target
-    if not (race.speedups and found.targets):
+    race, by_target = report.race, report.by_target
+    if not (race.speedups and by_target.targets):
         return None
     draw = race_figures.draw_targets
     return render_template(
-        "targets", race, pictures={axis: drawings(partial(draw, race, axis, found)) for axis in race.axes}
+        "targets", race, pictures={axis: drawings(partial(draw, race, axis, by_target)) for axis in race.axes}
     )
 
 
@@ -74,7 +75,7 @@ def time_section(report: RaceReport) -> Markup | None:
 
 
 def cost_section(report: RaceReport) -> Markup | None:
-    """Return what a step costs, by phase, and what was recorded but does not count."""
+    """Return the cost of a step by phase, and the recorded time that does not count."""
     race = report.race
     if not any(run.record.of("train") for run in race.runs):
         return None
@@ -85,8 +86,8 @@ def cost_section(report: RaceReport) -> Markup | None:
 
 def sample_section(report: RaceReport) -> Markup | None:
     """Return samples drawn from the same latents, by arm and step."""
-    found = samples_of(report.race)
-    return None if found is None else render_template("samples", report.race, samples=found)
+    samples = samples_of(report.race)
+    return None if samples is None else render_template("samples", report.race, samples=samples)
 
 
 def run_section(report: RaceReport) -> Markup:
@@ -95,22 +96,23 @@ def run_section(report: RaceReport) -> Markup:
 
 
 def _thinned(race: Race) -> int | None:
-    """Return points to which long curves were thinned on the page; None if every curve is complete."""
+    """Return the number of points to which long curves are thinned; None if every curve is complete."""
     most = chart_data.allowance(race)
     longest = max((len(run.curve.steps) for run in race.runs if run.evaluated), default=0)
     return most if longest > most else None
 
 
 def _cost_row(race: Race, label: str) -> dict[str, Any]:
-    """Return FLOPs and seconds of a step, and what was booked but does not count, in seconds by phase,
-    summed over runs."""
-    own = race.of(label)
-    totals = [[e["seconds"] for e in run.record.events if "seconds" in e][-1:] for run in own]
-    steps = [run for run in own if run.costs.budget("steps") > 0]
-    flops = [run.costs.budget("flops") / run.costs.budget("steps") for run in steps]
+    """Return FLOPs and seconds of a step, and the seconds of phases that do not count, summed over runs."""
+    runs = race.of(label)
+    totals = [[e["seconds"] for e in run.record.events if "seconds" in e][-1:] for run in runs]
+    trained = [run for run in runs if run.costs.budget("steps") > 0]
+    flops = [run.costs.budget("flops") / run.costs.budget("steps") for run in trained]
     return {
         "label": label,
         "flops": sum(flops) / len(flops) if flops else None,
-        "seconds": sum(race_figures.phase_seconds(own).values()),
-        "apart": {phase: sum(t.get(phase, 0.0) for last in totals for t in last) for phase in COUNTED_OUT},
+        "seconds": sum(race_figures.phase_seconds(runs).values()),
+        "not_counted": {
+            phase: sum(t.get(phase, 0.0) for last in totals for t in last) for phase in COUNTED_OUT
+        },
     }

@@ -10,14 +10,14 @@ from reports.stats.speedup import Speedup
 
 
 def axis_texts(race: Race, axis: str) -> list[dict[str, str]]:
-    """Return the rows of one axis as texts for the page: method, time and its interval, speed-up and its
-    interval, reading."""
-    found = []
+    """Return one row of texts per arm: method, time to target and its interval, speed-up and its interval,
+    and direction."""
+    rows = []
     for arm in race.arms:
         time, gain = race.times.get((axis, arm.label)), race.speedups.get((axis, arm.label))
         if time is None:
             continue
-        found.append(
+        rows.append(
             {
                 "method": arm.label,
                 "time": ("> " if time.right == time.n else "") + quantity(axis, time.estimate),
@@ -27,14 +27,14 @@ def axis_texts(race: Race, axis: str) -> list[dict[str, str]]:
                 **gain_texts(gain, baseline=arm.label == race.baseline),
             }
         )
-    return found
+    return rows
 
 
 def gain_texts(gain: Speedup | None, *, baseline: bool = False) -> dict[str, str]:
-    """Return a speed-up as texts: factor, interval, n and direction (a class name as well)."""
+    """Return a speed-up as texts: factor, interval, n and direction, which is also a CSS class."""
     if baseline or gain is None or gain.estimate is None:
-        said = "baseline" if baseline else "undefined"
-        return {"factor": "", "interval": "", "pairs": "", "direction": said}
+        direction = "baseline" if baseline else "undefined"
+        return {"factor": "", "interval": "", "pairs": "", "direction": direction}
     pairs = f"n = {gain.n}" + ("" if gain.paired else ", unpaired")
     ends = interval(gain.low, gain.high) or "no interval"
     return {
@@ -46,7 +46,7 @@ def gain_texts(gain: Speedup | None, *, baseline: bool = False) -> dict[str, str
 
 
 def _between(axis: str, low: float | None, high: float | None) -> str:
-    """Return an interval of costs in one unit."""
+    """Return an interval of costs, both ends in the same unit."""
     if low is None or high is None:
         return "no interval"
     size, unit = unit_of(axis, low or high)
@@ -56,5 +56,5 @@ def _between(axis: str, low: float | None, high: float | None) -> str:
 
 
 def _censored(right: int, left: int) -> str:
-    said = [f"{right} not reached"] if right else []
-    return ", ".join(said + ([f"{left} at first evaluation"] if left else []))
+    texts = [f"{right} not reached"] if right else []
+    return ", ".join(texts + ([f"{left} at first evaluation"] if left else []))

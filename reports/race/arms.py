@@ -17,20 +17,20 @@ from harness.errors import UserError, unknown
 from harness.records.record import Record
 
 ENCODER_NOT_HASHED = ("weights", "download")
-"""Of an encoder: the sections of methods are read as data, so these two are named here; the others come
-from `RunSpec`."""
+"""Fields of an encoder that the run id leaves out. Reports read a method's section as data, so they are
+listed here; all other such fields come from `RunSpec`."""
 FURTHER = "method.further"
-"""Where a method's further encoders stand, a list of tables."""
+"""The path of a method's further encoders, a list of tables."""
 
 
 @dataclass(frozen=True)
 class RaceArm:
-    """The runs that differ in nothing but their seed."""
+    """Runs that differ only in their seed."""
 
     label: str
     """The method, with the fields that distinguish it from other arms."""
     fields: Mapping[str, Any]
-    """The spec by dotted path, without the seed and what is not hashed."""
+    """The spec by dotted path, without the seed and the fields that the run id leaves out."""
     runs: Mapping[int, Record]
     """By seed, ascending."""
 
@@ -44,9 +44,9 @@ class RaceArm:
 
 
 def arms_of(records: Sequence[Record]) -> list[RaceArm]:
-    """Return records grouped into arms, in order of their labels (numbers by value).
+    """Return records grouped into arms, sorted by label (numbers by value).
 
-    Raises `UserError` when two runs have the same arm and seed, for only one of them can count.
+    Raises `UserError` if two runs have the same arm and seed, because only one of them can count.
     """
     groups: dict[str, list[Record]] = {}
     for record in records:
@@ -58,26 +58,31 @@ def arms_of(records: Sequence[Record]) -> list[RaceArm]:
 
 
 def arm_fields(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a spec by dotted path, without `seed` and the fields that the run id does not hash: a newer
-    field has its default in new records and is absent from old ones."""
+    """Return a spec by dotted path, without `seed` and the fields that the run id leaves out.
+
+    Fields that are hashed only if set are left out at their default: old records do not have them.
+    """
     of_encoder = (f"method.encoder.{name}" for name in ENCODER_NOT_HASHED)
-    free = _free_at(RunSpec) | dict.fromkeys(("seed", *of_encoder), ())
+    ignored = _unhashed(RunSpec) | dict.fromkeys(("seed", *of_encoder), ())
     fields = {
         path: value
         for path, value in flatten(spec).items()
-        if path not in free or (free[path] and value not in free[path])
+        if path not in ignored or (ignored[path] and value not in ignored[path])
     }
     if "method.name" not in fields:
         raise UserError("a run's spec must have method.name")
-    return fields | {path: _hashed_of(value) for path, value in fields.items() if path == FURTHER}
+    return fields | {path: _hashed_fields(value) for path, value in fields.items() if path == FURTHER}
 
 
-def _hashed_of(encoders: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [{name: v for name, v in one.items() if name not in ENCODER_NOT_HASHED} for one in encoders]
+def _hashed_fields(encoders: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {name: value for name, value in encoder.items() if name not in ENCODER_NOT_HASHED}
+        for encoder in encoders
+    ]
 
 
 def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested tables as one, keys joined by dots."""
+    """Return nested tables as one table, with keys joined by dots."""
     flat: dict[str, Any] = {}
     for key, value in table.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
@@ -85,68 +90,73 @@ def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(arms: Sequence[RaceArm]) -> list[tuple[str, list[Any]]]:
-    """Return the fields in which arms differ, by path, with one value for each arm; None if it is empty
-    or not a field."""
-    fields = [{path: value for path, value in arm.fields.items() if value != ""} for arm in arms]
-    return [(path, [own.get(path) for own in fields]) for path in differing_paths(fields)]
+    """Return the fields in which arms differ, as (path, one value per arm).
+
+    The value is None if the field is empty or the arm does not have it.
+    """
+    specs = [{path: value for path, value in arm.fields.items() if value != ""} for arm in arms]
+    return [(path, [spec.get(path) for spec in specs]) for path in differing_paths(specs)]
 
 
 def find_arm(arms: Sequence[RaceArm], name: str, kind: str = "baseline") -> RaceArm:
-    """Return the arm with this label, or the only one of this method; raises `UserError` with the nearest
-    match."""
+    """Return the arm with this label, or the only arm of this method.
+
+    Raises `UserError` with the nearest match if there is no such arm, or with the labels of all that match.
+    """
     exact = [arm for arm in arms if arm.label == name]
-    same = exact or [arm for arm in arms if arm.method == name]
-    if not same:
+    matching = exact or [arm for arm in arms if arm.method == name]
+    if not matching:
         raise unknown(kind, name, [arm.label for arm in arms])
-    if len(same) > 1:
-        names = "; ".join(f"'{arm.label}'" for arm in same)
+    if len(matching) > 1:
+        names = "; ".join(f"'{arm.label}'" for arm in matching)
         raise UserError(f"{kind} '{name}' matches more than one arm ({names}); give one of these labels")
-    return same[0]
+    return matching[0]
 
 
 def labels_of(fields: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Return the method name, with the fields that distinguish arms in brackets.
+    """Return a label for each arm: the method name, then in brackets the fields that distinguish arms.
 
-    The method's own fields are compared with arms of the same method, all other fields with all arms.
+    A method's own fields are compared with arms of the same method, all other fields with all arms.
     """
-    shared = naming(
+    shared = label_paths(
         [path for path in differing_paths(fields.values()) if not path.startswith("method.")], fields
     )
     labels = {}
-    for key, own in fields.items():
-        same = [other for other in fields.values() if other["method.name"] == own["method.name"]]
-        paths = [p for p in differing_paths(same) if p.startswith("method.")] + shared
-        said = [setting(path, own[path]) for path in paths if path in own]
-        labels[key] = str(own["method.name"]) + (f" ({', '.join(said)})" if said else "")
+    for key, spec in fields.items():
+        same_method = [other for other in fields.values() if other["method.name"] == spec["method.name"]]
+        paths = [p for p in differing_paths(same_method) if p.startswith("method.")] + shared
+        settings = [setting(path, spec[path]) for path in paths if path in spec]
+        labels[key] = str(spec["method.name"]) + (f" ({', '.join(settings)})" if settings else "")
     return labels
 
 
-def naming(paths: Sequence[str], fields: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Choose the differing fields used as arm labels; eval.metrics is used only when nothing else differs."""
+def label_paths(paths: Sequence[str], fields: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Choose the differing fields used in arm labels; `eval.metrics` only if nothing else distinguishes."""
     rest = [path for path in paths if path != "eval.metrics"]
     kinds = [
-        len({repr([own.get(path) for path in some]) for own in fields.values()}) for some in (paths, rest)
+        len({repr([spec.get(path) for path in chosen]) for spec in fields.values()})
+        for chosen in (paths, rest)
     ]
     return rest if kinds[0] == kinds[1] else list(paths)
 
 
 def setting(path: str, value: Any) -> str:
     """Return a field and its value for people: `mask_ratio = 0`, `backbone.size = S`."""
-    said = f"{value:.10g}" if isinstance(value, float) else str(value)
-    return f"{path.removeprefix('method.').removesuffix('.name')} = {said}"
+    text = f"{value:.10g}" if isinstance(value, float) else str(value)
+    return f"{path.removeprefix('method.').removesuffix('.name')} = {text}"
 
 
 def _natural(label: str) -> list[tuple[float, str]]:
-    """Return a key that orders texts by their words and the numbers in them by value."""
+    """Return a sort key that orders the numbers in labels by value, for example `layer = 2` before 10."""
     parts = re.split(r"(\d+(?:\.\d+)?)", label)
     return [(float(part), "") if i % 2 else (math.inf, part) for i, part in enumerate(parts)]
 
 
 def differing_paths(fields: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return the paths on which these flat specs are not all alike, sorted."""
-    fields = list(fields)
-    paths = sorted({path for own in fields for path in own})
-    return [path for path in paths if any(own.get(path) != fields[0].get(path) for own in fields)]
+    """Return the paths whose values are not the same in all of these flat specs, sorted."""
+    specs = list(fields)
+    paths = sorted({path for spec in specs for path in spec})
+    return [path for path in paths if any(spec.get(path) != specs[0].get(path) for spec in specs)]
 
 
 def _by_seed(label: str, runs: Sequence[Record]) -> dict[int, Record]:
@@ -155,15 +165,15 @@ def _by_seed(label: str, runs: Sequence[Record]) -> dict[int, Record]:
         seed = record.spec.get("seed", 0)
         if seed in by_seed:
             raise UserError(
-                f"two runs of {label} with seed {seed}: {by_seed[seed].path} and {record.path}; report on only one of them"
+                f"two runs of {label} with seed {seed}: {by_seed[seed].path} and {record.path}; "
+                "report on only one of them"
             )
         by_seed[seed] = record
     return dict(sorted(by_seed.items()))
 
 
-def _free_at(model: type[BaseModel], prefix: str = "") -> dict[str, tuple[Any, ...]]:
-    """Return the fields that the run id does not hash, with the values at which they are not hashed; ()
-    means never."""
+def _unhashed(model: type[BaseModel], prefix: str = "") -> dict[str, tuple[Any, ...]]:
+    """Return the fields that the run id leaves out, with the values at which it does; () means all values."""
     paths: dict[str, tuple[Any, ...]] = {}
     for name, info in model.model_fields.items():
         if info.json_schema_extra == NOT_HASHED:
@@ -171,5 +181,5 @@ def _free_at(model: type[BaseModel], prefix: str = "") -> dict[str, tuple[Any, .
         elif info.json_schema_extra == HASHED_IF_SET:
             paths[flat_path(prefix + name)] = (info.default,)
         elif isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            paths |= _free_at(info.annotation, f"{prefix}{name}.")
+            paths |= _unhashed(info.annotation, f"{prefix}{name}.")
     return paths

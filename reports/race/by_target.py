@@ -1,4 +1,4 @@
-"""The speed-up at every target: how the answer depends on the quality asked for."""
+"""The speed-up at every target: how the answer depends on the requested quality."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from reports.stats.curves import Crossing, crossing
 from reports.stats.speedup import Speedup, Time, speedup
 
 TARGETS = 41
-"""The number of targets, equal factors apart."""
+"""The number of targets, in geometric progression."""
 
 Crossings = Mapping[str, Mapping[int, tuple[RaceRun, list[Crossing]]]]
 """By arm and seed: the run, and its crossing of each target."""
@@ -25,7 +25,7 @@ class SpeedupByTarget:
     """Speed-ups over the baseline at a range of targets."""
 
     targets: tuple[float, ...]
-    """Falling, so the hardest is last; empty if the runs have no range of targets in common."""
+    """Descending, so the hardest is last; empty if the runs have no range of targets in common."""
     gains: Mapping[str, Mapping[str, list[Speedup]]]
     """By axis and candidate, one speed-up per target."""
 
@@ -36,17 +36,18 @@ def speedup_by_target(race: Race) -> SpeedupByTarget:
     return SpeedupByTarget(targets, gains_by_target(race, race.axes, targets) if targets else {})
 
 
-def common_targets(race: Race, most: int = TARGETS) -> tuple[float, ...]:
-    """Return falling targets, equal factors apart, that every finished run of every arm crosses.
+def common_targets(race: Race, count: int = TARGETS) -> tuple[float, ...]:
+    """Return a descending geometric progression of targets that every finished run of every arm crosses.
 
-    Empty if there is no such range: fewer than two arms with finished runs, or curves that do not overlap.
+    Empty if fewer than two arms have finished runs, if their curves do not overlap, or if they were
+    evaluated under different protocols.
     """
     done = [run for run in race.runs if run.done]
     if len({run.arm for run in done}) < 2 or len(protocol_hashes(race.runs)) > 1:
         return ()
     high = min(run.curve.fitted[0] for run in done)
     low = max(run.curve.fitted[-1] for run in done)
-    return tuple(np.geomspace(high, low, most).tolist()) if high > low * 1.001 else ()
+    return tuple(np.geomspace(high, low, count).tolist()) if high > low * 1.001 else ()
 
 
 def gains_by_target(
@@ -57,9 +58,9 @@ def gains_by_target(
     if not counted[race.baseline]:
         return {axis: {} for axis in axes}
     crossings = {
-        label: {run.seed: (run, [crossing(run.curve, target) for target in targets]) for run in own}
-        for label, own in counted.items()
-        if own
+        label: {run.seed: (run, [crossing(run.curve, target) for target in targets]) for run in runs}
+        for label, runs in counted.items()
+        if runs
     }
     return {axis: _gains(race, axis, crossings, len(targets)) for axis in axes}
 
@@ -68,12 +69,12 @@ def _gains(race: Race, axis: str, crossings: Crossings, targets: int) -> dict[st
     times = {
         label: [
             {
-                seed: Time(run.costs.at(axis, found[i].step), found[i].censored)
-                for seed, (run, found) in own.items()
+                seed: Time(run.costs.at(axis, crossed[i].step), crossed[i].censored)
+                for seed, (run, crossed) in by_seed.items()
             }
             for i in range(targets)
         ]
-        for label, own in crossings.items()
+        for label, by_seed in crossings.items()
     }
     horizon = race.horizons[axis]
     return {

@@ -14,13 +14,15 @@ CLOCK_AXES = ("seconds", "gpu_seconds")
 
 
 def protocol_hashes(runs: Sequence[RaceRun]) -> list[str]:
-    """Return the evaluation protocols (hashes) behind the runs that count; more than one cannot be
-    compared."""
+    """Return the hashes of the evaluation protocols of the runs that count.
+
+    Runs can be compared only if there is a single protocol.
+    """
     return sorted({protocol for run in runs if run.counts for protocol in run.protocols})
 
 
 def values_differ(runs: Sequence[RaceRun]) -> str:
-    """Return why values of these runs, or times read off them, cannot be compared; empty if they can."""
+    """Return why values of these runs, and times read from them, cannot be compared; empty if they can."""
     if len(protocol_hashes(runs)) > 1:
         return "the runs were evaluated under different protocols, so their values cannot be compared"
     counted = [run for run in runs if run.counts]
@@ -30,7 +32,7 @@ def values_differ(runs: Sequence[RaceRun]) -> str:
 
 
 def machines_of(record: Record) -> list[str]:
-    """Return what a run ran on, one text for each kind of machine it was started on."""
+    """Return the kinds of machine that a run was started on, as texts."""
     return machine_kinds(record.environment)
 
 
@@ -40,36 +42,45 @@ def machine_kinds(starts: Iterable[Mapping]) -> list[str]:
 
 
 def comparable_axes(runs: Sequence[RaceRun]) -> tuple[tuple[str, ...], list[str]]:
-    """Return the axes on which these runs can be compared, and why others are left out."""
+    """Return the axes on which these runs can be compared, and notes on why others are left out."""
     devices = {start.get("devices", 1) for run in runs for start in run.record.environment}
     axes = AXES if devices - {1} else AXES[:-1]
     machines = sorted({text for run in runs if run.counts for text in machines_of(run.record)})
-    apart = _in_no_turns([run for run in runs if run.counts])
+    sequential = _sequential_arms([run for run in runs if run.counts])
     if len(machines) > 1:
         note = f"Seconds are left out: the runs used different hardware ({'; '.join(machines)})."
-    elif apart:
-        note = f"Seconds are left out: arms were run one after the other instead of interleaved ({apart})."
+    elif sequential:
+        note = (
+            f"Seconds are left out: arms were run one after the other instead of interleaved ({sequential})."
+        )
     else:
         return axes, []
     return tuple(axis for axis in axes if axis not in CLOCK_AXES), [note]
 
 
 def one_after_another(begun: Mapping[str, Sequence[float | None]]) -> list[tuple[str, str]]:
-    """Return pairs of arms of which all runs of the first began before any of the second did, given when
-    the runs of each began. Arms with fewer than two runs, or with unknown times, are ignored."""
-    known = {arm: [time for time in own if time is not None] for arm, own in begun.items()}
-    whole = {arm: own for arm, own in known.items() if len(own) == len(begun[arm]) > 1}
-    return [(first, then) for first, then in permutations(whole, 2) if max(whole[first]) < min(whole[then])]
+    """Return pairs of arms in which all runs of the first began before any run of the second.
+
+    `begun` has the start times of each arm's runs. Arms with fewer than two runs, or with unknown times, are
+    ignored.
+    """
+    known = {arm: [time for time in times if time is not None] for arm, times in begun.items()}
+    complete = {arm: times for arm, times in known.items() if len(times) == len(begun[arm]) > 1}
+    return [
+        (first, then)
+        for first, then in permutations(complete, 2)
+        if max(complete[first]) < min(complete[then])
+    ]
 
 
-def _in_no_turns(runs: Sequence[RaceRun]) -> str:
-    """Return which arms were not run in turns; empty if all were."""
+def _sequential_arms(runs: Sequence[RaceRun]) -> str:
+    """Return which arms were run one after the other, as text; empty if all were interleaved."""
     begun: dict[str, list[float | None]] = {}
     for run in runs:
         start = next(iter(run.record.environment), {})
         begun.setdefault(run.arm, []).append(start.get("started"))
-    found = [f"{first} before {then}" for first, then in one_after_another(begun)]
-    return "; ".join(found[:1] + [f"{len(found) - 1} more such pairs"] * (len(found) > 1))
+    pairs = [f"{first} before {then}" for first, then in one_after_another(begun)]
+    return "; ".join(pairs[:1] + [f"{len(pairs) - 1} more such pairs"] * (len(pairs) > 1))
 
 
 def _machine(start: Mapping) -> str:

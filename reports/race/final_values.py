@@ -22,20 +22,25 @@ class FinalValue(NamedTuple):
 
 
 def final_values_of(race: Race) -> list[FinalValue]:
-    """Return final values by metric, then arm, in the order of records; runs that ended before the arm's
-    last step are left out."""
-    found = [final for arm in race.arms for final in _of_arm(race.of(arm.label), arm.label)]
-    order = list(dict.fromkeys(final.metric for final in found))
-    return sorted(found, key=lambda final: order.index(final.metric))
+    """Return final values sorted by metric (in the order of the records), then by arm.
+
+    Runs that ended before their arm's last step are left out.
+    """
+    finals = [final for arm in race.arms for final in _of_arm(race.of(arm.label), arm.label)]
+    order = list(dict.fromkeys(final.metric for final in finals))
+    return sorted(finals, key=lambda final: order.index(final.metric))
 
 
 def real_sample_values(race: Race) -> dict[str, dict[str, float]]:
-    """Return what real samples score by metric and kind: held out, halves of the training set, spoilt."""
-    found: dict[str, dict[str, float]] = {}
+    """Return the scores of real samples by metric and kind.
+
+    Kinds are held-out samples, one half of the training set against the other, and spoilt samples.
+    """
+    scores: dict[str, dict[str, float]] = {}
     for run in race.runs:
         for metric, kinds in noise_floors(run).items():
-            found.setdefault(metric, {kind: value["mean"] for kind, value in kinds.items()})
-    return found
+            scores.setdefault(metric, {kind: value["mean"] for kind, value in kinds.items()})
+    return scores
 
 
 def _of_arm(runs: Sequence[RaceRun], label: str) -> Iterator[FinalValue]:

@@ -19,8 +19,8 @@ def _favours(race: Race) -> list[str]:
     if not arms:
         return []
     return [
-        f"{', '.join(arms)} aligned to the network that computes {race.metric}, which rewards the alignment itself: "
-        "use another metric of these runs."
+        f"{', '.join(arms)} aligned to the network that computes {race.metric}, which rewards the alignment "
+        "itself: use another metric of these runs."
     ]
 
 
@@ -33,31 +33,31 @@ def _failures(race: Race) -> list[str]:
 
 
 def noise_floors(run: RaceRun) -> dict[str, dict[str, Any]]:
-    """Return what real samples score by metric and kind, as the record has it."""
+    """Return the recorded scores of real samples, by metric and kind."""
     return _evaluation(run).get("floor", {})
 
 
 def _floors(race: Race) -> list[str]:
-    """Return one sentence; all runs of one protocol have one floor."""
-    found = [floor for run in race.runs if (floor := noise_floors(run).get(race.metric))]
-    if not found:
+    """Return one sentence; runs under one protocol have the same noise floor."""
+    floors = [floor for run in race.runs if (floor := noise_floors(run).get(race.metric))]
+    if not floors:
         return []
-    said = [_floor(name, value) for name, value in found[0].items()]
-    which = "real against real" if any(value["n_real"] for value in found[0].values()) else "real samples"
-    return [f"Noise floor of {race.metric}, {which}: {'; '.join(said)}."]
+    texts = [_floor(name, value) for name, value in floors[0].items()]
+    which = "real against real" if any(value["n_real"] for value in floors[0].values()) else "real samples"
+    return [f"Noise floor of {race.metric}, {which}: {'; '.join(texts)}."]
 
 
 def _floor(name: str, value: dict[str, Any]) -> str:
     if not value["n_real"]:
         spoilt = ", spoilt" if name == "spoilt" else ""
         return f"{value['mean']:.4g} ({value['n']} held-out samples{spoilt})"
-    who = {"held_out": "held-out samples", "train_halves": "training samples"}[name]
-    rest = "the training split" if name == "held_out" else "the other"
-    return f"{value['mean']:.4g} ({value['n']} {who} against {rest} {value['n_real']})"
+    if name == "held_out":
+        return f"{value['mean']:.4g} ({value['n']} held-out against {value['n_real']} training samples)"
+    return f"{value['mean']:.4g} ({value['n']} training samples against {value['n_real']} others)"
 
 
 def _evaluation(run: RaceRun) -> dict[str, Any]:
-    """Return what the record contains on its evaluation; an older one has nothing."""
+    """Return the recorded description of the evaluation; empty for older records."""
     starts = run.record.environment
     return starts[-1].get("evaluation", {}) if starts else {}
 

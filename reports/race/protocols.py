@@ -1,8 +1,7 @@
-"""Under which protocol a metric was measured: the part of a run's evaluation protocol that its value
-depends on.
+"""The protocol of one metric: the part of a run's evaluation protocol that the metric's value depends on.
 
-Two runs may be evaluated by different lists of metrics, a video with its sound and the sound alone say; a
-metric that both have is comparable where its own network, settings and samples are the same.
+Two runs may be evaluated by different lists of metrics, for example videos with sound and sound alone. A
+metric that both have is comparable if its own network, settings and samples are the same.
 """
 
 from __future__ import annotations
@@ -15,29 +14,29 @@ from typing import Any
 from harness.records.record import Record
 
 OF_VIDEO = ("video:", "i3d", "videomae")
-"""How the names of networks begin that read clips."""
+"""Prefixes of the names of networks that read clips."""
 
 
 def protocols_of(record: Record, metric: str) -> dict[str, Mapping[str, Any]]:
-    """Return hash -> fields of the protocols of a run's values of a metric.
+    """Return the protocols under which a run's values of a metric were measured, fields by hash.
 
-    For a record without its protocol, the fields contain only the hash of its evaluations.
+    If a record does not contain the protocol itself, its fields are only the hash.
     """
     recorded = [start.get("evaluation", {}) for start in record.environment]
     known = {about["hash"]: about["protocol"] for about in recorded if "protocol" in about}
-    found: dict[str, Mapping[str, Any]] = {}
-    for one in {str(e.get("protocol")) for e in record.of("eval") if metric in e["metrics"]}:
-        if one in known:
-            fields = narrowed(known[one], metric)
-            found[_digest(fields) if fields != known[one] else one] = fields
+    protocols: dict[str, Mapping[str, Any]] = {}
+    for key in {str(e.get("protocol")) for e in record.of("eval") if metric in e["metrics"]}:
+        if key in known:
+            fields = narrowed(known[key], metric)
+            protocols[_digest(fields) if fields != known[key] else key] = fields
         else:
-            found[one] = {"hash": one}
-    return found
+            protocols[key] = {"hash": key}
+    return protocols
 
 
 def narrowed(protocol: Mapping[str, Any], metric: str) -> dict[str, Any]:
-    """Return the protocol as it would be if this metric had been the only one, of samples that are only
-    what its network reads."""
+    """Return the protocol as it would be with this metric alone, on samples with only the part that its
+    network reads."""
     value, _, name = metric.partition(":")
     fields = dict(protocol) | ({"metrics": [metric]} if "metrics" in protocol else {})
     extractors, truths = protocol.get("extractors", {}), protocol.get("truths", {})
@@ -54,5 +53,5 @@ def narrowed(protocol: Mapping[str, Any], metric: str) -> dict[str, Any]:
 
 
 def _digest(protocol: Mapping[str, Any]) -> str:
-    """Return the harness's hash: the same fields, the same hash."""
+    """Return the hash of a protocol, computed as the harness does."""
     return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:12]

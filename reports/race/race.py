@@ -1,4 +1,4 @@
-"""The whole race as numbers: runs, arms, target, times, speed-ups, and the notes that belong to them."""
+"""The complete race as numbers: runs, arms, target, times, speed-ups, and notes on them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from reports.stats.speedup import MeanTime, Speedup, Time, cut, mean_time, speed
 
 @dataclass(frozen=True)
 class Race:
-    """What a report says, before it is words, pictures or tables. Mappings by axis and arm label."""
+    """The results of a race, before any rendering. Mappings have the keys (axis, arm label), or the axis."""
 
     name: str
     metric: str
@@ -40,7 +40,7 @@ class Race:
     leaders: Mapping[str, str]
     """The arm with the smallest mean time on an axis; no entry when no run reached the target."""
     leads: Mapping[tuple[str, str], Speedup]
-    """Of the leader over every other arm."""
+    """Speed-ups of the leader over every other arm."""
     horizons: Mapping[str, float]
     missing: tuple[PlanEntry, ...]
     unplanned: tuple[Record, ...]
@@ -64,11 +64,12 @@ def read_race(
     target: float | None = None,
     baseline: str | None = None,
 ) -> Race:
-    """Read the runs in these folders and compute everything; what is not given comes from `study.toml`.
+    """Read the runs in these folders and compare them; arguments default to the values in `study.toml`.
 
-    Without any target it is the lowest value that every run reaches, and called chosen after the fact; the
-    study's is of the study's metric alone. Of a metric that rises as training goes on there are no times,
-    so nothing is compared. Raises `UserError` for folders without runs, unknown names and broken records.
+    The study's target holds only for the study's metric. Without a target, the lowest value that every run
+    reaches is used and reported as chosen after the fact. A metric that rises during training has no times
+    to target, so nothing is compared. Raises `UserError` for folders without runs, unknown names and broken
+    records.
     """
     if target is not None and not (math.isfinite(target) and target > 0):
         raise UserError(f"target {target:g}: expected a number above 0")
@@ -83,7 +84,7 @@ def read_race(
     given = target if target is not None else study.target_of(metric)
     goal = given if given is not None else reachable_by_all(runs)
     runs = [cross(run, goal) for run in runs]
-    axes, apart = comparable_axes(runs)
+    axes, axis_notes = comparable_axes(runs)
     return Race(
         name=study.name or directories[0].resolve().name,
         metric=metric,
@@ -95,7 +96,7 @@ def read_race(
         runs=tuple(runs),
         missing=tuple(run for run in plan.runs if run.id not in {record.id for record in records}),
         unplanned=tuple(unplanned),
-        notes=(*notes, *apart),
+        notes=(*notes, *axis_notes),
         plan=plan.runs,
         excluded=plan.exclusions,
         **compare_runs(runs, [arm.label for arm in arms], axes, not values_differ(runs)),
@@ -110,73 +111,77 @@ def compare_runs(
     If values of the runs cannot be compared, only mean times are returned.
     """
     counted = {label: [run for run in runs if run.arm == label and run.counts] for label in labels}
-    counted = {label: own for label, own in counted.items() if own}
-    found: dict = {"times": {}, "speedups": {}, "leaders": {}, "leads": {}, "horizons": {}}
-    finished = [run for own in counted.values() for run in own if run.done]
+    counted = {label: of_arm for label, of_arm in counted.items() if of_arm}
+    results: dict = {"times": {}, "speedups": {}, "leaders": {}, "leads": {}, "horizons": {}}
+    finished = [run for of_arm in counted.values() for run in of_arm if run.done]
     for axis in axes if finished else ():
-        times = {label: {run.seed: run.time(axis) for run in own} for label, own in counted.items()}
+        times = {label: {run.seed: run.time(axis) for run in of_arm} for label, of_arm in counted.items()}
         horizon = min(run.costs.budget(axis) for run in finished)
-        found["horizons"][axis] = horizon
-        found["times"] |= {(axis, label): mean_time(own.values()) for label, own in times.items()}
+        results["horizons"][axis] = horizon
+        results["times"] |= {(axis, label): mean_time(by_seed.values()) for label, by_seed in times.items()}
         if not same_value:
             continue
-        found["speedups"] |= _against(labels[0], times, axis, horizon)
+        results["speedups"] |= _against(labels[0], times, axis, horizon)
         leader = _leader(times, horizon)
         if leader is not None:
-            found["leaders"][axis] = leader
-            found["leads"] |= {
-                key: speedup(times[key[1]], times[leader], horizon)
-                for key in ((axis, label) for label in times if label != leader)
+            results["leaders"][axis] = leader
+            results["leads"] |= {
+                (axis, label): speedup(times[label], times[leader], horizon)
+                for label in times
+                if label != leader
             }
-    return found
+    return results
 
 
 def reachable_by_all(runs: Sequence[RaceRun]) -> float | None:
-    """Return the lowest target that every finished run reaches; None if none is."""
+    """Return the lowest target that every finished run reaches; None if no run is finished."""
     curves = [run.curve for run in runs if run.done]
     return reachable_target(curves) if curves else None
 
 
 def _baseline_first(
-    arms: list[RaceArm], asked: str | None, study: str | None, order: Mapping[str, int]
+    arms: list[RaceArm], requested: str | None, study: str | None, order: Mapping[str, int]
 ) -> tuple[list[RaceArm], list[str]]:
     """Return the arms with the baseline first, and notes.
 
     A requested baseline must match a single arm. A default one may match several, of which the first in the
     plan (`order`, by run id) is used.
     """
-    if asked is not None:
-        base, notes = find_arm(arms, asked), []
+    if requested is not None:
+        base, notes = find_arm(arms, requested), []
     else:
         name = study or ("flow" if any(arm.method == "flow" for arm in arms) else arms[0].label)
-        same = [arm for arm in arms if name in (arm.label, arm.method)] or [find_arm(arms, name)]
-        base = min(same, key=lambda arm: min(order.get(run.id, len(order)) for run in arm.runs.values()))
+        matching = [arm for arm in arms if name in (arm.label, arm.method)] or [find_arm(arms, name)]
+        base = min(matching, key=lambda arm: min(order.get(run.id, len(order)) for run in arm.runs.values()))
         notes = (
-            [f"Baseline '{name}' matches more than one arm; '{base.label}' is used.{_apart(same)}"]
-            if len(same) > 1
+            [f"Baseline '{name}' matches more than one arm; '{base.label}' is used.{_by_cell(matching)}"]
+            if len(matching) > 1
             else []
         )
     return [base, *(arm for arm in arms if arm is not base)], notes
 
 
-def _apart(same: Sequence[RaceArm]) -> str:
-    """Return where to look if these arms differ in more than the objective."""
+def _by_cell(matching: Sequence[RaceArm]) -> str:
+    """Return a pointer to the speed-up by cell if these arms differ in more than the objective."""
     workload = [
-        path for path in differing_paths(arm.fields for arm in same) if not path.startswith("method.")
+        path for path in differing_paths(arm.fields for arm in matching) if not path.startswith("method.")
     ]
     return " Speed-up by cell compares each cell with its own baseline." if workload else ""
 
 
-def _metric(records: Sequence[Record], asked: str | None) -> str:
-    """Return the requested metric, else the first one evaluated; raises `UserError` if there is none."""
+def _metric(records: Sequence[Record], requested: str | None) -> str:
+    """Return the requested metric, else the first one evaluated.
+
+    Raises `UserError` if no run was evaluated, or not by the requested metric.
+    """
     names = list(
         dict.fromkeys(name for record in records for e in record.of("eval") for name in e["metrics"])
     )
     if not names:
         raise UserError("no run has been evaluated yet; a report needs at least one evaluation")
-    if asked is not None and asked not in names:
-        raise unknown("metric", asked, names)
-    return asked or names[0]
+    if requested is not None and requested not in names:
+        raise unknown("metric", requested, names)
+    return requested or names[0]
 
 
 def _against(baseline: str, times: Mapping, axis: str, horizon: float) -> dict[tuple[str, str], Speedup]:
@@ -187,9 +192,9 @@ def _against(baseline: str, times: Mapping, axis: str, horizon: float) -> dict[t
 
 
 def _leader(times: Mapping[str, Mapping[int, Time]], horizon: float) -> str | None:
-    """Return the arm with the smallest geometric mean of times cut at the horizon; None if nobody got
-    there."""
-    cuts = {label: [cut(time, horizon) for time in own.values()] for label, own in times.items()}
-    if all(time.censored == "right" for own in cuts.values() for time in own):
+    """Return the arm with the smallest geometric mean of times cut at the horizon; None if no run reached
+    the target by then."""
+    cuts = {label: [cut(time, horizon) for time in by_seed.values()] for label, by_seed in times.items()}
+    if all(time.censored == "right" for of_arm in cuts.values() for time in of_arm):
         return None
     return min(cuts, key=lambda label: np.mean(np.log([time.value for time in cuts[label]])))

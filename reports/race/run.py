@@ -13,11 +13,9 @@ from reports.stats.speedup import Time
 
 @dataclass(frozen=True)
 class RaceRun:
-    """One run of an arm. It counts in the numbers if it was evaluated by the metric and has finished or
-    failed.
+    """One run of an arm. It counts in the numbers if the metric was evaluated and it has finished or failed.
 
-    A failed run is known up to its last evaluation: unless it had reached the target by then, it had not
-    arrived.
+    A failed run that had not reached the target is censored at its last evaluation.
     """
 
     record: Record
@@ -26,9 +24,9 @@ class RaceRun:
     costs: Costs
     metric: str = ""
     fit: Curve | None = None
-    """None if the run was never evaluated by the metric; `curve` where it is known to exist."""
+    """None if the metric was never evaluated. Use `curve` if it is known to exist."""
     sustained: Crossing | None = None
-    """None for a run that does not count, and without a target; `crossing` where it is known to exist."""
+    """None if the run does not count or there is no target. Use `crossing` if it is known to exist."""
     first: Crossing | None = None
 
     @property
@@ -45,24 +43,24 @@ class RaceRun:
 
     @property
     def crosses(self) -> bool:
-        """Whether the run has crossings (that may be censored)."""
+        """True if the run has crossings, which may be censored."""
         return self.sustained is not None
 
     @property
     def curve(self) -> Curve:
-        """The metric against steps; only of a run that was `evaluated`."""
+        """The metric against steps; requires `evaluated`."""
         assert self.fit is not None
         return self.fit
 
     @property
     def crossing(self) -> Crossing:
-        """The sustained crossing of the target; only of a run that `crosses`."""
+        """The sustained crossing of the target; requires `crosses`."""
         assert self.sustained is not None
         return self.sustained
 
     @property
     def first_crossing(self) -> Crossing:
-        """The first crossing of the target; only of a run that `crosses`."""
+        """The first crossing of the target; requires `crosses`."""
         assert self.first is not None
         return self.first
 
@@ -72,11 +70,12 @@ class RaceRun:
         return frozenset(protocols_of(self.record, self.metric))
 
     def time(self, axis: str) -> Time:
+        """Return the time to target on an axis, in its natural unit; requires `crosses`."""
         return Time(self.costs.at(axis, self.crossing.step), self.crossing.censored)
 
 
 def run_of(label: str, seed: int, record: Record, metric: str) -> RaceRun:
-    """Read a run: its costs, and its curve if it was evaluated by the metric."""
+    """Read a run: its costs, and its curve if the metric was evaluated."""
     return RaceRun(record, label, seed, costs_of(record), metric, curve_of(record, metric))
 
 

@@ -24,6 +24,7 @@ MOST_NAMED = 3
 
 
 def goal(race: Race) -> str:
+    """Return the target in words, for example `fd:local ≤ 12`."""
     return f"{race.metric} ≤ {race.target:.6g}"
 
 
@@ -57,12 +58,12 @@ def _winner(race: Race, axis: str) -> str:
         return f"{opening}; {race.baseline} has no time to compare with."
     ends = f" {interval(gain.low, gain.high)}" if gain.low is not None else ""
     doubt = ", unresolved" if gain.direction == "unresolved" else ""
-    said = f"{factor(gain.estimate)}x {FEWER[axis]} than {race.baseline}{ends}{doubt}{_count([gain])}"
-    return f"{opening}: {said}{'; ' + _others(gains) if gains else ''}."
+    lead = f"{factor(gain.estimate)}x {FEWER[axis]} than {race.baseline}{ends}{doubt}{_count([gain])}"
+    return f"{opening}: {lead}{'; ' + _others(gains) if gains else ''}."
 
 
 def _others(gains: Mapping[str, Speedup]) -> str:
-    """Return the best few of these speed-ups, the fastest first."""
+    """Return the largest of these speed-ups in words, the fastest first."""
     labels = sorted(gains, key=lambda label: -(gains[label].estimate or 0))
     more = f"; {len(labels) - MOST_NAMED} more in the table" if len(labels) > MOST_NAMED else ""
     return "; ".join(f"{label} {_short(gains[label])}" for label in labels[:MOST_NAMED]) + more
@@ -73,14 +74,14 @@ def _open_order(race: Race, axis: str) -> str:
     if race.leaders[axis] == race.baseline:
         return ""
     leads = {label: lead for (on, label), lead in race.leads.items() if on == axis and label != race.baseline}
-    level = [
+    unresolved = [
         f"{label} ({_short(lead, direction=False)})"
         for label, lead in leads.items()
         if lead.direction != "faster"
     ]
-    if len(level) > MOST_NAMED:
-        return f" Its lead over {len(level)} of {len(leads)} other candidates is unresolved."
-    return f" Its lead over {' and '.join(level)} is unresolved." if level else ""
+    if len(unresolved) > MOST_NAMED:
+        return f" Its lead over {len(unresolved)} of {len(leads)} other candidates is unresolved."
+    return f" Its lead over {' and '.join(unresolved)} is unresolved." if unresolved else ""
 
 
 def _short(gain: Speedup, *, direction: bool = True) -> str:
@@ -100,7 +101,7 @@ def _count(gains: Iterable[Speedup]) -> str:
 
 def caveats_of(race: Race) -> list[str]:
     """Return what a reader must know before quoting a number, most important first."""
-    said = [
+    caveats = [
         *_about_target(race),
         *about_metric(race),
         *_about_runs(race),
@@ -113,18 +114,18 @@ def caveats_of(race: Race) -> list[str]:
     for arm in race.arms:
         if arm.encoder and arm.method not in aligned.setdefault(arm.encoder, []):
             aligned[arm.encoder].append(arm.method)
-    return said + [
-        f"{', '.join(methods)} {'aligns' if len(methods) == 1 else 'align'} to {encoder}: {_encoder(encoder)}."
-        for encoder, methods in aligned.items()
-    ]
+    for encoder, methods in aligned.items():
+        verb = "aligns" if len(methods) == 1 else "align"
+        caveats.append(f"{', '.join(methods)} {verb} to {encoder}: {_encoder(encoder)}.")
+    return caveats
 
 
 def _about_target(race: Race) -> list[str]:
     if race.target is None or race.target_given:
         return []
     return [
-        f"No target was given: {goal(race)} was chosen after the fact, as the lowest value that every finished run "
-        "reaches. A target named before the race is stronger evidence."
+        f"No target was given: {goal(race)} was chosen after the fact, as the lowest value that every "
+        "finished run reaches. A target named before the race is stronger evidence."
     ]
 
 
@@ -132,53 +133,59 @@ def _about_runs(race: Race) -> list[str]:
     states = [run.record.status for run in race.runs]
     counts = [f"{states.count(kind)} {kind}" for kind in sorted(set(states) - {"done"})]
     counts += [f"{len(race.missing)} missing"] if race.missing else []
-    said = []
+    caveats = []
     if counts:
-        said.append(
+        caveats.append(
             f"{', '.join(counts)} of {len(states) + len(race.missing)} runs: see Provenance.{_failed(race)}"
         )
     unmeasured = sum(run.record.status == "done" and not run.evaluated for run in race.runs)
     if unmeasured:
         one = unmeasured == 1
-        said.append(
-            f"{unmeasured} finished run{'' if one else 's'} {'was' if one else 'were'} not evaluated by {race.metric} and "
-            f"{'is' if one else 'are'} excluded from all numbers."
+        caveats.append(
+            f"{unmeasured} finished run{'' if one else 's'} {'was' if one else 'were'} not evaluated by "
+            f"{race.metric} and {'is' if one else 'are'} excluded from all numbers."
         )
     if race.unplanned:
         ids = ", ".join(record.id for record in race.unplanned)
-        said.append(f"Excluded because they are not in the plan: {ids}.")
-    return said
+        caveats.append(f"Excluded because they are not in the plan: {ids}.")
+    return caveats
 
 
 def _failed(race: Race) -> str:
-    """Return how runs that failed and runs that never ended count."""
+    """Return how failed runs and runs without an end count."""
     censored = sum(run.counts and not run.done for run in race.runs)
-    out = sum(not run.counts for run in race.runs) + len(race.missing)
-    said = (
-        f" {censored} failed {'run is' if censored == 1 else 'runs are'} treated as censored after the last evaluation."
-        if censored
-        else ""
-    )
-    return said + (
-        f" {out} {'is' if out == 1 else 'are'} excluded from all numbers, so an arm that often ends early may look better than it is."
-        if out
-        else ""
-    )
+    excluded = sum(not run.counts for run in race.runs) + len(race.missing)
+    text = ""
+    if censored:
+        runs = "run is" if censored == 1 else "runs are"
+        text += f" {censored} failed {runs} treated as censored after the last evaluation."
+    if excluded:
+        text += (
+            f" {excluded} {'is' if excluded == 1 else 'are'} excluded from all numbers, so an arm that often "
+            "ends early may look better than it is."
+        )
+    return text
 
 
 def _about_pairs(race: Race) -> list[str]:
     gains = {label: gain for (axis, label), gain in race.speedups.items() if axis == "steps"}
     few = {label: gain.n for label, gain in gains.items() if gain.n < MIN_PAIRS}
-    said = []
+    caveats = []
     if few:
         names = "" if len(few) == len(gains) else f" for {', '.join(few)}"
         n = min(few.values())
-        said.append(f"n = {n}{names} is too small: use at least {MIN_PAIRS} seeds, preferably 5.")
+        caveats.append(f"n = {n}{names} is too small: use at least {MIN_PAIRS} seeds, preferably 5.")
     for label, gain in gains.items():
         if not gain.paired:
-            said.append(
+            caveats.append(
                 f"{label} and {race.baseline} share too few seeds for pairing: the interval is Welch's."
             )
+    return caveats + _about_bounds(race)
+
+
+def _about_bounds(race: Race) -> list[str]:
+    """Report arms whose times are bounds: runs that never reached the target, or had when first evaluated."""
+    caveats = []
     bounded: dict[tuple[str, str], list[str]] = {}
     for label in (arm.label for arm in race.arms):
         time = race.times.get(("steps", label))
@@ -186,43 +193,45 @@ def _about_pairs(race: Race) -> list[str]:
             bounded.setdefault((f"{time.right} of {time.n} runs", _lost(race, label)), []).append(label)
     for (runs, lost), labels in bounded.items():
         each = " each" if len(labels) > 1 else ""
-        said.append(
-            f"{runs}{each} of {', '.join(labels)} never reached {goal(race)}{lost}: their times are bounds, and the "
-            "interval is open at that end."
+        caveats.append(
+            f"{runs}{each} of {', '.join(labels)} never reached {goal(race)}{lost}: their times are bounds, "
+            "and the interval is open at that end."
         )
     for label in (arm.label for arm in race.arms):
         time = race.times.get(("steps", label))
         if time is not None and time.left:
-            said.append(
-                f"{time.left} of {time.n} runs of {label} were already below {goal(race)} at their first evaluation: "
-                "evaluate earlier, or choose a lower target."
+            caveats.append(
+                f"{time.left} of {time.n} runs of {label} had already reached {goal(race)} at their "
+                "first evaluation: evaluate earlier, or choose a lower target."
             )
-    return said
+    return caveats
 
 
 def _about_budgets(race: Race) -> list[str]:
-    """Report times that the common budget cuts: slower steps make the same number of steps take longer."""
-    said = []
+    """Report times cut at the smallest budget. Runs of equal steps differ in budget on the other axes."""
+    caveats = []
     for axis, horizon in race.horizons.items():
         times = [run.time(axis) for run in race.runs if run.counts]
         late = sum(time.censored is None and time.value > horizon for time in times)
         if late:
-            said.append(
-                f"In {FEWER[axis].removeprefix('fewer ')}, {late} of {len(times)} times to target exceed the smallest budget "
-                "of any run and count as bounds there: longer runs or a higher target would resolve more."
+            caveats.append(
+                f"In {FEWER[axis].removeprefix('fewer ')}, {late} of {len(times)} times to target exceed the "
+                "smallest budget of any run and count as bounds there: longer runs or a higher target would "
+                "resolve more."
             )
-    return said
+    return caveats
 
 
 def _lost(race: Race, label: str) -> str:
+    """Return how many runs of an arm passed the target and got worse again; empty if none did."""
     runs = [run for run in race.of(label) if run.counts and run.crossing.censored == "right"]
     lost = sum(run.first_crossing.censored != "right" for run in runs)
     return f" for good ({lost} passed it and got worse again)" if lost else ""
 
 
 def _about_shape(race: Race) -> list[str]:
-    """Warns where a curve that got worse again changes the answer by more than the interval is wide."""
-    said = []
+    """Warn if curves that got worse again change the answer by more than the width of the interval."""
+    caveats = []
     for label in (label for axis, label in race.speedups if axis == "steps"):
         sustained = race.speedups["steps", label]
         first = _first(race, label)
@@ -231,16 +240,17 @@ def _about_shape(race: Race) -> list[str]:
         ends = closed_ends(sustained)
         width = math.log(ends[1] / ends[0]) if ends else math.inf
         if abs(math.log(first.estimate / sustained.estimate)) > width:
-            said.append(
+            caveats.append(
                 f"{label} against {race.baseline}: curves get worse again. The speed-up is "
-                f"{_short(first, direction=False)} by first crossings and {_short(sustained, direction=False)} by sustained "
-                "crossings; the latter count."
+                f"{_short(first, direction=False)} by first crossings and "
+                f"{_short(sustained, direction=False)} by sustained crossings; the latter count."
             )
-    return said
+    return caveats
 
 
 def _first(race: Race, label: str) -> Speedup | None:
-    base, cand = (
+    """Return an arm's speed-up by first crossings, in steps; None without runs."""
+    base, candidate = (
         {
             run.seed: Time(run.first_crossing.step, run.first_crossing.censored)
             for run in race.of(name)
@@ -248,10 +258,11 @@ def _first(race: Race, label: str) -> Speedup | None:
         }
         for name in (race.baseline, label)
     )
-    return speedup(base, cand, race.horizons["steps"]) if base and cand else None
+    return speedup(base, candidate, race.horizons["steps"]) if base and candidate else None
 
 
 def _encoder(name: str) -> str:
+    """Return what kind of weights an encoder has, by the family in its name."""
     family = name.partition(":")[0]
     return {
         "local": "a small encoder trained locally on the training split, not the published one",

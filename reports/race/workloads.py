@@ -1,20 +1,19 @@
 """Workloads, the cells of a study (model sizes, data sets, step counts): the speed-up in each, and the
-pooled one.
+pooled speed-up.
 
-A *cell* is everything that a spec says but the objective and the seed: runs of one cell are compared with
-runs of that cell alone, at its own target and within its own budgets. An *objective* is the method with its
-own fields, and with whatever else was chosen for it (for example its own learning rate): fields that are one
-value for each method distinguish objectives, fields that a method takes several values of distinguish cells.
+A *cell* is everything in a spec except the objective and the seed. Runs are compared only within their cell,
+at the cell's own target and budgets. An *objective* is the method with its own fields, and with whatever
+else was chosen for it, for example a learning rate. Fields with one value per method distinguish objectives;
+fields with several values for a method distinguish cells.
 
-The effects S_c of the cells are pooled as their geometric mean, every cell with one weight whatever its
-number of seeds:
+The effects S_c of the cells are pooled as their geometric mean, with equal weights:
 
     log S = mean_c log S_c,    var = sum_c e_c^2 / K^2,    degrees of freedom by Welch and Satterthwaite
 
-with e_c the standard error of log S_c in one of K cells. So the interval is of the mean over *these* cells.
-A bootstrap that resamples the seeds of each cell is the usual choice (rliable) but too narrow for the 3 to
-10 seeds that cells have (tests/reports/test_cells.py measures both). An end that one cell leaves open is
-open in the mean.
+Here e_c is the standard error of log S_c in one of K cells, so the interval is of the mean over *these*
+cells. The usual choice (rliable) is a bootstrap over the seeds of each cell, but its intervals are too narrow
+for the 3 to 10 seeds of a cell (tests/reports/test_workloads.py measures both). If one cell's interval is
+open at an end, so is the mean's.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from reports.race.arms import RaceArm, differing_paths, labels_of, naming, setting
+from reports.race.arms import RaceArm, differing_paths, label_paths, labels_of, setting
 from reports.race.comparability import comparable_axes, values_differ
 from reports.race.race import Race, compare_runs, reachable_by_all
 from reports.race.run import RaceRun, cross
@@ -36,14 +35,13 @@ from reports.stats.student import CONFIDENCE, t_interval
 
 @dataclass(frozen=True)
 class Workload:
-    """The arms that differ in nothing but their objective. Mappings by objective, or by axis and
-    objective."""
+    """Arms that differ only in their objective. Mappings are by objective, or by axis and objective."""
 
     label: str
     """The fields that distinguish it from other cells; empty if there is one."""
     fields: Mapping[str, Any]
     target: float | None
-    """The study's; without one, the lowest that every finished run of the cell reaches."""
+    """The study's target; without one, the lowest value that every finished run of the cell reaches."""
     axes: tuple[str, ...]
     runs: Mapping[str, tuple[RaceRun, ...]]
     arms: Mapping[str, str]
@@ -52,27 +50,27 @@ class Workload:
     """Over the baseline's objective in this cell."""
     horizons: Mapping[str, float]
     why: str = ""
-    """Why nothing is compared here; empty if it is."""
+    """Why nothing is compared in this cell; empty if its arms are compared."""
 
     def times(self, objective: str, axis: str) -> dict[int, Time]:
         """Return times to target by seed, cut at the cell's smallest budget."""
-        found = {run.seed: run.time(axis) for run in self.runs.get(objective, ()) if run.crosses}
-        return {seed: cut(time, self.horizons[axis]) for seed, time in found.items()}
+        times = {run.seed: run.time(axis) for run in self.runs.get(objective, ()) if run.crosses}
+        return {seed: cut(time, self.horizons[axis]) for seed, time in times.items()}
 
 
 @dataclass(frozen=True)
 class PooledSpeedup:
-    """The effect of one objective over the cells that have an interval."""
+    """The effect of one objective over all cells that have an interval."""
 
     gain: Speedup
-    """Geometric mean; `n` counts seed pairs of all its cells."""
+    """Geometric mean; `n` counts the seed pairs of all its cells."""
     cells: tuple[str, ...]
     left_out: tuple[str, ...]
     """Cells without an interval."""
 
 
 def workloads_of(race: Race) -> list[Workload]:
-    """Return the cells of a race in order of its arms; one where arms differ in their objectives alone."""
+    """Return the cells of a race in order of its arms; a single one if arms differ only in objective."""
     objectives, workloads = _split(race.arms)
     groups: dict[str, list[RaceArm]] = {}
     for arm in race.arms:
@@ -123,12 +121,12 @@ def count_sooner(baseline: Mapping[int, Time], candidate: Mapping[int, Time]) ->
 
     Ties, and pairs in which neither arrived, have no order.
     """
-    first = recorded = 0
+    first = ordered = 0
     for seed in baseline.keys() & candidate.keys():
         a, b = _rank(baseline[seed]), _rank(candidate[seed])
-        recorded += a != b
+        ordered += a != b
         first += b < a
-    return first, recorded
+    return first, ordered
 
 
 def _split(arms: Sequence[RaceArm]) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
@@ -136,26 +134,27 @@ def _split(arms: Sequence[RaceArm]) -> tuple[dict[str, str], dict[str, dict[str,
     different = [
         path for path in differing_paths(arm.fields for arm in arms) if not path.startswith("method.")
     ]
-    varied = naming(different, {arm.label: arm.fields for arm in arms})
+    varied = label_paths(different, {arm.label: arm.fields for arm in arms})
     methods: dict[str, list[RaceArm]] = {}
     for arm in arms:
         methods.setdefault(repr(_of_method(arm)), []).append(arm)
-    own = [
-        p
-        for p in varied
-        if not any(differing_paths({p: a.fields.get(p)} for a in g) for g in methods.values())
+    # Fields with one value for each method belong to the objective.
+    chosen = [
+        path
+        for path in varied
+        if not any(differing_paths({path: arm.fields.get(path)} for arm in same) for same in methods.values())
     ]
     if len(methods) == 1:
-        own = []
-    named = {
-        arm.label: _of_method(arm) | {path: arm.fields[path] for path in own if path in arm.fields}
+        chosen = []
+    objectives = {
+        arm.label: _of_method(arm) | {path: arm.fields[path] for path in chosen if path in arm.fields}
         for arm in arms
     }
     cells = {
-        arm.label: {path: arm.fields[path] for path in varied if path not in own and path in arm.fields}
+        arm.label: {path: arm.fields[path] for path in varied if path not in chosen and path in arm.fields}
         for arm in arms
     }
-    return labels_of(named), cells
+    return labels_of(objectives), cells
 
 
 def _of_method(arm: RaceArm) -> dict[str, Any]:
@@ -177,27 +176,25 @@ def _cell(
     labels = {objectives[arm.label]: arm.label for arm in arms}
     order = sorted(labels, key=lambda objective: objective != base)
     runs = {objective: race.of(labels[objective]) for objective in order}
-    every = [run for own in runs.values() for run in own]
+    every = [run for of_objective in runs.values() for run in of_objective]
     target = race.target if race.target_given else reachable_by_all(every)
     crossed = {
-        objective: tuple(run if target == race.target else cross(run, target) for run in own)
-        for objective, own in runs.items()
+        objective: tuple(run if target == race.target else cross(run, target) for run in of_objective)
+        for objective, of_objective in runs.items()
     }
     axes, _ = comparable_axes(every)
-    apart = values_differ(every)
-    found = compare_runs(
-        [run for own in crossed.values() for run in own], [labels[o] for o in order], axes, not apart
+    incomparable = values_differ(every)
+    compared = compare_runs(
+        [run for of_objective in crossed.values() for run in of_objective],
+        [labels[objective] for objective in order],
+        axes,
+        not incomparable,
     )
-    why = _why(base, crossed, apart)
+    base_counts = any(run.counts for run in crossed.get(base, ()))
+    why = incomparable if base_counts else f"no finished run of {base}"
     names = {arm: objective for objective, arm in labels.items()}
-    gains = {} if why else {(axis, names[arm]): gain for (axis, arm), gain in found["speedups"].items()}
-    return Workload(label, fields, target, axes, crossed, labels, gains, found["horizons"], why)
-
-
-def _why(base: str, runs: Mapping[str, Sequence[RaceRun]], apart: str) -> str:
-    if not any(run.counts for run in runs.get(base, ())):
-        return f"no finished run of {base}"
-    return apart
+    gains = {} if why else {(axis, names[arm]): gain for (axis, arm), gain in compared["speedups"].items()}
+    return Workload(label, fields, target, axes, crossed, labels, gains, compared["horizons"], why)
 
 
 def _degrees(squares: np.ndarray, degrees: Sequence[float]) -> float:

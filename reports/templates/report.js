@@ -1,6 +1,6 @@
 "use strict";
-// Replaces the printed pictures by charts that answer the pointer, and gives tables sorting and copying.
-// Without this script the page has everything but those.
+// Replaces the static figures with interactive charts, and adds sorting and copying to tables.
+// Without this script the page has everything else.
 (() => {
   const root = document.documentElement;
   const data = JSON.parse(document.getElementById("data").textContent);
@@ -9,15 +9,17 @@
   const short = (v) => Math.abs(v) >= 1e6 || Math.abs(v) < 1e-3 ? v.toExponential(2)
     : v.toLocaleString("en-GB", { maximumSignificantDigits: Math.max(3, Math.ceil(Math.log10(Math.abs(v)))) });
   const hidden = new Set();
-  const faint = Math.min(1, 4 / data.arms.length);  // many bands on each other would be mud
-  let lit = null;  // the arm whose name is pointed at
+  // Many overlapping bands would otherwise hide each other.
+  const faint = Math.min(1, 4 / data.arms.length);
+  // The arm whose name in the legend is under the pointer.
+  let lit = null;
   const drawn = new Map();
 
   function series(own) {
     const wide = own.kind === "mean";
     const edge = own.kind === "low" || own.kind === "high";
     return {
-      label: own.said, spanGaps: true, arm: own.arm, kind: own.kind, show: !hidden.has(own.arm),
+      label: own.name, spanGaps: true, arm: own.arm, kind: own.kind, show: !hidden.has(own.arm),
       stroke: () => edge ? "transparent" : colour(own.arm),
       alpha: (own.kind === "seed" ? 0.5 : 1) * (lit === null || lit === own.arm ? 1 : 0.2), width: wide ? 2.4 : edge ? 0 : 0.9,
       dash: wide ? data.dashes[own.arm % data.dashes.length] : undefined,
@@ -60,17 +62,18 @@
     return (u) => {
       const i = u.cursor.idx;
       if (i === null || i === undefined) { place.textContent = place.dataset.hint; return; }
-      const said = u.series.flatMap((s, n) => {
+      const values = u.series.flatMap((s, n) => {
         if (s.kind !== "mean" || !s.show) return [];
         let k = i;
         while (k > 0 && u.data[n][k] == null) k -= 1;
         return u.data[n][k] == null ? [] : [`${data.arms[s.arm]} ${short(u.data[n][k])}`];
       });
-      place.textContent = `${u.axes[0].label} ${short(u.data[0][i])}: ${said.join(" · ")}`;
+      place.textContent = `${u.axes[0].label} ${short(u.data[0][i])}: ${values.join(" · ")}`;
     };
   }
 
-  function ticks(low, high, most) {  // round values of a log scale, the densest series that has room
+  // Returns round values of a log scale, from the densest series with at most `most` of them.
+  function ticks(low, high, most) {
     const decades = [];
     for (let d = Math.floor(Math.log10(low)); d <= Math.log10(high); d += 1) decades.push(d);
     const of = (m) => decades.flatMap((d) => m.map((k) => Number(`${k}e${d}`))).filter((v) => v >= low && v <= high);
@@ -112,7 +115,8 @@
     drawn.set(place, new uPlot(options, columns, place));
   }
 
-  function step(place, by) {  // the cursor one point on; its place is what the readout tells
+  // Moves the cursor by one point; the readout follows it.
+  function step(place, by) {
     const u = drawn.get(place), xs = u.data[0], last = xs.length - 1;
     const i = Math.min(last, Math.max(0, (u.cursor.idx ?? (by > 0 ? -1 : last + 1)) + by));
     u.setCursor({ left: u.valToPos(xs[i], "x"), top: u.over.clientHeight / 2 });
@@ -163,7 +167,8 @@
   const text = (cell) => (cell.dataset.copy ?? [...cell.childNodes].map((n) => n.textContent.trim()).filter(Boolean).join(" ")).replaceAll("\u00a0", " ");
   const cells = (row) => [...row.cells].map(text);
 
-  function rows(table) {  // a group's heading becomes the first column of its rows
+  // Returns the rows of a table as texts; a group's heading becomes the first column of its rows.
+  function rows(table) {
     const groups = table.querySelector("[scope=rowgroup]") !== null;
     let group = "axis";
     return [...table.rows].flatMap((row) => {
@@ -174,7 +179,8 @@
   const units = { ms: 1e-3, s: 1, min: 60, h: 3600, d: 86400, k: 1e3, M: 1e6, G: 1e9, T: 1e12, P: 1e15, E: 1e18, Z: 1e21 };
   const quantity = /^(?:[≤≥<>×(\[]\s?)*([-+]?\d+(?:\.\d+)?(?:e[-+]?\d{1,2})?)(?:[×x%]|\s(?:device-)?(ms|min|[shdkMGTPEZ])?(?:FLOP)?)?(?=$|[\s,;:\])])/;
 
-  function number(t) {  // what a cell begins with, in one unit; null for words
+  // Returns the number at the start of a cell in the base unit; null for words.
+  function number(t) {
     const found = t.replace(/(\d),(?=\d{3})/g, "$1").replace("−", "-").match(quantity);
     return found ? Number(found[1]) * (units[found[2]] ?? 1) : null;
   }
@@ -222,7 +228,7 @@
 
   async function copy(content) {
     if (navigator.clipboard && isSecureContext) {
-      try { await navigator.clipboard.writeText(content); return true; } catch { /* not allowed here: the old way below */ }
+      try { await navigator.clipboard.writeText(content); return true; } catch { /* Not allowed: fall back to the older command below. */ }
     }
     const area = document.createElement("textarea");
     area.value = content; area.style.position = "fixed"; area.style.opacity = "0";

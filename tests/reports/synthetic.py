@@ -1,4 +1,4 @@
-"""Records of runs that never were, with curves whose times to target are known in closed form."""
+"""Synthetic run records with curves whose times to target are known in closed form."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from harness.records.record import Record, RecordWriter
 
 METRIC = "fd:local"
 PHASES = {"student": 0.02, "optimizer": 0.002, "ema": 0.001, "data": 0.0005}
-"""Seconds of a step."""
+"""Seconds per step, by phase."""
 ENVIRONMENT = {
     "python": "3.11.7",
     "packages": {"flowrace": "0.1.0", "torch": "2.15.0"},
@@ -30,8 +30,10 @@ ENVIRONMENT = {
 
 
 def power_law(scale: float, slope: float) -> Callable[[float], float]:
-    """metric = scale * step ** -slope, a straight line in logs: it meets a target at (scale / target) ** (1
-    / slope)."""
+    """Return the curve scale * step ** -slope, a straight line in logs.
+
+    It reaches a target at step (scale / target) ** (1 / slope).
+    """
     return lambda step: scale * step**-slope
 
 
@@ -54,7 +56,7 @@ def write_run(
     protocol: str = "9cece13e0f6d",
     pictures: bool = False,
 ) -> Record:
-    """A run directory as the trainer leaves it; `status` is done, failed (with a reason) or stopped."""
+    """Write a run directory like the trainer's; `status` is done, failed (with a reason) or stopped."""
     spec: dict[str, Any] = {"seed": seed, "method": {"name": method}, "train": {"batch_size": 64}}
     for name, value in (set_ or {}).items():
         set_path(spec, name, value)
@@ -83,7 +85,7 @@ def write_run(
 
 
 def write_picture(file: Path, seed: int, noise: float) -> None:
-    """A grid like the evaluator's: 4 rows of 10 tiles of 8x8, with a pixel between."""
+    """Write a grid like the evaluator's: 4 rows of 10 tiles of 8x8 pixels, one pixel between tiles."""
     grain = np.random.default_rng(seed).random((35, 89))
     shape = np.add.outer(np.cos(np.arange(35) * 0.7), np.sin(np.arange(89) * 0.7)) / 4 + 0.5
     Image.fromarray((255 * (noise * grain + (1 - noise) * shape)).astype(np.uint8)).save(file)
@@ -92,13 +94,15 @@ def write_picture(file: Path, seed: int, noise: float) -> None:
 def write_race(
     folder: Path, speedups: Mapping[str, float], *, seeds: int = 3, noise: float = 0.03, **run: Any
 ) -> Path:
-    """Arms whose curves are the baseline's, `speedup` times sooner; log-normal seed noise that pairs
-    share."""
+    """Write arms whose curves are the baseline's, faster by these factors.
+
+    Log-normal noise per seed is shared by the runs of a pair; each run adds its own.
+    """
     rng = np.random.default_rng(7)
     for seed in range(seeds):
         shared = rng.normal(0, noise)
         for method, factor in speedups.items():
-            own = factor * math.exp(shared + rng.normal(0, noise))
-            curve = lambda step, own=own: 3000 * (1 + own * step / 20) ** -1.2 + 3  # noqa: E731
+            speed = factor * math.exp(shared + rng.normal(0, noise))
+            curve = lambda step, speed=speed: 3000 * (1 + speed * step / 20) ** -1.2 + 3  # noqa: E731
             write_run(folder / f"{method}-{seed}", method, seed, metric=curve, **run)
     return folder

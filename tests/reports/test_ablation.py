@@ -1,4 +1,4 @@
-"""The ablation matrix against scipy's paired test, a hand-computed Holm table and a plan with gaps."""
+"""The ablation matrix, checked against scipy's paired test, Holm's method by hand, and a plan with gaps."""
 
 from __future__ import annotations
 
@@ -30,8 +30,10 @@ SETTINGS = {
 
 
 def write_study(folder: Path, *, plan: bool = True) -> Path:
-    """A metric of 1000 (f step) ** -0.5, where noise of a seed is shared by all settings; one setting
-    planned and not run, one left out."""
+    """Write runs with the metric 1000 (f step) ** -0.5, f the speed-up; settings share the noise of a seed.
+
+    The plan has one setting without a run, and excludes another.
+    """
     runs: list[dict[str, Any]] = []
     for name, (method, effects) in SETTINGS.items():
         for seed, effect in enumerate(effects):
@@ -57,13 +59,14 @@ def study(tmp_path: Path) -> Path:
     return write_study(tmp_path / "study")
 
 
-def made(folder: Path) -> Ablation:
-    race = read_race([folder])
-    return RaceReport(race).ablation
+def ablation_of(folder: Path) -> Ablation:
+    ablation = RaceReport(read_race([folder])).ablation
+    assert ablation is not None
+    return ablation
 
 
-def test_rows_are_settings_in_every_state(study: Path) -> None:
-    found = made(study)
+def test_ablation_rows_are_settings_in_every_state(study: Path) -> None:
+    found = ablation_of(study)
     states = {row: found.entries[row, ""].state for row in found.rows}
     assert states == {
         "self_flow (mask_ratio = 0.25)": "baseline",
@@ -77,10 +80,10 @@ def test_rows_are_settings_in_every_state(study: Path) -> None:
     assert found.columns == ("",) and found.steps == {"": 2000}
 
 
-def test_changes_and_speed_ups_are_scipys_paired_tests(study: Path) -> None:
-    """At the last step the metric is f ** -0.5 of the baseline's, so log change is -log(f) / 2 and log
-    speed-up is log f."""
-    found = made(study)
+def test_changes_and_speed_ups_match_scipys_paired_test(study: Path) -> None:
+    """At the last step the metric is f ** -0.5 times the baseline's: the log of the change is -log(f) / 2,
+    that of the speed-up log f."""
+    found = ablation_of(study)
     for name, row in (("half", "self_flow (mask_ratio = 0.5)"), ("none", "self_flow (mask_ratio = 0)")):
         entry, logs = found.entries[row, ""], np.log(SETTINGS[name][1])
         assert entry.gain.estimate == pytest.approx(math.exp(logs.mean()), rel=1e-6)
@@ -94,10 +97,10 @@ def test_changes_and_speed_ups_are_scipys_paired_tests(study: Path) -> None:
         assert (entry.gain.low <= 1 <= entry.gain.high) == (name == "none")
 
 
-def test_holm_over_the_table_by_hand(study: Path) -> None:
-    """Three effects with p of 3e-4 (half), 4e-3 (flow) and 0.7 (none): times 3, 2 and 1, the first two stay
-    below 0.05."""
-    found = made(study)
+def test_holm_adjustment_matches_hand_computation(study: Path) -> None:
+    """The p-values are 3e-4 (half), 4e-3 (flow) and 0.7 (none). Times 3, 2 and 1, the first two stay below
+    0.05."""
+    found = ablation_of(study)
     p = [stats.ttest_1samp(np.log(SETTINGS[name][1]), 0).pvalue for name in ("half", "flow", "none")]
     assert 3 * p[0] < 2 * p[1] < 0.05 < p[2]
     assert found.entries["self_flow (mask_ratio = 0.5)", ""].gain_is == "resolved"
@@ -105,14 +108,14 @@ def test_holm_over_the_table_by_hand(study: Path) -> None:
     assert found.entries["self_flow (mask_ratio = 0)", ""].gain_is == "unresolved"
 
 
-def test_an_effect_can_be_resolved_by_itself_and_not_within_its_table(tmp_path: Path) -> None:
-    """p = 0.033: below 0.05, and above it twice; the other effect has p = 0.7."""
+def test_effect_is_resolved_alone_when_holm_rejects_it(tmp_path: Path) -> None:
+    """p = 0.033 is below 0.05, but 2 p is above it. The other effect has p = 0.7."""
     logs = [0.10, 0.18, 0.13, 0.0205]
     pv = stats.ttest_1samp(logs, 0).pvalue
     assert 0.025 < pv < 0.05
     effects = {"a": np.exp(logs), "b": np.exp([0.1, -0.1, 0.05, -0.08]), "base": np.ones(4)}
-    for number, (name, own) in enumerate(effects.items()):
-        for seed, effect in enumerate(own):
+    for number, (name, by_seed) in enumerate(effects.items()):
+        for seed, effect in enumerate(by_seed):
             set_ = {"method.mask_ratio": float(number)}
             curve = power_law(1000 * effect**-0.5, 0.5)
             write_run(tmp_path / f"{name}-{seed}", "self_flow", seed, metric=curve, set_=set_)
@@ -122,19 +125,20 @@ def test_an_effect_can_be_resolved_by_itself_and_not_within_its_table(tmp_path: 
     assert '<small class="unresolved">resolved alone</small>' in str(ablation_section(RaceReport(race)))
 
 
-def test_an_open_end_that_decides_leaves_nothing_to_test() -> None:
+def test_p_value_is_1_when_deciding_end_is_open() -> None:
     base = {seed: Time(1000.0) for seed in range(3)}
     cand = {0: Time(500.0), 1: Time(510.0), 2: Time(505.0, "right")}
     open_below = speedup(base, cand)
     assert open_below.low == 0 and p_value(open_below) == 1
     assert p_value(speedup(cand, base)) == 1 and p_value(None) == 1
     slower = speedup(base, {0: Time(2000.0), 1: Time(2100.0), 2: Time(2050.0, "right")})
-    assert p_value(slower) < 0.05  # the end above holds: it is slower still
+    # The upper end, which decides here, is closed.
+    assert p_value(slower) < 0.05
     assert p_value(speedup(base, base)) == 1
     assert p_value(speedup(base, {seed: Time(500.0) for seed in base})) == 0
 
 
-def test_a_grid_with_a_hole_has_a_column_for_each_cell(tmp_path: Path) -> None:
+def test_ablation_has_a_column_for_each_cell_when_a_combination_is_excluded(tmp_path: Path) -> None:
     runs, left_out = [], []
     for size in ("nano", "S"):
         for method in ("flow", "repa"):
@@ -148,19 +152,20 @@ def test_a_grid_with_a_hole_has_a_column_for_each_cell(tmp_path: Path) -> None:
     race = read_race([tmp_path], target=30)
     found = RaceReport(race).ablation
     assert found.rows == ("flow", "repa")
-    assert found.columns == ("backbone.size = nano", "backbone.size = S")  # the first planned is the baseline
+    # The first planned cell has the baseline.
+    assert found.columns == ("backbone.size = nano", "backbone.size = S")
     assert found.entries["repa", "backbone.size = S"].why == "does not fit"
     assert found.entries["repa", "backbone.size = nano"].gain.estimate == pytest.approx(1)
 
 
-def test_a_plain_race_has_no_matrix(tmp_path: Path) -> None:
+def test_race_of_single_settings_has_no_ablation(tmp_path: Path) -> None:
     for method in ("flow", "repa"):
         write_run(tmp_path / method, method, 0)
     race = read_race([tmp_path], target=30)
     assert RaceReport(race).ablation is None and ablation_section(RaceReport(race)) is None
 
 
-def test_the_page_marks_what_is_not_resolved_and_escapes_reasons(study: Path, tmp_path: Path) -> None:
+def test_page_marks_unresolved_effects_and_escapes_reasons(study: Path, tmp_path: Path) -> None:
     html = write_report([study], tmp_path / "report.html").html.read_text()
     section = html[html.index('<section id="ablation">') :]
     section = section[: section.index("</section>")]
@@ -174,7 +179,7 @@ def test_the_page_marks_what_is_not_resolved_and_escapes_reasons(study: Path, tm
     assert "not resolved" not in row and "1.31×" in row and "−12.6 %" in row
 
 
-def test_ratios_as_changes() -> None:
+def test_percent_formats_ratios_as_changes() -> None:
     assert [percent(v) for v in (0.958, 1.0, 0.99999, 1.2345)] == ["−4.2 %", "0.0 %", "0.0 %", "+23.4 %"]
     base = {seed: Time(10.0) for seed in range(3)}
     assert change_ends(speedup(base, {seed: Time(20.0) for seed in base})) == "[+100.0, +100.0]"

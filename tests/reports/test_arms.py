@@ -1,4 +1,4 @@
-"""Which runs belong together."""
+"""The grouping of runs into arms, and the labels of arms."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def arms(folder: Path) -> list[RaceArm]:
     return arms_of(find_records(folder))
 
 
-def test_seeds_and_what_cannot_change_results_make_no_arm(tmp_path: Path) -> None:
+def test_arm_ignores_seed_and_fields_that_cannot_change_results(tmp_path: Path) -> None:
     write_run(tmp_path / "a", "flow", 0, grid=GRID)
     write_run(tmp_path / "b", "flow", 1, grid=GRID, set_={"data.root": "elsewhere", "runtime.threads": 2})
     write_run(
@@ -44,8 +44,8 @@ def test_seeds_and_what_cannot_change_results_make_no_arm(tmp_path: Path) -> Non
     assert found[1].encoder == "local:small" and found[0].encoder is None
 
 
-def test_where_weights_lie_makes_no_arm(tmp_path: Path) -> None:
-    """Of the encoder and of every further one, as the run id has it; another encoder does make one."""
+def test_arm_ignores_location_of_encoder_weights(tmp_path: Path) -> None:
+    """This holds for the encoder and every further one, as in the run id; another encoder is another arm."""
     specs = []
     for root, download, name in (
         ("/here", "false", "random:small"),
@@ -53,8 +53,8 @@ def test_where_weights_lie_makes_no_arm(tmp_path: Path) -> None:
         ("/here", "false", "random:tiny"),
     ):
         further = f'{{name = "{name}", weights = "{root}/b", download = {download}}}'
-        own = ("name=local:small", f"weights={root}/a", f"download={download}")
-        settings = [f"method.encoder.{setting}" for setting in own]
+        encoder = ("name=local:small", f"weights={root}/a", f"download={download}")
+        settings = [f"method.encoder.{setting}" for setting in encoder]
         specs.append(load_spec("digits", ["method.name=repa", *settings, f"method.further=[{further}]"]))
     fields = [arm_fields(tomllib.loads(spec.to_toml())) for spec in specs]
     assert fields[0] == fields[1] != fields[2]
@@ -62,7 +62,7 @@ def test_where_weights_lie_makes_no_arm(tmp_path: Path) -> None:
     assert "/here" not in json.dumps(fields[0])
 
 
-def test_two_settings_of_a_method_are_two_arms_named_by_what_differs(tmp_path: Path) -> None:
+def test_settings_of_a_method_are_arms_labelled_by_differing_fields(tmp_path: Path) -> None:
     write_run(tmp_path / "a", "flow", grid=GRID)
     for i, coefficient in enumerate((10.0, 0.5, 2.0)):
         write_run(
@@ -77,8 +77,8 @@ def test_two_settings_of_a_method_are_two_arms_named_by_what_differs(tmp_path: P
     ]
 
 
-def test_what_differs_outside_the_method_is_said_of_every_arm(tmp_path: Path) -> None:
-    """A confounder is not hidden because it is constant within a method."""
+def test_labels_show_differences_outside_the_method(tmp_path: Path) -> None:
+    """A confounder is shown even if it is constant within each method."""
     write_run(tmp_path / "a", "flow", grid=GRID, set_={"backbone.size": "S"})
     write_run(tmp_path / "b", "repa", grid=GRID, set_={"backbone.size": "B"})
     found = arms(tmp_path)
@@ -86,7 +86,7 @@ def test_what_differs_outside_the_method_is_said_of_every_arm(tmp_path: Path) ->
     assert differences(found) == [("backbone.size", ["S", "B"]), ("method.name", ["flow", "repa"])]
 
 
-def test_an_empty_field_is_no_difference_worth_showing(tmp_path: Path) -> None:
+def test_differences_leave_out_empty_fields(tmp_path: Path) -> None:
     write_run(tmp_path / "a", "flow", grid=GRID)
     write_run(
         tmp_path / "b",
@@ -97,15 +97,15 @@ def test_an_empty_field_is_no_difference_worth_showing(tmp_path: Path) -> None:
     assert [path for path, _ in differences(arms(tmp_path))] == ["method.encoder.name", "method.name"]
 
 
-def test_two_runs_of_one_arm_and_seed_are_refused(tmp_path: Path) -> None:
+def test_two_runs_with_equal_arm_and_seed_are_rejected(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_run(tmp_path / name, "flow", 3, grid=GRID)
     with pytest.raises(UserError, match=r"two runs of flow with seed 3: .*a and .*b"):
         arms(tmp_path)
 
 
-def test_the_fields_of_an_arm_are_those_that_the_run_id_hashes() -> None:
-    """Changing any one field changes the run id exactly when it changes the arm (the seed apart)."""
+def test_arm_fields_are_those_that_the_run_id_hashes() -> None:
+    """Changing a field other than the seed changes the run id exactly if it changes the arm."""
     spec = load_spec("digits", ["method.name=self_flow"])
     table = spec.model_dump(mode="json")
     other = {int: lambda v: v + 1, float: lambda v: v / 2 + 0.125, bool: lambda v: not v}
@@ -117,7 +117,8 @@ def test_the_fields_of_an_arm_are_those_that_the_run_id_hashes() -> None:
             new = load_spec(
                 "digits", ["method.name=self_flow", f"{path}={str(other[type(value)](value)).lower()}"]
             )
-        except UserError:  # not allowed for this field, as a decay above 1
+        except UserError:
+            # The new value is not allowed for this field, for example a decay above 1.
             continue
         differs = arm_fields(new.model_dump(mode="json")) != arm_fields(table)
         assert differs == (new.id != spec.id), path
@@ -127,14 +128,14 @@ def test_the_fields_of_an_arm_are_those_that_the_run_id_hashes() -> None:
 
 @pytest.mark.parametrize("preset", ["digits", "bounce", "moving-digits", "imagenet256"])
 def test_records_of_older_versions_belong_to_the_same_arm(preset: str) -> None:
-    """What the run id hashes is all that an arm is, whether fields that came later are written out or not."""
+    """An arm consists of what the run id hashes, whether or not fields added later are written out."""
     spec = load_spec(preset, ["method.name=flow"])
     written, hashed = tomllib.loads(spec.to_toml()), json.loads(canonical(spec))
     assert arm_fields(written) == {path: v for path, v in arm_fields(hashed).items() if v is not None}
     assert len(flatten(written)) > len(flatten(hashed))
 
 
-def test_an_arm_is_found_by_label_or_by_a_method_that_is_single(tmp_path: Path) -> None:
+def test_find_arm_accepts_a_label_or_the_method_of_a_single_arm(tmp_path: Path) -> None:
     write_run(tmp_path / "a", "flow", grid=GRID)
     for name, coefficient in (("b", 0.5), ("c", 1.0)):
         write_run(tmp_path / name, "repa", grid=GRID, set_={"method.coefficient": coefficient})
@@ -147,7 +148,7 @@ def test_an_arm_is_found_by_label_or_by_a_method_that_is_single(tmp_path: Path) 
         find_arm(found, "flwo")
 
 
-def test_what_is_measured_names_an_arm_only_where_nothing_else_does() -> None:
+def test_labels_use_eval_metrics_only_when_nothing_else_differs() -> None:
     flow = {"method.name": "flow"}
     fields = {
         "joint": flow | {"data.audio_weight": 0.5, "eval.metrics": ["fd:local", "sync"]},
@@ -157,6 +158,6 @@ def test_what_is_measured_names_an_arm_only_where_nothing_else_does() -> None:
         "flow (data.audio_weight = 0.5)",
         "flow (data.audio_weight = 1)",
     ]
-    for own in fields.values():
-        del own["data.audio_weight"]
+    for spec in fields.values():
+        del spec["data.audio_weight"]
     assert all("eval.metrics" in label for label in labels_of(fields).values())

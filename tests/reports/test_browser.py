@@ -1,4 +1,4 @@
-"""The page as its readers have it: in Chromium, at three widths, without scripts, in the dark, on paper."""
+"""The page in Chromium: at three widths, without scripts, in dark mode, by keyboard, and printed."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ kind = "at_least"
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two arms of three seeds, a failed run whose reason is markup, pictures, a claim, and curves of a
-    paper."""
+    """A page of two arms with three seeds, a failed run with markup in its name, sample grids, a claim, and
+    published curves."""
     folder = tmp_path_factory.mktemp("browser")
     for seed in range(3):
         for method, scale in (("flow", 1000.0), ("repa", 800.0)):
@@ -73,38 +73,39 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 def shown(browser: Any, page: Path, width: int = 1280, *, scripts: bool = True, dark: bool = False) -> Any:
-    """The page, opened anew; everything of the last one is put back."""
-    tell = browser.execute_cdp_cmd
-    tell(
+    """Load the page again with these settings, which replace those of the last call."""
+    send = browser.execute_cdp_cmd
+    send(
         "Emulation.setDeviceMetricsOverride",
         {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False},
     )
-    tell("Emulation.setScriptExecutionDisabled", {"value": not scripts})
+    send("Emulation.setScriptExecutionDisabled", {"value": not scripts})
     scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-    tell("Emulation.setEmulatedMedia", {"media": "", "features": [scheme]})
+    send("Emulation.setEmulatedMedia", {"media": "", "features": [scheme]})
     browser.get(page.as_uri())
     return browser
 
 
 def ask(browser: Any, script: str, *given: Any) -> Any:
+    """Run JavaScript in the page and return its result."""
     return browser.execute_script(script, *given)
 
 
-def test_nothing_is_complained_of_and_nothing_is_fetched(browser: Any, page: Path) -> None:
+def test_page_logs_no_errors_and_fetches_nothing(browser: Any, page: Path) -> None:
     shown(browser, page)
     assert browser.get_log("browser") == []
     assert ask(browser, "return performance.getEntriesByType('resource').map(e => e.name)") == []
 
 
-def test_text_of_users_stays_text(browser: Any, page: Path) -> None:
+def test_text_of_users_is_not_executed(browser: Any, page: Path) -> None:
     shown(browser, page)
     assert ask(browser, "return window.broken") is None
     assert INERT in ask(browser, "return document.body.textContent")
 
 
 @pytest.mark.parametrize("width", [390, 768, 1280])
-def test_nothing_sticks_out(browser: Any, page: Path, width: int) -> None:
-    """What is wider than the page scrolls inside its own box."""
+def test_page_has_no_horizontal_overflow(browser: Any, page: Path, width: int) -> None:
+    """Elements wider than the page scroll inside their own box."""
     shown(browser, page, width)
     assert ask(browser, "return document.documentElement.scrollWidth") <= width
     script = """return [...document.querySelectorAll("body *")].filter(e => {
@@ -114,7 +115,7 @@ def test_nothing_sticks_out(browser: Any, page: Path, width: int) -> None:
     assert ask(browser, script) == []
 
 
-def test_a_switch_changes_the_chart(browser: Any, page: Path) -> None:
+def test_axis_switch_changes_the_chart(browser: Any, page: Path) -> None:
     shown(browser, page)
     visible = """return [...document.querySelectorAll("#convergence .pane")]
         .filter(p => p.offsetParent).map(p => [p.className, p.querySelectorAll("canvas").length]);"""
@@ -125,8 +126,8 @@ def test_a_switch_changes_the_chart(browser: Any, page: Path) -> None:
     assert "FLOP" in ask(browser, x)
 
 
-def test_the_chart_by_target_shows_the_target(browser: Any, page: Path) -> None:
-    """A dark dashed line stands where the target is: without it other pixels are drawn."""
+def test_chart_by_target_marks_the_target(browser: Any, page: Path) -> None:
+    """A dashed line marks the target: without it the pixels differ."""
     shown(browser, page)
     canvas = "document.querySelector('[data-chart=targets] canvas').toDataURL()"
     marks = "Object.values(JSON.parse(document.getElementById('data').textContent).targets).map(c => c.mark)"
@@ -138,7 +139,7 @@ def test_the_chart_by_target_shows_the_target(browser: Any, page: Path) -> None:
     assert ask(browser, f"return {canvas}") != with_line
 
 
-def test_tables_sort_by_pointer_and_by_keyboard(browser: Any, page: Path) -> None:
+def test_tables_sort_by_click_and_by_keyboard(browser: Any, page: Path) -> None:
     from selenium.webdriver.common.keys import Keys
 
     shown(browser, page)
@@ -159,11 +160,11 @@ def test_tables_sort_by_pointer_and_by_keyboard(browser: Any, page: Path) -> Non
     assert state == "descending" and seeds == sorted(seeds, key=float, reverse=True)
 
 
-def test_quantities_sort_by_size_whatever_their_unit(browser: Any, page: Path) -> None:
-    """23.5 ms before 1.5 s."""
+def test_quantities_sort_by_size_when_units_differ(browser: Any, page: Path) -> None:
+    """23.5 ms comes before 1.5 s."""
     shown(browser, page)
     script = """const t = document.querySelector("#cost table.sort");
-        const i = [...t.tHead.rows[0].cells].findIndex(c => c.textContent.includes("Time of a step"));
+        const i = [...t.tHead.rows[0].cells].findIndex(c => c.textContent.includes("Time per step"));
         t.tHead.rows[0].cells[i].querySelector("button").click();
         return [...t.tBodies[0].rows].map(r => r.cells[i].textContent.trim()).filter(s => / m?s$/.test(s));"""
     found = [text.split() for text in ask(browser, script)]
@@ -171,19 +172,19 @@ def test_quantities_sort_by_size_whatever_their_unit(browser: Any, page: Path) -
     assert sizes == sorted(sizes) and {unit for _, unit in found} == {"ms", "s"}
 
 
-def test_a_chart_is_read_by_keyboard(browser: Any, page: Path) -> None:
-    """Arrows move to the next point, left and right as they are seen; the readout tells where, and what."""
+def test_chart_is_readable_by_keyboard(browser: Any, page: Path) -> None:
+    """Arrow keys move to the next point on that side of the screen; the readout has its x and values."""
     from selenium.webdriver.common.keys import Keys
 
     shown(browser, page)
     for kind in ("convergence", "targets"):
         chart = f"[data-chart={kind}][data-axis=steps]"
         ask(browser, f"document.querySelector('{chart}').focus()")
-        said = f"return document.querySelector('{chart}').nextElementSibling.textContent"
+        readout = f"return document.querySelector('{chart}').nextElementSibling.textContent"
         places = []
         for key in (Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, Keys.ARROW_LEFT):
             browser.switch_to.active_element.send_keys(key)
-            text = ask(browser, said)
+            text = ask(browser, readout)
             assert "flow " in text or "repa " in text
             places.append(float(text.rpartition(":")[0].split()[-1].replace(",", "")))
         first, second, back = places
@@ -191,8 +192,8 @@ def test_a_chart_is_read_by_keyboard(browser: Any, page: Path) -> None:
         assert ask(browser, f"return document.querySelector('{chart}').ariaLabel").strip()
 
 
-def test_an_arm_that_is_pointed_at_stands_out(browser: Any, page: Path) -> None:
-    """Other pixels while its name has the focus, the first ones afterwards; pressed, it is gone."""
+def test_focused_legend_entry_highlights_its_arm(browser: Any, page: Path) -> None:
+    """The chart changes while the entry has the focus, and changes back after. A click hides the arm."""
     shown(browser, page)
     picture = "return document.querySelector('[data-chart=convergence] canvas').toDataURL()"
     name = "document.querySelector('#convergence .legend button')"
@@ -205,7 +206,7 @@ def test_an_arm_that_is_pointed_at_stands_out(browser: Any, page: Path) -> None:
     assert ask(browser, f"return {name}.ariaPressed") == "false" and ask(browser, picture) != plain
 
 
-def test_tables_are_copied_in_three_forms(browser: Any, page: Path) -> None:
+def test_tables_are_copied_as_csv_markdown_and_latex(browser: Any, page: Path) -> None:
     shown(browser, page)
     ask(browser, "document.querySelectorAll('#claims p.copy button').forEach(b => b.click())")
     copied = ask(
@@ -222,7 +223,7 @@ def test_tables_are_copied_in_three_forms(browser: Any, page: Path) -> None:
     assert "\xa0" not in "".join(copied.values())
 
 
-def test_without_scripts_every_picture_is_there(browser: Any, page: Path) -> None:
+def test_page_shows_every_figure_without_scripts(browser: Any, page: Path) -> None:
     from selenium.webdriver.common.by import By
 
     shown(browser, page, scripts=False)
@@ -238,10 +239,11 @@ def test_without_scripts_every_picture_is_there(browser: Any, page: Path) -> Non
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
 
 
-def test_everything_that_answers_can_be_reached_by_keyboard(browser: Any, page: Path) -> None:
+def test_all_controls_are_reachable_by_keyboard(browser: Any, page: Path) -> None:
     shown(browser, page)
+    # Only buttons, radio buttons and links react.
     script = """return [...document.querySelectorAll("[onclick], [role=button], a:not([href])")].length;"""
-    assert ask(browser, script) == 0  # buttons, radios and links alone
+    assert ask(browser, script) == 0
     ask(browser, "document.querySelector('#axis-steps').focus()")
     outline = "return getComputedStyle(document.querySelector('#axis-steps + label')).outlineStyle"
     browser.execute_cdp_cmd(
@@ -261,7 +263,7 @@ def test_everything_that_answers_can_be_reached_by_keyboard(browser: Any, page: 
 
 
 def contrast(one: str, other: str) -> float:
-    """WCAG 2 contrast of two colours `rgb(r, g, b)`."""
+    """Return the contrast ratio (WCAG 2) of two colours `rgb(r, g, b)`."""
 
     def luminance(text: str) -> float:
         numbers = [float(v) / 255 for v in text[text.index("(") + 1 : -1].split(",")[:3]]
@@ -273,7 +275,7 @@ def contrast(one: str, other: str) -> float:
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_texts_stand_out_in_light_and_in_dark(browser: Any, page: Path, dark: bool) -> None:
+def test_text_has_enough_contrast_in_light_and_dark_mode(browser: Any, page: Path, dark: bool) -> None:
     shown(browser, page, dark=dark)
     script = """const paper = getComputedStyle(document.body).backgroundColor;
         return [paper, ...["body", ".facts", ".headline", ".notes", "td small", "thead th", ".slower",
@@ -285,9 +287,8 @@ def test_texts_stand_out_in_light_and_in_dark(browser: Any, page: Path, dark: bo
     assert min(contrast(paper, ink) for ink in inks) >= 4.5
 
 
-def test_on_paper_nothing_is_lost(browser: Any, page: Path) -> None:
-    """Print media: no wider than the sheet, the still pictures, the tables; and a PDF of several pages
-    comes out."""
+def test_print_shows_static_figures_and_full_tables(browser: Any, page: Path) -> None:
+    """In print nothing is wider than the sheet or cut off, and the PDF has several pages."""
     shown(browser, page, 794)
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     assert ask(browser, "return document.documentElement.scrollWidth") <= 794

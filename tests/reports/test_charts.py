@@ -1,5 +1,4 @@
-"""What the interactive charts are given, and what a browser makes of it at the width of a desk and of a
-phone."""
+"""The data of the interactive charts, and the charts in a browser at desktop and phone width."""
 
 from __future__ import annotations
 
@@ -33,7 +32,8 @@ from reports.race.by_target import common_targets, gains_by_target, speedup_by_t
 from reports.race.race import read_race
 from tests.reports.synthetic import power_law, write_race, write_run
 
-UPLOT = {  # of the files in the npm package uplot 1.6.32
+# sha256 of the files in the npm package uplot 1.6.32.
+UPLOT = {
     f"{LIBRARY}.js": "19c8d4c6ad88929a79f4ae49d6f7161566dfd0ba3d15cc495e974f787eb78f1f",
     f"{LIBRARY}.css": "df630c6a8d6f8eeaff264b50f73ce5b114f646ffd9a0bb74f049b0a00135fa04",
 }
@@ -82,8 +82,8 @@ def page(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_report([folder], output, target=30).html.read_text()
 
 
-def test_the_library_is_the_published_one() -> None:
-    """The bytes of the registry's package, with its licence beside them."""
+def test_vendored_library_equals_the_published_package() -> None:
+    """The files have the bytes of the registry's package, and the licence is included."""
     vendor = resources.files("reports") / "vendor"
     assert {name: hashlib.sha256((vendor / name).read_bytes()).hexdigest() for name in UPLOT} == UPLOT
     assert "MIT" in (vendor / "uplot-LICENSE.txt").read_text()
@@ -91,7 +91,7 @@ def test_the_library_is_the_published_one() -> None:
 
 @settings(derandomize=True, max_examples=60, deadline=None)
 @given(st.integers(1, 700), st.integers(4, 120), st.integers(0, 9))
-def test_thinning_keeps_ends_and_extremes(count: int, most: int, seed: int) -> None:
+def test_thin_keeps_ends_and_extremes(count: int, most: int, seed: int) -> None:
     y = np.random.default_rng(seed).lognormal(size=count)
     kept = thin(np.arange(count), y, most)
     assert len(kept) <= max(most, 4) and (np.diff(kept) > 0).all()
@@ -99,8 +99,8 @@ def test_thinning_keeps_ends_and_extremes(count: int, most: int, seed: int) -> N
     assert y[kept].min() == y.min() and y[kept].max() == y.max()
 
 
-def test_the_band_is_students(folder: Path) -> None:
-    """Against the interval of scipy.stats on the logs at one step."""
+def test_mean_band_matches_scipys_t_interval(folder: Path) -> None:
+    """The reference is scipy's interval of the logs at one step."""
     from scipy import stats
 
     runs = read_race([folder], target=30).of("flow")
@@ -111,15 +111,15 @@ def test_the_band_is_students(folder: Path) -> None:
     assert (low[4], high[4]) == pytest.approx(tuple(np.exp(ends)))
 
 
-def test_costs_on_an_axis_are_the_records(folder: Path) -> None:
+def test_spent_matches_the_record(folder: Path) -> None:
     run = read_race([folder], target=30).runs[0]
     for axis in ("steps", "images", "flops", "seconds"):
         steps = np.array([200.0, 333.0, 2000.0])
         assert spent(run, axis, steps).tolist() == [run.costs.at(axis, step) for step in steps]
 
 
-def test_a_speed_up_of_two_is_two_at_every_target(tmp_path: Path) -> None:
-    """Power laws that are a factor of 2 in steps apart: S(target) = 2 in closed form, on any grid."""
+def test_speed_up_of_two_is_two_at_every_target(tmp_path: Path) -> None:
+    """The curves are power laws that differ by a factor of 2 in steps, so S(target) = 2 on any grid."""
     for seed in range(2):
         write_run(
             tmp_path / f"a{seed}", "flow", seed, metric=power_law(1000, 0.5), grid=range(100, 4001, 100)
@@ -139,38 +139,38 @@ def test_a_speed_up_of_two_is_two_at_every_target(tmp_path: Path) -> None:
     assert len(known) > 20 and known == pytest.approx([2.0] * len(known), rel=1e-9)
 
 
-def test_the_verdict_is_a_point_of_its_curve(folder: Path) -> None:
+def test_speed_up_by_target_contains_the_verdict(folder: Path) -> None:
     race = read_race([folder], target=30)
     for axis in race.axes:
         assert gains_by_target(race, [axis], [30.0])[axis]["repa"] == [race.speedups[axis, "repa"]]
 
 
-def test_the_payload_holds_every_run_on_every_axis(folder: Path) -> None:
+def test_payload_contains_every_run_on_every_axis(folder: Path) -> None:
     race = read_race([folder], target=30)
     found = payload(race, speedup_by_target(race), AXIS_NAMES)
     assert set(found["convergence"]) == set(found["targets"]) == set(race.axes)
     for axis, chart in found["convergence"].items():
-        seeds = [own for own in chart["series"] if own["kind"] == "seed"]
+        seeds = [line for line in chart["series"] if line["kind"] == "seed"]
         assert len(seeds) == len(race.runs) and len(chart["dots"]) == len(race.runs)
         assert seeds[0]["y"] == pytest.approx(race.runs[0].curve.measured, rel=1e-4)
         assert seeds[0]["x"][-1] == pytest.approx(race.runs[0].costs.budget(axis), rel=1e-4)
 
 
-def test_data_cannot_close_its_script() -> None:
+def test_script_json_cannot_close_its_script_element() -> None:
     hostile = {"name": "</script><!-- & \u2028"}
     assert not set("<>&") & set(script_json(hostile)) and json.loads(script_json(hostile)) == hostile
 
 
-def test_many_long_curves_are_thinned_and_the_page_says_so(tmp_path: Path) -> None:
+def test_page_reports_thinned_curves(tmp_path: Path) -> None:
     for seed in range(2):
         write_run(tmp_path / f"a{seed}", "flow", seed, grid=range(1, 7001), status="done")
     race = read_race([tmp_path])
     assert allowance(race) == 2500 and allowance(race, 10) == LEAST
     done = write_report([tmp_path], tmp_path / "r.html")
-    assert "thinned to 2500 points a run" in done.html.read_text()
+    assert "thinned to 2500 points per run" in done.html.read_text()
 
 
-def test_scripts_ask_for_nothing(page: str) -> None:
+def test_scripts_make_no_requests(page: str) -> None:
     scripts = "".join(re.findall(r"<script>(.*?)</script>", page, re.DOTALL))
     assert not re.search(
         r"\bfetch\(|XMLHttpRequest|WebSocket|importScripts|import\(|\beval\(|\.innerHTML", scripts
@@ -179,7 +179,7 @@ def test_scripts_ask_for_nothing(page: str) -> None:
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_a_browser_draws_sorts_and_copies(page: str, width: int, tmp_path: Path) -> None:
+def test_browser_draws_sorts_and_copies(page: str, width: int, tmp_path: Path) -> None:
     found = browse(page, width, tmp_path)
     assert found["error"] is None and found["width"] == width and found["overflow"] <= 0
     assert found["first"] == ["steps"] and found["second"] == ["flops"] and found["still"] == 0
@@ -198,7 +198,7 @@ def test_a_browser_draws_sorts_and_copies(page: str, width: int, tmp_path: Path)
 
 
 def browse(page: str, width: int, folder: Path) -> dict[str, Any]:
-    """What a headless browser finds in a frame of this width; skips where there is none."""
+    """Return the findings of the script `ACT` in a frame of this width; skip without Chromium."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no Chromium on this machine")
@@ -214,6 +214,6 @@ def browse(page: str, width: int, folder: Path) -> dict[str, Any]:
         [browser, *words, "--dump-dom", file.as_uri()], capture_output=True, text=True, timeout=120
     )
     assert "CONSOLE" not in result.stderr, result.stderr
-    said = re.search(r'data-found="([^"]*)"', result.stdout)
-    assert said, result.stderr
-    return json.loads(html.unescape(said[1]))
+    match = re.search(r'data-found="([^"]*)"', result.stdout)
+    assert match, result.stderr
+    return json.loads(html.unescape(match[1]))

@@ -1,4 +1,4 @@
-"""Control in a report: means and intervals by scipy over hand-made tables, and the page."""
+"""Probes of state and action in a report: hand-made tables against scipy, and the section of the page."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def row(mean: float) -> dict[str, Any]:
 
 
 def entry(mean: float, layers: int = 3) -> dict[str, Any]:
-    """Layer 2 is the best for state; at step 1000 all was other."""
+    """Return the table of a run in which layer 2 is best; at the older step 1000 all scores are low."""
     now = {f"layer {n}": row(mean - 0.1 * abs(n - 2)) for n in range(1, layers + 1)}
     before = {name: row(0.01) for name in now}
     floors = {"pixels": row(0.9), "untrained": row(-0.05)}
@@ -54,7 +54,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_means_and_intervals_are_students_over_seeds(folder: Path) -> None:
+def test_scores_match_scipys_t_interval_over_seeds(folder: Path) -> None:
     found = compute_control(read_race([folder]))
     assert found.arms == ("flow", "sra")
     assert found.rows == ("pixels", "untrained", "layer 1", "layer 2", "layer 3")
@@ -63,19 +63,19 @@ def test_means_and_intervals_are_students_over_seeds(folder: Path) -> None:
             low, high = stats.t.interval(
                 0.95, 2, loc=scale * np.mean(values), scale=scale * stats.sem(values)
             )
-            one = found.scores[arm, name, target]
-            assert (one.mean, one.low, one.high) == pytest.approx((scale * np.mean(values), low, high))
+            score = found.scores[arm, name, target]
+            assert (score.mean, score.low, score.high) == pytest.approx((scale * np.mean(values), low, high))
         assert found.best(arm, "state") == "layer 2" and found.steps[arm] == (2000,)
     assert found.seeds == {"flow": 3, "sra": 3} and (found.videos, found.absent) == ((359,), 0)
 
 
-def test_what_no_seeds_tell_apart_has_the_interval_of_its_videos(folder: Path) -> None:
-    """Pixels, whose interval over seeds would have no width, and a single run."""
+def test_pixels_and_single_runs_have_the_interval_over_videos(folder: Path) -> None:
+    """The scores of pixels do not depend on the seed, so their interval over seeds would have no width."""
     assert mean_score([value(0.5)]) == Score(0.5, 0.375, 0.75)
     assert compute_control(read_race([folder])).scores["sra", "pixels", "state"] == Score(0.9, 0.775, 1.15)
 
 
-def test_layers_are_in_the_order_of_their_numbers(folder: Path) -> None:
+def test_layers_are_sorted_by_number(folder: Path) -> None:
     write_table(folder, {"flow-0": entry(0.5, layers=11), "sra-0": entry(0.5, layers=2)})
     found = compute_control(read_race([folder]))
     assert found.rows[2:] == tuple(f"layer {n}" for n in range(1, 12)) and found.absent == 4
@@ -86,7 +86,7 @@ def test_layers_are_in_the_order_of_their_numbers(folder: Path) -> None:
 
 
 def test_only_finished_runs_of_the_race_count(folder: Path, tmp_path: Path) -> None:
-    """One that was stopped, one that the race does not have, and one whose layers are not measured yet."""
+    """Left out are a stopped run, a run outside the race, and a run without a measured layer."""
     (folder / "sra-2" / "done").unlink()
     table = json.loads((folder / "control.json").read_text())
     table["runs"]["elsewhere"] = entry(0.99)
@@ -97,7 +97,7 @@ def test_only_finished_runs_of_the_race_count(folder: Path, tmp_path: Path) -> N
     assert found.seeds["flow"] == 2 and found.absent == 1
 
 
-def test_tables_of_several_folders_are_one_if_they_agree(tmp_path: Path) -> None:
+def test_tables_of_several_folders_are_merged_when_settings_agree(tmp_path: Path) -> None:
     for seed in range(2):
         (tmp_path / str(seed)).mkdir()
         write_run(tmp_path / str(seed) / f"flow-{seed}", "flow", seed)
@@ -106,24 +106,23 @@ def test_tables_of_several_folders_are_one_if_they_agree(tmp_path: Path) -> None
     assert compute_control(read_race(folders)).seeds == {"flow": 2}
     write_table(folders[1], {"flow-1": entry(0.5)}, time=0.5)
     with pytest.raises(
-        UserError, match=r"control\.json of these folders were measured under different settings"
+        UserError, match=r"control\.json files of these folders were measured under different settings"
     ):
         compute_control(read_race(folders))
 
 
-def test_the_page_has_the_table(folder: Path) -> None:
+def test_page_has_the_table_of_probes(folder: Path) -> None:
     page = write_report([folder], folder / "report.html").html.read_text()
     assert 'id="control"' in page and "Representation for control" in page
-    assert (
-        "<td><b>0.720</b><small>[0.654,\u00a00.786]</small></td>" in page
-    )  # sra: 2.16 / 3 -+ 4.303 * 0.01528
+    # sra: 2.16 / 3 -+ 4.303 * 0.01528
+    assert "<td><b>0.720</b><small>[0.654,\u00a00.786]</small></td>" in page
     assert (
         "<td>−0.050<small>" in page and "step 2,000, n\u00a0=\u00a03" in page and "359 videos per run" in page
     )
     assert "for a single seed" not in page and "were not measured" not in page
 
 
-def test_without_the_table_there_is_no_section(folder: Path) -> None:
+def test_page_has_no_control_section_without_a_table(folder: Path) -> None:
     (folder / "control.json").unlink()
     assert (
         compute_control(read_race([folder])) is None
@@ -133,7 +132,7 @@ def test_without_the_table_there_is_no_section(folder: Path) -> None:
     assert control_section(RaceReport(read_race([folder]))) is None
 
 
-def test_what_users_wrote_is_escaped(tmp_path: Path) -> None:
+def test_text_of_users_is_escaped(tmp_path: Path) -> None:
     for seed in range(2):
         for size in ("S", "<script>"):
             write_run(tmp_path / f"{len(size)}-{seed}", "flow", seed, set_={"backbone.size": size})
@@ -162,10 +161,10 @@ BROKEN: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_table_is_named(folder: Path, name: str) -> None:
+def test_invalid_table_is_named(folder: Path, name: str) -> None:
     text = BROKEN[name] if isinstance(BROKEN[name], str) else json.dumps(BROKEN[name])
     (folder / "control.json").write_text(text)
     with pytest.raises(
-        UserError, match=r"not a table of control; move it away and run: flowrace probe \S+ --control"
+        UserError, match=r"not a valid table of probes; move it away and run: flowrace probe \S+ --control"
     ):
         compute_control(read_race([folder]))

@@ -1,4 +1,4 @@
-"""What two reports differ in: hand-made tables, the same runs from folders and from CSV, and the command."""
+"""The difference of two reports: hand-made tables, runs from folders and from CSV, and the command."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def diff(*words: object) -> str:
         (Estimate(2.4, 0, math.inf), "within"),
     ],
 )
-def test_how_far_a_number_moved(after: Estimate, expected: str) -> None:
+def test_moved_classifies_changes_by_their_intervals(after: Estimate, expected: str) -> None:
     before = Estimate(2, 1.5, 2.5)
     assert moved(before, after) == expected
     assert moved(after, before) == expected
 
 
-def test_last_values_have_students_interval_of_their_logs() -> None:
+def test_final_estimates_match_scipys_t_interval_of_logs() -> None:
     rows = [{"status": "done", "method": "a", "final": str(v)} for v in (2.0, 3.0, 4.0)]
     rows += [
         {"status": "failed", "method": "a", "final": "9"},
@@ -58,7 +58,7 @@ def test_last_values_have_students_interval_of_their_logs() -> None:
     )
 
 
-def test_tables_by_hand() -> None:
+def test_compare_reports_finds_every_difference_of_hand_made_sides() -> None:
     about = {"metric": "fid", "target": 8.0, "baseline": "flow"}
     key = ("speedup", "steps", "repa")
     gone = ("speedup", "steps", "reg")
@@ -95,7 +95,7 @@ def test_tables_by_hand() -> None:
     assert found.protocols == (("sampler_steps", (6,), (50,)),)
 
 
-def test_a_study_is_the_same_as_itself_and_as_its_csv(tmp_path: Path) -> None:
+def test_study_equals_itself_and_its_csv(tmp_path: Path) -> None:
     folder = write_race(tmp_path / "runs", {"flow": 1.0, "repa": 2.0})
     done = write_report([folder], tmp_path / "report.html")
     for other in (folder, done.csv):
@@ -106,8 +106,8 @@ def test_a_study_is_the_same_as_itself_and_as_its_csv(tmp_path: Path) -> None:
         assert not (found.about or found.specs or found.protocols or found.arms_before or found.arms_after)
 
 
-def test_an_arm_is_known_by_its_runs_and_fields_whatever_its_label(tmp_path: Path) -> None:
-    """Alone it is `repa`, beside another layer `repa (layer = 2)`."""
+def test_arms_are_matched_by_runs_and_fields_when_labels_differ(tmp_path: Path) -> None:
+    """The label is `repa` if it is the only arm of its method, else `repa (layer = 2)`."""
     for name in ("a", "b"):
         for seed in range(2):
             write_run(tmp_path / name / f"flow-{seed}", "flow", seed)
@@ -120,7 +120,7 @@ def test_an_arm_is_known_by_its_runs_and_fields_whatever_its_label(tmp_path: Pat
         assert found.arms_after == ("repa (layer = 4)",) and not found.arms_before
 
 
-def test_open_ends_are_read_from_csv_as_open(tmp_path: Path) -> None:
+def test_open_ends_survive_the_csv(tmp_path: Path) -> None:
     folder = write_race(tmp_path / "runs", {"flow": 1.0, "repa": 3.0})
     done = write_report([folder], tmp_path / "report.html", target=12)
     row, table = read_side(folder, target=12), read_side(done.csv)
@@ -128,13 +128,13 @@ def test_open_ends_are_read_from_csv_as_open(tmp_path: Path) -> None:
     assert opened and row.numbers == table.numbers
 
 
-def test_the_command_tells_what_moved_and_why_it_may_not_be_compared(tmp_path: Path) -> None:
+def test_diff_command_reports_moved_numbers_and_different_protocols(tmp_path: Path) -> None:
     a = write_race(tmp_path / "a", {"flow": 1.0, "repa": 2.0})
     b = write_race(tmp_path / "b", {"flow": 1.0, "repa": 3.0}, protocol="another")
-    said = diff(a, b, "--target", 20, "--axis", "steps")
-    assert "6 runs in both" in said and "protocol, hash: 9cece13e0f6d -> another" in said
-    assert "cannot be compared" in said
-    moved_lines = [line for line in map(str.strip, said.splitlines()) if line.startswith("speed-up")]
+    output = diff(a, b, "--target", 20, "--axis", "steps")
+    assert "6 runs in both" in output and "protocol, hash: 9cece13e0f6d -> another" in output
+    assert "cannot be compared" in output
+    moved_lines = [line for line in map(str.strip, output.splitlines()) if line.startswith("speed-up")]
     assert len(moved_lines) == 1 and moved_lines[0].endswith("outside")
     found = json.loads(diff(a, b, "--target", 20, "--axis", "steps", "--json"))
     gain = next(change for change in found["changes"] if change["what"] == "speedup")
@@ -152,7 +152,7 @@ def test_the_command_tells_what_moved_and_why_it_may_not_be_compared(tmp_path: P
         (["empty.csv", "a", "--target", "9"], "--target 9.0 needs the runs"),
     ],
 )
-def test_mistakes_are_named(
+def test_diff_command_names_invalid_inputs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
 ) -> None:
     from reports.analysis.rows import ARM_COLUMNS
@@ -165,9 +165,9 @@ def test_mistakes_are_named(
         CliRunner().invoke(report, ["diff", *words], catch_exceptions=False)
 
 
-def test_report_is_still_a_command_on_folders_and_helps_with_both() -> None:
+def test_report_help_covers_folders_and_diff() -> None:
     run = CliRunner().invoke
     assert "--published" in run(report, ["--help"]).output
-    said = run(report, ["diff", "--help"]).output
-    assert "report diff" in said and "Example: flowrace report diff" in said
+    output = run(report, ["diff", "--help"]).output
+    assert "report diff" in output and "Example: flowrace report diff" in output
     assert run(report, []).exit_code == 2

@@ -1,4 +1,4 @@
-"""Figures for a paper: files of the right kind, the same each time, and nothing written after a mistake."""
+"""The command `flowrace figures`: formats, reproducible bytes, and no files after an invalid option."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from reports.cli.figures import figures
 from tests.reports.synthetic import write_race
 
 
-def test_every_figure_as_pdf_and_svg_twice_the_same(tmp_path: Path) -> None:
+def test_figures_writes_reproducible_pdf_and_svg(tmp_path: Path) -> None:
     race = write_race(tmp_path / "race", {"flow": 1, "repa": 1.4}, seeds=2, grid=range(200, 2001, 300))
     written = []
     for output in ("a", "b"):
         words = [str(race), "-o", str(tmp_path / output), "--format", "pdf,svg", "--target", "40"]
-        said = CliRunner().invoke(figures, words, catch_exceptions=False).output.split()
+        printed = CliRunner().invoke(figures, words, catch_exceptions=False).output.split()
         files = sorted((tmp_path / output).iterdir())
-        assert sorted(said) == [str(file) for file in files] and len(files) == 2 * (4 + 4 + 4 + 2)
+        assert sorted(printed) == [str(file) for file in files] and len(files) == 2 * (4 + 4 + 4 + 2)
         written.append({file.name: file.read_bytes() for file in files})
     assert written[0] == written[1]
     for name, content in written[0].items():
@@ -28,7 +28,7 @@ def test_every_figure_as_pdf_and_svg_twice_the_same(tmp_path: Path) -> None:
     assert b"fd:local" in written[0]["convergence-steps-narrow.svg"]
 
 
-def test_a_study_of_cells_has_its_forest_and_json_names_every_file(tmp_path: Path) -> None:
+def test_figures_json_lists_every_file_of_a_study_with_cells(tmp_path: Path) -> None:
     for size in ("nano", "S"):
         write_race(
             tmp_path / "race" / size,
@@ -47,16 +47,16 @@ def test_a_study_of_cells_has_its_forest_and_json_names_every_file(tmp_path: Pat
         "--published",
         "repa",
     ]
-    said = json.loads(CliRunner().invoke(figures, words, catch_exceptions=False).output)
-    files = [Path(file) for file in said["figures"]]
+    output = json.loads(CliRunner().invoke(figures, words, catch_exceptions=False).output)
+    files = [Path(file) for file in output["figures"]]
     assert sorted(files) == sorted((tmp_path / "out").iterdir())
     assert {"cells-steps-narrow.svg", "profile-flops-narrow.svg", "published-0-narrow.svg"} <= {
         f.name for f in files
     }
-    assert said["metric"] == "fd:local" and "flow" in said["baseline"]
+    assert output["metric"] == "fd:local" and "flow" in output["baseline"]
 
 
-def test_an_unknown_format_writes_nothing(tmp_path: Path) -> None:
+def test_figures_writes_nothing_when_format_is_unknown(tmp_path: Path) -> None:
     race = write_race(tmp_path / "race", {"flow": 1}, seeds=1, grid=(10, 20))
     with pytest.raises(UserError, match="unknown format 'png'"):
         words = [str(race), "-o", str(tmp_path / "out"), "--format", "pdf,png"]

@@ -1,4 +1,4 @@
-"""What every metric says at the end, against scipy's own interval of a mean."""
+"""The final value of every metric, checked against scipy's interval of a mean."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def runs(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_means_over_the_seeds_that_ended_with_scipys_interval(runs: Path) -> None:
+def test_final_values_match_scipys_t_interval_over_finished_seeds(runs: Path) -> None:
     found = {(final.arm, final.metric): final for final in final_values_of(read_race([runs]))}
     assert set(found) == {("flow", METRIC), ("flow", "sync"), ("repa", METRIC)}
     final, values = found["flow", "sync"].over_seeds, [sync(seed, 2000) for seed in range(4)]
@@ -60,7 +60,7 @@ def test_means_over_the_seeds_that_ended_with_scipys_interval(runs: Path) -> Non
     assert (one.n, one.mean) == (1, pytest.approx(PLAIN(2000))) and one.sd is one.low is one.high is None
 
 
-def test_real_samples_stand_beside_them(runs: Path) -> None:
+def test_real_samples_are_listed_first(runs: Path) -> None:
     assert real_sample_values(read_race([runs]))["sync"] == {"held_out": 1.0, "spoilt": 0.31}
     done = write_report([runs], runs / "report.html")
     with open(done.finals_csv, newline="") as file:
@@ -74,12 +74,12 @@ def test_real_samples_stand_beside_them(runs: Path) -> None:
     assert "Final values of every metric" in page and "real samples, spoilt" in page
 
 
-def test_one_metric_needs_no_section_of_its_own(tmp_path: Path) -> None:
+def test_page_has_no_final_values_section_for_a_single_metric(tmp_path: Path) -> None:
     write_run(tmp_path / "flow")
     assert final_value_section(RaceReport(read_race([tmp_path]))) is None
 
 
-def test_a_finished_run_that_was_never_evaluated_says_nothing(runs: Path) -> None:
+def test_final_values_leave_out_finished_runs_without_evaluation(runs: Path) -> None:
     bare = write_run(runs / "bare", "flow", 7)
     lines = (bare.path / EVENTS).read_text().splitlines(keepends=True)
     (bare.path / EVENTS).write_text("".join(line for line in lines if '"kind":"eval"' not in line))

@@ -1,5 +1,4 @@
-"""Curves of papers on the page: asked for by name, apart from the measured ones, with their protocol beside
-them."""
+"""Published curves on the page: requested by name, in a separate panel, with their protocol."""
 
 from __future__ import annotations
 
@@ -27,15 +26,15 @@ def section(html: str, name: str) -> str:
     return html[start : html.index("</section>", start)]
 
 
-def test_a_request_is_a_method_a_size_and_a_metric() -> None:
-    [whole] = find_curves(["repa:B:FID"])
-    assert whole.curves == published_curves("repa", "B", "FID") != ()
+def test_find_curves_reads_method_size_and_metric() -> None:
+    [full] = find_curves(["repa:B:FID"])
+    assert full.curves == published_curves("repa", "B", "FID") != ()
     [short] = find_curves(["repa"])
     assert short.curves == published_curves("repa", "XL", "FID") and short.metric == "FID"
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("wanted", "message"),
     [
         ("rep", "has the method 'rep'. Did you mean"),
         ("", "expected METHOD"),
@@ -44,17 +43,15 @@ def test_a_request_is_a_method_a_size_and_a_metric() -> None:
         ("repa:no", "no published curve of repa for size no and FID"),
     ],
 )
-def test_a_request_that_nothing_answers_writes_nothing(
-    race: Path, tmp_path: Path, asked: str, said: str
+def test_wantedwithout_a_published_curve_writes_nothing(
+    race: Path, tmp_path: Path, wanted: str, message: str
 ) -> None:
-    with pytest.raises(UserError, match=re.escape(said)):
-        write_report([race], tmp_path / "report.html", published=[asked])
+    with pytest.raises(UserError, match=re.escape(message)):
+        write_report([race], tmp_path / "report.html", published=[wanted])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_panel_is_apart_grey_dashed_and_names_every_source_and_protocol(
-    race: Path, tmp_path: Path
-) -> None:
+def test_published_panel_is_separate_and_names_every_source_and_protocol(race: Path, tmp_path: Path) -> None:
     plain = write_report([race], tmp_path / "plain.html", target=40).html.read_text()
     html = write_report(
         [race], tmp_path / "report.html", target=40, published=["repa", "repa:B"]
@@ -72,17 +69,18 @@ def test_the_panel_is_apart_grey_dashed_and_names_every_source_and_protocol(
     [wide, narrow] = re.findall(r"<svg.*?</svg>", panel, re.DOTALL)
     assert len(re.findall(r"<path[^>]*stroke-dasharray[^>]*stroke: var\(--muted\)", wide)) >= len(curves)
     assert not re.search(r"var\(--arm\d", wide + narrow)
-    assert "not the quantities of the chart above" in panel
+    assert "The quantity differs from that of the chart above" in panel
     assert "--published repa --published repa:B" in html
 
 
-def test_labels_name_the_source() -> None:
+def test_labels_of_published_curves_name_the_source() -> None:
     texts = [label(curve) for curve in published_curves("repa", "XL", "FID")]
     assert "published: REPA(T7), Table 7 (repa, ImageNet-256)" in texts
     assert all(text.startswith("published: ") and "ImageNet-256" in text for text in texts)
+    assert not any("http" in text for text in texts)
 
 
-def test_failed_stopped_and_missing_runs_are_listed_with_the_last_line_they_left(tmp_path: Path) -> None:
+def test_provenance_lists_failed_and_stopped_runs_with_their_last_value_and_reason(tmp_path: Path) -> None:
     folder = write_race(tmp_path / "race", {"flow": 1, "repa": 1.4}, seeds=2, grid=range(200, 2001, 300))
     write_run(folder / "failed", "repa", 2, grid=(200, 400), status="failed")
     write_run(folder / "stopped", "repa", 3, grid=(200, 400), status="stopped")

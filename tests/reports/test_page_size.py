@@ -1,5 +1,4 @@
-"""A page stays small: marks and lines are written in few bytes and mean the same, thumbnails keep within
-their budget."""
+"""The size of a page: compact marks and lines without visible change, and thumbnails within their budget."""
 
 from __future__ import annotations
 
@@ -22,34 +21,33 @@ from tests.reports.synthetic import write_race, write_run
 
 
 def drawn(text: str) -> list[tuple[str, ...]]:
-    """Every mark and line with the style and clipping that it ends up with, its own or of the groups around
-    it."""
-    found: list[tuple[str, ...]] = []
+    """Return every mark and line with its effective style and clipping, which it may inherit from groups."""
+    marks: list[tuple[str, ...]] = []
 
     def walk(node: ElementTree.Element, style: str, clip: str) -> None:
         style, clip = node.get("style") or style, node.get("clip-path") or clip
         if node.tag in ("use", "path"):
             place = [node.get(name, "") for name in ("href", "x", "y", "d")]
-            found.append((node.tag, *place, style, clip))
+            marks.append((node.tag, *place, style, clip))
         for child in node:
             walk(child, style, clip)
 
     walk(ElementTree.fromstring(text), "", "")
-    return found
+    return marks
 
 
-def test_what_is_said_once_for_many_is_what_each_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_grouped_styles_equal_individual_styles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     race = read_race([write_race(tmp_path, {"flow": 1, "repa": 1.5}, seeds=6)], target=25)
     short = svg.inline(race_figures.draw_convergence(race, "steps", WIDE))
-    monkeypatch.setattr(svg, "_alike_at_once", lambda body: body)
+    monkeypatch.setattr(svg, "_grouped", lambda body: body)
     long = svg.inline(race_figures.draw_convergence(race, "steps", WIDE))
     assert drawn(short) == drawn(long) and len(drawn(short)) > 40
     assert short.count("style=") < long.count("style=") - 12
 
 
-def test_lines_lose_less_than_a_tenth_of_a_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compact_lines_deviate_less_than_a_tenth_of_a_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     race = read_race([write_race(tmp_path, {"flow": 1}, seeds=2, grid=range(50, 2001, 50))], target=25)
     short = svg.inline(race_figures.draw_convergence(race, "steps", WIDE))
     monkeypatch.setattr(svg, "_line", lambda path: path)
@@ -57,7 +55,7 @@ def test_lines_lose_less_than_a_tenth_of_a_point(tmp_path: Path, monkeypatch: py
     numbers = [
         [re.findall(r"-?\d+(?:\.\d+)?", d) for _, _, _, _, d, _, _ in drawn(text)] for text in (short, long)
     ]
-    assert [len(own) for own in numbers[0]] == [len(own) for own in numbers[1]]
+    assert [len(line) for line in numbers[0]] == [len(line) for line in numbers[1]]
     for few, many in zip(*numbers, strict=True):
         assert np.allclose(np.array(few, float), np.array(many, float), atol=0.051, rtol=0)
 
@@ -76,7 +74,9 @@ def test_thumbnails_of_many_arms_shrink_to_the_budget(tmp_path: Path) -> None:
     assert [step for step, _ in found.rows][:: len(found.rows) - 1] == [10, 30]
 
 
-def test_a_busy_chart_is_drawn_once_for_all_widths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_convergence_is_drawn_once_for_all_widths_when_it_has_many_curves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     race = read_race([write_race(tmp_path, {"flow": 1, "repa": 1.5}, seeds=2)], target=25)
     from reports.pages import sections
 

@@ -1,4 +1,4 @@
-"""Performance profiles against hand-computed tables, a numerical integral and normal theory."""
+"""Performance profiles, checked against hand-computed tables, numerical integration and normal theory."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from tests.reports.synthetic import power_law, write_run
 FACTORS = st.lists(st.one_of(st.floats(1, 6), st.just(1.0), st.just(math.inf)), min_size=1, max_size=12)
 
 
-def made(rows: list[list[float]], strata: tuple[int, ...] | None = None) -> Profile:
-    found = np.array(rows, dtype=float)
-    return Profile("steps", tuple("abcdef"[: len(rows)]), found, strata or (0,) * found.shape[1], 0)
+def profile_of(rows: list[list[float]], strata: tuple[int, ...] | None = None) -> Profile:
+    table = np.array(rows, dtype=float)
+    return Profile("steps", tuple("abcdef"[: len(rows)]), table, strata or (0,) * table.shape[1], 0)
 
 
-def test_ratios_by_hand() -> None:
+def test_ratios_match_hand_computation() -> None:
     times = [Time(100.0), Time(150.0), Time(500.0, "right"), Time(100.0), Time(50.0, "left")]
     assert ratios(times).tolist() == [2, 3, math.inf, 2, 1]
     assert ratios([Time(9.0), Time(9.0)]).tolist() == [1, 1]
     assert np.isinf(ratios([Time(9.0, "right"), Time(8.0, "right")])).all()
 
 
-def test_shares_and_areas_by_hand() -> None:
-    """a: 1, 1, 2, never. Its profile is 1/2 on [1, 2) and 3/4 from 2 to 4: the area is (1/2 + 3/4 * 2) / 3
-    = 2/3."""
-    found = made([[1, 1, 2, math.inf], [1, 3, 1, math.inf]])
+def test_shares_and_areas_match_hand_computation() -> None:
+    """The ratios of `a` are 1, 1, 2 and infinity. Its profile is 1/2 on [1, 2) and 3/4 from 2 to 4, so the
+    area is (1/2 + 3/4 * 2) / 3 = 2/3."""
+    found = profile_of([[1, 1, 2, math.inf], [1, 3, 1, math.inf]])
     assert found.share(1).tolist() == [0.5, 0.5]
     assert found.share(1.999).tolist() == [0.5, 0.5]
     assert found.share(2).tolist() == [0.75, 0.5]
@@ -46,8 +46,8 @@ def test_shares_and_areas_by_hand() -> None:
 
 @settings(max_examples=60, derandomize=True, deadline=None)
 @given(FACTORS)
-def test_the_area_is_the_integral_and_the_drawn_steps_are_the_profile(row: list[float]) -> None:
-    found = made([row])
+def test_area_is_the_integral_and_drawn_steps_are_the_profile(row: list[float]) -> None:
+    found = profile_of([row])
     taus = np.linspace(1, 4, 6001)[1:] - 0.00025
     shares = np.array([found.share(tau)[0] for tau in taus])
     assert found.area()[0] == pytest.approx(shares.mean(), abs=2e-3)
@@ -57,23 +57,23 @@ def test_the_area_is_the_integral_and_the_drawn_steps_are_the_profile(row: list[
     assert (np.diff(x) >= 0).all() and (np.diff(y) >= 0).all()
 
 
-def test_the_interval_of_many_problems_is_that_of_a_mean_within_cells() -> None:
-    """100 problems in two cells of unlike difficulty: the spread between cells is none of the interval's."""
+def test_interval_matches_normal_theory_within_cells() -> None:
+    """100 problems in two cells of different difficulty: the spread between cells does not count."""
     rng = np.random.default_rng(3)
     row = np.concatenate([rng.uniform(1, 2, 50), rng.uniform(3, 4, 50)])
-    found = made([row.tolist()], (0,) * 50 + (1,) * 50)
+    found = profile_of([row.tolist()], (0,) * 50 + (1,) * 50)
     areas = (4 - row) / 3
     error = math.sqrt(areas[:50].var() / 50 + areas[50:].var() / 50) / 2
     low, high = stats.norm.interval(0.95, areas.mean(), error)
     [[got_low, got_high]] = found.interval()
     assert [got_low, got_high] == pytest.approx([low, high], abs=0.1 * (high - low))
     assert (found.interval() == found.interval()).all()
-    assert made([row[: ENOUGH - 1].tolist()]).interval() is None
+    assert profile_of([row[: ENOUGH - 1].tolist()]).interval() is None
 
 
 def test_problems_are_the_seeds_of_cells_that_every_objective_has_run(tmp_path: Path) -> None:
-    """Two cells of two seeds; repa is twice as fast, never arrives in one, has not run one, and failed in
-    one."""
+    """In two cells of three seeds repa is twice as fast, except for one run that never reaches the target,
+    one that is missing and one that failed."""
     for size in ("nano", "S"):
         for seed in range(3):
             cell = {"backbone.size": size}
@@ -97,7 +97,7 @@ def test_problems_are_the_seeds_of_cells_that_every_objective_has_run(tmp_path: 
     assert "5 problems: the seeds of 2 cells; 1 more" in " ".join(text.split())
 
 
-def test_one_objective_has_no_profile(tmp_path: Path) -> None:
+def test_race_of_one_objective_has_no_profile(tmp_path: Path) -> None:
     for seed in range(3):
         write_run(tmp_path / str(seed), "flow", seed)
     race = read_race([tmp_path], target=30)

@@ -1,5 +1,4 @@
-"""Protocols of one metric among several: what other metrics need does not part runs, what this one needs
-does."""
+"""The protocol of one metric among several: only what the metric depends on makes runs incomparable."""
 
 from __future__ import annotations
 
@@ -32,13 +31,13 @@ JOINT = ALONE | {
 }
 
 
-def test_a_part_of_a_joint_sample_is_measured_as_the_part_alone() -> None:
+def test_narrowed_protocol_of_a_joint_sample_equals_that_of_the_part_alone() -> None:
     assert narrowed(JOINT, "fd:local") == ALONE == narrowed(ALONE, "fd:local")
     assert narrowed(JOINT, "fd:video:local")["shape"] == [1, 8, 16, 16]
     assert narrowed(JOINT, "kid:local")["settings"] == {"kid": {"subsets": 100}}
 
 
-def test_a_metric_of_samples_themselves_sees_all_of_them() -> None:
+def test_narrowed_protocol_keeps_all_parts_when_the_metric_needs_no_network() -> None:
     found = narrowed(JOINT, "sync")
     assert found["truths"] == {"sync": {"within": 1.0}} and not found["extractors"]
     assert (found["shape"], found["beside"]) == ([1, 8, 16, 16], [[32, 32]])
@@ -48,28 +47,30 @@ def test_a_metric_of_samples_themselves_sees_all_of_them() -> None:
     "change",
     [{"n_fake": 500}, {"extractors": {"local": {"sha256": "6e"}}}, {"shape": [32, 64]}],
 )
-def test_what_the_metric_depends_on_parts_runs(change: dict[str, Any]) -> None:
+def test_narrowed_protocol_differs_when_the_metric_depends_on_the_change(change: dict[str, Any]) -> None:
     assert narrowed(ALONE | change, "fd:local") != narrowed(JOINT, "fd:local")
 
 
-def tell(folder: Path, protocol: dict[str, Any] | None) -> Record:
-    """A record whose evaluations carry the hash of a protocol, and tell it or not."""
-    about = {"hash": "h" if protocol is None else digest(protocol)}
-    told = about if protocol is None else about | {"protocol": protocol}
-    write_run(folder, folder.name, 0, environment={"evaluation": told}, protocol=about["hash"])
+def write_evaluated(folder: Path, protocol: dict[str, Any] | None) -> Record:
+    """Write a run with the hash of its evaluation protocol, and the protocol itself unless it is None."""
+    evaluation: dict[str, Any] = {"hash": "h" if protocol is None else digest(protocol)}
+    if protocol is not None:
+        evaluation["protocol"] = protocol
+    write_run(folder, folder.name, 0, environment={"evaluation": evaluation}, protocol=evaluation["hash"])
     return Record(folder)
 
 
-def test_the_hash_is_that_of_a_run_with_this_metric_alone(tmp_path: Path) -> None:
+def test_protocol_hash_equals_that_of_a_run_with_this_metric_alone(tmp_path: Path) -> None:
     alone = json.loads(json.dumps(ALONE))
-    found = [protocols_of(tell(tmp_path / name, p), "fd:local") for name, p in (("a", alone), ("b", JOINT))]
+    runs = [write_evaluated(tmp_path / name, p) for name, p in (("a", alone), ("b", JOINT))]
+    found = [protocols_of(run, "fd:local") for run in runs]
     assert found[0] == found[1] == {digest(alone): ALONE}
-    assert protocols_of(tell(tmp_path / "c", None), "fd:local") == {"h": {"hash": "h"}}
+    assert protocols_of(write_evaluated(tmp_path / "c", None), "fd:local") == {"h": {"hash": "h"}}
 
 
-def test_a_joint_run_and_its_sound_alone_are_compared(tmp_path: Path) -> None:
-    tell(tmp_path / "flow", ALONE)
-    tell(tmp_path / "repa", JOINT)
+def test_joint_run_is_compared_with_a_run_of_sound_alone(tmp_path: Path) -> None:
+    write_evaluated(tmp_path / "flow", ALONE)
+    write_evaluated(tmp_path / "repa", JOINT)
     assert read_race([tmp_path], target=30).speedups
-    tell(tmp_path / "sra", JOINT | {"n_fake": 1})
+    write_evaluated(tmp_path / "sra", JOINT | {"n_fake": 1})
     assert not read_race([tmp_path], target=30).speedups

@@ -1,4 +1,4 @@
-"""A whole race in numbers and words: known speed-ups are found, and what cannot be known is said."""
+"""A complete race: recovery of known speed-ups, verdicts, caveats, and errors for invalid inputs."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ STEP_SECONDS = sum(PHASES.values())
 def exact(
     folder: Path, factors: dict[str, float], *, seeds: int = 3, target_at: float = 1000.0, **run
 ) -> tuple[Path, float]:
-    """Power laws without noise: arm `m` meets the returned target at `target_at / factors[m]`, a little
-    later per seed."""
+    """Write noise-free power laws; return the folder and the target.
+
+    Arm `m` reaches the target at step `target_at / factors[m]` for seed 0, and slightly earlier for others.
+    """
     target = power_law(1000.0, SLOPE)(target_at)
     for method, factor in factors.items():
         for seed in range(seeds):
@@ -30,8 +32,8 @@ def exact(
     return folder, target
 
 
-def test_a_known_speed_up_is_found_on_every_axis(tmp_path: Path) -> None:
-    """2x fewer steps at 1.5x the FLOPs and 1.25x the seconds of a step: 2, 2, 4/3 and 1.6."""
+def test_known_speed_up_is_recovered_on_every_axis(tmp_path: Path) -> None:
+    """Half the steps, each with 1.5x the FLOPs and 1.25x the seconds: 2, 2, 4/3 and 1.6."""
     exact(tmp_path, {"flow": 1.0})
     slower = {name: 1.25 * value for name, value in PHASES.items()}
     _, target = exact(tmp_path, {"repa": 2.0}, flops=1_500_000, phases=slower)
@@ -47,7 +49,7 @@ def test_a_known_speed_up_is_found_on_every_axis(tmp_path: Path) -> None:
     assert race.leaders == dict.fromkeys(race.axes, "repa")
 
 
-def test_the_verdict_in_words(tmp_path: Path) -> None:
+def test_sentence_names_winner_speed_up_and_interval(tmp_path: Path) -> None:
     race = read_race(
         [write_race(tmp_path, {"flow": 1, "repa": 1.0, "self_flow": 1.6}, noise=0.02)], target=20
     )
@@ -61,59 +63,60 @@ def test_the_verdict_in_words(tmp_path: Path) -> None:
     assert f"{gain.estimate:.2f}x fewer FLOPs than flow" in sentence(race, "flops")
 
 
-def test_an_order_that_is_not_shown_is_called_open(tmp_path: Path) -> None:
+def test_sentence_names_unresolved_lead(tmp_path: Path) -> None:
     race = read_race([write_race(tmp_path, {"flow": 1, "repa": 1.6, "self_flow": 1.62})], target=20)
-    said = sentence(race, "steps")
+    text = sentence(race, "steps")
     leader = race.leaders["steps"]
     other = {"repa": "self_flow", "self_flow": "repa"}[leader]
-    assert said.startswith(f"{leader} reached fd:local ≤ 20 first on average: ")
-    assert f"Its lead over {other} (" in said and said.endswith("is unresolved.")
+    assert text.startswith(f"{leader} reached fd:local ≤ 20 first on average: ")
+    assert f"Its lead over {other} (" in text and text.endswith("is unresolved.")
 
 
-def test_a_baseline_that_wins_is_named_and_the_others_are_slower(tmp_path: Path) -> None:
+def test_sentence_names_the_baseline_when_it_wins(tmp_path: Path) -> None:
     race = read_race([write_race(tmp_path, {"flow": 1, "repa": 0.6}, noise=0.01)], target=20)
-    said = sentence(race, "steps")
-    assert said.startswith("flow reached fd:local ≤ 20 first. Speed-up over it in steps: repa 0.")
-    assert "slower" in said and "n = 3 pairs" in said
+    text = sentence(race, "steps")
+    assert text.startswith("flow reached fd:local ≤ 20 first. Speed-up over it in steps: repa 0.")
+    assert "slower" in text and "n = 3 pairs" in text
 
 
-def test_one_pair_has_no_interval_and_says_so(tmp_path: Path) -> None:
+def test_sentence_reports_no_interval_for_a_single_pair(tmp_path: Path) -> None:
     folder, target = exact(tmp_path, {"flow": 1.0, "repa": 2.0}, seeds=1)
     race = read_race([folder], target=target)
     assert "2.00x fewer steps than flow, unresolved (n = 1 pair: no interval)" in sentence(race, "steps")
     assert any(note.startswith("n = 1 is too small") for note in caveats_of(race))
 
 
-def test_a_baseline_that_never_arrives_opens_the_upper_end(tmp_path: Path) -> None:
+def test_interval_is_open_above_when_the_baseline_never_reaches_the_target(tmp_path: Path) -> None:
     folder, target = exact(tmp_path, {"flow": 1.0, "repa": 4.0}, target_at=4000.0)
     race = read_race([folder], target=target)
     gain = race.speedups["steps", "repa"]
     assert gain.high == math.inf and gain.censored_baseline == 3
-    assert gain.estimate == pytest.approx(2 * (1.01 * 1.02) ** (1 / 3))  # 2000 steps against 1000
+    # 2000 steps against 1000.
+    assert gain.estimate == pytest.approx(2 * (1.01 * 1.02) ** (1 / 3))
     assert ", ∞)" in sentence(race, "steps")
     assert any("3 of 3 runs of flow never reached" in note for note in caveats_of(race))
 
 
-def test_times_beyond_the_smallest_budget_are_cut_and_said(tmp_path: Path) -> None:
-    """The baseline's steps are 3x faster: its whole budget in seconds ends before the candidate arrives."""
+def test_times_beyond_the_smallest_budget_are_censored_and_reported(tmp_path: Path) -> None:
+    """The baseline's steps are 3x faster: its budget in seconds ends before the candidate's time."""
     _, target = exact(tmp_path, {"flow": 1.0})
     exact(tmp_path, {"repa": 1.0}, phases={name: 3 * value for name, value in PHASES.items()})
     race = read_race([tmp_path], target=target)
     gain = race.speedups["seconds", "repa"]
     assert (gain.low, gain.censored_candidate) == (0.0, 3) and gain.high < 1
     assert race.times["seconds", "repa"].right == 0
-    said = "In training seconds, 3 of 6 times to target exceed the smallest budget"
-    assert [note.startswith(said) for note in caveats_of(race)].count(True) == 1
+    start = "In training seconds, 3 of 6 times to target exceed the smallest budget"
+    assert [note.startswith(start) for note in caveats_of(race)].count(True) == 1
 
 
-def test_a_target_that_nobody_reaches(tmp_path: Path) -> None:
+def test_no_leader_when_no_run_reaches_the_target(tmp_path: Path) -> None:
     folder, _ = exact(tmp_path, {"flow": 1.0, "repa": 2.0})
     race = read_race([folder], target=1e-3)
     assert sentence(race, "steps") == "No run reached fd:local ≤ 0.001."
     assert race.speedups["steps", "repa"].estimate is None and race.leaders == {}
 
 
-def test_without_a_target_it_is_what_every_run_reaches_and_named_so(tmp_path: Path) -> None:
+def test_target_defaults_to_what_every_run_reaches(tmp_path: Path) -> None:
     folder, _ = exact(tmp_path, {"flow": 1.0, "repa": 2.0})
     race = read_race([folder])
     last = max(run.curve.fitted[-1] for run in race.runs)
@@ -122,7 +125,7 @@ def test_without_a_target_it_is_what_every_run_reaches_and_named_so(tmp_path: Pa
     assert any("chosen after the fact" in note for note in caveats_of(race))
 
 
-def test_what_the_study_says_holds_until_it_is_overruled(tmp_path: Path) -> None:
+def test_arguments_override_the_study(tmp_path: Path) -> None:
     folder, target = exact(tmp_path, {"flow": 1.0, "repa": 2.0})
     (folder / "study.toml").write_text(
         f'name = "digits"\nbaseline = "repa"\n[target]\nmetric = "{METRIC}"\nvalue = {target}\n'
@@ -133,8 +136,8 @@ def test_what_the_study_says_holds_until_it_is_overruled(tmp_path: Path) -> None
     assert read_race([folder], baseline="flow", target=33.0).target == 33.0
 
 
-def test_of_several_arms_of_the_baseline_the_one_that_is_planned_first_is_it(tmp_path: Path) -> None:
-    """An ablation names the whole method first; by its label it would come last."""
+def test_baseline_defaults_to_first_planned_arm(tmp_path: Path) -> None:
+    """The plan of an ablation starts with the full method, whose label would come last."""
     for number, ratio in enumerate((0.25, 0.0)):
         write_run(tmp_path / f"run-{number}", "self_flow", set_={"method.mask_ratio": ratio})
     (tmp_path / "study.toml").write_text('name = "ablation"\nbaseline = "self_flow"\n')
@@ -144,7 +147,7 @@ def test_of_several_arms_of_the_baseline_the_one_that_is_planned_first_is_it(tmp
         assert read_race([tmp_path]).baseline == f"self_flow (mask_ratio = {ratio})"
 
 
-def test_failed_missing_and_unplanned_runs_are_told_and_count_in_nothing(tmp_path: Path) -> None:
+def test_failed_missing_and_unplanned_runs_are_reported_and_excluded(tmp_path: Path) -> None:
     folder, target = exact(tmp_path, {"flow": 1.0, "repa": 2.0})
     write_run(folder / "repa-3", "repa", 3, status="failed")
     write_run(folder / "repa-4", "repa", 4, status="stopped")
@@ -165,7 +168,7 @@ def test_failed_missing_and_unplanned_runs_are_told_and_count_in_nothing(tmp_pat
     )
 
 
-def test_different_protocols_are_not_compared(tmp_path: Path) -> None:
+def test_runs_under_different_protocols_are_not_compared(tmp_path: Path) -> None:
     _, target = exact(tmp_path, {"flow": 1.0})
     exact(tmp_path, {"repa": 2.0}, protocol="another")
     race = read_race([tmp_path], target=target)
@@ -174,7 +177,7 @@ def test_different_protocols_are_not_compared(tmp_path: Path) -> None:
     )
 
 
-def test_different_hardware_leaves_the_clock_out(tmp_path: Path) -> None:
+def test_seconds_are_left_out_when_hardware_differs(tmp_path: Path) -> None:
     _, target = exact(tmp_path, {"flow": 1.0})
     exact(tmp_path, {"repa": 2.0}, environment={"threads": 2})
     race = read_race([tmp_path], target=target)
@@ -182,7 +185,7 @@ def test_different_hardware_leaves_the_clock_out(tmp_path: Path) -> None:
     assert any("x86_64, threads: 1; cpu x86_64, threads: 2" in note for note in caveats_of(race))
 
 
-def test_device_time_is_an_axis_where_several_devices_are_used(tmp_path: Path) -> None:
+def test_device_time_is_an_axis_when_runs_use_several_devices(tmp_path: Path) -> None:
     _, target = exact(tmp_path, {"flow": 1.0})
     exact(tmp_path, {"repa": 2.0}, environment={"devices": 4})
     race = read_race([tmp_path], target=target)
@@ -190,7 +193,7 @@ def test_device_time_is_an_axis_where_several_devices_are_used(tmp_path: Path) -
     assert race.speedups["seconds", "repa"].estimate == pytest.approx(2.0)
 
 
-def test_a_curve_that_gets_worse_again_is_warned_about(tmp_path: Path) -> None:
+def test_caveats_warn_about_curves_that_get_worse_again(tmp_path: Path) -> None:
     folder, _ = exact(tmp_path, {"flow": 1.0})
     for seed in range(3):
         dip = lambda step, seed=seed: 20.0 + seed if step == 500 else 1000 * step**-0.5  # noqa: E731
@@ -199,7 +202,7 @@ def test_a_curve_that_gets_worse_again_is_warned_about(tmp_path: Path) -> None:
     assert any("repa against flow: curves get worse again" in note for note in caveats_of(race))
 
 
-def test_an_encoder_trained_here_is_named_once(tmp_path: Path) -> None:
+def test_caveats_name_a_locally_trained_encoder_once(tmp_path: Path) -> None:
     what = "a small encoder trained locally on the training split, not the published one."
     exact(tmp_path, {"flow": 1.0})
     exact(tmp_path, {"repa": 2.0}, set_={"method.encoder.name": "local:small"})
@@ -208,10 +211,10 @@ def test_an_encoder_trained_here_is_named_once(tmp_path: Path) -> None:
     assert f"gram, repa align to local:small: {what}" in caveats_of(read_race([tmp_path]))
 
 
-def test_arms_that_never_got_there_are_named_together(tmp_path: Path) -> None:
+def test_caveats_name_arms_that_never_reach_the_target_together(tmp_path: Path) -> None:
     folder, _ = exact(tmp_path, {"flow": 1.0, "repa": 2.0})
-    (said,) = [note for note in caveats_of(read_race([folder], target=1e-9)) if "never reached" in note]
-    assert said.startswith("3 of 3 runs each of flow, repa never reached")
+    (caveat,) = [note for note in caveats_of(read_race([folder], target=1e-9)) if "never reached" in note]
+    assert caveat.startswith("3 of 3 runs each of flow, repa never reached")
 
 
 @pytest.mark.parametrize(
@@ -223,7 +226,7 @@ def test_arms_that_never_got_there_are_named_together(tmp_path: Path) -> None:
         ({"target": math.nan}, "target nan: expected a number above 0"),
     ],
 )
-def test_mistakes_are_named(tmp_path: Path, given: dict, message: str) -> None:
+def test_read_race_names_invalid_arguments(tmp_path: Path, given: dict, message: str) -> None:
     exact(tmp_path, {"flow": 1.0, "repa": 2.0}, seeds=1)
     with pytest.raises(UserError, match=message):
         read_race([tmp_path], **given)
@@ -241,14 +244,14 @@ def test_mistakes_are_named(tmp_path: Path, given: dict, message: str) -> None:
         ("flow-0/events.jsonl", "{}\n", "line 1 is not an event"),
     ],
 )
-def test_broken_files_are_named(tmp_path: Path, file: str, content: str, message: str) -> None:
+def test_read_race_names_invalid_files(tmp_path: Path, file: str, content: str, message: str) -> None:
     exact(tmp_path, {"flow": 1.0}, seeds=1)
     (tmp_path / file).write_text(content)
     with pytest.raises(UserError, match=message):
         read_race([tmp_path])
 
 
-def test_folders_without_runs_or_evaluations(tmp_path: Path) -> None:
+def test_read_race_rejects_folders_without_runs_or_evaluations(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no runs in"):
         read_race([tmp_path])
     with pytest.raises(UserError, match="no such folder"):
@@ -260,7 +263,7 @@ def test_folders_without_runs_or_evaluations(tmp_path: Path) -> None:
         read_race([tmp_path])
 
 
-def test_runs_that_are_not_finished_give_curves_but_no_numbers(tmp_path: Path) -> None:
+def test_unfinished_runs_have_curves_but_no_times(tmp_path: Path) -> None:
     exact(tmp_path, {"flow": 1.0, "repa": 2.0}, status="stopped")
     race = read_race([tmp_path])
     assert race.target is None and race.speedups == {} and race.times == {}

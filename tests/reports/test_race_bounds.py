@@ -1,5 +1,8 @@
-"""What a race must not say: times behind the horizon, runs that ended early, metrics that rise, targets of
-another metric, arms that did not run in turns. The curves are power laws, whose times are known."""
+"""Limits of a race's claims. Times are censored at the horizon and for early failures. Rising metrics,
+targets of another metric, and seconds of arms that were not interleaved are not compared.
+
+The curves are power laws with known times to target.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from harness.errors import UserError
 from harness.records.record import Record, RecordWriter
 from reports.analysis.scaling import encoder_scaling
 from reports.cli.audit import audit as command
-from reports.race.race import Race, read_race
+from reports.race.race import read_race
 from reports.race.verdict import caveats_of, sentence
 from reports.stats.curves import costs_of
 from reports.stats.speedup import Time, cut, speedup
@@ -22,7 +25,7 @@ from tests.reports.audits import claim_file, run_audit
 from tests.reports.synthetic import ENVIRONMENT, METRIC, power_law, write_run
 
 TIME = (1000 / 30) ** 2
-"""Of PLAIN to 30: 1111 steps of 2000."""
+"""The time of PLAIN to the target 30: 1111 of 2000 steps."""
 
 
 def arms(folder: Path, change: Callable[[str, int], dict], seeds: int = 3) -> Path:
@@ -32,12 +35,8 @@ def arms(folder: Path, change: Callable[[str, int], dict], seeds: int = 3) -> Pa
     return folder
 
 
-def told(race: Race, axis: str = "steps") -> str:
-    return sentence(race, axis)
-
-
 @pytest.mark.parametrize(
-    ("time", "seen"),
+    ("time", "expected"),
     [
         (Time(50, None), Time(50, None)),
         (Time(150, None), Time(100, "right")),
@@ -47,19 +46,18 @@ def told(race: Race, axis: str = "steps") -> str:
         (Time(50, "right"), Time(100, "right")),
     ],
 )
-def test_what_somebody_sees_who_stops_at_100(time: Time, seen: Time) -> None:
-    assert cut(time, 100) == seen
+def test_cut_censors_times_at_the_horizon(time: Time, expected: Time) -> None:
+    assert cut(time, 100) == expected
 
 
-def test_a_first_evaluation_behind_the_horizon_refutes_nothing() -> None:
-    """The candidate is ten times faster; its first evaluation, at 200, lies behind the baseline's budget of
-    100."""
+def test_first_evaluation_after_the_horizon_leaves_the_order_unresolved() -> None:
+    """The candidate may be faster, but its first evaluation is at 200 and the baseline's budget is 100."""
     base = {seed: Time(70.0 + seed) for seed in range(3)}
     found = speedup(base, {seed: Time(200.0, "left") for seed in range(3)}, 100.0)
     assert found.high == float("inf") and found.low < 1 and found.direction == "unresolved"
 
 
-def test_a_run_that_fails_early_does_not_make_its_arm_the_first(tmp_path: Path) -> None:
+def test_early_failure_does_not_make_an_arm_the_leader(tmp_path: Path) -> None:
     """repa is slower in both of its finished pairs."""
 
     def change(method: str, seed: int) -> dict:
@@ -70,33 +68,33 @@ def test_a_run_that_fails_early_does_not_make_its_arm_the_first(tmp_path: Path) 
     race = read_race([arms(tmp_path, change)], target=30.0)
     assert set(race.leaders.values()) == {"flow"}
     gain = race.speedups["steps", "repa"]
-    assert gain.low == 0 and gain.estimate < 1 and told(race).startswith("flow reached")
+    assert gain.low == 0 and gain.estimate < 1 and sentence(race, "steps").startswith("flow reached")
 
 
-def test_a_failed_run_has_no_last_value(tmp_path: Path) -> None:
+def test_failed_runs_have_no_last_value(tmp_path: Path) -> None:
     for size, params in (("tiny", 1e5), ("small", 1e6)):
         about = {"encoders": [{"name": f"local:{size}", "params": int(params)}]}
         for seed in range(3):
             failed = {"grid": [100], "status": "failed"} if (size, seed) == ("small", 2) else {}
-            own = {"set_": {"method.encoder.name": f"local:{size}"}, "environment": about}
-            write_run(tmp_path / f"{size}{seed}", "repa", seed, **own, **failed)
+            encoder = {"set_": {"method.encoder.name": f"local:{size}"}, "environment": about}
+            write_run(tmp_path / f"{size}{seed}", "repa", seed, **encoder, **failed)
     final = {point.name: point.final for point in encoder_scaling(read_race([tmp_path], target=40.0)).points}
     for size, n in (("tiny", 3), ("small", 2)):
-        own = final[f"local:{size}"]
-        assert own.n == n and own.estimate == pytest.approx(power_law(1000, 0.5)(2000))
+        mean = final[f"local:{size}"]
+        assert mean.n == n and mean.estimate == pytest.approx(power_law(1000, 0.5)(2000))
 
 
-def test_nothing_is_raced_to_a_metric_that_rises(tmp_path: Path) -> None:
+def test_rising_metric_is_inconclusive(tmp_path: Path) -> None:
     def change(method: str, seed: int) -> dict:
         best = (1.2 if method == "repa" else 1.0) * (1 + 0.005 * seed)
         return {"others": {"recall:inception": lambda step: best * (1 - 0.5 * (step / 100) ** -0.7)}}
 
     race = read_race([arms(tmp_path, change)], metric="recall:inception", target=0.65)
-    assert told(race).startswith("Inconclusive: recall:inception rises")
+    assert sentence(race, "steps").startswith("Inconclusive: recall:inception rises")
     assert not race.speedups and not race.leaders
 
 
-def test_a_target_is_one_of_its_own_metric(tmp_path: Path) -> None:
+def test_study_target_applies_only_to_its_own_metric(tmp_path: Path) -> None:
     def change(method: str, seed: int) -> dict:
         scale = (0.7 if method == "repa" else 1.0) * 1.01**seed
         return {"metric": power_law(1000 * scale, 0.5), "others": {"kd:local": power_law(0.5 * scale, 0.5)}}
@@ -106,32 +104,33 @@ def test_a_target_is_one_of_its_own_metric(tmp_path: Path) -> None:
     assert read_race([tmp_path]).target == 30
     other = read_race([tmp_path], metric="kd:local")
     assert not other.target_given and other.target < 0.02
-    assert told(other).startswith("repa reached kd:local") and "chosen after the fact" in caveats_of(other)[0]
+    assert sentence(other, "steps").startswith("repa reached kd:local")
+    assert "chosen after the fact" in caveats_of(other)[0]
     result = CliRunner().invoke(command, ["power", str(tmp_path), "--metric", "kd:local", "--json"])
     assert json.loads(result.stdout)["target"] == other.target
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "0", "-1", "true"])
-def test_a_target_of_a_study_is_a_number(tmp_path: Path, value: str) -> None:
+def test_study_target_must_be_a_positive_number(tmp_path: Path, value: str) -> None:
     write_run(tmp_path / "run")
     (tmp_path / "study.toml").write_text(f"[target]\nvalue = {value}\n")
     with pytest.raises(UserError, match=r"target.value = .*: expected a number above 0"):
         read_race([tmp_path])
 
 
-def test_seconds_of_arms_that_did_not_run_in_turns_are_left_out(tmp_path: Path) -> None:
+def test_seconds_are_left_out_when_arms_are_not_interleaved(tmp_path: Path) -> None:
     def change(method: str, seed: int) -> dict:
         return {"environment": {"started": (1 + (method == "repa")) * 1_000_000 + seed}}
 
     race = read_race([arms(tmp_path, change)], target=30.0)
     assert race.axes == ("steps", "images", "flops")
     assert "one after the other instead of interleaved (flow before repa)" in caveats_of(race)[-1]
-    inturn = arms(tmp_path / "in turns", lambda method, seed: {"environment": {"started": 1000 + seed}})
-    assert "seconds" in read_race([inturn], target=30.0).axes
+    mixed = arms(tmp_path / "interleaved", lambda method, seed: {"environment": {"started": 1000 + seed}})
+    assert "seconds" in read_race([mixed], target=30.0).axes
 
 
-def test_device_seconds_of_a_run_that_went_on_with_fewer_devices(tmp_path: Path) -> None:
-    """1000 steps on eight devices and 1000 on one."""
+def test_device_seconds_follow_the_devices_of_each_start(tmp_path: Path) -> None:
+    """The run takes 1000 steps on eight devices and 1000 on one."""
     record = write_run(tmp_path / "run", environment={"devices": 8})
     late = [event for event in record.events if event["step"] > 1000]
     with RecordWriter(record.path) as again:
@@ -142,17 +141,17 @@ def test_device_seconds_of_a_run_that_went_on_with_fewer_devices(tmp_path: Path)
     assert costs.budget("gpu_seconds") == pytest.approx(4.5 * costs.budget("seconds"))
 
 
-def test_when_everybody_starts_below_nobody_was_first(tmp_path: Path) -> None:
+def test_order_is_unknown_when_all_runs_start_below_the_target(tmp_path: Path) -> None:
     race = read_race([arms(tmp_path, lambda *_: {})], target=500.0)
-    assert told(race).startswith(f"It is unknown who reached {METRIC} ≤ 500 first")
+    assert sentence(race, "steps").startswith(f"It is unknown who reached {METRIC} ≤ 500 first")
 
 
-def test_a_target_is_given_and_nobody_has_finished(tmp_path: Path) -> None:
+def test_given_target_without_a_finished_run_compares_nothing(tmp_path: Path) -> None:
     race = read_race([arms(tmp_path, lambda *_: {"status": "stopped"})], target=30.0)
-    assert told(race).startswith("No run has finished yet")
+    assert sentence(race, "steps").startswith("No run has finished yet")
 
 
-def test_a_plan_binds_its_own_folder(tmp_path: Path) -> None:
+def test_plan_applies_only_to_its_own_folder(tmp_path: Path) -> None:
     planned, single = tmp_path / "study", tmp_path / "single"
     for seed in range(3):
         write_run(planned / f"flow-{seed}", "flow", seed)

@@ -1,4 +1,4 @@
-"""The page and the files beside it, as a browser, a spreadsheet and a hostile colleague see them."""
+"""The page and its CSV files: valid HTML, complete content, equal bytes, hostile texts, and the command."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HOSTILE = '<script>alert("x")</script> $\\frac{1}{ & \u2028'
 
 
 class Page(HTMLParser):
-    """Tags, attributes and text; fails on a tag that is closed out of order."""
+    """Tags, attributes and text of a page; tags must be closed in order."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ def html(race: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_report([race], output, target=25).html.read_text()
 
 
-def test_the_page_is_whole_and_alone(html: str) -> None:
+def test_page_is_complete_and_self_contained(html: str) -> None:
     page = Page(html)
     assert len(page.ids) == len(set(page.ids)) > 50
     assert page.tags["link"] == page.tags["iframe"] == 0 and page.tags["script"] == 3
@@ -93,7 +93,7 @@ def test_the_page_is_whole_and_alone(html: str) -> None:
     assert used and set(used) <= set(page.ids)
 
 
-def test_the_page_says_what_a_reader_needs(html: str) -> None:
+def test_page_contains_verdict_caveats_and_provenance(html: str) -> None:
     text = " ".join("".join(Page(html).text).split())
     for words in (
         "self_flow reached fd:local ≤ 25 first", "aligns to local:small",
@@ -102,30 +102,24 @@ def test_the_page_says_what_a_reader_needs(html: str) -> None:
         "flowrace report", "--target 25", "report-runs.csv", "0b7e9c3202d7bcd2", "9cece13e0f6d",
     ):  # fmt: skip
         assert words in text, words
-    assert "nowhere" not in text  # the host
+    # The name of the host is left out.
+    assert "nowhere" not in text
 
 
-def test_every_run_and_every_arm_is_in_the_picture(html: str) -> None:
-    """The convergence figure, wide and narrow: a thin line for each run with a curve, a bold one for each
-    arm."""
+def test_convergence_figure_shows_every_run_and_arm(html: str) -> None:
+    """At both widths there is a thin line for each run with a curve and a bold one for each arm."""
     pattern = r'<svg[^>]*aria-label="fd:local against steps by arm".*?</svg>'
     found = re.findall(pattern, html, re.DOTALL)
     assert len(found) == 2
     for figure in found:
-        assert (
-            len(
-                re.findall(
-                    r"stroke-width: 0.6; stroke-opacity: 0.55|stroke-opacity: 0.55; stroke-width: 0.6", figure
-                )
-            )
-            == 10
-        )
+        thin = r"stroke-width: 0.6; stroke-opacity: 0.55|stroke-opacity: 0.55; stroke-width: 0.6"
+        assert len(re.findall(thin, figure)) == 10
         assert figure.count("stroke-width: 1.8") == 3
         assert all(f"var(--arm{i})" in figure for i in range(3))
 
 
-def test_the_same_records_give_the_same_bytes(race: Path, tmp_path: Path) -> None:
-    """Also in another process, where hashes of texts have another seed."""
+def test_equal_records_give_equal_bytes(race: Path, tmp_path: Path) -> None:
+    """The second report is written in another process with another hash seed."""
     output = tmp_path / "report.html"
     files = [output, *(tmp_path / f"report{kind}.csv" for kind in ("", "-runs", "-finals"))]
     write_report([race], output, target=25)
@@ -138,7 +132,7 @@ def test_the_same_records_give_the_same_bytes(race: Path, tmp_path: Path) -> Non
     assert [file.read_bytes() for file in files] == first
 
 
-def test_the_csv_files_hold_the_numbers_of_the_page(race: Path, tmp_path: Path) -> None:
+def test_csv_files_contain_the_numbers_of_the_page(race: Path, tmp_path: Path) -> None:
     done = write_report([race], tmp_path / "report.html", target=25)
     rows = list(csv.DictReader(io.StringIO(done.csv.read_text())))
     assert {(row["axis"], row["method"]) for row in rows} == set(done.report.race.times)
@@ -158,7 +152,7 @@ def test_the_csv_files_hold_the_numbers_of_the_page(race: Path, tmp_path: Path) 
     assert by_id["failed"]["status"] == "failed" and "not finite" in by_id["failed"]["reason"]
 
 
-def test_texts_from_users_stay_texts(tmp_path: Path) -> None:
+def test_text_of_users_is_escaped(tmp_path: Path) -> None:
     for seed in range(2):
         write_run(tmp_path / f"a{seed}", "flow", seed, grid=(10, 20, 30))
         write_run(
@@ -168,13 +162,14 @@ def test_texts_from_users_stay_texts(tmp_path: Path) -> None:
     (tmp_path / "study.toml").write_text(f"name = '''{HOSTILE}'''\n")
     html = write_report([tmp_path], tmp_path / "report.html").html.read_text()
     page = Page(html)
-    assert page.tags["script"] == 3  # the data, the library and the page's own; none of theirs
+    # The data, the library and the page's script; none from users.
+    assert page.tags["script"] == 3
     assert "".join(page.text).count("<script>") > 5
     data = json.loads(re.search(r'id="data">(.*?)</script>', html, re.DOTALL)[1])
     assert any(HOSTILE in arm for arm in data["arms"])
 
 
-def test_samples_stand_side_by_side_at_equal_steps(race: Path, tmp_path: Path) -> None:
+def test_samples_are_side_by_side_at_equal_steps(race: Path, tmp_path: Path) -> None:
     found = samples_of(write_report([race], tmp_path / "r.html", target=25).report.race)
     assert found.labels == ("flow", "repa", "self_flow") and found.seed == 0
     steps = [step for step, _ in found.rows]
@@ -185,7 +180,7 @@ def test_samples_stand_side_by_side_at_equal_steps(race: Path, tmp_path: Path) -
             assert content == (race / f"{label}-0" / "samples" / f"step-{step:08d}.png").read_bytes()
 
 
-def test_large_grids_become_thumbnails_and_broken_ones_are_named(tmp_path: Path) -> None:
+def test_large_grids_become_thumbnails_and_invalid_ones_are_named(tmp_path: Path) -> None:
     for method in ("flow", "repa"):
         write_run(tmp_path / method, method, grid=(10, 20))
         Image.new("RGB", (2570, 1028), "teal").save(tmp_path / method / "samples" / "step-00000010.png")
@@ -197,37 +192,37 @@ def test_large_grids_become_thumbnails_and_broken_ones_are_named(tmp_path: Path)
         write_report([tmp_path], tmp_path / "r.html")
 
 
-def test_steps_are_spread_by_factors() -> None:
+def test_spread_approximates_a_geometric_progression() -> None:
     assert spread([1, 2, 3]) == [1, 2, 3]
     assert spread(list(range(100, 1601, 100))) == [100, 200, 400, 800, 1600]
 
 
 @pytest.mark.parametrize(("low", "high"), [(90, 2100), (6.2, 330), (0.93, 1.18), (1, 1e9), (4.4, 5.1)])
-def test_ticks_are_few_and_inside(low: float, high: float) -> None:
+def test_log_ticks_are_few_and_within_limits(low: float, high: float) -> None:
     for most in (5, 9):
         ticks = log_ticks(low, high, most)
         assert 1 <= len(ticks) <= most and all(low <= tick <= high * (1 + 1e-9) for tick in ticks)
 
 
-def test_quantities_read_well() -> None:
-    said = [
+def test_quantity_has_three_digits_and_a_unit() -> None:
+    texts = [
         quantity("steps", 399999.6),
         quantity("images", 128_000),
         quantity("flops", 9.994e17),
         quantity("seconds", 0.0123),
     ]
-    assert said == ["400,000", "128 k", "999 PFLOP", "12.3 ms"]
+    assert texts == ["400,000", "128 k", "999 PFLOP", "12.3 ms"]
     assert quantity("gpu_seconds", 7200) == "2.00 device-h"
 
 
-def test_only_a_report_is_replaced(race: Path, tmp_path: Path) -> None:
-    """A file that is somebody else's is left alone, and then nothing is written at all."""
-    mine = tmp_path / "report.csv"
-    mine.write_text("my,data\n1,2\n")
+def test_write_report_replaces_only_reports(race: Path, tmp_path: Path) -> None:
+    """If one of the files exists and is not a report, nothing is written at all."""
+    foreign = tmp_path / "report.csv"
+    foreign.write_text("my,data\n1,2\n")
     with pytest.raises(UserError, match=r"report.csv already exists and is not a flowrace report"):
         write_report([race], tmp_path / "report.html", target=25)
-    assert mine.read_text() == "my,data\n1,2\n" and not (tmp_path / "report.html").exists()
-    mine.unlink()
+    assert foreign.read_text() == "my,data\n1,2\n" and not (tmp_path / "report.html").exists()
+    foreign.unlink()
     for _ in range(2):
         write_report([race], tmp_path / "report.html", target=25)
 
@@ -240,14 +235,14 @@ def test_only_a_report_is_replaced(race: Path, tmp_path: Path) -> None:
         ("d.html", "is a folder"),
     ],
 )
-def test_outputs_that_cannot_be(race: Path, tmp_path: Path, output: str, message: str) -> None:
+def test_write_report_rejects_invalid_outputs(race: Path, tmp_path: Path, output: str, message: str) -> None:
     (tmp_path / "d.html").mkdir()
     with pytest.raises(UserError, match=message):
         write_report([race], tmp_path / output, target=25)
     assert [path.name for path in tmp_path.rglob("*")] == ["d.html"]
 
 
-def test_the_command_prints_the_verdict_and_last_the_path(race: Path, tmp_path: Path) -> None:
+def test_report_command_prints_the_verdict_and_the_path(race: Path, tmp_path: Path) -> None:
     output = tmp_path / "report.html"
     result = CliRunner().invoke(
         command, [str(race), "-o", str(output), "--target", "25"], catch_exceptions=False
@@ -256,7 +251,7 @@ def test_the_command_prints_the_verdict_and_last_the_path(race: Path, tmp_path: 
     assert lines[0].startswith("self_flow reached fd:local ≤ 25 first") and lines[-1] == str(output)
 
 
-def test_the_command_prints_one_json_object(race: Path, tmp_path: Path) -> None:
+def test_report_command_prints_one_json_object(race: Path, tmp_path: Path) -> None:
     words = [str(race), "-o", str(tmp_path / "report.html"), "--target", "25", "--baseline", "repa", "--json"]
     found = json.loads(CliRunner().invoke(command, words, catch_exceptions=False).output)
     assert found["baseline"] == "repa" and found["target"] == 25 and len(found["runs"]) == 10
@@ -264,7 +259,7 @@ def test_the_command_prints_one_json_object(race: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["one arm", "one evaluation", "unfinished", "nobody arrives", "protocols"])
-def test_poor_races_have_a_page_too(tmp_path: Path, kind: str) -> None:
+def test_page_is_written_for_degenerate_races(tmp_path: Path, kind: str) -> None:
     arms = ["flow"] if kind == "one arm" else ["flow", "repa"]
     for method in arms:
         grid = (100,) if kind == "one evaluation" else (100, 200, 400)
@@ -284,7 +279,7 @@ def test_poor_races_have_a_page_too(tmp_path: Path, kind: str) -> None:
     assert done.headline.startswith(start.split(" (")[0])
 
 
-def test_a_report_needs_no_torch(race: Path, tmp_path: Path) -> None:
+def test_report_does_not_import_torch(race: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from harness.cli.main import cli; "
         f"cli.main(['report', {str(race)!r}, '-o', {str(tmp_path / 'r.html')!r}], standalone_mode=False); "
@@ -294,14 +289,14 @@ def test_a_report_needs_no_torch(race: Path, tmp_path: Path) -> None:
     assert result.stdout.splitlines()[-1] == "[]"
 
 
-def test_the_command_is_light_until_it_runs() -> None:
+def test_report_command_imports_heavy_packages_only_when_run() -> None:
     heavy = ("torch", "scipy", "matplotlib", "jinja2", "numpy")
     code = f"import sys, reports.cli.report; print([name for name in {heavy} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 
 
-def test_grids_that_are_not_there_are_no_error(tmp_path: Path) -> None:
+def test_samples_are_none_when_arms_share_no_step(tmp_path: Path) -> None:
     write_run(tmp_path / "a", "flow", grid=(10, 20), pictures=True)
     write_run(tmp_path / "b", "repa", grid=(10, 20))
     write_picture(tmp_path / "b" / "samples" / "step-00000030.png", 0, 0.5)

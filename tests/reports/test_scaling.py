@@ -1,5 +1,4 @@
-"""Scaling with the encoder and with the model: points from hand-made records, trends by scipy, and the
-page."""
+"""Scaling with the encoder and with the model: hand-made records, trends checked with scipy, and the page."""
 
 from __future__ import annotations
 
@@ -18,23 +17,23 @@ from tests.reports.synthetic import power_law, write_run
 
 PARAMS = {"tiny": 1e4, "small": 1e5, "base": 1e6, "large": 1e7}
 FACTORS = {"tiny": 1.2, "small": 1.6, "base": 1.4, "large": 2.0}
-"""How many times sooner than flow an objective with this encoder is."""
+"""The speed-up over flow of an objective with this encoder."""
 ACCURACY = {"tiny": 0.5, "small": 0.6, "base": 0.7, "large": 0.8}
 
 
 def write_study(folder: Path, methods: tuple[str, ...] = ("repa",)) -> Path:
-    """flow meets a target T at (1000 / T) ** 2; random encoders change nothing."""
+    """Write runs in which flow reaches a target T at (1000 / T) ** 2; random encoders have no effect."""
     for seed in range(3):
         write_run(folder / f"flow-{seed}", "flow", seed)
         for method in methods:
             for size, factor in FACTORS.items():
-                for family, own in (("local", factor), ("random", 1.0)):
+                for family, speed in (("local", factor), ("random", 1.0)):
                     name = f"{family}:{size}"
                     write_run(
                         folder / f"{method}-{family}-{size}-{seed}",
                         method,
                         seed,
-                        metric=power_law(1000 * own**-0.5 * 1.01**seed, 0.5),
+                        metric=power_law(1000 * speed**-0.5 * 1.01**seed, 0.5),
                         set_={"method.encoder.name": name},
                         environment={"encoders": [{"name": name, "params": int(PARAMS[size])}]},
                     )
@@ -56,10 +55,10 @@ def write_table(folder: Path) -> None:
 
 
 def trend(found: Scaling, x: str, y: str) -> Trend:
-    return next(one for one in found.trends if (one.x, one.y) == (x, y))
+    return next(trend for trend in found.trends if (trend.x, trend.y) == (x, y))
 
 
-def test_points_are_arms_with_their_controls(tmp_path: Path) -> None:
+def test_points_are_arms_and_controls(tmp_path: Path) -> None:
     found = encoder_scaling(read_race([write_study(tmp_path)], target=30))
     assert found.xs == ("params",)
     kinds = [point.kind for point in found.points]
@@ -74,18 +73,18 @@ def test_points_are_arms_with_their_controls(tmp_path: Path) -> None:
             assert point.final.estimate == pytest.approx(shared * 2000**-0.5)
 
 
-def test_trends_are_scipys_over_trained_encoders_and_over_all(tmp_path: Path) -> None:
+def test_rank_correlations_match_scipys_with_and_without_random_encoders(tmp_path: Path) -> None:
     found = trend(encoder_scaling(read_race([write_study(tmp_path)], target=30)), "params", "gain")
     sizes = list(PARAMS)
-    own = stats.spearmanr([PARAMS[s] for s in sizes], [FACTORS[s] for s in sizes]).statistic
+    trained = stats.spearmanr([PARAMS[s] for s in sizes], [FACTORS[s] for s in sizes]).statistic
     every = stats.spearmanr([PARAMS[s] for s in sizes * 2], [FACTORS[s] for s in sizes] + [1.0] * 4).statistic
-    assert found.rank.rho == pytest.approx(own) and found.rank.n == 4
+    assert found.rank.rho == pytest.approx(trained) and found.rank.n == 4
     assert found.with_random.rho == pytest.approx(every) and found.with_random.n == 8
     assert found.bounded == 0
 
 
-def test_the_slope_is_that_of_a_straight_line(tmp_path: Path) -> None:
-    """Times that fall as params ** -0.1, whatever the seed."""
+def test_slope_recovers_a_power_law(tmp_path: Path) -> None:
+    """Times fall as params ** -0.1 for every seed."""
     for seed in range(3):
         for size, params in PARAMS.items():
             name = f"local:{size}"
@@ -101,10 +100,11 @@ def test_the_slope_is_that_of_a_straight_line(tmp_path: Path) -> None:
     found = trend(encoder_scaling(read_race([tmp_path], target=10)), "params", "time")
     assert found.slope.estimate == pytest.approx(-0.1, abs=1e-4)
     assert (found.slope.n, found.slope.seeds) == (12, 3)
-    assert scaling.slope_text(found.slope, "params").startswith("×0.79 ")  # 10 ** -0.1
+    # 10 ** -0.1
+    assert scaling.slope_text(found.slope, "params").startswith("×0.79 ")
 
 
-def test_what_encoders_know_comes_from_their_table(tmp_path: Path) -> None:
+def test_probe_scores_come_from_the_table_of_encoders(tmp_path: Path) -> None:
     write_table(write_study(tmp_path))
     found = encoder_scaling(read_race([tmp_path], target=30))
     assert found.xs == ("params", "accuracy", "local_distant")
@@ -115,7 +115,7 @@ def test_what_encoders_know_comes_from_their_table(tmp_path: Path) -> None:
     assert "flow-0/step-00000001" in page and "flowrace probe" not in page
 
 
-def test_without_the_table_the_page_says_what_to_run(tmp_path: Path) -> None:
+def test_page_names_the_command_when_the_table_is_absent(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "a<b")
     page = scaling.encoder_section(RaceReport(read_race([folder], target=30)))
     assert f"flowrace probe {tmp_path}/a&lt;b" in page and "a<b" not in page
@@ -123,14 +123,16 @@ def test_without_the_table_the_page_says_what_to_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"protocol": {}}', '{"protocol": 1, "encoders": {}}'])
-def test_a_broken_table_is_named(tmp_path: Path, text: str) -> None:
+def test_invalid_table_is_named(tmp_path: Path, text: str) -> None:
     write_study(tmp_path)
     (tmp_path / "encoders.json").write_text(text)
-    with pytest.raises(UserError, match="not a table of encoders; move it away and run: flowrace probe"):
+    with pytest.raises(
+        UserError, match="not a valid table of encoders; move it away and run: flowrace probe"
+    ):
         encoder_scaling(read_race([tmp_path], target=30))
 
 
-def test_one_encoder_or_none_is_no_scaling(tmp_path: Path) -> None:
+def test_race_of_one_encoder_has_no_scaling(tmp_path: Path) -> None:
     write_run(tmp_path / "a", "flow")
     write_run(tmp_path / "b", "repa", set_={"method.encoder.name": "local:tiny"})
     race = read_race([tmp_path])
@@ -138,7 +140,7 @@ def test_one_encoder_or_none_is_no_scaling(tmp_path: Path) -> None:
     assert RaceReport(race).model_scaling is None and scaling.size_section(RaceReport(race)) is None
 
 
-def test_runs_that_never_arrive_are_bounds(tmp_path: Path) -> None:
+def test_runs_that_never_reach_the_target_are_bounds(tmp_path: Path) -> None:
     write_study(tmp_path)
     found = encoder_scaling(read_race([tmp_path], target=20))
     late = [point for point in found.points if point.time.right]
@@ -148,12 +150,12 @@ def test_runs_that_never_arrive_are_bounds(tmp_path: Path) -> None:
     assert trend(found, "params", "final").bounded == 0
 
 
-def test_sizes_are_compared_in_their_own_cells(tmp_path: Path) -> None:
+def test_sizes_are_compared_within_their_own_cells(tmp_path: Path) -> None:
     sizes = {"pico": (1e5, 1.2), "nano": (3e5, 1.5), "micro": (1e6, 2.5), "S": (3e6, 2.0)}
     for seed in range(3):
         for size, (params, factor) in sizes.items():
-            for method, own in (("flow", 1.0), ("repa", factor)):
-                scale = 1000 * params**-0.1 * own**-0.5 * 1.01**seed
+            for method, speed in (("flow", 1.0), ("repa", factor)):
+                scale = 1000 * params**-0.1 * speed**-0.5 * 1.01**seed
                 set_, about = {"backbone.size": size}, {"params": int(params)}
                 path = tmp_path / f"{method}-{size}-{seed}"
                 write_run(path, method, seed, metric=power_law(scale, 0.5), set_=set_, environment=about)
@@ -161,13 +163,13 @@ def test_sizes_are_compared_in_their_own_cells(tmp_path: Path) -> None:
     found = RaceReport(race).model_scaling
     gains = {point.name: point.gain.estimate for point in found.points if point.group == "repa"}
     assert gains == pytest.approx({size: factor for size, (_, factor) in sizes.items()}, rel=1e-4)
-    own = next(t for t in found.trends if (t.group, t.y) == ("repa", "gain"))
-    assert own.rank.rho == pytest.approx(0.8) and own.rank.n == 4
-    plain = next(t for t in found.trends if (t.group, t.y) == ("flow", "final"))
-    assert plain.slope.estimate == pytest.approx(-0.1, abs=1e-6) and plain.rank.rho == -1
+    gain = next(trend for trend in found.trends if (trend.group, trend.y) == ("repa", "gain"))
+    assert gain.rank.rho == pytest.approx(0.8) and gain.rank.n == 4
+    final = next(trend for trend in found.trends if (trend.group, trend.y) == ("flow", "final"))
+    assert final.slope.estimate == pytest.approx(-0.1, abs=1e-6) and final.rank.rho == -1
     assert "Scaling with the model" in scaling.size_section(RaceReport(race))
 
 
-def test_kinds() -> None:
+def test_kind_of_reads_the_family_of_an_encoder() -> None:
     names = ("", None, "random:tiny", "cached:random:tiny", "timm:vit_random", "cached:local:tiny")
     assert [kind_of(name) for name in names] == ["none", "none", "random", "random", "trained", "trained"]

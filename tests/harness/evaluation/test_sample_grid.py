@@ -32,5 +32,5 @@ def test_films_show_frames_above_their_waveform() -> None:
         for frame in range(3):
             shown = drawn[top : top + 8 : 2, frame * 8 : frame * 8 + 8 : 2]
             assert (shown == x[row, :48].reshape(3, 4, 4)[frame]).all()
-        wave = heard(x[row, 48:].reshape(32, 12))
+        wave = griffin_lim(x[row, 48:].reshape(32, 12))
         assert (drawn[top + 8 : top + 12] == waveform(wave, 4, 24)).all()
