@@ -8,6 +8,8 @@ from typing import TypeVar
 
 import click
 
+from harness.config.options import JSON_OPTION
+
 Command = TypeVar("Command", bound=Callable[..., object])
 
 AXES = ("steps", "images", "flops", "seconds", "gpu_seconds")
@@ -16,7 +18,7 @@ AXES = ("steps", "images", "flops", "seconds", "gpu_seconds")
 DIRECTORIES = click.argument(
     "directories", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path)
 )
-AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")
+AS_JSON = JSON_OPTION
 METRIC = click.option(
     "--metric",
     help="Metric name as recorded, e.g. fd:local. Default: the study's (report: else the first evaluated).",

@@ -63,12 +63,12 @@ def run(out: Path, *overrides: str) -> list[object]:
             ["run", "digits", "--set", "data.resolution=32"],
             r"data set 'digits' has no such field; leave it out",
         ),
-        (["run", "tones", "--set", "data.root=x"], r"data.root = x: .*'tones' .*\(its own: data.frames\)"),
+        (["run", "tones", "--set", "data.root=x"], r"data.root = x: .*'tones' .*\(it reads data.frames\)"),
         (
             ["run", "tones", "--set", "data.flip=true"],
-            r"data.flip = true mirrors pictures, and 'tones' is audio",
+            r"data.flip = true mirrors pictures, but 'tones' is audio",
         ),
-        (["run", "bounce", "--set", "data.flip=true"], r"mirrors pictures, and 'bounce' is joint"),
+        (["run", "bounce", "--set", "data.flip=true"], r"mirrors pictures, but 'bounce' is joint"),
         (["run", "digits", "--set", "train.stepz=3"], r"unknown key 'train.stepz'.*Did you mean 'steps'"),
         (["run", "digits", "--set", "trian.steps=3"], r"Did you mean 'train'"),
         (["run", "digits", "--set", "method.name=rep"], r"unknown method 'rep'.*Did you mean 'repa'"),
@@ -243,7 +243,7 @@ def test_what_is_there_is_not_overwritten(capsys, begun: Record, tmp_path: Path)
     picture = tmp_path / "mine.png"
     picture.write_text("mine")
     refused(capsys, "sample", begun.path, "-n", 4, "-o", picture, says=r"mine.png already exists")
-    refused(capsys, "sample", begun.path, "-o", tmp_path / "a.gif", says=r"allowed are .png .* and .npz")
+    refused(capsys, "sample", begun.path, "-o", tmp_path / "a.gif", says=r"must end in .png .* or .npz")
     refused(
         capsys,
         "sample",
@@ -298,8 +298,8 @@ def test_a_folder_that_is_not_its_run(capsys, tmp_path: Path) -> None:
     refused(capsys, "run", folder, "--no-track", says=says)
     for empty in ("", "# nothing\n"):
         (folder / "spec.toml").write_text(empty)
-        refused(capsys, "run", folder, "--no-track", says=r"spec.toml is empty: a spec says at least")
-        refused(capsys, "cost", folder / "spec.toml", says=r"spec.toml is empty: a spec says at least")
+        refused(capsys, "run", folder, "--no-track", says=r"spec.toml is empty: a spec sets at least")
+        refused(capsys, "cost", folder / "spec.toml", says=r"spec.toml is empty: a spec sets at least")
     assert [path.name for path in tmp_path.rglob("*")] == ["mine", "spec.toml"]
 
 

@@ -276,7 +276,7 @@ def test_every_method_mixes_or_says_why_not(name: str) -> None:
     reason = (
         "compares samples"
         if name in ("dispersive", "contrastive_flow")
-        else "reads one modality|aims at patches"
+        else "reads one modality|predicts patches"
     )
     with pytest.raises(UserError, match=reason):
         modal("joint", *words, *MIX)
