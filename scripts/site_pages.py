@@ -20,8 +20,6 @@ ROOT = Path(__file__).parents[1]
 # The packages of this checkout are imported even if none is installed.
 sys.path.append(str(ROOT))
 
-FRONT_DOOR = "flowrace" if (ROOT / "flowrace" / "__init__.py").exists() else "metrics"
-
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages to those of docs/."""
@@ -29,7 +27,6 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "reference/cli.md": "".join(command_line()),
         "reference/spec.md": "".join(spec_page()),
         "reference/methods.md": "".join(methods_page()),
-        "reference/python.md": python_page(),
         "images/architecture.svg": architecture.svg(),
         "changelog.md": (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"),
     }
@@ -39,11 +36,6 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
     return files
-
-
-def python_page() -> str:
-    """Return the page of the Python API; mkdocstrings fills it in."""
-    return f"# Python API\n\n::: {FRONT_DOOR}\n"
 
 
 # Commands
