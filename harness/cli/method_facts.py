@@ -38,7 +38,7 @@ class Facts(NamedTuple):
     """The main published claim for it, and where it was made."""
     needs: tuple[str, ...]
     defaults: Mapping[str, Mapping[str, Any]]
-    """Backbone size -> dotted name of a setting, as in `--set method.NAME=` -> default."""
+    """Backbone size -> dotted name of a setting (that of `--set method.NAME=`) -> default."""
 
 
 def facts(name: str, sizes: tuple[str, ...] = SIZES) -> Facts:

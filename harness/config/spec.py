@@ -102,7 +102,7 @@ class DataSpec(Section, HasParts):
 
 
 class BackbonePart(Section):
-    """How one part of a sample is divided into tokens."""
+    """Division of one part of a sample into tokens."""
 
     patch: int = Field(default=1, ge=1, json_schema_extra=HASHED_IF_SET)
     """Spectrogram frames in one token of the sound of a video."""
@@ -239,7 +239,7 @@ class EvalSpec(Section):
 
 
 class RuntimeSpec(Section):
-    """How a run is executed. None of these fields is part of the run id."""
+    """Execution of a run. None of these fields is part of the run id."""
 
     device: str = _free("auto")
     """auto, cpu, cuda or cuda:N."""
@@ -396,7 +396,7 @@ def _hashed(model: BaseModel) -> dict[str, Any]:
 
 
 def _without_none(value: Any) -> Any:
-    """Leave out fields that are None, which is also their default: TOML has no null."""
+    """Leave out fields that are None, which is also their default, because TOML cannot write None."""
     if isinstance(value, dict):
         return {key: _without_none(item) for key, item in value.items() if item is not None}
     return value
