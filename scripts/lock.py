@@ -16,7 +16,10 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
-HEADER = "# The versions that CI passed with. Made by `make lock`; used with LOCKED=1. `flowrace doctor` compares.\n"
+HEADER = (
+    "# The versions that CI passed with. Made by `make lock`; used with LOCKED=1. "
+    "`flowrace doctor` compares.\n"
+)
 
 
 def wanted() -> list[Requirement]:

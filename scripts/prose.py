@@ -1,5 +1,5 @@
-"""The count of mannerisms in prose: words and phrases that plain English avoids, in docs, docstrings, comments
-and messages.
+"""The count of mannerisms in prose: words and phrases that plain English avoids, in docs, docstrings,
+comments and messages.
 
     python scripts/prose.py                 the counts by rule and folder; exit code 1 above an allowance
     python scripts/prose.py --list behind   every place of one rule

@@ -81,9 +81,9 @@ def spec_page() -> Iterator[str]:
         "# Spec fields\n\n"
         "Generated from the models in `harness/config/spec.py`. A field is set in a TOML file, in a study's "
         "`[set]` or `[axes]`, or with `--set PATH=VALUE`. **Hashed** fields are part of the run id: two runs "
-        "that differ in one of them are different runs. Fields that are hashed *if set* were added later; at "
-        "their default they are not part of the id, so that older runs keep their ids. The fields of `method` "
-        "depend on the method: see [Methods](methods.md).\n"
+        "that differ in one of them are different runs. Fields that are hashed *if set* were added later. At "
+        "their default they are not part of the id, so that older runs keep their ids. The fields of "
+        "`method` depend on the method: see [Methods](methods.md).\n"
     )
     rows = list(_fields(RunSpec, ""))
     for section in dict.fromkeys(path.rpartition(".")[0] for path, *_ in rows):
@@ -178,9 +178,9 @@ def methods_page() -> Iterator[str]:
 
     yield (
         "# Methods\n\n"
-        "Generated from the classes in `methods/`: the output of `flowrace list methods` and `flowrace explain "
-        "METHOD`. A setting is changed with `--set method.NAME=VALUE`. Extra FLOPs are those of a training "
-        "step beyond `flow`'s, counted at SiT-B/2 with 256 tokens and batch 256.\n"
+        "Generated from the classes in `methods/`: the output of `flowrace list methods` and `flowrace "
+        "explain METHOD`. A setting is changed with `--set method.NAME=VALUE`. Extra FLOPs are those of a "
+        "training step beyond `flow`'s, counted at SiT-B/2 with 256 tokens and batch 256.\n"
     )
     for name, entry in entries().items():
         if name not in registry.METHODS:

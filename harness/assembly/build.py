@@ -28,7 +28,7 @@ from harness.flow.method import TrainingMethod
 
 
 def backbone_config(spec: RunSpec, dataset: Dataset) -> SiTConfig:
-    """Return the backbone's configuration for a spec on a data set, with its method's extra token if it has one.
+    """Return the backbone's configuration for a spec on a data set, the extra token of its method included.
 
     Raises `UserError` if the patch does not divide the samples.
     """

@@ -118,7 +118,8 @@ def source_spec(source: str, overrides: tuple[str, ...], modality: str) -> Any:
         path, value = parse_override(override)
         if not path.startswith("data."):
             raise UserError(
-                f"--set {override}: only fields of the source can be set here, for example data.resolution=256"
+                f"--set {override}: only fields of the source can be set here, "
+                "for example data.resolution=256"
             )
         set_path(table, *nested_setting(path, value))
     spec = validate(DataSpec, table["data"], f"SRC {source}")

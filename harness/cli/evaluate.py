@@ -34,8 +34,8 @@ SCORING = (
         "--metrics",
         default="fd",
         show_default=True,
-        help="Comma-separated: fid, sfid, fd, fd_infinity, kid, cmmd, prdc, pr, pr_torch_fidelity, is, is_shuffled, "
-        "memorisation, accuracy, or single values such as recall.",
+        help="Comma-separated: fid, sfid, fd, fd_infinity, kid, cmmd, prdc, pr, pr_torch_fidelity, is, "
+        "is_shuffled, memorisation, accuracy, or single values such as recall.",
     ),
     click.option("--extractor", help="Feature extractor (default: inception). See: flowrace list extractors"),
     click.option(

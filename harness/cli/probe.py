@@ -143,7 +143,8 @@ def probe(
         return
     show(_table(found.rows, " "), narrow=_table(found.rows, "\n"))
     click.echo(
-        f"{file.stem}, time {time:g}, {classifier} probe, {found.train} training images, {found.held_out} held out"
+        f"{file.stem}, time {time:g}, {classifier} probe, {found.train} training images, "
+        f"{found.held_out} held out"
     )
 
 
