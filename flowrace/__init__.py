@@ -258,7 +258,8 @@ def write_report(
 ) -> WrittenReport:
     """Write a report: one HTML file that opens offline, and three CSV files next to it.
 
-    The result has their paths, the race and the verdict. The command is `flowrace report`. Raise `UserError` if `output` is a file that no report wrote.
+    The result has their paths, the race and the verdict. The command is `flowrace report`. Raise
+    `UserError` if `output` is a file that no report wrote.
 
     >>> flowrace.write_report("runs/last", output="report.html").csv.name
     'report.csv'
@@ -300,7 +301,8 @@ def plan_study(source: Location, overrides: Sequence[str] = ()) -> list[PlannedR
 def estimate_cost(spec: RunSpec, devices: int = 1, flops_per_second: float | None = None) -> Estimate:
     """Count the FLOPs and the memory (bytes) of a run before it starts.
 
-    With the speed of one device, the result also has seconds. The command is `flowrace cost`. Raise `UserError` if `devices` do not divide the batch.
+    With the speed of one device, the result also has seconds. The command is `flowrace cost`. Raise
+    `UserError` if `devices` do not divide the batch.
 
     >>> found = flowrace.estimate_cost(flowrace.load_spec("digits"), flops_per_second=1e10)
     >>> found.cost.total == found.cost.step * found.cost.steps, found.seconds(10**10)

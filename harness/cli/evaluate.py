@@ -73,7 +73,7 @@ def _scoring(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("path", metavar="RUN|SAMPLES")
 @_scoring
 @STEP_OPTION
-@set_option()
+@set_option(help="Set a field of the spec, for example eval.samples=2000; may be repeated.")
 @JSON_OPTION
 def evaluate(path: str, step: int | None, overrides: tuple[str, ...], as_json: bool, **scoring: Any) -> None:
     """Evaluate a checkpoint of a run, or samples against a reference.

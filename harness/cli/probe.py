@@ -77,7 +77,7 @@ Example:
 @click.option(
     "--all-steps", is_flag=True, help="With --control: measure every checkpoint, not only the newest."
 )
-@set_option()
+@set_option(help="Set a field of eval or runtime, for example runtime.device=cpu; may be repeated.")
 @JSON_OPTION
 def probe(
     path: Path,

@@ -20,7 +20,14 @@ if TYPE_CHECKING:
     from harness.train.progress import Quiet
 
 
-@click.command(epilog="Example: flowrace run digits --set method.name=repa --set seed=1 --out runs/first")
+EPILOG = """\b
+Example:
+  flowrace run digits --set method.name=repa --set seed=1 --out runs/first
+  torchrun --nproc-per-node 8 -m harness.cli.main run imagenet256 --set data.root=latents
+"""
+
+
+@click.command(epilog=EPILOG)
 @click.argument("source", metavar="PRESET|FILE.toml|RUN")
 @set_option()
 @click.option(

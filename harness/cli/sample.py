@@ -43,7 +43,7 @@ Example:
 )
 @click.option("--classes", metavar="A,B,...", help="Classes to draw. Default: all.")
 @STEP_OPTION
-@set_option()
+@set_option(help="Set a field of eval or runtime, for example eval.guidance=1.5; may be repeated.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 def sample(
     path: Path,
