@@ -1,4 +1,4 @@
-"""flowrace in Python: what the commands do, for notebooks and scripts.
+"""The Python API of flowrace: the commands as functions, for notebooks and scripts.
 
 ```python
 import flowrace
@@ -10,8 +10,8 @@ spec = flowrace.load_spec("digits", ["method.name=repa"])
 run = flowrace.train(spec)                          # resumes if the run exists
 ```
 
-Every function calls what the command of the same purpose calls, so both give the same numbers. Importing this
-module is instant: PyTorch, pandas and MLflow are imported by the functions that need them. A mistake in the
+A function and the command of the same purpose run the same code, so both give the same numbers. The import
+is instant, because PyTorch, pandas and MLflow are imported by the functions that need them. A mistake in the
 arguments raises `harness.errors.UserError` with one sentence.
 """
 
@@ -83,7 +83,7 @@ def find_runs(*folders: Location) -> list[Record]:
 
 
 def run_table(*folders: Location) -> pd.DataFrame:
-    """Load one row a run: `run`, `method`, `seed`, `status`, `step`, `path`, and its spec by dotted path.
+    """Load one row per run: `run`, `method`, `seed`, `status`, `step`, `path`, and its spec by dotted path.
 
     The command is `flowrace export DIR --table runs`. Raise `UserError` if a folder does not exist.
 
@@ -96,8 +96,7 @@ def run_table(*folders: Location) -> pd.DataFrame:
 
 
 def training_table(*folders: Location) -> pd.DataFrame:
-    """Load one row a logged step: `loss` and its parts `losses.*`, `grad_norm`, `learning_rate`, and what it
-    had cost.
+    """Load one row per logged step: `loss` and its parts `losses.*`, `grad_norm`, `learning_rate`, and costs.
 
     Costs are totals since step 0: `images`, `flops` (counted), `seconds` (training phases only; each phase is
     `seconds.*`). The command is `flowrace export DIR --table training`.
@@ -112,8 +111,9 @@ def training_table(*folders: Location) -> pd.DataFrame:
 
 
 def evaluation_table(*folders: Location) -> pd.DataFrame:
-    """Load one row a run, step and metric: `mean`, `low`, `high` (95 %), `n`, `protocol`, and the costs as in
-    `training_table`.
+    """Load one row per run, step and metric: `mean`, `low`, `high` (95 %), `n`, `protocol`, and costs.
+
+    The costs are those of `training_table`.
 
     Compare values of one `protocol` only. The command is `flowrace export DIR --table evaluations`.
 
@@ -131,7 +131,8 @@ def read_race(
 ) -> Race:
     """Read the runs of a race and compute fitted curves, crossings of the target, mean times and speed-ups.
 
-    What is not given comes from the study; without any target it is the lowest value that every run reaches.
+    Arguments that are not given come from the study. The default target is the lowest value that every run
+    reaches.
     `race.runs` hold `curve` and `crossing`; `race.speedups[axis, arm]` has `estimate`, `low`, `high` (95 %)
     and `n`. Axes: steps, images, flops, seconds, gpu_seconds. The command is `flowrace report`. Raise
     `UserError` for folders without runs and unknown names.
@@ -147,8 +148,9 @@ def read_race(
 
 
 def speedup_table(race: Race) -> pd.DataFrame:
-    """Tabulate mean times to target and speed-ups over the baseline: one row an axis and arm, as in the
-    report's CSV.
+    """Tabulate mean times to target and speed-ups over the baseline, one row per axis and arm.
+
+    The columns are those of the report's CSV.
 
     An end of an interval that is open because of censored runs, or missing because of too few seeds, is NaN.
 
@@ -164,11 +166,10 @@ def speedup_table(race: Race) -> pd.DataFrame:
 
 
 def crossing_table(race: Race) -> pd.DataFrame:
-    """Tabulate when each run crossed the target on every axis: one row a run, missing runs included, as in
-    the report's CSV.
+    """Tabulate the crossing of the target of each run on every axis, one row per run, missing runs included.
 
-    `censored` is `right` for a run that never did (its times are its budget) and `left` for one that had at
-    its first evaluation.
+    The columns are those of the report's CSV. `censored` is `right` for a run that never crossed the target
+    (its times are its budget) and `left` for one that was below it at its first evaluation.
 
     >>> flowrace.crossing_table(flowrace.read_race("runs/last"))["steps"].round(1).tolist()
     [6.9, 9.2, 9.7, 9.3]
@@ -181,8 +182,9 @@ def crossing_table(race: Race) -> pd.DataFrame:
 
 
 def fit_curve(steps: Sequence[float], values: Sequence[float]) -> Curve:
-    """Fit a non-increasing curve to evaluations of a metric that is better when lower (isotonic in log
-    value).
+    """Fit a non-increasing curve to evaluations of a metric that is better when lower.
+
+    The fit is an isotonic regression of the log value.
 
     `steps` (n,) increase, `values` (n,) are positive; step 0 is left out. The result has `steps`, `measured`,
     `fitted`. Raise `UserError` for other input.
@@ -196,7 +198,7 @@ def fit_curve(steps: Sequence[float], values: Sequence[float]) -> Curve:
 
 
 def crossing(curve: Curve, target: float) -> Crossing:
-    """Find the step at which a fitted curve falls to a target for good, linear in log step and log value.
+    """Find the step at which a fitted curve crosses a target, linear in log step and log value.
 
     `censored` is None, `right` (never reached) or `left` (reached at the first evaluation).
 
@@ -212,12 +214,11 @@ def crossing(curve: Curve, target: float) -> Crossing:
 def speedup(
     baseline: Mapping[int, float | Time], candidate: Mapping[int, float | Time], confidence: float = 0.95
 ) -> Speedup:
-    """Compute how many times less a candidate needs than a baseline, with a t interval; times by seed, paired
-    by seed.
+    """Compute the speed-up of a candidate over a baseline, with Student's t interval over pairs of seeds.
 
-    Times have any one unit (steps, FLOPs, hours). With fewer than two shared seeds it is Welch's interval; of
-    one run an arm there is no interval (None). Censored times: pass `reports.stats.speedup.Time(value,
-    "right")` in place of a number.
+    Arguments map seed -> time, in any unit (steps, FLOPs, hours). With fewer than two shared seeds the
+    interval is Welch's, and None for one run per arm. A censored time is `reports.stats.speedup.Time(value,
+    "right")` instead of a number.
 
     >>> gain = flowrace.speedup({0: 400, 1: 420, 2: 380}, {0: 200, 1: 215, 2: 185})
     >>> f"{gain.estimate:.2f} [{gain.low:.2f}, {gain.high:.2f}] {gain.direction}"
@@ -255,10 +256,10 @@ def write_report(
     target: float | None = None,
     baseline: str | None = None,
 ) -> WrittenReport:
-    """Write a report: one HTML file that opens offline, and three CSV files next to it; returns its paths,
-    race and verdict.
+    """Write a report: one HTML file that opens offline, and three CSV files next to it.
 
-    The command is `flowrace report`. Raise `UserError` if `output` is a file that no report wrote.
+    The result has their paths, the race and the verdict. The command is `flowrace report`. Raise
+    `UserError` if `output` is a file that no report wrote.
 
     >>> flowrace.write_report("runs/last", output="report.html").csv.name
     'report.csv'
@@ -270,11 +271,10 @@ def write_report(
 
 
 def load_spec(source: Location, overrides: Sequence[str] = ()) -> RunSpec:
-    """Build the resolved spec of a preset, a TOML file or a run directory; overrides are `field.path=value`,
-    value as in TOML.
+    """Build the resolved spec of a preset, a TOML file or a run directory.
 
-    `spec.id` is the run id. Raise `UserError` for unknown fields and values out of range, with the nearest
-    match.
+    Overrides are `field.path=value`, with the value in TOML. `spec.id` is the run id. Raise `UserError` for
+    unknown fields and values out of range, with the nearest match.
 
     >>> flowrace.load_spec("digits", ["method.name=repa", "seed=1"]).id
     '420cb5708054'
@@ -285,10 +285,9 @@ def load_spec(source: Location, overrides: Sequence[str] = ()) -> RunSpec:
 
 
 def plan_study(source: Location, overrides: Sequence[str] = ()) -> list[PlannedRun]:
-    """List the runs of a study, packaged or a TOML file, without starting any: each has `id`, `label`,
-    `values` and `spec`.
+    """List the runs of a packaged study or of a TOML file, without starting any.
 
-    The command is `flowrace sweep STUDY --dry-run`.
+    Each has `id`, `label`, `values` and `spec`. The command is `flowrace sweep STUDY --dry-run`.
 
     >>> [run.label for run in flowrace.plan_study("digits")][:3]
     ['flow seed 0', 'repa seed 0', 'self_flow seed 0']
@@ -300,10 +299,10 @@ def plan_study(source: Location, overrides: Sequence[str] = ()) -> list[PlannedR
 
 
 def estimate_cost(spec: RunSpec, devices: int = 1, flops_per_second: float | None = None) -> Estimate:
-    """Count the FLOPs and the memory (bytes) of a run before it starts; with the speed of one device also its
-    seconds.
+    """Count the FLOPs and the memory (bytes) of a run before it starts.
 
-    The command is `flowrace cost`. Raise `UserError` if `devices` do not divide the batch.
+    With the speed of one device, the result also has seconds. The command is `flowrace cost`. Raise
+    `UserError` if `devices` do not divide the batch.
 
     >>> found = flowrace.estimate_cost(flowrace.load_spec("digits"), flops_per_second=1e10)
     >>> found.cost.total == found.cost.step * found.cost.steps, found.seconds(10**10)
@@ -315,11 +314,10 @@ def estimate_cost(spec: RunSpec, devices: int = 1, flops_per_second: float | Non
 
 
 def train(spec: RunSpec, out: Location = "runs", progress: Progress | None = None) -> Record:
-    """Train a spec in this process, into `out/<run id>`; a run that exists is resumed, a finished one
-    returned.
+    """Train a spec in this process, into `out/<run id>`; resume an unfinished run, return a finished one.
 
     The first call sets the threads and deterministic kernels of this process, on which the bits depend.
-    `progress` is what `harness.train.progress` offers (default: `Quiet`). The command is `flowrace run`.
+    `progress` is a display of `harness.train.progress` (default: `Quiet`). The command is `flowrace run`.
     Raise `UserError` for mistakes and `RunStopped` for a loss that is not finite.
 
     >>> small = ["backbone.size=pico", "train.steps=4", "eval.every=4"]
@@ -360,8 +358,7 @@ def draw_samples(
     classes: Sequence[int] = (),
     overrides: Sequence[str] = (),
 ) -> Tensor:
-    """Draw samples from a run: uint8 (count, C, H, W) on the CPU; sample i depends on `eval.seed` and i
-    alone.
+    """Draw samples from a run: uint8 (count, C, H, W) on the CPU. Sample i depends only on `eval.seed` and i.
 
     `classes` restricts the labels, `overrides` change `eval.*` and `runtime.*`. The command is `flowrace
     sample`. Raise `UserError` for a class or a step that the run does not have.
@@ -383,8 +380,7 @@ def draw_samples(
 
 
 def evaluate_run(run: Location, step: int | None = None, overrides: Sequence[str] = ()) -> Result:
-    """Measure a checkpoint of a run (default: the newest) by its metrics, or by `overrides` such as
-    `eval.samples=2000`.
+    """Evaluate a checkpoint of a run (default: the newest); `overrides` such as `eval.samples=2000` apply.
 
     `result.rows` maps metric -> {mean, low, high, n}. The record is unchanged. The command is `flowrace eval
     RUN`.
@@ -407,11 +403,11 @@ def score_samples(
     weights: Location | None = None,
     device: str = "cpu",
 ) -> Scores:
-    """Score a folder, .npz, .npy or .parquet of samples against a reference: real samples, a data set or
-    saved statistics.
+    """Score a folder, .npz, .npy or .parquet of samples against a reference.
 
-    `scores.metrics` maps name -> mean, low, high, n and protocol. The command is `flowrace eval SAMPLES
-    --against REFERENCE`. Raise `UserError` for anything that cannot be read or measured.
+    A reference is real samples, a data set or saved statistics. `scores.metrics` maps name -> mean, low,
+    high, n and protocol. The command is `flowrace eval SAMPLES --against REFERENCE`. Raise `UserError` for
+    anything that cannot be read or measured.
 
     >>> scores = flowrace.score_samples("digits", "digits", ["fd"], extractor="local")
     >>> round(scores.metrics["fd:local"].mean, 6)

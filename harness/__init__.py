@@ -1,4 +1,6 @@
-"""What every race shares: the equal footing. Methods, data sets and encoders are reached by registered
-name."""
+"""The equal footing of every race: backbone, data, trainer, evaluation and records.
+
+Methods, data sets and encoders are reached by their registered names.
+"""
 
 __version__ = "0.2.0"

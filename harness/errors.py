@@ -1,4 +1,4 @@
-"""What a user can get wrong, said in one sentence."""
+"""Errors that the command line prints as one sentence."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import difflib
 from collections.abc import Iterable
 
 ERROR_PREFIX = "error: "
-"""How the command line starts the line that names a mistake or a failure; `failure_reason` looks for it in
-logs."""
+"""Start of the line that the command line prints for a mistake or a failure; `failure_reason` searches logs
+for it."""
 
 
 class UserError(Exception):
-    """A mistake the user can mend. Printed as one sentence, without a traceback; exit code 2."""
+    """A mistake that the user can correct. Printed as one sentence, without a traceback; exit code 2."""
 
 
 class RunStopped(Exception):
-    """A run that ended before its last step for a reason of its own (a loss that is not finite, say).
+    """A run that ended before its last step, for example because its loss is not finite.
 
-    Printed as one sentence. The record and the last good checkpoint stay as they are.
+    Printed as one sentence. The record and the last valid checkpoint are left unchanged.
     """
 
     exit_code = 1
 
 
 def unknown(kind: str, name: str, known: Iterable[str], *, see: str = "") -> UserError:
-    """The error for a name that is not among the known ones, with the nearest match.
+    """Return the error for a name that is not registered, with the nearest match.
 
     >>> str(unknown("method", "rep", ["flow", "repa"]))
     "unknown method 'rep' (known: flow, repa). Did you mean 'repa'?"

@@ -1,5 +1,5 @@
-"""The picture of the architecture, drawn from the table that holds the import order
-(tests/project/test_imports.py)."""
+"""The picture of the architecture, drawn from the table of the import order in
+tests/project/test_imports.py."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STYLE = (
 
 
 def table(name: str) -> Any:
-    """Return a constant of the import test, read from its source."""
+    """Return a constant of the import test from its source."""
     for node in ast.parse(TABLE.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and any(getattr(target, "id", "") == name for target in node.targets):
             return eval(compile(ast.Expression(node.value), TABLE.name, "eval"), {"set": set})
@@ -36,8 +36,7 @@ def table(name: str) -> Any:
 
 
 def svg() -> str:
-    """Return the picture: a box a package, a row for rooms that do not import each other, what they import
-    beneath them."""
+    """Return the picture: one box per package, with its rooms in rows; a room imports rooms of lower rows."""
     order, borders = table("ORDER"), table("BORDERS")
     places = dict(_places(order))
     height = max(y + h for _, y, h in places.values()) + 40
@@ -49,8 +48,8 @@ def svg() -> str:
         '<defs><marker id="head" markerWidth="9" markerHeight="8" refX="8" refY="4" orient="auto">'
         '<path d="M0 0 9 4 0 8z" fill="#35506b"/></marker></defs>',
         f'<rect width="{width}" height="{height}" fill="#fff"/>',
-        '<text class="note" x="20" y="20">An arrow means "imports". In a package, a room imports only rooms in the rows below'
-        " it.</text>",
+        '<text class="note" x="20" y="20">An arrow means "imports". '
+        "In a package, a room imports only rooms in the rows below it.</text>",
     ]
     for package, (x, y, h) in places.items():
         parts += _package(package, order[package], x, y, h)
@@ -74,15 +73,16 @@ def _package(name: str, rows: list[set[str]], x: int, y: int, height: int) -> It
     yield f'<rect class="package" x="{x}" y="{y}" width="{WIDTH}" height="{height}" rx="6"/>'
     yield f'<text class="name" x="{x + 10}" y="{y + 22}">{name}</text>'
     yield f'<text class="note" x="{x + 90}" y="{y + 22}">{SUMMARIES[name]}</text>'
-    # The table goes from the ground up, a picture from the top down.
+    # The table starts with the lowest row, the picture with the highest.
     for number, rooms in enumerate(reversed(rows)):
         labels = [_label(room) for room in sorted(rooms)]
-        # Width by length: a short name leaves room for a long one in its row.
+        # A box is as wide as its label needs in proportion to the other labels of the row.
         share = (WIDTH - 20) / sum(len(label) + 4 for label in labels)
         left, top = x + 10.0, y + HEAD + number * ROW
         for label in labels:
             side = share * (len(label) + 4)
-            yield f'<rect class="room" x="{left:.0f}" y="{top}" width="{side - 4:.0f}" height="{ROW - 5}" rx="4"/>'
+            size = f'width="{side - 4:.0f}" height="{ROW - 5}"'
+            yield f'<rect class="room" x="{left:.0f}" y="{top}" {size} rx="4"/>'
             yield f'<text x="{left + 6:.0f}" y="{top + 17}">{label}</text>'
             left += side
 
@@ -93,8 +93,7 @@ def _label(room: str) -> str:
 
 
 def _arrow(start: tuple[int, int, int], end: tuple[int, int, int]) -> str:
-    """Return an arrow between the facing sides of two boxes; level if one box spans the height of the other's
-    name."""
+    """Return an arrow between the facing sides of two boxes, horizontal if possible."""
     if start[0] == end[0]:
         middle = start[0] + WIDTH // 2
         return f'<path class="arrow" d="M{middle} {start[1] + start[2]} L{middle} {end[1]}"/>'

@@ -1,5 +1,5 @@
-"""Exact versions of everything that `pip install '.[all extras]'` brings, as installed here: the text of
-constraints.txt.
+"""The text of constraints.txt: the exact versions of flowrace's dependencies in this environment, extras
+included.
 
 .venv/bin/python scripts/lock.py > constraints.txt      # or: make lock
 """
@@ -16,22 +16,25 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
-HEADER = "# The versions that CI passed with. Made by `make lock`; used with LOCKED=1. `flowrace doctor` compares.\n"
+HEADER = (
+    "# The versions that CI passed with. Made by `make lock`; used with LOCKED=1. "
+    "`flowrace doctor` compares.\n"
+)
 
 
 def wanted() -> list[Requirement]:
-    """Return the requirements of pyproject.toml, those of every extra included."""
+    """Return the requirements of pyproject.toml, including those of every extra."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"].values()
     return [Requirement(text) for group in (project["dependencies"], *extras) for text in group]
 
 
 def installed(requirements: Iterable[Requirement]) -> dict[str, str]:
-    """Return name -> version of the requirements and of everything that they require, on this platform.
+    """Return name -> version of the requirements and, recursively, of their requirements on this platform.
 
-    What is not installed is left out: packages of other platforms and of optional extras.
+    Packages that are not installed are left out: those of other platforms and of optional extras.
     """
-    found: dict[str, str] = {}
+    versions: dict[str, str] = {}
     visited: set[tuple[str, frozenset[str]]] = set()
     waiting = list(requirements)
     while waiting:
@@ -44,15 +47,15 @@ def installed(requirements: Iterable[Requirement]) -> dict[str, str]:
             package = distribution(name)
         except PackageNotFoundError:
             continue
-        # A build suffix (2.11.0+cpu) names an index that not everybody has.
-        found[name] = Version(package.version).public
+        # A build suffix (2.11.0+cpu) exists in some package indexes only.
+        versions[name] = Version(package.version).public
         for text in package.requires or ():
             further = Requirement(text)
             if further.marker is None or any(
                 further.marker.evaluate({"extra": extra}) for extra in (*extras, "")
             ):
                 waiting.append(further)
-    return found
+    return versions
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Mannerisms of prose, counted: words and turns that plain English does without, in docs, docstrings,
+"""The count of mannerisms in prose: words and phrases that plain English avoids, in docs, docstrings,
 comments and messages.
 
     python scripts/prose.py                 the counts by rule and folder; exit code 1 above an allowance
     python scripts/prose.py --list behind   every place of one rule
 
-`prose.toml` holds the rules. Code is not searched: fenced blocks, doctests, `quoted` names and identifiers
+`prose.toml` contains the rules. Code is not searched: fenced blocks, doctests, `quoted` names and identifiers
 are skipped.
 """
 
@@ -40,8 +40,8 @@ PROSE = ("docs", "docstring", "comment", "message", "help")
 
 
 class Piece(NamedTuple):
-    """One text of a file. Kinds: those of `PROSE`, `name` of a test, `trailing` for a line that ends with a
-    comment."""
+    """A text in a file. Its kind is one of `PROSE`, `name` (of a test) or `trailing` (a line that ends with a
+    comment)."""
 
     line: int
     kind: str
@@ -57,7 +57,7 @@ class Place(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """A pattern to avoid; `allowed` is None for a rule that is reported only."""
+    """A pattern to avoid, and the number of places where it is allowed; None for a rule without a limit."""
 
     pattern: re.Pattern[str]
     allowed: int | None
@@ -75,8 +75,8 @@ def read_rules(file: Path = ROOT / "scripts" / "prose.toml") -> dict[str, Rule]:
 
 
 def pieces(file: Path) -> Iterator[Piece]:
-    """Yield the texts of a Markdown, TOML or Python file; messages in tests are left out, because they quote
-    the code."""
+    """Yield the texts of a Markdown, TOML or Python file. Messages in tests are skipped, because they quote
+    those of the code."""
     source = file.read_text(encoding="utf-8")
     if file.suffix == ".md":
         yield from markdown(source)

@@ -1,4 +1,4 @@
-"""Pages of the site that are generated from the code when it is built: a hook of MkDocs (mkdocs.yml)."""
+"""Pages of the site that are generated from the code: a hook of MkDocs (see mkdocs.yml)."""
 
 from __future__ import annotations
 
@@ -17,10 +17,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 ROOT = Path(__file__).parents[1]
-# Our packages are found whatever is installed.
+# The packages of this checkout are imported even if none is installed.
 sys.path.append(str(ROOT))
-
-FRONT_DOOR = "flowrace" if (ROOT / "flowrace" / "__init__.py").exists() else "metrics"
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -29,7 +27,6 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "reference/cli.md": "".join(command_line()),
         "reference/spec.md": "".join(spec_page()),
         "reference/methods.md": "".join(methods_page()),
-        "reference/python.md": python_page(),
         "images/architecture.svg": architecture.svg(),
         "changelog.md": (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"),
     }
@@ -39,11 +36,6 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
     return files
-
-
-def python_page() -> str:
-    """Return the page of the Python API; mkdocstrings fills it in."""
-    return f"# Python API\n\n::: {FRONT_DOOR}\n"
 
 
 # Commands
@@ -87,10 +79,11 @@ def spec_page() -> Iterator[str]:
 
     yield (
         "# Spec fields\n\n"
-        "Generated from the models in `harness/config/spec.py`. A field is set in a TOML file, in a study's `[set]` or `[axes]`, or "
-        "with `--set PATH=VALUE`. **Hashed** fields are part of the run id: two runs that differ in one of them are different "
-        "runs. Fields that are hashed *if set* came later; they are left out at their default, so that older runs keep their ids. "
-        "The fields of `method` depend on the method: see [Methods](methods.md).\n"
+        "Generated from the models in `harness/config/spec.py`. A field is set in a TOML file, in a study's "
+        "`[set]` or `[axes]`, or with `--set PATH=VALUE`. **Hashed** fields are part of the run id: two runs "
+        "that differ in one of them are different runs. Fields that are hashed *if set* were added later. At "
+        "their default they are not part of the id, so that older runs keep their ids. The fields of "
+        "`method` depend on the method: see [Methods](methods.md).\n"
     )
     rows = list(_fields(RunSpec, ""))
     for section in dict.fromkeys(path.rpartition(".")[0] for path, *_ in rows):
@@ -112,7 +105,7 @@ def spec_page() -> Iterator[str]:
 
 
 def _fields(model: type[BaseModel], path: str) -> Iterator[tuple[str, type[BaseModel], str, FieldInfo]]:
-    """Yield every field that holds a value, with its path; sections are followed."""
+    """Yield every field with a value, those of nested sections included: path, model, name and definition."""
     for name, info in model.model_fields.items():
         inner = info.annotation
         if name == "method" and not path:
@@ -135,8 +128,7 @@ def _section_text(model: type[BaseModel], path: str) -> str:
 
 @cache
 def _source(model: type[BaseModel]) -> dict[str, tuple[str, str]]:
-    """Return the annotation and the docstring of each field as the source has them, inherited ones
-    included."""
+    """Return the annotation and the docstring of each field from the source, inherited fields included."""
     found: dict[str, tuple[str, str]] = {}
     for cls in reversed(model.__mro__):
         if not issubclass(cls, BaseModel) or cls is BaseModel:
@@ -159,7 +151,10 @@ SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 def _limits(info: FieldInfo) -> str:
     limits = (
-        (SIGNS[name], getattr(one, name)) for one in info.metadata for name in SIGNS if hasattr(one, name)
+        (SIGNS[name], getattr(limit, name))
+        for limit in info.metadata
+        for name in SIGNS
+        if hasattr(limit, name)
     )
     return ", ".join(f"{sign} {value}" for sign, value in limits)
 
@@ -183,9 +178,9 @@ def methods_page() -> Iterator[str]:
 
     yield (
         "# Methods\n\n"
-        "Generated from the classes in `methods/`: what `flowrace list methods` and `flowrace explain METHOD` print. A setting is "
-        "set with `--set method.NAME=VALUE`. Extra FLOPs are those of a training step beyond `flow`'s, counted at SiT-B/2 with 256 "
-        "tokens and batch 256.\n"
+        "Generated from the classes in `methods/`: the output of `flowrace list methods` and `flowrace "
+        "explain METHOD`. A setting is changed with `--set method.NAME=VALUE`. Extra FLOPs are those of a "
+        "training step beyond `flow`'s, counted at SiT-B/2 with 256 tokens and batch 256.\n"
     )
     for name, entry in entries().items():
         if name not in registry.METHODS:

@@ -1,5 +1,4 @@
-"""What all tests share: an offline hub, a cache of their own, and the way to data and weights that lie beside
-the checkout."""
+"""Fixtures of all tests: an offline hub, a temporary cache, and data and weights next to the checkout."""
 
 from __future__ import annotations
 
@@ -11,10 +10,9 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 ROOT = Path(__file__).parent.parent
+# A shell that starts the tests in the background ignores these signals, and every child would inherit that.
 for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
-    if (
-        signal.getsignal(number) == signal.SIG_IGN
-    ):  # started in the background: every child would inherit that
+    if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, usual)
 
 
@@ -25,11 +23,10 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 def beside(variable: str, folder: str) -> Path:
-    """A folder of real data or weights, from its variable or `../shared`; skips the test where it is
-    absent."""
+    """Return a folder of real data or weights, from its variable or `../shared`; skip the test if missing."""
     path = Path(os.environ.get(variable, ROOT.parent / "shared" / folder))
     if not path.is_dir():
-        pytest.skip(f"{variable} names no folder and {path} is not there")
+        pytest.skip(f"{path} does not exist; set {variable} to a folder")
     return path
 
 

@@ -1,1 +1,1 @@
-"""From a spec to its objects, and whether they go together."""
+"""Construction of a run's objects from its spec, and the checks that they are compatible."""

@@ -19,5 +19,6 @@ def check_batch_split(spec: RunSpec, processes: int = 1) -> None:
     if (size // parts) % group:
         raise UserError(
             f"method.group = {group} does not divide a micro-batch of {size // parts} samples "
-            f"(train.batch_size {size} in {parts} part{'' if parts == 1 else 's'}); choose a divisor of it, or fewer parts"
+            f"(train.batch_size {size} in {parts} part{'' if parts == 1 else 's'}); "
+            "choose a divisor of it, or fewer parts"
         )

@@ -1,7 +1,7 @@
-"""The builder: from a spec to its backbone, its method and the architectures of its encoders.
+"""The builder of a spec's backbone, its method and the architectures of its encoders.
 
-Whoever needs the network of a spec asks here. What is returned is final: extra token, activation
-checkpointing and compilation included.
+No other module builds the network of a spec. The returned network is final: extra token, activation
+checkpointing and compilation are included.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from harness.flow.method import TrainingMethod
 
 
 def backbone_config(spec: RunSpec, dataset: Dataset) -> SiTConfig:
-    """Return the backbone's shape for a spec on a data set, with the extra token that the method asks for.
+    """Return the backbone's configuration for a spec on a data set, the extra token of its method included.
 
     Raises `UserError` if the patch does not divide the samples.
     """
-    asked, (shape, *further) = spec.backbone, shapes_of(dataset)
+    settings, (shape, *further) = spec.backbone, shapes_of(dataset)
     try:
         config = SiTConfig(
-            SIZES[asked.size],
-            asked.patch,
+            SIZES[settings.size],
+            settings.patch,
             shape,
             dataset.classes,
-            asked.learn_sigma,
-            patch_time=asked.patch_time,
-            beside=tuple(Part(other, (asked.parts.of(kind_of(other)).patch,)) for other in further),
-            positions=asked.positions,
+            settings.learn_sigma,
+            patch_time=settings.patch_time,
+            beside=tuple(Part(other, (settings.parts.of(kind_of(other)).patch,)) for other in further),
+            positions=settings.positions,
         )
     except ValueError as error:
         raise UserError(f"backbone.{error}; choose another backbone.patch or data.resolution") from error
@@ -54,11 +54,10 @@ def backbone_config(spec: RunSpec, dataset: Dataset) -> SiTConfig:
 
 
 def build_backbone(config: SiTConfig, runtime: RuntimeSpec, *, copy_of: SiT | None = None) -> SiT:
-    """Return the network of a configuration as a run uses it, with PyTorch's initial weights or those of
-    `copy_of`.
+    """Return the network as a run uses it, with PyTorch's initial weights or those of `copy_of`.
 
-    It is compiled block by block, so all blocks share one piece of code for each kind of pass. Shapes are
-    fixed, so that a batch of another size in evaluation does not change what training runs.
+    Compilation is block by block, so that all blocks share one piece of code for each kind of pass. Shapes
+    are static, so that another batch size in evaluation does not change the code that training runs.
     """
     # A copy is not compiled, even if the original is.
     model = SiT(config) if copy_of is None else copy.deepcopy(copy_of)
@@ -70,7 +69,7 @@ def build_backbone(config: SiTConfig, runtime: RuntimeSpec, *, copy_of: SiT | No
 
 
 def weightless(config: SiTConfig) -> SiT:
-    """Return the network on the meta device, where it takes no memory."""
+    """Return the network on the meta device, where weights take no memory."""
     with torch.device("meta"):
         return SiT(config).to("meta")
 
@@ -78,7 +77,7 @@ def weightless(config: SiTConfig) -> SiT:
 def build_method(
     spec: RunSpec, backbone: SiTConfig, encoder_dims: Sequence[int], weights: Sequence[float] = ()
 ) -> TrainingMethod:
-    """Return the method of a spec; `weights` are those of a sample's parts in its loss."""
+    """Return the method of a spec; `weights` are those of a sample's parts in the loss."""
     cls = registry.load("method", spec.method.name)
     return cls.build(
         spec.method, backbone, time=spec.time, encoder_dims=tuple(encoder_dims), weights=tuple(weights)
@@ -92,7 +91,7 @@ def encoder_architectures(spec: RunSpec, dataset: Dataset) -> list[Architecture]
 
 
 def architecture(encoder: str, images: Dataset, grid: tuple[int, ...]) -> Architecture:
-    """Return the architecture of an encoder on a data set of images; no weights are read."""
+    """Return the architecture of an encoder on a data set of images, without reading weights."""
     family, _, model = encoder.partition(":")
     return registry.load("encoder", family).architecture(model, images.shape, images.classes, grid)
 
@@ -108,7 +107,7 @@ def method_of_spec(spec: RunSpec) -> tuple[TrainingMethod, list[Architecture]]:
 def empty_view(
     encoder: Encoder | Architecture, size: int, method: TrainingMethod, device: torch.device
 ) -> View:
-    """Return an encoder's view of `size` samples with uninitialised numbers."""
+    """Return an encoder's view of `size` samples with uninitialised values."""
 
     def empty(*shape: int) -> Tensor:
         return torch.empty(size, *shape, device=device)

@@ -7,11 +7,11 @@ from harness.errors import UserError
 from harness.flow.method import TrainingMethod
 
 ANY_MODALITY = ("local", "random")
-"""Encoder families that read any modality, since they are built for the data set."""
+"""Encoder families that read any modality, because they are built for the data set."""
 
 
 class Unsuited(UserError):
-    """Raised for a valid setting that cannot run on these data; `why` is the reason without the location."""
+    """A valid setting that cannot run on these data; `why` is the reason without the location."""
 
     def __init__(self, why: str, where: str) -> None:
         super().__init__(f"{where}: {why}")
@@ -21,24 +21,30 @@ class Unsuited(UserError):
 def unsuited(spec: RunSpec, method: type[TrainingMethod], modality: str) -> str:
     """Return why the method of a spec cannot run on data of a modality; empty if it can."""
     encoders = [choice.name for choice in spec.method.needs().encoders]
-    strange = [
+    only_images = [
         name for name in encoders if name.removeprefix("cached:").partition(":")[0] not in ANY_MODALITY
     ]
-    if modality != "image" and strange:
-        return f"encoder '{strange[0]}' reads images, and these data are {modality}; local:small learns on any data"
+    if modality != "image" and only_images:
+        return (
+            f"encoder '{only_images[0]}' reads images, and these data are {modality}; "
+            "local:small learns on any data"
+        )
     if modality == "joint" and encoders:
         return f"encoder '{encoders[0]}' reads one modality, and these samples are a video with its sound"
     if modality == "joint" and not method.parts_apart:
         return (
-            f"{spec.method.name} aims at patches, and those of a video and its sound hold different numbers"
+            f"{spec.method.name} predicts patches, but those of a video and of its sound differ in size; "
+            "choose another method"
         )
     if any(part.alone for _, part in spec.data.parts) and not method.parts_mixed:
-        compares = "compares samples with one another, and some of these lack a part"
-        silent = "does not say what it makes of a sample that lacks a part (Method.parts_mixed)"
-        why = compares if spec.method.needs().group > 1 else silent
+        compares = "compares samples with one another, but some of these samples lack a part"
+        undeclared = "does not support samples that lack a part (it does not set Method.parts_mixed)"
+        why = compares if spec.method.needs().group > 1 else undeclared
         return f"{spec.method.name} {why}; set data.parts.*.alone to 0"
     if spec.time.apart and modality != "joint":
-        return f"time.apart gives each part of a sample its times, and these data ({modality}) have one part"
+        return (
+            f"time.apart draws a time for each part, but these data ({modality}) have one part; leave it out"
+        )
     if spec.time.apart and not method.times_apart:
-        return f"{spec.method.name} gives a sample one time, so time.apart cannot be set"
+        return f"{spec.method.name} gives a sample one time, so time.apart cannot be set; leave it out"
     return ""

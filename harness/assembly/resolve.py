@@ -1,8 +1,8 @@
-"""From a preset, a file and overrides to a resolved spec; every mistake in them is named here.
+"""The resolution of a preset, a TOML file or a run, with overrides, into a spec.
 
-A preset or a user's TOML file gives fields by section. Precedence: defaults < `base` preset < file <
-overrides. A table `[methods.NAME]` holds fields that apply when that method is the one chosen, so that one
-file can serve every arm of a race.
+A preset or a user's TOML file sets fields by section. Precedence: defaults < `base` preset < file <
+overrides. A table `[methods.NAME]` holds fields that apply only if that method is chosen, so that one file
+can serve every arm of a race.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ PRESETS = PackagedToml("harness", "presets")
 
 
 def load_spec(source: str, overrides: Iterable[str] = ()) -> RunSpec:
-    """The resolved spec of a preset name, a TOML file or a run directory, with overrides `a.b=v` (v as in
-    TOML).
+    """Return the resolved spec of a preset, a TOML file or a run directory; overrides are `a.b=v`, v as in
+    TOML.
 
-    Raises `UserError` for anything unknown, of the wrong type or out of range, with the nearest match.
+    Raises `UserError` for unknown names (with the nearest match), wrong types and values out of range.
     """
     data = load_table(source)
     for override in overrides:
@@ -37,9 +37,9 @@ def load_spec(source: str, overrides: Iterable[str] = ()) -> RunSpec:
 
 
 def load_table(source: str) -> dict[str, Any]:
-    """The raw table of a preset, file or run directory, its `base` merged in. A folder without a spec hides
-    no preset."""
+    """Return the raw table of a preset, a file or a run directory, with its `base` merged in."""
     path = Path(source)
+    # A folder without a spec does not hide a preset of its name.
     if is_run(path) or (path.is_dir() and source not in PRESETS.names()):
         path = path / SPEC
     if path.suffix == ".toml" or path.is_file():
@@ -49,20 +49,20 @@ def load_table(source: str) -> dict[str, Any]:
     else:
         raise unknown("preset", source, PRESETS.names(), see="flowrace list presets, or give a .toml file")
     if not data:
-        raise UserError(f'{path} is empty: a spec says at least what it starts from, as in base = "digits"')
+        raise UserError(f'{path} is empty: a spec sets at least its base, for example base = "digits"')
     data = nested_spec(data, source)
     base = data.pop("base", None)
     if base is None:
         return data
     if not isinstance(base, str):
         raise UserError(
-            f'{source}: base = {base}: expected the name of a preset, or a file, as base = "digits"'
+            f'{source}: base = {base}: expected the name of a preset, or a file, for example base = "digits"'
         )
     return merge(load_table(base), data)
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is a run directory, from which a spec can be taken."""
+    """Return whether a folder is a run directory, which holds a spec."""
     return (folder / SPEC).is_file()
 
 
@@ -72,14 +72,14 @@ def resolve(data: Mapping[str, Any], *, where: str = "spec") -> RunSpec:
     per_method = data.pop("methods", {})
     chosen = data.pop("method", {})
     if not isinstance(chosen, Mapping) or not isinstance(per_method, Mapping):
-        raise UserError(f'{where}: method must be a table, as in [method] name = "flow"')
+        raise UserError(f'{where}: method must be a table, for example [method] name = "flow"')
     for named, table in per_method.items():
         if named not in registry.METHODS and named not in (known := registry.names("method")):
             raise unknown(
                 f"method in a table [methods.NAME] of {where}:", named, known, see="flowrace list methods"
             )
         if not isinstance(table, Mapping):
-            raise UserError(f"{where}: methods.{named} = {table}: expected a table, as in [methods.{named}]")
+            raise UserError(f"{where}: methods.{named} = {table}: expected a table [methods.{named}]")
     name = chosen.get("name", "flow")
     method = registry.load("method", str(name))
     config = validate(
@@ -115,7 +115,7 @@ def _addressed(spec: EvalSpec) -> EvalSpec:
 
 
 def _check(spec: RunSpec, where: str) -> None:
-    """What no single field can know."""
+    """Raise `UserError` if fields contradict each other or do not suit the data."""
     from harness.assembly.compatibility import Unsuited, unsuited
     from harness.assembly.data_fields import check_fields
     from harness.evaluation.checks import check_metrics
@@ -127,7 +127,10 @@ def _check(spec: RunSpec, where: str) -> None:
     aligned = [encoder.name for encoder in spec.method.needs().encoders]
     check_metrics(spec.eval, dataset, modality, encoders=aligned, where=where)
     if spec.eval.guidance_low > spec.eval.guidance_high:
-        raise UserError(f"{where}: eval.guidance_low = {spec.eval.guidance_low} is above eval.guidance_high")
+        raise UserError(
+            f"{where}: eval.guidance_low = {spec.eval.guidance_low} is above eval.guidance_high = "
+            f"{spec.eval.guidance_high}; choose a lower one"
+        )
 
 
 def _modality(spec: RunSpec) -> str:

@@ -1,1 +1,1 @@
-"""The commands of `flowrace` that train, measure and list."""
+"""Commands of `flowrace` that train, measure and list."""

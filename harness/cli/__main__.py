@@ -1,4 +1,4 @@
-"""`python -m harness.cli` is `flowrace`."""
+"""Entry point of `python -m harness.cli`, which is `flowrace`."""
 
 from harness.cli.main import main
 

@@ -1,16 +1,15 @@
-"""`flowrace list`: what can be raced. For each method: what it needs, what it costs beyond plain flow
-matching, its source."""
+"""`flowrace list`: everything that can be raced; methods with their needs, extra cost and source."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, get_args
+from typing import get_args
 
 import click
 from rich import box
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Column, Table
@@ -31,33 +30,33 @@ class Entry:
     """A method with its published defaults."""
 
     summary: str
-    """The first line of its docstring, or the reason why it is not available."""
+    """First line of its docstring, or the reason why it is not available."""
     needs: tuple[str, ...] = ()
     extra_flops: float | None = None
     """FLOPs of a training step beyond those of `flow`, as a fraction of the latter, at SiT-B/2 (256 tokens,
     batch 256)."""
     source: str = ""
     headline: str = ""
-    """The authors' main claim, with its source."""
+    """The authors' main claim and where they make it."""
     available: bool = True
 
 
 def entries(*, counted: bool = True) -> dict[str, Entry]:
-    """Return every registered method by name. The summary of one that cannot be imported, or has no
-    defaults, is the reason.
+    """Return every registered method by name.
 
-    Our own come from `method_facts.json`; counting the FLOPs of a plug-in takes up to a second.
+    A method that cannot be imported or has no defaults has the reason as its summary. Built-in methods come
+    from `method_facts.json`; counting the FLOPs of a plug-in takes up to a second.
     """
-    found = {name: _loaded(name) for name in registry.names("method")}
-    available = [name for name, entry in found.items() if entry.available]
+    rows = {name: _uncounted(name) for name in registry.names("method")}
+    available = [name for name, entry in rows.items() if entry.available]
     flops = {name: method_facts.flops(name) for name in available} if counted else {}
     plain = flops.get("flow")
     extra = {name: flops[name] / plain - 1 for name in available if plain and flops.get(name)}
-    return {name: replace(entry, extra_flops=extra.get(name)) for name, entry in found.items()}
+    return {name: replace(entry, extra_flops=extra.get(name)) for name, entry in rows.items()}
 
 
-def _loaded(name: str) -> Entry:
-    """Return a method's entry, its cost not yet counted."""
+def _uncounted(name: str) -> Entry:
+    """Return a method's entry without its cost."""
     try:
         about = method_facts.facts(name, sizes=("B",))
         summary = _first_line(method_facts.description(name))
@@ -67,7 +66,7 @@ def _loaded(name: str) -> Entry:
 
 
 def table(kind: str, rows: Mapping[str, Entry | str]) -> Table:
-    """Return the table of a kind: methods with their costs, or names with one line of description."""
+    """Return the table of a kind: methods with costs and needs, or names with a line of description."""
     methods = {name: row for name, row in rows.items() if isinstance(row, Entry)}
     if methods:
         return _methods_table(methods)
@@ -82,7 +81,7 @@ def _methods_table(rows: Mapping[str, Entry]) -> Table:
     methods = Table(*columns, title="methods", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     methods.caption, methods.caption_justify = _CAPTION, "left"
     for name, entry in rows.items():
-        cells = (name, percent(entry.extra_flops), _needed(entry), entry.source, entry.headline)
+        cells = (name, percent(entry.extra_flops), _needs(entry), entry.source, entry.headline)
         methods.add_row(*map(escape, cells))
     return methods
 
@@ -90,15 +89,15 @@ def _methods_table(rows: Mapping[str, Entry]) -> Table:
 def stacked(rows: Mapping[str, Entry]) -> Group:
     """Return the methods for a narrow terminal: name, cost and needs on a line, source and headline below."""
     width = max(map(len, rows))
-    parts: list[Any] = [_line("methods", "extra FLOPs", "needs", width=width, style="bold")]
+    parts: list[RenderableType] = [_line("methods", "extra FLOPs", "needs", width=width, style="bold")]
     for name, entry in rows.items():
-        parts.append(_line(name, percent(entry.extra_flops), _needed(entry), width=width))
+        parts.append(_line(name, percent(entry.extra_flops), _needs(entry), width=width))
         about = [text for text in (entry.source, entry.headline) if text]
         parts += [Padding(Text(text, style="dim"), (0, 0, 0, 4)) for text in about]
     return Group(*parts, Text(f"\n{_CAPTION}", style="dim"))
 
 
-_CAPTION = "Extra FLOPs: of a training step beyond flow's, counted at SiT-B/2, 256 tokens, batch 256."
+_CAPTION = "Extra FLOPs: cost of a training step beyond that of flow, at SiT-B/2, 256 tokens, batch 256."
 
 
 def _line(name: str, flops: str, needs: str, *, width: int, style: str = "") -> Table:
@@ -108,9 +107,8 @@ def _line(name: str, flops: str, needs: str, *, width: int, style: str = "") -> 
     return line
 
 
-def _needed(entry: Entry) -> str:
-    """Return the needs as text: empty for plain flow matching, the reason for a method that is not
-    available."""
+def _needs(entry: Entry) -> str:
+    """Return the needs as text: empty for plain flow matching, the reason for an unavailable method."""
     return ", ".join(entry.needs) if entry.source or entry.needs else entry.summary
 
 

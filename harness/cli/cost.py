@@ -1,4 +1,4 @@
-"""The command that estimates a run before it starts: cost."""
+"""`flowrace cost`: the estimated FLOPs, memory and time of a run."""
 
 from __future__ import annotations
 
@@ -58,18 +58,18 @@ def cost(
     measure_steps: int,
     as_json: bool,
 ) -> None:
-    """Estimate a run: counted FLOPs, memory of one device and, at a measured or given speed, time.
+    """Estimate the FLOPs of a run, the memory of one device and, at a measured or given speed, the time.
 
-    Memory counts tensors, without a frozen encoder. Time counts training, and the network's own passes in
-    evaluation if they have training's precision. FLOPs leave out recomputation by activation checkpointing,
-    so include it in the speed.
+    Memory is that of tensors, without frozen encoders. Time covers training, and the network's passes in
+    evaluation if eval.precision equals train.precision. FLOPs do not include recomputation by activation
+    checkpointing, so a given speed must account for it.
     """
     from harness.assembly.resolve import load_spec
     from harness.costs.estimate import estimate
     from harness.train.speed import measured_flops_per_second
 
     if measure and speed is not None:
-        raise UserError("--measure and --flops-per-second are mutually exclusive")
+        raise UserError("--measure and --flops-per-second are mutually exclusive; give one of them")
     spec = load_spec(source, overrides)
     found = estimate(
         spec, devices, speed or (measured_flops_per_second(spec, measure_steps) if measure else None)

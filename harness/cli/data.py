@@ -1,5 +1,4 @@
-"""`flowrace data`: data made ready for training. `encode` turns images, videos or sounds into latents,
-once."""
+"""`flowrace data encode`: latents of images, videos or sounds, encoded once before training."""
 
 from __future__ import annotations
 
@@ -14,15 +13,19 @@ from harness.errors import UserError
 
 ENCODE_EPILOG = """\b
 Example:
-  flowrace data encode imagenet/train --set data.resolution=256 --codec sd-vae:weights/sd-vae-ft-mse --out latents
-  flowrace data encode clips --set data.frames=17 --set data.resolution=192 --codec wan-vae:weights/wan2.2/vae --out latents
-  torchrun --nproc-per-node 8 -m harness.cli.main data encode ... (the same: the processes share the shards)
+  flowrace data encode digits --codec identity --out latents
+  flowrace data encode imagenet/train --set data.resolution=256 \\
+    --codec sd-vae:weights/sd-vae-ft-mse --out latents
+  flowrace data encode clips --set data.frames=17 --set data.resolution=192 \\
+    --codec wan-vae:weights/wan2.2/vae --out latents
+  torchrun --nproc-per-node 8 -m harness.cli.main data encode ...
+Under torchrun, the processes split the shards between them.
 """
 
 
 @click.group(epilog="Example: flowrace data encode digits --codec identity --out latents")
 def data() -> None:
-    """Make data ready for training."""
+    """Prepare data for training."""
 
 
 @data.command(epilog=ENCODE_EPILOG)
@@ -31,20 +34,27 @@ def data() -> None:
     "--codec",
     required=True,
     metavar="NAME[:PATH]",
-    help="Name and local folder of the weights, for example sd-vae:FOLDER; identity has none. See: flowrace list codecs.",
+    help="Codec and the local folder of its weights, for example sd-vae:FOLDER; identity has no weights. "
+    "See: flowrace list codecs",
 )
 @click.option(
-    "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder of the latents."
+    "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder for the latents."
 )
 @click.option(
-    "--flip", is_flag=True, help="Encode mirrored pictures too, for data.flip = true: twice the size."
+    "--flip", is_flag=True, help="Encode mirrored pictures too, for data.flip = true. Doubles the size."
 )
-@click.option("--half", is_flag=True, help="Keep moments in float16: half the size.")
-@click.option("--rows", type=click.IntRange(1), default=4096, show_default=True, help="Samples in a shard.")
-@click.option("--batch", type=click.IntRange(1), default=32, show_default=True, help="Samples in a pass.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--half", is_flag=True, help="Store moments in float16, which halves the size.")
+@click.option(
+    "--rows", type=click.IntRange(1), default=4096, show_default=True, help="Number of samples per shard."
+)
+@click.option(
+    "--batch", type=click.IntRange(1), default=32, show_default=True, help="Number of samples per pass."
+)
+@click.option(
+    "--device", default="auto", show_default=True, help="Device of the codec: auto, cpu, cuda or cuda:N."
+)
 @set_option(
-    help="Set a field of the source's spec, for example data.resolution=256; may be repeated.",
+    help="Set a data field of SRC, for example data.resolution=256; may be repeated.",
     metavar="data.FIELD=VALUE",
 )
 @JSON_OPTION
@@ -60,12 +70,13 @@ def encode(
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Encode images, videos or sounds to the moments of their latents; SRC is a class folder, a parquet file
-    or folder, an .npz, or a data set that comes with flowrace. Files in a folder are read as the modality the
-    codec encodes.
+    """Encode images, videos or sounds into latents.
 
-    Rerun an interrupted command to resume it; every file has its checksum. Train on the result with
-    data.name=latents and data.root=OUT.
+    SRC is a folder of class folders, a .parquet file or a folder of them, an .npz file, or the name of a data
+    set (flowrace list datasets). Files in a folder are read as the modality that the codec encodes. Mean and
+    variance of each latent are stored, with a checksum for every file.
+
+    Rerun an interrupted command to resume it. Train on the result with data.name=latents and data.root=OUT.
     """
     from harness.config import registry
     from harness.data.open import open_dataset
@@ -87,12 +98,11 @@ def encode(
         with _bar(len(job.dataset) if world.main else 0) as advance:
             manifest = encode(job, out, world, advance)
         if world.main:
-            _say(manifest, out, as_json)
+            _print_summary(manifest, out, as_json)
 
 
 def source_spec(source: str, overrides: tuple[str, ...], modality: str) -> Any:
-    """Return the `DataSpec` of SRC: a data set, or a path whose files have the modality that the codec
-    encodes."""
+    """Return the `DataSpec` of SRC: a data set, or a path whose files have the codec's modality."""
     from harness.assembly.data_fields import check_fields
     from harness.config import registry
     from harness.config.parts import nested_setting
@@ -108,7 +118,8 @@ def source_spec(source: str, overrides: tuple[str, ...], modality: str) -> Any:
         path, value = parse_override(override)
         if not path.startswith("data."):
             raise UserError(
-                f"--set {override}: only fields of the source can be set here, for example data.resolution=256"
+                f"--set {override}: only fields of the source can be set here, "
+                "for example data.resolution=256"
             )
         set_path(table, *nested_setting(path, value))
     spec = validate(DataSpec, table["data"], f"SRC {source}")
@@ -116,14 +127,14 @@ def source_spec(source: str, overrides: tuple[str, ...], modality: str) -> Any:
         raise UserError(
             f"SRC {source}: latents are already encoded; give the data set that they were encoded from"
         )
-    _check_trained(spec)
+    _check_training_fields(spec)
     dataset = registry.load("dataset", spec.name)
     check_fields(spec, dataset, dataset.modality)
     return spec
 
 
-def _check_trained(spec: Any) -> None:
-    """Raise `UserError` for fields that only training reads."""
+def _check_training_fields(spec: Any) -> None:
+    """Raise `UserError` if a field is set that only training reads."""
     for name, instead in (
         ("flip", "give --flip to encode mirrored pictures too"),
         ("held_out", "leave it out"),
@@ -132,7 +143,8 @@ def _check_trained(spec: Any) -> None:
         value = getattr(spec, name)
         if value != type(spec).model_fields[name].default:
             raise UserError(
-                f"data.{name} = {json.dumps(value)} is for training on what is encoded; {instead}"
+                f"data.{name} = {json.dumps(value)} applies to training on the latents, not to encoding; "
+                f"{instead}"
             )
 
 
@@ -154,7 +166,7 @@ def _bar(total: int) -> Any:
     return progress_bar(total, "samples")
 
 
-def _say(manifest: dict[str, Any], out: Path, as_json: bool) -> None:
+def _print_summary(manifest: dict[str, Any], out: Path, as_json: bool) -> None:
     from harness.latents.shards import fingerprint
 
     size = sum((out / name).stat().st_size for name in manifest["files"])

@@ -1,4 +1,4 @@
-"""`flowrace doctor`: what this installation can do, and what it lacks together with the way to get it."""
+"""`flowrace doctor`: a check of versions, devices, disk and cache that names the fix of each problem."""
 
 from __future__ import annotations
 
@@ -25,10 +25,12 @@ from harness.files.cache import cache_dir
 from harness.runtime.environment import code_version, cores, device_name, package_version
 
 CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
-"""The versions that CI passed with. It comes with a checkout, not with a wheel."""
+"""Versions that CI passed with. The file is in a checkout, not in a wheel."""
 
 
 class Finding(NamedTuple):
+    """A line of the report."""
+
     state: Literal["ok", "note", "bad"]
     what: str
     text: str
@@ -65,10 +67,9 @@ def _packages() -> list[Finding]:
 
 
 def _constraints(file: Path) -> Finding:
-    """Return the packages whose version differs from constraints.txt. A difference is no error, hence a
-    note."""
+    """Return the packages whose version differs from constraints.txt; a note, because other versions work."""
     if not file.exists():
-        text = "none here: constraints.txt, the versions that CI passed with, comes with a checkout"
+        text = "no constraints.txt, which lists the versions that CI passed with; a checkout has it"
         return Finding("note", "constraints", text)
     pinned = [
         Requirement(line) for line in file.read_text().splitlines() if line and not line.startswith("#")
@@ -78,7 +79,7 @@ def _constraints(file: Path) -> Finding:
     absent = sum(have is None for have in versions.values())
     if not differ and not absent:
         return Finding("ok", "constraints", f"all {len(pinned)} packages as in constraints.txt")
-    counts = f"of {len(pinned)} packages in constraints.txt {len(differ)} differ, {absent} are not installed"
+    counts = f"of {len(pinned)} packages in constraints.txt, {len(differ)} differ, {absent} are not installed"
     return Finding("note", "constraints", f"{counts}. {', '.join(differ)}".rstrip(". "))
 
 
@@ -88,8 +89,7 @@ def _equal(pin: str, have: str) -> bool:
 
 
 def _devices() -> Iterator[Finding]:
-    """Yield the CPU and every GPU. Importing torch takes a second or two, so only a machine with CUDA's
-    driver imports it."""
+    """Yield the CPU and every GPU. Torch is imported only if CUDA's driver is installed: it takes seconds."""
     yield Finding("ok", "cpu", f"{cores()} cores")
     if not _has_cuda_driver():
         yield Finding("note", "cuda", "no GPU: runs use the CPU")
@@ -97,7 +97,7 @@ def _devices() -> Iterator[Finding]:
     import torch
 
     if not torch.cuda.is_available():
-        text = "CUDA's driver is installed, but torch finds no GPU that it can use: runs use the CPU"
+        text = "CUDA's driver is installed, but torch finds no usable GPU: runs use the CPU"
         yield Finding("note", "cuda", text)
         return
     for number in range(torch.cuda.device_count()):
@@ -132,7 +132,10 @@ def _cache() -> Finding:
 @click.command(epilog="Example: flowrace doctor")
 @JSON_OPTION
 def doctor(as_json: bool) -> None:
-    """Check versions, devices and disk: what this installation can do, and what it lacks."""
+    """Check versions, devices, disk and cache, and print how to fix each problem.
+
+    Exit code 1 if there is a problem.
+    """
     findings = examine()
     if as_json:
         click.echo(json.dumps([finding._asdict() for finding in findings], indent=1))

@@ -34,8 +34,8 @@ SCORING = (
         "--metrics",
         default="fd",
         show_default=True,
-        help="Comma-separated: fid, sfid, fd, fd_infinity, kid, cmmd, prdc, pr, pr_torch_fidelity, is, is_shuffled, "
-        "memorisation, accuracy, or single values such as recall.",
+        help="Comma-separated: fid, sfid, fd, fd_infinity, kid, cmmd, prdc, pr, pr_torch_fidelity, is, "
+        "is_shuffled, memorisation, accuracy, or single values such as recall.",
     ),
     click.option("--extractor", help="Feature extractor (default: inception). See: flowrace list extractors"),
     click.option(
@@ -47,7 +47,13 @@ SCORING = (
     click.option(
         "--frames", type=click.IntRange(2), help="Frames in a clip, if the extractor does not fix it."
     ),
-    click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True),
+    click.option(
+        "--batch-size",
+        type=click.IntRange(1),
+        default=64,
+        show_default=True,
+        help="Number of samples per pass of the extractor.",
+    ),
     click.option(
         "--save-stats",
         type=click.Path(path_type=Path, dir_okay=False),
@@ -67,18 +73,20 @@ def _scoring(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("path", metavar="RUN|SAMPLES")
 @_scoring
 @STEP_OPTION
-@set_option()
+@set_option(help="Set a field of the spec, for example eval.samples=2000; may be repeated.")
 @JSON_OPTION
 def evaluate(path: str, step: int | None, overrides: tuple[str, ...], as_json: bool, **scoring: Any) -> None:
     """Evaluate a checkpoint of a run, or samples against a reference.
 
-    RUN: EMA weights, fixed latents, the metrics of its spec. The run is not changed.
+    RUN: draw samples with the EMA weights and compute the metrics of the run's spec. The run is not changed.
 
-    SAMPLES: a folder of images, .npz (arr_0, NHWC, uint8), .npy, .parquet, videos, recordings, or the name of
-    a data set. Grey images are repeated to three channels, transparent images are composited on white; class
-    folders are matched to the reference's by name. --set takes data.resolution, data.channels (.npy is read
-    unchanged), data.image_key and data.label_key, for both sides, and runtime.device and runtime.threads. One
-    pass of the network serves all metrics; features are cached by content.
+    SAMPLES: a folder of images, an .npz file (arr_0, NHWC, uint8), .npy, .parquet, videos, recordings, or the
+    name of a data set. Grey images are repeated to three channels, and transparent images are composited on
+    white. Class folders are matched to those of the reference by name. One pass of the extractor serves all
+    metrics, and features are cached by content.
+
+    With SAMPLES, --set takes data.resolution, data.channels (.npy is read unchanged), data.image_key and
+    data.label_key, for samples and reference, and runtime.device and runtime.threads.
     """
     if not (Path(path) / SPEC).exists():
         if step is not None:
@@ -123,20 +131,20 @@ def _evaluate_samples(
 ) -> None:
     from harness.evaluation.samples.score import save_reference, score
 
-    asked = _request(path, overrides, **given)
+    request = _request(path, overrides, **given)
     if save_stats is None:
-        scores = score(asked)
-        click.echo(_as_json(asked, scores) if as_json else _as_text(scores))
+        scores = score(request)
+        click.echo(_as_json(request, scores) if as_json else _as_text(scores))
         for warning in () if as_json else scores.warnings:
             click.echo(f"warning: {warning}", err=True)
         return
     if given["against"]:
-        raise UserError("--save-stats and --against are mutually exclusive")
+        raise UserError("--save-stats and --against are mutually exclusive; give one of them")
     if save_stats.suffix != ".safetensors":
         raise UserError(f"--save-stats {save_stats}: the file must end in .safetensors")
     if save_stats.exists() and not overwrite:
         raise UserError(f"{save_stats} already exists; give another --save-stats, or --overwrite")
-    n = save_reference(asked, save_stats)
+    n = save_reference(request, save_stats)
     click.echo(json.dumps({"statistics": str(save_stats), "n": n}) if as_json else f"{save_stats}  (n = {n})")
 
 
@@ -156,7 +164,7 @@ def _request(
                 f"--set {override}: {path} is not a run; for samples only data.resolution, data.channels, "
                 "data.image_key, data.label_key, runtime.device and runtime.threads can be set"
             )
-    # Any preset of images from disk: only the fields that the user set are read.
+    # Any preset of images from disk serves: only the fields that the user can set are read.
     spec = load_spec("cifar10", overrides)
     prepare(spec.runtime.threads)
     keys = ("resolution", "channels", "image_key", "label_key")
@@ -176,14 +184,14 @@ def _request(
     )
 
 
-def _as_json(asked: Request, scores: Scores) -> str:
+def _as_json(request: Request, scores: Scores) -> str:
     metrics = {name: value.row() for name, value in scores.metrics.items()}
-    found = {"samples": asked.samples, "against": asked.against, "metrics": metrics}
+    found = {"samples": request.samples, "against": request.against, "metrics": metrics}
     return json.dumps({**found, "protocol": scores.protocol, "warnings": scores.warnings})
 
 
 def _interval(low: float | None, high: float | None) -> str:
-    """Format an interval; empty if there is none."""
+    """Return an interval as text, empty for a value without one."""
     return "" if low is None or high is None else f" [{low:.4f}, {high:.4f}]"
 
 
@@ -196,7 +204,7 @@ def _as_text(scores: Scores) -> str:
                 f", real against real {value.noise_floor['mean']:.4f} at n = {value.noise_floor['n']}"
             )
         elif name.startswith(("fid", "fd:", "sf", "fvd")):
-            noise_floor = ", real against real: none without raw reference images"
+            noise_floor = ", real against real unknown without raw reference images"
         shown = f"{name} {value.mean:.4f}{_interval(value.low, value.high)}"
         lines.append(f"{shown}  (n = {value.n}, protocol {value.protocol}{noise_floor})")
     shown = {key: value for key, value in scores.protocol.items() if value is not None}

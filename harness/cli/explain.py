@@ -21,17 +21,20 @@ from harness.files.terminal import fitted, show
 @click.argument("method")
 @JSON_OPTION
 def explain(method: str, as_json: bool) -> None:
-    """Print a method's equations, what it needs, and its defaults for SiT-S, B, L and XL."""
+    """Print a method's equations, needs and source, and the defaults of its settings for SiT-S, B, L and XL.
+
+    Change a setting with --set method.SETTING=VALUE.
+    """
     about, equations = facts(method), description(method)
     if as_json:
         found = {"name": method, "docstring": equations, "needs": about.needs, "defaults": about.defaults}
         click.echo(json.dumps(found | {"source": about.source, "headline": about.headline}, indent=1))
         return
     click.echo(f"{fitted(equations)}\n")
-    needed = ", ".join(about.needs) or "nothing"
-    for word, text in (("Needs", needed), ("Source", about.source), ("Headline", about.headline)):
+    needs = ", ".join(about.needs) or "nothing"
+    for title, text in (("Needs", needs), ("Source", about.source), ("Headline", about.headline)):
         if text:
-            click.echo(fitted(f"{word}: {text}"))
+            click.echo(fitted(f"{title}: {text}"))
     show(_defaults_table(about.defaults))
 
 
@@ -44,12 +47,13 @@ def _defaults_table(settings: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def _by_size(values: Mapping[str, Any]) -> str:
-    """
+    """Return the values of a setting, with the sizes that they belong to if they differ.
+
     >>> _by_size({"S": 4, "B": 4, "L": 8}), _by_size({"S": None, "B": None})
     ('4 (S, B), 8 (L)', '-')
     """
-    runs = [(value, list(sizes)) for value, sizes in groupby(values, values.__getitem__)]
-    said = ["-" if value in (None, "") else str(value) for value, _ in runs]
-    if len(runs) == 1:
-        return said[0]
-    return ", ".join(f"{word} ({', '.join(sizes)})" for word, (_, sizes) in zip(said, runs, strict=True))
+    groups = [(value, list(sizes)) for value, sizes in groupby(values, values.__getitem__)]
+    texts = ["-" if value in (None, "") else str(value) for value, _ in groups]
+    if len(groups) == 1:
+        return texts[0]
+    return ", ".join(f"{text} ({', '.join(sizes)})" for text, (_, sizes) in zip(texts, groups, strict=True))

@@ -18,18 +18,18 @@ from harness.records.tables import TABLES
     type=click.Choice(list(TABLES)),
     default="runs",
     show_default=True,
-    help="One row a run, a logged step, or a value of a metric.",
+    help="One row per run, per logged step, or per value of a metric.",
 )
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="A .csv or .parquet file. Default: CSV to standard output.",
+    help="File to write, .csv or .parquet. Default: CSV to standard output.",
 )
 def export(directories: tuple[Path, ...], table: str, output: Path | None) -> None:
     """Write the records of runs as one tidy table, for pandas, R or a spreadsheet."""
     if output is not None and output.suffix not in (".csv", ".parquet"):
-        raise UserError(f"--output {output}: expected a .csv or .parquet file")
+        raise UserError(f"--output {output}: the file must end in .csv or .parquet")
     frame = TABLES[table](find_records(*directories))
     if output is None:
         click.echo(frame.to_csv(index=False), nl=False)

@@ -13,11 +13,11 @@ import click
 from harness import __version__
 from harness.errors import ERROR_PREFIX, RunStopped, UserError
 
-# name -> (module:function, one line of help)
+# Name -> (module:function, one line of help).
 COMMANDS = {
     "data": (
         "harness.cli.data:data",
-        "Encode images, videos or sounds into latents for training.",
+        "Prepare data for training: encode images, videos or sounds into latents.",
     ),
     "cost": ("harness.cli.cost:cost", "Estimate FLOPs, memory and time of a run before it starts."),
     "run": (
@@ -41,7 +41,10 @@ COMMANDS = {
         "reports.cli.claims:claims",
         "Look up published numbers with sources; `claims check` finds contradictions.",
     ),
-    "export": ("harness.cli.export:export", "Runs, training curves or evaluations as CSV or Parquet."),
+    "export": (
+        "harness.cli.export:export",
+        "Write runs, training curves or evaluations as CSV or Parquet.",
+    ),
     "audit": (
         "reports.cli.audit:audit",
         "Judge a claimed speed-up: supported, refuted or inconclusive.",
@@ -53,16 +56,16 @@ COMMANDS = {
     ),
     "replicate": (
         "harness.cli.replicate:replicate",
-        "Re-evaluate with replicates around the crossing of a target.",
+        "Evaluate again, with replicates, around the crossing of a target.",
     ),
-    "sample": ("harness.cli.sample:sample", "Generate samples from a checkpoint of a run."),
+    "sample": ("harness.cli.sample:sample", "Draw samples from a checkpoint of a run."),
     "probe": (
         "harness.cli.probe:probe",
-        "Probe the layers of a checkpoint, compared with a frozen encoder.",
+        "Probe the layers of a checkpoint, and compare them with a frozen encoder.",
     ),
     "list": (
         "harness.cli.catalogue:list_",
-        "List methods, encoders, extractors, datasets, presets, studies, sizes, samplers.",
+        "List methods, encoders, codecs, extractors, datasets, presets, studies, sizes, samplers.",
     ),
     "explain": (
         "harness.cli.explain:explain",
@@ -72,16 +75,19 @@ COMMANDS = {
         "harness.cli.verify:verify",
         "Check this installation against golden vectors of released code.",
     ),
-    "doctor": ("harness.cli.doctor:doctor", "Check versions, devices and disk, and name what is missing."),
+    "doctor": (
+        "harness.cli.doctor:doctor",
+        "Check versions, devices, disk and cache, and print how to fix each problem.",
+    ),
 }
 
 
 class _PipeClosed(Exception):
-    """The reader of the output has closed the pipe. Not an OSError, for which click exits with 1."""
+    """The reader of the output has closed the pipe. It is not an OSError, for which click exits with 1."""
 
 
 class LazyGroup(click.Group):
-    """Lists the commands of the table above and imports one when it is called."""
+    """Group of the commands in the table above; each is imported when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)

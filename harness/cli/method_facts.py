@@ -1,8 +1,8 @@
 """Facts about methods that take seconds to compute: needs, defaults by backbone size, FLOPs of a step.
 
-Those of our own methods ship with the package (`method_facts.json`), so that lists need neither torch nor
-counting. `make counts` writes the file again; a test compares it with a fresh computation. Facts about
-plug-ins are computed.
+Those of built-in methods ship with the package (`method_facts.json`), so that lists need neither torch nor
+counting. `make counts` writes the file, and a test compares it with a fresh computation. Facts about plug-ins
+are computed on use.
 """
 
 from __future__ import annotations
@@ -10,19 +10,22 @@ from __future__ import annotations
 import ast
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import resources, util
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.config import registry
 from harness.errors import UserError
 
+if TYPE_CHECKING:
+    from harness.config.spec import Needs
+
 SIZES = ("S", "B", "L", "XL")
-"""The published backbone sizes, for which defaults are listed."""
+"""Published backbone sizes, for which defaults are listed."""
 LATENTS = (4, 32, 32)
-"""SiT-B/2 has 256 tokens on these. Costs are compared there, on images of 256x256 and batches of 256."""
+"""Shape of a sample for comparing costs: latents of 256x256 images, 256 tokens for SiT-B/2."""
 IMAGES = (3, 256, 256)
 FILE = "method_facts.json"
 
@@ -35,25 +38,25 @@ class Facts(NamedTuple):
     """The main published claim for it, and where it was made."""
     needs: tuple[str, ...]
     defaults: Mapping[str, Mapping[str, Any]]
-    """Backbone size -> setting by dotted name -> default."""
+    """Backbone size -> dotted name of a setting (that of `--set method.NAME=`) -> default."""
 
 
 def facts(name: str, sizes: tuple[str, ...] = SIZES) -> Facts:
-    """Return the facts about a method, from the package or computed.
+    """Return the facts about a method: those shipped with the package, or computed ones.
 
     Raises `UserError` for an unknown method, and for a plug-in whose settings lack a default at one of the
     sizes.
     """
     if name in registry.METHODS and name in shipped():
-        told = shipped()[name]
-        return Facts(told["source"], told["headline"], tuple(told["needs"]), told["defaults"])
+        row = shipped()[name]
+        return Facts(row["source"], row["headline"], tuple(row["needs"]), row["defaults"])
     return computed(name, sizes)
 
 
 def computed(name: str, sizes: tuple[str, ...] = SIZES) -> Facts:
-    """Return the facts about a method as its class states them."""
+    """Return the facts about a method from its class."""
     cls = registry.load("method", name)
-    needs = wants(defaults(cls, "B").needs())
+    needs = needs_in_words(defaults(cls, "B").needs())
     settings = {size: flat(defaults(cls, size)) for size in sizes}
     return Facts(getattr(cls, "source", ""), getattr(cls, "headline", ""), needs, settings)
 
@@ -67,15 +70,14 @@ def flops(name: str) -> int:
 
 @cache
 def shipped() -> dict[str, Any]:
-    """Return the facts that come with the package, by method."""
+    """Return the facts that ship with the package, by method."""
     return json.loads((resources.files("harness.cli") / FILE).read_text())
 
 
 def description(name: str) -> str:
-    """Return the docstring of a method's module, which has the equations, or of its class if the module has
-    none.
+    """Return the docstring of a method's module, which has the equations, or else that of its class.
 
-    Docstrings of our own methods are read from their source: importing a method imports torch.
+    For built-in methods it is read from the source, because importing a method imports torch.
     """
     if name in registry.METHODS:
         place = registry.METHODS[name]
@@ -84,7 +86,7 @@ def description(name: str) -> str:
 
 
 def describe(cls: type) -> str:
-    """Return the docstring of a class's module, or of the class if its module has none."""
+    """Return the docstring of a class's module, or else that of the class."""
     return inspect.getdoc(inspect.getmodule(cls)) or inspect.getdoc(cls) or ""
 
 
@@ -120,23 +122,24 @@ def defaults(cls: Any, size: str) -> Any:
 
 
 def flat(config: Any) -> dict[str, Any]:
-    """Return the settings of a config by the dotted names that `--set method.NAME=` takes, without its own
-    name."""
-    return dict(_leaves(config.model_dump(mode="json", exclude={"name"}), ()))
+    """Return the settings of a config by the dotted names that `--set method.NAME=` takes, except `name`."""
+    from harness.config.parts import nested_path
+
+    table = config.model_dump(mode="json", exclude={"name"})
+    return {nested_path(path).removeprefix("method."): value for path, value in _leaves(table, "method")}
 
 
-def _leaves(table: Mapping[str, Any], path: tuple[str, ...]) -> Any:
+def _leaves(table: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
     for name, value in table.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, (*path, name))
+            yield from _leaves(value, f"{path}.{name}")
         else:
-            yield ".".join((*path, name)), value
+            yield f"{path}.{name}", value
 
 
-def wants(needs: Any) -> tuple[str, ...]:
-    """Return needs in words: what a run must bring in addition to the student; empty for plain flow
-    matching."""
-    words = {
+def needs_in_words(needs: Needs) -> tuple[str, ...]:
+    """Return what a run requires in addition to the student; empty for plain flow matching."""
+    required = {
         " and ".join(f"encoder {encoder.name}" for encoder in needs.encoders): bool(needs.encoders),
         "its attention maps": needs.attention > 0,
         "an extra token": needs.summary,
@@ -144,13 +147,12 @@ def wants(needs: Any) -> tuple[str, ...]:
         "a time per token": needs.times == 0,
         f"{needs.times} times per sample": needs.times > 1,
     }
-    return tuple(word for word, wanted in words.items() if wanted)
+    return tuple(text for text, is_required in required.items() if is_required)
 
 
 @cache
 def step_flops(name: str) -> int:
-    """Count the FLOPs of one training step of a method with its defaults at SiT-B/2. Nothing is computed or
-    allocated."""
+    """Count the FLOPs of one training step of a method with its defaults at SiT-B/2, without running it."""
     from dataclasses import replace
 
     import torch
@@ -176,13 +178,13 @@ def step_flops(name: str) -> int:
 
 @cache
 def _architecture(encoder: str, grid: tuple[int, int]) -> Any:
-    """Return width, cost and heads of an encoder on images of 256x256."""
+    """Return the architecture of an encoder on images of 256x256."""
     family, _, model = encoder.partition(":")
     return registry.load("encoder", family).architecture(model, IMAGES, 1000, grid)
 
 
 def main() -> None:
-    """Write the shipped file again, next to this module."""
+    """Write the shipped file, next to this module."""
     found = {name: computed(name)._asdict() | {"flops": step_flops(name)} for name in registry.METHODS}
     text = json.dumps(found, indent=1)
     Path(__file__).with_name(FILE).write_text(f"{text}\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The command that makes a lost MLflow store again from records alone."""
+"""`flowrace mirror`: an MLflow store brought up to date with, or rebuilt from, run directories."""
 
 from __future__ import annotations
 
@@ -18,20 +18,25 @@ from harness.records.study_folder import StudyFolder
 
 
 @click.command(epilog="Example: flowrace mirror runs --to sqlite:///mlflow.db")
-@click.argument("directories", nargs=-1, required=True, type=click.Path(path_type=Path, file_okay=False))
+@click.argument(
+    "directories",
+    metavar="DIR...",
+    nargs=-1,
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+)
 @click.option(
     "--to",
     "uri",
     metavar="URI",
-    help="MLflow store (default: $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db).",
+    help="MLflow store. Default: $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db.",
 )
 @JSON_OPTION
 def mirror(directories: tuple[Path, ...], uri: str | None, as_json: bool) -> None:
-    """Bring an MLflow store up to date with run directories, or folders of them. What it holds already is not
-    sent again.
+    """Bring an MLflow store up to date with run directories, or folders of them; only new points are sent.
 
-    Runs of a study become children of its run, as when it was swept; others, of a run named after their
-    folder. A run that is broken stops no other: it is named at the end, with exit code 2.
+    Runs of a study become children of the study's run, as in a sweep; other runs become children of a run
+    named after their folder. Broken runs are skipped and listed at the end, with exit code 2.
     """
     records = find_records(*(directory.resolve() for directory in directories))
     if not records:
@@ -56,8 +61,8 @@ def mirror(directories: tuple[Path, ...], uri: str | None, as_json: bool) -> Non
     if as_json:
         click.echo(json.dumps({"store": store, "folders": mirrored}, indent=1))
     else:
-        for one in mirrored:
-            click.echo(f"{one['study']}: {one['runs']} runs, {one['points']} new points")
+        for row in mirrored:
+            click.echo(f"{row['study']}: {row['runs']} runs, {row['points']} new points")
         click.echo(store)
     if reasons:
         raise UserError("; ".join(reasons))
@@ -66,8 +71,7 @@ def mirror(directories: tuple[Path, ...], uri: str | None, as_json: bool) -> Non
 def _send(
     study: StudyFolder, records: list[Record], uri: str | None, name: str, complete: bool
 ) -> tuple[int, int, Sequence[str]]:
-    """Return the number of mirrored runs and of new points, and an error for each run that could not be
-    mirrored."""
+    """Return the numbers of mirrored runs and of new points, and the error of each broken run."""
     from harness.records.mlflow_mirror import Unsent, mirror
 
     files = [study.study_file] if study.study_file.is_file() else []

@@ -1,4 +1,4 @@
-"""`flowrace probe`: the layers of a run's network, or a study's encoders, as a table."""
+"""`flowrace probe`: measurements of a network's layers, or of a study's encoders, as a table."""
 
 from __future__ import annotations
 
@@ -28,17 +28,22 @@ OPTIONS = {
     "method.encoder.weights = ": "--weights ",
     "method.encoder.weights": "--weights",
 }
-"""Words in the errors of encoders -> the options of this command."""
+"""Field of a spec in an encoder's error text -> option of this command."""
 MEASURES = ("accuracy", "CKNNA", "CKA", "local - distant", "decay")
 
 
-@click.command(
-    epilog="Example: flowrace probe runs/first/0123456789ab --encoder local:small --json. "
-    "Of a study: flowrace probe runs/encoder-scaling, flowrace probe runs/video-digits --control"
-)
+EPILOG = """\b
+Example:
+  flowrace probe runs/first/0123456789ab --encoder local:small
+  flowrace probe runs/encoder-scaling
+  flowrace probe runs/video-digits --control
+"""
+
+
+@click.command(epilog=EPILOG)
 @click.argument("path", metavar="RUN|STUDY", type=click.Path(path_type=Path))
 @STEP_OPTION
-@click.option("--encoder", "name", metavar="NAME", help="Compare with this one; by default the run's own.")
+@click.option("--encoder", "name", metavar="NAME", help="Encoder to compare with. Default: the run's.")
 @click.option(
     "--weights",
     default="",
@@ -52,10 +57,14 @@ MEASURES = ("accuracy", "CKNNA", "CKA", "local - distant", "decay")
     type=click.Choice(["ridge", "repa"]),
     default="ridge",
     show_default=True,
-    help="The linear classifier: ridge regression in closed form, or REPA's protocol (90 epochs of Adam).",
+    help="Linear classifier: ridge regression in closed form, or REPA's protocol (90 epochs of Adam).",
 )
 @click.option(
-    "--time", type=click.FloatRange(0, 1), default=0.25, show_default=True, help="0 is clean, 1 is noise."
+    "--time",
+    type=click.FloatRange(0, 1),
+    default=0.25,
+    show_default=True,
+    help="Noise level of the inputs: 0 is clean, 1 is noise.",
 )
 @click.option(
     "--samples",
@@ -64,9 +73,11 @@ MEASURES = ("accuracy", "CKNNA", "CKA", "local - distant", "decay")
     show_default=True,
     help="Maximum number of training images, and of held-out images (with --control: held-out videos).",
 )
-@click.option("--control", is_flag=True, help="Read state and action from the layers of video runs instead.")
-@click.option("--all-steps", is_flag=True, help="With --control: every checkpoint, not only the newest.")
-@set_option()
+@click.option("--control", is_flag=True, help="Regress state and action on the layers of video runs instead.")
+@click.option(
+    "--all-steps", is_flag=True, help="With --control: measure every checkpoint, not only the newest."
+)
+@set_option(help="Set a field of eval or runtime, for example runtime.device=cpu; may be repeated.")
 @JSON_OPTION
 def probe(
     path: Path,
@@ -82,20 +93,19 @@ def probe(
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Measure every layer of a checkpoint (EMA weights) and compare with a frozen encoder.
+    """Measure every layer of a checkpoint (EMA weights) and compare it with a frozen encoder.
 
-    A run is not changed.
+    RUN: accuracy is that of a linear classifier on held-out images. CKNNA and CKA measure agreement with the
+    encoder. "local - distant" and "decay" measure spatial self-similarity of tokens. Brackets are 95 %
+    intervals over images. The run is not changed.
 
-    Accuracy: a linear classifier on held-out images. CKNNA and CKA: agreement with the encoder. Local -
-    distant and decay: spatial self-similarity of tokens. Brackets are 95 % intervals over images.
-
-    STUDY, a folder of runs: every encoder that its runs name, compared with the network of a run trained
-    without one. The table is kept as encoders.json in that folder, and `flowrace report` shows it. Rerun to
-    measure only what is missing.
+    STUDY, a folder of runs: measure every encoder of its runs, and compare it with the network of a run that
+    was trained without one. The table is stored as encoders.json in that folder, and `flowrace report` shows
+    it. Rerun to add only the missing encoders.
 
     --control: R2 of a ridge regression from each layer to state (position) and action (displacement), for
-    data sets that record positions; the baselines are the noisy pixels and the untrained network. For a study
-    it is kept as control.json.
+    data sets that record positions. The baselines are the noisy pixels and the untrained network. For a study
+    the table is stored as control.json.
     """
     from harness.data.dataset import pictured
     from harness.data.open import open_dataset, split
@@ -104,13 +114,13 @@ def probe(
     from harness.runtime.environment import prepare
 
     if control:
-        _refuse_of_encoders(name, weights, download, classifier)
+        _check_no_encoder_options(name, weights, download, classifier)
         _probe_control(path, step, all_steps, time, samples, overrides, as_json)
         return
     if all_steps:
         raise UserError("--all-steps requires --control; use --step to choose a checkpoint")
     if is_study(path):
-        _refuse_of_run(path, step, weights)
+        _check_no_run_options(path, step, weights)
         _probe_study(path, name, download, Asked(classifier, time, samples), overrides, as_json)
         return
     spec = spec_of_run(path, overrides)
@@ -133,12 +143,16 @@ def probe(
         return
     show(_table(found.rows, " "), narrow=_table(found.rows, "\n"))
     click.echo(
-        f"{file.stem}, time {time:g}, {classifier} probe, {found.train} training images, {found.held_out} held out"
+        f"{file.stem}, time {time:g}, {classifier} probe, {found.train} training images, "
+        f"{found.held_out} held out"
     )
 
 
 def chosen(own: Any, name: str | None, weights: str, download: bool) -> Choice | None:
-    """Return the encoder that the options name, or else the run's, with the file that they name, or None."""
+    """Return the encoder that the options name, else the run's, else None.
+
+    Raises `UserError` for options of an encoder that does not exist.
+    """
     from harness.encoders.base import Choice
 
     if name and (own is None or name != own.name):
@@ -153,7 +167,7 @@ def chosen(own: Any, name: str | None, weights: str, download: bool) -> Choice |
     return None
 
 
-def _refuse_of_run(path: Path, step: int | None, weights: str) -> None:
+def _check_no_run_options(path: Path, step: int | None, weights: str) -> None:
     for option, value in (("--step", step), ("--weights", weights)):
         if value:
             raise UserError(
@@ -161,7 +175,7 @@ def _refuse_of_run(path: Path, step: int | None, weights: str) -> None:
             )
 
 
-def _refuse_of_encoders(name: str | None, weights: str, download: bool, classifier: str) -> None:
+def _check_no_encoder_options(name: str | None, weights: str, download: bool, classifier: str) -> None:
     given = {
         "--encoder": name,
         "--weights": weights,
@@ -188,7 +202,7 @@ def _probe_control(
     from harness.probing.encoder_table import is_study
 
     if is_study(path):
-        _refuse_of_run(path, step, "")
+        _check_no_run_options(path, step, "")
         of_study(path, every, Asked(time, samples), overrides, as_json)
         return
     if every and step is not None:
@@ -199,7 +213,7 @@ def _probe_control(
 def _probe_study(
     path: Path, name: str | None, download: bool, asked: Asked, overrides: tuple[str, ...], as_json: bool
 ) -> None:
-    """Measure all encoders of a study, or the one that is named."""
+    """Measure all encoders of a study, or the named one."""
     from harness.encoders.base import Choice
     from harness.probing.encoder_table import FILE, measure_encoders, study_of
 
@@ -208,7 +222,7 @@ def _probe_study(
     if download:
         encoders = {key: replace(choice, download=True) for key, choice in encoders.items()}
     if not encoders:
-        raise UserError(f"no run of {path} has an encoder; name one: --encoder family:model")
+        raise UserError(f"no run of {path} has an encoder; name one with --encoder family:model")
     table = measure_encoders(path, study._replace(encoders=encoders), asked)
     if as_json:
         click.echo(json.dumps(table))
@@ -216,7 +230,7 @@ def _probe_study(
     show(_encoders(table["encoders"]))
     control = table["protocol"]["control"]
     compared = f"CKNNA and CKA with the best layer of {control}, which was trained without an encoder"
-    click.echo(compared if control else "No finished run without an encoder: no CKNNA and no CKA.")
+    click.echo(compared if control else "no CKNNA and no CKA, because no finished run is without an encoder")
     click.echo(path / FILE)
 
 
@@ -224,11 +238,11 @@ def _encoders(encoders: dict[str, Any]) -> Table:
     from metrics import Value
 
     table = Table("", "parameters", *MEASURES, "layer", box=None, padding=(0, 1))
-    for name, one in encoders.items():
+    for name, entry in encoders.items():
         keys = ("accuracy", "cknna", "cka", "local_distant", "spatial_decay")
-        values = [None if one[key] is None else Value(**one[key]) for key in keys]
+        values = [None if entry[key] is None else Value(**entry[key]) for key in keys]
         cells = [_cell(value, " ") for value in values]
-        table.add_row(escape(name), f"{one['params']:,}", *cells, one["layer"] or "-")
+        table.add_row(escape(name), f"{entry['params']:,}", *cells, entry["layer"] or "-")
     return table
 
 
@@ -246,7 +260,7 @@ def _opened(choice: Choice, dataset: Any, **where: Any) -> Encoder:
 
 
 def _table(rows: list[Row], between: str) -> Table:
-    """Make the table; `between` separates a number from its interval."""
+    """Return the table of layers; `between` separates a number from its interval."""
     table = Table(Column("", overflow="fold"), *MEASURES, box=None, padding=(0, 1))
     for row in rows:
         table.add_row(escape(row.name), *(_cell(value, between) for value in row[1:]))

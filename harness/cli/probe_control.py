@@ -1,4 +1,4 @@
-"""`flowrace probe --control`: state and action read from the layers of a run, or of a study's runs."""
+"""`flowrace probe --control`: regression of state and action on the layers of a run, or of a study's runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BASELINES = ("pixels", "untrained")
 def of_run(
     path: Path, step: int | None, every: bool, asked: Asked, overrides: tuple[str, ...], as_json: bool
 ) -> None:
-    """Measure one checkpoint of a run, or `every` one, without writing anything."""
+    """Measure one checkpoint of a run, or every one, and print the table; nothing is written."""
     spec, newest = spec_of_run(path, overrides), checkpoint_of_run(path, step)
     files = checkpoints(path / "checkpoints") if every else [newest]
     *_, entry = measurements(spec, files, asked)
@@ -35,7 +35,7 @@ def of_run(
 
 
 def of_study(path: Path, every: bool, asked: Asked, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Measure the entries missing from a study's table."""
+    """Add the missing entries to a study's table and print it."""
     table = measure_study(path, asked, overrides, every=every)
     if as_json:
         click.echo(json.dumps(table))
@@ -68,6 +68,6 @@ def _cell(value: Mapping[str, Any]) -> str:
 
 def _caption(asked: Asked, videos: int) -> str:
     return (
-        f"R2 on held-out videos, of a ridge regression to position (state) and displacement (action); "
+        f"R2 of a ridge regression to position (state) and displacement (action) on held-out videos; "
         f"time {asked.time:g}, {videos} videos, a quarter of them held out"
     )

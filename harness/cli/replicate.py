@@ -1,4 +1,4 @@
-"""flowrace replicate: evaluate again around the crossing of a target."""
+"""`flowrace replicate`: repeated evaluations around the crossing of a target."""
 
 from __future__ import annotations
 
@@ -18,30 +18,39 @@ from harness.train.replicates import MissingCheckpoint, Wanted, bracket_steps, r
 
 
 @click.command(epilog="Example: flowrace replicate runs/digits --replicates 3")
-@click.argument("directories", nargs=-1, required=True, type=click.Path(path_type=Path, file_okay=False))
-@click.option("--metric", help="As in the record, fd:local say. Default: the study's.")
-@click.option("--target", type=float, help="The value to reach. Default: the study's.")
+@click.argument(
+    "directories",
+    metavar="DIR...",
+    nargs=-1,
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+)
+@click.option("--metric", help="Metric name as recorded, for example fd:local. Default: the study's.")
+@click.option("--target", type=float, help="Metric value to reach. Default: the study's.")
 @click.option(
-    "--replicates", type=click.IntRange(2), default=3, show_default=True, help="Evaluations of each step."
+    "--replicates",
+    type=click.IntRange(2),
+    default=3,
+    show_default=True,
+    help="Number of evaluations of each step.",
 )
 @JSON_OPTION
 def replicate(
     directories: tuple[Path, ...], metric: str | None, target: float | None, replicates: int, as_json: bool
 ) -> None:
-    """Evaluate again, with replicates, at both ends of the bracket around each run's crossing of the target.
+    """Evaluate again, with replicates, the two steps around each run's crossing of the target.
 
-    Reports and audits then use the means. It needs the checkpoints of those steps: train with
-    train.checkpoint_every equal to eval.every and a large train.keep_checkpoints. Run again, it goes on with
-    what is missing.
+    Reports and audits then use the means. The checkpoints of those steps must exist: train with
+    train.checkpoint_every equal to eval.every and a large train.keep_checkpoints. Rerun to resume.
     """
     measured, missing = [], []
     records = find_records(*directories)
     if not records:
         raise UserError(f"no run directory in {', '.join(map(str, directories))}")
     wanted = [_wanted(record, metric, target) for record in records]
-    _check_measured(records, {one.metric for one in wanted})
-    for record, sought in zip(records, wanted, strict=True):
-        steps = bracket_steps(record, sought)
+    _check_measured(records, {crossing.metric for crossing in wanted})
+    for record, crossing in zip(records, wanted, strict=True):
+        steps = bracket_steps(record, crossing)
         try:
             for step, found in replicate_run(record, steps, replicates):
                 measured.append({"run": record.id, "step": step, **found})
@@ -67,7 +76,7 @@ def _wanted(record: Record, metric: str | None, target: float | None) -> Wanted:
 
 
 def _check_measured(records: Sequence[Record], metrics: Iterable[str]) -> None:
-    """Raise `UserError` for a metric that no run has, and where none was evaluated."""
+    """Raise `UserError` if no run has been evaluated, or none by one of the metrics."""
     known = {name for record in records for event in record.of("eval") for name in event["metrics"]}
     if not known:
         raise UserError("no run has been evaluated yet, so there is nothing to evaluate again")

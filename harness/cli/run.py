@@ -1,7 +1,8 @@
-"""`flowrace run`: train one spec."""
+"""`flowrace run`: the training of one spec."""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,18 +20,27 @@ if TYPE_CHECKING:
     from harness.train.progress import Quiet
 
 
-@click.command(epilog="Example: flowrace run digits --set method.name=repa --set seed=1 --out runs/first")
+EPILOG = """\b
+Example:
+  flowrace run digits --set method.name=repa --set seed=1 --out runs/first
+  torchrun --nproc-per-node 8 -m harness.cli.main run imagenet256 --set data.root=latents
+"""
+
+
+@click.command(epilog=EPILOG)
 @click.argument("source", metavar="PRESET|FILE.toml|RUN")
 @set_option()
 @click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), help="Folder of runs (default: runs)."
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of runs. Default: that of RUN, else runs.",
 )
 @track_options
-@click.option("--quiet", is_flag=True, help="No progress display.")
+@click.option("--quiet", is_flag=True, help="Show no progress.")
 def run(
     source: str, overrides: tuple[str, ...], out: Path | None, track: str | None, no_track: bool, quiet: bool
 ) -> None:
-    """Train one spec. The run goes into OUT/<run id>; run the same command again to continue it."""
+    """Train one spec into OUT/<run id>. Rerun the same command to resume it."""
     spec = load_spec(source, overrides)
     if is_run(Path(source)) and not overrides:
         _check_named(Path(source), spec)
@@ -44,7 +54,7 @@ def run(
         path = train(pinned(spec), out, progress)
     finally:
         progress.close()
-    if not no_track and _main_process():
+    if not no_track and _is_rank_0():
         _mirror(path, track)
     click.echo(path)
 
@@ -53,27 +63,25 @@ def _check_named(folder: Path, spec: RunSpec) -> None:
     """Raise `UserError` if a folder is not named by its spec's run id: a new run would start next to it."""
     if folder.resolve().name != spec.id:
         raise UserError(
-            f"{folder} does not match the run id {spec.id} in its {SPEC}. Rename the folder to continue that run, or pass "
-            f"{folder / SPEC} to start a new one"
+            f"{folder} does not match the run id {spec.id} in its {SPEC}. Rename the folder to resume that "
+            f"run, or pass {folder / SPEC} to start a new one"
         )
 
 
 def _progress(quiet: bool) -> Quiet:
     from harness.train.progress import Lines, Live, Quiet
 
-    if quiet or not _main_process():
+    if quiet or not _is_rank_0():
         return Quiet()
     return Live() if sys.stderr.isatty() else Lines()
 
 
-def _main_process() -> bool:
-    import os
-
+def _is_rank_0() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
 def _mirror(path: Path, uri: str | None) -> None:
-    """Mirror a run into MLflow; a missing MLflow is an error only if a store was named."""
+    """Mirror a run into MLflow; that MLflow is not installed is an error only if a store was named."""
     from harness.records.mlflow_mirror import mirror
 
     try:

@@ -1,4 +1,4 @@
-"""The command that draws samples from a run, many or a few."""
+"""`flowrace sample`: samples of a run as an image grid or an .npz file."""
 
 from __future__ import annotations
 
@@ -22,26 +22,28 @@ Example:
 
 @click.command(epilog=SAMPLE_EPILOG)
 @click.argument("path", metavar="RUN", type=click.Path(path_type=Path))
-@click.option("-n", "count", type=click.IntRange(1), default=100, show_default=True, help="How many samples.")
+@click.option(
+    "-n", "count", type=click.IntRange(1), default=100, show_default=True, help="Number of samples."
+)
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
-    help=".png for a grid (default: samples.png), .npz for arr_0 (NHWC, uint8) as ADM's evaluator reads it.",
+    help="File: .png for a grid, .npz for ADM's evaluator (arr_0, NHWC, uint8). Default: samples.png.",
 )
 @click.option(
     "--npz",
     type=click.Path(path_type=Path, dir_okay=False),
     is_flag=False,
     flag_value="samples.npz",
-    help="The same as --output with .npz; samples.npz where no name follows.",
+    help="Write an .npz file; without a name, samples.npz.",
 )
 @click.option(
-    "--waveform", is_flag=True, help="Of videos with their sound, in a .png: frames, and the wave under them."
+    "--waveform", is_flag=True, help="Draw the waveform below the frames of a video with its sound (.png)."
 )
-@click.option("--classes", metavar="A,B,...", help="Draw these classes only.")
+@click.option("--classes", metavar="A,B,...", help="Classes to draw. Default: all.")
 @STEP_OPTION
-@set_option()
+@set_option(help="Set a field of eval or runtime, for example eval.guidance=1.5; may be repeated.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 def sample(
     path: Path,
@@ -54,17 +56,16 @@ def sample(
     overrides: tuple[str, ...],
     overwrite: bool,
 ) -> None:
-    """Draw samples from a checkpoint of a run with the sampler of its spec; sample i depends on eval.seed and
-    i alone.
+    """Draw samples from a checkpoint of a run with the sampler of its spec.
 
-    An interrupted command goes on where it was when it is run again. Under torchrun the processes share the
-    work.
+    Sample i depends only on eval.seed and i. Rerun an interrupted command to resume it. Under torchrun, the
+    processes split the samples between them.
     """
     if output and npz:
-        raise UserError("--output and --npz both name the file to write: give one of them")
+        raise UserError("--output and --npz both name the file to write; give one of them")
     output = output or npz or Path("samples.png")
     if output.suffix not in (".png", ".npz"):
-        raise UserError(f"--output {output}: allowed are .png (a grid) and .npz (ADM's layout)")
+        raise UserError(f"--output {output}: the file must end in .png (a grid) or .npz (ADM's layout)")
     _check_free(output, overwrite)
     if not output.parent.is_dir():
         raise UserError(f"cannot write {output}: no such folder {output.parent}")
@@ -83,7 +84,8 @@ def sample(
     check_classes(only, dataset.classes)
     if output.suffix == ".npz" and dataset.modality != "image":
         raise UserError(
-            f"{output}: an .npz in ADM's layout holds images, and these samples are {dataset.modality}; draw a .png"
+            f"{output}: an .npz in ADM's layout holds images, but these samples are {dataset.modality}; "
+            "write a .png"
         )
     if waveform and (dataset.modality != "joint" or output.suffix != ".png"):
         raise UserError(
@@ -92,7 +94,8 @@ def sample(
         )
     with join(spec.runtime.device) as world:
         drawing = drawing_of_run(path, spec, step, count, only, world.device)
-        _check_free(output, overwrite)  # another command may have written it meanwhile
+        # Another command may have written the file in the meantime.
+        _check_free(output, overwrite)
         if output.suffix == ".npz":
             draw_bulk(drawing.model, drawing.job, output, world, drawing.decode)
         elif world.main:
@@ -124,5 +127,7 @@ def _classes(text: str | None) -> tuple[int, ...]:
     words = [word.strip() for word in text.split(",")] if text is not None else []
     for word in words:
         if not word.isdecimal():
-            raise UserError(f"--classes {text}: expected whole numbers separated by commas, as --classes 3,7")
+            raise UserError(
+                f"--classes {text}: expected integers separated by commas, for example --classes 3,7"
+            )
     return tuple(int(word) for word in words)

@@ -1,4 +1,4 @@
-"""flowrace verify: check golden vectors of released code against this installation."""
+"""`flowrace verify`: a check of this installation against golden vectors of released code."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from harness.config.options import JSON_OPTION
 
 
 @click.command(epilog="Example: flowrace verify golden/*.safetensors --json")
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @JSON_OPTION
 def verify(files: tuple[Path, ...], as_json: bool) -> None:
-    """Check golden vectors of released code: the largest absolute error of every tensor, at most 1e-5. Exit
-    code 1 if any is larger."""
+    """Check this installation against golden vectors of released code.
+
+    Prints the largest absolute error of every tensor, which may be at most 1e-5. Exit code 1 if one is
+    larger.
+    """
     from harness.flow.golden import TOLERANCE
     from harness.flow.golden import verify as check_file
 

@@ -1,7 +1,6 @@
-"""Import paths of version 0.1.0 for plug-ins that were written to them: `harness.path` is `harness.flow.path`
-today.
+"""Import paths of version 0.1.0, kept for plug-ins: `harness.path` now is `harness.flow.path`.
 
-Only plug-ins get them: `registry.load` installs the finder before it imports one.
+`registry.load` installs the finder before it imports a plug-in; nothing else uses the old paths.
 """
 
 from __future__ import annotations
@@ -35,11 +34,11 @@ MOVED = {
 RENAMED: dict[str, dict[str, str]] = {
     "methods.common.alignment": {"apart": "distance", "mean_apart": "mean_distance"},
 }
-"""Of a module of today: name in 0.1.0 -> name today."""
+"""Current module -> its renamed attributes: name in 0.1.0 -> current name."""
 
 
 def install() -> None:
-    """Make the old paths importable in this process; again is no harm."""
+    """Make the old paths importable in this process. Further calls change nothing."""
     if _FINDER not in sys.meta_path:
         sys.meta_path.append(_FINDER)
 
@@ -52,10 +51,10 @@ class _Moved(MetaPathFinder, Loader):
         return spec_from_loader(fullname, self, is_package=package) if fullname in MOVED else None
 
     def exec_module(self, module: ModuleType) -> None:
-        today = MOVED[module.__name__]
-        names = vars(importlib.import_module(today))
+        current = MOVED[module.__name__]
+        names = vars(importlib.import_module(current))
         module.__dict__.update({name: value for name, value in names.items() if not name.startswith("__")})
-        module.__dict__.update({old: names[new] for old, new in RENAMED.get(today, {}).items()})
+        module.__dict__.update({old: names[new] for old, new in RENAMED.get(current, {}).items()})
 
 
 _FINDER = _Moved()

@@ -7,16 +7,17 @@ from typing import TypeVar
 
 import click
 
-# A function or a click command; a decorator returns what it got.
+# A function or a click command; a decorator returns the type that it was given.
 Command = TypeVar("Command", bound=Callable[..., object])
 
-JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for machines.")
+JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
 STEP_OPTION = click.option("--step", type=int, help="Step of the checkpoint (default: the newest one).")
 
 
 def set_option(
-    help: str = "Set a field of the spec; may be repeated.", metavar: str = "A.B=VALUE"
+    help: str = "Set a field of the spec, for example train.steps=100; may be repeated.",
+    metavar: str = "A.B=VALUE",
 ) -> Callable[[Command], Command]:
     """Return the option `--set`, which a command receives as `overrides`."""
     return click.option("--set", "overrides", multiple=True, metavar=metavar, help=help)

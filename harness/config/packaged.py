@@ -17,15 +17,18 @@ class PackagedToml:
     folder: str
 
     def names(self) -> list[str]:
+        """Return the names of the files, sorted."""
         return sorted(
             file.name.removesuffix(".toml") for file in self._files().iterdir() if file.name.endswith(".toml")
         )
 
     def summary(self, name: str) -> str:
-        """Return the comment in the first line of a file."""
+        """Return the text of the comment in the first line of a file."""
         return self._read(name).splitlines()[0].lstrip("# ")
 
+    # Any: the values of a TOML file.
     def table(self, name: str) -> dict[str, Any]:
+        """Return the parsed content of a file."""
         return tomllib.loads(self._read(name))
 
     def _read(self, name: str) -> str:

@@ -1,9 +1,8 @@
-"""Settings of each part of a sample that has several, as tables `parts.KIND` of a section:
-`[data.parts.audio] weight = 0.7`.
+"""Settings per part of a sample, in tables `parts.KIND` of a section: `[data.parts.audio] weight = 0.7`.
 
-Version 0.1.0 gave each of them a field: `data.audio_weight`. Those names are read everywhere and translated
-here. Files of a run and run ids keep them for the settings of that version, so that ids and records do not
-change; the settings of another kind of part are written and hashed as `parts.KIND.NAME`.
+Version 0.1.0 had one field for each: `data.audio_weight`. These flat names are still accepted, and are
+translated here. Files of a run and run ids keep them for the settings of that version, so that ids and
+records do not change. Settings that came later are written and hashed as `parts.KIND.NAME`.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ FLAT_NAMES: dict[str, dict[str, tuple[str, str]]] = {
     "backbone": {"patch_sound": ("audio", "patch")},
     "method": {"mask_ratio_audio": ("audio", "mask_ratio")},
 }
-"""By section, the fields of version 0.1.0: the kind of part and the setting."""
+"""Section -> field of version 0.1.0 -> kind of part and name of the setting."""
 
 
 class HasParts(BaseModel):
-    """Base of a section with a field `parts`: reads the flat names too, and writes them."""
+    """Base of a section with a field `parts`: accepts the flat names too, and writes them."""
 
     flat_names: ClassVar[Mapping[str, tuple[str, str]]] = {}
 
@@ -44,23 +43,23 @@ class HasParts(BaseModel):
 
 
 def flattened(table: Mapping[str, Any], flat_names: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
-    """A dumped section with the flat names in the place of `parts`."""
-    found: dict[str, Any] = {}
+    """Return a dumped section with its `parts` under their flat names, if they have some."""
+    flat_table: dict[str, Any] = {}
     for key, value in table.items():
         if key != "parts":
-            found[key] = value
+            flat_table[key] = value
             continue
         rest = {kind: dict(settings) for kind, settings in value.items()}
         for flat, (kind, name) in flat_names.items():
             if name in rest.get(kind, {}):
-                found[flat] = rest[kind].pop(name)
+                flat_table[flat] = rest[kind].pop(name)
         if rest := {kind: settings for kind, settings in rest.items() if settings}:
-            found["parts"] = rest
-    return found
+            flat_table["parts"] = rest
+    return flat_table
 
 
 def flat_path(path: str) -> str:
-    """A spec path as files of a run have it.
+    """Return the name of a field in the files of a run.
 
     >>> flat_path("data.parts.audio.weight"), flat_path("train.steps")
     ('data.audio_weight', 'train.steps')
@@ -73,18 +72,21 @@ def flat_path(path: str) -> str:
 
 
 def nested_path(path: str) -> str:
-    """A spec path in its spelling of today.
+    """Return the current name of a field.
 
     >>> nested_path("data.audio_weight"), nested_path("methods.self_flow.mask_ratio_audio")
     ('data.parts.audio.weight', 'methods.self_flow.parts.audio.mask_ratio')
     """
     table, _, last = path.rpartition(".")
-    found = _flat_names_at(table).get(last)
-    return f"{table}.parts.{found[0]}.{found[1]}" if found else path
+    setting = _flat_names_at(table).get(last)
+    return f"{table}.parts.{setting[0]}.{setting[1]}" if setting else path
 
 
 def nested_setting(path: str, value: Any) -> tuple[str, Any]:
-    """An override in its spelling of today: its path, and the flat names in a table that it sets."""
+    """Return an override's path and value under current names; the value may be a table of fields.
+
+    Raises `UserError` if the table sets a field under both names.
+    """
     try:
         return nested_path(path), _nested_at(path, value)
     except ValueError as error:
@@ -92,7 +94,10 @@ def nested_setting(path: str, value: Any) -> tuple[str, Any]:
 
 
 def nested_spec(table: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The raw table of a spec in its spelling of today. Raises `UserError` where it has a setting in both."""
+    """Return the raw table of a spec under current names.
+
+    Raises `UserError` if it sets a field under both names.
+    """
     try:
         return {key: _nested_at(key, value) for key, value in table.items()}
     except ValueError as error:
@@ -114,17 +119,17 @@ def _nested_at(path: str, value: Any) -> Any:
 
 
 def _nested(table: Mapping[str, Any], flat_names: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
-    found = dict(table)
+    nested = dict(table)
     for flat, (kind, name) in flat_names.items():
-        if flat not in found:
+        if flat not in nested:
             continue
-        value = found.pop(flat)
-        parts = found.get("parts", {})
+        value = nested.pop(flat)
+        parts = nested.get("parts", {})
         part = parts.get(kind, {}) if isinstance(parts, Mapping) else None
-        # Another mistake: the model that this table is for reports it.
+        # The model that validates this table reports a part that is no table.
         if not isinstance(part, Mapping):
             continue
         if name in part:
             raise ValueError(f"{flat} and parts.{kind}.{name} set the same field; keep parts.{kind}.{name}")
-        found["parts"] = {**parts, kind: {**part, name: value}}
-    return found
+        nested["parts"] = {**parts, kind: {**part, name: value}}
+    return nested

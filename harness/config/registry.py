@@ -1,6 +1,7 @@
-"""Names and where they live: `name -> "module:attribute"`, imported only when asked for.
+"""The registry of methods, data sets, encoders and codecs: name -> "module:attribute", imported on use.
 
-Packages outside this one add methods through the entry-point group `flowrace.methods`.
+Other packages add to it through the entry-point groups `flowrace.methods`, `.datasets`, `.encoders` and
+`.codecs`.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ DATASETS = {
     "films": "harness.data.disk.films:Films",
     "latents": "harness.latents.dataset:Latents",
 }
-ENCODERS = {  # family -> class; a full name is "family:model"
+# Family -> class; a full name is "family:model".
+ENCODERS = {
     "timm": "harness.encoders.timm:TimmEncoder",
     "open_clip": "harness.encoders.open_clip:OpenClipEncoder",
     "local": "harness.encoders.local:LocalEncoder",
@@ -64,12 +66,12 @@ _TABLES = {"method": METHODS, "dataset": DATASETS, "encoder": ENCODERS, "codec":
 
 
 def names(kind: str) -> list[str]:
-    """All registered names of a kind: `method`, `dataset`, `encoder` or `codec`."""
+    """Return all registered names of a kind: `method`, `dataset`, `encoder` or `codec`."""
     return sorted({*_TABLES[kind], *_plugins(kind)})
 
 
 def load(kind: str, name: str) -> Any:
-    """The class registered under a name; raises `UserError` with the nearest match for an unknown one."""
+    """Return the class registered under a name; raises `UserError` with the nearest match if unknown."""
     if name in _TABLES[kind]:
         module, _, attribute = _TABLES[kind][name].partition(":")
         return getattr(importlib.import_module(module), attribute)

@@ -1,6 +1,6 @@
-"""The spec of a run: frozen, validated, canonical, and addressed by the hash of what can change its results.
+"""The spec of a run: frozen, validated, and addressed by a hash of the fields that can change its results.
 
-See harness/assembly/resolve.py for how presets, files and overrides are combined into a spec.
+harness/assembly/resolve.py combines presets, files and overrides into a spec.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from harness.backbone.sizes import SIZES
 from harness.config.parts import FLAT_NAMES, HasParts, flattened
 
 NOT_HASHED: JsonDict = {"hashed": False}
-"""`json_schema_extra` of a field that cannot change results (a path, a worker count): it is not part of the
-run id."""
+"""`json_schema_extra` of a field that cannot change results, such as a path or a number of workers. It is not
+part of the run id."""
 HASHED_IF_SET: JsonDict = {"hashed": "unless default"}
-"""`json_schema_extra` of a field added later: at its default it is not part of the run id, so that older runs
-keep their ids."""
+"""`json_schema_extra` of a field that was added later. At its default it is not part of the run id, so that
+older runs keep their ids."""
 
 
 class Section(BaseModel):
-    """Base of everything in a spec."""
+    """Base of every model in a spec."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -40,100 +40,110 @@ class DataPart(Section):
     """One part of a sample that has several, for example the sound of a video."""
 
     weight: float = Field(default=0.5, ge=0, json_schema_extra=HASHED_IF_SET)
-    """Of the part in the loss; 0 removes the part from the data."""
+    """Weight of this part in the loss; 0 removes the part from the data."""
     alone: float = Field(default=0.0, ge=0, le=1, json_schema_extra=HASHED_IF_SET)
-    """Share of the training samples that consist of this part only."""
+    """Share of training samples that consist of this part only."""
 
 
 class DataParts(Section):
+    """The parts of a sample that has several: a video with its sound."""
+
     video: DataPart = DataPart()
     audio: DataPart = DataPart()
 
     def of(self, kind: str) -> DataPart:
+        """Return the settings of a kind of part."""
         return dict(self)[kind]
 
 
 class DataSpec(Section, HasParts):
-    """The training data. `root` is only a location; `fingerprint` identifies the content and is filled in
-    when `root` exists."""
+    """The training data. `root` is only a location; `fingerprint` identifies the content."""
 
     flat_names: ClassVar = FLAT_NAMES["data"]
 
     if TYPE_CHECKING:
-        # pydantic adds it to a frozen model.
+        # pydantic adds this method to a frozen model.
         def __hash__(self) -> int: ...
 
     name: str = "digits"
-    """A registered data set: `flowrace list datasets`."""
+    """Registered name of the data set, see `flowrace list datasets`."""
     root: str = _free("")
-    """File or folder of the data."""
+    """File or folder that holds the data."""
     fingerprint: str = ""
-    """Hash of the content, filled in when `root` exists."""
+    """Hash of the content, filled in if `root` exists."""
     resolution: int | None = Field(default=None, ge=1)
-    """Side in pixels after resize of the shorter side and centre crop; None keeps the images' own size."""
+    """Side in pixels after a resize of the shorter side and a centre crop; None keeps the images' size."""
     channels: Literal[1, 3] | None = None
+    """Convert images to grey (1) or RGB (3); None keeps the images' channels."""
     parts: DataParts = DataParts()
-    """Of a video with its sound."""
+    """Settings of the parts of a video with its sound."""
     held_out: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the data that is not trained on, the reference of evaluations."""
+    """Share of the data that is kept from training, as the reference of evaluations."""
     flip: bool = False
     """Mirror half of the training images."""
     image_key: str = ""
-    """Name of the array or column of images; empty: found by the usual names."""
+    """Name of the array or column of images; empty for the usual names."""
     label_key: str = ""
-    """Name of the array or column of labels; empty: found by the usual names."""
+    """Name of the array or column of labels; empty for the usual names."""
     frames: int | None = Field(default=None, ge=1, json_schema_extra=HASHED_IF_SET)
-    """Frames of a video, or log-mel frames of a recording; None: the data set's default."""
+    """Frames of a video, or log-mel frames of a recording; None for the data set's default."""
     classes: int | None = Field(default=None, ge=1, json_schema_extra=HASHED_IF_SET)
-    """Number of classes of latents, for a plan without data."""
+    """Number of classes of latents, for a plan made without the data."""
     posterior: Literal["sample", "mean"] = Field(default="sample", json_schema_extra=HASHED_IF_SET)
-    """Latents are sampled each time they are read, or are the mean."""
+    """Draw a latent from its posterior each time it is read, or use the posterior's mean."""
     codec: str = Field(default="", json_schema_extra=HASHED_IF_SET)
-    """Codec that decodes latents, `family:PATH`; empty: the codec that encoded them."""
+    """Codec that decodes latents, `family:PATH`; empty for the codec that encoded them."""
     codec_weights: str = _free("")
-    """Folder of the codec's weights, if it has moved since."""
+    """Folder of the codec's weights, if they have been moved."""
     images: str = _free("")
     """Location of the images that latents were encoded from, if they have been moved."""
     workers: int = _free(0, ge=0)
-    """Processes that load data; 0 loads in the training process."""
+    """Number of processes that load data; 0 loads in the training process."""
 
 
 class BackbonePart(Section):
+    """Division of one part of a sample into tokens."""
+
     patch: int = Field(default=1, ge=1, json_schema_extra=HASHED_IF_SET)
-    """Spectrogram frames in one token of the sound that comes with a video."""
+    """Spectrogram frames in one token of the sound of a video."""
 
 
 class BackboneParts(Section):
-    """The parts of a sample after the first, which `patch` and `patch_time` of the backbone divide."""
+    """The parts of a sample after the first; `patch` and `patch_time` of the backbone divide the first."""
 
     audio: BackbonePart = BackbonePart()
 
     def of(self, kind: str) -> BackbonePart:
+        """Return the settings of a kind of part."""
         return dict(self)[kind]
 
 
 class BackboneSpec(Section, HasParts):
+    """The SiT."""
+
     flat_names: ClassVar = FLAT_NAMES["backbone"]
 
     size: str = "S"
-    """A registered size: `flowrace list sizes`."""
+    """Registered size, see `flowrace list sizes`."""
     patch: int = Field(default=2, ge=1)
     """Side of a token in pixels, or its length in spectrogram frames for sound."""
     patch_time: int = Field(default=1, ge=1, json_schema_extra=HASHED_IF_SET)
     """Frames of a video in one token."""
     parts: BackboneParts = BackboneParts()
+    """Settings of the parts of a sample after the first."""
     learn_sigma: bool = False
-    """Predict the variance too, as the released networks do; it is not trained."""
+    """Add the variance channels of the released networks; they are not trained."""
     positions: Literal["sincos", "rotary"] = Field(default="sincos", json_schema_extra=HASHED_IF_SET)
     """Position code added to the tokens, as released, or rotation of queries and keys in every block."""
 
     @property
     def depth(self) -> int:
+        """Number of blocks."""
         return SIZES[self.size].depth
 
 
 class TimeSpec(Section):
-    """p(t), the same for every method."""
+    """The distribution of times p(t), the same for every method."""
 
     kind: Literal["uniform", "logit_normal"] = "uniform"
     """The distribution of t before the shift."""
@@ -146,132 +156,135 @@ class TimeSpec(Section):
     late: float = Field(default=0.0, ge=0, le=1, json_schema_extra=HASHED_IF_SET)
     """Share of samples whose time is uniform on [0.95, 1] instead (Self-Flow App. A.2, video: 0.05)."""
     apart: bool = Field(default=False, json_schema_extra=HASHED_IF_SET)
-    """Each part of a video with its sound has times of its own."""
+    """Draw a separate time for each part of a video with its sound."""
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TrainSpec(Section):
+    """Training with AdamW."""
+
     steps: int = Field(default=400_000, ge=1)
-    """Optimizer steps."""
+    """Number of optimizer steps."""
     batch_size: int = Field(default=256, ge=1)
     """Samples per step, over all processes."""
     learning_rate: float = Field(default=1e-4, gt=0)
-    """Of AdamW, after the warm-up."""
+    """Learning rate after the warm-up."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
-    """Of AdamW."""
+    """Decay rates of AdamW's first and second moment."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """Of AdamW."""
+    """Weight decay of AdamW."""
     warmup_steps: int = Field(default=0, ge=0)
-    """Linear warm-up of the learning rate."""
+    """Steps of linear warm-up of the learning rate."""
     clip: float = Field(default=1.0, gt=0)
     """Largest gradient norm."""
     label_drop: float = Field(default=0.1, ge=0, le=1)
     """Probability that a sample loses its label, for guidance."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the forward pass; weights, losses and the optimizer stay in float32."""
+    """Precision of the forward pass; weights, losses and the optimizer stay in float32."""
     accumulate: int = _free(1, ge=1)
     """Micro-batches per step and process: the same batch with less memory."""
     checkpoint_every: int = _free(10_000, ge=1)
     """Steps between checkpoints."""
     keep_checkpoints: int = _free(2, ge=1)
-    """Number of the newest checkpoints that are kept."""
+    """Number of newest checkpoints to keep."""
     log_every: int = _free(100, ge=1)
-    """Steps between lines of the record."""
+    """Steps between training lines in the record."""
 
 
 class EmaSpec(Section):
     """One exponential moving average per run: the teacher and the model that is evaluated."""
 
     decay: float = Field(default=0.9999, ge=0, lt=1)
-    """Weight of the old average in a step."""
+    """Weight of the previous average in a step."""
     warmup: bool = False
     """Use min(decay, (1 + step) / (10 + step)), for short runs."""
 
 
 class EvalSpec(Section):
+    """Evaluation of the EMA weights."""
+
     every: int = Field(default=50_000, ge=1)
     """Steps between evaluations."""
     samples: int = Field(default=10_000, ge=2)
-    """Samples of an evaluation."""
+    """Number of samples of an evaluation."""
     metrics: tuple[str, ...] = ("fd:local",)
     """Names of metrics, for example fd:local, fid, kid."""
     sampler: Literal["euler", "heun", "euler_maruyama"] = "euler_maruyama"
-    """The integrator: `flowrace list samplers`."""
+    """Integrator, see `flowrace list samplers`."""
     sampler_steps: int = Field(default=250, ge=1)
     """Steps from noise to sample."""
     precision: Literal["float32", "bfloat16"] = Field(default="float32", json_schema_extra=HASHED_IF_SET)
-    """Of the network while it samples."""
+    """Precision of the network in sampling."""
     guidance: float = Field(default=1.0, ge=0)
-    """Scale of classifier-free guidance; 1 is without."""
+    """Scale of classifier-free guidance; 1 is no guidance."""
     guidance_low: float = Field(default=0.0, ge=0, le=1)
     """Lowest time with guidance."""
     guidance_high: float = Field(default=1.0, ge=0, le=1)
     """Highest time with guidance."""
     labels: Literal["balanced", "random"] = "random"
-    """All classes equally often, or drawn uniformly."""
+    """Classes in equal numbers, or drawn uniformly."""
     seed: int = Field(default=0, ge=0)
-    """Of the noise and labels of evaluations, the same for every run."""
+    """Seed of the noise and labels of evaluations, the same for every run."""
     replicates: int = Field(default=1, ge=1, json_schema_extra=HASHED_IF_SET)
-    """Evaluations a step, each with latents and labels of its own: their mean, and from 2 on its interval."""
+    """Evaluations at each step, with separate noise and labels; the mean is recorded, from 2 on with its
+    interval."""
     weights: dict[str, str] = _free({})
-    """Weights file by extractor, if the name of the extractor does not give it."""
+    """Extractor -> file of its weights, if its name does not include one."""
     batch_size: int = _free(256, ge=1)
     """Samples per pass of the network."""
     grid: int = _free(40, ge=1)
-    """Images in the sample grid."""
+    """Number of images in the sample grid."""
 
 
 class RuntimeSpec(Section):
-    """Where and how a run is executed. Nothing here is part of the run id."""
+    """Execution of a run. None of these fields is part of the run id."""
 
     device: str = _free("auto")
     """auto, cpu, cuda or cuda:N."""
     threads: int = _free(0, ge=0)
-    """CPU threads of one process; 0: all cores."""
+    """CPU threads of one process; 0 for all cores."""
     compile: bool = _free(False)
     """Use torch.compile."""
     checkpoint_activations: bool = _free(False)
-    """Recompute the activations of the blocks in the backward pass: less memory, one more forward pass."""
+    """Recompute the blocks' activations in the backward pass: less memory, one more forward pass."""
     shard: bool = _free(False)
     """Shard parameters, optimizer and EMA over all processes (FSDP2) instead of keeping a copy in each."""
 
 
 class Needs(NamedTuple):
-    """What a method asks of the trainer. A need that is not stated costs nothing."""
+    """Requirements of a method on the trainer. A need at its default costs nothing."""
 
-    # Any: an `EncoderSpec` of methods/common/alignment.py, or whatever else a method's settings describe an
-    # encoder with.
+    # Any: an `EncoderSpec` of methods/common/alignment.py, or a method's own description of an encoder.
     encoders: tuple[Any, ...] = ()
-    """A choice for each frozen encoder whose view the batch shall carry."""
+    """The choice of each frozen encoder whose view the batch must contain."""
     summary: bool = False
-    """Whether the view has the encoder's summary, and the network one more token of its width, generated with
+    """Put the encoder's summary into its view. The network gets one more token of its width, generated with
     the image."""
     attention: int = 0
-    """Number of the encoder's last blocks whose attention the view has."""
+    """Number of the encoder's last blocks whose attention maps are in its view."""
     teacher: bool = False
-    """A pass of the EMA network."""
+    """Run a forward pass of the EMA network."""
     times: int = 1
-    """Noise levels per sample; 0 means one for each token."""
+    """Noise levels per sample; 0 for one per token."""
     taps: tuple[int, ...] = ()
     """Student layers whose output the loss reads (1-based)."""
     heads: tuple[int, ...] = ()
     """Student layers whose queries and keys the loss reads (1-based)."""
     group: int = 1
-    """Consecutive samples that the loss compares with each other and that a micro-batch may not part."""
+    """Number of consecutive samples that the loss compares with each other; no micro-batch splits them."""
 
 
 class Schedule(Section):
-    """When a method aligns, and how much: an option of every method (early stop is HASTE's, arXiv
-    2505.16792)."""
+    """Schedule of the alignment weight, an option of every method. Early stop: HASTE, arXiv 2505.16792."""
 
     until: int | None = Field(default=None, ge=0)
-    """The last step with alignment; after it neither teacher nor encoder runs."""
+    """Last step with alignment; after it neither teacher nor encoder runs. None for every step."""
     warmup: int = Field(default=0, ge=0)
     """Steps over which the weight rises linearly to its full value."""
     decay: Literal["none", "linear", "cosine"] = "none"
-    """How the weight falls to zero between warm-up and `until`."""
+    """Decay of the weight to zero between warm-up and `until`."""
 
     @model_validator(mode="after")
     def _decay_has_an_end(self) -> Self:
@@ -294,47 +307,51 @@ class Schedule(Section):
 class MethodConfig(Section):
     """Base of every method's Config."""
 
+    # Any: values of any setting.
     off: ClassVar[dict[str, Any]] = {}
-    """The settings under which the method is plain flow matching, bit for bit."""
+    """Settings under which the method is plain flow matching, bit for bit."""
+    # Any: rows of the search space, as a study's TOML file has them.
     space: ClassVar[dict[str, Any]] = {}
-    """What `flowrace tune` searches: by setting, `low` and `high` (and `log`), or `choices`. Around the
-    published value."""
+    """Search space of `flowrace tune`, around the published values: setting -> `low`, `high` and perhaps
+    `log`, or `choices`."""
 
-    # Any: each method narrows it to a Literal of its own name, which the type of a mutable field would
-    # forbid.
+    # Any: each method narrows it to a Literal of its name, which the type of a mutable field would forbid.
     name: Any
+    """Registered name of the method, see `flowrace list methods`."""
     schedule: Schedule = Schedule()
 
     @property
     def strength(self) -> float:
-        """The weight of the alignment term, before its schedule; 0 when there is none."""
+        """Weight of the alignment term before its schedule; 0 for a method without alignment."""
         return 0.0
 
     def weight(self, step: int) -> float:
-        """The weight of the alignment term at a step (1-based)."""
+        """Return the weight of the alignment term at a step (1-based)."""
         return self.strength * self.schedule.factor(step)
 
     def encodes(self, step: int) -> bool:
-        """Whether the encoders run at a step (1-based)."""
+        """Return whether the encoders run at a step (1-based)."""
         return bool(self.needs().encoders) and self.weight(step) > 0
 
     def resolved(self, backbone: BackboneSpec) -> Self:
-        """The config with everything filled in that depends on the backbone.
+        """Return the config with every default filled in that depends on the backbone.
 
         Raises ValueError ("field = value: what is allowed") for a setting that this backbone cannot have.
         """
         if self.schedule != Schedule() and type(self).strength is MethodConfig.strength:
-            raise ValueError(f"schedule: {self.name} aligns nothing, so there is nothing to schedule")
+            raise ValueError(f"schedule: {self.name} has no alignment term to schedule; leave it out")
         return self
 
     def needs(self) -> Needs:
-        """What these settings ask of the trainer while they align; plain flow matching asks for nothing."""
+        """Return the requirements of these settings while they align; plain flow matching has none."""
         return Needs()
 
 
 class RunSpec(Section):
+    """Everything that defines a run."""
+
     seed: int = Field(default=0, ge=0)
-    """Of every random stream of the training run."""
+    """Seed of every random stream of the training run."""
     data: DataSpec = DataSpec()
     backbone: BackboneSpec = BackboneSpec()
     method: SerializeAsAny[MethodConfig]
@@ -346,16 +363,17 @@ class RunSpec(Section):
 
     @property
     def id(self) -> str:
-        """12 hex digits of the sha256 of the canonical JSON."""
+        """The run id: 12 hex digits of the sha256 of the canonical JSON."""
         return hashlib.sha256(canonical(self).encode()).hexdigest()[:12]
 
     def to_toml(self) -> str:
+        """Return the spec as the text of `spec.toml`."""
         return tomli_w.dumps(_without_none(self.model_dump(mode="json")))
 
 
 def canonical(spec: BaseModel) -> str:
-    """The fields that can change results, as JSON with sorted keys and no spaces: the text that a run id
-    hashes."""
+    """Return the text that a run id hashes: the fields that can change results, as JSON with sorted keys and
+    no spaces."""
     return json.dumps(_hashed(spec), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
@@ -378,7 +396,7 @@ def _hashed(model: BaseModel) -> dict[str, Any]:
 
 
 def _without_none(value: Any) -> Any:
-    """TOML has no null: a field that is None is left out, which reads back as its default, None."""
+    """Leave out fields that are None, their default, because TOML cannot write it."""
     if isinstance(value, dict):
         return {key: _without_none(item) for key, item in value.items() if item is not None}
     return value

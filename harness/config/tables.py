@@ -1,4 +1,4 @@
-"""Nested tables of settings: overrides, merging, validation with the nearest match."""
+"""Nested tables of settings: overrides, merging, and validation that suggests the nearest field."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from harness.errors import UserError
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """`a.b=v` as a path and a value; v is read as TOML, and as a plain string where it is not TOML."""
+    """Split `a.b=v` into a path and a value: v is read as TOML, or as a plain string if it is not TOML."""
     path, equals, value = text.partition("=")
     if not equals or not path.strip() or not all(path.strip().split(".")):
-        raise UserError(f"--set {text}: expected a.b=value, as in --set train.steps=100")
+        raise UserError(f"--set {text}: expected a.b=value, for example --set train.steps=100")
     try:
         return path.strip(), tomllib.loads(f"v = {value}")["v"]
     except tomllib.TOMLDecodeError:
@@ -25,18 +25,20 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 def set_path(data: dict[str, Any], path: str, value: Any) -> None:
-    """Set a value at a dotted path in nested tables, in place; raises `UserError` where the path meets a
-    value."""
+    """Set a value at a dotted path in nested tables, in place.
+
+    Raises `UserError` if the path leads through a value that is no table.
+    """
     *parents, last = path.split(".")
     for name in parents:
         data = data.setdefault(name, {})
         if not isinstance(data, dict):
-            raise UserError(f"{path}: '{name}' is a value, not a table")
+            raise UserError(f"{path}: '{name}' is a field with a value, not a table of fields")
     data[last] = value
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Two nested tables as one; where both have a value, `over` wins."""
+    """Merge two nested tables; if both have a value, that of `over` is taken."""
     merged = dict(base)
     for key, value in over.items():
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
@@ -45,8 +47,10 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def validate(model: type[BaseModel], data: Mapping[str, Any], where: str) -> Any:
-    """Validate as JSON (lists may be tuples, integers floats, nothing else is coerced), with our
-    sentences."""
+    """Return a model made from a table. Lists may be tuples and integers floats; nothing else is coerced.
+
+    Raises `UserError` with one sentence for each of the first five mistakes.
+    """
     try:
         return model.model_validate_json(json.dumps(data, default=str))
     except ValidationError as error:

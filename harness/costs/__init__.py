@@ -1,1 +1,1 @@
-"""Seconds, FLOPs and bytes: counted, measured, estimated."""
+"""Cost of runs in seconds, FLOPs and bytes: counted, measured and estimated."""

@@ -1,12 +1,11 @@
-"""The cost of a run before it starts: counted FLOPs, memory, and time at a measured or stated speed.
+"""The cost of a run before it starts: counted FLOPs, memory, and time at a measured or given speed.
 
     training hours = FLOPs of all steps / (devices x FLOP/s of one) / 3600
 
-FLOPs are counted as everywhere (flops.py); the FLOP/s of a device are those that training reaches on it, not
-its data sheet's. A measured step is the median of the record's own clock, the phases that count as training,
-without the first step. More than one device is arithmetic: what the exchange of gradients costs has to be in
-the speed that is stated. So has what activation checkpointing computes again, which no count of FLOPs has in
-it (a measured speed has both).
+FLOPs are counted by flops.py. The FLOP/s of a device are those that training reaches on it, not those of its
+data sheet. A measured speed is the median over steps, without the first one, on the record's clock. Time is
+divided by the number of devices, so a given speed must include the cost of exchanging gradients. It must also
+include the recomputation of activation checkpointing, which the count of FLOPs leaves out.
 """
 
 from __future__ import annotations
@@ -28,25 +27,30 @@ from harness.data.open import outlined
 
 @dataclass(frozen=True)
 class Estimate:
+    """The estimated cost of a run."""
+
     cost: Cost
     evaluation_flops: int
-    """Of the network in all evaluations of the run: metrics' networks and a codec are not in it."""
+    """FLOPs of the network in all evaluations of the run, without extractors and codec."""
     memory: Footprint
     devices: int
     flops_per_second: float | None
-    """Of one device in training; None where nothing tells."""
+    """Speed of one device in training; None if unknown."""
     evaluates_alike: bool = True
-    """Whether evaluation has training's precision, and so its speed."""
+    """True if evaluation has training's precision, and hence its speed."""
 
     def seconds(self, flops: int) -> float | None:
+        """Return the time that all devices together take; None if their speed is unknown."""
         return flops / (self.devices * self.flops_per_second) if self.flops_per_second else None
 
     @property
     def evaluation_seconds(self) -> float | None:
-        """None too where evaluation has another precision: training's speed does not tell of it."""
+        """Time of all evaluations; None if unknown, as it is in another precision than training's."""
         return self.seconds(self.evaluation_flops) if self.evaluates_alike else None
 
+    # Any: JSON.
     def as_json(self) -> dict[str, Any]:
+        """Return the object that `flowrace cost --json` prints."""
         cost = self.cost
         return {
             "parameters": cost.parameters,
@@ -76,7 +80,7 @@ def estimate(spec: RunSpec, devices: int = 1, flops_per_second: float | None = N
 
 
 def evaluation_flops(spec: RunSpec) -> int:
-    """Return the FLOPs of the network in all evaluations of a run, including the one after the last step."""
+    """Return the FLOPs of the network in all evaluations of a run, that of the last step included."""
     evaluations = -(-spec.train.steps // spec.eval.every)
     drawn = spec.eval.samples * spec.eval.replicates
     return evaluations * drawn * passes(spec.eval) * _forward_flops(spec)

@@ -1,9 +1,8 @@
 """FLOPs of training, counted on the meta device.
 
-Counted FLOPs are those of matrix products, convolutions and attention (2 per multiply-add, backward pass
-included), from torch's own counter on the meta device, plus the elementwise work of optimizer and EMA per
-parameter. A frozen encoder's forward pass and the teacher's are counted; training the encoder beforehand is
-not, as REPA's pretraining is not.
+PyTorch's counter adds up matrix products, convolutions and attention: 2 per multiply-add, backward pass
+included. The elementwise work of optimizer and EMA is added per parameter. The forward passes of frozen
+encoders and of the teacher are counted. The earlier training of an encoder is not, as in the literature.
 """
 
 from __future__ import annotations
@@ -27,10 +26,10 @@ from harness.flow.student import Student
 from harness.runtime.random_streams import Streams
 
 OPTIMIZER_FLOPS = 15
-"""Per parameter: gradient norm and clip 3, first moment 3, second moment 4, update 5 (AdamW without weight
-decay)."""
+"""FLOPs per parameter: gradient norm and clip 3, first moment 3, second moment 4, update 5 (AdamW without
+weight decay)."""
 EMA_FLOPS = 3
-"""Per parameter: theta' + (1 - decay) (theta - theta')."""
+"""FLOPs per parameter of theta' + (1 - decay) (theta - theta')."""
 
 
 @dataclass(frozen=True)
@@ -38,20 +37,22 @@ class Cost:
     """FLOPs of training; evaluation is not part of it."""
 
     per_step: dict[str, int]
-    """By phase: student (forward and backward), teacher, encoder, optimizer, ema."""
+    """FLOPs of a step by phase: student (forward and backward), teacher, encoder, optimizer, ema."""
     steps: int
     parameters: int
-    """Of the backbone."""
+    """Number of parameters of the backbone."""
     aligned_until: int | None = None
-    """The last step that costs `per_step`; later ones cost `per_step_after`."""
+    """Last step that costs `per_step`; later ones cost `per_step_after`."""
     per_step_after: dict[str, int] = field(default_factory=dict)
 
     @property
     def step(self) -> int:
+        """FLOPs of one step with alignment."""
         return sum(self.per_step.values())
 
     @property
     def total(self) -> int:
+        """FLOPs of all steps."""
         return self.until(self.steps)
 
     def until(self, step: int) -> int:
@@ -63,9 +64,9 @@ class Cost:
 
 
 def count_spec(spec: RunSpec) -> Cost:
-    """Return the counted cost of a run from its spec alone: nothing is trained and no weights are read.
+    """Count the cost of a run from its spec alone, without training and without reading weights.
 
-    Raises `UserError` for a batch that cannot be divided.
+    Raises `UserError` if the batch cannot be divided into micro-batches.
     """
     check_batch_split(spec)
     method, encoders = method_of_spec(spec)
@@ -73,8 +74,7 @@ def count_spec(spec: RunSpec) -> Cost:
 
 
 def count(method: TrainingMethod, spec: RunSpec, *, encoders: Sequence[Encoder | Architecture] = ()) -> Cost:
-    """Count training steps of a method on the meta device; `encoders` are the architectures of its
-    encoders."""
+    """Count the training steps of a method with the architectures of its encoders, on the meta device."""
     parameters = sum(p.numel() for p in weightless(method.setting.backbone).parameters())
     first, until = _count_step(method, spec, 1, encoders), method.config.schedule.until
     if until is None or until >= spec.train.steps:

@@ -1,11 +1,12 @@
-"""Memory of a training step, before anything is trained: the step runs on fake tensors, and every storage is
-counted from its first use to its last.
+"""Memory of a training step, estimated before training.
 
-The count is what torch allocates for tensors in one process. It leaves out torch's context, the allocator's
-fragments, the workspace of a kernel, and frozen encoders. With several processes every gradient also has a
-place in the buckets of their exchange. In a sharded run (`runtime.shard`) a rank keeps its shards and, for a
-while, gathered tensors: two blocks (the one that runs and the one being fetched) with their gradients and the
-buffers of an exchange, and everything outside of blocks.
+The step runs on fake tensors, and every storage is counted from its first use to its last. The count is what
+PyTorch allocates for tensors in one process. It leaves out the CUDA context, fragmentation, kernel workspaces
+and frozen encoders.
+
+With several processes, every gradient also has a copy in the buckets of the all-reduce. In a sharded run
+(`runtime.shard`) a rank keeps its shards and temporarily gathers two blocks, the current and the prefetched
+one, with their gradients and communication buffers, and all weights outside of blocks.
 """
 
 from __future__ import annotations
@@ -45,35 +46,36 @@ from harness.runtime.random_streams import Streams
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes of one process."""
+    """Memory of one process in bytes."""
 
     weights: int
-    """Backbone and the method's own modules, float32."""
+    """Backbone and the method's modules, in float32."""
     gradients: int
     optimizer: int
     """AdamW's two moments."""
     ema: int
     activations: int
-    """At most, on top of weights, optimizer and EMA: what the forward pass keeps, or gradients and what is
-    left of it."""
+    """Peak on top of weights, optimizer and EMA: activations, or gradients and the remaining activations."""
 
     @property
     def peak(self) -> int:
+        """Peak of all tensors together."""
         return self.weights + self.optimizer + self.ema + self.activations
 
     def as_json(self) -> dict[str, int]:
+        """Return all fields and the peak."""
         return asdict(self) | {"peak": self.peak}
 
 
 class AllocationTracker(TorchDispatchMode):
-    """Bytes of all live storages that operators have allocated, and their peak; storages of `given` do not
-    count."""
+    """Tracks the bytes of live storages that operators allocate, and their peak, without those of `given`."""
 
     def __init__(self, given: Iterable[Tensor]) -> None:
         super().__init__()
         self.live = self.peak = 0
         self._known = {tensor.untyped_storage()._cdata for tensor in given}
 
+    # Any: PyTorch's signature; operators take and return anything.
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = function(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
@@ -95,14 +97,14 @@ class AllocationTracker(TorchDispatchMode):
 
 
 def footprint(spec: RunSpec, processes: int = 1) -> Footprint:
-    """Return the memory of a step of a run whose batch is split over some processes.
+    """Return the memory of one process in a training step of a run.
 
     `train.accumulate`, `runtime.checkpoint_activations` and `runtime.shard` are taken into account.
     """
     size = spec.train.batch_size // (processes * spec.train.accumulate)
     dataset = outlined(spec.data)
     backbone, encoders = backbone_config(spec, dataset), encoder_architectures(spec, dataset)
-    # Compiled code keeps the same tensors, and nothing runs here that would be worth compiling.
+    # Compiled code keeps the same tensors, and fake tensors gain nothing from compilation.
     runtime = spec.runtime.model_copy(update={"compile": False})
     with FakeTensorMode(allow_non_fake_inputs=True):
         dims = [encoder.dim for encoder in encoders]
@@ -110,7 +112,7 @@ def footprint(spec: RunSpec, processes: int = 1) -> Footprint:
         model = build_backbone(backbone, runtime)
         ema = build_backbone(backbone, runtime).requires_grad_(False)
         if spec.runtime.device != "cpu":
-            # The count runs on a CPU and shall be that of a GPU's attention.
+            # The count runs on a CPU but describes the fused attention of a GPU.
             for module in (*model.modules(), *ema.modules()):
                 if isinstance(module, Attention):
                     module.fused = True
@@ -131,25 +133,23 @@ def footprint(spec: RunSpec, processes: int = 1) -> Footprint:
         if slices > 1:
             activations = _sharded_peak(activations, learned, model, method)
         elif processes > 1:
-            # The buckets that gradients are exchanged in are kept for the whole run.
+            # The buckets of the all-reduce are kept from the first step to the last.
             activations += learned
         return Footprint(**fixed, activations=activations)
 
 
 def _exchanged(slices: int, kept: list[Tensor], parameter: Tensor) -> None:
-    """Free a gradient once it is summed over ranks: only a shard of it is kept, or its copy in a bucket of
-    the exchange."""
+    """Free a gradient once it is summed over ranks: only its shard, or its copy in a bucket, is kept."""
     parameter.grad = None
     if slices > 1:
         kept.append(torch.empty(_rows(parameter, slices), *parameter.shape[1:]))
 
 
 def _sharded_peak(peak: int, gradients: int, model: SiT, method: nn.Module) -> int:
-    """Return the peak of a rank of a sharded run, from the peak without temporarily gathered tensors.
+    """Return the peak per rank of a sharded run, from the peak without temporarily gathered tensors.
 
-    When activations peak, everything outside of blocks and two blocks are gathered. At the end of the
-    backward pass their gradients are there too, and one block and its gradients are in the buffers of an
-    exchange.
+    When activations peak, two blocks and all weights outside of blocks are gathered. At the end of the
+    backward pass their gradients exist too, and communication buffers hold a block and its gradients.
     """
     blocks = [_bytes(block.parameters()) for block in model.blocks]
     outside = _bytes([*model.parameters(), *method.parameters()]) - sum(blocks)
@@ -164,7 +164,7 @@ def _rows(parameter: Tensor, slices: int) -> int:
 def _peak(
     spec: RunSpec, method: TrainingMethod, student: Student, size: int, encoders: Sequence[Architecture]
 ) -> int:
-    """Return the most bytes that a micro-batch takes on top of weights, optimizer and EMA."""
+    """Return the peak bytes of a micro-batch on top of weights, optimizer and EMA."""
     labels = torch.zeros(size, dtype=torch.int64)
     x0 = torch.zeros(size, *method.setting.backbone.x_shape)
     views = (

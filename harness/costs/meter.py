@@ -1,4 +1,4 @@
-"""Phase meter: seconds, FLOPs or bytes booked by phase."""
+"""Phase meter: seconds or FLOPs, and peak memory, by phase."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import torch
 
 
 class Meter:
-    """Books something that grows (seconds, FLOPs) by phase; what a nested phase takes is not its parent's.
+    """Books a growing quantity (seconds, FLOPs) by phase. A nested phase's share is not booked on its parent.
 
-    `stamp` reads the quantity now, `between` the amount between two stamps. Amounts are added up in `settle`,
-    so that stamps may be GPU events whose times are known later. `high_water` reads the most bytes since it
-    was last read.
+    `stamp` reads the quantity, `between` returns the amount between two stamps. Amounts are added up in
+    `settle`, so that stamps may be GPU events whose times are known later. `high_water` returns the peak
+    bytes since its last call.
     """
 
     def __init__(
@@ -27,7 +27,7 @@ class Meter:
     ) -> None:
         self._stamp, self._between, self._high_water = stamp, between, high_water
         self.peaks: dict[str, int] = {}
-        """Most bytes on the device at once, by phase; empty where the device does not tell."""
+        """Peak bytes on the device by phase; empty if the device does not count them."""
         self._totals: dict[str, float] = defaultdict(float)
         self._open: list[str] = []
         self._spans: list[tuple[str, Any, Any]] = []
@@ -36,6 +36,7 @@ class Meter:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
+        """Book everything inside on a phase."""
         self._book()
         self._open.append(self._instead or name)
         try:
@@ -46,8 +47,10 @@ class Meter:
 
     @contextmanager
     def single(self, name: str) -> Iterator[None]:
-        """Book everything inside as one phase: a process's first step compiles and allocates, and is booked
-        as warm-up."""
+        """Book everything inside on one phase, whatever phases it names.
+
+        A process's first step compiles and allocates, and is booked as warm-up.
+        """
         self._instead = name
         try:
             yield
@@ -55,13 +58,14 @@ class Meter:
             self._instead = None
 
     def settle(self) -> dict[str, float]:
-        """Totals by phase so far."""
+        """Return the totals by phase so far."""
         for name, start, end in self._spans:
             self._totals[name] += self._between(start, end)
         self._spans.clear()
         return dict(self._totals)
 
     def restore(self, totals: dict[str, float]) -> None:
+        """Take over the totals of a checkpoint."""
         self._totals.update(totals)
 
     def _book(self) -> None:
@@ -74,7 +78,7 @@ class Meter:
 
 
 def clock(device: torch.device) -> Meter:
-    """Seconds by phase. On CUDA the phases are measured on the GPU's own timeline, without synchronising."""
+    """Return a meter of seconds. On CUDA, it reads the GPU's timeline, without synchronising."""
     if device.type != "cuda":
         return Meter(time.perf_counter, lambda start, end: end - start)
 
@@ -87,9 +91,10 @@ def clock(device: torch.device) -> Meter:
         end.synchronize()
         return start.elapsed_time(end) / 1000
 
-    def high_water() -> int:  # the allocator's own count: nothing waits for the device
-        most = torch.cuda.max_memory_allocated(device)
+    def high_water() -> int:
+        # The allocator counts on the host, so this does not synchronise.
+        peak = torch.cuda.max_memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-        return most
+        return peak
 
     return Meter(stamp, between, high_water)

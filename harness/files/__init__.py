@@ -1,1 +1,1 @@
-"""Files shared by processes: locks, atomic writes, the cache folder, the terminal."""
+"""Locks, atomic writes and the cache folder, for files that processes share; output to the terminal."""

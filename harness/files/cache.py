@@ -1,5 +1,4 @@
-"""The cache folder, for files that can be made again: trained encoders, surveys of large data sets,
-counts."""
+"""The cache folder, for files that can be recomputed: trained encoders, surveys of large data sets."""
 
 from __future__ import annotations
 
@@ -12,10 +11,10 @@ from harness.errors import UserError
 
 
 def cache_dir(*parts: str) -> Path:
-    """Return a folder of the cache, created if it does not exist.
+    """Return a folder of the cache; create it if necessary.
 
     The cache is `FLOWRACE_CACHE`, else `flowrace` in the platform's cache folder: `XDG_CACHE_HOME` or
-    `~/.cache` (`~/Library/Caches` on macOS). Raises `UserError` when it cannot be written.
+    `~/.cache` (`~/Library/Caches` on macOS). Raises `UserError` if it cannot be written.
     """
     folder = _root().joinpath(*parts)
     try:
@@ -24,7 +23,7 @@ def cache_dir(*parts: str) -> Path:
             pass
     except OSError as error:
         raise UserError(
-            f"cannot write the cache {folder}: {error.strerror}; name another folder in FLOWRACE_CACHE"
+            f"cannot write the cache {folder}: {error.strerror}; set FLOWRACE_CACHE to another folder"
         ) from error
     return folder
 

@@ -1,4 +1,4 @@
-"""Locks and atomic writes: files that several processes share, and that a kill must not tear."""
+"""Locks and atomic writes, for files that several processes share and that a kill must not tear."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from typing import IO, Any
 from harness.errors import UserError
 
 TRIES, PAUSE = 20, 0.01
-"""`holder` takes a lock for a moment, so a lock is tried this often, with a pause in seconds."""
+"""Number of attempts to take a lock, because `holder` briefly takes it too, and the pause between them in
+seconds."""
 TAIL_BYTES = 16_384
-"""How much `read_tail` reads by default: some dozens of lines."""
+"""Default size of `read_tail`: a few dozen lines."""
 
 
 @contextlib.contextmanager
@@ -41,11 +42,12 @@ def held(lock: Path, what: str) -> Iterator[None]:
 def take_lock(lock: Path, what: str) -> IO[str]:
     """Return an open lock file that names this process; closing it releases the lock.
 
-    Raises `UserError` with the name of the holder if another process has it.
+    Raises `UserError` if another process holds it; the error names `what` and the holder.
     """
     for _ in range(TRIES):
-        file = open(lock, "a+")  # noqa: SIM115 (held until the caller closes it)
-        # Whoever held it may just have removed the file that we have opened.
+        # The caller closes it.
+        file = open(lock, "a+")  # noqa: SIM115
+        # The previous holder may have removed the file between our open and our lock.
         if try_lock_file(file) and os.fstat(file.fileno()).st_nlink > 0:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
@@ -57,7 +59,7 @@ def take_lock(lock: Path, what: str) -> IO[str]:
 
 
 def holder(lock: Path) -> str | None:
-    """Return the text of a lock file that is held, which names the holder; None if nobody holds it."""
+    """Return the text of a held lock file, which names its holder; None if it is not held."""
     try:
         with open(lock) as file:
             try:
@@ -70,13 +72,12 @@ def holder(lock: Path) -> str | None:
 
 
 def lock_file(file: IO[Any]) -> None:
-    """Lock an open file against other processes, waiting for it; closing the file releases the lock."""
+    """Lock an open file against other processes, and wait for it; closing the file releases the lock."""
     fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def try_lock_file(file: IO[Any]) -> bool:
-    """Lock an open file as `lock_file` does and return True, or return False at once if another process has
-    it."""
+    """Lock an open file as `lock_file` does and return True; return False if another process holds it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -92,10 +93,9 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path; what is written there takes the place of `path` at the end: fsync, rename,
-    fsync.
+    """Yield a temporary path whose file replaces `path` at the end: fsync, rename, fsync of the folder.
 
-    At every instant `path` is absent, old or complete. After an error it is as before, and the temporary file
+    At every instant `path` is absent, old or complete. After an error it is unchanged, and the temporary file
     is removed.
     """
     temporary = path.with_name(f".{path.name}.tmp")
@@ -112,13 +112,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def sync_file(file: IO[Any]) -> None:
-    """Force what was written to an open file to the disk."""
+    """Flush an open file to the disk."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def sync_directory(path: Path) -> None:
-    """Make a rename in this directory survive a power cut."""
+    """Flush a directory to the disk, so that a rename in it survives a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -128,7 +128,7 @@ def sync_directory(path: Path) -> None:
 
 @contextlib.contextmanager
 def writing(place: Path) -> Iterator[None]:
-    """Raise `UserError` that names the place if the disk is full or the place may not be written."""
+    """Raise `UserError` that names the place if a write inside fails, for example on a full disk."""
     try:
         yield
     except OSError as error:

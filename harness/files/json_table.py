@@ -1,5 +1,4 @@
-"""JSON tables next to runs, filled row by row by commands that may run at the same time without losing each
-other's rows."""
+"""JSON tables next to runs. Concurrent commands fill them row by row without losing each other's rows."""
 
 from __future__ import annotations
 
@@ -15,15 +14,19 @@ from harness.files.files import locked, write_atomic, writing
 
 @contextmanager
 def adding_to(file: Path) -> Iterator[None]:
-    """Hold the lock of a table while it is read again and written; raises `UserError` if it cannot be locked
-    or written."""
+    """Hold the lock of a table while its caller rereads and writes it.
+
+    Raises `UserError` if it cannot be locked or written.
+    """
     with writing(file), locked(file):
         yield
 
 
 def kept(file: Path, protocol: Mapping[str, Any], rows: str, of: str = "") -> dict[str, Any]:
-    """The `rows` of a table `of` something that are measured already; none where they were under another
-    protocol, for a table has one. Raises `UserError` for a file that is no such table."""
+    """Return the existing `rows` of a table; none if they were measured under another protocol.
+
+    Raises `UserError` if the file cannot be read or is not a table `of` this kind.
+    """
     if not file.is_file():
         return {}
     try:
@@ -32,8 +35,11 @@ def kept(file: Path, protocol: Mapping[str, Any], rows: str, of: str = "") -> di
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} is no table of {of or rows}; move it away and run this again") from error
+        raise UserError(
+            f"{file} is not a table of {of or rows}; move it away and rerun the command"
+        ) from error
 
 
 def write_table(file: Path, table: Mapping[str, Any]) -> None:
+    """Write a table atomically; raises ValueError for numbers that are not finite."""
     write_atomic(file, (json.dumps(table, indent=1, allow_nan=False) + "\n").encode())

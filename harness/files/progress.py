@@ -1,4 +1,4 @@
-"""Progress bars on standard error: a live bar in a terminal, nothing in a pipe or a file."""
+"""Progress bars on standard error, shown only in a terminal."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ T = TypeVar("T")
 
 
 def stderr_console() -> Console:
-    """Return the console of every live display: standard output is kept for results."""
+    """Return the console of all live displays; standard output is for results."""
     return Console(stderr=True)
 
 
 def make_bar(*columns: str | ProgressColumn, transient: bool = True, hidden: bool = False) -> Progress:
-    """Return a bar with these columns and the time left; it is hidden if standard error is no terminal."""
+    """Return a bar with these columns and the remaining time; hidden if standard error is no terminal."""
     console = stderr_console()
     return Progress(
         *columns,
@@ -40,10 +40,7 @@ def make_bar(*columns: str | ProgressColumn, transient: bool = True, hidden: boo
 def progress_bar(
     total: int | None, what: str, *, done: int = 0, unit: str = "", hidden: bool = False
 ) -> Iterator[Callable[[int], None]]:
-    """Show a bar inside the block; yields the function that advances it.
-
-    With a `unit` it shows the rate too.
-    """
+    """Show a bar inside the block; yield the function that advances it. With a `unit` it shows the rate."""
     rate = ["{task.fields[rate]}"] if unit else []
     # A description may contain brackets, for example a path.
     description = TextColumn("{task.description}", markup=False)
@@ -59,7 +56,7 @@ def progress_bar(
 
 
 def tracked(items: Sequence[T], what: str) -> Iterator[T]:
-    """Yield the items one by one, with a bar."""
+    """Yield the items and show a progress bar."""
     with progress_bar(len(items), what) as advance:
         for item in items:
             yield item

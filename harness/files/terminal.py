@@ -1,4 +1,4 @@
-"""Tables and prose for people: unwrapped in a pipe or a file, laid out to fit in a terminal."""
+"""Layout of tables and text: wrapped to fit a terminal, unwrapped in a pipe or a file."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 
 FILLED = 100
-"""A line of a docstring this long without a full stop at its end was broken at the margin, and the next line
-continues it."""
+"""Length of a docstring line that was wrapped, so that the next line continues it, unless it ends with a full
+stop."""
 EQUATION = re.compile(r"\S+ = ")
 
 
 def show(table: Table, *, narrow: RenderableType | None = None) -> None:
     """Print a table. In a pipe or a file no row is wrapped, so that `grep` finds complete rows.
 
-    A terminal that is too narrow for that gets `narrow`, or the table with its cells wrapped.
+    In a terminal narrower than the table, print `narrow`, or the table with wrapped cells.
     """
     unlimited = Console(width=10_000)
     natural = unlimited.measure(table).maximum
@@ -28,7 +28,7 @@ def show(table: Table, *, narrow: RenderableType | None = None) -> None:
 
 
 def fitted(text: str) -> str:
-    """Return a docstring laid out for this terminal, or unchanged for a pipe or a file."""
+    """Return a docstring reflowed to this terminal's width, or unchanged for a pipe or a file."""
     console = Console()
     return reflowed(text, console.width) if console.is_terminal else text
 

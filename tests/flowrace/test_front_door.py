@@ -1,4 +1,4 @@
-"""The Python front door gives the numbers of the commands; every name has an example, which is run."""
+"""The Python API has the numbers of the commands; every name has an example, which the tests run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SMALL = ("backbone.size=pico", "train.steps=4", "eval.every=4", "eval.samples=16
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prepare a working directory: a finished study in runs/last, a trained run in runs/mine, a claim."""
+    """Prepare a working directory with a finished study in runs/last, a run in runs/mine and a claim."""
     folder = tmp_path_factory.mktemp("notebook")
     shutil.copytree(LAST / "studies" / "last", folder / "runs" / "last")
     shutil.copy(LAST / "made_with" / "claim.toml", folder)
@@ -51,9 +51,7 @@ def printed(*words: object) -> str:
 
 
 @pytest.mark.parametrize("name", flowrace.__all__)
-def test_docstring_has_an_example_that_is_true(
-    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_docstring_has_an_example_that_runs(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     (example,) = doctest.DocTestFinder(recurse=False).find(
         getattr(flowrace, name), name, globs={"flowrace": flowrace}
@@ -64,14 +62,14 @@ def test_docstring_has_an_example_that_is_true(
     assert found.failed == 0, report.getvalue()
 
 
-def test_import_needs_no_heavy_package() -> None:
+def test_import_loads_no_heavy_package() -> None:
     heavy = ("torch", "numpy", "pandas", "mlflow", "click")
     code = f"import flowrace, sys; print([name for name in {heavy} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert found.stdout.strip() == "[]", found.stderr
 
 
-def test_all_names_every_public_function() -> None:
+def test_all_lists_every_public_function() -> None:
     functions = [
         name for name, value in vars(flowrace).items() if callable(value) and not name.startswith("_")
     ]
@@ -79,7 +77,7 @@ def test_all_names_every_public_function() -> None:
 
 
 @pytest.mark.parametrize("table", ["runs", "training", "evaluations"])
-def test_tables_are_those_of_export(folder: Path, table: str, tmp_path: Path) -> None:
+def test_table_equals_that_of_export(folder: Path, table: str, tmp_path: Path) -> None:
     call = {"runs": "run_table", "training": "training_table", "evaluations": "evaluation_table"}[table]
     frame = getattr(flowrace, call)(folder / "runs" / "last")
     words = ("export", folder / "runs" / "last", "--table", table)
@@ -101,53 +99,53 @@ def test_tables_have_the_events_of_the_records(folder: Path) -> None:
         assert values["mean"].tolist() == [e["metrics"]["fd:local"]["mean"] for e in record.of("eval")]
 
 
-def test_race_is_that_of_the_report(folder: Path, tmp_path: Path) -> None:
+def test_race_equals_that_of_the_report(folder: Path, tmp_path: Path) -> None:
     race = flowrace.read_race(folder / "runs" / "last", target=134)
     words = ("report", folder / "runs" / "last", "-o", tmp_path / "a.html", "--target", 134, "--json")
-    told = json.loads(printed(*words))
+    page = json.loads(printed(*words))
     for frame, rows in (
-        (flowrace.speedup_table(race), told["rows"]),
-        (flowrace.crossing_table(race), told["runs"]),
+        (flowrace.speedup_table(race), page["rows"]),
+        (flowrace.crossing_table(race), page["runs"]),
     ):
         pd.testing.assert_frame_equal(frame, pd.DataFrame(rows, columns=frame.columns))
     report = flowrace.write_report(folder / "runs" / "last", output=tmp_path / "b.html", target=134)
-    assert dict(report.verdict) == told["verdict"]
+    assert dict(report.verdict) == page["verdict"]
     assert report.csv.read_text() == (tmp_path / "a.csv").read_text()
 
 
-def test_verdict_is_that_of_audit(folder: Path) -> None:
+def test_verdict_equals_that_of_audit(folder: Path) -> None:
     (found,) = flowrace.judge_claims([folder / "claim.toml"], folder / "runs" / "last")
-    told = json.loads(printed("audit", folder / "claim.toml", folder / "runs" / "last", "--json"))
-    assert (found.verdict, found.target, found.n_pairs) == (told["verdict"], told["target"], told["n_pairs"])
-    assert found.gain is not None and found.gain.estimate == told["axes"]["flops"]["speedup"]
+    card = json.loads(printed("audit", folder / "claim.toml", folder / "runs" / "last", "--json"))
+    assert (found.verdict, found.target, found.n_pairs) == (card["verdict"], card["target"], card["n_pairs"])
+    assert found.gain is not None and found.gain.estimate == card["axes"]["flops"]["speedup"]
 
 
-def test_cost_is_that_of_the_command() -> None:
+def test_cost_equals_that_of_the_command() -> None:
     found = flowrace.estimate_cost(flowrace.load_spec("digits", SMALL), 2, 1e10)
     words = [word for setting in SMALL for word in ("--set", setting)]
-    told = json.loads(printed("cost", "digits", *words, "--devices", 2, "--flops-per-second", 1e10, "--json"))
-    assert {"method": "flow"} | found.as_json() == told
+    cost = json.loads(printed("cost", "digits", *words, "--devices", 2, "--flops-per-second", 1e10, "--json"))
+    assert {"method": "flow"} | found.as_json() == cost
 
 
-def test_plan_is_that_of_the_sweep(tmp_path: Path) -> None:
-    told = json.loads(printed("sweep", "digits", "--out", tmp_path, "--dry-run", "--json"))
-    assert [cell.id for cell in flowrace.plan_study("digits")] == [run["id"] for run in told["runs"]]
+def test_plan_equals_that_of_sweep(tmp_path: Path) -> None:
+    plan = json.loads(printed("sweep", "digits", "--out", tmp_path, "--dry-run", "--json"))
+    assert [cell.id for cell in flowrace.plan_study("digits")] == [run["id"] for run in plan["runs"]]
 
 
-def test_run_is_evaluated_as_by_the_command(run: Record) -> None:
-    told = json.loads(printed("eval", run.path, "--set", "eval.samples=24", "--json"))
+def test_evaluation_equals_that_of_the_command(run: Record) -> None:
+    result = json.loads(printed("eval", run.path, "--set", "eval.samples=24", "--json"))
     found = flowrace.evaluate_run(run.path, overrides=["eval.samples=24"])
-    assert (found.rows, found.protocol) == (told["metrics"], told["protocol"])
+    assert (found.rows, found.protocol) == (result["metrics"], result["protocol"])
 
 
-def test_samples_are_those_of_the_command(run: Record, tmp_path: Path) -> None:
+def test_samples_equal_those_of_the_command(run: Record, tmp_path: Path) -> None:
     printed("sample", run.path, "-n", 5, "--classes", "3,7", "-o", tmp_path / "a.npz")
-    held = np.load(tmp_path / "a.npz")["arr_0"]
+    saved = np.load(tmp_path / "a.npz")["arr_0"]
     drawn = flowrace.draw_samples(run.path, 5, classes=[3, 7])
-    assert torch.equal(drawn.permute(0, 2, 3, 1), torch.from_numpy(held))
+    assert torch.equal(drawn.permute(0, 2, 3, 1), torch.from_numpy(saved))
 
 
-def test_samples_are_scored_as_by_the_command(run: Record, tmp_path: Path) -> None:
+def test_scores_equal_those_of_the_command(run: Record, tmp_path: Path) -> None:
     printed("sample", run.path, "-n", 30, "-o", tmp_path / "a.npz")
     words = (
         "eval",
@@ -159,25 +157,25 @@ def test_samples_are_scored_as_by_the_command(run: Record, tmp_path: Path) -> No
         "--extractor",
         "local",
     )
-    told = json.loads(printed(*words, "--json"))
+    scores = json.loads(printed(*words, "--json"))
     found = flowrace.score_samples(tmp_path / "a.npz", "digits", ["fd", "prdc"], extractor="local")
-    assert {name: value._asdict() for name, value in found.metrics.items()} == told["metrics"]
+    assert {name: value._asdict() for name, value in found.metrics.items()} == scores["metrics"]
 
 
 def test_loaded_model_is_the_ema_of_the_checkpoint(run: Record) -> None:
     from harness.records import checkpoint
 
     saved = checkpoint.load(checkpoint.checkpoints(run.path / "checkpoints")[-1]).part("ema")
-    held = flowrace.load_model(run.path).state_dict()
-    assert held.keys() == saved.keys() and all(torch.equal(held[name], saved[name]) for name in saved)
+    loaded = flowrace.load_model(run.path).state_dict()
+    assert loaded.keys() == saved.keys() and all(torch.equal(loaded[name], saved[name]) for name in saved)
 
 
-def test_trained_run_is_resumed_by_the_same_call(folder: Path, run: Record) -> None:
+def test_train_returns_a_finished_run_when_called_again(folder: Path, run: Record) -> None:
     again = flowrace.train(flowrace.load_spec("digits", SMALL), folder / "runs" / "mine", Quiet())
     assert again.path == run.path and len(again.environment) == 1
 
 
-def test_metrics_take_arrays_and_tensors() -> None:
+def test_measure_accepts_arrays_and_tensors() -> None:
     real, fake = np.random.default_rng(1).normal(size=(2, 300, 6)).astype(np.float32)
     names = ["fd", "fd_infinity", "kid", "cmmd", "prdc", "memorisation"]
     arrays = flowrace.measure(names, real, fake)
@@ -187,20 +185,20 @@ def test_metrics_take_arrays_and_tensors() -> None:
     assert [*arrays][4:] == ["precision", "recall", "density", "coverage", "memorisation"]
 
 
-def test_metrics_of_outputs_need_no_features_of_their_own() -> None:
+def test_measure_computes_metrics_of_logits() -> None:
     logits, labels = np.eye(4)[[0, 1, 2, 3] * 5] * 9, np.array([0, 1, 2, 0] * 5)
     found = flowrace.measure(["is", "accuracy"], logits, logits, logits=logits, labels=labels)
     assert float(found["accuracy"]) == pytest.approx(0.75) and 1 < float(found["is"]) <= 4
 
 
-def test_speedup_takes_times_that_are_bounds() -> None:
+def test_speedup_accepts_censored_times() -> None:
     from reports.stats.speedup import Time
 
     found = flowrace.speedup({0: Time(400, "right"), 1: 420}, {0: 200, 1: 215})
     assert found.high == float("inf") and found.censored_baseline == 1
 
 
-def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
+def test_mistakes_raise_errors_with_the_nearest_match(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Did you mean 'digits'"):
         flowrace.load_spec("digit")
     with pytest.raises(UserError, match="no such folder"):
@@ -210,13 +208,11 @@ def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
 
 
 def test_pyright_knows_every_name(tmp_path: Path) -> None:
-    """No parameter or result of a public name is unknown to the type checker of a user."""
+    """A user's type checker knows every parameter and result of a public name."""
     calls = "\n".join(f"reveal_type(flowrace.{name})" for name in flowrace.__all__)
     (tmp_path / "user.py").write_text(f"import flowrace\n{calls}\n")
     command = [sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", sys.executable, "user.py"]
     (tmp_path / "pyrightconfig.json").write_text(json.dumps({"extraPaths": [str(ROOT)]}))
-    told = json.loads(
-        subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300).stdout
-    )
-    seen = [entry["message"] for entry in told["generalDiagnostics"]]
-    assert len(seen) == len(flowrace.__all__) and not [one for one in seen if "Unknown" in one]
+    output = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300).stdout
+    types = [entry["message"] for entry in json.loads(output)["generalDiagnostics"]]
+    assert len(types) == len(flowrace.__all__) and not [text for text in types if "Unknown" in text]

@@ -1,34 +1,40 @@
-"""The pages in docs/: their code is run, and what they show is what the tests hold."""
+"""Pages in docs/: their code runs, and their commands, tables and paths agree with the code."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+import click
 import pytest
 
-from harness.cli.main import COMMANDS
+from harness.cli.main import cli
+from harness.records.mlflow_mirror import points
 from harness.records.record import Record
 from sweeps.plan.plan import make_plan
 from sweeps.plan.study import load_study
 from tests.conftest import ROOT
+from tests.harness.records.test_mlflow_mirror import evaluation, train
 from tests.support.runs import tiny, trained
 
 PAGE = ROOT / "docs" / "guides" / "adding-a-method.md"
 PLUGIN = ROOT / "tests" / "methods" / "plugin"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+ROOMS = ("harness", "methods", "metrics", "reports", "sweeps", "tests", "benchmarks", "scripts")
 
 
 def blocks(language: str) -> list[str]:
+    """Return the fenced blocks of a language on the page about methods."""
     return re.findall(rf"^```{language}\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
 
 
-def test_the_page_shows_the_package_that_the_conformance_suite_installs() -> None:
+def test_method_page_shows_the_plugin_of_the_conformance_tests() -> None:
     assert blocks("python") == [(PLUGIN / "flowrace_echo.py").read_text()]
     assert blocks("toml") == [(PLUGIN / "pyproject.toml").read_text()]
 
 
-def test_the_method_on_the_page_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the page alone: its module, and the entry point that its pyproject names."""
+def test_method_on_the_page_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its module and its entry point are those of the page."""
     about = tmp_path / "page-0.1.dist-info"
     about.mkdir()
     entry = re.search(r'^echo = "(.*)"$', blocks("toml")[0], re.MULTILINE)[1]
@@ -40,16 +46,30 @@ def test_the_method_on_the_page_trains(tmp_path: Path, monkeypatch: pytest.Monke
     assert record.status == "done" and all("align" in event["losses"] for event in record.of("train"))
 
 
-def test_its_commands_exist() -> None:
-    called = re.findall(r"^flowrace (\w+)", blocks("sh")[0], re.MULTILINE)
-    assert called and set(called) <= COMMANDS.keys()
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_commands_on_a_page_exist_with_their_options(page: Path) -> None:
+    for line in re.findall(r"^(?:    )?flowrace (.*)$", page.read_text(), re.MULTILINE):
+        words = line.partition(" #")[0].split()
+        command = cli.get_command(click.Context(cli), words[0])
+        if isinstance(command, click.Group):
+            command = command.get_command(click.Context(command), words[1]) or command
+        assert command is not None, line
+        known = {option for param in command.params for option in param.opts}
+        assert {word for word in words if re.match(r"--?[a-z]", word)} - known == set(), line
 
 
-def test_the_page_is_one_screen() -> None:
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_paths_on_a_page_exist(page: Path) -> None:
+    places = rf"`((?:{'|'.join(ROOMS)})/[\w/.-]+\.(?:py|toml|json|md))`"
+    named = [name for name in re.findall(places, page.read_text()) if "NAME" not in name]
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_method_page_has_at_most_100_lines() -> None:
     assert len(PAGE.read_text().splitlines()) <= 100
 
 
-def test_the_study_in_the_readme_can_be_planned(tmp_path: Path) -> None:
+def test_study_in_the_readme_can_be_planned(tmp_path: Path) -> None:
     text = (ROOT / "README.md").read_text()
     study = tmp_path / "study.toml"
     study.write_text(text.partition("```toml\n")[2].partition("```")[0])
@@ -57,10 +77,7 @@ def test_the_study_in_the_readme_can_be_planned(tmp_path: Path) -> None:
     assert len(cells) == len({cell.id for cell in cells}) == 6
 
 
-def test_the_table_of_metrics_holds_every_metric_that_is_sent() -> None:
-    from harness.records.mlflow_mirror import points
-    from tests.harness.records.test_mlflow_mirror import evaluation, train
-
+def test_tracking_page_has_every_mirrored_metric() -> None:
     page = (ROOT / "docs" / "guides" / "tracking.md").read_text()
     shown = re.findall(r"`((?:train|cost|eval)/[^`]*)`", page)
     patterns = [re.sub(r"<\w+>", "[^/]+", name) for name in shown]

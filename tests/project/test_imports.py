@@ -1,4 +1,4 @@
-"""The house: imports point one way, down to sub-folders, and nothing leads back (DESIGN 2)."""
+"""The import order: imports point one way, down to sub-folders, without circles."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-# Rooms of each package from the ground up: a room may import rooms on its own line or above, never below, and
-# two rooms of one
-# line do not import each other. A room is a folder, or a file that lies directly in its package.
+# Rooms of each package, the lowest first. A room may import rooms of the lines above it, but not those of its
+# line or of lines below. A room is a folder, or a file directly in its package.
 ORDER = {
     "metrics": [
         {"metrics.value"},
@@ -69,7 +68,7 @@ EXCEPTIONS = {("sweeps.cli.sweep", "reports.pages.page")}
 
 @cache
 def modules() -> dict[str, Path]:
-    """Every module of ours by its dotted name."""
+    """Return every module of the packages by its dotted name."""
     found = {}
     for package in ORDER:
         for file in sorted((ROOT / package).rglob("*.py")):
@@ -79,7 +78,7 @@ def modules() -> dict[str, Path]:
 
 
 def imports(file: Path) -> set[str]:
-    """The modules of ours that a file imports, inside functions included."""
+    """Return the modules of the packages that a file imports, imports inside functions included."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -87,14 +86,13 @@ def imports(file: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0 and node.module, f"{file}: imports are absolute"
             for alias in node.names:
-                whole = f"{node.module}.{alias.name}"
-                found.add(whole if whole in modules() else node.module)
+                member = f"{node.module}.{alias.name}"
+                found.add(member if member in modules() else node.module)
     return {name for name in found if name.split(".")[0] in ORDER}
 
 
 def room(module: str) -> str:
-    """The folder that a module lies in; a file directly in a package is a room of its own, objectives
-    excepted."""
+    """Return the room of a module: its folder, or the module itself if directly in harness or metrics."""
     parent = module if modules()[module].name == "__init__.py" else module.rpartition(".")[0]
     if parent in ("harness", "metrics") and module != parent:
         return module
@@ -102,12 +100,12 @@ def room(module: str) -> str:
 
 
 def place(module: str) -> int | None:
-    """The number of its room's line; None for the door of a package (its `__init__`)."""
+    """Return the number of the line of a module's room; None for the `__init__` of a package."""
     lines = ORDER[module.split(".")[0]]
     found = [number for number, line in enumerate(lines) if room(module) in line]
     if not found and modules()[module].name == "__init__.py" and "." not in module:
         return None
-    assert found, f"{module}: the room {room(module)} is not in the order; say where it belongs"
+    assert found, f"{module}: add its room {room(module)} to ORDER"
     return found[0]
 
 
@@ -140,12 +138,12 @@ def test_imports_between_rooms_point_one_way(package: str) -> None:
     assert wrong == []
 
 
-def test_every_room_of_the_order_exists() -> None:
+def test_rooms_of_the_order_exist() -> None:
     rooms = {room(module) for module in modules()}
     assert [name for lines in ORDER.values() for line in lines for name in line if name not in rooms] == []
 
 
-def test_every_room_says_in_one_line_what_belongs_there() -> None:
+def test_folders_have_a_docstring() -> None:
     silent = [
         name
         for name, file in modules().items()
@@ -154,8 +152,8 @@ def test_every_room_says_in_one_line_what_belongs_there() -> None:
     assert silent == []
 
 
-def test_no_circles_between_modules() -> None:
-    """Following imports, those inside functions included, never leads back."""
+def test_imports_of_modules_have_no_circle() -> None:
+    """Imports inside functions are included."""
     graph = {name: imports(file) & modules().keys() for name, file in modules().items()}
     state: dict[str, int] = {}
 

@@ -1,4 +1,4 @@
-"""scripts/prose.py on small files: what each rule finds, and what is code and not prose."""
+"""scripts/prose.py on small files: each rule finds its mannerism, and code is not searched."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RULES = prose.read_rules()
 
 
 def found(file: Path, source: str) -> dict[str, list[int]]:
-    """Lines of the places of each rule in a file with this text."""
+    """Return the lines that each rule finds in a file with this text."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(source, encoding="utf-8")
     places = prose.search(RULES, [file])

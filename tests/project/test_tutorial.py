@@ -1,4 +1,4 @@
-"""The tutorial: its files are written and its commands run, in the order of the page, in an empty folder."""
+"""The tutorial: its files and commands run in the order of the page, in an empty folder."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ def blocks() -> Iterator[tuple[str, str, str]]:
 
 
 def shell(folder: Path) -> dict[str, str]:
-    """Return the environment of a reader: this checkout and Python, a cache and a place for plug-ins in the
-    folder."""
+    """Return the environment of a reader: this checkout and Python, with cache and plug-ins in the folder."""
     commands, site = folder / "bin", folder / "site"
     commands.mkdir()
     for name, module in (("flowrace", "-m harness.cli.main"), ("pip", "-m pip"), ("python", "")):
@@ -35,8 +34,8 @@ def shell(folder: Path) -> dict[str, str]:
         "PATH": f"{commands}:{os.environ['PATH']}",
         "PYTHONPATH": f"{ROOT}:{site}",
         "FLOWRACE_CACHE": str(folder / "cache"),
-        # The plug-in goes next to the page's files instead of into this environment, and needs no package
-        # index.
+        # The plug-in is installed next to the files of the page, not into this environment, and without a
+        # package index.
         "PIP_TARGET": str(site),
         "PIP_NO_BUILD_ISOLATION": "0",
         "PIP_NO_DEPS": "1",

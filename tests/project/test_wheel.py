@@ -1,4 +1,4 @@
-"""A wheel built from the tree works without the checkout: presets, studies and templates are inside."""
+"""A wheel works without the checkout: it contains presets, studies and templates."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy of what git tracks, so that nothing of the working tree slips in."""
+    """Build a wheel from a copy of the files that git tracks, without others of the working tree."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     tracked = subprocess.run(
         ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
@@ -29,7 +29,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(out.glob("flowrace-*.whl"))
 
 
-def test_the_wheel_holds_the_packages_and_their_data(wheel: Path) -> None:
+def test_wheel_contains_the_packages_and_their_data(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     for name in (
         "harness/presets/digits.toml",
@@ -41,7 +41,7 @@ def test_the_wheel_holds_the_packages_and_their_data(wheel: Path) -> None:
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/"))]
     sources = {
         p.relative_to(ROOT).as_posix()
-        for d in ("harness", "methods", "metrics", "sweeps", "reports")
+        for d in ("flowrace", "harness", "methods", "metrics", "sweeps", "reports")
         for p in (ROOT / d).rglob("*.py")
     }
     tracked = subprocess.run(
@@ -50,8 +50,8 @@ def test_the_wheel_holds_the_packages_and_their_data(wheel: Path) -> None:
     assert sources & set(tracked) <= names
 
 
-def test_the_wheel_runs_without_the_checkout(wheel: Path, tmp_path: Path) -> None:
-    """From a zip-imported copy in another folder: list, plan a study, train a few steps, report."""
+def test_wheel_runs_without_the_checkout(wheel: Path, tmp_path: Path) -> None:
+    """An extracted copy in another folder lists, trains a few steps and writes a report."""
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
     environment = {**os.environ, "PYTHONPATH": str(site), "PYTHONSAFEPATH": "1"}

@@ -1,4 +1,4 @@
-"""What `list methods` and `explain` say, against costs on paper and the published layers; the page on
+"""`flowrace list` and `flowrace explain`, against costs on paper and published layers; the page on
 encoders."""
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def entries() -> dict[str, catalogue.Entry]:
 
 
 def forward(depth: int = 12) -> int:
-    """On paper, one sample of SiT-B/2 with one time: 2 x multiply-adds of embeddings, blocks and, at the end,
-    the last layer."""
+    """Compute on paper the FLOPs of one sample of SiT-B/2: embeddings, blocks and, after all 12, the last
+    layer."""
     block = 12 * T * D * D + 2 * T * T * D + 6 * D * D
     final = 2 * D * D + T * D * 16 if depth == 12 else 0
     return 2 * (T * D * 16 + 256 * D + D * D + depth * block + final)
@@ -59,20 +59,19 @@ def test_entries_has_every_method(entries: dict[str, catalogue.Entry]) -> None:
     assert all(entry.source and entry.summary and entry.extra_flops is not None for entry in entries.values())
 
 
-def test_extra_flops_are_those_on_paper(entries: dict[str, catalogue.Entry]) -> None:
-    """To a thousandth: optimizer and EMA, and the second row of modulation, are below that."""
+def test_extra_flops_equal_those_on_paper(entries: dict[str, catalogue.Entry]) -> None:
+    """Optimizer, EMA and the second row of modulation are within the tolerance of a thousandth."""
     assert entries["flow"].extra_flops == 0
     projector = 6 * T * (D * WIDTH + WIDTH * WIDTH + WIDTH * D)
-    encoder = 2 * (
-        12 * (12 * 257 * D * D + 2 * 257 * 257 * D) + T * D * 3 * 14 * 14
-    )  # ViT-B/14 at 224, one class token
+    # ViT-B/14 at 224 pixels, with one class token.
+    encoder = 2 * (12 * (12 * 257 * D * D + 2 * 257 * 257 * D) + T * D * 3 * 14 * 14)
     step = 3 * forward()
     assert entries["repa"].extra_flops == pytest.approx((projector + encoder) / step, abs=1e-3)
     head, levels = 6 * T * 4 * D * D, 6 * (12 * 6 + 2 + 1) * D * D
     assert entries["self_flow"].extra_flops == pytest.approx((forward(8) + head + levels) / step, abs=1e-3)
 
 
-def test_piped_a_method_is_one_line() -> None:
+def test_list_prints_one_line_per_method_in_a_pipe() -> None:
     result = CliRunner().invoke(catalogue.list_, ["methods"], catch_exceptions=False)
     line = next(line for line in result.output.splitlines() if "self_flow" in line)
     for words in ("EMA teacher, 2 times per sample", "arXiv 2603.06507", "SiT-XL/2 FID 5.70 at 4M steps"):
@@ -88,7 +87,7 @@ def test_list_without_argument_lists_everything() -> None:
     assert "align an early layer with a frozen encoder's tokens" in line
 
 
-def test_the_narrow_table_fits_and_says_the_same(entries: dict[str, catalogue.Entry]) -> None:
+def test_narrow_table_fits_and_has_every_cell(entries: dict[str, catalogue.Entry]) -> None:
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(catalogue.stacked(entries))
     shown = console.export_text()
@@ -100,7 +99,7 @@ def test_the_narrow_table_fits_and_says_the_same(entries: dict[str, catalogue.En
             assert text in together
 
 
-def test_a_method_that_is_not_available_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_entry_of_an_unavailable_method_names_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(registry.METHODS, "lost", "methods.lost:Lost")
     found = catalogue.entries()
     assert found["lost"].summary == "not available: No module named 'methods.lost'"
@@ -125,7 +124,7 @@ class Deep(MethodConfig):
     ("config", "at", "reason"),
     [(Undecided, "B", "strength_at is missing"), (Deep, "B", "layer = 20: backbone B has layers 1 to 12")],
 )
-def test_a_method_without_defaults_is_the_only_one_that_suffers(
+def test_method_without_defaults_leaves_other_entries_intact(
     monkeypatch: pytest.MonkeyPatch, config: type, at: str, reason: str
 ) -> None:
     odd = type("Odd", (Method,), {"Config": config})
@@ -133,22 +132,22 @@ def test_a_method_without_defaults_is_the_only_one_that_suffers(
     monkeypatch.setitem(registry.METHODS, "odd", "methods.odd:Odd")
     monkeypatch.setattr(registry, "load", lambda kind, name: odd if name == "odd" else real(kind, name))
     found = catalogue.entries()
-    said = f"{__name__}:Odd has no defaults for SiT-{at}: {reason}"
-    assert found["odd"] == catalogue.Entry(f"not available: {said}", available=False)
+    message = f"{__name__}:Odd has no defaults for SiT-{at}: {reason}"
+    assert found["odd"] == catalogue.Entry(f"not available: {message}", available=False)
     assert found["repa"].extra_flops > 0 and found["repa"].available
     result = CliRunner().invoke(explain, ["odd"])
-    assert isinstance(result.exception, UserError) and str(result.exception) == said
+    assert isinstance(result.exception, UserError) and str(result.exception) == message
 
 
 @pytest.mark.parametrize("place", [*registry.ENCODERS.values(), *registry.DATASETS.values()])
-def test_a_docstring_is_read_without_import(place: str) -> None:
+def test_written_docstring_equals_the_imported_one(place: str) -> None:
     module, _, name = place.partition(":")
     assert method_facts.written_docstring(place) == inspect.getdoc(
         getattr(importlib.import_module(module), name)
     )
 
 
-def test_extractors_are_listed() -> None:
+def test_list_has_extractors() -> None:
     result = CliRunner().invoke(catalogue.list_, ["extractors", "--json"], catch_exceptions=False)
     listed = json.loads(result.output)["extractors"]
     assert {"inception", "video:<image extractor>", "yamnet[:<file>]"} <= listed.keys()
@@ -156,16 +155,25 @@ def test_extractors_are_listed() -> None:
 
 
 def test_explain_prints_the_published_layers() -> None:
-    result = CliRunner().invoke(explain, ["repa", "--json"])
-    told = json.loads(result.output)
-    assert {size: told["defaults"][size]["layer"] for size in told["defaults"]} == {
-        "S": 4,
-        "B": 4,
-        "L": 8,
-        "XL": 8,
-    }
-    assert told["defaults"]["B"]["encoder.name"] == "timm:vit_base_patch14_dinov2.lvd142m"
-    assert told["needs"] == ["encoder timm:vit_base_patch14_dinov2.lvd142m"]
+    shown = json.loads(CliRunner().invoke(explain, ["repa", "--json"]).output)
+    layers = {size: defaults["layer"] for size, defaults in shown["defaults"].items()}
+    assert layers == {"S": 4, "B": 4, "L": 8, "XL": 8}
+    assert shown["defaults"]["B"]["encoder.name"] == "timm:vit_base_patch14_dinov2.lvd142m"
+    assert shown["needs"] == ["encoder timm:vit_base_patch14_dinov2.lvd142m"]
+
+
+@pytest.mark.parametrize("name", registry.names("method"))
+def test_explain_names_settings_as_set_takes_them(name: str) -> None:
+    settings = json.loads(CliRunner().invoke(explain, [name, "--json"]).output)["defaults"]["S"]
+    given = {setting: value for setting, value in settings.items() if value not in (None, [])}
+    overrides = [f"method.{setting}={json.dumps(value)}" for setting, value in given.items()]
+    base = ["backbone.size=S", f"method.name={name}"]
+    assert load_spec("cifar10", [*base, *overrides]) == load_spec("cifar10", base)
+
+
+def test_explain_lists_settings_of_parts_by_their_current_names() -> None:
+    shown = CliRunner().invoke(explain, ["self_flow"]).output
+    assert "parts.audio.mask_ratio" in shown and "mask_ratio_audio" not in shown
 
 
 @pytest.mark.parametrize("name", registry.names("method"))
@@ -177,21 +185,20 @@ def test_explain_prints_equations_and_every_default(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", registry.names("method"))
-def test_docstrings_fit_a_narrow_terminal(name: str) -> None:
-    """Every word is there, nothing is wider than the terminal, and equations begin lines as they did."""
-    told = method_facts.describe(registry.load("method", name))
-    shown = reflowed(told, 80)
-    assert shown.split() == told.split()
+def test_reflowed_docstring_keeps_words_and_equations(name: str) -> None:
+    docstring = method_facts.describe(registry.load("method", name))
+    shown = reflowed(docstring, 80)
+    assert shown.split() == docstring.split()
     assert max(map(len, shown.splitlines())) <= 80
-    assert equations(told) <= equations(shown)
+    assert equations(docstring) <= equations(shown)
 
 
 def equations(text: str) -> Counter[str]:
-    """The left-hand sides that lines begin with."""
+    """Return the left-hand sides of equations at the beginning of lines."""
     return Counter(re.findall(r"^\s*(\S+) = ", text, re.MULTILINE))
 
 
-def test_defaults_that_differ_name_their_sizes() -> None:
+def test_explain_names_sizes_when_defaults_differ() -> None:
     result = CliRunner().invoke(explain, ["haste"])
     lines = {
         line.split()[0]: line.split(maxsplit=1)[-1].strip()
@@ -202,14 +209,14 @@ def test_defaults_that_differ_name_their_sizes() -> None:
     assert lines["layer"] == "4 (S, B), 8 (L, XL)" and lines["coefficient"] == "0.5"
 
 
-def test_an_unknown_method_is_a_mistake_with_a_hint() -> None:
+def test_explain_suggests_the_nearest_method() -> None:
     result = CliRunner().invoke(explain, ["self-flow"])
     assert isinstance(result.exception, UserError) and "Did you mean 'self_flow'?" in str(result.exception)
 
 
 @pytest.mark.parametrize("name", list(registry.METHODS))
-def test_shipped_facts_are_those_of_the_code(name: str) -> None:
-    """`make counts` writes them."""
+def test_shipped_facts_equal_computed_ones(name: str) -> None:
+    """`make counts` writes the shipped ones."""
     about = method_facts.computed(name)
     assert method_facts.facts(name) == about
     assert method_facts.description(name) == method_facts.describe(registry.load("method", name))
@@ -221,15 +228,15 @@ FEW = ("flow", "repa", "self_flow")
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=() if n in FEW else pytest.mark.slow) for n in registry.METHODS]
 )
-def test_shipped_flops_are_those_of_a_fresh_count(name: str) -> None:
+def test_shipped_flops_equal_a_fresh_count(name: str) -> None:
     assert method_facts.flops(name) == method_facts.step_flops(name)
 
 
-def test_shipped_facts_name_every_method_and_no_other() -> None:
+def test_shipped_facts_have_exactly_the_registered_methods() -> None:
     assert method_facts.shipped().keys() == registry.METHODS.keys()
 
 
-def test_a_plugins_flops_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flops_of_a_plugin_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     real = registry.load
     monkeypatch.setattr(registry, "load", lambda kind, name: real(kind, "flow" if name == "echo" else name))
     assert method_facts.flops("echo") == method_facts.shipped()["flow"]["flops"]
@@ -237,7 +244,7 @@ def test_a_plugins_flops_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("words", ["list", "list methods", "list extractors", "explain repa", "doctor"])
 def test_lists_import_no_torch(words: str) -> None:
-    """That is what makes them answer at once."""
+    """Importing torch would take seconds."""
     code = "import sys; from click.testing import CliRunner; from harness.cli.main import cli; "
     code += f"r = CliRunner().invoke(cli, {words.split()}); assert r.output, r.exception; "
     code += "sys.exit('torch' in sys.modules)"
@@ -261,13 +268,13 @@ def page() -> dict[str, Any]:
     return made
 
 
-def test_the_page_names_every_family() -> None:
+def test_encoder_page_has_every_family() -> None:
     for family, count in (("dinov2.", 8), ("dinov3.", 5), (".mae", 3), ("ViT-", 11), ("SigLIP", 6)):
         assert sum(family in name for name in ENCODERS) == count
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_encoders_on_the_page_have_published_weights(name: str) -> None:
+def test_encoder_on_the_page_has_published_weights(name: str) -> None:
     family, _, model = name.partition(":")
     assert timm.is_model_pretrained(model) if family == "timm" else find_recipe(model).repository
 
@@ -275,12 +282,14 @@ def test_encoders_on_the_page_have_published_weights(name: str) -> None:
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=pytest.mark.slow if any(b in n for b in BIG) else ()) for n in ENCODERS]
 )
-def test_encoders_fit_the_grid_and_are_as_large_as_the_page_says(name: str, page: dict[str, Any]) -> None:
+def test_encoder_on_the_page_has_the_printed_size(name: str, page: dict[str, Any]) -> None:
     assert page["row"](name) == ENCODERS[name]
 
 
-def test_the_pages_parameters_are_those_of_an_encoder(page: dict[str, Any], tmp_path: Path) -> None:
-    """Against an opened one, whose position embedding lies on the grid of 16x16 as well."""
+def test_row_of_the_page_counts_the_parameters_of_an_opened_encoder(
+    page: dict[str, Any], tmp_path: Path
+) -> None:
+    """The position embedding of both is on the grid of 16x16."""
     tiny, file = "vit_tiny_patch16_224", tmp_path / "weights.safetensors"
     save_file(timm.create_model(tiny).state_dict(), file)
     choice, pictures = Choice(f"timm:{tiny}", str(file)), SimpleNamespace(shape=(3, 256, 256), classes=10)
@@ -288,7 +297,7 @@ def test_the_pages_parameters_are_those_of_an_encoder(page: dict[str, Any], tmp_
     assert page["row"](choice.name).startswith(f"{opened.params / 1e6:.1f} M | {opened.dim} |")
 
 
-def test_the_page_quotes_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encoder_page_quotes_the_error_for_missing_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def empty(*_: str, local_files_only: bool) -> str:
         raise OSError
 
@@ -300,16 +309,12 @@ def test_the_page_quotes_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(caught.value) == quote
 
 
-def test_the_pages_run_can_be_planned() -> None:
-    """Its several encoders are taken as they are written there, and the probe has the options that it
-    names."""
-    words = shlex.split(re.search(r"^flowrace run (.*)$", PAGE, re.MULTILINE)[1])
-    spec = load_spec(words[0], [word for word in words[1:] if word != "--set"])
+def test_commands_of_the_encoder_page_are_valid() -> None:
+    preset, *words = shlex.split(re.search(r"^flowrace run (.*)$", PAGE, re.MULTILINE)[1])
+    overrides = [word for word in words if word != "--set"]
+    spec = load_spec(preset, overrides)
     assert [encoder.name for encoder in spec.method.needs().encoders] == ["local:small", "random:small"]
-    assert (
-        spec.id
-        != load_spec(words[0], [word.replace("random", "local") for word in words[1:] if word != "--set"]).id
-    )
+    assert spec.id != load_spec(preset, [text.replace("random", "local") for text in overrides]).id
     options = {option for parameter in probe.params for option in parameter.opts}
     used = re.findall(r" (--\w+)", " ".join(re.findall(r"^flowrace probe .*$", PAGE, re.MULTILINE)))
     assert used and set(used) <= options

@@ -1,4 +1,4 @@
-"""What `flowrace data encode` takes of its source's fields, and what it refuses."""
+"""Fields of the source that `flowrace data encode` accepts and rejects."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from tests.support.encoded import encode
 @pytest.mark.parametrize(
     ("field", "message"),
     [
-        ("flip=true", "data.flip = true is for training .*give --flip"),
-        ("held_out=0.3", "data.held_out = 0.3 is for training .*leave it out"),
-        ("workers=2", "data.workers = 2 is for training"),
+        ("flip=true", "data.flip = true applies to training .*give --flip"),
+        ("held_out=0.3", "data.held_out = 0.3 applies to training .*leave it out"),
+        ("workers=2", "data.workers = 2 applies to training"),
         ("posterior=mean", "data.posterior = mean: data set 'digits' has no such field"),
         ("resolution=32", "data.resolution = 32: data set 'digits' has no such field"),
         ("frames=5", "data.frames = 5: data set 'digits' has no such field"),
         ("name=latents", "latents are already encoded"),
     ],
 )
-def test_fields_that_nothing_reads_are_refused(tmp_path: Path, field: str, message: str) -> None:
+def test_encode_rejects_fields_that_it_does_not_read(tmp_path: Path, field: str, message: str) -> None:
     words = ["digits", "--codec", "identity", "--set", f"data.{field}", "--out", str(tmp_path / "l")]
     result = CliRunner().invoke(cli, ["data", "encode", *words])
     assert isinstance(result.exception, UserError), result.output
     assert re.search(message, str(result.exception)) and not (tmp_path / "l").exists()
 
 
-def test_fields_that_are_read_are_taken(tmp_path: Path) -> None:
-    """A part of a joint data set, as the documentation has it."""
+def test_encode_reads_one_part_of_a_joint_data_set(tmp_path: Path) -> None:
+    """The command is that of docs/guides/modalities.md."""
     fields = ("--set", "data.audio_weight=0", "--set", "data.frames=4", "--rows", "4000")
     encode("bounce", "identity", tmp_path / "l", *fields)
     spec = DataSpec(name="bounce", audio_weight=0.0, frames=4)

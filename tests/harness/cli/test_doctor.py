@@ -1,4 +1,4 @@
-"""`flowrace doctor` compares what is installed with constraints.txt."""
+"""`flowrace doctor`: the comparison with constraints.txt, and the file itself."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness.cli.doctor import CONSTRAINTS, _constraints
 from tests.conftest import ROOT
 
 
-def test_doctor_reads_the_file_of_the_checkout() -> None:
+def test_doctor_reads_the_constraints_of_the_checkout() -> None:
     assert ROOT / "constraints.txt" == CONSTRAINTS and CONSTRAINTS.exists()
 
 
@@ -33,14 +33,14 @@ def test_doctor_names_packages_that_differ_and_counts_those_not_installed(tmp_pa
     found = _constraints(tmp_path / "pins.txt")
     assert found.state == "note"
     assert found.text == (
-        "of 3 packages in constraints.txt 1 differ, 1 are not installed. "
+        "of 3 packages in constraints.txt, 1 differ, 1 are not installed. "
         f"numpy==0.1 (here {version('numpy')})"
     )
 
 
-def test_doctor_says_so_when_there_is_no_file(tmp_path: Path) -> None:
+def test_doctor_adds_a_note_when_constraints_are_missing(tmp_path: Path) -> None:
     found = _constraints(tmp_path / "pins.txt")
-    assert found.state == "note" and found.text.startswith("none here")
+    assert found.state == "note" and found.text.startswith("no constraints.txt")
 
 
 def test_constraints_pin_exact_public_versions() -> None:

@@ -1,4 +1,4 @@
-"""The command line from outside: quick, lazy, and clear about mistakes."""
+"""The `flowrace` command in a process: lazy imports, help, exit codes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LIGHT = (
 )
 
 
-def flowrace(*words: str) -> subprocess.CompletedProcess:
+def flowrace(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "harness.cli.main", *words], capture_output=True, text=True, timeout=120
     )
@@ -36,7 +36,7 @@ def flowrace(*words: str) -> subprocess.CompletedProcess:
         "metrics",
     ],
 )
-def test_light_modules_import_nothing_heavy(module: str) -> None:
+def test_light_module_imports_no_heavy_package(module: str) -> None:
     result = subprocess.run(
         [sys.executable, "-c", LIGHT.format(module=module)], capture_output=True, text=True, check=True
     )
@@ -52,7 +52,7 @@ def test_help_lists_every_command_with_an_example() -> None:
         assert page.returncode == 0 and "Example:" in page.stdout, name
 
 
-def test_mistakes_exit_with_2_and_one_sentence() -> None:
+def test_mistake_exits_with_2_and_without_traceback() -> None:
     for words in (
         ["run", "digitz"],
         ["run", "digits", "--set", "trian.steps=1"],
@@ -68,8 +68,8 @@ def test_mistakes_exit_with_2_and_one_sentence() -> None:
 
 
 @pytest.mark.parametrize("words", [["claims"], ["list", "sizes", "--json"]])
-def test_a_closed_pipe_ends_as_a_shell_has_it(words: list[str]) -> None:
-    """128 + SIGPIPE, and not a word; what rich prints, and what click does."""
+def test_closed_pipe_ends_the_command_silently_with_141(words: list[str]) -> None:
+    """The code is 128 + SIGPIPE. One command prints with rich, the other with click."""
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "wb") as pipe:
@@ -78,7 +78,7 @@ def test_a_closed_pipe_ends_as_a_shell_has_it(words: list[str]) -> None:
     assert (result.returncode, result.stderr) == (141, "")
 
 
-def test_list_and_doctor() -> None:
+def test_list_and_doctor_print_to_standard_output() -> None:
     everything = flowrace("list").stdout
     for word in (
         "self_flow",
@@ -94,7 +94,7 @@ def test_list_and_doctor() -> None:
     assert "torch" in flowrace("doctor").stdout
 
 
-def test_a_run_goes_on_from_within_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_resumes_from_within_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record = trained(tiny("train.steps=2"), tmp_path / "runs")
     (record.path / "done").unlink()
     monkeypatch.chdir(record.path)
@@ -103,7 +103,9 @@ def test_a_run_goes_on_from_within_its_folder(tmp_path: Path, monkeypatch: pytes
     assert [file.parent for file in tmp_path.rglob("spec.toml")] == [record.path]
 
 
-def test_a_preset_trains_beside_a_folder_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_trains_a_preset_when_a_folder_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "digits").mkdir()
     words = [word for setting in (*TINY, "train.steps=1") for word in ("--set", setting)]

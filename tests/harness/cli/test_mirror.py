@@ -1,5 +1,4 @@
-"""The command that makes a lost store again: every run of every folder once, however the store came to hold
-it before."""
+"""`flowrace mirror`: every run of every folder is in the store once, whatever mirrored it before."""
 
 from __future__ import annotations
 
@@ -20,8 +19,8 @@ from tests.harness.records.test_mlflow_mirror import child, events, expected, ro
 __all__ = ["uri"]
 
 
-def test_a_lost_store_is_made_again_by_the_command(tmp_path: Path, uri: str) -> None:
-    """Two runs of a study and one of none; a second call sends nothing."""
+def test_mirror_rebuilds_a_lost_store_and_sends_nothing_twice(tmp_path: Path, uri: str) -> None:
+    """There are two runs of a study and one without a study."""
     study = tmp_path / "runs" / "s"
     records = [written(study / name, events(10)) for name in ("abc", "abd")]
     alone = written(tmp_path / "runs" / "lone" / "abe", events(4))
@@ -29,26 +28,26 @@ def test_a_lost_store_is_made_again_by_the_command(tmp_path: Path, uri: str) -> 
     mirror(records, uri=uri, study="s", artifacts=[study / "study.toml"], complete=True)
     mirror([alone], uri=uri, study="lone", complete=True)
     before = rows(uri)
-    again = f"sqlite:///{tmp_path / 'again' / 'mlflow.db'}"
-    command = ["mirror", str(tmp_path / "runs"), "--to", again, "--json"]
-    told = json.loads(CliRunner().invoke(cli, command, catch_exceptions=False).stdout)
-    assert rows(again) == before and sum(one["points"] for one in told["folders"]) == before.total()
-    assert {one["study"]: one["runs"] for one in told["folders"]} == {"s": 2, "lone": 1}
-    told = json.loads(CliRunner().invoke(cli, command, catch_exceptions=False).stdout)
-    assert [one["points"] for one in told["folders"]] == [0, 0]
-    nothing = CliRunner().invoke(cli, ["mirror", str(tmp_path / "none")])
-    assert isinstance(nothing.exception, UserError)
+    rebuilt = f"sqlite:///{tmp_path / 'rebuilt' / 'mlflow.db'}"
+    command = ["mirror", str(tmp_path / "runs"), "--to", rebuilt, "--json"]
+    folders = json.loads(CliRunner().invoke(cli, command, catch_exceptions=False).stdout)["folders"]
+    assert rows(rebuilt) == before and sum(folder["points"] for folder in folders) == before.total()
+    assert {folder["study"]: folder["runs"] for folder in folders} == {"s": 2, "lone": 1}
+    folders = json.loads(CliRunner().invoke(cli, command, catch_exceptions=False).stdout)["folders"]
+    assert [folder["points"] for folder in folders] == [0, 0]
+    missing = CliRunner().invoke(cli, ["mirror", str(tmp_path / "none")])
+    assert isinstance(missing.exception, UserError)
 
 
 @pytest.mark.parametrize("file", ["events.jsonl", "environment.json", "spec.toml"])
-def test_a_broken_run_stops_no_other(tmp_path: Path, uri: str, file: str) -> None:
-    """In a folder with a broken run, and in the folders behind it."""
+def test_mirror_skips_a_broken_run_and_sends_all_others(tmp_path: Path, uri: str, file: str) -> None:
+    """The others are in the folder of the broken run, and in the next one."""
     for name in ("a/abc", "a/abd", "b/abe"):
         written(tmp_path / name, events(4))
     (tmp_path / "a" / "abc" / file).write_text("[]]\n")
-    told = CliRunner().invoke(cli, ["mirror", str(tmp_path), "--to", uri])
-    assert isinstance(told.exception, UserError) and f"a/abc/{file}" in str(told.exception)
-    assert "a: 1 runs, 29 new points\nb: 1 runs, 29 new points" in told.output
+    result = CliRunner().invoke(cli, ["mirror", str(tmp_path), "--to", uri])
+    assert isinstance(result.exception, UserError) and f"a/abc/{file}" in str(result.exception)
+    assert "a: 1 runs, 29 new points\nb: 1 runs, 29 new points" in result.output
     assert rows(uri) == expected(Record(tmp_path / "b" / "abe"), 4) + expected(
         Record(tmp_path / "a" / "abd"), 4
     )
@@ -56,23 +55,22 @@ def test_a_broken_run_stops_no_other(tmp_path: Path, uri: str, file: str) -> Non
     assert {run.info.status for run in runs_of(uri, "a")} == {"FINISHED", "FAILED"}
 
 
-def test_a_run_by_itself_and_by_its_folder_is_the_same_run(tmp_path: Path, uri: str) -> None:
-    """`flowrace run` and `flowrace mirror` of what it left, with a study there and without."""
+def test_mirror_adds_nothing_to_runs_that_flowrace_run_sent(tmp_path: Path, uri: str) -> None:
+    """One run belongs to a study, the other does not."""
     named = written(tmp_path / "folder" / "abc", events(4))
     alone = written(tmp_path / "lone" / "abd", events(4))
     (tmp_path / "folder" / "study.toml").write_text('name = "s"\n')
     for record in (named, alone):
         send_one(record.path, uri)
     before, experiments = rows(uri), MlflowClient(tracking_uri=uri).search_experiments()
-    told = CliRunner().invoke(cli, ["mirror", str(tmp_path), "--to", uri], catch_exceptions=False)
-    assert told.output.count(" 0 new points") == 2 and rows(uri) == before
+    result = CliRunner().invoke(cli, ["mirror", str(tmp_path), "--to", uri], catch_exceptions=False)
+    assert result.output.count(" 0 new points") == 2 and rows(uri) == before
     assert len(MlflowClient(tracking_uri=uri).search_experiments()) == len(experiments)
     assert [len(runs_of(uri, study)) for study in ("s", "lone")] == [2, 2]
 
 
-def test_one_run_of_a_study_does_not_end_it(tmp_path: Path, uri: str) -> None:
-    """The other one was killed: the study has failed, and stays so when the finished one is mirrored alone,
-    by either way."""
+def test_study_stays_failed_when_only_its_finished_run_is_mirrored(tmp_path: Path, uri: str) -> None:
+    """The other run was killed. Both `flowrace mirror` and `flowrace run` mirror the finished one."""
     study = tmp_path / "s"
     done, killed = written(study / "abc", events(4)), written(study / "abd", events(4), done=False)
     (study / "study.toml").write_text('name = "s"\n')
@@ -94,7 +92,7 @@ def test_one_run_of_a_study_does_not_end_it(tmp_path: Path, uri: str) -> None:
     assert parent() == "FINISHED"
 
 
-def test_a_run_is_mirrored_from_within_its_folder(
+def test_mirror_sends_a_run_from_within_its_folder(
     tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(written(tmp_path / "lone" / "abc", events(4)).path)

@@ -1,4 +1,4 @@
-"""A user's mistakes: one clear sentence, exit code 2, no traceback, nothing overwritten."""
+"""Mistakes of users: one clear sentence, exit code 2, no traceback, nothing overwritten."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.support.runs import TINY, tiny, trained
 
 
 def flowrace(capsys: pytest.CaptureFixture, *words: str) -> tuple[int, str]:
-    """The command, in this process: its exit code and what it said on stderr."""
+    """Run the command in this process; return its exit code and standard error."""
     before = sys.argv
     sys.argv = ["flowrace", *map(str, words)]
     try:
@@ -42,11 +42,12 @@ def flowrace(capsys: pytest.CaptureFixture, *words: str) -> tuple[int, str]:
 
 
 def refused(capsys: pytest.CaptureFixture, *words: object, says: str) -> None:
-    code, said = flowrace(capsys, *words)
-    assert code == 2, said
-    assert "Traceback" not in said
-    assert len(said.strip().splitlines()) == 1 or said.startswith("Usage:"), said
-    assert re.search(says, said), said
+    """Check that the command fails with exit code 2 and one sentence that matches `says`."""
+    code, message = flowrace(capsys, *words)
+    assert code == 2, message
+    assert "Traceback" not in message
+    assert len(message.strip().splitlines()) == 1 or message.startswith("Usage:"), message
+    assert re.search(says, message), message
 
 
 def run(out: Path, *overrides: str) -> list[object]:
@@ -63,12 +64,12 @@ def run(out: Path, *overrides: str) -> list[object]:
             ["run", "digits", "--set", "data.resolution=32"],
             r"data set 'digits' has no such field; leave it out",
         ),
-        (["run", "tones", "--set", "data.root=x"], r"data.root = x: .*'tones' .*\(its own: data.frames\)"),
+        (["run", "tones", "--set", "data.root=x"], r"data.root = x: .*'tones' .*\(it reads data.frames\)"),
         (
             ["run", "tones", "--set", "data.flip=true"],
-            r"data.flip = true mirrors pictures, and 'tones' is audio",
+            r"data.flip = true mirrors pictures, but 'tones' is audio",
         ),
-        (["run", "bounce", "--set", "data.flip=true"], r"mirrors pictures, and 'bounce' is joint"),
+        (["run", "bounce", "--set", "data.flip=true"], r"mirrors pictures, but 'bounce' is joint"),
         (["run", "digits", "--set", "train.stepz=3"], r"unknown key 'train.stepz'.*Did you mean 'steps'"),
         (["run", "digits", "--set", "trian.steps=3"], r"Did you mean 'train'"),
         (["run", "digits", "--set", "method.name=rep"], r"unknown method 'rep'.*Did you mean 'repa'"),
@@ -86,7 +87,9 @@ def run(out: Path, *overrides: str) -> list[object]:
         (["run"], r"Missing argument"),
     ],
 )
-def test_words_that_mean_nothing(capsys, tmp_path: Path, monkeypatch, words: list[str], says: str) -> None:
+def test_invalid_command_line_is_rejected(
+    capsys, tmp_path: Path, monkeypatch, words: list[str], says: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     refused(capsys, *words, says=says)
     assert list(tmp_path.iterdir()) == []
@@ -116,7 +119,9 @@ def test_words_that_mean_nothing(capsys, tmp_path: Path, monkeypatch, words: lis
         (["data.fingerprint=0123456789abcdef"], r"fingerprint"),
     ],
 )
-def test_specs_that_cannot_run(capsys, tmp_path: Path, overrides: list[str], says: str) -> None:
+def test_invalid_spec_is_rejected_before_training(
+    capsys, tmp_path: Path, overrides: list[str], says: str
+) -> None:
     refused(capsys, *run(tmp_path, *overrides), says=says)
     assert not list(tmp_path.rglob("*.safetensors")) and not list(tmp_path.rglob("done"))
 
@@ -129,7 +134,7 @@ def images(folder: Path) -> Path:
     return folder
 
 
-def test_broken_data(capsys, tmp_path: Path) -> None:
+def test_run_rejects_broken_data_by_file_name(capsys, tmp_path: Path) -> None:
     folder = images(tmp_path / "images")
     broken = folder / "b" / "1.png"
     broken.write_bytes(broken.read_bytes()[:40])
@@ -174,7 +179,7 @@ def test_broken_data(capsys, tmp_path: Path) -> None:
 
 @pytest.fixture
 def begun(tmp_path: Path) -> Record:
-    """A run that can be continued: its last checkpoint and its `done` are taken away."""
+    """Train a run and make it unfinished: remove its last checkpoint and its `done`."""
     record = trained(tiny(), tmp_path)
     (record.path / "done").unlink()
     checkpoints(record.path / "checkpoints")[-1].unlink()
@@ -196,7 +201,7 @@ def damage(path: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["truncated", "tampered", "pickled", "torch", "empty"])
-def test_damaged_checkpoints(capsys, begun: Record, how: str) -> None:
+def test_damaged_checkpoint_is_rejected_and_nothing_changes(capsys, begun: Record, how: str) -> None:
     path = checkpoints(begun.path / "checkpoints")[-1]
     damage(path, how)
     before = {
@@ -209,13 +214,13 @@ def test_damaged_checkpoints(capsys, begun: Record, how: str) -> None:
     } == before
 
 
-def test_a_checkpoint_of_another_run(capsys, begun: Record, tmp_path: Path) -> None:
+def test_checkpoint_of_another_run_is_rejected(capsys, begun: Record, tmp_path: Path) -> None:
     other = trained(tiny("seed=1"), tmp_path / "other")
     shutil.copy(checkpoints(other.path / "checkpoints")[-1], begun.path / "checkpoints")
     refused(capsys, *run(begun.path.parent), says=f"belongs to run {other.id}")
 
 
-def test_a_busy_run_directory(capsys, begun: Record) -> None:
+def test_run_directory_in_use_is_rejected(capsys, begun: Record) -> None:
     code = (
         "import sys; from pathlib import Path; from harness.records.record import RecordWriter\n"
         "with RecordWriter(Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
@@ -228,7 +233,7 @@ def test_a_busy_run_directory(capsys, begun: Record) -> None:
         holder.stdin.close()
 
 
-def test_broken_records(capsys, begun: Record) -> None:
+def test_broken_record_is_rejected_with_its_line(capsys, begun: Record) -> None:
     file = begun.path / "events.jsonl"
     file.write_text(file.read_text().replace('"kind":"train"', '"kind":7', 1))
     refused(capsys, *run(begun.path.parent), says=r"events.jsonl line 1 is not an event")
@@ -239,11 +244,11 @@ def test_broken_records(capsys, begun: Record) -> None:
     refused(capsys, "eval", begun.path, says=r"spec.toml is not TOML")
 
 
-def test_what_is_there_is_not_overwritten(capsys, begun: Record, tmp_path: Path) -> None:
+def test_sample_overwrites_no_file_and_names_available_steps(capsys, begun: Record, tmp_path: Path) -> None:
     picture = tmp_path / "mine.png"
     picture.write_text("mine")
     refused(capsys, "sample", begun.path, "-n", 4, "-o", picture, says=r"mine.png already exists")
-    refused(capsys, "sample", begun.path, "-o", tmp_path / "a.gif", says=r"allowed are .png .* and .npz")
+    refused(capsys, "sample", begun.path, "-o", tmp_path / "a.gif", says=r"must end in .png .* or .npz")
     refused(
         capsys,
         "sample",
@@ -260,7 +265,7 @@ def test_what_is_there_is_not_overwritten(capsys, begun: Record, tmp_path: Path)
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 4 MB, less than the checkpoints that the run wants to keep."""
+    """Mount a file system of 4 MB, less than the checkpoints of the run take."""
     place = tmp_path / "disk"
     place.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", place], capture_output=True)
@@ -270,7 +275,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", place], check=True)
 
 
-def test_a_full_disk(capsys, small_disk: Path) -> None:
+def test_full_disk_ends_a_run_with_one_sentence(capsys, small_disk: Path) -> None:
     refused(
         capsys,
         *run(small_disk, "train.keep_checkpoints=9"),
@@ -280,17 +285,17 @@ def test_a_full_disk(capsys, small_disk: Path) -> None:
     assert Record(path).events is not None and not list(path.rglob("*.tmp"))
 
 
-def test_a_study_on_a_full_disk(small_disk: Path) -> None:
+def test_full_disk_ends_a_study_before_its_lock(small_disk: Path) -> None:
     with open(small_disk / "fill", "wb", buffering=0) as fill, contextlib.suppress(OSError):
         while True:
             fill.write(bytes(4096))
     refusal = pytest.raises(UserError, match=r"cannot write the folder .*: No space left on device")
     with refusal, study_lock(small_disk):
-        pytest.fail("its lock says nothing")
+        pytest.fail("the lock was taken without naming its holder")
 
 
-def test_a_folder_that_is_not_its_run(capsys, tmp_path: Path) -> None:
-    """A copy under a name of its own, or with another spec, would begin a run beside it."""
+def test_run_rejects_a_folder_that_is_not_named_by_its_spec(capsys, tmp_path: Path) -> None:
+    """Training a renamed copy would start a second run next to it."""
     spec, folder = tiny(), tmp_path / "mine"
     folder.mkdir()
     (folder / "spec.toml").write_text(spec.to_toml())
@@ -298,12 +303,12 @@ def test_a_folder_that_is_not_its_run(capsys, tmp_path: Path) -> None:
     refused(capsys, "run", folder, "--no-track", says=says)
     for empty in ("", "# nothing\n"):
         (folder / "spec.toml").write_text(empty)
-        refused(capsys, "run", folder, "--no-track", says=r"spec.toml is empty: a spec says at least")
-        refused(capsys, "cost", folder / "spec.toml", says=r"spec.toml is empty: a spec says at least")
+        refused(capsys, "run", folder, "--no-track", says=r"spec.toml is empty: a spec sets at least")
+        refused(capsys, "cost", folder / "spec.toml", says=r"spec.toml is empty: a spec sets at least")
     assert [path.name for path in tmp_path.rglob("*")] == ["mine", "spec.toml"]
 
 
-def test_a_place_that_cannot_be_written(capsys, tmp_path: Path) -> None:
+def test_run_rejects_an_output_folder_that_cannot_be_written(capsys, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     refused(capsys, *run(tmp_path / "file"), says=r"Directory .* is a file")
     refused(

@@ -1,5 +1,4 @@
-"""Settings of parts: one table a part, the flat names of version 0.1.0 read everywhere, ids and files
-unchanged."""
+"""Settings of parts: one table per part. Flat names of version 0.1.0 are accepted; ids do not change."""
 
 from __future__ import annotations
 
@@ -33,19 +32,19 @@ def spec_of(path: str, value: float) -> str:
     return load_spec("bounce", [*SELF_FLOW, f"{path}={value}"]).id
 
 
-def test_every_flat_name_has_a_table() -> None:
+def test_flat_names_all_have_a_table() -> None:
     flat = {f"{section}.{name}" for section, names in FLAT_NAMES.items() for name in names}
     assert flat == set(SPELLINGS)
 
 
 @pytest.mark.parametrize("flat", SPELLINGS)
-def test_both_spellings_are_the_same_run(flat: str) -> None:
+def test_both_names_of_a_setting_give_one_run_id(flat: str) -> None:
     value = 8 if flat == "backbone.patch_sound" else 0.25
     assert spec_of(flat, value) == spec_of(SPELLINGS[flat], value) != load_spec("bounce", SELF_FLOW).id
 
 
 @pytest.mark.parametrize("flat", SPELLINGS)
-def test_a_file_with_both_spellings_is_refused(flat: str, tmp_path: Path) -> None:
+def test_file_with_both_names_of_a_setting_is_rejected(flat: str, tmp_path: Path) -> None:
     value = 8 if flat == "backbone.patch_sound" else 0.25
     section, _, name = flat.partition(".")
     other = SPELLINGS[flat].removeprefix(f"{section}.")
@@ -57,7 +56,7 @@ def test_a_file_with_both_spellings_is_refused(flat: str, tmp_path: Path) -> Non
         load_spec(str(tmp_path / "own.toml"))
 
 
-def test_a_flat_name_overrides_the_table_of_its_base(tmp_path: Path) -> None:
+def test_flat_name_overrides_the_table_of_its_base(tmp_path: Path) -> None:
     (tmp_path / "old.toml").write_text(
         'base = "bounce"\n[backbone]\npatch_sound = 8\n[methods.self_flow]\nmask_ratio_audio = 0.25\n'
     )
@@ -79,7 +78,7 @@ def test_run_directories_keep_the_flat_names(tmp_path: Path) -> None:
     assert load_spec(str(tmp_path)) == spec
 
 
-def test_a_setting_of_another_part_is_hashed_by_its_table() -> None:
+def test_setting_of_a_new_part_is_hashed_by_its_table() -> None:
     class TextPart(Section):
         weight: float = Field(0.5, json_schema_extra=HASHED_IF_SET)
 
@@ -95,7 +94,7 @@ def test_a_setting_of_another_part_is_hashed_by_its_table() -> None:
     assert json.loads(canonical(given))["parts"] == {"text": {"weight": 0.25}}
 
 
-def test_an_unknown_part_is_refused_with_the_nearest_one() -> None:
+def test_unknown_part_is_rejected_with_the_nearest_one() -> None:
     with pytest.raises(UserError, match=r"unknown key 'data\.parts\.adio'.*Did you mean 'audio'"):
         load_spec("bounce", ["data.parts.adio.weight=0.5"])
 
@@ -106,7 +105,7 @@ def study(tmp_path: Path, text: str) -> str:
     return str(file)
 
 
-def test_an_axis_in_either_spelling_plans_the_same_runs(tmp_path: Path) -> None:
+def test_axis_under_either_name_plans_the_same_runs(tmp_path: Path) -> None:
     axes = '[axes]\nseed = [0]\n"{}" = [0.25, 0.75]\n'
     plans = [
         [cell.id for cell in make_plan(load_study(study(tmp_path, axes.format(path)))).runs]
@@ -115,7 +114,7 @@ def test_an_axis_in_either_spelling_plans_the_same_runs(tmp_path: Path) -> None:
     assert plans[0] == plans[1] and len(set(plans[0])) == 2
 
 
-def test_a_study_that_sets_its_axis_in_the_other_spelling_is_refused(tmp_path: Path) -> None:
+def test_study_that_sets_its_axis_under_the_other_name_is_rejected(tmp_path: Path) -> None:
     text = '[axes]\n"data.audio_weight" = [0.25, 0.75]\n[set]\n"data.parts.audio.weight" = 0.5\n'
     with pytest.raises(UserError, match="set the same field"):
         load_study(study(tmp_path, text))

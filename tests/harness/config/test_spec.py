@@ -1,7 +1,8 @@
-"""The spec: what is hashed, what is refused, and with which sentence."""
+"""The spec: hashed fields, defaults, overrides, and the errors of invalid ones."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -16,7 +17,7 @@ from harness.config.tables import merge, parse_override
 from harness.errors import UserError
 
 
-def test_every_preset_resolves_and_reads_back(tmp_path: Path) -> None:
+def test_preset_resolves_and_reads_back(tmp_path: Path) -> None:
     for name in PRESETS.names():
         spec = load_spec(name)
         (tmp_path / f"{name}.toml").write_text(spec.to_toml())
@@ -25,8 +26,6 @@ def test_every_preset_resolves_and_reads_back(tmp_path: Path) -> None:
 
 
 def test_id_is_the_hash_of_the_canonical_text() -> None:
-    import hashlib
-
     spec = load_spec("digits")
     assert re.fullmatch("[0-9a-f]{12}", spec.id)
     assert spec.id == hashlib.sha256(canonical(spec).encode()).hexdigest()[:12]
@@ -40,7 +39,7 @@ def test_id_is_the_hash_of_the_canonical_text() -> None:
      "runtime.threads=7", "runtime.shard=true",
      "train.checkpoint_every=3", "train.log_every=9", "train.accumulate=2", "eval.batch_size=3"],
 )  # fmt: skip
-def test_what_cannot_change_results_is_not_hashed(same: str) -> None:
+def test_field_that_cannot_change_results_is_not_hashed(same: str) -> None:
     base = "cifar10" if same.startswith("data.root") else "digits"
     assert load_spec(base, [same]).id == load_spec(base).id
 
@@ -53,7 +52,7 @@ def test_what_cannot_change_results_is_not_hashed(same: str) -> None:
      "method.name=repa",
      "data.fingerprint=0011"],
 )  # fmt: skip
-def test_what_can_change_results_is_hashed(other: str) -> None:
+def test_field_that_can_change_results_is_hashed(other: str) -> None:
     assert load_spec("digits", [other]).id != load_spec("digits").id
 
 
@@ -123,16 +122,16 @@ def test_method_tables_apply_to_the_chosen_method_only(tmp_path: Path) -> None:
         (["eval.guidance_low=0.9", "eval.guidance_high=0.1"], r"guidance_low"),
         (
             ["method.name=repa", "method.encoder.name=local:small", 'eval.metrics=["fd:local:small"]'],
-            r"aligns to that very",
+            r"computed by an encoder that a method aligns to",
         ),
     ],
 )
-def test_mistakes_are_named(overrides: list[str], sentence: str) -> None:
+def test_invalid_override_is_rejected_with_its_field(overrides: list[str], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         load_spec("digits", overrides)
 
 
-def test_sources_that_are_not_there(tmp_path: Path) -> None:
+def test_missing_or_broken_source_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"unknown preset 'digit'.*Did you mean 'digits'"):
         load_spec("digit")
     with pytest.raises(UserError, match="cannot read"):
@@ -143,13 +142,15 @@ def test_sources_that_are_not_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("base", ["5", "[1]", "{ a = 1 }", "true"])
-def test_a_base_is_a_name(tmp_path: Path, base: str) -> None:
+def test_base_that_is_not_a_name_is_rejected(tmp_path: Path, base: str) -> None:
     (tmp_path / "a.toml").write_text(f"base = {base}")
     with pytest.raises(UserError, match=r"a.toml: base = .*: expected the name of a preset, or a file"):
         load_spec(str(tmp_path / "a.toml"))
 
 
-def test_a_folder_without_a_spec_hides_no_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_without_a_spec_does_not_hide_a_preset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = load_spec("digits")
     monkeypatch.chdir(tmp_path)
     for name in ("digits", "other"):
@@ -170,7 +171,7 @@ tables = st.recursive(
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(base=st.dictionaries(st.text("ab", min_size=1), tables, max_size=3))
-def test_merging_nothing_changes_nothing(base: dict) -> None:
+def test_merge_with_an_empty_or_equal_table_changes_nothing(base: dict) -> None:
     assert merge(base, {}) == merge({}, base) == merge(base, base) == base
 
 
@@ -179,5 +180,5 @@ def test_merging_nothing_changes_nothing(base: dict) -> None:
     [("a.b=1", 1), ("a.b=1e-3", 1e-3), ("a.b=true", True), ("a.b=[1, 2]", [1, 2]), ("a.b='x'", "x"),
      ("a.b=x/y z", "x/y z"), ("a.b=", "")],
 )  # fmt: skip
-def test_override_values_are_toml_or_text(text: str, value: object) -> None:
+def test_override_value_is_toml_or_text(text: str, value: object) -> None:
     assert parse_override(text) == ("a.b", value)

@@ -1,18 +1,22 @@
-"""The command that says what a run costs: sums on paper, and the numbers of a real run."""
+"""`flowrace cost`, against sums on paper and the numbers of a real run."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 from harness.assembly.resolve import load_spec
+from harness.backbone.sit import Prediction
 from harness.cli.main import cli
 from harness.config.spec import EvalSpec
 from harness.costs.estimate import evaluation_flops, passes
 from harness.errors import UserError
+from harness.flow.sampling import draw_pixels
 from tests.harness.costs.test_flops import S2, forward_flops
 from tests.support.runs import tiny, trained
 
@@ -28,12 +32,13 @@ FLOW = (
 )
 
 
-def told(*words: str) -> dict:
+def estimated(*words: str) -> dict:
+    """Return the JSON that the command prints."""
     return json.loads(CliRunner().invoke(cli, [*words, "--json"], catch_exceptions=False).output)
 
 
 def test_time_is_flops_over_speed_and_devices() -> None:
-    one, eight = (told(*FLOW, "--flops-per-second", "2e14", "--devices", n) for n in ("1", "8"))
+    one, eight = (estimated(*FLOW, "--flops-per-second", "2e14", "--devices", n) for n in ("1", "8"))
     training, evaluation = one["flops"]["training"], one["flops"]["evaluation"]
     assert one["seconds"]["training"] == pytest.approx(training / 2e14)
     assert eight["seconds"]["training"] == pytest.approx(training / 16e14)
@@ -45,19 +50,19 @@ def test_time_is_flops_over_speed_and_devices() -> None:
     )
 
 
-def test_without_a_speed_there_is_no_time() -> None:
-    assert told(*FLOW)["seconds"] == {"step": None, "training": None, "evaluation": None}
+def test_time_is_unknown_without_a_speed() -> None:
+    assert estimated(*FLOW)["seconds"] == {"step": None, "training": None, "evaluation": None}
     result = CliRunner().invoke(cli, list(FLOW))
     assert "measure the speed with --measure" in result.output and "GB" in result.output
 
 
-def test_flops_are_those_that_a_run_books(tmp_path: Path) -> None:
+def test_flops_equal_those_that_a_run_books(tmp_path: Path) -> None:
     record = trained(tiny("method.name=self_flow", "train.steps=3", "eval.every=3"), tmp_path)
-    words = [word for text in (record.path / "spec.toml",) for word in ("cost", str(text))]
-    assert told(*words)["flops"]["training"] == record.of("train")[-1]["flops"]
+    estimate = estimated("cost", str(record.path / "spec.toml"))
+    assert estimate["flops"]["training"] == record.of("train")[-1]["flops"]
 
 
-def test_a_measured_speed_is_positive_and_leaves_nothing(
+def test_measured_speed_is_positive_and_leaves_no_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -70,7 +75,7 @@ def test_a_measured_speed_is_positive_and_leaves_nothing(
         "--measure-steps",
         "3",
     )
-    found = told("cost", "digits", *words)
+    found = estimated("cost", "digits", *words)
     assert found["flops_per_second_per_device"] > 0 and not list(tmp_path.iterdir())
     assert found["seconds"]["training"] == pytest.approx(
         found["flops"]["training"] / found["flops_per_second_per_device"]
@@ -86,47 +91,39 @@ def test_a_measured_speed_is_positive_and_leaves_nothing(
         ({"sampler": "euler", "sampler_steps": 10, "guidance": 1.5}, 20),
     ],
 )
-def test_passes_are_those_that_the_sampler_takes(fields: dict, expected: int) -> None:
-    """Against the sampler itself, counting."""
-    import torch
-
-    from harness.backbone.sit import Prediction
-    from harness.flow.sampling import draw_pixels
-
-    spec, seen = EvalSpec(samples=2, **fields), 0
+def test_passes_equal_those_of_the_sampler(fields: dict, expected: int) -> None:
+    spec, counted = EvalSpec(samples=2, **fields), 0
 
     def network(x: torch.Tensor, times: object, y: torch.Tensor) -> Prediction:
-        nonlocal seen
-        seen += len(x) // 2
+        nonlocal counted
+        counted += len(x) // 2
         return Prediction(torch.zeros_like(x), {})
-
-    import numpy as np
 
     labels = torch.zeros(2, dtype=torch.int64)
     draw_pixels(network, spec, (1, 2, 2), 1, torch.device("cpu"), np.arange(2), labels)
-    assert passes(spec) == expected == seen
+    assert passes(spec) == expected == counted
 
 
-def test_evaluations_include_the_last_step() -> None:
+def test_evaluation_flops_include_the_last_step() -> None:
     often, once = (load_spec("digits", ["train.steps=100", f"eval.every={n}"]) for n in (60, 100))
     assert evaluation_flops(often) == 2 * evaluation_flops(once)
 
 
-def test_a_batch_that_devices_cannot_share_is_named() -> None:
+def test_batch_that_cannot_be_split_over_devices_is_rejected() -> None:
     result = CliRunner().invoke(cli, [*FLOW, "--devices", "7"])
     assert isinstance(result.exception, UserError)
     assert "cannot be divided into 7 equal parts (processes x train.accumulate)" in str(result.exception)
 
 
-def test_a_group_that_does_not_divide_the_batch_is_named() -> None:
+def test_group_that_does_not_divide_the_batch_is_rejected() -> None:
     for words in (("cost", "digits"), ("cost", "digits", "--devices", "2")):
         settings = ["--set", "method.name=dispersive", "--set", "train.batch_size=48"]
         result = CliRunner().invoke(cli, [*words, *settings])
         assert isinstance(result.exception, UserError) and "method.group = 32" in str(result.exception)
 
 
-def test_evaluation_generates_the_token_of_reg_too() -> None:
-    """One token more in attention and in every block."""
+def test_evaluation_flops_include_the_extra_token_of_reg() -> None:
+    """It is one more token in attention and in every block."""
     small = ("backbone.size=S", "method.encoder.name=local:small")
     flow, reg = (
         load_spec("digits", (*small[: 2 if m == "reg" else 1], f"method.name={m}")) for m in ("flow", "reg")
@@ -135,7 +132,8 @@ def test_evaluation_generates_the_token_of_reg_too() -> None:
     assert evaluation_flops(reg) / evaluation_flops(flow) == pytest.approx((tokens + 1) / tokens, rel=0.05)
 
 
-def test_training_does_not_tell_the_time_of_an_evaluation_of_another_precision() -> None:
-    stated = ("--flops-per-second", "2e14")
-    assert told(*FLOW, *stated)["seconds"]["evaluation"] is None  # the preset: bfloat16 and float32
-    assert told(*FLOW, *stated, "--set", "eval.precision=bfloat16")["seconds"]["evaluation"] > 0
+def test_evaluation_time_is_unknown_in_another_precision_than_training() -> None:
+    """The preset trains in bfloat16 and evaluates in float32."""
+    speed = ("--flops-per-second", "2e14")
+    assert estimated(*FLOW, *speed)["seconds"]["evaluation"] is None
+    assert estimated(*FLOW, *speed, "--set", "eval.precision=bfloat16")["seconds"]["evaluation"] > 0

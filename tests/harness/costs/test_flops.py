@@ -1,4 +1,4 @@
-"""Promise 5: phases add up, and FLOPs are those of the formula on paper."""
+"""Counted FLOPs against formulas on paper, and the phase meter (promise 5)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ S2 = SiTConfig(SIZES["S"], 2, (4, 32, 32), 1000)
 
 
 def forward_flops(config: SiTConfig, levels: int, depth: int) -> int:
-    """On paper, one sample: 2 x (patch embedding + timestep MLP + blocks + final layer) multiply-adds."""
+    """Compute on paper the FLOPs of one sample: 2 per multiply-add of embeddings, blocks and final layer."""
     _, D, _ = config.size
     T, C, p = config.tokens, config.shape[0], config.patch
     block = 12 * T * D * D + 2 * T * T * D + levels * 6 * D * D
@@ -31,7 +31,7 @@ def forward_flops(config: SiTConfig, levels: int, depth: int) -> int:
 
 
 @pytest.mark.parametrize("levels", [1, 2, 256])
-def test_counted_flops_are_those_on_paper(levels: int) -> None:
+def test_counted_flops_equal_those_on_paper(levels: int) -> None:
     with torch.device("meta"):
         model = SiT(S2).to("meta")
         x, y = torch.empty(3, *S2.shape), torch.zeros(3, dtype=torch.int64)
@@ -42,14 +42,14 @@ def test_counted_flops_are_those_on_paper(levels: int) -> None:
     assert counter.get_total_flops() == 3 * forward_flops(S2, levels, 12)
 
 
-def test_two_times_cost_two_rows() -> None:
-    """SiT-S/2 with 256 tokens: the dual-time pass costs at most 1.02 of a plain one, modulation per token
+def test_two_times_cost_less_than_modulation_per_token() -> None:
+    """For SiT-S/2 with 256 tokens, a dual-time pass costs at most 1.02 plain ones, and modulation per token
     1.47."""
     plain = forward_flops(S2, 1, 12)
     assert forward_flops(S2, 2, 12) / plain < 1.02 < 1.4 < forward_flops(S2, 256, 12) / plain
 
 
-def test_phases_of_the_three_methods() -> None:
+def test_phases_of_flow_repa_and_self_flow_equal_those_on_paper() -> None:
     spec = load_spec("digits", ["backbone.size=S", "train.batch_size=4"])
     backbone = BackboneSpec(size="S")
     costs = {
@@ -62,10 +62,9 @@ def test_phases_of_the_three_methods() -> None:
     }
     D, T = 384, 256
     one = 4 * forward_flops(S2, 1, 12)
-    embed = (
-        2 * 4 * T * D * 16
-    )  # no gradient flows to x0, so the patch embedding's input costs nothing backward
-    sines = 2 * 4 * 256 * D  # nor to the sinusoids
+    # No gradient flows to x0, the input of the patch embedding, nor to the sinusoids.
+    embed = 2 * 4 * T * D * 16
+    sines = 2 * 4 * 256 * D
     assert costs[Flow]["student"] == 3 * one - embed - sines
     assert set(costs[Flow]) == {"student", "optimizer", "ema"}
     assert costs[Repa]["encoder"] == 4000
@@ -75,7 +74,7 @@ def test_phases_of_the_three_methods() -> None:
     assert costs[SelfFlow]["ema"] == costs[Flow]["ema"]
 
 
-def test_cost_of_a_spec_is_steps_times_step() -> None:
+def test_total_cost_is_steps_times_step() -> None:
     cost = count_spec(load_spec("digits", ["train.steps=7"]))
     assert cost.total == 7 * sum(cost.per_step.values())
     assert cost.parameters == sum(
@@ -83,7 +82,7 @@ def test_cost_of_a_spec_is_steps_times_step() -> None:
     )
 
 
-def test_phases_are_exclusive_and_add_up() -> None:
+def test_meter_books_nested_phases_exclusively() -> None:
     now = [0.0]
 
     def spend(seconds: float) -> None:

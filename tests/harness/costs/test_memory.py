@@ -1,4 +1,4 @@
-"""Memory before the fact against the allocator's own count after it, and against arithmetic on paper."""
+"""Estimated memory, against the count of the allocator and arithmetic on paper."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from harness.assembly.resolve import load_spec
 from harness.backbone.sit import SiT, SiTConfig
 from harness.backbone.sizes import SIZES
+from harness.backbone.times import Times
 from harness.costs.flops import count_spec
 from harness.costs.memory import footprint
 from tests.support.allocated import allocated
@@ -22,19 +23,19 @@ SMALL = ("backbone.size=micro", "train.batch_size=32", "method.name=flow")
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("keeps", [True, False])
-def test_activations_are_what_the_allocator_sees(precision: str, keeps: bool) -> None:
-    """A real step of flow matching, written out here."""
+def test_activations_equal_those_of_the_allocator(precision: str, keeps: bool) -> None:
+    """The allocator counts a real step of flow matching, which is written out here."""
     spec = load_spec(
         "digits",
         (*SMALL, f"train.precision={precision}", f"runtime.checkpoint_activations={not keeps}".lower()),
     )
     model = SiT(SiTConfig(SIZES["micro"], 2, (1, 8, 8), 10))
     model.checkpoint_activations = not keeps
+    # The estimate is for the fused attention of a GPU.
     for block in model.blocks:
-        block.attn.fused = True  # as on the device that is planned for
+        block.attn.fused = True
     x, eps, t = torch.randn(32, 1, 8, 8), torch.randn(32, 1, 8, 8), torch.rand(32)
     y = torch.zeros(32, dtype=torch.int64)
-    from harness.backbone.times import Times
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
@@ -47,7 +48,7 @@ def test_activations_are_what_the_allocator_sees(precision: str, keeps: bool) ->
     assert footprint(spec).activations == pytest.approx(allocated(step), rel=0.1)
 
 
-def test_what_stays_is_four_bytes_a_parameter_each() -> None:
+def test_weights_gradients_and_ema_take_four_bytes_per_parameter_each() -> None:
     spec = load_spec("digits", SMALL)
     found, parameters = footprint(spec), count_spec(spec).parameters
     assert (
@@ -56,22 +57,19 @@ def test_what_stays_is_four_bytes_a_parameter_each() -> None:
     assert found.peak == 16 * parameters + found.activations
 
 
-def test_processes_and_micro_batches_share_the_activations() -> None:
-    big = ("backbone.size=pico", "train.batch_size=256", "method.name=self_flow")
-    whole = footprint(load_spec("digits", big))
-    shared, parts = (
-        footprint(load_spec("digits", big), 4),
-        footprint(load_spec("digits", (*big, "train.accumulate=4"))),
-    )
-    assert whole.activations == pytest.approx(4 * parts.activations, rel=0.1)
-    # A process of several has room for all gradients from the first step on.
-    assert parts.activations <= shared.activations <= parts.activations + parts.gradients
+def test_processes_and_micro_batches_divide_the_activations() -> None:
+    settings = ("backbone.size=pico", "train.batch_size=256", "method.name=self_flow")
+    full = footprint(load_spec("digits", settings))
+    split = footprint(load_spec("digits", settings), 4)
+    accumulated = footprint(load_spec("digits", (*settings, "train.accumulate=4")))
+    assert full.activations == pytest.approx(4 * accumulated.activations, rel=0.1)
+    # With several processes, buckets for all gradients exist from the first step on.
+    assert accumulated.activations <= split.activations <= accumulated.activations + accumulated.gradients
 
 
 @pytest.mark.parametrize("shard", [False, True])
-def test_a_divided_step_holds_its_slices_and_a_few_blocks(tmp_path: Path, shard: bool) -> None:
-    """Two processes of torchrun, and what the first one's allocator saw: DDP's share to 1e-3, FSDP2's within
-    a tenth."""
+def test_activations_per_rank_equal_those_of_the_allocator(tmp_path: Path, shard: bool) -> None:
+    """The allocator is that of rank 0 of two processes: equal to 1e-3 with DDP, to a tenth with FSDP2."""
     settings = (
         "backbone.size=S",
         "train.batch_size=64",

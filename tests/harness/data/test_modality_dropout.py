@@ -273,7 +273,7 @@ def test_every_method_supports_dropout_or_raises_with_the_reason(name: str) -> N
     reason = (
         "compares samples"
         if name in ("dispersive", "contrastive_flow")
-        else "reads one modality|aims at patches"
+        else "reads one modality|predicts patches"
     )
     with pytest.raises(UserError, match=reason):
         modal("joint", *words, *MIX)
