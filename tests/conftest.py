@@ -1,5 +1,5 @@
-"""What all tests share: an offline hub, a cache of their own, and the way to data and weights that lie beside
-the checkout."""
+"""Fixtures of all tests: an offline hub, one cache for the session, and real data and weights next to the
+checkout."""
 
 from __future__ import annotations
 
@@ -11,21 +11,24 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 ROOT = Path(__file__).parent.parent
+# A session that was started in the background ignores these signals, and every child would inherit that.
 for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
-    if (
-        signal.getsignal(number) == signal.SIG_IGN
-    ):  # started in the background: every child would inherit that
+    if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, usual)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Encoders and extractors trained by the tests are cached for the session only."""
-    os.environ["FLOWRACE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Cache the encoders and extractors that tests train for the session, once for all its processes."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+    folder.mkdir(exist_ok=True)
+    os.environ["FLOWRACE_CACHE"] = str(folder)
+    return folder
 
 
 def beside(variable: str, folder: str) -> Path:
-    """A folder of real data or weights, from its variable or `../shared`; skips the test where it is
+    """Return a folder of real data or weights, from its variable or `../shared`; skip the test if it is
     absent."""
     path = Path(os.environ.get(variable, ROOT.parent / "shared" / folder))
     if not path.is_dir():

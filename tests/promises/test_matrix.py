@@ -226,7 +226,7 @@ def test_killed_at_random_moments(modality: str, kills: int, tmp_path: Path, unb
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "calls"),
-    [(kill.in_a_step, 7), (kill.half_way_through_a_checkpoint, 2), (kill.in_an_evaluation, 0)],
+    [(kill.in_a_step, 7), (kill.halfway_through_a_checkpoint, 2), (kill.in_an_evaluation, 0)],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
 @pytest.mark.parametrize("modality", MODALITIES)
