@@ -145,11 +145,20 @@ def _die_in(owner, name: str, calls: int, whole: Callable, instead: Callable | N
 
 @pytest.mark.parametrize(
     ("where", "calls"),
-    [(in_a_step, 13), (in_an_evaluation, 1), (halfway_through_a_checkpoint, 3), (before_a_rename, 9),
-     (after_a_rename, 10), (after_a_rename, 7), (before_old_checkpoints_are_pruned, 6), (halfway_through_a_line, 0),
-     (halfway_through_a_line, 17), (halfway_through_a_line, 9)],
+    [
+        (in_a_step, 13),
+        (in_an_evaluation, 1),
+        (halfway_through_a_checkpoint, 3),
+        (before_a_rename, 9),
+        (after_a_rename, 10),
+        (after_a_rename, 7),
+        (before_old_checkpoints_are_pruned, 6),
+        (halfway_through_a_line, 0),
+        (halfway_through_a_line, 17),
+        (halfway_through_a_line, 9),
+    ],
     ids=lambda value: getattr(value, "__name__", str(value)),
-)  # fmt: skip
+)
 def test_run_killed_at_the_worst_moments_ends_with_the_same_bits(
     tmp_path: Path, unbroken: str, where: Callable, calls: int
 ) -> None:
@@ -209,17 +218,18 @@ def test_stop_costs_no_scheduled_checkpoint(tmp_path: Path) -> None:
 
 
 class StopsAt(Quiet):
-    """Asks for a stop, as a signal does, once a step is taken."""
+    """Sends SIGTERM to the process so that it stops after step `at`."""
 
     def __init__(self, at: int) -> None:
         self.at = at
 
     def step(self, step: int, loss: float) -> None:
-        if step == self.at - 1:  # heard behind the next one
+        # The loop notices it after the next step.
+        if step == self.at - 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_the_clock_goes_on_where_it_stood(tmp_path: Path) -> None:
+def test_clock_resumes_after_a_kill(tmp_path: Path) -> None:
     """Seconds by phase never fall over a kill, and what was booked before it is not lost."""
     spec = tiny(*SPEC)
 
