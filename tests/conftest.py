@@ -17,9 +17,13 @@ for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHU
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Encoders and extractors trained by the tests are cached for the session only."""
-    os.environ["FLOWRACE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Cache the encoders and extractors that tests train for the session, once for all its processes."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+    folder.mkdir(exist_ok=True)
+    os.environ["FLOWRACE_CACHE"] = str(folder)
+    return folder
 
 
 def beside(variable: str, folder: str) -> Path:

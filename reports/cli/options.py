@@ -8,8 +8,6 @@ from typing import TypeVar
 
 import click
 
-from harness.config.options import JSON_OPTION
-
 Command = TypeVar("Command", bound=Callable[..., object])
 
 AXES = ("steps", "images", "flops", "seconds", "gpu_seconds")

@@ -20,6 +20,7 @@ from harness.train.loop import train
 from harness.train.progress import Quiet
 from harness.train.signals import StoppedBySignal
 from tests.support.runs import TINY, everything, tiny, trained
+from tests.support.waiting import wait_until
 
 SPEC = ("method.name=self_flow", "train.steps=20", "eval.every=5", "train.checkpoint_every=3")
 
@@ -39,8 +40,7 @@ def duration(unbroken: str, tmp_path_factory: pytest.TempPathFactory) -> float:
 
 
 def in_child(work: Callable[[], None], kill_after: float | None = None) -> int:
-    """Run `work` in a forked process and return how it ended: 0, or minus the signal. `kill_after` seconds it
-    is killed."""
+    """Run `work` in a forked process, killed after `kill_after` seconds; return 0, or minus the signal."""
     child = os.fork()
     if child == 0:
         code = 1
@@ -61,7 +61,9 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_killed_at_ten_random_moments(tmp_path: Path, unbroken: str, duration: float) -> None:
+def test_run_killed_at_random_moments_ends_with_the_same_bits(
+    tmp_path: Path, unbroken: str, duration: float
+) -> None:
     """Ten runs, each killed once, at a moment drawn uniformly from its duration, and then continued."""
     spec, dice = tiny(*SPEC), random.Random(20261121)
     moments = [dice.uniform(0, duration) for _ in range(10)]
@@ -71,7 +73,9 @@ def test_killed_at_ten_random_moments(tmp_path: Path, unbroken: str, duration: f
         assert everything(trained(spec, tmp_path / str(number))) == unbroken, f"killed after {moment:.3f} s"
 
 
-def test_killed_again_and_again(tmp_path: Path, unbroken: str, duration: float) -> None:
+def test_run_killed_again_and_again_ends_with_the_same_bits(
+    tmp_path: Path, unbroken: str, duration: float
+) -> None:
     """One run, killed until it gets through."""
     spec, dice = tiny(*SPEC), random.Random(7)
     for _ in range(12):
@@ -92,7 +96,7 @@ def in_an_evaluation(calls: int) -> None:
     _die_in(evaluate, "picture", calls, evaluate.picture)
 
 
-def half_way_through_a_checkpoint(calls: int) -> None:
+def halfway_through_a_checkpoint(calls: int) -> None:
     whole = checkpoint.save_file
 
     def half(tensors, path, metadata) -> None:
@@ -106,16 +110,16 @@ def before_a_rename(calls: int) -> None:
     _die_in(os, "replace", calls, os.replace)
 
 
-def behind_a_rename(calls: int) -> None:
+def after_a_rename(calls: int) -> None:
     rename = os.replace
     _die_in(os, "replace", calls, rename, instead=rename)
 
 
-def before_what_is_old_goes(calls: int) -> None:
+def before_old_checkpoints_are_pruned(calls: int) -> None:
     _die_in(checkpoint, "prune", calls, checkpoint.prune)
 
 
-def half_way_through_a_line(calls: int) -> None:
+def halfway_through_a_line(calls: int) -> None:
     append = RecordWriter.append
 
     def half(self: RecordWriter, *events: dict) -> None:
@@ -141,12 +145,23 @@ def _die_in(owner, name: str, calls: int, whole: Callable, instead: Callable | N
 
 @pytest.mark.parametrize(
     ("where", "calls"),
-    [(in_a_step, 13), (in_an_evaluation, 1), (half_way_through_a_checkpoint, 3), (before_a_rename, 9),
-     (behind_a_rename, 10), (behind_a_rename, 7), (before_what_is_old_goes, 6), (half_way_through_a_line, 0),
-     (half_way_through_a_line, 17), (half_way_through_a_line, 9)],
+    [
+        (in_a_step, 13),
+        (in_an_evaluation, 1),
+        (halfway_through_a_checkpoint, 3),
+        (before_a_rename, 9),
+        (after_a_rename, 10),
+        (after_a_rename, 7),
+        (before_old_checkpoints_are_pruned, 6),
+        (halfway_through_a_line, 0),
+        (halfway_through_a_line, 17),
+        (halfway_through_a_line, 9),
+    ],
     ids=lambda value: getattr(value, "__name__", str(value)),
-)  # fmt: skip
-def test_killed_at_the_worst_moments(tmp_path: Path, unbroken: str, where: Callable, calls: int) -> None:
+)
+def test_run_killed_at_the_worst_moments_ends_with_the_same_bits(
+    tmp_path: Path, unbroken: str, where: Callable, calls: int
+) -> None:
     spec = tiny(*SPEC)
 
     def dying() -> None:
@@ -158,11 +173,11 @@ def test_killed_at_the_worst_moments(tmp_path: Path, unbroken: str, where: Calla
 
 
 @pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, 0), (signal.SIGTERM, 2)])
-def test_asked_to_stop_it_continues_to_the_same_bits(
+def test_stopped_run_continues_to_the_same_bits(
     tmp_path: Path, unbroken: str, number: int, workers: int
 ) -> None:
-    """SIGINT to all its processes, as from Ctrl-C, or SIGTERM, as from an engine: a checkpoint behind the
-    step at hand, exit code 130, and the same command continues."""
+    """SIGINT to all its processes, as from Ctrl-C, or SIGTERM, as from an engine: a checkpoint after the
+    current step, exit code 130, and the same command continues."""
     words = [word for override in (*TINY, *SPEC, f"data.workers={workers}") for word in ("--set", override)]
     command = [
         sys.executable,
@@ -178,8 +193,8 @@ def test_asked_to_stop_it_continues_to_the_same_bits(
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     process = subprocess.Popen(command, **pipes, text=True, start_new_session=True)
     record = Record(tmp_path / tiny(*SPEC).id)
-    while process.poll() is None and not (record.path / "checkpoints" / "step-00000003.safetensors").exists():
-        pass
+    first = record.path / "checkpoints" / "step-00000003.safetensors"
+    wait_until(lambda: process.poll() is not None or first.exists())
     os.killpg(process.pid, number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130 and "the same command continues" in said and "Traceback" not in said
@@ -187,7 +202,7 @@ def test_asked_to_stop_it_continues_to_the_same_bits(
     assert everything(trained(tiny(*SPEC), tmp_path)) == unbroken
 
 
-def test_a_stop_costs_no_checkpoint_of_the_schedule(tmp_path: Path) -> None:
+def test_stop_costs_no_scheduled_checkpoint(tmp_path: Path) -> None:
     """Stopped three times between scheduled checkpoints, a run keeps those that it would have kept."""
     spec = tiny("train.steps=20", "eval.every=20", "train.checkpoint_every=5", "train.keep_checkpoints=3")
     calm = trained(spec, tmp_path / "calm")
@@ -203,17 +218,18 @@ def test_a_stop_costs_no_checkpoint_of_the_schedule(tmp_path: Path) -> None:
 
 
 class StopsAt(Quiet):
-    """Asks for a stop, as a signal does, once a step is taken."""
+    """Sends SIGTERM to the process so that it stops after step `at`."""
 
     def __init__(self, at: int) -> None:
         self.at = at
 
     def step(self, step: int, loss: float) -> None:
-        if step == self.at - 1:  # heard behind the next one
+        # The loop notices it after the next step.
+        if step == self.at - 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_the_clock_goes_on_where_it_stood(tmp_path: Path) -> None:
+def test_clock_resumes_after_a_kill(tmp_path: Path) -> None:
     """Seconds by phase never fall over a kill, and what was booked before it is not lost."""
     spec = tiny(*SPEC)
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import torch
+
+from harness.config import registry
 from harness.config.spec import RunSpec
+from harness.data.open import open_dataset, split
+from harness.train.state import Run, build_run
 from tests.support.runs import tiny
 
 SMALL = (
@@ -34,3 +39,28 @@ MODALITIES = {
 
 def modal(modality: str, *overrides: str) -> RunSpec:
     return tiny(*SMALL, *MODALITIES[modality], *overrides)
+
+
+REFUSED = {
+    ("joint", "repa"): "reads one modality",
+    ("joint", "irepa"): "reads one modality",
+    ("joint", "relational"): "reads one modality",
+    ("joint", "gram"): "reads one modality",
+    ("joint", "haste"): "reads one modality",
+    ("joint", "reg"): "reads one modality",
+    ("joint", "sra2"): "aims at patches",
+}
+"""Why a method cannot run on a modality."""
+
+
+def method_words(method: str) -> list[str]:
+    """Return the settings of a method, with a random encoder if it needs one."""
+    config = registry.load("method", method).Config
+    encoder = ["method.encoder.name=random:small"] if "encoder" in config.model_fields else []
+    return [f"method.name={method}", *encoder]
+
+
+def built(spec: RunSpec) -> Run:
+    """Return a run at step 0, on the CPU."""
+    dataset = open_dataset(spec.data)
+    return build_run(spec, dataset, split(dataset, spec.data.held_out), torch.device("cpu"))

@@ -1,8 +1,7 @@
-"""The promises on video, on sound, and on both in one sequence."""
+"""Objectives on video, on sound, and on both in one sequence: weights, times and masks by part."""
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,35 +12,13 @@ import torch
 from harness.config import registry
 from harness.config.spec import DataSpec
 from harness.data.generated.bounce import Bounce
-from harness.data.open import open_dataset, split
+from harness.data.open import open_dataset
 from harness.errors import UserError
-from harness.records.record import DONE
 from harness.train.objective import Objective
-from harness.train.state import build_run
-from tests.support.modal import MODALITIES, modal
-from tests.support.runs import everything, losses, part, trained
+from tests.support.modal import MODALITIES, REFUSED, built, method_words, modal
+from tests.support.runs import losses, part, trained
 
 METHODS = sorted(registry.METHODS)
-ENCODER = "method.encoder.name=random:small"
-REFUSED = {
-    ("joint", "repa"): "reads one modality",
-    ("joint", "irepa"): "reads one modality",
-    ("joint", "relational"): "reads one modality",
-    ("joint", "gram"): "reads one modality",
-    ("joint", "haste"): "reads one modality",
-    ("joint", "reg"): "reads one modality",
-    ("joint", "sra2"): "predicts patches",
-}
-
-
-def words(method: str) -> list[str]:
-    config = registry.load("method", method).Config
-    return [f"method.name={method}", *([ENCODER] if "encoder" in config.model_fields else [])]
-
-
-def built(spec: Any):
-    dataset = open_dataset(spec.data)
-    return build_run(spec, dataset, split(dataset, spec.data.held_out), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
@@ -49,9 +26,9 @@ def built(spec: Any):
 def test_every_method_runs_or_says_why_not(method: str, modality: str) -> None:
     if reason := REFUSED.get((modality, method)):
         with pytest.raises(UserError, match=reason):
-            modal(modality, *words(method))
+            modal(modality, *method_words(method))
         return
-    run = built(modal(modality, *words(method)))
+    run = built(modal(modality, *method_words(method)))
     batch = run.feed.batch(np.arange(8))
     views = tuple(
         encoder.view(batch.x0, summary=run.method.needs().summary, attention=run.method.needs().attention)
@@ -68,36 +45,6 @@ def test_every_method_runs_or_says_why_not(method: str, modality: str) -> None:
     silent = [name for name, p in run.model.named_parameters() if p.grad is None or not p.grad.any()]
     assert not silent or silent == ["extra_embedder.proj.weight"]
     assert run.cost.total > 0
-
-
-@pytest.mark.parametrize("modality", MODALITIES)
-def test_knobs_off_is_flow_bit_for_bit(modality: str, tmp_path: Path) -> None:
-    flow = trained(modal(modality), tmp_path)
-    off = ["method.name=self_flow", "method.gamma=0.0", "method.mask_ratio=0.0"]
-    others = [trained(modal(modality, *off), tmp_path)]
-    if modality != "joint":
-        others.append(trained(modal(modality, *words("repa"), "method.coefficient=0.0"), tmp_path))
-    for other in others:
-        assert losses(other) == losses(flow) and part(other, "model") == part(flow, "model")
-        assert [e["metrics"] for e in other.of("eval")] == [e["metrics"] for e in flow.of("eval")]
-
-
-@pytest.mark.parametrize(
-    ("modality", "method"),
-    [
-        pytest.param(modality, method, marks=() if method == "self_flow" else pytest.mark.slow)
-        for modality in MODALITIES
-        for method in METHODS
-        if (modality, method) not in REFUSED
-    ],
-)
-def test_stopped_and_continued_it_is_unbroken(modality: str, method: str, tmp_path: Path) -> None:
-    spec = modal(modality, *words(method))
-    unbroken = trained(spec, tmp_path / "a")
-    shutil.copytree(unbroken.path, tmp_path / "b" / spec.id)
-    (tmp_path / "b" / spec.id / DONE).unlink()
-    (tmp_path / "b" / spec.id / "checkpoints" / "step-00000006.safetensors").unlink()
-    assert everything(trained(spec, tmp_path / "b")) == everything(unbroken)
 
 
 class Silent:

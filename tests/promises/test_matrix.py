@@ -1,9 +1,14 @@
-"""Promises 1, 2, 3, 4 and 7 on video, on sound, and on both in one sequence;
-tests/promises/test_modalities.py has what is theirs alone."""
+"""Promises 1, 2, 3, 4 and 7 by modality: video, sound, and both in one sequence.
+
+The same promises on images: tests/methods/test_conformance.py (1, 2), tests/harness/flow/test_golden.py (3),
+test_kill.py (4) and test_run_ids.py (7). What a sample of several parts has in addition:
+tests/methods/test_parts.py.
+"""
 
 from __future__ import annotations
 
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -20,18 +25,17 @@ from harness.assembly.resolve import load_spec
 from harness.backbone.sit import SiT
 from harness.backbone.times import Times
 from harness.config import registry
-from harness.config.spec import DataSpec, RunSpec
+from harness.config.spec import DataSpec
 from harness.data.feed import MicroBatches
 from harness.data.generated.digits import Digits
-from harness.data.open import open_dataset, split
 from harness.flow.golden import read
-from harness.records.record import Record
+from harness.records.record import DONE, Record
 from harness.train.objective import Objective
-from harness.train.state import Run, build_run
+from harness.train.state import Run
 from tests.methods.test_conformance import drawn, same
 from tests.promises import test_kill as kill
-from tests.support.modal import MODALITIES, SMALL, modal
-from tests.support.runs import TINY, everything, losses, tiny, torchrun, trained
+from tests.support.modal import MODALITIES, REFUSED, SMALL, built, method_words, modal
+from tests.support.runs import TINY, everything, losses, part, tiny, torchrun, trained
 
 APART = "joint, times apart"
 CASES = {**{name: (name,) for name in MODALITIES}, APART: ("joint", "time.apart=true")}
@@ -42,18 +46,13 @@ SPEC = ("method.name=self_flow", "train.steps=12", "eval.every=6")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_yardsticks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Metrics' networks of a few steps, in a cache of their own: runs are compared here, nothing is
+def quick_extractors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Train the metrics' networks for a few steps only, in a separate cache: runs are compared here, not
     judged."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLOWRACE_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setattr("metrics.extractors.local.STEPS", 4)
         yield
-
-
-def built(spec: RunSpec) -> Run:
-    dataset = open_dataset(spec.data)
-    return build_run(spec, dataset, split(dataset, spec.data.held_out), torch.device("cpu"))
 
 
 def steps(run: Run, count: int) -> list[torch.Tensor]:
@@ -131,6 +130,17 @@ def test_every_method_off_is_flow_bit_for_bit(case: str) -> None:
         assert same(run.model.state_dict(), flow.model.state_dict()), name
         raced.append(name)
     assert {"flow", "repa", "self_flow", "layersync"} <= {*raced}
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_run_with_knobs_off_logs_and_evaluates_as_flow(modality: str, tmp_path: Path) -> None:
+    """Promise 2, for a whole run: losses, final weights and evaluations."""
+    flow = trained(modal(modality), tmp_path)
+    off = trained(
+        modal(modality, "method.name=self_flow", "method.gamma=0.0", "method.mask_ratio=0.0"), tmp_path
+    )
+    assert losses(off) == losses(flow) and part(off, "model") == part(flow, "model")
+    assert [e["metrics"] for e in off.of("eval")] == [e["metrics"] for e in flow.of("eval")]
 
 
 @pytest.mark.parametrize("name", ["sit_forward", "self_flow_step"])
@@ -216,7 +226,7 @@ def test_killed_at_random_moments(modality: str, kills: int, tmp_path: Path, unb
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "calls"),
-    [(kill.in_a_step, 7), (kill.half_way_through_a_checkpoint, 2), (kill.in_an_evaluation, 0)],
+    [(kill.in_a_step, 7), (kill.halfway_through_a_checkpoint, 2), (kill.in_an_evaluation, 0)],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
 @pytest.mark.parametrize("modality", MODALITIES)
@@ -232,6 +242,25 @@ def test_killed_at_the_worst_moments(
 
     assert kill.in_child(dying) == -signal.SIGKILL
     assert everything(trained(spec, tmp_path)) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("modality", "method"),
+    [(modality, method) for modality in MODALITIES for method in registry.METHODS],
+)
+def test_every_method_continues_to_the_bits_of_an_unbroken_run(
+    modality: str, method: str, tmp_path: Path
+) -> None:
+    """Promise 4, for each method that can run there; `self_flow` is killed above."""
+    if (modality, method) in REFUSED:
+        pytest.skip(REFUSED[modality, method])
+    spec = modal(modality, *method_words(method))
+    unbroken = trained(spec, tmp_path / "a")
+    shutil.copytree(unbroken.path, tmp_path / "b" / spec.id)
+    (tmp_path / "b" / spec.id / DONE).unlink()
+    (tmp_path / "b" / spec.id / "checkpoints" / "step-00000006.safetensors").unlink()
+    assert everything(trained(spec, tmp_path / "b")) == everything(unbroken)
 
 
 OTHERS = {
