@@ -23,6 +23,7 @@ def ran(tmp_path: Path, module: str, *words: str) -> tuple[dict[str, Any], str]:
     return json.loads(out.read_text()), done.stdout
 
 
+@pytest.mark.slow
 def test_gpu_benchmark_runs_on_a_cpu_when_tiny(tmp_path: Path) -> None:
     found, printed = ran(tmp_path, "gpu", "--device", "cpu", "--tiny")
     assert {"ceiling", "large", "released", "memory", "sampling"} <= set(found) and not found["left_out"]
@@ -39,6 +40,7 @@ def test_gpu_benchmark_exits_with_2_without_a_gpu(tmp_path: Path) -> None:
     assert not (tmp_path / "x.json").exists()
 
 
+@pytest.mark.slow
 def test_sampling_benchmark_compares_both_precisions_of_a_run(tmp_path: Path) -> None:
     record = trained(tiny(), tmp_path / "runs")
     found, _ = ran(tmp_path, "sampling", "--run", str(record.path), "--samples", "20")
@@ -46,6 +48,7 @@ def test_sampling_benchmark_compares_both_precisions_of_a_run(tmp_path: Path) ->
         assert found["bfloat16"][name] == pytest.approx((1 + change) * found["float32"][name], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_sampling_benchmark_compares_with_the_released_loop(tmp_path: Path) -> None:
     size = ("--size", "pico", "--tokens", "16", "--batch", "2", "--steps", "2", "--rounds", "1", "--eager")
     found, _ = ran(tmp_path, "sampling", *size)

@@ -10,7 +10,10 @@ from harness.records.record import Record
 from tests.support.runs import TINY, losses, tiny, torchrun, trained
 
 
-@pytest.mark.parametrize("method", ["flow", "repa", "self_flow"])
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param("flow", marks=pytest.mark.slow), pytest.param("repa", marks=pytest.mark.slow), "self_flow"],
+)
 def test_two_processes_equal_one(tmp_path: Path, method: str) -> None:
     spec = (f"method.name={method}", *(["method.encoder.name=random:tiny"] if method == "repa" else []))
     one = trained(tiny(*spec), tmp_path / "one")

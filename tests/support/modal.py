@@ -48,7 +48,7 @@ REFUSED = {
     ("joint", "gram"): "reads one modality",
     ("joint", "haste"): "reads one modality",
     ("joint", "reg"): "reads one modality",
-    ("joint", "sra2"): "aims at patches",
+    ("joint", "sra2"): "predicts patches",
 }
 """Why a method cannot run on a modality."""
 

@@ -92,6 +92,7 @@ def test_cancel_lets_running_jobs_write_a_checkpoint(cluster: Any, handoff: Hand
     assert not (tmp_path / "c.log").exists() and engine.stopped_by == signal.SIGINT
 
 
+@pytest.mark.slow
 def test_run_larger_than_every_node_is_rejected(cluster: Any, handoff: Handoff) -> None:
     with (
         pytest.raises(UserError, match=r"no node of the Ray cluster has 1 CPUs and 4 GPUs for a run"),

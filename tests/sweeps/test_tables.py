@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 import harness.costs.flops
 from sweeps.plan.budget import count_flops
 from sweeps.plan.plan import make_plan
@@ -22,6 +24,7 @@ method = [{ name = "flow" }, { name = "self_flow" }, { name = "self_flow", mask_
 """
 
 
+@pytest.mark.slow
 def test_flops_are_those_of_each_spec_and_counted_once_per_architecture(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "study.toml").write_text(STUDY)
     planned_runs = make_plan(load_study(str(tmp_path / "study.toml"))).runs

@@ -21,7 +21,7 @@ from tests.support.allocated import allocated
 SMALL = ("backbone.size=micro", "train.batch_size=32", "method.name=flow")
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("keeps", [True, False])
 def test_activations_equal_those_of_the_allocator(precision: str, keeps: bool) -> None:
     """The allocator counts a real step of flow matching, which is written out here."""
@@ -67,6 +67,7 @@ def test_processes_and_micro_batches_divide_the_activations() -> None:
     assert accumulated.activations <= split.activations <= accumulated.activations + accumulated.gradients
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard", [False, True])
 def test_activations_per_rank_equal_those_of_the_allocator(tmp_path: Path, shard: bool) -> None:
     """The allocator is that of rank 0 of two processes: equal to 1e-3 with DDP, to a tenth with FSDP2."""

@@ -238,6 +238,7 @@ def test_feed_place_returns_data_set_indices() -> None:
     assert torch.equal(feed.batch(index).x0, pictures(feed.place(index)))
 
 
+@pytest.mark.slow
 def test_run_is_the_same_with_cached_features(tmp_path: Path) -> None:
     """Losses and weights are equal; only the encoder's FLOPs are saved."""
     settings = ("method.name=repa", "method.encoder.name=")

@@ -129,6 +129,7 @@ print(opened("local:tiny", Squares()).sha256)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_train_once(cache: Path) -> None:
     root = Path(__file__).parents[3]
     command = [sys.executable, "-c", WORKER]

@@ -141,6 +141,7 @@ def test_export_does_not_overwrite_a_file_written_meanwhile(
     assert (tmp_path / "a.npz").read_text() == "of another command"
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_bytes_of_one(record: Record, tmp_path: Path) -> None:
     expected = draw(record, tmp_path / "one.npz")
     with socket.socket() as free:

@@ -90,6 +90,7 @@ def test_training_with_identity_is_training_on_the_images(tmp_path: Path) -> Non
     assert about[1] == about[0] | {"codec": about[1]["codec"]}
 
 
+@pytest.mark.slow
 def test_run_on_latents_is_evaluated_on_decoded_images(tmp_path: Path, vae: Path) -> None:
     encode(save_images(tmp_path / "images.npz", count=60), f"sd-vae:{vae}", tmp_path / "l")
     where = (
@@ -156,6 +157,7 @@ def test_encode_resumes_to_the_same_bytes_when_killed(tmp_path: Path, pictures: 
     assert content(tmp_path / "killed") == content(tmp_path / "calm")
 
 
+@pytest.mark.slow
 def test_encode_resumes_when_killed_before_recording_its_job(tmp_path: Path, pictures: Path) -> None:
     encode(pictures, "identity", tmp_path / "calm")
     script = (
@@ -174,6 +176,7 @@ def test_encode_resumes_when_killed_before_recording_its_job(tmp_path: Path, pic
     assert content(folder) == content(tmp_path / "calm")
 
 
+@pytest.mark.slow
 def test_encode_raises_when_the_folder_is_in_use(tmp_path: Path, pictures: Path) -> None:
     """The first process is not disturbed by the second."""
     encode(pictures, "identity", tmp_path / "calm")

@@ -70,6 +70,7 @@ def sampled(record: Record, out: Path) -> np.ndarray:
     return np.asarray(Image.open(out))
 
 
+@pytest.mark.slow
 def test_run_on_latents_of_videos_agrees_with_diffusers(tmp_path: Path, videos: Path) -> None:
     from diffusers import AutoencoderKLWan
 
@@ -137,6 +138,7 @@ def test_latents_of_sounds_are_encoded_and_decoded_as_waveforms(
     np.testing.assert_array_equal(spectrograms, mel_bytes(decoded))
 
 
+@pytest.mark.slow
 def test_run_on_latents_of_sounds_is_evaluated_on_log_mel_spectrograms(tmp_path: Path, sounds: Path) -> None:
 
     encode(sounds, f"oobleck:{save_oobleck(tmp_path / 'o')}", tmp_path / "l", "--set", "data.frames=16")

@@ -41,8 +41,11 @@ def network(here: Path, options: str = "") -> tuple[str, str]:
     return "--extractor", f"torchscript:{here / 'means.ts'}{options}"
 
 
-def test_local_classifier_is_trained_on_the_reference(here: Path) -> None:
+def test_local_classifier_is_trained_on_the_reference(
+    here: Path, monkeypatch: pytest.MonkeyPatch, session_cache: Path
+) -> None:
     """Samples with labels off by one are all wrong by a classifier of the reference, whatever the metrics."""
+    monkeypatch.setenv("FLOWRACE_CACHE", str(session_cache))
     from sklearn.datasets import load_digits
 
     bunch = load_digits()

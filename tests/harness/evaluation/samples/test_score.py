@@ -274,7 +274,10 @@ def test_missing_inception_error_names_file_and_download(here: Path, monkeypatch
         CliRunner().invoke(command, call, catch_exceptions=False)
 
 
-def test_digits_against_themselves_reach_the_ideal_values() -> None:
+def test_digits_against_themselves_reach_the_ideal_values(
+    monkeypatch: pytest.MonkeyPatch, session_cache: Path
+) -> None:
+    monkeypatch.setenv("FLOWRACE_CACHE", str(session_cache))
     call = ["digits", "--against", "digits", "--extractor", "local", "--metrics", "fd,accuracy,memorisation"]
     found = json.loads(CliRunner().invoke(command, [*call, "--json"], catch_exceptions=False).output)
     values = found["metrics"]
@@ -291,6 +294,7 @@ def test_text_output_has_value_interval_number_and_protocol(here: Path) -> None:
     assert "weights_sha256: " in result.stdout and "warning: 120 samples are compared" in result.stderr
 
 
+@pytest.mark.slow
 def test_mobilenet_distance_increases_with_noise(
     shared_weights: Path, shared_data: Path, tmp_path: Path
 ) -> None:
