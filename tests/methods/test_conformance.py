@@ -38,7 +38,7 @@ def configured(cls: type[Method], **settings: Any) -> Any:
 
 
 def narrow(cls: type[Method]) -> dict[str, int]:
-    """Return the setting of a narrow projector, for tests in bfloat16: a wide one takes seconds without AMX."""
+    """Return the setting of a narrow projector: in bfloat16 a wide one takes seconds without AMX."""
     return {"projector_width": 64} if "projector_width" in cls.Config.model_fields else {}
 
 

@@ -23,7 +23,7 @@ METHODS = sorted(registry.METHODS)
 
 @pytest.mark.parametrize("modality", MODALITIES)
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_runs_or_says_why_not(method: str, modality: str) -> None:
+def test_every_method_runs_or_states_why_not(method: str, modality: str) -> None:
     if reason := REFUSED.get((modality, method)):
         with pytest.raises(UserError, match=reason):
             modal(modality, *method_words(method))
@@ -36,7 +36,8 @@ def test_every_method_runs_or_says_why_not(method: str, modality: str) -> None:
     )
     batch = type(batch)(**{**vars(batch), "views": views})
     draw = run.method.draw(run.streams, batch)
-    with torch.no_grad():  # the released initialisation says nothing yet: let every path carry signal
+    # At the released initialisation the output is zero: let every path carry signal.
+    with torch.no_grad():
         for parameter in run.model.parameters():
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
     total, parts = Objective(run)(batch, draw)
@@ -48,7 +49,7 @@ def test_every_method_runs_or_says_why_not(method: str, modality: str) -> None:
 
 
 class Silent:
-    """Bounce's videos as a data set of their own, by a way of their own."""
+    """Bounce's videos as a separate data set, made independently."""
 
     modality, classes = "video", 10
 
@@ -68,9 +69,7 @@ class Silent:
 
 
 @pytest.mark.parametrize("method", ["flow", "self_flow"])
-def test_a_part_of_weight_zero_is_not_there(
-    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_part_of_weight_zero_is_removed(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(registry.DATASETS, "silent", f"{__name__}:Silent")
     name, only = f"method.name={method}", "eval.metrics=['fd:video:local']"
     joint = modal("joint", name, only, "data.audio_weight=0.0", "data.video_weight=1.0")
@@ -81,18 +80,19 @@ def test_a_part_of_weight_zero_is_not_there(
     assert [e["metrics"] for e in one.of("eval")] == [e["metrics"] for e in other.of("eval")]
 
 
-def test_the_loss_of_a_joint_sample_is_the_weighted_sum_of_its_parts() -> None:
+def test_loss_of_a_joint_sample_is_the_weighted_sum_of_its_parts() -> None:
     run = built(modal("joint", "data.video_weight=0.3", "data.audio_weight=0.7"))
     batch = run.feed.batch(np.arange(4))
     draw = run.method.draw(run.streams, batch)
     _, parts = Objective(run)(batch, draw)
-    error = (batch.x0 - draw.noise).double().square().numpy()  # untrained, the network says 0
+    # The output of an untrained network is 0.
+    error = (batch.x0 - draw.noise).double().square().numpy()
     size = int(np.prod(open_dataset(run.spec.data).shape))
     expected = 0.3 * error[:, :size].mean() + 0.7 * error[:, size:].mean()
     assert parts["flow"].item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_every_part_has_times_and_masks_of_its_own() -> None:
+def test_every_part_has_separate_times_and_masks() -> None:
     more = (
         "method.name=self_flow",
         "method.mask_ratio=0.1",
@@ -113,7 +113,7 @@ def test_every_part_has_times_and_masks_of_its_own() -> None:
     assert torch.equal(draw.extra["cleaner"], draw.times.levels.unflatten(1, (2, 2)).amin(dim=1))
 
 
-def test_video_times_of_the_paper() -> None:
+def test_video_times_follow_the_paper() -> None:
     """App. A.2: logit-normal, shift 2.95, and 5 % uniform on [0.95, 1]."""
     run = built(modal("video", "time.kind=logit_normal", "time.shift=2.95", "time.late=0.05"))
     t = run.method.draw(run.streams, run.feed.batch(np.arange(20_000))).times.levels[:, 0].double()
@@ -143,12 +143,12 @@ def test_video_times_of_the_paper() -> None:
         (["backbone.patch_time=3"], "patch = 3x4x4 does not divide the video size 4x16x16"),
     ],
 )
-def test_mistakes_are_one_sentence(overrides: list[str], message: str) -> None:
+def test_invalid_settings_of_parts_are_rejected(overrides: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         built(modal("joint", *overrides))
 
 
-def test_images_have_no_parts() -> None:
+def test_settings_of_parts_are_rejected_for_images() -> None:
     from tests.support.runs import tiny
 
     with pytest.raises(UserError, match="only a video with its sound has parts, and digits is image"):

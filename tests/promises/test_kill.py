@@ -206,7 +206,10 @@ def test_stop_costs_no_scheduled_checkpoint(tmp_path: Path) -> None:
     """Stopped three times between scheduled checkpoints, a run keeps those that it would have kept."""
     spec = tiny("train.steps=20", "eval.every=20", "train.checkpoint_every=5", "train.keep_checkpoints=3")
     calm = trained(spec, tmp_path / "calm")
-    files = lambda run: sorted(checkpoint.step_of(file) for file in (run / "checkpoints").iterdir())  # noqa: E731
+
+    def files(run: Path) -> list[int]:
+        return sorted(checkpoint.step_of(file) for file in (run / "checkpoints").iterdir())
+
     assert files(calm.path) == [10, 15, 20]
     wild, kept = tmp_path / "wild", []
     for step in (7, 12, 14, 17):

@@ -134,7 +134,7 @@ def test_every_method_off_is_flow_bit_for_bit(case: str) -> None:
 
 @pytest.mark.parametrize("modality", MODALITIES)
 def test_run_with_knobs_off_logs_and_evaluates_as_flow(modality: str, tmp_path: Path) -> None:
-    """Promise 2, for a whole run: losses, final weights and evaluations."""
+    """Promise 2, for a run from start to end: losses, final weights and evaluations."""
     flow = trained(modal(modality), tmp_path)
     off = trained(
         modal(modality, "method.name=self_flow", "method.gamma=0.0", "method.mask_ratio=0.0"), tmp_path
@@ -212,7 +212,9 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[
 
 @pytest.mark.parametrize("kills", [2, pytest.param(8, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("modality", MODALITIES)
-def test_killed_at_random_moments(modality: str, kills: int, tmp_path: Path, unbroken: Any) -> None:
+def test_run_killed_at_random_moments_ends_with_the_same_bits(
+    modality: str, kills: int, tmp_path: Path, unbroken: Any
+) -> None:
     """Promise 4: a run that is killed again and again, and each time continued, ends with the bits of one
     that was not."""
     expected, duration = unbroken(modality)
@@ -230,7 +232,7 @@ def test_killed_at_random_moments(modality: str, kills: int, tmp_path: Path, unb
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
 @pytest.mark.parametrize("modality", MODALITIES)
-def test_killed_at_the_worst_moments(
+def test_run_killed_at_the_worst_moments_ends_with_the_same_bits(
     modality: str, where: Callable[[int], None], calls: int, tmp_path: Path, unbroken: Any
 ) -> None:
     expected, _ = unbroken(modality)
@@ -277,7 +279,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
-def test_the_same_spec_has_the_same_id(modality: str, tmp_path: Path) -> None:
+def test_same_spec_has_the_same_id(modality: str, tmp_path: Path) -> None:
     """Promise 7: however it is written, wherever it runs; and whatever can change its results changes it."""
     spec = modal(modality, "method.name=self_flow")
     (tmp_path / "spec.toml").write_text(spec.to_toml())
@@ -293,7 +295,7 @@ def test_the_same_spec_has_the_same_id(modality: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
-def test_a_finished_run_is_left_alone(modality: str, tmp_path: Path) -> None:
+def test_finished_run_is_not_changed(modality: str, tmp_path: Path) -> None:
     """Promise 7: the same command again does nothing."""
     run = trained(modal(modality), tmp_path).path
     before = {file: file.stat().st_mtime_ns for file in run.rglob("*") if file.is_file()}

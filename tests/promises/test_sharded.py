@@ -35,7 +35,7 @@ SHORT = ("train.keep_checkpoints=9", "train.checkpoint_every=3", "eval.every=12"
 
 
 class Leg(NamedTuple):
-    """A run in a launch: what is set, where it lies, and the step that an earlier record is cut back to."""
+    """A run in a launch: its settings, its folder, and the step that an earlier record is cut back to."""
 
     settings: tuple[str, ...]
     out: Path
@@ -47,12 +47,12 @@ class Leg(NamedTuple):
 
 
 def launch(processes: int, legs: Sequence[Leg]) -> None:
-    """Train one after the other in one group of processes, so that torch is loaded once."""
+    """Train runs one after the other in one group of processes, so that torch is loaded once."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     flags = [f"--nproc-per-node={processes}", "--master-addr=127.0.0.1", f"--master-port={port}"]
-    told = json.dumps([(leg.settings, str(leg.out), leg.cut) for leg in legs])
+    given = json.dumps([(leg.settings, str(leg.out), leg.cut) for leg in legs])
     command = [
         sys.executable,
         "-m",
@@ -60,20 +60,22 @@ def launch(processes: int, legs: Sequence[Leg]) -> None:
         *flags,
         "-m",
         "tests.promises.test_sharded",
-        told,
+        given,
     ]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     result = subprocess.run(command, capture_output=True, text=True, timeout=1800, env=environment)
     assert result.returncode == 0, result.stderr
 
 
-def work(told: str) -> None:
-    """What a process of a launch does. Joined once: a second group of one name would meet the keys of the
-    first."""
+def work(given: str) -> None:
+    """Train the runs of a launch, in one of its processes.
+
+    The process group is made once, since a second group of the same name would meet the keys of the first.
+    """
     dist.init_process_group("gloo")
     leave, dist.destroy_process_group = dist.destroy_process_group, lambda: None
     dist.init_process_group = lambda *_, **__: None
-    for settings, out, step in json.loads(told):
+    for settings, out, step in json.loads(given):
         leg = Leg(tuple(settings), Path(out), step)
         if step is not None and dist.get_rank() == 0:
             cut(leg.record, step)
@@ -83,7 +85,7 @@ def work(told: str) -> None:
 
 
 def cut(record: Record, step: int) -> None:
-    """As the record was behind the checkpoint of a step."""
+    """Cut a record back to how it was after the checkpoint of a step."""
     (record.path / DONE).unlink()
     for file in checkpoint.checkpoints(record.path / "checkpoints"):
         if checkpoint.step_of(file) > step:
@@ -95,7 +97,7 @@ def alone(tmp_path: Path, *settings: str) -> Record:
 
 
 def check_same(found: Record, known: Record) -> None:
-    """Losses and norms of all steps to 1e-6, what was evaluated, and a file of the same tensors."""
+    """Compare losses and norms of all steps to 1e-6, the evaluated steps, and the names of the tensors."""
     steps = list(zip(found.of("train"), known.of("train"), strict=True))
     assert len(steps) == 12
     for name in ("loss", "grad_norm"):
@@ -149,8 +151,8 @@ def test_every_method_equals_one_process(
 
 
 @pytest.mark.slow
-def test_a_run_moves_from_one_process_to_two_to_four_and_back(tmp_path: Path) -> None:
-    """Three steps in each world, divided or not; the record and its file know nothing of it."""
+def test_run_continues_with_one_two_four_and_one_processes(tmp_path: Path) -> None:
+    """Three steps in each world, sharded or not; record and checkpoint do not depend on it."""
     asked = ("method.name=self_flow",)
     unbroken = alone(tmp_path, *asked)
     ways = {"divided": ("true", "true"), "replicated": ("false", "false"), "mixed": ("true", "false")}
@@ -172,7 +174,7 @@ def test_a_run_moves_from_one_process_to_two_to_four_and_back(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_stopped_and_continued_divided_it_ends_in_the_same_bits(tmp_path: Path) -> None:
+def test_sharded_run_continues_to_the_same_bits(tmp_path: Path) -> None:
     """Promise 4, in a world of two; and what changes no result of one process changes none of two."""
     asked = ("method.name=repa", "method.encoder.name=random:small", SHARD)
     legs = [
@@ -190,7 +192,7 @@ def test_stopped_and_continued_divided_it_ends_in_the_same_bits(tmp_path: Path) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("change", ["train.precision=bfloat16", "runtime.compile=true"])
-def test_bfloat16_and_compiled_divided_equal_replicated(tmp_path: Path, change: str) -> None:
+def test_sharded_equals_replicated_in_bfloat16_and_compiled(tmp_path: Path, change: str) -> None:
     """The same code for blocks, compiled; with autocast the same bits, since it rounds in the same places and
     two gradients have one sum. Nothing is clipped: the norm is summed up in another order."""
     asked = ("method.name=self_flow", "train.clip=1e9", change)
@@ -203,16 +205,18 @@ def test_bfloat16_and_compiled_divided_equal_replicated(tmp_path: Path, change: 
         assert weights(divided.record) == weights(replicated.record)
 
 
-def test_one_process_divides_nothing() -> None:
+def test_one_process_shards_nothing() -> None:
     assert World(0, 1, CPU).mesh() is None
     run = made(tiny(SHARD), None)
     assert not is_sharded(run.model) and type(run.model).__name__ == "SiT"
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_each_process_holds_its_rows_alone(size: int) -> None:
-    """Of an axis of n rows process r has those from r c to (r + 1) c, c = ceil(n / size): parameters, both
-    moments and EMA. No storage is larger than c rows."""
+def test_each_rank_holds_its_rows_only(size: int) -> None:
+    """Rank r holds rows r c to (r + 1) c of n rows, c = ceil(n / size), of parameters, moments and EMA.
+
+    No storage is larger than c rows.
+    """
     full = [p.shape for p in made(tiny("method.name=self_flow"), None).learned.values()]
     total = 4 * sum(map(torch.Size.numel, full))
     held = []
@@ -232,8 +236,8 @@ def test_each_process_holds_its_rows_alone(size: int) -> None:
     assert sum(held) == total and max(held) < 1.05 * total / size
 
 
-def test_a_checkpoint_is_taken_slice_by_slice() -> None:
-    """What a process reads is not kept whole behind its slice."""
+def test_checkpoint_is_read_shard_by_shard() -> None:
+    """A rank keeps its rows of a tensor that it reads, and frees the others."""
     tensor = torch.arange(28.0).reshape(7, 4)
     for rank, rows in enumerate(((0, 4), (4, 7))):
         with pretended(rank, 2) as world:

@@ -39,8 +39,7 @@ JOINT = (0.34, 0.10, 1.0, 0.0)
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_networks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What a race trains before it starts, in a few steps and in a cache of its own: here it measures nothing
-    of worth."""
+    """Train the networks of metrics and encoders for a few steps, in a separate cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLOWRACE_CACHE", str(tmp_path_factory.mktemp("cache")))
         for steps in (
@@ -55,9 +54,11 @@ def quick_networks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def raced(
     name: str, tmp_path: Path, cut: dict[str, Any], small: dict[str, Any] = SMALL
 ) -> list[dict[str, Any]]:
-    """The runs of a cut-down study, as its sweep tells of them. All but the last one are trained in this
-    process, which has everything loaded already; the sweep finds them done, trains the last and writes the
-    report."""
+    """Return the runs of a cut-down study as its sweep prints them.
+
+    All but the last are trained in this process, where everything is loaded. The sweep trains the last one
+    and writes the report.
+    """
     table = STUDIES.table(name) | cut
     (tmp_path / "study.toml").write_text(tomli_w.dumps(table))
     words = [f"{path}={json.dumps(value)}" for path, value in small.items()]
@@ -70,14 +71,13 @@ def raced(
     result = CliRunner().invoke(cli, command, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert result.stderr.count("started") == 1 and last.id in result.stderr
-    told = json.loads(result.stdout)
-    assert Path(told["report"]) == out / "report.html" and len(told["runs"]) == len(cells) + 1
-    return told["runs"]
+    printed = json.loads(result.stdout)
+    assert Path(printed["report"]) == out / "report.html" and len(printed["runs"]) == len(cells) + 1
+    return printed["runs"]
 
 
 def check_reported(out: Path, runs: list[dict[str, Any]], arms: int) -> None:
-    """Every run is done and has a finite number for each metric that it asked for; every arm stands in the
-    report."""
+    """Check that every run is done with a finite value of each metric, and that the report has every arm."""
     for run in runs:
         asked = Record(out / run["id"]).spec["eval"]["metrics"]
         assert run["status"] == "done" and {*run["metrics"]} == {*asked}
@@ -90,14 +90,14 @@ def check_reported(out: Path, runs: list[dict[str, Any]], arms: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["video-digits", "audio-tones", "words"])
-def test_one_modality(name: str, tmp_path: Path) -> None:
+def test_study_of_one_modality_ends_with_its_report(name: str, tmp_path: Path) -> None:
     runs = raced(name, tmp_path, {"axes": STUDIES.table(name)["axes"] | {"seed": [0, 1]}})
     assert {run["cell"]["method.name"] for run in runs} == {"flow", "repa", "sra", "self_flow"}
     check_reported(tmp_path / "out", runs, arms=4)
 
 
-def test_video_and_audio_in_one_sequence(tmp_path: Path) -> None:
-    """On two of the paper's weights and on each part alone, which has the metrics of its own part."""
+def test_joint_study_ends_with_its_report(tmp_path: Path) -> None:
+    """Two of the paper's weights, and each part by itself with the metrics of that part."""
     table = STUDIES.table("joint-bounce")
     weights = table["zip"]["weights"]
     rows = [weights["data.video_weight"].index(weight) for weight in JOINT]
@@ -105,21 +105,22 @@ def test_video_and_audio_in_one_sequence(tmp_path: Path) -> None:
     runs = raced("joint-bounce", tmp_path, {"axes": table["axes"] | {"seed": [0]}, "zip": {"weights": cut}})
     methods = table["axes"]["method.name"]
     assert {"flow", "sra", "self_flow"} <= {*methods}
-    left_out = sum(0 < weight < 1 for weight in JOINT)  # REPA's encoders read one modality
+    # REPA's encoders read one modality.
+    left_out = sum(0 < weight < 1 for weight in JOINT)
     check_reported(tmp_path / "out", runs, arms=len(methods) * len(JOINT) - left_out)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "arms"), [("schedule", 12), ("self-flow-ablation", 10)])
-def test_studies_of_digits(name: str, arms: int, tmp_path: Path) -> None:
+def test_studies_of_digits_end_with_their_report(name: str, arms: int, tmp_path: Path) -> None:
     """Every arm on two seeds."""
     runs = raced(name, tmp_path, {"axes": STUDIES.table(name)["axes"] | {"seed": [0, 1]}})
     check_reported(tmp_path / "out", runs, arms)
 
 
 @pytest.mark.slow
-def test_cifar_in_pixels(tmp_path: Path, shared_data: Path) -> None:
-    """From its own parquet file, with an encoder that is trained here for DINOv2."""
+def test_study_of_cifar10_in_pixels_ends_with_its_report(tmp_path: Path, shared_data: Path) -> None:
+    """From the published parquet file, with a local encoder in place of DINOv2."""
     small = SMALL | {"data.root": str(shared_data / "cifar10" / "test.parquet")}
     names = STUDIES.table("head-to-head")["axes"]["method.name"]
     own = {name: {"encoder": {"name": "local:small"}} if name.endswith("repa") else {} for name in names}
@@ -129,7 +130,7 @@ def test_cifar_in_pixels(tmp_path: Path, shared_data: Path) -> None:
 
 
 @pytest.mark.slow
-def test_sizes_of_the_backbone(tmp_path: Path) -> None:
+def test_study_of_backbone_sizes_reports_scaling(tmp_path: Path) -> None:
     """Sizes and objectives, and how quality moves with size."""
     small = {path: value for path, value in SMALL.items() if path != "backbone.size"}
     axes = STUDIES.table("model-scaling")["axes"] | {"seed": [0, 1]}

@@ -41,12 +41,12 @@ SPEC = EvalSpec(
 )
 MOVING = SPEC.model_copy(update={"replicates": 1, "metrics": ("dynamics",)})
 SLOW_IMPORTS = ("sklearn.datasets", "torch.fx.experimental.symbolic_shapes")
-"""What the digits and a network on the meta device take: imported once for all processes."""
+"""Modules that take long to import, loaded once for all processes."""
 DATA = {"digits": SPEC, "moving_digits": MOVING}
 
 
 class Painter(torch.nn.Module):
-    """Draws something that depends on noise and label, and counts how often it is asked."""
+    """Draws something that depends on noise and label, and counts its calls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ def evaluator(name: str, world: World | None) -> Evaluator:
 
 
 def findings(world: World | None = None) -> dict[str, object]:
-    """Everything that the tests compare between worlds."""
+    """Return everything that the tests compare between worlds."""
     prepared = {name: evaluator(name, world) for name in DATA}
     found: dict[str, object] = {name: measured(one) for name, one in prepared.items()}
     found["broken data"] = broken_data(prepared["digits"], batch=1)
@@ -73,7 +73,7 @@ def findings(world: World | None = None) -> dict[str, object]:
 
 
 def measured(prepared: Evaluator) -> dict[str, object]:
-    """All that an evaluation tells, as JSON has it."""
+    """Return all results of an evaluation as JSON values."""
     painter = Painter()
     result = prepared(painter)
     if result is None:
@@ -83,7 +83,7 @@ def measured(prepared: Evaluator) -> dict[str, object]:
 
 
 def unusable(extract: Extractor, number: int) -> Extractor:
-    """The network, but the features of its batch of that number (from 0) are not finite."""
+    """Return the network with features that are not finite in the batch of that number, from 0."""
     seen: list[int] = []
 
     def network(x: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -97,7 +97,7 @@ def unusable(extract: Extractor, number: int) -> Extractor:
 
 
 def broken_samples(prepared: Evaluator, batch: int) -> dict[str, str]:
-    """What is said where batch `batch` of an evaluation, whoever generates it, cannot be used from now on."""
+    """Return the errors of an evaluation whose batch `batch` is not finite, whichever rank generates it."""
     rank, number = batch % prepared.world.size, batch // prepared.world.size
     if prepared.world.rank == rank:
         prepared.extractors = {"local": unusable(prepared.extractors["local"], number)}
@@ -106,7 +106,7 @@ def broken_samples(prepared: Evaluator, batch: int) -> dict[str, str]:
 
 
 def broken_data(prepared: Evaluator, batch: int) -> str:
-    """The same of real data."""
+    """Return the error for the same batch of real data."""
     world, dataset = prepared.world, open_dataset(DataSpec(name="digits"))
     extract = prepared.extractors["local"]
     if world.rank == batch % world.size:
@@ -120,7 +120,7 @@ def broken_data(prepared: Evaluator, batch: int) -> str:
 
 
 def work(rank: int, size: int, port: int, folder: Path) -> None:
-    """One process of a world: what it finds, into a file."""
+    """Write the findings of one process of a world to a file."""
     torch.set_num_threads(1)
     if size == 1:
         found = findings()
@@ -133,7 +133,7 @@ def work(rank: int, size: int, port: int, folder: Path) -> None:
 
 
 def worked(size: int, folder: Path) -> list[dict]:
-    """What each process of a world finds; nobody is left waiting."""
+    """Return the findings of each process of a world; fail if one does not end."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -164,7 +164,7 @@ def world(
 
 
 @pytest.mark.parametrize("name", DATA)
-def test_a_world_measures_as_one_process(alone: dict, world: list[dict], name: str) -> None:
+def test_world_measures_as_one_process(alone: dict, world: list[dict], name: str) -> None:
     """Exactly equal: rows and moments come together in the order of one process."""
     expected = {key: value for key, value in alone[name].items() if key != "asked"}
     assert set(expected["metrics"]) == set(DATA[name].metrics) and expected["errors"] == {}
@@ -173,7 +173,7 @@ def test_a_world_measures_as_one_process(alone: dict, world: list[dict], name: s
 
 
 @pytest.mark.parametrize("name", DATA)
-def test_everybody_is_asked_equally_often(alone: dict, world: list[dict], name: str) -> None:
+def test_every_rank_is_called_equally_often(alone: dict, world: list[dict], name: str) -> None:
     """A pass of a divided network takes every process: rounds, steps and halves of the guidance are the same
     for all."""
     asked = {found[name]["asked"] for found in world}
@@ -181,12 +181,12 @@ def test_everybody_is_asked_equally_often(alone: dict, world: list[dict], name: 
     assert asked == {alone[name]["asked"] * rounds // 5}
 
 
-def test_features_that_are_not_finite_fail_for_all_and_nobody_waits(alone: dict, world: list[dict]) -> None:
+def test_features_that_are_not_finite_fail_on_every_rank(alone: dict, world: list[dict]) -> None:
     assert set(alone["broken samples"]) == set(SPEC.metrics)
     assert world[0]["broken samples"] == alone["broken samples"]
 
 
-def test_real_data_that_are_not_finite_stop_everybody(alone: dict, world: list[dict]) -> None:
+def test_real_features_that_are_not_finite_stop_every_rank(alone: dict, world: list[dict]) -> None:
     assert alone["broken data"].startswith("UserError: the training data cannot be measured by 'local'")
     assert world[0]["broken data"] == alone["broken data"]
     others = {found["broken data"] for found in world[1:]}
@@ -212,8 +212,8 @@ def test_rounds_are_the_batches_of_one_process_in_their_order(
 
 
 @dataclass(frozen=True)
-class Told(World):
-    """A process of two that writes down when it asks the other one, and hears what it is told to."""
+class Scripted(World):
+    """One of two processes that logs its exchanges and gets a given answer."""
 
     failed: bool = False
     log: list[str] = field(default_factory=list)
@@ -224,27 +224,27 @@ class Told(World):
 
 
 @pytest.mark.parametrize(("rank", "order"), [(0, ["makes", "exchange"]), (1, ["exchange", "makes"])])
-def test_the_main_process_makes_it_first(rank: int, order: list[str]) -> None:
-    world = Told(rank, 2, CPU)
+def test_rank_0_runs_first(rank: int, order: list[str]) -> None:
+    world = Scripted(rank, 2, CPU)
     with main_first(world):
         world.log.append("makes")
     assert world.log == order
 
 
-def test_who_cannot_go_on_tells_the_others() -> None:
-    main = Told(0, 2, CPU)
+def test_failing_rank_stops_the_others() -> None:
+    main = Scripted(0, 2, CPU)
     with pytest.raises(UserError, match="no weights"), main_first(main):
         raise UserError("no weights")
     assert main.log == ["exchange"]
-    with pytest.raises(RunStopped, match="another process"), main_first(Told(1, 2, CPU, failed=True)):
+    with pytest.raises(RunStopped, match="another process"), main_first(Scripted(1, 2, CPU, failed=True)):
         pytest.fail("the others begin in vain")
-    stop_if_any_failed(Told(0, 2, CPU), failed=True)  # has its own reason to raise
+    stop_if_any_failed(Scripted(0, 2, CPU), failed=True)  # has its own reason to raise
     with pytest.raises(RunStopped):
-        stop_if_any_failed(Told(0, 2, CPU, failed=True), failed=False)
+        stop_if_any_failed(Scripted(0, 2, CPU, failed=True), failed=False)
 
 
 @pytest.mark.slow
-def test_a_race_of_two_processes_records_the_evaluations_of_one(tmp_path: Path) -> None:
+def test_run_of_two_processes_records_the_evaluations_of_one(tmp_path: Path) -> None:
     """With weights that do not move, whose sums over processes would round differently."""
     still = ("train.learning_rate=1e-30", "train.steps=2", "eval.every=1", "eval.grid=20")
     one = trained(tiny(*still), tmp_path / "one")

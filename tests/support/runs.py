@@ -36,8 +36,7 @@ def trained(spec: RunSpec, out: Path) -> Record:
 
 
 def torchrun(source: str, overrides: Iterable[str], out: Path) -> subprocess.CompletedProcess[str]:
-    """The command `flowrace run` as two processes of one machine, which sees the modules that this one
-    does."""
+    """Run `flowrace run` as two processes of this machine, with the import path of this process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -55,7 +54,7 @@ def torchrun(source: str, overrides: Iterable[str], out: Path) -> subprocess.Com
 
 
 def events(record: Record) -> list[dict[str, Any]]:
-    """Everything but the seconds, which no two runs share."""
+    """Return the events without their seconds, which no two runs share."""
     return [
         {name: value for name, value in event.items() if name != "seconds"}
         for event in Record(record.path).events
@@ -63,7 +62,7 @@ def events(record: Record) -> list[dict[str, Any]]:
 
 
 def weights(record: Record) -> str:
-    """The final weights, EMA and optimizer state as one hash."""
+    """Return the hash of the final weights, EMA and optimizer state."""
     return checkpoint.load(checkpoint.checkpoints(record.path / "checkpoints")[-1]).meta["sha256"]
 
 
@@ -77,7 +76,7 @@ def part(record: Record, name: str) -> str:
 
 
 def everything(record: Record) -> str:
-    """All that a run leaves behind, as text to compare."""
+    """Return all files of a run as text to compare."""
     files = sorted(p.name for folder in ("checkpoints", "samples") for p in (record.path / folder).iterdir())
     pictures = [
         (record.path / "samples" / name).read_bytes().hex() for name in files if name.endswith(".png")

@@ -1,5 +1,6 @@
-"""What a process of torchrun does for tests/harness/costs/test_memory.py: steps of a run, and the most bytes
-they took, written to a file.
+"""Steps of a run in a process of torchrun, with their peak memory in bytes written to a file.
+
+For tests/harness/costs/test_memory.py.
 
 torchrun --nproc-per-node=N -m tests.support.sharded_step FILE SETTING...
 """

@@ -29,8 +29,7 @@ def free_port() -> int:
 
 @contextmanager
 def postgresql(folder: Path) -> Iterator[str]:
-    """A database server of its own in a folder; gives the URI of its database. Skips where PostgreSQL is not
-    installed."""
+    """Start a database server in a folder and yield the URI of its database; skip without PostgreSQL."""
     programs = _programs()
     as_user = []
     if os.geteuid() == 0:  # PostgreSQL refuses to run as root
