@@ -102,7 +102,10 @@ def read(path: Path) -> Golden:
             meta = {name: _json(text) for name, text in (file.metadata() or {}).items()}
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot read {path} as safetensors: {error}") from error
-    part = lambda prefix: {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}  # noqa: E731
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
     return Golden(path, part("weights."), part("in."), part("out."), meta)
 
 

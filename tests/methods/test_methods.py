@@ -60,7 +60,10 @@ def cosine(a: Tensor, b: Tensor) -> np.ndarray:
 
 def test_path_runs_from_data_to_noise() -> None:
     x0, noise = (STREAMS.normal(name, range(3), CONFIG.shape).double() for name in ("x0", "eps"))
-    at = lambda t: interpolate(x0, noise, Times.per_sample(torch.full((3,), t, dtype=torch.float64)), CONFIG)  # noqa: E731
+
+    def at(t: float) -> Tensor:
+        return interpolate(x0, noise, Times.per_sample(torch.full((3,), t, dtype=torch.float64)), CONFIG)
+
     assert torch.equal(at(0.0), x0) and torch.equal(at(1.0), noise)
     torch.testing.assert_close((at(0.6) - at(0.4)) / 0.2, velocity_target(x0, noise))
 
