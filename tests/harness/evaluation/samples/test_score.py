@@ -143,7 +143,7 @@ def test_statistics_in_a_file_are_a_reference(here: Path, tmp_path: Path) -> Non
         other = ["--extractor", f"torchscript:{here / 'means.ts'}?size=4"]
         run(here, "fake.npz", file, *other)
     file.write_bytes(file.read_bytes()[:-9])
-    refused(here, r"real\.safetensors is absent, cut short or altered", "fake.npz", file)
+    refused(here, r"real\.safetensors is missing, truncated or altered", "fake.npz", file)
 
 
 def test_the_cache_is_by_content_and_mends_itself(
@@ -260,7 +260,7 @@ def test_bad_requests_are_refused(here: Path, tmp_path: Path) -> None:
     refused(here, "accuracy needs samples with labels", "real.npz", None, "--metrics", "accuracy")
     refused(here, "is not a run; for samples only data.resolution", "fake.npz", "real.npz", "--set", "seed=1")
     wrong = ["--extractor", f"torchscript:{here / 'means.ts'}?sha256=00ff00"]
-    refused(here, "is not the file that was meant: its sha256", "fake.npz", "real.npz", *wrong)
+    refused(here, "is not the expected file: its sha256", "fake.npz", "real.npz", *wrong)
     refused(here, "takes recordings", "fake.npz", "real.npz", "--extractor", "yamnet")
 
 
