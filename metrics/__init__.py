@@ -1,8 +1,8 @@
-"""Metrics of generated samples: distances over features (N, d), numpy or torch, and the extractors of
-features.
+"""Metrics of generated samples: distances between features (N, d), numpy or torch, and feature extractors.
 
-Every distance takes the real features first, the generated ones second, and returns a `Value`. Importing this
-package does not import torch; each distance is loaded on first use. It imports nothing of the other packages.
+Every distance takes the real features first and the generated ones second, and returns a `Value`. Importing
+this package does not import torch; each distance is loaded on first use. No other package of the project is
+imported.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from metrics.extractors.base import Extractor
     from metrics.extractors.registry import extractor_names, load_extractor
 
-_ROOMS = {
+_NAMES = {
     "distances.accuracy": ("class_accuracy",),
     "distances.cknna": ("cknna",),
     "distances.memorisation": ("memorisation",),
@@ -40,7 +40,7 @@ _ROOMS = {
     "distances.precision_recall": ("PrecisionRecall", "precision_recall"),
     "distances.cmmd": ("cmmd",),
 }
-_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
     "DensityCoverage",
@@ -65,7 +65,8 @@ __all__ = [
 ]
 
 
+# Any: a function or a class.
 def __getattr__(name: str) -> Any:
-    if name not in _ROOM_OF:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'metrics' has no attribute '{name}'")
-    return getattr(importlib.import_module(f"metrics.{_ROOM_OF[name]}"), name)
+    return getattr(importlib.import_module(f"metrics.{_MODULE_OF[name]}"), name)

@@ -9,21 +9,21 @@ import numpy as np
 from metrics.value import MetricError
 
 BLOCK = 1024
-"""Rows compared at once with all others."""
+"""Number of rows compared with all others at once."""
 
 
 def as_features(given: Any, name: str, *, least: int = 1) -> np.ndarray:
-    """Return an (N, d) array or tensor of any real type as numpy: float32 as given, others as float64.
+    """Return an (N, d) array or tensor of any real type as numpy: float32 unchanged, other types as float64.
 
-    Raises `MetricError` for another shape, fewer than `least` rows, no column, or a value that is not finite.
+    Raises `MetricError` for another shape, fewer than `least` rows, no columns, or non-finite values.
     """
-    # A tensor, without importing torch. numpy has no bfloat16.
+    # Recognises a tensor without importing torch; float64, because numpy has no bfloat16.
     if hasattr(given, "detach"):
         given = given.detach().cpu()
         given = given if str(given.dtype) == "torch.float32" else given.double()
     array = np.asarray(given)
     if array.ndim != 2:
-        raise MetricError(f"{name} features have shape {array.shape}; expected (N, d), one row a sample")
+        raise MetricError(f"{name} features have shape {array.shape}; expected (N, d), one row per sample")
     if array.dtype.kind not in "fiub":
         raise MetricError(f"{name} features are {array.dtype}; expected real numbers")
     n, dim = array.shape
@@ -35,20 +35,20 @@ def as_features(given: Any, name: str, *, least: int = 1) -> np.ndarray:
     broken = np.flatnonzero(~np.isfinite(array).all(axis=1))
     if len(broken):
         raise MetricError(
-            f"{name} features are not finite in {len(broken)} of {n} rows, row {broken[0]} the first"
+            f"{name} features are not finite in {len(broken)} of {n} rows; the first is row {broken[0]}"
         )
-    # A view that torch can share.
+    # torch.from_numpy shares only memory that is contiguous and writable.
     return np.require(array, requirements=["C", "W"])
 
 
 def as_pair(real: Any, fake: Any, *, least: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    """Return two sets of features of the same dimension as float64."""
+    """Return real and generated features of the same dimension as float64."""
     first, second = as_given(real, fake, least=least)
     return first.astype(np.float64, copy=False), second.astype(np.float64, copy=False)
 
 
 def as_given(real: Any, fake: Any, *, least: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    """Return two sets of features of the same dimension; float32 stays float32, at half the memory."""
+    """Return real and generated features of the same dimension; float32 stays float32, in half the memory."""
     first, second = as_features(real, "real", least=least), as_features(fake, "fake", least=least)
     check_dims(first.shape[1], second.shape[1])
     return first, second
@@ -58,5 +58,6 @@ def check_dims(first: int, second: int) -> None:
     """Raise `MetricError` for features of different dimensions."""
     if first != second:
         raise MetricError(
-            f"features have {first} columns on one side and {second} on the other: they come from different extractors"
+            f"features have {first} columns on one side and {second} on the other; "
+            "both sides must come from the same extractor"
         )

@@ -1,4 +1,4 @@
-"""95 % intervals of means, shares and ratios."""
+"""95 % intervals for means, shares and ratios."""
 
 from __future__ import annotations
 
@@ -14,22 +14,21 @@ Z = 1.959963984540054
 
 
 def share(inside: np.ndarray, n: int) -> Value:
-    """Return the share of true entries with Wilson's interval (Wilson 1927), which stays within 0 .. 1."""
+    """Return the share of true entries with Wilson's interval (Wilson 1927), which stays within [0, 1]."""
     p, count = float(np.mean(inside)), len(inside)
-    middle = (p + Z**2 / (2 * count)) / (1 + Z**2 / count)
+    centre = (p + Z**2 / (2 * count)) / (1 + Z**2 / count)
     half = Z / (1 + Z**2 / count) * math.sqrt(p * (1 - p) / count + Z**2 / (4 * count**2))
-    return Value(p, min(middle - half, p), max(middle + half, p), n)
+    return Value(p, min(centre - half, p), max(centre + half, p), n)
 
 
 def around(mean: float, error: float, n: int, *, quantile: float = Z) -> Value:
-    """Return mean -+ quantile * error."""
+    """Return the mean with the interval mean +- quantile * error."""
     mean, half = float(mean), float(quantile * error)
     return Value(mean, mean - half, mean + half, n)
 
 
 def of_replicates(values: Sequence[float], n: int) -> Value:
-    """Return the mean of independent replicates with Student's t interval, and no interval for a single
-    one."""
+    """Return the mean of independent replicates with Student's t interval; a single one has no interval."""
     mean, count = float(np.mean(values)), len(values)
     if count < 2:
         return Value(mean, n=n)
@@ -37,29 +36,30 @@ def of_replicates(values: Sequence[float], n: int) -> Value:
 
 
 def student(freedom: int) -> float:
-    """Return the 97.5 % quantile of Student's t distribution."""
+    """Return the 97.5 % quantile of Student's t distribution with `freedom` degrees of freedom."""
     from scipy.stats import t
 
     return float(t.ppf(0.975, freedom))
 
 
-def of_ratio(above: np.ndarray, below: np.ndarray) -> Value:
-    """Return sum(above) / sum(below) over independent units of non-negative values; n counts the units.
+def of_ratio(numerator: np.ndarray, denominator: np.ndarray) -> Value:
+    """Return sum(numerator) / sum(denominator) over independent units; n is the number of units.
 
-    The error is by linearisation (Cochran 1977, 6.4).
+    All values are non-negative. The error is by linearisation (Cochran 1977, 6.4).
     """
-    units, total = len(below), float(np.sum(below))
-    ratio = float(np.sum(above)) / total
+    units, total = len(denominator), float(np.sum(denominator))
+    ratio = float(np.sum(numerator)) / total
     if units < 2:
         return Value(ratio, n=units)
-    error = math.sqrt(units / (units - 1) * float(np.sum((above - ratio * below) ** 2))) / total
+    error = math.sqrt(units / (units - 1) * float(np.sum((numerator - ratio * denominator) ** 2))) / total
     half = float(Z * error)
     return Value(ratio, max(ratio - half, 0.0), ratio + half, units)
 
 
-def of_jackknife(whole: float, without: np.ndarray) -> Value:
-    """Return a statistic of n independent units with the jackknife error of its n leave-one-out values (Tukey
-    1958).
+def of_jackknife(estimate: float, left_out: np.ndarray) -> Value:
+    """Return a statistic of n independent units with its jackknife interval (Tukey 1958).
+
+    `left_out` (n,) holds the leave-one-out values.
     """
-    n = len(without)
-    return around(whole, math.sqrt((n - 1) / n * float(np.sum((without - np.mean(without)) ** 2))), n)
+    n = len(left_out)
+    return around(estimate, math.sqrt((n - 1) / n * float(np.sum((left_out - np.mean(left_out)) ** 2))), n)

@@ -1,8 +1,7 @@
-"""The table of metrics: what each needs of real and generated samples, and which names belong to which
-network.
+"""The table of metrics: inputs, settings and function of each, and the names reserved for one network.
 
-A side is what one pass of a network over a set of samples left: features as rows or as moments and, if the
-network has them, the features of sFID and logits.
+A side holds the outputs of one pass of a network over a set of samples: features as rows or as moments and,
+if the network has them, sFID's spatial features and logits.
 """
 
 from __future__ import annotations
@@ -33,9 +32,9 @@ class Side(NamedTuple):
 
     features: Part | None = None
     rows: np.ndarray | None = None
-    """Features sample by sample, if a metric needs them.
+    """Features of individual samples, if a metric needs them.
 
-    In ADM's references there are fewer rows than samples in `features`.
+    An ADM reference has fewer rows than samples in `features`.
     """
     spatial: Part | None = None
     logits: np.ndarray | None = None
@@ -43,34 +42,36 @@ class Side(NamedTuple):
 
 
 class Metric(NamedTuple):
+    """A function of two sides that returns one or more named values."""
+
     values: tuple[str, ...]
     """Names of the values that `compute` returns."""
     real: str
-    """The part of `Side` needed of the reference; empty for none."""
+    """Field of `Side` required of the real samples; empty for none."""
     fake: str
-    """The part of `Side` needed of the samples."""
+    """Field of `Side` required of the generated samples."""
     compute: Callable[[Side, Side], Sequence[Value]]
-    # Any: as JSON; read only
+    # Any: JSON values of several types. The shared default is never modified.
     settings: dict[str, Any] = {}  # noqa: RUF012
-    """What the values depend on in addition to the features."""
+    """Constants that the values depend on in addition to the features."""
     least: int = 1
-    """The fewest generated samples for which the values are defined."""
+    """Smallest number of generated samples for which the values are defined."""
     noise_floor: bool = False
-    """Whether the same distance between real samples is reported with the value."""
+    """True if the same distance between two sets of real samples is reported with the value."""
 
 
 def _accuracy(_: Side, fake: Side) -> Sequence[Value]:
     if fake.labels is None or fake.logits is None:
-        raise MetricError("accuracy needs samples with labels: an array arr_1, or one folder a class")
+        raise MetricError("accuracy needs samples with labels: give an array arr_1, or one folder per class")
     return (class_accuracy(fake.logits, fake.labels),)
 
 
 def _infinity(real: Side, fake: Side) -> Sequence[Value]:
-    """As in dgm-eval, the reference is its moments, even if its rows were kept for another metric."""
+    """Compare with the moments of all real samples, as dgm-eval does, even if their rows are available."""
     if real.features is None:
         raise MetricError("fd_infinity needs the features of a reference")
-    whole = real.features if isinstance(real.features, Moments) else moments_of(real.features)
-    return (frechet_infinity(whole, fake.rows),)
+    reference = real.features if isinstance(real.features, Moments) else moments_of(real.features)
+    return (frechet_infinity(reference, fake.rows),)
 
 
 _KID = {"subsets": 100, "subset_size": 1000, "seed": 2020}
@@ -120,7 +121,7 @@ class Reserved(NamedTuple):
     value: str
     extractor: str
     exclusive: bool = False
-    """Whether the name is refused with any other network. If not, it is then the name of the value alone."""
+    """True if the name is rejected with any other network; otherwise it then names the value only."""
 
 
 RESERVED = {
@@ -138,30 +139,30 @@ _METRIC_OF = {value: metric for metric in METRICS for value in metric.values}
 
 
 def metric_names() -> list[str]:
-    """Return every name that may be requested."""
+    """Return every name that a user may request, sorted."""
     return sorted({*_METRIC_OF, *GROUPS, *RESERVED})
 
 
 def chosen(names: Iterable[str]) -> list[str]:
-    """Return the values that these names stand for, each once, in order.
+    """Return the values that these names stand for, without duplicates, in order.
 
-    Raises `MetricError` for an unknown name.
+    Raises `MetricError` for an unknown name, and if there is no name.
     """
-    found: dict[str, None] = {}
+    values: dict[str, None] = {}
     for name in names:
         for value in GROUPS.get(name, (_general(name),)):
             if value not in _METRIC_OF:
                 near = difflib.get_close_matches(name, metric_names(), n=1, cutoff=0.5)
                 hint = f". Did you mean '{near[0]}'?" if near else ""
                 raise MetricError(f"unknown metric '{name}' (known: {', '.join(metric_names())}){hint}")
-            found[value] = None
-    if not found:
+            values[value] = None
+    if not values:
         raise MetricError(f"no metric is named (known: {', '.join(metric_names())})")
-    return list(found)
+    return list(values)
 
 
 def check_reserved(names: Iterable[str], extractor: str) -> None:
-    """Raise `MetricError` for a name that is reserved for another network, or for its original weights."""
+    """Raise `MetricError` for a name that is reserved for another network or for its original weights."""
     for name in names:
         reserved = RESERVED.get(name)
         if reserved is None or not reserved.exclusive or extractor == reserved.extractor:
@@ -173,8 +174,7 @@ def check_reserved(names: Iterable[str], extractor: str) -> None:
 
 
 def check_classes(value: str, extractor: str) -> None:
-    """Raise `MetricError` for accuracy by Inception: the order of its 1,008 outputs is that of no data
-    set."""
+    """Raise `MetricError` for accuracy with Inception, whose 1,008 outputs match no data set's classes."""
     if value == "accuracy" and extractor == "inception":
         raise MetricError(
             "accuracy needs a classifier of this data set's classes (for example 'local'); "
@@ -183,7 +183,7 @@ def check_classes(value: str, extractor: str) -> None:
 
 
 def called(value: str, extractor: str) -> str:
-    """Return the name of a value: `fid` and bare names with Inception, `fvd` with I3D, else
+    """Return the recorded name of a value: reserved names first, bare names with Inception, else
     `<value>:<extractor>`.
     """
     for name, reserved in RESERVED.items():
@@ -193,9 +193,9 @@ def called(value: str, extractor: str) -> str:
 
 
 def metrics_of(values: Iterable[str]) -> list[Metric]:
-    """Return the metrics that compute these values, each once."""
-    asked = set(values)
-    return [metric for metric in METRICS if asked & set(metric.values)]
+    """Return the metrics that compute these values, without duplicates."""
+    requested = set(values)
+    return [metric for metric in METRICS if requested & set(metric.values)]
 
 
 def metric_of(value: str) -> Metric:
@@ -204,13 +204,13 @@ def metric_of(value: str) -> Metric:
 
 
 def measure(values: Sequence[str], real: Side | None, fake: Side) -> dict[str, Value]:
-    """Return the values, in the order requested. Raises `MetricError` for unusable features."""
-    found: dict[str, Value] = {}
+    """Return the values in the order requested. Raises `MetricError` for unusable features."""
+    computed: dict[str, Value] = {}
     for metric in metrics_of(values):
-        found.update(zip(metric.values, metric.compute(real or Side(), fake), strict=True))
-    return {value: found[value] for value in values}
+        computed.update(zip(metric.values, metric.compute(real or Side(), fake), strict=True))
+    return {value: computed[value] for value in values}
 
 
 def _general(name: str) -> str:
-    """Return the value that a name stands for, whatever the network."""
+    """Return the value that a name stands for, independent of the network."""
     return RESERVED[name].value if name in RESERVED else name

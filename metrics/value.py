@@ -1,4 +1,4 @@
-"""What every distance returns, and the only error that it raises."""
+"""The value of a metric with its interval, and the error that metrics raise."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from dataclasses import dataclass
 
 
 class MetricError(ValueError):
-    """Features, images or weights that cannot be measured, in one sentence that names the fault."""
+    """An error in features, media or weights, described in one sentence for the user."""
 
 
 @dataclass(frozen=True)
 class Value:
     """A number with its interval; `float(value)` is its mean.
 
-    `low` and `high` bound a 95 % interval. They are None if one evaluation does not determine it; the
-    distance's docstring says why. `n` is the number of generated samples measured.
+    `low` and `high` bound a 95 % interval. They are None if one evaluation does not determine an interval;
+    the docstring of the distance gives the reason. `n` is the number of generated samples measured.
     """
 
     mean: float

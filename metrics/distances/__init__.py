@@ -1,1 +1,1 @@
-"""Numbers from features: FID, KID, CMMD, precision and recall, ..."""
+"""Distances and scores computed from features: FID, KID, CMMD, precision and recall, ..."""

@@ -1,4 +1,4 @@
-"""CMMD (Jayasumana et al. 2024): the MMD of CLIP embeddings, free of Gaussian assumptions."""
+"""CMMD (Jayasumana et al. 2024): the MMD of CLIP embeddings, without Gaussian assumptions."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ SIGMA, SCALE = 10.0, 1000.0
 
 
 def cmmd(real: Any, fake: Any) -> Value:
-    """Return 1000 times the biased MMD^2 with a Gaussian kernel of sigma 10 between embeddings scaled to unit
-    norm.
+    """Return 1000 times the biased MMD^2 between embeddings, with a Gaussian kernel of sigma 10.
 
-    As in google-research/cmmd (distance.py; embedding.py scales). The interval is normal, from the influence
-    of each sample; it ignores the bias, which is of order 1/N. Raises `MetricError` for bad features and for
-    a zero vector.
+    Embeddings are scaled to unit norm (google-research/cmmd, distance.py and embedding.py). The interval is
+    normal, from the influence of each sample. It ignores the bias, which is of order 1/N. Raises
+    `MetricError` for bad features and for a zero vector.
     """
     x, y = (
         _unit(features, name) for features, name in zip(as_pair(real, fake), ("real", "fake"), strict=True)
@@ -36,14 +35,13 @@ def _unit(features: np.ndarray, name: str) -> np.ndarray:
     norms = np.linalg.norm(features, axis=1, keepdims=True)
     if not norms.all():
         raise MetricError(
-            f"{name} features have a row of zeros, which has no direction: row {np.argmin(norms)}"
+            f"{name} features have only zeros in row {np.argmin(norms)}; cmmd needs rows of non-zero norm"
         )
     return features / norms
 
 
 def _mean_kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return (len(x),): the mean kernel of each row of x with all rows of y; |x - y|^2 = 2 - 2 x.y for unit
-    vectors.
-    """
+    """Return the mean kernel (len(x),) of each row of x with all rows of y."""
+    # |x - y|^2 = 2 - 2 x.y for unit vectors.
     rows = range(0, len(x), BLOCK)
     return np.concatenate([np.exp((x[i : i + BLOCK] @ y.T - 1) / SIGMA**2).mean(axis=1) for i in rows])

@@ -21,24 +21,22 @@ class DensityCoverage(NamedTuple):
 
 
 def density_coverage(real: Any, fake: Any, *, k: int = 5) -> DensityCoverage:
-    """Return density and coverage.
+    """Return density and coverage, with distances in float64.
 
-    Density: the mean number of real balls that contain a fake sample, over k. Coverage: the share of real
-    balls that contain one.
-
-    A ball reaches from a real sample to its k-th nearest real neighbour, edge excluded, as in the authors'
-    prdc; distances in float64. Density may exceed 1. The intervals (normal, Wilson's) hold the other set
-    fixed. Raises `MetricError` for bad features or k.
+    A real sample's ball extends to its k-th nearest real neighbour, edge excluded, as in the authors' prdc.
+    Density is the mean number of real balls that contain a fake sample, divided by k; it may exceed 1.
+    Coverage is the share of real balls that contain a fake sample. The intervals (normal for density,
+    Wilson's for coverage) hold the other set fixed. Raises `MetricError` for bad features or k.
     """
     x, y = map(torch.from_numpy, as_pair(real, fake))
     check_k(k, len(x))
-    reach = radii(x, k, euclid)
+    radius = radii(x, k, euclid)
     covered = torch.zeros(len(x), dtype=torch.bool)
-    held = torch.zeros(len(y), dtype=torch.float64)
+    balls = torch.zeros(len(y), dtype=torch.float64)
     for part, distance in blocks(x, y, euclid):
-        inside = distance < reach[part, None]
+        inside = distance < radius[part, None]
         covered[part] = inside.any(dim=1)
-        held += inside.sum(dim=0)
-    each = held.numpy() / k
+        balls += inside.sum(dim=0)
+    each = balls.numpy() / k
     density = around(float(each.mean()), float(each.std(ddof=1)) / np.sqrt(len(y)), len(y))
     return DensityCoverage(density, share(covered.numpy(), len(y)))

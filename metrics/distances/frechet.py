@@ -1,12 +1,10 @@
-"""The Frechet distance of two Gaussians fitted to features, from streamed moments or from the features
-themselves.
+"""The Frechet distance between Gaussians fitted to features, from streamed moments or from the features.
 
-    FD = |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2)          (Dowson and Landau 1982; Heusel et al.
-    2017)
+    FD = |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2)      (Dowson and Landau 1982; Heusel et al. 2017)
 
-With R^T R = S1 the last trace is that of (R S2 R^T)^(1/2), a symmetric matrix. With centred features A, B
-divided by sqrt(n - 1), S1 = A^T A and S2 = B^T B, it is the sum of the singular values of A B^T: no square is
-formed, so singular covariances (N <= d) lose no digits.
+With R^T R = S1 the last trace is that of (R S2 R^T)^(1/2), a symmetric matrix. Let A and B be the centred
+features divided by sqrt(n - 1), so that S1 = A^T A and S2 = B^T B. Then the trace is the sum of the singular
+values of A B^T. No square is formed, so singular covariances (N <= d) lose no digits.
 """
 
 from __future__ import annotations
@@ -19,9 +17,11 @@ from metrics.arrays import as_features, check_dims
 from metrics.value import MetricError, Value
 
 BLOCK = 4096
-"""Rows folded at once, so that moments of a stream have the same bits for any batch size."""
+"""Number of rows accumulated at once; fixed, so that a stream's moments have the same bits at any batch
+size."""
 SMALL = 1000
-"""Up to this number of rows features are not reduced to a covariance: exact, and faster when d is large."""
+"""Up to this number of rows, features are not reduced to a covariance: more accurate, and faster for large
+d."""
 
 
 class State(NamedTuple):
@@ -52,7 +52,7 @@ class Moments:
             self._take(rows[start : start + BLOCK])
 
     def merge(self, other: Moments) -> None:
-        """Add the moments of another part of the data."""
+        """Add the moments of another shard."""
         if self.n and other.n:
             check_dims(self.dim, other.dim)
         self._state = _join(self._total(), other._total())
@@ -60,24 +60,25 @@ class Moments:
 
     @property
     def n(self) -> int:
+        """Number of samples added."""
         return (self._state.n if self._state else 0) + self._waiting
 
     @property
     def dim(self) -> int:
-        """d; raises `MetricError` before the first batch."""
+        """Number of columns d; raises `MetricError` before the first batch."""
         return self._block.shape[1] if self._waiting else len(self._some().mean)
 
     @property
     def mean(self) -> np.ndarray:
-        """(d,)"""
+        """Mean (d,)."""
         return self._some().mean
 
     @property
     def covariance(self) -> np.ndarray:
-        """(d, d), divided by n - 1 as numpy.cov does."""
+        """Covariance (d, d), divided by n - 1 as numpy.cov does."""
         state = self._some()
         if state.n < 2:
-            raise MetricError("a covariance needs at least 2 samples, but there is 1")
+            raise MetricError("a covariance needs at least 2 samples but got 1")
         return state.scatter / (state.n - 1)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
@@ -91,12 +92,13 @@ class Moments:
             n, mean, scatter = int(arrays["n"]), np.array(arrays["mean"]), np.array(arrays["scatter"])
         except (KeyError, TypeError, ValueError) as error:
             raise MetricError(
-                f"stored moments need the arrays {', '.join(State._fields)}: {error}"
+                f"stored moments must have the arrays {', '.join(State._fields)}: {error}"
             ) from error
         square = mean.ndim == 1 and scatter.shape == (len(mean), len(mean))
         if n < 1 or not square or mean.dtype != np.float64 or scatter.dtype != np.float64:
             raise MetricError(
-                f"stored moments do not fit together: n {n}, mean {mean.shape}, scatter {scatter.shape}"
+                f"stored moments do not match: n {n}, mean {mean.shape} {mean.dtype}, scatter "
+                f"{scatter.shape} {scatter.dtype}; expected n of 1 or more, (d,) and (d, d) in float64"
             )
         if not (np.isfinite(mean).all() and np.isfinite(scatter).all()):
             raise MetricError("stored moments are not finite")
@@ -105,7 +107,7 @@ class Moments:
         return moments
 
     def _take(self, rows: np.ndarray) -> None:
-        """Add up to BLOCK rows; a full block is folded into the state."""
+        """Add up to BLOCK rows; a full block is merged into the state."""
         first = rows[: BLOCK - self._waiting]
         self._block[self._waiting : self._waiting + len(first)] = first
         self._waiting += len(first)
@@ -126,14 +128,12 @@ class Moments:
 
 
 def frechet_distance(real: Any, fake: Any) -> Value:
-    """Return the Frechet distance between two sets of features, each an (N, d) array or tensor or `Moments`
-    of one.
+    """Return the Frechet distance between two sets of features, each an (N, d) array or tensor, or `Moments`.
 
-    Exact (singular values) if a side is given as features and has at most max(d, 1000) rows; otherwise from
-    the symmetric eigenvalues of float64 covariances. One evaluation does not determine its spread: the
-    interval is None. The value is biased upwards by about a constant over N, so compare values at equal N
-    only, or see `frechet_infinity`. Raises `MetricError` for fewer than 2 samples, different d, or values
-    that are not finite.
+    It is exact (singular values) if a side is given as features and has at most max(d, 1000) rows. Otherwise
+    it uses the symmetric eigenvalues of float64 covariances. One evaluation does not determine the spread, so
+    there is no interval. The value is biased upwards in proportion to 1/N: compare values at equal N only, or
+    use `frechet_infinity`. Raises `MetricError` for fewer than 2 samples, different d, or non-finite values.
     """
     first, second = _fitted(real, "real"), _fitted(fake, "fake")
     check_dims(len(first.mean), len(second.mean))
@@ -142,8 +142,8 @@ def frechet_distance(real: Any, fake: Any) -> Value:
         shared = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ second.covariance @ root.T), 0)).sum()
     else:
         shared = np.linalg.svd(first.factor() @ second.factor().T, compute_uv=False).sum()
-    apart = first.mean - second.mean
-    distance = apart @ apart + first.trace() + second.trace() - 2 * shared
+    shift = first.mean - second.mean
+    distance = shift @ shift + first.trace() + second.trace() - 2 * shared
     return Value(max(float(distance), 0.0), n=second.n)
 
 
@@ -164,9 +164,7 @@ class _Gaussian(NamedTuple):
         return float(np.trace(self.covariance))
 
     def factor(self) -> np.ndarray:
-        """Return R with R^T R the covariance, by symmetric eigenvalues; rounding errors below zero are set to
-        0.
-        """
+        """Return R with R^T R = covariance; eigenvalues that rounding made negative are set to 0."""
         values, vectors = np.linalg.eigh(self.covariance)
         return np.sqrt(np.maximum(values, 0))[:, None] * vectors.T
 
@@ -191,7 +189,7 @@ def _fitted(given: Any, name: str) -> _Gaussian | _Rows:
             return _rows(features.astype(np.float64))
         given = moments_of(features)
     if given.n < 2:
-        raise MetricError(f"{name} moments are of {given.n} samples; at least 2 are needed")
+        raise MetricError(f"{name} moments have {given.n} samples; at least 2 are needed")
     return _Gaussian(given.n, given.mean, given.covariance)
 
 
@@ -199,13 +197,14 @@ def _rows(features: np.ndarray) -> _Rows:
     mean = features.mean(axis=0)
     rows = (features - mean) / np.sqrt(len(features) - 1)
     if len(rows) > rows.shape[1]:
-        # The same rows^T rows in d rows. asarray: its types do not say that mode "r" returns one array.
+        # d rows with the same rows^T rows. asarray, because numpy's types do not declare that mode "r"
+        # returns one array.
         rows = np.asarray(np.linalg.qr(rows, mode="r"))
     return _Rows(len(features), mean, rows)
 
 
 def _state(rows: np.ndarray) -> State:
-    """Of rows that nobody needs any more: they are centred in place."""
+    """Return the state of rows, which are overwritten by their deviations from the mean."""
     mean = rows.mean(axis=0)
     rows -= mean
     return State(len(rows), mean, rows.T @ rows)
@@ -214,9 +213,9 @@ def _state(rows: np.ndarray) -> State:
 def _join(a: State | None, b: State | None) -> State | None:
     if a is None or b is None:
         return b if a is None else a
-    n, apart = a.n + b.n, b.mean - a.mean
-    scatter = np.outer(apart, apart * (a.n * b.n / n))
-    # In place: at d = 2,048 each of these is 32 MiB.
+    n, shift = a.n + b.n, b.mean - a.mean
+    scatter = np.outer(shift, shift * (a.n * b.n / n))
+    # In place, because each of these takes 32 MiB at d = 2,048.
     scatter += a.scatter
     scatter += b.scatter
-    return State(n, a.mean + apart * (b.n / n), scatter)
+    return State(n, a.mean + shift * (b.n / n), scatter)

@@ -1,7 +1,7 @@
 """FD-infinity: the Frechet distance without the bias of a finite number of samples (Chong and Forsyth 2020).
 
-To first order a distance between n real and m fake samples is biased by c/n + c'/m. Subsets that take the
-same share of both sets therefore lie on a line in 1/m, whose intercept is the distance of the distributions.
+To first order, the distance between n real and m fake samples is biased by c/n + c'/m. Subsets of the same
+share of both sets therefore follow a line in 1/m. Its intercept is the distance between the distributions.
 """
 
 from __future__ import annotations
@@ -17,38 +17,40 @@ from metrics.intervals import around, student
 from metrics.value import MetricError, Value
 
 GROUPS = 10
-"""Of the jackknife."""
+"""Number of groups of the jackknife."""
 LEAST = 100
-"""Fewest samples on a side; with fewer, subsets are too small."""
+"""Smallest number of samples per side; with fewer, subsets are too small."""
 
 
 def frechet_infinity(real: Any, fake: Any, *, points: int = 15, seed: int = 0) -> Value:
     """Return the Frechet distance extrapolated to infinitely many samples; it may be negative.
 
-    Unbiased to first order. As in dgm-eval: `points` sizes evenly from min(5000, N / 10) to N, for each a
-    random subset without replacement, least squares in 1/size. If `real` is given as features its subsets
-    take the same share of it, which corrects for its own finite number too; `Moments` stand for the whole
-    population. The points share samples, so their scatter about the line is no estimate of its error: the
-    interval is Student's t from a jackknife that leaves out a tenth of both sets at a time. Costs 11 * points
+    It is unbiased to first order. As in dgm-eval, a random subset is drawn without replacement for each of
+    `points` sizes, evenly spaced from min(5000, N / 10) to N, and a line in 1/size is fitted by least
+    squares. If `real` is given as features, its subsets are the same share of it, which also corrects for its
+    finite size. `Moments` stand for the full population.
+
+    The points share samples, so their scatter about the line does not estimate its error. The interval is
+    Student's t from a jackknife that leaves out a tenth of both sets at a time. The cost is 11 * points
     distances between covariances. Raises `MetricError` for bad features, fewer than 100 samples on a side
     given as features, or fewer than 2 points.
     """
     if points < 2:
-        raise MetricError(f"frechet_infinity: points = {points}; a line needs 2 or more")
+        raise MetricError(f"frechet_infinity: points = {points}; expected 2 or more")
     random = np.random.default_rng(seed)
     first = real if isinstance(real, Moments) else _grouped(real, "real", random)
     second = _grouped(fake, "fake", random)
     check_dims(first.dim, second.dim)
     n = len(second.features)
-    found = [_at(first, second, size / n, random) for size in np.linspace(min(5000, n // 10), n, points)]
-    intercepts = np.array([_intercept(column) for column in zip(*found, strict=True)])
+    rows = [_at(first, second, size / n, random) for size in np.linspace(min(5000, n // 10), n, points)]
+    intercepts = np.array([_intercept(column) for column in zip(*rows, strict=True)])
     left_out = intercepts[1:]
     error = math.sqrt((GROUPS - 1) / GROUPS * ((left_out - left_out.mean()) ** 2).sum())
     return around(float(intercepts[0]), error, n, quantile=student(GROUPS - 1))
 
 
 class _Grouped(NamedTuple):
-    """Features with the group of each row."""
+    """Features and the jackknife group of each row."""
 
     features: np.ndarray
     groups: np.ndarray
@@ -71,7 +73,7 @@ def _grouped(given: Any, name: str, random: np.random.Generator) -> _Grouped:
 def _at(
     first: Moments | _Grouped, second: _Grouped, share: float, random: np.random.Generator
 ) -> list[_Point]:
-    """Return the distance at one share of the samples: of all of them, then without each group."""
+    """Return the distance between subsets of one share: with all groups, then without each group."""
     reals = [first] * (1 + GROUPS) if isinstance(first, Moments) else _subset(first, share, random)
     fakes = _subset(second, share, random)
     return [
@@ -80,17 +82,17 @@ def _at(
 
 
 def _subset(side: _Grouped, share: float, random: np.random.Generator) -> list[Moments]:
-    """Return the moments of a random subset: of all of it, then without each group."""
+    """Return the moments of a random subset: with all groups, then without each group."""
     chosen = random.permutation(len(side.features))[: round(share * len(side.features))]
     parts = [moments_of(side.features[chosen[side.groups[chosen] == group]]) for group in range(GROUPS)]
     return [_merged(parts), *(_merged(parts[:group] + parts[group + 1 :]) for group in range(GROUPS))]
 
 
 def _merged(parts: list[Moments]) -> Moments:
-    whole = Moments()
+    merged = Moments()
     for part in parts:
-        whole.merge(part)
-    return whole
+        merged.merge(part)
+    return merged
 
 
 def _intercept(points: tuple[_Point, ...]) -> float:

@@ -1,8 +1,7 @@
-"""The inception score (Salimans et al. 2016): exp of the mean KL divergence between p(y|x) and p(y), over
-splits.
+"""The inception score (Salimans et al. 2016): exp of the mean KL divergence between p(y|x) and p(y).
 
-It depends on the order of the samples: sorted by class, a split holds few classes and scores low. ADM does
-not shuffle, torch-fidelity does, and so there are two functions.
+It is averaged over splits and depends on the order of the samples: if they are sorted by class, a split holds
+few classes and scores low. ADM does not shuffle and torch-fidelity does, hence two functions.
 """
 
 from __future__ import annotations
@@ -18,11 +17,10 @@ from metrics.value import MetricError, Value
 
 
 def inception_score(logits: Any, *, split_size: int = 5000) -> Value:
-    """Return ADM's inception score: samples in the given order, splits of `split_size`, the last one the
-    remainder.
+    """Return ADM's inception score: samples in the given order, in splits of `split_size` and a remainder.
 
-    `logits` (N, classes) are those of the Inception without the bias of its last layer (guided-diffusion
-    evaluations/evaluator.py). The interval is Student's t over splits; one split has none. Raises
+    `logits` (N, classes) are those of Inception without the bias of its last layer (guided-diffusion
+    evaluations/evaluator.py). The interval is Student's t over splits; a single split has none. Raises
     `MetricError` for bad logits or a split size below 1.
     """
     log_p = _log_softmax(as_features(logits, "logit"))
@@ -34,14 +32,15 @@ def inception_score(logits: Any, *, split_size: int = 5000) -> Value:
 def inception_score_shuffled(
     logits: Any, *, splits: int = 10, shuffle: bool = True, seed: int = 2020
 ) -> Value:
-    """Return torch-fidelity's inception score (metric_isc.py): samples shuffled, then `splits` even splits.
+    """Return torch-fidelity's inception score (metric_isc.py): samples are shuffled, then split evenly.
 
-    `shuffle` off is its `samples_shuffle=False`. Interval and errors as in `inception_score`.
+    `shuffle=False` corresponds to its `samples_shuffle=False`. For the interval and errors see
+    `inception_score`.
     """
     log_p = _log_softmax(as_features(logits, "logit"))
     n = len(log_p)
     if not 1 <= splits <= n:
-        raise MetricError(f"inception_score_shuffled: {splits} splits of {n} samples; expected 1 .. {n}")
+        raise MetricError(f"inception_score_shuffled: splits = {splits} of {n} samples; expected 1 .. {n}")
     if shuffle:
         log_p = log_p[np.random.RandomState(seed).permutation(n)]
     return _score([log_p[i * n // splits : (i + 1) * n // splits] for i in range(splits)], n)

@@ -1,4 +1,4 @@
-"""Memorisation: generated samples that copy the training set, which Frechet distances reward."""
+"""Memorisation: the share of generated samples that copy the training set, which Frechet distances reward."""
 
 from __future__ import annotations
 
@@ -14,27 +14,26 @@ from metrics.value import Value
 
 
 def memorisation(train: Any, fake: Any) -> Value:
-    """Return the share of fake samples no farther from their nearest training sample than that one is from
-    its nearest neighbour.
+    """Return the share of fake samples at least as close to a training sample as its nearest neighbour is.
 
-    One minus the authenticity of Alaa et al. (2022), as in dgm-eval: 1 for copies. Samples of the same
-    distribution do not give 0, so compare with the value of held-out data against the training set.
-    Neighbours are found in float32 and measured in float64; the interval is Wilson's, training set fixed.
-    Raises `MetricError` for bad features.
+    Each fake sample is compared with its nearest training sample. The value is 1 - authenticity (Alaa et al.
+    2022), as in dgm-eval: 1 for copies. Samples of the same distribution do not give 0, so compare with the
+    value of held-out data against the training set. Neighbours are found in float32 and measured in float64.
+    The interval is Wilson's, with the training set fixed. Raises `MetricError` for bad features.
     """
     x, y = map(torch.from_numpy, as_pair(train, fake))
     nearest = _nearest(y.float(), x.float())
-    others = _nearest(x.float(), x.float(), but_itself=True)
-    own = (x - x[others]).norm(dim=1)
-    copies = (y - x[nearest]).norm(dim=1) <= own[nearest]
+    others = _nearest(x.float(), x.float(), exclude_self=True)
+    spacing = (x - x[others]).norm(dim=1)
+    copies = (y - x[nearest]).norm(dim=1) <= spacing[nearest]
     return share(copies.numpy(), len(y))
 
 
-def _nearest(rows: Tensor, columns: Tensor, *, but_itself: bool = False) -> Tensor:
-    """(N,): the column nearest to each row."""
-    found = []
+def _nearest(rows: Tensor, columns: Tensor, *, exclude_self: bool = False) -> Tensor:
+    """Return (N,) the index of the column nearest to each row."""
+    nearest = []
     for part, distance in blocks(rows, columns, euclid):
-        if but_itself:
+        if exclude_self:
             distance[:, part].fill_diagonal_(torch.inf)
-        found.append(distance.argmin(dim=1))
-    return torch.cat(found)
+        nearest.append(distance.argmin(dim=1))
+    return torch.cat(nearest)

@@ -1,4 +1,4 @@
-"""Improved precision and recall (Kynkaanniemi et al. 2019), by the rules of ADM and of torch-fidelity."""
+"""Improved precision and recall (Kynkaanniemi et al. 2019), by the rules of ADM or of torch-fidelity."""
 
 from __future__ import annotations
 
@@ -24,14 +24,18 @@ RULES = ("adm", "adm-float16", "torch-fidelity")
 
 
 def precision_recall(real: Any, fake: Any, *, k: int = 3, rule: str = "adm") -> PrecisionRecall:
-    """Return precision, the share of fake inside any real ball, and recall, the share of real inside any fake
-    ball.
+    """Return precision (share of fake samples in a real ball) and recall (share of real samples in a fake
+    ball).
 
-    A ball reaches from a sample to its k-th nearest neighbour in its own set, edge included. `rule` is how
-    distances are computed: `adm` (guided-diffusion evaluations/evaluator.py: squared; here in float64),
-    `adm-float16` (the same in the released precision: float16 if all pairs stay finite, else float32; its
-    rounding changes shares by some tenths of a per cent) or `torch-fidelity` (metric_prc.py: float32). The
-    intervals are Wilson's for the samples that are tested, the balls held fixed. Raises `MetricError` for bad
+    A ball extends from a sample to its k-th nearest neighbour in its own set, edge included. `rule` selects
+    the arithmetic of distances:
+
+        adm             squared, in float64 (guided-diffusion evaluations/evaluator.py)
+        adm-float16     in ADM's released precision: float16 if all pairs stay finite, else float32. Its
+                        rounding changes shares by some tenths of a per cent.
+        torch-fidelity  float32 (metric_prc.py)
+
+    The intervals are Wilson's for the samples tested, with the balls fixed. Raises `MetricError` for bad
     features, k or rule.
     """
     if rule not in RULES:
@@ -50,7 +54,7 @@ def precision_recall(real: Any, fake: Any, *, k: int = 3, rule: str = "adm") -> 
 
 
 def _distance(rule: str, a: Tensor, b: Tensor) -> Distance:
-    """Return the rule's distance; in float16 only if every distance between a and b is finite in it."""
+    """Return the rule's distance, in float16 only if every distance between a and b is finite there."""
     if rule == "torch-fidelity":
         return euclid
     if rule == "adm":
@@ -64,7 +68,7 @@ def _squared(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _squared16(a: Tensor, b: Tensor) -> Tensor:
-    """Compute `_squared` with every operation rounded to float16; sums accumulate in float32, as on a GPU."""
+    """Return `_squared` with every operation rounded to float16; sums accumulate in float32, as on a GPU."""
     a, b = _rounded(a), _rounded(b)
     a_norm, b_norm = (_rounded(_rounded(x.square()).sum(1)) for x in (a, b))
     product = _rounded(2 * _rounded(a @ b.T))

@@ -1,1 +1,1 @@
-"""Metrics of data whose ground truth is known: video, sound, text."""
+"""Metrics for data with known ground truth: video dynamics, audio-video synchrony, typography, control."""

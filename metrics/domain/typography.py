@@ -1,8 +1,8 @@
 """Typography: the character error rate of generated words, read by Tesseract or by a locally trained reader.
 
-The reader is trained on pictures of random strings and learns letters, not words, so it cannot guess a
-generated word from a vocabulary. Its weights are a pure function of pictures, texts and recipe (one thread, a
-separate stream), cached under a hash of all three.
+The reader is trained on images of random strings and learns letters, not words, so it cannot guess a
+generated word from a vocabulary. Its weights are a pure function of images, texts and recipe (one thread, a
+separate random stream). They are cached under a hash of all three.
 """
 
 from __future__ import annotations
@@ -29,33 +29,30 @@ from metrics.value import MetricError, Value
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 RECIPE = 1
-"""Raised with every change below that moves a weight, which empties the cache."""
+"""Version of the training below; a change that alters weights must increase it, to invalidate the cache."""
 STEPS, LEARNING_RATE = 500, 6e-3
 SCALE, MARGIN = 6, 40
-"""For Tesseract: the enlargement of pictures, and the white pixels around them."""
+"""Enlargement factor of images for Tesseract, and the width of their white margin in pixels."""
 SECONDS = 300.0
-"""Time limit of Tesseract for a set of pictures."""
+"""Time limit of Tesseract for a set of images."""
 
 
 def error_rate(read: Sequence[str], wanted: Sequence[str]) -> Value:
-    """Return the character error rate: edits (Levenshtein) from the words read to those wanted, over the
-    wanted letters.
+    """Return the character error rate: edits from the words read to those wanted, over wanted letters.
 
-    0 for flawless words; it can exceed 1. The interval is over words. Raises `MetricError` for lists of
+    It is 0 for flawless words and can exceed 1. The interval is over words. Raises `MetricError` for lists of
     different lengths and for an empty wanted word.
     """
     if len(read) != len(wanted) or not len(wanted) or not all(wanted):
         raise MetricError(
-            f"{len(read)} words were read for {len(wanted)} wanted; give one for each, and no empty word"
+            f"got {len(read)} words read and {len(wanted)} wanted; give one for each, and no empty one wanted"
         )
     edits = np.array([edit_distance(r, w) for r, w in zip(read, wanted, strict=True)], float)
     return of_ratio(edits, np.array([len(word) for word in wanted], float))
 
 
 def edit_distance(first: str, second: str) -> int:
-    """Return the fewest insertions, deletions and replacements that turn one word into the other (Levenshtein
-    1966).
-    """
+    """Return the Levenshtein distance (1966): the fewest insertions, deletions and replacements."""
     line = list(range(len(second) + 1))
     for i, a in enumerate(first, 1):
         before, line[0] = line[0], i
@@ -65,11 +62,11 @@ def edit_distance(first: str, second: str) -> int:
 
 
 def tesseract(images: np.ndarray, *, program: str = "tesseract") -> list[str]:
-    """Read grey pictures uint8 (N, H, W), light on dark, with Tesseract: one word each, of letters a to z.
+    """Read one word of letters a to z from each grey image uint8 (N, H, W), light on dark, with Tesseract.
 
     Raises `MetricError` if the program is not installed, fails, or takes longer than SECONDS.
     """
-    x = _pictures(images)
+    x = _checked(images)
     found = shutil.which(program)
     if found is None:
         raise MetricError(
@@ -88,16 +85,16 @@ def tesseract(images: np.ndarray, *, program: str = "tesseract") -> list[str]:
                 env=os.environ | {"OMP_THREAD_LIMIT": "1"},
             )
         except subprocess.TimeoutExpired as error:
-            raise MetricError(f"{program} did not read {len(x)} pictures within {SECONDS:g} s") from error
+            raise MetricError(f"{program} did not read {len(x)} images within {SECONDS:g} s") from error
     words = ["".join(page.split()) for page in done.stdout.split("\f")]
     if done.returncode or len(words) != len(x):
         last = done.stderr.strip().rpartition("\n")[2]
-        raise MetricError(f"{program} read {len(words)} of {len(x)} pictures: {last or 'no reason given'}")
+        raise MetricError(f"{program} read {len(words)} of {len(x)} images: {last or 'no reason given'}")
     return words
 
 
 def _pages(images: np.ndarray, folder: Path) -> Path:
-    """Write the pictures dark on light, enlarged, and the list of them that Tesseract takes as a document."""
+    """Write the images, enlarged and dark on light, and return the file with their list for Tesseract."""
     from PIL import Image, ImageOps
 
     names = []
@@ -118,30 +115,31 @@ class Reader:
 
     network: Network
     error: float
-    """Character error rate on the held-out tenth of its pictures."""
+    """Character error rate on the held-out tenth of its training images."""
     sha256: str
-    """Of its weights."""
+    """Checksum of its weights."""
 
     @torch.no_grad()
     def read(self, images: np.ndarray) -> list[str]:
-        """Return the letters in grey pictures uint8 (N, H, W): the likeliest in each column, without repeats
+        """Return the word in each grey image uint8 (N, H, W): each column's likeliest letter, without repeats
         and gaps.
         """
-        x = torch.from_numpy(np.ascontiguousarray(_pictures(images)))
+        x = torch.from_numpy(np.ascontiguousarray(_checked(images)))
         return [word for part in x.split(500) for word in _spelled(self.network(part).argmax(-1))]
 
 
 class Network(nn.Module):
-    """Two convolutions, one over the whole height, and a letter or a gap at every other column."""
+    """Three convolutions, the last over the full height, then a letter or a gap for every second column."""
 
     def __init__(self, height: int, random: torch.Generator) -> None:
         super().__init__()
-        # On the meta device, so that torch's global generator is not advanced.
+        # Built on the meta device, so that torch's global generator is not advanced.
         with torch.device("meta"):
             self.layers = nn.Sequential(
                 nn.Conv2d(1, 32, 3, padding=1, stride=(2, 1)), nn.GroupNorm(4, 32), nn.GELU(),
                 nn.Conv2d(32, 64, 3, padding=1, stride=2), nn.GroupNorm(8, 64), nn.GELU(),
-                nn.Conv2d(64, 128, (math.ceil(height / 4), 3), padding=(0, 1)), nn.GroupNorm(8, 128), nn.GELU(),
+                nn.Conv2d(64, 128, (math.ceil(height / 4), 3), padding=(0, 1)),
+                nn.GroupNorm(8, 128), nn.GELU(),
                 nn.Conv2d(128, len(ALPHABET) + 1, 1),
             )  # fmt: skip
         self.to_empty(device="cpu")
@@ -149,35 +147,38 @@ class Network(nn.Module):
             initialise(module, random)
 
     def forward(self, images: Tensor) -> Tensor:
-        """uint8 (B, H, W) -> logits (B, W / 2, 1 + letters); 0 is the gap."""
+        """Return logits (B, W / 2, 1 + letters) of images uint8 (B, H, W); class 0 is the gap."""
         return self.layers(images[:, None].float() / 127.5 - 1).squeeze(2).transpose(1, 2)
 
 
 def reader(images: np.ndarray, texts: Sequence[str], *, cache: Path | None = None) -> Reader:
-    """Return the reader for pictures uint8 (N, H, W) of these texts, cached or trained now: 10 s on one
-    core."""
-    x = _pictures(images)
+    """Return the reader trained on images uint8 (N, H, W) of these texts.
+
+    It is read from the cache or trained now, in about 10 s on one core.
+    """
+    x = _checked(images)
     if len(x) != len(texts) or len(x) < 100 or not all(text and set(text) <= set(ALPHABET) for text in texts):
         raise MetricError(
-            "a reader needs at least 100 pictures, each with a text of letters a to z; "
-            f"given {len(x)} and {len(texts)}"
+            "a reader needs at least 100 images, each with a text of letters a to z, but got "
+            f"{len(x)} images and {len(texts)} texts"
         )
 
     def train() -> Saved:
         return _train(torch.from_numpy(np.ascontiguousarray(x)), texts)
 
-    known = hashlib.sha256(f"{RECIPE} {x.shape} {chr(10).join(texts)} ".encode() + x.tobytes()).hexdigest()[
-        :16
-    ]
-    saved = train() if cache is None else kept(Path(cache) / f"reader-{known}.safetensors", train)
+    content = f"{RECIPE} {x.shape} {chr(10).join(texts)} ".encode() + x.tobytes()
+    key = hashlib.sha256(content).hexdigest()[:16]
+    saved = train() if cache is None else kept(Path(cache) / f"reader-{key}.safetensors", train)
     network = Network(x.shape[1], torch.Generator())
     network.load_state_dict(saved.tensors)
     return Reader(network.requires_grad_(False).eval(), float(saved.meta["error"]), saved.sha256)
 
 
 def _train(x: Tensor, texts: Sequence[str]) -> Saved:
-    """Train on all but the held-out tenth: AdamW with warm-up and a cosine on the CTC loss (Graves et al.
-    2006).
+    """Train with the CTC loss (Graves et al. 2006) on all but the held-out tenth, and measure the error on
+    that.
+
+    The optimizer is AdamW with warm-up and a cosine schedule.
     """
     random = torch.Generator().manual_seed(0)
     held_out, train = torch.randperm(len(x), generator=random).tensor_split([math.ceil(HELD_OUT * len(x))])
@@ -190,8 +191,8 @@ def _train(x: Tensor, texts: Sequence[str]) -> Saved:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        found = Reader(network.requires_grad_(False), math.nan, "").read(x[held_out].numpy())
-    error = error_rate(found, _chosen(texts, held_out))
+        words = Reader(network.requires_grad_(False), math.nan, "").read(x[held_out].numpy())
+    error = error_rate(words, _chosen(texts, held_out))
     return Saved(dict(network.state_dict()), {"error": f"{error.mean:.4f}"})
 
 
@@ -206,17 +207,18 @@ def _ctc(logits: Tensor, texts: list[str]) -> Tensor:
     return F.ctc_loss(logits.log_softmax(-1).transpose(0, 1), letters, columns, lengths)
 
 
-def _spelled(places: Tensor) -> list[str]:
-    """Turn (B, W) of 0 .. letters into words."""
+def _spelled(classes: Tensor) -> list[str]:
+    """Return the words that classes (B, W) spell: repeats are merged, then gaps are removed."""
     words = []
-    for row in places.tolist():
-        kept_places = [b for a, b in zip([0, *row], row, strict=False) if b and b != a]
-        words.append("".join(ALPHABET[place - 1] for place in kept_places))
+    for row in classes.tolist():
+        letters = [b for a, b in zip([0, *row], row, strict=False) if b and b != a]
+        words.append("".join(ALPHABET[letter - 1] for letter in letters))
     return words
 
 
-def _pictures(images: np.ndarray) -> np.ndarray:
+def _checked(images: np.ndarray) -> np.ndarray:
+    """Return grey images uint8 (N, H, W), or raise `MetricError`."""
     x = np.asarray(images)
     if x.ndim != 3 or x.dtype != np.uint8 or 0 in x.shape:
-        raise MetricError(f"expected grey pictures uint8 (N, H, W), given {x.dtype} of shape {x.shape}")
+        raise MetricError(f"expected grey images uint8 (N, H, W), but got {x.dtype} of shape {x.shape}")
     return x

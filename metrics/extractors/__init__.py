@@ -1,1 +1,1 @@
-"""The networks whose features metrics compare."""
+"""Feature extractors: the frozen networks whose features metrics compare."""

@@ -1,4 +1,4 @@
-"""The extractor: a frozen network with a name, a checksum and a documented preprocessing."""
+"""The image extractor: a frozen network with a name, a checksum and a documented preprocessing."""
 
 from __future__ import annotations
 
@@ -15,26 +15,28 @@ from metrics.value import MetricError
 
 @dataclass(frozen=True)
 class Extractor:
-    """Images uint8 (B, C, H, W) -> features float32 (B, dim), on `device`, in plain float32 whatever the
-    caller's settings.
+    """A function from images uint8 (B, C, H, W) to features float32 (B, dim) on `device`.
 
-    Grey images are repeated to 3 channels for a network that takes 3. Raises `MetricError` for images of
-    another type, shape or number of channels.
+    It computes in plain float32, independent of the caller's settings. Grey images are repeated to 3 channels
+    for a network that takes 3. Raises `MetricError` for images of another type, shape or number of channels.
     """
 
     name: str
-    """As a metric carries it, `fd:<name>`."""
+    """Name in a metric such as `fd:<name>`."""
     dim: int
+    """Number of features."""
     sha256: str
     """Checksum of the weights file, or of the weights trained on this data set."""
     preprocessing: str
-    """What is done to the pixels before the network."""
+    """Description of the steps from pixels to the network's input."""
     channels: int
     device: torch.device
+    # Any: a tensor or a mapping of tensors, as the network returns it.
     network: Callable[[Tensor], Any]
-    """uint8 (B, channels, H, W) on `device` -> features (B, dim), or several outputs by name."""
+    """Function from uint8 (B, channels, H, W) on `device` to features (B, dim), or to several outputs by
+    name."""
     output: str = "features"
-    """Name of the output that has the features."""
+    """Name of the output that holds the features."""
     beside: Mapping[str, int] = field(default_factory=dict)
     """Widths of the network's other outputs, by name."""
     accuracy: float | None = None
@@ -54,16 +56,19 @@ class Extractor:
             images = images.expand(-1, self.channels, -1, -1)
         if images.shape[1] != self.channels:
             raise MetricError(
-                f"extractor '{self.name}' takes images of {self.channels} channels; these have {images.shape[1]}"
+                f"extractor '{self.name}' takes images of {self.channels} channels; "
+                f"these have {images.shape[1]}"
             )
         with exact_float32(self.device):
-            found = self.network(images)
-        named = found if isinstance(found, Mapping) else {self.output: found}
+            returned = self.network(images)
+        named = returned if isinstance(returned, Mapping) else {self.output: returned}
         return {name: x.float() for name, x in named.items()}
 
     def sibling(self, output: str) -> Extractor:
-        """Return the extractor of another output of this network. Raises `MetricError` for an unknown
-        name."""
+        """Return the extractor of another output of this network.
+
+        Raises `MetricError` for an unknown name.
+        """
         if output not in self.beside:
             known = ", ".join([self.output, *self.beside])
             raise MetricError(f"extractor '{self.name}' has no output '{output}' (known: {known})")
@@ -78,7 +83,8 @@ def check_images(images: Any) -> None:
         raise MetricError(f"images are a {type(images).__name__}; expected a uint8 tensor (B, C, H, W)")
     if images.dtype != torch.uint8:
         raise MetricError(
-            f"images are {str(images.dtype).removeprefix('torch.')}; give bytes, uint8 in 0..255, as they would be saved"
+            f"images are {str(images.dtype).removeprefix('torch.')}; "
+            "give bytes, uint8 in 0..255, as saved in a file"
         )
     if images.ndim != 4 or images.shape[1] not in (1, 3) or images.numel() == 0:
         raise MetricError(
@@ -88,7 +94,7 @@ def check_images(images: Any) -> None:
 
 @contextmanager
 def exact_float32(device: torch.device) -> Iterator[None]:
-    """Disable autocast, TF32 and the choice of kernels by timing: the same weights give the same features."""
+    """Disable autocast, TF32 and cuDNN's choice of kernels by timing, so that features are reproducible."""
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = matmul.allow_tf32
     matmul.allow_tf32 = False

@@ -1,8 +1,8 @@
-"""A small convolutional classifier trained here on the data set: the extractor that needs no download.
+"""A small convolutional classifier trained on the data set itself: the extractor that needs no download.
 
-Its features live in the data's own world, so distances between them compare arms of one race on one data set
-and nothing else. The weights are a pure function of images, labels and recipe: one thread, streams of its
-own. They are cached as safetensors under a hash of all that, with a checksum; a damaged entry is made again.
+Its features are specific to the data set, so distances between them compare only arms of races on that data
+set. The weights are a pure function of images, labels and recipe (one thread, a separate random stream). They
+are cached as safetensors under a hash of all three, with a checksum; a damaged entry is recreated.
 """
 
 from __future__ import annotations
@@ -24,23 +24,27 @@ from metrics.files.cache import Saved, kept
 from metrics.value import MetricError
 
 RECIPE = 1
-"""Raised with every change below that moves a weight, so that the cache forgets."""
+"""Version of the training below; a change that alters weights must increase it, to invalidate the cache."""
 DIM, SIDE = 64, 32
-"""Width of the features; the longer side of an image is brought down to SIDE pixels."""
+"""Number of features, and the longest side in pixels to which images are reduced."""
 STEPS, BATCH, LEARNING_RATE, WEIGHT_DECAY, WARMUP = 400, 64, 3e-3, 0.05, 0.1
 HELD_OUT = 0.1
+"""Share of images held out to measure the accuracy."""
 LEAST = 20
+"""Smallest number of images to train on."""
 
 
 class Network(nn.Module):
-    """Three convolutions, a 4x4 grid of averages, a layer of DIM features, a linear classifier."""
+    """Three convolutions, average pooling to 4x4, a layer of DIM features, and a linear classifier."""
 
     def __init__(self, shape: torch.Size, classes: int, random: torch.Generator) -> None:
         super().__init__()
-        first = 1 if max(shape[-2:]) <= SIDE // 2 else 2  # stride: large images cost no more than small ones
-        with torch.device("meta"):  # so that torch's own generator stays where it is
+        # Large images are reduced at once, so that they cost no more than small ones.
+        stride = 1 if max(shape[-2:]) <= SIDE // 2 else 2
+        # Built on the meta device, so that torch's global generator is not advanced.
+        with torch.device("meta"):
             self.convolutions = nn.Sequential(
-                nn.Conv2d(shape[-3], 32, 3, padding=1, stride=first), nn.GroupNorm(4, 32), nn.GELU(),
+                nn.Conv2d(shape[-3], 32, 3, padding=1, stride=stride), nn.GroupNorm(4, 32), nn.GELU(),
                 nn.Conv2d(32, 64, 3, padding=1, stride=2), nn.GroupNorm(8, 64), nn.GELU(),
                 nn.Conv2d(64, 64, 3, padding=1), nn.GroupNorm(8, 64), nn.GELU(),
             )  # fmt: skip
@@ -51,12 +55,12 @@ class Network(nn.Module):
             initialise(module, random)
 
     def forward(self, images: Tensor) -> Tensor:
-        """uint8 (B, C, H, W) -> (B, DIM), after the last nonlinearity."""
+        """Return the features (B, DIM) of images uint8 (B, C, H, W), after the last nonlinearity."""
         maps = self.convolutions(_pixels(images))
         return F.gelu(self.features(F.adaptive_avg_pool2d(maps, 4).flatten(1)))
 
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
-        """Features (B, DIM) and logits (B, classes)."""
+        """Return features (B, DIM) and logits (B, classes)."""
         features = self(images)
         return {"features": features, "logits": self.head(features)}
 
@@ -71,9 +75,9 @@ def load(
     cache: Path | None,
     **_: Any,
 ) -> Extractor:
-    """The classifier of a data set, from the cache or trained now: 5 to 20 s on one core."""
+    """Return the classifier of a data set, read from the cache or trained now in 5 to 20 s on one core."""
     if where is not None:
-        raise MetricError("extractor 'local' is trained here and takes no weights")
+        raise MetricError("extractor 'local' is trained on the data set and takes no weights; remove them")
     x, y, classes = _checked(images, labels, classes)
     if cache is None:
         trained = _train(x, y, classes)
@@ -101,33 +105,36 @@ def _checked(images: Any, labels: Any, classes: int | None) -> tuple[Tensor, Ten
         raise MetricError("extractor 'local' is trained on the data set: give images, labels and classes")
     if classes < 2:
         raise MetricError(
-            "extractor 'local' is a classifier, and this data set has no labels to learn; use another extractor, "
-            "as torchscript:<file>"
+            "extractor 'local' is a classifier, but this data set has no classes; use another extractor, "
+            "for example torchscript:<file>"
         )
     x = torch.from_numpy(np.require(images, requirements=["C", "W"]))
     check_images(x)
     y = np.asarray(labels)
     if y.shape != (len(x),) or y.dtype.kind not in "iu" or len(x) < LEAST:
         raise MetricError(
-            f"extractor 'local' needs at least {LEAST} images and one whole number a label for each; "
-            f"given {len(x)} images and labels of shape {y.shape}, {y.dtype}"
+            f"extractor 'local' needs at least {LEAST} images and one integer label for each, but got "
+            f"{len(x)} images and labels of shape {y.shape}, {y.dtype}"
         )
     if y.min() < 0 or y.max() >= classes:
         wrong = y[(y < 0) | (y >= classes)][0]
-        raise MetricError(f"label {wrong} is out of range: {classes} classes are 0 .. {classes - 1}")
+        raise MetricError(f"label {wrong} is out of range; expected 0 .. {classes - 1} for {classes} classes")
     return x, torch.from_numpy(y.astype(np.int64)), classes
 
 
 def _key(x: Tensor, y: Tensor, classes: int) -> str:
-    """16 hex digits over content and recipe."""
-    known = hashlib.sha256(f"{RECIPE} {tuple(x.shape)} {classes} ".encode())
-    known.update(x.contiguous().numpy().tobytes())
-    known.update(y.numpy().tobytes())
-    return known.hexdigest()[:16]
+    """Return 16 hex digits of the sha256 over images, labels and recipe."""
+    digest = hashlib.sha256(f"{RECIPE} {tuple(x.shape)} {classes} ".encode())
+    digest.update(x.contiguous().numpy().tobytes())
+    digest.update(y.numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _train(x: Tensor, y: Tensor, classes: int) -> Saved:
-    """AdamW with warm-up and a cosine, on all but the held-out tenth, which gives the accuracy."""
+    """Train on all but the held-out tenth, and measure the accuracy on that.
+
+    The optimizer is AdamW with warm-up and a cosine schedule.
+    """
     random = torch.Generator().manual_seed(0)
     order = torch.randperm(len(x), generator=random)
     held_out, train = order.tensor_split([math.ceil(HELD_OUT * len(x))])
@@ -145,7 +152,7 @@ def _train(x: Tensor, y: Tensor, classes: int) -> Saved:
 
 
 def batches(index: Tensor, random: torch.Generator) -> Iterator[Tensor]:
-    """Batches of epochs in random order, without end; the ragged last batch of an epoch is left out."""
+    """Yield batches of shuffled epochs, endlessly; an incomplete last batch of an epoch is dropped."""
     size = min(BATCH, len(index))
     while True:
         shuffled = index[torch.randperm(len(index), generator=random)]
@@ -153,6 +160,7 @@ def batches(index: Tensor, random: torch.Generator) -> Iterator[Tensor]:
 
 
 def schedule(share: float) -> float:
+    """Return the factor of the learning rate after a share of training: linear warm-up times a cosine."""
     return min(share / WARMUP, 1.0) * 0.5 * (1 + math.cos(math.pi * share))
 
 
@@ -163,7 +171,7 @@ def _accuracy(network: Network, x: Tensor, y: Tensor, index: Tensor) -> float:
 
 
 def initialise(module: nn.Module, random: torch.Generator) -> None:
-    """He-normal matrices, zero biases, unit norms."""
+    """Draw He-normal matrices; set biases to 0 and the scales of norms to 1."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.kaiming_normal_(module.weight, generator=random)
     elif isinstance(module, nn.GroupNorm):
@@ -174,7 +182,7 @@ def initialise(module: nn.Module, random: torch.Generator) -> None:
 
 
 def _pixels(images: Tensor) -> Tensor:
-    """Bytes -> [-1, 1], the longer side at most SIDE."""
+    """Return bytes mapped to [-1, 1], reduced to at most SIDE pixels on the longer side."""
     x = images.float() / 127.5 - 1
     height, width = x.shape[2:]
     scale = SIDE / max(height, width)
@@ -186,7 +194,7 @@ def _pixels(images: Tensor) -> Tensor:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """The order of floating-point sums depends on the number of threads: fix it, and put it back."""
+    """Use a single thread, because the order of floating-point sums depends on the number of threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,11 +1,12 @@
-"""Image towers of open_clip: the embedding that is compared with texts, and CLIP as CMMD takes it.
+"""Image towers of open_clip: their joint image-text embeddings, and CLIP with the preprocessing of CMMD.
 
-`open_clip:<model>` or `open_clip:<model>.<weights>`, for example open_clip:ViT-B-16.openai, at the tower's
-size, bicubic with antialias, with the mean and deviation it was trained with.
+Names are `open_clip:<model>` or `open_clip:<model>.<weights>`, for example open_clip:ViT-B-16.openai. Images
+are resized to the tower's size (bicubic with antialias) and normalised by the mean and deviation of its
+training.
 
-`clip-vit-l-336` is `ViT-L-14-336.openai` with the pixels of google-research/cmmd (io_util.py): the centre
-square, bicubic with antialias as well; what embedding.py would resize has that size by then. The distance
-brings its embeddings to length 1.
+`clip-vit-l-336` is `ViT-L-14-336.openai` with the preprocessing of google-research/cmmd (io_util.py): the
+centre square is resized, bicubic with antialias. The resizing in embedding.py then has no effect. CMMD itself
+scales the embeddings to length 1.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from metrics.value import MetricError
 
 CMMD = "ViT-L-14-336.openai"
 Tower = Any
-"""An image tower of open_clip, whose classes declare no types for what they add to nn.Module."""
+"""An image tower of open_clip; its classes declare no types for the attributes they add to nn.Module."""
 
 
 def load(
@@ -40,10 +41,10 @@ def load(
     square: bool = False,
     **_: Any,
 ) -> Extractor:
-    """`open_clip:<model>`, also called `name`; weights in open_clip's layout from a safetensors file, or from
-    the hub.
+    """Load `open_clip:<model>`, under the name `name` if given.
 
-    `square` cuts images to their centre square before they are resized.
+    Weights are read from a safetensors file in open_clip's layout, or from the hub. `square` cuts images to
+    their centre square before they are resized.
     """
     if not where:
         raise MetricError("extractor 'open_clip' needs a model, for example open_clip:ViT-B-16.openai")
@@ -70,20 +71,19 @@ def load(
 
 
 def load_cmmd(where: str | Path | None, *, weights: Any = None, **given: Any) -> Extractor:
-    """`clip-vit-l-336`; weights from a safetensors file, or from the hub."""
+    """Load `clip-vit-l-336` with weights from a safetensors file, or from the hub."""
     return load(CMMD, name="clip-vit-l-336", weights=where, square=True, **given)
 
 
 def create(recipe: Recipe, vision: dict[str, Any] | None = None) -> Tower:
-    """Return open_clip's image tower with initial weights, by its own settings or by `vision`; no text tower
-    is built.
+    """Return open_clip's image tower with initial weights, with its own settings or those of `vision`.
 
-    A file replaces its initial weights, so torch's generator is left as it is.
+    No text tower is built. A file will replace the initial weights, so torch's generator is not advanced.
     """
     from open_clip.model import _build_vision_tower
 
     config = config_of(recipe.model)
-    # A table, which open_clip itself turns into its CLIPVisionCfg.
+    # Any: a dictionary, which open_clip itself converts to its CLIPVisionCfg.
     settings: Any = vision or config["vision_cfg"]
     with torch.random.fork_rng(devices=[]):
         return _build_vision_tower(config["embed_dim"], settings, quick_gelu=recipe.quick_gelu)
@@ -92,14 +92,14 @@ def create(recipe: Recipe, vision: dict[str, Any] | None = None) -> Tower:
 def fill(tower: Tower, file: Path, what: str, *, resample: bool = False) -> None:
     """Load an image tower from a file in open_clip's layout, with or without the text tower.
 
-    `resample` brings the position embedding to the tower's grid as open_clip does. Raises `MetricError` for
-    another kind of file and for weights of another network.
+    `resample` resizes the position embedding to the tower's grid with open_clip's own function. Raises
+    `MetricError` for another kind of file and for weights of another network.
     """
     from open_clip.model import resize_pos_embed
 
     tensors = read_tensors(file, VISUAL)
     if not tensors:
-        raise MetricError(f"{file} holds no image tower of open_clip: no tensor is called {VISUAL}*")
+        raise MetricError(f"{file} holds no image tower of open_clip: no tensor's name begins with {VISUAL}")
     if resample:
         try:
             resize_pos_embed(tensors, SimpleNamespace(visual=tower))

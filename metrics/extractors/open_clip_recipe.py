@@ -1,5 +1,4 @@
-"""How open_clip's image towers were trained, by the name of a model and of its weights, as
-ViT-B-16.openai."""
+"""Training settings of open_clip's image towers, by model and weights, for example ViT-B-16.openai."""
 
 from __future__ import annotations
 
@@ -9,25 +8,25 @@ from typing import Any, NamedTuple
 from metrics.value import MetricError
 
 VISUAL = "visual."
-"""What the names of the image tower's tensors begin with."""
+"""Prefix of the names of the image tower's tensors."""
 
 
 class Recipe(NamedTuple):
-    """How a tower was trained, as far as its features depend on it."""
+    """The training settings of a tower on which its features depend."""
 
     model: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     quick_gelu: bool
     repository: str
-    """On the hub; empty where a model's weights are not one safetensors file, or not there."""
+    """Repository on the hub; empty if it has no single safetensors file of the model's weights."""
 
 
 def find_recipe(where: str) -> Recipe:
-    """The recipe of `model` or `model.weights`.
+    """Return the recipe of `model` or `model.weights`.
 
-    Raises `MetricError` for unknown names, and for weights that are not named where a model's differ in
-    pixels or activation: features would be wrong without a word.
+    Raises `MetricError` for unknown names. Weights must be named if a model's weights differ in preprocessing
+    or activation, since the wrong choice would silently give wrong features.
     """
     import open_clip
 
@@ -39,16 +38,16 @@ def find_recipe(where: str) -> Recipe:
     tags = open_clip.list_pretrained_tags_by_model(model)
     if tag and tag not in tags:
         raise MetricError(
-            f"open_clip's '{model}' has no weights '{tag}' (known: {', '.join(tags) or 'none'}); for weights of "
-            f"your own it is open_clip:{model}"
+            f"open_clip's '{model}' has no weights '{tag}' (known: {', '.join(tags) or 'none'}); "
+            f"for your own weights write open_clip:{model}"
         )
-    found = {_recipe(model, one) for one in ([tag] if tag else tags)} or {_recipe(model, "")}
-    if len({one._replace(repository="") for one in found}) > 1:
+    recipes = {_recipe(model, known) for known in ([tag] if tag else tags)} or {_recipe(model, "")}
+    if len({recipe._replace(repository="") for recipe in recipes}) > 1:
         raise MetricError(
-            f"open_clip's '{model}' has weights of different training ({', '.join(tags)}); name the one, as "
-            f"open_clip:{model}.{tags[0]}"
+            f"open_clip's '{model}' has weights of different training ({', '.join(tags)}); name one of them, "
+            f"for example open_clip:{model}.{tags[0]}"
         )
-    return found.pop() if len(found) == 1 else found.pop()._replace(repository="")
+    return recipes.pop() if len(recipes) == 1 else recipes.pop()._replace(repository="")
 
 
 def _recipe(model: str, tag: str) -> Recipe:
@@ -57,15 +56,15 @@ def _recipe(model: str, tag: str) -> Recipe:
 
     config = open_clip.get_pretrained_cfg(model, tag)
     mean, std = config.get("mean", OPENAI_DATASET_MEAN), config.get("std", OPENAI_DATASET_STD)
-    # "organisation/repository/" is a repository, "organisation/repository/file" one file in it that is no
-    # safetensors
+    # "organisation/repository/" is a repository; "organisation/repository/file" is one file in it that is not
+    # a safetensors file.
     repository, _, file = config.get("hf_hub", "").rpartition("/")
     quick_gelu = config.get("quick_gelu", False) or config_of(model).get("quick_gelu", False)
     return Recipe(model, tuple(mean), tuple(std), quick_gelu, "" if file else repository)
 
 
 def config_of(model: str) -> dict[str, Any]:
-    """Return the settings of a model that open_clip has."""
+    """Return open_clip's settings of a known model."""
     import open_clip
 
     config = open_clip.get_model_config(model)

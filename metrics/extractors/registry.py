@@ -1,4 +1,4 @@
-"""Extractors by name: what loads each, and where its weights come from."""
+"""The registry of extractors: names, loaders, feature sizes and optional packages."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ __all__ = ["Row", "extractor_modality", "extractor_names", "extractors", "load_e
 
 
 class Loader(NamedTuple):
-    """What loads a family of extractors."""
+    """The loader of a family of extractors."""
 
     load: str
-    """`module` or `module:function`."""
+    """Loading function: `module:function`, or `module` for its function `load`."""
     modality: str = "image"
     form: str = ""
-    """What follows the family in a name."""
+    """Pattern of the part of a name that follows the family; may be empty."""
     dim: int | None = None
-    """Number of features, if the name alone determines it."""
+    """Number of features, if the family alone determines it."""
     package: str = ""
-    """Optional package that it needs, as it is imported."""
+    """Import name of the optional package it needs; empty if it needs none."""
     install: str = ""
-    """What installs that package."""
+    """Command that installs that package."""
 
 
 _AUDIO, _VIDEO = "pip install 'flowrace[audio]'", "pip install 'flowrace[video]'"
@@ -68,18 +68,18 @@ _LOADERS = {
 
 
 class Row(NamedTuple):
-    """One extractor, for a list of them."""
+    """A row of the list of extractors."""
 
     name: str
     modality: str
     dim: int | None
-    """None if it depends on the rest of the name."""
+    """Number of features; None if it depends on the rest of the name."""
     install: str
-    """The command that installs what it needs; empty if it is available."""
+    """Command that installs a missing package; empty if the extractor is available."""
 
 
 def extractors() -> list[Row]:
-    """Return every extractor, without importing any."""
+    """Return a row for every extractor, without importing any."""
     return [
         Row(
             family + loader.form, loader.modality, loader.dim, "" if _is_installed(loader) else loader.install
@@ -94,8 +94,10 @@ def extractor_names() -> list[str]:
 
 
 def extractor_modality(name: str) -> str:
-    """Return what an extractor takes: `image`, `video` or `audio`. Raises `MetricError` for an unknown
-    name."""
+    """Return the modality of an extractor's input: `image`, `video` or `audio`.
+
+    Raises `MetricError` for an unknown name.
+    """
     return _loader(name).modality
 
 
@@ -111,24 +113,35 @@ def load_extractor(
     download: bool = False,
     device: str = "cpu",
 ) -> Extractor:
-    """Load the extractor of a name. Nothing is downloaded unless `download` is set.
+    """Load an extractor by its name. Nothing is downloaded unless `download` is set.
 
-    `inception`            torch-fidelity's Inception, the network of FID; weights from a file, or torch hub's
-    copy `inception-spatial`, `inception-logits`   its features of sFID and of the inception score `dinov2-s`
-    .. `-g`     DINOv2 as dgm-eval has it; weights from a file, or the hub's copy, as for the next three
-    `clip-vit-l-336`       the embeddings of CMMD `timm:<model>`, `open_clip:<model>`   any image network of
-    these packages `local`                a small classifier trained on `images` (n, C, H, W) uint8 and
-    `labels` (n,) in 0 .. classes - 1,
-                           cached in the folder `cache` if one is given
-    `torchscript:<file>`   a TorchScript file, with options for example `net.ts?size=96&dim=1280` (see
-    metrics/extractors/torchscript.py) `video:<extractor>`    clips (n, T, C, H, W) by any of these networks
-    of images; `video:local` is trained on them `i3d`, `videomae`      networks of clips; weights from a file
-    `yamnet`, `vggish`, `clap-*`   networks of recordings; weights from a file, `clap-laion-*` from a folder
-    `local-audio`          the same classifier, of recordings given as `images`
+    Images:
 
-    `weights` names a file if the name does not; the checksum of the weights must begin with `sha256`. Raises
-    `MetricError` for an unknown name, a package that is not installed, and for missing or broken weights,
-    images or labels.
+        inception                   torch-fidelity's Inception, the network of FID; a file or torch hub's copy
+        inception-spatial           its features for sFID
+        inception-logits            its logits for the inception score
+        dinov2-s, -b, -l, -g        DINOv2 with the preprocessing of dgm-eval; a file or the hub's copy
+        clip-vit-l-336              the embeddings of CMMD; a file or the hub's copy
+        timm:<model>                any image network of timm; a file or the hub's copy
+        open_clip:<model>           any image tower of open_clip; a file or the hub's copy
+        local                       a small classifier, trained on `images` and `labels`
+        torchscript:<file>          a TorchScript file; options in metrics/extractors/torchscript.py
+
+    Videos:
+
+        video:<image extractor>     any of the above, over the frames of clips (n, T, C, H, W)
+        i3d, videomae               networks over clips; a file
+
+    Audio:
+
+        yamnet, vggish, clap-2023   networks over windows of recordings; a file
+        clap-laion-audio, -music    the same; a folder
+        local-audio                 the classifier `local`, trained on recordings given as `images`
+
+    `images` (n, C, H, W) uint8, `labels` (n,) in 0 .. classes - 1 and `classes` are the training data of the
+    local classifiers, which are cached in the folder `cache` if given. `weights` is the file or folder if the
+    name has none. The checksum of the weights must begin with `sha256`. Raises `MetricError` for an unknown
+    name, a package that is not installed, and missing or invalid weights, images or labels.
     """
     import torch
 
@@ -138,8 +151,9 @@ def load_extractor(
     module, _, function = loader.load.partition(":")
     given = {"images": images, "labels": labels, "classes": classes, "cache": cache}
     given |= {"sha256": sha256, "download": download}
+    # If the name has a second part, that is the file or the network, and `weights` belongs to the network.
     if rest:
-        given["weights"] = weights  # of the network that the name goes on to
+        given["weights"] = weights
     load = getattr(importlib.import_module(module), function or "load")
     extractor = load(rest or weights, device=torch.device(device), **given)
     if not extractor.sha256.startswith(sha256.lower()):

@@ -1,5 +1,4 @@
-"""Pixels as the published vision transformers take them: resized, then the mean and deviation of their
-training."""
+"""Image preprocessing of published networks: resizing, then normalisation by their training's statistics."""
 
 from __future__ import annotations
 
@@ -11,18 +10,19 @@ from torch import Tensor
 
 
 class Pixels(NamedTuple):
-    """What happens to bytes (B, 3, H, W) before a network sees them."""
+    """The preprocessing of bytes (B, 3, H, W) for a network."""
 
     size: tuple[int, int]
-    """Height and width, by Pillow's resampling with antialias."""
+    """Height and width after resampling with Pillow's antialias."""
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     mode: str = "bicubic"
     square: bool = False
-    """Whether the centre square is cut out first; else images of another shape are stretched."""
+    """True if the centre square is cut out first; otherwise images of another shape are stretched."""
 
     @property
     def words(self) -> str:
+        """Description of the preprocessing, as recorded with a metric."""
         height, width = self.size
         cut = "centre square, " if self.square else ""
         numbers = " ".join(f"{x:.4g}" for x in (*self.mean, *self.std))
@@ -30,15 +30,17 @@ class Pixels(NamedTuple):
         return f"{cut}{height}x{width} {how}; / 255, mean and deviation {numbers}"
 
     def prepare(self, images: Tensor) -> Tensor:
-        """uint8 -> float32 (B, 3, *size)."""
+        """Return the network's input, float32 (B, 3, *size), for images uint8."""
         x = resize((centre(images) if self.square else images).float(), self.size, self.mode)
         mean, std = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (self.mean, self.std))
         return (x / 255 - mean) / std
 
 
 def centre(images: Tensor) -> Tensor:
-    """(B, C, H, W) -> its centre square; of an odd number of lines too many the larger half goes from the
-    end."""
+    """Return the centre square of images (B, C, H, W).
+
+    If the surplus is odd, one line more is cut from the end.
+    """
     height, width = images.shape[2:]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
@@ -46,12 +48,14 @@ def centre(images: Tensor) -> Tensor:
 
 
 def resize(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
-    """Bytes as floats (B, C, H, W) -> the same at another size.
+    """Return bytes stored as floats (B, C, H, W), resized.
 
-    As Pillow does it, to within its fixed-point arithmetic: rows first, then columns, each to bytes.
+    The result is Pillow's up to its fixed-point arithmetic: first along rows, then along columns, rounded to
+    bytes after each.
     """
     for step in ((x.shape[2], size[1]), size):
         if x.shape[2:] != step:
             x = F.interpolate(x, step, mode=mode, antialias=True, align_corners=False)
-            x = (x + 0.5).floor().clamp(0, 255)  # halves go up, as in Pillow
+            # Halves are rounded up, as in Pillow.
+            x = (x + 0.5).floor().clamp(0, 255)
     return x

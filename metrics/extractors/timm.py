@@ -1,13 +1,12 @@
-"""Any image network of timm by name, and DINOv2 as the Frechet distance over its features is computed
-(dgm-eval).
+"""Image networks of timm, and DINOv2 with the preprocessing of dgm-eval.
 
-`timm:<model>` gives the pooled features that its classifier would read, at the size and with the pixels it
-was trained on.
+`timm:<model>` returns the pooled features before the classifier, with the image size and normalisation of the
+model's training.
 
-`dinov2-s`, `-b`, `-l`, `-g` are timm's `vit_<size>_patch14_dinov2` at 224 pixels, the normalised class token,
-with the position embedding brought from 37x37 to 16x16 as the authors' own network does it
-(facebookresearch/dinov2, `interpolate_pos_encoding`: bicubic without antialias, by the factor 16.1 / 37),
-which timm does differently.
+`dinov2-s`, `-b`, `-l` and `-g` return the normalised class token of timm's `vit_<size>_patch14_dinov2` at 224
+pixels. The position embedding is resized from 37x37 to 16x16 as in the authors' code
+(facebookresearch/dinov2, `interpolate_pos_encoding`): bicubic without antialias, by the factor 16.1 / 37.
+timm does it differently.
 """
 
 from __future__ import annotations
@@ -33,9 +32,9 @@ from metrics.value import MetricError
 DINOV2 = {"s": "small", "b": "base", "l": "large", "g": "giant"}
 SIDE, PATCH, OFFSET = 224, 14, 0.1
 UNUSED = ("head.", "fc.", "classifier.", "mask_token")
-"""Tensors that a file may have in addition to the network: its classifier, and those of pretraining only."""
+"""Prefixes of tensors that a file may hold in addition: the classifier's, and those only for pretraining."""
 TimmNetwork = Any
-"""A network of timm, whose classes declare no types for what they add to nn.Module."""
+"""A network of timm; its classes declare no types for the attributes they add to nn.Module."""
 
 
 def load(
@@ -47,7 +46,7 @@ def load(
     download: bool = False,
     **_: Any,
 ) -> Extractor:
-    """`timm:<model>`; weights from a file, or from the hub."""
+    """Load `timm:<model>` with weights from a file, or from the hub."""
     if not where:
         raise MetricError("extractor 'timm' needs a model, for example timm:resnet50.a1_in1k")
     name = f"timm:{where}"
@@ -67,7 +66,7 @@ def load_dinov2(
     download: bool = False,
     **_: Any,
 ) -> Extractor:
-    """`dinov2-<size>`; weights in timm's layout or the authors', from a file, or from the hub."""
+    """Load `dinov2-<size>` with weights in timm's or the authors' layout, from a file or from the hub."""
     model, name = f"vit_{DINOV2[size]}_patch14_dinov2", f"dinov2-{size}"
     network = create(model, img_size=SIDE)
     file = _file(name, model, where, download)
@@ -83,7 +82,7 @@ load_s, load_b, load_l, load_g = (partial(load_dinov2, size=size) for size in DI
 
 
 def authors_positions(positions: Tensor, grid: int) -> Tensor:
-    """(1, 1 + M M, d) -> (1, 1 + grid grid, d), the class token's first."""
+    """Return a position embedding (1, 1 + M^2, d), class token first, resized to (1, 1 + grid^2, d)."""
     known = math.isqrt(positions.shape[1] - 1)
     if known == grid:
         return positions
@@ -96,8 +95,8 @@ def authors_positions(positions: Tensor, grid: int) -> Tensor:
 def create(model: str, *, device: str = "cpu", **options: Any) -> TimmNetwork:
     """Return timm's network without its classifier.
 
-    A file replaces its initial weights, so torch's generator is left as it is; on the device `meta` it has
-    none. Raises `MetricError` for a name that timm does not have.
+    A file will replace the initial weights, so torch's generator is not advanced; on the device `meta` there
+    are no weights. Raises `MetricError` for a name unknown to timm.
     """
     from timm.models import create_model, is_model, list_models
 
@@ -108,14 +107,13 @@ def create(model: str, *, device: str = "cpu", **options: Any) -> TimmNetwork:
     try:
         with torch.random.fork_rng(devices=[]), torch.device(device):
             return create_model(model, pretrained=False, num_classes=0, **options)
-    # A tag that this architecture does not have.
+    # The architecture has no weights of this tag.
     except RuntimeError as error:
         raise MetricError(f"timm:{model}: {error}") from error
 
 
 def hub_copy(model: str) -> tuple[str, str]:
-    """Return the repository and the file of a model's weights on the hub; an empty repository if it has none
-    there."""
+    """Return the repository and the file of a model's weights on the hub; the repository may be empty."""
     from timm.models import get_pretrained_cfg
 
     config = get_pretrained_cfg(model)
@@ -131,12 +129,12 @@ def fill(
     what: str,
     unused: tuple[str, ...] = UNUSED,
 ) -> None:
-    """Load tensors in timm's layout, or in one that timm converts; names that begin with one of `unused` are
-    ignored.
+    """Load tensors in timm's layout, or in one that timm converts.
 
-    Raises `MetricError` for weights of another network.
+    Tensors whose names begin with one of `unused` are ignored. Raises `MetricError` for weights of another
+    network.
     """
-    # The modules of timm's architectures have this function only if there is something to convert.
+    # The modules of timm's architectures define this function only if a layout must be converted.
     convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
     try:
         tensors = convert(tensors, network) if convert else tensors

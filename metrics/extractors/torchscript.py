@@ -1,15 +1,15 @@
-"""Any network in a TorchScript file: the form in which many published feature extractors come.
+"""Networks in TorchScript files, the format of many published feature extractors.
 
-The name says it all, as in `torchscript:nets/mobilenetv2.ts?size=96&dim=1280&sha256=4ce24284`. Options:
+The name holds all options, for example `torchscript:nets/mobilenetv2.ts?size=96&dim=1280&sha256=4ce24284`:
 
-    size     the side in pixels to which images are resized (bilinear, with antialias); none: their own size
-    range    of the pixels: `signed` [-1, 1] (the default), `unit` [0, 1], `byte` 0..255
-    dim      how many of the outputs are features, from the first; none: all
-    logits   how many of the outputs are logits of classes, from the last; none: no output is
-    sha256   what the file's checksum begins with
+    size     side in pixels to which images are resized (bilinear, with antialias); default: no resizing
+    range    range of pixel values: `signed` [-1, 1] (default), `unit` [0, 1], `byte` 0..255
+    dim      number of outputs used as features, from the first; default: all
+    logits   number of outputs used as class logits, from the last; default: none
+    sha256   first digits of the file's checksum
 
-A network that returns several tensors gives the first; a second one (B, classes) is taken for logits.
-TorchScript is code: open files that you trust.
+If a network returns several tensors, the first holds the features, and a second one (B, classes) the logits.
+TorchScript is code: only open files that you trust.
 """
 
 from __future__ import annotations
@@ -30,14 +30,18 @@ from metrics.files.hashing import file_sha256
 from metrics.value import MetricError
 
 RANGES = {"signed": (127.5, -1.0), "unit": (255.0, 0.0), "byte": (1.0, 0.0)}
-"""x / divisor + offset"""
+"""Divisor and offset of each range: x / divisor + offset."""
 PROBE = 64
-"""Side of the blank image that tells the number of features where no size is given."""
+"""Side of the blank image with which the number of features is determined if no size is given."""
 COUNTS = ("size", "dim", "logits")
+"""Options whose values are positive integers."""
 Outputs = Callable[[Tensor], dict[str, Tensor]]
+"""A function from images uint8 (B, 3, H, W) to outputs by name."""
 
 
 class Options(NamedTuple):
+    """The options of a name."""
+
     size: int | None = None
     range: str = "signed"
     dim: int | None = None
@@ -46,7 +50,7 @@ class Options(NamedTuple):
 
 
 def load(where: str | Path | None, *, device: torch.device, sha256: str = "", **_: Any) -> Extractor:
-    """Load the network of `<file>` or `<file>?options`, as above."""
+    """Load the network of `<file>` or `<file>?<options>`; see the module's docstring."""
     if not where:
         raise MetricError(
             "extractor 'torchscript' needs a file, for example torchscript:nets/mobilenetv2.ts?size=96"
@@ -72,12 +76,15 @@ def load(where: str | Path | None, *, device: torch.device, sha256: str = "", **
 
 
 def parse_options(query: str) -> Options:
-    """`size=96&dim=1280` as `Options`; raises `MetricError` for an unknown option or value."""
+    """Return the options of a query such as `size=96&dim=1280`.
+
+    Raises `MetricError` for an unknown option or value.
+    """
     given: dict[str, Any] = {}
     for key, value in parse_qsl(query, keep_blank_values=True):
         if key not in Options._fields or key in given:
             raise MetricError(
-                f"torchscript option '{key}' is unknown or doubled (known: {', '.join(Options._fields)})"
+                f"torchscript option '{key}' is unknown or repeated (known: {', '.join(Options._fields)})"
             )
         if key in COUNTS and not (value.isdecimal() and int(value) > 0):
             raise MetricError(f"torchscript option {key}={value}: expected a whole number above 0")
@@ -88,9 +95,11 @@ def parse_options(query: str) -> Options:
 
 
 def open_script(file: Path, device: torch.device) -> torch.jit.ScriptModule:
+    """Load a TorchScript file in evaluation mode; raises `MetricError` for another kind of file."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # the format stays in use whatever writes it next
+            # torch announces the end of writing TorchScript; published files remain in use.
+            warnings.simplefilter("ignore", FutureWarning)
             return torch.jit.load(str(file), map_location=device).eval()
     except (RuntimeError, ValueError) as error:
         first = str(error).strip().partition("\n")[0]
@@ -98,8 +107,8 @@ def open_script(file: Path, device: torch.device) -> torch.jit.ScriptModule:
 
 
 def _outputs(network: torch.jit.ScriptModule, options: Options, images: Tensor) -> dict[str, Tensor]:
-    given = network(_pixels(images, options))
-    first, *rest = given if isinstance(given, tuple | list) else (given,)
+    returned = network(_pixels(images, options))
+    first, *rest = returned if isinstance(returned, tuple | list) else (returned,)
     named = {"features": first[:, : options.dim]}
     if options.logits:
         named["logits"] = first[:, -options.logits :]
@@ -124,23 +133,26 @@ def _resize_words(options: Options) -> str:
 
 @torch.no_grad()
 def _widths(outputs: Outputs, file: Path, options: Options, device: torch.device) -> dict[str, int]:
-    """The width of each output, found with one blank image."""
+    """Return the width of each output, measured with one blank image."""
     side = options.size or PROBE
     blank = torch.zeros(1, 3, side, side, dtype=torch.uint8, device=device)
     try:
         with exact_float32(device):
-            found = outputs(blank)
+            named = outputs(blank)
     except (RuntimeError, TypeError, IndexError) as error:
         last = str(error).strip().rpartition("\n")[2]
         raise MetricError(
             f"{file} does not take images of 3x{side}x{side}: {last}; try another size="
         ) from error
-    shape = tuple(found["features"].shape)
+    shape = tuple(named["features"].shape)
     if len(shape) != 2:
-        raise MetricError(f"{file} gives {shape} for one image; expected features (1, d)")
-    widths = {name: x.shape[1] for name, x in found.items()}
+        raise MetricError(f"{file} returns {shape} for one image; expected features (1, d)")
+    widths = {name: x.shape[1] for name, x in named.items()}
     for option, name in (("dim", "features"), ("logits", "logits")):
-        asked = getattr(options, option)
-        if asked and widths[name] < asked:
-            raise MetricError(f"{file} gives {widths[name]} features; the name asks for {option}={asked}")
+        requested = getattr(options, option)
+        if requested and widths[name] < requested:
+            raise MetricError(
+                f"{file} returns {widths[name]} outputs, fewer than {option}={requested} in the name; use "
+                f"{widths[name]} or less"
+            )
     return widths

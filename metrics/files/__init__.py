@@ -1,1 +1,1 @@
-"""Media, weights and cached statistics on disk."""
+"""Files that metrics read and write: media, weights, reference statistics and caches."""

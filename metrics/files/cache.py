@@ -1,4 +1,4 @@
-"""Tensors that can be made again, kept in a file: whole, verified, made once by one process."""
+"""Cached tensors in a file with a checksum, computed once by one process and recomputed if damaged."""
 
 from __future__ import annotations
 
@@ -19,23 +19,25 @@ from metrics.value import MetricError
 
 
 class Saved(NamedTuple):
+    """Named tensors with metadata."""
+
     tensors: dict[str, Tensor]
     meta: dict[str, str]
 
     @property
     def sha256(self) -> str:
-        """Over names, types, shapes, values and meta."""
-        known = hashlib.sha256(json.dumps(self.meta, sort_keys=True).encode())
+        """Checksum over names, types, shapes, values and metadata."""
+        digest = hashlib.sha256(json.dumps(self.meta, sort_keys=True).encode())
         for name, tensor in sorted(self.tensors.items()):
-            known.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            known.update(tensor.contiguous().numpy().data)
-        return known.hexdigest()
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().numpy().data)
+        return digest.hexdigest()
 
 
 def kept(file: Path, make: Callable[[], Saved]) -> Saved:
-    """What the file holds; made, and written, where it is absent, cut short or altered.
+    """Return the content of a cache file; if it is missing, truncated or altered, make and write it.
 
-    Raises `MetricError` where the folder cannot be written.
+    Raises `MetricError` if the folder cannot be written.
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -46,11 +48,13 @@ def kept(file: Path, make: Callable[[], Saved]) -> Saved:
                 _write(file, saved)
             return saved
     except (OSError, safetensors.SafetensorError) as error:
-        raise MetricError(f"cannot keep {file}: {getattr(error, 'strerror', None) or error}") from error
+        raise MetricError(
+            f"cannot write the cache file {file}: {getattr(error, 'strerror', None) or error}"
+        ) from error
 
 
 def write_saved(file: Path, saved: Saved) -> None:
-    """Write a file that `read_saved` reads; raises `MetricError` where it cannot be written."""
+    """Write a file for `read_saved`; raises `MetricError` if it cannot be written."""
     try:
         _write(file, saved)
     except (OSError, safetensors.SafetensorError) as error:
@@ -58,18 +62,23 @@ def write_saved(file: Path, saved: Saved) -> None:
 
 
 def read_saved(file: Path, what: str) -> Saved:
-    """What a file holds; raises `MetricError` for one that is absent, cut short or altered."""
+    """Return the content of a file of `what`.
+
+    Raises `MetricError` if the file is missing, truncated or altered.
+    """
     try:
         saved = _read(file)
     except OSError as error:
         raise MetricError(f"cannot read {file}: {error.strerror}") from error
     if saved is None:
-        raise MetricError(f"{file} is absent, cut short or altered (its checksum is wrong): make {what} anew")
+        raise MetricError(
+            f"{file} is missing, truncated or altered (its checksum is wrong); create {what} again"
+        )
     return saved
 
 
 def _read(file: Path) -> Saved | None:
-    """None for a file that is absent, cut short or altered."""
+    """Return the content of a file, or None if it is missing, truncated or altered."""
     try:
         with safetensors.safe_open(file, "pt") as content:
             meta = content.metadata() or {}
@@ -80,7 +89,7 @@ def _read(file: Path) -> Saved | None:
 
 
 def _write(file: Path, saved: Saved) -> None:
-    """Under a temporary name, forced to the disk, renamed."""
+    """Write the file atomically: under a temporary name, flushed to disk, then renamed."""
     temporary = file.with_name(f".{file.name}.tmp")
     try:
         safetensors.torch.save_file(saved.tensors, temporary, {**saved.meta, "sha256": saved.sha256})
@@ -93,6 +102,8 @@ def _write(file: Path, saved: Saved) -> None:
 
 @contextmanager
 def _locked(file: Path) -> Iterator[None]:
+    """Hold an exclusive lock on a file."""
     with open(file, "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file closes
+        # The lock is released when the file is closed.
+        fcntl.flock(lock, fcntl.LOCK_EX)
         yield

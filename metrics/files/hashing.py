@@ -1,4 +1,4 @@
-"""The sha256 of a file, plain or checked against an expected one."""
+"""The sha256 of a file, with or without a check against an expected one."""
 
 from __future__ import annotations
 
@@ -9,23 +9,22 @@ from metrics.value import MetricError
 
 
 def sha256_of(file: Path) -> str:
-    """Return the sha256 of a file in hex; raises OSError if it cannot be read."""
+    """Return the sha256 of a file in hex; raises `OSError` if it cannot be read."""
     with open(file, "rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def file_sha256(file: Path, *, expected: str = "", missing: str = "") -> str:
-    """Return the sha256 of a file of weights in hex, which must begin with `expected`.
+    """Return the sha256 of a weights file in hex, which must begin with `expected`.
 
-    Raises `MetricError` for another one, and for a file that cannot be read, where `missing` says what to do.
+    Raises `MetricError` for another checksum, and for a file that cannot be read. `missing` is the advice to
+    the user in that case.
     """
     try:
-        found = sha256_of(file)
+        checksum = sha256_of(file)
     except OSError as error:
         hint = f"; {missing}" if missing else ""
         raise MetricError(f"cannot read weights {file}: {error.strerror}{hint}") from error
-    if not found.startswith(expected.lower()):
-        raise MetricError(
-            f"{file} is not the file that was meant: its sha256 is {found}, expected {expected}"
-        )
-    return found
+    if not checksum.startswith(expected.lower()):
+        raise MetricError(f"{file} is not the expected file: its sha256 is {checksum}, expected {expected}")
+    return checksum

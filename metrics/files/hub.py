@@ -1,4 +1,4 @@
-"""Weights of published networks: a given file, or the local copy of the Hugging Face hub."""
+"""Weights of published networks, from a given file or from the Hugging Face hub's local cache."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def weights_file(
 ) -> Path:
     """Return the given file, else the hub's copy, which is downloaded only if `download` is set.
 
-    `what` names the network in errors, `setting` the argument that takes a file, and `consent` how a download
-    is allowed. Raises `MetricError` for weights that are not on this machine; an empty `repository` is a
-    network that the hub does not have.
+    Errors mention `what` as the network, `setting` as the argument that takes a file, and `consent` as the
+    way to allow a download. An empty `repository` means that the hub does not have the weights. Raises
+    `MetricError` for weights that are not on this machine.
     """
     if given:
         return Path(given).expanduser()
@@ -35,9 +35,9 @@ def weights_file(
     try:
         return Path(hf_hub_download(repository, file, local_files_only=not download))
     except OSError as error:
-        asked = f" ({str(error).strip().partition(chr(10))[0]})" if download else ""
+        reason = f" ({str(error).strip().partition(chr(10))[0]})" if download else ""
         raise MetricError(
-            f"{what}: its weights are not on this machine{asked}; download "
+            f"{what}: its weights are not on this machine{reason}; download "
             f"https://huggingface.co/{repository}/resolve/main/{file} and set {setting} to that file"
             + ("" if download else f", or {consent}")
         ) from error
@@ -46,10 +46,10 @@ def weights_file(
 def fill_part(
     network: nn.Module, tensors: Mapping[str, Tensor], file: Path, what: str, *, surplus: tuple[str, ...] = ()
 ) -> None:
-    """Load tensors into a network. Other tensors are allowed if their names begin with one of `surplus`.
+    """Load tensors into a network; unexpected tensors are allowed if their names begin with one of `surplus`.
 
-    Raises `MetricError` for weights of another network, naming the first tensor that is missing, unexpected
-    or misshapen.
+    Raises `MetricError` for weights of another network. The error names the first tensor that is missing,
+    unexpected or of the wrong shape.
     """
     try:
         result = network.load_state_dict(dict(tensors), strict=False)

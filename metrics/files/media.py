@@ -1,5 +1,4 @@
-"""Files of video and of audio: where they lie, by folder or by parquet row, and the packages that read
-them."""
+"""Encoded video and audio, in folders or in parquet rows, and the optional packages that decode them."""
 
 from __future__ import annotations
 
@@ -14,22 +13,24 @@ from metrics.value import MetricError
 
 
 class Encoded(NamedTuple):
+    """One encoded video or recording."""
+
     name: str
-    """A file, or a parquet file and its row from 0: what errors call it."""
+    """Name for errors: the file, or the parquet file and its row from 0."""
     source: Path | bytes
 
     @property
     def content(self) -> bytes:
-        """The encoded bytes."""
+        """Encoded bytes."""
         return self.source if isinstance(self.source, bytes) else self.source.read_bytes()
 
 
 @dataclass(frozen=True)
 class Kind:
-    """How one kind of media is stored."""
+    """A kind of media and the files that hold it."""
 
     name: str
-    """Also of the parquet column, `struct<bytes, path>` or binary as on the Hugging Face hub."""
+    """Name of the kind and of its parquet column, which is `struct<bytes, path>` or binary."""
     suffixes: frozenset[str]
 
 
@@ -41,16 +42,15 @@ AUDIO = Kind(
     "audio",
     frozenset(
         {
-            ".wav", ".wave", ".w64", ".aif", ".aiff", ".aifc", ".flac", ".ogg", ".oga", ".opus", ".mp2", ".mp3", ".m4a", ".m4b",
-            ".aac",
+            ".wav", ".wave", ".w64", ".aif", ".aiff", ".aifc", ".flac", ".ogg", ".oga", ".opus",
+            ".mp2", ".mp3", ".m4a", ".m4b", ".aac",
         }
     ),
 )  # fmt: skip
 
 
 def holds(path: Path, kind: Kind) -> bool:
-    """Whether `path` is a file of that kind, a parquet file with its column, or a folder with one or the
-    other."""
+    """Return True for a file of that kind, a parquet file with its column, or a folder with any such file."""
     if path.is_dir():
         return any(holds(file, kind) for file in path.rglob("*") if file.is_file())
     if path.suffix.lower() == ".parquet":
@@ -59,15 +59,15 @@ def holds(path: Path, kind: Kind) -> bool:
 
 
 def encoded(path: Path, kind: Kind) -> Iterator[Encoded]:
-    """The files of a folder in the order of their names, or the rows of a parquet file, still encoded.
+    """Yield the files of a folder in the order of their names, or the rows of a parquet file, still encoded.
 
-    A folder may hold parquet files too. Raises `MetricError` where there is none, and for a row without
+    A folder may also hold parquet files. Raises `MetricError` if there is no such file, and for a row without
     bytes.
     """
     if not path.exists():
         raise MetricError(f"cannot read {path}: no such file or folder")
-    given = (file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    files = sorted(file for file in given if holds(file, kind))
+    candidates = (file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    files = sorted(file for file in candidates if holds(file, kind))
     if not files:
         known = " ".join(sorted(kind.suffixes))
         raise MetricError(
@@ -78,7 +78,7 @@ def encoded(path: Path, kind: Kind) -> Iterator[Encoded]:
 
 
 def package(name: str, extra: str) -> ModuleType:
-    """An optional package; raises `MetricError` with the command that installs it where it is absent."""
+    """Import an optional package; if it is missing, raise `MetricError` with the command that installs it."""
     try:
         return importlib.import_module(name)
     except ImportError as error:

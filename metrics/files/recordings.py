@@ -1,9 +1,8 @@
-"""Recordings at the border: files or parquet rows in, one channel at the rate that is asked for out.
+"""Recordings from files or parquet rows: decoding, mixing to mono, resampling and dither.
 
-soundfile reads what it can (wav, flac, ogg, mp3, aiff), PyAV the rest (m4a, webm, ...). Channels are
-averaged, and the rate is changed by scipy's polyphase filter. Dither is white Gaussian noise of a level far
-below speech and music: without it digital silence, which only one side may have, outweighs everything else in
-a log-mel distance.
+soundfile decodes the formats it supports (wav, flac, ogg, mp3, aiff), and PyAV the others (m4a, webm, ...).
+Channels are averaged, and scipy's polyphase filter changes the rate. Dither is white Gaussian noise far below
+the level of speech and music. Without it, digital silence on one side only would dominate a log-mel distance.
 """
 
 from __future__ import annotations
@@ -23,75 +22,83 @@ from metrics.value import MetricError
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """One channel of sound, float32 (n,), full scale at 1. Raises `MetricError` for anything else, by its
-    name."""
+    """One channel of sound, float32 (n,), full scale at 1.
+
+    Raises `MetricError`, naming the recording, for samples of another type or shape, none, or non-finite
+    ones.
+    """
 
     name: str
     rate: int
-    """Samples a second."""
+    """Samples per second."""
     samples: np.ndarray
 
     def __post_init__(self) -> None:
         x = self.samples
         if x.ndim != 1 or x.dtype != np.float32 or self.rate < 1:
             raise MetricError(
-                f"{self.name}: samples are {x.dtype} of shape {x.shape} at {self.rate} Hz; expected float32 (n,)"
+                f"{self.name}: samples are {x.dtype} of shape {x.shape} at {self.rate} Hz; "
+                "expected float32 (n,) at 1 Hz or more"
             )
         if not len(x):
             raise MetricError(f"{self.name} holds no samples")
         broken = np.flatnonzero(~np.isfinite(x))
         if len(broken):
             raise MetricError(
-                f"{self.name} is not finite in {len(broken)} of {len(x)} samples, sample {broken[0]} the first"
+                f"{self.name} is not finite in {len(broken)} of {len(x)} samples; "
+                f"the first is sample {broken[0]}"
             )
 
     @property
     def silent(self) -> bool:
-        """Whether all samples are one value."""
+        """True if all samples have the same value."""
         return float(np.ptp(self.samples)) == 0.0
 
 
 def is_audio(path: str | Path) -> bool:
-    """Whether `read_audio` reads it: recordings in files, or in parquet with a column `audio`."""
+    """Return True if `read_audio` reads the path: audio files, or parquet with a column `audio`."""
     return holds(Path(path), AUDIO)
 
 
 def read_audio(path: str | Path, rate: int, *, silence: str = "refuse") -> Iterator[Recording]:
-    """All recordings of a folder, a file or a parquet file, in the order of their names, at `rate` samples a
-    second.
+    """Yield the recordings of a folder, a file or a parquet file, in the order of their names, at `rate` Hz.
 
-    Raises `MetricError`, which names the file, for one that cannot be decoded, is empty, holds NaN or
-    infinity, or is silent (`silence="keep"` takes it: then measure with dither).
+    Raises `MetricError`, naming the file, if a recording cannot be decoded, is empty, holds NaN or infinity,
+    or is silent. With `silence="keep"` silent ones are accepted; they must be measured with dither.
     """
     if rate < 1 or silence not in ("refuse", "keep"):
         raise MetricError(
-            f"rate={rate}, silence='{silence}': expected a rate above 0, and silence refuse or keep"
+            f"rate={rate}, silence='{silence}'; expected a rate of 1 or more, and silence 'refuse' or 'keep'"
         )
     for file in encoded(Path(path), AUDIO):
         recording = decoded(file)
         if recording.silent and silence == "refuse":
             raise MetricError(
-                f"{file.name} is silent: its {len(recording.samples)} samples are all {recording.samples[0]:g}; "
-                "leave it out, or keep silence and measure with dither"
+                f"{file.name} is silent: its {len(recording.samples)} samples are all "
+                f"{recording.samples[0]:g}; remove it, or use silence='keep' and an extractor with dither"
             )
         yield resampled(recording, rate)
 
 
 def decoded(file: Encoded) -> Recording:
-    """A recording at its own rate, its channels averaged."""
+    """Return a recording at its original rate, with its channels averaged."""
     channels, rate = decoded_channels(file)
     return Recording(file.name, rate, channels.mean(axis=1, dtype=np.float64).astype(np.float32))
 
 
 def decoded_channels(file: Encoded) -> tuple[np.ndarray, int]:
-    """Samples float32 (n, channels) and their rate; raises `MetricError`, naming the file, where it cannot be
-    decoded."""
+    """Return the samples float32 (n, channels) and their rate.
+
+    Raises `MetricError`, naming the file, if it cannot be decoded.
+    """
     return _by_soundfile(file) or _by_av(file)
 
 
 def resampled(recording: Recording, rate: int) -> Recording:
-    """The recording at another rate: `scipy.signal.resample_poly` in float64, ceil(n * rate / own rate)
-    samples."""
+    """Return the recording at another rate, with ceil(n * rate / recording.rate) samples.
+
+    It uses `scipy.signal.resample_poly` in float64.
+    """
     if recording.rate == rate:
         return recording
     from scipy.signal import resample_poly
@@ -102,10 +109,10 @@ def resampled(recording: Recording, rate: int) -> Recording:
 
 
 def dithered(samples: np.ndarray, dbfs: float, seed: int = 0) -> np.ndarray:
-    """`samples` float32 (n,) plus white Gaussian noise of root mean square 10 ** (dbfs / 20).
+    """Return samples float32 (n,) plus white Gaussian noise with a root mean square of 10 ** (dbfs / 20).
 
-    The noise is a pure function of the seed and of the samples: it depends on no order, and equal recordings
-    stay equal.
+    The noise is a pure function of the seed and the samples: it does not depend on the order of recordings,
+    and equal recordings remain equal.
     """
     key = hashlib.blake2b(samples.tobytes(), digest_size=16, key=seed.to_bytes(8, "little")).digest()
     noise = np.random.default_rng(int.from_bytes(key, "little")).standard_normal(len(samples))
@@ -113,8 +120,11 @@ def dithered(samples: np.ndarray, dbfs: float, seed: int = 0) -> np.ndarray:
 
 
 def _by_soundfile(file: Encoded) -> tuple[np.ndarray, int] | None:
-    """Samples (n, channels) and rate; None where the format is unknown to it, or the header does not say how
-    many samples there are, or more than fit into memory: soundfile makes room for all before it reads."""
+    """Return samples (n, channels) and rate, or None if soundfile cannot read the file.
+
+    The reason may be an unknown format, or a header with no or too large a number of samples: soundfile
+    allocates memory for that number before it reads.
+    """
     soundfile = package("soundfile", "audio")
     source = io.BytesIO(file.source) if isinstance(file.source, bytes) else str(file.source)
     try:
@@ -124,6 +134,7 @@ def _by_soundfile(file: Encoded) -> tuple[np.ndarray, int] | None:
 
 
 def _by_av(file: Encoded) -> tuple[np.ndarray, int]:
+    """Return samples (n, channels) and rate, decoded by PyAV."""
     av = package("av", "audio")
     source = io.BytesIO(file.source) if isinstance(file.source, bytes) else str(file.source)
     try:

@@ -1,8 +1,8 @@
-"""Videos at the border: files, parquet rows or an array in, batches of clips uint8 (B, T, C, H, W) out.
+"""Videos from files, parquet rows or an array, as batches of clips uint8 (B, T, C, H, W).
 
-A clip is `frames` frames of one video, `stride` apart, that begin at its first frame or at a frame drawn from
-a stream that depends on the seed and on the video's number alone: one clip a video, as StyleGAN-V's protocol
-has it.
+Each video gives one clip of `frames` frames at a distance of `stride`, as in StyleGAN-V's protocol. It begins
+at the first frame or at a random one, drawn from a stream that depends only on the seed and the video's
+number.
 """
 
 from __future__ import annotations
@@ -36,26 +36,30 @@ _BROKEN = (
     zipfile.BadZipFile,
     zlib.error,
 )
-"""What reading a damaged npy or npz file raises; zipfile's for what it does not unpack is a RuntimeError."""
+"""Errors from reading a damaged npy or npz file; zipfile raises RuntimeError for what it cannot unpack."""
 
 
 class Video(NamedTuple):
+    """One video, whose frames are decoded when they are read."""
+
     name: str
     length: int
-    """In frames."""
+    """Number of frames."""
     read: Callable[[range], np.ndarray]
-    """The frames of these numbers, uint8 (T, H, W, C)."""
+    """Function from frame numbers to frames uint8 (T, H, W, C)."""
 
 
 def is_video(path: str | Path) -> bool:
-    """Whether `read_videos` reads it: videos in files or in parquet, or an array of five dimensions in npz or
-    npy."""
+    """Return True if `read_videos` reads the path: video files, parquet, or a 5-dimensional array in npz or
+    npy.
+    """
     path = Path(path)
     if path.suffix not in (".npz", ".npy"):
         return holds(path, VIDEO)
     try:
         return len(_header(path).shape) == 5
-    except MetricError:  # statistics, or damaged: whoever reads it says so
+    # Statistics, or a damaged file, which is reported when it is read.
+    except MetricError:
         return False
 
 
@@ -69,47 +73,50 @@ def read_videos(
     seed: int = 0,
     dropped: list[str] | None = None,
 ) -> Iterator[Tensor]:
-    """Clips of all videos of `path`, in the order of their names, uint8 (<= batch, frames, C, H, W).
+    """Yield clips of all videos, in the order of their names, in batches uint8 (<= batch, frames, C, H, W).
 
-    `path` is a folder of videos or one video (mp4, webm, gif, ...), parquet with a column `video`, or an
-    array (N, T, H, W, C) of bytes in npy or npz (`arr_0`, or the only one). `start` is `random` or `first`.
-    Videos that are too short are refused; where a list `dropped` is given they are left out and named in it.
-    Raises `MetricError`, which names the file, for what cannot be decoded and for videos of several sizes.
+    `path` is a folder of videos, one video (mp4, webm, gif, ...), parquet with a column `video`, or an array
+    (N, T, H, W, C) of bytes in npy or npz (`arr_0`, or the only array). `start` is `random` or `first`.
+    Videos that are too short are rejected; if a list `dropped` is given, their names are added to it instead.
+    Raises `MetricError`, naming the file, for videos that cannot be decoded and for videos of different
+    sizes.
     """
     if frames < 1 or stride < 1 or batch < 1 or start not in STARTS:
         raise MetricError(
-            f"clips of frames={frames}, stride={stride}, batch={batch}, start='{start}': "
-            f"expected numbers above 0 and a start of {' or '.join(STARTS)}"
+            f"clips of frames={frames}, stride={stride}, batch={batch}, start='{start}'; "
+            f"expected numbers of 1 or more and a start of {' or '.join(STARTS)}"
         )
     clips = _clips(Path(path), (frames - 1) * stride + 1, stride, start, seed, dropped)
     first = next(clips, None)
     if first is None:
         raise MetricError(
-            f"no video of {path} has the {(frames - 1) * stride + 1} frames that a clip takes; "
+            f"no video of {path} has the {(frames - 1) * stride + 1} frames that a clip needs; "
             f"{len(dropped or ())} are shorter"
         )
-    held = [first]
+    pending = [first]
     for clip in clips:
         if clip[1].shape != first[1].shape:
             raise MetricError(
-                f"{clip[0]} has frames of {_size(clip[1])}, {first[0]} of {_size(first[1])}: give videos of one size"
+                f"{clip[0]} has frames of {_size(clip[1])}, but {first[0]} has {_size(first[1])}; "
+                "give videos of one size"
             )
-        if len(held) == batch:
-            yield _stack(held)
-            held = []
-        held.append(clip)
-    yield _stack(held)
+        if len(pending) == batch:
+            yield _stack(pending)
+            pending = []
+        pending.append(clip)
+    yield _stack(pending)
 
 
 def _clips(
     path: Path, span: int, stride: int, start: str, seed: int, dropped: list[str] | None
 ) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the name and the clip (T, H, W, C) of each video, which must have `span` frames."""
     for number, video in enumerate(_videos(path)):
         spare = video.length - span
         if spare < 0:
             if dropped is None:
                 frames = "1 frame" if video.length == 1 else f"{video.length} frames"
-                raise MetricError(f"{video.name} has {frames}; a clip takes {span}")
+                raise MetricError(f"{video.name} has {frames}; a clip needs {span}")
             dropped.append(video.name)
             continue
         begin = int(np.random.default_rng([seed, number]).integers(spare + 1)) if start == "random" else 0
@@ -133,30 +140,31 @@ def _frames(file: Encoded, wanted: range) -> np.ndarray:
 
 
 def decoded_frames(file: Encoded) -> Iterator[Any]:
-    """Frames as PyAV has them. Containers misstate how many there are, so that is found by decoding."""
+    """Yield PyAV's frames; counting them is reliable, while the numbers stated by containers are not."""
     av = package("av", "video")
     source = io.BytesIO(file.source) if isinstance(file.source, bytes) else str(file.source)
     try:
         with av.open(source, metadata_errors="replace") as container:
             if not container.streams.video:
                 raise MetricError(f"{file.name} has no video stream")
-            container.streams.video[0].thread_count = 1  # starting threads costs more than a short clip does
+            # Starting threads takes longer than decoding a short clip.
+            container.streams.video[0].thread_count = 1
             yield from container.decode(video=0)
     except av.error.FFmpegError as error:
         raise MetricError(f"{file.name} cannot be decoded as video: {error.strerror}") from error
 
 
 def rgb(frame: Any) -> np.ndarray:
-    """A frame of `decoded_frames` as uint8 (H, W, 3); on one thread, since starting more costs more than a
-    small frame."""
+    """Return a frame of `decoded_frames` as uint8 (H, W, 3)."""
+    # Starting threads takes longer than converting a small frame.
     return frame.reformat(format="rgb24", threads=1).to_ndarray()
 
 
 def _array(path: Path) -> np.ndarray:
-    """(N, T, H, W, C) of bytes; an npy file stays on disk until its frames are asked for."""
+    """Return the array uint8 (N, T, H, W, C) of a file; an npy file is memory-mapped."""
     header = _header(path)
     if header.dtype != np.uint8:
-        raise MetricError(f"{path} holds {header.dtype}; give bytes, uint8 in 0..255, as they would be saved")
+        raise MetricError(f"{path} holds {header.dtype}; give bytes, uint8 in 0..255, as saved in a file")
     if len(header.shape) != 5 or header.shape[-1] not in (1, 3) or 0 in header.shape:
         raise MetricError(f"{path} has shape {header.shape}; expected (N, T, H, W, C) with 1 or 3 channels")
     with _readable(path):
@@ -167,13 +175,15 @@ def _array(path: Path) -> np.ndarray:
 
 
 class _Header(NamedTuple):
+    """The name of an array in an npz file (empty for npy), its shape and type."""
+
     key: str
     shape: tuple[int, ...]
     dtype: np.dtype
 
 
 def _header(path: Path) -> _Header:
-    """Shape and type without the values; of an npz, of `arr_0` or of its only array."""
+    """Read the header of an npy file, or of `arr_0` or the only array of an npz file, without the values."""
     with _readable(path):
         if path.suffix == ".npy":
             with open(path, "rb") as content:
@@ -189,19 +199,19 @@ def _header(path: Path) -> _Header:
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Whatever numpy and zipfile raise for a file that is none of theirs, or damaged, as a `MetricError` that
-    names it."""
+    """Raise `MetricError`, naming the file, for an error of numpy or zipfile: it is damaged or foreign."""
     try:
         yield
     except MetricError:
         raise
     except _BROKEN as error:
         raise MetricError(
-            f"{path} is not a whole numpy file: {str(error) or type(error).__name__}"
+            f"{path} is not a complete numpy file: {str(error) or type(error).__name__}"
         ) from error
 
 
 def _described(content: Any) -> tuple[tuple[int, ...], np.dtype]:
+    """Return the shape and type that an npy stream describes."""
     version = np.lib.format.read_magic(content)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(content)

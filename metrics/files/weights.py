@@ -1,5 +1,4 @@
-"""Weights as named tensors: from safetensors, or from a torch checkpoint that has tensors only and no
-code."""
+"""Weights as named tensors, from safetensors or from a torch checkpoint without code."""
 
 from __future__ import annotations
 
@@ -16,19 +15,20 @@ from metrics.files.media import package
 from metrics.value import MetricError
 
 WRAPPINGS = ("model", "module", "state_dict")
-"""Keys under which training codes put the weights."""
+"""Keys under which training code stores the weights in a checkpoint."""
 
 
 def read_tensors(file: Path, prefix: str = "") -> dict[str, Tensor]:
-    """Read the tensors whose names begin with `prefix` from a `.safetensors` file, or from a `.pt` / `.pth`
-    file with `weights_only`.
+    """Read the tensors whose names begin with `prefix` from a file, onto the CPU.
 
-    Tensors are on the CPU. Raises `MetricError` for a file of another format, or with other content.
+    The file is safetensors, or a checkpoint that torch reads with `weights_only`. Raises `MetricError` for
+    another format or other content.
     """
     try:
         if file.suffix == ".safetensors":
             with safetensors.safe_open(file, "pt") as tensors:
-                return {n: tensors.get_tensor(n) for n in tensors.keys() if n.startswith(prefix)}  # noqa: SIM118
+                names = [name for name in tensors.keys() if name.startswith(prefix)]  # noqa: SIM118
+                return {name: tensors.get_tensor(name) for name in names}
         content: Any = torch.load(file, map_location="cpu", weights_only=True)
     except (
         OSError,
@@ -38,7 +38,7 @@ def read_tensors(file: Path, prefix: str = "") -> dict[str, Tensor]:
         pickle.UnpicklingError,
         safetensors.SafetensorError,
     ) as error:
-        # torch continues with advice to read the file without `weights_only`, which runs code.
+        # Only the first sentence: the next advises to read the file without `weights_only`, which runs code.
         first = str(error).strip().partition("\n")[0].partition(". ")[0]
         raise MetricError(
             f"{file} does not hold weights that can be read safely ({first}); save them as .safetensors"
@@ -51,8 +51,10 @@ def read_tensors(file: Path, prefix: str = "") -> dict[str, Tensor]:
 
 
 def fill(network: torch.nn.Module, tensors: dict[str, Tensor], file: Path, what: str) -> None:
-    """Load exactly these tensors into a network. Raises `MetricError` naming the file and `what` it should
-    be."""
+    """Load exactly these tensors into a network.
+
+    Raises `MetricError`, naming the file and `what` it should hold, if they do not match.
+    """
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
@@ -63,8 +65,8 @@ def fill(network: torch.nn.Module, tensors: dict[str, Tensor], file: Path, what:
 def pretrained(kind: str, folder: Path, *, extra: str, used: str) -> Any:
     """Load transformers' network of class `kind` from a local folder.
 
-    Raises `MetricError` for a missing weight that matches the regular expression `used`: transformers would
-    draw it at random.
+    Raises `MetricError` for a missing weight whose name matches the regular expression `used`, because
+    transformers would draw it at random.
     """
     transformers = package("transformers", extra)
     try:
@@ -74,7 +76,9 @@ def pretrained(kind: str, folder: Path, *, extra: str, used: str) -> Any:
     except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         first = str(error).strip().partition("\n")[0]
         raise MetricError(f"{folder} does not hold transformers' {kind}: {first}") from error
-    lost = sorted(name for name in report["missing_keys"] if re.match(used, name))
-    if lost:
-        raise MetricError(f"{folder} lacks {len(lost)} weights of transformers' {kind}, {lost[0]} the first")
+    missing = sorted(name for name in report["missing_keys"] if re.match(used, name))
+    if missing:
+        raise MetricError(
+            f"{folder} lacks {len(missing)} weights of transformers' {kind}; the first is {missing[0]}"
+        )
     return network

@@ -1,4 +1,4 @@
-"""Reference features and what the field's tools make of them."""
+"""Reference features, and their metrics as computed by published tools."""
 
 from __future__ import annotations
 

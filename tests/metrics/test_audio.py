@@ -1,5 +1,4 @@
-"""Recordings: what soundfile and PyAV read comes out as it went in, at another rate, dithered, or refused by
-name."""
+"""Recordings: decoding by soundfile and PyAV, resampling, dither, and errors that name the file."""
 
 from __future__ import annotations
 
@@ -38,7 +37,7 @@ def tone(hertz: float, rate: int, seconds: float = 1.0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("suffix", [".wav", ".flac"])
-def test_lossless_files_come_out_as_they_went_in(tmp_path: Path, suffix: str) -> None:
+def test_lossless_files_are_read_unchanged(tmp_path: Path, suffix: str) -> None:
     mono, stereo = noise(700), noise(500, 2, seed=1)
     (tmp_path / "deep").mkdir()
     soundfile.write(tmp_path / f"b{suffix}", mono, 8000)
@@ -51,7 +50,7 @@ def test_lossless_files_come_out_as_they_went_in(tmp_path: Path, suffix: str) ->
     assert is_audio(tmp_path) and is_audio(tmp_path / f"b{suffix}") and not is_audio(tmp_path / "notes.txt")
 
 
-def test_a_file_that_only_pyav_reads(tmp_path: Path) -> None:
+def test_pyav_reads_formats_unknown_to_soundfile(tmp_path: Path) -> None:
     av = pytest.importorskip("av")
     x = tone(440, 44_100)
     with av.open(str(tmp_path / "tone.m4a"), "w") as container:
@@ -67,7 +66,7 @@ def test_a_file_that_only_pyav_reads(tmp_path: Path) -> None:
     assert np.std(found.samples[middle]) == pytest.approx(np.std(x), rel=0.02)
 
 
-def test_parquet_rows(tmp_path: Path) -> None:
+def test_parquet_rows_are_read_in_order(tmp_path: Path) -> None:
     parts = [noise(300, seed=seed) for seed in range(70)]
     cells = [{"bytes": wav(x, 8000), "path": None} for x in parts]
     pq.write_table(pa.table({"audio": cells, "label": range(70)}), tmp_path / "x.parquet")
@@ -84,26 +83,26 @@ def test_parquet_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rate", "to"), [(8000, 16_000), (44_100, 16_000), (48_000, 16_000), (16_000, 44_100)]
 )
-def test_a_tone_keeps_its_pitch(rate: int, to: int) -> None:
+def test_resampling_keeps_the_pitch_of_a_tone(rate: int, to: int) -> None:
     found = resampled(Recording("tone", rate, tone(1000, rate)), to)
     assert found.rate == to and len(found.samples) == to
     inner = slice(to // 10, -to // 10)
     np.testing.assert_allclose(found.samples[inner], tone(1000, to)[inner], atol=2e-3)
 
 
-def test_what_a_lower_rate_cannot_hold_is_gone() -> None:
+def test_resampling_removes_frequencies_above_the_lower_rate() -> None:
     found = resampled(Recording("tone", 48_000, tone(11_000, 48_000)), 16_000)
     assert np.abs(found.samples[1000:-1000]).max() < 2e-3
 
 
 @settings(derandomize=True, max_examples=25, deadline=None)
 @given(n=st.integers(1, 3000), rate=st.integers(1000, 48_000), to=st.sampled_from([8000, 16_000, 44_100]))
-def test_length_at_another_rate(n: int, rate: int, to: int) -> None:
+def test_resampled_length_is_rounded_up(n: int, rate: int, to: int) -> None:
     x = Recording("x", rate, noise(n).astype(np.float32))
     assert len(resampled(x, to).samples) == -(-n * to // rate)
 
 
-def test_dither_has_its_level_and_follows_the_samples() -> None:
+def test_dither_is_white_noise_that_depends_on_the_samples() -> None:
     x = noise(40_000).astype(np.float32)
     added = dithered(x, -60.0).astype(np.float64) - x
     assert np.std(added) == pytest.approx(1e-3, rel=0.02) and abs(added.mean()) < 2e-5
@@ -115,10 +114,10 @@ def test_dither_has_its_level_and_follows_the_samples() -> None:
     assert abs(np.corrcoef(dithered(other, -60.0) - other, added)[0, 1]) < 0.02
 
 
-# What is refused
+# Invalid inputs
 
 
-def test_bad_recordings_are_named(tmp_path: Path) -> None:
+def test_invalid_recordings_are_rejected_by_name(tmp_path: Path) -> None:
     def refused(name: str, content: bytes, says: str, folder: str) -> None:
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "a.wav").write_bytes(wav(noise(300), 8000))
@@ -128,7 +127,9 @@ def test_bad_recordings_are_named(tmp_path: Path) -> None:
 
     holes = noise(300)
     holes[[7, 9]] = np.nan
-    refused("nan.wav", wav(holes, 8000, "FLOAT"), "not finite in 2 of 300 samples, sample 7 the first", "1")
+    refused(
+        "nan.wav", wav(holes, 8000, "FLOAT"), "not finite in 2 of 300 samples; the first is sample 7", "1"
+    )
     refused("empty.wav", wav(np.zeros(0), 8000), "holds no samples", "2")
     refused("silent.wav", wav(np.zeros(300), 8000), "is silent: its 300 samples are all 0", "3")
     refused("text.wav", b"no sound at all", "cannot be decoded as audio", "4")
@@ -136,8 +137,8 @@ def test_bad_recordings_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("total", [0, 2**36 - 1], ids=["unknown", "damaged"])
-def test_a_flac_is_read_whatever_its_header_says_of_its_length(tmp_path: Path, total: int) -> None:
-    """36 bits that end with byte 25 (RFC 9639, 8.2): 0 is not known, and the most would take 256 GiB."""
+def test_flac_is_read_when_its_header_has_a_wrong_length(tmp_path: Path, total: int) -> None:
+    """The length has 36 bits up to byte 25 (RFC 9639, 8.2): 0 is unknown, and the maximum needs 256 GiB."""
     x, content = noise(700), io.BytesIO()
     soundfile.write(content, x, 8000, format="FLAC", subtype="PCM_16")
     changed = bytearray(content.getvalue())
@@ -147,7 +148,7 @@ def test_a_flac_is_read_whatever_its_header_says_of_its_length(tmp_path: Path, t
     np.testing.assert_array_equal(found.samples, x.astype(np.float32))
 
 
-def test_a_title_in_another_encoding_does_not_matter(tmp_path: Path) -> None:
+def test_title_in_another_encoding_is_ignored(tmp_path: Path) -> None:
     av = pytest.importorskip("av")
     title, x = "Café crème".encode("latin-1"), tone(440, 44_100)
     with av.open(str(tmp_path / "a.m4a"), "w") as container:
@@ -164,13 +165,13 @@ def test_a_title_in_another_encoding_does_not_matter(tmp_path: Path) -> None:
     np.testing.assert_array_equal(first.samples, second.samples)
 
 
-def test_silence_that_is_kept(tmp_path: Path) -> None:
+def test_silence_is_read_when_it_is_kept(tmp_path: Path) -> None:
     (tmp_path / "silent.wav").write_bytes(wav(np.zeros(300), 8000))
     (found,) = read_audio(tmp_path, 16_000, silence="keep")
     assert found.silent and len(found.samples) == 600
 
 
-def test_paths_that_hold_no_audio(tmp_path: Path) -> None:
+def test_paths_without_audio_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(MetricError, match="no such file or folder"):
         list(read_audio(tmp_path / "absent", 8000))
     with pytest.raises(MetricError, match="holds no audio; expected files"):
@@ -186,7 +187,9 @@ def test_paths_that_hold_no_audio(tmp_path: Path) -> None:
         is_audio(tmp_path / "z.parquet")
 
 
-def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_is_reported_with_its_install_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "a.wav").write_bytes(wav(noise(300), 8000))
     monkeypatch.setitem(__import__("sys").modules, "soundfile", None)
     with pytest.raises(MetricError, match=r"run: pip install 'flowrace\[audio\]'"):
@@ -201,6 +204,6 @@ def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         (np.full(3, np.inf, np.float32), "not finite in 3 of 3"),
     ],
 )
-def test_recordings_are_checked(samples: np.ndarray, says: str) -> None:
+def test_recording_rejects_invalid_samples(samples: np.ndarray, says: str) -> None:
     with pytest.raises(MetricError, match=f"clip 5.*{says}"):
         Recording("clip 5", 8000, samples)

@@ -30,13 +30,13 @@ def extract(shared_weights: Path) -> AudioExtractor:
 
 @pytest.fixture(scope="module")
 def recordings(shared_data: Path) -> list[Recording]:
-    """All digits and speakers, mixed."""
+    """Return all digits and speakers in random order."""
     found = list(read_audio(shared_data / "fsdd", 16_000))
     return [found[i] for i in np.random.default_rng(0).permutation(len(found))]
 
 
 def noisy(x: Recording, snr: float, random: np.random.Generator) -> Recording:
-    """White noise whose power is `snr` dB below the recording's."""
+    """Add white noise whose power is `snr` dB below the recording's."""
     power = np.mean(x.samples.astype(np.float64) ** 2) * 10 ** (-snr / 10)
     noise = np.sqrt(power) * random.standard_normal(len(x.samples))
     return replace(x, samples=(x.samples + noise).astype(np.float32))
@@ -47,14 +47,14 @@ def low_pass(x: Recording, hertz: float) -> Recording:
     return replace(x, samples=filtered.astype(np.float32))
 
 
-def test_it_is_yamnet(extract: AudioExtractor, recordings: list[Recording]) -> None:
+def test_shared_weights_are_the_original_yamnet(extract: AudioExtractor, recordings: list[Recording]) -> None:
     assert (extract.name, extract.dim, extract.rate) == ("yamnet", 1024, 16_000)
     short = min(recordings, key=lambda x: len(x.samples))
     assert extract([short]).shape == (1, 1024)
 
 
 def curves(extract: AudioExtractor, recordings: list[Recording]) -> tuple[float, list[float], list[float]]:
-    """Distances of half the recordings to the other half: as they are, with white noise, low-passed."""
+    """Return distances between the halves of the recordings: unchanged, with white noise, and low-passed."""
     middle = len(recordings) // 2
     reference, fake = extract(recordings[:middle]), recordings[middle:]
     random = np.random.default_rng(1)
@@ -71,7 +71,7 @@ def rises(values: list[float]) -> bool:
     return all(a < b for a, b in itertools.pairwise(values))
 
 
-def test_it_rises_with_noise_and_with_low_pass_filtering(
+def test_distance_rises_with_noise_and_low_pass_filtering(
     extract: AudioExtractor, recordings: list[Recording]
 ) -> None:
     floor, noise, dull = curves(extract, recordings[:200])
@@ -80,13 +80,17 @@ def test_it_rises_with_noise_and_with_low_pass_filtering(
 
 
 @pytest.mark.slow
-def test_it_rises_from_the_floor(extract: AudioExtractor, recordings: list[Recording]) -> None:
+def test_distance_rises_monotonically_from_the_noise_floor(
+    extract: AudioExtractor, recordings: list[Recording]
+) -> None:
     floor, noise, dull = curves(extract, recordings)
     assert rises([floor, *noise]) and rises([floor, *dull]), (floor, noise, dull)
 
 
-def test_dither_tames_digital_silence(extract: AudioExtractor, recordings: list[Recording]) -> None:
-    """Pauses cut to zero on one side alone weigh far more without dither than with it."""
+def test_dither_reduces_the_effect_of_digital_silence(
+    extract: AudioExtractor, recordings: list[Recording]
+) -> None:
+    """Pauses set to zero on one side only change the distance far more without dither."""
     short = [x for x in recordings if len(x.samples) < 15_000]
     real, fake = short[:60], short[60:120]
 

@@ -1,5 +1,4 @@
-"""CLAP against transformers' own network over windows that are cut by hand, and Microsoft's as a TorchScript
-file."""
+"""CLAP against transformers' network on windows cut by hand, and Microsoft's CLAP as a TorchScript file."""
 
 from __future__ import annotations
 
@@ -31,7 +30,7 @@ def recording(samples: int, rate: int) -> Recording:
 
 @pytest.fixture(scope="module")
 def clap_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random network of LAION's kind, of a few numbers a layer."""
+    """Return a folder with a tiny random network of LAION's architecture."""
     transformers = pytest.importorskip("transformers")
     text = {
         "vocab_size": 9,
@@ -56,12 +55,13 @@ def clap_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_clap_is_transformers_over_fadtks_windows(clap_folder: Path) -> None:
+def test_clap_equals_transformers_on_fadtks_windows(clap_folder: Path) -> None:
     import transformers
 
     extract = clap.load_laion_music(clap_folder, device=CPU)
     x = recording(11 * 48_000 + 24_000, 48_000)
-    x = Recording(x.name, x.rate, x.samples / 1000)  # a few steps of 16 bits: how they are cut off matters
+    # At an amplitude of a few 16-bit steps, truncation differs from rounding.
+    x = Recording(x.name, x.rate, x.samples / 1000)
     found = extract([x])
     model = transformers.ClapModel.from_pretrained(clap_folder).eval()
     front = transformers.ClapFeatureExtractor.from_pretrained(clap_folder)
@@ -79,7 +79,7 @@ def test_clap_is_transformers_over_fadtks_windows(clap_folder: Path) -> None:
         np.testing.assert_allclose(found[second], expected[0], atol=1e-5)
 
 
-def test_clap_refuses_other_folders(clap_folder: Path, tmp_path: Path) -> None:
+def test_clap_rejects_invalid_folders(clap_folder: Path, tmp_path: Path) -> None:
     def load(folder: Path) -> None:
         clap.load_laion_audio(folder, device=CPU)
 
@@ -93,7 +93,8 @@ def test_clap_refuses_other_folders(clap_folder: Path, tmp_path: Path) -> None:
         (tmp_path / name).write_text((clap_folder / name).read_text())
     safetensors.torch.save_file(lost, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(
-        MetricError, match=r"lacks 1 weights of transformers' ClapModel, audio_projection\.linear1\.weight"
+        MetricError,
+        match=r"lacks 1 weights of transformers' ClapModel; the first is audio_projection\.linear1\.weight",
     ):
         load(tmp_path)
     front = json.loads((clap_folder / "preprocessor_config.json").read_text())
@@ -104,13 +105,13 @@ def test_clap_refuses_other_folders(clap_folder: Path, tmp_path: Path) -> None:
 
 
 class Encoder(nn.Module):
-    """In the shape of msclap's audio encoder: features and class scores of waveforms."""
+    """A network with the interface of msclap's audio encoder: features and class scores of waveforms."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return torch.stack([x.mean(1), x.square().mean(1), x[:, 0]], 1), x[:, :1]
 
 
-def test_clap_2023_is_a_file(tmp_path: Path) -> None:
+def test_clap_2023_reads_a_torchscript_file(tmp_path: Path) -> None:
     torch.jit.script(Encoder()).save(str(tmp_path / "clap.ts"))
     extract = clap.load_2023(tmp_path / "clap.ts", device=CPU)
     x = recording(8 * 44_100 + 1, 44_100)
@@ -121,9 +122,9 @@ def test_clap_2023_is_a_file(tmp_path: Path) -> None:
     np.testing.assert_allclose(found[1, 1], np.mean(second**2), rtol=1e-5)
 
 
-def test_the_door(clap_folder: Path) -> None:
+def test_load_extractor_loads_clap_and_checks_its_weights(clap_folder: Path) -> None:
     assert load_extractor("clap-laion-audio", weights=clap_folder).name == "clap-laion-audio"
-    with pytest.raises(MetricError, match="is not the file that was meant: its sha256 is"):
+    with pytest.raises(MetricError, match="is not the expected file: its sha256 is"):
         load_extractor("clap-laion-music", weights=clap_folder, sha256="00ff")
     for family in ("clap-2023", "clap-laion-audio", "clap-laion-music"):
         assert extractor_modality(family) == "audio"

@@ -1,5 +1,4 @@
-"""Networks over recordings: how windows are cut, padded and dithered; YAMNet's patches; the one trained
-here."""
+"""Audio extractors: windows, padding and dither; YAMNet's patches; the classifier `local-audio`."""
 
 from __future__ import annotations
 
@@ -43,8 +42,8 @@ def cutter(tail: Tail, window: int = 10, hop: int = 4, **fields: object) -> Audi
 
 @settings(derandomize=True, max_examples=60, deadline=None)
 @given(n=st.integers(2, 60), window=st.integers(1, 12), hop=st.integers(1, 12))
-def test_windows(n: int, window: int, hop: int) -> None:
-    """Each tail's rule, as it is written in the code that it is taken from: slices of a padded recording."""
+def test_windows_equal_slices_of_a_padded_recording(n: int, window: int, hop: int) -> None:
+    """Each tail as in the code it is taken from: slices of a padded recording."""
     x = recording(n, 100)
     padded = np.concatenate([x.samples, np.zeros(100, np.float32)])
     every = [padded[i : i + window] for i in range(0, n, hop)]
@@ -71,12 +70,12 @@ def test_dither_reaches_the_padding_and_does_not_depend_on_the_batch() -> None:
     assert not torch.equal(other([short]), extract([short]))
 
 
-def test_recordings_refused_by_name() -> None:
+def test_invalid_recordings_are_rejected_by_name() -> None:
     silent = Recording("silent.wav", 100, np.zeros(50, np.float32))
     for extract, x, says in (
         (cutter("pad"), recording(50, 8000), r"a\.wav is at 8000 Hz; extractor 'cut' takes 100 Hz"),
-        (cutter("drop"), recording(9, 100), r"a\.wav lasts 0\.090 s; .* takes 0\.1 s at least, or pads"),
-        (cutter("pad", least=5), recording(4, 100), r"a\.wav lasts 0\.040 s; .* takes 0\.05 s at least$"),
+        (cutter("drop"), recording(9, 100), r"a\.wav lasts 0\.090 s; .* needs at least 0\.1 s; to pad"),
+        (cutter("pad", least=5), recording(4, 100), r"a\.wav lasts 0\.040 s; .* needs at least 0\.05 s$"),
         (cutter("pad"), silent, r"silent\.wav is silent, and extractor 'cut' adds no dither"),
     ):
         with pytest.raises(MetricError, match=says):
@@ -94,14 +93,14 @@ def test_recordings_refused_by_name() -> None:
         ("?dither=-45.5&seed=7&tail=drop", (-45.5, "drop", 7)),
     ],
 )
-def test_options(query: str, fields: tuple) -> None:
+def test_options_are_parsed(query: str, fields: tuple) -> None:
     assert split_options(f"net.ts{query}", -60.0, "pad") == ("net.ts", fields)
 
 
 @pytest.mark.parametrize(
     "query", ["dither=3", "dither=loud", "seed=-1", "seed=1.5", "tail=keep", "hop=1", "dither="]
 )
-def test_options_refused(query: str) -> None:
+def test_invalid_options_are_rejected(query: str) -> None:
     key, _, value = query.partition("=")
     with pytest.raises(MetricError, match=f"audio option {key}={value}: expected dither="):
         split_options(f"net.ts?{query}", None, "pad")
@@ -111,13 +110,13 @@ def test_options_refused(query: str) -> None:
 
 
 class Still(nn.Module):
-    """In the shape of YAMNet's file: the patch's means by band, repeated."""
+    """A network with the interface of YAMNet's file: the patch's mean of each band, repeated."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mean(2).flatten(1).repeat(1, 25)[:, :1545]
 
 
-def test_yamnet_sees_patches_every_half_second(tmp_path: Path) -> None:
+def test_yamnet_averages_patches_every_half_second(tmp_path: Path) -> None:
     torch.jit.script(Still()).save(str(tmp_path / "still.ts"))
     extract = yamnet.load(f"{tmp_path / 'still.ts'}?dither=none", device=CPU)
     x = recording(WINDOW + 2 * 7680)
@@ -128,29 +127,31 @@ def test_yamnet_sees_patches_every_half_second(tmp_path: Path) -> None:
     assert found.shape == (3, 1024) and extract.name == f"yamnet@{extract.sha256[:8]}"
     assert "16000 Hz" in extract.preprocessing and "windows of 0.975 s every 0.48 s" in extract.preprocessing
     assert extract([recording(400)]).shape == (1, 1024)
-    with pytest.raises(MetricError, match=r"takes 0\.025 s at least"):
+    with pytest.raises(MetricError, match=r"needs at least 0\.025 s"):
         extract([recording(399)])
 
 
-def test_yamnet_refuses_other_files(tmp_path: Path) -> None:
+def test_yamnet_rejects_other_files(tmp_path: Path) -> None:
     class Small(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x.mean(2).flatten(1)
 
     torch.jit.script(Small()).save(str(tmp_path / "small.ts"))
-    with pytest.raises(MetricError, match=r"small\.ts is not YAMNet: it does not give 1024 features"):
+    with pytest.raises(MetricError, match=r"small\.ts is not YAMNet: it does not return 1024 features"):
         yamnet.load(tmp_path / "small.ts", device=CPU)
     with pytest.raises(MetricError, match=r"cannot read weights .*absent\.ts"):
         yamnet.load(tmp_path / "absent.ts", device=CPU)
-    with pytest.raises(MetricError, match="needs its TorchScript file"):
+    with pytest.raises(MetricError, match="needs a TorchScript file"):
         yamnet.load(None, device=CPU)
 
 
-# Trained here
+# The local classifier
 
 
-def test_local_audio_hears_what_it_was_taught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tones of three pitches: told apart, and a distance that rises as noise covers them."""
+def test_local_audio_separates_tones_and_its_distance_rises_with_noise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tones of three pitches are classified without error, and the distance rises as noise masks them."""
     monkeypatch.setattr("metrics.extractors.local.STEPS", 60)
     random = np.random.default_rng(0)
 
@@ -160,11 +161,11 @@ def test_local_audio_hears_what_it_was_taught(tmp_path: Path, monkeypatch: pytes
         return Recording("tone", RATE, (x + level * random.standard_normal(9600)).astype(np.float32))
 
     labels = np.arange(150) % 3
-    taught = [tone(kind) for kind in labels]
-    extract = local_audio.load(None, device=CPU, images=taught, labels=labels, classes=3, cache=tmp_path)
+    recordings = [tone(kind) for kind in labels]
+    extract = local_audio.load(None, device=CPU, images=recordings, labels=labels, classes=3, cache=tmp_path)
     assert extract.accuracy == 1.0 and (extract.name, extract.dim) == ("local-audio", 64)
     assert len(list(tmp_path.glob("*.safetensors"))) == 1
-    real = extract(taught)
+    real = extract(recordings)
     rising = [
         float(frechet_distance(real, extract([tone(k, level) for k in labels])))
         for level in (0.02, 0.1, 0.4, 1.6)
@@ -172,7 +173,7 @@ def test_local_audio_hears_what_it_was_taught(tmp_path: Path, monkeypatch: pytes
     assert rising == sorted(rising) and rising[1] > 1.5 * rising[0]
 
 
-def test_local_audio_refuses() -> None:
+def test_local_audio_rejects_weights_and_missing_labels() -> None:
     x = [recording(4000)] * 30
     with pytest.raises(MetricError, match="takes no weights"):
         local_audio.load("net.ts", device=CPU, images=x, labels=np.zeros(30, int), classes=2, cache=None)
@@ -181,15 +182,15 @@ def test_local_audio_refuses() -> None:
             local_audio.load(None, device=CPU, classes=2, cache=None, **data)
 
 
-# The door
+# Loading by name
 
 
-def test_the_door(tmp_path: Path) -> None:
+def test_load_extractor_loads_audio_extractors_by_name(tmp_path: Path) -> None:
     torch.jit.script(Still()).save(str(tmp_path / "still.ts"))
     extract = load_extractor(f"yamnet:{tmp_path / 'still.ts'}?dither=none&tail=drop")
     assert (extract.dither_dbfs, extract.tail, extract.rate) == (None, "drop", 16_000)
     assert load_extractor("yamnet", weights=tmp_path / "still.ts").dither_dbfs == -60.0
-    with pytest.raises(MetricError, match="is not the file that was meant: its sha256 is"):
+    with pytest.raises(MetricError, match="is not the expected file: its sha256 is"):
         load_extractor("yamnet", weights=tmp_path / "still.ts", sha256="00ff")
     for family in ("vggish", "yamnet"):
         assert extractor_modality(family) == "audio"

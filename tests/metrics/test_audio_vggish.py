@@ -1,5 +1,4 @@
-"""VGGish against torchvggish's forward pass in float64, names and sizes of its weights, and what it
-refuses."""
+"""VGGish against torchvggish's forward pass in float64; names and sizes of its weights; invalid files."""
 
 from __future__ import annotations
 
@@ -29,13 +28,13 @@ def recording(samples: int) -> Recording:
 
 @pytest.fixture
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same network, a few channels wide."""
+    """Make the network narrow, with a few channels."""
     monkeypatch.setattr(vggish, "PLAN", (3, "pool", 4, "pool", 5, 5, "pool", 6, 6, "pool"))
     monkeypatch.setattr(vggish, "WIDE", 7)
 
 
 def weights() -> OrderedDict[str, Tensor]:
-    """He-normal, so that what goes in reaches what comes out."""
+    """Return He-normal weights, so that the output depends on the input."""
     torch.manual_seed(0)
     state = vggish.VGGish().state_dict()
     for x in state.values():
@@ -44,7 +43,7 @@ def weights() -> OrderedDict[str, Tensor]:
 
 
 def by_hand(state: dict[str, Tensor], patches: Tensor) -> Tensor:
-    """torchvggish's forward pass in float64, its two transpositions included; the last rectifier left out."""
+    """Return torchvggish's forward pass in float64, with its transpositions, without the last rectifier."""
     w, x = {name: value.double() for name, value in state.items()}, patches.double()
     for layer in (0, 3, 6, 8, 11, 13):
         x = F.conv2d(x, w[f"features.{layer}.weight"], w[f"features.{layer}.bias"], padding=1).clamp(min=0)
@@ -58,7 +57,7 @@ def by_hand(state: dict[str, Tensor], patches: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
-def test_vggish_is_torchvggishs(narrow: None, tmp_path: Path, suffix: str) -> None:
+def test_vggish_equals_torchvggish(narrow: None, tmp_path: Path, suffix: str) -> None:
     state, file = weights(), tmp_path / f"vggish.{suffix}"
     if suffix == "pth":
         torch.save(state | {"pproc.pca_means": torch.zeros(128, 1)}, file)
@@ -71,12 +70,12 @@ def test_vggish_is_torchvggishs(narrow: None, tmp_path: Path, suffix: str) -> No
     assert found.shape == (2, 128) and (found < 0).any()
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
     assert extract.name == f"vggish@{extract.sha256[:8]}" and "no dither" in extract.preprocessing
-    with pytest.raises(MetricError, match=r"a\.wav lasts 0\.500 s; .*0\.975 s at least, or pads"):
+    with pytest.raises(MetricError, match=r"a\.wav lasts 0\.500 s; .*at least 0\.975 s; to pad"):
         extract([recording(8000)])
     assert vggish.load(f"{file}?tail=pad", device=CPU)([recording(8000)]).shape == (1, 128)
 
 
-def test_vggish_has_torchvggishs_names_and_sizes() -> None:
+def test_vggish_has_the_names_and_sizes_of_torchvggish() -> None:
     with torch.device("meta"):
         shapes = {name: tuple(x.shape) for name, x in vggish.VGGish().named_parameters()}
     widths = {0: (64, 1), 3: (128, 64), 6: (256, 128), 8: (256, 256), 11: (512, 256), 13: (512, 512)}
@@ -88,7 +87,7 @@ def test_vggish_has_torchvggishs_names_and_sizes() -> None:
     assert sum(map(math.prod, shapes.values())) == 72_141_184  # as published
 
 
-def test_vggish_refuses_other_weights(narrow: None, tmp_path: Path) -> None:
+def test_vggish_rejects_other_weights(narrow: None, tmp_path: Path) -> None:
     state = weights()
     del state["embeddings.4.bias"]
     safetensors.torch.save_file(state, tmp_path / "lost.safetensors")
@@ -102,7 +101,7 @@ def test_vggish_refuses_other_weights(narrow: None, tmp_path: Path) -> None:
     torch.save({"model": torch.zeros(3)}, tmp_path / "one.pth")
     with pytest.raises(MetricError, match=r"one\.pth does not hold named tensors"):
         vggish.load(tmp_path / "one.pth", device=CPU)
-    with pytest.raises(MetricError, match=r"vggish-10086976\.pth and place it there"):
+    with pytest.raises(MetricError, match=r"vggish-10086976\.pth to this path"):
         vggish.load(tmp_path / "absent.pth", device=CPU)
 
 
@@ -111,7 +110,7 @@ class Trap:
         return (Path("trapped").touch, ())
 
 
-def test_weights_run_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loading_weights_executes_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"features.0.weight": Trap()}, tmp_path / "trap.pth")
     with pytest.raises(

@@ -15,7 +15,7 @@ def test_cmmd_golden(features, reference) -> None:
 
 
 @fresh
-def test_cmmd_written_out(real: np.ndarray, fake: np.ndarray) -> None:
+def test_cmmd_equals_its_definition(real: np.ndarray, fake: np.ndarray) -> None:
     x, y = real[:30] + 0.1, fake[:20] + 0.1
     u, v = (z / np.sqrt((z**2).sum(axis=1, keepdims=True)) for z in (x, y))
 
@@ -27,8 +27,7 @@ def test_cmmd_written_out(real: np.ndarray, fake: np.ndarray) -> None:
 
 
 def test_cmmd_interval_covers() -> None:
-    """The mean of many draws, less the bias of order 1/N that the value has by definition, lies in most
-    intervals."""
+    """The mean over many draws, which includes the bias of order 1/N, is within most intervals."""
     draws = [cmmd(normal(2 * s, 400, 3, shift=1), normal(2 * s + 1, 400, 3, shift=0.5)) for s in range(60)]
     truth = np.mean([v.mean for v in draws])
     assert sum(v.low <= truth <= v.high for v in draws) >= 53

@@ -1,5 +1,4 @@
-"""Ridge read-outs against scikit-learn, and what is decoded from what holds it, from noise, and from moving
-digits."""
+"""Ridge regression against scikit-learn; decoding from targets, from noise, and from moving digits."""
 
 from __future__ import annotations
 
@@ -16,8 +15,10 @@ from tests.harness.data.pictures import opened
 
 
 def sets(n: int = 240, d: int = 30, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Features, targets that are linear in five of them with noise of a tenth of their variance, 60 videos of
-    4 rows."""
+    """Return features, targets and video numbers, 4 rows per video.
+
+    Targets are linear in five features, with noise of a tenth of their variance.
+    """
     random = np.random.default_rng(seed)
     x = random.normal(size=(n, d)) * random.uniform(0.1, 10, d) + 3
     signal = ((x - 3) / x.std(0))[:, :5] @ random.normal(size=(5, 2))
@@ -26,9 +27,9 @@ def sets(n: int = 240, d: int = 30, seed: int = 0) -> tuple[np.ndarray, np.ndarr
 
 
 @pytest.mark.parametrize("penalty", [1e-3, 0.1, 10.0])
-def test_ridge_against_scikit_learn(penalty: float) -> None:
+def test_ridge_equals_scikit_learn(penalty: float) -> None:
     x, y, _ = sets()
-    x = np.concatenate([x, np.ones((len(x), 1))], 1)  # a column that does not vary
+    x = np.concatenate([x, np.ones((len(x), 1))], 1)  # a constant column
     scale = StandardScaler().fit(x[:200])
     theirs = (
         Ridge(alpha=penalty * 200).fit(scale.transform(x[:200]), y[:200]).predict(scale.transform(x[200:]))
@@ -37,14 +38,14 @@ def test_ridge_against_scikit_learn(penalty: float) -> None:
     np.testing.assert_allclose(ours, theirs, atol=1e-9)
 
 
-def test_more_columns_than_rows() -> None:
+def test_ridge_equals_scikit_learn_when_columns_outnumber_rows() -> None:
     x, y, _ = sets(40, 100)
     theirs = Ridge(alpha=0.1 * 40).fit(StandardScaler().fit_transform(x), y)
     (ours,) = ridge(x, y, np.array([0.1]), x)
     np.testing.assert_allclose(ours, theirs.predict(StandardScaler().fit_transform(x)), atol=1e-8)
 
 
-def test_the_score_is_r2_on_videos_held_out() -> None:
+def test_score_is_r2_on_held_out_videos() -> None:
     x, y, videos = sets()
     (found,) = decoded({8: x}, y, videos).values()
     out = videos % EVERY == 0
@@ -56,8 +57,8 @@ def test_the_score_is_r2_on_videos_held_out() -> None:
     assert found.r2.high - found.r2.mean == pytest.approx(half, rel=1e-4)
 
 
-def test_oracle_and_floor() -> None:
-    """The targets themselves are read perfectly; features of other videos, and noise, tell nothing."""
+def test_score_is_1_for_the_targets_and_0_for_noise() -> None:
+    """The targets themselves score 1; features of other videos, and noise, score 0."""
     x, y, videos = sets(800)
     random = np.random.default_rng(1)
     layers = {
@@ -76,9 +77,8 @@ def test_oracle_and_floor() -> None:
     )
 
 
-def test_state_and_action_of_moving_digits() -> None:
-    """Position is linear in the centre of mass (less the digit's own), velocity only in its change from frame
-    to frame."""
+def test_moving_digits_decode_state_from_position_and_action_from_change() -> None:
+    """Position is linear in the centre of mass up to the digit's offset, and velocity in its change."""
     data = opened("moving_digits", "")
     clips = np.stack([data.sample(index).x[0] for index in range(200)])
     path, videos = centres(clips), np.repeat(np.arange(200), 15)
@@ -90,12 +90,12 @@ def test_state_and_action_of_moving_digits() -> None:
     assert action["change"].r2.mean > 0.75 and action["centre"].r2.mean < 0.1
 
 
-def test_mistakes() -> None:
+def test_invalid_inputs_are_rejected() -> None:
     x, y, videos = sets(40)
     for given, says in (
-        ((x, y, videos[:-1]), r"40 rows of targets and video numbers of shape \(39,\)"),
-        ((x, y, videos // 4), "at least 8 videos to hold some out; given 3"),
-        ((x[:-1], y, videos), "layer 1 has 39 rows of features for 40 of targets"),
+        ((x, y, videos[:-1]), r"but got 40 rows and video numbers of shape \(39,\)"),
+        ((x, y, videos // 4), "at least 8 videos to hold some out, but got 3"),
+        ((x[:-1], y, videos), "layer 1 has 39 rows of features for 40 rows of targets"),
         ((x, np.zeros_like(y), videos), "a target is constant on the held-out side"),
         ((np.where(x > 5, np.inf, x), y, videos), "layer 1 features are not finite"),
     ):

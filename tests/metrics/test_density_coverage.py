@@ -13,7 +13,7 @@ from tests.support.features import balls, normal, quick, seeds, whole
 
 @quick
 @given(seeds, st.integers(1, 4), st.integers(7, 25), st.integers(2, 25), st.integers(1, 5))
-def test_density_coverage_written_out(seed: int, d: int, n: int, m: int, k: int) -> None:
+def test_density_and_coverage_equal_their_definitions(seed: int, d: int, n: int, m: int, k: int) -> None:
     real, fake = whole(seed, n, d, high=7), whole(seed + 1, m, d, high=7)
     held = balls(real, fake, k, edge=False)
     density, coverage = density_coverage(real, fake, k=k)
@@ -21,7 +21,7 @@ def test_density_coverage_written_out(seed: int, d: int, n: int, m: int, k: int)
     assert float(coverage) == pytest.approx(held.any(axis=1).mean(), rel=1e-12)
 
 
-def test_density_and_coverage_of_equal_distributions() -> None:
+def test_density_and_coverage_have_their_expected_values_for_equal_distributions() -> None:
     """Naeem et al., equations 10 and 11: density 1; coverage 1 - (N - 1) .. (N - k) / ((2N - 1) .. (2N -
     k))."""
     n, k = 300, 5

@@ -1,4 +1,4 @@
-"""What holds for every distance over pairs of features: blocks, types, views, and what they refuse."""
+"""Properties of every distance between features: blocks, array types, views and invalid inputs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from metrics import (
 from tests.support.features import normal
 
 
-def test_many_blocks_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_distance_does_not_depend_on_the_block_size(monkeypatch: pytest.MonkeyPatch) -> None:
     real, fake = normal(1, 50, 4), normal(2, 43, 4)
     before = (
         precision_recall(real, fake),
@@ -28,8 +28,8 @@ def test_many_blocks_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
         memorisation(real, fake),
         cmmd(real, fake),
     )
-    for room in ("neighbours", "precision_recall", "cmmd"):
-        monkeypatch.setattr(f"metrics.distances.{room}.BLOCK", 7)
+    for module in ("neighbours", "precision_recall", "cmmd"):
+        monkeypatch.setattr(f"metrics.distances.{module}.BLOCK", 7)
     after = (
         precision_recall(real, fake),
         density_coverage(real, fake),
@@ -48,9 +48,9 @@ NAN[4, 0] = np.inf
 @pytest.mark.parametrize(
     "distance", [kernel_distance, cmmd, precision_recall, density_coverage, memorisation]
 )
-def test_refused(distance) -> None:
+def test_invalid_features_are_rejected(distance) -> None:
     for real, fake, says in (
-        (OK, NAN, "fake features are not finite in 1 of 12 rows, row 4 the first"),
+        (OK, NAN, "fake features are not finite in 1 of 12 rows; the first is row 4"),
         (NAN, OK, "real features are not finite"),
         (OK[:1], OK, "real features have 1 rows"),
         (OK, OK[:1], "fake features have 1 rows"),
@@ -64,34 +64,37 @@ def test_refused(distance) -> None:
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda: precision_recall(OK, OK, k=12), r"k = 12 neighbours: expected 1 .. 11 for 12 samples"),
+        (lambda: precision_recall(OK, OK, k=12), r"k = 12 neighbours; expected 1 .. 11 for 12 samples"),
         (lambda: precision_recall(OK, OK, rule="amd"), "unknown rule 'amd'"),
         (lambda: density_coverage(OK, OK, k=0), "k = 0 neighbours"),
-        (lambda: kernel_distance(OK, OK, subsets=1), "1 subsets of 1000"),
+        (
+            lambda: kernel_distance(OK, OK, subsets=1),
+            "subsets = 1, subset_size = 1000; both must be at least 2",
+        ),
         (lambda: kernel_distance(OK[:3], OK), "real features have 3 rows; at least 4"),
-        (lambda: cmmd(OK, np.vstack([OK, np.zeros(3)])), "fake features have a row of zeros.*row 12"),
+        (lambda: cmmd(OK, np.vstack([OK, np.zeros(3)])), "fake features have only zeros in row 12"),
         (lambda: inception_score(OK, split_size=0), "split_size = 0"),
         (lambda: inception_score(NAN), "logit features are not finite"),
-        (lambda: inception_score_shuffled(OK, splits=13), r"13 splits of 12 samples; expected 1 .. 12"),
-        (lambda: cknna(OK, OK[:11]), "given 12 and 11 rows"),
-        (lambda: cknna(OK, OK, k=1), "k = 2 or more"),
+        (lambda: inception_score_shuffled(OK, splits=13), r"splits = 13 of 12 samples; expected 1 .. 12"),
+        (lambda: cknna(OK, OK[:11]), "but got 12 and 11 rows"),
+        (lambda: cknna(OK, OK, k=1), "k = 1; expected 2 or more"),
         (lambda: cknna(OK, OK, k=12), "k = 12 neighbours"),
         (lambda: cknna(OK[:3], OK[:3]), "at least 4"),
         (lambda: cknna(np.ones((4, 3)), OK[:4], k=3), "not defined"),
     ],
 )
-def test_refused_by_name(call, says: str) -> None:
+def test_invalid_arguments_are_rejected(call, says: str) -> None:
     with pytest.raises(MetricError, match=says):
         call()
 
 
-def test_torch_and_numpy_are_the_same() -> None:
+def test_torch_and_numpy_give_the_same_value() -> None:
     real, fake = normal(1, 40, 4).astype(np.float32), normal(2, 30, 4).astype(np.float32)
     for distance in (kernel_distance, cmmd, precision_recall, density_coverage, memorisation):
         assert distance(torch.from_numpy(real), torch.from_numpy(fake)) == distance(real, fake)
 
 
-def test_views_and_read_only_arrays(recwarn: pytest.WarningsRecorder) -> None:
+def test_views_and_read_only_arrays_are_accepted_without_warnings(recwarn: pytest.WarningsRecorder) -> None:
     real, fake = normal(1, 40, 4), normal(2, 30, 4)
     fixed = real.copy()
     fixed.flags.writeable = False

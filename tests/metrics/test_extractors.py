@@ -1,4 +1,4 @@
-"""The door to extractors: names, what every one refuses, and pretrained networks where they are there."""
+"""Extractors by name: unknown names, invalid images, and pretrained networks if available."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def bytes_(seed: int, *shape: int) -> Tensor:
 
 
 class Means(nn.Module):
-    """The mean of each channel, and of each row's mean: features that can be written down."""
+    """The mean of each channel, and of each row's mean: features with a closed form."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([x.mean([2, 3]), x.square().mean([2, 3])], 1)
@@ -37,7 +37,7 @@ def script(tmp_path: Path):
     return save
 
 
-# What every extractor refuses
+# Invalid images
 
 
 @pytest.mark.parametrize(
@@ -51,13 +51,13 @@ def script(tmp_path: Path):
         (np.zeros((2, 3, 8, 8), np.uint8), "images are a ndarray; expected a uint8 tensor"),
     ],
 )
-def test_images_refused(script, images, says: str) -> None:
+def test_invalid_images_are_rejected(script, images, says: str) -> None:
     extract = load_extractor(f"torchscript:{script(Means())}")
     with pytest.raises(MetricError, match=says):
         extract(images)
 
 
-def test_features_are_float32_whatever_the_caller_set(script) -> None:
+def test_features_are_float32_under_autocast(script) -> None:
     extract, images = load_extractor(f"torchscript:{script(Means())}"), bytes_(3, 4, 3, 8, 8)
     plain = extract(images)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -78,21 +78,21 @@ def test_features_are_float32_whatever_the_caller_set(script) -> None:
         ("", "unknown extractor ''"),
     ],
 )
-def test_unknown_names(name: str, says: str) -> None:
+def test_unknown_names_are_rejected_with_a_suggestion(name: str, says: str) -> None:
     with pytest.raises(MetricError, match=says):
         load_extractor(name)
     assert {"inception", "local", "torchscript:<file>"} <= set(extractor_names())
 
 
-def test_the_checksum_that_was_asked_for(script) -> None:
+def test_checksum_must_match_the_expected_one(script) -> None:
     file = script(Means())
     sha256 = load_extractor(f"torchscript:{file}").sha256
     assert load_extractor(f"torchscript:{file}", sha256=sha256[:12].upper()).sha256 == sha256
-    with pytest.raises(MetricError, match="is not the file that was meant: its sha256 is"):
+    with pytest.raises(MetricError, match="is not the expected file: its sha256 is"):
         load_extractor(f"torchscript:{file}", sha256="00ff")
 
 
-# Pretrained networks, where they are there
+# Pretrained networks, if available
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,9 @@ def cifar(shared_data: Path) -> tuple[Tensor, np.ndarray]:
     return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2), np.array(table["label"])
 
 
-def test_mobilenet_sees_blur_noise_lost_classes_and_copies(shared_weights: Path, cifar) -> None:
+def test_mobilenet_distance_rises_with_blur_noise_lost_classes_and_copies(
+    shared_weights: Path, cifar
+) -> None:
     name = f"torchscript:{shared_weights / 'mobilenetv2_imagenet.ts'}?size=96&dim=1280&sha256=4ce24284"
     extract = load_extractor(name)
     assert (extract.name, extract.dim) == ("torchscript:mobilenetv2_imagenet@96", 1280)
@@ -129,8 +131,8 @@ def test_mobilenet_sees_blur_noise_lost_classes_and_copies(shared_weights: Path,
     assert 1.2 * floor < distance(fake[:15].repeat(10, 1, 1, 1))
 
 
-def test_resnet_reads_cifar(shared_weights: Path, cifar) -> None:
-    """Its own logits, as the weights' README has it: 0.83-0.85 on these JPEG images."""
+def test_resnet_classifies_cifar(shared_weights: Path, cifar) -> None:
+    """The README of the weights states an accuracy of 0.83-0.85 on these JPEG images."""
     extract = load_extractor(f"torchscript:{shared_weights / 'resnet56_cifar10.ts'}?size=32&dim=64&logits=10")
     images, labels = cifar
     assert (extract.dim, extract.beside) == (64, {"logits": 10})

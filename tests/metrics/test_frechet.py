@@ -24,12 +24,12 @@ def normal(seed: int, n: int, d: int, *, scale: float = 1.0, shift: float = 0.0)
 
 
 def rotation(seed: int, d: int, width: int | None = None) -> np.ndarray:
-    """(d, width) with orthonormal rows."""
+    """Return a (d, width) matrix with orthonormal rows."""
     return np.linalg.qr(np.random.default_rng(seed).standard_normal((width or d, d)))[0].T
 
 
 def exactly(seed: int, n: int, mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
-    """Features whose sample mean and covariance are the ones given."""
+    """Return features with the given sample mean and covariance."""
     x = normal(seed, n, len(mean))
     x -= x.mean(axis=0)
     whitened = np.linalg.solve(np.linalg.cholesky(np.cov(x, rowvar=False).reshape(len(mean), -1)), x.T)
@@ -47,7 +47,9 @@ def reference(golden: Path) -> dict[str, dict[str, float]]:
     return json.loads((golden / "metrics" / "reference.json").read_text())
 
 
-def test_golden(features: dict[str, np.ndarray], reference: dict[str, dict[str, float]]) -> None:
+def test_frechet_distance_equals_golden_values(
+    features: dict[str, np.ndarray], reference: dict[str, dict[str, float]]
+) -> None:
     exact = reference["exact_float64_singular_values"]
     real, fake = features["real"], features["fake"]
     assert float(frechet_distance(real, fake)) == pytest.approx(exact["fd"], rel=1e-12)
@@ -60,7 +62,7 @@ def test_golden(features: dict[str, np.ndarray], reference: dict[str, dict[str, 
     assert (short.low, short.high, short.n) == (None, None, 40)
 
 
-def test_golden_values_of_other_tools(features, reference) -> None:
+def test_frechet_distance_equals_golden_values_of_other_tools(features, reference) -> None:
     value = float(frechet_distance(features["real"], features["fake"]))
     for tool in ("torch_fidelity_0.4.0", "pytorch_fid_0.3.0", "clean_fid_0.1.35", "torchmetrics_1.9.0"):
         assert value == pytest.approx(reference[tool]["fid"], rel=1e-6), tool
@@ -81,7 +83,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("route", ["features", "moments"])
-def test_agrees_with_torch_fidelity(case: str, route: str) -> None:
+def test_frechet_distance_agrees_with_torch_fidelity(case: str, route: str) -> None:
     real, fake, tolerance = CASES[case]
     stats = [fid_features_to_statistics(torch.from_numpy(x)) for x in (real, fake)]
     stats = [{"mu": s["mu"], "sigma": s["sigma"].reshape(real.shape[1], -1)} for s in stats]
@@ -92,7 +94,7 @@ def test_agrees_with_torch_fidelity(case: str, route: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("n", [100, 2500])
-def test_agrees_with_torch_fidelity_at_2048_dimensions(n: int) -> None:
+def test_frechet_distance_agrees_with_torch_fidelity_at_2048_dimensions(n: int) -> None:
     """With fewer samples than dimensions eigenvalues lose digits that the features keep."""
     real, fake = normal(1, n, 2048), normal(2, n, 2048, scale=1.1, shift=0.05)
     theirs = fid_statistics_to_metric(
@@ -103,7 +105,7 @@ def test_agrees_with_torch_fidelity_at_2048_dimensions(n: int) -> None:
         assert float(frechet_distance(*pair)) == pytest.approx(theirs, rel=tolerance)
 
 
-def test_diagonal_gaussians() -> None:
+def test_frechet_distance_equals_closed_form_for_diagonal_gaussians() -> None:
     """|m1 - m2|^2 + sum (s1 - s2)^2"""
     mean, s1, s2 = np.array([0.5, -1.0, 2.0]), np.array([1.0, 2.0, 0.1]), np.array([3.0, 0.5, 0.1])
     real = exactly(1, 50, np.zeros(3), np.diag(s1**2))
@@ -113,7 +115,7 @@ def test_diagonal_gaussians() -> None:
     assert float(frechet_distance(moments_of(real), moments_of(fake))) == pytest.approx(expected, rel=1e-10)
 
 
-def test_covariances_that_do_not_commute() -> None:
+def test_frechet_distance_equals_closed_form_when_covariances_do_not_commute() -> None:
     """tr M^(1/2) = sqrt(tr M + 2 sqrt det M) for the 2 x 2 matrix M = S1 S2."""
     s1, s2 = np.array([[2.0, 1.2], [1.2, 1.0]]), np.array([[1.0, -0.6], [-0.6, 3.0]])
     product = s1 @ s2
@@ -124,7 +126,7 @@ def test_covariances_that_do_not_commute() -> None:
 
 
 @pytest.mark.parametrize("n", [12, 40])
-def test_fewer_samples_than_dimensions_lose_no_digit(n: int) -> None:
+def test_features_in_more_dimensions_than_samples_lose_no_digits(n: int) -> None:
     """An isometry into more dimensions than samples changes nothing."""
     real, fake = normal(1, n, 8), normal(2, n, 8, scale=0.7, shift=0.2)
     wide = rotation(3, 8, 500)
@@ -135,7 +137,7 @@ def test_fewer_samples_than_dimensions_lose_no_digit(n: int) -> None:
 
 @quick
 @given(seeds, st.integers(1, 6), st.integers(2, 40), st.integers(2, 40))
-def test_invariances(seed: int, d: int, n: int, m: int) -> None:
+def test_frechet_distance_is_symmetric_and_invariant_to_isometries(seed: int, d: int, n: int, m: int) -> None:
     real, fake = normal(seed, n, d), normal(seed + 1, m, d, scale=1.5, shift=0.5)
     value = float(frechet_distance(real, fake))
     same = pytest.approx(value, rel=1e-9, abs=1e-11)
@@ -149,7 +151,7 @@ def test_invariances(seed: int, d: int, n: int, m: int) -> None:
     assert float(frechet_distance(real, real)) == pytest.approx(0, abs=1e-12)
 
 
-def test_numpy_and_torch_are_the_same() -> None:
+def test_numpy_and_torch_give_the_same_value() -> None:
     real, fake = normal(1, 30, 4).astype(np.float32), normal(2, 30, 4).astype(np.float32)
     value = frechet_distance(real, fake)
     assert frechet_distance(torch.from_numpy(real).requires_grad_(), torch.from_numpy(fake)) == value
@@ -157,7 +159,7 @@ def test_numpy_and_torch_are_the_same() -> None:
     assert frechet_distance(rough, fake) == frechet_distance(rough.float().numpy(), fake)
 
 
-def test_moments_are_numpys() -> None:
+def test_moments_equal_numpy() -> None:
     x = normal(1, 2 * BLOCK + 77, 5, scale=3, shift=2)
     moments = moments_of(x)
     assert moments.n == len(x) and moments.dim == 5
@@ -165,7 +167,7 @@ def test_moments_are_numpys() -> None:
     np.testing.assert_allclose(moments.covariance, np.cov(x, rowvar=False), rtol=1e-11)
 
 
-def test_moments_far_from_zero_are_stable() -> None:
+def test_moments_are_stable_far_from_zero() -> None:
     """Whole numbers plus 2^30 are exact in float64; sums of their squares are not."""
     x = np.random.default_rng(0).integers(-5, 6, (5000, 3)).astype(float)
     np.testing.assert_allclose(
@@ -175,7 +177,7 @@ def test_moments_far_from_zero_are_stable() -> None:
 
 @quick
 @given(seeds, st.lists(st.integers(0, 700), min_size=1, max_size=8))
-def test_batches_do_not_matter_to_the_bit(seed: int, sizes: list[int]) -> None:
+def test_moments_do_not_depend_on_the_batch_size_by_one_bit(seed: int, sizes: list[int]) -> None:
     x = normal(seed, sum(sizes) + 2, 3)
     streamed, start = Moments(), 0
     for size in [*sizes, 2]:
@@ -187,7 +189,7 @@ def test_batches_do_not_matter_to_the_bit(seed: int, sizes: list[int]) -> None:
 
 @quick
 @given(seeds, st.lists(st.integers(0, 1500), min_size=1, max_size=5))
-def test_shards_merge_to_one_pass(seed: int, sizes: list[int]) -> None:
+def test_merged_shards_equal_one_pass(seed: int, sizes: list[int]) -> None:
     x = normal(seed, sum(sizes) + 2, 4, shift=5)
     merged = Moments()
     for shard in np.split(x, np.cumsum(sizes)):
@@ -199,7 +201,7 @@ def test_shards_merge_to_one_pass(seed: int, sizes: list[int]) -> None:
     np.testing.assert_allclose(merged.covariance / scale, whole.covariance / scale, rtol=0, atol=1e-12)
 
 
-def test_stored_moments_come_back(tmp_path: Path) -> None:
+def test_stored_moments_are_restored(tmp_path: Path) -> None:
     moments = moments_of(normal(1, 100, 3))
     np.savez(tmp_path / "moments.npz", **moments.to_arrays())
     with np.load(tmp_path / "moments.npz", allow_pickle=False) as arrays:
@@ -213,18 +215,18 @@ def test_stored_moments_come_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"n": np.asarray(0)}, "do not fit together"),
-        ({"mean": np.zeros(4)}, "do not fit together"),
-        ({"scatter": np.zeros((3, 3), np.float32)}, "do not fit together"),
+        ({"n": np.asarray(0)}, "do not match"),
+        ({"mean": np.zeros(4)}, "do not match"),
+        ({"scatter": np.zeros((3, 3), np.float32)}, "do not match"),
         ({"scatter": np.full((3, 3), np.nan)}, "not finite"),
-        ({"n": np.asarray(["x"])}, "need the arrays n, mean, scatter"),
+        ({"n": np.asarray(["x"])}, "must have the arrays n, mean, scatter"),
     ],
 )
-def test_stored_moments_that_are_none(change: dict[str, np.ndarray], says: str) -> None:
+def test_invalid_stored_moments_are_rejected(change: dict[str, np.ndarray], says: str) -> None:
     arrays = moments_of(normal(1, 10, 3)).to_arrays()
     with pytest.raises(MetricError, match=says):
         Moments.from_arrays({**arrays, **change})
-    with pytest.raises(MetricError, match="need the arrays"):
+    with pytest.raises(MetricError, match="must have the arrays"):
         Moments.from_arrays({"n": arrays["n"]})
 
 
@@ -238,21 +240,21 @@ BROKEN[7, 1] = np.nan
         (normal(1, 1, 3), normal(2, 9, 3), "real features have 1 rows; at least 2"),
         (normal(1, 9, 3), normal(2, 1, 3), "fake features have 1 rows; at least 2"),
         (normal(1, 9, 3), normal(2, 9, 4), "3 columns on one side and 4 on the other"),
-        (normal(1, 9, 3), BROKEN, r"fake features are not finite in 1 of 10 rows, row 7 the first"),
+        (normal(1, 9, 3), BROKEN, r"fake features are not finite in 1 of 10 rows; the first is row 7"),
         (normal(1, 9, 3).ravel(), BROKEN, r"real features have shape \(27,\); expected \(N, d\)"),
         (np.zeros((5, 0)), BROKEN, "no columns"),
         (np.array([["a"], ["b"]]), BROKEN, "expected real numbers"),
         (normal(1, 9, 3).astype(complex), BROKEN, "complex128; expected real numbers"),
-        (moments_of(normal(1, 1, 3)), normal(2, 9, 3), "real moments are of 1 samples"),
-        (Moments(), normal(2, 9, 3), "real moments are of 0 samples"),
+        (moments_of(normal(1, 1, 3)), normal(2, 9, 3), "real moments have 1 samples"),
+        (Moments(), normal(2, 9, 3), "real moments have 0 samples"),
     ],
 )
-def test_refused(real, fake, says: str) -> None:
+def test_invalid_features_are_rejected(real, fake, says: str) -> None:
     with pytest.raises(MetricError, match=says):
         frechet_distance(real, fake)
 
 
-def test_streams_that_are_refused_leave_the_moments_alone() -> None:
+def test_rejected_batches_leave_moments_unchanged() -> None:
     moments = moments_of(normal(1, 10, 3))
     for wrong in (BROKEN, normal(1, 5, 4), normal(1, 5, 3).ravel()):
         with pytest.raises(MetricError):

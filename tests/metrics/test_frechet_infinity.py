@@ -1,4 +1,4 @@
-"""FD-infinity: no bias, an interval that holds, and what it refuses."""
+"""FD-infinity: unbiased values, intervals that cover, and invalid inputs."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ def normal(seed: int, n: int, d: int, *, scale: float = 1.0, shift: float = 0.0)
 
 
 def population(d: int) -> Moments:
-    """Moments of a standard normal distribution, as of very many samples."""
+    """Return the moments of a standard normal population."""
     n = 10**9
     return Moments.from_arrays({"n": np.asarray(n), "mean": np.zeros(d), "scatter": np.eye(d) * (n - 1)})
 
 
-def test_equal_distributions_are_zero_within_the_error() -> None:
-    """In 95 of 100 draws at least, of pairs of samples of one distribution."""
+def test_equal_distributions_have_a_distance_of_0_within_the_error() -> None:
+    """The interval covers 0 in at least 95 of 100 pairs of samples of one distribution."""
     draws = [
         frechet_infinity(normal(2 * s, 200, 4), normal(2 * s + 1, 200, 4), points=5, seed=s)
         for s in range(100)
@@ -27,12 +27,12 @@ def test_equal_distributions_are_zero_within_the_error() -> None:
     means = np.array([v.mean for v in draws])
     assert sum(v.low <= 0 <= v.high for v in draws) >= 95
     assert abs(means.mean()) < 3 * means.std() / 10
-    assert np.mean([v.high - v.mean for v in draws]) < 5 * means.std()  # an interval that says something
+    assert np.mean([v.high - v.mean for v in draws]) < 5 * means.std()  # the interval is not too wide
 
 
 @pytest.mark.parametrize("fixed", [True, False], ids=["real as moments", "real as features"])
-def test_a_known_distance_without_its_bias(fixed: bool) -> None:
-    """d = 16, means 0.1 apart and deviations 1 and 1.1 per dimension: FD = 16 * (0.01 + 0.01)."""
+def test_known_distance_is_recovered_without_bias(fixed: bool) -> None:
+    """d = 16, means that differ by 0.1 and deviations 1 and 1.1 per dimension: FD = 16 * (0.01 + 0.01)."""
     plain, found = [], []
     for s in range(30):
         real = population(16) if fixed else normal(2 * s, 300, 16)
@@ -45,7 +45,7 @@ def test_a_known_distance_without_its_bias(fixed: bool) -> None:
     assert sum(v.low <= 0.32 <= v.high for v in found) >= 26
 
 
-def test_the_seed_decides() -> None:
+def test_value_depends_on_the_seed() -> None:
     real, fake = normal(1, 150, 3), normal(2, 120, 3)
     value = frechet_infinity(real, fake, points=4, seed=5)
     again, other = (frechet_infinity(real, fake, points=4, seed=s) for s in (5, 6))
@@ -66,10 +66,10 @@ def test_the_seed_decides() -> None:
         (lambda: frechet_infinity(Moments(), normal(2, 200, 4)), "no features have been added"),
         (
             lambda: frechet_infinity(normal(1, 200, 3), normal(2, 200, 3), points=1),
-            "points = 1; a line needs 2",
+            "points = 1; expected 2 or more",
         ),
     ],
 )
-def test_refused(call, says: str) -> None:
+def test_invalid_inputs_are_rejected(call, says: str) -> None:
     with pytest.raises(MetricError, match=says):
         call()

@@ -1,5 +1,4 @@
-"""Inception against torch-fidelity's own forward pass, with the weights it starts from: the original ones are
-not needed."""
+"""Inception against torch-fidelity's forward pass with its initial weights, without the original ones."""
 
 from __future__ import annotations
 
@@ -22,7 +21,7 @@ def bytes_(seed: int, *shape: int) -> Tensor:
 
 
 class Untrained(fidelity.FeatureExtractorInceptionV3):
-    """torch-fidelity's network with its initial weights: it takes no file."""
+    """torch-fidelity's network with its initial weights; no file is loaded."""
 
     def load_state_dict(self, *_: object) -> None: ...
 
@@ -38,7 +37,7 @@ def inception(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path
     return network, file
 
 
-def test_features_and_logits_are_torch_fidelitys(inception) -> None:
+def test_features_and_logits_equal_torch_fidelity(inception) -> None:
     network, file = inception
     extract, images = load_extractor("inception", weights=file), bytes_(4, 2, 3, 32, 40)
     features, logits = network(images)
@@ -52,8 +51,8 @@ def test_features_and_logits_are_torch_fidelitys(inception) -> None:
     assert torch.equal(extract(grey), network(grey.expand(-1, 3, -1, -1))[0])
 
 
-def test_logits_are_pooled_features_times_the_matrix(inception) -> None:
-    """Without the bias, as ADM has it; and the two extractors of one output each."""
+def test_logits_equal_pooled_features_times_the_matrix(inception) -> None:
+    """The logits have no bias, as in ADM; each of the two outputs also has its own extractor name."""
     network, file = inception
     images = bytes_(5, 2, 3, 20, 20)
     logits, spatial = (load_extractor(f"inception-{o}", weights=file) for o in ("logits", "spatial"))
@@ -65,9 +64,8 @@ def test_logits_are_pooled_features_times_the_matrix(inception) -> None:
     assert load_extractor("inception", weights=file).sibling("spatial").name == spatial.name
 
 
-def test_spatial_features_are_the_seven_first_maps_of_mixed_6(inception) -> None:
-    """The network walked by hand to TensorFlow's third block of 17x17, its 1x1 branch: rows, columns,
-    channels."""
+def test_spatial_features_are_the_first_seven_maps_of_mixed_6(inception) -> None:
+    """The layers up to the 1x1 branch of TensorFlow's third 17x17 block are applied by hand."""
     network, file = inception
     images = bytes_(7, 2, 3, 32, 32)
     x = interpolate_bilinear_2d_like_tensorflow1x(images.float(), size=(299, 299), align_corners=False)
@@ -85,18 +83,18 @@ def test_spatial_features_are_the_seven_first_maps_of_mixed_6(inception) -> None
     assert found.shape == (2, 2023)
 
 
-def test_inception_without_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_or_wrong_weights_are_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
     with pytest.raises(
-        MetricError, match=r"hub/checkpoints/weights-inception-.*; download https://.*place it there"
+        MetricError, match=r"hub/checkpoints/weights-inception-.*; download https://.*to this path"
     ):
         load_extractor("inception")
     assert list(tmp_path.iterdir()) == []
     file = tmp_path / "hub/checkpoints/weights-inception-2015-12-05-6726825d.pth"
     file.parent.mkdir(parents=True)
     file.write_bytes(b"half a download")
-    with pytest.raises(MetricError, match="is not the file that was meant"):
+    with pytest.raises(MetricError, match="is not the expected file"):
         load_extractor("inception")
 
 
@@ -105,7 +103,7 @@ class Trap:
         return (Path("trapped").touch, ())
 
 
-def test_inception_runs_nothing_from_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loading_weights_executes_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "trap.pth").write_bytes(pickle.dumps({"fc.weight": Trap()}, protocol=2))
     torch.save({"fc.weight": Trap()}, tmp_path / "zipped.pth")
@@ -119,8 +117,8 @@ def test_inception_runs_nothing_from_its_file(tmp_path: Path, monkeypatch: pytes
     assert not (tmp_path / "trapped").exists()
 
 
-def test_the_download_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Asked for, it goes through torch hub with the checksum; what does not match leaves nothing behind."""
+def test_download_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A download by torch hub with the wrong checksum is removed."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
     wrong = tmp_path / "wrong.pth"

@@ -30,10 +30,10 @@ def test_inception_score_agrees_with_torch_fidelity(real: np.ndarray, fake: np.n
         assert float(ours) == pytest.approx(theirs["inception_score_mean"], rel=1e-9)
 
 
-def test_inception_score_closed_forms() -> None:
+def test_inception_score_equals_closed_forms() -> None:
     """No information: 1. Each sample certain, c classes equally often: c. Sorted, each split one class: 1."""
     certain = np.repeat(np.eye(5), 20, axis=0) * 2000
     assert float(inception_score(np.zeros((30, 5)))) == pytest.approx(1)
     assert float(inception_score(certain)) == pytest.approx(5)
     assert float(inception_score(certain, split_size=20)) == pytest.approx(1)
-    assert inception_score(certain).low is None  # one split tells nothing of the spread
+    assert inception_score(certain).low is None  # one split has no spread

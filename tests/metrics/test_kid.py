@@ -39,7 +39,7 @@ def test_kid_golden_of_clean_fid(features, reference) -> None:
 
 @fresh
 def test_kid_agrees_with_torch_fidelity(real: np.ndarray, fake: np.ndarray) -> None:
-    """In its own subsets, and in its own arithmetic when it is given float64."""
+    """The subsets are the same, and torch-fidelity computes in float64 if it is given float64."""
     theirs = kid_features_to_metric(
         torch.from_numpy(fake), torch.from_numpy(real), kid_subsets=6, kid_subset_size=30, verbose=False
     )
@@ -54,8 +54,7 @@ def test_kid_agrees_with_torch_fidelity(real: np.ndarray, fake: np.ndarray) -> N
 
 
 def test_kid_is_unbiased_and_its_interval_covers() -> None:
-    """Equal distributions: the mean of many draws is 0 within its error; a known difference lies in its
-    interval."""
+    """Equal distributions have a mean of 0 within its error, and intervals cover a known difference."""
     at_null, shifted = [], []
     for seed in range(60):
         x, y, z = (

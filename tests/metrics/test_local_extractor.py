@@ -1,5 +1,4 @@
-"""The classifier trained here: it learns, it is a pure function of the data, its cache is whole or made
-again."""
+"""The local classifier: accuracy, training as a pure function of the data, and a cache that is verified."""
 
 from __future__ import annotations
 
@@ -42,7 +41,7 @@ def small(shape: tuple[int, ...] = (40, 1, 8, 8), classes: int = 3, seed: int = 
     return {"images": images, "labels": random.integers(0, classes, shape[0]), "classes": classes}
 
 
-def test_it_reads_digits_it_has_not_seen(trained: Extractor, digits) -> None:
+def test_classifier_recognises_held_out_digits(trained: Extractor, digits) -> None:
     images, labels = digits
     with torch.no_grad():
         right = trained.outputs(torch.from_numpy(images[1600:]))["logits"].argmax(1).numpy() == labels[1600:]
@@ -72,12 +71,12 @@ def test_distance_rises_with_noise_and_with_lost_classes(trained: Extractor, dig
 def test_features_do_not_depend_on_the_batch(trained: Extractor, digits) -> None:
     images = torch.from_numpy(digits[0][:64])
     together = trained(images)
-    apart = torch.cat([trained(part) for part in images.split(5)])
+    separate = torch.cat([trained(part) for part in images.split(5)])
     assert together.dtype == torch.float32 and together.shape == (64, 64)
-    torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(together, separate, rtol=1e-5, atol=1e-5)
 
 
-def test_training_is_a_pure_function_and_leaves_torch_as_it_was(brief) -> None:
+def test_training_is_a_pure_function_and_restores_torch_settings(brief) -> None:
     threads = torch.get_num_threads()
     shas = []
     try:
@@ -98,13 +97,13 @@ def test_training_is_a_pure_function_and_leaves_torch_as_it_was(brief) -> None:
 @pytest.mark.parametrize(
     "shape", [(20, 1, 1, 1), (20, 3, 5, 7), (20, 1, 90, 40), (21, 3, 32, 32), (20, 3, 2, 70)]
 )
-def test_any_shape(brief, shape: tuple[int, ...]) -> None:
+def test_images_of_any_shape_are_accepted(brief, shape: tuple[int, ...]) -> None:
     data = small(shape)
     features = load_extractor("local", **data)(torch.from_numpy(data["images"]))
     assert features.shape == (shape[0], 64) and features.isfinite().all()
 
 
-def test_the_cache_is_used(brief, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_entry_is_used(brief, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load_extractor("local", **small(), cache=tmp_path)
     monkeypatch.setattr("metrics.extractors.local._train", lambda *_: pytest.fail("trained again"))
     again = load_extractor("local", **small(), cache=tmp_path)
@@ -115,7 +114,7 @@ def test_the_cache_is_used(brief, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("key", ["images", "labels", "classes"])
-def test_other_data_are_another_entry(brief, tmp_path: Path, key: str) -> None:
+def test_other_data_create_another_cache_entry(brief, tmp_path: Path, key: str) -> None:
     data = small()
     other = {"images": 255 - data["images"], "labels": (data["labels"] + 1) % 3, "classes": 4}
     load_extractor("local", **data, cache=tmp_path)
@@ -124,7 +123,7 @@ def test_other_data_are_another_entry(brief, tmp_path: Path, key: str) -> None:
 
 
 @pytest.mark.parametrize("damage", ["truncated", "one byte", "empty", "another accuracy"])
-def test_a_damaged_entry_is_made_again(brief, tmp_path: Path, monkeypatch, damage: str) -> None:
+def test_damaged_entry_is_recreated(brief, tmp_path: Path, monkeypatch, damage: str) -> None:
     first = load_extractor("local", **small(), cache=tmp_path)
     (entry,) = tmp_path.glob("*.safetensors")
     whole = entry.read_bytes()
@@ -144,31 +143,35 @@ def test_a_damaged_entry_is_made_again(brief, tmp_path: Path, monkeypatch, damag
     assert first.accuracy == again.accuracy == third.accuracy
 
 
-def test_a_write_that_fails_leaves_nothing(brief, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_leaves_no_entry(brief, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(MetricError, match=r"cannot keep .*local-\w+\.safetensors: No space left on device"):
+    with pytest.raises(
+        MetricError, match=r"cannot write the cache file .*local-\w+\.safetensors: No space left on device"
+    ):
         load_extractor("local", **small(), cache=tmp_path)
     assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
 
 
-def test_a_disk_that_is_full_while_tensors_are_written(
+def test_full_disk_is_reported_when_tensors_are_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """safetensors has an error of its own for it."""
+    """safetensors raises its own error in this case."""
 
     def full(*_: object) -> None:
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr("safetensors.torch.save_file", full)
-    with pytest.raises(MetricError, match=r"cannot keep .*x\.safetensors: I/O error: No space left"):
+    with pytest.raises(
+        MetricError, match=r"cannot write the cache file .*x\.safetensors: I/O error: No space left"
+    ):
         kept(tmp_path / "x.safetensors", lambda: Saved({"x": torch.ones(2)}, {}))
     assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
 
 
-def test_a_second_process_waits(tmp_path: Path) -> None:
+def test_second_process_waits_for_the_lock(tmp_path: Path) -> None:
     made: list[int] = []
 
     def make() -> Saved:
@@ -189,23 +192,23 @@ def test_a_second_process_waits(tmp_path: Path) -> None:
     ("change", "says"),
     [
         ({"labels": None}, "give images, labels and classes"),
-        ({"classes": 1}, "no labels to learn; use another extractor"),
+        ({"classes": 1}, "no classes; use another extractor"),
         ({"images": np.zeros((40, 1, 8, 8), np.float32)}, "images are float32; give bytes"),
         ({"images": np.zeros((40, 8, 8), np.uint8)}, r"images have shape \(40, 8, 8\)"),
         ({"images": np.zeros((40, 4, 8, 8), np.uint8)}, "with 1 or 3 channels"),
-        ({"labels": np.zeros(39, int)}, "one whole number a label for each"),
+        ({"labels": np.zeros(39, int)}, "one integer label for each"),
         ({"labels": np.zeros(40)}, "float64"),
-        ({"labels": np.full(40, 3)}, r"label 3 is out of range: 3 classes are 0 .. 2"),
+        ({"labels": np.full(40, 3)}, r"label 3 is out of range; expected 0 .. 2 for 3 classes"),
         ({"labels": np.full(40, -1)}, "label -1 is out of range"),
         ({"images": np.zeros((9, 1, 8, 8), np.uint8), "labels": np.zeros(9, int)}, "at least 20 images"),
         ({"weights": "x.safetensors"}, "takes no weights"),
     ],
 )
-def test_refused(change: dict, says: str) -> None:
+def test_invalid_training_data_are_rejected(change: dict, says: str) -> None:
     with pytest.raises(MetricError, match=says):
         load_extractor("local", **{**small(), **change})
 
 
-def test_images_it_was_not_made_for(trained: Extractor) -> None:
+def test_images_with_other_channels_are_rejected(trained: Extractor) -> None:
     with pytest.raises(MetricError, match="takes images of 1 channels; these have 3"):
         trained(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))

@@ -11,7 +11,7 @@ from metrics.extractors.audio.log_mel import BANDS, FFT, FRAME, HOP, PATCH, RATE
 
 
 def slow(wave: np.ndarray, offset: float) -> np.ndarray:
-    """The definition, frame by frame: a Fourier sum, triangles drawn with np.interp, a logarithm."""
+    """Return the log-mel by its definition: a Fourier sum, triangles by np.interp, and a logarithm."""
     n, k = np.arange(FRAME), np.arange(FFT // 2 + 1)
     window = 0.5 - 0.5 * np.cos(2 * np.pi * n / FRAME)
     waves = np.exp(-2j * np.pi * np.outer(k, n) / FFT)
@@ -28,7 +28,7 @@ def slow(wave: np.ndarray, offset: float) -> np.ndarray:
 
 @pytest.mark.parametrize("offset", [1e-2, 1e-3])
 @pytest.mark.parametrize("samples", [FRAME, FRAME + HOP - 1, FRAME + HOP, 4000])
-def test_it_is_the_definition(offset: float, samples: int) -> None:
+def test_log_mel_equals_its_definition(offset: float, samples: int) -> None:
     random = np.random.default_rng(samples)
     waves = (random.standard_normal((2, samples)) * [[1e-3], [0.3]]).astype(np.float32)
     found = log_mel(torch.from_numpy(waves), offset)
@@ -36,12 +36,12 @@ def test_it_is_the_definition(offset: float, samples: int) -> None:
     np.testing.assert_allclose(found, [slow(wave, offset) for wave in waves], atol=2e-5)
 
 
-def test_silence_is_the_offset() -> None:
+def test_silence_gives_the_logarithm_of_the_offset() -> None:
     np.testing.assert_allclose(log_mel(torch.zeros(1, 4000), 1e-3), np.log(1e-3), rtol=1e-6)
 
 
-def test_filters_are_transformers() -> None:
-    """Its triangles, straight in mel; the constant bin is in none of them."""
+def test_filters_equal_transformers() -> None:
+    """The triangles are linear in mel, and the constant bin is in none of them."""
     audio_utils = pytest.importorskip("transformers.audio_utils")
     theirs = audio_utils.mel_filter_bank(
         num_frequency_bins=FFT // 2 + 1,
@@ -56,7 +56,7 @@ def test_filters_are_transformers() -> None:
     assert not mel_matrix()[0].any()
 
 
-def test_a_tone_sounds_in_its_band() -> None:
+def test_tone_is_loudest_in_its_band() -> None:
     centres = np.linspace(*(1127 * np.log(1 + np.array([125.0, 7500.0]) / 700)), BANDS + 2)[1:-1]
     hertz = 700 * (np.exp(centres / 1127) - 1)
     time = np.arange(2000) / RATE
@@ -65,5 +65,5 @@ def test_a_tone_sounds_in_its_band() -> None:
     assert loudest.tolist() == list(range(20, BANDS, 8))
 
 
-def test_a_patch_is_96_frames() -> None:
+def test_patch_has_96_frames() -> None:
     assert WINDOW == 15_600 and log_mel(torch.zeros(1, WINDOW), 1e-2).shape == (1, PATCH, BANDS)

@@ -1,4 +1,4 @@
-"""Memorisation: the definition written out, and copies that the Frechet distance cannot see."""
+"""Memorisation: its definition, and copies that the Frechet distance does not detect."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.features import normal, quick, seeds
 
 @quick
 @given(seeds, st.integers(1, 4), st.integers(2, 20), st.integers(2, 20))
-def test_memorisation_written_out(seed: int, d: int, n: int, m: int) -> None:
+def test_memorisation_equals_its_definition(seed: int, d: int, n: int, m: int) -> None:
     train, fake = normal(seed, n, d), normal(seed + 1, m, d)
     gap = lambda p, q: np.sqrt(((p - q) ** 2).sum())  # noqa: E731
     copies = []
@@ -24,7 +24,7 @@ def test_memorisation_written_out(seed: int, d: int, n: int, m: int) -> None:
     assert float(memorisation(train, fake)) == pytest.approx(np.mean(copies), abs=1e-12)
 
 
-def test_memorisation_sees_what_frechet_cannot() -> None:
+def test_memorisation_detects_copies_of_training_samples() -> None:
     train, held_out = normal(1, 400, 8), normal(2, 300, 8)
     fresh_share = memorisation(train, held_out)
     assert memorisation(train, train[:100]).mean == 1

@@ -1,4 +1,4 @@
-"""The package: light to import, its names, its values."""
+"""The package: light imports, exported names and values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import metrics
 from metrics import MetricError, Value
 
 
-def test_importing_it_imports_nothing_heavy() -> None:
+def test_import_of_the_package_loads_no_heavy_package() -> None:
     heavy = ("torch", "scipy", "numpy", "safetensors")
     code = f"import sys, metrics; print([name for name in {heavy} if name in sys.modules])"
     assert (
@@ -24,10 +24,10 @@ def test_importing_it_imports_nothing_heavy() -> None:
     )
 
 
-def test_every_name_is_there_and_no_room_hides_one() -> None:
-    rooms = {room.name for room in pkgutil.iter_modules(metrics.__path__)}
-    assert rooms.isdisjoint(metrics.__all__)
-    assert set(metrics._ROOM_OF) | {"MetricError", "Value"} == set(metrics.__all__)
+def test_package_exports_every_name_and_no_submodule_shadows_one() -> None:
+    submodules = {module.name for module in pkgutil.iter_modules(metrics.__path__)}
+    assert submodules.isdisjoint(metrics.__all__)
+    assert set(metrics._MODULE_OF) | {"MetricError", "Value"} == set(metrics.__all__)
     for name in metrics.__all__:
         assert getattr(metrics, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'fid'"):
@@ -46,5 +46,5 @@ def test_value_converts_to_its_mean() -> None:
     assert (Value(1.0).low, Value(1.0).high) == (None, None)
 
 
-def test_the_error_is_a_value_error() -> None:
+def test_metric_error_is_a_value_error() -> None:
     assert issubclass(MetricError, ValueError)

@@ -36,7 +36,7 @@ def test_precision_recall_agrees_with_torch_fidelity(real: np.ndarray, fake: np.
 
 @quick
 @given(seeds, st.integers(1, 4), st.integers(5, 25), st.integers(5, 25), st.integers(1, 4))
-def test_precision_recall_written_out(seed: int, d: int, n: int, m: int, k: int) -> None:
+def test_precision_recall_equals_its_definition(seed: int, d: int, n: int, m: int, k: int) -> None:
     """All rules agree where arithmetic is exact; samples on the edge of a ball are inside it."""
     real, fake = whole(seed, n, d), whole(seed + 1, m, d)
     precision = balls(real, fake, k, edge=True).any(axis=0).mean()
@@ -45,8 +45,8 @@ def test_precision_recall_written_out(seed: int, d: int, n: int, m: int, k: int)
         assert [v.mean for v in precision_recall(real, fake, k=k, rule=rule)] == [precision, recall]
 
 
-def test_float16_rounds_and_gives_way() -> None:
-    """ADM's precision cannot tell 1 from 1.0001; where float16 overflows it falls back to float32."""
+def test_float16_rounds_and_falls_back_to_float32_on_overflow() -> None:
+    """float16 does not distinguish 1 from 1.0001."""
     real, fake = np.array([[0.0], [1.0], [2.0]]), np.array([[3.0001], [9.0], [12.0]])
     assert precision_recall(real, fake, k=1).precision.mean == 0
     assert precision_recall(real, fake, k=1, rule="adm-float16").precision.mean == pytest.approx(1 / 3)
@@ -55,7 +55,7 @@ def test_float16_rounds_and_gives_way() -> None:
 
 
 def test_shares_have_wilsons_interval() -> None:
-    """scipy's, as an authority; and at both ends."""
+    """The authority is scipy; shares of 0 and 1 are checked too."""
     from scipy.stats import binomtest
 
     real, fake = normal(1, 80, 3), normal(2, 60, 3, shift=0.7)

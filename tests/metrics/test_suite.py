@@ -1,4 +1,4 @@
-"""The suite: names, groups, and that each value is what its distance gives; reference files read back."""
+"""The table of metrics: names, groups and values of the distances; reference statistics in files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ REAL = RANDOM.normal(size=(150, 6)).astype(np.float32)
 FAKE = (RANDOM.normal(size=(140, 6)) * 1.2 + 0.1).astype(np.float32)
 
 
-def test_groups_and_singles_name_each_value_once() -> None:
+def test_chosen_returns_each_value_once() -> None:
     assert chosen(["prdc", "precision", "fid", "fd"]) == ["precision", "recall", "density", "coverage", "fd"]
     assert set(GROUPS) < set(metric_names())
     with pytest.raises(MetricError, match=r"unknown metric 'prd' .* Did you mean 'prdc'"):
@@ -38,7 +38,7 @@ def test_groups_and_singles_name_each_value_once() -> None:
         chosen([])
 
 
-def test_names_that_belong_to_one_network() -> None:
+def test_reserved_names_are_rejected_with_other_networks() -> None:
     assert called("fd", "inception") == "fid" and called("kid", "inception") == "kid"
     assert called("fd", "i3d") == "fvd" and called("recall", "i3d") == "recall:i3d"
     assert called("fd", "inception@0123abcd") == "fd:inception@0123abcd"
@@ -48,7 +48,7 @@ def test_names_that_belong_to_one_network() -> None:
             check_reserved([name], network)
 
 
-def test_values_are_those_of_the_distances() -> None:
+def test_measure_returns_the_values_of_the_distances() -> None:
     labels = RANDOM.integers(0, 4, 140)
     logits = np.eye(4, dtype=np.float32)[np.where(np.arange(140) < 35, labels, (labels + 1) % 4)]
     real, fake = Side(REAL, REAL, REAL), Side(FAKE, FAKE, FAKE, logits, labels)
@@ -65,7 +65,7 @@ def test_values_are_those_of_the_distances() -> None:
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.values[0])
-def test_the_least_is_where_a_distance_begins_to_have_a_value(metric: Metric) -> None:
+def test_least_is_the_smallest_number_of_samples_with_a_value(metric: Metric) -> None:
     labels, enough = np.zeros(metric.least, int), FAKE[: metric.least]
     few = Side(enough, enough, enough, enough, labels)
     assert len(metric.compute(Side(REAL, REAL, REAL), few)) == len(metric.values)
@@ -74,8 +74,8 @@ def test_the_least_is_where_a_distance_begins_to_have_a_value(metric: Metric) ->
             metric.compute(Side(REAL, REAL, REAL), Side(*(part[:-1] for part in few)))
 
 
-def test_fd_infinity_is_against_the_moments_of_the_reference() -> None:
-    """dgm-eval: mu1 and sigma1 of all real features, subsets of the generated ones alone."""
+def test_fd_infinity_uses_the_moments_of_the_reference() -> None:
+    """dgm-eval: mu1 and sigma1 of all real features, subsets only of the generated ones."""
     kept, streamed = Side(REAL, REAL), Side(moments_of(REAL))
     expected = frechet_infinity(moments_of(REAL), FAKE)
     for real in (kept, streamed):
@@ -83,7 +83,7 @@ def test_fd_infinity_is_against_the_moments_of_the_reference() -> None:
         assert (found.mean, found.low, found.high) == (expected.mean, expected.low, expected.high)
 
 
-def test_the_graph_of_2015_knows_no_classes_of_the_data() -> None:
+def test_accuracy_is_rejected_with_inception() -> None:
     with pytest.raises(
         MetricError, match=r"accuracy needs a classifier .*'local'.* the 1,008 outputs of 'inception'"
     ):
@@ -92,7 +92,7 @@ def test_the_graph_of_2015_knows_no_classes_of_the_data() -> None:
     check_classes("is", "inception")
 
 
-def test_an_adm_batch_gives_the_direct_distance(tmp_path: Path) -> None:
+def test_adm_statistics_give_the_same_distance_as_features(tmp_path: Path) -> None:
     file = tmp_path / "VIRTUAL.npz"
     names = {"mu": REAL.mean(0), "sigma": np.cov(REAL, rowvar=False)}
     np.savez(file, **names, mu_s=names["mu"][:3], sigma_s=names["sigma"][:3, :3])
@@ -105,13 +105,13 @@ def test_an_adm_batch_gives_the_direct_distance(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sigma", [np.ones((6, 5)), np.full((6, 6), np.nan)])
-def test_an_adm_batch_that_is_none(tmp_path: Path, sigma: np.ndarray) -> None:
+def test_invalid_adm_statistics_are_rejected(tmp_path: Path, sigma: np.ndarray) -> None:
     np.savez(tmp_path / "a.npz", mu=np.zeros(6), sigma=sigma)
-    with pytest.raises(MetricError, match=r"a\.npz: mu and sigma are no statistics"):
+    with pytest.raises(MetricError, match=r"a\.npz: mu and sigma are not valid statistics"):
         read_adm(tmp_path / "a.npz")
 
 
-def test_statistics_come_back_and_damage_is_seen(tmp_path: Path) -> None:
+def test_statistics_are_restored_and_damage_is_detected(tmp_path: Path) -> None:
     file, moments = tmp_path / "a.safetensors", moments_of(REAL)
     save_statistics(file, moments, None, {"extractor": "net"})
     found = read_statistics(file)
@@ -120,5 +120,5 @@ def test_statistics_come_back_and_damage_is_seen(tmp_path: Path) -> None:
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    with pytest.raises(MetricError, match=r"a\.safetensors is absent, cut short or altered"):
+    with pytest.raises(MetricError, match=r"a\.safetensors is missing, truncated or altered"):
         read_statistics(file)

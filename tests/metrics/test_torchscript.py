@@ -1,4 +1,4 @@
-"""TorchScript files: features that can be written down, options, logits, and files that are refused."""
+"""TorchScript files: features with a closed form, options, logits, and invalid files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def bytes_(seed: int, *shape: int) -> Tensor:
 
 
 class Means(nn.Module):
-    """The mean of each channel, and of each row's mean: features that can be written down."""
+    """The mean of each channel, and of each row's mean: features with a closed form."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([x.mean([2, 3]), x.square().mean([2, 3])], 1)
@@ -65,7 +65,7 @@ def script(tmp_path: Path):
     return save
 
 
-def test_torchscript_features(script) -> None:
+def test_features_equal_closed_forms(script) -> None:
     file, images = script(Means()), bytes_(0, 5, 3, 8, 6)
     signed = load_extractor(f"torchscript:{file}")
     x = images.double().numpy() / 127.5 - 1
@@ -81,8 +81,8 @@ def test_torchscript_features(script) -> None:
         assert other.dim == 3
 
 
-def test_torchscript_resizes_with_antialias(script) -> None:
-    """Halved, pixels are what Pillow's antialiased bilinear makes of them (to its rounding to bytes)."""
+def test_images_are_resized_like_pillow(script) -> None:
+    """The reference is Pillow's antialiased bilinear filter, up to its rounding to bytes."""
     from PIL import Image
 
     file, images = script(Picky()), bytes_(1, 4, 1, 32, 32)
@@ -102,7 +102,7 @@ def test_torchscript_resizes_with_antialias(script) -> None:
     np.testing.assert_allclose(extract(images), x.reshape(4, -1) @ weight.T + bias, atol=slack)
 
 
-def test_torchscript_takes_the_first_output_and_the_file_as_weights(script) -> None:
+def test_first_output_holds_the_features(script) -> None:
     file, images = script(Two()), bytes_(2, 3, 1, 4, 4)
     extract = load_extractor("torchscript", weights=file)
     np.testing.assert_allclose(extract(images), extract(images.expand(-1, 3, -1, -1)))
@@ -112,23 +112,23 @@ def test_torchscript_takes_the_first_output_and_the_file_as_weights(script) -> N
 @pytest.mark.parametrize(
     ("query", "says"),
     [
-        ("?sizes=96", "option 'sizes' is unknown or doubled"),
-        ("?size=96&size=96", "option 'size' is unknown or doubled"),
+        ("?sizes=96", "option 'sizes' is unknown or repeated"),
+        ("?size=96&size=96", "option 'size' is unknown or repeated"),
         ("?size=0", "size=0: expected a whole number above 0"),
         ("?dim=1.5", "dim=1.5: expected a whole number"),
         ("?dim=", "dim=: expected a whole number"),
         ("?range=imagenet", "range=imagenet: expected one of signed, unit, byte"),
-        ("?sha256=00ff00", "is not the file that was meant: its sha256 is"),
-        ("?dim=7", "gives 6 features; the name asks for dim=7"),
+        ("?sha256=00ff00", "is not the expected file: its sha256 is"),
+        ("?dim=7", "returns 6 outputs, fewer than dim=7"),
     ],
 )
-def test_torchscript_options_refused(script, query: str, says: str) -> None:
+def test_invalid_options_are_rejected(script, query: str, says: str) -> None:
     with pytest.raises(MetricError, match=says):
         load_extractor(f"torchscript:{script(Means())}{query}")
 
 
-def test_torchscript_files_refused(script, tmp_path: Path) -> None:
-    with pytest.raises(MetricError, match=r"gives \(1, 3, 64, 64\) for one image; expected features"):
+def test_invalid_files_are_rejected(script, tmp_path: Path) -> None:
+    with pytest.raises(MetricError, match=r"returns \(1, 3, 64, 64\) for one image; expected features"):
         load_extractor(f"torchscript:{script(Maps())}")
     with pytest.raises(MetricError, match=r"cannot read weights .*absent\.ts: No such file"):
         load_extractor(f"torchscript:{tmp_path / 'absent.ts'}")
@@ -139,8 +139,8 @@ def test_torchscript_files_refused(script, tmp_path: Path) -> None:
         load_extractor("torchscript")
 
 
-def test_logits_lie_beside_the_features(script) -> None:
-    """The last outputs where the name counts them, or a second tensor; one pass gives both."""
+def test_logits_are_returned_with_the_features(script) -> None:
+    """Logits are the last outputs, if the name gives their number, or a second tensor."""
     images = bytes_(6, 3, 3, 8, 8)
     means = images.double().numpy().mean((2, 3)) / 127.5 - 1
     counted = load_extractor(f"torchscript:{script(Means())}?dim=3&logits=2")
@@ -156,5 +156,5 @@ def test_logits_lie_beside_the_features(script) -> None:
     np.testing.assert_allclose(sibling(images), 2 * means, atol=1e-6)
     with pytest.raises(MetricError, match=r"has no output 'spatial' \(known: features, logits\)"):
         second.sibling("spatial")
-    with pytest.raises(MetricError, match="gives 6 features; the name asks for logits=7"):
+    with pytest.raises(MetricError, match="returns 6 outputs, fewer than logits=7"):
         load_extractor(f"torchscript:{script(Means())}?logits=7")

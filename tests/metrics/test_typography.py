@@ -1,5 +1,4 @@
-"""Character error rates: edit distances against a recursion, and two readers on true words, mixed ones and
-noise."""
+"""Character error rates: edit distances against a recursion; readers on real words, other words and noise."""
 
 from __future__ import annotations
 
@@ -47,7 +46,7 @@ def trained(cache_folder: Path) -> Reader:
 
 @settings(derandomize=True, deadline=None)
 @given(SHORT, SHORT)
-def test_edits_against_the_definition(first: str, second: str) -> None:
+def test_edit_distance_equals_its_definition(first: str, second: str) -> None:
     @cache
     def least(a: str, b: str) -> int:
         if not a or not b:
@@ -57,7 +56,7 @@ def test_edits_against_the_definition(first: str, second: str) -> None:
     assert edit_distance(first, second) == least(first, second)
 
 
-def test_known_edits_and_rates() -> None:
+def test_error_rate_equals_known_values() -> None:
     assert edit_distance("kitten", "sitting") == 3 and edit_distance("", "flow") == 4
     rate = error_rate(["flow", "ric", "", "sno"], ["flow", "rice", "sun", "snow"])
     assert (
@@ -66,15 +65,15 @@ def test_known_edits_and_rates() -> None:
     assert error_rate(["abcdefgh"], ["a"]).mean == 7
     assert error_rate(["a"] * 3, ["a"] * 3).mean == 0
     for read, wanted in (([], []), (["a"], ["a", "b"]), (["a"], [""])):
-        with pytest.raises(MetricError, match="no empty word"):
+        with pytest.raises(MetricError, match="no empty one wanted"):
             error_rate(read, wanted)
 
 
-# The reader that is trained here
+# The locally trained reader
 
 
-def test_the_reader_reads_words_it_never_saw(trained: Reader, words: tuple[np.ndarray, list[str]]) -> None:
-    """Oracle: real words, under 3 %. Floors: other words' pictures, and noise."""
+def test_reader_reads_unseen_words(trained: Reader, words: tuple[np.ndarray, list[str]]) -> None:
+    """The error is under 3 % on real words, and high on images of other words and on noise."""
     images, texts = words
     assert trained.error < 0.03
     read = trained.read(images)
@@ -84,14 +83,14 @@ def test_the_reader_reads_words_it_never_saw(trained: Reader, words: tuple[np.nd
     assert error_rate(trained.read(noise), texts).low > 0.8
 
 
-def test_a_wrong_letter_is_one_error(trained: Reader) -> None:
-    """It reads letters and guesses no words."""
+def test_reader_reads_letters_instead_of_guessing_words(trained: Reader) -> None:
+    """Misspelt words are read as they are written."""
     texts = ["hause", "watel", "zzzz", "moom", "aab"]
     read = trained.read(written(texts, "data/test"))
     assert error_rate(read, texts).mean < 0.12
 
 
-def test_the_reader_is_a_function_of_its_pictures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_reader_is_a_pure_function_of_its_images(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(typography, "STEPS", 3)
     texts = random_texts(200)
     images = written(texts, "data/test")
@@ -102,8 +101,8 @@ def test_the_reader_is_a_function_of_its_pictures(monkeypatch: pytest.MonkeyPatc
     assert reader(images, texts, cache=tmp_path).sha256 == first.sha256
 
 
-def test_mistakes_of_the_reader() -> None:
-    with pytest.raises(MetricError, match=r"given float64 of shape \(1, 2\)"):
+def test_reader_rejects_invalid_images_and_texts() -> None:
+    with pytest.raises(MetricError, match=r"but got float64 of shape \(1, 2\)"):
         reader(np.zeros((1, 2)), ["a"])
     for texts in (["a"] * 99, ["A"] * 100, [""] * 100):
         with pytest.raises(MetricError, match="each with a text of letters a to z"):
@@ -114,7 +113,7 @@ def test_mistakes_of_the_reader() -> None:
 
 
 @has_tesseract
-def test_tesseract_reads_real_words_and_not_others(words: tuple[np.ndarray, list[str]]) -> None:
+def test_tesseract_reads_real_words(words: tuple[np.ndarray, list[str]]) -> None:
     images, texts = words
     read = tesseract(images)
     assert error_rate(read, texts).high < 0.1
@@ -124,7 +123,9 @@ def test_tesseract_reads_real_words_and_not_others(words: tuple[np.ndarray, list
 
 
 @has_tesseract
-def test_tesseract_reads_one_word_a_picture_blank_ones_too(words: tuple[np.ndarray, list[str]]) -> None:
+def test_tesseract_returns_one_word_per_image_when_some_are_blank(
+    words: tuple[np.ndarray, list[str]],
+) -> None:
     blank = np.zeros((1, 16, 32), np.uint8)
     read = tesseract(np.concatenate([blank, words[0][:3], blank, words[0][3:5], blank]))
     assert len(read) == 8 and [bool(word) for word in read] == [
@@ -139,19 +140,21 @@ def test_tesseract_reads_one_word_a_picture_blank_ones_too(words: tuple[np.ndarr
     ]
 
 
-def test_tesseract_absent_slow_or_broken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_tesseract_reports_a_missing_slow_or_broken_program(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     images = np.zeros((2, 16, 32), np.uint8)
     with pytest.raises(MetricError, match=r"'tesseract-x' is not installed; run: apt install tesseract-ocr"):
         tesseract(images, program="tesseract-x")
     fake = tmp_path / "fake"
     fake.write_text("#!/bin/sh\necho 'no such language' >&2\nexit 1\n")
     fake.chmod(0o755)
-    with pytest.raises(MetricError, match="fake read 1 of 2 pictures: no such language"):
+    with pytest.raises(MetricError, match="fake read 1 of 2 images: no such language"):
         tesseract(images, program=str(fake))
 
     def slow(*command: object, timeout: float, **options: object) -> None:
         raise subprocess.TimeoutExpired("tesseract", timeout)
 
     monkeypatch.setattr(subprocess, "run", slow)
-    with pytest.raises(MetricError, match="did not read 2 pictures within 300 s"):
+    with pytest.raises(MetricError, match="did not read 2 images within 300 s"):
         tesseract(images, program=str(fake))

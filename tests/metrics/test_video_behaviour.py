@@ -1,5 +1,4 @@
-"""On real clips: the video distance sees shuffled, frozen, half-rate and reversed Sprites; frame means see no
-order."""
+"""Video distances on real clips: shuffled, frozen, half-rate and reversed Sprites are detected."""
 
 from __future__ import annotations
 
@@ -28,7 +27,7 @@ def image(shared_weights: Path) -> Extractor:
 
 
 def sprites(shared_data: Path, count: int, among: int) -> Tensor:
-    """`count` clips drawn from the first `among`."""
+    """Return `count` clips drawn from the first `among`."""
     batches = read_videos(shared_data / "sprites", FRAMES, batch=64)
     clips = torch.cat(list(itertools.islice(batches, among // 64)))
     return clips[torch.randperm(len(clips), generator=torch.Generator().manual_seed(0))[:count]]
@@ -46,44 +45,50 @@ def changed(clips: Tensor) -> dict[str, Tensor]:
 
 
 def features_of(image: Extractor, clips: Tensor) -> dict[str, Tensor]:
-    """Features of the clips as they are and of each change. Changes move whole frames: each frame passes the
-    network once."""
+    """Return the features of the unchanged clips and of each change.
+
+    Changes only rearrange frames, so each frame passes the network once.
+    """
     numbers = torch.arange(len(clips) * FRAMES).view(len(clips), FRAMES, 1, 1, 1)
     frames = torch.cat([image(part) for part in clips.flatten(0, 1).split(128)])
-    arranged = {"as it is": numbers, **changed(numbers)}
+    arranged = {"unchanged": numbers, **changed(numbers)}
     return {what: video_frames.clip_features(frames[n[:, :, 0, 0, 0]]) for what, n in arranged.items()}
 
 
 def ratios(image: Extractor, clips: Tensor) -> tuple[dict[str, float], dict[str, float]]:
-    """Each change's distance to the other half of the clips over that of the unchanged: all terms, and frame
-    means alone."""
+    """Return each change's distance to the other half of the clips, relative to that of the unchanged clips.
+
+    The first result is over all terms, the second over the means of frames only.
+    """
     real, fake = clips.chunk(2)
-    reference, found = features_of(image, real)["as it is"], features_of(image, fake)
+    reference, found = features_of(image, real)["unchanged"], features_of(image, fake)
     shown = slice(0, image.dim)
 
     def over_floor(columns: slice) -> dict[str, float]:
         d = {what: float(frechet_distance(reference[:, columns], x[:, columns])) for what, x in found.items()}
-        return {what: value / d["as it is"] for what, value in d.items() if what != "as it is"}
+        return {what: value / d["unchanged"] for what, value in d.items() if what != "unchanged"}
 
     return over_floor(slice(None)), over_floor(shown)
 
 
-def test_rearranged_features_are_those_of_rearranged_clips(image: Extractor, shared_data: Path) -> None:
+def test_rearranged_features_equal_those_of_rearranged_clips(image: Extractor, shared_data: Path) -> None:
     clips = sprites(shared_data, 3, 64)
     extract, found = video_frames.from_images(image), features_of(image, clips)
-    for what, other in {"as it is": clips, **changed(clips)}.items():
+    for what, other in {"unchanged": clips, **changed(clips)}.items():
         torch.testing.assert_close(extract(other), found[what], rtol=1e-4, atol=1e-4)
 
 
-def test_it_sees_order_rate_and_direction(image: Extractor, shared_data: Path) -> None:
+def test_video_distance_detects_order_rate_and_direction(image: Extractor, shared_data: Path) -> None:
     """48 against 48 clips: same-distribution distances differ by 7 % at this size."""
-    whole, means = ratios(image, sprites(shared_data, 96, 512))
-    assert set(whole) == {"shuffled", "frozen", "half rate", "reversed"}
-    assert min(whole.values()) > 1.15, whole
+    full, means = ratios(image, sprites(shared_data, 96, 512))
+    assert set(full) == {"shuffled", "frozen", "half rate", "reversed"}
+    assert min(full.values()) > 1.15, full
     assert means["shuffled"] == pytest.approx(1, abs=1e-6) and means["reversed"] == pytest.approx(1, abs=1e-6)
 
 
 @pytest.mark.slow
-def test_it_sees_them_well_above_the_floor(image: Extractor, shared_data: Path) -> None:
-    whole, _ = ratios(image, sprites(shared_data, 600, 2560))
-    assert min(whole.values()) > 1.5, whole
+def test_video_distance_of_changed_clips_is_well_above_the_noise_floor(
+    image: Extractor, shared_data: Path
+) -> None:
+    full, _ = ratios(image, sprites(shared_data, 600, 2560))
+    assert min(full.values()) > 1.5, full

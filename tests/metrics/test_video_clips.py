@@ -1,5 +1,4 @@
-"""Readers of videos: lossless files and arrays come out as they went in; clips are drawn by seed and number
-alone."""
+"""Readers of videos: lossless files and arrays are read unchanged; clips depend only on seed and number."""
 
 from __future__ import annotations
 
@@ -43,7 +42,7 @@ def encode(frames: np.ndarray, container: str = "matroska", codec: str = "ffv1",
 
 
 def numbers(clips: torch.Tensor) -> np.ndarray:
-    """Which frames of their videos they are, (B, T)."""
+    """Return the frame numbers (B, T) of clips within their videos."""
     return clips[:, :, 0, 0, 0].numpy()
 
 
@@ -60,7 +59,7 @@ def folder(tmp_path: Path) -> Path:
 # Reading
 
 
-def test_lossless_files_come_out_as_they_went_in(folder: Path) -> None:
+def test_lossless_files_are_read_unchanged(folder: Path) -> None:
     (clips,) = read_videos(folder, 5, start="first")
     assert clips.dtype == torch.uint8 and clips.shape == (3, 5, 3, 6, 8) and clips.is_contiguous()
     for clip, frames in zip(clips, (5, 12, 20), strict=True):
@@ -72,15 +71,17 @@ def test_lossless_files_come_out_as_they_went_in(folder: Path) -> None:
     ("container", "codec", "form"),
     [("mp4", "mpeg4", "yuv420p"), ("gif", "gif", "rgb8"), ("avi", "mjpeg", "yuvj420p")],
 )
-def test_other_containers(tmp_path: Path, container: str, codec: str, form: str) -> None:
-    """Frames of one colour come through lossy codecs in number and order."""
+def test_lossy_containers_keep_number_and_order_of_frames(
+    tmp_path: Path, container: str, codec: str, form: str
+) -> None:
+    """Frames of one colour are recognised after a lossy codec."""
     flat = np.repeat(np.arange(20, 220, 40, dtype=np.uint8), 16 * 16 * 3).reshape(5, 16, 16, 3)
     (tmp_path / f"x.{container}").write_bytes(encode(flat, container, codec, form))
     (clips,) = read_videos(tmp_path, 5)
     np.testing.assert_allclose(clips.float().mean((0, 2, 3, 4)), flat.mean((1, 2, 3)), atol=20)
 
 
-def test_parquet_rows(tmp_path: Path) -> None:
+def test_parquet_rows_are_read_in_order(tmp_path: Path) -> None:
     cells = [{"bytes": encode(pixels(3, seed=row)), "path": None} for row in range(5)]
     pq.write_table(pa.table({"video": cells, "label": range(5)}), tmp_path / "x.parquet")
     for path in (tmp_path, tmp_path / "x.parquet"):
@@ -91,7 +92,7 @@ def test_parquet_rows(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["x.npy", "arr_0.npz", "own.npz"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_arrays(tmp_path: Path, name: str, channels: int) -> None:
+def test_arrays_are_read_with_stride(tmp_path: Path, name: str, channels: int) -> None:
     x = np.stack([pixels(7, seed=seed)[..., :channels] for seed in range(5)])
     if name.endswith("npy"):
         np.save(tmp_path / name, x)
@@ -106,7 +107,7 @@ def test_arrays(tmp_path: Path, name: str, channels: int) -> None:
 # Clips
 
 
-def test_a_clip_is_drawn_from_seed_and_number(folder: Path) -> None:
+def test_clip_depends_only_on_seed_and_number(folder: Path) -> None:
     def drawn(**given: int) -> list:
         return np.concatenate([numbers(c) for c in read_videos(folder, 3, stride=2, **given)]).tolist()
 
@@ -117,32 +118,32 @@ def test_a_clip_is_drawn_from_seed_and_number(folder: Path) -> None:
     assert drawn(seed=0)[0][0] == 0  # a clip takes all five frames of the first
 
 
-def test_starts_are_even(tmp_path: Path) -> None:
+def test_clip_starts_are_uniform(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.broadcast_to(pixels(10, 1, 1), (3000, 10, 1, 1, 3)))
     clips = torch.cat(list(read_videos(tmp_path / "x.npy", 6, batch=500)))
     counts = np.bincount(numbers(clips)[:, 0])
     assert len(counts) == 5 and chisquare(counts).pvalue > 0.01
 
 
-def test_videos_too_short(folder: Path) -> None:
-    with pytest.raises(MetricError, match=r"a\.MKV has 5 frames; a clip takes 12"):
+def test_short_videos_are_rejected_or_dropped(folder: Path) -> None:
+    with pytest.raises(MetricError, match=r"a\.MKV has 5 frames; a clip needs 12"):
         list(read_videos(folder, 12))
     dropped: list[str] = []
     (clips,) = read_videos(folder, 12, dropped=dropped)
     assert len(clips) == 2 and [Path(name).name for name in dropped] == ["a.MKV"]
     with pytest.raises(
-        MetricError, match=r"no video of .* has the 21 frames that a clip takes; 3 are shorter"
+        MetricError, match=r"no video of .* has the 21 frames that a clip needs; 3 are shorter"
     ):
         list(read_videos(folder, 21, dropped=[]))
     (folder / "one.mkv").write_bytes(encode(pixels(1)))
-    with pytest.raises(MetricError, match=r"one\.mkv has 1 frame; a clip takes 2"):
+    with pytest.raises(MetricError, match=r"one\.mkv has 1 frame; a clip needs 2"):
         list(read_videos(folder, 2))
 
 
-# What is refused
+# Invalid inputs
 
 
-def test_bad_videos_are_named(folder: Path) -> None:
+def test_undecodable_videos_are_rejected_by_name(folder: Path) -> None:
     whole = (folder / "b.mkv").read_bytes()
     for content, says in (
         (b"no video at all", "cannot be decoded as video"),
@@ -153,12 +154,12 @@ def test_bad_videos_are_named(folder: Path) -> None:
             list(read_videos(folder, 2))
     (folder / "c.mkv").write_bytes(encode(pixels(5, width=10)))
     with pytest.raises(
-        MetricError, match=r"c\.mkv has frames of 6x10x3, .*a\.MKV of 6x8x3: give videos of one size"
+        MetricError, match=r"c\.mkv has frames of 6x10x3, .*a\.MKV has 6x8x3; give videos of one size"
     ):
         list(read_videos(folder, 2))
 
 
-def test_a_recording_is_no_video(tmp_path: Path) -> None:
+def test_recording_is_rejected_as_a_video(tmp_path: Path) -> None:
     soundfile = pytest.importorskip("soundfile")
     soundfile.write(tmp_path / "x.mp4", np.zeros(100), 8000, format="WAV")
     with pytest.raises(MetricError, match=r"x\.mp4 has no video stream"):
@@ -175,7 +176,7 @@ def test_a_recording_is_no_video(tmp_path: Path) -> None:
         (np.array([{}], object), "object; give bytes"),
     ],
 )
-def test_arrays_refused(tmp_path: Path, array: np.ndarray, says: str) -> None:
+def test_invalid_arrays_are_rejected(tmp_path: Path, array: np.ndarray, says: str) -> None:
     np.save(tmp_path / "x.npy", array)
     np.savez(tmp_path / "x.npz", array)
     for name in ("x.npy", "x.npz"):
@@ -183,23 +184,23 @@ def test_arrays_refused(tmp_path: Path, array: np.ndarray, says: str) -> None:
             list(read_videos(tmp_path / name, 2))
 
 
-def test_other_arrays_are_no_videos(tmp_path: Path) -> None:
+def test_is_video_is_false_for_other_arrays(tmp_path: Path) -> None:
     np.savez(tmp_path / "statistics.npz", mu=np.zeros(3), sigma=np.eye(3))
     np.savez(tmp_path / "images.npz", mu=np.zeros(3), arr_0=np.zeros((2, 4, 4, 3), np.uint8))
     (tmp_path / "text.npy").write_text("no array")
     assert not any(is_video(file) for file in tmp_path.iterdir())
 
 
-def test_files_refused(tmp_path: Path) -> None:
+def test_invalid_files_are_rejected(tmp_path: Path) -> None:
     np.savez(tmp_path / "two.npz", a=np.zeros(2), b=np.zeros(3))
     (tmp_path / "text.npz").write_text("no array")
     (tmp_path / "text.npy").write_text("no array")
     pq.write_table(pa.table({"image": [b"x"]}), tmp_path / "x.parquet")
     for name, says in (
         ("two.npz", "holds a, b; expected the array arr_0"),
-        ("text.npz", "is not a whole numpy file"),
-        ("text.npy", "is not a whole numpy file"),
-        ("absent.npy", "is not a whole numpy file: .*No such file"),
+        ("text.npz", "is not a complete numpy file"),
+        ("text.npy", "is not a complete numpy file"),
+        ("absent.npy", "is not a complete numpy file: .*No such file"),
         ("absent", "no such file or folder"),
         ("x.parquet", "parquet with a column 'video'"),
     ):
@@ -212,10 +213,10 @@ def test_files_refused(tmp_path: Path) -> None:
 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(st.sampled_from(["x.npy", "plain.npz", "packed.npz"]), st.data())
-def test_a_damaged_array_is_never_a_traceback(
+def test_damaged_array_is_read_or_rejected_by_name(
     tmp_path_factory: pytest.TempPathFactory, name: str, data: st.DataObject
 ) -> None:
-    """Cut anywhere, or with bytes changed: read, or refused by its name."""
+    """The file is truncated anywhere, or some bytes are changed."""
     write = {"x.npy": np.save, "plain.npz": np.savez, "packed.npz": np.savez_compressed}[name]
     whole = io.BytesIO()
     write(whole, np.stack([pixels(4, seed=seed) for seed in range(3)]))
@@ -233,14 +234,14 @@ def test_a_damaged_array_is_never_a_traceback(
 
 
 @pytest.mark.parametrize("name", ["x.npy", "x.npz"])
-def test_an_array_cut_short_is_refused(tmp_path: Path, name: str) -> None:
+def test_truncated_array_is_rejected(tmp_path: Path, name: str) -> None:
     (np.save if name == "x.npy" else np.savez)(tmp_path / name, np.stack([pixels(4)]))
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-100])
-    with pytest.raises(MetricError, match=rf"{name} is not a whole numpy file"):
+    with pytest.raises(MetricError, match=rf"{name} is not a complete numpy file"):
         list(read_videos(tmp_path / name, 4))
 
 
-def test_a_title_in_another_encoding_does_not_matter(folder: Path) -> None:
+def test_title_in_another_encoding_is_ignored(folder: Path) -> None:
     title = "Café crème".encode("latin-1")
     content = io.BytesIO()
     with av.open(content, "w", format="mp4") as file:
@@ -258,20 +259,22 @@ def test_a_title_in_another_encoding_does_not_matter(folder: Path) -> None:
     assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("asked", [{"frames": 0}, {"stride": 0}, {"batch": 0}, {"start": "last"}])
-def test_clips_refused(folder: Path, asked: dict) -> None:
-    with pytest.raises(MetricError, match="expected numbers above 0 and a start of random or first"):
-        list(read_videos(folder, **{"frames": 2, **asked}))
+@pytest.mark.parametrize("setting", [{"frames": 0}, {"stride": 0}, {"batch": 0}, {"start": "last"}])
+def test_invalid_clip_settings_are_rejected(folder: Path, setting: dict) -> None:
+    with pytest.raises(MetricError, match="expected numbers of 1 or more and a start of random or first"):
+        list(read_videos(folder, **{"frames": 2, **setting}))
 
 
-def test_without_the_package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_is_reported_with_its_install_command(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(__import__("sys").modules, "av", None)
     with pytest.raises(MetricError, match=r"run: pip install 'flowrace\[video\]'"):
         list(read_videos(folder, 2))
 
 
-def test_files_are_closed(folder: Path) -> None:
-    """More videos than a process may have open: each is read to its clip and left."""
+def test_files_are_closed_after_reading(folder: Path) -> None:
+    """The number of open files does not grow, although each video is read only as far as its clip."""
     limit = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").exists() else None
     if limit is None:
         pytest.skip("counts open files in /proc")

@@ -1,5 +1,4 @@
-"""Temporal consistency: closed forms, plain loops, and true videos against frozen, shuffled and noisy
-ones."""
+"""Temporal consistency: closed forms, plain loops, and real against frozen, shuffled and noisy videos."""
 
 from __future__ import annotations
 
@@ -29,13 +28,13 @@ def videos(data: MovingDigits) -> np.ndarray:
 
 
 def shuffled(frames: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Each clip's frames in an order of its own."""
+    """Shuffle the frames within each clip."""
     random = np.random.default_rng(seed)
     return np.stack([clip[random.permutation(len(clip))] for clip in frames])
 
 
 def mixed(frames: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Frames shuffled among clips."""
+    """Shuffle frames among clips."""
     flat = frames.reshape(-1, *frames.shape[2:])
     return flat[np.random.default_rng(seed).permutation(len(flat))].reshape(frames.shape)
 
@@ -43,7 +42,7 @@ def mixed(frames: np.ndarray, seed: int = 0) -> np.ndarray:
 # Agreement
 
 
-def test_agreement_against_pairs_counted_one_by_one() -> None:
+def test_agreement_equals_a_count_of_pairs() -> None:
     predicted = np.random.default_rng(0).integers(0, 3, (7, 5))
     shares = [np.mean([a == b for a, b in itertools.combinations(clip, 2)]) for clip in predicted]
     value = agreement(predicted)
@@ -52,7 +51,7 @@ def test_agreement_against_pairs_counted_one_by_one() -> None:
     assert (value.low, value.high) == pytest.approx((value.mean - half, value.mean + half), abs=1e-4)
 
 
-def test_agreement_of_true_videos_and_of_mixed_ones(data: MovingDigits) -> None:
+def test_agreement_is_1_for_real_videos_and_1_over_classes_for_mixed_ones(data: MovingDigits) -> None:
     """A classifier that is right in 95 % of frames, on ten classes: 0.95^2 + 0.05^2 / 9, and about 1/10 when
     mixed."""
     random = np.random.default_rng(0)
@@ -68,7 +67,7 @@ def test_agreement_of_true_videos_and_of_mixed_ones(data: MovingDigits) -> None:
 # Drift
 
 
-def test_drift_against_distances_taken_one_by_one() -> None:
+def test_drift_equals_distances_of_single_pairs() -> None:
     x = np.random.default_rng(0).normal(size=(5, 4, 3)) + 10 * np.arange(5)[:, None, None]
 
     def relative(x: np.ndarray) -> float:
@@ -88,7 +87,7 @@ def test_drift_against_distances_taken_one_by_one() -> None:
     assert found.relative.high - found.relative.mean == pytest.approx(half, rel=1e-4)
 
 
-def test_drift_of_frozen_true_and_mixed_videos(videos: np.ndarray) -> None:
+def test_drift_is_0_for_frozen_videos_and_1_for_mixed_ones(videos: np.ndarray) -> None:
     """By the brightness of each frame, which stays with a digit: next to 0 when true, 0 when frozen, 1 when
     mixed."""
     brightness = videos.sum((2, 3))[..., None]
@@ -101,14 +100,16 @@ def test_drift_of_frozen_true_and_mixed_videos(videos: np.ndarray) -> None:
 # Motion
 
 
-def test_centres_against_scipy(videos: np.ndarray) -> None:
+def test_centres_equal_scipy(videos: np.ndarray) -> None:
     found = centres(videos[:5])
     for clip, rows in zip(videos[:5], found, strict=True):
         np.testing.assert_allclose(rows, [center_of_mass(frame.astype(float)) for frame in clip])
     np.testing.assert_array_equal(centres(np.zeros((1, 2, 5, 7), np.uint8))[0], [[2, 3], [2, 3]])
 
 
-def test_true_paths_have_no_error_and_others_have(data: MovingDigits, videos: np.ndarray) -> None:
+def test_dynamics_error_is_0_for_real_paths_and_high_for_others(
+    data: MovingDigits, videos: np.ndarray
+) -> None:
     """Oracle: the digits' own paths, and the paths read from their pixels. Floors: another order, one frame,
     noise."""
     assert dynamics_error(data.position[:CLIPS], **WORLD).mean < 2e-3
@@ -120,7 +121,7 @@ def test_true_paths_have_no_error_and_others_have(data: MovingDigits, videos: np
         assert dynamics_error(floor, **WORLD).low > 0.9
 
 
-def test_walls_may_be_anywhere_and_noise_shows_as_large_as_it_is(data: MovingDigits) -> None:
+def test_dynamics_error_ignores_the_position_of_walls_and_measures_noise(data: MovingDigits) -> None:
     random = np.random.default_rng(0)
     paths = data.position[:CLIPS] + random.uniform(-5, 5, (CLIPS, 1, 2))
     assert dynamics_error(paths, **WORLD).mean < 2e-3
@@ -129,16 +130,16 @@ def test_walls_may_be_anywhere_and_noise_shows_as_large_as_it_is(data: MovingDig
     assert trembling.mean == pytest.approx(0.2 * np.sqrt(13 / 16), rel=0.1)
 
 
-def test_a_jump_in_the_middle_shows(data: MovingDigits) -> None:
+def test_dynamics_error_detects_a_jump(data: MovingDigits) -> None:
     paths = np.array(data.position[:CLIPS])
     paths[:, 8:] = paths[::-1, 8:]
     assert dynamics_error(paths, **WORLD).low > 0.4
 
 
-def test_mistakes() -> None:
-    with pytest.raises(MetricError, match=r"given int64 of shape \(3, 1\)"):
+def test_invalid_inputs_are_rejected() -> None:
+    with pytest.raises(MetricError, match=r"but got int64 of shape \(3, 1\)"):
         agreement(np.zeros((3, 1), int))
-    with pytest.raises(MetricError, match="3 or more are needed, given 2"):
+    with pytest.raises(MetricError, match="needs 3 or more, but got 2"):
         drift(np.ones((2, 3, 1)))
     with pytest.raises(MetricError, match="all videos have the same features"):
         drift(np.tile(np.random.default_rng(0).normal(size=(1, 4, 3)), (5, 1, 1)) * 0 + 1)

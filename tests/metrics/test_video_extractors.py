@@ -1,4 +1,4 @@
-"""Networks over clips: the three terms of `video:`, the one trained here, I3D's protocol."""
+"""Video extractors: the three terms of `video:`, the classifier `video:local`, and I3D's protocol."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Means(nn.Module):
 
 
 @pytest.mark.parametrize("frames", [2, 3, 8])
-def test_three_terms(script, frames: int) -> None:
+def test_three_terms_equal_their_definitions(script, frames: int) -> None:
     extract = video_frames.load(f"torchscript:{script(Means())}", device=CPU)
     clips = clips_(3, frames, 3, 5, 4)
     x = clips.double().numpy() / 127.5 - 1
@@ -54,9 +54,8 @@ def test_three_terms(script, frames: int) -> None:
     assert (extract.name, extract.dim, extract.least) == ("video:torchscript:net", 18, 2)
 
 
-def test_what_each_term_is_blind_to(script) -> None:
-    """Order does not move the mean; direction moves the last term alone, and only its sign; stillness empties
-    two."""
+def test_each_term_has_its_invariances(script) -> None:
+    """Order leaves the mean, reversal flips the sign of the last term, and freezing sets two terms to 0."""
     extract = video_frames.load(f"torchscript:{script(Means())}", device=CPU)
     clips = clips_(2, 6, 3, 5, 4)
     shown, change, way = extract(clips).chunk(3, 1)
@@ -69,16 +68,18 @@ def test_what_each_term_is_blind_to(script) -> None:
     assert not torch.allclose(shuffled[1], change) and not torch.allclose(shuffled[2], way)
 
 
-def test_grey_clips_and_many_frames(script, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_grey_clips_are_repeated_and_frames_are_split_in_chunks(
+    script, monkeypatch: pytest.MonkeyPatch
+) -> None:
     extract = video_frames.load(f"torchscript:{script(Means())}", device=CPU)
     grey = clips_(5, 4, 1, 6, 6)
-    whole = extract(grey.expand(-1, -1, 3, -1, -1))
+    expected = extract(grey.expand(-1, -1, 3, -1, -1))
     monkeypatch.setattr(video_frames, "CHUNK", 3)
-    torch.testing.assert_close(extract(grey), whole)
+    torch.testing.assert_close(extract(grey), expected)
 
 
 def moving(labels: np.ndarray, frames: int = 6, seed: int = 0) -> np.ndarray:
-    """Bars of three kinds that move to the right, from a place of their own, (n, T, 1, 12, 12)."""
+    """Return clips (n, T, 1, 12, 12) of three kinds of bars that move to the right from random positions."""
     random = np.random.default_rng(seed)
     x = random.integers(0, 40, (len(labels), frames, 1, 12, 12), dtype=np.uint8)
     for clip, kind in zip(x, labels, strict=True):
@@ -88,19 +89,17 @@ def moving(labels: np.ndarray, frames: int = 6, seed: int = 0) -> np.ndarray:
     return x
 
 
-def test_the_network_trained_here_sees_order_and_direction(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_video_local_detects_order_and_direction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("metrics.extractors.local.STEPS", 60)
     labels = np.arange(120) % 3
-    taught = {"images": moving(labels), "labels": labels, "classes": 3, "cache": tmp_path}
-    extract = video_frames.load("local", device=CPU, **taught)
+    training = {"images": moving(labels), "labels": labels, "classes": 3, "cache": tmp_path}
+    extract = video_frames.load("local", device=CPU, **training)
     assert (extract.name, extract.dim, extract.channels) == (
         "video:local",
         192,
         1,
     ) and extract.accuracy > 0.95
-    real, fake = extract(torch.from_numpy(taught["images"])), torch.from_numpy(moving(labels, seed=1))
+    real, fake = extract(torch.from_numpy(training["images"])), torch.from_numpy(moving(labels, seed=1))
     floor = frechet_distance(real, extract(fake)).mean
     order = torch.from_numpy(np.random.default_rng(0).permuted(np.tile(np.arange(6), (120, 1)), axis=1))
     changed = {
@@ -117,7 +116,7 @@ def test_the_network_trained_here_sees_order_and_direction(
 
 
 class Detector(nn.Module):
-    """With the signature of StyleGAN-V's file: it says what it was called with."""
+    """A network with the signature of StyleGAN-V's file that also returns the flags it was called with."""
 
     def forward(
         self, x: Tensor, rescale: bool = False, resize: bool = False, return_features: bool = False
@@ -127,7 +126,7 @@ class Detector(nn.Module):
         return torch.cat([x.mean([3, 4]).flatten(1), flags.expand(x.shape[0], 3)], 1)
 
 
-def test_i3d_is_called_as_stylegan_v_does(script) -> None:
+def test_i3d_is_called_with_the_arguments_of_stylegan_v(script) -> None:
     extract = video_i3d.load(script(Detector()), device=CPU)
     clips = clips_(video_i3d.CHUNK + 1, 16, 3, 20, 24)
     found = extract(clips)
@@ -138,32 +137,32 @@ def test_i3d_is_called_as_stylegan_v_does(script) -> None:
     assert extract.name == f"i3d@{extract.sha256[:8]}"  # not the original file: not FVD
 
 
-def test_only_the_original_file_is_i3d(script, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_i3d_has_its_plain_name_only_with_the_original_file(script, monkeypatch: pytest.MonkeyPatch) -> None:
     file = script(Detector())
     monkeypatch.setattr(video_i3d, "SHA256", video_i3d.load(file, device=CPU).sha256)
     assert video_i3d.load(file, device=CPU).name == "i3d"
 
 
-def test_i3d_counts_its_frames(script) -> None:
+def test_i3d_requires_its_number_of_frames(script) -> None:
     file = script(Detector())
     with pytest.raises(MetricError, match=r"'i3d@.*' takes clips of 16 frames; these have 8"):
         video_i3d.load(file, device=CPU)(clips_(1, 8, 3, 8, 8))
     assert video_i3d.load(f"{file}?frames=12", device=CPU)(clips_(2, 12, 3, 8, 8)).shape == (2, 39)
     for query in ("frames=9", "frames=x", "size=3", "frames="):
-        with pytest.raises(MetricError, match=f"i3d option '{query}': the one option is frames="):
+        with pytest.raises(MetricError, match=f"i3d option '{query}': the only option is frames="):
             video_i3d.load(f"{file}?{query}", device=CPU)
 
 
-def test_i3d_refuses_other_files(script, tmp_path: Path) -> None:
+def test_i3d_rejects_other_files(script, tmp_path: Path) -> None:
     with pytest.raises(MetricError, match=r"net\.ts is not StyleGAN-V's I3D, which takes rescale"):
         video_i3d.load(script(Means()), device=CPU)
-    with pytest.raises(MetricError, match=r"absent\.pt.*; download https://.* and place it there"):
+    with pytest.raises(MetricError, match=r"absent\.pt.*; download https://.* to this path"):
         video_i3d.load(tmp_path / "absent.pt", device=CPU)
     with pytest.raises(MetricError, match="'i3d' needs its file: download https://"):
         video_i3d.load(None, device=CPU)
 
 
-# What every extractor refuses
+# Invalid clips
 
 
 @pytest.mark.parametrize(
@@ -178,7 +177,7 @@ def test_i3d_refuses_other_files(script, tmp_path: Path) -> None:
         (clips_(2, 4, 3, 8, 8), "takes clips of 1 channels; these have 3"),
     ],
 )
-def test_clips_refused(clips: object, says: str) -> None:
+def test_invalid_clips_are_rejected(clips: object, says: str) -> None:
     def network(x: Tensor) -> Tensor:
         return x.float().mean((3, 4)).flatten(1)
 
@@ -188,22 +187,24 @@ def test_clips_refused(clips: object, says: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "yamnet:net.ts", "video:inception"])
-def test_video_needs_a_network_of_images(name: str) -> None:
-    with pytest.raises(MetricError, match=f"'video:{name}' needs one of images, as video:inception"):
+def test_video_requires_an_image_extractor(name: str) -> None:
+    with pytest.raises(
+        MetricError, match=f"'video:{name}' needs an image extractor, for example video:inception"
+    ):
         video_frames.load(name, device=CPU)
 
 
-# The door
+# Loading by name
 
 
-def test_the_door(script) -> None:
+def test_load_extractor_loads_video_extractors_by_name(script) -> None:
     file = script(Means())
     name = f"video:torchscript:{file}?dim=2"
     assert extractor_modality(name) == "video" and load_extractor(name).dim == 6
     assert load_extractor("video:torchscript", weights=file).dim == 18
     file = script(Detector(), "i3d.ts")
     assert load_extractor(f"i3d:{file}?frames=12").frames == 12
-    with pytest.raises(MetricError, match=r"i3d\.ts is not the file that was meant"):
+    with pytest.raises(MetricError, match=r"i3d\.ts is not the expected file"):
         load_extractor("i3d", weights=file, sha256="00ff")
     assert load_extractor("i3d", weights=file).sha256 == video_i3d.load(file, device=CPU).sha256
     for family in ("i3d", "videomae"):

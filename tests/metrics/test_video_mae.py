@@ -1,5 +1,4 @@
-"""VideoMAE against the authors' forward pass in float64, from their file and from a folder of
-transformers'."""
+"""VideoMAE against the authors' forward pass in float64, from their file and from transformers' folder."""
 
 from __future__ import annotations
 
@@ -27,7 +26,7 @@ WIDTH, DEPTH, INNER, PATCH, LABELS = 128, 2, 96, 56, 5
 
 
 def authors() -> dict[str, Tensor]:
-    """Random weights in the layout of the authors' checkpoint of VideoMAE v2."""
+    """Return random weights in the layout of the authors' checkpoint of VideoMAE v2."""
     random = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
@@ -55,13 +54,13 @@ def authors() -> dict[str, Tensor]:
 
 
 def positions(count: int) -> Tensor:
-    """Sines in even columns, cosines in odd ones."""
+    """Return position embeddings: sines in even columns, cosines in odd ones."""
     angles = np.arange(count)[:, None] / 10_000 ** (2 * (np.arange(WIDTH) // 2) / WIDTH)
     return torch.from_numpy(np.where(np.arange(WIDTH) % 2, np.cos(angles), np.sin(angles)))
 
 
 def by_hand(state: dict[str, Tensor], clips: Tensor) -> Tensor:
-    """`forward_features` of the authors' network, in float64, on frames that cdfvd's preprocessing makes."""
+    """Return `forward_features` of the authors' network, in float64, with cdfvd's preprocessing."""
     w = {name: value.double() for name, value in state.items()}
     frames = F.interpolate(
         clips.flatten(0, 1).double() / 255, (224, 224), mode="bilinear", align_corners=False
@@ -88,7 +87,7 @@ def by_hand(state: dict[str, Tensor], clips: Tensor) -> Tensor:
 
 @pytest.fixture(scope="module")
 def mae_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same weights as transformers keeps them."""
+    """Return a folder with the same weights in transformers' layout."""
     pytest.importorskip("transformers")
     folder = tmp_path_factory.mktemp("mae")
     safetensors.torch.save_file(authors(), folder / "authors.safetensors")
@@ -97,7 +96,7 @@ def mae_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
-def test_videomae_from_the_authors_file(tmp_path: Path, suffix: str) -> None:
+def test_videomae_equals_the_authors_network_when_read_from_their_file(tmp_path: Path, suffix: str) -> None:
     pytest.importorskip("transformers")
     state, file = authors(), tmp_path / f"mae.{suffix}"
     if suffix == "pth":
@@ -111,14 +110,14 @@ def test_videomae_from_the_authors_file(tmp_path: Path, suffix: str) -> None:
     torch.testing.assert_close(extract(clips), torch.cat([one, two]), atol=1e-5, rtol=1e-5)
 
 
-def test_videomae_from_a_folder(mae_folder: Path) -> None:
+def test_videomae_equals_the_authors_network_when_read_from_a_folder(mae_folder: Path) -> None:
     extract, clips = video_mae.load(mae_folder, device=CPU), clips_(1, 16, 3, 30, 40, seed=1)
     np.testing.assert_allclose(
         extract(clips), by_hand(authors(), clips), atol=1e-4
     )  # its last epsilon is 1e-5
 
 
-def test_videomae_refuses_other_weights(mae_folder: Path, tmp_path: Path) -> None:
+def test_videomae_rejects_other_weights(mae_folder: Path, tmp_path: Path) -> None:
     state = authors()
     for lost, says in (
         ("head.weight", "no 'head.weight'"),
@@ -131,7 +130,8 @@ def test_videomae_refuses_other_weights(mae_folder: Path, tmp_path: Path) -> Non
         with pytest.raises(MetricError, match=rf"mae\.safetensors does not hold .*{re.escape(says)}"):
             video_mae.load(tmp_path / "mae.safetensors", device=CPU)
     with pytest.raises(
-        MetricError, match=r"'videomae' needs its weights: name vit_g_hybrid_pt_1200e_ssv2_ft\.pth"
+        MetricError,
+        match=r"'videomae' needs its weights; write videomae:<path of vit_g_hybrid_pt_1200e_ssv2_ft\.pth",
     ):
         video_mae.load(None, device=CPU)
     with pytest.raises(MetricError, match=r"cannot read weights .*model\.safetensors"):
@@ -141,6 +141,6 @@ def test_videomae_refuses_other_weights(mae_folder: Path, tmp_path: Path) -> Non
     del held["fc_norm.bias"]
     safetensors.torch.save_file(held, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(
-        MetricError, match=r"lacks 1 weights of .*VideoMAEForVideoClassification, fc_norm\.bias the first"
+        MetricError, match=r"lacks 1 weights of .*VideoMAEForVideoClassification; the first is fc_norm\.bias"
     ):
         video_mae.load(tmp_path, device=CPU)

@@ -1,4 +1,4 @@
-"""Networks of timm and open_clip as extractors: against transformers' own, Pillow, and a slow bicubic."""
+"""Networks of timm and open_clip as extractors: against transformers, Pillow, and a plain bicubic."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def bytes_(seed: int, *shape: int) -> Tensor:
 
 
 def draw(network: nn.Module) -> nn.Module:
-    """Random weights in which every parameter speaks."""
+    """Draw random weights, so that every parameter affects the output."""
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -47,7 +47,7 @@ def draw(network: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [(24, 40), (9, 7)])
-def test_antialiased_pixels_are_pillows(mode: str, size: tuple[int, int]) -> None:
+def test_resize_equals_pillow(mode: str, size: tuple[int, int]) -> None:
     images = bytes_(0, 3, 3, 20, 26)
     how = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[mode]
     pillow = [
@@ -58,7 +58,7 @@ def test_antialiased_pixels_are_pillows(mode: str, size: tuple[int, int]) -> Non
     assert np.array_equal(found, found.round()) and 0 <= found.min() <= found.max() <= 255
 
 
-def test_pixels_of_their_own_size_are_only_scaled() -> None:
+def test_images_of_the_right_size_are_only_normalised() -> None:
     images = bytes_(1, 2, 3, 6, 5)
     pixels = Pixels((6, 5), MEAN, STD)
     expected = (images.double().numpy() / 255 - np.reshape(MEAN, (3, 1, 1))) / np.reshape(STD, (3, 1, 1))
@@ -67,7 +67,7 @@ def test_pixels_of_their_own_size_are_only_scaled() -> None:
 
 
 @pytest.mark.parametrize("shape", [(41, 30), (30, 41), (20, 20), (7, 16)])
-def test_the_centre_square_is_cut_as_cmmd_does(shape: tuple[int, int]) -> None:
+def test_centre_square_equals_cmmd(shape: tuple[int, int]) -> None:
     """google-research/cmmd, io_util.py: Pillow's crop from the floor of half the rest, then its bicubic."""
     images, side = bytes_(2, 2, 3, *shape), min(shape)
     top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
@@ -88,9 +88,8 @@ def test_the_centre_square_is_cut_as_cmmd_does(shape: tuple[int, int]) -> None:
 # timm
 
 
-def test_any_network_of_timm(tmp_path: Path) -> None:
-    """A convolutional one: pooled features of its own forward pass, whatever its file holds for a
-    classifier."""
+def test_timm_network_returns_its_pooled_features(tmp_path: Path) -> None:
+    """The file of a convolutional network also holds a classifier, which is ignored."""
     network = draw(timm.create_model("resnet10t", pretrained=False))
     file = tmp_path / "net.safetensors"
     save_file(network.state_dict(), file)
@@ -153,7 +152,7 @@ def authors_layout(given: dict[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def test_dinov2_is_transformers_class_token(dinov2) -> None:
+def test_dinov2_equals_transformers_class_token(dinov2) -> None:
     theirs, file = dinov2
     extract, images = load_extractor("dinov2-s", weights=file), bytes_(3, 2, 3, 50, 60)
     with torch.no_grad():
@@ -167,7 +166,7 @@ def test_dinov2_is_transformers_class_token(dinov2) -> None:
     assert extract.preprocessing.startswith("224x224 bicubic with antialias")
 
 
-def test_positions_are_resampled_as_the_authors_do() -> None:
+def test_position_embedding_is_resized_as_by_the_authors() -> None:
     """Cubic convolution with a = -0.75 at (i + 1/2) M / (grid + 0.1) - 1/2, written out in float64."""
     known, grid, a = 9, 4, -0.75
     positions = torch.randn(1, 1 + known**2, 3, generator=torch.Generator().manual_seed(0))
@@ -191,7 +190,7 @@ def test_positions_are_resampled_as_the_authors_do() -> None:
     assert authors_positions(positions, known) is positions
 
 
-def test_weights_of_another_network(dinov2, tmp_path: Path) -> None:
+def test_weights_of_another_network_are_rejected(dinov2, tmp_path: Path) -> None:
     _, file = dinov2
     with pytest.raises(MetricError, match=r"pth does not hold the weights of dinov2-b: size mismatch"):
         load_extractor("dinov2-b", weights=file)
@@ -205,7 +204,7 @@ def test_weights_of_another_network(dinov2, tmp_path: Path) -> None:
         save_file({k: v.contiguous() for k, v in given.items()}, tmp_path / "other.safetensors")
         with pytest.raises(MetricError, match=says):
             load_extractor("dinov2-s", weights=tmp_path / "other.safetensors")
-    with pytest.raises(MetricError, match="is not the file that was meant"):
+    with pytest.raises(MetricError, match="is not the expected file"):
         load_extractor("dinov2-s", weights=file, sha256="00ff")
 
 
@@ -214,19 +213,19 @@ def test_weights_of_another_network(dinov2, tmp_path: Path) -> None:
 
 @pytest.fixture
 def clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[nn.Module, Path]:
-    """A tiny CLIP that open_clip knows by name, as transformers' vision model and as open_clip's file."""
+    """Return a tiny CLIP, registered in open_clip, as transformers' vision model and as open_clip's file."""
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny", TINY_CLIP)
-    whole = draw(open_clip.create_model("tiny"))
+    model = draw(open_clip.create_model("tiny"))
     file = tmp_path / "clip.safetensors"
-    save_file({k: v.contiguous() for k, v in whole.state_dict().items()}, file)
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, file)
     config = CLIPVisionConfig(
         hidden_size=64, intermediate_size=256, projection_dim=24, num_hidden_layers=2, num_attention_heads=2,
         image_size=32, patch_size=8, hidden_act="quick_gelu",
     )  # fmt: skip
     theirs = CLIPVisionModelWithProjection(config).eval()
-    theirs.load_state_dict(transformers_layout(whole.visual.state_dict()), strict=False)
+    theirs.load_state_dict(transformers_layout(model.visual.state_dict()), strict=False)
     return theirs, file
 
 
@@ -260,7 +259,9 @@ def transformers_layout(given: dict[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def test_clip_is_transformers_embedding_with_cmmds_pixels(clip, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clip_equals_transformers_with_the_preprocessing_of_cmmd(
+    clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """google-research/cmmd: the centre square by Pillow's bicubic (io_util.py), in [0, 1], CLIP's mean and
     deviation."""
     theirs, file = clip
@@ -281,7 +282,7 @@ def test_clip_is_transformers_embedding_with_cmmds_pixels(clip, monkeypatch: pyt
     assert extract.preprocessing.startswith("centre square, 32x32 bicubic with antialias")
 
 
-def test_open_clip_by_name(clip) -> None:
+def test_open_clip_is_loaded_by_name(clip) -> None:
     _, file = clip
     extract, images = load_extractor("open_clip:tiny", weights=file), bytes_(5, 2, 1, 32, 32)
     assert (extract.name, extract.dim) == ("open_clip:tiny", 24)
@@ -301,12 +302,12 @@ def test_open_clip_by_name(clip) -> None:
         ("open_clip", "needs a model, for example open_clip:"),
         ("open_clip:ViT-B", "open_clip has no model 'ViT-B'. Did you mean 'ViT-B-"),
         ("open_clip:ViT-B-16.never", r"has no weights 'never' \(known: openai"),
-        ("open_clip:ViT-B-16", "weights of different training .*; name the one"),
+        ("open_clip:ViT-B-16", "weights of different training .*; name one of them"),
         ("dinov2-x", "unknown extractor 'dinov2-x'.*Did you mean 'dinov2-"),
         ("dinov2-s:x", "unknown extractor 'dinov2-s:x'"),
     ],
 )
-def test_names_refused(name: str, says: str) -> None:
+def test_invalid_names_are_rejected(name: str, says: str) -> None:
     with pytest.raises(MetricError, match=says):
         load_extractor(name)
 
@@ -322,10 +323,10 @@ def test_names_refused(name: str, says: str) -> None:
         ),
     ],
 )
-def test_weights_that_are_not_here(
+def test_missing_weights_are_reported_with_their_address(
     name: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing is downloaded unasked: which file to place where."""
+    """Nothing is downloaded without consent; the error names the file to download."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(MetricError, match=f"are not on this machine; download https://huggingface.co/{file}"):
         load_extractor(name)
@@ -336,15 +337,15 @@ def test_weights_that_are_not_here(
         load_extractor(name, weights=tmp_path / "broken.safetensors")
 
 
-def test_packages_that_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_reported_with_their_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {row.install for row in extractors()} == {""}
-    there = {row.name: row for row in extractors()}
-    assert (there["dinov2-l"].dim, there["inception-spatial"].dim, there["timm:<model>"].dim) == (
+    rows = {row.name: row for row in extractors()}
+    assert (rows["dinov2-l"].dim, rows["inception-spatial"].dim, rows["timm:<model>"].dim) == (
         1024,
         2023,
         None,
     )
-    assert {row.modality for row in there.values()} == {"image", "video", "audio"}
+    assert {row.modality for row in rows.values()} == {"image", "video", "audio"}
     monkeypatch.setattr("metrics.extractors.registry.find_spec", lambda _: None)
     missing = {row.name: row.install for row in extractors()}
     assert missing["dinov2-l"] == "pip install timm"

@@ -1,1 +1,1 @@
-"""Extractors of sound."""
+"""Audio extractors: networks over windows of recordings."""

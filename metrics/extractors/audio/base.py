@@ -1,5 +1,4 @@
-"""What an audio extractor is: a frozen network over windows of recordings; each window is a sample of the
-distance."""
+"""The audio extractor: a frozen network over windows of recordings; a distance compares windows."""
 
 from __future__ import annotations
 
@@ -20,61 +19,64 @@ from metrics.files.recordings import Recording, dithered
 from metrics.value import MetricError
 
 DITHER_DBFS = -60.0
+"""Default level of the dither in dB relative to full scale."""
 LEVEL = re.compile(r"-\d{1,3}(\.\d+)?")
 CHUNK = 64
-"""Windows that pass the network at once."""
+"""Number of windows in one pass of the network."""
 
 Tail = Literal["pad", "drop", "every"]
-"""What becomes of the end of a recording.
+"""Treatment of the end of a recording of n samples, and the resulting number of windows.
 
-pad     zeros up to the next whole window (YAMNet: a recording has 1 + ceil((n - window) / hop) of them)
-drop    left out; a recording shorter than a window is refused (VGGish: 1 + floor((n - window) / hop))
-every   a window begins at every hop, filled up with zeros (fadtk's CLAP: ceil(n / hop))
+pad     1 + ceil((n - window) / hop): zeros complete the last window (YAMNet)
+drop    1 + floor((n - window) / hop): the rest is dropped; a window is the shortest recording (VGGish)
+every   ceil(n / hop): a window begins at every hop and is completed with zeros (fadtk's CLAP)
 """
 
 
 @dataclass(frozen=True)
 class AudioExtractor:
-    """Recordings at `rate` -> features float32 (windows of all of them, dim), in order, in plain float32.
+    """A function from recordings at `rate` to features float32 (windows of all recordings, dim), in order.
 
-    They may come as a stream, as in `extract(read_audio(path, extract.rate))`; `count` tells which rows are
-    whose. Dither comes after padding, so that there is no digital silence anywhere. Raises `MetricError`,
-    which names the recording, for one at another rate, one that is too short, and a silent one without
-    dither.
+    Recordings may be a stream, for example `extract(read_audio(path, extract.rate))`; `count` is the number
+    of rows of each. Dither is added after padding, so that no window contains digital silence. Raises
+    `MetricError`, naming the recording, if it has another rate, is too short, or is silent without dither.
     """
 
     name: str
     dim: int
     sha256: str
     front: str
-    """What the network makes of a window first."""
+    """Description of the network's front end."""
     rate: int
+    """Samples per second."""
     window: int
-    """In samples."""
+    """Length of a window in samples."""
     hop: int
+    """Distance between the beginnings of windows in samples."""
     tail: Tail
     least: int
-    """Samples that a recording has at least; a window where the tail is dropped."""
+    """Smallest number of samples in a recording; if the tail is dropped it is a window instead."""
     device: torch.device
     network: Callable[[Tensor], Tensor]
-    """float32 (B, window) on `device` -> features (B, dim)."""
+    """Function from float32 (B, window) on `device` to features (B, dim)."""
     dither_dbfs: float | None = DITHER_DBFS
     seed: int = 0
-    """Of the dither."""
+    """Seed of the dither."""
     accuracy: float | None = None
+    """Accuracy on held-out data, for a classifier trained on this data set."""
 
     modality: ClassVar[str] = "audio"
 
     @property
     def preprocessing(self) -> str:
-        """Everything between the file and the network."""
+        """Description of all steps from the file to the network's features."""
         dither = (
             "no dither" if self.dither_dbfs is None else f"dither {self.dither_dbfs:g} dBFS seed {self.seed}"
         )
         window, hop = self.window / self.rate, self.hop / self.rate
         return (
-            f"mono, {self.rate} Hz by resample_poly, windows of {window:g} s every {hop:g} s, tail {self.tail}, "
-            f"{dither}; {self.front}"
+            f"mono, {self.rate} Hz by resample_poly, windows of {window:g} s every {hop:g} s, "
+            f"tail {self.tail}, {dither}; {self.front}"
         )
 
     @torch.no_grad()
@@ -86,20 +88,19 @@ class AudioExtractor:
         return torch.cat(parts)
 
     def _chunks(self, recordings: Iterable[Recording]) -> Iterator[Tensor]:
-        """Windows of all recordings, CHUNK to twice as many at once, so that long and many ones fit in
-        memory."""
-        held: list[Tensor] = []
+        """Yield the windows of all recordings in batches of CHUNK to 2 * CHUNK, which bounds the memory."""
+        pending: list[Tensor] = []
         for recording in recordings:
             for part in self.windows(recording).split(CHUNK):
-                held.append(part)
-                if sum(map(len, held)) >= CHUNK:
-                    yield torch.cat(held)
-                    held = []
-        if held:
-            yield torch.cat(held)
+                pending.append(part)
+                if sum(map(len, pending)) >= CHUNK:
+                    yield torch.cat(pending)
+                    pending = []
+        if pending:
+            yield torch.cat(pending)
 
     def windows(self, recording: Recording) -> Tensor:
-        """float32 (windows, window), padded and dithered."""
+        """Return the windows of a recording, float32 (windows, window), padded and dithered."""
         self._check(recording)
         count, given = self.count(len(recording.samples)), recording.samples
         length = (count - 1) * self.hop + self.window
@@ -109,11 +110,11 @@ class AudioExtractor:
         return torch.from_numpy(x).unfold(0, self.window, self.hop)
 
     def count(self, samples: int) -> int:
-        """How many windows a recording of so many samples has."""
+        """Return the number of windows of a recording, given its number of samples."""
         if self.tail == "every":
             return math.ceil(samples / self.hop)
-        further = (samples - self.window) / self.hop
-        return 1 + max(math.ceil(further) if self.tail == "pad" else math.floor(further), 0)
+        hops = (samples - self.window) / self.hop
+        return 1 + max(math.ceil(hops) if self.tail == "pad" else math.floor(hops), 0)
 
     def _check(self, recording: Recording) -> None:
         name, n = recording.name, len(recording.samples)
@@ -124,19 +125,22 @@ class AudioExtractor:
             )
         least = self.window if self.tail == "drop" else self.least
         if n < least:
-            hint = ", or pads shorter ones when named with ?tail=pad" if self.tail == "drop" else ""
+            hint = "; to pad shorter recordings, add ?tail=pad to its name" if self.tail == "drop" else ""
             raise MetricError(
-                f"{name} lasts {n / self.rate:.3f} s; extractor '{self.name}' takes {least / self.rate:g} s at least{hint}"
+                f"{name} lasts {n / self.rate:.3f} s; extractor '{self.name}' needs at least "
+                f"{least / self.rate:g} s{hint}"
             )
         if recording.silent and self.dither_dbfs is None:
             raise MetricError(
-                f"{name} is silent, and extractor '{self.name}' adds no dither: name it with ?dither={DITHER_DBFS:g}"
+                f"{name} is silent, and extractor '{self.name}' adds no dither; add ?dither={DITHER_DBFS:g} "
+                "to its name"
             )
 
 
 class Options(NamedTuple):
-    """What may follow the file in an extractor's name, as in
-    `vggish:vggish.safetensors?dither=-60&tail=pad`."""
+    """Options after the file in an extractor's name, for example
+    `vggish:vggish.safetensors?dither=-60&tail=pad`.
+    """
 
     dither_dbfs: float | None
     tail: Tail
@@ -144,8 +148,10 @@ class Options(NamedTuple):
 
 
 def split_options(where: str | Path | None, dither_dbfs: float | None, tail: Tail) -> tuple[str, Options]:
-    """`<file>?dither=<dBFS below 0, or none>&tail=<tail>&seed=<number>` -> the file, and the options with
-    these defaults."""
+    """Return the file and the options of `<file>?dither=<dBFS below 0, or none>&tail=<tail>&seed=<number>`.
+
+    `dither_dbfs` and `tail` are the defaults. Raises `MetricError` for an unknown option or value.
+    """
     path, _, query = str(where or "").partition("?")
     options = Options(dither_dbfs, tail)
     for key, value in parse_qsl(query, keep_blank_values=True):

@@ -1,9 +1,9 @@
 """VGGish, the network of FAD: 128 raw features of log-mel patches of 0.96 s.
 
-"Raw" is the last linear layer's output: no rectifier, no PCA, no 8-bit codes (those belong to AudioSet's
-release of embeddings). The weights come in torchvggish's layout (harritaylor/torchvggish,
-vggish-10086976.pth), which holds TensorFlow's weights in another order of axes. By default nothing is padded
-and there is no dither, as in fadtk.
+"Raw" means the last linear layer's output, without the rectifier, PCA and 8-bit quantisation of AudioSet's
+released embeddings. The weights are in torchvggish's layout (harritaylor/torchvggish, vggish-10086976.pth),
+which holds TensorFlow's weights with permuted axes. By default there is no padding and no dither, as in
+fadtk.
 """
 
 from __future__ import annotations
@@ -21,14 +21,17 @@ from metrics.files.weights import fill, read_tensors
 from metrics.value import MetricError
 
 SHA256 = "10086976"
-"""What the checksum of torchvggish's file begins with: its name says so."""
+"""First digits of the sha256 of torchvggish's file, as given in its name."""
 DIM, OFFSET, WIDE = 128, 1e-2, 4096
 PLAN = (64, "pool", 128, "pool", 256, 256, "pool", 512, 512, "pool")
+"""Widths of the convolutions, with the positions of the pooling layers."""
 URL = "https://github.com/harritaylor/torchvggish/releases/download/v0.1/vggish-10086976.pth"
 
 
 class VGGish(nn.Module):
-    """Log-mel patches (B, 1, 96, 64) -> (B, 128). Names of parameters as in torchvggish."""
+    """The network from log-mel patches (B, 1, 96, 64) to features (B, 128), with torchvggish's parameter
+    names.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,16 +50,19 @@ class VGGish(nn.Module):
 
     def forward(self, patches: Tensor) -> Tensor:
         maps = self.features(patches)
-        return self.embeddings(maps.permute(0, 2, 3, 1).flatten(1))  # TensorFlow's order: channels last
+        # Flattened in TensorFlow's order, channels last.
+        return self.embeddings(maps.permute(0, 2, 3, 1).flatten(1))
 
 
 def load(where: str | Path | None, *, device: torch.device, sha256: str = "", **_: Any) -> AudioExtractor:
-    """VGGish of `<file>` (safetensors or .pth) or `<file>?dither=-60&tail=pad`."""
+    """Load VGGish from `<file>` (safetensors or .pth) or `<file>?dither=-60&tail=pad`."""
     path, options = split_options(where, None, "drop")
     if not path:
-        raise MetricError(f"extractor 'vggish' needs its weights: download {URL} and name the file")
+        raise MetricError(
+            f"extractor 'vggish' needs its weights: download {URL} and write vggish:<path of the file>"
+        )
     file = Path(path)
-    found = file_sha256(file, expected=sha256, missing=f"download {URL} and place it there")
+    checksum = file_sha256(file, expected=sha256, missing=f"download {URL} to this path")
     with torch.device("meta"):
         network = VGGish()
     network.to_empty(device="cpu")
@@ -64,9 +70,9 @@ def load(where: str | Path | None, *, device: torch.device, sha256: str = "", **
     fill(network, tensors, file, "VGGish in torchvggish's layout")
     network.to(device).requires_grad_(False).eval()
     return AudioExtractor(
-        name="vggish" if found.startswith(SHA256) else f"vggish@{found[:8]}",
+        name="vggish" if checksum.startswith(SHA256) else f"vggish@{checksum[:8]}",
         dim=DIM,
-        sha256=found,
+        sha256=checksum,
         front=f"{BANDS} log-mel bands 125-7500 Hz, offset {OFFSET:g}",
         rate=RATE,
         window=WINDOW,

@@ -1,8 +1,8 @@
-"""YAMNet (AudioSet, 521 classes) in a TorchScript file: 1,024 features of log-mel patches of 0.96 s, every
-0.48 s.
+"""YAMNet (AudioSet, 521 classes): 1,024 features of log-mel patches of 0.96 s, every 0.48 s.
 
-The file takes (B, 1, 96, 64) patches and gives the features, then the 521 logits. A recording is padded to
-whole patches, as TensorFlow's model does, so that a spoken digit of 0.2 s has one.
+It is read from a TorchScript file that maps patches (B, 1, 96, 64) to the features followed by the 521
+logits. Recordings are padded to complete patches, as in TensorFlow's model, so that a spoken digit of 0.2 s
+has one.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ DIM, OFFSET, PATCH_HOP = 1024, 1e-3, 48
 
 
 def load(where: str | Path | None, *, device: torch.device, sha256: str = "", **_: Any) -> AudioExtractor:
-    """YAMNet of `<file>` or `<file>?dither=none`; a file of other weights is taken, and the name tells it
-    apart."""
+    """Load YAMNet from `<file>` or `<file>?dither=none`.
+
+    A file with other weights is accepted; the extractor's name then includes its checksum.
+    """
     path, options = split_options(where, DITHER_DBFS, "pad")
     if not path:
-        raise MetricError("extractor 'yamnet' needs its TorchScript file: name it with weights")
+        raise MetricError("extractor 'yamnet' needs a TorchScript file; write yamnet:<path of the file>")
     file = Path(path)
-    found = file_sha256(file, expected=sha256)
+    checksum = file_sha256(file, expected=sha256)
     script = open_script(file, device)
 
     def network(waves: Tensor) -> Tensor:
@@ -38,9 +40,9 @@ def load(where: str | Path | None, *, device: torch.device, sha256: str = "", **
 
     _check(script, file, device)
     return AudioExtractor(
-        name="yamnet" if found == SHA256 else f"yamnet@{found[:8]}",
+        name="yamnet" if checksum == SHA256 else f"yamnet@{checksum[:8]}",
         dim=DIM,
-        sha256=found,
+        sha256=checksum,
         front=f"{BANDS} log-mel bands 125-7500 Hz, offset {OFFSET:g}",
         rate=RATE,
         window=WINDOW,
@@ -54,12 +56,13 @@ def load(where: str | Path | None, *, device: torch.device, sha256: str = "", **
 
 @torch.no_grad()
 def _check(script: torch.jit.ScriptModule, file: Path, device: torch.device) -> None:
+    """Raise `MetricError` unless the network returns at least DIM features for a patch."""
     try:
-        found = script(torch.zeros(1, 1, PATCH, BANDS, device=device))
-        right = found.ndim == 2 and found.shape[1] >= DIM
+        features = script(torch.zeros(1, 1, PATCH, BANDS, device=device))
+        valid = features.ndim == 2 and features.shape[1] >= DIM
     except (RuntimeError, TypeError, AttributeError):
-        right = False
-    if not right:
+        valid = False
+    if not valid:
         raise MetricError(
-            f"{file} is not YAMNet: it does not give {DIM} features for a patch (1, 1, {PATCH}, {BANDS})"
+            f"{file} is not YAMNet: it does not return {DIM} features for a patch (1, 1, {PATCH}, {BANDS})"
         )

@@ -1,1 +1,1 @@
-"""Extractors of video."""
+"""Video extractors: networks over clips."""

@@ -1,4 +1,4 @@
-"""What a video extractor is: a frozen network over clips, named and described as those over images are."""
+"""The video extractor: a frozen network over clips, with the attributes of an image extractor."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from metrics.value import MetricError
 
 @dataclass(frozen=True)
 class VideoExtractor:
-    """Clips uint8 (B, T, C, H, W) -> features float32 (B, dim), on `device`, in plain float32.
+    """A function from clips uint8 (B, T, C, H, W) to features float32 (B, dim) on `device`.
 
-    Grey clips are repeated to 3 channels for a network that takes 3. Raises `MetricError` for clips of
-    another type or shape, with fewer frames than `least`, or with another number of them than `frames` where
-    the network fixes it.
+    It computes in plain float32. Grey clips are repeated to 3 channels for a network that takes 3. Raises
+    `MetricError` for clips of another type or shape, and for a number of frames below `least` or, if the
+    network fixes it, other than `frames`.
     """
 
     name: str
@@ -29,18 +29,20 @@ class VideoExtractor:
     channels: int
     device: torch.device
     network: Callable[[Tensor], Tensor]
-    """uint8 (B, T, channels, H, W) on `device` -> features (B, dim)."""
+    """Function from uint8 (B, T, channels, H, W) on `device` to features (B, dim)."""
     frames: int | None = None
-    """How many the network takes; None: any number from `least`."""
+    """Number of frames of a clip; None if the network takes any number from `least`."""
     least: int = 1
+    """Smallest number of frames of a clip."""
     accuracy: float | None = None
+    """Accuracy on held-out data, for a classifier trained on this data set."""
 
     modality: ClassVar[str] = "video"
     output: ClassVar[str] = "features"
     beside: ClassVar[Mapping[str, int]] = {}
 
     def outputs(self, clips: Tensor) -> dict[str, Tensor]:
-        """The features by name, as an extractor over images gives them."""
+        """Return the features by name, as an image extractor does."""
         return {self.output: self(clips)}
 
     @torch.no_grad()
@@ -55,19 +57,21 @@ class VideoExtractor:
             clips = clips.expand(-1, -1, self.channels, -1, -1)
         if clips.shape[2] != self.channels:
             raise MetricError(
-                f"extractor '{self.name}' takes clips of {self.channels} channels; these have {clips.shape[2]}"
+                f"extractor '{self.name}' takes clips of {self.channels} channels; "
+                f"these have {clips.shape[2]}"
             )
         with exact_float32(self.device):
             return self.network(clips).float()
 
 
 def check_clips(clips: Any) -> None:
-    """Raise `MetricError` unless clips are a uint8 tensor (B, T, 1 or 3, H, W) that is not empty."""
+    """Raise `MetricError` unless clips are a non-empty uint8 tensor (B, T, 1 or 3, H, W)."""
     if not isinstance(clips, Tensor):
         raise MetricError(f"clips are a {type(clips).__name__}; expected a uint8 tensor (B, T, C, H, W)")
     if clips.dtype != torch.uint8:
         raise MetricError(
-            f"clips are {str(clips.dtype).removeprefix('torch.')}; give bytes, uint8 in 0..255, as they would be saved"
+            f"clips are {str(clips.dtype).removeprefix('torch.')}; "
+            "give bytes, uint8 in 0..255, as saved in a file"
         )
     if clips.ndim != 5 or clips.shape[2] not in (1, 3) or clips.numel() == 0:
         raise MetricError(

@@ -1,12 +1,12 @@
-"""Video from any network of images: what is shown, how much it changes, and which way.
+"""Video features from any image network: content, amount of change, and direction of change.
 
 With f_t the features of frame t, a clip has three terms, each as wide as f:
 
-    mean_t f_t                                  what is shown; blind to the order of frames
-    mean_t |f_{t+1} - f_t|                      how much changes: shuffled, frozen and slowed clips differ
-    mean of the second half - of the first      which way: reversed clips differ, in sign
+    mean_t f_t                                  content, independent of the order of frames
+    mean_t |f_{t+1} - f_t|                      amount of change: detects shuffled, frozen and slowed clips
+    mean of the second half - of the first      direction of change: the sign flips for reversed clips
 
-The name is `video:<image extractor>`, as in `video:torchscript:nets/mobilenetv2.ts?size=96&dim=1280`.
+The name is `video:<image extractor>`, for example `video:torchscript:nets/mobilenetv2.ts?size=96&dim=1280`.
 """
 
 from __future__ import annotations
@@ -23,20 +23,21 @@ from metrics.extractors.video.base import VideoExtractor, check_clips
 from metrics.value import MetricError
 
 CHUNK = 256
-"""Frames that pass the network at once."""
+"""Number of frames in one pass of the network."""
 
 
 def load(
     where: Any, *, device: torch.device, images: Any = None, labels: Any = None, **given: Any
 ) -> VideoExtractor:
-    """The extractor over clips of the image extractor that `where` names.
+    """Load the video extractor that applies the image extractor `where` to frames.
 
-    For one that is trained here, `images` are clips (n, T, C, H, W) uint8 and `labels` (n,) theirs: each
-    frame is an image with the label of its clip.
+    For `video:local`, `images` are clips (n, T, C, H, W) uint8 and `labels` (n,) their labels. Each frame is
+    then a training image with the label of its clip.
     """
     if not where or extractor_modality(str(where)) != "image":
         raise MetricError(
-            f"extractor 'video:{where or ''}' needs one of images, as video:inception or video:torchscript:<file>"
+            f"extractor 'video:{where or ''}' needs an image extractor, for example video:inception or "
+            "video:torchscript:<file>"
         )
     if images is not None:
         clips = torch.from_numpy(np.require(images, requirements=["C", "W"]))
@@ -47,7 +48,7 @@ def load(
 
 
 def from_images(extract: Extractor) -> VideoExtractor:
-    """An extractor of 3 x dim features a clip from one of dim features an image."""
+    """Return an extractor of 3 * dim features per clip from one of dim features per image."""
 
     def network(clips: Tensor) -> Tensor:
         frames = clips.flatten(0, 1).split(CHUNK)
@@ -67,8 +68,10 @@ def from_images(extract: Extractor) -> VideoExtractor:
 
 
 def clip_features(frames: Tensor) -> Tensor:
-    """Features of frames (B, T, d), T >= 2 -> of clips (B, 3 d), as above; the middle frame of an odd T is in
-    no half."""
+    """Return the features (B, 3 d) of clips from those of their frames (B, T, d), T >= 2.
+
+    If T is odd, the middle frame belongs to neither half.
+    """
     half = frames.shape[1] // 2
     change = frames.diff(dim=1).abs().mean(1)
     return torch.cat([frames.mean(1), change, frames[:, -half:].mean(1) - frames[:, :half].mean(1)], 1)

@@ -1,11 +1,9 @@
-"""I3D as StyleGAN-V's protocol has it: the network of FVD, 400 logits of Kinetics-400 for 16 frames at
-224x224.
+"""I3D, the network of FVD in StyleGAN-V's protocol: 400 logits of Kinetics-400 for 16 frames at 224x224.
 
-The network is the TorchScript file that StyleGAN-V gives (universome/stylegan-v,
-src/metrics/frechet_video_distance.py), a port of the one on TensorFlow Hub; it resizes (bilinear) and scales
-to [-1, 1] by itself. The protocol takes 2,048 videos on each side and one random clip of each real video;
-those that are too short are left out. Only with the original file is a distance over these features called
-FVD.
+The network is StyleGAN-V's TorchScript file (universome/stylegan-v, src/metrics/frechet_video_distance.py), a
+port of the network on TensorFlow Hub. It resizes (bilinear) and scales to [-1, 1] itself. The protocol
+compares 2,048 videos per side, with one random clip of each real video; shorter videos are dropped. A
+distance is called FVD only with the original file.
 """
 
 from __future__ import annotations
@@ -25,34 +23,35 @@ from metrics.value import MetricError
 SHA256 = "bec6519f66ea534e953026b4ae2c65553c17bf105611c746d904657e5860a5e2"
 URL = "https://www.dropbox.com/s/ge9e5ujwgetktms/i3d_torchscript.pt?dl=1"
 FRAMES, LEAST = 16, 10
-"""Of the protocol; the network's pooling breaks below LEAST frames."""
+"""Number of frames in the protocol, and the smallest number for which the network's pooling works."""
 CHUNK = 8
-"""Clips that pass the network at once."""
+"""Number of clips in one pass of the network."""
 
 
 def load(where: str | Path | None, *, device: torch.device, sha256: str = "", **_: Any) -> VideoExtractor:
-    """I3D of `<file>` or `<file>?frames=128` (FVD's long form).
+    """Load I3D from `<file>` or `<file>?frames=128` (FVD on long clips).
 
-    A file other than the original is taken, and the extractor's name tells it apart.
+    Another file than the original is accepted; the extractor's name then includes its checksum.
     """
     if not where:
-        raise MetricError(f"extractor 'i3d' needs its file: download {URL} and name it with weights")
+        raise MetricError(f"extractor 'i3d' needs its file: download {URL} and write i3d:<path of the file>")
     path, _mark, query = str(where).partition("?")
     file, frames = Path(path), _frames(query)
-    found = file_sha256(file, expected=sha256, missing=f"download {URL} and place it there")
+    checksum = file_sha256(file, expected=sha256, missing=f"download {URL} to this path")
     script = open_script(file, device)
 
     def network(clips: Tensor) -> Tensor:
-        pixels = clips.float().transpose(1, 2)  # (B, C, T, H, W), 0 .. 255
+        # The network takes (B, C, T, H, W) in 0 .. 255.
+        pixels = clips.float().transpose(1, 2)
         parts = [
             script(part, rescale=True, resize=True, return_features=True) for part in pixels.split(CHUNK)
         ]
         return torch.cat(parts)
 
     return VideoExtractor(
-        name="i3d" if found == SHA256 else f"i3d@{found[:8]}",
+        name="i3d" if checksum == SHA256 else f"i3d@{checksum[:8]}",
         dim=_width(network, file, frames, device),
-        sha256=found,
+        sha256=checksum,
         preprocessing=f"{frames} frames; resized to 224x224 and scaled to [-1, 1] by the network",
         channels=3,
         device=device,
@@ -63,27 +62,28 @@ def load(where: str | Path | None, *, device: torch.device, sha256: str = "", **
 
 
 def _frames(query: str) -> int:
-    """`frames=16` as a number, 16 where nothing is said."""
+    """Return the number of frames of a query such as `frames=128`; the default is 16."""
     given = dict(parse_qsl(query, keep_blank_values=True))
     value = given.pop("frames", str(FRAMES))
     if given or not value.isdecimal() or int(value) < LEAST:
         raise MetricError(
-            f"i3d option '{query}': the one option is frames=, a whole number from {LEAST} ({FRAMES} and 128 are usual)"
+            f"i3d option '{query}': the only option is frames=<number>, a whole number of {LEAST} or more "
+            f"({FRAMES} and 128 are usual)"
         )
     return int(value)
 
 
 @torch.no_grad()
 def _width(network: Any, file: Path, frames: int, device: torch.device) -> int:
-    """The number of features, found with one black clip."""
+    """Return the number of features, measured with one black clip."""
     blank = torch.zeros(1, frames, 3, 64, 64, dtype=torch.uint8, device=device)
     try:
-        found = network(blank)
+        features = network(blank)
     except (RuntimeError, TypeError) as error:
         last = str(error).strip().rpartition("\n")[2]
         raise MetricError(
             f"{file} is not StyleGAN-V's I3D, which takes rescale, resize and return_features: {last}"
         ) from error
-    if found.ndim != 2:
-        raise MetricError(f"{file} gives {tuple(found.shape)} for one clip; expected features (1, d)")
-    return found.shape[1]
+    if features.ndim != 2:
+        raise MetricError(f"{file} returns {tuple(features.shape)} for one clip; expected features (1, d)")
+    return features.shape[1]

@@ -81,7 +81,7 @@ def test_feature_pass_stops_collecting_when_features_are_not_finite() -> None:
     found = FeaturePass(extract, [Masked(kept)])
     found.add(X[:20])
     found.finish()
-    assert "not finite in 1 of 20 rows, row 2" in str(found.error)
+    assert "not finite in 1 of 20 rows; the first is row 2" in str(found.error)
     found.add(X[20:])
     found.finish()
     assert kept.moments["features"].n == 0

@@ -82,7 +82,7 @@ def test_torchscript_network_is_named_by_its_content(tmp_path: Path) -> None:
     )  # fmt: skip
     with pytest.raises(UserError, match=r"eval.metrics 'fd:torchscript:.*absent.ts.*': cannot read weights"):
         of(tmp_path / "absent.ts")
-    with pytest.raises(UserError, match="is not the file that was meant"):
+    with pytest.raises(UserError, match="is not the expected file"):
         of(here, "?sha256=0011")
 
 

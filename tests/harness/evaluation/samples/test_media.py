@@ -42,7 +42,7 @@ def test_videos_are_measured_by_an_image_network(tmp_path: Path) -> None:
     )
     assert found["mean"] == pytest.approx(frechet_distance(first, second).mean, rel=1e-5)
     assert found["floor"]["n"] == 20 and found["n"] == 30
-    with pytest.raises(UserError, match="has 4 frames; a clip takes 16"):
+    with pytest.raises(UserError, match="has 4 frames; a clip needs 16"):
         run(*call[:-2])
     with pytest.raises(UserError, match="holds videos, but the extractor takes images"):
         run(*call[:3], "--extractor", network.removeprefix("video:"))
