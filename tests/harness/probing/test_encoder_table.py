@@ -181,5 +181,5 @@ def test_a_study_on_several_data_sets_or_without_checkpoints_is_refused(copy: Pa
 
 def test_a_broken_table_is_named(copy: Path) -> None:
     (copy / "encoders.json").write_text("{")
-    with pytest.raises(UserError, match="no table of encoders; move it away"):
+    with pytest.raises(UserError, match="not a table of encoders; move it away"):
         asked(copy, "--samples", "40")
