@@ -258,7 +258,7 @@ def write_report(
 ) -> WrittenReport:
     """Write a report: one HTML file that opens offline, and three CSV files next to it.
 
-    The result has their paths, the race and the verdict. The command is `flowrace report`. Raise
+    The result has their paths and the `report` with its verdict. The command is `flowrace report`. Raise
     `UserError` if `output` is a file that no report wrote.
 
     >>> flowrace.write_report("runs/last", output="report.html").csv.name

@@ -128,6 +128,6 @@ def _classes(text: str | None) -> tuple[int, ...]:
     for word in words:
         if not word.isdecimal():
             raise UserError(
-                f"--classes {text}: expected integers separated by commas, for example --classes 3,7"
+                f"--classes {text}: expected whole numbers separated by commas, for example --classes 3,7"
             )
     return tuple(int(word) for word in words)

@@ -396,7 +396,7 @@ def _hashed(model: BaseModel) -> dict[str, Any]:
 
 
 def _without_none(value: Any) -> Any:
-    """Leave out fields that are None, their default, because TOML cannot write it."""
+    """Leave out fields without a value, because TOML has no null; they read back as their default."""
     if isinstance(value, dict):
         return {key: _without_none(item) for key, item in value.items() if item is not None}
     return value

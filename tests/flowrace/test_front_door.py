@@ -109,7 +109,7 @@ def test_race_equals_that_of_the_report(folder: Path, tmp_path: Path) -> None:
     ):
         pd.testing.assert_frame_equal(frame, pd.DataFrame(rows, columns=frame.columns))
     report = flowrace.write_report(folder / "runs" / "last", output=tmp_path / "b.html", target=134)
-    assert dict(report.verdict) == page["verdict"]
+    assert dict(report.report.verdict) == page["verdict"]
     assert report.csv.read_text() == (tmp_path / "a.csv").read_text()
 
 
@@ -159,7 +159,7 @@ def test_scores_equal_those_of_the_command(run: Record, tmp_path: Path) -> None:
     )
     scores = json.loads(printed(*words, "--json"))
     found = flowrace.score_samples(tmp_path / "a.npz", "digits", ["fd", "prdc"], extractor="local")
-    assert {name: value._asdict() for name, value in found.metrics.items()} == scores["metrics"]
+    assert {name: value.row() for name, value in found.metrics.items()} == scores["metrics"]
 
 
 def test_loaded_model_is_the_ema_of_the_checkpoint(run: Record) -> None:

@@ -48,7 +48,10 @@ def test_method_on_the_page_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_commands_on_a_page_exist_with_their_options(page: Path) -> None:
-    for line in re.findall(r"^(?:    )?flowrace (.*)$", page.read_text(), re.MULTILINE):
+    text = page.read_text()
+    fenced = "\n".join(re.findall(r"^```(?:sh)?\n(.*?)^```$", text, re.DOTALL | re.MULTILINE))
+    lines = re.findall(r"^flowrace (.*)$", fenced, re.MULTILINE)
+    for line in lines + re.findall(r"^    flowrace (.*)$", text, re.MULTILINE):
         words = line.partition(" #")[0].split()
         command = cli.get_command(click.Context(cli), words[0])
         if isinstance(command, click.Group):

@@ -336,7 +336,7 @@ def test_invalid_steps_and_tables_are_rejected(study: Path, copy: Path) -> None:
     with pytest.raises(UserError, match="has no checkpoint at step 5"):
         invoked(run, "--step", "5")
     (copy / "control.json").write_text("{")
-    with pytest.raises(UserError, match="no table of control; move it away"):
+    with pytest.raises(UserError, match="not a table of control; move it away"):
         invoked(copy)
 
 

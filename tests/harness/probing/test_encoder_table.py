@@ -182,5 +182,5 @@ def test_study_is_rejected_when_data_differ_or_checkpoints_are_missing(copy: Pat
 
 def test_error_names_the_table_when_it_is_invalid(copy: Path) -> None:
     (copy / "encoders.json").write_text("{")
-    with pytest.raises(UserError, match="no table of encoders; move it away"):
+    with pytest.raises(UserError, match="not a table of encoders; move it away"):
         table_of(copy, "--samples", "40")

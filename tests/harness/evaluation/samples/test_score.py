@@ -144,7 +144,7 @@ def test_saved_statistics_serve_as_reference(here: Path, tmp_path: Path) -> None
         other = ["--extractor", f"torchscript:{here / 'means.ts'}?size=4"]
         run(here, "fake.npz", file, *other)
     file.write_bytes(file.read_bytes()[:-9])
-    assert_rejected(here, r"real\.safetensors is absent, cut short or altered", "fake.npz", file)
+    assert_rejected(here, r"real\.safetensors is missing, truncated or altered", "fake.npz", file)
 
 
 def test_cache_depends_on_content_and_replaces_damaged_files(
@@ -263,7 +263,7 @@ def test_invalid_options_are_rejected(here: Path, tmp_path: Path) -> None:
         here, "is not a run; for samples only data.resolution", "fake.npz", "real.npz", "--set", "seed=1"
     )
     wrong = ["--extractor", f"torchscript:{here / 'means.ts'}?sha256=00ff00"]
-    assert_rejected(here, "is not the file that was meant: its sha256", "fake.npz", "real.npz", *wrong)
+    assert_rejected(here, "is not the expected file: its sha256", "fake.npz", "real.npz", *wrong)
     assert_rejected(here, "takes recordings", "fake.npz", "real.npz", "--extractor", "yamnet")
 
 
