@@ -210,7 +210,7 @@ def test_spec_reads_the_modality_from_the_manifest(tmp_path: Path, videos: Path)
     encode(videos, "identity", tmp_path / "l", "--set", "data.name=videos", "--set", "data.frames=5")
     given = ("data.name=latents", f"data.root={tmp_path / 'l'}")
     assert load_spec("digits", (*given, "eval.metrics=['fd:video:local']")).data.name == "latents"
-    with pytest.raises(UserError, match="a race here draws videos"):
+    with pytest.raises(UserError, match="this run generates videos"):
         load_spec("digits", given)
     with pytest.raises(
         UserError, match=r"encoder 'timm:vit_tiny_patch16_224' reads images, and these data are video"
