@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from harness.config.spec import RunSpec
 from harness.errors import UserError
-from harness.flow.method import TrainingMethod
+
+if TYPE_CHECKING:
+    from harness.flow.method import TrainingMethod
 
 ANY_MODALITY = ("local", "random")
 """Encoder families that read any modality, because they are built for the data set."""

@@ -101,7 +101,7 @@ def test_missing_engine_names_its_install_command(
 
 
 def test_launcher_docs_name_only_existing_options() -> None:
-    page = (ROOT / "docs" / "launchers.md").read_text()
+    page = (ROOT / "docs" / "guides" / "launchers.md").read_text()
     block = re.search(r"^```sh\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)[1]
     for line in block.splitlines():
         _, name, source, *words = line.partition("#")[0].split()

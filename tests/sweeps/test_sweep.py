@@ -140,7 +140,8 @@ def test_report_path_is_the_last_line(study: Path, tmp_path: Path, monkeypatch: 
 
     def write_report(directories: list[Path], output: Path) -> Any:
         calls.append((directories, output))
-        return types.SimpleNamespace(headline="repa was first.", caveats=("Only just.",))
+        found = types.SimpleNamespace(caveats=("Only just.",))
+        return types.SimpleNamespace(headline="repa was first.", report=found)
 
     monkeypatch.setitem(sys.modules, "reports.pages.page", types.SimpleNamespace(write_report=write_report))
     result = run(study, report=True)
