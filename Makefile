@@ -42,7 +42,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	test ! -f scripts/prose.py || $(BIN)/python scripts/prose.py
+	$(BIN)/python scripts/prose.py
 
 docs: $(INSTALLED)
 	$(BIN)/python -m mkdocs build --strict --quiet
