@@ -156,8 +156,7 @@ def open_encoder(
     if tuple(encoder.grid) != tuple(grid):
         raise UserError(
             f"encoder '{choice.name}' has a grid of {encoder.grid[0]}x{encoder.grid[1]} tokens, but the "
-            "backbone has "
-            f"{grid[0]}x{grid[1]}; choose another encoder, backbone.patch or data.resolution"
+            f"backbone has {grid[0]}x{grid[1]}; choose another encoder, backbone.patch or data.resolution"
         )
     return encoder
 

@@ -73,7 +73,7 @@ def test_encoder_with_another_grid_is_rejected(method: type[Method], monkeypatch
     monkeypatch.setattr(local, "RandomEncoder", Coarse)
     dataset = open_dataset(spec.data)
     with pytest.raises(
-        UserError, match=r"tokens on a grid of 2x2, the backbone has 4x4; choose another encoder"
+        UserError, match=r"has a grid of 2x2 tokens, but the backbone has 4x4; choose another encoder"
     ):
         build_run(spec, dataset, split(dataset, spec.data.held_out), torch.device("cpu"))
 
