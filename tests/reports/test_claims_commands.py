@@ -119,7 +119,7 @@ def test_guide_shows_the_printed_output(tmp_path: Path) -> None:
     numbers = load_literature().numbers
     papers = {number.paper for number in numbers} - {"user"}
     assert f"{len(numbers)} of them from {len(papers)} papers" in page
-    assert re.findall(r"^\| ([a-z-]+) \| (?!what)", page, re.MULTILINE) == list(RULES)
+    assert re.findall(r"^\| ([a-z-]+) \| (?!finds)", page, re.MULTILINE) == list(RULES)
     (tmp_path / "mine.toml").write_text(page.partition("```toml\n")[2].partition("```")[0])
     assert "800k / 400k = 2, as printed: 2.0" in run("check", "--claims", str(tmp_path)).output
 
