@@ -72,7 +72,10 @@ class TimestepEmbedder(nn.Module):
 
 
 class LabelEmbedder(nn.Module):
-    """A table of label embeddings, whose last row is the null label."""
+    """A table of label embeddings, whose last row is the null label.
+
+    Labels are dropped by the feed (harness/data/feed.py), once per sample.
+    """
 
     def __init__(self, classes: int, width: int) -> None:
         super().__init__()

@@ -3,6 +3,12 @@
 A checkpoint is one safetensors file with a sha256 of its tensors in the header. Equal states give equal
 bytes. It is written under a temporary name, synced and renamed, so a file with a checkpoint's name is
 complete. Its checksum is verified on reading, and nothing is ever unpickled.
+
+    model.*, ema.*, method.*   weights of the student, its moving average and the method
+    optimizer.*                exp_avg, exp_avg_sq and step of every learned parameter
+    metadata                   run id, step, sha256
+
+harness/train/state.py collects and restores them.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from reports.race.run import RaceRun
 from reports.race.workloads import Workload
 from reports.stats.curves import value_at
 from reports.stats.speedup import MeanTime, Speedup, Time, mean_time, speedup
-from reports.stats.student import CONFIDENCE
+from reports.stats.t_interval import CONFIDENCE
 
 Values = tuple[tuple[str, str], ...]
 """Paths of a spec with their values as texts."""

@@ -21,7 +21,7 @@ import numpy as np
 
 from reports.race.workloads import Workload
 from reports.stats.speedup import Time
-from reports.stats.student import CONFIDENCE
+from reports.stats.t_interval import CONFIDENCE
 
 MOST = 4.0
 """The largest tau (AlgoPerf)."""

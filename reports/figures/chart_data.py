@@ -12,7 +12,7 @@ from reports.race.by_target import SpeedupByTarget
 from reports.race.race import Race
 from reports.race.run import RaceRun
 from reports.stats.speedup import Speedup, closed_ends
-from reports.stats.student import t_interval
+from reports.stats.t_interval import t_interval
 
 POINTS = 5_000
 """Points of all measured curves together: finer than a screen, and the page stays within a few megabytes."""

@@ -30,7 +30,7 @@ from reports.race.comparability import comparable_axes, values_differ
 from reports.race.race import Race, compare_runs, reachable_by_all
 from reports.race.run import RaceRun, cross
 from reports.stats.speedup import Speedup, Time, cut
-from reports.stats.student import CONFIDENCE, t_interval
+from reports.stats.t_interval import CONFIDENCE, t_interval
 
 
 @dataclass(frozen=True)

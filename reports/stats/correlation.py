@@ -23,7 +23,7 @@ import numpy as np
 from scipy.special import ndtri, stdtr
 from scipy.stats import rankdata
 
-from reports.stats.student import CONFIDENCE, t_interval
+from reports.stats.t_interval import CONFIDENCE, t_interval
 
 LEAST = 4
 """The fewest points for an interval, which divides by n - 3."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from reports.stats.student import t_interval
+from reports.stats.t_interval import t_interval
 
 
 class Mean(NamedTuple):

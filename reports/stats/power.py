@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import chdtri, nctdtrinc
 
-from reports.stats.student import CONFIDENCE, t_quantile
+from reports.stats.t_interval import CONFIDENCE, t_quantile
 
 POWER = 0.80
 MOST_PAIRS = 1000

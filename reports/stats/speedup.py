@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from reports.stats.curves import Censored
-from reports.stats.student import CONFIDENCE, t_interval
+from reports.stats.t_interval import CONFIDENCE, t_interval
 
 
 class Time(NamedTuple):

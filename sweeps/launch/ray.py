@@ -1,7 +1,7 @@
 """The Ray launcher: each run is a Ray task with its own resources; Ray schedules it, and retries it if its
 node dies.
 
-A task starts `sweeps.launch.node` on its node and watches it, so that a run is handled in the same way under
+A task starts `sweeps.launch.retries` on its node and watches it, so that a run is handled in the same way under
 Ray and SLURM. Ray ends the tasks of a driver that dies: their runs write a checkpoint, and the same command
 resumes them.
 """
@@ -21,7 +21,7 @@ from typing import Any
 from harness.errors import UserError
 from sweeps.launch.base import Event, Finished, Job, Resources, Started
 from sweeps.launch.handoff import Handoff, append_error
-from sweeps.launch.node import CANCEL, RETRIES, RETRY
+from sweeps.launch.retries import CANCEL, RETRIES, RETRY
 
 CONNECT_SECONDS = 10.0
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -165,7 +165,7 @@ def in_bytes(size: str | None) -> int | None:
 def _task(table: str, index: int) -> None:
     """Follow the process of one job on its node; pass a cancellation on and wait for the checkpoint."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "sweeps.launch.node", table, str(index)], stdin=subprocess.PIPE
+        [sys.executable, "-m", "sweeps.launch.retries", table, str(index)], stdin=subprocess.PIPE
     )
     while True:
         try:

@@ -2,7 +2,7 @@
 limits them.
 
 submitit writes the batch script, submits it and reads its id. Its pickles are not used: the script calls
-`sweeps.launch.node`, which reads a table of command lines (handoff.py). submitit follows its jobs with
+`sweeps.launch.retries`, which reads a table of command lines (handoff.py). submitit follows its jobs with
 `sacct`, which needs accounting that many clusters do not have. This launcher needs only `squeue`.
 
 A coordinator that dies leaves its jobs in the queue. The next one finds them by the name of the study and
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from harness.errors import UserError
 from sweeps.launch.base import Event, Finished, Job, Resources, Started
 from sweeps.launch.handoff import Handoff, append_error
-from sweeps.launch.node import CANCEL
+from sweeps.launch.retries import CANCEL
 
 if TYPE_CHECKING:
     from submitit import SlurmExecutor
@@ -128,7 +128,7 @@ class SlurmLauncher:
 
     def _submit(self, jobs: list[Job]) -> None:
         number = self._handoff.write_submission(jobs)
-        task = [sys.executable, "-m", "sweeps.launch.node", str(self._handoff.table(number).resolve())]
+        task = [sys.executable, "-m", "sweeps.launch.retries", str(self._handoff.table(number).resolve())]
         _send(self._executor, f"{self._handoff.label}-{number}", task, len(jobs), self._at_a_time)
         self._sent |= {job.name: job for job in jobs}
         self._states |= {job.name: "PENDING" for job in jobs}

@@ -33,7 +33,7 @@ from tests.sweeps.engines import (
     sweep,
     until,
 )
-from tests.sweeps.test_node import TRAINS
+from tests.sweeps.test_retries import TRAINS
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 pytest.importorskip("ray")

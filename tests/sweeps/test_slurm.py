@@ -28,7 +28,7 @@ from tests.sweeps.engines import (
     until,
 )  # fmt: skip
 from tests.sweeps.slurm import slurm
-from tests.sweeps.test_node import TRAINS
+from tests.sweeps.test_retries import TRAINS
 
 pytest.importorskip("submitit")
 

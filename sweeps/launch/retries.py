@@ -1,4 +1,6 @@
-"""The process that follows one job on a node of an engine: `python -m sweeps.launch.node TABLE INDEX`.
+"""Retries under SLURM and Ray: the process that follows one job on its node and asks for another attempt.
+
+`python -m sweeps.launch.retries TABLE INDEX` runs the job of that index in a table (handoff.py).
 
 It turns three signals into a checkpoint of the run: USR1 if the coordinator cancels, USR2 if the time limit
 is near, TERM if the engine reclaims the node. The run itself starts with TERM ignored. Once it trains, the

@@ -14,7 +14,7 @@ import pytest
 from harness.records.record import find_records
 from sweeps.launch.base import Job
 from sweeps.launch.handoff import Handoff
-from sweeps.launch.node import RETRIES, RETRY
+from sweeps.launch.retries import RETRIES, RETRY
 from sweeps.launch.runner import under_torchrun
 from tests.support.runs import TINY, everything
 from tests.sweeps.test_local import TRAINS, gone
@@ -32,7 +32,7 @@ def post(handoff: Handoff, code: str, name: str = "a") -> Path:
 
 
 def node(table: Path, *flags: str, index: int = 0) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "sweeps.launch.node", str(table), str(index), *flags]
+    command = [sys.executable, "-m", "sweeps.launch.retries", str(table), str(index), *flags]
     return subprocess.Popen(command, stdin=subprocess.PIPE)
 
 
@@ -46,19 +46,19 @@ def log(handoff: Handoff) -> str:
     return file.read_text() if file.exists() else ""
 
 
-def test_node_records_output_and_exit_code(handoff: Handoff) -> None:
+def test_retries_records_output_and_exit_code(handoff: Handoff) -> None:
     assert node(post(handoff, "import os; print(os.environ['WORD'])")).wait() == 0
     assert handoff.exit_code("a") == 0 and log(handoff) == "yes\n"
     assert node(post(handoff, "import sys; sys.exit(2)")).wait() == 1
     assert handoff.exit_code("a") == 2 and handoff.submissions() == {1: ["a"], 2: ["a"]}
 
 
-def test_node_does_not_rerun_an_ended_job(handoff: Handoff) -> None:
+def test_retries_does_not_rerun_an_ended_job(handoff: Handoff) -> None:
     table = post(handoff, "print('once')")
     assert [node(table).wait() for _ in range(2)] == [0, 0] and log(handoff) == "once\n"
 
 
-def test_node_records_failure_when_the_command_cannot_start(handoff: Handoff) -> None:
+def test_retries_records_failure_when_the_command_cannot_start(handoff: Handoff) -> None:
     job = Job("a", (str(handoff.folder / "nothing"),), handoff.folder / "a.log")
     assert node(handoff.table(handoff.write_submission([job]))).wait() == 1
     assert handoff.exit_code("a") == 127 and "No such file" in log(handoff)
@@ -74,7 +74,7 @@ def test_killed_job_is_retried_at_most_three_times(handoff: Handoff) -> None:
     ("number", "status", "code"),
     [(signal.SIGUSR1, 1, 130), (signal.SIGUSR2, RETRY, None), (signal.SIGTERM, 128 + 15, None)],
 )
-def test_node_turns_a_signal_into_a_checkpoint(
+def test_retries_turns_a_signal_into_a_checkpoint(
     handoff: Handoff, number: int, status: int, code: int | None
 ) -> None:
     process = node(post(handoff, TRAINS))
@@ -94,7 +94,7 @@ def test_signal_to_all_processes_is_harmless(handoff: Handoff) -> None:
     assert process.wait() == 143 and log(handoff).endswith("here\ncheckpoint\n")
 
 
-def test_node_repeats_the_request_until_the_run_handles_it(handoff: Handoff) -> None:
+def test_retries_repeats_the_request_until_the_run_handles_it(handoff: Handoff) -> None:
     process = node(post(handoff, "print('up', flush=True); import time; time.sleep(1)\n" + TRAINS))
     until(process, lambda: "up" in log(handoff))
     process.send_signal(signal.SIGUSR2)
@@ -135,7 +135,7 @@ def test_waiting_node_can_be_stopped(handoff: Handoff) -> None:
     assert first.wait() == 1
 
 
-def test_node_signals_descendants_of_the_command(handoff: Handoff) -> None:
+def test_retries_signals_descendants_of_the_command(handoff: Handoff) -> None:
     """Under torchrun the ranks write the checkpoint; their parent takes no TERM."""
     parent = (
         "import subprocess, sys\n"
@@ -151,9 +151,9 @@ def test_node_signals_descendants_of_the_command(handoff: Handoff) -> None:
 HURRIED = """if True:
     import sys
     from pathlib import Path
-    from sweeps.launch import node
-    node.GRACE_SECONDS = 0.5
-    sys.exit(node.main(Path(sys.argv[1]), 0))
+    from sweeps.launch import retries
+    retries.GRACE_SECONDS = 0.5
+    sys.exit(retries.main(Path(sys.argv[1]), 0))
 """
 BUSY = """if True:
     import os, subprocess, sys
