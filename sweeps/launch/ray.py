@@ -1,9 +1,9 @@
 """The Ray launcher: each run is a Ray task with its own resources; Ray schedules it, and retries it if its
 node dies.
 
-A task starts `sweeps.launch.retries` on its node and watches it, so that a run is handled in the same way under
-Ray and SLURM. Ray ends the tasks of a driver that dies: their runs write a checkpoint, and the same command
-resumes them.
+A task starts `sweeps.launch.retries` on its node and watches it, so that a run is handled in the same way
+under Ray and SLURM. Ray ends the tasks of a driver that dies: their runs write a checkpoint, and the same
+command resumes them.
 """
 
 from __future__ import annotations

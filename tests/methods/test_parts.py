@@ -136,7 +136,7 @@ def test_video_times_follow_the_paper() -> None:
         ),
         (
             ["eval.metrics=['fd:vggish']"],
-            "measures recordings, and a race here draws videos with spectrograms",
+            "expects recordings, but this run generates videos with spectrograms",
         ),
         (["method.name=full_masking", "time.apart=true"], "gives a sample one time"),
         (["backbone.patch_sound=5"], "patch = 5 does not divide the audio size 16"),
