@@ -68,7 +68,7 @@ class Silent:
         return self._bounce.key(index)
 
 
-@pytest.mark.parametrize("method", ["flow", "self_flow"])
+@pytest.mark.parametrize("method", ["flow", pytest.param("self_flow", marks=pytest.mark.slow)])
 def test_part_of_weight_zero_is_removed(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(registry.DATASETS, "silent", f"{__name__}:Silent")
     name, only = f"method.name={method}", "eval.metrics=['fd:video:local']"

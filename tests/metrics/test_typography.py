@@ -72,6 +72,7 @@ def test_error_rate_equals_known_values() -> None:
 # The locally trained reader
 
 
+@pytest.mark.slow
 def test_reader_reads_unseen_words(trained: Reader, words: tuple[np.ndarray, list[str]]) -> None:
     """The error is under 3 % on real words, and high on images of other words and on noise."""
     images, texts = words

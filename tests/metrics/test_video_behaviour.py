@@ -78,6 +78,7 @@ def test_rearranged_features_equal_those_of_rearranged_clips(image: Extractor, s
         torch.testing.assert_close(extract(other), found[what], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_video_distance_detects_order_rate_and_direction(image: Extractor, shared_data: Path) -> None:
     """48 against 48 clips: same-distribution distances differ by 7 % at this size."""
     full, means = ratios(image, sprites(shared_data, 96, 512))

@@ -50,6 +50,7 @@ def test_wheel_contains_the_packages_and_their_data(wheel: Path) -> None:
     assert sources & set(tracked) <= names
 
 
+@pytest.mark.slow
 def test_wheel_runs_without_the_checkout(wheel: Path, tmp_path: Path) -> None:
     """An extracted copy in another folder lists, trains a few steps and writes a report."""
     site = tmp_path / "site"

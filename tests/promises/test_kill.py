@@ -61,12 +61,13 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.parametrize("runs", [4, pytest.param(10, marks=pytest.mark.slow)])
 def test_run_killed_at_random_moments_ends_with_the_same_bits(
-    tmp_path: Path, unbroken: str, duration: float
+    runs: int, tmp_path: Path, unbroken: str, duration: float
 ) -> None:
-    """Ten runs, each killed once, at a moment drawn uniformly from its duration, and then continued."""
-    spec, dice = tiny(*SPEC), random.Random(20261121)
-    moments = [dice.uniform(0, duration) for _ in range(10)]
+    """Each run is killed once, at a moment drawn uniformly from its duration, and then continued."""
+    spec, dice = tiny(*SPEC), random.Random(20261121 + runs)
+    moments = [dice.uniform(0, duration) for _ in range(runs)]
     for number, moment in enumerate(moments):
         ended = in_child(lambda out=tmp_path / str(number): trained(spec, out), kill_after=moment)
         assert ended in (-signal.SIGKILL, 0)

@@ -268,6 +268,7 @@ def plugin_site(tmp_path: Path) -> Path:
     return site
 
 
+@pytest.mark.slow
 def test_plugin_is_listed_and_trains_as_before(plugin_site: Path, tmp_path: Path) -> None:
     words = [word for setting in ECHO for word in ("--set", setting)]
     folder = outside(plugin_site, "run", "digits", *words, "--out", tmp_path, "--no-track", "--quiet")

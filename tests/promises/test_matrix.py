@@ -68,10 +68,8 @@ def steps(run: Run, count: int) -> list[torch.Tensor]:
     return totals
 
 
-@pytest.mark.parametrize(
-    "modality",
-    [pytest.param("video", marks=pytest.mark.slow), pytest.param("audio", marks=pytest.mark.slow), "joint"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("modality", MODALITIES)
 def test_two_processes_equal_one(modality: str, tmp_path: Path) -> None:
     """Promise 1: the loss to 1e-6; what is drawn, bit for bit, is below."""
     words = (*SMALL, *MODALITIES[modality], "method.name=self_flow")

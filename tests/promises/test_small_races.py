@@ -89,6 +89,7 @@ def check_reported(out: Path, runs: list[dict[str, Any]], arms: int) -> None:
         assert {row["run"] for row in csv.DictReader(file)} == {run["id"] for run in runs}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["video-digits", "audio-tones", "words"])
 def test_study_of_one_modality_ends_with_its_report(name: str, tmp_path: Path) -> None:
     runs = raced(name, tmp_path, {"axes": STUDIES.table(name)["axes"] | {"seed": [0, 1]}})
@@ -96,6 +97,7 @@ def test_study_of_one_modality_ends_with_its_report(name: str, tmp_path: Path) -
     check_reported(tmp_path / "out", runs, arms=4)
 
 
+@pytest.mark.slow
 def test_joint_study_ends_with_its_report(tmp_path: Path) -> None:
     """Two of the paper's weights, and each part by itself with the metrics of that part."""
     table = STUDIES.table("joint-bounce")

@@ -13,6 +13,7 @@ from reports.cli.figures import figures
 from tests.reports.synthetic import write_race
 
 
+@pytest.mark.slow
 def test_figures_writes_reproducible_pdf_and_svg(tmp_path: Path) -> None:
     race = write_race(tmp_path / "race", {"flow": 1, "repa": 1.4}, seeds=2, grid=range(200, 2001, 300))
     written = []

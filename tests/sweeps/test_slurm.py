@@ -49,6 +49,7 @@ def launcher(handoff: Handoff, **options: object) -> SlurmLauncher:
     return SlurmLauncher(handoff, Resources(), every=0.3, **options)
 
 
+@pytest.mark.slow
 def test_array_runs_in_order_and_a_killed_job_is_retried(handoff: Handoff, tmp_path: Path) -> None:
     """Four jobs run one at a time; the second fails, and the last is killed once and requeued alone."""
     once = "import os, pathlib; once = pathlib.Path(os.environ['ONCE'])\n"

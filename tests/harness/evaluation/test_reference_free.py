@@ -32,6 +32,9 @@ REAL_AND_SPOILT = {
     "cer:tesseract": (lambda x: x < 0.1, lambda x: x > 0.8),
 }
 
+QUICK = ("dynamics", "sync")
+"""Metrics without a network to train."""
+
 
 def evaluator(metric: str, samples: int = 60) -> Evaluator:
     eval_spec = (f"eval.metrics=['{metric}']", f"eval.samples={samples}", "data.held_out=0.2")
@@ -44,7 +47,14 @@ def evaluator(metric: str, samples: int = 60) -> Evaluator:
     return Evaluator(spec.eval, dataset, sides.train, CPU, sides.held_out)
 
 
-@pytest.mark.parametrize("name", [name for name in REFERENCE_FREE if name != "cer:tesseract"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+        for name in REFERENCE_FREE
+        if name != "cer:tesseract"
+    ],
+)
 def test_noise_floor_separates_real_from_spoilt_samples(name: str) -> None:
     found = evaluator(name)
     real, spoilt = REAL_AND_SPOILT[name]
@@ -59,6 +69,7 @@ def test_evaluator_rejects_too_few_samples() -> None:
         evaluator("drift:local", samples=2)
 
 
+@pytest.mark.slow
 def test_noise_floor_is_left_out_when_it_is_undefined() -> None:
     """Two held-out videos are too few for the variation between videos, but not for generated samples."""
     spec = modal(

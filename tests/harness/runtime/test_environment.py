@@ -29,6 +29,7 @@ print(min(taken))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has no mallopt")
 def test_freed_memory_is_reused_without_page_faults() -> None:
     def faults(how: str) -> int:

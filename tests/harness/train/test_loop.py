@@ -82,6 +82,7 @@ def test_settings_outside_the_hash_do_not_change_the_bits(tmp_path: Path, method
         ]
 
 
+@pytest.mark.slow
 def test_accumulation_and_compile_give_the_same_numbers(tmp_path: Path) -> None:
     """The draws are the same. Sums are grouped differently, so losses agree to 1e-5, not bit for bit."""
     base = trained(tiny("method.name=self_flow"), tmp_path / "a")
