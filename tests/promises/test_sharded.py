@@ -201,8 +201,8 @@ def test_sharded_run_continues_to_the_same_bits(tmp_path: Path) -> None:
 def test_sharded_equals_replicated_in_bfloat16_and_compiled(tmp_path: Path, change: str) -> None:
     """Losses to 1e-6 and weights to 1e-5, compiled and under autocast, which rounds in the same places.
 
-    Not every CPU gives equal bits: a product in bfloat16 may depend on where its operands are in memory. Nothing
-    is clipped, since the norm is summed in another order.
+    Not every CPU gives equal bits: a product in bfloat16 may depend on where its operands are in memory.
+    Nothing is clipped, since the norm is summed in another order.
     """
     asked = ("method.name=self_flow", "train.clip=1e9", change)
     divided, replicated = (
