@@ -14,7 +14,8 @@ from harness.config.options import JSON_OPTION
 from harness.errors import UserError, unknown
 from harness.records.record import Record, find_records
 from harness.records.study_folder import StudyFolder
-from harness.train.replicates import MissingCheckpoint, Wanted, bracket_steps, replicate_run
+from harness.train.measure import MissingWeights
+from harness.train.replicates import Wanted, bracket_steps, replicate_run
 
 
 @click.command(epilog="Example: flowrace replicate runs/digits --replicates 3")
@@ -40,8 +41,8 @@ def replicate(
 ) -> None:
     """Evaluate again, with replicates, the two steps around each run's crossing of the target.
 
-    Reports and audits then use the means. The checkpoints of those steps must exist: train with
-    train.checkpoint_every equal to eval.every and a large train.keep_checkpoints. Rerun to resume.
+    Reports and audits then use the means. The weights of those steps must exist, which
+    train.keep_checkpoints = "evaluations" keeps. Rerun to resume.
     """
     measured, missing = [], []
     records = find_records(*directories)
@@ -56,7 +57,7 @@ def replicate(
                 measured.append({"run": record.id, "step": step, **found})
                 if not as_json:
                     click.echo(_line(record.id, step, found))
-        except MissingCheckpoint as error:
+        except MissingWeights as error:
             missing.append(str(error))
             click.echo(f"note: {error}", err=True)
     if as_json:
