@@ -36,6 +36,7 @@ class EncodedConfig(MethodConfig):
     space: ClassVar[dict[str, Any]] = {"coefficient": {"low": 0.1, "high": 2.0, "log": True}}
 
     coefficient: float = Field(0.5, ge=0)
+    """Weight of the alignment term."""
     encoder: EncoderSpec = DINOV2_B
     further: tuple[EncoderSpec, ...] = ()
     """More encoders, aligned with the same layer (REPA train.py `--enc-type A,B`)."""

@@ -82,11 +82,14 @@ def test_method_tables_apply_to_the_chosen_method_only(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (["train.stepz=3"], r"unknown key 'train.stepz'.*Did you mean 'steps'"),
-        (["trian.steps=3"], r"unknown key 'trian'.*Did you mean 'train'"),
+        (["train.stepz=3"], r"unknown key 'train.stepz'.*Did you mean 'train.steps'"),
+        (["trian.steps=3"], r"unknown key 'trian'.*Did you mean 'train.steps'"),
         (["method.name=rep"], r"unknown method 'rep'.*Did you mean 'repa'.*flowrace list methods"),
         (["method.gamma=1"], r"unknown key 'gamma'"),
-        (["method.name=repa", "method.encoder.nam=x"], r"unknown key 'encoder.nam'.*Did you mean 'name'"),
+        (
+            ["method.name=repa", "method.encoder.nam=x"],
+            r"unknown key 'encoder.nam'.*Did you mean 'method.encoder.name'",
+        ),
         (["data.name=digit"], r"unknown dataset 'digit'.*Did you mean 'digits'"),
         (["backbone.size=M"], r"unknown backbone.size 'M'"),
         (["train.steps=ten"], r"train.steps = \"ten\": .*integer"),
