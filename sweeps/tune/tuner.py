@@ -121,6 +121,11 @@ def trial_runs(
     return make_plan(study.model_copy(update={"axes": axes, "set": shared, **unused})).runs
 
 
+def first_runs(tuning: TuningStudy) -> list[PlannedRun]:
+    """Return the runs of each arm before any setting is searched, for checks before a search starts."""
+    return [run for arm in tuning.arms for run in trial_runs(tuning.study, arm, {})]
+
+
 def steps_within(cost: Cost, flops: float) -> int:
     """Return the largest number of steps of a run that costs no more than `flops`."""
     low, high = 0, cost.steps

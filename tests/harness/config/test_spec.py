@@ -185,3 +185,10 @@ def test_merge_with_an_empty_or_equal_table_changes_nothing(base: dict) -> None:
 )  # fmt: skip
 def test_override_value_is_toml_or_text(text: str, value: object) -> None:
     assert parse_override(text) == ("a.b", value)
+
+
+def test_setting_of_an_encoder_without_a_name_applies_to_the_default_encoder() -> None:
+    words = ["method.name=repa"]
+    allowed = load_spec("cifar10", [*words, "method.encoder.download=true"])
+    assert allowed.method.encoder.name == load_spec("cifar10", words).method.encoder.name
+    assert allowed.method.encoder.download and allowed.id == load_spec("cifar10", words).id
