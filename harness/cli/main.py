@@ -72,6 +72,10 @@ COMMANDS = {
         "harness.cli.explain:explain",
         "Print a method's equations, needs and defaults by backbone size.",
     ),
+    "spec": (
+        "harness.cli.spec:spec",
+        "Print the fields of a spec: type, default, meaning, and whether they change the weights.",
+    ),
     "verify": (
         "harness.cli.verify:verify",
         "Check this installation against golden vectors of released code.",

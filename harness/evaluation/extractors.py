@@ -18,7 +18,17 @@ from harness.evaluation.metric_names import located
 from harness.files.cache import cache_dir
 from metrics import MetricError
 from metrics.extractors.base import Extractor
+from metrics.extractors.find_weights import check_weights as check_file
 from metrics.extractors.registry import load_extractor
+
+
+def check_weights(name: str, weights: Mapping[str, str]) -> None:
+    """Raise `UserError` if the weights of a network of `eval.metrics` are not on this machine."""
+    network, file, _ = located(name, weights)
+    try:
+        check_file(network, weights=file)
+    except MetricError as error:
+        raise UserError(str(error)) from error
 
 
 def open_extractor(

@@ -29,9 +29,11 @@ class EncoderSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     name: str
+    """`family:model`, see `flowrace list encoders`."""
     weights: str = Field(default="", json_schema_extra=NOT_HASHED)
     """A file with weights, whose content `sha256` identifies."""
     sha256: str = ""
+    """Expected checksum of the weights; empty accepts any."""
     download: bool = Field(default=False, json_schema_extra=NOT_HASHED)
     """Allow downloading the weights from the hub; by default nothing is downloaded."""
 

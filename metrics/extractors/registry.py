@@ -145,9 +145,8 @@ def load_extractor(
     """
     import torch
 
+    check_installed(name)
     loader, rest = _loader(name), name.partition(":")[2]
-    if not _is_installed(loader):
-        raise MetricError(f"the package '{loader.package}' is not installed; run: {loader.install}")
     module, _, function = loader.load.partition(":")
     given = {"images": images, "labels": labels, "classes": classes, "cache": cache}
     given |= {"sha256": sha256, "download": download}
@@ -161,6 +160,13 @@ def load_extractor(
             f"extractor '{name}': the sha256 of its weights is {extractor.sha256}, expected {sha256}"
         )
     return extractor
+
+
+def check_installed(name: str) -> None:
+    """Raise `MetricError` for an unknown extractor, and for one whose optional package is not installed."""
+    loader = _loader(name)
+    if not _is_installed(loader):
+        raise MetricError(f"the package '{loader.package}' is not installed; run: {loader.install}")
 
 
 def _is_installed(loader: Loader) -> bool:

@@ -21,6 +21,7 @@ from sweeps.launch.base import stop_on_signals
 from sweeps.launch.options import LaunchOptions, launch_options, threads_and_launcher
 from sweeps.launch.runner import StudyRunner
 from sweeps.plan.budget import check_budget
+from sweeps.plan.missing_weights import check_weights
 from sweeps.plan.plan import PlannedRun, make_plan
 from sweeps.plan.study import Study, load_study
 from sweeps.plan.study_folder import study_lock, write_plan
@@ -76,6 +77,7 @@ def run_study(study: Study, directory: Path, launch: LaunchOptions, outputs: Out
     plan, as_json = make_plan(study, directory), outputs.as_json
     runs = plan.runs
     check_budget(study, runs)
+    check_weights(runs, directory)
     mirror = _Mirror(study, directory, None if outputs.no_track else _create_store(outputs.track))
     with study_lock(directory):
         write_plan(study, plan, directory)
@@ -106,6 +108,7 @@ def rerun(directory: Path, ids: set[str], launch: LaunchOptions) -> None:
             f"{file} no longer plans {', '.join(sorted(missing))}, because the data or the presets have "
             "changed; run its sweep again"
         )
+    check_weights(runs, directory)
     mirror = _Mirror(study, directory, None)
     with study_lock(directory):
         failures, stopped = _run_all(runs, directory, mirror, launch)
