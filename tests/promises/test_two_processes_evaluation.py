@@ -19,7 +19,8 @@ from harness.backbone.sit import Prediction
 from harness.config.spec import DataSpec, EvalSpec
 from harness.data.open import open_dataset, split
 from harness.errors import RunStopped, UserError
-from harness.evaluation.evaluator import Evaluator, real_features
+from harness.evaluation.evaluator import Evaluator
+from harness.evaluation.real_side import real_features
 from harness.evaluation.features import FeatureSet, Masked
 from harness.records.record import Record
 from harness.runtime.distributed import World
