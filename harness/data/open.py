@@ -14,6 +14,7 @@ from harness.config.spec import DataSpec
 from harness.data.dataset import Capabilities, Dataset, pictured
 from harness.data.parts import without_removed_parts
 from harness.errors import UserError
+from harness.files.stamps import is_doubtful, tree_stamp
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,11 +28,16 @@ class Split(NamedTuple):
 def open_dataset(spec: DataSpec) -> Dataset:
     """Return the data set of a spec. Raises `UserError` if its content does not match the spec's
     fingerprint."""
-    return _open(spec, _stamp(Path(spec.root)) if spec.root else None)
+    found = tree_stamp(Path(spec.root).expanduser()) if spec.root else None
+    if found is None:
+        return _open(spec, None)
+    stamp, changed = found
+    # A stamp in doubt cannot find an opened data set of other content, so the files are read again.
+    return _open.__wrapped__(spec, stamp) if is_doubtful(changed) else _open(spec, stamp)
 
 
 @lru_cache(maxsize=4)
-def _open(spec: DataSpec, stamp: tuple[int, int] | None) -> Dataset:
+def _open(spec: DataSpec, stamp: str | None) -> Dataset:
     dataset = registry.load("dataset", spec.name)(spec)
     if spec.fingerprint and spec.fingerprint != dataset.fingerprint:
         raise UserError(
@@ -40,15 +46,6 @@ def _open(spec: DataSpec, stamp: tuple[int, int] | None) -> Dataset:
             "data"
         )
     return without_removed_parts(dataset, spec)
-
-
-def _stamp(root: Path) -> tuple[int, int] | None:
-    """Return modification time and size, which keep the cache from returning a data set of old content."""
-    try:
-        status = root.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size
 
 
 def split(dataset: Dataset, held_out: float) -> Split:

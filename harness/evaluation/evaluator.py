@@ -146,7 +146,7 @@ class Evaluator:
         if self.reference is not None:
             frames = dataset.shape[1] if dataset.modality in ("video", "joint") else None
             self.reference.check(self.metrics, self.extractors, frames)
-        self.weights = {name: extract.sha256 for name, extract in self.extractors.items()}
+        self.weights = {name: extract.sha256 for name, extract in self.extractors.items()} | codec
         check(self.weights)
 
         # The real side.
