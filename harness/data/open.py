@@ -29,23 +29,22 @@ def open_dataset(spec: DataSpec) -> Dataset:
     """Return the data set of a spec. Raises `UserError` if its content does not match the spec's
     fingerprint."""
     found = tree_stamp(Path(spec.root).expanduser()) if spec.root else None
-    if found is None:
-        return _open(spec, None)
-    stamp, changed = found
+    stamp, changed = found or ("", 0)
+    unpinned = spec.model_copy(update={"fingerprint": ""})
     # A stamp in doubt cannot find an opened data set of other content, so the files are read again.
-    return _open.__wrapped__(spec, stamp) if is_doubtful(changed) else _open(spec, stamp)
-
-
-@lru_cache(maxsize=4)
-def _open(spec: DataSpec, stamp: str | None) -> Dataset:
-    dataset = registry.load("dataset", spec.name)(spec)
+    dataset = _open.__wrapped__(unpinned, stamp) if is_doubtful(changed) else _open(unpinned, stamp)
     if spec.fingerprint and spec.fingerprint != dataset.fingerprint:
         raise UserError(
             f"data.root {spec.root or spec.name} holds other data than this spec was planned with: "
             f"fingerprint {dataset.fingerprint}, expected {spec.fingerprint}; set data.root to the original "
             "data"
         )
-    return without_removed_parts(dataset, spec)
+    return dataset
+
+
+@lru_cache(maxsize=4)
+def _open(spec: DataSpec, stamp: str) -> Dataset:
+    return without_removed_parts(registry.load("dataset", spec.name)(spec), spec)
 
 
 def split(dataset: Dataset, held_out: float) -> Split:
