@@ -165,9 +165,11 @@ class Record:
             return self.conditions
         table = self.spec.get("eval", {})
         section = table if isinstance(table, Mapping) else {}
-        own = [Conditions.of_spec(section, kept) for kept in ("float32", "bfloat16")]
-        found = [one.conditions for one in self.evaluations]
-        return next((one for one in own if one in found), found[-1] if found else own[0])
+        found = sorted(
+            dict.fromkeys(one.conditions for one in self.evaluations), key=lambda c: c.ema != "float32"
+        )
+        last = self.evaluations[-1].conditions if found else Conditions.of_spec(section)
+        return next((one for one in found if one.is_of_spec(section)), last)
 
     @cached_property
     def protocols(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from harness.records.checkpoint import EMA, precision_of, weights_files
 from harness.records.evaluations import Conditions, add_evaluation
 from harness.records.record import Record, RecordWriter
 from harness.runtime.distributed import World
+from metrics.files.hashing import file_sha256
 
 if TYPE_CHECKING:
     from harness.evaluation.evaluator import Evaluator, Result
@@ -116,13 +117,23 @@ def _measured(
 ) -> Iterator[Measured]:
     from harness.data.open import open_dataset, split
     from harness.evaluation.evaluator import Evaluator
-    from harness.train.start import check_same_data
+    from harness.evaluation.kept_features import ignore
+    from harness.train.start import check_same_data, check_same_weights, network_weights
     from harness.train.trained_run import load_ema
 
-    dataset = open_dataset(spec.data)
-    check_same_data(Record(path), dataset.fingerprint)
+    dataset, record = open_dataset(spec.data), Record(path)
+    check_same_data(record, dataset.fingerprint)
     sides = split(dataset, spec.data.held_out)
-    evaluator = Evaluator(spec.eval, dataset, sides.train, world.device, sides.held_out, world)
+    evaluator = Evaluator(
+        spec.eval,
+        dataset,
+        sides.train,
+        world.device,
+        sides.held_out,
+        world,
+        note=progress.note if world.main else ignore,
+        check=lambda found: check_same_weights(record, network_weights(found)),
+    )
     for step in steps:
         conditions = _conditions(path, spec.eval, step)
         result = evaluator(load_ema(weights_files(path)[step], spec, dataset, world.device))
@@ -144,7 +155,6 @@ def _record(
 
     record = Record(path)
     protocol = evaluator.about
-    _check_same_networks(record, protocol)
     if conditions.ema != "float32":
         protocol = {**protocol, "ema_precision": conditions.ema}
     if not any(one.step == step and one.conditions == conditions for one in record.evaluations):
@@ -159,19 +169,6 @@ def _record(
         **({"errors": result.errors} if result.errors else {}),
     }
     add_evaluation(path, line, about)
-
-
-def _check_same_networks(record: Record, protocol: Mapping[str, Any]) -> None:
-    """Raise `UserError` if a network has other weights than in the run's earlier evaluations."""
-    for about in record.protocols.values():
-        for name, network in about.get("protocol", {}).get("extractors", {}).items():
-            now = protocol["extractors"].get(name, network)
-            if now["sha256"] != network["sha256"]:
-                raise UserError(
-                    f"{record.path} was evaluated with weights {network['sha256'][:12]} of '{name}', and its "
-                    f"weights are now {now['sha256'][:12]}; old and new values cannot be compared. "
-                    "Restore the weights"
-                )
 
 
 def _aligned(record: Record, evaluator: Evaluator) -> list[str]:
@@ -192,7 +189,8 @@ def _conditions(path: Path, wanted: EvalSpec, step: int) -> Conditions:
     """Return the conditions of an evaluation of the kept weights of a step."""
     file = weights_files(path).get(step)
     kept = precision_of(file) if file is not None and file.parent.name == EMA else "float32"
-    return Conditions.of_spec(wanted.model_dump(), kept)
+    reference = file_sha256(Path(wanted.reference)) if wanted.reference else ""
+    return Conditions.of_spec(wanted.model_dump(), kept, reference)
 
 
 def _replicates(record: Record, conditions: Conditions, step: int) -> Mapping[str, Any]:

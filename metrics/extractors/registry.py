@@ -139,9 +139,10 @@ def load_extractor(
         local-audio                 the classifier `local`, trained on recordings given as `images`
 
     `images` (n, C, H, W) uint8, `labels` (n,) in 0 .. classes - 1 and `classes` are the training data of the
-    local classifiers, which are cached in the folder `cache` if given. `weights` is the file or folder if the
-    name has none. The checksum of the weights must begin with `sha256`. Raises `MetricError` for an unknown
-    name, a package that is not installed, and missing or invalid weights, images or labels.
+    local classifiers, which are cached in the folder `cache` if given. Instead of images and labels, `images`
+    may be `metrics.extractors.local.TrainingImages`. `weights` is the file or folder if the name has none.
+    The checksum of the weights must begin with `sha256`. Raises `MetricError` for an unknown name, a package
+    that is not installed, and missing or invalid weights, images or labels.
     """
     import torch
 

@@ -3,6 +3,7 @@ killed."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -50,11 +51,17 @@ def in_child(work: Callable[[], None], kill_after: float | None = None) -> int:
         finally:
             os._exit(code)
     if kill_after is not None:
-        signal.signal(signal.SIGALRM, lambda *_: os.kill(child, signal.SIGKILL))
+        signal.signal(signal.SIGALRM, lambda *_: _kill(child))
         signal.setitimer(signal.ITIMER_REAL, kill_after)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     signal.setitimer(signal.ITIMER_REAL, 0)
     return status
+
+
+def _kill(child: int) -> None:
+    # It may have ended an instant ago.
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(child, signal.SIGKILL)
 
 
 def die() -> None:
