@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from reports.audit.audit import Audit
 from reports.audit.curve_shape import ends_above, horizon
-from reports.audit.inputs.claim import claim_hash
+from reports.audit.inputs.claim import Claim, claim_hash
 from reports.audit.preconditions import differing_settings, hardware_reason
 from reports.race.comparability import CLOCK_AXES
 from reports.race.verdict import FEWER
@@ -31,17 +31,27 @@ class AxisLine(NamedTuple):
 def claimed(found: Audit) -> str:
     """Return the claim as a sentence."""
     claim = found.claim
-    least = "at least " if claim.kind == "at_least" else ""
     target = claim.target if found.target is None else f"{found.target:.5g}"
     return (
-        f"{claim.candidate} reaches {claim.metric} <= {target} with {least}{factor(claim.factor)}x "
-        f"{FEWER[claim.axis]} than {claim.baseline}"
+        f"{claim.candidate} reaches {claim.metric} <= {target} with {demanded(claim)} "
+        f"{FEWER[claim.axis]} than {claim.baseline}{allowance(claim)}"
     )
 
 
+def demanded(claim: Claim) -> str:
+    """Return the claimed factor, for example `at least 1.50x`."""
+    return f"{'at least ' if claim.kind == 'at_least' else ''}{factor(claim.factor)}x"
+
+
+def allowance(claim: Claim) -> str:
+    """Return the tolerance as a suffix, for example `, allowing 10 %`; empty without one."""
+    return f", allowing {100 * claim.tolerance:g} %" if claim.tolerance else ""
+
+
 def because(found: Audit) -> str:
-    """Return the reasons of the verdict."""
-    return "; ".join(map(str, found.reasons))
+    """Return the reasons of the verdict, after the claimed factor if the claim sets a tolerance."""
+    claim, reasons = found.claim, "; ".join(map(str, found.reasons))
+    return f"{demanded(claim)}{allowance(claim)}; {reasons}" if claim.tolerance else reasons
 
 
 def axis_lines(found: Audit) -> list[AxisLine]:

@@ -35,6 +35,8 @@ def audit_json(found: Audit) -> dict[str, Any]:
         "correlation": own.correlation if own else None,
         "censored": censored(found),
         "target": found.target,
+        "factor": found.claim.factor,
+        "tolerance": found.claim.tolerance,
         "detectable_factor": found.detectable,
         "more_pairs": found.more_pairs,
         "p": found.p,

@@ -9,7 +9,7 @@
     axis = "steps"               # steps, images, flops, seconds, gpu_seconds
     factor = 2.8
     kind = "at_least"            # or "equal"
-    tolerance = 0.10
+    tolerance = 0.10             # 0 unless set
     confidence = 0.95
     min_pairs = 3
 
@@ -40,6 +40,8 @@ from harness.errors import UserError
 from harness.files.files import read_toml
 
 Axis = Literal["steps", "images", "flops", "seconds", "gpu_seconds"]
+FORMER_TOLERANCE = 0.10
+"""The tolerance of a claim that sets none, in version 0.2 and before."""
 AT_STEP = re.compile(r"baseline@([1-9][0-9]*(?:_[0-9]+)*)")
 
 
@@ -60,12 +62,19 @@ class Claim(Section):
     axis: Axis = "steps"
     factor: float = Field(gt=0)
     kind: Literal["at_least", "equal"] = "at_least"
-    tolerance: float = Field(0.10, ge=0, le=1)
-    """The relative slack of `factor` c.
+    tolerance: float = Field(0.0, ge=0, le=1)
+    """The relative slack of `factor` c; 0 unless the claim sets it.
 
     `at_least` holds from c / (1 + tolerance) on; `equal` holds from there up to c (1 + tolerance)."""
     confidence: float = Field(0.95, ge=0.5, lt=1)
     min_pairs: int = Field(3, ge=2)
+
+    @property
+    def former(self) -> Claim:
+        """The claim as version 0.2 read it: a claim that sets no tolerance had one of 10 %."""
+        if "tolerance" in self.model_fields_set:
+            return self
+        return self.model_copy(update={"tolerance": FORMER_TOLERANCE})
 
     @property
     def low(self) -> float:
