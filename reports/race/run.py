@@ -80,8 +80,8 @@ def run_of(label: str, seed: int, record: Record, metric: str) -> RaceRun:
 
 
 def cross(run: RaceRun, target: float | None) -> RaceRun:
-    """Return the run with its crossings of a target, or unchanged if it does not count or there is no
+    """Return the run with its crossings of a target; without any if it does not count or there is no
     target."""
     if target is None or not run.counts:
-        return run
+        return replace(run, sustained=None, first=None)
     return replace(run, sustained=crossing(run.curve, target), first=first_crossing(run.curve, target))
