@@ -101,8 +101,8 @@ def _values(
         fits = [fit for run in runs if (fit := fit_of(run, metric)) is not None]
         if not fits:
             raise UserError(
-                f"target {rules[0]} of {record.path} needs a finished run of the baseline '{name}' in the same "
-                "cell, and these folders hold none; give a number, for example --target 8.0"
+                f"target {rules[0]} of {record.path} needs a finished run of the baseline '{name}' in the "
+                "same cell, and these folders hold none; give a number, for example --target 8.0"
             )
     return [value for rule in rules if (value := target_value(rule, fits)) is not None]
 

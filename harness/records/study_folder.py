@@ -73,7 +73,7 @@ class StudySettings:
     target: float | None = None
     """The target value; of several, the first."""
     targets: tuple[float, ...] = ()
-    """All target values."""
+    """All target values, if there are several."""
     target_at: str | None = None
     """`baseline@STEP`: the target is the baseline's value at that step."""
     share_of_final: float | None = None
@@ -225,7 +225,7 @@ def _settings(file: Path, table: Mapping[str, Any]) -> StudySettings:
         baseline=_text(file, "baseline", table.get("baseline")),
         metric=_text(file, "target.metric", target.get("metric")),
         target=values[0] if values else None,
-        targets=values,
+        targets=values if len(values) > 1 else (),
         target_at=at,
         share_of_final=None if share is None else float(share),
         labels=_labels(file, table.get("labels", {})),

@@ -115,8 +115,8 @@ def target_value(rule: TargetRule, fits: Sequence[tuple[np.ndarray, np.ndarray]]
     if not found:
         low, high = max(steps[0] for steps, _ in fits), min(steps[-1] for steps, _ in fits)
         raise UserError(
-            f"target {rule}: no finished run of the baseline was evaluated on both sides of step {rule.step}; "
-            f"give a step from {low:g} to {high:g}"
+            f"target {rule}: no finished run of the baseline was evaluated on both sides of step "
+            f"{rule.step}; give a step from {low:g} to {high:g}"
         )
     return statistics.median(found)
 

@@ -33,8 +33,8 @@ def claimed(found: Audit) -> str:
     claim = found.claim
     target = claim.target if found.target is None else f"{found.target:.5g}"
     return (
-        f"{claim.candidate} reaches {claim.metric} <= {target} with {demanded(claim)} "
-        f"{FEWER[claim.axis]} than {claim.baseline}{allowance(claim)}"
+        f"{found.shown(claim.candidate)} reaches {claim.metric} <= {target} with {demanded(claim)} "
+        f"{FEWER[claim.axis]} than {found.shown(claim.baseline)}{allowance(claim)}"
     )
 
 
@@ -67,9 +67,11 @@ def facts(found: Audit) -> list[str]:
         return [f"n = {found.n_pairs}, {percent}; claim {claim_hash(claim)}, {found.standing}"]
     together = "" if own.correlation is None else f", correlation of their times {own.correlation:.2f}"
     pairs = f"n = {own.n} pairs{together}" if own.paired else f"n = {own.n} seeds per arm, unpaired (Welch)"
-    lost = ", ".join(f"{name} {count}" for name, count in censored(found).items())
+    lost = ", ".join(f"{found.shown(name)} {count}" for name, count in censored(found).items())
     steep = ", ".join(
-        f"{name} {slope:.2f}" for name, slope in (found.slopes or {}).items() if slope is not None
+        f"{found.shown(name)} {slope:.2f}"
+        for name, slope in (found.slopes or {}).items()
+        if slope is not None
     )
     lines = [f"{pairs}; {percent}; censored: {lost}"]
     if steep:
@@ -205,12 +207,12 @@ def _about_times(found: Audit) -> list[str]:
         if never:
             share = recorded["curves"][name][-1][1]
             texts.append(
-                f"{never} of {len(times)} runs of {name} did not reach the target within the smallest budget "
+                f"{never} of {len(times)} runs of {found.shown(name)} did not reach the target within the smallest budget "
                 f"({share:.0%} did): the interval is open at that end."
             )
         if early:
             texts.append(
-                f"{early} of {len(times)} runs of {name} were already below the target at their first "
+                f"{early} of {len(times)} runs of {found.shown(name)} were already below the target at their first "
                 "evaluation."
             )
     if texts and recorded["ratio"]:
@@ -221,7 +223,9 @@ def _about_times(found: Audit) -> list[str]:
 def _about_sources(found: Audit) -> list[str]:
     claim, logs, texts = found.claim, found.logs.all, []
     if claim.step is not None and found.target is not None:
-        texts.append(f"The target is {claim.baseline}'s median at step {claim.step}: {found.target:.5g}.")
+        texts.append(
+            f"The target is {found.shown(claim.baseline)}'s median at step {claim.step}: {found.target:.5g}."
+        )
     if logs and not any(log.protocols for log in logs):
         texts.append("The logs record no evaluation protocol: it is assumed to be the same for all points.")
     if claim.axis in CLOCK_AXES and not any(log.machines for log in logs):

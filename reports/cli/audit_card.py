@@ -46,6 +46,7 @@ def audit_json(found: Audit) -> dict[str, Any]:
         "dual": _ends(found.dual.gain) | {"step": found.dual.step} if found.dual else None,
         "by_target": [{"target": target} | _ends(one) for target, one in found.curve],
         "reached": arrival_summary(found),
+        "labels": {arm: found.shown(arm) for arm in (found.claim.baseline, found.claim.candidate)},
         "claim_hash": claim_hash(found.claim),
         "registration": found.standing,
         "notes": notes(found),

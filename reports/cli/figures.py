@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from harness.config.options import JSON_OPTION
-from reports.cli.options import race_options
+from reports.cli.options import parse_labels, race_options
 
 if TYPE_CHECKING:
     from reports.analysis.report import RaceReport
@@ -54,8 +54,10 @@ def figures(
     look: str,
     formats: str,
     metric: str | None,
-    target: float | None,
+    target: str | None,
     baseline: str | None,
+    across: str | None,
+    label_words: tuple[str, ...],
     published: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -76,7 +78,9 @@ def figures(
         if kind not in FORMATS:
             raise unknown("format", kind, FORMATS)
     printed = find_curves(published)
-    report = read_report(directories, metric=metric, target=target, baseline=baseline)
+    names = parse_labels(label_words)
+    asked = {"metric": metric, "target": target, "baseline": baseline, "across": across}
+    report = read_report(directories, labels=names, **asked)
     race = report.race
     files = []
     for draw in tracked(pictures(report, printed), "figures"):

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from harness.config.options import JSON_OPTION
-from reports.cli.options import race_options
+from reports.cli.options import parse_labels, race_options
 from reports.cli.report_diff import diff
 
 
@@ -52,7 +52,9 @@ class OrDiff(click.Command):
     help="Claim (TOML) to audit on these runs; its verdict comes first on the page. May be repeated.",
 )
 @JSON_OPTION
-def report(directories: tuple[Path, ...], output: Path, as_json: bool, **asked: Any) -> None:
+def report(
+    directories: tuple[Path, ...], output: Path, as_json: bool, label_words: tuple[str, ...], **asked: Any
+) -> None:
     """Report who reached the target first, and with what certainty, from run directories or folders of them.
 
     Writes one self-contained HTML file that opens offline, and its numbers as CSV. Needs no torch.
@@ -62,7 +64,7 @@ def report(directories: tuple[Path, ...], output: Path, as_json: bool, **asked: 
     from reports.pages.page import write_report
     from reports.pages.report_json import to_json
 
-    written = write_report(list(directories), output, **asked)
+    written = write_report(list(directories), output, labels=parse_labels(label_words), **asked)
     found = written.report
     if as_json:
         click.echo(to_json(found, [audit_json(audit) for audit in found.claims], str(written.html)))
@@ -70,6 +72,8 @@ def report(directories: tuple[Path, ...], output: Path, as_json: bool, **asked: 
     for audit in found.claims:
         click.echo(f"{audit.verdict.upper()}: {claimed(audit)} ({because(audit)})")
     click.echo(found.headline)
+    for other in found.at_other_targets:
+        click.echo(other.headline)
     for note in found.caveats:
         click.echo(f"- {note}")
     click.echo(written.html)

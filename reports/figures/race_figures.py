@@ -82,10 +82,10 @@ def draw_forest(race: Race, width: float) -> Picture:
     rows = [row for axis in race.axes for row in _gain_rows(race, axis)]
     with style():
         figure = Figure(figsize=(width, ROW * len(rows) + 0.7))
-        draw_gains(figure.subplots(), rows, width, race.baseline)
+        draw_gains(figure.subplots(), rows, width, race.reference)
         fill(figure, left=0.12)
         return Picture(
-            figure, f"speedup-{width_name(width)}", f"speed-ups over {race.baseline} with intervals"
+            figure, f"speedup-{width_name(width)}", f"speed-ups over {race.reference} with intervals"
         )
 
 

@@ -34,6 +34,8 @@ def workload_section(report: RaceReport) -> Markup | None:
         tables={axis: _rows(report, axis) for axis in axes},
         baseline=baseline_of(cells),
         targets=[(cell.label, cell.target) for cell in cells if cell.target is not None],
+        how_found=report.how_found,
+        by_seed=all(pooled.by_seed for pooled in report.pooled.values()),
         silent=[(cell.label, cell.why) for cell in cells if cell.why],
     )
 

@@ -24,12 +24,27 @@ COUNTED_OUT = ("eval", "checkpoint", "tracking", "warmup")
 
 def verdict_section(report: RaceReport) -> Markup:
     """Return the verdict as a sentence, the speed-ups on all axes as a table, and the caveats."""
-    race = report.race
-    strips = {
-        axis: {c: tables.gain_texts(race.speedups.get((axis, c))) for c in race.candidates}
-        for axis in race.axes
-    }
-    return render_template("verdict", race, headline=report.headline, strips=strips, caveats=report.caveats)
+    found = tables.headline_tables(report)
+    return render_template(
+        "verdict", report.race, headline=report.headline, tables=found, caveats=report.caveats
+    )
+
+
+def other_target_section(report: RaceReport) -> Markup | None:
+    """Return the verdict and the times at every target of a list, with a switch; None for one target."""
+    every = (report, *report.at_other_targets)
+    if len(every) < 2:
+        return None
+    panes = [
+        {
+            "name": str(one.race.rule),
+            "goal": one.goal,
+            "headline": one.headline,
+            "cells": {axis: tables.axis_texts(one.race, axis) for axis in one.race.axes},
+        }
+        for one in every
+    ]
+    return render_template("other_targets", report.race, panes=panes)
 
 
 def convergence_section(report: RaceReport) -> Markup | None:

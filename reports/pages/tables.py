@@ -3,10 +3,59 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
+from reports.analysis.report import RaceReport
 from reports.race.race import Race
 from reports.stats.number_format import digits, factor, interval, quantity, unit_of
 from reports.stats.speedup import Speedup
+
+MOST_ACROSS = 3
+"""The largest number of rows for which the headline's table has them as columns."""
+
+
+@dataclass(frozen=True)
+class GainTable:
+    """A table of speed-ups: texts by row and axis."""
+
+    title: str
+    rows: dict[str, dict[str, dict[str, str]]]
+    turned: bool = False
+    """True if rows are shown as columns."""
+
+
+def headline_tables(report: RaceReport) -> list[GainTable]:
+    """Return the tables below the headline: speed-ups by arm, or pooled over cells, then by cell."""
+    race, title = report.race, f"Speed-up over {report.race.reference}"
+    if report.across is None:
+        rows = {
+            label: {axis: gain_texts(race.speedups.get((axis, label))) for axis in race.axes}
+            for label in race.candidates
+        }
+        return [GainTable(title, rows, len(rows) <= MOST_ACROSS)] if race.speedups else []
+    found = [GainTable(title, _cell_rows(report))]
+    if report.across == "pooled":
+        pooled = {name: _pooled_row(report, name) for name in report.objectives[1:]}
+        count = max(len(effect.cells) for effect in report.pooled.values())
+        found.insert(0, GainTable(f"{title}, pooled over {count} cells", pooled, len(pooled) <= MOST_ACROSS))
+    return [table for table in found if table.rows]
+
+
+def _pooled_row(report: RaceReport, name: str) -> dict[str, dict[str, str]]:
+    effects = {axis: report.pooled.get((axis, name)) for axis in report.race.axes}
+    return {axis: gain_texts(effect and effect.gain) for axis, effect in effects.items()}
+
+
+def _cell_rows(report: RaceReport) -> dict[str, dict[str, dict[str, str]]]:
+    """Return one row for each objective of each compared cell."""
+    return {
+        f"{name}, {cell.label}": {
+            axis: gain_texts(cell.speedups.get((axis, name))) for axis in report.race.axes
+        }
+        for cell in report.workloads
+        for name in list(cell.runs)[1:]
+        if not cell.why
+    }
 
 
 def axis_texts(race: Race, axis: str) -> list[dict[str, str]]:
@@ -24,7 +73,7 @@ def axis_texts(race: Race, axis: str) -> list[dict[str, str]]:
                 "between": _between(axis, time.low, time.high),
                 "n": str(time.n),
                 "censored": _censored(time.right, time.left),
-                **gain_texts(gain, baseline=arm.label == race.baseline),
+                **gain_texts(gain, baseline=arm.label in race.baselines),
             }
         )
     return rows

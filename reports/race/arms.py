@@ -71,9 +71,13 @@ def shown_labels(
     """Return labels with the shown names of `[labels]`; raises `UserError` if two would be the same."""
     shown = {key: shown_name(label, str(fields[key]["method.name"]), names) for key, label in labels.items()}
     for key, label in shown.items():
-        same = [labels[other] for other, name in shown.items() if name == label]
-        if len({*same}) > 1 and names:
-            raise UserError(f"'{labels[key]}' and '{same[-1]}' would both be shown as '{label}'; change a label")
+        others = [
+            labels[other] for other, name in shown.items() if name == label and labels[other] != labels[key]
+        ]
+        if others and names:
+            raise UserError(
+                f"'{labels[key]}' and '{others[0]}' would both be shown as '{label}'; change one of their labels"
+            )
     return shown
 
 

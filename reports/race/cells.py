@@ -13,7 +13,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.errors import UserError
-from reports.race.arms import RaceArm, differing_paths, find_arm, label_paths, labels_of, setting, shown_labels
+from reports.race.arms import (
+    RaceArm,
+    differing_paths,
+    find_arm,
+    label_paths,
+    labels_of,
+    setting,
+    shown_labels,
+)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Workloads, the cells of a study (model sizes, data sets, step counts): the speed-up in each, and the
 pooled speed-up.
 
-reports/race/cells.py defines cells and objectives. Runs are compared only within their cell, at the cell's own
-target and budgets. The effects S_c of K cells are pooled as their geometric mean, with equal weights:
+reports/race/cells.py defines cells and objectives. Runs are compared only within their cell, at the cell's
+own target and budgets. The effects S_c of K cells are pooled as their geometric mean, with equal weights:
 
     log S = mean_c log S_c
 
@@ -15,10 +15,10 @@ Otherwise the cells are treated as independent, with degrees of freedom by Welch
 
     var = sum_c e_c^2 / K^2        e_c is the standard error of log S_c
 
-Either interval is of the mean over *these* cells. The definitions of the project leave this interval open; the
-usual choice (rliable) is a bootstrap over the seeds of each cell, whose intervals are too narrow for the 3 to
-10 seeds of a cell (tests/reports/test_workloads.py measures all three). If one cell's interval is open at an
-end, so is the mean's.
+Either interval is of the mean over *these* cells. The definitions of the project leave this interval open.
+The usual choice (rliable) is a bootstrap over the seeds of each cell, whose intervals are too narrow for the
+3 to 10 seeds of a cell (tests/reports/test_workloads.py measures all three). If one cell's interval is open
+at an end, so is the mean's.
 """
 
 from __future__ import annotations
@@ -102,7 +102,9 @@ def pool_cells(
 
     None if fewer than two cells have an interval.
     """
-    pooled = pool_speedups({cell.label: cell.speedups.get((axis, objective)) for cell in workloads}, confidence)
+    pooled = pool_speedups(
+        {cell.label: cell.speedups.get((axis, objective)) for cell in workloads}, confidence
+    )
     if pooled is None:
         return None
     ratios = [_log_ratios(cell, axis, objective) for cell in workloads if cell.label in pooled.cells]

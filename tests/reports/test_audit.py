@@ -346,7 +346,7 @@ def test_tolerance_is_zero_unless_the_claim_sets_it_and_is_printed_if_set(tmp_pa
     assert (strict["verdict"], strict["tolerance"]) == ("refuted", 0.0)
     assert (lenient["verdict"], lenient["tolerance"]) == ("supported", 0.10)
     file = write_csv(tmp_path / "curves.csv", lines)
-    for given, told in ((None, False), (0.10, True)):
-        words = [str(claim_file(tmp_path, tolerance=given)), str(file)]
+    for tolerance, told in ((None, False), (0.10, True)):
+        words = [str(claim_file(tmp_path, tolerance=tolerance)), str(file)]
         shown = " ".join(CliRunner().invoke(command, words, catch_exceptions=False).stdout.split())
         assert ("allowing 10 %" in shown) == told

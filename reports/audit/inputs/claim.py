@@ -27,7 +27,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -38,11 +37,11 @@ from pydantic_core import ErrorDetails
 from harness.config.spec import canonical
 from harness.errors import UserError
 from harness.files.files import read_toml
+from harness.records.targets import step_of
 
 Axis = Literal["steps", "images", "flops", "seconds", "gpu_seconds"]
 FORMER_TOLERANCE = 0.10
 """The tolerance of a claim that sets none, in version 0.2 and before."""
-AT_STEP = re.compile(r"baseline@([1-9][0-9]*(?:_[0-9]+)*)")
 
 
 class Section(BaseModel):
@@ -89,13 +88,12 @@ class Claim(Section):
     @property
     def step(self) -> int | None:
         """STEP of `baseline@STEP`; None for a target that is a number."""
-        match = AT_STEP.fullmatch(self.target) if isinstance(self.target, str) else None
-        return int(match[1]) if match else None
+        return step_of(self.target) if isinstance(self.target, str) else None
 
     @field_validator("target")
     @classmethod
     def _check_target(cls, target: float | str) -> float | str:
-        if not (AT_STEP.fullmatch(target) if isinstance(target, str) else target > 0):
+        if not (step_of(target) is not None if isinstance(target, str) else target > 0):
             raise ValueError('expected a number above 0 or "baseline@STEP", for example "baseline@400000"')
         return target
 
