@@ -207,13 +207,13 @@ def _about_times(found: Audit) -> list[str]:
         if never:
             share = recorded["curves"][name][-1][1]
             texts.append(
-                f"{never} of {len(times)} runs of {found.shown(name)} did not reach the target within the smallest budget "
-                f"({share:.0%} did): the interval is open at that end."
+                f"{never} of {len(times)} runs of {found.shown(name)} did not reach the target within the "
+                f"smallest budget ({share:.0%} did): the interval is open at that end."
             )
         if early:
             texts.append(
-                f"{early} of {len(times)} runs of {found.shown(name)} were already below the target at their first "
-                "evaluation."
+                f"{early} of {len(times)} runs of {found.shown(name)} were already below the target at their "
+                "first evaluation."
             )
     if texts and recorded["ratio"]:
         texts.append(f"Ratio of restricted mean times up to the common budget: {factor(recorded['ratio'])}.")

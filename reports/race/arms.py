@@ -71,13 +71,11 @@ def shown_labels(
     """Return labels with the shown names of `[labels]`; raises `UserError` if two would be the same."""
     shown = {key: shown_name(label, str(fields[key]["method.name"]), names) for key, label in labels.items()}
     for key, label in shown.items():
-        others = [
-            labels[other] for other, name in shown.items() if name == label and labels[other] != labels[key]
-        ]
+        same = [labels[other] for other, name in shown.items() if name == label]
+        others = [name for name in same if name != labels[key]]
         if others and names:
-            raise UserError(
-                f"'{labels[key]}' and '{others[0]}' would both be shown as '{label}'; change one of their labels"
-            )
+            both = f"'{labels[key]}' and '{others[0]}'"
+            raise UserError(f"{both} would both be shown as '{label}'; change one of their labels")
     return shown
 
 
