@@ -24,8 +24,9 @@ STYLES = {
     "icml": ((3.25, 6.75), "serif", 8.0),
     "cvpr": ((3.25, 6.875), "serif", 8.0),
 }
-"""By style: widths of a column and of the text in inches, family and size of the font. NeurIPS has one column.
-The widths are those of the conferences' LaTeX styles."""
+"""By style: widths of a column and of the text in inches, family and size of the font.
+
+NeurIPS has one column. The widths are those of the conferences' LaTeX styles."""
 WIDTHS = ("column", "text")
 SERIF = ("STIXGeneral", "Times New Roman", "Liberation Serif", "Nimbus Roman", "Times")
 SANS = ("DejaVu Sans",)

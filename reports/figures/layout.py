@@ -92,6 +92,8 @@ def width_name(width: float) -> str:
 
 def text_width(text: str) -> float:
     """Return the width of a label inside axes, or of a legend, in inches."""
+    if not text.strip():
+        return 0.0
     return TextPath((0, 0), text, size=small()).get_extents().width / 72
 
 

@@ -165,13 +165,14 @@ def time_rows(race: Race, axis: str, size: float) -> list[StripRow]:
 
     An arm that never reached the target has only dots.
     """
-    rows = []
+    rows, unit = [], unit_of(axis, size)[1]
     for index, arm in enumerate(race.arms):
         time, gain = race.times.get((axis, arm.label)), race.speedups.get((axis, arm.label))
         if time is None:
             continue
         dots = tuple(Time(t.value / size, t.censored) for t in _times(race, arm.label, axis))
-        text = ("> " if time.right == time.n else "") + quantity(axis, time.estimate) + gain_suffix(gain)
+        value = quantity(axis, time.estimate) if axis == "steps" else f"{digits(time.estimate / size)} {unit}"
+        text = ("> " if time.right == time.n else "") + value.rstrip() + gain_suffix(gain)
         if time.right == time.n:
             rows.append(StripRow(arm.label, index, text, dots=dots))
             continue

@@ -21,6 +21,7 @@ def to_json(report: RaceReport, claims: Sequence[Mapping[str, Any]], html: str) 
         "metric": race.metric,
         "target": race.target,
         "target_chosen_after_the_fact": race.target is not None and not race.target_given,
+        "protocol": report.race.protocol,
         "target_rule": None if race.rule is None else str(race.rule),
         "target_found": report.how_found,
         "targets": [_at_target(one) for one in (report, *report.at_other_targets)],

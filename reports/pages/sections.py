@@ -14,6 +14,7 @@ from reports.pages import tables
 from reports.pages.samples import samples_of
 from reports.pages.section import drawings, render_template
 from reports.race.race import Race
+from reports.stats.number_format import column_unit
 
 BUSY = 100
 """The number of curves above which one static figure serves every width: it is for print, and has most of
@@ -95,6 +96,10 @@ def cost_section(report: RaceReport) -> Markup | None:
     if not any(run.record.of("train") for run in race.runs):
         return None
     costs = [_cost_row(race, arm.label) for arm in race.arms]
+    for axis in ("flops", "seconds"):
+        unit = column_unit(axis, [row[axis] for row in costs if row[axis]])
+        for row in costs:
+            row[axis] = tables.in_unit(axis, row[axis], unit) if row[axis] else "–"
     pictures = drawings(partial(race_figures.draw_cost, race))
     return render_template("cost", race, pictures=pictures, phases=race_figures.PHASES, costs=costs)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from reports.analysis.report import RaceReport
 from reports.race.race import Race
-from reports.stats.number_format import digits, factor, interval, quantity, unit_of
+from reports.stats.number_format import column_unit, digits, factor, interval, quantity
 from reports.stats.speedup import Speedup
 
 MOST_ACROSS = 3
@@ -62,6 +62,8 @@ def axis_texts(race: Race, axis: str) -> list[dict[str, str]]:
     """Return one row of texts per arm: method, time to target and its interval, speed-up and its interval,
     and direction."""
     rows = []
+    known = [time.estimate for (on, _), time in race.times.items() if on == axis]
+    unit = column_unit(axis, known)
     for arm in race.arms:
         time, gain = race.times.get((axis, arm.label)), race.speedups.get((axis, arm.label))
         if time is None:
@@ -69,8 +71,8 @@ def axis_texts(race: Race, axis: str) -> list[dict[str, str]]:
         rows.append(
             {
                 "method": arm.label,
-                "time": ("> " if time.right == time.n else "") + quantity(axis, time.estimate),
-                "between": _between(axis, time.low, time.high),
+                "time": ("> " if time.right == time.n else "") + in_unit(axis, time.estimate, unit),
+                "between": _between(axis, time.low, time.high, unit),
                 "n": str(time.n),
                 "censored": _censored(time.right, time.left),
                 **gain_texts(gain, baseline=arm.label in race.baselines),
@@ -94,14 +96,19 @@ def gain_texts(gain: Speedup | None, *, baseline: bool = False) -> dict[str, str
     }
 
 
-def _between(axis: str, low: float | None, high: float | None) -> str:
+def in_unit(axis: str, value: float, unit: tuple[float, str]) -> str:
+    """Return a cost in a given unit, which the other costs of its column share."""
+    return quantity(axis, value) if axis == "steps" else f"{digits(value / unit[0])} {unit[1]}".rstrip()
+
+
+def _between(axis: str, low: float | None, high: float | None, unit: tuple[float, str]) -> str:
     """Return an interval of costs, both ends in the same unit."""
     if low is None or high is None:
         return "no interval"
-    size, unit = unit_of(axis, low or high)
+    size, name = unit
     number = (lambda value: f"{value:,.0f}") if axis == "steps" else digits
     left = "(0" if low == 0 else f"[{number(low / size)}"
-    return f"{left}, {'∞)' if math.isinf(high) else number(high / size) + ']'} {unit}".rstrip()
+    return f"{left}, {'∞)' if math.isinf(high) else number(high / size) + ']'} {name}".rstrip()
 
 
 def _censored(right: int, left: int) -> str:

@@ -15,6 +15,7 @@ from harness.records.targets import TargetRule
 from reports.race.arms import RaceArm, arms_of
 from reports.race.cells import RaceCell, baseline_first, cells_of, split_arms
 from reports.race.comparability import comparable_axes, values_differ
+from reports.race.conditions import text_of
 from reports.race.run import RaceRun, run_of
 from reports.race.study_folder import read_plan, read_study, split_by_plan
 from reports.race.target import cross_all, requested_rules, targets_of
@@ -95,6 +96,14 @@ class Race:
     def rule(self) -> TargetRule | None:
         """The rule of the target; None if it was chosen after the fact."""
         return self.rules[0] if self.rules else None
+
+    @property
+    def protocol(self) -> str:
+        """The conditions of the metric's values in words; empty if the records do not contain them.
+
+        Values that differ between runs are joined by `or`.
+        """
+        return text_of(fields for run in self.runs if run.evaluated for fields in run.conditions)
 
     def cell_of(self, label: str) -> RaceCell:
         """Return the cell of an arm."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from harness.records.record import Record
+from reports.race.conditions import conditions_of
 from reports.race.protocols import protocols_of
 from reports.stats.curves import Costs, Crossing, Curve, costs_of, crossing, curve_of, first_crossing
 from reports.stats.speedup import Time
@@ -68,6 +70,11 @@ class RaceRun:
     def protocols(self) -> frozenset[str]:
         """The hashes of the evaluation protocols under which the metric was measured."""
         return frozenset(protocols_of(self.record, self.metric))
+
+    @cached_property
+    def conditions(self) -> list[dict[str, Any]]:
+        """The conditions under which the metric was measured: sampler, steps, guidance and n."""
+        return conditions_of(self.record, self.metric)
 
     def time(self, axis: str) -> Time:
         """Return the time to target on an axis, in its natural unit; requires `crosses`."""
