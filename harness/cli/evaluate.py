@@ -1,41 +1,31 @@
-"""`flowrace eval`: the metrics of a run's checkpoint, or of samples against a reference."""
+"""The work of `flowrace eval` on one run, and on samples against a reference."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.config.options import JSON_OPTION, STEP_OPTION, set_option
+from harness.config.options import Command
 from harness.errors import UserError
-from harness.records.record import SPEC
-from harness.train.trained_run import evaluate_run, spec_of_run
+from harness.records.checkpoint import step_of
+from harness.records.evaluations import Conditions
+from harness.records.record import Record
+from harness.train.progress import Quiet
+from harness.train.questions import Question
+from harness.train.trained_run import evaluate_run
 
 if TYPE_CHECKING:
     from harness.evaluation.samples.score import Request, Scores
 
-EVAL_EPILOG = """\b
-Example:
-  flowrace eval runs/first/0123456789ab --set eval.samples=2000 --json
-  flowrace eval samples.npz --against cifar10-train/ --metrics fid,kid,prdc
-  flowrace eval samples.npz --against digits --extractor local
-  flowrace eval train/ --extractor inception --save-stats train.safetensors
-"""
 SCORING = (
     click.option(
         "--against",
         metavar="REFERENCE",
         help="Real samples in any form of SAMPLES, an ADM reference batch, or a file of --save-stats.",
-    ),
-    click.option(
-        "--metrics",
-        default="fd",
-        show_default=True,
-        help="Comma-separated: fid, sfid, fd, fd_infinity, kid, cmmd, prdc, pr, pr_torch_fidelity, is, "
-        "is_shuffled, memorisation, accuracy, or single values such as recall.",
     ),
     click.option("--extractor", help="Feature extractor (default: inception). See: flowrace list extractors"),
     click.option(
@@ -63,65 +53,97 @@ SCORING = (
 )
 
 
-def _scoring(command: Callable[..., Any]) -> Callable[..., Any]:
+def scoring_options(command: Command) -> Command:
+    """Add the options of samples to a command."""
     for option in reversed(SCORING):
         command = option(command)
     return command
 
 
-@click.command("eval", epilog=EVAL_EPILOG)
-@click.argument("path", metavar="RUN|SAMPLES")
-@_scoring
-@STEP_OPTION
-@set_option(help="Set a field of the spec, for example eval.samples=2000; may be repeated.")
-@JSON_OPTION
-def evaluate(path: str, step: int | None, overrides: tuple[str, ...], as_json: bool, **scoring: Any) -> None:
-    """Evaluate a checkpoint of a run, or samples against a reference.
+def measure_run(path: Path, question: Question) -> None:
+    """Measure what the record of a run lacks to answer a question; rerun to resume."""
+    from harness.runtime.distributed import join
+    from harness.runtime.environment import prepare
+    from harness.train.measure import measure
+    from harness.train.start import threads_of_run
 
-    RUN: draw samples with the EMA weights and compute the metrics of the run's spec. The run is not changed.
+    specs, steps = question.specs(path), question.steps_of(path)
+    progress = _OnStandardError()
+    prepare(threads_of_run(specs[0], Record(path), progress))
+    with join(specs[0].runtime.device) as world:
+        for spec in specs:
+            for _ in measure(path, spec, steps, world, progress):
+                pass
 
-    SAMPLES: a folder of images, an .npz file (arr_0, NHWC, uint8), .npy, .parquet, videos, recordings, or the
-    name of a data set. Grey images are repeated to three channels, and transparent images are composited on
-    white. Class folders are matched to those of the reference by name. One pass of the extractor serves all
-    metrics, and features are cached by content.
 
-    With SAMPLES, --set takes data.resolution, data.channels (.npy is read unchanged), data.image_key and
-    data.label_key, for samples and reference, and runtime.device and runtime.threads.
-    """
-    if not (Path(path) / SPEC).exists():
-        if step is not None:
-            raise UserError(f"--step {step} applies to a run, but {path} is not a run directory")
-        if scoring["against"] is None and scoring["save_stats"] is None and not Path(path).exists():
-            raise UserError(
-                f"no such run directory: {path}; to evaluate samples, name a reference with --against"
+def measure_once(path: Path, question: Question, as_json: bool) -> None:
+    """Measure one step of a run again, record nothing, and print the result."""
+    found = []
+    for spec in question.specs(path):
+        for step in question.steps_of(path):
+            file, result = evaluate_run(path, spec, step)
+            errors = {"errors": result.errors} if result.errors else {}
+            about = {"conditions": Conditions.of_spec(spec.eval.model_dump()).as_dict()}
+            found.append(
+                {
+                    "step": step_of(file),
+                    **about,
+                    "metrics": result.rows,
+                    "protocol": result.protocol,
+                    **errors,
+                }
             )
-        return _evaluate_samples(path, overrides, as_json, **scoring)
-    given = [name for name in ("against", "extractor", "weights", "frames", "save_stats") if scoring[name]]
-    if given or scoring["metrics"] != "fd":
-        option = (given or ["metrics"])[0].replace("_", "-")
-        raise UserError(
-            f"--{option} applies to samples, but {path} is a run: draw samples first with "
-            f"flowrace sample {path} -n 50000 --npz samples.npz, or use --set eval.metrics"
-        )
-    return _evaluate_run(Path(path), step, overrides, as_json)
+    print_answers({str(path): found}, as_json)
 
 
-def _evaluate_run(path: Path, step: int | None, overrides: tuple[str, ...], as_json: bool) -> None:
-    file, result = evaluate_run(path, spec_of_run(path, overrides), step)
-    values = result.rows
+def print_answers(
+    answers: Mapping[str, Sequence[Mapping[str, Any]]], as_json: bool, study: str | None = None
+) -> None:
+    """Print the evaluations of runs, by run directory; as JSON, a single evaluation is also at the top."""
     if as_json:
-        found = {"run": path.name, "checkpoint": file.name, "metrics": values, "protocol": result.protocol}
-        click.echo(json.dumps(found | ({"errors": result.errors} if result.errors else {})))
+        runs = [
+            {"run": Path(path).name, "path": path, "evaluations": list(found)}
+            for path, found in answers.items()
+        ]
+        if study is not None:
+            click.echo(json.dumps({"study": study, "runs": runs}))
+            return
+        (run,) = runs
+        alone = run["evaluations"][0] if len(run["evaluations"]) == 1 else {}
+        click.echo(json.dumps({**alone, **run}))
         return
-    for name, value in values.items():
-        shown = f"{name} {value['mean']:.4f}{_interval(value['low'], value['high'])}"
-        each = f" in each of {len(value['replicates'])} replicates" if "replicates" in value else ""
-        click.echo(f"{shown}  (n = {value['n']}{each}, {file.stem}, protocol {result.protocol})")
-    for name, reason in result.errors.items():
-        click.echo(f"{name} could not be computed: {reason}", err=True)
+    for path, found in answers.items():
+        shown = [conditions_of_row(row) for row in found]
+        for row, conditions in zip(found, shown, strict=True):
+            under = conditions.name(shown)
+            for name, value in row["metrics"].items():
+                each = f" in each of {len(value['replicates'])} replicates" if "replicates" in value else ""
+                click.echo(
+                    f"{Path(path).name}  {name} {value['mean']:.4f}{_interval(value['low'], value['high'])}  "
+                    f"(step {row['step']}{', ' + under if under else ''}, n = {value['n']}{each}, "
+                    f"protocol {row['protocol']})"
+                )
+            for name, reason in row.get("errors", {}).items():
+                click.echo(f"{name} could not be computed at step {row['step']}: {reason}", err=True)
 
 
-def _evaluate_samples(
+def conditions_of_row(row: Mapping[str, Any]) -> Conditions:
+    return Conditions(**row["conditions"])
+
+
+class _OnStandardError(Quiet):
+    """Notes on standard error, so that standard output holds the result alone."""
+
+    def note(self, message: str) -> None:
+        click.echo(message, err=True)
+
+    # Any: a metric's row as in the record.
+    def evaluated(self, step: int, metrics: dict[str, Any]) -> None:
+        values = ", ".join(f"{name} {row['mean']:.4g}" for name, row in metrics.items())
+        self.note(f"measured step {step}: {values}")
+
+
+def evaluate_samples(
     path: str,
     overrides: tuple[str, ...],
     as_json: bool,

@@ -25,6 +25,7 @@ COMMANDS = {
         "Train one spec: a preset, a TOML file or a run directory. Rerun to resume.",
     ),
     "sweep": ("sweeps.cli.sweep:sweep", "Run every unfinished run of a study, then write the report."),
+    "extend": ("sweeps.cli.extend:extend", "Continue a finished run, or all runs of a study, to more steps."),
     "status": ("sweeps.cli.status:status", "Print the status of a study: done, running, failed, missing."),
     "tune": (
         "sweeps.cli.tune:tune",
@@ -51,8 +52,8 @@ COMMANDS = {
     ),
     "mirror": ("harness.cli.mirror:mirror", "Bring an MLflow store up to date with run directories."),
     "eval": (
-        "harness.cli.evaluate:evaluate",
-        "Evaluate a checkpoint of a run, or samples from any source.",
+        "sweeps.cli.evaluate:evaluate",
+        "Evaluate a run, all runs of a study, or samples from any source.",
     ),
     "replicate": (
         "harness.cli.replicate:replicate",

@@ -20,7 +20,8 @@ from harness.records.targets import (
     parse_targets,
     target_value,
 )
-from harness.train.replicates import MissingCheckpoint, Wanted, bracket_steps, replicate_run
+from harness.train.measure import MissingWeights
+from harness.train.replicates import Wanted, bracket_steps, replicate_run
 
 
 @click.command(epilog="Example: flowrace replicate runs/digits --replicates 3")
@@ -51,8 +52,8 @@ def replicate(
 ) -> None:
     """Evaluate again, with replicates, the two steps around each run's crossing of the target.
 
-    Reports and audits then use the means. The checkpoints of those steps must exist: train with
-    train.checkpoint_every equal to eval.every and a large train.keep_checkpoints. Rerun to resume.
+    Reports and audits then use the means. The weights of those steps must exist, which
+    train.keep_checkpoints = "evaluations" keeps. Rerun to resume.
     """
     measured, missing = [], []
     records = find_records(*directories)
@@ -69,7 +70,7 @@ def replicate(
                 measured.append({"run": record.id, "step": step, **found})
                 if not as_json:
                     click.echo(_line(record.id, step, found))
-        except MissingCheckpoint as error:
+        except MissingWeights as error:
             missing.append(str(error))
             click.echo(f"note: {error}", err=True)
     if as_json:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from harness.assembly.resolve import is_run, load_spec
+from harness.assembly.run_folder import is_named_by
 from harness.config.options import set_option, track_options
 from harness.config.spec import RunSpec
 from harness.errors import UserError
@@ -36,22 +37,53 @@ Example:
     help="Folder of runs. Default: that of RUN, else runs.",
 )
 @track_options
+@click.option(
+    "--evaluate",
+    "evaluations",
+    multiple=True,
+    metavar="FILE.toml",
+    help="Also evaluate the kept weights by section [eval] of this spec; may be repeated.",
+)
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 def run(
-    source: str, overrides: tuple[str, ...], out: Path | None, track: str | None, no_track: bool, quiet: bool
+    source: str,
+    overrides: tuple[str, ...],
+    out: Path | None,
+    track: str | None,
+    no_track: bool,
+    evaluations: tuple[str, ...],
+    quiet: bool,
 ) -> None:
-    """Train one spec into OUT/<run id>. Rerun the same command to resume it."""
+    """Train one spec into OUT/<run id>. Rerun the same command to resume it.
+
+    The id depends on what can change the weights. With more train.steps the run is continued, and with other
+    eval.* its kept weights are measured.
+    """
     spec = load_spec(source, overrides)
     if is_run(Path(source)) and not overrides:
         _check_named(Path(source), spec)
     if out is None:
         out = Path(source).resolve().parent if is_run(Path(source)) else Path("runs")
+    train_run(spec, out, track, no_track, quiet=quiet, evaluations=evaluations)
+
+
+def train_run(
+    spec: RunSpec,
+    out: Path,
+    track: str | None,
+    no_track: bool,
+    *,
+    quiet: bool,
+    evaluations: tuple[str, ...] = (),
+) -> None:
+    """Train a spec in its folder in `out`, mirror it into MLflow, and print the folder."""
     from harness.data.pin import pinned
     from harness.train.loop import train
 
     progress = _progress(quiet)
     try:
-        path = train(pinned(spec), out, progress)
+        also = [load_spec(file).eval for file in evaluations]
+        path = train(pinned(spec), out, progress, also)
     finally:
         progress.close()
     if not no_track and _is_rank_0():
@@ -61,7 +93,7 @@ def run(
 
 def _check_named(folder: Path, spec: RunSpec) -> None:
     """Raise `UserError` if a folder is not named by its spec's run id: a new run would start next to it."""
-    if folder.resolve().name != spec.id:
+    if not is_named_by(folder, spec):
         raise UserError(
             f"{folder} does not match the run id {spec.id} in its {SPEC}. Rename the folder to resume that "
             f"run, or pass {folder / SPEC} to start a new one"

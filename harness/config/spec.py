@@ -1,6 +1,9 @@
-"""The spec of a run: frozen, validated, and addressed by a hash of the fields that can change its results.
+"""The spec of a run: frozen, validated, and addressed by a hash of its trajectory.
 
-harness/assembly/resolve.py combines presets, files and overrides into a spec.
+The trajectory is what can change the weights at a step: data, backbone, method, times, training and seed.
+Evaluation is not part of it, and neither is `train.steps`, which is how far a run goes. So a run can be
+extended, and measured in other ways later. harness/assembly/resolve.py combines presets, files and overrides
+into a spec.
 """
 
 from __future__ import annotations
@@ -8,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import tomli_w
@@ -177,6 +181,9 @@ class TrainSpec(Section):
     """Weight decay of AdamW."""
     warmup_steps: int = Field(default=0, ge=0)
     """Steps of linear warm-up of the learning rate."""
+    decay: Literal["none", "linear", "cosine"] = Field(default="none", json_schema_extra=HASHED_IF_SET)
+    """Decay of the learning rate to zero between the warm-up and the last step. The number of steps is then
+    part of the run's trajectory, so such a run cannot be extended."""
     clip: float = Field(default=1.0, gt=0)
     """Largest gradient norm."""
     label_drop: float = Field(default=0.1, ge=0, le=1)
@@ -187,8 +194,12 @@ class TrainSpec(Section):
     """Micro-batches per step and process: the same batch with less memory."""
     checkpoint_every: int = _free(10_000, ge=1)
     """Steps between checkpoints."""
-    keep_checkpoints: int = _free(2, ge=1)
-    """Number of newest checkpoints to keep."""
+    keep_checkpoints: Annotated[int, Field(ge=1)] | Literal["evaluations", "all"] = _free("evaluations")
+    """Number of newest checkpoints to keep. `evaluations` keeps two, and the EMA weights of every evaluation,
+    so that other metrics can be computed later; `all` keeps every checkpoint."""
+    keep_precision: Literal["float32", "bfloat16"] = _free("float32")
+    """Precision of the EMA weights that are kept for later evaluations; bfloat16 halves the disk space and
+    rounds the weights."""
     log_every: int = _free(100, ge=1)
     """Steps between training lines in the record."""
 
@@ -325,6 +336,11 @@ class MethodConfig(Section):
         """Weight of the alignment term before its schedule; 0 for a method without alignment."""
         return 0.0
 
+    @property
+    def horizon(self) -> str:
+        """The setting by which a step depends on the number of steps of the run; empty if none does."""
+        return ""
+
     def weight(self, step: int) -> float:
         """Return the weight of the alignment term at a step (1-based)."""
         return self.strength * self.schedule.factor(step)
@@ -363,8 +379,27 @@ class RunSpec(Section):
 
     @property
     def id(self) -> str:
-        """The run id: 12 hex digits of the sha256 of the canonical JSON."""
-        return hashlib.sha256(canonical(self).encode()).hexdigest()[:12]
+        """The run id: 12 hex digits of the sha256 of the trajectory."""
+        return _short_hash(self.trajectory)
+
+    @property
+    def trajectory(self) -> dict[str, Any]:
+        """The fields that can change the weights at a step, as JSON."""
+        fields = _hashed(self)
+        fields.pop("eval", None)
+        if not self.horizon:
+            fields.get("train", {}).pop("steps", None)
+        return fields
+
+    @property
+    def horizon(self) -> str:
+        """The setting that makes the number of steps part of the trajectory; empty if none does."""
+        return "train.decay" if self.train.decay != "none" else self.method.horizon
+
+    @property
+    def legacy_id(self) -> str:
+        """The run id of versions up to 0.1, which hashed evaluation and number of steps too."""
+        return _short_hash(_hashed(self))
 
     def to_toml(self) -> str:
         """Return the spec as the text of `spec.toml`."""
@@ -372,9 +407,16 @@ class RunSpec(Section):
 
 
 def canonical(spec: BaseModel) -> str:
-    """Return the text that a run id hashes: the fields that can change results, as JSON with sorted keys and
-    no spaces."""
-    return json.dumps(_hashed(spec), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    """Return the fields of a model that can change results, as JSON with sorted keys and no spaces."""
+    return _canonical(_hashed(spec))
+
+
+def _canonical(fields: Mapping[str, Any]) -> str:
+    return json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _short_hash(fields: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_canonical(fields).encode()).hexdigest()[:12]
 
 
 def _hashed(model: BaseModel) -> dict[str, Any]:

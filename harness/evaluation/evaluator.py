@@ -6,7 +6,7 @@ Latents, labels, extractors and real samples are the same for every method and s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -166,10 +166,9 @@ class Evaluator:
         Raises `UserError` if an encoder computes every metric.
         """
         encoders = list(encoders)
-        weights = {encoder.sha256 for encoder in encoders}
-        by_content = {m.name for m in self.metrics if self.extractors[m.extractor].sha256 in weights}
-        by_name = favoured(self.spec.metrics, [encoder.name for encoder in encoders])
-        aligned = [name for name in self.spec.metrics if name in by_content or name in by_name]
+        aligned = self.aligned_metrics(
+            {encoder.name for encoder in encoders}, {encoder.sha256 for encoder in encoders}
+        )
         check_impartial(self.spec.metrics, aligned, "spec")
         return {
             "hash": self.protocol,
@@ -177,6 +176,12 @@ class Evaluator:
             "floor": self.noise_floor,
             "aligned": aligned,
         }
+
+    def aligned_metrics(self, encoders: Iterable[str], weights: Container[str | None]) -> list[str]:
+        """Return the metrics that are computed by one of these encoders, by its name or by its weights."""
+        by_content = {m.name for m in self.metrics if self.extractors[m.extractor].sha256 in weights}
+        by_name = favoured(self.spec.metrics, encoders)
+        return [name for name in self.spec.metrics if name in by_content or name in by_name]
 
     def _prepare_real(self, name: str, dataset: Dataset, train: np.ndarray, held_out: np.ndarray) -> None:
         """Extract a network's features of the training split, and compute its metrics' noise floors."""

@@ -8,6 +8,7 @@ complete. Its checksum is verified on reading, and nothing is ever unpickled.
     optimizer.*                exp_avg, exp_avg_sq and step of every learned parameter
     metadata                   run id, step, sha256
 
+`checkpoints/` has them. `ema/` has files with `ema.*` alone, kept for later evaluations.
 harness/train/state.py collects and restores them.
 """
 
@@ -30,6 +31,10 @@ from harness.errors import UserError
 from harness.files.files import replacing
 
 HEADER, FORMAT = "flowrace", "flowrace-1"
+CHECKPOINTS, EMA = "checkpoints", "ema"
+"""The folders of a run directory with checkpoints, and with EMA weights kept for later evaluations."""
+NEWEST = 2
+"""Checkpoints to resume from that are kept unless the spec names a number."""
 
 
 class Checkpoint(NamedTuple):
@@ -109,6 +114,22 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.safetensors"), key=step_of)
 
 
+def weights_files(run: Path) -> dict[int, Path]:
+    """Return the files with EMA weights of a run by step, in order: those of EMA alone before checkpoints."""
+    found = {step_of(file): file for folder in (CHECKPOINTS, EMA) for file in checkpoints(run / folder)}
+    return dict(sorted(found.items()))
+
+
+def precision_of(file: Path) -> str:
+    """Return the precision of the EMA weights in a file, from its header."""
+    try:
+        with safe_open(file, "pt") as content:
+            meta = json.loads((content.metadata() or {}).get(HEADER, "{}"))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"{file} is not a readable checkpoint ({error}); {_remedy(file)}") from error
+    return meta.get("precision", "float32")
+
+
 def scheduled(step: int, train: TrainSpec) -> bool:
     """Return whether the schedule has a checkpoint at a step; at other steps a checkpoint marks a stop."""
     return step == train.steps or step % train.checkpoint_every == 0
@@ -117,10 +138,12 @@ def scheduled(step: int, train: TrainSpec) -> bool:
 def prune(folder: Path, train: TrainSpec) -> None:
     """Delete old checkpoints and temporary files.
 
-    The last `keep_checkpoints` scheduled ones are kept, and the newest one, scheduled or not.
+    `keep_checkpoints` of the scheduled ones are kept, the last ones, and the newest one, scheduled or not.
     """
     files = checkpoints(folder)
-    kept = [path for path in files if scheduled(step_of(path), train)][-train.keep_checkpoints :]
+    due = [path for path in files if scheduled(step_of(path), train)]
+    rule = train.keep_checkpoints
+    kept = due if rule == "all" else due[-(NEWEST if rule == "evaluations" else rule) :]
     for path in files[:-1]:
         if path not in kept:
             path.unlink()

@@ -5,6 +5,8 @@
         environment.json    versions, device, threads: one entry for each time the run was started
         events.jsonl        one JSON object per line, in order of step; never a torn or duplicate line
         checkpoints/        step-00000400.safetensors; the same bytes whenever the same step is reached
+        ema/                step-00000400.safetensors, EMA weights kept for later evaluations
+        evaluations.jsonl   later evaluations of kept checkpoints (evaluations.py), and protocols.json
         clock.json          seconds by phase at the newest checkpoint
         samples/            step-00000400.png
         done                JSON, written once the last step has finished
@@ -29,15 +31,24 @@ import os
 import re
 import signal
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from harness.errors import ERROR_PREFIX, UserError
 from harness.files.files import holder, read_tail, sync_file, take_lock, write_atomic
-from harness.records.events import read_events, read_finished
+from harness.records.evaluations import (
+    Conditions,
+    Evaluation,
+    add_evaluation,
+    conditions_of,
+    merged,
+    read_evaluations,
+    read_protocols,
+)
+from harness.records.events import Event, read_events, read_finished
 
 EVENTS, SPEC, CLOCK = "events.jsonl", "spec.toml", "clock.json"
 REPLICATES = "replicates.json"
@@ -61,10 +72,16 @@ class Record:
     """A run directory, for reading. Files are read when a field is first used."""
 
     path: Path
+    conditions: Conditions | None = None
+    """The conditions of the evaluations that `of("eval")` returns; None for those of the run's spec."""
 
     @property
     def id(self) -> str:
         return self.path.name
+
+    def under(self, conditions: Conditions) -> Record:
+        """Return this record with the evaluations under other conditions."""
+        return replace(self, conditions=conditions)
 
     @cached_property
     def spec(self) -> dict[str, Any]:
@@ -89,24 +106,102 @@ class Record:
         # Checked before reading, because the run may finish meanwhile.
         if not (self.path / DONE).exists():
             return read_events(file)
-        train = self.spec.get("train")
-        return read_finished(file, train.get("steps") if isinstance(train, dict) else None)
+        return read_finished(file, self.steps)
 
     def of(self, kind: str) -> list[dict[str, Any]]:
-        """Return the events of a kind in order; an evaluation replicated later has means over replicates."""
-        found = [event for event in self.events if event["kind"] == kind]
-        return [self._replicated(event) for event in found] if kind == "eval" and self.replicates else found
+        """Return the events of a kind, in order.
+
+        Evaluations are those under the record's conditions, whether made during training or later, one event
+        for each step.
+        """
+        return self._evaluated if kind == "eval" else [e for e in self.events if e["kind"] == kind]
+
+    @cached_property
+    def _evaluated(self) -> list[dict[str, Any]]:
+        trained = {event["step"]: event for event in self.events if event["kind"] == "eval"}
+        steps = merged(one for one in self.evaluations if one.conditions == self.shown_conditions)
+        return [
+            {
+                "kind": "eval",
+                **(_without_metrics(trained[step]) if step in trained else self._costs_at(step)),
+                **event,
+            }
+            for step, event in steps.items()
+        ]
+
+    @cached_property
+    def evaluations(self) -> list[Evaluation]:
+        """All evaluations under all conditions: first those made during training, then later ones."""
+        repeated = [{"step": int(step), **row} for step, row in self.replicates.items()]
+        trained = [event for event in self.events if event["kind"] == "eval"]
+        # Replicates of an evaluation that was superseded do not count.
+        current = {(event["step"], event.get("protocol")) for event in trained}
+        repeated = [row for row in repeated if (row["step"], row["protocol"]) in current]
+        lines = [*trained, *repeated, *read_evaluations(self.path)]
+        under = {key: conditions_of(key, self.protocols) for key in {str(e.get("protocol")) for e in lines}}
+        return [
+            Evaluation(
+                line["step"],
+                line.get("images", line["step"] * self._batch_size),
+                line.get("metrics", {}),
+                key := str(line.get("protocol")),
+                under[key],
+                line.get("errors", {}),
+            )
+            for line in lines
+        ]
+
+    @cached_property
+    def views(self) -> tuple[Conditions, ...]:
+        """All conditions under which the run was evaluated, the shown ones first."""
+        found = dict.fromkeys(one.conditions for one in self.evaluations)
+        shown = self.shown_conditions
+        return (shown, *(c for c in found if c != shown)) if shown in found else tuple(found)
+
+    @cached_property
+    def shown_conditions(self) -> Conditions:
+        """The conditions of `of("eval")`: the given ones, or those of the spec, or of the last evaluation."""
+        if self.conditions is not None:
+            return self.conditions
+        table = self.spec.get("eval", {})
+        section = table if isinstance(table, Mapping) else {}
+        own = [Conditions.of_spec(section, kept) for kept in ("float32", "bfloat16")]
+        found = [one.conditions for one in self.evaluations]
+        return next((one for one in own if one in found), found[-1] if found else own[0])
+
+    @cached_property
+    def protocols(self) -> dict[str, Any]:
+        """What is recorded about each evaluation protocol, by its hash: `protocol`, `floor`, `aligned`."""
+        starts = [start.get("evaluation", {}) for start in self.environment]
+        own = {about["hash"]: about for about in starts if "hash" in about}
+        return read_protocols(self.path) | own
 
     @cached_property
     def replicates(self) -> dict[str, Any]:
-        """Later measurements by `flowrace replicate`: step -> protocol and metrics."""
+        """Later measurements by `flowrace replicate` of versions up to 0.1: step -> protocol and metrics."""
         return _read_json(self.path / REPLICATES) or {}
 
-    def _replicated(self, event: dict[str, Any]) -> dict[str, Any]:
-        later = self.replicates.get(str(event["step"]))
-        if later is None or later["protocol"] != event["protocol"]:
-            return event
-        return event | {"metrics": event["metrics"] | later["metrics"]}
+    @property
+    def _batch_size(self) -> int:
+        return self.spec.get("train", {}).get("batch_size", 0)
+
+    def _costs_at(self, step: int) -> dict[str, Any]:
+        """Return FLOPs and seconds of reaching a step, interpolated between logged steps."""
+        logged = [event for event in self.events if "seconds" in event and "flops" in event]
+        before = next((event for event in reversed(logged) if event["step"] <= step), None)
+        after = next((event for event in logged if event["step"] >= step), None)
+        if before is None or after is None or before["step"] == step:
+            near = before or after
+            return {} if near is None else {"flops": near["flops"], "seconds": near["seconds"]}
+        share = (step - before["step"]) / (after["step"] - before["step"])
+        names = before["seconds"].keys() | after["seconds"].keys()
+        ends = [
+            {name: event["seconds"].get(name, 0.0) for name in sorted(names)} for event in (before, after)
+        ]
+        return {
+            "flops": round(before["flops"] + share * (after["flops"] - before["flops"])),
+            "seconds": {name: x + share * (ends[1][name] - x) for name, x in ends[0].items()},
+        }
 
     @cached_property
     def environment(self) -> list[dict[str, Any]]:
@@ -129,6 +224,12 @@ class Record:
             return "running"
         return "failed" if (self.path / FAILED).exists() else "stopped"
 
+    @property
+    def steps(self) -> int | None:
+        """The number of steps that the spec asks for; None if it names none."""
+        train = self.spec.get("train")
+        return train.get("steps") if isinstance(train, dict) else None
+
     def seconds_at(self, step: int) -> dict[str, float]:
         """Return the seconds by phase that the run had spent at a checkpoint.
 
@@ -143,6 +244,24 @@ class Record:
     def last_step(self) -> int:
         """The step of the last event; 0 before the first."""
         return self.events[-1]["step"] if self.events else 0
+
+
+def _without_metrics(event: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in event.items() if name not in ("metrics", "protocol", "errors")}
+
+
+# Any: parts of a spec as plain data.
+def _asked(spec: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return how far a spec asks a run to go, and how to evaluate it."""
+    own = spec.get("eval", {})
+    how = {name: own.get(name) for name in ("metrics", "every", "replicates")}
+    return spec.get("train", {}).get("steps"), (Conditions.of_spec(own), how)
+
+
+def _later(event: Event) -> Event:
+    """Return an evaluation during training as a line of later evaluations."""
+    names = ("kind", "step", "images", "metrics", "protocol", "errors")
+    return {name: event[name] for name in names if name in event}
 
 
 def log_file(run: Path) -> Path:
@@ -205,24 +324,46 @@ class RecordWriter:
         # Closing the file releases the lock.
         self._lock.close()
 
-    def write_spec(self, toml: str) -> None:
-        """Write the resolved spec if the directory has none; an existing one has the same id."""
-        file = self.path / SPEC
-        if not file.exists():
-            write_atomic(file, toml.encode())
+    def write_spec(self, toml: str, *, replace: bool = False) -> None:
+        """Write the resolved spec if the directory has none.
 
-    def begin(self, environment: Mapping[str, Any], *, after_step: int) -> None:
-        """Open the record to continue after a step; later events and a torn line are removed."""
+        With `replace`, also write it if its evaluation or its number of steps differs; a run that shall go
+        further is then no longer done.
+        """
+        file = self.path / SPEC
+        if file.exists():
+            old, new = Record(self.path).spec, tomllib.loads(toml)
+            if not replace or _asked(old) == _asked(new):
+                return
+            if _asked(old)[0] != _asked(new)[0]:
+                (self.path / DONE).unlink(missing_ok=True)
+        write_atomic(file, toml.encode())
+
+    def begin(
+        self,
+        environment: Mapping[str, Any],
+        *,
+        after_step: int,
+        keep: Callable[[Event], bool] = lambda _: True,
+    ) -> None:
+        """Open the record to continue after a step; later events and a torn line are removed.
+
+        So are events that `keep` rejects, of which evaluations become later evaluations.
+        """
         for name in (DONE, FAILED):
             (self.path / name).unlink(missing_ok=True)
         starts = _read_json(self.path / "environment.json") or []
-        write_atomic(
-            self.path / "environment.json",
-            _dump([*starts, {**environment, "after_step": after_step}], indent=1),
-        )
         file = self.path / EVENTS
         kept = [event for event in read_events(file) if event["step"] <= after_step]
-        write_atomic(file, b"".join(_dump(event) + b"\n" for event in kept))
+        for event in kept:
+            if event["kind"] == "eval" and not keep(event):
+                known = Record(self.path).protocols
+                add_evaluation(self.path, _later(event), known.get(event["protocol"], {}))
+        write_atomic(
+            self.path / "environment.json",
+            _dump([*starts, {"run": self.path.name, **environment, "after_step": after_step}], indent=1),
+        )
+        write_atomic(file, b"".join(_dump(event) + b"\n" for event in kept if keep(event)))
         self._events = open(file, "ab", buffering=0)  # noqa: SIM115 (closed by __exit__)
 
     def append(self, *events: Mapping[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
     runs/<study>/
         study.toml          the study of `flowrace sweep`
-        plan.json           {"runs": [{"id", "cell"}], "excluded": [{"cell", "reason"}]}
+        plan.json           {"runs": [{"id", "cell", "steps"}], "excluded": [{"cell", "reason"}]}
         tune.toml           the study that was searched by `flowrace tune`, instead of the two above
         history.json        every trial of the search; history.csv has the same content
         best/<method>.toml  the best settings of each method, as a preset
@@ -41,6 +41,8 @@ class PlanEntry:
 
     id: str
     values: Mapping[str, Any]
+    steps: int | None = None
+    """Number of training steps; None in plans of versions up to 0.1."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +199,7 @@ class StudyFolder:
 
 
 def _parsed(table: Any) -> PlanFile:
-    runs = tuple(PlanEntry(str(run["id"]), dict(run["cell"])) for run in table["runs"])
+    runs = tuple(PlanEntry(str(run["id"]), dict(run["cell"]), run.get("steps")) for run in table["runs"])
     excluded = table.get("excluded") or ()
     return PlanFile(runs, tuple(PlanExclusion(dict(row["cell"]), str(row["reason"])) for row in excluded))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from harness.records.evaluations import protocol_of
 from harness.records.flatten import flatten
 from harness.records.record import TRAINING_PHASES, Record
 
@@ -70,9 +71,10 @@ def _training(record: Record) -> Iterator[dict[str, Any]]:
 def _evaluations(record: Record) -> Iterator[dict[str, Any]]:
     for event in record.of("eval"):
         costs = {name: event[name] for name in ("step", "images", "flops")}
-        about = costs | {"seconds": _training_seconds(event), "protocol": event["protocol"]}
+        about = costs | {"seconds": _training_seconds(event)}
         for name, value in event["metrics"].items():
-            yield about | {"metric": name} | {end: value.get(end) for end in ("mean", "low", "high", "n")}
+            of_metric = {"protocol": protocol_of(event, name), "metric": name}
+            yield about | of_metric | {end: value.get(end) for end in ("mean", "low", "high", "n")}
 
 
 def _training_seconds(event: dict[str, Any]) -> float:

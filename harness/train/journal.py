@@ -16,11 +16,11 @@ from torch import Tensor
 
 from harness.errors import RunStopped
 from harness.evaluation.evaluator import Evaluator
-from harness.records.checkpoint import checkpoints, path_of, prune, scheduled
+from harness.records.checkpoint import EMA, checkpoints, path_of, prune, scheduled
 from harness.records.events import Event
 from harness.records.record import Record, RecordWriter
 from harness.runtime.distributed import World
-from harness.train.state import Run, checkpoint_writer
+from harness.train.state import Run, checkpoint_writer, keep_ema
 
 
 class Progress(Protocol):
@@ -109,6 +109,12 @@ class Journal:
         self.progress.evaluated(self.run.step, values)
         for name, reason in result.errors.items():
             self.progress.note(f"step {self.run.step}: {name} could not be computed: {reason}")
+
+    def keep_weights(self, run: Path) -> None:
+        """Keep the EMA weights of an evaluation for later ones, if the spec asks for it."""
+        if self.run.spec.train.keep_checkpoints == "evaluations":
+            with self.run.meter.phase("checkpoint"):
+                keep_ema(self.run, run / EMA, writes=self.record is not None)
 
     def checkpoint(self, folder: Path, *, scheduled: bool) -> None:
         """Copy the state, and save it on a thread after all earlier events are on the disk.

@@ -5,6 +5,7 @@ To resume a run that was stopped or killed, rerun its command.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -13,17 +14,21 @@ import torch
 from torch import Tensor, nn
 
 from harness.assembly.batch_split import check_batch_split
-from harness.config.spec import RunSpec
+from harness.assembly.run_folder import run_folder
+from harness.config.spec import EvalSpec, RunSpec
 from harness.data.feed import MicroBatches
 from harness.data.open import open_dataset, split
 from harness.encoders.cached import check_cached
 from harness.errors import RunStopped, UserError
 from harness.evaluation.evaluator import Evaluator
-from harness.records.record import DONE, Record, RecordWriter
+from harness.records.checkpoint import CHECKPOINTS
+from harness.records.record import Record, RecordWriter
 from harness.runtime.distributed import World, join, world_size
 from harness.runtime.environment import prepare
 from harness.runtime.fsdp import full_tensor
+from harness.train.goal import Goal, goal_of
 from harness.train.journal import Journal, Progress, StepResult, finish_bookkeeping
+from harness.train.measure import measure_missing, missing_evaluations
 from harness.train.objective import Objective, with_encoder_features
 from harness.train.prefetch import prefetch, prepare_batches
 from harness.train.schedule import ema_decay, set_learning_rate
@@ -32,47 +37,60 @@ from harness.train.start import check_same_data, describe_start, threads_of_run
 from harness.train.state import Run, build_run, restore_run, update_ema
 
 
-def train(spec: RunSpec, out: Path, progress: Progress) -> Path:
-    """Train a spec to its last step in `out/<run id>` and return that folder, at once if the run is finished.
+def train(spec: RunSpec, out: Path, progress: Progress, evaluations: Sequence[EvalSpec] = ()) -> Path:
+    """Train a spec to its last step in its folder in `out`, and return the folder.
 
-    Raises `UserError` for a user's mistake, `RunStopped` for a loss that is not finite, `StoppedBySignal`
-    after a signal.
+    Then measure what the record lacks of the spec's evaluation, and of further `evaluations`. A finished run
+    is continued if the spec has more steps, and returned at once if nothing is missing. Raises `UserError`
+    for a user's mistake, `RunStopped` for a loss that is not finite, `StoppedBySignal` after a signal.
     """
-    path = out / spec.id
+    path = run_folder(out, spec)
     check_batch_split(spec, world_size())
     check_cached(spec)
     prepare(threads_of_run(spec, Record(path), progress))
+    # Before the ranks join, because rank 0 changes the directory afterwards.
+    goal = goal_of(path, spec)
     with join(spec.runtime.device) as world:
-        if (path / DONE).exists():
-            progress.note(f"run {spec.id} is already finished")
-            return path
-        if not world.main:
-            _train(spec, path, world, None, progress)
-            return path
-        with RecordWriter(path) as record:
-            try:
-                record.write_spec(spec.to_toml())
-                _train(spec, path, world, record, progress)
-            except StoppedBySignal:
-                raise
-            except RunStopped as reason:
-                record.fail({"reason": str(reason)})
-                raise
-            except OSError as error:
-                raise UserError(
-                    f"cannot write to {path}: {error.strerror}; the same command continues"
-                ) from error
+        if not goal.finished:
+            _train_recorded(goal, world, progress)
+        variants = [goal.spec, *(goal.spec.model_copy(update={"eval": also}) for also in evaluations)]
+        if goal.finished and not any(missing_evaluations(path, variant) for variant in variants):
+            progress.note(f"run {path.name} is already finished")
+        measure_missing(path, variants, world, progress)
     return path
 
 
-def _train(spec: RunSpec, path: Path, world: World, record: RecordWriter | None, progress: Progress) -> None:
+def _train_recorded(goal: Goal, world: World, progress: Progress) -> None:
+    """Train a run with its record on rank 0, and without one on the others."""
+    if not world.main:
+        _train(goal, world, None, progress)
+        return
+    with RecordWriter(goal.path) as record:
+        try:
+            record.write_spec(goal.spec.to_toml(), replace=goal.recorded is not None)
+            _train(goal, world, record, progress)
+        except StoppedBySignal:
+            raise
+        except RunStopped as reason:
+            record.fail({"reason": str(reason)})
+            raise
+        except OSError as error:
+            raise UserError(
+                f"cannot write to {goal.path}: {error.strerror}; the same command continues"
+            ) from error
+
+
+def _train(goal: Goal, world: World, record: RecordWriter | None, progress: Progress) -> None:
     """Build a run, restore its newest checkpoint, and train it to the last step."""
-    progress.note(f"run {spec.id}: {spec.method.name}, seed {spec.seed}")
+    path, spec = goal.path, goal.spec
+    from_step = f", from step {goal.recorded} to {spec.train.steps}" if goal.extends else ""
+    progress.note(f"run {path.name}: {spec.method.name}, seed {spec.seed}{from_step}")
     dataset = open_dataset(spec.data)
     check_same_data(Record(path), dataset.fingerprint)
     sides = split(dataset, spec.data.held_out)
-    run = build_run(spec, dataset, sides, world.device, world.mesh() if spec.runtime.shard else None)
-    restore_run(run, path / "checkpoints")
+    mesh = world.mesh() if spec.runtime.shard else None
+    run = build_run(spec, dataset, sides, world.device, mesh, path.name)
+    restore_run(run, path / CHECKPOINTS)
     run.meter.restore(Record(path).seconds_at(run.step))
     evaluator = Evaluator(spec.eval, dataset, sides.train, world.device, sides.held_out, world)
     if record is not None:
@@ -80,7 +98,7 @@ def _train(spec: RunSpec, path: Path, world: World, record: RecordWriter | None,
             if encoder.accuracy is not None:
                 progress.note(f"encoder {encoder.name}: held-out accuracy {100 * encoder.accuracy:.1f} %")
         about = describe_start(run, world, dataset, sides, evaluator)
-        record.begin(about, after_step=run.step)
+        record.begin(about, after_step=run.step, keep=goal.is_kept)
         finish_bookkeeping(record, Record(path), run)
     progress.begin(run.step, spec.train.steps)
     training_loop(run, path, world, Journal(run, world, record, progress), evaluator)
@@ -151,10 +169,11 @@ def training_loop(run: Run, path: Path, world: World, journal: Journal, evaluato
             # Evaluation.
             if evaluates:
                 journal.evaluation(evaluator)
+                journal.keep_weights(path)
 
             # Checkpoint.
             if saves or stopping:
-                journal.checkpoint(path / "checkpoints", scheduled=saves)
+                journal.checkpoint(path / CHECKPOINTS, scheduled=saves)
                 world.wait()
             if stopping and not last:
                 raise StoppedBySignal(f"stopped at step {step} of {train.steps}; the same command continues")

@@ -32,6 +32,13 @@ class Quiet:
         pass
 
 
+class Silent(Quiet):
+    """Print nothing."""
+
+    def note(self, message: str) -> None:
+        pass
+
+
 class Lines(Quiet):
     """Print a line every few seconds, for logs."""
 

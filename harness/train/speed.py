@@ -15,11 +15,7 @@ def measured_flops_per_second(spec: RunSpec, steps: int) -> float:
     """Return the FLOP/s of training on this machine, by training the run for a few steps in a temporary
     folder."""
     from harness.train.loop import train
-    from harness.train.progress import Quiet
-
-    class Silent(Quiet):
-        def note(self, message: str) -> None:
-            pass
+    from harness.train.progress import Silent
 
     fewer = {"steps": steps + 1, "log_every": 1, "checkpoint_every": steps + 1}
     least = {"metrics": ("fd:local",), "samples": 2, "sampler_steps": 2, "every": steps + 1, "replicates": 1}

@@ -47,6 +47,8 @@ class Run:
     streams: Streams
     meter: Meter
     cost: Cost
+    id: str
+    """The name of its run directory: the run id, or that of an earlier version."""
     step: int = 0
 
     @property
@@ -59,9 +61,17 @@ class Run:
 
 
 def build_run(
-    spec: RunSpec, dataset: Dataset, sides: Split, device: torch.device, mesh: DeviceMesh | None = None
+    spec: RunSpec,
+    dataset: Dataset,
+    sides: Split,
+    device: torch.device,
+    mesh: DeviceMesh | None = None,
+    run_id: str | None = None,
 ) -> Run:
-    """Return a run at step 0, with initial weights from their streams; a mesh shards it over its ranks."""
+    """Return a run at step 0, with initial weights from their streams; a mesh shards it over its ranks.
+
+    `run_id` is the name of its directory, if it is not the spec's id.
+    """
     streams = Streams(spec.seed)
     backbone = backbone_config(spec, dataset)
     encoders = tuple(
@@ -94,7 +104,8 @@ def build_run(
     alone = alone_of(dataset, spec.data)
     feed = Feed(dataset, sides.train, streams, **draws, with_pixels=bool(encoders), alone=alone)
     student = Student(model, ema, backbone, meter.phase)
-    return Run(spec, model, ema, method, student, optimizer, encoders, feed, streams, meter, cost)
+    parts = (model, ema, method, student, optimizer, encoders, feed, streams, meter, cost)
+    return Run(spec, *parts, run_id or spec.id)
 
 
 def checkpoint_writer(run: Run, folder: Path, *, writes: bool = True) -> Callable[[], None]:
@@ -105,7 +116,7 @@ def checkpoint_writer(run: Run, folder: Path, *, writes: bool = True) -> Callabl
     `writes=False` discard the result.
     """
     path = checkpoint.path_of(folder, run.step)
-    meta = {"run": run.spec.id, "step": str(run.step)}
+    meta = {"run": run.id, "step": str(run.step)}
     gathered = ((name, full_tensor(tensor.detach())) for name, tensor in _tensors(run).items())
     tensors = {name: tensor.to("cpu", copy=True) for name, tensor in gathered if writes}
 
@@ -114,6 +125,20 @@ def checkpoint_writer(run: Run, folder: Path, *, writes: bool = True) -> Callabl
         checkpoint.prune(folder, run.spec.train)
 
     return write
+
+
+def keep_ema(run: Run, folder: Path, *, writes: bool = True) -> None:
+    """Write the EMA weights of the current step into a folder, in the precision that the spec asks for.
+
+    In a sharded run every rank must call it; ranks with `writes=False` write nothing.
+    """
+    kept = {"float32": torch.float32, "bfloat16": torch.bfloat16}[run.spec.train.keep_precision]
+    gathered = ((name, full_tensor(tensor.detach())) for name, tensor in run.ema.state_dict().items())
+    tensors = {f"ema.{name}": tensor.to("cpu", kept) for name, tensor in gathered if writes}
+    if writes:
+        folder.mkdir(exist_ok=True)
+        meta = {"run": run.id, "step": str(run.step), "precision": run.spec.train.keep_precision}
+        checkpoint.save(checkpoint.path_of(folder, run.step), tensors, meta)
 
 
 def restore_run(run: Run, folder: Path) -> None:
@@ -125,8 +150,8 @@ def restore_run(run: Run, folder: Path) -> None:
     if not files:
         return
     saved = checkpoint.load(files[-1])
-    if saved.meta.get("run") != run.spec.id:
-        raise UserError(f"{files[-1]} belongs to run {saved.meta.get('run')}, not to {run.spec.id}")
+    if saved.meta.get("run") != run.id:
+        raise UserError(f"{files[-1]} belongs to run {saved.meta.get('run')}, not to {run.id}")
     for name, module in {"model": run.model, "ema": run.ema, "method": run.method}.items():
         _load(module, saved.part(name))
     states = saved.part("optimizer")

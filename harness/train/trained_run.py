@@ -66,18 +66,22 @@ def spec_of_run(path: Path, overrides: tuple[str, ...]) -> RunSpec:
 
 
 def checkpoint_of_run(path: Path, step: int | None) -> Path:
-    """Return the checkpoint file of a step (None: the newest); raises `UserError` if it does not exist."""
-    from harness.records.checkpoint import checkpoints, path_of
+    """Return the file with the weights of a step; None: the newest checkpoint.
 
-    files = checkpoints(path / "checkpoints")
-    if not files:
+    Raises `UserError` if it does not exist.
+    """
+    from harness.records.checkpoint import CHECKPOINTS, checkpoints, weights_files
+
+    newest, kept = checkpoints(path / CHECKPOINTS), weights_files(path)
+    if not kept:
         raise UserError(f"{path} has no checkpoint yet")
-    file = files[-1] if step is None else path_of(path / "checkpoints", step)
-    if file not in files:
+    if step is None:
+        return newest[-1] if newest else list(kept.values())[-1]
+    if step not in kept:
         raise UserError(
-            f"{path} has no checkpoint at step {step} (available: {', '.join(f.stem for f in files)})"
+            f"{path} has no checkpoint at step {step} (available: {', '.join(f.stem for f in kept.values())})"
         )
-    return file
+    return next((file for file in newest if file.stem == kept[step].stem), kept[step])
 
 
 def drawing_of_run(

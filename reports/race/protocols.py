@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from harness.records.evaluations import protocol_of
 from harness.records.record import Record
 
 OF_VIDEO = ("video:", "i3d", "videomae")
@@ -22,10 +23,10 @@ def protocols_of(record: Record, metric: str) -> dict[str, Mapping[str, Any]]:
 
     If a record does not contain the protocol itself, its fields are only the hash.
     """
-    recorded = [start.get("evaluation", {}) for start in record.environment]
-    known = {about["hash"]: about["protocol"] for about in recorded if "protocol" in about}
+    known = {key: about["protocol"] for key, about in record.protocols.items() if "protocol" in about}
     protocols: dict[str, Mapping[str, Any]] = {}
-    for key in {str(e.get("protocol")) for e in record.of("eval") if metric in e["metrics"]}:
+    measured = (e for e in record.of("eval") if metric in e["metrics"])
+    for key in {protocol_of(e, metric) for e in measured}:
         if key in known:
             fields = narrowed(known[key], metric)
             protocols[_digest(fields) if fields != known[key] else key] = fields

@@ -19,10 +19,9 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.files.progress import format_duration, stderr_console
-from harness.records.record import Record
 from sweeps.launch.lost_terminal import survive_lost_terminal
 from sweeps.plan.plan import PlannedRun
-from sweeps.plan.run_state import Pace, read_pace
+from sweeps.plan.run_state import Pace, read_pace, read_state
 
 REFRESH_SECONDS, LINE_SECONDS = 0.3, 30.0
 
@@ -41,9 +40,11 @@ class PlainDisplay:
         self._directory, self._now = directory, now
         self._since = self._last = now()
         self._total = len(runs)
-        unfinished = [run for run in runs if Record(directory / run.id).status != "done"]
+        unfinished = [run for run in runs if read_state(run, directory).status != "done"]
         self._first_step = {run.id: read_pace(directory / run.id).step for run in unfinished}
-        self._steps_left = {run.id: run.spec.train.steps - self._first_step[run.id] for run in unfinished}
+        self._steps_left = {
+            run.id: max(0, run.spec.train.steps - self._first_step[run.id]) for run in unfinished
+        }
         self._running: dict[str, PlannedRun] = {}
         self._ended: set[str] = set()
         self._failed = 0

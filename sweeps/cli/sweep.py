@@ -52,15 +52,31 @@ def sweep(
     Exit code 1 if a run failed, 130 if interrupted.
     """
     study = load_study(source, overrides)
-    plan = make_plan(study)
-    runs = plan.runs
     directory = out or Path("runs") / study.name
     if dry_run:
-        described = describe_plan(study, runs, directory, plan.excluded)
+        plan = make_plan(study, directory)
+        described = describe_plan(study, plan.runs, directory, plan.excluded)
         click.echo(json.dumps(described, indent=1)) if as_json else print_plan(described)
         return
+    run_study(study, directory, launch, Outputs(track, no_track, no_report, as_json))
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a sweep writes in addition to its records."""
+
+    track: str | None = None
+    no_track: bool = False
+    no_report: bool = False
+    as_json: bool = False
+
+
+def run_study(study: Study, directory: Path, launch: LaunchOptions, outputs: Outputs) -> None:
+    """Run every unfinished run of a study in a folder, and report; exit with the codes of `sweep`."""
+    plan, as_json = make_plan(study, directory), outputs.as_json
+    runs = plan.runs
     check_budget(study, runs)
-    mirror = _Mirror(study, directory, None if no_track else _create_store(track))
+    mirror = _Mirror(study, directory, None if outputs.no_track else _create_store(outputs.track))
     with study_lock(directory):
         write_plan(study, plan, directory)
         for line in exclusion_lines(plan.excluded):
@@ -74,7 +90,7 @@ def sweep(
         if not as_json:
             print_results(results)
         none_done = not any(run["status"] == "done" for run in results["runs"])
-        report = None if no_report or none_done else _write_report(directory, quiet=as_json)
+        report = None if outputs.no_report or none_done else _write_report(directory, quiet=as_json)
         if as_json:
             click.echo(json.dumps({**results, "report": report}, indent=1))
     sys.exit(1 if failures else 0)
@@ -84,7 +100,7 @@ def rerun(directory: Path, ids: set[str], launch: LaunchOptions) -> None:
     """Run some runs of the study in a folder; exit with the codes of `sweep`."""
     file = StudyFolder(directory).study_file
     study = load_study(str(file))
-    runs = [run for run in make_plan(study).runs if run.id in ids]
+    runs = [run for run in make_plan(study, directory).runs if run.id in ids]
     if missing := ids - {run.id for run in runs}:
         raise UserError(
             f"{file} no longer plans {', '.join(sorted(missing))}, because the data or the presets have "

@@ -15,9 +15,9 @@ from rich.text import Text
 
 from harness.files.progress import format_duration
 from harness.records.record import TRAINING_PHASES, Record, failure_reason
-from sweeps.plan.budget import count_flops
+from sweeps.plan.budget import count_flops, run_cost
 from sweeps.plan.plan import ExcludedRun, PlannedRun
-from sweeps.plan.run_state import RunState, read_state
+from sweeps.plan.run_state import TO_EVALUATE, TO_EXTEND, RunState, read_state
 from sweeps.plan.study import Study, format_value, run_label
 
 
@@ -31,7 +31,7 @@ def describe_plan(
     """
     flops = count_flops(runs)
     states = [read_state(run, directory) for run in runs]
-    left = sum(round(flops[state.run.id] * state.remaining_fraction) for state in states)
+    left = sum(_left(state) for state in states)
     rate = seconds_per_flop(runs, directory, flops)
     return {
         "study": study.name,
@@ -41,6 +41,12 @@ def describe_plan(
         "training_seconds_left": None if rate is None else rate * left,
         "left_out": exclusion_lines(excluded),
     }
+
+
+def _left(state: RunState) -> int:
+    """Return the FLOPs of the training steps that remain."""
+    cost = run_cost(state.run.spec)
+    return 0 if state.is_trained else cost.total - cost.until(min(state.step, cost.steps))
 
 
 def exclusion_lines(excluded: Sequence[ExcludedRun]) -> list[str]:
@@ -142,6 +148,8 @@ def _described(state: RunState, directory: Path) -> dict[str, Any]:
         "step": state.step,
         "steps": run.spec.train.steps,
     }
+    if state.unmeasured:
+        described["unmeasured"] = state.unmeasured
     if state.status == "failed":
         described["reason"] = failure_reason(Record(directory / run.id))
     return described
@@ -171,5 +179,9 @@ def _axes(run: Mapping[str, Any]) -> list[str]:
 
 
 def _status(run: Mapping[str, Any]) -> str:
+    if run["status"] == TO_EXTEND:
+        return f"{TO_EXTEND} from step {run['step']}"
+    if run["status"] == TO_EVALUATE:
+        return f"{TO_EVALUATE} at {run['unmeasured']} steps"
     at = f" at step {run['step']}" if run["status"] in ("stopped", "running") else ""
     return f"{run['status']}{at}"

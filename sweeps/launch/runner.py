@@ -14,6 +14,7 @@ from harness.records.record import Record, failure_reason
 from harness.records.study_folder import StudyFolder
 from sweeps.launch.base import Job, Launcher, Started
 from sweeps.plan.plan import PlannedRun
+from sweeps.plan.run_state import read_state
 
 
 class Watcher(Protocol):
@@ -66,7 +67,7 @@ class StudyRunner:
 
         Jobs that an earlier sweep left with the engine belong to this launcher.
         """
-        status = self._record(run).status
+        status = read_state(run, self.directory).status
         if status == "running" and self.launcher.holds(run.id):
             status = "queued"
         if status == "done" and waited:
@@ -76,8 +77,8 @@ class StudyRunner:
         return status == "running"
 
     def _ended(self, run: PlannedRun, code: int) -> None:
-        record = self._record(run)
-        if record.status == "done":
+        record = Record(self.directory / run.id)
+        if read_state(run, self.directory).status == "done":
             self.watcher.finished(run, None)
             self.on_done(record)
         elif self.launcher.stopped_by is None:
@@ -86,24 +87,25 @@ class StudyRunner:
 
     def _submit(self, run: PlannedRun) -> None:
         folder = StudyFolder(self.directory)
-        spec, log = folder.spec_file(run.id), folder.log_file(run.id)
-        try:
-            for path in (spec, log):
-                path.parent.mkdir(exist_ok=True)
-            write_atomic(spec, run.spec.to_toml().encode())
-        except OSError as error:
-            raise UserError(f"cannot write {spec}: {error.strerror}") from error
-        command = under_torchrun(run_command(spec, self.directory), self.processes)
+        log = folder.log_file(run.id)
+        # A run has one file of its spec, and one more for each further evaluation.
+        specs = [folder.spec_file(f"{run.id}{'' if n == 0 else f'-{n}'}") for n, _ in enumerate(run.variants)]
+        for file, spec in zip(specs, run.variants, strict=True):
+            try:
+                for path in (file, log):
+                    path.parent.mkdir(exist_ok=True)
+                write_atomic(file, spec.to_toml().encode())
+            except OSError as error:
+                raise UserError(f"cannot write {file}: {error.strerror}") from error
+        command = under_torchrun(run_command(specs[0], self.directory, specs[1:]), self.processes)
         self.launcher.submit(Job(run.id, command, log, self.processes))
 
-    def _record(self, run: PlannedRun) -> Record:
-        return Record(self.directory / run.id)
 
-
-def run_command(spec: Path, directory: Path) -> tuple[str, ...]:
-    """Return the command line of one run."""
+def run_command(spec: Path, directory: Path, evaluations: Sequence[Path] = ()) -> tuple[str, ...]:
+    """Return the command line of one run, with the specs of its further evaluations."""
     flags = ("--out", str(directory), "--no-track", "--quiet")
-    return (sys.executable, "-m", "harness.cli.main", "run", str(spec), *flags)
+    also = tuple(word for file in evaluations for word in ("--evaluate", str(file)))
+    return (sys.executable, "-m", "harness.cli.main", "run", str(spec), *flags, *also)
 
 
 def under_torchrun(command: tuple[str, ...], processes: int) -> tuple[str, ...]:

@@ -1,5 +1,8 @@
 """The plan of a study: its runs, content-addressed and always in the same order.
 
+A run is its training. Combinations that differ only in evaluation are one run, which is measured in several
+ways.
+
 Combinations that the study excludes are not planned, and neither are those that cannot run on their data (for
 example an image encoder on sounds). The plan keeps both with the reason, which the report repeats.
 """
@@ -7,15 +10,17 @@ example an image encoder on sounds). The plan keeps both with the reason, which 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from harness.assembly.compatibility import Unsuited
 from harness.assembly.resolve import load_table, resolve
+from harness.assembly.run_folder import run_folder
 from harness.config.parts import nested_setting
-from harness.config.spec import RunSpec
+from harness.config.spec import EvalSpec, RunSpec
 from harness.config.tables import set_path
 from harness.errors import UserError, unknown
 from harness.records.flatten import flatten
@@ -28,10 +33,22 @@ class PlannedRun:
 
     values: dict[str, Any]
     spec: RunSpec
+    evaluations: tuple[EvalSpec, ...] = ()
+    """Further evaluations of the same training."""
+    folder: str | None = None
+    """The name of an existing folder of an earlier version, which hashed other fields."""
 
     @cached_property
     def id(self) -> str:
-        return self.spec.id
+        """The name of the run's folder."""
+        return self.folder or self.spec.id
+
+    @property
+    def variants(self) -> Iterator[RunSpec]:
+        """The spec with each of its evaluations."""
+        yield self.spec
+        for evaluation in self.evaluations:
+            yield self.spec.model_copy(update={"eval": evaluation})
 
     def with_threads(self, threads: int) -> PlannedRun:
         """Return the same run with this number of CPU threads; its id stays."""
@@ -60,15 +77,16 @@ class StudyPlan:
     excluded: list[ExcludedRun]
 
 
-def make_plan(study: Study) -> StudyPlan:
+def make_plan(study: Study, directory: Path | None = None) -> StudyPlan:
     """Return the plan of a study; the same study gives the same ids in the same order.
 
-    Raises `UserError` for a setting that no run can have, for a study that excludes every run, for two runs
-    with one id, for a baseline or a target metric that no run has, and for a run on a tuning seed.
+    Runs that an earlier version began in the study's directory keep their folders. Raises `UserError` for a
+    setting that no run can have, for a study that excludes every run, for two runs with one id, for a
+    baseline or a target metric that no run has, and for a run on a tuning seed.
     """
-    plan = _resolved(study)
+    plan = _resolved(study, directory)
     _check_not_empty(study, plan)
-    _check_distinct(study, plan.runs)
+    plan = replace(plan, runs=_trainings(study, plan.runs))
     _check_impartial(study, plan.runs)
     _check_seeds(study, plan.runs)
     _check_baseline(study, plan)
@@ -76,7 +94,7 @@ def make_plan(study: Study) -> StudyPlan:
     return plan
 
 
-def _resolved(study: Study) -> StudyPlan:
+def _resolved(study: Study, directory: Path | None) -> StudyPlan:
     base = load_table(study.base)
     for path, value in study.set.items():
         set_path(base, *nested_setting(path, value))
@@ -85,7 +103,7 @@ def _resolved(study: Study) -> StudyPlan:
         for values, reason in combinations(study)
     ]
     return StudyPlan(
-        [one for one in found if isinstance(one, PlannedRun)],
+        [_placed(one, directory) for one in found if isinstance(one, PlannedRun)],
         [one for one in found if isinstance(one, ExcludedRun)],
     )
 
@@ -115,16 +133,40 @@ def _check_not_empty(study: Study, plan: StudyPlan) -> None:
         raise UserError(f"study {study.name} excludes every run: {reasons}")
 
 
-def _check_distinct(study: Study, runs: Iterable[PlannedRun]) -> None:
+def _placed(run: PlannedRun, directory: Path | None) -> PlannedRun:
+    """Return a run with the name of its folder, if that is not its id."""
+    folder = run_folder(directory, run.spec).name if directory is not None else run.spec.id
+    return run if folder == run.spec.id else replace(run, folder=folder)
+
+
+def _trainings(study: Study, runs: Iterable[PlannedRun]) -> list[PlannedRun]:
+    """Return one run for each folder, with the evaluations of all runs that differ only in evaluation.
+
+    Raises `UserError` for runs that are identical, or of which one is the beginning of another.
+    """
     by_id: dict[str, PlannedRun] = {}
     for run in runs:
         twin = by_id.setdefault(run.id, run)
         if twin is not run:
-            one, other = (f"({', '.join(_assignments(each.values))})" for each in (twin, run))
-            raise UserError(
-                f"study {study.name}: two of its runs are identical ({run.id}): {one} and {other}; "
-                "remove one of them, or an axis that cannot change results"
-            )
+            by_id[run.id] = _joined(study, twin, run)
+    return list(by_id.values())
+
+
+def _joined(study: Study, run: PlannedRun, other: PlannedRun) -> PlannedRun:
+    if other.spec.train.steps != run.spec.train.steps:
+        one, two = run.spec.train.steps, other.spec.train.steps
+        raise UserError(
+            f"study {study.name}: train.steps = {min(one, two)} is the beginning of train.steps = "
+            f"{max(one, two)} of the same run ({run.id}); keep the larger one"
+        )
+    if other.spec.eval in [variant.eval for variant in run.variants]:
+        one, two = (f"({', '.join(_assignments(each.values))})" for each in (run, other))
+        raise UserError(
+            f"study {study.name}: two of its runs are identical ({run.id}): {one} and {two}; "
+            "remove one of them, or an axis that cannot change results"
+        )
+    values = {path: value for path, value in run.values.items() if other.values.get(path) == value}
+    return replace(run, values=values, evaluations=(*run.evaluations, other.spec.eval))
 
 
 def _check_impartial(study: Study, runs: Sequence[PlannedRun]) -> None:
@@ -157,7 +199,7 @@ def _check_baseline(study: Study, plan: StudyPlan) -> None:
 
 
 def _check_target(study: Study, runs: Iterable[PlannedRun]) -> None:
-    metrics = {metric for run in runs for metric in run.spec.eval.metrics}
+    metrics = {metric for run in runs for variant in run.variants for metric in variant.eval.metrics}
     if study.target.metric is not None and study.target.metric not in metrics:
         raise unknown("target metric", study.target.metric, metrics)
 

@@ -8,9 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.config.spec import RunSpec
 from harness.files.files import read_tail
 from harness.records.record import EVENTS, Record
+from harness.train.measure import missing_evaluations
 from sweeps.plan.plan import PlannedRun
+
+TO_EXTEND, TO_EVALUATE = "to extend", "to evaluate"
 
 
 @dataclass(frozen=True)
@@ -28,19 +32,33 @@ class RunState:
 
     run: PlannedRun
     status: str
-    """One of `Record.status`: missing, running, stopped, failed or done."""
+    """One of `Record.status`: missing, running, stopped, failed or done; or of a finished run: TO_EXTEND, if
+    the study has more steps, or TO_EVALUATE, if the study evaluates what its record lacks."""
     step: int
+    unmeasured: int = 0
+    """Number of missing evaluations of kept weights."""
 
     @property
-    def remaining_fraction(self) -> float:
-        """The fraction of the training steps that remain."""
-        return 0.0 if self.status == "done" else 1 - self.step / self.run.spec.train.steps
+    def is_trained(self) -> bool:
+        return self.status in ("done", TO_EVALUATE)
 
 
 def read_state(run: PlannedRun, directory: Path) -> RunState:
     """Return the state of a run of the study in a folder."""
     record = Record(directory / run.id)
-    return RunState(run, record.status, read_pace(record.path).step)
+    status, step = record.status, read_pace(record.path).step
+    if status != "done":
+        return RunState(run, status, step)
+    # A run can be longer than this study asks.
+    steps = max(run.spec.train.steps, record.steps or 0)
+    if steps > (record.steps or steps):
+        return RunState(run, TO_EXTEND, step)
+    unmeasured = sum(len(missing_evaluations(record.path, _with_steps(spec, steps))) for spec in run.variants)
+    return RunState(run, TO_EVALUATE if unmeasured else status, step, unmeasured)
+
+
+def _with_steps(spec: RunSpec, steps: int) -> RunSpec:
+    return spec.model_copy(update={"train": spec.train.model_copy(update={"steps": steps})})
 
 
 def read_pace(run: Path) -> Pace:

@@ -9,12 +9,12 @@ from typing import Any
 
 from harness.records.record import Record, failure_reason
 from harness.records.study_folder import PlanEntry, StudyFolder
-from sweeps.plan.run_state import read_pace
+from sweeps.plan.run_state import TO_EXTEND, read_pace
 from sweeps.plan.study import run_label
 
 INCOMPLETE = ("failed", "stopped")
 """Statuses of runs that began, did not finish, and have no process: an error ended them, or a signal."""
-ORDER = ("done", "running", "stopped", "failed", "missing", "excluded")
+ORDER = ("done", TO_EXTEND, "running", "stopped", "failed", "missing", "excluded")
 
 
 def read_status(directory: Path) -> dict[str, Any]:
@@ -52,6 +52,8 @@ def difference(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -
 def _run(directory: Path, entry: PlanEntry) -> dict[str, Any]:
     record = Record(directory / entry.id)
     status = record.status
+    if status == "done" and (entry.steps or 0) > (record.steps or 0):
+        status = TO_EXTEND
     step = read_pace(record.path).step
     found = {"id": entry.id, "label": run_label(entry.values), "status": status, "step": step}
     if status in INCOMPLETE:

@@ -107,7 +107,11 @@ def make_tuning_study(study: Study, directory: Path) -> TuningStudy:
 
 
 def trial_runs(
-    study: Study, arm: TuningArm, params: dict[str, Any], steps: int | None = None
+    study: Study,
+    arm: TuningArm,
+    params: dict[str, Any],
+    steps: int | None = None,
+    directory: Path | None = None,
 ) -> list[PlannedRun]:
     """Return the runs of a trial, one for each tuning seed, with `steps` steps (default: as in the study)."""
     length = {} if steps is None else {"train.steps": steps}
@@ -115,7 +119,7 @@ def trial_runs(
     axes = {"seed": study.tuning_seeds, **fixed}
     unused = {"zip": {}, "exclude": (), "baseline": None, "seeds": type(study.seeds)(), "tuning": {}}
     shared = {path: value for path, value in study.set.items() if path not in axes}
-    return make_plan(study.model_copy(update={"axes": axes, "set": shared, **unused})).runs
+    return make_plan(study.model_copy(update={"axes": axes, "set": shared, **unused}), directory).runs
 
 
 def steps_within(cost: Cost, flops: float) -> int:
@@ -218,7 +222,8 @@ class _OpenTrial:
                 f"{study.tune.trials} trials on {len(tuning.seeds)} seeds; one step costs {cost.step:.3g}"
             )
         self.flops = cost.until(self.steps)
-        self.runs = {run.spec.seed: run for run in trial_runs(study, arm, trial.params, self.steps)}
+        runs = trial_runs(study, arm, trial.params, self.steps, tuning.directory)
+        self.runs = {run.spec.seed: run for run in runs}
         self.values: dict[int, float] = {}
         self.pruned = False
 

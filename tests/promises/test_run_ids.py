@@ -1,4 +1,7 @@
-"""Same spec, same id: today's code gives every spec the run id that version 0.1.0 gave it."""
+"""Same spec, same id: every spec has the run id that version 0.2.0 gave it, and knows that of version 0.1.0.
+
+Runs of 0.1.0 are continued under their ids, which hashed evaluation and number of steps too.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +29,14 @@ def named(row: dict[str, Any]) -> str:
 @pytest.mark.parametrize("row", IDS["studies"], ids=named)
 def test_study_plans_the_same_runs(row: dict[str, Any]) -> None:
     found = make_plan(load_study(row["study"], row["set"]))
-    assert [cell.spec.id for cell in found.runs] == row["ids"]
+    assert [cell.spec.legacy_id for cell in found.runs] == row["ids"]
     assert len(found.excluded) == row["left_out"]
 
 
 @pytest.mark.parametrize("preset", IDS["specs"])
 def test_spec_has_the_same_id(preset: str) -> None:
     rows = IDS["specs"][preset]
-    found = [[pinned(load_spec(preset, settings)).id, *settings] for _, *settings in rows]
+    found = [[pinned(load_spec(preset, settings)).legacy_id, *settings] for _, *settings in rows]
     assert [new for new, old in zip(found, rows, strict=True) if new != old] == []
 
 
@@ -42,7 +45,7 @@ def test_trial_of_a_search_has_the_same_ids(tmp_path: Path) -> None:
         study = load_study(row["study"])
         arm = next(arm for arm in make_tuning_study(study, tmp_path).arms if arm.method == row["method"])
         cells = trial_runs(study, arm, row["params"], row["steps"])
-        assert {str(cell.spec.seed): cell.spec.id for cell in cells} == row["ids"]
+        assert {str(cell.spec.seed): cell.spec.legacy_id for cell in cells} == row["ids"]
 
 
 def test_every_study_preset_and_method_of_the_last_version_is_held() -> None:

@@ -284,7 +284,7 @@ def test_written_study_has_the_same_plan(tmp_path: Path) -> None:
     ]
     written = json.loads((tmp_path / "s" / "plan.json").read_text())
     assert written == {
-        "runs": [{"id": planned.id, "cell": planned.values} for planned in planned_runs],
+        "runs": [{"id": planned.id, "cell": planned.values, "steps": 7} for planned in planned_runs],
         "excluded": [],
     }
 

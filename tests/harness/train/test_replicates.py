@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -27,10 +26,11 @@ from tests.support.runs import tiny, trained
 def curve(folder: Path, values: dict[int, float]) -> Record:
     with RecordWriter(folder) as record:
         record.write_spec("seed = 0\n")
-        record.begin({}, after_step=0)
+        record.begin({"threads": 1}, after_step=0)
         for step, value in values.items():
             row = {"mean": value, "low": None, "high": None, "n": 9}
-            record.append({"kind": "eval", "step": step, "metrics": {"fd:local": row}, "protocol": "p"})
+            metrics = {"fd:local": row}
+            record.append({"kind": "eval", "step": step, "images": 0, "metrics": metrics, "protocol": "p"})
     return Record(folder)
 
 
@@ -89,7 +89,8 @@ def test_replicates_equal_those_of_the_evaluator(run: Record) -> None:
     file = run.path / "checkpoints" / "step-00000012.safetensors"
     model = load_ema(file, spec, dataset, torch.device("cpu"))
     result = Evaluator(spec.eval, dataset, sides.train, torch.device("cpu"))(model)
-    assert Record(run.path).replicates["12"]["metrics"] == result.rows
+    (event,) = (event for event in Record(run.path).of("eval") if event["step"] == 12)
+    assert event["metrics"] == result.rows
 
 
 def test_replicate_is_rejected_when_checkpoint_or_target_is_missing(tmp_path: Path) -> None:
@@ -97,7 +98,7 @@ def test_replicate_is_rejected_when_checkpoint_or_target_is_missing(tmp_path: Pa
     for words, message in (
         (
             ["--metric", "fd:local", "--target", "6"],
-            "nothing could be evaluated again: .*has no checkpoint yet; to keep them",
+            r"nothing could be evaluated again: .*has no weights of step 10 \(kept: none\)",
         ),
         ([], "belongs to no study with a target; give --metric and --target"),
     ):
@@ -129,21 +130,10 @@ def test_replicate_is_rejected_when_no_run_has_been_evaluated(tmp_path: Path) ->
     assert isinstance(result.exception, UserError) and "no run has been evaluated" in str(result.exception)
 
 
-def test_replicates_of_a_concurrent_command_are_kept(
-    run: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Another command writes a row of step 9 while step 6 is evaluated."""
+def test_step_measured_by_a_concurrent_command_is_not_repeated(run: Record, tmp_path: Path) -> None:
     record = Record(shutil.copytree(run.path, tmp_path / run.id))
-    file, theirs = record.path / "replicates.json", {"protocol": "q", "metrics": {}}
-    file.unlink(missing_ok=True)
-
-    def write_then_load(*given: Any) -> Any:
-        file.write_text(json.dumps({"9": theirs}))
-        return load_ema(*given)
-
-    monkeypatch.setattr("harness.train.trained_run.load_ema", write_then_load)
-    ((step, found),) = replicate_run(record, [6], 2)
-    assert json.loads(file.read_text()) == {"9": theirs, "6": found} and step == 6
+    ours, theirs = replicate_run(record, [6], 4), replicate_run(Record(record.path), [6], 4)
+    assert [step for step, _ in theirs] == [6] and [step for step, _ in ours] == []
 
 
 def test_replicates_of_another_protocol_are_ignored(tmp_path: Path) -> None:

@@ -1,0 +1,60 @@
+"""The folder of a run: named by its id, or by that of an earlier version."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+from harness.assembly.resolve import is_run, load_spec
+from harness.config.spec import RunSpec
+from harness.errors import UserError
+from harness.records.record import SPEC, Record
+
+
+def run_folder(out: Path, spec: RunSpec) -> Path:
+    """Return the folder of a run in `out`, which may not exist yet.
+
+    Versions up to 0.1 named a run by its evaluation and its number of steps too. Such a folder is continued:
+    that of exactly this spec, or else the one of the same trajectory that got furthest.
+    """
+    for name in (spec.id, spec.legacy_id):
+        if is_run(out / name):
+            return out / name
+    older = [folder for folder in _folders(out) if _has_trajectory(folder, spec)]
+    return max(older, key=lambda folder: (Record(folder).last_step, folder.name), default=out / spec.id)
+
+
+def is_named_by(folder: Path, spec: RunSpec) -> bool:
+    """Return whether a folder has the name under which its run was started."""
+    names = {start.get("run") for start in Record(folder).environment}
+    return folder.resolve().name in {spec.id, spec.legacy_id, *names}
+
+
+def _folders(out: Path) -> list[Path]:
+    return sorted(file.parent for file in out.glob(f"*/{SPEC}")) if out.is_dir() else []
+
+
+def _has_trajectory(folder: Path, spec: RunSpec) -> bool:
+    file = folder / SPEC
+    status = file.stat()
+    stamp = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    return (spec.seed, spec.method.name) == _seed_and_method(file, stamp) and spec.id == _id(file, stamp)
+
+
+@lru_cache(maxsize=4096)
+def _seed_and_method(file: Path, stamp: tuple[int, ...]) -> tuple[int, str] | None:
+    try:
+        table = Record(file.parent).spec
+        return table.get("seed", 0), table["method"]["name"]
+    except (UserError, KeyError, TypeError, AttributeError):
+        return None
+
+
+@lru_cache(maxsize=4096)
+def _id(file: Path, stamp: tuple[int, ...]) -> str | None:
+    try:
+        found = load_spec(str(file.parent))
+    except UserError:
+        return None
+    # A folder that was copied under another name is not the run that it names.
+    return found.id if is_named_by(file.parent, found) else None

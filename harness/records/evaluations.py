@@ -1,0 +1,197 @@
+"""Evaluations of a run under several sets of conditions, made during training or measured later.
+
+    <run>/evaluations.jsonl   one JSON object per later evaluation: step, images, metrics, protocol, errors
+    <run>/protocols.json      protocol, noise floors and aligned metrics of each, by the protocol's hash
+
+Evaluations during training are events of `events.jsonl`. Metrics measured under one set of conditions belong
+together, whenever they were measured; other conditions give other quantities.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+from harness.config.spec import EvalSpec
+from harness.errors import UserError
+from harness.files.files import locked, sync_file, writing
+from harness.files.json_table import adding_to, write_table
+from harness.records.events import Event, read_events
+
+EVALUATIONS, PROTOCOLS = "evaluations.jsonl", "protocols.json"
+NO_GUIDANCE = {"guidance": 1.0, "guidance_low": 0.0, "guidance_high": 1.0}
+
+
+@dataclass(frozen=True, order=True)
+class Conditions:
+    """The settings under which samples are drawn, as far as values of every metric depend on them."""
+
+    sampler: str
+    sampler_steps: int
+    guidance: float
+    guidance_low: float
+    guidance_high: float
+    labels: str
+    samples: int
+    seed: int
+    precision: str
+    """Precision of the network in sampling."""
+    ema: str = "float32"
+    """Precision in which the EMA weights were kept."""
+    protocol: str = ""
+    """Hash of a protocol of which only the hash is recorded, otherwise empty."""
+
+    @classmethod
+    def of_spec(cls, table: Mapping[str, Any], ema: str = "float32") -> Self:
+        """Return the conditions of a spec's section `eval`; missing fields have their defaults."""
+        names = [field.name for field in fields(cls) if field.name in EvalSpec.model_fields]
+        values = {name: table.get(name, EvalSpec.model_fields[name].default) for name in names}
+        return cls._normal(values | {"ema": ema})
+
+    @classmethod
+    def of_protocol(cls, protocol: Mapping[str, Any]) -> Self:
+        """Return the conditions of a recorded protocol."""
+        return cls.of_spec(
+            {**protocol, "samples": protocol.get("n_fake")}, protocol.get("ema_precision", "float32")
+        )
+
+    @classmethod
+    def _normal(cls, values: Mapping[str, Any]) -> Self:
+        # Without guidance, the interval of times with guidance has no effect.
+        scale = float(values["guidance"])
+        interval = NO_GUIDANCE if scale == 1 else {"guidance": scale}
+        known = {**values, **interval}
+        return cls(
+            **{
+                field.name: float(known[field.name]) if field.type == "float" else known[field.name]
+                for field in fields(cls)
+                if field.name in known
+            }
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the settings by name, as JSON; `ema` and `protocol` only if they say something."""
+        values = asdict(self)
+        return {k: v for k, v in values.items() if (k, v) not in (("ema", "float32"), ("protocol", ""))}
+
+    @property
+    def key(self) -> str:
+        """8 hex digits that identify the conditions, for file names."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
+
+    def name(self, among: Iterable[Conditions]) -> str:
+        """Return the settings that distinguish these conditions from others; empty if nothing does.
+
+        >>> base = Conditions.of_spec({})
+        >>> Conditions.of_spec({"guidance": 1.5}).name([base])
+        'guidance=1.5'
+        """
+        return ", ".join(f"{field}={_text(getattr(self, field))}" for field in varied([self, *among]))
+
+
+def varied(conditions: Sequence[Conditions]) -> list[str]:
+    """Return the fields in which conditions differ."""
+    return [
+        field.name for field in fields(Conditions) if len({getattr(c, field.name) for c in conditions}) > 1
+    ]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The metrics of one step under one set of conditions."""
+
+    step: int
+    images: int
+    # Any: rows of metrics as JSON.
+    metrics: Mapping[str, Any]
+    protocol: str
+    conditions: Conditions
+    errors: Mapping[str, str]
+
+
+def read_evaluations(run: Path) -> list[Event]:
+    """Return the complete lines of later evaluations; a line that is still being written is left out."""
+    return read_events(run / EVALUATIONS)
+
+
+def read_protocols(run: Path) -> dict[str, Any]:
+    """Return what is recorded about the protocols of later evaluations, by hash."""
+    file = run / PROTOCOLS
+    try:
+        return json.loads(file.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except ValueError as error:
+        raise UserError(f"{file} is not JSON: {error}") from error
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}") from error
+
+
+def add_evaluation(run: Path, line: Event, about: Mapping[str, Any]) -> None:
+    """Append a later evaluation to a run, after its protocol; a line that is already there is not repeated.
+
+    A torn last line of a killed process is removed. Raises `UserError` if the run cannot be written.
+    """
+    with adding_to(run / PROTOCOLS):
+        known = read_protocols(run)
+        if line["protocol"] not in known:
+            write_table(run / PROTOCOLS, {**known, line["protocol"]: dict(about)})
+    file = run / EVALUATIONS
+    with writing(file), locked(file), open(file, "ab+") as lines:
+        lines.seek(0)
+        content = lines.read()
+        complete = content.rpartition(b"\n")[0] + b"\n" if b"\n" in content else b""
+        if complete != content:
+            lines.truncate(len(complete))
+        new = json.dumps(line, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+        if new not in complete.splitlines(keepends=True):
+            lines.write(new)
+            sync_file(lines)
+
+
+def conditions_of(protocol: str, protocols: Mapping[str, Any]) -> Conditions:
+    """Return the conditions of a protocol's hash; if only the hash is recorded, they name it."""
+    about = protocols.get(protocol, {}).get("protocol")
+    if about is None:
+        return Conditions("", 0, 1.0, 0.0, 1.0, "", 0, 0, "", protocol=protocol)
+    return Conditions.of_protocol(about)
+
+
+def merged(evaluations: Iterable[Evaluation]) -> dict[int, dict[str, Any]]:
+    """Return one event for each step, in order, from evaluations under one set of conditions.
+
+    Of two values of a metric at a step, the one with more replicates counts, or else the first. `protocols`
+    has the hashes of metrics that were not measured under the event's `protocol`.
+    """
+    steps: dict[int, dict[str, Any]] = {}
+    for one in evaluations:
+        fresh = {"step": one.step, "images": one.images, "metrics": {}, "protocol": one.protocol}
+        _merge(steps.setdefault(one.step, fresh), one)
+    return dict(sorted(steps.items()))
+
+
+def _merge(event: dict[str, Any], one: Evaluation) -> None:
+    for name, row in one.metrics.items():
+        if _replicates(row) > _replicates(event["metrics"].get(name)):
+            event["metrics"][name] = row
+            if one.protocol != event["protocol"]:
+                event.setdefault("protocols", {})[name] = one.protocol
+    if errors := {name: why for name, why in one.errors.items() if name not in event["metrics"]}:
+        event["errors"] = event.get("errors", {}) | errors
+
+
+def protocol_of(event: Event, metric: str) -> str:
+    """Return the hash of the protocol under which an event's value of a metric was measured."""
+    return event.get("protocols", {}).get(metric, str(event.get("protocol")))
+
+
+def _replicates(row: Mapping[str, Any] | None) -> int:
+    return 0 if row is None else len(row.get("replicates", [0]))
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

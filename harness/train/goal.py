@@ -1,0 +1,71 @@
+"""The goal of a start: how far the run shall go, and what that changes in its directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from harness.config.spec import RunSpec
+from harness.errors import UserError
+from harness.records.checkpoint import CHECKPOINTS, checkpoints, step_of
+from harness.records.events import Event
+from harness.records.record import DONE, Record
+
+
+class Goal(NamedTuple):
+    """The spec of a start, with the number of steps to reach, and the state of its directory before it."""
+
+    path: Path
+    spec: RunSpec
+    reached: int
+    """Step of the newest checkpoint, 0 without one."""
+    recorded: int | None
+    """Number of steps that the directory's spec asks for; None for a new run."""
+    done: bool
+    """Whether the run has reached `recorded`."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to train."""
+        return self.done and self.recorded is not None and self.recorded >= self.spec.train.steps
+
+    @property
+    def extends(self) -> bool:
+        """Whether a finished run shall go further."""
+        return self.done and not self.finished
+
+    def is_kept(self, event: Event) -> bool:
+        """Return whether an unbroken run to the new last step would have this event.
+
+        The end of a shorter run is logged, evaluated and saved whether or not its step is due.
+        """
+        train, step = self.spec.train, event["step"]
+        every = {
+            "train": train.log_every,
+            "eval": self.spec.eval.every,
+            "checkpoint": train.checkpoint_every,
+        }.get(event["kind"], 1)
+        return not self.extends or step != self.recorded or step % every == 0
+
+
+def goal_of(path: Path, spec: RunSpec) -> Goal:
+    """Compare a spec with the run in a directory.
+
+    A finished run that is asked for fewer steps keeps its length, and one that is past the requested steps
+    ends at its newest checkpoint. Raises `UserError` for a longer run without the checkpoint of its end.
+    """
+    record = Record(path)
+    files = checkpoints(path / CHECKPOINTS)
+    reached = step_of(files[-1]) if files else 0
+    if record.status == "missing":
+        return Goal(path, spec, reached, None, done=False)
+    recorded = int(record.spec.get("train", {}).get("steps", spec.train.steps))
+    done = (path / DONE).exists()
+    steps = max(spec.train.steps, recorded if done else reached)
+    if done and spec.train.steps > recorded > reached:
+        raise UserError(
+            f"{path} cannot continue from step {recorded} to {spec.train.steps}: its checkpoint of step "
+            f"{recorded} was deleted. Restore it, or train from the start with another --out"
+        )
+    spec = spec.model_copy(update={"train": spec.train.model_copy(update={"steps": steps})})
+    return Goal(path, spec, reached, recorded, done)

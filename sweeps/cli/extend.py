@@ -1,0 +1,75 @@
+"""`flowrace extend`: more steps for a run, or for all runs of a study."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from harness.assembly.resolve import is_run, load_spec
+from harness.cli.run import train_run
+from harness.config.options import JSON_OPTION, track_options
+from harness.config.spec import RunSpec
+from harness.errors import UserError
+from harness.records.record import Record
+from harness.records.study_folder import StudyFolder
+from sweeps.cli.sweep import Outputs, run_study
+from sweeps.launch.options import LaunchOptions, launch_options
+from sweeps.plan.plan import make_plan
+from sweeps.plan.study import load_study
+
+EPILOG = """\b
+Example:
+  flowrace extend runs/first/0123456789ab --steps 2000
+  flowrace extend runs/digits --steps 2000
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.argument("path", metavar="RUN|STUDY", type=click.Path(path_type=Path, file_okay=False))
+@click.option(
+    "--steps", type=click.IntRange(1), required=True, help="Number of steps from the start of a run."
+)
+@launch_options
+@JSON_OPTION
+@track_options
+@click.option("--no-report", is_flag=True, help="Do not write report.html of a study at the end.")
+def extend(
+    path: Path,
+    steps: int,
+    launch: LaunchOptions,
+    as_json: bool,
+    track: str | None,
+    no_track: bool,
+    no_report: bool,
+) -> None:
+    """Continue a run, or all runs of a study, from their last checkpoints to more steps.
+
+    The result has the bits of a run that was started with that number of steps. Rerun to resume.
+    """
+    if is_run(path):
+        spec = load_spec(str(path), (f"train.steps={steps}",))
+        _check_longer(path, spec, steps)
+        return train_run(spec, path.resolve().parent, track, no_track, quiet=as_json)
+    folder = StudyFolder(path)
+    if not folder.study_file.is_file():
+        raise UserError(
+            f"{path} is neither a run nor a study; give the --out folder of a sweep, or a run in it"
+        )
+    study = load_study(str(folder.study_file), (f"train.steps={steps}",))
+    for run in make_plan(study, path).runs:
+        _check_longer(path / run.id, run.spec, steps)
+    run_study(study, path, launch, Outputs(track, no_track, no_report, as_json))
+
+
+def _check_longer(path: Path, spec: RunSpec, steps: int) -> None:
+    """Raise `UserError` if a run cannot be extended, or would not become longer."""
+    if spec.horizon:
+        raise UserError(
+            f"{path} cannot be extended: {spec.horizon} makes every step depend on the number of steps; "
+            "train a new run with flowrace run"
+        )
+    record = Record(path)
+    now = record.steps if record.status != "missing" else None
+    if now is not None and now > steps:
+        raise UserError(f"--steps {steps}: {path} already goes to step {now}; give a larger number")
