@@ -127,12 +127,15 @@ def evaluation_table(*folders: Location) -> pd.DataFrame:
 
 
 def read_race(
-    *folders: Location, metric: str | None = None, target: float | None = None, baseline: str | None = None
+    *folders: Location,
+    metric: str | None = None,
+    target: float | str | None = None,
+    baseline: str | None = None,
 ) -> Race:
     """Read the runs of a race and compute fitted curves, crossings of the target, mean times and speed-ups.
 
-    Arguments that are not given come from the study. The default target is the lowest value that every run
-    reaches.
+    Arguments that are not given come from the study. A target is a number or a rule: `"baseline@400"`, or
+    `"90%"` of the baseline's way to its final value. The default is the lowest value that every run reaches.
     `race.runs` hold `curve` and `crossing`; `race.speedups[axis, arm]` has `estimate`, `low`, `high` (95 %)
     and `n`. Axes: steps, images, flops, seconds, gpu_seconds. The command is `flowrace report`. Raise
     `UserError` for folders without runs and unknown names.
@@ -143,8 +146,7 @@ def read_race(
     """
     from reports.race.race import read_race
 
-    goal = None if target is None else float(target)
-    return read_race([Path(folder) for folder in folders], metric=metric, target=goal, baseline=baseline)
+    return read_race([Path(folder) for folder in folders], metric=metric, target=target, baseline=baseline)
 
 
 def speedup_table(race: Race) -> pd.DataFrame:
@@ -253,7 +255,7 @@ def write_report(
     *folders: Location,
     output: Location = "report.html",
     metric: str | None = None,
-    target: float | None = None,
+    target: float | str | None = None,
     baseline: str | None = None,
 ) -> WrittenReport:
     """Write a report: one HTML file that opens offline, and three CSV files next to it.
@@ -266,8 +268,8 @@ def write_report(
     """
     from reports.pages.page import write_report
 
-    paths, goal = [Path(folder) for folder in folders], None if target is None else float(target)
-    return write_report(paths, Path(output), metric=metric, target=goal, baseline=baseline)
+    paths = [Path(folder) for folder in folders]
+    return write_report(paths, Path(output), metric=metric, target=target, baseline=baseline)
 
 
 def load_spec(source: Location, overrides: Sequence[str] = ()) -> RunSpec:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,14 @@ import click
 from harness.config.options import JSON_OPTION
 from harness.errors import UserError, unknown
 from harness.records.record import Record, find_records
-from harness.records.study_folder import StudyFolder
+from harness.records.study_folder import StudyFolder, StudySettings
+from harness.records.targets import (
+    TargetRule,
+    baseline_records,
+    fit_of,
+    parse_targets,
+    target_value,
+)
 from harness.train.measure import MissingWeights
 from harness.train.replicates import Wanted, bracket_steps, replicate_run
 
@@ -27,7 +33,12 @@ from harness.train.replicates import Wanted, bracket_steps, replicate_run
     type=click.Path(path_type=Path, file_okay=False),
 )
 @click.option("--metric", help="Metric name as recorded, for example fd:local. Default: the study's.")
-@click.option("--target", type=float, help="Metric value to reach. Default: the study's.")
+@click.option(
+    "--target",
+    metavar="RULE",
+    help="Value to reach: 8.0, a list 8,10, baseline@STEP, or 90% of the way to the baseline's final value. "
+    "Default: the study's.",
+)
 @click.option(
     "--replicates",
     type=click.IntRange(2),
@@ -37,7 +48,7 @@ from harness.train.replicates import Wanted, bracket_steps, replicate_run
 )
 @JSON_OPTION
 def replicate(
-    directories: tuple[Path, ...], metric: str | None, target: float | None, replicates: int, as_json: bool
+    directories: tuple[Path, ...], metric: str | None, target: str | None, replicates: int, as_json: bool
 ) -> None:
     """Evaluate again, with replicates, the two steps around each run's crossing of the target.
 
@@ -48,10 +59,12 @@ def replicate(
     records = find_records(*directories)
     if not records:
         raise UserError(f"no run directory in {', '.join(map(str, directories))}")
-    wanted = [_wanted(record, metric, target) for record in records]
-    _check_measured(records, {crossing.metric for crossing in wanted})
-    for record, crossing in zip(records, wanted, strict=True):
-        steps = bracket_steps(record, crossing)
+    rules = None if target is None else parse_targets(target)
+    asked = [_asked(record, metric, rules) for record in records]
+    _check_measured(records, {name for name, _ in asked})
+    for record, (name, own) in zip(records, asked, strict=True):
+        wanted = [Wanted(name, value) for value in _values(record, records, name, own)]
+        steps = sorted({step for crossing in wanted for step in bracket_steps(record, crossing)})
         try:
             for step, found in replicate_run(record, steps, replicates):
                 measured.append({"run": record.id, "step": step, **found})
@@ -66,14 +79,44 @@ def replicate(
         raise UserError(f"nothing could be evaluated again: {missing[0]}")
 
 
-def _wanted(record: Record, metric: str | None, target: float | None) -> Wanted:
-    study = StudyFolder(record.path.parent).settings
-    metric, target = metric or study.metric, study.target if target is None else target
-    if metric is None or target is None:
+def _asked(
+    record: Record, metric: str | None, rules: Sequence[TargetRule] | None
+) -> tuple[str, Sequence[TargetRule]]:
+    """Return the metric and the target rules of a run: those given, else its study's."""
+    study = _study(record)
+    metric = metric or study.metric
+    rules = study.rules_of(metric) if rules is None and metric is not None else rules
+    if metric is None or not rules:
         raise UserError(f"{record.path} belongs to no study with a target; give --metric and --target")
-    if not (math.isfinite(target) and target > 0):
-        raise UserError(f"target {target:g}: expected a number above 0")
-    return Wanted(metric, target)
+    return metric, rules
+
+
+def _values(
+    record: Record, records: Sequence[Record], metric: str, rules: Sequence[TargetRule]
+) -> list[float]:
+    """Return the target values of a run; relative ones need the study's baseline in the run's cell."""
+    fits = []
+    if any(rule.relative for rule in rules):
+        name = _study(record).baseline or "flow"
+        runs = baseline_records(record, _siblings(record, records), name)
+        fits = [fit for run in runs if (fit := fit_of(run, metric)) is not None]
+        if not fits:
+            raise UserError(
+                f"target {rules[0]} of {record.path} needs a finished run of the baseline '{name}' in the "
+                "same cell, and these folders hold none; give a number, for example --target 8.0"
+            )
+    return [value for rule in rules if (value := target_value(rule, fits)) is not None]
+
+
+def _siblings(record: Record, records: Sequence[Record]) -> list[Record]:
+    """Return the given records and those of the run's study, each once."""
+    planned = StudyFolder(record.path.parent).records
+    found = {one.path.resolve(): one for one in (*records, *planned) if one.status != "missing"}
+    return list(found.values())
+
+
+def _study(record: Record) -> StudySettings:
+    return StudyFolder(record.path.parent).settings
 
 
 def _check_measured(records: Sequence[Record], metrics: Iterable[str]) -> None:

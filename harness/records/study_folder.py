@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,10 @@ from typing import Any
 from harness.errors import UserError
 from harness.files.files import read_toml
 from harness.records.record import Record, log_file
+from harness.records.targets import FORMS, TargetRule, share_rule, step_of
 
+ACROSS = ("pooled", "cells")
+"""How the headline of a study with several cells summarises them: one pooled effect, or one per cell."""
 STUDY, PLAN = "study.toml", "plan.json"
 SEARCH, HISTORY, BEST, AUDIT = "tune.toml", "history.json", "best", "audit.toml"
 
@@ -70,10 +73,33 @@ class StudySettings:
     baseline: str | None = None
     metric: str | None = None
     target: float | None = None
+    """The target value; of several, the first."""
+    targets: tuple[float, ...] = ()
+    """All target values, if there are several."""
+    target_at: str | None = None
+    """`baseline@STEP`: the target is the baseline's value at that step."""
+    share_of_final: float | None = None
+    """The target is the value at which the baseline has made this share of its way to its final value."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Shown names, by method name or arm label."""
+    across: str | None = None
+    """One of `ACROSS`."""
 
     def target_of(self, metric: str) -> float | None:
         """Return the target value if the target uses this metric, else None."""
         return self.target if self.metric in (None, metric) else None
+
+    def rules_of(self, metric: str) -> tuple[TargetRule, ...]:
+        """Return the target rules if they use this metric; empty without a target. The first is the main
+        one."""
+        if self.metric not in (None, metric):
+            return ()
+        if self.target_at is not None:
+            return (TargetRule(step=step_of(self.target_at)),)
+        if self.share_of_final is not None:
+            return (TargetRule(share=self.share_of_final),)
+        values = self.targets or (() if self.target is None else (self.target,))
+        return tuple(TargetRule(value=value) for value in values)
 
 
 @dataclass(frozen=True)
@@ -185,17 +211,56 @@ def _settings(file: Path, table: Mapping[str, Any]) -> StudySettings:
             f'{file}: target must be a table, for example [target] metric = "fd:local", value = 12.0; '
             f"it is {target!r}"
         )
-    value = target.get("value")
-    if value is not None and (
-        isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf
-    ):
-        raise UserError(f"{file}: target.value = {value!r}: expected a number above 0")
+    values = _values(file, target)
+    at, share = target.get("at"), target.get("share_of_final")
+    given = [key for key in ("value", "values", "at", "share_of_final") if target.get(key) is not None]
+    if len(given) > 1:
+        raise UserError(f"{file}: target has {' and '.join(given)}; give one of them")
+    if at is not None and not (isinstance(at, str) and step_of(at) is not None):
+        raise UserError(f'{file}: target.at = {at!r}: expected "baseline@STEP", for example "baseline@400"')
+    if share is not None:
+        if isinstance(share, bool) or not isinstance(share, int | float):
+            raise UserError(f"{file}: target.share_of_final = {share!r}: expected a number, for example 0.9")
+        share_rule(share, f"{file}: target.share_of_final = {share!r}")
     return StudySettings(
         name=_text(file, "name", table.get("name")),
         baseline=_text(file, "baseline", table.get("baseline")),
         metric=_text(file, "target.metric", target.get("metric")),
-        target=None if value is None else float(value),
+        target=values[0] if values else None,
+        targets=values if len(values) > 1 else (),
+        target_at=at,
+        share_of_final=None if share is None else float(share),
+        labels=_labels(file, table.get("labels", {})),
+        across=_across(file, table.get("report", {})),
     )
+
+
+def _values(file: Path, target: Mapping[str, Any]) -> tuple[float, ...]:
+    """Return the values of `value` or `values`; empty without them."""
+    single, several = target.get("value"), target.get("values")
+    if several is not None and not (isinstance(several, list) and several):
+        raise UserError(f"{file}: target.values = {several!r}: expected a list of numbers, as [8, 10]")
+    found = [("value", single)] if several is None else [("values", value) for value in several]
+    for key, value in found:
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf
+        ):
+            more = f"; other targets: {FORMS}" if isinstance(value, str) and "baseline@" in value else ""
+            raise UserError(f"{file}: target.{key} = {value!r}: expected a number above 0{more}")
+    return tuple(dict.fromkeys(float(value) for _, value in found if value is not None))
+
+
+def _labels(file: Path, labels: Any) -> dict[str, str]:
+    if not isinstance(labels, Mapping) or not all(isinstance(name, str) and name for name in labels.values()):
+        raise UserError(f'{file}: labels must be names by method, for example [labels] repa = "REPA"')
+    return {str(key): name for key, name in labels.items()}
+
+
+def _across(file: Path, table: Any) -> str | None:
+    across = table.get("across") if isinstance(table, Mapping) else table
+    if across is not None and across not in ACROSS:
+        raise UserError(f"{file}: report.across = {across!r}: expected one of {', '.join(ACROSS)}")
+    return across
 
 
 def _text(file: Path, key: str, value: Any) -> str | None:

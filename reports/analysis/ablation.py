@@ -17,7 +17,7 @@ from typing import Any, Literal
 from scipy.special import stdtr
 
 from reports.audit.decision import holm
-from reports.race.arms import flatten, setting
+from reports.race.arms import flatten, setting, shown_name
 from reports.race.race import Race
 from reports.race.run import RaceRun
 from reports.race.workloads import Workload
@@ -162,7 +162,8 @@ def _absent(race: Race, workloads: Sequence[Workload]) -> dict[tuple[str, str], 
     absent += [(run.values, AblationEntry("excluded", why=run.reason)) for run in race.excluded]
     for values, entry in absent:
         method, workload = _parts(values)
-        row, column = rows.get(method, _name(method)), columns.get(workload, _name(workload))
+        row = rows.get(method, _shown(race, method))
+        column = columns.get(workload, _name(workload))
         entries.setdefault((row, column), entry)
     return entries
 
@@ -190,6 +191,11 @@ def _parts(values: Mapping[str, Any]) -> tuple[Values, Values]:
     texts = [(path, str(value)) for path, value in sorted(flat.items())]
     method = tuple(text for text in texts if text[0].startswith("method."))
     return method, tuple(text for text in texts if text not in method)
+
+
+def _shown(race: Race, method: Values) -> str:
+    name = dict(method).get("method.name")
+    return _name(method) if name is None else shown_name(_name(method), name, race.labels or {})
 
 
 def _name(values: Values) -> str:

@@ -6,7 +6,7 @@ only for what it shows. Pages and figures only render it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,11 +18,12 @@ from reports.analysis.rows import Row, arm_rows, final_value_rows, run_rows
 from reports.analysis.scaling import Scaling, encoder_scaling, model_scaling
 from reports.audit.audit import Audit
 from reports.audit.judge_files import judge_claims
+from reports.race.across import Across, across_of, sentence_across
 from reports.race.by_target import SpeedupByTarget, speedup_by_target
 from reports.race.final_values import FinalValue, final_values_of, real_sample_values
-from reports.race.race import Race, read_race
-from reports.race.verdict import caveats_of, goal, sentence
-from reports.race.workloads import PooledSpeedup, Workload, objectives_of, pool_speedups, workloads_of
+from reports.race.race import Race, race_at, read_race
+from reports.race.verdict import caveats_of, goal, how_found, sentence
+from reports.race.workloads import PooledSpeedup, Workload, objectives_of, pool_cells, workloads_of
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,33 @@ class RaceReport:
     @cached_property
     def goal(self) -> str | None:
         """The target in words; None if no run is finished yet."""
-        return None if self.race.target is None else goal(self.race)
+        known = any(value is not None for value in (self.race.targets or {}).values())
+        return goal(self.race) if known else None
+
+    @cached_property
+    def how_found(self) -> str:
+        """How the target was found; empty for a number."""
+        return how_found(self.race)
+
+    @cached_property
+    def across(self) -> Across | None:
+        """How the headline summarises several cells; None for a race of one cell."""
+        if len(self.race.cells) < 2:
+            return None
+        return across_of(self.race, self.workloads, self.pooled)
 
     @cached_property
     def verdict(self) -> dict[str, str]:
-        """One or two sentences per axis, steps first."""
-        return {axis: sentence(self.race, axis) for axis in self.race.axes}
+        """One to three sentences per axis, steps first."""
+        if self.across is None:
+            return {axis: sentence(self.race, axis) for axis in self.race.axes}
+        about = self.race, self.workloads, self.pooled
+        return {axis: sentence_across(*about, axis, self.across) for axis in self.race.axes}
+
+    @cached_property
+    def at_other_targets(self) -> tuple[RaceReport, ...]:
+        """The same race at every further target of the study or the command."""
+        return tuple(RaceReport(race_at(self.race, rule)) for rule in self.race.rules[1:])
 
     @property
     def headline(self) -> str:
@@ -67,9 +89,7 @@ class RaceReport:
     def pooled(self) -> dict[tuple[str, str], PooledSpeedup]:
         """The effect over all workloads, by axis and objective, if two or more have an interval."""
         pooled = {
-            (axis, objective): pool_speedups(
-                {cell.label: cell.speedups.get((axis, objective)) for cell in self.workloads}
-            )
+            (axis, objective): pool_cells(self.workloads, axis, objective)
             for axis in self.race.axes
             for objective in self.objectives
         }
@@ -124,11 +144,16 @@ def read_report(
     directories: Sequence[Path],
     *,
     metric: str | None = None,
-    target: float | None = None,
+    target: float | str | None = None,
     baseline: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    across: str | None = None,
     claims: Sequence[Path] = (),
 ) -> RaceReport:
     """Read the runs in these folders and audit these claim files on them; see `read_race` and
     `judge_claims`."""
-    race = read_race(directories, metric=metric, target=target, baseline=baseline)
-    return RaceReport(race, tuple(judge_claims(claims, [str(directory) for directory in directories])))
+    race = read_race(
+        directories, metric=metric, target=target, baseline=baseline, labels=labels, across=across
+    )
+    sources = [str(directory) for directory in directories]
+    return RaceReport(race, tuple(judge_claims(claims, sources, labels=labels)))

@@ -40,8 +40,14 @@ def arm_rows(race: Race) -> list[Row]:
     rows = []
     for (axis, label), time in race.times.items():
         row: Row = dict.fromkeys(ARM_COLUMNS)
-        row |= {"axis": axis, "method": label, "baseline": race.baseline, "metric": race.metric}
-        row |= {"target": race.target, "n": time.n, "time": time.estimate, "not_reached": time.right}
+        base = race.cell_of(label).baseline
+        row |= {"axis": axis, "method": label, "baseline": base, "metric": race.metric}
+        row |= {
+            "target": race.target_of(label),
+            "n": time.n,
+            "time": time.estimate,
+            "not_reached": time.right,
+        }
         row |= {"time_low": _end(time.low), "time_high": _end(time.high), "reached_at_first_eval": time.left}
         gain = race.speedups.get((axis, label))
         if gain is not None:
@@ -98,7 +104,7 @@ def _run_row(race: Race, run: RaceRun) -> Row:
     status = run.record.status
     reason = failure_reason(run.record) if status in ("failed", "stopped") else ""
     row |= {"method": run.arm, "seed": run.seed, "run": run.record.id, "status": status}
-    row |= {"reason": reason, "metric": race.metric, "target": race.target}
+    row |= {"reason": reason, "metric": race.metric, "target": race.target_of(run.arm)}
     if run.evaluated:
         row |= {"evaluations": len(run.curve.steps), "final": float(run.curve.measured[-1])}
         row |= {"best": float(run.curve.measured.min())}

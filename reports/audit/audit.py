@@ -13,9 +13,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from harness.errors import UserError
+from harness.records.targets import TargetRule, target_value
 from reports.audit.curve_shape import Dual, by_target, dual_speedup, horizon, slopes, speedup_between
 from reports.audit.decision import Verdict, decide, holm, p_values
 from reports.audit.inputs.claim import Claim, Tuning
@@ -23,7 +22,7 @@ from reports.audit.inputs.run_log import AuditRun, AuditRuns
 from reports.audit.preconditions import Reason, failed_preconditions, hardware_reason, target_reasons
 from reports.audit.register import Standing
 from reports.race.comparability import CLOCK_AXES
-from reports.stats.curves import AXES, Crossing, crossing, first_crossing, value_at
+from reports.stats.curves import AXES, Crossing, crossing, first_crossing
 from reports.stats.power import detectable, pairs_needed
 from reports.stats.speedup import Speedup, Time, cut
 
@@ -62,6 +61,12 @@ class Audit:
     adjusted_p: float | None = None
     standing: Standing = "not registered"
     notes: tuple[str, ...] = ()
+    names: Mapping[str, str] | None = None
+    """Shown names by method or arm label."""
+
+    def shown(self, arm: str) -> str:
+        """Return the shown name of an arm of the claim."""
+        return (self.names or {}).get(arm, arm)
 
     @property
     def gain(self) -> Speedup | None:
@@ -200,8 +205,9 @@ def target_of(claim: Claim, baseline: Sequence[AuditRun]) -> float | None:
     """
     if claim.step is None:
         return float(claim.target)
-    values = [value for log in baseline if (value := value_at(log.curve, claim.step)) is not None]
-    return float(np.median(values)) if values else None
+    fits = [(log.curve.steps, log.curve.fitted) for log in baseline]
+    covered = [fit for fit in fits if fit[0][0] <= claim.step <= fit[0][-1]]
+    return target_value(TargetRule(step=claim.step), covered)
 
 
 def crossed(logs: AuditRuns, target: float) -> Crossings:

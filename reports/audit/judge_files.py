@@ -2,35 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from harness.files.files import read_toml
 from reports.audit.audit import Audit, adjust_family, audit_claim
-from reports.audit.inputs.claim import read_claims, read_tuning
+from reports.audit.inputs.claim import Claim, claim_hash, read_claims, read_tuning
 from reports.audit.inputs.read import read_logs
 from reports.audit.inputs.run_log import Progress
-from reports.audit.register import NAME, read_register, standing
-from reports.race.study_folder import study_tables
+from reports.audit.register import NAME, RegisterEntry, read_register, standing
+from reports.race.study_folder import read_study, study_tables
 
 
 def judge_claims(
-    claims: Sequence[Path], sources: Sequence[str], register: Path | None = None, progress: Progress = iter
+    claims: Sequence[Path],
+    sources: Sequence[str],
+    register: Path | None = None,
+    progress: Progress = iter,
+    labels: Mapping[str, str] | None = None,
 ) -> list[Audit]:
     """Judge the claims of these files on the runs of these sources (see `read_arms`), as one family.
 
-    Without `register` the register next to each claim is used. Raises `UserError` for a file or source that
+    Without `register` the register next to each claim is used. `labels` are shown names in addition to those
+    of the study. Raises `UserError` for a file or source that
     cannot be read, and for an arm or metric that the runs do not have.
     """
     tuning = read_tuning(_tables(claims, sources))
+    names = dict(read_study([Path(source) for source in sources]).labels) | dict(labels or {})
     found = []
     for file in claims:
         entries = read_register(register or file.with_name(NAME))
-        for claim in read_claims(file):
+        for claim in (_registered(claim, entries) for claim in read_claims(file)):
             logs = read_logs(sources, claim, progress)
-            found.append(audit_claim(claim, logs, tuning, standing(claim, entries, logs.all)))
+            one = audit_claim(claim, logs, tuning, standing(claim, entries, logs.all))
+            found.append(replace(one, names=names))
     return adjust_family(found)
+
+
+def _registered(claim: Claim, entries: Mapping[str, RegisterEntry]) -> Claim:
+    """Return the claim that was registered.
+
+    Version 0.2 registered a tolerance of 10 % for a claim that sets none.
+    """
+    known = {claim_hash(claim), claim_hash(claim.former)} & entries.keys()
+    return claim.former if known == {claim_hash(claim.former)} else claim
 
 
 def _tables(claims: Iterable[Path], sources: Iterable[str]) -> list[tuple[Path, dict[str, Any]]]:

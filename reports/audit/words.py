@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from reports.audit.audit import Audit
 from reports.audit.curve_shape import ends_above, horizon
-from reports.audit.inputs.claim import claim_hash
+from reports.audit.inputs.claim import Claim, claim_hash
 from reports.audit.preconditions import differing_settings, hardware_reason
 from reports.race.comparability import CLOCK_AXES
 from reports.race.verdict import FEWER
@@ -31,17 +31,27 @@ class AxisLine(NamedTuple):
 def claimed(found: Audit) -> str:
     """Return the claim as a sentence."""
     claim = found.claim
-    least = "at least " if claim.kind == "at_least" else ""
     target = claim.target if found.target is None else f"{found.target:.5g}"
     return (
-        f"{claim.candidate} reaches {claim.metric} <= {target} with {least}{factor(claim.factor)}x "
-        f"{FEWER[claim.axis]} than {claim.baseline}"
+        f"{found.shown(claim.candidate)} reaches {claim.metric} <= {target} with {demanded(claim)} "
+        f"{FEWER[claim.axis]} than {found.shown(claim.baseline)}{allowance(claim)}"
     )
 
 
+def demanded(claim: Claim) -> str:
+    """Return the claimed factor, for example `at least 1.50x`."""
+    return f"{'at least ' if claim.kind == 'at_least' else ''}{factor(claim.factor)}x"
+
+
+def allowance(claim: Claim) -> str:
+    """Return the tolerance as a suffix, for example `, allowing 10 %`; empty without one."""
+    return f", allowing {100 * claim.tolerance:g} %" if claim.tolerance else ""
+
+
 def because(found: Audit) -> str:
-    """Return the reasons of the verdict."""
-    return "; ".join(map(str, found.reasons))
+    """Return the reasons of the verdict, after the claimed factor if the claim sets a tolerance."""
+    claim, reasons = found.claim, "; ".join(map(str, found.reasons))
+    return f"{demanded(claim)}{allowance(claim)}; {reasons}" if claim.tolerance else reasons
 
 
 def axis_lines(found: Audit) -> list[AxisLine]:
@@ -57,9 +67,11 @@ def facts(found: Audit) -> list[str]:
         return [f"n = {found.n_pairs}, {percent}; claim {claim_hash(claim)}, {found.standing}"]
     together = "" if own.correlation is None else f", correlation of their times {own.correlation:.2f}"
     pairs = f"n = {own.n} pairs{together}" if own.paired else f"n = {own.n} seeds per arm, unpaired (Welch)"
-    lost = ", ".join(f"{name} {count}" for name, count in censored(found).items())
+    lost = ", ".join(f"{found.shown(name)} {count}" for name, count in censored(found).items())
     steep = ", ".join(
-        f"{name} {slope:.2f}" for name, slope in (found.slopes or {}).items() if slope is not None
+        f"{found.shown(name)} {slope:.2f}"
+        for name, slope in (found.slopes or {}).items()
+        if slope is not None
     )
     lines = [f"{pairs}; {percent}; censored: {lost}"]
     if steep:
@@ -195,13 +207,13 @@ def _about_times(found: Audit) -> list[str]:
         if never:
             share = recorded["curves"][name][-1][1]
             texts.append(
-                f"{never} of {len(times)} runs of {name} did not reach the target within the smallest budget "
-                f"({share:.0%} did): the interval is open at that end."
+                f"{never} of {len(times)} runs of {found.shown(name)} did not reach the target within the "
+                f"smallest budget ({share:.0%} did): the interval is open at that end."
             )
         if early:
             texts.append(
-                f"{early} of {len(times)} runs of {name} were already below the target at their first "
-                "evaluation."
+                f"{early} of {len(times)} runs of {found.shown(name)} were already below the target at their "
+                "first evaluation."
             )
     if texts and recorded["ratio"]:
         texts.append(f"Ratio of restricted mean times up to the common budget: {factor(recorded['ratio'])}.")
@@ -211,7 +223,9 @@ def _about_times(found: Audit) -> list[str]:
 def _about_sources(found: Audit) -> list[str]:
     claim, logs, texts = found.claim, found.logs.all, []
     if claim.step is not None and found.target is not None:
-        texts.append(f"The target is {claim.baseline}'s median at step {claim.step}: {found.target:.5g}.")
+        texts.append(
+            f"The target is {found.shown(claim.baseline)}'s median at step {claim.step}: {found.target:.5g}."
+        )
     if logs and not any(log.protocols for log in logs):
         texts.append("The logs record no evaluation protocol: it is assumed to be the same for all points.")
     if claim.axis in CLOCK_AXES and not any(log.machines for log in logs):

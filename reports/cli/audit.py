@@ -95,7 +95,7 @@ def selftest(
     sources: tuple[str, ...],
     method: str | None,
     metric: str | None,
-    target: float | None,
+    target: str | None,
     axis: str,
     confidence: float,
     as_json: bool,
@@ -162,7 +162,7 @@ def power(
     method: str | None,
     candidate: str | None,
     metric: str | None,
-    target: float | None,
+    target: str | None,
     axis: str,
     wanted: float | None,
     confidence: float,
@@ -235,20 +235,22 @@ def _split(words: Sequence[str]) -> tuple[list[Path], list[str]]:
 
 
 def _runs(
-    sources: Sequence[str], methods: Sequence[str | None], metric: str | None, target: float | None
+    sources: Sequence[str], methods: Sequence[str | None], metric: str | None, target: str | None
 ) -> tuple[str, dict[str, Any], float]:
     """Return the name of the first method, the runs of all methods, and the target.
 
     Defaults come from the study. Raises `UserError` for runs whose values cannot be compared.
     """
     from harness.errors import UserError
-    from reports.audit.inputs.read import read_arms
+    from harness.records.targets import target_value
+    from reports.audit.inputs.read import natural_method, read_arms
     from reports.audit.preconditions import protocol_reason
     from reports.race.study_folder import read_study
+    from reports.race.target import requested_rules
     from reports.stats.curves import reachable_target
 
     study = read_study([Path(source) for source in sources])
-    names = [name or study.baseline or "flow" for name in methods]
+    names = [name or study.baseline or natural_method(sources) for name in methods]
     metric = metric or study.metric
     if metric is None:
         raise UserError(
@@ -266,10 +268,11 @@ def _runs(
             raise UserError(f"no finished run of {name} was evaluated by '{metric}'")
     if reason := protocol_reason(logs):
         raise UserError(f"values of these runs cannot be compared: {reason.text}")
-    value = target if target is not None else study.target_of(metric)
-    value = reachable_target([log.curve for log in logs]) if value is None else value
-    if not 0 < value < float("inf"):
-        raise UserError(f"--target {value:g}: expected a number above 0")
+    rules = requested_rules(target) or study.rules_of(metric)
+    base = [(log.curve.steps, log.curve.fitted) for log in arms.runs[names[0]].values() if not log.failed]
+    value = target_value(rules[0], base) if rules else reachable_target([log.curve for log in logs])
+    if value is None:
+        raise UserError(f"target {rules[0]} needs a finished run of {names[0]}")
     return names[0], arms.runs, value
 
 

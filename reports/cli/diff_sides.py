@@ -18,7 +18,7 @@ from reports.race.race import Race
 
 
 def read_side(
-    path: Path, *, metric: str | None = None, target: float | None = None, baseline: str | None = None
+    path: Path, *, metric: str | None = None, target: str | None = None, baseline: str | None = None
 ) -> ReportSide:
     """Read a folder of runs, like `flowrace report`, or the CSV file of a report.
 

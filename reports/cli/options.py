@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,12 +23,26 @@ METRIC = click.option(
 )
 TARGET = click.option(
     "--target",
-    type=float,
-    help="Metric value to reach. Default: the study's, else the lowest that every finished run reaches.",
+    metavar="RULE",
+    help="Value to reach: 8.0, a list 8,10, baseline@STEP, or 90% of the way to the baseline's final value. "
+    "Default: the study's, else the lowest that every finished run reaches.",
 )
 BASELINE = click.option(
     "--baseline",
     help="Arm to compare with: a method or a label. Default: the study's, else flow.",
+)
+LABELS = click.option(
+    "--labels",
+    "label_words",
+    multiple=True,
+    metavar="ARM=NAME",
+    help="Shown name of a method or an arm, for example repa=REPA; may be repeated. Default: the study's.",
+)
+ACROSS = click.option(
+    "--across",
+    type=click.Choice(["pooled", "cells"]),
+    help="Headline of a study with several cells: pooled over cells, or per cell. Default: the study's, else "
+    "pooled if all cells compare the same arms.",
 )
 PUBLISHED = click.option(
     "--published",
@@ -66,7 +80,21 @@ CLAIMS_FOLDER = click.option(
 
 
 def race_options(command: Command) -> Command:
-    """Add DIR..., --metric, --target, --baseline and --published to a command."""
-    for option in (PUBLISHED, BASELINE, TARGET, METRIC, DIRECTORIES):
+    """Add DIR..., --metric, --target, --baseline, --across, --labels and --published to a command."""
+    for option in (PUBLISHED, LABELS, ACROSS, BASELINE, TARGET, METRIC, DIRECTORIES):
         command = option(command)
     return command
+
+
+def parse_labels(words: Sequence[str]) -> dict[str, str]:
+    """Return shown names by arm from `ARM=NAME`; raises `UserError` for anything else."""
+    from harness.errors import UserError
+
+    found = {}
+    for word in words:
+        # The label of an arm may contain " = ", a name must not.
+        arm, sign, name = word.rpartition("=")
+        if not (sign and arm.strip() and name.strip()):
+            raise UserError(f"--labels {word}: expected ARM=NAME, for example repa=REPA")
+        found[arm.strip()] = name.strip()
+    return found

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from harness.config.options import JSON_OPTION
-from reports.cli.options import race_options
+from reports.cli.options import AXES, parse_labels, race_options
 from reports.cli.report_diff import diff
 
 
@@ -31,7 +31,7 @@ class OrDiff(click.Command):
 
 @click.command(
     cls=OrDiff,
-    epilog="Example: flowrace report runs/digits -o report.html --target 12. "
+    epilog="Example: flowrace report runs/digits -o report.html --target baseline@400 --table times.tex. "
     "See also: flowrace report diff --help",
 )
 @race_options
@@ -51,8 +51,32 @@ class OrDiff(click.Command):
     type=click.Path(path_type=Path),
     help="Claim (TOML) to audit on these runs; its verdict comes first on the page. May be repeated.",
 )
+@click.option(
+    "--table",
+    "tables",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Also write times and speed-ups as a table for a paper: out.tex (booktabs), out.md or out.csv. "
+    "May be repeated.",
+)
+@click.option(
+    "--axes",
+    "axis_words",
+    metavar="AXIS,...",
+    default="",
+    help=f"Axes of the tables, separated by commas: {', '.join(AXES)}. Default: all.",
+)
 @JSON_OPTION
-def report(directories: tuple[Path, ...], output: Path, as_json: bool, **asked: Any) -> None:
+def report(
+    directories: tuple[Path, ...],
+    output: Path,
+    as_json: bool,
+    label_words: tuple[str, ...],
+    tables: tuple[Path, ...],
+    axis_words: str,
+    **asked: Any,
+) -> None:
     """Report who reached the target first, and with what certainty, from run directories or folders of them.
 
     Writes one self-contained HTML file that opens offline, and its numbers as CSV. Needs no torch.
@@ -61,15 +85,35 @@ def report(directories: tuple[Path, ...], output: Path, as_json: bool, **asked: 
     from reports.cli.audit_card import audit_json
     from reports.pages.page import write_report
     from reports.pages.report_json import to_json
+    from reports.pages.table_files import check_table, write_table
 
-    written = write_report(list(directories), output, **asked)
+    axes = _axes(axis_words)
+    for file in tables:
+        check_table(file)
+    written = write_report(list(directories), output, labels=parse_labels(label_words), **asked)
     found = written.report
+    for file in tables:
+        write_table(found, file, axes)
     if as_json:
         click.echo(to_json(found, [audit_json(audit) for audit in found.claims], str(written.html)))
         return
     for audit in found.claims:
         click.echo(f"{audit.verdict.upper()}: {claimed(audit)} ({because(audit)})")
     click.echo(found.headline)
+    for other in found.at_other_targets:
+        click.echo(other.headline)
     for note in found.caveats:
         click.echo(f"- {note}")
+    for file in tables:
+        click.echo(file)
     click.echo(written.html)
+
+
+def _axes(words: str) -> list[str]:
+    from harness.errors import unknown
+
+    axes = [word.strip() for word in words.split(",") if word.strip()]
+    for axis in axes:
+        if axis not in AXES:
+            raise unknown("axis", axis, AXES)
+    return axes

@@ -92,7 +92,7 @@ def _convergence(race: Race, axis: str, name: str) -> dict[str, Any]:
         if counted:
             series += _mean(index, counted, axis, max(MEANS // max(len(race.arms), 5), 40))
         times = [run.time(axis) for run in runs if run.crosses]
-        dots += [[index, _short(time.value), time.censored] for time in times]
+        dots += [] if race.target is None else [[index, _short(time.value), time.censored] for time in times]
     shown = {"line": race.target, "mark": None}
     return {"x": name, "y": race.metric, **shown, "series": series, "dots": dots}
 

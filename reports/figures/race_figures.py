@@ -7,17 +7,38 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from harness.records.record import TRAINING_PHASES
 from reports.figures.chart_data import allowance, mean_band, spent, thin
-from reports.figures.layout import faintness, fill, padded, ticks, width_name
-from reports.figures.strips import ROW, StripRow, draw_dots, draw_strip, set_log_ticks
-from reports.figures.svg import ARMS, DASHES, INK, MUTED, PAPER, Picture, style
+from reports.figures.layout import (
+    Entry,
+    band_entry,
+    faintness,
+    fill,
+    grey_line,
+    line_entry,
+    padded,
+    target_entry,
+    ticks,
+    width_name,
+)
+from reports.figures.strips import (
+    StripRow,
+    dot_entries,
+    draw_dots,
+    draw_strip,
+    row_height,
+    set_log_ticks,
+    strip_entries,
+)
+from reports.figures.svg import ARMS, DASHES, INK, MUTED, PAPER, Picture, scaled, small, style
 from reports.race.by_target import SpeedupByTarget
 from reports.race.race import Race
 from reports.race.run import RaceRun
@@ -52,7 +73,7 @@ def draw_convergence(race: Race, axis: str, width: float) -> Picture:
     target with intervals."""
     size, unit = unit_of(axis, max(run.costs.budget(axis) for run in race.runs if run.evaluated))
     rows, (limits, reach) = time_rows(race, axis, size), _limits(race, axis, size)
-    heights = [0.42 * width + 0.5, ROW * len(rows) + 0.25][: 2 if rows else 1]
+    heights = [0.42 * width + 0.5, row_height() * len(rows) + 0.25][: 2 if rows else 1]
     with style():
         figure = Figure(figsize=(width, sum(heights) + 0.75))
         panels = figure.subplots(len(heights), sharex=True, height_ratios=heights, squeeze=False)[:, 0]
@@ -69,7 +90,7 @@ def draw_convergence(race: Race, axis: str, width: float) -> Picture:
         set_log_ticks(bottom.xaxis, limits, ticks(width))
         bottom.set_xlabel(f"{AXIS_NAMES[axis]}{f' ({unit})' if unit else ''}, log scale")
         top.grid(True, axis="y")
-        fill(figure, left=0.62, hspace=0.06)
+        fill(figure, left=0.62, hspace=0.06, entries=_convergence_entries(race, axis, rows))
         return Picture(
             figure,
             f"convergence-{axis}-{width_name(width)}",
@@ -81,11 +102,11 @@ def draw_forest(race: Race, width: float) -> Picture:
     """Draw the speed-up over the baseline with its interval, by axis and candidate."""
     rows = [row for axis in race.axes for row in _gain_rows(race, axis)]
     with style():
-        figure = Figure(figsize=(width, ROW * len(rows) + 0.7))
-        draw_gains(figure.subplots(), rows, width, race.baseline)
-        fill(figure, left=0.12)
+        figure = Figure(figsize=(width, row_height() * len(rows) + 0.7))
+        draw_gains(figure.subplots(), rows, width, race.reference)
+        fill(figure, left=0.12, entries=strip_entries(rows, "geometric mean"))
         return Picture(
-            figure, f"speedup-{width_name(width)}", f"speed-ups over {race.baseline} with intervals"
+            figure, f"speedup-{width_name(width)}", f"speed-ups over {race.reference} with intervals"
         )
 
 
@@ -110,7 +131,7 @@ def draw_targets(race: Race, axis: str, by_target: SpeedupByTarget, width: float
             ylabel=f"speed-up in {AXIS_NAMES[axis]}",
         )
         axes.grid(True, axis="y")
-        fill(figure, left=0.62)
+        fill(figure, left=0.68, entries=_target_entries(race, by_target, axis))
         return Picture(
             figure, f"targets-{axis}-{width_name(width)}", f"speed-up in {AXIS_NAMES[axis]} by target"
         )
@@ -122,16 +143,18 @@ def draw_cost(race: Race, width: float) -> Picture:
     means = {label: phases for label, phases in means.items() if phases}
     size, unit = unit_of("seconds", max(sum(phases.values()) for phases in means.values()))
     with style():
-        figure = Figure(figsize=(width, BAR * len(means) + 0.55))
+        figure = Figure(figsize=(width, scaled(BAR) * len(means) + 0.55))
         axes = figure.subplots()
         for y, (label, phases) in enumerate(means.items()):
             _draw_bar(axes, y, {phase: seconds / size for phase, seconds in phases.items()})
-            look = {"transform": axes.get_yaxis_transform(), "va": "bottom", "fontsize": 8}
+            look = {"transform": axes.get_yaxis_transform(), "va": "bottom", "fontsize": small()}
             axes.text(0, y - 0.26, label, **look)
             axes.text(1, y - 0.26, f"{digits(sum(phases.values()) / size)} {unit}", ha="right", **look)
         axes.set(ylim=(len(means) - 0.6, -0.75), yticks=[], xlabel=f"time of one training step ({unit})")
         axes.spines["left"].set_visible(False)
-        fill(figure, left=0.12)
+        shown = [phase for phase in PHASES if any(phases.get(phase) for phases in means.values())]
+        entries: list[Entry] = [(Patch(facecolor=PHASES[phase], linewidth=0), phase) for phase in shown]
+        fill(figure, left=0.12, entries=entries)
         return Picture(
             figure, f"cost-{width_name(width)}", "time of one training step by phase, for each arm"
         )
@@ -142,13 +165,14 @@ def time_rows(race: Race, axis: str, size: float) -> list[StripRow]:
 
     An arm that never reached the target has only dots.
     """
-    rows = []
+    rows, unit = [], unit_of(axis, size)[1]
     for index, arm in enumerate(race.arms):
         time, gain = race.times.get((axis, arm.label)), race.speedups.get((axis, arm.label))
         if time is None:
             continue
         dots = tuple(Time(t.value / size, t.censored) for t in _times(race, arm.label, axis))
-        text = ("> " if time.right == time.n else "") + quantity(axis, time.estimate) + gain_suffix(gain)
+        value = quantity(axis, time.estimate) if axis == "steps" else f"{digits(time.estimate / size)} {unit}"
+        text = ("> " if time.right == time.n else "") + value.rstrip() + gain_suffix(gain)
         if time.right == time.n:
             rows.append(StripRow(arm.label, index, text, dots=dots))
             continue
@@ -196,6 +220,28 @@ def _gain_rows(race: Race, axis: str) -> list[StripRow]:
     return [StripRow(f"in {AXIS_NAMES[axis]}"), *rows] if rows else []
 
 
+def _convergence_entries(race: Race, axis: str, rows: Sequence[StripRow]) -> list[Entry]:
+    """Return the legend of the curves, of the target and of the marks."""
+    drawn = {run.arm: sum(other.done for other in race.of(run.arm)) for run in race.runs if run.evaluated}
+    found = [line_entry(index, arm.label) for index, arm in enumerate(race.arms) if arm.label in drawn]
+    found.append(grey_line("one seed, as measured", linewidth=0.6, marker="o", markersize=1.8))
+    if any(count > 1 for count in drawn.values()):
+        found.append(band_entry("mean fit, 95 % interval"))
+    if race.target is not None:
+        found.append(target_entry(goal(race)))
+        found += dot_entries([time for arm in race.arms for time in _times(race, arm.label, axis)])
+    marks = strip_entries([replace(row, dots=()) for row in rows], "mean time to target")
+    return found + marks
+
+
+def _target_entries(race: Race, by_target: SpeedupByTarget, axis: str) -> list[Entry]:
+    shown = by_target.gains[axis]
+    found = [line_entry(index, arm.label) for index, arm in enumerate(race.arms) if arm.label in shown]
+    if any(closed_ends(gain) for gains in shown.values() for gain in gains):
+        found.append(band_entry("95 % interval"))
+    return found + ([target_entry(goal(race))] if race.target is not None else [])
+
+
 def _limits(race: Race, axis: str, size: float) -> tuple[tuple[float, float], tuple[float, float]]:
     """Return limits of the axis (in units of `size`) and of the metric that contain everything drawn."""
     runs = [run for run in race.runs if run.evaluated]
@@ -239,7 +285,7 @@ def _draw_arm(
 def _draw_target(axes: Axes, race: Race, target: float, axis: str, size: float) -> None:
     axes.axhline(target, color=INK, linewidth=0.7, dashes=(3, 2))
     place: Look = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-    axes.annotate(goal(race), (0, target), (4, 3), fontsize=8, **place)
+    axes.annotate(goal(race), (0, target), (4, 3), fontsize=small(), **place)
     for index, arm in enumerate(race.arms):
         times = [Time(t.value / size, t.censored) for t in _times(race, arm.label, axis)]
         draw_dots(axes, times, target, ARMS[index % len(ARMS)])

@@ -10,14 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from reports.figures.svg import ARMS, INK, MUTED, PAPER
+from reports.figures.layout import SLACK, Entry, grey_mark, text_width
+from reports.figures.svg import ARMS, INK, MUTED, PAPER, scaled, small
 from reports.stats.curves import Censored
 from reports.stats.speedup import Time
 
 ROW = 0.36
 """The height of a row, in inches."""
-LETTERS = 12.0
-"""Letters of a label per inch."""
 _MARKS: dict[Censored, tuple[str, float]] = {None: ("o", 3.4), "left": ("<", 5), "right": (">", 5)}
 _SERIES = (
     (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9),
@@ -53,7 +52,7 @@ def draw_strip(axes: Axes, rows: Sequence[StripRow], limits: tuple[float, float]
         ink = MUTED if row.arm is None else INK
         # The background keeps the line at 1 from striking through the text.
         background = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.5}
-        look = {"transform": axes.get_yaxis_transform(), "fontsize": 8, "color": ink, "va": "bottom"}
+        look = {"transform": axes.get_yaxis_transform(), "fontsize": small(), "color": ink, "va": "bottom"}
         look |= {"bbox": background}
         place = y - 0.22 if row.dots or row.estimate else y + 0.1
         axes.text(0, place, _clipped(row.label, axes, row.text), weight=_weight(row), **look)
@@ -65,6 +64,41 @@ def draw_strip(axes: Axes, rows: Sequence[StripRow], limits: tuple[float, float]
             filled = {"markeredgecolor": PAPER, "markeredgewidth": 0.7}
             look = filled if row.resolved else open_
             axes.plot(row.estimate, y, "D", color=colour, markersize=5, zorder=5, **look)
+
+
+def row_height() -> float:
+    """Return the height of a row in inches, which grows with the font."""
+    return scaled(ROW)
+
+
+def strip_entries(rows: Sequence[StripRow], what: str) -> list[Entry]:
+    """Return the legend of the marks in these rows; `what` names the estimates."""
+    shown = [row for row in rows if row.estimate is not None]
+    found: list[Entry] = []
+    if any(row.resolved for row in shown):
+        found.append(grey_mark("D", f"{what}, 95 % interval", filled=True))
+    if any(not row.resolved for row in shown):
+        found.append(grey_mark("D", "interval contains 1", filled=False))
+    if any(row.low == 0 or (row.high is not None and math.isinf(row.high)) for row in shown):
+        found.append(grey_mark(">", "open end of an interval", filled=True, size=4))
+    if any(row.dots for row in rows):
+        found += dot_entries([dot for row in rows for dot in row.dots])
+    return found
+
+
+def dot_entries(times: Sequence[Time]) -> list[Entry]:
+    """Return the legend of these times of single runs."""
+    kinds = {time.censored for time in times}
+    names: dict[Censored, str] = {
+        None: "time to target of a seed",
+        "right": "target not reached by then",
+        "left": "reached at first evaluation",
+    }
+    return [
+        grey_mark(_MARKS[kind][0], name, filled=kind is None, size=_MARKS[kind][1])
+        for kind, name in names.items()
+        if kind in kinds
+    ]
 
 
 def draw_dots(axes: Axes, times: Sequence[Time], y: float, colour: str) -> None:
@@ -114,8 +148,12 @@ def _clipped(label: str, axes: Axes, text: str) -> str:
     """Return a label cut to the room that the text on the right leaves; the legend has it in full."""
     figure = axes.get_figure(root=True)
     assert figure is not None
-    room = int(figure.get_figwidth() * LETTERS) - len(text) - 4
-    return label if len(label) <= room else label[: max(room - 1, 4)] + "…"
+    # Margins on both sides, and a viewer's font that may be wider.
+    room = (figure.get_figwidth() - scaled(0.75)) / SLACK - text_width(text) - 0.1
+    if text_width(label) <= room:
+        return label
+    letters = max(int(len(label) * room / text_width(label)) - 1, 4)
+    return label[:letters] + "…"
 
 
 def _weight(row: StripRow) -> str:

@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ kind of colour vision."""
 ARMS_DARK = ("#b9b9c2", "#56b4e9", "#ff9a4d", "#3fcf9f", "#b378a3", "#fed74d", "#8bf3f3", "#e768cc")
 DASHES = ((), (6, 2), (2, 1.6), (7, 2, 1.5, 2), (4, 1.5), (1, 1), (9, 3))
 """One fewer than the colours, so that arms still differ when colours repeat."""
+SIZE = 8.5
+"""The font size of a page's figures, in points."""
 VARIABLES = {INK: "ink", MUTED: "muted", RULE: "rule", PAPER: "paper"} | {
     c: f"arm{i}" for i, c in enumerate(ARMS)
 }
@@ -30,13 +33,9 @@ _STYLE: dict[RcKeyType, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "flowrace",
     "text.parse_math": False,
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 8.5,
     "axes.edgecolor": MUTED,
     "axes.linewidth": 0.6,
     "axes.labelcolor": MUTED,
-    "axes.labelsize": 8.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "xtick.color": MUTED,
@@ -51,11 +50,58 @@ _STYLE: dict[RcKeyType, Any] = {
 }
 
 
+@dataclass(frozen=True)
+class Look:
+    """The look of figures that a command may choose."""
+
+    family: str = "sans-serif"
+    """`sans-serif` or `serif`."""
+    fonts: tuple[str, ...] = ("DejaVu Sans",)
+    """Fonts of that family, the preferred one first."""
+    size: float = SIZE
+    """Font size in points."""
+    legend: bool = False
+    """True for files, which have no page around them to explain lines and marks."""
+
+
+_LOOK: ContextVar[Look] = ContextVar("look", default=Look())  # noqa: B039
+
+
+def current_look() -> Look:
+    """Return the look of the figures that are drawn now."""
+    return _LOOK.get()
+
+
+@contextmanager
+def with_look(look: Look) -> Iterator[None]:
+    """Draw figures with this look."""
+    token = _LOOK.set(look)
+    try:
+        yield
+    finally:
+        _LOOK.reset(token)
+
+
 @contextmanager
 def style() -> Iterator[None]:
     """Apply the style of all figures; they are created and written inside this context."""
-    with mpl.rc_context(_STYLE):
+    look = current_look()
+    sizes = {
+        name: look.size for name in ("font.size", "axes.labelsize", "xtick.labelsize", "ytick.labelsize")
+    }
+    fonts = {"font.family": look.family, f"font.{look.family}": list(look.fonts)}
+    with mpl.rc_context(_STYLE | sizes | fonts):
         yield
+
+
+def small() -> float:
+    """Return the font size of labels inside axes."""
+    return current_look().size * 8 / SIZE
+
+
+def scaled(inches: float) -> float:
+    """Return a length that grows with the font, for example the height of a row of text."""
+    return inches * max(current_look().size / SIZE, 0.8)
 
 
 @dataclass(frozen=True)

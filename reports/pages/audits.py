@@ -14,7 +14,7 @@ from reports.audit import words
 from reports.audit.audit import Audit
 from reports.figures import svg
 from reports.figures.layout import padded
-from reports.figures.strips import ROW, StripRow, draw_strip, set_log_ticks
+from reports.figures.strips import StripRow, draw_strip, row_height, set_log_ticks
 from reports.figures.svg import MUTED, Picture
 from reports.pages.section import render_template
 from reports.race.arms import find_arm
@@ -52,7 +52,7 @@ def draw_claim(audit: Audit, arm: int, name: str) -> Picture | None:
     rows = [_row(arm, gain) for gain in gains.values()]
     limits = _limits(audit, list(gains.values()))
     with svg.style():
-        figure = Figure(figsize=(WIDTH, 0.7 * ROW * len(rows) + 0.75))
+        figure = Figure(figsize=(WIDTH, 0.7 * row_height() * len(rows) + 0.75))
         axes = figure.subplots()
         _draw_claim(axes, audit, limits)
         draw_strip(axes, rows, limits)

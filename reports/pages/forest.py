@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from reports.analysis.report import RaceReport
 from reports.figures.layout import fill, width_name
 from reports.figures.race_figures import AXIS_NAMES, draw_gains, gain_row
-from reports.figures.strips import ROW, StripRow
+from reports.figures.strips import StripRow, row_height, strip_entries
 from reports.figures.svg import Picture, style
 from reports.pages import tables
 from reports.pages.section import drawings, render_template
@@ -34,6 +34,8 @@ def workload_section(report: RaceReport) -> Markup | None:
         tables={axis: _rows(report, axis) for axis in axes},
         baseline=baseline_of(cells),
         targets=[(cell.label, cell.target) for cell in cells if cell.target is not None],
+        how_found=report.how_found,
+        by_seed=all(pooled.by_seed for pooled in report.pooled.values()),
         silent=[(cell.label, cell.why) for cell in cells if cell.why],
     )
 
@@ -43,9 +45,9 @@ def draw_workloads(report: RaceReport, axis: str, width: float) -> Picture:
     names = enumerate(candidates(report.workloads), 1)
     rows = [row for index, name in names for row in _strip(report, axis, name, index)]
     with style():
-        figure = Figure(figsize=(width, ROW * len(rows) + 0.7))
+        figure = Figure(figsize=(width, row_height() * len(rows) + 0.7))
         draw_gains(figure.subplots(), rows, width, baseline_of(report.workloads))
-        fill(figure, left=0.12)
+        fill(figure, left=0.12, entries=strip_entries(rows, "geometric mean"))
         description = f"speed-up in {AXIS_NAMES[axis]} by cell, with intervals"
         return Picture(figure, f"cells-{axis}-{width_name(width)}", description)
 

@@ -57,15 +57,18 @@ def write_report(
     output: Path,
     *,
     metric: str | None = None,
-    target: float | None = None,
+    target: float | str | None = None,
     baseline: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    across: str | None = None,
     published: Sequence[str] = (),
     claims: Sequence[Path] = (),
 ) -> WrittenReport:
     """Write a report on the runs in these folders: an HTML page, and CSV files of arms, runs and final values
     next to it.
 
-    `metric`, `target` and `baseline` default to the values in a folder's `study.toml`. `published` requests
+    `metric`, `target`, `baseline`, `labels` and `across` default to the values in a folder's `study.toml`
+    (`read_race`). `published` requests
     curves of papers to show next to the measured ones (`METHOD[:SIZE[:METRIC]]`); `claims` are files of
     claims to audit. The same records give the same bytes. Raises `UserError` before anything is written.
     """
@@ -76,8 +79,10 @@ def write_report(
     for file, columns in zip((csv, runs_csv, finals_csv), CSV_FILES.values(), strict=True):
         _check_free(file, ",".join(columns))
     printed = find_curves(published)
-    report = read_report(directories, metric=metric, target=target, baseline=baseline, claims=claims)
-    given = {"--metric": metric, "--target": target, "--baseline": baseline}
+    asked: dict[str, Any] = {"metric": metric, "target": target, "baseline": baseline, "across": across}
+    report = read_report(directories, **asked, labels=labels, claims=claims)
+    given = {f"--{name}": value for name, value in asked.items()}
+    given |= {"--labels": [f"{name}={shown}" for name, shown in (labels or {}).items()]}
     given |= {"--published": published, "--claim": claims}
     written = WrittenReport(output, csv, runs_csv, finals_csv, report)
     page = render_page(written, body(report, _command(directories, output, given), printed))
@@ -97,6 +102,7 @@ def body(report: RaceReport, command: str, printed: Sequence[PublishedRequest] =
     all_sections = [
         claims_section(report),
         sections.verdict_section(report),
+        sections.other_target_section(report),
         sections.convergence_section(report),
         published_section(report, printed),
         sections.target_section(report),
@@ -124,6 +130,7 @@ def render_page(written: WrittenReport, page: Sequence[Markup]) -> str:
         written.report.race,
         report=written,
         goal=written.report.goal,
+        how_found=written.report.how_found,
         sections=page,
         style=source("report.css"),
         version=version("flowrace"),

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from reports.analysis.performance_profile import ENOUGH, MOST, TIE, Profile
 from reports.analysis.report import RaceReport
-from reports.figures.layout import fill, ticks, width_name
+from reports.figures.layout import fill, line_entry, ticks, width_name
 from reports.figures.race_figures import AXIS_NAMES
 from reports.figures.strips import set_log_ticks
 from reports.figures.svg import ARMS, DASHES, MUTED, Picture, style
@@ -65,7 +65,8 @@ def draw_profile(profile: Profile, width: float) -> Picture:
             ylabel="share of problems",
         )
         axes.grid(True, axis="y")
-        fill(figure, left=0.74)
+        entries = [line_entry(index, name) for index, name in enumerate(profile.objectives)]
+        fill(figure, left=0.74, entries=entries)
         description = f"share of problems within a factor of the fastest in {AXIS_NAMES[profile.axis]}"
         return Picture(figure, f"profile-{profile.axis}-{width_name(width)}", description)
 

@@ -17,7 +17,7 @@ from harness.errors import UserError
 from reports.analysis.report import RaceReport
 from reports.figures.layout import fill, padded, ticks, width_name
 from reports.figures.strips import set_log_ticks
-from reports.figures.svg import MUTED, Picture, style
+from reports.figures.svg import MUTED, Picture, scaled, small, style
 from reports.literature.database import PublishedCurve, load_literature, published_curves, select
 from reports.pages.section import drawings, render_template
 
@@ -65,7 +65,7 @@ def published_section(report: RaceReport, printed: Sequence[PublishedRequest]) -
 def draw_published(metric: str, curves: Sequence[PublishedCurve], number: int, width: float) -> Picture:
     """Draw curves as grey dashed lines with a mark at each published number; the legend names the sources."""
     with style():
-        figure = Figure(figsize=(width, 0.34 * width + 0.7 + 0.17 * len(curves)))
+        figure = Figure(figsize=(width, 0.34 * width + 0.7 + scaled(0.17) * len(curves)))
         axes = figure.subplots()
         for index, curve in enumerate(curves):
             look = {"dashes": DASHES[index % len(DASHES)], "marker": MARKERS[index % len(MARKERS)]}
@@ -85,8 +85,10 @@ def draw_published(metric: str, curves: Sequence[PublishedCurve], number: int, w
         set_log_ticks(axes.xaxis, x, ticks(width))
         set_log_ticks(axes.yaxis, y, 7)
         axes.grid(True, axis="y")
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=7.5, handlelength=3.2)
-        fill(figure, left=0.62, top=0.1 + 0.165 * len(curves))
+        axes.legend(
+            loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=small(), handlelength=3.2
+        )
+        fill(figure, left=0.62, top=0.1 + scaled(0.165) * len(curves))
         return Picture(figure, f"published-{number}-{width_name(width)}", f"published {metric} against steps")
 
 

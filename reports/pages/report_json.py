@@ -21,19 +21,42 @@ def to_json(report: RaceReport, claims: Sequence[Mapping[str, Any]], html: str) 
         "metric": race.metric,
         "target": race.target,
         "target_chosen_after_the_fact": race.target is not None and not race.target_given,
+        "protocol": report.race.protocol,
+        "target_rule": None if race.rule is None else str(race.rule),
+        "target_found": report.how_found,
+        "targets": [_at_target(one) for one in (report, *report.at_other_targets)],
         "baseline": race.baseline,
+        "across": report.across,
+        "arms": [{"label": arm.label, "name": arm.name, "method": arm.method} for arm in race.arms],
         "verdict": report.verdict,
         "caveats": list(report.caveats),
         "claims": claims,
-        "rows": report.arm_rows,
+        "rows": _named(report, report.arm_rows),
         "cells": [row for workload in report.workloads for row in _of_workload(workload)],
         "pooled": [_pooled(key, pooled) for key, pooled in report.pooled.items()],
         "profiles": [row for profile in report.profiles.values() for row in _of_profile(profile)],
         "finals": report.final_value_rows,
-        "runs": report.run_rows,
+        "runs": _named(report, report.run_rows),
         "html": html,
     }
     return json.dumps(content, indent=1, allow_nan=False)
+
+
+def _at_target(report: RaceReport) -> dict[str, Any]:
+    """Return the verdict and the numbers at one target of a list."""
+    rule = report.race.rule
+    about = {
+        "rule": None if rule is None else str(rule),
+        "value": report.race.target,
+        "found": report.how_found,
+    }
+    return about | {"verdict": report.verdict, "rows": _named(report, report.arm_rows)}
+
+
+def _named(report: RaceReport, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows with `arm`, the label without `[labels]`, where the shown name is another."""
+    names = {arm.label: arm.name for arm in report.race.arms if arm.label != arm.name}
+    return [dict(row) | ({"arm": names[row["method"]]} if row["method"] in names else {}) for row in rows]
 
 
 def _of_workload(workload: Workload) -> Iterator[dict[str, Any]]:
@@ -48,7 +71,7 @@ def _of_workload(workload: Workload) -> Iterator[dict[str, Any]]:
 def _pooled(key: tuple[str, str], pooled: PooledSpeedup) -> dict[str, Any]:
     axis, objective = key
     cells = {"cells": list(pooled.cells), "left_out": list(pooled.left_out)}
-    return {"axis": axis, "objective": objective, **_gain(pooled.gain), **cells}
+    return {"axis": axis, "objective": objective, "by_seed": pooled.by_seed, **_gain(pooled.gain), **cells}
 
 
 def _of_profile(profile: Profile) -> Iterator[dict[str, Any]]:

@@ -10,10 +10,11 @@ from typing import Any
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from reports.analysis.report import RaceReport
 from reports.analysis.scaling import YS, Scaling, ScalingPoint
-from reports.figures.layout import WIDE, padded, width_name
+from reports.figures.layout import BROAD, Entry, fill, grey_line, grey_mark, padded, width_name
 from reports.figures.strips import set_log_ticks
 from reports.figures.svg import ARMS, MUTED, PAPER, Picture, style
 from reports.pages.section import drawings, render_template
@@ -77,17 +78,26 @@ def draw_scaling(race: Race, found: Scaling, name: str, width: float) -> Picture
             _label(axes, race, found, x, y)
         for axes in list(every)[len(panels) :]:
             axes.set_axis_off()
-        figure.subplots_adjust(
-            left=0.62 / width,
-            right=1 - 0.12 / width,
-            top=1 - 0.1 / figure.get_figheight(),
-            bottom=0.47 / figure.get_figheight(),
-            hspace=0.5,
-            wspace=0.62,
-        )
+        fill(figure, left=0.62, top=0.1, hspace=0.5, entries=_entries(found))
+        figure.subplots_adjust(wspace=0.62)
         xs = ", ".join(X_NAMES[x] for x in found.xs)
         description = f"{race.metric}, steps to target and speed-up against {xs}"
         return Picture(figure, f"{name}-{width_name(width)}", description)
+
+
+def _entries(found: Scaling) -> list[Entry]:
+    """Return the legend of the groups, of random encoders and of arms without an x."""
+    marks = list(MARKS)
+    entries: list[Entry] = []
+    for index, group in enumerate(groups(found)):
+        colour = ARMS[(index + 1) % len(ARMS)]
+        look = {"linestyle": "none", "color": colour, "markersize": 4.5}
+        entries.append((Line2D([], [], marker=marks[index % len(marks)], **look), group))
+    if any(point.kind == "random" for point in found.points):
+        entries.append(grey_mark("o", "random weights", filled=False))
+    if controls(found):
+        entries.append(grey_line(", ".join(controls(found)), dashes=(4, 2)))
+    return [*entries, grey_line("95 % interval")]
 
 
 def groups(found: Scaling) -> list[str]:
@@ -161,7 +171,7 @@ def _look(index: int) -> dict[str, str]:
 
 
 def _columns(xs: int, width: float) -> int:
-    return (xs if xs > 1 else len(YS)) if width == WIDE else min(xs, 2)
+    return (xs if xs > 1 else len(YS)) if width >= BROAD else min(xs, 2)
 
 
 def _draw(axes: Axes, found: Scaling, x: str, y: str) -> None:

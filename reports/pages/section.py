@@ -24,7 +24,8 @@ from reports.race.race import Race
 
 def render_template(template: str, race: Race, **content: Any) -> Markup:
     """Render a template of `templates/` with the race, its legend and `content`."""
-    text = environment().get_template(f"{template}.html.j2").render(race=race, legend=legend(race), **content)
+    shared = {"race": race, "legend": legend(race)}
+    text = environment().get_template(f"{template}.html.j2").render(**shared, **content)
     return Markup(text)
 
 

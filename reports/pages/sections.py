@@ -14,6 +14,7 @@ from reports.pages import tables
 from reports.pages.samples import samples_of
 from reports.pages.section import drawings, render_template
 from reports.race.race import Race
+from reports.stats.number_format import column_unit
 
 BUSY = 100
 """The number of curves above which one static figure serves every width: it is for print, and has most of
@@ -24,12 +25,27 @@ COUNTED_OUT = ("eval", "checkpoint", "tracking", "warmup")
 
 def verdict_section(report: RaceReport) -> Markup:
     """Return the verdict as a sentence, the speed-ups on all axes as a table, and the caveats."""
-    race = report.race
-    strips = {
-        axis: {c: tables.gain_texts(race.speedups.get((axis, c))) for c in race.candidates}
-        for axis in race.axes
-    }
-    return render_template("verdict", race, headline=report.headline, strips=strips, caveats=report.caveats)
+    found = tables.headline_tables(report)
+    return render_template(
+        "verdict", report.race, headline=report.headline, tables=found, caveats=report.caveats
+    )
+
+
+def other_target_section(report: RaceReport) -> Markup | None:
+    """Return the verdict and the times at every target of a list, with a switch; None for one target."""
+    every = (report, *report.at_other_targets)
+    if len(every) < 2:
+        return None
+    panes = [
+        {
+            "name": str(one.race.rule),
+            "goal": one.goal,
+            "headline": one.headline,
+            "cells": {axis: tables.axis_texts(one.race, axis) for axis in one.race.axes},
+        }
+        for one in every
+    ]
+    return render_template("other_targets", report.race, panes=panes)
 
 
 def convergence_section(report: RaceReport) -> Markup | None:
@@ -80,6 +96,10 @@ def cost_section(report: RaceReport) -> Markup | None:
     if not any(run.record.of("train") for run in race.runs):
         return None
     costs = [_cost_row(race, arm.label) for arm in race.arms]
+    for axis in ("flops", "seconds"):
+        unit = column_unit(axis, [row[axis] for row in costs if row[axis]])
+        for row in costs:
+            row[axis] = tables.in_unit(axis, row[axis], unit) if row[axis] else "–"
     pictures = drawings(partial(race_figures.draw_cost, race))
     return render_template("cost", race, pictures=pictures, phases=race_figures.PHASES, costs=costs)
 

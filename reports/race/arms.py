@@ -28,11 +28,14 @@ class RaceArm:
     """Runs that differ only in their seed."""
 
     label: str
-    """The method, with the fields that distinguish it from other arms."""
+    """The shown name: the method, with the fields that distinguish it from other arms, or a name from
+    `[labels]`."""
     fields: Mapping[str, Any]
     """The spec by dotted path, without the seed and the fields that the run id leaves out."""
     runs: Mapping[int, Record]
     """By seed, ascending."""
+    name: str = ""
+    """The label without `[labels]`."""
 
     @property
     def method(self) -> str:
@@ -43,18 +46,46 @@ class RaceArm:
         return self.fields.get("method.encoder.name")
 
 
-def arms_of(records: Sequence[Record]) -> list[RaceArm]:
+def arms_of(records: Sequence[Record], names: Mapping[str, str] | None = None) -> list[RaceArm]:
     """Return records grouped into arms, sorted by label (numbers by value).
 
-    Raises `UserError` if two runs have the same arm and seed, because only one of them can count.
+    `names` are shown names by method or label. Raises `UserError` if two runs have the same arm and seed,
+    because only one of them can count, and if two arms would have the same shown name.
     """
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(json.dumps(arm_fields(record.spec), sort_keys=True), []).append(record)
     fields = {key: arm_fields(runs[0].spec) for key, runs in groups.items()}
     labels = labels_of(fields)
-    arms = [RaceArm(labels[key], fields[key], _by_seed(labels[key], runs)) for key, runs in groups.items()]
-    return sorted(arms, key=lambda arm: _natural(arm.label))
+    shown = shown_labels(labels, fields, names or {})
+    arms = [
+        RaceArm(shown[key], fields[key], _by_seed(labels[key], runs), labels[key])
+        for key, runs in groups.items()
+    ]
+    return sorted(arms, key=lambda arm: _natural(arm.name))
+
+
+def shown_labels(
+    labels: Mapping[str, str], fields: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]
+) -> dict[str, str]:
+    """Return labels with the shown names of `[labels]`; raises `UserError` if two would be the same."""
+    shown = {key: shown_name(label, str(fields[key]["method.name"]), names) for key, label in labels.items()}
+    for key, label in shown.items():
+        same = [labels[other] for other, name in shown.items() if name == label]
+        others = [name for name in same if name != labels[key]]
+        if others and names:
+            both = f"'{labels[key]}' and '{others[0]}'"
+            raise UserError(f"{both} would both be shown as '{label}'; change one of their labels")
+    return shown
+
+
+def shown_name(label: str, method: str, names: Mapping[str, str]) -> str:
+    """Return the shown name of a label: its own, or its method's followed by the distinguishing fields.
+
+    >>> shown_name("repa (layer = 2)", "repa", {"repa": "REPA"})
+    'REPA (layer = 2)'
+    """
+    return names.get(label) or names.get(method, method) + label.removeprefix(method)
 
 
 def arm_fields(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,11 +130,11 @@ def differences(arms: Sequence[RaceArm]) -> list[tuple[str, list[Any]]]:
 
 
 def find_arm(arms: Sequence[RaceArm], name: str, kind: str = "baseline") -> RaceArm:
-    """Return the arm with this label, or the only arm of this method.
+    """Return the arm with this label or shown name, or the only arm of this method.
 
     Raises `UserError` with the nearest match if there is no such arm, or with the labels of all that match.
     """
-    exact = [arm for arm in arms if arm.label == name]
+    exact = [arm for arm in arms if name in (arm.label, arm.name)]
     matching = exact or [arm for arm in arms if arm.method == name]
     if not matching:
         raise unknown(kind, name, [arm.label for arm in arms])

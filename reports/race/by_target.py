@@ -55,7 +55,7 @@ def gains_by_target(
 ) -> dict[str, dict[str, list[Speedup]]]:
     """Return, by axis and candidate, the speed-up at each target, defined as in the verdict."""
     counted = {arm.label: [run for run in race.of(arm.label) if run.counts] for arm in race.arms}
-    if not counted[race.baseline]:
+    if not any(counted[label] for label in race.baselines):
         return {axis: {} for axis in axes}
     crossings = {
         label: {run.seed: (run, [crossing(run.curve, target) for target in targets]) for run in runs}
@@ -76,9 +76,11 @@ def _gains(race: Race, axis: str, crossings: Crossings, targets: int) -> dict[st
         ]
         for label, by_seed in crossings.items()
     }
-    horizon = race.horizons[axis]
+    pairs = [(label, race.cell_of(label).baseline) for label in race.candidates if label in times]
     return {
-        label: [speedup(*pair, horizon) for pair in zip(times[race.baseline], times[label], strict=True)]
-        for label in race.candidates
-        if label in times
+        label: [
+            speedup(*pair, race.horizon(axis, label)) for pair in zip(times[base], times[label], strict=True)
+        ]
+        for label, base in pairs
+        if base in times
     }

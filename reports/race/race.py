@@ -1,10 +1,9 @@
-"""The complete race as numbers: runs, arms, target, times, speed-ups, and notes on them."""
+"""The complete race as numbers: runs, arms, cells, targets, times, speed-ups, and notes on them."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +11,14 @@ import numpy as np
 from harness.errors import UserError, unknown
 from harness.records.record import Record, find_records
 from harness.records.study_folder import PlanEntry, PlanExclusion
-from reports.race.arms import RaceArm, arms_of, differing_paths, find_arm
+from harness.records.targets import TargetRule
+from reports.race.arms import RaceArm, arms_of
+from reports.race.cells import RaceCell, baseline_first, cells_of, split_arms
 from reports.race.comparability import comparable_axes, values_differ
-from reports.race.run import RaceRun, cross, run_of
+from reports.race.conditions import text_of
+from reports.race.run import RaceRun, run_of
 from reports.race.study_folder import read_plan, read_study, split_by_plan
-from reports.stats.curves import reachable_target
+from reports.race.target import cross_all, requested_rules, targets_of
 from reports.stats.speedup import MeanTime, Speedup, Time, cut, mean_time, speedup
 
 
@@ -27,79 +29,178 @@ class Race:
     name: str
     metric: str
     target: float | None
-    """None if no run is finished yet."""
+    """None if no run is finished yet, or if cells have different targets."""
     target_given: bool
+    """False for a target that was chosen after the fact."""
     baseline: str
+    """The label of the baseline's arm; with several cells, of its arm in the first cell."""
     axes: tuple[str, ...]
     arms: tuple[RaceArm, ...]
     """The baseline first."""
     runs: tuple[RaceRun, ...]
     times: Mapping[tuple[str, str], MeanTime]
     speedups: Mapping[tuple[str, str], Speedup]
-    """Over the baseline."""
+    """Over the baseline of the arm's own cell."""
     leaders: Mapping[str, str]
-    """The arm with the smallest mean time on an axis; no entry when no run reached the target."""
+    """The arm with the smallest mean time on an axis; no entry when no run reached the target, and none in a
+    race with several cells."""
     leads: Mapping[tuple[str, str], Speedup]
     """Speed-ups of the leader over every other arm."""
     horizons: Mapping[str, float]
+    """The smallest budget of any finished run. Times are cut at the smallest budget of their own cell."""
     missing: tuple[PlanEntry, ...]
     unplanned: tuple[Record, ...]
     notes: tuple[str, ...]
     plan: tuple[PlanEntry, ...] = ()
     excluded: tuple[PlanExclusion, ...] = ()
+    cells: tuple[RaceCell, ...] = ()
+    cell_horizons: Mapping[tuple[str, str], float] | None = None
+    """By axis and arm label."""
+    targets: Mapping[str, float | None] | None = None
+    """By arm label."""
+    rules: tuple[TargetRule, ...] = ()
+    """All requested targets. The race is at the first of them."""
+    labels: Mapping[str, str] | None = None
+    """Shown names by method or arm label."""
+    across: str | None = None
+    """How the headline summarises several cells; None for the default."""
 
     def of(self, label: str) -> list[RaceRun]:
         """Return the runs of an arm, by seed."""
         return [run for run in self.runs if run.arm == label]
 
     @property
+    def baselines(self) -> set[str]:
+        """The arms that others are compared with, one for each cell that has one."""
+        return {cell.baseline for cell in self.cells if cell.baseline is not None}
+
+    @property
     def candidates(self) -> list[str]:
-        return [arm.label for arm in self.arms if arm.label != self.baseline]
+        return [arm.label for arm in self.arms if arm.label not in self.baselines]
+
+    @property
+    def reference(self) -> str:
+        """The baseline in words: its label, or its objective `in the same cell`."""
+        if len(self.cells) < 2:
+            return self.baseline
+        return f"{self.baseline_objective} in the same cell"
+
+    @property
+    def baseline_objective(self) -> str:
+        """The baseline without the fields of its cell."""
+        if len(self.cells) < 2:
+            return self.baseline
+        return split_arms(self.arms, self.labels)[0][self.baseline]
+
+    @property
+    def rule(self) -> TargetRule | None:
+        """The rule of the target; None if it was chosen after the fact."""
+        return self.rules[0] if self.rules else None
+
+    @property
+    def protocol(self) -> str:
+        """The conditions of the metric's values in words; empty if the records do not contain them.
+
+        Values that differ between runs are joined by `or`.
+        """
+        return text_of(fields for run in self.runs if run.evaluated for fields in run.conditions)
+
+    def cell_of(self, label: str) -> RaceCell:
+        """Return the cell of an arm."""
+        return next(cell for cell in self.cells if label in cell.arms)
+
+    def target_of(self, label: str) -> float | None:
+        """Return the target of an arm, which is that of its cell."""
+        return (self.targets or {}).get(label)
+
+    def horizon(self, axis: str, label: str) -> float:
+        """Return the smallest budget of any finished run in an arm's cell."""
+        return (self.cell_horizons or {})[axis, label]
 
 
 def read_race(
     directories: Sequence[Path],
     *,
     metric: str | None = None,
-    target: float | None = None,
+    target: float | str | None = None,
     baseline: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    across: str | None = None,
 ) -> Race:
     """Read the runs in these folders and compare them; arguments default to the values in `study.toml`.
 
-    The study's target holds only for the study's metric. Without a target, the lowest value that every run
-    reaches is used and reported as chosen after the fact. A metric that rises during training has no times
-    to target, so nothing is compared. Raises `UserError` for folders without runs, unknown names and broken
-    records.
+    `target` is a number or a rule, for example `baseline@400`, `90%` or `8,10`; of several targets the race
+    is at the first (`race_at` gives the others). The study's target holds only for the study's metric.
+    Without a target, the lowest value that every run of a cell reaches is used and reported as chosen after
+    the fact. A metric that rises during training has no times to target, so nothing is compared. Raises
+    `UserError` for folders without runs, unknown names, several arms without a baseline, and broken records.
     """
-    if target is not None and not (math.isfinite(target) and target > 0):
-        raise UserError(f"target {target:g}: expected a number above 0")
     study, plan = read_study(directories), read_plan(directories)
+    asked = requested_rules(target)
     records, unplanned = split_by_plan(find_records(*directories), directories)
     if not records:
         raise UserError(f"no runs in {', '.join(map(str, directories))}: a run is a folder with a spec.toml")
     order = {run.id: place for place, run in enumerate(plan.runs)}
-    arms, notes = _baseline_first(arms_of(records), baseline, study.baseline, order)
+    names = dict(study.labels) | dict(labels or {})
+    found = arms_of(records, names)
+    _check_labels(found, labels or {})
+    arms, notes = baseline_first(found, baseline, study.baseline, order)
     metric = _metric(records, metric or study.metric)
     runs = [run_of(arm.label, seed, record, metric) for arm in arms for seed, record in arm.runs.items()]
-    given = target if target is not None else study.target_of(metric)
-    goal = given if given is not None else reachable_by_all(runs)
-    runs = [cross(run, goal) for run in runs]
     axes, axis_notes = comparable_axes(runs)
-    return Race(
+    empty = Race(
         name=study.name or directories[0].resolve().name,
         metric=metric,
-        target=goal,
-        target_given=given is not None,
+        target=None,
+        target_given=False,
         baseline=arms[0].label,
         axes=axes,
         arms=tuple(arms),
         runs=tuple(runs),
+        times={},
+        speedups={},
+        leaders={},
+        leads={},
+        horizons={},
         missing=tuple(run for run in plan.runs if run.id not in {record.id for record in records}),
         unplanned=tuple(unplanned),
         notes=(*notes, *axis_notes),
         plan=plan.runs,
         excluded=plan.exclusions,
-        **compare_runs(runs, [arm.label for arm in arms], axes, not values_differ(runs)),
+        cells=cells_of(arms, names),
+        rules=asked or study.rules_of(metric),
+        labels=names,
+        across=across or study.across,
+    )
+    return race_at(empty, empty.rule)
+
+
+def race_at(race: Race, rule: TargetRule | None) -> Race:
+    """Return the race at another target: the same runs with other crossings, times and speed-ups."""
+    targets = targets_of(race.runs, race.cells, rule)
+    runs = cross_all(race.runs, targets)
+    values = set(targets.values())
+    results: dict = {"times": {}, "speedups": {}, "leaders": {}, "leads": {}, "horizons": {}}
+    horizons: dict[tuple[str, str], float] = {}
+    for cell in race.cells:
+        own = [run for run in runs if run.arm in cell.arms]
+        comparable = cell.baseline is not None and not values_differ(own)
+        compared = compare_runs(own, cell.arms, race.axes, comparable)
+        # A leader of several cells would be compared across them.
+        for name in ("times", "speedups", *(("leaders", "leads") if len(race.cells) == 1 else ())):
+            results[name] |= compared[name]
+        for axis, horizon in compared["horizons"].items():
+            results["horizons"][axis] = min(horizon, results["horizons"].get(axis, horizon))
+            horizons |= {(axis, label): horizon for label in cell.arms}
+    return replace(
+        race,
+        target=next(iter(values)) if len(values) == 1 else None,
+        target_given=rule is not None,
+        targets=targets,
+        rules=(() if rule is None else (rule, *(other for other in race.rules if other != rule))),
+        runs=tuple(runs),
+        cell_horizons=horizons,
+        **results,
     )
 
 
@@ -133,40 +234,12 @@ def compare_runs(
     return results
 
 
-def reachable_by_all(runs: Sequence[RaceRun]) -> float | None:
-    """Return the lowest target that every finished run reaches; None if no run is finished."""
-    curves = [run.curve for run in runs if run.done]
-    return reachable_target(curves) if curves else None
-
-
-def _baseline_first(
-    arms: list[RaceArm], requested: str | None, study: str | None, order: Mapping[str, int]
-) -> tuple[list[RaceArm], list[str]]:
-    """Return the arms with the baseline first, and notes.
-
-    A requested baseline must match a single arm. A default one may match several, of which the first in the
-    plan (`order`, by run id) is used.
-    """
-    if requested is not None:
-        base, notes = find_arm(arms, requested), []
-    else:
-        name = study or ("flow" if any(arm.method == "flow" for arm in arms) else arms[0].label)
-        matching = [arm for arm in arms if name in (arm.label, arm.method)] or [find_arm(arms, name)]
-        base = min(matching, key=lambda arm: min(order.get(run.id, len(order)) for run in arm.runs.values()))
-        notes = (
-            [f"Baseline '{name}' matches more than one arm; '{base.label}' is used.{_by_cell(matching)}"]
-            if len(matching) > 1
-            else []
-        )
-    return [base, *(arm for arm in arms if arm is not base)], notes
-
-
-def _by_cell(matching: Sequence[RaceArm]) -> str:
-    """Return a pointer to the speed-up by cell if these arms differ in more than the objective."""
-    workload = [
-        path for path in differing_paths(arm.fields for arm in matching) if not path.startswith("method.")
-    ]
-    return " Speed-up by cell compares each cell with its own baseline." if workload else ""
+def _check_labels(arms: Sequence[RaceArm], labels: Mapping[str, str]) -> None:
+    """Raise `UserError` for a shown name of an arm that the runs do not have."""
+    known = {name for arm in arms for name in (arm.name, arm.method)}
+    for name in labels:
+        if name not in known:
+            raise unknown("arm", name, known)
 
 
 def _metric(records: Sequence[Record], requested: str | None) -> str:

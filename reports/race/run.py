@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from harness.records.record import Record
+from reports.race.conditions import conditions_of
 from reports.race.protocols import protocols_of
 from reports.stats.curves import Costs, Crossing, Curve, costs_of, crossing, curve_of, first_crossing
 from reports.stats.speedup import Time
@@ -69,6 +71,11 @@ class RaceRun:
         """The hashes of the evaluation protocols under which the metric was measured."""
         return frozenset(protocols_of(self.record, self.metric))
 
+    @cached_property
+    def conditions(self) -> list[dict[str, Any]]:
+        """The conditions under which the metric was measured: sampler, steps, guidance and n."""
+        return conditions_of(self.record, self.metric)
+
     def time(self, axis: str) -> Time:
         """Return the time to target on an axis, in its natural unit; requires `crosses`."""
         return Time(self.costs.at(axis, self.crossing.step), self.crossing.censored)
@@ -80,8 +87,8 @@ def run_of(label: str, seed: int, record: Record, metric: str) -> RaceRun:
 
 
 def cross(run: RaceRun, target: float | None) -> RaceRun:
-    """Return the run with its crossings of a target, or unchanged if it does not count or there is no
+    """Return the run with its crossings of a target; without any if it does not count or there is no
     target."""
     if target is None or not run.counts:
-        return run
+        return replace(run, sustained=None, first=None)
     return replace(run, sustained=crossing(run.curve, target), first=first_crossing(run.curve, target))

@@ -25,7 +25,16 @@ MOST_NAMED = 3
 
 def goal(race: Race) -> str:
     """Return the target in words, for example `fd:local ≤ 12`."""
+    if race.target is None:
+        return f"the {race.metric} target of its cell"
     return f"{race.metric} ≤ {race.target:.6g}"
+
+
+def how_found(race: Race) -> str:
+    """Return how the target was found; empty for a number."""
+    if race.rule is None:
+        return "chosen after the fact"
+    return race.rule.described(race.baseline_objective)
 
 
 def sentence(race: Race, axis: str) -> str:
@@ -111,9 +120,10 @@ def caveats_of(race: Race) -> list[str]:
         *race.notes,
     ]
     aligned: dict[str, list[str]] = {}
+    names = race.labels or {}
     for arm in race.arms:
-        if arm.encoder and arm.method not in aligned.setdefault(arm.encoder, []):
-            aligned[arm.encoder].append(arm.method)
+        if arm.encoder and names.get(arm.method, arm.method) not in aligned.setdefault(arm.encoder, []):
+            aligned[arm.encoder].append(names.get(arm.method, arm.method))
     for encoder, methods in aligned.items():
         verb = "aligns" if len(methods) == 1 else "align"
         caveats.append(f"{', '.join(methods)} {verb} to {encoder}: {_encoder(encoder)}.")
@@ -121,8 +131,13 @@ def caveats_of(race: Race) -> list[str]:
 
 
 def _about_target(race: Race) -> list[str]:
-    if race.target is None or race.target_given:
+    if race.target_given or not any(value is not None for value in (race.targets or {}).values()):
         return []
+    if race.target is None:
+        return [
+            "No target was given: each cell has its own, chosen after the fact, the lowest value that every "
+            "finished run of the cell reaches. A target named before the race is stronger evidence."
+        ]
     return [
         f"No target was given: {goal(race)} was chosen after the fact, as the lowest value that every "
         "finished run reaches. A target named before the race is stronger evidence."
@@ -178,7 +193,8 @@ def _about_pairs(race: Race) -> list[str]:
     for label, gain in gains.items():
         if not gain.paired:
             caveats.append(
-                f"{label} and {race.baseline} share too few seeds for pairing: the interval is Welch's."
+                f"{label} and {race.cell_of(label).baseline} share too few seeds for pairing: the interval "
+                "is Welch's."
             )
     return caveats + _about_bounds(race)
 
@@ -210,16 +226,20 @@ def _about_bounds(race: Race) -> list[str]:
 def _about_budgets(race: Race) -> list[str]:
     """Report times cut at the smallest budget. Runs of equal steps differ in budget on the other axes."""
     caveats = []
-    for axis, horizon in race.horizons.items():
-        times = [run.time(axis) for run in race.runs if run.counts]
-        late = sum(time.censored is None and time.value > horizon for time in times)
+    for axis in race.horizons:
+        times = [(run.time(axis), race.horizon(axis, run.arm)) for run in race.runs if run.crosses]
+        late = sum(time.censored is None and time.value > horizon for time, horizon in times)
         if late:
             caveats.append(
                 f"In {FEWER[axis].removeprefix('fewer ')}, {late} of {len(times)} times to target exceed the "
-                "smallest budget of any run and count as bounds there: longer runs or a higher target would "
-                "resolve more."
+                f"smallest budget of any run{_of_cell(race)} and count as bounds there: longer runs or a "
+                "higher target would resolve more."
             )
     return caveats
+
+
+def _of_cell(race: Race) -> str:
+    return " in their cell" if len(race.cells) > 1 else ""
 
 
 def _lost(race: Race, label: str) -> str:
@@ -241,7 +261,7 @@ def _about_shape(race: Race) -> list[str]:
         width = math.log(ends[1] / ends[0]) if ends else math.inf
         if abs(math.log(first.estimate / sustained.estimate)) > width:
             caveats.append(
-                f"{label} against {race.baseline}: curves get worse again. The speed-up is "
+                f"{label} against {race.cell_of(label).baseline}: curves get worse again. The speed-up is "
                 f"{_short(first, direction=False)} by first crossings and "
                 f"{_short(sustained, direction=False)} by sustained crossings; the latter count."
             )
@@ -256,9 +276,10 @@ def _first(race: Race, label: str) -> Speedup | None:
             for run in race.of(name)
             if run.counts
         }
-        for name in (race.baseline, label)
+        for name in (race.cell_of(label).baseline, label)
+        if name is not None
     )
-    return speedup(base, candidate, race.horizons["steps"]) if base and candidate else None
+    return speedup(base, candidate, race.horizon("steps", label)) if base and candidate else None
 
 
 def _encoder(name: str) -> str:

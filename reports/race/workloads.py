@@ -1,34 +1,41 @@
 """Workloads, the cells of a study (model sizes, data sets, step counts): the speed-up in each, and the
 pooled speed-up.
 
-A *cell* is everything in a spec except the objective and the seed. Runs are compared only within their cell,
-at the cell's own target and budgets. An *objective* is the method with its own fields, and with whatever
-else was chosen for it, for example a learning rate. Fields with one value per method distinguish objectives;
-fields with several values for a method distinguish cells.
+reports/race/cells.py defines cells and objectives. Runs are compared only within their cell, at the cell's
+own target and budgets. The effects S_c of K cells are pooled as their geometric mean, with equal weights:
 
-The effects S_c of the cells are pooled as their geometric mean, with equal weights:
+    log S = mean_c log S_c
 
-    log S = mean_c log S_c,    var = sum_c e_c^2 / K^2,    degrees of freedom by Welch and Satterthwaite
+If every cell has the same seeds in both arms, the seed is the unit, as for one cell. Runs with one seed share
+initial weights, data order, noise and times in all cells, so that the errors of cells are correlated:
 
-Here e_c is the standard error of log S_c in one of K cells, so the interval is of the mean over *these*
-cells. The usual choice (rliable) is a bootstrap over the seeds of each cell, but its intervals are too narrow
-for the 3 to 10 seeds of a cell (tests/reports/test_workloads.py measures both). If one cell's interval is
-open at an end, so is the mean's.
+    D_s = mean_c d_cs,    interval exp(mean D +- t_{n-1} sd(D) / sqrt n)     over the n seeds
+
+Otherwise the cells are treated as independent, with degrees of freedom by Welch and Satterthwaite:
+
+    var = sum_c e_c^2 / K^2        e_c is the standard error of log S_c
+
+Either interval is of the mean over *these* cells. The definitions of the project leave this interval open.
+The usual choice (rliable) is a bootstrap over the seeds of each cell, whose intervals are too narrow for the
+3 to 10 seeds of a cell (tests/reports/test_workloads.py measures all three). If one cell's interval is open
+at an end, so is the mean's.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from reports.race.arms import RaceArm, differing_paths, label_paths, labels_of, setting
+from reports.race.arms import RaceArm
+from reports.race.cells import cell_label, split_arms
 from reports.race.comparability import comparable_axes, values_differ
-from reports.race.race import Race, compare_runs, reachable_by_all
+from reports.race.race import Race, compare_runs
 from reports.race.run import RaceRun, cross
+from reports.race.target import reachable_by_all
 from reports.stats.speedup import Speedup, Time, cut
 from reports.stats.t_interval import CONFIDENCE, t_interval
 
@@ -63,18 +70,20 @@ class PooledSpeedup:
     """The effect of one objective over all cells that have an interval."""
 
     gain: Speedup
-    """Geometric mean; `n` counts the seed pairs of all its cells."""
+    """Geometric mean; `n` counts seeds if `by_seed`, else the seed pairs of all its cells."""
     cells: tuple[str, ...]
     left_out: tuple[str, ...]
     """Cells without an interval."""
+    by_seed: bool = False
+    """True if the interval is over seeds, each averaged over the cells."""
 
 
 def workloads_of(race: Race) -> list[Workload]:
     """Return the cells of a race in order of its arms; a single one if arms differ only in objective."""
-    objectives, workloads = _split(race.arms)
+    objectives, workloads = split_arms(race.arms, race.labels)
     groups: dict[str, list[RaceArm]] = {}
     for arm in race.arms:
-        groups.setdefault(_label(workloads[arm.label]), []).append(arm)
+        groups.setdefault(cell_label(workloads[arm.label]), []).append(arm)
     base = objectives[race.baseline]
     return [
         _cell(race, label, arms, objectives, workloads[arms[0].label], base) for label, arms in groups.items()
@@ -83,7 +92,41 @@ def workloads_of(race: Race) -> list[Workload]:
 
 def objectives_of(race: Race) -> list[str]:
     """Return the labels of all objectives, the baseline's first."""
-    return list(dict.fromkeys(_split(race.arms)[0].values()))
+    return list(dict.fromkeys(split_arms(race.arms, race.labels)[0].values()))
+
+
+def pool_cells(
+    workloads: Sequence[Workload], axis: str, objective: str, confidence: float = CONFIDENCE
+) -> PooledSpeedup | None:
+    """Return the pooled effect of an objective, by seed if all cells have the same seeds in both arms.
+
+    None if fewer than two cells have an interval.
+    """
+    pooled = pool_speedups(
+        {cell.label: cell.speedups.get((axis, objective)) for cell in workloads}, confidence
+    )
+    if pooled is None:
+        return None
+    ratios = [_log_ratios(cell, axis, objective) for cell in workloads if cell.label in pooled.cells]
+    seeds = [tuple(by_seed) for by_seed in ratios]
+    if not pooled.gain.paired or len(set(seeds)) > 1 or len(seeds[0]) < 2:
+        return pooled
+    means = np.mean([[by_seed[seed] for seed in seeds[0]] for by_seed in ratios], axis=0)
+    mean, n = float(means.mean()), len(means)
+    sd = float(means.std(ddof=1))
+    # A spread of rounding errors is none.
+    error = (sd if sd > 1e-12 else 0.0) / math.sqrt(n)
+    low, high = (math.exp(end) for end in t_interval(mean, error, n - 1, confidence))
+    gain = replace(
+        pooled.gain,
+        estimate=math.exp(mean),
+        low=0.0 if pooled.gain.low == 0 else low,
+        high=math.inf if pooled.gain.high == math.inf else high,
+        n=n,
+        error=error,
+        degrees=n - 1,
+    )
+    return replace(pooled, gain=gain, by_seed=True)
 
 
 def pool_speedups(
@@ -129,42 +172,6 @@ def count_sooner(baseline: Mapping[int, Time], candidate: Mapping[int, Time]) ->
     return first, ordered
 
 
-def _split(arms: Sequence[RaceArm]) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
-    """Return, by arm label, the label of its objective and the fields of its cell."""
-    different = [
-        path for path in differing_paths(arm.fields for arm in arms) if not path.startswith("method.")
-    ]
-    varied = label_paths(different, {arm.label: arm.fields for arm in arms})
-    methods: dict[str, list[RaceArm]] = {}
-    for arm in arms:
-        methods.setdefault(repr(_of_method(arm)), []).append(arm)
-    # Fields with one value for each method belong to the objective.
-    chosen = [
-        path
-        for path in varied
-        if not any(differing_paths({path: arm.fields.get(path)} for arm in same) for same in methods.values())
-    ]
-    if len(methods) == 1:
-        chosen = []
-    objectives = {
-        arm.label: _of_method(arm) | {path: arm.fields[path] for path in chosen if path in arm.fields}
-        for arm in arms
-    }
-    cells = {
-        arm.label: {path: arm.fields[path] for path in varied if path not in chosen and path in arm.fields}
-        for arm in arms
-    }
-    return labels_of(objectives), cells
-
-
-def _of_method(arm: RaceArm) -> dict[str, Any]:
-    return {path: value for path, value in sorted(arm.fields.items()) if path.startswith("method.")}
-
-
-def _label(fields: Mapping[str, Any]) -> str:
-    return ", ".join(setting(path, value) for path, value in fields.items())
-
-
 def _cell(
     race: Race,
     label: str,
@@ -177,9 +184,9 @@ def _cell(
     order = sorted(labels, key=lambda objective: objective != base)
     runs = {objective: race.of(labels[objective]) for objective in order}
     every = [run for of_objective in runs.values() for run in of_objective]
-    target = race.target if race.target_given else reachable_by_all(every)
+    target = race.target_of(arms[0].label) if race.target_given else reachable_by_all(every)
     crossed = {
-        objective: tuple(run if target == race.target else cross(run, target) for run in of_objective)
+        objective: tuple(cross(run, target) for run in of_objective)
         for objective, of_objective in runs.items()
     }
     axes, _ = comparable_axes(every)
@@ -195,6 +202,14 @@ def _cell(
     names = {arm: objective for objective, arm in labels.items()}
     gains = {} if why else {(axis, names[arm]): gain for (axis, arm), gain in compared["speedups"].items()}
     return Workload(label, fields, target, axes, crossed, labels, gains, compared["horizons"], why)
+
+
+def _log_ratios(cell: Workload, axis: str, objective: str) -> dict[int, float]:
+    """Return log(baseline / candidate) of the times by seed; empty unless both arms have the same seeds."""
+    base, own = cell.times(next(iter(cell.runs)), axis), cell.times(objective, axis)
+    if base.keys() != own.keys():
+        return {}
+    return {seed: math.log(base[seed].value / own[seed].value) for seed in sorted(base)}
 
 
 def _degrees(squares: np.ndarray, degrees: Sequence[float]) -> float:

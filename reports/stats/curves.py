@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from scipy.optimize import isotonic_regression
 
 from harness.errors import UserError
 from harness.records.record import TRAINING_PHASES, Record
+from harness.records.targets import antitonic, replicate_weights
 
 AXES = ("steps", "images", "flops", "seconds", "gpu_seconds")
 ROUNDING = 1e-12
@@ -67,7 +67,7 @@ class Costs:
 def fit(
     steps: Sequence[float] | np.ndarray,
     measured: Sequence[float] | np.ndarray,
-    weights: Sequence[float] | None = None,
+    weights: Sequence[float] | np.ndarray | None = None,
 ) -> Curve:
     """Return antitonic least squares of log metric on step (pool adjacent violators).
 
@@ -86,8 +86,7 @@ def fit(
         )
     kept = x > 0
     w = None if weights is None else np.asarray(weights, dtype=float)[kept]
-    log_fit = isotonic_regression(np.log(y[kept]), weights=w, increasing=False).x
-    return Curve(x[kept], y[kept], np.exp(log_fit))
+    return Curve(x[kept], y[kept], antitonic(y[kept], w))
 
 
 def crossing(curve: Curve, target: float) -> Crossing:
@@ -163,7 +162,7 @@ def curve_of(record: Record, metric: str) -> Curve | None:
         return None
     values = [event["metrics"][metric] for event in events]
     try:
-        return fit([e["step"] for e in events], [v["mean"] for v in values], _weights(values))
+        return fit([e["step"] for e in events], [v["mean"] for v in values], replicate_weights(values))
     except UserError as error:
         raise UserError(f"run {record.id}, {metric}: {error}") from error
 
@@ -202,14 +201,3 @@ def training_seconds(seconds: dict[str, float]) -> float:
 
 def _totals(values: list[float]) -> np.ndarray:
     return np.array([0.0, *values])
-
-
-def _weights(values: list[dict[str, Any]]) -> list[float] | None:
-    """Return the number of replicates as weights; None if all are equal.
-
-    They are proportional to 1 / variance of log metric. The variance measured over replicates is not used:
-    with three of them it is so uncertain that times to target become noisier
-    (benchmarks/operating_characteristics.py, `weights`).
-    """
-    counts = [float(len(value.get("replicates", (0,)))) for value in values]
-    return counts if len(set(counts)) > 1 else None

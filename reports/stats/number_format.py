@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from reports.stats.speedup import Speedup
 
@@ -34,6 +35,16 @@ def quantity(axis: str, value: float) -> str:
 def unit_of(axis: str, value: float) -> tuple[float, str]:
     """Return the unit for a cost of this size: (its size, its name)."""
     return next((scale for scale in _SCALES[axis] if abs(value) >= scale[0]), _SCALES[axis][-1])
+
+
+def column_unit(axis: str, values: Sequence[float]) -> tuple[float, str]:
+    """Return one unit for the costs of a column: that of their geometric mean.
+
+    >>> column_unit("seconds", [840.0, 11520.0])
+    (60.0, 'min')
+    """
+    known = [abs(value) for value in values if value]
+    return unit_of(axis, math.exp(sum(map(math.log, known)) / len(known)) if known else 1.0)
 
 
 def digits(value: float) -> str:

@@ -24,12 +24,13 @@ CLAIM = {
     "target": 12.0,
     "axis": "steps",
     "factor": 2.0,
+    "tolerance": 0.10,
 }
 GRID = range(25_000, 400_001, 25_000)
 
 
 def claim(**changes: Any) -> Claim:
-    return Claim(**(CLAIM | changes))
+    return Claim(**{key: value for key, value in (CLAIM | changes).items() if value is not None})
 
 
 def claim_file(

@@ -263,9 +263,9 @@ def test_card_fits_80_columns_and_has_the_verdicts(tmp_path: Path) -> None:
         command, [str(one), str(claim_file(tmp_path, "b.toml", factor=3.0)), str(file)]
     )
     assert found.exit_code == 0 and max(map(len, found.stdout.splitlines())) <= 80
-    assert "SUPPORTED  interval: its low end is at or above what the claim needs (1.82x)" in " ".join(
-        found.stdout.split()
-    ).replace("SUPPORTED ", "SUPPORTED  ")
+    words = " ".join(found.stdout.split())
+    why = "interval: its low end is at or above what the claim needs (1.82x)"
+    assert f"SUPPORTED at least 2.00x, allowing 10 %; {why}" in words
     assert "REFUTED" in found.stdout and "p (Holm)" in found.stdout
 
 
@@ -337,3 +337,16 @@ def curve_log(values: list[float]) -> AuditRun:
 
 def test_falling_equals_the_power_law_of_the_other_tests() -> None:
     assert power_law(12 * math.sqrt(100_000), 0.5)(40_000) == pytest.approx(falling(1.0)(40_000))
+
+
+def test_tolerance_is_zero_unless_the_claim_sets_it_and_is_printed_if_set(tmp_path: Path) -> None:
+    """Exactly 1.9x: a claim of 2.0x is refuted, and supported if it allows 10 % (2.0 / 1.1 = 1.82)."""
+    lines = rows({"old": 1.0, "new": 1.9}, noise=0.0)
+    strict, lenient = (audited(tmp_path, lines, tolerance=given) for given in (None, 0.10))
+    assert (strict["verdict"], strict["tolerance"]) == ("refuted", 0.0)
+    assert (lenient["verdict"], lenient["tolerance"]) == ("supported", 0.10)
+    file = write_csv(tmp_path / "curves.csv", lines)
+    for tolerance, told in ((None, False), (0.10, True)):
+        words = [str(claim_file(tmp_path, tolerance=tolerance)), str(file)]
+        shown = " ".join(CliRunner().invoke(command, words, catch_exceptions=False).stdout.split())
+        assert ("allowing 10 %" in shown) == told

@@ -11,9 +11,10 @@ from click.testing import CliRunner
 
 from harness.errors import UserError
 from reports.audit.inputs.claim import claim_hash
+from reports.audit.judge_files import judge_claims
 from reports.audit.register import Standing, read_register, register_claims, standing
 from reports.cli.audit import audit as command
-from tests.reports.audits import claim, claim_file, falling
+from tests.reports.audits import claim, claim_file, falling, rows, write_csv
 from tests.reports.synthetic import METRIC, write_run
 
 MARCH = datetime(2026, 3, 1, tzinfo=UTC)
@@ -103,3 +104,17 @@ def test_register_command_appends_once(tmp_path: Path) -> None:
     assert isinstance(elsewhere.exception, UserError)
     again = CliRunner().invoke(command, ["register", str(file)], catch_exceptions=False)
     assert "registered before" in again.stdout and row["hash"] in again.stdout
+
+
+def test_claim_registered_by_version_0_2_keeps_the_tolerance_it_was_registered_with(tmp_path: Path) -> None:
+    """Version 0.2 registered 10 % for a claim that sets no tolerance; a new registration means 0."""
+    lines = rows({"old": 1.0, "new": 1.9}, noise=0.0)
+    file, table = claim_file(tmp_path, tolerance=None), write_csv(tmp_path / "curves.csv", lines)
+    verdicts = []
+    for registered in (claim(tolerance=0.10), claim(tolerance=0.0)):
+        register = tmp_path / f"{registered.tolerance}.jsonl"
+        register_claims(register, [registered], MARCH)
+        (found,) = judge_claims([file], [str(table)], register)
+        assert found.standing != "changed since it was registered"
+        verdicts.append((found.claim.tolerance, found.verdict))
+    assert verdicts == [(0.10, "supported"), (0.0, "refuted")]

@@ -137,7 +137,7 @@ def test_text_of_users_is_escaped(tmp_path: Path) -> None:
         for size in ("S", "<script>"):
             write_run(tmp_path / f"{len(size)}-{seed}", "flow", seed, set_={"backbone.size": size})
     write_table(tmp_path, {f"{n}-{seed}": entry(0.5) for n in (1, 8) for seed in range(2)})
-    page = control_section(RaceReport(read_race([tmp_path])))
+    page = control_section(RaceReport(read_race([tmp_path], baseline="flow (backbone.size = S)")))
     assert "&lt;script&gt;" in page and "<script>" not in page
 
 

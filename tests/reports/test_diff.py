@@ -149,7 +149,7 @@ def test_diff_command_reports_moved_numbers_and_different_protocols(tmp_path: Pa
         (["a", "bad.csv"], "is not a table of a report: it has no column axis"),
         (["a", "empty.csv"], "empty.csv has no rows"),
         (["a", "a", "--axis", "step"], "unknown axis 'step'.*Did you mean 'steps'"),
-        (["empty.csv", "a", "--target", "9"], "--target 9.0 needs the runs"),
+        (["empty.csv", "a", "--target", "9"], "--target 9 needs the runs"),
     ],
 )
 def test_diff_command_names_invalid_inputs(

@@ -68,7 +68,7 @@ def test_thumbnails_of_many_arms_shrink_to_the_budget(tmp_path: Path) -> None:
         write_run(path, "self_flow", grid=(10, 20, 30), set_={"method.mask_ratio": arm / 20})
         for step in (10, 20, 30):
             noise.save(path / "samples" / f"step-{step:08d}.png")
-    found = samples_of(read_race([tmp_path]))
+    found = samples_of(read_race([tmp_path], baseline="self_flow (mask_ratio = 0)"))
     used = sum(len(uri) for _, row in found.rows for uri in row)
     assert 0.2 * BUDGET < used <= BUDGET and all(len(row) == 12 for _, row in found.rows)
     assert [step for step, _ in found.rows][:: len(found.rows) - 1] == [10, 30]

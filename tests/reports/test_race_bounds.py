@@ -78,7 +78,8 @@ def test_failed_runs_have_no_last_value(tmp_path: Path) -> None:
             failed = {"grid": [100], "status": "failed"} if (size, seed) == ("small", 2) else {}
             encoder = {"set_": {"method.encoder.name": f"local:{size}"}, "environment": about}
             write_run(tmp_path / f"{size}{seed}", "repa", seed, **encoder, **failed)
-    final = {point.name: point.final for point in encoder_scaling(read_race([tmp_path], target=40.0)).points}
+    race = read_race([tmp_path], target=40.0, baseline="repa (encoder = local:tiny)")
+    final = {point.name: point.final for point in encoder_scaling(race).points}
     for size, n in (("tiny", 3), ("small", 2)):
         mean = final[f"local:{size}"]
         assert mean.n == n and mean.estimate == pytest.approx(power_law(1000, 0.5)(2000))

@@ -97,7 +97,11 @@ def test_slope_recovers_a_power_law(tmp_path: Path) -> None:
                 set_={"method.encoder.name": name},
                 environment={"encoders": [{"name": name, "params": int(params)}]},
             )
-    found = trend(encoder_scaling(read_race([tmp_path], target=10)), "params", "time")
+    found = trend(
+        encoder_scaling(read_race([tmp_path], target=10, baseline="repa (encoder = local:tiny)")),
+        "params",
+        "time",
+    )
     assert found.slope.estimate == pytest.approx(-0.1, abs=1e-4)
     assert (found.slope.n, found.slope.seeds) == (12, 3)
     # 10 ** -0.1

@@ -9,7 +9,7 @@
     axis = "steps"               # steps, images, flops, seconds, gpu_seconds
     factor = 2.8
     kind = "at_least"            # or "equal"
-    tolerance = 0.10
+    tolerance = 0.10             # 0 unless set
     confidence = 0.95
     min_pairs = 3
 
@@ -27,7 +27,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -38,9 +37,11 @@ from pydantic_core import ErrorDetails
 from harness.config.spec import canonical
 from harness.errors import UserError
 from harness.files.files import read_toml
+from harness.records.targets import step_of
 
 Axis = Literal["steps", "images", "flops", "seconds", "gpu_seconds"]
-AT_STEP = re.compile(r"baseline@([1-9][0-9]*(?:_[0-9]+)*)")
+FORMER_TOLERANCE = 0.10
+"""The tolerance of a claim that sets none, in version 0.2 and before."""
 
 
 class Section(BaseModel):
@@ -60,12 +61,19 @@ class Claim(Section):
     axis: Axis = "steps"
     factor: float = Field(gt=0)
     kind: Literal["at_least", "equal"] = "at_least"
-    tolerance: float = Field(0.10, ge=0, le=1)
-    """The relative slack of `factor` c.
+    tolerance: float = Field(0.0, ge=0, le=1)
+    """The relative slack of `factor` c; 0 unless the claim sets it.
 
     `at_least` holds from c / (1 + tolerance) on; `equal` holds from there up to c (1 + tolerance)."""
     confidence: float = Field(0.95, ge=0.5, lt=1)
     min_pairs: int = Field(3, ge=2)
+
+    @property
+    def former(self) -> Claim:
+        """The claim as version 0.2 read it: a claim that sets no tolerance had one of 10 %."""
+        if "tolerance" in self.model_fields_set:
+            return self
+        return self.model_copy(update={"tolerance": FORMER_TOLERANCE})
 
     @property
     def low(self) -> float:
@@ -80,13 +88,12 @@ class Claim(Section):
     @property
     def step(self) -> int | None:
         """STEP of `baseline@STEP`; None for a target that is a number."""
-        match = AT_STEP.fullmatch(self.target) if isinstance(self.target, str) else None
-        return int(match[1]) if match else None
+        return step_of(self.target) if isinstance(self.target, str) else None
 
     @field_validator("target")
     @classmethod
     def _check_target(cls, target: float | str) -> float | str:
-        if not (AT_STEP.fullmatch(target) if isinstance(target, str) else target > 0):
+        if not (step_of(target) is not None if isinstance(target, str) else target > 0):
             raise ValueError('expected a number above 0 or "baseline@STEP", for example "baseline@400000"')
         return target
 

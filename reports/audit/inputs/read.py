@@ -22,6 +22,7 @@ from reports.audit.inputs.run_log import (
     collect_arms,
 )
 from reports.race.arms import RaceArm, arms_of, find_arm, flatten
+from reports.race.cells import natural_baseline
 from reports.race.comparability import machines_of
 from reports.race.protocols import protocols_of
 from reports.race.study_folder import read_plan, split_by_plan
@@ -59,6 +60,18 @@ def read_arms(
     runs = {name: by_seed(log for part in found for log in part.runs[name].values()) for name in names}
     notes = tuple(note for part in found for note in part.notes)
     return AuditArms(runs, notes, tuple(note for part in found for note in part.unseen))
+
+
+def natural_method(sources: Sequence[str]) -> str:
+    """Return the baseline of sources whose study declares none: `flow`, or the only arm of the folders.
+
+    Raises `UserError` if the folders hold several arms and none is of flow.
+    """
+    folders = [Path(source) for source in sources if Path(source).is_dir()]
+    if len(folders) < len(sources):
+        return "flow"
+    arms = arms_of(split_by_plan(find_records(*folders), folders)[0])
+    return natural_baseline([arm.label for arm in arms], [arm.method for arm in arms], "--method")
 
 
 def read_records(

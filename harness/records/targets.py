@@ -1,0 +1,181 @@
+"""Targets: the metric values that runs must reach, as numbers or relative to the baseline's own runs.
+
+    8.0               a value of the metric
+    baseline@400      the baseline's value at step 400
+    90%               the value at which the baseline has made 90 % of its way from first to final evaluation
+
+A relative target is computed from the antitonic fits of the baseline's finished runs (`antitonic`):
+
+    baseline@STEP     median over seeds of fitted(STEP), linear in logs between evaluations
+    share p           first - p (first - last), with first and last the medians over seeds of the fitted
+                      values at each run's first evaluation after step 0 and at its last one
+
+The median is AlgoPerf's rule, and claims use the same (reports/audit). In a study with several cells each
+cell has its own value, because its baseline has its own runs. No torch.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from harness.errors import UserError
+from harness.records.flatten import flatten
+from harness.records.record import Record
+
+FORMS = "8.0, a list 8,10, baseline@400, or 90% (of the way to the baseline's final value)"
+AT_STEP = re.compile(r"baseline@([1-9][0-9]*(?:_[0-9]+)*)")
+SHARE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?%")
+
+
+@dataclass(frozen=True)
+class TargetRule:
+    """A rule that gives a target; exactly one field is set."""
+
+    value: float | None = None
+    step: int | None = None
+    """The step of `baseline@STEP`."""
+    share: float | None = None
+    """The share of the baseline's way to its final value, between 0 and 1."""
+
+    def __str__(self) -> str:
+        if self.value is not None:
+            return f"{self.value:.10g}"
+        return f"baseline@{self.step}" if self.share is None else f"{100 * self.share:.10g}%"
+
+    @property
+    def relative(self) -> bool:
+        """Return whether the target depends on the baseline's runs."""
+        return self.value is None
+
+    def described(self, baseline: str) -> str:
+        """Return how the target is found, in words; empty for a number."""
+        if self.step is not None:
+            return f"the value of {baseline} at step {self.step:,}, median over seeds"
+        if self.share is not None:
+            way = "of the way from its first to its final evaluation, medians over seeds"
+            return f"{baseline} has made {100 * self.share:g} % {way}"
+        return ""
+
+
+def parse_targets(text: str | float, name: str = "--target") -> tuple[TargetRule, ...]:
+    """Return the rules in a text such as `8.0`, `8,10`, `baseline@400` or `90%`.
+
+    Raises `UserError` for anything else, with the given name of the option.
+    """
+    rules = tuple(_parsed(part.strip(), name) for part in str(text).split(","))
+    return tuple(dict.fromkeys(rules))
+
+
+def step_of(text: str) -> int | None:
+    """Return STEP of `baseline@STEP`; None for any other text."""
+    match = AT_STEP.fullmatch(text)
+    return int(match[1]) if match else None
+
+
+def antitonic(values: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """Return antitonic least squares of log value, in order of step (pool adjacent violators), as values."""
+    # Imported here, because `--help` shows no number.
+    from scipy.optimize import isotonic_regression
+
+    return np.exp(isotonic_regression(np.log(values), weights=weights, increasing=False).x)
+
+
+def replicate_weights(values: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
+    """Return the number of replicates of each evaluation as weights of the fit; None if all are equal.
+
+    They are proportional to 1 / variance of log metric. The variance measured over replicates is not used:
+    with three of them it is so uncertain that times to target become noisier
+    (benchmarks/operating_characteristics.py, `weights`).
+    """
+    counts = [float(len(value.get("replicates", (0,)))) for value in values]
+    return np.asarray(counts) if len(set(counts)) > 1 else None
+
+
+def target_value(rule: TargetRule, fits: Sequence[tuple[np.ndarray, np.ndarray]]) -> float | None:
+    """Return the target, from (steps, fitted values) of each finished run of the baseline.
+
+    None if the baseline has no finished run yet. Raises `UserError` for a step that no run covers.
+    """
+    if rule.value is not None:
+        return rule.value
+    if not fits:
+        return None
+    if rule.share is not None:
+        first, last = (statistics.median(float(fitted[end]) for _, fitted in fits) for end in (0, -1))
+        return first - rule.share * (first - last)
+    assert rule.step is not None
+    found = [_at(steps, fitted, rule.step) for steps, fitted in fits if steps[0] <= rule.step <= steps[-1]]
+    if not found:
+        low, high = max(steps[0] for steps, _ in fits), min(steps[-1] for steps, _ in fits)
+        raise UserError(
+            f"target {rule}: no finished run of the baseline was evaluated on both sides of step "
+            f"{rule.step}; give a step from {low:g} to {high:g}"
+        )
+    return statistics.median(found)
+
+
+def fit_of(record: Record, metric: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return steps after 0 and the fitted metric of a record; None if it was not evaluated."""
+    events = [e for e in record.of("eval") if metric in e["metrics"] and e["step"] > 0]
+    values = [e["metrics"][metric] for e in events]
+    means = np.asarray([value["mean"] for value in values], dtype=float)
+    if not events or not (np.isfinite(means) & (means > 0)).all():
+        return None
+    return np.asarray([e["step"] for e in events], dtype=float), antitonic(means, replicate_weights(values))
+
+
+def baseline_records(record: Record, records: Sequence[Record], baseline: str) -> list[Record]:
+    """Return the finished runs of the baseline's method in the cell of a record.
+
+    The fields in which runs of the baseline differ from each other, except the seed and those of the method,
+    distinguish cells.
+    """
+    runs = [one for one in records if _method(one) == baseline]
+    specs = [_cell_fields(one.spec) for one in runs]
+    paths = sorted({path for spec in specs for path in spec})
+    varied = [path for path in paths if any(spec.get(path) != specs[0].get(path) for spec in specs)]
+    own = _cell_fields(record.spec)
+    same = [all(spec.get(path) == own.get(path) for path in varied) for spec in specs]
+    return [run for run, fits in zip(runs, same, strict=True) if fits and run.status == "done"]
+
+
+def _parsed(text: str, name: str) -> TargetRule:
+    if (step := step_of(text)) is not None:
+        return TargetRule(step=step)
+    if match := SHARE.fullmatch(text):
+        return share_rule(float(match[1]) / 100, f"{name} {text}")
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise UserError(f"{name} {text}: expected a target, for example {FORMS}") from error
+    if not (math.isfinite(value) and value > 0):
+        raise UserError(f"{name.removeprefix('--')} {value:g}: expected a number above 0")
+    return TargetRule(value=value)
+
+
+def share_rule(share: float, where: str) -> TargetRule:
+    """Return the rule of a share of the baseline's way; raises `UserError` outside 0 to 1."""
+    if not 0 < share <= 1:
+        raise UserError(f"{where}: expected a share above 0 % and up to 100 %")
+    return TargetRule(share=share)
+
+
+def _at(steps: np.ndarray, fitted: np.ndarray, step: float) -> float:
+    return float(np.exp(np.interp(math.log(step), np.log(steps), np.log(fitted))))
+
+
+def _method(record: Record) -> str:
+    return str(record.spec.get("method", {}).get("name", ""))
+
+
+def _cell_fields(spec: Mapping) -> dict[str, object]:
+    """Return the fields of a spec that can distinguish cells, by dotted path."""
+    ignored = ("method.", "runtime.", "tracking.")
+    return {p: v for p, v in flatten(spec).items() if p != "seed" and not p.startswith(ignored)}
