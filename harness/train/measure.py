@@ -57,8 +57,9 @@ def unmeasurable_steps(path: Path, spec: RunSpec) -> list[int]:
 def lacking(record: Record, wanted: EvalSpec, steps: Iterable[int]) -> dict[int, tuple[str, ...]]:
     """Return the metrics that a record lacks under the conditions of an evaluation, by step."""
     found = {}
+    reference = file_sha256(Path(wanted.reference)) if wanted.reference else ""
     for step in steps:
-        known = _replicates(record, _conditions(record.path, wanted, step), step)
+        known = _replicates(record, _conditions(record.path, wanted, step, reference), step)
         missing = tuple(name for name in wanted.metrics if known.get(name, 0) < wanted.replicates)
         if missing:
             found[step] = missing
@@ -135,7 +136,7 @@ def _measured(
         check=lambda found: check_same_weights(record, network_weights(found)),
     )
     for step in steps:
-        conditions = _conditions(path, spec.eval, step)
+        conditions = _conditions(path, spec.eval, step, evaluator.about.get("reference", ""))
         result = evaluator(load_ema(weights_files(path)[step], spec, dataset, world.device))
         # Only rank 0 has the result.
         if result is None:
@@ -185,11 +186,10 @@ def _update_spec(path: Path, spec: RunSpec) -> None:
         record.write_spec(spec.to_toml(), replace=True)
 
 
-def _conditions(path: Path, wanted: EvalSpec, step: int) -> Conditions:
+def _conditions(path: Path, wanted: EvalSpec, step: int, reference: str) -> Conditions:
     """Return the conditions of an evaluation of the kept weights of a step."""
     file = weights_files(path).get(step)
     kept = precision_of(file) if file is not None and file.parent.name == EMA else "float32"
-    reference = file_sha256(Path(wanted.reference)) if wanted.reference else ""
     return Conditions.of_spec(wanted.model_dump(), kept, reference)
 
 
