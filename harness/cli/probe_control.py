@@ -14,7 +14,7 @@ from rich.table import Table
 
 from harness.files.terminal import show
 from harness.probing.control_table import FILE, Asked, measure_study, measurements
-from harness.records.checkpoint import checkpoints
+from harness.records.checkpoint_files import checkpoints
 from harness.train.trained_run import checkpoint_of_run, spec_of_run
 
 BASELINES = ("pixels", "untrained")

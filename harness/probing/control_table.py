@@ -23,7 +23,7 @@ from harness.errors import UserError
 from harness.files.json_table import adding_to, kept, write_table
 from harness.files.progress import tracked
 from harness.probing.control import Row, measured, of_initial, of_layers, of_pixels, scene_of
-from harness.records.checkpoint import checkpoints, step_of
+from harness.records.checkpoint_files import checkpoints, step_of
 from harness.records.record import Record, find_records
 from harness.runtime.distributed import pick_device
 from harness.runtime.environment import prepare

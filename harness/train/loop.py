@@ -23,7 +23,7 @@ from harness.errors import RunStopped, UserError
 from harness.evaluation.evaluator import Evaluator
 from harness.evaluation.kept_features import ignore
 from harness.files.progress import announced
-from harness.records.checkpoint import CHECKPOINTS
+from harness.records.checkpoint_files import CHECKPOINTS
 from harness.records.record import Record, RecordWriter
 from harness.runtime.distributed import World, join, world_size
 from harness.runtime.environment import prepare

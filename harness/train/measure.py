@@ -6,6 +6,7 @@ as one during training. Each step is recorded as soon as it is measured; the sam
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,14 +15,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from harness.config.spec import EvalSpec, RunSpec
 from harness.errors import UserError
 from harness.files.files import locked, writing
-from harness.records.checkpoint import EMA, precision_of, weights_files
+from harness.records.checkpoint_files import EMA, precision_of, weights_files
 from harness.records.evaluations import Conditions, add_evaluation
-from harness.records.record import Record, RecordWriter
-from harness.runtime.distributed import World
+from harness.records.record import Record, RecordWriter, asks_the_same
 from metrics.files.hashing import file_sha256
 
 if TYPE_CHECKING:
     from harness.evaluation.evaluator import Evaluator, Result
+    from harness.runtime.distributed import World
     from harness.train.journal import Progress
 
 
@@ -182,8 +183,10 @@ def _aligned(record: Record, evaluator: Evaluator) -> list[str]:
 
 def _update_spec(path: Path, spec: RunSpec) -> None:
     """Write the evaluation of a spec into the spec of a finished run, which reports then show."""
-    with RecordWriter(path) as record:
-        record.write_spec(spec.to_toml(), replace=True)
+    toml = spec.to_toml()
+    if not asks_the_same(Record(path).spec, tomllib.loads(toml)):
+        with RecordWriter(path) as record:
+            record.write_spec(toml, replace=True)
 
 
 def _conditions(path: Path, wanted: EvalSpec, step: int, reference: str) -> Conditions:

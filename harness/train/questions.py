@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.config.spec import RunSpec
 from harness.errors import UserError
-from harness.records.checkpoint import step_of, weights_files
+from harness.records.checkpoint_files import step_of, weights_files
 from harness.records.evaluations import Conditions
 from harness.records.record import Record
 from harness.records.study_folder import StudyFolder

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.records import checkpoint
+from harness.records import checkpoint, checkpoint_files
 from harness.records.record import Record, RecordWriter
 from harness.train.loop import train
 from harness.train.progress import Quiet
@@ -216,7 +216,7 @@ def test_stop_costs_no_scheduled_checkpoint(tmp_path: Path) -> None:
     calm = trained(spec, tmp_path / "calm")
 
     def files(run: Path) -> list[int]:
-        return sorted(checkpoint.step_of(file) for file in (run / "checkpoints").iterdir())
+        return sorted(checkpoint_files.step_of(file) for file in (run / "checkpoints").iterdir())
 
     assert files(calm.path) == [10, 15, 20]
     wild, kept = tmp_path / "wild", []

@@ -21,7 +21,7 @@ from PIL import Image
 
 from harness.cli import main as cli
 from harness.errors import UserError
-from harness.records.checkpoint import checkpoints
+from harness.records.checkpoint_files import checkpoints
 from harness.records.record import Record
 from sweeps.plan.study_folder import study_lock
 from tests.support.runs import TINY, tiny, trained
