@@ -19,6 +19,7 @@ from sweeps.cli.options import study_options
 from sweeps.cli.tables import describe_plan, describe_results, exclusion_lines, print_plan, print_results
 from sweeps.launch.base import stop_on_signals
 from sweeps.launch.options import LaunchOptions, launch_options, threads_and_launcher
+from sweeps.launch.real_samples import prepare_real_samples
 from sweeps.launch.runner import StudyRunner
 from sweeps.plan.budget import check_budget
 from sweeps.plan.missing_weights import check_weights
@@ -169,6 +170,8 @@ def _run_all(
     runs = [run.with_threads(launch.threads or run.spec.runtime.threads or threads) for run in runs]
     display = make_display(runs, directory)
     with launcher, stop_on_signals(launcher), display:
+        if launch.launcher == "local":
+            prepare_real_samples(runs, directory, launcher, display.note)
         runner = StudyRunner(runs, directory, launcher, display, mirror.send, processes=launch.processes)
         runner.run()
     return runner.failures, launcher.stopped_by is not None
