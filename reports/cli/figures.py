@@ -89,6 +89,7 @@ def figures(
     target: str | None,
     baseline: str | None,
     across: str | None,
+    protocol: str | None,
     label_words: tuple[str, ...],
     published: tuple[str, ...],
     as_json: bool,
@@ -113,7 +114,7 @@ def figures(
     printed = find_curves(published)
     names = parse_labels(label_words)
     asked = {"metric": metric, "target": target, "baseline": baseline, "across": across}
-    report = read_report(directories, labels=names, **asked)
+    report = read_report(directories, labels=names, protocol=protocol, **asked)
     race, inches = report.race, STYLES[look][0][WIDTHS.index(width)]
     files = []
     with with_look(_look(look, font, font_size)):

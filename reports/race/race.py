@@ -15,7 +15,7 @@ from harness.records.targets import TargetRule
 from reports.race.arms import RaceArm, arms_of
 from reports.race.cells import RaceCell, baseline_first, cells_of, split_arms
 from reports.race.comparability import comparable_axes, values_differ
-from reports.race.conditions import text_of
+from reports.race.conditions import select, text_of
 from reports.race.run import RaceRun, run_of
 from reports.race.study_folder import read_plan, read_study, split_by_plan
 from reports.race.target import cross_all, requested_rules, targets_of
@@ -126,13 +126,15 @@ def read_race(
     baseline: str | None = None,
     labels: Mapping[str, str] | None = None,
     across: str | None = None,
+    protocol: str | None = None,
 ) -> Race:
     """Read the runs in these folders and compare them; arguments default to the values in `study.toml`.
 
     `target` is a number or a rule, for example `baseline@400`, `90%` or `8,10`; of several targets the race
     is at the first (`race_at` gives the others). The study's target holds only for the study's metric.
     Without a target, the lowest value that every run of a cell reaches is used and reported as chosen after
-    the fact. A metric that rises during training has no times to target, so nothing is compared. Raises
+    the fact. `protocol` chooses the conditions of the evaluations, for example `guidance=1.5`. A metric that
+    rises during training has no times to target, so nothing is compared. Raises
     `UserError` for folders without runs, unknown names, several arms without a baseline, and broken records.
     """
     study, plan = read_study(directories), read_plan(directories)
@@ -140,6 +142,8 @@ def read_race(
     records, unplanned = split_by_plan(find_records(*directories), directories)
     if not records:
         raise UserError(f"no runs in {', '.join(map(str, directories))}: a run is a folder with a spec.toml")
+    if protocol is not None:
+        records = select(records, protocol)
     order = {run.id: place for place, run in enumerate(plan.runs)}
     names = dict(study.labels) | dict(labels or {})
     found = arms_of(records, names)
