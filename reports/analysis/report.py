@@ -44,12 +44,12 @@ class RaceReport:
 
     @cached_property
     def how_found(self) -> str:
-        """How the target was found; empty for a number."""
+        """The rule by which the target was found, in words; empty for a number."""
         return how_found(self.race)
 
     @cached_property
     def across(self) -> Across | None:
-        """How the headline summarises several cells; None for a race of one cell."""
+        """The summary of several cells in the headline; None for a race of one cell."""
         if len(self.race.cells) < 2:
             return None
         return across_of(self.race, self.workloads, self.pooled)

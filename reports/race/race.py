@@ -42,12 +42,12 @@ class Race:
     speedups: Mapping[tuple[str, str], Speedup]
     """Over the baseline of the arm's own cell."""
     leaders: Mapping[str, str]
-    """The arm with the smallest mean time on an axis; no entry when no run reached the target, and none in a
-    race with several cells."""
+    """The arm with the smallest mean time on an axis. There is no entry if no run reached the target, and none
+    in a race with several cells."""
     leads: Mapping[tuple[str, str], Speedup]
     """Speed-ups of the leader over every other arm."""
     horizons: Mapping[str, float]
-    """The smallest budget of any finished run. Times are cut at the smallest budget of their own cell."""
+    """The smallest budget of any finished run. Times are cut at the smallest budget of the same cell."""
     missing: tuple[PlanEntry, ...]
     unplanned: tuple[Record, ...]
     notes: tuple[str, ...]
@@ -63,7 +63,7 @@ class Race:
     labels: Mapping[str, str] | None = None
     """Shown names by method or arm label."""
     across: str | None = None
-    """How the headline summarises several cells; None for the default."""
+    """The requested summary of several cells in the headline; None for the default."""
 
     def of(self, label: str) -> list[RaceRun]:
         """Return the runs of an arm, by seed."""
