@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -113,7 +113,7 @@ def figures(
             raise unknown("format", kind, FORMATS)
     printed = find_curves(published)
     names = parse_labels(label_words)
-    asked = {"metric": metric, "target": target, "baseline": baseline, "across": across}
+    asked: dict[str, Any] = {"metric": metric, "target": target, "baseline": baseline, "across": across}
     report = read_report(directories, labels=names, protocol=protocol, **asked)
     race, inches = report.race, STYLES[look][0][WIDTHS.index(width)]
     files = []

@@ -42,7 +42,7 @@ class Race:
     speedups: Mapping[tuple[str, str], Speedup]
     """Over the baseline of the arm's own cell."""
     leaders: Mapping[str, str]
-    """The arm with the smallest mean time on an axis. There is no entry if no run reached the target, and none
+    """The arm with the smallest mean time on an axis. It has no entry if no run reached the target, and none
     in a race with several cells."""
     leads: Mapping[tuple[str, str], Speedup]
     """Speed-ups of the leader over every other arm."""
