@@ -12,14 +12,8 @@ import click
 from harness.config.options import JSON_OPTION
 from harness.errors import UserError, unknown
 from harness.records.record import Record, find_records
-from harness.records.study_folder import StudyFolder, StudySettings
-from harness.records.targets import (
-    TargetRule,
-    baseline_records,
-    fit_of,
-    parse_targets,
-    target_value,
-)
+from harness.records.run_targets import targets_of_run
+from harness.records.targets import parse_targets
 from harness.train.measure import MissingWeights
 from harness.train.replicates import Wanted, bracket_steps, replicate_run
 
@@ -59,11 +53,11 @@ def replicate(
     records = find_records(*directories)
     if not records:
         raise UserError(f"no run directory in {', '.join(map(str, directories))}")
-    rules = None if target is None else parse_targets(target)
-    asked = [_asked(record, metric, rules) for record in records]
+    rules = () if target is None else parse_targets(target)
+    asked = [targets_of_run(record, records, metric, rules) for record in records]
     _check_measured(records, {name for name, _ in asked})
-    for record, (name, own) in zip(records, asked, strict=True):
-        wanted = [Wanted(name, value) for value in _values(record, records, name, own)]
+    for record, (name, values) in zip(records, asked, strict=True):
+        wanted = [Wanted(name, value) for value in values]
         steps = sorted({step for crossing in wanted for step in bracket_steps(record, crossing)})
         try:
             for step, found in replicate_run(record, steps, replicates):
@@ -77,46 +71,6 @@ def replicate(
         click.echo(json.dumps(measured, indent=1))
     if missing and not measured:
         raise UserError(f"nothing could be evaluated again: {missing[0]}")
-
-
-def _asked(
-    record: Record, metric: str | None, rules: Sequence[TargetRule] | None
-) -> tuple[str, Sequence[TargetRule]]:
-    """Return the metric and the target rules of a run: those given, else its study's."""
-    study = _study(record)
-    metric = metric or study.metric
-    rules = study.rules_of(metric) if rules is None and metric is not None else rules
-    if metric is None or not rules:
-        raise UserError(f"{record.path} belongs to no study with a target; give --metric and --target")
-    return metric, rules
-
-
-def _values(
-    record: Record, records: Sequence[Record], metric: str, rules: Sequence[TargetRule]
-) -> list[float]:
-    """Return the target values of a run; relative ones need the study's baseline in the run's cell."""
-    fits = []
-    if any(rule.relative for rule in rules):
-        name = _study(record).baseline or "flow"
-        runs = baseline_records(record, _siblings(record, records), name)
-        fits = [fit for run in runs if (fit := fit_of(run, metric)) is not None]
-        if not fits:
-            raise UserError(
-                f"target {rules[0]} of {record.path} needs a finished run of the baseline '{name}' in the "
-                "same cell, and these folders hold none; give a number, for example --target 8.0"
-            )
-    return [value for rule in rules if (value := target_value(rule, fits)) is not None]
-
-
-def _siblings(record: Record, records: Sequence[Record]) -> list[Record]:
-    """Return the given records and those of the run's study, each once."""
-    planned = StudyFolder(record.path.parent).records
-    found = {one.path.resolve(): one for one in (*records, *planned) if one.status != "missing"}
-    return list(found.values())
-
-
-def _study(record: Record) -> StudySettings:
-    return StudyFolder(record.path.parent).settings
 
 
 def _check_measured(records: Sequence[Record], metrics: Iterable[str]) -> None:

@@ -30,7 +30,7 @@ from harness.records.record import Record, log_file
 from harness.records.targets import FORMS, TargetRule, share_rule, step_of
 
 ACROSS = ("pooled", "cells")
-"""How the headline of a study with several cells summarises them: one pooled effect, or one per cell."""
+"""Summaries of several cells in the headline of a report: one pooled effect, or one effect per cell."""
 STUDY, PLAN = "study.toml", "plan.json"
 SEARCH, HISTORY, BEST, AUDIT = "tune.toml", "history.json", "best", "audit.toml"
 

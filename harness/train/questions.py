@@ -12,6 +12,7 @@ from harness.errors import UserError
 from harness.records.checkpoint_files import step_of, weights_files
 from harness.records.evaluations import Conditions
 from harness.records.record import Record
+from harness.records.run_targets import targets_of_run
 from harness.records.study_folder import StudyFolder
 from harness.train.measure import lacking
 from harness.train.replicates import Wanted, bracket_steps
@@ -108,6 +109,7 @@ def _evaluated(record: Record, kept: Sequence[int]) -> list[int]:
 
 def _around_target(record: Record) -> list[int]:
     settings = StudyFolder(record.path.parent).settings
-    if settings.metric is None or settings.target is None:
+    if settings.metric is None or not settings.rules_of(settings.metric):
         raise UserError(f"--steps around-target: {record.path} belongs to no study with a target; give steps")
-    return bracket_steps(record, Wanted(settings.metric, settings.target))
+    metric, values = targets_of_run(record)
+    return sorted({step for value in values for step in bracket_steps(record, Wanted(metric, value))})

@@ -23,6 +23,7 @@ from reports.race.by_target import SpeedupByTarget, speedup_by_target
 from reports.race.final_values import FinalValue, final_values_of, real_sample_values
 from reports.race.race import Race, race_at, read_race
 from reports.race.verdict import caveats_of, goal, how_found, sentence
+from reports.race.views import View, views_of
 from reports.race.workloads import PooledSpeedup, Workload, objectives_of, pool_cells, workloads_of
 
 
@@ -43,12 +44,12 @@ class RaceReport:
 
     @cached_property
     def how_found(self) -> str:
-        """How the target was found; empty for a number."""
+        """The rule by which the target was found, in words; empty for a number."""
         return how_found(self.race)
 
     @cached_property
     def across(self) -> Across | None:
-        """How the headline summarises several cells; None for a race of one cell."""
+        """The summary of several cells in the headline; None for a race of one cell."""
         if len(self.race.cells) < 2:
             return None
         return across_of(self.race, self.workloads, self.pooled)
@@ -94,6 +95,16 @@ class RaceReport:
             for objective in self.objectives
         }
         return {key: effect for key, effect in pooled.items() if effect is not None}
+
+    @cached_property
+    def views(self) -> tuple[View, ...]:
+        """The race under each set of conditions in which it was evaluated, the shown ones first."""
+        return views_of(self.race)
+
+    @cached_property
+    def under_views(self) -> tuple[RaceReport, ...]:
+        """The reports of the views."""
+        return tuple(self if view.race is self.race else RaceReport(view.race) for view in self.views)
 
     @cached_property
     def by_target(self) -> SpeedupByTarget:
@@ -148,12 +159,19 @@ def read_report(
     baseline: str | None = None,
     labels: Mapping[str, str] | None = None,
     across: str | None = None,
+    protocol: str | None = None,
     claims: Sequence[Path] = (),
 ) -> RaceReport:
     """Read the runs in these folders and audit these claim files on them; see `read_race` and
     `judge_claims`."""
     race = read_race(
-        directories, metric=metric, target=target, baseline=baseline, labels=labels, across=across
+        directories,
+        metric=metric,
+        target=target,
+        baseline=baseline,
+        labels=labels,
+        across=across,
+        protocol=protocol,
     )
     sources = [str(directory) for directory in directories]
     return RaceReport(race, tuple(judge_claims(claims, sources, labels=labels)))

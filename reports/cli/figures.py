@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -89,6 +89,7 @@ def figures(
     target: str | None,
     baseline: str | None,
     across: str | None,
+    protocol: str | None,
     label_words: tuple[str, ...],
     published: tuple[str, ...],
     as_json: bool,
@@ -112,8 +113,8 @@ def figures(
             raise unknown("format", kind, FORMATS)
     printed = find_curves(published)
     names = parse_labels(label_words)
-    asked = {"metric": metric, "target": target, "baseline": baseline, "across": across}
-    report = read_report(directories, labels=names, **asked)
+    asked: dict[str, Any] = {"metric": metric, "target": target, "baseline": baseline, "across": across}
+    report = read_report(directories, labels=names, protocol=protocol, **asked)
     race, inches = report.race, STYLES[look][0][WIDTHS.index(width)]
     files = []
     with with_look(_look(look, font, font_size)):

@@ -38,6 +38,11 @@ LABELS = click.option(
     metavar="ARM=NAME",
     help="Shown name of a method or an arm, for example repa=REPA; may be repeated. Default: the study's.",
 )
+PROTOCOL = click.option(
+    "--protocol",
+    metavar="NAME=VALUE,...",
+    help="Conditions of the evaluations to use, for example guidance=1.5. Default: those of the runs' specs.",
+)
 ACROSS = click.option(
     "--across",
     type=click.Choice(["pooled", "cells"]),
@@ -80,8 +85,8 @@ CLAIMS_FOLDER = click.option(
 
 
 def race_options(command: Command) -> Command:
-    """Add DIR..., --metric, --target, --baseline, --across, --labels and --published to a command."""
-    for option in (PUBLISHED, LABELS, ACROSS, BASELINE, TARGET, METRIC, DIRECTORIES):
+    """Add DIR..., --metric, --target, --baseline, --protocol, --across, --labels and --published."""
+    for option in (PUBLISHED, LABELS, ACROSS, PROTOCOL, BASELINE, TARGET, METRIC, DIRECTORIES):
         command = option(command)
     return command
 

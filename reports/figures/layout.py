@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
@@ -58,15 +59,16 @@ def line_entry(index: int, label: str) -> Entry:
     return Line2D([], [], color=ARMS[index % len(ARMS)], linewidth=1.8, dashes=dashes), label
 
 
-def grey_line(label: str, **look: object) -> Entry:
+def grey_line(label: str, **look: Any) -> Entry:
     """Return the entry of a line that every arm has in its own colour."""
-    return Line2D([], [], **({"color": MUTED, "linewidth": 0.8} | look)), label
+    options: dict[str, Any] = {"color": MUTED, "linewidth": 0.8} | look
+    return Line2D([], [], **options), label
 
 
 def grey_mark(marker: str, label: str, *, filled: bool, size: float = 5) -> Entry:
     """Return the entry of a mark that every arm has in its own colour."""
     face = MUTED if filled else PAPER
-    look = {"linestyle": "none", "markersize": size, "markeredgewidth": 0.9}
+    look: dict[str, Any] = {"linestyle": "none", "markersize": size, "markeredgewidth": 0.9}
     return Line2D([], [], marker=marker, markerfacecolor=face, markeredgecolor=MUTED, **look), label
 
 

@@ -86,11 +86,10 @@ def with_look(look: Look) -> Iterator[None]:
 def style() -> Iterator[None]:
     """Apply the style of all figures; they are created and written inside this context."""
     look = current_look()
-    sizes = {
-        name: look.size for name in ("font.size", "axes.labelsize", "xtick.labelsize", "ytick.labelsize")
-    }
-    fonts = {"font.family": look.family, f"font.{look.family}": list(look.fonts)}
-    with mpl.rc_context(_STYLE | sizes | fonts):
+    names = ("font.size", "axes.labelsize", "xtick.labelsize", "ytick.labelsize")
+    chosen: dict[Any, Any] = dict.fromkeys(names, look.size)
+    chosen |= {"font.family": look.family, f"font.{look.family}": list(look.fonts)}
+    with mpl.rc_context({**_STYLE, **chosen}):
         yield
 
 

@@ -20,6 +20,7 @@ from reports.figures import chart_data, race_figures, svg
 from reports.pages import sections
 from reports.pages.ablation import ablation_section
 from reports.pages.audits import claims_section
+from reports.pages.conditions import conditions_section
 from reports.pages.control import control_section
 from reports.pages.final_values import final_value_section
 from reports.pages.forest import workload_section
@@ -61,14 +62,15 @@ def write_report(
     baseline: str | None = None,
     labels: Mapping[str, str] | None = None,
     across: str | None = None,
+    protocol: str | None = None,
     published: Sequence[str] = (),
     claims: Sequence[Path] = (),
 ) -> WrittenReport:
     """Write a report on the runs in these folders: an HTML page, and CSV files of arms, runs and final values
     next to it.
 
-    `metric`, `target`, `baseline`, `labels` and `across` default to the values in a folder's `study.toml`
-    (`read_race`). `published` requests
+    `metric`, `target`, `baseline`, `labels` and `across` default to the values in a folder's `study.toml`,
+    and `protocol` to the conditions of the runs' specs (`read_race`). `published` requests
     curves of papers to show next to the measured ones (`METHOD[:SIZE[:METRIC]]`); `claims` are files of
     claims to audit. The same records give the same bytes. Raises `UserError` before anything is written.
     """
@@ -80,6 +82,7 @@ def write_report(
         _check_free(file, ",".join(columns))
     printed = find_curves(published)
     asked: dict[str, Any] = {"metric": metric, "target": target, "baseline": baseline, "across": across}
+    asked |= {"protocol": protocol}
     report = read_report(directories, **asked, labels=labels, claims=claims)
     given = {f"--{name}": value for name, value in asked.items()}
     given |= {"--labels": [f"{name}={shown}" for name, shown in (labels or {}).items()]}
@@ -111,6 +114,7 @@ def body(report: RaceReport, command: str, printed: Sequence[PublishedRequest] =
         profile_section(report),
         sections.time_section(report),
         final_value_section(report),
+        conditions_section(report),
         sections.cost_section(report),
         ablation_section(report),
         encoder_section(report),

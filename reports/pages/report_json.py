@@ -9,6 +9,7 @@ from typing import Any
 
 from reports.analysis.performance_profile import Profile
 from reports.analysis.report import RaceReport
+from reports.race.views import View
 from reports.race.workloads import PooledSpeedup, Workload
 from reports.stats.speedup import Speedup
 
@@ -35,6 +36,7 @@ def to_json(report: RaceReport, claims: Sequence[Mapping[str, Any]], html: str) 
         "cells": [row for workload in report.workloads for row in _of_workload(workload)],
         "pooled": [_pooled(key, pooled) for key, pooled in report.pooled.items()],
         "profiles": [row for profile in report.profiles.values() for row in _of_profile(profile)],
+        "views": [_of_view(view) for view in report.views],
         "finals": report.final_value_rows,
         "runs": _named(report, report.run_rows),
         "html": html,
@@ -57,6 +59,21 @@ def _named(report: RaceReport, rows: Sequence[Mapping[str, Any]]) -> list[dict[s
     """Return rows with `arm`, the label without `[labels]`, where the shown name is another."""
     names = {arm.label: arm.name for arm in report.race.arms if arm.label != arm.name}
     return [dict(row) | ({"arm": names[row["method"]]} if row["method"] in names else {}) for row in rows]
+
+
+def _of_view(view: View) -> dict[str, Any]:
+    """Return the ranking of the arms under one set of conditions."""
+    ranking = [
+        {
+            "method": label,
+            "rank": arm.rank,
+            "step": arm.step,
+            **arm.value._asdict(),
+            "difference": None if arm.difference is None else arm.difference._asdict(),
+        }
+        for label, arm in view.ranking.items()
+    ]
+    return {"conditions": view.name, "protocol": view.race.protocol, "ranking": ranking}
 
 
 def _of_workload(workload: Workload) -> Iterator[dict[str, Any]]:

@@ -137,7 +137,7 @@ def to_markdown(table: FileTable) -> str:
 
 
 def to_csv(table: FileTable) -> str:
-    """Return CSV with value and ends of the interval in columns of their own; open ends are empty."""
+    """Return CSV with a column each for value and ends of the interval; open ends are empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     names = [_name(column) for column in table.columns]

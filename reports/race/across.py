@@ -55,7 +55,7 @@ def _pooled(race: Race, cells: Sequence[Workload], own: Mapping[str, PooledSpeed
     best = max(gains, key=lambda name: gains[name].factor)
     count = max(len(found.cells) for found in own.values())
     opening = f"Over {count} cells ({_names(cells)})"
-    aim = f"{goal(race)} first on average" if race.target is not None else "their target first on average"
+    aim = f"{goal(race) if race.target is not None else 'the target of its cell'} first on average"
     if gains[best].factor <= 1:
         unit = FEWER[axis].removeprefix("fewer ")
         rest = "; ".join(f"{name} {_short(gains[name])}" for name in _ordered(gains))

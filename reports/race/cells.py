@@ -1,9 +1,9 @@
 """The cells of a race: the sets of arms that differ only in their objective, each with its own baseline.
 
-A *cell* is everything in a spec except the objective and the seed. An *objective* is the method with its own
-fields, and with whatever else was chosen for it, for example a learning rate: fields with one value per
-method distinguish objectives, fields with several values for a method distinguish cells. Speed-ups compare an
-arm with the baseline of its own cell, never with that of another.
+A *cell* is everything in a spec except the objective and the seed. An *objective* is the method with its
+fields, and with whatever else was chosen for it, for example a learning rate. Fields with one value per
+method distinguish objectives, fields with several values for a method distinguish cells. Speed-ups compare
+an arm with the baseline of the same cell, never with that of another.
 """
 
 from __future__ import annotations

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
+from harness.errors import UserError, unknown
+from harness.records.evaluations import Conditions, varied
 from harness.records.record import Record
 from reports.race.protocols import protocols_of
 
 FIELDS = ("sampler", "sampler_steps", "guidance", "guidance_low", "guidance_high", "labels", "n_fake")
 """The fields of a protocol that a reader needs next to a number, in order."""
+SETTINGS = tuple(field.name for field in fields(Conditions) if field.name not in ("ema", "protocol"))
+"""The names that `--protocol` accepts."""
 FULL = {"guidance_low": 0.0, "guidance_high": 1.0}
 """Values that need no mention: guidance at all times."""
 
@@ -48,3 +53,55 @@ def _value(value: Any) -> str:
     return (
         f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
     )
+
+
+def select(records: Sequence[Record], text: str) -> list[Record]:
+    """Return the records under the conditions of `--protocol`, for example `guidance=1.5`.
+
+    A run's other settings stay those of its spec as far as it was evaluated under them. Raises `UserError`
+    for an invalid text, and if no run was evaluated under such conditions.
+    """
+    wanted = parse_protocol(text)
+    found = []
+    for record in records:
+        matching = [one for one in record.views if _fits(one, wanted)]
+        own = record.shown_conditions
+        nearest = min(matching, key=lambda one: len(varied([one, own])), default=None)
+        # Conditions that the run does not have leave it without evaluations.
+        found.append(record.under(nearest or absent(text)))
+    if not any(record.of("eval") for record in found):
+        every = list(dict.fromkeys(view for record in records for view in record.views))
+        known = "; ".join(one.name(every) or "a single set of conditions" for one in every)
+        raise UserError(f"--protocol {text}: no run was evaluated under it (evaluated under: {known})")
+    return found
+
+
+def parse_protocol(text: str) -> dict[str, str]:
+    """Return settings by name from `NAME=VALUE[,NAME=VALUE]`; raises `UserError` for anything else."""
+    found = {}
+    for part in text.split(","):
+        name, sign, value = (word.strip() for word in part.partition("="))
+        if not (sign and value):
+            raise UserError(f"--protocol {text}: expected NAME=VALUE, for example guidance=1.5")
+        if name not in SETTINGS:
+            raise unknown("setting of a protocol", name, SETTINGS)
+        found[name] = value
+    return found
+
+
+def absent(name: str) -> Conditions:
+    """Return conditions that no record has, so that a record under them has no evaluations."""
+    return Conditions("", 0, 1.0, 0.0, 1.0, "", 0, 0, "", protocol=name)
+
+
+def _fits(conditions: Conditions, wanted: Mapping[str, str]) -> bool:
+    return all(_equal(getattr(conditions, name), value) for name, value in wanted.items())
+
+
+def _equal(value: object, text: str) -> bool:
+    if isinstance(value, float | int):
+        try:
+            return float(text) == float(value)
+        except ValueError:
+            return False
+    return str(value) == text

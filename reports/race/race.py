@@ -15,7 +15,7 @@ from harness.records.targets import TargetRule
 from reports.race.arms import RaceArm, arms_of
 from reports.race.cells import RaceCell, baseline_first, cells_of, split_arms
 from reports.race.comparability import comparable_axes, values_differ
-from reports.race.conditions import text_of
+from reports.race.conditions import select, text_of
 from reports.race.run import RaceRun, run_of
 from reports.race.study_folder import read_plan, read_study, split_by_plan
 from reports.race.target import cross_all, requested_rules, targets_of
@@ -42,12 +42,12 @@ class Race:
     speedups: Mapping[tuple[str, str], Speedup]
     """Over the baseline of the arm's own cell."""
     leaders: Mapping[str, str]
-    """The arm with the smallest mean time on an axis; no entry when no run reached the target, and none in a
-    race with several cells."""
+    """The arm with the smallest mean time on an axis. It has no entry if no run reached the target, and none
+    in a race with several cells."""
     leads: Mapping[tuple[str, str], Speedup]
     """Speed-ups of the leader over every other arm."""
     horizons: Mapping[str, float]
-    """The smallest budget of any finished run. Times are cut at the smallest budget of their own cell."""
+    """The smallest budget of any finished run. Times are cut at the smallest budget of the same cell."""
     missing: tuple[PlanEntry, ...]
     unplanned: tuple[Record, ...]
     notes: tuple[str, ...]
@@ -63,7 +63,7 @@ class Race:
     labels: Mapping[str, str] | None = None
     """Shown names by method or arm label."""
     across: str | None = None
-    """How the headline summarises several cells; None for the default."""
+    """The requested summary of several cells in the headline; None for the default."""
 
     def of(self, label: str) -> list[RaceRun]:
         """Return the runs of an arm, by seed."""
@@ -126,13 +126,15 @@ def read_race(
     baseline: str | None = None,
     labels: Mapping[str, str] | None = None,
     across: str | None = None,
+    protocol: str | None = None,
 ) -> Race:
     """Read the runs in these folders and compare them; arguments default to the values in `study.toml`.
 
     `target` is a number or a rule, for example `baseline@400`, `90%` or `8,10`; of several targets the race
     is at the first (`race_at` gives the others). The study's target holds only for the study's metric.
     Without a target, the lowest value that every run of a cell reaches is used and reported as chosen after
-    the fact. A metric that rises during training has no times to target, so nothing is compared. Raises
+    the fact. `protocol` chooses the conditions of the evaluations, for example `guidance=1.5`. A metric that
+    rises during training has no times to target, so nothing is compared. Raises
     `UserError` for folders without runs, unknown names, several arms without a baseline, and broken records.
     """
     study, plan = read_study(directories), read_plan(directories)
@@ -140,6 +142,8 @@ def read_race(
     records, unplanned = split_by_plan(find_records(*directories), directories)
     if not records:
         raise UserError(f"no runs in {', '.join(map(str, directories))}: a run is a folder with a spec.toml")
+    if protocol is not None:
+        records = select(records, protocol)
     order = {run.id: place for place, run in enumerate(plan.runs)}
     names = dict(study.labels) | dict(labels or {})
     found = arms_of(records, names)

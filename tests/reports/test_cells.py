@@ -1,4 +1,4 @@
-"""Headlines of studies with a second axis: arms are compared with the baseline of their own cell only."""
+"""Headlines of studies with a second axis: arms are compared with the baseline of the same cell only."""
 
 from __future__ import annotations
 

@@ -1,0 +1,50 @@
+"""The targets of one run: those requested, else its study's, relative ones from the baseline of its cell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from harness.errors import UserError
+from harness.records.record import Record
+from harness.records.study_folder import StudyFolder, StudySettings
+from harness.records.targets import TargetRule, baseline_records, fit_of, target_value
+
+
+def targets_of_run(
+    record: Record,
+    records: Sequence[Record] = (),
+    metric: str | None = None,
+    rules: Sequence[TargetRule] = (),
+) -> tuple[str, list[float]]:
+    """Return the metric and the target values of a run; metric and rules default to those of its study.
+
+    Runs of the baseline are looked for among `records` and in the study. Raises `UserError` without a metric
+    or a target, and if a relative target has no finished run of the baseline.
+    """
+    study = _study(record)
+    metric = metric or study.metric
+    rules = rules or (study.rules_of(metric) if metric is not None else ())
+    if metric is None or not rules:
+        raise UserError(f"{record.path} belongs to no study with a target; give --metric and --target")
+    fits = []
+    if any(rule.relative for rule in rules):
+        name = study.baseline or "flow"
+        runs = baseline_records(record, _siblings(record, records), name)
+        fits = [fit for run in runs if (fit := fit_of(run, metric)) is not None]
+        if not fits:
+            raise UserError(
+                f"target {rules[0]} of {record.path} needs a finished run of the baseline '{name}' in the "
+                "same cell, and these folders hold none; give a number, for example --target 8.0"
+            )
+    return metric, [value for rule in rules if (value := target_value(rule, fits)) is not None]
+
+
+def _siblings(record: Record, records: Sequence[Record]) -> list[Record]:
+    """Return the given records and those of the run's study, each once."""
+    planned = StudyFolder(record.path.parent).records
+    found = {one.path.resolve(): one for one in (*records, *planned) if one.status != "missing"}
+    return list(found.values())
+
+
+def _study(record: Record) -> StudySettings:
+    return StudyFolder(record.path.parent).settings
