@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from harness.config.options import JSON_OPTION
+from harness.config.options import JSON_OPTION, examples
 from reports.cli.options import race_options
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ WIDTHS = {"paper": 3.3, "page": 7.6}
 FORMATS = ("pdf", "svg")
 
 
-@click.command(epilog="Example: flowrace figures runs/digits --style paper --format pdf,svg -o figures")
+@click.command(epilog=examples("flowrace figures runs/digits --style paper --format pdf,svg -o figures"))
 @race_options
 @click.option(
     "-o",
