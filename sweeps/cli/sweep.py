@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from harness.config.options import JSON_OPTION, track_options
+from harness.config.options import JSON_OPTION, examples, track_options
 from harness.errors import UserError
 from harness.records.record import Record
 from harness.records.study_folder import STUDY, StudyFolder
@@ -29,8 +29,11 @@ from sweeps.plan.study_folder import study_lock, write_plan
 
 
 @click.command(
-    epilog="Example: flowrace sweep digits --dry-run. "
-    "Rerun the same command to resume; finished runs are kept."
+    epilog=examples(
+        "flowrace sweep digits --dry-run",
+        "flowrace sweep digits --set methods.repa.layer=2",
+        then="Rerun the same command to resume; finished runs are kept.",
+    )
 )
 @study_options
 @launch_options

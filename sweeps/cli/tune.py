@@ -14,7 +14,7 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from harness.config.options import JSON_OPTION
+from harness.config.options import JSON_OPTION, examples
 from harness.errors import UserError
 from harness.files.terminal import show
 from sweeps.cli.display import make_display
@@ -33,9 +33,12 @@ if TYPE_CHECKING:
 
 
 @click.command(
-    epilog="Example: flowrace tune tune-digits --dry-run. "
-    "Rerun the same command to resume; no trial is lost or run twice. "
-    "To compare the best settings: flowrace sweep runs/tune-digits/audit.toml"
+    epilog=examples(
+        "flowrace tune tune-digits --dry-run",
+        "flowrace sweep runs/tune-digits/audit.toml",
+        then="The second command compares the best settings. Rerun a command to resume it; no trial is lost "
+        "or run twice.",
+    )
 )
 @study_options
 @launch_options

@@ -22,10 +22,12 @@ A study is a TOML file whose first line is a comment that describes it:
     [target]                                            # one of value, values, at and share_of_final
     metric = "fd:local"
     value = 12.0                                        # values = [8.0, 12.0]
-                                                        # at = "baseline@400": its mean at step 400
-                                                        # share_of_final = 0.9: of its final improvement
+                                                        # at = "baseline@400": its value at step 400
+                                                        # share_of_final = 0.9: of its way to its last value
     [labels]                                            # names that pages and figures show
     repa = "REPA"
+    [report]
+    across = "cells"                                    # headline with several cells: pooled or cells
     [seeds]                                             # instead of a seed axis; the two are disjoint.
     audit = 3                                           # A list, or a number: 0, 1, 2 and 1000, 1001
     tuning = 2
@@ -75,7 +77,7 @@ class Target(Section):
     values: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] | None = None
     """Several values, each with its own result."""
     at: str | None = None
-    """`ARM@STEP`: the mean of an arm at an evaluation step, for example baseline@400 or flow@400."""
+    """`baseline@STEP`, its value at an evaluation step; the baseline's own name may stand for `baseline`."""
     share_of_final: float | None = Field(default=None, gt=0, lt=1)
     """Share of the baseline's final improvement, for example 0.9."""
 
@@ -83,7 +85,7 @@ class Target(Section):
     @classmethod
     def _names_arm_and_step(cls, at: str | None) -> str | None:
         if at is not None and not re.fullmatch(r".+@[1-9]\d*", at):
-            raise ValueError("expected ARM@STEP, for example baseline@400")
+            raise ValueError("expected baseline@STEP, for example baseline@400")
         return at
 
     @model_validator(mode="after")
@@ -100,6 +102,16 @@ class Target(Section):
             return None
         arm, _, step = self.at.rpartition("@")
         return arm, int(step)
+
+
+class Report(Section):
+    """Choices of the report."""
+
+    across: Literal["pooled", "cells"] | None = None
+    """With several cells, the headline pools them or has one line each.
+
+    Default: pooled if all cells compare the same arms.
+    """
 
 
 class Exclusion(Section):
@@ -176,6 +188,7 @@ class Study(Section):
     target: Target = Target()
     labels: dict[str, Annotated[str, Field(min_length=1)]] = Field(default_factory=dict)
     """Names to show, by method or by arm label."""
+    report: Report = Report()
     seeds: Seeds = Seeds()
     """The tuning seeds only, because audit seeds are an axis."""
     budget: Budget = Budget()
@@ -184,7 +197,7 @@ class Study(Section):
     """Tuning costs by method; `flowrace tune` writes them."""
 
     def to_toml(self) -> str:
-        later = {"methods", "labels", "seeds", "budget", "tune", "tuning"}
+        later = {"methods", "labels", "report", "seeds", "budget", "tune", "tuning"}
         unused = {
             name
             for name in later
@@ -233,7 +246,8 @@ def load_study(source: str, overrides: Iterable[str] = ()) -> Study:
         fixed |= flatten({path: value})
     table = {**table, "zip": {**table.get("zip", {}), **zipped}} if zipped else table
     axes, table = _with_seeds(table, axes, source)
-    study = validate(Study, {**table, "axes": axes, "set": fixed, "methods": methods}, source)
+    table = {**table, "axes": axes, "set": fixed, "methods": methods}
+    study = _with_baseline_in_target(validate(Study, table, source))
     _check_paths(study, source)
     return study
 
@@ -317,6 +331,15 @@ def _method_tables(table: Mapping[str, Any], source: str) -> dict[str, Any]:
 def _under_methods(path: str, value: Any) -> tuple[str, Any]:
     path, value = nested_setting(path, value)
     return path.removeprefix("methods."), value
+
+
+def _with_baseline_in_target(study: Study) -> Study:
+    """Return the study with the baseline's own name in `target.at` replaced by `baseline`."""
+    named = study.target.arm_and_step
+    if named is None or named[0] != study.baseline:
+        return study
+    target = study.target.model_copy(update={"at": f"baseline@{named[1]}"})
+    return study.model_copy(update={"target": target})
 
 
 def _refuse_setting_of_study(override: str, path: str, value: Any) -> None:

@@ -1,11 +1,11 @@
-"""The check of a target that is the value of an arm at a step."""
+"""The check of a target that is a value of the baseline."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from harness.config.spec import RunSpec
-from harness.errors import UserError, unknown
+from harness.errors import UserError
 from sweeps.plan.study import Study
 
 BASELINE = "baseline"
@@ -14,27 +14,27 @@ SHOWN = 8
 
 
 def check_target_step(study: Study, specs: Mapping[str, RunSpec]) -> None:
-    """Raise `UserError` if the target needs an arm that the study lacks, or a step without an evaluation.
+    """Raise `UserError` if the target needs a baseline that the study lacks, or a step without an evaluation.
 
     Specs are given by the label of the run.
     """
-    named = study.target.arm_and_step
-    arm = named[0] if named else BASELINE
-    if named is None and study.target.share_of_final is None:
+    target, named = study.target, study.target.arm_and_step
+    if named is None and target.share_of_final is None:
         return
-    field = "target.at" if named else "target.share_of_final"
-    if arm == BASELINE and study.baseline is None:
+    if named and named[0] != BASELINE:
         raise UserError(
-            f"study {study.name}: {field} needs a baseline; add a line baseline = NAME above its tables"
+            f"study {study.name}: target.at = {target.at}: a target is a value of the baseline; write "
+            f"{BASELINE}@{named[1]}, with {BASELINE} = NAME above the tables of the study"
         )
-    method = str(study.baseline) if arm == BASELINE else arm.partition(" ")[0]
-    methods = {spec.method.name for spec in specs.values()}
-    if method not in methods:
-        raise unknown(f"arm in target.at of study {study.name}:", arm, {BASELINE, *methods})
+    if study.baseline is None:
+        field = "target.at" if named else "target.share_of_final"
+        raise UserError(
+            f"study {study.name}: {field} needs a baseline; add a line {BASELINE} = NAME above its tables"
+        )
     for label, spec in specs.items():
-        if named and spec.method.name == method and named[1] not in evaluation_steps(spec):
+        if named and spec.method.name == study.baseline and named[1] not in evaluation_steps(spec):
             raise UserError(
-                f"study {study.name}: target.at = {study.target.at}: {label} is not evaluated at step "
+                f"study {study.name}: target.at = {target.at}: {label} is not evaluated at step "
                 f"{named[1]}, but at {_in_words(evaluation_steps(spec))}; choose one of them, or change "
                 "eval.every"
             )

@@ -82,11 +82,15 @@ def test_set_of_a_method_field_changes_the_table_of_the_method(load: Load) -> No
     assert by_method(study)["repa"].spec.method.layer == 2
 
 
+def test_name_of_the_baseline_in_a_target_means_the_baseline(load: Load) -> None:
+    study = load(BASE | {"target": {"at": "flow@40"}})
+    assert study.target.at == "baseline@40" and len(make_plan(study).runs) == 3
+
+
 TARGETS = [
     {"value": 8.0},
     {"values": [8.0, 10.0]},
     {"at": "baseline@40"},
-    {"at": "flow@60"},
     {"share_of_final": 0.9},
 ]
 
@@ -95,7 +99,8 @@ TARGETS = [
 def test_study_with_every_table_reads_back_from_its_toml(
     load, target: dict[str, Any], tmp_path: Path
 ) -> None:
-    tables = {"methods": {"repa": {"layer": 3}}, "labels": {"repa": "REPA", "repa (layer = 2)": "REPA, 2"}}
+    tables: dict[str, Any] = {"report": {"across": "cells"}}
+    tables |= {"methods": {"repa": {"layer": 3}}, "labels": {"repa": "REPA", "repa (layer = 2)": "REPA, 2"}}
     study = load(BASE | tables | {"target": {"metric": "fd:local", **target}})
     again = tmp_path / "again.toml"
     again.write_text(study.to_toml())
@@ -119,7 +124,7 @@ def test_trials_and_audit_of_a_tuned_study_keep_the_settings_of_each_method(
         layers = {spec.method.model_dump().get("layer") for spec in specs}
         assert layers == {3 if arm.method == "repa" else None}
     audit = audit_study(tuning, {"flow": {}, "repa": {"method.coefficient": 0.25}})
-    assert by_method(audit)["repa"].spec.method.layer == 3 and audit.target.at == "flow@40"
+    assert by_method(audit)["repa"].spec.method.layer == 3 and audit.target.at == "baseline@40"
 
 
 @pytest.mark.parametrize(
@@ -144,14 +149,18 @@ def test_trials_and_audit_of_a_tuned_study_keep_the_settings_of_each_method(
         ({"target": {"values": [8.0, -1.0]}}, "target.values.1 = -1.0: .*greater than 0"),
         (
             {"target": {"at": "baseline"}},
-            'target.at = "baseline": expected ARM@STEP, for example baseline@400',
+            'target.at = "baseline": expected baseline@STEP, for example baseline@400',
         ),
-        ({"target": {"at": "baseline@0"}}, "expected ARM@STEP"),
+        ({"target": {"at": "baseline@0"}}, "expected baseline@STEP"),
         (
             {"target": {"at": "baseline@50"}},
             r"target.at = baseline@50: flow seed 0 is not evaluated at step 50, but at 20, 40, 60; choose",
         ),
-        ({"target": {"at": "repaa@40"}}, r"arm in target.at of study s: 'repaa'.*Did you mean 'repa'"),
+        (
+            {"target": {"at": "repa@40"}},
+            "target.at = repa@40: a target is a value of the baseline; write baseline@40",
+        ),
+        ({"report": {"across": "arms"}}, "report.across = \"arms\": .*'pooled' or 'cells'"),
         ({"target": {"share_of_final": 1.0}}, "target.share_of_final = 1.0: .*less than 1"),
         ({"target": {"share_of_final": 0}}, "target.share_of_final = 0.*greater than 0"),
     ],
