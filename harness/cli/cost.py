@@ -101,6 +101,7 @@ def _table(found: Estimate) -> Table:
     table.add_row("memory of one device", "bytes", "")
     for name, size in found.memory.as_json().items():
         table.add_row(f"  {name}", f"{size / 1e9:.3f} GB", "")
+    table.add_row("disk, at the end of the run", f"{found.disk_bytes / 1e9:.3f} GB", "")
     return table
 
 

@@ -20,6 +20,7 @@ from harness.assembly.batch_split import check_batch_split
 from harness.assembly.build import backbone_config, weightless
 from harness.backbone.times import Times
 from harness.config.spec import EvalSpec, RunSpec
+from harness.costs.disk import disk_bytes
 from harness.costs.flops import Cost, count_spec
 from harness.costs.memory import Footprint, footprint
 from harness.data.open import outlined
@@ -33,6 +34,8 @@ class Estimate:
     evaluation_flops: int
     """FLOPs of the network in all evaluations of the run, without extractors and codec."""
     memory: Footprint
+    disk_bytes: int
+    """Checkpoints and kept weights of the finished run."""
     devices: int
     flops_per_second: float | None
     """Speed of one device in training; None if unknown."""
@@ -62,6 +65,7 @@ class Estimate:
                 "evaluation": self.evaluation_flops,
             },
             "memory_bytes_per_device": self.memory.as_json(),
+            "disk_bytes": self.disk_bytes,
             "devices": self.devices,
             "flops_per_second_per_device": self.flops_per_second,
             "seconds": {
@@ -76,7 +80,9 @@ def estimate(spec: RunSpec, devices: int = 1, flops_per_second: float | None = N
     """Return the estimate of a run; raises `UserError` if its batch cannot be split over the devices."""
     check_batch_split(spec, devices)
     memory, alike = footprint(spec, devices), spec.train.precision == spec.eval.precision
-    return Estimate(count_spec(spec), evaluation_flops(spec), memory, devices, flops_per_second, alike)
+    cost = count_spec(spec)
+    disk = disk_bytes(spec, cost)
+    return Estimate(cost, evaluation_flops(spec), memory, disk, devices, flops_per_second, alike)
 
 
 def evaluation_flops(spec: RunSpec) -> int:

@@ -13,6 +13,7 @@
     cost/flops              FLOPs       counted, total since step 0
     cost/seconds/<phase>    seconds     total since step 0
     eval/<metric>           of metric   mean; also eval/<metric>/low and /high if it has an interval
+    eval/<metric>/<what>    of metric   the same, measured later under other conditions (guidance_1.5)
 
 Mirroring is idempotent. A run is found by its id, and a tag records how many events were sent. Timestamps
 are the run's start plus the seconds it has booked, so a point that is sent again is the same point. Of an
@@ -31,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError
+from harness.records.evaluations import conditions_of, read_evaluations
 from harness.records.flatten import flatten, not_finite, points
 from harness.records.mlflow_store import artifact_folder, creating, open_store, shown, store_uri
 from harness.records.record import Record, tracked_name
@@ -106,6 +108,29 @@ def durable(record: Record) -> list[dict[str, Any]]:
     return events[: last + 1]
 
 
+def later_events(record: Record) -> list[dict[str, Any]]:
+    """Return the evaluations that were measured after training, as events.
+
+    Metrics under other conditions than those of training are named by what differs. An evaluation that was
+    only repeated, with more replicates, is left out, so that a store has one value for each step.
+    """
+    trained = [event for event in record.events if event["kind"] == "eval"]
+    known = {(event["step"], name) for event in trained for name in event["metrics"]}
+    first = conditions_of(str(trained[0].get("protocol")), record.protocols) if trained else None
+    found = []
+    for conditions in record.views:
+        what = conditions.name([first]) if first is not None else ""
+        for event in record.under(conditions).of("eval"):
+            metrics = {
+                f"{name}/{what}" if what else name: row
+                for name, row in event["metrics"].items()
+                if what or (event["step"], name) not in known
+            }
+            if metrics:
+                found.append(event | {"metrics": metrics})
+    return found
+
+
 def _readable(records: Iterable[Record]) -> tuple[list[Record], list[str]]:
     """Return the readable records, and for each of the others an error message."""
     readable, reasons = [], []
@@ -148,7 +173,11 @@ def _mirror_run(client: Any, experiment: str, parent: str, record: Record) -> in
         _log_params(client, run.info.run_id, record)
     sent = _log_points(client, run.info.run_id, record, fresh)
     _log_samples(client, run.info.run_id, record, fresh)
+    lines = str(len(read_evaluations(record.path)))
+    if lines != run.data.tags.get("flowrace.evaluations", "0"):
+        sent += _log_points(client, run.info.run_id, record, later_events(record))
     tags = {
+        **({"flowrace.evaluations": lines} if lines != "0" else {}),
         "flowrace.status": record.status,
         "flowrace.failure": str((record.failure or {}).get("reason", ""))[:TAG_LENGTH],
         "flowrace.not_finite": not_finite(events)[:TAG_LENGTH],

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from harness.costs.disk import disk_bytes
 from harness.files.progress import format_duration
 from harness.records.record import TRAINING_PHASES, Record, failure_reason
 from sweeps.plan.budget import count_flops, run_cost
@@ -26,7 +27,7 @@ from sweeps.plan.study import Study, format_value, run_label
 def describe_plan(
     study: Study, runs: Sequence[PlannedRun], directory: Path, excluded: Sequence[ExcludedRun] = ()
 ) -> dict[str, Any]:
-    """Return the plan as JSON data: every run with its status and counted FLOPs.
+    """Return the plan as JSON data: every run with its status and counted FLOPs, and the disk space.
 
     `left` is the cost of the remaining training; `left_out` has a line for each excluded arm, with the
     reason.
@@ -40,6 +41,7 @@ def describe_plan(
         "directory": str(directory),
         "runs": [{**_described(state, directory), "flops": flops[state.run.id]} for state in states],
         "flops": {"total": sum(flops.values()), "left": left, "budget": study.budget.flops},
+        "disk_bytes": sum(disk_bytes(run.spec, run_cost(run.spec)) for run in runs),
         "training_seconds_left": None if rate is None else rate * left,
         "left_out": exclusion_lines(excluded),
         "missing_weights": [asdict(one) for one in find_missing(runs, directory)],
@@ -108,6 +110,7 @@ def print_plan(plan: Mapping[str, Any]) -> None:
     for line in missing_lines(plan["missing_weights"]):
         print(f"  {line}")
     print(f"training costs {total:.3e} FLOPs in total, {left:.3e} remain")
+    print(f"checkpoints and kept weights take {plan['disk_bytes'] / 1e9:.2f} GB (train.keep_checkpoints)")
     if (budget := plan["flops"]["budget"]) is not None:
         print(f"the budget is {budget:.3e} FLOPs" + (", which is too small" if total > budget else ""))
     seconds = plan["training_seconds_left"]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest

@@ -14,7 +14,6 @@ from scipy import linalg
 
 from harness.assembly.resolve import load_spec
 from harness.backbone.sit import Prediction
-from sweeps.cli.evaluate import evaluate as eval_command
 from harness.cli.sample import sample as sample_command
 from harness.config.spec import EvalSpec
 from harness.data.open import images, open_dataset, split
@@ -28,6 +27,7 @@ from harness.records import checkpoint_files
 from harness.records.record import Record
 from harness.runtime.random_streams import Streams
 from harness.train.trained_run import load_ema
+from sweeps.cli.evaluate import evaluate as eval_command
 from tests.support.runs import tiny, trained
 from tests.support.sampling import draw_samples
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from mlflow import MlflowClient
 
 from harness.errors import UserError
+from harness.records.evaluations import Conditions, add_evaluation
 from harness.records.flatten import flatten, points
 from harness.records.mlflow_mirror import Unsent, durable, mirror
 from harness.records.mlflow_store import create_store, store_uri
@@ -371,3 +372,25 @@ def test_run_rejected_by_the_store_does_not_stop_the_others(tmp_path: Path, uri:
     with pytest.raises(Unsent, match=r"cannot mirror \S*/abc: .*exceeds the maximum length") as error:
         mirror([long, fine], uri=uri, study="s", complete=True)
     assert error.value.summary.runs == 1 and rows(uri) == expected(fine, 4)
+
+
+def test_later_evaluations_are_mirrored_once_under_their_conditions(tmp_path: Path, uri: str) -> None:
+    conditions = Conditions.of_spec({}).as_dict() | {"n_fake": 24}
+    protocols = {"p": conditions, "q": conditions | {"guidance": 1.5}}
+    record = written(tmp_path / "abc", [e | {"protocol": "p"} for e in events(8) if e["kind"] == "eval"])
+    mirror([record], uri=uri, study="s")
+
+    def later(step: int, protocol: str, name: str, mean: float) -> None:
+        row = {"mean": mean, "low": None, "high": None, "n": 24}
+        line = {"kind": "eval", "step": step, "images": 0, "metrics": {name: row}, "protocol": protocol}
+        add_evaluation(record.path, line, {"protocol": protocols[protocol]})
+
+    (record.path / "protocols.json").write_text(json.dumps({"p": {"protocol": protocols["p"]}}))
+    later(4, "p", "recall:local", 0.5)
+    later(4, "q", "fd:local", 3.0)
+    later(8, "p", "fd:local", 9.0)
+    for _ in range(2):
+        mirror([Record(record.path)], uri=uri, study="s")
+    values = {(name, step): value for name, step, value, _ in rows(uri)}
+    assert values["eval/recall:local", 4] == 0.5 and values["eval/fd:local/guidance_1.5", 4] == 3.0
+    assert values["eval/fd:local", 8] == 10.0 / 8 and rows(uri).total() == 4

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from sweeps.cli.evaluate import evaluate as command
 from harness.errors import UserError
+from sweeps.cli.evaluate import evaluate as command
 
 
 def scored(*words: Any) -> dict[str, Any]:

@@ -11,10 +11,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from sweeps.cli.evaluate import evaluate as command
 from harness.errors import UserError
 from metrics import frechet_distance, load_extractor
 from metrics.files.recordings import read_audio
+from sweeps.cli.evaluate import evaluate as command
 from tests.harness.evaluation.samples.networks import bytes_of, save_means
 
 

@@ -15,12 +15,12 @@ from click.testing import CliRunner
 from PIL import Image
 from scipy import linalg
 
-from sweeps.cli.evaluate import evaluate as command
 from harness.errors import UserError
 from harness.evaluation.samples import cached_features
 from harness.evaluation.samples import score as score_module
 from metrics import frechet_distance, kernel_distance, load_extractor, precision_recall
 from metrics.extractors.base import Extractor
+from sweeps.cli.evaluate import evaluate as command
 from tests.harness.evaluation.samples.networks import by_hand, bytes_of, save_means, save_plain
 
 FAKE, REAL = bytes_of(1, 120, 8, 8, 3, top=230), bytes_of(2, 150, 8, 8, 3)
