@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,14 @@ def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir(exist_ok=True)
     os.environ["FLOWRACE_CACHE"] = str(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def new_store(session_cache: Path) -> Callable[[Path], str]:
+    """Return a function that makes an empty MLflow store of a path, and returns its URI."""
+    from tests.support.tracked import copy_empty_store
+
+    return partial(copy_empty_store, session_cache)
 
 
 def beside(variable: str, folder: str) -> Path:

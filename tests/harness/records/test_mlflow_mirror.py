@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +85,8 @@ def written(
 
 
 @pytest.fixture
-def uri(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'store' / 'mlflow.db'}"
+def uri(tmp_path: Path, new_store: Callable[[Path], str]) -> str:
+    return new_store(tmp_path / "store" / "mlflow.db")
 
 
 def runs_of(uri: str, study: str) -> list[Any]:
@@ -271,7 +272,8 @@ def test_duplicate_runs_are_merged(tmp_path: Path, uri: str) -> None:
     assert len(runs_of(uri, "s")) == 2 and rows(uri) == expected(record, 8)
 
 
-def test_two_processes_can_create_one_store(tmp_path: Path, uri: str) -> None:
+def test_two_processes_can_create_one_store(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'store' / 'mlflow.db'}"
     records = [written(tmp_path / name, events(40)) for name in ("a", "b")]
     code = """if True:
         import sys
