@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -86,7 +86,23 @@ def trained(events: Path) -> int:
     return events.read_bytes().count(b'"kind":"train"') if events.exists() else 0
 
 
-def start(checkout: Path, given: tuple[str, ...], out: Path, cache: Path) -> float:
+class Start(NamedTuple):
+    """Seconds to the first step: of the clock, and of the processor, which other load moves less."""
+
+    wall: float
+    processor: float
+
+
+def processor_seconds(process: subprocess.Popen[bytes]) -> float:
+    """Return user and system seconds of a running process on Linux; NaN elsewhere."""
+    try:
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return float("nan")
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def start(checkout: Path, given: tuple[str, ...], out: Path, cache: Path) -> Start:
     """Start a run, and return the seconds to its first new training event; then stop it at a checkpoint."""
     preset, *overrides = given
     words = [word for override in (*overrides, *SMALL) for word in ("--set", override)]
@@ -118,7 +134,7 @@ def start(checkout: Path, given: tuple[str, ...], out: Path, cache: Path) -> flo
         if not found:
             raise RuntimeError(f"{' '.join(command)} ended with code {process.returncode}")
         first_event(found[0], known, process)
-        seconds = time.perf_counter() - begun
+        seconds = Start(time.perf_counter() - begun, processor_seconds(process))
         process.send_signal(signal.SIGINT)
         process.wait()
     finally:
@@ -126,7 +142,7 @@ def start(checkout: Path, given: tuple[str, ...], out: Path, cache: Path) -> flo
     return seconds
 
 
-def measured(checkout: Path, given: tuple[str, ...], folder: Path) -> dict[str, float]:
+def measured(checkout: Path, given: tuple[str, ...], folder: Path) -> dict[str, Start]:
     """Return the seconds of the three starts of one checkout, with a cache of their own."""
     cache = folder / "cache"
     return {
@@ -134,6 +150,19 @@ def measured(checkout: Path, given: tuple[str, ...], folder: Path) -> dict[str, 
         "warm": start(checkout, (*given, "seed=2"), folder / "second", cache),
         "resume": start(checkout, (*given, "seed=2"), folder / "second", cache),
     }
+
+
+def summary(rounds: list[dict[str, Start]]) -> dict[str, Any]:
+    """Return the medians over rounds, and all seconds, of each kind of start."""
+    found = {}
+    for kind in rounds[0]:
+        starts = [each[kind] for each in rounds]
+        found[kind] = {
+            "median": round(statistics.median(each.wall for each in starts), 2),
+            "seconds": [round(each.wall, 2) for each in starts],
+            "processor": [round(each.processor, 2) for each in starts],
+        }
+    return found
 
 
 def main() -> None:
@@ -151,23 +180,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         for data in options.data:
             given = (*settings_of(data, Path(temporary)), f"eval.metrics={json.dumps(options.metrics)}")
-            rounds: dict[str, list[dict[str, float]]] = {version: [] for version in versions}
+            rounds: dict[str, list[dict[str, Start]]] = {version: [] for version in versions}
             for number in range(options.rounds):
                 for version, checkout in versions.items():
                     folder = Path(temporary) / f"{data}-{version}-{number}"
                     folder.mkdir()
                     rounds[version].append(measured(checkout, given, folder))
                     print(data, version, rounds[version][-1], flush=True)
-            found[data] = {
-                version: {
-                    kind: {
-                        "median": round(statistics.median(each[kind] for each in runs), 2),
-                        "seconds": [round(each[kind], 2) for each in runs],
-                    }
-                    for kind in ("cold", "warm", "resume")
-                }
-                for version, runs in rounds.items()
-            }
+            found[data] = {version: summary(runs) for version, runs in rounds.items()}
     about = {"metrics": options.metrics, "rounds": options.rounds, "settings": SMALL}
     import torch
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from harness.records.record import Record, RecordWriter
 from harness.train.loop import train
 from harness.train.progress import Quiet
 from harness.train.signals import StoppedBySignal
-from tests.support.runs import TINY, everything, tiny, trained
+from tests.support.runs import TINY, events, everything, tiny, trained, weights
 from tests.support.waiting import wait_until
 
 SPEC = ("method.name=self_flow", "train.steps=20", "eval.every=5", "train.checkpoint_every=3")
@@ -91,6 +92,44 @@ def test_run_killed_again_and_again_ends_with_the_same_bits(
     assert everything(trained(spec, tmp_path)) == unbroken
 
 
+@pytest.mark.parametrize("runs", [3, pytest.param(10, marks=pytest.mark.slow)])
+def test_extension_killed_at_random_moments_ends_with_the_same_bits(
+    runs: int, tmp_path: Path, unbroken: str, duration: float
+) -> None:
+    """A run of 8 steps ends at steps without a checkpoint or an evaluation of the longer run."""
+    short, dice = trained(tiny(*SPEC, "train.steps=8"), tmp_path / "short"), random.Random(runs)
+    for number in range(runs):
+        out, moment = tmp_path / str(number), dice.uniform(0, 0.6 * duration)
+        shutil.copytree(short.path.parent, out)
+        in_child(lambda out=out: trained(tiny(*SPEC), out), kill_after=moment)
+        extended = trained(tiny(*SPEC), out)
+        (extended.path / "samples" / "step-00000008.png").unlink()
+        (extended.path / "ema" / "step-00000008.safetensors").unlink()
+        assert everything(extended) == unbroken, f"killed after {moment:.3f} s"
+
+
+@pytest.mark.parametrize("runs", [3, pytest.param(10, marks=pytest.mark.slow)])
+def test_later_evaluation_killed_at_random_moments_measures_nothing_twice(
+    runs: int, tmp_path: Path, duration: float
+) -> None:
+    first, dice = trained(tiny(*SPEC), tmp_path / "first"), random.Random(runs)
+    asked = tiny(*SPEC, "eval.guidance=2.0", 'eval.metrics=["fd:local","recall:local"]')
+
+    def answers(record: Record) -> list[str]:
+        return sorted((record.path / "evaluations.jsonl").read_text().splitlines())
+
+    shutil.copytree(first.path.parent, tmp_path / "whole")
+    whole = answers(trained(asked, tmp_path / "whole"))
+    assert len(whole) == 4
+    for number in range(runs):
+        out, moment = tmp_path / str(number), dice.uniform(0, 0.4 * duration)
+        shutil.copytree(first.path.parent, out)
+        in_child(lambda out=out: trained(asked, out), kill_after=moment)
+        again = trained(asked, out)
+        assert answers(again) == whole, f"killed after {moment:.3f} s"
+        assert events(again) == events(first) and weights(again) == weights(first)
+
+
 def in_a_step(calls: int) -> None:
     import torch
 
@@ -124,7 +163,7 @@ def after_a_rename(calls: int) -> None:
 
 
 def before_old_checkpoints_are_pruned(calls: int) -> None:
-    _die_in(checkpoint, "prune", calls, checkpoint.prune)
+    _die_in(checkpoint_files, "prune", calls, checkpoint_files.prune)
 
 
 def halfway_through_a_line(calls: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
@@ -77,8 +78,7 @@ def part(record: Record, name: str) -> str:
 
 def everything(record: Record) -> str:
     """Return all files of a run as text to compare."""
-    files = sorted(p.name for folder in ("checkpoints", "samples") for p in (record.path / folder).iterdir())
-    pictures = [
-        (record.path / "samples" / name).read_bytes().hex() for name in files if name.endswith(".png")
-    ]
-    return json.dumps([events(record), weights(record), files, pictures], indent=1)
+    folders = [record.path / name for name in ("checkpoints", "samples", "ema")]
+    files = sorted(f"{p.parent.name}/{p.name}" for folder in folders for p in folder.glob("[!.]*"))
+    contents = [hashlib.sha256((record.path / name).read_bytes()).hexdigest() for name in files]
+    return json.dumps([events(record), weights(record), files, contents], indent=1)

@@ -21,6 +21,7 @@ from harness.evaluation.evaluator import Evaluator
 from harness.evaluation.kept_features import PROBE
 from harness.evaluation.real_side import REAL_BATCH, Count
 from harness.files.cache import cache_dir
+from metrics.distances.frechet import Moments
 from metrics.suite import METRICS
 
 CPU = torch.device("cpu")
@@ -97,7 +98,8 @@ def test_kept_features_are_those_of_the_network() -> None:
     direct = torch.cat([evaluator.extractors["local"](part) for part in x.split(REAL_BATCH)]).numpy()
     for side in (evaluator.real["local"], prepared(SPEC).real["local"]):
         assert side.rows is not None and np.array_equal(side.rows, direct)
-        assert np.allclose(side.features.mean, direct.mean(0, dtype=np.float64), rtol=1e-10)  # type: ignore[union-attr]
+        assert isinstance(side.features, Moments)
+        assert np.allclose(side.features.mean, direct.mean(0, dtype=np.float64), rtol=1e-10)
 
 
 def test_second_start_decodes_only_the_probe() -> None:
