@@ -112,7 +112,7 @@ def difference(path: Path, samples: int, device: torch.device) -> dict[str, Any]
     """Compute the metrics of a finished run from the same latents in both precisions."""
     from harness.data.open import open_dataset, split
     from harness.evaluation.evaluator import Evaluator
-    from harness.records.checkpoint import checkpoints
+    from harness.records.checkpoint_files import checkpoints
     from harness.train.trained_run import load_ema, spec_of_run
 
     spec = spec_of_run(path, (f"eval.samples={samples}",))

@@ -52,7 +52,9 @@ class AttentionSeparation(Method):
 
         name: Literal["attention_separation"] = "attention_separation"
         coefficient: float = Field(0.5, ge=0)
+        """Weight of the alignment term."""
         similarity: Literal["cosine_tokens", "cosine"] = "cosine_tokens"
+        """Cosine over the tokens, as released, or over the channels."""
         mask: Literal["bernoulli", "exact"] = "exact"
         dual: bool = True
         """Two times per sample; otherwise the groups share one time."""
@@ -61,9 +63,13 @@ class AttentionSeparation(Method):
         whole: float = Field(0.0, ge=0, le=1)
         """rho: probability that a sample is not divided into groups."""
         teacher: Literal["mixed", "clean"] = "mixed"
+        """mixed: the same two groups, each at a cleaner time; clean: one cleaner time, full attention."""
         teacher_labels: Literal["undropped", "shared"] = "undropped"
+        """Labels of the teacher: all of them, or those that label drop leaves to the student."""
         student_layer: int | None = None
+        """The student layer that is aligned (1-based)."""
         teacher_layer: int | None = None
+        """The teacher layer that it is aligned to (1-based)."""
 
         def resolved(self, backbone: BackboneSpec) -> Self:
             early, late = PUBLISHED_LAYERS.get(

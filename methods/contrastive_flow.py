@@ -35,8 +35,10 @@ class ContrastiveFlow(Method):
 
         name: Literal["contrastive_flow"] = "contrastive_flow"
         coefficient: float = Field(0.05, ge=0, lt=1)
+        """Weight of the contrastive term."""
 
         group: int = Field(32, ge=2)
+        """Number of consecutive samples among which a sample's neighbour is chosen."""
 
         @property
         def strength(self) -> float:

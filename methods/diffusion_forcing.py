@@ -36,6 +36,7 @@ class DiffusionForcing(Method):
 
         name: Literal["diffusion_forcing"] = "diffusion_forcing"
         share: float = Field(1.0, ge=0, le=1)
+        """Probability that a token has a separate time; 0 is plain flow matching."""
 
         def needs(self) -> Needs:
             return Needs(times=0 if self.share else 1)

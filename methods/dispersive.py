@@ -40,9 +40,13 @@ class Dispersive(Method):
 
         name: Literal["dispersive"] = "dispersive"
         coefficient: float = Field(0.5, ge=0)
+        """Weight of the dispersive term."""
         temperature: float = Field(0.5, gt=0)
+        """Temperature of the squared distances."""
         layer: int | None = None
+        """The layer whose output is dispersed (1-based)."""
         group: int = Field(32, ge=2)
+        """Number of consecutive samples that are compared with each other."""
 
         def resolved(self, backbone: BackboneSpec) -> Self:
             layer = check_layer("layer", self.layer, layer_at(0.25, backbone), backbone)

@@ -32,6 +32,7 @@ class FullMasking(Method):
 
         name: Literal["full_masking"] = "full_masking"
         mask_ratio: float = Field(0.25, ge=0, le=1)
+        """R_M: the fraction of tokens that are pure noise."""
 
         def needs(self) -> Needs:
             return Needs(times=2 if self.mask_ratio else 1)

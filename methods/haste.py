@@ -50,6 +50,7 @@ class Haste(RepaAlignment):
 
         name: Literal["haste"] = "haste"
         attention_weight: float = Field(0.5, ge=0)
+        """Weight of the attention term."""
         layers: tuple[int, ...] | None = None
         """Student layers whose attention is aligned, with the same number of last blocks of the encoder."""
 

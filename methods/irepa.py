@@ -26,10 +26,13 @@ class IRepa(Encoded):
     class Config(EncodedConfig):
         name: Literal["irepa"] = "irepa"
         coefficient: float = Field(1.0, ge=0)
+        """Weight of the alignment term."""
         kernel: Literal[1, 3] = 3
+        """Side of the convolution that projects the layer."""
         normalise: bool = True
         """Spatial normalisation of the target."""
         gamma: float = Field(0.6, ge=0, le=1)
+        """Fraction of the mean over tokens that is subtracted from the target (0.8 for pixels)."""
 
     config: Config
 

@@ -40,8 +40,11 @@ class LayerSync(Method):
 
         name: Literal["layersync"] = "layersync"
         coefficient: float = Field(0.2, ge=0)
+        """Weight of the alignment term."""
         student_layer: int | None = None
+        """The layer that is aligned (1-based)."""
         target_layer: int | None = None
+        """The later layer that it is aligned to (1-based)."""
 
         def resolved(self, backbone: BackboneSpec) -> Self:
             default = (layer_at(8 / 28, backbone), layer_at(16 / 28, backbone))

@@ -27,6 +27,7 @@ class Relational(Encoded):
     class Config(EncodedConfig):
         name: Literal["relational"] = "relational"
         margin: float = Field(0.1, ge=0)
+        """Differences of two cosines below it cost nothing."""
 
     config: Config
 

@@ -24,6 +24,7 @@ class RepaConfig(ProjectedConfig):
     """REPA's settings, also for the methods derived from it."""
 
     similarity: Literal["cosine", "nt_xent"] = "cosine"
+    """Negative cosine as published, or NT-Xent (REPA Table 2)."""
 
 
 class RepaAlignment(Encoded):

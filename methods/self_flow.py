@@ -53,11 +53,17 @@ class SelfFlow(Method):
 
         name: Literal["self_flow"] = "self_flow"
         gamma: float = Field(0.8, ge=0)
+        """Weight of the alignment term."""
         student_layer: int | None = None
+        """l: the student layer that is aligned (1-based)."""
         teacher_layer: int | None = None
+        """k: the teacher layer that it is aligned to (1-based)."""
         similarity: Literal["cosine", "l1", "smooth_l1"] = "cosine"
+        """Similarity of the two layers; the paper reports that l1 becomes unstable."""
         align_on: Literal["all", "masked"] = "all"
+        """Tokens that are aligned: all, or those with the second time."""
         teacher_time: Literal["min", "same"] = "min"
+        """min: the teacher has the cleaner of the two times; same: the student's mixture of times."""
 
         def resolved(self, backbone: BackboneSpec) -> Self:
             student = check_layer("student_layer", self.student_layer, layer_at(0.3, backbone), backbone)

@@ -55,12 +55,17 @@ class Sra(Method):
 
         name: Literal["sra"] = "sra"
         similarity: Literal["smooth_l1", "cosine", "cosine_tokens"] = "smooth_l1"
+        """S: smooth-L1, or a cosine over the channels (cosine) or over the tokens (cosine_tokens)."""
         coefficient: float | None = Field(None, ge=0)
         """None: 0.2 for smooth_l1, 0.5 for a cosine."""
         beta: float = Field(0.05, gt=0)
+        """Difference at which smooth-L1 becomes linear."""
         offset: float = Field(0.2, ge=0, le=1)
+        """Largest difference between the student's time and the teacher's cleaner time."""
         student_layer: int | None = None
+        """m: the student layer that is aligned (1-based)."""
         teacher_layer: int | None = None
+        """n: the teacher layer that it is aligned to (1-based)."""
 
         def resolved(self, backbone: BackboneSpec) -> Self:
             early, late = PUBLISHED_LAYERS.get(

@@ -40,11 +40,17 @@ class Sra2(Method):
 
         name: Literal["sra2"] = "sra2"
         coefficient: float = Field(1.0, ge=0)
+        """Weight of the alignment term."""
         similarity: Literal["smooth_l1", "cosine"] = "smooth_l1"
+        """Smooth-L1 as published, or a cosine over the channels."""
         beta: float = Field(0.05, gt=0)
+        """Difference at which smooth-L1 becomes linear."""
         layer: int | None = None
+        """The layer that is aligned (1-based)."""
         projector_width: int = Field(1440, ge=1)
+        """Width of the projector's hidden layers."""
         projector_layers: int = Field(5, ge=1)
+        """Number of linear layers of the projector."""
 
         def resolved(self, backbone: BackboneSpec) -> Self:
             default = PUBLISHED_LAYER.get(backbone.size) or layer_at(0.2, backbone)

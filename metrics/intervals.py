@@ -35,11 +35,15 @@ def of_replicates(values: Sequence[float], n: int) -> Value:
     return around(mean, float(np.std(values, ddof=1)) / math.sqrt(count), n, quantile=student(count - 1))
 
 
-def student(freedom: int) -> float:
-    """Return the 97.5 % quantile of Student's t distribution with `freedom` degrees of freedom."""
-    from scipy.stats import t
+def student(degrees: float, confidence: float = 0.95) -> float:
+    """Return the two-sided critical value of Student's t distribution with these degrees of freedom.
 
-    return float(t.ppf(0.975, freedom))
+    >>> round(student(2), 4), round(student(2, 0.9), 4)
+    (4.3027, 2.92)
+    """
+    from scipy.special import stdtrit
+
+    return float(stdtrit(degrees, (1 + confidence) / 2))
 
 
 def of_ratio(numerator: np.ndarray, denominator: np.ndarray) -> Value:

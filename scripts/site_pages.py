@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
 import sys
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import architecture
 import click
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
 ROOT = Path(__file__).parents[1]
 # The packages of this checkout are imported even if none is installed.
@@ -75,96 +71,36 @@ def _command(command: click.Command, context: click.Context) -> Iterator[str]:
 
 def spec_page() -> Iterator[str]:
     """Yield the reference of every field of a spec."""
-    from harness.config.spec import RunSpec
+    from harness.config.fields import MEANINGS, section_text, spec_fields
 
+    meanings = "".join(f"- **{name}**: {text}.\n" for name, text in MEANINGS.items())
     yield (
         "# Spec fields\n\n"
-        "Generated from the models in `harness/config/spec.py`. A field is set in a TOML file, in a study's "
-        "`[set]` or `[axes]`, or with `--set PATH=VALUE`. **Hashed** fields are part of the run id: two runs "
-        "that differ in one of them are different runs. Fields that are hashed *if set* were added later. At "
-        "their default they are not part of the id, so that older runs keep their ids. The fields of "
-        "`method` depend on the method: see [Methods](methods.md).\n"
+        "Generated from the models in `harness/config/spec.py`: the output of `flowrace spec`. A field is "
+        "set in a TOML file, in a study's `[set]` or `[axes]`, or with `--set PATH=VALUE`. Each field "
+        f"belongs to one of four:\n\n{meanings}\n"
+        "Fields that are **hashed** are part of the run id. Fields that are hashed *if set* were added "
+        "later. At their default they are not part of the id, so that older runs keep their ids. The fields "
+        "of `method` depend on the method: see [Methods](methods.md).\n"
     )
-    rows = list(_fields(RunSpec, ""))
-    for section in dict.fromkeys(path.rpartition(".")[0] for path, *_ in rows):
-        yield f"\n## {section or 'the run'}\n\n{_section_text(RunSpec, section)}"
-        yield "| path | type | default | limits | hashed | meaning |\n|---|---|---|---|---|---|\n"
-        for path, model, name, info in rows:
-            if path.rpartition(".")[0] == section:
-                kind, meaning = _source(model)[name]
-                default = repr(info.get_default(call_default_factory=True))
+    fields = spec_fields()
+    for section in dict.fromkeys(field.path.rpartition(".")[0] for field in fields):
+        about = section_text(section)
+        yield f"\n## {section or 'the run'}\n\n" + (f"{about}\n\n" if about else "")
+        yield "| path | type | default | limits or choices | belongs to | hashed | meaning |\n"
+        yield "|---|---|---|---|---|---|---|\n"
+        for field in fields:
+            if field.path.rpartition(".")[0] == section:
                 cells = (
-                    _code(path),
-                    _code(kind),
-                    _code(default),
-                    _limits(info),
-                    _hashed(info),
-                    _cell(meaning),
+                    _code(field.path),
+                    _code(field.type),
+                    _code(repr(field.default)),
+                    _cell(", ".join(field.choices) or field.limits),
+                    field.belongs,
+                    {"never": "no", "if set": "if set", "always": "yes"}[field.in_id],
+                    _cell(field.meaning),
                 )
                 yield f"| {' | '.join(cells)} |\n"
-
-
-def _fields(model: type[BaseModel], path: str) -> Iterator[tuple[str, type[BaseModel], str, FieldInfo]]:
-    """Yield every field with a value, those of nested sections included: path, model, name and definition."""
-    for name, info in model.model_fields.items():
-        inner = info.annotation
-        if name == "method" and not path:
-            continue
-        if inspect.isclass(inner) and issubclass(inner, BaseModel):
-            yield from _fields(inner, f"{path}{name}.")
-        else:
-            yield f"{path}{name}", model, name, info
-
-
-def _section_text(model: type[BaseModel], path: str) -> str:
-    """Return the docstring of a section's model, if it has one."""
-    for name in filter(None, path.split(".")):
-        inner = model.model_fields[name].annotation
-        assert inspect.isclass(inner) and issubclass(inner, BaseModel)
-        model = inner
-    text = inspect.cleandoc(model.__doc__ or "") if path and "__doc__" in vars(model) else ""
-    return f"{text}\n\n" if text else ""
-
-
-@cache
-def _source(model: type[BaseModel]) -> dict[str, tuple[str, str]]:
-    """Return the annotation and the docstring of each field from the source, inherited fields included."""
-    found: dict[str, tuple[str, str]] = {}
-    for cls in reversed(model.__mro__):
-        if not issubclass(cls, BaseModel) or cls is BaseModel:
-            continue
-        tree = ast.parse(Path(inspect.getfile(cls)).read_text(encoding="utf-8"))
-        node = next(n for n in ast.walk(tree) if isinstance(n, ast.ClassDef) and n.name == cls.__name__)
-        for line, after in zip(node.body, [*node.body[1:], None], strict=True):
-            if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
-                text = (
-                    after.value.value
-                    if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-                    else ""
-                )
-                found[line.target.id] = (ast.unparse(line.annotation), " ".join(str(text).split()))
-    return found
-
-
-SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
-
-
-def _limits(info: FieldInfo) -> str:
-    limits = (
-        (SIGNS[name], getattr(limit, name))
-        for limit in info.metadata
-        for name in SIGNS
-        if hasattr(limit, name)
-    )
-    return ", ".join(f"{sign} {value}" for sign, value in limits)
-
-
-def _hashed(info: FieldInfo) -> str:
-    from harness.config.spec import HASHED_IF_SET, NOT_HASHED
-
-    if info.json_schema_extra == NOT_HASHED:
-        return "no"
-    return "if set" if info.json_schema_extra == HASHED_IF_SET else "yes"
 
 
 # Methods
@@ -189,10 +125,12 @@ def methods_page() -> Iterator[str]:
         yield f"\n## {name}\n\n```text\n{description(name)}\n```\n\n"
         yield f"Needs: {', '.join(about.needs) or 'nothing'}. Extra FLOPs: {percent(entry.extra_flops)}. "
         yield _cell(f"Source: {about.source}. {about.headline}") + "\n\n"
-        yield f"| setting | {' | '.join(f'SiT-{size}' for size in SIZES)} |\n|---|{'---|' * len(SIZES)}\n"
+        meanings = {field["path"].removeprefix("method."): field["meaning"] for field in about.fields}
+        sizes = " | ".join(f"SiT-{size}" for size in SIZES)
+        yield f"| setting | {sizes} | meaning |\n|---|{'---|' * len(SIZES)}---|\n"
         for setting in about.defaults["B"]:
             values = " | ".join(f"{_code(about.defaults[size][setting])}" for size in SIZES)
-            yield f"| `{setting}` | {values} |\n"
+            yield f"| `{setting}` | {values} | {_cell(meanings[setting])} |\n"
 
 
 def _prose(text: str | None) -> str:

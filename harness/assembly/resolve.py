@@ -8,14 +8,16 @@ can serve every arm of a race.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from harness.backbone.sizes import SIZES
 from harness.config import registry
+from harness.config.fields import field_paths, in_words, nearest
 from harness.config.packaged import PackagedToml
 from harness.config.parts import nested_setting, nested_spec
-from harness.config.spec import DataSpec, EvalSpec, RunSpec
+from harness.config.spec import DataSpec, EvalSpec, MethodConfig, RunSpec
 from harness.config.tables import merge, parse_override, set_path, validate
 from harness.errors import UserError, unknown
 from harness.files.files import read_toml
@@ -82,11 +84,11 @@ def resolve(data: Mapping[str, Any], *, where: str = "spec") -> RunSpec:
             raise UserError(f"{where}: methods.{named} = {table}: expected a table [methods.{named}]")
     name = chosen.get("name", "flow")
     method = registry.load("method", str(name))
-    config = validate(
-        method.Config, merge(per_method.get(name, {}), {**chosen, "name": name}), f"{where}: method"
-    )
+    suggest = partial(_suggested, method.Config)
+    settings = merge(per_method.get(name, {}), {**chosen, "name": name})
+    config = validate(method.Config, settings, f"{where}: method", lambda path: suggest(f"method.{path}"))
     # The sections are checked first; the method is resolved below for the backbone.
-    spec = validate(RunSpec, {**data, "method": {"name": config.name}}, where)
+    spec = validate(RunSpec, {**data, "method": {"name": config.name}}, where, suggest)
     if spec.backbone.size not in SIZES:
         raise unknown("backbone.size", spec.backbone.size, SIZES)
     registry.load("dataset", spec.data.name)
@@ -98,6 +100,12 @@ def resolve(data: Mapping[str, Any], *, where: str = "spec") -> RunSpec:
     spec = spec.model_copy(update={"method": config, **named})
     _check(spec, where)
     return spec
+
+
+def _suggested(method: type[MethodConfig], path: str) -> str:
+    """Return the end of the message about an unknown field: the full path of the fields that may be meant."""
+    found = in_words(nearest(path, field_paths(method)))
+    return f"{found} See: flowrace spec" if found else ""
 
 
 def _named_codec(spec: DataSpec) -> DataSpec:

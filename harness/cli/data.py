@@ -1,4 +1,4 @@
-"""`flowrace data encode`: latents of images, videos or sounds, encoded once before training."""
+"""`flowrace data`: latents encoded once before training, and real samples measured once before runs start."""
 
 from __future__ import annotations
 
@@ -20,6 +20,12 @@ Example:
     --codec wan-vae:weights/wan2.2/vae --out latents
   torchrun --nproc-per-node 8 -m harness.cli.main data encode ...
 Under torchrun, the processes split the shards between them.
+"""
+
+
+PREPARE_EPILOG = """\b
+Example:
+  flowrace data prepare cifar10 --set data.root=cifar10/train.parquet --set runtime.threads=2
 """
 
 
@@ -99,6 +105,23 @@ def encode(
             manifest = encode(job, out, world, advance)
         if world.main:
             _print_summary(manifest, out, as_json)
+
+
+@data.command(epilog=PREPARE_EPILOG)
+@click.argument("sources", metavar="PRESET|FILE.toml|RUN...", nargs=-1, required=True)
+@set_option()
+def prepare(sources: tuple[str, ...], overrides: tuple[str, ...]) -> None:
+    """Measure the real samples of runs before they start.
+
+    Networks trained on the data, features of real samples and noise floors are computed and kept in the
+    cache. Runs on the same kind of device with the same threads then start at once. Without this command, the
+    first run computes them while the others wait.
+    """
+    from harness.assembly.resolve import load_spec
+    from harness.train.prepare import prepare_real_samples
+
+    for source in sources:
+        prepare_real_samples(load_spec(source, overrides), click.echo)
 
 
 def source_spec(source: str, overrides: tuple[str, ...], modality: str) -> Any:

@@ -11,7 +11,7 @@ import click
 
 from harness.config.options import Command
 from harness.errors import UserError
-from harness.records.checkpoint import step_of
+from harness.records.checkpoint_files import step_of
 from harness.records.evaluations import Conditions
 from harness.records.record import Record
 from harness.train.progress import Quiet

@@ -42,14 +42,14 @@ def _defaults_table(settings: Mapping[str, Mapping[str, Any]]) -> Table:
     columns = (Column("setting", no_wrap=True), Column("default", overflow="fold"))
     shown = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
     for name in settings[SIZES[0]]:
-        shown.add_row(escape(name), escape(_by_size({size: given[name] for size, given in settings.items()})))
+        shown.add_row(escape(name), escape(by_size({size: given[name] for size, given in settings.items()})))
     return shown
 
 
-def _by_size(values: Mapping[str, Any]) -> str:
+def by_size(values: Mapping[str, Any]) -> str:
     """Return the values of a setting, with the sizes that they belong to if they differ.
 
-    >>> _by_size({"S": 4, "B": 4, "L": 8}), _by_size({"S": None, "B": None})
+    >>> by_size({"S": 4, "B": 4, "L": 8}), by_size({"S": None, "B": None})
     ('4 (S, B), 8 (L)', '-')
     """
     groups = [(value, list(sizes)) for value, sizes in groupby(values, values.__getitem__)]

@@ -17,7 +17,7 @@ from harness.errors import ERROR_PREFIX, RunStopped, UserError
 COMMANDS = {
     "data": (
         "harness.cli.data:data",
-        "Prepare data for training: encode images, videos or sounds into latents.",
+        "Prepare data for training: encode latents, or measure real samples before runs start.",
     ),
     "cost": ("harness.cli.cost:cost", "Estimate FLOPs, memory and time of a run before it starts."),
     "run": (
@@ -71,6 +71,10 @@ COMMANDS = {
     "explain": (
         "harness.cli.explain:explain",
         "Print a method's equations, needs and defaults by backbone size.",
+    ),
+    "spec": (
+        "harness.cli.spec:spec",
+        "Print the fields of a spec: type, default, meaning, and whether they change the weights.",
     ),
     "verify": (
         "harness.cli.verify:verify",

@@ -1,4 +1,4 @@
-"""Facts about methods that take seconds to compute: needs, defaults by backbone size, FLOPs of a step.
+"""Facts about methods that take seconds to compute: needs, settings, defaults by size, FLOPs of a step.
 
 Those of built-in methods ship with the package (`method_facts.json`), so that lists need neither torch nor
 counting. `make counts` writes the file, and a test compares it with a fresh computation. Facts about plug-ins
@@ -11,6 +11,7 @@ import ast
 import inspect
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from functools import cache
 from importlib import resources, util
 from pathlib import Path
@@ -39,6 +40,8 @@ class Facts(NamedTuple):
     needs: tuple[str, ...]
     defaults: Mapping[str, Mapping[str, Any]]
     """Backbone size -> dotted name of a setting (that of `--set method.NAME=`) -> default."""
+    fields: tuple[Mapping[str, Any], ...]
+    """Every setting: a `harness.config.fields.SpecField` as a table."""
 
 
 def facts(name: str, sizes: tuple[str, ...] = SIZES) -> Facts:
@@ -49,16 +52,21 @@ def facts(name: str, sizes: tuple[str, ...] = SIZES) -> Facts:
     """
     if name in registry.METHODS and name in shipped():
         row = shipped()[name]
-        return Facts(row["source"], row["headline"], tuple(row["needs"]), row["defaults"])
+        needs, fields = tuple(row["needs"]), tuple(row["fields"])
+        return Facts(row["source"], row["headline"], needs, row["defaults"], fields)
     return computed(name, sizes)
 
 
 def computed(name: str, sizes: tuple[str, ...] = SIZES) -> Facts:
     """Return the facts about a method from its class."""
     cls = registry.load("method", name)
+    from harness.config.fields import method_fields
+
     needs = needs_in_words(defaults(cls, "B").needs())
     settings = {size: flat(defaults(cls, size)) for size in sizes}
-    return Facts(getattr(cls, "source", ""), getattr(cls, "headline", ""), needs, settings)
+    # As JSON data, because those of built-in methods are read from a file.
+    fields = json.loads(json.dumps([asdict(field) for field in method_fields(cls.Config)]))
+    return Facts(getattr(cls, "source", ""), getattr(cls, "headline", ""), needs, settings, tuple(fields))
 
 
 def flops(name: str) -> int:

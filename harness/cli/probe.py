@@ -18,7 +18,7 @@ from harness.train.trained_run import model_of_run, spec_of_run
 
 if TYPE_CHECKING:
     from harness.encoders.base import Choice, Encoder
-    from harness.probing.encoder_table import Asked
+    from harness.probing.encoder_table import ProbeSettings
     from harness.probing.layers import Row
     from metrics import Value
 
@@ -109,7 +109,7 @@ def probe(
     """
     from harness.data.dataset import pictured
     from harness.data.open import open_dataset, split
-    from harness.probing.encoder_table import Asked, is_study
+    from harness.probing.encoder_table import ProbeSettings, is_study
     from harness.probing.layers import probe as measure
     from harness.runtime.environment import prepare
 
@@ -121,7 +121,7 @@ def probe(
         raise UserError("--all-steps requires --control; use --step to choose a checkpoint")
     if is_study(path):
         _check_no_run_options(path, step, weights)
-        _probe_study(path, name, download, Asked(classifier, time, samples), overrides, as_json)
+        _probe_study(path, name, download, ProbeSettings(classifier, time, samples), overrides, as_json)
         return
     spec = spec_of_run(path, overrides)
     choice = chosen(next(iter(spec.method.needs().encoders), None), name, weights, download)
@@ -198,20 +198,25 @@ def _probe_control(
     as_json: bool,
 ) -> None:
     from harness.cli.probe_control import of_run, of_study
-    from harness.probing.control_table import Asked
+    from harness.probing.control_table import ControlSettings
     from harness.probing.encoder_table import is_study
 
     if is_study(path):
         _check_no_run_options(path, step, "")
-        of_study(path, every, Asked(time, samples), overrides, as_json)
+        of_study(path, every, ControlSettings(time, samples), overrides, as_json)
         return
     if every and step is not None:
         raise UserError(f"--step {step} and --all-steps are mutually exclusive")
-    of_run(path, step, every, Asked(time, samples), overrides, as_json)
+    of_run(path, step, every, ControlSettings(time, samples), overrides, as_json)
 
 
 def _probe_study(
-    path: Path, name: str | None, download: bool, asked: Asked, overrides: tuple[str, ...], as_json: bool
+    path: Path,
+    name: str | None,
+    download: bool,
+    settings: ProbeSettings,
+    overrides: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Measure all encoders of a study, or the named one."""
     from harness.encoders.base import Choice
@@ -223,7 +228,7 @@ def _probe_study(
         encoders = {key: replace(choice, download=True) for key, choice in encoders.items()}
     if not encoders:
         raise UserError(f"no run of {path} has an encoder; name one with --encoder family:model")
-    table = measure_encoders(path, study._replace(encoders=encoders), asked)
+    table = measure_encoders(path, study._replace(encoders=encoders), settings)
     if as_json:
         click.echo(json.dumps(table))
         return

@@ -15,6 +15,16 @@ JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print the re
 STEP_OPTION = click.option("--step", type=int, help="Step of the checkpoint (default: the newest one).")
 
 
+def examples(*lines: str, then: str = "") -> str:
+    """Return the epilog of a command: examples that click does not wrap, and a sentence after them.
+
+    >>> examples("flowrace status runs/digits")
+    '\\x08\\nExample:\\n  flowrace status runs/digits'
+    """
+    block = "\n".join(["\b", "Example:", *(f"  {line}" for line in lines)])
+    return f"{block}\n\n{then}" if then else block
+
+
 def set_option(
     help: str = "Set a field of the spec, for example train.steps=100; may be repeated.",
     metavar: str = "A.B=VALUE",

@@ -243,6 +243,9 @@ class EvalSpec(Section):
     interval."""
     weights: dict[str, str] = _free({})
     """Extractor -> file of its weights, if its name does not include one."""
+    reference: str = _free("")
+    """File of statistics to compare with instead of the training data: of `eval --save-stats`, or ADM's npz.
+    """
     batch_size: int = _free(256, ge=1)
     """Samples per pass of the network."""
     grid: int = _free(40, ge=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -46,8 +46,16 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def validate(model: type[BaseModel], data: Mapping[str, Any], where: str) -> Any:
+def validate(
+    model: type[BaseModel],
+    data: Mapping[str, Any],
+    where: str,
+    suggest: Callable[[str], str] = lambda path: "",
+) -> Any:
     """Return a model made from a table. Lists may be tuples and integers floats; nothing else is coerced.
+
+    `suggest` returns the end of the message about an unknown field from its path in `data`. If that is empty,
+    the nearest name at its place is suggested.
 
     Raises `UserError` with one sentence for each of the first five mistakes.
     """
@@ -55,22 +63,33 @@ def validate(model: type[BaseModel], data: Mapping[str, Any], where: str) -> Any
         return model.model_validate_json(json.dumps(data, default=str))
     except ValidationError as error:
         raise UserError(
-            "; ".join(_sentence(model, detail, where) for detail in error.errors()[:5])
+            "; ".join(_sentence(model, detail, where, suggest) for detail in error.errors()[:5])
         ) from error
 
 
-def _sentence(model: type[BaseModel], detail: Mapping[str, Any], where: str) -> str:
+def _sentence(
+    model: type[BaseModel], detail: Mapping[str, Any], where: str, suggest: Callable[[str], str]
+) -> str:
     path = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
         known = _fields_at(model, detail["loc"][:-1])
         near = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1, cutoff=0.5)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
+        hint = suggest(_first_value(path, detail["input"])) or (f" Did you mean '{near[0]}'?" if near else "")
         return f"{where}: unknown key '{path}' (known here: {', '.join(known)}).{hint}"
     if detail["type"] == "missing":
         return f"{where}: {path} is missing"
     message = detail["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     return f"{where}: {path} = {json.dumps(detail['input'], default=str)}: {message}"
+
+
+# Any: the value at an unknown key.
+def _first_value(path: str, value: Any) -> str:
+    """Return the dotted path of the first value in a table of fields, for example `trian.steps`."""
+    while isinstance(value, Mapping) and value:
+        key, value = next(iter(value.items()))
+        path = f"{path}.{key}"
+    return path
 
 
 def _fields_at(model: type[BaseModel], loc: Iterable[Any]) -> list[str]:

@@ -22,6 +22,8 @@ FULL_SCALE = float(WINDOW)
 to 4 times that."""
 PER_FRAME = 4
 """Log-mel frames for each frame of video."""
+SAMPLES_PER_FRAME = HOP * PER_FRAME
+"""Audio samples in one frame of video: 64 ms, or 15.625 frames a second."""
 ITERATIONS, MOMENTUM = 64, 0.99
 _MARGIN = (WINDOW - HOP) // 2
 

@@ -14,6 +14,7 @@ from harness.config.spec import DataSpec
 from harness.data.dataset import Capabilities, Dataset, pictured
 from harness.data.parts import without_removed_parts
 from harness.errors import UserError
+from harness.files.stamps import is_doubtful, tree_stamp
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,28 +28,23 @@ class Split(NamedTuple):
 def open_dataset(spec: DataSpec) -> Dataset:
     """Return the data set of a spec. Raises `UserError` if its content does not match the spec's
     fingerprint."""
-    return _open(spec, _stamp(Path(spec.root)) if spec.root else None)
-
-
-@lru_cache(maxsize=4)
-def _open(spec: DataSpec, stamp: tuple[int, int] | None) -> Dataset:
-    dataset = registry.load("dataset", spec.name)(spec)
+    found = tree_stamp(Path(spec.root).expanduser()) if spec.root else None
+    stamp, changed = found or ("", 0)
+    unpinned = spec.model_copy(update={"fingerprint": ""})
+    # A stamp in doubt cannot find an opened data set of other content, so the files are read again.
+    dataset = _open.__wrapped__(unpinned, stamp) if is_doubtful(changed) else _open(unpinned, stamp)
     if spec.fingerprint and spec.fingerprint != dataset.fingerprint:
         raise UserError(
             f"data.root {spec.root or spec.name} holds other data than this spec was planned with: "
             f"fingerprint {dataset.fingerprint}, expected {spec.fingerprint}; set data.root to the original "
             "data"
         )
-    return without_removed_parts(dataset, spec)
+    return dataset
 
 
-def _stamp(root: Path) -> tuple[int, int] | None:
-    """Return modification time and size, which keep the cache from returning a data set of old content."""
-    try:
-        status = root.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size
+@lru_cache(maxsize=4)
+def _open(spec: DataSpec, stamp: str) -> Dataset:
+    return without_removed_parts(registry.load("dataset", spec.name)(spec), spec)
 
 
 def split(dataset: Dataset, held_out: float) -> Split:

@@ -1,17 +1,78 @@
-"""The fingerprint of the data in a spec, which makes the run id depend on content and not on location."""
+"""Content in a spec, which makes the run id depend on what files hold and not on where they are.
+
+The fingerprint of the data and the sha256 of an encoder's weights are filled in for files that exist.
+"""
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from harness.config.spec import RunSpec
 from harness.data.open import open_dataset
+from harness.errors import UserError
+from harness.files.stamps import stamp_of
 
 
 def pinned(spec: RunSpec) -> RunSpec:
-    """Return the spec with `data.fingerprint` filled in, if it has a root that exists and no fingerprint
-    yet."""
+    """Return the spec with `data.fingerprint` and the `content` of its encoders filled in.
+
+    Data need a root that exists, and encoders a weights file. Raises `UserError` if the content of either
+    differs from that in the spec.
+    """
+    return _with_encoders(_with_data(spec))
+
+
+def _with_data(spec: RunSpec) -> RunSpec:
     if not spec.data.root or spec.data.fingerprint or not Path(spec.data.root).exists():
         return spec
     fingerprint = open_dataset(spec.data).fingerprint
     return spec.model_copy(update={"data": spec.data.model_copy(update={"fingerprint": fingerprint})})
+
+
+def _with_encoders(spec: RunSpec) -> RunSpec:
+    fields = {name: _field(value, name) for name, value in spec.method}
+    changed = {name: value for name, value in fields.items() if value is not getattr(spec.method, name)}
+    if not changed:
+        return spec
+    return spec.model_copy(update={"method": spec.method.model_copy(update=changed)})
+
+
+# Any: a field of any method's config.
+def _field(value: Any, name: str) -> Any:
+    """Return a field of a method, with the content of its encoders; the same object without any."""
+    if isinstance(value, tuple) and any(map(_names_weights, value)):
+        return tuple(_with_content(item, name) if _names_weights(item) else item for item in value)
+    return _with_content(value, name) if _names_weights(value) else value
+
+
+# Any: a field of any method's config.
+def _names_weights(value: Any) -> bool:
+    """Return whether a field of a method is an encoder with a weights file that no `sha256` identifies."""
+    if not hasattr(value, "content") or getattr(value, "sha256", ""):
+        return False
+    weights = getattr(value, "weights", "")
+    return bool(weights) and Path(weights).expanduser().is_file()
+
+
+def _with_content(encoder: Any, name: str) -> Any:
+    file = Path(encoder.weights).expanduser()
+    try:
+        content = _sha256(file, tuple(stamp_of(file)))
+    except OSError as error:
+        raise UserError(f"method.{name}.weights = {encoder.weights}: {error.strerror}") from error
+    if encoder.content and encoder.content != content:
+        raise UserError(
+            f"method.{name}.weights = {encoder.weights} holds other weights than this spec was planned with: "
+            f"sha256 {content}, expected {encoder.content}; set method.{name}.weights to the original file"
+        )
+    return encoder.model_copy(update={"content": content})
+
+
+@lru_cache(maxsize=16)
+def _sha256(file: Path, stamp: tuple[int, ...]) -> str:
+    """Return the sha256 of a file; a plan asks for it once a run."""
+    from metrics.files.hashing import sha256_of
+
+    return sha256_of(file)

@@ -51,9 +51,10 @@ class Choice:
 class Encoder(Protocol):
     """A frozen encoder, constructed as `cls(choice, dataset, grid=..., held_out=..., device=...)`.
 
-    A class also has `architecture(model, shape, classes, grid)`, which needs neither weights nor data. Two
+    A class also has `architecture(model, shape, classes, grid)`, which needs neither weights nor data. Three
     members are optional, with defaults in `Viewer`. `view_at(index, images, ...)` looks up features by data
     set index. `one_off_flops` is the cost of features that are computed once, not in every step.
+    `check_weights(choice)` raises `UserError` if the weights are not on this machine.
     """
 
     name: str
@@ -92,6 +93,10 @@ class Viewer:
     accuracy: float | None = None
     one_off_flops: int | None = None
     """FLOPs of computing all features once, if a step then costs none."""
+
+    @staticmethod
+    def check_weights(choice: EncoderChoice) -> None:
+        """Raise `UserError` if the weights of a choice are not on this machine; an encoder may have none."""
 
     def view(self, images: Tensor, *, summary: bool = False, attention: int = 0) -> View:
         raise NotImplementedError
@@ -134,6 +139,22 @@ class Architecture(NamedTuple):
     """FLOPs of one image's forward pass."""
     heads: int = 0
     """Attention heads of a block; 0 if the attention cannot be read."""
+
+
+def check_weights(choice: EncoderChoice) -> None:
+    """Raise `UserError` if the encoder's package or weights are not on this machine. Nothing is loaded.
+
+    Weights that the choice allows to download are not missing.
+    """
+    family = parse_name(choice.name)[0]
+    try:
+        cls = registry.load("encoder", family)
+    except ImportError as error:
+        raise UserError(f"encoder '{choice.name}' needs a package that is not installed: {error}") from error
+    # A plug-in need not derive from `Viewer`.
+    check = getattr(cls, "check_weights", None)
+    if check is not None and (choice.weights or not choice.download):
+        check(choice)
 
 
 def open_encoder(

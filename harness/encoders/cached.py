@@ -27,6 +27,7 @@ from harness.encoders.base import (
     Encoder,
     EncoderChoice,
     Viewer,
+    check_weights,
     open_encoder,
     parse_name,
 )
@@ -66,8 +67,7 @@ class CachedEncoder(Viewer):
         held_out: float,
         device: torch.device,
     ) -> None:
-        inner = Choice(parse_name(choice.name)[1], choice.weights, choice.sha256, choice.download)
-        _refuse_nesting(inner.name)
+        inner = _inner(choice)
         self.inner: Encoder = open_encoder(inner, dataset, grid=grid, held_out=held_out, device=device)
         self.name, self.grid, self.dim, self.heads = choice.name, grid, self.inner.dim, 0
         self.params, self.sha256, self.accuracy = self.inner.params, self.inner.sha256, self.inner.accuracy
@@ -82,6 +82,11 @@ class CachedEncoder(Viewer):
         family, name = parse_name(model)
         inner = registry.load("encoder", family).architecture(name, shape, classes, grid)
         return Architecture(inner.dim, 0)
+
+    @staticmethod
+    def check_weights(choice: EncoderChoice) -> None:
+        """Raise `UserError` if the inner encoder's weights are not on this machine: each start reads them."""
+        check_weights(_inner(choice))
 
     def view(self, images: Tensor, *, summary: bool = False, attention: int = 0) -> View:
         """Return the inner encoder's view of images that need not be in the data set."""
@@ -183,6 +188,12 @@ def _encode(encoder: CachedEncoder, index: np.ndarray) -> np.ndarray:
 
 def _sum_of(file: Path) -> Path:
     return file.with_name(f"{file.name}.sha256")
+
+
+def _inner(choice: EncoderChoice) -> Choice:
+    inner = Choice(parse_name(choice.name)[1], choice.weights, choice.sha256, choice.download)
+    _refuse_nesting(inner.name)
+    return inner
 
 
 def _refuse_nesting(inner: str) -> None:

@@ -73,6 +73,12 @@ class OpenClipEncoder(Viewer):
             raise _no_vit(recipe.model)
         return Architecture(tokens.shape[-1], count_flops(network, (3, *network.size)))
 
+    @staticmethod
+    def check_weights(choice: EncoderChoice) -> None:
+        """Raise `UserError` if neither `method.encoder.weights` nor the hub's copy is on this machine."""
+        with user_errors():
+            on_disk(choice, find_recipe(parse_name(choice.name)[1]).repository, HF_SAFE_WEIGHTS_NAME)
+
     @torch.no_grad()
     def view(self, images: Tensor, *, summary: bool = False, attention: int = 0) -> View:
         """Return tokens of images and, if requested, the mean of the tokens as summary."""

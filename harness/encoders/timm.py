@@ -92,6 +92,12 @@ class TimmEncoder(Viewer):
         attention = _last_attention(network)
         return Architecture(network.num_features, flops, attention.num_heads if attention else 0)
 
+    @staticmethod
+    def check_weights(choice: EncoderChoice) -> None:
+        """Raise `UserError` if neither `method.encoder.weights` nor the hub's copy is on this machine."""
+        with user_errors():
+            on_disk(choice, *hub_copy(parse_name(choice.name)[1]))
+
     @torch.no_grad()
     def view(self, images: Tensor, *, summary: bool = False, attention: int = 0) -> View:
         """Return tokens, summary and attention of images.

@@ -6,7 +6,7 @@ Latents, labels, extractors and real samples are the same for every method and s
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,31 +17,28 @@ from torch import Tensor, nn
 
 from harness.config.spec import EvalSpec
 from harness.data.dataset import Dataset, pictured, shapes_of, x_shape
-from harness.data.open import images
 from harness.encoders.base import Encoder
-from harness.errors import UserError
 from harness.evaluation.checks import check_extractor, check_impartial, check_metrics
 from harness.evaluation.extractors import open_extractor
 from harness.evaluation.features import FeaturePass, FeatureSet, Masked
 from harness.evaluation.inputs import network_inputs
+from harness.evaluation.kept_features import Note, ignore, samples_identity
 from harness.evaluation.metric_names import favoured, input_kind
-from harness.evaluation.noise_floor import halves_mask, noise_floor
 from harness.evaluation.protocol import digest, protocol
+from harness.evaluation.real_side import RealSamples
+from harness.evaluation.reference import race_reference
 from harness.evaluation.reference_free import prepared
 from harness.evaluation.sample_grid import picture, png
 from harness.files.files import write_atomic
+from harness.files.progress import announced
 from harness.flow.sampling import draw_pixels, sample_labels
 from harness.latents.codec import decoder_of
 from harness.runtime.distributed import World
 from harness.runtime.random_streams import Streams
-from harness.runtime.rounds import gather_round, main_first, rounds, stop_if_any_failed
+from harness.runtime.rounds import gather_round, main_first, rounds
 from metrics import MetricError, Value
-from metrics.extractors.base import Extractor
 from metrics.intervals import of_replicates
 from metrics.suite import Metric, Side, metric_of, metrics_of
-
-REAL_BATCH = 500
-"""Real samples in one pass of an extractor."""
 
 
 class MetricResult(NamedTuple):
@@ -115,19 +112,29 @@ class Evaluator:
         device: torch.device,
         held_out: np.ndarray | None = None,
         world: World | None = None,
+        *,
+        note: Note = ignore,
+        check: Callable[[Mapping[str, str]], None] = lambda _: None,
     ) -> None:
+        """Open the networks and prepare the real side.
+
+        `note` is called with what takes long. `check` is called with the sha256 of each network, and may
+        raise, before real samples are read.
+        """
         self.spec, self.device = spec, device
         self.world = world or World(0, 1, device)
         self.shape, self.classes = x_shape(dataset), dataset.classes
         self.decode, codec = decoder_of(dataset, device)
         dataset = pictured(dataset)
         self.shapes = shapes_of(dataset)
+        self._note = note
 
         # The metrics and their networks.
+        self.reference = race_reference(spec.reference)
         metrics = check_metrics(spec, dataset, dataset.modality, samples=spec.samples, real=len(train))
         self.metrics = [metric for metric in metrics if not metric.reference_free]
         self.kinds = {metric.extractor: input_kind(metric) for metric in self.metrics}
-        with main_first(self.world):
+        with main_first(self.world), announced(note, f"opening the networks of {', '.join(spec.metrics)}"):
             self.extractors = {
                 name: open_extractor(name, spec.weights, dataset, train, device) for name in self.kinds
             }
@@ -136,6 +143,11 @@ class Evaluator:
             ]
         for metric in self.metrics:
             check_extractor(metric, self.extractors[metric.extractor])
+        if self.reference is not None:
+            frames = dataset.shape[1] if dataset.modality in ("video", "joint") else None
+            self.reference.check(self.metrics, self.extractors, frames)
+        self.weights = {name: extract.sha256 for name, extract in self.extractors.items()} | codec
+        check(self.weights)
 
         # The real side.
         self.real: dict[str, Side] = {}
@@ -147,7 +159,9 @@ class Evaluator:
             floors = {m.name: m.noise_floor(dataset, first_held_out) for m in self.reference_free}
             self.noise_floor |= {name: floor for name, floor in floors.items() if floor}
 
-        self.about = protocol(spec, dataset, train, self.extractors, self.reference_free) | codec
+        self.about = (
+            protocol(spec, dataset, train, self.extractors, self.reference_free, self.reference) | codec
+        )
         self.protocol = digest(self.about)
 
     def __call__(self, model: nn.Module) -> Result | None:
@@ -175,6 +189,7 @@ class Evaluator:
             "protocol": self.about,
             "floor": self.noise_floor,
             "aligned": aligned,
+            **({"reference": self.reference.about()} if self.reference else {}),
         }
 
     def aligned_metrics(self, encoders: Iterable[str], weights: Container[str | None]) -> list[str]:
@@ -184,34 +199,27 @@ class Evaluator:
         return [name for name in self.spec.metrics if name in by_content or name in by_name]
 
     def _prepare_real(self, name: str, dataset: Dataset, train: np.ndarray, held_out: np.ndarray) -> None:
-        """Extract a network's features of the training split, and compute its metrics' noise floors."""
+        """Get a network's outputs for the training split, or a reference, and its metrics' noise floors."""
         needed = self._needed(name)
-        real = {metric.real for metric in needed} - {""}
-        floored = {metric.real for metric in needed if metric.noise_floor}
-        all_train, subset, rest, unseen = (
-            FeatureSet.of_parts(parts) for parts in (real, floored, floored, floored)
-        )
-        mask = halves_mask(len(train), self.spec.samples)
-        if real:
-            train_sets = [Masked(all_train), Masked(subset, mask), Masked(rest, ~mask)]
-            self._extract_real(name, dataset, train, train_sets)
-        if floored and len(held_out):
-            self._extract_real(name, dataset, held_out, [Masked(unseen)])
-        self.real[name] = all_train.side()
-        if not self.world.main:
-            return
-        for metric in self.metrics:
-            if metric.extractor == name and metric_of(metric.value).noise_floor:
-                part = metric_of(metric.value).real
-                pairs = {"train_halves": (rest, subset), "held_out": (all_train, unseen)}
-                floors = {
-                    kind: noise_floor(reference.moments[part], other.moments[part])
-                    for kind, (reference, other) in pairs.items()
+        specs = [metric for metric in self.metrics if metric.extractor == name]
+        what = ", ".join(metric.name for metric in specs)
+        samples = RealSamples(self.extractors[name], self.kinds[name], dataset, self.world, what, self._note)
+        if self.reference is None:
+            real, halves = samples.training(train, needed, self.spec.samples)
+            identity = samples_identity(dataset, train)
+        else:
+            real, halves, identity = self.reference.features(), {}, [self.reference.sha256]
+        unseen = samples.held_out(held_out, needed, real, identity)
+        self.real[name] = real.side()
+        for metric in specs:
+            part = metric_of(metric.value).real
+            pairs = (
+                {"train_halves": halves, "held_out": unseen} if metric_of(metric.value).noise_floor else {}
+            )
+            if pairs and self.world.main:
+                self.noise_floor[metric.name] = {
+                    kind: dict(floors[part]) for kind, floors in pairs.items() if part in floors
                 }
-                self.noise_floor[metric.name] = {kind: floor for kind, floor in floors.items() if floor}
-
-    def _extract_real(self, name: str, dataset: Dataset, index: np.ndarray, sets: Sequence[Masked]) -> None:
-        real_features(self.extractors[name], dataset, index, sets, self.kinds[name], self.world)
 
     def _replicate(self, model: nn.Module, number: int) -> Replicate | None:
         generated = self._generate(model, number)
@@ -289,38 +297,6 @@ class Evaluator:
 
     def _needed(self, extractor: str) -> list[Metric]:
         return metrics_of(metric.value for metric in self.metrics if metric.extractor == extractor)
-
-
-def real_features(
-    extract: Extractor,
-    dataset: Dataset,
-    index: np.ndarray,
-    sets: Sequence[Masked],
-    kind: str,
-    world: World,
-) -> None:
-    """Extract features of the real samples once and add them to every set (all rows, or those in its mask).
-
-    The work is split over ranks, and rank 0 holds the result. If the features cannot be used, the rank where
-    that happens raises `UserError`, and the others raise `RunStopped`.
-    """
-    features = FeaturePass(extract, sets, world)
-
-    def stop_if_failed(failed: MetricError | None) -> None:
-        stop_if_any_failed(world, failed is not None)
-        if failed is not None:
-            raise UserError(f"the training data cannot be measured by '{extract.name}': {failed}") from failed
-
-    for turn in rounds(range(len(index)), REAL_BATCH, world):
-        x = torch.from_numpy(images(dataset, index[turn.local.start : turn.local.stop])[0])
-        failed: MetricError | None = None
-        try:
-            features.add(network_inputs(x, shapes_of(dataset), kind), turn=turn)
-        except MetricError as error:
-            failed = error
-        stop_if_failed(failed or features.error)
-    features.finish()
-    stop_if_failed(features.error)
 
 
 def _result_of(values: Sequence[Value], n: int) -> MetricResult:

@@ -4,21 +4,34 @@ split.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
-from harness.data.dataset import Dataset, shapes_of
+from harness.data.dataset import Dataset, pictured, shapes_of, x_shape
 from harness.data.open import images
 from harness.errors import UserError
 from harness.evaluation.inputs import network_inputs
+from harness.evaluation.kept_features import samples_identity
 from harness.evaluation.metric_names import located
 from harness.files.cache import cache_dir
 from metrics import MetricError
 from metrics.extractors.base import Extractor
+from metrics.extractors.find_weights import check_weights as check_file
+from metrics.extractors.local import TrainingImages
 from metrics.extractors.registry import load_extractor
+
+
+def check_weights(name: str, weights: Mapping[str, str]) -> None:
+    """Raise `UserError` if the weights of a network of `eval.metrics` are not on this machine."""
+    network, file, _ = located(name, weights)
+    try:
+        check_file(network, weights=file)
+    except MetricError as error:
+        raise UserError(str(error)) from error
 
 
 def open_extractor(
@@ -28,10 +41,8 @@ def open_extractor(
     # Any: keyword arguments of load_extractor
     given: dict[str, Any] = {}
     if name in ("local", "video:local"):
-        x, labels = images(dataset, train)
         kind = "video" if name == "video:local" else "image"
-        shown = network_inputs(torch.from_numpy(x), shapes_of(dataset), kind)
-        given = {"images": shown.numpy(), "labels": labels, "classes": dataset.classes}
+        given = {"images": training_images(dataset, train, kind), "classes": dataset.classes}
     network, file, sha256 = located(name, weights)
     try:
         return load_extractor(
@@ -39,3 +50,17 @@ def open_extractor(
         )
     except MetricError as error:
         raise UserError(f"eval.metrics, network '{name}': {error}") from error
+
+
+def training_images(dataset: Dataset, train: np.ndarray, kind: str) -> TrainingImages:
+    """Return the training samples as input of a network of `kind`, to be decoded only for training."""
+    dataset = pictured(dataset)
+    shapes = shapes_of(dataset)
+
+    def read() -> tuple[np.ndarray, np.ndarray]:
+        x, labels = images(dataset, train)
+        return network_inputs(torch.from_numpy(x), shapes, kind).numpy(), labels
+
+    one = torch.zeros(1, *x_shape(dataset), dtype=torch.uint8)
+    content = json.dumps([samples_identity(dataset, train), kind])
+    return TrainingImages(content, tuple(network_inputs(one, shapes, kind).shape[1:]), read)

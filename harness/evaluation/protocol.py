@@ -12,9 +12,13 @@ import numpy as np
 from harness.config.spec import EvalSpec
 from harness.data.dataset import Dataset, shapes_of
 from harness.evaluation.metric_names import metric_spec
+from harness.evaluation.reference import RaceReference
 from harness.evaluation.reference_free import ReferenceFreeMetric
 from metrics.extractors.base import Extractor
 from metrics.suite import metric_of
+
+NOT_PROTOCOL = {"every", "batch_size", "grid", "replicates", "weights", "samples", "reference"}
+"""Fields of `eval` that are not conditions, or that are conditions by content under another name."""
 
 
 def protocol(
@@ -23,14 +27,13 @@ def protocol(
     train: np.ndarray,
     extractors: Mapping[str, Extractor],
     reference_free: Iterable[ReferenceFreeMetric] = (),
+    reference: RaceReference | None = None,
 ) -> dict[str, Any]:
     """Return the conditions under which two values are comparable, as JSON.
 
-    The number of replicates is not part of them.
+    The number of replicates is not part of them. The content of a reference is, with its number of samples.
     """
-    fields = spec.model_dump(
-        mode="json", exclude={"every", "batch_size", "grid", "replicates", "weights", "samples"}
-    )
+    fields = spec.model_dump(mode="json", exclude=NOT_PROTOCOL)
     if spec.precision == "float32":
         # Protocols recorded before the precision could be chosen have no such field.
         del fields["precision"]
@@ -40,7 +43,7 @@ def protocol(
     return {
         **fields,
         "n_fake": spec.samples,
-        "n_real": len(train),
+        "n_real": reference.statistics.n if reference else len(train),
         "data": dataset.fingerprint,
         "shape": list(dataset.shape),
         **({"beside": shapes_of(dataset)[1:]} if len(shapes_of(dataset)) > 1 else {}),
@@ -48,6 +51,7 @@ def protocol(
             name: {"sha256": e.sha256, "dim": e.dim, "preprocessing": e.preprocessing}
             for name, e in extractors.items()
         },
+        **({"reference": reference.sha256} if reference else {}),
         **({"truths": prepared} if prepared else {}),
         "settings": {value: settings[value] for value in sorted(settings) if settings[value]},
     }

@@ -13,6 +13,7 @@ them, frames are shuffled or swapped among videos, or samples get another sample
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
@@ -26,6 +27,8 @@ from harness.backbone.tokens import split_parts
 from harness.data.dataset import Dataset, shapes_of
 from harness.data.open import images
 from harness.errors import UserError
+from harness.evaluation.extractors import training_images
+from harness.evaluation.kept_features import Kept, kept_features, samples_identity
 from harness.files.cache import cache_dir
 from harness.runtime.random_streams import Streams
 from metrics import MetricError, Value
@@ -34,6 +37,7 @@ from metrics.domain.typography import error_rate, reader, tesseract
 from metrics.domain.video_consistency import agreement, centres, drift, dynamics_error
 from metrics.extractors.base import Extractor
 from metrics.extractors.registry import load_extractor
+from metrics.extractors.video.frames import frames_of
 
 Parts = list[np.ndarray]
 """Samples as one uint8 array (N, *shape) for each part."""
@@ -62,7 +66,16 @@ class ReferenceFreeMetric:
         return self.measure([part.numpy() for part in split_parts(x, shapes)], labels.numpy())
 
     def noise_floor(self, dataset: Dataset, index: np.ndarray) -> dict[str, dict[str, Any]]:
-        """Return the values of real samples, unchanged and spoilt, as JSON; empty if they are undefined."""
+        """Return the values of real samples, unchanged and spoilt, as JSON; empty if they are undefined.
+
+        They are kept by content.
+        """
+        threads = torch.get_num_threads()
+        content = ["reference-free floor", self.name, self.about, threads, samples_identity(dataset, index)]
+        found = kept_features(content, lambda: Kept(notes={"floor": json.dumps(self._floor(dataset, index))}))
+        return json.loads(found.notes["floor"])
+
+    def _floor(self, dataset: Dataset, index: np.ndarray) -> dict[str, dict[str, Any]]:
         x, labels = images(dataset, index)
         parts = [part.numpy() for part in split_parts(torch.from_numpy(x), shapes_of(dataset))]
         sets = {"held_out": (parts, labels), "spoilt": self.spoil(parts, labels)}
@@ -146,15 +159,9 @@ def _identity(
 
 def _classifier(dataset: Dataset, train: np.ndarray, device: torch.device) -> Extractor:
     """Return the classifier of single frames that `video:local` uses, trained on the training split."""
-    x, labels = images(dataset, train)
-    video = next(part for part in split_parts(torch.from_numpy(x), shapes_of(dataset)) if part.ndim == 5)
-    frames = np.ascontiguousarray(_frames(video.numpy()))
-    training_set = {
-        "images": frames.reshape(-1, *frames.shape[2:]),
-        "labels": np.repeat(labels, frames.shape[1]),
-    }
+    frames = frames_of(training_images(dataset, train, "video"))
     where = {"cache": cache_dir("extractors"), "device": str(device)}
-    return load_extractor("local", classes=dataset.classes, **training_set, **where)
+    return load_extractor("local", classes=dataset.classes, images=frames, **where)
 
 
 def _frames(videos: np.ndarray) -> np.ndarray:

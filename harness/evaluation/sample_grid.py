@@ -16,11 +16,35 @@ VIDEOS = 8
 """Maximum number of rows in a picture of videos."""
 
 
+LEAST = 64
+"""Smallest side in pixels of an image, a frame or a spectrogram in a picture."""
+
+
 def picture(x: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> np.ndarray:
     """Draw samples uint8 (n, ...), whose parts have these shapes, as one uint8 picture.
 
+    Small samples are enlarged by a whole number, so that every pixel of a sample is a square of equal colour.
     Grey pictures are (H, W), colour ones (H, W, 3).
     """
+    return enlarged(_drawn(x, shapes), enlargement(shapes[0]))
+
+
+def enlargement(shape: tuple[int, ...]) -> int:
+    """Return the factor that brings the shorter side of an image, a frame or a spectrogram to `LEAST`.
+
+    >>> enlargement((1, 8, 8)), enlargement((3, 16, 32, 48)), enlargement((3, 256, 256))
+    (8, 2, 1)
+    """
+    return -(-LEAST // min(shape[-2:]))
+
+
+def enlarged(picture: np.ndarray, factor: int) -> np.ndarray:
+    """Return a picture with every pixel repeated `factor` times in both directions."""
+    return picture.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def _drawn(x: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> np.ndarray:
+    """Draw samples pixel by pixel."""
     parts = [part.numpy() for part in split_parts(torch.from_numpy(x), shapes)]
     if len(parts) == 1 and parts[0].ndim == 4:
         return image_grid(parts[0])

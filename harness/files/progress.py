@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
@@ -17,6 +18,8 @@ from rich.progress import (
 )
 
 T = TypeVar("T")
+SLOW = 2.0
+"""Seconds after which a preparation is worth a note."""
 
 
 def stderr_console() -> Console:
@@ -53,6 +56,18 @@ def progress_bar(
             bar.update(task, advance=count, rate=f"{speed:.1f} {unit}/s" if speed else "")
 
         yield advance
+
+
+@contextmanager
+def announced(note: Callable[[str], None], what: str, after: float = SLOW) -> Iterator[None]:
+    """Note what is done inside the block, once it has taken `after` seconds."""
+    timer = threading.Timer(after, note, (what,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def tracked(items: Sequence[T], what: str) -> Iterator[T]:

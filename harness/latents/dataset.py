@@ -108,13 +108,36 @@ class Latents:
 
     def codec(self, device: torch.device) -> Codec:
         """Open the decoder: `data.codec`, or the codec that encoded the samples."""
-        encoder, spec = self.manifest["codec"], self._spec
-        name = spec.codec or f"{encoder['name']}@{encoder['sha256'][:8]}"
-        return _codec(name, spec.codec_weights or encoder["weights"], str(device))
+        return _codec(*_codec_of(self.manifest, self._spec), str(device))
 
     def _moments(self, index: int, copy: int) -> np.ndarray:
         shard, row = divmod(index, self._rows)
         return np.asarray(self._shards[shard][row, copy], dtype=np.float32)
+
+
+def check_codec(spec: DataSpec) -> None:
+    """Raise `UserError` if the codec that decodes these latents is not on this machine. Nothing is loaded.
+
+    Without the folder of latents only a codec of the spec is known.
+    """
+    folder = Path(spec.root).expanduser()
+    if spec.root and (folder / MANIFEST).is_file():
+        name, weights = _codec_of(read_manifest(folder), spec)
+    elif spec.codec and spec.codec_weights:
+        name, weights = spec.codec, spec.codec_weights
+    else:
+        return
+    # A codec without weights has no such check.
+    check = getattr(registry.load("codec", name.partition("@")[0]), "check_weights", None)
+    if check is not None:
+        check(Path(weights))
+
+
+def _codec_of(manifest: dict[str, Any], spec: DataSpec) -> tuple[str, str]:
+    """Return the name of the decoder and the location of its weights."""
+    encoder = manifest["codec"]
+    name = spec.codec or f"{encoder['name']}@{encoder['sha256'][:8]}"
+    return name, spec.codec_weights or encoder["weights"]
 
 
 @lru_cache(maxsize=2)

@@ -44,9 +44,8 @@ class Pretrained:
             self.package
         ]
 
-    def address(self, folder: Path) -> str:
-        """Return the sha256 over configuration and weights. Raises `UserError` if a file is missing."""
-        total = hashlib.sha256()
+    def check(self, folder: Path) -> None:
+        """Raise `UserError` if a file is missing."""
         for name in (CONFIG, self.weights):
             if not (folder / name).is_file():
                 raise UserError(
@@ -54,6 +53,12 @@ class Pretrained:
                     "layout with "
                     f"{CONFIG} and {self.weights}, for example from {self.example}; write {self.codec}:FOLDER"
                 )
+
+    def address(self, folder: Path) -> str:
+        """Return the sha256 over configuration and weights. Raises `UserError` if a file is missing."""
+        self.check(folder)
+        total = hashlib.sha256()
+        for name in (CONFIG, self.weights):
             total.update(file_sha256(folder / name).encode())
         return total.hexdigest()
 
@@ -116,6 +121,11 @@ class Autoencoder:
     def address(cls, path: Path) -> str:
         """Return the sha256 over configuration and weights. Raises `UserError` if a file is missing."""
         return cls.folder.address(path)
+
+    @classmethod
+    def check_weights(cls, path: Path) -> None:
+        """Raise `UserError` if a file of the folder is missing."""
+        cls.folder.check(path)
 
     @torch.no_grad()
     def encode(self, samples: Tensor) -> Moments:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ import numpy as np
 from harness.errors import UserError
 from harness.files.cache import cache_dir
 from harness.files.files import locked, write_atomic
+from harness.files.stamps import stamp_of, stored
 from metrics.files.hashing import sha256_of
 
 FORMAT, MANIFEST, INDEX = "flowrace-latents-1", "latents.json", "index.npz"
@@ -73,8 +75,7 @@ def without_places(value: Any) -> Any:
 
 
 def check(folder: Path, manifest: dict[str, Any]) -> None:
-    """Compare every file with its sha256, except those that passed before at the same size and modification
-    time.
+    """Compare every file with its sha256, except those that passed before and have the same stamp.
 
     Raises `UserError` naming the first file that is missing or damaged.
     """
@@ -82,13 +83,16 @@ def check(folder: Path, manifest: dict[str, Any]) -> None:
     with locked(store):
         known = json.loads(store.read_bytes()) if store.exists() else {}
         stamps = {name: [_stamp(folder / name), sha256] for name, sha256 in manifest["files"].items()}
+        now = time.time_ns()
         stale = [name for name, stamp in stamps.items() if known.get(name) != stamp]
         with ThreadPoolExecutor() as pool:
             for name, sha256 in zip(stale, pool.map(lambda n: sha256_of(folder / n), stale), strict=True):
                 if sha256 != manifest["files"][name]:
                     raise damaged(folder / name)
         if stale:
-            write_atomic(store, json.dumps(stamps).encode())
+            kept = {name: known[name] for name in stamps if name not in stale}
+            kept |= {name: [stored(stamps[name][0], now), stamps[name][1]] for name in stale}
+            write_atomic(store, json.dumps(kept).encode())
 
 
 def read_index(folder: Path) -> Index:
@@ -115,7 +119,6 @@ def damaged(path: Path) -> UserError:
 
 def _stamp(path: Path) -> list[int]:
     try:
-        status = path.stat()
+        return stamp_of(path)
     except OSError as error:
         raise UserError(f"{path} is missing; run flowrace data encode again") from error
-    return [status.st_size, status.st_mtime_ns]

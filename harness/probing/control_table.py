@@ -23,7 +23,7 @@ from harness.errors import UserError
 from harness.files.json_table import adding_to, kept, write_table
 from harness.files.progress import tracked
 from harness.probing.control import Row, measured, of_initial, of_layers, of_pixels, scene_of
-from harness.records.checkpoint import checkpoints, step_of
+from harness.records.checkpoint_files import checkpoints, step_of
 from harness.records.record import Record, find_records
 from harness.runtime.distributed import pick_device
 from harness.runtime.environment import prepare
@@ -38,7 +38,7 @@ class LeftOut(UserError):
 
 
 @dataclass(frozen=True)
-class Asked:
+class ControlSettings:
     """The settings of a measurement, recorded as the table's protocol."""
 
     time: float
@@ -46,20 +46,20 @@ class Asked:
 
 
 def measure_study(
-    path: Path, asked: Asked, overrides: tuple[str, ...] = (), *, every: bool = False
+    path: Path, settings: ControlSettings, overrides: tuple[str, ...] = (), *, every: bool = False
 ) -> dict[str, Any]:
     """Measure the newest checkpoint, or `every` one, of all finished runs of a folder.
 
     The table is written after each checkpoint. Existing entries with the same protocol are kept. Raises
     `UserError` if no run can be measured or the folder cannot be written.
     """
-    records, protocol, left_out = find_records(path), asdict(asked), {}
+    records, protocol, left_out = find_records(path), asdict(settings), {}
     file, runs = path / FILE, kept(path / FILE, protocol, "runs", "control")
     for record in tracked(records, f"{len(records)} runs"):
         known = runs.get(record.id, {})
         try:
             spec, files = _of_finished(record, overrides, every)
-            for entry in measurements(spec, files, asked, known):
+            for entry in measurements(spec, files, settings, known):
                 runs = _added(file, protocol, {**runs, record.id: entry}, left_out)["runs"]
         except LeftOut as reason:
             left_out[record.id] = str(reason)
@@ -83,7 +83,7 @@ def _added(
 
 
 def measurements(
-    spec: RunSpec, files: Sequence[Path], asked: Asked, known: Mapping[str, Any] | None = None
+    spec: RunSpec, files: Sequence[Path], settings: ControlSettings, known: Mapping[str, Any] | None = None
 ) -> Iterator[dict[str, Any]]:
     """Yield a run's entry, first with its baselines, then after each checkpoint of `files` that `known`
     lacks.
@@ -94,18 +94,18 @@ def measurements(
     dataset, device = open_dataset(spec.data), pick_device(spec.runtime.device)
     config = backbone_config(spec, dataset)
     try:
-        scene = scene_of(dataset, split(dataset, spec.data.held_out).held_out, config, asked.samples)
+        scene = scene_of(dataset, split(dataset, spec.data.held_out).held_out, config, settings.samples)
     except UserError as error:
         raise LeftOut(str(error)) from error
     entry = dict(known or {})
     if not entry:
-        baselines = [of_pixels(config, asked.time), of_initial(config, spec.seed, asked.time, device)]
+        baselines = [of_pixels(config, settings.time), of_initial(config, spec.seed, settings.time, device)]
         rows = plain(measured(baselines, scene, dataset, device, "baselines"))
         about = {"method": spec.method.name, "seed": spec.seed, "data": dataset.fingerprint}
         entry = {**about, "videos": len(scene.index), **rows, "steps": {}}
         yield entry
     for file in (file for file in files if str(step_of(file)) not in entry["steps"]):
-        layers = of_layers(load_ema(file, spec, dataset, device), asked.time, device)
+        layers = of_layers(load_ema(file, spec, dataset, device), settings.time, device)
         rows = plain(measured([layers], scene, dataset, device, file.stem))
         entry = entry | {"steps": _in_order(entry["steps"] | {str(step_of(file)): rows})}
         yield entry

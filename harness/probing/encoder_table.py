@@ -29,7 +29,7 @@ FILE = "encoders.json"
 
 
 @dataclass(frozen=True)
-class Asked:
+class ProbeSettings:
     """The settings of a measurement, recorded in the table's protocol."""
 
     classifier: str
@@ -55,7 +55,7 @@ def is_study(path: Path) -> bool:
     return path.is_dir() and not (path / "spec.toml").is_file() and bool(find_records(path))
 
 
-def measure_encoders(path: Path, study: Study, asked: Asked) -> dict[str, Any]:
+def measure_encoders(path: Path, study: Study, settings: ProbeSettings) -> dict[str, Any]:
     """Measure the encoders and write the table to the study's folder after each; existing entries are kept.
 
     Raises `UserError` for an encoder that cannot be opened and if the folder cannot be written. Encoders
@@ -67,13 +67,13 @@ def measure_encoders(path: Path, study: Study, asked: Asked) -> dict[str, Any]:
     sides = split(dataset, study.spec.data.held_out)
     compared = f"{study.run.name}/{checkpoint.stem}" if study.control else None
     protocol = {"data": dataset.fingerprint, "held_out": study.spec.data.held_out, "control": compared}
-    protocol |= {"grid": list(model.config.grid), **asdict(asked)}
+    protocol |= {"grid": list(model.config.grid), **asdict(settings)}
     file, known = path / FILE, kept(path / FILE, protocol, "encoders")
     where = {"grid": model.config.grid, "held_out": study.spec.data.held_out, "device": device}
     missing = [choice for choice in study.encoders.values() if not _is_measured(known, choice)]
     for choice in tracked(missing, "encoders"):
         encoder = open_encoder(choice, pictured(dataset), **where)
-        how = {"time": asked.time, "samples": asked.samples, "classifier": asked.classifier}
+        how = {"time": settings.time, "samples": settings.samples, "classifier": settings.classifier}
         found = probe(model, dataset, sides, encoder, device=device, **how)
         about = {"sha256": encoder.sha256, "params": encoder.params, "flops": encoder.flops}
         rows = found.rows if study.control else found.rows[:1]

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -26,15 +25,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from harness.config.spec import TrainSpec
 from harness.errors import UserError
 from harness.files.files import replacing
+from harness.records.checkpoint_files import HEADER, checkpoints
 
-HEADER, FORMAT = "flowrace", "flowrace-1"
-CHECKPOINTS, EMA = "checkpoints", "ema"
-"""The folders of a run directory with checkpoints, and with EMA weights kept for later evaluations."""
-NEWEST = 2
-"""Checkpoints to resume from that are kept unless the spec names a number."""
+FORMAT = "flowrace-1"
 
 
 class Checkpoint(NamedTuple):
@@ -94,62 +89,6 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
         total.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
         total.update(tensor.flatten().view(torch.uint8).numpy().data if tensor.numel() else b"")
     return total.hexdigest()
-
-
-def path_of(folder: Path, step: int) -> Path:
-    """Return the checkpoint file of a step."""
-    return folder / f"step-{step:08d}.safetensors"
-
-
-def step_of(path: Path) -> int:
-    """Return the step of a checkpoint file; raises ValueError for any other file name."""
-    match = re.fullmatch(r"step-(\d+)\.safetensors", path.name)
-    if match is None:
-        raise ValueError(f"{path} is not a checkpoint file name (step-<number>.safetensors)")
-    return int(match[1])
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoint files of a folder, oldest first."""
-    return sorted(folder.glob("step-*.safetensors"), key=step_of)
-
-
-def weights_files(run: Path) -> dict[int, Path]:
-    """Return the files with EMA weights of a run by step, in order: those of EMA alone before checkpoints."""
-    found = {step_of(file): file for folder in (CHECKPOINTS, EMA) for file in checkpoints(run / folder)}
-    return dict(sorted(found.items()))
-
-
-def precision_of(file: Path) -> str:
-    """Return the precision of the EMA weights in a file, from its header."""
-    try:
-        with safe_open(file, "pt") as content:
-            meta = json.loads((content.metadata() or {}).get(HEADER, "{}"))
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{file} is not a readable checkpoint ({error}); {_remedy(file)}") from error
-    return meta.get("precision", "float32")
-
-
-def scheduled(step: int, train: TrainSpec) -> bool:
-    """Return whether the schedule has a checkpoint at a step; at other steps a checkpoint marks a stop."""
-    return step == train.steps or step % train.checkpoint_every == 0
-
-
-def prune(folder: Path, train: TrainSpec) -> None:
-    """Delete old checkpoints and temporary files.
-
-    `keep_checkpoints` of the scheduled ones are kept, the last ones, and the newest one, scheduled or not.
-    """
-    files = checkpoints(folder)
-    due = [path for path in files if scheduled(step_of(path), train)]
-    rule = train.keep_checkpoints
-    kept = due if rule == "all" else due[-(NEWEST if rule == "evaluations" else rule) :]
-    for path in files[:-1]:
-        if path not in kept:
-            path.unlink()
-    # The second pattern matches the temporary files of safetensors itself.
-    for path in (*folder.glob(".*.tmp"), *folder.glob(".tmp*")):
-        path.unlink(missing_ok=True)
 
 
 def _remedy(path: Path) -> str:

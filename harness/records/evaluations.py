@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -42,21 +42,28 @@ class Conditions:
     """Precision of the network in sampling."""
     ema: str = "float32"
     """Precision in which the EMA weights were kept."""
+    reference: str = ""
+    """Hash of the file of statistics that replaces the training samples, otherwise empty."""
     protocol: str = ""
     """Hash of a protocol of which only the hash is recorded, otherwise empty."""
 
     @classmethod
-    def of_spec(cls, table: Mapping[str, Any], ema: str = "float32") -> Self:
-        """Return the conditions of a spec's section `eval`; missing fields have their defaults."""
+    def of_spec(cls, table: Mapping[str, Any], ema: str = "float32", reference: str = "") -> Self:
+        """Return the conditions of a spec's section `eval`; missing fields have their defaults.
+
+        The hash of its reference is given, because the section has only its location.
+        """
         names = [field.name for field in fields(cls) if field.name in EvalSpec.model_fields]
         values = {name: table.get(name, EvalSpec.model_fields[name].default) for name in names}
-        return cls._normal(values | {"ema": ema})
+        return cls._normal(values | {"ema": ema, "reference": reference})
 
     @classmethod
     def of_protocol(cls, protocol: Mapping[str, Any]) -> Self:
         """Return the conditions of a recorded protocol."""
         return cls.of_spec(
-            {**protocol, "samples": protocol.get("n_fake")}, protocol.get("ema_precision", "float32")
+            {**protocol, "samples": protocol.get("n_fake")},
+            protocol.get("ema_precision", "float32"),
+            protocol.get("reference", ""),
         )
 
     @classmethod
@@ -73,10 +80,15 @@ class Conditions:
             }
         )
 
+    def is_of_spec(self, table: Mapping[str, Any]) -> bool:
+        """Return whether a spec's section `eval` asks for these conditions, whatever the kept precision."""
+        ours = replace(self, ema="float32", reference="")
+        return ours == Conditions.of_spec(table) and bool(self.reference) == bool(table.get("reference"))
+
     def as_dict(self) -> dict[str, Any]:
-        """Return the settings by name, as JSON; `ema` and `protocol` only if they say something."""
-        values = asdict(self)
-        return {k: v for k, v in values.items() if (k, v) not in (("ema", "float32"), ("protocol", ""))}
+        """Return the settings by name, as JSON, without optional ones that are at their defaults."""
+        optional = {field.name: field.default for field in fields(self) if field.default is not MISSING}
+        return {k: v for k, v in asdict(self).items() if k not in optional or v != optional[k]}
 
     @property
     def key(self) -> str:

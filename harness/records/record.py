@@ -165,9 +165,11 @@ class Record:
             return self.conditions
         table = self.spec.get("eval", {})
         section = table if isinstance(table, Mapping) else {}
-        own = [Conditions.of_spec(section, kept) for kept in ("float32", "bfloat16")]
-        found = [one.conditions for one in self.evaluations]
-        return next((one for one in own if one in found), found[-1] if found else own[0])
+        found = sorted(
+            dict.fromkeys(one.conditions for one in self.evaluations), key=lambda c: c.ema != "float32"
+        )
+        last = self.evaluations[-1].conditions if found else Conditions.of_spec(section)
+        return next((one for one in found if one.is_of_spec(section)), last)
 
     @cached_property
     def protocols(self) -> dict[str, Any]:
@@ -250,12 +252,19 @@ def _without_metrics(event: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in event.items() if name not in ("metrics", "protocol", "errors")}
 
 
-# Any: parts of a spec as plain data.
-def _asked(spec: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Return how far a spec asks a run to go, and how to evaluate it."""
+def asks_the_same(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Return whether two specs of a run, as plain data, ask for the same length and the same evaluation."""
+    return _steps_of(old) == _steps_of(new) and _evaluation_of(old) == _evaluation_of(new)
+
+
+def _steps_of(spec: Mapping[str, Any]) -> int | None:
+    return spec.get("train", {}).get("steps")
+
+
+def _evaluation_of(spec: Mapping[str, Any]) -> tuple[Conditions, dict[str, Any]]:
     own = spec.get("eval", {})
-    how = {name: own.get(name) for name in ("metrics", "every", "replicates")}
-    return spec.get("train", {}).get("steps"), (Conditions.of_spec(own), how)
+    how = {name: own.get(name) for name in ("metrics", "every", "replicates", "reference")}
+    return Conditions.of_spec(own), {name: value for name, value in how.items() if value}
 
 
 def _later(event: Event) -> Event:
@@ -333,9 +342,9 @@ class RecordWriter:
         file = self.path / SPEC
         if file.exists():
             old, new = Record(self.path).spec, tomllib.loads(toml)
-            if not replace or _asked(old) == _asked(new):
+            if not replace or asks_the_same(old, new):
                 return
-            if _asked(old)[0] != _asked(new)[0]:
+            if _steps_of(old) != _steps_of(new):
                 (self.path / DONE).unlink(missing_ok=True)
         write_atomic(file, toml.encode())
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from harness.config.spec import RunSpec
 from harness.errors import UserError
-from harness.records.checkpoint import CHECKPOINTS, checkpoints, step_of
+from harness.records.checkpoint_files import CHECKPOINTS, checkpoints, step_of
 from harness.records.events import Event
 from harness.records.record import DONE, Record
 

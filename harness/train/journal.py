@@ -16,7 +16,7 @@ from torch import Tensor
 
 from harness.errors import RunStopped
 from harness.evaluation.evaluator import Evaluator
-from harness.records.checkpoint import EMA, checkpoints, path_of, prune, scheduled
+from harness.records.checkpoint_files import EMA, checkpoints, path_of, prune, scheduled
 from harness.records.events import Event
 from harness.records.record import Record, RecordWriter
 from harness.runtime.distributed import World

@@ -21,7 +21,9 @@ from harness.data.open import open_dataset, split
 from harness.encoders.cached import check_cached
 from harness.errors import RunStopped, UserError
 from harness.evaluation.evaluator import Evaluator
-from harness.records.checkpoint import CHECKPOINTS
+from harness.evaluation.kept_features import ignore
+from harness.files.progress import announced
+from harness.records.checkpoint_files import CHECKPOINTS
 from harness.records.record import Record, RecordWriter
 from harness.runtime.distributed import World, join, world_size
 from harness.runtime.environment import prepare
@@ -33,7 +35,14 @@ from harness.train.objective import Objective, with_encoder_features
 from harness.train.prefetch import prefetch, prepare_batches
 from harness.train.schedule import ema_decay, set_learning_rate
 from harness.train.signals import StoppedBySignal, stop_signals
-from harness.train.start import check_same_data, describe_start, threads_of_run
+from harness.train.start import (
+    check_same_data,
+    check_same_weights,
+    describe_start,
+    encoder_weights,
+    network_weights,
+    threads_of_run,
+)
 from harness.train.state import Run, build_run, restore_run, update_ema
 
 
@@ -85,14 +94,27 @@ def _train(goal: Goal, world: World, record: RecordWriter | None, progress: Prog
     path, spec = goal.path, goal.spec
     from_step = f", from step {goal.recorded} to {spec.train.steps}" if goal.extends else ""
     progress.note(f"run {path.name}: {spec.method.name}, seed {spec.seed}{from_step}")
-    dataset = open_dataset(spec.data)
-    check_same_data(Record(path), dataset.fingerprint)
+    note, begun = progress.note if world.main else ignore, Record(path)
+    with announced(note, f"opening the data {spec.data.root or spec.data.name}"):
+        dataset = open_dataset(spec.data)
+    check_same_data(begun, dataset.fingerprint)
     sides = split(dataset, spec.data.held_out)
     mesh = world.mesh() if spec.runtime.shard else None
-    run = build_run(spec, dataset, sides, world.device, mesh, path.name)
+    with announced(note, "opening the encoders"):
+        run = build_run(spec, dataset, sides, world.device, mesh, path.name)
+    check_same_weights(begun, encoder_weights({encoder.name: encoder.sha256 for encoder in run.encoders}))
     restore_run(run, path / CHECKPOINTS)
     run.meter.restore(Record(path).seconds_at(run.step))
-    evaluator = Evaluator(spec.eval, dataset, sides.train, world.device, sides.held_out, world)
+    evaluator = Evaluator(
+        spec.eval,
+        dataset,
+        sides.train,
+        world.device,
+        sides.held_out,
+        world,
+        note=note,
+        check=lambda found: check_same_weights(begun, network_weights(found)),
+    )
     if record is not None:
         for encoder in run.encoders:
             if encoder.accuracy is not None:

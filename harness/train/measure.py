@@ -6,6 +6,7 @@ as one during training. Each step is recorded as soon as it is measured; the sam
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,13 +15,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from harness.config.spec import EvalSpec, RunSpec
 from harness.errors import UserError
 from harness.files.files import locked, writing
-from harness.records.checkpoint import EMA, precision_of, weights_files
+from harness.records.checkpoint_files import EMA, precision_of, weights_files
 from harness.records.evaluations import Conditions, add_evaluation
-from harness.records.record import Record, RecordWriter
-from harness.runtime.distributed import World
+from harness.records.record import Record, RecordWriter, asks_the_same
+from metrics.files.hashing import file_sha256
 
 if TYPE_CHECKING:
     from harness.evaluation.evaluator import Evaluator, Result
+    from harness.runtime.distributed import World
     from harness.train.journal import Progress
 
 
@@ -56,8 +58,9 @@ def unmeasurable_steps(path: Path, spec: RunSpec) -> list[int]:
 def lacking(record: Record, wanted: EvalSpec, steps: Iterable[int]) -> dict[int, tuple[str, ...]]:
     """Return the metrics that a record lacks under the conditions of an evaluation, by step."""
     found = {}
+    reference = file_sha256(Path(wanted.reference)) if wanted.reference else ""
     for step in steps:
-        known = _replicates(record, _conditions(record.path, wanted, step), step)
+        known = _replicates(record, _conditions(record.path, wanted, step, reference), step)
         missing = tuple(name for name in wanted.metrics if known.get(name, 0) < wanted.replicates)
         if missing:
             found[step] = missing
@@ -116,15 +119,25 @@ def _measured(
 ) -> Iterator[Measured]:
     from harness.data.open import open_dataset, split
     from harness.evaluation.evaluator import Evaluator
-    from harness.train.start import check_same_data
+    from harness.evaluation.kept_features import ignore
+    from harness.train.start import check_same_data, check_same_weights, network_weights
     from harness.train.trained_run import load_ema
 
-    dataset = open_dataset(spec.data)
-    check_same_data(Record(path), dataset.fingerprint)
+    dataset, record = open_dataset(spec.data), Record(path)
+    check_same_data(record, dataset.fingerprint)
     sides = split(dataset, spec.data.held_out)
-    evaluator = Evaluator(spec.eval, dataset, sides.train, world.device, sides.held_out, world)
+    evaluator = Evaluator(
+        spec.eval,
+        dataset,
+        sides.train,
+        world.device,
+        sides.held_out,
+        world,
+        note=progress.note if world.main else ignore,
+        check=lambda found: check_same_weights(record, network_weights(found)),
+    )
     for step in steps:
-        conditions = _conditions(path, spec.eval, step)
+        conditions = _conditions(path, spec.eval, step, evaluator.about.get("reference", ""))
         result = evaluator(load_ema(weights_files(path)[step], spec, dataset, world.device))
         # Only rank 0 has the result.
         if result is None:
@@ -144,7 +157,6 @@ def _record(
 
     record = Record(path)
     protocol = evaluator.about
-    _check_same_networks(record, protocol)
     if conditions.ema != "float32":
         protocol = {**protocol, "ema_precision": conditions.ema}
     if not any(one.step == step and one.conditions == conditions for one in record.evaluations):
@@ -161,19 +173,6 @@ def _record(
     add_evaluation(path, line, about)
 
 
-def _check_same_networks(record: Record, protocol: Mapping[str, Any]) -> None:
-    """Raise `UserError` if a network has other weights than in the run's earlier evaluations."""
-    for about in record.protocols.values():
-        for name, network in about.get("protocol", {}).get("extractors", {}).items():
-            now = protocol["extractors"].get(name, network)
-            if now["sha256"] != network["sha256"]:
-                raise UserError(
-                    f"{record.path} was evaluated with weights {network['sha256'][:12]} of '{name}', and its "
-                    f"weights are now {now['sha256'][:12]}; old and new values cannot be compared. "
-                    "Restore the weights"
-                )
-
-
 def _aligned(record: Record, evaluator: Evaluator) -> list[str]:
     """Return the metrics that are computed by an encoder to which the run aligned."""
     encoders = [encoder for start in record.environment for encoder in start.get("encoders", ())]
@@ -184,15 +183,17 @@ def _aligned(record: Record, evaluator: Evaluator) -> list[str]:
 
 def _update_spec(path: Path, spec: RunSpec) -> None:
     """Write the evaluation of a spec into the spec of a finished run, which reports then show."""
-    with RecordWriter(path) as record:
-        record.write_spec(spec.to_toml(), replace=True)
+    toml = spec.to_toml()
+    if not asks_the_same(Record(path).spec, tomllib.loads(toml)):
+        with RecordWriter(path) as record:
+            record.write_spec(toml, replace=True)
 
 
-def _conditions(path: Path, wanted: EvalSpec, step: int) -> Conditions:
+def _conditions(path: Path, wanted: EvalSpec, step: int, reference: str) -> Conditions:
     """Return the conditions of an evaluation of the kept weights of a step."""
     file = weights_files(path).get(step)
     kept = precision_of(file) if file is not None and file.parent.name == EMA else "float32"
-    return Conditions.of_spec(wanted.model_dump(), kept)
+    return Conditions.of_spec(wanted.model_dump(), kept, reference)
 
 
 def _replicates(record: Record, conditions: Conditions, step: int) -> Mapping[str, Any]:

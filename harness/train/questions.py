@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.config.spec import RunSpec
 from harness.errors import UserError
-from harness.records.checkpoint import step_of, weights_files
+from harness.records.checkpoint_files import step_of, weights_files
 from harness.records.evaluations import Conditions
 from harness.records.record import Record
 from harness.records.run_targets import targets_of_run
@@ -82,8 +82,8 @@ def parse_steps(text: str) -> list[int]:
 
 def _matching(record: Record, spec: RunSpec) -> Sequence[Conditions]:
     """Return the recorded conditions of a spec, with weights that were kept in either precision."""
-    wanted = [Conditions.of_spec(spec.eval.model_dump(), kept) for kept in ("float32", "bfloat16")]
-    return [conditions for conditions in wanted if conditions in record.views]
+    section = spec.eval.model_dump()
+    return [conditions for conditions in record.views if conditions.is_of_spec(section)]
 
 
 def _answer(event: dict[str, Any], conditions: Conditions, spec: RunSpec) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from harness.config.spec import RunSpec
@@ -15,6 +16,8 @@ from harness.runtime.distributed import World
 from harness.runtime.environment import describe
 from harness.train.journal import Progress
 from harness.train.state import Run
+
+CODEC, ENCODER, NETWORK = "codec", "encoder", "metric network"
 
 
 def threads_of_run(spec: RunSpec, record: Record, progress: Progress) -> int:
@@ -36,6 +39,57 @@ def check_same_data(record: Record, fingerprint: str) -> None:
             f"the data have changed since {record.path} started (fingerprint {begun}, now {fingerprint}); "
             "restore the original data, or use another --out"
         )
+
+
+def check_same_weights(record: Record, found: Mapping[str, str]) -> None:
+    """Raise `UserError` if a run started with other weights.
+
+    `found` holds the sha256 of weights by what they belong to, as `weights_at_start` names it. Weights that
+    no earlier start names are accepted.
+    """
+    begun = weights_at_start(record)
+    for what, sha256 in found.items():
+        if begun.get(what, sha256) != sha256:
+            raise UserError(
+                f"the weights of the {what} have changed since {record.path} started (sha256 {begun[what]}, "
+                f"now {sha256}); {_restore(what)}, or use another --out"
+            )
+
+
+def weights_at_start(record: Record) -> dict[str, str]:
+    """Return the sha256 of the weights that a run began with, by what they belong to.
+
+    Those of a network that was added later are from the first start or evaluation that names it.
+    """
+    found: dict[str, str] = {}
+    for start in record.environment:
+        protocol = start.get("evaluation", {}).get("protocol", {})
+        encoders = {encoder["name"]: encoder["sha256"] for encoder in start.get("encoders", ())}
+        networks = {name: network["sha256"] for name, network in protocol.get("extractors", {}).items()}
+        codec = {CODEC: protocol["codec"]} if "codec" in protocol else {}
+        found = codec | encoder_weights(encoders) | network_weights(networks) | found
+    for about in record.protocols.values():
+        extractors = about.get("protocol", {}).get("extractors", {})
+        found = network_weights({name: network["sha256"] for name, network in extractors.items()}) | found
+    return found
+
+
+def encoder_weights(sha256: Mapping[str, str]) -> dict[str, str]:
+    """Return the weights of encoders, given by name, under the names of `weights_at_start`."""
+    return {f"{ENCODER} '{name}'": value for name, value in sha256.items()}
+
+
+def network_weights(sha256: Mapping[str, str]) -> dict[str, str]:
+    """Return the weights of the networks of metrics, and those of the codec, likewise."""
+    return {CODEC if name == CODEC else f"{NETWORK} '{name}'": value for name, value in sha256.items()}
+
+
+def _restore(what: str) -> str:
+    """Return what to do about changed weights."""
+    if "'local" in what or ":local" in what:
+        return "they are trained on the data: set FLOWRACE_CACHE to the cache that holds them"
+    field = {CODEC: "data.codec_weights", ENCODER: "method.encoder.weights"}.get(what.partition(" '")[0])
+    return f"set {field or 'eval.weights'} to the original file"
 
 
 def describe_start(

@@ -24,7 +24,7 @@ from harness.encoders.base import Encoder, open_encoder
 from harness.errors import UserError
 from harness.flow.method import TrainingMethod
 from harness.flow.student import Student
-from harness.records import checkpoint
+from harness.records import checkpoint, checkpoint_files
 from harness.runtime.fsdp import full_tensor, is_sharded, local_shard, shard, shard_like
 from harness.runtime.random_streams import Streams
 
@@ -115,14 +115,14 @@ def checkpoint_writer(run: Run, folder: Path, *, writes: bool = True) -> Callabl
     a sharded run tensors are gathered one at a time, so every rank must call `checkpoint_writer`; ranks with
     `writes=False` discard the result.
     """
-    path = checkpoint.path_of(folder, run.step)
+    path = checkpoint_files.path_of(folder, run.step)
     meta = {"run": run.id, "step": str(run.step)}
     gathered = ((name, full_tensor(tensor.detach())) for name, tensor in _tensors(run).items())
     tensors = {name: tensor.to("cpu", copy=True) for name, tensor in gathered if writes}
 
     def write() -> None:
         checkpoint.save(path, tensors, meta)
-        checkpoint.prune(folder, run.spec.train)
+        checkpoint_files.prune(folder, run.spec.train)
 
     return write
 
@@ -138,7 +138,7 @@ def keep_ema(run: Run, folder: Path, *, writes: bool = True) -> None:
     if writes:
         folder.mkdir(exist_ok=True)
         meta = {"run": run.id, "step": str(run.step), "precision": run.spec.train.keep_precision}
-        checkpoint.save(checkpoint.path_of(folder, run.step), tensors, meta)
+        checkpoint.save(checkpoint_files.path_of(folder, run.step), tensors, meta)
 
 
 def restore_run(run: Run, folder: Path) -> None:
@@ -146,7 +146,7 @@ def restore_run(run: Run, folder: Path) -> None:
 
     Raises `UserError` for a checkpoint that is damaged or belongs to another run.
     """
-    files = checkpoint.checkpoints(folder)
+    files = checkpoint_files.checkpoints(folder)
     if not files:
         return
     saved = checkpoint.load(files[-1])

@@ -70,7 +70,7 @@ def checkpoint_of_run(path: Path, step: int | None) -> Path:
 
     Raises `UserError` if it does not exist.
     """
-    from harness.records.checkpoint import CHECKPOINTS, checkpoints, weights_files
+    from harness.records.checkpoint_files import CHECKPOINTS, checkpoints, weights_files
 
     newest, kept = checkpoints(path / CHECKPOINTS), weights_files(path)
     if not kept:

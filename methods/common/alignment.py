@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from harness.config.spec import NOT_HASHED, BackboneSpec
+from harness.config.spec import HASHED_IF_SET, NOT_HASHED, BackboneSpec
 from harness.runtime.precision import product
 from methods.common.missing_parts import mean_of_tokens
 
@@ -29,9 +29,13 @@ class EncoderSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     name: str
+    """`family:model`, see `flowrace list encoders`."""
     weights: str = Field(default="", json_schema_extra=NOT_HASHED)
-    """A file with weights, whose content `sha256` identifies."""
+    """A file with weights."""
     sha256: str = ""
+    """Expected checksum of the weights; empty accepts any."""
+    content: str = Field(default="", json_schema_extra=HASHED_IF_SET)
+    """Hash of the file in `weights`, filled in if it exists: the run id depends on it, not on the path."""
     download: bool = Field(default=False, json_schema_extra=NOT_HASHED)
     """Allow downloading the weights from the hub; by default nothing is downloaded."""
 

@@ -3,10 +3,11 @@ encoders."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from harness.backbone.sit import Prediction
@@ -36,11 +37,19 @@ class EncodedConfig(MethodConfig):
     space: ClassVar[dict[str, Any]] = {"coefficient": {"low": 0.1, "high": 2.0, "log": True}}
 
     coefficient: float = Field(0.5, ge=0)
+    """Weight of the alignment term."""
     encoder: EncoderSpec = DINOV2_B
     further: tuple[EncoderSpec, ...] = ()
     """More encoders, aligned with the same layer (REPA train.py `--enc-type A,B`)."""
     layer: int | None = None
     """The student layer that is aligned (1-based)."""
+
+    # Any: a raw table, or an encoder.
+    @field_validator("encoder", mode="before")
+    @classmethod
+    def _has_the_default_name(cls, encoder: Any) -> Any:
+        """Fill in the name, so that `encoder.download = true` alone applies to the default encoder."""
+        return {"name": DINOV2_B.name, **encoder} if isinstance(encoder, Mapping) else encoder
 
     def resolved(self, backbone: BackboneSpec) -> Self:
         default = PUBLISHED_LAYER.get(backbone.size) or layer_at(0.3, backbone)

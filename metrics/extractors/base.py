@@ -51,14 +51,7 @@ class Extractor:
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
         """Return all outputs of one pass of the network, float32 (B, width) by name."""
         check_images(images)
-        images = images.to(self.device)
-        if images.shape[1] == 1:
-            images = images.expand(-1, self.channels, -1, -1)
-        if images.shape[1] != self.channels:
-            raise MetricError(
-                f"extractor '{self.name}' takes images of {self.channels} channels; "
-                f"these have {images.shape[1]}"
-            )
+        images = with_channels(images.to(self.device), self.channels, "images", self.name)
         with exact_float32(self.device):
             returned = self.network(images)
         named = returned if isinstance(returned, Mapping) else {self.output: returned}
@@ -77,19 +70,40 @@ class Extractor:
         return replace(self, name=f"{self.name}-{output}", dim=dim, output=output, beside=others)
 
 
+# Any: whatever the caller gives.
 def check_images(images: Any) -> None:
     """Raise `MetricError` unless images are a uint8 tensor (B, 1 or 3, H, W) with B, H, W > 0."""
-    if not isinstance(images, Tensor):
-        raise MetricError(f"images are a {type(images).__name__}; expected a uint8 tensor (B, C, H, W)")
-    if images.dtype != torch.uint8:
+    check_bytes(images, "images", "B, C, H, W")
+
+
+def check_bytes(given: Any, kind: str, axes: str) -> None:
+    """Raise `MetricError` unless a batch is a non-empty uint8 tensor of these axes with 1 or 3 channels.
+
+    The last axes are C, H and W; `kind` names the batch in the error.
+    """
+    if not isinstance(given, Tensor):
+        raise MetricError(f"{kind} are a {type(given).__name__}; expected a uint8 tensor ({axes})")
+    if given.dtype != torch.uint8:
         raise MetricError(
-            f"images are {str(images.dtype).removeprefix('torch.')}; "
+            f"{kind} are {str(given.dtype).removeprefix('torch.')}; "
             "give bytes, uint8 in 0..255, as saved in a file"
         )
-    if images.ndim != 4 or images.shape[1] not in (1, 3) or images.numel() == 0:
+    if given.ndim != axes.count(",") + 1 or given.shape[-3] not in (1, 3) or given.numel() == 0:
+        raise MetricError(f"{kind} have shape {tuple(given.shape)}; expected ({axes}) with 1 or 3 channels")
+
+
+def with_channels(given: Tensor, channels: int, kind: str, name: str) -> Tensor:
+    """Return a batch (..., C, H, W) with the number of channels that a network takes; grey is repeated.
+
+    Raises `MetricError` for another number, with the `name` of the extractor.
+    """
+    if given.shape[-3] == 1:
+        given = given.expand(*given.shape[:-3], channels, *given.shape[-2:])
+    if given.shape[-3] != channels:
         raise MetricError(
-            f"images have shape {tuple(images.shape)}; expected (B, C, H, W) with 1 or 3 channels"
+            f"extractor '{name}' takes {kind} of {channels} channels; these have {given.shape[-3]}"
         )
+    return given
 
 
 @contextmanager

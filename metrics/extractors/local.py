@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +32,17 @@ HELD_OUT = 0.1
 """Share of images held out to measure the accuracy."""
 LEAST = 20
 """Smallest number of images to train on."""
+
+
+class TrainingImages(NamedTuple):
+    """Images and labels with a known identity, read only if no network trained on them is in the cache."""
+
+    content: str
+    """Hash, or any other text, that determines images and labels."""
+    shape: tuple[int, ...]
+    """Shape of an image, (C, H, W), or of a clip, (T, C, H, W)."""
+    read: Callable[[], tuple[np.ndarray, np.ndarray]]
+    """Function that returns images uint8 (n, *shape) and their labels (n,)."""
 
 
 class Network(nn.Module):
@@ -75,16 +86,14 @@ def load(
     cache: Path | None,
     **_: Any,
 ) -> Extractor:
-    """Return the classifier of a data set, read from the cache or trained now in 5 to 20 s on one core."""
+    """Return the classifier of a data set, read from the cache or trained now in 5 to 20 s on one core.
+
+    `images` may be `TrainingImages`, without `labels`, whose images are read only for training.
+    """
     if where is not None:
         raise MetricError("extractor 'local' is trained on the data set and takes no weights; remove them")
-    x, y, classes = _checked(images, labels, classes)
-    if cache is None:
-        trained = _train(x, y, classes)
-    else:
-        file = Path(cache) / f"local-{_key(x, y, classes)}.safetensors"
-        trained = kept(file, lambda: _train(x, y, classes))
-    network = Network(x.shape, classes, torch.Generator())
+    shape, trained = _known(images, classes, cache) or _trained(images, labels, classes, cache)
+    network = Network(torch.Size(shape), _class_count(classes), torch.Generator())
     network.load_state_dict(trained.tensors)
     network.to(device).requires_grad_(False).eval()
     return Extractor(
@@ -92,22 +101,52 @@ def load(
         dim=DIM,
         sha256=trained.sha256,
         preprocessing=f"bytes to [-1, 1]; longer side to {SIDE} at most, bilinear with antialias",
-        channels=x.shape[1],
+        channels=shape[-3],
         device=device,
         network=network.outputs,
-        beside={"logits": classes},
+        beside={"logits": _class_count(classes)},
         accuracy=float(trained.meta["accuracy"]),
     )
 
 
-def _checked(images: Any, labels: Any, classes: int | None) -> tuple[Tensor, Tensor, int]:
-    if images is None or labels is None or classes is None:
+def _known(images: Any, classes: int | None, cache: Path | None) -> tuple[tuple[int, ...], Saved] | None:
+    """Return image shape and weights for images with a known identity; None for given images."""
+    if not isinstance(images, TrainingImages):
+        return None
+    content = f"{RECIPE} {tuple(images.shape)} {_class_count(classes)} {images.content}".encode()
+    train = lambda: _trained(*images.read(), classes, cache)[1]  # noqa: E731
+    if cache is None:
+        return images.shape, train()
+    file = Path(cache) / f"local-by-identity-{hashlib.sha256(content).hexdigest()[:16]}.safetensors"
+    return images.shape, kept(file, train)
+
+
+def _trained(
+    images: Any, labels: Any, classes: int | None, cache: Path | None
+) -> tuple[tuple[int, ...], Saved]:
+    """Return image shape and weights for given images, from the cache by their bytes or trained now."""
+    x, y, classes = _checked(images, labels, classes)
+    if cache is None:
+        return x.shape, _train(x, y, classes)
+    file = Path(cache) / f"local-{_key(x, y, classes)}.safetensors"
+    return x.shape, kept(file, lambda: _train(x, y, classes))
+
+
+def _class_count(classes: int | None) -> int:
+    if classes is None:
         raise MetricError("extractor 'local' is trained on the data set: give images, labels and classes")
     if classes < 2:
         raise MetricError(
             "extractor 'local' is a classifier, but this data set has no classes; use another extractor, "
             "for example torchscript:<file>"
         )
+    return classes
+
+
+def _checked(images: Any, labels: Any, classes: int | None) -> tuple[Tensor, Tensor, int]:
+    if images is None or labels is None:
+        raise MetricError("extractor 'local' is trained on the data set: give images, labels and classes")
+    classes = _class_count(classes)
     x = torch.from_numpy(np.require(images, requirements=["C", "W"]))
     check_images(x)
     y = np.asarray(labels)

@@ -139,15 +139,15 @@ def load_extractor(
         local-audio                 the classifier `local`, trained on recordings given as `images`
 
     `images` (n, C, H, W) uint8, `labels` (n,) in 0 .. classes - 1 and `classes` are the training data of the
-    local classifiers, which are cached in the folder `cache` if given. `weights` is the file or folder if the
-    name has none. The checksum of the weights must begin with `sha256`. Raises `MetricError` for an unknown
-    name, a package that is not installed, and missing or invalid weights, images or labels.
+    local classifiers, which are cached in the folder `cache` if given. Instead of images and labels, `images`
+    may be `metrics.extractors.local.TrainingImages`. `weights` is the file or folder if the name has none.
+    The checksum of the weights must begin with `sha256`. Raises `MetricError` for an unknown name, a package
+    that is not installed, and missing or invalid weights, images or labels.
     """
     import torch
 
+    check_installed(name)
     loader, rest = _loader(name), name.partition(":")[2]
-    if not _is_installed(loader):
-        raise MetricError(f"the package '{loader.package}' is not installed; run: {loader.install}")
     module, _, function = loader.load.partition(":")
     given = {"images": images, "labels": labels, "classes": classes, "cache": cache}
     given |= {"sha256": sha256, "download": download}
@@ -161,6 +161,13 @@ def load_extractor(
             f"extractor '{name}': the sha256 of its weights is {extractor.sha256}, expected {sha256}"
         )
     return extractor
+
+
+def check_installed(name: str) -> None:
+    """Raise `MetricError` for an unknown extractor, and for one whose optional package is not installed."""
+    loader = _loader(name)
+    if not _is_installed(loader):
+        raise MetricError(f"the package '{loader.package}' is not installed; run: {loader.install}")
 
 
 def _is_installed(loader: Loader) -> bool:

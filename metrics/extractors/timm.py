@@ -67,7 +67,7 @@ def load_dinov2(
     **_: Any,
 ) -> Extractor:
     """Load `dinov2-<size>` with weights in timm's or the authors' layout, from a file or from the hub."""
-    model, name = f"vit_{DINOV2[size]}_patch14_dinov2", f"dinov2-{size}"
+    model, name = dinov2_model(size), f"dinov2-{size}"
     network = create(model, img_size=SIDE)
     file = _file(name, model, where, download)
     found, tensors = file_sha256(file, expected=sha256), read_tensors(file)
@@ -79,6 +79,11 @@ def load_dinov2(
 
 
 load_s, load_b, load_l, load_g = (partial(load_dinov2, size=size) for size in DINOV2)
+
+
+def dinov2_model(size: str) -> str:
+    """Return timm's name of DINOv2 in a size s, b, l or g."""
+    return f"vit_{DINOV2[size]}_patch14_dinov2"
 
 
 def authors_positions(positions: Tensor, grid: int) -> Tensor:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import safetensors
 import safetensors.torch
@@ -34,23 +34,24 @@ class Saved(NamedTuple):
         return digest.hexdigest()
 
 
-def kept(file: Path, make: Callable[[], Saved]) -> Saved:
+def kept(file: Path, make: Callable[[], Saved], *, waiting: Callable[[], None] = lambda: None) -> Saved:
     """Return the content of a cache file; if it is missing, truncated or altered, make and write it.
 
-    Raises `MetricError` if the folder cannot be written.
+    One process makes it while the others wait, after a call of `waiting`. Raises `MetricError` if the folder
+    cannot be written, and whatever `make` raises.
     """
-    try:
+    with _cache_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(file.with_suffix(".lock")):
+        lock = _lock(file.with_suffix(".lock"), waiting)
+    # Closing the file releases the lock, as the end of the process does.
+    with lock:
+        with _cache_errors(file):
             saved = _read(file)
-            if saved is None:
-                saved = make()
+        if saved is None:
+            saved = make()
+            with _cache_errors(file):
                 _write(file, saved)
-            return saved
-    except (OSError, safetensors.SafetensorError) as error:
-        raise MetricError(
-            f"cannot write the cache file {file}: {getattr(error, 'strerror', None) or error}"
-        ) from error
+        return saved
 
 
 def write_saved(file: Path, saved: Saved) -> None:
@@ -100,10 +101,24 @@ def _write(file: Path, saved: Saved) -> None:
         temporary.unlink(missing_ok=True)
 
 
-@contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file."""
-    with open(file, "w") as lock:
-        # The lock is released when the file is closed.
+def _lock(file: Path, waiting: Callable[[], None]) -> IO[str]:
+    """Return an open file on which this process holds an exclusive lock."""
+    # The caller closes it.
+    lock = open(file, "w")  # noqa: SIM115
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        waiting()
         fcntl.flock(lock, fcntl.LOCK_EX)
+    return lock
+
+
+@contextmanager
+def _cache_errors(file: Path) -> Iterator[None]:
+    """Turn the errors of a cache file that cannot be written into `MetricError`."""
+    try:
         yield
+    except (OSError, safetensors.SafetensorError) as error:
+        raise MetricError(
+            f"cannot write the cache file {file}: {getattr(error, 'strerror', None) or error}"
+        ) from error

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from harness.config.options import JSON_OPTION
+from harness.config.options import JSON_OPTION, examples
 from reports.cli.options import AXIS, CONFIDENCE, METRIC, REGISTER, TARGET
 
 SOURCES = click.argument("sources", metavar="DIR...", nargs=-1, required=True)
@@ -28,7 +28,7 @@ class AuditGroup(click.Group):
 @click.group(
     cls=AuditGroup,
     subcommand_metavar="CLAIM.toml DIR... | COMMAND",
-    epilog="Example: flowrace audit claim.toml runs/digits --json",
+    epilog=examples("flowrace audit claim.toml runs/digits --json", "flowrace audit register claim.toml"),
 )
 def audit() -> None:
     """Audit a claimed speed-up: `flowrace audit CLAIM.toml DIR...` prints supported, refuted or
@@ -145,7 +145,7 @@ def selftest(
         click.echo(f"noise floor: a factor of {factor(found.floor)}")
 
 
-@audit.command(epilog="Example: flowrace audit power runs/pilot --method flow --candidate repa --factor 1.2")
+@audit.command(epilog=examples("flowrace audit power runs/pilot --method flow --candidate repa --factor 1.2"))
 @SOURCES
 @click.option("--method", help="Method to measure. Default: the study's baseline, else flow.")
 @click.option("--candidate", help="Second method on the same seeds; the spread is then that of pairs.")

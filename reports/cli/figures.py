@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.config.options import JSON_OPTION
+from harness.config.options import JSON_OPTION, examples
 from reports.cli.options import parse_labels, race_options
 
 if TYPE_CHECKING:
@@ -37,8 +37,9 @@ FORMATS = ("pdf", "svg")
 
 
 @click.command(
-    epilog="Example: flowrace figures runs/digits --style icml --width text --labels repa=REPA "
-    "--format pdf,svg"
+    epilog=examples(
+        "flowrace figures runs/digits --style icml --width text --labels repa=REPA --format pdf,svg"
+    )
 )
 @race_options
 @click.option(

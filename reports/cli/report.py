@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from harness.config.options import JSON_OPTION
+from harness.config.options import JSON_OPTION, examples
 from reports.cli.options import AXES, parse_labels, race_options
 from reports.cli.report_diff import diff
 
@@ -31,8 +31,10 @@ class OrDiff(click.Command):
 
 @click.command(
     cls=OrDiff,
-    epilog="Example: flowrace report runs/digits -o report.html --target baseline@400 --table times.tex. "
-    "See also: flowrace report diff --help",
+    epilog=examples(
+        "flowrace report runs/digits -o report.html --target baseline@400 --table times.tex",
+        then="See also: flowrace report diff --help",
+    ),
 )
 @race_options
 @click.option(

@@ -1,11 +1,11 @@
-"""Arms: the runs whose specs differ only in the seed and in fields that cannot change results."""
+"""Arms: the runs whose specs differ only in the seed and in fields that cannot change weights."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,10 +52,13 @@ def arms_of(records: Sequence[Record], names: Mapping[str, str] | None = None) -
     `names` are shown names by method or label. Raises `UserError` if two runs have the same arm and seed,
     because only one of them can count, and if two arms would have the same shown name.
     """
-    groups: dict[str, list[Record]] = {}
-    for record in records:
-        groups.setdefault(json.dumps(arm_fields(record.spec), sort_keys=True), []).append(record)
-    fields = {key: arm_fields(runs[0].spec) for key, runs in groups.items()}
+    groups = _grouped(records, trajectory_fields)
+    if any(len({run.spec.get("seed", 0) for run in runs}) < len(runs) for runs in groups.values()):
+        # Records of versions up to 0.1 can differ in evaluation or length alone.
+        groups = _grouped(records, arm_fields)
+        fields = {key: arm_fields(runs[0].spec) for key, runs in groups.items()}
+    else:
+        fields = {key: trajectory_fields(runs[0].spec) for key, runs in groups.items()}
     labels = labels_of(fields)
     shown = shown_labels(labels, fields, names or {})
     arms = [
@@ -88,8 +91,31 @@ def shown_name(label: str, method: str, names: Mapping[str, str]) -> str:
     return names.get(label) or names.get(method, method) + label.removeprefix(method)
 
 
+def _grouped(
+    records: Iterable[Record], fields_of: Callable[[Mapping[str, Any]], dict[str, Any]]
+) -> dict[str, list[Record]]:
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(json.dumps(fields_of(record.spec), sort_keys=True), []).append(record)
+    return groups
+
+
+def trajectory_fields(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of an arm: those that can change weights, without the seed.
+
+    Evaluation and the number of steps are not among them, because a run can be measured again and extended.
+    """
+    fields = arm_fields(spec)
+    decays = fields.get("train.decay", "none") != "none"
+    return {
+        path: value
+        for path, value in fields.items()
+        if not path.startswith("eval.") and (path != "train.steps" or decays)
+    }
+
+
 def arm_fields(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a spec by dotted path, without `seed` and the fields that the run id leaves out.
+    """Return a spec by dotted path, without `seed` and the fields that cannot change results.
 
     Fields that are hashed only if set are left out at their default: old records do not have them.
     """

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import chdtri, nctdtrinc
 
-from reports.stats.t_interval import CONFIDENCE, t_quantile
+from metrics.intervals import student
+from reports.stats.t_interval import CONFIDENCE
 
 POWER = 0.80
 MOST_PAIRS = 1000
@@ -69,7 +70,7 @@ def pairs_needed(
 
 
 def _distance(error: float, degrees: float, confidence: float, power: float) -> float:
-    critical = t_quantile(degrees, confidence)
+    critical = student(degrees, confidence)
     return float(nctdtrinc(degrees, 1 - power, critical)) * error
 
 

@@ -6,7 +6,8 @@ import math
 from typing import TypeVar
 
 import numpy as np
-from scipy.special import stdtrit
+
+from metrics.intervals import student
 
 CONFIDENCE = 0.95
 
@@ -20,10 +21,5 @@ def t_interval(
 
     `spread` is the standard deviation of n values or, with n = 1, a standard error.
     """
-    half = t_quantile(degrees, confidence) * spread / math.sqrt(n)
+    half = student(degrees, confidence) * spread / math.sqrt(n)
     return mean - half, mean + half
-
-
-def t_quantile(degrees: float, confidence: float = CONFIDENCE) -> float:
-    """Return the two-sided critical value of Student's t."""
-    return float(stdtrit(degrees, (1 + confidence) / 2))

@@ -18,12 +18,16 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from harness.files.files import read_tail
 from harness.files.progress import format_duration, stderr_console
+from harness.records.study_folder import StudyFolder
 from sweeps.launch.lost_terminal import survive_lost_terminal
 from sweeps.plan.plan import PlannedRun
 from sweeps.plan.run_state import Pace, read_pace, read_state
 
 REFRESH_SECONDS, LINE_SECONDS = 0.3, 30.0
+LOADING = ("opening ", "reading ", "waiting ")
+"""Beginnings of the notes by which a run shows what it does before its first step."""
 
 
 class PlainDisplay:
@@ -87,8 +91,20 @@ class PlainDisplay:
         return f"{done} of {self._total} runs done{failed}, {left} left"
 
     def _show(self, paces: Sequence[tuple[PlannedRun, Pace]]) -> None:
-        runs = [f"{run.label}: " + ", ".join(_progress(run, pace)) for run, pace in paces]
+        runs = [f"{run.label}: " + ", ".join(self._progress(run, pace)) for run, pace in paces]
         self.note("; ".join([*runs, self.summary(paces)]))
+
+    def _progress(self, run: PlannedRun, pace: Pace) -> list[str]:
+        """Return step, loss, speed and remaining time of a run; before its first step, what it is loading."""
+        if pace.step <= self._first_step.get(run.id, 0) and (loading := self._loading(run)):
+            return [loading]
+        return _progress(run, pace)
+
+    def _loading(self, run: PlannedRun) -> str:
+        """Return the last line of a run's log if it names a preparation, else an empty text."""
+        lines = read_tail(StudyFolder(self._directory).log_file(run.id)).decode(errors="replace").split("\n")
+        last = next((line for line in reversed(lines[:-1]) if line.strip()), "")
+        return last if last.startswith(LOADING) else ""
 
     def _seconds_left(self, paces: Sequence[tuple[PlannedRun, Pace]]) -> float | None:
         ended = sum(self._steps_left[run] for run in self._ended)
@@ -120,7 +136,7 @@ class LiveDisplay(PlainDisplay):
         table = Table.grid(padding=(0, 2))
         for run, pace in paces:
             bar = ProgressBar(total=run.spec.train.steps, completed=pace.step, width=24)
-            table.add_row(Text(run.label), bar, *map(Text, _progress(run, pace)))
+            table.add_row(Text(run.label), bar, *map(Text, self._progress(run, pace)))
         with survive_lost_terminal():
             self._live.update(Group(table, Text(self.summary(paces))), refresh=True)
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from harness.config.options import JSON_OPTION
 from sweeps.launch.options import LaunchOptions, launch_options
 from sweeps.plan.status import INCOMPLETE, difference, read_status
+
+if TYPE_CHECKING:
+    from sweeps.plan.difference import Change
 
 FOLDER = click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
 
@@ -55,25 +60,38 @@ def study() -> None:
 @click.argument("b", metavar="STUDY|FILE.toml|DIR")
 @JSON_OPTION
 def diff(a: str, b: str, as_json: bool) -> None:
-    """Print the runs that two studies share, and those that only one of them has."""
-    found = difference(_planned(a), _planned(b))
+    """Print the runs that two studies share, those that only one has, and the fields in which they differ.
+
+    Runs of the two studies that differ in few fields are compared in pairs. Target, baseline, labels and
+    budget of the studies are compared too.
+    """
+    from sweeps.plan.difference import field_changes, read_side, setting_changes
+
+    first, second = read_side(a), read_side(b)
+    found = difference([vars(run) for run in first.runs], [vars(run) for run in second.runs])
+    fields, settings = field_changes(first.runs, second.runs), setting_changes(first, second)
     if as_json:
-        click.echo(json.dumps(found, indent=1))
+        changes = {"fields": [asdict(change) for change in fields]}
+        changes["settings"] = [{"field": one.field, "a": one.a, "b": one.b} for one in settings]
+        click.echo(json.dumps(found | changes, indent=1))
         return
     for key, text in (("both", "in both"), ("only_a", f"only in {a}"), ("only_b", f"only in {b}")):
         click.echo(f"{text}: {len(found[key])}")
         for name in found[key] if key != "both" else ():
             click.echo(f"  {name}")
+    _print_changes("fields of these runs that differ", fields)
+    _print_changes("settings of the studies that differ", settings)
 
 
-def _planned(source: str) -> list[dict[str, Any]]:
-    """Return id and label of every run of a study, given by name, by file, or by its folder."""
-    if Path(source).is_dir():
-        return [run for run in read_status(Path(source))["runs"] if run["id"]]
-    from sweeps.plan.plan import make_plan
-    from sweeps.plan.study import load_study
+def _print_changes(title: str, changes: Sequence[Change]) -> None:
+    from sweeps.plan.study import format_value
 
-    return [{"id": run.id, "label": run.label} for run in make_plan(load_study(source)).runs]
+    if changes:
+        click.echo(f"{title}:")
+    for change in changes:
+        a, b = ("not set" if value is None else format_value(value) for value in (change.a, change.b))
+        count = f" in {len(change.runs)} run{'s' * (len(change.runs) != 1)}" if change.runs else ""
+        click.echo(f"  {change.field}: {a} -> {b}{count}")
 
 
 def _print_status(found: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from harness.config.options import JSON_OPTION, track_options
+from harness.config.options import JSON_OPTION, examples, track_options
 from harness.errors import UserError
 from harness.records.record import Record
 from harness.records.study_folder import STUDY, StudyFolder
@@ -19,16 +19,21 @@ from sweeps.cli.options import study_options
 from sweeps.cli.tables import describe_plan, describe_results, exclusion_lines, print_plan, print_results
 from sweeps.launch.base import stop_on_signals
 from sweeps.launch.options import LaunchOptions, launch_options, threads_and_launcher
+from sweeps.launch.real_samples import prepare_real_samples
 from sweeps.launch.runner import StudyRunner
 from sweeps.plan.budget import check_budget
+from sweeps.plan.missing_weights import check_weights
 from sweeps.plan.plan import PlannedRun, make_plan
 from sweeps.plan.study import Study, load_study
 from sweeps.plan.study_folder import study_lock, write_plan
 
 
 @click.command(
-    epilog="Example: flowrace sweep digits --dry-run. "
-    "Rerun the same command to resume; finished runs are kept."
+    epilog=examples(
+        "flowrace sweep digits --dry-run",
+        "flowrace sweep digits --set methods.repa.layer=2",
+        then="Rerun the same command to resume; finished runs are kept.",
+    )
 )
 @study_options
 @launch_options
@@ -76,6 +81,7 @@ def run_study(study: Study, directory: Path, launch: LaunchOptions, outputs: Out
     plan, as_json = make_plan(study, directory), outputs.as_json
     runs = plan.runs
     check_budget(study, runs)
+    check_weights(runs, directory)
     mirror = _Mirror(study, directory, None if outputs.no_track else _create_store(outputs.track))
     with study_lock(directory):
         write_plan(study, plan, directory)
@@ -106,6 +112,7 @@ def rerun(directory: Path, ids: set[str], launch: LaunchOptions) -> None:
             f"{file} no longer plans {', '.join(sorted(missing))}, because the data or the presets have "
             "changed; run its sweep again"
         )
+    check_weights(runs, directory)
     mirror = _Mirror(study, directory, None)
     with study_lock(directory):
         failures, stopped = _run_all(runs, directory, mirror, launch)
@@ -166,6 +173,8 @@ def _run_all(
     runs = [run.with_threads(launch.threads or run.spec.runtime.threads or threads) for run in runs]
     display = make_display(runs, directory)
     with launcher, stop_on_signals(launcher), display:
+        if launch.launcher == "local":
+            prepare_real_samples(runs, directory, launcher, display.note)
         runner = StudyRunner(runs, directory, launcher, display, mirror.send, processes=launch.processes)
         runner.run()
     return runner.failures, launcher.stopped_by is not None

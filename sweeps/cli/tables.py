@@ -6,6 +6,7 @@ import statistics
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from rich.text import Text
 from harness.files.progress import format_duration
 from harness.records.record import TRAINING_PHASES, Record, failure_reason
 from sweeps.plan.budget import count_flops, run_cost
+from sweeps.plan.missing_weights import find_missing, missing_lines
 from sweeps.plan.plan import ExcludedRun, PlannedRun
 from sweeps.plan.run_state import TO_EVALUATE, TO_EXTEND, RunState, read_state
 from sweeps.plan.study import Study, format_value, run_label
@@ -40,6 +42,7 @@ def describe_plan(
         "flops": {"total": sum(flops.values()), "left": left, "budget": study.budget.flops},
         "training_seconds_left": None if rate is None else rate * left,
         "left_out": exclusion_lines(excluded),
+        "missing_weights": [asdict(one) for one in find_missing(runs, directory)],
     }
 
 
@@ -100,6 +103,10 @@ def print_plan(plan: Mapping[str, Any]) -> None:
     print(f"{len(runs)} runs: " + ", ".join(f"{n} {status}" for status, n in counts.items()))
     for line in plan["left_out"]:
         print(line)
+    if plan["missing_weights"]:
+        print("missing weights:")
+    for line in missing_lines(plan["missing_weights"]):
+        print(f"  {line}")
     print(f"training costs {total:.3e} FLOPs in total, {left:.3e} remain")
     if (budget := plan["flops"]["budget"]) is not None:
         print(f"the budget is {budget:.3e} FLOPs" + (", which is too small" if total > budget else ""))

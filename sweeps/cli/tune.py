@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from harness.config.options import JSON_OPTION
+from harness.config.options import JSON_OPTION, examples
 from harness.errors import UserError
 from harness.files.terminal import show
 from sweeps.cli.display import make_display
@@ -22,6 +23,7 @@ from sweeps.cli.tables import exclusion_lines, make_table
 from sweeps.launch.base import stop_on_signals
 from sweeps.launch.options import LaunchOptions, launch_options, threads_and_launcher
 from sweeps.launch.runner import StudyRunner
+from sweeps.plan.missing_weights import check_weights, find_missing, missing_lines
 from sweeps.plan.plan import PlannedRun
 from sweeps.plan.study import format_value, load_study
 from sweeps.plan.study_folder import study_lock, write_search
@@ -31,9 +33,12 @@ if TYPE_CHECKING:
 
 
 @click.command(
-    epilog="Example: flowrace tune tune-digits --dry-run. "
-    "Rerun the same command to resume; no trial is lost or run twice. "
-    "To compare the best settings: flowrace sweep runs/tune-digits/audit.toml"
+    epilog=examples(
+        "flowrace tune tune-digits --dry-run",
+        "flowrace sweep runs/tune-digits/audit.toml",
+        then="The second command compares the best settings. Rerun a command to resume it; no trial is lost "
+        "or run twice.",
+    )
 )
 @study_options
 @launch_options
@@ -57,7 +62,7 @@ def tune(
         raise UserError("tuning needs Optuna, which is not installed; see: pip install 'flowrace[tune]'")
     from sweeps.tune.results import describe, write_results
     from sweeps.tune.trial_log import TrialLog
-    from sweeps.tune.tuner import Unfinished, make_tuning_study
+    from sweeps.tune.tuner import Unfinished, first_runs, make_tuning_study
     from sweeps.tune.tuner import tune as search
 
     study = load_study(source, overrides)
@@ -69,6 +74,7 @@ def tune(
         described = _describe_plan(tuning)
         click.echo(json.dumps(described, indent=1)) if as_json else _print_plan(described)
         return
+    check_weights(first_runs(tuning), directory)
     with study_lock(directory):
         write_search(study, directory)
         log = TrialLog(directory, study.name)
@@ -126,7 +132,7 @@ class _TrialRuns:
 
 def _describe_plan(tuning: TuningStudy) -> dict[str, Any]:
     from sweeps.plan.budget import run_cost
-    from sweeps.tune.tuner import steps_within, trial_runs
+    from sweeps.tune.tuner import first_runs, steps_within, trial_runs
 
     tune, methods = tuning.study.tune, {}
     for arm in tuning.arms:
@@ -144,6 +150,7 @@ def _describe_plan(tuning: TuningStudy) -> dict[str, Any]:
         "audit_seeds": list(tuning.audit_seeds),
         "runs": len(methods) * tune.trials * len(tuning.seeds),
         "methods": methods,
+        "missing_weights": [asdict(one) for one in find_missing(first_runs(tuning), tuning.directory)],
     }
 
 
@@ -158,6 +165,10 @@ def _print_plan(plan: dict[str, Any]) -> None:
     print(f"{plan['trials']} trials per method by {plan['sampler']}, each on tuning seeds {seeds}")
     total = sum(own["flops"] for own in plan["methods"].values())
     print(f"at most {plan['runs']} runs, {total:.3e} FLOPs in total")
+    if plan["missing_weights"]:
+        print("missing weights:")
+    for line in missing_lines(plan["missing_weights"]):
+        print(f"  {line}")
 
 
 def _range(dimension: dict[str, Any]) -> str:

@@ -9,7 +9,6 @@ example an image encoder on sounds). The plan keeps both with the reason, which 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,12 +18,12 @@ from typing import Any
 from harness.assembly.compatibility import Unsuited
 from harness.assembly.resolve import load_table, resolve
 from harness.assembly.run_folder import run_folder
-from harness.config.parts import nested_setting
 from harness.config.spec import EvalSpec, RunSpec
-from harness.config.tables import set_path
 from harness.errors import UserError, unknown
 from harness.records.flatten import flatten
+from sweeps.plan.method_settings import check_labels, check_method_settings, check_used, settings_of_run
 from sweeps.plan.study import Study, combinations, format_value, run_label
+from sweeps.plan.target import check_target_step
 
 
 @dataclass(frozen=True)
@@ -84,6 +83,7 @@ def make_plan(study: Study, directory: Path | None = None) -> StudyPlan:
     setting that no run can have, for a study that excludes every run, for two runs with one id, for a
     baseline or a target metric that no run has, and for a run on a tuning seed.
     """
+    check_method_settings(study)
     plan = _resolved(study, directory)
     _check_not_empty(study, plan)
     plan = replace(plan, runs=_trainings(study, plan.runs))
@@ -91,13 +91,12 @@ def make_plan(study: Study, directory: Path | None = None) -> StudyPlan:
     _check_seeds(study, plan.runs)
     _check_baseline(study, plan)
     _check_target(study, plan.runs)
+    _check_names(study, plan)
     return plan
 
 
 def _resolved(study: Study, directory: Path | None) -> StudyPlan:
     base = load_table(study.base)
-    for path, value in study.set.items():
-        set_path(base, *nested_setting(path, value))
     found = [
         _run_or_exclusion(study, base, values) if reason is None else ExcludedRun(values, reason)
         for values, reason in combinations(study)
@@ -120,9 +119,7 @@ def _run_or_exclusion(
 def _planned(study: Study, base: Mapping[str, Any], values: dict[str, Any]) -> PlannedRun:
     from harness.data.pin import pinned
 
-    data = copy.deepcopy(dict(base))
-    for path, value in values.items():
-        set_path(data, *nested_setting(path, value))
+    data = settings_of_run(study, base, values)
     where = ", ".join([f"study {study.name}", *_assignments(values)])
     return PlannedRun(values, pinned(resolve(data, where=where)))
 
@@ -198,10 +195,19 @@ def _check_baseline(study: Study, plan: StudyPlan) -> None:
     raise unknown("baseline", study.baseline, methods)
 
 
-def _check_target(study: Study, runs: Iterable[PlannedRun]) -> None:
+def _check_names(study: Study, plan: StudyPlan) -> None:
+    """Raise `UserError` for settings or a label of a method that no arm has."""
+    excluded = (flatten(one.values).get("method.name") for one in plan.excluded)
+    methods = {run.spec.method.name for run in plan.runs} | {str(name) for name in excluded if name}
+    check_used(study, methods)
+    check_labels(study, methods)
+
+
+def _check_target(study: Study, runs: Sequence[PlannedRun]) -> None:
     metrics = {metric for run in runs for variant in run.variants for metric in variant.eval.metrics}
     if study.target.metric is not None and study.target.metric not in metrics:
         raise unknown("target metric", study.target.metric, metrics)
+    check_target_step(study, {run.label: run.spec for run in runs})
 
 
 def _assignments(values: Mapping[str, Any]) -> list[str]:

@@ -15,11 +15,19 @@ A study is a TOML file whose first line is a comment that describes it:
     [[exclude]]                                         # combinations that are not run, and the reason
     reason = "flow reads no encoder"
     where = { "method.name" = "flow", "method.layer" = 2 }
+    [methods.repa]                                      # settings of one method's arms, as in presets
+    coefficient = 0.25
     [set]                                               # settings that all runs share
     "train.steps" = 1000
-    [target]
+    [target]                                            # one of value, values, at and share_of_final
     metric = "fd:local"
-    value = 12.0
+    value = 12.0                                        # values = [8.0, 12.0]
+                                                        # at = "baseline@400": its value at step 400
+                                                        # share_of_final = 0.9: of its way to its last value
+    [labels]                                            # names that pages and figures show
+    repa = "REPA"
+    [report]
+    across = "cells"                                    # headline with several cells: pooled or cells
     [seeds]                                             # instead of a seed axis; the two are disjoint.
     audit = 3                                           # A list, or a number: 0, 1, 2 and 1000, 1001
     tuning = 2
@@ -28,23 +36,26 @@ A study is a TOML file whose first line is a comment that describes it:
     [tune]                                              # budget of a method in `flowrace tune`, and space
     trials = 8
     space."train.learning_rate" = { low = 1e-3, high = 1e-2, log = true }
+
+A setting in `[set]` is taken before one in `[methods.NAME]`, and a value of an axis before both.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from harness.config.packaged import PackagedToml
-from harness.config.parts import nested_path
+from harness.config.parts import nested_path, nested_setting
 from harness.config.spec import Section
-from harness.config.tables import parse_override, validate
+from harness.config.tables import parse_override, set_path, validate
 from harness.errors import UserError, unknown
 from harness.files.files import read_toml
 from harness.records.flatten import flatten
@@ -52,13 +63,55 @@ from sweeps.plan.search_space import Dimension
 
 STUDIES = PackagedToml("sweeps", "studies")
 """The studies in the package."""
+TARGET_VALUES = ("value", "values", "at", "share_of_final")
+"""The fields of `[target]` that set its value; a study has at most one of them."""
 FIRST_TUNING_SEED = 1000
 """The first tuning seed if a study gives their number; audit seeds then start at 0."""
 
 
 class Target(Section):
+    """The metric and the value of it that arms race to: a number, several, or one that the baseline sets."""
+
     metric: str | None = None
     value: float | None = Field(default=None, gt=0)
+    values: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] | None = None
+    """Several values, each with its own result."""
+    at: str | None = None
+    """`baseline@STEP`, its value at an evaluation step; the baseline's own name may stand for `baseline`."""
+    share_of_final: float | None = Field(default=None, gt=0, lt=1)
+    """Share of the baseline's final improvement, for example 0.9."""
+
+    @field_validator("at")
+    @classmethod
+    def _names_arm_and_step(cls, at: str | None) -> str | None:
+        if at is not None and not re.fullmatch(r".+@[1-9]\d*", at):
+            raise ValueError("expected baseline@STEP, for example baseline@400")
+        return at
+
+    @model_validator(mode="after")
+    def _has_one_value(self) -> Self:
+        given = [name for name in TARGET_VALUES if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} each set the target; keep one of them")
+        return self
+
+    @property
+    def arm_and_step(self) -> tuple[str, int] | None:
+        """The two parts of `at`."""
+        if self.at is None:
+            return None
+        arm, _, step = self.at.rpartition("@")
+        return arm, int(step)
+
+
+class Report(Section):
+    """Choices of the report."""
+
+    across: Literal["pooled", "cells"] | None = None
+    """With several cells, the headline pools them or has one line each.
+
+    Default: pooled if all cells compare the same arms.
+    """
 
 
 class Exclusion(Section):
@@ -128,9 +181,14 @@ class Study(Section):
     zip: dict[str, dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]]] = Field(default_factory=dict)
     """Axes that vary together, by name: values by spec path, the same number for each path."""
     exclude: tuple[Exclusion, ...] = ()
+    methods: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Settings by method, for the arms of that method only."""
     set: dict[str, Any]
     """Fixed values by spec path."""
     target: Target = Target()
+    labels: dict[str, Annotated[str, Field(min_length=1)]] = Field(default_factory=dict)
+    """Names to show, by method or by arm label."""
+    report: Report = Report()
     seeds: Seeds = Seeds()
     """The tuning seeds only, because audit seeds are an axis."""
     budget: Budget = Budget()
@@ -139,7 +197,7 @@ class Study(Section):
     """Tuning costs by method; `flowrace tune` writes them."""
 
     def to_toml(self) -> str:
-        later = {"seeds", "budget", "tune", "tuning"}
+        later = {"methods", "labels", "report", "seeds", "budget", "tune", "tuning"}
         unused = {
             name
             for name in later
@@ -158,11 +216,14 @@ class Study(Section):
 
 
 def load_study(source: str, overrides: Iterable[str] = ()) -> Study:
-    """Read a study by name or from a TOML file, with overrides `a.b=v` of the settings that all runs share.
+    """Read a study by name or from a TOML file, with overrides `a.b=v`.
+
+    They set fields of all runs, or with `methods.repa.layer=4` of one method's runs.
 
     Raises `UserError` for anything unknown or of the wrong type, and for two settings of one field.
     """
     table = _load(source)
+    methods = _method_tables(table, source)
     if not isinstance(table.get("zip", {}), Mapping):
         raise UserError(
             f'{source}: zip must be a table of axes, for example [zip.size] "backbone.size" = [...]'
@@ -174,6 +235,10 @@ def load_study(source: str, overrides: Iterable[str] = ()) -> Study:
             raise UserError(f"{source}: axes.{path} = {format_value(value)}: expected a list of values")
     for override in overrides:
         path, value = parse_override(override)
+        if path.startswith("methods."):
+            set_path(methods, *_under_methods(path, value))
+            continue
+        _refuse_setting_of_study(override, path, value)
         varied = {nested_path(axis) for axis in (*axes, *(name for own in zipped.values() for name in own))}
         if nested_path(path) in varied:
             raise UserError(f"--set {override}: {path} is an axis of this study; edit the study instead")
@@ -181,7 +246,8 @@ def load_study(source: str, overrides: Iterable[str] = ()) -> Study:
         fixed |= flatten({path: value})
     table = {**table, "zip": {**table.get("zip", {}), **zipped}} if zipped else table
     axes, table = _with_seeds(table, axes, source)
-    study = validate(Study, {**table, "axes": axes, "set": fixed}, source)
+    table = {**table, "axes": axes, "set": fixed, "methods": methods}
+    study = _with_baseline_in_target(validate(Study, table, source))
     _check_paths(study, source)
     return study
 
@@ -245,6 +311,50 @@ def _paths(table: Mapping[str, Any], part: str, source: str) -> dict[str, Any]:
     if not isinstance(table.get(part, {}), Mapping):
         raise UserError(f'{source}: {part} must be a table, for example [{part}] "train.steps" = ...')
     return flatten(table.get(part, {}))
+
+
+def _method_tables(table: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Return the tables `[methods.NAME]` under current names, with dotted keys as nested tables."""
+    methods = table.get("methods", {})
+    if not isinstance(methods, Mapping):
+        raise UserError(f"{source}: methods must hold a table for each method, for example [methods.repa]")
+    nested: dict[str, Any] = {}
+    for name, settings in methods.items():
+        if not isinstance(settings, Mapping):
+            raise UserError(f"{source}: methods.{name} = {settings}: expected a table [methods.{name}]")
+        nested[name] = {}
+        for path, value in flatten(settings).items():
+            set_path(nested, *_under_methods(f"methods.{name}.{path}", value))
+    return nested
+
+
+def _under_methods(path: str, value: Any) -> tuple[str, Any]:
+    path, value = nested_setting(path, value)
+    return path.removeprefix("methods."), value
+
+
+def _with_baseline_in_target(study: Study) -> Study:
+    """Return the study with the baseline's own name in `target.at` replaced by `baseline`."""
+    named = study.target.arm_and_step
+    if named is None or named[0] != study.baseline:
+        return study
+    target = study.target.model_copy(update={"at": f"baseline@{named[1]}"})
+    return study.model_copy(update={"target": target})
+
+
+def _refuse_setting_of_study(override: str, path: str, value: Any) -> None:
+    """Raise `UserError` for an override of the study itself, because `--set` sets fields of its runs."""
+    part = path.partition(".")[0]
+    if part not in Study.model_fields:
+        return
+    report = {"target.value": f"--target {value}", "target.metric": f"--metric {value}"}
+    report["baseline"] = f"--baseline {value}"
+    hint = f"; for a report alone, type: flowrace report DIR {report[path]}" if path in report else ""
+    place = f"[{part}]" if "." in path else part
+    raise UserError(
+        f"--set {override}: '{part}' belongs to the study, and --set sets fields of its runs; edit {place} "
+        f"in the study's file{hint}"
+    )
 
 
 def _with_seeds(

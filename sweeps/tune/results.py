@@ -18,6 +18,7 @@ from harness.files.files import write_atomic, writing
 from harness.records.flatten import flatten
 from harness.records.study_folder import AUDIT, BEST, HISTORY
 from metrics.intervals import student
+from sweeps.plan.method_settings import restricted
 from sweeps.plan.plan import make_plan
 from sweeps.plan.study import Study, Tune, TuningCost
 from sweeps.tune.trial_log import Trial, TrialLog
@@ -112,6 +113,7 @@ def audit_study(tuning: TuningStudy, best: dict[str, dict[str, Any]]) -> Study:
         "set": {path: value for path, value in study.set.items() if path not in others},
         "tune": Tune(),
         "tuning": dict.fromkeys(settings, cost),
+        **restricted(study, settings),
     }
     audit = study.model_copy(update=changed)
     # Raises `UserError` here, and not when the audit starts, if the study cannot be planned.

@@ -27,9 +27,10 @@ from harness.costs.flops import Cost
 from harness.errors import UserError
 from harness.records.record import Record
 from sweeps.plan.budget import run_cost
+from sweeps.plan.method_settings import restricted
 from sweeps.plan.plan import ExcludedRun, PlannedRun, make_plan
 from sweeps.plan.search_space import SearchSpace, search_space
-from sweeps.plan.study import Study, Tune
+from sweeps.plan.study import Study, Target, Tune
 from sweeps.tune.trial_log import Trial, TrialLog
 
 if TYPE_CHECKING:
@@ -118,8 +119,15 @@ def trial_runs(
     fixed = {path: (copy.deepcopy(value),) for path, value in {**arm.values, **params, **length}.items()}
     axes = {"seed": study.tuning_seeds, **fixed}
     unused = {"zip": {}, "exclude": (), "baseline": None, "seeds": type(study.seeds)(), "tuning": {}}
+    # A trial has one arm, and may end before the step of a target.
+    unused |= {**restricted(study, [arm.method]), "target": Target(metric=study.target.metric)}
     shared = {path: value for path, value in study.set.items() if path not in axes}
     return make_plan(study.model_copy(update={"axes": axes, "set": shared, **unused}), directory).runs
+
+
+def first_runs(tuning: TuningStudy) -> list[PlannedRun]:
+    """Return the runs of each arm before any setting is searched, for checks before a search starts."""
+    return [run for arm in tuning.arms for run in trial_runs(tuning.study, arm, {})]
 
 
 def steps_within(cost: Cost, flops: float) -> int:

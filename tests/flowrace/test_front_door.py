@@ -163,9 +163,9 @@ def test_scores_equal_those_of_the_command(run: Record, tmp_path: Path) -> None:
 
 
 def test_loaded_model_is_the_ema_of_the_checkpoint(run: Record) -> None:
-    from harness.records import checkpoint
+    from harness.records import checkpoint, checkpoint_files
 
-    saved = checkpoint.load(checkpoint.checkpoints(run.path / "checkpoints")[-1]).part("ema")
+    saved = checkpoint.load(checkpoint_files.checkpoints(run.path / "checkpoints")[-1]).part("ema")
     loaded = flowrace.load_model(run.path).state_dict()
     assert loaded.keys() == saved.keys() and all(torch.equal(loaded[name], saved[name]) for name in saved)
 

@@ -80,6 +80,15 @@ def test_study_in_the_readme_can_be_planned(tmp_path: Path) -> None:
     assert len(cells) == len({cell.id for cell in cells}) == 6
 
 
+def test_study_on_the_page_about_studies_can_be_planned(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "guides" / "studies.md").read_text()
+    study = tmp_path / "study.toml"
+    study.write_text(text.partition("```toml\n")[2].partition("```")[0])
+    runs = make_plan(load_study(str(study))).runs
+    layers = {run.spec.method.name: run.spec.method.model_dump().get("layer") for run in runs}
+    assert len(runs) == 9 and layers == {"flow": None, "repa": 2, "self_flow": None}
+
+
 def test_tracking_page_has_every_mirrored_metric() -> None:
     page = (ROOT / "docs" / "guides" / "tracking.md").read_text()
     shown = re.findall(r"`((?:train|cost|eval)/[^`]*)`", page)

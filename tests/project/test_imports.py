@@ -57,7 +57,7 @@ BORDERS = {
     "metrics": set(),
     "methods": {"harness.errors", "harness.runtime", "harness.backbone", "harness.config", "harness.flow"},
     "harness": {"metrics"},
-    "reports": {"harness.errors", "harness.files", "harness.config", "harness.records"},
+    "reports": {"harness.errors", "harness.files", "harness.config", "harness.records", "metrics.intervals"},
     "sweeps": {"harness", "metrics"},
     "flowrace": {"harness", "methods", "metrics", "reports", "sweeps"},
 }

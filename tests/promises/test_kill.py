@@ -3,6 +3,7 @@ killed."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.records import checkpoint
+from harness.records import checkpoint, checkpoint_files
 from harness.records.record import Record, RecordWriter
 from harness.train.loop import train
 from harness.train.progress import Quiet
@@ -50,11 +51,17 @@ def in_child(work: Callable[[], None], kill_after: float | None = None) -> int:
         finally:
             os._exit(code)
     if kill_after is not None:
-        signal.signal(signal.SIGALRM, lambda *_: os.kill(child, signal.SIGKILL))
+        signal.signal(signal.SIGALRM, lambda *_: _kill(child))
         signal.setitimer(signal.ITIMER_REAL, kill_after)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     signal.setitimer(signal.ITIMER_REAL, 0)
     return status
+
+
+def _kill(child: int) -> None:
+    # It may have ended an instant ago.
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(child, signal.SIGKILL)
 
 
 def die() -> None:
@@ -209,7 +216,7 @@ def test_stop_costs_no_scheduled_checkpoint(tmp_path: Path) -> None:
     calm = trained(spec, tmp_path / "calm")
 
     def files(run: Path) -> list[int]:
-        return sorted(checkpoint.step_of(file) for file in (run / "checkpoints").iterdir())
+        return sorted(checkpoint_files.step_of(file) for file in (run / "checkpoints").iterdir())
 
     assert files(calm.path) == [10, 15, 20]
     wild, kept = tmp_path / "wild", []

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from harness.config import registry
 from harness.data.open import open_dataset, split
-from harness.records import checkpoint
+from harness.records import checkpoint, checkpoint_files
 from harness.records.record import DONE, Record
 from harness.runtime.distributed import World
 from harness.runtime.fsdp import is_sharded, local_shard, shard_like
@@ -87,8 +87,8 @@ def work(given: str) -> None:
 def cut(record: Record, step: int) -> None:
     """Cut a record back to how it was after the checkpoint of a step."""
     (record.path / DONE).unlink()
-    for file in checkpoint.checkpoints(record.path / "checkpoints"):
-        if checkpoint.step_of(file) > step:
+    for file in checkpoint_files.checkpoints(record.path / "checkpoints"):
+        if checkpoint_files.step_of(file) > step:
             file.unlink()
 
 
@@ -98,7 +98,7 @@ def alone(tmp_path: Path, *settings: str) -> Record:
 
 def final_tensors(record: Record) -> list[torch.Tensor]:
     """Return the final weights of student and EMA, by name."""
-    saved = checkpoint.load(checkpoint.checkpoints(record.path / "checkpoints")[-1])
+    saved = checkpoint.load(checkpoint_files.checkpoints(record.path / "checkpoints")[-1])
     return [saved.tensors[name] for name in sorted(saved.tensors) if name.startswith(("model.", "ema."))]
 
 
@@ -111,7 +111,7 @@ def check_same(found: Record, known: Record) -> None:
     (a,), (b,) = found.of("eval"), known.of("eval")
     assert a["protocol"] == b["protocol"]
     assert a["metrics"]["fd:local"]["mean"] == pytest.approx(b["metrics"]["fd:local"]["mean"], rel=1e-3)
-    files = [checkpoint.checkpoints(record.path / "checkpoints")[-1] for record in (found, known)]
+    files = [checkpoint_files.checkpoints(record.path / "checkpoints")[-1] for record in (found, known)]
     one, other = map(checkpoint.load, files)
     outline = [{n: (t.shape, t.dtype) for n, t in saved.tensors.items()} for saved in (one, other)]
     assert outline[0] == outline[1] and one.meta["step"] == "12"

@@ -19,8 +19,10 @@ from harness.backbone.sit import Prediction
 from harness.config.spec import DataSpec, EvalSpec
 from harness.data.open import open_dataset, split
 from harness.errors import RunStopped, UserError
-from harness.evaluation.evaluator import Evaluator, real_features
+from harness.evaluation import kept_features
+from harness.evaluation.evaluator import Evaluator
 from harness.evaluation.features import FeatureSet, Masked
+from harness.evaluation.real_side import real_features
 from harness.records.record import Record
 from harness.runtime.distributed import World
 from harness.runtime.rounds import main_first, rounds, stop_if_any_failed
@@ -67,6 +69,8 @@ def findings(world: World | None = None) -> dict[str, object]:
     """Return everything that the tests compare between worlds."""
     prepared = {name: evaluator(name, world) for name in DATA}
     found: dict[str, object] = {name: measured(one) for name, one in prepared.items()}
+    # The second time, rank 0 reads what the ranks have measured together.
+    found["digits again"] = measured(evaluator("digits", world))
     found["broken data"] = broken_data(prepared["digits"], batch=1)
     found["broken samples"] = broken_samples(prepared["digits"], batch=1)
     return found
@@ -122,6 +126,8 @@ def broken_data(prepared: Evaluator, batch: int) -> str:
 def work(rank: int, size: int, port: int, folder: Path) -> None:
     """Write the findings of one process of a world to a file."""
     torch.set_num_threads(1)
+    # Entries of this world alone, so that its ranks share the pass over the real samples.
+    kept_features.VERSION = str(folder)
     if size == 1:
         found = findings()
     else:
@@ -170,6 +176,11 @@ def test_world_measures_as_one_process(alone: dict, world: list[dict], name: str
     assert set(expected["metrics"]) == set(DATA[name].metrics) and expected["errors"] == {}
     assert {key: value for key, value in world[0][name].items() if key != "asked"} == expected
     assert all(set(other[name]) == {"asked"} for other in world[1:])
+
+
+def test_ranks_measure_alike_with_real_samples_from_the_cache(alone: dict, world: list[dict]) -> None:
+    assert alone["digits again"] == alone["digits"]
+    assert [found["digits again"] for found in world] == [found["digits"] for found in world]
 
 
 @pytest.mark.parametrize("name", DATA)

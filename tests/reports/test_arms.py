@@ -12,7 +12,16 @@ from harness.assembly.resolve import load_spec
 from harness.config.spec import canonical
 from harness.errors import UserError
 from harness.records.record import find_records
-from reports.race.arms import RaceArm, arm_fields, arms_of, differences, find_arm, flatten, labels_of
+from reports.race.arms import (
+    RaceArm,
+    arm_fields,
+    arms_of,
+    differences,
+    find_arm,
+    flatten,
+    labels_of,
+    trajectory_fields,
+)
 from tests.reports.synthetic import write_run
 
 GRID = (10, 20)
@@ -104,7 +113,7 @@ def test_two_runs_with_equal_arm_and_seed_are_rejected(tmp_path: Path) -> None:
         arms(tmp_path)
 
 
-def test_arm_fields_are_those_that_the_run_id_hashes() -> None:
+def test_fields_of_an_arm_are_those_that_the_run_id_hashes() -> None:
     """Changing a field other than the seed changes the run id exactly if it changes the arm."""
     spec = load_spec("digits", ["method.name=self_flow"])
     table = spec.model_dump(mode="json")
@@ -120,7 +129,7 @@ def test_arm_fields_are_those_that_the_run_id_hashes() -> None:
         except UserError:
             # The new value is not allowed for this field, for example a decay above 1.
             continue
-        differs = arm_fields(new.model_dump(mode="json")) != arm_fields(table)
+        differs = trajectory_fields(new.model_dump(mode="json")) != trajectory_fields(table)
         assert differs == (new.id != spec.id), path
         changed += 1
     assert changed > 15

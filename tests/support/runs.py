@@ -13,7 +13,7 @@ from typing import Any
 
 from harness.assembly.resolve import load_spec
 from harness.config.spec import RunSpec
-from harness.records import checkpoint
+from harness.records import checkpoint, checkpoint_files
 from harness.records.record import Record
 from harness.train.progress import Quiet
 
@@ -63,7 +63,7 @@ def events(record: Record) -> list[dict[str, Any]]:
 
 def weights(record: Record) -> str:
     """Return the hash of the final weights, EMA and optimizer state."""
-    return checkpoint.load(checkpoint.checkpoints(record.path / "checkpoints")[-1]).meta["sha256"]
+    return checkpoint.load(checkpoint_files.checkpoints(record.path / "checkpoints")[-1]).meta["sha256"]
 
 
 def losses(record: Record) -> list[float]:
@@ -71,7 +71,7 @@ def losses(record: Record) -> list[float]:
 
 
 def part(record: Record, name: str) -> str:
-    saved = checkpoint.load(checkpoint.checkpoints(record.path / "checkpoints")[-1])
+    saved = checkpoint.load(checkpoint_files.checkpoints(record.path / "checkpoints")[-1])
     return checkpoint.digest(saved.part(name))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from collections import Counter
 from pathlib import Path
 
@@ -28,7 +29,7 @@ value = 12.0
 """
 
 
-def stub_command(spec: Path, directory: Path) -> tuple[str, ...]:
+def stub_command(spec: Path, directory: Path, evaluations: Sequence[Path] = ()) -> tuple[str, ...]:
     return (sys.executable, str(STUB), str(spec), str(directory))
 
 

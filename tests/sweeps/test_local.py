@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.records.checkpoint import checkpoints, step_of
+from harness.records.checkpoint_files import checkpoints, step_of
 from harness.records.record import Record, find_records
 from sweeps.launch.base import Event, Finished, Job, Started, stop_on_signals
 from sweeps.launch.local import LocalLauncher

@@ -212,7 +212,7 @@ def test_planned_run_is_pinned_to_the_content_of_its_data(tmp_path: Path) -> Non
         ({"axes": [1]}, r"axes must be a table"),
         ({"zip": 3}, r"zip must be a table of axes"),
         ({"axes": {"sed": [1]}}, "unknown key 'sed'.*Did you mean 'seed'"),
-        ({"axes": {"train.stepps": [1]}}, "unknown key 'train.stepps'.*Did you mean 'steps'"),
+        ({"axes": {"train.stepps": [1]}}, "unknown key 'train.stepps'.*Did you mean 'train.steps'"),
         ({"axes": {"method.name": ["flow", "rep"]}}, "unknown method 'rep' .*Did you mean 'repa'"),
         ({"axes": {"seed": ["a"]}}, 'study s, seed = a: seed = "a"'),
         ({"set": {"seed": 5}}, "'seed' and 'seed' set the same field|'seed' is"),

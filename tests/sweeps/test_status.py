@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result
 
 from harness.cli.main import cli
 from harness.records.record import Record
+from sweeps.plan.difference import Change, ComparedRun, field_changes
 from sweeps.plan.plan import make_plan
 from sweeps.plan.status import difference
 from sweeps.plan.study import load_study
@@ -100,6 +101,59 @@ def test_study_diff_lists_added_runs(study: Path, tmp_path: Path) -> None:
     assert found["both"] == ["flow seed 0", "self_flow seed 0", "flow seed 1"]
     assert (found["only_a"], found["only_b"]) == ([], ["flow seed 2", "self_flow seed 2"])
     assert "only in" in flowrace("study", "diff", study, grown).output
+
+
+def test_study_diff_names_the_fields_of_runs_that_differ_in_few(study: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.toml"
+    changed = STUDY.replace('"train.batch_size" = 4', '"train.batch_size" = 8')
+    changed = changed.replace("seed = [0, 1]", "seed = [0]")
+    changed = changed.replace("seed = 1,", "seed = 0,") + '"runtime.threads" = 1\n'
+    other.write_text(changed.replace('base = "digits"', 'base = "digits"\nbaseline = "flow"'))
+    found = json.loads(flowrace("study", "diff", study, other, "--json").output)
+    assert found["fields"] == [{"field": "train.batch_size", "a": 4, "b": 8, "runs": ["flow seed 0"]}]
+    assert found["settings"] == [{"field": "baseline", "a": None, "b": "flow"}]
+    shown = flowrace("study", "diff", study, other).output
+    assert "train.batch_size: 4 -> 8 in 1 run\n" in shown and "baseline: not set -> flow\n" in shown
+
+
+def test_study_diff_names_the_settings_of_studies_that_differ(study: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.toml"
+    tables = '[target]\nvalues = [3.0, 4.0]\n[labels]\nflow = "Flow"\n[budget]\nflops = 1e15\n'
+    other.write_text(f"{STUDY}{tables}")
+    found = json.loads(flowrace("study", "diff", study, other, "--json").output)
+    assert found["fields"] == [] and len(found["both"]) == 3
+    assert {(one["field"], str(one["b"])) for one in found["settings"]} == {
+        ("target.values", "[3.0, 4.0]"),
+        ("labels.flow", "Flow"),
+        ("budget.flops", "1000000000000000.0"),
+    }
+
+
+def test_study_diff_of_a_folder_equals_that_of_its_file(study: Path, tmp_path: Path) -> None:
+    out, plan = tmp_path / "out", make_plan(load_study(str(study)))
+    write_plan(load_study(str(study)), plan, out)
+    # One run has started, with its spec on disk; the others are planned again.
+    (out / plan.runs[0].id).mkdir()
+    (out / plan.runs[0].id / "spec.toml").write_text(plan.runs[0].spec.to_toml())
+    other = tmp_path / "other.toml"
+    other.write_text(STUDY.replace('"train.batch_size" = 4', '"train.batch_size" = 8'))
+    by_file, by_folder = (
+        json.loads(flowrace("study", "diff", one, other, "--json").output) for one in (study, out)
+    )
+    assert by_file == by_folder and by_file["fields"][0]["field"] == "train.batch_size"
+    assert len(by_file["fields"][0]["runs"]) == 3
+    assert json.loads(flowrace("study", "diff", out, study, "--json").output)["fields"] == []
+
+
+def test_study_diff_pairs_the_most_similar_runs() -> None:
+    a = [ComparedRun("1", "x", {"p": 1, "q": 1}), ComparedRun("2", "y", {"p": 2, "q": 2})]
+    b = [ComparedRun("3", "y", {"p": 2, "q": 3}), ComparedRun("4", "z", dict.fromkeys("abcdef", 0))]
+    assert field_changes(a, b) == [Change("q", 2, 3, ("y",))]
+
+
+def test_study_diff_names_fields_in_which_runs_of_one_id_differ() -> None:
+    a, b = (ComparedRun("1", "x", {"eval.guidance": guidance}) for guidance in (1.0, 1.5))
+    assert field_changes([a], [b]) == [Change("eval.guidance", 1.0, 1.5, ("x",))]
 
 
 def test_difference_compares_ids() -> None:

@@ -14,13 +14,11 @@ from harness.data.disk.sounds import waveform
 from harness.data.disk.survey import FileSurvey, common_shape
 from harness.data.disk.videos import KIND, MISSING, frames_of, survey_frames
 from harness.data.generated.moving_digits import FRAMES, clip_length
-from harness.data.log_mel import BANDS, HOP, PER_FRAME, RATE, mel_bytes
+from harness.data.log_mel import BANDS, PER_FRAME, RATE, SAMPLES_PER_FRAME, mel_bytes
 from harness.errors import UserError
 from metrics.files.media import Encoded, package
 
-SAMPLES = HOP * PER_FRAME
-"""Audio samples in one frame of a clip."""
-SECONDS = SAMPLES / RATE
+SECONDS = SAMPLES_PER_FRAME / RATE
 """Duration of one frame of a clip: 64 ms."""
 ROUNDING = 1e-4
 """Fraction of a frame by which the rounded times of a container may be off."""
@@ -69,9 +67,9 @@ class Films:
         return self._index.key(self._clips[index][0])
 
     def wave(self, index: int) -> np.ndarray:
-        """Return the sound of a clip, float64 (frames * SAMPLES,) at 8 kHz, padded with silence."""
+        """Return the sound of a clip, float64 (frames * SAMPLES_PER_FRAME,) at 8 kHz, padded with silence."""
         item, clip = self._clips[index]
-        sound, length = self._sounds.get(item, self._sound), self.shape[1] * SAMPLES
+        sound, length = self._sounds.get(item, self._sound), self.shape[1] * SAMPLES_PER_FRAME
         begin = clip * length - self._index.surveys[item][5]
         samples = sound[max(begin, 0) : max(begin + length, 0)]
         before = min(max(-begin, 0), length)

@@ -1,13 +1,14 @@
 """The survey of a data set on disk: hash and size of every item, a common shape, and the fingerprint.
 
 A survey decodes every item once, so that a broken one raises an error before a run starts. The results are
-cached by size and modification time of each file.
+cached by the stamp of each file: size, modification time, inode and change time.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,7 @@ from harness.data.disk.pixels import decode
 from harness.errors import UserError
 from harness.files.cache import cache_dir
 from harness.files.files import locked, write_atomic
+from harness.files.stamps import stamp_of, stored
 
 RULES = 2
 """Version of the checks: increase it when they change, to invalidate cached surveys."""
@@ -62,9 +64,9 @@ def survey(
 ) -> list[Any]:
     """Return the survey of every item of every file, in order: the result of `inspect`, or a `FileSurvey`.
 
-    `inside` lists the items of one file. Only files whose size or modification time differs from the cache
-    are read; `variant` separates caches of different inspections. Raises `UserError` naming the first file
-    that is missing, or the first broken item.
+    `inside` lists the items of one file. Only files whose stamp (harness/files/stamps.py) differs from the
+    cache are read; `variant` separates caches of different inspections. Raises `UserError` naming the first
+    file that is missing, or the first broken item.
     """
     key = hashlib.sha256(f"{RULES}\n{root.resolve()}\n{variant}".encode()).hexdigest()[:16]
     store = cache_dir("surveys") / f"{key}.json"
@@ -72,9 +74,10 @@ def survey(
         known = _read(store)
         stamps = {file: _stamp(file) for file in files}
         names = {file: str(file.relative_to(root)) for file in files}
+        now = time.time_ns()
         stale = [file for file in files if known.get(names[file], {}).get("stamp") != stamps[file]]
         for file, items in zip(stale, _inspect(stale, inside, inspect or _inspect_image), strict=True):
-            known[names[file]] = {"stamp": stamps[file], "images": items}
+            known[names[file]] = {"stamp": stored(stamps[file], now), "images": items}
         if stale:
             _write(store, {names[file]: known[names[file]] for file in files})
     items = [item for file in files for item in known[names[file]]["images"]]
@@ -126,12 +129,10 @@ def _inspect(
 
 
 def _stamp(file: Path) -> list[int]:
-    """Return size and modification time."""
     try:
-        status = file.stat()
+        return stamp_of(file)
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}; replace or remove it") from error
-    return [status.st_size, status.st_mtime_ns]
 
 
 def _inspect_image(encoded: Encoded) -> FileSurvey:

@@ -20,7 +20,7 @@ from harness.data.generated.moving_digits import (
     placed,
     reflected,
 )
-from harness.data.log_mel import BANDS, HOP, PER_FRAME, RATE, mel_bytes
+from harness.data.log_mel import BANDS, PER_FRAME, RATE, SAMPLES_PER_FRAME, mel_bytes
 from harness.runtime.random_streams import Streams
 
 LOWEST = 3.0
@@ -30,8 +30,6 @@ LONGEST = 8.0
 takes sqrt(h / ROOM) times that."""
 DRIFT = 0.75
 """Highest horizontal speed in pixels per frame."""
-SAMPLES = HOP * PER_FRAME
-"""Audio samples in one frame of video: 64 ms, or 15.625 frames a second."""
 PEAK, DECAY, PITCH = 0.8, 0.012, (500.0, 5.0)
 """Amplitude of a click, seconds to 1/e, and (Hz of digit 0, digits per octave)."""
 CLICK = int(12 * DECAY * RATE)
@@ -43,8 +41,8 @@ class Bounce:
 
     There are 3,594 samples; `data.frames` sets another length. A sample is both parts flattened, the video
     first. Impacts follow each other every `LONGEST * sqrt(h / ROOM)` frames, with h uniform in LOWEST ..
-    ROOM. No energy is lost at an impact. Frame k shows the time of audio sample (k + 1/2) * SAMPLES. A click
-    is a decaying sine whose pitch depends on the digit.
+    ROOM. No energy is lost at an impact. Frame k shows the time of audio sample (k + 1/2) * n, with n samples
+    in a frame. A click is a decaying sine whose pitch depends on the digit.
     """
 
     modality = "joint"
@@ -95,11 +93,11 @@ class Bounce:
         return times[(times >= -0.5) & (times < last)]
 
     def wave(self, index: int) -> np.ndarray:
-        """Return the sound, float64 (frames * SAMPLES,) at 8 kHz."""
+        """Return the sound, float64 (frames * SAMPLES_PER_FRAME,) at 8 kHz."""
         base, octave = PITCH
         hertz = base * 2 ** (self._digits.sample(index % len(self._digits)).label / octave)
-        wave = np.zeros(self.shape[1] * SAMPLES)
-        for impact in (self.impacts(index) + 0.5) * SAMPLES:
+        wave = np.zeros(self.shape[1] * SAMPLES_PER_FRAME)
+        for impact in (self.impacts(index) + 0.5) * SAMPLES_PER_FRAME:
             begin = math.ceil(impact)
             click = wave[begin : begin + CLICK]
             seconds = (np.arange(begin, begin + len(click)) - impact) / RATE

@@ -4,12 +4,16 @@ test part)."""
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 
 from harness.config.spec import DataSpec
 from harness.data.dataset import Sample
+
+FILE = "datasets/data/digits.csv.gz"
+"""The digits in scikit-learn's package."""
 
 
 class Digits:
@@ -21,12 +25,9 @@ class Digits:
     shape = (1, 8, 8)
 
     def __init__(self, spec: DataSpec) -> None:
-        from sklearn.datasets import load_digits
-
-        # Any: the fields of a Bunch depend on its data set.
-        bunch: Any = load_digits()
-        self._images = np.round(bunch.images[:, None] * (255 / 16)).astype(np.uint8)
-        self._labels = bunch.target.astype(np.int64)
+        pixels, labels = read_digits()
+        self._images = np.round(pixels.reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8)
+        self._labels = labels.astype(np.int64)
         self.fingerprint = hashlib.sha256(self._images.tobytes() + self._labels.tobytes()).hexdigest()[:16]
 
     def __len__(self) -> int:
@@ -37,3 +38,19 @@ class Digits:
 
     def key(self, index: int) -> bytes:
         return self._images[index].tobytes()
+
+
+def read_digits() -> tuple[np.ndarray, np.ndarray]:
+    """Return scikit-learn's digits: 64 pixels from 0 to 16 a row, and the labels.
+
+    They are read from its file, because the import of scikit-learn takes a second at the start of every run.
+    """
+    package = find_spec("sklearn")
+    file = Path(package.origin or "").parent / FILE if package else Path(FILE)
+    if not file.is_file():
+        # A version that keeps its files elsewhere.
+        from sklearn.datasets import load_digits
+
+        return load_digits(return_X_y=True)
+    table = np.loadtxt(file, delimiter=",")
+    return table[:, :-1], table[:, -1]

@@ -1,29 +1,22 @@
 """Cached features of a source: rows if there are few samples or a metric needs them, else moments.
 
-The name of a cache entry is a hash of what determines its content: the source's fingerprint, the network's
-weights and preprocessing, and the outputs stored. Names of files and data sets do not matter.
+They are kept by content, as those of races are (kept_features.py). Names of files and data sets do not
+matter.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from harness.evaluation.features import FeaturePass, FeatureSet, Masked
+from harness.evaluation.kept_features import PROBE, Kept, kept_features, network_identity
 from harness.evaluation.samples.sources import Batch, Source
-from harness.files.cache import cache_dir
 from harness.files.progress import progress_bar
 from metrics.distances.frechet import SMALL, Moments
-from metrics.files.cache import Saved, kept
-from metrics.files.reference_statistics import flat, unflat
 
-VERSION = 1
-"""Version of the features; increase it with every change that moves one, to renew the cache."""
 SEED = 0
 """Seed of the random subset of the reference in a noise floor."""
 
@@ -70,18 +63,18 @@ def source_features(
     few = source.count is None or source.count <= max(SMALL, extract.dim)
     keep = {"logits", "labels"} | ({"features"} if rows or few else set()) | ({"spatial"} if few else set())
     split = 0 if {"features", "spatial"} & wanted <= keep else subset
-    what = [
-        VERSION, source.fingerprint, source.count, extract.sha256, extract.dim, extract.preprocessing,
-        sorted(wanted), sorted(keep & wanted), split,
+    first = next(source.batches(extract, PROBE), None)
+    network = network_identity(extract, first.inputs) if first else []
+    content = [
+        "source", source.fingerprint, source.count, *network, sorted(wanted),
+        sorted(keep & wanted), split,
     ]  # fmt: skip
     if "logits" in wanted and extract.counted:
-        what.append(extract.counted)
-    key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:24]
-    file = cache_dir("features") / f"{key}.safetensors"
-    return _restored(kept(file, lambda: _extract(source, extract, wanted, keep, split, batch)))
+        content.append(extract.counted)
+    return _restored(kept_features(content, lambda: _extract(source, extract, wanted, keep, split, batch)))
 
 
-def _extract(source: Source, extract: Any, wanted: set[str], keep: set[str], split: int, batch: int) -> Saved:
+def _extract(source: Source, extract: Any, wanted: set[str], keep: set[str], split: int, batch: int) -> Kept:
     """Run the network on all samples of a source."""
     streamed = wanted - keep
     stored = FeatureSet(rows=wanted & keep, count=source.count)
@@ -96,25 +89,13 @@ def _extract(source: Source, extract: Any, wanted: set[str], keep: set[str], spl
     features.finish()
     if features.error:
         raise features.error
-    tensors = {name: torch.from_numpy(rows) for name, rows in stored.rows.items()}
-    moments = {
-        f"{part}/{name}": output
-        for part, features in (("subset", subset), ("rest", rest))
-        for name, output in features.moments.items()
-        if output.n
-    }
-    return Saved(tensors | flat(moments), {"n": str(features.n)})
+    return Kept({"rows": stored, "subset": subset, "rest": rest}, {"n": str(features.n)})
 
 
-def _restored(saved: Saved) -> SourceFeatures:
-    rows = {name: tensor.numpy() for name, tensor in saved.tensors.items() if "/" not in name}
-    moments = unflat({name: tensor for name, tensor in saved.tensors.items() if "/" in name})
-    subset, rest = (
-        FeatureSet.restored({n.partition("/")[2]: m for n, m in moments.items() if n.startswith(part)}, {})
-        for part in ("subset", "rest")
-    )
-    everything = FeatureSet.restored(rest.merged(subset).moments, rows)
-    return SourceFeatures(int(saved.meta["n"]), everything, subset, rest)
+def _restored(found: Kept) -> SourceFeatures:
+    subset, rest = found.sets["subset"], found.sets["rest"]
+    everything = FeatureSet.restored(rest.merged(subset).moments, found.sets["rows"].rows)
+    return SourceFeatures(int(found.notes["n"]), everything, subset, rest)
 
 
 def _moments(rows: np.ndarray, mask: np.ndarray, block: int = 4096) -> Moments:

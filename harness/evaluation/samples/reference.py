@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from harness.config.spec import DataSpec
 from harness.errors import UserError
+from harness.evaluation.reference import described, difference
 from harness.evaluation.samples.sources import Source, open_source, settled
 from metrics.files.reference_statistics import Reference, is_adm, read_adm, read_statistics
 
@@ -59,27 +60,18 @@ def admitted(real: Real, extract: Any, frames: int | None, where: str) -> Real:
     return Real(source, real.statistics)
 
 
-def described(extract: Any, frames: int | None) -> dict[str, str]:
-    """Return what samples must share with the statistics they are compared to: network and clip length."""
-    network = {
-        "extractor": extract.name,
-        "weights_sha256": extract.sha256,
-        "preprocessing": extract.preprocessing,
-    }
-    return network | ({"frames": str(frames)} if frames else {})
-
-
 def _check_same(meta: dict[str, str], expected: dict[str, str], where: str) -> None:
-    for key, value in expected.items():
-        found = meta.get(key, "unknown")
-        if found == value:
-            continue
-        if key == "frames":
-            raise UserError(
-                f"{where} holds statistics of clips of {found} frames, but the samples have {value}; use "
-                f"--frames {found}"
-            )
-        raise UserError(f"{where} holds statistics of another network: {key} is {found}, not {value}")
+    found = difference(meta, expected)
+    if found is None:
+        return
+    if found.key == "frames":
+        raise UserError(
+            f"{where} holds statistics of clips of {found.found} frames, but the samples have "
+            f"{found.expected}; use --frames {found.found}"
+        )
+    raise UserError(
+        f"{where} holds statistics of another network: {found.key} is {found.found}, not {found.expected}"
+    )
 
 
 def _only_inception(where: str, extractor: str, why: object) -> UserError:

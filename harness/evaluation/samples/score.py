@@ -15,12 +15,14 @@ import numpy as np
 from harness.config.spec import DataSpec
 from harness.errors import UserError
 from harness.evaluation.noise_floor import noise_floor
+from harness.evaluation.reference import described
 from harness.evaluation.samples.cached_features import SEED, SourceFeatures, source_features
 from harness.evaluation.samples.class_order import order_warning, positions, reordered
-from harness.evaluation.samples.reference import Real, admitted, described, open_reference
+from harness.evaluation.samples.reference import Real, admitted, open_reference
 from harness.evaluation.samples.sources import Source, open_source, settled
 from harness.files.cache import cache_dir
 from metrics.distances.frechet import Moments, moments_of
+from metrics.extractors.local import TrainingImages
 from metrics.extractors.registry import extractor_modality, load_extractor
 from metrics.files.reference_statistics import Reference, is_adm, save_statistics
 from metrics.suite import (
@@ -181,7 +183,12 @@ def _extractor(request: Request, trained_on: Source | None) -> Any:
             raise UserError(
                 "extractor 'local' is trained on the raw images of a reference; name one with --against"
             )
-        given = trained_on.labelled()._asdict()
+        labelled, source = trained_on.labelled, trained_on
+        shape = source.shape or ()
+        given = {
+            "images": TrainingImages(f"source {source.fingerprint}", shape, labelled.read),
+            "classes": labelled.classes,
+        }
     return load_extractor(
         request.extractor,
         weights=request.weights,

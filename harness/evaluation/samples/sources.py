@@ -41,10 +41,10 @@ class Batch(NamedTuple):
 
 
 class Labelled(NamedTuple):
-    """All images of a source at once."""
+    """The images of a source as training data of a network."""
 
-    images: np.ndarray
-    labels: np.ndarray
+    read: Callable[[], tuple[np.ndarray, np.ndarray]]
+    """Function that returns all images and their labels."""
     classes: int
 
 
@@ -64,8 +64,8 @@ class Source:
     """
     shape: tuple[int, ...] | None = None
     """(channels, height, width) of images; None for videos and recordings."""
-    labelled: Callable[[], Labelled] | None = None
-    """Function that loads all images, for a network that is trained on them."""
+    labelled: Labelled | None = None
+    """The images and their labels, for a network that is trained on them."""
     class_names: tuple[str, ...] = ()
     """Class names in the order of labels; empty if classes are only numbered."""
     frames: int | None = None
@@ -149,7 +149,7 @@ def _dataset(where: str, spec: DataSpec) -> Source:
         batches,
         len(dataset),
         dataset.shape,
-        lambda: Labelled(*images(dataset, np.arange(len(dataset))), dataset.classes),
+        Labelled(lambda: images(dataset, np.arange(len(dataset))), dataset.classes),
         Capabilities(dataset).class_names,
     )
 
@@ -166,10 +166,12 @@ def _array(where: str, path: Path, data: DataSpec) -> Source:
             yield Batch(torch.from_numpy(pixels), labels)
             start = stop
 
-    def labelled() -> Labelled:
-        labels = np.zeros(array.shape[0], np.int64) if array.labels is None else array.labels
-        return Labelled(np.concatenate(list(array_batches(array, 1000))), labels, int(labels.max()) + 1)
+    labels = np.zeros(array.shape[0], np.int64) if array.labels is None else array.labels
 
+    def read() -> tuple[np.ndarray, np.ndarray]:
+        return np.concatenate(list(array_batches(array, 1000))), labels
+
+    labelled = Labelled(read, int(labels.max(initial=0)) + 1)
     fingerprint = array_fingerprint(array)
     return Source(where, "image", fingerprint, batches, array.shape[0], array.image_shape, labelled)
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from metrics.extractors.base import exact_float32
+from metrics.extractors.base import check_bytes, exact_float32, with_channels
 from metrics.value import MetricError
 
 
@@ -52,28 +52,12 @@ class VideoExtractor:
         if count < self.least or (self.frames and count != self.frames):
             takes = f"{self.frames}" if self.frames else f"{self.least} or more"
             raise MetricError(f"extractor '{self.name}' takes clips of {takes} frames; these have {count}")
-        clips = clips.to(self.device)
-        if clips.shape[2] == 1:
-            clips = clips.expand(-1, -1, self.channels, -1, -1)
-        if clips.shape[2] != self.channels:
-            raise MetricError(
-                f"extractor '{self.name}' takes clips of {self.channels} channels; "
-                f"these have {clips.shape[2]}"
-            )
+        clips = with_channels(clips.to(self.device), self.channels, "clips", self.name)
         with exact_float32(self.device):
             return self.network(clips).float()
 
 
+# Any: whatever the caller gives.
 def check_clips(clips: Any) -> None:
     """Raise `MetricError` unless clips are a non-empty uint8 tensor (B, T, 1 or 3, H, W)."""
-    if not isinstance(clips, Tensor):
-        raise MetricError(f"clips are a {type(clips).__name__}; expected a uint8 tensor (B, T, C, H, W)")
-    if clips.dtype != torch.uint8:
-        raise MetricError(
-            f"clips are {str(clips.dtype).removeprefix('torch.')}; "
-            "give bytes, uint8 in 0..255, as saved in a file"
-        )
-    if clips.ndim != 5 or clips.shape[2] not in (1, 3) or clips.numel() == 0:
-        raise MetricError(
-            f"clips have shape {tuple(clips.shape)}; expected (B, T, C, H, W) with 1 or 3 channels"
-        )
+    check_bytes(clips, "clips", "B, T, C, H, W")

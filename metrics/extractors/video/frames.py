@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from metrics.extractors.base import Extractor
+from metrics.extractors.local import TrainingImages
 from metrics.extractors.registry import extractor_modality, load_extractor
 from metrics.extractors.video.base import VideoExtractor, check_clips
 from metrics.value import MetricError
@@ -39,12 +40,23 @@ def load(
             f"extractor 'video:{where or ''}' needs an image extractor, for example video:inception or "
             "video:torchscript:<file>"
         )
-    if images is not None:
-        clips = torch.from_numpy(np.require(images, requirements=["C", "W"]))
-        check_clips(clips)
-        images = clips.flatten(0, 1).numpy()
-        labels = None if labels is None else np.repeat(np.asarray(labels), clips.shape[1])
+    if isinstance(images, TrainingImages):
+        images = frames_of(images)
+    elif images is not None:
+        images, labels = _frames(images, labels)
     return from_images(load_extractor(str(where), device=str(device), images=images, labels=labels, **given))
+
+
+def frames_of(clips: TrainingImages) -> TrainingImages:
+    """Return the frames of clips as training images, each with the label of its clip."""
+    return TrainingImages(f"frames {clips.content}", clips.shape[1:], lambda: _frames(*clips.read()))
+
+
+def _frames(images: np.ndarray, labels: Any) -> tuple[np.ndarray, Any]:
+    clips = torch.from_numpy(np.require(images, requirements=["C", "W"]))
+    check_clips(clips)
+    labels = None if labels is None else np.repeat(np.asarray(labels), clips.shape[1])
+    return clips.flatten(0, 1).numpy(), labels
 
 
 def from_images(extract: Extractor) -> VideoExtractor:

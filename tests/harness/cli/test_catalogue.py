@@ -244,7 +244,10 @@ def test_flops_of_a_plugin_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert method_facts.flops("echo") == method_facts.shipped()["flow"]["flops"]
 
 
-@pytest.mark.parametrize("words", ["list", "list methods", "list extractors", "explain repa", "doctor"])
+@pytest.mark.parametrize(
+    "words",
+    ["list", "list methods", "list extractors", "explain repa", "doctor", "spec", "spec method.repa"],
+)
 def test_lists_import_no_torch(words: str) -> None:
     """Importing torch would take seconds."""
     code = "import sys; from click.testing import CliRunner; from harness.cli.main import cli; "

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -41,6 +43,30 @@ def test_light_module_imports_no_heavy_package(module: str) -> None:
         [sys.executable, "-c", LIGHT.format(module=module)], capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "[]"
+
+
+def commands(command: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
+    """Yield a command and those below it, with their full names."""
+    yield name, command
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for below in command.list_commands(context):
+            found = command.get_command(context, below)
+            assert found is not None
+            yield from commands(found, f"{name} {below}")
+
+
+def test_help_shows_each_example_on_one_line_in_80_columns() -> None:
+    for name, command in commands(cli, "flowrace"):
+        text = command.get_help(
+            click.Context(command, info_name=name, terminal_width=80, max_content_width=80)
+        )
+        _, _, example = text.partition("Example:")
+        shown = [line.strip() for line in example.splitlines() if line.strip().startswith("flowrace ")]
+        written = (command.epilog or "").replace("\b", "").partition("Example:")[2]
+        for line in shown:
+            assert any(whole.strip() == line for whole in written.splitlines()), (name, line)
+        assert shown, name
 
 
 def test_help_lists_every_command_with_an_example() -> None:

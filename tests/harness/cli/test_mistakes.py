@@ -21,7 +21,7 @@ from PIL import Image
 
 from harness.cli import main as cli
 from harness.errors import UserError
-from harness.records.checkpoint import checkpoints
+from harness.records.checkpoint_files import checkpoints
 from harness.records.record import Record
 from sweeps.plan.study_folder import study_lock
 from tests.support.runs import TINY, tiny, trained
@@ -70,8 +70,22 @@ def run(out: Path, *overrides: str) -> list[object]:
             r"data.flip = true mirrors pictures, but 'tones' is audio",
         ),
         (["run", "bounce", "--set", "data.flip=true"], r"mirrors pictures, but 'bounce' is joint"),
-        (["run", "digits", "--set", "train.stepz=3"], r"unknown key 'train.stepz'.*Did you mean 'steps'"),
-        (["run", "digits", "--set", "trian.steps=3"], r"Did you mean 'train'"),
+        (
+            ["run", "digits", "--set", "train.stepz=3"],
+            r"unknown key 'train.stepz'.*Did you mean 'train.steps'",
+        ),
+        (["run", "digits", "--set", "trian.steps=3"], r"Did you mean 'train.steps'"),
+        (["run", "digits", "--set", "steps=60"], r"unknown key 'steps'.*Did you mean 'train.steps'"),
+        (
+            ["run", "digits", "--set", "batch_size=8"],
+            r"Did you mean 'train.batch_size' or 'eval.batch_size'\? See: flowrace spec",
+        ),
+        (["sweep", "digits", "--set", "steps=60"], r"unknown key 'steps'.*Did you mean 'train.steps'"),
+        (["tune", "tune-digits", "--set", "steps=60"], r"unknown key 'steps'.*Did you mean 'train.steps'"),
+        (
+            ["run", "digits", "--set", "method.name=repa", "--set", "layer=4"],
+            r"Did you mean 'method.layer'",
+        ),
         (["run", "digits", "--set", "method.name=rep"], r"unknown method 'rep'.*Did you mean 'repa'"),
         (["run", "digits", "--set", "train.steps=many"], r"train.steps = \"many\""),
         (["run", "digits", "--set", "train.batch_size=0"], r"train.batch_size = 0"),

@@ -95,7 +95,9 @@ def test_setting_of_a_new_part_is_hashed_by_its_table() -> None:
 
 
 def test_unknown_part_is_rejected_with_the_nearest_one() -> None:
-    with pytest.raises(UserError, match=r"unknown key 'data\.parts\.adio'.*Did you mean 'audio'"):
+    with pytest.raises(
+        UserError, match=r"unknown key 'data\.parts\.adio'.*Did you mean 'data.parts.audio.weight'"
+    ):
         load_spec("bounce", ["data.parts.adio.weight=0.5"])
 
 

@@ -86,11 +86,14 @@ def test_method_tables_apply_to_the_chosen_method_only(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (["train.stepz=3"], r"unknown key 'train.stepz'.*Did you mean 'steps'"),
-        (["trian.steps=3"], r"unknown key 'trian'.*Did you mean 'train'"),
+        (["train.stepz=3"], r"unknown key 'train.stepz'.*Did you mean 'train.steps'"),
+        (["trian.steps=3"], r"unknown key 'trian'.*Did you mean 'train.steps'"),
         (["method.name=rep"], r"unknown method 'rep'.*Did you mean 'repa'.*flowrace list methods"),
         (["method.gamma=1"], r"unknown key 'gamma'"),
-        (["method.name=repa", "method.encoder.nam=x"], r"unknown key 'encoder.nam'.*Did you mean 'name'"),
+        (
+            ["method.name=repa", "method.encoder.nam=x"],
+            r"unknown key 'encoder.nam'.*Did you mean 'method.encoder.name'",
+        ),
         (["data.name=digit"], r"unknown dataset 'digit'.*Did you mean 'digits'"),
         (["backbone.size=M"], r"unknown backbone.size 'M'"),
         (["train.steps=ten"], r"train.steps = \"ten\": .*integer"),
@@ -186,3 +189,10 @@ def test_merge_with_an_empty_or_equal_table_changes_nothing(base: dict) -> None:
 )  # fmt: skip
 def test_override_value_is_toml_or_text(text: str, value: object) -> None:
     assert parse_override(text) == ("a.b", value)
+
+
+def test_setting_of_an_encoder_without_a_name_applies_to_the_default_encoder() -> None:
+    words = ["method.name=repa"]
+    allowed = load_spec("cifar10", [*words, "method.encoder.download=true"])
+    assert allowed.method.encoder.name == load_spec("cifar10", words).method.encoder.name
+    assert allowed.method.encoder.download and allowed.id == load_spec("cifar10", words).id

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from harness.data.dataset import shapes_of, x_shape
-from harness.data.generated.bounce import LONGEST, LOWEST, SAMPLES, Bounce
+from harness.data.generated.bounce import LONGEST, LOWEST, Bounce
 from harness.data.generated.moving_digits import ROOM
-from harness.data.log_mel import mel_bytes
+from harness.data.log_mel import SAMPLES_PER_FRAME, mel_bytes
 from harness.data.open import split
 from tests.harness.data.pictures import opened
 
@@ -60,7 +60,7 @@ def test_impacts_are_the_times_of_zero_height(data: Bounce) -> None:
 def test_click_begins_at_each_impact_with_the_pitch_of_the_digit(data: Bounce) -> None:
     for index in range(0, 3594, 40):
         wave, label = data.wave(index), data.sample(index).label
-        begins = np.ceil((data.impacts(index) + 0.5) * SAMPLES).astype(int)
+        begins = np.ceil((data.impacts(index) + 0.5) * SAMPLES_PER_FRAME).astype(int)
         for begin in begins[begins + 600 < len(wave)]:
             before, after = np.abs(wave[max(0, begin - 50) : begin]), np.abs(wave[begin : begin + 30])
             assert after.max() > 0.4 and before.max(initial=0) < 0.02

@@ -14,6 +14,7 @@ import pytest
 from harness.data.disk import survey as files
 from harness.data.open import images
 from harness.errors import UserError
+from harness.files import stamps
 from tests.harness.data.pictures import LABELS, all_pixels, opened, parquet_of, pixels, png, table_of
 
 ENCODED = [png(image) for image in pixels()]
@@ -99,6 +100,8 @@ def test_parquet_without_labels_has_one_class(tmp_path: Path) -> None:
 def test_survey_decodes_parquet_again_only_when_it_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Without it, files written an instant ago would be read again.
+    monkeypatch.setattr(stamps, "TICK_NS", 0)
     path = parquet_of(tmp_path / "a.parquet", pixels())
     first = opened("parquet", path)
     decode = files.decode

@@ -14,7 +14,7 @@ from scipy import linalg
 
 from harness.assembly.resolve import load_spec
 from harness.backbone.sit import Prediction
-from harness.cli.evaluate import evaluate as eval_command
+from sweeps.cli.evaluate import evaluate as eval_command
 from harness.cli.sample import sample as sample_command
 from harness.config.spec import EvalSpec
 from harness.data.open import images, open_dataset, split
@@ -24,7 +24,7 @@ from harness.evaluation.extractors import open_extractor
 from harness.evaluation.protocol import digest, protocol
 from harness.evaluation.sample_grid import image_grid
 from harness.flow.sampling import sample_labels
-from harness.records import checkpoint
+from harness.records import checkpoint_files
 from harness.records.record import Record
 from harness.runtime.random_streams import Streams
 from harness.train.trained_run import load_ema
@@ -73,7 +73,7 @@ def test_recorded_frechet_distance_equals_its_definition(record: Record) -> None
     spec = tiny("eval.samples=60")
     dataset = open_dataset(spec.data)
     train = split(dataset, spec.data.held_out).train
-    model = load_ema(checkpoint.checkpoints(record.path / "checkpoints")[-1], spec, dataset, CPU)
+    model = load_ema(checkpoint_files.checkpoints(record.path / "checkpoints")[-1], spec, dataset, CPU)
     fake = draw_samples(model, spec.eval, dataset.shape, dataset.classes, CPU)
     extract = open_extractor("local", {}, dataset, train, CPU)
     a, b = (
@@ -182,9 +182,10 @@ def test_sample_command_writes_picture_and_npz_of_the_recorded_latents(
     found = np.load(arrays, allow_pickle=False)["arr_0"]
     assert found.shape == (12, 8, 8, 1) and found.dtype == np.uint8
     grid = np.asarray(Image.open(picture))
-    assert np.array_equal(grid[:8, :8], found[0, :, :, 0])
+    # Every pixel of an 8x8 sample is a square of 8x8.
+    assert np.array_equal(grid[:64:8, :64:8], found[0, :, :, 0])
     logged = np.asarray(Image.open(record.path / "samples" / "step-00000012.png"))
-    assert np.array_equal(logged[:8, :8], found[0, :, :, 0])
+    assert np.array_equal(logged[:64:8, :64:8], found[0, :, :, 0])
 
 
 def test_digits_preset_has_a_metric_without_downloads() -> None:

@@ -10,7 +10,7 @@ from harness.config.spec import EvalSpec
 from harness.errors import UserError
 from harness.evaluation.checks import KINDS, check_metrics
 from harness.evaluation.inputs import network_inputs
-from harness.evaluation.sample_grid import picture
+from harness.evaluation.sample_grid import enlargement, picture
 
 VIDEO, SOUND = (1, 3, 4, 5), (6, 8)
 
@@ -58,7 +58,8 @@ def test_check_metrics_rejects_a_network_of_another_modality(modality: str) -> N
 def test_picture_shows_sound_below_the_frames_of_a_video() -> None:
     video, sound = numbers(3, *VIDEO), numbers(3, *SOUND)
     both = torch.cat([video.flatten(1), sound.flatten(1)], dim=1).numpy()
-    shown = picture(both, [VIDEO, SOUND])
+    factor = enlargement(VIDEO)
+    shown = picture(both, [VIDEO, SOUND])[::factor, ::factor]
     assert shown.shape == (3 * (4 + 6) + 2, 3 * 5)
     for n in range(3):
         block = shown[n * 11 : n * 11 + 10]
@@ -69,5 +70,6 @@ def test_picture_shows_sound_below_the_frames_of_a_video() -> None:
 
 def test_picture_shows_sound_with_low_bands_at_the_bottom() -> None:
     sound = numbers(2, *SOUND)
-    shown = picture(sound.numpy(), [SOUND])
+    factor = enlargement(SOUND)
+    shown = picture(sound.numpy(), [SOUND])[::factor, ::factor]
     assert shown.shape == (6, 17) and np.array_equal(shown[:, :8], sound[0].flip(0).numpy())

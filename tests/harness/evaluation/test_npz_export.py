@@ -19,7 +19,7 @@ from harness.data.open import open_dataset
 from harness.errors import UserError
 from harness.evaluation import npz_export
 from harness.flow.sampling import sample_labels
-from harness.records.checkpoint import checkpoints
+from harness.records.checkpoint_files import checkpoints
 from harness.records.record import Record
 from harness.runtime.random_streams import Streams
 from harness.train.trained_run import load_ema

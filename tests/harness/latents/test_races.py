@@ -106,7 +106,7 @@ def test_run_on_latents_of_videos_agrees_with_diffusers(tmp_path: Path, videos: 
     assert record.of("eval")[-1]["metrics"]["fd:video:local"]["mean"] > 0
     assert record.environment[0]["evaluation"]["protocol"]["shape"] == [3, 5, 8, 8]
     picture = sampled(record, tmp_path / "s.png")
-    assert picture.shape == (4 * 9 - 1, 5 * 8, 3) and picture.std() > 0
+    assert picture.shape == (8 * (4 * 9 - 1), 8 * 5 * 8, 3) and picture.std() > 0
 
 
 @pytest.mark.parametrize(("family", "save"), [("oobleck", save_oobleck), ("dac", save_dac)])
@@ -146,7 +146,7 @@ def test_run_on_latents_of_sounds_is_evaluated_on_log_mel_spectrograms(tmp_path:
     record = trained(tiny(*AUDIO, *SHORT, *where), tmp_path / "runs")
     assert record.of("eval")[-1]["metrics"]["fd:local"]["mean"] > 0
     assert record.environment[0]["evaluation"]["protocol"]["shape"] == [32, 16]
-    assert sampled(record, tmp_path / "s.png").shape == (32, 4 * 17 - 1)
+    assert sampled(record, tmp_path / "s.png").shape == (4 * 32, 4 * (4 * 17 - 1))
 
 
 @pytest.mark.parametrize("kind", ["video", "audio"])

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 from harness.config.spec import TrainSpec
 from harness.errors import UserError
-from harness.records.checkpoint import checkpoints, digest, load, path_of, prune, save, step_of
+from harness.records.checkpoint import digest, load, save
+from harness.records.checkpoint_files import checkpoints, path_of, prune, step_of
 
 TENSORS = {
     "a": torch.arange(6.0).reshape(2, 3),

@@ -12,7 +12,7 @@ import torch
 from harness.costs.meter import Meter
 from harness.data.open import open_dataset, split
 from harness.errors import UserError
-from harness.records import checkpoint
+from harness.records import checkpoint, checkpoint_files
 from harness.records.record import Record
 from harness.runtime.distributed import World
 from harness.train.journal import Journal, StepResult
@@ -34,9 +34,9 @@ def test_checkpoint_has_the_state_of_its_step(tmp_path: Path) -> None:
             parameter.zero_()
     built.step = 4
     write()
-    (file,) = checkpoint.checkpoints(tmp_path)
+    (file,) = checkpoint_files.checkpoints(tmp_path)
     saved = checkpoint.load(file)
-    assert checkpoint.step_of(file) == int(saved.meta["step"]) == 3
+    assert checkpoint_files.step_of(file) == int(saved.meta["step"]) == 3
     assert all(torch.equal(saved.part("model")[name], tensor) for name, tensor in before.items())
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from harness.cli.evaluate import evaluate as command
+from sweeps.cli.evaluate import evaluate as command
 from harness.errors import UserError
 
 

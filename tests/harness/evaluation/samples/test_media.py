@@ -11,7 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from harness.cli.evaluate import evaluate as command
+from sweeps.cli.evaluate import evaluate as command
 from harness.errors import UserError
 from metrics import frechet_distance, load_extractor
 from metrics.files.recordings import read_audio

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from PIL import Image
 from scipy import linalg
 
-from harness.cli.evaluate import evaluate as command
+from sweeps.cli.evaluate import evaluate as command
 from harness.errors import UserError
 from harness.evaluation.samples import cached_features
 from harness.evaluation.samples import score as score_module

@@ -1,0 +1,75 @@
+"""Files of checkpoints and kept weights in a run directory: names, steps, and which are kept. No torch."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from harness.config.spec import TrainSpec
+from harness.errors import UserError
+
+HEADER = "flowrace"
+"""The key of the metadata in the header of a file."""
+CHECKPOINTS, EMA = "checkpoints", "ema"
+"""The folders of a run directory with checkpoints, and with EMA weights kept for later evaluations."""
+NEWEST = 2
+"""Checkpoints to resume from that are kept unless the spec names a number."""
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """Return the checkpoint file of a step."""
+    return folder / f"step-{step:08d}.safetensors"
+
+
+def step_of(path: Path) -> int:
+    """Return the step of a checkpoint file; raises ValueError for any other file name."""
+    match = re.fullmatch(r"step-(\d+)\.safetensors", path.name)
+    if match is None:
+        raise ValueError(f"{path} is not a checkpoint file name (step-<number>.safetensors)")
+    return int(match[1])
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoint files of a folder, oldest first."""
+    return sorted(folder.glob("step-*.safetensors"), key=step_of)
+
+
+def weights_files(run: Path) -> dict[int, Path]:
+    """Return the files with EMA weights of a run by step, in order: those of EMA alone before checkpoints."""
+    found = {step_of(file): file for folder in (CHECKPOINTS, EMA) for file in checkpoints(run / folder)}
+    return dict(sorted(found.items()))
+
+
+def precision_of(file: Path) -> str:
+    """Return the precision of the EMA weights in a file, from its header."""
+    try:
+        with safe_open(file, "numpy") as content:
+            meta = json.loads((content.metadata() or {}).get(HEADER, "{}"))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"{file} is not a readable file of weights: {error}") from error
+    return meta.get("precision", "float32")
+
+
+def scheduled(step: int, train: TrainSpec) -> bool:
+    """Return whether the schedule has a checkpoint at a step; at other steps a checkpoint marks a stop."""
+    return step == train.steps or step % train.checkpoint_every == 0
+
+
+def prune(folder: Path, train: TrainSpec) -> None:
+    """Delete old checkpoints and temporary files.
+
+    `keep_checkpoints` of the scheduled ones are kept, the last ones, and the newest one, scheduled or not.
+    """
+    files = checkpoints(folder)
+    due = [path for path in files if scheduled(step_of(path), train)]
+    rule = train.keep_checkpoints
+    kept = due if rule == "all" else due[-(NEWEST if rule == "evaluations" else rule) :]
+    for path in files[:-1]:
+        if path not in kept:
+            path.unlink()
+    # The second pattern matches the temporary files of safetensors itself.
+    for path in (*folder.glob(".*.tmp"), *folder.glob(".tmp*")):
+        path.unlink(missing_ok=True)

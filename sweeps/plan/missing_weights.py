@@ -1,0 +1,117 @@
+"""Weights that planned runs need and that are not on this machine: of encoders, extractors and codecs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from harness.config.spec import RunSpec
+from harness.errors import UserError
+from sweeps.plan.plan import PlannedRun
+from sweeps.plan.run_state import read_state
+
+SHOWN = 3
+"""Number of runs that a line lists by label."""
+
+
+@dataclass(frozen=True)
+class MissingWeights:
+    """A network whose weights are missing, and the unfinished runs that need it."""
+
+    kind: str
+    """encoder, extractor or codec."""
+    name: str
+    reason: str
+    """The reason, and where to get the weights."""
+    type: str
+    """The options to add to the command."""
+    runs: tuple[str, ...]
+    """Labels of the runs."""
+
+
+class _Network(NamedTuple):
+    """A network that a run needs; two runs with equal ones share the check."""
+
+    kind: str
+    name: str
+    options: str
+    """The options that name its weights."""
+    where: str
+    """The location of its weights in the spec."""
+
+
+def find_missing(runs: Sequence[PlannedRun], directory: Path) -> list[MissingWeights]:
+    """Return the missing weights of unfinished runs. Nothing is downloaded or loaded."""
+    reasons: dict[_Network, str] = {}
+    needed: dict[_Network, list[str]] = {}
+    for run in runs:
+        if read_state(run, directory).status == "done":
+            continue
+        for network, check in _networks(run.spec):
+            if network not in reasons:
+                reasons[network] = _reason(check)
+            if reasons[network]:
+                needed.setdefault(network, []).append(run.label)
+    return [
+        MissingWeights(network.kind, network.name, reasons[network], network.options, tuple(labels))
+        for network, labels in needed.items()
+    ]
+
+
+def check_weights(runs: Sequence[PlannedRun], directory: Path) -> None:
+    """Raise `UserError` if an unfinished run lacks weights, before anything starts."""
+    if missing := find_missing(runs, directory):
+        lines = "\n".join(f"  {line}" for line in missing_lines([asdict(one) for one in missing]))
+        raise UserError(f"missing weights, so nothing was started:\n{lines}")
+
+
+# Any: the fields of a `MissingWeights` as JSON data.
+def missing_lines(missing: Sequence[dict[str, Any]]) -> list[str]:
+    """Return a line for each network, with its runs, the reason and what to type."""
+    return [
+        f"{one['kind']} {one['name']} ({_labels(one['runs'])}): {one['reason']}; type: {one['type']}"
+        for one in missing
+    ]
+
+
+def _labels(runs: Sequence[str]) -> str:
+    """Return the runs in words.
+
+    >>> _labels(["a"]), _labels(["a", "b", "c", "d"])
+    ('1 run: a', '4 runs: a, b, c, ...')
+    """
+    more = ", ..." if len(runs) > SHOWN else ""
+    return f"{len(runs)} run{'s' * (len(runs) > 1)}: {', '.join(runs[:SHOWN])}{more}"
+
+
+def _networks(spec: RunSpec) -> Iterator[tuple[_Network, Callable[[], None]]]:
+    """Yield every network of a run, with its check."""
+    from harness.encoders.base import check_weights as check_encoder
+    from harness.evaluation.extractors import check_weights as check_extractor
+    from harness.evaluation.metric_names import metric_spec
+    from harness.latents.dataset import check_codec
+
+    for choice in spec.method.needs().encoders:
+        setting = f"--set methods.{spec.method.name}.encoder"
+        options = f"{setting}.weights=FILE or {setting}.download=true"
+        yield _Network("encoder", choice.name, options, choice.weights), partial(check_encoder, choice)
+    for metric in spec.eval.metrics:
+        if name := metric_spec(metric).extractor:
+            options = f'--set \'eval.weights={{"{name}"="FILE"}}\''
+            network = _Network("extractor", name, options, spec.eval.weights.get(name, ""))
+            yield network, partial(check_extractor, name, spec.eval.weights)
+    if spec.data.name == "latents":
+        name, where = spec.data.codec or "of the latents", f"{spec.data.root} {spec.data.codec_weights}"
+        network = _Network("codec", name, "--set data.codec_weights=FOLDER", where)
+        yield network, partial(check_codec, spec.data)
+
+
+def _reason(check: Callable[[], None]) -> str:
+    try:
+        check()
+    except UserError as error:
+        return str(error)
+    return ""

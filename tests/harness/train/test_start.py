@@ -1,0 +1,119 @@
+"""Promise 7: a run goes on only with the weights that it began with."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from harness.config.spec import RunSpec
+from harness.data.pin import pinned
+from harness.errors import UserError
+from harness.records.record import Record
+from harness.train.start import check_same_weights, weights_at_start
+from metrics.files.hashing import sha256_of
+from tests.support.runs import tiny, trained
+
+
+def weights_file(path: Path, seed: int) -> Path:
+    """Write weights of timm's smallest ViT; all files have the same size and modification time."""
+    draw = torch.Generator().manual_seed(seed)
+    state = timm.create_model("test_vit", pretrained=False).state_dict()
+    save_file({name: torch.randn(t.shape, generator=draw) * 0.05 for name, t in state.items()}, path)
+    os.utime(path, ns=(10**18, 10**18))
+    return path
+
+
+def with_encoder(file: Path, *more: str) -> RunSpec:
+    encoder = ("method.encoder.name=timm:test_vit", f"method.encoder.weights={file}")
+    return tiny("method.name=repa", "train.steps=2", "eval.every=2", *encoder, *more)
+
+
+def test_run_refuses_weights_that_were_swapped_between_two_starts(tmp_path: Path) -> None:
+    file = weights_file(tmp_path / "vit.safetensors", seed=0)
+    spec, before = with_encoder(file), sha256_of(file)
+    record = trained(spec, tmp_path / "runs")
+    (record.path / "done").unlink()
+    weights_file(file, seed=1)
+    with pytest.raises(UserError) as refused:
+        trained(spec, tmp_path / "runs")
+    message = str(refused.value)
+    assert "the weights of the encoder 'timm:test_vit' have changed" in message
+    assert before in message and sha256_of(file) in message
+    assert "set method.encoder.weights to the original file, or use another --out" in message
+    weights_file(file, seed=0)
+    assert trained(spec, tmp_path / "runs").status == "done"
+
+
+def test_id_depends_on_the_encoders_weights_and_not_on_their_place(tmp_path: Path) -> None:
+    first, copy = (weights_file(tmp_path / name, seed=0) for name in ("a.safetensors", "b.safetensors"))
+    other = weights_file(tmp_path / "c.safetensors", seed=1)
+    ids = [pinned(with_encoder(file)).id for file in (first, copy, other)]
+    assert ids[0] == ids[1] != ids[2]
+    assert pinned(with_encoder(first)).method.encoder.content == sha256_of(first)  # type: ignore[attr-defined]
+    further = f'method.further=[{{name="timm:test_vit", weights="{other}"}}]'
+    assert pinned(with_encoder(first, further)).method.further[0].content == sha256_of(other)  # type: ignore[attr-defined]
+
+
+def test_id_stays_that_of_earlier_versions_without_a_weights_file(tmp_path: Path) -> None:
+    file = weights_file(tmp_path / "vit.safetensors", seed=0)
+    for spec in (
+        tiny(),
+        tiny("method.name=repa", "method.encoder.name=local:tiny"),
+        with_encoder(tmp_path / "missing.safetensors"),
+        with_encoder(file, f"method.encoder.sha256={sha256_of(file)}"),
+    ):
+        assert pinned(spec).id == spec.id
+
+
+def test_planned_weights_that_were_swapped_are_refused(tmp_path: Path) -> None:
+    file = weights_file(tmp_path / "vit.safetensors", seed=0)
+    spec, before = pinned(with_encoder(file)), sha256_of(file)
+    weights_file(file, seed=1)
+    message = (
+        f"holds other weights than this spec was planned with: sha256 {sha256_of(file)}, expected {before}"
+    )
+    with pytest.raises(UserError, match=message):
+        pinned(spec)
+
+
+# Any: one start in environment.json.
+def recorded(path: Path, *starts: dict) -> Record:
+    (path / "environment.json").write_text(json.dumps(starts))
+    return Record(path)
+
+
+@pytest.mark.parametrize(
+    ("what", "restore"),
+    [
+        ("codec", "set data.codec_weights to the original file"),
+        ("metric network 'inception'", "set eval.weights to the original file"),
+        ("metric network 'local'", "set FLOWRACE_CACHE to the cache that holds them"),
+        ("encoder 'timm:a'", "set method.encoder.weights to the original file"),
+        ("encoder 'cached:local:small'", "set FLOWRACE_CACHE to the cache that holds them"),
+    ],
+)
+def test_changed_weights_are_refused_by_name(tmp_path: Path, what: str, restore: str) -> None:
+    networks = {name: {"sha256": "old"} for name in ("inception", "local")}
+    encoders = [{"name": name, "sha256": "old"} for name in ("timm:a", "cached:local:small")]
+    evaluation = {"protocol": {"extractors": networks, "codec": "old"}}
+    record = recorded(tmp_path, {"evaluation": evaluation, "encoders": encoders}, {"encoders": []})
+    check_same_weights(record, {what: "old"})
+    with pytest.raises(UserError, match=f"the weights of the {what} have changed .*old, now new") as refused:
+        check_same_weights(record, {what: "new"})
+    assert restore in str(refused.value)
+
+
+def test_weights_are_compared_with_the_first_start_that_names_them(tmp_path: Path) -> None:
+    def start(**sha256: str) -> dict:
+        return {"evaluation": {"protocol": {"extractors": {k: {"sha256": v} for k, v in sha256.items()}}}}
+
+    record = recorded(tmp_path, {}, start(a="1"), start(a="2", b="3"))
+    assert weights_at_start(record) == {"metric network 'a'": "1", "metric network 'b'": "3"}
+    # Records of earlier versions name no weights.
+    check_same_weights(recorded(tmp_path, {"data_fingerprint": "x"}), {"codec": "any"})
