@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from harness.errors import UserError
 from harness.records.record import Record
 from harness.records.study_folder import StudyFolder, StudySettings
-from harness.records.targets import TargetRule, baseline_records, fit_of, target_value
+from harness.records.targets import BASELINE, TargetRule, baseline_records, fit_of, target_value
 
 
 def targets_of_run(
@@ -26,17 +26,22 @@ def targets_of_run(
     rules = rules or (study.rules_of(metric) if metric is not None else ())
     if metric is None or not rules:
         raise UserError(f"{record.path} belongs to no study with a target; give --metric and --target")
-    fits = []
-    if any(rule.relative for rule in rules):
-        name = study.baseline or "flow"
-        runs = baseline_records(record, _siblings(record, records), name)
-        fits = [fit for run in runs if (fit := fit_of(run, metric)) is not None]
-        if not fits:
-            raise UserError(
-                f"target {rules[0]} of {record.path} needs a finished run of the baseline '{name}' in the "
-                "same cell, and these folders hold none; give a number, for example --target 8.0"
-            )
-    return metric, [value for rule in rules if (value := target_value(rule, fits)) is not None]
+    values = [_value(record, records, metric, rule, study.baseline or "flow") for rule in rules]
+    return metric, values
+
+
+def _value(record: Record, records: Sequence[Record], metric: str, rule: TargetRule, baseline: str) -> float:
+    if rule.value is not None:
+        return rule.value
+    name = baseline if rule.arm == BASELINE else rule.arm
+    runs = baseline_records(record, _siblings(record, records), name)
+    value = target_value(rule, [fit for run in runs if (fit := fit_of(run, metric)) is not None])
+    if value is None:
+        raise UserError(
+            f"target {rule} of {record.path} needs a finished run of '{name}' in the same cell, and these "
+            "folders hold none; give a number, for example --target 8.0"
+        )
+    return value
 
 
 def _siblings(record: Record, records: Sequence[Record]) -> list[Record]:

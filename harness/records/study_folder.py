@@ -27,7 +27,7 @@ from typing import Any
 from harness.errors import UserError
 from harness.files.files import read_toml
 from harness.records.record import Record, log_file
-from harness.records.targets import FORMS, TargetRule, share_rule, step_of
+from harness.records.targets import FORMS, TargetRule, rule_at_step, share_rule
 
 ACROSS = ("pooled", "cells")
 """Summaries of several cells in the headline of a report: one pooled effect, or one effect per cell."""
@@ -77,7 +77,7 @@ class StudySettings:
     targets: tuple[float, ...] = ()
     """All target values, if there are several."""
     target_at: str | None = None
-    """`baseline@STEP`: the target is the baseline's value at that step."""
+    """`ARM@STEP`, for example `baseline@400`: the target is the value of that arm at that step."""
     share_of_final: float | None = None
     """The target is the value at which the baseline has made this share of its way to its final value."""
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -95,7 +95,8 @@ class StudySettings:
         if self.metric not in (None, metric):
             return ()
         if self.target_at is not None:
-            return (TargetRule(step=step_of(self.target_at)),)
+            rule = rule_at_step(self.target_at)
+            return () if rule is None else (rule,)
         if self.share_of_final is not None:
             return (TargetRule(share=self.share_of_final),)
         values = self.targets or (() if self.target is None else (self.target,))
@@ -216,8 +217,8 @@ def _settings(file: Path, table: Mapping[str, Any]) -> StudySettings:
     given = [key for key in ("value", "values", "at", "share_of_final") if target.get(key) is not None]
     if len(given) > 1:
         raise UserError(f"{file}: target has {' and '.join(given)}; give one of them")
-    if at is not None and not (isinstance(at, str) and step_of(at) is not None):
-        raise UserError(f'{file}: target.at = {at!r}: expected "baseline@STEP", for example "baseline@400"')
+    if at is not None and not (isinstance(at, str) and rule_at_step(at) is not None):
+        raise UserError(f'{file}: target.at = {at!r}: expected "ARM@STEP", for example "baseline@400"')
     if share is not None:
         if isinstance(share, bool) or not isinstance(share, int | float):
             raise UserError(f"{file}: target.share_of_final = {share!r}: expected a number, for example 0.9")

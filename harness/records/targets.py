@@ -1,12 +1,12 @@
 """Targets: the metric values that runs must reach, as numbers or relative to the baseline's own runs.
 
     8.0               a value of the metric
-    baseline@400      the baseline's value at step 400
+    baseline@400      the baseline's value at step 400; flow@400 is that of the arm flow
     90%               the value at which the baseline has made 90 % of its way from first to final evaluation
 
 A relative target is computed from the antitonic fits of the baseline's finished runs (`antitonic`):
 
-    baseline@STEP     median over seeds of fitted(STEP), linear in logs between evaluations
+    ARM@STEP          median over seeds of fitted(STEP), linear in logs between evaluations
     share p           first - p (first - last), with first and last the medians over seeds of the fitted
                       values at each run's first evaluation after step 0 and at its last one
 
@@ -30,7 +30,8 @@ from harness.records.flatten import flatten
 from harness.records.record import Record
 
 FORMS = "8.0, a list 8,10, baseline@400, or 90% (of the way to the baseline's final value)"
-AT_STEP = re.compile(r"baseline@([1-9][0-9]*(?:_[0-9]+)*)")
+BASELINE = "baseline"
+AT_STEP = re.compile(r"([^@,]*[^@,\s])@([1-9][0-9]*(?:_[0-9]+)*)")
 SHARE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?%")
 
 
@@ -40,24 +41,27 @@ class TargetRule:
 
     value: float | None = None
     step: int | None = None
-    """The step of `baseline@STEP`."""
+    """The step of `ARM@STEP`."""
     share: float | None = None
     """The share of the baseline's way to its final value, between 0 and 1."""
+    arm: str = BASELINE
+    """The arm of `ARM@STEP`: a method, a label, or `baseline`."""
 
     def __str__(self) -> str:
         if self.value is not None:
             return f"{self.value:.10g}"
-        return f"baseline@{self.step}" if self.share is None else f"{100 * self.share:.10g}%"
+        return f"{self.arm}@{self.step}" if self.share is None else f"{100 * self.share:.10g}%"
 
     @property
     def relative(self) -> bool:
-        """Return whether the target depends on the baseline's runs."""
+        """Return whether the target depends on the runs of an arm."""
         return self.value is None
 
     def described(self, baseline: str) -> str:
         """Return how the target is found, in words; empty for a number."""
         if self.step is not None:
-            return f"the value of {baseline} at step {self.step:,}, median over seeds"
+            arm = baseline if self.arm == BASELINE else self.arm
+            return f"the value of {arm} at step {self.step:,}, median over seeds"
         if self.share is not None:
             way = "of the way from its first to its final evaluation, medians over seeds"
             return f"{baseline} has made {100 * self.share:g} % {way}"
@@ -73,10 +77,16 @@ def parse_targets(text: str | float, name: str = "--target") -> tuple[TargetRule
     return tuple(dict.fromkeys(rules))
 
 
-def step_of(text: str) -> int | None:
-    """Return STEP of `baseline@STEP`; None for any other text."""
+def rule_at_step(text: str) -> TargetRule | None:
+    """Return the rule of `ARM@STEP`, for example `baseline@400`; None for any other text."""
     match = AT_STEP.fullmatch(text)
-    return int(match[1]) if match else None
+    return TargetRule(step=int(match[2]), arm=match[1]) if match else None
+
+
+def step_of_baseline(text: str) -> int | None:
+    """Return STEP of `baseline@STEP`; None for any other text."""
+    rule = rule_at_step(text)
+    return rule.step if rule is not None and rule.arm == BASELINE else None
 
 
 def antitonic(values: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
@@ -99,9 +109,9 @@ def replicate_weights(values: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
 
 
 def target_value(rule: TargetRule, fits: Sequence[tuple[np.ndarray, np.ndarray]]) -> float | None:
-    """Return the target, from (steps, fitted values) of each finished run of the baseline.
+    """Return the target, from (steps, fitted values) of each finished run of the arm that sets it.
 
-    None if the baseline has no finished run yet. Raises `UserError` for a step that no run covers.
+    None if it has no finished run yet. Raises `UserError` for a step that no run covers.
     """
     if rule.value is not None:
         return rule.value
@@ -115,7 +125,7 @@ def target_value(rule: TargetRule, fits: Sequence[tuple[np.ndarray, np.ndarray]]
     if not found:
         low, high = max(steps[0] for steps, _ in fits), min(steps[-1] for steps, _ in fits)
         raise UserError(
-            f"target {rule}: no finished run of the baseline was evaluated on both sides of step "
+            f"target {rule}: no finished run of the {rule.arm} was evaluated on both sides of step "
             f"{rule.step}; give a step from {low:g} to {high:g}"
         )
     return statistics.median(found)
@@ -147,8 +157,8 @@ def baseline_records(record: Record, records: Sequence[Record], baseline: str) -
 
 
 def _parsed(text: str, name: str) -> TargetRule:
-    if (step := step_of(text)) is not None:
-        return TargetRule(step=step)
+    if (rule := rule_at_step(text)) is not None:
+        return rule
     if match := SHARE.fullmatch(text):
         return share_rule(float(match[1]) / 100, f"{name} {text}")
     try:

@@ -181,7 +181,7 @@ def read_race(
 
 def race_at(race: Race, rule: TargetRule | None) -> Race:
     """Return the race at another target: the same runs with other crossings, times and speed-ups."""
-    targets = targets_of(race.runs, race.cells, rule)
+    targets = targets_of(race.arms, race.runs, race.cells, rule)
     runs = cross_all(race.runs, targets)
     values = set(targets.values())
     results: dict = {"times": {}, "speedups": {}, "leaders": {}, "leads": {}, "horizons": {}}

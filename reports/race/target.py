@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from harness.records.targets import TargetRule, parse_targets, target_value
+from harness.records.targets import BASELINE, TargetRule, parse_targets, target_value
+from reports.race.arms import RaceArm, find_arm
 from reports.race.cells import RaceCell
 from reports.race.run import RaceRun, cross
 from reports.stats.curves import reachable_target
@@ -16,17 +17,21 @@ def requested_rules(target: float | str | None) -> tuple[TargetRule, ...]:
 
 
 def targets_of(
-    runs: Sequence[RaceRun], cells: Sequence[RaceCell], rule: TargetRule | None
+    arms: Sequence[RaceArm], runs: Sequence[RaceRun], cells: Sequence[RaceCell], rule: TargetRule | None
 ) -> dict[str, float | None]:
     """Return the target of each arm, which all arms of a cell share.
 
     Without a rule it is the lowest value that every finished run of the cell reaches. It is None if no run is
-    finished yet, and for a rule relative to a baseline that the cell does not have.
+    finished yet, and for a rule relative to an arm that the cell does not have. Raises `UserError` for an arm
+    that the race does not have.
     """
+    setters = _setters(arms, rule)
     found: dict[str, float | None] = {}
     for cell in cells:
         own = [run for run in runs if run.arm in cell.arms]
-        value = reachable_by_all(own) if rule is None else _value(rule, own, cell.baseline)
+        setter = next((label for label in cell.arms if label in setters), cell.baseline)
+        setter = None if setters and setter not in setters else setter
+        value = reachable_by_all(own) if rule is None else _value(rule, own, setter)
         found |= dict.fromkeys(cell.arms, value)
     return found
 
@@ -42,6 +47,15 @@ def reachable_by_all(runs: Sequence[RaceRun]) -> float | None:
     return reachable_target(curves) if curves else None
 
 
-def _value(rule: TargetRule, runs: Sequence[RaceRun], baseline: str | None) -> float | None:
-    done = [run for run in runs if run.arm == baseline and run.done]
+def _setters(arms: Sequence[RaceArm], rule: TargetRule | None) -> set[str]:
+    """Return the labels of the arms that a rule names; empty if it names the baseline, or none."""
+    if rule is None or rule.arm == BASELINE:
+        return set()
+    exact = {arm.label for arm in arms if rule.arm in (arm.label, arm.name)}
+    found = exact or {arm.label for arm in arms if arm.method == rule.arm}
+    return found or {find_arm(arms, rule.arm, "arm of the target").label}
+
+
+def _value(rule: TargetRule, runs: Sequence[RaceRun], setter: str | None) -> float | None:
+    done = [run for run in runs if run.arm == setter and run.done]
     return target_value(rule, [(run.curve.steps, run.curve.fitted) for run in done])

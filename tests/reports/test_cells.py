@@ -141,6 +141,16 @@ def test_target_relative_to_the_baseline_is_resolved_in_each_cell(tmp_path: Path
     assert report.pooled["steps", "repa"].gain.estimate == pytest.approx(by_hand("repa")[0])
 
 
+def test_target_may_be_the_value_of_another_arm(tmp_path: Path) -> None:
+    race = read_race([write_study(tmp_path)], target="repa@500")
+    for rate in (0.001, 0.01):
+        expected = TARGET * (STEPS["repa"][rate] / 500) ** 0.5
+        assert race.target_of(f"flow (train.learning_rate = {rate:g})") == pytest.approx(expected)
+    assert RaceReport(race).how_found == "the value of repa at step 500, median over seeds"
+    with pytest.raises(UserError, match=r"unknown arm of the target 'rep'.*Did you mean"):
+        read_race([tmp_path], target="rep@500")
+
+
 def test_undeclared_baseline_among_several_arms_is_refused_with_their_names(tmp_path: Path) -> None:
     for method in ("repa", "sra"):
         write_run(tmp_path / method, method, 0)

@@ -37,7 +37,7 @@ from pydantic_core import ErrorDetails
 from harness.config.spec import canonical
 from harness.errors import UserError
 from harness.files.files import read_toml
-from harness.records.targets import step_of
+from harness.records.targets import step_of_baseline
 
 Axis = Literal["steps", "images", "flops", "seconds", "gpu_seconds"]
 FORMER_TOLERANCE = 0.10
@@ -88,12 +88,12 @@ class Claim(Section):
     @property
     def step(self) -> int | None:
         """STEP of `baseline@STEP`; None for a target that is a number."""
-        return step_of(self.target) if isinstance(self.target, str) else None
+        return step_of_baseline(self.target) if isinstance(self.target, str) else None
 
     @field_validator("target")
     @classmethod
     def _check_target(cls, target: float | str) -> float | str:
-        if not (step_of(target) is not None if isinstance(target, str) else target > 0):
+        if not (step_of_baseline(target) is not None if isinstance(target, str) else target > 0):
             raise ValueError('expected a number above 0 or "baseline@STEP", for example "baseline@400000"')
         return target
 

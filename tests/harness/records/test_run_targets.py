@@ -53,7 +53,7 @@ def test_target_of_the_command_wins_and_may_be_a_list(tmp_path: Path) -> None:
 
 def test_relative_target_without_a_run_of_the_baseline_is_refused(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a", "repa")
-    with pytest.raises(UserError, match="needs a finished run of the baseline 'flow' in the same cell"):
+    with pytest.raises(UserError, match="needs a finished run of 'flow' in the same cell"):
         targets_of_run(run, metric=METRIC, rules=parse_targets("90%"))
     with pytest.raises(UserError, match="belongs to no study with a target; give --metric and --target"):
         targets_of_run(run)
