@@ -93,42 +93,26 @@ def measure_once(path: Path, question: Question, as_json: bool) -> None:
                     **errors,
                 }
             )
-    print_answers({str(path): found}, as_json)
+    print_answers(path, found, as_json)
 
 
-def print_answers(
-    answers: Mapping[str, Sequence[Mapping[str, Any]]], as_json: bool, study: str | None = None
-) -> None:
-    """Print the evaluations of runs, by run directory; as JSON, a single evaluation is also at the top."""
+def print_answers(path: Path, found: Sequence[Mapping[str, Any]], as_json: bool) -> None:
+    """Print the evaluations of a run; as JSON, the fields of a single evaluation are also at the top."""
     if as_json:
-        runs = [
-            {"run": Path(path).name, "path": path, "evaluations": list(found)}
-            for path, found in answers.items()
-        ]
-        if study is not None:
-            click.echo(json.dumps({"study": study, "runs": runs}))
-            return
-        (run,) = runs
-        alone = run["evaluations"][0] if len(run["evaluations"]) == 1 else {}
-        click.echo(json.dumps({**alone, **run}))
+        alone = found[0] if len(found) == 1 else {}
+        click.echo(json.dumps({**alone, "run": path.name, "path": str(path), "evaluations": list(found)}))
         return
-    for path, found in answers.items():
-        shown = [conditions_of_row(row) for row in found]
-        for row, conditions in zip(found, shown, strict=True):
-            under = conditions.name(shown)
-            for name, value in row["metrics"].items():
-                each = f" in each of {len(value['replicates'])} replicates" if "replicates" in value else ""
-                click.echo(
-                    f"{Path(path).name}  {name} {value['mean']:.4f}{_interval(value['low'], value['high'])}  "
-                    f"(step {row['step']}{', ' + under if under else ''}, n = {value['n']}{each}, "
-                    f"protocol {row['protocol']})"
-                )
-            for name, reason in row.get("errors", {}).items():
-                click.echo(f"{name} could not be computed at step {row['step']}: {reason}", err=True)
-
-
-def conditions_of_row(row: Mapping[str, Any]) -> Conditions:
-    return Conditions(**row["conditions"])
+    shown = [Conditions(**row["conditions"]) for row in found]
+    for row, conditions in zip(found, shown, strict=True):
+        under = conditions.name(shown)
+        for name, value in row["metrics"].items():
+            each = f" in each of {len(value['replicates'])} replicates" if "replicates" in value else ""
+            click.echo(
+                f"{name} {value['mean']:.4f}{_interval(value['low'], value['high'])}  (step {row['step']}"
+                f"{', ' + under if under else ''}, n = {value['n']}{each}, protocol {row['protocol']})"
+            )
+        for name, reason in row.get("errors", {}).items():
+            click.echo(f"{name} could not be computed at step {row['step']}: {reason}", err=True)
 
 
 class _OnStandardError(Quiet):

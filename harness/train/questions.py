@@ -60,12 +60,16 @@ class Question:
 
     def answers(self, run: Path) -> list[dict[str, Any]]:
         """Return the recorded answers as JSON data: step, conditions, metrics and protocol."""
-        record, steps = Record(run), self.steps_of(run)
+        record, steps, kept = Record(run), self.steps_of(run), weights_files(run)
         found = []
         for spec in self.specs(run):
             for conditions in _matching(record, spec):
                 events = {event["step"]: event for event in record.under(conditions).of("eval")}
-                rows = [_answer(events[step], conditions, spec) for step in steps if step in events]
+                rows = [
+                    {"checkpoint": kept[step].name, **_answer(events[step], conditions, spec)}
+                    for step in steps
+                    if step in events
+                ]
                 found += [row for row in rows if row["metrics"] or "errors" in row]
         return found
 

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import json
+import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+from rich.table import Table
+from rich.text import Text
 
 from harness.cli.evaluate import evaluate_samples, measure_once, measure_run, print_answers, scoring_options
 from harness.config.options import JSON_OPTION, STEP_OPTION, set_option
 from harness.errors import UserError
+from harness.records.evaluations import Conditions
 from harness.records.record import SPEC, Record
 from harness.records.study_folder import PLAN, StudyFolder
 from harness.train.questions import Question
+from sweeps.cli.tables import make_table, print_table
 from sweeps.launch.base import stop_on_signals
 from sweeps.launch.evaluations import evaluate_runs
 from sweeps.launch.options import LaunchOptions, launch_options, threads_and_launcher
+from sweeps.plan.study import run_label
+
+# Any: an evaluation of a run as JSON data.
+Answer = Mapping[str, Any]
 
 EPILOG = """\b
 Example:
@@ -95,7 +105,7 @@ def evaluate(
     if no_record:
         return measure_once(Path(path), question, as_json)
     measure_run(Path(path), question)
-    print_answers({path: question.answers(Path(path))}, as_json)
+    print_answers(Path(path), question.answers(Path(path)), as_json)
 
 
 def _evaluate_study(directory: Path, question: Question, launch: LaunchOptions, as_json: bool) -> None:
@@ -106,7 +116,8 @@ def _evaluate_study(directory: Path, question: Question, launch: LaunchOptions, 
         raise UserError(f"{directory} has no finished run; see: flowrace status {directory}")
     missing = {record.id: question.missing(record.path) for record in trained}
     due = [record for record in trained if missing[record.id]]
-    click.echo(f"{sum(missing.values())} values of {len(due)} runs are to be measured", err=True)
+    if due:
+        click.echo(f"{sum(missing.values())} values of {len(due)} runs are to be measured", err=True)
     failures: dict[str, str] = {}
     if due:
         threads, launcher = threads_and_launcher(launch, [_threads(record) for record in due], directory)
@@ -116,9 +127,57 @@ def _evaluate_study(directory: Path, question: Question, launch: LaunchOptions, 
             if launcher.stopped_by is not None:
                 click.echo("stopped; rerun the same command to resume", err=True)
                 sys.exit(130)
-    answered = {str(record.path): question.answers(record.path) for record in trained}
-    print_answers(answered, as_json, study=str(directory))
+    answered = {record.id: question.answers(record.path) for record in trained}
+    if as_json:
+        click.echo(json.dumps(describe_answers(directory, answered)))
+    else:
+        print_table(_table(directory, answered))
+        click.echo(f"these are the last steps; flowrace report {directory} has all of them", err=True)
     sys.exit(1 if failures else 0)
+
+
+def describe_answers(directory: Path, answered: Mapping[str, Sequence[Answer]]) -> dict[str, Any]:
+    """Return the evaluations of a study's runs as JSON data."""
+    labels = {run.id: run_label(run.values) for run in StudyFolder(directory).required_plan.runs}
+    runs = [
+        {"run": run, "label": labels[run], "path": str(directory / run), "evaluations": list(found)}
+        for run, found in answered.items()
+    ]
+    return {"study": str(directory), "runs": runs}
+
+
+def _table(directory: Path, answered: Mapping[str, Sequence[Answer]]) -> Table:
+    """Return the mean over seeds at the last step, for each arm and each set of conditions."""
+    arms: dict[tuple[str, str], list[Answer]] = {}
+    shown = [Conditions(**row["conditions"]) for found in answered.values() for row in found]
+    for run in StudyFolder(directory).required_plan.runs:
+        arm = run_label({path: value for path, value in run.values.items() if path != "seed"})
+        by_conditions: dict[str, Answer] = {}
+        for row in answered.get(run.id, ()):
+            by_conditions[Conditions(**row["conditions"]).name(shown)] = row
+        for under, row in by_conditions.items():
+            arms.setdefault((arm, under), []).append(row)
+    metrics = list(dict.fromkeys(name for rows in arms.values() for row in rows for name in row["metrics"]))
+    table = make_table(f"study {StudyFolder(directory).name}")
+    for column in ("arm", "conditions", "seeds", "step", *metrics):
+        table.add_column(column, justify="left" if column in ("arm", "conditions") else "right", no_wrap=True)
+    for (arm, under), rows in arms.items():
+        steps = sorted({row["step"] for row in rows})
+        values = [
+            [row["metrics"][name]["mean"] for row in rows if name in row["metrics"]] for name in metrics
+        ]
+        means = [f"{statistics.mean(own):.4g}" if own else "" for own in values]
+        table.add_row(*map(Text, (arm, under, str(len(rows)), _span(steps), *means)))
+    return table
+
+
+def _mean(rows: Sequence[Answer], metric: str) -> str:
+    values = [row["metrics"][metric]["mean"] for row in rows if metric in row["metrics"]]
+    return f"{statistics.mean(values):.4g}" if values else ""
+
+
+def _span(steps: Sequence[int]) -> str:
+    return str(steps[0]) if len(steps) == 1 else f"{steps[0]}-{steps[-1]}"
 
 
 class _Notes:
