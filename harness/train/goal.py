@@ -23,6 +23,8 @@ class Goal(NamedTuple):
     """Number of steps that the directory's spec asks for; None for a new run."""
     done: bool
     """Whether the run has reached `recorded`."""
+    ends: frozenset[int] = frozenset()
+    """Numbers of steps that earlier starts asked for."""
 
     @property
     def finished(self) -> bool:
@@ -45,7 +47,7 @@ class Goal(NamedTuple):
             "eval": self.spec.eval.every,
             "checkpoint": train.checkpoint_every,
         }.get(event["kind"], 1)
-        return not self.extends or step != self.recorded or step % every == 0
+        return step not in self.ends or step == train.steps or step % every == 0
 
 
 def goal_of(path: Path, spec: RunSpec) -> Goal:
@@ -68,4 +70,5 @@ def goal_of(path: Path, spec: RunSpec) -> Goal:
             f"{recorded} was deleted. Restore it, or train from the start with another --out"
         )
     spec = spec.model_copy(update={"train": spec.train.model_copy(update={"steps": steps})})
-    return Goal(path, spec, reached, recorded, done)
+    ends = frozenset({recorded, *(start["steps"] for start in record.environment if "steps" in start)})
+    return Goal(path, spec, reached, recorded, done, ends)

@@ -119,7 +119,7 @@ def _train(goal: Goal, world: World, record: RecordWriter | None, progress: Prog
         for encoder in run.encoders:
             if encoder.accuracy is not None:
                 progress.note(f"encoder {encoder.name}: held-out accuracy {100 * encoder.accuracy:.1f} %")
-        about = describe_start(run, world, dataset, sides, evaluator)
+        about = {"steps": spec.train.steps, **describe_start(run, world, dataset, sides, evaluator)}
         record.begin(about, after_step=run.step, keep=goal.is_kept)
         finish_bookkeeping(record, Record(path), run)
     progress.begin(run.step, spec.train.steps)
