@@ -83,6 +83,21 @@ def count(method: TrainingMethod, spec: RunSpec, *, encoders: Sequence[Encoder |
     return Cost(first if until else after, spec.train.steps, parameters, until, after)
 
 
+def count_once(
+    method: TrainingMethod, spec: RunSpec, *, encoders: Sequence[Encoder | Architecture] = ()
+) -> Cost:
+    """Return what `count` does, for a method as it was built; a process counts runs that differ in seed or
+    rates once."""
+    parts = (method.config, method.setting, spec.train.batch_size, spec.train.steps)
+    key = type(method), repr((*parts, [(e.dim, e.flops, e.heads) for e in encoders]))
+    if key not in _costs:
+        _costs[key] = count(method, spec, encoders=encoders)
+    return _costs[key]
+
+
+_costs: dict[tuple[type[TrainingMethod], str], Cost] = {}
+
+
 def _count_step(
     method: TrainingMethod, spec: RunSpec, step: int, encoders: Sequence[Encoder | Architecture]
 ) -> dict[str, int]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -126,6 +127,7 @@ class RandomEncoder(Viewer):
         self._network = network.to(device).requires_grad_(False).eval()
 
     @staticmethod
+    @cache
     def architecture(model: str, shape: tuple[int, ...], classes: int, grid: tuple[int, ...]) -> Architecture:
         """Return width, FLOPs and heads.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -66,6 +67,7 @@ class TimmEncoder(Viewer):
         )
 
     @staticmethod
+    @cache
     def architecture(model: str, shape: tuple[int, ...], classes: int, grid: tuple[int, int]) -> Architecture:
         """Return width, FLOPs and heads.
 

@@ -9,6 +9,7 @@ import platform
 import subprocess
 import sys
 import time
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,10 +97,12 @@ def package_version(name: str) -> str | None:
         return None
 
 
+@cache
 def code_version() -> str | None:
     """Return the commit of the checkout that this package runs from; None outside a checkout.
 
-    A `+` at the end marks uncommitted changes.
+    A `+` at the end marks uncommitted changes. Later calls return the answer of the first: the process keeps
+    the code that it loaded.
     """
     folder = Path(__file__).parents[1]
     if not (folder.parent / ".git").exists():

@@ -14,7 +14,7 @@ from harness.assembly.build import backbone_config, build_backbone, build_method
 from harness.backbone.initialize import initialize
 from harness.backbone.sit import SiT
 from harness.config.spec import RunSpec
-from harness.costs.flops import Cost, count
+from harness.costs.flops import Cost, count_once
 from harness.costs.meter import Meter, clock
 from harness.data.dataset import Dataset, pictured
 from harness.data.feed import Feed
@@ -86,7 +86,7 @@ def build_run(
     initialize(model, streams)
     initialize(method, streams, "method.")
     ema = build_backbone(backbone, spec.runtime, copy_of=model).requires_grad_(False).eval()
-    cost = count(method, spec, encoders=encoders)
+    cost = count_once(method, spec, encoders=encoders)
     if mesh is None:
         model, ema, method = model.to(device), ema.to(device), method.to(device)
     else:

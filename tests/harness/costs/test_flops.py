@@ -6,14 +6,17 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from harness.assembly.build import method_of_spec
 from harness.assembly.resolve import load_spec
 from harness.backbone.sit import SiT, SiTConfig
 from harness.backbone.sizes import SIZES
 from harness.backbone.times import Times
-from harness.config.spec import BackboneSpec
-from harness.costs.flops import count, count_spec
+from harness.config.spec import BackboneSpec, RunSpec
+from harness.costs import flops
+from harness.costs.flops import count, count_once, count_spec
 from harness.costs.meter import Meter
 from harness.encoders.base import Architecture
+from harness.flow.method import TrainingMethod
 from methods.flow import Flow
 from methods.repa import Repa
 from methods.self_flow import SelfFlow
@@ -103,3 +106,29 @@ def test_meter_books_nested_phases_exclusively() -> None:
     with meter.phase("student"):
         spend(1)
     assert meter.settle()["student"] == 51
+
+
+def test_cost_is_counted_once_for_runs_that_differ_in_seed_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any setting on which the cost depends is counted again, to what `count_spec` counts."""
+    monkeypatch.setattr(flops, "_costs", {})
+    built = {
+        words: count_once(*method_and_spec(*words))
+        for words in (
+            ("method.name=flow",),
+            ("method.name=flow", "seed=1"),
+            ("method.name=flow", "train.batch_size=4"),
+            ("method.name=flow", "backbone.patch=4"),
+            ("method.name=self_flow",),
+            ("method.name=self_flow", "method.schedule.until=3"),
+        )
+    }
+    assert all(cost == count_spec(load_spec("digits", [*PICO, *words])) for words, cost in built.items())
+    assert len(flops._costs) == len(built) - 1
+
+
+PICO = ("backbone.size=pico", "train.steps=7")
+
+
+def method_and_spec(*words: str) -> tuple[TrainingMethod, RunSpec]:
+    spec = load_spec("digits", [*PICO, *words])
+    return method_of_spec(spec)[0], spec

@@ -77,7 +77,7 @@ def built(*words: str) -> Run:
     data = [word for word in words if word.startswith("data.") and "_weight" in word]
     with pytest.MonkeyPatch.context() as patch:
         # The FLOPs are not needed.
-        patch.setattr("harness.train.state.count", lambda *_, **__: None)
+        patch.setattr("harness.train.state.count_once", lambda *_, **__: None)
         run = build_run(spec, *opened(*data), torch.device("cpu"))
     with torch.no_grad():
         for module in (run.model, run.ema, run.method):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import pickle
 from pathlib import Path
@@ -46,6 +47,17 @@ def opened(
     )
     dataset = SimpleNamespace(shape=(channels, 32, 32), classes=10, fingerprint="", modality="image")
     return open_encoder(choice, dataset, grid=grid, held_out=0.1, device=torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def plain(files: dict[str, Path]) -> Any:
+    """Return the plain encoder; a test that changes it takes a copy."""
+    return opened(PLAIN, files[PLAIN])
+
+
+@pytest.fixture(scope="module")
+def registers(files: dict[str, Path]) -> Any:
+    return opened(REGISTERS, files[REGISTERS])
 
 
 def pictures(channels: int = 3) -> torch.Tensor:
@@ -104,9 +116,9 @@ def _prepared(encoder: TimmEncoder, images: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.interpolate(x, size=encoder._size, mode="bicubic")
 
 
-def test_tokens_are_in_row_major_order(files: dict[str, Path]) -> None:
+def test_tokens_are_in_row_major_order(plain: Any) -> None:
     """Without blocks, a change in the top right corner of a 4x4 grid changes token 3, not token 12."""
-    encoder = opened(PLAIN, files[PLAIN])
+    encoder = copy.deepcopy(plain)
     encoder._network.blocks = torch.nn.Identity()
     images = pictures()
     changed = images.clone()
@@ -116,10 +128,10 @@ def test_tokens_are_in_row_major_order(files: dict[str, Path]) -> None:
     assert moved[12] == 0
 
 
-def test_grey_image_equals_its_channel_repeated(files: dict[str, Path]) -> None:
-    encoder = opened(PLAIN, files[PLAIN], channels=1)
+def test_grey_image_equals_its_channel_repeated(files: dict[str, Path], plain: Any) -> None:
     grey = pictures(1)
-    assert torch.equal(encoder.features(grey), encoder.features(grey.repeat(1, 3, 1, 1)))
+    found = opened(PLAIN, files[PLAIN], channels=1).features(grey)
+    assert torch.equal(found, plain.features(grey.repeat(1, 3, 1, 1)))
 
 
 def test_encoder_is_frozen_and_computes_in_float32(files: dict[str, Path]) -> None:
@@ -152,7 +164,7 @@ def test_encoder_reports_hash_width_and_flops(files: dict[str, Path]) -> None:
     assert encoder.flops == 2 * 16 * 588 * width + blocks
 
 
-def test_released_layout_is_converted(files: dict[str, Path], tmp_path: Path) -> None:
+def test_released_layout_is_converted(files: dict[str, Path], registers: Any, tmp_path: Path) -> None:
     """Meta's layout of DINOv2: a mask token, register_tokens, and a class token in the positions."""
     state = {n: t for n, t in load_file(files[REGISTERS]).items() if not n.startswith("head.")}
     meta = dict(state)
@@ -164,9 +176,7 @@ def test_released_layout_is_converted(files: dict[str, Path], tmp_path: Path) ->
     meta["cls_token"] = state["cls_token"] - place
     save_file(meta, tmp_path / "meta.safetensors")
     found = opened(REGISTERS, tmp_path / "meta.safetensors").features(pictures())
-    torch.testing.assert_close(
-        found, opened(REGISTERS, files[REGISTERS]).features(pictures()), atol=1e-5, rtol=1e-4
-    )
+    torch.testing.assert_close(found, registers.features(pictures()), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
