@@ -84,7 +84,8 @@ def _train(spec: RunSpec, path: Path, world: World, record: RecordWriter | None,
     sides = split(dataset, spec.data.held_out)
     with announced(note, "opening the encoders"):
         run = build_run(spec, dataset, sides, world.device, world.mesh() if spec.runtime.shard else None)
-    check_same_weights(begun, encoder_weights({encoder.name: encoder.sha256 for encoder in run.encoders}))
+    encoders = {encoder.name: encoder.sha256 for encoder in run.encoders}
+    check_same_weights(begun, encoder_weights(encoders), note)
     restore_run(run, path / "checkpoints")
     run.meter.restore(Record(path).seconds_at(run.step))
     evaluator = Evaluator(
@@ -95,7 +96,7 @@ def _train(spec: RunSpec, path: Path, world: World, record: RecordWriter | None,
         sides.held_out,
         world,
         note=note,
-        check=lambda found: check_same_weights(begun, network_weights(found)),
+        check=lambda found: check_same_weights(begun, network_weights(found), note),
     )
     if record is not None:
         for encoder in run.encoders:
