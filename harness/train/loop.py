@@ -102,7 +102,8 @@ def _train(goal: Goal, world: World, record: RecordWriter | None, progress: Prog
     mesh = world.mesh() if spec.runtime.shard else None
     with announced(note, "opening the encoders"):
         run = build_run(spec, dataset, sides, world.device, mesh, path.name)
-    check_same_weights(begun, encoder_weights({encoder.name: encoder.sha256 for encoder in run.encoders}))
+    encoders = {encoder.name: encoder.sha256 for encoder in run.encoders}
+    check_same_weights(begun, encoder_weights(encoders), note)
     restore_run(run, path / CHECKPOINTS)
     run.meter.restore(Record(path).seconds_at(run.step))
     evaluator = Evaluator(
@@ -113,7 +114,7 @@ def _train(goal: Goal, world: World, record: RecordWriter | None, progress: Prog
         sides.held_out,
         world,
         note=note,
-        check=lambda found: check_same_weights(begun, network_weights(found)),
+        check=lambda found: check_same_weights(begun, network_weights(found), note),
     )
     if record is not None:
         for encoder in run.encoders:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import platform
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from harness.config.spec import RunSpec
@@ -13,7 +14,7 @@ from harness.errors import UserError
 from harness.evaluation.evaluator import Evaluator
 from harness.records.record import Record
 from harness.runtime.distributed import World
-from harness.runtime.environment import describe
+from harness.runtime.environment import describe, package_version
 from harness.train.journal import Progress
 from harness.train.state import Run
 
@@ -41,19 +42,38 @@ def check_same_data(record: Record, fingerprint: str) -> None:
         )
 
 
-def check_same_weights(record: Record, found: Mapping[str, str]) -> None:
+def check_same_weights(record: Record, found: Mapping[str, str], note: Callable[[str], None]) -> None:
     """Raise `UserError` if a run started with other weights.
 
     `found` holds the sha256 of weights by what they belong to, as `weights_at_start` names it. Weights that
-    no earlier start names are accepted.
+    no earlier start names are accepted. Networks that were trained on the data on another machine differ in
+    their last bits, so a note takes the place of the error.
     """
     begun = weights_at_start(record)
     for what, sha256 in found.items():
-        if begun.get(what, sha256) != sha256:
-            raise UserError(
-                f"the weights of the {what} have changed since {record.path} started (sha256 {begun[what]}, "
-                f"now {sha256}); {_restore(what)}, or use another --out"
-            )
+        if begun.get(what, sha256) == sha256:
+            continue
+        changed = f"the weights of the {what} have changed since {record.path} started"
+        if _is_trained_on_data(what) and _is_elsewhere(record):
+            note(f"{changed} on another machine, because they are trained on the data; bits will differ")
+            continue
+        raise UserError(
+            f"{changed} (sha256 {begun[what]}, now {sha256}); {_restore(what)}, or use another --out"
+        )
+
+
+def _is_trained_on_data(what: str) -> bool:
+    return "'local" in what or ":local" in what
+
+
+def _is_elsewhere(record: Record) -> bool:
+    """Return whether a run began on another machine, another kind of CPU, or with another torch."""
+    import torch
+
+    here = (platform.node(), torch.backends.cpu.get_cpu_capability(), package_version("torch"))
+    begun = record.environment[0]
+    packages = begun.get("packages", {})
+    return here != (begun.get("host"), begun.get("cpu_capability"), packages.get("torch"))
 
 
 def weights_at_start(record: Record) -> dict[str, str]:
@@ -86,7 +106,7 @@ def network_weights(sha256: Mapping[str, str]) -> dict[str, str]:
 
 def _restore(what: str) -> str:
     """Return what to do about changed weights."""
-    if "'local" in what or ":local" in what:
+    if _is_trained_on_data(what):
         return "they are trained on the data: set FLOWRACE_CACHE to the cache that holds them"
     field = {CODEC: "data.codec_weights", ENCODER: "method.encoder.weights"}.get(what.partition(" '")[0])
     return f"set {field or 'eval.weights'} to the original file"

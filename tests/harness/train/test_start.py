@@ -16,6 +16,7 @@ from harness.config.spec import RunSpec
 from harness.data.pin import pinned
 from harness.errors import UserError
 from harness.records.record import Record
+from harness.runtime.environment import describe
 from harness.train.start import check_same_weights, weights_at_start
 from metrics.files.hashing import sha256_of
 from tests.support.runs import tiny, trained
@@ -86,6 +87,13 @@ def test_planned_weights_that_were_swapped_are_refused(tmp_path: Path) -> None:
         pinned(spec)
 
 
+HERE: dict[str, Any] = {
+    name: value
+    for name, value in describe(torch.device("cpu"), 1).items()
+    if name in ("host", "cpu_capability", "packages")
+}
+
+
 # Any: one start in environment.json.
 def recorded(path: Path, *starts: dict) -> Record:
     (path / "environment.json").write_text(json.dumps(starts))
@@ -106,10 +114,11 @@ def test_changed_weights_are_refused_by_name(tmp_path: Path, what: str, restore:
     networks = {name: {"sha256": "old"} for name in ("inception", "local")}
     encoders = [{"name": name, "sha256": "old"} for name in ("timm:a", "cached:local:small")]
     evaluation = {"protocol": {"extractors": networks, "codec": "old"}}
-    record = recorded(tmp_path, {"evaluation": evaluation, "encoders": encoders}, {"encoders": []})
-    check_same_weights(record, {what: "old"})
+    first = {"evaluation": evaluation, "encoders": encoders, **HERE}
+    record = recorded(tmp_path, first, {"encoders": []})
+    check_same_weights(record, {what: "old"}, pytest.fail)
     with pytest.raises(UserError, match=f"the weights of the {what} have changed .*old, now new") as refused:
-        check_same_weights(record, {what: "new"})
+        check_same_weights(record, {what: "new"}, pytest.fail)
     assert restore in str(refused.value)
 
 
@@ -120,4 +129,16 @@ def test_weights_are_compared_with_the_first_start_that_names_them(tmp_path: Pat
     record = recorded(tmp_path, {}, start(a="1"), start(a="2", b="3"))
     assert weights_at_start(record) == {"metric network 'a'": "1", "metric network 'b'": "3"}
     # Records of earlier versions name no weights.
-    check_same_weights(recorded(tmp_path, {"data_fingerprint": "x"}), {"codec": "any"})
+    check_same_weights(recorded(tmp_path, {"data_fingerprint": "x"}), {"codec": "any"}, pytest.fail)
+
+
+@pytest.mark.parametrize("field", ["host", "cpu_capability", "packages"])
+def test_networks_trained_on_another_machine_may_differ(tmp_path: Path, field: str) -> None:
+    """Training rounds differently there. Weights from a file are the same everywhere."""
+    networks = {name: {"sha256": "old"} for name in ("inception", "local")}
+    start = {"evaluation": {"protocol": {"extractors": networks}}, **HERE, field: {}}
+    record, notes = recorded(tmp_path, start), list[str]()
+    check_same_weights(record, {"metric network 'local'": "new"}, notes.append)
+    assert len(notes) == 1 and "on another machine, because they are trained on the data" in notes[0]
+    with pytest.raises(UserError, match="inception"):
+        check_same_weights(record, {"metric network 'inception'": "new"}, notes.append)
