@@ -186,6 +186,14 @@ def _method(record: Record) -> str:
 
 
 def _cell_fields(spec: Mapping) -> dict[str, object]:
-    """Return the fields of a spec that can distinguish cells, by dotted path."""
-    ignored = ("method.", "runtime.", "tracking.")
-    return {p: v for p, v in flatten(spec).items() if p != "seed" and not p.startswith(ignored)}
+    """Return the fields of a spec that can distinguish cells, by dotted path.
+
+    Evaluation and the number of steps do not, because a run can be measured again and extended.
+    """
+    fields = flatten(spec)
+    ignored = ("method.", "runtime.", "tracking.", "eval.")
+    decays = fields.get("train.decay", "none") != "none"
+    free = {"seed"} if decays else {"seed", "train.steps"}
+    return {
+        path: value for path, value in fields.items() if path not in free and not path.startswith(ignored)
+    }
