@@ -65,7 +65,7 @@ def test_plugin_trains(plugin_site: Path, tmp_path: Path) -> None:
 def test_plugin_settings_are_checked_like_built_in_ones(plugin_site: Path) -> None:
     for words, message in (
         (["--set", "method.name=ecko"], "Did you mean 'echo'?"),
-        (["--set", "method.name=echo", "--set", "method.layr=1"], "Did you mean 'layer'?"),
+        (["--set", "method.name=echo", "--set", "method.layr=1"], "Did you mean 'method.layer'?"),
         (["--set", "method.name=echo", "--set", "method.layer=99"], "has layers 1 to 6"),
     ):
         result = flowrace("run", "digits", *words, site=plugin_site)

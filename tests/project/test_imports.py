@@ -167,3 +167,22 @@ def test_imports_of_modules_have_no_circle() -> None:
 
     for name in graph:
         visit(name, ())
+
+
+# The kills of the promises are also those of the matrix over methods and modalities.
+SHARED_TEST = ("tests.promises.test_matrix", "tests.promises.test_kill")
+
+
+def test_helpers_of_tests_are_in_files_without_tests() -> None:
+    wrong = set()
+    for file in sorted((ROOT / "tests").rglob("test_*.py")):
+        name = ".".join(file.relative_to(ROOT).with_suffix("").parts)
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("tests."):
+                members = [f"{node.module}.{alias.name}" for alias in node.names]
+                wrong |= {
+                    (name, found)
+                    for found in [node.module, *members]
+                    if found.rpartition(".")[2].startswith("test_")
+                }
+    assert wrong == {SHARED_TEST}
