@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
+import itertools
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ MEANINGS: Mapping[Belongs, str] = {
     "execution": "cannot change results",
 }
 """The parts of a run's identity, in words that follow the name of a field."""
+InId = Literal["always", "if set", "never"]
 HORIZON = "train.steps"
 SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
@@ -46,7 +48,7 @@ class SpecField:
     choices: tuple[str, ...]
     """The allowed values, if the type lists them."""
     belongs: Belongs
-    in_id: Literal["always", "if set", "never"]
+    in_id: InId
     """Whether the field is part of the run id; a field that was added later is part of it only if set."""
     meaning: str
 
@@ -133,9 +135,7 @@ def _fields(model: type[BaseModel], instance: BaseModel | None, prefix: str) -> 
             limits=_limits(info),
             choices=_choices(info.annotation),
             belongs=belongs(path, config),
-            in_id={str(NOT_HASHED): "never", str(HASHED_IF_SET): "if set"}.get(
-                str(info.json_schema_extra), "always"
-            ),
+            in_id=_in_id(info),
             meaning=_meanings(owner).get(name, ""),
         )
 
@@ -214,6 +214,12 @@ def _choices(annotation: Any) -> tuple[str, ...]:
     return ()
 
 
+def _in_id(info: FieldInfo) -> InId:
+    if info.json_schema_extra == NOT_HASHED:
+        return "never"
+    return "if set" if info.json_schema_extra == HASHED_IF_SET else "always"
+
+
 def _limits(info: FieldInfo) -> str:
     own = _signs(info.metadata)
     items = get_args(info.annotation)[:1] if get_origin(info.annotation) is tuple else ()
@@ -238,8 +244,8 @@ def _meanings(model: type[BaseModel]) -> dict[str, str]:
     for cls in reversed(model.__mro__):
         if not issubclass(cls, BaseModel) or cls is BaseModel:
             continue
-        node = _class(cls)
-        for line, after in zip(node.body, [*node.body[1:], None], strict=True):
+        body = _body(cls)
+        for line, after in itertools.zip_longest(body, body[1:]):
             if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
                 text = _docstring(after)
                 # A subclass that only narrows a type keeps the description.
@@ -247,13 +253,19 @@ def _meanings(model: type[BaseModel]) -> dict[str, str]:
     return found
 
 
-def _class(cls: type) -> ast.ClassDef:
-    """Return the definition of a class, which may be inside another class."""
-    body: list[ast.stmt] = _tree(inspect.getfile(cls)).body
+def _body(cls: type) -> list[ast.stmt]:
+    """Return the definition of a class, which may be inside another class.
+
+    It is empty for a class made in a function, or without a source file, as a plug-in's may be.
+    """
+    try:
+        body = _tree(inspect.getfile(cls)).body
+    except (OSError, TypeError, SyntaxError):
+        return []
     for name in cls.__qualname__.split("."):
-        node = next(node for node in body if isinstance(node, ast.ClassDef) and node.name == name)
-        body = node.body
-    return node
+        inner = (node.body for node in body if isinstance(node, ast.ClassDef) and node.name == name)
+        body = next(inner, [])
+    return body
 
 
 @cache

@@ -134,7 +134,7 @@ def _measured(
         sides.held_out,
         world,
         note=progress.note if world.main else ignore,
-        check=lambda found: check_same_weights(record, network_weights(found)),
+        check=lambda found: check_same_weights(record, network_weights(found), progress.note),
     )
     for step in steps:
         conditions = _conditions(path, spec.eval, step, evaluator.about.get("reference", ""))

@@ -7,92 +7,41 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.backbone.initialize import initialize
 from harness.backbone.sit import SiT, SiTConfig
 from harness.backbone.sizes import Size
 from harness.backbone.times import Times
-from harness.config.spec import BackboneSpec
 from harness.costs.flops import EMA_FLOPS, OPTIMIZER_FLOPS, count
 from harness.encoders.base import Architecture
 from harness.flow.batch import Batch, Draw, View
-from harness.flow.student import Student
 from harness.runtime.random_streams import Streams
 from methods.common.method import Method, Needs, Schedule
 from methods.flow import Flow
+from tests.support.conformance import (
+    CONFIG,
+    DIM,
+    HEADS,
+    PICO,
+    STREAMS,
+    batch,
+    configured,
+    drawn,
+    made,
+    same,
+    step,
+    student,
+)
 from tests.support.runs import tiny
 
-CONFIG = SiTConfig(Size(4, 32, 2), 2, (3, 8, 8), 5)
 LATENT = SiTConfig(Size(4, 192, 3), 2, (4, 32, 32), 10)
-# As deep as the two above.
-PICO = BackboneSpec(size="pico")
-STREAMS, DIM, HEADS = Streams(0), 24, 3
-
-
-def configured(cls: type[Method], **settings: Any) -> Any:
-    return cls.Config(**settings).resolved(PICO)
 
 
 def narrow(cls: type[Method]) -> dict[str, int]:
     """Return the setting of a narrow projector: in bfloat16 a wide one takes seconds without AMX."""
     return {"projector_width": 64} if "projector_width" in cls.Config.model_fields else {}
-
-
-def made(cls: type[Method], backbone: SiTConfig = CONFIG, **settings: Any) -> Method:
-    config = configured(cls, **settings)
-    backbone = replace(backbone, extra=DIM if config.needs().summary else 0)
-    method = cls.build(config, backbone, encoder_dims=(DIM,) * len(config.needs().encoders))
-    initialize(method, STREAMS, "method.")
-    return method
-
-
-def network(seed: int, config: SiTConfig = CONFIG) -> SiT:
-    """Return a SiT with random weights; with the official zeros nothing would reach the output."""
-    net, generator = SiT(config), torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return net
-
-
-def student(needs: Needs) -> Student:
-    """Return a student, with a teacher only if needed. The teacher is not frozen, to detect leaking
-    gradients."""
-    config = replace(CONFIG, extra=DIM if needs.summary else 0)
-    return Student(network(0, config), network(1, config) if needs.teacher else None, config)
-
-
-def batch(needs: Needs, size: int = 8, first: int = 0, step: int = 1) -> Batch:
-    index = np.arange(first, first + size)
-    y = torch.from_numpy(index % 6)
-    views = tuple(view(f"encoder {i}", index, needs) for i in range(len(needs.encoders)))
-    return Batch(index, STREAMS.normal("data", index, CONFIG.shape), y, y % 5, step, views)
-
-
-def view(name: str, index: np.ndarray, needs: Needs) -> View:
-    """Return random tokens, and the other features that are needed."""
-    tokens = STREAMS.normal(name, index, (CONFIG.tokens, DIM))
-    features = View(tokens, STREAMS.normal(f"{name}/summary", index, (DIM,)) if needs.summary else None)
-    if not needs.attention:
-        return features
-    shape = (needs.attention, HEADS, CONFIG.tokens, CONFIG.tokens)
-    return features._replace(attention=STREAMS.normal(f"{name}/maps", index, shape).softmax(dim=-1))
-
-
-def step(method: Method, pupil: Student, given: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the loss and all gradients by name."""
-    losses = method.loss(pupil, given, method.draw(STREAMS, given))
-    losses.total.backward()
-    named = itertools.chain(pupil.model.named_parameters(), method.named_parameters(prefix="method"))
-    return losses.total.detach(), {name: p.grad for name, p in named}
-
-
-def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def off(cls: type[Method]) -> dict[str, Any]:
@@ -161,16 +110,6 @@ def test_draws_depend_only_on_the_index(method: type[Method]) -> None:
     full = drawn(objective.draw(Streams(0), batch(needs)))
     parts = [drawn(objective.draw(streams, batch(needs, 4, first))) for first in (4, 0)][::-1]
     assert same(full, {name: torch.cat([half[name] for half in parts]) for name in full})
-
-
-def drawn(draw: Draw) -> dict[str, Tensor]:
-    every = {
-        "noise": draw.noise,
-        "levels": draw.times.levels,
-        "which": draw.times.which,
-        "groups": draw.groups,
-    }
-    return {name: value for name, value in (every | draw.extra).items() if value is not None}
 
 
 class Levels(Flow):

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from harness.config import registry
-from harness.config.spec import BackboneSpec
 from harness.data.open import open_dataset, split
 from harness.encoders import local
 from harness.encoders.local import RandomEncoder
@@ -19,6 +18,7 @@ from harness.records.record import DONE, Record
 from harness.train.state import build_run
 from methods.common.method import Method
 from tests.methods.conftest import PLUGIN
+from tests.support.conformance_runs import name_of, words
 from tests.support.runs import TINY, everything, losses, part, tiny, torchrun, trained
 
 
@@ -106,18 +106,3 @@ def test_two_processes_equal_one(method: type[Method], tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     two = Record(tmp_path / "two" / one.id)
     assert losses(two) == pytest.approx(losses(one), rel=1e-6)
-
-
-def words(cls: type[Method]) -> list[str]:
-    """Return the settings of a tiny run: the method's defaults, with an encoder that needs no file."""
-    encoder = (
-        ["method.encoder.name=random:small"]
-        if cls.Config().resolved(BackboneSpec(size="pico")).needs().encoders
-        else []
-    )
-    group = ["method.group=2"] if "group" in cls.Config.model_fields else []
-    return [f"method.name={name_of(cls)}", *encoder, *group]
-
-
-def name_of(cls: type[Method]) -> str:
-    return cls.Config.model_fields["name"].default

@@ -30,24 +30,7 @@ from methods.relational import Relational
 from methods.repa import Repa
 from methods.sra import Sra
 from methods.sra2 import Sra2
-from tests.methods.test_methods import CONFIG, batch, build, student
-
-
-def loss(method, size: int = 8):
-    """Return the method's losses, and the student, batch, draw and prediction that they are computed from."""
-    pupil, given = student(), batch(size)
-    draw = method.draw(Streams(0), given)
-    x = interpolate(given.x0, draw.noise, draw.times, CONFIG)
-    prediction = pupil(x, draw.times, given.y, taps=(1, 2, 3, 4), groups=draw.groups)
-    return method.loss(pupil, given, draw), pupil, given, draw, prediction
-
-
-def f64(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.detach().double().numpy()
-
-
-def unit(x: np.ndarray, axis: int = -1) -> np.ndarray:
-    return x / np.linalg.norm(x, axis=axis, keepdims=True)
+from tests.support.small_methods import CONFIG, batch, build, f64, loss, student, unit
 
 
 def smooth_l1(a: np.ndarray, b: np.ndarray, beta: float) -> np.ndarray:

@@ -13,7 +13,7 @@ from harness.runtime.random_streams import Streams
 from methods.common.method import Schedule
 from methods.haste import Haste, attention_loss
 from methods.repa import Repa
-from tests.methods.test_methods import CONFIG, batch, build, student
+from tests.support.small_methods import CONFIG, batch, build, student
 
 HEADS = 3
 

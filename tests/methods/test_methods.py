@@ -9,48 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.backbone.initialize import initialize
-from harness.backbone.sit import SiT, SiTConfig
-from harness.backbone.sizes import Size
 from harness.backbone.times import Times
 from harness.config.spec import TimeSpec
-from harness.flow.batch import Batch, View
+from harness.flow.batch import View
 from harness.flow.path import interpolate, sample_times, shifted, velocity_target
-from harness.flow.student import Student
 from harness.runtime.random_streams import Streams
 from methods.common.method import Schedule
 from methods.flow import Flow
 from methods.repa import Repa
 from methods.self_flow import SelfFlow
-
-CONFIG = SiTConfig(Size(4, 32, 2), 2, (3, 8, 8), 5)
-STREAMS = Streams(0)
-
-
-def student(seed: int = 0) -> Student:
-    networks = []
-    for offset in (0, 1):
-        network = SiT(CONFIG)
-        generator = torch.Generator().manual_seed(seed + offset)
-        with torch.no_grad():
-            for parameter in network.parameters():
-                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-        networks.append(network)
-    return Student(networks[0], networks[1].requires_grad_(False), CONFIG)
-
-
-def batch(size: int = 64, first: int = 0) -> Batch:
-    index = np.arange(first, first + size)
-    y = torch.from_numpy(index % 6)
-    x0, features = STREAMS.normal("data", index, CONFIG.shape), STREAMS.normal("features", index, (16, 24))
-    return Batch(index, x0, y, y, views=(View(features),))
-
-
-def build(cls, **settings):
-    config = cls.Config(**settings)
-    method = cls.build(config, CONFIG, encoder_dims=(24,))
-    initialize(method, STREAMS, "method.")
-    return method
+from tests.support.small_methods import CONFIG, STREAMS, batch, build, student
 
 
 def cosine(a: Tensor, b: Tensor) -> np.ndarray:

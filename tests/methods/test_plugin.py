@@ -73,7 +73,7 @@ def test_plugin_trains(plugin_site: Path, tmp_path: Path) -> None:
     ("settings", "message"),
     [
         (["method.name=ecko"], "Did you mean 'echo'?"),
-        (["method.name=echo", "method.layr=1"], "Did you mean 'layer'?"),
+        (["method.name=echo", "method.layr=1"], "Did you mean 'method.layer'?"),
         (["method.name=echo", "method.layer=99"], "has layers 1 to 6"),
     ],
 )

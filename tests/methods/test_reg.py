@@ -16,9 +16,9 @@ from harness.flow.batch import Batch, View
 from harness.runtime.random_streams import Streams
 from methods.reg import Reg
 from methods.repa import Repa
-from tests.methods.test_conformance import CONFIG, DIM, network, student, view
-from tests.methods.test_methods import batch
+from tests.support.conformance import CONFIG, DIM, network, student, view
 from tests.support.sampling import draw_samples
+from tests.support.small_methods import batch
 
 NEEDS = Reg.Config(layer=2).needs()
 CPU = torch.device("cpu")

@@ -15,8 +15,7 @@ from methods.dual_timestep import DualTimestep
 from methods.flow import Flow
 from methods.full_masking import FullMasking
 from methods.self_flow import SelfFlow
-from tests.methods.test_formulas import f64, loss, unit
-from tests.methods.test_methods import CONFIG, batch, build, student
+from tests.support.small_methods import CONFIG, batch, build, f64, loss, student, unit
 
 
 def test_dual_timestep_is_self_flow_without_its_loss() -> None:

@@ -14,7 +14,7 @@ from harness.records.record import Record
 from sweeps.plan.plan import make_plan
 from sweeps.plan.study import load_study
 from tests.conftest import ROOT
-from tests.harness.records.test_mlflow_mirror import evaluation, train
+from tests.support.mlflow_runs import evaluation, train
 from tests.support.runs import tiny, trained
 
 PAGE = ROOT / "docs" / "guides" / "adding-a-method.md"

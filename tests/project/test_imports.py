@@ -167,3 +167,19 @@ def test_imports_of_modules_have_no_circle() -> None:
 
     for name in graph:
         visit(name, ())
+
+
+# Test files whose helpers others use: the kills of the promises are also those of the matrix.
+SHARED_TESTS = {"tests.promises.test_kill"}
+
+
+def test_helpers_of_tests_are_in_files_without_tests() -> None:
+    wrong = set()
+    for file in sorted((ROOT / "tests").rglob("test_*.py")):
+        name = ".".join(file.relative_to(ROOT).with_suffix("").parts)
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("tests."):
+                members = [f"{node.module}.{alias.name}" for alias in node.names]
+                files = [one for one in (node.module, *members) if one.rpartition(".")[2].startswith("test_")]
+                wrong |= {f"{name} imports {one}" for one in files if one not in SHARED_TESTS}
+    assert wrong == set()

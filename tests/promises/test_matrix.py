@@ -32,8 +32,8 @@ from harness.flow.golden import read
 from harness.records.record import DONE, Record
 from harness.train.objective import Objective
 from harness.train.state import Run
-from tests.methods.test_conformance import drawn, same
 from tests.promises import test_kill as kill
+from tests.support.conformance import drawn, same
 from tests.support.modal import MODALITIES, REFUSED, SMALL, built, method_words, modal
 from tests.support.runs import TINY, everything, losses, part, tiny, torchrun, trained
 

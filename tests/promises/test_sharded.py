@@ -26,7 +26,7 @@ from harness.records.record import DONE, Record
 from harness.runtime.distributed import World
 from harness.runtime.fsdp import is_sharded, local_shard, shard_like
 from harness.train.state import Run, build_run, update_ema
-from tests.methods.test_conformance_runs import words
+from tests.support.conformance_runs import words
 from tests.support.runs import TINY, losses, tiny, torchrun, trained, weights
 
 CPU = torch.device("cpu")

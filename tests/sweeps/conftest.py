@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,3 +50,17 @@ def planned_runs(study: Path) -> list[PlannedRun]:
 
 def starts(directory: Path) -> Counter[str]:
     return Counter({r.id: len(r.environment) for r in map(Record, directory.glob("????????????"))})
+
+
+RATE = {"low": 1e-3, "high": 1e-2, "log": True}
+
+
+TABLE: dict[str, Any] = {
+    "name": "t",
+    "base": "digits",
+    "baseline": "flow",
+    "axes": {"method.name": ["flow", "self_flow"]},
+    "seeds": {"audit": 3, "tuning": [100, 101]},
+    "set": {"backbone.size": "pico", "train.batch_size": 8, "train.steps": 40},
+    "tune": {"trials": 4, "startup": 2, "space": {"train.learning_rate": RATE}},
+}

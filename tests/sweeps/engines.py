@@ -133,3 +133,28 @@ def listening() -> list[str]:
     tables = [Path("/proc/net", name).read_text().splitlines()[1:] for name in ("tcp", "tcp6")]
     rows = [line.split() for table in tables for line in table]
     return [row[1].partition(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in own]
+
+
+def gone(pid: int, patience: float = 30.0) -> bool:
+    """Return whether a process ends in time, as a zombie or completely, because a kill takes a moment."""
+    give_up = time.monotonic() + patience
+    while time.monotonic() < give_up:
+        try:
+            if "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text():
+                return True
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+    return False
+
+
+TRAINS = """if True:
+    import signal, sys
+    def stop(number, _):
+        signal.signal(number, before)
+        print("checkpoint", flush=True)
+        sys.exit(130)
+    before = signal.signal(signal.SIGTERM, stop)
+    print("here", flush=True)
+    while True: signal.pause()
+"""
+"""A job that handles TERM like a run in training: once, and then restores the previous handler."""

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from sweeps.launch.local import LocalLauncher
 from sweeps.launch.process_tree import process_tree
 from sweeps.launch.runner import under_torchrun
 from tests.support.runs import TINY
+from tests.sweeps.engines import TRAINS, gone
 
 
 def job(folder: Path, name: str, code: str) -> Job:
@@ -38,18 +38,6 @@ def until(launcher: LocalLauncher, log: Path, word: str) -> list[Event]:
         assert launcher.active, log.read_text()
         events += launcher.poll(0.02)
     return events
-
-
-def gone(pid: int, patience: float = 30.0) -> bool:
-    """Return whether a process ends in time, as a zombie or completely, because a kill takes a moment."""
-    give_up = time.monotonic() + patience
-    while time.monotonic() < give_up:
-        try:
-            if "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text():
-                return True
-        except (FileNotFoundError, ProcessLookupError):
-            return True
-    return False
 
 
 WAITS = "import signal; print('here', flush=True)\nwhile True: signal.pause()"
@@ -181,17 +169,6 @@ PARENT = """if True:
     sys.exit(rank.wait())
 """
 """A parent like torchrun, whose children lead their own sessions."""
-TRAINS = """if True:
-    import signal, sys
-    def stop(number, _):
-        signal.signal(number, before)
-        print("checkpoint", flush=True)
-        sys.exit(130)
-    before = signal.signal(signal.SIGTERM, stop)
-    print("here", flush=True)
-    while True: signal.pause()
-"""
-"""A job that handles TERM like a run in training: once, and then restores the previous handler."""
 
 
 def ranks(folder: Path, code: str) -> Job:

@@ -22,6 +22,7 @@ from sweeps.launch.ray import RayLauncher, in_bytes
 from tests.conftest import ROOT
 from tests.sweeps.engines import (
     STUDY,
+    TRAINS,
     assert_same_bits,
     at_work,
     drain,
@@ -33,7 +34,6 @@ from tests.sweeps.engines import (
     sweep,
     until,
 )
-from tests.sweeps.test_retries import TRAINS
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 pytest.importorskip("ray")

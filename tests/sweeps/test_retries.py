@@ -17,7 +17,7 @@ from sweeps.launch.handoff import Handoff
 from sweeps.launch.retries import RETRIES, RETRY
 from sweeps.launch.runner import under_torchrun
 from tests.support.runs import TINY, everything
-from tests.sweeps.test_local import TRAINS, gone
+from tests.sweeps.engines import TRAINS, gone
 
 
 @pytest.fixture

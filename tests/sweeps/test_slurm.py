@@ -16,6 +16,7 @@ from sweeps.launch.handoff import Handoff
 from sweeps.launch.slurm import SlurmLauncher
 from tests.sweeps.engines import (
     STUDY,
+    TRAINS,
     assert_same_bits,
     at_work,
     drain,
@@ -28,7 +29,6 @@ from tests.sweeps.engines import (
     until,
 )  # fmt: skip
 from tests.sweeps.slurm import slurm
-from tests.sweeps.test_retries import TRAINS
 
 pytest.importorskip("submitit")
 

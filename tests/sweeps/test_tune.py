@@ -35,17 +35,7 @@ from sweeps.plan.study import Study, load_study
 from sweeps.tune.results import best_trial, interval, write_results
 from sweeps.tune.trial_log import TRIAL_LOG, TrialLog
 from sweeps.tune.tuner import TuningStudy, Unfinished, grid, make_tuning_study, steps_within, tune
-
-RATE = {"low": 1e-3, "high": 1e-2, "log": True}
-TABLE: dict[str, Any] = {
-    "name": "t",
-    "base": "digits",
-    "baseline": "flow",
-    "axes": {"method.name": ["flow", "self_flow"]},
-    "seeds": {"audit": 3, "tuning": [100, 101]},
-    "set": {"backbone.size": "pico", "train.batch_size": 8, "train.steps": 40},
-    "tune": {"trials": 4, "startup": 2, "space": {"train.learning_rate": RATE}},
-}
+from tests.sweeps.conftest import RATE, TABLE
 
 
 def study(folder: Path, **changes: Any) -> Study:

@@ -18,8 +18,7 @@ from harness.errors import UserError
 from harness.records.record import Record
 from sweeps.cli.tune import tune
 from tests.support.runs import TINY, everything
-from tests.sweeps.test_sweep import stub_command
-from tests.sweeps.test_tune import RATE, TABLE
+from tests.sweeps.conftest import RATE, TABLE, stub_command
 
 
 @pytest.fixture

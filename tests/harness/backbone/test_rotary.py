@@ -21,8 +21,8 @@ from harness.costs.flops import count
 from harness.errors import UserError
 from harness.runtime.random_streams import Streams
 from methods.flow import Flow
-from tests.harness.backbone.test_sit import network
-from tests.methods import test_conformance as conformance
+from tests.support import conformance
+from tests.support.networks import network
 from tests.support.runs import tiny
 
 SIZE = Size(2, 32, 2)

@@ -14,18 +14,7 @@ from harness.backbone.sizes import SIZES, Size
 from harness.backbone.times import Times
 from harness.backbone.tokens import patchify, sincos, unpatchify
 from harness.runtime.random_streams import Streams
-
-SMALL = SiTConfig(Size(3, 32, 2), 2, (3, 8, 12), 5)
-
-
-def network(config: SiTConfig = SMALL, seed: int = 0) -> SiT:
-    """Return a SiT with random weights; the released initialisation sets many of them to zero."""
-    model = SiT(config)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return model.eval()
+from tests.support.networks import SMALL, network
 
 
 def inputs(

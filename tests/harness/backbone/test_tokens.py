@@ -17,7 +17,7 @@ from harness.backbone.sizes import Size
 from harness.backbone.times import Times
 from harness.backbone.tokens import Part, patchify, positions, sincos, unpatchify
 from harness.runtime.random_streams import Streams
-from tests.harness.backbone.test_sit import network
+from tests.support.networks import network
 
 SIZE = Size(2, 32, 2)
 VIDEO = SiTConfig(SIZE, 2, (1, 4, 4, 6), 3)

@@ -14,9 +14,7 @@ from harness.cli.run import _mirror as send_one
 from harness.errors import UserError
 from harness.records.mlflow_mirror import mirror
 from harness.records.record import Record
-from tests.harness.records.test_mlflow_mirror import child, events, expected, rows, runs_of, uri, written
-
-__all__ = ["uri"]
+from tests.support.mlflow_runs import child, events, expected, rows, runs_of, written
 
 
 def test_mirror_rebuilds_a_lost_store_and_sends_nothing_twice(tmp_path: Path, uri: str) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from harness.config import registry
 from harness.config.fields import belongs, field_paths, in_words, method_fields, nearest, spec_fields
 from harness.config.parts import nested_setting
-from harness.config.spec import RunSpec, canonical
+from harness.config.spec import MethodConfig, RunSpec, canonical
 from harness.config.tables import set_path
 
 REPA = registry.load("method", "repa").Config
@@ -101,3 +101,13 @@ def test_mistyped_path_has_the_nearest_fields(path: str, expected: list[str]) ->
 
 def test_suggestion_lists_every_candidate() -> None:
     assert in_words(["a.b", "c.b"]) == " Did you mean 'a.b' or 'c.b'?" and in_words([]) == ""
+
+
+def test_fields_of_a_class_without_source_have_no_meaning() -> None:
+    class Local(MethodConfig):
+        name: Literal["local"] = "local"
+        share: float = 0.5
+
+    fields = {field.path: field for field in method_fields(Local)}
+    assert fields["method.share"].default == 0.5 and fields["method.share"].meaning == ""
+    assert fields["method.schedule.until"].meaning

@@ -17,7 +17,7 @@ from harness.config.spec import EvalSpec
 from harness.costs.estimate import evaluation_flops, passes
 from harness.errors import UserError
 from harness.flow.sampling import draw_pixels
-from tests.harness.costs.test_flops import S2, forward_flops
+from tests.support.paper_flops import S2, forward_flops
 from tests.support.runs import tiny, trained
 
 FLOW = (

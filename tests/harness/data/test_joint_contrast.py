@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from harness.train.objective import Objective
-from tests.harness.data.test_modality_dropout import built, fed
+from tests.support.joint_runs import built, fed
 
 
 def test_contrastive_flow_weighs_the_negative_term_like_the_flow_loss() -> None:

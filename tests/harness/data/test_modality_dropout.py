@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -19,17 +18,17 @@ from harness.config import registry
 from harness.config.spec import canonical
 from harness.data.feed import MicroBatches
 from harness.data.modality_dropout import draw_present
-from harness.data.open import open_dataset, split
 from harness.errors import UserError
 from harness.flow.batch import Batch, Draw
 from harness.flow.student import Student
 from harness.records.record import DONE
 from harness.runtime.random_streams import Streams
 from harness.train.objective import Objective
-from harness.train.state import Run, build_run
+from harness.train.state import Run
 from methods.common.method import Method
 from methods.common.missing_parts import mean_of_tokens, weights_of_samples
-from tests.methods.test_conformance import drawn, same
+from tests.support.conformance import drawn, same
+from tests.support.joint_runs import built, fed
 from tests.support.modal import MODALITIES, SMALL, modal
 from tests.support.runs import TINY, everything, losses, part, tiny, torchrun, trained
 
@@ -63,36 +62,8 @@ def quick_extractors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         yield
 
 
-@cache
-def opened(*words: str):
-    spec = modal("joint", *words).data
-    dataset = open_dataset(spec)
-    return dataset, split(dataset, spec.held_out)
-
-
-def built(*words: str) -> Run:
-    """Return a run on joint data whose parameters are perturbed, so that every path of the network carries
-    signal."""
-    spec = modal("joint", *words)
-    data = [word for word in words if word.startswith("data.") and "_weight" in word]
-    with pytest.MonkeyPatch.context() as patch:
-        # The FLOPs are not needed.
-        patch.setattr("harness.train.state.count_once", lambda *_, **__: None)
-        run = build_run(spec, *opened(*data), torch.device("cpu"))
-    with torch.no_grad():
-        for module in (run.model, run.ema, run.method):
-            for name, parameter in module.named_parameters():
-                parameter.add_(0.1 * Streams(1).normal(name, [0], parameter.shape)[0])
-    return run
-
-
 def case(name: str, *words: str) -> Run:
     return built(f"method.name={name.partition(',')[0]}", *CASES[name], *words)
-
-
-def fed(run: Run, count: int = 8) -> tuple[Batch, Draw]:
-    batch = run.feed.batch(np.arange(count))
-    return batch, run.method.draw(run.streams, batch)
 
 
 def stepped(run: Run, batch: Batch, draw: Draw) -> tuple[Tensor, dict[str, Tensor]]:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import pickle
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import open_clip
@@ -17,11 +16,12 @@ from safetensors.torch import load_file, save_file
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from harness.encoders.base import open_encoder
 from harness.encoders.open_clip import OpenClipEncoder
 from harness.errors import UserError
 from metrics.extractors.open_clip_recipe import find_recipe
 from metrics.value import MetricError
+from tests.support import encoders
+from tests.support.encoders import pictures
 
 OWN, FROM_TIMM = "flowrace-tiny", "flowrace-tiny-timm"
 WIDTH, LAYERS, PATCH, IMAGE = 64, 2, 8, 32
@@ -53,18 +53,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return made
 
 
-def opened(
-    model: str, file: Any = "", channels: int = 3, grid: tuple[int, int] = (4, 4), **fields: Any
-) -> Any:
-    choice = SimpleNamespace(
-        **{"name": f"open_clip:{model}", "weights": str(file), "sha256": "", "download": False, **fields}
-    )
-    dataset = SimpleNamespace(shape=(channels, 32, 32), classes=10, fingerprint="", modality="image")
-    return open_encoder(choice, dataset, grid=grid, held_out=0.1, device=torch.device("cpu"))
-
-
-def pictures(channels: int = 3) -> torch.Tensor:
-    return torch.rand(2, channels, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+def opened(model: str, *words: Any, **fields: Any) -> Any:
+    return encoders.opened(f"open_clip:{model}", *words, **fields)
 
 
 def prepared(images: torch.Tensor, rows: int, columns: int) -> torch.Tensor:

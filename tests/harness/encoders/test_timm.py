@@ -6,7 +6,6 @@ import copy
 import hashlib
 import pickle
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,9 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from harness.encoders.base import open_encoder
 from harness.encoders.timm import TimmEncoder
 from harness.errors import UserError
+from tests.support import encoders
+from tests.support.encoders import pictures
 
 PLAIN, REGISTERS = "vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2"
 
@@ -39,14 +39,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return made
 
 
-def opened(
-    model: str, file: Any = "", channels: int = 3, grid: tuple[int, int] = (4, 4), **fields: Any
-) -> Any:
-    choice = SimpleNamespace(
-        **{"name": f"timm:{model}", "weights": str(file), "sha256": "", "download": False, **fields}
-    )
-    dataset = SimpleNamespace(shape=(channels, 32, 32), classes=10, fingerprint="", modality="image")
-    return open_encoder(choice, dataset, grid=grid, held_out=0.1, device=torch.device("cpu"))
+def opened(model: str, *words: Any, **fields: Any) -> Any:
+    return encoders.opened(f"timm:{model}", *words, **fields)
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +52,6 @@ def plain(files: dict[str, Path]) -> Any:
 @pytest.fixture(scope="module")
 def registers(files: dict[str, Path]) -> Any:
     return opened(REGISTERS, files[REGISTERS])
-
-
-def pictures(channels: int = 3) -> torch.Tensor:
-    return torch.rand(2, channels, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import pytest
 
 from harness.records.mlflow_mirror import mirror
 from harness.records.record import Record
-from tests.harness.records.test_mlflow_mirror import events, expected, written
+from tests.support.mlflow_runs import events, expected, written
 from tests.support.tracking_server import Server, free_port, postgresql
 
 RUNS, STEPS = 8, 300
