@@ -30,6 +30,24 @@ def locked(file: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def exclusive(lock: Path) -> Iterator[None]:
+    """Hold a lock file, and remove it at the end; wait for another process that holds it."""
+    while True:
+        # It is closed below.
+        file = open(lock, "a")  # noqa: SIM115
+        lock_file(file)
+        # The previous holder may have removed the file between our open and our lock.
+        if os.fstat(file.fileno()).st_nlink > 0:
+            break
+        file.close()
+    with file:
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
 def held(lock: Path, what: str) -> Iterator[None]:
     """Hold a lock file as `take_lock` does, and remove it at the end."""
     with take_lock(lock, what):

@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from harness.config.spec import EvalSpec
 from harness.errors import UserError
-from harness.files.files import locked, sync_file, writing
+from harness.files.files import exclusive, sync_file, writing
 from harness.files.json_table import adding_to, write_table
 from harness.records.events import Event, read_events
 
@@ -153,7 +153,7 @@ def add_evaluation(run: Path, line: Event, about: Mapping[str, Any]) -> None:
         if line["protocol"] not in known:
             write_table(run / PROTOCOLS, {**known, line["protocol"]: dict(about)})
     file = run / EVALUATIONS
-    with writing(file), locked(file), open(file, "ab+") as lines:
+    with writing(file), exclusive(run / f"{EVALUATIONS}.lock"), open(file, "ab+") as lines:
         lines.seek(0)
         content = lines.read()
         complete = content.rpartition(b"\n")[0] + b"\n" if b"\n" in content else b""

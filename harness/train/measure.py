@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.config.spec import EvalSpec, RunSpec
 from harness.errors import UserError
-from harness.files.files import locked, writing
+from harness.files.files import exclusive, writing
 from harness.records.checkpoint_files import EMA, precision_of, weights_files
 from harness.records.evaluations import Conditions, add_evaluation
 from harness.records.record import Record, RecordWriter, asks_the_same
@@ -103,7 +103,7 @@ def measure(
                 f"{path} has no weights of step {step} (kept: {_listed(list(files)) or 'none'}); "
                 "train.keep_checkpoints = 'evaluations' keeps those of every evaluation"
             )
-    with writing(path), locked(path / "evaluate") if world.main else nullcontext():
+    with writing(path), exclusive(path / "evaluate.lock") if world.main else nullcontext():
         world.wait()
         missing = lacking(Record(path), spec.eval, steps)
         world.wait()

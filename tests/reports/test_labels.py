@@ -15,8 +15,8 @@ from reports.cli.figures import figures
 from reports.cli.options import parse_labels
 from reports.cli.report import report as command
 from reports.race.race import read_race
+from tests.reports.rates_study import write_study
 from tests.reports.synthetic import write_race, write_run
-from tests.reports.test_cells import write_study
 
 NAMES = '[labels]\nrepa = "REPA <1>"\nflow = "Flow matching"\n'
 

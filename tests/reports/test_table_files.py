@@ -15,8 +15,8 @@ from harness.errors import UserError
 from reports.analysis.report import read_report
 from reports.cli.report import report as command
 from reports.pages.table_files import table_of, to_csv, to_latex, to_markdown, write_table
+from tests.reports.rates_study import write_study
 from tests.reports.synthetic import PHASES, power_law, write_run
-from tests.reports.test_cells import write_study
 
 SLOW = {name: 400 * value for name, value in PHASES.items()}
 
