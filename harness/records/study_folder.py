@@ -240,7 +240,9 @@ def _values(file: Path, target: Mapping[str, Any]) -> tuple[float, ...]:
     """Return the values of `value` or `values`; empty without them."""
     single, several = target.get("value"), target.get("values")
     if several is not None and not (isinstance(several, list) and several):
-        raise UserError(f"{file}: target.values = {several!r}: expected a list of numbers, as [8, 10]")
+        raise UserError(
+            f"{file}: target.values = {several!r}: expected a list of numbers, for example [8, 10]"
+        )
     found = [("value", single)] if several is None else [("values", value) for value in several]
     for key, value in found:
         if value is not None and (

@@ -174,4 +174,4 @@ def read_report(
         protocol=protocol,
     )
     sources = [str(directory) for directory in directories]
-    return RaceReport(race, tuple(judge_claims(claims, sources, labels=labels)))
+    return RaceReport(race, tuple(judge_claims(claims, sources, labels=labels, protocol=protocol)))

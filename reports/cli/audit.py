@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from harness.config.options import JSON_OPTION, examples
-from reports.cli.options import AXIS, CONFIDENCE, METRIC, REGISTER, TARGET
+from reports.cli.options import AXIS, CONFIDENCE, METRIC, PROTOCOL, REGISTER, TARGET
 
 SOURCES = click.argument("sources", metavar="DIR...", nargs=-1, required=True)
 
@@ -38,8 +38,9 @@ def audit() -> None:
 @audit.command(epilog="Example: flowrace audit claim.toml curves.csv")
 @click.argument("words", metavar="CLAIM.toml... DIR|CSV|URI...", nargs=-1, required=True)
 @REGISTER
+@PROTOCOL
 @JSON_OPTION
-def claim(words: tuple[str, ...], file: Path | None, as_json: bool) -> None:
+def claim(words: tuple[str, ...], file: Path | None, protocol: str | None, as_json: bool) -> None:
     """Judge claims on runs (the default command).
 
     Runs are run directories or folders of them, a CSV (method, seed, step, metric, value; optional images,
@@ -50,7 +51,7 @@ def claim(words: tuple[str, ...], file: Path | None, as_json: bool) -> None:
     from reports.audit.judge_files import judge_claims
     from reports.cli.audit_card import audit_json, print_cards
 
-    found = judge_claims(*_split(words), file, _progress)
+    found = judge_claims(*_split(words), file, _progress, protocol=protocol)
     if as_json:
         rows = [audit_json(one) for one in found]
         click.echo(json.dumps(rows[0] if len(rows) == 1 else {"claims": rows}, indent=1, allow_nan=False))

@@ -13,6 +13,7 @@ from scipy import stats
 from harness.errors import UserError
 from harness.records.evaluations import add_evaluation
 from reports.analysis.report import read_report
+from reports.cli.audit import audit
 from reports.cli.figures import figures
 from reports.cli.report import report as command
 from reports.pages.conditions import answer, question
@@ -118,6 +119,20 @@ def test_page_has_the_section_with_a_switch_and_every_section_its_protocol(tmp_p
     assert html.count('name="conditions"') == 2
     assert html.count("fd:local: sampler heun, 50 steps, guidance 1, n = 512 samples") >= 6
     assert html.count("fd:local: sampler heun, 50 steps, guidance 1.5, n = 512 samples") == 1
+
+
+def test_audit_judges_under_the_conditions_of_the_protocol(tmp_path: Path) -> None:
+    """Under guidance 1 repa needs (900 / 1000) ** 2 of flow's steps, under 1.5 (800 / 700) ** 2."""
+    runs, claim = write(tmp_path / "runs", FLIPS), tmp_path / "claim.toml"
+    claim.write_text(
+        f'[claim]\nname = "one"\ncandidate = "repa"\nbaseline = "flow"\nmetric = "{METRIC}"\n'
+        "target = 35.0\nfactor = 1.1\n"
+    )
+    for words, verdict in (([], "supported"), (["--protocol", "guidance=1.5"], "refuted")):
+        found = CliRunner().invoke(audit, [str(claim), str(runs), *words, "--json"], catch_exceptions=False)
+        assert json.loads(found.output)["verdict"] == verdict
+    report = read_report([runs], target=35.0, protocol="guidance=1.5", claims=[claim])
+    assert report.claims[0].verdict == "refuted"
 
 
 def test_section_is_left_out_for_a_single_set_of_conditions(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from reports.audit.inputs.run_log import (
 from reports.race.arms import RaceArm, arms_of, find_arm, flatten
 from reports.race.cells import natural_baseline
 from reports.race.comparability import machines_of
+from reports.race.conditions import select
 from reports.race.protocols import protocols_of
 from reports.race.study_folder import read_plan, split_by_plan
 from reports.stats.curves import costs_of, curve_of
@@ -31,19 +32,26 @@ from reports.stats.curves import costs_of, curve_of
 SCHEMES = ("sqlite://", "http://", "https://")
 
 
-def read_logs(sources: Sequence[str], claim: Claim, progress: Progress = iter) -> AuditRuns:
+def read_logs(
+    sources: Sequence[str], claim: Claim, progress: Progress = iter, protocol: str | None = None
+) -> AuditRuns:
     """Return the runs of a claim's two arms; see `read_arms`."""
-    arms = read_arms(sources, (claim.baseline, claim.candidate), claim.metric, progress)
+    arms = read_arms(sources, (claim.baseline, claim.candidate), claim.metric, progress, protocol)
     return AuditRuns(arms.runs[claim.baseline], arms.runs[claim.candidate], arms.notes, arms.unseen)
 
 
 def read_arms(
-    sources: Sequence[str], names: Sequence[str], metric: str, progress: Progress = iter
+    sources: Sequence[str],
+    names: Sequence[str],
+    metric: str,
+    progress: Progress = iter,
+    protocol: str | None = None,
 ) -> AuditArms:
     """Return the finished and failed runs of these methods.
 
-    Sources are folders of run directories, CSV files and MLflow stores. Raises `UserError` for a source that
-    cannot be read, a method or a metric that it does not contain, and a seed that occurs twice.
+    Sources are folders of run directories, CSV files and MLflow stores. `protocol` chooses the conditions of
+    evaluations in run directories. Raises `UserError` for a source that cannot be read, a method or a metric
+    that it does not contain, and a seed that occurs twice.
     """
     stores = [source for source in sources if source.startswith(SCHEMES)]
     files = [source for source in sources if source not in stores and Path(source).is_file()]
@@ -56,7 +64,7 @@ def read_arms(
             )
     found = [read_tidy(Path(file), names, metric) for file in files]
     found += [read_tracked(store, names, metric, progress) for store in stores]
-    found += [read_records(folders, names, metric, progress)] if folders else []
+    found += [read_records(folders, names, metric, progress, protocol)] if folders else []
     runs = {name: by_seed(log for part in found for log in part.runs[name].values()) for name in names}
     notes = tuple(note for part in found for note in part.notes)
     return AuditArms(runs, notes, tuple(note for part in found for note in part.unseen))
@@ -75,10 +83,15 @@ def natural_method(sources: Sequence[str]) -> str:
 
 
 def read_records(
-    folders: Sequence[Path], names: Sequence[str], metric: str, progress: Progress = iter
+    folders: Sequence[Path],
+    names: Sequence[str],
+    metric: str,
+    progress: Progress = iter,
+    protocol: str | None = None,
 ) -> AuditArms:
     """Read run directories. In a folder with a plan, only the planned runs count."""
     records, unplanned = split_by_plan(find_records(*folders), folders)
+    records = records if protocol is None else select(records, protocol)
     if not records:
         raise UserError(f"no runs in {', '.join(map(str, folders))}: a run is a folder with a spec.toml")
     arms = arms_of(records)
@@ -110,7 +123,7 @@ def _read_run(name: str, arm: RaceArm, seed: int, record: Record, metric: str) -
     if not failed and record.status != "done":
         why = f"{who} is {record.status}, so it is excluded from all numbers ({record.id})."
         return ReadRun(name, seed, False, None, why)
-    run = Record(record.path)
+    run = Record(record.path, record.conditions)
     curve = curve_of(run, metric)
     if curve is None:
         why = "failed before its first evaluation" if failed else "was never evaluated"
@@ -160,4 +173,6 @@ def _times(record: Record) -> tuple[float | None, float | None]:
 
 
 def _metrics(record: Record) -> list[str]:
-    return sorted({name for event in Record(record.path).of("eval") for name in event["metrics"]})
+    return sorted(
+        {name for event in Record(record.path, record.conditions).of("eval") for name in event["metrics"]}
+    )
