@@ -180,12 +180,19 @@ def _run_all(
     return runner.failures, launcher.stopped_by is not None
 
 
-def _write_report(directory: Path, *, quiet: bool) -> str:
-    """Write the report; print its verdict, its caveats and, on the last line, its path."""
+def _write_report(directory: Path, *, quiet: bool) -> str | None:
+    """Write the report; print its verdict, its caveats and, on the last line, its path.
+
+    The runs are finished, so a report that cannot be written is no failure of the sweep.
+    """
     from reports.pages.page import write_report
 
     path = directory / "report.html"
-    report = write_report([directory], path)
+    try:
+        report = write_report([directory], path)
+    except UserError as error:
+        click.echo(f"no report: {error}", err=True)
+        return None
     if not quiet:
         click.echo(report.headline)
         for note in report.report.caveats:
