@@ -45,6 +45,7 @@ __all__ = [
     "crossing_table",
     "draw_samples",
     "estimate_cost",
+    "evaluate_later",
     "evaluate_run",
     "evaluation_table",
     "find_runs",
@@ -131,11 +132,16 @@ def read_race(
     metric: str | None = None,
     target: float | str | None = None,
     baseline: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    across: str | None = None,
+    protocol: str | None = None,
 ) -> Race:
     """Read the runs of a race and compute fitted curves, crossings of the target, mean times and speed-ups.
 
     Arguments that are not given come from the study. A target is a number or a rule: `"baseline@400"`, or
     `"90%"` of the baseline's way to its final value. The default is the lowest value that every run reaches.
+    `protocol` chooses the conditions of evaluations, such as `guidance=1.5`, and `across` is `pooled` or
+    `cells`.
     `race.runs` hold `curve` and `crossing`; `race.speedups[axis, arm]` has `estimate`, `low`, `high` (95 %)
     and `n`. Axes: steps, images, flops, seconds, gpu_seconds. The command is `flowrace report`. Raise
     `UserError` for folders without runs and unknown names.
@@ -146,7 +152,15 @@ def read_race(
     """
     from reports.race.race import read_race
 
-    return read_race([Path(folder) for folder in folders], metric=metric, target=target, baseline=baseline)
+    return read_race(
+        [Path(folder) for folder in folders],
+        metric=metric,
+        target=target,
+        baseline=baseline,
+        labels=labels,
+        across=across,
+        protocol=protocol,
+    )
 
 
 def speedup_table(race: Race) -> pd.DataFrame:
@@ -279,7 +293,7 @@ def load_spec(source: Location, overrides: Sequence[str] = ()) -> RunSpec:
     unknown fields and values out of range, with the nearest match.
 
     >>> flowrace.load_spec("digits", ["method.name=repa", "seed=1"]).id
-    '420cb5708054'
+    '450e48dd3df8'
     """
     from harness.assembly.resolve import load_spec
 
@@ -385,7 +399,7 @@ def evaluate_run(run: Location, step: int | None = None, overrides: Sequence[str
     """Evaluate a checkpoint of a run (default: the newest); `overrides` such as `eval.samples=2000` apply.
 
     `result.rows` maps metric -> {mean, low, high, n}. The record is unchanged. The command is `flowrace eval
-    RUN`.
+    RUN --no-record`; `evaluate_later` records.
 
     >>> run, = flowrace.find_runs("runs/mine")
     >>> flowrace.evaluate_run(run.path).rows["fd:local"]["n"]
@@ -394,6 +408,33 @@ def evaluate_run(run: Location, step: int | None = None, overrides: Sequence[str
     from harness.train.trained_run import evaluate_run, spec_of_run
 
     return evaluate_run(Path(run), spec_of_run(Path(run), tuple(overrides)), step)[1]
+
+
+def evaluate_later(
+    run: Location,
+    *,
+    metrics: Sequence[str] = (),
+    guidance: Sequence[float] = (),
+    steps: str = "",
+    overrides: Sequence[str] = (),
+) -> list[dict[str, Any]]:
+    """Measure kept weights of a run by what its record lacks, record it, and list the answers.
+
+    Each answer has `step`, `conditions`, `metrics` and `protocol`. `steps` is `all`, `last`, `around-target`
+    or for example `400,800`. Nothing is trained, and recorded values are not measured again. The command is
+    `flowrace eval RUN`. Raise `UserError` for unknown metrics, and for steps whose weights were not kept.
+
+    >>> run, = flowrace.find_runs("runs/mine")
+    >>> rows = flowrace.evaluate_later(run.path, metrics=["fd:local"], guidance=[1, 2], steps="last")
+    >>> [row["conditions"]["guidance"] for row in rows]
+    [1.0, 2.0]
+    """
+    from harness.cli.evaluate import measure_run
+    from harness.train.questions import Question
+
+    question = Question(tuple(metrics), tuple(map(float, guidance)), steps, tuple(overrides))
+    measure_run(Path(run), question)
+    return question.answers(Path(run))
 
 
 def score_samples(

@@ -401,12 +401,22 @@ class RunSpec(Section):
 
     @property
     def legacy_id(self) -> str:
-        """The run id of versions up to 0.1, which hashed evaluation and number of steps too."""
-        return _short_hash(_hashed(self))
+        """The run id of versions up to 0.1, which hashed evaluation and number of steps too, but not the
+        content of an encoder's file."""
+        fields = _hashed(self)
+        return _short_hash(fields | {"method": _without(fields["method"], "content")})
 
     def to_toml(self) -> str:
         """Return the spec as the text of `spec.toml`."""
         return tomli_w.dumps(_without_none(self.model_dump(mode="json")))
+
+
+# Any: nested tables of a spec as plain data.
+def _without(value: Any, name: str) -> Any:
+    """Return nested tables without the fields of a name."""
+    if isinstance(value, Mapping):
+        return {key: _without(item, name) for key, item in value.items() if key != name}
+    return [_without(item, name) for item in value] if isinstance(value, list | tuple) else value
 
 
 def canonical(spec: BaseModel) -> str:

@@ -138,6 +138,14 @@ def test_evaluation_equals_that_of_the_command(run: Record) -> None:
     assert (found.rows, found.protocol) == (result["metrics"], result["protocol"])
 
 
+def test_later_evaluation_equals_that_of_the_command(run: Record) -> None:
+    words = ("--guidance", "1,2", "--steps", "last", "--json")
+    assert (
+        flowrace.evaluate_later(run.path, guidance=[1, 2], steps="last")
+        == json.loads(printed("eval", run.path, *words))["evaluations"]
+    )
+
+
 def test_samples_equal_those_of_the_command(run: Record, tmp_path: Path) -> None:
     printed("sample", run.path, "-n", 5, "--classes", "3,7", "-o", tmp_path / "a.npz")
     saved = np.load(tmp_path / "a.npz")["arr_0"]

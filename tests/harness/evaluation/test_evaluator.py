@@ -146,11 +146,11 @@ def test_image_grid_shows_every_pixel() -> None:
 
 def test_eval_command_repeats_the_recorded_values(record: Record) -> None:
     result = CliRunner().invoke(eval_command, [str(record.path), "--json"])
-    found = json.loads(result.output)
+    found = json.loads(result.stdout)
     last = record.of("eval")[-1]
     assert found["metrics"] == last["metrics"] and found["protocol"] == last["protocol"]
     more = json.loads(
-        CliRunner().invoke(eval_command, [str(record.path), "--json", "--set", "eval.samples=61"]).output
+        CliRunner().invoke(eval_command, [str(record.path), "--json", "--set", "eval.samples=61"]).stdout
     )
     assert more["protocol"] != last["protocol"] and more["metrics"]["fd:local"]["n"] == 61
 
@@ -159,15 +159,13 @@ def test_eval_command_prints_interval_and_replicates(record: Record) -> None:
     """The interval over replicates equals that of --json; a single evaluation of a distance has no
     interval.
     """
-    call = [str(record.path), "--set", "eval.replicates=3"]
-    row = json.loads(CliRunner().invoke(eval_command, [*call, "--json"]).output)["metrics"]["fd:local"]
-    (line,) = CliRunner().invoke(eval_command, call).output.splitlines()
-    shown = (
-        f"fd:local {row['mean']:.4f} [{row['low']:.4f}, {row['high']:.4f}]  (n = 60 in each of 3 replicates, "
-    )
+    call = [str(record.path), "--set", "eval.replicates=3", "--no-record"]
+    row = json.loads(CliRunner().invoke(eval_command, [*call, "--json"]).stdout)["metrics"]["fd:local"]
+    (line,) = CliRunner().invoke(eval_command, call).stdout.splitlines()
+    shown = f"fd:local {row['mean']:.4f} [{row['low']:.4f}, {row['high']:.4f}]  (step 12, n = 60 in each of 3"
     assert line.startswith(shown) and len(row["replicates"]) == 3
-    (line,) = CliRunner().invoke(eval_command, call[:1]).output.splitlines()
-    assert "[" not in line and "(n = 60, step-00000012, " in line
+    (line,) = CliRunner().invoke(eval_command, call[:1]).stdout.splitlines()
+    assert "[" not in line and "(step 12, n = 60, " in line
 
 
 def test_sample_command_writes_picture_and_npz_of_the_recorded_latents(

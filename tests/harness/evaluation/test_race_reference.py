@@ -13,7 +13,6 @@ from click.testing import CliRunner
 
 from harness.assembly.resolve import load_spec
 from harness.backbone.sit import Prediction
-from harness.cli.evaluate import evaluate as command
 from harness.config.spec import EvalSpec
 from harness.data.open import images, open_dataset, split
 from harness.errors import UserError
@@ -21,6 +20,7 @@ from harness.evaluation.evaluator import Evaluator
 from harness.evaluation.metric_names import metric_spec
 from harness.evaluation.reference import RaceReference, race_reference
 from metrics.files.hashing import sha256_of
+from sweeps.cli.evaluate import evaluate as command
 from tests.harness.evaluation.samples.networks import save_means
 from tests.support.runs import tiny, trained
 
