@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from harness.cli.run import run as run_command
 from harness.config import registry
 from harness.data.open import open_dataset, split
 from harness.records import checkpoint
@@ -27,7 +28,7 @@ from harness.runtime.distributed import World
 from harness.runtime.fsdp import is_sharded, local_shard, shard_like
 from harness.train.state import Run, build_run, update_ema
 from tests.methods.test_conformance_runs import words
-from tests.support.runs import TINY, losses, tiny, torchrun, trained, weights
+from tests.support.runs import TINY, losses, tiny, trained, weights
 
 CPU = torch.device("cpu")
 SHARD = "runtime.shard=true"
@@ -47,7 +48,8 @@ class Leg(NamedTuple):
 
 
 def launch(processes: int, legs: Sequence[Leg]) -> None:
-    """Train runs one after the other in one group of processes, so that torch is loaded once."""
+    """Call `flowrace run` for one run after the other in one group of processes, so that torch is loaded
+    once."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -80,7 +82,8 @@ def work(given: str) -> None:
         if step is not None and dist.get_rank() == 0:
             cut(leg.record, step)
         dist.barrier()
-        trained(tiny(*SHORT, *settings), leg.out)
+        words = [word for override in (*TINY, *SHORT, *settings) for word in ("--set", override)]
+        run_command.main(["digits", *words, "--out", out, "--no-track", "--quiet"], standalone_mode=False)
     leave()
 
 
@@ -124,14 +127,15 @@ def check_same(found: Record, known: Record) -> None:
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    asked = ("method.name=self_flow", "train.steps=4", "eval.every=4", "eval.samples=8")
-    one = trained(tiny(*asked), tmp_path / "one")
-    result = torchrun("digits", (*TINY, *asked, SHARD), tmp_path / "two")
-    assert result.returncode == 0, result.stderr
-    two = Record(tmp_path / "two" / one.id)
-    assert losses(two) == pytest.approx(losses(one), rel=1e-6)
-    assert two.environment[0]["params"] == one.environment[0]["params"]
-    assert [e["protocol"] for e in two.of("eval")] == [e["protocol"] for e in one.of("eval")]
+    """Replicated, and sharded."""
+    asked = ("method.name=self_flow",)
+    one, legs = alone(tmp_path, *asked), [Leg(asked, tmp_path / "r"), Leg((*asked, SHARD), tmp_path / "s")]
+    launch(2, legs)
+    for two in (leg.record for leg in legs):
+        check_same(two, one)
+        assert two.environment[0]["params"] == one.environment[0]["params"]
+        assert two.of("train")[-1]["flops"] == one.of("train")[-1]["flops"]
+        assert two.environment[0]["devices"] == 2
 
 
 @pytest.mark.slow
