@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+
+from tests.support.waiting import wait_until
 
 
 def in_child(work: Callable[[], None], kill_after: float | None = None) -> int:
@@ -52,11 +57,38 @@ def fork(work: Callable[[], None]) -> int:
             code = 0
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        except BaseException:
+            traceback.print_exc()
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
     return child
+
+
+def in_world(size: int, work: Callable[[], None]) -> None:
+    """Run `work` in forked processes with the variables that torchrun sets; fail if one of them fails.
+
+    The others, which would wait for it, are killed.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    world = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+    def of_rank(rank: int) -> None:
+        os.environ.update(world, RANK=str(rank), LOCAL_RANK=str(rank))
+        work()
+
+    running, codes = {fork(partial(of_rank, rank)) for rank in range(size)}, []
+    while running:
+        wait_until(lambda: any(map(has_ended, running)), seconds=1800)
+        for child in [child for child in running if has_ended(child)]:
+            running.remove(child)
+            codes.append(exit_code(child))
+            for other in running if codes[-1] else ():
+                os.kill(other, signal.SIGKILL)
+    assert codes == [0] * size
 
 
 def has_ended(child: int) -> bool:
