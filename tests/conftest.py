@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Threads of a child that wait sleep, instead of spinning on a core that another test needs.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 ROOT = Path(__file__).parent.parent
 # A shell that starts the tests in the background ignores these signals, and every child would inherit that.
 for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
@@ -26,6 +29,28 @@ def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir(exist_ok=True)
     os.environ["FLOWRACE_CACHE"] = str(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def quick_networks(session_cache: Path) -> Iterator[None]:
+    """Train networks of metrics and encoders for a few steps, in a cache that these modules share."""
+    from tests.support.quick import quickly_trained
+
+    with quickly_trained(session_cache / "quick"):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    """Restore torch's number of threads, which a run sets to that of its spec or to all cores.
+
+    Two threads in each of two test processes would wait for each other's core.
+    """
+    torch = sys.modules.get("torch")
+    before = torch.get_num_threads() if torch else 0
+    yield
+    if torch:
+        torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -70,7 +70,7 @@ def count_spec(spec: RunSpec) -> Cost:
     """
     check_batch_split(spec)
     method, encoders = method_of_spec(spec)
-    return count(method, spec, encoders=encoders)
+    return count_once(method, spec, encoders=encoders)
 
 
 def count(method: TrainingMethod, spec: RunSpec, *, encoders: Sequence[Encoder | Architecture] = ()) -> Cost:
@@ -86,13 +86,17 @@ def count(method: TrainingMethod, spec: RunSpec, *, encoders: Sequence[Encoder |
 def count_once(
     method: TrainingMethod, spec: RunSpec, *, encoders: Sequence[Encoder | Architecture] = ()
 ) -> Cost:
-    """Return what `count` does, for a method as it was built; a process counts runs that differ in seed or
-    rates once."""
-    parts = (method.config, method.setting, spec.train.batch_size, spec.train.steps)
-    key = type(method), repr((*parts, [(e.dim, e.flops, e.heads) for e in encoders]))
+    """Return what `count` does, for a method as it was built.
+
+    A process counts specs once that differ in seed, rates or number of steps only.
+    """
+    until = method.config.schedule.until
+    changes = until is not None and until < spec.train.steps
+    sizes = [(encoder.dim, encoder.flops, encoder.heads) for encoder in encoders]
+    key = type(method), repr((method.config, method.setting, spec.train.batch_size, changes, sizes))
     if key not in _costs:
         _costs[key] = count(method, spec, encoders=encoders)
-    return _costs[key]
+    return replace(_costs[key], steps=spec.train.steps)
 
 
 _costs: dict[tuple[type[TrainingMethod], str], Cost] = {}

@@ -25,7 +25,11 @@ from metrics import MetricError, frechet_distance
 
 ROOT = Path(__file__).parents[2]
 LAST = ROOT / "tests" / "fixtures" / "last_version"
-SMALL = ("backbone.size=pico", "train.steps=4", "eval.every=4", "eval.samples=16", "eval.sampler_steps=2")
+SMALL = (
+    "backbone.size=pico", "train.steps=4", "eval.every=4", "eval.samples=16", "eval.sampler_steps=2",
+    "runtime.threads=1",
+)  # fmt: skip
+pytestmark = pytest.mark.usefixtures("quick_networks")
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +219,7 @@ def test_mistakes_raise_errors_with_the_nearest_match(tmp_path: Path) -> None:
         flowrace.measure(["fdd"], np.ones((2, 2)), np.ones((2, 2)))
 
 
+@pytest.mark.slow
 def test_pyright_knows_every_name(tmp_path: Path) -> None:
     """A user's type checker knows every parameter and result of a public name."""
     calls = "\n".join(f"reveal_type(flowrace.{name})" for name in flowrace.__all__)

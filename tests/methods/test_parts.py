@@ -11,6 +11,7 @@ import torch
 
 from harness.config import registry
 from harness.config.spec import DataSpec
+from harness.costs.flops import count_spec
 from harness.data.generated.bounce import Bounce
 from harness.data.open import open_dataset
 from harness.errors import UserError
@@ -19,6 +20,7 @@ from tests.support.modal import MODALITIES, REFUSED, built, method_words, modal
 from tests.support.runs import losses, part, trained
 
 METHODS = sorted(registry.METHODS)
+pytestmark = pytest.mark.usefixtures("quick_networks")
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
@@ -45,7 +47,22 @@ def test_every_method_runs_or_states_why_not(method: str, modality: str) -> None
     assert all(map(torch.isfinite, (total, *parts.values())))
     silent = [name for name, p in run.model.named_parameters() if p.grad is None or not p.grad.any()]
     assert not silent or silent == ["extra_embedder.proj.weight"]
-    assert run.cost.total > 0
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+@pytest.mark.parametrize(
+    "method",
+    [
+        name if name in ("flow", "self_flow") else pytest.param(name, marks=pytest.mark.slow)
+        for name in METHODS
+    ],
+)
+def test_cost_of_every_method_is_counted(method: str, modality: str) -> None:
+    """An alignment costs more than plain flow matching."""
+    if (modality, method) in REFUSED:
+        pytest.skip(REFUSED[modality, method])
+    flow, cost = (count_spec(modal(modality, *method_words(name))).total for name in ("flow", method))
+    assert cost > flow > 0 if registry.load("method", method).Config.off else cost == flow
 
 
 class Silent:

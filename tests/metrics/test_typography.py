@@ -84,6 +84,7 @@ def test_reader_reads_unseen_words(trained: Reader, words: tuple[np.ndarray, lis
     assert error_rate(trained.read(noise), texts).low > 0.8
 
 
+@pytest.mark.slow
 def test_reader_reads_letters_instead_of_guessing_words(trained: Reader) -> None:
     """Misspelt words are read as they are written."""
     texts = ["hause", "watel", "zzzz", "moom", "aab"]

@@ -3,13 +3,10 @@ killed."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,10 +18,14 @@ from harness.records.record import Record, RecordWriter
 from harness.train.loop import train
 from harness.train.progress import Quiet
 from harness.train.signals import StoppedBySignal
+from tests.support.forked import command_in_child, die, exit_code, has_ended, in_child
 from tests.support.runs import TINY, events, everything, tiny, trained, weights
 from tests.support.waiting import wait_until
 
-SPEC = ("method.name=self_flow", "train.steps=20", "eval.every=5", "train.checkpoint_every=3")
+SPEC = (
+    "method.name=self_flow", "train.steps=20", "train.checkpoint_every=3",
+    "eval.every=5", "eval.samples=8", "eval.sampler_steps=1",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -39,34 +40,6 @@ def duration(unbroken: str, tmp_path_factory: pytest.TempPathFactory) -> float:
     begun = time.monotonic()
     assert in_child(lambda: trained(tiny(*SPEC), out)) == 0
     return time.monotonic() - begun
-
-
-def in_child(work: Callable[[], None], kill_after: float | None = None) -> int:
-    """Run `work` in a forked process, killed after `kill_after` seconds; return 0, or minus the signal."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    if kill_after is not None:
-        signal.signal(signal.SIGALRM, lambda *_: _kill(child))
-        signal.setitimer(signal.ITIMER_REAL, kill_after)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    return status
-
-
-def _kill(child: int) -> None:
-    # It may have ended an instant ago.
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(child, signal.SIGKILL)
-
-
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.parametrize("runs", [4, pytest.param(10, marks=pytest.mark.slow)])
@@ -226,25 +199,14 @@ def test_stopped_run_continues_to_the_same_bits(
     """SIGINT to all its processes, as from Ctrl-C, or SIGTERM, as from an engine: a checkpoint after the
     current step, exit code 130, and the same command continues."""
     words = [word for override in (*TINY, *SPEC, f"data.workers={workers}") for word in ("--set", override)]
-    command = [
-        sys.executable,
-        "-m",
-        "harness.cli.main",
-        "run",
-        "digits",
-        *words,
-        "--out",
-        str(tmp_path),
-        "--no-track",
-    ]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen(command, **pipes, text=True, start_new_session=True)
+    command = ["run", "digits", *words, "--out", str(tmp_path), "--no-track"]
+    run = command_in_child(command, tmp_path / "output")
     record = Record(tmp_path / tiny(*SPEC).id)
     first = record.path / "checkpoints" / "step-00000003.safetensors"
-    wait_until(lambda: process.poll() is not None or first.exists())
-    os.killpg(process.pid, number)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130 and "the same command continues" in said and "Traceback" not in said
+    wait_until(lambda: first.exists() or has_ended(run))
+    os.killpg(run, number)
+    code, said = exit_code(run), (tmp_path / "output").read_text()
+    assert code == 130 and "the same command continues" in said and "Traceback" not in said
     assert record.status == "stopped"
     assert everything(trained(tiny(*SPEC), tmp_path)) == unbroken
 

@@ -221,7 +221,10 @@ def test_search_is_read_to_its_end_and_starts_nothing(studies: Path) -> None:
 def test_stopped_run_continues_to_the_same_end(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Bits are those of a CPU and a build of torch; elsewhere the numbers agree to rounding."""
+    """Bits are those of a CPU and a build of torch; elsewhere the numbers agree to rounding.
+
+    Elsewhere the metric's network, which is trained here, has other bits too, and the protocol another hash.
+    """
     monkeypatch.setitem(SIZES, "atom", Size(2, 16, 2))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     shutil.copytree(LAST / "stopped" / name / "at_step_6", tmp_path / "runs")

@@ -11,7 +11,7 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from harness.train.objective import Objective
 from harness.train.state import Run
 from tests.promises import test_kill as kill
 from tests.support.conformance import drawn, same
+from tests.support.forked import in_child
 from tests.support.modal import MODALITIES, REFUSED, SMALL, built, method_words, modal
 from tests.support.runs import TINY, everything, losses, part, tiny, torchrun, trained
 
@@ -45,14 +46,7 @@ WITHOUT_ENCODER = [
 SPEC = ("method.name=self_flow", "train.steps=12", "eval.every=6")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_extractors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Train the metrics' networks for a few steps only, in a separate cache: runs are compared here, not
-    judged."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FLOWRACE_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr("metrics.extractors.local.STEPS", 4)
-        yield
+pytestmark = pytest.mark.usefixtures("quick_networks")
 
 
 def steps(run: Run, count: int) -> list[torch.Tensor]:
@@ -201,7 +195,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[
             out, spec = tmp_path_factory.mktemp(modality), modal(modality, *SPEC)
             left = everything(trained(spec, out / "whole"))
             begun = time.monotonic()
-            assert kill.in_child(lambda: trained(spec, out / "timed")) == 0
+            assert in_child(lambda: trained(spec, out / "timed")) == 0
             found[modality] = left, time.monotonic() - begun
         return found[modality]
 
@@ -219,7 +213,7 @@ def test_run_killed_at_random_moments_ends_with_the_same_bits(
     spec, dice = modal(modality, *SPEC), random.Random(f"{modality} {kills}")
     for _ in range(kills):
         moment = dice.uniform(0.1, 0.9) * duration
-        assert kill.in_child(lambda: trained(spec, tmp_path), kill_after=moment) in (-signal.SIGKILL, 0)
+        assert in_child(lambda: trained(spec, tmp_path), kill_after=moment) in (-signal.SIGKILL, 0)
     assert everything(trained(spec, tmp_path)) == expected
 
 
@@ -240,7 +234,7 @@ def test_run_killed_at_the_worst_moments_ends_with_the_same_bits(
         where(calls)
         trained(spec, tmp_path)
 
-    assert kill.in_child(dying) == -signal.SIGKILL
+    assert in_child(dying) == -signal.SIGKILL
     assert everything(trained(spec, tmp_path)) == expected
 
 

@@ -3,14 +3,10 @@ its share of the bytes."""
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from harness.cli.run import run as run_command
 from harness.config import registry
 from harness.data.open import open_dataset, split
 from harness.records import checkpoint, checkpoint_files
@@ -27,7 +24,8 @@ from harness.runtime.distributed import World
 from harness.runtime.fsdp import is_sharded, local_shard, shard_like
 from harness.train.state import Run, build_run, update_ema
 from tests.support.conformance_runs import words
-from tests.support.runs import TINY, losses, tiny, torchrun, trained, weights
+from tests.support.forked import in_world
+from tests.support.runs import TINY, losses, tiny, trained, weights
 
 CPU = torch.device("cpu")
 SHARD = "runtime.shard=true"
@@ -47,27 +45,11 @@ class Leg(NamedTuple):
 
 
 def launch(processes: int, legs: Sequence[Leg]) -> None:
-    """Train runs one after the other in one group of processes, so that torch is loaded once."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    flags = [f"--nproc-per-node={processes}", "--master-addr=127.0.0.1", f"--master-port={port}"]
-    given = json.dumps([(leg.settings, str(leg.out), leg.cut) for leg in legs])
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        *flags,
-        "-m",
-        "tests.promises.test_sharded",
-        given,
-    ]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    result = subprocess.run(command, capture_output=True, text=True, timeout=1800, env=environment)
-    assert result.returncode == 0, result.stderr
+    """Call `flowrace run` for one run after the other in one group of forked processes."""
+    in_world(processes, partial(work, legs))
 
 
-def work(given: str) -> None:
+def work(legs: Sequence[Leg]) -> None:
     """Train the runs of a launch, in one of its processes.
 
     The process group is made once, since a second group of the same name would meet the keys of the first.
@@ -75,12 +57,13 @@ def work(given: str) -> None:
     dist.init_process_group("gloo")
     leave, dist.destroy_process_group = dist.destroy_process_group, lambda: None
     dist.init_process_group = lambda *_, **__: None
-    for settings, out, step in json.loads(given):
-        leg = Leg(tuple(settings), Path(out), step)
-        if step is not None and dist.get_rank() == 0:
-            cut(leg.record, step)
+    for leg in legs:
+        if leg.cut is not None and dist.get_rank() == 0:
+            cut(leg.record, leg.cut)
         dist.barrier()
-        trained(tiny(*SHORT, *settings), leg.out)
+        words = [word for override in (*TINY, *SHORT, *leg.settings) for word in ("--set", override)]
+        command = ["digits", *words, "--out", str(leg.out), "--no-track", "--quiet"]
+        run_command.main(command, standalone_mode=False)
     leave()
 
 
@@ -124,14 +107,15 @@ def check_same(found: Record, known: Record) -> None:
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    asked = ("method.name=self_flow", "train.steps=4", "eval.every=4", "eval.samples=8")
-    one = trained(tiny(*asked), tmp_path / "one")
-    result = torchrun("digits", (*TINY, *asked, SHARD), tmp_path / "two")
-    assert result.returncode == 0, result.stderr
-    two = Record(tmp_path / "two" / one.id)
-    assert losses(two) == pytest.approx(losses(one), rel=1e-6)
-    assert two.environment[0]["params"] == one.environment[0]["params"]
-    assert [e["protocol"] for e in two.of("eval")] == [e["protocol"] for e in one.of("eval")]
+    """Replicated, and sharded."""
+    asked = ("method.name=self_flow",)
+    one, legs = alone(tmp_path, *asked), [Leg(asked, tmp_path / "r"), Leg((*asked, SHARD), tmp_path / "s")]
+    launch(2, legs)
+    for two in (leg.record for leg in legs):
+        check_same(two, one)
+        assert two.environment[0]["params"] == one.environment[0]["params"]
+        assert two.of("train")[-1]["flops"] == one.of("train")[-1]["flops"]
+        assert two.environment[0]["devices"] == 2
 
 
 @pytest.mark.slow
@@ -296,7 +280,3 @@ def pretended(rank: int, size: int) -> Iterator[World]:
         yield World(rank, size, CPU)
     finally:
         dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    work(sys.argv[1])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterator
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -37,18 +36,7 @@ JOINT = (0.34, 0.10, 1.0, 0.0)
 """Video weights: two of the paper's five, and each part alone."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_networks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Train the networks of metrics and encoders for a few steps, in a separate cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FLOWRACE_CACHE", str(tmp_path_factory.mktemp("cache")))
-        for steps in (
-            "metrics.extractors.local.STEPS",
-            "metrics.domain.typography.STEPS",
-            "harness.encoders.local.MAX_STEPS",
-        ):
-            patch.setattr(steps, 4)
-        yield
+pytestmark = pytest.mark.usefixtures("quick_networks")
 
 
 def raced(

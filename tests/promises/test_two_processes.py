@@ -1,4 +1,7 @@
-"""Two processes equal one: the same draws bit for bit (test_train), the loss to 1e-6."""
+"""Two processes equal one, started by torchrun: the same draws bit for bit (test_train), the loss to 1e-6.
+
+In the fast suite: test_sharded.py.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,8 @@ from harness.records.record import Record
 from tests.support.runs import TINY, losses, tiny, torchrun, trained
 
 
-@pytest.mark.parametrize(
-    "method",
-    [pytest.param("flow", marks=pytest.mark.slow), pytest.param("repa", marks=pytest.mark.slow), "self_flow"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["flow", "repa", "self_flow"])
 def test_two_processes_equal_one(tmp_path: Path, method: str) -> None:
     spec = (f"method.name={method}", *(["method.encoder.name=random:tiny"] if method == "repa" else []))
     one = trained(tiny(*spec), tmp_path / "one")

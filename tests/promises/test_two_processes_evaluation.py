@@ -42,8 +42,8 @@ SPEC = EvalSpec(
     metrics=("fd:local", "precision:local", "cmmd:local", "is:local", "accuracy:local"),
 )
 MOVING = SPEC.model_copy(update={"replicates": 1, "metrics": ("dynamics",)})
-SLOW_IMPORTS = ("sklearn.datasets", "torch.fx.experimental.symbolic_shapes")
-"""Modules that take long to import, loaded once for all processes."""
+SLOW_IMPORT = "torch.fx.experimental.symbolic_shapes"
+"""A module that takes long to import, loaded once for all processes."""
 DATA = {"digits": SPEC, "moving_digits": MOVING}
 
 
@@ -144,7 +144,7 @@ def worked(size: int, folder: Path) -> list[dict]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = get_context("forkserver")
-    context.set_forkserver_preload([__name__, *SLOW_IMPORTS])
+    context.set_forkserver_preload([__name__, SLOW_IMPORT])
     processes = [context.Process(target=work, args=(rank, size, port, folder)) for rank in range(size)]
     for process in processes:
         process.start()
@@ -162,7 +162,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict:
     return worked(1, tmp_path_factory.mktemp("alone"))[0]
 
 
-@pytest.fixture(scope="module", params=[2, 4])
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
 def world(
     request: pytest.FixtureRequest, alone: dict, tmp_path_factory: pytest.TempPathFactory
 ) -> list[dict]:

@@ -11,8 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from harness.records.record import Record, lock_holder
+from sweeps.cli.sweep import sweep
 from tests.sweeps.conftest import STUB, planned_runs, starts
 
 INTERRUPTED = """if True:
@@ -51,15 +53,15 @@ def test_ctrl_c_stops_at_a_checkpoint_and_the_same_command_resumes(study: Path, 
     assert [log.read_text() for log in running] == ["waiting\nstopped by SIGINT\n"] * 2
     assert len(starts(directory)) == 2
 
-    again = subprocess.run(command, env={**os.environ, "STUB": ""}, capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
+    again = CliRunner().invoke(sweep, [str(study), "--slots", "2", "--no-track", "--no-report"])
+    assert again.exit_code == 0, again.output
     for planned in planned_runs(study):
         record = Record(directory / planned.id)
         assert record.status == "done" and [e["step"] for e in record.of("train")] == [1, 2, 3, 4, 5, 6]
     assert sorted(starts(directory).values()) == [1, 1, 2, 2]
 
 
-@pytest.mark.parametrize("hangup", [True, False])
+@pytest.mark.parametrize("hangup", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_closing_the_terminal_stops_runs_at_a_checkpoint(study: Path, tmp_path: Path, hangup: bool) -> None:
     """A closed window sends a hang-up. Without it (`disown`), the sweep runs silently to its end."""
     command = [
@@ -73,8 +75,8 @@ def test_closing_the_terminal_stops_runs_at_a_checkpoint(study: Path, tmp_path: 
         "4",
         "--no-track",
     ]
-    sweep, terminal = pty.fork()
-    if sweep == 0:
+    child, terminal = pty.fork()
+    if child == 0:
         signal.signal(signal.SIGHUP, signal.SIG_DFL if hangup else signal.SIG_IGN)
         os.execve(sys.executable, [*command, "--no-report"], {**os.environ, "STUB": "wait"})
     directory = tmp_path / "runs" / "tiny"
@@ -88,7 +90,7 @@ def test_closing_the_terminal_stops_runs_at_a_checkpoint(study: Path, tmp_path: 
         # The process exists until the sweep has waited for it.
         while Path(f"/proc/{run}").exists():
             pass
-    assert os.waitstatus_to_exitcode(os.waitpid(sweep, 0)[1]) == (130 if hangup else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == (130 if hangup else 1)
     assert [log.read_text() for log in logs] == ["waiting\nstopped by SIGTERM\n"] * 4
 
 

@@ -55,7 +55,7 @@ def test_hidden_tokens_are_contiguous() -> None:
         assert all(hidden.is_contiguous() for hidden in prediction.hidden.values())
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_gelu_is_the_tanh_approximation(compiled: bool) -> None:
     """The formula of Hendrycks and Gimpel (2016) and its derivative, computed in float64."""
     x = torch.linspace(-12, 12, 1001)

@@ -92,6 +92,8 @@ def run(out: Path, *overrides: str) -> list[object]:
         (["run", "digits", "--set", "steps"], r"expected a.b=value"),
         (["run", "digits", "--set", "backbone.size=huge"], r"unknown backbone.size 'huge'"),
         (["list", "method"], r"unknown kind 'method'.*Did you mean 'methods'"),
+        (["explain", "rep"], r"unknown method 'rep'.*Did you mean 'repa'"),
+        (["probe", "nowhere"], r"no such run directory: nowhere"),
         (["verify", "absent.safetensors"], r"cannot read absent.safetensors"),
         (["eval", "absent"], r"no such run directory: absent"),
         (["sample", "absent"], r"no such run directory: absent"),

@@ -71,6 +71,8 @@ def test_measured_speed_is_positive_and_leaves_no_files(
         "backbone.size=pico",
         "--set",
         "train.batch_size=8",
+        "--set",
+        "runtime.threads=1",
         "--measure",
         "--measure-steps",
         "3",

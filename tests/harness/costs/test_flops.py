@@ -13,7 +13,7 @@ from harness.backbone.sizes import SIZES
 from harness.backbone.times import Times
 from harness.config.spec import BackboneSpec, RunSpec
 from harness.costs import flops
-from harness.costs.flops import count, count_once, count_spec
+from harness.costs.flops import count, count_spec
 from harness.costs.meter import Meter
 from harness.encoders.base import Architecture
 from harness.flow.method import TrainingMethod
@@ -98,22 +98,25 @@ def test_meter_books_nested_phases_exclusively() -> None:
     assert meter.settle()["student"] == 51
 
 
-def test_cost_is_counted_once_for_runs_that_differ_in_seed_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Any setting on which the cost depends is counted again, to what `count_spec` counts."""
+def test_cost_is_counted_once_for_specs_that_differ_in_seed_or_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any setting on which the cost of a step depends is counted again."""
     monkeypatch.setattr(flops, "_costs", {})
-    built = {
-        words: count_once(*method_and_spec(*words))
+    found = {
+        words: (count_spec(load_spec("digits", [*PICO, *words])), count(*method_and_spec(*words)))
         for words in (
             ("method.name=flow",),
             ("method.name=flow", "seed=1"),
+            ("method.name=flow", "train.steps=9"),
             ("method.name=flow", "train.batch_size=4"),
             ("method.name=flow", "backbone.patch=4"),
             ("method.name=self_flow",),
             ("method.name=self_flow", "method.schedule.until=3"),
+            ("method.name=self_flow", "method.schedule.until=3", "train.steps=9"),
+            ("method.name=self_flow", "method.schedule.until=3", "train.steps=2"),
         )
     }
-    assert all(cost == count_spec(load_spec("digits", [*PICO, *words])) for words, cost in built.items())
-    assert len(flops._costs) == len(built) - 1
+    assert all(kept == counted for kept, counted in found.values())
+    assert len(flops._costs) == len(found) - 3
 
 
 PICO = ("backbone.size=pico", "train.steps=7")

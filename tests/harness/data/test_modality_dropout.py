@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,13 +52,7 @@ CASES = {
 MIXED = sorted({case.partition(",")[0] for case in CASES})
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_extractors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Train the local extractors for a few steps only, in a separate cache: these tests compare runs."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FLOWRACE_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr("metrics.extractors.local.STEPS", 4)
-        yield
+pytestmark = pytest.mark.usefixtures("quick_networks")
 
 
 def case(name: str, *words: str) -> Run:

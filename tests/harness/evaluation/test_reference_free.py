@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from harness.evaluation.metric_names import REFERENCE_FREE
 from harness.evaluation.reference_free import prepared
 from metrics.domain.video_consistency import agreement
 from tests.support.modal import modal
+from tests.support.quick import quickly_trained
 from tests.support.runs import tiny, trained
 
 CPU = torch.device("cpu")
@@ -34,6 +37,12 @@ REAL_AND_SPOILT = {
 
 QUICK = ("dynamics", "sync")
 """Metrics without a network to train."""
+
+
+@pytest.fixture
+def quick(tmp_path: Path) -> Iterator[None]:
+    with quickly_trained(tmp_path / "quick"):
+        yield
 
 
 def evaluator(metric: str, samples: int = 60) -> Evaluator:
@@ -102,6 +111,7 @@ def test_missing_tesseract_error_names_the_trained_reader(monkeypatch: pytest.Mo
         evaluator("cer:tesseract")
 
 
+@pytest.mark.usefixtures("quick")
 def test_agreement_does_not_depend_on_the_order_of_frames() -> None:
     found = evaluator("agreement:local")
     spec = modal("video", "data.frames=8", "data.held_out=0.2")

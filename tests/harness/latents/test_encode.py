@@ -19,11 +19,13 @@ from harness.cli.main import cli
 from harness.config.spec import DataSpec
 from harness.data.open import images, open_dataset, split
 from harness.errors import UserError
+from harness.latents import encode as encoding
 from harness.records.record import Record
 from harness.runtime.random_streams import Streams
 from tests.harness.data.pictures import LABELS, folder_of, pixels
 from tests.harness.latents.vae import save_images, save_vae
 from tests.support.encoded import content, encode
+from tests.support.forked import die, in_child
 from tests.support.runs import TINY, events, losses, tiny, trained
 
 
@@ -129,29 +131,14 @@ def test_imagenet256_preset_trains_on_given_latents(tmp_path: Path, vae: Path, p
 def test_encode_resumes_to_the_same_bytes_when_killed(tmp_path: Path, pictures: Path) -> None:
     options = ("--rows", "4", "--batch", "2")
     encode(pictures, "identity", tmp_path / "calm", *options)
-    script = (
-        "import os, signal, sys; from harness.latents import encode as e\n"
-        "original = e.write_atomic; left = [int(sys.argv.pop())]\n"
-        "def write(path, content):\n"
-        "    left[0] -= 1\n"
-        "    os.kill(os.getpid(), signal.SIGKILL) if left[0] < 0 else original(path, content)\n"
-        "e.write_atomic = write; from harness.cli.main import main; main()"
-    )
-    words = [
-        "data",
-        "encode",
-        str(pictures),
-        "--codec",
-        "identity",
-        "--out",
-        str(tmp_path / "killed"),
-        *options,
-    ]
+
+    def dying(writes: int) -> None:
+        original, left = encoding.write_atomic, iter(range(writes))
+        encoding.write_atomic = lambda *given: die() if next(left, None) is None else original(*given)
+        encode(pictures, "identity", tmp_path / "killed", *options)
+
     for writes in (2, 7):
-        died = subprocess.run(
-            [sys.executable, "-c", script, *words, str(writes)], capture_output=True, timeout=120
-        )
-        assert died.returncode == -signal.SIGKILL, died.stderr.decode()
+        assert in_child(lambda writes=writes: dying(writes)) == -signal.SIGKILL
         assert not (tmp_path / "killed" / "latents.json").exists()
     encode(pictures, "identity", tmp_path / "killed", *options)
     assert content(tmp_path / "killed") == content(tmp_path / "calm")

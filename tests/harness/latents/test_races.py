@@ -26,6 +26,7 @@ from tests.harness.latents.vae import save_dac, save_oobleck, save_vae, save_wan
 from tests.support.runs import events, losses, tiny, trained
 
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("quick_networks")
 VIDEO = ("data.name=latents", "backbone.patch=1", "eval.metrics=['fd:video:local']")
 AUDIO = ("data.name=latents", "backbone.patch=2", "eval.metrics=['fd:local']")
 SHORT = ("train.steps=4", "eval.every=4", "eval.samples=6", "eval.grid=4", "data.held_out=0.2")
@@ -109,7 +110,10 @@ def test_run_on_latents_of_videos_agrees_with_diffusers(tmp_path: Path, videos: 
     assert picture.shape == (8 * (4 * 9 - 1), 8 * 5 * 8, 3) and picture.std() > 0
 
 
-@pytest.mark.parametrize(("family", "save"), [("oobleck", save_oobleck), ("dac", save_dac)])
+@pytest.mark.parametrize(
+    ("family", "save"),
+    [("oobleck", save_oobleck), pytest.param("dac", save_dac, marks=pytest.mark.slow)],
+)
 def test_latents_of_sounds_are_encoded_and_decoded_as_waveforms(
     tmp_path: Path, sounds: Path, family: str, save: Callable[[Path], Path]
 ) -> None:
@@ -149,7 +153,7 @@ def test_run_on_latents_of_sounds_is_evaluated_on_log_mel_spectrograms(tmp_path:
     assert sampled(record, tmp_path / "s.png").shape == (4 * 32, 4 * (4 * 17 - 1))
 
 
-@pytest.mark.parametrize("kind", ["video", "audio"])
+@pytest.mark.parametrize("kind", ["video", pytest.param("audio", marks=pytest.mark.slow)])
 def test_training_with_identity_is_training_on_the_samples(
     tmp_path: Path, videos: Path, sounds: Path, kind: str
 ) -> None:

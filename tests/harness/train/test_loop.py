@@ -64,7 +64,12 @@ def test_training_lowers_the_loss(flow: Record) -> None:
     assert smooth[-1] < 0.8 * smooth[0]
 
 
-@pytest.mark.parametrize("method", ["flow", "self_flow"])
+SELF_FLOW_AND_SLOWLY_FLOW = pytest.mark.parametrize(
+    "method", [pytest.param("flow", marks=pytest.mark.slow), "self_flow"]
+)
+
+
+@SELF_FLOW_AND_SLOWLY_FLOW
 def test_settings_outside_the_hash_do_not_change_the_bits(tmp_path: Path, method: str) -> None:
     base = trained(tiny(f"method.name={method}"), tmp_path / "a")
     for number, change in enumerate(
@@ -130,7 +135,7 @@ def test_compiled_bfloat16_stays_near_eager(tmp_path: Path, method: str) -> None
     assert losses(compiled) == pytest.approx(losses(eager), rel=0.01)
 
 
-@pytest.mark.parametrize("method", ["flow", "self_flow"])
+@SELF_FLOW_AND_SLOWLY_FLOW
 def test_bfloat16_stays_near_float32(tmp_path: Path, method: str) -> None:
     full, half = (
         trained(tiny(f"method.name={method}", f"train.precision={p}"), tmp_path)

@@ -17,7 +17,9 @@ LOCAL = ("--extractor", "local", "--metrics")
 
 @pytest.fixture(autouse=True)
 def _cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Train the classifier for a quarter of its steps, which suffices to recognise labels."""
     monkeypatch.setenv("FLOWRACE_CACHE", str(tmp_path_factory.getbasetemp() / "labels"))
+    monkeypatch.setattr("metrics.extractors.local.STEPS", 100)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,108 @@
+"""Work in a forked process, which has the modules and caches of this one: for tests that kill it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from tests.support.waiting import wait_until
+
+
+def in_child(work: Callable[[], None], kill_after: float | None = None) -> int:
+    """Run `work` in a forked process, killed after `kill_after` seconds; return 0, or minus the signal."""
+    child = fork(work)
+    if kill_after is not None:
+        signal.signal(signal.SIGALRM, lambda *_: _kill(child))
+        signal.setitimer(signal.ITIMER_REAL, kill_after)
+    code = exit_code(child)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    return code
+
+
+def _kill(child: int) -> None:
+    # It may have ended an instant ago.
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(child, signal.SIGKILL)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def command_in_child(words: Sequence[str], output: Path) -> int:
+    """Start a flowrace command as the leader of a new process group, and return its process id."""
+
+    def command() -> None:
+        from harness.cli.main import main
+
+        os.setsid()
+        with open(output, "wb") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        # Not those of pytest, which keep the output.
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        sys.argv = ["flowrace", *words]
+        main()
+
+    return fork(command)
+
+
+def fork(work: Callable[[], None]) -> int:
+    """Return the id of a forked process that does `work`; it exits with 0, 1, or the code of `sys.exit`."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    return child
+
+
+def in_world(size: int, work: Callable[[], None]) -> None:
+    """Run `work` in forked processes with the variables that torchrun sets; fail if one of them fails.
+
+    The others, which would wait for it, are killed.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    world = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+    def of_rank(rank: int) -> None:
+        os.environ.update(world, RANK=str(rank), LOCAL_RANK=str(rank))
+        work()
+
+    running, codes = {fork(partial(of_rank, rank)) for rank in range(size)}, []
+    while running:
+        wait_until(lambda: any(map(has_ended, running)), seconds=1800)
+        for child in [child for child in running if has_ended(child)]:
+            running.remove(child)
+            codes.append(exit_code(child))
+            for other in running if codes[-1] else ():
+                os.kill(other, signal.SIGKILL)
+    assert codes == [0] * size
+
+
+def has_ended(child: int) -> bool:
+    """Return whether a forked process has ended; its exit code remains to be read."""
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def exit_code(child: int) -> int:
+    """Wait for a forked process and return its exit code, or minus the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -1,0 +1,27 @@
+"""Networks of metrics and encoders that are trained for a few steps only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+STEPS = (
+    "metrics.extractors.local.STEPS",
+    "metrics.domain.typography.STEPS",
+    "harness.encoders.local.MAX_STEPS",
+)
+
+
+@contextmanager
+def quickly_trained(cache: Path) -> Iterator[None]:
+    """Train networks for four steps, and keep them in a cache of their own: for tests that compare runs, and
+    do not judge samples."""
+    cache.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLOWRACE_CACHE", str(cache))
+        for name in STEPS:
+            patch.setattr(name, 4)
+        yield
