@@ -18,28 +18,15 @@ from click.testing import CliRunner
 from harness.cli.main import cli
 from harness.errors import UserError
 from harness.records.record import Record, find_records
-from sweeps.plan.plan import make_plan
-from sweeps.plan.study import load_study
-from sweeps.plan.study_folder import write_plan
-from tests.support.runs import TINY, events, tiny, trained
+from tests.support.finished_study import finished_study
+from tests.support.runs import events
 
 ASKED = ("--metrics", "fd:local,recall:local", "--guidance", "1,2", "--slots", "2")
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished study of two runs of three evaluations each."""
-    folder = tmp_path_factory.mktemp("runs") / "two"
-    values = dict(word.split("=") for word in (*TINY, "eval.every=4"))
-    settings = "\n".join(
-        f'"{name}" = {value if value[0].isdigit() else json.dumps(value)}' for name, value in values.items()
-    )
-    file = folder.parent / "two.toml"
-    file.write_text(f'name = "two"\nbase = "digits"\n[axes]\nseed = [0, 1]\n[set]\n{settings}\n')
-    write_plan(planned := load_study(str(file)), make_plan(planned), folder)
-    for seed in (0, 1):
-        trained(tiny("eval.every=4", f"seed={seed}"), folder)
-    return folder
+    return finished_study(tmp_path_factory.mktemp("runs"))
 
 
 def lines(study: Path) -> list[list[str]]:

@@ -8,12 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from harness.cli.main import cli
 from harness.errors import UserError
-from harness.records.record import Record
+from harness.records.record import Record, find_records
 from sweeps.launch.base import Finished, Resources, Started
 from sweeps.launch.handoff import Handoff
 from sweeps.launch.slurm import SlurmLauncher
+from tests.support.finished_study import finished_study
 from tests.sweeps.engines import (
     STUDY,
     TRAINS,
@@ -195,3 +198,17 @@ def _task(run: str, out: Path) -> str:
     index = handoff.submissions()[1].index(run)
     number = dict(line.split() for line in shown.splitlines())[str(index)]
     return f"{number}_{index}"
+
+
+@pytest.mark.slow
+def test_study_is_evaluated_later_as_jobs(cluster: None, tmp_path: Path) -> None:
+    """The values are those of the local launcher."""
+    study, local = finished_study(tmp_path / "slurm"), finished_study(tmp_path / "local")
+    for folder, words in ((study, ("--launcher", "slurm")), (local, ("--slots", "2"))):
+        result = CliRunner().invoke(cli, ["eval", str(folder), "--guidance", "2", *words, "--json"])
+        assert result.exit_code == 0, result.output
+    found, expected = (
+        sorted((record.id, record.path.joinpath("evaluations.jsonl").read_text()) for record in records)
+        for records in map(find_records, (study, local))
+    )
+    assert found == expected and len(found) == 2
