@@ -143,7 +143,7 @@ def start(checkout: Path, given: tuple[str, ...], out: Path, cache: Path) -> Sta
 
 
 def measured(checkout: Path, given: tuple[str, ...], folder: Path) -> dict[str, Start]:
-    """Return the seconds of the three starts of one checkout, with a cache of their own."""
+    """Return the seconds of the three starts of one checkout, with a separate cache."""
     cache = folder / "cache"
     return {
         "cold": start(checkout, (*given, "seed=1"), folder / "first", cache),

@@ -49,7 +49,7 @@ class SpecField:
     """The allowed values, if the type lists them."""
     belongs: Belongs
     in_id: InId
-    """Whether the field is part of the run id; a field that was added later is part of it only if set."""
+    """True if the field is part of the run id. A field that was added later is part of it only if set."""
     meaning: str
 
 

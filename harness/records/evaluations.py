@@ -68,17 +68,14 @@ class Conditions:
 
     @classmethod
     def _normal(cls, values: Mapping[str, Any]) -> Self:
+        """Return conditions with numbers of their types, whether a file has `1` or `1.0`."""
+        # Any: values of a TOML or JSON file.
+        known: dict[str, Any] = {name: values[name] for name in values if name in cls.__dataclass_fields__}
+        known.update((name, float(known[name])) for name in NO_GUIDANCE)
         # Without guidance, the interval of times with guidance has no effect.
-        scale = float(values["guidance"])
-        interval = NO_GUIDANCE if scale == 1 else {"guidance": scale}
-        known = {**values, **interval}
-        return cls(
-            **{
-                field.name: float(known[field.name]) if field.type == "float" else known[field.name]
-                for field in fields(cls)
-                if field.name in known
-            }
-        )
+        if known["guidance"] == 1:
+            known.update(NO_GUIDANCE)
+        return cls(**known)
 
     def is_of_spec(self, table: Mapping[str, Any]) -> bool:
         """Return whether a spec's section `eval` asks for these conditions, whatever the kept precision."""

@@ -173,7 +173,7 @@ class Record:
 
     @cached_property
     def protocols(self) -> dict[str, Any]:
-        """What is recorded about each evaluation protocol, by its hash: `protocol`, `floor`, `aligned`."""
+        """The record of each evaluation protocol, by its hash: `protocol`, `floor`, `aligned`."""
         starts = [start.get("evaluation", {}) for start in self.environment]
         own = {about["hash"]: about for about in starts if "hash" in about}
         return read_protocols(self.path) | own

@@ -22,18 +22,18 @@ class Goal(NamedTuple):
     recorded: int | None
     """Number of steps that the directory's spec asks for; None for a new run."""
     done: bool
-    """Whether the run has reached `recorded`."""
+    """True if the run has reached `recorded`."""
     ends: frozenset[int] = frozenset()
     """Numbers of steps that earlier starts asked for."""
 
     @property
     def finished(self) -> bool:
-        """Whether nothing is left to train."""
+        """True if nothing is left to train."""
         return self.done and self.recorded is not None and self.recorded >= self.spec.train.steps
 
     @property
     def extends(self) -> bool:
-        """Whether a finished run shall go further."""
+        """True if a finished run shall go further."""
         return self.done and not self.finished
 
     def is_kept(self, event: Event) -> bool:

@@ -68,7 +68,7 @@ def sweep(
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a sweep writes in addition to its records."""
+    """The outputs of a sweep in addition to its records."""
 
     track: str | None = None
     no_track: bool = False

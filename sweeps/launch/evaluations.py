@@ -1,4 +1,4 @@
-"""Later evaluations of many runs, each run in a job of its own, with any launcher."""
+"""Later evaluations of many runs, one job for each run, with any launcher."""
 
 from __future__ import annotations
 

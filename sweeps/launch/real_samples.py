@@ -84,7 +84,7 @@ def _mark(key: str) -> Path:
 def _run(command: Sequence[str], spec: RunSpec, launcher: Launcher, note: Callable[[str], None]) -> int:
     """Run the helper process to its end, or to the launcher's; return its exit code."""
     threads = {"OMP_NUM_THREADS": str(spec.runtime.threads)} if spec.runtime.threads else {}
-    # In a session of its own, so that Ctrl-C reaches this process only, which passes it on.
+    # In a separate session, so that Ctrl-C reaches this process only, which passes it on.
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,

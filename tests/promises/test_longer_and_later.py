@@ -23,7 +23,7 @@ from tests.support.modal import method_words
 from tests.support.runs import TINY, events, everything, tiny, torchrun, trained, weights
 
 LONG, SHORT = ("train.steps=18",), ("train.steps=10",)
-"""The shorter run ends at a step without a checkpoint or an evaluation of its own."""
+"""The shorter run ends at a step without a checkpoint or an evaluation of the longer one."""
 FAST = ("self_flow", "repa")
 
 

@@ -17,7 +17,7 @@ STEPS = (
 
 @contextmanager
 def quickly_trained(cache: Path) -> Iterator[None]:
-    """Train networks for four steps, and keep them in a cache of their own: for tests that compare runs, and
+    """Train networks for four steps, and keep them in a separate cache: for tests that compare runs, and
     do not judge samples."""
     cache.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:

@@ -51,6 +51,7 @@ def read_digits() -> tuple[np.ndarray, np.ndarray]:
         # A version that keeps its files elsewhere.
         from sklearn.datasets import load_digits
 
-        return load_digits(return_X_y=True)
+        digits = load_digits()
+        return digits["data"], digits["target"]
     table = np.loadtxt(file, delimiter=",")
     return table[:, :-1], table[:, -1]

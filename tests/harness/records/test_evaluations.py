@@ -1,4 +1,4 @@
-"""Later evaluations in a run directory: appended whole and once, merged by conditions."""
+"""Later evaluations in a run directory: appended completely and once, merged by conditions."""
 
 from __future__ import annotations
 
