@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -51,7 +52,8 @@ def read_digits() -> tuple[np.ndarray, np.ndarray]:
         # A version that keeps its files elsewhere.
         from sklearn.datasets import load_digits
 
-        digits = load_digits()
-        return digits["data"], digits["target"]
+        # Any: scikit-learn has no type for its data sets.
+        digits: Any = load_digits()
+        return digits.data, digits.target
     table = np.loadtxt(file, delimiter=",")
     return table[:, :-1], table[:, -1]
