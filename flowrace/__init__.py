@@ -430,7 +430,7 @@ def evaluate_later(
     [1.0, 2.0]
     """
     from harness.cli.evaluate import measure_run
-    from harness.train.questions import Question
+    from harness.train.evaluation_questions import Question
 
     question = Question(tuple(metrics), tuple(map(float, guidance)), steps, tuple(overrides))
     measure_run(Path(run), question)

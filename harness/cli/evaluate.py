@@ -14,8 +14,8 @@ from harness.errors import UserError
 from harness.records.checkpoint_files import step_of
 from harness.records.evaluations import Conditions
 from harness.records.record import Record
+from harness.train.evaluation_questions import Question
 from harness.train.progress import Quiet
-from harness.train.questions import Question
 from harness.train.trained_run import evaluate_run
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def measure_run(path: Path, question: Question) -> None:
     """Measure what the record of a run lacks to answer a question; rerun to resume."""
     from harness.runtime.distributed import join
     from harness.runtime.environment import prepare
-    from harness.train.measure import measure
+    from harness.train.later_evaluations import measure
     from harness.train.start import threads_of_run
 
     specs, steps = question.specs(path), question.steps_of(path)

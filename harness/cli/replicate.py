@@ -14,7 +14,7 @@ from harness.errors import UserError, unknown
 from harness.records.record import Record, find_records
 from harness.records.run_targets import targets_of_run
 from harness.records.targets import parse_targets
-from harness.train.measure import MissingWeights
+from harness.train.later_evaluations import MissingWeights
 from harness.train.replicates import Wanted, bracket_steps, replicate_run
 
 

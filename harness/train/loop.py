@@ -28,9 +28,9 @@ from harness.records.record import Record, RecordWriter
 from harness.runtime.distributed import World, join, world_size
 from harness.runtime.environment import prepare
 from harness.runtime.fsdp import full_tensor
-from harness.train.goal import Goal, goal_of
+from harness.train.extension import Goal, goal_of
 from harness.train.journal import Journal, Progress, StepResult, finish_bookkeeping
-from harness.train.measure import measure_missing, missing_evaluations
+from harness.train.later_evaluations import measure_missing, missing_evaluations
 from harness.train.objective import Objective, with_encoder_features
 from harness.train.prefetch import prefetch, prepare_batches
 from harness.train.schedule import ema_decay, set_learning_rate

@@ -1,6 +1,6 @@
 """Additional evaluation replicates at the steps that decide a verdict: both ends of each target crossing.
 
-They are later evaluations (measure.py), and `Record.of` returns evaluations with the means over replicates.
+They are later evaluations (later_evaluations.py), and `Record.of` returns evaluations with the means over replicates.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def replicate_run(
     """
     from harness.runtime.distributed import World, pick_device
     from harness.runtime.environment import prepare
-    from harness.train.measure import measure
+    from harness.train.later_evaluations import measure
     from harness.train.progress import Silent
     from harness.train.start import threads_of_run
     from harness.train.trained_run import spec_of_run

@@ -19,7 +19,7 @@ from harness.errors import UserError
 from harness.records.evaluations import Conditions
 from harness.records.record import SPEC, Record
 from harness.records.study_folder import PLAN, StudyFolder
-from harness.train.questions import Question
+from harness.train.evaluation_questions import Question
 from sweeps.cli.tables import make_table, print_table
 from sweeps.launch.base import stop_on_signals
 from sweeps.launch.evaluations import evaluate_runs

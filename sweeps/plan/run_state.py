@@ -11,7 +11,7 @@ from typing import Any
 from harness.config.spec import RunSpec
 from harness.files.files import read_tail
 from harness.records.record import EVENTS, Record
-from harness.train.measure import missing_evaluations
+from harness.train.later_evaluations import missing_evaluations
 from sweeps.plan.plan import PlannedRun
 
 TO_EXTEND, TO_EVALUATE = "to extend", "to evaluate"

@@ -1,4 +1,4 @@
-"""The goal of a start: how far the run shall go, and what that changes in its directory."""
+"""How far a run shall go, and what an extension changes in its directory."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from harness.records.evaluations import Conditions
 from harness.records.record import Record
 from harness.records.run_targets import targets_of_run
 from harness.records.study_folder import StudyFolder
-from harness.train.measure import lacking
+from harness.train.later_evaluations import lacking
 from harness.train.replicates import Wanted, bracket_steps
 from harness.train.trained_run import checkpoint_of_run, spec_of_run
 
