@@ -36,7 +36,8 @@ from benchmarks.simulated_audits import (
     skewed,
     verdicts,
 )
-from reports.stats.curves import Curve, crossing, fit
+from reports.stats.crossing import crossing
+from reports.stats.curves import Curve, fit
 from reports.stats.power import detectable_with
 
 RESULTS = Path(__file__).parent / "results" / "operating_characteristics.json"

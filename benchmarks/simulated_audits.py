@@ -17,7 +17,8 @@ from reports.audit.curve_shape import speedup_between
 from reports.audit.decision import decide
 from reports.audit.inputs.claim import Claim
 from reports.audit.inputs.run_log import AuditRun, AuditRuns
-from reports.stats.curves import Costs, crossing, fit
+from reports.stats.crossing import crossing
+from reports.stats.curves import Costs, fit
 from reports.stats.speedup import Speedup
 
 SEED = 20240607

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from reports.audit.audit import Audit
     from reports.pages.page import WrittenReport
     from reports.race.race import Race
-    from reports.stats.curves import Crossing, Curve
+    from reports.stats.crossing import Crossing
+    from reports.stats.curves import Curve
     from reports.stats.speedup import Speedup, Time
     from sweeps.plan.plan import PlannedRun
 
@@ -222,7 +223,7 @@ def crossing(curve: Curve, target: float) -> Crossing:
     >>> round(found.step), found.censored
     (200, None)
     """
-    from reports.stats.curves import crossing
+    from reports.stats.crossing import crossing
 
     return crossing(curve, target)
 

@@ -1,6 +1,6 @@
 """Additional evaluation replicates at the steps that decide a verdict: both ends of each target crossing.
 
-They are later evaluations (later_evaluations.py), and `Record.of` returns evaluations with the means over replicates.
+They are later evaluations, and `Record.of` returns evaluations with the means over replicates.
 """
 
 from __future__ import annotations

@@ -22,7 +22,8 @@ from reports.audit.inputs.run_log import AuditRun, AuditRuns
 from reports.audit.preconditions import Reason, failed_preconditions, hardware_reason, target_reasons
 from reports.audit.register import Standing
 from reports.race.comparability import CLOCK_AXES
-from reports.stats.curves import AXES, Crossing, crossing, first_crossing
+from reports.stats.crossing import Crossing, crossing, first_crossing
+from reports.stats.curves import AXES
 from reports.stats.power import detectable, pairs_needed
 from reports.stats.speedup import Speedup, Time, cut
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from reports.audit.inputs.run_log import AuditRun, AuditRuns
-from reports.stats.curves import Crossing, Curve, crossing, slope_at, value_at
+from reports.stats.crossing import Crossing, crossing
+from reports.stats.curves import Curve, slope_at, value_at
 from reports.stats.speedup import Speedup, Time, speedup
 
 TARGETS = 7

@@ -10,7 +10,7 @@ import numpy as np
 
 from harness.errors import UserError
 from reports.audit.inputs.run_log import AuditRun
-from reports.stats.curves import crossing
+from reports.stats.crossing import crossing
 from reports.stats.power import SeedSpread, detectable_with, pairs_needed, spread_of
 
 SEEDS = range(2, 21)

@@ -28,7 +28,8 @@ import numpy as np
 from reports.audit.inputs.claim import Claim, Tuning
 from reports.audit.inputs.run_log import AuditRun, AuditRuns
 from reports.race.comparability import CLOCK_AXES, one_after_another
-from reports.stats.curves import Crossing, rises
+from reports.stats.crossing import Crossing
+from reports.stats.curves import rises
 
 WIDEST_BRACKET = 2.0
 UNIT_FACTOR = 100.0

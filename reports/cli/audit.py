@@ -248,7 +248,7 @@ def _runs(
     from reports.audit.preconditions import protocol_reason
     from reports.race.study_folder import read_study
     from reports.race.target import requested_rules
-    from reports.stats.curves import reachable_target
+    from reports.stats.crossing import reachable_target
 
     study = read_study([Path(source) for source in sources])
     names = [name or study.baseline or natural_method(sources) for name in methods]

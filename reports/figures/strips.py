@@ -12,7 +12,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from reports.figures.layout import SLACK, Entry, grey_mark, text_width
 from reports.figures.svg import ARMS, INK, MUTED, PAPER, scaled, small
-from reports.stats.curves import Censored
+from reports.stats.crossing import Censored
 from reports.stats.speedup import Time
 
 ROW = 0.36

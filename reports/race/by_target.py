@@ -10,7 +10,7 @@ import numpy as np
 from reports.race.comparability import protocol_hashes
 from reports.race.race import Race
 from reports.race.run import RaceRun
-from reports.stats.curves import Crossing, crossing
+from reports.stats.crossing import Crossing, crossing
 from reports.stats.speedup import Speedup, Time, speedup
 
 TARGETS = 41

@@ -9,7 +9,8 @@ from typing import Any
 from harness.records.record import Record
 from reports.race.conditions import conditions_of
 from reports.race.protocols import protocols_of
-from reports.stats.curves import Costs, Crossing, Curve, costs_of, crossing, curve_of, first_crossing
+from reports.stats.crossing import Crossing, crossing, first_crossing
+from reports.stats.curves import Costs, Curve, costs_of, curve_of
 from reports.stats.speedup import Time
 
 

@@ -8,7 +8,7 @@ from harness.records.targets import BASELINE, TargetRule, parse_targets, target_
 from reports.race.arms import RaceArm, find_arm
 from reports.race.cells import RaceCell
 from reports.race.run import RaceRun, cross
-from reports.stats.curves import reachable_target
+from reports.stats.crossing import reachable_target
 
 
 def requested_rules(target: float | str | None) -> tuple[TargetRule, ...]:

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from reports.stats.curves import Censored
+from reports.stats.crossing import Censored
 from reports.stats.t_interval import CONFIDENCE, t_interval
 
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from sklearn.isotonic import IsotonicRegression
 
 from harness.errors import UserError
-from reports.stats.curves import Curve, costs_of, crossing, curve_of, first_crossing, fit
+from reports.stats.crossing import crossing, first_crossing
+from reports.stats.curves import Curve, costs_of, curve_of, fit
 from tests.reports.synthetic import METRIC, PHASES, power_law, write_run
 
 VALUES = st.lists(st.floats(0.1, 1e4), min_size=2, max_size=30)

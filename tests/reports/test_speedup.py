@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from reports.stats.curves import crossing, fit
+from reports.stats.crossing import crossing
+from reports.stats.curves import fit
 from reports.stats.speedup import Time, mean_time, speedup
 
 TIMES = st.lists(st.floats(1, 1e6), min_size=2, max_size=10, unique=True)
