@@ -311,3 +311,26 @@ def test_digits_compares_three_objectives_on_three_seeds() -> None:
     assert [(planned.spec.seed, planned.spec.method.name) for planned in planned_runs] == [
         (seed, method) for seed in (0, 1, 2) for method in ("flow", "repa", "self_flow")
     ]
+
+
+def test_axis_of_evaluation_is_one_training_measured_in_several_ways() -> None:
+    axes = {"seed": [0, 1], "method.name": ["flow"], "eval.guidance": [1.0, 1.5, 2.0]}
+    first, second = make_plan(load(BASE | {"axes": axes})).runs
+    assert [run.values for run in (first, second)] == [
+        {"seed": seed, "method.name": "flow"} for seed in (0, 1)
+    ]
+    for run in (first, second):
+        assert [spec.eval.guidance for spec in run.variants] == [1.0, 1.5, 2.0]
+        assert {spec.id for spec in run.variants} == {run.id}
+
+
+def test_axis_of_lengths_is_rejected_because_the_longest_contains_the_others() -> None:
+    axes = {"seed": [0], "method.name": ["flow"], "train.steps": [10, 30]}
+    with pytest.raises(UserError, match=r"train\.steps = 10 is the beginning of train\.steps = 30"):
+        make_plan(load(BASE | {"axes": axes}))
+
+
+def test_lengths_are_separate_runs_when_the_learning_rate_decays_to_the_end() -> None:
+    axes = {"seed": [0], "train.steps": [10, 30]}
+    runs = make_plan(load(BASE | {"axes": axes, "set": {"train.decay": "linear"}})).runs
+    assert len({run.id for run in runs}) == 2

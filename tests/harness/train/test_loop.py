@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from harness.data.open import open_dataset, split
 from harness.errors import RunStopped, UserError
 from harness.records.record import Record
 from harness.runtime.random_streams import Streams
-from harness.train.schedule import ema_decay, set_learning_rate
+from harness.train.schedule import ema_decay, learning_rate_factor, set_learning_rate
 from harness.train.state import update_ema
 from tests.support.runs import events, everything, losses, part, tiny, trained, weights
 
@@ -224,3 +225,14 @@ def test_learning_rate_warms_up() -> None:
     assert [set_learning_rate(optimizer, train, step) for step in (1, 2, 4, 9)] == pytest.approx(
         [0.1, 0.2, 0.4, 0.4]
     )
+
+
+@pytest.mark.parametrize("decay", ["linear", "cosine"])
+def test_learning_rate_decays_from_the_warm_up_to_the_end(decay: Literal["linear", "cosine"]) -> None:
+    """Half way between both ends the factor is 1/2, and it would be 0 one step after the last."""
+    train = TrainSpec(steps=23, warmup_steps=4, decay=decay)
+    assert [learning_rate_factor(train, step) for step in (2, 4)] == [0.5, 1.0]
+    assert learning_rate_factor(train, 14) == pytest.approx(0.5)
+    assert learning_rate_factor(train, 24) == pytest.approx(0, abs=1e-12)
+    factors = [learning_rate_factor(train, step) for step in range(4, 24)]
+    assert factors == sorted(factors, reverse=True) and factors[-1] > 0
