@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError
+from harness.records.mlflow_copy import is_file_store
 from harness.records.record import Record, find_records
 from reports.audit.inputs.claim import Claim
 from reports.audit.inputs.csv_curves import read_tidy
-from reports.audit.inputs.mlflow_runs import read_tracked
+from reports.audit.inputs.mlflow_runs import read_tracked, split_experiment
 from reports.audit.inputs.run_log import (
     FREE,
     AuditArms,
@@ -45,7 +46,7 @@ def read_arms(
     Sources are folders of run directories, CSV files and MLflow stores. Raises `UserError` for a source that
     cannot be read, a method or a metric that it does not contain, and a seed that occurs twice.
     """
-    stores = [source for source in sources if source.startswith(SCHEMES)]
+    stores = [source for source in sources if is_store(source)]
     files = [source for source in sources if source not in stores and Path(source).is_file()]
     folders = [Path(source) for source in sources if source not in stores and source not in files]
     for folder in folders:
@@ -60,6 +61,11 @@ def read_arms(
     runs = {name: by_seed(log for part in found for log in part.runs[name].values()) for name in names}
     notes = tuple(note for part in found for note in part.notes)
     return AuditArms(runs, notes, tuple(note for part in found for note in part.unseen))
+
+
+def is_store(source: str) -> bool:
+    """Return whether a source is an MLflow store: a URI, or a folder of experiments."""
+    return source.startswith(SCHEMES) or is_file_store(Path(split_experiment(source)[0]))
 
 
 def natural_method(sources: Sequence[str]) -> str:
