@@ -65,7 +65,8 @@ def earlier_store(file: Path) -> Path:
                 run = f"{method}{seed}".ljust(32, "0")
                 database.execute(
                     "insert into runs (run_uuid, name, source_type, status, start_time, end_time,"
-                    " lifecycle_stage, experiment_id, user_id) values (?, ?, 'LOCAL', 'FINISHED', 1, 2, 'active', 1, 'me')",
+                    " lifecycle_stage, experiment_id, user_id)"
+                    " values (?, ?, 'LOCAL', 'FINISHED', 1, 2, 'active', 1, 'me')",
                     (run, method),
                 )
                 params = [("method", method, run), ("seed", str(seed), run)]
