@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import fcntl
 import os
@@ -19,6 +20,8 @@ TRIES, PAUSE = 20, 0.01
 seconds."""
 TAIL_BYTES = 16_384
 """Default size of `read_tail`: a few dozen lines."""
+PROBED_BYTES = 64
+"""Bytes of a text that are looked at to recognise UTF-16 without a mark."""
 
 
 @contextlib.contextmanager
@@ -163,12 +166,46 @@ def read_tail(path: Path, size: int = TAIL_BYTES) -> bytes:
         return b""
 
 
+def read_text(path: Path, kind: str = "text") -> str:
+    """Return the text of a UTF-8 file, with or without a byte order mark.
+
+    Raises `UserError` if it cannot be read, or is in another encoding; `kind` is what the file should be.
+    """
+    try:
+        return decode_text(path, path.read_bytes(), kind)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+
+
+def decode_text(path: Path, content: bytes, kind: str = "text") -> str:
+    """Return the text of a file's bytes; see `read_text`."""
+    if encoding := _wide_encoding(content):
+        raise UserError(
+            f"{path} is text in {encoding}; save it as UTF-8, for example: iconv -f {encoding} -t UTF-8 "
+            f"{path} > utf8{path.suffix}"
+        )
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not {kind}: byte 0x{content[error.start]:02x} at position {error.start} is not UTF-8; save "
+            "it as UTF-8"
+        ) from error
+
+
+def _wide_encoding(content: bytes) -> str | None:
+    """Return UTF-16 or UTF-32 if the bytes begin with its mark, or if every second byte is 0."""
+    if content.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "UTF-32"
+    halves = [content[start:PROBED_BYTES:2] for start in (0, 1)] if len(content) > 3 else []
+    unmarked = any(half and not any(half) for half in halves)
+    return "UTF-16" if unmarked or content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else None
+
+
 # Any: the values of a TOML file.
 def read_toml(path: Path) -> dict[str, Any]:
     """Return the table of a TOML file; raises `UserError` if it cannot be read."""
     try:
-        return tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return tomllib.loads(read_text(path, "TOML"))
+    except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path} is not TOML: {error}") from error
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error

@@ -6,11 +6,12 @@ import hashlib
 import logging
 import os
 import re
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from harness.errors import UserError
 
@@ -57,23 +58,59 @@ def open_store(uri: str | None) -> Iterator[Any]:
     """
     if not available():
         raise UserError("MLflow is not installed: pip install mlflow, or use --no-track")
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
+    quiet_mlflow()
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    # Errors arrive as exceptions; logging them too would print them twice.
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
     store = store_uri(uri)
     try:
         with _locked_database(store) if store.startswith(SQLITE) else nullcontext():
+            _check_schema(store)
             yield MlflowClient(tracking_uri=store)
     # ImportError is raised for a missing database driver.
     except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(shown(f"cannot mirror into {store}: {reason}")) from error
+
+
+def quiet_mlflow() -> None:
+    """Set up MLflow without telemetry and log lines; raises `UserError` if it is not installed."""
+    if not available():
+        raise UserError("MLflow is not installed: pip install mlflow")
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    # Errors arrive as exceptions; logging them too would print them twice.
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def schema_of(file: Path) -> str | None:
+    """Return the schema revision of an sqlite store, which is only read; None if it has none.
+
+    Raises `sqlite3.DatabaseError` for a file that is no database.
+    """
+    with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as database:
+        tables = {name for (name,) in database.execute("select name from sqlite_master where type = 'table'")}
+        if "alembic_version" not in tables:
+            return None
+        found = database.execute("select version_num from alembic_version").fetchone()
+    return None if found is None else str(found[0])
+
+
+def schema_state(schema: str | None) -> Literal["current", "earlier", "unknown"]:
+    """Return how a schema revision relates to that of the installed MLflow; `unknown` if it is later."""
+    import mlflow
+    from alembic.script import ScriptDirectory
+    from alembic.util import CommandError
+
+    migrations = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
+    if schema in migrations.get_heads():
+        return "current"
+    try:
+        return "unknown" if migrations.get_revision(schema or "none") is None else "earlier"
+    except CommandError:
+        return "unknown"
 
 
 @contextmanager
@@ -100,6 +137,23 @@ def artifact_folder(uri: str | None, experiment: str) -> str | None:
 def shown(uri: str) -> str:
     """Return a URI without user name and password."""
     return re.sub(r"//[^/@]*@", "//", uri)
+
+
+def _check_schema(store: str) -> None:
+    """Raise `UserError` if another MLflow version wrote an sqlite store, since opening would upgrade it."""
+    file = Path(store.removeprefix(SQLITE))
+    if not store.startswith(SQLITE) or not file.is_file() or file.stat().st_size == 0:
+        return
+    try:
+        schema = schema_of(file)
+    except sqlite3.DatabaseError as error:
+        raise UserError(f"cannot mirror into {store}: {error}") from error
+    if schema is not None and schema_state(schema) != "current":
+        raise UserError(
+            f"cannot mirror into {store}: another version of MLflow wrote it (schema {schema}), and that "
+            f"version could not read it any more; choose another store, or upgrade it: cp {file} "
+            f"{file.name}.backup && mlflow db upgrade {store}"
+        )
 
 
 @contextmanager

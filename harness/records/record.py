@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import ERROR_PREFIX, UserError
-from harness.files.files import holder, read_tail, sync_file, take_lock, write_atomic
+from harness.files.files import decode_text, holder, read_tail, sync_file, take_lock, write_atomic
 from harness.records.evaluations import (
     Conditions,
     Evaluation,
@@ -88,12 +88,12 @@ class Record:
         """The resolved spec as plain data; raises `UserError` if it is missing or broken."""
         file = self.path / SPEC
         try:
-            return tomllib.loads(file.read_text())
+            return tomllib.loads(decode_text(file, file.read_bytes(), "TOML"))
         except (FileNotFoundError, NotADirectoryError) as error:
             raise UserError(f"{self.path} is not a run directory: no {SPEC} in it") from error
         except OSError as error:
             raise UserError(f"cannot read {file}: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except tomllib.TOMLDecodeError as error:
             raise UserError(f"{file} is not TOML: {error}") from error
 
     @cached_property
@@ -412,7 +412,7 @@ def _dump(value: Any, indent: int | None = None) -> bytes:
 
 def _read_json(file: Path) -> Any:
     try:
-        return json.loads(file.read_text())
+        return json.loads(decode_text(file, file.read_bytes(), "JSON"))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:

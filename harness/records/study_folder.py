@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError
-from harness.files.files import read_toml
+from harness.files.files import decode_text, read_toml
 from harness.records.record import Record, log_file
 from harness.records.targets import FORMS, TargetRule, rule_at_step, share_rule
 
@@ -153,7 +153,7 @@ class StudyFolder:
     def plan(self) -> PlanFile | None:
         """The plan, or None if the folder holds none."""
         try:
-            return _parsed(json.loads(self.plan_file.read_text()))
+            return _parsed(json.loads(decode_text(self.plan_file, self.plan_file.read_bytes(), "JSON")))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:

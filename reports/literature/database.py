@@ -95,7 +95,7 @@ def _checked(files: Iterable[Traversable]) -> Literature:
 def _read(file: Traversable) -> Iterator[LiteratureEntry]:
     """Yield the entries of one file, numbers first."""
     try:
-        raw = _plain(tomllib.loads(file.read_text(encoding="utf-8"), parse_float=Decimal))
+        raw = _plain(tomllib.loads(file.read_text(encoding="utf-8-sig"), parse_float=Decimal))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{file}: cannot be read as TOML: {error}") from error
     head = _valid(Head, raw, str(file))

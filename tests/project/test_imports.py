@@ -40,7 +40,7 @@ ORDER = {
     ],
     "methods": [{"methods.common"}, {"methods"}],
     "reports": [
-        {"reports.stats", "reports.literature"},
+        {"reports.stats", "reports.literature", "reports.logs"},
         {"reports.race"},
         {"reports.audit.inputs", "reports.figures"},
         {"reports.audit"},

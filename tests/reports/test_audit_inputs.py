@@ -30,7 +30,11 @@ BAD_LINES: dict[str, tuple[list[dict], str]] = {
         [{k.replace("metric", "metrics"): v for k, v in row.items()} for row in GOOD],
         "no column 'metric'.*Is it 'metrics'",
     ),
-    "duplicate point": (GOOD[:3] + GOOD[2:], r"line 5: old seed 0 has two values at step 75000.*line 4"),
+    "two runs of one name": (
+        [row for row in GOOD for _ in range(2)],
+        r"line 3: old seed 0 has two values of fid at step 25000 \(the other is in .* line 2\), and at "
+        r".*several runs",
+    ),
     "backwards": (
         [GOOD[1], GOOD[0], *GOOD[2:]],
         "line 3: the steps of old seed 0 go backwards, from 50000 to 25000",
@@ -64,6 +68,18 @@ def test_malformed_line_is_named(tmp_path: Path, what: str) -> None:
     lines, message = BAD_LINES[what]
     with pytest.raises(UserError, match=message):
         read_tidy(write_csv(tmp_path / "curves.csv", lines), ("old", "new"), "fid")
+
+
+def test_last_value_of_a_repeated_step_counts_with_a_note(tmp_path: Path) -> None:
+    """The run was resumed after 50000 steps, and the lines of its first attempt are still in the file."""
+    repeated = [*GOOD[:4], *(row | {"value": 2 * row["value"]} for row in GOOD[2:4]), *GOOD[4:]]
+    found = read_tidy(write_csv(tmp_path / "curves.csv", repeated), ("old", "new"), "fid")
+    once = read_tidy(write_csv(tmp_path / "once.csv", GOOD), ("old", "new"), "fid")
+    ratio = found.runs["old"][0].curve.measured / once.runs["old"][0].curve.measured
+    assert ratio[:5].tolist() == [1, 1, 2, 2, 1]
+    assert found.notes == (
+        "old seed 0 was resumed: 2 values of fid were logged again, and the last ones count.",
+    )
 
 
 BAD_TEXTS = {

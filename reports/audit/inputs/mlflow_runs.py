@@ -1,6 +1,7 @@
 """Runs in an MLflow store: those that flowrace mirrored, and any other run with a method and a seed.
 
-The store is only read. Of each run these parts are used:
+The store is only read: an sqlite file and a folder `mlruns` from a temporary copy (mlflow_copy.py). Of each
+run these parts are used:
     method and seed  the tags `flowrace.method` and `flowrace.seed`, else the params `method.name` (or
                      `method`) and `seed`
     curve            the history of `eval/<metric>` or `<metric>`
@@ -12,11 +13,11 @@ The store is only read. Of each run these parts are used:
 from __future__ import annotations
 
 import json
-import logging
 import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,29 +25,30 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from harness.errors import UserError, unknown
+from harness.records.mlflow_copy import copied_database, copied_file_store
+from harness.records.mlflow_store import SQLITE, quiet_mlflow
 from harness.records.record import TRAINING_PHASES, tracked_name
 from reports.audit.inputs.run_log import FREE, AuditArms, AuditRun, Progress, ReadRun, collect_arms
 from reports.race.comparability import machine_kinds
 from reports.stats.curves import Costs, fit
 
-SQLITE = "sqlite:///"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-_QUIET = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "GIT_PYTHON_REFRESH": "quiet",
-}
+LARGEST = 1.7976931348623157e308
+"""The number that database stores keep instead of infinity."""
+PAGE = 1000
+"""Experiments or runs that a store returns at once."""
 
 
 def read_tracked(source: str, names: Sequence[str], metric: str, progress: Progress = iter) -> AuditArms:
-    """Return the runs of these methods from a store: `sqlite:///FILE`, or a server on this machine.
+    """Return the runs of these methods from a store: `sqlite:///FILE`, a folder `mlruns`, or a server on this
+    machine.
 
     A trailing `#NAME` selects one experiment. Raises `UserError` for a store that does not exist or is on
     another machine, and for methods and metrics that it does not contain.
     """
-    uri, _, experiment = source.partition("#")
-    with _client(uri) as client:
-        runs = [run for run in _runs(client, experiment) if _method(run)]
+    uri, experiment = split_experiment(source)
+    with open_for_reading(uri) as client:
+        runs = [run for run in find_runs(client, experiment) if _method(run)]
         for name in names:
             if name not in map(_method, runs):
                 raise unknown(f"method in {uri}:", name, {str(_method(run)) for run in runs})
@@ -61,44 +63,69 @@ def read_tracked(source: str, names: Sequence[str], metric: str, progress: Progr
         raise UserError(f"{error}; to read one experiment, give {uri}#NAME") from error
 
 
+def split_experiment(source: str) -> tuple[str, str]:
+    """Return the store and the experiment's name, which is empty if none is given.
+
+    A `#` may also be part of the path: the longest path that exists is the store.
+    """
+    scheme = SQLITE if source.startswith(SQLITE) else ""
+    cuts = [len(source), *(place for place in range(len(source) - 1, -1, -1) if source[place] == "#")]
+    if not source.startswith("http"):
+        for cut in cuts:
+            if Path(source[:cut].removeprefix(scheme)).exists():
+                return source[:cut], source[cut + 1 :]
+    uri, _, experiment = source.partition("#")
+    return uri, experiment
+
+
 @contextmanager
-def _client(uri: str) -> Iterator[Any]:
-    parts = urlsplit(uri)
-    if uri.startswith("sqlite"):
-        if not uri.startswith(SQLITE) or not Path(uri.removeprefix(SQLITE)).is_file():
-            raise UserError(f"{uri}: no such store; expected sqlite:///FILE with an existing file")
-    elif parts.hostname not in LOOPBACK:
+def open_for_reading(uri: str) -> Iterator[Any]:
+    """Yield an `MlflowClient` of a store that is not written; raises `UserError` if it cannot be read."""
+    if uri.startswith("http") and urlsplit(uri).hostname not in LOOPBACK:
         raise UserError(f"{uri}: only a server on this machine can be read ({', '.join(LOOPBACK)})")
+    quiet_mlflow()
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
     try:
-        for name, value in _QUIET.items():
-            os.environ.setdefault(name, value)
-        from mlflow import MlflowClient
-        from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import SQLAlchemyError
-    except ImportError as error:
-        raise UserError("MLflow is not installed: pip install mlflow") from error
-    # Errors arrive as exceptions, so their log lines would repeat them.
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    try:
-        yield MlflowClient(tracking_uri=uri)
+        with _client(uri) if not uri.startswith("http") else nullcontext(MlflowClient(uri)) as client:
+            yield client
     except (MlflowException, SQLAlchemyError, OSError) as error:
         raise UserError(
             f"cannot read {uri}: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
         ) from error
 
 
-def _runs(client: Any, experiment: str) -> Iterator[Any]:
-    known = {found.name: found.experiment_id for found in client.search_experiments()}
+def _client(uri: str) -> AbstractContextManager[Any]:
+    """Return a client of a copy of a local store."""
+    path = Path(uri.removeprefix(SQLITE))
+    if uri.startswith("sqlite"):
+        if not uri.startswith(SQLITE) or not path.is_file():
+            raise UserError(f"{uri}: no such store; expected sqlite:///FILE with an existing file")
+        return copied_database(path)
+    return copied_file_store(path)
+
+
+def find_runs(client: Any, experiment: str) -> Iterator[Any]:
+    """Yield the runs of one experiment, or of all if the name is empty.
+
+    Raises `UserError` for an unknown experiment.
+    """
+    known = {found.name: found.experiment_id for found in _pages(client.search_experiments)}
     if experiment and experiment not in known:
         raise unknown("experiment", experiment, known)
     wanted = [known[experiment]] if experiment else list(known.values())
-    if not wanted:
-        return
-    page = client.search_runs(wanted, max_results=1000)
+    if wanted:
+        yield from _pages(partial(client.search_runs, wanted))
+
+
+def _pages(search: Callable[..., Any]) -> Iterator[Any]:
+    """Yield the results of all pages of a search."""
+    page = search(max_results=PAGE)
     yield from page
-    while page and page.token:
-        page = client.search_runs(wanted, max_results=1000, page_token=page.token)
+    while page.token:
+        page = search(max_results=PAGE, page_token=page.token)
         yield from page
 
 
@@ -113,7 +140,7 @@ def _method(run: Any) -> str | None:
 def _read_run(client: Any, run: Any, metric: str) -> ReadRun:
     params, name, run_id = run.data.params, f"{_method(run)} (run {run.info.run_id})", run.info.run_id
     seed = run.data.tags.get("flowrace.seed") or params.get("seed") or ""
-    if not seed.lstrip("-").isdigit():
+    if not re.fullmatch(r"-?[0-9]+", seed):
         raise UserError(
             f"{name}: seed = '{seed}': expected a whole number in the tag flowrace.seed or the param seed"
         )
@@ -126,7 +153,9 @@ def _read_run(client: Any, run: Any, metric: str) -> ReadRun:
     if key is None:
         why = "failed before its first evaluation" if failed else "was never evaluated"
         return ReadRun(method, int(seed), failed, None, f"{name} {why} by {metric}.")
-    values, hardware = _history(client, run_id, key, name), _tag(run, "flowrace.hardware")
+    _check_left_out(run, key, name)
+    values, again = _history(client, run_id, key, name)
+    hardware = _tag(run, "flowrace.hardware")
     steps = [step for step in values if step > 0]
     if not steps:
         why = f"{name} records {metric} at step 0 only, so it is excluded from all numbers."
@@ -149,17 +178,39 @@ def _read_run(client: Any, run: Any, metric: str) -> ReadRun:
         aligned=metric in _tag(run, "flowrace.aligned"),
         failed=failed,
     )
-    note = f"{name} failed: censored after its last evaluation." if failed else ""
-    return ReadRun(method, int(seed), failed, log, note)
+    notes = [f"{name} failed: censored after its last evaluation."] if failed else []
+    notes += (
+        [f"{name}: {key} was logged again at {len(again)} steps; the last value counts."] if again else []
+    )
+    return ReadRun(method, int(seed), failed, log, " ".join(notes))
 
 
-def _history(client: Any, run: str, key: str, name: str) -> dict[int, float]:
-    """Return values by step, ascending; raises `UserError` for a step with two different values."""
+def _check_left_out(run: Any, key: str, name: str) -> None:
+    """Raise `UserError` if the record of a mirrored run has a value that is not a finite number."""
+    for lost in run.data.tags.get("flowrace.not_finite", "").split("; "):
+        if lost.startswith(f"{key} at step "):
+            raise UserError(f"{name}: {lost}: expected a finite number")
+
+
+def _history(client: Any, run: str, key: str, name: str) -> tuple[dict[int, float], set[int]]:
+    """Return values by step, ascending, and the steps that were logged again with another value.
+
+    The last value of a step counts. Raises `UserError` for a value that is not finite, and for two values of
+    a step with equal times.
+    """
     found: dict[int, float] = {}
-    for point in client.get_metric_history(run, key):
-        if found.setdefault(point.step, point.value) != point.value and not math.isnan(point.value):
-            raise UserError(f"{name}: {key} has two values at step {point.step}")
-    return dict(sorted(found.items()))
+    times: dict[int, int] = {}
+    again: set[int] = set()
+    for point in sorted(client.get_metric_history(run, key), key=lambda point: point.timestamp):
+        if not math.isfinite(point.value) or abs(point.value) >= LARGEST:
+            shown = "nan" if math.isnan(point.value) else f"{math.copysign(math.inf, point.value)}"
+            raise UserError(f"{name}: {key} at step {point.step} is {shown}: expected a finite number")
+        if point.step in found and found[point.step] != point.value:
+            if times[point.step] == point.timestamp:
+                raise UserError(f"{name}: {key} has two values at step {point.step}, logged at the same time")
+            again.add(point.step)
+        found[point.step], times[point.step] = point.value, point.timestamp
+    return dict(sorted(found.items())), again
 
 
 def _tag(run: Any, tag: str) -> list[Any]:
@@ -181,8 +232,10 @@ def _costs(client: Any, run: Any, steps: list[int], name: str, devices: int | No
     phases = [
         f"cost/seconds/{phase}" for phase in TRAINING_PHASES if f"cost/seconds/{phase}" in run.data.metrics
     ]
-    logged = {key: _history(client, run.info.run_id, key, name) for key in phases}
-    flops = _history(client, run.info.run_id, "cost/flops", name) if "cost/flops" in run.data.metrics else {}
+    logged = {key: _history(client, run.info.run_id, key, name)[0] for key in phases}
+    flops = (
+        _history(client, run.info.run_id, "cost/flops", name)[0] if "cost/flops" in run.data.metrics else {}
+    )
     grid = np.array(
         sorted({0, *steps, *(step for own in [*logged.values(), flops] for step in own)}), dtype=float
     )

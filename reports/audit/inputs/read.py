@@ -1,4 +1,4 @@
-"""The runs of an audit, from run directories, tidy CSV files (csv_curves.py) and MLflow (mlflow_runs.py)."""
+"""The runs of an audit: run directories, logs (csv_curves.py) and MLflow stores (mlflow_runs.py)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError
+from harness.records.mlflow_copy import is_file_store
 from harness.records.record import Record, find_records
 from reports.audit.inputs.claim import Claim
-from reports.audit.inputs.csv_curves import read_tidy
-from reports.audit.inputs.mlflow_runs import read_tracked
+from reports.audit.inputs.csv_curves import read_log_arms
+from reports.audit.inputs.mlflow_runs import read_tracked, split_experiment
 from reports.audit.inputs.run_log import (
     FREE,
     AuditArms,
@@ -21,6 +22,8 @@ from reports.audit.inputs.run_log import (
     by_seed,
     collect_arms,
 )
+from reports.logs.log_map import LogMap
+from reports.logs.read import is_log_folder
 from reports.race.arms import RaceArm, arms_of, find_arm, flatten
 from reports.race.cells import natural_baseline
 from reports.race.comparability import machines_of
@@ -33,10 +36,14 @@ SCHEMES = ("sqlite://", "http://", "https://")
 
 
 def read_logs(
-    sources: Sequence[str], claim: Claim, progress: Progress = iter, protocol: str | None = None
+    sources: Sequence[str],
+    claim: Claim,
+    progress: Progress = iter,
+    protocol: str | None = None,
+    rules: LogMap | None = None,
 ) -> AuditRuns:
     """Return the runs of a claim's two arms; see `read_arms`."""
-    arms = read_arms(sources, (claim.baseline, claim.candidate), claim.metric, progress, protocol)
+    arms = read_arms(sources, (claim.baseline, claim.candidate), claim.metric, progress, protocol, rules)
     return AuditRuns(arms.runs[claim.baseline], arms.runs[claim.candidate], arms.notes, arms.unseen)
 
 
@@ -46,28 +53,40 @@ def read_arms(
     metric: str,
     progress: Progress = iter,
     protocol: str | None = None,
+    rules: LogMap | None = None,
 ) -> AuditArms:
     """Return the finished and failed runs of these methods.
 
-    Sources are folders of run directories, CSV files and MLflow stores. `protocol` chooses the conditions of
-    evaluations in run directories. Raises `UserError` for a source that cannot be read, a method or a metric
-    that it does not contain, and a seed that occurs twice.
+    Sources are folders of run directories, CSV files, logs of other tools and MLflow stores. `protocol`
+    chooses the conditions of evaluations in run directories, and `rules` how logs are read. Raises
+    `UserError` for a source that cannot be read, a method or a metric that it does not contain, and a seed
+    that occurs twice.
     """
-    stores = [source for source in sources if source.startswith(SCHEMES)]
-    files = [source for source in sources if source not in stores and Path(source).is_file()]
-    folders = [Path(source) for source in sources if source not in stores and source not in files]
+    stores = [source for source in sources if is_store(source)]
+    logs = [source for source in sources if source not in stores and is_log(Path(source))]
+    folders = [Path(source) for source in sources if source not in stores and source not in logs]
     for folder in folders:
         if not folder.exists():
             raise UserError(
-                f"no such file or folder: {folder} (expected run directories, a CSV, or an MLflow store: "
-                "sqlite:///mlflow.db)"
+                f"no such file or folder: {folder} (expected run directories, a CSV or a log, "
+                "or an MLflow store: sqlite:///mlflow.db)"
             )
-    found = [read_tidy(Path(file), names, metric) for file in files]
+    found = [read_log_arms([Path(log) for log in logs], names, metric, rules)] if logs else []
     found += [read_tracked(store, names, metric, progress) for store in stores]
     found += [read_records(folders, names, metric, progress, protocol)] if folders else []
     runs = {name: by_seed(log for part in found for log in part.runs[name].values()) for name in names}
     notes = tuple(note for part in found for note in part.notes)
     return AuditArms(runs, notes, tuple(note for part in found for note in part.unseen))
+
+
+def is_store(source: str) -> bool:
+    """Return whether a source is an MLflow store: a URI, or a folder of experiments."""
+    return source.startswith(SCHEMES) or is_file_store(Path(split_experiment(source)[0]))
+
+
+def is_log(path: Path) -> bool:
+    """Return whether a source is a CSV or a log of another tool: a file, or a folder of such files."""
+    return path.is_file() or is_log_folder(path)
 
 
 def natural_method(sources: Sequence[str]) -> str:
@@ -76,7 +95,7 @@ def natural_method(sources: Sequence[str]) -> str:
     Raises `UserError` if the folders hold several arms and none is of flow.
     """
     folders = [Path(source) for source in sources if Path(source).is_dir()]
-    if len(folders) < len(sources):
+    if len(folders) < len(sources) or any(is_store(source) or is_log(Path(source)) for source in sources):
         return "flow"
     arms = arms_of(split_by_plan(find_records(*folders), folders)[0])
     return natural_baseline([arm.label for arm in arms], [arm.method for arm in arms], "--method")

@@ -142,3 +142,22 @@ def test_read_toml_rejects_broken_and_missing_files(
         (tmp_path / "a.toml").write_bytes(content)
     with pytest.raises(UserError, match=message):
         read_toml(tmp_path / "a.toml")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_read_toml_accepts_a_byte_order_mark_and_accents(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "a.toml").write_bytes('name = "très grand"\r\n'.encode(encoding))
+    assert read_toml(tmp_path / "a.toml") == {"name": "très grand"}
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_read_toml_names_wide_encodings(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "a.toml").write_bytes('name = "x"\n'.encode(encoding))
+    with pytest.raises(UserError, match=rf"text in {encoding[:6].upper()}; save it as UTF-8.*iconv"):
+        read_toml(tmp_path / "a.toml")
+
+
+def test_read_toml_names_the_byte_of_another_encoding(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_bytes('name = "tr\xe8s"'.encode("latin-1"))
+    with pytest.raises(UserError, match="byte 0xe8 at position 10 is not UTF-8"):
+        read_toml(tmp_path / "a.toml")
