@@ -34,10 +34,11 @@ def released(layout: str, *, learn_sigma: bool = False) -> tuple[dict[str, Tenso
     state = {name: torch.randn(shape, generator=draws) / 5 for name, shape in network_shapes(found).items()}
     if layout == "reg":
         state["pos_embed"][:, 0] = 0
+    conv, mlp = "projectors.0.projection_layer", [f"projectors.0.{place}" for place in (0, 2, 4)]
     heads = {
-        "irepa": {"projectors.0.projection_layer.weight": (16, 32, 3, 3), "projectors.0.projection_layer.bias": (16,)},
-        "reg": {f"projectors.0.{n}.{leaf}": (16, 32)[: 2 - (leaf == "bias")] for n in (0, 2, 4) for leaf in ("weight", "bias")},
-    }.get(layout, {})  # fmt: skip
+        "irepa": {f"{conv}.weight": (16, 32, 3, 3), f"{conv}.bias": (16,)},
+        "reg": {f"{name}.weight": (16, 32) for name in mlp} | {f"{name}.bias": (16,) for name in mlp},
+    }.get(layout, {})
     state |= {name: torch.randn(shape, generator=draws) for name, shape in heads.items()}
     return state, find_layout(state, layout, heads=4)
 
@@ -147,22 +148,28 @@ def test_dit_is_refused_with_the_reason(golden: Path) -> None:
         find_layout(read(golden / "sit_forward.safetensors").weights, "dit")
 
 
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        (lambda s: s.pop("blocks.0.attn.qkv.bias"), "lack blocks.0.attn.qkv.bias"),
-        (lambda s: s.pop("pos_embed"), "lack pos_embed"),
-        (lambda s: s.update({"blocks.0.attn.q_norm.weight": torch.zeros(8)}), "also have blocks.0.attn.q_norm"),
-        (lambda s: s.update({"blocks.1.mlp.fc1.bias": torch.zeros(3)}), r"fc1.bias is \(3,\) instead of \(128,\)"),
-        (lambda s: s.update({"final_layer.linear.weight": torch.zeros(5, 32)}), "5 outputs; expected 16, or 32"),
-        (lambda s: s.update({"pos_embed": torch.zeros(1, 15, 32)}), "15 tokens, which form no square"),
-        (lambda s: s.update({"x_embedder.proj.weight": torch.zeros(32, 16)}), "expected a square convolution"),
-        (lambda s: s.update({"ap_head.linear1.bias": torch.zeros(64)}), "also have ap_head.linear1.bias"),
-    ],
-)  # fmt: skip
-def test_weights_that_do_not_fit_are_named(change, reason: str) -> None:
+# The change of one weight (None: it is left out), and the reason that names it.
+MISFITS = [
+    ("blocks.0.attn.qkv.bias", None, "lack blocks.0.attn.qkv.bias"),
+    ("pos_embed", None, "lack pos_embed"),
+    ("blocks.0.attn.q_norm.weight", (8,), "also have blocks.0.attn.q_norm"),
+    ("blocks.1.mlp.fc1.bias", (3,), r"fc1.bias is \(3,\) instead of \(128,\)"),
+    ("final_layer.linear.weight", (5, 32), "5 outputs; expected 16, or 32"),
+    ("pos_embed", (1, 15, 32), "15 tokens, which form no square"),
+    ("x_embedder.proj.weight", (32, 16), "expected a square convolution"),
+    ("x_embedder.proj.weight", (), "do not have layout"),
+    ("pos_embed", (1,), "do not have layout"),
+    ("ap_head.linear1.bias", (64,), "also have ap_head.linear1.bias"),
+]
+
+
+@pytest.mark.parametrize(("name", "shape", "reason"), MISFITS)
+def test_weights_that_do_not_fit_are_named(name: str, shape: tuple[int, ...] | None, reason: str) -> None:
     state, _ = released("repa")
-    change(state)
+    if shape is None:
+        del state[name]
+    else:
+        state[name] = torch.zeros(shape)
     with pytest.raises(UserError, match=reason):
         find_layout(state, "repa", heads=4)
 
