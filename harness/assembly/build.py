@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from harness.backbone.sit import SiT, SiTConfig
-from harness.backbone.sizes import SIZES
+from harness.backbone.sizes import SIZES, size_named
 from harness.backbone.tokens import Part, kind_of
 from harness.config import registry
 from harness.config.spec import RunSpec, RuntimeSpec
@@ -22,7 +22,7 @@ from harness.data.dataset import Dataset, pictured, shapes_of
 from harness.data.open import outlined
 from harness.data.parts import weights_of
 from harness.encoders.base import Architecture, Encoder
-from harness.errors import UserError
+from harness.errors import UserError, unknown
 from harness.flow.batch import View
 from harness.flow.method import TrainingMethod
 
@@ -33,9 +33,12 @@ def backbone_config(spec: RunSpec, dataset: Dataset) -> SiTConfig:
     Raises `UserError` if the patch does not divide the samples.
     """
     settings, (shape, *further) = spec.backbone, shapes_of(dataset)
+    size = size_named(settings.size)
+    if size is None:
+        raise unknown("backbone.size", settings.size, SIZES)
     try:
         config = SiTConfig(
-            SIZES[settings.size],
+            size,
             settings.patch,
             shape,
             dataset.classes,

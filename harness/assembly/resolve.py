@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from harness.backbone.sizes import SIZES
+from harness.backbone.sizes import SIZES, size_named
 from harness.config import registry
 from harness.config.fields import field_paths, in_words, nearest
 from harness.config.packaged import PackagedToml
@@ -89,7 +89,7 @@ def resolve(data: Mapping[str, Any], *, where: str = "spec") -> RunSpec:
     config = validate(method.Config, settings, f"{where}: method", lambda path: suggest(f"method.{path}"))
     # The sections are checked first; the method is resolved below for the backbone.
     spec = validate(RunSpec, {**data, "method": {"name": config.name}}, where, suggest)
-    if spec.backbone.size not in SIZES:
+    if size_named(spec.backbone.size) is None:
         raise unknown("backbone.size", spec.backbone.size, SIZES)
     registry.load("dataset", spec.data.name)
     try:
@@ -132,6 +132,11 @@ def _check(spec: RunSpec, where: str) -> None:
     check_fields(spec.data, dataset, modality)
     if why := unsuited(spec, registry.load("method", spec.method.name), modality):
         raise Unsuited(why, where)
+    if spec.train.steps < spec.start.step:
+        raise UserError(
+            f"{where}: train.steps = {spec.train.steps}, but the run begins at start.step = "
+            f"{spec.start.step}; give a larger number"
+        )
     aligned = [encoder.name for encoder in spec.method.needs().encoders]
     check_metrics(spec.eval, dataset, modality, encoders=aligned, where=where)
     if spec.eval.guidance_low > spec.eval.guidance_high:

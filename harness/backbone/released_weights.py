@@ -8,6 +8,8 @@ angles w, so W e(1 - t) = (W R) e(t). The sign of the output is changed in the l
 |-----------|----------------------------------------------|------------|------------------------------------|
 | sit       | willisma/SiT 947f95b models.py               | 1 is data  | convolution                        |
 | repa      | sihyun-yu/REPA 67f7145 models/sit.py         | 1 is noise | convolution                        |
+| irepa     | End2End-Diffusion/iREPA 99ad4ac ldm          | 1 is noise | convolution                        |
+| reg       | Martinser/REG 021ea2e models/sit.py          | 1 is noise | convolution; an extra token        |
 | sra       | vvvvvjdy/SRA 1723f85 SiT-SRA                 | 1 is noise | convolution                        |
 | self-flow | black-forest-labs/Self-Flow 53db4f0 model.py | 1 is data  | linear on tokens (c p1 p2)         |
 """
@@ -25,9 +27,19 @@ from harness.backbone.sit import SiT, SiTConfig
 from harness.backbone.sizes import SIZES, Size
 from harness.errors import UserError, unknown
 
-LAYOUTS = ("sit", "repa", "self-flow", "sra")
-_DATA_AT_ONE = ("sit", "self-flow")
-_HEADS = ("projectors.", "projector.", "ap_head.")
+LAYOUTS = ("sit", "repa", "self-flow", "sra", "irepa", "reg")
+DATA_AT_ONE = ("sit", "self-flow")
+"""Layouts whose time runs the other way."""
+TIME_WEIGHT = "t_embedder.mlp.0.weight"
+"""The weight that a change of the time direction rewrites."""
+HEADS = ("projectors.", "projector.", "ap_head.")
+"""Beginnings of the names of projectors, which are no part of the network."""
+_EXTRA = {
+    "cls_projectors2.": "extra_embedder.proj.",
+    "wg_norm.": "extra_embedder.norm.",
+    "final_layer.linear_cls.": "final_layer.linear_extra.",
+}
+"""Names of REG's extra token: theirs and ours."""
 
 
 def load_published(
@@ -41,10 +53,10 @@ def load_published(
     """
     if layout not in LAYOUTS:
         raise unknown("layout", layout, LAYOUTS)
-    weights = {name: value for name, value in state.items() if not name.startswith(_HEADS)}
+    weights = {name: value for name, value in state.items() if not name.startswith(HEADS)}
     try:
         config = _config(weights, layout, heads, patch)
-        weights = _convert(weights, layout, config)
+        weights = to_our_weights(weights, layout, config)
         model = SiT(config)
         model.load_state_dict(weights)
     except KeyError as error:
@@ -62,7 +74,7 @@ def projector_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     rename = {"linear1": "0", "linear2": "2"}
     projector = {}
     for name, value in state.items():
-        head = next((head for head in _HEADS if name.startswith(head)), None)
+        head = next((head for head in HEADS if name.startswith(head)), None)
         if head is not None:
             *layer, leaf = (
                 name.removeprefix(head).removeprefix("0." if head == "projectors." else "").split(".")
@@ -85,28 +97,83 @@ def _config(weights: Mapping[str, Tensor], layout: str, heads: int | None, patch
     if heads is None:
         raise ValueError(f"width {width} is not a published one ({sorted(published)}): pass `heads`")
     classes = weights["y_embedder.embedding_table.weight"].shape[0] - 1
-    return SiTConfig(Size(depth, width, heads), patch, (channels, side * patch, side * patch), classes)
+    extra = weights["cls_projectors2.weight"].shape[1] if layout == "reg" else 0
+    shape = (channels, side * patch, side * patch)
+    return SiTConfig(Size(depth, width, heads), patch, shape, classes, extra=extra)
 
 
-def _convert(weights: dict[str, Tensor], layout: str, config: SiTConfig) -> dict[str, Tensor]:
+def to_our_weights(weights: Mapping[str, Tensor], layout: str, config: SiTConfig) -> dict[str, Tensor]:
+    """Return released weights without projectors under our names, in our convention.
+
+    The sigma channels are kept if the configuration has them. Raises KeyError for a missing weight, and
+    ValueError for a position code that our network cannot have.
+    """
     channels, patch, width = config.shape[0], config.patch, config.size.width
-    converted = dict(weights)
+    converted = {_renamed(name, _EXTRA): value for name, value in weights.items()}
     if layout == "self-flow":
         linear = converted["x_embedder.proj.weight"]
         converted["x_embedder.proj.weight"] = linear.reshape(width, channels, patch, patch)
+    if layout == "reg":
+        extra, code = converted["pos_embed"].split([1, converted["pos_embed"].shape[1] - 1], dim=1)
+        if extra.any():
+            raise ValueError("pos_embed has a position for the extra token, which is zero in released code")
+        converted["pos_embed"] = code
     for leaf in ("weight", "bias"):
         name = f"final_layer.linear.{leaf}"
-        # (p p, C or 2 C, ...)
-        rows = converted[name].unflatten(0, (patch * patch, -1))
-        converted[name] = rows[:, :channels].flatten(0, 1)
-        if layout in _DATA_AT_ONE:
-            converted[name] = -converted[name]
-    if layout in _DATA_AT_ONE:
-        converted["t_embedder.mlp.0.weight"] = _reverse_time(converted["t_embedder.mlp.0.weight"])
+        velocity, sigma = _output_rows(converted[name], config)
+        if layout in DATA_AT_ONE:
+            velocity = -velocity
+        converted[name] = _joined_rows(velocity, sigma if config.learn_sigma else None)
+    if layout in DATA_AT_ONE:
+        converted[TIME_WEIGHT] = reverse_time(converted[TIME_WEIGHT])
     return converted
 
 
-def _reverse_time(weight: Tensor) -> Tensor:
+def to_released_weights(
+    weights: Mapping[str, Tensor], layout: str, config: SiTConfig, *, sigma: bool
+) -> dict[str, Tensor]:
+    """Return our weights under the names of a layout, in its convention, without projectors.
+
+    With `sigma` the last layer has sigma channels, which are zero if the network has none.
+    """
+    theirs = {ours: name for name, ours in _EXTRA.items()}
+    released = {_renamed(name, theirs): value for name, value in weights.items()}
+    if layout == "self-flow":
+        released["x_embedder.proj.weight"] = released["x_embedder.proj.weight"].flatten(1)
+    if layout == "reg":
+        released["pos_embed"] = torch.nn.functional.pad(released["pos_embed"], (0, 0, 1, 0))
+    for leaf in ("weight", "bias"):
+        name = f"final_layer.linear.{leaf}"
+        velocity, unused = _output_rows(released[name], config)
+        if sigma and unused is None:
+            unused = torch.zeros_like(velocity)
+        if layout in DATA_AT_ONE:
+            velocity = -velocity
+        released[name] = _joined_rows(velocity, unused if sigma else None)
+    if layout in DATA_AT_ONE:
+        # R is its own inverse: e(t) = R e(1 - t) = R R e(t).
+        released[TIME_WEIGHT] = reverse_time(released[TIME_WEIGHT])
+    return released
+
+
+def _renamed(name: str, table: Mapping[str, str]) -> str:
+    start = next((start for start in table if name.startswith(start)), "")
+    return table.get(start, "") + name.removeprefix(start)
+
+
+def _output_rows(rows: Tensor, config: SiTConfig) -> tuple[Tensor, Tensor | None]:
+    """Return the rows of velocity and of sigma, each (p p, C, ...); sigma is None without such rows."""
+    channels = config.shape[0]
+    rows = rows.unflatten(0, (config.patch**2, -1))
+    return rows[:, :channels], rows[:, channels:] if rows.shape[1] > channels else None
+
+
+def _joined_rows(velocity: Tensor, sigma: Tensor | None) -> Tensor:
+    rows = velocity if sigma is None else torch.cat([velocity, sigma], dim=1)
+    return rows.flatten(0, 1).contiguous()
+
+
+def reverse_time(weight: Tensor) -> Tensor:
     """Return W R for R with e(1 - t) = R e(t).
 
     cos(w - wt) = cos w cos wt + sin w sin wt,    sin(w - wt) = sin w cos wt - cos w sin wt.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 
@@ -22,3 +23,21 @@ SIZES = {
     "L": Size(24, 1024, 16),
     "XL": Size(28, 1152, 16),
 }
+
+
+def size_named(name: str) -> Size | None:
+    """Return a size by its registered name, or by DEPTHxWIDTHxHEADS such as `6x64x4`; None for other names.
+
+    >>> size_named("6x64x4")
+    Size(depth=6, width=64, heads=4)
+    """
+    numbers = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)", name)
+    if numbers is None:
+        return SIZES.get(name)
+    size = Size(*map(int, numbers.groups()))
+    return None if size.width % size.heads or size.width % 4 else size
+
+
+def name_of_size(size: Size) -> str:
+    """Return the registered name of a size, or DEPTHxWIDTHxHEADS."""
+    return next((name for name, known in SIZES.items() if known == size), "x".join(map(str, size)))

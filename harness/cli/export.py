@@ -1,4 +1,4 @@
-"""`flowrace export`: runs, training curves or evaluations as a CSV or Parquet file."""
+"""`flowrace export`: records of runs as a table, or the weights of a run in a released layout."""
 
 from __future__ import annotations
 
@@ -6,28 +6,65 @@ from pathlib import Path
 
 import click
 
+from harness.config.options import STEP_OPTION, examples
 from harness.errors import UserError
 from harness.records.record import find_records
 from harness.records.tables import TABLES
 
+# The names in harness/exchange/export_run.py, which imports torch.
+LAYOUTS = ("sit", "repa", "self-flow", "sra", "irepa", "reg", "diffusers")
 
-@click.command(epilog="Example: flowrace export runs/digits --table evaluations -o evaluations.csv")
+
+@click.command(
+    epilog=examples(
+        "flowrace export runs/digits --table evaluations -o evaluations.csv",
+        "flowrace export runs/first/0123456789ab --layout repa -o weights.pt",
+    )
+)
 @click.argument("directories", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--table",
     type=click.Choice(list(TABLES)),
-    default="runs",
-    show_default=True,
-    help="One row per run, per logged step, or per value of a metric.",
+    help="One row per run (runs, the default), per logged step, or per value of a metric.",
+)
+@click.option(
+    "--layout",
+    type=click.Choice(LAYOUTS),
+    help="Write the EMA weights of one run as released code reads them, instead of a table.",
 )
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="File to write, .csv or .parquet. Default: CSV to standard output.",
+    type=click.Path(path_type=Path),
+    help="File to write: .csv or .parquet (default: CSV to standard output); .pt or .safetensors for "
+    "weights; a folder for layout diffusers.",
 )
-def export(directories: tuple[Path, ...], table: str, output: Path | None) -> None:
-    """Write the records of runs as one tidy table, for pandas, R or a spreadsheet."""
+@STEP_OPTION
+@click.option("--overwrite", is_flag=True, help="Replace an existing file of weights.")
+def export(
+    directories: tuple[Path, ...],
+    table: str | None,
+    layout: str | None,
+    output: Path | None,
+    step: int | None,
+    overwrite: bool,
+) -> None:
+    """Write the records of runs as one tidy table, for pandas, R or a spreadsheet; or, with --layout, the
+    weights of a run as a file that released code loads."""
+    if layout is None:
+        return _export_table(directories, table or "runs", output, step)
+    if table is not None:
+        raise UserError("--table writes records and --layout writes weights; give one of them")
+    if len(directories) != 1 or output is None:
+        raise UserError(
+            f"--layout {layout} writes the weights of one run to a file: give one RUN and -o FILE"
+        )
+    return _export_weights(directories[0], layout, output, step, overwrite)
+
+
+def _export_table(directories: tuple[Path, ...], table: str, output: Path | None, step: int | None) -> None:
+    if step is not None:
+        raise UserError("--step chooses weights, and a table has all steps; leave it out, or give --layout")
     if output is not None and output.suffix not in (".csv", ".parquet"):
         raise UserError(f"--output {output}: the file must end in .csv or .parquet")
     frame = TABLES[table](find_records(*directories))
@@ -40,4 +77,17 @@ def export(directories: tuple[Path, ...], table: str, output: Path | None) -> No
         )
     except OSError as error:
         raise UserError(f"cannot write {output}: {error.strerror}") from error
+    click.echo(output)
+
+
+def _export_weights(run: Path, layout: str, output: Path, step: int | None, overwrite: bool) -> None:
+    from harness.exchange.export_run import export_weights
+
+    if output.exists() and (not overwrite or output.is_dir()):
+        hint = "give another --output" + ("" if output.is_dir() else ", or --overwrite")
+        raise UserError(f"{output} already exists; {hint}")
+    if not output.resolve().parent.is_dir():
+        raise UserError(f"cannot write {output}: no such folder {output.parent}")
+    for note in export_weights(run, layout, output, step).notes:
+        click.echo(note)
     click.echo(output)

@@ -19,6 +19,10 @@ COMMANDS = {
         "harness.cli.data:data",
         "Prepare data for training: encode latents, or measure real samples before runs start.",
     ),
+    "import": (
+        "harness.cli.import_:import_",
+        "Make a run of released weights: SiT, REPA, iREPA, REG, SRA, Self-Flow.",
+    ),
     "cost": ("harness.cli.cost:cost", "Estimate FLOPs, memory and time of a run before it starts."),
     "run": (
         "harness.cli.run:run",
@@ -44,7 +48,7 @@ COMMANDS = {
     ),
     "export": (
         "harness.cli.export:export",
-        "Write runs, training curves or evaluations as CSV or Parquet.",
+        "Write records as CSV or Parquet, or the weights of a run in a released layout.",
     ),
     "audit": (
         "reports.cli.audit:audit",

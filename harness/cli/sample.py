@@ -9,12 +9,13 @@ import click
 
 from harness.config.options import STEP_OPTION, set_option
 from harness.errors import UserError
-from harness.train.trained_run import Drawing, drawing_of_run, spec_of_run
+from harness.train.trained_run import Drawing, dataset_to_draw, drawing_of_run, spec_of_run
 
 SAMPLE_EPILOG = """\b
 Example:
   flowrace sample runs/first/0123456789ab -n 100 -o digits.png
   flowrace sample runs/first/0123456789ab -n 50000 --npz samples.npz --set eval.guidance=1.5
+  flowrace sample runs/imported/0123456789ab -n 64 --set data.codec=sd-vae:sd-vae-ft-ema
   flowrace sample runs/films/0123456789ab -n 4 -o films.png --waveform
   torchrun --nproc-per-node 8 -m harness.cli.main sample runs/first/0123456789ab -n 50000 --npz samples.npz
 """
@@ -73,14 +74,13 @@ def sample(
     only = _classes(classes)
 
     from harness.data.dataset import pictured, shapes_of
-    from harness.data.open import open_dataset
     from harness.evaluation.npz_export import check_classes, draw_bulk
     from harness.evaluation.sample_grid import films, picture
     from harness.runtime.distributed import join
     from harness.runtime.environment import prepare
 
     prepare(spec.runtime.threads)
-    dataset = open_dataset(spec.data)
+    dataset = dataset_to_draw(spec)
     check_classes(only, dataset.classes)
     if output.suffix == ".npz" and dataset.modality != "image":
         raise UserError(

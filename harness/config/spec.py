@@ -18,7 +18,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
 from pydantic.config import JsonDict
 
-from harness.backbone.sizes import SIZES
+from harness.backbone.sizes import size_named
 from harness.config.parts import FLAT_NAMES, HasParts, flattened
 
 NOT_HASHED: JsonDict = {"hashed": False}
@@ -128,7 +128,7 @@ class BackboneSpec(Section, HasParts):
     flat_names: ClassVar = FLAT_NAMES["backbone"]
 
     size: str = "S"
-    """Registered size, see `flowrace list sizes`."""
+    """Registered size, see `flowrace list sizes`, or DEPTHxWIDTHxHEADS such as 6x64x4."""
     patch: int = Field(default=2, ge=1)
     """Side of a token in pixels, or its length in spectrogram frames for sound."""
     patch_time: int = Field(default=1, ge=1, json_schema_extra=HASHED_IF_SET)
@@ -143,7 +143,10 @@ class BackboneSpec(Section, HasParts):
     @property
     def depth(self) -> int:
         """Number of blocks."""
-        return SIZES[self.size].depth
+        size = size_named(self.size)
+        if size is None:
+            raise ValueError(f"backbone.size = {self.size} is unknown")
+        return size.depth
 
 
 class TimeSpec(Section):
@@ -161,6 +164,17 @@ class TimeSpec(Section):
     """Share of samples whose time is uniform on [0.95, 1] instead (Self-Flow App. A.2, video: 0.05)."""
     apart: bool = Field(default=False, json_schema_extra=HASHED_IF_SET)
     """Draw a separate time for each part of a video with its sound."""
+
+
+class StartSpec(Section):
+    """The weights that a run begins with, if they are imported ones instead of initial ones."""
+
+    weights: str = Field(default="", json_schema_extra=HASHED_IF_SET)
+    """Hash of the weights that `flowrace import` read; empty for initial weights."""
+    step: int = Field(default=0, ge=0, json_schema_extra=HASHED_IF_SET)
+    """Step of these weights; training counts on from it."""
+    file: str = _free("")
+    """File of these weights, if the run's own folder does not have it."""
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -377,6 +391,7 @@ class RunSpec(Section):
     time: TimeSpec = TimeSpec()
     train: TrainSpec = TrainSpec()
     ema: EmaSpec = EmaSpec()
+    start: StartSpec = StartSpec()
     eval: EvalSpec = EvalSpec()
     runtime: RuntimeSpec = RuntimeSpec()
 

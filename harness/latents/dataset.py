@@ -115,6 +115,19 @@ class Latents:
         return np.asarray(self._shards[shard][row, copy], dtype=np.float32)
 
 
+# Any: a namespace with the members of a `Dataset` that drawing samples reads.
+def decodable(spec: DataSpec) -> Any:
+    """Return shape, classes and codec of latents that are drawn and decoded without any data."""
+    if not spec.codec:
+        raise UserError(
+            "latents are decoded by a codec, and this run names none: set data.codec, for example "
+            "--set data.codec=sd-vae:FOLDER, or data.root to a folder written by flowrace data encode"
+        )
+    found = Latents.outline(spec)
+    found.codec = lambda device: _codec(spec.codec, spec.codec_weights, str(device))
+    return found
+
+
 def check_codec(spec: DataSpec) -> None:
     """Raise `UserError` if the codec that decodes these latents is not on this machine. Nothing is loaded.
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from harness.config.spec import RunSpec
 from harness.errors import UserError
-from harness.records.checkpoint_files import CHECKPOINTS, checkpoints, step_of
+from harness.records.checkpoint_files import CHECKPOINTS, EMA, checkpoints, path_of, step_of
 from harness.records.events import Event
 from harness.records.record import DONE, Record
 
@@ -29,7 +29,16 @@ class Goal(NamedTuple):
     @property
     def finished(self) -> bool:
         """True if nothing is left to train."""
+        if self.imported and self.reached == 0:
+            # The weights are all that there is: the run is as long as its import until it is extended.
+            return self.spec.train.steps <= max(1, self.spec.start.step)
         return self.done and self.recorded is not None and self.recorded >= self.spec.train.steps
+
+    @property
+    def imported(self) -> bool:
+        """Whether the directory is one that flowrace import wrote."""
+        start = self.spec.start
+        return bool(start.weights) and path_of(self.path / EMA, start.step).exists()
 
     @property
     def extends(self) -> bool:
@@ -60,6 +69,11 @@ def goal_of(path: Path, spec: RunSpec) -> Goal:
     files = checkpoints(path / CHECKPOINTS)
     reached = step_of(files[-1]) if files else 0
     if record.status == "missing":
+        if spec.start.weights and spec.train.steps <= spec.start.step:
+            raise UserError(
+                f"train.steps = {spec.train.steps}, but the imported weights are those of step "
+                f"{spec.start.step}: give more steps, for example with flowrace extend --steps"
+            )
         return Goal(path, spec, reached, None, done=False)
     recorded = int(record.spec.get("train", {}).get("steps", spec.train.steps))
     done = (path / DONE).exists()

@@ -179,9 +179,11 @@ class Journal:
 
     def _totals(self, step: int) -> dict[str, Any]:
         images = step * self.run.spec.train.batch_size
+        # What imported weights cost is unknown, and is not counted.
+        before = self.run.cost.until(self.run.spec.start.step)
         return {
             "images": images,
-            "flops": self.run.cost.until(step),
+            "flops": self.run.cost.until(step) - before,
             "seconds": _rounded(self.run.meter.settle()),
         }
 
@@ -198,7 +200,7 @@ class Journal:
 def finish_bookkeeping(record: RecordWriter, before: Record, run: Run) -> None:
     """Finish the bookkeeping of a process that died right after writing the restored checkpoint: append its
     event and delete the checkpoints it replaced."""
-    due = run.step > 0 and scheduled(run.step, run.spec.train)
+    due = run.step > run.spec.start.step and scheduled(run.step, run.spec.train)
     if due and not any(event["step"] == run.step for event in before.of("checkpoint")):
         record.append(_checkpoint_event(run, path_of(Path(), run.step).name))
     prune(before.path / "checkpoints", run.spec.train)

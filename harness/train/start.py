@@ -24,7 +24,7 @@ CODEC, ENCODER, NETWORK = "codec", "encoder", "metric network"
 def threads_of_run(spec: RunSpec, record: Record, progress: Progress) -> int:
     """Return the thread count of a run's first start, on which its bits depend; for a new run, that of the
     spec."""
-    begun = next((start["threads"] for start in record.environment), None)
+    begun = next((start["threads"] for start in record.environment if "threads" in start), None)
     if begun is not None and spec.runtime.threads not in (0, begun):
         progress.note(
             f"the run started with {begun} threads and keeps them, so that its results stay bitwise equal"
@@ -34,7 +34,8 @@ def threads_of_run(spec: RunSpec, record: Record, progress: Progress) -> int:
 
 def check_same_data(record: Record, fingerprint: str) -> None:
     """Raise `UserError` if a run started with other data."""
-    begun = next((start["data_fingerprint"] for start in record.environment), fingerprint)
+    starts = (start for start in record.environment if "data_fingerprint" in start)
+    begun = next((start["data_fingerprint"] for start in starts), fingerprint)
     if begun != fingerprint:
         raise UserError(
             f"the data have changed since {record.path} started (fingerprint {begun}, now {fingerprint}); "
@@ -71,7 +72,7 @@ def _is_elsewhere(record: Record) -> bool:
     import torch
 
     here = (platform.node(), torch.backends.cpu.get_cpu_capability(), package_version("torch"))
-    begun = record.environment[0]
+    begun = next((start for start in record.environment if "host" in start), {})
     packages = begun.get("packages", {})
     return here != (begun.get("host"), begun.get("cpu_capability"), packages.get("torch"))
 

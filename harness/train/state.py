@@ -145,12 +145,14 @@ def keep_ema(run: Run, folder: Path, *, writes: bool = True) -> None:
 
 
 def restore_run(run: Run, folder: Path) -> None:
-    """Load the newest checkpoint of a folder into a run; without one, the run stays at step 0.
+    """Load the newest checkpoint of a folder into a run; without one, the run stays at its start.
 
     Raises `UserError` for a checkpoint that is damaged or belongs to another run.
     """
     files = checkpoint_files.checkpoints(folder)
     if not files:
+        if run.spec.start.weights:
+            _load_start(run, folder.parent)
         return
     saved = checkpoint.load(files[-1])
     if saved.meta.get("run") != run.id:
@@ -179,6 +181,31 @@ def update_ema(ema: nn.Module, model: nn.Module, decay: float) -> None:
     torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
         averages, weights, 1 - decay
     )
+
+
+def _load_start(run: Run, path: Path) -> None:
+    """Load the imported weights of a run into student and EMA, and its projectors if the method has them.
+
+    Raises `UserError` if their file is missing, or holds other weights.
+    """
+    start = run.spec.start
+    own = checkpoint_files.path_of(path / checkpoint_files.EMA, start.step)
+    file = own if own.exists() else Path(start.file)
+    if not file.is_file():
+        raise UserError(
+            f"the imported weights of {path.name} are missing: {file if start.file else own}; set start.file "
+            "to the file in `ema` of the run that flowrace import wrote"
+        )
+    saved = checkpoint.load(file)
+    if saved.meta.get("imported") != start.weights:
+        raise UserError(f"{file} holds other weights than those of start.weights = {start.weights}")
+    for module in (run.model, run.ema):
+        _load(module, saved.part("ema"))
+    projectors, known = saved.part("method"), run.method.state_dict()
+    fits = {name: t.shape for name, t in projectors.items()} == {name: t.shape for name, t in known.items()}
+    if projectors and fits and saved.meta.get("method") == run.spec.method.name:
+        _load(run.method, projectors)
+    run.step = start.step
 
 
 def _load(module: nn.Module, tensors: dict[str, Tensor]) -> None:

@@ -56,9 +56,11 @@ def spec_of_run(path: Path, overrides: tuple[str, ...]) -> RunSpec:
     if not path.is_dir():
         raise UserError(f"no such run directory: {path}")
     # Reading the spec raises a clear error if this is not a run directory.
-    _ = Record(path).spec
+    imported = Record(path).spec.get("start", {}).get("weights")
+    # Imported weights name no codec; the data of a trained run does.
+    codec = ("data.codec",) if imported else ()
     for override in overrides:
-        if not override.startswith(("eval.", "runtime.", "data.root")):
+        if not override.startswith(("eval.", "runtime.", "data.root", *codec)):
             raise UserError(
                 f"--set {override}: only eval.*, runtime.* and data.root can be changed for an existing run"
             )
@@ -92,12 +94,11 @@ def drawing_of_run(
     Raises `UserError` for a class or a step that the run does not have.
     """
     from harness.data.dataset import pictured, x_shape
-    from harness.data.open import open_dataset
     from harness.evaluation.npz_export import Job, check_classes
     from harness.latents.codec import decoder_of
     from metrics.files.hashing import file_sha256
 
-    dataset = open_dataset(spec.data)
+    dataset = dataset_to_draw(spec)
     check_classes(classes, dataset.classes)
     decode, codec = decoder_of(dataset, device)
     file = checkpoint_of_run(path, step)
@@ -106,6 +107,15 @@ def drawing_of_run(
     if decode is not None:
         job = job._replace(latent=job.shape, shape=pictured(dataset).shape, **codec)
     return Drawing(load_ema(file, spec, dataset, device), job, decode, device)
+
+
+def dataset_to_draw(spec: RunSpec) -> Dataset:
+    """Return the data set of a run, or shape, classes and codec alone for imported weights without data."""
+    from harness.data.open import open_dataset
+    from harness.latents.dataset import decodable
+
+    without_data = bool(spec.start.weights) and spec.data.name == "latents" and not spec.data.root
+    return decodable(spec.data) if without_data else open_dataset(spec.data)
 
 
 def evaluate_run(path: Path, spec: RunSpec, step: int | None = None) -> tuple[Path, Result]:

@@ -8,9 +8,10 @@ import click
 
 from harness.assembly.resolve import is_run, load_spec
 from harness.cli.run import train_run
-from harness.config.options import JSON_OPTION, track_options
+from harness.config.options import JSON_OPTION, set_option, track_options
 from harness.config.spec import RunSpec
 from harness.errors import UserError
+from harness.records.checkpoint_files import EMA, path_of
 from harness.records.record import Record
 from harness.records.study_folder import StudyFolder
 from sweeps.cli.sweep import Outputs, run_study
@@ -22,6 +23,7 @@ EPILOG = """\b
 Example:
   flowrace extend runs/first/0123456789ab --steps 2000
   flowrace extend runs/digits --steps 2000
+  flowrace extend runs/released/0123456789ab --steps 410000 --set method.name=repa --set data.root=latents
 """
 
 
@@ -30,6 +32,7 @@ Example:
 @click.option(
     "--steps", type=click.IntRange(1), required=True, help="Number of steps from the start of a run."
 )
+@set_option(help="Set a field, to fine-tune imported weights by another method or on other data.")
 @launch_options
 @JSON_OPTION
 @track_options
@@ -37,6 +40,7 @@ Example:
 def extend(
     path: Path,
     steps: int,
+    overrides: tuple[str, ...],
     launch: LaunchOptions,
     as_json: bool,
     track: str | None,
@@ -45,12 +49,15 @@ def extend(
 ) -> None:
     """Continue a run, or all runs of a study, from their last checkpoints to more steps.
 
-    The result has the bits of a run that was started with that number of steps. Rerun to resume.
+    The result has the bits of a run that was started with that number of steps. Rerun to resume. A run of
+    imported weights can be continued with other settings (--set), in a folder of its own beside it.
     """
     if is_run(path):
-        spec = load_spec(str(path), (f"train.steps={steps}",))
-        _check_longer(path, spec, steps)
-        return train_run(spec, path.resolve().parent, track, no_track, quiet=as_json)
+        return train_run(
+            _longer(path, steps, overrides), path.resolve().parent, track, no_track, quiet=as_json
+        )
+    if overrides:
+        raise UserError("--set changes the settings of imported weights; for a study, edit its TOML file")
     folder = StudyFolder(path)
     if not folder.study_file.is_file():
         raise UserError(
@@ -60,6 +67,24 @@ def extend(
     for run in make_plan(study, path).runs:
         _check_longer(path / run.id, run.spec, steps)
     run_study(study, path, launch, Outputs(track, no_track, no_report, as_json))
+
+
+def _longer(path: Path, steps: int, overrides: tuple[str, ...]) -> RunSpec:
+    """Return the spec of a longer run; only imported weights take other settings."""
+    spec = load_spec(str(path), (*overrides, f"train.steps={steps}"))
+    if not spec.start.weights:
+        if spec.id != load_spec(str(path)).id:
+            raise UserError(
+                f"--set {' '.join(overrides)}: {path} was trained with other settings, which cannot change "
+                "on the way; train a new run with flowrace run"
+            )
+        _check_longer(path, spec, steps)
+        return spec
+    if not overrides:
+        _check_longer(path, spec, steps)
+    own = path_of(path / EMA, spec.start.step)
+    file = str(own.resolve()) if own.exists() else spec.start.file
+    return spec.model_copy(update={"start": spec.start.model_copy(update={"file": file})})
 
 
 def _check_longer(path: Path, spec: RunSpec, steps: int) -> None:

@@ -35,6 +35,7 @@ ORDER = {
         {"harness.evaluation.samples", "harness.assembly"},
         {"harness.costs"},
         {"harness.train"},
+        {"harness.exchange"},
         {"harness.probing"},
         {"harness.cli"},
     ],
