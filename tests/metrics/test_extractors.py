@@ -107,6 +107,7 @@ def cifar(shared_data: Path) -> tuple[Tensor, np.ndarray]:
     return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2), np.array(table["label"])
 
 
+@pytest.mark.slow
 def test_mobilenet_distance_rises_with_blur_noise_lost_classes_and_copies(
     shared_weights: Path, cifar
 ) -> None:

@@ -43,7 +43,7 @@ CASES = {**{name: (name,) for name in MODALITIES}, APART: ("joint", "time.apart=
 WITHOUT_ENCODER = [
     name for name in registry.METHODS if "encoder" not in registry.load("method", name).Config.model_fields
 ]
-SPEC = ("method.name=self_flow", "train.steps=12", "eval.every=6")
+SPEC = ("method.name=self_flow", "train.steps=12", "eval.every=6", "eval.samples=8")
 
 
 pytestmark = pytest.mark.usefixtures("quick_networks")

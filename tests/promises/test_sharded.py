@@ -28,6 +28,7 @@ from tests.support.forked import in_world
 from tests.support.runs import TINY, losses, tiny, trained, weights
 
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("quick_networks")
 SHARD = "runtime.shard=true"
 SHORT = ("train.keep_checkpoints=9", "train.checkpoint_every=3", "eval.every=12", "eval.samples=8")
 

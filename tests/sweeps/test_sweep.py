@@ -8,6 +8,7 @@ import subprocess
 import sys
 import types
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,10 @@ def test_sweep_writes_no_report_without_a_finished_run(study: Path, monkeypatch:
     assert result.exit_code == 1 and result.stdout.count("failed: ZeroDivisionError: division by zero") == 4
 
 
-def test_runs_are_mirrored_as_they_end_and_a_lost_store_is_rebuilt(study: Path, tmp_path: Path) -> None:
+def test_runs_are_mirrored_as_they_end_and_a_lost_store_is_rebuilt(
+    study: Path, tmp_path: Path, new_store: Callable[[Path], str]
+) -> None:
+    new_store(tmp_path / "mlflow.db")
     assert run(study, track=True).exit_code == 0
 
     def stored(store: str = "mlflow.db") -> tuple[list[str], int]:

@@ -224,7 +224,7 @@ def test_shipped_facts_equal_computed_ones(name: str) -> None:
     assert method_facts.description(name) == method_facts.describe(registry.load("method", name))
 
 
-FEW = ("flow", "repa", "self_flow")
+FEW = ("repa", "self_flow")
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,12 @@ def test_lists_import_no_torch() -> None:
 
 PAGE = (ROOT / "docs" / "guides" / "encoders.md").read_text()
 ENCODERS = dict(re.findall(r"^\| `(\S+:\S+)` \| [^|]+ \| (.*\|)$", PAGE, re.MULTILINE))
-BIG = ("large", "giant", "huge", "-L-", "-H-", "SO400M")
+SMALL = (
+    "timm:vit_small_patch14_dinov2.lvd142m",
+    "timm:vit_small_patch16_dinov3.lvd1689m",
+    "open_clip:ViT-B-16-SigLIP.webli",
+)
+"""One of each kind; the others are built in the slow suite."""
 
 
 @pytest.fixture(scope="module")
@@ -277,6 +282,7 @@ def page() -> dict[str, Any]:
 
 
 def test_encoder_page_has_every_family() -> None:
+    assert {*SMALL} <= {*ENCODERS}
     for family, count in (("dinov2.", 8), ("dinov3.", 5), (".mae", 3), ("ViT-", 11), ("SigLIP", 6)):
         assert sum(family in name for name in ENCODERS) == count
 
@@ -288,7 +294,7 @@ def test_encoder_on_the_page_has_published_weights(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow if any(b in n for b in BIG) else ()) for n in ENCODERS]
+    "name", [pytest.param(n, marks=() if n in SMALL else pytest.mark.slow) for n in ENCODERS]
 )
 def test_encoder_on_the_page_has_the_printed_size(name: str, page: dict[str, Any]) -> None:
     assert page["row"](name) == ENCODERS[name]

@@ -20,6 +20,7 @@ from harness.flow.sampling import draw_pixels
 from tests.support.paper_flops import S2, forward_flops
 from tests.support.runs import tiny, trained
 
+pytestmark = pytest.mark.usefixtures("quick_networks")
 FLOW = (
     "cost",
     "imagenet256",

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from harness.data.dataset import label_of
 from harness.data.disk import survey as files
 from harness.data.open import images
 from harness.errors import UserError
@@ -197,8 +198,8 @@ def test_parquet_raises_for_a_column_name_that_is_not_utf8(tmp_path: Path, name:
 def test_parquet_reads_cifar10(shared_data: Path) -> None:
     data = opened("parquet", shared_data / "cifar10" / "test.parquet")
     assert (len(data), data.shape, data.classes) == (10_000, (3, 32, 32), 10)
-    pixels, labels = images(data, np.arange(10_000))
-    assert np.bincount(labels).tolist() == [1000] * 10
+    assert np.bincount([label_of(data, index) for index in range(10_000)]).tolist() == [1000] * 10
+    pixels, _ = images(data, np.arange(0, 10_000, 5))
     mean = pixels.mean((0, 2, 3)) / 255
     # Published means of the test images.
     assert mean == pytest.approx([0.494, 0.485, 0.450], abs=0.005)
