@@ -54,6 +54,10 @@ COMMANDS = {
         "reports.cli.audit:audit",
         "Judge a claimed speed-up: supported, refuted or inconclusive.",
     ),
+    "logs": (
+        "reports.cli.logs:logs",
+        "Convert curves of W&B, TensorBoard and other tools to CSV.",
+    ),
     "mirror": ("harness.cli.mirror:mirror", "Bring an MLflow store up to date with run directories."),
     "eval": (
         "sweeps.cli.evaluate:evaluate",

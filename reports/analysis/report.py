@@ -7,7 +7,7 @@ only for what it shows. Pages and figures only render it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -17,7 +17,9 @@ from reports.analysis.performance_profile import Profile, compute_profile
 from reports.analysis.rows import Row, arm_rows, final_value_rows, run_rows
 from reports.analysis.scaling import Scaling, encoder_scaling, model_scaling
 from reports.audit.audit import Audit
+from reports.audit.inputs.log_runs import read_log_records
 from reports.audit.judge_files import judge_claims
+from reports.logs.log_map import LogMap
 from reports.race.across import Across, across_of, sentence_across
 from reports.race.by_target import SpeedupByTarget, speedup_by_target
 from reports.race.final_values import FinalValue, final_values_of, real_sample_values
@@ -152,7 +154,7 @@ class RaceReport:
 
 
 def read_report(
-    directories: Sequence[Path],
+    directories: Sequence[Path | str],
     *,
     metric: str | None = None,
     target: float | str | None = None,
@@ -161,17 +163,25 @@ def read_report(
     across: str | None = None,
     protocol: str | None = None,
     claims: Sequence[Path] = (),
+    rules: LogMap | None = None,
 ) -> RaceReport:
-    """Read the runs in these folders and audit these claim files on them; see `read_race` and
-    `judge_claims`."""
+    """Read the runs of these folders, logs or stores and audit these claim files on them.
+
+    See `read_race` and `judge_claims`; `rules` say how to read logs.
+    """
+    sources = [str(directory) for directory in directories]
+    logged = read_log_records(sources, metric, rules)
+    records, metric, notes = logged or (None, metric, [])
     race = read_race(
-        directories,
+        [Path(source) for source in sources],
         metric=metric,
         target=target,
         baseline=baseline,
         labels=labels,
         across=across,
         protocol=protocol,
+        logged=records,
     )
-    sources = [str(directory) for directory in directories]
-    return RaceReport(race, tuple(judge_claims(claims, sources, labels=labels, protocol=protocol)))
+    race = replace(race, notes=(*race.notes, *notes))
+    found = judge_claims(claims, sources, labels=labels, protocol=protocol, rules=rules)
+    return RaceReport(race, tuple(found))

@@ -110,7 +110,8 @@ def _run_row(race: Race, run: RaceRun) -> Row:
         row |= {"best": float(run.curve.measured.min())}
     if run.crosses:
         row |= {"censored": run.crossing.censored or "", "first_step": run.first_crossing.step}
-        row |= {axis: run.costs.at(axis, run.crossing.step) for axis in RUN_COLUMNS[12:]}
+        logged = [axis for axis in RUN_COLUMNS[12:] if axis in run.costs.totals]
+        row |= {axis: run.costs.at(axis, run.crossing.step) for axis in logged}
     return row
 
 

@@ -13,6 +13,7 @@ from reports.audit.inputs.claim import Claim, claim_hash, read_claims, read_tuni
 from reports.audit.inputs.read import read_logs
 from reports.audit.inputs.run_log import Progress
 from reports.audit.register import NAME, RegisterEntry, read_register, standing
+from reports.logs.log_map import LogMap
 from reports.race.study_folder import read_study, study_tables
 
 
@@ -23,13 +24,14 @@ def judge_claims(
     progress: Progress = iter,
     labels: Mapping[str, str] | None = None,
     protocol: str | None = None,
+    rules: LogMap | None = None,
 ) -> list[Audit]:
     """Judge the claims of these files on the runs of these sources (see `read_arms`), as one family.
 
     Without `register` the register next to each claim is used. `labels` are shown names in addition to those
-    of the study. `protocol` chooses the conditions of evaluations, for example `guidance=1.5`.
-    Raises `UserError` for a file or source that cannot be read, and for an arm or metric that the runs do
-    not have.
+    of the study. `protocol` chooses the conditions of evaluations, for example `guidance=1.5`, and `rules` say
+    how to read logs. Raises `UserError` for a file or source that cannot be read, and for an arm or metric
+    that the runs do not have.
     """
     tuning = read_tuning(_tables(claims, sources))
     names = dict(read_study([Path(source) for source in sources]).labels) | dict(labels or {})
@@ -37,7 +39,7 @@ def judge_claims(
     for file in claims:
         entries = read_register(register or file.with_name(NAME))
         for claim in (_registered(claim, entries) for claim in read_claims(file)):
-            logs = read_logs(sources, claim, progress, protocol)
+            logs = read_logs(sources, claim, progress, protocol, rules)
             one = audit_claim(claim, logs, tuning, standing(claim, entries, logs.all))
             found.append(replace(one, names=names))
     return adjust_family(found)

@@ -10,9 +10,9 @@ from typing import Any
 import click
 
 from harness.config.options import JSON_OPTION, examples
-from reports.cli.options import AXIS, CONFIDENCE, METRIC, PROTOCOL, REGISTER, TARGET
+from reports.cli.options import AXIS, CONFIDENCE, METRIC, PROTOCOL, REGISTER, TARGET, log_options
 
-SOURCES = click.argument("sources", metavar="DIR...", nargs=-1, required=True)
+SOURCES = click.argument("sources", metavar="DIR|LOG|URI...", nargs=-1, required=True)
 
 
 class AuditGroup(click.Group):
@@ -36,22 +36,34 @@ def audit() -> None:
 
 
 @audit.command(epilog="Example: flowrace audit claim.toml curves.csv")
-@click.argument("words", metavar="CLAIM.toml... DIR|CSV|URI...", nargs=-1, required=True)
+@click.argument("words", metavar="CLAIM.toml... DIR|LOG|URI...", nargs=-1, required=True)
 @REGISTER
 @PROTOCOL
+@log_options
 @JSON_OPTION
-def claim(words: tuple[str, ...], file: Path | None, protocol: str | None, as_json: bool) -> None:
+def claim(
+    words: tuple[str, ...],
+    file: Path | None,
+    protocol: str | None,
+    map_file: Path | None,
+    patterns: tuple[str, ...],
+    as_json: bool,
+) -> None:
     """Judge claims on runs (the default command).
 
     Runs are run directories or folders of them, a CSV (method, seed, step, metric, value; optional images,
-    flops, seconds, gpu_seconds, protocol), or an MLflow store (sqlite:///mlflow.db, or http on this
+    flops, seconds, gpu_seconds, protocol), logs of W&B, TensorBoard and others (flowrace logs convert shows
+    how they are understood), or an MLflow store (sqlite:///mlflow.db, a folder mlruns, or http on this
     machine; #NAME for one experiment). Several claims form one family: their verdicts are shown raw and
     adjusted (Holm). The exit code is 0 for any verdict.
     """
     from reports.audit.judge_files import judge_claims
     from reports.cli.audit_card import audit_json, print_cards
+    from reports.logs.log_map import read_map
 
-    found = judge_claims(*_split(words), file, _progress, protocol=protocol)
+    claims, sources = _split(words)
+    rules = read_map(map_file, patterns)
+    found = judge_claims(claims, sources, file, _progress, protocol=protocol, rules=rules)
     if as_json:
         rows = [audit_json(one) for one in found]
         click.echo(json.dumps(rows[0] if len(rows) == 1 else {"claims": rows}, indent=1, allow_nan=False))
@@ -91,6 +103,7 @@ def register(claims: tuple[Path, ...], file: Path | None, as_json: bool) -> None
 @TARGET
 @AXIS
 @CONFIDENCE
+@log_options
 @JSON_OPTION
 def selftest(
     sources: tuple[str, ...],
@@ -99,6 +112,8 @@ def selftest(
     target: str | None,
     axis: str,
     confidence: float,
+    map_file: Path | None,
+    patterns: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Race a baseline against itself on disjoint seeds: the noise floor of this installation.
@@ -109,7 +124,7 @@ def selftest(
     from reports.audit.selftest import run_selftest
     from reports.stats.number_format import factor, interval
 
-    name, arms, value = _runs(sources, [method], metric, target)
+    name, arms, value = _runs(sources, [method], metric, target, (map_file, patterns))
     found = run_selftest(arms[name], axis, value, confidence)
     gain = found.gain
     if as_json:
@@ -157,6 +172,7 @@ def selftest(
     "--factor", "wanted", type=click.FloatRange(0, min_open=True), help="Speed-up to distinguish from 1."
 )
 @CONFIDENCE
+@log_options
 @JSON_OPTION
 def power(
     sources: tuple[str, ...],
@@ -167,13 +183,17 @@ def power(
     axis: str,
     wanted: float | None,
     confidence: float,
+    map_file: Path | None,
+    patterns: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Estimate from pilot runs which factors 2 to 20 seeds detect with 80 % power, before spending
     GPU-hours."""
     from reports.audit.pilot import read_pilot, seeds_for
 
-    _, arms, value = _runs(sources, [method, *([candidate] if candidate else [])], metric, target)
+    _, arms, value = _runs(
+        sources, [method, *([candidate] if candidate else [])], metric, target, (map_file, patterns)
+    )
     found = read_pilot(arms, axis, value, confidence)
     needed = seeds_for(wanted, found.spread, confidence) if wanted else None
     if as_json:
@@ -236,23 +256,31 @@ def _split(words: Sequence[str]) -> tuple[list[Path], list[str]]:
 
 
 def _runs(
-    sources: Sequence[str], methods: Sequence[str | None], metric: str | None, target: str | None
+    sources: Sequence[str],
+    methods: Sequence[str | None],
+    metric: str | None,
+    target: str | None,
+    reading: tuple[Path | None, Sequence[str]],
 ) -> tuple[str, dict[str, Any], float]:
     """Return the name of the first method, the runs of all methods, and the target.
 
-    Defaults come from the study. Raises `UserError` for runs whose values cannot be compared.
+    Defaults come from the study. `reading` is --map and --pattern. Raises `UserError` for runs whose values
+    cannot be compared.
     """
     from harness.errors import UserError
     from harness.records.targets import target_value
+    from reports.audit.inputs.log_runs import only_metric
     from reports.audit.inputs.read import natural_method, read_arms
     from reports.audit.preconditions import protocol_reason
+    from reports.logs.log_map import read_map
     from reports.race.study_folder import read_study
     from reports.race.target import requested_rules
     from reports.stats.crossing import reachable_target
 
     study = read_study([Path(source) for source in sources])
     names = [name or study.baseline or natural_method(sources) for name in methods]
-    metric = metric or study.metric
+    rules = read_map(*reading)
+    metric = metric or study.metric or only_metric(sources, rules)
     if metric is None:
         raise UserError(
             "no study.toml in these folders names a metric; give one, for example --metric fd:local"
@@ -262,7 +290,7 @@ def _runs(
             f"--method and --candidate are both '{names[0]}'; to compare a method with itself: "
             "flowrace audit selftest"
         )
-    arms = read_arms(sources, names, metric, _progress)
+    arms = read_arms(sources, names, metric, _progress, rules)
     logs = [log for own in arms.runs.values() for log in own.values()]
     for name in names:
         if not arms.runs[name]:

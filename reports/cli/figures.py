@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from harness.config.options import JSON_OPTION, examples
-from reports.cli.options import parse_labels, race_options
+from reports.cli.options import log_options, parse_labels, race_options
 
 if TYPE_CHECKING:
     from reports.analysis.report import RaceReport
@@ -77,9 +77,10 @@ FORMATS = ("pdf", "svg")
     show_default=True,
     help="File formats: pdf, svg or both, separated by a comma.",
 )
+@log_options
 @JSON_OPTION
 def figures(
-    directories: tuple[Path, ...],
+    directories: tuple[str, ...],
     output: Path,
     look: str,
     width: str,
@@ -93,6 +94,8 @@ def figures(
     protocol: str | None,
     label_words: tuple[str, ...],
     published: tuple[str, ...],
+    map_file: Path | None,
+    patterns: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Write the figures of a report for a paper: convergence, speed-ups (by cost, target and cell),
@@ -106,6 +109,7 @@ def figures(
     from harness.files.progress import tracked
     from reports.analysis.report import read_report
     from reports.figures.svg import with_look
+    from reports.logs.log_map import read_map
     from reports.pages.published import find_curves
 
     kinds = [kind.strip() for kind in formats.split(",")]
@@ -115,7 +119,8 @@ def figures(
     printed = find_curves(published)
     names = parse_labels(label_words)
     asked: dict[str, Any] = {"metric": metric, "target": target, "baseline": baseline, "across": across}
-    report = read_report(directories, labels=names, protocol=protocol, **asked)
+    rules = read_map(map_file, patterns)
+    report = read_report(directories, labels=names, protocol=protocol, rules=rules, **asked)
     race, inches = report.race, STYLES[look][0][WIDTHS.index(width)]
     files = []
     with with_look(_look(look, font, font_size)):

@@ -13,9 +13,7 @@ Command = TypeVar("Command", bound=Callable[..., object])
 AXES = ("steps", "images", "flops", "seconds", "gpu_seconds")
 """The axes of reports/stats/curves.py, repeated here so that `--help` imports no numerical library."""
 
-DIRECTORIES = click.argument(
-    "directories", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path)
-)
+DIRECTORIES = click.argument("directories", metavar="DIR|LOG|URI...", nargs=-1, required=True)
 METRIC = click.option(
     "--metric",
     help="Metric name as recorded, for example fd:local. Default: the study's, and for reports else the "
@@ -89,6 +87,25 @@ def race_options(command: Command) -> Command:
     for option in (PUBLISHED, LABELS, ACROSS, PROTOCOL, BASELINE, TARGET, METRIC, DIRECTORIES):
         command = option(command)
     return command
+
+
+def log_options(command: Command) -> Command:
+    """Add --map (`map_file`) and --pattern (`patterns`), for logs that do not say everything themselves."""
+    command = click.option(
+        "--pattern",
+        "patterns",
+        multiple=True,
+        metavar="REGEX",
+        help="Names of runs in logs, with groups method and seed; or lines of plain logs, with a group step "
+        "and a group for each metric. May be given for both.",
+    )(command)
+    return click.option(
+        "--map",
+        "map_file",
+        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="FILE",
+        help="How to read logs (TOML): pattern, line, [runs], [methods], [metrics], [steps].",
+    )(command)
 
 
 def parse_labels(words: Sequence[str]) -> dict[str, str]:

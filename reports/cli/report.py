@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from harness.config.options import JSON_OPTION, examples
-from reports.cli.options import AXES, parse_labels, race_options
+from reports.cli.options import AXES, log_options, parse_labels, race_options
 from reports.cli.report_diff import diff
 
 
@@ -69,9 +69,10 @@ class OrDiff(click.Command):
     default="",
     help=f"Axes of the tables, separated by commas: {', '.join(AXES)}. Default: all.",
 )
+@log_options
 @JSON_OPTION
 def report(
-    directories: tuple[Path, ...],
+    directories: tuple[str, ...],
     output: Path,
     as_json: bool,
     label_words: tuple[str, ...],
@@ -79,9 +80,11 @@ def report(
     axis_words: str,
     **asked: Any,
 ) -> None:
-    """Report who reached the target first, and with what certainty, from run directories or folders of them.
+    """Report who reached the target first, and with what certainty.
 
-    Writes one self-contained HTML file that opens offline, and its numbers as CSV. Needs no torch.
+    Runs are run directories or folders of them, or else a CSV of curves, logs of other tools or an MLflow
+    store, for which the page leaves out what they do not record. Writes one self-contained HTML file that
+    opens offline, and its numbers as CSV. Needs no torch.
     """
     from reports.audit.words import because, claimed
     from reports.cli.audit_card import audit_json

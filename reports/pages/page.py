@@ -17,6 +17,7 @@ from harness.files.files import write_atomic
 from reports.analysis.report import RaceReport, read_report
 from reports.analysis.rows import ARM_COLUMNS, FINAL_COLUMNS, RUN_COLUMNS, to_csv
 from reports.figures import chart_data, race_figures, svg
+from reports.logs.log_map import read_map
 from reports.pages import sections
 from reports.pages.ablation import ablation_section
 from reports.pages.audits import claims_section
@@ -54,7 +55,7 @@ class WrittenReport:
 
 
 def write_report(
-    directories: Sequence[Path],
+    directories: Sequence[Path | str],
     output: Path,
     *,
     metric: str | None = None,
@@ -65,14 +66,17 @@ def write_report(
     protocol: str | None = None,
     published: Sequence[str] = (),
     claims: Sequence[Path] = (),
+    map_file: Path | None = None,
+    patterns: Sequence[str] = (),
 ) -> WrittenReport:
-    """Write a report on the runs in these folders: an HTML page, and CSV files of arms, runs and final values
-    next to it.
+    """Write a report on runs of folders, logs or MLflow stores: an HTML page, and CSV files of arms,
+    runs and final values next to it.
 
     `metric`, `target`, `baseline`, `labels` and `across` default to the values in a folder's `study.toml`,
     and `protocol` to the conditions of the runs' specs (`read_race`). `published` requests
     curves of papers to show next to the measured ones (`METHOD[:SIZE[:METRIC]]`); `claims` are files of
-    claims to audit. The same records give the same bytes. Raises `UserError` before anything is written.
+    claims to audit; `map_file` and `patterns` say how to read logs. The same records give the same bytes.
+    Raises `UserError` before anything is written.
     """
     if output.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"output {output}: a report is an .html file, for example report.html")
@@ -83,10 +87,13 @@ def write_report(
     printed = find_curves(published)
     asked: dict[str, Any] = {"metric": metric, "target": target, "baseline": baseline, "across": across}
     asked |= {"protocol": protocol}
-    report = read_report(directories, **asked, labels=labels, claims=claims)
+    report = read_report(
+        directories, **asked, labels=labels, claims=claims, rules=read_map(map_file, patterns)
+    )
     given = {f"--{name}": value for name, value in asked.items()}
     given |= {"--labels": [f"{name}={shown}" for name, shown in (labels or {}).items()]}
     given |= {"--published": published, "--claim": claims}
+    given |= {"--map": map_file, "--pattern": patterns}
     written = WrittenReport(output, csv, runs_csv, finals_csv, report)
     page = render_page(written, body(report, _command(directories, output, given), printed))
     contents = {
@@ -156,7 +163,7 @@ def _vendored(name: str) -> str:
     return (resources.files("reports") / "vendor" / name).read_text(encoding="utf-8")
 
 
-def _command(directories: Sequence[Path], output: Path, given: Mapping[str, Any]) -> str:
+def _command(directories: Sequence[Path | str], output: Path, given: Mapping[str, Any]) -> str:
     """Return the shell command that writes this report, with the options that were given."""
     lists = {name: value if isinstance(value, list | tuple) else [value] for name, value in given.items()}
     options = [

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import permutations
 
 from harness.records.record import Record
+from reports.race.log_records import LogRecord
 from reports.race.run import RaceRun
 from reports.stats.curves import AXES, rises
 
@@ -44,7 +45,9 @@ def machine_kinds(starts: Iterable[Mapping]) -> list[str]:
 def comparable_axes(runs: Sequence[RaceRun]) -> tuple[tuple[str, ...], list[str]]:
     """Return the axes on which these runs can be compared, and notes on why others are left out."""
     devices = {start.get("devices", 1) for run in runs for start in run.record.environment}
-    axes = AXES if devices - {1} else AXES[:-1]
+    logged = any(isinstance(run.record, LogRecord) for run in runs)
+    axes = AXES if devices - {1} or logged else AXES[:-1]
+    axes = tuple(axis for axis in axes if all(axis in run.costs.totals for run in runs))
     machines = sorted({text for run in runs if run.counts for text in machines_of(run.record)})
     sequential = _sequential_arms([run for run in runs if run.counts])
     if len(machines) > 1:

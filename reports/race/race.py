@@ -127,8 +127,11 @@ def read_race(
     labels: Mapping[str, str] | None = None,
     across: str | None = None,
     protocol: str | None = None,
+    logged: Sequence[Record] | None = None,
 ) -> Race:
     """Read the runs in these folders and compare them; arguments default to the values in `study.toml`.
+
+    `logged` are the runs of logs, which replace those of the folders.
 
     `target` is a number or a rule, for example `baseline@400`, `90%` or `8,10`; of several targets the race
     is at the first (`race_at` gives the others). The study's target holds only for the study's metric.
@@ -139,7 +142,8 @@ def read_race(
     """
     study, plan = read_study(directories), read_plan(directories)
     asked = requested_rules(target)
-    records, unplanned = split_by_plan(find_records(*directories), directories)
+    found_records = find_records(*directories) if logged is None else list(logged)
+    records, unplanned = split_by_plan(found_records, directories)
     if not records:
         raise UserError(f"no runs in {', '.join(map(str, directories))}: a run is a folder with a spec.toml")
     if protocol is not None:

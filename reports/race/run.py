@@ -8,6 +8,7 @@ from typing import Any
 
 from harness.records.record import Record
 from reports.race.conditions import conditions_of
+from reports.race.log_records import LogRecord
 from reports.race.protocols import protocols_of
 from reports.stats.crossing import Crossing, crossing, first_crossing
 from reports.stats.curves import Costs, Curve, costs_of, curve_of
@@ -84,7 +85,8 @@ class RaceRun:
 
 def run_of(label: str, seed: int, record: Record, metric: str) -> RaceRun:
     """Read a run: its costs, and its curve if the metric was evaluated."""
-    return RaceRun(record, label, seed, costs_of(record), metric, curve_of(record, metric))
+    costs = record.costs if isinstance(record, LogRecord) and record.costs else costs_of(record)
+    return RaceRun(record, label, seed, costs, metric, curve_of(record, metric))
 
 
 def cross(run: RaceRun, target: float | None) -> RaceRun:

@@ -185,6 +185,42 @@ def _read_run(client: Any, run: Any, metric: str) -> ReadRun:
     return ReadRun(method, int(seed), failed, log, " ".join(notes))
 
 
+def logged_run(
+    client: Any, run: Any, metric: str | None
+) -> tuple[str, int, dict[int, dict[str, float]], Costs, str] | None:
+    """Return method, seed, values by step and metric, costs and protocol of a run.
+
+    Without `metric` every evaluated metric is read. The result is None for a run without a method, a seed or
+    a value.
+    """
+    method, name = _method(run), f"{_method(run)} (run {run.info.run_id})"
+    seed = run.data.tags.get("flowrace.seed") or run.data.params.get("seed") or ""
+    if method is None or not re.fullmatch(r"-?[0-9]+", seed):
+        return None
+    keys = {key.removeprefix("eval/"): key for key in _evaluated(run)}
+    if metric is not None:
+        stored = tracked_name(metric)
+        known = [key for key in (f"eval/{stored}", stored) if key in run.data.metrics]
+        keys = {metric: known[0]} if known else {}
+    values: dict[int, dict[str, float]] = {}
+    for own, key in keys.items():
+        _check_left_out(run, key, name)
+        for step, value in _history(client, run.info.run_id, key, name)[0].items():
+            values.setdefault(step, {})[own] = value
+    if not any(step > 0 for step in values):
+        return None
+    devices = _devices(_tag(run, "flowrace.hardware"))
+    costs = _costs(client, run, sorted(step for step in values if step > 0), name, devices)
+    return method, int(seed), dict(sorted(values.items())), costs, next(iter(_protocols(run.data.params)), "")
+
+
+def _evaluated(run: Any) -> list[str]:
+    """Return the keys of a run's evaluations: those below `eval/`, else all that measure no training."""
+    keys = sorted(run.data.metrics)
+    own = [key for key in keys if re.fullmatch(r"eval/[^/]+", key)]
+    return own or [key for key in keys if not key.startswith(("train", "cost/", "system/"))]
+
+
 def _check_left_out(run: Any, key: str, name: str) -> None:
     """Raise `UserError` if the record of a mirrored run has a value that is not a finite number."""
     for lost in run.data.tags.get("flowrace.not_finite", "").split("; "):
