@@ -29,9 +29,9 @@ def judge_claims(
     """Judge the claims of these files on the runs of these sources (see `read_arms`), as one family.
 
     Without `register` the register next to each claim is used. `labels` are shown names in addition to those
-    of the study. `protocol` chooses the conditions of evaluations, for example `guidance=1.5`, and `rules` say
-    how to read logs. Raises `UserError` for a file or source that cannot be read, and for an arm or metric
-    that the runs do not have.
+    of the study. `protocol` chooses the conditions of evaluations, for example `guidance=1.5`, and `rules`
+    the way to read logs. Raises `UserError` for a file or source that cannot be read, and for an arm or
+    metric that the runs do not have.
     """
     tuning = read_tuning(_tables(claims, sources))
     names = dict(read_study([Path(source) for source in sources]).labels) | dict(labels or {})
