@@ -24,6 +24,8 @@ from sweeps.launch.handoff import Handoff, append_error
 from sweeps.launch.retries import CANCEL, RETRIES, RETRY
 
 CONNECT_SECONDS = 10.0
+PRIORITY = "RAY_worker_niceness"
+"""Ray's variable for the priority of its tasks."""
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -91,11 +93,7 @@ class RayLauncher:
     def poll(self, seconds: float = 0.1) -> list[Event]:
         """Return the events since the last call; wait up to `seconds` if no task has ended."""
         self._send()
-        if not self._sent:
-            return []
-        import ray
-
-        ended, _ = ray.wait(list(self._sent), num_returns=len(self._sent), timeout=0)
+        ended = self._ended()
         if not ended:
             time.sleep(seconds)
         events = self._started()
@@ -123,6 +121,14 @@ class RayLauncher:
         table = str(self._handoff.table(self._handoff.write_submission(jobs)).resolve())
         for index, job in enumerate(jobs):
             self._sent[self._task.options(name=job.name).remote(table, index)] = job
+
+    def _ended(self) -> list[Any]:
+        """Return the tasks that have ended; `ray.wait` rejects an empty list."""
+        if not self._sent:
+            return []
+        import ray
+
+        return ray.wait(list(self._sent), num_returns=len(self._sent), timeout=0)[0]
 
     def _started(self) -> list[Event]:
         begun, ended = self._handoff.outcomes()
@@ -190,6 +196,8 @@ def _connect(address: str | None) -> Any:
     # Off on Linux by default; without this switch for one machine, Ray listens on every interface.
     if address is None:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        # By default Ray's tasks have priority 15: next to any other process a run would almost stand still.
+        os.environ.setdefault(PRIORITY, "0")
     try:
         import ray
     except ImportError as error:

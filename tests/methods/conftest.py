@@ -39,6 +39,17 @@ def plugin_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return site
 
 
+few_methods_fast = pytest.mark.parametrize(
+    "method",
+    [
+        name if name in ("flow", "repa", "self_flow", PLUGIN) else pytest.param(name, marks=pytest.mark.slow)
+        for name in (*registry.METHODS, PLUGIN)
+    ],
+    indirect=True,
+)
+"""Runs a test with three methods and the plug-in in the fast suite, and with all others in the slow one."""
+
+
 @pytest.fixture(params=[*registry.names("method"), PLUGIN])
 def method(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type[Method]:
     """Return the class of a registered name; the plug-in is on the import path only for its own cases."""

@@ -21,6 +21,7 @@ from harness.flow.batch import Batch, Draw, View
 from harness.runtime.random_streams import Streams
 from methods.common.method import Method, Needs, Schedule
 from methods.flow import Flow
+from tests.methods.conftest import few_methods_fast
 from tests.support.conformance import (
     CONFIG,
     DIM,
@@ -74,6 +75,7 @@ def cost_of_flow() -> Cost:
     return count(made(Flow), tiny("train.steps=3"))
 
 
+@few_methods_fast
 def test_method_costs_the_same_as_flow_when_off(method: type[Method], cost_of_flow: Cost) -> None:
     assert count(made(method, **off(method)), tiny("train.steps=3")) == cost_of_flow
 
@@ -127,6 +129,7 @@ class Levels(Flow):
         return Draw(noise, Times(torch.zeros(len(batch.index), levels), which))
 
 
+@few_methods_fast
 def test_flops_match_the_declared_needs(method: type[Method]) -> None:
     """Phases are those of `needs`. The teacher costs at most one forward pass.
 

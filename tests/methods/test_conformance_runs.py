@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from harness.config import registry
 from harness.data.open import open_dataset, split
 from harness.encoders import local
 from harness.encoders.local import RandomEncoder
@@ -17,7 +16,7 @@ from harness.errors import UserError
 from harness.records.record import DONE, Record
 from harness.train.state import build_run
 from methods.common.method import Method
-from tests.methods.conftest import PLUGIN
+from tests.methods.conftest import few_methods_fast
 from tests.support.conformance_runs import name_of, words
 from tests.support.runs import TINY, everything, losses, part, tiny, torchrun, trained
 
@@ -38,14 +37,7 @@ def test_optimizer_has_only_student_and_method(method: type[Method]) -> None:
         assert not any(t.requires_grad for t in view if t is not None)
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        name if name in ("flow", "repa", "self_flow") else pytest.param(name, marks=pytest.mark.slow)
-        for name in (*registry.METHODS, PLUGIN)
-    ],
-    indirect=True,
-)
+@few_methods_fast
 def test_resumed_run_equals_an_unbroken_one(method: type[Method], tmp_path: Path) -> None:
     """Promise 4: resumed from the checkpoint of step 3 of 6, a run ends with the same bits."""
     spec = tiny("train.steps=6", "train.checkpoint_every=3", "train.keep_checkpoints=9", *words(method))

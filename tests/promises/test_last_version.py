@@ -78,7 +78,10 @@ def test_status_is_what_it_was(studies: Path) -> None:
     assert found | {"directory": ""} == said("status.json") | {"directory": ""}
 
 
-@pytest.mark.parametrize(("study", "planned"), [("last", "dry-run.json"), ("joint", "joint-dry-run.json")])
+@pytest.mark.parametrize(
+    ("study", "planned"),
+    [("last", "dry-run.json"), pytest.param("joint", "joint-dry-run.json", marks=pytest.mark.slow)],
+)
 def test_plan_is_what_it_was(studies: Path, study: str, planned: str) -> None:
     words = ("sweep", studies / study / "study.toml", "--out", studies / study, "--dry-run", "--json")
     keys = ("id", "label", "cell", "steps", "flops")

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from harness.errors import UserError
 from harness.records.record import Record
 from sweeps.launch.base import Finished, Resources, Started
 from sweeps.launch.handoff import Handoff
-from sweeps.launch.ray import RayLauncher, in_bytes
+from sweeps.launch.ray import PRIORITY, RayLauncher, in_bytes
 from tests.conftest import ROOT
 from tests.sweeps.engines import (
     STUDY,
@@ -36,7 +37,10 @@ from tests.sweeps.engines import (
 )
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-pytest.importorskip("ray")
+# As in a cluster that flowrace starts: at Ray's priority of 15, runs wait for every other test.
+os.environ[PRIORITY] = "0"
+# Not imported here: both test processes would load it.
+pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +116,13 @@ def test_unreachable_cluster_is_rejected(handoff: Handoff) -> None:
         pass
 
 
+def test_poll_waits_when_only_other_coordinators_train(handoff: Handoff, monkeypatch: Any) -> None:
+    """The runner polls until their runs have ended, and must leave them the core."""
+    waits: list[float] = []
+    monkeypatch.setattr("sweeps.launch.ray.time.sleep", waits.append)
+    assert RayLauncher(handoff, Resources()).poll(0.3) == [] and waits == [0.3]
+
+
 def test_memory_size_is_converted_to_bytes() -> None:
     assert [in_bytes(size) for size in (None, "16G", "512M", "3", "1t")] == [
         None,
@@ -134,18 +145,24 @@ OWN = """if True:
 
     folder = Path(sys.argv[1])
     with RayLauncher(Handoff(folder / "launch"), Resources()) as engine:
-        engine.submit(job(folder, "a", "print('hello')"))
+        engine.submit(job(folder, "a", "import os; print(os.nice(0))"))
         last = drain(engine)[-1]
         print(json.dumps(listening()), last, sep="\\n")
 """
 
 
 @pytest.mark.slow
-def test_local_cluster_listens_on_the_loopback_only(handoff: Handoff, tmp_path: Path) -> None:
+def test_local_cluster_listens_on_the_loopback_only_and_keeps_the_priority(
+    handoff: Handoff, tmp_path: Path
+) -> None:
     """The test uses a separate process, because Ray chooses its interface when it is imported."""
-    done = subprocess.run([sys.executable, "-c", OWN, tmp_path], capture_output=True, text=True, cwd=ROOT)
+    environment = {name: value for name, value in os.environ.items() if name != PRIORITY}
+    done = subprocess.run(
+        [sys.executable, "-c", OWN, tmp_path], capture_output=True, text=True, cwd=ROOT, env=environment
+    )
     addresses, last = done.stdout.splitlines()
     assert last == "Finished(name='a', code=0)", done.stderr
+    assert (tmp_path / "a.log").read_text() == f"{os.nice(0)}\n"
     found = json.loads(addresses)
     # 127.0.0.1, also when mapped into IPv6.
     assert found and all(address.endswith("0100007F") for address in found), found
