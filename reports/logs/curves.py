@@ -18,6 +18,9 @@ PREFIX = re.compile(
 SMOOTHED = re.compile(r"smooth|moving.?av|rolling|running.?(?:mean|av)|\bsma\b", re.IGNORECASE)
 """Columns whose values are averages over steps, which reach a target later than the values do."""
 
+SHOWN = 40
+"""Characters of a number that an error shows; longer whole numbers are none."""
+
 
 @dataclass(frozen=True)
 class LogPoint:
@@ -168,15 +171,17 @@ def number(text: Any, where: str, column: str) -> float:
         if isinstance(text, bool):
             raise ValueError
         return float(text)
-    except (TypeError, ValueError):
-        raise UserError(f"{where}: {column} = '{text}': expected a plain number, without a unit") from None
+    except (TypeError, ValueError, OverflowError):
+        raise UserError(
+            f"{where}: {column} = '{str(text)[:SHOWN]}': expected a plain number, without a unit"
+        ) from None
 
 
 # Any: a cell of a CSV, or a value of JSON.
 def whole_number(text: Any, where: str, column: str) -> int:
     """Return a whole number of any size; raises `UserError` for anything else."""
     # A float would round seeds of 64 bits.
-    if re.fullmatch(r"\s*[+-]?[0-9]+\s*", str(text)):
+    if re.fullmatch(rf"\s*[+-]?[0-9]{{1,{SHOWN}}}\s*", str(text)):
         return int(text)
     value = number(text, where, column)
     if not math.isfinite(value):

@@ -11,7 +11,7 @@ from typing import Any
 from harness.errors import UserError
 from harness.files.files import read_text
 from reports.logs.curves import LogCurve, LogPoint, Understood, drop_smoothed, number
-from reports.logs.log_map import LogMap, Unit
+from reports.logs.log_map import LogMap
 from reports.logs.names import logged_config, name_run
 from reports.logs.tables import COUNTERS, NOT_METRICS
 
@@ -112,8 +112,5 @@ def _step(row: Mapping[str, Any], where: str, rules: LogMap) -> int:
         return rules.steps_of(int(snapshot[1]), "kimg", where)
     if not counters:
         raise UserError(f"{where}: nothing counts steps (known: {', '.join(sorted(COUNTERS))})")
-    unit: Unit = COUNTERS[counters[0].lower()]
     count = number(row[counters[0]], where, counters[0])
-    if not 0 <= count < float("inf"):
-        raise UserError(f"{where}: {counters[0]} = {count:g}: expected 0 or more")
-    return rules.steps_of(count, unit, where)
+    return rules.steps_of(count, COUNTERS[counters[0].lower()], where)

@@ -17,6 +17,7 @@ per_epoch = 5004                                 # steps an epoch
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -66,6 +67,8 @@ class LogMap(Section):
         Raises `UserError` for a unit other than steps without the number that converts it.
         """
         unit = self.steps.unit or unit
+        if not (math.isfinite(count) and count >= 0):
+            raise UserError(f"{where}: {count:g} {unit}: expected a finite number, 0 or more")
         if unit == "steps":
             return round(count)
         if unit == "epochs":
