@@ -83,6 +83,8 @@ def write_run(imported: Imported, out: Path, step: int | None = None, overrides:
         (path / EMA).mkdir(exist_ok=True)
         checkpoint.save(path_of(path / EMA, step), imported.weights.tensors(), meta)
         record.begin({"started": int(time.time() * 1000), "imported": described(imported)}, after_step=step)
+        images = step * spec.train.batch_size
+        record.append({"kind": "import", "step": step, "images": images, "flops": 0, "seconds": {}})
         # Last, because a folder with a spec is a run.
         record.write_spec(spec.to_toml())
     return path
@@ -155,7 +157,8 @@ def _check_data(spec: RunSpec, found: Found) -> None:
     if config != found.config:
         raise UserError(
             f"the settings describe another network than the imported one: {config}, instead of "
-            f"{found.config}; leave out --set backbone.*, and for REG name the encoder with --set method.encoder.name"
+            f"{found.config}; leave out --set backbone.*, and for REG name the encoder with "
+            "--set method.encoder.name"
         )
 
 

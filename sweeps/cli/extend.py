@@ -75,8 +75,8 @@ def _longer(path: Path, steps: int, overrides: tuple[str, ...]) -> RunSpec:
     if not spec.start.weights:
         if spec.id != load_spec(str(path)).id:
             raise UserError(
-                f"--set {' '.join(overrides)}: {path} was trained with other settings, which cannot change on "
-                "the way; train a new run with flowrace run"
+                f"--set {' '.join(overrides)}: {path} was trained with other settings, which cannot change "
+                "on the way; train a new run with flowrace run"
             )
         _check_longer(path, spec, steps)
         return spec
