@@ -41,7 +41,7 @@ class Exported(NamedTuple):
     found: Found
     step: int
     notes: tuple[str, ...]
-    """What a user of the file should know."""
+    """Sentences for the user of the file."""
 
 
 def export_weights(run: Path, layout: str, output: Path, step: int | None = None) -> Exported:

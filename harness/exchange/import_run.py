@@ -28,7 +28,7 @@ PRESET = "imagenet256"
 """The preset that imported networks of latents are based on."""
 LATENT_CHANNELS = 4
 PIXELS_PER_LATENT = 8
-"""Of the SD-VAE, which the released networks of latents use."""
+"""The downscaling of the SD-VAE, which the released networks of latents use."""
 
 
 class Imported(NamedTuple):

@@ -53,7 +53,7 @@ def extend(
     """Continue a run, or all runs of a study, from their last checkpoints to more steps.
 
     The result has the bits of a run that was started with that number of steps. Rerun to resume. A run of
-    imported weights can be continued with other settings (--set), in a folder of its own beside it.
+    imported weights can be continued with other settings (--set), as a separate run next to it.
     """
     if is_run(path):
         return train_run(
@@ -91,7 +91,7 @@ def _longer(path: Path, steps: int, overrides: tuple[str, ...]) -> RunSpec:
 
 
 def _changed(path: Path, overrides: tuple[str, ...]) -> RunSpec:
-    """Return the spec of a run with overrides; another method does not inherit the settings of the old one."""
+    """Return the spec of a run with overrides; another method starts from its own defaults."""
     changes: dict[str, Any] = {}
     for override in overrides:
         set_path(changes, *nested_setting(*parse_override(override)))

@@ -24,8 +24,8 @@ from harness.flow.golden import read
 from harness.records import checkpoint
 from harness.records.record import Record
 from harness.train.trained_run import checkpoint_of_run, load_ema, spec_of_run
-from tests.harness.exchange.test_convert import FILES, released
 from tests.harness.latents.vae import save_vae
+from tests.support.released import FILES, released
 from tests.support.runs import TINY, events, tiny, trained
 
 # Of a run on the digits, without the size, which the weights determine.
