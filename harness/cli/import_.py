@@ -78,7 +78,7 @@ def _told(imported: Imported, step: int | None) -> list[str]:
     from harness.backbone.sizes import name_of_size
 
     source, found = imported.source, imported.found
-    part = f"part {source.part}" if source.part else "the whole file"
+    part = f"part {source.part}" if source.part else "the file"
     others = f" (not read: {', '.join(source.others)})" if source.others else ""
     sigma = "with sigma channels, which are not used" if found.learn_sigma else "no sigma channels"
     projector = f"{len(found.projectors)} weights of projectors" if found.projectors else "no projector"

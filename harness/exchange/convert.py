@@ -1,6 +1,6 @@
 """Conversion between released weights and those of a run, in both directions, bit for bit.
 
-A change of the time direction rounds one weight, so its released values are kept beside the converted ones.
+A change of the time direction rounds one weight, so its released values are kept with the converted ones.
 An export writes them if training has not changed them.
 """
 

@@ -41,7 +41,7 @@ class Exported(NamedTuple):
     found: Found
     step: int
     notes: tuple[str, ...]
-    """What a user of the file should know."""
+    """Sentences for the user of the file."""
 
 
 def export_weights(run: Path, layout: str, output: Path, step: int | None = None) -> Exported:
@@ -129,7 +129,10 @@ def _write(exported: Exported, file: Path, suffix: str) -> None:
         return
     # Self-Flow's sample.py reads names at the top; the others read `ema`.
     plain = exported.found.layout == "self-flow"
-    torch.save(exported.state if plain else {"ema": exported.state, "steps": exported.step}, file)
+    content = exported.state if plain else {"ema": exported.state, "steps": exported.step}
+    # Given a path, torch writes its name into the file, and equal weights would give other bytes.
+    with open(file, "wb") as opened:
+        torch.save(content, opened)
 
 
 def _write_diffusers(exported: Exported, folder: Path) -> None:

@@ -28,7 +28,7 @@ PRESET = "imagenet256"
 """The preset that imported networks of latents are based on."""
 LATENT_CHANNELS = 4
 PIXELS_PER_LATENT = 8
-"""Of the SD-VAE, which the released networks of latents use."""
+"""The downscaling of the SD-VAE, which the released networks of latents use."""
 
 
 class Imported(NamedTuple):
@@ -83,6 +83,8 @@ def write_run(imported: Imported, out: Path, step: int | None = None, overrides:
         (path / EMA).mkdir(exist_ok=True)
         checkpoint.save(path_of(path / EMA, step), imported.weights.tensors(), meta)
         record.begin({"started": int(time.time() * 1000), "imported": described(imported)}, after_step=step)
+        images = step * spec.train.batch_size
+        record.append({"kind": "import", "step": step, "images": images, "flops": 0, "seconds": {}})
         # Last, because a folder with a spec is a run.
         record.write_spec(spec.to_toml())
     return path

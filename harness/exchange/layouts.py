@@ -1,7 +1,7 @@
 """Layouts of released networks: which one a file has, and the size of its network, from names and shapes.
 
-Networks of SiT, REPA, SRA and DiT have equal names but for their projectors, and two of them run time
-backwards. So a file without a projector has no layout of its own, and the user has to name one.
+Networks of SiT, REPA, SRA and DiT differ in the names of their projectors only, and SiT runs time backwards.
+So the names of a file without a projector fit several layouts, and the user has to choose one.
 
 D  width    C  channels    p  patch    T  tokens    E  extra channels
 """
@@ -32,7 +32,7 @@ Shape = tuple[int, ...]
 
 
 class Projector(NamedTuple):
-    """How a layout names the projectors that training adds, and the method of ours that has them."""
+    """A layout's name for the projectors that training adds, and the method of ours that has them."""
 
     prefix: str
     method: str
@@ -50,7 +50,7 @@ PROJECTORS = {
 
 @dataclass(frozen=True)
 class Found:
-    """What names and shapes say about a network."""
+    """A network, found from names and shapes."""
 
     layout: str
     size: Size

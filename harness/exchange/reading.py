@@ -190,7 +190,7 @@ def _chosen(path: Path, tensors: Mapping[str, Tensor], part: str | None) -> tupl
         raise UserError(f"{path} holds no network of a known layout: {_what_else(tensors)}")
     if part is not None:
         if part not in parts:
-            raise unknown(f"part of {path}:", part, [one or "(the whole file)" for one in parts])
+            raise unknown(f"part of {path}:", part, [one or "(the top of the file)" for one in parts])
         return part, [one for one in parts if one != part]
     averaged = [one for one in parts if "ema" in one.lower().replace("_", ".").split(".")]
     chosen = parts if len(parts) == 1 else averaged

@@ -124,7 +124,17 @@ def decodable(spec: DataSpec) -> Any:
             "--set data.codec=sd-vae:FOLDER, or data.root to a folder written by flowrace data encode"
         )
     found = Latents.outline(spec)
-    found.codec = lambda device: _codec(spec.codec, spec.codec_weights, str(device))
+
+    def opened(device: torch.device) -> Codec:
+        codec = _codec(spec.codec, spec.codec_weights, str(device))
+        if (encoded := codec.shape(found.pictures.shape)) != found.shape:
+            raise UserError(
+                f"data.codec = '{spec.codec}' encodes {found.pictures.shape} as {encoded}, but this run "
+                f"generates latents {found.shape}; set data.codec to the codec that it was trained with"
+            )
+        return codec
+
+    found.codec = opened
     return found
 
 

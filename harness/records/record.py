@@ -19,8 +19,10 @@ An event has `kind`, `step` and `images`. Kinds:
                 errors {name: reason} if a metric failed, seconds, flops, protocol (a hash; `evaluation` in
                 environment.json has the full protocol and the noise floors)
     checkpoint  file
-`flops` and `seconds` are totals since step 0, so that an event gives the cost of reaching its step. All
-fields except `seconds` are equal bit for bit between an unbroken run and one that was killed and resumed.
+    import      flops 0 and no seconds, at the step of imported weights, whose costs are unknown
+`flops` and `seconds` are totals since step 0, or since the import, so that an event gives the cost of
+reaching its step. All fields except `seconds` are equal bit for bit between an unbroken run and one that was
+killed and resumed.
 """
 
 from __future__ import annotations

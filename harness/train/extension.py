@@ -36,7 +36,7 @@ class Goal(NamedTuple):
 
     @property
     def imported(self) -> bool:
-        """Whether the directory is one that flowrace import wrote."""
+        """Return whether flowrace import wrote the directory."""
         start = self.spec.start
         return bool(start.weights) and path_of(self.path / EMA, start.step).exists()
 

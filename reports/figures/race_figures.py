@@ -247,6 +247,8 @@ def _limits(race: Race, axis: str, size: float) -> tuple[tuple[float, float], tu
     runs = [run for run in race.runs if run.evaluated]
     reached = [run.costs.at(axis, step) / size for run in runs for step in run.curve.steps[[0, -1]]]
     values = [value for run in runs for value in run.curve.measured]
+    # An imported run begins at no cost, which a log scale does not have.
+    reached = [place for place in reached if place > 0] or [1.0]
     return padded(reached), padded(values + ([] if race.target is None else [race.target]))
 
 

@@ -39,7 +39,8 @@ def machines_of(record: Record) -> list[str]:
 
 def machine_kinds(starts: Iterable[Mapping]) -> list[str]:
     """Return the kinds of machine in these environments, as texts."""
-    return sorted({_machine(start) for start in starts})
+    # An import trains nothing.
+    return sorted({_machine(start) for start in starts if "imported" not in start})
 
 
 def comparable_axes(runs: Sequence[RaceRun]) -> tuple[tuple[str, ...], list[str]]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from harness.assembly.resolve import is_run, load_spec
+from harness.assembly.resolve import is_run, load_spec, load_table, resolve
 from harness.cli.run import train_run
 from harness.config.options import JSON_OPTION, set_option, track_options
+from harness.config.parts import nested_setting
 from harness.config.spec import RunSpec
+from harness.config.tables import merge, parse_override, set_path
 from harness.errors import UserError
 from harness.records.checkpoint_files import EMA, path_of
 from harness.records.record import Record
@@ -50,7 +53,7 @@ def extend(
     """Continue a run, or all runs of a study, from their last checkpoints to more steps.
 
     The result has the bits of a run that was started with that number of steps. Rerun to resume. A run of
-    imported weights can be continued with other settings (--set), in a folder of its own beside it.
+    imported weights can be continued with other settings (--set), as a separate run next to it.
     """
     if is_run(path):
         return train_run(
@@ -71,12 +74,12 @@ def extend(
 
 def _longer(path: Path, steps: int, overrides: tuple[str, ...]) -> RunSpec:
     """Return the spec of a longer run; only imported weights take other settings."""
-    spec = load_spec(str(path), (*overrides, f"train.steps={steps}"))
+    spec = _changed(path, (*overrides, f"train.steps={steps}"))
     if not spec.start.weights:
         if spec.id != load_spec(str(path)).id:
             raise UserError(
-                f"--set {' '.join(overrides)}: {path} was trained with other settings, which cannot change "
-                "on the way; train a new run with flowrace run"
+                f"--set {' '.join(overrides)}: {path} was trained with other settings, which cannot "
+                "change on the way; train a new run with flowrace run"
             )
         _check_longer(path, spec, steps)
         return spec
@@ -85,6 +88,18 @@ def _longer(path: Path, steps: int, overrides: tuple[str, ...]) -> RunSpec:
     own = path_of(path / EMA, spec.start.step)
     file = str(own.resolve()) if own.exists() else spec.start.file
     return spec.model_copy(update={"start": spec.start.model_copy(update={"file": file})})
+
+
+def _changed(path: Path, overrides: tuple[str, ...]) -> RunSpec:
+    """Return the spec of a run with overrides; another method starts from its own defaults."""
+    changes: dict[str, Any] = {}
+    for override in overrides:
+        set_path(changes, *nested_setting(*parse_override(override)))
+    table = load_table(str(path))
+    named = changes.get("method", {}).get("name")
+    if named is not None and named != table.get("method", {}).get("name"):
+        table.pop("method", None)
+    return resolve(merge(table, changes), where=str(path))
 
 
 def _check_longer(path: Path, spec: RunSpec, steps: int) -> None:
