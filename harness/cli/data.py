@@ -85,6 +85,7 @@ def encode(
     Rerun an interrupted command to resume it. Train on the result with data.name=latents and data.root=OUT.
     """
     from harness.config import registry
+    from harness.data.found import check_labels, found_in
     from harness.data.open import open_dataset
     from harness.latents.codec import open_codec
     from harness.latents.encode import Encoding, check_encodes, encode
@@ -96,6 +97,9 @@ def encode(
     prepare(0)
     with join(device) as world:
         dataset = open_dataset(spec)
+        check_labels(dataset)
+        if world.main and not as_json:
+            click.echo(found_in(dataset).line(), err=True)
         check_encodes(family, dataset, flip)
         opened = open_codec(family, weights, world.device)
         job = Encoding(spec, dataset, opened, family, weights, flip, half, rows, batch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,6 +139,8 @@ def evaluate_samples(
     from harness.evaluation.samples.score import save_reference, score
 
     request = _request(path, overrides, **given)
+    if not as_json:
+        request = replace(request, note=lambda text: click.echo(text, err=True))
     if save_stats is None:
         scores = score(request)
         click.echo(_as_json(request, scores) if as_json else _as_text(scores))
@@ -193,7 +196,8 @@ def _request(
 def _as_json(request: Request, scores: Scores) -> str:
     metrics = {name: value.row() for name, value in scores.metrics.items()}
     found = {"samples": request.samples, "against": request.against, "metrics": metrics}
-    return json.dumps({**found, "protocol": scores.protocol, "warnings": scores.warnings})
+    about = {"data": scores.found, "protocol": scores.protocol, "warnings": scores.warnings}
+    return json.dumps(found | about)
 
 
 def _interval(low: float | None, high: float | None) -> str:

@@ -121,7 +121,32 @@ class Capabilities:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        return tuple(getattr(self.of, "class_names", ()))
+        return tuple(getattr(self._files, "class_names", ()))
+
+    @property
+    def label_source(self) -> str:
+        """Where labels are from, for example `class folders`; empty if the class does not state it."""
+        return getattr(self._files, "label_source", "")
+
+    @property
+    def label_problem(self) -> str:
+        """Why existing labels cannot be used, for example because they are hidden; empty if they can."""
+        return getattr(self._files, "label_problem", "")
+
+    @property
+    def files(self) -> int | None:
+        """Number of files that were read; None if the class does not state it."""
+        return getattr(self._files, "files", None)
+
+    @property
+    def skipped(self) -> tuple[Any, ...]:
+        """Files that were left out, as `Skipped` of metrics.files.listing."""
+        return tuple(getattr(self._files, "skipped", ()))
+
+    @property
+    def _files(self) -> Any:
+        """The data set that read the files: that of a part is the data set of all parts."""
+        return getattr(self.of, "whole", self.of)
 
     @property
     def label(self) -> Callable[[int], int] | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config.spec import RunSpec
+from harness.data.found import check_labels
 from harness.data.open import open_dataset
 from harness.errors import UserError
 from harness.files.stamps import stamp_of
@@ -27,8 +28,10 @@ def pinned(spec: RunSpec) -> RunSpec:
 def _with_data(spec: RunSpec) -> RunSpec:
     if not spec.data.root or spec.data.fingerprint or not Path(spec.data.root).exists():
         return spec
-    fingerprint = open_dataset(spec.data).fingerprint
-    return spec.model_copy(update={"data": spec.data.model_copy(update={"fingerprint": fingerprint})})
+    dataset = open_dataset(spec.data)
+    check_labels(dataset)
+    fields = {"fingerprint": dataset.fingerprint}
+    return spec.model_copy(update={"data": spec.data.model_copy(update=fields)})
 
 
 def _with_encoders(spec: RunSpec) -> RunSpec:

@@ -17,6 +17,7 @@ from harness.assembly.batch_split import check_batch_split
 from harness.assembly.run_folder import run_folder
 from harness.config.spec import EvalSpec, RunSpec
 from harness.data.feed import MicroBatches
+from harness.data.found import check_labels, found_in
 from harness.data.open import open_dataset, split
 from harness.encoders.cached import check_cached
 from harness.errors import RunStopped, UserError
@@ -98,6 +99,8 @@ def _train(goal: Goal, world: World, record: RecordWriter | None, progress: Prog
     with announced(note, f"opening the data {spec.data.root or spec.data.name}"):
         dataset = open_dataset(spec.data)
     check_same_data(begun, dataset.fingerprint)
+    check_labels(dataset)
+    note(found_in(dataset).line())
     sides = split(dataset, spec.data.held_out)
     mesh = world.mesh() if spec.runtime.shard else None
     with announced(note, "opening the encoders"):

@@ -8,6 +8,7 @@ from typing import Any
 
 from harness.config.spec import RunSpec
 from harness.data.dataset import Dataset
+from harness.data.found import found_in
 from harness.data.open import Split
 from harness.encoders.base import described
 from harness.errors import UserError
@@ -119,6 +120,7 @@ def describe_start(
     """Return the entry of this start in environment.json."""
     about: dict[str, Any] = {
         "data_fingerprint": dataset.fingerprint,
+        "data": found_in(dataset).row(),
         "train_samples": len(sides.train),
         "params": sum(parameter.numel() for parameter in run.model.parameters()),
         "evaluation": evaluator.described(run.encoders),

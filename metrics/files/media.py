@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
+from metrics.files.listing import Listing, Skipped, list_folder, parquet_files, walk
 from metrics.value import MetricError
 
 
@@ -31,31 +32,82 @@ class Kind:
 
     name: str
     """Name of the kind and of its parquet column, which is `struct<bytes, path>` or binary."""
+    plural: str
     suffixes: frozenset[str]
+    not_read: frozenset[str]
+    """Suffixes that raise an error, because ignoring such files would lose data silently."""
+    convert: str
+    """The format to convert those to."""
+
+    @property
+    def expected(self) -> str:
+        return f"a folder of {self.plural} ({', '.join(sorted(self.suffixes))}), one subfolder per class"
 
 
+IMAGE = Kind(
+    "image",
+    "images",
+    frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp"}),
+    frozenset(
+        {
+            ".gif", ".apng", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".j2k", ".jxl", ".ppm",
+            ".pgm", ".pbm", ".pnm", ".dib", ".ico", ".tga", ".psd", ".svg", ".exr",
+        }
+    ),
+    "PNG",
+)  # fmt: skip
 VIDEO = Kind(
     "video",
+    "videos",
     frozenset({".mp4", ".m4v", ".f4v", ".mov", ".qt", ".avi", ".mkv", ".webm", ".gif", ".mpg", ".mpeg"}),
-)
+    frozenset(
+        {
+            ".wmv", ".asf", ".flv", ".ogv", ".ts", ".mts", ".m2ts", ".m1v", ".m2v", ".mpe", ".3gp", ".3g2",
+            ".vob", ".mxf", ".dv", ".rm", ".webp",
+        }
+    ),
+    "MP4",
+)  # fmt: skip
 AUDIO = Kind(
     "audio",
+    "recordings",
     frozenset(
         {
             ".wav", ".wave", ".w64", ".aif", ".aiff", ".aifc", ".flac", ".ogg", ".oga", ".opus",
             ".mp2", ".mp3", ".m4a", ".m4b", ".aac",
         }
     ),
+    frozenset(
+        {
+            ".wma", ".amr", ".au", ".snd", ".caf", ".ac3", ".mid", ".midi", ".ape", ".wv", ".ra", ".3gp",
+            ".webm", ".mka",
+        }
+    ),
+    "WAV",
 )  # fmt: skip
 
 
 def holds(path: Path, kind: Kind) -> bool:
     """Return True for a file of that kind, a parquet file with its column, or a folder with any such file."""
     if path.is_dir():
-        return any(holds(file, kind) for file in path.rglob("*") if file.is_file())
-    if path.suffix.lower() == ".parquet":
-        return kind.name in _columns(path)
-    return path.suffix.lower() in kind.suffixes
+        return any(_is_of(path / name, kind) for name in walk(path))
+    return _is_of(path, kind)
+
+
+def listing(root: Path, kind: Kind, ignored: Collection[str] = ()) -> Listing:
+    """Return the files of a kind below a folder. `ignored` are names of other files that the caller reads.
+
+    Raises `MetricError` for a file of the kind in a format that is not supported.
+    """
+    others = {other.plural: other.suffixes for other in (IMAGE, VIDEO, AUDIO) if other.name != kind.name}
+    found = list_folder(root, kind.suffixes, kind.not_read, ignored, others)
+    if found.refused:
+        file = root / found.refused
+        raise MetricError(
+            f"{file}: {file.suffix.lower()} {kind.plural} are not supported; convert them to {kind.convert}, "
+            "or move them out of the folder"
+        )
+    return found
 
 
 def encoded(path: Path, kind: Kind) -> Iterator[Encoded]:
@@ -64,17 +116,42 @@ def encoded(path: Path, kind: Kind) -> Iterator[Encoded]:
     A folder may also hold parquet files. Raises `MetricError` if there is no such file, and for a row without
     bytes.
     """
+    files = media_files(path, kind).files
+    for file in files:
+        yield from _rows(file, kind) if file.suffix.lower() == ".parquet" else [Encoded(str(file), file)]
+
+
+class MediaFiles(NamedTuple):
+    """The files of a kind that a path holds, in order, and those left out."""
+
+    files: list[Path]
+    skipped: tuple[Skipped, ...]
+
+
+def media_files(path: Path, kind: Kind) -> MediaFiles:
+    """Return the files and parquet files of a kind. Raises `MetricError` if there are none."""
     if not path.exists():
         raise MetricError(f"cannot read {path}: no such file or folder")
-    candidates = (file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    files = sorted(file for file in candidates if holds(file, kind))
-    if not files:
+    found = _in_folder(path, kind) if path.is_dir() else MediaFiles([path] if _is_of(path, kind) else [], ())
+    if not found.files:
         known = " ".join(sorted(kind.suffixes))
         raise MetricError(
             f"{path} holds no {kind.name}; expected files ({known}) or parquet with a column '{kind.name}'"
         )
-    for file in files:
-        yield from _rows(file, kind) if file.suffix.lower() == ".parquet" else [Encoded(str(file), file)]
+    return found
+
+
+def _in_folder(path: Path, kind: Kind) -> MediaFiles:
+    found = listing(path, kind)
+    tables, left = parquet_files(path)
+    tables = [file for file in tables if _is_of(file, kind)]
+    files = sorted([*(path / name for name in found.names), *tables])
+    return MediaFiles(files, left if tables else found.skipped)
+
+
+def _is_of(file: Path, kind: Kind) -> bool:
+    suffix = file.suffix.lower()
+    return kind.name in _columns(file) if suffix == ".parquet" else suffix in kind.suffixes
 
 
 def package(name: str, extra: str) -> ModuleType:

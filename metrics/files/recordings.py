@@ -13,11 +13,26 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from metrics.files.media import AUDIO, Encoded, encoded, holds, package
 from metrics.value import MetricError
+
+LENGTHS: dict[bytes, tuple[slice, Literal["little", "big"], int]] = {
+    b"RIFF": (slice(4, 8), "little", 8),
+    b"RF64": (slice(20, 28), "little", 8),
+    b"riff": (slice(16, 24), "little", 0),
+    b"FORM": (slice(4, 8), "big", 8),
+}
+"""Position and byte order of the length field of WAV, RF64, W64 and AIFF files, and the number of bytes that
+it does not count."""
+STREAMED = 2**32 - 2**16
+"""A length in bytes above this is a placeholder of a file that was written to a pipe."""
+MOST_CHANNELS = 2
+FASTEST = 768_000
+"""Highest sampling rate in Hz; more indicates a damaged header."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,8 +96,23 @@ def read_audio(path: str | Path, rate: int, *, silence: str = "refuse") -> Itera
 
 
 def decoded(file: Encoded) -> Recording:
-    """Return a recording at its original rate, with its channels averaged."""
+    """Return a complete recording at its original rate, with its channels averaged.
+
+    Raises `MetricError`, naming the file, if it cannot be decoded, is cut short, has an impossible rate, or
+    has more than two channels, because there is more than one way to mix them.
+    """
+    _check_length(file)
     channels, rate = decoded_channels(file)
+    _check_flac(file, len(channels))
+    if not 0 < rate <= FASTEST:
+        raise MetricError(
+            f"{file.name} has a sampling rate of {rate} Hz, expected 1 to {FASTEST}; replace or remove it"
+        )
+    if channels.shape[1] > MOST_CHANNELS:
+        raise MetricError(
+            f"{file.name} has {channels.shape[1]} channels, expected at most {MOST_CHANNELS}; mix it down to "
+            "stereo or mono"
+        )
     return Recording(file.name, rate, channels.mean(axis=1, dtype=np.float64).astype(np.float32))
 
 
@@ -92,6 +122,30 @@ def decoded_channels(file: Encoded) -> tuple[np.ndarray, int]:
     Raises `MetricError`, naming the file, if it cannot be decoded.
     """
     return _by_soundfile(file) or _by_av(file)
+
+
+def _check_length(file: Encoded) -> None:
+    """Raise `MetricError` for a file that is shorter than its header declares."""
+    content = file.content
+    if content[:4] not in LENGTHS:
+        return
+    place, order, uncounted = LENGTHS[content[:4]]
+    declared = int.from_bytes(content[place], order) + uncounted
+    if len(content) < declared <= STREAMED:
+        raise MetricError(
+            f"{file.name} is cut short: {len(content)} bytes of {declared}; replace or remove it"
+        )
+
+
+def _check_flac(file: Encoded, samples: int) -> None:
+    """Raise `MetricError` for a FLAC with fewer samples than its header declares.
+
+    The total is 36 bits of STREAMINFO (RFC 9639, 8.2); 0 means unknown.
+    """
+    header = file.content[:26]
+    declared = int.from_bytes(header[21:26], "big") % 2**36
+    if header[:4] == b"fLaC" and samples < declared:
+        raise MetricError(f"{file.name} is cut short: {samples} samples of {declared}; replace or remove it")
 
 
 def resampled(recording: Recording, rate: int) -> Recording:

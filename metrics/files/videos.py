@@ -25,6 +25,13 @@ from metrics.files.media import VIDEO, Encoded, encoded, holds, package
 from metrics.value import MetricError
 
 STARTS = ("random", "first")
+MISSING = 0.02
+"""Fraction of the declared frames that may be missing, in addition to one, because some containers round."""
+UNEVEN = 0.1
+"""Relative deviation allowed between the interval of two frames and the median, because containers round to
+ticks."""
+TICK = 2e-3
+"""Deviation in seconds that is always allowed."""
 _BROKEN = (
     OSError,
     ValueError,
@@ -130,8 +137,7 @@ def _videos(path: Path) -> Iterator[Video]:
             yield Video(f"{path} video {number}", len(pixels), lambda wanted, x=pixels: np.asarray(x[wanted]))
         return
     for file in encoded(path, VIDEO):
-        length = sum(1 for _ in decoded_frames(file))
-        yield Video(file.name, length, lambda wanted, x=file: _frames(x, wanted))
+        yield Video(file.name, len(inspected(file).times), lambda wanted, x=file: _frames(x, wanted))
 
 
 def _frames(file: Encoded, wanted: range) -> np.ndarray:
@@ -155,9 +161,119 @@ def decoded_frames(file: Encoded) -> Iterator[Any]:
 
 
 def rgb(frame: Any) -> np.ndarray:
-    """Return a frame of `decoded_frames` as uint8 (H, W, 3)."""
+    """Return a frame of `decoded_frames` as uint8 (H, W, 3), turned upright by its display matrix."""
     # Starting threads takes longer than converting a small frame.
-    return frame.reformat(format="rgb24", threads=1).to_ndarray()
+    pixels = frame.reformat(format="rgb24", threads=1).to_ndarray()
+    turn = _turn(frame)
+    if turn is None:
+        return pixels
+    if turn.transposed:
+        pixels = pixels.transpose(1, 0, 2)
+    pixels = pixels[:, ::-1] if turn.mirrored else pixels
+    return np.ascontiguousarray(pixels[::-1] if turn.flipped else pixels)
+
+
+class _Turn(NamedTuple):
+    """The steps that turn a frame upright, in order: transpose, mirror left-right, flip up-down."""
+
+    transposed: bool
+    mirrored: bool
+    flipped: bool
+
+
+def _turn(frame: Any) -> _Turn | None:
+    """Return how to turn a frame upright, None for upright frames.
+
+    The display matrix maps column p and row q of the frame to a p + c q and b p + d q (libavutil/display.h).
+    Raises `ValueError` for a matrix that does more than turn by quarters and mirror.
+    """
+    matrix = next((x for x in frame.side_data if x.type.name == "DISPLAYMATRIX"), None)
+    if matrix is None:
+        return None
+    a, b, _, c, d = np.sign(np.frombuffer(bytes(matrix), "=i4")[:5]).tolist()
+    if a and d and not (b or c):
+        return _Turn(False, a < 0, d < 0)
+    if b and c and not (a or d):
+        return _Turn(True, c < 0, b < 0)
+    raise ValueError(f"by {frame.rotation} degrees")
+
+
+class Inspected(NamedTuple):
+    """The frames of a complete video."""
+
+    times: list[float | None]
+    """Time of each frame in seconds."""
+    size: tuple[int, int]
+    """Width and height of the upright frames."""
+
+
+def inspected(file: Encoded) -> Inspected:
+    """Decode a video to its end and return its frames' times and size.
+
+    Raises `MetricError`, naming the video, if it cannot be decoded, is damaged or cut short, has no frames,
+    frames of different sizes, a variable frame rate, or frames turned by other than quarters.
+    """
+    times, sizes = [], set()
+    for frame in decoded_frames(file):
+        times.append(frame.time)
+        sizes.add(_upright_size(file.name, frame))
+        if len(sizes) > 1:
+            different = " and ".join(f"{width}x{height}" for width, height in sorted(sizes))
+            raise MetricError(
+                f"{file.name} has frames of different sizes ({different} pixels); convert it to one size"
+            )
+        if frame.is_corrupt:
+            raise MetricError(
+                f"{file.name} is damaged: a frame could not be decoded completely; replace or remove it"
+            )
+    if not times:
+        raise MetricError(f"{file.name} has no frames; replace or remove it")
+    _check_even(file.name, times)
+    declared = _declared_frames(file)
+    if len(times) < (1 - MISSING) * declared - 1:
+        raise MetricError(
+            f"{file.name} is cut short: {len(times)} frames of {declared}; replace or remove it"
+        )
+    return Inspected(times, sizes.pop())
+
+
+def _upright_size(name: str, frame: Any) -> tuple[int, int]:
+    try:
+        turn = _turn(frame)
+    except ValueError as error:
+        raise MetricError(
+            f"{name} is stored turned {error}; convert it upright, for example with ffmpeg"
+        ) from error
+    return (frame.height, frame.width) if turn and turn.transposed else (frame.width, frame.height)
+
+
+def _check_even(name: str, times: list[float | None]) -> None:
+    """Raise `MetricError` for a variable frame rate; streams without times pass."""
+    known = [time for time in times if time is not None]
+    if len(known) < max(3, len(times)):
+        return
+    intervals = np.diff(known)
+    median = float(np.median(intervals))
+    if np.abs(intervals - median).max() > max(UNEVEN * median, TICK):
+        raise MetricError(
+            f"{name} has a variable frame rate: intervals of {1000 * intervals.min():.0f} to "
+            f"{1000 * intervals.max():.0f} ms; convert it to a constant one (ffmpeg -fps_mode cfr)"
+        )
+
+
+def _declared_frames(file: Encoded) -> int:
+    """Return the number of frames that the container declares, 0 if it does not."""
+    with package("av", "video").open(io.BytesIO(file.content), metadata_errors="replace") as container:
+        stream = container.streams.video[0]
+        if stream.frames:
+            return stream.frames
+        only_stream = len(container.streams) == 1 and container.duration
+        seconds = (
+            stream.duration * stream.time_base
+            if stream.duration
+            else only_stream and container.duration / 1e6
+        )
+        return round(float((seconds or 0) * (stream.average_rate or 0)))
 
 
 def _array(path: Path) -> np.ndarray:

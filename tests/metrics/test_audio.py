@@ -136,14 +136,18 @@ def test_invalid_recordings_are_rejected_by_name(tmp_path: Path) -> None:
     refused("cut.flac", b"fLaC" + bytes(10), "cannot be decoded as audio", "5")
 
 
-@pytest.mark.parametrize("total", [0, 2**36 - 1], ids=["unknown", "damaged"])
-def test_flac_is_read_when_its_header_has_a_wrong_length(tmp_path: Path, total: int) -> None:
+@pytest.mark.parametrize("total", [0, 701, 2**36 - 1], ids=["unknown", "cut", "damaged"])
+def test_flac_is_read_only_when_it_has_the_samples_of_its_header(tmp_path: Path, total: int) -> None:
     """The length has 36 bits up to byte 25 (RFC 9639, 8.2): 0 is unknown, and the maximum needs 256 GiB."""
     x, content = noise(700), io.BytesIO()
     soundfile.write(content, x, 8000, format="FLAC", subtype="PCM_16")
     changed = bytearray(content.getvalue())
     changed[21:26] = (changed[21] >> 4 << 36 | total).to_bytes(5, "big")
     (tmp_path / "x.flac").write_bytes(changed)
+    if total:
+        with pytest.raises(MetricError, match=f"x.flac is cut short: 700 samples of {total}"):
+            next(read_audio(tmp_path, 8000))
+        return
     (found,) = read_audio(tmp_path, 8000)
     np.testing.assert_array_equal(found.samples, x.astype(np.float32))
 

@@ -8,16 +8,17 @@ import zipfile
 import zlib
 from pathlib import Path
 from tokenize import TokenError
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from harness.config.spec import DataSpec
 from harness.data.dataset import Sample
+from harness.data.disk.labels import NONE, Labels, label_column, unlabelled, usable_labels
 from harness.data.disk.pixels import fit, flatten
 from harness.data.disk.survey import data_path
 from harness.errors import UserError, unknown
+from metrics.files.listing import is_clutter
 
 KEYS = (("train_x", "train_y"), ("x_train", "y_train"), ("images", "labels"), ("arr_0", "arr_1"))
 NPZ = "a .npz file, or a folder with one: uint8 images (N, H, W), (N, H, W, C) or (N, C, H, W), labels (N,)"
@@ -29,10 +30,12 @@ class _ArrayImages:
 
     modality = "image"
     reads = ("root", "resolution", "channels")
+    files = 1
 
-    def __init__(self, spec: DataSpec, images: np.ndarray, labels: np.ndarray | None, where: str) -> None:
+    def __init__(self, spec: DataSpec, images: np.ndarray, labels: Labels, where: str, source: str) -> None:
         self._images = checked_images(images, where)
-        self._labels, self.classes = checked_labels(labels, len(images), where)
+        self._labels, self.classes = labels.labels, labels.classes
+        self.class_names, self.label_problem, self.label_source = list(labels.names), labels.problem, source
         height, width = self._images.shape[1:3]
         stored = 1 if self._images.ndim == 3 or self._images.shape[3] == 1 else 3
         side = spec.resolution
@@ -82,7 +85,10 @@ class NpzImages(_ArrayImages):
             raise UserError(
                 f"{path} is not a readable .npz file of plain arrays: {error}; expected {NPZ}"
             ) from error
-        super().__init__(spec, images, labels, f"{path}: '{image_key}'")
+        where = f"{path}: '{image_key}'"
+        found = array_labels(labels, len(images) if images.ndim else 0, where, chosen=bool(spec.label_key))
+        source = f"array '{label_key}'" if label_key else "none: no array of labels"
+        super().__init__(spec, images, found, where, source)
 
 
 class IdxImages(_ArrayImages):
@@ -90,6 +96,8 @@ class IdxImages(_ArrayImages):
 
     Source: http://yann.lecun.com/exdb/mnist
     """
+
+    files = 2
 
     def __init__(self, spec: DataSpec) -> None:
         path = data_path(spec, IDX)
@@ -102,7 +110,9 @@ class IdxImages(_ArrayImages):
         labels = [p for p in (file.with_name(stem), file.with_name(f"{stem}.gz")) if p.is_file()]
         if not labels:
             raise UserError(f"{file} has no labels: expected {stem} or {stem}.gz in the same folder")
-        super().__init__(spec, read_idx(file, 3), read_idx(labels[0], 1), str(file))
+        images, found = read_idx(file, 3), read_idx(labels[0], 1)
+        checked = array_labels(found, len(images), str(file), chosen=True)
+        super().__init__(spec, images, checked, str(file), labels[0].name)
 
 
 def checked_images(images: np.ndarray, where: str) -> np.ndarray:
@@ -123,36 +133,21 @@ def checked_images(images: np.ndarray, where: str) -> np.ndarray:
     return images[..., 0] if images.shape[3] == 1 else images
 
 
-class Labels(NamedTuple):
-    labels: np.ndarray
-    """int64 (n,)."""
-    classes: int
+def array_labels(labels: np.ndarray | None, n: int, where: str, *, chosen: bool) -> Labels:
+    """Return the labels of `n` images; see `usable_labels`."""
+    return unlabelled(n) if labels is None else usable_labels(labels, n, where, chosen=chosen)
 
 
-def checked_labels(labels: np.ndarray | None, n: int, where: str, *, below: int = 0) -> Labels:
-    """Return labels and the number of classes, the largest label plus one. Without labels, all are 0.
+def label_key(names: list[str], image: str, where: str, key: str) -> str:
+    """Return the array of labels next to the array `image`, "" if there is none.
 
-    Raises `UserError`, naming the row, for labels that are not integers or not in 0 .. below - 1. The default
-    of `below` is `most_classes(n)`.
+    It is `data.label_key`, the array that usually accompanies `image`, or the only one with a usual name.
     """
-    if labels is None:
-        return Labels(np.zeros(n, dtype=np.int64), 1)
-    if labels.shape not in ((n,), (n, 1)):
-        raise UserError(f"{where}: labels have shape {labels.shape}, expected ({n},), one per image")
-    if labels.dtype.kind not in "iu":
-        raise UserError(f"{where}: labels are of type {labels.dtype}, expected integers from 0")
-    labels = labels.reshape(n)
-    below = below or most_classes(n)
-    for row in np.flatnonzero((labels < 0) | (labels >= below))[:1]:
-        raise UserError(
-            f"{where}: label {labels[row]} of row {row} is out of range, expected 0 to {below - 1}"
-        )
-    return Labels(labels.astype(np.int64), int(labels.max(initial=0)) + 1)
-
-
-def most_classes(n: int) -> int:
-    """Return the largest plausible number of classes: one per sample, or 1000 for a small excerpt."""
-    return max(n, 1000)
+    pair = dict(KEYS).get(image, "")
+    if not key and pair in names:
+        return pair
+    others = [name for name in names if name != image]
+    return label_column(others, f"{where} has arrays {', '.join(names)}", key)
 
 
 def read_idx(path: Path, dims: int) -> np.ndarray:
@@ -185,7 +180,7 @@ def read_idx(path: Path, dims: int) -> np.ndarray:
 def _archive(path: Path) -> Path:
     if not path.is_dir():
         return path
-    archives = sorted(path.glob("*.npz"))
+    archives = sorted(file for file in path.glob("*.npz") if not is_clutter(file.name))
     if len(archives) != 1:
         raise UserError(
             f"data.root = {path} holds {len(archives)} .npz files, expected one; set data.root to one file"
@@ -195,13 +190,13 @@ def _archive(path: Path) -> Path:
 
 def _keys(spec: DataSpec, names: list[str], path: Path) -> tuple[str, str]:
     for field, key in (("image_key", spec.image_key), ("label_key", spec.label_key)):
-        if key and key not in names:
+        if key not in ("", NONE, *names):
             raise unknown(f"data.{field} in {path}", key, names)
     usual = next((pair for pair in KEYS if pair[0] == (spec.image_key or pair[0]) and pair[0] in names), None)
     if not spec.image_key and usual is None:
         raise UserError(f"{path} has arrays {', '.join(names)}; set data.image_key and data.label_key")
     image = spec.image_key or (usual[0] if usual else "")
-    return image, spec.label_key or (usual[1] if usual and usual[1] in names else "")
+    return image, label_key(names, image, str(path), spec.label_key)
 
 
 def _idx_file(folder: Path, stem: str, dims: int) -> Path:

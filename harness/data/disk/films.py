@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -12,11 +13,12 @@ from harness.data.dataset import Sample
 from harness.data.disk.media import Clips, Memory, media_index
 from harness.data.disk.sounds import waveform
 from harness.data.disk.survey import FileSurvey, common_shape
-from harness.data.disk.videos import KIND, MISSING, frames_of, survey_frames
+from harness.data.disk.videos import frames_of, survey_frames
 from harness.data.generated.moving_digits import FRAMES, clip_length
 from harness.data.log_mel import BANDS, PER_FRAME, RATE, SAMPLES_PER_FRAME, mel_bytes
 from harness.errors import UserError
-from metrics.files.media import Encoded, package
+from metrics.files.media import VIDEO, Encoded, package
+from metrics.files.videos import MISSING
 
 SECONDS = SAMPLES_PER_FRAME / RATE
 """Duration of one frame of a clip: 64 ms."""
@@ -42,13 +44,15 @@ class Films:
 
     def __init__(self, spec: DataSpec) -> None:
         frames = clip_length(spec, FRAMES)
-        self._index = on = media_index(spec, KIND._replace(plural="films"), survey_film)
+        self._index = on = media_index(spec, replace(VIDEO, plural="films"), survey_film)
         lengths = [_clip_frames(count * spacing) for _, count, _, _, spacing, _ in on.surveys]
         for item, length in zip(on.items, lengths, strict=True):
             _check_long(item.where, length, frames)
         sizes = [FileSurvey(survey[0], *survey[2:4], channels=3) for survey in on.surveys]
         channels, height, width = common_shape(spec, sizes, lambda i: on.items[i].where)
         self.classes, self.class_names = on.classes, on.class_names
+        self.label_source, self.label_problem, self.skipped = on.label_source, on.problem, on.skipped
+        self.files = on.files
         self.shape, self.beside = (channels, frames, height, width), ((BANDS, PER_FRAME * frames),)
         self._clips, self.fingerprint = Clips([length // frames for length in lengths]), on.fingerprint()
         self._memory, self._sounds = Memory(), Memory()

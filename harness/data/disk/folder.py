@@ -2,62 +2,43 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from harness.config.spec import DataSpec
 from harness.data.dataset import Sample
+from harness.data.disk.labels import NONE, Labels, named_classes, unlabelled
 from harness.data.disk.pixels import decode, fit
 from harness.data.disk.survey import Encoded, common_shape, data_path, fingerprint, survey
+from harness.data.disk.tables import READERS, find_table, in_table_order, labels_of
 from harness.errors import UserError
-
-
-class Kind(NamedTuple):
-    """A kind of files, recognised by suffix."""
-
-    plural: str
-    read: tuple[str, ...]
-    not_read: tuple[str, ...]
-    """Suffixes that raise an error, because ignoring such files would lose data silently."""
-    convert: str
-    """The format to convert those to."""
-
-    @property
-    def expected(self) -> str:
-        return f"a folder of {self.plural} ({', '.join(self.read)}), one subfolder per class"
-
-
-IMAGES = Kind(
-    "images",
-    (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp"),
-    (
-        ".gif", ".apng", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".j2k", ".jxl", ".ppm",
-        ".pgm", ".pbm", ".pnm", ".dib", ".ico", ".tga", ".psd", ".svg", ".exr",
-    ),
-    "PNG",
-)  # fmt: skip
+from metrics.files.listing import Listing, Skipped, is_clutter
+from metrics.files.media import IMAGE, Kind, listing
+from metrics.value import MetricError
 
 
 class ImageFolder:
-    """Images in a folder, `root/<class>/.../image.png`; classes are the sorted names of its subfolders.
+    """Images in a folder, `root/<class>/.../image.png`; classes are the names of its subfolders.
 
-    Without subfolders there is one class. Hidden files and files of other kinds are ignored. Images in an
-    unsupported format raise an error. Linked folders are followed, unless they form a cycle, which raises an
-    error.
+    Names that are all numbers are in numeric order, others in alphabetical order. A table of labels
+    (`metadata.csv`, `metadata.jsonl` or EDM's `dataset.json`) comes before subfolders. Without both there is
+    one class. Of the folders `train`, `val` and `test`, only `train` is read. Hidden files and files of other
+    kinds are skipped. Images in an unsupported format raise an error. Linked folders are followed, unless
+    they form a cycle, which raises an error.
     """
 
     modality = "image"
-    reads = ("root", "resolution", "channels")
+    reads = ("root", "resolution", "channels", "label_key")
 
     def __init__(self, spec: DataSpec) -> None:
-        root = data_path(spec, IMAGES.expected)
+        root = data_path(spec, IMAGE.expected)
         if not root.is_dir():
-            raise UserError(f"data.root = {root} is a file, expected {IMAGES.expected}")
+            raise UserError(f"data.root = {root} is a file, expected {IMAGE.expected}")
         self._root = root
-        self.class_names, self._names, self._labels = list_files(root, IMAGES)
-        self.classes = max(1, len(self.class_names))
+        files = list_files(root, IMAGE, spec)
+        self._names, self._labels, self.files = files.names, files.labels, len(files.names)
+        self.classes, self.class_names = files.classes, files.class_names
+        self.label_source, self.label_problem, self.skipped = files.label_source, files.problem, files.skipped
         try:
             surveys = survey(root, [root / name for name in self._names], _one)
         except OSError as error:
@@ -85,54 +66,76 @@ class ImageFolder:
         return self._keys[index]
 
 
-def list_files(root: Path, kind: Kind) -> tuple[list[str], list[str], list[int]]:
-    """Return class names, and the relative name and the label of every file of a kind, sorted by name."""
-    names = sorted(find_files(root, kind))
-    folders = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-    loose = [name for name in names if "/" not in name]
-    if not names:
-        raise UserError(f"data.root = {root} has no {kind.plural}, expected {kind.expected}")
-    if loose and len(loose) < len(names):
-        raise UserError(f"{root / loose[0]} is next to class folders; move it into one of them")
+class LabelledFiles(NamedTuple):
+    """The files of a kind below a root, sorted by name, with their labels."""
+
+    names: list[str]
+    """Relative to the root, with forward slashes."""
+    labels: list[int]
+    classes: int
+    class_names: list[str]
+    """Empty for data without labels."""
+    label_source: str
+    problem: str
+    """Why existing labels cannot be used; empty if they can."""
+    skipped: tuple[Skipped, ...]
+
+
+def list_files(root: Path, kind: Kind, spec: DataSpec) -> LabelledFiles:
+    """Return the files of a kind, labelled by a table if the folder has one, else by class folders.
+
+    Raises `UserError` for a folder without files of the kind, for files in unsupported formats, and if
+    splits, tables or class folders are ambiguous.
+    """
+    try:
+        found = listing(root, kind, ignored=tuple(READERS))
+    except MetricError as error:
+        raise UserError(
+            f"{error}; set data.root to one" if "ambiguous" in str(error) else str(error)
+        ) from error
+    if not found.names:
+        left = f" ({'; '.join(map(str, found.skipped))})" if found.skipped else ""
+        raise UserError(f"data.root = {root} has no {kind.plural}{left}, expected {kind.expected}")
+    labels, source, names = _labels(root, kind, spec, found)
+    return LabelledFiles(
+        names, labels.labels.tolist(), labels.classes, list(labels.names), source, labels.problem,
+        found.skipped,
+    )  # fmt: skip
+
+
+def _labels(root: Path, kind: Kind, spec: DataSpec, found: Listing) -> tuple[Labels, str, list[str]]:
+    """Return the labels of the files of a listing, where they are from, and the files in their order."""
+    names = found.names
+    if spec.label_key == NONE:
+        return unlabelled(len(names)), f"none: data.label_key = {NONE}", names
+    table = find_table(root, spec, found.split)
+    if table is not None and not table.labels:
+        return unlabelled(len(names)), table.source, names
+    if table is not None:
+        names = in_table_order(table, names)
+        return labels_of(root, table, names, kind.plural, found.split), table.source, names
+    if spec.label_key:
+        raise UserError(
+            f"data.label_key = {spec.label_key}, but {root} has no table ({', '.join(READERS)}); add one, or "
+            "leave it out to use class folders"
+        )
+    return *_by_folder(root, kind, found), names
+
+
+def _by_folder(root: Path, kind: Kind, found: Listing) -> tuple[Labels, str]:
+    """Return the labels of files in class folders, all 0 for files without."""
+    base = root / found.split
+    inside = [found.inside(name) for name in found.names]
+    loose = [name for name in inside if "/" not in name]
+    if loose and len(loose) < len(inside):
+        raise UserError(f"{base / loose[0]} is next to class folders; move it into one of them")
     if loose:
-        return [], names, [0] * len(names)
-    label = {name: number for number, name in enumerate(folders)}
-    labels = [label[name.partition("/")[0]] for name in names]
-    for number in sorted(set(label.values()) - set(labels))[:1]:
-        raise UserError(f"class folder {root / folders[number]} has no {kind.plural}; fill or remove it")
-    return folders, names, labels
-
-
-def find_files(root: Path, kind: Kind) -> Iterator[str]:
-    """Yield the names of all files of a kind relative to the root, with forward slashes."""
-    for folder, inner, files in os.walk(root, followlinks=True, onerror=_raise_unreadable):
-        inner[:] = [name for name in inner if not name.startswith(".")]
-        _check_links(root, Path(folder), inner)
-        for name in files:
-            path, suffix = Path(folder, name), Path(name).suffix.lower()
-            if name.startswith("."):
-                continue
-            if suffix in kind.not_read:
-                raise UserError(
-                    f"{path}: {suffix} {kind.plural} are not supported; convert them to {kind.convert}, or "
-                    "move "
-                    "them out of the folder"
-                )
-            if suffix in kind.read:
-                yield path.relative_to(root).as_posix()
-
-
-def _check_links(root: Path, folder: Path, inner: list[str]) -> None:
-    """Raise `UserError` for a link to a folder that contains it, because its files would count twice."""
-    for link in (folder / name for name in inner):
-        if link.is_symlink():
-            ancestors = (folder, *(p for p in folder.parents if p.is_relative_to(root)))
-            if any(p.resolve().is_relative_to(link.resolve()) for p in ancestors):
-                raise UserError(f"{link} links back to {link.resolve()}, which contains it; remove the link")
-
-
-def _raise_unreadable(error: OSError) -> None:
-    raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
+        return unlabelled(len(inside)), "none: no class folders and no table of labels"
+    labels = named_classes([name.partition("/")[0] for name in inside])
+    empty = {p.name for p in base.iterdir() if p.is_dir() and not is_clutter(p.name)} - set(labels.names)
+    for name in sorted(empty)[:1]:
+        raise UserError(f"class folder {base / name} has no {kind.plural}; fill or remove it")
+    return labels, f"class folders{f' of {found.split}' if found.split else ''}"
 
 
 def _one(path: Path) -> list[Encoded]:

@@ -6,10 +6,8 @@ none is left out silently. A file yields one sample per complete clip, end to en
 
 from __future__ import annotations
 
-import csv
 import hashlib
 from bisect import bisect_right
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,11 +18,13 @@ from typing import Any
 import numpy as np
 
 from harness.config.spec import DataSpec
-from harness.data.disk.folder import Kind, find_files, list_files
+from harness.data.disk.folder import list_files
 from harness.data.disk.parquet import read_rows
 from harness.data.disk.survey import Encoded, data_path, fingerprint, survey
 from harness.errors import UserError
 from metrics.files import media
+from metrics.files.listing import Skipped, walk
+from metrics.files.media import Kind
 
 REMEMBERED = 2**29
 """Bytes of decoded samples that a data set keeps in memory."""
@@ -41,6 +41,12 @@ class MediaIndex:
     # Any: hashes, counts and seconds, by kind.
     surveys: list[list[Any]]
     """For each item the sha256 of its encoded bytes, then the result of the `inspect` of its kind."""
+    label_source: str = ""
+    problem: str = ""
+    """Why existing labels cannot be used; empty if they can."""
+    skipped: tuple[Skipped, ...] = ()
+    files: int = 0
+    """Number of files; parquet files have several items."""
 
     def key(self, item: int) -> bytes:
         return bytes.fromhex(self.surveys[item][0])
@@ -92,9 +98,9 @@ def media_index(
 ) -> MediaIndex:
     """Return the files below `data.root`, or the rows of parquet files.
 
-    Labels come from a `metadata.csv` if there is one, else from the subfolders. `inspect` decodes an item and
-    returns its survey. Raises `UserError` for a root without files of the kind, and for every item that
-    `inspect` rejects.
+    Labels come from a table (`metadata.csv`, `metadata.jsonl`) if there is one, else from the subfolders.
+    `inspect` decodes an item and returns its survey. Raises `UserError` for a root without files of the kind,
+    and for every item that `inspect` rejects.
     """
     root = data_path(spec, f"{kind.expected}, or parquet with a column of them")
 
@@ -108,58 +114,27 @@ def media_index(
         rows = read_rows(spec, root)
         surveys = survey(root, rows.files, rows.inside, f"{kind.plural} {rows.key}", inspected)
         items = [item for file in rows.files for item in rows.inside(file)]
-        return MediaIndex(items, rows.labels.tolist(), rows.classes, [], surveys)
+        return MediaIndex(
+            items, rows.labels.tolist(), rows.classes, list(rows.class_names), surveys, rows.label_source,
+            rows.problem, rows.skipped, len(rows.files),
+        )  # fmt: skip
     if not root.is_dir():
         raise UserError(
             f"data.root = {root} is a file, expected {kind.expected}, or parquet with a column of them"
         )
-    table = root / "metadata.csv"
-    names, files, labels = read_table(table, kind, spec) if table.exists() else list_files(root, kind)
-    surveys = survey(
-        root, [root / file for file in files], lambda file: [_file(file)], kind.plural, inspected
-    )
-    return MediaIndex([_file(root / file) for file in files], labels, max(1, len(names)), names, surveys)
-
-
-def read_table(table: Path, kind: Kind, spec: DataSpec) -> tuple[list[str], list[str], list[int]]:
-    """Return class names, files and labels from a `metadata.csv` with columns `file_name` and `label`, or
-    `data.label_key`.
-
-    Raises `UserError` for files that are listed but missing, and for existing files that are not listed.
-    """
-    label = spec.label_key or "label"
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as content:
-            rows = list(csv.DictReader(content))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{table} is not a readable table: {error}") from error
-    for column in ("file_name", label):
-        if not rows or not all(row.get(column) for row in rows):
-            raise UserError(
-                f"{table} lacks a value of '{column}' in some row; expected columns file_name and {label}"
-            )
-    files = [row["file_name"] for row in rows]
-    existing = set(find_files(table.parent, kind))
-    for name in sorted(name for name, times in Counter(files).items() if times > 1 or name not in existing)[
-        :1
-    ]:
-        raise UserError(
-            f"{table} lists {name}, which does not exist, is not one of the {kind.plural}, or is listed "
-            "twice; "
-            "correct or remove the row"
-        )
-    for name in sorted(existing - set(files))[:1]:
-        raise UserError(
-            f"{table.parent / name} is not listed in {table.name}; add a row, or move it out of the folder"
-        )
-    classes = {row[label] for row in rows}
-    names = sorted(classes, key=int if all(name.isdecimal() for name in classes) else str)
-    number = {name: index for index, name in enumerate(names)}
-    return names, files, [number[row[label]] for row in rows]
+    found = list_files(root, kind, spec)
+    paths = [root / name for name in found.names]
+    surveys = survey(root, paths, lambda file: [_file(file)], kind.plural, inspected)
+    return MediaIndex(
+        [_file(path) for path in paths], found.labels, found.classes, found.class_names, surveys,
+        found.label_source, found.problem, found.skipped, len(paths),
+    )  # fmt: skip
 
 
 def _holds_parquet(root: Path) -> bool:
-    return root.suffix == ".parquet" or (root.is_dir() and any(root.rglob("*.parquet")))
+    if root.is_dir():
+        return any(name.lower().endswith(".parquet") for name in walk(root))
+    return root.suffix == ".parquet"
 
 
 def _file(path: Path) -> Encoded:

@@ -4,7 +4,6 @@ integer labels."""
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,18 +15,17 @@ import pyarrow.parquet as pq
 
 from harness.config.spec import DataSpec
 from harness.data.dataset import Sample
-from harness.data.disk.arrays import checked_labels, most_classes
+from harness.data.disk.labels import NONE, Labels, label_column, most_classes, unlabelled, usable_labels
 from harness.data.disk.pixels import decode, fit
 from harness.data.disk.survey import Encoded, common_shape, data_path, fingerprint, survey
 from harness.errors import UserError, unknown
+from metrics.files.listing import Skipped, parquet_files
+from metrics.value import MetricError
 
 EXPECTED = (
     "a .parquet file, or a folder of them, with a column of images, videos or recordings "
-    "(struct<bytes, path>) and one of integer labels"
+    "(struct<bytes, path>) and one of labels"
 )
-SPLIT = re.compile(r"(?:^|/)(train|test|validation|valid|val|dev)(?![a-z])")
-"""The split in the name of a file or folder, for example `data/train-00000-of-00002.parquet` or
-`train/0000.parquet`."""
 
 
 class ParquetImages:
@@ -42,7 +40,8 @@ class ParquetImages:
     def __init__(self, spec: DataSpec) -> None:
         path = data_path(spec, EXPECTED)
         self._rows = rows = read_rows(spec, path)
-        self.classes = rows.classes
+        self.classes, self.class_names, self.files = rows.classes, list(rows.class_names), len(rows.files)
+        self.label_source, self.label_problem, self.skipped = rows.label_source, rows.problem, rows.skipped
         surveys = survey(path, rows.files, rows.inside, rows.key)
         self.shape = common_shape(spec, surveys, rows.where)
         self._keys = [bytes.fromhex(s.sha256) for s in surveys]
@@ -72,6 +71,12 @@ class Rows:
     """Name of the content column."""
     labels: np.ndarray
     classes: int
+    class_names: tuple[str, ...]
+    """Names of a ClassLabel, or the texts of a column; empty if classes are only numbered."""
+    problem: str
+    """Why existing labels cannot be used; empty if they can."""
+    label_source: str
+    skipped: tuple[Skipped, ...]
 
     @cached_property
     def content(self) -> pa.ChunkedArray:
@@ -98,33 +103,35 @@ def read_rows(spec: DataSpec, path: Path) -> Rows:
 
     Raises `UserError` naming the file, column or row at fault.
     """
-    files = _train_files(path) if path.is_dir() else [path]
+    files, skipped = _train_files(path) if path.is_dir() else ([path], ())
     key, label = _columns(spec, files[0])
     tables = {file: _read(file, key, label) for file in files}
     if not any(map(len, tables.values())):
         raise UserError(f"data.root = {path} has no rows; expected {EXPECTED}")
-    return Rows(files, tables, key, *_labels(tables, files[0], label))
+    labels = _labels(tables, files[0], label, chosen=bool(spec.label_key))
+    return Rows(files, tables, key, *labels, _label_source(files[0], key, label), skipped)
 
 
-def _train_files(folder: Path) -> list[Path]:
+def _train_files(folder: Path) -> tuple[list[Path], tuple[Skipped, ...]]:
     """Return all files of a folder, or only those of `train` if their names contain several splits."""
-    files = sorted(folder.rglob("*.parquet"))
+    try:
+        files, skipped = parquet_files(folder)
+    except MetricError as error:
+        raise UserError(
+            f"data.root = {error}".replace("give one file", "set data.root to one file")
+        ) from error
     if not files:
         raise UserError(f"data.root = {folder} has no .parquet files; expected {EXPECTED}")
-    splits = {
-        file: match[1] if (match := SPLIT.search(file.relative_to(folder).as_posix())) else ""
-        for file in files
-    }
-    if len(set(splits.values())) == 1:
-        return files
-    train = [file for file in files if splits[file] == "train"]
-    if not train:
-        raise UserError(
-            f"data.root = {folder} holds several splits and no train split: {files[0].name}, "
-            f"{files[-1].name}; "
-            "set data.root to one file"
-        )
-    return train
+    return files, skipped
+
+
+def _label_source(file: Path, image: str, label: str) -> str:
+    """Return where labels are from, and which integer columns are not labels."""
+    if label:
+        return f"column '{label}'"
+    columns = (field for field in _schema(file) if field.name != image)
+    others = [field.name for field in columns if pa.types.is_integer(field.type)]
+    return f"none: {', '.join(others)} not taken as labels" if others else "none: no column of labels"
 
 
 def _columns(spec: DataSpec, file: Path) -> tuple[str, str]:
@@ -133,24 +140,25 @@ def _columns(spec: DataSpec, file: Path) -> tuple[str, str]:
     images = [field.name for field in schema if _holds_images(field.type)]
     image = spec.image_key or _only(images, "data.image_key", file, schema)
     for field, key in (("image_key", spec.image_key), ("label_key", spec.label_key)):
-        if key and key not in schema.names:
+        if key not in ("", NONE, *schema.names) or (key == NONE and field == "image_key"):
             raise unknown(f"data.{field} in {file}", key, schema.names)
-    return image, spec.label_key or _label(file, schema)
+    return image, _label(spec, file, schema, image)
 
 
-def _label(file: Path, schema: pa.Schema) -> str:
-    if "label" in schema.names:
-        return "label"
-    named = [name for name in _class_names(schema) if name in schema.names]
-    integers = named or [field.name for field in schema if pa.types.is_integer(field.type)]
-    return _only(integers, "data.label_key", file, schema) if integers else ""
+def _label(spec: DataSpec, file: Path, schema: pa.Schema, image: str) -> str:
+    declared = [name for name in _class_names(schema) if name in schema.names]
+    columns = [name for name in schema.names if name != image]
+    return label_column(columns, _described(file, schema), spec.label_key, declared)
+
+
+def _described(file: Path, schema: pa.Schema) -> str:
+    return f"{file} has columns {', '.join(f'{column.name} ({column.type})' for column in schema)}"
 
 
 def _only(names: list[str], field: str, file: Path, schema: pa.Schema) -> str:
     if len(names) == 1:
         return names[0]
-    columns = ", ".join(f"{column.name} ({column.type})" for column in schema)
-    raise UserError(f"{file} has columns {columns}; choose one with {field}; expected {EXPECTED}")
+    raise UserError(f"{_described(file, schema)}; choose one with {field}; expected {EXPECTED}")
 
 
 def _read(file: Path, image: str, label: str) -> pa.Table:
@@ -179,25 +187,45 @@ def _read(file: Path, image: str, label: str) -> pa.Table:
     return pa.table({"image": column} | ({"label": table[label]} if label else {}))
 
 
-def _labels(tables: dict[Path, pa.Table], first: Path, label: str) -> tuple[np.ndarray, int]:
-    """Return the labels of all rows and the number of classes, that of the schema's ClassLabel if it has
-    one."""
+def _labels(tables: dict[Path, pa.Table], first: Path, label: str, *, chosen: bool) -> Labels:
+    """Return the labels of all rows, with the classes of the schema's ClassLabel if it has one."""
     rows = sum(map(len, tables.values()))
     if not label:
-        return checked_labels(None, rows, "")
-    names = _class_names(_schema(first)).get(label)
+        return unlabelled(rows)
+    names = _class_names(_schema(first)).get(label, [])
     parts = []
     for file, table in tables.items():
         column, where = table["label"], f"{file}: column '{label}'"
-        if not pa.types.is_integer(column.type):
+        kind = column.type
+        if not (
+            pa.types.is_integer(kind) or _is_text(kind) or pa.types.is_floating(kind) or kind == pa.bool_()
+        ):
             raise UserError(
-                f"{where} is {column.type}, expected integers; choose another with data.label_key"
+                f"{where} is {kind}, expected integers or texts; choose another with data.label_key"
             )
         for row in np.flatnonzero(column.is_null())[:1]:
-            raise UserError(f"{where} is empty at row {row}; fill it in or remove the row")
-        below = len(names) if names else most_classes(rows)
-        parts.append(checked_labels(column.to_numpy(), len(table), where, below=below))
-    return np.concatenate([p.labels for p in parts]), len(names or ()) or max(p.classes for p in parts)
+            problem = f"{where} is empty at row {row}"
+            if chosen:
+                raise UserError(f"{problem}; fill it in or remove the row")
+            return unlabelled(rows, problem)
+        parts.append((column.to_numpy(), where))
+    return _joined(parts, names, chosen)
+
+
+def _joined(parts: list[tuple[np.ndarray, str]], names: list[str], chosen: bool) -> Labels:
+    """Return the labels of several files, which share their classes."""
+    if any(values.dtype.kind == "O" for values, _ in parts):
+        values = np.concatenate([values for values, _ in parts])
+        return usable_labels(values, len(values), parts[0][1], chosen=chosen)
+    below = 0 if names else most_classes(sum(len(values) for values, _ in parts))
+    found = [
+        usable_labels(values, len(values), where, names=names, below=below, chosen=chosen)
+        for values, where in parts
+    ]
+    if problem := next((part.problem for part in found if part.problem), ""):
+        return unlabelled(sum(len(part.labels) for part in found), problem)
+    labels = np.concatenate([part.labels for part in found])
+    return Labels(labels, max(part.classes for part in found), tuple(names))
 
 
 def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
@@ -227,6 +255,10 @@ def _holds_images(kind: pa.DataType) -> bool:
         and kind.get_field_index("bytes") >= 0
         and _is_binary(kind.field("bytes").type)
     )
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind)
 
 
 def _is_binary(kind: pa.DataType) -> bool:

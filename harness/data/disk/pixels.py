@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -27,6 +28,11 @@ _BROKEN = (
 _PNG, _DEPTH = b"\x89PNG\r\n\x1a\n", 24
 """Signature of a PNG, and the position of its bit depth. Pillow reduces 16 bits to 8 if there is colour or
 alpha."""
+_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+LONG_TEXT = 1024
+"""Bytes of a text or colour profile from which it is not read; compressed ones expand a thousandfold."""
+LARGEST = Image.MAX_IMAGE_PIXELS or 2**26
+"""Half the number of pixels that an image may have, known from its header before it is decoded."""
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -46,10 +52,15 @@ def decode(encoded: bytes, where: str) -> Image.Image:
     applied. Raises `UserError`, naming `where`, for damaged, animated or deeper images.
     """
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            frames = getattr(image, "n_frames", 1)
+        with Image.open(io.BytesIO(_without_texts(encoded))) as image:
+            # Cameras store previews after the picture of a JPEG (CIPA DC-007, MPO).
+            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
             image.load()
             image = upright(image)
+    except Image.DecompressionBombError as error:
+        raise UserError(
+            f"{where} has more than {2 * LARGEST:,} pixels; scale it down or remove it"
+        ) from error
     except UnidentifiedImageError as error:
         raise UserError(f"{where} is not an image of a supported format; convert it to PNG") from error
     except _BROKEN as error:
@@ -63,6 +74,31 @@ def decode(encoded: bytes, where: str) -> Image.Image:
         depth = "16 bits per channel" if deep else f"type '{image.mode}'"
         raise UserError(f"{where} has pixels of {depth}, expected 8 bits per channel; convert it to 8 bits")
     return flatten(image)
+
+
+def _without_texts(encoded: bytes) -> bytes:
+    """Return a PNG without its texts and colour profile, whose length Pillow limits; other files unchanged.
+
+    Pixels do not depend on these chunks. A file that is cut short is returned unchanged.
+    """
+    if not encoded.startswith(_PNG) or len(encoded) < LONG_TEXT or not _has_long_text(encoded):
+        return encoded
+    kept = [encoded[begin:end] for kind, begin, end in _chunks(encoded) if kind not in _TEXTS]
+    return b"".join([_PNG, *kept])
+
+
+def _has_long_text(encoded: bytes) -> bool:
+    return any(kind in _TEXTS and end - begin > LONG_TEXT for kind, begin, end in _chunks(encoded))
+
+
+def _chunks(encoded: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Yield type, begin and end of each chunk of a PNG (PNG specification, 5.3)."""
+    begin = len(_PNG)
+    while begin < len(encoded):
+        length = int.from_bytes(encoded[begin : begin + 4], "big")
+        end = begin + 12 + length
+        yield encoded[begin + 4 : begin + 8], begin, min(end, len(encoded))
+        begin = end
 
 
 def upright(image: Image.Image) -> Image.Image:

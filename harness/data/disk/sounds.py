@@ -3,13 +3,10 @@ recordings."""
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 
 from harness.config.spec import DataSpec
 from harness.data.dataset import Sample
-from harness.data.disk.folder import Kind
 from harness.data.disk.media import Clips, Memory, media_index
 from harness.data.generated.moving_digits import clip_length
 from harness.data.generated.tones import FRAMES
@@ -17,31 +14,8 @@ from harness.data.log_mel import BANDS, HOP, RATE, mel_bytes
 from harness.data.waveforms import wave_length
 from harness.errors import UserError
 from metrics.files.media import AUDIO, Encoded
-from metrics.files.recordings import Recording, decoded_channels, resampled
+from metrics.files.recordings import decoded, resampled
 from metrics.value import MetricError
-
-KIND = Kind(
-    "recordings",
-    tuple(sorted(AUDIO.suffixes)),
-    (
-        ".wma", ".amr", ".au", ".snd", ".caf", ".ac3", ".mid", ".midi", ".ape", ".wv", ".ra", ".3gp", ".webm",
-        ".mka",
-    ),
-    "WAV",
-)  # fmt: skip
-LENGTHS: dict[bytes, tuple[slice, Literal["little", "big"], int]] = {
-    b"RIFF": (slice(4, 8), "little", 8),
-    b"RF64": (slice(20, 28), "little", 8),
-    b"riff": (slice(16, 24), "little", 0),
-    b"FORM": (slice(4, 8), "big", 8),
-}
-"""Position and byte order of the length field of WAV, RF64, W64 and AIFF files, and the number of bytes that
-it does not count."""
-STREAMED = 2**32 - 2**16
-"""A length in bytes above this is a placeholder of a file that was written to a pipe."""
-MOST_CHANNELS = 2
-FASTEST = 768_000
-"""Highest sampling rate in Hz; more indicates a damaged header."""
 
 
 class Sounds:
@@ -61,8 +35,10 @@ class Sounds:
 
     def __init__(self, spec: DataSpec) -> None:
         frames = clip_length(spec, FRAMES)
-        self._index = on = media_index(spec, KIND, survey_recording)
+        self._index = on = media_index(spec, AUDIO, survey_recording)
         self.classes, self.class_names, self.shape = on.classes, on.class_names, (BANDS, frames)
+        self.label_source, self.label_problem, self.skipped = on.label_source, on.problem, on.skipped
+        self.files = on.files
         self._clips = Clips([max(1, length // (frames * HOP)) for _, length in on.surveys])
         self._memory, self.fingerprint = Memory(), on.fingerprint()
 
@@ -94,44 +70,16 @@ class Sounds:
 
 def survey_recording(file: Encoded) -> tuple[int]:
     """Return the number of samples at 8 kHz. Raises `UserError` naming a recording that cannot be used."""
-    if file.content[:4] in LENGTHS:
-        place, order, uncounted = LENGTHS[file.content[:4]]
-        declared = int.from_bytes(file.content[place], order) + uncounted
-        if len(file.content) < declared <= STREAMED:
-            raise UserError(
-                f"{file.name} is cut short: {len(file.content)} bytes of {declared}; replace or remove it"
-            )
     return (len(waveform(file)),)
 
 
 def waveform(file: Encoded, output_rate: int = RATE) -> np.ndarray:
     """Return a recording as float32 (n,) at a rate. Raises `UserError` naming one that cannot be used."""
     try:
-        channels, rate = decoded_channels(file)
-        _check_flac(file, len(channels))
-        if not 0 < rate <= FASTEST:
-            raise UserError(
-                f"{file.name} has a sampling rate of {rate} Hz, expected 1 to {FASTEST}; replace or remove it"
-            )
-        if channels.shape[1] > MOST_CHANNELS:
-            raise UserError(
-                f"{file.name} has {channels.shape[1]} channels, expected at most {MOST_CHANNELS}; mix it "
-                "down to "
-                "stereo or mono"
-            )
-        recording = Recording(file.name, rate, channels.mean(axis=1, dtype=np.float64).astype(np.float32))
+        recording = decoded(file)
     except MetricError as error:
-        raise UserError(f"{error}; replace or remove it") from error
+        text = str(error)
+        raise UserError(text if ";" in text else f"{text}; replace or remove it") from error
     if recording.silent:
         raise UserError(f"{file.name} is silent: all its samples are equal; replace or remove it")
     return resampled(recording, output_rate).samples
-
-
-def _check_flac(file: Encoded, samples: int) -> None:
-    """Raise `UserError` for a FLAC with fewer samples than its header declares.
-
-    The total is 36 bits of STREAMINFO (RFC 9639, 8.2); 0 means unknown.
-    """
-    declared = int.from_bytes(file.content[21:26], "big") % 2**36
-    if file.content[:4] == b"fLaC" and samples < declared:
-        raise UserError(f"{file.name} is cut short: {samples} samples of {declared}; replace or remove it")

@@ -15,7 +15,8 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from harness.data.disk.arrays import KEYS, checked_labels
+from harness.data.disk.arrays import KEYS, label_key
+from harness.data.disk.labels import NONE, Labels, usable_labels
 from harness.errors import UserError
 
 EXPECTED = "uint8 images (N, H, W, C), as the array arr_0 of an npz in ADM's layout"
@@ -32,7 +33,14 @@ class ArrayImages(NamedTuple):
     shape: tuple[int, ...]
     channels_first: bool
     """Channels come before height and width."""
-    labels: np.ndarray | None
+    labelled: Labels | None = None
+    """The labels; None if the file has none."""
+    label_source: str = "none: no array of labels"
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """Return the labels, int64 (N,); None if the file has none, or none that can be used."""
+        return None if self.labelled is None or self.labelled.problem else self.labelled.labels
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -44,8 +52,10 @@ class ArrayImages(NamedTuple):
         return (first, second, third) if self.channels_first else (third, first, second)
 
 
-def open_array(file: Path, image_key: str = "", label_key: str = "") -> ArrayImages:
+def open_array(file: Path, image_key: str = "", chosen: str = "") -> ArrayImages:
     """Read the header of a file of images, and the labels of an npz; an npy has neither keys nor labels.
+
+    `image_key` and `chosen` name the arrays of images and of labels; "" for the usual names.
 
     Raises `UserError`, with file and array, unless images are plain uint8 and labels are integers.
     """
@@ -64,7 +74,11 @@ def open_array(file: Path, image_key: str = "", label_key: str = "") -> ArrayIma
     if not images or 0 in shape:
         hint = "; composite transparent images on a background" if len(shape) == 4 and shape[3] == 4 else ""
         raise UserError(f"{where} has shape {shape}; expected {EXPECTED} with C of 1 or 3{hint}")
-    return ArrayImages(file, key, shape, channels_first, _labels(file, key, label_key, shape[0], where))
+    name = _label_key(file, key, chosen)
+    if not name:
+        return ArrayImages(file, key, shape, channels_first)
+    labels = _labels(file, name, shape[0], where, chosen)
+    return ArrayImages(file, key, shape, channels_first, labels, f"array '{name}'")
 
 
 def array_fingerprint(images: ArrayImages) -> str:
@@ -142,20 +156,19 @@ def _key(file: Path, image_key: str) -> str:
     return key
 
 
-def _labels(file: Path, key: str, label_key: str, n: int, where: str) -> np.ndarray | None:
-    """Return the labels of an npz, or None.
-
-    They are the array of `label_key`, by default the one that usually accompanies the key of the images.
-    """
+def _label_key(file: Path, key: str, chosen: str) -> str:
+    """Return the array of labels of an npz, "" if there is none."""
     names = _names(file) if key else []
-    name = label_key or dict(KEYS).get(key, "")
-    if label_key and key and label_key not in names:
-        raise _no_array(file, label_key, names, "label_key")
-    if name not in names:
-        return None
+    if chosen and key and chosen not in (NONE, *names):
+        raise _no_array(file, chosen, names, "label_key")
+    return label_key(names, key, str(file), chosen) if names else ""
+
+
+def _labels(file: Path, name: str, n: int, where: str, chosen: str) -> Labels:
+    """Return the labels of an npz."""
     try:
         with np.load(file, allow_pickle=False) as archive:
-            return checked_labels(archive[name], n, f"{file}: '{name}'").labels
+            return usable_labels(archive[name], n, f"{file}: '{name}'", chosen=bool(chosen))
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{file}: labels '{name}' of {where} cannot be read: {error}") from error
 

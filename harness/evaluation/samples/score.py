@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ import numpy as np
 
 from harness.config.spec import DataSpec
 from harness.errors import UserError
+from harness.evaluation.kept_features import ignore
 from harness.evaluation.noise_floor import noise_floor
 from harness.evaluation.reference import described
 from harness.evaluation.samples.cached_features import SEED, SourceFeatures, source_features
@@ -76,6 +78,9 @@ class Scores:
     metrics: dict[str, Scored]
     protocol: dict[str, Any]
     warnings: list[str]
+    # Any: JSON.
+    found: dict[str, Any] = field(default_factory=dict)
+    """What was found on each side: samples, classes, label source, files left out."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,8 @@ class Request:
     frames: int | None = None
     batch: int = 64
     device: str = "cpu"
+    note: Callable[[str], None] = ignore
+    """Shows what was found before the networks run."""
 
 
 class _Samples(NamedTuple):
@@ -154,7 +161,8 @@ def _score(request: Request) -> Scores:
     warnings = _warnings(protocol, values, real, extract)
     if "accuracy" in values and (warning := order_warning(source, real.source)):
         warnings.append(warning)
-    return Scores(scored, protocol, warnings)
+    sides = {"samples": source.found, "against": real.source.found if real.source else None}
+    return Scores(scored, protocol, warnings, {side: found.row() for side, found in sides.items() if found})
 
 
 def _opened(request: Request, values: list[str]) -> _Samples:
@@ -168,11 +176,26 @@ def _opened(request: Request, values: list[str]) -> _Samples:
     real = Real()
     if request.against:
         real = open_reference(request.against, request.extractor, modality, request.data, request.frames)
+    for side in (source, real.source):
+        if side is not None and side.found is not None:
+            request.note(f"{side.where}: {side.found.line()}")
+    _check_labelled(request, values, source, real.source)
     order = positions(source, real.source) if "accuracy" in values else ()
     extract = _extractor(request, real.source)
     check_reserved(request.metrics, extract.name)
     source = settled(source, extract)
     return _Samples(source, admitted(real, extract, source.frames, str(request.against)), extract, order)
+
+
+def _check_labelled(request: Request, values: list[str], source: Source, real: Source | None) -> None:
+    """Raise `UserError` for labels that cannot be used, if a metric or the network needs them."""
+    needed = {"accuracy": source} if "accuracy" in values else {}
+    needed |= {"extractor 'local'": real} if request.extractor == "local" and real else {}
+    for what, side in needed.items():
+        if side.found is not None and side.found.problem:
+            raise UserError(
+                f"{what} needs labels, but {side.found.problem}; choose others with data.label_key"
+            )
 
 
 def _extractor(request: Request, trained_on: Source | None) -> Any:

@@ -15,11 +15,15 @@ from torch import Tensor
 from harness.config import registry
 from harness.config.spec import DataSpec
 from harness.data.dataset import Capabilities
+from harness.data.disk.labels import NONE, unlabelled
+from harness.data.disk.tables import has_table
+from harness.data.found import Found, class_counts, found_in
 from harness.data.open import images, open_dataset
 from harness.errors import UserError
 from harness.evaluation.samples.array_file import ArrayImages, array_batches, array_fingerprint, open_array
 from metrics.files.hashing import sha256_of
-from metrics.files.media import AUDIO, VIDEO, Kind, encoded
+from metrics.files.listing import walk
+from metrics.files.media import AUDIO, IMAGE, VIDEO, Kind, encoded, holds, media_files
 from metrics.files.recordings import is_audio, read_audio
 from metrics.files.videos import is_video, read_videos
 
@@ -68,6 +72,8 @@ class Source:
     """The images and their labels, for a network that is trained on them."""
     class_names: tuple[str, ...] = ()
     """Class names in the order of labels; empty if classes are only numbered."""
+    found: Found | None = None
+    """What was found: classes, label source, files left out; None for data of other kinds."""
     frames: int | None = None
     """Frames of a clip: the user's choice, or after `settled` that of the network; None if not chosen."""
 
@@ -85,7 +91,7 @@ def open_source(where: str, modality: str, data: DataSpec, frames: int | None = 
         known = ", ".join(name for name in registry.names("dataset"))
         raise UserError(f"{where}: no such file or folder; expected {EXPECTED} ({known})")
     else:
-        found = "audio" if is_audio(path) else "video" if is_video(path) else "image"
+        found = _modality(path, modality)
     if found != modality:
         raise UserError(
             f"{where} holds {PLURAL[found]}, but the extractor takes {PLURAL[modality]}; "
@@ -94,6 +100,19 @@ def open_source(where: str, modality: str, data: DataSpec, frames: int | None = 
     if modality == "video":
         return _videos(path, frames)
     return _recordings(path) if modality == "audio" else _images(where, path, data)
+
+
+def _modality(path: Path, wanted: str) -> str:
+    """Return the wanted modality if the path has files of it, else that of its files.
+
+    A folder may hold files of several kinds, for example pictures and a preview of them as a video.
+    """
+    held = {"audio": is_audio, "video": is_video}
+    if path.is_dir() and wanted == "image" and holds(path, IMAGE):
+        return "image"
+    if wanted in held and held[wanted](path):
+        return wanted
+    return next((kind for kind, holds_it in held.items() if holds_it(path)), "image")
 
 
 def settled(source: Source, extract: Any) -> Source:
@@ -126,12 +145,16 @@ def _images(where: str, path: Path, data: DataSpec) -> Source:
     if path.is_dir() and not any(path.iterdir()):
         raise UserError(f"{where} is an empty folder; expected {EXPECTED}")
     if path.is_dir():
-        name = "parquet" if any(path.rglob("*.parquet")) else "folder"
+        name = "parquet" if any(file.lower().endswith(".parquet") for file in walk(path)) else "folder"
     else:
         name = {".npz": "npz", ".parquet": "parquet"}.get(path.suffix, "")
     if not name:
         raise UserError(f"{where} is a file of an unsupported type; expected {EXPECTED}")
-    return _dataset(where, data.model_copy(update={"name": name, "root": str(path)}))
+    spec = data.model_copy(update={"name": name, "root": str(path)})
+    # The key of one side need not exist on the other.
+    if name == "folder" and data.label_key != NONE and not has_table(path):
+        spec = spec.model_copy(update={"label_key": ""})
+    return _dataset(where, spec)
 
 
 def _dataset(where: str, spec: DataSpec) -> Source:
@@ -151,6 +174,7 @@ def _dataset(where: str, spec: DataSpec) -> Source:
         dataset.shape,
         Labelled(lambda: images(dataset, np.arange(len(dataset))), dataset.classes),
         Capabilities(dataset).class_names,
+        found_in(dataset),
     )
 
 
@@ -171,9 +195,19 @@ def _array(where: str, path: Path, data: DataSpec) -> Source:
     def read() -> tuple[np.ndarray, np.ndarray]:
         return np.concatenate(list(array_batches(array, 1000))), labels
 
-    labelled = Labelled(read, int(labels.max(initial=0)) + 1)
-    fingerprint = array_fingerprint(array)
-    return Source(where, "image", fingerprint, batches, array.shape[0], array.image_shape, labelled)
+    about = array.labelled or unlabelled(array.shape[0])
+    classes = () if array.labels is None else class_counts(about.names, about.classes, labels)
+    return Source(
+        where,
+        "image",
+        array_fingerprint(array),
+        batches,
+        array.shape[0],
+        array.image_shape,
+        Labelled(read, int(labels.max(initial=0)) + 1),
+        about.names,
+        Found(array.shape[0], classes, array.label_source, about.problem),
+    )
 
 
 def _check_fitted(array: ArrayImages, data: DataSpec) -> None:
@@ -196,7 +230,8 @@ def _videos(path: Path, frames: int | None) -> Source:
         for clips in read_videos(path, length, batch=max(1, size // length)):
             yield Batch(clips)
 
-    return Source(str(path), "video", _media_fingerprint(path, VIDEO), batches, frames=frames)
+    fingerprint = _media_fingerprint(path, VIDEO)
+    return Source(str(path), "video", fingerprint, batches, found=_found_media(path, VIDEO), frames=frames)
 
 
 def _recordings(path: Path) -> Source:
@@ -204,7 +239,19 @@ def _recordings(path: Path) -> Source:
         for recording in read_audio(path, extract.rate):
             yield Batch([recording])
 
-    return Source(str(path), "audio", _media_fingerprint(path, AUDIO), batches)
+    return Source(
+        str(path), "audio", _media_fingerprint(path, AUDIO), batches, found=_found_media(path, AUDIO)
+    )
+
+
+def _found_media(path: Path, kind: Kind) -> Found | None:
+    """Return what was found in files of videos or recordings, whose labels no metric reads."""
+    if path.suffix in (".npz", ".npy"):
+        return None
+    files, skipped = media_files(path, kind)
+    return Found(
+        len(files), (), f"none: labels of {kind.plural} are not read", skipped=skipped, files=len(files)
+    )
 
 
 def _media_fingerprint(path: Path, kind: Kind) -> str:

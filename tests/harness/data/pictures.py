@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,11 @@ def table_of(encoded: list[Any], labels: Any, column: str = "image", label: str 
     rows = [row if isinstance(row, dict | None) else {"bytes": row, "path": None} for row in encoded]
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     return pa.table({column: pa.array(rows, kind), label: labels})
+
+
+def with_classes(table: pa.Table, **columns: list[str]) -> pa.Table:
+    features = {name: {"names": names, "_type": "ClassLabel"} for name, names in columns.items()}
+    return table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
 
 
 def parquet_of(path: Path, images: np.ndarray, labels: np.ndarray = LABELS) -> Path:

@@ -111,3 +111,14 @@ def _leave_room(file: Any, title: bytes) -> None:
 def _titled(content: bytes, title: bytes) -> bytes:
     """Replace the placeholder by the title, because PyAV only writes titles in UTF-8."""
     return content.replace(b"?" * len(title), title) if title else content
+
+
+def turned(content: bytes, matrix: tuple[int, int, int, int]) -> bytes:
+    """Return an MP4 whose frames are shown by a matrix (a, b, c, d): column p, row q to a p + c q, b p + d q.
+
+    The matrix is that of the first track header (ISO 14496-12, 8.3.2), as 16.16 fixed-point numbers.
+    """
+    place = content.index(b"tkhd") + 44
+    a, b, c, d = (value * 2**16 for value in matrix)
+    fields = np.array([a, b, 0, c, d, 0, 0, 0, 2**30], ">i4").tobytes()
+    return content[:place] + fields + content[place + 36 :]

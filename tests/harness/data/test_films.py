@@ -19,6 +19,7 @@ from harness.data.disk.films import Films
 from harness.data.log_mel import mel_bytes
 from harness.data.open import open_dataset, split
 from harness.errors import UserError
+from harness.files import stamps
 from tests.harness.data.pictures import opened, table_of
 from tests.harness.data.recorded import CLIPS, film, frames, sound, tone, video
 from tests.support.modal import modal
@@ -39,7 +40,9 @@ def pcm(samples: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    # Without it, files written an instant ago would be surveyed again.
+    monkeypatch.setattr(stamps, "TICK_NS", 0)
     """Write films of 16 and 40 frames in one class, and of 20 in another."""
     root = tmp_path / "films"
     for name, count in (("a/one.mkv", 16), ("a/two.MKV", 40), ("b/deep/three.mkv", 20)):
@@ -68,7 +71,7 @@ def test_label_does_not_decode_the_film(folder: Path, monkeypatch: pytest.Monkey
     spec = DataSpec(name="films", root=str(folder), video_weight=0.0)
     films, sound = opened("films", folder), open_dataset(spec)
     monkeypatch.setattr("harness.data.disk.videos.decoded_frames", lambda file: pytest.fail(file.name))
-    monkeypatch.setattr("harness.data.disk.sounds.decoded_channels", lambda file: pytest.fail(file.name))
+    monkeypatch.setattr("harness.data.disk.sounds.decoded", lambda file: pytest.fail(file.name))
     for data in (films, sound):
         assert [label_of(data, i) for i in range(4)] == [0, 0, 0, 1]
 
@@ -237,7 +240,7 @@ def test_films_decodes_each_clip_once(folder: Path, monkeypatch: pytest.MonkeyPa
     """Clips and sound are cached in memory, and the survey is cached between starts."""
     data = opened("films", folder)
     first = [data.sample(i).x for i in range(len(data))]
-    for module in ("videos.decoded_frames", "sounds.decoded_channels"):
+    for module in ("videos.decoded_frames", "sounds.decoded"):
         monkeypatch.setattr(f"harness.data.disk.{module}", lambda file: pytest.fail(file.name))
     for before, again in zip(first, [data.sample(i).x for i in range(len(data))], strict=True):
         np.testing.assert_array_equal(before, again)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,16 @@ from harness.data.disk import survey as files
 from harness.data.open import images
 from harness.errors import UserError
 from harness.files import stamps
-from tests.harness.data.pictures import LABELS, all_pixels, opened, parquet_of, pixels, png, table_of
+from tests.harness.data.pictures import (
+    LABELS,
+    all_pixels,
+    opened,
+    parquet_of,
+    pixels,
+    png,
+    table_of,
+    with_classes,
+)
 
 ENCODED = [png(image) for image in pixels()]
 
@@ -25,11 +33,6 @@ def written(path: Path, table: pa.Table) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path)
     return path
-
-
-def with_classes(table: pa.Table, **columns: list[str]) -> pa.Table:
-    features = {name: {"names": names, "_type": "ClassLabel"} for name, names in columns.items()}
-    return table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
 
 
 def test_parquet_has_a_sample_per_row(tmp_path: Path) -> None:
@@ -123,10 +126,16 @@ NULL = {"bytes": None, "path": "a.png"}
         (table_of([*ENCODED[:-1], ENCODED[0][:90]], LABELS), {}, r"row 7 is a broken image"),
         (table_of([*ENCODED[:-1], NULL], LABELS), {}, r"row 7: column 'image' has no bytes"),
         (table_of([*ENCODED[:-1], None], LABELS), {}, r"row 7: column 'image' has no bytes"),
-        (table_of(ENCODED, [None, *LABELS[1:].tolist()]), {}, r"column 'label' is empty at row 0"),
-        (table_of(ENCODED, LABELS - 1), {}, r"label -1 of row 0"),
-        (table_of(ENCODED, LABELS / 2), {}, r"column 'label' is double, expected integers"),
-        (table_of(ENCODED, list("abcdefgh")), {}, r"column 'label' is string, expected integers"),
+        (
+            table_of(ENCODED, [None, *LABELS[1:].tolist()]),
+            {"label_key": "label"},
+            r"column 'label' is empty at row 0",
+        ),
+        (table_of(ENCODED, LABELS - 2), {}, r"label -2 of row 0"),
+        (table_of(ENCODED, LABELS - 1), {"label_key": "label"}, r"3 of 8 labels are hidden \(-1\)"),
+        (table_of(ENCODED, LABELS / 2), {"label_key": "label"}, r"float64, and some are not whole"),
+        (table_of(ENCODED, list("abcdefgh")), {"label_key": "label"}, r"8 different texts .* captions"),
+        (table_of(ENCODED, [b"a"] * 8), {}, r"column 'label' is binary, expected integers or texts"),
         (table_of(ENCODED, LABELS)[:0], {}, r"has no rows"),
         (pa.table({"x": [1]}), {}, r"has columns x \(int64\); choose one with data.image_key"),
         (table_of(ENCODED, LABELS), {"image_key": "label"}, r"column 'label' is int64, expected struct"),
@@ -135,7 +144,8 @@ NULL = {"bytes": None, "path": "a.png"}
         (
             table_of(ENCODED, LABELS, label="fine").append_column("coarse", pa.array(LABELS)),
             {},
-            r"fine \(int64\), coarse \(int64\); choose one with data.label_key",
+            r"fine \(int64\), coarse \(int64\), of which fine, coarse may be labels; choose one with "
+            "data.label_key",
         ),
         (
             table_of(ENCODED, LABELS).append_column("more", table_of(ENCODED, LABELS)["image"]),

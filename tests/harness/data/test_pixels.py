@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from harness.data.disk.pixels import centre_crop, decode, fit
 from harness.errors import UserError
@@ -179,6 +180,42 @@ def test_decode_raises_for_more_than_8_bits_per_channel(colour: int, channels: i
 def test_decode_raises_for_unusable_images(content: bytes, message: str) -> None:
     with pytest.raises(UserError, match=f"^here .*{message}"):
         decode(content, "here")
+
+
+def test_first_picture_of_a_camera_jpeg_is_read() -> None:
+    """Cameras append previews to a JPEG (CIPA DC-007)."""
+    first, second = Image.fromarray(COLOUR), Image.new("RGB", (4, 4), "red")
+    content = saved(first, "MPO", save_all=True, append_images=[second])
+    with Image.open(io.BytesIO(content)) as image:
+        assert (image.format, image.n_frames) == ("MPO", 2)
+    expected = Image.open(io.BytesIO(content[: content.index(b"\xff\xd9") + 2])).convert("RGB")
+    np.testing.assert_array_equal(np.asarray(decode(content, "here")), np.asarray(expected))
+
+
+@pytest.mark.parametrize("kind", ["text", "international", "profile"])
+def test_png_with_a_long_text_or_profile_is_read(kind: str) -> None:
+    """Pillow limits what such chunks expand to; pixels do not depend on them."""
+    options: dict[str, object] = {}
+    if kind == "profile":
+        options["icc_profile"] = bytes(3 * 2**20)
+    else:
+        info = PngInfo()
+        add = info.add_text if kind == "text" else info.add_itxt
+        add("workflow", "x" * 3 * 2**20, zip=True)
+        options["pnginfo"] = info
+    content = saved(Image.fromarray(COLOUR), **options)
+    with pytest.raises(ValueError, match=r"too large|too much memory"):
+        Image.open(io.BytesIO(content)).load()
+    np.testing.assert_array_equal(np.asarray(decode(content, "here")), COLOUR)
+
+
+def test_number_of_pixels_is_checked_before_decoding() -> None:
+    """A header of 65,535 x 65,535 pixels, which would take 13 GB, needs no memory."""
+    content = bytearray(png(COLOUR))
+    content[16:24] = struct.pack(">II", 65_535, 65_535)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    with pytest.raises(UserError, match=r"^here has more than 178,956,970 pixels; scale it down"):
+        decode(bytes(content), "here")
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)

@@ -15,12 +15,15 @@ from harness.data.dataset import label_of
 from harness.data.log_mel import mel_bytes
 from harness.data.open import split
 from harness.errors import UserError
+from harness.files import stamps
 from tests.harness.data.pictures import opened, table_of
 from tests.harness.data.recorded import frames, sound, tone, video
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    # Without it, files written an instant ago would be surveyed again.
+    monkeypatch.setattr(stamps, "TICK_NS", 0)
     root = tmp_path / "sounds"
     for name, samples in (
         ("high/a.wav", tone(8192, hertz=880)),
@@ -179,7 +182,7 @@ def test_broken_link_raises_an_error_that_names_it(tmp_path: Path, kind: str) ->
 
 def test_label_does_not_decode_the_recording(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = opened("sounds", folder)
-    monkeypatch.setattr("harness.data.disk.sounds.decoded_channels", lambda file: pytest.fail(file.name))
+    monkeypatch.setattr("harness.data.disk.sounds.decoded", lambda file: pytest.fail(file.name))
     assert [label_of(data, i) for i in range(4)] == [0, 1, 1, 1]
 
 
@@ -195,7 +198,7 @@ def test_parquet_raises_an_error_that_names_the_broken_row(tmp_path: Path) -> No
 
 def test_survey_is_cached_between_starts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = opened("sounds", folder)
-    monkeypatch.setattr("harness.data.disk.sounds.decoded_channels", lambda file: pytest.fail(file.name))
+    monkeypatch.setattr("harness.data.disk.sounds.decoded", lambda file: pytest.fail(file.name))
     assert opened("sounds", folder).fingerprint == first.fingerprint
 
 

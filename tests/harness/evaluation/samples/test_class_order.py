@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from tests.harness.data.pictures import png, table_of, with_classes
 from tests.harness.evaluation.samples.calls import assert_rejected, scored
 from tests.harness.evaluation.samples.networks import bytes_of, save_means
 
@@ -59,6 +61,46 @@ def test_class_folders_are_matched_by_name(digits, reference: Path, tmp_path: Pa
     # With the same names on both sides, labels need no change.
     all_classes = scored(reference, "--against", reference, *LOCAL, "accuracy")["protocol"]
     assert all_classes["classes"] is None
+
+
+@pytest.mark.parametrize("end", ["npz", "parquet"])
+def test_numbered_folders_match_numbers_and_names_of_files(digits, tmp_path: Path, end: str) -> None:
+    """Twelve folders 0 .. 11, and a part of them, against the same images with labels in one file."""
+    pixels, labels = digits
+    labels = np.where(np.arange(len(labels)) % 5 == 0, 10 + labels % 2, labels)
+    pixels = np.where(labels[:, None, None] > 9, 255 - pixels, pixels)
+    real = tmp_path / f"real.{end}"
+    if end == "npz":
+        np.savez(real, images=pixels, labels=labels)
+    else:
+        names = [f"{i:02d}" for i in range(12)]
+        pq.write_table(with_classes(table_of([png(x) for x in pixels], labels), label=names), real)
+    for name, some in (("all", labels >= 0), ("part", np.isin(labels, (3, 10, 11)))):
+        samples = folder(tmp_path / name, pixels[some], labels[some])
+        found = scored(samples, "--against", real, *LOCAL, "accuracy")
+        assert found["metrics"]["accuracy:local"]["mean"] > 0.9
+        assert not any("numbered in the order" in text for text in found["warnings"])
+
+
+def test_classes_of_parquet_are_matched_by_name(digits, tmp_path: Path) -> None:
+    """The same images under ClassLabel names in two orders have the same accuracy."""
+    pixels, labels = digits
+    words = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    encoded = [png(x) for x in pixels]
+    for name, order in (("real", words), ("fake", sorted(words))):
+        numbers = [order.index(words[label]) for label in labels]
+        pq.write_table(with_classes(table_of(encoded, numbers), label=order), tmp_path / f"{name}.parquet")
+    found = scored(tmp_path / "fake.parquet", "--against", tmp_path / "real.parquet", *LOCAL, "accuracy")
+    assert found["metrics"]["accuracy:local"]["mean"] > 0.95
+    assert found["data"]["samples"]["classes"]["eight"] == int((labels == 8).sum())
+
+
+def test_accuracy_names_labels_that_cannot_be_used(digits, reference: Path, tmp_path: Path) -> None:
+    pixels, labels = digits
+    np.savez(tmp_path / "x.npz", arr_0=pixels[..., None], arr_1=np.full(len(labels), -1))
+    call = [tmp_path / "x.npz", "--against", reference, *LOCAL]
+    assert_rejected(r"accuracy needs labels, but .*600 of 600 labels are hidden", *call, "accuracy")
+    assert scored(*call, "fd")["metrics"]["fd:local"]["n"] == 600
 
 
 def test_accuracy_rejects_a_class_that_the_reference_lacks(digits, reference: Path, tmp_path: Path) -> None:

@@ -1,0 +1,187 @@
+"""Label tables next to files: `metadata.csv` and `metadata.jsonl` (Hugging Face), `dataset.json` (EDM)."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+# Any: values of JSON.
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from harness.config.spec import DataSpec
+from harness.data.disk.labels import HIDDEN, Labels, label_column, most_classes, named_classes, unlabelled
+from harness.errors import UserError, unknown
+
+FILE = "file_name"
+"""The column of file names, relative to the folder of the table."""
+
+
+class Table(NamedTuple):
+    """The rows of a table. Names of files are relative to the root of the data."""
+
+    file: Path
+    labels: dict[str, Any]
+    """File -> label, in the order of the rows; None for every file if the table has no labels."""
+    source: str
+    """Where the labels are from, as text."""
+    numbered: bool = False
+    """Labels are class numbers from 0, whose gaps count as classes."""
+
+
+def has_table(root: Path) -> bool:
+    """Return whether a folder, or one of its folders, has a file with the name of a table."""
+    return any((base / name).is_file() for base in (root, *root.iterdir()) for name in READERS)
+
+
+def find_table(root: Path, spec: DataSpec, folder: str = "") -> Table | None:
+    """Return the table in a folder, relative to the root, or in the root; None if there is none.
+
+    Raises `UserError` for a table that cannot be read, and for several tables.
+    """
+    for base in dict.fromkeys((folder, "")):
+        files = [root / base / name for name in READERS if (root / base / name).is_file()]
+        if len(files) > 1:
+            raise UserError(
+                f"{root / base} has {' and '.join(file.name for file in files)}, and which one has the "
+                "labels is ambiguous; move one out of the folder"
+            )
+        for file in files:
+            table = READERS[file.name](file, spec)
+            if table is not None:
+                prefix = f"{base}/" if base else ""
+                return table._replace(labels={prefix + name: value for name, value in table.labels.items()})
+    return None
+
+
+def in_table_order(table: Table, files: Sequence[str]) -> list[str]:
+    """Return files in the order of the rows, and those that are not listed at the end.
+
+    Files that EDM's table numbers are in the order of their names, as EDM reads them.
+    """
+    if table.numbered or not table.labels:
+        return list(files)
+    known = set(files)
+    return [
+        *(name for name in table.labels if name in known),
+        *(name for name in files if name not in table.labels),
+    ]
+
+
+def labels_of(root: Path, table: Table, files: Sequence[str], plural: str, split: str = "") -> Labels:
+    """Return the label of every file, and the names of the classes.
+
+    Rows of other splits are ignored. Raises `UserError` for files that are not listed, and for rows without
+    file.
+    """
+    prefix, known = f"{split}/" if split else "", set(files)
+    rows = {name: value for name, value in table.labels.items() if name.startswith(prefix)}
+    for name in sorted(set(rows) - known)[:1]:
+        raise UserError(
+            f"{table.file} lists {name}, which does not exist, is not one of the {plural}, or is listed "
+            "twice; correct or remove the row"
+        )
+    for name in sorted(known - set(rows))[:1]:
+        raise UserError(
+            f"{root / name} is not listed in {table.file.name}; add a row, or move it out of the folder"
+        )
+    values = [rows[name] for name in files]
+    if hidden := sum(str(value) == str(HIDDEN) for value in values):
+        problem = f"{table.source}: {hidden} of {len(values)} labels are hidden ({HIDDEN})"
+        return unlabelled(len(values), problem)
+    if not table.numbered:
+        return named_classes([str(value) for value in values])
+    names = tuple(map(str, range(max(values) + 1)))
+    return Labels(np.array(values, dtype=np.int64), len(names), names)
+
+
+def _csv(file: Path, spec: DataSpec) -> Table | None:
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as content:
+            rows = list(csv.DictReader(content))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise _unreadable(file, error) from error
+    return _of_rows(file, rows, spec)
+
+
+def _jsonl(file: Path, spec: DataSpec) -> Table | None:
+    try:
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
+        rows = [json.loads(line) for line in lines if line.strip()]
+    except (OSError, ValueError, RecursionError) as error:
+        raise _unreadable(file, error) from error
+    if not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{file} is not a readable table: expected one JSON object per line")
+    return _of_rows(file, rows, spec)
+
+
+def _of_rows(file: Path, rows: list[dict[str, Any]], spec: DataSpec) -> Table | None:
+    """Return the labels of rows; None for a table of other facts, for example captions."""
+    columns = [str(name) for name in dict.fromkeys(name for row in rows for name in row) if name]
+    if not rows:
+        raise UserError(
+            f"{file} lacks a value of '{FILE}': it has no rows; add one for each file, or remove it"
+        )
+    label = label_column(columns, f"{file} has columns {', '.join(columns)}", spec.label_key)
+    if not label:
+        return None
+    if label not in columns and columns:
+        raise unknown(f"data.label_key in {file}", label, columns)
+    for column in (FILE, label):
+        if any(row.get(column) in (None, "") for row in rows):
+            raise UserError(
+                f"{file} lacks a value of '{column}' in some row; expected columns {FILE} and {label}"
+            )
+    twice = [name for name, times in Counter(str(row[FILE]) for row in rows).items() if times > 1]
+    if twice:
+        raise UserError(f"{file} lists {twice[0]}, which is listed twice; correct or remove a row")
+    for row in rows:
+        if not isinstance(row[label], str | int) or isinstance(row[label], bool):
+            raise UserError(
+                f"{file}: '{label}' of {row[FILE]} is {json.dumps(row[label])}, expected a number or a text; "
+                "choose another column with data.label_key"
+            )
+    labels = {str(row[FILE]).replace("\\", "/").removeprefix("./"): row[label] for row in rows}
+    return Table(file, labels, f"{file.name}, column '{label}'")
+
+
+def _edm(file: Path, spec: DataSpec) -> Table | None:
+    """Read EDM's `dataset.json`: {"labels": [[file, class number], ...]}, or null for data without labels."""
+    try:
+        table = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise _unreadable(file, error) from error
+    if not isinstance(table, dict) or "labels" not in table:
+        return None
+    rows = table["labels"]
+    if not rows:
+        return Table(file, {}, f"none: {file.name} has no labels")
+    if isinstance(rows, dict):
+        rows = list(rows.items())
+    if not isinstance(rows, list) or not all(
+        isinstance(row, list | tuple) and len(row) == 2 and isinstance(row[0], str) for row in rows
+    ):
+        raise UserError(f"{file}: 'labels' is not a list of [file, class number]; correct it")
+    below = most_classes(len(rows))
+    for name, value in rows:
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < below:
+            raise UserError(
+                f"{file}: the label of {name} is {json.dumps(value)[:40]}, expected a class number from 0 to "
+                f"{below - 1}"
+            )
+    return Table(file, {name.replace("\\", "/"): value for name, value in rows}, file.name, numbered=True)
+
+
+def _unreadable(file: Path, error: Exception) -> UserError:
+    return UserError(f"{file} is not a readable table: {error}; save it as UTF-8")
+
+
+READERS: dict[str, Callable[[Path, DataSpec], Table | None]] = {
+    "metadata.csv": _csv,
+    "metadata.jsonl": _jsonl,
+    "dataset.json": _edm,
+}
