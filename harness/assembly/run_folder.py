@@ -7,7 +7,6 @@ from pathlib import Path
 
 from harness.assembly.resolve import is_run, load_spec
 from harness.config.spec import RunSpec
-from harness.data.pin import pinned
 from harness.errors import UserError
 from harness.records.record import SPEC, Record
 
@@ -53,6 +52,8 @@ def _seed_and_method(file: Path, stamp: tuple[int, ...]) -> tuple[int, str] | No
 
 @lru_cache(maxsize=4096)
 def _id(file: Path, stamp: tuple[int, ...]) -> str | None:
+    from harness.data.pin import pinned
+
     try:
         # Versions up to 0.1 did not pin the content of an encoder's file.
         found = pinned(load_spec(str(file.parent)))

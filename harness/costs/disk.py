@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from harness.config.spec import RunSpec
-from harness.costs.flops import OPTIMIZER_FLOPS, Cost
 from harness.records.checkpoint_files import NEWEST
+
+if TYPE_CHECKING:
+    from harness.costs.flops import Cost
 
 BYTES = {"float32": 4, "bfloat16": 2}
 PER_LEARNED_PARAMETER, PER_EMA_PARAMETER = 12, 4
@@ -13,6 +17,8 @@ PER_LEARNED_PARAMETER, PER_EMA_PARAMETER = 12, 4
 
 def disk_bytes(spec: RunSpec, cost: Cost) -> int:
     """Return the bytes that a finished run keeps on the disk, without its record and its sample grids."""
+    from harness.costs.flops import OPTIMIZER_FLOPS
+
     learned = cost.per_step.get("optimizer", 0) // OPTIMIZER_FLOPS
     checkpoint = PER_LEARNED_PARAMETER * learned + PER_EMA_PARAMETER * cost.parameters
     train = spec.train

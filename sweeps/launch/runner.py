@@ -97,15 +97,20 @@ class StudyRunner:
                 write_atomic(file, spec.to_toml().encode())
             except OSError as error:
                 raise UserError(f"cannot write {file}: {error.strerror}") from error
-        command = under_torchrun(run_command(specs[0], self.directory, specs[1:]), self.processes)
+        command = (*run_command(specs[0], self.directory), *evaluation_words(specs[1:]))
+        command = under_torchrun(command, self.processes)
         self.launcher.submit(Job(run.id, command, log, self.processes))
 
 
-def run_command(spec: Path, directory: Path, evaluations: Sequence[Path] = ()) -> tuple[str, ...]:
-    """Return the command line of one run, with the specs of its further evaluations."""
+def run_command(spec: Path, directory: Path) -> tuple[str, ...]:
+    """Return the command line of one run."""
     flags = ("--out", str(directory), "--no-track", "--quiet")
-    also = tuple(word for file in evaluations for word in ("--evaluate", str(file)))
-    return (sys.executable, "-m", "harness.cli.main", "run", str(spec), *flags, *also)
+    return (sys.executable, "-m", "harness.cli.main", "run", str(spec), *flags)
+
+
+def evaluation_words(specs: Sequence[Path]) -> tuple[str, ...]:
+    """Return the options of a run's command line for further evaluations."""
+    return tuple(word for file in specs for word in ("--evaluate", str(file)))
 
 
 def under_torchrun(command: tuple[str, ...], processes: int) -> tuple[str, ...]:

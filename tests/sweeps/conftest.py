@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ value = 12.0
 """
 
 
-def stub_command(spec: Path, directory: Path, evaluations: Sequence[Path] = ()) -> tuple[str, ...]:
+def stub_command(spec: Path, directory: Path) -> tuple[str, ...]:
     return (sys.executable, str(STUB), str(spec), str(directory))
 
 

@@ -80,7 +80,7 @@ def test_mistake_exits_with_2_and_without_traceback() -> None:
     """In a process; in this one, many mistakes are in test_mistakes.py."""
     result = flowrace("run", "digits", "--set", "trian.steps=1")
     assert result.returncode == 2 and "Traceback" not in result.stderr
-    assert len(result.stderr.splitlines()) == 1 and "Did you mean 'train'" in result.stderr
+    assert len(result.stderr.splitlines()) == 1 and "Did you mean 'train.steps'" in result.stderr
 
 
 @pytest.mark.parametrize("words", [["claims"], ["list", "sizes", "--json"]])
