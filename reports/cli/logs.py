@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from reports.logs.curves import Understood
 
 
-@click.group()
+@click.group(epilog=examples("flowrace logs convert export.csv -o curves.csv"))
 def logs() -> None:
     """Read logs of other tools: W&B, TensorBoard, Hugging Face, Lightning, ADM's evaluator, plain text."""
 
