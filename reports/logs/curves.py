@@ -14,7 +14,7 @@ from harness.errors import UserError, unknown
 PREFIX = re.compile(
     r"^(?:eval|evaluation|val|valid|validation|test|metrics?)(?:uation)?[/_. ]+(?=.)", re.IGNORECASE
 )
-"""What loggers put in front of the name of an evaluated metric."""
+"""The prefixes that loggers give to the name of an evaluated metric."""
 SMOOTHED = re.compile(r"smooth|moving.?av|rolling|running.?(?:mean|av)|\bsma\b", re.IGNORECASE)
 """Columns whose values are averages over steps, which reach a target later than the values do."""
 
@@ -55,7 +55,7 @@ class LogCurve:
 
 @dataclass(frozen=True)
 class Understood:
-    """What was understood of some logs."""
+    """The curves found in logs, and notes on them."""
 
     curves: tuple[LogCurve, ...]
     notes: tuple[str, ...] = ()
