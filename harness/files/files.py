@@ -188,8 +188,8 @@ def decode_text(path: Path, content: bytes, kind: str = "text") -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{path} is not {kind}: byte 0x{content[error.start]:02x} at position {error.start} is not UTF-8; save "
-            "it as UTF-8"
+            f"{path} is not {kind}: byte 0x{content[error.start]:02x} at position {error.start} is not "
+            "UTF-8; save it as UTF-8"
         ) from error
 
 

@@ -127,7 +127,7 @@ def check_values(curve: LogCurve) -> None:
 def find_metric(wanted: str, known: Iterable[str], where: str) -> str:
     """Return the name in a log of a metric: the name itself, or the only one that is equal without `eval/`.
 
-    Raises `UserError` if there is none, or more than one.
+    Raises `UserError` if no name or more than one fits.
     """
     names = list(dict.fromkeys(known))
     if wanted in names:
