@@ -24,7 +24,7 @@ LEFT_EMPTY = ("artifacts", "models", "traces")
 """Folders of a file store whose content is not copied. MLflow finds a run by its `artifacts`."""
 FILE_STORE_SWITCH = "MLFLOW_ALLOW_FILE_STORE"
 WAIT_SECONDS = 5.0
-"""How long a database that another process is writing may stay locked."""
+"""The time for which a database that another process is writing may stay locked."""
 
 
 def is_file_store(folder: Path) -> bool:

@@ -90,7 +90,7 @@ def race_options(command: Command) -> Command:
 
 
 def log_options(command: Command) -> Command:
-    """Add --map (`map_file`) and --pattern (`patterns`), for logs that do not say everything themselves."""
+    """Add --map (`map_file`) and --pattern (`patterns`), for logs whose names or units are not clear."""
     command = click.option(
         "--pattern",
         "patterns",

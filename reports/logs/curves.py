@@ -14,7 +14,7 @@ from harness.errors import UserError, unknown
 PREFIX = re.compile(
     r"^(?:eval|evaluation|val|valid|validation|test|metrics?)(?:uation)?[/_. ]+(?=.)", re.IGNORECASE
 )
-"""What loggers put in front of the name of an evaluated metric."""
+"""The prefixes that loggers give to the name of an evaluated metric."""
 SMOOTHED = re.compile(r"smooth|moving.?av|rolling|running.?(?:mean|av)|\bsma\b", re.IGNORECASE)
 """Columns whose values are averages over steps, which reach a target later than the values do."""
 
@@ -55,7 +55,7 @@ class LogCurve:
 
 @dataclass(frozen=True)
 class Understood:
-    """What was understood of some logs."""
+    """The curves found in logs, and notes on them."""
 
     curves: tuple[LogCurve, ...]
     notes: tuple[str, ...] = ()
@@ -127,7 +127,7 @@ def check_values(curve: LogCurve) -> None:
 def find_metric(wanted: str, known: Iterable[str], where: str) -> str:
     """Return the name in a log of a metric: the name itself, or the only one that is equal without `eval/`.
 
-    Raises `UserError` if there is none, or more than one.
+    Raises `UserError` if no name or more than one fits.
     """
     names = list(dict.fromkeys(known))
     if wanted in names:

@@ -1,4 +1,4 @@
-"""How to read logs that do not say it themselves: patterns of names and lines, aliases, units of steps.
+"""The map of logs whose names or units are not clear: patterns, aliases, units of steps.
 
 pattern = '(?P<method>.+)-seed(?P<seed>\\d+)'    # names of runs or files
 line = 'step (?P<step>\\d+).* fid (?P<fid>\\S+)'  # lines of plain logs: a group a metric
@@ -44,7 +44,7 @@ class NamedRun(Section):
 
 
 class StepUnit(Section):
-    """What a log counts as a step."""
+    """The unit of a log's steps, and the numbers that convert it."""
 
     unit: Unit | None = None
     batch_size: int | None = Field(default=None, ge=1)
@@ -52,7 +52,7 @@ class StepUnit(Section):
 
 
 class LogMap(Section):
-    """How to read logs; empty for logs that say everything themselves."""
+    """Rules for reading logs; empty for logs that are clear."""
 
     pattern: str | None = None
     line: str | None = None
@@ -62,7 +62,7 @@ class LogMap(Section):
     steps: StepUnit = StepUnit()
 
     def steps_of(self, count: float, unit: Unit, where: str) -> int:
-        """Return training steps from a count of the log; `unit` is what the log says that it counts.
+        """Return training steps from a count of the log; `unit` is the unit that the log states.
 
         Raises `UserError` for a unit other than steps without the number that converts it.
         """

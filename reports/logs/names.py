@@ -105,7 +105,7 @@ def _by_grammar(names: Sequence[str], config: Mapping[str, Any], shown: str) -> 
         if found is None:
             continue
         if seed is not None and found[1] != seed:
-            raise UserError(f"run '{shown}': its name says seed {found[1]}, its settings say seed {seed}")
+            raise UserError(f"run '{shown}': its name has seed {found[1]}, its settings have seed {seed}")
         seed = found[1]
         method = method or found[0]
         if method:
@@ -118,7 +118,7 @@ def _by_grammar(names: Sequence[str], config: Mapping[str, Any], shown: str) -> 
     raise UserError(
         f"the name of run '{shown}' does not give its {missing} (expected for example self_flow-seed0, "
         "repa_s1 or "
-        f"flow seed=2); say how it is built: {EXAMPLE}, or list it in [runs] of --map"
+        f"flow seed=2); describe how it is built: {EXAMPLE}, or list it in [runs] of --map"
     )
 
 
@@ -139,7 +139,7 @@ def split_name(name: str) -> tuple[str, int] | None:
     if not found:
         return None
     if len(found) > 1:
-        raise UserError(f"run '{name}' names several seeds; say which counts: {EXAMPLE}")
+        raise UserError(f"run '{name}' names several seeds; describe which counts: {EXAMPLE}")
     before, after = name[: found[0].start()], name[found[0].end() :]
     parts = [part.strip(SEPARATORS) for part in (before, after)]
     return "-".join(part for part in parts if part and not GENERIC.match(part)), int(found[0][1])

@@ -59,7 +59,7 @@ EQUAL = 1e-9
 """Relative difference up to which a cell equals the ends of its range."""
 TENSORBOARD = ("wall time", "step", "value")
 Wanted = Callable[[str, str], bool]
-"""Whether a method and a metric of a tidy file are needed; other lines are not parsed."""
+"""A test of the method and the metric of a tidy file's line; other lines are not parsed."""
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ def _wide(table: Table, rules: LogMap) -> Understood:
             notes.append(f"{table.file}: column '{column}' is empty.")
     if counter.lower() in ("step", "_step") and rules.steps.unit is None:
         notes.append(
-            f"{table.file}: '{counter}' of W&B counts calls of log; it is taken for the training step."
+            f"{table.file}: '{counter}' of W&B counts calls of log; it is read as the training step."
         )
     return Understood(tuple(curves), tuple(notes))
 

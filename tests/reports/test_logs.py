@@ -279,7 +279,7 @@ def test_settings_that_contradict_a_name_are_refused(tmp_path: Path) -> None:
     (folder := tmp_path / "repa-seed1").mkdir()
     (folder / "hparams.yaml").write_text("seed: 2\n")
     logged.write_rows(folder / "metrics.csv", ["epoch", "step", "fid"], [[0, 1, 3.0]])
-    with pytest.raises(UserError, match="its name says seed 1, its settings say seed 2"):
+    with pytest.raises(UserError, match="its name has seed 1, its settings have seed 2"):
         read_logs_of([folder])
 
 

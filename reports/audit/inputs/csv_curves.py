@@ -54,7 +54,7 @@ def read_log_arms(
             raise unknown(f"method in {where}:", name, seen)
     seen_metrics |= dict.fromkeys(curve.metric for curve in found.curves)
     name = find_metric(metric, seen_metrics, where)
-    notes = [*found.notes, *([f"'{name}' of the log is taken for '{metric}'."] if name != metric else [])]
+    notes = [*found.notes, *([f"'{name}' of the log is read as '{metric}'."] if name != metric else [])]
     runs: dict[str, dict[int, AuditRun]] = {name: {} for name in names}
     for curve in found.curves:
         if curve.method not in asked or curve.metric != name:

@@ -43,7 +43,7 @@ def read_log_records(
     for store in stores:
         records += _of_store(store, metric)
     name = _metric(records, metric, where)
-    notes += [f"'{name}' of the log is taken for '{metric}'."] if metric not in (None, name) else []
+    notes += [f"'{name}' of the log is read as '{metric}'."] if metric not in (None, name) else []
     for curve in found.curves:
         if curve.metric == name:
             check_values(curve)
