@@ -270,6 +270,14 @@ def test_reg_is_imported_with_its_extra_token(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "weights.pt")
     words = ("import", tmp_path / "weights.pt", "--heads", 4, "--out", tmp_path / "runs")
     assert "--set method.encoder.name" in wrong(*words)
+    # The local encoder `tiny` has 32 channels.
+    state, _ = released("reg", shape=(1, 8, 8), extra=32)
+    torch.save(state, tmp_path / "weights.pt")
+    record = Record(Path(done(*words, *DIGITS, "--set", "method.encoder.name=local:tiny")))
+    done("sample", record.path, "-n", 3, "--npz", tmp_path / "samples.npz")
+    done("export", record.path, "--layout", "reg", "-o", tmp_path / "back.safetensors")
+    back = load_file(tmp_path / "back.safetensors")
+    assert back.keys() == state.keys() and all(torch.equal(back[name], state[name]) for name in back)
 
 
 @pytest.mark.parametrize(
