@@ -18,9 +18,11 @@ FILES = {
 SIZE = Size(2, 32, 4)
 
 
-def released(layout: str, *, learn_sigma: bool = False) -> tuple[dict[str, Tensor], Found]:
-    """Return random weights in a layout without a golden file."""
-    found = Found(layout, SIZE, 2, (4, 8, 8), 10, learn_sigma, 12 if layout == "reg" else 0, ())
+def released(
+    layout: str, *, shape: tuple[int, ...] = (4, 8, 8), extra: int = 12
+) -> tuple[dict[str, Tensor], Found]:
+    """Return random weights in a layout without a golden file; `extra` is the width of REG's token."""
+    found = Found(layout, SIZE, 2, shape, 10, False, extra if layout == "reg" else 0, ())
     draws = torch.Generator().manual_seed(1)
     state = {name: torch.randn(shape, generator=draws) / 5 for name, shape in network_shapes(found).items()}
     if layout == "reg":

@@ -38,21 +38,6 @@ DIGITS = [
 STEP = 12
 
 
-def save_eighths(folder: Path) -> Path:
-    """Save an image autoencoder with random weights that divides the sides by eight, as the SD-VAE does."""
-    from diffusers import AutoencoderKL
-
-    torch.manual_seed(0)
-    blocks = {
-        f"{way.lower()}_block_types": (f"{way}{kind}Block2D",) * 4
-        for way, kind in (("Down", "Encoder"), ("Up", "Decoder"))
-    }
-    AutoencoderKL(**blocks, block_out_channels=(8,) * 4, norm_num_groups=4, sample_size=64).save_pretrained(
-        folder
-    )
-    return folder
-
-
 def flowrace(*words: object) -> Result:
     return CliRunner().invoke(cli, [str(word) for word in words])
 
@@ -258,7 +243,7 @@ def test_latents_without_data_are_decoded_by_a_named_codec(golden: Path, tmp_pat
     assert "set data.codec" in wrong(*words)
     halves = f"data.codec=sd-vae:{save_vae(tmp_path / 'halves')}"
     assert "generates latents (4, 8, 8)" in wrong(*words, "--set", halves)
-    done(*words, "--set", f"data.codec=sd-vae:{save_eighths(tmp_path / 'vae')}")
+    done(*words, "--set", f"data.codec=sd-vae:{save_vae(tmp_path / 'eighths', blocks=4)}")
     with np.load(tmp_path / "samples.npz") as archive:
         assert archive["arr_0"].shape == (2, 64, 64, 3)
 
@@ -285,6 +270,14 @@ def test_reg_is_imported_with_its_extra_token(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "weights.pt")
     words = ("import", tmp_path / "weights.pt", "--heads", 4, "--out", tmp_path / "runs")
     assert "--set method.encoder.name" in wrong(*words)
+    # The local encoder `tiny` has 32 channels.
+    state, _ = released("reg", shape=(1, 8, 8), extra=32)
+    torch.save(state, tmp_path / "weights.pt")
+    record = Record(Path(done(*words, *DIGITS, "--set", "method.encoder.name=local:tiny")))
+    done("sample", record.path, "-n", 3, "--npz", tmp_path / "samples.npz")
+    done("export", record.path, "--layout", "reg", "-o", tmp_path / "back.safetensors")
+    back = load_file(tmp_path / "back.safetensors")
+    assert back.keys() == state.keys() and all(torch.equal(back[name], state[name]) for name in back)
 
 
 @pytest.mark.parametrize(

@@ -8,17 +8,18 @@ import numpy as np
 import torch
 
 
-def save_vae(folder: Path, seed: int = 0, channels: int = 3, **changed: object) -> Path:
-    """Save an image autoencoder that halves the sides and has four latent channels."""
+def save_vae(folder: Path, seed: int = 0, channels: int = 3, blocks: int = 2, **changed: object) -> Path:
+    """Save an image autoencoder that halves the sides, once less than it has blocks, and has four latent
+    channels."""
     from diffusers import AutoencoderKL
 
     torch.manual_seed(seed)
     vae = AutoencoderKL(
         in_channels=channels,
         out_channels=channels,
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * blocks,
+        up_block_types=("UpDecoderBlock2D",) * blocks,
+        block_out_channels=(8,) * blocks,
         norm_num_groups=4,
         sample_size=8,
         **{"scaling_factor": 0.18215} | changed,
