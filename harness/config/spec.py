@@ -88,7 +88,7 @@ class DataSpec(Section, HasParts):
     image_key: str = ""
     """Name of the array or column of images; empty for the usual names."""
     label_key: str = ""
-    """Name of the array or column of labels; empty for the usual names."""
+    """Name of the array or column of labels; empty for the usual names, `none` for data without labels."""
     frames: int | None = Field(default=None, ge=1, json_schema_extra=HASHED_IF_SET)
     """Frames of a video, or log-mel frames of a recording; None for the data set's default."""
     classes: int | None = Field(default=None, ge=1, json_schema_extra=HASHED_IF_SET)

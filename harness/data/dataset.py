@@ -125,12 +125,12 @@ class Capabilities:
 
     @property
     def label_source(self) -> str:
-        """Where labels are from, for example `class folders`; empty if the class does not state it."""
+        """The source of labels, for example `class folders`; empty if the class does not state it."""
         return getattr(self._files, "label_source", "")
 
     @property
     def label_problem(self) -> str:
-        """Why existing labels cannot be used, for example because they are hidden; empty if they can."""
+        """The reason why existing labels cannot be used, for example hidden ones; empty if they can."""
         return getattr(self._files, "label_problem", "")
 
     @property
@@ -140,7 +140,7 @@ class Capabilities:
 
     @property
     def skipped(self) -> tuple[Any, ...]:
-        """Files that were left out, as `Skipped` of metrics.files.listing."""
+        """The files that were left out: `Skipped` of metrics.files.listing."""
         return tuple(getattr(self._files, "skipped", ()))
 
     @property

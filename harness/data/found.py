@@ -1,4 +1,4 @@
-"""What was found in a data set: samples, classes with counts, the source of the labels, files left out."""
+"""The content of a data set: samples, classes with counts, the source of the labels, files left out."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Found:
         }
         if self.problem:
             row["label_problem"] = self.problem
-        row["skipped"] = [{"reason": s.reason, "files": s.count, "first": s.example} for s in self.skipped]
+        row["skipped"] = [{"reason": s.reason, "files": s.files, "first": s.example} for s in self.skipped]
         return row
 
 

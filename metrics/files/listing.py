@@ -37,12 +37,12 @@ class Skipped(NamedTuple):
     """Files that were left out for one reason."""
 
     reason: str
-    count: int
+    files: int
     example: str
     """The first of them, relative to the root."""
 
     def __str__(self) -> str:
-        return f"{self.reason}: {self.count} ({_printable(self.example)}{', ...' if self.count > 1 else ''})"
+        return f"{self.reason}: {self.files} ({_printable(self.example)}{', ...' if self.files > 1 else ''})"
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Listing:
 
 @dataclass
 class _Left:
-    """What a walk left out, by reason."""
+    """The files that a walk left out, by reason."""
 
     by_reason: dict[str, list[str]] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)

@@ -129,7 +129,7 @@ class MediaFiles(NamedTuple):
 
 
 def media_files(path: Path, kind: Kind) -> MediaFiles:
-    """Return the files and parquet files of a kind. Raises `MetricError` if there are none."""
+    """Return the files and parquet files of a kind. Raises `MetricError` if the path has no such file."""
     if not path.exists():
         raise MetricError(f"cannot read {path}: no such file or folder")
     found = _in_folder(path, kind) if path.is_dir() else MediaFiles([path] if _is_of(path, kind) else [], ())

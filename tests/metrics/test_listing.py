@@ -71,7 +71,7 @@ def test_train_is_used_only_when_all_folders_are_splits(
     found = listing(touched(tmp_path, *names), IMAGE)
     assert found.split == split
     assert all(name.startswith(split) for name in found.names)
-    left = {skipped.reason: skipped.count for skipped in found.skipped}
+    left = {skipped.reason: skipped.files for skipped in found.skipped}
     images = sum(name.endswith(".png") for name in names)
     assert left.get(f"outside of the split {split}", 0) == images - len(found.names)
 
@@ -94,7 +94,7 @@ def test_parquet_files_follow_links_and_skip_clutter_and_other_splits(tmp_path: 
     (tmp_path / "data" / "linked").symlink_to(tmp_path / "more")
     files, skipped = parquet_files(tmp_path / "data")
     assert [file.name for file in files] == ["train-1.parquet", "train-0.parquet"]
-    assert {s.reason: s.count for s in skipped} == {
+    assert {s.reason: s.files for s in skipped} == {
         "hidden or left by programs": 1,
         "outside of the split train": 1,
     }

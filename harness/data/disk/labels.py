@@ -26,7 +26,7 @@ HIDDEN = -1
 
 
 class Labels(NamedTuple):
-    """The labels of all samples; all are 0 if there are none or they cannot be used."""
+    """The labels of all samples; all are 0 without labels or if they cannot be used."""
 
     labels: np.ndarray
     """int64 (n,)."""
@@ -38,7 +38,7 @@ class Labels(NamedTuple):
 
 
 def label_column(columns: Sequence[str], where: str, key: str = "", preferred: Sequence[str] = ()) -> str:
-    """Return the column of labels, "" if there is none.
+    """Return the column of labels, "" without one.
 
     `key` is `data.label_key`. `preferred` are columns that a file declares as classes. Without both, it is
     the column `label`, or the only one with a usual name. Raises `UserError` if there are several.
@@ -131,7 +131,7 @@ def most_classes(n: int) -> int:
 
 
 def _plain(values: np.ndarray) -> np.ndarray:
-    """Return labels in one dimension, numbers as integers if all are whole, and bytes as texts."""
+    """Return labels in one dimension, integral numbers as integers, and bytes as texts."""
     values = values.reshape(len(values)) if values.shape == (len(values), 1) else values
     kind = values.dtype.kind
     if kind == "S":

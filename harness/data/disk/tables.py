@@ -28,7 +28,7 @@ class Table(NamedTuple):
     labels: dict[str, Any]
     """File -> label, in the order of the rows; None for every file if the table has no labels."""
     source: str
-    """Where the labels are from, as text."""
+    """The source of the labels, for messages."""
     numbered: bool = False
     """Labels are class numbers from 0, whose gaps count as classes."""
 
@@ -39,7 +39,7 @@ def has_table(root: Path) -> bool:
 
 
 def find_table(root: Path, spec: DataSpec, folder: str = "") -> Table | None:
-    """Return the table in a folder, relative to the root, or in the root; None if there is none.
+    """Return the table in a folder, relative to the root, or in the root; None without a table.
 
     Raises `UserError` for a table that cannot be read, and for several tables.
     """

@@ -73,7 +73,7 @@ class Source:
     class_names: tuple[str, ...] = ()
     """Class names in the order of labels; empty if classes are only numbered."""
     found: Found | None = None
-    """What was found: classes, label source, files left out; None for data of other kinds."""
+    """The content: classes, label source, files left out; None for data of other kinds."""
     frames: int | None = None
     """Frames of a clip: the user's choice, or after `settled` that of the network; None if not chosen."""
 
