@@ -116,7 +116,7 @@ def _titled(content: bytes, title: bytes) -> bytes:
 def turned(content: bytes, matrix: tuple[int, int, int, int]) -> bytes:
     """Return an MP4 whose frames are shown by a matrix (a, b, c, d): column p, row q to a p + c q, b p + d q.
 
-    The matrix is that of the first track header (ISO 14496-12, 8.3.2), as 16.16 fixed-point numbers.
+    The matrix is that of the first track header (ISO 14496-12, 8.3.2), in 16.16 fixed-point numbers.
     """
     place = content.index(b"tkhd") + 44
     a, b, c, d = (value * 2**16 for value in matrix)

@@ -17,7 +17,7 @@ KINDS = ["cat", "dog", "cat", "dog", "cat", "owl", "owl", "dog"]
 
 
 def loose(root: Path, folders: tuple[str, ...] = ("",)) -> list[str]:
-    """Write 8 images, in turn to each folder, and return their names."""
+    """Write 8 images, one to each folder after the other, and return their names."""
     names = []
     for number, image in enumerate(pixels()):
         name = f"{folders[number % len(folders)]}{number:03d}.png"

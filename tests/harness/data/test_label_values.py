@@ -1,4 +1,4 @@
-"""Labels beside samples in parquet and npz: usual names only, texts as classes, problems only when needed."""
+"""Labels of samples in parquet and npz: usual names only, texts as classes, problems only when needed."""
 
 from __future__ import annotations
 
