@@ -39,7 +39,7 @@ class SpecField:
     """A field of a spec."""
 
     path: str
-    """Dotted path, as `--set` takes it."""
+    """Dotted path, in the form that `--set` takes."""
     type: str
     default: Any
     """Default as JSON data; None if the field is empty or is filled in later."""

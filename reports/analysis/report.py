@@ -167,7 +167,7 @@ def read_report(
 ) -> RaceReport:
     """Read the runs of these folders, logs or stores and audit these claim files on them.
 
-    See `read_race` and `judge_claims`; `rules` say how to read logs.
+    See `read_race` and `judge_claims`; `rules` are the ways to read logs.
     """
     sources = [str(directory) for directory in directories]
     logged = read_log_records(sources, metric, rules)

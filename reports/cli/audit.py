@@ -290,7 +290,7 @@ def _runs(
             f"--method and --candidate are both '{names[0]}'; to compare a method with itself: "
             "flowrace audit selftest"
         )
-    arms = read_arms(sources, names, metric, _progress, rules)
+    arms = read_arms(sources, names, metric, _progress, rules=rules)
     logs = [log for own in arms.runs.values() for log in own.values()]
     for name in names:
         if not arms.runs[name]:

@@ -139,7 +139,7 @@ def array_labels(labels: np.ndarray | None, n: int, where: str, *, chosen: bool)
 
 
 def label_key(names: list[str], image: str, where: str, key: str) -> str:
-    """Return the array of labels next to the array `image`, "" if there is none.
+    """Return the array of labels next to the array `image`, or "".
 
     It is `data.label_key`, the array that usually accompanies `image`, or the only one with a usual name.
     """

@@ -157,7 +157,7 @@ def _key(file: Path, image_key: str) -> str:
 
 
 def _label_key(file: Path, key: str, chosen: str) -> str:
-    """Return the array of labels of an npz, "" if there is none."""
+    """Return the array of labels of an npz, or ""."""
     names = _names(file) if key else []
     if chosen and key and chosen not in (NONE, *names):
         raise _no_array(file, chosen, names, "label_key")
