@@ -75,7 +75,8 @@ def write_report(
     `metric`, `target`, `baseline`, `labels` and `across` default to the values in a folder's `study.toml`,
     and `protocol` to the conditions of the runs' specs (`read_race`). `published` requests
     curves of papers to show next to the measured ones (`METHOD[:SIZE[:METRIC]]`); `claims` are files of
-    claims to audit; `map_file` and `patterns` are the ways to read logs. The same records give the same bytes.
+    claims to audit; `map_file` and `patterns` are the ways to read logs. The
+    same records give the same bytes.
     Raises `UserError` before anything is written.
     """
     if output.suffix.lower() not in (".html", ".htm"):
