@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import logging
 import os
 import re
@@ -80,6 +81,8 @@ def quiet_mlflow() -> None:
         raise UserError("MLflow is not installed: pip install mlflow")
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    # Its import sets the levels of its loggers, so they are set afterwards.
+    importlib.import_module("mlflow")
     # Errors arrive as exceptions; logging them too would print them twice.
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

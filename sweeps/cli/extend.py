@@ -76,12 +76,12 @@ def _longer(path: Path, steps: int, overrides: tuple[str, ...]) -> RunSpec:
     """Return the spec of a longer run; only imported weights take other settings."""
     spec = _changed(path, (*overrides, f"train.steps={steps}"))
     if not spec.start.weights:
+        _check_longer(path, spec, steps)
         if spec.id != load_spec(str(path)).id:
             raise UserError(
                 f"--set {' '.join(overrides)}: {path} was trained with other settings, which cannot "
                 "change on the way; train a new run with flowrace run"
             )
-        _check_longer(path, spec, steps)
         return spec
     if not overrides:
         _check_longer(path, spec, steps)

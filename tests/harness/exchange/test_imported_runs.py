@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,6 +38,12 @@ DIGITS = [
     for word in ("--set", setting)
 ]
 STEP = 12
+
+
+def first_fast(names: Iterable[str]) -> list[Any]:
+    """Return parameters of which the first is in the fast suite, and the others in the slow one."""
+    first, *others = names
+    return [first, *(pytest.param(name, marks=pytest.mark.slow) for name in others)]
 
 
 def flowrace(*words: object) -> Result:
@@ -92,7 +100,7 @@ def test_choices_of_the_commands_are_the_layouts() -> None:
     assert set(IMPORTED_NAMES) == set(CHOICES) and set(EXPORTED_NAMES) == set(EXPORTS)
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", first_fast(FILES))
 def test_import_of_golden_weights_gives_the_released_velocity_and_exports_the_same_tensors(
     golden: Path, tmp_path: Path, name: str
 ) -> None:
@@ -123,7 +131,7 @@ def test_network_of_an_imported_run_is_the_golden_one_bit_for_bit(golden: Path, 
     assert (model(*arguments).velocity - source.out["v"]).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("name", ["sit", "repa", "sra", "self-flow", "diffusers"])
+@pytest.mark.parametrize("name", first_fast(["repa", "sit", "sra", "self-flow", "diffusers"]))
 def test_trained_run_returns_from_every_layout(run: Record, tmp_path: Path, name: str) -> None:
     """Only the rotation of one weight, which reverses time, rounds."""
     output = tmp_path / ("folder" if name == "diffusers" else "weights.pt")
@@ -186,7 +194,7 @@ def test_fine_tuning_counts_on_from_the_imported_step(copy: Record) -> None:
     assert second == 2 * first > 0
 
 
-@pytest.mark.parametrize("method", ["flow", "repa", "self_flow", "layersync"])
+@pytest.mark.parametrize("method", first_fast(["self_flow", "flow", "repa", "layersync"]))
 def test_fine_tuning_begins_with_the_imported_weights(copy: Record, method: str) -> None:
     """With a learning rate of almost zero, the weights stay the imported ones."""
     rate = ("--set", "train.learning_rate=1e-30", "--set", f"method.name={method}")
