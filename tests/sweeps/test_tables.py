@@ -18,9 +18,9 @@ base = "digits"
 seed = [0, 1]
 method = [{ name = "flow" }, { name = "self_flow" }, { name = "self_flow", mask_ratio = 0.0 }]
 "train.learning_rate" = [1e-4, 1e-3]
-"train.steps" = [2, 3]
+"train.batch_size" = [4, 8]
 [set]
-"train.batch_size" = 4
+"train.steps" = 3
 """
 
 
@@ -33,5 +33,5 @@ def test_flops_are_those_of_each_spec_and_counted_once_per_architecture(tmp_path
     calls, count = [], harness.costs.flops.count_spec
     monkeypatch.setattr(harness.costs.flops, "count_spec", lambda spec: calls.append(spec) or count(spec))
     assert count_flops(planned_runs) == alone
-    # Method settings times numbers of steps.
+    # Method settings times batch sizes.
     assert len(calls) == 3 * 2
