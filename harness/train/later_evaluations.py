@@ -118,24 +118,13 @@ def _measured(
     path: Path, spec: RunSpec, steps: Sequence[int], world: World, progress: Progress
 ) -> Iterator[Measured]:
     from harness.data.open import open_dataset, split
-    from harness.evaluation.evaluator import Evaluator
-    from harness.evaluation.kept_features import ignore
-    from harness.train.start import check_same_data, check_same_weights, network_weights
+    from harness.train.start import check_same_data, open_evaluator
     from harness.train.trained_run import load_ema
 
     dataset, record = open_dataset(spec.data), Record(path)
     check_same_data(record, dataset.fingerprint)
     sides = split(dataset, spec.data.held_out)
-    evaluator = Evaluator(
-        spec.eval,
-        dataset,
-        sides.train,
-        world.device,
-        sides.held_out,
-        world,
-        note=progress.note if world.main else ignore,
-        check=lambda found: check_same_weights(record, network_weights(found), progress.note),
-    )
+    evaluator = open_evaluator(spec, dataset, sides, world, record, progress)
     for step in steps:
         conditions = _conditions(path, spec.eval, step, evaluator.about.get("reference", ""))
         result = evaluator(load_ema(weights_files(path)[step], spec, dataset, world.device))

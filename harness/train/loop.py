@@ -41,7 +41,7 @@ from harness.train.start import (
     check_same_weights,
     describe_start,
     encoder_weights,
-    network_weights,
+    open_evaluator,
     threads_of_run,
 )
 from harness.train.state import Run, build_run, restore_run, update_ema
@@ -109,16 +109,7 @@ def _train(goal: Goal, world: World, record: RecordWriter | None, progress: Prog
     check_same_weights(begun, encoder_weights(encoders), note)
     restore_run(run, path / CHECKPOINTS)
     run.meter.restore(Record(path).seconds_at(run.step))
-    evaluator = Evaluator(
-        spec.eval,
-        dataset,
-        sides.train,
-        world.device,
-        sides.held_out,
-        world,
-        note=note,
-        check=lambda found: check_same_weights(begun, network_weights(found), note),
-    )
+    evaluator = open_evaluator(spec, dataset, sides, world, begun, progress)
     if record is not None:
         for encoder in run.encoders:
             if encoder.accuracy is not None:

@@ -13,6 +13,7 @@ from harness.data.open import Split
 from harness.encoders.base import described
 from harness.errors import UserError
 from harness.evaluation.evaluator import Evaluator
+from harness.evaluation.kept_features import ignore
 from harness.records.record import Record
 from harness.runtime.distributed import World
 from harness.runtime.environment import describe, package_version
@@ -112,6 +113,23 @@ def _restore(what: str) -> str:
         return "they are trained on the data: set FLOWRACE_CACHE to the cache that holds them"
     field = {CODEC: "data.codec_weights", ENCODER: "method.encoder.weights"}.get(what.partition(" '")[0])
     return f"set {field or 'eval.weights'} to the original file"
+
+
+def open_evaluator(
+    spec: RunSpec, dataset: Dataset, sides: Split, world: World, begun: Record, progress: Progress
+) -> Evaluator:
+    """Return the evaluator of a run; raises `UserError` if a network has other weights than at its start."""
+    note = progress.note if world.main else ignore
+    return Evaluator(
+        spec.eval,
+        dataset,
+        sides.train,
+        world.device,
+        sides.held_out,
+        world,
+        note=note,
+        check=lambda found: check_same_weights(begun, network_weights(found), note),
+    )
 
 
 def describe_start(
