@@ -106,6 +106,8 @@ def _print_status(found: dict[str, Any]) -> None:
         table.add_row(*map(Text, (run["id"] or "", run["label"], run["status"], str(run["step"]))))
     print_table(table)
     for run in found["runs"]:
+        if "later_evaluations" in run:
+            click.echo(f"{run['label']}: {run['later_evaluations']} later evaluations")
         if "reason" in run:
             click.echo(f"{run['label']} {run['status']}: {run['reason']}")
     click.echo(", ".join(f"{count} {name}" for name, count in found["counts"].items()) or "no runs")

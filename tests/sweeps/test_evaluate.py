@@ -49,6 +49,8 @@ def test_study_is_measured_once_and_trains_nothing(study: Path) -> None:
     once = lines(study)
     # recall under the training's guidance, and both metrics under the other, at three steps.
     assert [len(own) for own in once] == [6, 6]
+    status = CliRunner().invoke(cli, ["status", str(study), "--json"], catch_exceptions=False).stdout
+    assert [run["later_evaluations"] for run in json.loads(status)["runs"]] == [6, 6]
     assert asked(study) == found and lines(study) == once
     assert [events(record) for record in find_records(study)] == before
     for record in find_records(study):
