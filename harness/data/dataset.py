@@ -144,6 +144,11 @@ class Capabilities:
         return tuple(getattr(self._files, "skipped", ()))
 
     @property
+    def stored(self) -> Any:
+        """The form of the samples on disk: `Stored` of harness.data.stored; None for generated data."""
+        return getattr(self._files, "stored", None)
+
+    @property
     def _files(self) -> Any:
         """The data set that read the files: that of a part is the data set of all parts."""
         return getattr(self.of, "whole", self.of)

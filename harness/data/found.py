@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 # Any: JSON.
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from harness.data.dataset import Capabilities, Dataset, label_of
+from harness.data.stored import Stored
 from harness.errors import UserError
 from metrics.files.listing import Skipped
 
@@ -32,10 +33,13 @@ class Found:
     """Number of files that were read; None for generated data."""
     shape: tuple[int, ...] | None = None
     """Shape of a sample, or of its first part."""
+    stored: Stored = field(default_factory=Stored)
+    """Sizes and rates on disk; empty for generated data."""
 
     def line(self) -> str:
-        """Return one line: samples, classes, label source, and what was left out."""
+        """Return one line: samples, classes, label source, sizes and rates, and what was left out."""
         parts = [f"{self.samples} samples, {self._classes()} (label source: {self.label_source})"]
+        parts += self.stored.parts()
         parts += [self.problem] if self.problem else []
         parts += [f"skipped {'; '.join(map(str, self.skipped))}"] if self.skipped else []
         return "; ".join(parts)
@@ -57,6 +61,7 @@ class Found:
             "classes": dict(self.classes),
             "label_source": self.label_source,
         }
+        row |= self.stored.row()
         if self.problem:
             row["label_problem"] = self.problem
         row["skipped"] = [{"reason": s.reason, "files": s.files, "first": s.example} for s in self.skipped]
@@ -69,7 +74,16 @@ def found_in(dataset: Dataset) -> Found:
     source = has.label_source or "the data set"
     classes = _counts(dataset) if dataset.classes > 1 or has.class_names else ()
     shape = tuple(dataset.shape)
-    return Found(len(dataset), classes, source, has.label_problem, has.skipped, has.files, shape)
+    return Found(
+        len(dataset),
+        classes,
+        source,
+        has.label_problem,
+        has.skipped,
+        has.files,
+        shape,
+        has.stored or Stored(),
+    )
 
 
 def check_labels(dataset: Dataset) -> None:

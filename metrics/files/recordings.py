@@ -17,6 +17,7 @@ from typing import Literal
 
 import numpy as np
 
+from metrics.files.containers import MOST_VALUES, container, sounds_of
 from metrics.files.media import AUDIO, Encoded, encoded, holds, package
 from metrics.value import MetricError
 
@@ -151,13 +152,19 @@ def _check_flac(file: Encoded, samples: int) -> None:
 def resampled(recording: Recording, rate: int) -> Recording:
     """Return the recording at another rate, with ceil(n * rate / recording.rate) samples.
 
-    It uses `scipy.signal.resample_poly` in float64.
+    It uses `scipy.signal.resample_poly` in float64. Raises `MetricError` for more samples than a bound.
     """
     if recording.rate == rate:
         return recording
     from scipy.signal import resample_poly
 
     common = math.gcd(recording.rate, rate)
+    samples = math.ceil(len(recording.samples) * rate / recording.rate)
+    if samples > MOST_VALUES:
+        raise MetricError(
+            f"{recording.name} has a sampling rate of {recording.rate} Hz, which is {samples:,} samples at "
+            f"{rate} Hz, and at most {MOST_VALUES:,} are read; correct the rate, or cut it into shorter ones"
+        )
     x = resample_poly(recording.samples.astype(np.float64), rate // common, recording.rate // common)
     return Recording(recording.name, rate, x.astype(np.float32))
 
@@ -173,6 +180,21 @@ def dithered(samples: np.ndarray, dbfs: float, seed: int = 0) -> np.ndarray:
     return (samples + 10 ** (dbfs / 20) * noise).astype(np.float32)
 
 
+def declared_rate(file: Encoded) -> int | None:
+    """Return the sampling rate that a file states, without decoding it."""
+    soundfile = package("soundfile", "audio")
+    try:
+        with soundfile.SoundFile(_source(file)) as sound:
+            return sound.samplerate
+    except (soundfile.LibsndfileError, OSError, ValueError):
+        with container(file, AUDIO) as opened:
+            return opened.streams.audio[0].rate if opened.streams.audio else None
+
+
+def _source(file: Encoded) -> io.BytesIO | str:
+    return io.BytesIO(file.source) if isinstance(file.source, bytes) else str(file.source)
+
+
 def _by_soundfile(file: Encoded) -> tuple[np.ndarray, int] | None:
     """Return samples (n, channels) and rate, or None if soundfile cannot read the file.
 
@@ -180,9 +202,12 @@ def _by_soundfile(file: Encoded) -> tuple[np.ndarray, int] | None:
     allocates memory for that number before it reads.
     """
     soundfile = package("soundfile", "audio")
-    source = io.BytesIO(file.source) if isinstance(file.source, bytes) else str(file.source)
     try:
-        return soundfile.read(source, dtype="float32", always_2d=True)
+        with soundfile.SoundFile(_source(file)) as sound:
+            # A number that is too large may only be a placeholder: PyAV counts.
+            if sound.frames * sound.channels > MOST_VALUES:
+                return None
+            return sound.read(dtype="float32", always_2d=True), sound.samplerate
     except (soundfile.LibsndfileError, MemoryError, ValueError):
         return None
 
@@ -190,16 +215,10 @@ def _by_soundfile(file: Encoded) -> tuple[np.ndarray, int] | None:
 def _by_av(file: Encoded) -> tuple[np.ndarray, int]:
     """Return samples (n, channels) and rate, decoded by PyAV."""
     av = package("av", "audio")
-    source = io.BytesIO(file.source) if isinstance(file.source, bytes) else str(file.source)
-    try:
-        with av.open(source, metadata_errors="replace") as container:
-            if not container.streams.audio:
-                raise MetricError(f"{file.name} has no audio stream")
-            rate = container.streams.audio[0].rate
-            planar = av.AudioResampler(format="fltp")
-            parts = [p.to_ndarray() for f in container.decode(audio=0) for p in planar.resample(f)]
-    except av.error.FFmpegError as error:
-        raise MetricError(f"{file.name} cannot be decoded as audio: {error.strerror}") from error
+    with container(file, AUDIO) as opened:
+        planar = av.AudioResampler(format="fltp")
+        parts = [p.to_ndarray() for f in sounds_of(opened, file) for p in planar.resample(f)]
+        rate = opened.streams.audio[0].rate
     if not parts:
         raise MetricError(f"{file.name} holds no samples")
     return np.concatenate(parts, axis=1).T, rate

@@ -7,7 +7,6 @@ number.
 
 from __future__ import annotations
 
-import io
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -21,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metrics.files.media import VIDEO, Encoded, encoded, holds, package
+from metrics.files.containers import container, frames_of
+from metrics.files.media import VIDEO, Encoded, encoded, holds
 from metrics.value import MetricError
 
 STARTS = ("random", "first")
@@ -147,17 +147,8 @@ def _frames(file: Encoded, wanted: range) -> np.ndarray:
 
 def decoded_frames(file: Encoded) -> Iterator[Any]:
     """Yield PyAV's frames; counting them is reliable, while the numbers stated by containers are not."""
-    av = package("av", "video")
-    source = io.BytesIO(file.source) if isinstance(file.source, bytes) else str(file.source)
-    try:
-        with av.open(source, metadata_errors="replace") as container:
-            if not container.streams.video:
-                raise MetricError(f"{file.name} has no video stream")
-            # Starting threads takes longer than decoding a short clip.
-            container.streams.video[0].thread_count = 1
-            yield from container.decode(video=0)
-    except av.error.FFmpegError as error:
-        raise MetricError(f"{file.name} cannot be decoded as video: {error.strerror}") from error
+    with container(file, VIDEO) as opened:
+        yield from frames_of(opened, file)
 
 
 def rgb(frame: Any) -> np.ndarray:
@@ -198,6 +189,12 @@ def _turn(frame: Any) -> _Turn | None:
     raise ValueError(f"by {frame.rotation} degrees")
 
 
+def is_turned(frame: Any) -> bool:
+    """Return whether a display matrix turns or mirrors a frame."""
+    turn = _turn(frame)
+    return turn is not None and any(turn)
+
+
 class Inspected(NamedTuple):
     """The frames of a complete video."""
 
@@ -205,6 +202,8 @@ class Inspected(NamedTuple):
     """Time of each frame in seconds."""
     size: tuple[int, int]
     """Width and height of the upright frames."""
+    turned: bool = False
+    """A display matrix turns the frames upright."""
 
 
 def inspected(file: Encoded) -> Inspected:
@@ -213,10 +212,11 @@ def inspected(file: Encoded) -> Inspected:
     Raises `MetricError`, naming the video, if it cannot be decoded, is damaged or cut short, has no frames,
     frames of different sizes, a variable frame rate, or frames turned by other than quarters.
     """
-    times, sizes = [], set()
+    times, sizes, turned = [], set(), False
     for frame in decoded_frames(file):
         times.append(frame.time)
-        sizes.add(_upright_size(file.name, frame))
+        sizes.add(upright_size(file.name, frame))
+        turned = turned or is_turned(frame)
         if len(sizes) > 1:
             different = " and ".join(f"{width}x{height}" for width, height in sorted(sizes))
             raise MetricError(
@@ -234,10 +234,14 @@ def inspected(file: Encoded) -> Inspected:
         raise MetricError(
             f"{file.name} is cut short: {len(times)} frames of {declared}; replace or remove it"
         )
-    return Inspected(times, sizes.pop())
+    return Inspected(times, sizes.pop(), turned)
 
 
-def _upright_size(name: str, frame: Any) -> tuple[int, int]:
+def upright_size(name: str, frame: Any) -> tuple[int, int]:
+    """Return width and height of a frame that is turned upright.
+
+    Raises `MetricError`, naming the video, for a frame that is turned by other than quarters.
+    """
     try:
         turn = _turn(frame)
     except ValueError as error:
@@ -263,15 +267,13 @@ def _check_even(name: str, times: list[float | None]) -> None:
 
 def _declared_frames(file: Encoded) -> int:
     """Return the number of frames that the container declares, 0 if it does not."""
-    with package("av", "video").open(io.BytesIO(file.content), metadata_errors="replace") as container:
-        stream = container.streams.video[0]
+    with container(file, VIDEO) as opened:
+        stream = opened.streams.video[0]
         if stream.frames:
             return stream.frames
-        only_stream = len(container.streams) == 1 and container.duration
+        only_stream = len(opened.streams) == 1 and opened.duration
         seconds = (
-            stream.duration * stream.time_base
-            if stream.duration
-            else only_stream and container.duration / 1e6
+            stream.duration * stream.time_base if stream.duration else only_stream and opened.duration / 1e6
         )
         return round(float((seconds or 0) * (stream.average_rate or 0)))
 

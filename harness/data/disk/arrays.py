@@ -17,6 +17,7 @@ from harness.data.dataset import Sample
 from harness.data.disk.labels import NONE, Labels, label_column, unlabelled, usable_labels
 from harness.data.disk.pixels import fit, flatten
 from harness.data.disk.survey import data_path
+from harness.data.stored import stored_images
 from harness.errors import UserError, unknown
 from metrics.files.listing import is_clutter
 
@@ -37,6 +38,7 @@ class _ArrayImages:
         self._labels, self.classes = labels.labels, labels.classes
         self.class_names, self.label_problem, self.label_source = list(labels.names), labels.problem, source
         height, width = self._images.shape[1:3]
+        self.stored = stored_images([(width, height)])
         stored = 1 if self._images.ndim == 3 or self._images.shape[3] == 1 else 3
         side = spec.resolution
         self.shape = (spec.channels or stored, side or height, side or width)

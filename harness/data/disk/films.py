@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from dataclasses import replace
 
@@ -11,13 +10,15 @@ import numpy as np
 from harness.config.spec import DataSpec
 from harness.data.dataset import Sample
 from harness.data.disk.media import Clips, Memory, media_index
-from harness.data.disk.sounds import waveform
+from harness.data.disk.sounds import at_rate, recording, waveform
 from harness.data.disk.survey import FileSurvey, common_shape
 from harness.data.disk.videos import frames_of, survey_frames
 from harness.data.generated.moving_digits import FRAMES, clip_length
 from harness.data.log_mel import BANDS, PER_FRAME, RATE, SAMPLES_PER_FRAME, mel_bytes
+from harness.data.stored import Stored, sizes_of, spread
 from harness.errors import UserError
-from metrics.files.media import VIDEO, Encoded, package
+from metrics.files.containers import container, sounds_of
+from metrics.files.media import VIDEO, Encoded
 from metrics.files.videos import MISSING
 
 SECONDS = SAMPLES_PER_FRAME / RATE
@@ -45,7 +46,7 @@ class Films:
     def __init__(self, spec: DataSpec) -> None:
         frames = clip_length(spec, FRAMES)
         self._index = on = media_index(spec, replace(VIDEO, plural="films"), survey_film)
-        lengths = [_clip_frames(count * spacing) for _, count, _, _, spacing, _ in on.surveys]
+        lengths = [_clip_frames(film[1] * film[4]) for film in on.surveys]
         for item, length in zip(on.items, lengths, strict=True):
             _check_long(item.where, length, frames)
         sizes = [FileSurvey(survey[0], *survey[2:4], channels=3) for survey in on.surveys]
@@ -53,6 +54,13 @@ class Films:
         self.classes, self.class_names = on.classes, on.class_names
         self.label_source, self.label_problem, self.skipped = on.label_source, on.problem, on.skipped
         self.files = on.files
+        self.stored = Stored(
+            sizes_of((film[2], film[3]) for film in on.surveys),
+            spread(1 / film[4] for film in on.surveys),
+            spread(film[6] for film in on.surveys),
+            sum(film[7] for film in on.surveys),
+            len(on.surveys),
+        )
         self.shape, self.beside = (channels, frames, height, width), ((BANDS, PER_FRAME * frames),)
         self._clips, self.fingerprint = Clips([length // frames for length in lengths]), on.fingerprint()
         self._memory, self._sounds = Memory(), Memory()
@@ -94,21 +102,22 @@ class Films:
         return Encoded(file.where, file.read())
 
 
-def survey_film(file: Encoded) -> tuple[int, int, int, float, int]:
-    """Return frames, width, height, seconds per frame, and samples at 8 kHz from the first frame to the
-    first sound.
+def survey_film(file: Encoded) -> tuple[int, int, int, float, int, int, bool]:
+    """Return frames, width, height, seconds per frame, samples at 8 kHz from the first frame to the first
+    sound, the sampling rate, and whether frames are turned.
 
     Raises `UserError` naming a film that cannot be used.
     """
-    times, size = survey_frames(file)
+    times, size, turned = survey_frames(file)
     known = [time for time in times if time is not None]
     if len(known) < max(2, len(times)):
         raise UserError(f"{file.name} has no timestamps for its frames; convert it to MP4")
     spacing = (known[-1] - known[0]) / (len(known) - 1)
-    sound = waveform(file)
+    stored = recording(file)
+    sound = at_rate(stored, RATE)
     begin, end, declared = (moment - known[0] for moment in _sounding(file))
     _check_complete(file.name, len(times) * spacing, (begin, end), len(sound) / RATE, declared)
-    return len(times), *size, spacing, round(begin * RATE)
+    return len(times), *size, spacing, round(begin * RATE), stored.rate, turned
 
 
 def _check_complete(
@@ -148,9 +157,9 @@ def _clip_frames(seconds: float) -> int:
 def _sounding(file: Encoded) -> tuple[float, float, float]:
     """Return the begin and the end of the sound by its timestamps, and the duration that the container
     declares, in seconds."""
-    with package("av", "video").open(io.BytesIO(file.content), metadata_errors="replace") as container:
-        declared = (container.duration or 0) / 1e6
-        frames = [(frame.time, frame.samples / frame.sample_rate) for frame in container.decode(audio=0)]
+    with container(file, VIDEO) as opened:
+        declared = (opened.duration or 0) / 1e6
+        frames = [(frame.time, frame.samples / frame.sample_rate) for frame in sounds_of(opened, file)]
     if any(time is None for time, _ in frames):
         raise UserError(f"{file.name} has no timestamps for its sound; convert it to MP4")
     return frames[0][0], frames[-1][0] + frames[-1][1], declared

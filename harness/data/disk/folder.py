@@ -11,6 +11,7 @@ from harness.data.disk.labels import NONE, Labels, named_classes, unlabelled
 from harness.data.disk.pixels import decode, fit
 from harness.data.disk.survey import Encoded, common_shape, data_path, fingerprint, survey
 from harness.data.disk.tables import READERS, find_table, in_table_order, labels_of
+from harness.data.stored import stored_images
 from harness.errors import UserError
 from metrics.files.listing import Listing, Skipped, is_clutter
 from metrics.files.media import IMAGE, Kind, listing
@@ -43,6 +44,7 @@ class ImageFolder:
             surveys = survey(root, [root / name for name in self._names], _one)
         except OSError as error:
             raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
+        self.stored = stored_images((s.width, s.height) for s in surveys)
         self.shape = common_shape(spec, surveys, lambda i: str(root / self._names[i]))
         self._keys = [bytes.fromhex(s.sha256) for s in surveys]
         self.fingerprint = fingerprint((s.sha256 for s in surveys), self._labels)

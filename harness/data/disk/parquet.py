@@ -18,6 +18,7 @@ from harness.data.dataset import Sample
 from harness.data.disk.labels import NONE, Labels, label_column, most_classes, unlabelled, usable_labels
 from harness.data.disk.pixels import decode, fit
 from harness.data.disk.survey import Encoded, common_shape, data_path, fingerprint, survey
+from harness.data.stored import stored_images
 from harness.errors import UserError, unknown
 from metrics.files.listing import Skipped, parquet_files
 from metrics.value import MetricError
@@ -43,6 +44,7 @@ class ParquetImages:
         self.classes, self.class_names, self.files = rows.classes, list(rows.class_names), len(rows.files)
         self.label_source, self.label_problem, self.skipped = rows.label_source, rows.problem, rows.skipped
         surveys = survey(path, rows.files, rows.inside, rows.key)
+        self.stored = stored_images((s.width, s.height) for s in surveys)
         self.shape = common_shape(spec, surveys, rows.where)
         self._keys = [bytes.fromhex(s.sha256) for s in surveys]
         self.fingerprint = fingerprint((s.sha256 for s in surveys), rows.labels.tolist())

@@ -11,10 +11,11 @@ from harness.data.disk.media import Clips, Memory, media_index
 from harness.data.generated.moving_digits import clip_length
 from harness.data.generated.tones import FRAMES
 from harness.data.log_mel import BANDS, HOP, RATE, mel_bytes
+from harness.data.stored import Stored, spread
 from harness.data.waveforms import wave_length
 from harness.errors import UserError
 from metrics.files.media import AUDIO, Encoded
-from metrics.files.recordings import decoded, resampled
+from metrics.files.recordings import Recording, decoded, resampled
 from metrics.value import MetricError
 
 
@@ -38,8 +39,8 @@ class Sounds:
         self._index = on = media_index(spec, AUDIO, survey_recording)
         self.classes, self.class_names, self.shape = on.classes, on.class_names, (BANDS, frames)
         self.label_source, self.label_problem, self.skipped = on.label_source, on.problem, on.skipped
-        self.files = on.files
-        self._clips = Clips([max(1, length // (frames * HOP)) for _, length in on.surveys])
+        self.files, self.stored = on.files, Stored(sampling_rates=spread(rate for *_, rate in on.surveys))
+        self._clips = Clips([max(1, length // (frames * HOP)) for _, length, _ in on.surveys])
         self._memory, self.fingerprint = Memory(), on.fingerprint()
 
     def __len__(self) -> int:
@@ -68,18 +69,39 @@ class Sounds:
         return np.pad(samples, (0, length - len(samples))).astype(np.float64)
 
 
-def survey_recording(file: Encoded) -> tuple[int]:
-    """Return the number of samples at 8 kHz. Raises `UserError` naming a recording that cannot be used."""
-    return (len(waveform(file)),)
+def survey_recording(file: Encoded) -> tuple[int, int]:
+    """Return the number of samples at 8 kHz, and the sampling rate of the file.
+
+    Raises `UserError` naming a recording that cannot be used.
+    """
+    stored = recording(file)
+    return len(at_rate(stored, RATE)), stored.rate
 
 
 def waveform(file: Encoded, output_rate: int = RATE) -> np.ndarray:
     """Return a recording as float32 (n,) at a rate. Raises `UserError` naming one that cannot be used."""
+    return at_rate(recording(file), output_rate)
+
+
+def recording(file: Encoded) -> Recording:
+    """Return a recording at its original rate. Raises `UserError` naming one that cannot be used."""
     try:
-        recording = decoded(file)
+        found = decoded(file)
     except MetricError as error:
-        text = str(error)
-        raise UserError(text if ";" in text else f"{text}; replace or remove it") from error
-    if recording.silent:
+        raise _unusable(error) from error
+    if found.silent:
         raise UserError(f"{file.name} is silent: all its samples are equal; replace or remove it")
-    return resampled(recording, output_rate).samples
+    return found
+
+
+def at_rate(found: Recording, rate: int) -> np.ndarray:
+    """Return a recording as float32 (n,) at a rate. Raises `UserError` for one that is too long."""
+    try:
+        return resampled(found, rate).samples
+    except MetricError as error:
+        raise _unusable(error) from error
+
+
+def _unusable(error: MetricError) -> UserError:
+    text = str(error)
+    return UserError(text if ";" in text else f"{text}; replace or remove it")

@@ -13,9 +13,10 @@ from harness.data.disk.media import Clips, Memory, media_index
 from harness.data.disk.pixels import fit
 from harness.data.disk.survey import FileSurvey, common_shape
 from harness.data.generated.moving_digits import FRAMES, clip_length
+from harness.data.stored import Stored, sizes_of, spread
 from harness.errors import UserError
 from metrics.files.media import VIDEO, Encoded
-from metrics.files.videos import decoded_frames, inspected, rgb
+from metrics.files.videos import Inspected, decoded_frames, inspected, rgb
 from metrics.value import MetricError
 
 LEAST_SIDE = 8
@@ -44,11 +45,17 @@ class Videos:
                 count = "1 frame" if length == 1 else f"{length} frames"
                 shorter = f", or use shorter clips: --set data.frames={length}" if length > 1 else ""
                 raise UserError(f"{item.where} has {count}, but a clip takes {frames}; remove it{shorter}")
-        sizes = [FileSurvey(survey[0], *survey[2:], channels=3) for survey in on.surveys]
+        sizes = [FileSurvey(survey[0], *survey[2:4], channels=3) for survey in on.surveys]
         channels, height, width = common_shape(spec, sizes, lambda i: on.items[i].where)
         self.classes, self.class_names = on.classes, on.class_names
         self.label_source, self.label_problem, self.skipped = on.label_source, on.problem, on.skipped
         self.files = on.files
+        self.stored = Stored(
+            sizes_of((size.width, size.height) for size in sizes),
+            spread(video[4] for video in on.surveys),
+            turned=sum(video[5] for video in on.surveys),
+            videos=len(on.surveys),
+        )
         self.shape = (channels, frames, height, width)
         self._clips = Clips([survey[1] // frames for survey in on.surveys])
         self._memory, self.fingerprint = Memory(), on.fingerprint()
@@ -90,25 +97,35 @@ def frames_of(file: Encoded, numbers: Sequence[int], shape: tuple[int, int, int]
     return np.stack(images, 1)
 
 
-def survey_video(file: Encoded) -> tuple[int, int, int]:
-    """Return the number of frames, width and height. Raises `UserError` naming a video that cannot be
-    used."""
-    times, size = survey_frames(file)
-    return len(times), *size
+def survey_video(file: Encoded) -> tuple[int, int, int, float | None, bool]:
+    """Return the number of frames, width, height, frames per second if known, and whether they are turned.
+
+    Raises `UserError` naming a video that cannot be used.
+    """
+    times, size, turned = survey_frames(file)
+    return len(times), *size, _frame_rate(times), turned
 
 
-def survey_frames(file: Encoded) -> tuple[list[float | None], tuple[int, int]]:
-    """Return the time of each frame in seconds, and the common (width, height) of the upright frames.
+def _frame_rate(times: list[float | None]) -> float | None:
+    if len(times) < 2 or times[0] is None or times[-1] is None or times[-1] <= times[0]:
+        return None
+    return (len(times) - 1) / (times[-1] - times[0])
+
+
+def survey_frames(file: Encoded) -> Inspected:
+    """Return the time of each frame in seconds, the common size of the upright frames, and whether they are
+    turned.
 
     Raises `UserError` naming a video that cannot be used.
     """
     try:
-        times, (width, height) = inspected(file)
+        found = inspected(file)
     except MetricError as error:
         text = str(error)
         raise UserError(text if ";" in text else f"{text}; replace or remove it") from error
+    width, height = found.size
     if min(width, height) < LEAST_SIDE:
         raise UserError(
             f"{file.name} is {width}x{height} pixels, expected at least {LEAST_SIDE}x{LEAST_SIDE}; remove it"
         )
-    return times, (width, height)
+    return found

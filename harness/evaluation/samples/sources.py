@@ -19,11 +19,13 @@ from harness.data.disk.labels import NONE, unlabelled
 from harness.data.disk.tables import has_table
 from harness.data.found import Found, class_counts, found_in
 from harness.data.open import images, open_dataset
+from harness.data.stored import Stored, sizes_of, spread, stored_images
 from harness.errors import UserError
 from harness.evaluation.samples.array_file import ArrayImages, array_batches, array_fingerprint, open_array
 from metrics.files.hashing import sha256_of
+from metrics.files.headers import Header, header_of
 from metrics.files.listing import walk
-from metrics.files.media import AUDIO, IMAGE, VIDEO, Kind, encoded, holds, media_files
+from metrics.files.media import AUDIO, IMAGE, VIDEO, Encoded, Kind, encoded, holds, media_files
 from metrics.files.recordings import is_audio, read_audio
 from metrics.files.videos import is_video, read_videos
 
@@ -195,6 +197,7 @@ def _array(where: str, path: Path, data: DataSpec) -> Source:
     def read() -> tuple[np.ndarray, np.ndarray]:
         return np.concatenate(list(array_batches(array, 1000))), labels
 
+    _, height, width = array.image_shape
     about = array.labelled or unlabelled(array.shape[0])
     classes = () if array.labels is None else class_counts(about.names, about.classes, labels)
     return Source(
@@ -206,7 +209,15 @@ def _array(where: str, path: Path, data: DataSpec) -> Source:
         array.image_shape,
         Labelled(read, int(labels.max(initial=0)) + 1),
         about.names,
-        Found(array.shape[0], classes, array.label_source, about.problem),
+        Found(
+            array.shape[0],
+            classes,
+            array.label_source,
+            about.problem,
+            files=1,
+            shape=array.image_shape,
+            stored=stored_images([(width, height)]),
+        ),
     )
 
 
@@ -230,8 +241,8 @@ def _videos(path: Path, frames: int | None) -> Source:
         for clips in read_videos(path, length, batch=max(1, size // length)):
             yield Batch(clips)
 
-    fingerprint = _media_fingerprint(path, VIDEO)
-    return Source(str(path), "video", fingerprint, batches, found=_found_media(path, VIDEO), frames=frames)
+    fingerprint, found = _described_media(path, VIDEO)
+    return Source(str(path), "video", fingerprint, batches, found=found, frames=frames)
 
 
 def _recordings(path: Path) -> Source:
@@ -239,27 +250,34 @@ def _recordings(path: Path) -> Source:
         for recording in read_audio(path, extract.rate):
             yield Batch([recording])
 
-    return Source(
-        str(path), "audio", _media_fingerprint(path, AUDIO), batches, found=_found_media(path, AUDIO)
-    )
+    fingerprint, found = _described_media(path, AUDIO)
+    return Source(str(path), "audio", fingerprint, batches, found=found)
 
 
-def _found_media(path: Path, kind: Kind) -> Found | None:
-    """Return what was found in files of videos or recordings, whose labels no metric reads."""
+def _described_media(path: Path, kind: Kind) -> tuple[str, Found | None]:
+    """Return 16 hex digits over the encoded bytes of every file, in order, and what the files hold.
+
+    Their labels are read by no metric, and their sizes and rates are those of their headers.
+    """
     if path.suffix in (".npz", ".npy"):
-        return None
-    files, skipped = media_files(path, kind)
-    return Found(
-        len(files), (), f"none: labels of {kind.plural} are not read", skipped=skipped, files=len(files)
-    )
-
-
-def _media_fingerprint(path: Path, kind: Kind) -> str:
-    """Return 16 hex digits over the encoded bytes of every file, in order."""
-    total = hashlib.sha256()
-    if path.suffix in (".npz", ".npy"):
-        return sha256_of(path)[:16]
+        return sha256_of(path)[:16], None
+    total, headers = hashlib.sha256(), []
     for file in encoded(path, kind):
-        content = file.source if isinstance(file.source, bytes) else file.source.read_bytes()
+        content = file.content
         total.update(hashlib.sha256(content).digest())
-    return total.hexdigest()[:16]
+        headers.append(header_of(Encoded(file.name, content), kind))
+    files, skipped = media_files(path, kind)
+    source = f"none: labels of {kind.plural} are not read"
+    found = Found(len(headers), (), source, skipped=skipped, files=len(files), stored=_stored(headers))
+    return total.hexdigest()[:16], found
+
+
+def _stored(headers: list[Header]) -> Stored:
+    sizes = [header.size for header in headers if header.size]
+    return Stored(
+        sizes_of(sizes),
+        spread(header.frame_rate for header in headers),
+        spread(header.sampling_rate for header in headers),
+        sum(header.turned for header in headers),
+        len(sizes),
+    )
