@@ -180,11 +180,13 @@ def _kind(path: Path, modality: str) -> str:
         raise UserError(
             f"SRC {path}: no such file or folder, and no data set of that name; see: flowrace list datasets"
         )
+    from harness.data.disk.media import holds_parquet
+
     if modality != "image":
         return {"video": "videos", "audio": "sounds"}[modality]
     if path.suffix in (".npz", ".parquet"):
         return path.suffix[1:]
-    return "parquet" if next(path.rglob("*.parquet"), None) else "folder"
+    return "parquet" if holds_parquet(path) else "folder"
 
 
 def _bar(total: int) -> Any:

@@ -8,7 +8,6 @@ splits of a data set, only `train` is used. The listing names everything that wa
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,10 +24,6 @@ LEFT_BY_PROGRAMS = frozenset(
 """Names, in lower case, of files and folders that belong to no data set."""
 TRAIN = frozenset({"train", "training"})
 OTHER_SPLITS = frozenset({"val", "valid", "validation", "dev", "test", "testing", "eval"})
-IN_NAME = re.compile(r"(?:^|/)(train|test|validation|valid|val|dev)(?![a-z])")
-"""The split in the name of a parquet file or its folder, for example `data/train-00000-of-00002.parquet` or
-`train/0000.parquet`."""
-
 
 OTHER = "other files"
 
@@ -63,7 +58,7 @@ class Listing:
 
 
 @dataclass
-class _Left:
+class Left:
     """The files that a walk left out, by reason."""
 
     by_reason: dict[str, list[str]] = field(default_factory=dict)
@@ -96,7 +91,7 @@ def list_folder(
     Raises `MetricError` for a folder that cannot be read, a link that leads back to a folder that contains
     it, and for several splits without `train`.
     """
-    left, names, unsupported = _Left(), [], []
+    left, names, unsupported = Left(), [], []
     for name in walk(root, left):
         suffix = os.path.splitext(name)[1].lower()
         if suffix in suffixes:
@@ -116,9 +111,9 @@ def list_folder(
     return Listing(sorted(names), split, left.skipped(), min(unsupported, default=""))
 
 
-def walk(root: Path, left: _Left | None = None) -> Iterator[str]:
+def walk(root: Path, left: Left | None = None) -> Iterator[str]:
     """Yield the names of all files below a folder, except those that `is_clutter` names."""
-    left = left or _Left()
+    left = left or Left()
     for folder, inner, files in os.walk(root, followlinks=True, onerror=_raise_unreadable):
         base = os.path.relpath(folder, root)
         prefix = "" if base == os.curdir else f"{base.replace(os.sep, '/')}/"
@@ -131,26 +126,6 @@ def walk(root: Path, left: _Left | None = None) -> Iterator[str]:
 def is_clutter(name: str) -> bool:
     """Return True for a hidden file or folder (`._x`, `.ipynb_checkpoints`), or one that programs leave."""
     return name.startswith(".") or name.lower() in LEFT_BY_PROGRAMS
-
-
-def parquet_files(folder: Path) -> tuple[list[Path], tuple[Skipped, ...]]:
-    """Return the parquet files of a folder, or only those of `train` if their names contain several splits.
-
-    Raises `MetricError` for several splits without `train`.
-    """
-    left = _Left()
-    names = sorted(name for name in walk(folder, left) if name.lower().endswith(".parquet"))
-    splits = {name: match[1] if (match := IN_NAME.search(name)) else "" for name in names}
-    if len(set(splits.values())) < 2:
-        return [folder / name for name in names], left.skipped()
-    train = [name for name in names if splits[name] == "train"]
-    if not train:
-        raise MetricError(
-            f"{folder} holds several splits and no train split: {Path(names[0]).name}, "
-            f"{Path(names[-1]).name}; give one file"
-        )
-    left.add("outside of the split train", (name for name in names if splits[name] != "train"))
-    return [folder / name for name in train], left.skipped()
 
 
 def _train_folder(root: Path, folders: Collection[str]) -> str:

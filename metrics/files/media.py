@@ -9,7 +9,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-from metrics.files.listing import Listing, Skipped, list_folder, parquet_files, walk
+from metrics.files.listing import Listing, Skipped, list_folder, walk
+from metrics.files.parquet_files import column_names, is_table, parquet_files
 from metrics.value import MetricError
 
 
@@ -90,7 +91,7 @@ AUDIO = Kind(
 def holds(path: Path, kind: Kind) -> bool:
     """Return True for a file of that kind, a parquet file with its column, or a folder with any such file."""
     if path.is_dir():
-        return any(_is_of(path / name, kind) for name in walk(path))
+        return any(_is_of(path / name, kind) for name in walk(path) if not is_table(path / name))
     return _is_of(path, kind)
 
 
@@ -151,7 +152,7 @@ def _in_folder(path: Path, kind: Kind) -> MediaFiles:
 
 def _is_of(file: Path, kind: Kind) -> bool:
     suffix = file.suffix.lower()
-    return kind.name in _columns(file) if suffix == ".parquet" else suffix in kind.suffixes
+    return kind.name in column_names(file) if suffix == ".parquet" else suffix in kind.suffixes
 
 
 def package(name: str, extra: str) -> ModuleType:
@@ -179,13 +180,3 @@ def _rows(file: Path, kind: Kind) -> Iterator[Encoded]:
                 row += 1
     except (pa.ArrowException, OSError) as error:
         raise MetricError(f"{file} is a damaged parquet file: {error}") from error
-
-
-def _columns(file: Path) -> list[str]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.read_schema(file).names
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise MetricError(f"{file} is not a parquet file: {error}") from error

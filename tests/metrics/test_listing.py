@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from metrics import MetricError
-from metrics.files.listing import list_folder, parquet_files
+from metrics.files.listing import list_folder
 from metrics.files.media import AUDIO, IMAGE, VIDEO, holds, listing, media_files
+from metrics.files.parquet_files import parquet_files
 
 
 def touched(root: Path, *names: str) -> Path:

@@ -22,8 +22,8 @@ class ImageFolder:
     """Images in a folder, `root/<class>/.../image.png`; classes are the names of its subfolders.
 
     Names that are all numbers are in numeric order, others in alphabetical order. A table of labels
-    (`metadata.csv`, `metadata.jsonl` or EDM's `dataset.json`) comes before subfolders. Without both there is
-    one class. Of the folders `train`, `val` and `test`, only `train` is read. Hidden files and files of other
+    (`metadata.csv`, `.jsonl` or `.parquet`, or EDM's `dataset.json`) comes before subfolders. Without both
+    there is one class. Of the folders `train`, `val` and `test`, only `train` is read. Hidden files and files of other
     kinds are skipped. Images in an unsupported format raise an error. Linked folders are followed, unless
     they form a cycle, which raises an error.
     """

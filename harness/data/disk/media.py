@@ -25,6 +25,8 @@ from harness.errors import UserError
 from metrics.files import media
 from metrics.files.listing import Skipped, walk
 from metrics.files.media import Kind
+from metrics.files.parquet_files import is_content
+from metrics.value import MetricError
 
 REMEMBERED = 2**29
 """Bytes of decoded samples that a data set keeps in memory."""
@@ -110,7 +112,7 @@ def media_index(
             raise UserError(f"{item.where} is empty: 0 bytes; replace or remove it")
         return hashlib.sha256(content).hexdigest(), *inspect(media.Encoded(item.where, content))
 
-    if _holds_parquet(root):
+    if holds_parquet(root):
         rows = read_rows(spec, root)
         surveys = survey(root, rows.files, rows.inside, f"{kind.plural} {rows.key}", inspected)
         items = [item for file in rows.files for item in rows.inside(file)]
@@ -131,9 +133,13 @@ def media_index(
     )  # fmt: skip
 
 
-def _holds_parquet(root: Path) -> bool:
-    if root.is_dir():
-        return any(name.lower().endswith(".parquet") for name in walk(root))
+def holds_parquet(root: Path) -> bool:
+    """Return whether a path is a parquet file of samples, or a folder with one."""
+    try:
+        if root.is_dir():
+            return any(is_content(root / name) for name in walk(root))
+    except MetricError as error:
+        raise UserError(f"{error}; replace it") from error
     return root.suffix == ".parquet"
 
 

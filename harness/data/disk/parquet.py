@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+# Any: JSON.
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,7 +23,8 @@ from harness.data.disk.pixels import decode, fit
 from harness.data.disk.survey import Encoded, common_shape, data_path, fingerprint, survey
 from harness.data.stored import stored_images
 from harness.errors import UserError, unknown
-from metrics.files.listing import Skipped, parquet_files
+from metrics.files.listing import Skipped
+from metrics.files.parquet_files import parquet_files
 from metrics.value import MetricError
 
 EXPECTED = (
@@ -148,7 +152,7 @@ def _columns(spec: DataSpec, file: Path) -> tuple[str, str]:
 
 
 def _label(spec: DataSpec, file: Path, schema: pa.Schema, image: str) -> str:
-    declared = [name for name in _class_names(schema) if name in schema.names]
+    declared = [name for name in class_names(schema) if name in schema.names]
     columns = [name for name in schema.names if name != image]
     return label_column(columns, _described(file, schema), spec.label_key, declared)
 
@@ -194,7 +198,7 @@ def _labels(tables: dict[Path, pa.Table], first: Path, label: str, *, chosen: bo
     rows = sum(map(len, tables.values()))
     if not label:
         return unlabelled(rows)
-    names = _class_names(_schema(first)).get(label, [])
+    names = class_names(_schema(first)).get(label, [])
     parts = []
     for file, table in tables.items():
         column, where = table["label"], f"{file}: column '{label}'"
@@ -230,18 +234,32 @@ def _joined(parts: list[tuple[np.ndarray, str]], names: list[str], chosen: bool)
     return Labels(labels, max(part.classes for part in found), tuple(names))
 
 
-def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
-    """Return the columns of type ClassLabel in the Hugging Face metadata, with the names of their classes."""
+def class_names(schema: pa.Schema) -> dict[str, list[str]]:
+    """Return the columns of type ClassLabel in the Hugging Face metadata, with the names of their classes.
+
+    Metadata of another structure declares none.
+    """
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return {
-            name: f["names"]
-            for name, f in features.items()
-            if f.get("_type") == "ClassLabel" and f.get("names")
-        }
-    except (KeyError, ValueError, TypeError, AttributeError):
-        # The metadata is missing or has another structure.
+    except (KeyError, ValueError, TypeError, RecursionError):
         return {}
+    declared = features.items() if isinstance(features, dict) else ()
+    return {
+        name: feature["names"]
+        for name, feature in declared
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and _are_names(feature)
+    }
+
+
+def _are_names(feature: dict[str, Any]) -> bool:
+    """Return whether a ClassLabel has names that differ."""
+    names = feature.get("names")
+    return (
+        isinstance(names, list)
+        and bool(names)
+        and all(isinstance(name, str) for name in names)
+        and len(set(names)) == len(names)
+    )
 
 
 def _schema(file: Path) -> pa.Schema:

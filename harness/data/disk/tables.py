@@ -1,4 +1,4 @@
-"""Label tables next to files: `metadata.csv` and `metadata.jsonl` (Hugging Face), `dataset.json` (EDM)."""
+"""Label tables next to files: `metadata.csv`, `.jsonl` and `.parquet` of Hugging Face, EDM's `dataset.json`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ import numpy as np
 from harness.config.spec import DataSpec
 from harness.data.disk.labels import HIDDEN, Labels, label_column, most_classes, named_classes, unlabelled
 from harness.errors import UserError, unknown
-
-FILE = "file_name"
-"""The column of file names, relative to the folder of the table."""
+from metrics.files.parquet_files import FILE, TABLE
 
 
 class Table(NamedTuple):
@@ -119,6 +117,38 @@ def _jsonl(file: Path, spec: DataSpec) -> Table | None:
     return _of_rows(file, rows, spec)
 
 
+def _parquet(file: Path, spec: DataSpec) -> Table | None:
+    """Read the scalar columns of a table, because others hold no labels and may be large."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from harness.data.disk.parquet import class_names
+
+    try:
+        schema = pq.read_schema(file)
+        names = [field.name for field in schema if not pa.types.is_nested(field.type)]
+        table = pq.ParquetFile(file).read(columns=names)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _unreadable(file, error) from error
+    return _of_rows(file, _named(file, table.to_pylist(), class_names(schema)), spec)
+
+
+def _named(file: Path, rows: list[dict[str, Any]], classes: dict[str, list[str]]) -> list[dict[str, Any]]:
+    """Replace the class numbers of columns that the file declares as classes by the names of the classes."""
+    for column, names in classes.items():
+        for row in rows:
+            value = row.get(column)
+            if value in (None, HIDDEN):
+                continue
+            if not isinstance(value, int) or not 0 <= value < len(names):
+                raise UserError(
+                    f"{file}: '{column}' of {row.get(FILE)} is {value}, but the file declares {len(names)} "
+                    "classes; correct it"
+                )
+            row[column] = names[value]
+    return rows
+
+
 def _of_rows(file: Path, rows: list[dict[str, Any]], spec: DataSpec) -> Table | None:
     """Return the labels of rows; None for a table of other facts, for example captions."""
     columns = [str(name) for name in dict.fromkeys(name for row in rows for name in row) if name]
@@ -183,5 +213,6 @@ def _unreadable(file: Path, error: Exception) -> UserError:
 READERS: dict[str, Callable[[Path, DataSpec], Table | None]] = {
     "metadata.csv": _csv,
     "metadata.jsonl": _jsonl,
+    TABLE: _parquet,
     "dataset.json": _edm,
 }

@@ -16,6 +16,7 @@ from harness.config import registry
 from harness.config.spec import DataSpec
 from harness.data.dataset import Capabilities
 from harness.data.disk.labels import NONE, unlabelled
+from harness.data.disk.media import holds_parquet
 from harness.data.disk.tables import has_table
 from harness.data.found import Found, class_counts, found_in
 from harness.data.open import images, open_dataset
@@ -24,7 +25,6 @@ from harness.errors import UserError
 from harness.evaluation.samples.array_file import ArrayImages, array_batches, array_fingerprint, open_array
 from metrics.files.hashing import sha256_of
 from metrics.files.headers import Header, header_of
-from metrics.files.listing import walk
 from metrics.files.media import AUDIO, IMAGE, VIDEO, Encoded, Kind, encoded, holds, media_files
 from metrics.files.recordings import is_audio, read_audio
 from metrics.files.videos import is_video, read_videos
@@ -147,7 +147,7 @@ def _images(where: str, path: Path, data: DataSpec) -> Source:
     if path.is_dir() and not any(path.iterdir()):
         raise UserError(f"{where} is an empty folder; expected {EXPECTED}")
     if path.is_dir():
-        name = "parquet" if any(file.lower().endswith(".parquet") for file in walk(path)) else "folder"
+        name = "parquet" if holds_parquet(path) else "folder"
     else:
         name = {".npz": "npz", ".parquet": "parquet"}.get(path.suffix, "")
     if not name:

@@ -6,12 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from harness.config.spec import DataSpec
 from harness.data.dataset import Dataset
 from harness.data.found import check_labels, found_in
 from harness.errors import UserError
-from tests.harness.data.pictures import folder_of, opened, pixels, png
+from harness.evaluation.samples.sources import open_source
+from tests.harness.data.pictures import folder_of, opened, pixels, png, with_classes
+from tests.harness.data.recorded import sound, tone
 
 KINDS = ["cat", "dog", "cat", "dog", "cat", "owl", "owl", "dog"]
 
@@ -160,3 +165,46 @@ def test_two_tables_are_ambiguous(tmp_path: Path) -> None:
 def test_label_key_without_a_table_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.label_key = kind, but .* has no table"):
         opened("folder", folder_of(tmp_path, pixels()), label_key="kind")
+
+
+def parquet_table(root: Path, names: list[str], labels: list[Any], classes: list[str] | None = None) -> None:
+    table = pa.table({"file_name": names, "label": labels, "embedding": [[0.5, 0.5]] * len(names)})
+    pq.write_table(with_classes(table, label=classes) if classes else table, root / "metadata.parquet")
+
+
+def test_parquet_table_gives_the_labels_of_csv_to_training_and_evaluation(tmp_path: Path) -> None:
+    names = loose(tmp_path)
+    (tmp_path / "metadata.csv").write_text(csv_of(names, KINDS))
+    by_csv = opened("folder", tmp_path)
+    (tmp_path / "metadata.csv").unlink()
+    parquet_table(tmp_path, names, KINDS)
+    data = opened("folder", tmp_path)
+    assert (labels_by_name(data), data.fingerprint) == (KINDS, by_csv.fingerprint)
+    assert found_in(data).label_source == "metadata.parquet, column 'label'"
+    evaluated = open_source(str(tmp_path), "image", DataSpec()).found
+    assert evaluated is not None and evaluated.classes == (("cat", 3), ("dog", 3), ("owl", 2))
+
+
+def test_class_numbers_of_a_parquet_table_are_named_as_it_declares(tmp_path: Path) -> None:
+    names, classes = loose(tmp_path), ["owl", "cat", "dog"]
+    parquet_table(tmp_path, names, [classes.index(kind) for kind in KINDS], classes)
+    assert labels_by_name(opened("folder", tmp_path)) == KINDS
+    parquet_table(tmp_path, names, [3, *[0] * 7], classes)
+    with pytest.raises(UserError, match=r"'label' of 000.png is 3, but the file declares 3 classes"):
+        opened("folder", tmp_path)
+
+
+def test_parquet_table_of_sounds_is_no_data_set_of_rows(tmp_path: Path) -> None:
+    for name in ("a.wav", "b.wav"):
+        (tmp_path / name).write_bytes(sound(tone()))
+    parquet_table(tmp_path, ["a.wav", "b.wav"], ["low", "high"])
+    assert labels_by_name(opened("sounds", tmp_path)) == ["low", "high"]
+    evaluated = open_source(str(tmp_path), "audio", DataSpec()).found
+    assert evaluated is not None and evaluated.samples == 2
+
+
+def test_damaged_parquet_table_is_named(tmp_path: Path) -> None:
+    loose(tmp_path)
+    (tmp_path / "metadata.parquet").write_bytes(b"PAR1 no table")
+    with pytest.raises(UserError, match=r"metadata\.parquet is not a"):
+        opened("folder", tmp_path)
