@@ -23,9 +23,9 @@ class ImageFolder:
 
     Names that are all numbers are in numeric order, others in alphabetical order. A table of labels
     (`metadata.csv`, `.jsonl` or `.parquet`, or EDM's `dataset.json`) comes before subfolders. Without both
-    there is one class. Of the folders `train`, `val` and `test`, only `train` is read. Hidden files and files of other
-    kinds are skipped. Images in an unsupported format raise an error. Linked folders are followed, unless
-    they form a cycle, which raises an error.
+    there is one class. Of the folders `train`, `val` and `test`, only `train` is read. Hidden files and files
+    of other kinds are skipped. Images in an unsupported format raise an error. Linked folders are followed,
+    unless they form a cycle, which raises an error.
     """
 
     modality = "image"

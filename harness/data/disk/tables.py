@@ -1,4 +1,4 @@
-"""Label tables next to files: `metadata.csv`, `.jsonl` and `.parquet` of Hugging Face, EDM's `dataset.json`."""
+"""Tables of labels next to files: `metadata.csv`, `.jsonl` and `.parquet`, and EDM's `dataset.json`."""
 
 from __future__ import annotations
 
