@@ -8,7 +8,7 @@ splits of a data set, only `train` is used. The listing names everything that wa
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +26,8 @@ TRAIN = frozenset({"train", "training"})
 OTHER_SPLITS = frozenset({"val", "valid", "validation", "dev", "test", "testing", "eval"})
 
 OTHER = "other files"
+STEP = 10_000
+"""Files after which a walk reports its progress."""
 
 
 class Skipped(NamedTuple):
@@ -83,16 +85,20 @@ def list_folder(
     refused: Collection[str] = (),
     ignored: Collection[str] = (),
     kinds: Mapping[str, Collection[str]] | None = None,
+    advance: Callable[[int], None] = lambda _: None,
 ) -> Listing:
     """Return the files below a folder that end in `suffixes`, in lower case.
 
     `refused` are suffixes of the kind that are not supported, and `ignored` are names that the caller reads.
-    `kinds` are names and suffixes of other kinds, under which their files are reported.
+    `kinds` are names and suffixes of other kinds, under which their files are reported. `advance` is called
+    with the number of further files, every now and then.
     Raises `MetricError` for a folder that cannot be read, a link that leads back to a folder that contains
     it, and for several splits without `train`.
     """
     left, names, unsupported = Left(), [], []
-    for name in walk(root, left):
+    for number, name in enumerate(walk(root, left), 1):
+        if number % STEP == 0:
+            advance(STEP)
         suffix = os.path.splitext(name)[1].lower()
         if suffix in suffixes:
             names.append(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -95,13 +95,16 @@ def holds(path: Path, kind: Kind) -> bool:
     return _is_of(path, kind)
 
 
-def listing(root: Path, kind: Kind, ignored: Collection[str] = ()) -> Listing:
+def listing(
+    root: Path, kind: Kind, ignored: Collection[str] = (), advance: Callable[[int], None] = lambda _: None
+) -> Listing:
     """Return the files of a kind below a folder. `ignored` are names of other files that the caller reads.
+    `advance` receives the progress of the walk.
 
     Raises `MetricError` for a file of the kind in a format that is not supported.
     """
     others = {other.plural: other.suffixes for other in (IMAGE, VIDEO, AUDIO) if other.name != kind.name}
-    found = list_folder(root, kind.suffixes, kind.not_read, ignored, others)
+    found = list_folder(root, kind.suffixes, kind.not_read, ignored, others, advance)
     if found.refused:
         file = root / found.refused
         raise MetricError(

@@ -13,6 +13,7 @@ from harness.data.disk.survey import Encoded, common_shape, data_path, fingerpri
 from harness.data.disk.tables import READERS, find_table, in_table_order, labels_of
 from harness.data.stored import stored_images
 from harness.errors import UserError
+from harness.files.progress import progress_bar
 from metrics.files.listing import Listing, Skipped, is_clutter
 from metrics.files.media import IMAGE, Kind, listing
 from metrics.value import MetricError
@@ -41,13 +42,17 @@ class ImageFolder:
         self.classes, self.class_names = files.classes, files.class_names
         self.label_source, self.label_problem, self.skipped = files.label_source, files.problem, files.skipped
         try:
-            surveys = survey(root, [root / name for name in self._names], _one)
+            surveys = survey(root, self._names, self._one)
         except OSError as error:
             raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
         self.stored = stored_images((s.width, s.height) for s in surveys)
         self.shape = common_shape(spec, surveys, lambda i: str(root / self._names[i]))
         self._keys = [bytes.fromhex(s.sha256) for s in surveys]
         self.fingerprint = fingerprint((s.sha256 for s in surveys), self._labels)
+
+    def _one(self, name: str) -> list[Encoded]:
+        path = self._root / name
+        return [Encoded(path.read_bytes, str(path))]
 
     def __len__(self) -> int:
         return len(self._names)
@@ -90,7 +95,8 @@ def list_files(root: Path, kind: Kind, spec: DataSpec) -> LabelledFiles:
     splits, tables or class folders are ambiguous.
     """
     try:
-        found = listing(root, kind, ignored=tuple(READERS))
+        with progress_bar(None, f"listing {root.name}", unit="files") as advance:
+            found = listing(root, kind, tuple(READERS), advance)
     except MetricError as error:
         raise UserError(
             f"{error}; set data.root to one" if "ambiguous" in str(error) else str(error)
@@ -138,7 +144,3 @@ def _by_folder(root: Path, kind: Kind, found: Listing) -> tuple[Labels, str]:
     for name in sorted(empty)[:1]:
         raise UserError(f"class folder {base / name} has no {kind.plural}; fill or remove it")
     return labels, f"class folders{f' of {found.split}' if found.split else ''}"
-
-
-def _one(path: Path) -> list[Encoded]:
-    return [Encoded(path.read_bytes, str(path))]

@@ -19,7 +19,7 @@ import numpy as np
 
 from harness.config.spec import DataSpec
 from harness.data.disk.folder import list_files
-from harness.data.disk.parquet import read_rows
+from harness.data.disk.parquet import read_rows, survey_rows
 from harness.data.disk.survey import Encoded, data_path, fingerprint, survey
 from harness.errors import UserError
 from metrics.files import media
@@ -114,7 +114,7 @@ def media_index(
 
     if holds_parquet(root):
         rows = read_rows(spec, root)
-        surveys = survey(root, rows.files, rows.inside, f"{kind.plural} {rows.key}", inspected)
+        surveys = survey_rows(root, rows, f"{kind.plural} {rows.key}", inspected)
         items = [item for file in rows.files for item in rows.inside(file)]
         return MediaIndex(
             items, rows.labels.tolist(), rows.classes, list(rows.class_names), surveys, rows.label_source,
@@ -125,12 +125,37 @@ def media_index(
             f"data.root = {root} is a file, expected {kind.expected}, or parquet with a column of them"
         )
     found = list_files(root, kind, spec)
-    paths = [root / name for name in found.names]
-    surveys = survey(root, paths, lambda file: [_file(file)], kind.plural, inspected)
+    files = _Files(root, found.names)
+    surveys = survey(root, found.names, lambda name: [files.file(name)], kind.plural, inspected)
     return MediaIndex(
-        [_file(path) for path in paths], found.labels, found.classes, found.class_names, surveys,
-        found.label_source, found.problem, found.skipped, len(paths),
+        files, found.labels, found.classes, found.class_names, surveys, found.label_source, found.problem,
+        found.skipped, len(files),
     )  # fmt: skip
+
+
+class _Files(Sequence[Encoded]):
+    """The files of a folder, opened by name when they are needed."""
+
+    def __init__(self, root: Path, names: Sequence[str]) -> None:
+        self._root, self._names = root, names
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    # Any: pyright asks for the overload of slices, which nobody takes.
+    def __getitem__(self, index: Any) -> Any:
+        return self.file(self._names[index])
+
+    def file(self, name: str) -> Encoded:
+        path = self._root / name
+
+        def read() -> bytes:
+            try:
+                return path.read_bytes()
+            except OSError as error:
+                raise UserError(f"cannot read {path}: {error.strerror}") from error
+
+        return Encoded(read, str(path))
 
 
 def holds_parquet(root: Path) -> bool:
@@ -141,13 +166,3 @@ def holds_parquet(root: Path) -> bool:
     except MetricError as error:
         raise UserError(f"{error}; replace it") from error
     return root.suffix == ".parquet"
-
-
-def _file(path: Path) -> Encoded:
-    def read() -> bytes:
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}") from error
-
-    return Encoded(read, str(path))

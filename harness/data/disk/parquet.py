@@ -4,6 +4,7 @@ integer labels."""
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -47,7 +48,7 @@ class ParquetImages:
         self._rows = rows = read_rows(spec, path)
         self.classes, self.class_names, self.files = rows.classes, list(rows.class_names), len(rows.files)
         self.label_source, self.label_problem, self.skipped = rows.label_source, rows.problem, rows.skipped
-        surveys = survey(path, rows.files, rows.inside, rows.key)
+        surveys = survey_rows(path, rows, rows.key)
         self.stored = stored_images((s.width, s.height) for s in surveys)
         self.shape = common_shape(spec, surveys, rows.where)
         self._keys = [bytes.fromhex(s.sha256) for s in surveys]
@@ -102,6 +103,18 @@ class Rows:
         return [
             Encoded(value.as_py, f"{file} row {row}") for row, value in enumerate(self.tables[file]["image"])
         ]
+
+
+def survey_rows(
+    root: Path,
+    rows: Rows,
+    variant: str,
+    inspect: Callable[[Encoded], tuple[Any, ...]] | None = None,
+    # Any: the results of `inspect`.
+) -> list[Any]:
+    """Return the survey of every row; see `survey`."""
+    names = [str(file.relative_to(root)) for file in rows.files]
+    return survey(root, names, lambda name: rows.inside(root / name), variant, inspect)
 
 
 def read_rows(spec: DataSpec, path: Path) -> Rows:

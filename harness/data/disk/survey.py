@@ -7,7 +7,6 @@ cached by the stamp of each file: size, modification time, inode and change time
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,13 +15,17 @@ from typing import Any, NamedTuple
 
 from harness.config.spec import DataSpec
 from harness.data.disk.pixels import decode
+from harness.data.disk.survey_store import Entries, Entry, rewritten
 from harness.errors import UserError
 from harness.files.cache import cache_dir
-from harness.files.files import locked, write_atomic
+from harness.files.files import locked
+from harness.files.progress import progress_bar
 from harness.files.stamps import stamp_of, stored
 
 RULES = 3
 """Version of the checks: increase it when they change, to invalidate cached surveys."""
+CHUNK = 1024
+"""Files that are read before their surveys are written."""
 
 
 class FileSurvey(NamedTuple):
@@ -56,32 +59,73 @@ def data_path(spec: DataSpec, expected: str) -> Path:
 
 def survey(
     root: Path,
-    files: Sequence[Path],
-    inside: Callable[[Path], Sequence[Encoded]],
+    names: Sequence[str],
+    inside: Callable[[str], Sequence[Encoded]],
     variant: str = "",
     inspect: Callable[[Encoded], tuple[Any, ...]] | None = None,
     # Any: rows of JSON, whose values depend on `inspect`.
 ) -> list[Any]:
     """Return the survey of every item of every file, in order: the result of `inspect`, or a `FileSurvey`.
 
-    `inside` lists the items of one file. Only files whose stamp (harness/files/stamps.py) differs from the
-    cache are read; `variant` separates caches of different inspections. Raises `UserError` naming the first
-    file that is missing, or the first broken item.
+    `names` are relative to the root, and `inside` lists the items of one file. Only files whose stamp
+    (harness/files/stamps.py) differs from the cache are read; `variant` separates caches of different
+    inspections. Raises `UserError` naming the first file that is missing, or the first broken item.
     """
     key = hashlib.sha256(f"{RULES}\n{root.resolve()}\n{variant}".encode()).hexdigest()[:16]
-    store = cache_dir("surveys") / f"{key}.json"
+    store = cache_dir("surveys") / f"{key}.jsonl"
+    order = sorted(range(len(names)), key=names.__getitem__)
+    found: list[Any] = [None] * len(names)
     with locked(store):
-        known = _read(store)
-        stamps = {file: _stamp(file) for file in files}
-        names = {file: str(file.relative_to(root)) for file in files}
-        now = time.time_ns()
-        stale = [file for file in files if known.get(names[file], {}).get("stamp") != stamps[file]]
-        for file, items in zip(stale, _inspect(stale, inside, inspect or _inspect_image), strict=True):
-            known[names[file]] = {"stamp": stored(stamps[file], now), "images": items}
-        if stale:
-            _write(store, {names[file]: known[names[file]] for file in files})
-    items = [item for file in files for item in known[names[file]]["images"]]
-    return items if inspect else [FileSurvey(*item) for item in items]
+        if not _all_cached(root, names, order, store, found):
+            _survey(root, names, order, store, found, inside, inspect or _inspect_image)
+    return [item if inspect else FileSurvey(*item) for items in found for item in items]
+
+
+def _all_cached(
+    root: Path, names: Sequence[str], order: Sequence[int], store: Path, found: list[Any]
+) -> bool:
+    """Fill in cached surveys; return whether there is one for every file."""
+    cached = Entries(store)
+    for index in order:
+        found[index] = cached.items(names[index], _stamp(root, names[index]))
+        if found[index] is None:
+            return False
+    return True
+
+
+def _survey(
+    root: Path,
+    names: Sequence[str],
+    order: Sequence[int],
+    store: Path,
+    found: list[Any],
+    inside: Callable[[str], Sequence[Encoded]],
+    inspect: Callable[[Encoded], tuple[Any, ...]],
+) -> None:
+    """Fill in the surveys of all files, and write them to the cache.
+
+    Threads use all cores, because the decoders release Python's global lock.
+    """
+    cached = Entries(store)
+    with (
+        rewritten(store) as write,
+        ThreadPoolExecutor() as pool,
+        progress_bar(len(names), "reading the data", unit="files") as advance,
+    ):
+        for start in range(0, len(order), CHUNK):
+            chunk = order[start : start + CHUNK]
+            stamps = {index: _stamp(root, names[index]) for index in chunk}
+            now = time.time_ns()
+            for index in chunk:
+                found[index] = cached.items(names[index], stamps[index])
+            stale = [index for index in chunk if found[index] is None]
+            lists = [inside(names[index]) for index in stale]
+            inspected = pool.map(inspect, [encoded for items in lists for encoded in items])
+            for index, items in zip(stale, lists, strict=True):
+                found[index] = [list(next(inspected)) for _ in items]
+            for index in chunk:
+                write(Entry(names[index], stored(stamps[index], now), found[index]))
+            advance(len(chunk))
 
 
 def common_shape(
@@ -114,47 +158,14 @@ def fingerprint(images: Iterable[str], labels: Iterable[int]) -> str:
     return total.hexdigest()[:16]
 
 
-def _inspect(
-    files: Sequence[Path],
-    inside: Callable[[Path], Sequence[Encoded]],
-    inspect: Callable[[Encoded], tuple[Any, ...]],
-) -> Iterable[list[tuple[Any, ...]]]:
-    """Yield the surveys of the items of each file. Threads use all cores, because Pillow releases the GIL."""
-    with ThreadPoolExecutor() as pool:
-        for start in range(0, len(files), 1024):
-            lists = [inside(file) for file in files[start : start + 1024]]
-            surveys = pool.map(inspect, [encoded for images in lists for encoded in images])
-            for images in lists:
-                yield [next(surveys) for _ in images]
-
-
-def _stamp(file: Path) -> list[int]:
+def _stamp(root: Path, name: str) -> list[int]:
     try:
-        return stamp_of(file)
+        return stamp_of(root / name)
     except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}; replace or remove it") from error
+        raise UserError(f"cannot read {root / name}: {error.strerror}; replace or remove it") from error
 
 
 def _inspect_image(encoded: Encoded) -> FileSurvey:
     content = encoded.read()
     image = decode(content, encoded.where)
     return FileSurvey(hashlib.sha256(content).hexdigest(), *image.size, len(image.getbands()))
-
-
-def _write(store: Path, known: dict[str, Any]) -> None:
-    """Write surveys as JSON below a line with its checksum."""
-    body = json.dumps(known, separators=(",", ":")).encode()
-    try:
-        write_atomic(store, hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
-    except OSError as error:
-        raise UserError(
-            f"cannot write the cache {store}: {error.strerror}; free the disk or set FLOWRACE_CACHE"
-        ) from error
-
-
-def _read(store: Path) -> dict[str, Any]:
-    """Return cached surveys, or none if the cache is missing or damaged."""
-    if not store.exists():
-        return {}
-    checksum, _, body = store.read_bytes().partition(b"\n")
-    return json.loads(body) if checksum == hashlib.sha256(body).hexdigest().encode() else {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,7 +34,9 @@ class Table(NamedTuple):
 
 def has_table(root: Path) -> bool:
     """Return whether a folder, or one of its folders, has a file with the name of a table."""
-    return any((base / name).is_file() for base in (root, *root.iterdir()) for name in READERS)
+    with os.scandir(root) as entries:
+        folders = [entry.name for entry in entries if entry.is_dir()]
+    return any((root / base / name).is_file() for base in ("", *folders) for name in READERS)
 
 
 def find_table(root: Path, spec: DataSpec, folder: str = "") -> Table | None:

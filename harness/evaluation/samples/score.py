@@ -23,6 +23,7 @@ from harness.evaluation.samples.class_order import order_warning, positions, reo
 from harness.evaluation.samples.reference import Real, admitted, open_reference
 from harness.evaluation.samples.sources import Source, open_source, settled
 from harness.files.cache import cache_dir
+from harness.files.progress import announced
 from metrics.distances.frechet import Moments, moments_of
 from metrics.extractors.local import TrainingImages
 from metrics.extractors.registry import extractor_modality, load_extractor
@@ -172,10 +173,12 @@ def _opened(request: Request, values: list[str]) -> _Samples:
         check_classes(value, request.extractor)
     if any(metric.real for metric in metrics_of(values)) and not request.against:
         raise UserError(f"{request.samples}: {', '.join(values)} needs a reference; name one with --against")
-    source = open_source(request.samples, modality, request.data, request.frames)
+    with announced(request.note, f"opening {request.samples}"):
+        source = open_source(request.samples, modality, request.data, request.frames)
     real = Real()
     if request.against:
-        real = open_reference(request.against, request.extractor, modality, request.data, request.frames)
+        with announced(request.note, f"opening {request.against}"):
+            real = open_reference(request.against, request.extractor, modality, request.data, request.frames)
     for side in (source, real.source):
         if side is not None and side.found is not None:
             request.note(f"{side.where}: {side.found.line()}")

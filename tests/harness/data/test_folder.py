@@ -134,7 +134,7 @@ def test_survey_is_repeated_when_its_cache_is_damaged(
     monkeypatch.setenv("FLOWRACE_CACHE", str(tmp_path / "cache"))
     root = folder_of(tmp_path / "data", pixels())
     first = opened("folder", root)
-    (store,) = (tmp_path / "cache" / "surveys").glob("*.json")
+    (store,) = (tmp_path / "cache" / "surveys").glob("*.jsonl")
     intact = store.read_text()
     store.write_text(intact.replace(*damage))
     assert store.read_text() != intact

@@ -1,0 +1,81 @@
+"""Folders of many files are listed and surveyed in bounded memory, with progress."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from harness.data.disk.survey import Encoded, survey
+from harness.files.stamps import tree_stamp
+from metrics.files import listing as files
+from metrics.files.media import IMAGE, listing
+
+IN_FOLDER = 1000
+LISTED, SURVEYED = 250, 900
+"""Bytes of memory per file that a listing and a survey may take at their peak."""
+
+
+def many_files(root: Path, count: int) -> Path:
+    """Create empty files with ImageNet's names, a thousand in each class folder."""
+    for number in range(0, count, IN_FOLDER):
+        folder = root / f"n{number:08d}"
+        folder.mkdir()
+        descriptor = os.open(folder, os.O_RDONLY)
+        for file in range(min(IN_FOLDER, count - number)):
+            name = f"{folder.name}_{file:05d}.JPEG"
+            os.close(os.open(name, os.O_CREAT | os.O_WRONLY, dir_fd=descriptor))
+        os.close(descriptor)
+    return root
+
+
+def hashed(item: Encoded) -> tuple[str, int]:
+    return hashlib.sha256(item.where.encode()).hexdigest(), 8
+
+
+def check_bounded(root: Path, count: int) -> None:
+    """Raise if a listing or a survey misses a file, reports no progress, or takes too much memory."""
+    progress: list[int] = []
+    tracemalloc.start()
+    try:
+        names = listing(root, IMAGE, advance=progress.append).names
+        listed = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        found = survey(root, names, lambda name: [Encoded(bytes, name)], "many", hashed)
+        surveyed = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(names) == len(set(names)) == count
+    assert sum(progress) == count // files.STEP * files.STEP
+    assert found[-1] == list(hashed(Encoded(bytes, names[-1]))) and len(found) == count
+    assert listed < LISTED * count
+    assert surveyed < SURVEYED * count
+    assert found == survey(root, names, lambda _: pytest.fail("the cache is not used"), "many", hashed)
+
+
+def test_folder_is_listed_and_surveyed_in_bounded_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLOWRACE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(files, "STEP", IN_FOLDER)
+    (tmp_path / "data").mkdir()
+    check_bounded(many_files(tmp_path / "data", 3000), 3000)
+
+
+@pytest.mark.slow
+def test_folder_of_a_million_files_is_listed_and_surveyed_in_bounded_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLOWRACE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "data").mkdir()
+    root = many_files(tmp_path / "data", 1_000_000)
+    check_bounded(root, 1_000_000)
+    tracemalloc.start()
+    try:
+        assert tree_stamp(root) is not None
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
