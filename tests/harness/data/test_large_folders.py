@@ -62,7 +62,7 @@ def test_folder_is_listed_and_surveyed_in_bounded_memory(
     monkeypatch.setenv("FLOWRACE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(files, "STEP", IN_FOLDER)
     (tmp_path / "data").mkdir()
-    check_bounded(many_files(tmp_path / "data", 3000), 3000)
+    check_bounded(many_files(tmp_path / "data", 6000), 6000)
 
 
 @pytest.mark.slow
