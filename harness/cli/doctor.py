@@ -15,13 +15,13 @@ from typing import Literal, NamedTuple
 import click
 from packaging.requirements import Requirement
 from packaging.version import Version
-from rich.console import Console
 from rich.table import Table
 
 from harness import __version__
 from harness.config.options import JSON_OPTION
 from harness.errors import UserError
 from harness.files.cache import cache_dir
+from harness.files.terminal import Console
 from harness.runtime.environment import code_version, cores, device_name, package_version
 
 CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"

@@ -12,6 +12,7 @@ import click
 
 from harness import __version__
 from harness.errors import ERROR_PREFIX, RunStopped, UserError
+from harness.files.terminal import shown_streams
 
 # Name -> (module:function, one line of help).
 COMMANDS = {
@@ -141,6 +142,11 @@ def main() -> None:
     Exit code 0: success; 1: an internal error or a stopped run; 2: the user's mistake; 130: interrupted; 141:
     the reader of the output has closed the pipe (the shell's convention).
     """
+    with shown_streams():
+        _main()
+
+
+def _main() -> None:
     try:
         code = cli.main(prog_name="flowrace", standalone_mode=False)
         # click returns the code of an Exit that a command raises.

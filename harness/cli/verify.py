@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from harness.config.options import JSON_OPTION
+from harness.files.terminal import Console
 
 
 @click.command(epilog="Example: flowrace verify golden/*.safetensors --json")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 import json
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from harness.errors import UserError
+from harness.files.parse import parse_toml
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -19,8 +19,8 @@ def parse_override(text: str) -> tuple[str, Any]:
     if not equals or not path.strip() or not all(path.strip().split(".")):
         raise UserError(f"--set {text}: expected a.b=value, for example --set train.steps=100")
     try:
-        return path.strip(), tomllib.loads(f"v = {value}")["v"]
-    except tomllib.TOMLDecodeError:
+        return path.strip(), parse_toml(f"v = {value}")["v"]
+    except ValueError:
         return path.strip(), value
 
 

@@ -33,6 +33,7 @@ from harness.encoders.base import (
 from harness.errors import UserError, unknown
 from harness.files.cache import cache_dir
 from harness.files.files import locked
+from harness.files.parse import parse_json
 from harness.flow.batch import View
 from harness.records import checkpoint
 from harness.runtime.random_streams import Streams
@@ -213,7 +214,7 @@ def trained(
             checkpoint.save(file, network.state_dict(), {"accuracy": json.dumps(accuracy)})
             saved = checkpoint.load(file)
     network.load_state_dict(saved.tensors)
-    return json.loads(saved.meta["accuracy"])
+    return parse_json(saved.meta["accuracy"])
 
 
 def fit(network: Vit, dataset: Dataset, train: np.ndarray, device: torch.device) -> None:

@@ -24,6 +24,7 @@ from harness.data.dataset import Dataset, shapes_of
 from harness.errors import RunStopped
 from harness.evaluation.features import FeatureSet, outputs_of
 from harness.files.cache import cache_dir
+from harness.files.parse import parse_json
 from harness.runtime.distributed import World
 from metrics.distances.frechet import Moments
 from metrics.files.cache import Saved, kept
@@ -154,6 +155,6 @@ def _restored(saved: Saved) -> Kept:
         part, name = key.split("/")
         moments.setdefault(part, {})[name] = found
     notes = dict(saved.meta)
-    names = json.loads(notes.pop("sets"))
+    names = parse_json(notes.pop("sets"))
     sets = {part: FeatureSet.restored(moments.get(part, {}), rows.get(part, {})) for part in names}
     return Kept(sets, notes)

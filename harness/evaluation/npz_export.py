@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from harness.config.spec import EvalSpec
 from harness.errors import UserError
 from harness.files.files import replacing, take_lock, write_atomic
+from harness.files.parse import parse_json
 from harness.files.progress import progress_bar
 from harness.flow.sampling import Decode, draw_batch, sample_labels
 from harness.records.record import LOCK
@@ -134,7 +135,7 @@ def _begin(folder: Path, job: Job) -> None:
         write_atomic(note, json.dumps({"job": job.digest}).encode())
         return
     try:
-        recorded = json.loads(note.read_bytes()).get("job")
+        recorded = parse_json(note.read_bytes()).get("job")
     except (ValueError, AttributeError):
         recorded = None
     if recorded != job.digest:

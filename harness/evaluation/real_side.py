@@ -30,6 +30,7 @@ from harness.evaluation.kept_features import (
     samples_identity,
 )
 from harness.evaluation.noise_floor import halves_mask, noise_floor
+from harness.files.parse import parse_json
 from harness.runtime.distributed import World
 from harness.runtime.rounds import rounds, stop_if_any_failed
 from metrics import MetricError
@@ -83,7 +84,7 @@ class RealSamples:
         halves = samples if floored else 0
         content = ["training", *self._identity(index), sorted(real), sorted(floored), halves]
         found = kept_features(content, make, self.world, self._waiting)
-        return found.sets.get("all", FeatureSet()), json.loads(found.notes.get(FLOORS, "{}"))
+        return found.sets.get("all", FeatureSet()), parse_json(found.notes.get(FLOORS, "{}"))
 
     def held_out(
         self, index: np.ndarray, metrics: Sequence[Metric], reference: FeatureSet, of: Sequence[Any]
@@ -103,7 +104,7 @@ class RealSamples:
 
         content = ["held out", *self._identity(index), sorted(floored), list(of)]
         found = kept_features(content, make, self.world, self._waiting)
-        return json.loads(found.notes.get(FLOORS, "{}"))
+        return parse_json(found.notes.get(FLOORS, "{}"))
 
     # Any: JSON
     def _identity(self, index: np.ndarray) -> list[Any]:

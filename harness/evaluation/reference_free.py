@@ -30,6 +30,7 @@ from harness.errors import UserError
 from harness.evaluation.extractors import training_images
 from harness.evaluation.kept_features import Kept, kept_features, samples_identity
 from harness.files.cache import cache_dir
+from harness.files.parse import parse_json
 from harness.runtime.random_streams import Streams
 from metrics import MetricError, Value
 from metrics.domain.audio_video_sync import clicks, impacts, synchrony
@@ -73,7 +74,7 @@ class ReferenceFreeMetric:
         threads = torch.get_num_threads()
         content = ["reference-free floor", self.name, self.about, threads, samples_identity(dataset, index)]
         found = kept_features(content, lambda: Kept(notes={"floor": json.dumps(self._floor(dataset, index))}))
-        return json.loads(found.notes["floor"])
+        return parse_json(found.notes["floor"])
 
     def _floor(self, dataset: Dataset, index: np.ndarray) -> dict[str, dict[str, Any]]:
         x, labels = images(dataset, index)

@@ -8,12 +8,12 @@ import fcntl
 import os
 import socket
 import time
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from harness.errors import UserError
+from harness.files.parse import parse_toml
 
 TRIES, PAUSE = 20, 0.01
 """Number of attempts to take a lock, because `holder` briefly takes it too, and the pause between them in
@@ -206,6 +206,6 @@ def _wide_encoding(content: bytes) -> str | None:
 def read_toml(path: Path) -> dict[str, Any]:
     """Return the table of a TOML file; raises `UserError` if it cannot be read."""
     try:
-        return tomllib.loads(read_text(path, "TOML"))
-    except tomllib.TOMLDecodeError as error:
+        return parse_toml(read_text(path, "TOML"))
+    except ValueError as error:
         raise UserError(f"{path} is not TOML: {error}") from error

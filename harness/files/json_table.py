@@ -10,6 +10,7 @@ from typing import Any
 
 from harness.errors import UserError
 from harness.files.files import locked, write_atomic, writing
+from harness.files.parse import parse_json
 
 
 @contextmanager
@@ -30,7 +31,7 @@ def kept(file: Path, protocol: Mapping[str, Any], rows: str, of: str = "") -> di
     if not file.is_file():
         return {}
     try:
-        table = json.loads(file.read_text())
+        table = parse_json(file.read_text())
         return dict(table[rows]) if table["protocol"] == protocol else {}
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from error

@@ -16,7 +16,6 @@ run the released code in float32, and save inputs and outputs with
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +32,7 @@ from harness.backbone.times import Times
 from harness.backbone.tokens import Part
 from harness.config import registry
 from harness.errors import UserError
+from harness.files.parse import parse_json
 from harness.flow.batch import Batch, Draw, View
 from harness.flow.path import interpolate
 from harness.flow.samplers import euler, euler_maruyama, heun, velocity_field
@@ -91,6 +91,10 @@ def verify(path: Path) -> list[Check]:
         computed = compute(golden)
     except KeyError as error:
         raise UserError(f"{path} lacks {error.args[0]!r}, which this kind of golden file needs") from error
+    # Whatever the networks raise for tensors and metadata that do not fit each other.
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} has tensors or metadata that do not fit this kind: {reason}") from error
     return [Check(name, _error(computed.get(name), golden.out[name])) for name in sorted(golden.out)]
 
 
@@ -245,6 +249,6 @@ def _error(computed: Tensor | None, expected: Tensor) -> float:
 
 def _json(text: str) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError:
         return text

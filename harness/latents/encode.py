@@ -24,6 +24,7 @@ from harness.data.open import from_pixels, images
 from harness.data.waveforms import codec_input_shape, read_waves
 from harness.errors import UserError
 from harness.files.files import held, write_atomic
+from harness.files.parse import parse_json
 from harness.latents.codec import Codec
 from harness.latents.shards import FORMAT, INDEX, MANIFEST, shard_name, without_places
 from harness.runtime.distributed import World
@@ -140,7 +141,7 @@ def _begin(folder: Path, job: Encoding) -> None:
             raise UserError(f"{folder} is not empty and holds no encoding to continue; choose another --out")
         write_atomic(note, json.dumps(job.about, indent=1).encode())
         return
-    begun, requested = (without_places(about) for about in (json.loads(note.read_bytes()), job.about))
+    begun, requested = (without_places(about) for about in (parse_json(note.read_bytes()), job.about))
     if changed := [name for name in requested if begun.get(name) != requested[name]]:
         raise UserError(
             f"{folder} holds another encoding: {changed[0]} was {begun.get(changed[0])}, is now "

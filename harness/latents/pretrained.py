@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from harness.errors import UserError
+from harness.files.parse import parse_json
 from harness.latents.codec import Affine, Moments
 from metrics.files.hashing import file_sha256
 
@@ -85,7 +85,7 @@ class Pretrained:
 
     def _loaded(self, cls: Any, folder: Path) -> tuple[Any, list[str]]:
         """Return the network, and the names of weights that are missing or have the wrong shape."""
-        config = json.loads((folder / CONFIG).read_bytes())
+        config = parse_json((folder / CONFIG).read_bytes())
         if not isinstance(config, dict):
             raise ValueError(f"its {CONFIG} is not a JSON object")
         declared = config.get("_class_name") or next(iter(config.get("architectures") or ()), self.network)

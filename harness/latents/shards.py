@@ -19,6 +19,7 @@ import numpy as np
 from harness.errors import UserError
 from harness.files.cache import cache_dir
 from harness.files.files import locked, write_atomic
+from harness.files.parse import parse_json
 from harness.files.stamps import stamp_of, stored
 from metrics.files.hashing import sha256_of
 
@@ -46,7 +47,7 @@ def shard_name(number: int) -> str:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Read latents.json. Raises `UserError` if the folder holds no encoded moments, or incomplete ones."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
+        manifest = parse_json((folder / MANIFEST).read_bytes())
     except OSError as error:
         raise UserError(
             f"data.root = {folder} has no {MANIFEST}; expected a folder that flowrace data encode has "
@@ -81,7 +82,7 @@ def check(folder: Path, manifest: dict[str, Any]) -> None:
     """
     store = cache_dir("latents") / f"{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]}.json"
     with locked(store):
-        known = json.loads(store.read_bytes()) if store.exists() else {}
+        known = parse_json(store.read_bytes()) if store.exists() else {}
         stamps = {name: [_stamp(folder / name), sha256] for name, sha256 in manifest["files"].items()}
         now = time.time_ns()
         stale = [name for name, stamp in stamps.items() if known.get(name) != stamp]

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from harness.errors import UserError
 from harness.files.files import replacing
-from harness.records.checkpoint_files import HEADER, checkpoints
+from harness.records.checkpoint_files import HEADER, checkpoints, header_of
 
 FORMAT = "flowrace-1"
 
@@ -68,7 +68,7 @@ def load(path: Path) -> Checkpoint:
     """
     try:
         with safe_open(path, "pt") as file:
-            meta = json.loads((file.metadata() or {}).get(HEADER, "{}"))
+            meta = header_of(file.metadata())
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{path} is not a readable checkpoint ({error}); {_remedy(path)}") from error

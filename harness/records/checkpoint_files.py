@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
+
+# Any: values of JSON.
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from harness.config.spec import TrainSpec
 from harness.errors import UserError
+from harness.files.parse import parse_json
 
 HEADER = "flowrace"
 """The key of the metadata in the header of a file."""
 CHECKPOINTS, EMA = "checkpoints", "ema"
 """The folders of a run directory with checkpoints, and with EMA weights kept for later evaluations."""
+NAME = re.compile(r"step-([0-9]{1,18})\.safetensors\Z")
+"""Names of checkpoints; files of other names are ignored."""
 NEWEST = 2
 """Checkpoints to resume from that are kept unless the spec names a number."""
 
@@ -26,15 +32,15 @@ def path_of(folder: Path, step: int) -> Path:
 
 def step_of(path: Path) -> int:
     """Return the step of a checkpoint file; raises ValueError for any other file name."""
-    match = re.fullmatch(r"step-(\d+)\.safetensors", path.name)
+    match = NAME.match(path.name)
     if match is None:
         raise ValueError(f"{path} is not a checkpoint file name (step-<number>.safetensors)")
     return int(match[1])
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoint files of a folder, oldest first."""
-    return sorted(folder.glob("step-*.safetensors"), key=step_of)
+    """Return the checkpoint files of a folder, oldest first. Files of other names are ignored."""
+    return sorted((file for file in folder.glob("step-*.safetensors") if NAME.match(file.name)), key=step_of)
 
 
 def weights_files(run: Path) -> dict[int, Path]:
@@ -47,10 +53,18 @@ def precision_of(file: Path) -> str:
     """Return the precision of the EMA weights in a file, from its header."""
     try:
         with safe_open(file, "numpy") as content:
-            meta = json.loads((content.metadata() or {}).get(HEADER, "{}"))
+            meta = header_of(content.metadata())
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{file} is not a readable file of weights: {error}") from error
     return meta.get("precision", "float32")
+
+
+def header_of(metadata: Mapping[str, str] | None) -> dict[str, Any]:
+    """Return the header in the metadata of a safetensors file. Raises `ValueError` if it is no table."""
+    header = parse_json((metadata or {}).get(HEADER, "{}"))
+    if not isinstance(header, dict):
+        raise ValueError(f"its header '{HEADER}' is no table")
+    return header
 
 
 def scheduled(step: int, train: TrainSpec) -> bool:

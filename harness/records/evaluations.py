@@ -20,6 +20,7 @@ from harness.config.spec import EvalSpec
 from harness.errors import UserError
 from harness.files.files import exclusive, sync_file, writing
 from harness.files.json_table import adding_to, write_table
+from harness.files.parse import parse_json
 from harness.records.events import Event, read_events
 
 EVALUATIONS, PROTOCOLS = "evaluations.jsonl", "protocols.json"
@@ -131,7 +132,7 @@ def read_protocols(run: Path) -> dict[str, Any]:
     """Return what is recorded about the protocols of later evaluations, by hash."""
     file = run / PROTOCOLS
     try:
-        return json.loads(file.read_text())
+        return parse_json(file.read_text())
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except ValueError as error:

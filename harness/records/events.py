@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from harness.errors import UserError
+from harness.files.parse import parse_json
 
 # Any: an event is a JSON object.
 Event = dict[str, Any]
@@ -57,7 +58,7 @@ def _parsed(file: Path, content: bytes) -> list[Event]:
     lines = content.split(b"\n")[:-1]
     try:
         events = json.loads(b"[" + b",".join(lines) + b"]")
-    except ValueError:
+    except (ValueError, RecursionError):
         events = []
     if len(events) == len(lines) and all(map(_is_event, events)):
         return events
@@ -66,7 +67,7 @@ def _parsed(file: Path, content: bytes) -> list[Event]:
 
 def _event(file: Path, number: int, line: bytes) -> Event:
     try:
-        event = json.loads(line)
+        event = parse_json(line)
     except ValueError:
         event = None
     if not _is_event(event):

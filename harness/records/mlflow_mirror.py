@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError
+from harness.files.names import check_name
 from harness.records.evaluations import conditions_of, read_evaluations
 from harness.records.flatten import flatten, not_finite, points
 from harness.records.mlflow_store import artifact_folder, creating, open_store, shown, store_uri
@@ -72,9 +73,12 @@ def mirror(
     The runs become children of the run of `study`, which holds the `artifacts`. Pass `complete` if the
     records are the full study: its run then ends as FINISHED if all of them are done, else as FAILED.
 
-    Raises `UserError` if MLflow is not installed or the store cannot be reached. Raises `Unsent`, after
+    Raises `UserError` for a name of a study that is a path, before anything is written, and if MLflow is not
+    installed or the store cannot be reached. Raises `Unsent`, after
     mirroring the others, if some records are broken or rejected by the store.
     """
+    # It becomes the name of an experiment, whose artifacts are in a folder of that name.
+    check_name(study, "the name of the study")
     records, reasons = _readable(records)
     sent: list[int] = []
     with open_store(uri) as client:

@@ -32,7 +32,6 @@ import json
 import os
 import re
 import signal
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -41,6 +40,7 @@ from typing import Any
 
 from harness.errors import ERROR_PREFIX, UserError
 from harness.files.files import decode_text, holder, read_tail, sync_file, take_lock, write_atomic
+from harness.files.parse import parse_json, parse_toml
 from harness.records.evaluations import (
     Conditions,
     Evaluation,
@@ -90,12 +90,12 @@ class Record:
         """The resolved spec as plain data; raises `UserError` if it is missing or broken."""
         file = self.path / SPEC
         try:
-            return tomllib.loads(decode_text(file, file.read_bytes(), "TOML"))
+            return parse_toml(decode_text(file, file.read_bytes(), "TOML"))
         except (FileNotFoundError, NotADirectoryError) as error:
             raise UserError(f"{self.path} is not a run directory: no {SPEC} in it") from error
         except OSError as error:
             raise UserError(f"cannot read {file}: {error.strerror}") from error
-        except tomllib.TOMLDecodeError as error:
+        except ValueError as error:
             raise UserError(f"{file} is not TOML: {error}") from error
 
     @cached_property
@@ -343,7 +343,7 @@ class RecordWriter:
         """
         file = self.path / SPEC
         if file.exists():
-            old, new = Record(self.path).spec, tomllib.loads(toml)
+            old, new = Record(self.path).spec, parse_toml(toml)
             if not replace or asks_the_same(old, new):
                 return
             if _steps_of(old) != _steps_of(new):
@@ -414,7 +414,7 @@ def _dump(value: Any, indent: int | None = None) -> bytes:
 
 def _read_json(file: Path) -> Any:
     try:
-        return json.loads(decode_text(file, file.read_bytes(), "JSON"))
+        return parse_json(decode_text(file, file.read_bytes(), "JSON"))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:

@@ -16,7 +16,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -26,6 +25,8 @@ from typing import Any
 
 from harness.errors import UserError
 from harness.files.files import decode_text, read_toml
+from harness.files.names import check_name
+from harness.files.parse import parse_json
 from harness.records.record import Record, log_file
 from harness.records.targets import FORMS, TargetRule, rule_at_step, share_rule
 
@@ -141,8 +142,10 @@ class StudyFolder:
 
     @property
     def name(self) -> str:
-        """The name of the study, or of the folder if it holds no study."""
-        return str(self.study.get("name", self.path.resolve().name))
+        """The name of the study, or of the folder if it holds no study; one component of a path."""
+        if "name" not in self.study:
+            return check_name(self.path.resolve().name, f"{self.path}: the name of the folder")
+        return _name(self.study_file, self.study) or ""
 
     @property
     def settings(self) -> StudySettings:
@@ -153,7 +156,7 @@ class StudyFolder:
     def plan(self) -> PlanFile | None:
         """The plan, or None if the folder holds none."""
         try:
-            return _parsed(json.loads(decode_text(self.plan_file, self.plan_file.read_bytes(), "JSON")))
+            return _parsed(parse_json(decode_text(self.plan_file, self.plan_file.read_bytes(), "JSON")))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
@@ -201,6 +204,8 @@ class StudyFolder:
 
 def _parsed(table: Any) -> PlanFile:
     runs = tuple(PlanEntry(str(run["id"]), dict(run["cell"]), run.get("steps")) for run in table["runs"])
+    for run in runs:
+        check_name(run.id, "the id of a run")
     excluded = table.get("excluded") or ()
     return PlanFile(runs, tuple(PlanExclusion(dict(row["cell"]), str(row["reason"])) for row in excluded))
 
@@ -224,7 +229,7 @@ def _settings(file: Path, table: Mapping[str, Any]) -> StudySettings:
             raise UserError(f"{file}: target.share_of_final = {share!r}: expected a number, for example 0.9")
         share_rule(share, f"{file}: target.share_of_final = {share!r}")
     return StudySettings(
-        name=_text(file, "name", table.get("name")),
+        name=_name(file, table),
         baseline=_text(file, "baseline", table.get("baseline")),
         metric=_text(file, "target.metric", target.get("metric")),
         target=values[0] if values else None,
@@ -234,6 +239,11 @@ def _settings(file: Path, table: Mapping[str, Any]) -> StudySettings:
         labels=_labels(file, table.get("labels", {})),
         across=_across(file, table.get("report", {})),
     )
+
+
+def _name(file: Path, table: Mapping[str, Any]) -> str | None:
+    name = _text(file, "name", table.get("name"))
+    return None if name is None else check_name(name, f"{file}: name")
 
 
 def _values(file: Path, target: Mapping[str, Any]) -> tuple[float, ...]:

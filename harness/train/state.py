@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,10 @@ from harness.runtime.random_streams import Streams
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
+
+
+STATE = ("exp_avg", "exp_avg_sq", "step")
+"""The tensors that AdamW keeps for each parameter."""
 
 
 @dataclass
@@ -157,20 +162,37 @@ def restore_run(run: Run, folder: Path) -> None:
     saved = checkpoint.load(files[-1])
     if saved.meta.get("run") != run.id:
         raise UserError(f"{files[-1]} belongs to run {saved.meta.get('run')}, not to {run.id}")
+    step = str(saved.meta.get("step"))
+    if not re.fullmatch("[0-9]{1,18}", step):
+        raise UserError(f"{files[-1]} has no step in its header; delete it")
     for name, module in {"model": run.model, "ema": run.ema, "method": run.method}.items():
-        _load(module, saved.part(name))
+        _load(module, saved.part(name), files[-1])
     states = saved.part("optimizer")
     for name, parameter in run.learned.items():
-        state = {
-            kind: states[f"{name}.{kind}"]
-            for kind in ("exp_avg", "exp_avg_sq", "step")
-            if f"{name}.{kind}" in states
-        }
+        state = _optimizer_state(states, name, parameter, files[-1])
         run.optimizer.state[parameter] = {
             kind: shard_like(value, parameter) if value.ndim else value.to(parameter.device)
             for kind, value in state.items()
         }
-    run.step = int(saved.meta["step"])
+    run.step = int(step)
+
+
+def _optimizer_state(
+    states: dict[str, Tensor], name: str, parameter: nn.Parameter, file: Path
+) -> dict[str, Tensor]:
+    """Return the saved state of a parameter, empty for one that has had no gradient yet.
+
+    Raises `UserError` if a part of it is missing or has another shape.
+    """
+    state = {kind: states[key] for kind in STATE if (key := f"{name}.{kind}") in states}
+    shapes = {"exp_avg": parameter.shape, "exp_avg_sq": parameter.shape, "step": torch.Size()}
+    wrong = [kind for kind in STATE if state and (kind not in state or state[kind].shape != shapes[kind])]
+    if wrong:
+        raise UserError(
+            f"{file} lacks the tensor optimizer.{name}.{wrong[0]} of shape {tuple(shapes[wrong[0]])}; delete "
+            "it to continue from the one before"
+        )
+    return state
 
 
 @torch.no_grad()
@@ -200,18 +222,30 @@ def _load_start(run: Run, path: Path) -> None:
     if saved.meta.get("imported") != start.weights:
         raise UserError(f"{file} holds other weights than those of start.weights = {start.weights}")
     for module in (run.model, run.ema):
-        _load(module, saved.part("ema"))
+        _load(module, saved.part("ema"), file)
     projectors, known = saved.part("method"), run.method.state_dict()
     fits = {name: t.shape for name, t in projectors.items()} == {name: t.shape for name, t in known.items()}
     if projectors and fits and saved.meta.get("method") == run.spec.method.name:
-        _load(run.method, projectors)
+        _load(run.method, projectors, file)
     run.step = start.step
 
 
-def _load(module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Load full tensors into a module, sharded as the module is."""
+def _load(module: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
+    """Load full tensors into a module, sharded as the module is.
+
+    Raises `UserError`, naming the file, if one is missing or unknown, or has another shape.
+    """
+    known = module.state_dict()
+    for name in sorted(known.keys() ^ tensors.keys())[:1]:
+        lacks = "lacks" if name in known else "has the unknown tensor"
+        raise UserError(f"{file} {lacks} {name}, so it does not belong to this spec; delete it")
+    for name, tensor in tensors.items():
+        if tensor.shape != known[name].shape:
+            raise UserError(
+                f"{file}: {name} has shape {tuple(tensor.shape)}, but this spec needs "
+                f"{tuple(known[name].shape)}; delete it"
+            )
     if is_sharded(module):
-        known = module.state_dict()
         tensors = {name: shard_like(t, known[name]) if name in known else t for name, t in tensors.items()}
     module.load_state_dict(tensors)
 

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 from metrics.files.listing import Listing, Skipped, list_folder, walk
-from metrics.files.parquet_files import column_names, is_table, parquet_files
+from metrics.files.parquet_files import bounded_batches, column_names, is_table, parquet_files
 from metrics.value import MetricError
 
 
@@ -169,17 +169,11 @@ def package(name: str, extra: str) -> ModuleType:
 
 
 def _rows(file: Path, kind: Kind) -> Iterator[Encoded]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     row = 0
-    try:
-        for batch in pq.ParquetFile(file).iter_batches(batch_size=64, columns=[kind.name]):
-            for cell in batch.column(0).to_pylist():
-                content = cell.get("bytes") if isinstance(cell, dict) else cell
-                if not isinstance(content, bytes):
-                    raise MetricError(f"{file} row {row}: column '{kind.name}' has no bytes")
-                yield Encoded(f"{file} row {row}", content)
-                row += 1
-    except (pa.ArrowException, OSError) as error:
-        raise MetricError(f"{file} is a damaged parquet file: {error}") from error
+    for batch in bounded_batches(file, [kind.name]):
+        for cell in batch.column(0).to_pylist():
+            content = cell.get("bytes") if isinstance(cell, dict) else cell
+            if not isinstance(content, bytes):
+                raise MetricError(f"{file} row {row}: column '{kind.name}' has no bytes")
+            yield Encoded(f"{file} row {row}", content)
+            row += 1

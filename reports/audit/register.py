@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from harness.errors import UserError
 from harness.files.files import lock_file, sync_file
+from harness.files.parse import parse_json
 from reports.audit.inputs.claim import Claim, claim_hash
 from reports.audit.inputs.run_log import AuditRun
 
@@ -112,7 +113,7 @@ def _checked(file: Path, content: bytes) -> tuple[dict[str, RegisterEntry], str]
     entries, last = {}, ""
     for number, line in enumerate(content.splitlines(), start=1):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             intact = row["previous"] == last and row["hash"] == claim_hash(
                 Claim.model_validate_json(json.dumps(row["claim"]))
             )

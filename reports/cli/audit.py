@@ -217,9 +217,9 @@ def power(
 
 
 def _print_power(found: Any, axis: str, wanted: float | None, needed: int | None) -> None:
-    from rich.console import Console
     from rich.table import Table
 
+    from harness.files.terminal import Console
     from reports.stats.number_format import factor
 
     spread = found.spread

@@ -6,11 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from harness.files.terminal import Console
 from reports.audit.audit import Audit
 from reports.audit.inputs.claim import claim_hash
 from reports.audit.words import arrival_summary, axis_lines, because, censored, claimed, facts, notes

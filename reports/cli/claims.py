@@ -173,9 +173,10 @@ def _print_csv(numbers: Sequence[PublishedNumber]) -> None:
 def _print_table(numbers: Sequence[PublishedNumber]) -> None:
     """Print one row per number, or a short paragraph each if the terminal is too narrow."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from harness.files.terminal import Console
 
     table = Table(*COLUMNS, box=box.SIMPLE_HEAD, pad_edge=False)
     rows = [_cells(number) for number in numbers]

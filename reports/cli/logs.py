@@ -104,8 +104,9 @@ def tidy(found: Understood) -> str:
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from harness.files.terminal import Console
 
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in ("run", "method", "seed", "metric", "points", "steps", "source"):

@@ -132,7 +132,7 @@ def _number(number: Estimate) -> str:
 
 def _show(table: Table) -> None:
     """Print the table: wrapped in a terminal, one line per row in a pipe or a file."""
-    from rich.console import Console
+    from harness.files.terminal import Console
 
     console = Console(highlight=False)
     wide = Console(width=10_000)

@@ -9,7 +9,6 @@ numbers by id (check.py checks them).
 from __future__ import annotations
 
 import difflib
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -22,6 +21,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from harness.errors import UserError
+from harness.files.parse import parse_toml
 from reports.literature.entries import (
     Comparison,
     Head,
@@ -95,8 +95,8 @@ def _checked(files: Iterable[Traversable]) -> Literature:
 def _read(file: Traversable) -> Iterator[LiteratureEntry]:
     """Yield the entries of one file, numbers first."""
     try:
-        raw = _plain(tomllib.loads(file.read_text(encoding="utf-8-sig"), parse_float=Decimal))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raw = _plain(parse_toml(file.read_text(encoding="utf-8-sig"), parse_float=Decimal))
+    except (ValueError, OSError) as error:
         raise UserError(f"{file}: cannot be read as TOML: {error}") from error
     head = _valid(Head, raw, str(file))
     for index, table in enumerate(head.table, 1):

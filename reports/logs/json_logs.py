@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from harness.errors import UserError
 from harness.files.files import read_text
+from harness.files.parse import parse_json
 from reports.logs.curves import LogCurve, LogPoint, Understood, drop_smoothed, number
 from reports.logs.log_map import LogMap
 from reports.logs.names import logged_config, name_run
@@ -23,7 +23,7 @@ SNAPSHOT = re.compile(r"(?:snapshot|training-state)-(\d+)(?:-[\d.]+)?\.\w+$")
 def read_json(file: Path, rules: LogMap) -> Understood:
     """Return the curves of a JSON log; raises `UserError` for one of no known layout."""
     try:
-        table = json.loads(read_text(file, "JSON"))
+        table = parse_json(read_text(file, "JSON"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is not JSON: {error}") from error
     if isinstance(table, Mapping) and isinstance(table.get("log_history"), list):
@@ -44,7 +44,7 @@ def read_json_lines(file: Path, rules: LogMap) -> Understood:
     notes = []
     for n, line in lines:
         try:
-            rows.append((f"{file} line {n}", json.loads(line)))
+            rows.append((f"{file} line {n}", parse_json(line)))
         except (ValueError, RecursionError) as error:
             if n != lines[-1][0]:
                 raise UserError(f"{file} line {n} is not JSON: {error}") from error

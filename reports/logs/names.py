@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from unicodedata import normalize
 
 from harness.errors import UserError
+from harness.files.parse import parse_json
 from reports.logs.log_map import EXAMPLE, LogMap, NamedRun
 
 SEED = re.compile(r"seed[\s_=:.-]*(\d+)(?![A-Za-z0-9])", re.IGNORECASE)
@@ -62,7 +62,7 @@ def logged_config(folder: Path) -> dict[str, Any]:
     for name in ("config.yaml", "hparams.yaml", "args.json", "config.json"):
         try:
             text = (folder / name).read_text(encoding="utf-8-sig")
-            table = json.loads(text) if name.endswith(".json") else yaml.safe_load(text)
+            table = parse_json(text) if name.endswith(".json") else yaml.safe_load(text)
         except (OSError, ValueError, yaml.YAMLError):
             continue
         if isinstance(table, Mapping):

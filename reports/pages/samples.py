@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from harness.errors import UserError
+from harness.files.pictures import BROKEN, FORMATS, LARGEST, check_pixels
 from reports.race.race import Race
 
 WIDEST = 480
@@ -82,10 +83,13 @@ def _uri(file: Path, widest: int) -> str:
     """Return a picture as a data URI: PNG, or a JPEG thumbnail if it is wider than `widest`."""
     content = file.read_bytes()
     try:
-        picture = Image.open(io.BytesIO(content))
+        picture = Image.open(io.BytesIO(content), formats=FORMATS)
+        check_pixels(picture)
         picture.load()
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise UserError(f"{file} is not an image: {error}") from error
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{file} has more than {LARGEST:,} pixels; remove it") from error
+    except BROKEN as error:
+        raise UserError(f"{file} is not an image: {error}; remove it") from error
     kind, buffer = "png", io.BytesIO()
     if picture.width > widest:
         kind = "jpeg"

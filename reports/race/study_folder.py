@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.files.parse import parse_json
 from harness.records.record import Record
 from harness.records.study_folder import PlanFile, StudyFolder, StudySettings
 
@@ -59,6 +59,6 @@ def read_probe_tables(folders: Iterable[Path], name: str) -> Iterator[tuple[Path
     for file in (folder / name for folder in sorted(folders)):
         if file.is_file():
             try:
-                yield file, json.loads(file.read_text())
+                yield file, parse_json(file.read_text())
             except ValueError:
                 yield file, None

@@ -10,12 +10,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from harness.costs.disk import disk_bytes
 from harness.files.progress import format_duration
+from harness.files.terminal import Console
 from harness.records.record import TRAINING_PHASES, Record, failure_reason
 from sweeps.plan.budget import count_flops, run_cost
 from sweeps.plan.missing_weights import find_missing, missing_lines

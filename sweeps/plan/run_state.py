@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from harness.config.spec import RunSpec
 from harness.files.files import read_tail
+from harness.files.parse import parse_json
 from harness.records.record import EVENTS, Record
 from harness.train.later_evaluations import missing_evaluations
 from sweeps.plan.plan import PlannedRun
@@ -85,7 +85,7 @@ def _last_events(file: Path) -> Iterator[dict[str, Any]]:
     for line in read_tail(file).split(b"\n")[:-1]:
         # The first line may be the end of a longer one.
         try:
-            event = json.loads(line)
+            event = parse_json(line)
         except ValueError:
             continue
         if isinstance(event, dict) and {"kind", "step"} <= event.keys():

@@ -58,6 +58,7 @@ from harness.config.spec import Section
 from harness.config.tables import parse_override, set_path, validate
 from harness.errors import UserError, unknown
 from harness.files.files import read_toml
+from harness.files.names import LONGEST
 from harness.records.flatten import flatten
 from sweeps.plan.search_space import Dimension
 
@@ -173,7 +174,7 @@ class TuningCost(Section):
 
 
 class Study(Section):
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=LONGEST)
     base: str
     baseline: str | None = None
     axes: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]]

@@ -187,7 +187,7 @@ def test_paths_without_audio_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(MetricError, match=r"y\.parquet row 0: column 'audio' has no bytes"):
         list(read_audio(tmp_path / "y.parquet", 8000))
     (tmp_path / "z.parquet").write_text("not parquet")
-    with pytest.raises(MetricError, match=r"z\.parquet is not a parquet file"):
+    with pytest.raises(MetricError, match=r"z\.parquet is not a readable parquet file"):
         is_audio(tmp_path / "z.parquet")
 
 

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from harness.config.spec import DataSpec
 from harness.data.dataset import Sample
@@ -25,7 +24,7 @@ from harness.data.disk.survey import Encoded, common_shape, data_path, fingerpri
 from harness.data.stored import stored_images
 from harness.errors import UserError, unknown
 from metrics.files.listing import Skipped
-from metrics.files.parquet_files import parquet_files
+from metrics.files.parquet_files import bounded_table, parquet_files, schema_of
 from metrics.value import MetricError
 
 EXPECTED = (
@@ -156,6 +155,8 @@ def _label_source(file: Path, image: str, label: str) -> str:
 def _columns(spec: DataSpec, file: Path) -> tuple[str, str]:
     """Return the names of the image column and of the label column, "" for data without labels."""
     schema = _schema(file)
+    if "" in schema.names:
+        raise UserError(f"{_described(file, schema)}: one has no name; name it")
     images = [field.name for field in schema if _holds_images(field.type)]
     image = spec.image_key or _only(images, "data.image_key", file, schema)
     for field, key in (("image_key", spec.image_key), ("label_key", spec.label_key)):
@@ -192,9 +193,9 @@ def _read(file: Path, image: str, label: str) -> pa.Table:
     if not (_holds_images(kind) or _is_binary(kind)):
         raise UserError(f"{file}: column '{image}' is {kind}, expected struct<bytes, path> or binary")
     try:
-        table = pq.ParquetFile(file).read(columns=list(filter(None, (image, label))))
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{file} is a damaged parquet file: {error}; replace it") from error
+        table = bounded_table(file, list(filter(None, (image, label))))
+    except MetricError as error:
+        raise UserError(f"{error}; replace it") from error
     column = table[image]
     if pa.types.is_struct(column.type):
         # pyarrow generates its functions when it is imported.
@@ -277,9 +278,9 @@ def _are_names(feature: dict[str, Any]) -> bool:
 
 def _schema(file: Path) -> pa.Schema:
     try:
-        return pq.read_schema(file)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not a readable parquet file: {error}; expected {EXPECTED}") from error
+        return schema_of(file)
+    except MetricError as error:
+        raise UserError(f"{error}; expected {EXPECTED}") from error
 
 
 def _holds_images(kind: pa.DataType) -> bool:

@@ -3,36 +3,27 @@
 from __future__ import annotations
 
 import io
-import struct
-import zlib
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from harness.errors import UserError
+from harness.files.pictures import BROKEN, FORMATS, LARGEST, check_pixels
 
 GREY = ("1", "L", "LA", "La")
 COLOUR = ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
-_BROKEN = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
-"""Exceptions that Pillow raises for damaged files."""
 _PNG, _DEPTH = b"\x89PNG\r\n\x1a\n", 24
 """Signature of a PNG, and the position of its bit depth. Pillow reduces 16 bits to 8 if there is colour or
 alpha."""
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 LONG_TEXT = 1024
 """Bytes of a text or colour profile from which it is not read; compressed ones expand a thousandfold."""
-LARGEST = Image.MAX_IMAGE_PIXELS or 2**26
-"""Half the number of pixels that an image may have, known from its header before it is decoded."""
+LARGE = 2**24
+"""Pixels from which images are decoded one at a time, and in strips."""
+_ONE_LARGE = threading.Lock()
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -52,28 +43,38 @@ def decode(encoded: bytes, where: str) -> Image.Image:
     applied. Raises `UserError`, naming `where`, for damaged, animated or deeper images.
     """
     try:
-        with Image.open(io.BytesIO(_without_texts(encoded))) as image:
+        with Image.open(io.BytesIO(_without_texts(encoded)), formats=FORMATS) as image, _bounded(image):
             # Cameras store previews after the picture of a JPEG (CIPA DC-007, MPO).
             frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+            if frames > 1:
+                raise UserError(
+                    f"{where} holds {frames} frames, expected one still image; extract a frame or remove it"
+                )
             image.load()
-            image = upright(image)
+            _check_depth(image, encoded, where)
+            return flatten(upright(image))
     except Image.DecompressionBombError as error:
-        raise UserError(
-            f"{where} has more than {2 * LARGEST:,} pixels; scale it down or remove it"
-        ) from error
+        raise UserError(f"{where} has more than {LARGEST:,} pixels; scale it down or remove it") from error
     except UnidentifiedImageError as error:
         raise UserError(f"{where} is not an image of a supported format; convert it to PNG") from error
-    except _BROKEN as error:
+    except BROKEN as error:
         raise UserError(f"{where} is a broken image: {error}; replace or remove it") from error
-    if frames > 1:
-        raise UserError(
-            f"{where} holds {frames} frames, expected one still image; extract a frame or remove it"
-        )
+
+
+@contextmanager
+def _bounded(image: Image.Image) -> Iterator[None]:
+    """Check the number of pixels of an opened image, and let one thread at a time decode a large one."""
+    check_pixels(image)
+    with _ONE_LARGE if image.width * image.height > LARGE else nullcontext():
+        yield
+
+
+def _check_depth(image: Image.Image, encoded: bytes, where: str) -> None:
+    """Raise `UserError` for more than 8 bits a channel."""
     deep = encoded.startswith(_PNG) and encoded[_DEPTH] == 16
     if deep or image.mode not in GREY + COLOUR:
         depth = "16 bits per channel" if deep else f"type '{image.mode}'"
         raise UserError(f"{where} has pixels of {depth}, expected 8 bits per channel; convert it to 8 bits")
-    return flatten(image)
 
 
 def _without_texts(encoded: bytes) -> bytes:
@@ -111,10 +112,16 @@ def upright(image: Image.Image) -> Image.Image:
 def flatten(image: Image.Image) -> Image.Image:
     """Convert an 8-bit image to L or RGB, with transparent pixels composited on white."""
     mode = "L" if image.mode in GREY else "RGB"
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert(mode)
+    if not image.has_transparency_data:
+        return image.convert(mode)
+    flat = Image.new(mode, image.size)
+    # Strips, because a large image and its composite would need its memory four times.
+    rows = max(1, LARGE // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        strip = image.crop(box).convert("RGBA")
+        flat.paste(Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip).convert(mode), box)
+    return flat
 
 
 def fit(image: Image.Image, shape: tuple[int, int, int]) -> np.ndarray:

@@ -17,7 +17,9 @@ import numpy as np
 from harness.config.spec import DataSpec
 from harness.data.disk.labels import HIDDEN, Labels, label_column, most_classes, named_classes, unlabelled
 from harness.errors import UserError, unknown
-from metrics.files.parquet_files import FILE, TABLE
+from harness.files.parse import parse_json
+from metrics.files.parquet_files import FILE, TABLE, bounded_table, schema_of
+from metrics.value import MetricError
 
 
 class Table(NamedTuple):
@@ -112,7 +114,7 @@ def _csv(file: Path, spec: DataSpec) -> Table | None:
 def _jsonl(file: Path, spec: DataSpec) -> Table | None:
     try:
         lines = file.read_text(encoding="utf-8-sig").split("\n")
-        rows = [json.loads(line) for line in lines if line.strip()]
+        rows = [parse_json(line) for line in lines if line.strip()]
     except (OSError, ValueError, RecursionError) as error:
         raise _unreadable(file, error) from error
     if not all(isinstance(row, dict) for row in rows):
@@ -123,17 +125,16 @@ def _jsonl(file: Path, spec: DataSpec) -> Table | None:
 def _parquet(file: Path, spec: DataSpec) -> Table | None:
     """Read the scalar columns of a table, because others hold no labels and may be large."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     from harness.data.disk.parquet import class_names
 
     try:
-        schema = pq.read_schema(file)
+        schema = schema_of(file)
         names = [field.name for field in schema if not pa.types.is_nested(field.type)]
-        table = pq.ParquetFile(file).read(columns=names)
-    except (pa.ArrowException, OSError, ValueError) as error:
+        rows = bounded_table(file, names).to_pylist()
+    except MetricError as error:
         raise _unreadable(file, error) from error
-    return _of_rows(file, _named(file, table.to_pylist(), class_names(schema)), spec)
+    return _of_rows(file, _named(file, rows, class_names(schema)), spec)
 
 
 def _named(file: Path, rows: list[dict[str, Any]], classes: dict[str, list[str]]) -> list[dict[str, Any]]:
@@ -185,7 +186,7 @@ def _of_rows(file: Path, rows: list[dict[str, Any]], spec: DataSpec) -> Table | 
 def _edm(file: Path, spec: DataSpec) -> Table | None:
     """Read EDM's `dataset.json`: {"labels": [[file, class number], ...]}, or null for data without labels."""
     try:
-        table = json.loads(file.read_text(encoding="utf-8-sig"))
+        table = parse_json(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise _unreadable(file, error) from error
     if not isinstance(table, dict) or "labels" not in table:

@@ -12,7 +12,6 @@ run these parts are used:
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from harness.errors import UserError, unknown
+from harness.files.parse import parse_json
 from harness.records.mlflow_copy import copied_database, copied_file_store
 from harness.records.mlflow_store import SQLITE, quiet_mlflow
 from harness.records.record import TRAINING_PHASES, tracked_name
@@ -255,7 +255,7 @@ def _tag(run: Any, tag: str) -> list[Any]:
     Raises `UserError` if the tag is not a JSON list.
     """
     try:
-        found = json.loads(run.data.tags.get(tag, "[]"))
+        found = parse_json(run.data.tags.get(tag, "[]"))
     except ValueError:
         found = None
     if not isinstance(found, list):
