@@ -19,6 +19,8 @@ from harness.errors import UserError, unknown
 
 FILE = "file_name"
 """The column of file names, relative to the folder of the table."""
+EDM = "dataset.json"
+"""The table of EDM, EDM2 and REPA."""
 
 
 class Table(NamedTuple):
@@ -150,10 +152,18 @@ def _of_rows(file: Path, rows: list[dict[str, Any]], spec: DataSpec) -> Table | 
 
 
 def _edm(file: Path, spec: DataSpec) -> Table | None:
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise _unreadable(file, error) from error
+    return edm_table(file, text)
+
+
+def edm_table(file: Path, text: str) -> Table | None:
     """Read EDM's `dataset.json`: {"labels": [[file, class number], ...]}, or null for data without labels."""
     try:
-        table = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
+        table = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise _unreadable(file, error) from error
     if not isinstance(table, dict) or "labels" not in table:
         return None
@@ -183,5 +193,5 @@ def _unreadable(file: Path, error: Exception) -> UserError:
 READERS: dict[str, Callable[[Path, DataSpec], Table | None]] = {
     "metadata.csv": _csv,
     "metadata.jsonl": _jsonl,
-    "dataset.json": _edm,
+    EDM: _edm,
 }
