@@ -57,6 +57,12 @@ PRINTED = (
     help="Factor that the stored latents already contain, for example 0.18215.",
 )
 @click.option(
+    "--stats",
+    default="",
+    metavar="FILE|measure",
+    help="File with mean and std of each channel (.pt), or measure them. Default: the layout's.",
+)
+@click.option(
     "--holds",
     type=click.Choice(HOLDS),
     help="Content of a record: mean and standard deviation, mean and log-variance, or one draw. "
@@ -130,7 +136,14 @@ def _found(job: Importing, difference: float | None) -> list[str]:
         f"standard deviation {spread.std:.3g} after it",
         f"images {job.images_at or 'none'}, {job.pixels[-1]}x{job.pixels[-2]} pixels",
         *source.notes,
+        *(["the mirrored copies equal the originals"] if _copies_equal(job) else []),
     ]
+
+
+def _copies_equal(job: Importing) -> bool:
+    """Return whether a sample of mirrored copies equals the originals, as some writers fill them in."""
+    sampled = job.sampled
+    return sampled.shape[1] == 2 and bool((sampled[:, 0] == sampled[:, 1]).all())
 
 
 def _scale(job: Importing) -> str:

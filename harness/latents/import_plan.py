@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from harness.config import registry
@@ -16,14 +17,21 @@ from harness.data.open import open_dataset
 from harness.errors import UserError, unknown
 from harness.latents.codec import Affine, Codec, open_codec
 from harness.latents.importing import Importing, Named, Scaling, check_images, check_statistics
+from harness.latents.layouts.lightningdit import is_lightningdit, open_lightningdit, read_statistics
+from harness.latents.layouts.mar import is_mar, open_mar
 from harness.latents.layouts.repa import is_repa, open_repa
 from harness.latents.layouts.source import Holds, LatentSource
+from harness.latents.layouts.uvit import is_uvit, open_uvit
+from harness.latents.moments import Spread, spread_of
 
 FACTORS = (8, 16, 32, 4, 2, 1, 64)
 """Downsampling factors of autoencoders that are tried."""
 SD_SCALE = 0.18215
 """The scale of REPA's training code, for latents without a codec."""
-NONE = "none"
+NONE, MEASURE = "none", "measure"
+MEASURED = 10_000
+"""Number of latents whose statistics are measured, as in LightningDiT."""
+CHUNK = 100
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,12 @@ class Layout:
     expected: str
 
 
-LAYOUTS = (Layout("repa", is_repa, open_repa, "images/ and vae-sd/ with dataset.json, or EDM2 zip files"),)
+LAYOUTS = (
+    Layout("repa", is_repa, open_repa, "images/ and vae-sd/ with dataset.json, or EDM2 zip files"),
+    Layout("lightningdit", is_lightningdit, open_lightningdit, "safetensors with latents and labels"),
+    Layout("uvit", is_uvit, open_uvit, "0.npy, 1.npy, ... and states of captions 0_0.npy, ..."),
+    Layout("mar", is_mar, open_mar, "class folders of .npz files with moments"),
+)
 
 
 @dataclass(frozen=True)
@@ -49,6 +62,8 @@ class Choices:
     scale: float | None = None
     shift: float | None = None
     stored_scale: float = 1.0
+    stats: str = ""
+    """File with mean and standard deviation of each channel, or `measure`; empty for that of the layout."""
     holds: Holds | None = None
     images: str = ""
     """Location of the images, `none` to leave them out, empty for those of the layout."""
@@ -69,7 +84,7 @@ def plan_import(root: Path, choices: Choices, device: torch.device) -> Importing
     holds = _holds(source, choices, codec.opened)
     channels, *places = source.records.shape
     shape = (channels // (1 if holds == "sample" else 2), *places)
-    scaling = _scaling(source, choices, codec.opened, shape[0])
+    scaling = _scaling(source, choices, codec.opened, shape, holds)
     image_spec, images, pixels = _images(source, choices, codec.opened, shape)
     job = Importing(
         source, holds, codec, scaling, pixels, images, image_spec, _classes(source, choices), choices.rows
@@ -123,30 +138,64 @@ def _holds(source: LatentSource, choices: Choices, codec: Codec | None) -> Holds
     return holds
 
 
-def _scaling(source: LatentSource, choices: Choices, codec: Codec | None, channels: int) -> Scaling:
+def _scaling(
+    source: LatentSource, choices: Choices, codec: Codec | None, shape: tuple[int, ...], holds: Holds
+) -> Scaling:
     """Return the normalisation: as chosen, of a file of statistics, of the authors' code, or of the codec."""
+    if choices.stats and choices.scale is not None:
+        raise UserError("--stats and --scale both set the normalisation; leave one out")
     if choices.scale is not None or choices.shift is not None:
         affine = Affine((choices.shift or 0.0,), (1.0 if choices.scale is None else choices.scale,))
         return Scaling(affine, choices.stored_scale, "as given")
-    if source.statistics is not None:
-        mean, std = source.statistics
-        if len(mean) != channels:
+    if (found := _statistics(source, choices, shape, holds)) is not None:
+        mean, std, where = found
+        if len(mean) != shape[0]:
             raise UserError(
-                f"{source.root}: its statistics have {len(mean)} channels, but the latents have {channels}; "
-                "replace them, or give --scale"
+                f"{source.root}: the statistics {where} have {len(mean)} channels, but the latents have "
+                f"{shape[0]}; replace them, or give --scale"
             )
-        affine = Affine(mean, tuple(1 / value for value in std))
-        return Scaling(affine, choices.stored_scale, "of latents_stats.pt")
+        return Scaling(Affine(mean, tuple(1 / value for value in std)), choices.stored_scale, where)
     if source.scale is not None:
         return Scaling(Affine(scale=(source.scale,)), choices.stored_scale, f"of {source.kind}'s code")
     if codec is not None:
         return Scaling(codec.affine, choices.stored_scale, "of the codec")
-    if source.kind == "repa" and channels == 4:
+    if source.kind == "repa" and shape[0] == 4:
         return Scaling(Affine(scale=(SD_SCALE,)), choices.stored_scale, "of repa's code")
     raise UserError(
-        f"{source.root}: the scale of its latents is not known; add --codec sd-vae:FOLDER, or "
-        "--scale and --shift"
+        f"{source.root}: the scale of its latents is not known; add --codec sd-vae:FOLDER, "
+        "--scale and --shift, --stats FILE, or --stats measure"
     )
+
+
+def _statistics(
+    source: LatentSource, choices: Choices, shape: tuple[int, ...], holds: Holds
+) -> tuple[tuple[float, ...], tuple[float, ...], str] | None:
+    """Return mean and standard deviation of each channel, and where they are from."""
+    if choices.stats == MEASURE:
+        spread = _measured(source, shape, holds)
+        if not (np.isfinite(spread.std_c).all() and spread.std_c.min() > 0):
+            raise UserError(f"{source.root}: some channel is constant or not finite; check what was encoded")
+        unscaled = 1 / choices.stored_scale
+        mean, std = (tuple((values * unscaled).tolist()) for values in (spread.mean_c, spread.std_c))
+        return mean, std, "measured"
+    if choices.stats:
+        return *read_statistics(Path(choices.stats).expanduser()), f"of {choices.stats}"
+    return None if source.statistics is None else (*source.statistics, "of latents_stats.pt")
+
+
+def _measured(source: LatentSource, shape: tuple[int, ...], holds: Holds) -> Spread:
+    """Return the spread of MEASURED evenly spaced latents, read in bounded memory."""
+    chosen = np.unique(np.linspace(0, len(source) - 1, MEASURED).round().astype(int)).tolist()
+    parts = 1 if holds == "sample" else 2
+    chunks, sizes = [], []
+    for begin in range(0, len(chosen), CHUNK):
+        some = chosen[begin : begin + CHUNK]
+        records = np.concatenate([source.records.read(index, index + 1) for index in some])
+        chunks.append(spread_of(records.reshape(*records.shape[:2], parts, *shape), holds))
+        sizes.append(len(some))
+    mean = np.average([chunk.mean_c for chunk in chunks], axis=0, weights=sizes)
+    second = np.average([chunk.std_c**2 + chunk.mean_c**2 for chunk in chunks], axis=0, weights=sizes)
+    return Spread(mean, np.sqrt(second - mean**2))
 
 
 def _images(

@@ -51,6 +51,12 @@ def npy(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def npz(compressed: bool = False, **arrays: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    (np.savez_compressed if compressed else np.savez)(buffer, **arrays)
+    return buffer.getvalue()
+
+
 def repa_files(records: np.ndarray, labels: tuple[int, ...] | None = LABELS) -> dict[str, bytes]:
     """Return the files of `vae-sd` as REPA's preprocessing names them."""
     names = [f"{n // 5:05d}/img-mean-std-{n:08d}.npy" for n in range(len(records))]

@@ -16,10 +16,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from harness.data.disk.labels import Labels, unlabelled
-from harness.data.disk.tables import EDM, Table, edm_table, in_table_order, labels_of
-from harness.errors import UserError
-from harness.files.files import decode_text, read_text
-from harness.latents.layouts.arrays import (
+from harness.data.disk.npy import (
     DAMAGED_ZIP,
     HEADER,
     LARGEST,
@@ -30,6 +27,9 @@ from harness.latents.layouts.arrays import (
     read_file,
     read_member,
 )
+from harness.data.disk.tables import EDM, Table, edm_table, in_table_order, labels_of
+from harness.errors import UserError
+from harness.files.files import decode_text, read_text
 from harness.latents.layouts.source import LatentSource, identity_of
 from metrics.files.listing import Skipped, is_clutter, list_folder
 from metrics.value import MetricError
