@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from harness.cli.data_import import import_
 from harness.config.options import JSON_OPTION, set_option
 from harness.errors import UserError
 
@@ -32,6 +33,9 @@ Example:
 @click.group(epilog="Example: flowrace data encode digits --codec identity --out latents")
 def data() -> None:
     """Prepare data for training."""
+
+
+data.add_command(import_)
 
 
 @data.command(epilog=ENCODE_EPILOG)
@@ -180,13 +184,11 @@ def _kind(path: Path, modality: str) -> str:
         raise UserError(
             f"SRC {path}: no such file or folder, and no data set of that name; see: flowrace list datasets"
         )
-    from harness.data.disk.media import holds_parquet
+    from harness.data.disk.kinds import image_kind
 
     if modality != "image":
         return {"video": "videos", "audio": "sounds"}[modality]
-    if path.suffix in (".npz", ".parquet"):
-        return path.suffix[1:]
-    return "parquet" if holds_parquet(path) else "folder"
+    return image_kind(path)
 
 
 def _bar(total: int) -> Any:

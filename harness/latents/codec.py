@@ -86,6 +86,23 @@ class Codec(Protocol):
         ...
 
 
+class Renormalised:
+    """A codec whose latents are normalised in another way than its configuration says."""
+
+    def __init__(self, codec: Codec, affine: Affine) -> None:
+        self._codec, self.affine = codec, affine
+        self.modalities, self.rate, self.sha256 = codec.modalities, codec.rate, codec.sha256
+
+    def shape(self, of: tuple[int, ...]) -> tuple[int, ...]:
+        return self._codec.shape(of)
+
+    def encode(self, samples: Tensor) -> Moments:
+        return self._codec.encode(samples)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self._codec.decode(self._codec.affine.normalised(self.affine.restored(latents.float())))
+
+
 def open_codec(name: str, weights: str, device: torch.device) -> Codec:
     """Return the codec `family` or `family@<digits>` with the weights at a path.
 

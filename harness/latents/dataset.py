@@ -24,14 +24,15 @@ from harness.data.log_mel import BANDS
 from harness.data.open import open_dataset
 from harness.data.waveforms import codec_input_shape
 from harness.errors import UserError
-from harness.latents.codec import Affine, Codec, open_codec
+from harness.latents.codec import Affine, Codec, Renormalised, open_codec
+from harness.latents.moments import as_moments
 from harness.latents.shards import MANIFEST, check, fingerprint, open_shards, read_index, read_manifest
 
-EXPECTED = "a folder written by flowrace data encode"
+EXPECTED = "a folder written by flowrace data encode or flowrace data import"
 
 
 class Latents:
-    """Encoded images, videos or sounds: a folder written by flowrace data encode.
+    """Encoded images, videos or sounds: a folder written by flowrace data encode or flowrace data import.
 
     The moments are memory-mapped files. Moments stored as float16 are converted to float32.
     """
@@ -49,7 +50,9 @@ class Latents:
         self.fingerprint, self.modality = fingerprint(manifest), _modality(manifest)
         self.affine = Affine.from_json(manifest["codec"])
         self._spec, self._index, self._shards = spec, read_index(folder), open_shards(folder, manifest)
-        self._rows = manifest["rows"]
+        self._rows, self._holds = manifest["rows"], manifest.get("holds", "std")
+        self.class_names = tuple(manifest.get("class_names", ()))
+        self.label_source = manifest.get("label_source", "")
         _check_declared(spec, manifest)
 
     @staticmethod
@@ -97,6 +100,8 @@ class Latents:
     def pictures(self) -> Dataset:
         """The data set that was encoded. Raises `UserError` if it is missing or has changed."""
         source = self.manifest["source"]
+        if not source:
+            return _Absent(self.manifest, self._spec.root)
         fields = source | ({"root": self._spec.images} if self._spec.images else {})
         try:
             return open_dataset(DataSpec(**fields))
@@ -108,11 +113,35 @@ class Latents:
 
     def codec(self, device: torch.device) -> Codec:
         """Open the decoder: `data.codec`, or the codec that encoded the samples."""
-        return _codec(*_codec_of(self.manifest, self._spec), str(device))
+        codec = _codec(*_codec_of(self.manifest, self._spec), str(device))
+        decode = self.manifest.get("decode")
+        return codec if decode is None else Renormalised(codec, Affine.from_json(decode))
 
     def _moments(self, index: int, copy: int) -> np.ndarray:
         shard, row = divmod(index, self._rows)
-        return np.asarray(self._shards[shard][row, copy], dtype=np.float32)
+        return as_moments(self._shards[shard][row, copy], self._holds)
+
+
+class _Absent:
+    """The samples of imported latents, which are not on this machine: their shape, but no pixels."""
+
+    fingerprint = ""
+
+    def __init__(self, manifest: dict[str, Any], root: str) -> None:
+        self.modality, self.classes = _modality(manifest), manifest["classes"]
+        self.shape, self._root, self._samples = tuple(manifest["pixels"]), root, manifest["samples"]
+
+    def __len__(self) -> int:
+        return self._samples
+
+    def sample(self, index: int) -> Sample:
+        raise UserError(
+            f"{self._root} was imported without its images, which encoders and metrics of real samples read; "
+            "import again with --images, or measure against a file with eval.reference"
+        )
+
+    def key(self, index: int) -> bytes:
+        return self.sample(index).x.tobytes()
 
 
 # Any: a namespace with the members of a `Dataset` that drawing samples reads.
@@ -159,6 +188,11 @@ def check_codec(spec: DataSpec) -> None:
 def _codec_of(manifest: dict[str, Any], spec: DataSpec) -> tuple[str, str]:
     """Return the name of the decoder and the location of its weights."""
     encoder = manifest["codec"]
+    if not spec.codec and not encoder["name"]:
+        raise UserError(
+            f"{spec.root} was imported without a codec, which decodes samples; set data.codec, for example "
+            "--set data.codec=sd-vae:FOLDER, or import again with --codec"
+        )
     name = spec.codec or f"{encoder['name']}@{encoder['sha256'][:8]}"
     return name, spec.codec_weights or encoder["weights"]
 

@@ -1,4 +1,6 @@
-"""Encoding of a data set into a folder of moments, shard by shard; complete shards are kept when resuming.
+"""Writing of a folder of moments, shard by shard; complete shards are kept when resuming.
+
+The moments are those of a codec, or those of files that other code has encoded (importing.py).
 
 On one kind of device, the bytes of a shard depend only on the samples, the codec and the batch size, because
 batches do not cross shards. Under torchrun the shards are split over ranks.
@@ -8,11 +10,11 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,7 +25,7 @@ from harness.data.dataset import Capabilities, Dataset, label_of
 from harness.data.open import from_pixels, images
 from harness.data.waveforms import codec_input_shape, read_waves
 from harness.errors import UserError
-from harness.files.files import held, write_atomic
+from harness.files.files import held, replacing, write_atomic
 from harness.files.parse import parse_json
 from harness.latents.codec import Codec
 from harness.latents.shards import FORMAT, INDEX, MANIFEST, shard_name, without_places
@@ -35,6 +37,39 @@ LEFT_OVER = (LOCK, f".{BEGUN}.tmp")
 """Files of a command that was killed before it wrote any content."""
 IF_SET = ("frames", "video_weight", "audio_weight")
 """Fields of the source that a manifest has only if they are set, because older manifests lack them."""
+
+
+class Job(Protocol):
+    """Moments to be written into a folder: those of an encoder, or those of imported files."""
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """The manifest without its files."""
+        ...
+
+    def shards(self) -> list[range]:
+        """Return the samples of each shard."""
+        ...
+
+    @property
+    def record(self) -> tuple[int, ...]:
+        """(copies, parts, c, *places) of a sample as it is stored."""
+        ...
+
+    @property
+    def dtype(self) -> np.dtype: ...
+
+    def moments(self, part: range, device: torch.device) -> Iterator[np.ndarray]:
+        """Yield the records (n, *record) of some samples in order, a batch at a time."""
+        ...
+
+    def labels(self) -> np.ndarray:
+        """Return the labels of all samples, int64 (N,)."""
+        ...
+
+    def keys(self) -> list[bytes]:
+        """Return the bytes that assign each sample to a side of the split."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -83,8 +118,30 @@ class Encoding:
         return self.codec.shape(codec_input_shape(self.dataset.shape, self.codec.rate))
 
     def shards(self) -> list[range]:
-        n = len(self.dataset)
-        return [range(start, min(start + self.rows, n)) for start in range(0, n, self.rows)]
+        return shards_of(len(self.dataset), self.rows)
+
+    @property
+    def record(self) -> tuple[int, ...]:
+        return (2 if self.flip else 1, 2, *self.latent_shape())
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype("<f2" if self.half else "<f4")
+
+    def moments(self, part: range, device: torch.device) -> Iterator[np.ndarray]:
+        for start in range(part.start, part.stop, self.batch):
+            yield _moments(self, np.arange(start, min(start + self.batch, part.stop)), device)
+
+    def labels(self) -> np.ndarray:
+        return np.array([label_of(self.dataset, i) for i in range(len(self.dataset))], dtype=np.int64)
+
+    def keys(self) -> list[bytes]:
+        return [self.dataset.key(i) for i in range(len(self.dataset))]
+
+
+def shards_of(samples: int, rows: int) -> list[range]:
+    """Return the samples of each shard of at most `rows` samples."""
+    return [range(start, min(start + rows, samples)) for start in range(0, samples, rows)]
 
 
 def check_encodes(family: str, dataset: Dataset, flip: bool) -> None:
@@ -106,12 +163,13 @@ def check_encodes(family: str, dataset: Dataset, flip: bool) -> None:
         raise UserError("--flip mirrors images and videos, but these samples are audio; leave it out")
 
 
-def encode(job: Encoding, folder: Path, world: World, advance: Callable[[int], None]) -> dict[str, Any]:
+def encode(job: Job, folder: Path, world: World, advance: Callable[[int], None]) -> dict[str, Any]:
     """Encode into a folder and return its manifest, on other ranks than 0 an empty one.
 
     `advance` is called with the number of samples of each batch that was encoded or found complete. Raises
     `UserError` if the folder holds another encoding, is in use, or cannot be written.
     """
+    is_new = not folder.exists()
     try:
         if world.main:
             folder.mkdir(parents=True, exist_ok=True)
@@ -127,13 +185,25 @@ def encode(job: Encoding, folder: Path, world: World, advance: Callable[[int], N
                     _write_shard(folder / shard_name(number), job, part, world.device, advance)
             world.wait()
             return _finish(folder, job) if world.main else {}
+    except UserError:
+        if is_new and world.main:
+            _remove_if_empty(folder)
+        raise
     except OSError as error:
         raise UserError(
             f"cannot write to {folder}: {error.strerror}; free disk space, then run the same command again"
         ) from error
 
 
-def _begin(folder: Path, job: Encoding) -> None:
+def _remove_if_empty(folder: Path) -> None:
+    """Remove a folder without any complete shard, so that a refusal leaves nothing."""
+    if not any(folder.glob("*.sha256")):
+        with suppress(OSError):
+            (folder / BEGUN).unlink(missing_ok=True)
+            folder.rmdir()
+
+
+def _begin(folder: Path, job: Job) -> None:
     """Record what is being encoded, or check that the folder continues the same encoding."""
     note = folder / BEGUN
     if not note.exists():
@@ -150,17 +220,19 @@ def _begin(folder: Path, job: Encoding) -> None:
 
 
 def _write_shard(
-    path: Path, job: Encoding, part: range, device: torch.device, advance: Callable[[int], None]
+    path: Path, job: Job, part: range, device: torch.device, advance: Callable[[int], None]
 ) -> None:
-    """Write a shard, then a file with its sha256, which marks it as complete."""
-    rows = []
-    for start in range(part.start, part.stop, job.batch):
-        index = np.arange(start, min(start + job.batch, part.stop))
-        rows.append(_moments(job, index, device))
-        advance(len(index))
-    buffer = io.BytesIO()
-    np.save(buffer, np.concatenate(rows), allow_pickle=False)
-    write_atomic(path, buffer.getvalue())
+    """Write a shard batch by batch, then a file with its sha256, which marks it as complete."""
+    head = {
+        "descr": np.lib.format.dtype_to_descr(job.dtype),
+        "fortran_order": False,
+        "shape": (len(part), *job.record),
+    }
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, head)
+        for records in job.moments(part, device):
+            file.write(np.ascontiguousarray(records).data)
+            advance(len(records))
     write_atomic(_seal(path), sha256_of(path).encode())
 
 
@@ -170,7 +242,7 @@ def _moments(job: Encoding, index: np.ndarray, device: torch.device) -> np.ndarr
     versions = (x, x.flip(-1)) if job.flip else (x,)
     copies = [torch.stack(job.codec.encode(version), dim=1) for version in versions]
     moments = torch.stack(copies, dim=1).float().cpu().numpy()
-    moments = moments.astype("<f2" if job.half else "<f4")
+    moments = moments.astype(job.dtype)
     if not np.isfinite(moments).all():
         raise UserError(
             f"the codec's moments of samples {index[0]} to {index[-1]} are not all finite"
@@ -186,13 +258,11 @@ def _read(job: Encoding, index: np.ndarray) -> torch.Tensor:
     return from_pixels(images(job.dataset, index)[0])
 
 
-def _finish(folder: Path, job: Encoding) -> dict[str, Any]:
+def _finish(folder: Path, job: Job) -> dict[str, Any]:
     """Write the index and the manifest, and return the manifest."""
-    labels = np.array([label_of(job.dataset, i) for i in range(len(job.dataset))], dtype=np.int64)
-    keys = [job.dataset.key(i) for i in range(len(job.dataset))]
-    buffer = io.BytesIO()
+    keys, buffer = job.keys(), io.BytesIO()
     joined = np.frombuffer(b"".join(keys), dtype=np.uint8)
-    np.savez(buffer, labels=labels, keys=joined, ends=np.cumsum([len(key) for key in keys]))
+    np.savez(buffer, labels=job.labels(), keys=joined, ends=np.cumsum([len(key) for key in keys]))
     write_atomic(folder / INDEX, buffer.getvalue())
     names = [shard_name(number) for number in range(len(job.shards()))]
     files = {name: _seal(folder / name).read_text() for name in names}

@@ -50,8 +50,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = parse_json((folder / MANIFEST).read_bytes())
     except OSError as error:
         raise UserError(
-            f"data.root = {folder} has no {MANIFEST}; expected a folder that flowrace data encode has "
-            "completed"
+            f"data.root = {folder} has no {MANIFEST}; expected a folder that flowrace data encode or "
+            "flowrace data import has completed"
         ) from error
     except ValueError as error:
         raise UserError(f"{folder / MANIFEST} is damaged; run flowrace data encode again") from error
@@ -114,7 +114,8 @@ def open_shards(folder: Path, manifest: dict[str, Any]) -> list[np.ndarray]:
 
 def damaged(path: Path) -> UserError:
     return UserError(
-        f"{path} is damaged: its content does not match its checksum; run flowrace data encode again"
+        f"{path} is damaged: its content does not match its checksum; run flowrace data encode again, "
+        "or flowrace data import"
     )
 
 
@@ -122,4 +123,6 @@ def _stamp(path: Path) -> list[int]:
     try:
         return stamp_of(path)
     except OSError as error:
-        raise UserError(f"{path} is missing; run flowrace data encode again") from error
+        raise UserError(
+            f"{path} is missing; run flowrace data encode again, or flowrace data import"
+        ) from error

@@ -30,6 +30,7 @@ ORDER = {
         {"harness.data"},
         {"harness.data.generated", "harness.encoders"},
         {"harness.data.disk"},
+        {"harness.latents.layouts"},
         {"harness.latents"},
         {"harness.evaluation"},
         {"harness.evaluation.samples", "harness.assembly"},

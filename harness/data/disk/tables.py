@@ -21,6 +21,9 @@ from harness.files.parse import parse_json
 from metrics.files.parquet_files import FILE, TABLE, bounded_table, schema_of
 from metrics.value import MetricError
 
+EDM = "dataset.json"
+"""The table of EDM, EDM2 and REPA."""
+
 
 class Table(NamedTuple):
     """The rows of a table. Names of files are relative to the root of the data."""
@@ -184,10 +187,18 @@ def _of_rows(file: Path, rows: list[dict[str, Any]], spec: DataSpec) -> Table | 
 
 
 def _edm(file: Path, spec: DataSpec) -> Table | None:
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise _unreadable(file, error) from error
+    return edm_table(file, text)
+
+
+def edm_table(file: Path, text: str) -> Table | None:
     """Read EDM's `dataset.json`: {"labels": [[file, class number], ...]}, or null for data without labels."""
     try:
-        table = parse_json(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
+        table = parse_json(text)
+    except ValueError as error:
         raise _unreadable(file, error) from error
     if not isinstance(table, dict) or "labels" not in table:
         return None
@@ -218,5 +229,5 @@ READERS: dict[str, Callable[[Path, DataSpec], Table | None]] = {
     "metadata.csv": _csv,
     "metadata.jsonl": _jsonl,
     TABLE: _parquet,
-    "dataset.json": _edm,
+    EDM: _edm,
 }

@@ -1,0 +1,1 @@
+"""Layouts in which other code stores latents, one reader per layout."""
