@@ -62,7 +62,7 @@ def audit_sequential(
     for n in (look for look in rule.all_looks if look <= len(ordered.seeds)):
         critical = rule.critical(n, alpha)
         interval = partial(with_critical, critical=critical, floor=rule.floor)
-        found = audit_claim(claim, _first(ordered, n, setters), tuning, standing, interval)
+        found = audit_claim(claim, first_pairs(claim, ordered.logs, n, tuning), tuning, standing, interval)
         found = _explained(found, critical)
         looks.append(Look(n, critical, found.gain, found.verdict))
         if found.verdict != "inconclusive":
@@ -99,6 +99,15 @@ def adjust_looks(
         replace(one, adjusted=decided[number].verdict if number in decided else "inconclusive")
         for number, one in enumerate(audits)
     ]
+
+
+def first_pairs(claim: Claim, logs: AuditRuns, n: int, tuning: Mapping[str, Tuning]) -> AuditRuns:
+    """Return the runs of the first n registered seeds, and those that set the target."""
+    kept = {*_rule(claim).order[:n], *tuning.get(claim.baseline, Tuning()).seeds}
+    baseline, candidate = (
+        {seed: run for seed, run in arm.items() if seed in kept} for arm in (logs.baseline, logs.candidate)
+    )
+    return replace(logs, baseline=baseline, candidate=candidate)
 
 
 def in_order(claim: Claim, logs: AuditRuns, setters: set[int]) -> Ordered:
@@ -193,15 +202,6 @@ def _decides(claim: Claim, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     return ((low >= c1) & (high <= c2)) | (high < c1) | (low > c2)
 
 
-def _first(ordered: Ordered, n: int, setters: set[int]) -> AuditRuns:
-    kept = {*ordered.seeds[:n], *setters}
-    baseline, candidate = (
-        {seed: run for seed, run in arm.items() if seed in kept}
-        for arm in (ordered.logs.baseline, ordered.logs.candidate)
-    )
-    return replace(ordered.logs, baseline=baseline, candidate=candidate)
-
-
 def _explained(found: Audit, critical: float) -> Audit:
     """Return an audit that explains why a look has no interval."""
     gain = found.gain
@@ -218,10 +218,9 @@ def _explained(found: Audit, critical: float) -> Audit:
 
 def _too_few(claim: Claim, ordered: Ordered, tuning: Mapping[str, Tuning], standing: Standing) -> Audit:
     """Return the audit before the first look, which has no verdict and no interval."""
-    setters = set(tuning.get(claim.baseline, Tuning()).seeds)
     n, first = len(ordered.seeds), _rule(claim).all_looks[0]
     hidden = partial(with_critical, critical=math.inf)
-    found = audit_claim(claim, _first(ordered, n, setters), tuning, standing, hidden)
+    found = audit_claim(claim, first_pairs(claim, ordered.logs, n, tuning), tuning, standing, hidden)
     reason = Reason("pairs", f"{n} {'pair' if n == 1 else 'pairs'} of seeds; the first look is at {first}")
     others = [own for own in found.reasons if own.name not in ("pairs", "interval")]
     return replace(found, verdict="inconclusive", reasons=(*others, reason))

@@ -48,6 +48,8 @@ from harness.records.targets import step_of_baseline
 from reports.stats.sequential import FIRST_LOOK, anytime_critical, boundaries
 
 Axis = Literal["steps", "images", "flops", "seconds", "gpu_seconds"]
+TABLES = ("claim", "tuning", "study")
+"""Tables of a file of claims; `study` is that of a race (sweeps/race/race_file.py)."""
 FORMER_TOLERANCE = 0.10
 """The tolerance of a claim that sets none, in version 0.2 and before."""
 
@@ -79,9 +81,9 @@ class Sequential(Section):
 
     @model_validator(mode="after")
     def _check_kind(self) -> Sequential:
-        unused = {"group": {"g"}, "anytime": {"looks", "spending"}}[self.kind] & self.model_fields_set
-        if unused:
-            raise ValueError(f'{", ".join(sorted(unused))} has no effect with kind = "{self.kind}"')
+        for name in ("g",) if self.kind == "group" else ("looks", "spending"):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f'{name} has no effect with kind = "{self.kind}"')
         if self.looks and (list(self.looks) != sorted(set(self.looks)) or self.looks[0] < FIRST_LOOK):
             raise ValueError(f"looks must ascend from at least {FIRST_LOOK} pairs")
         if self.looks and self.looks[-1] != self.max_pairs:
@@ -196,10 +198,8 @@ def read_claims(file: Path) -> list[Claim]:
     Raises `UserError`, which names the file, the key, its value and what is allowed.
     """
     table = read_toml(file)
-    for key in table.keys() - {"claim", "tuning"}:
-        raise UserError(
-            f"{file}: unknown table '{key}' (known: claim, tuning).{_hint(key, ['claim', 'tuning'])}"
-        )
+    for key in sorted(table.keys() - set(TABLES)):
+        raise UserError(f"{file}: unknown table '{key}' (known: {', '.join(TABLES)}).{_hint(key, TABLES)}")
     claims = table.get("claim")
     rows = [row for row in (claims if isinstance(claims, list) else [claims]) if isinstance(row, Mapping)]
     if not claims or len(rows) < (len(claims) if isinstance(claims, list) else 1):
