@@ -30,6 +30,10 @@ COMMANDS = {
         "Train one spec: a preset, a TOML file or a run directory. Rerun to resume.",
     ),
     "sweep": ("sweeps.cli.sweep:sweep", "Run every unfinished run of a study, then write the report."),
+    "race": (
+        "sweeps.cli.race:race",
+        "Run a study pair by pair until its registered claims are decided.",
+    ),
     "extend": ("sweeps.cli.extend:extend", "Continue a finished run, or all runs of a study, to more steps."),
     "status": ("sweeps.cli.status:status", "Print the status of a study: done, running, failed, missing."),
     "tune": (

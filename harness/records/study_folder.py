@@ -7,6 +7,7 @@
         history.json        every trial of the search; history.csv has the same content
         best/<method>.toml  the best settings of each method, as a preset
         audit.toml          the study that compares the best settings on audit seeds
+        looks.jsonl         the looks of `flowrace race` (reports/audit/look_log.py)
         specs/<id>.toml     the spec that a launcher starts
         logs/<id>.log       the output of a run, all attempts
         <id>/               the record of a run (record.py)
@@ -32,7 +33,7 @@ from harness.records.targets import FORMS, TargetRule, rule_at_step, share_rule
 
 ACROSS = ("pooled", "cells")
 """Summaries of several cells in the headline of a report: one pooled effect, or one effect per cell."""
-STUDY, PLAN = "study.toml", "plan.json"
+STUDY, PLAN, LOOKS = "study.toml", "plan.json", "looks.jsonl"
 SEARCH, HISTORY, BEST, AUDIT = "tune.toml", "history.json", "best", "audit.toml"
 
 
@@ -117,6 +118,10 @@ class StudyFolder:
     @property
     def study_file(self) -> Path:
         return self.path / STUDY
+
+    @property
+    def looks_file(self) -> Path:
+        return self.path / LOOKS
 
     @property
     def plan_file(self) -> Path:

@@ -10,8 +10,8 @@ decide the claim (power.py).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from harness.errors import UserError
 from harness.records.targets import TargetRule, target_value
@@ -29,6 +29,18 @@ from reports.stats.speedup import Speedup, Time, cut
 
 Crossings = tuple[Mapping[int, Crossing], Mapping[int, Crossing]]
 """The crossings of the baseline and of the candidate, by seed."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """One look at a claim that is judged before all its runs are done."""
+
+    n: int
+    """Number of pairs."""
+    critical: float
+    gain: Speedup | None
+    """The speed-up on the claim's axis, with the interval that accounts for all looks."""
+    verdict: Verdict
 
 
 @dataclass(frozen=True)
@@ -61,6 +73,11 @@ class Audit:
     """The verdict after Holm's adjustment over a family of claims; None for a single claim."""
     adjusted_p: float | None = None
     standing: Standing = "not registered"
+    looks: tuple[Look, ...] = ()
+    """The looks of a sequential claim so far, up to the one that decided it."""
+    prospects: Mapping[int, float] = field(default_factory=dict)
+    """Number of pairs of each further look -> the chance of a decision by then, as the pairs so far predict
+    it."""
     notes: tuple[str, ...] = ()
     names: Mapping[str, str] | None = None
     """Shown names by method or arm label."""
@@ -80,14 +97,19 @@ class Audit:
 
     @property
     def detectable(self) -> float | None:
-        """The smallest factor that these runs distinguish from 1 with 80 % power."""
-        if self.gain is None or self.gain.error is None:
+        """The smallest factor that these runs distinguish from 1 with 80 % power, if judged once."""
+        if self.claim.sequential is not None or self.gain is None or self.gain.error is None:
             return None
         return detectable(self.gain.error, self.gain.degrees, self.claim.confidence)
 
     @property
-    def p(self) -> float:
-        """The smaller of the two-sided p-values of support and refutation; 1 if a precondition fails."""
+    def p(self) -> float | None:
+        """The smaller of the two-sided p-values of support and refutation; 1 if a precondition fails.
+
+        None for a claim with several looks, whose p-value would be that of a single one.
+        """
+        if self.claim.sequential is not None:
+            return None
         if self.gain is None or any(reason.name != "interval" for reason in self.reasons):
             return 1.0
         return min(p_values(self.claim, self.gain))
@@ -119,8 +141,12 @@ def audit_claim(
     logs: AuditRuns,
     tuning: Mapping[str, Tuning] | None = None,
     standing: Standing = "not registered",
+    interval: Callable[[Speedup], Speedup] | None = None,
 ) -> Audit:
-    """Judge a claim by runs. Raises `UserError` if the logs do not record the claim's axis."""
+    """Judge a claim by runs. Raises `UserError` if the logs do not record the claim's axis.
+
+    `interval` replaces the intervals of all axes, for a claim that is looked at more than once.
+    """
     tuning = tuning or {}
     tuned_on = set(tuning.get(claim.baseline, Tuning()).seeds)
     setters = [log for seed, log in logs.baseline.items() if seed in tuned_on]
@@ -138,14 +164,16 @@ def audit_claim(
     if target is None:
         text = f"no run of {claim.baseline} was evaluated on both sides of step {claim.step}"
         return replace(empty, reasons=(*reasons, Reason("target", text)))
-    return _measured(replace(empty, target=target), target)
+    return _measured(replace(empty, target=target), target, interval)
 
 
-def _measured(found: Audit, target: float) -> Audit:
+def _measured(found: Audit, target: float, interval: Callable[[Speedup], Speedup] | None = None) -> Audit:
     """Return the audit with all fields that need a target."""
     claim, logs = found.claim, found.logs
     crossings = crossed(logs, target)
     gains = gains_of(logs, crossings, claim.confidence)
+    if interval is not None:
+        gains = {axis: interval(gain) for axis, gain in gains.items()}
     by_arm = {claim.baseline: list(crossings[0].values()), claim.candidate: list(crossings[1].values())}
     own, reasons = gains.get(claim.axis), [*found.reasons, *target_reasons(claim, target, by_arm)]
     if own is not None and own.estimate is None and not any(reason.name == "target" for reason in reasons):
@@ -176,7 +204,7 @@ def adjust_family(audits: Sequence[Audit]) -> list[Audit]:
     """
     if len(audits) < 2:
         return list(audits)
-    adjusted = holm([one.p for one in audits])
+    adjusted = holm([1.0 if one.p is None else one.p for one in audits])
     return [
         replace(one, adjusted_p=p, adjusted=one.verdict if p <= 1 - one.claim.confidence else "inconclusive")
         for one, p in zip(audits, adjusted, strict=True)

@@ -7,11 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from harness.errors import UserError
 from harness.files.files import read_toml
 from reports.audit.audit import Audit, adjust_family, audit_claim
-from reports.audit.inputs.claim import Claim, claim_hash, read_claims, read_tuning
+from reports.audit.inputs.claim import Claim, Tuning, claim_hash, read_claims, read_tuning
 from reports.audit.inputs.read import read_logs
-from reports.audit.inputs.run_log import Progress
+from reports.audit.inputs.run_log import AuditRuns, Progress
+from reports.audit.look_log import checked_with_log
+from reports.audit.looks import adjust_looks, audit_sequential, first_pairs
 from reports.audit.register import NAME, RegisterEntry, read_register, standing
 from reports.logs.log_map import LogMap
 from reports.race.study_folder import read_study, study_tables
@@ -25,24 +28,47 @@ def judge_claims(
     labels: Mapping[str, str] | None = None,
     protocol: str | None = None,
     rules: LogMap | None = None,
+    most_pairs: int | None = None,
 ) -> list[Audit]:
     """Judge the claims of these files on the runs of these sources (see `read_arms`), as one family.
 
     Without `register` the register next to each claim is used. `labels` are shown names in addition to those
     of the study. `protocol` chooses the conditions of evaluations, for example `guidance=1.5`, and `rules`
-    the way to read logs. Raises `UserError` for a file or source that cannot be read, and for an arm or
-    metric that the runs do not have.
+    the way to read logs. `most_pairs` is the last look of sequential claims to take. Raises `UserError` for a
+    file or source that cannot be read, and for an arm or metric that the runs do not have.
     """
     tuning = read_tuning(_tables(claims, sources))
     names = dict(read_study([Path(source) for source in sources]).labels) | dict(labels or {})
-    found = []
+    found, read = [], []
     for file in claims:
         entries = read_register(register or file.with_name(NAME))
         for claim in (_registered(claim, entries) for claim in read_claims(file)):
             logs = read_logs(sources, claim, progress, protocol, rules)
-            one = audit_claim(claim, logs, tuning, standing(claim, entries, logs.all))
+            if most_pairs is not None:
+                logs = first_pairs(claim, logs, most_pairs, tuning)
+            judge = audit_claim if claim.sequential is None else audit_sequential
+            one = judge(claim, logs, tuning, standing(claim, entries, logs.all))
+            one = checked_with_log(one, _folders(sources))
             found.append(replace(one, names=names))
-    return adjust_family(found)
+            read.append(logs)
+    return _adjusted(found, read, tuning)
+
+
+def _adjusted(found: list[Audit], read: list[AuditRuns], tuning: Mapping[str, Tuning]) -> list[Audit]:
+    """Return the audits of a family with adjusted verdicts."""
+    kinds = {one.claim.sequential is not None for one in found}
+    if len(kinds) > 1:
+        once = next(one.claim.name for one in found if one.claim.sequential is None)
+        raise UserError(
+            f"claim {once} has no [claim.sequential], but another claim of this family has; audit them "
+            "separately, or register both kinds alike"
+        )
+    return adjust_looks(found, read, tuning) if True in kinds else adjust_family(found)
+
+
+def _folders(sources: Sequence[str]) -> list[Path]:
+    """Return the sources that are folders, which may have a log of looks."""
+    return [path for path in map(Path, sources) if path.is_dir()]
 
 
 def _registered(claim: Claim, entries: Mapping[str, RegisterEntry]) -> Claim:

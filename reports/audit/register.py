@@ -6,17 +6,14 @@ The hash covers the content of a claim (claim.py), so a claim that is changed la
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from harness.errors import UserError
-from harness.files.files import lock_file, sync_file
-from harness.files.parse import parse_json
+from harness.files.hash_chain import Row, open_chain, read_chain
 from reports.audit.inputs.claim import Claim, claim_hash
 from reports.audit.inputs.run_log import AuditRun
 
@@ -52,24 +49,14 @@ def register_claims(
 
     Raises `UserError` for a register that was altered or cannot be written.
     """
-    try:
-        with open(file, "a+b") as lines:
-            lock_file(lines)
-            lines.seek(0)
-            content = lines.read()
-            known, last = _checked(file, content)
-            found = []
-            for claim in claims:
-                entry, new = known.get(claim_hash(claim)), False
-                if entry is None:
-                    row, new = _row(claim, last, now or datetime.now(UTC)), True
-                    lines.write(row + b"\n")
-                    last = _digest(row)
-                    entry = known[claim_hash(claim)] = _entry(json.loads(row))
-                found.append((entry, new))
-            sync_file(lines)
-    except OSError as error:
-        raise UserError(f"cannot write {file}: {error.strerror}") from error
+    with open_chain(file, _is_entry, "a register") as register:
+        known, found = _by_hash(register.rows), []
+        for claim in claims:
+            entry, new = known.get(claim_hash(claim)), False
+            if entry is None:
+                row = register.append(_row(claim, now or datetime.now(UTC)))
+                entry, new = known.setdefault(claim_hash(claim), _entry(row)), True
+            found.append((entry, new))
     return found
 
 
@@ -78,12 +65,7 @@ def read_register(file: Path) -> dict[str, RegisterEntry]:
 
     Raises `UserError` if the register was altered or cannot be read.
     """
-    try:
-        return _checked(file, file.read_bytes())[0]
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from error
+    return _by_hash(read_chain(file, _is_entry, "a register"))
 
 
 def standing(claim: Claim, entries: Mapping[str, RegisterEntry], logs: Iterable[AuditRun]) -> Standing:
@@ -103,41 +85,25 @@ def standing(claim: Claim, entries: Mapping[str, RegisterEntry], logs: Iterable[
     return "registered before the runs" if early else "registered during the runs"
 
 
-def _row(claim: Claim, last: str, now: datetime) -> bytes:
+def _row(claim: Claim, now: datetime) -> Row:
     recorded = {"hash": claim_hash(claim), "name": claim.name, "time": now.isoformat(timespec="milliseconds")}
-    return json.dumps(recorded | {"claim": claim.model_dump(mode="json"), "previous": last}).encode()
+    return recorded | {"claim": claim.model_dump(mode="json")}
 
 
-def _checked(file: Path, content: bytes) -> tuple[dict[str, RegisterEntry], str]:
-    """Return entries by hash, and the digest of the last line, which the next line must contain."""
-    entries, last = {}, ""
-    for number, line in enumerate(content.splitlines(), start=1):
-        try:
-            row = parse_json(line)
-            intact = row["previous"] == last and row["hash"] == claim_hash(
-                Claim.model_validate_json(json.dumps(row["claim"]))
-            )
-            entry = _entry(row) if intact else None
-        except (ValueError, KeyError, TypeError):
-            entry = None
-        if entry is None:
-            raise UserError(
-                f"{file} line {number} was altered, but a register is append-only; restore the file, or "
-                "start a new one"
-            )
+def _is_entry(row: Row) -> bool:
+    """Return whether the claim of a row has its hash and name, and its time can be read."""
+    claim = Claim.model_validate_json(json.dumps(row["claim"]))
+    named = row["hash"] == claim_hash(claim) and row["name"] == claim.name
+    return named and _entry(row).milliseconds > 0
+
+
+def _by_hash(rows: Iterable[Row]) -> dict[str, RegisterEntry]:
+    entries: dict[str, RegisterEntry] = {}
+    for row in rows:
+        entry = _entry(row)
         entries.setdefault(entry.hash, entry)
-        last = _digest(line)
-    if content and not content.endswith(b"\n"):
-        raise UserError(f"{file}: the last line is torn; restore the file, or remove that line")
-    return entries, last
+    return entries
 
 
-def _entry(row: dict[str, Any]) -> RegisterEntry:
-    entry = RegisterEntry(str(row["hash"]), str(row["name"]), str(row["time"]))
-    # Raises ValueError if the time is invalid.
-    entry.milliseconds  # noqa: B018
-    return entry
-
-
-def _digest(line: bytes) -> str:
-    return hashlib.sha256(line).hexdigest()
+def _entry(row: Row) -> RegisterEntry:
+    return RegisterEntry(str(row["hash"]), str(row["name"]), str(row["time"]))

@@ -81,7 +81,7 @@ def facts(found: Audit) -> list[str]:
             f"these runs can distinguish a factor of {factor(found.detectable)} from 1 (80 % power); "
             f"{_more(found)}"
         )
-    return [*lines, f"claim {claim_hash(claim)}, {found.standing}"]
+    return [*lines, *_about_looks(found), f"claim {claim_hash(claim)}, {found.standing}"]
 
 
 def notes(found: Audit) -> list[str]:
@@ -116,6 +116,46 @@ def arrival_summary(found: Audit) -> dict[str, Any]:
         "restricted_means": means,
         "ratio": base / cand if cand else None,
     }
+
+
+def _about_looks(found: Audit) -> list[str]:
+    """Return which look this is, what it rests on, and what the next one needs."""
+    rule = found.claim.sequential
+    if rule is None or not found.looks:
+        return []
+    last, planned = found.looks[-1], rule.all_looks
+    number = planned.index(last.n) + 1
+    looks = "any number of looks" if rule.kind == "anytime" else f"{len(planned)} looks"
+    lines = [
+        f"look {number} of {len(planned)}, at {last.n} of {rule.max_pairs} pairs: the interval uses "
+        f"{last.critical:.3g} standard errors, which allows for {looks}"
+    ]
+    if found.verdict != "inconclusive":
+        lines.append("the estimate at a stop is biased outward on average; quote it with its interval")
+        return lines
+    if number < len(planned):
+        lines.append(_next_look(found, planned[number]))
+    if found.prospects:
+        chances = ", ".join(f"{chance:.0%} by {n} pairs" for n, chance in found.prospects.items())
+        lines.append(f"chance of a decision, if the pairs so far predict the others: {chances}")
+    return lines
+
+
+def _next_look(found: Audit, n: int) -> str:
+    """Return what the next look needs for a support, at the spread so far."""
+    claim, gain = found.claim, found.looks[-1].gain
+    rule = claim.sequential
+    assert rule is not None
+    if gain is None or not gain.error:
+        return f"the next look is at {n} pairs"
+    half = rule.critical(n, 1 - claim.confidence) * gain.error * math.sqrt(gain.n / n)
+    if claim.low * math.exp(half) > claim.high * math.exp(-half):
+        return f"the next look, at {n} pairs, supports no factor at this spread"
+    end = "" if math.isinf(claim.high) else f" to {factor(claim.high * math.exp(-half))}x"
+    return (
+        f"the next look, at {n} pairs, supports the claim from an estimate of "
+        f"{factor(claim.low * math.exp(half))}x{end} on, at the spread so far"
+    )
 
 
 def _axis_line(found: Audit, axis: str) -> AxisLine:

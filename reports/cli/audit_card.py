@@ -42,6 +42,11 @@ def audit_json(found: Audit) -> dict[str, Any]:
         "more_pairs": found.more_pairs,
         "p": found.p,
         "adjusted": {"verdict": found.adjusted, "p": found.adjusted_p},
+        "looks": [
+            _ends(one.gain) | {"n": one.n, "critical": _finite(one.critical), "verdict": one.verdict}
+            for one in found.looks
+        ],
+        "prospects": [{"n": n, "chance": chance} for n, chance in found.prospects.items()],
         "slopes": dict(found.slopes or {}),
         "first_crossing": _ends(found.first),
         "dual": _ends(found.dual.gain) | {"step": found.dual.step} if found.dual else None,
@@ -95,12 +100,17 @@ def _ends(gain: Speedup | None) -> dict[str, float | None]:
     return {"speedup": gain.estimate, "low": gain.low or None, "high": high}
 
 
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
 def _family(audits: Sequence[Audit]) -> Table:
     table = Table(
         "claim", "raw", "p", "adjusted", "p (Holm)", box=None, padding=(0, 2, 0, 0), header_style="dim"
     )
     for found in audits:
-        row = (found.verdict, f"{found.p:.2g}", found.adjusted or "", f"{found.adjusted_p:.2g}")
+        p, adjusted = ("" if value is None else f"{value:.2g}" for value in (found.p, found.adjusted_p))
+        row = (found.verdict, p, found.adjusted or "", adjusted)
         table.add_row(Text(found.claim.name), *row)
     return table
 

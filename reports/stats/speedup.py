@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import NamedTuple
 
@@ -25,6 +25,9 @@ import numpy as np
 
 from reports.stats.crossing import Censored
 from reports.stats.t_interval import CONFIDENCE, t_interval
+
+MOST = 300.0
+"""The largest logarithm of a factor that is computed: exp overflows float64 at 709."""
 
 
 class Time(NamedTuple):
@@ -121,6 +124,23 @@ def speedup(
         error=error,
         degrees=degrees,
     )
+
+
+def with_critical(gain: Speedup, critical: float, floor: float = 0.0) -> Speedup:
+    """Return a paired speed-up with the interval of another critical value than Student's.
+
+    `floor` is the smallest standard deviation of log ratios to assume. Ends that censored times leave open
+    stay open. Without a spread, or with an infinite critical value, there is no interval.
+    """
+    if gain.estimate is None or gain.error is None or gain.low is None or gain.high is None:
+        return gain
+    error = max(gain.error, floor / math.sqrt(gain.n))
+    if error == 0 or math.isinf(critical):
+        return replace(gain, low=None, high=None, error=error)
+    half = critical * error
+    low = 0.0 if gain.low == 0 else gain.estimate * math.exp(-min(half, MOST))
+    high = math.inf if math.isinf(gain.high) else gain.estimate * math.exp(min(half, MOST))
+    return replace(gain, low=low, high=high, error=error)
 
 
 def mean_time(times: Iterable[Time], confidence: float = CONFIDENCE) -> MeanTime:

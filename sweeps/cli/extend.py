@@ -17,7 +17,8 @@ from harness.errors import UserError
 from harness.records.checkpoint_files import EMA, path_of
 from harness.records.record import Record
 from harness.records.study_folder import StudyFolder
-from sweeps.cli.sweep import Outputs, run_study
+from sweeps.cli.study_run import Outputs
+from sweeps.cli.sweep import run_study
 from sweeps.launch.options import LaunchOptions, launch_options
 from sweeps.plan.plan import make_plan
 from sweeps.plan.study import load_study

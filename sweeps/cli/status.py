@@ -28,9 +28,10 @@ def status(directory: Path, as_json: bool) -> None:
     reason."""
     found = read_status(directory)
     if as_json:
-        click.echo(json.dumps(found, indent=1))
+        click.echo(json.dumps(found | {"looks": _looks(directory)}, indent=1))
         return
     _print_status(found)
+    _print_looks(directory)
 
 
 @click.command(epilog="Example: flowrace retry runs/digits")
@@ -92,6 +93,25 @@ def _print_changes(title: str, changes: Sequence[Change]) -> None:
         a, b = ("not set" if value is None else format_value(value) for value in (change.a, change.b))
         count = f" in {len(change.runs)} run{'s' * (len(change.runs) != 1)}" if change.runs else ""
         click.echo(f"  {change.field}: {a} -> {b}{count}")
+
+
+def _looks(directory: Path) -> list[dict[str, Any]]:
+    """Return the looks of a race; empty for a study that is not one."""
+    from harness.records.study_folder import StudyFolder
+
+    if not StudyFolder(directory).looks_file.exists():
+        return []
+    from sweeps.race.coordinator import looks_of
+
+    return looks_of(directory)
+
+
+def _print_looks(directory: Path) -> None:
+    if looks := _looks(directory):
+        from sweeps.race.picture import looks_picture
+
+        for line in looks_picture(looks):
+            click.echo(line)
 
 
 def _print_status(found: dict[str, Any]) -> None:

@@ -223,7 +223,11 @@ def load_study(source: str, overrides: Iterable[str] = ()) -> Study:
 
     Raises `UserError` for anything unknown or of the wrong type, and for two settings of one field.
     """
-    table = _load(source)
+    return study_of(load_study_table(source), source, overrides)
+
+
+def study_of(table: Mapping[str, Any], source: str, overrides: Iterable[str] = ()) -> Study:
+    """Return the study of a table that `source` contains; see `load_study`."""
     methods = _method_tables(table, source)
     if not isinstance(table.get("zip", {}), Mapping):
         raise UserError(
@@ -292,7 +296,8 @@ def _is_in(value: Any, wanted: Any) -> bool:
     return isinstance(wanted, list | tuple) and value in wanted
 
 
-def _load(source: str) -> dict[str, Any]:
+def load_study_table(source: str) -> dict[str, Any]:
+    """Return the table of a study by name or from a TOML file, as it is written."""
     path = Path(source)
     if path.suffix == ".toml" or path.is_file():
         table = read_toml(path)

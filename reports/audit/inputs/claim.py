@@ -13,6 +13,13 @@
     confidence = 0.95
     min_pairs = 3
 
+A claim that is judged before all its runs are done registers how often that may happen:
+
+    [claim.sequential]
+    kind = "group"               # or "anytime"
+    max_pairs = 10
+    spending = "linear"          # or "obrien_fleming", "pocock"
+
 A file with several claims uses `[[claim]]`. The tuning budget of an arm may be recorded in the same file, or
 in the `study.toml` of the runs:
 
@@ -34,18 +41,72 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
-from harness.config.spec import canonical
+from harness.config.spec import HASHED_IF_SET, canonical
 from harness.errors import UserError
 from harness.files.files import read_toml
 from harness.records.targets import step_of_baseline
+from reports.stats.sequential import FIRST_LOOK, anytime_critical, boundaries
 
 Axis = Literal["steps", "images", "flops", "seconds", "gpu_seconds"]
+TABLES = ("claim", "tuning", "study")
+"""Tables of a file of claims; `study` is that of a race (sweeps/race/race_file.py)."""
 FORMER_TOLERANCE = 0.10
 """The tolerance of a claim that sets none, in version 0.2 and before."""
 
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Sequential(Section):
+    """The looks at a claim before all its runs are done, which its intervals account for."""
+
+    kind: Literal["group", "anytime"] = "group"
+    """`group` has a largest number of pairs, after which nothing is added. `anytime` holds at any number of
+    pairs, and its intervals are wider."""
+    max_pairs: int = Field(ge=FIRST_LOOK)
+    """Number of pairs that are planned."""
+    looks: tuple[int, ...] = ()
+    """Numbers of pairs at which the claim is judged (group only); empty for every one from 3 on."""
+    spending: Literal["linear", "obrien_fleming", "pocock"] = "linear"
+    """Use of the error probability over the looks (group only), see reports/stats/sequential.py."""
+    g: float = Field(25.0, gt=0)
+    """Variance of the prior on the effect, in units of the spread (anytime only)."""
+    seeds: tuple[int, ...] = ()
+    """Seeds in the order in which pairs count; empty for 0, 1, 2, and so on."""
+    floor: float = Field(0.0, ge=0, lt=1)
+    """Smallest spread of log ratios to assume, for example the noise of `flowrace audit selftest`."""
+    futility: float = Field(0.0, ge=0, lt=1)
+    """Stop without a decision if the chance of one, as the pairs so far predict it, is below this."""
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> Sequential:
+        for name in ("g",) if self.kind == "group" else ("looks", "spending"):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f'{name} has no effect with kind = "{self.kind}"')
+        if self.looks and (list(self.looks) != sorted(set(self.looks)) or self.looks[0] < FIRST_LOOK):
+            raise ValueError(f"looks must ascend from at least {FIRST_LOOK} pairs")
+        if self.looks and self.looks[-1] != self.max_pairs:
+            raise ValueError(f"the last of looks must be max_pairs = {self.max_pairs}")
+        if self.seeds and len(set(self.seeds)) != self.max_pairs:
+            raise ValueError(f"seeds must list max_pairs = {self.max_pairs} different seeds")
+        return self
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """The seeds in the order in which pairs count."""
+        return self.seeds or tuple(range(self.max_pairs))
+
+    @property
+    def all_looks(self) -> tuple[int, ...]:
+        """The numbers of pairs at which the claim is judged."""
+        return self.looks or tuple(range(FIRST_LOOK, self.max_pairs + 1))
+
+    def critical(self, n: int, alpha: float) -> float:
+        """Return the critical value of the interval at the look of n pairs, alpha being two-sided."""
+        if self.kind == "anytime":
+            return anytime_critical(n, self.g, alpha)
+        return boundaries(self.all_looks, alpha, self.spending)[n]
 
 
 class Claim(Section):
@@ -67,6 +128,8 @@ class Claim(Section):
     `at_least` holds from c / (1 + tolerance) on; `equal` holds from there up to c (1 + tolerance)."""
     confidence: float = Field(0.95, ge=0.5, lt=1)
     min_pairs: int = Field(3, ge=2)
+    sequential: Sequential | None = Field(None, json_schema_extra=HASHED_IF_SET)
+    """The looks at the claim before all its runs are done; None for a claim that is judged once."""
 
     @property
     def former(self) -> Claim:
@@ -106,6 +169,15 @@ class Claim(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_looks(self) -> Claim:
+        if self.sequential is not None and self.sequential.all_looks[0] < self.min_pairs:
+            raise ValueError(
+                f"sequential: the first look is at {self.sequential.all_looks[0]} pairs, but min_pairs = "
+                f"{self.min_pairs}; set sequential.looks"
+            )
+        return self
+
 
 class Tuning(Section):
     """The budget spent on choosing an arm's settings; None if not recorded."""
@@ -126,10 +198,8 @@ def read_claims(file: Path) -> list[Claim]:
     Raises `UserError`, which names the file, the key, its value and what is allowed.
     """
     table = read_toml(file)
-    for key in table.keys() - {"claim", "tuning"}:
-        raise UserError(
-            f"{file}: unknown table '{key}' (known: claim, tuning).{_hint(key, ['claim', 'tuning'])}"
-        )
+    for key in sorted(table.keys() - set(TABLES)):
+        raise UserError(f"{file}: unknown table '{key}' (known: {', '.join(TABLES)}).{_hint(key, TABLES)}")
     claims = table.get("claim")
     rows = [row for row in (claims if isinstance(claims, list) else [claims]) if isinstance(row, Mapping)]
     if not claims or len(rows) < (len(claims) if isinstance(claims, list) else 1):

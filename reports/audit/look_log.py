@@ -1,0 +1,179 @@
+"""The log of looks of a race: what each look saw, in an append-only file (`looks.jsonl`) of its study.
+
+The times of every pair are recorded as they were at the look. A run that was trained again until it fitted,
+a seed that was left out later, or a claim that was changed between looks no longer agrees with this file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from harness.files.hash_chain import Row, open_chain, read_chain
+from harness.records.study_folder import StudyFolder
+from reports.audit.audit import Audit
+from reports.audit.inputs.claim import claim_hash
+from reports.audit.looks import is_futile
+from reports.audit.preconditions import Reason
+from reports.stats.speedup import Speedup
+
+WHAT = "a log of looks"
+TOLERANCE = 1e-9
+
+
+def record_look(folder: Path, n: int, audits: Sequence[Audit]) -> Row:
+    """Append the look at n pairs to the log of a study, and return it; a look that it has is returned as it
+    is.
+
+    Raises `UserError` for a log that was altered or cannot be written.
+    """
+    with open_chain(StudyFolder(folder).looks_file, _is_look, WHAT, drop_torn=True) as log:
+        for row in log.rows:
+            if row["look"] == n:
+                return row
+        return log.append({"look": n, "claims": [_seen(audit) for audit in audits]})
+
+
+def read_looks(folder: Path) -> list[Row]:
+    """Return the looks of a study in their order; empty without a log."""
+    return read_chain(StudyFolder(folder).looks_file, _is_look, WHAT, drop_torn=True)
+
+
+def checked_with_log(audit: Audit, folders: Iterable[Path]) -> Audit:
+    """Return the audit of a sequential claim with what disagrees with the logs of looks in these folders.
+
+    A disagreement makes an audit inconclusive.
+    """
+    if audit.claim.sequential is None:
+        return audit
+    problems = [text for folder in folders for text in _problems(audit, read_looks(folder))]
+    if not problems:
+        return audit
+    reasons = [Reason("looks", text) for text in dict.fromkeys(problems)]
+    others = [own for own in audit.reasons if own.name != "interval"]
+    return replace(audit, verdict="inconclusive", reasons=(*reasons, *others))
+
+
+def times_by_seed(audit: Audit) -> dict[str, list[list[Any]]]:
+    """Return the time and its censoring of both arms, by seed, on the claim's axis and before any cut."""
+    if audit.crossings is None:
+        return {}
+    arms = (audit.logs.baseline, audit.logs.candidate)
+    found: dict[str, list[list[Any]]] = {}
+    for arm, crossings in zip(arms, audit.crossings, strict=True):
+        for seed, run in arm.items():
+            one = crossings[seed]
+            time = float(run.costs.at(audit.claim.axis, one.step))
+            found.setdefault(str(seed), []).append([time, one.censored])
+    return found
+
+
+def ended(audit: Audit) -> str:
+    """Return how a claim of a race has ended, after adjustment over its family; empty if it has not.
+
+    A claim that a precondition stops has ended too, because further pairs do not mend it.
+    """
+    verdict = audit.adjusted or audit.verdict
+    if verdict != "inconclusive":
+        return verdict
+    blocking = [own for own in audit.reasons if own.name not in ("interval", "pairs")]
+    if audit.verdict == "inconclusive" and blocking:
+        return f"inconclusive: {blocking[0]}"
+    return "futile" if is_futile(audit.claim, audit) else ""
+
+
+def _seen(audit: Audit) -> dict[str, Any]:
+    """Return what a look saw of one claim."""
+    claim, last = audit.claim, audit.looks[-1] if audit.looks else None
+    return {
+        "hash": claim_hash(claim),
+        "name": claim.name,
+        "arms": [claim.baseline, claim.candidate],
+        "factor": [claim.low, _finite(claim.high)],
+        "n": last.n if last else 0,
+        "critical": _finite(last.critical) if last else None,
+        "speedup": _ends(last.gain if last else None),
+        "verdict": audit.verdict,
+        "ended": ended(audit),
+        "times": times_by_seed(audit),
+    }
+
+
+def _problems(audit: Audit, looks: Sequence[Row]) -> list[str]:
+    claim, own = audit.claim, claim_hash(audit.claim)
+    now, found = times_by_seed(audit), []
+    for row in looks:
+        for seen in row["claims"]:
+            if seen["hash"] == own:
+                found += _changed_times(row["look"], seen, now, audit)
+            elif seen["name"] == claim.name:
+                found.append(
+                    f"the look at {row['look']} pairs was taken under another version of this claim "
+                    f"({seen['hash']}, now {own})"
+                )
+    hashes = {seen["hash"] for row in looks for seen in row["claims"]}
+    if looks and own not in hashes and not found:
+        found.append(
+            f"the race looked {len(looks)} times without this claim ({own}), so it was chosen after looks at "
+            "its runs"
+        )
+    return found
+
+
+def _changed_times(
+    look: int, seen: Mapping[str, Any], now: Mapping[str, list[list[Any]]], audit: Audit
+) -> list[str]:
+    """Return the pairs whose times are no longer those of a look."""
+    # An audit that a precondition stops has no times to compare.
+    if audit.crossings is None:
+        return []
+    texts = []
+    for seed, then in seen["times"].items():
+        if seed not in now and int(seed) not in _left_out(audit):
+            texts.append(f"the look at {look} pairs counted seed {seed}, which is missing now")
+        elif seed in now and not _equal(then, now[seed]):
+            texts.append(
+                f"the look at {look} pairs saw other times of seed {seed} "
+                f"({_words(then)}, now {_words(now[seed])}): its runs were replaced or trained again"
+            )
+    return texts
+
+
+def _left_out(audit: Audit) -> set[int]:
+    """Return seeds that the deciding look did not count, which later looks of other claims may have."""
+    rule = audit.claim.sequential
+    if rule is None or audit.verdict == "inconclusive" or not audit.looks:
+        return set()
+    return set(rule.order[audit.looks[-1].n :])
+
+
+def _equal(then: Sequence[Sequence[Any]], now: Sequence[Sequence[Any]]) -> bool:
+    return len(then) == len(now) and all(
+        one[1] == two[1] and math.isclose(one[0], two[0], rel_tol=TOLERANCE)
+        for one, two in zip(then, now, strict=True)
+    )
+
+
+def _words(times: Sequence[Sequence[Any]]) -> str:
+    return " and ".join(f"{time:.6g}{'' if censored is None else ' or more'}" for time, censored in times)
+
+
+def _is_look(row: Row) -> bool:
+    return isinstance(row["look"], int) and all(
+        isinstance(seen["hash"], str) and isinstance(seen["name"], str) and isinstance(seen["times"], dict)
+        for seen in row["claims"]
+    )
+
+
+def _ends(gain: Speedup | None) -> list[float | None]:
+    """Return estimate, low and high end; None for an open end."""
+    if gain is None:
+        return [None, None, None]
+    return [gain.estimate, gain.low, None if gain.high is None else _finite(gain.high)]
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

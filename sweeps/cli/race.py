@@ -1,0 +1,150 @@
+"""The command `flowrace race`, which runs a study until its claims are decided."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from harness.config.options import JSON_OPTION, examples, set_option, track_options
+from sweeps.cli.study_run import Mirror, Outputs, create_store, run_all, write_study_report
+from sweeps.cli.tables import (
+    describe_plan,
+    describe_results,
+    make_table,
+    print_plan,
+    print_results,
+    print_table,
+)
+from sweeps.launch.options import LaunchOptions, launch_options
+from sweeps.plan.budget import check_budget
+from sweeps.plan.missing_weights import check_weights
+from sweeps.plan.plan import PlannedRun, StudyPlan, make_plan
+from sweeps.plan.study_folder import study_lock
+
+
+@click.command(
+    epilog=examples(
+        "flowrace race claim.toml --dry-run",
+        "flowrace race claim.toml --out runs/my-race",
+        then="Rerun the same command to resume; looks that were taken are kept.",
+    )
+)
+@click.argument("file", metavar="CLAIM.toml", type=click.Path(path_type=Path, dir_okay=False))
+@set_option(help="Set a field of every run's spec; may be repeated.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the study (default: runs/<name of the study>).",
+)
+@launch_options
+@click.option(
+    "--dry-run", is_flag=True, help="Print the runs and the expected number of pairs; start nothing."
+)
+@click.option(
+    "--spread",
+    type=click.FloatRange(0, min_open=True),
+    help="Standard deviation of the log ratios of pairs, for --dry-run. Default: 0.05. "
+    "flowrace audit power measures it.",
+)
+@JSON_OPTION
+@track_options
+@click.option("--no-report", is_flag=True, help="Do not write report.html at the end.")
+def race(
+    file: Path,
+    overrides: tuple[str, ...],
+    out: Path | None,
+    launch: LaunchOptions,
+    dry_run: bool,
+    spread: float | None,
+    as_json: bool,
+    track: str | None,
+    no_track: bool,
+    no_report: bool,
+) -> None:
+    """Run a study pair by pair until its registered claims are decided.
+
+    CLAIM.toml holds claims with [claim.sequential] and their study. The claims are registered, and pairs of
+    runs are trained in the registered order. Nothing more is started for claims that a look finds supported,
+    refuted or futile. Exit code 1 if a run failed, 130 if interrupted.
+    """
+    from sweeps.race.race_file import read_race
+
+    found = read_race(file, overrides)
+    directory = out or Path("runs") / found.study.name
+    for line in found.notes:
+        click.echo(line, err=True)
+    plan = make_plan(found.study, directory)
+    if dry_run:
+        _print_expected(found, plan, directory, spread, as_json)
+        return
+    _run(found, plan, directory, launch, Outputs(track, no_track, no_report, as_json))
+
+
+# Any: `Race`, whose module is imported when the command runs.
+def _run(found: Any, plan: StudyPlan, directory: Path, launch: LaunchOptions, outputs: Outputs) -> None:
+    from sweeps.race.coordinator import run_race
+
+    check_budget(found.study, plan.runs)
+    check_weights(plan.runs, directory)
+    mirror = Mirror(found.study, directory, None if outputs.no_track else create_store(outputs.track))
+
+    def train(runs: Sequence[PlannedRun]) -> tuple[Mapping[str, str], bool]:
+        return run_all(runs, directory, mirror, launch)
+
+    with study_lock(directory):
+        course = run_race(found, plan, directory, train, lambda line: click.echo(line, err=outputs.as_json))
+        if course.stopped:
+            click.echo("stopped; rerun the same command to resume", err=True)
+            sys.exit(130)
+        mirror.send_all(course.runs)
+        results = describe_results(found.study, course.runs, directory, course.failures)
+        spared = len(plan.runs) - len(course.runs)
+        if not outputs.as_json:
+            print_results(results)
+            click.echo(f"{len(course.runs)} of {len(plan.runs)} planned runs were needed")
+        report = None
+        if not outputs.no_report:
+            report = write_study_report(directory, quiet=outputs.as_json, claims=[found.file])
+        if outputs.as_json:
+            about = {"looks": list(course.looks), "spared_runs": spared, "report": report}
+            click.echo(json.dumps(results | about, indent=1))
+    sys.exit(1 if course.failures else 0)
+
+
+def _print_expected(
+    found: Any, plan: StudyPlan, directory: Path, spread: float | None, as_json: bool
+) -> None:
+    """Print the plan, and what to expect under the claimed speed-up, half of it, and none."""
+    from sweeps.plan.budget import run_cost
+    from sweeps.race.expected import SPREAD, expected_ends
+
+    described = describe_plan(found.study, plan.runs, directory, plan.excluded)
+    flops = {run.spec.method.name: run_cost(run.spec).total for run in plan.runs}
+    ends = expected_ends(found, spread or SPREAD, flops)
+    if as_json:
+        rows = [one._asdict() for one in ends]
+        click.echo(json.dumps(described | {"expected": rows, "spread": spread or SPREAD}, indent=1))
+        return
+    print_plan(described)
+    table = make_table(f"expected, if log ratios of pairs spread by {100 * (spread or SPREAD):g} %")
+    for column in ("claim", "true speed-up", "pairs", "decided", "FLOPs"):
+        table.add_column(column, justify="left" if column in ("claim", "true speed-up") else "right")
+    for one in ends:
+        table.add_row(
+            one.claim,
+            f"{one.factor:.3g}x ({one.assumed})",
+            f"{one.pairs:.1f} of {found.rule.max_pairs}",
+            f"{one.decided:.0%}",
+            "" if one.flops is None else f"{one.flops:.2e}",
+        )
+    print_table(table)
+    if any(one.assumed == "claimed" and one.decided < 0.5 for one in ends):
+        click.echo(
+            "a claim that is exactly true is at its own edge, where it is seldom decided; state a tolerance, "
+            "or a factor below what you expect"
+        )

@@ -1,0 +1,106 @@
+"""The course of a race: train the pairs of the next look, look, and stop when every claim has ended.
+
+Rerun a stopped or killed race to continue it. A look that is recorded is not taken again, so the same runs
+give the same looks and the same decision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reports.audit.judge_files import judge_claims
+from reports.audit.look_log import read_looks, record_look
+from reports.audit.register import NAME, register_claims
+from sweeps.plan.plan import PlannedRun, StudyPlan
+from sweeps.plan.study_folder import write_plan
+from sweeps.race.race_file import Race, pairs_until
+
+Look = Mapping[str, Any]
+"""A row of the log of looks."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """The end of a race."""
+
+    looks: tuple[Look, ...]
+    runs: tuple[PlannedRun, ...]
+    """The runs that were needed."""
+    failures: Mapping[str, str]
+    """Reason of each failed run by id."""
+    stopped: bool = False
+    """True if a signal stopped the race."""
+
+
+def run_race(
+    race: Race,
+    plan: StudyPlan,
+    directory: Path,
+    train: Callable[[Sequence[PlannedRun]], tuple[Mapping[str, str], bool]],
+    note: Callable[[str], None],
+) -> Course:
+    """Run a race in its folder, which the caller has locked.
+
+    `train` runs what is unfinished of these runs and returns the reasons of failed ones, and whether a signal
+    stopped it. `note` receives a line for each look. Raises `UserError` for a log of looks or a register that
+    was altered.
+    """
+    for entry, new in register_claims(race.file.with_name(NAME), race.claims):
+        if new:
+            note(f"registered claim {entry.name} as {entry.hash} in {race.file.with_name(NAME)}")
+    recorded = {row["look"]: row for row in read_looks(directory)}
+    runs: dict[str, PlannedRun] = {}
+    looks: list[Look] = []
+    failures: dict[str, str] = {}
+    for n in race.rule.all_looks:
+        arms = set(race.arms) if not looks else race.arms_of(undecided(looks[-1]))
+        runs |= {run.id: run for run in pairs_until(race, plan, n, arms)}
+        if n not in recorded:
+            write_plan(race.study, StudyPlan(list(runs.values()), plan.excluded), directory)
+            failed, stopped = train(list(runs.values()))
+            failures |= failed
+            if stopped:
+                return Course(tuple(looks), tuple(runs.values()), failures, stopped=True)
+            audits = judge_claims([race.file], [str(directory)], most_pairs=n)
+            recorded[n] = record_look(directory, n, audits)
+        looks.append(recorded[n])
+        for line in look_lines(race, recorded[n]):
+            note(line)
+        if not undecided(recorded[n]):
+            break
+    return Course(tuple(looks), tuple(runs.values()), failures)
+
+
+def looks_of(directory: Path) -> list[dict[str, Any]]:
+    """Return the looks that a race has taken in its folder."""
+    return read_looks(directory)
+
+
+def undecided(look: Look) -> list[str]:
+    """Return the hashes of the claims that a look has not ended."""
+    return [seen["hash"] for seen in look["claims"] if not seen["ended"]]
+
+
+def look_lines(race: Race, look: Look) -> list[str]:
+    """Return a line for each claim at a look."""
+    number = race.rule.all_looks.index(look["look"]) + 1
+    opening = f"look {number} of {len(race.rule.all_looks)}, {look['look']} pairs"
+    return [f"{opening}: {seen['name']} {interval_text(seen)}: {ending(seen)}" for seen in look["claims"]]
+
+
+def interval_text(seen: Mapping[str, Any]) -> str:
+    """Return the speed-up that a look saw, for example `1.31x [0.98, 1.75]`."""
+    estimate, low, high = seen["speedup"]
+    if estimate is None:
+        return "has no speed-up"
+    if low is None:
+        return f"{estimate:.2f}x without an interval"
+    return f"{estimate:.2f}x [{low:.2f}, {'∞' if high is None else f'{high:.2f}'}]"
+
+
+def ending(seen: Mapping[str, Any]) -> str:
+    """Return how a look left a claim."""
+    return seen["ended"] or "undecided"

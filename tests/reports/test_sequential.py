@@ -1,0 +1,94 @@
+"""Intervals that may be looked at more than once."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from reports.stats.sequential import SPENDING, anytime_critical, boundaries
+
+PATHS = 200_000
+
+
+def crossed(looks: dict[int, float], mean: float = 0.0) -> np.ndarray:
+    """Return, for simulated races, the share that has crossed |T_n| > b_n by each look."""
+    rng = np.random.default_rng(20261130)
+    last = max(looks)
+    x = rng.standard_normal((PATHS, last)) + mean
+    out = np.zeros(PATHS, bool)
+    shares = []
+    for n, critical in looks.items():
+        t = np.asarray(stats.ttest_1samp(x[:, :n], 0, axis=1))[0]
+        out |= np.abs(t) > critical
+        shares.append(out.mean())
+    return np.array(shares)
+
+
+def test_single_look_is_students_interval() -> None:
+    for n in (3, 7, 20):
+        for alpha in (0.05, 0.01):
+            assert boundaries((n,), alpha)[n] == pytest.approx(stats.t.ppf(1 - alpha / 2, n - 1), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("most", "published"),
+    [
+        # 300,000 simulated paths: the first values are known to about 1 %.
+        (6, [6.16, 4.96, 4.04, 3.48]),
+        (10, [8.09, 6.13, 4.84, 4.06, 3.63, 3.36, 3.14, 2.99]),
+    ],
+)
+def test_linear_boundaries_agree_with_simulated_ones(most: int, published: list[float]) -> None:
+    found = boundaries(tuple(range(3, most + 1)))
+    assert list(found.values()) == pytest.approx(published, rel=0.012)
+
+
+@pytest.mark.parametrize("spending", SPENDING)
+def test_looks_spend_what_their_function_allows(spending: str) -> None:
+    looks = tuple(range(3, 11))
+    shares = crossed(dict(boundaries(looks, 0.05, spending)))
+    allowed = [SPENDING[spending](n / 10, 0.05) for n in looks]
+    assert shares == pytest.approx(allowed, abs=4 * math.sqrt(0.05 / PATHS))
+    assert allowed[-1] == pytest.approx(0.05)
+
+
+def test_unequal_looks_spend_alpha() -> None:
+    shares = crossed(dict(boundaries((6, 7, 12), 0.02)))
+    assert shares[-1] == pytest.approx(0.02, abs=4 * math.sqrt(0.02 / PATHS))
+
+
+def test_expected_number_of_pairs_is_the_published_one() -> None:
+    """At an effect of 3 standard deviations a race of at most 10 pairs ends after 4.2 on average."""
+    looks = dict(boundaries(tuple(range(3, 11))))
+    shares = crossed(looks, mean=3.0)
+    assert 3 + float(np.sum(1 - shares[:-1])) == pytest.approx(4.2, abs=0.05)
+    assert crossed(looks, mean=1.5)[-1] == pytest.approx(0.947, abs=0.005)
+
+
+def test_anytime_values_are_the_published_ones() -> None:
+    published = [math.inf, 10.1, 6.8, 5.8, 5.2, 4.9, 4.7, 4.6, 4.4]
+    assert [round(anytime_critical(n, 25), 1) for n in range(2, 11)] == published
+    assert all(math.isinf(anytime_critical(n, 1)) for n in range(2, 5))
+
+
+def test_anytime_interval_inverts_the_mixture_martingale() -> None:
+    """At the critical value the e-value of Wang and Ramdas is exactly 1 / alpha."""
+    for n, g in ((3, 25.0), (8, 25.0), (12, 4.0)):
+        t, rho = anytime_critical(n, g, 0.05), 1 + n * g
+        x = t * t / (n - 1)
+        e = rho**-0.5 * ((1 + x) / (1 + x / rho)) ** (n / 2)
+        assert e == pytest.approx(1 / 0.05)
+
+
+def test_anytime_interval_is_rarely_wrong_at_any_time() -> None:
+    rng = np.random.default_rng(7)
+    x = rng.standard_normal((20_000, 60))
+    n = np.arange(1, 61)
+    mean = x.cumsum(1) / n
+    spread = np.sqrt(np.maximum((x * x).cumsum(1) / n - mean**2, 0) * n / np.maximum(n - 1, 1))
+    critical = np.array([1e9, *(anytime_critical(k, 25) for k in range(2, 61))])
+    wrong = (mean * np.sqrt(n) > critical * spread)[:, 1:].any(1).mean()
+    assert 0.005 < wrong <= 0.025 + 3 * math.sqrt(0.025 / 20_000)

@@ -1,0 +1,333 @@
+"""Races that stop when their claims are decided, with runs whose curves are known."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from harness.errors import UserError
+from harness.records.study_folder import StudyFolder
+from reports.audit.audit import Audit
+from reports.audit.judge_files import judge_claims
+from reports.audit.look_log import read_looks
+from sweeps.plan.plan import PlannedRun, make_plan
+from sweeps.plan.study_folder import study_lock
+from sweeps.race.coordinator import Course, run_race
+from sweeps.race.expected import expected_ends
+from sweeps.race.picture import looks_picture
+from sweeps.race.race_file import Race, read_race
+from tests.reports.synthetic import METRIC, power_law, write_run
+
+SPEEDS = {"flow": 1.0, "repa": 1.42, "sra": 1.0}
+RACE = """
+[study]
+name = "tiny"
+base = "digits"
+
+[study.axes]
+seed = [0]
+"method.name" = ["flow", "repa", "sra"]
+"""
+CLAIM = """
+[[claim]]
+name = "{name}"
+candidate = "{name}"
+baseline = "flow"
+metric = "fd:local"
+target = 40.0
+factor = 1.3
+[claim.sequential]
+max_pairs = {pairs}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Return a race of one claim, which is true by far."""
+    return write_file(tmp_path, "repa")
+
+
+def write_file(folder: Path, *arms: str, pairs: int = 6) -> Path:
+    path = folder / "claim.toml"
+    path.write_text(RACE + "".join(CLAIM.format(name=arm, pairs=pairs) for arm in arms))
+    return path
+
+
+class Trainer:
+    """Writes the records of runs, and counts them by method."""
+
+    def __init__(self, directory: Path, noise: float = 0.06, die_after: int | None = None) -> None:
+        self.directory, self.noise, self.die_after = directory, noise, die_after
+        self.trained: list[tuple[str, int]] = []
+
+    def __call__(self, runs: Sequence[PlannedRun]) -> tuple[Mapping[str, str], bool]:
+        for run in runs:
+            if (self.directory / run.id).exists():
+                continue
+            if self.die_after is not None and len(self.trained) >= self.die_after:
+                raise KeyboardInterrupt
+            method, seed = run.spec.method.name, run.spec.seed
+            self.trained.append((method, seed))
+            rng = np.random.default_rng([seed, *method.encode()])
+            speed = SPEEDS[method] * math.exp(self.noise * rng.normal())
+            scale = 1000.0 * speed**-0.5
+            write_run(self.directory / run.id, method, seed, metric=power_law(scale, 0.5))
+        return {}, False
+
+    def count(self, method: str) -> int:
+        return sum(name == method for name, _ in self.trained)
+
+
+def raced(file: Path, trainer: Trainer) -> tuple[Race, Course, list[str]]:
+    race, lines = read_race(file), []
+    with study_lock(trainer.directory):
+        course = run_race(
+            race, make_plan(race.study, trainer.directory), trainer.directory, trainer, lines.append
+        )
+    return race, course, lines
+
+
+def judged(file: Path, directory: Path) -> list[Audit]:
+    return judge_claims([file], [str(directory)])
+
+
+def test_race_stops_at_the_look_that_decides(file: Path, tmp_path: Path) -> None:
+    trainer = Trainer(tmp_path / "runs")
+    _, course, lines = raced(file, trainer)
+    last = course.looks[-1]
+    assert last["claims"][0]["ended"] == "supported" and 3 <= last["look"] < 6
+    assert trainer.count("flow") == trainer.count("repa") == last["look"] and trainer.count("sra") == 0
+    assert lines[-1].endswith("supported") and "registered claim repa" in lines[0]
+    [audit] = judged(file, trainer.directory)
+    assert audit.verdict == "supported" and audit.standing == "registered, times of runs unknown"
+    assert audit.looks[-1].n == last["look"]
+
+
+def test_race_that_is_run_again_starts_nothing(race: tuple[Path, Path]) -> None:
+    file, directory = race
+    log = StudyFolder(directory).looks_file.read_bytes()
+    trainer = Trainer(directory)
+    _, course, _ = raced(file, trainer)
+    assert trainer.trained == [] and StudyFolder(directory).looks_file.read_bytes() == log
+    assert list(course.looks) == read_looks(directory)
+
+
+@pytest.mark.parametrize("die_after", [1, 6, 7])
+def test_killed_race_takes_the_same_looks(finished: Path, file: Path, tmp_path: Path, die_after: int) -> None:
+    looks = StudyFolder(finished / "runs").looks_file.read_bytes()
+    killed = Trainer(tmp_path / "again", die_after=die_after)
+    with pytest.raises(KeyboardInterrupt):
+        raced(file, killed)
+    # What a kill in the middle of a line leaves behind.
+    with open(StudyFolder(killed.directory).looks_file, "ab") as torn:
+        torn.write(b'{"look": 9, "cla')
+    killed.die_after = None
+    raced(file, killed)
+    assert StudyFolder(killed.directory).looks_file.read_bytes() == looks
+
+
+def test_decided_arm_starts_no_more_runs(tmp_path: Path) -> None:
+    """The other arm is refuted or undecided later, and its baseline goes on with it."""
+    file = write_file(tmp_path, "repa", "sra", pairs=8)
+    trainer = Trainer(tmp_path / "runs", noise=0.03)
+    _, course, _ = raced(file, trainer)
+    ends = {
+        seen["name"]: row["look"] for row in reversed(course.looks) for seen in row["claims"] if seen["ended"]
+    }
+    assert trainer.count("repa") == ends["repa"] and trainer.count("sra") == ends["sra"]
+    assert trainer.count("flow") == max(ends.values())
+    assert {audit.claim.name: audit.adjusted for audit in judged(file, trainer.directory)} == {
+        "repa": "supported",
+        "sra": "refuted",
+    }
+
+
+def test_second_coordinator_is_refused(file: Path, tmp_path: Path) -> None:
+    trainer = Trainer(tmp_path / "runs")
+    with study_lock(trainer.directory), pytest.raises(UserError, match="is in use by"):
+        raced(file, trainer)
+
+
+def test_precondition_that_no_pair_mends_ends_the_race(file: Path, tmp_path: Path) -> None:
+    trainer = Trainer(tmp_path / "runs")
+    file.write_text(file.read_text().replace("target = 40.0", "target = 0.5"))
+    _, course, lines = raced(file, trainer)
+    assert len(course.looks) == 1 and "inconclusive: target" in lines[-1]
+
+
+def test_futile_race_stops(tmp_path: Path) -> None:
+    file = write_file(tmp_path, "repa", pairs=6)
+    text = file.read_text().replace("factor = 1.3", "factor = 1.42")
+    file.write_text(text.replace("max_pairs = 6", "max_pairs = 6\nfutility = 0.99"))
+    _, course, _ = raced(file, Trainer(tmp_path / "runs", noise=0.1))
+    assert course.looks[-1]["claims"][0]["ended"] == "futile"
+
+
+# Ten ways to cheat, each detected and named.
+
+
+def cheat(file: Path, directory: Path, old: str, new: str) -> Audit:
+    file.write_text(file.read_text().replace(old, new))
+    return judged(file, directory)[0]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the file and the runs of a finished race."""
+    folder = tmp_path_factory.mktemp("race")
+    raced(write_file(folder, "repa"), Trainer(folder / "runs"))
+    return folder
+
+
+@pytest.fixture
+def race(finished: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """Return the file and the folder of a copy of that race."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "claim.toml", tmp_path / "runs"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        pytest.param("max_pairs = 6", "max_pairs = 4", id="another-max-pairs"),
+        pytest.param("max_pairs = 6", 'max_pairs = 6\nkind = "anytime"\ng = 1.0', id="another-g"),
+        pytest.param("target = 40.0", "target = 45.0", id="another-target"),
+        pytest.param("factor = 1.3", "factor = 1.1", id="another-factor"),
+    ],
+)
+def test_claim_changed_after_a_look_is_named(race: tuple[Path, Path], old: str, new: str) -> None:
+    found = cheat(*race, old, new)
+    assert found.verdict == "inconclusive" and "another version of this claim" in found.reasons[0].text
+    assert found.standing == "changed since it was registered"
+
+
+def test_renamed_arm_is_named(race: tuple[Path, Path]) -> None:
+    """The runs of another arm under the name of the claim."""
+    file, directory = race
+    for run in directory.glob("????????????"):
+        spec = run / "spec.toml"
+        spec.write_text(spec.read_text().replace('"repa"', '"sra"'))
+    found = cheat(file, directory, 'candidate = "repa"', 'candidate = "sra"')
+    assert found.verdict == "inconclusive" and found.standing == "changed since it was registered"
+
+
+def test_claim_added_after_looks_is_named(race: tuple[Path, Path]) -> None:
+    file, directory = race
+    more = CLAIM.format(name="repa", pairs=6).replace('name = "repa"', 'name = "second"', 1)
+    file.write_text(file.read_text() + more.replace("target = 40.0", "target = 60.0"))
+    found = judged(file, directory)[1]
+    assert found.verdict == "inconclusive" and "chosen after looks" in found.reasons[0].text
+
+
+def test_claim_registered_again_is_not_before_its_runs(race: tuple[Path, Path]) -> None:
+    file, directory = race
+    file.with_name("register.jsonl").unlink()
+    found = cheat(file, directory, "factor = 1.3", "factor = 1.2")
+    assert found.standing == "not registered" and found.verdict == "inconclusive"
+
+
+def test_dropped_and_excluded_runs_are_named(race: tuple[Path, Path]) -> None:
+    """A seed of both arms, or the failed run of one."""
+    file, directory = race
+    run = next(
+        path for path in directory.glob("????????????") if "seed = 1" in (path / "spec.toml").read_text()
+    )
+    shutil.rmtree(run)
+    [found] = judged(file, directory)
+    assert found.verdict == "inconclusive"
+    assert any(
+        reason.name == "looks" and "seed 1, which is missing" in reason.text for reason in found.reasons
+    )
+
+
+def test_run_trained_again_is_named(race: tuple[Path, Path]) -> None:
+    file, directory = race
+    run = next(
+        path for path in directory.glob("????????????") if "seed = 2" in (path / "spec.toml").read_text()
+    )
+    method = "repa" if '"repa"' in (run / "spec.toml").read_text() else "flow"
+    shutil.rmtree(run)
+    write_run(run, method, 2, metric=power_law(700.0, 0.5))
+    [found] = judged(file, directory)
+    assert found.verdict == "inconclusive" and "other times of seed 2" in found.reasons[0].text
+
+
+def test_mixed_protocols_are_named(race: tuple[Path, Path]) -> None:
+    file, directory = race
+    run = next(
+        path for path in directory.glob("????????????") if '"repa"' in (path / "spec.toml").read_text()
+    )
+    events = run / "events.jsonl"
+    events.write_text(events.read_text().replace("9cece13e0f6d", "0123456789ab"))
+    [found] = judged(file, directory)
+    assert found.verdict == "inconclusive" and any(own.name == "protocol" for own in found.reasons)
+
+
+@pytest.mark.parametrize("name", ["register.jsonl", "looks.jsonl"])
+def test_edited_log_is_refused(race: tuple[Path, Path], name: str) -> None:
+    file, directory = race
+    log = file.with_name(name) if name == "register.jsonl" else directory / name
+    text = log.read_text()
+    log.write_text(text.replace("repa", "other", 1) if name == "register.jsonl" else text.replace("40", "41"))
+    if name == "looks.jsonl":
+        rows = text.splitlines()
+        log.write_text("\n".join([rows[0].replace('"look": 3', '"look": 2'), *rows[1:], rows[0]]) + "\n")
+    with pytest.raises(UserError, match="was altered"):
+        judged(file, directory)
+
+
+# The file, what is expected, and the picture.
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("[study]", "[studie]", "unknown table 'studie'.*Did you mean 'study'"),
+        ('"repa", "sra"]', '"sra"]', "unknown arm of claim repa 'repa'"),
+        ("[claim.sequential]\nmax_pairs = 6", "", "has no \\[claim.sequential\\]"),
+        ("seed = [0]", 'seed = [0]\n"train.batch_size" = [8, 16]', "also varies train.batch_size"),
+    ],
+)
+def test_invalid_race_files_are_rejected(file: Path, old: str, new: str, message: str) -> None:
+    file.write_text(file.read_text().replace(old, new))
+    with pytest.raises(UserError, match=message):
+        read_race(file)
+
+
+def test_file_without_a_study_is_rejected(file: Path) -> None:
+    file.write_text(CLAIM.format(name="repa", pairs=6))
+    with pytest.raises(UserError, match="a race needs a study"):
+        read_race(file)
+
+
+def test_registered_seeds_replace_those_of_the_study(file: Path) -> None:
+    race = read_race(file)
+    assert race.study.axes["seed"] == (0, 1, 2, 3, 4, 5)
+    assert race.study.target.value == 40.0 and race.study.baseline == "flow"
+    assert any("sra" in note for note in race.notes)
+
+
+def test_expected_pairs_of_a_clear_effect_are_the_published_ones(tmp_path: Path) -> None:
+    """An effect of 3 standard deviations ends a race of 10 pairs after 4.2 on average."""
+    file = write_file(tmp_path, "repa", pairs=10)
+    spread = math.log(1.3) / 3
+    none = next(one for one in expected_ends(read_race(file), spread) if one.assumed == "none")
+    assert none.pairs == pytest.approx(4.2, abs=0.1) and none.decided > 0.99
+
+
+def test_picture_marks_estimate_claim_and_ends(race: tuple[Path, Path]) -> None:
+    lines = looks_picture(read_looks(race[1]))
+    assert lines[0] == "repa: at least 1.3x" and lines[-1].endswith("supported")
+    bar = lines[-1][10:54]
+    assert bar.index("|") < bar.index("[") < bar.index("o") < bar.index("]")
+    assert json.loads(json.dumps(read_looks(race[1])[0]))["claims"][0]["arms"] == ["flow", "repa"]
+
+
+def test_target_metric_is_that_of_the_records(file: Path) -> None:
+    assert METRIC == "fd:local" == read_race(file).claims[0].metric
