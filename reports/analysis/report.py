@@ -76,7 +76,16 @@ class RaceReport:
     @cached_property
     def caveats(self) -> tuple[str, ...]:
         """Return the caveats to know before quoting a number, most important first."""
-        return tuple(caveats_of(self.race))
+        return (*self._about_looks(), *caveats_of(self.race))
+
+    def _about_looks(self) -> list[str]:
+        """Report that intervals outside the claims do not allow for the looks of a sequential claim."""
+        if not any(one.claim.sequential for one in self.claims):
+            return []
+        return [
+            "The race was judged before all its runs were done. The intervals of its claims allow for that; "
+            "those of the other sections are for a number of pairs that was fixed before, and are too narrow."
+        ]
 
     @cached_property
     def objectives(self) -> tuple[str, ...]:

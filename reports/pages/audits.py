@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from metrics.intervals import student
 from reports.analysis.report import RaceReport
 from reports.audit import words
 from reports.audit.audit import Audit
@@ -20,7 +23,7 @@ from reports.pages.section import render_template
 from reports.race.arms import find_arm
 from reports.race.race import Race
 from reports.stats.curves import AXES
-from reports.stats.speedup import Speedup
+from reports.stats.speedup import Speedup, with_critical
 
 WIDTH = 3.6
 """The width of a card's figure in inches: next to its table on a wide page, below it on a narrow one."""
@@ -66,9 +69,43 @@ def draw_claim(audit: Audit, arm: int, name: str) -> Picture | None:
         return Picture(figure, name, f"speed-ups of {audit.claim.name} with intervals, and what is claimed")
 
 
+def draw_looks(audit: Audit, arm: int, name: str) -> Picture | None:
+    """Draw the interval of each look of a sequential claim, and in grey the interval of a single look.
+
+    None before the first look with an interval.
+    """
+    seen = [(look.n, look.critical, look.gain) for look in audit.looks if look.gain and look.gain.estimate]
+    shown = [(n, gain) for n, _, gain in seen if gain.low is not None]
+    if not shown:
+        return None
+    rows = [_row(arm, gain) for _, gain in shown]
+    names = [f"{n} pairs" for n, _ in shown]
+    n, critical, last = seen[-1]
+    if math.isfinite(critical):
+        once = with_critical(last, student(n - 1, audit.claim.confidence))
+        rows.append(replace(_row(arm, once), arm=None))
+        names.append("judged once")
+    limits = _limits(audit, [gain for _, gain in shown])
+    with svg.style():
+        figure = Figure(figsize=(WIDTH, 0.7 * row_height() * len(rows) + 0.75))
+        axes = figure.subplots()
+        _draw_claim(axes, audit, limits)
+        draw_strip(axes, rows, limits)
+        axes.set_yticks(range(len(rows)), names)
+        axes.tick_params(axis="y", length=0)
+        if len(names) > len(shown):
+            axes.get_yticklabels()[-1].set_color(MUTED)
+        set_log_ticks(axes.xaxis, limits, 5, "{:g}×")
+        axes.set_xlabel("speed-up at each look, log scale")
+        height = figure.get_figheight()
+        figure.subplots_adjust(left=0.34, right=0.97, top=1 - 0.08 / height, bottom=0.47 / height)
+        return Picture(figure, name, f"intervals of {audit.claim.name} at each look, and what is claimed")
+
+
 def _card(race: Race, audit: Audit, number: int) -> dict[str, Any]:
     arm = race.arms.index(find_arm(race.arms, audit.claim.candidate))
     drawn = draw_claim(audit, arm, f"claim-{number}")
+    looks = draw_looks(audit, arm, f"looks-{number}")
     return {
         "name": audit.claim.name,
         "claimed": words.claimed(audit),
@@ -77,6 +114,7 @@ def _card(race: Race, audit: Audit, number: int) -> dict[str, Any]:
         "because": words.because(audit),
         "lines": [(_name(line), line) for line in words.axis_lines(audit)],
         "picture": None if drawn is None else Markup(svg.inline(drawn)),
+        "looks": None if looks is None else Markup(svg.inline(looks)),
         "facts": words.facts(audit),
         "notes": words.notes(audit),
     }
