@@ -40,6 +40,8 @@ from harness.files.files import read_toml
 from harness.records.targets import step_of_baseline
 
 Axis = Literal["steps", "images", "flops", "seconds", "gpu_seconds"]
+MOST_CONFIDENCE = 1 - 1e-9
+"""The highest level of confidence; higher ones are those of rounding errors."""
 FORMER_TOLERANCE = 0.10
 """The tolerance of a claim that sets none, in version 0.2 and before."""
 
@@ -65,7 +67,7 @@ class Claim(Section):
     """The relative slack of `factor` c; 0 unless the claim sets it.
 
     `at_least` holds from c / (1 + tolerance) on; `equal` holds from there up to c (1 + tolerance)."""
-    confidence: float = Field(0.95, ge=0.5, lt=1)
+    confidence: float = Field(0.95, ge=0.5, le=MOST_CONFIDENCE)
     min_pairs: int = Field(3, ge=2)
 
     @property
