@@ -126,7 +126,7 @@ def _draw_grid(drawing: Drawing, output: Path, shapes: Any, draw: Any) -> None:
 def _classes(text: str | None) -> tuple[int, ...]:
     words = [word.strip() for word in text.split(",")] if text is not None else []
     for word in words:
-        if not word.isdecimal():
+        if not word.isdecimal() or len(word) > 9:
             raise UserError(
                 f"--classes {text}: expected whole numbers separated by commas, for example --classes 3,7"
             )

@@ -33,8 +33,9 @@ RANGES = {"signed": (127.5, -1.0), "unit": (255.0, 0.0), "byte": (1.0, 0.0)}
 """Divisor and offset of each range: x / divisor + offset."""
 PROBE = 64
 """Side of the blank image with which the number of features is determined if no size is given."""
-COUNTS = ("size", "dim", "logits")
-"""Options whose values are positive integers."""
+MOST = {"size": 2048, "dim": 2**20, "logits": 2**20}
+"""Options whose values are positive integers, and their largest values."""
+DIGITS = 12
 Outputs = Callable[[Tensor], dict[str, Tensor]]
 """A function from images uint8 (B, 3, H, W) to outputs by name."""
 
@@ -86,11 +87,13 @@ def parse_options(query: str) -> Options:
             raise MetricError(
                 f"torchscript option '{key}' is unknown or repeated (known: {', '.join(Options._fields)})"
             )
-        if key in COUNTS and not (value.isdecimal() and int(value) > 0):
-            raise MetricError(f"torchscript option {key}={value}: expected a whole number above 0")
+        if key in MOST and not (value.isdecimal() and len(value) < DIGITS and 0 < int(value) <= MOST[key]):
+            raise MetricError(
+                f"torchscript option {key}={value[:DIGITS]}: expected a whole number from 1 to {MOST[key]:,}"
+            )
         if key == "range" and value not in RANGES:
             raise MetricError(f"torchscript option range={value}: expected one of {', '.join(RANGES)}")
-        given[key] = int(value) if key in COUNTS else value
+        given[key] = int(value) if key in MOST else value
     return Options(**given)
 
 

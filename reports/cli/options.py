@@ -13,6 +13,8 @@ Command = TypeVar("Command", bound=Callable[..., object])
 AXES = ("steps", "images", "flops", "seconds", "gpu_seconds")
 """The axes of reports/stats/curves.py, repeated here so that `--help` imports no numerical library."""
 
+MOST_CONFIDENCE = 1 - 1e-9
+"""The highest level of confidence, that of a claim, repeated here for the same reason."""
 DIRECTORIES = click.argument("directories", metavar="DIR|LOG|URI...", nargs=-1, required=True)
 METRIC = click.option(
     "--metric",
@@ -62,7 +64,7 @@ AXIS = click.option(
 )
 CONFIDENCE = click.option(
     "--confidence",
-    type=click.FloatRange(0.5, 1, max_open=True),
+    type=click.FloatRange(0.5, MOST_CONFIDENCE),
     default=0.95,
     show_default=True,
     help="Confidence level of the interval.",

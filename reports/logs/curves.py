@@ -179,16 +179,22 @@ def number(text: Any, where: str, column: str) -> float:
 
 # Any: a cell of a CSV, or a value of JSON.
 def whole_number(text: Any, where: str, column: str) -> int:
-    """Return a whole number of any size; raises `UserError` for anything else."""
+    """Return a whole number of up to 64 bits; raises `UserError` for anything else."""
     # A float would round seeds of 64 bits.
     if re.fullmatch(rf"\s*[+-]?[0-9]{{1,{SHOWN}}}\s*", str(text)):
-        return int(text)
+        return _bounded(int(text), where, column)
     value = number(text, where, column)
     if not math.isfinite(value):
         raise UserError(f"{where}: {column} = {text}: expected a finite number")
     if value != int(value):
         raise UserError(f"{where}: {column} = {text}: expected a whole number")
-    return int(value)
+    return _bounded(int(value), where, column)
+
+
+def _bounded(value: int, where: str, column: str) -> int:
+    if abs(value) >= 2**64:
+        raise UserError(f"{where}: {column} = {value:.4g}: expected a whole number below 2^64")
+    return value
 
 
 def merged(curves: Sequence[LogCurve]) -> list[LogCurve]:

@@ -79,7 +79,7 @@ def _known_files(folder: Path) -> list[Path]:
 def _checkpoint(file: Path) -> float:
     """Return the step of a checkpoint's folder; infinity for the state of the finished run."""
     number = file.parent.name.removeprefix("checkpoint-")
-    return int(number) if file.parent.name.startswith("checkpoint-") and number.isdigit() else float("inf")
+    return int(number) if file.parent.name.startswith("checkpoint-") and number.isdecimal() else float("inf")
 
 
 def _read(path: Path, rules: LogMap, wanted: Wanted) -> Understood:

@@ -90,7 +90,7 @@ def _by_line(file: Path, text: str, rules: LogMap) -> Understood:
         if (match := pattern.search(line)) is None:
             continue
         where, given = f"{file} line {n}", match.groupdict()
-        if given.get("method") and (given.get("seed") or "").isdigit():
+        if given.get("method") and re.fullmatch("[0-9]{1,18}", given.get("seed") or ""):
             named = rules.methods.get(given["method"], given["method"]), int(given["seed"])
         else:
             default = default or name_run(file.stem, rules, file.absolute().with_suffix(""))

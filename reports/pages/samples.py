@@ -72,7 +72,7 @@ def spread(steps: Sequence[int], most: int = MOST_STEPS) -> list[int]:
 
 
 def _grids(folder: Path) -> list[Path]:
-    return [file for file in folder.glob("step-*.png") if file.stem.removeprefix("step-").isdigit()]
+    return [file for file in folder.glob("step-*.png") if file.stem.removeprefix("step-").isdecimal()]
 
 
 def _step(file: Path) -> int:

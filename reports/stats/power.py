@@ -18,6 +18,8 @@ from reports.stats.t_interval import CONFIDENCE
 
 POWER = 0.80
 MOST_PAIRS = 1000
+FAR = 1000.0
+"""Critical value from which noncentral t is replaced by its limit; scipy is slow and wrong there."""
 LARGEST = 700.0
 """Logarithm of the largest factor, below the overflow of float64."""
 
@@ -71,6 +73,9 @@ def pairs_needed(
 
 def _distance(error: float, degrees: float, confidence: float, power: float) -> float:
     critical = student(degrees, confidence)
+    if critical > FAR:
+        # The normal part of noncentral t does not count there: t = shift / sqrt(chi-squared / degrees).
+        return critical * math.sqrt(chdtri(degrees, 1 - power) / degrees) * error
     return float(nctdtrinc(degrees, 1 - power, critical)) * error
 
 

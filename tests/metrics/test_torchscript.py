@@ -114,7 +114,9 @@ def test_first_output_holds_the_features(script) -> None:
     [
         ("?sizes=96", "option 'sizes' is unknown or repeated"),
         ("?size=96&size=96", "option 'size' is unknown or repeated"),
-        ("?size=0", "size=0: expected a whole number above 0"),
+        ("?size=0", "size=0: expected a whole number from 1 to 2,048"),
+        ("?size=99999999", "size=99999999: expected a whole number from 1 to 2,048"),
+        (f"?dim={'9' * 5000}", "dim=9{12}: expected a whole number from 1 to"),
         ("?dim=1.5", "dim=1.5: expected a whole number"),
         ("?dim=", "dim=: expected a whole number"),
         ("?range=imagenet", "range=imagenet: expected one of signed, unit, byte"),

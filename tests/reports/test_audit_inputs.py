@@ -131,7 +131,7 @@ BAD_CLAIMS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "negative target": ({"target": -3.0}, "target = -3.0: expected a number above 0"),
     "infinite target": ({"target": float("inf")}, "target"),
-    "confidence in percent": ({"confidence": 95.0}, "confidence = 95.0: .*less than 1"),
+    "confidence in percent": ({"confidence": 95.0}, "confidence = 95.0: .*less than or equal to 0.99"),
     "one pair": ({"min_pairs": 1}, "min_pairs = 1: .*greater than or equal to 2"),
     "half a pair": ({"min_pairs": 2.5}, "min_pairs = 2.5"),
     "itself": ({"candidate": "old"}, "candidate and baseline are both 'old'.*selftest"),

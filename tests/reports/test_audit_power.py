@@ -12,14 +12,14 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import integrate, stats
 
 from harness.errors import UserError
 from reports.audit.decision import decide, holm, p_values
 from reports.audit.inputs.csv_curves import read_tidy
 from reports.audit.pilot import read_pilot
 from reports.cli.audit import audit as command
-from reports.stats.power import detectable_with, pairs_needed, spread_of
+from reports.stats.power import detectable, detectable_with, pairs_needed, spread_of
 from reports.stats.speedup import Time, speedup
 from reports.stats.survival import kaplan_meier, mean_until
 from tests.reports.audits import claim, rows, write_csv
@@ -73,6 +73,19 @@ def test_noncentrality_equals_scipys_inverse(n: int, confidence: float) -> None:
     assert stats.nct.sf(stats.t.ppf((1 + confidence) / 2, n - 1), n - 1, shift) == pytest.approx(
         0.8, abs=1e-4
     )
+
+
+@pytest.mark.parametrize("degrees", [1, 2])
+def test_noncentrality_at_extreme_confidence_agrees_with_its_integral(degrees: int) -> None:
+    """The reference integrates the distribution; scipy's inverse takes minutes there."""
+    critical = stats.t.isf(5e-8, degrees)
+    shift = math.log(detectable(1e-9, degrees, 1 - 1e-7)) / 1e-9
+
+    def below(v: float) -> float:
+        return stats.chi2.pdf(v, degrees) * stats.norm.cdf(critical * math.sqrt(v / degrees) - shift)
+
+    power = 1 - integrate.quad(below, 0, 40, limit=500, points=[0.1, 1.0, 2.0])[0]
+    assert power == pytest.approx(0.8, abs=1e-4)
 
 
 def test_spread_interval_covers_the_truth() -> None:

@@ -21,6 +21,8 @@ USUAL = (
 """Names of columns that hold labels, in lower case."""
 NONE = "none"
 """The value of `data.label_key` for data whose labels are not used."""
+DIGITS = 18
+"""Digits of a class number; longer ones are names."""
 HIDDEN = -1
 """The label of samples whose label is not published."""
 
@@ -121,7 +123,7 @@ def named_classes(values: Sequence[str]) -> Labels:
 
 def in_order(names: Sequence[str] | set[str]) -> list[str]:
     """Return names of classes in numeric order if all are numbers, else in alphabetical order."""
-    numeric = all(name.isdecimal() for name in names)
+    numeric = all(name.isdecimal() and len(name) <= DIGITS for name in names)
     return sorted(names, key=lambda name: (int(name), name) if numeric else (0, name))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from harness.data.disk.labels import DIGITS
 from harness.errors import UserError
 from harness.evaluation.samples.sources import Source
 
@@ -49,7 +50,7 @@ def _comparable(
 
 
 def _numeric(names: tuple[str, ...]) -> bool:
-    return bool(names) and all(name.isdecimal() for name in names)
+    return bool(names) and all(name.isdecimal() and len(name) <= DIGITS for name in names)
 
 
 def _present(source: Source, classes: int) -> list[bool]:

@@ -159,7 +159,7 @@ def split_options(where: str | Path | None, dither_dbfs: float | None, tail: Tai
             options = options._replace(dither_dbfs=None if value == "none" else float(value))
         elif key == "tail" and value in get_args(Tail):
             options = options._replace(tail=value)
-        elif key == "seed" and value.isdecimal() and int(value) < 2**64:
+        elif key == "seed" and value.isdecimal() and len(value) <= 20 and int(value) < 2**64:
             options = options._replace(seed=int(value))
         else:
             raise MetricError(

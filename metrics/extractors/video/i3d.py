@@ -22,7 +22,7 @@ from metrics.value import MetricError
 
 SHA256 = "bec6519f66ea534e953026b4ae2c65553c17bf105611c746d904657e5860a5e2"
 URL = "https://www.dropbox.com/s/ge9e5ujwgetktms/i3d_torchscript.pt?dl=1"
-FRAMES, LEAST = 16, 10
+FRAMES, LEAST, MOST = 16, 10, 1024
 """Number of frames in the protocol, and the smallest number for which the network's pooling works."""
 CHUNK = 8
 """Number of clips in one pass of the network."""
@@ -65,10 +65,10 @@ def _frames(query: str) -> int:
     """Return the number of frames of a query such as `frames=128`; the default is 16."""
     given = dict(parse_qsl(query, keep_blank_values=True))
     value = given.pop("frames", str(FRAMES))
-    if given or not value.isdecimal() or int(value) < LEAST:
+    if given or not value.isdecimal() or len(value) > 9 or not LEAST <= int(value) <= MOST:
         raise MetricError(
-            f"i3d option '{query}': the only option is frames=<number>, a whole number of {LEAST} or more "
-            f"({FRAMES} and 128 are usual)"
+            f"i3d option '{query[:80]}': the only option is frames=<number>, a whole number from {LEAST} to "
+            f"{MOST} ({FRAMES} and 128 are usual)"
         )
     return int(value)
 

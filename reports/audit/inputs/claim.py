@@ -50,6 +50,8 @@ from reports.stats.sequential import FIRST_LOOK, anytime_critical, boundaries
 Axis = Literal["steps", "images", "flops", "seconds", "gpu_seconds"]
 TABLES = ("claim", "tuning", "study")
 """Tables of a file of claims; `study` is that of a race (sweeps/race/race_file.py)."""
+MOST_CONFIDENCE = 1 - 1e-9
+"""The highest level of confidence; higher ones are those of rounding errors."""
 FORMER_TOLERANCE = 0.10
 """The tolerance of a claim that sets none, in version 0.2 and before."""
 
@@ -126,7 +128,7 @@ class Claim(Section):
     """The relative slack of `factor` c; 0 unless the claim sets it.
 
     `at_least` holds from c / (1 + tolerance) on; `equal` holds from there up to c (1 + tolerance)."""
-    confidence: float = Field(0.95, ge=0.5, lt=1)
+    confidence: float = Field(0.95, ge=0.5, le=MOST_CONFIDENCE)
     min_pairs: int = Field(3, ge=2)
     sequential: Sequential | None = Field(None, json_schema_extra=HASHED_IF_SET)
     """The looks at the claim before all its runs are done; None for a claim that is judged once."""

@@ -276,7 +276,7 @@ def _costs(client: Any, run: Any, steps: list[int], name: str, devices: int | No
         sorted({0, *steps, *(step for own in [*logged.values(), flops] for step in own)}), dtype=float
     )
     totals = {"steps": grid}
-    if (batch := run.data.params.get("train.batch_size", "")).isdigit():
+    if (batch := run.data.params.get("train.batch_size", "")).isdecimal():
         totals["images"] = grid * float(batch)
     if flops:
         totals["flops"] = _on(grid, flops)
