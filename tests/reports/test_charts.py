@@ -161,6 +161,7 @@ def test_script_json_cannot_close_its_script_element() -> None:
     assert not set("<>&") & set(script_json(hostile)) and json.loads(script_json(hostile)) == hostile
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_page_reports_thinned_curves(tmp_path: Path) -> None:
     for seed in range(2):
         write_run(tmp_path / f"a{seed}", "flow", seed, grid=range(1, 7001), status="done")
