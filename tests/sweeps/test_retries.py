@@ -17,6 +17,7 @@ from sweeps.launch.handoff import Handoff
 from sweeps.launch.retries import RETRIES, RETRY
 from sweeps.launch.runner import under_torchrun
 from tests.support.runs import TINY, everything
+from tests.support.waiting import wait_until
 from tests.sweeps.engines import TRAINS, gone
 
 
@@ -37,8 +38,8 @@ def node(table: Path, *flags: str, index: int = 0) -> subprocess.Popen[bytes]:
 
 
 def until(process: subprocess.Popen[bytes], condition: Callable[[], bool]) -> None:
-    while not condition():
-        assert process.poll() is None
+    wait_until(lambda: condition() or process.poll() is not None)
+    assert condition()
 
 
 def log(handoff: Handoff) -> str:
