@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -21,6 +22,21 @@ for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHU
         signal.signal(number, usual)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Exempt the objects of imported modules from garbage collection.
+
+    Every full collection would traverse millions of objects of torch, MLflow and the other packages.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+        gc.set_threshold(20_000, 20, 20)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Cache the encoders and extractors that tests train for the session, once for all its processes."""
@@ -38,6 +54,14 @@ def quick_networks(session_cache: Path) -> Iterator[None]:
 
     with quickly_trained(session_cache / "quick"):
         yield
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write pages of reports without figures."""
+    from tests.support.pages import leave_out_figures
+
+    leave_out_figures(monkeypatch)
 
 
 @pytest.fixture(autouse=True)

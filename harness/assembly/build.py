@@ -66,6 +66,8 @@ def build_backbone(config: SiTConfig, runtime: RuntimeSpec, *, copy_of: SiT | No
     model = SiT(config) if copy_of is None else copy.deepcopy(copy_of)
     model.checkpoint_activations = runtime.checkpoint_activations
     if runtime.compile:
+        # For Inductor, whose own choices of kernels `environment.prepare` leaves as they are.
+        torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled())
         for block in model.blocks:
             block.compile(dynamic=False)
     return model

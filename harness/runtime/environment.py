@@ -53,7 +53,8 @@ def prepare(threads: int) -> None:
     keep_memory()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(threads or cores())
-    torch.use_deterministic_algorithms(True)
+    # `use_deterministic_algorithms` also imports Inductor, which takes a second; compiled blocks call it.
+    torch.set_deterministic_debug_mode("error")
     torch.backends.cudnn.benchmark = False
     # By default torch uses TF32 for convolutions, but not for matrix products.
     torch.backends.cudnn.allow_tf32 = False

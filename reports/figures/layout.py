@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from matplotlib.artist import Artist
@@ -12,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.textpath import TextPath
 
-from reports.figures.svg import ARMS, DASHES, INK, MUTED, PAPER, current_look, scaled, small
+from reports.figures.svg import ARMS, DASHES, INK, MUTED, PAPER, Look, current_look, scaled, small
 
 WIDE, NARROW = 7.6, 3.9
 """The widths of figures for wide and for narrow pages, in inches."""
@@ -94,8 +95,13 @@ def width_name(width: float) -> str:
 
 def text_width(text: str) -> float:
     """Return the width of a label inside axes, or of a legend, in inches."""
-    if not text.strip():
-        return 0.0
+    return _text_width(text, current_look()) if text.strip() else 0.0
+
+
+# A page measures the same labels in the figure of every axis and width, at milliseconds each.
+@lru_cache(maxsize=4096)
+def _text_width(text: str, look: Look) -> float:
+    """Return the width of a text in the fonts of a look, which `style` has applied."""
     return TextPath((0, 0), text, size=small()).get_extents().width / 72
 
 

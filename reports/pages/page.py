@@ -178,9 +178,11 @@ def _command(directories: Sequence[Path | str], output: Path, given: Mapping[str
 
 
 def _check_free(file: Path, mark: str) -> None:
-    """Raise `UserError` if a file exists that flowrace did not write."""
+    """Raise `UserError` if a file cannot be created, or exists and was not written by flowrace."""
     if file.is_dir():
         raise UserError(f"output {file} is a folder; give a file, for example {file / 'report.html'}")
+    if not file.parent.is_dir():
+        raise UserError(f"cannot write {file}: {file.parent} is not a folder; create it first")
     if not file.exists():
         return
     try:

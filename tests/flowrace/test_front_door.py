@@ -103,6 +103,7 @@ def test_tables_have_the_events_of_the_records(folder: Path) -> None:
         assert values["mean"].tolist() == [e["metrics"]["fd:local"]["mean"] for e in record.of("eval")]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_race_equals_that_of_the_report(folder: Path, tmp_path: Path) -> None:
     race = flowrace.read_race(folder / "runs" / "last", target=134)
     words = ("report", folder / "runs" / "last", "-o", tmp_path / "a.html", "--target", 134, "--json")

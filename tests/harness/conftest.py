@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 
 @pytest.fixture
-def uri(tmp_path: Path) -> str:
-    """Return the address of a new MLflow store."""
-    return f"sqlite:///{tmp_path / 'store' / 'mlflow.db'}"
+def uri(tmp_path: Path, new_store: Callable[[Path], str]) -> str:
+    """Return the URI of an empty MLflow store."""
+    return new_store(tmp_path / "store" / "mlflow.db")

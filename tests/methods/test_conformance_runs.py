@@ -20,6 +20,8 @@ from tests.methods.conftest import few_methods_fast
 from tests.support.conformance_runs import name_of, words
 from tests.support.runs import TINY, everything, losses, part, tiny, torchrun, trained
 
+pytestmark = pytest.mark.usefixtures("quick_networks")
+
 
 def test_optimizer_has_only_student_and_method(method: type[Method]) -> None:
     """In a run built by the trainer, encoder features have no gradient, and neither have the teacher's

@@ -15,7 +15,8 @@ from harness.cli.main import cli
 from harness.config import registry
 from harness.errors import UserError
 from harness.records.record import Record
-from tests.support.runs import TINY
+from tests.support.quick import keep_local_network
+from tests.support.runs import TINY, tiny
 
 
 @pytest.fixture
@@ -53,8 +54,10 @@ def test_plugin_is_listed_and_explained() -> None:
     assert "L = L_gen + coefficient * mean_{samples, tokens, channels}" in page and "EMA teacher" in page
 
 
+@pytest.mark.usefixtures("quick_networks")
 def test_plugin_trains(plugin_site: Path, tmp_path: Path) -> None:
     """By the command in a process of its own."""
+    keep_local_network(tiny())
     settings = [
         word for setting in (*TINY, "method.name=echo", "train.steps=3") for word in ("--set", setting)
     ]

@@ -22,6 +22,8 @@ from tests.support.forked import command_in_child, die, exit_code, has_ended, in
 from tests.support.runs import TINY, events, everything, tiny, trained, weights
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.usefixtures("quick_networks")
+
 SPEC = (
     "method.name=self_flow", "train.steps=20", "train.checkpoint_every=3",
     "eval.every=5", "eval.samples=8", "eval.sampler_steps=1",

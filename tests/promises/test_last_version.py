@@ -92,6 +92,7 @@ def test_plan_is_what_it_was(studies: Path, study: str, planned: str) -> None:
     assert {run["status"] for run in found["runs"]} == {"done"}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_report_has_the_same_numbers(studies: Path, tmp_path: Path) -> None:
     found = json.loads(flowrace("report", studies / "last", "-o", tmp_path / "new.html", "--json"))
     assert [run["status"] for run in found["runs"]] == ["done"] * 4

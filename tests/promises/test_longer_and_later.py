@@ -22,6 +22,8 @@ from harness.train.loop import train
 from tests.support.modal import method_words
 from tests.support.runs import TINY, events, everything, tiny, torchrun, trained, weights
 
+pytestmark = pytest.mark.usefixtures("quick_networks")
+
 LONG, SHORT = ("train.steps=18",), ("train.steps=10",)
 """The shorter run ends at a step without a checkpoint or an evaluation of the longer one."""
 FAST = ("self_flow", "repa")

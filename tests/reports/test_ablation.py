@@ -165,6 +165,7 @@ def test_race_of_single_settings_has_no_ablation(tmp_path: Path) -> None:
     assert RaceReport(race).ablation is None and ablation_section(RaceReport(race)) is None
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_page_marks_unresolved_effects_and_escapes_reasons(study: Path, tmp_path: Path) -> None:
     html = write_report([study], tmp_path / "report.html").html.read_text()
     section = html[html.index('<section id="ablation">') :]

@@ -62,7 +62,8 @@ def test_benchmark_table_has_the_rows_of_the_reference() -> None:
 @pytest.mark.parametrize(
     ("n", "audits"),
     [
-        (3, 6000),
+        (3, 2500),
+        pytest.param(3, 6000, marks=pytest.mark.slow),
         pytest.param(5, 5000, marks=pytest.mark.slow),
         pytest.param(10, 4000, marks=pytest.mark.slow),
     ],

@@ -73,6 +73,7 @@ def claims(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_page_has_the_text_of_the_audit(race: Path, claims: Path, tmp_path: Path) -> None:
     """The words are equal; only the wrapping of cells and lines differs."""
     html = write_report([race], tmp_path / "r.html", target=25, claims=[claims]).html.read_text()
@@ -87,6 +88,7 @@ def test_page_has_the_text_of_the_audit(race: Path, claims: Path, tmp_path: Path
         assert word.lower() in shown.lower(), word
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_names_of_claims_are_escaped(race: Path, claims: Path, tmp_path: Path) -> None:
     html = write_report([race], tmp_path / "r.html", target=25, claims=[claims]).html.read_text()
     assert html.count("<script") == 3 and HOSTILE in Section(html).text
@@ -108,6 +110,7 @@ def test_figure_shows_the_factors_that_the_claim_needs(race: Path, claims: Path)
     assert equal.get_x() + equal.get_width() == pytest.approx(1.6 * 1.01)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_page_without_claims_has_no_section(race: Path, tmp_path: Path) -> None:
     assert 'id="claims"' not in write_report([race], tmp_path / "r.html", target=25).html.read_text()
 
@@ -119,6 +122,7 @@ def test_claim_about_unknown_arms_writes_no_files(race: Path, tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == ["claims.toml"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_report_command_prints_verdicts_as_text_and_json(race: Path, claims: Path, tmp_path: Path) -> None:
     words = [str(race), "-o", str(tmp_path / "r.html"), "--target", "25", "--claim", str(claims)]
     printed = CliRunner().invoke(report, words, catch_exceptions=False).output.splitlines()

@@ -155,6 +155,7 @@ def test_arms_of_one_objective_need_a_declared_baseline(tmp_path: Path) -> None:
     assert list(race.speedups) and len(race.cells) == 1
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_page_and_json_have_the_pooled_table_first_and_the_cells_below(tmp_path: Path) -> None:
     write_study(tmp_path / "runs")
     page = tmp_path / "report.html"

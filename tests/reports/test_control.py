@@ -111,6 +111,7 @@ def test_tables_of_several_folders_are_merged_when_settings_agree(tmp_path: Path
         compute_control(read_race(folders))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_page_has_the_table_of_probes(folder: Path) -> None:
     page = write_report([folder], folder / "report.html").html.read_text()
     assert 'id="control"' in page and "Representation for control" in page

@@ -95,6 +95,7 @@ def test_compare_reports_finds_every_difference_of_hand_made_sides() -> None:
     assert found.protocols == (("sampler_steps", (6,), (50,)),)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_study_equals_itself_and_its_csv(tmp_path: Path) -> None:
     folder = write_race(tmp_path / "runs", {"flow": 1.0, "repa": 2.0})
     done = write_report([folder], tmp_path / "report.html")
@@ -106,6 +107,7 @@ def test_study_equals_itself_and_its_csv(tmp_path: Path) -> None:
         assert not (found.about or found.specs or found.protocols or found.arms_before or found.arms_after)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_arms_are_matched_by_runs_and_fields_when_labels_differ(tmp_path: Path) -> None:
     """The label is `repa` if it is the only arm of its method, else `repa (layer = 2)`."""
     for name in ("a", "b"):
@@ -120,6 +122,7 @@ def test_arms_are_matched_by_runs_and_fields_when_labels_differ(tmp_path: Path) 
         assert found.arms_after == ("repa (layer = 4)",) and not found.arms_before
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_open_ends_survive_the_csv(tmp_path: Path) -> None:
     folder = write_race(tmp_path / "runs", {"flow": 1.0, "repa": 3.0})
     done = write_report([folder], tmp_path / "report.html", target=12)

@@ -70,9 +70,9 @@ def test_figures_writes_nothing_when_format_is_unknown(tmp_path: Path) -> None:
     ("words", "inches"),
     [
         (["--style", "icml"], 3.25),
-        (["--style", "icml", "--width", "text"], 6.75),
+        pytest.param(["--style", "icml", "--width", "text"], 6.75, marks=pytest.mark.slow),
         (["--style", "cvpr", "--width", "text"], 6.875),
-        (["--style", "neurips"], 5.5),
+        pytest.param(["--style", "neurips"], 5.5, marks=pytest.mark.slow),
     ],
 )
 def test_figures_have_the_width_of_the_venue_and_a_legend_of_every_arm(

@@ -60,6 +60,7 @@ def test_final_values_match_scipys_t_interval_over_finished_seeds(runs: Path) ->
     assert (one.n, one.mean) == (1, pytest.approx(PLAIN(2000))) and one.sd is one.low is one.high is None
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_real_samples_are_listed_first(runs: Path) -> None:
     assert real_sample_values(read_race([runs]))["sync"] == {"held_out": 1.0, "spoilt": 0.31}
     done = write_report([runs], runs / "report.html")

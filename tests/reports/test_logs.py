@@ -413,6 +413,7 @@ def test_report_of_logs_has_the_speed_up_of_the_audit(tmp_path: Path, kind: str)
     assert "old-seed0" in page and "<svg" in page
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_report_of_a_csv_compares_on_the_costs_that_it_has(tmp_path: Path) -> None:
     costs = {"flops": {"old": 1e9, "new": 2e9}, "gpu_seconds": {"old": 1.0, "new": 1.0}}
     file = write_csv(tmp_path / "c.csv", rows({"old": 1.0, "new": 2.2}, costs=costs))

@@ -80,6 +80,7 @@ def test_labels_of_published_curves_name_the_source() -> None:
     assert not any("http" in text for text in texts)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_provenance_lists_failed_and_stopped_runs_with_their_last_value_and_reason(tmp_path: Path) -> None:
     folder = write_race(tmp_path / "race", {"flow": 1, "repa": 1.4}, seeds=2, grid=range(200, 2001, 300))
     write_run(folder / "failed", "repa", 2, grid=(200, 400), status="failed")

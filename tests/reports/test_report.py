@@ -193,6 +193,7 @@ def test_samples_are_side_by_side_at_equal_steps(race: Path, done: WrittenReport
             assert content == (race / f"{label}-0" / "samples" / f"step-{step:08d}.png").read_bytes()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_large_grids_become_thumbnails_and_invalid_ones_are_named(tmp_path: Path) -> None:
     for method in ("flow", "repa"):
         write_run(tmp_path / method, method, grid=(10, 20))
@@ -228,6 +229,7 @@ def test_quantity_has_three_digits_and_a_unit() -> None:
     assert quantity("gpu_seconds", 7200) == "2.00 device-h"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_write_report_replaces_only_reports(race: Path, done: WrittenReport, tmp_path: Path) -> None:
     """If one of the files exists and is not a report, nothing is written at all."""
     foreign = tmp_path / "report.csv"
@@ -256,6 +258,7 @@ def test_write_report_rejects_invalid_outputs(race: Path, tmp_path: Path, output
     assert [path.name for path in tmp_path.rglob("*")] == ["d.html"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_report_command_prints_the_verdict_and_the_path(race: Path, tmp_path: Path) -> None:
     output = tmp_path / "report.html"
     result = CliRunner().invoke(
@@ -265,6 +268,7 @@ def test_report_command_prints_the_verdict_and_the_path(race: Path, tmp_path: Pa
     assert lines[0].startswith("self_flow reached fd:local ≤ 25 first") and lines[-1] == str(output)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_report_command_prints_one_json_object(race: Path, tmp_path: Path) -> None:
     words = [str(race), "-o", str(tmp_path / "report.html"), "--target", "25", "--baseline", "repa", "--json"]
     found = json.loads(CliRunner().invoke(command, words, catch_exceptions=False).output)
@@ -300,6 +304,7 @@ def test_report_command_imports_heavy_packages_only_when_run() -> None:
     assert result.stdout.strip() == "[]"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_samples_are_none_when_arms_share_no_step(tmp_path: Path) -> None:
     write_run(tmp_path / "a", "flow", grid=(10, 20), pictures=True)
     write_run(tmp_path / "b", "repa", grid=(10, 20))

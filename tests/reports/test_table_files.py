@@ -76,6 +76,7 @@ def test_table_of_a_study_with_cells_ends_with_the_pooled_effects(tmp_path: Path
     assert math.isclose(table.columns[1].numbers[-2].low, pooled.low)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_report_writes_tables_and_replaces_only_its_own(tmp_path: Path) -> None:
     runs, page = race(tmp_path / "runs"), tmp_path / "report.html"
     files = [tmp_path / f"times{ending}" for ending in (".tex", ".md", ".csv")]

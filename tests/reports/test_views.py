@@ -108,6 +108,7 @@ def test_protocol_names_the_known_conditions(tmp_path: Path, text: str, message:
         read_race([write(tmp_path, FLIPS, seeds=1)], protocol=text)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_page_has_the_section_with_a_switch_and_every_section_its_protocol(tmp_path: Path) -> None:
     runs, page = write(tmp_path / "runs", FLIPS), tmp_path / "report.html"
     words = [str(runs), "-o", str(page), "--target", "35", "--json"]

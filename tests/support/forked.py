@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from tests.support.waiting import wait_until
 
@@ -38,39 +39,58 @@ def die() -> None:
 
 def command_in_child(words: Sequence[str], output: Path) -> int:
     """Start a flowrace command as the leader of a new process group, and return its process id."""
+    return fork_printing(partial(flowrace, words), output)
 
-    def command() -> None:
-        from harness.cli.main import main
 
+def flowrace(words: Sequence[str]) -> None:
+    """Run a flowrace command in this process, which it ends."""
+    from harness.cli.main import main
+
+    sys.argv = ["flowrace", *words]
+    main()
+
+
+def fork_printing(work: Callable[[], object], output: Path) -> int:
+    """Return the id of a forked process that leads a new process group and prints to a file."""
+
+    def printing() -> None:
         os.setsid()
         with open(output, "wb") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
-        # Not those of pytest, which keep the output.
-        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-        sys.argv = ["flowrace", *words]
-        main()
+        work()
 
-    return fork(command)
+    return fork(partial(with_own_output, printing))
 
 
-def fork(work: Callable[[], None]) -> int:
+def with_own_output(work: Callable[[], object]) -> None:
+    """Work with the output of this process, not with that of pytest, which keeps it."""
+    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+    work()
+
+
+def fork(work: Callable[[], object]) -> int:
     """Return the id of a forked process that does `work`; it exits with 0, 1, or the code of `sys.exit`."""
     child = os.fork()
     if child == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
+        work_and_exit(work)
     return child
+
+
+def work_and_exit(work: Callable[[], object]) -> NoReturn:
+    """Do the work of a forked process and end it."""
+    code = 1
+    try:
+        work()
+        code = 0
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def in_world(size: int, work: Callable[[], None]) -> None:

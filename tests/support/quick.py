@@ -7,6 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
+
+from harness.config.spec import RunSpec
 
 STEPS = (
     "metrics.extractors.local.STEPS",
@@ -25,3 +28,12 @@ def quickly_trained(cache: Path) -> Iterator[None]:
         for name in STEPS:
             patch.setattr(name, 4)
         yield
+
+
+def keep_local_network(spec: RunSpec) -> None:
+    """Train the network of metrics on the data of a spec into the cache, where other processes find it."""
+    from harness.data.open import open_dataset, split
+    from harness.evaluation.extractors import open_extractor
+
+    dataset = open_dataset(spec.data)
+    open_extractor("local", {}, dataset, split(dataset, spec.data.held_out).train, torch.device("cpu"))

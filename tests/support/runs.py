@@ -21,7 +21,7 @@ from harness.train.progress import Quiet
 TINY = (
     "backbone.size=pico", "train.batch_size=8", "train.steps=12", "train.log_every=1",
     "train.checkpoint_every=4", "train.learning_rate=1e-3", "eval.every=6", "eval.samples=24",
-    "eval.sampler=heun", "eval.sampler_steps=3", "eval.batch_size=16", "ema.decay=0.9", "runtime.threads=1",
+    "eval.sampler=heun", "eval.sampler_steps=2", "eval.batch_size=24", "ema.decay=0.9", "runtime.threads=1",
     "data.held_out=0.5",
 )  # fmt: skip
 

@@ -21,6 +21,8 @@ from harness.records.record import Record, find_records
 from tests.support.finished_study import finished_study
 from tests.support.runs import events
 
+pytestmark = pytest.mark.usefixtures("quick_networks")
+
 ASKED = ("--metrics", "fd:local,recall:local", "--guidance", "1,2", "--slots", "2")
 
 

@@ -17,6 +17,7 @@ from sweeps.launch.local import LocalLauncher
 from sweeps.launch.process_tree import process_tree
 from sweeps.launch.runner import under_torchrun
 from tests.support.runs import TINY
+from tests.support.waiting import wait_until
 from tests.sweeps.engines import TRAINS, gone
 
 
@@ -250,8 +251,9 @@ def coordinator(log: Path, code: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
-    while not (log.exists() and "here" in log.read_text()):
-        assert process.poll() is None, process.communicate()
+    here = lambda: log.exists() and "here" in log.read_text()  # noqa: E731
+    wait_until(lambda: here() or process.poll() is not None)
+    assert here(), process.communicate()
     return process
 
 

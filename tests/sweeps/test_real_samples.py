@@ -24,16 +24,20 @@ from sweeps.launch.real_samples import prepare_real_samples
 from sweeps.plan.plan import PlannedRun, make_plan
 from sweeps.plan.study import Study
 from tests.harness.data.pictures import parquet_of, pixels
+from tests.support.quick import keep_local_network
 
 
 @pytest.fixture
 def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[PlannedRun]:
-    """Two runs on the same 60 images, with an empty cache."""
-    monkeypatch.setenv("FLOWRACE_CACHE", str(tmp_path / "cache"))
+    """Two runs on the same 60 images, with a cache that has the network of their metric, trained quickly."""
     file = parquet_of(tmp_path / "a.parquet", pixels(60), np.arange(60) % 3)
     fields = {"data.name": "parquet", "data.root": str(file), "eval.samples": 10, "runtime.threads": 1}
     study = Study(name="s", base="digits", axes={"seed": (0, 1)}, set={**fields, "backbone.size": "pico"})
-    return make_plan(study).runs
+    runs = make_plan(study).runs
+    monkeypatch.setenv("FLOWRACE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("metrics.extractors.local.STEPS", 4)
+    keep_local_network(runs[0].spec)
+    return runs
 
 
 def passes(run: PlannedRun, monkeypatch: pytest.MonkeyPatch) -> int:

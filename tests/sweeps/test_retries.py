@@ -17,6 +17,7 @@ from sweeps.launch.handoff import Handoff
 from sweeps.launch.retries import RETRIES, RETRY
 from sweeps.launch.runner import under_torchrun
 from tests.support.runs import TINY, everything
+from tests.support.waiting import wait_until
 from tests.sweeps.engines import TRAINS, gone
 
 
@@ -37,8 +38,8 @@ def node(table: Path, *flags: str, index: int = 0) -> subprocess.Popen[bytes]:
 
 
 def until(process: subprocess.Popen[bytes], condition: Callable[[], bool]) -> None:
-    while not condition():
-        assert process.poll() is None
+    wait_until(lambda: condition() or process.poll() is not None)
+    assert condition()
 
 
 def log(handoff: Handoff) -> str:
@@ -86,7 +87,7 @@ def test_retries_turns_a_signal_into_a_checkpoint(
 
 def test_signal_to_all_processes_is_harmless(handoff: Handoff) -> None:
     """SLURM does this before a preemption: the run gets TERM from the engine and from its node."""
-    slow = TRAINS.replace("sys.exit(130)", "import time; time.sleep(1); sys.exit(130)")
+    slow = TRAINS.replace("sys.exit(130)", "import time; time.sleep(0.5); sys.exit(130)")
     process = node(post(handoff, f"import os; print(os.getpid(), flush=True)\n{slow}"))
     until(process, lambda: "here\n" in log(handoff))
     for pid in (process.pid, int(log(handoff).split()[0])):
@@ -95,7 +96,7 @@ def test_signal_to_all_processes_is_harmless(handoff: Handoff) -> None:
 
 
 def test_retries_repeats_the_request_until_the_run_handles_it(handoff: Handoff) -> None:
-    process = node(post(handoff, "print('up', flush=True); import time; time.sleep(1)\n" + TRAINS))
+    process = node(post(handoff, "print('up', flush=True); import time; time.sleep(0.5)\n" + TRAINS))
     until(process, lambda: "up" in log(handoff))
     process.send_signal(signal.SIGUSR2)
     assert process.wait() == RETRY and log(handoff).endswith("checkpoint\n")
@@ -111,7 +112,7 @@ def test_run_is_asked_to_stop_when_the_parent_dies(handoff: Handoff) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals a child when its parent dies")
 def test_second_attempt_waits_for_the_run_of_a_killed_node(handoff: Handoff) -> None:
     slow = TRAINS.replace(
-        "sys.exit(130)", "import time; time.sleep(1); print('gone', flush=True); sys.exit(130)"
+        "sys.exit(130)", "import time; time.sleep(0.5); print('gone', flush=True); sys.exit(130)"
     )
     table = post(handoff, slow)
     first = node(table)
@@ -152,7 +153,7 @@ HURRIED = """if True:
     import sys
     from pathlib import Path
     from sweeps.launch import retries
-    retries.GRACE_SECONDS = 0.5
+    retries.GRACE_SECONDS = 0.2
     sys.exit(retries.main(Path(sys.argv[1]), 0))
 """
 BUSY = """if True:
@@ -175,7 +176,7 @@ def test_run_that_exceeds_the_grace_period_is_killed_and_retried(handoff: Handof
         assert process.wait() == status
     lines = log(handoff).splitlines()
     assert (
-        lines[-1] == "error: killed: not stopped 0.5 s after the time limit"
+        lines[-1] == "error: killed: not stopped 0.2 s after the time limit"
         and handoff.exit_code("a") == -signal.SIGKILL
     )
     assert all(gone(int(pid)) for line in lines for pid in line.split() if pid.isdecimal())

@@ -15,6 +15,7 @@ from sweeps.plan.plan import make_plan
 from sweeps.plan.status import difference
 from sweeps.plan.study import load_study
 from sweeps.plan.study_folder import write_plan
+from tests.support.quick import keep_local_network
 
 STUDY = """name = "small"
 base = "digits"
@@ -45,10 +46,12 @@ def study(tmp_path: Path) -> Path:
     return file
 
 
+@pytest.mark.usefixtures("quick_networks")
 def test_status_before_during_and_after_a_sweep(study: Path, tmp_path: Path) -> None:
     """All runs are missing, then one has failed, and a retry runs only that one."""
     out, plan = tmp_path / "out", make_plan(load_study(str(study)))
     planned_runs = plan.runs
+    keep_local_network(planned_runs[1].spec)
     write_plan(load_study(str(study)), plan, out)
     described = json.loads(flowrace("status", out, "--json").output)
     assert described["counts"] == {"missing": 3, "excluded": 1}

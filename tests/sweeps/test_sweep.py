@@ -163,7 +163,8 @@ def test_sweep_writes_no_report_without_a_finished_run(study: Path, monkeypatch:
 def test_runs_are_mirrored_as_they_end_and_a_lost_store_is_rebuilt(
     study: Path, tmp_path: Path, new_store: Callable[[Path], str]
 ) -> None:
-    new_store(tmp_path / "mlflow.db")
+    for name in ("mlflow.db", "other.db"):
+        new_store(tmp_path / name)
     assert run(study, track=True).exit_code == 0
 
     def stored(store: str = "mlflow.db") -> tuple[list[str], int]:
@@ -192,7 +193,11 @@ def test_runs_continue_without_mlflow(study: Path, monkeypatch: pytest.MonkeyPat
     assert result.stderr.count("not tracked: MLflow is not installed") == 1
 
 
-def test_failing_mirror_stops_no_run(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_mirror_stops_no_run(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_store: Callable[[Path], str]
+) -> None:
+    new_store(tmp_path / "mlflow.db")
+
     def broken(*_: Any, **__: Any) -> None:
         raise UserError("the server is gone")
 

@@ -16,6 +16,8 @@ from harness.cli.main import COMMANDS, cli
 from harness.records.record import Record
 from tests.support.runs import TINY, tiny, trained
 
+pytestmark = pytest.mark.usefixtures("quick_networks")
+
 LIGHT = (
     "harness.cli.main",
     "harness.records.record",

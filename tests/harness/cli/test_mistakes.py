@@ -26,6 +26,8 @@ from harness.records.record import Record
 from sweeps.plan.study_folder import study_lock
 from tests.support.runs import TINY, tiny, trained
 
+pytestmark = pytest.mark.usefixtures("quick_networks")
+
 
 def flowrace(capsys: pytest.CaptureFixture, *words: str) -> tuple[int, str]:
     """Run the command in this process; return its exit code and standard error."""
@@ -193,13 +195,19 @@ def test_run_rejects_broken_data_by_file_name(capsys, tmp_path: Path) -> None:
     )
 
 
-@pytest.fixture
-def begun(tmp_path: Path) -> Record:
+@pytest.fixture(scope="module")
+def unfinished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train a run and make it unfinished: remove its last checkpoint and its `done`."""
-    record = trained(tiny(), tmp_path)
+    record = trained(tiny(), tmp_path_factory.mktemp("begun"))
     (record.path / "done").unlink()
     checkpoints(record.path / "checkpoints")[-1].unlink()
-    return record
+    return record.path
+
+
+@pytest.fixture
+def begun(unfinished: Path, tmp_path: Path) -> Record:
+    """Return a copy of the unfinished run, for a test to damage."""
+    return Record(shutil.copytree(unfinished, tmp_path / unfinished.name))
 
 
 def damage(path: Path, how: str) -> None:

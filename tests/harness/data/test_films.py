@@ -25,6 +25,8 @@ from tests.harness.data.recorded import CLIPS, film, frames, sound, tone, video
 from tests.support.modal import modal
 from tests.support.runs import losses, trained
 
+pytestmark = pytest.mark.usefixtures("quick_networks")
+
 EACH = 512
 """Audio samples in a frame of a clip."""
 MP4 = {"container": "mp4", "codecs": ("mpeg4", "yuv420p", "aac")}

@@ -31,6 +31,8 @@ from sweeps.cli.evaluate import evaluate as eval_command
 from tests.support.runs import tiny, trained
 from tests.support.sampling import draw_samples
 
+pytestmark = pytest.mark.usefixtures("quick_networks")
+
 CPU = torch.device("cpu")
 SPEC = EvalSpec(samples=30, sampler="euler_maruyama", sampler_steps=4, batch_size=30)
 

@@ -21,6 +21,8 @@ from harness.runtime.random_streams import Streams
 from tests.support.runs import tiny, trained
 from tests.support.sampling import draw_samples
 
+pytestmark = pytest.mark.usefixtures("quick_networks")
+
 CPU = torch.device("cpu")
 LOCAL = tuple(
     f"{value}:local"
@@ -173,6 +175,6 @@ def test_run_continues_when_a_metric_fails(tmp_path: Path, monkeypatch: pytest.M
     assert about["hash"] == digest(about["protocol"]) == last["protocol"] and about["aligned"] == []
     recorded = about["protocol"]
     fields = [recorded[name] for name in ("n_fake", "sampler", "sampler_steps", "guidance")]
-    assert fields == [24, "heun", 3, 1.0]
+    assert fields == [24, "heun", 2, 1.0]
     assert recorded["extractors"]["local"].keys() == {"sha256", "dim", "preprocessing"}
     assert about["floor"]["fd:local"]["train_halves"]["n"] == 24

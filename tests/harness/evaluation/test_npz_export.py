@@ -26,6 +26,8 @@ from harness.train.trained_run import load_ema
 from tests.support.runs import tiny, trained
 from tests.support.sampling import draw_samples
 
+pytestmark = pytest.mark.usefixtures("quick_networks")
+
 CPU = torch.device("cpu")
 BATCH = ("--set", "eval.batch_size=8")
 

@@ -24,6 +24,8 @@ from sweeps.cli.evaluate import evaluate as command
 from tests.harness.evaluation.samples.networks import save_means
 from tests.support.runs import tiny, trained
 
+pytestmark = pytest.mark.usefixtures("quick_networks")
+
 CPU = torch.device("cpu")
 
 

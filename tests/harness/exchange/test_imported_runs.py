@@ -30,6 +30,8 @@ from tests.harness.latents.vae import save_vae
 from tests.support.released import FILES, released
 from tests.support.runs import TINY, events, tiny, trained
 
+pytestmark = pytest.mark.usefixtures("quick_networks")
+
 # Of a run on the digits, without the size, which the weights determine.
 DIGITS = [
     word

@@ -28,6 +28,8 @@ from tests.support.encoded import content, encode
 from tests.support.forked import die, in_child
 from tests.support.runs import TINY, events, losses, tiny, trained
 
+pytestmark = pytest.mark.usefixtures("quick_networks")
+
 
 @pytest.fixture(scope="module")
 def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:

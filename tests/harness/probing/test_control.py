@@ -27,6 +27,8 @@ from metrics.domain.control import decoded
 from tests.support.modal import modal
 from tests.support.runs import tiny
 
+pytestmark = pytest.mark.usefixtures("quick_networks")
+
 CPU = torch.device("cpu")
 SAMPLES = ("--samples", "60")
 

@@ -18,6 +18,8 @@ from harness.probing.layers import Row
 from metrics import Value
 from tests.support.runs import tiny, trained
 
+pytestmark = pytest.mark.usefixtures("quick_networks")
+
 RUNS = (
     ("method.name=flow",),
     ("method.name=repa", "method.encoder.name=random:tiny"),

@@ -25,6 +25,8 @@ from harness.runtime.random_streams import Streams
 from harness.train.trained_run import load_ema
 from tests.support.runs import tiny, trained
 
+pytestmark = pytest.mark.usefixtures("quick_networks")
+
 CPU = torch.device("cpu")
 
 

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from harness.records.mlflow_mirror import Unsent, durable, mirror
 from harness.records.mlflow_store import create_store, store_uri
 from harness.records.record import Record, RecordWriter, tracked_name
 from tests.support.features import quick
+from tests.support.forked import exit_code, fork_printing
 from tests.support.mlflow_runs import (
     SPEC,
     STARTED,
@@ -35,11 +35,6 @@ from tests.support.mlflow_runs import (
     train,
     written,
 )
-
-
-@pytest.fixture
-def uri(tmp_path: Path, new_store: Callable[[Path], str]) -> str:
-    return new_store(tmp_path / "store" / "mlflow.db")
 
 
 def test_finished_run_is_mirrored_completely_and_once(tmp_path: Path, uri: str) -> None:
@@ -190,20 +185,13 @@ def test_duplicate_runs_are_merged(tmp_path: Path, uri: str) -> None:
 def test_two_processes_can_create_one_store(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'store' / 'mlflow.db'}"
     records = [written(tmp_path / name, events(40)) for name in ("a", "b")]
-    code = """if True:
-        import sys
-        from pathlib import Path
-        from harness.records.record import Record
-        from harness.records.mlflow_mirror import mirror
-        mirror([Record(Path(sys.argv[1]))], uri=sys.argv[2], study="s")
-    """
+    outputs = [tmp_path / name for name in ("first.txt", "second.txt")]
     both = [
-        subprocess.Popen([sys.executable, "-c", code, record.path, uri], stdout=-1, stderr=-1)
-        for record in records
+        fork_printing(lambda own=record: mirror([own], uri=uri, study="s"), output)
+        for record, output in zip(records, outputs, strict=True)
     ]
-    outputs = [process.communicate() for process in both]
-    assert [process.returncode for process in both] == [0, 0], outputs
-    assert outputs == [(b"", b"")] * 2
+    assert [exit_code(process) for process in both] == [0, 0]
+    assert [output.read_text() for output in outputs] == ["", ""]
     assert rows(uri) == expected(records[0], upto=40) + expected(records[1], upto=40)
     assert len(runs_of(uri, "s")) == 3
 

@@ -17,6 +17,8 @@ from harness.files.files import write_atomic
 from harness.records.record import Record, RecordWriter, failure_reason, find_records, lock_holder, log_file
 from tests.support.runs import events, tiny, trained
 
+pytestmark = pytest.mark.usefixtures("quick_networks")
+
 TRAIN = {"kind": "train", "images": 0, "loss": 1.0}
 
 

@@ -20,6 +20,8 @@ from harness.train.progress import Quiet
 from harness.train.state import build_run, checkpoint_writer
 from tests.support.runs import tiny, trained
 
+pytestmark = pytest.mark.usefixtures("quick_networks")
+
 
 def test_checkpoint_has_the_state_of_its_step(tmp_path: Path) -> None:
     """Later steps change weights in place, but the file has those of the requested step."""

@@ -20,6 +20,8 @@ from harness.train.schedule import ema_decay, learning_rate_factor, set_learning
 from harness.train.state import update_ema
 from tests.support.runs import events, everything, losses, part, tiny, trained, weights
 
+pytestmark = pytest.mark.usefixtures("quick_networks")
+
 
 @pytest.fixture(scope="module")
 def flow(tmp_path_factory: pytest.TempPathFactory) -> Record:

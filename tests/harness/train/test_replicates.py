@@ -22,6 +22,8 @@ from harness.train.trained_run import load_ema
 from reports.stats.curves import curve_of
 from tests.support.runs import tiny, trained
 
+pytestmark = pytest.mark.usefixtures("quick_networks")
+
 
 def curve(folder: Path, values: dict[int, float]) -> Record:
     with RecordWriter(folder) as record:

@@ -21,6 +21,8 @@ from harness.train.start import check_same_weights, weights_at_start
 from metrics.files.hashing import sha256_of
 from tests.support.runs import tiny, trained
 
+pytestmark = pytest.mark.usefixtures("quick_networks")
+
 
 def weights_file(path: Path, seed: int) -> Path:
     """Write weights of timm's smallest ViT; all files have the same size and modification time."""
