@@ -38,14 +38,20 @@ class ParquetImages:
     reads = ("root", "resolution", "channels", "image_key", "label_key")
 
     def __init__(self, spec: DataSpec) -> None:
-        path = data_path(spec, EXPECTED)
-        self._rows = rows = read_rows(spec, path)
+        path, rows = self.rows(spec)
+        self._rows = rows
         self.classes, self.class_names, self.files = rows.classes, list(rows.class_names), len(rows.files)
         self.label_source, self.label_problem, self.skipped = rows.label_source, rows.problem, rows.skipped
         surveys = survey(path, rows.files, rows.inside, rows.key)
         self.shape = common_shape(spec, surveys, rows.where)
         self._keys = [bytes.fromhex(s.sha256) for s in surveys]
         self.fingerprint = fingerprint((s.sha256 for s in surveys), rows.labels.tolist())
+
+    @staticmethod
+    def rows(spec: DataSpec) -> tuple[Path, Rows]:
+        """Return the root of the files and all their rows."""
+        path = data_path(spec, EXPECTED)
+        return path, read_rows(spec, path)
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -104,6 +110,11 @@ def read_rows(spec: DataSpec, path: Path) -> Rows:
     Raises `UserError` naming the file, column or row at fault.
     """
     files, skipped = _train_files(path) if path.is_dir() else ([path], ())
+    return rows_of_files(spec, path, files, skipped)
+
+
+def rows_of_files(spec: DataSpec, path: Path, files: list[Path], skipped: tuple[Skipped, ...]) -> Rows:
+    """Return all rows of some parquet or Arrow files below a path."""
     key, label = _columns(spec, files[0])
     tables = {file: _read(file, key, label) for file in files}
     if not any(map(len, tables.values())):
@@ -173,9 +184,10 @@ def _read(file: Path, image: str, label: str) -> pa.Table:
     if not (_holds_images(kind) or _is_binary(kind)):
         raise UserError(f"{file}: column '{image}' is {kind}, expected struct<bytes, path> or binary")
     try:
-        table = pq.ParquetFile(file).read(columns=list(filter(None, (image, label))))
+        table = _table(file, list(filter(None, (image, label))))
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{file} is a damaged parquet file: {error}; replace it") from error
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{file} is a damaged {_format(file)} file: {reason}; replace it") from error
     column = table[image]
     if pa.types.is_struct(column.type):
         # pyarrow generates its functions when it is imported.
@@ -244,9 +256,32 @@ def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
 
 def _schema(file: Path) -> pa.Schema:
     try:
-        return pq.read_schema(file)
+        return arrow_stream(file).schema if _format(file) == "arrow" else pq.read_schema(file)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not a readable parquet file: {error}; expected {EXPECTED}") from error
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{file} is not a readable {_format(file)} file: {reason}; expected {EXPECTED}"
+        ) from error
+
+
+def arrow_stream(file: Path) -> pa.RecordBatchReader:
+    """Open an Arrow file, memory-mapped: a stream, as the datasets library writes it."""
+    return pa.ipc.open_stream(pa.memory_map(str(file)))
+
+
+def _table(file: Path, columns: list[str]) -> pa.Table:
+    """Return some columns of a file; those of an Arrow file stay on the disk until they are read."""
+    if _format(file) != "arrow":
+        return pq.ParquetFile(file).read(columns=columns)
+    with arrow_stream(file) as reader:
+        table = reader.read_all().select(columns)
+    # Offsets of a damaged file would lead outside of it.
+    table.validate(full=True)
+    return table
+
+
+def _format(file: Path) -> str:
+    return "arrow" if file.suffix == ".arrow" else "parquet"
 
 
 def _holds_images(kind: pa.DataType) -> bool:

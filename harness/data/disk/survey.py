@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,8 +19,11 @@ from harness.data.disk.pixels import decode
 from harness.errors import UserError
 from harness.files.cache import cache_dir
 from harness.files.files import locked, write_atomic
+from harness.files.progress import progress_bar
 from harness.files.stamps import stamp_of, stored
 
+CHUNK = 1024
+"""Number of files or of items that are listed at a time."""
 RULES = 2
 """Version of the checks: increase it when they change, to invalidate cached surveys."""
 
@@ -76,8 +79,10 @@ def survey(
         names = {file: str(file.relative_to(root)) for file in files}
         now = time.time_ns()
         stale = [file for file in files if known.get(names[file], {}).get("stamp") != stamps[file]]
-        for file, items in zip(stale, _inspect(stale, inside, inspect or _inspect_image), strict=True):
-            known[names[file]] = {"stamp": stored(stamps[file], now), "images": items}
+        with progress_bar(len(stale), f"reading {root.name}") as advance:
+            for file, items in zip(stale, _inspect(stale, inside, inspect or _inspect_image), strict=True):
+                known[names[file]] = {"stamp": stored(stamps[file], now), "images": items}
+                advance(1)
         if stale:
             _write(store, {names[file]: known[names[file]] for file in files})
     items = [item for file in files for item in known[names[file]]["images"]]
@@ -121,11 +126,26 @@ def _inspect(
 ) -> Iterable[list[tuple[Any, ...]]]:
     """Yield the surveys of the items of each file. Threads use all cores, because Pillow releases the GIL."""
     with ThreadPoolExecutor() as pool:
-        for start in range(0, len(files), 1024):
-            lists = [inside(file) for file in files[start : start + 1024]]
+        for lists in _chunks(files, inside):
             surveys = pool.map(inspect, [encoded for images in lists for encoded in images])
             for images in lists:
                 yield [next(surveys) for _ in images]
+
+
+def _chunks(
+    files: Sequence[Path], inside: Callable[[Path], Sequence[Encoded]]
+) -> Iterator[list[Sequence[Encoded]]]:
+    """Yield the items of some files at a time, so that only those of a chunk are in memory."""
+    lists: list[Sequence[Encoded]] = []
+    items = 0
+    for file in files:
+        lists.append(inside(file))
+        items += len(lists[-1])
+        if max(items, len(lists)) >= CHUNK:
+            yield lists
+            lists, items = [], 0
+    if lists:
+        yield lists
 
 
 def _stamp(file: Path) -> list[int]:
