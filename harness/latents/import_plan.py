@@ -12,7 +12,7 @@ import torch
 from harness.config import registry
 from harness.config.spec import DataSpec
 from harness.data.dataset import Dataset
-from harness.data.disk.kinds import image_kind
+from harness.data.disk.kinds import image_kind, packed_kind
 from harness.data.open import open_dataset
 from harness.errors import UserError, unknown
 from harness.latents.codec import Affine, Codec, open_codec
@@ -106,6 +106,12 @@ def _layout(root: Path, name: str) -> Layout:
             raise unknown("layout", name, ("auto", *known))
         return known[name]
     found = recognised(root)
+    if found is None and (kind := packed_kind(root)):
+        raise UserError(
+            f"SOURCE {root} holds images, which need no import: train on them with --set data.name={kind} "
+            "--set "
+            f"data.root={root}, or encode them with flowrace data encode"
+        )
     if found is None:
         expected = "; ".join(f"{layout.name}: {layout.expected}" for layout in LAYOUTS)
         raise UserError(f"SOURCE {root} holds latents of no known layout; expected one of: {expected}")

@@ -6,9 +6,23 @@ from pathlib import Path
 
 from harness.data.disk.media import holds_parquet
 
+BY_SUFFIX = {".npz": "npz", ".parquet": "parquet", ".tar": "webdataset", ".zip": "zip"}
+MARKS = (
+    ("state.json", "arrow"), ("dataset_dict.json", "arrow"), ("index.json", "mds"), ("*/index.json", "mds"),
+    ("*.tar", "webdataset"), ("*/*.tar", "webdataset"),
+)  # fmt: skip
+"""Patterns of files that only one kind of folder has."""
+
+
+def packed_kind(path: Path) -> str:
+    """Return the registered name of the data set that reads a container of images, "" for other paths."""
+    if not path.is_dir():
+        return BY_SUFFIX.get(path.suffix.lower(), "")
+    return next((kind for pattern, kind in MARKS if next(path.glob(pattern), None)), "")
+
 
 def image_kind(path: Path) -> str:
     """Return the registered name of the data set that reads the images of a file or folder."""
-    if path.suffix in (".npz", ".parquet"):
-        return path.suffix[1:]
+    if kind := packed_kind(path):
+        return kind
     return "parquet" if holds_parquet(path) else "folder"

@@ -20,7 +20,7 @@ from harness.config.spec import DataSpec
 from harness.data.dataset import Sample
 from harness.data.disk.labels import NONE, Labels, label_column, most_classes, unlabelled, usable_labels
 from harness.data.disk.pixels import decode, fit
-from harness.data.disk.survey import Encoded, common_shape, data_path, fingerprint, survey
+from harness.data.disk.survey import Encoded, common_shape, data_path, fingerprint, survey_files
 from harness.data.stored import stored_images
 from harness.errors import UserError, unknown
 from metrics.files.listing import Skipped
@@ -43,8 +43,8 @@ class ParquetImages:
     reads = ("root", "resolution", "channels", "image_key", "label_key")
 
     def __init__(self, spec: DataSpec) -> None:
-        path = data_path(spec, EXPECTED)
-        self._rows = rows = read_rows(spec, path)
+        path, rows = self.rows(spec)
+        self._rows = rows
         self.classes, self.class_names, self.files = rows.classes, list(rows.class_names), len(rows.files)
         self.label_source, self.label_problem, self.skipped = rows.label_source, rows.problem, rows.skipped
         surveys = survey_rows(path, rows, rows.key)
@@ -52,6 +52,12 @@ class ParquetImages:
         self.shape = common_shape(spec, surveys, rows.where)
         self._keys = [bytes.fromhex(s.sha256) for s in surveys]
         self.fingerprint = fingerprint((s.sha256 for s in surveys), rows.labels.tolist())
+
+    @staticmethod
+    def rows(spec: DataSpec) -> tuple[Path, Rows]:
+        """Return the root of the files and all their rows."""
+        path = data_path(spec, EXPECTED)
+        return path, read_rows(spec, path)
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -111,9 +117,8 @@ def survey_rows(
     inspect: Callable[[Encoded], tuple[Any, ...]] | None = None,
     # Any: the results of `inspect`.
 ) -> list[Any]:
-    """Return the survey of every row; see `survey`."""
-    names = [str(file.relative_to(root)) for file in rows.files]
-    return survey(root, names, lambda name: rows.inside(root / name), variant, inspect)
+    """Return the survey of every row; see `survey_files`."""
+    return survey_files(root, rows.files, rows.inside, variant, inspect)
 
 
 def read_rows(spec: DataSpec, path: Path) -> Rows:
@@ -122,6 +127,11 @@ def read_rows(spec: DataSpec, path: Path) -> Rows:
     Raises `UserError` naming the file, column or row at fault.
     """
     files, skipped = _train_files(path) if path.is_dir() else ([path], ())
+    return rows_of_files(spec, path, files, skipped)
+
+
+def rows_of_files(spec: DataSpec, path: Path, files: list[Path], skipped: tuple[Skipped, ...]) -> Rows:
+    """Return all rows of some parquet or Arrow files below a path."""
     key, label = _columns(spec, files[0])
     tables = {file: _read(file, key, label) for file in files}
     if not any(map(len, tables.values())):
@@ -193,9 +203,12 @@ def _read(file: Path, image: str, label: str) -> pa.Table:
     if not (_holds_images(kind) or _is_binary(kind)):
         raise UserError(f"{file}: column '{image}' is {kind}, expected struct<bytes, path> or binary")
     try:
-        table = bounded_table(file, list(filter(None, (image, label))))
+        table = _table(file, list(filter(None, (image, label))))
     except MetricError as error:
         raise UserError(f"{error}; replace it") from error
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{file} is a damaged arrow file: {reason}; replace it") from error
     column = table[image]
     if pa.types.is_struct(column.type):
         # pyarrow generates its functions when it is imported.
@@ -278,9 +291,32 @@ def _are_names(feature: dict[str, Any]) -> bool:
 
 def _schema(file: Path) -> pa.Schema:
     try:
-        return schema_of(file)
+        return arrow_stream(file).schema if _is_arrow(file) else schema_of(file)
     except MetricError as error:
         raise UserError(f"{error}; expected {EXPECTED}") from error
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{file} is not a readable arrow file: {reason}; expected {EXPECTED}") from error
+
+
+def arrow_stream(file: Path) -> pa.RecordBatchReader:
+    """Open an Arrow file, memory-mapped: a stream, as the datasets library writes it."""
+    return pa.ipc.open_stream(pa.memory_map(str(file)))
+
+
+def _table(file: Path, columns: list[str]) -> pa.Table:
+    """Return some columns of a file; those of an Arrow file stay on the disk until they are read."""
+    if not _is_arrow(file):
+        return bounded_table(file, columns)
+    with arrow_stream(file) as reader:
+        table = reader.read_all().select(columns)
+    # Offsets of a damaged file would lead outside of it.
+    table.validate(full=True)
+    return table
+
+
+def _is_arrow(file: Path) -> bool:
+    return file.suffix == ".arrow"
 
 
 def _holds_images(kind: pa.DataType) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -81,6 +81,19 @@ def survey(
     return [item if inspect else FileSurvey(*item) for items in found for item in items]
 
 
+def survey_files(
+    root: Path,
+    files: Sequence[Path],
+    inside: Callable[[Path], Sequence[Encoded]],
+    variant: str = "",
+    inspect: Callable[[Encoded], tuple[Any, ...]] | None = None,
+    # Any: the results of `inspect`.
+) -> list[Any]:
+    """Return the survey of every item of files that hold several; see `survey`."""
+    names = [str(file.relative_to(root)) for file in files]
+    return survey(root, names, lambda name: inside(root / name), variant, inspect)
+
+
 def _all_cached(
     root: Path, names: Sequence[str], order: Sequence[int], store: Path, found: list[Any]
 ) -> bool:
@@ -119,13 +132,27 @@ def _survey(
             for index in chunk:
                 found[index] = cached.items(names[index], stamps[index])
             stale = [index for index in chunk if found[index] is None]
-            lists = [inside(names[index]) for index in stale]
-            inspected = pool.map(inspect, [encoded for items in lists for encoded in items])
-            for index, items in zip(stale, lists, strict=True):
-                found[index] = [list(next(inspected)) for _ in items]
+            for group in _groups(stale, lambda index: inside(names[index])):
+                inspected = pool.map(inspect, [encoded for _, items in group for encoded in items])
+                for index, items in group:
+                    found[index] = [list(next(inspected)) for _ in items]
             for index in chunk:
                 write(Entry(names[index], stored(stamps[index], now), found[index]))
             advance(len(chunk))
+
+
+def _groups(
+    stale: Sequence[int], inside: Callable[[int], Sequence[Encoded]]
+) -> Iterator[list[tuple[int, Sequence[Encoded]]]]:
+    """Yield files with their items, a limited number of items at a time, which are in memory together."""
+    group: list[tuple[int, Sequence[Encoded]]] = []
+    for index in stale:
+        group.append((index, inside(index)))
+        if sum(len(items) for _, items in group) >= CHUNK:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def common_shape(

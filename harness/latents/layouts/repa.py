@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from harness.data.disk.npy import (
     read_file,
     read_member,
 )
+from harness.data.disk.packed import check_names
 from harness.data.disk.tables import EDM, Table, edm_table, in_table_order, labels_of
 from harness.errors import UserError
 from harness.files.files import decode_text, read_text
@@ -174,15 +175,3 @@ def _in_zip(path: Path) -> _Container:
     others = sorted(set(names) - set(kept) - {EDM})
     skipped = (Skipped("other files", len(others), others[0]),) if others else ()
     return _Container(path, kept, [sizes[name] for name in kept], read, table, skipped)
-
-
-def check_names(names: Sequence[str], archive: Path) -> None:
-    """Raise `UserError` for a member whose name leaves the archive, and for names that occur twice."""
-    seen: set[str] = set()
-    for name in names:
-        parts = PurePosixPath(name.replace("\\", "/"))
-        if parts.is_absolute() or ".." in parts.parts or "\0" in name or re.match(r"[A-Za-z]:", name):
-            raise UserError(f"{archive} holds {name!r}, which is outside of the archive; remove it")
-        if name in seen:
-            raise UserError(f"{archive} holds {name!r} twice; remove one")
-        seen.add(name)

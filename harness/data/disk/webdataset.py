@@ -1,0 +1,348 @@
+"""webdataset's tar files: consecutive members KEY.jpg, KEY.cls, KEY.json, KEY.txt are one sample.
+
+Tar files are read in place, by the positions of their members. Source: webdataset tariterators.py
+(`base_plus_ext`, `group_by_keys`).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from harness.config.spec import DataSpec
+from harness.data.disk.labels import NONE, Labels, label_column, unlabelled, usable_labels
+from harness.data.disk.packed import (
+    PICKLED,
+    Packed,
+    PackedImages,
+    check_names,
+    read_span,
+    refuse_pickled,
+    train_split,
+)
+from harness.data.disk.survey import Encoded, survey_files
+from harness.errors import UserError, unknown
+from metrics.files.listing import Skipped, walk
+from metrics.files.media import IMAGE
+
+MEMBER = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
+"""Key and ending of a member: the name is cut at the first dot after the last slash."""
+SPLIT = re.compile(r"(?:^|[/_-])(train|test|validation|valid|val|dev)(?![a-z])")
+"""The split in the name of a tar file, for example `imagenet-train-0000.tar`."""
+CLASS, JSON = "cls", "json"
+CLASS_BYTES, JSON_BYTES = 1024, 2**20
+"""Bytes of the largest members with labels."""
+HEADER_BYTES = 2**20
+"""Bytes of the largest extended header, for example of a long name."""
+NO_IMAGE = "samples without image"
+
+
+class TarImages(PackedImages):
+    """Images of webdataset tar files: KEY.jpg (png, webp, ...) with KEY.cls or a label in KEY.json.
+
+    A folder's tar files are read in the order of their names; of several splits, only `train` is used.
+    """
+
+    expected = "a .tar file or a folder of them, with members KEY.jpg and KEY.cls or KEY.json"
+
+    @staticmethod
+    def open(spec: DataSpec, path: Path) -> Packed:
+        files, skipped = tar_files(path)
+        wanted = _Wanted(spec.image_key, spec.label_key)
+        rows = survey_files(path, files, whole, f"index of tar {wanted}", wanted.indexed)
+        shards = [_Shard(*row[1:]) for row in rows]
+        _check_alike(files, shards)
+        labels, source = _labels(spec, path, shards)
+
+        def read(file: int, row: int) -> bytes:
+            return read_span(files[file], *shards[file].spans[row], name(file, row))
+
+        def name(file: int, row: int) -> str:
+            return f"{files[file]}: {shards[file].keys[row]}.{shards[file].image}"
+
+        return Packed(
+            files, [len(shard.spans) for shard in shards], labels, source, read, name, f"tar {wanted}",
+            (*skipped, *_skipped(files, shards)),
+        )  # fmt: skip
+
+
+class _Shard(NamedTuple):
+    """The index of a tar file, as it is kept in the cache."""
+
+    image: str
+    """The ending of the images."""
+    label: str
+    """Where the labels are from: `cls`, a field of `json`, or nothing."""
+    keys: list[str]
+    spans: list[list[int]]
+    """Position and size of each image."""
+    labels: list[Any]
+    left: dict[str, list[Any]]
+    """Reason -> number of members that were left out, and the first of them."""
+
+
+@dataclass
+class _Group:
+    """The members of one sample."""
+
+    key: str
+    spans: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What is read of each sample."""
+
+    image_key: str
+    label_key: str
+
+    def __str__(self) -> str:
+        return f"{self.image_key} {self.label_key}"
+
+    def indexed(self, item: Encoded) -> tuple[Any, ...]:
+        """Return the index of a tar file as a row of the cache."""
+        file = Path(item.where)
+        left: dict[str, list[Any]] = {}
+        groups = list(_groups(file, left))
+        image = self._image(file, groups)
+        kept = [group for group in groups if image in group.spans]
+        for group in groups:
+            if image not in group.spans:
+                entry = left.setdefault(NO_IMAGE, [0, group.key])
+                entry[0] += 1
+        self._refuse(file, kept)
+        label = self._label(file, kept)
+        values = [_value(file, group, label) for group in kept] if label else []
+        return (
+            "", image, label, [group.key for group in kept], [list(group.spans[image]) for group in kept],
+            values, left,
+        )  # fmt: skip
+
+    def _image(self, file: Path, groups: Sequence[_Group]) -> str:
+        """Return the ending of the images of a file."""
+        endings = dict.fromkeys(ending for group in groups for ending in group.spans)
+        if self.image_key:
+            if self.image_key not in endings:
+                raise unknown(f"data.image_key in {file}", self.image_key, endings)
+            return self.image_key
+        for ending in endings:
+            if f".{ending.rpartition('.')[2].lower()}" in IMAGE.not_read:
+                raise UserError(
+                    f"{file} holds .{ending} images, which are not supported; convert them to PNG"
+                )
+        images = [e for e in endings if f".{e.rpartition('.')[2].lower()}" in IMAGE.suffixes]
+        if len(images) > 1:
+            raise UserError(f"{file} holds images {', '.join(images)}; choose one with data.image_key")
+        if not images:
+            held = ", ".join(list(endings)[:6]) or "nothing"
+            raise UserError(f"{file} holds no images, but {held}; expected {TarImages.expected}")
+        return images[0]
+
+    def _refuse(self, file: Path, groups: Sequence[_Group]) -> None:
+        """Raise `UserError` for pickled members, unless the user has chosen what to read."""
+        if self.image_key:
+            return
+        pickled = {e for group in groups for e in group.spans if e.rpartition(".")[2].lower() in PICKLED}
+        refuse_pickled([f".{ending}" for ending in sorted(pickled)], str(file), "data.image_key")
+
+    def _label(self, file: Path, groups: Sequence[_Group]) -> str:
+        """Return where the labels are from: a member's ending, or `json` and a field."""
+        first = groups[0].spans if groups else {}
+        if self.label_key == NONE or not groups:
+            return ""
+        if self.label_key in first and self.label_key != JSON:
+            return self.label_key
+        if CLASS in first and not self.label_key:
+            return CLASS
+        if JSON not in first:
+            if self.label_key:
+                raise unknown(f"data.label_key in {file}", self.label_key, first)
+            return ""
+        fields = _json(file, groups[0])
+        found = label_column(list(fields), f"{file}: .{JSON} has {', '.join(fields)}", self.label_key)
+        if found and found not in fields:
+            raise unknown(f"data.label_key in {file}", found, [*first, *fields])
+        return f"{JSON} {found}" if found else ""
+
+
+def tar_files(path: Path) -> tuple[list[Path], tuple[Skipped, ...]]:
+    """Return the tar files of a path in order, or those of `train` if their names contain several splits."""
+    if not path.is_dir():
+        return [path], ()
+    names = sorted(name for name in walk(path) if name.lower().endswith(".tar"))
+    if not names:
+        raise UserError(f"data.root = {path} holds no .tar files; expected {TarImages.expected}")
+    splits = {name: match[1] if (match := SPLIT.search(name)) else "" for name in names}
+    if len(set(splits.values())) < 2:
+        return [path / name for name in names], ()
+    chosen = train_split(path, sorted(set(splits.values())), "in the names of its tar files")
+    left = [name for name in names if splits[name] != chosen]
+    skipped = Skipped(f"outside of the split {chosen}", len(left), left[0])
+    return [path / name for name in names if splits[name] == chosen], (skipped,)
+
+
+class _Headers(io.FileIO):
+    """A tar file of which headers are read; tarfile reads extended ones at once, of any size they state."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        if not 0 <= size <= HEADER_BYTES:
+            raise OSError(f"a header of {size:,} bytes is larger than {HEADER_BYTES:,}")
+        return super().read(size) or b""
+
+
+def members(file: Path) -> Iterator[tarfile.TarInfo]:
+    """Yield the members of a tar file in order; none is kept. Raises `UserError` if it is damaged."""
+    try:
+        with _Headers(file) as content, tarfile.open(fileobj=content, mode="r:") as archive:
+            end = 0
+            while (member := archive.next()) is not None:
+                # A negative size leads back to a member that was read.
+                if member.size < 0 or archive.offset <= end:
+                    raise ValueError(f"the size of {member.name!r} is negative")
+                end = archive.offset
+                # Members are kept by tarfile otherwise.
+                archive.members.clear()
+                yield member
+            end = archive.offset
+        _check_end(file, end)
+    except (tarfile.TarError, OSError, ValueError, EOFError, OverflowError, RecursionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{file} is not a tar file that can be read: {reason}; replace it, or decompress it if it is "
+            "compressed"
+        ) from error
+
+
+def _check_end(file: Path, end: int) -> None:
+    """Raise `UserError` if a tar file continues after the last member that could be read."""
+    with open(file, "rb") as content:
+        content.seek(end)
+        while block := content.read(2**20):
+            if block.strip(b"\0"):
+                raise UserError(f"{file} is damaged after byte {end}: no header of a member; replace it")
+
+
+def _groups(file: Path, left: dict[str, list[Any]]) -> Iterator[_Group]:
+    """Yield the samples of a tar file in order; count what is left out."""
+    group, keys = None, set()
+    size = file.stat().st_size
+    for member in members(file):
+        if member.isdir():
+            continue
+        match = MEMBER.fullmatch(member.name)
+        check_names([member.name], file)
+        if not member.isreg() or member.sparse is not None or match is None:
+            entry = left.setdefault("other members", [0, member.name])
+            entry[0] += 1
+            continue
+        if member.offset_data + member.size > size:
+            raise UserError(f"{file}: {member.name} is cut short; replace the file")
+        key, ending = match.groups()
+        if group is None or group.key != key:
+            if group is not None:
+                yield group
+            if key in keys:
+                raise UserError(f"{file} holds the key {key!r} twice, with other members between; rename one")
+            keys.add(key)
+            group = _Group(key)
+        if ending in group.spans:
+            raise UserError(f"{file} holds {member.name!r} twice; remove one")
+        group.spans[ending] = member.offset_data, member.size
+    if group is not None:
+        yield group
+
+
+def whole(file: Path) -> list[Encoded]:
+    """Return a tar file as one item of a survey, whose content is not read."""
+    return [Encoded(bytes, str(file))]
+
+
+def _value(file: Path, group: _Group, label: str) -> Any:
+    """Return the label of a sample as its file states it: a number or a text."""
+    ending, _, name = label.partition(" ")
+    where = f"{file}: {group.key}.{ending}"
+    if ending not in group.spans:
+        raise UserError(
+            f"{where} is missing, and other samples have it; add it, or set data.label_key={NONE}"
+        )
+    if name:
+        fields = _json(file, group)
+        if not isinstance(fields.get(name), int | str | float):
+            raise UserError(f"{where} has no number or text '{name}'; add it, or set data.label_key={NONE}")
+        return fields[name]
+    text = _text(file, group, ending, CLASS_BYTES).strip()
+    return int(text) if re.fullmatch(r"-?\d{1,18}", text) else text
+
+
+def _json(file: Path, group: _Group) -> dict[str, Any]:
+    try:
+        fields = json.loads(_text(file, group, JSON, JSON_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}: {group.key}.{JSON} is not JSON: {str(error).splitlines()[0]}") from error
+    if not isinstance(fields, dict):
+        raise UserError(f"{file}: {group.key}.{JSON} is no JSON object; replace it")
+    return fields
+
+
+def _text(file: Path, group: _Group, ending: str, limit: int) -> str:
+    start, size = group.spans[ending]
+    where = f"{file}: {group.key}.{ending}"
+    if size > limit:
+        raise UserError(f"{where} has {size:,} bytes, expected at most {limit:,}; replace it")
+    try:
+        return read_span(file, start, size, where).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where} is not UTF-8; save it as UTF-8") from error
+
+
+def _check_alike(files: Sequence[Path], shards: Sequence[_Shard]) -> None:
+    """Raise `UserError` if tar files of a set have other images or labels than the first."""
+    for file, shard in zip(files, shards, strict=True):
+        for what, one, other in (
+            ("images", shard.image, shards[0].image), ("labels", shard.label, shards[0].label),
+        ):  # fmt: skip
+            if one != other:
+                raise UserError(
+                    f"{file} has {what} '{one or NONE}', but {files[0]} has '{other or NONE}'; choose with "
+                    f"data.{'image' if what == 'images' else 'label'}_key"
+                )
+
+
+def _labels(spec: DataSpec, path: Path, shards: Sequence[_Shard]) -> tuple[Labels, str]:
+    n, label = sum(len(shard.spans) for shard in shards), shards[0].label
+    if not label:
+        reason = f"data.label_key = {NONE}" if spec.label_key == NONE else "no .cls, and no label in .json"
+        return unlabelled(n), f"none: {reason}"
+    values = [value for shard in shards for value in shard.labels]
+    column = as_column(values)
+    ending, _, name = label.partition(" ")
+    source = f"member .{ending}" + (f", field '{name}'" if name else "")
+    return usable_labels(column, n, f"{path}: .{ending}", chosen=bool(spec.label_key)), source
+
+
+def as_column(values: Sequence[Any]) -> np.ndarray:
+    """Return numbers as integers or fractions, and texts, also mixed with numbers, as objects."""
+    if all(isinstance(value, int) and abs(value) < 2**62 for value in values):
+        return np.array(values, dtype=np.int64)
+    if all(isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**62) for value in values):
+        return np.array(values, dtype=np.float64)
+    return np.array([str(value) for value in values], dtype=object)
+
+
+def _skipped(files: Sequence[Path], shards: Sequence[_Shard]) -> list[Skipped]:
+    """Return what was left out of all tar files, by reason."""
+    found: dict[str, Skipped] = {}
+    for file, shard in zip(files, shards, strict=True):
+        for reason, (count, first) in shard.left.items():
+            before = found.get(reason)
+            example = before.example if before else f"{file.name}: {first}"
+            found[reason] = Skipped(reason, count + (before.files if before else 0), example)
+    return list(found.values())
