@@ -189,12 +189,12 @@ def main() -> int:
     parser.add_argument(
         "--list", choices=rules, metavar="RULE", help=f"Places of one rule: {', '.join(rules)}."
     )
-    chosen, found = parser.parse_args().list, search(rules, files())
+    chosen = parser.parse_args().list
     if chosen:
-        for place in found[chosen]:
+        for place in search({chosen: rules[chosen]}, files())[chosen]:
             print(f"{place.file.relative_to(ROOT)}:{place.line}: {place.text}")
         return 0
-    over = report(rules, found)
+    over = report(rules, search(rules, files()))
     if over:
         print(
             f"{over} rules exceed their allowance; to see where: python scripts/prose.py --list RULE",

@@ -74,7 +74,7 @@ def rises(values: list[float]) -> bool:
 def test_distance_rises_with_noise_and_low_pass_filtering(
     extract: AudioExtractor, recordings: list[Recording]
 ) -> None:
-    floor, noise, dull = curves(extract, recordings[:200])
+    floor, noise, dull = curves(extract, recordings[:120])
     assert rises(noise) and rises(dull), (floor, noise, dull)
     assert floor < noise[1] and floor < dull[1] and min(noise[-1], dull[-1]) > 5 * floor
 

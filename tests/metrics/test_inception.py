@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
 from metrics import MetricError, load_extractor
+from metrics.extractors.base import Extractor
 
 
 def bytes_(seed: int, *shape: int) -> Tensor:
@@ -37,9 +40,15 @@ def inception(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path
     return network, file
 
 
-def test_features_and_logits_equal_torch_fidelity(inception) -> None:
+@pytest.fixture(scope="module")
+def load(inception) -> Callable[[str], Extractor]:
+    """Return a function that loads an extractor of these weights once."""
+    return cache(lambda name: load_extractor(name, weights=inception[1]))
+
+
+def test_features_and_logits_equal_torch_fidelity(inception, load: Callable[[str], Extractor]) -> None:
     network, file = inception
-    extract, images = load_extractor("inception", weights=file), bytes_(4, 2, 3, 32, 40)
+    extract, images = load("inception"), bytes_(4, 2, 3, 32, 40)
     features, logits = network(images)
     found = extract.outputs(images)
     assert torch.equal(found["features"], features) and torch.equal(found["logits"], logits)
@@ -51,22 +60,24 @@ def test_features_and_logits_equal_torch_fidelity(inception) -> None:
     assert torch.equal(extract(grey), network(grey.expand(-1, 3, -1, -1))[0])
 
 
-def test_logits_equal_pooled_features_times_the_matrix(inception) -> None:
+def test_logits_equal_pooled_features_times_the_matrix(inception, load: Callable[[str], Extractor]) -> None:
     """The logits have no bias, as in ADM; each of the two outputs also has its own extractor name."""
-    network, file = inception
+    network, _ = inception
     images = bytes_(5, 2, 3, 20, 20)
-    logits, spatial = (load_extractor(f"inception-{o}", weights=file) for o in ("logits", "spatial"))
-    pooled = load_extractor("inception", weights=file)(images).double()
+    logits, spatial = (load(f"inception-{o}") for o in ("logits", "spatial"))
+    pooled = load("inception")(images).double()
     expected = pooled @ network.fc.weight.double().T
     torch.testing.assert_close(logits(images).double(), expected, rtol=1e-4, atol=1e-4)
     assert (logits.dim, spatial.dim) == (1008, 2023)
     assert logits.name == f"inception@{logits.sha256[:8]}-logits"
-    assert load_extractor("inception", weights=file).sibling("spatial").name == spatial.name
+    assert load("inception").sibling("spatial").name == spatial.name
 
 
-def test_spatial_features_are_the_first_seven_maps_of_mixed_6(inception) -> None:
+def test_spatial_features_are_the_first_seven_maps_of_mixed_6(
+    inception, load: Callable[[str], Extractor]
+) -> None:
     """The layers up to the 1x1 branch of TensorFlow's third 17x17 block are applied by hand."""
-    network, file = inception
+    network, _ = inception
     images = bytes_(7, 2, 3, 32, 32)
     x = interpolate_bilinear_2d_like_tensorflow1x(images.float(), size=(299, 299), align_corners=False)
     x = (x - 128) / 128
@@ -77,7 +88,7 @@ def test_spatial_features_are_the_first_seven_maps_of_mixed_6(inception) -> None
         x = getattr(network, name)(x)
     branch = network.Mixed_6d.branch1x1
     maps = branch.bn(branch.conv(x)).clamp(min=0).numpy()
-    found = load_extractor("inception-spatial", weights=file)(images).numpy()
+    found = load("inception-spatial")(images).numpy()
     expected = [maps[:, c, row, column] for row in range(17) for column in range(17) for c in range(7)]
     np.testing.assert_allclose(found, np.stack(expected, axis=1), rtol=1e-5, atol=1e-6)
     assert found.shape == (2, 2023)

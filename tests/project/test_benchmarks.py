@@ -31,12 +31,17 @@ def test_gpu_benchmark_runs_on_a_cpu_when_tiny(tmp_path: Path) -> None:
     assert any("self_flow / flow" in line for line in printed.splitlines()[-12:])
 
 
-def test_gpu_benchmark_exits_with_2_without_a_gpu(tmp_path: Path) -> None:
+def test_gpu_benchmark_exits_with_2_without_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
-    command = [sys.executable, "-m", "benchmarks.gpu", "--out", str(tmp_path / "x.json")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "no CUDA device found" in done.stderr
+    from benchmarks import gpu
+
+    monkeypatch.setattr(sys, "argv", ["gpu", "--out", str(tmp_path / "x.json")])
+    with pytest.raises(SystemExit) as ended:
+        gpu.main()
+    assert ended.value.code == 2 and "no CUDA device found" in capsys.readouterr().err
     assert not (tmp_path / "x.json").exists()
 
 

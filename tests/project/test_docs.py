@@ -33,6 +33,7 @@ def test_method_page_shows_the_plugin_of_the_conformance_tests() -> None:
     assert blocks("toml") == [(PLUGIN / "pyproject.toml").read_text()]
 
 
+@pytest.mark.usefixtures("quick_networks")
 def test_method_on_the_page_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its module and its entry point are those of the page."""
     about = tmp_path / "page-0.1.dist-info"

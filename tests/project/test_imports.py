@@ -79,6 +79,7 @@ def modules() -> dict[str, Path]:
     return found
 
 
+@cache
 def imports(file: Path) -> set[str]:
     """Return the modules of the packages that a file imports, imports inside functions included."""
     found = set()

@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch.multiprocessing import get_context
 
 from harness.config.spec import DataSpec, EvalSpec
 from harness.data.open import open_dataset, split
 from harness.evaluation import kept_features, real_side
 from harness.evaluation.evaluator import Evaluator
 from metrics.distances.frechet import Moments
-from tests.promises.test_kill import in_child
+from tests.support.forked import exit_code, fork, in_child
 
+pytestmark = pytest.mark.usefixtures("quick_networks")
 CPU = torch.device("cpu")
 SPEC = EvalSpec(samples=100, metrics=("fd:local", "precision:local"))
 
@@ -75,19 +75,12 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def work(folder: Path, number: int) -> None:
-    torch.set_num_threads(1)
     (folder / f"{number}.json").write_text(side(folder))
 
 
 def test_processes_that_start_together_share_one_pass(tmp_path: Path, unbroken: str) -> None:
-    context = get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    processes = [context.Process(target=work, args=(tmp_path, number)) for number in range(3)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(300)
-    assert [process.exitcode for process in processes] == [0, 0, 0]
+    processes = [fork(partial(work, tmp_path, number)) for number in range(3)]
+    assert [exit_code(process) for process in processes] == [0, 0, 0]
     assert {(tmp_path / f"{number}.json").read_text() for number in range(3)} == {unbroken}
     assert passes(tmp_path) == 2
 

@@ -4,8 +4,11 @@ has the same work."""
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,6 @@ import torch
 import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.multiprocessing import get_context
 
 from harness.backbone.sit import Prediction
 from harness.config.spec import DataSpec, EvalSpec
@@ -28,8 +30,11 @@ from harness.runtime.distributed import World
 from harness.runtime.rounds import main_first, rounds, stop_if_any_failed
 from metrics.extractors.base import Extractor
 from tests.support.features import quick
+from tests.support.forked import exit_code, fork, has_ended
 from tests.support.runs import TINY, tiny, torchrun, trained
+from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.usefixtures("quick_networks")
 CPU = torch.device("cpu")
 SPEC = EvalSpec(
     samples=70,
@@ -42,8 +47,6 @@ SPEC = EvalSpec(
     metrics=("fd:local", "precision:local", "cmmd:local", "is:local", "accuracy:local"),
 )
 MOVING = SPEC.model_copy(update={"replicates": 1, "metrics": ("dynamics",)})
-SLOW_IMPORT = "torch.fx.experimental.symbolic_shapes"
-"""A module that takes long to import, loaded once for all processes."""
 DATA = {"digits": SPEC, "moving_digits": MOVING}
 
 
@@ -143,17 +146,15 @@ def worked(size: int, folder: Path) -> list[dict]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = get_context("forkserver")
-    context.set_forkserver_preload([__name__, SLOW_IMPORT])
-    processes = [context.Process(target=work, args=(rank, size, port, folder)) for rank in range(size)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(200)
-    left = [process for process in processes if process.is_alive()]
-    for process in left:
-        process.kill()
-    assert not left and [process.exitcode for process in processes] == [0] * size
+    processes = [fork(partial(work, rank, size, port, folder)) for rank in range(size)]
+    try:
+        wait_until(lambda: all(map(has_ended, processes)), seconds=200)
+    finally:
+        for process in processes:
+            if not has_ended(process):
+                os.kill(process, signal.SIGKILL)
+        codes = [exit_code(process) for process in processes]
+    assert codes == [0] * size
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(size)]
 
 

@@ -60,6 +60,6 @@ TABLE: dict[str, Any] = {
     "baseline": "flow",
     "axes": {"method.name": ["flow", "self_flow"]},
     "seeds": {"audit": 3, "tuning": [100, 101]},
-    "set": {"backbone.size": "pico", "train.batch_size": 8, "train.steps": 40},
+    "set": {"backbone.size": "2x64x4", "train.batch_size": 8, "train.steps": 40},
     "tune": {"trials": 4, "startup": 2, "space": {"train.learning_rate": RATE}},
 }

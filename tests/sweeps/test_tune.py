@@ -97,7 +97,7 @@ def test_methods_get_equal_trials_and_no_run_exceeds_the_cheapest_full_run(
 ) -> None:
     tuning = tuned(tmp_path)
     trial_log, _ = search(tuning)
-    full = count_spec(load_spec("digits", ["backbone.size=pico", "train.batch_size=8", "train.steps=40"]))
+    full = count_spec(load_spec("digits", ["backbone.size=2x64x4", "train.batch_size=8", "train.steps=40"]))
     assert tuning.flops == full.total * 2 * 4
     for method in ("flow", "self_flow"):
         trials = trial_log.trials(method)
@@ -129,7 +129,7 @@ def test_smaller_budget_gives_fewer_steps_and_less_than_one_is_rejected(tmp_path
 
 
 def test_steps_within_a_cost_with_an_early_stop(tmp_path: Path) -> None:
-    early = ["method.name=self_flow", "method.schedule.until=10", "train.steps=40", "backbone.size=pico"]
+    early = ["method.name=self_flow", "method.schedule.until=10", "train.steps=40", "backbone.size=2x64x4"]
     cost = count_spec(load_spec("digits", early))
     slow = [max(s for s in range(41) if cost.until(s) <= share * cost.total) for share in (0.1, 0.5, 0.9, 2)]
     assert [steps_within(cost, share * cost.total) for share in (0.1, 0.5, 0.9, 2)] == slow

@@ -20,7 +20,7 @@ from harness.data.generated.moving_digits import (
     placed,
     reflected,
 )
-from harness.data.log_mel import BANDS, PER_FRAME, RATE, SAMPLES_PER_FRAME, mel_bytes
+from harness.data.log_mel import BANDS, PER_FRAME, RATE, SAMPLES_PER_FRAME, mels_of
 from harness.runtime.random_streams import Streams
 
 LOWEST = 3.0
@@ -63,7 +63,7 @@ class Bounce:
         above = fallen(height, self.period, self.first, times)
         self.position = np.stack([ROOM - above, across[..., 0]], -1)
         self._pixels = placed(digit_images(self._digits, len(self)), self.position)
-        self._mels = np.stack([mel_bytes(self.wave(index)) for index in range(len(self))])
+        self._mels = mels_of(self.wave, len(self))
         content = hashlib.sha256(self._pixels.tobytes() + self._mels.tobytes())
         self.fingerprint = content.hexdigest()[:16]
 

@@ -9,7 +9,7 @@ import numpy as np
 from harness.config.spec import DataSpec
 from harness.data.dataset import Sample
 from harness.data.generated.moving_digits import clip_length
-from harness.data.log_mel import BANDS, HOP, RATE, mel_bytes
+from harness.data.log_mel import BANDS, HOP, RATE, mels_of
 from harness.data.waveforms import resample
 from harness.runtime.random_streams import Streams
 
@@ -41,7 +41,7 @@ class Tones:
     def __init__(self, spec: DataSpec) -> None:
         self._streams, frames = Streams(0), clip_length(spec, FRAMES)
         self.shape = (BANDS, frames)
-        self._mels = np.stack([mel_bytes(self.wave(index)) for index in range(len(self))])
+        self._mels = mels_of(self.wave, len(self))
         self.fingerprint = hashlib.sha256(self._mels.tobytes()).hexdigest()[:16]
 
     def __len__(self) -> int:

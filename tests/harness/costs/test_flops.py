@@ -102,7 +102,7 @@ def test_cost_is_counted_once_for_specs_that_differ_in_seed_or_steps(monkeypatch
     """Any setting on which the cost of a step depends is counted again."""
     monkeypatch.setattr(flops, "_costs", {})
     found = {
-        words: (count_spec(load_spec("digits", [*PICO, *words])), count(*method_and_spec(*words)))
+        words: (count_spec(load_spec("digits", [*SMALL, *words])), count(*method_and_spec(*words)))
         for words in (
             ("method.name=flow",),
             ("method.name=flow", "seed=1"),
@@ -119,9 +119,9 @@ def test_cost_is_counted_once_for_specs_that_differ_in_seed_or_steps(monkeypatch
     assert len(flops._costs) == len(found) - 3
 
 
-PICO = ("backbone.size=pico", "train.steps=7")
+SMALL = ("backbone.size=2x64x4", "train.steps=7")
 
 
 def method_and_spec(*words: str) -> tuple[TrainingMethod, RunSpec]:
-    spec = load_spec("digits", [*PICO, *words])
+    spec = load_spec("digits", [*SMALL, *words])
     return method_of_spec(spec)[0], spec

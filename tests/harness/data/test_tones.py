@@ -33,7 +33,7 @@ def test_tones_declares_its_shape_and_labels(data: Tones) -> None:
 
 
 def test_tones_is_deterministic_and_all_samples_differ(data: Tones) -> None:
-    assert opened("tones", "").fingerprint == data.fingerprint
+    assert opened("tones", "", frames=16).fingerprint == opened("tones", "", frames=16).fingerprint
     assert len({data.key(index) for index in range(2400)}) == 2400
 
 

@@ -24,6 +24,7 @@ from harness.files.cache import cache_dir
 from metrics.distances.frechet import Moments
 from metrics.suite import METRICS
 
+pytestmark = pytest.mark.usefixtures("quick_networks")
 CPU = torch.device("cpu")
 VALUES = tuple(f"{value}:local" for metric in METRICS for value in metric.values if value != "sfid")
 SPEC = EvalSpec(samples=1000, sampler="euler", sampler_steps=1, batch_size=500, metrics=VALUES)
@@ -55,7 +56,7 @@ class Counted:
 
 @pytest.fixture(autouse=True)
 def _features_of_this_test(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Use the session's trained networks, but a cache of features that begins empty."""
+    """Use the trained networks of other tests, but a cache of features that begins empty."""
     monkeypatch.setattr("harness.evaluation.kept_features.VERSION", str(tmp_path))
 
 

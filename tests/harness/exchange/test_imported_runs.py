@@ -27,6 +27,7 @@ from harness.records import checkpoint
 from harness.records.record import Record
 from harness.train.trained_run import checkpoint_of_run, load_ema, spec_of_run
 from tests.harness.latents.vae import save_vae
+from tests.support.modal import modal
 from tests.support.released import FILES, released
 from tests.support.runs import TINY, events, tiny, trained
 
@@ -269,7 +270,7 @@ def test_spec_of_an_import_is_that_of_the_weights(golden: Path, tmp_path: Path) 
 
 def test_network_of_pixels_asks_for_its_data(file: Path, tmp_path: Path) -> None:
     assert "generates 1x8x8, which are not latents" in wrong("import", file, "--out", tmp_path)
-    words = ("import", file, "--out", tmp_path, "--set", "data.name=bounce")
+    words = ("import", file, "--out", tmp_path, "--set", "data.name=tones", "--set", "data.frames=16")
     assert "name other data with --set data.name" in wrong(*words)
     assert list(tmp_path.iterdir()) == []
 
@@ -325,7 +326,7 @@ def test_existing_file_is_replaced_only_if_asked(run: Record, tmp_path: Path) ->
 
 
 def test_run_that_is_no_image_is_refused_by_layouts(tmp_path: Path) -> None:
-    record = trained(tiny("data.name=bounce", "train.steps=1", "data.held_out=0.1"), tmp_path)
+    record = trained(modal("audio", "train.steps=1"), tmp_path)
     reason = wrong("export", record.path, "--layout", "repa", "-o", tmp_path / "weights.pt")
     assert "released layouts hold networks of square images" in reason
 

@@ -75,15 +75,13 @@ SELF_FLOW_AND_SLOWLY_FLOW = pytest.mark.parametrize(
 @SELF_FLOW_AND_SLOWLY_FLOW
 def test_settings_outside_the_hash_do_not_change_the_bits(tmp_path: Path, method: str) -> None:
     base = trained(tiny(f"method.name={method}"), tmp_path / "a")
-    for number, change in enumerate(
+    for number, changes in enumerate(
         [
-            "data.workers=2",
-            "train.keep_checkpoints=9",
-            "train.checkpoint_every=5",
-            "runtime.checkpoint_activations=true",
+            ("data.workers=2", "train.keep_checkpoints=9", "train.checkpoint_every=5"),
+            ("runtime.checkpoint_activations=true",),
         ]
     ):
-        other = trained(tiny(f"method.name={method}", change), tmp_path / str(number))
+        other = trained(tiny(f"method.name={method}", *changes), tmp_path / str(number))
         assert other.id == base.id and weights(other) == weights(base)
         assert [e for e in events(other) if e["kind"] != "checkpoint"] == [
             e for e in events(base) if e["kind"] != "checkpoint"
