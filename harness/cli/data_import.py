@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +96,7 @@ def import_(source: Path, out: Path, device: str, as_json: bool, **options: Any)
 
     Rerun an interrupted command to resume it. Train on the result with data.name=latents and data.root=OUT.
     """
-    from harness.files.progress import progress_bar
+    from harness.files.progress import announced, progress_bar
     from harness.latents.encode import encode
     from harness.latents.import_plan import Choices, plan_import
     from harness.latents.importing import check_codec
@@ -105,8 +106,9 @@ def import_(source: Path, out: Path, device: str, as_json: bool, **options: Any)
     options["labelled"] = not options.pop("no_labels")
     prepare(0)
     with join(device) as world:
-        job = plan_import(source, Choices(**options), world.device)
-        difference = check_codec(job, world.device)
+        with announced(partial(click.echo, err=True), f"reading {source}"):
+            job = plan_import(source, Choices(**options), world.device)
+            difference = check_codec(job, world.device)
         if world.main:
             for line in _found(job, difference):
                 click.echo(line, err=True)
@@ -150,7 +152,7 @@ def _scale(job: Importing) -> str:
     shift, scale = job.scaling.affine
     if len(scale) > 1:
         return f"mean and standard deviation of {len(scale)} channels"
-    return f"scale {scale[0]:g}, shift {shift[0]:g}"
+    return f"scale {max(scale):g}, shift {max(shift):g}"
 
 
 # Any: values of a manifest.

@@ -55,7 +55,7 @@ LAYOUTS = (
 
 @dataclass(frozen=True)
 class Choices:
-    """The user's choices for an import; None or empty for what the source says."""
+    """The user's choices for an import; None or empty for those of the source."""
 
     layout: str = "auto"
     codec: str = ""
@@ -128,7 +128,7 @@ def _codec(text: str, device: torch.device) -> Named:
 
 
 def _holds(source: LatentSource, choices: Choices, codec: Codec | None) -> Holds:
-    """Return what the records hold: as chosen, else by the codec's channels, else as the layout says."""
+    """Return what the records hold: as chosen, else by the codec's channels, else as usual for the layout."""
     channels, *places = source.records.shape
     holds = choices.holds or source.holds
     if codec is not None and _pixels(codec, (channels, *places)) and holds != "sample":

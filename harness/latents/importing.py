@@ -54,7 +54,7 @@ class Scaling:
     stored: float = 1.0
     """The factor that the stored latents already contain."""
     source: str = ""
-    """Where the normalisation is from, for messages."""
+    """Source of the normalisation, for messages."""
 
     def of_stored(self) -> Affine:
         """Return the normalisation of latents as they are stored."""
@@ -125,7 +125,7 @@ class Importing:
 
     @property
     def _decodes_differently(self) -> bool:
-        """Whether the codec's own normalisation is not that of training."""
+        """Return whether the codec normalises in another way than training."""
         opened = self.codec.opened
         return self.scaling.stored != 1 or (opened is not None and opened.affine != self.scaling.affine)
 

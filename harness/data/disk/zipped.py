@@ -57,7 +57,9 @@ def read_member(path: Path, entry: zipfile.ZipInfo) -> bytes:
     head = read_span(path, entry.header_offset, LOCAL_HEADER.size, where)
     signature, name, extra = LOCAL_HEADER.unpack(head)
     if signature != SIGNATURE:
-        raise UserError(f"{where} is not where the zip file's directory says; replace the file")
+        raise UserError(
+            f"{where} does not begin at the position in the zip file's directory; replace the file"
+        )
     content = read_span(
         path, entry.header_offset + LOCAL_HEADER.size + name + extra, entry.compress_size, where
     )

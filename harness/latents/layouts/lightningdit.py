@@ -10,9 +10,9 @@ from __future__ import annotations
 import pickle
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -189,7 +189,7 @@ class _Shards:
         return damaged(str(self.files[number]), "a safetensors file", error)
 
 
-class _Names:
+class _Names(Sequence[str]):
     """Names of samples: the file and its row."""
 
     def __init__(self, shards: _Shards) -> None:
@@ -198,14 +198,17 @@ class _Names:
     def __len__(self) -> int:
         return len(self._shards)
 
-    def __getitem__(self, index: int) -> str:
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
         if not 0 <= index < len(self):
             raise IndexError(index)
         number, row = self._shards.place(index)
         return f"{self._shards.files[number].name} row {row}"
-
-    def __iter__(self) -> Iterator[str]:
-        return (self[index] for index in range(len(self)))
 
 
 def _files(root: Path) -> tuple[list[Path], tuple[Skipped, ...]]:

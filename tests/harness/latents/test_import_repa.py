@@ -117,10 +117,12 @@ def test_training_on_an_import_takes_one_command(latents: Path, tmp_path: Path) 
 def test_zip_files_are_the_folders(tmp_path: Path, repa: Path, vae: Path, encoded: np.ndarray) -> None:
     root = tmp_path / "zipped"
     write(root / "vae-sd.zip", repa_files(encoded))
-    (root / "images").symlink_to(repa / "images")
+    write(root / "images.zip", image_files(PIXELS))
     import_data(root, tmp_path / "l", "--codec", f"sd-vae:{vae}", "--rows", "5")
     one, other = opened(tmp_path / "l"), opened(latents_of(tmp_path, repa, vae))
-    assert one.fingerprint == other.fingerprint
+    assert np.array_equal(stored(tmp_path / "l"), stored(tmp_path / "again"))
+    assert one.pictures.fingerprint == other.pictures.fingerprint
+    assert [one.key(i) for i in range(48)] == [other.key(i) for i in range(48)]
 
 
 def latents_of(tmp_path: Path, repa: Path, vae: Path) -> Path:
