@@ -80,6 +80,11 @@ PRINTED = (
 @click.option("--no-labels", is_flag=True, help="Import without labels.")
 @click.option("--any-scale", is_flag=True, help="Import latents whose spread does not fit the scale.")
 @click.option(
+    "--link",
+    is_flag=True,
+    help="Leave latents of zip and safetensors files where they are, and write their positions only.",
+)
+@click.option(
     "--rows", type=click.IntRange(1), default=4096, show_default=True, help="Number of samples per shard."
 )
 @click.option(
@@ -160,14 +165,21 @@ def _print_summary(manifest: dict[str, Any], job: Importing, out: Path, as_json:
     from harness.latents.shards import fingerprint
 
     size = sum((out / name).stat().st_size for name in manifest["files"])
+    linked = f" and {len(manifest['linked']['files'])} linked files" if "linked" in manifest else ""
     if as_json:
         about = {name: manifest[name] for name in PRINTED}
         skipped = [{"reason": s.reason, "files": s.files, "first": s.example} for s in job.source.skipped]
-        row = {"out": str(out), "fingerprint": fingerprint(manifest), "bytes": size, "holds": job.holds}
+        row = {
+            "out": str(out),
+            "fingerprint": fingerprint(manifest),
+            "bytes": size,
+            "holds": job.holds,
+            "linked": job.link,
+        }
         click.echo(json.dumps(row | about | {"skipped": skipped}))
         return
     click.echo(
         f"{manifest['samples']} samples, latents {'x'.join(map(str, manifest['shape']))}, "
-        f"{size / 1e6:.1f} MB, {fingerprint(manifest)}"
+        f"{size / 1e6:.1f} MB{linked}, {fingerprint(manifest)}"
     )
     click.echo(out)
