@@ -1,4 +1,5 @@
-"""`flowrace data`: latents encoded once before training, and real samples measured once before runs start."""
+"""`flowrace data`: latents encoded or imported before training, and real samples measured before runs "
+"start."""
 
 from __future__ import annotations
 
@@ -82,9 +83,10 @@ def encode(
 ) -> None:
     """Encode images, videos or sounds into latents.
 
-    SRC is a folder of class folders, a .parquet file or a folder of them, an .npz file, or the name of a data
-    set (flowrace list datasets). Files in a folder are read as the modality that the codec encodes. Mean and
-    variance of each latent are stored, with a checksum for every file.
+    SRC is a folder of class folders, a .parquet file or a folder of them, an .npz or .zip file, tar files,
+    MDS shards, a folder of save_to_disk, or the name of a data set (flowrace list datasets). Files in a
+    folder are read as the modality that the codec encodes. Mean and variance of each latent are stored, with
+    a checksum for every file.
 
     Rerun an interrupted command to resume it. Train on the result with data.name=latents and data.root=OUT.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +80,11 @@ PRINTED = (
 @click.option("--no-labels", is_flag=True, help="Import without labels.")
 @click.option("--any-scale", is_flag=True, help="Import latents whose spread does not fit the scale.")
 @click.option(
+    "--link",
+    is_flag=True,
+    help="Leave latents of zip and safetensors files where they are, and write their positions only.",
+)
+@click.option(
     "--rows", type=click.IntRange(1), default=4096, show_default=True, help="Number of samples per shard."
 )
 @click.option(
@@ -95,7 +101,7 @@ def import_(source: Path, out: Path, device: str, as_json: bool, **options: Any)
 
     Rerun an interrupted command to resume it. Train on the result with data.name=latents and data.root=OUT.
     """
-    from harness.files.progress import progress_bar
+    from harness.files.progress import announced, progress_bar
     from harness.latents.encode import encode
     from harness.latents.import_plan import Choices, plan_import
     from harness.latents.importing import check_codec
@@ -105,8 +111,9 @@ def import_(source: Path, out: Path, device: str, as_json: bool, **options: Any)
     options["labelled"] = not options.pop("no_labels")
     prepare(0)
     with join(device) as world:
-        job = plan_import(source, Choices(**options), world.device)
-        difference = check_codec(job, world.device)
+        with announced(partial(click.echo, err=True), f"reading {source}"):
+            job = plan_import(source, Choices(**options), world.device)
+            difference = check_codec(job, world.device)
         if world.main:
             for line in _found(job, difference):
                 click.echo(line, err=True)
@@ -150,7 +157,7 @@ def _scale(job: Importing) -> str:
     shift, scale = job.scaling.affine
     if len(scale) > 1:
         return f"mean and standard deviation of {len(scale)} channels"
-    return f"scale {scale[0]:g}, shift {shift[0]:g}"
+    return f"scale {max(scale):g}, shift {max(shift):g}"
 
 
 # Any: values of a manifest.
@@ -158,14 +165,21 @@ def _print_summary(manifest: dict[str, Any], job: Importing, out: Path, as_json:
     from harness.latents.shards import fingerprint
 
     size = sum((out / name).stat().st_size for name in manifest["files"])
+    linked = f" and {len(manifest['linked']['files'])} linked files" if "linked" in manifest else ""
     if as_json:
         about = {name: manifest[name] for name in PRINTED}
         skipped = [{"reason": s.reason, "files": s.files, "first": s.example} for s in job.source.skipped]
-        row = {"out": str(out), "fingerprint": fingerprint(manifest), "bytes": size, "holds": job.holds}
+        row = {
+            "out": str(out),
+            "fingerprint": fingerprint(manifest),
+            "bytes": size,
+            "holds": job.holds,
+            "linked": job.link,
+        }
         click.echo(json.dumps(row | about | {"skipped": skipped}))
         return
     click.echo(
         f"{manifest['samples']} samples, latents {'x'.join(map(str, manifest['shape']))}, "
-        f"{size / 1e6:.1f} MB, {fingerprint(manifest)}"
+        f"{size / 1e6:.1f} MB{linked}, {fingerprint(manifest)}"
     )
     click.echo(out)

@@ -18,7 +18,7 @@ from harness.files.terminal import shown_streams
 COMMANDS = {
     "data": (
         "harness.cli.data:data",
-        "Prepare data for training: encode latents, or measure real samples before runs start.",
+        "Prepare data for training: encode or import latents, or measure real samples.",
     ),
     "import": (
         "harness.cli.import_:import_",

@@ -87,7 +87,7 @@ class Codec(Protocol):
 
 
 class Renormalised:
-    """A codec whose latents are normalised in another way than its configuration says."""
+    """A codec whose latents are normalised in another way than in its configuration."""
 
     def __init__(self, codec: Codec, affine: Affine) -> None:
         self._codec, self.affine = codec, affine

@@ -25,6 +25,7 @@ from harness.data.open import open_dataset
 from harness.data.waveforms import codec_input_shape
 from harness.errors import UserError
 from harness.latents.codec import Affine, Codec, Renormalised, open_codec
+from harness.latents.linked import LinkedRecords
 from harness.latents.moments import as_moments
 from harness.latents.shards import MANIFEST, check, fingerprint, open_shards, read_index, read_manifest
 
@@ -51,6 +52,10 @@ class Latents:
         self.affine = Affine.from_json(manifest["codec"])
         self._spec, self._index, self._shards = spec, read_index(folder), open_shards(folder, manifest)
         self._rows, self._holds = manifest["rows"], manifest.get("holds", "std")
+        parts = 1 if self._holds == "sample" else 2
+        self._linked = (
+            LinkedRecords(manifest["linked"], (parts, *self.shape)) if "linked" in manifest else None
+        )
         self.class_names = tuple(manifest.get("class_names", ()))
         self.label_source = manifest.get("label_source", "")
         _check_declared(spec, manifest)
@@ -119,7 +124,8 @@ class Latents:
 
     def _moments(self, index: int, copy: int) -> np.ndarray:
         shard, row = divmod(index, self._rows)
-        return as_moments(self._shards[shard][row, copy], self._holds)
+        stored = self._shards[shard][row, copy]
+        return as_moments(stored if self._linked is None else self._linked.read(stored), self._holds)
 
 
 class _Absent:

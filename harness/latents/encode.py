@@ -71,6 +71,10 @@ class Job(Protocol):
         """Return the bytes that assign each sample to a side of the split."""
         ...
 
+    def closing(self) -> dict[str, Any]:
+        """Return fields of the manifest that are computed when all shards are complete."""
+        ...
+
 
 @dataclass(frozen=True)
 class Encoding:
@@ -137,6 +141,9 @@ class Encoding:
 
     def keys(self) -> list[bytes]:
         return [self.dataset.key(i) for i in range(len(self.dataset))]
+
+    def closing(self) -> dict[str, Any]:
+        return {}
 
 
 def shards_of(samples: int, rows: int) -> list[range]:
@@ -267,7 +274,7 @@ def _finish(folder: Path, job: Job) -> dict[str, Any]:
     names = [shard_name(number) for number in range(len(job.shards()))]
     files = {name: _seal(folder / name).read_text() for name in names}
     files[INDEX] = sha256_of(folder / INDEX)
-    manifest = job.about | {"files": files}
+    manifest = job.about | job.closing() | {"files": files}
     write_atomic(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
     return manifest
 

@@ -22,6 +22,7 @@ from harness.latents.layouts.mar import is_mar, open_mar
 from harness.latents.layouts.repa import is_repa, open_repa
 from harness.latents.layouts.source import Holds, LatentSource
 from harness.latents.layouts.uvit import is_uvit, open_uvit
+from harness.latents.linked import linkable
 from harness.latents.moments import Spread, spread_of
 
 FACTORS = (8, 16, 32, 4, 2, 1, 64)
@@ -55,7 +56,7 @@ LAYOUTS = (
 
 @dataclass(frozen=True)
 class Choices:
-    """The user's choices for an import; None or empty for what the source says."""
+    """The user's choices for an import; None or empty for those of the source."""
 
     layout: str = "auto"
     codec: str = ""
@@ -72,6 +73,8 @@ class Choices:
     labelled: bool = True
     any_scale: bool = False
     rows: int = 4096
+    link: bool = False
+    """Leave the records where they are, and write their positions."""
 
 
 def plan_import(root: Path, choices: Choices, device: torch.device) -> Importing:
@@ -80,14 +83,17 @@ def plan_import(root: Path, choices: Choices, device: torch.device) -> Importing
         raise UserError(f"SOURCE {root}: no such file or folder")
     layout = _layout(root, choices.layout)
     source = layout.open(root, labelled=choices.labelled)
+    if choices.link:
+        linkable(source.records, root)
     codec = _codec(choices.codec, device)
     holds = _holds(source, choices, codec.opened)
     channels, *places = source.records.shape
     shape = (channels // (1 if holds == "sample" else 2), *places)
     scaling = _scaling(source, choices, codec.opened, shape, holds)
     image_spec, images, pixels = _images(source, choices, codec.opened, shape)
+    classes = _classes(source, choices)
     job = Importing(
-        source, holds, codec, scaling, pixels, images, image_spec, _classes(source, choices), choices.rows
+        source, holds, codec, scaling, pixels, images, image_spec, classes, choices.rows, choices.link
     )
     check_statistics(job, any_scale=choices.any_scale)
     check_images(job)
@@ -128,7 +134,7 @@ def _codec(text: str, device: torch.device) -> Named:
 
 
 def _holds(source: LatentSource, choices: Choices, codec: Codec | None) -> Holds:
-    """Return what the records hold: as chosen, else by the codec's channels, else as the layout says."""
+    """Return what the records hold: as chosen, else by the codec's channels, else as usual for the layout."""
     channels, *places = source.records.shape
     holds = choices.holds or source.holds
     if codec is not None and _pixels(codec, (channels, *places)) and holds != "sample":

@@ -22,6 +22,7 @@ from harness.errors import UserError
 from harness.latents.codec import Affine, Codec
 from harness.latents.encode import shards_of
 from harness.latents.layouts.source import Holds, LatentSource
+from harness.latents.linked import Linkable, describe_files, linkable
 from harness.latents.moments import SAMPLED, Spread, as_moments, check_holds, check_spread, spread_of
 from harness.latents.shards import FORMAT
 
@@ -54,7 +55,7 @@ class Scaling:
     stored: float = 1.0
     """The factor that the stored latents already contain."""
     source: str = ""
-    """Where the normalisation is from, for messages."""
+    """Source of the normalisation, for messages."""
 
     def of_stored(self) -> Affine:
         """Return the normalisation of latents as they are stored."""
@@ -77,6 +78,8 @@ class Importing:
     image_spec: DataSpec | None
     classes: int
     rows: int
+    link: bool = False
+    """Leave the records where they are, and write their positions."""
 
     @property
     def parts(self) -> int:
@@ -90,11 +93,16 @@ class Importing:
 
     @property
     def record(self) -> tuple[int, ...]:
-        return (self.source.records.copies, self.parts, *self.shape)
+        return (self.source.records.copies, 2) if self.link else self._latents
 
     @property
     def dtype(self) -> np.dtype:
-        return self.source.records.dtype
+        return np.dtype("<i8") if self.link else self.source.records.dtype
+
+    @property
+    def _latents(self) -> tuple[int, ...]:
+        """(copies, parts, c, *places) of a sample."""
+        return (self.source.records.copies, self.parts, *self.shape)
 
     @property
     def about(self) -> dict[str, Any]:
@@ -119,13 +127,13 @@ class Importing:
             "pixels": list(self.pixels),
             "shape": list(self.shape),
             "copies": source.records.copies,
-            "dtype": self.dtype.name,
+            "dtype": self.source.records.dtype.name,
             "rows": self.rows,
         }
 
     @property
     def _decodes_differently(self) -> bool:
-        """Whether the codec's own normalisation is not that of training."""
+        """Return whether the codec normalises in another way than training."""
         opened = self.codec.opened
         return self.scaling.stored != 1 or (opened is not None and opened.affine != self.scaling.affine)
 
@@ -147,7 +155,17 @@ class Importing:
 
     def moments(self, part: range, device: torch.device) -> Iterator[np.ndarray]:
         for start in range(part.start, part.stop, SAMPLED):
-            yield self.read(start, min(start + SAMPLED, part.stop))
+            stop = min(start + SAMPLED, part.stop)
+            records = self.read(start, stop)
+            yield self._linkable.positions(start, stop) if self.link else records
+
+    def closing(self) -> dict[str, Any]:
+        """Return the files that linked records are in."""
+        return {"linked": describe_files(self._linkable, self.source.root)} if self.link else {}
+
+    @property
+    def _linkable(self) -> Linkable:
+        return linkable(self.source.records, self.source.root)
 
     def labels(self) -> np.ndarray:
         return self.source.labels.labels
@@ -169,7 +187,7 @@ class Importing:
 
     def _finite(self, start: int, stop: int) -> np.ndarray:
         records = self.source.records.read(start, stop)
-        records = records.reshape(len(records), *self.record)
+        records = records.reshape(len(records), *self._latents)
         finite = np.isfinite(records).reshape(len(records), -1).all(1)
         for row in np.flatnonzero(~finite)[:1]:
             raise UserError(

@@ -153,4 +153,4 @@ def _described(affine: Affine) -> str:
     if len(affine.scale) > 1:
         return "normalisation by mean and standard deviation"
     shift = f" and shift {affine.shift[0]:g}" if any(affine.shift) else ""
-    return f"scale {affine.scale[0]:g}{shift}"
+    return f"scale {max(affine.scale):g}{shift}"

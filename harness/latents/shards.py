@@ -83,17 +83,25 @@ def check(folder: Path, manifest: dict[str, Any]) -> None:
     store = cache_dir("latents") / f"{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]}.json"
     with locked(store):
         known = parse_json(store.read_bytes()) if store.exists() else {}
-        stamps = {name: [_stamp(folder / name), sha256] for name, sha256 in manifest["files"].items()}
+        files = _files(folder, manifest)
+        stamps = {name: [_stamp(path), sha256] for name, (path, sha256) in files.items()}
         now = time.time_ns()
         stale = [name for name, stamp in stamps.items() if known.get(name) != stamp]
         with ThreadPoolExecutor() as pool:
-            for name, sha256 in zip(stale, pool.map(lambda n: sha256_of(folder / n), stale), strict=True):
-                if sha256 != manifest["files"][name]:
-                    raise damaged(folder / name)
+            for name, sha256 in zip(stale, pool.map(lambda n: sha256_of(files[n][0]), stale), strict=True):
+                if sha256 != files[name][1]:
+                    raise damaged(files[name][0])
         if stale:
             kept = {name: known[name] for name in stamps if name not in stale}
             kept |= {name: [stored(stamps[name][0], now), stamps[name][1]] for name in stale}
             write_atomic(store, json.dumps(kept).encode())
+
+
+def _files(folder: Path, manifest: dict[str, Any]) -> dict[str, tuple[Path, str]]:
+    """Return path and sha256 of every file of a manifest, those of linked records included."""
+    linked = manifest.get("linked", {"root": "", "files": {}})
+    own = {name: (folder / name, sha256) for name, sha256 in manifest["files"].items()}
+    return own | {f"linked {n}": (Path(linked["root"]) / n, sha256) for n, sha256 in linked["files"].items()}
 
 
 def read_index(folder: Path) -> Index:

@@ -93,12 +93,16 @@ def write(target: Path, files: dict[str, bytes]) -> Path:
 
 
 def safetensors_files(
-    root: Path, latents: np.ndarray, labels: tuple[int, ...] = LABELS, rows: int = 5
+    root: Path,
+    latents: np.ndarray,
+    labels: tuple[int, ...] = LABELS,
+    rows: int = 5,
+    kind: torch.dtype = torch.float32,
 ) -> Path:
     """Write draws (n, 2, c, h, w) of images and mirrored images as LightningDiT does."""
     root.mkdir(parents=True, exist_ok=True)
     for number, start in enumerate(range(0, len(latents), rows)):
-        part = torch.from_numpy(latents[start : start + rows])
+        part = torch.from_numpy(latents[start : start + rows]).to(kind)
         tensors = {
             "latents": part[:, 0].contiguous(),
             "latents_flip": part[:, 1].contiguous(),

@@ -64,8 +64,9 @@ def _files(folder: Path) -> list[Path]:
             f"{folder} selects rows by an index file; save flatten_indices() of the data set instead"
         )
     rows = state.get("_data_files")
-    names = [row.get("filename") for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
-    if not names or not all(isinstance(name, str) and name.endswith(".arrow") for name in names):
+    named = [row.get("filename") for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    names = [name for name in named if isinstance(name, str) and name.endswith(".arrow")]
+    if not names or len(names) != len(named):
         raise UserError(f"{folder / STATE} lists no Arrow files; save the data set again")
     check_names(names, folder / STATE)
     for name in names:

@@ -104,7 +104,7 @@ def read_file(path: Path, limit: int) -> bytes:
     return content
 
 
-def read_member(archive: zipfile.ZipFile, name: str, limit: int, where: str) -> bytes:
+def _read_member(archive: zipfile.ZipFile, name: str, limit: int, where: str) -> bytes:
     """Return a member of at most `limit` bytes, which its entry states before it is decompressed."""
     try:
         entry = archive.getinfo(name)
@@ -126,7 +126,7 @@ def read_npz(path: Path, names: tuple[str, ...], limit: int) -> dict[str, np.nda
             inside = set(archive.namelist())
             return {
                 name: parse_npy(
-                    read_member(archive, f"{name}.npy", limit, f"{path}: '{name}'"), f"{path}: '{name}'"
+                    _read_member(archive, f"{name}.npy", limit, f"{path}: '{name}'"), f"{path}: '{name}'"
                 )
                 for name in names
                 if f"{name}.npy" in inside

@@ -63,7 +63,8 @@ class TarImages(PackedImages):
         labels, source = _labels(spec, path, shards)
 
         def read(file: int, row: int) -> bytes:
-            return read_span(files[file], *shards[file].spans[row], name(file, row))
+            start, size = shards[file].spans[row]
+            return read_span(files[file], start, size, name(file, row))
 
         def name(file: int, row: int) -> str:
             return f"{files[file]}: {shards[file].keys[row]}.{shards[file].image}"
@@ -80,7 +81,7 @@ class _Shard(NamedTuple):
     image: str
     """The ending of the images."""
     label: str
-    """Where the labels are from: `cls`, a field of `json`, or nothing."""
+    """Source of the labels: `cls`, a field of `json`, or nothing."""
     keys: list[str]
     spans: list[list[int]]
     """Position and size of each image."""
@@ -99,7 +100,7 @@ class _Group:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What is read of each sample."""
+    """The members that are read of each sample."""
 
     image_key: str
     label_key: str
@@ -192,9 +193,9 @@ def tar_files(path: Path) -> tuple[list[Path], tuple[Skipped, ...]]:
 class _Headers(io.FileIO):
     """A tar file of which headers are read; tarfile reads extended ones at once, of any size they state."""
 
-    def read(self, size: int = -1, /) -> bytes:
-        if not 0 <= size <= HEADER_BYTES:
-            raise OSError(f"a header of {size:,} bytes is larger than {HEADER_BYTES:,}")
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or not 0 <= size <= HEADER_BYTES:
+            raise OSError(f"a header of {size} bytes is larger than {HEADER_BYTES:,}")
         return super().read(size) or b""
 
 
@@ -209,7 +210,7 @@ def members(file: Path) -> Iterator[tarfile.TarInfo]:
                     raise ValueError(f"the size of {member.name!r} is negative")
                 end = archive.offset
                 # Members are kept by tarfile otherwise.
-                archive.members.clear()
+                archive.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
                 yield member
             end = archive.offset
         _check_end(file, end)

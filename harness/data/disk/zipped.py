@@ -45,22 +45,17 @@ class ZippedImages(PackedImages):
         )  # fmt: skip
 
 
-def read_member(path: Path, entry: zipfile.ZipInfo) -> bytes:
-    """Return the content of a member, in any thread or process. Raises `UserError` if it is damaged."""
+def read_member(path: Path, entry: zipfile.ZipInfo, limit: int = LARGEST_IMAGE) -> bytes:
+    """Return the content of a member, in any thread or process. Raises `UserError` if it is damaged.
+
+    `limit` is the number of bytes that the member may have.
+    """
     where = f"{path}: {entry.filename}"
-    if entry.file_size > LARGEST_IMAGE or entry.compress_size > LARGEST_IMAGE:
-        raise UserError(
-            f"{where} has {entry.file_size:,} bytes, at most {LARGEST_IMAGE:,} are read; remove it"
-        )
+    if max(entry.file_size, entry.compress_size) > limit:
+        raise UserError(f"{where} has {entry.file_size:,} bytes, but at most {limit:,} are read; remove it")
     if entry.flag_bits & ENCRYPTED or entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise UserError(f"{where} is encrypted or compressed in another way than deflate; store it again")
-    head = read_span(path, entry.header_offset, LOCAL_HEADER.size, where)
-    signature, name, extra = LOCAL_HEADER.unpack(head)
-    if signature != SIGNATURE:
-        raise UserError(f"{where} is not where the zip file's directory says; replace the file")
-    content = read_span(
-        path, entry.header_offset + LOCAL_HEADER.size + name + extra, entry.compress_size, where
-    )
+    content = read_span(path, content_begin(path, entry), entry.compress_size, where)
     if entry.compress_type == zipfile.ZIP_DEFLATED:
         try:
             content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, entry.file_size + 1)
@@ -69,6 +64,19 @@ def read_member(path: Path, entry: zipfile.ZipInfo) -> bytes:
     if len(content) != entry.file_size or zlib.crc32(content) != entry.CRC:
         raise UserError(f"{where} is damaged: its content does not match its checksum; replace the file")
     return content
+
+
+def content_begin(path: Path, entry: zipfile.ZipInfo) -> int:
+    """Return the position of a member's content in the file."""
+    where = f"{path}: {entry.filename}"
+    signature, name, extra = LOCAL_HEADER.unpack(
+        read_span(path, entry.header_offset, LOCAL_HEADER.size, where)
+    )
+    if signature != SIGNATURE:
+        raise UserError(
+            f"{where} does not begin at the position in the zip file's directory; replace the file"
+        )
+    return entry.header_offset + LOCAL_HEADER.size + name + extra
 
 
 def _members(path: Path) -> tuple[dict[str, zipfile.ZipInfo], list[str]]:

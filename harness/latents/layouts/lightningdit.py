@@ -7,12 +7,14 @@ hustvl/LightningDiT extract_features.py, datasets/img_latent_dataset.py.
 
 from __future__ import annotations
 
+import json
+import math
 import pickle
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -28,6 +30,7 @@ SUFFIX, STATISTICS = ".safetensors", "latents_stats.pt"
 LATENTS, FLIPPED, LABELS = "latents", "latents_flip", "labels"
 STORED = {"F32": "<f4", "F16": "<f2", "BF16": "<f4"}
 """Types of latents, and those they are kept in; bfloat16 widens to float32 exactly."""
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 STATISTICS_BYTES = 2**24
 EXPECTED = "safetensors with latents (N, channels, height, width) and labels (N,)"
 _DAMAGED = (SafetensorError, OSError, ValueError, RuntimeError, TypeError, KeyError, OverflowError)
@@ -105,6 +108,7 @@ class _Shards:
                 )
         (self.shape, kind), _, flipped = forms[0]
         self.dtype, self.copies = np.dtype(STORED[kind]), 1 + flipped
+        self.stored = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[kind]
         self.ends = np.cumsum([rows for _, rows, _ in forms])
 
     def __len__(self) -> int:
@@ -118,6 +122,24 @@ class _Shards:
     def read(self, start: int, stop: int) -> np.ndarray:
         parts = [self._rows(number, first, last) for number, first, last in self._pieces(start, stop)]
         return np.concatenate(parts)
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files, for positions."""
+        return self.files
+
+    def positions(self, start: int, stop: int) -> np.ndarray:
+        """Return file and first byte of each record, int64 (stop - start, copies, 2)."""
+        found = np.empty((stop - start, self.copies, 2), dtype=np.int64)
+        size = math.prod(self.shape) * BYTES[self.stored]
+        done = 0
+        for number, first, last in self._pieces(start, stop):
+            for copy, name in enumerate((LATENTS, FLIPPED)[: self.copies]):
+                begin = _tensor_begin(self.files[number], name)
+                found[done : done + last - first, copy, 0] = number
+                found[done : done + last - first, copy, 1] = begin + size * np.arange(first, last)
+            done += last - first
+        return found
 
     def labels(self, number: int) -> np.ndarray | None:
         """Return the labels of a file, None if it has none."""
@@ -189,7 +211,15 @@ class _Shards:
         return damaged(str(self.files[number]), "a safetensors file", error)
 
 
-class _Names:
+def _tensor_begin(file: Path, name: str) -> int:
+    """Return the first byte of a tensor: uint64 length of a JSON header, the header, the tensors."""
+    with open(file, "rb") as content:
+        length = int.from_bytes(content.read(8), "little")
+        header = json.loads(content.read(length))
+    return 8 + length + header[name]["data_offsets"][0]
+
+
+class _Names(Sequence[str]):
     """Names of samples: the file and its row."""
 
     def __init__(self, shards: _Shards) -> None:
@@ -198,14 +228,17 @@ class _Names:
     def __len__(self) -> int:
         return len(self._shards)
 
-    def __getitem__(self, index: int) -> str:
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
         if not 0 <= index < len(self):
             raise IndexError(index)
         number, row = self._shards.place(index)
         return f"{self._shards.files[number].name} row {row}"
-
-    def __iter__(self) -> Iterator[str]:
-        return (self[index] for index in range(len(self)))
 
 
 def _files(root: Path) -> tuple[list[Path], tuple[Skipped, ...]]:

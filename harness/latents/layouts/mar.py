@@ -55,27 +55,29 @@ class _Cached:
     """One record per .npz file."""
 
     def __init__(self, root: Path, names: list[str]) -> None:
-        self._root, self._names, self._form = root, names, None
-        first = self._arrays(names[0], LARGEST)
+        self._root, self._names = root, names
+        first = self._arrays(names[0], LARGEST, None)
         self.copies, self._form = len(first), Form(first.shape[1:], first.dtype)
         self.shape, self.dtype = self._form
 
     def read(self, start: int, stop: int) -> np.ndarray:
         limit = self._form.nbytes + HEADER
-        return np.stack([self._arrays(name, limit) for name in self._names[start:stop]])
+        records = [self._arrays(name, limit, self._form) for name in self._names[start:stop]]
+        for name, record in zip(self._names[start:stop], records, strict=True):
+            if len(record) != self.copies:
+                raise UserError(
+                    f"{self._root / name} has {len(record)} of the arrays '{MOMENTS}' and '{FLIPPED}', but "
+                    f"{self._root / self._names[0]} has {self.copies}; replace or remove it"
+                )
+        return np.stack(records)
 
-    def _arrays(self, name: str, limit: int) -> np.ndarray:
+    def _arrays(self, name: str, limit: int, form: Form | None) -> np.ndarray:
         """Return (copies, channels, height, width)."""
         path, first = self._root / name, str(self._root / self._names[0])
         found = read_npz(path, (MOMENTS, FLIPPED), limit)
         if MOMENTS not in found:
             raise UserError(f"{path} has no array '{MOMENTS}'; replace or remove it")
-        copies = [checked_latents(found[key], self._form, f"{path}: '{key}'", first) for key in found]
-        if self._form is not None and len(copies) != self.copies:
-            raise UserError(
-                f"{path} has {len(copies)} of the arrays '{MOMENTS}' and '{FLIPPED}', but {first} has "
-                f"{self.copies}; replace or remove it"
-            )
+        copies = [checked_latents(found[key], form, f"{path}: '{key}'", first) for key in found]
         if len({copy.shape for copy in copies}) > 1 or len({copy.dtype for copy in copies}) > 1:
             raise UserError(f"{path}: '{MOMENTS}' and '{FLIPPED}' differ in shape or type; replace it")
         return np.stack(copies)

@@ -25,10 +25,10 @@ from harness.data.disk.npy import (
     damaged,
     parse_npy,
     read_file,
-    read_member,
 )
 from harness.data.disk.packed import check_names
 from harness.data.disk.tables import EDM, Table, edm_table, in_table_order, labels_of
+from harness.data.disk.zipped import content_begin, read_member
 from harness.errors import UserError
 from harness.files.files import decode_text, read_text
 from harness.latents.layouts.source import LatentSource, identity_of
@@ -55,6 +55,8 @@ class _Container:
     """Returns the content of a file of at most a number of bytes."""
     table: Table | None
     skipped: tuple[Skipped, ...]
+    begin: Callable[[str], int] | None = None
+    """Returns the position of a member in the zip file."""
 
     def where(self, name: str) -> str:
         return str(self.root / name)
@@ -91,6 +93,21 @@ class _NpyRecords:
         first = self._array(held.names[0], LARGEST, None)
         self._form = Form(first.shape, first.dtype)
         self.shape, self.dtype = self._form
+        self.paths, self.stored = [held.root] if held.begin else [], self.dtype.name
+
+    def positions(self, start: int, stop: int) -> np.ndarray:
+        """Return file and first byte of each record, int64 (stop - start, 1, 2)."""
+        return np.array([[[0, self._begin(name)]] for name in self._held.names[start:stop]], dtype=np.int64)
+
+    def _begin(self, name: str) -> int:
+        assert self._held.begin is not None
+        content = self._held.read(name, self._form.nbytes + HEADER)
+        array = parse_npy(content, self._held.where(name))
+        if not array.flags.c_contiguous or array.dtype != self._form.dtype:
+            raise UserError(
+                f"{self._held.where(name)} is in another order of values or bytes; leave out --link"
+            )
+        return self._held.begin(name) + len(content) - array.nbytes
 
     def read(self, start: int, stop: int) -> np.ndarray:
         limit = self._form.nbytes + HEADER
@@ -157,21 +174,27 @@ def _size(path: Path) -> int:
 def _in_zip(path: Path) -> _Container:
     """Return the .npy members of a zip file. Raises `UserError` for names that leave it."""
     try:
-        archive = zipfile.ZipFile(path)
-        members = [entry for entry in archive.infolist() if not entry.is_dir()]
+        with zipfile.ZipFile(path) as archive:
+            entries = {entry.filename: entry for entry in archive.infolist() if not entry.is_dir()}
+            names = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
     except DAMAGED_ZIP as error:
         raise damaged(str(path), "a zip file", error) from error
-    names = [entry.filename for entry in members]
     check_names(names, path)
-    sizes = {entry.filename: entry.file_size for entry in members if entry.filename.lower().endswith(".npy")}
-    kept = sorted(name for name in sizes if not any(map(is_clutter, name.split("/"))))
+    arrays = [name for name in names if name.lower().endswith(".npy")]
+    kept = sorted(name for name in arrays if not any(map(is_clutter, name.split("/"))))
 
     def read(name: str, limit: int) -> bytes:
-        return read_member(archive, name, limit, str(path / name))
+        return read_member(path, entries[name], limit)
+
+    def begin(name: str) -> int:
+        if entries[name].compress_type != zipfile.ZIP_STORED:
+            raise UserError(f"{path}: {name} is compressed, so it cannot stay where it is; leave out --link")
+        return content_begin(path, entries[name])
 
     table = None
-    if EDM in names:
+    if EDM in entries:
         table = edm_table(path / EDM, decode_text(path / EDM, read(EDM, TABLE_BYTES), "JSON"))
     others = sorted(set(names) - set(kept) - {EDM})
     skipped = (Skipped("other files", len(others), others[0]),) if others else ()
-    return _Container(path, kept, [sizes[name] for name in kept], read, table, skipped)
+    sizes = [entries[name].file_size for name in kept]
+    return _Container(path, kept, sizes, read, table, skipped, begin)

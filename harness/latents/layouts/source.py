@@ -1,4 +1,4 @@
-"""What a reader of a layout offers: records in their order, labels, and what they mean."""
+"""Interface of the readers of layouts: records in their order, their content, and labels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.data.disk.labels import Labels
 from metrics.files.listing import Skipped
 
 Holds = Literal["std", "logvar", "sample"]
-"""What a record holds: mean and standard deviation, mean and log-variance, or one draw."""
+"""Content of a record: mean and standard deviation, mean and log-variance, or one draw."""
 
 
 class Records(Protocol):

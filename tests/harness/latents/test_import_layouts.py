@@ -116,6 +116,19 @@ def test_bfloat16_widens_exactly(tmp_path: Path) -> None:
     assert torch.equal(torch.from_numpy(stored(tmp_path / "out")[:, 0, 0]).bfloat16(), halves)
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16])
+def test_linked_safetensors_give_the_same_latents_from_where_they_are(
+    tmp_path: Path, kind: torch.dtype
+) -> None:
+    root = safetensors_files(tmp_path / "source", DRAWS, kind=kind)
+    copied = import_data(root, tmp_path / "copied", *SIDE, "--scale", "0.4")
+    linked = import_data(root, tmp_path / "linked", *SIDE, "--scale", "0.4", "--link", "--rows", "20")
+    assert linked["linked"] and linked["bytes"] < copied["bytes"] / 2
+    one, other = opened(tmp_path / "copied"), opened(tmp_path / "linked")
+    flipped, noise = torch.arange(48) % 3 == 0, torch.zeros(48, 3, 5, 5)
+    assert torch.equal(drawn(one, noise, flipped), drawn(other, noise, flipped))
+
+
 def test_copies_that_are_not_mirrored_are_stated(tmp_path: Path) -> None:
     """Some writers fill `latents_flip` with the latents themselves."""
     same = np.repeat(DRAWS[:, :1], 2, axis=1)

@@ -117,10 +117,12 @@ def test_training_on_an_import_takes_one_command(latents: Path, tmp_path: Path) 
 def test_zip_files_are_the_folders(tmp_path: Path, repa: Path, vae: Path, encoded: np.ndarray) -> None:
     root = tmp_path / "zipped"
     write(root / "vae-sd.zip", repa_files(encoded))
-    (root / "images").symlink_to(repa / "images")
+    write(root / "images.zip", image_files(PIXELS))
     import_data(root, tmp_path / "l", "--codec", f"sd-vae:{vae}", "--rows", "5")
     one, other = opened(tmp_path / "l"), opened(latents_of(tmp_path, repa, vae))
-    assert one.fingerprint == other.fingerprint
+    assert np.array_equal(stored(tmp_path / "l"), stored(tmp_path / "again"))
+    assert one.pictures.fingerprint == other.pictures.fingerprint
+    assert [one.key(i) for i in range(48)] == [other.key(i) for i in range(48)]
 
 
 def latents_of(tmp_path: Path, repa: Path, vae: Path) -> Path:
@@ -276,9 +278,38 @@ def test_zip_member_that_expands_beyond_a_sample_is_refused_before_it_is_read(tm
     with zipfile.ZipFile(root, "a", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("00009/bomb.npy", npy(np.zeros(2**22, np.float32)))
     result = attempt(root, tmp_path / "out", *ALONE, "--no-labels")
-    assert isinstance(result.exception, UserError) and "a sample of this folder has at most" in str(
-        result.exception
-    )
+    assert isinstance(result.exception, UserError)
+    assert "bomb.npy has 16,777,344 bytes, but at most 66,048 are read" in str(result.exception)
+
+
+def test_linked_zip_file_gives_the_same_latents_from_where_it_is(tmp_path: Path) -> None:
+    root = write(tmp_path / "vae-sd.zip", repa_files(moments()[:, 0]))
+    copied = import_data(root, tmp_path / "copied", *ALONE)
+    linked = import_data(root, tmp_path / "linked", *ALONE, "--link", "--rows", "20")
+    assert linked["linked"] and linked["bytes"] < copied["bytes"] / 2
+    one, other = opened(tmp_path / "copied"), opened(tmp_path / "linked")
+    noise = torch.randn(48, *one.shape)
+    assert torch.equal(one.draws(np.arange(48), None, noise), other.draws(np.arange(48), None, noise))
+    content = bytearray(root.read_bytes())
+    content[content.index(b"NUMPY") + 200] ^= 1
+    root.write_bytes(content)
+    with pytest.raises(UserError, match=r"vae-sd\.zip is damaged: its content does not match"):
+        opened(tmp_path / "linked", held_out=0.2)
+
+
+def test_link_is_refused_where_latents_cannot_stay(tmp_path: Path) -> None:
+    folder = write(tmp_path / "vae-sd", repa_files(moments()[:, 0]))
+    compressed = tmp_path / "vae-sd.zip"
+    with zipfile.ZipFile(compressed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in repa_files(moments()[:, 0]).items():
+            archive.writestr(name, content)
+    for source, message in (
+        (folder, "has a file for each sample"),
+        (tmp_path / "vae-sd.zip", "is compressed"),
+    ):
+        result = attempt(source, tmp_path / "out", *ALONE, "--link")
+        assert isinstance(result.exception, UserError) and message in str(result.exception)
+        assert not (tmp_path / "out").exists()
 
 
 def test_labels_beyond_the_number_of_classes_are_refused(tmp_path: Path) -> None:
