@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
+LINE_END = re.compile(r"[ \t]*[\r\n]\s*")
 ERROR_PREFIX = "error: "
 """Start of the line that the command line prints for a mistake or a failure; `failure_reason` searches logs
 for it."""
@@ -12,6 +14,18 @@ for it."""
 
 class UserError(Exception):
     """A mistake that the user can correct. Printed as one sentence, without a traceback; exit code 2."""
+
+    def __init__(self, message: object = "") -> None:
+        # Messages of other libraries, which are quoted, may have several lines.
+        super().__init__(LINE_END.sub(" ", str(message).strip()))
+
+
+class ListedError(UserError):
+    """A mistake whose message is a list, with a line for each item."""
+
+    def __init__(self, title: str, items: Iterable[str]) -> None:
+        super().__init__(title)
+        self.args = ("\n".join([title, *items]),)
 
 
 class RunStopped(Exception):

@@ -21,8 +21,11 @@ from harness.config.spec import DataSpec, EvalSpec, MethodConfig, RunSpec
 from harness.config.tables import merge, parse_override, set_path, validate
 from harness.errors import UserError, unknown
 from harness.files.files import read_toml
+from harness.records.flatten import flatten
 from harness.records.record import SPEC
 
+FLOAT32 = 3.4028234663852886e38
+"""The largest number of float32."""
 PRESETS = PackagedToml("harness", "presets")
 
 
@@ -128,6 +131,7 @@ def _check(spec: RunSpec, where: str) -> None:
     from harness.assembly.data_fields import check_fields
     from harness.evaluation.checks import check_metrics
 
+    _check_float32(spec, where)
     dataset, modality = registry.load("dataset", spec.data.name), _modality(spec)
     check_fields(spec.data, dataset, modality)
     if why := unsuited(spec, registry.load("method", spec.method.name), modality):
@@ -144,6 +148,13 @@ def _check(spec: RunSpec, where: str) -> None:
             f"{where}: eval.guidance_low = {spec.eval.guidance_low} is above eval.guidance_high = "
             f"{spec.eval.guidance_high}; choose a lower one"
         )
+
+
+def _check_float32(spec: RunSpec, where: str) -> None:
+    """Raise `UserError` for a number that the networks' precision cannot hold."""
+    for path, value in flatten(spec.model_dump()).items():
+        if isinstance(value, float) and abs(value) > FLOAT32:
+            raise UserError(f"{where}: {path} = {value:g} does not fit float32; give at most {FLOAT32:.2g}")
 
 
 def _modality(spec: RunSpec) -> str:

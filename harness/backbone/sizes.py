@@ -28,10 +28,12 @@ SIZES = {
 def size_named(name: str) -> Size | None:
     """Return a size by its registered name, or by DEPTHxWIDTHxHEADS such as `6x64x4`; None for other names.
 
+    Numbers have up to five digits.
+
     >>> size_named("6x64x4")
     Size(depth=6, width=64, heads=4)
     """
-    numbers = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)", name)
+    numbers = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", name)
     if numbers is None:
         return SIZES.get(name)
     size = Size(*map(int, numbers.groups()))

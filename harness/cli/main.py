@@ -14,6 +14,8 @@ from harness import __version__
 from harness.errors import ERROR_PREFIX, RunStopped, UserError
 from harness.files.terminal import shown_streams
 
+NO_MEMORY = ("can't allocate memory", "CUDA out of memory")
+"""Words of torch's errors if a tensor does not fit into memory."""
 # Name -> (module:function, one line of help).
 COMMANDS = {
     "data": (
@@ -132,7 +134,8 @@ class LazyGroup(click.Group):
 
 @click.group(
     cls=LazyGroup,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    # click would remove escape sequences of names in a pipe; they are shown instead (shown_streams).
+    context_settings={"help_option_names": ["-h", "--help"], "color": True},
     epilog="Example: flowrace run digits --set method.name=self_flow --out runs/first",
 )
 @click.version_option(__version__, prog_name="flowrace")
@@ -164,6 +167,12 @@ def _main() -> None:
     except RunStopped as stop:
         _print_error(str(stop))
         sys.exit(stop.exit_code)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not any(words in str(error) for words in NO_MEMORY):
+            traceback.print_exc()
+            sys.exit(1)
+        _print_error(f"not enough memory: {str(error).splitlines()[-1] if str(error) else 'unknown size'}")
+        sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
         _print_error("interrupted")
         sys.exit(130)
@@ -176,7 +185,7 @@ def _main() -> None:
 
 
 def _print_error(message: str) -> None:
-    click.echo(f"{ERROR_PREFIX}{message}", err=True)
+    click.echo(f"{ERROR_PREFIX}{message}", err=True, color=True)
 
 
 if __name__ == "__main__":

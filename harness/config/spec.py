@@ -28,6 +28,9 @@ HASHED_IF_SET: JsonDict = {"hashed": "unless default"}
 """`json_schema_extra` of a field that was added later. At its default it is not part of the run id, so that
 older runs keep their ids."""
 
+SIDE, COUNT, STEPS = 2**16, 10**7, 10**12
+"""Largest sides, numbers of samples and numbers of steps; larger ones are mistakes that need all memory."""
+
 
 class Section(BaseModel):
     """Base of every model in a spec."""
@@ -75,7 +78,7 @@ class DataSpec(Section, HasParts):
     """File or folder that holds the data."""
     fingerprint: str = ""
     """Hash of the content, filled in if `root` exists."""
-    resolution: int | None = Field(default=None, ge=1)
+    resolution: int | None = Field(default=None, ge=1, le=SIDE)
     """Side in pixels after a resize of the shorter side and a centre crop; None keeps the images' size."""
     channels: Literal[1, 3] | None = None
     """Convert images to grey (1) or RGB (3); None keeps the images' channels."""
@@ -89,9 +92,9 @@ class DataSpec(Section, HasParts):
     """Name of the array or column of images; empty for the usual names."""
     label_key: str = ""
     """Name of the array or column of labels; empty for the usual names, `none` for data without labels."""
-    frames: int | None = Field(default=None, ge=1, json_schema_extra=HASHED_IF_SET)
+    frames: int | None = Field(default=None, ge=1, le=COUNT, json_schema_extra=HASHED_IF_SET)
     """Frames of a video, or log-mel frames of a recording; None for the data set's default."""
-    classes: int | None = Field(default=None, ge=1, json_schema_extra=HASHED_IF_SET)
+    classes: int | None = Field(default=None, ge=1, le=COUNT, json_schema_extra=HASHED_IF_SET)
     """Number of classes of latents, for a plan made without the data."""
     posterior: Literal["sample", "mean"] = Field(default="sample", json_schema_extra=HASHED_IF_SET)
     """Draw a latent from its posterior each time it is read, or use the posterior's mean."""
@@ -101,14 +104,14 @@ class DataSpec(Section, HasParts):
     """Folder of the codec's weights, if they have been moved."""
     images: str = _free("")
     """Location of the images that latents were encoded from, if they have been moved."""
-    workers: int = _free(0, ge=0)
+    workers: int = _free(0, ge=0, le=SIDE)
     """Number of processes that load data; 0 loads in the training process."""
 
 
 class BackbonePart(Section):
     """Division of one part of a sample into tokens."""
 
-    patch: int = Field(default=1, ge=1, json_schema_extra=HASHED_IF_SET)
+    patch: int = Field(default=1, ge=1, le=SIDE, json_schema_extra=HASHED_IF_SET)
     """Spectrogram frames in one token of the sound of a video."""
 
 
@@ -129,9 +132,9 @@ class BackboneSpec(Section, HasParts):
 
     size: str = "S"
     """Registered size, see `flowrace list sizes`, or DEPTHxWIDTHxHEADS such as 6x64x4."""
-    patch: int = Field(default=2, ge=1)
+    patch: int = Field(default=2, ge=1, le=SIDE)
     """Side of a token in pixels, or its length in spectrogram frames for sound."""
-    patch_time: int = Field(default=1, ge=1, json_schema_extra=HASHED_IF_SET)
+    patch_time: int = Field(default=1, ge=1, le=SIDE, json_schema_extra=HASHED_IF_SET)
     """Frames of a video in one token."""
     parts: BackboneParts = BackboneParts()
     """Settings of the parts of a sample after the first."""
@@ -183,9 +186,9 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 class TrainSpec(Section):
     """Training with AdamW."""
 
-    steps: int = Field(default=400_000, ge=1)
+    steps: int = Field(default=400_000, ge=1, le=STEPS)
     """Number of optimizer steps."""
-    batch_size: int = Field(default=256, ge=1)
+    batch_size: int = Field(default=256, ge=1, le=COUNT)
     """Samples per step, over all processes."""
     learning_rate: float = Field(default=1e-4, gt=0)
     """Learning rate after the warm-up."""
@@ -204,7 +207,7 @@ class TrainSpec(Section):
     """Probability that a sample loses its label, for guidance."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Precision of the forward pass; weights, losses and the optimizer stay in float32."""
-    accumulate: int = _free(1, ge=1)
+    accumulate: int = _free(1, ge=1, le=COUNT)
     """Micro-batches per step and process: the same batch with less memory."""
     checkpoint_every: int = _free(10_000, ge=1)
     """Steps between checkpoints."""
@@ -232,13 +235,13 @@ class EvalSpec(Section):
 
     every: int = Field(default=50_000, ge=1)
     """Steps between evaluations."""
-    samples: int = Field(default=10_000, ge=2)
+    samples: int = Field(default=10_000, ge=2, le=COUNT)
     """Number of samples of an evaluation."""
     metrics: tuple[str, ...] = ("fd:local",)
     """Names of metrics, for example fd:local, fid, kid."""
     sampler: Literal["euler", "heun", "euler_maruyama"] = "euler_maruyama"
     """Integrator, see `flowrace list samplers`."""
-    sampler_steps: int = Field(default=250, ge=1)
+    sampler_steps: int = Field(default=250, ge=1, le=COUNT)
     """Steps from noise to sample."""
     precision: Literal["float32", "bfloat16"] = Field(default="float32", json_schema_extra=HASHED_IF_SET)
     """Precision of the network in sampling."""
@@ -250,9 +253,9 @@ class EvalSpec(Section):
     """Highest time with guidance."""
     labels: Literal["balanced", "random"] = "random"
     """Classes in equal numbers, or drawn uniformly."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**64)
     """Seed of the noise and labels of evaluations, the same for every run."""
-    replicates: int = Field(default=1, ge=1, json_schema_extra=HASHED_IF_SET)
+    replicates: int = Field(default=1, ge=1, le=SIDE, json_schema_extra=HASHED_IF_SET)
     """Evaluations at each step, with separate noise and labels; the mean is recorded, from 2 on with its
     interval."""
     weights: dict[str, str] = _free({})
@@ -260,9 +263,9 @@ class EvalSpec(Section):
     reference: str = _free("")
     """File of statistics to compare with instead of the training data: of `eval --save-stats`, or ADM's npz.
     """
-    batch_size: int = _free(256, ge=1)
+    batch_size: int = _free(256, ge=1, le=COUNT)
     """Samples per pass of the network."""
-    grid: int = _free(40, ge=1)
+    grid: int = _free(40, ge=1, le=SIDE)
     """Number of images in the sample grid."""
 
 
@@ -271,7 +274,7 @@ class RuntimeSpec(Section):
 
     device: str = _free("auto")
     """auto, cpu, cuda or cuda:N."""
-    threads: int = _free(0, ge=0)
+    threads: int = _free(0, ge=0, le=SIDE)
     """CPU threads of one process; 0 for all cores."""
     compile: bool = _free(False)
     """Use torch.compile."""
@@ -383,7 +386,7 @@ class MethodConfig(Section):
 class RunSpec(Section):
     """Everything that defines a run."""
 
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**64)
     """Seed of every random stream of the training run."""
     data: DataSpec = DataSpec()
     backbone: BackboneSpec = BackboneSpec()

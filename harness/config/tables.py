@@ -10,14 +10,17 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from harness.errors import UserError
-from harness.files.parse import parse_toml
+from harness.files.parse import DEEPEST, parse_toml
+
+SHOWN = 200
+"""Characters of a path or a value that an error shows."""
 
 
 def parse_override(text: str) -> tuple[str, Any]:
     """Split `a.b=v` into a path and a value: v is read as TOML, or as a plain string if it is not TOML."""
     path, equals, value = text.partition("=")
     if not equals or not path.strip() or not all(path.strip().split(".")):
-        raise UserError(f"--set {text}: expected a.b=value, for example --set train.steps=100")
+        raise UserError(f"--set {text[:SHOWN]}: expected a.b=value, for example --set train.steps=100")
     try:
         return path.strip(), parse_toml(f"v = {value}")["v"]
     except ValueError:
@@ -30,6 +33,8 @@ def set_path(data: dict[str, Any], path: str, value: Any) -> None:
     Raises `UserError` if the path leads through a value that is no table.
     """
     *parents, last = path.split(".")
+    if len(parents) > DEEPEST:
+        raise UserError(f"{path[:SHOWN]}...: a field is at most {DEEPEST} tables deep")
     for name in parents:
         data = data.setdefault(name, {})
         if not isinstance(data, dict):
@@ -75,12 +80,13 @@ def _sentence(
         known = _fields_at(model, detail["loc"][:-1])
         near = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1, cutoff=0.5)
         hint = suggest(_first_value(path, detail["input"])) or (f" Did you mean '{near[0]}'?" if near else "")
-        return f"{where}: unknown key '{path}' (known here: {', '.join(known)}).{hint}"
+        return f"{where}: unknown key '{path[:SHOWN]}' (known here: {', '.join(known)}).{hint}"
     if detail["type"] == "missing":
         return f"{where}: {path} is missing"
     message = detail["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
-    return f"{where}: {path} = {json.dumps(detail['input'], default=str)}: {message}"
+    value = json.dumps(detail["input"], default=str)
+    return f"{where}: {path[:SHOWN]} = {value if len(value) <= SHOWN else f'{value[:SHOWN]}...'}: {message}"
 
 
 # Any: the value at an unknown key.

@@ -31,7 +31,7 @@ from harness.evaluation.reference_free import prepared
 from harness.evaluation.sample_grid import picture, png
 from harness.files.files import write_atomic
 from harness.files.progress import announced
-from harness.flow.sampling import draw_pixels, sample_labels
+from harness.flow.sampling import NOT_FINITE, are_finite, as_pixels, draw, sample_labels
 from harness.latents.codec import decoder_of
 from harness.runtime.distributed import World
 from harness.runtime.random_streams import Streams
@@ -88,12 +88,15 @@ class Replicate(NamedTuple):
     first: np.ndarray
 
 
-class Generated(NamedTuple):
+@dataclass
+class Generated:
     """The samples of one replicate: features by network and, on rank 0, the pixels needed further."""
 
     features: dict[str, FeaturePass]
     pixels: list[Tensor]
     labels: list[Tensor]
+    broken: int = 0
+    """Number of samples that are not finite."""
 
 
 class Evaluator:
@@ -225,6 +228,13 @@ class Evaluator:
         generated = self._generate(model, number)
         if not self.world.main:
             return None
+        if generated.broken:
+            reason = f"{NOT_FINITE}: {generated.broken} of {self.spec.samples}"
+            return Replicate(
+                {},
+                dict.fromkeys(self.spec.metrics, reason),
+                torch.cat(generated.pixels)[: self.spec.grid].numpy(),
+            )
         values, errors = self._compare(generated.features)
         pixels, labels = torch.cat(generated.pixels), torch.cat(generated.labels)
         for metric in self.reference_free:
@@ -242,7 +252,10 @@ class Evaluator:
         generated = Generated(passes, pixels=[], labels=[])
         numbers = range(replicate * spec.samples, (replicate + 1) * spec.samples)
         for turn in rounds(numbers, spec.batch_size, world):
-            pixels, labels = self._pixels(model, turn.local), self._labels(turn.combined)
+            x, labels = self._drawn(model, turn.local), self._labels(turn.combined)
+            pixels, finite = as_pixels(x.nan_to_num()), gather_round(are_finite(x).byte(), turn, world)
+            if finite is not None:
+                generated.broken += int((finite == 0).sum())
             if turn.combined.start - numbers.start < pixels_needed:
                 shown = gather_round(pixels, turn, world)
                 if shown is not None:
@@ -261,11 +274,9 @@ class Evaluator:
     def _labels(self, numbers: range) -> Tensor:
         return sample_labels(self.spec, Streams(self.spec.seed), np.array(numbers), self.classes)
 
-    def _pixels(self, model: nn.Module, numbers: range) -> Tensor:
+    def _drawn(self, model: nn.Module, numbers: range) -> Tensor:
         index, labels = np.array(numbers), self._labels(numbers)
-        return draw_pixels(
-            model, self.spec, self.shape, self.classes, self.device, index, labels, self.decode
-        )
+        return draw(model, self.spec, self.shape, self.classes, self.device, index, labels, self.decode)
 
     def _compare(self, passes: dict[str, FeaturePass]) -> tuple[dict[str, Value], dict[str, str]]:
         """Compute the metrics of each network from its real and its generated side."""

@@ -39,9 +39,9 @@ def _parsed(parse: Callable[[], Any]) -> Any:
 
 def checked_depth(value: Any) -> Any:
     """Return a value. Raises `ValueError` if its tables and lists are nested too deeply."""
-    level = [value]
-    for _ in range(DEEPEST + 1):
-        level = [inner for outer in level if isinstance(outer, dict | list) for inner in _inside(outer)]
+    level = _tables([value])
+    for _ in range(DEEPEST):
+        level = [table for outer in level for table in _tables(_inside(outer))]
         if not level:
             return value
     raise ValueError(TOO_DEEP)
@@ -49,3 +49,7 @@ def checked_depth(value: Any) -> Any:
 
 def _inside(value: dict[str, Any] | list[Any]) -> list[Any]:
     return list(value.values()) if isinstance(value, dict) else value
+
+
+def _tables(values: list[Any]) -> list[Any]:
+    return [value for value in values if isinstance(value, dict | list)]

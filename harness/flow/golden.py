@@ -92,7 +92,7 @@ def verify(path: Path) -> list[Check]:
     except KeyError as error:
         raise UserError(f"{path} lacks {error.args[0]!r}, which this kind of golden file needs") from error
     # Whatever the networks raise for tensors and metadata that do not fit each other.
-    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} has tensors or metadata that do not fit this kind: {reason}") from error
     return [Check(name, _error(computed.get(name), golden.out[name])) for name in sorted(golden.out)]

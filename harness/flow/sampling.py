@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from harness.backbone.sit import Prediction
 from harness.backbone.times import Times
 from harness.config.spec import EvalSpec
+from harness.errors import UserError
 from harness.flow.samplers import SAMPLERS, velocity_field
 from harness.runtime.random_streams import Streams
 
 Decode = Callable[[Tensor], Tensor]
+NOT_FINITE = "the network draws samples that are not finite"
 
 
 def draw_batch(
@@ -32,12 +34,15 @@ def draw_batch(
     labels: Tensor,
     decode: Decode | None = None,
 ) -> Tensor:
-    """Return the samples with indices and labels (B,), uint8 (B, C, H, W) on the CPU."""
+    """Return the samples with indices and labels (B,), uint8 (B, C, H, W) on the CPU.
+
+    Raises `UserError` if they are not finite.
+    """
     return draw_pixels(model, spec, shape, classes, device, index, labels, decode).cpu()
 
 
 @torch.no_grad()
-def draw_pixels(
+def draw(
     model: nn.Module,
     spec: EvalSpec,
     shape: tuple[int, ...],
@@ -47,7 +52,10 @@ def draw_pixels(
     labels: Tensor,
     decode: Decode | None = None,
 ) -> Tensor:
-    """Return the samples on the device; `decode` turns a network's latents (B, c, h, w) into images."""
+    """Return samples in [-1, 1], float32 on the device, whose values may be beyond it or not finite.
+
+    `decode` turns a network's latents (B, c, h, w) into images.
+    """
     streams, extra = Streams(spec.seed), getattr(getattr(model, "config", None), "extra", 0)
     field = jointly(model, shape) if extra else model
     v = velocity_field(
@@ -63,8 +71,34 @@ def draw_pixels(
     with torch.autocast(device.type, torch.bfloat16, enabled=spec.precision == "bfloat16"):
         x = SAMPLERS[spec.sampler](v, z, spec.sampler_steps, noise=noise)
     x = x[:, : math.prod(shape)].unflatten(1, shape) if extra else x
-    x = x if decode is None else decode(x.float())
-    return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return (x if decode is None else decode(x.float())).float()
+
+
+def draw_pixels(
+    model: nn.Module,
+    spec: EvalSpec,
+    shape: tuple[int, ...],
+    classes: int,
+    device: torch.device,
+    index: np.ndarray,
+    labels: Tensor,
+    decode: Decode | None = None,
+) -> Tensor:
+    """Return samples as uint8 on the device. Raises `UserError` if they are not finite."""
+    x = draw(model, spec, shape, classes, device, index, labels, decode)
+    if not bool(are_finite(x).all()):
+        raise UserError(f"{NOT_FINITE}; choose the weights of an earlier step with --step")
+    return as_pixels(x)
+
+
+def as_pixels(x: Tensor) -> Tensor:
+    """Return samples in [-1, 1] as uint8."""
+    return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def are_finite(x: Tensor) -> Tensor:
+    """Return for each sample (B, ...) whether all its values are finite."""
+    return x.flatten(1).isfinite().all(1)
 
 
 def jointly(model: nn.Module, shape: tuple[int, ...]) -> Callable[[Tensor, Times, Tensor], Prediction]:

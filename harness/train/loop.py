@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.assembly.batch_split import check_batch_split
+from harness.assembly.build import backbone_config
 from harness.assembly.run_folder import run_folder
 from harness.config.spec import EvalSpec, RunSpec
 from harness.data.feed import MicroBatches
@@ -75,6 +76,8 @@ def _train_recorded(goal: Goal, world: World, progress: Progress) -> None:
     if not world.main:
         _train(goal, world, None, progress)
         return
+    if goal.recorded is None:
+        _check_shapes(goal.spec, progress)
     with RecordWriter(goal.path) as record:
         try:
             record.write_spec(goal.spec.to_toml(), replace=goal.recorded is not None)
@@ -88,6 +91,14 @@ def _train_recorded(goal: Goal, world: World, progress: Progress) -> None:
             raise UserError(
                 f"cannot write to {goal.path}: {error.strerror}; the same command continues"
             ) from error
+
+
+def _check_shapes(spec: RunSpec, progress: Progress) -> None:
+    """Raise `UserError` for a spec that does not suit its data, before anything is written."""
+    with announced(progress.note, f"opening the data {spec.data.root or spec.data.name}"):
+        dataset = open_dataset(spec.data)
+    check_labels(dataset)
+    backbone_config(spec, dataset)
 
 
 def _train(goal: Goal, world: World, record: RecordWriter | None, progress: Progress) -> None:

@@ -19,6 +19,8 @@ from metrics.value import MetricError, Value
 BLOCK = 4096
 """Number of rows accumulated at once; fixed, so that a stream's moments have the same bits at any batch
 size."""
+ROUNDING = 1e-6
+"""Share of the largest entry by which rounding may make a scatter negative or not symmetric."""
 SMALL = 1000
 """Up to this number of rows, features are not reduced to a covariance: more accurate, and faster for large
 d."""
@@ -90,7 +92,7 @@ class Moments:
         """Restore the state from `to_arrays`; raises `MetricError` for invalid arrays."""
         try:
             n, mean, scatter = int(arrays["n"]), np.array(arrays["mean"]), np.array(arrays["scatter"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise MetricError(
                 f"stored moments must have the arrays {', '.join(State._fields)}: {error}"
             ) from error
@@ -102,6 +104,7 @@ class Moments:
             )
         if not (np.isfinite(mean).all() and np.isfinite(scatter).all()):
             raise MetricError("stored moments are not finite")
+        _check_covariance(scatter)
         moments = cls()
         moments._state = State(n, mean, scatter)
         return moments
@@ -219,3 +222,12 @@ def _join(a: State | None, b: State | None) -> State | None:
     scatter += a.scatter
     scatter += b.scatter
     return State(n, a.mean + shift * (b.n / n), scatter)
+
+
+def _check_covariance(scatter: np.ndarray) -> None:
+    """Raise `MetricError` for a matrix (d, d) that is no sum of outer products."""
+    rounding = ROUNDING * float(np.abs(scatter).max(initial=0))
+    if (least := float(scatter.diagonal().min(initial=0))) < -rounding:
+        raise MetricError(f"stored moments have a negative variance: {least:.3g}")
+    if np.abs(scatter - scatter.T).max(initial=0) > rounding:
+        raise MetricError("stored moments have a covariance that is not symmetric")

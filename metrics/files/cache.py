@@ -84,9 +84,11 @@ def _read(file: Path) -> Saved | None:
         with safetensors.safe_open(file, "pt") as content:
             meta = content.metadata() or {}
             saved = Saved({name: content.get_tensor(name) for name in content.keys()}, meta)  # noqa: SIM118
-    except (FileNotFoundError, safetensors.SafetensorError):
+            expected = meta.pop("sha256", None)
+        return saved if expected == saved.sha256 else None
+    # TypeError is raised for types that numpy lacks, for example float8, which nothing here writes.
+    except (FileNotFoundError, safetensors.SafetensorError, TypeError):
         return None
-    return saved if meta.pop("sha256", None) == saved.sha256 else None
 
 
 def _write(file: Path, saved: Saved) -> None:

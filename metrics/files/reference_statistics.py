@@ -68,6 +68,11 @@ def read_statistics(file: Path) -> Reference:
             f"{file} does not hold statistics of features; create them with flowrace eval --save-stats"
         )
     parts = unflat(tensors)
+    if "features" not in parts or not set(parts) <= {"features", "spatial"}:
+        raise MetricError(
+            f"{file} holds statistics of {', '.join(sorted(parts)) or 'nothing'}, expected features; create "
+            "them with flowrace eval --save-stats"
+        )
     return Reference(parts["features"], parts.get("spatial"), parts["features"].n, meta)
 
 

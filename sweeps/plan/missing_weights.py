@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.config.spec import RunSpec
-from harness.errors import UserError
+from harness.errors import ListedError, UserError
 from sweeps.plan.plan import PlannedRun
 from sweeps.plan.run_state import read_state
 
@@ -64,8 +64,8 @@ def find_missing(runs: Sequence[PlannedRun], directory: Path) -> list[MissingWei
 def check_weights(runs: Sequence[PlannedRun], directory: Path) -> None:
     """Raise `UserError` if an unfinished run lacks weights, before anything starts."""
     if missing := find_missing(runs, directory):
-        lines = "\n".join(f"  {line}" for line in missing_lines([asdict(one) for one in missing]))
-        raise UserError(f"missing weights, so nothing was started:\n{lines}")
+        lines = [f"  {line}" for line in missing_lines([asdict(one) for one in missing])]
+        raise ListedError("missing weights, so nothing was started:", lines)
 
 
 # Any: the fields of a `MissingWeights` as JSON data.

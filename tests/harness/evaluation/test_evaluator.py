@@ -190,3 +190,25 @@ def test_sample_command_writes_picture_and_npz_of_the_recorded_latents(
 
 def test_digits_preset_has_a_metric_without_downloads() -> None:
     assert load_spec("digits").eval.metrics == ("fd:local",)
+
+
+class Broken(torch.nn.Module):
+    """A network whose samples are not finite for one label."""
+
+    def forward(self, x, times, y):
+        broken = torch.where(y == 3, float("nan"), 1.0)
+        return Prediction(x * broken[:, None, None, None], {})
+
+
+def test_samples_that_are_not_finite_have_no_value() -> None:
+    data = open_dataset(load_spec("digits").data)
+    sides = split(data, 0.5)
+    spec = SPEC.model_copy(update={"labels": "balanced", "batch_size": 12, "grid": 10})
+    result = Evaluator(spec, data, sides.train, CPU)(Broken())
+    assert result is not None and not result.metrics
+    assert result.errors == {"fd:local": "the network draws samples that are not finite: 3 of 30"}
+
+
+def test_drawing_samples_that_are_not_finite_is_a_user_error() -> None:
+    with pytest.raises(UserError, match="draws samples that are not finite"):
+        draw_samples(Broken(), SPEC, (1, 4, 4), 10, CPU)

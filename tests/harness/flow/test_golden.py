@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from harness.cli.verify import verify as command
@@ -69,3 +70,25 @@ def test_verify_rejects_unreadable_and_incomplete_files(golden: Path, tmp_path: 
     save_file(tensors, tmp_path / "lacking.safetensors", metadata={"arch": "{}"})
     with pytest.raises(UserError, match="lacks"):
         verify(tmp_path / "lacking.safetensors")
+
+
+@pytest.mark.parametrize(
+    "arch",
+    ["[1, 2]", "3", '{"num_heads": "x", "patch_size": 2}', "[" * 5000],
+)
+def test_metadata_of_another_kind_is_a_user_error(tmp_path: Path, golden: Path, arch: str) -> None:
+    tensors = load_file(golden / "sit_forward.safetensors")
+    file = tmp_path / "changed.safetensors"
+    save_file(tensors, file, metadata={"arch": arch})
+    with pytest.raises(UserError, match=r"changed\.safetensors (lacks|has tensors or metadata)"):
+        verify(file)
+
+
+def test_tensor_of_another_shape_is_a_user_error(tmp_path: Path, golden: Path) -> None:
+    source = golden / "sit_forward.safetensors"
+    tensors, file = load_file(source), tmp_path / "changed.safetensors"
+    with safe_open(source, "pt") as content:
+        meta = content.metadata()
+    save_file(tensors | {"in.x0": tensors["in.x0"][:, :1].contiguous()}, file, metadata=meta)
+    with pytest.raises(UserError, match="do not fit this kind"):
+        verify(file)

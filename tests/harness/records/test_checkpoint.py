@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from harness.config.spec import TrainSpec
 from harness.errors import UserError
 from harness.records.checkpoint import digest, load, save
-from harness.records.checkpoint_files import checkpoints, path_of, prune, step_of
+from harness.records.checkpoint_files import checkpoints, path_of, precision_of, prune, step_of
 
 TENSORS = {
     "a": torch.arange(6.0).reshape(2, 3),
@@ -125,3 +125,20 @@ def test_prune_deletes_what_a_killed_write_left(tmp_path: Path, name: str) -> No
     save(path_of(tmp_path, 3), TENSORS, {})
     prune(tmp_path, TrainSpec())
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000003.safetensors"]
+
+
+def test_files_of_other_names_are_no_checkpoints(tmp_path: Path) -> None:
+    for step in ("", "x", "1.safetensors", "²2"):
+        (tmp_path / f"step-{step}.safetensors").touch()
+    save(path_of(tmp_path, 7), TENSORS, {})
+    assert checkpoints(tmp_path) == [path_of(tmp_path, 7)]
+
+
+@pytest.mark.parametrize("header", ["[1]", '"text"', "3", "[" * 5000, "{"])
+def test_header_that_is_no_table_is_rejected(tmp_path: Path, header: str) -> None:
+    file = path_of(tmp_path, 1)
+    save_file(TENSORS, file, metadata={"flowrace": header})
+    with pytest.raises(UserError, match=r"is not a readable checkpoint"):
+        load(file)
+    with pytest.raises(UserError, match="is not a readable file of weights"):
+        precision_of(file)

@@ -21,6 +21,7 @@ from harness.records.flatten import flatten, points
 from harness.records.mlflow_mirror import Unsent, durable, mirror
 from harness.records.mlflow_store import create_store, store_uri
 from harness.records.record import Record, RecordWriter, tracked_name
+from harness.records.study_folder import StudyFolder
 from tests.support.features import quick
 from tests.support.forked import exit_code, fork_printing
 from tests.support.mlflow_runs import (
@@ -299,3 +300,19 @@ def test_later_evaluations_are_mirrored_once_under_their_conditions(tmp_path: Pa
     values = {(name, step): value for name, step, value, _ in rows(uri)}
     assert values["eval/recall:local", 4] == 0.5 and values["eval/fd:local/guidance_1.5", 4] == 3.0
     assert values["eval/fd:local", 8] == 10.0 / 8 and rows(uri).total() == 4
+
+
+@pytest.mark.parametrize("name", ["../../../../escaped/here", "/absolute", "a\x00b", "x" * 501, ".."])
+def test_study_whose_name_is_a_path_or_too_long_is_refused_before_anything_is_written(
+    tmp_path: Path, name: str
+) -> None:
+    folder, store = tmp_path / "in" / "study", tmp_path / "out" / "store.db"
+    written(folder / "r1", events(4))
+    quoted = json.dumps(name)
+    (folder / "study.toml").write_text(f"name = {quoted}\n")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match="name = '"):
+        _ = StudyFolder(folder).name
+    with pytest.raises(UserError, match="the name of the study = '"):
+        mirror([Record(folder / "r1")], study=name, uri=f"sqlite:///{store}")
+    assert sorted(tmp_path.rglob("*")) == before
