@@ -13,7 +13,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from harness.backbone.sit import SiT, SiTConfig
+from harness.backbone.kinds import network_of
+from harness.backbone.network import Backbone, BackboneConfig
+from harness.backbone.sit import SiTConfig
 from harness.backbone.sizes import SIZES, size_named
 from harness.backbone.tokens import Part, kind_of
 from harness.config import registry
@@ -27,7 +29,7 @@ from harness.flow.batch import View
 from harness.flow.method import TrainingMethod
 
 
-def backbone_config(spec: RunSpec, dataset: Dataset) -> SiTConfig:
+def backbone_config(spec: RunSpec, dataset: Dataset) -> BackboneConfig:
     """Return the backbone's configuration for a spec on a data set, the extra token of its method included.
 
     Raises `UserError` if the patch does not divide the samples.
@@ -56,14 +58,16 @@ def backbone_config(spec: RunSpec, dataset: Dataset) -> SiTConfig:
     return replace(config, extra=first.dim)
 
 
-def build_backbone(config: SiTConfig, runtime: RuntimeSpec, *, copy_of: SiT | None = None) -> SiT:
+def build_backbone(
+    config: BackboneConfig, runtime: RuntimeSpec, *, copy_of: Backbone | None = None
+) -> Backbone:
     """Return the network as a run uses it, with PyTorch's initial weights or those of `copy_of`.
 
     Compilation is block by block, so that all blocks share one piece of code for each kind of pass. Shapes
     are static, so that another batch size in evaluation does not change the code that training runs.
     """
     # A copy is not compiled, even if the original is.
-    model = SiT(config) if copy_of is None else copy.deepcopy(copy_of)
+    model = network_of(config) if copy_of is None else copy.deepcopy(copy_of)
     model.checkpoint_activations = runtime.checkpoint_activations
     if runtime.compile:
         for block in model.blocks:
@@ -71,14 +75,14 @@ def build_backbone(config: SiTConfig, runtime: RuntimeSpec, *, copy_of: SiT | No
     return model
 
 
-def weightless(config: SiTConfig) -> SiT:
+def weightless(config: BackboneConfig) -> Backbone:
     """Return the network on the meta device, where weights take no memory."""
     with torch.device("meta"):
-        return SiT(config).to("meta")
+        return network_of(config).to("meta")
 
 
 def build_method(
-    spec: RunSpec, backbone: SiTConfig, encoder_dims: Sequence[int], weights: Sequence[float] = ()
+    spec: RunSpec, backbone: BackboneConfig, encoder_dims: Sequence[int], weights: Sequence[float] = ()
 ) -> TrainingMethod:
     """Return the method of a spec; `weights` are those of a sample's parts in the loss."""
     cls = registry.load("method", spec.method.name)

@@ -8,8 +8,8 @@ caption is dropped by replacing its features and its mask by those of the empty 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +25,10 @@ class TextShape(NamedTuple):
     """Features of a token."""
     length: int
     """Tokens of a text, padding included."""
+
+
+CLIP_L = TextShape(768, 77)
+"""The features of CLIP ViT-L/14, which REPA's text-to-image network reads."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +92,51 @@ class Text:
 
 Condition = Tensor | Text
 """Labels (B,) int64, or the features of texts."""
+
+
+@dataclass(frozen=True, eq=False)
+class SharedText:
+    """The texts of a batch of samples, each different one once, for the passes of a sampler.
+
+    What a network computes from a text alone is kept for the next pass, so an object serves one network.
+    """
+
+    distinct: Text
+    """U texts."""
+    rows: Tensor
+    """(B,) int64, the text of each sample."""
+    _kept: dict[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def mask(self) -> Tensor | None:
+        """(B, L) bool, as in `Text`."""
+        return None if self.distinct.mask is None else self.distinct.mask[self.rows]
+
+    def embedded(self, embed: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return embedded tokens (U, L, width); without gradients they are computed once."""
+        if torch.is_grad_enabled():
+            return embed(self.distinct.features)
+        if "tokens" not in self._kept:
+            self._kept["tokens"] = embed(self.distinct.features)
+        return self._kept["tokens"]
+
+
+def shared(text: Text) -> SharedText:
+    """Return texts with equal ones merged, if that leaves at most half of them; else with each its own."""
+    size = len(text)
+    each = torch.arange(size, device=text.features.device)
+    if size == 1:
+        return SharedText(text, each)
+    values = text.features.flatten(1)
+    if text.mask is not None:
+        values = torch.cat([values, text.mask.to(values.dtype)], dim=1)
+    _, rows = values.unique(dim=0, return_inverse=True)
+    # The first sample of each text.
+    first = torch.full_like(each, size).scatter_reduce(0, rows, each, "amin")[: int(rows.max()) + 1]
+    return SharedText(text, each) if len(first) > size // 2 else SharedText(text[first], rows)
 
 
 def concatenated(first: Text, second: Text) -> Text:

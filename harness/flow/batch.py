@@ -56,6 +56,13 @@ class Batch:
     """(B, C, H, W) the images of latents, in [-1, 1], if an encoder reads them; None if it reads x0."""
     place: np.ndarray | None = None
     """(B,) data set indices, by which encoders find cached features; None without a data set."""
+    given: Condition | None = None
+    """The condition before drop, if it is not the label: texts."""
+
+    @property
+    def undropped(self) -> Condition:
+        """The condition before drop."""
+        return self.label if self.given is None else self.given
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device; indices stay in memory of the host."""
@@ -63,7 +70,7 @@ class Batch:
         moved: dict[str, Any] = {}
         for name in ("x0", "y", "label"):
             moved[name] = getattr(self, name).to(device, non_blocking=True)
-        for name in ("present", "pixels"):
+        for name in ("given", "present", "pixels"):
             if (value := getattr(self, name)) is not None:
                 moved[name] = value.to(device, non_blocking=True)
         return replace(self, **moved, views=tuple(view.to(device) for view in self.views))

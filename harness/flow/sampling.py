@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from harness.backbone.sit import Prediction
+from harness.backbone.network import Prediction
 from harness.backbone.times import Times
 from harness.config.spec import EvalSpec
 from harness.flow.samplers import SAMPLERS, velocity_field

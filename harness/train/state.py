@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from harness.assembly.build import backbone_config, build_backbone, build_method
 from harness.backbone.initialize import initialize
-from harness.backbone.sit import SiT
+from harness.backbone.network import Backbone
 from harness.config.spec import RunSpec
 from harness.costs.flops import Cost, count_once
 from harness.costs.meter import Meter, clock
@@ -37,8 +37,8 @@ class Run:
     """Everything that a training step reads or changes."""
 
     spec: RunSpec
-    model: SiT
-    ema: SiT
+    model: Backbone
+    ema: Backbone
     method: TrainingMethod
     student: Student
     optimizer: torch.optim.AdamW
