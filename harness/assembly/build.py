@@ -9,14 +9,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from harness.assembly.condition import text_shape
 from harness.backbone.kinds import network_of
+from harness.backbone.mmdit import MMDiTConfig
 from harness.backbone.network import Backbone, BackboneConfig
 from harness.backbone.sit import SiTConfig
-from harness.backbone.sizes import SIZES, size_named
+from harness.backbone.sizes import SIZES, TEXT_TO_IMAGE, size_named
 from harness.backbone.tokens import Part, kind_of
 from harness.config import registry
 from harness.config.spec import RunSpec, RuntimeSpec
@@ -37,9 +40,13 @@ def backbone_config(spec: RunSpec, dataset: Dataset) -> BackboneConfig:
     settings, (shape, *further) = spec.backbone, shapes_of(dataset)
     size = size_named(settings.size)
     if size is None:
-        raise unknown("backbone.size", settings.size, SIZES)
+        raise unknown("backbone.size", settings.size, {**SIZES, **TEXT_TO_IMAGE})
+    # Any: fields of either kind.
+    own: dict[str, Any] = {}
+    if settings.kind == "mmdit":
+        own = {"text": text_shape(spec, dataset), "text_time": settings.text_time}
     try:
-        config = SiTConfig(
+        config = (MMDiTConfig if settings.kind == "mmdit" else SiTConfig)(
             size,
             settings.patch,
             shape,
@@ -48,6 +55,7 @@ def backbone_config(spec: RunSpec, dataset: Dataset) -> BackboneConfig:
             patch_time=settings.patch_time,
             beside=tuple(Part(other, (settings.parts.of(kind_of(other)).patch,)) for other in further),
             positions=settings.positions,
+            **own,
         )
     except ValueError as error:
         raise UserError(f"backbone.{error}; choose another backbone.patch or data.resolution") from error

@@ -115,6 +115,11 @@ class SharedText:
         """(B, L) bool, as in `Text`."""
         return None if self.distinct.mask is None else self.distinct.mask[self.rows]
 
+    def with_text(self, text: Text) -> SharedText:
+        """Return these samples, then as many with one other text."""
+        last = torch.full_like(self.rows, len(self.distinct))
+        return SharedText(concatenated(self.distinct, text), torch.cat([self.rows, last]))
+
     def embedded(self, embed: Callable[[Tensor], Tensor]) -> Tensor:
         """Return embedded tokens (U, L, width); without gradients they are computed once."""
         if torch.is_grad_enabled():

@@ -144,7 +144,8 @@ class BackboneSpec(Section, HasParts):
     initial: Literal["zero", "released"] = Field(default="zero", json_schema_extra=HASHED_IF_SET)
     """Initial weights: modulation and output zero as in SiT, or PyTorch's defaults as in REPA's MMDiT."""
     text_time: Literal["mean", "min", "clean"] = Field(default="mean", json_schema_extra=HASHED_IF_SET)
-    """Time of the text tokens if image tokens have different times: their mean or smallest, or always 0."""
+    """Time of the text tokens if image tokens have different times: the mean of their embeddings, or the
+    smallest. With `clean` it is always 0."""
 
     @property
     def depth(self) -> int:

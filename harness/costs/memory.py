@@ -170,7 +170,8 @@ def _peak(
     views = (
         tuple(empty_view(e, size, method, x0.device) for e in encoders) if method.config.encodes(1) else ()
     )
-    batch = Batch(np.arange(size), x0, labels, labels, views=views)
+    y = method.setting.backbone.blank_condition(size)
+    batch = Batch(np.arange(size), x0, y, labels, views=views, given=y)
     draw = method.draw(Streams(0), batch)
     modules = [module for module in (student.model, student.ema, method) if module is not None]
     given = [t for module in modules for t in (*module.parameters(), *module.buffers())]

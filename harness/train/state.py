@@ -83,8 +83,8 @@ def build_run(
     dims = [encoder.dim for encoder in encoders]
     method = build_method(spec, backbone, dims, weights_of(dataset, spec.data))
     model = build_backbone(backbone, spec.runtime)
-    initialize(model, streams)
-    initialize(method, streams, "method.")
+    initialize(model, streams, initial=spec.backbone.initial)
+    initialize(method, streams, "method.", initial=spec.backbone.initial)
     ema = build_backbone(backbone, spec.runtime, copy_of=model).requires_grad_(False).eval()
     cost = count_once(method, spec, encoders=encoders)
     if mesh is None:
