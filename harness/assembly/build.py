@@ -31,6 +31,10 @@ from harness.errors import UserError, unknown
 from harness.flow.batch import View
 from harness.flow.method import TrainingMethod
 
+PIECES = 48
+"""Pieces of compiled code of a run: passes of student, teacher and samplers, with and without guidance, for
+full and last batches, each with three."""
+
 
 def backbone_config(spec: RunSpec, dataset: Dataset) -> BackboneConfig:
     """Return the backbone's configuration for a spec on a data set, the extra token of its method included.
@@ -78,9 +82,20 @@ def build_backbone(
     model = network_of(config) if copy_of is None else copy.deepcopy(copy_of)
     model.checkpoint_activations = runtime.checkpoint_activations
     if runtime.compile:
+        _allow_pieces_of_code()
         for block in model.blocks:
             block.compile(dynamic=False)
     return model
+
+
+def _allow_pieces_of_code() -> None:
+    """Raise torch's limit of pieces of code for a block, beyond which it would run without compilation.
+
+    Each kind of pass has up to three: the first block of texts that are shared, the last one, and the others.
+    """
+    from torch import _dynamo
+
+    _dynamo.config.recompile_limit = max(_dynamo.config.recompile_limit, PIECES)
 
 
 def weightless(config: BackboneConfig) -> Backbone:

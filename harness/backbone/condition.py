@@ -130,7 +130,10 @@ class SharedText:
 
 
 def shared(text: Text) -> SharedText:
-    """Return texts with equal ones merged, if that leaves at most half of them; else with each its own."""
+    """Return texts with equal ones merged, if that leaves at most half of them; else with each its own.
+
+    Their number is a power of two, of which some may be copies, so that compiled code meets few shapes.
+    """
     size = len(text)
     each = torch.arange(size, device=text.features.device)
     if size == 1:
@@ -141,7 +144,10 @@ def shared(text: Text) -> SharedText:
     _, rows = values.unique(dim=0, return_inverse=True)
     # The first sample of each text.
     first = torch.full_like(each, size).scatter_reduce(0, rows, each, "amin")[: int(rows.max()) + 1]
-    return SharedText(text, each) if len(first) > size // 2 else SharedText(text[first], rows)
+    count = 1 << (len(first) - 1).bit_length()
+    if count > size // 2:
+        return SharedText(text, each)
+    return SharedText(text[torch.cat([first, first[:1].expand(count - len(first))])], rows)
 
 
 def concatenated(first: Text, second: Text) -> Text:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from harness.assembly.build import build_backbone
 from harness.backbone.condition import Text, TextShape, shared
 from harness.backbone.initialize import initialize
 from harness.backbone.mmdit import MMDiT, MMDiTConfig
@@ -17,6 +19,8 @@ from harness.backbone.sit import SiT, SiTConfig
 from harness.backbone.sizes import Size, size_named
 from harness.backbone.times import Times
 from harness.backbone.tokens import Part
+from harness.config.spec import RuntimeSpec
+from harness.flow.samplers import velocity_field
 from harness.runtime.random_streams import Streams
 from tests.support import plain_mmdit
 from tests.support.text import SMALL, TEXT, network, texts
@@ -311,6 +315,42 @@ def test_shared_texts_are_embedded_once_and_projected_once_per_pass() -> None:
     for time in t.split(1):
         model(x, Times.per_sample(time), both)
     assert rows == [("embedded", 1)] + [("qkv", 1)] * 4
+
+
+def test_number_of_merged_texts_is_a_power_of_two() -> None:
+    different = texts(5)
+    merged = shared(different[[0, 1, 2, 0, 1, 2, 0, 1, 2]])
+    assert len(merged.distinct) == 4
+    assert torch.equal(merged.distinct.features[merged.rows], different.features[[0, 1, 2] * 3])
+    assert len(shared(different[[0, 1, 2, 3, 4] * 2]).distinct) == 10
+
+
+@pytest.mark.slow
+def test_compiled_pieces_are_reused_by_every_kind_of_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second round of passes compiles nothing, and the limit does not leave a pass uncompiled."""
+    torch._dynamo.reset()
+    model, pieces = network(), []
+    compiled = type(model.blocks[0]).compile
+    monkeypatch.setattr(
+        type(model.blocks[0]),
+        "compile",
+        lambda block, **how: compiled(block, **how, backend=lambda graph, _: pieces.append(1) or graph),
+    )
+    model = build_backbone(SMALL, RuntimeSpec(compile=True), copy_of=model)
+    x, t, s, y = inputs(8)
+
+    def passes() -> None:
+        model(x, Times.dual(t, s, mask_of(8)), y).velocity.sum().backward()
+        with torch.no_grad():
+            model(x, Times.per_sample(t), y, taps=(2,), stop_after=2)
+            for size, scale in itertools.product((6, 3), (1.0, 2.0)):
+                velocity_field(model, y[:size], null=texts(1, seed=9), scale=scale)(x[:size], 0.5)
+
+    passes()
+    first = len(pieces)
+    passes()
+    # Two of student and teacher, and three of each sampler's pass; torch's own limit is 8.
+    assert len(pieces) == first > 8
 
 
 def test_merging_keeps_separate_texts_and_distinguishes_masks() -> None:
