@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
-    from harness.backbone.sit import SiT
+    from harness.backbone.network import Backbone
     from harness.config.spec import RunSpec
     from harness.costs.estimate import Estimate
     from harness.evaluation.evaluator import Result
@@ -352,7 +352,7 @@ def train(spec: RunSpec, out: Location = "runs", progress: Progress | None = Non
     return Record(train(pinned(spec), Path(out), progress or Quiet()))
 
 
-def load_model(run: Location, step: int | None = None) -> SiT:
+def load_model(run: Location, step: int | None = None) -> Backbone:
     """Load the EMA network of a run at a step, or of its newest checkpoint, in evaluation mode.
 
     `model(x, times, y)` maps x (B, C, H, W) in [-1, 1] to a velocity. Raise `UserError` if there is no such

@@ -26,7 +26,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from harness.backbone.sit import Prediction
+from harness.backbone.network import Prediction
 from harness.backbone.times import Times
 from harness.config.spec import BackboneSpec
 from harness.flow.batch import Batch, Draw
@@ -125,7 +125,7 @@ class AttentionSeparation(Method):
     def align(self, student: Student, batch: Batch, draw: Draw, prediction: Prediction) -> Tensor:
         times, groups = self._teacher_view(draw)
         x_teacher = interpolate(batch.x0, draw.noise, times, self.setting.backbone)
-        y = batch.label if self.config.teacher_labels == "undropped" else batch.y
+        y = batch.undropped if self.config.teacher_labels == "undropped" else batch.y
         backbone, layer = self.setting.backbone, resolved_layer(self.config.teacher_layer)
         groups = separated(groups, batch, backbone)
         target = student.teach(x_teacher, times, y, layer=layer, groups=groups)

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from harness.backbone.sit import Prediction
+from harness.backbone.network import Prediction
 from harness.flow.batch import Batch, Draw
 from harness.flow.path import velocity_target
 from harness.flow.student import Student

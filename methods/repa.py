@@ -4,7 +4,7 @@ L = L_gen + coefficient * mean_{encoders, samples, tokens} -cos( P(h_l), z ),   
 P = Linear-SiLU-Linear-SiLU-Linear, one for each encoder
 
 Defaults: as released (sihyun-yu/REPA 67f7145, loss.py), coefficient 0.5, projector width 2048, layer 4 for B,
-8 for L and XL, DINOv2-B.
+8 for L, XL and T2I, DINOv2-B.
 Cost: the encoder's forward pass (online); no additional pass of the backbone.
 Disputed: the logged value is -cos in [-1, 1], while Self-Flow logs 1 - cos; the gradient is the same. NT-Xent
 instead of the cosine makes little difference (10.0 against 9.9, Table 2).

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field
 from torch import Tensor
 
-from harness.backbone.sit import Prediction
+from harness.backbone.network import Prediction
 from harness.backbone.tokens import patchify
 from harness.config.spec import BackboneSpec
 from harness.flow.batch import Batch, Draw

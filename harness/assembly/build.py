@@ -9,12 +9,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from harness.backbone.sit import SiT, SiTConfig
-from harness.backbone.sizes import SIZES, size_named
+from harness.assembly.condition import text_shape
+from harness.backbone.kinds import network_of
+from harness.backbone.mmdit import MMDiTConfig
+from harness.backbone.network import Backbone, BackboneConfig
+from harness.backbone.sit import SiTConfig
+from harness.backbone.sizes import SIZES, TEXT_TO_IMAGE, size_named
 from harness.backbone.tokens import Part, kind_of
 from harness.config import registry
 from harness.config.spec import RunSpec, RuntimeSpec
@@ -26,8 +31,12 @@ from harness.errors import UserError, unknown
 from harness.flow.batch import View
 from harness.flow.method import TrainingMethod
 
+PIECES = 48
+"""Pieces of compiled code of a run: passes of student, teacher and samplers, with and without guidance, for
+full and last batches, each with three."""
 
-def backbone_config(spec: RunSpec, dataset: Dataset) -> SiTConfig:
+
+def backbone_config(spec: RunSpec, dataset: Dataset) -> BackboneConfig:
     """Return the backbone's configuration for a spec on a data set, the extra token of its method included.
 
     Raises `UserError` if the patch does not divide the samples.
@@ -35,9 +44,13 @@ def backbone_config(spec: RunSpec, dataset: Dataset) -> SiTConfig:
     settings, (shape, *further) = spec.backbone, shapes_of(dataset)
     size = size_named(settings.size)
     if size is None:
-        raise unknown("backbone.size", settings.size, SIZES)
+        raise unknown("backbone.size", settings.size, {**SIZES, **TEXT_TO_IMAGE})
+    # Any: fields of either kind.
+    own: dict[str, Any] = {}
+    if settings.kind == "mmdit":
+        own = {"text": text_shape(spec, dataset), "text_time": settings.text_time}
     try:
-        config = SiTConfig(
+        config = (MMDiTConfig if settings.kind == "mmdit" else SiTConfig)(
             size,
             settings.patch,
             shape,
@@ -46,6 +59,7 @@ def backbone_config(spec: RunSpec, dataset: Dataset) -> SiTConfig:
             patch_time=settings.patch_time,
             beside=tuple(Part(other, (settings.parts.of(kind_of(other)).patch,)) for other in further),
             positions=settings.positions,
+            **own,
         )
     except ValueError as error:
         raise UserError(f"backbone.{error}; choose another backbone.patch or data.resolution") from error
@@ -56,31 +70,44 @@ def backbone_config(spec: RunSpec, dataset: Dataset) -> SiTConfig:
     return replace(config, extra=first.dim)
 
 
-def build_backbone(config: SiTConfig, runtime: RuntimeSpec, *, copy_of: SiT | None = None) -> SiT:
+def build_backbone(
+    config: BackboneConfig, runtime: RuntimeSpec, *, copy_of: Backbone | None = None
+) -> Backbone:
     """Return the network as a run uses it, with PyTorch's initial weights or those of `copy_of`.
 
     Compilation is block by block, so that all blocks share one piece of code for each kind of pass. Shapes
     are static, so that another batch size in evaluation does not change the code that training runs.
     """
     # A copy is not compiled, even if the original is.
-    model = SiT(config) if copy_of is None else copy.deepcopy(copy_of)
+    model = network_of(config) if copy_of is None else copy.deepcopy(copy_of)
     model.checkpoint_activations = runtime.checkpoint_activations
     if runtime.compile:
         # For Inductor, whose own choices of kernels `environment.prepare` leaves as they are.
         torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled())
+        _allow_pieces_of_code()
         for block in model.blocks:
             block.compile(dynamic=False)
     return model
 
 
-def weightless(config: SiTConfig) -> SiT:
+def _allow_pieces_of_code() -> None:
+    """Raise torch's limit of pieces of code for a block, beyond which it would run without compilation.
+
+    Each kind of pass has up to three: the first block of texts that are shared, the last one, and the others.
+    """
+    from torch import _dynamo
+
+    _dynamo.config.recompile_limit = max(_dynamo.config.recompile_limit, PIECES)
+
+
+def weightless(config: BackboneConfig) -> Backbone:
     """Return the network on the meta device, where weights take no memory."""
     with torch.device("meta"):
-        return SiT(config).to("meta")
+        return network_of(config).to("meta")
 
 
 def build_method(
-    spec: RunSpec, backbone: SiTConfig, encoder_dims: Sequence[int], weights: Sequence[float] = ()
+    spec: RunSpec, backbone: BackboneConfig, encoder_dims: Sequence[int], weights: Sequence[float] = ()
 ) -> TrainingMethod:
     """Return the method of a spec; `weights` are those of a sample's parts in the loss."""
     cls = registry.load("method", spec.method.name)

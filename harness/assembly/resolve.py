@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from harness.backbone.sizes import SIZES, size_named
+from harness.backbone.sizes import SIZES, TEXT_TO_IMAGE, size_named
 from harness.config import registry
 from harness.config.fields import field_paths, in_words, nearest
 from harness.config.packaged import PackagedToml
@@ -93,7 +93,7 @@ def resolve(data: Mapping[str, Any], *, where: str = "spec") -> RunSpec:
     # The sections are checked first; the method is resolved below for the backbone.
     spec = validate(RunSpec, {**data, "method": {"name": config.name}}, where, suggest)
     if size_named(spec.backbone.size) is None:
-        raise unknown("backbone.size", spec.backbone.size, SIZES)
+        raise unknown("backbone.size", spec.backbone.size, {**SIZES, **TEXT_TO_IMAGE})
     registry.load("dataset", spec.data.name)
     try:
         config = config.resolved(spec.backbone)
@@ -128,12 +128,14 @@ def _addressed(spec: EvalSpec) -> EvalSpec:
 def _check(spec: RunSpec, where: str) -> None:
     """Raise `UserError` if fields contradict each other or do not suit the data."""
     from harness.assembly.compatibility import Unsuited, unsuited
+    from harness.assembly.condition import check_condition
     from harness.assembly.data_fields import check_fields
     from harness.evaluation.checks import check_metrics
 
     _check_float32(spec, where)
     dataset, modality = registry.load("dataset", spec.data.name), _modality(spec)
     check_fields(spec.data, dataset, modality)
+    check_condition(spec, where)
     if why := unsuited(spec, registry.load("method", spec.method.name), modality):
         raise Unsuited(why, where)
     if spec.train.steps < spec.start.step:

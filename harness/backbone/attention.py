@@ -20,11 +20,15 @@ WRITTEN_OUT = 1024
 """The longest sequence for explicit products, which keep T x T weights for the backward pass."""
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention."""
+class Attends(nn.Module):
+    """A module that calls `attention`."""
 
     fused = False
     """Use PyTorch's kernel on a CPU too, to count the memory that a GPU will need."""
+
+
+class Attention(Attends):
+    """Multi-head self-attention."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -45,9 +49,9 @@ class Attention(nn.Module):
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, fused: bool = False) -> Tensor:
-    """Return attention outputs (B, N, T, C) for q, k, v of that shape.
+    """Return attention outputs (B, N, T, C) for q of that shape, and for k, v (B, N, S, C).
 
-    The mask is bool, broadcast to (B, N, T, T), and true where a query may attend to a key. `fused` uses
+    The mask is bool, broadcast to (B, N, T, S), and true where a query may attend to a key. `fused` uses
     PyTorch's kernel on every device.
     """
     if not fused and q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] <= WRITTEN_OUT:

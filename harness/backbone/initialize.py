@@ -1,11 +1,13 @@
 """Initial weights as in the released code, each drawn from a stream with its parameter's name.
 
-Source: `initialize_weights` in SiT's models.py, which REPA and Self-Flow also apply to their projectors.
+zero        `initialize_weights` in SiT's models.py, which REPA and Self-Flow also apply to their projectors
+released    PyTorch's defaults, because REPA's models/mmdit.py initialises nothing, projectors included
 """
 
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +16,28 @@ from harness.runtime.random_streams import Streams
 
 
 @torch.no_grad()
-def initialize(module: nn.Module, streams: Streams, prefix: str = "") -> None:
+def initialize(
+    module: nn.Module,
+    streams: Streams,
+    prefix: str = "",
+    *,
+    initial: Literal["zero", "released"] = "zero",
+) -> None:
     """Fill every parameter in place, with values that depend only on seed, name and shape.
 
-    Matrices are Xavier-uniform, biases zero, and norm weights one. The label table and the timestep MLP are
-    N(0, 0.02). Modulation and final layer are zero.
+    zero        Matrices are Xavier-uniform, biases zero, and norm weights one. The label table and the
+                timestep MLP are N(0, 0.02). Modulation and final layer are zero.
+    released    Weights and biases are uniform within 1 / sqrt(inputs of the layer), except those of norms.
     """
+    shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
     for name, parameter in module.named_parameters():
-        parameter.copy_(_initial(name, parameter.shape, streams, f"init/{prefix}{name}"))
+        stream = f"init/{prefix}{name}"
+        if initial == "zero" or ".norm." in f".{name}":
+            parameter.copy_(_initial(name, parameter.shape, streams, stream))
+        else:
+            weight = shapes.get(f"{name.removesuffix('.bias')}.weight", parameter.shape)
+            bound = 1 / math.sqrt(math.prod(weight[1:]))
+            parameter.copy_(bound * (2 * streams.uniform(stream, [0], parameter.shape)[0] - 1))
 
 
 def _initial(name: str, shape: torch.Size, streams: Streams, stream: str) -> Tensor:

@@ -12,6 +12,7 @@ angles w, so W e(1 - t) = (W R) e(t). The sign of the output is changed in the l
 | reg       | Martinser/REG 021ea2e models/sit.py          | 1 is noise | convolution; an extra token        |
 | sra       | vvvvvjdy/SRA 1723f85 SiT-SRA                 | 1 is noise | convolution                        |
 | self-flow | black-forest-labs/Self-Flow 53db4f0 model.py | 1 is data  | linear on tokens (c p1 p2)         |
+| mmdit     | sihyun-yu/REPA 67f7145 models/mmdit.py       | 1 is noise | convolution; text, no label table  |
 """
 
 from __future__ import annotations
@@ -22,16 +23,22 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from harness.backbone.condition import CLIP_L, TextShape
 from harness.backbone.embed import timestep_frequencies
-from harness.backbone.sit import SiT, SiTConfig
+from harness.backbone.kinds import network_of
+from harness.backbone.mmdit import MMDiTConfig
+from harness.backbone.network import Backbone, BackboneConfig
+from harness.backbone.sit import SiTConfig
 from harness.backbone.sizes import SIZES, Size
 from harness.errors import UserError, unknown
 
-LAYOUTS = ("sit", "repa", "self-flow", "sra", "irepa", "reg")
+LAYOUTS = ("sit", "repa", "self-flow", "sra", "irepa", "reg", "mmdit")
 DATA_AT_ONE = ("sit", "self-flow")
 """Layouts whose time runs the other way."""
 TIME_WEIGHT = "t_embedder.mlp.0.weight"
 """The weight that a change of the time direction rewrites."""
+MMDIT_HEAD = 32
+"""Channels of a head of released MMDiTs, whose number of heads is not in their weights."""
 HEADS = ("projectors.", "projector.", "ap_head.")
 """Beginnings of the names of projectors, which are no part of the network."""
 _EXTRA = {
@@ -40,12 +47,14 @@ _EXTRA = {
     "final_layer.linear_cls.": "final_layer.linear_extra.",
 }
 """Names of REG's extra token: theirs and ours."""
+_JOINT = {"joint_blocks.": "blocks."}
+"""Names of MMDiT's blocks: theirs and ours."""
 
 
 def load_published(
     state: Mapping[str, Tensor], layout: str, *, heads: int | None = None, patch: int = 2
-) -> SiT:
-    """Return a SiT in our convention (t = 1 is noise, velocity = noise - data) from a released state dict.
+) -> Backbone:
+    """Return a network in our convention (t = 1 is noise, velocity = noise - data) of a released state dict.
 
     The unused sigma channels are dropped. `heads` is needed for widths other than the published ones, `patch`
     for layout self-flow, whose weights do not determine it. Raises `UserError` for an unknown layout, or for
@@ -57,7 +66,7 @@ def load_published(
     try:
         config = _config(weights, layout, heads, patch)
         weights = to_our_weights(weights, layout, config)
-        model = SiT(config)
+        model = network_of(config)
         model.load_state_dict(weights)
     except KeyError as error:
         raise UserError(f"these weights do not have layout '{layout}': they lack {error.args[0]}") from error
@@ -83,8 +92,9 @@ def projector_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return projector
 
 
-def _config(weights: Mapping[str, Tensor], layout: str, heads: int | None, patch: int) -> SiTConfig:
-    depth = 1 + max((int(name.split(".")[1]) for name in weights if name.startswith("blocks.")), default=-1)
+def _config(weights: Mapping[str, Tensor], layout: str, heads: int | None, patch: int) -> BackboneConfig:
+    blocks = "joint_blocks." if layout == "mmdit" else "blocks."
+    depth = 1 + max((int(name.split(".")[1]) for name in weights if name.startswith(blocks)), default=-1)
     width = weights["pos_embed"].shape[-1]
     side = math.isqrt(weights["pos_embed"].shape[1])
     if layout != "self-flow":
@@ -92,24 +102,37 @@ def _config(weights: Mapping[str, Tensor], layout: str, heads: int | None, patch
         channels = weights["x_embedder.proj.weight"].shape[1]
     else:
         channels = weights["x_embedder.proj.weight"].shape[1] // patch**2
-    published = {size.width: size.heads for size in SIZES.values()}
-    heads = heads or published.get(width)
-    if heads is None:
-        raise ValueError(f"width {width} is not a published one ({sorted(published)}): pass `heads`")
+    shape = (channels, side * patch, side * patch)
+    heads = heads or published_heads(width, layout)
+    if layout == "mmdit":
+        text = TextShape(weights["context_embedder.weight"].shape[1], CLIP_L.length)
+        return MMDiTConfig(Size(depth, width, heads), patch, shape, 1, text=text)
     classes = weights["y_embedder.embedding_table.weight"].shape[0] - 1
     extra = weights["cls_projectors2.weight"].shape[1] if layout == "reg" else 0
-    shape = (channels, side * patch, side * patch)
     return SiTConfig(Size(depth, width, heads), patch, shape, classes, extra=extra)
 
 
-def to_our_weights(weights: Mapping[str, Tensor], layout: str, config: SiTConfig) -> dict[str, Tensor]:
+def published_heads(width: int, layout: str) -> int:
+    """Return the number of heads of released networks of a width; raises ValueError if there are none."""
+    if layout == "mmdit":
+        # The released network has heads of 32 channels at every width.
+        if width % MMDIT_HEAD == 0:
+            return width // MMDIT_HEAD
+        raise ValueError(f"width {width} is not a multiple of {MMDIT_HEAD}: pass `heads`")
+    published = {size.width: size.heads for size in SIZES.values()}
+    if width not in published:
+        raise ValueError(f"width {width} is not a published one ({sorted(published)}): pass `heads`")
+    return published[width]
+
+
+def to_our_weights(weights: Mapping[str, Tensor], layout: str, config: BackboneConfig) -> dict[str, Tensor]:
     """Return released weights without projectors under our names, in our convention.
 
     The sigma channels are kept if the configuration has them. Raises KeyError for a missing weight, and
     ValueError for a position code that our network cannot have.
     """
     channels, patch, width = config.shape[0], config.patch, config.size.width
-    converted = {_renamed(name, _EXTRA): value for name, value in weights.items()}
+    converted = {_renamed(name, _names(layout)): value for name, value in weights.items()}
     if layout == "self-flow":
         linear = converted["x_embedder.proj.weight"]
         converted["x_embedder.proj.weight"] = linear.reshape(width, channels, patch, patch)
@@ -130,13 +153,13 @@ def to_our_weights(weights: Mapping[str, Tensor], layout: str, config: SiTConfig
 
 
 def to_released_weights(
-    weights: Mapping[str, Tensor], layout: str, config: SiTConfig, *, sigma: bool
+    weights: Mapping[str, Tensor], layout: str, config: BackboneConfig, *, sigma: bool
 ) -> dict[str, Tensor]:
     """Return our weights under the names of a layout, in its convention, without projectors.
 
     With `sigma` the last layer has sigma channels, which are zero if the network has none.
     """
-    theirs = {ours: name for name, ours in _EXTRA.items()}
+    theirs = {ours: name for name, ours in _names(layout).items()}
     released = {_renamed(name, theirs): value for name, value in weights.items()}
     if layout == "self-flow":
         released["x_embedder.proj.weight"] = released["x_embedder.proj.weight"].flatten(1)
@@ -156,12 +179,16 @@ def to_released_weights(
     return released
 
 
+def _names(layout: str) -> Mapping[str, str]:
+    return _JOINT if layout == "mmdit" else _EXTRA
+
+
 def _renamed(name: str, table: Mapping[str, str]) -> str:
     start = next((start for start in table if name.startswith(start)), "")
     return table.get(start, "") + name.removeprefix(start)
 
 
-def _output_rows(rows: Tensor, config: SiTConfig) -> tuple[Tensor, Tensor | None]:
+def _output_rows(rows: Tensor, config: BackboneConfig) -> tuple[Tensor, Tensor | None]:
     """Return the rows of velocity and of sigma, each (p p, C, ...); sigma is None without such rows."""
     channels = config.shape[0]
     rows = rows.unflatten(0, (config.patch**2, -1))

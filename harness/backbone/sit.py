@@ -9,151 +9,51 @@ computed once per noise level (times.py). Rotary positions are an option.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
-from functools import cached_property
-from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from harness.backbone.attention import Attention
-from harness.backbone.embed import ExtraEmbed, LabelEmbedder, PatchEmbed, TimestepEmbedder
-from harness.backbone.rotary import rotation
-from harness.backbone.sizes import Size
+from harness.backbone.condition import Condition
+from harness.backbone.embed import LabelEmbedder
+from harness.backbone.network import Backbone, BackboneConfig, Mlp, Prediction, modulate
 from harness.backbone.times import Times
-from harness.backbone.tokens import Part, positions, split_parts, unpatchify
+
+__all__ = ["Block", "Prediction", "SiT", "SiTConfig"]
 
 
 @dataclass(frozen=True)
-class SiTConfig:
-    """Everything that determines the shape of a SiT."""
+class SiTConfig(BackboneConfig):
+    """Everything that determines the shape of a SiT.
 
-    size: Size
-    patch: int
-    shape: tuple[int, ...]
-    """(channels, *axes) of x: an image (C, H, W), a video (C, F, H, W) or audio (C, L)."""
-    classes: int
-    """The label table has one more row, for the null label, which is `classes`."""
-    learn_sigma: bool = False
-    """Twice the output channels, of which the second half is unused, as in the released SiT."""
-    extra: int = 0
-    """Channels of an extra token, which is generated together with the image (REG); 0 for none."""
-    patch_time: int = 1
-    """Frames of a video in one token."""
-    beside: tuple[Part, ...] = ()
-    """Other parts in the sequence of a video, namely its sound. Then x is a vector, with the video first."""
-    positions: Literal["sincos", "rotary"] = "sincos"
-    """Added to the tokens, as released, or rotating queries and keys in every block (rotary.py)."""
+    Its label table has one more row than there are classes, for the null label, which is `classes`.
+    """
 
-    def __post_init__(self) -> None:
-        # Building the parts raises ValueError if a patch does not divide an axis.
-        kind = self.parts[0].kind
-        if self.beside and kind != "video":
-            raise ValueError(f"only a video can have other parts, but the first part is {kind}")
-
-    @cached_property
-    def parts(self) -> tuple[Part, ...]:
-        """The parts of a sample."""
-        square = (self.patch,) * min(2, len(self.shape) - 1)
-        return Part(self.shape, (self.patch_time, *square) if len(self.shape) == 4 else square), *self.beside
-
-    @property
-    def grid(self) -> tuple[int, ...]:
-        """The token grid of the first part."""
-        return self.parts[0].grid
-
-    @property
-    def tokens(self) -> int:
-        return sum(part.tokens for part in self.parts)
-
-    def of_tokens(self, values_BP: Tensor) -> Tensor:
-        """Return values per token, (B, T), from values per part, (B, P)."""
-        each = zip(values_BP.split(1, dim=1), self.parts, strict=True)
-        return torch.cat([values.expand(-1, part.tokens) for values, part in each], dim=1)
-
-    @property
-    def part_of_token(self) -> Tensor:
-        """(T,) int64, the index of each token's part."""
-        return torch.repeat_interleave(torch.tensor([part.tokens for part in self.parts]))
-
-    @property
-    def x_shape(self) -> tuple[int, ...]:
-        """The shape of x without its batch axis; (N,) for several parts, which are flattened and
-        concatenated."""
-        return (sum(part.values for part in self.parts),) if self.beside else self.shape
-
-    def split_parts(self, x: Tensor) -> list[Tensor]:
-        """Return the parts of x (B, *x_shape), each (B, C, *axes)."""
-        return split_parts(x, [part.shape for part in self.parts])
-
-    def spread(self, values_BT: Tensor) -> Tensor:
-        """Return values per token, (B, T) or (B, 1), expanded to broadcast against x (B, *x_shape)."""
-        if not self.beside:
-            return self.parts[0].spread(values_BT)
-        if values_BT.shape[1] == 1:
-            return values_BT
-        each = values_BT.split([part.tokens for part in self.parts], dim=1)
-        expanded = [
-            part.spread(values).expand(-1, *part.shape).flatten(1)
-            for values, part in zip(each, self.parts, strict=True)
-        ]
-        return torch.cat(expanded, dim=1)
+    def blank_condition(self, size: int) -> Tensor:
+        return torch.zeros(size, dtype=torch.int64)
 
 
-class Prediction(NamedTuple):
-    """The outputs of a pass."""
+class SiT(Backbone):
+    """The network that is conditioned on labels."""
 
-    velocity: Tensor
-    """Shaped like x. None after a pass that `stop_after` ended, whose caller only reads `hidden`."""
-    hidden: dict[int, Tensor]
-    """Layer n -> (B, T, D), the output of block n (1-based), for tapped layers. An extra token comes first:
-    (B, 1 + T, D)."""
-    extra: Tensor | None = None
-    """(B, E), the velocity of the extra token."""
-    heads: Mapping[int, tuple[Tensor, Tensor]] = MappingProxyType({})
-    """Layer n -> queries and keys of block n as attention compares them, each (B, N, T, D / N), for requested
-    layers."""
-
-
-class SiT(nn.Module):
-    """The velocity v(x, tau, y) of the linear path, where t = 1 is noise and the target is eps - x0."""
-
-    checkpoint_activations = False
-    """Recompute the activations inside a block in the backward pass, instead of storing them."""
-
-    pos_embed: Tensor
-    rotation: Tensor
-
-    def __init__(self, config: SiTConfig) -> None:
-        super().__init__()
-        self.config = config
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__(config)
         depth, width, heads = config.size
-        first, *others = config.parts
-        self.x_embedder = PatchEmbed(first, width)
-        self.t_embedder = TimestepEmbedder(width)
+        self._build_embedders()
         self.y_embedder = LabelEmbedder(config.classes, width)
-        if config.positions == "sincos":
-            self.register_buffer("pos_embed", positions(width, config.parts))
-        else:
-            turns = rotation(width // heads, config.parts, extra=bool(config.extra))
-            self.register_buffer("rotation", turns, persistent=False)
+        self._build_positions()
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
-        outputs = [part.token_values * (2 if config.learn_sigma else 1) for part in config.parts]
-        self.final_layer = FinalLayer(width, outputs, config.extra)
-        self.beside_embedders = nn.ModuleList(PatchEmbed(part, width) for part in others)
-        if config.extra:
-            self.extra_embedder = ExtraEmbed(config.extra, width)
+        self._build_outputs()
 
     def forward(
         self,
         x: Tensor,
         times: Times,
-        y: Tensor,
+        y: Condition,
         *,
         taps: Collection[int] = (),
         stop_after: int | None = None,
@@ -161,24 +61,16 @@ class SiT(nn.Module):
         extra: Tensor | None = None,
         heads: Collection[int] = (),
     ) -> Prediction:
-        """Predict the velocity of x (B, *x_shape) at K times per sample, for labels y (B,).
-
-        The label `classes` is the null label. `taps` lists the layers whose output is returned, and `heads`
-        those whose queries and keys are returned. `stop_after` ends the pass after that layer. With `groups`
-        (B, T), tokens attend only within their group. `extra` (B, E) is the extra token, which has the
-        sample's single level and no position; None leaves it out.
-        """
+        """Predict the velocity for labels y (B,), of which `classes` is the null label; see `Backbone`."""
+        if not isinstance(y, Tensor):
+            raise TypeError(
+                f"a SiT is conditioned on labels, int64 (B,), but got {type(y).__name__}; text needs "
+                'backbone.kind = "mmdit"'
+            )
         c_BKD = self.t_embedder(times.levels) + self.y_embedder(y)[:, None]
         c_BKD = F.silu(c_BKD)
         mask = None if groups is None else (groups[:, None, :, None] == groups[:, None, None, :])
-        h, turns = self._embedded(x), None
-        if self.config.positions == "sincos":
-            h = h + self.pos_embed
-        if extra is not None:
-            h = torch.cat([self.extra_embedder(extra)[:, None], h], dim=1)
-        if self.config.positions == "rotary":
-            # The first rotation is that of the extra token, which may be absent.
-            turns = self.rotation[:, -h.shape[1] :]
+        h, turns = self._tokens(x, extra)
         hidden, queries_keys = {}, {}
         for layer, block in enumerate(self.blocks, start=1):
             h, compared = self._run_block(block, h, c_BKD, times, mask, turns)
@@ -189,30 +81,8 @@ class SiT(nn.Module):
             if layer == stop_after:
                 # Only the teacher stops early, and its caller does not read the velocity.
                 return Prediction(cast(Tensor, None), hidden, heads=queries_keys)
-        counts = [part.tokens for part in self.config.parts]
-        out, extra = self.final_layer(h, c_BKD, times, extra is not None, counts)
-        return Prediction(self._assembled(out), hidden, extra, queries_keys)
-
-    # Any: the arguments of a block.
-    def _run_block(self, block: nn.Module, *args: Any) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        if self.checkpoint_activations and torch.is_grad_enabled():
-            # A block draws no random numbers, so no generator state has to be stored.
-            return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False)
-        return block(*args)
-
-    def _embedded(self, x: Tensor) -> Tensor:
-        """Return the tokens of all parts, (B, T, D)."""
-        embedders = [self.x_embedder, *self.beside_embedders]
-        tokens = [embed(part) for embed, part in zip(embedders, self.config.split_parts(x), strict=True)]
-        return torch.cat(tokens, dim=1) if len(tokens) > 1 else tokens[0]
-
-    def _assembled(self, patches: list[Tensor]) -> Tensor:
-        """Return x from the patches of every part, each (B, T, outputs), without the channels of sigma."""
-        parts = [
-            unpatchify(values, part.patch, part.axes)[:, : part.shape[0]]
-            for values, part in zip(patches, self.config.parts, strict=True)
-        ]
-        return torch.cat([part.flatten(1) for part in parts], dim=1) if len(parts) > 1 else parts[0]
+        velocity, extra = self._velocity(h, c_BKD, times, extra is not None)
+        return Prediction(velocity, hidden, extra, queries_keys)
 
 
 class Block(nn.Module):
@@ -236,64 +106,3 @@ class Block(nn.Module):
         mixed, queries_keys = self.attn(modulate(h, shift_a, scale_a), mask, turns)
         h = h + gate_a * mixed
         return h + gate_m * self.mlp(modulate(h, shift_m, scale_m)), queries_keys
-
-
-class Mlp(nn.Module):
-    """Two linear layers with GELU between them."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
-
-    def forward(self, h: Tensor) -> Tensor:
-        """Return tokens (B, T, D)."""
-        return self.fc2(gelu(self.fc1(h)))
-
-
-def gelu(x: Tensor) -> Tensor:
-    """Return x (1 + tanh u) / 2 = x sigmoid(2u) with u = sqrt(2 / pi) (x + 0.044715 x^3).
-
-    PyTorch's function is one kernel in eager mode. Compiled, both forms are, and on a CPU an exponential
-    costs less than a hyperbolic tangent.
-    """
-    if not torch.compiler.is_compiling():
-        return F.gelu(x, approximate="tanh")
-    return x * torch.sigmoid(math.sqrt(8 / math.pi) * (x + 0.044715 * x**3))
-
-
-class FinalLayer(nn.Module):
-    """Modulated layer norm, then a linear layer for each part and for the extra token."""
-
-    def __init__(self, width: int, outputs: Sequence[int], extra: int) -> None:
-        super().__init__()
-        self.adaLN_modulation = nn.Sequential(nn.Identity(), nn.Linear(width, 2 * width))
-        self.linear, *others = (nn.Linear(width, values) for values in outputs)
-        self.linear_beside = nn.ModuleList(others)
-        if extra:
-            self.linear_extra = nn.Linear(width, extra)
-
-    def forward(
-        self, h: Tensor, c_BKD: Tensor, times: Times, has_extra: bool, tokens: Sequence[int]
-    ) -> tuple[list[Tensor], Tensor | None]:
-        """Return the velocity of every part's patches, (B, T, outputs), and of the extra token, (B, E).
-
-        `tokens` holds the number of tokens per part. Without an extra token, its velocity is None.
-        """
-        shift, scale = self.adaLN_modulation(c_BKD).chunk(2, dim=-1)
-        h = modulate(h, times.select(shift), times.select(1 + scale))
-        extra = None
-        if has_extra:
-            h, extra = h[:, 1:], self.linear_extra(h[:, 0])
-        if not self.linear_beside:
-            return [self.linear(h)], extra
-        linears = (self.linear, *self.linear_beside)
-        return [linear(part) for linear, part in zip(linears, h.split(tokens, dim=1), strict=True)], extra
-
-
-def modulate(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Normalise h (B, T, D) by layer norm without parameters, then scale and shift, both (B, T or 1, D).
-
-    `scale` includes the 1 of SiT's (1 + scale), which the caller adds per level instead of per token.
-    """
-    return F.layer_norm(h, h.shape[-1:], eps=1e-6) * scale + shift

@@ -1,4 +1,4 @@
-"""Backbone sizes: the published ones exactly (SiT, models.py), and small ones that train on a CPU."""
+"""Backbone sizes: the published ones exactly, and small ones that train on a CPU."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ SIZES = {
     "L": Size(24, 1024, 16),
     "XL": Size(28, 1152, 16),
 }
+TEXT_TO_IMAGE = {"T2I": Size(24, 768, 24)}
+"""Published sizes of MMDiT: REPA's train_t2i.py (67f7145). The heads of a SiT follow from its width."""
 
 
 def size_named(name: str) -> Size | None:
@@ -35,11 +37,12 @@ def size_named(name: str) -> Size | None:
     """
     numbers = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", name)
     if numbers is None:
-        return SIZES.get(name)
+        return SIZES.get(name) or TEXT_TO_IMAGE.get(name)
     size = Size(*map(int, numbers.groups()))
     return None if size.width % size.heads or size.width % 4 else size
 
 
 def name_of_size(size: Size) -> str:
     """Return the registered name of a size, or DEPTHxWIDTHxHEADS."""
-    return next((name for name, known in SIZES.items() if known == size), "x".join(map(str, size)))
+    named = SIZES | TEXT_TO_IMAGE
+    return next((name for name, known in named.items() if known == size), "x".join(map(str, size)))

@@ -48,6 +48,13 @@ class Times:
         """Return tau, (B, T), or (B, 1) if all tokens share one level."""
         return self.levels if self.which is None else self.select(self.levels[:, :, None])[:, :, 0]
 
+    def shares(self) -> Tensor:
+        """Return the share of a sample's tokens that have each level, (B, K) float32."""
+        if self.which is None:
+            return torch.full_like(self.levels, 1 / self.levels.shape[1])
+        levels = torch.arange(self.levels.shape[1], device=self.which.device)
+        return (self.which[:, None] == levels[:, None]).float().mean(dim=2)
+
     def to(self, device: torch.device) -> Times:
         """Return the times on a device."""
         which = None if self.which is None else self.which.to(device, non_blocking=True)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 
 class Layout(Protocol):
-    """The assignment of a sample's values to tokens, by one `Part` or by a `SiTConfig` with several."""
+    """The assignment of a sample's values to tokens, by one `Part` or by a `BackboneConfig` with several."""
 
     def spread(self, values_BT: Tensor) -> Tensor:
         """Return values per token, (B, T) or (B, 1), expanded to broadcast against samples (B, ...)."""

@@ -15,7 +15,7 @@ from rich.padding import Padding
 from rich.table import Column, Table
 from rich.text import Text
 
-from harness.backbone.sizes import SIZES
+from harness.backbone.sizes import SIZES, TEXT_TO_IMAGE
 from harness.cli import method_facts
 from harness.cli.method_facts import written_docstring
 from harness.config import registry
@@ -176,8 +176,9 @@ def _packaged(package: str, folder: str) -> dict[str, str]:
 
 
 def _sizes() -> dict[str, str]:
+    named = SIZES | TEXT_TO_IMAGE
     return {
-        name: f"{size.depth} blocks, width {size.width}, {size.heads} heads" for name, size in SIZES.items()
+        name: f"{size.depth} blocks, width {size.width}, {size.heads} heads" for name, size in named.items()
     }
 
 

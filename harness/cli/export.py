@@ -12,7 +12,7 @@ from harness.records.record import find_records
 from harness.records.tables import TABLES
 
 # The names in harness/exchange/export_run.py, which imports torch.
-LAYOUTS = ("sit", "repa", "self-flow", "sra", "irepa", "reg", "diffusers")
+LAYOUTS = ("sit", "repa", "self-flow", "sra", "irepa", "reg", "mmdit", "diffusers")
 
 
 @click.command(

@@ -83,6 +83,11 @@ def _told(imported: Imported, step: int | None) -> list[str]:
     sigma = "with sigma channels, which are not used" if found.learn_sigma else "no sigma channels"
     projector = f"{len(found.projectors)} weights of projectors" if found.projectors else "no projector"
     shape = "x".join(map(str, found.shape))
+    condition = (
+        f"text of {found.text_dim} features"
+        if found.text_dim
+        else f"{found.classes} classes and the null label"
+    )
     where = (
         "given" if step is not None else "from the file" if source.step is not None else "none in the file"
     )
@@ -90,7 +95,7 @@ def _told(imported: Imported, step: int | None) -> list[str]:
         f"read {source.path}: {part}{others}, {len(source.tensors)} tensors, {source.dtype}, "
         f"sha256 {source.sha256[:16]}",
         f"layout {found.layout}: size {name_of_size(found.size)}, patch {found.patch}, {shape}, "
-        f"{found.classes} classes and the null label, {sigma}, {projector}",
+        f"{condition}, {sigma}, {projector}",
         f"converted: differs from the released forward pass by {imported.difference:.1e} of the "
         "largest velocity",
         f"step {step if step is not None else source.step or 0} ({where})",

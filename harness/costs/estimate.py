@@ -105,7 +105,7 @@ def _forward_flops(spec: RunSpec) -> int:
     """Return the FLOPs of one pass of one sample."""
     model = weightless(backbone_config(spec, outlined(spec.data)))
     with torch.device("meta"):
-        x, y = torch.empty(1, *model.config.x_shape), torch.zeros(1, dtype=torch.int64)
+        x, y = torch.empty(1, *model.config.x_shape), model.config.blank_condition(1)
         times = Times.per_sample(torch.zeros(1))
         extra = torch.empty(1, model.config.extra) if model.config.extra else None
     with FlopCounterMode(display=False) as counter:

@@ -112,7 +112,8 @@ def _count_step(
     model, ema = weightless(backbone), weightless(backbone)
     shadow = copy.deepcopy(method).to(meta)
     index, labels = np.arange(size), torch.zeros(size, dtype=torch.int64)
-    batch = Batch(index, torch.zeros(size, *backbone.x_shape), labels, labels, step)
+    y = backbone.blank_condition(size)
+    batch = Batch(index, torch.zeros(size, *backbone.x_shape), y, labels, step, given=y)
     encodes = method.config.encodes(step)
     if encodes:
         batch = replace(batch, views=tuple(empty_view(e, size, method, meta) for e in encoders))

@@ -31,8 +31,8 @@ from harness.assembly.build import (
     empty_view,
     encoder_architectures,
 )
-from harness.backbone.attention import Attention
-from harness.backbone.sit import SiT
+from harness.backbone.attention import Attends
+from harness.backbone.network import Backbone
 from harness.config.spec import RunSpec
 from harness.costs.meter import Meter
 from harness.data.open import outlined
@@ -114,7 +114,7 @@ def footprint(spec: RunSpec, processes: int = 1) -> Footprint:
         if spec.runtime.device != "cpu":
             # The count runs on a CPU but describes the fused attention of a GPU.
             for module in (*model.modules(), *ema.modules()):
-                if isinstance(module, Attention):
+                if isinstance(module, Attends):
                     module.fused = True
         slices = processes if spec.runtime.shard else 1
         parameters = [*model.parameters(), *method.parameters()]
@@ -145,7 +145,7 @@ def _exchanged(slices: int, kept: list[Tensor], parameter: Tensor) -> None:
         kept.append(torch.empty(_rows(parameter, slices), *parameter.shape[1:]))
 
 
-def _sharded_peak(peak: int, gradients: int, model: SiT, method: nn.Module) -> int:
+def _sharded_peak(peak: int, gradients: int, model: Backbone, method: nn.Module) -> int:
     """Return the peak per rank of a sharded run, from the peak without temporarily gathered tensors.
 
     When activations peak, two blocks and all weights outside of blocks are gathered. At the end of the
@@ -170,7 +170,8 @@ def _peak(
     views = (
         tuple(empty_view(e, size, method, x0.device) for e in encoders) if method.config.encodes(1) else ()
     )
-    batch = Batch(np.arange(size), x0, labels, labels, views=views)
+    y = method.setting.backbone.blank_condition(size)
+    batch = Batch(np.arange(size), x0, y, labels, views=views, given=y)
     draw = method.draw(Streams(0), batch)
     modules = [module for module in (student.model, student.ema, method) if module is not None]
     given = [t for module in modules for t in (*module.parameters(), *module.buffers())]

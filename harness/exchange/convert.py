@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from harness.backbone.mmdit import MMDiTConfig
+from harness.backbone.network import BackboneConfig
 from harness.backbone.released_weights import (
     DATA_AT_ONE,
     HEADS,
@@ -21,7 +23,6 @@ from harness.backbone.released_weights import (
     to_our_weights,
     to_released_weights,
 )
-from harness.backbone.sit import SiTConfig
 from harness.errors import UserError
 from harness.exchange.layouts import Found
 
@@ -59,7 +60,9 @@ def to_ours(state: Mapping[str, Tensor], found: Found) -> Weights:
     return Weights(converted, projectors, kept)
 
 
-def to_released(weights: Weights, config: SiTConfig, layout: str, *, source: str = "") -> dict[str, Tensor]:
+def to_released(
+    weights: Weights, config: BackboneConfig, layout: str, *, source: str = ""
+) -> dict[str, Tensor]:
     """Return the weights of a run in a released layout, with its projectors.
 
     `source` is the layout that the run was imported from, if any: then sigma channels are as in that file.
@@ -84,7 +87,7 @@ def has_projector(weights: Weights, layout: str) -> bool:
     return any(_released_projector(name, layout) for name in weights.projectors)
 
 
-def _check_fits(config: SiTConfig, layout: str) -> None:
+def _check_fits(config: BackboneConfig, layout: str) -> None:
     """Raise `UserError` for a network that released code does not have."""
     what = ""
     if config.beside or len(config.shape) != 3:
@@ -93,6 +96,8 @@ def _check_fits(config: SiTConfig, layout: str) -> None:
         what = f"samples of {config.shape[1]}x{config.shape[2]}, which are not square"
     elif config.positions != "sincos":
         what = f"backbone.positions = '{config.positions}'"
+    elif isinstance(config, MMDiTConfig) != (layout == "mmdit"):
+        what = "texts as its condition" if isinstance(config, MMDiTConfig) else "labels as its condition"
     elif bool(config.extra) != (layout == "reg"):
         what = "the extra token of REG" if config.extra else "no extra token"
     if what:
@@ -127,7 +132,7 @@ def _released_projector(name: str, layout: str) -> str:
         if layout == "irepa":
             name = name.replace(".conv.", ".projection_layer.")
             return re.sub(r"^(projectors\.\d+)\.(?=\d)", r"\1.projection_layer.", name)
-        return name if layout in ("repa", "reg") and ".conv." not in name else ""
+        return name if layout in ("repa", "reg", "mmdit") and ".conv." not in name else ""
     if name.startswith("projector.") and layout in ("sra", "self-flow"):
         layer, _, leaf = name.removeprefix("projector.").partition(".")
         start = "projector" if layout == "self-flow" else "ap_head"

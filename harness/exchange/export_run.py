@@ -13,8 +13,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from harness.assembly.resolve import load_spec
+from harness.backbone.condition import CLIP_L, TextShape
+from harness.backbone.kinds import network_of
+from harness.backbone.mmdit import MMDiTConfig
+from harness.backbone.network import BackboneConfig
 from harness.backbone.released_weights import LAYOUTS
-from harness.backbone.sit import SiT, SiTConfig
+from harness.backbone.sit import SiTConfig
 from harness.backbone.sizes import size_named
 from harness.backbone.tokens import Part, positions
 from harness.config.spec import RunSpec
@@ -75,13 +79,13 @@ def released_of_run(run: Path, layout: str, step: int | None = None) -> Exported
     config = _config(spec, weights.network)
     state = to_released(weights, config, layout, source=saved.meta.get("layout", ""))
     found = find_layout(state, layout, config.size.heads, config.patch)
-    model = SiT(config)
+    model = network_of(config)
     model.load_state_dict(weights.network)
     check_convention(state, found, model)
     return Exported(state, found, int(saved.meta["step"]), tuple(_notes(weights, layout)))
 
 
-def _config(spec: RunSpec, network: dict[str, Tensor]) -> SiTConfig:
+def _config(spec: RunSpec, network: dict[str, Tensor]) -> BackboneConfig:
     """Return the backbone of weights, from their shapes and the spec, without opening its data.
 
     Raises `UserError` unless they are those of square images with the released position code.
@@ -106,15 +110,14 @@ def _config(spec: RunSpec, network: dict[str, Tensor]) -> SiTConfig:
             "released layouts hold networks of square images; the position code of this run is not theirs"
         )
     outputs = network["final_layer.linear.weight"].shape[0]
+    learn_sigma = outputs == 2 * channels * patch**2
     extra = network.get("extra_embedder.proj.weight")
-    return SiTConfig(
-        size,
-        patch,
-        square,
-        network["y_embedder.embedding_table.weight"].shape[0] - 1,
-        learn_sigma=outputs == 2 * channels * patch**2,
-        extra=0 if extra is None else extra.shape[1],
-    )
+    extra = 0 if extra is None else extra.shape[1]
+    if (context := network.get("context_embedder.weight")) is not None:
+        text = TextShape(context.shape[1], CLIP_L.length)
+        return MMDiTConfig(size, patch, square, 1, learn_sigma, extra, text=text)
+    classes = network["y_embedder.embedding_table.weight"].shape[0] - 1
+    return SiTConfig(size, patch, square, classes, learn_sigma, extra)
 
 
 def _notes(weights: Weights, layout: str) -> list[str]:

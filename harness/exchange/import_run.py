@@ -9,7 +9,10 @@ from typing import Any, NamedTuple
 
 from harness.assembly.build import backbone_config
 from harness.assembly.resolve import is_run, load_table, resolve
-from harness.backbone.sit import SiT
+from harness.backbone.condition import TextShape
+from harness.backbone.kinds import network_of
+from harness.backbone.mmdit import MMDiTConfig
+from harness.backbone.network import BackboneConfig
 from harness.backbone.sizes import name_of_size
 from harness.config.parts import nested_setting
 from harness.config.spec import RunSpec
@@ -56,7 +59,7 @@ def convert(
     heads, patch = heads or _number(source, "num_heads"), patch or _number(source, "patch_size")
     found = find_layout(source.tensors, layout, heads, patch)
     weights = to_ours(source.tensors, found)
-    model = SiT(found.config)
+    model = network_of(found.config)
     model.load_state_dict(weights.network)
     return Imported(source, found, weights, check_convention(source.tensors, found, model))
 
@@ -104,7 +107,8 @@ def described(imported: Imported) -> dict[str, Any]:
         "size": name_of_size(found.size),
         "patch": found.patch,
         "shape": list(found.shape),
-        "classes": found.classes,
+        "classes": None if found.text_dim else found.classes,
+        "text_dim": found.text_dim or None,
         "learn_sigma": found.learn_sigma,
         "extra_token": found.extra,
         "projectors": list(found.projectors),
@@ -134,6 +138,8 @@ def _spec(imported: Imported, step: int, overrides: Sequence[str]) -> RunSpec:
         # Compilation pays off in training, and takes minutes before the first sample.
         "runtime": {"compile": False},
     }
+    if found.text_dim:
+        own["backbone"]["kind"] = "mmdit"
     if given.get("data", {}).get("name", "latents") == "latents":
         if found.shape[0] != LATENT_CHANNELS and "codec" not in given.get("data", {}):
             raise UserError(
@@ -148,18 +154,40 @@ def _spec(imported: Imported, step: int, overrides: Sequence[str]) -> RunSpec:
 def _check_data(spec: RunSpec, found: Found) -> None:
     """Raise `UserError` unless the network of the spec is the imported one."""
     config = backbone_config(spec, outlined(spec.data))
-    if config.shape != found.shape or config.classes != found.classes:
+    expected = _on_texts_of(config, found)
+    if config.shape != found.shape or config.classes != expected.classes:
         raise UserError(
             f"this network generates {_by(found.shape)} of {found.classes} classes, but data.name = "
             f"'{spec.data.name}' has {_by(config.shape)} of {config.classes}; name other data with "
             "--set data.name"
         )
-    if config != found.config:
+    if isinstance(config, MMDiTConfig) and config.text.dim != found.text_dim:
+        raise UserError(
+            f"this network reads text tokens of {found.text_dim} features, but those of the spec's text "
+            f"encoder have {config.text.dim}; name another one with --set text.encoder"
+        )
+    if config != expected:
         raise UserError(
             f"the settings describe another network than the imported one: {config}, instead of "
-            f"{found.config}; leave out --set backbone.*, and for REG name the encoder with "
+            f"{expected}; leave out --set backbone.*, and for REG name the encoder with "
             "--set method.encoder.name"
         )
+
+
+def _on_texts_of(config: BackboneConfig, found: Found) -> BackboneConfig:
+    """Return the network of a file with what its weights leave open as in a configuration: the data's
+    classes, and length and time of its texts."""
+    if not (found.text_dim and isinstance(config, MMDiTConfig)):
+        return found.config
+    return MMDiTConfig(
+        found.size,
+        found.patch,
+        found.shape,
+        config.classes,
+        found.learn_sigma,
+        text=TextShape(found.text_dim, config.text.length),
+        text_time=config.text_time,
+    )
 
 
 def _by(shape: tuple[int, ...]) -> str:

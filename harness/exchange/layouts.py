@@ -16,13 +16,15 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from harness.backbone.released_weights import HEADS, LAYOUTS
+from harness.backbone.condition import CLIP_L, TextShape
+from harness.backbone.mmdit import MMDiTConfig
+from harness.backbone.network import BackboneConfig
+from harness.backbone.released_weights import HEADS, LAYOUTS, published_heads
 from harness.backbone.sit import SiTConfig
-from harness.backbone.sizes import SIZES, Size
+from harness.backbone.sizes import Size
 from harness.errors import UserError, unknown
 
 NOT_READ = {
-    "mmdit": "a text-to-image network: flowrace has no backbone that is conditioned on text yet",
     "dit": "a network that predicts noise at 1000 discrete steps, which no change of its weights turns into "
     "the velocity of the linear path",
 }
@@ -45,6 +47,7 @@ PROJECTORS = {
     "reg": Projector("projectors.", "reg"),
     "sra": Projector("ap_head.", "sra"),
     "self-flow": Projector("projector.", "self_flow"),
+    "mmdit": Projector("projectors.", "repa"),
 }
 
 
@@ -63,13 +66,16 @@ class Found:
     """Channels of REG's extra token; 0 for none."""
     projectors: tuple[str, ...]
     """Names of the weights of projectors."""
+    text_dim: int = 0
+    """Features of a text token; 0 for a network that is conditioned on labels."""
 
     @property
-    def config(self) -> SiTConfig:
-        """The backbone of these weights."""
-        return SiTConfig(
-            self.size, self.patch, self.shape, self.classes, learn_sigma=self.learn_sigma, extra=self.extra
-        )
+    def config(self) -> BackboneConfig:
+        """The backbone of these weights, which do not determine the length of texts."""
+        shape = self.size, self.patch, self.shape, self.classes, self.learn_sigma
+        if self.text_dim:
+            return MMDiTConfig(*shape, text=TextShape(self.text_dim, CLIP_L.length))
+        return SiTConfig(*shape, extra=self.extra)
 
     @property
     def method(self) -> str:
@@ -110,34 +116,48 @@ def network_shapes(found: Found) -> dict[str, Shape]:
     values = channels * found.patch**2
     tokens = (height // found.patch) ** 2
     embedded = (values,) if found.layout == "self-flow" else (channels, found.patch, found.patch)
-    linears = {
+    linears: dict[str, Shape] = {
         "x_embedder.proj": (width, *embedded),
         "t_embedder.mlp.0": (width, 256),
         "t_embedder.mlp.2": (width, width),
         "final_layer.linear": (values * (1 + found.learn_sigma), width),
         "final_layer.adaLN_modulation.1": (2 * width, width),
     }
+    if found.text_dim:
+        linears["context_embedder"] = (width, found.text_dim)
     for block in range(depth):
-        linears |= {
-            f"blocks.{block}.attn.qkv": (3 * width, width),
-            f"blocks.{block}.attn.proj": (width, width),
-            f"blocks.{block}.mlp.fc1": (4 * width, width),
-            f"blocks.{block}.mlp.fc2": (width, 4 * width),
-            f"blocks.{block}.adaLN_modulation.1": (6 * width, width),
-        }
+        if found.text_dim:
+            start = f"joint_blocks.{block}"
+            linears |= _of_block(f"{start}.context_block", width, pre_only=block == depth - 1)
+            linears |= _of_block(f"{start}.x_block", width)
+        else:
+            linears |= _of_block(f"blocks.{block}", width)
     if found.layout == "reg":
         linears |= {
             "cls_projectors2": (width, found.extra),
             "final_layer.linear_cls": (found.extra, width),
             "wg_norm": (width,),
         }
-    shapes: dict[str, Shape] = {
-        "pos_embed": (1, tokens + (found.layout == "reg"), width),
-        "y_embedder.embedding_table.weight": (found.classes + 1, width),
-    }
+    shapes: dict[str, Shape] = {"pos_embed": (1, tokens + (found.layout == "reg"), width)}
+    if not found.text_dim:
+        shapes["y_embedder.embedding_table.weight"] = (found.classes + 1, width)
     for name, shape in linears.items():
         shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
     return shapes
+
+
+def _of_block(name: str, width: int, *, pre_only: bool = False) -> dict[str, Shape]:
+    """Return the linear layers of a block; a `pre_only` one ends with its keys and values."""
+    first = {
+        f"{name}.attn.qkv": (3 * width, width),
+        f"{name}.adaLN_modulation.1": ((2 if pre_only else 6) * width, width),
+    }
+    rest = {
+        f"{name}.attn.proj": (width, width),
+        f"{name}.mlp.fc1": (4 * width, width),
+        f"{name}.mlp.fc2": (width, 4 * width),
+    }
+    return first if pre_only else first | rest
 
 
 def _detected(shapes: Mapping[str, Shape]) -> str:
@@ -162,10 +182,12 @@ def _detected(shapes: Mapping[str, Shape]) -> str:
 
 
 def _measured(shapes: Mapping[str, Shape], layout: str, heads: int | None, patch: int | None) -> Found:
-    blocks = [int(match[1]) for name in shapes if (match := re.match(r"blocks\.(\d+)\.", name))]
+    blocks = [int(match[1]) for name in shapes if (match := re.match(r"(?:joint_)?blocks\.(\d+)\.", name))]
     depth = 1 + max(blocks, default=-1)
     embedder, code = shapes["x_embedder.proj.weight"], shapes["pos_embed"]
-    width, rows = embedder[0], shapes["y_embedder.embedding_table.weight"][0]
+    width, is_text = embedder[0], layout == "mmdit"
+    # Texts have no table, and their data any number of classes.
+    rows = 2 if is_text else shapes["y_embedder.embedding_table.weight"][0]
     patch, channels = _patch(embedder, layout, patch)
     side = math.isqrt(tokens := code[1] - (layout == "reg"))
     if side * side != tokens or side == 0:
@@ -181,13 +203,14 @@ def _measured(shapes: Mapping[str, Shape], layout: str, heads: int | None, patch
         )
     return Found(
         layout,
-        Size(depth, width, _heads(width, heads)),
+        Size(depth, width, _heads(width, heads, layout)),
         patch,
         (channels, side * patch, side * patch),
         rows - 1,
         outputs == 2 * values,
         shapes["cls_projectors2.weight"][1] if layout == "reg" else 0,
         tuple(name for name in shapes if name.startswith(HEADS)),
+        shapes["context_embedder.weight"][1] if is_text else 0,
     )
 
 
@@ -208,15 +231,15 @@ def _patch(embedder: Shape, layout: str, patch: int | None) -> tuple[int, int]:
     return patch, embedder[1] // patch**2
 
 
-def _heads(width: int, heads: int | None) -> int:
-    published = {size.width: size.heads for size in SIZES.values()}
-    heads = heads or published.get(width)
-    if heads is None:
+def _heads(width: int, heads: int | None, layout: str) -> int:
+    try:
+        heads = heads or published_heads(width, layout)
+    except ValueError as error:
         choices = [str(n) for n in range(1, 33) if width % n == 0 and width // n >= 8]
         raise ValueError(
             f"shapes do not determine the number of attention heads, and width {width} is not a published "
             f"one; give --heads, one of {', '.join(choices)}"
-        )
+        ) from error
     if width % heads:
         raise ValueError(f"--heads {heads} does not divide the width {width}")
     return heads

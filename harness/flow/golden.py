@@ -5,13 +5,17 @@ in which `arch` has `num_heads` and `patch_size`. Its tensors, not its name, det
 run the released code in float32, and save inputs and outputs with
 `safetensors.torch.save_file(tensors, file, metadata)`.
 
-    released       in.*               metadata, in addition to arch                   out.*, at least
-    REPA           x0 eps t y zs      coefficient encoder_depth z_dim projector_dim   projected loss_align
-    Self-Flow      x0 eps t s mask y  gamma student_layer teacher_layer               student_hidden loss_rep
-    SRA            x0 eps t u y       student_layer teacher_layer                     align_smooth_l1
-    REPA samplers  z y sde_noise      num_steps cfg (null_label, scale, low, high)    euler euler_maruyama
-    Self-Flow SDE  z y sde_noise      num_steps                                       samples
-    SiT            x0 t y                                                             v
+    released       in.*                 metadata, in addition to arch                  out.*, at least
+    REPA           x0 eps t y zs        coefficient encoder_depth z_dim projector_dim  projected loss_align
+    MMDiT          x0 eps t context zs  coefficient encoder_depth z_dim projector_dim  projected loss_align
+    Self-Flow      x0 eps t s mask y    gamma student_layer teacher_layer              student_hidden loss_rep
+    SRA            x0 eps t u y         student_layer teacher_layer                    align_smooth_l1
+    REPA sampler   z y sde_noise        num_steps cfg (null_label, scale, low, high)   euler euler_maruyama
+    MMDiT sampler  z context sde_noise  num_steps cfg (scale, low, high)               euler euler_maruyama
+    Self-Flow SDE  z y sde_noise        num_steps                                      samples
+    SiT            x0 t y                                                              v
+
+Files of an MMDiT have text features `context` (B, L, D), and samplers also `null_context` (L, D).
 """
 
 from __future__ import annotations
@@ -26,8 +30,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from harness.backbone.condition import Condition, Text
+from harness.backbone.network import Backbone
 from harness.backbone.released_weights import load_published, projector_state
-from harness.backbone.sit import SiT
 from harness.backbone.times import Times
 from harness.backbone.tokens import Part
 from harness.config import registry
@@ -63,16 +68,25 @@ class Golden:
     out: dict[str, Tensor]
     meta: dict[str, Any]
 
-    def model(self, layout: str) -> SiT:
+    @property
+    def has_text(self) -> bool:
+        return "context" in self.given
+
+    @property
+    def condition(self) -> Condition:
+        """Labels, or texts whose tokens are all attended to."""
+        return Text(self.given["context"]) if self.has_text else self.given["y"]
+
+    def model(self, layout: str) -> Backbone:
         """Return the network with the weights of the file."""
         arch = self.meta["arch"]
         return load_published(self.weights, layout, heads=arch["num_heads"], patch=arch["patch_size"]).eval()
 
     def batch(self, features: Tensor | None = None) -> Batch:
         """Return the inputs as a batch, with encoder features if given."""
-        y = self.given["y"]
+        y, label = self.condition, torch.zeros(len(self.given["x0"]), dtype=torch.int64)
         views = () if features is None else (View(features),)
-        return Batch(np.arange(len(y)), self.given["x0"], y, y, views=views)
+        return Batch(np.arange(len(label)), self.given["x0"], y, self.given.get("y", label), views=views)
 
 
 @torch.no_grad()
@@ -122,8 +136,9 @@ def _sit_forward(golden: Golden) -> dict[str, Tensor]:
 def _repa(golden: Golden) -> dict[str, Tensor]:
     meta, given = golden.meta, golden.given
     settings = {"coefficient": meta["coefficient"], "layer": meta["encoder_depth"]}
+    layout = "mmdit" if golden.has_text else "repa"
     student, method = _method(
-        golden, "repa", "repa", settings, encoder_dims=(meta["z_dim"],), width=meta["projector_dim"]
+        golden, layout, "repa", settings, encoder_dims=(meta["z_dim"],), width=meta["projector_dim"]
     )
     batch = golden.batch(given["zs"])
     draw = Draw(given["eps"], Times.per_sample(given["t"]))
@@ -182,12 +197,11 @@ def _sra(golden: Golden) -> dict[str, Tensor]:
 
 
 def _samplers(golden: Golden) -> dict[str, Tensor]:
-    model, z, y, steps = golden.model("repa"), golden.given["z"], golden.given["y"], golden.meta["num_steps"]
-    cfg = golden.meta["cfg"]
-    v = velocity_field(model, y, null=cfg["null_label"])
-    guided = velocity_field(
-        model, y, null=cfg["null_label"], scale=cfg["scale"], low=cfg["low"], high=cfg["high"]
-    )
+    model = golden.model("mmdit" if golden.has_text else "repa")
+    z, y, steps, cfg = golden.given["z"], golden.condition, golden.meta["num_steps"], golden.meta["cfg"]
+    null = Text(golden.given["null_context"][None]) if golden.has_text else cfg["null_label"]
+    v = velocity_field(model, y, null=null)
+    guided = velocity_field(model, y, null=null, scale=cfg["scale"], low=cfg["low"], high=cfg["high"])
     noise = golden.given["sde_noise"]
     return {
         "euler": euler(v, z, steps),

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 from torch import Tensor, nn
 
-from harness.backbone.sit import SiTConfig
+from harness.backbone.network import BackboneConfig
 from harness.config.spec import MethodConfig, Needs, TimeSpec
 from harness.flow.batch import Batch, Draw
 from harness.flow.student import Student
@@ -22,7 +22,7 @@ from harness.runtime.random_streams import Streams
 class Setting:
     """The parts of a run that a method depends on."""
 
-    backbone: SiTConfig
+    backbone: BackboneConfig
     time: TimeSpec = field(default_factory=TimeSpec)
     encoder_dims: tuple[int, ...] = ()
     """Width of each encoder's tokens, for a method that reads encoders."""
@@ -68,7 +68,7 @@ class TrainingMethod(nn.Module):
     def build(
         cls,
         config: MethodConfig,
-        backbone: SiTConfig,
+        backbone: BackboneConfig,
         *,
         time: TimeSpec | None = None,
         encoder_dims: Sequence[int] = (),

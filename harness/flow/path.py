@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.backbone.sit import SiTConfig
+from harness.backbone.network import BackboneConfig
 from harness.backbone.times import Times
 from harness.backbone.tokens import Layout
 from harness.config.spec import TimeSpec
@@ -35,7 +35,7 @@ def sample_times(
 
 
 def part_times(
-    p: TimeSpec, backbone: SiTConfig, streams: Streams, stream: str, indices: np.ndarray
+    p: TimeSpec, backbone: BackboneConfig, streams: Streams, stream: str, indices: np.ndarray
 ) -> Tensor:
     """Return t ~ p(t) per sample, (B, 1), or per part, (B, P); the first part has the sample's time."""
     first = sample_times(p, streams, stream, indices)
@@ -43,7 +43,7 @@ def part_times(
     return torch.stack([first, *(sample_times(p, streams, name, indices) for name in more)], dim=1)
 
 
-def times_of_parts(t_BP: Tensor, backbone: SiTConfig) -> Times:
+def times_of_parts(t_BP: Tensor, backbone: BackboneConfig) -> Times:
     """Return times in which every token has the time of its part; t_BP: (B, P)."""
     if t_BP.shape[1] == 1:
         return Times(t_BP)

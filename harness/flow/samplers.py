@@ -19,6 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from harness.backbone.condition import Condition, SharedText, Text, shared
 from harness.backbone.times import Times
 
 Velocity = Callable[[Tensor, float], Tensor]
@@ -71,24 +72,48 @@ SAMPLERS: dict[str, Sampler] = {"euler": euler, "heun": heun, "euler_maruyama": 
 
 
 def velocity_field(
-    model: Callable, y: Tensor, *, null: int, scale: float = 1.0, low: float = 0.0, high: float = 1.0
+    model: Callable,
+    y: Condition,
+    *,
+    null: int | Text,
+    scale: float = 1.0,
+    low: float = 0.0,
+    high: float = 1.0,
 ) -> Velocity:
-    """Return v(x, t) of a network for labels y (B,), with classifier-free guidance while low <= t <= high.
+    """Return v(x, t) of a network for conditions y of B samples, with classifier-free guidance while
+    low <= t <= high.
 
     v = v_null + scale (v_cond - v_null); scale 1 is no guidance. The interval is that of Kynkaanniemi et al.,
-    arXiv 2404.07724.
+    arXiv 2404.07724. `null` is the null label, or the empty caption as a text of one sample. All samples have
+    one time and the null half has one text, so what depends on those alone is computed for one row.
     """
-    both = torch.cat([y, torch.full_like(y, null)])
+    single, both = _single_and_both(y, null)
 
     def v(x: Tensor, t: float) -> Tensor:
-        level = x.new_full((len(y),), t, dtype=torch.float32)
+        # The labels of samples differ, and are added to the time. Texts are not.
+        rows = len(x) if isinstance(y, Tensor) else 1
+        level = x.new_full((rows,), t, dtype=torch.float32)
         if scale == 1.0 or not low <= t <= high:
-            return model(x, Times.per_sample(level), y).velocity
-        velocity = model(torch.cat([x, x]), Times.per_sample(level.repeat(2)), both).velocity
+            return model(x, Times.per_sample(level), single).velocity
+        level = level.repeat(2) if isinstance(y, Tensor) else level
+        velocity = model(torch.cat([x, x]), Times.per_sample(level), both).velocity
         conditional, null_velocity = velocity.chunk(2)
         return null_velocity + scale * (conditional - null_velocity)
 
     return v
+
+
+def _single_and_both(y: Condition, null: int | Text) -> tuple[Tensor, Tensor] | tuple[SharedText, SharedText]:
+    """Return the conditions of a pass without guidance, and those of one with the null condition too.
+
+    Raises TypeError unless the null condition is of the condition's kind.
+    """
+    if isinstance(y, Tensor) and isinstance(null, int):
+        return y, torch.cat([y, torch.full_like(y, null)])
+    if isinstance(y, Text) and isinstance(null, Text):
+        single = shared(y)
+        return single, single.with_text(null)
+    raise TypeError(f"the null condition of {type(y).__name__} cannot be {type(null).__name__}")
 
 
 def _slope(v: Velocity, x: Tensor, t: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Sampling from a network, with fixed latents and labels that are the same for every method and step.
+"""Sampling from a network, with fixed latents and conditions that are the same for every method and step.
 
 If a network has an extra token, image and token are integrated together, as one vector per sample (REG
 samplers.py). The image has the same noise as with every other method, and guidance applies to both.
@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from harness.backbone.sit import Prediction
+from harness.backbone.condition import Condition, Text
+from harness.backbone.network import Prediction
 from harness.backbone.times import Times
 from harness.config.spec import EvalSpec
 from harness.errors import UserError
@@ -28,17 +29,18 @@ def draw_batch(
     model: nn.Module,
     spec: EvalSpec,
     shape: tuple[int, ...],
-    classes: int,
+    null: int | Text,
     device: torch.device,
     index: np.ndarray,
-    labels: Tensor,
+    y: Condition,
     decode: Decode | None = None,
 ) -> Tensor:
-    """Return the samples with indices and labels (B,), uint8 (B, C, H, W) on the CPU.
+    """Return the samples with indices (B,) and conditions y, uint8 (B, C, H, W) on the CPU.
 
-    Raises `UserError` if they are not finite.
+    `null` is the condition of guidance without one: the null label, or the empty caption. Raises `UserError`
+    if the samples are not finite.
     """
-    return draw_pixels(model, spec, shape, classes, device, index, labels, decode).cpu()
+    return draw_pixels(model, spec, shape, null, device, index, y, decode).cpu()
 
 
 @torch.no_grad()
@@ -46,10 +48,10 @@ def draw(
     model: nn.Module,
     spec: EvalSpec,
     shape: tuple[int, ...],
-    classes: int,
+    null: int | Text,
     device: torch.device,
     index: np.ndarray,
-    labels: Tensor,
+    y: Condition,
     decode: Decode | None = None,
 ) -> Tensor:
     """Return samples in [-1, 1], float32 on the device, whose values may be beyond it or not finite.
@@ -60,8 +62,8 @@ def draw(
     field = jointly(model, shape) if extra else model
     v = velocity_field(
         field,
-        labels.to(device),
-        null=classes,
+        y.to(device),
+        null=null.to(device) if isinstance(null, Text) else null,
         scale=spec.guidance,
         low=spec.guidance_low,
         high=spec.guidance_high,
@@ -78,14 +80,14 @@ def draw_pixels(
     model: nn.Module,
     spec: EvalSpec,
     shape: tuple[int, ...],
-    classes: int,
+    null: int | Text,
     device: torch.device,
     index: np.ndarray,
-    labels: Tensor,
+    y: Condition,
     decode: Decode | None = None,
 ) -> Tensor:
     """Return samples as uint8 on the device. Raises `UserError` if they are not finite."""
-    x = draw(model, spec, shape, classes, device, index, labels, decode)
+    x = draw(model, spec, shape, null, device, index, y, decode)
     if not bool(are_finite(x).all()):
         raise UserError(f"{NOT_FINITE}; choose the weights of an earlier step with --step")
     return as_pixels(x)
@@ -101,10 +103,10 @@ def are_finite(x: Tensor) -> Tensor:
     return x.flatten(1).isfinite().all(1)
 
 
-def jointly(model: nn.Module, shape: tuple[int, ...]) -> Callable[[Tensor, Times, Tensor], Prediction]:
+def jointly(model: nn.Module, shape: tuple[int, ...]) -> Callable[[Tensor, Times, Condition], Prediction]:
     """Return a network over vectors (B, C H W + E): the image, then its extra token."""
 
-    def field(x: Tensor, times: Times, y: Tensor) -> Prediction:
+    def field(x: Tensor, times: Times, y: Condition) -> Prediction:
         image, extra = x.tensor_split([math.prod(shape)], dim=1)
         prediction = model(image.unflatten(1, shape), times, y, extra=extra)
         return Prediction(torch.cat([prediction.velocity.flatten(1), prediction.extra], dim=1), {})

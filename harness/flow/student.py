@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from harness.backbone.sit import Prediction, SiTConfig
+from harness.backbone.condition import Condition
+from harness.backbone.network import BackboneConfig, Prediction
 from harness.backbone.times import Times
 
 
@@ -19,14 +20,14 @@ class Student:
 
     model: nn.Module
     ema: nn.Module | None
-    config: SiTConfig
+    config: BackboneConfig
     phase: Callable[[str], AbstractContextManager] = nullcontext
 
     def __call__(
         self,
         x: Tensor,
         times: Times,
-        y: Tensor,
+        y: Condition,
         *,
         taps: Collection[int] = (),
         groups: Tensor | None = None,
@@ -36,7 +37,7 @@ class Student:
         return self.model(x, times, y, taps=taps, groups=groups, extra=extra, heads=heads)
 
     def teach(
-        self, x: Tensor, times: Times, y: Tensor, *, layer: int, groups: Tensor | None = None
+        self, x: Tensor, times: Times, y: Condition, *, layer: int, groups: Tensor | None = None
     ) -> Tensor:
         """Return the output (B, T, D) of the teacher's block `layer` (1-based), without gradient.
 

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from harness.backbone.initialize import initialize
-from harness.backbone.sit import SiT, SiTConfig
+from harness.backbone.kinds import network_of
+from harness.backbone.network import Backbone, BackboneConfig
 from harness.backbone.times import Times
 from harness.backbone.tokens import kind_of
 from harness.data.dataset import Capabilities, Dataset
@@ -60,7 +61,7 @@ class Row(NamedTuple):
     action: Decoded
 
 
-def scene_of(dataset: Dataset, held_out: np.ndarray, config: SiTConfig, samples: int) -> Scene:
+def scene_of(dataset: Dataset, held_out: np.ndarray, config: BackboneConfig, samples: int) -> Scene:
     """Choose at most `samples` held-out videos, the same for all networks on the same data.
 
     Raises `UserError` for data without positions, for clips of one time patch, and for fewer than `LEAST`
@@ -110,13 +111,13 @@ def measured(
     return [Row(name, results["state"][name], results["action"][name]) for name in features]
 
 
-def of_layers(model: SiT, time: float, device: torch.device) -> Tokens:
+def of_layers(model: Backbone, time: float, device: torch.device) -> Tokens:
     """Return a function to the features (B, F, D) of every layer at a time of the path (0 is clean)."""
     inner = layers(model, time, device)
     return lambda index, x0: {n: per_frame(h, model.config) for n, h in inner(index, x0).items()}
 
 
-def of_pixels(config: SiTConfig, time: float) -> Tokens:
+def of_pixels(config: BackboneConfig, time: float) -> Tokens:
     """Return a function to the noised pixels of each time patch, (B, F, C patch_time H W)."""
 
     def tokens(index: np.ndarray, x0: Tensor) -> dict[str, Tensor]:
@@ -127,18 +128,18 @@ def of_pixels(config: SiTConfig, time: float) -> Tokens:
     return tokens
 
 
-def of_initial(config: SiTConfig, seed: int, time: float, device: torch.device) -> Tokens:
+def of_initial(config: BackboneConfig, seed: int, time: float, device: torch.device) -> Tokens:
     """Return a function to the features of a network at its initial weights.
 
     There every layer equals the embedded tokens, so the last one stands for all.
     """
-    model = SiT(config).requires_grad_(False).eval()
+    model = network_of(config).requires_grad_(False).eval()
     initialize(model, Streams(seed))
     inner = of_layers(model.to(device), time, device)
     return lambda index, x0: {"untrained": list(inner(index, x0).values())[-1]}
 
 
-def per_frame(hidden_BTD: Tensor, config: SiTConfig) -> Tensor:
+def per_frame(hidden_BTD: Tensor, config: BackboneConfig) -> Tensor:
     """Average the tokens of each time patch of a video, (B, F, D); later tokens, of its sound, are
     ignored.
     """

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.backbone.sit import SiT, SiTConfig
+from harness.backbone.network import Backbone, BackboneConfig
 from harness.backbone.times import Times
 from harness.data.dataset import Capabilities, Dataset
 from harness.data.open import Split, images
@@ -76,7 +76,7 @@ class Measured(NamedTuple):
 
 
 def probe(
-    model: SiT,
+    model: Backbone,
     dataset: Dataset,
     sides: Split,
     encoder: Encoder | None,
@@ -120,7 +120,7 @@ def probe(
     return Measured(rows, len(train), len(held_out))
 
 
-def layers(model: SiT, time: float, device: torch.device) -> Tokens:
+def layers(model: Backbone, time: float, device: torch.device) -> Tokens:
     """Return a function to the tokens of every block (1-based) at a time of the path (0 is clean).
 
     The label is the null label. A network with an extra token (REG) is run without it, because that token
@@ -139,7 +139,7 @@ def layers(model: SiT, time: float, device: torch.device) -> Tokens:
     return tokens
 
 
-def noised(index: np.ndarray, x0: Tensor, times: Times, config: SiTConfig) -> Tensor:
+def noised(index: np.ndarray, x0: Tensor, times: Times, config: BackboneConfig) -> Tensor:
     """Return the inputs of every probe: samples at `times` of the path, their noise drawn by index."""
     noise = Streams(0).normal("probe/noise", index, x0.shape[1:]).to(x0)
     return interpolate(x0, noise, times, config)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from harness.assembly.build import backbone_config, build_backbone, build_method
 from harness.backbone.initialize import initialize
-from harness.backbone.sit import SiT
+from harness.backbone.network import Backbone
 from harness.config.spec import RunSpec
 from harness.costs.flops import Cost, count_once
 from harness.costs.meter import Meter, clock
@@ -42,8 +42,8 @@ class Run:
     """Everything that a training step reads or changes."""
 
     spec: RunSpec
-    model: SiT
-    ema: SiT
+    model: Backbone
+    ema: Backbone
     method: TrainingMethod
     student: Student
     optimizer: torch.optim.AdamW
@@ -88,8 +88,8 @@ def build_run(
     dims = [encoder.dim for encoder in encoders]
     method = build_method(spec, backbone, dims, weights_of(dataset, spec.data))
     model = build_backbone(backbone, spec.runtime)
-    initialize(model, streams)
-    initialize(method, streams, "method.")
+    initialize(model, streams, initial=spec.backbone.initial)
+    initialize(method, streams, "method.", initial=spec.backbone.initial)
     ema = build_backbone(backbone, spec.runtime, copy_of=model).requires_grad_(False).eval()
     cost = count_once(method, spec, encoders=encoders)
     if mesh is None:

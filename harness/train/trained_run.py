@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from harness.backbone.sit import SiT
+    from harness.backbone.network import Backbone
     from harness.data.dataset import Dataset
     from harness.evaluation.evaluator import Result
     from harness.evaluation.npz_export import Job
@@ -134,7 +134,7 @@ def evaluate_run(path: Path, spec: RunSpec, step: int | None = None) -> tuple[Pa
     return file, result
 
 
-def model_of_run(path: Path, spec: RunSpec, step: int | None) -> tuple[Path, SiT, torch.device]:
+def model_of_run(path: Path, spec: RunSpec, step: int | None) -> tuple[Path, Backbone, torch.device]:
     """Return the checkpoint file of a step (None: the newest), its EMA network and the device."""
     from harness.data.open import open_dataset
     from harness.runtime.distributed import pick_device
@@ -144,7 +144,7 @@ def model_of_run(path: Path, spec: RunSpec, step: int | None) -> tuple[Path, SiT
     return file, load_ema(file, spec, open_dataset(spec.data), device), device
 
 
-def load_ema(file: Path, spec: RunSpec, dataset: Dataset, device: torch.device) -> SiT:
+def load_ema(file: Path, spec: RunSpec, dataset: Dataset, device: torch.device) -> Backbone:
     """Return the EMA network of a checkpoint file, which is the network that evaluations use."""
     from harness.assembly.build import backbone_config, build_backbone
     from harness.records import checkpoint

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from harness.backbone.sit import Prediction
+from harness.backbone.network import Prediction
 from harness.config.spec import BackboneSpec
 from harness.flow.batch import Batch, Draw
 from harness.flow.student import Student
@@ -25,7 +25,7 @@ from methods.common.alignment import (
 )
 from methods.common.method import Method, MethodConfig, Needs, Setting
 
-PUBLISHED_LAYER = {"B": 4, "L": 8, "XL": 8}
+PUBLISHED_LAYER = {"B": 4, "L": 8, "XL": 8, "T2I": 8}
 """REPA's layers. Its paper's Table 6 has B swapped, as the author confirms in REPA issue 5. Other sizes use
 0.3 of the depth."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.backbone.sit import Prediction
+from harness.backbone.network import Prediction
 from harness.config.spec import MethodConfig, Needs, Schedule
 from harness.flow.batch import Batch, Draw
 from harness.flow.method import Losses, Setting, TrainingMethod

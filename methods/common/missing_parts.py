@@ -17,16 +17,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from harness.backbone.sit import SiTConfig
+from harness.backbone.network import BackboneConfig
 from harness.flow.batch import Batch
 
 
-def present_tokens(batch: Batch, backbone: SiTConfig) -> Tensor | None:
+def present_tokens(batch: Batch, backbone: BackboneConfig) -> Tensor | None:
     """Return the mask of tokens of existing parts, (B, T) bool; None if no part is missing."""
     return None if batch.present is None else backbone.of_tokens(batch.present)
 
 
-def separated(groups: Tensor | None, batch: Batch, backbone: SiTConfig) -> Tensor | None:
+def separated(groups: Tensor | None, batch: Batch, backbone: BackboneConfig) -> Tensor | None:
     """Return groups of attention (B, T), each divided into tokens of existing and of missing parts."""
     present = present_tokens(batch, backbone)
     if present is None:

@@ -10,8 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harness.backbone.condition import Text, TextShape
 from harness.backbone.initialize import initialize
-from harness.backbone.sit import SiT, SiTConfig
+from harness.backbone.kinds import network_of
+from harness.backbone.mmdit import MMDiTConfig
+from harness.backbone.network import Backbone, BackboneConfig
+from harness.backbone.sit import SiTConfig
 from harness.backbone.sizes import Size
 from harness.config.spec import BackboneSpec
 from harness.flow.batch import Batch, Draw, View
@@ -20,6 +24,7 @@ from harness.runtime.random_streams import Streams
 from methods.common.method import Method, Needs
 
 CONFIG = SiTConfig(Size(4, 32, 2), 2, (3, 8, 8), 5)
+OF_TEXT = MMDiTConfig(Size(4, 32, 2), 2, (3, 8, 8), 5, text=TextShape(12, 6))
 
 
 # As deep as the two above.
@@ -33,7 +38,7 @@ def configured(cls: type[Method], **settings: Any) -> Any:
     return cls.Config(**settings).resolved(PICO)
 
 
-def made(cls: type[Method], backbone: SiTConfig = CONFIG, **settings: Any) -> Method:
+def made(cls: type[Method], backbone: BackboneConfig = CONFIG, **settings: Any) -> Method:
     config = configured(cls, **settings)
     backbone = replace(backbone, extra=DIM if config.needs().summary else 0)
     method = cls.build(config, backbone, encoder_dims=(DIM,) * len(config.needs().encoders))
@@ -41,27 +46,43 @@ def made(cls: type[Method], backbone: SiTConfig = CONFIG, **settings: Any) -> Me
     return method
 
 
-def network(seed: int, config: SiTConfig = CONFIG) -> SiT:
-    """Return a SiT with random weights; with the official zeros nothing would reach the output."""
-    net, generator = SiT(config), torch.Generator().manual_seed(seed)
+def network(seed: int, config: BackboneConfig = CONFIG) -> Backbone:
+    """Return a network with random weights; with the official zeros nothing would reach the output."""
+    net, generator = network_of(config), torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
     return net
 
 
-def student(needs: Needs) -> Student:
+def student(needs: Needs, backbone: BackboneConfig = CONFIG) -> Student:
     """Return a student, with a teacher only if needed. The teacher is not frozen, to detect leaking
     gradients."""
-    config = replace(CONFIG, extra=DIM if needs.summary else 0)
+    config = replace(backbone, extra=DIM if needs.summary else 0)
     return Student(network(0, config), network(1, config) if needs.teacher else None, config)
 
 
-def batch(needs: Needs, size: int = 8, first: int = 0, step: int = 1) -> Batch:
+def batch(
+    needs: Needs, size: int = 8, first: int = 0, step: int = 1, backbone: BackboneConfig = CONFIG
+) -> Batch:
+    """Return samples of which every sixth has lost its condition."""
     index = np.arange(first, first + size)
     y = torch.from_numpy(index % 6)
     views = tuple(view(f"encoder {i}", index, needs) for i in range(len(needs.encoders)))
-    return Batch(index, STREAMS.normal("data", index, CONFIG.shape), y, y % 5, step, views)
+    x0, text = STREAMS.normal("data", index, CONFIG.shape), captions(index, backbone)
+    if text is None:
+        return Batch(index, x0, y, y % 5, step, views)
+    dropped = text.where(y == 5, captions(np.array([-1]), backbone))
+    return Batch(index, x0, dropped, y % 5, step, views, given=text)
+
+
+def captions(index: np.ndarray, backbone: BackboneConfig) -> Text | None:
+    """Return the texts of samples, of different lengths; None for a network that reads labels."""
+    if not isinstance(backbone, MMDiTConfig):
+        return None
+    features = STREAMS.normal("caption", index % 1000, (backbone.text.length, backbone.text.dim))
+    real = torch.arange(backbone.text.length) <= torch.from_numpy(index)[:, None] % backbone.text.length
+    return Text(features, real)
 
 
 def view(name: str, index: np.ndarray, needs: Needs) -> View:

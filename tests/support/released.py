@@ -15,6 +15,8 @@ FILES = {
     "sra": ("sra_loss", True),
     "self-flow": ("self_flow_step", True),
 }
+OF_TEXT = {"mmdit": ("mmdit_repa_loss", True)}
+"""Likewise for networks that are conditioned on text, into which no network of labels can be exported."""
 SIZE = Size(2, 32, 4)
 
 

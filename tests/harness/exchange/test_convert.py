@@ -8,31 +8,36 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.backbone.sit import SiT
+from harness.backbone.condition import Text
+from harness.backbone.kinds import network_of
 from harness.backbone.sizes import Size, name_of_size, size_named
 from harness.backbone.times import Times
 from harness.errors import UserError
 from harness.exchange.convert import to_ours, to_released
 from harness.exchange.layouts import Found, find_layout, network_shapes
-from harness.exchange.verify import check_convention
+from harness.exchange.verify import check_convention, released_velocity
 from harness.flow.golden import read
-from tests.support.released import FILES, released
+from tests.support import plain_mmdit
+from tests.support.released import FILES, OF_TEXT, released
 
 
-@pytest.fixture(params=[*FILES, "irepa", "reg"])
+@pytest.fixture(params=[*FILES, *OF_TEXT, "irepa", "reg"])
 def weights(request: pytest.FixtureRequest) -> tuple[str, dict[str, Tensor], Found]:
     layout = request.param
-    if layout not in FILES:
+    if layout not in FILES | OF_TEXT:
         return layout, *released(layout)
-    name, by_names = FILES[layout]
+    name, by_names = (FILES | OF_TEXT)[layout]
     state = read(request.getfixturevalue("golden") / f"{name}.safetensors").weights
     return layout, state, find_layout(state, "auto" if by_names else layout)
 
 
 def test_layout_and_size_are_found(weights: tuple[str, dict[str, Tensor], Found]) -> None:
     layout, state, found = weights
-    assert found.layout == layout and found.shape == (4, 8, 8)
-    assert found.classes == len(state["y_embedder.embedding_table.weight"]) - 1
+    assert found.layout == layout and found.shape == ((4, 32, 32) if layout in OF_TEXT else (4, 8, 8))
+    if layout in OF_TEXT:
+        assert found.text_dim == 768 and found.size == Size(3, 96, 3)
+    else:
+        assert found.classes == len(state["y_embedder.embedding_table.weight"]) - 1
     assert found.learn_sigma == (layout in ("sit", "self-flow"))
     assert network_shapes(found).keys() | set(found.projectors) == state.keys()
 
@@ -46,7 +51,7 @@ def test_import_then_export_gives_the_same_tensors(weights: tuple[str, dict[str,
 
 def test_import_equals_the_released_forward_pass(weights: tuple[str, dict[str, Tensor], Found]) -> None:
     _, state, found = weights
-    model = SiT(found.config)
+    model = network_of(found.config)
     model.load_state_dict(to_ours(state, found).network)
     assert check_convention(state, found, model) < 1e-5
 
@@ -54,7 +59,7 @@ def test_import_equals_the_released_forward_pass(weights: tuple[str, dict[str, T
 def test_import_gives_the_velocity_of_the_golden_file(golden: Path) -> None:
     file = read(golden / "sit_forward.safetensors")
     found = find_layout(file.weights, "sit")
-    model = SiT(found.config).eval()
+    model = network_of(found.config).eval()
     model.load_state_dict(to_ours(file.weights, found).network)
     v = model(file.given["x0"], Times.per_sample(1 - file.given["t"]), file.given["y"]).velocity
     assert (v + file.out["v"]).abs().max() < 1e-5
@@ -65,7 +70,7 @@ def test_another_convention_is_noticed(golden: Path) -> None:
     state = read(golden / "repa_loss.safetensors").weights
     state = {name: value for name, value in state.items() if not name.startswith("projectors.")}
     right, wrong = find_layout(state, "repa"), find_layout(state, "sit")
-    model = SiT(right.config)
+    model = network_of(right.config)
     model.load_state_dict(to_ours(state, right).network)
     with pytest.raises(UserError, match="differs from the released one"):
         check_convention(state, wrong, model)
@@ -74,7 +79,7 @@ def test_another_convention_is_noticed(golden: Path) -> None:
 def test_weights_that_are_not_finite_are_refused(golden: Path) -> None:
     state, found = released("repa")
     state["blocks.1.mlp.fc1.bias"][3] = float("nan")
-    model = SiT(found.config)
+    model = network_of(found.config)
     model.load_state_dict(to_ours(state, found).network)
     with pytest.raises(UserError, match="not finite"):
         check_convention(state, found, model)
@@ -89,7 +94,7 @@ def test_export_into_another_layout_has_its_names_and_velocity(golden: Path, tar
     expected = read(golden / f"{FILES[target][0]}.safetensors").weights.keys()
     assert state.keys() == {name for name in expected if not name.startswith("projectors.")}
     again = find_layout(state, target)
-    model = SiT(found.config)
+    model = network_of(found.config)
     model.load_state_dict(to_ours(source, found).network)
     assert check_convention(state, again, model) < 1e-5
 
@@ -112,11 +117,56 @@ def test_names_that_fit_several_layouts_are_refused_with_the_choices(golden: Pat
         find_layout(state)
 
 
-@pytest.mark.parametrize("layout", ["auto", "mmdit"])
-def test_mmdit_is_refused_with_the_reason(golden: Path, layout: str) -> None:
-    state = read(golden / "mmdit_samplers.safetensors").weights
-    with pytest.raises(UserError, match="no backbone that is conditioned on text"):
-        find_layout(state, layout)
+@torch.no_grad()
+def test_text_network_of_another_size_equals_a_plain_restatement() -> None:
+    """The check of an import and the network are compared with code that shares nothing with them."""
+    sizes = {"depth": 4, "width": 64, "channels": 3, "patch": 2, "side": 8, "dim": 10}
+    state = plain_mmdit.random_state(2, **sizes)
+    found = find_layout(state)
+    assert found.size == Size(4, 64, 2) and found.shape == (3, 8, 8) and found.text_dim == 10
+    draws = torch.Generator().manual_seed(0)
+    x, context = torch.randn(2, 3, 8, 8, generator=draws), torch.randn(2, 5, 10, generator=draws)
+    t = torch.tensor([0.2, 0.9])
+    expected = plain_mmdit.velocity(state, 2, x, t, context)[0]
+    checked = released_velocity(state, found, x, t, Text(context))
+    torch.testing.assert_close(checked, expected, rtol=0, atol=1e-5)
+    model = network_of(found.config).eval()
+    model.load_state_dict(to_ours(state, found).network)
+    assert check_convention(state, found, model) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "reason"),
+    [
+        ("joint_blocks.1.context_block.attn.qkv.bias", None, "lack joint_blocks.1.context_block.attn.qkv"),
+        ("joint_blocks.1.context_block.attn.proj.bias", (32,), "also have joint_blocks.1.context_block.attn"),
+        ("joint_blocks.0.x_block.attn.ln_q.weight", (32,), "also have joint_blocks.0.x_block.attn.ln_q"),
+        ("context_embedder.weight", None, "lack context_embedder.weight"),
+        ("context_embedder.weight", (32,), "do not have layout 'mmdit'"),
+        ("y_embedder.mlp.0.weight", (32, 8), "also have y_embedder.mlp.0.weight"),
+    ],
+)
+def test_weights_of_text_networks_that_do_not_fit_are_named(
+    name: str, shape: tuple[int, ...] | None, reason: str
+) -> None:
+    """Queries and keys that are normalised, and pooled text, are of other networks with these names."""
+    sizes = {"depth": 2, "width": 32, "channels": 3, "patch": 2, "side": 8, "dim": 10}
+    state = plain_mmdit.random_state(2, **sizes)
+    if shape is None:
+        del state[name]
+    else:
+        state[name] = torch.zeros(shape)
+    with pytest.raises(UserError, match=reason):
+        find_layout(state, "mmdit")
+
+
+def test_conditions_are_not_exchanged(golden: Path) -> None:
+    labels = read(golden / "repa_loss.safetensors").weights
+    text = read(golden / "mmdit_repa_loss.safetensors").weights
+    for state, target, reason in ((labels, "mmdit", "labels"), (text, "repa", "texts")):
+        found = find_layout(state)
+        with pytest.raises(UserError, match=f"cannot hold this network: it has {reason}"):
+            to_released(to_ours(state, found), found.config, target)
 
 
 def test_dit_is_refused_with_the_reason(golden: Path) -> None:

@@ -1,0 +1,51 @@
+"""The condition of a spec, labels or text, and the check that its backbone takes it."""
+
+from __future__ import annotations
+
+# Any: the section `text`, and the architecture of an encoder of any family.
+from typing import Any
+
+from harness.backbone.condition import TextShape
+from harness.config import registry
+from harness.config.spec import BackboneSpec, RunSpec
+from harness.data.dataset import Dataset
+from harness.errors import UserError
+
+OF_MMDIT = ("initial", "text_time")
+"""Fields of the backbone that a SiT does not have."""
+
+
+def check_condition(spec: RunSpec, where: str) -> None:
+    """Raise `UserError` unless the backbone takes the condition, and has the fields that are set."""
+    backbone, encoder = spec.backbone, _encoder(spec)
+    if backbone.kind == "mmdit" and not encoder:
+        raise UserError(
+            f'{where}: backbone.kind = "mmdit" is conditioned on text; name its encoder, for example '
+            "--set text.encoder=minilm, or use the kind sit"
+        )
+    if backbone.kind == "sit" and encoder:
+        raise UserError(
+            f'{where}: text.encoder = {encoder}, but backbone.kind = "sit" is conditioned on labels; add '
+            "--set backbone.kind=mmdit, or leave out text.encoder"
+        )
+    for name in OF_MMDIT if backbone.kind == "sit" else ():
+        if (value := getattr(backbone, name)) != BackboneSpec.model_fields[name].default:
+            raise UserError(
+                f'{where}: backbone.{name} = {value} needs backbone.kind = "mmdit"; leave it out, or '
+                "add --set backbone.kind=mmdit"
+            )
+
+
+def text_shape(spec: RunSpec, dataset: Dataset) -> TextShape:
+    """Return the shape of the text features that a spec trains on, without reading weights."""
+    family = _encoder(spec).partition(":")[0]
+    about: Any = registry.load("text_encoder", family).architecture(_section(spec), dataset)
+    return TextShape(about.dim, about.length)
+
+
+def _encoder(spec: RunSpec) -> str:
+    return getattr(_section(spec), "encoder", "")
+
+
+def _section(spec: RunSpec) -> Any:
+    return getattr(spec, "text", None)
