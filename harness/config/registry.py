@@ -45,6 +45,7 @@ DATASETS = {
     "sounds": "harness.data.disk.sounds:Sounds",
     "bounce": "harness.data.generated.bounce:Bounce",
     "films": "harness.data.disk.films:Films",
+    "prompts": "harness.data.generated.prompts:Prompts",
     "latents": "harness.latents.dataset:Latents",
 }
 # Family -> class; a full name is "family:model".
