@@ -123,10 +123,12 @@ class BackboneParts(Section):
 
 
 class BackboneSpec(Section, HasParts):
-    """The SiT."""
+    """The network."""
 
     flat_names: ClassVar = FLAT_NAMES["backbone"]
 
+    kind: Literal["sit", "mmdit"] = Field(default="sit", json_schema_extra=HASHED_IF_SET)
+    """`sit` is conditioned on class labels, `mmdit` on text."""
     size: str = "S"
     """Registered size, see `flowrace list sizes`, or DEPTHxWIDTHxHEADS such as 6x64x4."""
     patch: int = Field(default=2, ge=1)
@@ -139,6 +141,10 @@ class BackboneSpec(Section, HasParts):
     """Add the variance channels of the released networks; they are not trained."""
     positions: Literal["sincos", "rotary"] = Field(default="sincos", json_schema_extra=HASHED_IF_SET)
     """Position code added to the tokens, as released, or rotation of queries and keys in every block."""
+    initial: Literal["zero", "released"] = Field(default="zero", json_schema_extra=HASHED_IF_SET)
+    """Initial weights: modulation and output zero as in SiT, or PyTorch's defaults as in REPA's MMDiT."""
+    text_time: Literal["mean", "min", "clean"] = Field(default="mean", json_schema_extra=HASHED_IF_SET)
+    """Time of the text tokens if image tokens have different times: their mean or smallest, or always 0."""
 
     @property
     def depth(self) -> int:

@@ -6,12 +6,13 @@ B  samples of a micro-batch    C, H, W  channels and pixels    T  tokens    P  p
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from harness.backbone.condition import Condition
 from harness.backbone.times import Times
 
 
@@ -40,10 +41,11 @@ class Batch:
     """(B,) global sample indices: the position in the training run."""
     x0: Tensor
     """(B, C, H, W) clean samples in [-1, 1] (or latents)."""
-    y: Tensor
-    """(B,) labels after label drop, which student and teacher share; dropped ones are the null label."""
+    y: Condition
+    """The condition after drop, which student and teacher share: labels (B,), of which dropped ones are the
+    null label, or texts, of which dropped ones are the empty caption."""
     label: Tensor
-    """(B,) labels before label drop."""
+    """(B,) labels before drop."""
     step: int = 1
     """The training step (1-based) that the batch belongs to."""
     views: tuple[View, ...] = ()
@@ -57,7 +59,10 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device; indices stay in memory of the host."""
-        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in ("x0", "y", "label")}
+        # Any: the fields have different types.
+        moved: dict[str, Any] = {}
+        for name in ("x0", "y", "label"):
+            moved[name] = getattr(self, name).to(device, non_blocking=True)
         for name in ("present", "pixels"):
             if (value := getattr(self, name)) is not None:
                 moved[name] = value.to(device, non_blocking=True)
