@@ -30,7 +30,7 @@ ORDER = {
         {"harness.data"},
         {"harness.data.generated", "harness.encoders"},
         {"harness.data.disk"},
-        {"harness.latents"},
+        {"harness.latents", "harness.text"},
         {"harness.evaluation"},
         {"harness.evaluation.samples", "harness.assembly"},
         {"harness.costs"},

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -47,7 +48,8 @@ PLACES = {
 """Number of digits of the only group -> its possible places, and the cells of each."""
 
 
-class Group(NamedTuple):
+@dataclass(frozen=True)
+class Group:
     """Equal digits: `count` times the class `digit` in one colour and one size."""
 
     digit: int
@@ -68,7 +70,8 @@ class Object(NamedTuple):
     """The number of its group, 0 or 1."""
 
 
-class Truth(NamedTuple):
+@dataclass(frozen=True)
+class Truth:
     """What is known about a scene."""
 
     groups: tuple[Group, ...]
@@ -190,9 +193,9 @@ def scene(draws: Draws) -> Truth:
         return Truth(groups, _placed(draws, groups, [PLACES[count][place]]), "", place)
     first = 1 + draws.below(count - 1)
     groups = _group(draws, first), _group(draws, count - first)
-    if groups[0][:3] == groups[1][:3]:
+    if groups[0] == replace(groups[1], count=first):
         # Equal groups would look like one group.
-        groups = groups[0], groups[1]._replace(colour=_next_colour(groups[1].colour))
+        groups = groups[0], replace(groups[1], colour=_next_colour(groups[1].colour))
     relation = draws.choice(list(RELATIONS))
     return Truth(groups, _placed(draws, groups, RELATIONS[relation][1:]), relation, "")
 
@@ -231,7 +234,7 @@ def _placed(draws: Draws, groups: Sequence[Group], cells: Sequence[tuple[int, ..
         for _ in range(group.count):
             row, column = divmod(free.pop(draws.below(len(free))), 2)
             position = CELL * row + draws.below(room), CELL * column + draws.below(room)
-            objects.append(Object(*group[:3], *position, number))
+            objects.append(Object(group.digit, group.colour, group.size, *position, number))
     return tuple(objects)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import astuple
 
 import numpy as np
 import pytest
@@ -106,7 +107,7 @@ def test_first_caption_names_every_attribute_in_order(data: Prompts) -> None:
         found = re.findall(r"(a|two|three) (small|large) (\w+) (\w+)", caption)
         counts = {"a": 1, "two": 2, "three": 3}
         read = [(NUMBERS.index(WORDS[noun]), colour, size, counts[n]) for n, size, colour, noun in found]
-        assert read == [tuple(group) for group in truth.groups]
+        assert read == [astuple(group) for group in truth.groups]
         assert truth.relation in caption and truth.place in caption
         assert truth.count == sum(group.count for group in truth.groups)
 
