@@ -52,6 +52,8 @@ class TextEncoder(Protocol):
     dim: int
     length: int
     """Number of tokens L of the features."""
+    longest: int
+    """Number of tokens after which a caption is cut."""
     params: int
     flops: int
     """FLOPs of one caption's forward pass."""
@@ -92,14 +94,15 @@ class FrozenTextEncoder:
     name: str
     dim: int
     length: int
+    longest: int
     params: int
     flops: int
     sha256: str
-    accuracy: float | None = None
 
     def __init__(self, settings: TextSpec, about: TextArchitecture, device: torch.device) -> None:
         self.name, self.settings, self.device = settings.encoder, settings, device
         self.dim, self.length, self.flops = about
+        self.longest = settings.length
 
     @classmethod
     def check_weights(cls, settings: TextSpec) -> None:

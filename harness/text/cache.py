@@ -12,11 +12,13 @@ process that needs the same captions waits.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -27,11 +29,14 @@ from harness.files.progress import progress_bar
 from harness.text.base import BLOCK, TextEncoder
 from harness.text.store import RANGES, Hashes, Store, check_real_tokens, hashes_of
 
+T = TypeVar("T")
 VERSION = 1
 """Version of the features; increase it with every change that moves one, to renew the cache."""
 PROBE = ("", "a small red seven left of two large blue ones", "two", "写真")
 PART_BYTES = 256 << 20
 """Size of the rows after which a part is written."""
+ROWS = 1 << 18
+"""Hashes that are read at once."""
 UNFINISHED = ".hashes-"
 CHUNK = 4096
 """Captions whose hashes are computed at once."""
@@ -48,13 +53,27 @@ def open_store(encoder: TextEncoder) -> Store:
         numbers.update(probe.mask.numpy().tobytes())
     parts = [VERSION, encoder.sha256, encoder.dim, encoder.length, numbers.hexdigest()]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
-    return Store(cache_dir("captions", key), encoder.length, encoder.dim, masked=probe.mask is not None)
+    folder = cache_dir("captions", key)
+    return Store(folder, encoder.length, encoder.dim, tokens=encoder.longest, masked=probe.mask is not None)
+
+
+class Added(NamedTuple):
+    """The captions of a data set, after they were added to a store."""
+
+    captions: int
+    distinct: int
+    new: int
+    """Captions that were encoded now."""
+    cut: int
+    """Captions with more tokens than the encoder reads."""
+    first_cut: int | None
+    """The place of the first of these in the order of captions."""
 
 
 def add_captions(
     store: Store, encoder: TextEncoder, captions: Captions, note: Callable[[str], None] = lambda _: None
-) -> int:
-    """Encode the captions that a store lacks, and return their number.
+) -> Added:
+    """Encode the captions that a store lacks, and describe all of them.
 
     Raises `UserError` if the store cannot be written.
     """
@@ -65,15 +84,28 @@ def add_captions(
         store.repair()
         store.refresh()
         with tempfile.TemporaryDirectory(dir=store.folder, prefix=UNFINISHED) as folder:
-            missing = _missing(store, captions, Path(folder))
-        total = int(missing.sum())
-        if total:
-            note(f"encoding {total} captions with text encoder '{encoder.name}'")
-            wanted = (text for text, new in zip(captions(), missing, strict=True) if new)
-            with progress_bar(total, "captions") as advance:
-                _encode(store, encoder, wanted, advance)
-            store.refresh()
-        return total
+            table = _table_of_hashes(captions, Path(folder) / "hashes")
+            first = _first_of_each(table)
+            missing = first.copy()
+            for rows in _chunks(len(table)):
+                missing[rows] &= store.find(Hashes(*table[rows].T)) < 0
+            if new := int(missing.sum()):
+                note(f"encoding {new} captions with text encoder '{encoder.name}'")
+                wanted = (text for text, is_new in zip(captions(), missing, strict=True) if is_new)
+                with progress_bar(new, "captions") as advance:
+                    _encode(store, encoder, wanted, advance)
+                store.refresh()
+            return Added(len(table), int(first.sum()), new, *_cut(store, table))
+
+
+def _cut(store: Store, table: np.ndarray) -> tuple[int, int | None]:
+    """Return the number of captions that were cut, and the place of the first one."""
+    cut, first = 0, None
+    for rows in _chunks(len(table)):
+        longer = np.flatnonzero(store.uncut(store.find(Hashes(*table[rows].T))) > store.tokens)
+        first = rows.start + int(longer[0]) if first is None and len(longer) else first
+        cut += len(longer)
+    return cut, first
 
 
 def encode_block(encoder: TextEncoder, captions: Sequence[str]) -> Text:
@@ -84,75 +116,53 @@ def encode_block(encoder: TextEncoder, captions: Sequence[str]) -> Text:
     return encoder.encode([*captions, *[""] * (BLOCK - len(captions))])[: len(captions)]
 
 
-def _missing(store: Store, captions: Captions, folder: Path) -> np.ndarray:
-    """Return, for each caption in order, whether it is the first of its kind and not stored, bool (n,)."""
-    count = _write_hashes(captions, folder / "hashes")
-    missing = np.zeros(count, bool)
-    if not count:
-        return missing
-    table = np.memmap(folder / "hashes", "<u8", "r").reshape(-1, 2)
-    for number in range(RANGES):
-        rows = np.concatenate(
-            [
-                start + np.flatnonzero(table[start : start + (1 << 20), 0] >> np.uint64(58) == number)
-                for start in range(0, count, 1 << 20)
-            ]
-        )
-        found = Hashes(table[rows, 0], table[rows, 1])
-        # The sort is stable, so the first of equal captions stays first.
-        order = np.lexsort((found.low, found.high))
-        same = (np.diff(found.high[order]) == 0) & (np.diff(found.low[order]) == 0)
-        first = order[np.concatenate([[True], ~same])[: len(order)]]
-        new = store.find(Hashes(found.high[first], found.low[first])) < 0
-        missing[rows[first[new]]] = True
-    return missing
-
-
-def _write_hashes(captions: Captions, file: Path) -> int:
-    """Write the hashes of all captions to a file, and return their number."""
-    count, waiting = 0, []
+def _table_of_hashes(captions: Captions, file: Path) -> np.ndarray:
+    """Write the hashes of all captions to a file, and return it as a table uint64 (n, 2)."""
     with open(file, "wb") as out:
+        for texts in batched(captions(), CHUNK):
+            out.write(np.stack(hashes_of(texts), axis=1).tobytes())
+    return np.memmap(file, "<u8", "r").reshape(-1, 2) if file.stat().st_size else np.empty((0, 2), "<u8")
 
-        def flush() -> None:
-            out.write(np.stack(hashes_of(waiting), axis=1).tobytes() if waiting else b"")
-            waiting.clear()
 
-        for text in captions():
-            waiting.append(text)
-            count += 1
-            if len(waiting) == CHUNK:
-                flush()
-        flush()
-    return count
+def _first_of_each(table: np.ndarray) -> np.ndarray:
+    """Return whether a caption is the first one with its hash, bool (n,)."""
+    first = np.zeros(len(table), bool)
+    for number in range(RANGES):
+        inside = (
+            rows.start + np.flatnonzero(table[rows, 0] >> np.uint64(58) == number)
+            for rows in _chunks(len(table))
+        )
+        place = np.concatenate([*inside, np.empty(0, np.int64)])
+        high, low = table[place].T
+        # The sort is stable, so the first of equal captions stays first.
+        order = np.lexsort((low, high))
+        same = (np.diff(high[order]) == 0) & (np.diff(low[order]) == 0)
+        first[place[order[np.concatenate([[True], ~same])[: len(order)]]]] = True
+    return first
+
+
+def _chunks(count: int) -> Iterator[slice]:
+    for start in range(0, count, ROWS):
+        yield slice(start, min(start + ROWS, count))
 
 
 def _encode(
     store: Store, encoder: TextEncoder, captions: Iterator[str], advance: Callable[[int], None]
 ) -> None:
     """Encode captions block by block, and write a part whenever enough rows are waiting."""
-    texts: list[str] = []
-    features: list[Text] = []
-    block_bytes = BLOCK * encoder.length * encoder.dim * 4
-    blocks_in_part = max(1, PART_BYTES // block_bytes)
-    for block in _blocks(captions):
-        found = encode_block(encoder, block)
-        check_real_tokens(found)
-        texts += block
-        features.append(found)
-        advance(len(block))
-        if len(features) == blocks_in_part:
-            store.write_part(texts, features)
-            texts, features = [], []
-    if features:
-        store.write_part(texts, features)
+    blocks = max(1, PART_BYTES // (BLOCK * encoder.length * encoder.dim * 4))
+    for part in batched(batched(captions, BLOCK), blocks):
+        features = []
+        for block in part:
+            features.append(encode_block(encoder, block))
+            check_real_tokens(features[-1])
+            advance(len(block))
+        texts = [text for block in part for text in block]
+        store.write_part(texts, features, encoder.token_counts(texts))
 
 
-def _blocks(captions: Iterator[str]) -> Iterator[list[str]]:
-    block: list[str] = []
-    for text in captions:
-        block.append(text)
-        if len(block) == BLOCK:
-            yield block
-            block = []
-    if block:
-        yield block
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Yield items in lists of this size; the last one may be shorter."""
+    waiting = iter(items)
+    while found := list(itertools.islice(waiting, size)):
+        yield found

@@ -26,8 +26,11 @@ from harness.errors import UserError
 from harness.files.files import replacing, write_atomic
 from metrics.files.hashing import sha256_of
 
-ENTRY = np.dtype([("hash", "<u8"), ("low", "<u8"), ("part", "<u4"), ("tokens", "<u4"), ("start", "<u8")])
-"""The hash of a caption in two halves, its part, its number of tokens, and the first of its rows."""
+ENTRY = np.dtype(
+    [("hash", "<u8"), ("low", "<u8"), ("part", "<u4"), ("tokens", "<u4"), ("start", "<u8"), ("uncut", "<u8")]
+)
+"""The hash of a caption in two halves, its part, its rows and the first of them, and its tokens before it was
+cut."""
 RANGES = 64
 """Ranges of hashes that are merged one after the other."""
 VERIFIED_BYTES = 2 << 30
@@ -55,8 +58,10 @@ class Store:
     lock.
     """
 
-    def __init__(self, folder: Path, length: int, dim: int, *, masked: bool) -> None:
-        self.folder, self.length, self.dim, self.masked = folder, length, dim, masked
+    def __init__(self, folder: Path, length: int, dim: int, *, tokens: int, masked: bool) -> None:
+        """`tokens` is the number of tokens after which a caption is cut."""
+        self.folder, self.length, self.dim = folder, length, dim
+        self.tokens, self.masked = tokens, masked
         self._high, self._entries = np.empty(0, "<u8"), np.empty(0, ENTRY)
         self._rows: dict[int, np.ndarray] = {}
 
@@ -94,14 +99,22 @@ class Store:
         mask = torch.arange(self.length) < torch.from_numpy(tokens)[:, None] if self.masked else None
         return Text(torch.from_numpy(features), mask)
 
-    def write_part(self, captions: Sequence[str], texts: Sequence[Text]) -> None:
-        """Write the features of captions as a new part. `refresh` makes it visible."""
+    def uncut(self, places: np.ndarray) -> np.ndarray:
+        """Return the number of tokens before they were cut of the captions at places of the index."""
+        return self._entries["uncut"][places].astype(np.int64)
+
+    def write_part(self, captions: Sequence[str], texts: Sequence[Text], uncut: np.ndarray) -> None:
+        """Write the features of captions as a new part, with their numbers of tokens before they were cut.
+
+        `refresh` makes it visible.
+        """
         number = len(self.parts())
         hashes = hashes_of(captions)
         entries = np.zeros(len(captions), ENTRY)
         counts = np.concatenate([_token_counts(text) for text in texts])
         entries["hash"], entries["low"], entries["part"] = hashes.high, hashes.low, number
         entries["tokens"], entries["start"] = counts, np.cumsum(counts) - counts
+        entries["uncut"] = uncut
         entries = entries[np.lexsort((hashes.low, hashes.high))]
         with replacing(self._file(number, "rows")) as temporary, open(temporary, "wb") as out:
             for text in texts:

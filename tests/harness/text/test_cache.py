@@ -25,7 +25,7 @@ from tests.conftest import ROOT
 class Counting:
     """A text encoder whose features are a hash of the caption, and which counts its work."""
 
-    name, dim, length, params, flops, sha256 = "counting", 3, 4, 0, 0, "ab" * 32
+    name, dim, length, longest, params, flops, sha256 = "counting", 3, 4, 4, 0, 0, "ab" * 32
 
     def __init__(self, *, masked: bool = True) -> None:
         self.encoded, self.masked = 0, masked
@@ -86,6 +86,18 @@ def test_each_caption_is_encoded_once_for_all_data_sets() -> None:
     again = filled(encoder, ["two", "three", *numbered(130)])
     assert encoder.encoded == 3 * probe + 102 + 31
     assert_same(again.read(["three", "one"]), encoder.encode(["three", "one"]))
+
+
+def test_captions_that_are_cut_are_counted_and_the_first_is_named() -> None:
+    encoder = Counting()
+    captions = ["a", "a", "a b c d", "a b c", *numbered(50), "a b c d"]
+    found = open_store(encoder)
+    added = add_captions(found, encoder, lambda: iter(captions))
+    longer = [len(caption.split()) + 1 > 4 for caption in captions]
+    assert added == (len(captions), len(set(captions)), len(set(captions)), sum(longer), longer.index(True))
+    again = add_captions(found, encoder, lambda: iter(captions[:2]))
+    assert again == (2, 1, 0, 0, None)
+    assert add_captions(found, encoder, lambda: iter([])) == (0, 0, 0, 0, None)
 
 
 def test_other_weights_or_features_have_another_store() -> None:
@@ -182,7 +194,7 @@ def peak_bytes(count: int) -> int:
     found = open_store(encoder)
     tracemalloc.start()
     try:
-        assert add_captions(found, encoder, lambda: numbered(count)) == count
+        assert add_captions(found, encoder, lambda: numbered(count)).new == count
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -192,6 +204,7 @@ def test_memory_does_not_grow_with_the_number_of_captions(monkeypatch: pytest.Mo
     """The texts of 20,000 captions alone take more than 1.5 MB."""
     monkeypatch.setattr(cache, "PART_BYTES", 16 << 10)
     monkeypatch.setattr(cache, "CHUNK", 256)
+    monkeypatch.setattr(cache, "ROWS", 512)
     small = peak_bytes(2_000)
     assert peak_bytes(20_000) < small + 500_000
 
@@ -204,7 +217,7 @@ def test_twelve_million_captions_are_indexed_in_bounded_memory(monkeypatch: pyte
     encoder, count = Counting(), 12_000_000
     found = open_store(encoder)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert add_captions(found, encoder, lambda: numbered(count)) == count
+    assert add_captions(found, encoder, lambda: numbered(count)).new == count
     chosen = [f"caption {number}" + " and more" * (number % 3) for number in (0, 7_654_321, count - 1)]
     assert_same(found.read(chosen), encoder.encode(chosen))
     # Pages of mapped files count too, although the system may drop them.
