@@ -182,6 +182,16 @@ class Capabilities:
         return getattr(self.of, "captions", None)
 
     @property
+    def caption_source(self) -> str:
+        """The source of captions, for example a column; empty if the class does not state it."""
+        return getattr(self.of, "caption_source", "")
+
+    @property
+    def sample_name(self) -> Callable[[int], str] | None:
+        """A function from an index to the name of a sample in messages, for example its file."""
+        return getattr(self.of, "sample_name", None)
+
+    @property
     # Any: a record that the generator and its metrics share.
     def truth(self) -> Callable[[int], Any] | None:
         """A function from an index to what is known about a generated sample: objects, colours, counts."""

@@ -94,13 +94,16 @@ def holds(path: Path, kind: Kind) -> bool:
     return _is_of(path, kind)
 
 
-def listing(root: Path, kind: Kind, ignored: Collection[str] = ()) -> Listing:
-    """Return the files of a kind below a folder. `ignored` are names of other files that the caller reads.
+def listing(
+    root: Path, kind: Kind, ignored: Collection[str] = (), companions: Collection[str] = ()
+) -> Listing:
+    """Return the files of a kind below a folder. `ignored` are names of other files that the caller reads,
+    and `companions` suffixes of files that it reads next to those of the kind.
 
     Raises `MetricError` for a file of the kind in a format that is not supported.
     """
     others = {other.plural: other.suffixes for other in (IMAGE, VIDEO, AUDIO) if other.name != kind.name}
-    found = list_folder(root, kind.suffixes, kind.not_read, ignored, others)
+    found = list_folder(root, kind.suffixes, kind.not_read, ignored, others, companions)
     if found.refused:
         file = root / found.refused
         raise MetricError(

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from harness.config.spec import DataSpec
 from harness.data.dataset import Sample
+from harness.data.disk.captions import Captions, caption_column, column_captions
 from harness.data.disk.labels import NONE, Labels, label_column, most_classes, unlabelled, usable_labels
 from harness.data.disk.pixels import decode, fit
 from harness.data.disk.survey import Encoded, common_shape, data_path, fingerprint, survey
@@ -35,7 +36,7 @@ class ParquetImages:
     """
 
     modality = "image"
-    reads = ("root", "resolution", "channels", "image_key", "label_key")
+    reads = ("root", "resolution", "channels", "image_key", "label_key", "caption_key")
 
     def __init__(self, spec: DataSpec) -> None:
         path = data_path(spec, EXPECTED)
@@ -46,6 +47,10 @@ class ParquetImages:
         self.shape = common_shape(spec, surveys, rows.where)
         self._keys = [bytes.fromhex(s.sha256) for s in surveys]
         self.fingerprint = fingerprint((s.sha256 for s in surveys), rows.labels.tolist())
+        if spec.caption_key:
+            captions = read_captions(rows.files, spec.caption_key)
+            self.captions, self.caption_source = captions.of, captions.source
+            self.fingerprint = captions.fingerprint(self.fingerprint)
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -59,6 +64,9 @@ class ParquetImages:
 
     def key(self, index: int) -> bytes:
         return self._keys[index]
+
+    def sample_name(self, index: int) -> str:
+        return self._rows.where(index)
 
 
 @dataclass(frozen=True)
@@ -110,6 +118,19 @@ def read_rows(spec: DataSpec, path: Path) -> Rows:
         raise UserError(f"data.root = {path} has no rows; expected {EXPECTED}")
     labels = _labels(tables, files[0], label, chosen=bool(spec.label_key))
     return Rows(files, tables, key, *labels, _label_source(files[0], key, label), skipped)
+
+
+def read_captions(files: list[Path], key: str) -> Captions:
+    """Return the captions of all rows. Raises `UserError` naming the file, column or row at fault."""
+    name = caption_column(_schema(files[0]).names, key, str(files[0]))
+    columns = []
+    for file in files:
+        if name not in _schema(file).names:
+            raise UserError(
+                f"{file} has no column '{name}', which the other files have; add it or remove the file"
+            )
+        columns.append((pq.ParquetFile(file).read(columns=[name])[name], f"{file}: column '{name}'"))
+    return column_captions(columns, f"column '{name}'")
 
 
 def _train_files(folder: Path) -> tuple[list[Path], tuple[Skipped, ...]]:

@@ -100,6 +100,7 @@ class Prompts:
     classes = len(NUMBERS)
     class_names = NUMBERS
     label_source = "the digit that the first caption mentions first"
+    caption_source = "generated"
     shape = (3, SIDE, SIDE)
 
     def __init__(self, spec: DataSpec) -> None:
