@@ -7,16 +7,42 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.config.spec import DataSpec
+from harness.config.spec import DataSpec, TextSpec
 from harness.data.dataset import Capabilities
 from harness.errors import UserError
 
 OWN = (
-    "root", "resolution", "channels", "image_key", "label_key", "frames", "classes", "posterior", "codec",
-    "codec_weights", "images",
+    "root", "resolution", "channels", "image_key", "label_key", "caption_key", "frames", "classes",
+    "posterior", "codec", "codec_weights", "images",
 )  # fmt: skip
 """Fields that only some data sets read: those that a class lists in `reads`."""
 MIRRORED = ("image", "video")
+USUAL = "usual"
+"""The value of `data.caption_key` that reads the column of captions with a usual name."""
+
+
+def with_captions(spec: DataSpec, text: TextSpec, dataset: Any) -> DataSpec:
+    """Return the data of a run, whose captions are read if it has a text encoder.
+
+    Raises `UserError` for a class of data sets without captions, and for fields of `text` without an encoder.
+    """
+    if not text.encoder:
+        for name in TextSpec.model_fields:
+            if (value := getattr(text, name)) != TextSpec.model_fields[name].default:
+                raise UserError(
+                    f"text.{name} = {value} belongs to a text encoder; set text.encoder, for example to "
+                    "minilm, or leave it out"
+                )
+        return spec
+    able = Capabilities(dataset)
+    if "caption_key" in (able.reads or ()):
+        return spec if spec.caption_key else spec.model_copy(update={"caption_key": USUAL})
+    if able.captions is None:
+        raise UserError(
+            f"text.encoder = {text.encoder} needs captions, but data set '{spec.name}' has none; choose "
+            "data.name=prompts, or parquet or folder with captions"
+        )
+    return spec
 
 
 def check_fields(spec: DataSpec, dataset: Any, modality: str) -> None:

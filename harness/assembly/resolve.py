@@ -17,7 +17,7 @@ from harness.config import registry
 from harness.config.fields import field_paths, in_words, nearest
 from harness.config.packaged import PackagedToml
 from harness.config.parts import nested_setting, nested_spec
-from harness.config.spec import DataSpec, EvalSpec, MethodConfig, RunSpec
+from harness.config.spec import DataSpec, EvalSpec, MethodConfig, RunSpec, TextSpec
 from harness.config.tables import merge, parse_override, set_path, validate
 from harness.errors import UserError, unknown
 from harness.files.files import read_toml
@@ -94,12 +94,13 @@ def resolve(data: Mapping[str, Any], *, where: str = "spec") -> RunSpec:
     spec = validate(RunSpec, {**data, "method": {"name": config.name}}, where, suggest)
     if size_named(spec.backbone.size) is None:
         raise unknown("backbone.size", spec.backbone.size, {**SIZES, **TEXT_TO_IMAGE})
-    registry.load("dataset", spec.data.name)
+    dataset = registry.load("dataset", spec.data.name)
     try:
         config = config.resolved(spec.backbone)
     except ValueError as error:
         raise UserError(f"{where}: method.{error}") from error
-    named = {"data": _named_codec(spec.data), "eval": _addressed(spec.eval)}
+    data_spec = _with_captions(_named_codec(spec.data), spec.text, dataset)
+    named = {"data": data_spec, "eval": _addressed(spec.eval)}
     spec = spec.model_copy(update={"method": config, **named})
     _check(spec, where)
     return spec
@@ -117,6 +118,13 @@ def _named_codec(spec: DataSpec) -> DataSpec:
     from harness.latents.codec import addressed
 
     return addressed(spec)
+
+
+# Any: a class of data sets from any package.
+def _with_captions(spec: DataSpec, text: TextSpec, dataset: Any) -> DataSpec:
+    from harness.assembly.data_fields import with_captions
+
+    return with_captions(spec, text, dataset)
 
 
 def _addressed(spec: EvalSpec) -> EvalSpec:

@@ -127,13 +127,15 @@ def percent(fraction: float | None) -> str:
 @click.argument("what", required=False)
 @JSON_OPTION
 def list_(what: str | None, as_json: bool) -> None:
-    """List available methods, encoders, codecs, extractors, datasets, presets, studies, sizes or samplers.
+    """List one kind of what is available, or everything.
 
-    Without an argument, list everything.
+    The kinds are methods, encoders, text_encoders, codecs, extractors, datasets, presets, studies, sizes and
+    samplers.
     """
     kinds = {
         "methods": lambda: entries(counted=what is not None),
         "encoders": lambda: _described("encoder", suffix=":<model>"),
+        "text_encoders": _text_encoders,
         "codecs": lambda: _described("codec"),
         "extractors": _extractors,
         "datasets": lambda: _described("dataset"),
@@ -155,7 +157,12 @@ def list_(what: str | None, as_json: bool) -> None:
 
 
 def _described(kind: str, suffix: str = "") -> dict[str, str]:
-    ours = {"encoder": registry.ENCODERS, "codec": registry.CODECS, "dataset": registry.DATASETS}[kind]
+    ours = {
+        "encoder": registry.ENCODERS,
+        "text_encoder": registry.TEXT_ENCODERS,
+        "codec": registry.CODECS,
+        "dataset": registry.DATASETS,
+    }[kind]
     rows = {}
     for name in registry.names(kind):
         try:
@@ -164,6 +171,16 @@ def _described(kind: str, suffix: str = "") -> dict[str, str]:
             text = f"not available: {error}"
         rows[name + suffix] = _first_line(text)
     return rows
+
+
+def _text_encoders() -> dict[str, str]:
+    models = {
+        "transformers": ":<folder or name>",
+        "open_clip": ":<model>",
+        "local": ":text",
+        "random": ":text",
+    }
+    return {f"{name}{models.get(name, '')}": text for name, text in _described("text_encoder").items()}
 
 
 def _first_line(text: str | None) -> str:

@@ -11,12 +11,16 @@ from harness.config.options import STEP_OPTION, set_option
 from harness.errors import UserError
 from harness.train.trained_run import Drawing, dataset_to_draw, drawing_of_run, spec_of_run
 
+SHOWN = 100
+"""Number of captions that a picture holds."""
 SAMPLE_EPILOG = """\b
 Example:
   flowrace sample runs/first/0123456789ab -n 100 -o digits.png
   flowrace sample runs/first/0123456789ab -n 50000 --npz samples.npz --set eval.guidance=1.5
   flowrace sample runs/imported/0123456789ab -n 64 --set data.codec=sd-vae:sd-vae-ft-ema
   flowrace sample runs/films/0123456789ab -n 4 -o films.png --waveform
+  flowrace sample runs/prompts/0123456789ab --prompt "a small red seven left of two large blue ones"
+  flowrace sample runs/prompts/0123456789ab --prompts prompts.txt -n 40 --set eval.guidance=2
   torchrun --nproc-per-node 8 -m harness.cli.main sample runs/first/0123456789ab -n 50000 --npz samples.npz
 """
 
@@ -43,6 +47,15 @@ Example:
     "--waveform", is_flag=True, help="Draw the waveform below the frames of a video with its sound (.png)."
 )
 @click.option("--classes", metavar="A,B,...", help="Classes to draw. Default: all.")
+@click.option(
+    "--prompt", "prompt", metavar="TEXT", multiple=True, help="Prompt of the samples; several take turns."
+)
+@click.option(
+    "--prompts",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="UTF-8 file with one prompt a line.",
+)
 @STEP_OPTION
 @set_option(help="Set a field of eval or runtime, for example eval.guidance=1.5; may be repeated.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
@@ -53,13 +66,16 @@ def sample(
     npz: Path | None,
     waveform: bool,
     classes: str | None,
+    prompt: tuple[str, ...],
+    prompts: Path | None,
     step: int | None,
     overrides: tuple[str, ...],
     overwrite: bool,
 ) -> None:
     """Draw samples from a checkpoint of a run with the sampler of its spec.
 
-    Sample i depends only on eval.seed and i. Rerun an interrupted command to resume it. Under torchrun, the
+    Sample i depends only on eval.seed, i and its prompt. Without prompts, a run that is conditioned on text
+    draws the captions of its evaluations. Rerun an interrupted command to resume it. Under torchrun, the
     processes split the samples between them.
     """
     if output and npz:
@@ -71,7 +87,7 @@ def sample(
     if not output.parent.is_dir():
         raise UserError(f"cannot write {output}: no such folder {output.parent}")
     spec = spec_of_run(path, (*overrides, f"eval.samples={max(count, 2)}"))
-    only = _classes(classes)
+    only, given = _classes(classes), (*prompt, *(_prompts(prompts) if prompts else ()))
 
     from harness.data.dataset import pictured, shapes_of
     from harness.evaluation.npz_export import check_classes, draw_bulk
@@ -93,11 +109,11 @@ def sample(
             f"the file is {output.name}: leave it out"
         )
     with join(spec.runtime.device) as world:
-        drawing = drawing_of_run(path, spec, step, count, only, world.device)
+        drawing = drawing_of_run(path, spec, step, count, only, world.device, given)
         # Another command may have written the file in the meantime.
         _check_free(output, overwrite)
         if output.suffix == ".npz":
-            draw_bulk(drawing.model, drawing.job, output, world, drawing.decode)
+            draw_bulk(drawing.model, drawing.job, drawing.conditions, output, world, drawing.decode)
         elif world.main:
             draw = films if waveform else picture
             _draw_grid(drawing, output, shapes_of(pictured(dataset)), draw)
@@ -111,6 +127,7 @@ def _check_free(output: Path, overwrite: bool) -> None:
 
 
 def _draw_grid(drawing: Drawing, output: Path, shapes: Any, draw: Any) -> None:
+    import numpy as np
     import torch
 
     from harness.evaluation.sample_grid import png
@@ -118,9 +135,20 @@ def _draw_grid(drawing: Drawing, output: Path, shapes: Any, draw: Any) -> None:
 
     parts = list(drawing.batches())
     try:
-        write_atomic(output, png(draw(torch.cat(parts).numpy(), shapes)))
+        captions = drawing.conditions.texts(np.arange(drawing.job.spec.samples))
+        write_atomic(output, png(draw(torch.cat(parts).numpy(), shapes), captions[:SHOWN]))
     except OSError as error:
         raise UserError(f"cannot write {output}: {error.strerror}") from error
+
+
+def _prompts(file: Path) -> list[str]:
+    """Return the lines of a file that are not empty."""
+    from harness.files.files import read_text
+
+    found = [line.strip() for line in read_text(file).splitlines() if line.strip()]
+    if not found:
+        raise UserError(f"--prompts {file}: the file has no prompt; write one a line")
+    return found
 
 
 def _classes(text: str | None) -> tuple[int, ...]:

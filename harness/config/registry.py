@@ -1,7 +1,7 @@
-"""The registry of methods, data sets, encoders and codecs: name -> "module:attribute", imported on use.
+"""The registry of methods, data sets, encoders, text encoders and codecs: name -> "module:attribute".
 
-Other packages add to it through the entry-point groups `flowrace.methods`, `.datasets`, `.encoders` and
-`.codecs`.
+Modules are imported on use. Other packages add to it through the entry-point groups `flowrace.methods`,
+`.datasets`, `.encoders`, `.text_encoders` and `.codecs`.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ DATASETS = {
     "sounds": "harness.data.disk.sounds:Sounds",
     "bounce": "harness.data.generated.bounce:Bounce",
     "films": "harness.data.disk.films:Films",
+    "prompts": "harness.data.generated.prompts:Prompts",
     "latents": "harness.latents.dataset:Latents",
 }
 # Family -> class; a full name is "family:model".
@@ -59,6 +60,14 @@ ENCODERS = {
     "random": "harness.encoders.local:RandomEncoder",
     "cached": "harness.encoders.cached:CachedEncoder",
 }
+# Family -> class; a full name is "family:model", or the family alone if it has a single model.
+TEXT_ENCODERS = {
+    "minilm": "harness.text.transformers:MiniLm",
+    "transformers": "harness.text.transformers:TransformersText",
+    "open_clip": "harness.text.open_clip:OpenClipText",
+    "local": "harness.text.local:LocalText",
+    "random": "harness.text.local:RandomText",
+}
 CODECS = {
     "identity": "harness.latents.identity:Identity",
     "sd-vae": "harness.latents.sd_vae:SdVae",
@@ -66,11 +75,17 @@ CODECS = {
     "oobleck": "harness.latents.audio_codecs:Oobleck",
     "dac": "harness.latents.audio_codecs:Dac",
 }
-_TABLES = {"method": METHODS, "dataset": DATASETS, "encoder": ENCODERS, "codec": CODECS}
+_TABLES = {
+    "method": METHODS,
+    "dataset": DATASETS,
+    "encoder": ENCODERS,
+    "text_encoder": TEXT_ENCODERS,
+    "codec": CODECS,
+}
 
 
 def names(kind: str) -> list[str]:
-    """Return all registered names of a kind: `method`, `dataset`, `encoder` or `codec`."""
+    """Return all registered names of a kind: `method`, `dataset`, `encoder`, `text_encoder` or `codec`."""
     return sorted({*_TABLES[kind], *_plugins(kind)})
 
 
@@ -81,7 +96,7 @@ def load(kind: str, name: str) -> Any:
         return getattr(importlib.import_module(module), attribute)
     plugins = _plugins(kind)
     if name not in plugins:
-        raise unknown(kind, name, names(kind), see=f"flowrace list {kind}s")
+        raise unknown(kind.replace("_", " "), name, names(kind), see=f"flowrace list {kind}s")
     moved_modules.install()
     try:
         return plugins[name].load()

@@ -92,6 +92,9 @@ class DataSpec(Section, HasParts):
     """Name of the array or column of images; empty for the usual names."""
     label_key: str = ""
     """Name of the array or column of labels; empty for the usual names, `none` for data without labels."""
+    caption_key: str = Field(default="", json_schema_extra=HASHED_IF_SET)
+    """Name of the column of captions, or `usual` for the usual names; empty if captions are not read. A run
+    with a text encoder sets `usual` by itself."""
     frames: int | None = Field(default=None, ge=1, le=COUNT, json_schema_extra=HASHED_IF_SET)
     """Frames of a video, or log-mel frames of a recording; None for the data set's default."""
     classes: int | None = Field(default=None, ge=1, le=COUNT, json_schema_extra=HASHED_IF_SET)
@@ -157,6 +160,29 @@ class BackboneSpec(Section, HasParts):
         if size is None:
             raise ValueError(f"backbone.size = {self.size} is unknown")
         return size.depth
+
+
+class TextSpec(Section):
+    """The captions that a run is conditioned on, and the frozen encoder that reads them."""
+
+    encoder: str = Field(default="", json_schema_extra=HASHED_IF_SET)
+    """Registered name of the text encoder, see `flowrace list text_encoders`; empty for class labels."""
+    length: int = Field(default=77, ge=1, json_schema_extra=HASHED_IF_SET)
+    """Number of text tokens, those of the encoder included; longer captions are cut."""
+    layer: int | None = Field(default=None, ge=1, json_schema_extra=HASHED_IF_SET)
+    """Block of the encoder (1-based) whose output is used; None for its last hidden state."""
+    pooled: bool = Field(default=False, json_schema_extra=HASHED_IF_SET)
+    """Use one vector per caption, pooled as the encoder defines it, instead of one per token."""
+    padding: Literal["masked", "attended"] = Field(default="masked", json_schema_extra=HASHED_IF_SET)
+    """Attend to real tokens only, or also to padding, as REPA's released network does."""
+    weights: str = _free("")
+    """File or folder of the encoder's weights, if its name does not include one."""
+    sha256: str = Field(default="", json_schema_extra=HASHED_IF_SET)
+    """Expected checksum of the weights; empty accepts any."""
+    content: str = Field(default="", json_schema_extra=HASHED_IF_SET)
+    """Hash of `weights`, filled in if it exists: the run id depends on it, not on the path."""
+    download: bool = _free(False)
+    """Allow downloading the weights from the hub; by default nothing is downloaded."""
 
 
 class TimeSpec(Section):
@@ -397,6 +423,7 @@ class RunSpec(Section):
     """Seed of every random stream of the training run."""
     data: DataSpec = DataSpec()
     backbone: BackboneSpec = BackboneSpec()
+    text: TextSpec = TextSpec()
     method: SerializeAsAny[MethodConfig]
     time: TimeSpec = TimeSpec()
     train: TrainSpec = TrainSpec()

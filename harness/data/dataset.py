@@ -181,6 +181,28 @@ class Capabilities:
         return getattr(self.of, "wave", None)
 
     @property
+    def captions(self) -> Callable[[int], tuple[str, ...]] | None:
+        """A function from an index to the captions of a sample, the most detailed one first; a sample without
+        any has none. None for data without captions."""
+        return getattr(self.of, "captions", None)
+
+    @property
+    def caption_source(self) -> str:
+        """The source of captions, for example a column; empty if the class does not state it."""
+        return getattr(self.of, "caption_source", "")
+
+    @property
+    def sample_name(self) -> Callable[[int], str] | None:
+        """A function from an index to the name of a sample in messages, for example its file."""
+        return getattr(self.of, "sample_name", None)
+
+    @property
+    # Any: a record that the generator and its metrics share.
+    def truth(self) -> Callable[[int], Any] | None:
+        """A function from an index to what is known about a generated sample: objects, colours, counts."""
+        return getattr(self.of, "truth", None)
+
+    @property
     def position(self) -> np.ndarray | None:
         """Row and column of the object in each frame, (videos, frames, 2), for generated data and their
         parts."""

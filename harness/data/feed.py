@@ -5,18 +5,32 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import Protocol, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from harness.backbone.condition import Text
 from harness.data.dataset import Capabilities, Dataset
 from harness.data.modality_dropout import draw_present
 from harness.data.open import from_pixels, images
 from harness.flow.batch import Batch
 from harness.runtime.random_streams import Streams
+
+
+class Captions(Protocol):
+    """The captions of the samples of a data set, as features."""
+
+    @property
+    def empty(self) -> Text:
+        """The features of the empty caption (1, L, D)."""
+        ...
+
+    def chosen(self, place: np.ndarray, draw: Tensor) -> Text:
+        """Return a caption of each sample at data set indices (B,); `draw` (B,) in [0, 1) chooses it."""
+        ...
 
 
 class Feed:
@@ -36,10 +50,12 @@ class Feed:
         flip: bool,
         with_pixels: bool = False,
         alone: Sequence[float] = (),
+        captions: Captions | None = None,
     ) -> None:
         """`with_pixels` adds to a batch of latents the samples they encode. `alone` holds, for each part, the
-        share of samples that consist of it only."""
+        share of samples that consist of it only. `captions` take the place of labels as conditions."""
         self.dataset, self.train, self.streams = dataset, train, streams
+        self.captions = captions
         self.label_drop, self.flip, self.alone = label_drop, flip, alone
         self._latent, self._with_pixels = Capabilities(dataset).latent, with_pixels
         self._epoch: tuple[int, np.ndarray] = (-1, train)
@@ -56,7 +72,11 @@ class Feed:
         else:
             (x0, label), pixels = _pixels(self.dataset, place, flipped), None
         dropped = self.streams.uniform("label_drop", index) < self.label_drop
-        y = torch.where(dropped, self.dataset.classes, label)
+        if self.captions is None:
+            y = torch.where(dropped, self.dataset.classes, label)
+        else:
+            chosen = self.captions.chosen(place, self.streams.uniform("caption", index))
+            y = chosen.where(dropped, self.captions.empty)
         present = draw_present(self.alone, self.streams, index)
         return Batch(index, x0, y, label, step, present=present, pixels=pixels, place=place)
 

@@ -1,11 +1,12 @@
-"""The content of a data set: samples, classes with counts, the source of the labels, files left out."""
+"""The content of a data set: samples, classes with counts, captions, their sources, files left out."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 # Any: JSON.
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +17,48 @@ from metrics.files.listing import Skipped
 
 SHOWN = 6
 """Classes whose names and counts fit the line in the terminal."""
+
+
+LONG = 1000
+"""Characters of a caption above which it is counted as long."""
+
+
+class Counted(NamedTuple):
+    """A number of samples or captions, and the name of the first."""
+
+    number: int
+    first: str
+
+
+@dataclass(frozen=True)
+class FoundCaptions:
+    """The captions of a data set, and what is unusual about them."""
+
+    captions: int
+    source: str
+    missing: Counted
+    """Samples without caption."""
+    empty: Counted
+    """Captions without text."""
+    long: Counted
+    """Captions of more than `LONG` characters."""
+
+    def line(self) -> str:
+        """Return one line: number, source, and what is missing, empty or long."""
+        found = (
+            (self.missing, "samples have none"),
+            (self.empty, "are empty"),
+            (self.long, f"have more than {LONG} characters"),
+        )
+        parts = [f"{one.number} {what} (first: {one.first})" for one, what in found if one.number]
+        source = f" ({self.source})" if self.source else ""
+        return "; ".join([f"{self.captions} captions{source}", *parts])
+
+    def row(self) -> dict[str, Any]:
+        """Return the facts as JSON."""
+        unusual = {"missing": self.missing, "empty": self.empty, "long": self.long}
+        counts = {name: {"number": one.number, "first": one.first} for name, one in unusual.items()}
+        return {"captions": self.captions, "source": self.source, **counts}
 
 
 @dataclass(frozen=True)
@@ -35,12 +78,15 @@ class Found:
     """Shape of a sample, or of its first part."""
     stored: Stored = field(default_factory=Stored)
     """Sizes and rates on disk; empty for generated data."""
+    captions: FoundCaptions | None = None
+    """None if captions are not read."""
 
     def line(self) -> str:
         """Return one line: samples, classes, label source, sizes and rates, and what was left out."""
         parts = [f"{self.samples} samples, {self._classes()} (label source: {self.label_source})"]
         parts += self.stored.parts()
         parts += [self.problem] if self.problem else []
+        parts += [self.captions.line()] if self.captions else []
         parts += [f"skipped {'; '.join(map(str, self.skipped))}"] if self.skipped else []
         return "; ".join(parts)
 
@@ -64,6 +110,8 @@ class Found:
         row |= self.stored.row()
         if self.problem:
             row["label_problem"] = self.problem
+        if self.captions:
+            row["captions"] = self.captions.row()
         row["skipped"] = [{"reason": s.reason, "files": s.files, "first": s.example} for s in self.skipped]
         return row
 
@@ -83,7 +131,29 @@ def found_in(dataset: Dataset) -> Found:
         has.files,
         shape,
         has.stored or Stored(),
+        captions_in(dataset),
     )
+
+
+def captions_in(dataset: Dataset) -> FoundCaptions | None:
+    """Return the facts about the captions of a data set; None for data without captions."""
+    has = Capabilities(dataset)
+    if has.captions is None:
+        return None
+    name = has.sample_name or (lambda index: f"sample {index}")
+    captions, firsts, counts = 0, {}, Counter()
+    for index in range(len(dataset)):
+        texts = has.captions(index)
+        captions += len(texts)
+        found = {"missing": not texts, "empty": texts.count(""), "long": sum(len(t) > LONG for t in texts)}
+        for kind, number in found.items():
+            if number:
+                counts[kind] += number
+                firsts.setdefault(kind, name(index))
+    missing, empty, long = (
+        Counted(counts[kind], firsts.get(kind, "")) for kind in ("missing", "empty", "long")
+    )
+    return FoundCaptions(captions, has.caption_source, missing, empty, long)
 
 
 def check_labels(dataset: Dataset) -> None:

@@ -19,10 +19,10 @@ from harness.files.stamps import stamp_of
 def pinned(spec: RunSpec) -> RunSpec:
     """Return the spec with `data.fingerprint` and the `content` of its encoders filled in.
 
-    Data need a root that exists, and encoders a weights file. Raises `UserError` if the content of either
+    Data need a root that exists, and encoders weights that exist. Raises `UserError` if the content of either
     differs from that in the spec.
     """
-    return _with_encoders(_with_data(spec))
+    return _with_encoders(_with_text(_with_data(spec)))
 
 
 def _with_data(spec: RunSpec) -> RunSpec:
@@ -32,6 +32,23 @@ def _with_data(spec: RunSpec) -> RunSpec:
     check_labels(dataset)
     fields = {"fingerprint": dataset.fingerprint}
     return spec.model_copy(update={"data": spec.data.model_copy(update=fields)})
+
+
+def _with_text(spec: RunSpec) -> RunSpec:
+    """Return the spec with the content of the text encoder's weights, a file or a folder of files."""
+    text = spec.text
+    place = Path(text.weights).expanduser()
+    if not text.weights or text.sha256 or not place.exists():
+        return spec
+    from metrics.files.hashing import folder_sha256
+
+    content = folder_sha256(place) if place.is_dir() else _sha256(place, tuple(stamp_of(place)))
+    if text.content and text.content != content:
+        raise UserError(
+            f"text.weights = {text.weights} holds other weights than this spec was planned with: sha256 "
+            f"{content}, expected {text.content}; set text.weights to the original"
+        )
+    return spec.model_copy(update={"text": text.model_copy(update={"content": content})})
 
 
 def _with_encoders(spec: RunSpec) -> RunSpec:

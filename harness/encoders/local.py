@@ -90,18 +90,20 @@ class Vit(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, *, causal: bool = False) -> None:
+        """`causal` lets a token attend to earlier ones and itself only."""
         super().__init__()
-        self.heads = heads
+        self.heads, self.causal = heads, causal
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
-    def forward(self, x: Tensor, captured: list[tuple[Tensor, Tensor]] | None) -> Tensor:
+    def forward(self, x: Tensor, captured: list[tuple[Tensor, Tensor]] | None = None) -> Tensor:
         q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         if captured is not None:
             captured.append((q, k))
-        x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        x = x + self.out(attended.transpose(1, 2).flatten(2))
         return x + self.mlp(self.norm2(x))
 
 
@@ -183,7 +185,7 @@ def build(model: str, shape: tuple[int, ...], classes: int, grid: tuple[int, ...
     streams = Streams(0)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
-            parameter.copy_(_initial(name, parameter.shape, streams))
+            parameter.copy_(initial_weights(name, parameter.shape, streams))
     return network
 
 
@@ -239,7 +241,7 @@ def fit(network: Vit, dataset: Dataset, train: np.ndarray, device: torch.device)
             loss = F.cross_entropy(
                 network.classify(_scaled(pixels, device)), torch.from_numpy(labels).to(device)
             )
-            optimizer.param_groups[0]["lr"] = LEARNING_RATE * _schedule((step + 1) / steps)
+            optimizer.param_groups[0]["lr"] = LEARNING_RATE * schedule((step + 1) / steps)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -265,7 +267,8 @@ def _size(model: str) -> Size:
     return SIZES[model]
 
 
-def _initial(name: str, shape: torch.Size, streams: Streams) -> Tensor:
+def initial_weights(name: str, shape: torch.Size, streams: Streams) -> Tensor:
+    """Return the initial weights of a parameter, from its stream."""
     if name == "position":
         return 0.02 * streams.normal(f"encoder/init/{name}", [0], shape)[0]
     if len(shape) == 1:
@@ -278,7 +281,8 @@ def _scaled(pixels: np.ndarray, device: torch.device) -> Tensor:
     return torch.from_numpy(pixels).to(device).float().div_(127.5).sub_(1)
 
 
-def _schedule(progress: float) -> float:
+def schedule(progress: float) -> float:
+    """Return the factor of the learning rate after a share of the training: warm-up, then cosine decay."""
     return min(progress / WARMUP, 0.5 + 0.5 * math.cos(math.pi * progress))
 
 

@@ -1,6 +1,6 @@
-"""Evaluation of a run: samples from fixed latents and labels, their features, and metrics.
+"""Evaluation of a run: samples from fixed latents and conditions, their features, and metrics.
 
-Latents, labels, extractors and real samples are the same for every method and step.
+Latents, conditions, extractors and real samples are the same for every method and step.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from harness.config.spec import EvalSpec
 from harness.data.dataset import Dataset, pictured, shapes_of, x_shape
 from harness.encoders.base import Encoder
 from harness.evaluation.checks import check_extractor, check_impartial, check_metrics
+from harness.evaluation.conditions import conditions_of
 from harness.evaluation.extractors import open_extractor
 from harness.evaluation.features import FeaturePass, FeatureSet, Masked
 from harness.evaluation.inputs import network_inputs
@@ -31,11 +32,11 @@ from harness.evaluation.reference_free import prepared
 from harness.evaluation.sample_grid import picture, png
 from harness.files.files import write_atomic
 from harness.files.progress import announced
-from harness.flow.sampling import NOT_FINITE, are_finite, as_pixels, draw, sample_labels
+from harness.flow.sampling import NOT_FINITE, are_finite, as_pixels, draw
 from harness.latents.codec import decoder_of
 from harness.runtime.distributed import World
-from harness.runtime.random_streams import Streams
 from harness.runtime.rounds import gather_round, main_first, rounds
+from harness.text.captions import RunCaptions
 from metrics import MetricError, Value
 from metrics.intervals import of_replicates
 from metrics.suite import Metric, Side, metric_of, metrics_of
@@ -69,6 +70,8 @@ class Result:
     """The first samples as a picture, uint8 (H, W) or (H, W, 3), always from the same latents."""
     errors: dict[str, str] = field(default_factory=dict)
     """Metrics that could not be computed -> the reason."""
+    captions: tuple[str, ...] = ()
+    """The captions of the samples in the grid; empty for labels."""
 
     @property
     def rows(self) -> dict[str, dict[str, Any]]:
@@ -76,8 +79,8 @@ class Result:
         return {name: metric.row() for name, metric in self.metrics.items()}
 
     def save_grid(self, path: Path) -> None:
-        """Write the grid as PNG."""
-        write_atomic(path, png(self.grid))
+        """Write the grid as PNG, with the captions in it."""
+        write_atomic(path, png(self.grid, self.captions))
 
 
 class Replicate(NamedTuple):
@@ -118,15 +121,18 @@ class Evaluator:
         *,
         note: Note = ignore,
         check: Callable[[Mapping[str, str]], None] = lambda _: None,
+        captions: RunCaptions | None = None,
     ) -> None:
         """Open the networks and prepare the real side.
 
-        `note` is called with what takes long. `check` is called with the sha256 of each network, and may
-        raise, before real samples are read.
+        `captions` are those of the data set, for a run that is conditioned on them. `note` is called with
+        what takes long. `check` is called with the sha256 of each network, and may raise, before real samples
+        are read.
         """
         self.spec, self.device = spec, device
         self.world = world or World(0, 1, device)
-        self.shape, self.classes = x_shape(dataset), dataset.classes
+        self.shape = x_shape(dataset)
+        self.conditions = conditions_of(spec, dataset.classes, captions, held_out, train)
         self.decode, codec = decoder_of(dataset, device)
         dataset = pictured(dataset)
         self.shapes = shapes_of(dataset)
@@ -163,7 +169,9 @@ class Evaluator:
             self.noise_floor |= {name: floor for name, floor in floors.items() if floor}
 
         self.about = (
-            protocol(spec, dataset, train, self.extractors, self.reference_free, self.reference) | codec
+            protocol(spec, dataset, train, self.extractors, self.reference_free, self.reference)
+            | codec
+            | self.conditions.about()
         )
         self.protocol = digest(self.about)
 
@@ -272,11 +280,20 @@ class Evaluator:
         return FeaturePass(self.extractors[name], [Masked(FeatureSet.of_parts(parts))], self.world)
 
     def _labels(self, numbers: range) -> Tensor:
-        return sample_labels(self.spec, Streams(self.spec.seed), np.array(numbers), self.classes)
+        return self.conditions.labels(np.array(numbers))
 
     def _drawn(self, model: nn.Module, numbers: range) -> Tensor:
-        index, labels = np.array(numbers), self._labels(numbers)
-        return draw(model, self.spec, self.shape, self.classes, self.device, index, labels, self.decode)
+        index, conditions = np.array(numbers), self.conditions
+        return draw(
+            model,
+            self.spec,
+            self.shape,
+            conditions.null,
+            self.device,
+            index,
+            conditions.condition(index),
+            self.decode,
+        )
 
     def _compare(self, passes: dict[str, FeaturePass]) -> tuple[dict[str, Value], dict[str, str]]:
         """Compute the metrics of each network from its real and its generated side."""
@@ -304,7 +321,9 @@ class Evaluator:
             for name in self.spec.metrics
             if name not in errors
         }
-        return Result(metrics, self.protocol, picture(replicates[0].first, self.shapes), errors)
+        first = replicates[0].first
+        captions = self.conditions.texts(np.arange(len(first)))
+        return Result(metrics, self.protocol, picture(first, self.shapes), errors, tuple(captions))
 
     def _needed(self, extractor: str) -> list[Metric]:
         return metrics_of(metric.value for metric in self.metrics if metric.extractor == extractor)

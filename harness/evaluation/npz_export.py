@@ -23,13 +23,13 @@ from torch import Tensor, nn
 
 from harness.config.spec import EvalSpec
 from harness.errors import UserError
+from harness.evaluation.conditions import Conditions
 from harness.files.files import replacing, take_lock, write_atomic
 from harness.files.parse import parse_json
 from harness.files.progress import progress_bar
-from harness.flow.sampling import Decode, draw_batch, sample_labels
+from harness.flow.sampling import Decode, draw_batch
 from harness.records.record import LOCK
 from harness.runtime.distributed import World
-from harness.runtime.random_streams import Streams
 
 JOB = "job.json"
 
@@ -48,6 +48,8 @@ class Job(NamedTuple):
     """The shape of a latent, if the network draws latents."""
     codec: str = ""
     """The sha256 of the codec that decodes the latents."""
+    text: str = ""
+    """What the captions of the samples depend on, as JSON; empty for labels."""
 
     @property
     def drawn(self) -> tuple[int, ...]:
@@ -57,9 +59,10 @@ class Job(NamedTuple):
     @property
     def digest(self) -> str:
         """Return 16 hex digits over everything that the bytes of the file depend on."""
-        of_latents = {} if self.latent else {"latent", "codec"}
+        unset = set() if self.latent else {"latent", "codec"}
+        unset |= set() if self.text else {"text"}
         fields = {
-            **{name: value for name, value in self._asdict().items() if name not in of_latents},
+            **{name: value for name, value in self._asdict().items() if name not in unset},
             "spec": self.spec.model_dump(exclude={"every", "metrics", "grid", "replicates", "weights"}),
         }
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
@@ -67,12 +70,6 @@ class Job(NamedTuple):
     def ranges(self) -> list[range]:
         n, size = self.spec.samples, self.spec.batch_size
         return [range(start, min(start + size, n)) for start in range(0, n, size)]
-
-    def labels(self, index: np.ndarray) -> Tensor:
-        streams = Streams(self.spec.seed)
-        if not self.only:
-            return sample_labels(self.spec, streams, index, self.classes)
-        return torch.tensor(self.only)[sample_labels(self.spec, streams, index, len(self.only))]
 
 
 def check_classes(only: tuple[int, ...], classes: int) -> None:
@@ -82,7 +79,14 @@ def check_classes(only: tuple[int, ...], classes: int) -> None:
             raise UserError(f"--classes {label}: this run has classes 0 .. {classes - 1}")
 
 
-def draw_bulk(model: nn.Module, job: Job, output: Path, world: World, decode: Decode | None = None) -> None:
+def draw_bulk(
+    model: nn.Module,
+    job: Job,
+    conditions: Conditions,
+    output: Path,
+    world: World,
+    decode: Decode | None = None,
+) -> None:
     """Draw the samples of a job into `output`, resuming from existing batches.
 
     Raises `UserError` if the folder of batches belongs to another job, is in use, or cannot be written.
@@ -90,7 +94,7 @@ def draw_bulk(model: nn.Module, job: Job, output: Path, world: World, decode: De
     folder = output.with_name(f"{output.name}.parts")
     try:
         with _claimed(folder, job) if world.main else nullcontext():
-            _draw(model, job, output, folder, world, decode)
+            _draw(model, job, conditions, output, folder, world, decode)
         if world.main:
             # Only after the lock is released, because a network file system does not remove an open file.
             shutil.rmtree(folder)
@@ -99,7 +103,13 @@ def draw_bulk(model: nn.Module, job: Job, output: Path, world: World, decode: De
 
 
 def _draw(
-    model: nn.Module, job: Job, output: Path, folder: Path, world: World, decode: Decode | None
+    model: nn.Module,
+    job: Job,
+    conditions: Conditions,
+    output: Path,
+    folder: Path,
+    world: World,
+    decode: Decode | None,
 ) -> None:
     world.wait()
     own_ranges = job.ranges()[world.rank :: world.size]
@@ -109,14 +119,13 @@ def _draw(
     with progress_bar(total, "", done=done, unit="samples", hidden=not world.main) as advance:
         for part in missing:
             index = np.arange(part.start, part.stop)
-            drawn = draw_batch(
-                model, job.spec, job.drawn, job.classes, world.device, index, job.labels(index), decode
-            )
+            y = conditions.condition(index)
+            drawn = draw_batch(model, job.spec, job.drawn, conditions.null, world.device, index, y, decode)
             _store(folder, part, drawn)
             advance(len(part))
     world.wait()
     if world.main:
-        _write(output, folder, job)
+        _write(output, folder, job, conditions)
 
 
 @contextmanager
@@ -165,7 +174,7 @@ def _is_complete(folder: Path, part: range, job: Job) -> bool:
     return found.shape == (len(part), height, width, channels) and found.dtype == np.uint8
 
 
-def _write(output: Path, folder: Path, job: Job) -> None:
+def _write(output: Path, folder: Path, job: Job, conditions: Conditions) -> None:
     """Join the batches into one file, atomically and without timestamps."""
     channels, height, width = job.shape
     with replacing(output) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
@@ -175,7 +184,7 @@ def _write(output: Path, folder: Path, job: Job) -> None:
                 content.write(np.load(_name(folder, part), allow_pickle=False).tobytes())
         if job.classes > 1:
             with archive.open(zipfile.ZipInfo("arr_1.npy"), "w", force_zip64=True) as content:
-                labels = [job.labels(np.arange(part.start, part.stop)) for part in job.ranges()]
+                labels = [conditions.labels(np.arange(part.start, part.stop)) for part in job.ranges()]
                 _header(content, (job.spec.samples,), "<i8")
                 content.write(torch.cat(labels).numpy().astype("<i8").tobytes())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,6 +17,8 @@ VIDEOS = 8
 """Maximum number of rows in a picture of videos."""
 
 
+CAPTIONS, SHOWN = "captions", 1000
+"""Name of the PNG chunk of captions, and the number of characters of a caption that it holds."""
 LEAST = 64
 """Smallest side in pixels of an image, a frame or a spectrogram in a picture."""
 
@@ -108,10 +111,12 @@ def image_grid(pixels: np.ndarray, columns: int = 10, pad: int = 1) -> np.ndarra
     return canvas[:, :, 0] if channels == 1 else canvas
 
 
-def png(picture: np.ndarray) -> bytes:
-    """Encode a picture as PNG."""
-    from PIL import Image
+def png(picture: np.ndarray, captions: Sequence[str] = ()) -> bytes:
+    """Encode a picture as PNG, with the captions of its samples as a JSON list in a text chunk."""
+    from PIL import Image, PngImagePlugin
 
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "png")
+    buffer, text = io.BytesIO(), PngImagePlugin.PngInfo()
+    if captions:
+        text.add_itxt(CAPTIONS, json.dumps([caption[:SHOWN] for caption in captions]))
+    Image.fromarray(picture).save(buffer, "png", pnginfo=text)
     return buffer.getvalue()

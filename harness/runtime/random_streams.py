@@ -4,11 +4,11 @@ A stream is a counter-based generator (Philox 4x64), whose key is a hash of seed
 holds the index. So a draw depends neither on earlier draws, nor on the number of processes, nor on other
 streams.
 
-    data         order, label_drop, flip, modality, posterior (of latents)
+    data         order, label_drop, flip, modality, caption, posterior (of latents)
     networks     init/<parameter>, encoder/..., probe/...
     methods      noise, token_noise, time, second_time, token_time, mask, whole, teacher_offset;
                  for each time also .../audio, .../late and .../is_late
-    evaluation   eval_noise, eval_label, sde_noise/<step>; with an extra token also .../extra
+    evaluation   eval_noise, eval_label, eval_caption, sde_noise/<step>; with an extra token also .../extra
     data sets    data/... (the generated ones, always with seed 0)
 """
 

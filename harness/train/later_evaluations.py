@@ -118,13 +118,17 @@ def _measured(
     path: Path, spec: RunSpec, steps: Sequence[int], world: World, progress: Progress
 ) -> Iterator[Measured]:
     from harness.data.open import open_dataset, split
-    from harness.train.start import check_same_data, open_evaluator
+    from harness.text.captions import ignore, open_captions
+    from harness.train.start import check_same_data, check_same_weights, open_evaluator, text_weights
     from harness.train.trained_run import load_ema
 
     dataset, record = open_dataset(spec.data), Record(path)
     check_same_data(record, dataset.fingerprint)
     sides = split(dataset, spec.data.held_out)
-    evaluator = open_evaluator(spec, dataset, sides, world, record, progress)
+    captions = open_captions(spec, dataset, world.device, progress.note if world.main else ignore)
+    if captions is not None:
+        check_same_weights(record, text_weights(captions.about()), progress.note)
+    evaluator = open_evaluator(spec, dataset, sides, world, record, progress, captions)
     for step in steps:
         conditions = _conditions(path, spec.eval, step, evaluator.about.get("reference", ""))
         result = evaluator(load_ema(weights_files(path)[step], spec, dataset, world.device))

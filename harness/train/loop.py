@@ -30,6 +30,7 @@ from harness.records.record import Record, RecordWriter
 from harness.runtime.distributed import World, join, world_size
 from harness.runtime.environment import prepare
 from harness.runtime.fsdp import full_tensor
+from harness.text.captions import open_captions
 from harness.train.extension import Goal, goal_of
 from harness.train.journal import Journal, Progress, StepResult, finish_bookkeeping
 from harness.train.later_evaluations import measure_missing, missing_evaluations
@@ -43,6 +44,7 @@ from harness.train.start import (
     describe_start,
     encoder_weights,
     open_evaluator,
+    text_weights,
     threads_of_run,
 )
 from harness.train.state import Run, build_run, restore_run, update_ema
@@ -115,12 +117,14 @@ def _train(goal: Goal, world: World, record: RecordWriter | None, progress: Prog
     sides = split(dataset, spec.data.held_out)
     mesh = world.mesh() if spec.runtime.shard else None
     with announced(note, "opening the encoders"):
-        run = build_run(spec, dataset, sides, world.device, mesh, path.name)
+        captions = open_captions(spec, dataset, world.device, note)
+        run = build_run(spec, dataset, sides, world.device, mesh, path.name, captions)
     encoders = {encoder.name: encoder.sha256 for encoder in run.encoders}
-    check_same_weights(begun, encoder_weights(encoders), note)
+    text = text_weights(captions.about() if captions else None)
+    check_same_weights(begun, encoder_weights(encoders) | text, note)
     restore_run(run, path / CHECKPOINTS)
     run.meter.restore(Record(path).seconds_at(run.step))
-    evaluator = open_evaluator(spec, dataset, sides, world, begun, progress)
+    evaluator = open_evaluator(spec, dataset, sides, world, begun, progress, captions)
     if record is not None:
         for encoder in run.encoders:
             if encoder.accuracy is not None:

@@ -13,6 +13,7 @@ from harness.evaluation.evaluator import Evaluator
 from harness.files.progress import announced
 from harness.runtime.distributed import join
 from harness.runtime.environment import prepare
+from harness.text.captions import open_captions
 
 
 def prepare_real_samples(spec: RunSpec, note: Callable[[str], None]) -> None:
@@ -29,5 +30,15 @@ def prepare_real_samples(spec: RunSpec, note: Callable[[str], None]) -> None:
         with announced(note, "opening the encoders"):
             for choice in spec.method.needs().encoders:
                 open_encoder(choice, pictured(dataset), grid=grid, held_out=share, device=world.device)
+            captions = open_captions(spec, dataset, world.device, note)
         sides = split(dataset, share)
-        Evaluator(spec.eval, dataset, sides.train, world.device, sides.held_out, world, note=note)
+        Evaluator(
+            spec.eval,
+            dataset,
+            sides.train,
+            world.device,
+            sides.held_out,
+            world,
+            note=note,
+            captions=captions,
+        )

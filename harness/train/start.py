@@ -17,10 +17,11 @@ from harness.evaluation.kept_features import ignore
 from harness.records.record import Record
 from harness.runtime.distributed import World
 from harness.runtime.environment import describe, package_version
+from harness.text.captions import RunCaptions
 from harness.train.journal import Progress
 from harness.train.state import Run
 
-CODEC, ENCODER, NETWORK = "codec", "encoder", "metric network"
+CODEC, ENCODER, NETWORK, TEXT_ENCODER = "codec", "encoder", "metric network", "text encoder"
 
 
 def threads_of_run(spec: RunSpec, record: Record, progress: Progress) -> int:
@@ -90,7 +91,8 @@ def weights_at_start(record: Record) -> dict[str, str]:
         encoders = {encoder["name"]: encoder["sha256"] for encoder in start.get("encoders", ())}
         networks = {name: network["sha256"] for name, network in protocol.get("extractors", {}).items()}
         codec = {CODEC: protocol["codec"]} if "codec" in protocol else {}
-        found = codec | encoder_weights(encoders) | network_weights(networks) | found
+        text = text_weights(start.get("text"))
+        found = codec | encoder_weights(encoders) | text | network_weights(networks) | found
     for about in record.protocols.values():
         extractors = about.get("protocol", {}).get("extractors", {})
         found = network_weights({name: network["sha256"] for name, network in extractors.items()}) | found
@@ -102,6 +104,12 @@ def encoder_weights(sha256: Mapping[str, str]) -> dict[str, str]:
     return {f"{ENCODER} '{name}'": value for name, value in sha256.items()}
 
 
+# Any: JSON.
+def text_weights(about: Mapping[str, Any] | None) -> dict[str, str]:
+    """Return the weights of a text encoder, from what a run records about its captions, likewise."""
+    return {f"{TEXT_ENCODER} '{about['name']}'": about["sha256"]} if about else {}
+
+
 def network_weights(sha256: Mapping[str, str]) -> dict[str, str]:
     """Return the weights of the networks of metrics, and those of the codec, likewise."""
     return {CODEC if name == CODEC else f"{NETWORK} '{name}'": value for name, value in sha256.items()}
@@ -111,12 +119,19 @@ def _restore(what: str) -> str:
     """Return what to do about changed weights."""
     if _is_trained_on_data(what):
         return "they are trained on the data: set FLOWRACE_CACHE to the cache that holds them"
-    field = {CODEC: "data.codec_weights", ENCODER: "method.encoder.weights"}.get(what.partition(" '")[0])
+    fields = {CODEC: "data.codec_weights", ENCODER: "method.encoder.weights", TEXT_ENCODER: "text.weights"}
+    field = fields.get(what.partition(" '")[0])
     return f"set {field or 'eval.weights'} to the original file"
 
 
 def open_evaluator(
-    spec: RunSpec, dataset: Dataset, sides: Split, world: World, begun: Record, progress: Progress
+    spec: RunSpec,
+    dataset: Dataset,
+    sides: Split,
+    world: World,
+    begun: Record,
+    progress: Progress,
+    captions: RunCaptions | None,
 ) -> Evaluator:
     """Return the evaluator of a run; raises `UserError` if a network has other weights than at its start."""
     note = progress.note if world.main else ignore
@@ -129,6 +144,7 @@ def open_evaluator(
         world,
         note=note,
         check=lambda found: check_same_weights(begun, network_weights(found), note),
+        captions=captions,
     )
 
 
@@ -145,4 +161,6 @@ def describe_start(
     }
     if run.encoders:
         about["encoders"] = [described(encoder) for encoder in run.encoders]
+    if run.captions is not None:
+        about["text"] = run.captions.about()
     return describe(world.device, world.size) | about

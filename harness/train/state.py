@@ -28,6 +28,7 @@ from harness.flow.student import Student
 from harness.records import checkpoint, checkpoint_files
 from harness.runtime.fsdp import full_tensor, is_sharded, local_shard, shard, shard_like
 from harness.runtime.random_streams import Streams
+from harness.text.captions import RunCaptions
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -54,6 +55,8 @@ class Run:
     cost: Cost
     id: str
     """The name of its run directory: the run id, or that of an earlier version."""
+    captions: RunCaptions | None = None
+    """The captions of the data, for a run that is conditioned on text."""
     step: int = 0
 
     @property
@@ -72,10 +75,12 @@ def build_run(
     device: torch.device,
     mesh: DeviceMesh | None = None,
     run_id: str | None = None,
+    captions: RunCaptions | None = None,
 ) -> Run:
     """Return a run at step 0, with initial weights from their streams; a mesh shards it over its ranks.
 
-    `run_id` is the name of its directory, if it is not the spec's id.
+    `run_id` is the name of its directory, if it is not the spec's id. A run that is conditioned on text needs
+    `captions`.
     """
     streams = Streams(spec.seed)
     backbone = backbone_config(spec, dataset)
@@ -107,10 +112,13 @@ def build_run(
     )
     draws = {"label_drop": train.label_drop, "flip": spec.data.flip}
     alone = alone_of(dataset, spec.data)
-    feed = Feed(dataset, sides.train, streams, **draws, with_pixels=bool(encoders), alone=alone)
+    with_pixels = bool(encoders)
+    feed = Feed(
+        dataset, sides.train, streams, **draws, with_pixels=with_pixels, alone=alone, captions=captions
+    )
     student = Student(model, ema, backbone, meter.phase)
     parts = (model, ema, method, student, optimizer, encoders, feed, streams, meter, cost)
-    return Run(spec, *parts, run_id or spec.id)
+    return Run(spec, *parts, run_id or spec.id, captions)
 
 
 def checkpoint_writer(run: Run, folder: Path, *, writes: bool = True) -> Callable[[], None]:

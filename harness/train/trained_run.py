@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from harness.assembly.resolve import load_spec
-from harness.config.spec import RunSpec
+from harness.config.spec import EvalSpec, RunSpec
 from harness.errors import UserError
 from harness.records.record import Record
 
@@ -17,16 +18,19 @@ if TYPE_CHECKING:
 
     from harness.backbone.network import Backbone
     from harness.data.dataset import Dataset
+    from harness.evaluation.conditions import Conditions
     from harness.evaluation.evaluator import Result
     from harness.evaluation.npz_export import Job
     from harness.flow.sampling import Decode
 
 
 class Drawing(NamedTuple):
-    """Samples of a run to be drawn: the network, the job that numbers them, and the decoder of latents."""
+    """Samples of a run to be drawn: the network, the job that numbers them, their conditions, and the decoder
+    of latents."""
 
     model: nn.Module
     job: Job
+    conditions: Conditions
     decode: Decode | None
     device: torch.device
 
@@ -36,17 +40,17 @@ class Drawing(NamedTuple):
 
         from harness.flow.sampling import draw_batch
 
-        job = self.job
+        job, conditions = self.job, self.conditions
         for part in job.ranges():
             index = np.arange(part.start, part.stop)
             yield draw_batch(
                 self.model,
                 job.spec,
                 job.drawn,
-                job.classes,
+                conditions.null,
                 self.device,
                 index,
-                job.labels(index),
+                conditions.condition(index),
                 self.decode,
             )
 
@@ -87,11 +91,18 @@ def checkpoint_of_run(path: Path, step: int | None) -> Path:
 
 
 def drawing_of_run(
-    path: Path, spec: RunSpec, step: int | None, count: int, classes: tuple[int, ...], device: torch.device
+    path: Path,
+    spec: RunSpec,
+    step: int | None,
+    count: int,
+    classes: tuple[int, ...],
+    device: torch.device,
+    prompts: Sequence[str] = (),
 ) -> Drawing:
-    """Prepare `count` samples of a checkpoint, of the given classes; of all classes if none are given.
+    """Prepare `count` samples of a checkpoint, of the given classes or prompts.
 
-    Raises `UserError` for a class or a step that the run does not have.
+    Without these, they are of all classes, or of the captions of evaluations. Raises `UserError` for a class
+    or a step that the run does not have, and for prompts of a run that is not conditioned on text.
     """
     from harness.data.dataset import pictured, x_shape
     from harness.evaluation.npz_export import Job, check_classes
@@ -103,10 +114,42 @@ def drawing_of_run(
     decode, codec = decoder_of(dataset, device)
     file = checkpoint_of_run(path, step)
     drawn = spec.eval.model_copy(update={"samples": count})
-    job = Job(file_sha256(file), drawn, x_shape(dataset), dataset.classes, classes)
+    conditions = _conditions(spec, drawn, dataset, classes, prompts, device)
+    about = conditions.about()
+    text = json.dumps(about, sort_keys=True) if about else ""
+    # Samples of prompts have no labels.
+    labelled = 1 if prompts else dataset.classes
+    job = Job(file_sha256(file), drawn, x_shape(dataset), labelled, classes, text=text)
     if decode is not None:
         job = job._replace(latent=job.shape, shape=pictured(dataset).shape, **codec)
-    return Drawing(load_ema(file, spec, dataset, device), job, decode, device)
+    return Drawing(load_ema(file, spec, dataset, device), job, conditions, decode, device)
+
+
+def _conditions(
+    spec: RunSpec,
+    drawn: EvalSpec,
+    dataset: Dataset,
+    classes: tuple[int, ...],
+    prompts: Sequence[str],
+    device: torch.device,
+) -> Conditions:
+    """Return the conditions of samples of given classes, of given prompts, or as in an evaluation."""
+    from harness.data.open import split
+    from harness.evaluation.conditions import LabelConditions, conditions_of
+    from harness.text.base import open_text_encoder
+    from harness.text.captions import PromptConditions, open_captions
+
+    if not spec.text.encoder:
+        if prompts:
+            raise UserError("this run is conditioned on class labels, not on text; give --classes instead")
+        return LabelConditions(drawn, dataset.classes, classes)
+    if classes:
+        raise UserError("this run is conditioned on text, not on class labels; give --prompt instead")
+    if prompts:
+        encoder = open_text_encoder(spec.text, dataset, held_out=spec.data.held_out, device=device)
+        return PromptConditions(encoder, prompts)
+    sides, captions = split(dataset, spec.data.held_out), open_captions(spec, dataset, device)
+    return conditions_of(drawn, dataset.classes, captions, sides.held_out, sides.train)
 
 
 def dataset_to_draw(spec: RunSpec) -> Dataset:
@@ -124,11 +167,15 @@ def evaluate_run(path: Path, spec: RunSpec, step: int | None = None) -> tuple[Pa
     from harness.data.open import open_dataset, split
     from harness.evaluation.evaluator import Evaluator
     from harness.runtime.environment import prepare
+    from harness.text.captions import open_captions
 
     prepare(spec.runtime.threads)
     file, model, device = model_of_run(path, spec, step)
     dataset = open_dataset(spec.data)
-    result = Evaluator(spec.eval, dataset, split(dataset, spec.data.held_out).train, device)(model)
+    sides, captions = split(dataset, spec.data.held_out), open_captions(spec, dataset, device)
+    held_out = None if captions is None else sides.held_out
+    evaluator = Evaluator(spec.eval, dataset, sides.train, device, held_out, captions=captions)
+    result = evaluator(model)
     # The result is None only on ranks other than 0, and this is a single process.
     assert result is not None
     return file, result

@@ -7,11 +7,30 @@ from pathlib import Path
 
 from metrics.value import MetricError
 
+CONTENT = (".json", ".safetensors", ".txt", ".model")
+"""Ends of the names of the files of a network on which its outputs depend."""
+NO_CONTENT = (
+    "config_sentence_transformers.json", "data_config.json", "modules.json", "sentence_bert_config.json",
+)  # fmt: skip
+"""Files of sentence-transformers with which the outputs of the network do not change."""
+
 
 def sha256_of(file: Path) -> str:
     """Return the sha256 of a file in hex; raises `OSError` if it cannot be read."""
     with open(file, "rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def folder_sha256(folder: Path) -> str:
+    """Return the sha256 in hex over the weights, settings and vocabulary of a network in a folder.
+
+    The place and other files do not matter. Raises `MetricError` for a file that cannot be read.
+    """
+    total = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix in CONTENT and file.name not in NO_CONTENT and file.is_file():
+            total.update(f"{file.name} {file_sha256(file)}\n".encode())
+    return total.hexdigest()
 
 
 def file_sha256(file: Path, *, expected: str = "", missing: str = "") -> str:

@@ -86,16 +86,18 @@ def list_folder(
     ignored: Collection[str] = (),
     kinds: Mapping[str, Collection[str]] | None = None,
     advance: Callable[[int], None] = lambda _: None,
+    companions: Collection[str] = (),
 ) -> Listing:
     """Return the files below a folder that end in `suffixes`, in lower case.
 
     `refused` are suffixes of the kind that are not supported, and `ignored` are names that the caller reads.
     `kinds` are names and suffixes of other kinds, under which their files are reported. `advance` is called
-    with the number of further files, every now and then.
+    with the number of further files, every now and then. `companions` are suffixes of files that belong to
+    the file of the same name.
     Raises `MetricError` for a folder that cannot be read, a link that leads back to a folder that contains
     it, and for several splits without `train`.
     """
-    left, names, unsupported = Left(), [], []
+    left, names, unsupported, beside = Left(), [], [], []
     for number, name in enumerate(walk(root, left), 1):
         if number % STEP == 0:
             advance(STEP)
@@ -104,9 +106,13 @@ def list_folder(
             names.append(name)
         elif suffix in refused:
             unsupported.append(name)
+        elif suffix in companions:
+            beside.append(name)
         elif name not in ignored:
             other = next((kind for kind, ends in (kinds or {}).items() if suffix in ends), "")
             left.add(other or OTHER, [name])
+    owners = {os.path.splitext(name)[0] for name in names} if beside else set()
+    left.add("without a file of their name", (n for n in beside if os.path.splitext(n)[0] not in owners))
     split = _train_folder(root, {name.partition("/")[0] for name in names + unsupported if "/" in name})
     if split and all("/" in name for name in names):
         prefix = f"{split}/"

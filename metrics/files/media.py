@@ -96,15 +96,21 @@ def holds(path: Path, kind: Kind) -> bool:
 
 
 def listing(
-    root: Path, kind: Kind, ignored: Collection[str] = (), advance: Callable[[int], None] = lambda _: None
+    root: Path,
+    kind: Kind,
+    ignored: Collection[str] = (),
+    advance: Callable[[int], None] = lambda _: None,
+    companions: Collection[str] = (),
 ) -> Listing:
-    """Return the files of a kind below a folder. `ignored` are names of other files that the caller reads.
-    `advance` receives the progress of the walk.
+    """Return the files of a kind below a folder.
+
+    `ignored` are names of other files that the caller reads, and `companions` suffixes of files that it reads
+    next to those of the kind. `advance` receives the progress of the walk.
 
     Raises `MetricError` for a file of the kind in a format that is not supported.
     """
     others = {other.plural: other.suffixes for other in (IMAGE, VIDEO, AUDIO) if other.name != kind.name}
-    found = list_folder(root, kind.suffixes, kind.not_read, ignored, others, advance)
+    found = list_folder(root, kind.suffixes, kind.not_read, ignored, others, advance, companions)
     if found.refused:
         file = root / found.refused
         raise MetricError(

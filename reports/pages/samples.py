@@ -11,12 +11,14 @@ from pathlib import Path
 from PIL import Image
 
 from harness.errors import UserError
+from harness.files.parse import parse_json
 from harness.files.pictures import BROKEN, FORMATS, LARGEST, check_pixels
 from reports.race.race import Race
 
 WIDEST = 480
 """The maximum width of a picture in pixels; larger grids become thumbnails."""
 MOST_STEPS = 5
+MOST_CAPTIONS = 100
 BUDGET = 600_000
 """The maximum size of all pictures in characters. Many arms make the pictures smaller, then fewer."""
 SHAPES = ((WIDEST, MOST_STEPS), (320, 5), (240, 5), (240, 3), (160, 3), (160, 2), (96, 2))
@@ -30,6 +32,8 @@ class Samples:
     seed: int
     labels: tuple[str, ...]
     rows: tuple[tuple[int, tuple[str, ...]], ...]
+    captions: tuple[str, ...] = ()
+    """Captions of the samples of a picture, in the order of the picture; empty for labels."""
 
 
 def samples_of(race: Race) -> Samples | None:
@@ -43,8 +47,29 @@ def samples_of(race: Race) -> Samples | None:
         folders = [arm.runs[seed].path / "samples" for arm in race.arms]
         steps = sorted(set.intersection(*({_step(file) for file in _grids(folder)} for folder in folders)))
         if steps:
-            return Samples(seed, tuple(arm.label for arm in race.arms), _rows(folders, steps))
+            labels, rows = tuple(arm.label for arm in race.arms), _rows(folders, steps)
+            return Samples(seed, labels, rows, _captions([_grid(folder, steps[-1]) for folder in folders]))
     return None
+
+
+def _captions(grids: Sequence[Path]) -> tuple[str, ...]:
+    """Return the captions that all pictures hold; nothing if they differ or there are none."""
+    found = {_text(file) for file in grids}
+    return found.pop() if len(found) == 1 else ()
+
+
+def _text(file: Path) -> tuple[str, ...]:
+    """Return the captions in the text chunk of a picture (harness/evaluation/sample_grid.py)."""
+    try:
+        with Image.open(file, formats=FORMATS) as picture:
+            check_pixels(picture)
+            picture.load()
+            captions = parse_json(picture.info.get("captions", "[]"))
+    except (Image.DecompressionBombError, *BROKEN):
+        return ()
+    if not isinstance(captions, list):
+        return ()
+    return tuple(caption for caption in captions[:MOST_CAPTIONS] if isinstance(caption, str))
 
 
 def _rows(folders: Sequence[Path], steps: Sequence[int]) -> tuple[tuple[int, tuple[str, ...]], ...]:
@@ -53,7 +78,7 @@ def _rows(folders: Sequence[Path], steps: Sequence[int]) -> tuple[tuple[int, tup
     for widest, most in SHAPES:
         rows, used = [], 0
         for step in spread(steps, most):
-            rows.append((step, tuple(_uri(f / f"step-{step:08d}.png", widest) for f in folders)))
+            rows.append((step, tuple(_uri(_grid(folder, step), widest) for folder in folders)))
             used += sum(map(len, rows[-1][1]))
             if used > BUDGET:
                 break
@@ -73,6 +98,10 @@ def spread(steps: Sequence[int], most: int = MOST_STEPS) -> list[int]:
 
 def _grids(folder: Path) -> list[Path]:
     return [file for file in folder.glob("step-*.png") if file.stem.removeprefix("step-").isdecimal()]
+
+
+def _grid(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:08d}.png"
 
 
 def _step(file: Path) -> int:

@@ -14,11 +14,13 @@ from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
 
 from harness.errors import UserError
+from harness.evaluation.sample_grid import png
 from reports.cli.report import report as command
 from reports.figures.strips import log_ticks
 from reports.pages.page import WrittenReport, write_report
@@ -172,7 +174,9 @@ def test_text_of_users_is_escaped(tmp_path: Path) -> None:
             tmp_path / f"b{seed}", HOSTILE, seed, grid=(10, 20, 30), environment={"device_name": HOSTILE}
         )
         write_run(tmp_path / f"c{seed}", HOSTILE, seed + 2, grid=(10, 20, 30), status="failed")
-    (tmp_path / "study.toml").write_text(f"name = '''{HOSTILE}'''\n")
+    # The name of a study is no path.
+    name = HOSTILE.replace("/", "").replace("\\", "")
+    (tmp_path / "study.toml").write_text(f"name = '''{name}'''\n")
     html = write_report([tmp_path], tmp_path / "report.html").html.read_text()
     page = Page(html)
     # The data, the library and the page's script; none from users.
@@ -191,6 +195,23 @@ def test_samples_are_side_by_side_at_equal_steps(race: Path, done: WrittenReport
         for label, uri in zip(found.labels, pictures, strict=True):
             content = base64.b64decode(uri.removeprefix("data:image/png;base64,"))
             assert content == (race / f"{label}-0" / "samples" / f"step-{step:08d}.png").read_bytes()
+
+
+def test_captions_in_grids_are_listed_and_escaped(tmp_path: Path) -> None:
+    captions = ["a red seven", HOSTILE, ""]
+    files = []
+    for method in ("flow", "repa"):
+        write_run(tmp_path / method, method, grid=(10, 20))
+        files.append(tmp_path / method / "samples" / "step-00000010.png")
+        files[-1].write_bytes(png(np.zeros((8, 8, 3), np.uint8), captions))
+    done = write_report([tmp_path], tmp_path / "r.html")
+    assert samples_of(done.report.race).captions == tuple(captions)
+    text = "".join(Page(done.html.read_text()).text)
+    assert "a red seven" in text and HOSTILE in text and "the same latents and captions" in text
+    assert "<script>alert" not in done.html.read_text()
+    # Captions that differ between arms belong to none of them.
+    files[0].write_bytes(png(np.zeros((8, 8, 3), np.uint8), ["another"]))
+    assert samples_of(write_report([tmp_path], tmp_path / "r.html").report.race).captions == ()
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from harness.config.spec import DataSpec
 from harness.data.dataset import Sample
+from harness.data.disk.captions import BESIDE, folder_captions
 from harness.data.disk.labels import NONE, Labels, named_classes, unlabelled
 from harness.data.disk.pixels import decode, fit
 from harness.data.disk.survey import Encoded, common_shape, data_path, fingerprint, survey
@@ -27,10 +28,13 @@ class ImageFolder:
     there is one class. Of the folders `train`, `val` and `test`, only `train` is read. Hidden files and files
     of other kinds are skipped. Images in an unsupported format raise an error. Linked folders are followed,
     unless they form a cycle, which raises an error.
+
+    With `data.caption_key`, captions are a column of the table, or `NAME.txt` next to each image with one
+    caption a line.
     """
 
     modality = "image"
-    reads = ("root", "resolution", "channels", "label_key")
+    reads = ("root", "resolution", "channels", "label_key", "caption_key")
 
     def __init__(self, spec: DataSpec) -> None:
         root = data_path(spec, IMAGE.expected)
@@ -49,6 +53,10 @@ class ImageFolder:
         self.shape = common_shape(spec, surveys, lambda i: str(root / self._names[i]))
         self._keys = [bytes.fromhex(s.sha256) for s in surveys]
         self.fingerprint = fingerprint((s.sha256 for s in surveys), self._labels)
+        if spec.caption_key:
+            captions = folder_captions(root, self._names, files.split, spec.caption_key)
+            self.captions, self.caption_source = captions.of, captions.source
+            self.fingerprint = captions.fingerprint(self.fingerprint)
 
     def _one(self, name: str) -> list[Encoded]:
         path = self._root / name
@@ -72,6 +80,9 @@ class ImageFolder:
     def key(self, index: int) -> bytes:
         return self._keys[index]
 
+    def sample_name(self, index: int) -> str:
+        return self._names[index]
+
 
 class LabelledFiles(NamedTuple):
     """The files of a kind below a root, sorted by name, with their labels."""
@@ -86,6 +97,8 @@ class LabelledFiles(NamedTuple):
     problem: str
     """Why existing labels cannot be used; empty if they can."""
     skipped: tuple[Skipped, ...]
+    split: str = ""
+    """The folder of the training split, relative to the root."""
 
 
 def list_files(root: Path, kind: Kind, spec: DataSpec) -> LabelledFiles:
@@ -95,8 +108,9 @@ def list_files(root: Path, kind: Kind, spec: DataSpec) -> LabelledFiles:
     splits, tables or class folders are ambiguous.
     """
     try:
+        captions = (BESIDE,) if spec.caption_key else ()
         with progress_bar(None, f"listing {root.name}", unit="files") as advance:
-            found = listing(root, kind, tuple(READERS), advance)
+            found = listing(root, kind, tuple(READERS), advance, captions)
     except MetricError as error:
         raise UserError(
             f"{error}; set data.root to one" if "ambiguous" in str(error) else str(error)
@@ -107,7 +121,7 @@ def list_files(root: Path, kind: Kind, spec: DataSpec) -> LabelledFiles:
     labels, source, names = _labels(root, kind, spec, found)
     return LabelledFiles(
         names, labels.labels.tolist(), labels.classes, list(labels.names), source, labels.problem,
-        found.skipped,
+        found.skipped, found.split,
     )  # fmt: skip
 
 

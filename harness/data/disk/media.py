@@ -96,7 +96,7 @@ class Memory:
 
 
 def media_index(
-    spec: DataSpec, kind: Kind, inspect: Callable[[media.Encoded], tuple[float, ...]]
+    spec: DataSpec, kind: Kind, inspect: Callable[[media.Encoded], tuple[float | None, ...]]
 ) -> MediaIndex:
     """Return the files below `data.root`, or the rows of parquet files.
 
@@ -144,7 +144,8 @@ class _Files(Sequence[Encoded]):
 
     # Any: pyright asks for the overload of slices, which nobody takes.
     def __getitem__(self, index: Any) -> Any:
-        return self.file(self._names[index])
+        name: str = self._names[int(index)]
+        return self.file(name)
 
     def file(self, name: str) -> Encoded:
         path = self._root / name

@@ -3,7 +3,6 @@ integer labels."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +17,8 @@ import pyarrow.compute as pc
 
 from harness.config.spec import DataSpec
 from harness.data.dataset import Sample
+from harness.data.disk.captions import Captions, caption_column, column_captions
+from harness.data.disk.class_label import class_names
 from harness.data.disk.labels import NONE, Labels, label_column, most_classes, unlabelled, usable_labels
 from harness.data.disk.pixels import decode, fit
 from harness.data.disk.survey import Encoded, common_shape, data_path, fingerprint, survey_files
@@ -40,7 +41,7 @@ class ParquetImages:
     """
 
     modality = "image"
-    reads = ("root", "resolution", "channels", "image_key", "label_key")
+    reads = ("root", "resolution", "channels", "image_key", "label_key", "caption_key")
 
     def __init__(self, spec: DataSpec) -> None:
         path, rows = self.rows(spec)
@@ -52,6 +53,10 @@ class ParquetImages:
         self.shape = common_shape(spec, surveys, rows.where)
         self._keys = [bytes.fromhex(s.sha256) for s in surveys]
         self.fingerprint = fingerprint((s.sha256 for s in surveys), rows.labels.tolist())
+        if spec.caption_key:
+            captions = read_captions(rows.files, spec.caption_key)
+            self.captions, self.caption_source = captions.of, captions.source
+            self.fingerprint = captions.fingerprint(self.fingerprint)
 
     @staticmethod
     def rows(spec: DataSpec) -> tuple[Path, Rows]:
@@ -71,6 +76,9 @@ class ParquetImages:
 
     def key(self, index: int) -> bytes:
         return self._keys[index]
+
+    def sample_name(self, index: int) -> str:
+        return self._rows.where(index)
 
 
 @dataclass(frozen=True)
@@ -140,6 +148,19 @@ def rows_of_files(spec: DataSpec, path: Path, files: list[Path], skipped: tuple[
     return Rows(files, tables, key, *labels, _label_source(files[0], key, label), skipped)
 
 
+def read_captions(files: list[Path], key: str) -> Captions:
+    """Return the captions of all rows. Raises `UserError` naming the file, column or row at fault."""
+    name = caption_column(_schema(files[0]).names, key, str(files[0]))
+    columns = []
+    for file in files:
+        if name not in _schema(file).names:
+            raise UserError(
+                f"{file} has no column '{name}', which the other files have; add it or remove the file"
+            )
+        columns.append((_columns_of(file, [name])[name], f"{file}: column '{name}'"))
+    return column_captions(columns, f"column '{name}'")
+
+
 def _train_files(folder: Path) -> tuple[list[Path], tuple[Skipped, ...]]:
     """Return all files of a folder, or only those of `train` if their names contain several splits."""
     try:
@@ -202,13 +223,7 @@ def _read(file: Path, image: str, label: str) -> pa.Table:
     kind = schema.field(image).type
     if not (_holds_images(kind) or _is_binary(kind)):
         raise UserError(f"{file}: column '{image}' is {kind}, expected struct<bytes, path> or binary")
-    try:
-        table = _table(file, list(filter(None, (image, label))))
-    except MetricError as error:
-        raise UserError(f"{error}; replace it") from error
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{file} is a damaged arrow file: {reason}; replace it") from error
+    table = _columns_of(file, list(filter(None, (image, label))))
     column = table[image]
     if pa.types.is_struct(column.type):
         # pyarrow generates its functions when it is imported.
@@ -261,34 +276,6 @@ def _joined(parts: list[tuple[np.ndarray, str]], names: list[str], chosen: bool)
     return Labels(labels, max(part.classes for part in found), tuple(names))
 
 
-def class_names(schema: pa.Schema) -> dict[str, list[str]]:
-    """Return the columns of type ClassLabel in the Hugging Face metadata, with the names of their classes.
-
-    Metadata of another structure declares none.
-    """
-    try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-    except (KeyError, ValueError, TypeError, RecursionError):
-        return {}
-    declared = features.items() if isinstance(features, dict) else ()
-    return {
-        name: feature["names"]
-        for name, feature in declared
-        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and _are_names(feature)
-    }
-
-
-def _are_names(feature: dict[str, Any]) -> bool:
-    """Return whether a ClassLabel has names that differ."""
-    names = feature.get("names")
-    return (
-        isinstance(names, list)
-        and bool(names)
-        and all(isinstance(name, str) for name in names)
-        and len(set(names)) == len(names)
-    )
-
-
 def _schema(file: Path) -> pa.Schema:
     try:
         return arrow_stream(file).schema if _is_arrow(file) else schema_of(file)
@@ -302,6 +289,17 @@ def _schema(file: Path) -> pa.Schema:
 def arrow_stream(file: Path) -> pa.RecordBatchReader:
     """Open an Arrow file, memory-mapped: a stream, as the datasets library writes it."""
     return pa.ipc.open_stream(pa.memory_map(str(file)))
+
+
+def _columns_of(file: Path, columns: list[str]) -> pa.Table:
+    """Return some columns of a file. Raises `UserError` for a damaged one."""
+    try:
+        return _table(file, columns)
+    except MetricError as error:
+        raise UserError(f"{error}; replace it") from error
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{file} is a damaged arrow file: {reason}; replace it") from error
 
 
 def _table(file: Path, columns: list[str]) -> pa.Table:

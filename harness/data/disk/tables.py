@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from harness.config.spec import DataSpec
+from harness.data.disk.class_label import class_names
 from harness.data.disk.labels import HIDDEN, Labels, label_column, most_classes, named_classes, unlabelled
 from harness.errors import UserError, unknown
 from harness.files.parse import parse_json
@@ -105,16 +106,35 @@ def labels_of(root: Path, table: Table, files: Sequence[str], plural: str, split
     return Labels(np.array(values, dtype=np.int64), len(names), names)
 
 
+def caption_rows(root: Path, folder: str = "") -> tuple[Path, str, list[dict[str, Any]]] | None:
+    """Return the table of a folder, relative to the root, or of the root; None without a table of rows.
+
+    It comes with the prefix of its names of files, and its rows.
+    """
+    for base in dict.fromkeys((folder, "")):
+        for name, read in ROWS.items():
+            if (file := root / base / name).is_file():
+                return file, f"{base}/" if base else "", read(file)
+    return None
+
+
 def _csv(file: Path, spec: DataSpec) -> Table | None:
+    return _of_rows(file, _csv_rows(file), spec)
+
+
+def _csv_rows(file: Path) -> list[dict[str, Any]]:
     try:
         with file.open(newline="", encoding="utf-8-sig") as content:
-            rows = list(csv.DictReader(content))
+            return list(csv.DictReader(content))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise _unreadable(file, error) from error
-    return _of_rows(file, rows, spec)
 
 
 def _jsonl(file: Path, spec: DataSpec) -> Table | None:
+    return _of_rows(file, _jsonl_rows(file), spec)
+
+
+def _jsonl_rows(file: Path) -> list[dict[str, Any]]:
     try:
         lines = file.read_text(encoding="utf-8-sig").split("\n")
         rows = [parse_json(line) for line in lines if line.strip()]
@@ -122,14 +142,12 @@ def _jsonl(file: Path, spec: DataSpec) -> Table | None:
         raise _unreadable(file, error) from error
     if not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{file} is not a readable table: expected one JSON object per line")
-    return _of_rows(file, rows, spec)
+    return rows
 
 
 def _parquet(file: Path, spec: DataSpec) -> Table | None:
     """Read the scalar columns of a table, because others hold no labels and may be large."""
     import pyarrow as pa
-
-    from harness.data.disk.parquet import class_names
 
     try:
         schema = schema_of(file)
@@ -138,6 +156,13 @@ def _parquet(file: Path, spec: DataSpec) -> Table | None:
     except MetricError as error:
         raise _unreadable(file, error) from error
     return _of_rows(file, _named(file, rows, class_names(schema)), spec)
+
+
+def _parquet_rows(file: Path) -> list[dict[str, Any]]:
+    try:
+        return bounded_table(file, schema_of(file).names).to_pylist()
+    except MetricError as error:
+        raise _unreadable(file, error) from error
 
 
 def _named(file: Path, rows: list[dict[str, Any]], classes: dict[str, list[str]]) -> list[dict[str, Any]]:
@@ -225,6 +250,11 @@ def _unreadable(file: Path, error: Exception) -> UserError:
     return UserError(f"{file} is not a readable table: {error}; save it as UTF-8")
 
 
+ROWS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
+    "metadata.csv": _csv_rows,
+    "metadata.jsonl": _jsonl_rows,
+    TABLE: _parquet_rows,
+}
 READERS: dict[str, Callable[[Path, DataSpec], Table | None]] = {
     "metadata.csv": _csv,
     "metadata.jsonl": _jsonl,

@@ -139,12 +139,27 @@ def test_method_without_defaults_leaves_other_entries_intact(
     assert isinstance(result.exception, UserError) and str(result.exception) == message
 
 
-@pytest.mark.parametrize("place", [*registry.ENCODERS.values(), *registry.DATASETS.values()])
+@pytest.mark.parametrize(
+    "place", [*registry.ENCODERS.values(), *registry.TEXT_ENCODERS.values(), *registry.DATASETS.values()]
+)
 def test_written_docstring_equals_the_imported_one(place: str) -> None:
     module, _, name = place.partition(":")
     assert method_facts.written_docstring(place) == inspect.getdoc(
         getattr(importlib.import_module(module), name)
     )
+
+
+def test_list_has_text_encoders_by_the_names_that_a_spec_takes() -> None:
+    result = CliRunner().invoke(catalogue.list_, ["text_encoders", "--json"], catch_exceptions=False)
+    listed = json.loads(result.output)["text_encoders"]
+    assert {
+        "minilm",
+        "local:text",
+        "random:text",
+        "open_clip:<model>",
+        "transformers:<folder or name>",
+    } == set(listed)
+    assert "MiniLM" in listed["minilm"]
 
 
 def test_list_has_extractors() -> None:

@@ -86,7 +86,7 @@ def run(out: Path, *overrides: str) -> list[object]:
         (["tune", "tune-digits", "--set", "steps=60"], r"unknown key 'steps'.*Did you mean 'train.steps'"),
         (
             ["run", "digits", "--set", "method.name=repa", "--set", "layer=4"],
-            r"Did you mean 'method.layer'",
+            r"Did you mean 'text.layer' or 'method.layer'",
         ),
         (["run", "digits", "--set", "method.name=rep"], r"unknown method 'rep'.*Did you mean 'repa'"),
         (["run", "digits", "--set", "train.steps=many"], r"train.steps = \"many\""),

@@ -85,7 +85,7 @@ def test_limits_and_choices_are_those_of_the_model() -> None:
     ("path", "expected"),
     [
         ("steps", ["train.steps"]),
-        ("layer", ["method.layer"]),
+        ("layer", ["text.layer", "method.layer"]),
         ("batch_size", ["train.batch_size", "eval.batch_size"]),
         ("train.guidance", ["eval.guidance"]),
         ("train.stepz", ["train.steps"]),

@@ -131,5 +131,5 @@ def test_text_of_another_width_is_named(tmp_path: Path) -> None:
     tensors["in.context"] = tensors["in.context"][..., :7].contiguous()
     meta = {"arch": ARCH, "coefficient": 0.25, "encoder_depth": TAP, "z_dim": 14, "projector_dim": 20}
     save_file(tensors, file, metadata={name: json.dumps(value) for name, value in meta.items()})
-    with pytest.raises(UserError, match=r"golden.safetensors: its tensors do not fit together: "):
+    with pytest.raises(UserError, match="has tensors or metadata that do not fit this kind: "):
         verify(file)

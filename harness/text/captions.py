@@ -1,0 +1,199 @@
+"""The captions of a run as conditions: which one a training sample shows, and which ones an evaluation draws.
+
+A training sample shows one of its captions, chosen by the stream `caption` at its global index. Evaluations
+use the first caption of held-out samples, which is the most detailed one if the data set has an order. A
+sample without captions shows the empty caption, which is also the null condition of guidance.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.backbone.condition import Text
+from harness.config.spec import EvalSpec, RunSpec
+from harness.data.dataset import Capabilities, Dataset, label_of
+from harness.errors import UserError
+from harness.runtime.random_streams import Streams
+from harness.text.base import TextEncoder, open_text_encoder
+from harness.text.cache import add_captions, open_store
+
+EMPTY = ""
+Note = Callable[[str], None]
+
+
+def ignore(_: str) -> None:
+    """Show no note."""
+
+
+class RunCaptions:
+    """The captions of a data set, with their features from a frozen encoder.
+
+    Raises `UserError` for data without captions.
+    """
+
+    def __init__(self, encoder: TextEncoder, dataset: Dataset, note: Note = ignore) -> None:
+        captions = Capabilities(dataset).captions
+        if captions is None:
+            raise no_captions(encoder.name)
+        self.encoder, self.dataset, self._captions = encoder, dataset, captions
+        self._store = open_store(encoder)
+        self.added = add_captions(self._store, encoder, lambda: itertools.chain([EMPTY], self._all()), note)
+        if self.added.distinct == 1:
+            raise UserError("the data set has captions, but no sample has one; check data.caption_key")
+        self.empty: Text = self._store.read([EMPTY])
+        """The features of the empty caption (1, L, D)."""
+        if self.added.first_cut is not None:
+            first = next(itertools.islice(self._all(), self.added.first_cut - 1, None))
+            note(
+                f"{self.added.cut} of {self.added.captions - 1} captions have more than {encoder.longest} "
+                f"tokens and are cut (text.length); the first is {shortened(first)!r}"
+            )
+
+    def of_samples(self, index: int) -> tuple[str, ...]:
+        """Return the captions of a sample; the empty one for a sample without."""
+        return self._captions(index) or (EMPTY,)
+
+    def chosen(self, place: np.ndarray, draw: Tensor) -> Text:
+        """Return a caption of each sample at data set indices (B,); `draw` (B,) in [0, 1) chooses it."""
+        return self._store.read(
+            [one_of(self.of_samples(int(i)), u) for i, u in zip(place, draw.tolist(), strict=True)]
+        )
+
+    def first(self, place: np.ndarray) -> Text:
+        """Return the first caption of each sample at data set indices (B,)."""
+        return self._store.read(self.first_texts(place))
+
+    def first_texts(self, place: np.ndarray) -> list[str]:
+        return [self.of_samples(int(index))[0] for index in place]
+
+    def with_captions(self, place: np.ndarray) -> np.ndarray:
+        """Return those of some data set indices whose samples have a caption that is not empty."""
+        return np.array([i for i in place if any(self._captions(int(i)))], dtype=np.int64)
+
+    # Any: JSON.
+    def about(self) -> dict[str, Any]:
+        """Return encoder and captions as a run records them."""
+        encoder, added = self.encoder, self.added
+        return {
+            "name": encoder.name,
+            "sha256": encoder.sha256,
+            "params": encoder.params,
+            "flops": encoder.flops,
+            "one_off_flops": encoder.flops * added.distinct,
+            "captions": added.captions - 1,
+            "distinct": added.distinct,
+            "cut": added.cut,
+        }
+
+    def _all(self) -> Iterator[str]:
+        return (text for index in range(len(self.dataset)) for text in self._captions(index))
+
+
+def one_of(captions: Sequence[str], draw: float) -> str:
+    """Return the caption that a uniform number in [0, 1) chooses."""
+    return captions[int(draw * len(captions))]
+
+
+def open_captions(
+    spec: RunSpec, dataset: Dataset, device: torch.device, note: Note = ignore
+) -> RunCaptions | None:
+    """Return the captions of a run's data; None for a run that is conditioned on labels."""
+    if not spec.text.encoder:
+        return None
+    encoder = open_text_encoder(spec.text, dataset, held_out=spec.data.held_out, device=device)
+    return RunCaptions(encoder, dataset, note)
+
+
+class CaptionConditions:
+    """The conditions of an evaluation: the first captions of held-out samples, the same for every run.
+
+    `eval.labels = "balanced"` takes the samples in turn, `random` draws them. If no held-out sample has a
+    caption, those of the training split are used. The label of a condition is that of its sample.
+    """
+
+    def __init__(
+        self, captions: RunCaptions, spec: EvalSpec, held_out: np.ndarray | None, train: np.ndarray
+    ) -> None:
+        self.captions, self.spec, self.null = captions, spec, captions.empty
+        places = captions.with_captions(np.empty(0, np.int64) if held_out is None else held_out)
+        self.side = "held out" if len(places) else "training"
+        self._places = places if len(places) else captions.with_captions(train)
+
+    def condition(self, index: np.ndarray) -> Text:
+        """Return the conditions of samples with indices (B,)."""
+        return self.captions.first(self._of(index))
+
+    def labels(self, index: np.ndarray) -> Tensor:
+        """Return the labels (B,) of the samples whose captions these are."""
+        return torch.tensor([label_of(self.captions.dataset, int(place)) for place in self._of(index)])
+
+    def texts(self, index: np.ndarray) -> list[str]:
+        """Return the captions of samples with indices (B,)."""
+        return self.captions.first_texts(self._of(index))
+
+    # Any: JSON.
+    def about(self) -> dict[str, Any]:
+        """Return what values of a metric depend on, as JSON."""
+        return {"text": {**_about(self.captions.encoder), "side": self.side, "samples": len(self._places)}}
+
+    def _of(self, index: np.ndarray) -> np.ndarray:
+        count = len(self._places)
+        if self.spec.labels == "balanced":
+            return self._places[index % count]
+        return self._places[Streams(self.spec.seed).integers("eval_caption", index, count).numpy()]
+
+
+class PromptConditions:
+    """The conditions of samples that are drawn from given prompts, in turn."""
+
+    def __init__(self, encoder: TextEncoder, prompts: Sequence[str]) -> None:
+        self.prompts, self._encoder = list(prompts), encoder
+        texts = encoder.encode([*prompts, EMPTY])
+        self._features, self.null = texts[: len(prompts)], texts[slice(len(prompts), None)]
+
+    def condition(self, index: np.ndarray) -> Text:
+        """Return the conditions of samples with indices (B,)."""
+        return self._features[index % len(self.prompts)]
+
+    def labels(self, index: np.ndarray) -> Tensor:
+        """Return labels (B,): the number of each sample's prompt."""
+        return torch.from_numpy(index % len(self.prompts))
+
+    def texts(self, index: np.ndarray) -> list[str]:
+        """Return the prompts of samples with indices (B,)."""
+        return [self.prompts[i] for i in index % len(self.prompts)]
+
+    # Any: JSON.
+    def about(self) -> dict[str, Any]:
+        """Return what samples depend on, as JSON."""
+        content = hashlib.sha256("\0".join(self.prompts).encode(errors="surrogatepass")).hexdigest()
+        return {"text": {**_about(self._encoder), "prompts": content}}
+
+
+# Any: JSON.
+def _about(encoder: TextEncoder) -> dict[str, Any]:
+    return {"encoder": encoder.sha256, "dim": encoder.dim, "length": encoder.length}
+
+
+def no_captions(encoder: str) -> UserError:
+    """Return the error for data without captions."""
+    return UserError(
+        f"text.encoder = {encoder} needs captions, which this data set does not have; choose "
+        "data.name=prompts, or name their column with data.caption_key"
+    )
+
+
+def shortened(text: str, most: int = 60) -> str:
+    """Return the beginning of a text.
+
+    >>> shortened("a red seven", 5)
+    'a red...'
+    """
+    return text if len(text) <= most else f"{text[:most]}..."
