@@ -22,6 +22,7 @@ from harness.files.files import exclusive, sync_file, writing
 from harness.files.json_table import adding_to, write_table
 from harness.files.parse import parse_json
 from harness.records.events import Event, read_events
+from harness.records.shapes import protocol_fault
 
 EVALUATIONS, PROTOCOLS = "evaluations.jsonl", "protocols.json"
 NO_GUIDANCE = {"guidance": 1.0, "guidance_low": 0.0, "guidance_high": 1.0}
@@ -132,13 +133,17 @@ def read_protocols(run: Path) -> dict[str, Any]:
     """Return what is recorded about the protocols of later evaluations, by hash."""
     file = run / PROTOCOLS
     try:
-        return parse_json(file.read_text())
+        found = parse_json(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except ValueError as error:
         raise UserError(f"{file} is not JSON: {error}") from error
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from error
+    protocols = found.values() if isinstance(found, dict) else [found]
+    if fault := next(filter(None, map(protocol_fault, protocols)), ""):
+        raise UserError(f"{file}: a protocol {fault}")
+    return found
 
 
 def add_evaluation(run: Path, line: Event, about: Mapping[str, Any]) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from harness.errors import UserError
 from harness.files.parse import parse_json
+from harness.records.shapes import event_fault
 
 # Any: an event is a JSON object.
 Event = dict[str, Any]
@@ -60,7 +61,7 @@ def _parsed(file: Path, content: bytes) -> list[Event]:
         events = json.loads(b"[" + b",".join(lines) + b"]")
     except (ValueError, RecursionError):
         events = []
-    if len(events) == len(lines) and all(map(_is_event, events)):
+    if len(events) == len(lines) and not any(map(event_fault, events)):
         return events
     return [_event(file, number, line) for number, line in enumerate(lines, start=1)]
 
@@ -70,13 +71,6 @@ def _event(file: Path, number: int, line: bytes) -> Event:
         event = parse_json(line)
     except ValueError:
         event = None
-    if not _is_event(event):
-        raise UserError(f"{file} line {number} is not an event (a JSON object with kind and step)")
+    if fault := event_fault(event):
+        raise UserError(f"{file} line {number} {fault}")
     return event
-
-
-# Any: a line may hold any JSON value.
-def _is_event(value: Any) -> TypeGuard[Event]:
-    return (
-        isinstance(value, dict) and isinstance(value.get("kind"), str) and isinstance(value.get("step"), int)
-    )

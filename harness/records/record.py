@@ -51,9 +51,12 @@ from harness.records.evaluations import (
     read_protocols,
 )
 from harness.records.events import Event, read_events, read_finished
+from harness.records.shapes import environment_fault, event_fault, spec_fault
 
 EVENTS, SPEC, CLOCK = "events.jsonl", "spec.toml", "clock.json"
 REPLICATES = "replicates.json"
+DIGITS = 18
+"""Most digits of a step in a table by steps."""
 DONE, FAILED, LOCK = "done", "failed", "lock"
 TRAINING_PHASES = ("data", "student", "teacher", "encoder", "optimizer", "ema")
 """The phases that count towards time to target. Eval, checkpoint, tracking and warmup are booked but do not
@@ -90,13 +93,16 @@ class Record:
         """The resolved spec as plain data; raises `UserError` if it is missing or broken."""
         file = self.path / SPEC
         try:
-            return parse_toml(decode_text(file, file.read_bytes(), "TOML"))
+            spec = parse_toml(decode_text(file, file.read_bytes(), "TOML"))
         except (FileNotFoundError, NotADirectoryError) as error:
             raise UserError(f"{self.path} is not a run directory: no {SPEC} in it") from error
         except OSError as error:
             raise UserError(f"cannot read {file}: {error.strerror}") from error
         except ValueError as error:
             raise UserError(f"{file} is not TOML: {error}") from error
+        if fault := spec_fault(spec):
+            raise UserError(f"{file} is not the spec of a run: {fault}")
+        return spec
 
     @cached_property
     def events(self) -> list[dict[str, Any]]:
@@ -183,7 +189,18 @@ class Record:
     @cached_property
     def replicates(self) -> dict[str, Any]:
         """Later measurements by `flowrace replicate` of versions up to 0.1: step -> protocol and metrics."""
-        return _read_json(self.path / REPLICATES) or {}
+        found = _read_json(self.path / REPLICATES) or {}
+        rows = found.items() if isinstance(found, dict) else [("", found)]
+        if not all(
+            step.isdecimal()
+            and len(step) < DIGITS
+            and isinstance(row, dict)
+            and isinstance(row.get("protocol"), str)
+            and not event_fault({"kind": "eval", "step": int(step), **row})
+            for step, row in rows
+        ):
+            raise UserError(f"{self.path / REPLICATES} is no table of evaluations by step")
+        return found
 
     @property
     def _batch_size(self) -> int:
@@ -210,12 +227,18 @@ class Record:
     @cached_property
     def environment(self) -> list[dict[str, Any]]:
         """One entry for each start of the run, oldest first; empty before the first start."""
-        return _read_json(self.path / "environment.json") or []
+        starts = _read_json(self.path / "environment.json") or []
+        if fault := environment_fault(starts):
+            raise UserError(f"{self.path / 'environment.json'} {fault}")
+        return starts
 
     @cached_property
     def failure(self) -> dict[str, Any] | None:
         """The content of `failed`; None if the last attempt did not fail."""
-        return _read_json(self.path / FAILED)
+        found = _read_json(self.path / FAILED)
+        if found is not None and not isinstance(found, dict):
+            raise UserError(f"{self.path / FAILED} is no table with a reason")
+        return found
 
     @property
     def status(self) -> str:

@@ -29,6 +29,7 @@ from harness.files.files import decode_text, read_toml
 from harness.files.names import check_name
 from harness.files.parse import parse_json
 from harness.records.record import Record, log_file
+from harness.records.shapes import is_count
 from harness.records.targets import FORMS, TargetRule, rule_at_step, share_rule
 
 ACROSS = ("pooled", "cells")
@@ -211,6 +212,8 @@ def _parsed(table: Any) -> PlanFile:
     runs = tuple(PlanEntry(str(run["id"]), dict(run["cell"]), run.get("steps")) for run in table["runs"])
     for run in runs:
         check_name(run.id, "the id of a run")
+        if run.steps is not None and not is_count(run.steps):
+            raise ValueError(run.steps)
     excluded = table.get("excluded") or ()
     return PlanFile(runs, tuple(PlanExclusion(dict(row["cell"]), str(row["reason"])) for row in excluded))
 

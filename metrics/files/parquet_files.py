@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from metrics.files.listing import Left, Skipped, walk
+from metrics.files.numpy_files import bound_of
 from metrics.value import MetricError
 
 TABLE = "metadata.parquet"
 """Name of a table of labels next to files (Hugging Face's imagefolder)."""
 FILE = "file_name"
 """The column of such a table that names the files."""
-EXPANDS, SPARE = 100, 2**28
-"""A column may take EXPANDS times the bytes of its file, and SPARE bytes more, when it is read."""
 BATCH = 64
 """Rows that are read at a time, before the bytes that were read are counted."""
 IN_NAME = re.compile(r"(?:^|/)(train|test|validation|valid|val|dev)(?![a-z])")
@@ -74,7 +73,7 @@ def bounded_batches(file: Path, columns: list[str]) -> Iterator[Any]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    bound, total = EXPANDS * file.stat().st_size + SPARE, 0
+    bound, total = bound_of(file), 0
     schema_of(file, columns)
     try:
         content = pq.ParquetFile(file)

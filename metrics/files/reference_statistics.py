@@ -8,7 +8,6 @@ training set, whose size is not recorded.
 from __future__ import annotations
 
 import zipfile
-import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +16,7 @@ import torch
 
 from metrics.distances.frechet import Moments
 from metrics.files.cache import Saved, read_saved, write_saved
+from metrics.files.numpy_files import BROKEN, check_members
 from metrics.value import MetricError
 
 FORMAT = "flowrace-statistics-1"
@@ -41,13 +41,14 @@ def is_adm(file: Path) -> bool:
 def read_adm(file: Path) -> Reference:
     """Read the statistics of ADM's npz, without its images; raises `MetricError` for invalid arrays."""
     try:
+        check_members(file)
         with np.load(file, allow_pickle=False) as content:
             features = _moments(content["mu"], content["sigma"])
             has_spatial = {"mu_s", "sigma_s"} <= set(content.files)
             spatial = _moments(content["mu_s"], content["sigma_s"]) if has_spatial else None
     except MetricError as error:
         raise MetricError(f"{file}: mu and sigma are not valid statistics: {error}") from error
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except BROKEN as error:
         raise MetricError(f"{file} is not a readable npz of plain arrays: {error}") from error
     return Reference(features, spatial, None, {})
 
@@ -106,5 +107,5 @@ def _names(file: Path) -> list[str]:
     try:
         with zipfile.ZipFile(file) as content:
             return [name.removesuffix(".npy") for name in content.namelist()]
-    except (OSError, zipfile.BadZipFile):
+    except BROKEN:
         return []

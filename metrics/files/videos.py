@@ -8,12 +8,10 @@ number.
 from __future__ import annotations
 
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from tokenize import TokenError
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +20,7 @@ from torch import Tensor
 
 from metrics.files.containers import container, frames_of
 from metrics.files.media import VIDEO, Encoded, encoded, holds
+from metrics.files.numpy_files import BROKEN, check_members
 from metrics.value import MetricError
 
 STARTS = ("random", "first")
@@ -32,18 +31,6 @@ UNEVEN = 0.1
 ticks."""
 TICK = 2e-3
 """Deviation in seconds that is always allowed."""
-_BROKEN = (
-    OSError,
-    ValueError,
-    EOFError,
-    KeyError,
-    RuntimeError,
-    MemoryError,
-    TokenError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
-"""Errors from reading a damaged npy or npz file; zipfile raises RuntimeError for what it cannot unpack."""
 
 
 class Video(NamedTuple):
@@ -288,6 +275,7 @@ def _array(path: Path) -> np.ndarray:
     with _readable(path):
         if path.suffix == ".npy":
             return np.load(path, mmap_mode="r", allow_pickle=False)
+        check_members(path)
         with np.load(path, allow_pickle=False) as content:
             return content[header.key]
 
@@ -322,7 +310,7 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except MetricError:
         raise
-    except _BROKEN as error:
+    except BROKEN as error:
         raise MetricError(
             f"{path} is not a complete numpy file: {str(error) or type(error).__name__}"
         ) from error

@@ -11,6 +11,7 @@ from harness.config.spec import RunSpec
 from harness.files.files import read_tail
 from harness.files.parse import parse_json
 from harness.records.record import EVENTS, Record
+from harness.records.shapes import event_fault
 from harness.train.later_evaluations import missing_evaluations
 from sweeps.plan.plan import PlannedRun
 
@@ -88,5 +89,5 @@ def _last_events(file: Path) -> Iterator[dict[str, Any]]:
             event = parse_json(line)
         except ValueError:
             continue
-        if isinstance(event, dict) and {"kind", "step"} <= event.keys():
+        if not event_fault(event):
             yield event

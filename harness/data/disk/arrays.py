@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import zipfile
-import zlib
 from pathlib import Path
-from tokenize import TokenError
 
 import numpy as np
 from PIL import Image
@@ -20,6 +16,8 @@ from harness.data.disk.survey import data_path
 from harness.data.stored import stored_images
 from harness.errors import UserError, unknown
 from metrics.files.listing import is_clutter
+from metrics.files.numpy_files import BROKEN, check_members, unzipped
+from metrics.value import MetricError
 
 KEYS = (("train_x", "train_y"), ("x_train", "y_train"), ("images", "labels"), ("arr_0", "arr_1"))
 NPZ = "a .npz file, or a folder with one: uint8 images (N, H, W), (N, H, W, C) or (N, C, H, W), labels (N,)"
@@ -69,21 +67,14 @@ class NpzImages(_ArrayImages):
     def __init__(self, spec: DataSpec) -> None:
         path = _archive(data_path(spec, NPZ))
         try:
+            check_members(path)
             with np.load(path, allow_pickle=False) as archive:
                 image_key, label_key = _keys(spec, list(archive.files), path)
                 images = archive[image_key]
                 labels = archive[label_key] if label_key else None
-        except (
-            ValueError,
-            OSError,
-            EOFError,
-            zipfile.BadZipFile,
-            zlib.error,
-            TypeError,
-            AttributeError,
-            RuntimeError,
-            TokenError,
-        ) as error:
+        except MetricError as error:
+            raise UserError(str(error)) from error
+        except BROKEN as error:
             raise UserError(
                 f"{path} is not a readable .npz file of plain arrays: {error}; expected {NPZ}"
             ) from error
@@ -158,8 +149,8 @@ def read_idx(path: Path, dims: int) -> np.ndarray:
     The layout is two zeros, type 8, the number of dimensions, each size as big-endian int32, and the bytes.
     """
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
+        content = unzipped(path) if path.suffix == ".gz" else path.read_bytes()
+    except (MetricError, *BROKEN) as error:
         raise UserError(f"cannot read {path}: {error}") from error
     if content[:4] != bytes((0, 0, 8, dims)):
         raise UserError(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,8 @@ import numpy as np
 from harness.data.disk.arrays import KEYS, label_key
 from harness.data.disk.labels import NONE, Labels, usable_labels
 from harness.errors import UserError
+from metrics.files.numpy_files import BROKEN, check_members
+from metrics.value import MetricError
 
 EXPECTED = "uint8 images (N, H, W, C), as the array arr_0 of an npz in ADM's layout"
 CHUNK = 1 << 24
@@ -123,7 +124,7 @@ def _content(file: Path, key: str) -> Iterator[IO[bytes]]:
             return
         with zipfile.ZipFile(file) as archive, archive.open(f"{key}.npy") as content:
             yield content
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+    except BROKEN as error:
         raise UserError(f"{file} cannot be read: {error}; expected {EXPECTED}") from error
 
 
@@ -141,7 +142,7 @@ def _header(content: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, np.d
             np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         )
         return read(content)
-    except ValueError as error:
+    except BROKEN as error:
         raise UserError(f"{where} is not a numpy array: {error}") from error
 
 
@@ -167,9 +168,10 @@ def _label_key(file: Path, key: str, chosen: str) -> str:
 def _labels(file: Path, name: str, n: int, where: str, chosen: str) -> Labels:
     """Return the labels of an npz."""
     try:
+        check_members(file)
         with np.load(file, allow_pickle=False) as archive:
             return usable_labels(archive[name], n, f"{file}: '{name}'", chosen=bool(chosen))
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (MetricError, *BROKEN) as error:
         raise UserError(f"{file}: labels '{name}' of {where} cannot be read: {error}") from error
 
 
@@ -184,5 +186,5 @@ def _names(file: Path) -> list[str]:
     try:
         with zipfile.ZipFile(file) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist()]
-    except (OSError, zipfile.BadZipFile) as error:
+    except BROKEN as error:
         raise UserError(f"{file} is not a readable npz file: {error}") from error

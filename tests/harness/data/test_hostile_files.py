@@ -17,7 +17,7 @@ from harness.data.disk import pixels as reader
 from harness.data.disk.pixels import decode
 from harness.errors import UserError
 from harness.files import pictures
-from metrics.files import parquet_files
+from metrics.files import numpy_files
 from tests.harness.data.pictures import LABELS, folder_of, opened, pixels, png, table_of, with_classes
 
 ENCODED = [png(image) for image in pixels()]
@@ -39,8 +39,8 @@ def test_column_that_unpacks_to_gigabytes_is_refused_before_it_is_read(tmp_path:
 def test_rows_are_counted_while_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pq.write_table(table_of(ENCODED * 40, None or [0] * 320), tmp_path / "a.parquet")
     assert len(opened("parquet", tmp_path)) == 320
-    monkeypatch.setattr(parquet_files, "SPARE", 0)
-    monkeypatch.setattr(parquet_files, "EXPANDS", 1)
+    monkeypatch.setattr(numpy_files, "SPARE", 0)
+    monkeypatch.setattr(numpy_files, "EXPANDS", 1)
     with pytest.raises(UserError, match=r"a\.parquet unpacks to more than [0-9,]+ bytes"):
         opened("parquet", tmp_path)
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,28 +21,9 @@ from harness.evaluation.samples.sources import open_source
 from metrics.files.recordings import read_audio
 from metrics.files.videos import read_videos
 from metrics.value import MetricError
+from tests.fuzz.door import Door, Files
 from tests.harness.data.pictures import LABELS, opened, pixels, png, table_of, with_classes
 from tests.harness.data.recorded import film, frames, sound, tone, video
-
-Files = Mapping[str, bytes]
-
-
-@dataclass(frozen=True)
-class Door:
-    """One kind of input: valid files, and the function that reads them."""
-
-    name: str
-    files: Callable[[], Files]
-    read: Callable[[Path], Iterable[float]]
-    """Reads the folder with the files, and returns the numbers that must be finite."""
-    text: bool = False
-    """The files are text, whose words are replaced too."""
-    cases: int = 30
-    """Cases in the fast suite; a thousand are in the slow one."""
-
-
-def seeds_of(door: Door) -> dict[str, bytes]:
-    return dict(door.files())
 
 
 def from_dataset(kind: str, folder: Path, **fields: Any) -> Iterable[float]:

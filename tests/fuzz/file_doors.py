@@ -1,0 +1,205 @@
+"""The doors of weights, statistics, specs, studies, claims, logs and records."""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+from collections.abc import Callable, Iterable
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save
+
+from harness.assembly.resolve import load_spec
+from harness.errors import UserError
+from harness.exchange.reading import ANCHOR, read_source
+from harness.records import checkpoint
+from harness.records.checkpoint_files import checkpoints, precision_of
+from metrics.distances.frechet import moments_of
+from metrics.extractors.torchscript import parse_options
+from metrics.files.reference_statistics import read_adm, read_statistics, save_statistics
+from metrics.value import MetricError
+from reports.logs.log_map import LogMap, StepUnit
+from reports.logs.read import read_logs_of
+from sweeps.plan.plan import make_plan
+from sweeps.plan.study import load_study
+from tests.fuzz.door import Door, Files, command
+from tests.reports.audits import CLAIM, claim_file, rows, write_csv
+from tests.reports.logged import BATCH, KINDS, PLAIN
+from tests.reports.synthetic import power_law, write_run
+from tests.support.runs import tiny
+
+RULES = {"plain": LogMap(line=PLAIN), "EDM2": LogMap(steps=StepUnit(batch_size=BATCH))}
+
+
+def written(write: Callable[[Path], object]) -> Files:
+    """Return the files that a function writes into a folder."""
+    with tempfile.TemporaryDirectory(prefix="seeds") as name:
+        folder = Path(name)
+        write(folder)
+        return {
+            str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()
+        }
+
+
+# Weights and statistics.
+WEIGHTS = {f"blocks.{n}.mlp.fc1.bias": torch.zeros(4) for n in range(4)} | {ANCHOR: torch.zeros(4, 1, 2, 2)}
+
+
+def pt() -> Files:
+    content = io.BytesIO()
+    torch.save({"ema": WEIGHTS, "steps": 12}, content)
+    return {"weights.pt": content.getvalue()}
+
+
+def from_weights(name: str, folder: Path) -> Iterable[float]:
+    return [float(tensor.double().sum()) for tensor in read_source(folder / name).tensors.values()]
+
+
+def from_checkpoint(folder: Path) -> Iterable[float]:
+    (file,) = checkpoints(folder)
+    precision_of(file)
+    return [float(tensor.double().sum()) for tensor in checkpoint.load(file).tensors.values()]
+
+
+def write_checkpoint(folder: Path) -> None:
+    tensors = {"model.a": torch.arange(6.0).reshape(2, 3), "ema.a": torch.ones(2)}
+    checkpoint.save(folder / "step-00000004.safetensors", tensors, {"run": "0123456789ab", "step": "4"})
+
+
+MOMENTS = moments_of(np.random.default_rng(0).normal(size=(20, 3)))
+
+
+def write_statistics(folder: Path) -> None:
+    save_statistics(folder / "a.safetensors", MOMENTS, None, {"extractor": "means"})
+    np.savez(folder / "b.npz", mu=MOMENTS.mean, sigma=MOMENTS.covariance)
+
+
+def from_statistics(folder: Path) -> Iterable[float]:
+    try:
+        found = [read_statistics(folder / "a.safetensors"), read_adm(folder / "b.npz")]
+    except MetricError as error:
+        raise UserError(str(error)) from error
+    return [float(x) for one in found for x in (*one.features.mean, *one.features.covariance.ravel())]
+
+
+def from_options(folder: Path) -> Iterable[float]:
+    query = (folder / "options.txt").read_bytes().decode(errors="surrogateescape")
+    try:
+        options = parse_options(query)
+    except MetricError as error:
+        raise UserError(str(error)) from error
+    return [float(number) for number in (options.size, options.dim) if number]
+
+
+# Specs, studies and claims.
+def from_spec(folder: Path) -> Iterable[float]:
+    spec = load_spec(str(folder / "spec.toml"))
+    assert len(spec.id) == 12 and load_spec(str(folder / "spec.toml")).to_toml() == spec.to_toml()
+    return [spec.train.learning_rate, float(spec.train.steps)]
+
+
+def from_settings(folder: Path) -> Iterable[float]:
+    text = (folder / "settings.txt").read_bytes().decode(errors="surrogateescape")
+    return [load_spec("digits", text.split("\n")).train.learning_rate]
+
+
+SETTINGS = b'train.steps=12\ntrain.learning_rate=1e-3\nmethod.name=repa\neval.metrics=["fd:local"]\nseed=3'
+STUDY = b"""name = "two"
+base = "digits"
+baseline = "flow"
+[axes]
+seed = [0, 1]
+"method.name" = ["flow", "repa"]
+[[exclude]]
+reason = "no time"
+where = { "method.name" = "repa", seed = 1 }
+[set]
+"train.steps" = 12
+[target]
+metric = "fd:local"
+value = 8.0
+[labels]
+repa = "REPA"
+"""
+
+
+def from_study(folder: Path) -> Iterable[float]:
+    plan = make_plan(load_study(str(folder / "study.toml")), folder)
+    return [float(run.spec.seed) for run in plan.runs]
+
+
+def write_claim(folder: Path) -> None:
+    claim_file(folder)
+    speeds = {CLAIM["baseline"]: 1.0, CLAIM["candidate"]: 2.2}
+    write_csv(folder / "curves.csv", rows(speeds, seeds=range(3), grid=range(50_000, 400_001, 50_000)))
+
+
+def from_claim(folder: Path) -> Iterable[float]:
+    return command("audit", folder / "claim.toml", folder / "curves.csv", "--json")
+
+
+@cache
+def sources_of(kind: str) -> tuple[str, ...]:
+    """Return the names that a kind of log is given by."""
+    with tempfile.TemporaryDirectory(prefix="seeds") as name:
+        return tuple(str(file.relative_to(name)) for file in KINDS[kind](Path(name)))
+
+
+def from_logs(kind: str, folder: Path) -> Iterable[float]:
+    found = read_logs_of([folder / source for source in sources_of(kind)], RULES.get(kind))
+    # Values of a curve that diverged are not finite, and stay so.
+    return [float(point.step) for curve in found.curves for point in curve.points]
+
+
+# Records.
+def write_study(folder: Path) -> None:
+    curves = {"flow": power_law(1000.0, 0.5), "repa": power_law(700.0, 0.5)}
+    runs = []
+    for method, curve in curves.items():
+        for seed in (0, 1, 2):
+            path = folder / f"{method}{seed}"
+            write_run(path, method, seed, metric=curve, grid=range(200, 2001, 600))
+            (path / "lock").unlink(missing_ok=True)
+            runs.append({"id": path.name, "cell": {"method.name": method, "seed": seed}, "steps": 2000})
+    (folder / "plan.json").write_text(json.dumps({"runs": runs, "excluded": []}))
+    (folder / "study.toml").write_bytes(STUDY)
+
+
+def from_report(folder: Path) -> Iterable[float]:
+    return command("report", folder, "-o", folder.parent / "page.html", "--json")
+
+
+def from_status(folder: Path) -> Iterable[float]:
+    return command("status", folder, "--json")
+
+
+def from_export(folder: Path) -> Iterable[float]:
+    return command("export", folder)
+
+
+FILES = (
+    Door("weights.pt", pt, partial(from_weights, "weights.pt")),
+    Door(
+        "weights.safetensors",
+        lambda: {"a.safetensors": save(WEIGHTS)},
+        partial(from_weights, "a.safetensors"),
+    ),
+    Door("checkpoint", lambda: written(write_checkpoint), from_checkpoint),
+    Door("statistics", lambda: written(write_statistics), from_statistics),
+    Door("torchscript options", lambda: {"options.txt": b"size=96&dim=12&range=unit"}, from_options, True),
+    Door("spec", lambda: {"spec.toml": tiny("method.name=repa").to_toml().encode()}, from_spec, True),
+    Door("settings", lambda: {"settings.txt": SETTINGS}, from_settings, True),
+    Door("study", lambda: {"study.toml": STUDY}, from_study, True),
+    Door("claim", lambda: written(write_claim), from_claim, True, cases=10),
+    Door("report of a study", lambda: written(write_study), from_report, True, cases=6),
+    Door("status of a study", lambda: written(write_study), from_status, True, cases=10),
+    Door("export of a study", lambda: written(write_study), from_export, True, cases=6),
+)
+LOGS = tuple(
+    Door(f"log of {kind}", partial(written, write), partial(from_logs, kind), kind != "events", cases=10)
+    for kind, write in KINDS.items()
+)
