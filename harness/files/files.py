@@ -132,6 +132,16 @@ def replacing(path: Path) -> Iterator[Path]:
     sync_directory(path.parent)
 
 
+def cut_torn_line(file: IO[bytes]) -> bytes:
+    """Remove an incomplete last line, which a killed writer leaves, from an open file; return the others."""
+    file.seek(0)
+    content = file.read()
+    complete = content[: content.rfind(b"\n") + 1]
+    if complete != content:
+        file.truncate(len(complete))
+    return complete
+
+
 def sync_file(file: IO[Any]) -> None:
     """Flush an open file to the disk."""
     file.flush()

@@ -16,9 +16,8 @@ from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
-from harness.config.spec import EvalSpec
 from harness.errors import UserError
-from harness.files.files import exclusive, sync_file, writing
+from harness.files.files import cut_torn_line, exclusive, sync_file, writing
 from harness.files.json_table import adding_to, write_table
 from harness.files.parse import parse_json
 from harness.records.events import Event, read_events
@@ -55,6 +54,9 @@ class Conditions:
 
         The hash of its reference is given, because the section has only its location.
         """
+        # A process that only writes a record does without pydantic, most of its time to start.
+        from harness.config.spec import EvalSpec
+
         names = [field.name for field in fields(cls) if field.name in EvalSpec.model_fields]
         values = {name: table.get(name, EvalSpec.model_fields[name].default) for name in names}
         return cls._normal(values | {"ema": ema, "reference": reference})
@@ -157,11 +159,7 @@ def add_evaluation(run: Path, line: Event, about: Mapping[str, Any]) -> None:
             write_table(run / PROTOCOLS, {**known, line["protocol"]: dict(about)})
     file = run / EVALUATIONS
     with writing(file), exclusive(run / f"{EVALUATIONS}.lock"), open(file, "ab+") as lines:
-        lines.seek(0)
-        content = lines.read()
-        complete = content.rpartition(b"\n")[0] + b"\n" if b"\n" in content else b""
-        if complete != content:
-            lines.truncate(len(complete))
+        complete = cut_torn_line(lines)
         new = json.dumps(line, allow_nan=False, separators=(",", ":")).encode() + b"\n"
         if new not in complete.splitlines(keepends=True):
             lines.write(new)

@@ -10,6 +10,7 @@ import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -103,17 +104,21 @@ def schema_of(file: Path) -> str | None:
 
 def schema_state(schema: str | None) -> Literal["current", "earlier", "unknown"]:
     """Return how a schema revision relates to that of the installed MLflow; `unknown` if it is later."""
+    heads, known = _schema_revisions()
+    if schema in heads:
+        return "current"
+    return "earlier" if schema in known else "unknown"
+
+
+@cache
+def _schema_revisions() -> tuple[frozenset[str], frozenset[str]]:
+    """Return the current and all revisions of the installed MLflow, which are in 50 modules."""
     import mlflow
     from alembic.script import ScriptDirectory
-    from alembic.util import CommandError
 
     migrations = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
-    if schema in migrations.get_heads():
-        return "current"
-    try:
-        return "unknown" if migrations.get_revision(schema or "none") is None else "earlier"
-    except CommandError:
-        return "unknown"
+    known = (script.revision for script in migrations.walk_revisions())
+    return frozenset(migrations.get_heads()), frozenset(known)
 
 
 @contextmanager

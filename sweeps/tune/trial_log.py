@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError
+from harness.files.files import cut_torn_line
 
 if TYPE_CHECKING:
     import optuna
@@ -111,9 +112,6 @@ def _repair(file: Path) -> None:
     held)."""
     for lock in file.parent.glob(f"{file.name}.lock*"):
         lock.unlink()
-    if file.exists():
-        content = file.read_bytes()
-        complete = content.rfind(b"\n") + 1
-        if complete < len(content):
-            with open(file, "r+b") as log:
-                log.truncate(complete)
+    if file.exists() and not file.read_bytes().endswith(b"\n"):
+        with open(file, "r+b") as log:
+            cut_torn_line(log)

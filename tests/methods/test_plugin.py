@@ -9,12 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
-from harness.cli.main import cli
 from harness.config import registry
 from harness.errors import UserError
 from harness.records.record import Record
+from tests.support.commands import flowrace
 from tests.support.quick import keep_local_network
 from tests.support.runs import TINY, tiny
 
@@ -23,10 +22,6 @@ from tests.support.runs import TINY, tiny
 def plugin(plugin_site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Put the plug-in's folder on the import path of this process."""
     monkeypatch.syspath_prepend(str(plugin_site))
-
-
-def flowrace(*words: str) -> Result:
-    return CliRunner().invoke(cli, words)
 
 
 def register_broken(site: Path, module: str) -> None:

@@ -27,6 +27,14 @@ seed = [0, 1]
 metric = "fd:local"
 value = 12.0
 """
+SMALL_RUNS = """"backbone.size" = "pico"
+"train.steps" = 2
+"train.batch_size" = 4
+"train.warmup_steps" = 0
+"eval.samples" = 4
+"eval.sampler_steps" = 1
+"""
+"""The table `[set]` of a study whose runs take a second."""
 
 
 def stub_command(spec: Path, directory: Path) -> tuple[str, ...]:

@@ -6,9 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
-from harness.cli.main import cli
 from harness.config.spec import DataSpec
 from harness.encoders.base import Choice
 from harness.encoders.base import check_weights as check_encoder
@@ -19,6 +17,8 @@ from metrics.value import MetricError
 from sweeps.plan.missing_weights import find_missing
 from sweeps.plan.plan import make_plan
 from sweeps.plan.study import load_study
+from tests.support.commands import flowrace
+from tests.sweeps.conftest import SMALL_RUNS
 
 ENCODER = "timm:vit_tiny_patch16_224.augreg_in21k"
 STUDY = f"""name = "needy"
@@ -30,13 +30,7 @@ seed = [0, 1]
 [methods.repa]
 encoder.name = "{ENCODER}"
 [set]
-"backbone.size" = "pico"
-"train.steps" = 2
-"train.batch_size" = 4
-"train.warmup_steps" = 0
-"eval.samples" = 4
-"eval.sampler_steps" = 1
-"""
+{SMALL_RUNS}"""
 
 
 @pytest.fixture(autouse=True)
@@ -50,10 +44,6 @@ def study(tmp_path: Path) -> Path:
     file = tmp_path / "needy.toml"
     file.write_text(STUDY)
     return file
-
-
-def flowrace(*words: str | Path) -> Result:
-    return CliRunner().invoke(cli, [str(word) for word in words])
 
 
 def test_dry_run_lists_missing_weights_with_the_runs_that_need_them(study: Path, tmp_path: Path) -> None:

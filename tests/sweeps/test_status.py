@@ -6,37 +6,27 @@ import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
-from harness.cli.main import cli
 from harness.records.record import Record
 from sweeps.plan.difference import Change, ComparedRun, field_changes
 from sweeps.plan.plan import make_plan
 from sweeps.plan.status import difference
 from sweeps.plan.study import load_study
 from sweeps.plan.study_folder import write_plan
+from tests.support.commands import flowrace
 from tests.support.quick import keep_local_network
+from tests.sweeps.conftest import SMALL_RUNS
 
-STUDY = """name = "small"
+STUDY = f"""name = "small"
 base = "digits"
 [axes]
 seed = [0, 1]
 "method.name" = ["flow", "self_flow"]
 [[exclude]]
 reason = "too dear"
-where = { seed = 1, "method.name" = "self_flow" }
+where = {{ seed = 1, "method.name" = "self_flow" }}
 [set]
-"backbone.size" = "pico"
-"train.steps" = 2
-"train.batch_size" = 4
-"train.warmup_steps" = 0
-"eval.samples" = 4
-"eval.sampler_steps" = 1
-"""
-
-
-def flowrace(*words: str | Path) -> Result:
-    return CliRunner().invoke(cli, [str(word) for word in words])
+{SMALL_RUNS}"""
 
 
 @pytest.fixture

@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 import tomli_w
-from click.testing import CliRunner, Result
 
 from harness.assembly.resolve import load_spec
-from harness.cli.main import cli
 from harness.errors import UserError
 from harness.records.record import Record
 from sweeps.plan.plan import make_plan
 from sweeps.plan.study import load_study
+from tests.support.commands import flowrace
 from tests.support.modal import MODALITIES, SMALL
 from tests.support.runs import TINY
 
@@ -27,10 +26,6 @@ ARMS = [
     {"name": "repa", "encoder": {"name": "local:tiny"}},
     {"name": "flow"},
 ]
-
-
-def flowrace(*words: str | Path) -> Result:
-    return CliRunner().invoke(cli, [str(word) for word in words])
 
 
 def settings(*overrides: str) -> list[str]:

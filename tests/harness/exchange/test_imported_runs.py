@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -27,6 +27,7 @@ from harness.records import checkpoint
 from harness.records.record import Record
 from harness.train.trained_run import checkpoint_of_run, load_ema, spec_of_run
 from tests.harness.latents.vae import save_vae
+from tests.support.commands import flowrace
 from tests.support.modal import modal
 from tests.support.released import FILES, released
 from tests.support.runs import TINY, events, tiny, trained
@@ -47,10 +48,6 @@ def first_fast(names: Iterable[str]) -> list[Any]:
     """Return parameters of which the first is in the fast suite, and the others in the slow one."""
     first, *others = names
     return [first, *(pytest.param(name, marks=pytest.mark.slow) for name in others)]
-
-
-def flowrace(*words: object) -> Result:
-    return CliRunner().invoke(cli, [str(word) for word in words])
 
 
 def done(*words: object) -> str:
