@@ -12,6 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from harness.assembly.resolve import load_spec
 from harness.cli.main import cli
 from harness.config.spec import DataSpec
 from harness.data.found import found_in
@@ -19,6 +20,8 @@ from harness.data.open import images, open_dataset
 from harness.errors import UserError
 from harness.latents import encode as writing
 from harness.runtime.random_streams import Streams
+from sweeps.cli.evaluate import evaluate
+from tests.harness.evaluation.samples.networks import save_means
 from tests.harness.latents.vae import save_vae
 from tests.support.encoded import content
 from tests.support.forked import die, in_child
@@ -37,7 +40,7 @@ from tests.support.latent_layouts import (
     write,
 )
 from tests.support.mutations import check_mutated_imports
-from tests.support.runs import TINY
+from tests.support.runs import TINY, trained
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (len(LABELS), 8, 8, 3), dtype=np.uint8)
 ALONE = ("--resolution", "32")
@@ -112,6 +115,25 @@ def test_training_on_an_import_takes_one_command(latents: Path, tmp_path: Path) 
     result = CliRunner().invoke(cli, ["run", "digits", *settings, *out], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert "48 samples, 3 classes" in result.output
+
+
+def test_latents_without_images_train_against_a_file_of_statistics(
+    tmp_path: Path, vae: Path, encoded: np.ndarray
+) -> None:
+    save_means(tmp_path)
+    network = f"torchscript:{tmp_path / 'means.ts'}"
+    np.savez(tmp_path / "real.npz", arr_0=PIXELS)
+    statistics = tmp_path / "real.safetensors"
+    saved = [str(tmp_path / "real.npz"), "--extractor", network, "--save-stats", str(statistics)]
+    assert CliRunner().invoke(evaluate, saved, catch_exceptions=False).exit_code == 0
+    root = write(tmp_path / "vae-sd", repa_files(encoded))
+    import_data(root, tmp_path / "l", "--codec", f"sd-vae:{vae}")
+    fields = [word for word in TINY if not word.startswith(("data.", "train.steps"))]
+    fields += ["data.name=latents", f"data.root={tmp_path / 'l'}", "data.held_out=0", "train.steps=2"]
+    fields += [f'eval.metrics=["fd:{network}"]', f"eval.reference={statistics}", "eval.samples=48"]
+    record = trained(load_spec("digits", tuple(fields)), tmp_path / "runs")
+    (value,) = record.of("eval")[-1]["metrics"].values()
+    assert value["mean"] > 0
 
 
 def test_zip_files_are_the_folders(tmp_path: Path, repa: Path, vae: Path, encoded: np.ndarray) -> None:
