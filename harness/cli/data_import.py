@@ -93,7 +93,7 @@ PRINTED = (
 @JSON_OPTION
 # Any: the values of click's options.
 def import_(source: Path, out: Path, device: str, as_json: bool, **options: Any) -> None:
-    """Import latents that other code has stored, as a folder to train on.
+    """Import latents of other code.
 
     SOURCE is a folder or a file: REPA's images/ and vae-sd/ (or EDM2 zip files), LightningDiT's safetensors,
     MAR's cached .npz, U-ViT's feature folder, or tar files with KEY.npy. Moments are copied bit for bit, with

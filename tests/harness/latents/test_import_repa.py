@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from harness.data.found import found_in
 from harness.data.open import images, open_dataset
 from harness.errors import UserError
 from harness.latents import encode as writing
+from harness.latents.importing import Importing
 from harness.runtime.random_streams import Streams
 from sweeps.cli.evaluate import evaluate
 from tests.harness.evaluation.samples.networks import save_means
@@ -348,13 +350,25 @@ def test_import_resumes_to_the_same_bytes_when_killed(tmp_path: Path) -> None:
     options = (*ALONE, "--rows", "20")
     import_data(root, tmp_path / "calm", *options)
 
-    def dying() -> None:
+    def dies_at_a_checksum() -> None:
         original, left = writing.write_atomic, iter(range(2))
         writing.write_atomic = lambda *given: die() if next(left, None) is None else original(*given)
         import_data(root, tmp_path / "killed", *options)
 
-    assert in_child(dying) == -signal.SIGKILL
-    assert not (tmp_path / "killed" / "latents.json").exists()
+    def dies_inside_a_shard() -> None:
+        original = Importing.moments
+
+        def cut(job: Importing, *given: object) -> Iterator[np.ndarray]:
+            yield next(original(job, *given))[:3]
+            die()
+
+        Importing.moments = cut
+        import_data(root, tmp_path / "killed", *options)
+
+    for dying in (dies_at_a_checksum, dies_inside_a_shard):
+        assert in_child(dying) == -signal.SIGKILL
+        assert not (tmp_path / "killed" / "latents.json").exists()
+    assert ".shard-00001.npy.tmp" in content(tmp_path / "killed")
     with pytest.raises(UserError, match=r"flowrace data import has completed"):
         opened(tmp_path / "killed")
     import_data(root, tmp_path / "killed", *options)
