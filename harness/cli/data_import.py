@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from harness.latents.importing import Importing
 
 # The names in harness/latents/import_plan.py, which imports torch.
-LAYOUTS = ("auto", "repa", "lightningdit", "mar", "uvit")
+LAYOUTS = ("auto", "repa", "lightningdit", "mar", "uvit", "webdataset")
 HOLDS = ("std", "logvar", "sample")
 PRINTED = (
     "samples", "classes", "label_source", "shape", "pixels", "copies", "dtype", "codec", "imported",
@@ -93,11 +93,12 @@ PRINTED = (
 @JSON_OPTION
 # Any: the values of click's options.
 def import_(source: Path, out: Path, device: str, as_json: bool, **options: Any) -> None:
-    """Import latents that other code has stored, as a folder to train on.
+    """Import latents of other code.
 
     SOURCE is a folder or a file: REPA's images/ and vae-sd/ (or EDM2 zip files), LightningDiT's safetensors,
-    MAR's cached .npz, or U-ViT's feature folder. Moments are copied bit for bit, with a checksum for every
-    file. A sample of them is compared with the scale, and with the images and the codec if both are given.
+    MAR's cached .npz, U-ViT's feature folder, or tar files with KEY.npy. Moments are copied bit for bit, with
+    a checksum for every file. A sample of them is compared with the scale, and with the images and the codec
+    if both are given.
 
     Rerun an interrupted command to resume it. Train on the result with data.name=latents and data.root=OUT.
     """
@@ -165,7 +166,7 @@ def _print_summary(manifest: dict[str, Any], job: Importing, out: Path, as_json:
     from harness.latents.shards import fingerprint
 
     size = sum((out / name).stat().st_size for name in manifest["files"])
-    linked = f" and {len(manifest['linked']['files'])} linked files" if "linked" in manifest else ""
+    linked = f" and {len(manifest['linked']['files'])} linked file(s)" if "linked" in manifest else ""
     if as_json:
         about = {name: manifest[name] for name in PRINTED}
         skipped = [{"reason": s.reason, "files": s.files, "first": s.example} for s in job.source.skipped]

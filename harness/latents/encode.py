@@ -176,7 +176,7 @@ def encode(job: Job, folder: Path, world: World, advance: Callable[[int], None])
     `advance` is called with the number of samples of each batch that was encoded or found complete. Raises
     `UserError` if the folder holds another encoding, is in use, or cannot be written.
     """
-    is_new = not folder.exists()
+    is_new, is_first = not folder.exists(), not (folder / BEGUN).exists()
     try:
         if world.main:
             folder.mkdir(parents=True, exist_ok=True)
@@ -193,8 +193,8 @@ def encode(job: Job, folder: Path, world: World, advance: Callable[[int], None])
             world.wait()
             return _finish(folder, job) if world.main else {}
     except UserError:
-        if is_new and world.main:
-            _remove_if_empty(folder)
+        if is_first and world.main:
+            _remove_if_empty(folder, is_new)
         raise
     except OSError as error:
         raise UserError(
@@ -202,12 +202,13 @@ def encode(job: Job, folder: Path, world: World, advance: Callable[[int], None])
         ) from error
 
 
-def _remove_if_empty(folder: Path) -> None:
-    """Remove a folder without any complete shard, so that a refusal leaves nothing."""
+def _remove_if_empty(folder: Path, is_new: bool) -> None:
+    """Remove what a command has begun without completing a shard, so that a refusal leaves nothing."""
     if not any(folder.glob("*.sha256")):
         with suppress(OSError):
             (folder / BEGUN).unlink(missing_ok=True)
-            folder.rmdir()
+            if is_new:
+                folder.rmdir()
 
 
 def _begin(folder: Path, job: Job) -> None:

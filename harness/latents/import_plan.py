@@ -22,6 +22,7 @@ from harness.latents.layouts.mar import is_mar, open_mar
 from harness.latents.layouts.repa import is_repa, open_repa
 from harness.latents.layouts.source import Holds, LatentSource
 from harness.latents.layouts.uvit import is_uvit, open_uvit
+from harness.latents.layouts.webdataset import is_webdataset, open_webdataset
 from harness.latents.linked import linkable
 from harness.latents.moments import Spread, spread_of
 
@@ -50,6 +51,7 @@ LAYOUTS = (
     Layout("repa", is_repa, open_repa, "images/ and vae-sd/ with dataset.json, or EDM2 zip files"),
     Layout("lightningdit", is_lightningdit, open_lightningdit, "safetensors with latents and labels"),
     Layout("uvit", is_uvit, open_uvit, "0.npy, 1.npy, ... and states of captions 0_0.npy, ..."),
+    Layout("webdataset", is_webdataset, open_webdataset, "tar files with KEY.npy and KEY.cls"),
     Layout("mar", is_mar, open_mar, "class folders of .npz files with moments"),
 )
 

@@ -70,7 +70,7 @@ class MdsImages(PackedImages):
         return Packed(
             [shard.file for shard in shards], [shard.samples for shard in shards], labels, source,
             lambda file, row: shards[file].picture(row, image), lambda file, row: shards[file].where(row),
-            image, skipped,
+            f"mds {image} {shards[0].layout}", skipped,
         )  # fmt: skip
 
 
@@ -84,6 +84,11 @@ class Shard:
     """Name -> encoding, in the order of the file."""
     sizes: dict[str, int | None] = field(repr=False)
     """Name -> fixed size in bytes, None for a variable size."""
+
+    @property
+    def layout(self) -> str:
+        """The columns as text, on which the position of a value depends."""
+        return json.dumps([self.columns, self.sizes])
 
     def where(self, row: int) -> str:
         return f"{self.file} row {row}"
@@ -275,7 +280,7 @@ def _labels(spec: DataSpec, root: Path, shards: Sequence[Shard], label: str) -> 
         return "", [shard.label(row, label) for row in range(shard.samples)]
 
     files = [shard.file for shard in shards]
-    rows = survey_files(root, files, whole, f"mds {label}", inspect)
+    rows = survey_files(root, files, whole, f"mds {label} {shards[0].layout}", inspect)
     values = as_column([value for _, part in rows for value in part])
     if len(values) != n:
         raise UserError(f"{root / INDEX} states {n} samples, but {len(values)} have labels; replace it")

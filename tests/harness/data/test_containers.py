@@ -31,6 +31,7 @@ from tests.harness.data.pictures import (
     table_of,
     with_classes,
 )
+from tests.support.encoded import encode
 from tests.support.latent_layouts import write
 from tests.support.mutations import check_mutated_reads
 
@@ -61,6 +62,14 @@ def test_container_gives_the_images_and_labels_of_a_folder(tmp_path: Path, kind:
     assert data.fingerprint == folder.fingerprint
     assert [data.key(i) for i in range(8)] == [folder.key(i) for i in range(8)]
     assert image_kind(root) == kind
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_container_is_encoded_by_its_path_alone(tmp_path: Path, kind: str) -> None:
+    encode(WRITERS[kind](tmp_path / "source"), "identity", tmp_path / "one")
+    encode(folder_of(tmp_path / "folder", PIXELS), "identity", tmp_path / "other")
+    shard = "shard-00000.npy"
+    assert (tmp_path / "one" / shard).read_bytes() == (tmp_path / "other" / shard).read_bytes()
 
 
 @pytest.mark.parametrize("kind", WRITERS)

@@ -17,6 +17,7 @@ from harness.data.disk.caption_features import open_caption_features
 from harness.data.found import found_in
 from harness.data.open import open_dataset
 from harness.errors import UserError
+from tests.harness.data.containers import tar_of
 from tests.support.latent_layouts import (
     LABELS,
     attempt,
@@ -340,6 +341,50 @@ def test_broken_states_are_refused_by_name(tmp_path: Path, content: bytes, messa
         features.states(1, 0)
 
 
+# Tar files
+
+
+def tar_members(records: np.ndarray) -> list[tuple[str, bytes]]:
+    """Return KEY.cls, KEY.npy and KEY.txt of each record."""
+    members = []
+    for number, (record, label) in enumerate(zip(records, LABELS, strict=False)):
+        parts = {"cls": str(label).encode(), "npy": npy(record), "txt": b"a cat"}
+        members += [(f"{number:05d}.{ending}", content) for ending, content in parts.items()]
+    return members
+
+
+def test_latents_of_tar_files_are_the_sources_bit_for_bit(tmp_path: Path) -> None:
+    records = moments(logvar=True)[:, 0]
+    for number in range(2):
+        tar_of(tmp_path / "wds" / f"train-{number}.tar", tar_members(records)[72 * number : 72 * number + 72])
+    result = attempt(tmp_path / "wds", tmp_path / "none", *SIDE, "--scale", "0.2")
+    assert isinstance(result.exception, UserError) and "add --holds logvar" in str(result.exception)
+    row = import_data(tmp_path / "wds", tmp_path / "out", *SIDE, "--scale", "0.2", "--holds", "logvar")
+    assert (row["label_source"], row["imported"]["layout"]) == ("member .cls", "webdataset")
+    assert np.array_equal(stored(tmp_path / "out").reshape(48, 8, 4, 4), records)
+    data = opened(tmp_path / "out")
+    assert tuple(data.label(i) for i in range(48)) == LABELS
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (npy(np.array([None])), "pickled objects, which are never executed"),
+        (npy(moments(side=5)[0, 0]), "8x5x5 float32, but"),
+        (npy(np.zeros((8, 200, 200), "f4")), "more than the other latents"),
+        (npy(moments()[0, 0])[:-7], "has 505 bytes of data"),
+    ],
+    ids=["pickled", "shape", "size", "cut"],
+)
+def test_broken_latents_in_tar_files_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    members = [*tar_members(moments()[:, 0])[:-2], ("00047.npy", content)]
+    result = attempt(tar_of(tmp_path / "a.tar", members), tmp_path / "out", *SIDE, "--scale", "0.2")
+    assert isinstance(result.exception, UserError), result.output
+    with pytest.raises(UserError, match=message):
+        raise result.exception
+    assert not (tmp_path / "out").exists()
+
+
 # All
 
 
@@ -365,6 +410,7 @@ def test_json_states_what_was_found(tmp_path: Path) -> None:
 SOURCES = {
     "lightningdit": lambda root: safetensors_files(root, DRAWS, rows=24),
     "mar": lambda root: write(root, mar_files(MAR)),
+    "webdataset": lambda root: tar_of(root / "a.tar", tar_members(moments(N)[:, 0])).parent,
     "uvit": lambda root: write(root, uvit_files(moments(N, logvar=True)[:, 0], captions=1)),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,17 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from harness.assembly.resolve import load_spec
 from harness.cli.main import cli
 from harness.config.spec import DataSpec
 from harness.data.found import found_in
 from harness.data.open import images, open_dataset
 from harness.errors import UserError
 from harness.latents import encode as writing
+from harness.latents.importing import Importing
 from harness.runtime.random_streams import Streams
+from sweeps.cli.evaluate import evaluate
+from tests.harness.evaluation.samples.networks import save_means
 from tests.harness.latents.vae import save_vae
 from tests.support.encoded import content
 from tests.support.forked import die, in_child
@@ -37,7 +42,7 @@ from tests.support.latent_layouts import (
     write,
 )
 from tests.support.mutations import check_mutated_imports
-from tests.support.runs import TINY
+from tests.support.runs import TINY, trained
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (len(LABELS), 8, 8, 3), dtype=np.uint8)
 ALONE = ("--resolution", "32")
@@ -112,6 +117,25 @@ def test_training_on_an_import_takes_one_command(latents: Path, tmp_path: Path) 
     result = CliRunner().invoke(cli, ["run", "digits", *settings, *out], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert "48 samples, 3 classes" in result.output
+
+
+def test_latents_without_images_train_against_a_file_of_statistics(
+    tmp_path: Path, vae: Path, encoded: np.ndarray
+) -> None:
+    save_means(tmp_path)
+    network = f"torchscript:{tmp_path / 'means.ts'}"
+    np.savez(tmp_path / "real.npz", arr_0=PIXELS)
+    statistics = tmp_path / "real.safetensors"
+    saved = [str(tmp_path / "real.npz"), "--extractor", network, "--save-stats", str(statistics)]
+    assert CliRunner().invoke(evaluate, saved, catch_exceptions=False).exit_code == 0
+    root = write(tmp_path / "vae-sd", repa_files(encoded))
+    import_data(root, tmp_path / "l", "--codec", f"sd-vae:{vae}")
+    fields = [word for word in TINY if not word.startswith(("data.", "train.steps"))]
+    fields += ["data.name=latents", f"data.root={tmp_path / 'l'}", "data.held_out=0", "train.steps=2"]
+    fields += [f'eval.metrics=["fd:{network}"]', f"eval.reference={statistics}", "eval.samples=48"]
+    record = trained(load_spec("digits", tuple(fields)), tmp_path / "runs")
+    (value,) = record.of("eval")[-1]["metrics"].values()
+    assert value["mean"] > 0
 
 
 def test_zip_files_are_the_folders(tmp_path: Path, repa: Path, vae: Path, encoded: np.ndarray) -> None:
@@ -326,13 +350,25 @@ def test_import_resumes_to_the_same_bytes_when_killed(tmp_path: Path) -> None:
     options = (*ALONE, "--rows", "20")
     import_data(root, tmp_path / "calm", *options)
 
-    def dying() -> None:
+    def dies_at_a_checksum() -> None:
         original, left = writing.write_atomic, iter(range(2))
         writing.write_atomic = lambda *given: die() if next(left, None) is None else original(*given)
         import_data(root, tmp_path / "killed", *options)
 
-    assert in_child(dying) == -signal.SIGKILL
-    assert not (tmp_path / "killed" / "latents.json").exists()
+    def dies_inside_a_shard() -> None:
+        original = Importing.moments
+
+        def cut(job: Importing, *given: object) -> Iterator[np.ndarray]:
+            yield next(original(job, *given))[:3]
+            die()
+
+        Importing.moments = cut
+        import_data(root, tmp_path / "killed", *options)
+
+    for dying in (dies_at_a_checksum, dies_inside_a_shard):
+        assert in_child(dying) == -signal.SIGKILL
+        assert not (tmp_path / "killed" / "latents.json").exists()
+    assert ".shard-00001.npy.tmp" in content(tmp_path / "killed")
     with pytest.raises(UserError, match=r"flowrace data import has completed"):
         opened(tmp_path / "killed")
     import_data(root, tmp_path / "killed", *options)
