@@ -42,8 +42,8 @@ class Batch:
     x0: Tensor
     """(B, C, H, W) clean samples in [-1, 1] (or latents)."""
     y: Condition
-    """The condition after drop, which student and teacher share: labels (B,), of which dropped ones are the
-    null label, or texts, of which dropped ones are the empty caption."""
+    """The condition after drop, which student and teacher share: labels (B,) or texts. Dropped ones are the
+    null label or the empty caption."""
     label: Tensor
     """(B,) labels before drop."""
     step: int = 1
