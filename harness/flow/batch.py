@@ -61,7 +61,9 @@ class Batch:
 
     @property
     def undropped(self) -> Condition:
-        """The condition before drop."""
+        """The condition before drop; raises ValueError for texts whose batch does not hold it."""
+        if self.given is None and not isinstance(self.y, Tensor):
+            raise ValueError("this batch of texts has no texts before drop: make it with `given`")
         return self.label if self.given is None else self.given
 
     def to(self, device: torch.device) -> Batch:
