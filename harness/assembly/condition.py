@@ -5,7 +5,9 @@ from __future__ import annotations
 # Any: the section `text`, and the architecture of an encoder of any family.
 from typing import Any
 
-from harness.backbone.condition import TextShape
+import torch
+
+from harness.backbone.condition import Text, TextShape
 from harness.config import registry
 from harness.config.spec import BackboneSpec, RunSpec
 from harness.data.dataset import Dataset
@@ -41,6 +43,17 @@ def text_shape(spec: RunSpec, dataset: Dataset) -> TextShape:
     family = _encoder(spec).partition(":")[0]
     about: Any = registry.load("text_encoder", family).architecture(_section(spec), dataset)
     return TextShape(about.dim, about.length)
+
+
+def null_text(spec: RunSpec, dataset: Dataset, device: torch.device) -> Text | None:
+    """Return the features of the empty caption, (1, L, D); None for a spec that is conditioned on labels."""
+    if spec.backbone.kind == "sit":
+        return None
+    family = _encoder(spec).partition(":")[0]
+    # Any: an encoder of any family.
+    cls: Any = registry.load("text_encoder", family)
+    encoder = cls(_section(spec), dataset, held_out=spec.data.held_out, device=device)
+    return encoder.encode([""]).to(device)
 
 
 def _encoder(spec: RunSpec) -> str:

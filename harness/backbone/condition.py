@@ -1,4 +1,4 @@
-"""What a network is conditioned on: a label per sample, or the features of a text per sample.
+"""Conditions of a network: a label per sample, or the features of a text per sample.
 
 Labels are int64 (B,), and the null label is the number of classes. The null text is the empty caption: a
 caption is dropped by replacing its features and its mask by those of the empty caption (`where`).
@@ -112,7 +112,7 @@ class SharedText:
 
     @property
     def mask(self) -> Tensor | None:
-        """(B, L) bool, as in `Text`."""
+        """(B, L) bool, the mask of each sample's text; None if its padding is attended to."""
         return None if self.distinct.mask is None else self.distinct.mask[self.rows]
 
     def with_text(self, text: Text) -> SharedText:

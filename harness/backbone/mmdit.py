@@ -42,7 +42,7 @@ class MMDiTConfig(BackboneConfig):
     """Shape of the text features. Texts of other lengths can be passed too."""
     text_time: TextTime = "mean"
     """Time of the text stream if image tokens have different times. With one time per sample, `mean` and
-    `min` are that time, as released. Text is never noised, and Self-Flow's paper does not say which time it
+    `min` are that time, as released. Text is never noised, and Self-Flow's paper does not state which time it
     gets (Self-Flow issue 9).
 
     mean     the mean over image tokens of the time embedding (kohya-ss/musubi-tuner, pull request 969)
@@ -116,8 +116,11 @@ class MMDiT(Backbone):
         return Prediction(velocity, hidden, extra, queries_keys)
 
     def _text(self, y: Condition | SharedText) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Return the tokens of U texts, (U, L, D), which of them each sample has (None: its own), and the
-        mask (B, L) of attended tokens."""
+        """Return the tokens (U, L, D) of U texts, the text of each sample, and the mask (B, L) of attended
+        tokens.
+
+        Without shared texts U is B, and the second value is None.
+        """
         if isinstance(y, Text):
             return self.context_embedder(y.features), None, y.mask
         if isinstance(y, SharedText):

@@ -1,4 +1,4 @@
-"""What the networks share: configuration, prediction, tokens of all parts, positions, final layer, MLP.
+"""Modules that both networks share: configuration, prediction, tokens, positions, final layer, MLP.
 
 B  samples    K  levels    T  tokens    D  width    N  heads    C  channels    E  extra channels
 """

@@ -113,7 +113,7 @@ def _config(weights: Mapping[str, Tensor], layout: str, heads: int | None, patch
 
 
 def published_heads(width: int, layout: str) -> int:
-    """Return the number of heads of released networks of a width; raises ValueError if there are none."""
+    """Return the number of heads of released networks of a width; raises ValueError if no rule gives one."""
     if layout == "mmdit":
         # The released network has heads of 32 channels at every width.
         if width % MMDIT_HEAD == 0:

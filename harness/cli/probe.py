@@ -107,6 +107,7 @@ def probe(
     data sets that record positions. The baselines are the noisy pixels and the untrained network. For a study
     the table is stored as control.json.
     """
+    from harness.assembly.condition import null_text
     from harness.data.dataset import pictured
     from harness.data.open import open_dataset, split
     from harness.probing.encoder_table import ProbeSettings, is_study
@@ -134,7 +135,8 @@ def probe(
         )
     sides = split(dataset, spec.data.held_out)
     how = {"time": time, "samples": samples, "classifier": classifier}
-    found = measure(model, dataset, sides, encoder, device=device, **how)
+    null = null_text(spec, dataset, device)
+    found = measure(model, dataset, sides, encoder, device=device, null=null, **how)
     if as_json:
         rows = [_plain(row) for row in found.rows]
         about = {"run": path.name, "checkpoint": file.name, "time": time, "probe": classifier}

@@ -175,8 +175,10 @@ def _check_data(spec: RunSpec, found: Found) -> None:
 
 
 def _on_texts_of(config: BackboneConfig, found: Found) -> BackboneConfig:
-    """Return the network of a file with what its weights leave open as in a configuration: the data's
-    classes, and length and time of its texts."""
+    """Return the network of a file, with classes, text length and text time of a configuration.
+
+    The weights of a text-conditioned network do not determine these.
+    """
     if not (found.text_dim and isinstance(config, MMDiTConfig)):
         return found.config
     return MMDiTConfig(

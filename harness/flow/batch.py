@@ -42,8 +42,8 @@ class Batch:
     x0: Tensor
     """(B, C, H, W) clean samples in [-1, 1] (or latents)."""
     y: Condition
-    """The condition after drop, which student and teacher share: labels (B,), of which dropped ones are the
-    null label, or texts, of which dropped ones are the empty caption."""
+    """The condition after drop, which student and teacher share: labels (B,) or texts. Dropped ones are the
+    null label or the empty caption."""
     label: Tensor
     """(B,) labels before drop."""
     step: int = 1
@@ -61,7 +61,9 @@ class Batch:
 
     @property
     def undropped(self) -> Condition:
-        """The condition before drop."""
+        """The condition before drop; raises ValueError for texts whose batch does not hold it."""
+        if self.given is None and not isinstance(self.y, Tensor):
+            raise ValueError("this batch of texts has no texts before drop: make it with `given`")
         return self.label if self.given is None else self.given
 
     def to(self, device: torch.device) -> Batch:

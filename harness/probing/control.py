@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harness.backbone.condition import Text
 from harness.backbone.initialize import initialize
 from harness.backbone.kinds import network_of
 from harness.backbone.network import Backbone, BackboneConfig
@@ -111,9 +112,9 @@ def measured(
     return [Row(name, results["state"][name], results["action"][name]) for name in features]
 
 
-def of_layers(model: Backbone, time: float, device: torch.device) -> Tokens:
+def of_layers(model: Backbone, time: float, device: torch.device, null: Text | None = None) -> Tokens:
     """Return a function to the features (B, F, D) of every layer at a time of the path (0 is clean)."""
-    inner = layers(model, time, device)
+    inner = layers(model, time, device, null)
     return lambda index, x0: {n: per_frame(h, model.config) for n, h in inner(index, x0).items()}
 
 
@@ -128,14 +129,16 @@ def of_pixels(config: BackboneConfig, time: float) -> Tokens:
     return tokens
 
 
-def of_initial(config: BackboneConfig, seed: int, time: float, device: torch.device) -> Tokens:
+def of_initial(
+    config: BackboneConfig, seed: int, time: float, device: torch.device, null: Text | None = None
+) -> Tokens:
     """Return a function to the features of a network at its initial weights.
 
     There every layer equals the embedded tokens, so the last one stands for all.
     """
     model = network_of(config).requires_grad_(False).eval()
     initialize(model, Streams(seed))
-    inner = of_layers(model.to(device), time, device)
+    inner = of_layers(model.to(device), time, device, null)
     return lambda index, x0: {"untrained": list(inner(index, x0).values())[-1]}
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.assembly.build import backbone_config
+from harness.assembly.condition import null_text
 from harness.config.spec import RunSpec
 from harness.data.open import open_dataset, split
 from harness.errors import UserError
@@ -97,15 +98,16 @@ def measurements(
         scene = scene_of(dataset, split(dataset, spec.data.held_out).held_out, config, settings.samples)
     except UserError as error:
         raise LeftOut(str(error)) from error
-    entry = dict(known or {})
+    entry, null = dict(known or {}), null_text(spec, dataset, device)
     if not entry:
-        baselines = [of_pixels(config, settings.time), of_initial(config, spec.seed, settings.time, device)]
+        untrained = of_initial(config, spec.seed, settings.time, device, null)
+        baselines = [of_pixels(config, settings.time), untrained]
         rows = plain(measured(baselines, scene, dataset, device, "baselines"))
         about = {"method": spec.method.name, "seed": spec.seed, "data": dataset.fingerprint}
         entry = {**about, "videos": len(scene.index), **rows, "steps": {}}
         yield entry
     for file in (file for file in files if str(step_of(file)) not in entry["steps"]):
-        layers = of_layers(load_ema(file, spec, dataset, device), settings.time, device)
+        layers = of_layers(load_ema(file, spec, dataset, device), settings.time, device, null)
         rows = plain(measured([layers], scene, dataset, device, file.stem))
         entry = entry | {"steps": _in_order(entry["steps"] | {str(step_of(file)): rows})}
         yield entry

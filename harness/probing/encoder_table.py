@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from harness.assembly.condition import null_text
 from harness.config.spec import RunSpec
 from harness.data.dataset import pictured
 from harness.data.open import open_dataset, split
@@ -71,9 +72,11 @@ def measure_encoders(path: Path, study: Study, settings: ProbeSettings) -> dict[
     file, known = path / FILE, kept(path / FILE, protocol, "encoders")
     where = {"grid": model.config.grid, "held_out": study.spec.data.held_out, "device": device}
     missing = [choice for choice in study.encoders.values() if not _is_measured(known, choice)]
+    null = null_text(study.spec, dataset, device)
     for choice in tracked(missing, "encoders"):
         encoder = open_encoder(choice, pictured(dataset), **where)
-        how = {"time": settings.time, "samples": settings.samples, "classifier": settings.classifier}
+        how: dict[str, Any] = {"time": settings.time, "samples": settings.samples}
+        how |= {"classifier": settings.classifier, "null": null}
         found = probe(model, dataset, sides, encoder, device=device, **how)
         about = {"sha256": encoder.sha256, "params": encoder.params, "flops": encoder.flops}
         rows = found.rows if study.control else found.rows[:1]

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harness.backbone.condition import Condition, Text
 from harness.backbone.network import Backbone, BackboneConfig
 from harness.backbone.times import Times
 from harness.data.dataset import Capabilities, Dataset
@@ -85,17 +86,19 @@ def probe(
     samples: int,
     device: torch.device,
     classifier: str = "ridge",
+    null: Text | None = None,
 ) -> Measured:
     """Measure the encoder, if given, and every layer on at most `samples` images of each side of the split.
 
-    `classifier` is one of `linear_probe.PROBES`. Images and their noise are the same for all networks on the
+    `classifier` is one of `linear_probe.PROBES`. `null` is the empty caption, for a network that is
+    conditioned on text. Images and their noise are the same for all networks on the
     same data. Raises `UserError` if no images are held out and for features that cannot be measured.
     """
     if not len(sides.held_out):
         raise UserError(
             "data.held_out = 0 leaves no image to measure a probe on; probe a run that holds out some images"
         )
-    sources = [_of_inputs(layers(model, time, device), dataset)]
+    sources = [_of_inputs(layers(model, time, device, null), dataset)]
     if encoder is not None:
         sources.insert(0, lambda index, x0: {encoder.name: view_of(encoder, index, x0).tokens})
     train, held_out = (
@@ -120,11 +123,11 @@ def probe(
     return Measured(rows, len(train), len(held_out))
 
 
-def layers(model: Backbone, time: float, device: torch.device) -> Tokens:
+def layers(model: Backbone, time: float, device: torch.device, null: Text | None = None) -> Tokens:
     """Return a function to the tokens of every block (1-based) at a time of the path (0 is clean).
 
-    The label is the null label. A network with an extra token (REG) is run without it, because that token
-    would pass the encoder's features to the layers.
+    The label is the null label, and the text is `null`. A network with an extra token (REG) is run without
+    it, because that token would pass the encoder's features to the layers.
     """
     depth = len(model.blocks)
 
@@ -132,11 +135,17 @@ def layers(model: Backbone, time: float, device: torch.device) -> Tokens:
     def tokens(index: np.ndarray, x0: Tensor) -> dict[str, Tensor]:
         times = Times.per_sample(torch.full((len(index),), time, device=device))
         x = noised(index, x0, times, model.config)
-        null = torch.full((len(index),), model.config.classes, device=device)
-        hidden = model(x, times, null, taps=range(1, depth + 1), stop_after=depth).hidden
+        y = _null_condition(null, model.config, len(index), device)
+        hidden = model(x, times, y, taps=range(1, depth + 1), stop_after=depth).hidden
         return {f"layer {layer}": hidden[layer] for layer in range(1, depth + 1)}
 
     return tokens
+
+
+def _null_condition(null: Text | None, config: BackboneConfig, size: int, device: torch.device) -> Condition:
+    if null is not None:
+        return null.to(device).expand(size)
+    return torch.full((size,), config.classes, device=device)
 
 
 def noised(index: np.ndarray, x0: Tensor, times: Times, config: BackboneConfig) -> Tensor:

@@ -42,8 +42,8 @@ def test_method_equals_flow_bit_for_bit_when_off(method: type[Method]) -> None:
 
 @few_methods_fast
 def test_gradient_reaches_all_trained_weights_and_no_others(method: type[Method]) -> None:
-    """The only gradients of zeros are those that are zero in the released network too: the queries of the
-    last block's text, which nothing reads, and biases of keys, which a softmax ignores."""
+    """Only the queries of the last block's text have zeros, because nothing reads them. They have zeros in
+    the released network too."""
     objective = made(method, OF_TEXT)
     pupil, given = student(objective.needs(), OF_TEXT), batch(objective.needs(), backbone=OF_TEXT)
     _, gradients = step(objective, pupil, given)
@@ -114,7 +114,8 @@ def test_loss_is_finite_in_bfloat16(method: type[Method]) -> None:
 
 @few_methods_fast
 def test_flops_match_the_declared_needs(method: type[Method]) -> None:
-    """As with labels: the teacher costs at most one forward pass, and phases are those of `needs`."""
+    """The teacher costs at most one forward pass, and phases are those of `needs`, which holds with labels
+    too."""
     objective = made(method, LATENT)
     needs = objective.needs()
     encoders = (Architecture(DIM, 1000, HEADS),) * len(needs.encoders)

@@ -60,6 +60,16 @@ def test_sampling_benchmark_compares_with_the_released_loop(tmp_path: Path) -> N
     assert set(found["released loop / ours"]) == {"float32", "bf16"}
 
 
+def test_text_benchmark_compares_equal_results(tmp_path: Path) -> None:
+    """Every piece of work is less than the released arithmetic, by the count."""
+    size = ("--size", "pico", "--tokens", "16", "--length", "5", "--batch", "4", "--rounds", "1")
+    found, _ = ran(tmp_path, "text", *size)
+    rows = [row for row in found.values() if isinstance(row, dict)]
+    assert len(rows) == 4
+    for row in rows:
+        assert row["largest difference"] < 1e-4 and row["released / ours, FLOPs"] > 1
+
+
 @pytest.mark.slow
 def test_optimisations_do_not_change_the_loss(tmp_path: Path) -> None:
     size = ("--size", "pico", "--tokens", "16", "--batch", "2", "--rounds", "1")

@@ -23,6 +23,8 @@ from harness.costs.memory import footprint
 from harness.data.open import open_dataset, split
 from harness.errors import UserError
 from harness.flow.batch import Batch
+from harness.flow.samplers import euler, velocity_field
+from harness.probing.layers import probe
 from harness.records import checkpoint, checkpoint_files
 from harness.records.record import DONE, Record
 from harness.runtime.distributed import World
@@ -121,6 +123,10 @@ def gathered(shard: bool, size: int, file: Path | None) -> dict[str, torch.Tenso
         run.optimizer.zero_grad(set_to_none=True)
         found[f"loss {number}"] = world.mean(total.detach().clone())
     found |= {name: full_tensor(p.detach()).clone() for name, p in run.model.named_parameters()}
+    with torch.no_grad():
+        # Shared texts go through the gathered weights of the embedding and of the first block.
+        field = velocity_field(run.model, y[:4], null=captions()[[10]], scale=2.0)
+        found["samples"] = euler(field, x0[:4], 2)
     if file is not None and world.main:
         torch.save(found, file)
     return found
@@ -201,6 +207,26 @@ def test_memory_estimate_equals_the_allocator(keeps: bool) -> None:
     step()
     model.zero_grad(set_to_none=True)
     assert footprint(spec).activations == pytest.approx(allocated(step), rel=0.1)
+
+
+def test_layers_are_probed_with_the_empty_caption(run: Record) -> None:
+    spec = tiny_text(*SELF_FLOW)
+    dataset = open_dataset(spec.data)
+    model = load_ema(checkpoint_of_run(run.path, None), spec, dataset, torch.device("cpu"))
+    seen = []
+    model.register_forward_pre_hook(lambda _, args: seen.append(args[2]))
+    found = probe(
+        model,
+        dataset,
+        split(dataset, 0.5),
+        None,
+        time=0.5,
+        samples=20,
+        device=torch.device("cpu"),
+        null=captions()[[10]],
+    )
+    assert [row.name for row in found.rows] == [f"layer {n}" for n in (1, 2, 3, 4)]
+    assert all(torch.equal(y.features[0], captions().features[10]) for y in seen)
 
 
 def flowrace(*words: object) -> str:

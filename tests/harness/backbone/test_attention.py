@@ -57,6 +57,18 @@ def test_written_out_gradient_equals_that_of_torch() -> None:
     assert max(errors(ours, exact)) < 1e-6
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_written_out_takes_keys_of_another_number_than_queries(masked: bool) -> None:
+    """In float32, as the last block of a text-conditioned network asks: queries of the image only."""
+    (q, k, v), grad = drawn(1.0)
+    given, grad = [q[:, :, :25], k, v], grad[:, :, :25]
+    mask = (torch.arange(SHAPE[2]) % 4 > 0).expand(2, 1, 1, -1) if masked else None
+    fused = lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # noqa: E731
+    exact = values_and_gradients(fused, given, grad, torch.float64)
+    ours = values_and_gradients(lambda *qkv: WrittenOut.apply(*qkv, mask), given, grad, torch.float32)
+    assert max(errors(ours, exact)) < 1e-6
+
+
 def test_mask_changes_no_bit_when_it_hides_nothing() -> None:
     given, grad = drawn(1.0)
     everything = torch.ones(2, 1, SHAPE[2], SHAPE[2], dtype=torch.bool)

@@ -99,7 +99,7 @@ def test_without_guidance_the_empty_caption_is_not_computed() -> None:
 
 
 def test_guided_velocity_passes_gradients_to_the_sample() -> None:
-    """What is kept between passes belongs to passes without gradients."""
+    """Embedded texts are kept only between passes without gradients."""
     model, z = network(), noise(2).requires_grad_()
     field = velocity_field(model, texts(2), null=texts(1, seed=9), scale=SCALE)
     with torch.enable_grad():
