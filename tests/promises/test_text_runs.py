@@ -1,4 +1,4 @@
-"""Runs on captions keep the promises of runs on labels: the same bits however they are started and resumed."""
+"""Runs on captions keep the promises of runs on labels: the same bits, however they are started."""
 
 from __future__ import annotations
 
@@ -55,7 +55,14 @@ def test_record_states_captions_encoder_and_protocol(record: Record) -> None:
     assert len(captions) == 4 and all(" " in caption for caption in captions)
 
 
-@pytest.mark.parametrize("how", [(), ("data.workers=1",), ("train.accumulate=2",)])
+@pytest.mark.parametrize(
+    "how",
+    [
+        (),
+        pytest.param(("data.workers=1",), marks=pytest.mark.slow),
+        pytest.param(("train.accumulate=2",), marks=pytest.mark.slow),
+    ],
+)
 def test_resumed_run_ends_with_the_same_bits(record: Record, tmp_path: Path, how: tuple[str, ...]) -> None:
     trained(text_spec("train.steps=3", *how), tmp_path)
     resumed = trained(text_spec(*how), tmp_path)
