@@ -98,6 +98,10 @@ def _table(found: Estimate) -> Table:
     for name, flops in rows.items():
         table.add_row(name, f"{flops:.3e}", _time(found.seconds(flops)))
     table.add_row("evaluations", f"{found.evaluation_flops:.3e}", _time(found.evaluation_seconds))
+    if found.captions is not None:
+        number = "unknown number of" if found.captions.captions is None else found.captions.captions
+        flops = "-" if found.captions.flops is None else f"{found.captions.flops:.3e}"
+        table.add_row(f"text encoder, {number} captions once", flops, "-")
     table.add_row("memory of one device", "bytes", "")
     for name, size in found.memory.as_json().items():
         table.add_row(f"  {name}", f"{size / 1e9:.3f} GB", "")

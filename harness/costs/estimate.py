@@ -20,6 +20,7 @@ from harness.assembly.batch_split import check_batch_split
 from harness.assembly.build import backbone_config, weightless
 from harness.backbone.times import Times
 from harness.config.spec import EvalSpec, RunSpec
+from harness.costs.captions import CaptionCost, caption_cost
 from harness.costs.disk import disk_bytes
 from harness.costs.flops import Cost, count_spec
 from harness.costs.memory import Footprint, footprint
@@ -41,6 +42,8 @@ class Estimate:
     """Speed of one device in training; None if unknown."""
     evaluates_alike: bool = True
     """True if evaluation has training's precision, and hence its speed."""
+    captions: CaptionCost | None = None
+    """The text encoder's passes over all captions, once; None for a run on labels."""
 
     def seconds(self, flops: int) -> float | None:
         """Return the time that all devices together take; None if their speed is unknown."""
@@ -64,6 +67,7 @@ class Estimate:
                 "training": cost.total,
                 "evaluation": self.evaluation_flops,
             },
+            **({"captions": self.captions._asdict()} if self.captions else {}),
             "memory_bytes_per_device": self.memory.as_json(),
             "disk_bytes": self.disk_bytes,
             "devices": self.devices,
@@ -82,7 +86,8 @@ def estimate(spec: RunSpec, devices: int = 1, flops_per_second: float | None = N
     memory, alike = footprint(spec, devices), spec.train.precision == spec.eval.precision
     cost = count_spec(spec)
     disk = disk_bytes(spec, cost)
-    return Estimate(cost, evaluation_flops(spec), memory, disk, devices, flops_per_second, alike)
+    captions = caption_cost(spec)
+    return Estimate(cost, evaluation_flops(spec), memory, disk, devices, flops_per_second, alike, captions)
 
 
 def evaluation_flops(spec: RunSpec) -> int:

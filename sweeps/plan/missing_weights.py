@@ -1,4 +1,4 @@
-"""Weights that planned runs need and that are not on this machine: of encoders, extractors and codecs."""
+"""Weights that planned runs need and that are not on this machine: of (text) encoders, extractors, codecs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class MissingWeights:
     """A network whose weights are missing, and the unfinished runs that need it."""
 
     kind: str
-    """encoder, extractor or codec."""
+    """encoder, text encoder, extractor or codec."""
     name: str
     reason: str
     """The reason, and where to get the weights."""
@@ -93,11 +93,16 @@ def _networks(spec: RunSpec) -> Iterator[tuple[_Network, Callable[[], None]]]:
     from harness.evaluation.extractors import check_weights as check_extractor
     from harness.evaluation.metric_names import metric_spec
     from harness.latents.dataset import check_codec
+    from harness.text.base import check_text_weights
 
     for choice in spec.method.needs().encoders:
         setting = f"--set methods.{spec.method.name}.encoder"
         options = f"{setting}.weights=FILE or {setting}.download=true"
         yield _Network("encoder", choice.name, options, choice.weights), partial(check_encoder, choice)
+    if spec.text.encoder:
+        options = "--set text.weights=PATH or --set text.download=true"
+        network = _Network("text encoder", spec.text.encoder, options, spec.text.weights)
+        yield network, partial(check_text_weights, spec.text)
     for metric in spec.eval.metrics:
         if name := metric_spec(metric).extractor:
             options = f'--set \'eval.weights={{"{name}"="FILE"}}\''

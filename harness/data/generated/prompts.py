@@ -90,16 +90,17 @@ class Truth:
 class Prompts:
     """Prompts: colour images of 32x32 with one to three digits, and one to three captions each.
 
-    There are 5,000 samples. The label is the digit that the first caption mentions first. That caption is the
-    most detailed one: it has every attribute. A second one has the same in other words, a third one only
-    digits and colours. `captions(index)` and `truth(index)` belong to the picture of that index.
+    There are 5,000 samples. The label is colour and digit of the first object, row by row, for example `red
+    seven`. The first caption is the most detailed one: it has every attribute. A second one has the same in
+    other words, a third one only digits and colours. `captions(index)` and `truth(index)` belong to the
+    picture of that index.
     """
 
     modality = "image"
     reads = ()
-    classes = len(NUMBERS)
-    class_names = NUMBERS
-    label_source = "the digit that the first caption mentions first"
+    class_names = tuple(f"{colour} {number}" for colour in COLOURS for number in NUMBERS)
+    classes = len(class_names)
+    label_source = "the first object, row by row"
     caption_source = "generated"
     shape = (3, SIDE, SIDE)
 
@@ -123,7 +124,8 @@ class Prompts:
         return Sample(self._pixels[index], self.label(index))
 
     def label(self, index: int) -> int:
-        return self._truths[index].groups[0].digit
+        first = min(self._truths[index].objects, key=lambda thing: (thing.row // CELL, thing.column // CELL))
+        return self.class_names.index(f"{first.colour} {NUMBERS[first.digit]}")
 
     def key(self, index: int) -> bytes:
         return self._pixels[index].tobytes()

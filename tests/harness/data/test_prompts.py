@@ -38,13 +38,21 @@ def data() -> Prompts:
 
 
 def test_prompts_declares_shape_labels_and_captions(data: Prompts) -> None:
-    assert (data.modality, data.classes, data.shape, len(data)) == ("image", 10, (3, 32, 32), 5000)
+    assert (data.modality, data.classes, data.shape, len(data)) == ("image", 60, (3, 32, 32), 5000)
     has = Capabilities(data)
     assert has.captions is not None and has.truth is not None
     assert Capabilities(opened("digits", "")).captions is None
     sample = data.sample(17)
     assert sample.x.shape == data.shape and sample.x.dtype == np.uint8
-    assert sample.label == data.truth(17).groups[0].digit
+    assert sample.label == data.label(17) and len(data.class_names) == 60
+
+
+def test_label_is_colour_and_digit_of_the_first_object_row_by_row(data: Prompts) -> None:
+    for index in range(300):
+        places = {(t.row // CELL, t.column // CELL): t for t in data.truth(index).objects}
+        first = places[min(places)]
+        assert data.class_names[data.label(index)] == f"{first.colour} {NUMBERS[first.digit]}"
+    assert len({data.label(index) for index in range(len(data))}) == 60
 
 
 def test_prompts_does_not_change_with_the_machine(data: Prompts) -> None:
