@@ -117,8 +117,7 @@ def _layout(root: Path, name: str) -> Layout:
     if found is None and (kind := packed_kind(root)):
         raise UserError(
             f"SOURCE {root} holds images, which need no import: train on them with --set data.name={kind} "
-            "--set "
-            f"data.root={root}, or encode them with flowrace data encode"
+            f"--set data.root={root}, or encode them with flowrace data encode"
         )
     if found is None:
         expected = "; ".join(f"{layout.name}: {layout.expected}" for layout in LAYOUTS)
