@@ -34,14 +34,14 @@ def use_captions(monkeypatch: pytest.MonkeyPatch) -> None:
     from harness.evaluation import evaluator
     from harness.flow import sampling
 
-    fed, drawn = Feed.batch, sampling.draw_pixels
+    fed, drawn = Feed.batch, sampling.draw
 
     def batch(feed: Feed, index: np.ndarray, step: int = 1) -> Any:
         found = fed(feed, index, step)
         return replace(found, y=captions()[found.y], given=captions()[found.label])
 
-    # Any: the arguments of `draw_pixels`.
-    def draw_pixels(model: Any, spec: Any, shape: Any, null: int, device: Any, *more: Any) -> Tensor:
+    # Any: the arguments of `draw`.
+    def draw(model: Any, spec: Any, shape: Any, null: int, device: Any, *more: Any) -> Tensor:
         index, y, *rest = more
         return drawn(model, spec, shape, captions()[[null]], device, index, captions()[y.cpu()], *rest)
 
@@ -49,7 +49,7 @@ def use_captions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(condition, "check_condition", lambda *_: None)
     monkeypatch.setattr(Feed, "batch", batch)
     for module in (evaluator, sampling):
-        monkeypatch.setattr(module, "draw_pixels", draw_pixels)
+        monkeypatch.setattr(module, "draw", draw)
 
 
 def tiny_text(*overrides: str) -> RunSpec:
