@@ -96,7 +96,7 @@ class Memory:
 
 
 def media_index(
-    spec: DataSpec, kind: Kind, inspect: Callable[[media.Encoded], tuple[float, ...]]
+    spec: DataSpec, kind: Kind, inspect: Callable[[media.Encoded], tuple[float | None, ...]]
 ) -> MediaIndex:
     """Return the files below `data.root`, or the rows of parquet files.
 
@@ -142,9 +142,9 @@ class _Files(Sequence[Encoded]):
     def __len__(self) -> int:
         return len(self._names)
 
-    # Any: pyright asks for the overload of slices, which nobody takes.
+    # Any: a number; the overload of slices is not used.
     def __getitem__(self, index: Any) -> Any:
-        return self.file(self._names[index])
+        return self.file(str(self._names[index]))
 
     def file(self, name: str) -> Encoded:
         path = self._root / name
