@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,12 +68,10 @@ def _parsed(file: Path, content: bytes) -> list[Event]:
 
 
 def _event(file: Path, number: int, line: bytes) -> Event:
-    # Any: JSON, whose structure is checked below.
-    event: Any
-    try:
+    # Any: a line may hold any JSON value.
+    event: Any = None
+    with contextlib.suppress(ValueError):
         event = parse_json(line)
-    except ValueError:
-        event = None
     if fault := event_fault(event):
         raise UserError(f"{file} line {number} {fault}")
     return event

@@ -71,7 +71,7 @@ def container(file: Encoded, kind: Kind) -> Iterator[Any]:
 def frames_of(opened: Any, file: Encoded) -> Iterator[Any]:
     """Yield the frames of the first video stream.
 
-    Raises `MetricError`, naming the file, if there is none, and for more pixels than a bound.
+    Raises `MetricError`, naming the file, without such a stream, and for more pixels than a bound.
     """
     if not opened.streams.video:
         raise MetricError(f"{file.name} has no video stream")
@@ -101,7 +101,7 @@ def frames_of(opened: Any, file: Encoded) -> Iterator[Any]:
 def sounds_of(opened: Any, file: Encoded) -> Iterator[Any]:
     """Yield the decoded frames of the first audio stream.
 
-    Raises `MetricError`, naming the file, if there is none, if it states no rate, and for more samples than a
+    Raises `MetricError`, naming the file, without such a stream or a rate, and for more samples than a
     bound.
     """
     if not opened.streams.audio:

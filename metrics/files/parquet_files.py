@@ -56,7 +56,7 @@ def parquet_files(folder: Path) -> tuple[list[Path], tuple[Skipped, ...]]:
 def bounded_table(file: Path, columns: list[str]) -> Any:
     """Return columns of a file as a `pyarrow.Table`.
 
-    Raises `MetricError` for a damaged file, for a column that is there twice, and for one that takes much
+    Raises `MetricError` for a damaged file, for two columns of one name, and for one that takes much
     more memory than its file: encoded images do not shrink further.
     """
     import pyarrow as pa
@@ -90,7 +90,7 @@ def bounded_batches(file: Path, columns: list[str]) -> Iterator[Any]:
 def schema_of(file: Path, columns: Sequence[str] = ()) -> Any:
     """Return the schema of a file, restricted to columns if they are given.
 
-    Raises `MetricError` for a file that is not parquet, and for a column that is there twice.
+    Raises `MetricError` for a file that is not parquet, and for two columns of one name.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

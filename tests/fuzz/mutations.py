@@ -61,14 +61,14 @@ class Edit(NamedTuple):
     file: int
     """Number of the file, modulo the number of files."""
     place: float
-    """Where, as a share of the length."""
+    """The place, as a share of the length."""
     kind: Kind
     content: bytes
     length: int
 
 
 def edits(text: bool) -> st.SearchStrategy[list[Edit]]:
-    """Return the strategy of one to five edits; those of text files are mostly whole words."""
+    """Return the strategy of one to five edits; those of text files are mostly complete words."""
     content = st.sampled_from(TOKENS if text else NUMBERS + TOKENS[:10]) | st.binary(max_size=8)
     kinds: list[Kind] = ["replace", "insert", "delete", "repeat", "cut"]
     kind = st.sampled_from([*(["token"] * 5 if text else []), *kinds])

@@ -142,10 +142,9 @@ class _Files(Sequence[Encoded]):
     def __len__(self) -> int:
         return len(self._names)
 
-    # Any: pyright asks for the overload of slices, which nobody takes.
+    # Any: a number; the overload of slices is not used.
     def __getitem__(self, index: Any) -> Any:
-        name: str = self._names[int(index)]
-        return self.file(name)
+        return self.file(str(self._names[index]))
 
     def file(self, name: str) -> Encoded:
         path = self._root / name
