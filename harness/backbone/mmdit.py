@@ -85,12 +85,13 @@ class MMDiT(Backbone):
 
         With `groups`, image tokens of every group attend to all text tokens. Text tokens attend to the image
         only in samples of one group, so that nothing passes from one group to another through the text.
+        Negative groups are those of missing parts, which the text does not attend to, nor take its time from.
 
         `times` may have one row for all samples, as in sampling.
         """
         text, rows, attended = self._text(y)
         c_BKD = self.t_embedder(times.levels)
-        c_text = F.silu(self._text_time(times, c_BKD))
+        c_text = F.silu(self._text_time(times, c_BKD, groups))
         c_BKD = F.silu(c_BKD)
         h, turns = self._tokens(x, extra)
         mask = attention_mask(attended, groups, (text.shape[1], h.shape[1]))
@@ -130,15 +131,20 @@ class MMDiT(Backbone):
             'backbone.kind = "sit"'
         )
 
-    def _text_time(self, times: Times, c_BKD: Tensor) -> Tensor:
+    def _text_time(self, times: Times, c_BKD: Tensor, groups: Tensor | None) -> Tensor:
         """Return the embedding of the text stream's time, (B or 1, 1, D)."""
         if self.text_time == "clean":
             return self.t_embedder(times.levels.new_zeros(1, 1))
         if c_BKD.shape[1] == 1:
             return c_BKD
+        present = None if groups is None else groups >= 0
         if self.text_time == "min":
-            return self.t_embedder(times.per_token_levels().amin(dim=1, keepdim=True))
-        return (times.shares()[:, :, None].to(c_BKD.dtype) * c_BKD).sum(dim=1, keepdim=True)
+            levels = times.per_token_levels()
+            if present is not None:
+                levels = levels.masked_fill(~present, 1.0)
+            return self.t_embedder(levels.amin(dim=1, keepdim=True))
+        shares = times.shares(present)[:, :, None].to(c_BKD.dtype)
+        return (shares * c_BKD).sum(dim=1, keepdim=True)
 
 
 class JointBlock(Attends):
@@ -242,15 +248,17 @@ class Projections(nn.Module):
 def attention_mask(text: Tensor | None, groups: Tensor | None, lengths: tuple[int, int]) -> Tensor | None:
     """Return where queries attend to keys, bool (B, 1, S, S), or (B, 1, 1, S) without groups; None for all.
 
-    `text` (B, L) is true for text tokens that are attended to, `groups` (B, T) are those of image tokens.
+    `text` (B, L) is true for text tokens that are attended to. `groups` (B, T) are those of image tokens, and
+    negative for tokens of missing parts.
     """
     L, T = lengths
     if groups is None:
         return None if text is None else F.pad(text, (0, T), value=True)[:, None, None]
     if text is None:
         text = groups.new_ones(len(groups), L, dtype=torch.bool)
-    is_one_group = (groups == groups[:, :1]).all(dim=1)
-    of_text = torch.cat([text, is_one_group[:, None].expand(-1, T)], dim=1)[:, None].expand(-1, L, -1)
+    present = groups >= 0
+    is_one_group = ((groups == groups.amax(dim=1, keepdim=True)) | ~present).all(dim=1, keepdim=True)
+    of_text = torch.cat([text, present & is_one_group], dim=1)[:, None].expand(-1, L, -1)
     of_image = torch.cat([text[:, None].expand(-1, T, -1), groups[:, :, None] == groups[:, None]], dim=2)
     return torch.cat([of_text, of_image], dim=1)[:, None]
 

@@ -48,12 +48,19 @@ class Times:
         """Return tau, (B, T), or (B, 1) if all tokens share one level."""
         return self.levels if self.which is None else self.select(self.levels[:, :, None])[:, :, 0]
 
-    def shares(self) -> Tensor:
-        """Return the share of a sample's tokens that have each level, (B, K) float32."""
+    def shares(self, counted: Tensor | None = None) -> Tensor:
+        """Return the share of a sample's tokens that have each level, (B, K) float32.
+
+        `counted` (B, T) bool restricts it to some tokens of each sample.
+        """
         if self.which is None:
-            return torch.full_like(self.levels, 1 / self.levels.shape[1])
-        levels = torch.arange(self.levels.shape[1], device=self.which.device)
-        return (self.which[:, None] == levels[:, None]).float().mean(dim=2)
+            has_BKT = torch.eye(self.levels.shape[1], device=self.levels.device)[None]
+        else:
+            levels = torch.arange(self.levels.shape[1], device=self.which.device)
+            has_BKT = (self.which[:, None] == levels[:, None]).float()
+        if counted is None:
+            return has_BKT.mean(dim=2).expand(len(self.levels), -1)
+        return (has_BKT * counted[:, None]).sum(dim=2) / counted.sum(dim=1, keepdim=True)
 
     def to(self, device: torch.device) -> Times:
         """Return the times on a device."""

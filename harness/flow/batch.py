@@ -87,7 +87,7 @@ class Draw:
     times: Times
     """Noise levels of the student's input."""
     groups: Tensor | None = None
-    """(B, T) group of each token, for attention within groups; None for full attention."""
+    """(B, T) group of each token, not negative, for attention within groups; None for full attention."""
     extra: dict[str, Tensor] = field(default_factory=dict)
     """Other draws of the method, by name."""
 

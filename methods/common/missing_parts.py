@@ -1,6 +1,7 @@
 """Missing parts: with modality dropout (harness/data/modality_dropout.py), a sample may lack audio or video.
 
 A missing part has no influence: attention separates its tokens from the others, and means leave them out.
+Their groups are negative, which keeps the text of a text-conditioned network away from them too.
 Every sample has the same weight in a loss, so that the loss does not depend on how a batch is divided:
 
     L_gen = mean_b W / W_b sum_{p in b} w_p mean || v - (eps - x0) ||^2
@@ -27,11 +28,12 @@ def present_tokens(batch: Batch, backbone: BackboneConfig) -> Tensor | None:
 
 
 def separated(groups: Tensor | None, batch: Batch, backbone: BackboneConfig) -> Tensor | None:
-    """Return groups of attention (B, T), each divided into tokens of existing and of missing parts."""
+    """Return groups of attention (B, T), in which tokens of missing parts have negative groups -1 - g."""
     present = present_tokens(batch, backbone)
     if present is None:
         return groups
-    return present.long() if groups is None else 2 * groups.long() + present
+    each = torch.zeros_like(present, dtype=torch.int64) if groups is None else groups.long()
+    return torch.where(present, each, -1 - each)
 
 
 def weights_of_samples(present: Tensor, weights: Sequence[float]) -> Tensor:

@@ -5,20 +5,36 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from harness.backbone.condition import Text
+from harness.backbone.initialize import initialize
 from harness.backbone.mmdit import MMDiTConfig
 from harness.backbone.sizes import Size
+from harness.backbone.tokens import Part
+from harness.config.spec import TimeSpec
 from harness.costs.flops import EMA_FLOPS, OPTIMIZER_FLOPS, count
 from harness.encoders.base import Architecture
 from methods.common.method import Method, Needs
 from methods.flow import Flow
 from tests.methods.conftest import few_methods_fast
-from tests.support.conformance import DIM, HEADS, OF_TEXT, STREAMS, batch, made, same, step, student
+from tests.support.conformance import (
+    DIM,
+    HEADS,
+    OF_TEXT,
+    STREAMS,
+    batch,
+    configured,
+    made,
+    same,
+    step,
+    student,
+)
 from tests.support.runs import tiny
 
 LATENT = MMDiTConfig(Size(4, 192, 3), 2, (4, 32, 32), 10)
+JOINT = replace(OF_TEXT, shape=(3, 2, 8, 8), beside=(Part((4, 6), (2,)),))
 
 
 @few_methods_fast
@@ -131,6 +147,26 @@ def test_flops_match_the_declared_needs(method: type[Method]) -> None:
             and ours["optimizer"] == flows["optimizer"] + OPTIMIZER_FLOPS * weights
         )
     assert flows["ema"] * OPTIMIZER_FLOPS == flows["optimizer"] * EMA_FLOPS
+
+
+@few_methods_fast
+def test_method_trains_on_video_with_sound_and_text(method: type[Method]) -> None:
+    """One text for both parts, which have separate times, and of which some samples lack one."""
+    config = configured(method)
+    if config.needs().encoders or not method.parts_apart:
+        pytest.skip("refused for a video with its sound: its encoder reads one modality, or patches differ")
+    time = TimeSpec(apart=method.times_apart)
+    objective = method.build(config, JOINT, time=time, weights=(0.5, 0.5))
+    initialize(objective, STREAMS, "method.")
+    needs, pupil = objective.needs(), student(objective.needs(), JOINT)
+    given = batch(needs, backbone=JOINT)
+    given = replace(given, x0=STREAMS.normal("joint", given.index, JOINT.x_shape))
+    if method.parts_mixed:
+        lacking = torch.tensor([[True, True], [True, False], [False, True], [True, True]]).repeat(2, 1)
+        given = replace(given, present=lacking)
+    _, gradients = step(objective, pupil, given)
+    assert all(g is not None and g.isfinite().all() for g in gradients.values())
+    assert all(g.any() for name, g in gradients.items() if name.startswith(("context", "beside", "blocks.")))
 
 
 def test_undropped_teacher_reads_the_captions_of_dropped_samples() -> None:

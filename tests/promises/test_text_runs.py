@@ -209,6 +209,23 @@ def test_memory_estimate_equals_the_allocator(keeps: bool) -> None:
     assert footprint(spec).activations == pytest.approx(allocated(step), rel=0.1)
 
 
+def test_initial_weights_of_a_run_are_those_that_it_names() -> None:
+    """Network and projector; `released` leaves neither modulation nor output at zero."""
+    runs = {}
+    for initial in ("zero", "released"):
+        spec = tiny_text("method.name=self_flow")
+        spec = spec.model_copy(update={"backbone": spec.backbone.model_copy(update={"initial": initial})})
+        dataset = open_dataset(spec.data)
+        runs[initial] = build_run(spec, dataset, split(dataset, 0.5), torch.device("cpu"))
+    zero, released = runs["zero"], runs["released"]
+    for name in ("final_layer.linear.weight", "blocks.0.context_block.adaLN_modulation.1.bias"):
+        assert not zero.model.get_parameter(name).any() and released.model.get_parameter(name).all()
+    bias = "projector.0.bias"
+    assert not zero.method.get_parameter(bias).any()
+    assert 0 < released.method.get_parameter(bias).abs().max() <= 1 / 8
+    assert torch.equal(released.ema.get_parameter(name), released.model.get_parameter(name))
+
+
 def test_layers_are_probed_with_the_empty_caption(run: Record) -> None:
     spec = tiny_text(*SELF_FLOW)
     dataset = open_dataset(spec.data)

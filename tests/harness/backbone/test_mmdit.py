@@ -262,6 +262,31 @@ def test_video_with_sound_reads_one_text(positions: str) -> None:
         assert not torch.allclose(ours, theirs)
 
 
+@pytest.mark.parametrize("kind", ["mean", "min", "clean"])
+@pytest.mark.parametrize("place", [0, 1], ids=["video", "audio"])
+def test_missing_part_leaves_the_network_of_the_other_part(place: int, kind: str) -> None:
+    """Each part has a time. The velocity is that of a network of one part with the same weights, so content,
+    time and tokens of the missing part have no influence, not even through the text."""
+    joint, part = network(replace(JOINT, text_time=kind)), JOINT.parts[place]
+    lengths = {"patch_time": part.patch[0]} if place == 0 else {"patch": part.patch[0]}
+    single = network(replace(SMALL, text_time=kind, shape=part.shape, **lengths))
+    of_audio = {"x_embedder": "beside_embedders.0", "final_layer.linear": "final_layer.linear_beside.0"}
+    weights = {}
+    for name in single.state_dict():
+        module = next((module for module in of_audio if name.startswith(f"{module}.")), "")
+        theirs = of_audio.get(module, "") if place == 1 else module
+        weights[name] = joint.state_dict()[theirs + name.removeprefix(module)]
+    weights["pos_embed"] = joint.pos_embed.split([part.tokens for part in JOINT.parts], dim=1)[place]
+    single.load_state_dict(weights)
+    x, t, s, y = inputs(config=JOINT)
+    present = JOINT.of_tokens(torch.arange(2)[None].expand(4, -1) == place)
+    groups = torch.where(present, 0, -1)
+    times = Times(torch.stack([t, s], 1), JOINT.part_of_token.expand(4, -1))
+    found = JOINT.split_parts(joint(x, times, y, groups=groups).velocity)[place]
+    alone = single(JOINT.split_parts(x)[place], Times.per_sample((t, s)[place]), y).velocity
+    torch.testing.assert_close(found, alone, rtol=0, atol=1e-5)
+
+
 def test_checkpointing_gives_the_same_gradients() -> None:
     x, t, s, y = inputs()
     gradients = []

@@ -45,6 +45,18 @@ def test_gradient_is_exact_when_bfloat16_sums_would_stall(levels: int, dtype: to
     assert values.grad[0, :, 0].tolist() == [258] + [0] * (levels - 1)
 
 
+def test_shares_count_the_tokens_of_each_level() -> None:
+    which = torch.tensor([[True, False, False, True, False], [False] * 5])
+    dual = Times(torch.rand(2, 2), which)
+    torch.testing.assert_close(dual.shares(), torch.tensor([[0.6, 0.4], [1.0, 0.0]]))
+    counted = torch.tensor([[True, True, True, False, False], [False, True, True, True, True]])
+    torch.testing.assert_close(dual.shares(counted), torch.tensor([[2 / 3, 1 / 3], [1.0, 0.0]]))
+    each = Times(torch.rand(2, 5))
+    torch.testing.assert_close(each.shares(), torch.full((2, 5), 0.2))
+    expected = torch.tensor([[1 / 3] * 3 + [0.0] * 2, [0.0] + [0.25] * 4])
+    torch.testing.assert_close(each.shares(counted), expected)
+
+
 def test_select_returns_its_input_for_one_level_and_for_one_per_token() -> None:
     values = torch.randn(2, 5, 3)
     assert Times(torch.rand(2, 5)).select(values) is values
