@@ -44,7 +44,7 @@ class FoundCaptions:
     """Captions of more than `LONG` characters."""
 
     def line(self) -> str:
-        """Return one line: number, source, and what is missing, empty or long."""
+        """Return one line: number, source, and the missing, empty and long ones."""
         found = (
             (self.missing, "samples have none"),
             (self.empty, "are empty"),

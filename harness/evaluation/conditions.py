@@ -1,4 +1,4 @@
-"""What the samples of an evaluation are conditioned on, as a function of their index: labels or captions."""
+"""The conditions of an evaluation's samples, labels or captions, as a function of their index."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class Job(NamedTuple):
     codec: str = ""
     """The sha256 of the codec that decodes the latents."""
     text: str = ""
-    """What the captions of the samples depend on, as JSON; empty for labels."""
+    """The encoder and the choice of the samples' captions, as JSON; empty for labels."""
 
     @property
     def drawn(self) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,10 +82,13 @@ class Choices:
 
 def plan_import(root: Path, choices: Choices, device: torch.device) -> Importing:
     """Return the import job of a source. Raises `UserError` for a source that cannot be used."""
+    _check_numbers(choices)
     if not root.exists():
         raise UserError(f"SOURCE {root}: no such file or folder")
-    layout = _layout(root, choices.layout)
-    source = layout.open(root, labelled=choices.labelled)
+    try:
+        source = _layout(root, choices.layout).open(root, labelled=choices.labelled)
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename or root}: {error.strerror}") from error
     if choices.link:
         linkable(source.records, root)
     codec = _codec(choices.codec, device)
@@ -102,6 +106,16 @@ def plan_import(root: Path, choices: Choices, device: torch.device) -> Importing
     return job
 
 
+def _check_numbers(choices: Choices) -> None:
+    """Raise `UserError` for a scale or shift that cannot normalise."""
+    scales = (("--scale", choices.scale), ("--stored-scale", choices.stored_scale))
+    for option, value in scales:
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise UserError(f"{option} {value:g}: expected a number above 0, for example 0.18215")
+    if choices.shift is not None and not math.isfinite(choices.shift):
+        raise UserError(f"--shift {choices.shift:g}: expected a finite number, for example 0.0609")
+
+
 def recognised(root: Path) -> Layout | None:
     """Return the layout of latents in a file or folder, None for another one."""
     return next((layout for layout in LAYOUTS if layout.recognises(root)), None)
@@ -117,8 +131,7 @@ def _layout(root: Path, name: str) -> Layout:
     if found is None and (kind := packed_kind(root)):
         raise UserError(
             f"SOURCE {root} holds images, which need no import: train on them with --set data.name={kind} "
-            "--set "
-            f"data.root={root}, or encode them with flowrace data encode"
+            f"--set data.root={root}, or encode them with flowrace data encode"
         )
     if found is None:
         expected = "; ".join(f"{layout.name}: {layout.expected}" for layout in LAYOUTS)

@@ -257,8 +257,8 @@ def check_codec(job: Importing, device: torch.device) -> float | None:
         if not difference <= TOLERANCE:
             raise UserError(
                 f"{job.name(index)} is not what codec '{job.codec.family}' makes of image {index} of "
-                f"{job.images_at}: they differ by {100 * difference:.0f} % of its spread; give the codec and "
-                "the images that were used, or --images none"
+                f"{job.images_at}: they differ by {100 * difference:.0f} % of its spread; give the codec "
+                "and the images that were used, or --images none"
             )
         worst = max(worst, difference)
     return worst

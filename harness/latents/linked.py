@@ -22,7 +22,7 @@ MAPPED = 64
 
 @runtime_checkable
 class Linkable(Protocol):
-    """Records that lie uncompressed and one after another in a few files."""
+    """Uncompressed records, one after another in a few files."""
 
     paths: list[Path]
     stored: str

@@ -67,6 +67,8 @@ def _parsed(file: Path, content: bytes) -> list[Event]:
 
 
 def _event(file: Path, number: int, line: bytes) -> Event:
+    # Any: JSON, whose structure is checked below.
+    event: Any
     try:
         event = parse_json(line)
     except ValueError:

@@ -120,7 +120,7 @@ def environment_fault(starts: Any) -> str:
         for name in ("started", "threads", "devices", "steps", "after_step", "params", "train_samples"):
             if start.get(name) is not None and not is_amount(start[name]):
                 return f"has a start whose {name} is no number"
-        for name in ("host", "device", "device_name", "data_fingerprint"):
+        for name in ("device", "device_name", "data_fingerprint"):
             if not isinstance(start.get(name, ""), str | None):
                 return f"has a start whose {name} is no text"
         if fault := protocol_fault(start.get("evaluation", {})):

@@ -151,7 +151,8 @@ class StudyFolder:
         """The name of the study, or of the folder if it holds no study; one component of a path."""
         if "name" not in self.study:
             return check_name(self.path.resolve().name, f"{self.path}: the name of the folder")
-        return _name(self.study_file, self.study) or ""
+        name = _text(self.study_file, "name", self.study["name"])
+        return check_name(name or "", f"{self.study_file}: name")
 
     @property
     def settings(self) -> StudySettings:
@@ -237,7 +238,7 @@ def _settings(file: Path, table: Mapping[str, Any]) -> StudySettings:
             raise UserError(f"{file}: target.share_of_final = {share!r}: expected a number, for example 0.9")
         share_rule(share, f"{file}: target.share_of_final = {share!r}")
     return StudySettings(
-        name=_name(file, table),
+        name=_text(file, "name", table.get("name")),
         baseline=_text(file, "baseline", table.get("baseline")),
         metric=_text(file, "target.metric", target.get("metric")),
         target=values[0] if values else None,
@@ -247,11 +248,6 @@ def _settings(file: Path, table: Mapping[str, Any]) -> StudySettings:
         labels=_labels(file, table.get("labels", {})),
         across=_across(file, table.get("report", {})),
     )
-
-
-def _name(file: Path, table: Mapping[str, Any]) -> str | None:
-    name = _text(file, "name", table.get("name"))
-    return None if name is None else check_name(name, f"{file}: name")
 
 
 def _values(file: Path, target: Mapping[str, Any]) -> tuple[float, ...]:

@@ -114,8 +114,8 @@ def open_captions(
 class CaptionConditions:
     """The conditions of an evaluation: the first captions of held-out samples, the same for every run.
 
-    `eval.labels = "balanced"` takes the samples in turn, `random` draws them. If no held-out sample has a
-    caption, those of the training split are used. The label of a condition is that of its sample.
+    `eval.labels = "balanced"` uses all samples equally often, `random` draws them. If no held-out sample has
+    a caption, those of the training split are used. The label of a condition is that of its sample.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class CaptionConditions:
 
 
 class PromptConditions:
-    """The conditions of samples that are drawn from given prompts, in turn."""
+    """The conditions of samples that are drawn from given prompts: sample i has prompt i mod n."""
 
     def __init__(self, encoder: TextEncoder, prompts: Sequence[str]) -> None:
         self.prompts, self._encoder = list(prompts), encoder

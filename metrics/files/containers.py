@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 # Any: PyAV is optional, and its stubs differ between versions.
-from typing import Any
+from typing import Any, BinaryIO
 
-from metrics.files.media import Encoded, Kind, package
+from metrics.files.media import AUDIO, VIDEO, Encoded, Kind, package
 from metrics.value import MetricError
 
 FORMATS = (
@@ -35,6 +35,20 @@ _OPTIONS = {
 }
 
 
+class _Stream:
+    """A file whose impossible seeks fail without an exception, because PyAV prints their tracebacks."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.read, self.tell = file.read, file.tell
+        self._seek = file.seek
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        try:
+            return self._seek(offset, whence)
+        except (OSError, ValueError, OverflowError):
+            return -1
+
+
 @contextmanager
 def container(file: Encoded, kind: Kind) -> Iterator[Any]:
     """Open a file with PyAV. Raises `MetricError`, naming the file, for what cannot be opened or decoded."""
@@ -43,7 +57,7 @@ def container(file: Encoded, kind: Kind) -> Iterator[Any]:
     try:
         with (
             io.BytesIO(file.source) if isinstance(file.source, bytes) else open(file.source, "rb") as content,
-            av.open(content, metadata_errors="replace", options=dict(_OPTIONS)) as opened,
+            av.open(_Stream(content), metadata_errors="replace", options=dict(_OPTIONS)) as opened,
         ):
             yield opened
     except av.error.ArgumentError as error:
@@ -63,6 +77,10 @@ def frames_of(opened: Any, file: Encoded) -> Iterator[Any]:
         raise MetricError(f"{file.name} has no video stream")
     stream, total = opened.streams.video[0], 0
     codec = stream.codec_context
+    if codec is None:
+        raise MetricError(
+            f"{file.name} has a video stream of an unknown codec; convert it to {VIDEO.convert}"
+        )
     if (codec.width or 0) * (codec.height or 0) > LARGEST_FRAME:
         raise MetricError(
             f"{file.name} has frames of {codec.width}x{codec.height} pixels, at most {LARGEST_FRAME:,} are "
@@ -88,6 +106,8 @@ def sounds_of(opened: Any, file: Encoded) -> Iterator[Any]:
     """
     if not opened.streams.audio:
         raise MetricError(f"{file.name} has no audio stream")
+    if opened.streams.audio[0].codec_context is None:
+        raise MetricError(f"{file.name} has sound of an unknown codec; convert it to {AUDIO.convert}")
     if not opened.streams.audio[0].rate:
         raise MetricError(f"{file.name} states no sampling rate; replace or remove it")
     total = 0

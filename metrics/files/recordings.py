@@ -188,7 +188,8 @@ def declared_rate(file: Encoded) -> int | None:
             return sound.samplerate
     except (soundfile.LibsndfileError, OSError, ValueError):
         with container(file, AUDIO) as opened:
-            return opened.streams.audio[0].rate if opened.streams.audio else None
+            audio = opened.streams.audio
+            return audio[0].rate if audio and audio[0].codec_context else None
 
 
 def _source(file: Encoded) -> io.BytesIO | str:

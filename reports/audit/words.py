@@ -131,6 +131,8 @@ def _about_looks(found: Audit) -> list[str]:
         f"{last.critical:.3g} standard errors, which allows for {looks}"
     ]
     if found.verdict != "inconclusive":
+        if spared := rule.max_pairs - last.n:
+            lines.append(f"{2 * spared} of {2 * rule.max_pairs} planned runs of its arms were not needed")
         lines.append("the estimate at a stop is biased outward on average; quote it with its interval")
         return lines
     if number < len(planned):

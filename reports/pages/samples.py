@@ -53,7 +53,7 @@ def samples_of(race: Race) -> Samples | None:
 
 
 def _captions(grids: Sequence[Path]) -> tuple[str, ...]:
-    """Return the captions that all pictures hold; nothing if they differ or there are none."""
+    """Return the captions that all pictures hold; nothing if they differ or are missing."""
     found = {_text(file) for file in grids}
     return found.pop() if len(found) == 1 else ()
 

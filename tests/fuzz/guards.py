@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 import os
 import resource
@@ -44,7 +46,8 @@ def run_case(
         before = _content(root)
         with _cached_in(root / CACHE), _bounded_time(), _bounded_memory(), no_network():
             try:
-                numbers = list(read(root / "in"))
+                with _no_traceback():
+                    numbers = list(read(root / "in"))
             except REFUSALS as refusal:
                 if valid:
                     raise
@@ -58,6 +61,18 @@ def run_case(
             raise Broke("reading changed a file")
         if wrong := [number for number in numbers if not math.isfinite(number)]:
             raise Broke(f"accepted, but not finite: {wrong[:3]}")
+
+
+@contextmanager
+def _no_traceback() -> Iterator[None]:
+    """Raise `Broke` for a traceback on standard error, for example of a library."""
+    err = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(err):
+            yield
+    finally:
+        if "Traceback" in err.getvalue():
+            raise Broke(err.getvalue()[-3000:])
 
 
 def _content(root: Path) -> dict[str, bytes]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
 
@@ -10,8 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from harness.errors import UserError
 from reports.audit.audit import audit_claim
@@ -320,49 +317,6 @@ def test_broken_log_is_named(tmp_path: Path, name: str, content: bytes, message:
     (folder / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
         read_logs_of([folder / name])
-
-
-def mutated(content: bytes, edits: list[tuple[float, bytes]]) -> bytes:
-    """Return bytes with some replaced; an edit has a place as a share of the length."""
-    for place, new in edits:
-        start = int(place * len(content))
-        content = content[:start] + new + content[start + len(new) :]
-    return content
-
-
-EDITS = st.lists(
-    st.tuples(
-        st.floats(0, 0.999),
-        st.binary(max_size=4) | st.sampled_from([b",", b'"', b"\n", b"-", b"9" * 400, b"e"]),
-    ),
-    min_size=1,
-    max_size=6,
-)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-@settings(
-    max_examples=1000,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-@given(edits=EDITS)
-def test_mutated_log_is_read_or_refused_in_one_sentence(
-    tmp_path_factory: pytest.TempPathFactory, kind: str, edits: list[tuple[float, bytes]]
-) -> None:
-    needed(kind)
-    folder = tmp_path_factory.getbasetemp() / f"mutated-{kind.replace(' ', '-').replace('&', '')}"
-    if not folder.exists():
-        folder.mkdir()
-        KINDS[kind](folder)
-    file = next(path for path in sorted(folder.rglob("*")) if path.is_file() and path.name[0] != ".")
-    whole = file.with_name("." + file.name)
-    if not whole.exists():
-        whole.write_bytes(file.read_bytes())
-    file.write_bytes(mutated(whole.read_bytes(), edits))
-    with contextlib.suppress(UserError):
-        read_logs_of([file], RULES.get(kind))
 
 
 def test_torn_last_line_of_a_running_log_is_left_out(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from benchmarks.sequential import censored, edge, families
 from reports.stats.sequential import SPENDING, anytime_critical, boundaries
 
 PATHS = 200_000
@@ -92,3 +93,15 @@ def test_anytime_interval_is_rarely_wrong_at_any_time() -> None:
     critical = np.array([1e9, *(anytime_critical(k, 25) for k in range(2, 61))])
     wrong = (mean * np.sqrt(n) > critical * spread)[:, 1:].any(1).mean()
     assert 0.005 < wrong <= 0.025 + 3 * math.sqrt(0.025 / 20_000)
+
+
+def test_benchmark_gives_the_figures_of_the_guide() -> None:
+    """With a tenth of the races, so within Monte-Carlo errors."""
+    found = edge(10_000)
+    for most in ("N=3", "N=10", "N=20"):
+        assert found["normal"][most]["false support"] == pytest.approx(0.025, abs=0.006)
+        assert found["normal"][most]["all intervals contain the truth"] == pytest.approx(0.95, abs=0.009)
+    assert found["skewed (log-normal 0.5), long tail below"]["N=10"]["false support"] > 0.08
+    assert families(20_000)["4 claims"] <= 0.025 + 0.007
+    # Cutting baselines at a horizon makes a support harder.
+    assert max(censored(10_000).values()) <= 0.025 + 0.006

@@ -99,6 +99,5 @@ def _refuse_pickled(file: Path) -> None:
         if (field.metadata or {}).get(b"ARROW:extension:name") == PICKLED:
             raise UserError(
                 f"{file}: column '{field.name}' has a pickled type, which is never executed; save it as a "
-                "plain "
-                "column"
+                "plain column"
             )

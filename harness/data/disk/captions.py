@@ -40,7 +40,7 @@ class Captions:
     of: Callable[[int], tuple[str, ...]]
     """A function from an index to the captions of a sample."""
     source: str
-    """Where they are from, for messages."""
+    """The column or files that hold them, for messages."""
     count: int
     """Number of samples."""
 
@@ -54,7 +54,7 @@ class Captions:
 
 
 def caption_column(columns: Sequence[str], key: str, where: str) -> str:
-    """Return the column of captions; raises `UserError` if there is none, or several with usual names."""
+    """Return the column of captions; raises `UserError` for no column, or several, with usual names."""
     if key != USUAL:
         if key in columns:
             return key

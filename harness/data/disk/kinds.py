@@ -8,7 +8,7 @@ from harness.data.disk.media import holds_parquet
 
 BY_SUFFIX = {".npz": "npz", ".parquet": "parquet", ".tar": "webdataset", ".zip": "zip"}
 MARKS = (
-    ("state.json", "arrow"), ("dataset_dict.json", "arrow"), ("index.json", "mds"), ("*/index.json", "mds"),
+    ("*.arrow", "arrow"), ("*/*.arrow", "arrow"), ("*.mds", "mds"), ("*/*.mds", "mds"),
     ("*.tar", "webdataset"), ("*/*.tar", "webdataset"),
 )  # fmt: skip
 """Patterns of files that only one kind of folder has."""

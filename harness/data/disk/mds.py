@@ -124,8 +124,7 @@ class Shard:
         if len(head) + sum(sizes.values()) != end - begin:
             raise UserError(
                 f"{self.where(row)} is damaged: its columns have {sum(sizes.values()):,} bytes, but the "
-                "sample "
-                f"has {end - begin - len(head):,}; replace the shard"
+                f"sample has {end - begin - len(head):,}; replace the shard"
             )
         before = sum(size for name, size in list(sizes.items())[: list(sizes).index(column)])
         if limit is not None and sizes[column] > limit:
@@ -225,8 +224,7 @@ def _image_column(spec: DataSpec, root: Path, shards: Sequence[Shard]) -> str:
         if _kind(columns[key]) not in PICTURES:
             raise UserError(
                 f"{root / INDEX}: column '{key}' is {columns[key]}, expected {', '.join(PICTURES)}; choose "
-                "another "
-                "with data.image_key"
+                "another with data.image_key"
             )
         return key
     _refuse(root, columns)
@@ -261,8 +259,7 @@ def _label_column(spec: DataSpec, root: Path, shards: Sequence[Shard], image: st
     if _kind(columns[label]) not in (*SCALARS, *TEXTS):
         raise UserError(
             f"{root / INDEX}: column '{label}' is {columns[label]}, expected numbers or texts; choose "
-            "another "
-            "with data.label_key"
+            "another with data.label_key"
         )
     return label
 

@@ -133,7 +133,6 @@ def train_split(root: Path, splits: Sequence[str], where: str) -> str:
     if len(splits) == 1 or "train" in splits:
         return "train" if "train" in splits else splits[0]
     raise UserError(
-        f"{root} holds the splits {', '.join(sorted(splits))} ({where}), and which one to use is "
-        "ambiguous; set "
-        "data.root to one of them"
+        f"{root} holds the splits {', '.join(sorted(splits))} ({where}), and which one to use is ambiguous; "
+        "set data.root to one of them"
     )

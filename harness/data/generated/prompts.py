@@ -72,7 +72,7 @@ class Object(NamedTuple):
 
 @dataclass(frozen=True)
 class Truth:
-    """What is known about a scene."""
+    """The known facts about a scene."""
 
     groups: tuple[Group, ...]
     objects: tuple[Object, ...]

@@ -1,4 +1,5 @@
-"""Sources of samples: images in a folder, npz, npy or parquet, a registered data set, videos, recordings."""
+"""Sources of samples: images in a folder, npz, npy, parquet or a container, a registered data set, "
+"videos, recordings."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from harness.config import registry
 from harness.config.spec import DataSpec
 from harness.data.dataset import Capabilities
+from harness.data.disk.kinds import packed_kind
 from harness.data.disk.labels import NONE, unlabelled
 from harness.data.disk.media import holds_parquet
 from harness.data.disk.tables import has_table
@@ -29,7 +31,11 @@ from metrics.files.media import AUDIO, IMAGE, VIDEO, Encoded, Kind, encoded, hol
 from metrics.files.recordings import is_audio, read_audio
 from metrics.files.videos import is_video, read_videos
 
-EXPECTED = "a folder of images, .npz, .npy or .parquet, videos, recordings, or the name of a data set"
+EXPECTED = (
+    "a folder of images, .npz, .npy, .parquet, .tar, .zip, MDS or Arrow files, videos, recordings, or the "
+    "name "
+    "of a data set"
+)
 PLURAL = {"image": "images", "video": "videos", "audio": "recordings"}
 CLIP = 16
 """Frames of a clip if neither the network nor the user fixes them."""
@@ -146,10 +152,9 @@ def _images(where: str, path: Path, data: DataSpec) -> Source:
         return _array(where, path, data)
     if path.is_dir() and not any(path.iterdir()):
         raise UserError(f"{where} is an empty folder; expected {EXPECTED}")
-    if path.is_dir():
+    name = packed_kind(path)
+    if path.is_dir() and not name:
         name = "parquet" if holds_parquet(path) else "folder"
-    else:
-        name = {".npz": "npz", ".parquet": "parquet"}.get(path.suffix, "")
     if not name:
         raise UserError(f"{where} is a file of an unsupported type; expected {EXPECTED}")
     spec = data.model_copy(update={"name": name, "root": str(path)})

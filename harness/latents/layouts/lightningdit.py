@@ -68,8 +68,8 @@ def read_statistics(file: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
             content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{file} holds pickled objects other than tensors, which are never executed; save mean and "
-            "std as tensors"
+            f"{file} holds pickled objects other than tensors, which are never executed; save mean and std "
+            "as tensors"
         ) from error
     # A damaged or hostile file can raise any error inside the reader.
     except Exception as error:

@@ -1,6 +1,6 @@
 """U-ViT's folder of COCO features: moments as `N.npy`, without labels.
 
-Training multiplies a draw by 0.2301 (U-ViT configs/mscoco_uvit_small.py). The states of captions are read by
+Training multiplies a draw by 0.2301 (U-ViT configs/mscoco_uvit.py). The states of captions are read by
 harness/data/disk/caption_features.py.
 """
 

@@ -16,10 +16,12 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from harness.config.spec import DataSpec
 from harness.data.disk.kinds import image_kind
 from harness.data.found import found_in
 from harness.data.open import images
 from harness.errors import UserError
+from harness.evaluation.samples.sources import open_source
 from tests.harness.data.containers import Members, mds_of, mds_rows, samples, saved, tar_of
 from tests.harness.data.pictures import (
     LABELS,
@@ -70,6 +72,13 @@ def test_container_is_encoded_by_its_path_alone(tmp_path: Path, kind: str) -> No
     encode(folder_of(tmp_path / "folder", PIXELS), "identity", tmp_path / "other")
     shard = "shard-00000.npy"
     assert (tmp_path / "one" / shard).read_bytes() == (tmp_path / "other" / shard).read_bytes()
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_container_is_evaluated_by_its_path_alone(tmp_path: Path, kind: str) -> None:
+    source = open_source(str(WRITERS[kind](tmp_path / "source")), "image", DataSpec())
+    folder = open_source(str(folder_of(tmp_path / "folder", PIXELS)), "image", DataSpec())
+    assert (source.fingerprint, source.count) == (folder.fingerprint, folder.count)
 
 
 @pytest.mark.parametrize("kind", WRITERS)

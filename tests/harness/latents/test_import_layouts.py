@@ -398,6 +398,31 @@ def test_unknown_layout_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     assert isinstance(result.exception, UserError) and "no such file or folder" in str(result.exception)
 
 
+@pytest.mark.parametrize("layout", ["auto", "repa", "lightningdit", "mar", "uvit", "webdataset"])
+@pytest.mark.parametrize("source", ["empty", "junk", "file", "stray.zip", "stray.tar", "stray.safetensors"])
+def test_source_of_another_kind_is_refused_under_every_layout(
+    tmp_path: Path, layout: str, source: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "junk", {"a.npz": b"x", "b/c.npy": b"", "0.npy": b"y", "index.json": b"{}"})
+    for name in ("file", "stray.zip", "stray.tar", "stray.safetensors"):
+        (tmp_path / name).write_bytes(b"no latents at all")
+    result = attempt(tmp_path / source, tmp_path / "out", *SIDE, "--scale", "1", "--layout", layout)
+    assert isinstance(result.exception, UserError), result.output
+    assert "\n" not in str(result.exception) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--scale", "0"), ("--scale", "nan"), ("--stored-scale", "0"), ("--shift", "inf")],
+    ids=" ".join,
+)
+def test_numbers_that_cannot_normalise_are_refused(tmp_path: Path, options: tuple[str, str]) -> None:
+    root = write(tmp_path / "cached", mar_files(MAR))
+    result = attempt(root, tmp_path / "out", *SIDE, *options)
+    assert isinstance(result.exception, UserError) and f"{options[0]} {options[1]}" in str(result.exception)
+
+
 def test_json_states_what_was_found(tmp_path: Path) -> None:
     root = write(tmp_path / "cached", mar_files(MAR) | {"n00000001/._x": b"", "n00000001/notes.txt": b""})
     row = import_data(root, tmp_path / "out", *SIDE)

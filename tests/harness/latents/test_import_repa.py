@@ -81,7 +81,7 @@ def latents(tmp_path_factory: pytest.TempPathFactory, repa: Path, vae: Path) -> 
     return out
 
 
-def opened(root: Path, **fields: object) -> DataSpec:
+def opened(root: Path, **fields: object):
     return open_dataset(DataSpec(name="latents", root=str(root), **fields))
 
 

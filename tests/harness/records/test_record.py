@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -194,3 +195,51 @@ def test_failure_reason_falls_back_to_log_exit_code_and_nothing(tmp_path: Path) 
     log_file(missing.path).parent.mkdir()
     log_file(missing.path).write_text("Segmentation fault\n")
     assert failure_reason(missing, exit_code=7) == "Segmentation fault"
+
+
+@pytest.mark.parametrize(
+    ("event", "fault"),
+    [
+        ({"kind": "train", "step": True, "loss": 1.0}, "step is no whole number"),
+        ({"kind": "train", "step": -1, "loss": 1.0}, "step is no whole number"),
+        ({"kind": "train", "step": 10**30, "loss": 1.0}, "step is no whole number"),
+        ({"kind": "train", "step": 1}, "has a loss that is no number"),
+        ({"kind": "train", "step": 1, "loss": "1"}, "has a loss that is no number"),
+        ({"kind": "train", "step": 1, "loss": 1.0, "flops": float("inf")}, "has flops that are no number"),
+        ({"kind": "train", "step": 1, "loss": 1.0, "seconds": [1]}, "has seconds that are no table"),
+        ({"kind": "train", "step": 1, "loss": 1.0, "seconds": {"data": -1}}, "has seconds that are no table"),
+        ({"kind": "eval", "step": 1, "metrics": [1]}, "has metrics that are no table"),
+        ({"kind": "eval", "step": 1, "metrics": {"fid": {}}}, "has a metric 'fid' without a mean"),
+        ({"kind": "eval", "step": 1, "metrics": {"fid": {"mean": 10**400}}}, "has a metric 'fid' without"),
+        ({"kind": "eval", "step": 1, "protocol": 3}, "has a protocol that is no text"),
+    ],
+)
+def test_event_with_an_impossible_value_is_named(tmp_path: Path, event: dict[str, Any], fault: str) -> None:
+    (tmp_path / "spec.toml").write_text("seed = 0\n")
+    (tmp_path / "events.jsonl").write_text(json.dumps(event) + "\n")
+    with pytest.raises(UserError, match=rf"events\.jsonl line 1 .*{fault}"):
+        _ = Record(tmp_path).events
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("train = 3", "train is no table"),
+        ('seed = "0"', "seed is no whole number"),
+        ("[method]\nname = 3", r"method\.name is no text"),
+        ("[train]\nsteps = 0", r"train\.steps is no whole number above 0"),
+        ("[eval]\nguidance = nan", r"eval\.guidance is no finite number"),
+        ("[eval]\nmetrics = 3", r"eval\.metrics is no list of names"),
+    ],
+)
+def test_spec_of_a_record_with_an_impossible_value_is_named(tmp_path: Path, text: str, fault: str) -> None:
+    (tmp_path / "spec.toml").write_text(text)
+    with pytest.raises(UserError, match=rf"spec\.toml is not the spec of a run: {fault}"):
+        _ = Record(tmp_path).spec
+
+
+@pytest.mark.parametrize("text", ["3", "[3]", '[{"packages": 3}]', '[{"evaluation": {"hash": 3}}]'])
+def test_environment_of_another_shape_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "environment.json").write_text(text)
+    with pytest.raises(UserError, match=r"environment\.json (is no list|has a start)"):
+        _ = Record(tmp_path).environment

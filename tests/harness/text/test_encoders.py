@@ -68,7 +68,7 @@ def t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def word_model(folder: Path, network: Any, config: Any) -> Path:
-    """Write a small network and a tokenizer of whole words."""
+    """Write a small network and a tokenizer of words."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Whitespace

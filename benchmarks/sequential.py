@@ -1,0 +1,273 @@
+"""Operating characteristics of races that stop when their claims are decided, by simulation.
+
+    python -m benchmarks.sequential [--races 100000]
+
+Log ratios of pairs are drawn, and Student's statistics are computed from running sums; only the critical
+values come from the package. Writes benchmarks/results/sequential.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.operating_characteristics import rounded
+from reports.audit.inputs.claim import Claim, Sequential
+from reports.audit.looks import decided_by
+from reports.stats.sequential import SPENDING, anytime_critical, boundaries
+from reports.stats.t_interval import t_interval
+
+RESULTS = Path(__file__).parent / "results"
+SEED = 20261130
+ALPHA = 0.05
+FIRST = 3
+Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
+
+
+def normal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    return rng.standard_normal(shape)
+
+
+def heavy(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Return Student's t with 3 degrees of freedom."""
+    return rng.standard_t(3, shape)
+
+
+def log_normal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Return skewed values: log-normal with sigma 0.5, centred."""
+    return rng.lognormal(0, 0.5, shape) - math.exp(0.125)
+
+
+def exponential(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    return rng.exponential(1, shape) - 1
+
+
+def pair_of_runs(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Return log ratios of two arms with a correlation of 0.7, and noise of evaluations of its own."""
+    shared = rng.standard_normal(shape)
+    one, two = (math.sqrt(0.7) * shared + math.sqrt(0.3) * rng.standard_normal(shape) for _ in range(2))
+    return one - two + 0.5 * rng.standard_normal(shape)
+
+
+WORLDS: Mapping[str, Draw] = {
+    "normal": normal,
+    "pairs of runs, correlation 0.7, evaluation noise": pair_of_runs,
+    "heavy tails (t, 3 degrees)": heavy,
+    "skewed (log-normal 0.5), long tail above": log_normal,
+    "skewed (log-normal 0.5), long tail below": lambda rng, shape: -log_normal(rng, shape),
+    "skewed (exponential), long tail below": lambda rng, shape: -exponential(rng, shape),
+}
+
+
+def statistics(x: np.ndarray) -> np.ndarray:
+    """Return T_n of every path (races, pairs) at every n; the first column is 0."""
+    n = np.arange(1, x.shape[1] + 1)
+    total = x.cumsum(axis=1)
+    spread = np.sqrt(np.maximum((x * x).cumsum(axis=1) - total**2 / n, 0) / np.maximum(n - 1, 1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = total / np.sqrt(n) / spread
+    t[:, 0] = 0
+    return t
+
+
+def ever(t: np.ndarray, bounds: Mapping[int, float], *, above: bool | None = None) -> float:
+    """Return the share of races that cross at any look: on one side, or on both without `above`."""
+    out = np.zeros(len(t), bool)
+    for n, bound in bounds.items():
+        side = abs(t[:, n - 1]) if above is None else t[:, n - 1] if above else -t[:, n - 1]
+        out |= side > bound
+    return float(out.mean())
+
+
+def looks(most: int, alpha: float = ALPHA, spending: str = "linear") -> Mapping[int, float]:
+    return boundaries(tuple(range(FIRST, most + 1)), alpha, spending)
+
+
+def edge(races: int) -> dict[str, dict[str, dict[str, float]]]:
+    """Return false support at the edge of the claim at any stopping time, and coverage of all intervals."""
+    rows: dict[str, dict[str, dict[str, float]]] = {}
+    for name, draw in WORLDS.items():
+        t = statistics(draw(np.random.default_rng(SEED), (races, 20)))
+        rows[name] = {
+            f"N={most}": {
+                "false support": ever(t, looks(most), above=True),
+                "false refutation": ever(t, looks(most), above=False),
+                "all intervals contain the truth": 1 - ever(t, looks(most)),
+            }
+            for most in (3, 4, 6, 10, 15, 20)
+        }
+    return rows
+
+
+def rules(races: int) -> dict[str, dict[str, float]]:
+    """Return false support and mean pairs of each rule at N = 10, by the effect in standard deviations."""
+    peeking = {n: _student(n) for n in range(FIRST, 11)}
+    named: dict[str, Mapping[int, float]] = {
+        **{f"group, {spending}": looks(10, spending=spending) for spending in SPENDING},
+        "anytime, g = 25": {n: anytime_critical(n, 25) for n in range(FIRST, 11)},
+        "judged once, at 10": {10: _student(10)},
+        "peeking after every pair (invalid)": peeking,
+    }
+    rows = {}
+    for name, bounds in named.items():
+        rows[name] = {}
+        for effect in (0.0, 1.5, 3.0):
+            x = np.random.default_rng(SEED).standard_normal((races, 10)) + effect
+            t = statistics(x)
+            rows[name][f"support at effect {effect:g}"] = ever(t, bounds, above=True)
+            rows[name][f"pairs at effect {effect:g}"] = _mean_pairs(t, bounds)
+    return rows
+
+
+def _mean_pairs(t: np.ndarray, bounds: Mapping[int, float]) -> float:
+    """Return the mean number of pairs until a decision on either side, at most the last look."""
+    stop = np.full(len(t), max(bounds))
+    for n in sorted(bounds, reverse=True):
+        stop = np.where(abs(t[:, n - 1]) > bounds[n], n, stop)
+    return float(stop.mean())
+
+
+def _student(n: int) -> float:
+    return float(t_interval(0.0, 1.0, n - 1, 1 - ALPHA)[1])
+
+
+def censored(races: int) -> dict[str, float]:
+    """Return false support at the edge if baselines are cut at a horizon, N = 10.
+
+    A cut baseline time makes a log ratio smaller, so the low end of the interval holds.
+    """
+    rng = np.random.default_rng(SEED)
+    rows = {}
+    for share in (0.1, 0.3, 0.5):
+        base, cand = rng.standard_normal((2, races, 10))
+        cut = np.minimum(base, np.quantile(base, 1 - share))
+        rows[f"{share:.0%} of baselines censored"] = ever(statistics(cut - cand), looks(10), above=True)
+    return rows
+
+
+def families(races: int) -> dict[str, float]:
+    """Return the chance of any false support in a family whose claims share the baseline, by Holm, N = 10."""
+    rng = np.random.default_rng(SEED)
+    rows = {}
+    for claims in (2, 4, 16):
+        base = rng.standard_normal((races // claims, 10))
+        wrong = np.zeros(len(base), bool)
+        # With every claim at its edge, the first rejection is at alpha / m.
+        for _ in range(claims):
+            t = statistics(base - rng.standard_normal(base.shape))
+            for n, bound in looks(10, ALPHA / claims).items():
+                wrong |= t[:, n - 1] > bound
+        rows[f"{claims} claims"] = float(wrong.mean())
+    return rows
+
+
+def replayed(futility: float, races: int = 60, most: int = 10) -> dict[str, float]:
+    """Return what a race of `methods-digits` takes, with its recorded means and spreads of log ratios.
+
+    The study has three seeds, with which a race takes its first look. So every arm is continued to `most`
+    pairs by normal log ratios of the recorded mean and spread. Each arm claims to be faster than flow in
+    steps. The verdicts of all pairs, judged once with Holm's p-values, are those to reach.
+    """
+    means, spreads = _recorded()
+    rng = np.random.default_rng(SEED)
+    arms = len(means)
+    shares, same, lost = [], [], []
+    for _ in range(races):
+        x = means[:, None] + spreads[:, None] * rng.standard_normal((arms, most))
+        full = _holm_once(statistics(x)[:, -1], most)
+        verdicts, ends = _holm_looks(x, most, futility)
+        shares.append((ends.sum() + ends.max()) / ((arms + 1) * most))
+        same.append(float((verdicts == full).mean()))
+        lost.append(float(((verdicts == 0) & (full != 0)).mean()))
+    return {
+        "arms": arms,
+        "share of runs": float(np.mean(shares)),
+        "verdicts that agree": float(np.mean(same)),
+        "decided by all runs but not by the race": float(np.mean(lost)),
+    }
+
+
+def _recorded() -> tuple[np.ndarray, np.ndarray]:
+    """Return means and standard deviations of log ratios in steps of the arms that reached the target."""
+    times: dict[str, dict[int, float]] = {}
+    with open(RESULTS / "methods-digits-runs.csv", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if row["censored"] == "" and row["steps"]:
+                times.setdefault(row["method"], {})[int(row["seed"])] = math.log(float(row["steps"]))
+    flow = times.pop("flow")
+    ratios = [
+        [flow[seed] - own[seed] for seed in flow] for own in times.values() if own.keys() == flow.keys()
+    ]
+    found = np.array(ratios)
+    return found.mean(axis=1), found.std(axis=1, ddof=1)
+
+
+def _holm_once(t: np.ndarray, n: int) -> np.ndarray:
+    """Return verdicts (1 faster, -1 slower, 0 open) of statistics that are judged once."""
+    order, verdicts = np.argsort(-abs(t)), np.zeros(len(t), int)
+    for rank, arm in enumerate(order):
+        if abs(t[arm]) <= float(t_interval(0.0, 1.0, n - 1, 1 - ALPHA / (len(t) - rank))[1]):
+            break
+        verdicts[arm] = int(np.sign(t[arm]))
+    return verdicts
+
+
+def _holm_looks(x: np.ndarray, most: int, futility: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return verdicts as above, and the number of pairs of each arm, with Holm's method at every look.
+
+    An arm is given up if its chance of a decision, as an audit predicts it, falls below `futility`.
+    """
+    t, arms = statistics(x), len(x)
+    rule = Sequential(max_pairs=most, futility=futility)
+    claim = Claim(
+        name="faster", candidate="arm", baseline="flow", metric="fd", target=1.0, factor=1.0, sequential=rule
+    )
+    verdicts, ends, going = np.zeros(arms, int), np.full(arms, most), np.ones(arms, bool)
+    for n in range(FIRST, most + 1):
+        while (open_ := (verdicts == 0)).any():
+            bounds = looks(most, ALPHA / int(open_.sum()))
+            new = open_ & going & (abs(t[:, n - 1]) > bounds[n])
+            if not new.any():
+                break
+            verdicts[new], ends[new], going[new] = np.sign(t[new, n - 1]).astype(int), n, False
+        if futility and n < most:
+            alpha = ALPHA / max(int((verdicts == 0).sum()), 1)
+            for arm in np.flatnonzero(going):
+                mean, sd = float(x[arm, :n].mean()), float(x[arm, :n].std(ddof=1))
+                chance = decided_by(claim, mean, sd, alpha, most, given=(n, mean, sd))[most]
+                if chance < futility:
+                    ends[arm], going[arm] = n, False
+    return verdicts, ends
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--races", type=int, default=100_000)
+    races = parser.parse_args().races
+    begun = time.perf_counter()
+    result = {
+        "what": f"{races} simulated races; 95 %, looks at every number of pairs from 3 on, linear spending",
+        "truth at the edge of the claim": edge(races),
+        "rules, N=10": rules(races),
+        "censored baselines, N=10": censored(races),
+        "families that share a baseline, N=10": families(races),
+        "methods-digits, continued to 10 pairs": {
+            f"futility = {futility:g}": replayed(futility) for futility in (0.0, 0.1, 0.3)
+        },
+    }
+    print(json.dumps(rounded(result), indent=1))
+    print(f"{time.perf_counter() - begun:.0f} s")
+    (RESULTS / "sequential.json").write_text(json.dumps(rounded(result), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""A checkpoint that does not belong to its spec is refused by the name of the tensor."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness.errors import UserError
+from harness.records import checkpoint
+from harness.records.checkpoint_files import checkpoints
+from harness.records.record import Record
+from tests.support.runs import tiny, trained
+
+SPEC = ("train.steps=4", "eval.every=4")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Record:
+    return trained(tiny(*SPEC, "eval.samples=4", "eval.sampler_steps=1"), tmp_path_factory.mktemp("run"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model.t_embedder.mlp.0.bias": None}, r"lacks t_embedder\.mlp\.0\.bias"),
+        ({"ema.more": torch.zeros(1)}, "has the unknown tensor more"),
+        (
+            {"model.t_embedder.mlp.0.bias": torch.zeros(3)},
+            r"mlp\.0\.bias has shape \(3,\), but this spec needs",
+        ),
+        (
+            {"optimizer.model.t_embedder.mlp.0.bias.exp_avg": None},
+            r"lacks the tensor optimizer\.model\..*exp_avg",
+        ),
+        ({"optimizer.model.t_embedder.mlp.0.bias.step": torch.zeros(2)}, "lacks the tensor .*step of shape"),
+        ({"step": None}, "has no step in its header"),
+    ],
+    ids=["missing", "unknown", "shape", "optimizer", "optimizer shape", "step"],
+)
+def test_tensor_that_is_missing_unknown_or_of_another_shape_is_named(
+    tmp_path: Path, finished: Record, change: dict[str, torch.Tensor | None], message: str
+) -> None:
+    run = tmp_path / finished.id
+    shutil.copytree(finished.path, run)
+    (run / "done").unlink()
+    file = checkpoints(run / "checkpoints")[-1]
+    found = checkpoint.load(file)
+    meta = {key: value for key, value in found.meta.items() if key not in change}
+    tensors = found.tensors | {name: value for name, value in change.items() if value is not None}
+    checkpoint.save(
+        file, {k: v for k, v in tensors.items() if k not in change or change[k] is not None}, meta
+    )
+    before = file.read_bytes()
+    with pytest.raises(UserError, match=rf"step-00000004\.safetensors.*{message}"):
+        trained(tiny(*SPEC, "eval.samples=4", "eval.sampler_steps=1"), tmp_path)
+    assert file.read_bytes() == before
