@@ -90,11 +90,10 @@ class AttentionSeparation(Method):
 
         def needs(self) -> Needs:
             levels = 2 if self.dual and self.mask_ratio else 1
-            return Needs(
-                teacher=bool(self.coefficient),
-                times=levels,
-                taps=taps_of(self.student_layer) if self.coefficient else (),
-            )
+            if not self.coefficient:
+                return Needs(times=levels)
+            undropped = self.teacher_labels == "undropped"
+            return Needs(teacher=True, times=levels, taps=taps_of(self.student_layer), undropped=undropped)
 
     config: Config
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-# Any: the section `text`, and the architecture of an encoder of any family.
-from typing import Any
-
 import torch
 
 from harness.backbone.condition import Text, TextShape
-from harness.config import registry
 from harness.config.spec import BackboneSpec, RunSpec
 from harness.data.dataset import Dataset
 from harness.errors import UserError
+from harness.text.base import open_text_encoder, text_architecture
+from harness.text.captions import EMPTY
 
 OF_MMDIT = ("initial", "text_time")
 """Fields of the backbone that a SiT does not have."""
@@ -19,7 +17,7 @@ OF_MMDIT = ("initial", "text_time")
 
 def check_condition(spec: RunSpec, where: str) -> None:
     """Raise `UserError` unless the backbone takes the condition, and has the fields that are set."""
-    backbone, encoder = spec.backbone, _encoder(spec)
+    backbone, encoder = spec.backbone, spec.text.encoder
     if backbone.kind == "mmdit" and not encoder:
         raise UserError(
             f'{where}: backbone.kind = "mmdit" is conditioned on text; name its encoder, for example '
@@ -40,8 +38,7 @@ def check_condition(spec: RunSpec, where: str) -> None:
 
 def text_shape(spec: RunSpec, dataset: Dataset) -> TextShape:
     """Return the shape of the text features that a spec trains on, without reading weights."""
-    family = _encoder(spec).partition(":")[0]
-    about: Any = registry.load("text_encoder", family).architecture(_section(spec), dataset)
+    about = text_architecture(spec.text, dataset)
     return TextShape(about.dim, about.length)
 
 
@@ -49,16 +46,5 @@ def null_text(spec: RunSpec, dataset: Dataset, device: torch.device) -> Text | N
     """Return the features of the empty caption, (1, L, D); None for a spec that is conditioned on labels."""
     if spec.backbone.kind == "sit":
         return None
-    family = _encoder(spec).partition(":")[0]
-    # Any: an encoder of any family.
-    cls: Any = registry.load("text_encoder", family)
-    encoder = cls(_section(spec), dataset, held_out=spec.data.held_out, device=device)
-    return encoder.encode([""]).to(device)
-
-
-def _encoder(spec: RunSpec) -> str:
-    return getattr(_section(spec), "encoder", "")
-
-
-def _section(spec: RunSpec) -> Any:
-    return getattr(spec, "text", None)
+    encoder = open_text_encoder(spec.text, dataset, held_out=spec.data.held_out, device=device)
+    return encoder.encode([EMPTY]).to(device)

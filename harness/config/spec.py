@@ -336,6 +336,8 @@ class Needs(NamedTuple):
     """Student layers whose output the loss reads (1-based)."""
     heads: tuple[int, ...] = ()
     """Student layers whose queries and keys the loss reads (1-based)."""
+    undropped: bool = False
+    """Put texts before drop into the batch, where labels before drop always are."""
     group: int = 1
     """Number of consecutive samples that the loss compares with each other; no micro-batch splits them."""
 

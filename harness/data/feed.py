@@ -51,11 +51,13 @@ class Feed:
         with_pixels: bool = False,
         alone: Sequence[float] = (),
         captions: Captions | None = None,
+        with_given: bool = False,
     ) -> None:
         """`with_pixels` adds to a batch of latents the samples they encode. `alone` holds, for each part, the
-        share of samples that consist of it only. `captions` take the place of labels as conditions."""
+        share of samples that consist of it only. `captions` take the place of labels as conditions, and
+        `with_given` adds those before drop."""
         self.dataset, self.train, self.streams = dataset, train, streams
-        self.captions = captions
+        self.captions, self._with_given = captions, with_given
         self.label_drop, self.flip, self.alone = label_drop, flip, alone
         self._latent, self._with_pixels = Capabilities(dataset).latent, with_pixels
         self._epoch: tuple[int, np.ndarray] = (-1, train)
@@ -72,13 +74,15 @@ class Feed:
         else:
             (x0, label), pixels = _pixels(self.dataset, place, flipped), None
         dropped = self.streams.uniform("label_drop", index) < self.label_drop
+        chosen = None
         if self.captions is None:
             y = torch.where(dropped, self.dataset.classes, label)
         else:
             chosen = self.captions.chosen(place, self.streams.uniform("caption", index))
             y = chosen.where(dropped, self.captions.empty)
+        given = chosen if self._with_given else None
         present = draw_present(self.alone, self.streams, index)
-        return Batch(index, x0, y, label, step, present=present, pixels=pixels, place=place)
+        return Batch(index, x0, y, label, step, present=present, pixels=pixels, place=place, given=given)
 
     def micro_batch(self, part: MicroBatch) -> Batch:
         return self.batch(part.index, part.step)

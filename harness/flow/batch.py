@@ -57,13 +57,13 @@ class Batch:
     place: np.ndarray | None = None
     """(B,) data set indices, by which encoders find cached features; None without a data set."""
     given: Condition | None = None
-    """The condition before drop, if it is not the label: texts."""
+    """The texts before drop, if the condition is a text and the method needs them."""
 
     @property
     def undropped(self) -> Condition:
         """The condition before drop; raises ValueError for texts whose batch does not hold it."""
         if self.given is None and not isinstance(self.y, Tensor):
-            raise ValueError("this batch of texts has no texts before drop: make it with `given`")
+            raise ValueError("this batch has no texts before drop: declare them in `needs()`, as `undropped`")
         return self.label if self.given is None else self.given
 
     def to(self, device: torch.device) -> Batch:

@@ -110,11 +110,16 @@ def build_run(
         weight_decay=train.weight_decay,
         fused=True,
     )
-    draws = {"label_drop": train.label_drop, "flip": spec.data.flip}
-    alone = alone_of(dataset, spec.data)
-    with_pixels = bool(encoders)
     feed = Feed(
-        dataset, sides.train, streams, **draws, with_pixels=with_pixels, alone=alone, captions=captions
+        dataset,
+        sides.train,
+        streams,
+        label_drop=train.label_drop,
+        flip=spec.data.flip,
+        with_pixels=bool(encoders),
+        alone=alone_of(dataset, spec.data),
+        captions=captions,
+        with_given=spec.method.needs().undropped,
     )
     student = Student(model, ema, backbone, meter.phase)
     parts = (model, ema, method, student, optimizer, encoders, feed, streams, meter, cost)

@@ -31,25 +31,22 @@ def use_captions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace the labels of runs with the captions of their classes, wherever a network is given them."""
     from harness.assembly import build, condition
     from harness.data.feed import Feed
-    from harness.evaluation import evaluator
     from harness.flow import sampling
 
-    fed, drawn = Feed.batch, sampling.draw
+    fed, field = Feed.batch, sampling.velocity_field
 
     def batch(feed: Feed, index: np.ndarray, step: int = 1) -> Any:
         found = fed(feed, index, step)
         return replace(found, y=captions()[found.y], given=captions()[found.label])
 
-    # Any: the arguments of `draw`.
-    def draw(model: Any, spec: Any, shape: Any, null: int, device: Any, *more: Any) -> Tensor:
-        index, y, *rest = more
-        return drawn(model, spec, shape, captions()[[null]], device, index, captions()[y.cpu()], *rest)
+    # Any: the arguments of `velocity_field`.
+    def velocity_field(model: Any, y: Tensor, *, null: int, **guidance: Any) -> Any:
+        return field(model, captions()[y], null=captions()[[null]], **guidance)
 
     monkeypatch.setattr(build, "text_shape", lambda *_: SHAPE)
     monkeypatch.setattr(condition, "check_condition", lambda *_: None)
     monkeypatch.setattr(Feed, "batch", batch)
-    for module in (evaluator, sampling):
-        monkeypatch.setattr(module, "draw", draw)
+    monkeypatch.setattr(sampling, "velocity_field", velocity_field)
 
 
 def tiny_text(*overrides: str) -> RunSpec:

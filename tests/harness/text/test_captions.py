@@ -27,6 +27,7 @@ from harness.text.captions import (
     open_captions,
     shortened,
 )
+from harness.train.state import build_run
 from tests.harness.data.pictures import opened
 from tests.harness.text.counting import Counting
 
@@ -190,6 +191,36 @@ def test_captions_of_the_prompts_are_found_after_a_restart(
     torch.testing.assert_close(shown.features, first.encoder.encode(last).features, atol=1e-6, rtol=0)
     assert torch.equal(shown.features, again.chosen(place, torch.full((32,), 0.99)).features)
     assert open_captions(load_spec("digits"), data, torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "has_them"),
+    [
+        (["method.name=flow"], False),
+        (["method.name=attention_separation"], True),
+        (["method.name=attention_separation", "method.teacher_labels=shared"], False),
+    ],
+    ids=["flow", "undropped teacher", "shared"],
+)
+def test_texts_before_drop_are_in_batches_of_methods_that_need_them(
+    settings: list[str], has_them: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A released teacher is conditioned on samples whose caption the student has lost."""
+    monkeypatch.setenv("FLOWRACE_CACHE", str(tmp_path))
+    spec = load_spec("digits", [*SET, "backbone.size=pico", "backbone.patch=4", *settings])
+    data, device = opened("prompts", ""), torch.device("cpu")
+    found = open_captions(spec, data, device)
+    run = build_run(spec, data, split(data, 0.1), device, captions=found)
+    assert found is not None
+    batch = run.feed.batch(np.arange(60))
+    lost = [torch.equal(features, found.empty.features[0]) for features in batch.y.features]
+    assert 0 < sum(lost) < 20
+    assert (batch.given is not None) == has_them
+    if batch.given is not None:
+        changed = (batch.given.features != batch.y.features).flatten(1).any(dim=1)
+        assert changed.tolist() == lost
+    few = run.feed.batch(np.arange(4))
+    assert run.method.loss(run.student, few, run.method.draw(run.streams, few)).total.isfinite()
 
 
 # ---- spec ----
