@@ -17,6 +17,8 @@ from harness.errors import UserError
 from harness.records.checkpoint_files import checkpoints
 from harness.records.record import Record
 from harness.text.captions import RunCaptions
+from harness.train.loop import train
+from harness.train.progress import Quiet
 from harness.train.start import check_same_weights, weights_at_start
 from metrics.files.hashing import sha256_of
 from tests.support.runs import tiny, torchrun, trained
@@ -96,6 +98,17 @@ def test_other_weights_of_the_text_encoder_are_rejected(record: Record) -> None:
     changed = dict.fromkeys(found, "0" * 64)
     with pytest.raises(UserError, match=r"text encoder 'random:text' have changed .*set text\.weights"):
         check_same_weights(record, changed, print)
+
+
+def test_later_evaluation_of_a_run_shows_the_same_captions(tmp_path: Path) -> None:
+    spec = text_spec()
+    path = train(spec, tmp_path, Quiet(), [spec.eval.model_copy(update={"guidance": 2.0})])
+    record = Record(path)
+    assert sorted(one.conditions.guidance for one in record.evaluations) == [1.0, 2.0]
+    grids = sorted((path / "samples").glob("step-00000006*.png"))
+    captions = [Image.open(file).info["captions"] for file in grids]
+    assert len(captions) == 2 and captions[0] == captions[1]
+    assert grids[0].read_bytes() != grids[1].read_bytes()
 
 
 def drawn(record: Record, output: Path, *words: str, n: int = 4) -> np.ndarray:
