@@ -129,20 +129,8 @@ def read_captions(files: list[Path], key: str) -> Captions:
             raise UserError(
                 f"{file} has no column '{name}', which the other files have; add it or remove the file"
             )
-        columns.append((_column(file, name), f"{file}: column '{name}'"))
+        columns.append((pq.ParquetFile(file).read(columns=[name])[name], f"{file}: column '{name}'"))
     return column_captions(columns, f"column '{name}'")
-
-
-def _column(file: Path, name: str) -> pa.ChunkedArray:
-    """Return a column of a parquet file, or of an Arrow stream, which stays on the disk until it is read."""
-    try:
-        if file.suffix != ".arrow":
-            return pq.ParquetFile(file).read(columns=[name])[name]
-        with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as reader:
-            return reader.read_all()[name]
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{file} is damaged at column '{name}': {reason}; replace it") from error
 
 
 def _train_files(folder: Path) -> tuple[list[Path], tuple[Skipped, ...]]:

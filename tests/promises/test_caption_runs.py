@@ -51,7 +51,9 @@ def test_record_states_captions_encoder_and_protocol(record: Record) -> None:
     assert text["name"] == "random:text" and text["captions"] > text["distinct"] > 5000
     assert text["one_off_flops"] == text["flops"] * text["distinct"]
     assert start["data"]["captions"]["captions"] == text["captions"]
-    assert protocol["text"]["encoder"] == text["sha256"] and protocol["text"]["side"] == "held out"
+    assert protocol["captions"]["side"] == "held out" and protocol["captions"]["samples"] > 400
+    # Arms with different text encoders show the same captions, so their values are comparable.
+    assert text["sha256"] not in json.dumps(protocol)
     picture = Image.open(record.path / "samples" / "step-00000006.png")
     captions = json.loads(picture.info["captions"])
     assert len(captions) == 4 and all(" " in caption for caption in captions)
