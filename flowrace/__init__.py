@@ -373,12 +373,14 @@ def draw_samples(
     *,
     step: int | None = None,
     classes: Sequence[int] = (),
+    prompts: Sequence[str] = (),
     overrides: Sequence[str] = (),
 ) -> Tensor:
     """Draw samples from a run: uint8 (count, C, H, W) on the CPU. Sample i depends only on `eval.seed` and i.
 
-    `classes` restricts the labels, `overrides` change `eval.*` and `runtime.*`. The command is `flowrace
-    sample`. Raise `UserError` for a class or a step that the run does not have.
+    `classes` restricts the labels. A run on captions takes `prompts` instead: sample i has prompt i mod n.
+    `overrides` change `eval.*` and `runtime.*`. The command is `flowrace sample`. Raise `UserError` for a
+    class or a step that the run does not have, and for prompts of a run on labels.
 
     >>> run, = flowrace.find_runs("runs/mine")
     >>> flowrace.draw_samples(run.path, 5, classes=[3, 7]).shape
@@ -392,7 +394,8 @@ def draw_samples(
 
     path, spec = Path(run), spec_of_run(Path(run), (*overrides, f"eval.samples={max(count, 2)}"))
     prepare(spec.runtime.threads)
-    drawing = drawing_of_run(path, spec, step, count, tuple(classes), pick_device(spec.runtime.device))
+    device = pick_device(spec.runtime.device)
+    drawing = drawing_of_run(path, spec, step, count, tuple(classes), device, tuple(prompts))
     return torch.cat(list(drawing.batches()))
 
 

@@ -40,9 +40,16 @@ class Conditions(Protocol):
         """Return what values of a metric depend on in addition to `eval`, as JSON."""
         ...
 
+    @property
+    def encoder_sha256(self) -> str:
+        """The weights of the text encoder; empty for labels."""
+        ...
+
 
 class LabelConditions:
     """Labels as `eval.labels` chooses them, of all classes or of some."""
+
+    encoder_sha256 = ""
 
     def __init__(self, spec: EvalSpec, classes: int, only: tuple[int, ...] = ()) -> None:
         self.spec, self.null, self.only = spec, classes, only

@@ -33,8 +33,8 @@ T = TypeVar("T")
 VERSION = 1
 """Version of the features; increase it with every change that moves one, to renew the cache."""
 PROBE = ("", "a small red seven left of two large blue ones", "two", "写真")
-PART_BYTES = 256 << 20
-"""Size of the rows after which a part is written."""
+PART_BYTES, PART_BLOCKS = 256 << 20, 1024
+"""Size of the rows, and number of blocks, after which a part is written."""
 ROWS = 1 << 18
 """Hashes that are read at once."""
 UNFINISHED = ".hashes-"
@@ -150,7 +150,7 @@ def _encode(
     store: Store, encoder: TextEncoder, captions: Iterator[str], advance: Callable[[int], None]
 ) -> None:
     """Encode captions block by block, and write a part whenever enough rows are waiting."""
-    blocks = max(1, PART_BYTES // (BLOCK * encoder.length * encoder.dim * 4))
+    blocks = min(PART_BLOCKS, max(1, PART_BYTES // (BLOCK * encoder.length * encoder.dim * 4)))
     for part in batched(batched(captions, BLOCK), blocks):
         features = []
         for block in part:

@@ -140,8 +140,12 @@ class CaptionConditions:
 
     # Any: JSON.
     def about(self) -> dict[str, Any]:
-        """Return what values of a metric depend on, as JSON."""
-        return {"text": {**_about(self.captions.encoder), "side": self.side, "samples": len(self._places)}}
+        """Return what values of a metric depend on, as JSON: the captions, and not the encoder of a run."""
+        return {"captions": {"side": self.side, "samples": len(self._places)}}
+
+    @property
+    def encoder_sha256(self) -> str:
+        return self.captions.encoder.sha256
 
     def _of(self, index: np.ndarray) -> np.ndarray:
         count = len(self._places)
@@ -172,14 +176,13 @@ class PromptConditions:
 
     # Any: JSON.
     def about(self) -> dict[str, Any]:
-        """Return what samples depend on, as JSON."""
+        """Return what samples depend on, as JSON: the prompts."""
         content = hashlib.sha256("\0".join(self.prompts).encode(errors="surrogatepass")).hexdigest()
-        return {"text": {**_about(self._encoder), "prompts": content}}
+        return {"captions": {"prompts": content}}
 
-
-# Any: JSON.
-def _about(encoder: TextEncoder) -> dict[str, Any]:
-    return {"encoder": encoder.sha256, "dim": encoder.dim, "length": encoder.length}
+    @property
+    def encoder_sha256(self) -> str:
+        return self._encoder.sha256
 
 
 def no_captions(encoder: str) -> UserError:

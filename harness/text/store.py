@@ -118,8 +118,8 @@ class Store:
         entries = entries[np.lexsort((hashes.low, hashes.high))]
         with replacing(self._file(number, "rows")) as temporary, open(temporary, "wb") as out:
             for text in texts:
-                for row, count in zip(text.features.numpy(), _token_counts(text), strict=True):
-                    out.write(row[:count].astype("<f4").tobytes())
+                rows = text.features if text.mask is None else text.features[text.mask]
+                out.write(rows.numpy().astype("<f4", copy=False).tobytes())
         write_atomic(self._file(number, "entries"), entries.tobytes())
         write_atomic(self._file(number, "sha256"), _sums(self._files(number)))
 

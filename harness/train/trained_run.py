@@ -116,7 +116,7 @@ def drawing_of_run(
     drawn = spec.eval.model_copy(update={"samples": count})
     conditions = _conditions(spec, drawn, dataset, classes, prompts, device)
     about = conditions.about()
-    text = json.dumps(about, sort_keys=True) if about else ""
+    text = json.dumps([about, conditions.encoder_sha256], sort_keys=True) if about else ""
     # Samples of prompts have no labels.
     labelled = 1 if prompts else dataset.classes
     job = Job(file_sha256(file), drawn, x_shape(dataset), labelled, classes, text=text)
