@@ -6,10 +6,11 @@ only for what it shows. Pages and figures only render it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Unpack
 
 from reports.analysis.ablation import Ablation, compute_ablation
 from reports.analysis.control import Control, compute_control
@@ -23,7 +24,7 @@ from reports.logs.log_map import LogMap
 from reports.race.across import Across, across_of, sentence_across
 from reports.race.by_target import SpeedupByTarget, speedup_by_target
 from reports.race.final_values import FinalValue, final_values_of, real_sample_values
-from reports.race.race import Race, race_at, read_race
+from reports.race.race import Race, RaceArguments, race_at, read_race
 from reports.race.verdict import caveats_of, goal, how_found, sentence
 from reports.race.views import View, views_of
 from reports.race.workloads import PooledSpeedup, Workload, objectives_of, pool_cells, workloads_of
@@ -165,32 +166,19 @@ class RaceReport:
 def read_report(
     directories: Sequence[Path | str],
     *,
-    metric: str | None = None,
-    target: float | str | None = None,
-    baseline: str | None = None,
-    labels: Mapping[str, str] | None = None,
-    across: str | None = None,
-    protocol: str | None = None,
     claims: Sequence[Path] = (),
     rules: LogMap | None = None,
+    **asked: Unpack[RaceArguments],
 ) -> RaceReport:
     """Read the runs of these folders, logs or stores and audit these claim files on them.
 
     See `read_race` and `judge_claims`; `rules` are the ways to read logs.
     """
     sources = [str(directory) for directory in directories]
-    logged = read_log_records(sources, metric, rules)
-    records, metric, notes = logged or (None, metric, [])
-    race = read_race(
-        [Path(source) for source in sources],
-        metric=metric,
-        target=target,
-        baseline=baseline,
-        labels=labels,
-        across=across,
-        protocol=protocol,
-        logged=records,
-    )
+    logged = read_log_records(sources, asked.get("metric"), rules)
+    records, asked["metric"], notes = logged or (None, asked.get("metric"), [])
+    race = read_race([Path(source) for source in sources], logged=records, **asked)
     race = replace(race, notes=(*race.notes, *notes))
+    labels, protocol = asked.get("labels"), asked.get("protocol")
     found = judge_claims(claims, sources, labels=labels, protocol=protocol, rules=rules)
     return RaceReport(race, tuple(found))

@@ -87,16 +87,12 @@ def figures(
     font: str | None,
     font_size: float | None,
     formats: str,
-    metric: str | None,
-    target: str | None,
-    baseline: str | None,
-    across: str | None,
-    protocol: str | None,
     label_words: tuple[str, ...],
     published: tuple[str, ...],
     map_file: Path | None,
     patterns: tuple[str, ...],
     as_json: bool,
+    **asked: Any,
 ) -> None:
     """Write the figures of a report for a paper: convergence, speed-ups (by cost, target and cell),
     profiles, scaling, cost per step.
@@ -118,9 +114,8 @@ def figures(
             raise unknown("format", kind, FORMATS)
     printed = find_curves(published)
     names = parse_labels(label_words)
-    asked: dict[str, Any] = {"metric": metric, "target": target, "baseline": baseline, "across": across}
     rules = read_map(map_file, patterns)
-    report = read_report(directories, labels=names, protocol=protocol, rules=rules, **asked)
+    report = read_report(directories, labels=names, rules=rules, **asked)
     race, inches = report.race, STYLES[look][0][WIDTHS.index(width)]
     files = []
     with with_look(_look(look, font, font_size)):

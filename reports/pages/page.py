@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from markupsafe import Markup
 
@@ -30,6 +30,7 @@ from reports.pages.provenance import provenance_section
 from reports.pages.published import PublishedRequest, find_curves, published_section
 from reports.pages.scaling import encoder_section, size_section
 from reports.pages.section import render_template, source
+from reports.race.race import RaceArguments
 
 MARK = '<meta name="generator" content="flowrace'
 """Identifies a page that flowrace wrote: only such a file is replaced."""
@@ -37,6 +38,8 @@ LIBRARY = "uplot-1.6.32.min"
 """The chart library, in `vendor/` with its licence."""
 CSV_FILES = {"": ARM_COLUMNS, "-runs": RUN_COLUMNS, "-finals": FINAL_COLUMNS}
 """The columns of each CSV file, by the ending of its name."""
+OPTIONS = ("metric", "target", "baseline", "across", "protocol")
+"""The options of the command that a page repeats."""
 
 
 @dataclass(frozen=True)
@@ -58,16 +61,11 @@ def write_report(
     directories: Sequence[Path | str],
     output: Path,
     *,
-    metric: str | None = None,
-    target: float | str | None = None,
-    baseline: str | None = None,
-    labels: Mapping[str, str] | None = None,
-    across: str | None = None,
-    protocol: str | None = None,
     published: Sequence[str] = (),
     claims: Sequence[Path] = (),
     map_file: Path | None = None,
     patterns: Sequence[str] = (),
+    **asked: Unpack[RaceArguments],
 ) -> WrittenReport:
     """Write a report on runs of folders, logs or MLflow stores: an HTML page, and CSV files of arms,
     runs and final values next to it.
@@ -86,13 +84,9 @@ def write_report(
     for file, columns in zip((csv, runs_csv, finals_csv), CSV_FILES.values(), strict=True):
         _check_free(file, ",".join(columns))
     printed = find_curves(published)
-    asked: dict[str, Any] = {"metric": metric, "target": target, "baseline": baseline, "across": across}
-    asked |= {"protocol": protocol}
-    report = read_report(
-        directories, **asked, labels=labels, claims=claims, rules=read_map(map_file, patterns)
-    )
-    given = {f"--{name}": value for name, value in asked.items()}
-    given |= {"--labels": [f"{name}={shown}" for name, shown in (labels or {}).items()]}
+    given: dict[str, Any] = {f"--{name}": asked.get(name) for name in OPTIONS}
+    report = read_report(directories, claims=claims, rules=read_map(map_file, patterns), **asked)
+    given |= {"--labels": [f"{name}={shown}" for name, shown in (asked.get("labels") or {}).items()]}
     given |= {"--published": published, "--claim": claims}
     given |= {"--map": map_file, "--pattern": patterns}
     written = WrittenReport(output, csv, runs_csv, finals_csv, report)

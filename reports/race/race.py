@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 
@@ -116,6 +117,17 @@ class Race:
     def horizon(self, axis: str, label: str) -> float:
         """Return the smallest budget of any finished run in an arm's cell."""
         return (self.cell_horizons or {})[axis, label]
+
+
+class RaceArguments(TypedDict, total=False):
+    """The arguments of `read_race` that functions pass on; those that are not given come from the study."""
+
+    metric: str | None
+    target: float | str | None
+    baseline: str | None
+    labels: Mapping[str, str] | None
+    across: str | None
+    protocol: str | None
 
 
 def read_race(
