@@ -50,7 +50,7 @@ def exponential(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def pair_of_runs(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Return log ratios of two arms with a correlation of 0.7, and noise of evaluations of its own."""
+    """Return log ratios of two arms with a correlation of 0.7, and independent noise of evaluations."""
     shared = rng.standard_normal(shape)
     one, two = (math.sqrt(0.7) * shared + math.sqrt(0.3) * rng.standard_normal(shape) for _ in range(2))
     return one - two + 0.5 * rng.standard_normal(shape)
