@@ -129,8 +129,8 @@ def percent(fraction: float | None) -> str:
 def list_(what: str | None, as_json: bool) -> None:
     """List one kind of what is available, or everything.
 
-    The kinds are methods, encoders, text_encoders, codecs, extractors, datasets, presets, studies, sizes and
-    samplers.
+    The kinds are methods, encoders, text_encoders, codecs, extractors, metrics, datasets, presets, studies,
+    sizes and samplers.
     """
     kinds = {
         "methods": lambda: entries(counted=what is not None),
@@ -138,6 +138,7 @@ def list_(what: str | None, as_json: bool) -> None:
         "text_encoders": _text_encoders,
         "codecs": lambda: _described("codec"),
         "extractors": _extractors,
+        "metrics": _metrics,
         "datasets": lambda: _described("dataset"),
         "presets": lambda: _packaged("harness", "presets"),
         "studies": lambda: _packaged("sweeps", "studies"),
@@ -209,6 +210,12 @@ def _extractors() -> dict[str, str]:
             f"; not available: {row.install}" if row.install else ""
         )
     return rows
+
+
+def _metrics() -> dict[str, str]:
+    from harness.evaluation.metric_table import described
+
+    return described()
 
 
 def _samplers() -> dict[str, str]:

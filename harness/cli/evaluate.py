@@ -13,7 +13,7 @@ import click
 from harness.config.options import Command
 from harness.errors import UserError
 from harness.records.checkpoint_files import step_of
-from harness.records.evaluations import Conditions
+from harness.records.evaluations import Conditions, without_parts
 from harness.records.record import Record
 from harness.train.evaluation_questions import Question
 from harness.train.progress import Quiet
@@ -124,7 +124,7 @@ class _OnStandardError(Quiet):
 
     # Any: a metric's row as in the record.
     def evaluated(self, step: int, metrics: dict[str, Any]) -> None:
-        values = ", ".join(f"{name} {row['mean']:.4g}" for name, row in metrics.items())
+        values = ", ".join(f"{name} {row['mean']:.4g}" for name, row in without_parts(metrics).items())
         self.note(f"measured step {step}: {values}")
 
 

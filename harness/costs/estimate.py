@@ -25,6 +25,8 @@ from harness.costs.disk import disk_bytes
 from harness.costs.flops import Cost, count_spec
 from harness.costs.memory import Footprint, footprint
 from harness.data.open import outlined
+from harness.evaluation.held_out_loss import TIMES
+from harness.evaluation.metric_table import HELD_OUT_LOSS
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class Estimate:
 
     cost: Cost
     evaluation_flops: int
-    """FLOPs of the network in all evaluations of the run, without extractors and codec."""
+    """FLOPs of the network in all evaluations of the run, without extractors and codec. They include those of
+    `loss:held_out`."""
     memory: Footprint
     disk_bytes: int
     """Checkpoints and kept weights of the finished run."""
@@ -93,8 +96,24 @@ def estimate(spec: RunSpec, devices: int = 1, flops_per_second: float | None = N
 def evaluation_flops(spec: RunSpec) -> int:
     """Return the FLOPs of the network in all evaluations of a run, that of the last step included."""
     evaluations = -(-spec.train.steps // spec.eval.every)
-    drawn = spec.eval.samples * spec.eval.replicates
-    return evaluations * drawn * passes(spec.eval) * _forward_flops(spec)
+    sampled = [name for name in spec.eval.metrics if name != HELD_OUT_LOSS]
+    each = spec.eval.samples if sampled else min(spec.eval.samples, spec.eval.grid)
+    drawn = each * spec.eval.replicates * passes(spec.eval)
+    return evaluations * (drawn + _loss_passes(spec)) * _forward_flops(spec)
+
+
+def _loss_passes(spec: RunSpec) -> int:
+    """Return the network passes of `loss:held_out` in one evaluation: one for each sample and time.
+
+    The number of held-out samples is an expectation, and at most `eval.samples`.
+    """
+    if HELD_OUT_LOSS not in spec.eval.metrics:
+        return 0
+    dataset = outlined(spec.data)
+    # An outline of data that are not here has no length.
+    known = len(dataset) if hasattr(dataset, "__len__") else None
+    held_out = spec.eval.samples if known is None else round(spec.data.held_out * known)
+    return len(TIMES) * min(spec.eval.samples, held_out)
 
 
 def passes(spec: EvalSpec) -> int:

@@ -12,6 +12,7 @@ from harness.config.spec import EvalSpec
 from harness.data.dataset import Capabilities
 from harness.errors import UserError
 from harness.evaluation.metric_names import MetricSpec, favoured, input_kind, metric_spec
+from harness.evaluation.metric_table import HELD_OUT_LOSS, ReferenceFree
 from metrics import MetricError
 from metrics.extractors.base import Extractor
 from metrics.suite import RESERVED, check_classes, metric_of
@@ -41,13 +42,15 @@ def check_metrics(
     *,
     samples: int = MOST,
     real: int = MOST,
+    held_out: int = MOST,
     encoders: Iterable[str] = (),
     where: str = "spec",
 ) -> list[MetricSpec]:
     """Parse `eval.metrics` and check each entry.
 
-    `data` is a data set, or its class if it is not opened. `samples` and `real` are the numbers of generated
-    and of real samples, if known. `encoders` are those that a method aligns to.
+    `data` is a data set, or its class if it is not opened. `samples`, `real` and `held_out` are the
+    numbers of generated, of real and of held-out samples, if known. `encoders` are those that a method
+    aligns to.
 
     Raises `UserError` for an unknown name or network, a network of another modality, a metric that the data
     or the network do not support, too few samples, and a list in which an encoder computes every metric.
@@ -57,9 +60,14 @@ def check_metrics(
     for metric in found:
         if metric.reference_free:
             _check_data(metric, data, modality)
-        else:
+        if metric.compares_features:
             _check_network(metric, modality)
         check_enough(metric, samples, real)
+    if HELD_OUT_LOSS in spec.metrics and not held_out:
+        raise UserError(
+            f"eval.metrics '{HELD_OUT_LOSS}' needs held-out samples, but there are none; raise "
+            "data.held_out, or remove the metric"
+        )
     return found
 
 
@@ -89,14 +97,14 @@ def check_impartial(metrics: Iterable[str], rewarded: Iterable[str], where: str)
 
 def check_enough(metric: MetricSpec, samples: int, real: int) -> None:
     """Raise `UserError` if there are fewer generated or real samples than a metric needs."""
-    reference_free = metric.reference_free
-    subset = 0 if reference_free else metric_of(metric.value).settings.get("subset_size", 0)
+    compared = metric_of(metric.value) if metric.compares_features else None
+    subset = compared.settings.get("subset_size", 0) if compared else 0
     if min(samples, real) < subset:
         raise UserError(
             f"metric '{metric.name}' draws subsets of {subset}, but one side has {min(samples, real)} "
             "samples: raise eval.samples, use more data, or remove the metric"
         )
-    fewest = reference_free.least if reference_free else metric_of(metric.value).least
+    fewest = (compared or metric.reference_free or ReferenceFree("")).least
     if samples < fewest:
         raise UserError(
             f"metric '{metric.name}' needs at least {fewest} samples, but eval.samples = {samples}: raise "

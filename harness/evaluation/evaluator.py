@@ -22,9 +22,11 @@ from harness.evaluation.checks import check_extractor, check_impartial, check_me
 from harness.evaluation.conditions import conditions_of
 from harness.evaluation.extractors import open_extractor
 from harness.evaluation.features import FeaturePass, FeatureSet, Masked
+from harness.evaluation.held_out_loss import HeldOutLoss
 from harness.evaluation.inputs import network_inputs
 from harness.evaluation.kept_features import Note, ignore, samples_identity
 from harness.evaluation.metric_names import favoured, input_kind
+from harness.evaluation.metric_table import HELD_OUT_LOSS
 from harness.evaluation.protocol import digest, protocol
 from harness.evaluation.real_side import RealSamples
 from harness.evaluation.reference import race_reference
@@ -51,6 +53,11 @@ class MetricResult(NamedTuple):
     n: int
     """Samples in each replicate."""
     replicates: tuple[float, ...]
+
+    @classmethod
+    def of_value(cls, value: Value) -> MetricResult:
+        """Return a value that is the same in every replicate."""
+        return cls(value.mean, value.low, value.high, value.n, (value.mean,))
 
     # Any: JSON
     def row(self) -> dict[str, Any]:
@@ -134,14 +141,25 @@ class Evaluator:
         self.shape = x_shape(dataset)
         self.conditions = conditions_of(spec, dataset.classes, captions, held_out, train)
         self.decode, codec = decoder_of(dataset, device)
+        unseen = np.empty(0, dtype=np.int64) if held_out is None else held_out
+        self.held_out_loss = None
+        if HELD_OUT_LOSS in spec.metrics:
+            self.held_out_loss = HeldOutLoss(spec, dataset, unseen, captions, self.world)
         dataset = pictured(dataset)
         self.shapes = shapes_of(dataset)
         self._note = note
 
         # The metrics and their networks.
         self.reference = race_reference(spec.reference)
-        metrics = check_metrics(spec, dataset, dataset.modality, samples=spec.samples, real=len(train))
-        self.metrics = [metric for metric in metrics if not metric.reference_free]
+        metrics = check_metrics(
+            spec,
+            dataset,
+            dataset.modality,
+            samples=spec.samples,
+            real=len(train),
+            held_out=len(unseen),
+        )
+        self.metrics = [metric for metric in metrics if metric.compares_features]
         self.kinds = {metric.extractor: input_kind(metric) for metric in self.metrics}
         with main_first(self.world), announced(note, f"opening the networks of {', '.join(spec.metrics)}"):
             self.extractors = {
@@ -161,7 +179,7 @@ class Evaluator:
         # The real side.
         self.real: dict[str, Side] = {}
         self.noise_floor: dict[str, dict[str, Any]] = {}
-        first_held_out = np.empty(0, dtype=np.int64) if held_out is None else held_out[: spec.samples]
+        first_held_out = unseen[: spec.samples]
         for name in self.extractors:
             self._prepare_real(name, dataset, train, first_held_out)
         if self.world.main and len(first_held_out):
@@ -169,7 +187,15 @@ class Evaluator:
             self.noise_floor |= {name: floor for name, floor in floors.items() if floor}
 
         self.about = (
-            protocol(spec, dataset, train, self.extractors, self.reference_free, self.reference)
+            protocol(
+                spec,
+                dataset,
+                train,
+                self.extractors,
+                self.reference_free,
+                self.reference,
+                self.held_out_loss.about() if self.held_out_loss else None,
+            )
             | codec
             | self.conditions.about()
         )
@@ -180,9 +206,10 @@ class Evaluator:
 
         Returns None on every rank except 0.
         """
+        losses, loss_errors = self._held_out_losses(model)
         replicates = [self._replicate(model, number) for number in range(self.spec.replicates)]
         measured = [replicate for replicate in replicates if replicate is not None]
-        return self._result(measured) if measured else None
+        return self._result(measured, losses, loss_errors) if measured else None
 
     # Any: JSON
     def described(self, encoders: Iterable[Encoder]) -> dict[str, Any]:
@@ -232,6 +259,20 @@ class Evaluator:
                     kind: dict(floors[part]) for kind, floors in pairs.items() if part in floors
                 }
 
+    @property
+    def sampled_metrics(self) -> list[str]:
+        """The metrics of generated samples."""
+        return [name for name in self.spec.metrics if name != HELD_OUT_LOSS]
+
+    def _held_out_losses(self, model: nn.Module) -> tuple[dict[str, Value], dict[str, str]]:
+        """Return the validation loss by name, or why it cannot be computed; empty if it is not requested."""
+        if self.held_out_loss is None:
+            return {}, {}
+        try:
+            return self.held_out_loss(model), {}
+        except MetricError as error:
+            return {}, {HELD_OUT_LOSS: str(error)}
+
     def _replicate(self, model: nn.Module, number: int) -> Replicate | None:
         generated = self._generate(model, number)
         if not self.world.main:
@@ -240,7 +281,7 @@ class Evaluator:
             reason = f"{NOT_FINITE}: {generated.broken} of {self.spec.samples}"
             return Replicate(
                 {},
-                dict.fromkeys(self.spec.metrics, reason),
+                dict.fromkeys(self.sampled_metrics, reason),
                 torch.cat(generated.pixels)[: self.spec.grid].numpy(),
             )
         values, errors = self._compare(generated.features)
@@ -258,7 +299,9 @@ class Evaluator:
         passes = {name: self._generated_pass(name) for name in self.extractors}
         pixels_needed = spec.samples if self.reference_free else spec.grid
         generated = Generated(passes, pixels=[], labels=[])
-        numbers = range(replicate * spec.samples, (replicate + 1) * spec.samples)
+        # Without a metric of samples, only the grid is drawn.
+        count = spec.samples if self.sampled_metrics else min(spec.samples, spec.grid)
+        numbers = range(replicate * spec.samples, replicate * spec.samples + count)
         for turn in rounds(numbers, spec.batch_size, world):
             x, labels = self._drawn(model, turn.local), self._labels(turn.combined)
             pixels, finite = as_pixels(x.nan_to_num()), gather_round(are_finite(x).byte(), turn, world)
@@ -312,15 +355,20 @@ class Evaluator:
                             values[spec.name] = computed[spec.value]
         return values, errors
 
-    def _result(self, replicates: list[Replicate]) -> Result:
-        errors: dict[str, str] = {}
+    def _result(
+        self, replicates: list[Replicate], losses: Mapping[str, Value], loss_errors: Mapping[str, str]
+    ) -> Result:
+        errors = dict(loss_errors)
         for replicate in replicates:
             errors = replicate.errors | errors
         metrics = {
             name: _result_of([replicate.values[name] for replicate in replicates], self.spec.samples)
-            for name in self.spec.metrics
+            for name in self.sampled_metrics
             if name not in errors
         }
+        # In the order of the spec, then the values by time and part.
+        metrics |= {name: MetricResult.of_value(value) for name, value in losses.items()}
+        metrics = {name: metrics[name] for name in (*self.spec.metrics, *metrics) if name in metrics}
         first = replicates[0].first
         captions = self.conditions.texts(np.arange(len(first)))
         return Result(metrics, self.protocol, picture(first, self.shapes), errors, tuple(captions))

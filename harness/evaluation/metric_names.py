@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl, urlencode
 
 from harness.config.spec import EvalSpec
 from harness.errors import UserError, unknown
+from harness.evaluation.metric_table import HELD_OUT_LOSS, REFERENCE_FREE, ReferenceFree
 from metrics import MetricError
 from metrics.extractors.registry import extractor_modality
 from metrics.files.hashing import file_sha256
@@ -19,25 +20,6 @@ OVER_ANY = tuple(value for metric in METRICS for value in metric.values if value
 """Values that any extractor can measure, written `<value>:<extractor>`."""
 
 
-class ReferenceFree(NamedTuple):
-    """The requirements of a metric of the samples themselves (reference_free.py)."""
-
-    data: str
-    """The data that it needs, in words, for errors."""
-    attribute: str = ""
-    """The attribute that a data set must have, with all of its parts generated; empty for any video."""
-    least: int = 1
-    """The fewest samples for which the metric is defined."""
-
-
-REFERENCE_FREE = {
-    "dynamics": ReferenceFree("whose motion is known, for example moving_digits", "motion"),
-    "sync": ReferenceFree("with visible and audible impacts, for example bounce", "sound_frames"),
-    "cer:reader": ReferenceFree("of rendered words, for example words", "words"),
-    "cer:tesseract": ReferenceFree("of rendered words, for example words", "words"),
-    "agreement:local": ReferenceFree("with video"),
-    "drift:local": ReferenceFree("with video", least=3),
-}
 ALIASES = {
     **{
         f"dinov2-{size[0]}": f"timm:vit_{size}_patch14_dinov2" for size in ("small", "base", "large", "giant")
@@ -57,20 +39,25 @@ class MetricSpec(NamedTuple):
     """The network's name in metrics.extractors.registry; empty if no features are needed."""
 
     @property
+    def compares_features(self) -> bool:
+        """Return whether the value compares features of generated and real samples."""
+        return bool(self.extractor)
+
+    @property
     def reference_free(self) -> ReferenceFree | None:
         return REFERENCE_FREE.get(self.name)
 
 
 def metric_spec(name: str) -> MetricSpec:
     """Parse a metric's name; raises `UserError`, with the nearest match, for an unknown one."""
-    if name in REFERENCE_FREE:
+    if name in REFERENCE_FREE or name == HELD_OUT_LOSS:
         return MetricSpec(name, name, "")
     if name in RESERVED:
         return MetricSpec(name, RESERVED[name].value, RESERVED[name].extractor)
     value, _, extractor = name.partition(":")
     if value not in OVER_ANY:
         over = [f"{known}:{extractor or '<extractor>'}" for known in OVER_ANY]
-        raise unknown("metric in eval.metrics", name, [*RESERVED, *REFERENCE_FREE, *over])
+        raise unknown("metric in eval.metrics", name, [*RESERVED, *REFERENCE_FREE, HELD_OUT_LOSS, *over])
     if not extractor:
         raise UserError(
             f"metric '{name}' in eval.metrics names no network: write {value}:<extractor>, for example "

@@ -12,6 +12,7 @@ import numpy as np
 from harness.config.spec import EvalSpec
 from harness.data.dataset import Dataset, shapes_of
 from harness.evaluation.metric_names import metric_spec
+from harness.evaluation.metric_table import HELD_OUT_LOSS
 from harness.evaluation.reference import RaceReference
 from harness.evaluation.reference_free import ReferenceFreeMetric
 from metrics.extractors.base import Extractor
@@ -28,6 +29,7 @@ def protocol(
     extractors: Mapping[str, Extractor],
     reference_free: Iterable[ReferenceFreeMetric] = (),
     reference: RaceReference | None = None,
+    held_out_loss: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the conditions under which two values are comparable, as JSON.
 
@@ -38,8 +40,10 @@ def protocol(
         # Protocols recorded before the precision could be chosen have no such field.
         del fields["precision"]
     prepared = {metric.name: metric.about for metric in reference_free}
+    if held_out_loss is not None:
+        prepared[HELD_OUT_LOSS] = dict(held_out_loss)
     named = [metric_spec(name) for name in spec.metrics]
-    settings = {m.value: metric_of(m.value).settings for m in named if not m.reference_free}
+    settings = {m.value: metric_of(m.value).settings for m in named if m.compares_features}
     return {
         **fields,
         "n_fake": spec.samples,

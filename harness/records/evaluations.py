@@ -197,6 +197,25 @@ def _merge(event: dict[str, Any], one: Evaluation) -> None:
         event["errors"] = event.get("errors", {}) | errors
 
 
+def belongs(value: str, metric: str) -> bool:
+    """Return whether a recorded value is a metric's own, or that of one of its times or parts.
+
+    >>> belongs("loss:held_out@0.125", "loss:held_out"), belongs("fd:local", "loss:held_out")
+    (True, False)
+    """
+    return value == metric or value.startswith((f"{metric}@", f"{metric}/"))
+
+
+# Any: a metric's row as in the record.
+def without_parts(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of metrics without those of their times and parts, for short displays."""
+    return {
+        name: row
+        for name, row in metrics.items()
+        if not any(name != other and belongs(name, other) for other in metrics)
+    }
+
+
 def protocol_of(event: Event, metric: str) -> str:
     """Return the hash of the protocol under which an event's value of a metric was measured."""
     return event.get("protocols", {}).get(metric, str(event.get("protocol")))

@@ -10,7 +10,7 @@ from typing import Any
 from harness.config.spec import RunSpec
 from harness.errors import UserError
 from harness.records.checkpoint_files import step_of, weights_files
-from harness.records.evaluations import Conditions
+from harness.records.evaluations import Conditions, belongs
 from harness.records.record import Record
 from harness.records.run_targets import targets_of_run
 from harness.records.study_folder import StudyFolder
@@ -91,7 +91,9 @@ def _matching(record: Record, spec: RunSpec) -> Sequence[Conditions]:
 
 
 def _answer(event: dict[str, Any], conditions: Conditions, spec: RunSpec) -> dict[str, Any]:
-    metrics = {name: event["metrics"][name] for name in spec.eval.metrics if name in event["metrics"]}
+    recorded = event["metrics"]
+    # A metric may also have values by time or part, for example loss:held_out@0.125.
+    metrics = {own: recorded[own] for name in spec.eval.metrics for own in recorded if belongs(own, name)}
     errors = {name: why for name, why in event.get("errors", {}).items() if name in spec.eval.metrics}
     return {
         "step": event["step"],

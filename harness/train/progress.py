@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn
 from rich.text import Text
 
 from harness.files.progress import make_bar
+from harness.records.evaluations import without_parts
 
 
 class Quiet:
@@ -96,4 +97,4 @@ class Live(Quiet):
 
 
 def _format_metrics(metrics: dict[str, Any]) -> str:
-    return "  ".join(f"{name} {value['mean']:.3f}" for name, value in metrics.items())
+    return "  ".join(f"{name} {value['mean']:.3f}" for name, value in without_parts(metrics).items())

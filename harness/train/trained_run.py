@@ -166,6 +166,7 @@ def evaluate_run(path: Path, spec: RunSpec, step: int | None = None) -> tuple[Pa
     changed."""
     from harness.data.open import open_dataset, split
     from harness.evaluation.evaluator import Evaluator
+    from harness.evaluation.metric_table import HELD_OUT_LOSS
     from harness.runtime.environment import prepare
     from harness.text.captions import open_captions
 
@@ -173,7 +174,9 @@ def evaluate_run(path: Path, spec: RunSpec, step: int | None = None) -> tuple[Pa
     file, model, device = model_of_run(path, spec, step)
     dataset = open_dataset(spec.data)
     sides, captions = split(dataset, spec.data.held_out), open_captions(spec, dataset, device)
-    held_out = None if captions is None else sides.held_out
+    # Without held-out samples no noise floors are measured, which nothing reads here.
+    unread = captions is None and HELD_OUT_LOSS not in spec.eval.metrics
+    held_out = None if unread else sides.held_out
     evaluator = Evaluator(spec.eval, dataset, sides.train, device, held_out, captions=captions)
     result = evaluator(model)
     # The result is None only on ranks other than 0, and this is a single process.

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from harness.records.evaluations import protocol_of
+from harness.records.evaluations import belongs, protocol_of
 from harness.records.record import Record
 
 OF_VIDEO = ("video:", "i3d", "videomae")
@@ -43,8 +43,8 @@ def narrowed(protocol: Mapping[str, Any], metric: str) -> dict[str, Any]:
     extractors, truths = protocol.get("extractors", {}), protocol.get("truths", {})
     fields["extractors"] = {key: x for key, x in extractors.items() if key == name or name not in extractors}
     fields["settings"] = {key: x for key, x in protocol.get("settings", {}).items() if key == value}
-    fields["truths"] = {key: x for key, x in truths.items() if key == metric}
-    if metric in truths:
+    fields["truths"] = {key: x for key, x in truths.items() if belongs(metric, key)}
+    if fields["truths"]:
         fields["extractors"] = {}
     elif "beside" in protocol and name in extractors:
         shapes = [protocol["shape"], *fields.pop("beside")]

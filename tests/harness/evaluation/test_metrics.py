@@ -14,6 +14,7 @@ from harness.backbone.sit import Prediction
 from harness.config.spec import EvalSpec
 from harness.data.open import images, open_dataset, split
 from harness.evaluation import evaluator as evaluation
+from harness.evaluation.conditions import LabelConditions
 from harness.evaluation.evaluator import Evaluator, Result
 from harness.evaluation.protocol import digest
 from harness.flow.sampling import sample_labels
@@ -149,7 +150,7 @@ def test_metrics_fail_by_name_when_features_are_not_finite(evaluator: Evaluator)
 
 def test_failed_metric_does_not_affect_the_others(evaluator: Evaluator) -> None:
     """Accuracy fails for labels of an eleventh class, which the network does not have."""
-    found = changed_copy(evaluator, classes=11)(NoiseAndLabel())
+    found = changed_copy(evaluator, conditions=LabelConditions(SPEC, 11))(NoiseAndLabel())
     assert (
         set(found.errors) == {"accuracy:local"}
         and "label 10 is out of range" in found.errors["accuracy:local"]

@@ -16,7 +16,7 @@ from harness.data.open import images, open_dataset, split
 from harness.errors import UserError
 from harness.evaluation.checks import check_metrics
 from harness.evaluation.evaluator import Evaluator
-from harness.evaluation.metric_names import REFERENCE_FREE
+from harness.evaluation.metric_table import REFERENCE_FREE
 from harness.evaluation.reference_free import prepared
 from metrics.domain.video_consistency import agreement
 from tests.support.modal import modal

@@ -1,0 +1,83 @@
+"""Names of metrics and their meaning. Nothing here imports torch, so that `flowrace list` answers at once."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+HELD_OUT_LOSS = "loss:held_out"
+"""The flow loss on held-out samples (held_out_loss.py); lower is better."""
+LOSS_SUMMARY = (
+    "flow loss at eight times on fixed held-out samples and noise, without sampling; lower is better; also "
+    "recorded by time (loss:held_out@0.125) and by part (loss:held_out/video)"
+)
+
+
+class ReferenceFree(NamedTuple):
+    """The requirements of a metric of the samples themselves (reference_free.py)."""
+
+    data: str
+    """The data that it needs, in words, for errors."""
+    summary: str = ""
+    """The meaning of the value, and which direction is better."""
+    attribute: str = ""
+    """The attribute that a data set must have, with all of its parts generated; empty for any video."""
+    least: int = 1
+    """The fewest samples for which the metric is defined."""
+
+
+_WORDS, _ERRORS, _LOWER = "of rendered words, for example words", "character error rate", "lower is better"
+REFERENCE_FREE = {
+    "dynamics": ReferenceFree(
+        "whose motion is known, for example moving_digits",
+        "distance in pixels to the nearest possible path; lower is better",
+        "motion",
+    ),
+    "sync": ReferenceFree(
+        "with visible and audible impacts, for example bounce",
+        "share of impacts and clicks that match within one frame; higher is better",
+        "sound_frames",
+    ),
+    "cer:reader": ReferenceFree(_WORDS, f"{_ERRORS} of a network trained locally; {_LOWER}", "words"),
+    "cer:tesseract": ReferenceFree(_WORDS, f"{_ERRORS} of Tesseract; {_LOWER}", "words"),
+    "agreement:local": ReferenceFree(
+        "with video", "share of frame pairs that a classifier labels alike; higher is better"
+    ),
+    "drift:local": ReferenceFree(
+        "with video", "feature variation within a video over that between videos; lower is better", least=3
+    ),
+}
+DISTANCES = {
+    "fd": "Frechet distance, as FID; lower is better",
+    "fd_infinity": "Frechet distance, extrapolated to infinitely many samples; lower is better",
+    "kid": "kernel distance; lower is better",
+    "cmmd": "maximum mean discrepancy with a Gaussian kernel; lower is better",
+    "precision": "share of samples within the manifold of real ones, ADM's rule; higher is better",
+    "recall": "share of real samples within the manifold of generated ones, ADM's rule; higher is better",
+    "precision_torch_fidelity": "precision by torch-fidelity's rule; higher is better",
+    "recall_torch_fidelity": "recall by torch-fidelity's rule; higher is better",
+    "density": "samples per neighbourhood of a real one; higher is better",
+    "coverage": "share of real samples with a generated neighbour; higher is better",
+    "is": "inception score, split in order; higher is better",
+    "is_shuffled": "inception score, shuffled before the split; higher is better",
+    "memorisation": "nearest-neighbour check for copies of training samples",
+    "accuracy": "share of samples that are classified as their label; higher is better",
+}
+"""Value over the features of any network, written `<value>:<extractor>` -> its meaning."""
+RESERVED_NAMES = {
+    "fid": "fd with Inception",
+    "fid_infinity": "fd_infinity with Inception",
+    "sfid": "Frechet distance of Inception's spatial features; lower is better",
+    "is": "inception score with Inception",
+    "is_shuffled": "shuffled inception score with Inception",
+    "fvd": "fd with I3D, for videos",
+    "fvd_infinity": "fd_infinity with I3D, for videos",
+    "cmmd": "maximum mean discrepancy in CLIP ViT-L/14's features at 336 pixels",
+}
+"""Name that stands for a value of one network -> its meaning."""
+
+
+def described() -> dict[str, str]:
+    """Return every metric name with its meaning, `<value>:<extractor>` for those over any network."""
+    over_any = {f"{value}:<extractor>": summary for value, summary in DISTANCES.items()}
+    free = {name: f"{metric.summary}; for data {metric.data}" for name, metric in REFERENCE_FREE.items()}
+    return {**over_any, **RESERVED_NAMES, HELD_OUT_LOSS: LOSS_SUMMARY, **free}
