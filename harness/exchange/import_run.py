@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.assembly.build import backbone_config
-from harness.assembly.resolve import is_run, load_table, resolve
+from harness.assembly.resolve import PRESETS, is_run, load_table, resolve
 from harness.backbone.condition import TextShape
 from harness.backbone.kinds import network_of
 from harness.backbone.mmdit import MMDiTConfig
@@ -59,9 +59,17 @@ def convert(
     heads, patch = heads or _number(source, "num_heads"), patch or _number(source, "patch_size")
     found = find_layout(source.tensors, layout, heads, patch)
     weights = to_ours(source.tensors, found)
+    _check_finite(source)
     model = network_of(found.config)
     model.load_state_dict(weights.network)
     return Imported(source, found, weights, check_convention(source.tensors, found, model))
+
+
+def _check_finite(source: Source) -> None:
+    """Raise `UserError` for weights that are not finite, also those that the forward pass does not reach."""
+    for name, tensor in source.tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise UserError(f"{source.path}: {name} has values that are not finite; the file is damaged")
 
 
 def write_run(imported: Imported, out: Path, step: int | None = None, overrides: Sequence[str] = ()) -> Path:
@@ -148,6 +156,9 @@ def _spec(imported: Imported, step: int, overrides: Sequence[str]) -> RunSpec:
             )
         data = {"resolution": PIXELS_PER_LATENT * found.shape[1], "classes": found.classes}
         own = merge(load_table(PRESET), {**own, "data": data})
+    elif (name := given["data"]["name"]) in PRESETS.names():
+        # Its evaluation suits its data: that of latents would take hours on small pictures.
+        own["eval"] = load_table(name).get("eval", {})
     return resolve(merge(own, given), where="import")
 
 

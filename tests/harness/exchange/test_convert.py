@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from harness.backbone.condition import Text
@@ -14,7 +15,9 @@ from harness.backbone.sizes import Size, name_of_size, size_named
 from harness.backbone.times import Times
 from harness.errors import UserError
 from harness.exchange.convert import to_ours, to_released
+from harness.exchange.import_run import convert
 from harness.exchange.layouts import Found, find_layout, network_shapes
+from harness.exchange.reading import read_source
 from harness.exchange.verify import check_convention, released_velocity
 from harness.flow.golden import read
 from tests.support import plain_mmdit
@@ -83,6 +86,15 @@ def test_weights_that_are_not_finite_are_refused(golden: Path) -> None:
     model.load_state_dict(to_ours(state, found).network)
     with pytest.raises(UserError, match="not finite"):
         check_convention(state, found, model)
+
+
+def test_weights_that_no_check_of_a_pass_reaches_are_refused_too(tmp_path: Path, golden: Path) -> None:
+    """The null label is no input of the forward check."""
+    state, found = released("repa")
+    state["y_embedder.embedding_table.weight"][-1, 0] = float("inf")
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match=r"y_embedder.embedding_table.weight has values that are not finite"):
+        convert(read_source(tmp_path / "w.safetensors"), "repa", heads=found.size.heads)
 
 
 @pytest.mark.parametrize("target", FILES)

@@ -100,6 +100,15 @@ def test_choices_of_the_commands_are_the_layouts() -> None:
     assert set(IMPORTED_NAMES) == set(CHOICES) and set(EXPORTED_NAMES) == set(EXPORTS)
 
 
+def test_imported_weights_are_evaluated_as_the_preset_of_their_data(file: Path, tmp_path: Path) -> None:
+    """That of ImageNet's latents, 10,000 samples in 250 steps, would take hours on digits."""
+    record = imported(file, tmp_path, "--step", STEP, "--set", "data.name=digits")
+    assert record.spec["eval"]["samples"] == 500 and record.spec["eval"]["sampler"] == "heun"
+    own = ("--set", "data.name=digits", "--set", "eval.samples=7")
+    record = imported(file, tmp_path / "own", "--step", STEP, *own)
+    assert record.spec["eval"]["samples"] == 7 and record.spec["eval"]["sampler"] == "heun"
+
+
 @pytest.mark.parametrize("name", first_fast(FILES))
 def test_import_of_golden_weights_gives_the_released_velocity_and_exports_the_same_tensors(
     golden: Path, tmp_path: Path, name: str
