@@ -21,10 +21,20 @@ class ReferenceFree(NamedTuple):
     """The meaning of the value, and which direction is better."""
     attribute: str = ""
     """The attribute that a data set must have, with all of its parts generated; empty for any video."""
+    captioned: bool = False
+    """True if samples are compared with their captions, so that the run must be conditioned on captions."""
     least: int = 1
     """The fewest samples for which the metric is defined."""
 
 
+_SCENES = "of generated scenes with captions, for example prompts"
+_ASKED = {
+    "object": "every digit",
+    "colour": "every colour",
+    "count": "the number of digits",
+    "position": "the place or relation",
+    "binding": "every digit in its own colour, of two groups that differ in both,",
+}
 _WORDS, _ERRORS, _LOWER = "of rendered words, for example words", "character error rate", "lower is better"
 REFERENCE_FREE = {
     "dynamics": ReferenceFree(
@@ -42,6 +52,15 @@ REFERENCE_FREE = {
     "agreement:local": ReferenceFree(
         "with video", "share of frame pairs that a classifier labels alike; higher is better"
     ),
+    **{
+        f"obeys:{kind}": ReferenceFree(
+            _SCENES,
+            f"share of pictures that show {asked} that their caption states; higher is better",
+            "truth",
+            captioned=True,
+        )
+        for kind, asked in _ASKED.items()
+    },
     "drift:local": ReferenceFree(
         "with video", "feature variation within a video over that between videos; lower is better", least=3
     ),
