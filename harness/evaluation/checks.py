@@ -12,7 +12,7 @@ from harness.config.spec import EvalSpec
 from harness.data.dataset import Capabilities
 from harness.errors import UserError
 from harness.evaluation.metric_names import MetricSpec, favoured, input_kind, metric_spec
-from harness.evaluation.metric_table import HELD_OUT_LOSS, ReferenceFree
+from harness.evaluation.metric_table import CAPTION_SCORES, HELD_OUT_LOSS, ReferenceFree
 from metrics import MetricError
 from metrics.extractors.base import Extractor
 from metrics.suite import RESERVED, check_classes, metric_of
@@ -136,7 +136,8 @@ def _check_data(metric: MetricSpec, data: object, modality: str) -> None:
     if needs.attribute:
         # A metric of all parts is undefined if the run generates only some of them.
         capabilities = Capabilities(data)
-        if capabilities.modality == modality and capabilities.has(needs.attribute):
+        readable = metric.value not in CAPTION_SCORES or modality == "image"
+        if capabilities.modality == modality and capabilities.has(needs.attribute) and readable:
             return
     elif modality in ("video", "joint"):
         return

@@ -164,12 +164,15 @@ class Evaluator:
         )
         self.metrics = [metric for metric in metrics if metric.compares_features]
         self.kinds = {metric.extractor: input_kind(metric) for metric in self.metrics}
+        shown = None if captions is None else captions.first_texts
         with main_first(self.world), announced(note, f"opening the networks of {', '.join(spec.metrics)}"):
             self.extractors = {
                 name: open_extractor(name, spec.weights, dataset, train, device) for name in self.kinds
             }
             self.reference_free = [
-                prepared(metric.name, dataset, train, device) for metric in metrics if metric.reference_free
+                prepared(metric.name, dataset, train, device, weights=spec.weights, captions=shown)
+                for metric in metrics
+                if metric.reference_free
             ]
         for metric in self.metrics:
             check_extractor(metric, self.extractors[metric.extractor])

@@ -65,6 +65,23 @@ REFERENCE_FREE = {
         "with video", "feature variation within a video over that between videos; lower is better", least=3
     ),
 }
+_CAPTIONED = {
+    "data": "of pictures with captions, for example prompts",
+    "attribute": "captions",
+    "captioned": True,
+}
+CAPTION_SCORES = {
+    "clip_score": ReferenceFree(
+        summary="mean of max(100 cos, 0) of picture and caption; higher is better", **_CAPTIONED
+    ),
+    "clip_score_hessel": ReferenceFree(
+        summary="mean of 2.5 max(cos, 0) of picture and caption; higher is better", **_CAPTIONED
+    ),
+    "retrieval": ReferenceFree(
+        summary="share of pictures whose own caption is the nearest among 32; higher is better", **_CAPTIONED
+    ),
+}
+"""Value in the joint space of a CLIP, written `<value>:open_clip:<model>` -> its requirements."""
 DISTANCES = {
     "fd": "Frechet distance, as FID; lower is better",
     "fd_infinity": "Frechet distance, extrapolated to infinitely many samples; lower is better",
@@ -99,4 +116,5 @@ def described() -> dict[str, str]:
     """Return every metric name with its meaning, `<value>:<extractor>` for those over any network."""
     over_any = {f"{value}:<extractor>": summary for value, summary in DISTANCES.items()}
     free = {name: f"{metric.summary}; for data {metric.data}" for name, metric in REFERENCE_FREE.items()}
-    return {**over_any, **RESERVED_NAMES, HELD_OUT_LOSS: LOSS_SUMMARY, **free}
+    scores = {f"{value}:open_clip:<model>": metric.summary for value, metric in CAPTION_SCORES.items()}
+    return {**over_any, **RESERVED_NAMES, HELD_OUT_LOSS: LOSS_SUMMARY, **scores, **free}

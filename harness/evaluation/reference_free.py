@@ -6,6 +6,8 @@
     drift:local                any video        feature variation within a video over that between videos
     cer:reader, cer:tesseract  words            character error rate of a trained network or of Tesseract
     obeys:<attribute>          prompts          share of pictures that show what their caption states
+    clip_score:open_clip:<model>                cosine of picture and caption (caption_scores.py), also
+                                                clip_score_hessel and retrieval
 
 Definitions are in metrics/domain: video_consistency.py, audio_video_sync.py, typography.py and obedience.py.
 The noise floor of a metric has two values: that of held-out real samples, and that of the same samples when
@@ -18,7 +20,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,8 +32,10 @@ from harness.data.dataset import Dataset, shapes_of
 from harness.data.generated.prompts import CELL
 from harness.data.open import images
 from harness.errors import UserError
+from harness.evaluation.caption_scores import CaptionScore
 from harness.evaluation.extractors import training_images
 from harness.evaluation.kept_features import Kept, kept_features, samples_identity
+from harness.evaluation.metric_table import CAPTION_SCORES
 from harness.evaluation.obedience import known_cells, wanted_scene
 from harness.files.cache import cache_dir
 from harness.files.parse import parse_json
@@ -49,6 +53,8 @@ Parts = list[np.ndarray]
 """Samples as one uint8 array (N, *shape) for each part."""
 Measure = Callable[[Parts, np.ndarray], Value]
 """Samples and their labels, or data set indices of their captions, (N,) -> the value."""
+Captions = Callable[[np.ndarray], Sequence[str]]
+"""Data set indices (N,) -> the captions that evaluations show for them."""
 READER_TEXTS = 4000
 """Random strings that the reader of `cer:reader` is trained on."""
 
@@ -99,13 +105,25 @@ class ReferenceFreeMetric:
         }
 
 
-def prepared(name: str, dataset: Dataset, train: np.ndarray, device: torch.device) -> ReferenceFreeMetric:
+def prepared(
+    name: str,
+    dataset: Dataset,
+    train: np.ndarray,
+    device: torch.device,
+    *,
+    weights: Mapping[str, str] | None = None,
+    captions: Captions | None = None,
+) -> ReferenceFreeMetric:
     """Prepare a metric for a data set that supports it (see checks.py).
 
-    Raises `UserError` if Tesseract is needed but not installed.
+    `weights` are the files of networks by name. `captions` returns the captions of data set indices.
+    Raises `UserError` if Tesseract, or the weights of a network, are needed but not on this machine.
     """
     value, _, by = name.partition(":")
     try:
+        if value in CAPTION_SCORES and captions is not None:
+            score = CaptionScore(value, by, weights or {}, dataset, train, device)
+            return _scored(name, score, captions)
         return _MAKERS[value](name, by, dataset, train, device)
     except MetricError as error:
         raise UserError(f"eval.metrics '{name}': {error}") from error
@@ -152,9 +170,18 @@ def _obeys(name: str, kind: str, dataset: Any, train: np.ndarray, _: torch.devic
         return obedience(kind, trained.read(parts[0]), captions)
 
     about = {"sha256": trained.sha256, "accuracy": trained.accuracy}
-    return ReferenceFreeMetric(
-        name, measure, lambda parts, places: (parts, np.roll(places, 1)), about, captioned=True
-    )
+    return ReferenceFreeMetric(name, measure, _other_captions, about, captioned=True)
+
+
+def _scored(name: str, score: CaptionScore, captions: Captions) -> ReferenceFreeMetric:
+    def measure(parts: Parts, places: np.ndarray) -> Value:
+        return score(parts[0], captions(places))
+
+    return ReferenceFreeMetric(name, measure, _other_captions, score.about(), captioned=True)
+
+
+def _other_captions(parts: Parts, places: np.ndarray) -> tuple[Parts, np.ndarray]:
+    return parts, np.roll(places, 1)
 
 
 def _reader(dataset: Any) -> tuple[Callable[[np.ndarray], list[str]], dict[str, Any]]:

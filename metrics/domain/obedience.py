@@ -10,7 +10,7 @@ The kinds are those of GenEval (Ghosh et al. 2023), each on one attribute:
     colour     every colour that it names is shown
     count      the number of objects is the one that it states
     position   every group is in the cells where the caption puts it
-    binding    every class is shown in its own colour; of two groups that differ in class and colour
+    binding    every class is shown in its colour; only for two groups that differ in class and colour
 
 Only captions that state the attribute count. An empty position is not stated, and one group binds nothing.
 """
@@ -42,7 +42,7 @@ EMPTY = -1
 
 
 class Attributes(NamedTuple):
-    """What cells show, integers (N, cells); `EMPTY` for cells without an object."""
+    """The contents of cells, integers (N, cells); `EMPTY` for cells without an object."""
 
     kind: np.ndarray
     """The object's class."""
