@@ -154,7 +154,8 @@ def _check(spec: RunSpec, where: str) -> None:
     aligned = [encoder.name for encoder in spec.method.needs().encoders]
     # Until the data are read, only a share of zero is known to leave no sample.
     unseen = {} if spec.data.held_out else {"held_out": 0}
-    check_metrics(spec.eval, dataset, modality, **unseen, encoders=aligned, where=where)
+    captioned = bool(spec.text.encoder)
+    check_metrics(spec.eval, dataset, modality, **unseen, captioned=captioned, encoders=aligned, where=where)
     if spec.eval.guidance_low > spec.eval.guidance_high:
         raise UserError(
             f"{where}: eval.guidance_low = {spec.eval.guidance_low} is above eval.guidance_high = "

@@ -12,7 +12,7 @@ from harness.config.spec import EvalSpec
 from harness.data.dataset import Capabilities
 from harness.errors import UserError
 from harness.evaluation.metric_names import MetricSpec, favoured, input_kind, metric_spec
-from harness.evaluation.metric_table import HELD_OUT_LOSS, ReferenceFree
+from harness.evaluation.metric_table import CAPTION_SCORES, HELD_OUT_LOSS, ReferenceFree
 from metrics import MetricError
 from metrics.extractors.base import Extractor
 from metrics.suite import RESERVED, check_classes, metric_of
@@ -43,14 +43,15 @@ def check_metrics(
     samples: int = MOST,
     real: int = MOST,
     held_out: int = MOST,
+    captioned: bool = True,
     encoders: Iterable[str] = (),
     where: str = "spec",
 ) -> list[MetricSpec]:
     """Parse `eval.metrics` and check each entry.
 
     `data` is a data set, or its class if it is not opened. `samples`, `real` and `held_out` are the
-    numbers of generated, of real and of held-out samples, if known. `encoders` are those that a method
-    aligns to.
+    numbers of generated, of real and of held-out samples, if known. `captioned` is true for a run that is
+    conditioned on captions, or if that is not known. `encoders` are those that a method aligns to.
 
     Raises `UserError` for an unknown name or network, a network of another modality, a metric that the data
     or the network do not support, too few samples, and a list in which an encoder computes every metric.
@@ -60,6 +61,7 @@ def check_metrics(
     for metric in found:
         if metric.reference_free:
             _check_data(metric, data, modality)
+            _check_captions(metric, captioned)
         if metric.compares_features:
             _check_network(metric, modality)
         check_enough(metric, samples, real)
@@ -134,13 +136,22 @@ def _check_data(metric: MetricSpec, data: object, modality: str) -> None:
     if needs.attribute:
         # A metric of all parts is undefined if the run generates only some of them.
         capabilities = Capabilities(data)
-        if capabilities.modality == modality and capabilities.has(needs.attribute):
+        readable = metric.value not in CAPTION_SCORES or modality == "image"
+        if capabilities.modality == modality and capabilities.has(needs.attribute) and readable:
             return
     elif modality in ("video", "joint"):
         return
     raise UserError(
         f"eval.metrics '{metric.name}' needs data {needs.data}, which this data set does not have; remove it"
     )
+
+
+def _check_captions(metric: MetricSpec, captioned: bool) -> None:
+    if metric.reference_free and metric.reference_free.captioned and not captioned:
+        raise UserError(
+            f"eval.metrics '{metric.name}' compares samples with their captions, but this run is conditioned "
+            "on class labels; set text.encoder, for example minilm, or remove the metric"
+        )
 
 
 def _check_network(metric: MetricSpec, modality: str) -> None:

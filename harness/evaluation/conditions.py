@@ -35,6 +35,10 @@ class Conditions(Protocol):
         """Return the captions of samples with indices (B,); an empty list for labels."""
         ...
 
+    def places(self, index: np.ndarray) -> np.ndarray:
+        """Return the data set indices (B,) of the samples whose captions these are; empty for others."""
+        ...
+
     # Any: JSON.
     def about(self) -> dict[str, Any]:
         """Return what values of a metric depend on in addition to `eval`, as JSON."""
@@ -65,6 +69,9 @@ class LabelConditions:
 
     def texts(self, index: np.ndarray) -> list[str]:
         return []
+
+    def places(self, index: np.ndarray) -> np.ndarray:
+        return np.empty(0, np.int64)
 
     # Any: JSON.
     def about(self) -> dict[str, Any]:

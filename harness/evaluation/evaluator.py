@@ -105,6 +105,8 @@ class Generated:
     features: dict[str, FeaturePass]
     pixels: list[Tensor]
     labels: list[Tensor]
+    places: list[Tensor]
+    """Data set indices of the samples whose captions are the conditions; empty for labels."""
     broken: int = 0
     """Number of samples that are not finite."""
 
@@ -158,15 +160,19 @@ class Evaluator:
             samples=spec.samples,
             real=len(train),
             held_out=len(unseen),
+            captioned=captions is not None,
         )
         self.metrics = [metric for metric in metrics if metric.compares_features]
         self.kinds = {metric.extractor: input_kind(metric) for metric in self.metrics}
+        shown = None if captions is None else captions.first_texts
         with main_first(self.world), announced(note, f"opening the networks of {', '.join(spec.metrics)}"):
             self.extractors = {
                 name: open_extractor(name, spec.weights, dataset, train, device) for name in self.kinds
             }
             self.reference_free = [
-                prepared(metric.name, dataset, train, device) for metric in metrics if metric.reference_free
+                prepared(metric.name, dataset, train, device, weights=spec.weights, captions=shown)
+                for metric in metrics
+                if metric.reference_free
             ]
         for metric in self.metrics:
             check_extractor(metric, self.extractors[metric.extractor])
@@ -287,8 +293,9 @@ class Evaluator:
         values, errors = self._compare(generated.features)
         pixels, labels = torch.cat(generated.pixels), torch.cat(generated.labels)
         for metric in self.reference_free:
+            compared = torch.cat(generated.places) if metric.captioned else labels
             try:
-                values[metric.name] = metric(pixels, self.shapes, labels)
+                values[metric.name] = metric(pixels, self.shapes, compared)
             except MetricError as error:
                 errors[metric.name] = str(error)
         return Replicate(values, errors, pixels[: self.spec.grid].numpy())
@@ -298,7 +305,7 @@ class Evaluator:
         spec, world = self.spec, self.world
         passes = {name: self._generated_pass(name) for name in self.extractors}
         pixels_needed = spec.samples if self.reference_free else spec.grid
-        generated = Generated(passes, pixels=[], labels=[])
+        generated = Generated(passes, pixels=[], labels=[], places=[])
         # Without a metric of samples, only the grid is drawn.
         count = spec.samples if self.sampled_metrics else min(spec.samples, spec.grid)
         numbers = range(replicate * spec.samples, replicate * spec.samples + count)
@@ -312,6 +319,7 @@ class Evaluator:
                 if shown is not None:
                     generated.pixels.append(shown.cpu())
                     generated.labels.append(labels)
+                    generated.places.append(torch.from_numpy(self.conditions.places(np.array(turn.combined))))
             for name, features in passes.items():
                 features.add(network_inputs(pixels, self.shapes, self.kinds[name]), labels, turn)
         for features in passes.values():
@@ -362,7 +370,9 @@ class Evaluator:
         for replicate in replicates:
             errors = replicate.errors | errors
         metrics = {
-            name: _result_of([replicate.values[name] for replicate in replicates], self.spec.samples)
+            name: _result_of(
+                [replicate.values[name] for replicate in replicates], self._n_of(name, replicates)
+            )
             for name in self.sampled_metrics
             if name not in errors
         }
@@ -372,6 +382,11 @@ class Evaluator:
         first = replicates[0].first
         captions = self.conditions.texts(np.arange(len(first)))
         return Result(metrics, self.protocol, picture(first, self.shapes), errors, tuple(captions))
+
+    def _n_of(self, name: str, replicates: list[Replicate]) -> int:
+        """Return the number of samples that a metric counts: those whose caption states its attribute."""
+        captioned = {metric.name for metric in self.reference_free if metric.captioned}
+        return replicates[0].values[name].n if name in captioned else self.spec.samples
 
     def _needed(self, extractor: str) -> list[Metric]:
         return metrics_of(metric.value for metric in self.metrics if metric.extractor == extractor)

@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl, urlencode
 
 from harness.config.spec import EvalSpec
 from harness.errors import UserError, unknown
-from harness.evaluation.metric_table import HELD_OUT_LOSS, REFERENCE_FREE, ReferenceFree
+from harness.evaluation.metric_table import CAPTION_SCORES, HELD_OUT_LOSS, REFERENCE_FREE, ReferenceFree
 from metrics import MetricError
 from metrics.extractors.registry import extractor_modality
 from metrics.files.hashing import file_sha256
@@ -41,11 +41,11 @@ class MetricSpec(NamedTuple):
     @property
     def compares_features(self) -> bool:
         """Return whether the value compares features of generated and real samples."""
-        return bool(self.extractor)
+        return bool(self.extractor) and self.reference_free is None
 
     @property
     def reference_free(self) -> ReferenceFree | None:
-        return REFERENCE_FREE.get(self.name)
+        return REFERENCE_FREE.get(self.name) or CAPTION_SCORES.get(self.value)
 
 
 def metric_spec(name: str) -> MetricSpec:
@@ -55,8 +55,16 @@ def metric_spec(name: str) -> MetricSpec:
     if name in RESERVED:
         return MetricSpec(name, RESERVED[name].value, RESERVED[name].extractor)
     value, _, extractor = name.partition(":")
+    if value in CAPTION_SCORES:
+        if not extractor.removeprefix("open_clip:") or not extractor.startswith("open_clip:"):
+            raise UserError(
+                f"metric '{name}' in eval.metrics needs a network with an image and a text tower: write "
+                f"{value}:open_clip:<model>, for example {value}:open_clip:ViT-L-14.openai"
+            )
+        return MetricSpec(name, value, extractor)
     if value not in OVER_ANY:
         over = [f"{known}:{extractor or '<extractor>'}" for known in OVER_ANY]
+        over += [f"{known}:{extractor or 'open_clip:<model>'}" for known in CAPTION_SCORES]
         raise unknown("metric in eval.metrics", name, [*RESERVED, *REFERENCE_FREE, HELD_OUT_LOSS, *over])
     if not extractor:
         raise UserError(

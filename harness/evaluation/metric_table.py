@@ -21,10 +21,20 @@ class ReferenceFree(NamedTuple):
     """The meaning of the value, and which direction is better."""
     attribute: str = ""
     """The attribute that a data set must have, with all of its parts generated; empty for any video."""
+    captioned: bool = False
+    """True if samples are compared with their captions, so that the run must be conditioned on captions."""
     least: int = 1
     """The fewest samples for which the metric is defined."""
 
 
+_SCENES = "of generated scenes with captions, for example prompts"
+_ASKED = {
+    "object": "every digit",
+    "colour": "every colour",
+    "count": "the number of digits",
+    "position": "the place or relation",
+    "binding": "every digit in its own colour, of two groups that differ in both,",
+}
 _WORDS, _ERRORS, _LOWER = "of rendered words, for example words", "character error rate", "lower is better"
 REFERENCE_FREE = {
     "dynamics": ReferenceFree(
@@ -42,10 +52,36 @@ REFERENCE_FREE = {
     "agreement:local": ReferenceFree(
         "with video", "share of frame pairs that a classifier labels alike; higher is better"
     ),
+    **{
+        f"obeys:{kind}": ReferenceFree(
+            _SCENES,
+            f"share of pictures that show {asked} that their caption states; higher is better",
+            "truth",
+            captioned=True,
+        )
+        for kind, asked in _ASKED.items()
+    },
     "drift:local": ReferenceFree(
         "with video", "feature variation within a video over that between videos; lower is better", least=3
     ),
 }
+_CAPTIONED = {
+    "data": "of pictures with captions, for example prompts",
+    "attribute": "captions",
+    "captioned": True,
+}
+CAPTION_SCORES = {
+    "clip_score": ReferenceFree(
+        summary="mean of max(100 cos, 0) of picture and caption; higher is better", **_CAPTIONED
+    ),
+    "clip_score_hessel": ReferenceFree(
+        summary="mean of 2.5 max(cos, 0) of picture and caption; higher is better", **_CAPTIONED
+    ),
+    "retrieval": ReferenceFree(
+        summary="share of pictures whose own caption is the nearest among 32; higher is better", **_CAPTIONED
+    ),
+}
+"""Value in the joint space of a CLIP, written `<value>:open_clip:<model>` -> its requirements."""
 DISTANCES = {
     "fd": "Frechet distance, as FID; lower is better",
     "fd_infinity": "Frechet distance, extrapolated to infinitely many samples; lower is better",
@@ -80,4 +116,5 @@ def described() -> dict[str, str]:
     """Return every metric name with its meaning, `<value>:<extractor>` for those over any network."""
     over_any = {f"{value}:<extractor>": summary for value, summary in DISTANCES.items()}
     free = {name: f"{metric.summary}; for data {metric.data}" for name, metric in REFERENCE_FREE.items()}
-    return {**over_any, **RESERVED_NAMES, HELD_OUT_LOSS: LOSS_SUMMARY, **free}
+    scores = {f"{value}:open_clip:<model>": metric.summary for value, metric in CAPTION_SCORES.items()}
+    return {**over_any, **RESERVED_NAMES, HELD_OUT_LOSS: LOSS_SUMMARY, **scores, **free}

@@ -5,10 +5,14 @@
     agreement:local            any video        fraction of frame pairs that a classifier labels alike
     drift:local                any video        feature variation within a video over that between videos
     cer:reader, cer:tesseract  words            character error rate of a trained network or of Tesseract
+    obeys:<attribute>          prompts          share of pictures that show what their caption states
+    clip_score:open_clip:<model>                cosine of picture and caption (caption_scores.py), also
+                                                clip_score_hessel and retrieval
 
-Definitions are in metrics/domain/video_consistency.py, audio_video_sync.py and typography.py. The noise floor
-of a metric has two values: that of held-out real samples, and that of the same samples when spoilt. To spoil
-them, frames are shuffled or swapped among videos, or samples get another sample's sound or word.
+Definitions are in metrics/domain: video_consistency.py, audio_video_sync.py, typography.py and obedience.py.
+The noise floor of a metric has two values: that of held-out real samples, and that of the same samples when
+spoilt. To spoil them, frames are shuffled or swapped among videos, or samples get another sample's sound,
+word or caption.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,15 +29,20 @@ import torch
 
 from harness.backbone.tokens import split_parts
 from harness.data.dataset import Dataset, shapes_of
+from harness.data.generated.prompts import CELL
 from harness.data.open import images
 from harness.errors import UserError
+from harness.evaluation.caption_scores import CaptionScore
 from harness.evaluation.extractors import training_images
 from harness.evaluation.kept_features import Kept, kept_features, samples_identity
+from harness.evaluation.metric_table import CAPTION_SCORES
+from harness.evaluation.obedience import known_cells, wanted_scene
 from harness.files.cache import cache_dir
 from harness.files.parse import parse_json
 from harness.runtime.random_streams import Streams
 from metrics import MetricError, Value
 from metrics.domain.audio_video_sync import clicks, impacts, synchrony
+from metrics.domain.obedience import obedience, scene_reader
 from metrics.domain.typography import error_rate, reader, tesseract
 from metrics.domain.video_consistency import agreement, centres, drift, dynamics_error
 from metrics.extractors.base import Extractor
@@ -43,7 +52,9 @@ from metrics.extractors.video.frames import frames_of
 Parts = list[np.ndarray]
 """Samples as one uint8 array (N, *shape) for each part."""
 Measure = Callable[[Parts, np.ndarray], Value]
-"""Samples and their labels (N,) -> the value."""
+"""Samples and their labels, or data set indices of their captions, (N,) -> the value."""
+Captions = Callable[[np.ndarray], Sequence[str]]
+"""Data set indices (N,) -> the captions that evaluations show for them."""
 READER_TEXTS = 4000
 """Random strings that the reader of `cer:reader` is trained on."""
 
@@ -58,10 +69,13 @@ class ReferenceFreeMetric:
     """Real samples and labels -> samples and labels that the metric should score badly."""
     about: dict[str, Any]
     """Everything that its values depend on in addition to the samples, for the protocol."""
+    captioned: bool = False
+    """True if it is given the data set indices of the samples' captions instead of labels."""
 
     def __call__(self, x: torch.Tensor, shapes: Sequence[tuple[int, ...]], labels: torch.Tensor) -> Value:
         """Measure uint8 samples (N, ...), whose parts have these shapes.
 
+        `labels` (N,) are data set indices for a `captioned` metric.
         Raises `MetricError` if the metric is undefined for these samples.
         """
         return self.measure([part.numpy() for part in split_parts(x, shapes)], labels.numpy())
@@ -78,22 +92,38 @@ class ReferenceFreeMetric:
 
     def _floor(self, dataset: Dataset, index: np.ndarray) -> dict[str, dict[str, Any]]:
         x, labels = images(dataset, index)
+        labels = index if self.captioned else labels
         parts = [part.numpy() for part in split_parts(torch.from_numpy(x), shapes_of(dataset))]
         sets = {"held_out": (parts, labels), "spoilt": self.spoil(parts, labels)}
         try:
-            means = {kind: float(self.measure(*samples)) for kind, samples in sets.items()}
+            values = {kind: self.measure(*samples) for kind, samples in sets.items()}
         except MetricError:
             return {}
-        return {kind: {"mean": mean, "n": len(index), "n_real": 0} for kind, mean in means.items()}
+        return {
+            kind: {"mean": value.mean, "n": value.n if self.captioned else len(index), "n_real": 0}
+            for kind, value in values.items()
+        }
 
 
-def prepared(name: str, dataset: Dataset, train: np.ndarray, device: torch.device) -> ReferenceFreeMetric:
+def prepared(
+    name: str,
+    dataset: Dataset,
+    train: np.ndarray,
+    device: torch.device,
+    *,
+    weights: Mapping[str, str] | None = None,
+    captions: Captions | None = None,
+) -> ReferenceFreeMetric:
     """Prepare a metric for a data set that supports it (see checks.py).
 
-    Raises `UserError` if Tesseract is needed but not installed.
+    `weights` are the files of networks by name. `captions` returns the captions of data set indices.
+    Raises `UserError` if Tesseract, or the weights of a network, are needed but not on this machine.
     """
     value, _, by = name.partition(":")
     try:
+        if value in CAPTION_SCORES and captions is not None:
+            score = CaptionScore(value, by, weights or {}, dataset, train, device)
+            return _scored(name, score, captions)
         return _MAKERS[value](name, by, dataset, train, device)
     except MetricError as error:
         raise UserError(f"eval.metrics '{name}': {error}") from error
@@ -128,6 +158,30 @@ def _cer(name: str, by: str, dataset: Any, *_: Any) -> ReferenceFreeMetric:
         return error_rate(read(parts[0][:, 0]), [dataset.words[label] for label in labels])
 
     return ReferenceFreeMetric(name, measure, lambda parts, labels: (parts, np.roll(labels, 1)), about)
+
+
+def _obeys(name: str, kind: str, dataset: Any, train: np.ndarray, _: torch.device) -> ReferenceFreeMetric:
+    truths = [dataset.truth(int(index)) for index in train]
+    pictures = images(dataset, train)[0]
+    trained = scene_reader(pictures, known_cells(truths), CELL, cache=cache_dir("extractors"))
+
+    def measure(parts: Parts, places: np.ndarray) -> Value:
+        captions = [wanted_scene(dataset.truth(int(place))) for place in places]
+        return obedience(kind, trained.read(parts[0]), captions)
+
+    about = {"sha256": trained.sha256, "accuracy": trained.accuracy}
+    return ReferenceFreeMetric(name, measure, _other_captions, about, captioned=True)
+
+
+def _scored(name: str, score: CaptionScore, captions: Captions) -> ReferenceFreeMetric:
+    def measure(parts: Parts, places: np.ndarray) -> Value:
+        return score(parts[0], captions(places))
+
+    return ReferenceFreeMetric(name, measure, _other_captions, score.about(), captioned=True)
+
+
+def _other_captions(parts: Parts, places: np.ndarray) -> tuple[Parts, np.ndarray]:
+    return parts, np.roll(places, 1)
 
 
 def _reader(dataset: Any) -> tuple[Callable[[np.ndarray], list[str]], dict[str, Any]]:
@@ -183,4 +237,11 @@ def _frames_swapped(parts: Parts, labels: np.ndarray) -> tuple[Parts, np.ndarray
     return [np.stack(rolled, axis=2), *parts[1:]], labels
 
 
-_MAKERS = {"dynamics": _dynamics, "sync": _sync, "cer": _cer, "agreement": _identity, "drift": _identity}
+_MAKERS = {
+    "dynamics": _dynamics,
+    "sync": _sync,
+    "cer": _cer,
+    "agreement": _identity,
+    "drift": _identity,
+    "obeys": _obeys,
+}

@@ -138,6 +138,10 @@ class CaptionConditions:
         """Return the captions of samples with indices (B,)."""
         return self.captions.first_texts(self._of(index))
 
+    def places(self, index: np.ndarray) -> np.ndarray:
+        """Return the data set indices (B,) of the samples whose captions these are."""
+        return self._of(index)
+
     # Any: JSON.
     def about(self) -> dict[str, Any]:
         """Return what values of a metric depend on, as JSON: the captions, and not the encoder of a run."""
@@ -173,6 +177,10 @@ class PromptConditions:
     def texts(self, index: np.ndarray) -> list[str]:
         """Return the prompts of samples with indices (B,)."""
         return [self.prompts[i] for i in index % len(self.prompts)]
+
+    def places(self, index: np.ndarray) -> np.ndarray:
+        """Return no data set indices: prompts belong to no sample."""
+        return np.empty(0, np.int64)
 
     # Any: JSON.
     def about(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from harness.config.spec import RunSpec
 STEPS = (
     "metrics.extractors.local.STEPS",
     "metrics.domain.typography.STEPS",
+    "metrics.domain.obedience.STEPS",
     "harness.encoders.local.MAX_STEPS",
 )
 

@@ -23,7 +23,7 @@ from harness.errors import UserError
 from harness.evaluation.evaluator import Evaluator
 from harness.evaluation.held_out_loss import EXTRA_TOKEN, TIMES
 from harness.evaluation.metric_names import OVER_ANY
-from harness.evaluation.metric_table import REFERENCE_FREE
+from harness.evaluation.metric_table import CAPTION_SCORES, REFERENCE_FREE
 from harness.runtime.random_streams import Streams
 from harness.text.captions import open_captions
 from metrics.intervals import Z
@@ -222,4 +222,5 @@ def test_list_names_every_metric_and_its_direction() -> None:
     rows = json.loads(output)["metrics"]
     assert "lower is better" in rows[LOSS]
     over_any = {f"{value}:<extractor>" for value in OVER_ANY}
-    assert rows.keys() == {*over_any, *RESERVED, *REFERENCE_FREE, LOSS}
+    scores = {f"{value}:open_clip:<model>" for value in CAPTION_SCORES}
+    assert rows.keys() == {*over_any, *RESERVED, *REFERENCE_FREE, *scores, LOSS}
