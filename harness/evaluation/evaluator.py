@@ -179,7 +179,13 @@ class Evaluator:
         if self.reference is not None:
             frames = dataset.shape[1] if dataset.modality in ("video", "joint") else None
             self.reference.check(self.metrics, self.extractors, frames)
-        self.weights = {name: extract.sha256 for name, extract in self.extractors.items()} | codec
+        # A caption score has both towers in one file.
+        scored = {
+            metric.name.partition(":")[2]: metric.about["images"]
+            for metric in self.reference_free
+            if "images" in metric.about
+        }
+        self.weights = {name: extract.sha256 for name, extract in self.extractors.items()} | scored | codec
         check(self.weights)
 
         # The real side.

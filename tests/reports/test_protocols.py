@@ -43,6 +43,13 @@ def test_narrowed_protocol_keeps_all_parts_when_the_metric_needs_no_network() ->
     assert (found["shape"], found["beside"]) == ([1, 8, 16, 16], [[32, 32]])
 
 
+def test_narrowed_protocol_of_a_time_or_part_keeps_what_its_metric_depends_on() -> None:
+    truths = {"sync": {"within": 1.0}, "loss:held_out": {"samples": 7}}
+    for name in ("loss:held_out", "loss:held_out@0.125", "loss:held_out/video"):
+        assert narrowed(JOINT | {"truths": truths}, name)["truths"] == {"loss:held_out": {"samples": 7}}
+    assert narrowed(JOINT | {"truths": truths}, "sync")["truths"] == {"sync": {"within": 1.0}}
+
+
 @pytest.mark.parametrize(
     "change",
     [{"n_fake": 500}, {"extractors": {"local": {"sha256": "6e"}}}, {"shape": [32, 64]}],

@@ -84,6 +84,7 @@ def test_scores_are_those_of_open_clips_model(clip: tuple[Any, Path]) -> None:
     assert found.noise_floor[NAMES[0]]["held_out"]["mean"] == pytest.approx(score.mean)
     about = found.about["truths"]
     assert isinstance(about, dict) and about[NAMES[0]]["images"] == about[NAMES[0]]["texts"]
+    assert found.weights == {NETWORK: about[NAMES[0]]["texts"]}
 
 
 def test_negative_cosines_count_as_zero() -> None:

@@ -186,5 +186,5 @@ def test_trained_reader_separates_oracle_from_shuffled_captions(prompts: Prompts
     shown = reader.read(images(prompts, sides.held_out)[0])
     captions = [wanted_scene(prompts.truth(int(index))) for index in sides.held_out]
     for kind in KINDS:
-        assert obedience(kind, shown, captions).mean > 0.85
+        assert obedience(kind, shown, captions).mean > 0.8
         assert obedience(kind, shown, captions[1:] + captions[:1]).mean < 0.35
