@@ -58,7 +58,7 @@ def kept_features(
 ) -> Kept:
     """Return an entry of the cache, or make and store it. `content` is what its numbers depend on.
 
-    Every rank calls it. Rank 0 reads the entry; if there is none, all ranks call `make`, and rank 0 stores
+    Every rank calls it. Rank 0 reads the entry; without one, all ranks call `make`, and rank 0 stores
     its result. The other ranks return an empty result. `waiting` is called before a wait for another process.
     Raises whatever `make` raises; if only rank 0 fails, the others raise `RunStopped`.
     """
