@@ -25,7 +25,7 @@ WIDTH = 80
 def audit_json(found: Audit) -> dict[str, Any]:
     """Return the JSON object of an audit. Open ends of intervals and missing values are null."""
     own = found.gain
-    return {
+    row = {
         "name": found.claim.name,
         "verdict": found.verdict,
         "reasons": [str(reason) for reason in found.reasons],
@@ -42,11 +42,6 @@ def audit_json(found: Audit) -> dict[str, Any]:
         "more_pairs": found.more_pairs,
         "p": found.p,
         "adjusted": {"verdict": found.adjusted, "p": found.adjusted_p},
-        "looks": [
-            _ends(one.gain) | {"n": one.n, "critical": _finite(one.critical), "verdict": one.verdict}
-            for one in found.looks
-        ],
-        "prospects": [{"n": n, "chance": chance} for n, chance in found.prospects.items()],
         "slopes": dict(found.slopes or {}),
         "first_crossing": _ends(found.first),
         "dual": _ends(found.dual.gain) | {"step": found.dual.step} if found.dual else None,
@@ -56,6 +51,18 @@ def audit_json(found: Audit) -> dict[str, Any]:
         "claim_hash": claim_hash(found.claim),
         "registration": found.standing,
         "notes": notes(found),
+    }
+    return row if found.claim.sequential is None else row | _looks(found)
+
+
+def _looks(found: Audit) -> dict[str, Any]:
+    """Return the looks at a sequential claim, and the chance of a decision by the further ones."""
+    return {
+        "looks": [
+            _ends(one.gain) | {"n": one.n, "critical": _finite(one.critical), "verdict": one.verdict}
+            for one in found.looks
+        ],
+        "prospects": [{"n": n, "chance": chance} for n, chance in found.prospects.items()],
     }
 
 

@@ -28,7 +28,8 @@ def status(directory: Path, as_json: bool) -> None:
     reason."""
     found = read_status(directory)
     if as_json:
-        click.echo(json.dumps(found | {"looks": _looks(directory)}, indent=1))
+        looks = _looks(directory)
+        click.echo(json.dumps(found | ({"looks": looks} if looks else {}), indent=1))
         return
     _print_status(found)
     _print_looks(directory)

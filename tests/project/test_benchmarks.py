@@ -60,6 +60,7 @@ def test_sampling_benchmark_compares_with_the_released_loop(tmp_path: Path) -> N
     assert set(found["released loop / ours"]) == {"float32", "bf16"}
 
 
+@pytest.mark.slow
 def test_text_benchmark_compares_equal_results(tmp_path: Path) -> None:
     """Every piece of work is less than the released arithmetic, by the count."""
     size = ("--size", "pico", "--tokens", "16", "--length", "5", "--batch", "4", "--rounds", "1")

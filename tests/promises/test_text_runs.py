@@ -185,7 +185,8 @@ def config_of(spec: RunSpec) -> MMDiTConfig:
     return config
 
 
-@pytest.mark.parametrize("keeps", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("keeps", [True, False])
 def test_memory_estimate_equals_the_allocator(keeps: bool) -> None:
     """The allocator counts a real step of flow matching, which is written out here."""
     spec = tiny_text(

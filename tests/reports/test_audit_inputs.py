@@ -200,9 +200,10 @@ def test_hash_depends_on_every_key_and_not_on_the_layout() -> None:
         "factor": 3.0,
     }
     other |= {"kind": "equal", "tolerance": 0.2, "confidence": 0.9, "min_pairs": 4}
+    other |= {"sequential": {"max_pairs": 5}}
     assert other.keys() == Claim.model_fields.keys()
     assert (
-        len({claim_hash(claim(**{key: value})) for key, value in other.items()} | {claim_hash(claim())}) == 12
+        len({claim_hash(claim(**{key: value})) for key, value in other.items()} | {claim_hash(claim())}) == 13
     )
 
 

@@ -139,7 +139,8 @@ def test_dry_run_counts_only_remaining_steps(
 def test_report_path_is_the_last_line(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def write_report(directories: list[Path], output: Path) -> Any:
+    def write_report(directories: list[Path], output: Path, *, claims: list[Path]) -> Any:
+        assert not claims
         calls.append((directories, output))
         found = types.SimpleNamespace(caveats=("Only just.",))
         return types.SimpleNamespace(headline="repa was first.", report=found)

@@ -49,6 +49,9 @@ CASES = {
     "attention_separation, clean": ("method.teacher=clean", "method.similarity=cosine"),
     "attention_separation, one room": ("method.separate=false",),
 }
+FAST = ("flow", "self_flow", "self_flow, times apart", "attention_separation")
+SOME_FAST = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
+"""The cases, of which those of other methods are in the slow suite."""
 MIXED = sorted({case.partition(",")[0] for case in CASES})
 
 
@@ -122,7 +125,7 @@ def test_missing_parts_affect_neither_loss_nor_gradients(name: str) -> None:
     assert not torch.equal(stepped(run, replace(batch, x0=x0), draw)[0], total)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", SOME_FAST)
 def test_loss_of_a_batch_is_the_mean_over_its_samples(name: str) -> None:
     """The weight of a sample does not depend on the other samples of its batch."""
     run = case(name, *MIX)
@@ -200,7 +203,9 @@ def cut(run: Run, batch: Batch, draw: Draw, place: int) -> tuple[Batch, Draw]:
 
 
 @pytest.mark.parametrize("place", [0, 1], ids=["video", "audio"])
-@pytest.mark.parametrize("name", [name for name in CASES if not name.endswith(("times apart", "rotary"))])
+@pytest.mark.parametrize(
+    "name", [one for one in SOME_FAST if not str(one).count("times apart") and not str(one).count("rotary")]
+)
 def test_loss_at_share_one_is_that_of_the_single_part(name: str, place: int) -> None:
     """Loss and gradient agree to 1e-6 with networks that only have this part."""
     run = case(name, f"data.{('video', 'audio')[place]}_alone=1.0")
