@@ -95,8 +95,11 @@ def adjust_looks(
         decided |= new
         if not new or len(decided) == len(audits):
             break
+    # What makes an audit inconclusive whatever its interval holds for the family too.
     return [
         replace(one, adjusted=decided[number].verdict if number in decided else "inconclusive")
+        if one.verdict != "inconclusive"
+        else replace(one, adjusted="inconclusive")
         for number, one in enumerate(audits)
     ]
 

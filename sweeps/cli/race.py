@@ -106,6 +106,10 @@ def _run(found: Any, plan: StudyPlan, directory: Path, launch: LaunchOptions, ou
         spared = len(plan.runs) - len(course.runs)
         if not outputs.as_json:
             print_results(results)
+        if course.lost:
+            click.echo("no look was taken: a run has no end; rerun the same command to continue it", err=True)
+            sys.exit(1)
+        if not outputs.as_json:
             click.echo(f"{len(course.runs)} of {len(plan.runs)} planned runs were needed")
         report = None
         if not outputs.no_report:

@@ -6,11 +6,12 @@ give the same looks and the same decision.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.records.record import Record
 from reports.audit.judge_files import judge_claims
 from reports.audit.look_log import read_looks, record_look
 from reports.audit.register import NAME, register_claims
@@ -33,6 +34,8 @@ class Course:
     """Reason of each failed run by id."""
     stopped: bool = False
     """True if a signal stopped the race."""
+    lost: bool = False
+    """True if a run has no end, so that no look was taken; the next start continues it."""
 
 
 def run_race(
@@ -45,8 +48,8 @@ def run_race(
     """Run a race in its folder, which the caller has locked.
 
     `train` runs what is unfinished of these runs and returns the reasons of failed ones, and whether a signal
-    stopped it. `note` receives a line for each look. Raises `UserError` for a log of looks or a register that
-    was altered.
+    stopped it. A run without an end ends the course before the look; the next start continues it. `note`
+    receives a line for each look. Raises `UserError` for a log of looks or a register that was altered.
     """
     for entry, new in register_claims(race.file.with_name(NAME), race.claims):
         if new:
@@ -62,8 +65,9 @@ def run_race(
             write_plan(race.study, StudyPlan(list(runs.values()), plan.excluded), directory)
             failed, stopped = train(list(runs.values()))
             failures |= failed
-            if stopped:
-                return Course(tuple(looks), tuple(runs.values()), failures, stopped=True)
+            lost = _unended(runs.values(), directory)
+            if stopped or lost:
+                return Course(tuple(looks), tuple(runs.values()), failures, stopped, lost)
             audits = judge_claims([race.file], [str(directory)], most_pairs=n)
             recorded[n] = record_look(directory, n, audits)
         looks.append(recorded[n])
@@ -72,6 +76,14 @@ def run_race(
         if not undecided(recorded[n]):
             break
     return Course(tuple(looks), tuple(runs.values()), failures)
+
+
+def _unended(runs: Iterable[PlannedRun], directory: Path) -> bool:
+    """Return whether a run has neither finished nor stopped for a reason of its training.
+
+    A look counts a run whose loss diverged as a bound. One whose process was lost is continued first.
+    """
+    return any(Record(directory / run.id).status not in ("done", "failed") for run in runs)
 
 
 def looks_of(directory: Path) -> list[dict[str, Any]]:

@@ -148,6 +148,54 @@ def test_decided_arm_starts_no_more_runs(tmp_path: Path) -> None:
     }
 
 
+def test_lost_run_is_continued_before_the_look(file: Path, finished: Path, tmp_path: Path) -> None:
+    """A process that ended without an end of its training is no bound."""
+    trainer = Trainer(tmp_path / "runs")
+
+    def train(runs: Sequence[PlannedRun]) -> tuple[Mapping[str, str], bool]:
+        return trainer(runs[:-1])[0] | {runs[-1].id: "out of memory"}, False
+
+    race = read_race(file)
+    plan = make_plan(race.study, trainer.directory)
+    course = run_race(race, plan, trainer.directory, train, lambda _: None)
+    assert course.lost and course.looks == () and read_looks(trainer.directory) == []
+    raced(file, trainer)
+    looks = StudyFolder(trainer.directory).looks_file.read_bytes()
+    assert looks == StudyFolder(finished / "runs").looks_file.read_bytes()
+
+
+def test_run_whose_loss_diverged_is_a_bound(file: Path, tmp_path: Path) -> None:
+    trainer = Trainer(tmp_path / "runs")
+
+    def train(runs: Sequence[PlannedRun]) -> tuple[Mapping[str, str], bool]:
+        path = trainer.directory / runs[0].id
+        if not path.exists():
+            write_run(path, runs[0].spec.method.name, 0, grid=range(100, 301, 100), status="failed")
+        return trainer(runs)
+
+    race = read_race(file)
+    course = run_race(
+        race, make_plan(race.study, trainer.directory), trainer.directory, train, lambda _: None
+    )
+    assert len(course.looks) == 4
+    assert course.looks[0]["claims"][0]["times"]["0"][0] == [300.0, "right"]
+
+
+def test_replaced_run_makes_the_adjusted_verdict_inconclusive_too(tmp_path: Path) -> None:
+    file = write_file(tmp_path, "repa", "sra", pairs=8)
+    trainer = Trainer(tmp_path / "runs", noise=0.03)
+    raced(file, trainer)
+    run = next(
+        path
+        for path in trainer.directory.glob("????????????")
+        if "seed = 1" in (path / "spec.toml").read_text()
+    )
+    method = next(name for name in SPEEDS if f'"{name}"' in (run / "spec.toml").read_text())
+    shutil.rmtree(run)
+    write_run(run, method, 1, metric=power_law(500.0, 0.5))
+    assert "inconclusive" in {audit.adjusted for audit in judged(file, trainer.directory)}
+
+
 def test_second_coordinator_is_refused(file: Path, tmp_path: Path) -> None:
     trainer = Trainer(tmp_path / "runs")
     with study_lock(trainer.directory), pytest.raises(UserError, match="is in use by"):
