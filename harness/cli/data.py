@@ -1,5 +1,5 @@
-"""`flowrace data`: latents encoded or imported before training, and real samples measured before runs "
-"start."""
+"""`flowrace data`: latents encoded or imported before training, and real samples measured before runs
+start."""
 
 from __future__ import annotations
 

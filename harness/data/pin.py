@@ -37,15 +37,17 @@ def _with_data(spec: RunSpec) -> RunSpec:
 def _with_text(spec: RunSpec) -> RunSpec:
     """Return the spec with the content of the text encoder's weights, a file or a folder of files."""
     text = spec.text
-    place = Path(text.weights).expanduser()
-    if not text.weights or text.sha256 or not place.exists():
+    # A network of transformers may be named by its folder.
+    named = text.weights or text.encoder.partition(":")[2]
+    place = Path(named).expanduser()
+    if not named or text.sha256 or not (place.exists() if text.weights else place.is_dir()):
         return spec
     from metrics.files.hashing import folder_sha256
 
     content = folder_sha256(place) if place.is_dir() else _sha256(place, tuple(stamp_of(place)))
     if text.content and text.content != content:
         raise UserError(
-            f"text.weights = {text.weights} holds other weights than this spec was planned with: sha256 "
+            f"{place}, the weights of text.encoder, holds others than this spec was planned with: sha256 "
             f"{content}, expected {text.content}; set text.weights to the original"
         )
     return spec.model_copy(update={"text": text.model_copy(update={"content": content})})

@@ -20,11 +20,6 @@ def check_name(name: str, where: str) -> str:
     return name
 
 
-def is_component(name: str) -> bool:
-    """Return whether a name is one component of a path."""
-    return not _fault(name)
-
-
 def _fault(name: str) -> str:
     if not name:
         return "is empty"

@@ -169,10 +169,12 @@ def _scaling(
     source: LatentSource, choices: Choices, codec: Codec | None, shape: tuple[int, ...], holds: Holds
 ) -> Scaling:
     """Return the normalisation: as chosen, of a file of statistics, of the authors' code, or of the codec."""
-    if choices.stats and choices.scale is not None:
-        raise UserError("--stats and --scale both set the normalisation; leave one out")
-    if choices.scale is not None or choices.shift is not None:
-        affine = Affine((choices.shift or 0.0,), (1.0 if choices.scale is None else choices.scale,))
+    if choices.stats and (choices.scale is not None or choices.shift is not None):
+        raise UserError("--stats sets scale and shift; leave out --scale and --shift")
+    if choices.shift is not None and choices.scale is None:
+        raise UserError(f"--shift {choices.shift:g} needs the scale that it goes with; add --scale")
+    if choices.scale is not None:
+        affine = Affine((choices.shift or 0.0,), (choices.scale,))
         return Scaling(affine, choices.stored_scale, "as given")
     if (found := _statistics(source, choices, shape, holds)) is not None:
         mean, std, where = found

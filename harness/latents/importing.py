@@ -114,6 +114,7 @@ class Importing:
             "codec": self.codec.row() | stored,
             **({"decode": decode} if self._decodes_differently else {}),
             **({"holds": self.holds} if self.holds != "std" else {}),
+            **({"link": True} if self.link else {}),
             "source": self._image_fields(),
             "imported": {
                 "layout": source.kind,
@@ -133,9 +134,12 @@ class Importing:
 
     @property
     def _decodes_differently(self) -> bool:
-        """Return whether the codec normalises in another way than training."""
+        """Return whether the codec may normalise in another way than training.
+
+        Without a codec, one that is named later is not known to have this normalisation.
+        """
         opened = self.codec.opened
-        return self.scaling.stored != 1 or (opened is not None and opened.affine != self.scaling.affine)
+        return self.scaling.stored != 1 or opened is None or opened.affine != self.scaling.affine
 
     @property
     def images_at(self) -> str:

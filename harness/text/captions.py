@@ -71,7 +71,8 @@ class RunCaptions:
         return self._store.read(self.first_texts(place))
 
     def first_texts(self, place: np.ndarray) -> list[str]:
-        return [self.of_samples(int(index))[0] for index in place]
+        """Return the first caption of each sample that is not empty; empty without one."""
+        return [next(filter(None, self.of_samples(int(index))), "") for index in place]
 
     def with_captions(self, place: np.ndarray) -> np.ndarray:
         """Return those of some data set indices whose samples have a caption that is not empty."""

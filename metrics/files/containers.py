@@ -60,6 +60,8 @@ def container(file: Encoded, kind: Kind) -> Iterator[Any]:
             av.open(_Stream(content), metadata_errors="replace", options=dict(_OPTIONS)) as opened,
         ):
             yield opened
+    except MetricError:
+        raise
     except av.error.ArgumentError as error:
         raise MetricError(
             f"{file.name} {what}: {error.strerror}; its format or codec is not supported"

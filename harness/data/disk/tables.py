@@ -125,9 +125,16 @@ def _csv(file: Path, spec: DataSpec) -> Table | None:
 def _csv_rows(file: Path) -> list[dict[str, Any]]:
     try:
         with file.open(newline="", encoding="utf-8-sig") as content:
-            return list(csv.DictReader(content))
+            rows = list(csv.DictReader(content))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise _unreadable(file, error) from error
+    for number, row in enumerate(rows, start=1):
+        # What DictReader calls the cells beyond the header.
+        if None in row:
+            raise UserError(
+                f"{file}: row {number} has more cells than the header; put texts with commas in quotes"
+            )
+    return rows
 
 
 def _jsonl(file: Path, spec: DataSpec) -> Table | None:

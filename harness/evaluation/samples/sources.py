@@ -1,5 +1,5 @@
-"""Sources of samples: images in a folder, npz, npy, parquet or a container, a registered data set, "
-"videos, recordings."""
+"""Sources of samples: images in a folder, npz, npy, parquet or a container, a registered data set,
+videos, recordings."""
 
 from __future__ import annotations
 
@@ -33,8 +33,7 @@ from metrics.files.videos import is_video, read_videos
 
 EXPECTED = (
     "a folder of images, .npz, .npy, .parquet, .tar, .zip, MDS or Arrow files, videos, recordings, or the "
-    "name "
-    "of a data set"
+    "name of a data set"
 )
 PLURAL = {"image": "images", "video": "videos", "audio": "recordings"}
 CLIP = 16
