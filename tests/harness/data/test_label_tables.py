@@ -208,3 +208,13 @@ def test_damaged_parquet_table_is_named(tmp_path: Path) -> None:
     (tmp_path / "metadata.parquet").write_bytes(b"PAR1 no table")
     with pytest.raises(UserError, match=r"metadata\.parquet is not a"):
         opened("folder", tmp_path)
+
+
+def test_text_with_a_comma_outside_of_quotes_is_refused(tmp_path: Path) -> None:
+    """Its end would be cut off in silence."""
+    names = loose(tmp_path)
+    rows = "".join(f"{name},a cat, sitting\n" for name in names)
+    (tmp_path / "metadata.csv").write_text(f"file_name,text\n{rows}")
+    for key in ("", "text"):
+        with pytest.raises(UserError, match="row 1 has more cells than the header"):
+            opened("folder", tmp_path, caption_key=key)

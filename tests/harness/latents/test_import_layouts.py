@@ -17,7 +17,9 @@ from harness.data.disk.caption_features import open_caption_features
 from harness.data.found import found_in
 from harness.data.open import open_dataset
 from harness.errors import UserError
+from harness.latents.codec import open_codec
 from tests.harness.data.containers import tar_of
+from tests.harness.latents.vae import save_vae
 from tests.support.latent_layouts import (
     LABELS,
     attempt,
@@ -128,6 +130,34 @@ def test_linked_safetensors_give_the_same_latents_from_where_they_are(
     one, other = opened(tmp_path / "copied"), opened(tmp_path / "linked")
     flipped, noise = torch.arange(48) % 3 == 0, torch.zeros(48, 3, 5, 5)
     assert torch.equal(drawn(one, noise, flipped), drawn(other, noise, flipped))
+
+
+def test_codec_that_is_named_later_undoes_the_normalisation_of_the_import(tmp_path: Path) -> None:
+    """U-ViT's and MAR's scales are not that of the SD-VAE's own configuration."""
+    root = safetensors_files(tmp_path / "source", DRAWS[:, :, [0, 1, 2, 0]])
+    import_data(root, tmp_path / "out", "--resolution", "10", "--scale", "0.4", "--shift", "0.1")
+    vae = save_vae(tmp_path / "vae")
+    data = opened(tmp_path / "out", codec="sd-vae", codec_weights=str(vae))
+    own = open_codec("sd-vae", str(vae), torch.device("cpu"))
+    z = torch.from_numpy(DRAWS[:4, 0][:, [0, 1, 2, 0]])
+    decoded = data.codec(torch.device("cpu")).decode((z - 0.1) * 0.4)
+    torch.testing.assert_close(decoded, own.decode(own.affine.normalised(z)), atol=1e-5, rtol=1e-4)
+
+
+def test_folder_is_either_copied_or_linked(tmp_path: Path) -> None:
+    root = safetensors_files(tmp_path / "source", DRAWS)
+    import_data(root, tmp_path / "out", *SIDE, "--scale", "0.4")
+    before = stored(tmp_path / "out")
+    result = attempt(root, tmp_path / "out", *SIDE, "--scale", "0.4", "--link")
+    assert isinstance(result.exception, UserError)
+    assert np.array_equal(stored(tmp_path / "out"), before)
+
+
+@pytest.mark.parametrize("options", [("--stats", "measure", "--shift", "0.1"), ("--shift", "0.1")])
+def test_shift_without_its_scale_is_refused(tmp_path: Path, options: tuple[str, ...]) -> None:
+    root = safetensors_files(tmp_path / "source", DRAWS)
+    result = attempt(root, tmp_path / "out", *SIDE, *options)
+    assert isinstance(result.exception, UserError) and "--shift" in str(result.exception)
 
 
 def test_copies_that_are_not_mirrored_are_stated(tmp_path: Path) -> None:
