@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from harness.data.disk.media import holds_parquet
+from harness.errors import UserError
+from metrics.files.media import IMAGE
 
 BY_SUFFIX = {".npz": "npz", ".parquet": "parquet", ".tar": "webdataset", ".zip": "zip"}
 MARKS = (
@@ -15,10 +17,22 @@ MARKS = (
 
 
 def packed_kind(path: Path) -> str:
-    """Return the registered name of the data set that reads a container of images, "" for other paths."""
+    """Return the registered name of the data set that reads a container of images, "" for other paths.
+
+    Raises `UserError` for a folder with containers and images, of which either could be meant.
+    """
     if not path.is_dir():
         return BY_SUFFIX.get(path.suffix.lower(), "")
-    return next((kind for pattern, kind in MARKS if next(path.glob(pattern), None)), "")
+    for pattern, kind in MARKS:
+        if container := next(path.glob(pattern), None):
+            files = (file for level in ("*", "*/*") for file in path.glob(level))
+            if image := next((file for file in files if file.suffix.lower() in IMAGE.suffixes), None):
+                raise UserError(
+                    f"{path} holds containers ({container.relative_to(path)}) and images "
+                    f"({image.relative_to(path)}), so what to read is ambiguous; move one kind elsewhere"
+                )
+            return kind
+    return ""
 
 
 def image_kind(path: Path) -> str:

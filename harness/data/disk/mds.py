@@ -171,6 +171,7 @@ def read_index(root: Path) -> list[Shard]:
         raise UserError(f"{file} is not an index of MDS shards: {reason}; replace it") from error
     if not shards:
         raise UserError(f"{file} lists no shards; expected {MdsImages.expected}")
+    check_names([shard.file.name for shard in shards], file)
     for shard in shards:
         if shard.columns != shards[0].columns:
             raise UserError(f"{shard.file} has other columns than {shards[0].file}; move it out of the index")

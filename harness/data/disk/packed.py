@@ -16,6 +16,7 @@ from harness.data.disk.labels import Labels
 from harness.data.disk.media import Clips
 from harness.data.disk.pixels import decode, fit
 from harness.data.disk.survey import Encoded, common_shape, data_path, fingerprint, survey_files
+from harness.data.stored import stored_images
 from harness.errors import UserError
 from metrics.files.listing import Skipped
 
@@ -61,6 +62,7 @@ class PackedImages:
         self.label_source, self.label_problem, self.skipped = held.label_source, labels.problem, held.skipped
         numbers = {file: number for number, file in enumerate(held.files)}
         surveys = survey_files(path, held.files, lambda file: self._inside(numbers[file]), held.key)
+        self.stored = stored_images((one.width, one.height) for one in surveys)
         self.shape = common_shape(spec, surveys, lambda index: held.name(*self._place[index]))
         self._keys = [bytes.fromhex(one.sha256) for one in surveys]
         self.fingerprint = fingerprint((one.sha256 for one in surveys), labels.labels.tolist())

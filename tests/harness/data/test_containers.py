@@ -455,3 +455,12 @@ def test_ten_thousand_tar_files_are_listed_in_bounded_memory(tmp_path: Path) -> 
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(data) == 10_000 and peak < 200 * 2**20
+
+
+def test_folder_with_containers_and_images_is_ambiguous(tmp_path: Path) -> None:
+    """A tar file that was left behind does not hide the folders of classes."""
+    (tmp_path / "n01").mkdir()
+    (tmp_path / "n01" / "0.png").write_bytes(png(pixels()[0]))
+    (tmp_path / "n01.tar").write_bytes(b"")
+    with pytest.raises(UserError, match=r"n01.tar.*n01/0.png.*ambiguous"):
+        image_kind(tmp_path)
