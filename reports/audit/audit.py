@@ -75,6 +75,8 @@ class Audit:
     standing: Standing = "not registered"
     looks: tuple[Look, ...] = ()
     """The looks of a sequential claim so far, up to the one that decided it."""
+    alpha: float | None = None
+    """The error probability of all looks together, two-sided; None for a claim that is judged once."""
     prospects: Mapping[int, float] = field(default_factory=dict)
     """Number of pairs of each further look -> the chance of a decision by then, as the pairs so far predict
     it."""
@@ -204,7 +206,7 @@ def adjust_family(audits: Sequence[Audit]) -> list[Audit]:
     """
     if len(audits) < 2:
         return list(audits)
-    adjusted = holm([1.0 if one.p is None else one.p for one in audits])
+    adjusted = holm([one.p for one in audits if one.p is not None])
     return [
         replace(one, adjusted_p=p, adjusted=one.verdict if p <= 1 - one.claim.confidence else "inconclusive")
         for one, p in zip(audits, adjusted, strict=True)

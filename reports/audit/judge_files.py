@@ -48,10 +48,11 @@ def judge_claims(
                 logs = first_pairs(claim, logs, most_pairs, tuning)
             judge = audit_claim if claim.sequential is None else audit_sequential
             one = judge(claim, logs, tuning, standing(claim, entries, logs.all))
-            one = checked_with_log(one, _folders(sources))
-            found.append(replace(one, names=names))
+            found.append(one)
             read.append(logs)
-    return _adjusted(found, read, tuning)
+    folders = _folders(sources)
+    adjusted = [checked_with_log(one, folders) for one in _adjusted(found, read, tuning)]
+    return [replace(one, names=names) for one in adjusted]
 
 
 def _adjusted(found: list[Audit], read: list[AuditRuns], tuning: Mapping[str, Tuning]) -> list[Audit]:

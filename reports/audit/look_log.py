@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.files.hash_chain import Row, open_chain, read_chain
+from harness.files.terminal import shown
+from harness.records.shapes import is_amount, is_count, is_number
 from harness.records.study_folder import StudyFolder
 from reports.audit.audit import Audit
 from reports.audit.inputs.claim import claim_hash
@@ -22,6 +24,8 @@ from reports.stats.speedup import Speedup
 
 WHAT = "a log of looks"
 TOLERANCE = 1e-9
+MENDED_BY_PAIRS = ("interval", "pairs", "bracket", "censored")
+"""Reasons of an inconclusive audit that further pairs may remove."""
 
 
 def record_look(folder: Path, n: int, audits: Sequence[Audit]) -> Row:
@@ -54,7 +58,8 @@ def checked_with_log(audit: Audit, folders: Iterable[Path]) -> Audit:
         return audit
     reasons = [Reason("looks", text) for text in dict.fromkeys(problems)]
     others = [own for own in audit.reasons if own.name != "interval"]
-    return replace(audit, verdict="inconclusive", reasons=(*reasons, *others))
+    adjusted = None if audit.adjusted is None else "inconclusive"
+    return replace(audit, verdict="inconclusive", adjusted=adjusted, reasons=(*reasons, *others))
 
 
 def times_by_seed(audit: Audit) -> dict[str, list[list[Any]]]:
@@ -74,13 +79,12 @@ def times_by_seed(audit: Audit) -> dict[str, list[list[Any]]]:
 def ended(audit: Audit) -> str:
     """Return how a claim of a race has ended, after adjustment over its family; empty if it has not.
 
-    A claim that a precondition stops has ended too, because further pairs do not mend it.
+    A claim that a precondition stops has ended too, unless further pairs may mend it.
     """
-    verdict = audit.adjusted or audit.verdict
-    if verdict != "inconclusive":
-        return verdict
-    blocking = [own for own in audit.reasons if own.name not in ("interval", "pairs")]
-    if audit.verdict == "inconclusive" and blocking:
+    if audit.verdict != "inconclusive":
+        return audit.verdict
+    blocking = [own for own in audit.reasons if own.name not in MENDED_BY_PAIRS]
+    if blocking:
         return f"inconclusive: {blocking[0]}"
     return "futile" if is_futile(audit.claim, audit) else ""
 
@@ -162,9 +166,31 @@ def _words(times: Sequence[Sequence[Any]]) -> str:
 
 
 def _is_look(row: Row) -> bool:
-    return isinstance(row["look"], int) and all(
-        isinstance(seen["hash"], str) and isinstance(seen["name"], str) and isinstance(seen["times"], dict)
-        for seen in row["claims"]
+    return is_count(row["look"]) and all(map(_is_seen, row["claims"]))
+
+
+# Any: a value of JSON.
+def _is_seen(seen: Any) -> bool:
+    """Return whether a value has what a look saw of one claim."""
+    texts = (seen["hash"], seen["name"], seen["verdict"], seen["ended"], *seen["arms"])
+    low, high = seen["factor"]
+    estimate, *ends = seen["speedup"]
+    numbers = [value for value in (high, estimate, *ends, seen["critical"]) if value is not None]
+    return (
+        all(isinstance(text, str) and shown(text) == text for text in texts)
+        and len(seen["arms"]) == len(ends) == 2
+        and is_number(low)
+        and low > 0
+        and (estimate is None or estimate > 0)
+        and all(is_amount(value) for value in numbers)
+        and is_count(seen["n"])
+        and all(seed.isdecimal() and _are_times(pair) for seed, pair in seen["times"].items())
+    )
+
+
+def _are_times(pair: Any) -> bool:
+    return len(pair) <= 2 and all(
+        is_amount(time) and censored in (None, "left", "right") for time, censored in pair
     )
 
 

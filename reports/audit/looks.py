@@ -75,33 +75,30 @@ def audit_sequential(
 def adjust_looks(
     audits: Sequence[Audit], logs: Sequence[AuditRuns], tuning: Mapping[str, Tuning]
 ) -> list[Audit]:
-    """Return the audits of a family of sequential claims with the verdicts of Holm's method.
+    """Return the audits of a family of sequential claims at the error probability that Holm leaves each.
 
-    The claims that are decided at alpha / m leave the others alpha / (m - 1), and so on.
+    The claims that are decided at alpha / m leave the others alpha / (m - 1), and so on. Looks, intervals and
+    prospects are those of that level.
     """
     if len(audits) < 2:
         return list(audits)
-    decided: dict[int, Audit] = {}
-    while True:
+    found: dict[int, Audit] = {}
+    decided: set[int] = set()
+    while len(decided) < len(audits):
         share = len(audits) - len(decided)
-        new = {}
-        for number, (one, own) in enumerate(zip(audits, logs, strict=True)):
-            if number in decided:
-                continue
-            alpha = (1 - one.claim.confidence) / share
-            again = audit_sequential(one.claim, own, tuning, one.standing, alpha)
-            if again.verdict != "inconclusive":
-                new[number] = again
-        decided |= new
-        if not new or len(decided) == len(audits):
+        again = {
+            number: audit_sequential(
+                one.claim, logs[number], tuning, one.standing, (1 - one.claim.confidence) / share
+            )
+            for number, one in enumerate(audits)
+            if number not in decided
+        }
+        found |= again
+        new = {number for number, one in again.items() if one.verdict != "inconclusive"}
+        if not new:
             break
-    # What makes an audit inconclusive whatever its interval holds for the family too.
-    return [
-        replace(one, adjusted=decided[number].verdict if number in decided else "inconclusive")
-        if one.verdict != "inconclusive"
-        else replace(one, adjusted="inconclusive")
-        for number, one in enumerate(audits)
-    ]
+        decided |= new
+    return [replace(found[number], adjusted=found[number].verdict) for number in range(len(audits))]
 
 
 def first_pairs(claim: Claim, logs: AuditRuns, n: int, tuning: Mapping[str, Tuning]) -> AuditRuns:

@@ -13,7 +13,7 @@ from reports.race.comparability import CLOCK_AXES
 from reports.race.verdict import FEWER
 from reports.stats.curves import AXES
 from reports.stats.number_format import factor, interval
-from reports.stats.speedup import Speedup, closed_ends
+from reports.stats.speedup import MOST, Speedup, closed_ends
 from reports.stats.survival import kaplan_meier, mean_until
 
 
@@ -150,8 +150,8 @@ def _next_look(found: Audit, n: int) -> str:
     assert rule is not None
     if gain is None or not gain.error:
         return f"the next look is at {n} pairs"
-    half = rule.critical(n, 1 - claim.confidence) * gain.error * math.sqrt(gain.n / n)
-    if claim.low * math.exp(half) > claim.high * math.exp(-half):
+    half = rule.critical(n, found.alpha or 1 - claim.confidence) * gain.error * math.sqrt(gain.n / n)
+    if half > MOST or claim.low * math.exp(half) > claim.high * math.exp(-half):
         return f"the next look, at {n} pairs, supports no factor at this spread"
     end = "" if math.isinf(claim.high) else f" to {factor(claim.high * math.exp(-half))}x"
     return (

@@ -27,9 +27,7 @@ from typing import cast
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import beta, betainc, ndtr, ndtri
-
-from metrics.intervals import student
+from scipy.special import beta, betainc, ndtr, ndtri, stdtrit
 
 SPENDING: Mapping[str, Callable[[float, float], float]] = MappingProxyType(
     {
@@ -59,7 +57,8 @@ def boundaries(looks: tuple[int, ...], alpha: float = 0.05, spending: str = "lin
     first, *later = looks
     spend = SPENDING[spending]
     spent = spend(first / looks[-1], alpha)
-    found = {first: student(first - 1, 1 - spent)}
+    # The upper tail, because 1 - spent is 1 in floating point for the first looks of many.
+    found = {first: -float(stdtrit(first - 1, spent / 2))}
     chain = _Chain.after(first, found[first])
     for look in later:
         while chain.n < look - 1:
@@ -100,7 +99,7 @@ class _Chain:
     def after(cls, look: int, critical: float) -> _Chain:
         """Return the chain of the first look, of the paths with |T| <= `critical`."""
         n = look - 1
-        ahead = critical * math.sqrt(look / (look - 1 + critical**2))
+        ahead = math.sqrt(look / (1 + (look - 1) / critical**2))
         grid = _grid(math.sqrt(n), ahead)
         # U_n is sqrt(n) sin(phi) with a density of phi proportional to cos^{n-2}(phi).
         points, weights = _gauss(_ANGLES)

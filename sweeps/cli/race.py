@@ -48,8 +48,9 @@ from sweeps.plan.study_folder import study_lock
 @click.option(
     "--spread",
     type=click.FloatRange(0, min_open=True),
-    help="Standard deviation of the log ratios of pairs, for --dry-run. Default: 0.05. "
-    "flowrace audit power measures it.",
+    default=0.05,
+    show_default=True,
+    help="Standard deviation of the log ratios of pairs, for --dry-run; flowrace audit power measures it.",
 )
 @JSON_OPTION
 @track_options
@@ -60,7 +61,7 @@ def race(
     out: Path | None,
     launch: LaunchOptions,
     dry_run: bool,
-    spread: float | None,
+    spread: float,
     as_json: bool,
     track: str | None,
     no_track: bool,
@@ -120,22 +121,20 @@ def _run(found: Any, plan: StudyPlan, directory: Path, launch: LaunchOptions, ou
     sys.exit(1 if course.failures else 0)
 
 
-def _print_expected(
-    found: Any, plan: StudyPlan, directory: Path, spread: float | None, as_json: bool
-) -> None:
+def _print_expected(found: Any, plan: StudyPlan, directory: Path, spread: float, as_json: bool) -> None:
     """Print the plan, and what to expect under the claimed speed-up, half of it, and none."""
     from sweeps.plan.budget import run_cost
-    from sweeps.race.expected import SPREAD, expected_ends
+    from sweeps.race.expected import expected_ends
 
     described = describe_plan(found.study, plan.runs, directory, plan.excluded)
     flops = {run.spec.method.name: run_cost(run.spec).total for run in plan.runs}
-    ends = expected_ends(found, spread or SPREAD, flops)
+    ends = expected_ends(found, spread, flops)
     if as_json:
         rows = [one._asdict() for one in ends]
-        click.echo(json.dumps(described | {"expected": rows, "spread": spread or SPREAD}, indent=1))
+        click.echo(json.dumps(described | {"expected": rows, "spread": spread}, indent=1))
         return
     print_plan(described)
-    table = make_table(f"expected, if log ratios of pairs spread by {100 * (spread or SPREAD):g} %")
+    table = make_table(f"expected, if log ratios of pairs spread by {100 * spread:g} %")
     for column in ("claim", "true speed-up", "pairs", "decided", "FLOPs"):
         table.add_column(column, justify="left" if column in ("claim", "true speed-up") else "right")
     for one in ends:

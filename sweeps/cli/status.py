@@ -102,9 +102,9 @@ def _looks(directory: Path) -> list[dict[str, Any]]:
 
     if not StudyFolder(directory).looks_file.exists():
         return []
-    from sweeps.race.coordinator import looks_of
+    from sweeps.race.coordinator import read_looks
 
-    return looks_of(directory)
+    return read_looks(directory)
 
 
 def _print_looks(directory: Path) -> None:

@@ -11,11 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.records.record import Record
+from harness.errors import UserError
+from harness.records.record import Record, failure_reason
+from harness.records.study_folder import StudyFolder
+from reports.audit.inputs.claim import claim_hash
 from reports.audit.judge_files import judge_claims
 from reports.audit.look_log import read_looks, record_look
 from reports.audit.register import NAME, register_claims
 from sweeps.plan.plan import PlannedRun, StudyPlan
+from sweeps.plan.run_state import read_state
 from sweeps.plan.study_folder import write_plan
 from sweeps.race.race_file import Race, pairs_until
 
@@ -51,31 +55,58 @@ def run_race(
     stopped it. A run without an end ends the course before the look; the next start continues it. `note`
     receives a line for each look. Raises `UserError` for a log of looks or a register that was altered.
     """
+    recorded = {row["look"]: row for row in read_looks(directory)}
+    _check_folder(race, plan, directory, recorded.values())
     for entry, new in register_claims(race.file.with_name(NAME), race.claims):
         if new:
             note(f"registered claim {entry.name} as {entry.hash} in {race.file.with_name(NAME)}")
-    recorded = {row["look"]: row for row in read_looks(directory)}
     runs: dict[str, PlannedRun] = {}
     looks: list[Look] = []
-    failures: dict[str, str] = {}
     for n in race.rule.all_looks:
         arms = set(race.arms) if not looks else race.arms_of(undecided(looks[-1]))
         runs |= {run.id: run for run in pairs_until(race, plan, n, arms)}
         if n not in recorded:
             write_plan(race.study, StudyPlan(list(runs.values()), plan.excluded), directory)
-            failed, stopped = train(list(runs.values()))
-            failures |= failed
+            # A run whose loss diverged is a bound, and is not tried again.
+            failed, stopped = train([run for run in runs.values() if not _diverged(run, directory)])
             lost = _unended(runs.values(), directory)
             if stopped or lost:
-                return Course(tuple(looks), tuple(runs.values()), failures, stopped, lost)
+                return Course(tuple(looks), tuple(runs.values()), failed, stopped, lost)
             audits = judge_claims([race.file], [str(directory)], most_pairs=n)
+            if [claim_hash(audit.claim) for audit in audits] != race.hashes:
+                raise UserError(f"{race.file} was changed while its race ran; restore it, and run it again")
             recorded[n] = record_look(directory, n, audits)
         looks.append(recorded[n])
         for line in look_lines(race, recorded[n]):
             note(line)
         if not undecided(recorded[n]):
             break
+    failures = {
+        run.id: failure_reason(Record(directory / run.id))
+        for run in runs.values()
+        if _diverged(run, directory)
+    }
     return Course(tuple(looks), tuple(runs.values()), failures)
+
+
+def _check_folder(race: Race, plan: StudyPlan, directory: Path, looks: Iterable[Look]) -> None:
+    """Raise `UserError` for a folder with the looks of other claims, or with runs that the race lacks."""
+    for row in looks:
+        if [seen["hash"] for seen in row["claims"]] != race.hashes:
+            names = ", ".join(f"{seen['name']} ({seen['hash']})" for seen in row["claims"])
+            raise UserError(
+                f"{directory} holds the looks of {names}, not those of {race.file}; choose another --out"
+            )
+    planned, folder = {run.id for run in plan.runs}, StudyFolder(directory)
+    if folder.plan and (others := folder.plan.ids - planned):
+        raise UserError(
+            f"{directory} holds a study with {len(others)} runs that the race does not plan; choose another "
+            "--out"
+        )
+
+
+def _diverged(run: PlannedRun, directory: Path) -> bool:
+    return Record(directory / run.id).status == "failed"
 
 
 def _unended(runs: Iterable[PlannedRun], directory: Path) -> bool:
@@ -83,12 +114,7 @@ def _unended(runs: Iterable[PlannedRun], directory: Path) -> bool:
 
     A look counts a run whose loss diverged as a bound. One whose process was lost is continued first.
     """
-    return any(Record(directory / run.id).status not in ("done", "failed") for run in runs)
-
-
-def looks_of(directory: Path) -> list[dict[str, Any]]:
-    """Return the looks that a race has taken in its folder."""
-    return read_looks(directory)
+    return any(not _diverged(run, directory) and read_state(run, directory).status != "done" for run in runs)
 
 
 def undecided(look: Look) -> list[str]:

@@ -10,9 +10,6 @@ from reports.audit.inputs.claim import Claim
 from reports.audit.looks import decided_by
 from sweeps.race.race_file import Race
 
-SPREAD = 0.05
-"""Standard deviation of the log ratios of pairs, for a race without a pilot."""
-
 
 class Expected(NamedTuple):
     """The expected end of the race of one claim, for an assumed speed-up."""

@@ -49,6 +49,11 @@ class Race:
         names = [claim.baseline for claim in self.claims] + [claim.candidate for claim in self.claims]
         return tuple(dict.fromkeys(names))
 
+    @property
+    def hashes(self) -> list[str]:
+        """The hash of each claim."""
+        return [claim_hash(claim) for claim in self.claims]
+
     def arms_of(self, hashes: Iterable[str]) -> set[str]:
         """Return the methods that the claims with these hashes compare."""
         wanted = set(hashes)

@@ -61,6 +61,16 @@ def test_unequal_looks_spend_alpha() -> None:
     assert shares[-1] == pytest.approx(0.02, abs=4 * math.sqrt(0.02 / PATHS))
 
 
+@pytest.mark.parametrize("most", [20, 60, 100])
+def test_first_looks_that_may_spend_almost_nothing_decide_nothing(most: int) -> None:
+    """Their values are huge, or infinite below the precision of floating point."""
+    found = list(boundaries((3, 4, most), 0.05, "obrien_fleming").values())
+    assert min(found[:2]) > 50
+    assert found[2] == pytest.approx(stats.t.ppf(0.975, most - 1), rel=0.01)
+    shares = crossed(dict(boundaries((3, 12), 1e-3, "obrien_fleming")))
+    assert shares[-1] == pytest.approx(1e-3, abs=4 * math.sqrt(1e-3 / PATHS))
+
+
 def test_expected_number_of_pairs_is_the_published_one() -> None:
     """At an effect of 3 standard deviations a race of at most 10 pairs ends after 4.2 on average."""
     looks = dict(boundaries(tuple(range(3, 11))))

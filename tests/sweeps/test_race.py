@@ -7,10 +7,13 @@ import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from harness.cli.main import cli
 from harness.errors import UserError
 from harness.records.study_folder import StudyFolder
 from reports.audit.audit import Audit
@@ -328,6 +331,64 @@ def test_edited_log_is_refused(race: tuple[Path, Path], name: str) -> None:
         log.write_text("\n".join([rows[0].replace('"look": 3', '"look": 2'), *rows[1:], rows[0]]) + "\n")
     with pytest.raises(UserError, match="was altered"):
         judged(file, directory)
+
+
+def test_family_looks_at_the_level_that_holm_leaves(tmp_path: Path) -> None:
+    """Every look shows the pairs that it counts, and records their times."""
+    file = write_file(tmp_path, "repa", "sra", pairs=8)
+    trainer = Trainer(tmp_path / "runs")
+    _, course, _ = raced(file, trainer)
+    for row in course.looks:
+        for seen in row["claims"]:
+            if not seen["ended"]:
+                assert seen["n"] == row["look"] and len(seen["times"]) == row["look"]
+    assert all(audit.verdict == audit.adjusted for audit in judged(file, trainer.directory))
+
+
+def test_folder_of_another_race_or_study_is_refused(race: tuple[Path, Path]) -> None:
+    file, directory = race
+    file.write_text(file.read_text().replace("factor = 1.3", "factor = 1.2"))
+    trainer = Trainer(directory)
+    with pytest.raises(UserError, match=r"holds the looks of repa .*choose another --out"):
+        raced(file, trainer)
+    StudyFolder(directory).looks_file.unlink()
+    other = '"flow", "repa"]\n[study.set]\n"train.batch_size" = 8'
+    file.write_text(file.read_text().replace('"flow", "repa", "sra"]', other))
+    with pytest.raises(UserError, match=r"runs that the race does not plan; choose another --out"):
+        raced(file, trainer)
+    assert trainer.trained == []
+
+
+def test_claim_changed_while_its_race_runs_is_refused(file: Path, tmp_path: Path) -> None:
+    trainer = Trainer(tmp_path / "runs")
+    race = read_race(file)
+
+    def train(runs: Sequence[PlannedRun]) -> tuple[Mapping[str, str], bool]:
+        file.write_text(file.read_text().replace("factor = 1.3", "factor = 1.1"))
+        return trainer(runs)
+
+    with pytest.raises(UserError, match="was changed while its race ran"):
+        run_race(race, make_plan(race.study, trainer.directory), trainer.directory, train, lambda _: None)
+    assert read_looks(trainer.directory) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda seen: seen.pop("speedup"),
+        lambda seen: seen.update(times={"a": [1]}),
+        lambda seen: seen.update(factor=["x", None]),
+        lambda seen: seen.update(name="\x1b[2J"),
+        lambda seen: seen.update(speedup=[-1.0, 0.5, 2.0]),
+    ],
+)
+def test_malformed_look_of_a_stranger_is_one_sentence(race: tuple[Path, Path], change: Any) -> None:
+    _, directory = race
+    row = json.loads(StudyFolder(directory).looks_file.read_text().splitlines()[0])
+    change(row["claims"][0])
+    StudyFolder(directory).looks_file.write_text(json.dumps(row) + "\n")
+    result = CliRunner().invoke(cli, ["status", str(directory)])
+    assert isinstance(result.exception, UserError) and "was altered" in str(result.exception)
 
 
 # The file, what is expected, and the picture.

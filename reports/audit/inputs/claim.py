@@ -50,6 +50,8 @@ from reports.stats.sequential import FIRST_LOOK, anytime_critical, boundaries
 Axis = Literal["steps", "images", "flops", "seconds", "gpu_seconds"]
 TABLES = ("claim", "tuning", "study")
 """Tables of a file of claims; `study` is that of a race (sweeps/race/race_file.py)."""
+MOST_PAIRS = 200
+"""The largest number of planned pairs, whose boundaries are computed in seconds."""
 MOST_CONFIDENCE = 1 - 1e-9
 """The highest level of confidence; higher ones are those of rounding errors."""
 FORMER_TOLERANCE = 0.10
@@ -66,7 +68,7 @@ class Sequential(Section):
     kind: Literal["group", "anytime"] = "group"
     """`group` has a largest number of pairs, after which nothing is added. `anytime` holds at any number of
     pairs, and its intervals are wider."""
-    max_pairs: int = Field(ge=FIRST_LOOK)
+    max_pairs: int = Field(ge=FIRST_LOOK, le=MOST_PAIRS)
     """Number of pairs that are planned."""
     looks: tuple[int, ...] = ()
     """Numbers of pairs at which the claim is judged (group only); empty for every one from 3 on."""

@@ -127,7 +127,7 @@ def test_tar_files_of_a_set_are_read_in_the_order_of_their_names(tmp_path: Path)
     data = opened("webdataset", tmp_path)
     assert np.array_equal(all_pixels(data), PIXELS)
     assert found_in(data).line() == (
-        "8 samples, 3 classes (label source: member .cls); "
+        "8 samples, 3 classes (label source: member .cls); 8x8 pixels; "
         "skipped outside of the split train: 1 (cc-validation-0000.tar)"
     ).replace("3 classes", "3 classes: 0 3, 1 2, 2 3")
 
@@ -458,7 +458,7 @@ def test_ten_thousand_tar_files_are_listed_in_bounded_memory(tmp_path: Path) -> 
 
 
 def test_folder_with_containers_and_images_is_ambiguous(tmp_path: Path) -> None:
-    """A tar file that was left behind does not hide the folders of classes."""
+    """A forgotten tar file does not hide the folders of classes."""
     (tmp_path / "n01").mkdir()
     (tmp_path / "n01" / "0.png").write_bytes(png(pixels()[0]))
     (tmp_path / "n01.tar").write_bytes(b"")
