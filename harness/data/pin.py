@@ -47,8 +47,8 @@ def _with_text(spec: RunSpec) -> RunSpec:
     content = folder_sha256(place) if place.is_dir() else _sha256(place, tuple(stamp_of(place)))
     if text.content and text.content != content:
         raise UserError(
-            f"{place}, the weights of text.encoder, holds others than this spec was planned with: sha256 "
-            f"{content}, expected {text.content}; set text.weights to the original"
+            f"{place} holds other weights than this spec was planned with: sha256 {content}, expected "
+            f"{text.content}; set text.weights to the original"
         )
     return spec.model_copy(update={"text": text.model_copy(update={"content": content})})
 

@@ -274,5 +274,8 @@ def test_content_of_a_folder_of_weights_is_pinned(tmp_path: Path) -> None:
         (folder / "README.md").write_text(str(number))
         ids.append(spec(weights=folder).id)
     assert ids[0] == ids[2] != ids[1] and spec().id not in ids
+    # A network that is named by its folder is pinned too.
+    named = f"transformers:{tmp_path / '0'}"
+    assert spec(encoder=named).text.content == spec(weights=tmp_path / "0").text.content
     with pytest.raises(UserError, match=r"holds other weights than this spec was planned with"):
         spec(weights=tmp_path / "0", content="ab")
