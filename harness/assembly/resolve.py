@@ -139,6 +139,7 @@ def _check(spec: RunSpec, where: str) -> None:
     from harness.assembly.condition import check_condition
     from harness.assembly.data_fields import check_fields
     from harness.evaluation.checks import check_metrics
+    from harness.evaluation.metric_table import HELD_OUT_LOSS
 
     _check_float32(spec, where)
     dataset, modality = registry.load("dataset", spec.data.name), _modality(spec)
@@ -156,6 +157,11 @@ def _check(spec: RunSpec, where: str) -> None:
     unseen = {} if spec.data.held_out else {"held_out": 0}
     captioned = bool(spec.text.encoder)
     check_metrics(spec.eval, dataset, modality, **unseen, captioned=captioned, encoders=aligned, where=where)
+    if HELD_OUT_LOSS in spec.eval.metrics and spec.method.needs().summary:
+        raise UserError(
+            f"{where}: eval.metrics '{HELD_OUT_LOSS}' does not support {spec.method.name}, whose extra token "
+            "needs the encoder's output in an evaluation; remove the metric"
+        )
     if spec.eval.guidance_low > spec.eval.guidance_high:
         raise UserError(
             f"{where}: eval.guidance_low = {spec.eval.guidance_low} is above eval.guidance_high = "

@@ -176,25 +176,32 @@ def encode(job: Job, folder: Path, world: World, advance: Callable[[int], None])
     `advance` is called with the number of samples of each batch that was encoded or found complete. Raises
     `UserError` if the folder holds another encoding, is in use, or cannot be written.
     """
-    is_new, is_first = not folder.exists(), not (folder / BEGUN).exists()
+    is_new, begins = not folder.exists(), False
     try:
         if world.main:
             folder.mkdir(parents=True, exist_ok=True)
         with held(folder / LOCK, str(folder)) if world.main else nullcontext():
-            if world.main:
-                _begin(folder, job)
-            world.wait()
-            local = list(enumerate(job.shards()))[world.rank :: world.size]
-            for number, part in local:
-                if _is_complete(folder / shard_name(number)):
-                    advance(len(part))
-                else:
-                    _write_shard(folder / shard_name(number), job, part, world.device, advance)
-            world.wait()
-            return _finish(folder, job) if world.main else {}
+            try:
+                if world.main:
+                    begins = _begin(folder, job)
+                world.wait()
+                local = list(enumerate(job.shards()))[world.rank :: world.size]
+                for number, part in local:
+                    if _is_complete(folder / shard_name(number)):
+                        advance(len(part))
+                    else:
+                        _write_shard(folder / shard_name(number), job, part, world.device, advance)
+                world.wait()
+                return _finish(folder, job) if world.main else {}
+            except UserError:
+                # Other ranks may be writing shards, whose note must stay.
+                if begins and world.size == 1:
+                    _remove_if_empty(folder)
+                raise
     except UserError:
-        if is_first and world.main:
-            _remove_if_empty(folder, is_new)
+        if is_new and world.main:
+            with suppress(OSError):
+                folder.rmdir()
         raise
     except OSError as error:
         raise UserError(
@@ -202,29 +209,32 @@ def encode(job: Job, folder: Path, world: World, advance: Callable[[int], None])
         ) from error
 
 
-def _remove_if_empty(folder: Path, is_new: bool) -> None:
-    """Remove what a command has begun without completing a shard, so that a refusal leaves nothing."""
+def _remove_if_empty(folder: Path) -> None:
+    """Remove the note of a command that has completed no shard, so that a refusal leaves nothing."""
     if not any(folder.glob("*.sha256")):
         with suppress(OSError):
             (folder / BEGUN).unlink(missing_ok=True)
-            if is_new:
-                folder.rmdir()
 
 
-def _begin(folder: Path, job: Job) -> None:
-    """Record what is being encoded, or check that the folder continues the same encoding."""
+def _begin(folder: Path, job: Job) -> bool:
+    """Record what is being encoded, or check that the folder continues the same encoding.
+
+    Return whether it is new.
+    """
     note = folder / BEGUN
     if not note.exists():
         if any(file.name not in LEFT_OVER for file in folder.iterdir()):
             raise UserError(f"{folder} is not empty and holds no encoding to continue; choose another --out")
         write_atomic(note, json.dumps(job.about, indent=1).encode())
-        return
+        return True
     begun, requested = (without_places(about) for about in (parse_json(note.read_bytes()), job.about))
-    if changed := [name for name in requested if begun.get(name) != requested[name]]:
+    names = dict.fromkeys((*requested, *begun))
+    if changed := [name for name in names if begun.get(name) != requested.get(name)]:
         raise UserError(
             f"{folder} holds another encoding: {changed[0]} was {begun.get(changed[0])}, is now "
-            f"{requested[changed[0]]}; choose another --out"
+            f"{requested.get(changed[0])}; choose another --out"
         )
+    return False
 
 
 def _write_shard(

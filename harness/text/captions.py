@@ -19,6 +19,7 @@ from torch import Tensor
 from harness.backbone.condition import Text
 from harness.config.spec import EvalSpec, RunSpec
 from harness.data.dataset import Capabilities, Dataset, label_of
+from harness.data.disk.captions import check_encodable
 from harness.errors import UserError
 from harness.runtime.random_streams import Streams
 from harness.text.base import TextEncoder, open_text_encoder
@@ -163,6 +164,8 @@ class PromptConditions:
     """The conditions of samples that are drawn from given prompts: sample i has prompt i mod n."""
 
     def __init__(self, encoder: TextEncoder, prompts: Sequence[str]) -> None:
+        for prompt in prompts:
+            check_encodable(prompt, "--prompt")
         self.prompts, self._encoder = list(prompts), encoder
         texts = encoder.encode([*prompts, EMPTY])
         self._features, self.null = texts[: len(prompts)], texts[slice(len(prompts), None)]

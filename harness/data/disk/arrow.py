@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from harness.data.disk.parquet import ParquetImages, Rows, arrow_stream, rows_of
 from harness.data.disk.survey import data_path
 from harness.errors import UserError
 from harness.files.files import read_text
+from harness.files.parse import parse_json
 from metrics.files.listing import Skipped
 
 STATE, SPLITS = "state.json", "dataset_dict.json"
@@ -78,7 +78,7 @@ def _files(folder: Path) -> list[Path]:
 # Any: values of JSON.
 def _json(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(read_text(file, "JSON"))
+        content = parse_json(read_text(file, "JSON"))
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"{file} is not JSON: {str(error).splitlines()[0]}; save the data set again"

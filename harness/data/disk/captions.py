@@ -105,12 +105,24 @@ def checked(value: Any, where: str) -> tuple[str, ...]:
                 f"{where}: a caption is {str(text)[:40]!r}, expected a text or a list of texts; correct it, "
                 "or choose another column with data.caption_key"
             )
+        if text is not None:
+            check_encodable(text, where)
         if text is not None and len(text) > MOST_CHARACTERS:
             raise UserError(
                 f"{where}: a caption has {len(text)} characters, which is no caption; shorten it to at most "
                 f"{MOST_CHARACTERS}, or choose another column with data.caption_key"
             )
     return tuple(text.strip() for text in values if text is not None)
+
+
+def check_encodable(text: str, where: str) -> None:
+    """Raise `UserError` for a text with half a character (a lone surrogate), which no tokenizer reads."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{where}: {text[:40]!r} has half a character at {error.start}; correct it"
+        ) from error
 
 
 def folder_captions(root: Path, names: Sequence[str], split: str, key: str) -> Captions:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 # Any: JSON.
 from typing import TYPE_CHECKING, Any
+
+from harness.files.parse import parse_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -17,7 +17,7 @@ def class_names(schema: pa.Schema) -> dict[str, list[str]]:
     Metadata of another structure declares none.
     """
     try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        features = parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, ValueError, TypeError, RecursionError):
         return {}
     declared = features.items() if isinstance(features, dict) else ()

@@ -35,6 +35,7 @@ from harness.data.disk.survey import Encoded, survey_files
 from harness.data.disk.webdataset import as_column, whole
 from harness.errors import UserError, unknown
 from harness.files.files import read_text
+from harness.files.parse import parse_json
 from metrics.files.listing import Skipped
 
 INDEX, VERSION = "index.json", 2
@@ -162,7 +163,7 @@ def read_index(root: Path) -> list[Shard]:
     if not file.is_file():
         raise UserError(f"data.root = {root} has no {INDEX}; expected {MdsImages.expected}")
     try:
-        index = json.loads(read_text(file, "JSON"))
+        index = parse_json(read_text(file, "JSON"))
         shards = [_shard(root, row) for row in index["shards"]]
         if index["version"] != VERSION:
             raise ValueError(f"version {index['version']}, expected {VERSION}")

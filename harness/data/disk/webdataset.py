@@ -7,7 +7,6 @@ Tar files are read in place, by the positions of their members. Source: webdatas
 from __future__ import annotations
 
 import io
-import json
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -30,6 +29,7 @@ from harness.data.disk.packed import (
 )
 from harness.data.disk.survey import Encoded, survey_files
 from harness.errors import UserError, unknown
+from harness.files.parse import parse_json
 from metrics.files.listing import Skipped, walk
 from metrics.files.media import IMAGE
 
@@ -285,7 +285,7 @@ def _value(file: Path, group: _Group, label: str) -> Any:
 
 def _json(file: Path, group: _Group) -> dict[str, Any]:
     try:
-        fields = json.loads(_text(file, group, JSON, JSON_BYTES))
+        fields = parse_json(_text(file, group, JSON, JSON_BYTES))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file}: {group.key}.{JSON} is not JSON: {str(error).splitlines()[0]}") from error
     if not isinstance(fields, dict):

@@ -15,6 +15,7 @@ import pytest
 
 from harness.assembly.resolve import load_spec
 from harness.data.dataset import Capabilities, Dataset
+from harness.data.disk.captions import checked
 from harness.data.found import found_in
 from harness.errors import UserError
 from tests.harness.data.pictures import LABELS, opened, parquet_of, pixels, png, table_of
@@ -231,3 +232,9 @@ def test_rows_with_one_image_and_several_captions_are_on_one_side_of_the_split(t
     pq.write_table(table, tmp_path / "a.parquet")
     sides = split(opened("parquet", tmp_path / "a.parquet", caption_key="text"), 0.5)
     assert {int(i) // 2 for i in sides.train}.isdisjoint(int(i) // 2 for i in sides.held_out)
+
+
+def test_half_a_character_is_refused_by_name() -> None:
+    """A lone surrogate, as JSON may hold it, is no text for a tokenizer."""
+    with pytest.raises(UserError, match=r"row 3: .*half a character at 5"):
+        checked(["a cat", "seven\ud83d"], "row 3")

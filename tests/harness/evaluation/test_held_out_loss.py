@@ -224,3 +224,9 @@ def test_list_names_every_metric_and_its_direction() -> None:
     over_any = {f"{value}:<extractor>" for value in OVER_ANY}
     scores = {f"{value}:open_clip:<model>" for value in CAPTION_SCORES}
     assert rows.keys() == {*over_any, *RESERVED, *REFERENCE_FREE, *scores, LOSS}
+
+
+def test_method_whose_extra_token_needs_an_encoder_is_refused_before_the_run() -> None:
+    words = ("method.name=reg", "method.encoder.name=random:small", 'eval.metrics=["loss:held_out"]')
+    with pytest.raises(UserError, match="loss:held_out' does not support reg"):
+        tiny(*words)

@@ -151,6 +151,9 @@ def test_folder_is_either_copied_or_linked(tmp_path: Path) -> None:
     result = attempt(root, tmp_path / "out", *SIDE, "--scale", "0.4", "--link")
     assert isinstance(result.exception, UserError)
     assert np.array_equal(stored(tmp_path / "out"), before)
+    import_data(root, tmp_path / "linked", *SIDE, "--scale", "0.4", "--link")
+    result = attempt(root, tmp_path / "linked", *SIDE, "--scale", "0.4")
+    assert isinstance(result.exception, UserError)
 
 
 @pytest.mark.parametrize("options", [("--stats", "measure", "--shift", "0.1"), ("--shift", "0.1")])
