@@ -16,7 +16,7 @@ from typing import NoReturn
 from tests.support.waiting import wait_until
 
 
-def in_child(work: Callable[[], None], kill_after: float | None = None) -> int:
+def in_child(work: Callable[[], object], kill_after: float | None = None) -> int:
     """Run `work` in a forked process, killed after `kill_after` seconds; return 0, or minus the signal."""
     child = fork(work)
     if kill_after is not None:
