@@ -37,6 +37,8 @@ def name_run(
     names. `path` is searched too, from the last folder up. Raises `UserError` that shows what was seen if
     they are not clear.
     """
+    # A log of the working folder.
+    name = path.name if path is not None and name == "." else name
     found = rules.runs.get(name) or _by_pattern(name, path, rules)
     if found is None:
         found = _by_grammar([name] if path is None else tails(path), config or {}, name)

@@ -126,6 +126,13 @@ def test_name_without_a_seed_is_refused_with_what_was_seen(tmp_path: Path, name:
         read_logs_of([tmp_path / "e.csv"])
 
 
+def test_log_of_the_working_folder_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged.write_rows(tmp_path / "metrics.csv", ["epoch", "step", "fid"], [[0, 1, 2.0]])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=rf"run '{tmp_path.name}' does not give its method"):
+        read_logs_of([Path("metrics.csv")])
+
+
 def test_seed_of_a_folder_of_samples_is_not_taken_for_that_of_training() -> None:
     with pytest.raises(UserError, match="seed is that of sampling"):
         split_name("SiT-XL-2-0400000-size-256-vae-ema-cfg-1.5-seed-0-sde")
