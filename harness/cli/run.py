@@ -14,6 +14,7 @@ from harness.assembly.run_folder import is_named_by
 from harness.config.options import set_option, track_options
 from harness.config.spec import RunSpec
 from harness.errors import UserError
+from harness.records.early_end import PATIENCE, EndRule, parse_end_rule
 from harness.records.record import SPEC, Record
 from harness.records.study_folder import StudyFolder
 
@@ -44,6 +45,26 @@ Example:
     metavar="FILE.toml",
     help="Also evaluate the kept weights by section [eval] of this spec; may be repeated.",
 )
+@click.option(
+    "--end-when",
+    multiple=True,
+    metavar="METRIC<=VALUE",
+    help="End the run early, once its evaluations have crossed this target for good; may be repeated.",
+)
+@click.option(
+    "--patience",
+    type=click.IntRange(1),
+    default=PATIENCE,
+    show_default=True,
+    help="Evaluations in a row at or below the target of --end-when.",
+)
+@click.option(
+    "--margin",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.0,
+    show_default=True,
+    help="Share by which these evaluations are below the target of --end-when.",
+)
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 def run(
     source: str,
@@ -52,6 +73,9 @@ def run(
     track: str | None,
     no_track: bool,
     evaluations: tuple[str, ...],
+    end_when: tuple[str, ...],
+    patience: int,
+    margin: float,
     quiet: bool,
 ) -> None:
     """Train one spec into OUT/<run id>. Rerun the same command to resume it.
@@ -64,7 +88,8 @@ def run(
         _check_named(Path(source), spec)
     if out is None:
         out = Path(source).resolve().parent if is_run(Path(source)) else Path("runs")
-    train_run(spec, out, track, no_track, quiet=quiet, evaluations=evaluations)
+    rule = parse_end_rule(end_when, patience, margin)
+    train_run(spec, out, track, no_track, quiet=quiet, evaluations=evaluations, rule=rule)
 
 
 def train_run(
@@ -75,6 +100,7 @@ def train_run(
     *,
     quiet: bool,
     evaluations: tuple[str, ...] = (),
+    rule: EndRule | None = None,
 ) -> None:
     """Train a spec in its folder in `out`, mirror it into MLflow, and print the folder."""
     from harness.data.pin import pinned
@@ -83,7 +109,7 @@ def train_run(
     progress = _progress(quiet)
     try:
         also = [load_spec(file).eval for file in evaluations]
-        path = train(pinned(spec), out, progress, also)
+        path = train(pinned(spec), out, progress, also, rule)
     finally:
         progress.close()
     if not no_track and _is_rank_0():

@@ -185,6 +185,7 @@ def _mirror_run(client: Any, experiment: str, parent: str, record: Record) -> in
         "flowrace.status": record.status,
         "flowrace.failure": str((record.failure or {}).get("reason", ""))[:TAG_LENGTH],
         "flowrace.not_finite": not_finite(events)[:TAG_LENGTH],
+        "flowrace.ended": json.dumps(record.early_end.row()) if record.early_end else "",
         "flowrace.hardware": json.dumps(_hardware(record)),
         "flowrace.aligned": json.dumps(_aligned(record)),
         "flowrace.mirrored": f"{len(events)} {_digest(events)}",

@@ -9,7 +9,8 @@
         evaluations.jsonl   later evaluations of kept checkpoints (evaluations.py), and protocols.json
         clock.json          seconds by phase at the newest checkpoint
         samples/            step-00000400.png
-        done                JSON, written once the last step has finished
+        done                JSON, written once the last step has finished, or an early end was reached
+                            (early_end.py)
         failed              JSON with the reason, present if the last attempt failed
         lock                held by the running process; names it
 
@@ -41,6 +42,7 @@ from typing import Any
 from harness.errors import ERROR_PREFIX, UserError
 from harness.files.files import decode_text, holder, read_tail, sync_file, take_lock, write_atomic
 from harness.files.parse import parse_json, parse_toml
+from harness.records.early_end import EarlyEnd, parse_early_end
 from harness.records.evaluations import (
     Conditions,
     Evaluation,
@@ -114,7 +116,8 @@ class Record:
         # Checked before reading, because the run may finish meanwhile.
         if not (self.path / DONE).exists():
             return read_events(file)
-        return read_finished(file, self.steps)
+        end = self.early_end
+        return read_finished(file, self.steps if end is None else end.step)
 
     def of(self, kind: str) -> list[dict[str, Any]]:
         """Return the events of a kind, in order.
@@ -239,6 +242,15 @@ class Record:
         if found is not None and not isinstance(found, dict):
             raise UserError(f"{self.path / FAILED} is no table with a reason")
         return found
+
+    @cached_property
+    def early_end(self) -> EarlyEnd | None:
+        """Where and why a finished run ended before the last step of its spec; None for any other run."""
+        found = _read_json(self.path / DONE)
+        try:
+            return parse_early_end(found.get("ended") if isinstance(found, dict) else None)
+        except ValueError as error:
+            raise UserError(f"{self.path / DONE}: {error}") from error
 
     @property
     def status(self) -> str:

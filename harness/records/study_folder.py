@@ -2,7 +2,8 @@
 
     runs/<study>/
         study.toml          the study of `flowrace sweep`
-        plan.json           {"runs": [{"id", "cell", "steps"}], "excluded": [{"cell", "reason"}]}
+        plan.json           {"runs": [{"id", "cell", "steps"}], "excluded": [{"cell", "reason"}]}; a run that
+                            may end early has its rule in "ends_early"
         tune.toml           the study that was searched by `flowrace tune`, instead of the two above
         history.json        every trial of the search; history.csv has the same content
         best/<method>.toml  the best settings of each method, as a preset
@@ -46,6 +47,8 @@ class PlanEntry:
     values: Mapping[str, Any]
     steps: int | None = None
     """Number of training steps; None in plans of versions up to 0.1."""
+    ends_early: str = ""
+    """The rule by which the run may end early, in words."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +213,10 @@ class StudyFolder:
 
 
 def _parsed(table: Any) -> PlanFile:
-    runs = tuple(PlanEntry(str(run["id"]), dict(run["cell"]), run.get("steps")) for run in table["runs"])
+    runs = tuple(
+        PlanEntry(str(run["id"]), dict(run["cell"]), run.get("steps"), str(run.get("ends_early", "")))
+        for run in table["runs"]
+    )
     for run in runs:
         check_name(run.id, "the id of a run")
         if run.steps is not None and not is_count(run.steps):

@@ -153,7 +153,14 @@ def baseline_records(record: Record, records: Sequence[Record], baseline: str) -
     varied = [path for path in paths if any(spec.get(path) != specs[0].get(path) for spec in specs)]
     own = _cell_fields(record.spec)
     same = [all(spec.get(path) == own.get(path) for path in varied) for spec in specs]
-    return [run for run, fits in zip(runs, same, strict=True) if fits and run.status == "done"]
+    found = [run for run, fits in zip(runs, same, strict=True) if fits and run.status == "done"]
+    # Those that ended early are the fast ones, so that the others would be a selection.
+    if early := next((run for run in found if run.early_end is not None), None):
+        raise UserError(
+            f"a target relative to {baseline} needs its runs to their last step, but {early.path} "
+            f"{early.early_end}; give a number, or continue it with flowrace extend"
+        )
+    return found
 
 
 def _parsed(text: str, name: str) -> TargetRule:

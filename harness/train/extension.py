@@ -8,6 +8,7 @@ from typing import NamedTuple
 from harness.config.spec import RunSpec
 from harness.errors import UserError
 from harness.records.checkpoint_files import CHECKPOINTS, EMA, checkpoints, path_of, step_of
+from harness.records.early_end import EndRule
 from harness.records.events import Event
 from harness.records.record import DONE, Record
 
@@ -25,6 +26,8 @@ class Goal(NamedTuple):
     """True if the run has reached `recorded`."""
     ends: frozenset[int] = frozenset()
     """Numbers of steps that earlier starts asked for."""
+    rule: EndRule | None = None
+    """The rule of an early end."""
 
     @property
     def finished(self) -> bool:
@@ -59,11 +62,12 @@ class Goal(NamedTuple):
         return step not in self.ends or step == train.steps or step % every == 0
 
 
-def goal_of(path: Path, spec: RunSpec) -> Goal:
+def goal_of(path: Path, spec: RunSpec, rule: EndRule | None = None) -> Goal:
     """Compare a spec with the run in a directory.
 
     A finished run that is asked for fewer steps keeps its length, and one that is past the requested steps
-    ends at its newest checkpoint. Raises `UserError` for a longer run without the checkpoint of its end.
+    ends at its newest checkpoint. A run that ended early is finished if `rule` ends it too, within the same
+    budget. Raises `UserError` for a longer run without the checkpoint of its end.
     """
     record = Record(path)
     files = checkpoints(path / CHECKPOINTS)
@@ -74,9 +78,11 @@ def goal_of(path: Path, spec: RunSpec) -> Goal:
                 f"train.steps = {spec.train.steps}, but the imported weights are those of step "
                 f"{spec.start.step}: give more steps, for example with flowrace extend --steps"
             )
-        return Goal(path, spec, reached, None, done=False)
+        return Goal(path, spec, reached, None, done=False, rule=rule)
     recorded = int(record.spec.get("train", {}).get("steps", spec.train.steps))
-    done = (path / DONE).exists()
+    early = record.early_end
+    ended = early is None or (spec.train.steps <= recorded and ends_by(record, rule))
+    done = (path / DONE).exists() and ended
     steps = max(spec.train.steps, recorded if done else reached)
     if done and spec.train.steps > recorded > reached:
         raise UserError(
@@ -85,4 +91,9 @@ def goal_of(path: Path, spec: RunSpec) -> Goal:
         )
     spec = spec.model_copy(update={"train": spec.train.model_copy(update={"steps": steps})})
     ends = frozenset({recorded, *(start["steps"] for start in record.environment if "steps" in start)})
-    return Goal(path, spec, reached, recorded, done, ends)
+    return Goal(path, spec, reached, recorded, done, ends, rule)
+
+
+def ends_by(record: Record, rule: EndRule | None) -> bool:
+    """Return whether a rule ends a run at an evaluation that its training has recorded."""
+    return rule is not None and rule.end_of(record.events) is not None

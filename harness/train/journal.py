@@ -20,6 +20,7 @@ from harness.records.checkpoint_files import EMA, checkpoints, path_of, prune, s
 from harness.records.events import Event
 from harness.records.record import Record, RecordWriter
 from harness.runtime.distributed import World
+from harness.train.early_end import EndWatch
 from harness.train.state import Run, checkpoint_writer, keep_ema
 
 
@@ -49,8 +50,15 @@ class Journal:
     As a context manager, it waits for the last checkpoint.
     """
 
-    def __init__(self, run: Run, world: World, record: RecordWriter | None, progress: Progress) -> None:
-        self.run, self.world, self.record, self.progress = run, world, record, progress
+    def __init__(
+        self,
+        run: Run,
+        world: World,
+        record: RecordWriter | None,
+        progress: Progress,
+        watch: EndWatch | None = None,
+    ) -> None:
+        self.run, self.world, self.record, self.progress, self.watch = run, world, record, progress, watch
         self._pending: list[StepResult] = []
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._saving: Future[list[Event]] | None = None
@@ -106,9 +114,18 @@ class Journal:
         values = result.rows
         failed = {"errors": result.errors} if result.errors else {}
         self._event("eval", self.run.step, metrics=values, protocol=result.protocol, **failed)
+        if self.watch is not None:
+            self.watch.add(self.run.step, values)
         self.progress.evaluated(self.run.step, values)
         for name, reason in result.errors.items():
             self.progress.note(f"step {self.run.step}: {name} could not be computed: {reason}")
+
+    def ends_early(self) -> bool:
+        """Return whether the run has reached its early end; every rank calls it."""
+        if self.watch is None:
+            return False
+        # Only rank 0 has the values.
+        return self.world.any(self.watch.end is not None)
 
     def keep_weights(self, run: Path) -> None:
         """Keep the EMA weights of an evaluation for later ones, if the spec asks for it."""
@@ -139,9 +156,12 @@ class Journal:
         self._saving = self._writer.submit(write)
 
     def finish(self) -> None:
-        """Mark the run as done and record its total cost."""
+        """Mark the run as done and record its total cost, and its early end."""
         self.settle()
         if self.record is not None:
+            steps = self.run.spec.train.steps
+            early = self.watch is not None and self.run.step < steps
+            ended = self.watch.early_end(steps, self._totals(steps)) if self.watch and early else None
             usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
             peaks = self.run.meter.peaks
             memory: dict[str, Any] = {
@@ -150,6 +170,9 @@ class Journal:
             }
             if peaks:
                 memory["peak_device_memory_bytes_by_phase"] = peaks
+            if ended is not None:
+                memory["ended"] = ended.row()
+                self.progress.note(f"run {self.record.path.name} {ended}")
             self.record.finish({**self._totals(self.run.step), **memory})
 
     def _train_event(self, result: StepResult, losses: dict[str, float], norm: float) -> None:

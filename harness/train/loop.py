@@ -26,11 +26,14 @@ from harness.evaluation.evaluator import Evaluator
 from harness.evaluation.kept_features import ignore
 from harness.files.progress import announced
 from harness.records.checkpoint_files import CHECKPOINTS
-from harness.records.record import Record, RecordWriter
+from harness.records.early_end import EndRule
+from harness.records.events import read_events
+from harness.records.record import EVENTS, Record, RecordWriter
 from harness.runtime.distributed import World, join, world_size
 from harness.runtime.environment import prepare
 from harness.runtime.fsdp import full_tensor
 from harness.text.captions import open_captions
+from harness.train.early_end import EndWatch, check_rule
 from harness.train.extension import Goal, goal_of
 from harness.train.journal import Journal, Progress, StepResult, finish_bookkeeping
 from harness.train.later_evaluations import measure_missing, missing_evaluations
@@ -50,19 +53,27 @@ from harness.train.start import (
 from harness.train.state import Run, build_run, restore_run, update_ema
 
 
-def train(spec: RunSpec, out: Path, progress: Progress, evaluations: Sequence[EvalSpec] = ()) -> Path:
+def train(
+    spec: RunSpec,
+    out: Path,
+    progress: Progress,
+    evaluations: Sequence[EvalSpec] = (),
+    rule: EndRule | None = None,
+) -> Path:
     """Train a spec to its last step in its folder in `out`, and return the folder.
 
-    Then measure what the record lacks of the spec's evaluation, and of further `evaluations`. A finished run
-    is continued if the spec has more steps, and returned at once if nothing is missing. Raises `UserError`
-    for a user's mistake, `RunStopped` for a loss that is not finite, `StoppedBySignal` after a signal.
+    `rule` ends it early, at the evaluation with which its targets are crossed for good. Then measure what the
+    record lacks of the spec's evaluation, and of further `evaluations`. A finished run is continued if the
+    spec has more steps, and returned at once if nothing is missing. Raises `UserError` for a user's mistake,
+    `RunStopped` for a loss that is not finite, `StoppedBySignal` after a signal.
     """
     path = run_folder(out, spec)
+    check_rule(rule, spec)
     check_batch_split(spec, world_size())
     check_cached(spec)
     prepare(threads_of_run(spec, Record(path), progress))
     # Before the ranks join, because rank 0 changes the directory afterwards.
-    goal = goal_of(path, spec)
+    goal = goal_of(path, spec, rule)
     with join(spec.runtime.device) as world:
         if not goal.finished:
             _train_recorded(goal, world, progress)
@@ -130,18 +141,24 @@ def _train(goal: Goal, world: World, record: RecordWriter | None, progress: Prog
             if encoder.accuracy is not None:
                 progress.note(f"encoder {encoder.name}: held-out accuracy {100 * encoder.accuracy:.1f} %")
         about = {"steps": spec.train.steps, **describe_start(run, world, dataset, sides, evaluator)}
+        if goal.rule is not None:
+            about["ends_early"] = str(goal.rule)
         record.begin(about, after_step=run.step, keep=goal.is_kept)
         finish_bookkeeping(record, Record(path), run)
     progress.begin(run.step, spec.train.steps)
-    training_loop(run, path, world, Journal(run, world, record, progress), evaluator)
+    events = () if record is None else read_events(path / EVENTS)
+    journal = Journal(run, world, record, progress, EndWatch.after(goal.rule, events))
+    training_loop(run, path, world, journal, evaluator)
 
 
 def training_loop(run: Run, path: Path, world: World, journal: Journal, evaluator: Evaluator) -> None:
-    """Train from the step after `run.step` to the last one; every rank calls it."""
+    """Train from the step after `run.step` to the last one, or to an early end; every rank calls it."""
     train, method, phase, device = run.spec.train, run.method, run.meter.phase, world.device
     objective = world.wrap(Objective(run), changing=run.spec.method.schedule.until is not None)
     autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=train.precision == "bfloat16")
-    steps = range(run.step + 1, train.steps + 1)
+    # A run whose process died right before its early end trains no further.
+    ended = journal.ends_early()
+    steps = range(run.step + 1, run.step + 1 if ended else train.steps + 1)
     micro_batches = MicroBatches(steps, train.batch_size, train.accumulate, world.rank, world.size)
     batches = run.feed.batches(micro_batches, run.spec.data.workers)
     prepared = prepare_batches(batches, method, run.streams, pin=device.type == "cuda")
@@ -202,11 +219,14 @@ def training_loop(run: Run, path: Path, world: World, journal: Journal, evaluato
             if evaluates:
                 journal.evaluation(evaluator)
                 journal.keep_weights(path)
+                ended = not last and journal.ends_early()
 
             # Checkpoint.
-            if saves or stopping:
+            if saves or stopping or ended:
                 journal.checkpoint(path / CHECKPOINTS, scheduled=saves)
                 world.wait()
+            if ended:
+                break
             if stopping and not last:
                 raise StoppedBySignal(f"stopped at step {step} of {train.steps}; the same command continues")
         journal.finish()

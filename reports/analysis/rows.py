@@ -103,10 +103,13 @@ def _run_row(race: Race, run: RaceRun) -> Row:
     row: Row = dict.fromkeys(RUN_COLUMNS)
     status = run.record.status
     reason = failure_reason(run.record) if status in ("failed", "stopped") else ""
+    if (early := run.record.early_end) is not None:
+        reason = str(early)
     row |= {"method": run.arm, "seed": run.seed, "run": run.record.id, "status": status}
     row |= {"reason": reason, "metric": race.metric, "target": race.target_of(run.arm)}
     if run.evaluated:
-        row |= {"evaluations": len(run.curve.steps), "final": float(run.curve.measured[-1])}
+        final = float(run.curve.measured[-1]) if early is None else None
+        row |= {"evaluations": len(run.curve.steps), "final": final}
         row |= {"best": float(run.curve.measured.min())}
     if run.crosses:
         row |= {"censored": run.crossing.censored or "", "first_step": run.first_crossing.step}

@@ -228,13 +228,13 @@ def _slope(points: Sequence[ScalingPoint], x: str, y: str) -> Slope | None:
 
 def _log(run: RaceRun, y: str) -> float | None:
     if y == "final":
-        return math.log(run.curve.fitted[-1]) if run.done else None
+        return math.log(run.curve.fitted[-1]) if run.complete else None
     return math.log(run.crossing.step) if run.crosses else None
 
 
 def _final(runs: Sequence[RaceRun]) -> MeanTime | None:
     """Return the geometric mean of last values over finished runs, defined as for times."""
-    values = [Time(float(run.curve.fitted[-1])) for run in runs if run.done]
+    values = [Time(float(run.curve.fitted[-1])) for run in runs if run.complete]
     return mean_time(values) if values else None
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from harness.errors import UserError
 from reports.audit.audit import Audit, Look, audit_claim
+from reports.audit.early_end import cut_runs
 from reports.audit.inputs.claim import Claim, Sequential, Tuning
 from reports.audit.inputs.run_log import AuditRuns
 from reports.audit.preconditions import Reason
@@ -48,7 +49,7 @@ def audit_sequential(
 
     `alpha` is the error probability of all looks together, two-sided; by default 1 - confidence.
     """
-    rule = _rule(claim)
+    rule, logs = _rule(claim), cut_runs(claim, logs)
     tuning, alpha = tuning or {}, 1 - claim.confidence if alpha is None else alpha
     setters = set(tuning.get(claim.baseline, Tuning()).seeds)
     if claim.step is not None and not setters & logs.baseline.keys():

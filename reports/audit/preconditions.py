@@ -1,6 +1,7 @@
 """The preconditions of a comparison: each failure makes an audit inconclusive, whatever its interval.
 
     failed        a run failed before its first evaluation, so the remaining runs are a selection
+    ended         a run ended early by a rule that the claim does not register, or before it held
     pairs         there are fewer pairs of seeds than the claim requires
     protocol      evaluations used different protocols (the differing fields are named)
     hardware      a claim in seconds, and the arms ran on different machines or one after the other
@@ -55,6 +56,7 @@ def failed_preconditions(
     """
     found = [
         Reason("failed", " ".join(logs.unseen)) if logs.unseen else None,
+        _ended(claim, [*logs.all, *setters]),
         _pairs(claim, logs),
         protocol_reason([*logs.all, *setters]),
         hardware_reason(logs) if claim.axis in CLOCK_AXES else None,
@@ -97,6 +99,20 @@ def hardware_reason(logs: AuditRuns) -> Reason | None:
             "hardware", "all runs of one arm began before any run of the other: they were not interleaved"
         )
     return None
+
+
+def _ended(claim: Claim, logs: Sequence[AuditRun]) -> Reason | None:
+    """Return why runs that ended early cannot be judged: what the claim needs of them was not trained."""
+    lost = [(log, log.early) for log in logs if log.early is not None and not log.cut]
+    if not lost:
+        return None
+    log, end = lost[0]
+    needs = f"step {end.steps}" if claim.end_rule is None else str(claim.end_rule)
+    return Reason(
+        "ended",
+        f"{len(lost)} {'run' if len(lost) == 1 else 'runs'} ended early, after {end.reason}, but the claim "
+        f"needs {needs}; flowrace extend --steps {end.steps} continues them ({log.source})",
+    )
 
 
 def _pairs(claim: Claim, logs: AuditRuns) -> Reason | None:

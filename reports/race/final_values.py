@@ -24,7 +24,7 @@ class FinalValue(NamedTuple):
 def final_values_of(race: Race) -> list[FinalValue]:
     """Return final values sorted by metric (in the order of the records), then by arm.
 
-    Runs that ended before their arm's last step are left out.
+    Runs that ended before their arm's last step are left out, and so are those that ended early by a rule.
     """
     finals = [final for arm in race.arms for final in _of_arm(race.of(arm.label), arm.label)]
     order = list(dict.fromkeys(final.metric for final in finals))
@@ -45,7 +45,8 @@ def real_sample_values(race: Race) -> dict[str, dict[str, float]]:
 
 def _of_arm(runs: Sequence[RaceRun], label: str) -> Iterator[FinalValue]:
     ends: dict[str, dict[int, list[float]]] = {}
-    for last in (run.record.of("eval")[-1:] for run in runs if run.record.status == "done"):
+    ended = [run.record for run in runs if run.record.status == "done" and run.record.early_end is None]
+    for last in (record.of("eval")[-1:] for record in ended):
         for event in last:
             for metric, value in event["metrics"].items():
                 ends.setdefault(metric, {}).setdefault(event["step"], []).append(value["mean"])

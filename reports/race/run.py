@@ -42,6 +42,11 @@ class RaceRun:
         return self.evaluated and self.record.status == "done"
 
     @property
+    def complete(self) -> bool:
+        """True if the run went to its last step, so that it has a final value."""
+        return self.done and self.record.early_end is None
+
+    @property
     def counts(self) -> bool:
         return self.evaluated and self.record.status in ("done", "failed")
 

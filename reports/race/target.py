@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from harness.errors import UserError
 from harness.records.targets import BASELINE, TargetRule, parse_targets, target_value
 from reports.race.arms import RaceArm, find_arm
 from reports.race.cells import RaceCell
@@ -58,4 +59,9 @@ def _setters(arms: Sequence[RaceArm], rule: TargetRule | None) -> set[str]:
 
 def _value(rule: TargetRule, runs: Sequence[RaceRun], setter: str | None) -> float | None:
     done = [run for run in runs if run.arm == setter and run.done]
+    if rule.relative and (lost := sum(not run.complete for run in done)):
+        raise UserError(
+            f"target {rule} needs the runs of {setter} to their last step, but {lost} ended early; give a "
+            "number, or continue them with flowrace extend"
+        )
     return target_value(rule, [(run.curve.steps, run.curve.fitted) for run in done])

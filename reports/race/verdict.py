@@ -160,10 +160,25 @@ def _about_runs(race: Race) -> list[str]:
             f"{unmeasured} finished run{'' if one else 's'} {'was' if one else 'were'} not evaluated by "
             f"{race.metric} and {'is' if one else 'are'} excluded from all numbers."
         )
+    caveats += _about_early_ends(race)
     if race.unplanned:
         ids = ", ".join(record.id for record in race.unplanned)
         caveats.append(f"Excluded because they are not in the plan: {ids}.")
     return caveats
+
+
+def _about_early_ends(race: Race) -> list[str]:
+    """Report runs that ended early, and what cannot be asked of them."""
+    ends = [run.record.early_end for run in race.runs if run.record.early_end is not None]
+    if not ends:
+        return []
+    saved = sum(1 - end.step / end.steps for end in ends) / len(race.runs)
+    rules = " or ".join(dict.fromkeys(end.reason for end in ends))
+    return [
+        f"{len(ends)} of {len(race.runs)} runs ended early, after {rules}: {saved:.0%} of all steps were not "
+        f"trained. They count as having reached the target, and their budget is that of all "
+        "steps. They have no final value, and their times to lower targets are bounds."
+    ]
 
 
 def _failed(race: Race) -> str:

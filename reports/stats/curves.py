@@ -6,12 +6,13 @@ A metric here is positive and better when lower (a distance).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from harness.errors import UserError
+from harness.records.early_end import EarlyEnd
 from harness.records.record import TRAINING_PHASES, Record
 from harness.records.targets import antitonic, replicate_weights
 
@@ -27,6 +28,14 @@ class Curve:
     measured: np.ndarray
     fitted: np.ndarray
     """The antitonic fit, which never rises."""
+    weights: np.ndarray | None = None
+    """Those of the fit; None if all are equal."""
+
+    def until(self, place: int) -> Curve:
+        """Return the curve up to the evaluation at a place, fitted without later ones."""
+        kept = slice(place + 1)
+        weights = None if self.weights is None else self.weights[kept]
+        return fit(self.steps[kept], self.measured[kept], weights)
 
 
 @dataclass(frozen=True)
@@ -35,13 +44,27 @@ class Costs:
 
     steps: np.ndarray
     totals: dict[str, np.ndarray]
+    given: Mapping[str, float] | None = None
+    """The totals at the last step of a run that ended early; None for any other run."""
 
     def at(self, axis: str, step: float) -> float:
         """Return the total at a step, linear between the record's lines and constant after the last."""
         return float(np.interp(step, self.steps, self.totals[axis]))
 
     def budget(self, axis: str) -> float:
-        return float(self.totals[axis][-1])
+        """Return the budget that the run was given, which it did not use up if it ended early."""
+        return float(self.totals[axis][-1] if self.given is None else self.given[axis])
+
+    def of_early_end(self, end: EarlyEnd) -> Costs:
+        """Return the costs with the budget of a run that ended early.
+
+        Steps, images and FLOPs are counted. Seconds are extrapolated at the run's own pace.
+        """
+        counted = {"steps": float(end.steps), "images": float(end.images), "flops": float(end.flops)}
+        pace = end.steps / max(float(self.steps[-1]), 1.0)
+        return replace(
+            self, given={axis: counted.get(axis, pace * float(own[-1])) for axis, own in self.totals.items()}
+        )
 
 
 def fit(
@@ -66,7 +89,7 @@ def fit(
         )
     kept = x > 0
     w = None if weights is None else np.asarray(weights, dtype=float)[kept]
-    return Curve(x[kept], y[kept], antitonic(y[kept], w))
+    return Curve(x[kept], y[kept], antitonic(y[kept], w), w)
 
 
 def rises(curves: Sequence[Curve]) -> bool:
@@ -132,7 +155,8 @@ def costs_of(record: Record) -> Costs:
         "seconds": seconds,
         "gpu_seconds": _totals(list(np.cumsum(np.diff(seconds) * devices))),
     }
-    return Costs(steps, totals)
+    found = Costs(steps, totals)
+    return found if record.early_end is None else found.of_early_end(record.early_end)
 
 
 def _devices(record: Record, step: int) -> int:

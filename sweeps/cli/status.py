@@ -129,6 +129,8 @@ def _print_status(found: dict[str, Any]) -> None:
     for run in found["runs"]:
         if "later_evaluations" in run:
             click.echo(f"{run['label']}: {run['later_evaluations']} later evaluations")
+        if "ended" in run:
+            click.echo(f"{run['label']} {run['ended']}")
         if "reason" in run:
             click.echo(f"{run['label']} {run['status']}: {run['reason']}")
     click.echo(", ".join(f"{count} {name}" for name, count in found["counts"].items()) or "no runs")

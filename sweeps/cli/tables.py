@@ -158,6 +158,8 @@ def _described(state: RunState, directory: Path) -> dict[str, Any]:
         "step": state.step,
         "steps": run.spec.train.steps,
     }
+    if state.status in ("done", TO_EVALUATE) and (early := Record(directory / run.id).early_end):
+        described["ended"] = str(early)
     if state.unmeasured:
         described["unmeasured"] = state.unmeasured
     if state.status == "failed":
@@ -193,5 +195,5 @@ def _status(run: Mapping[str, Any]) -> str:
         return f"{TO_EXTEND} from step {run['step']}"
     if run["status"] == TO_EVALUATE:
         return f"{TO_EVALUATE} at {run['unmeasured']} steps"
-    at = f" at step {run['step']}" if run["status"] in ("stopped", "running") else ""
+    at = f" at step {run['step']}" if run["status"] in ("stopped", "running") or "ended" in run else ""
     return f"{run['status']}{at}"

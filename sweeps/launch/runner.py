@@ -10,6 +10,7 @@ from typing import Protocol
 
 from harness.errors import UserError
 from harness.files.files import write_atomic
+from harness.records.early_end import end_words
 from harness.records.record import Record, failure_reason
 from harness.records.study_folder import StudyFolder
 from sweeps.launch.base import Job, Launcher, Started
@@ -97,7 +98,8 @@ class StudyRunner:
                 write_atomic(file, spec.to_toml().encode())
             except OSError as error:
                 raise UserError(f"cannot write {file}: {error.strerror}") from error
-        command = (*run_command(specs[0], self.directory), *evaluation_words(specs[1:]))
+        words = (*evaluation_words(specs[1:]), *end_words(run.end))
+        command = (*run_command(specs[0], self.directory), *words)
         command = under_torchrun(command, self.processes)
         self.launcher.submit(Job(run.id, command, log, self.processes))
 

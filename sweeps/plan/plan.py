@@ -20,6 +20,7 @@ from harness.assembly.resolve import load_table, resolve
 from harness.assembly.run_folder import run_folder
 from harness.config.spec import EvalSpec, RunSpec
 from harness.errors import UserError, unknown
+from harness.records.early_end import EndRule
 from harness.records.flatten import flatten
 from sweeps.plan.method_settings import check_labels, check_method_settings, check_used, settings_of_run
 from sweeps.plan.study import Study, combinations, format_value, run_label
@@ -36,6 +37,8 @@ class PlannedRun:
     """Further evaluations of the same training."""
     folder: str | None = None
     """The name of an existing folder of an earlier version, which hashed other fields."""
+    end: EndRule | None = None
+    """The rule by which the run may end early; it is no part of the run's id."""
 
     @cached_property
     def id(self) -> str:

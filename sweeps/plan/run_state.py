@@ -12,6 +12,7 @@ from harness.files.files import read_tail
 from harness.files.parse import parse_json
 from harness.records.record import EVENTS, Record
 from harness.records.shapes import event_fault
+from harness.train.extension import ends_by
 from harness.train.later_evaluations import missing_evaluations
 from sweeps.plan.plan import PlannedRun
 
@@ -34,7 +35,8 @@ class RunState:
     run: PlannedRun
     status: str
     """One of `Record.status`: missing, running, stopped, failed or done; or of a finished run: TO_EXTEND, if
-    the study has more steps, or TO_EVALUATE, if the study evaluates what its record lacks."""
+    the study has more steps or the run ended early by another rule, or TO_EVALUATE, if the study evaluates
+    what its record lacks."""
     step: int
     unmeasured: int = 0
     """Number of missing evaluations of kept weights."""
@@ -52,7 +54,8 @@ def read_state(run: PlannedRun, directory: Path) -> RunState:
         return RunState(run, status, step)
     # A run can be longer than this study asks.
     steps = max(run.spec.train.steps, record.steps or 0)
-    if steps > (record.steps or steps):
+    early = record.early_end is not None and not ends_by(record, run.end)
+    if early or steps > (record.steps or steps):
         return RunState(run, TO_EXTEND, step)
     unmeasured = sum(len(missing_evaluations(record.path, _with_steps(spec, steps))) for spec in run.variants)
     return RunState(run, TO_EVALUATE if unmeasured else status, step, unmeasured)

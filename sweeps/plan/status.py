@@ -53,10 +53,13 @@ def difference(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -
 def _run(directory: Path, entry: PlanEntry) -> dict[str, Any]:
     record = Record(directory / entry.id)
     status = record.status
-    if status == "done" and (entry.steps or 0) > (record.steps or 0):
+    early = record.early_end if status == "done" else None
+    if status == "done" and ((entry.steps or 0) > (record.steps or 0) or (early and not entry.ends_early)):
         status = TO_EXTEND
     step = read_pace(record.path).step
     found = {"id": entry.id, "label": run_label(entry.values), "status": status, "step": step}
+    if early is not None:
+        found["ended"] = str(early)
     if later := read_evaluations(record.path):
         found["later_evaluations"] = len(later)
     if status in INCOMPLETE:

@@ -37,7 +37,11 @@ def write_plan(study: Study, plan: StudyPlan, directory: Path) -> None:
             f"{directory} holds the study '{folder.study.get('name')}', not '{study.name}'; "
             "choose another --out"
         )
-    runs = [{"id": run.id, "cell": run.values, "steps": run.spec.train.steps} for run in plan.runs]
+    runs = [
+        {"id": run.id, "cell": run.values, "steps": run.spec.train.steps}
+        | ({"ends_early": str(run.end)} if run.end else {})
+        for run in plan.runs
+    ]
     excluded = [{"cell": one.values, "reason": one.reason} for one in plan.excluded]
     try:
         directory.mkdir(parents=True, exist_ok=True)

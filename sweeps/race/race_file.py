@@ -14,12 +14,13 @@ out.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError, unknown
 from harness.files.files import read_toml
+from harness.records.early_end import EndRule
 from reports.audit.inputs.claim import Claim, Sequential, claim_hash, read_claims
 from sweeps.plan.plan import PlannedRun, StudyPlan
 from sweeps.plan.study import Study, load_study_table, study_of
@@ -53,6 +54,17 @@ class Race:
     def hashes(self) -> list[str]:
         """The hash of each claim."""
         return [claim_hash(claim) for claim in self.claims]
+
+    def end_of(self, arm: str) -> EndRule | None:
+        """Return the rule by which runs of an arm end early: those of all claims that name it."""
+        rules = [claim.end_rule for claim in self.claims if arm in (claim.baseline, claim.candidate)]
+        targets: dict[str, float] = {}
+        for rule in rules:
+            for metric, value in rule.targets if rule is not None else ():
+                targets[metric] = min(value, targets.get(metric, value))
+        if not targets:
+            return None
+        return EndRule(tuple(sorted(targets.items())), self.rule.patience, self.rule.margin)
 
     def arms_of(self, hashes: Iterable[str]) -> set[str]:
         """Return the methods that the claims with these hashes compare."""
@@ -97,7 +109,11 @@ def read_race(file: Path, overrides: Iterable[str] = ()) -> Race:
 def pairs_until(race: Race, plan: StudyPlan, n: int, arms: Iterable[str]) -> list[PlannedRun]:
     """Return the planned runs of these arms for the first n registered seeds, seed by seed."""
     wanted, order = set(arms), race.rule.order[:n]
-    runs = [run for run in plan.runs if run.spec.method.name in wanted and run.spec.seed in order]
+    runs = [
+        replace(run, end=race.end_of(run.spec.method.name))
+        for run in plan.runs
+        if run.spec.method.name in wanted and run.spec.seed in order
+    ]
     return sorted(runs, key=lambda run: order.index(run.spec.seed))
 
 

@@ -44,6 +44,7 @@ from pydantic_core import ErrorDetails
 from harness.config.spec import HASHED_IF_SET, canonical
 from harness.errors import UserError
 from harness.files.files import read_toml
+from harness.records.early_end import PATIENCE, EndRule
 from harness.records.targets import step_of_baseline
 from reports.stats.sequential import FIRST_LOOK, anytime_critical, boundaries
 
@@ -52,6 +53,8 @@ TABLES = ("claim", "tuning", "study")
 """Tables of a file of claims; `study` is that of a race (sweeps/race/race_file.py)."""
 MOST_PAIRS = 200
 """The largest number of planned pairs, whose boundaries are computed in seconds."""
+UNUSED = {"group": ("g",), "anytime": ("looks", "spending")}
+"""Fields that a kind of sequential claim does not have."""
 MOST_CONFIDENCE = 1 - 1e-9
 """The highest level of confidence; higher ones are those of rounding errors."""
 FORMER_TOLERANCE = 0.10
@@ -82,12 +85,20 @@ class Sequential(Section):
     """Smallest spread of log ratios to assume, for example the noise of `flowrace audit selftest`."""
     futility: float = Field(0.0, ge=0, lt=1)
     """Stop without a decision if the chance of one, as the pairs so far predict it, is below this."""
+    until: Literal["end", "decided"] = Field("end", json_schema_extra=HASHED_IF_SET)
+    """`decided` ends a run once it has crossed the target for good, and judges every run up to there."""
+    patience: int = Field(PATIENCE, ge=1, le=MOST_PAIRS, json_schema_extra=HASHED_IF_SET)
+    """Evaluations in a row at or below the target, after which a run has crossed it for good."""
+    margin: float = Field(0.0, ge=0, lt=1, json_schema_extra=HASHED_IF_SET)
+    """Share by which these evaluations are below the target."""
 
     @model_validator(mode="after")
     def _check_kind(self) -> Sequential:
-        for name in ("g",) if self.kind == "group" else ("looks", "spending"):
+        unused = {name: f'kind = "{self.kind}"' for name in UNUSED[self.kind]}
+        unused |= {name: 'until = "end"' for name in ("patience", "margin") if self.until == "end"}
+        for name, setting in unused.items():
             if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f'{name} has no effect with kind = "{self.kind}"')
+                raise ValueError(f"{name} has no effect with {setting}")
         if self.looks and (list(self.looks) != sorted(set(self.looks)) or self.looks[0] < FIRST_LOOK):
             raise ValueError(f"looks must ascend from at least {FIRST_LOOK} pairs")
         if self.looks and self.looks[-1] != self.max_pairs:
@@ -153,6 +164,14 @@ class Claim(Section):
         return self.factor * (1 + self.tolerance) if self.kind == "equal" else float("inf")
 
     @property
+    def end_rule(self) -> EndRule | None:
+        """The rule by which the runs of the claim end early; None if they go to their last step."""
+        rule = self.sequential
+        if rule is None or rule.until == "end" or isinstance(self.target, str):
+            return None
+        return EndRule(((self.metric, float(self.target)),), rule.patience, rule.margin)
+
+    @property
     def step(self) -> int | None:
         """STEP of `baseline@STEP`; None for a target that is a number."""
         return step_of_baseline(self.target) if isinstance(self.target, str) else None
@@ -179,6 +198,18 @@ class Claim(Section):
             raise ValueError(
                 f"sequential: the first look is at {self.sequential.all_looks[0]} pairs, but min_pairs = "
                 f"{self.min_pairs}; set sequential.looks"
+            )
+        if self.sequential is None or self.sequential.until == "end":
+            return self
+        if self.step is not None:
+            raise ValueError(
+                f'sequential: until = "decided" needs a target that is a number, not {self.target}: runs '
+                "are compared with it while they train"
+            )
+        if self.axis in ("seconds", "gpu_seconds"):
+            raise ValueError(
+                f'sequential: until = "decided" with axis = "{self.axis}": the seconds of a run to its last '
+                "step would be unknown, and with them the horizon; use steps, images or flops"
             )
         return self
 

@@ -8,6 +8,7 @@ run these parts are used:
     costs            the histories of `cost/flops` and `cost/seconds/<phase>`
     protocol         the params `eval.*`
     conditions       the tags `flowrace.hardware` and `flowrace.aligned`
+    early end        the tag `flowrace.ended`
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import numpy as np
 
 from harness.errors import UserError, unknown
 from harness.files.parse import parse_json
+from harness.records.early_end import EarlyEnd, parse_early_end
 from harness.records.mlflow_copy import copied_database, copied_file_store
 from harness.records.mlflow_store import SQLITE, quiet_mlflow
 from harness.records.record import TRAINING_PHASES, tracked_name
@@ -177,6 +179,7 @@ def _read_run(client: Any, run: Any, metric: str) -> ReadRun:
         ended=run.info.end_time,
         aligned=metric in _tag(run, "flowrace.aligned"),
         failed=failed,
+        early=_early_end(run),
     )
     notes = [f"{name} failed: censored after its last evaluation."] if failed else []
     notes += (
@@ -283,7 +286,20 @@ def _costs(client: Any, run: Any, steps: list[int], name: str, devices: int | No
     if logged:
         totals["seconds"] = sum((_on(grid, own) for own in logged.values()), np.zeros_like(grid))
         totals |= {} if devices is None else {"gpu_seconds": devices * totals["seconds"]}
-    return Costs(grid, totals)
+    early = _early_end(run)
+    return Costs(grid, totals) if early is None else Costs(grid, totals).of_early_end(early)
+
+
+def _early_end(run: Any) -> EarlyEnd | None:
+    """Return where a mirrored run ended before its last step; raises `UserError` if the tag is no early
+    end."""
+    text = run.data.tags.get("flowrace.ended", "")
+    try:
+        return parse_early_end(parse_json(text)) if text else None
+    except ValueError as error:
+        raise UserError(
+            f"MLflow run {run.info.run_id}: the tag flowrace.ended is no early end; mirror the run again"
+        ) from error
 
 
 def _devices(starts: Sequence[Mapping[str, Any]]) -> int | None:

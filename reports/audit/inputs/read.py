@@ -162,6 +162,7 @@ def _read_run(name: str, arm: RaceArm, seed: int, record: Record, metric: str) -
         ended,
         any(metric in start.get("aligned", ()) for start in starts),
         failed,
+        run.early_end,
     )
     note = f"{who} failed: censored after its last evaluation ({record.id})." if failed else ""
     return ReadRun(name, seed, failed, log, note)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from harness.errors import UserError
+from harness.records.early_end import EarlyEnd
 from reports.stats.curves import Costs, Curve
 
 FREE = ("every", "batch_size", "grid", "replicates", "weights")
@@ -38,6 +39,10 @@ class AuditRun:
     """True if the run was aligned to the network that computes the metric."""
     failed: bool = False
     """True if the run failed, so that it is censored after its last evaluation."""
+    early: EarlyEnd | None = None
+    """Where and why the run ended before its last step; None for any other run."""
+    cut: bool = False
+    """True if the curve is that up to the early end which the claim registers."""
 
 
 @dataclass(frozen=True)

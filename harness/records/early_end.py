@@ -1,0 +1,149 @@
+"""The early end of a run: a rule by which it has reached its targets for good, and what its record keeps.
+
+A run that ends early is the beginning of the run that its spec describes. It is not censored, and the budget
+that it was given stays that of all its steps, so it makes no horizon smaller. Without the rule it is
+continued to its last step, with the bits of an unbroken run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+# Any: values of JSON.
+from typing import Any
+
+from harness.errors import UserError
+from harness.records.shapes import is_amount, is_count, is_number
+
+PATIENCE = 3
+"""The default number of evaluations in a row at or below the target."""
+FORBIDS = (
+    "values at the end of a run",
+    "lower targets",
+    "a decline after the target",
+)
+"""What runs that end early cannot answer."""
+
+
+@dataclass(frozen=True)
+class EndRule:
+    """A run ends at the first evaluation with which every metric has crossed its target for good.
+
+    That is the last of `patience` evaluations in a row at or below target (1 - margin).
+    """
+
+    targets: tuple[tuple[str, float], ...]
+    """Metrics and their targets."""
+    patience: int = PATIENCE
+    margin: float = 0.0
+
+    def __str__(self) -> str:
+        goals = " and ".join(f"{metric} <= {target:.10g}" for metric, target in self.targets)
+        below = f", by {100 * self.margin:g} %" if self.margin else ""
+        return f"{goals} in {self.patience} evaluations in a row{below}"
+
+    def end(self, values: Mapping[str, Sequence[tuple[int, float]]]) -> int | None:
+        """Return the step of the evaluation at which a run ends, from (step, value) by metric.
+
+        None if it goes on.
+        """
+        steps = []
+        for metric, target in self.targets:
+            own = [(step, value) for step, value in values.get(metric, ()) if step > 0]
+            place = crossed_for_good([value for _, value in own], target, self.patience, self.margin)
+            if place is None:
+                return None
+            steps.append(own[place][0])
+        return max(steps)
+
+    def end_of(self, events: Iterable[Mapping[str, Any]]) -> int | None:
+        """Return the same for the evaluations among the events of a record."""
+        return self.end(values_of(events))
+
+
+@dataclass(frozen=True)
+class EarlyEnd:
+    """Where and why a run ended before its last step, and the budget that it was given."""
+
+    step: int
+    """The step of the evaluation at which its rule held."""
+    steps: int
+    """The number of steps of its spec."""
+    reason: str
+    images: int
+    flops: float
+    """The totals at its last step."""
+
+    def row(self) -> dict[str, Any]:
+        """Return the entry of a run's `done` file."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"ended at step {self.step} of {self.steps}: {self.reason}"
+
+
+def crossed_for_good(
+    values: Sequence[float], target: float, patience: int = PATIENCE, margin: float = 0.0
+) -> int | None:
+    """Return the place of the last of `patience` values in a row at or below target (1 - margin).
+
+    None without them.
+    """
+    run, limit = 0, target * (1 - margin)
+    for place, value in enumerate(values):
+        run = run + 1 if value <= limit else 0
+        if run == patience:
+            return place
+    return None
+
+
+def values_of(events: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    """Return (step, mean) by metric, of the evaluations among events."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for event in events:
+        if event["kind"] == "eval":
+            for metric, row in event["metrics"].items():
+                found.setdefault(metric, []).append((event["step"], row["mean"]))
+    return found
+
+
+def parse_end_rule(texts: Iterable[str], patience: int, margin: float) -> EndRule | None:
+    """Return the rule of texts `METRIC<=VALUE`; None without any. Raises `UserError` for another text."""
+    targets: dict[str, float] = {}
+    for text in texts:
+        metric, sign, number = text.rpartition("<=")
+        try:
+            value = float(number)
+        except ValueError:
+            value = math.nan
+        if not (sign and metric.strip() and math.isfinite(value) and value > 0):
+            raise UserError(
+                f"--end-when {text}: expected METRIC<=VALUE with a value above 0, for example "
+                "--end-when 'fd:local<=8.0'"
+            )
+        name = metric.strip()
+        targets[name] = min(value, targets.get(name, value))
+    return EndRule(tuple(targets.items()), patience, margin) if targets else None
+
+
+def end_words(rule: EndRule | None) -> tuple[str, ...]:
+    """Return the options of `flowrace run` for a rule; empty without one."""
+    if rule is None:
+        return ()
+    goals = (word for metric, target in rule.targets for word in ("--end-when", f"{metric}<={target!r}"))
+    return (*goals, "--patience", str(rule.patience), "--margin", repr(rule.margin))
+
+
+def parse_early_end(row: Any) -> EarlyEnd | None:
+    """Return the early end in the `ended` of a done file; raises ValueError for another value."""
+    if row is None:
+        return None
+    names = ("step", "steps", "reason", "images", "flops")
+    if not (isinstance(row, dict) and row.keys() >= set(names) and isinstance(row["reason"], str)):
+        raise ValueError("ended is no table with step, steps, reason, images and flops")
+    counts = all(is_count(row[name]) for name in ("step", "steps", "images"))
+    if not (counts and is_amount(row["flops"]) and is_number(row["flops"]) and row["step"] < row["steps"]):
+        raise ValueError("the numbers of ended are no counts")
+    return EarlyEnd(*(row[name] for name in names))
