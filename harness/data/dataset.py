@@ -184,12 +184,12 @@ class Capabilities:
     def captions(self) -> Callable[[int], tuple[str, ...]] | None:
         """A function from an index to the captions of a sample, the most detailed one first; a sample without
         any has none. None for data without captions."""
-        return getattr(self.of, "captions", None)
+        return getattr(self._files, "captions", None)
 
     @property
     def caption_source(self) -> str:
         """The source of captions, for example a column; empty if the class does not state it."""
-        return getattr(self.of, "caption_source", "")
+        return getattr(self._files, "caption_source", "")
 
     @property
     def sample_name(self) -> Callable[[int], str] | None:
@@ -200,7 +200,12 @@ class Capabilities:
     # Any: a record that the generator and its metrics share.
     def truth(self) -> Callable[[int], Any] | None:
         """A function from an index to what is known about a generated sample: objects, colours, counts."""
-        return getattr(self.of, "truth", None)
+        return getattr(self._files, "truth", None)
+
+    @property
+    def states(self) -> tuple[str, ...]:
+        """The attributes that captions of generated samples state, for example `count`."""
+        return tuple(getattr(self._files, "states", ()))
 
     @property
     def position(self) -> np.ndarray | None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from harness.config.spec import EvalSpec
 from harness.data.dataset import Capabilities
+from harness.data.parts import KINDS as PARTS
 from harness.errors import UserError
 from harness.evaluation.metric_names import MetricSpec, favoured, input_kind, metric_spec
 from harness.evaluation.metric_table import CAPTION_SCORES, HELD_OUT_LOSS, ReferenceFree
@@ -133,7 +134,10 @@ def check_extractor(metric: MetricSpec, extract: Extractor) -> None:
 def _check_data(metric: MetricSpec, data: object, modality: str) -> None:
     needs = metric.reference_free
     assert needs is not None
-    if needs.attribute:
+    if needs.states:
+        if needs.states in Capabilities(data).states and _generates(needs.part, modality):
+            return
+    elif needs.attribute:
         # A metric of all parts is undefined if the run generates only some of them.
         capabilities = Capabilities(data)
         readable = metric.value not in CAPTION_SCORES or modality == "image"
@@ -144,6 +148,11 @@ def _check_data(metric: MetricSpec, data: object, modality: str) -> None:
     raise UserError(
         f"eval.metrics '{metric.name}' needs data {needs.data}, which this data set does not have; remove it"
     )
+
+
+def _generates(part: str, modality: str) -> bool:
+    """Return whether a run on data of a modality generates a part; the empty one stands for all parts."""
+    return part in ("", modality, *PARTS.get(modality, ()))
 
 
 def _check_captions(metric: MetricSpec, captioned: bool) -> None:

@@ -21,20 +21,42 @@ class ReferenceFree(NamedTuple):
     """The meaning of the value, and which direction is better."""
     attribute: str = ""
     """The attribute that a data set must have, with all of its parts generated; empty for any video."""
+    states: str = ""
+    """The attribute that the captions of the data must state; empty for any captions."""
+    part: str = ""
+    """The kind of part that is measured, with which the data must be generated; empty for all parts."""
     captioned: bool = False
     """True if samples are compared with their captions, so that the run must be conditioned on captions."""
     least: int = 1
     """The fewest samples for which the metric is defined."""
 
 
-_SCENES = "of generated scenes with captions, for example prompts"
 _ASKED = {
     "object": "every digit",
     "colour": "every colour",
-    "count": "the number of digits",
+    "count": "the number of digits or bounces",
     "position": "the place or relation",
     "binding": "every digit in its own colour, of two groups that differ in both,",
+    "tempo": "the tempo",
 }
+_OF_CLIPS = ("object", "count", "tempo")
+"""The attributes that captions of videos with sound state, and that each part shows."""
+
+
+def _obeys(kind: str, part: str = "") -> ReferenceFree:
+    """Return the requirements of `obeys:<kind>`, or of `obeys:<kind>/<part>` for one part of the samples."""
+    examples = {"object": "prompts or bounce", "count": "prompts or bounce", "tempo": "bounce"}
+    example = "bounce" if part else examples.get(kind, "prompts")
+    shown = {"video": "videos", "audio": "sounds"}.get(part, "samples")
+    return ReferenceFree(
+        f"whose captions state the {kind}, for example {example}",
+        f"share of {shown} that show {_ASKED[kind]} that their caption states; higher is better",
+        states=kind,
+        part=part,
+        captioned=True,
+    )
+
+
 _WORDS, _ERRORS, _LOWER = "of rendered words, for example words", "character error rate", "lower is better"
 REFERENCE_FREE = {
     "dynamics": ReferenceFree(
@@ -52,15 +74,8 @@ REFERENCE_FREE = {
     "agreement:local": ReferenceFree(
         "with video", "share of frame pairs that a classifier labels alike; higher is better"
     ),
-    **{
-        f"obeys:{kind}": ReferenceFree(
-            _SCENES,
-            f"share of pictures that show {asked} that their caption states; higher is better",
-            "truth",
-            captioned=True,
-        )
-        for kind, asked in _ASKED.items()
-    },
+    **{f"obeys:{kind}": _obeys(kind) for kind in _ASKED},
+    **{f"obeys:{kind}/{part}": _obeys(kind, part) for kind in _OF_CLIPS for part in ("video", "audio")},
     "drift:local": ReferenceFree(
         "with video", "feature variation within a video over that between videos; lower is better", least=3
     ),

@@ -5,11 +5,13 @@
     agreement:local            any video        fraction of frame pairs that a classifier labels alike
     drift:local                any video        feature variation within a video over that between videos
     cer:reader, cer:tesseract  words            character error rate of a trained network or of Tesseract
-    obeys:<attribute>          prompts          share of pictures that show what their caption states
+    obeys:<attribute>          prompts, bounce  share of samples that show what their caption states
+    obeys:<attribute>/<part>   bounce           the same of the video or of the sound alone
     clip_score:open_clip:<model>                cosine of picture and caption (caption_scores.py), also
                                                 clip_score_hessel and retrieval
 
-Definitions are in metrics/domain: video_consistency.py, audio_video_sync.py, typography.py and obedience.py.
+Definitions are in metrics/domain: video_consistency.py, audio_video_sync.py, typography.py, obedience.py and
+clip_obedience.py.
 The noise floor of a metric has two values: that of held-out real samples, and that of the same samples when
 spoilt. To spoil them, frames are shuffled or swapped among videos, or samples get another sample's sound,
 word or caption.
@@ -28,11 +30,13 @@ import numpy as np
 import torch
 
 from harness.backbone.tokens import split_parts
-from harness.data.dataset import Dataset, shapes_of
-from harness.data.generated.prompts import CELL
+from harness.data.dataset import Capabilities, Dataset, shapes_of
+from harness.data.generated.bounce_captions import Bounces
+from harness.data.generated.prompts import CELL, Truth
 from harness.data.open import images
 from harness.errors import UserError
 from harness.evaluation.caption_scores import CaptionScore
+from harness.evaluation.clip_obedience import ClipReaders
 from harness.evaluation.extractors import training_images
 from harness.evaluation.kept_features import Kept, kept_features, samples_identity
 from harness.evaluation.metric_table import CAPTION_SCORES
@@ -42,6 +46,7 @@ from harness.files.parse import parse_json
 from harness.runtime.random_streams import Streams
 from metrics import MetricError, Value
 from metrics.domain.audio_video_sync import clicks, impacts, synchrony
+from metrics.domain.clip_obedience import clip_obedience
 from metrics.domain.obedience import obedience, scene_reader
 from metrics.domain.typography import error_rate, reader, tesseract
 from metrics.domain.video_consistency import agreement, centres, drift, dynamics_error
@@ -160,17 +165,37 @@ def _cer(name: str, by: str, dataset: Any, *_: Any) -> ReferenceFreeMetric:
     return ReferenceFreeMetric(name, measure, lambda parts, labels: (parts, np.roll(labels, 1)), about)
 
 
-def _obeys(name: str, kind: str, dataset: Any, train: np.ndarray, _: torch.device) -> ReferenceFreeMetric:
-    truths = [dataset.truth(int(index)) for index in train]
-    pictures = images(dataset, train)[0]
-    trained = scene_reader(pictures, known_cells(truths), CELL, cache=cache_dir("extractors"))
+def _obeys(name: str, by: str, dataset: Dataset, train: np.ndarray, __: torch.device) -> ReferenceFreeMetric:
+    truth = Capabilities(dataset).truth
+    assert truth is not None
+    kind, _, part = by.partition("/")
+    of_clips = isinstance(truth(int(train[0])), Bounces)
+    measure, about = (
+        _of_clips(kind, ClipReaders(dataset, truth, train, part))
+        if of_clips
+        else _of_scenes(kind, dataset, truth, train)
+    )
+    return ReferenceFreeMetric(name, measure, _other_captions, about, captioned=True)
+
+
+def _of_scenes(
+    kind: str, dataset: Dataset, truth: Callable[[int], Truth], train: np.ndarray
+) -> tuple[Measure, dict[str, Any]]:
+    cells = known_cells([truth(int(index)) for index in train])
+    trained = scene_reader(images(dataset, train)[0], cells, CELL, cache=cache_dir("extractors"))
 
     def measure(parts: Parts, places: np.ndarray) -> Value:
-        captions = [wanted_scene(dataset.truth(int(place))) for place in places]
+        captions = [wanted_scene(truth(int(place))) for place in places]
         return obedience(kind, trained.read(parts[0]), captions)
 
-    about = {"sha256": trained.sha256, "accuracy": trained.accuracy}
-    return ReferenceFreeMetric(name, measure, _other_captions, about, captioned=True)
+    return measure, {"sha256": trained.sha256, "accuracy": trained.accuracy}
+
+
+def _of_clips(kind: str, readers: ClipReaders) -> tuple[Measure, dict[str, Any]]:
+    def measure(parts: Parts, places: np.ndarray) -> Value:
+        return clip_obedience(kind, readers.shown(parts), readers.stated(places))
+
+    return measure, readers.about()
 
 
 def _scored(name: str, score: CaptionScore, captions: Captions) -> ReferenceFreeMetric:

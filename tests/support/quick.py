@@ -15,6 +15,7 @@ STEPS = (
     "metrics.extractors.local.STEPS",
     "metrics.domain.typography.STEPS",
     "metrics.domain.obedience.STEPS",
+    "metrics.domain.clip_obedience.STEPS",
     "harness.encoders.local.MAX_STEPS",
 )
 

@@ -1,4 +1,8 @@
-"""Videos with sound of scikit-learn's digits that fall, bounce off the floor and click at each impact."""
+"""Videos with sound of scikit-learn's digits that fall, bounce off the floor and click at each impact.
+
+With `data.caption_key`, which a run with a text encoder sets, every clip has captions, and the fingerprint
+covers them.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ import numpy as np
 
 from harness.config.spec import DataSpec
 from harness.data.dataset import Sample
+from harness.data.generated.bounce_captions import STATES, Bounces, bounces, described
 from harness.data.generated.digits import Digits
 from harness.data.generated.moving_digits import (
     CLIPS_EACH,
@@ -21,6 +26,7 @@ from harness.data.generated.moving_digits import (
     reflected,
 )
 from harness.data.log_mel import BANDS, PER_FRAME, RATE, SAMPLES_PER_FRAME, mels_of
+from harness.errors import UserError
 from harness.runtime.random_streams import Streams
 
 LOWEST = 3.0
@@ -32,6 +38,8 @@ DRIFT = 0.75
 """Highest horizontal speed in pixels per frame."""
 PEAK, DECAY, PITCH = 0.8, 0.012, (500.0, 5.0)
 """Amplitude of a click, seconds to 1/e, and (Hz of digit 0, digits per octave)."""
+CAPTION_KEY = "usual"
+"""The value of `data.caption_key` that generates captions."""
 CLICK = int(12 * DECAY * RATE)
 """Length of a click in samples, until it has decayed by 100 dB."""
 
@@ -42,12 +50,15 @@ class Bounce:
     There are 3,594 samples; `data.frames` sets another length. A sample is both parts flattened, the video
     first. Impacts follow each other every `LONGEST * sqrt(h / ROOM)` frames, with h uniform in LOWEST ..
     ROOM. No energy is lost at an impact. Frame k shows the time of audio sample (k + 1/2) * n, with n samples
-    in a frame. A click is a decaying sine whose pitch depends on the digit.
+    in a frame. A click is a decaying sine whose pitch depends on the digit. `truth(index)` has digit, number
+    of impacts and tempo, and the one to three captions of a clip state them, the most detailed one first.
     """
 
     modality = "joint"
-    reads = ("frames",)
+    reads = ("frames", "caption_key")
     classes = 10
+    states = STATES
+    caption_source = "generated"
     sound_frames = PER_FRAME
     """Log-mel frames for each frame of video, for metrics that match clicks with impacts."""
 
@@ -65,6 +76,8 @@ class Bounce:
         self._pixels = placed(digit_images(self._digits, len(self)), self.position)
         self._mels = mels_of(self.wave, len(self))
         content = hashlib.sha256(self._pixels.tobytes() + self._mels.tobytes())
+        if spec.caption_key:
+            content.update(self._add_captions(spec.caption_key))
         self.fingerprint = content.hexdigest()[:16]
 
     position: np.ndarray
@@ -84,6 +97,20 @@ class Bounce:
 
     def key(self, index: int) -> bytes:
         return self._digits.key(index % len(self._digits))
+
+    def truth(self, index: int) -> Bounces:
+        label = self._digits.sample(index % len(self._digits)).label
+        return bounces(label, float(self.first[index]), float(self.period[index]), self.shape[1])
+
+    def _add_captions(self, key: str) -> bytes:
+        """Set `captions`, and return the bytes that the fingerprint covers."""
+        if key != CAPTION_KEY:
+            raise UserError(f"data.caption_key = {key}: the captions of bounce are generated; leave it out")
+        drawn = Streams(0).uniform("data/bounce/captions", range(len(self))).numpy()
+        number = (drawn * 3).astype(int) + 1
+        texts = [described(self.truth(i))[: number[i]] for i in range(len(self))]
+        self.captions = texts.__getitem__
+        return "\n".join("\t".join(captions) for captions in texts).encode()
 
     def impacts(self, index: int) -> np.ndarray:
         """Return the times, in frames, of every impact from half a frame before the first frame to half a

@@ -102,6 +102,7 @@ class Prompts:
     classes = len(class_names)
     label_source = "the first object, row by row"
     caption_source = "generated"
+    states = ("object", "colour", "count", "position", "binding")
     shape = (3, SIDE, SIDE)
 
     def __init__(self, spec: DataSpec) -> None:
