@@ -24,7 +24,7 @@ from harness.exchange.layouts import Found, find_layout
 from harness.exchange.reading import Source
 from harness.exchange.verify import check_convention
 from harness.records import checkpoint
-from harness.records.checkpoint_files import EMA, path_of
+from harness.records.checkpoint_files import EMA, path_of, remove_unfinished
 from harness.records.record import RecordWriter
 
 PRESET = "imagenet256"
@@ -92,8 +92,11 @@ def write_run(imported: Imported, out: Path, step: int | None = None, overrides:
     }
     with RecordWriter(path) as record:
         (path / EMA).mkdir(exist_ok=True)
+        remove_unfinished(path / EMA)
         checkpoint.save(path_of(path / EMA, step), imported.weights.tensors(), meta)
-        record.begin({"started": int(time.time() * 1000), "imported": described(imported)}, after_step=step)
+        about = {"started": int(time.time() * 1000), "imported": described(imported)}
+        # An import that was killed before its last write has left its event.
+        record.begin(about, after_step=step, keep=lambda event: event["kind"] != "import")
         images = step * spec.train.batch_size
         record.append({"kind": "import", "step": step, "images": images, "flops": 0, "seconds": {}})
         # Last, because a folder with a spec is a run.

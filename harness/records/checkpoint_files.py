@@ -84,6 +84,11 @@ def prune(folder: Path, train: TrainSpec) -> None:
     for path in files[:-1]:
         if path not in kept:
             path.unlink()
+    remove_unfinished(folder)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete what a process that was killed left half-written."""
     # The second pattern matches the temporary files of safetensors itself.
     for path in (*folder.glob(".*.tmp"), *folder.glob(".tmp*")):
         path.unlink(missing_ok=True)

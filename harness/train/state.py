@@ -155,9 +155,7 @@ def keep_ema(run: Run, folder: Path, *, writes: bool = True) -> None:
     tensors = {f"ema.{name}": tensor.to("cpu", kept) for name, tensor in gathered if writes}
     if writes:
         folder.mkdir(exist_ok=True)
-        # Of a process that was killed while it wrote.
-        for leftover in (*folder.glob(".*.tmp"), *folder.glob(".tmp*")):
-            leftover.unlink()
+        checkpoint_files.remove_unfinished(folder)
         meta = {"run": run.id, "step": str(run.step), "precision": run.spec.train.keep_precision}
         checkpoint.save(checkpoint_files.path_of(folder, run.step), tensors, meta)
 

@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,15 +93,22 @@ def _read(file: Path) -> Saved | None:
 
 
 def _write(file: Path, saved: Saved) -> None:
-    """Write the file atomically: under a temporary name, flushed to disk, then renamed."""
-    temporary = file.with_name(f".{file.name}.tmp")
+    """Write the file atomically: under a temporary name, flushed to disk, then renamed.
+
+    The temporary file is in a folder, because safetensors writes a second one next to it. What a killed
+    process left is removed.
+    """
+    folder = file.with_name(f".{file.name}.part")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    temporary = folder / file.name
     try:
         safetensors.torch.save_file(saved.tensors, temporary, {**saved.meta, "sha256": saved.sha256})
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
         os.replace(temporary, file)
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _lock(file: Path, waiting: Callable[[], None]) -> IO[str]:
