@@ -1,6 +1,7 @@
 """The preconditions of a comparison: each failure makes an audit inconclusive, whatever its interval.
 
     failed        a run failed before its first evaluation, so the remaining runs are a selection
+    record        the record of a run lost events, its spec was altered, or its checkpoint is another run's
     pairs         there are fewer pairs of seeds than the claim requires
     protocol      evaluations used different protocols (the differing fields are named)
     hardware      a claim in seconds, and the arms ran on different machines or one after the other
@@ -55,6 +56,7 @@ def failed_preconditions(
     """
     found = [
         Reason("failed", " ".join(logs.unseen)) if logs.unseen else None,
+        _records([*logs.all, *setters]),
         _pairs(claim, logs),
         protocol_reason([*logs.all, *setters]),
         hardware_reason(logs) if claim.axis in CLOCK_AXES else None,
@@ -97,6 +99,11 @@ def hardware_reason(logs: AuditRuns) -> Reason | None:
             "hardware", "all runs of one arm began before any run of the other: they were not interleaved"
         )
     return None
+
+
+def _records(logs: Sequence[AuditRun]) -> Reason | None:
+    altered = [f"{log.method} seed {log.seed}: {'; '.join(log.misfits)}" for log in logs if log.misfits]
+    return Reason("record", ". ".join(altered)) if altered else None
 
 
 def _pairs(claim: Claim, logs: AuditRuns) -> Reason | None:

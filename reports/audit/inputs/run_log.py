@@ -38,6 +38,8 @@ class AuditRun:
     """True if the run was aligned to the network that computes the metric."""
     failed: bool = False
     """True if the run failed, so that it is censored after its last evaluation."""
+    misfits: tuple[str, ...] = ()
+    """What does not fit together in the run's record."""
 
 
 @dataclass(frozen=True)
