@@ -22,7 +22,7 @@ from harness.config.tables import merge, parse_override, set_path, validate
 from harness.errors import UserError, unknown
 from harness.files.files import read_toml
 from harness.records.flatten import flatten
-from harness.records.record import SPEC
+from harness.records.record_chain import SPEC, check_spec
 
 FLOAT32 = 3.4028234663852886e38
 """The largest number of float32."""
@@ -42,9 +42,14 @@ def load_spec(source: str, overrides: Iterable[str] = ()) -> RunSpec:
 
 
 def load_table(source: str) -> dict[str, Any]:
-    """Return the raw table of a preset, a file or a run directory, with its `base` merged in."""
+    """Return the raw table of a preset, a file or a run directory, with its `base` merged in.
+
+    Raises `UserError` for a run directory whose spec was altered after the run wrote it.
+    """
     path = Path(source)
     # A folder without a spec does not hide a preset of its name.
+    if is_run(path):
+        check_spec(path)
     if is_run(path) or (path.is_dir() and source not in PRESETS.names()):
         path = path / SPEC
     if path.suffix == ".toml" or path.is_file():

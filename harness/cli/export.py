@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from harness.config.options import STEP_OPTION, examples
+from harness.config.options import STEP_OPTION, examples, warn_of
 from harness.errors import UserError
+from harness.records.integrity import named_misfits
 from harness.records.record import find_records
 from harness.records.tables import TABLES
 
@@ -67,7 +68,9 @@ def _export_table(directories: tuple[Path, ...], table: str, output: Path | None
         raise UserError("--step chooses weights, and a table has all steps; leave it out, or give --layout")
     if output is not None and output.suffix not in (".csv", ".parquet"):
         raise UserError(f"--output {output}: the file must end in .csv or .parquet")
-    frame = TABLES[table](find_records(*directories))
+    records = find_records(*directories)
+    warn_of(named_misfits(records))
+    frame = TABLES[table](records)
     if output is None:
         click.echo(frame.to_csv(index=False), nl=False)
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import click
@@ -31,6 +31,12 @@ def set_option(
 ) -> Callable[[Command], Command]:
     """Return the option `--set`, which a command receives as `overrides`."""
     return click.option("--set", "overrides", multiple=True, metavar=metavar, help=help)
+
+
+def warn_of(sentences: Iterable[str]) -> None:
+    """Print warnings on standard error, one a line."""
+    for sentence in sentences:
+        click.echo(f"warning: {sentence}", err=True)
 
 
 def track_options(command: Command) -> Command:

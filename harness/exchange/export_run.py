@@ -28,6 +28,7 @@ from harness.exchange.layouts import PROJECTORS, Found, find_layout
 from harness.exchange.verify import check_convention
 from harness.files.files import replacing, writing
 from harness.records import checkpoint
+from harness.records.integrity import check_owner
 from harness.train.trained_run import checkpoint_of_run
 
 DIFFUSERS = "diffusers"
@@ -71,7 +72,9 @@ def export_weights(run: Path, layout: str, output: Path, step: int | None = None
 def released_of_run(run: Path, layout: str, step: int | None = None) -> Exported:
     """Return the EMA weights of a run in a released layout, with its projectors."""
     spec = load_spec(str(run))
-    saved = checkpoint.load(checkpoint_of_run(run, step))
+    file = checkpoint_of_run(run, step)
+    check_owner(file)
+    saved = checkpoint.load(file)
     weights = Weights(saved.part("ema"), saved.part("method"), saved.part("released"))
     weights = Weights(
         {name: value.float() for name, value in weights.network.items()}, weights.projectors, weights.released

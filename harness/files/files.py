@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import errno
 import fcntl
 import os
 import socket
@@ -130,6 +131,15 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink()
         raise
     sync_directory(path.parent)
+
+
+def write_fully(file: IO[bytes], content: bytes) -> None:
+    """Write all bytes in one call.
+
+    Raises OSError if only a part was written, which an unbuffered file on a full disk reports by no error.
+    """
+    if file.write(content) != len(content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def cut_torn_line(file: IO[bytes]) -> bytes:

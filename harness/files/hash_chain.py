@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from harness.errors import UserError
-from harness.files.files import lock_file, sync_file, writing
+from harness.files.files import lock_file, sync_file, write_fully, writing
 from harness.files.parse import parse_json
 
 # Any: rows are JSON objects.
@@ -29,10 +29,10 @@ class Chain:
     added: int = field(default=0, init=False)
 
     def append(self, row: Mapping[str, Any]) -> Row:
-        """Append a row and return it with the hash of the line before."""
+        """Append a row and return it with the hash of the line before; raises OSError if that fails."""
         linked = {**row, "previous": self.last}
         line = json.dumps(linked).encode()
-        self.lines.write(line + b"\n")
+        write_fully(self.lines, line + b"\n")
         self.rows.append(linked)
         self.last, self.added = _digest(line), self.added + 1
         return linked

@@ -51,12 +51,16 @@ def weights_files(run: Path) -> dict[int, Path]:
 
 def precision_of(file: Path) -> str:
     """Return the precision of the EMA weights in a file, from its header."""
+    return read_header(file).get("precision", "float32")
+
+
+def read_header(file: Path) -> dict[str, Any]:
+    """Return the header of a file of weights; raises `UserError` if the file cannot be read."""
     try:
         with safe_open(file, "numpy") as content:
-            meta = header_of(content.metadata())
+            return header_of(content.metadata())
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{file} is not a readable file of weights: {error}") from error
-    return meta.get("precision", "float32")
 
 
 def header_of(metadata: Mapping[str, str] | None) -> dict[str, Any]:

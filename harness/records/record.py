@@ -4,6 +4,7 @@
         spec.toml           the resolved spec, written before anything runs
         environment.json    versions, device, threads: one entry for each time the run was started
         events.jsonl        one JSON object per line, in order of step; never a torn or duplicate line
+        chain.jsonl         hashes of events and spec at each checkpoint (record_chain.py)
         checkpoints/        step-00000400.safetensors; the same bytes whenever the same step is reached
         ema/                step-00000400.safetensors, EMA weights kept for later evaluations
         evaluations.jsonl   later evaluations of kept checkpoints (evaluations.py), and protocols.json
@@ -28,9 +29,7 @@ killed and resumed.
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import re
 import signal
 from collections.abc import Callable, Mapping
@@ -40,7 +39,15 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import ERROR_PREFIX, UserError
-from harness.files.files import decode_text, holder, read_tail, sync_file, take_lock, write_atomic
+from harness.files.files import (
+    decode_text,
+    holder,
+    read_tail,
+    sync_file,
+    take_lock,
+    write_atomic,
+    write_fully,
+)
 from harness.files.parse import parse_json, parse_toml
 from harness.records.early_end import EarlyEnd, parse_early_end
 from harness.records.evaluations import (
@@ -53,9 +60,19 @@ from harness.records.evaluations import (
     read_protocols,
 )
 from harness.records.events import Event, read_events, read_finished
+from harness.records.record_chain import (
+    CHAIN,
+    SPEC,
+    ChainWriter,
+    check_events,
+    check_spec,
+    digest_of,
+    read_links,
+    spec_digest,
+)
 from harness.records.shapes import environment_fault, event_fault, spec_fault
 
-EVENTS, SPEC, CLOCK = "events.jsonl", "spec.toml", "clock.json"
+EVENTS, CLOCK = "events.jsonl", "clock.json"
 REPLICATES = "replicates.json"
 DIGITS = 18
 """Most digits of a step in a table by steps."""
@@ -354,6 +371,7 @@ class RecordWriter:
     # Any: an open file and a lock, both None outside the context.
     _events: Any = field(default=None, repr=False)
     _lock: Any = field(default=None, repr=False)
+    _chain: ChainWriter | None = field(default=None, repr=False)
 
     def __enter__(self) -> RecordWriter:
         try:
@@ -365,8 +383,9 @@ class RecordWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._events is not None:
-            self._events.close()
+        for file in (self._events, self._chain):
+            if file is not None:
+                file.close()
         # Closing the file releases the lock.
         self._lock.close()
 
@@ -377,13 +396,24 @@ class RecordWriter:
         further is then no longer done.
         """
         file = self.path / SPEC
-        if file.exists():
-            old, new = Record(self.path).spec, parse_toml(toml)
-            if not replace or asks_the_same(old, new):
-                return
-            if _steps_of(old) != _steps_of(new):
-                (self.path / DONE).unlink(missing_ok=True)
-        write_atomic(file, toml.encode())
+        if not file.exists():
+            return self._write_chained_spec(toml.encode(), None)
+        old, new = Record(self.path).spec, parse_toml(toml)
+        if not replace or asks_the_same(old, new):
+            return None
+        check_spec(self.path)
+        if _steps_of(old) != _steps_of(new):
+            (self.path / DONE).unlink(missing_ok=True)
+        return self._write_chained_spec(toml.encode(), file.read_bytes())
+
+    def _write_chained_spec(self, toml: bytes, before: bytes | None) -> None:
+        """Write a spec between two links of the chain; a record of an earlier version has none."""
+        if before is not None and not (self.path / CHAIN).exists():
+            return write_atomic(self.path / SPEC, toml)
+        chain = self._chain = self._chain or ChainWriter(self.path)
+        chain.announce_spec(spec_digest(toml), spec_digest(before or b""))
+        write_atomic(self.path / SPEC, toml)
+        return chain.confirm_spec()
 
     def begin(
         self,
@@ -394,12 +424,16 @@ class RecordWriter:
     ) -> None:
         """Open the record to continue after a step; later events and a torn line are removed.
 
-        So are events that `keep` rejects, of which evaluations become later evaluations.
+        So are events that `keep` rejects, of which evaluations become later evaluations. Raises `UserError`
+        if spec or events do not fit the record's chain.
         """
+        file = self.path / EVENTS
+        before = file.read_bytes() if file.exists() else b""
+        check_spec(self.path)
+        check_events(file, before, read_links(self.path), after_step)
         for name in (DONE, FAILED):
             (self.path / name).unlink(missing_ok=True)
         starts = _read_json(self.path / "environment.json") or []
-        file = self.path / EVENTS
         kept = [event for event in read_events(file) if event["step"] <= after_step]
         for event in kept:
             if event["kind"] == "eval" and not keep(event):
@@ -407,17 +441,28 @@ class RecordWriter:
                 add_evaluation(self.path, _later(event), known.get(event["protocol"], {}))
         write_atomic(
             self.path / "environment.json",
-            _dump([*starts, {"run": self.path.name, **environment, "after_step": after_step}], indent=1),
+            _dump(
+                [*starts, {"run": self.path.name, **environment, "after_step": after_step, "chain": CHAIN}],
+                indent=1,
+            ),
         )
-        write_atomic(file, b"".join(_dump(event) + b"\n" for event in kept if keep(event)))
+        content = b"".join(_dump(event) + b"\n" for event in kept if keep(event))
+        self._chain = self._chain or ChainWriter(self.path)
+        self._chain.begin(before, content, digest_of(self.path / SPEC))
+        write_atomic(file, content)
         self._events = open(file, "ab", buffering=0)  # noqa: SIM115 (closed by __exit__)
 
     def append(self, *events: Mapping[str, Any]) -> None:
         """Append events as complete lines in one write; raises ValueError for a number that is not finite."""
         lines = b"".join(_dump(event) + b"\n" for event in events)
-        if self._events.write(lines) != len(lines):
-            # When a disk fills up, part of the lines is written without an error.
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write_fully(self._events, lines)
+        if self._chain is not None and events:
+            self._chain.covered.add(lines, events[-1]["step"])
+
+    def seal(self) -> None:
+        """Append a link with the hash of all events so far to the record's chain."""
+        if self._chain is not None:
+            self._chain.seal()
 
     def sync(self) -> None:
         """Force the events to the disk, before a checkpoint that relies on them is written."""
@@ -429,6 +474,8 @@ class RecordWriter:
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Mark the run as done."""
+        if self._chain is not None:
+            self._chain.seal(end=True)
         write_atomic(self.path / DONE, _dump(summary, indent=1))
 
     def fail(self, reason: Mapping[str, Any]) -> None:

@@ -77,8 +77,10 @@ class Journal:
         """Wait for the checkpoint being written; raises the error if writing failed."""
         if self._saving is not None and self.record is not None:
             saving, self._saving = self._saving, None
-            self.record.append(*saving.result(), *self._held)
-            self._held.clear()
+            self.record.append(*saving.result())
+            self.record.seal()
+            held, self._held = self._held, []
+            self.record.append(*held)
 
     def add(self, result: StepResult, *, write: bool) -> None:
         """Add a step. Every `log_every` steps, or with `write`, check all losses and write the due events.
@@ -226,6 +228,7 @@ def finish_bookkeeping(record: RecordWriter, before: Record, run: Run) -> None:
     due = run.step > run.spec.start.step and scheduled(run.step, run.spec.train)
     if due and not any(event["step"] == run.step for event in before.of("checkpoint")):
         record.append(_checkpoint_event(run, path_of(Path(), run.step).name))
+    record.seal()
     prune(before.path / "checkpoints", run.spec.train)
 
 

@@ -198,7 +198,9 @@ def load_ema(file: Path, spec: RunSpec, dataset: Dataset, device: torch.device) 
     """Return the EMA network of a checkpoint file, which is the network that evaluations use."""
     from harness.assembly.build import backbone_config, build_backbone
     from harness.records import checkpoint
+    from harness.records.integrity import check_owner
 
+    check_owner(file)
     model = build_backbone(backbone_config(spec, dataset), spec.runtime)
     model.load_state_dict(checkpoint.load(file).part("ema"))
     return model.to(device).requires_grad_(False).eval()

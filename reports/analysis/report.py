@@ -77,7 +77,8 @@ class RaceReport:
     @cached_property
     def caveats(self) -> tuple[str, ...]:
         """Return the caveats to know before quoting a number, most important first."""
-        return (*self._about_looks(), *caveats_of(self.race))
+        altered = [f"{one[0].upper()}{one[1:]}. Do not quote its numbers." for one in self.race.misfits]
+        return (*altered, *self._about_looks(), *caveats_of(self.race))
 
     def _about_looks(self) -> list[str]:
         """Report that intervals outside the claims do not allow for the looks of a sequential claim."""

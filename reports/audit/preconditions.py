@@ -2,6 +2,7 @@
 
     failed        a run failed before its first evaluation, so the remaining runs are a selection
     ended         a run ended early by a rule that the claim does not register, or before it held
+    record        the record of a run lost events, its spec was altered, or its checkpoint is another run's
     pairs         there are fewer pairs of seeds than the claim requires
     protocol      evaluations used different protocols (the differing fields are named)
     hardware      a claim in seconds, and the arms ran on different machines or one after the other
@@ -57,6 +58,7 @@ def failed_preconditions(
     found = [
         Reason("failed", " ".join(logs.unseen)) if logs.unseen else None,
         _ended(claim, [*logs.all, *setters]),
+        _records([*logs.all, *setters]),
         _pairs(claim, logs),
         protocol_reason([*logs.all, *setters]),
         hardware_reason(logs) if claim.axis in CLOCK_AXES else None,
@@ -113,6 +115,11 @@ def _ended(claim: Claim, logs: Sequence[AuditRun]) -> Reason | None:
         f"{len(lost)} {'run' if len(lost) == 1 else 'runs'} ended early, after {end.reason}, but the claim "
         f"needs {needs}; flowrace extend --steps {end.steps} continues them ({log.source})",
     )
+
+
+def _records(logs: Sequence[AuditRun]) -> Reason | None:
+    altered = [f"{log.method} seed {log.seed}: {'; '.join(log.misfits)}" for log in logs if log.misfits]
+    return Reason("record", ". ".join(altered)) if altered else None
 
 
 def _pairs(claim: Claim, logs: AuditRuns) -> Reason | None:

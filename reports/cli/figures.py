@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.config.options import JSON_OPTION, examples
+from harness.config.options import JSON_OPTION, examples, warn_of
 from reports.cli.options import log_options, parse_labels, race_options
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ def figures(
     names = parse_labels(label_words)
     rules = read_map(map_file, patterns)
     report = read_report(directories, labels=names, rules=rules, **asked)
+    warn_of(report.race.misfits)
     race, inches = report.race, STYLES[look][0][WIDTHS.index(width)]
     files = []
     with with_look(_look(look, font, font_size)):

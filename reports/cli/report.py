@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from harness.config.options import JSON_OPTION, examples
+from harness.config.options import JSON_OPTION, examples, warn_of
 from reports.cli.options import AXES, log_options, parse_labels, race_options
 from reports.cli.report_diff import diff
 
@@ -97,6 +97,7 @@ def report(
         check_table(file)
     written = write_report(list(directories), output, labels=parse_labels(label_words), **asked)
     found = written.report
+    warn_of(found.race.misfits)
     for file in tables:
         write_table(found, file, axes)
     if as_json:

@@ -10,6 +10,7 @@ from typing import TypedDict
 import numpy as np
 
 from harness.errors import UserError, unknown
+from harness.records.integrity import named_misfits
 from harness.records.record import Record, find_records
 from harness.records.study_folder import PlanEntry, PlanExclusion
 from harness.records.targets import TargetRule
@@ -65,6 +66,8 @@ class Race:
     """Shown names by method or arm label."""
     across: str | None = None
     """The requested summary of several cells in the headline; None for the default."""
+    misfits: tuple[str, ...] = ()
+    """What does not fit together in the records, a sentence for each run."""
 
     def of(self, label: str) -> list[RaceRun]:
         """Return the runs of an arm, by seed."""
@@ -191,6 +194,7 @@ def read_race(
         rules=asked or study.rules_of(metric),
         labels=names,
         across=across or study.across,
+        misfits=tuple(named_misfits(records)),
     )
     return race_at(empty, empty.rule)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.config.options import JSON_OPTION
+from harness.config.options import JSON_OPTION, warn_of
 from sweeps.launch.options import LaunchOptions, launch_options
 from sweeps.plan.status import INCOMPLETE, difference, read_status
 
@@ -27,6 +27,7 @@ def status(directory: Path, as_json: bool) -> None:
     """Print the status of every run of a study: done, running, stopped, failed, missing or excluded, with the
     reason."""
     found = read_status(directory)
+    warn_of(f"{run['label']}: {'; '.join(run['misfits'])}" for run in found["runs"] if "misfits" in run)
     if as_json:
         looks = _looks(directory)
         click.echo(json.dumps(found | ({"looks": looks} if looks else {}), indent=1))

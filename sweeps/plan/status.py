@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.records.evaluations import read_evaluations
+from harness.records.integrity import misfits
 from harness.records.record import Record, failure_reason
 from harness.records.study_folder import PlanEntry, StudyFolder
 from sweeps.plan.run_state import TO_EXTEND, read_pace
@@ -62,6 +63,8 @@ def _run(directory: Path, entry: PlanEntry) -> dict[str, Any]:
         found["ended"] = str(early)
     if later := read_evaluations(record.path):
         found["later_evaluations"] = len(later)
+    if altered := misfits(record):
+        found["misfits"] = list(altered)
     if status in INCOMPLETE:
         found["reason"] = failure_reason(record)
     return found

@@ -15,6 +15,7 @@ from typing import Any
 from harness.assembly.resolve import load_spec
 from harness.config.spec import RunSpec
 from harness.records import checkpoint, checkpoint_files
+from harness.records.integrity import misfits
 from harness.records.record import Record
 from harness.train.progress import Quiet
 
@@ -77,8 +78,8 @@ def part(record: Record, name: str) -> str:
 
 
 def everything(record: Record) -> str:
-    """Return all files of a run as text to compare."""
+    """Return all files of a run as text to compare, with what does not fit together in them."""
     folders = [record.path / name for name in ("checkpoints", "samples", "ema")]
     files = sorted(f"{p.parent.name}/{p.name}" for folder in folders for p in folder.glob("[!.]*"))
     contents = [hashlib.sha256((record.path / name).read_bytes()).hexdigest() for name in files]
-    return json.dumps([events(record), weights(record), files, contents], indent=1)
+    return json.dumps([events(record), weights(record), files, contents, misfits(record)], indent=1)

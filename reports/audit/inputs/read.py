@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError
+from harness.records.integrity import misfits
 from harness.records.mlflow_copy import is_file_store
 from harness.records.record import Record, find_records
 from reports.audit.inputs.claim import Claim
@@ -162,7 +163,8 @@ def _read_run(name: str, arm: RaceArm, seed: int, record: Record, metric: str) -
         ended,
         any(metric in start.get("aligned", ()) for start in starts),
         failed,
-        run.early_end,
+        early=run.early_end,
+        misfits=misfits(run),
     )
     note = f"{who} failed: censored after its last evaluation ({record.id})." if failed else ""
     return ReadRun(name, seed, failed, log, note)

@@ -43,6 +43,8 @@ class AuditRun:
     """Where and why the run ended before its last step; None for any other run."""
     cut: bool = False
     """True if the curve is that up to the early end which the claim registers."""
+    misfits: tuple[str, ...] = ()
+    """What does not fit together in the run's record."""
 
 
 @dataclass(frozen=True)
