@@ -32,6 +32,7 @@ from harness.runtime.environment import prepare
 from harness.runtime.fsdp import full_tensor
 from harness.text.captions import open_captions
 from harness.train.extension import Goal, goal_of
+from harness.train.gradient_log import GradientLog
 from harness.train.journal import Journal, Progress, StepResult, finish_bookkeeping
 from harness.train.later_evaluations import measure_missing, missing_evaluations
 from harness.train.objective import Objective, with_encoder_features
@@ -141,6 +142,7 @@ def training_loop(run: Run, path: Path, world: World, journal: Journal, evaluato
     train, method, phase, device = run.spec.train, run.method, run.meter.phase, world.device
     objective = world.wrap(Objective(run), changing=run.spec.method.schedule.until is not None)
     autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=train.precision == "bfloat16")
+    gradients = GradientLog(run, world, autocast)
     steps = range(run.step + 1, train.steps + 1)
     micro_batches = MicroBatches(steps, train.batch_size, train.accumulate, world.rank, world.size)
     batches = run.feed.batches(micro_batches, run.spec.data.workers)
@@ -168,6 +170,10 @@ def training_loop(run: Run, path: Path, world: World, journal: Journal, evaluato
 
                     # Backward: gradients are summed over micro-batches; the last one averages over ranks.
                     (loss / train.accumulate).backward()
+
+                # Log of the separate gradients, at the same weights and draws; it changes nothing.
+                if gradients.due(step):
+                    gradients.add(batch, draw)
                 for name, value in {"loss": loss, **parts}.items():
                     losses[name] = losses.get(name, 0) + value.detach() / train.accumulate
 
@@ -195,7 +201,7 @@ def training_loop(run: Run, path: Path, world: World, journal: Journal, evaluato
             stopping = asks and world.any(bool(signals))
 
             # Log.
-            result = StepResult(step, losses, grad_norm, learning_rate)
+            result = StepResult(step, losses, grad_norm, learning_rate, gradients.take(step))
             journal.add(result, write=evaluates or saves or stopping)
 
             # Evaluation.
