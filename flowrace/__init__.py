@@ -51,6 +51,7 @@ __all__ = [
     "evaluation_table",
     "find_runs",
     "fit_curve",
+    "gradient_table",
     "judge_claims",
     "load_model",
     "load_spec",
@@ -126,6 +127,20 @@ def evaluation_table(*folders: Location) -> pd.DataFrame:
     from harness.records import tables
 
     return tables.evaluation_table(find_runs(*folders))
+
+
+def gradient_table(*folders: Location) -> pd.DataFrame:
+    """Load one row per reading of the gradients of flow loss and alignment (`train.log_gradients_every`).
+
+    `share`, `cosine` and `norms.*` are those of the network, `reached.*` those of the blocks that alignment
+    reaches, and `features.*` are norms by layer. The command is `flowrace export DIR --table gradients`.
+
+    >>> flowrace.gradient_table("runs/last").empty
+    True
+    """
+    from harness.records import tables
+
+    return tables.gradient_table(find_runs(*folders))
 
 
 def read_race(

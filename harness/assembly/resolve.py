@@ -157,6 +157,11 @@ def _check(spec: RunSpec, where: str) -> None:
             f"{where}: train.steps = {spec.train.steps}, but the run begins at start.step = "
             f"{spec.start.step}; give a larger number"
         )
+    if spec.train.log_gradients_every and spec.runtime.shard:
+        raise UserError(
+            f"{where}: train.log_gradients_every = {spec.train.log_gradients_every} does not support "
+            "runtime.shard = true, whose gradients no process has in full; set one of them to its default"
+        )
     aligned = [encoder.name for encoder in spec.method.needs().encoders]
     # Until the data are read, only a share of zero is known to leave no sample.
     unseen = {} if spec.data.held_out else {"held_out": 0}

@@ -26,7 +26,8 @@ LAYOUTS = ("sit", "repa", "self-flow", "sra", "irepa", "reg", "mmdit", "diffuser
 @click.option(
     "--table",
     type=click.Choice(list(TABLES)),
-    help="One row per run (runs, the default), per logged step, or per value of a metric.",
+    help="One row per run (runs, the default), per logged step, per value of a metric, or per reading of the "
+    "gradients (train.log_gradients_every).",
 )
 @click.option(
     "--layout",

@@ -252,6 +252,9 @@ class TrainSpec(Section):
     rounds the weights."""
     log_every: int = _free(100, ge=1)
     """Steps between training lines in the record."""
+    log_gradients_every: int = _free(0, ge=0, le=STEPS)
+    """Steps between readings of the gradients of flow loss and alignment, separately; 0 for none. A reading
+    repeats the passes of a step, is not counted as training, and changes no bit of the run."""
 
 
 class EmaSpec(Section):

@@ -20,7 +20,8 @@ from harness.assembly.build import empty_view, method_of_spec, weightless
 from harness.config.spec import RunSpec
 from harness.costs.meter import Meter
 from harness.encoders.base import Architecture, Encoder
-from harness.flow.batch import Batch
+from harness.flow.batch import Batch, Draw
+from harness.flow.gradients import separate_gradients
 from harness.flow.method import TrainingMethod
 from harness.flow.student import Student
 from harness.runtime.random_streams import Streams
@@ -102,27 +103,56 @@ def count_once(
 _costs: dict[tuple[type[TrainingMethod], str], Cost] = {}
 
 
+def count_reading(
+    method: TrainingMethod, spec: RunSpec, step: int, encoders: Sequence[Encoder | Architecture] = ()
+) -> int:
+    """Return the FLOPs of reading the separate gradients at a step, encoders excluded: their features are
+    those of the step.
+
+    A process counts the readings with alignment once, and those without.
+    """
+    aligned = method.config.weight(step) > 0
+    key = type(method), repr((method.config, method.setting, spec.train.batch_size, aligned, "reading"))
+    if key not in _readings:
+        shadow, batch, draw = _on_meta(method, spec, step, encoders)
+        backbone = method.setting.backbone
+        student = Student(weightless(backbone), weightless(backbone), backbone)
+        with FlopCounterMode(display=False) as counter:
+            separate_gradients(shadow, student, batch, draw)
+        _readings[key] = counter.get_total_flops()
+    return _readings[key]
+
+
+_readings: dict[tuple[type[TrainingMethod], str], int] = {}
+
+
+def _on_meta(
+    method: TrainingMethod, spec: RunSpec, step: int, encoders: Sequence[Encoder | Architecture]
+) -> tuple[TrainingMethod, Batch, Draw]:
+    """Return a copy of the method, a batch of a step and the draws for it, on the meta device."""
+    backbone, size, meta = method.setting.backbone, spec.train.batch_size, torch.device("meta")
+    index, labels = np.arange(size), torch.zeros(size, dtype=torch.int64)
+    y = backbone.blank_condition(size)
+    batch = Batch(index, torch.zeros(size, *backbone.x_shape), y, labels, step, given=y)
+    if method.config.encodes(step):
+        batch = replace(batch, views=tuple(empty_view(e, size, method, meta) for e in encoders))
+    draw = method.draw(Streams(0), batch).to(meta)
+    return copy.deepcopy(method).to(meta), batch.to(meta), draw
+
+
 def _count_step(
     method: TrainingMethod, spec: RunSpec, step: int, encoders: Sequence[Encoder | Architecture]
 ) -> dict[str, int]:
     backbone = method.setting.backbone
-    size, meta = spec.train.batch_size, torch.device("meta")
     counter = FlopCounterMode(display=False)
     meter = Meter(counter.get_total_flops, lambda start, end: end - start)
     model, ema = weightless(backbone), weightless(backbone)
-    shadow = copy.deepcopy(method).to(meta)
-    index, labels = np.arange(size), torch.zeros(size, dtype=torch.int64)
-    y = backbone.blank_condition(size)
-    batch = Batch(index, torch.zeros(size, *backbone.x_shape), y, labels, step, given=y)
-    encodes = method.config.encodes(step)
-    if encodes:
-        batch = replace(batch, views=tuple(empty_view(e, size, method, meta) for e in encoders))
-    draw = method.draw(Streams(0), batch).to(meta)
+    shadow, batch, draw = _on_meta(method, spec, step, encoders)
     with counter, meter.phase("student"):
-        shadow.loss(Student(model, ema, backbone, meter.phase), batch.to(meta), draw).total.backward()
+        shadow.loss(Student(model, ema, backbone, meter.phase), batch, draw).total.backward()
     flops = {name: int(value) for name, value in meter.settle().items()}
-    if encodes:
-        flops["encoder"] = sum(encoder.flops for encoder in encoders) * size
+    if method.config.encodes(step):
+        flops["encoder"] = sum(encoder.flops for encoder in encoders) * spec.train.batch_size
     learned = sum(p.numel() for p in (*model.parameters(), *shadow.parameters()) if p.grad is not None)
     shadowed = sum(p.numel() for p in ema.parameters())
     return flops | {"optimizer": OPTIMIZER_FLOPS * learned, "ema": EMA_FLOPS * shadowed}

@@ -54,7 +54,17 @@ def _metrics(event: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in event["metrics"].items():
             found |= {f"eval/{name}": value["mean"]}
             found |= {f"eval/{name}/{end}": value.get(end) for end in ("low", "high")}
+    elif event["kind"] == "gradients":
+        found = {f"gradients/{name}": value for name, value in gradient_values(event).items()}
     return found
+
+
+def gradient_values(event: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a reading of gradients by path, for example `norms/flow` and `reached/share`."""
+    values = {name: event[name] for name in ("share", "cosine") if name in event}
+    for table in ("norms", "reached", "losses", "features", "sameness"):
+        values |= {f"{table}/{name}": value for name, value in event.get(table, {}).items()}
+    return values
 
 
 def _is_number(value: Any) -> bool:

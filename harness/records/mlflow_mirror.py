@@ -12,6 +12,7 @@
     train/learning_rate     -           learning rate of the step
     cost/flops              FLOPs       counted, total since step 0
     cost/seconds/<phase>    seconds     total since step 0
+    gradients/<what>        -           share, cosine, norms, features of a gradients event
     eval/<metric>           of metric   mean; also eval/<metric>/low and /high if it has an interval
     eval/<metric>/<what>    of metric   the same, measured later under other conditions (guidance_1.5)
 

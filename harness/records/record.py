@@ -21,6 +21,8 @@ An event has `kind`, `step` and `images`. Kinds:
                 errors {name: reason} if a metric failed, seconds, flops, protocol (a hash; `evaluation` in
                 environment.json has the full protocol and the noise floors)
     checkpoint  file
+    gradients   norms {flow, auxiliary}, share, cosine, reached {blocks, share, cosine}, losses, features and
+                sameness {place: value}, reading_flops (of this reading; not training). No flops and seconds
     import      flops 0 and no seconds, at the step of imported weights, whose costs are unknown
 `flops` and `seconds` are totals since step 0, or since the import, so that an event gives the cost of
 reaching its step. All fields except `seconds` are equal bit for bit between an unbroken run and one that was
@@ -78,8 +80,8 @@ DIGITS = 18
 """Most digits of a step in a table by steps."""
 DONE, FAILED, LOCK = "done", "failed", "lock"
 TRAINING_PHASES = ("data", "student", "teacher", "encoder", "optimizer", "ema")
-"""The phases that count towards time to target. Eval, checkpoint, tracking and warmup are booked but do not
-count."""
+"""The phases that count towards time to target. Eval, checkpoint, gradients, tracking and warmup are booked
+but do not count."""
 
 
 def tracked_name(name: str) -> str:

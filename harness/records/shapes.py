@@ -46,6 +46,8 @@ def event_fault(event: Any) -> str:
         return "has seconds that are no table of numbers"
     if event["kind"] == "train":
         return _train_fault(event)
+    if event["kind"] == "gradients":
+        return _gradients_fault(event)
     return _eval_fault(event) if event["kind"] == "eval" else ""
 
 
@@ -61,6 +63,20 @@ def _train_fault(event: Mapping[str, Any]) -> str:
         return f"has a value of {', '.join(TRAIN_NUMBERS)} that is no number"
     losses = event.get("losses", {})
     return "" if _are_numbers(losses, is_value) else "has losses that are no table of numbers"
+
+
+def _gradients_fault(event: Mapping[str, Any]) -> str:
+    """Return the fault of a reading of gradients, whose numbers may be undefined (null)."""
+
+    def known(value: Any) -> bool:
+        return value is None or is_number(value)
+
+    for name in ("norms", "reached", "losses", "features", "sameness"):
+        if not _are_numbers(event.get(name, {}), known):
+            return f"has {name} that are no table of numbers"
+    if not all(known(event.get(name)) for name in ("share", "cosine", "reading_flops")):
+        return "has a share, cosine or reading_flops that is no number"
+    return ""
 
 
 def _eval_fault(event: Mapping[str, Any]) -> str:

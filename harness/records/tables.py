@@ -36,10 +36,17 @@ def evaluation_table(records: Iterable[Record]) -> pd.DataFrame:
     return _frame(records, _evaluations)
 
 
+def gradient_table(records: Iterable[Record]) -> pd.DataFrame:
+    """Return one row per reading of the separate gradients: `share`, `cosine`, `norms.*`, `reached.*`,
+    `losses.*`, `features.*`, `sameness.*` and the FLOPs of the reading."""
+    return _frame(records, _gradients)
+
+
 TABLES: dict[str, Callable[[Iterable[Record]], pd.DataFrame]] = {
     "runs": run_table,
     "training": training_table,
     "evaluations": evaluation_table,
+    "gradients": gradient_table,
 }
 
 
@@ -66,6 +73,11 @@ def _training(record: Record) -> Iterator[dict[str, Any]]:
     for event in record.of("train"):
         row = flatten({name: value for name, value in event.items() if name != "kind"})
         yield row | {"seconds": _training_seconds(event)}
+
+
+def _gradients(record: Record) -> Iterator[dict[str, Any]]:
+    for event in record.of("gradients"):
+        yield flatten({name: value for name, value in event.items() if name != "kind"})
 
 
 def _evaluations(record: Record) -> Iterator[dict[str, Any]]:

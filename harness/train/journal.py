@@ -21,6 +21,7 @@ from harness.records.events import Event
 from harness.records.record import Record, RecordWriter
 from harness.runtime.distributed import World
 from harness.train.early_end import EndWatch
+from harness.train.gradient_log import GradientReading
 from harness.train.state import Run, checkpoint_writer, keep_ema
 
 
@@ -42,6 +43,7 @@ class StepResult(NamedTuple):
     losses: dict[str, Tensor]
     grad_norm: Tensor
     learning_rate: float
+    gradients: GradientReading | None = None
 
 
 class Journal:
@@ -102,6 +104,8 @@ class Journal:
                 raise self._not_finite(past.step)
             if past.step % every == 0 or past.step == steps:
                 self._train_event(past, dict(zip(names, row, strict=False)), row[-1])
+            if past.gradients is not None and self.record is not None:
+                self._append("gradients", past.step, past.gradients.fields())
         self._pending.clear()
 
     def evaluation(self, evaluator: Evaluator) -> None:
@@ -194,7 +198,12 @@ class Journal:
     # Any: the fields of an event, which are JSON.
     def _event(self, kind: str, step: int, **content: Any) -> None:
         totals = self._totals(step)
-        event = {"kind": kind, "step": step, "images": totals.pop("images"), **content, **totals}
+        del totals["images"]
+        self._append(kind, step, content | totals)
+
+    # Any: the fields of an event, which are JSON.
+    def _append(self, kind: str, step: int, content: dict[str, Any]) -> None:
+        event = {"kind": kind, "step": step, "images": step * self.run.spec.train.batch_size, **content}
         if self._saving is not None and self._saving.done():
             self.settle()
         if self._saving is not None:

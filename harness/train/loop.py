@@ -35,6 +35,7 @@ from harness.runtime.fsdp import full_tensor
 from harness.text.captions import open_captions
 from harness.train.early_end import EndWatch, check_rule
 from harness.train.extension import Goal, goal_of
+from harness.train.gradient_log import GradientLog
 from harness.train.journal import Journal, Progress, StepResult, finish_bookkeeping
 from harness.train.later_evaluations import measure_missing, missing_evaluations
 from harness.train.objective import Objective, with_encoder_features
@@ -159,6 +160,7 @@ def training_loop(run: Run, path: Path, world: World, journal: Journal, evaluato
     # A run whose process died right before its early end trains no further.
     ended = journal.ends_early()
     steps = range(run.step + 1, run.step + 1 if ended else train.steps + 1)
+    gradients = GradientLog(run, world, autocast)
     micro_batches = MicroBatches(steps, train.batch_size, train.accumulate, world.rank, world.size)
     batches = run.feed.batches(micro_batches, run.spec.data.workers)
     prepared = prepare_batches(batches, method, run.streams, pin=device.type == "cuda")
@@ -185,6 +187,10 @@ def training_loop(run: Run, path: Path, world: World, journal: Journal, evaluato
 
                     # Backward: gradients are summed over micro-batches; the last one averages over ranks.
                     (loss / train.accumulate).backward()
+
+                # Log of the separate gradients, at the same weights and draws; it changes nothing.
+                if gradients.due(step):
+                    gradients.add(batch, draw)
                 for name, value in {"loss": loss, **parts}.items():
                     losses[name] = losses.get(name, 0) + value.detach() / train.accumulate
 
@@ -212,7 +218,7 @@ def training_loop(run: Run, path: Path, world: World, journal: Journal, evaluato
             stopping = asks and world.any(bool(signals))
 
             # Log.
-            result = StepResult(step, losses, grad_norm, learning_rate)
+            result = StepResult(step, losses, grad_norm, learning_rate, gradients.take(step))
             journal.add(result, write=evaluates or saves or stopping)
 
             # Evaluation.

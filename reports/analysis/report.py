@@ -24,6 +24,7 @@ from reports.logs.log_map import LogMap
 from reports.race.across import Across, across_of, sentence_across
 from reports.race.by_target import SpeedupByTarget, speedup_by_target
 from reports.race.final_values import FinalValue, final_values_of, real_sample_values
+from reports.race.gradients import Gradients, gradients_of
 from reports.race.race import Race, RaceArguments, race_at, read_race
 from reports.race.verdict import caveats_of, goal, how_found, sentence
 from reports.race.views import View, views_of
@@ -150,6 +151,11 @@ class RaceReport:
     @cached_property
     def control(self) -> Control | None:
         return compute_control(self.race)
+
+    @cached_property
+    def gradients(self) -> Gradients | None:
+        """The separate gradients of flow loss and alignment; None if no run logged them."""
+        return gradients_of(self.race)
 
     @cached_property
     def arm_rows(self) -> list[Row]:

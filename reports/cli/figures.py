@@ -95,7 +95,7 @@ def figures(
     **asked: Any,
 ) -> None:
     """Write the figures of a report for a paper: convergence, speed-ups (by cost, target and cell),
-    profiles, scaling, cost per step.
+    profiles, scaling, cost per step, gradients.
 
     Each has a legend, and its text stays text. The same records give the same bytes.
     """
@@ -154,7 +154,7 @@ def pictures(
     report: RaceReport, printed: Sequence[PublishedRequest] = ()
 ) -> list[Callable[[float], Picture]]:
     """Return a function for each picture of this race, on every axis, which draws it at a width in inches."""
-    from reports.figures import race_figures
+    from reports.figures import gradient_figures, race_figures
     from reports.pages import forest, performance_profile, published, scaling
 
     race, found = report.race, []
@@ -174,6 +174,8 @@ def pictures(
     ]
     if any(run.record.of("train") for run in race.runs):
         found.append(partial(race_figures.draw_cost, race))
+    if report.gradients is not None:
+        found.append(partial(gradient_figures.draw_gradients, race, report.gradients))
     groups = enumerate(published.by_metric(printed).items())
     return found + [partial(published.draw_published, metric, own, n) for n, (metric, own) in groups]
 

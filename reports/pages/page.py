@@ -25,6 +25,7 @@ from reports.pages.conditions import conditions_section
 from reports.pages.control import control_section
 from reports.pages.final_values import final_value_section
 from reports.pages.forest import workload_section
+from reports.pages.gradients import gradient_section
 from reports.pages.performance_profile import profile_section
 from reports.pages.provenance import provenance_section
 from reports.pages.published import PublishedRequest, find_curves, published_section
@@ -118,6 +119,7 @@ def body(report: RaceReport, command: str, printed: Sequence[PublishedRequest] =
         final_value_section(report),
         conditions_section(report),
         sections.cost_section(report),
+        gradient_section(report),
         ablation_section(report),
         encoder_section(report),
         size_section(report),

@@ -9,6 +9,8 @@ from typing import Any
 
 from reports.analysis.performance_profile import Profile
 from reports.analysis.report import RaceReport
+from reports.pages.gradients import reading
+from reports.race.gradients import GradientArm
 from reports.race.views import View
 from reports.race.workloads import PooledSpeedup, Workload
 from reports.stats.speedup import Speedup
@@ -37,6 +39,7 @@ def to_json(report: RaceReport, claims: Sequence[Mapping[str, Any]], html: str) 
         "pooled": [_pooled(key, pooled) for key, pooled in report.pooled.items()],
         "profiles": [row for profile in report.profiles.values() for row in _of_profile(profile)],
         "views": [_of_view(view) for view in report.views],
+        "gradients": [_of_gradients(arm) for arm in (report.gradients.arms if report.gradients else ())],
         "finals": report.final_value_rows,
         "runs": _named(report, report.run_rows),
         "html": html,
@@ -83,6 +86,23 @@ def _of_workload(workload: Workload) -> Iterator[dict[str, Any]]:
         yield about | {"why": workload.why}
     for (axis, objective), gain in workload.speedups.items():
         yield about | {"axis": axis, "objective": objective, **_gain(gain)}
+
+
+def _of_gradients(arm: GradientArm) -> dict[str, Any]:
+    """Return the means of an arm over its last quarter of readings, and what they mean."""
+    features = {
+        place: {"norm": norm._asdict(), "sameness": sameness._asdict()}
+        for place, (norm, sameness) in arm.features.items()
+    }
+    return {
+        "method": arm.arm,
+        "state": arm.state,
+        "reading": reading(arm),
+        "steps": [arm.first, arm.last],
+        "blocks": arm.blocks,
+        **{name: mean._asdict() for name, mean in arm.means.items()},
+        "features": features,
+    }
 
 
 def _pooled(key: tuple[str, str], pooled: PooledSpeedup) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from reports.stats.number_format import column_unit
 BUSY = 100
 """The number of curves above which one static figure serves every width: it is for print, and has most of
 the page's bytes."""
-COUNTED_OUT = ("eval", "checkpoint", "tracking", "warmup")
+COUNTED_OUT = ("eval", "checkpoint", "gradients", "tracking", "warmup")
 """The phases whose time is recorded but not counted as training."""
 
 

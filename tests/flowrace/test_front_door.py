@@ -80,9 +80,10 @@ def test_all_lists_every_public_function() -> None:
     assert sorted(flowrace.__all__) == sorted(set(functions) - {"Path", "Any", "Mapping", "Sequence"})
 
 
-@pytest.mark.parametrize("table", ["runs", "training", "evaluations"])
+@pytest.mark.parametrize("table", ["runs", "training", "evaluations", "gradients"])
 def test_table_equals_that_of_export(folder: Path, table: str, tmp_path: Path) -> None:
-    call = {"runs": "run_table", "training": "training_table", "evaluations": "evaluation_table"}[table]
+    calls = {"runs": "run_table", "training": "training_table", "evaluations": "evaluation_table"}
+    call = calls.get(table, "gradient_table")
     frame = getattr(flowrace, call)(folder / "runs" / "last")
     words = ("export", folder / "runs" / "last", "--table", table)
     assert printed(*words) == frame.to_csv(index=False)

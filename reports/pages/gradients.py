@@ -1,0 +1,97 @@
+"""The section on where the gain comes from: the gradients of flow loss and alignment, separately."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from markupsafe import Markup
+
+from reports.analysis.report import RaceReport
+from reports.figures.gradient_figures import draw_gradients
+from reports.pages.section import drawings, render_template
+from reports.race.gradients import DEAD, GradientArm
+from reports.stats.means import Mean
+from reports.stats.number_format import digits
+
+
+def gradient_section(report: RaceReport) -> Markup | None:
+    """Return the section; None if no run logged its gradients."""
+    found = report.gradients
+    if found is None:
+        return None
+    return render_template(
+        "gradients",
+        report.race,
+        pictures=drawings(partial(draw_gradients, report.race, found)),
+        rows=[_row(arm) for arm in found.arms],
+        features=[
+            _feature(arm.arm, place, *both) for arm in found.arms for place, both in arm.features.items()
+        ],
+        seconds=percent(found.seconds),
+        flops=percent(found.flops),
+        single=any(arm.means["flow"].n == 1 for arm in found.arms if "flow" in arm.means),
+    )
+
+
+def reading(arm: GradientArm) -> str:
+    """Return what the numbers of an arm mean, in a sentence."""
+    if arm.state == "none":
+        return "no auxiliary term: norms only"
+    if arm.state == "off":
+        return "alignment has ended by its schedule"
+    share = percent(arm.means["share"].mean)
+    if arm.state == "undecided":
+        text = f"undecided: the interval of its share contains {percent(DEAD)}"
+    elif arm.state == "dead":
+        text = f"dead: below {percent(DEAD)} of the gradient, alignment no longer steers"
+    elif arm.flat:
+        text = f"steady: the loss is flat, but {share} of the gradient still steers"
+    else:
+        text = f"steers with {share} of the gradient, and its loss still changes"
+    text += _direction(arm.means.get("cosine"))
+    return text + (f"; {' and '.join(arm.collapsed)} has collapsed" if arm.collapsed else "")
+
+
+def percent(share: float) -> str:
+    """Return a share in percent, to two or three digits.
+
+    >>> percent(0.01), percent(0.1234), percent(0.00042)
+    ('1 %', '12.3 %', '0.042 %')
+    """
+    return f"{100 * share:.3g} %"
+
+
+def _direction(cosine: Mean | None) -> str:
+    """Return how the two gradients relate, if the interval of their cosine excludes 0."""
+    if cosine is None or cosine.low is None or cosine.high is None or cosine.low <= 0 <= cosine.high:
+        return ""
+    return "; it opposes the flow loss" if cosine.mean < 0 else "; it agrees with the flow loss"
+
+
+def _row(arm: GradientArm) -> dict[str, Any]:
+    cells = {name: _cell(arm.means.get(name)) for name in ("flow", "auxiliary", "loss")}
+    cells |= {name: _cell(arm.means.get(name), percent) for name in ("share", "network_share")}
+    cells["cosine"] = _cell(arm.means.get("cosine"), lambda value: f"{value:+.2f}")
+    change = arm.means.get("change")
+    return {
+        "arm": arm.arm,
+        "n": max((mean.n for mean in arm.means.values()), default=0),
+        "window": f"steps {arm.first:,} to {arm.last:,}",
+        "blocks": arm.blocks,
+        "reading": reading(arm),
+        "change": "" if change is None else f"{100 * change.mean:+.2g} %".replace("-", "−"),
+        **cells,
+    }
+
+
+def _feature(arm: str, place: str, norm: Mean, sameness: Mean) -> dict[str, Any]:
+    return {"arm": arm, "place": place, "norm": _cell(norm), "sameness": _cell(sameness)}
+
+
+def _cell(mean: Mean | None, form: Any = digits) -> dict[str, str] | None:
+    """Return a mean and its interval as texts."""
+    if mean is None:
+        return None
+    ends = "" if mean.low is None or mean.high is None else f"[{form(mean.low)}, {form(mean.high)}]"
+    return {"mean": form(mean.mean).replace("-", "−"), "ends": ends.replace("-", "−")}

@@ -1,0 +1,156 @@
+"""The log of separate gradients: it changes no bit of a run, agrees with the optimizer's norm, and does not
+depend on micro-batches, ranks or restarts."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from harness.assembly.build import method_of_spec
+from harness.assembly.resolve import load_spec
+from harness.costs.flops import count_reading, count_spec
+from harness.errors import UserError
+from harness.records import checkpoint_files
+from harness.records.record import DONE, TRAINING_PHASES, Record
+from harness.records.tables import gradient_table
+from harness.train.gradient_log import place_of
+from tests.support.forked import in_world
+from tests.support.modal import modal
+from tests.support.runs import TINY, events, everything, tiny, trained
+
+pytestmark = pytest.mark.usefixtures("quick_networks")
+EVERY = "train.log_gradients_every=4"
+SHORT = ("eval.every=12", "eval.samples=4", "train.keep_checkpoints=9")
+# Without a projector, both gradients are all that the optimizer gets.
+SYNC = ("method.name=layersync", "method.coefficient=5", *SHORT)
+
+
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory: pytest.TempPathFactory) -> Record:
+    return trained(tiny(*SYNC, EVERY), tmp_path_factory.mktemp("logged"))
+
+
+def compared(record: Record) -> list[dict[str, float]]:
+    """Return the numbers of all readings in flat tables."""
+    frame = gradient_table([record])
+    return frame.drop(columns=["run", "method", "seed"]).to_dict("records")
+
+
+def test_run_with_the_log_has_the_id_and_every_bit_of_one_without(logged: Record, tmp_path: Path) -> None:
+    plain = trained(tiny(*SYNC), tmp_path)
+    assert plain.id == logged.id
+    quiet, *files = json.loads(everything(plain))
+    noisy, *other_files = json.loads(everything(logged))
+    assert [event for event in noisy if event["kind"] != "gradients"] == quiet
+    assert len(noisy) == len(quiet) + 3 and files == other_files
+
+
+def test_both_gradients_add_up_to_the_norm_that_the_optimizer_clips(logged: Record) -> None:
+    """|f + a|^2 = |f|^2 + |a|^2 + 2 |f| |a| cos, against the norm of the step's own backward pass."""
+    steps = {event["step"]: event for event in logged.of("train")}
+    readings = logged.of("gradients")
+    assert [event["step"] for event in readings] == [4, 8, 12]
+    for event in readings:
+        f, a = event["norms"]["flow"], event["norms"]["auxiliary"]
+        total = math.sqrt(f * f + a * a + 2 * f * a * event["cosine"])
+        assert total == pytest.approx(steps[event["step"]]["grad_norm"], rel=1e-5)
+        assert event["share"] == pytest.approx(a / (f + a))
+        assert event["losses"]["loss"] == pytest.approx(steps[event["step"]]["loss"], rel=1e-6)
+        assert event["losses"]["align"] == pytest.approx(steps[event["step"]]["losses"]["align"], rel=1e-6)
+
+
+def test_share_of_reached_blocks_leaves_out_those_after_the_aligned_layer(logged: Record) -> None:
+    """LayerSync's target has no gradient, so the later blocks and the final layer are not reached."""
+    layer = logged.spec["method"]["student_layer"]
+    for event in logged.of("gradients"):
+        assert event["reached"]["blocks"] == layer
+        assert event["share"] < event["reached"]["share"] < 1
+    assert place_of("blocks.0.attn.qkv.weight", 4) == 1 and place_of("final_layer.linear.bias", 4) == 5
+    assert place_of("beside_embedders.0.proj.weight", 4) == place_of("t_embedder.mlp.0.bias", 4) == 0
+
+
+def test_cost_of_the_log_is_booked_outside_training(logged: Record) -> None:
+    last = logged.of("train")[-1]
+    assert last["seconds"]["gradients"] > 0 and "gradients" not in TRAINING_PHASES
+    assert last["flops"] == 12 * count_spec(tiny(*SYNC)).step
+
+
+def test_plain_flow_matching_has_norms_alone(tmp_path: Path) -> None:
+    record = trained(tiny(*SHORT, EVERY, "train.steps=4", "train.precision=bfloat16"), tmp_path)
+    (event,) = record.of("gradients")
+    assert event["norms"] == {"flow": pytest.approx(record.of("train")[-1]["grad_norm"], rel=1e-5)}
+    assert "share" not in event and "cosine" not in event and "reached" not in event
+    assert list(event["features"]) == ["student 1", "student 3", "student 4"]
+    # One pass forward and back, as in a step.
+    assert event["reading_flops"] == count_spec(tiny()).per_step["student"]
+
+
+def test_flops_of_a_reading_lie_between_one_pass_and_two_of_a_step() -> None:
+    spec = tiny("method.name=self_flow")
+    step, read = count_spec(spec).per_step, count_reading(method_of_spec(spec)[0], spec, 1)
+    both = step["student"] + step["teacher"]
+    # The weights of the projector need no gradient.
+    assert 1.8 * both < read < 2 * both
+
+
+def test_reading_does_not_depend_on_micro_batches(logged: Record, tmp_path: Path) -> None:
+    parts = trained(tiny(*SYNC, EVERY, "train.accumulate=2"), tmp_path)
+    for found, known in zip(compared(parts), compared(logged), strict=True):
+        assert found == pytest.approx(known, rel=1e-4, abs=1e-6)
+
+
+def of_rank(out: Path) -> None:
+    from harness.train.loop import train
+    from harness.train.progress import Silent
+
+    train(load_spec("digits", (*TINY, *SYNC, EVERY)), out, Silent())
+
+
+def test_reading_of_two_ranks_is_that_of_the_full_batch(logged: Record, tmp_path: Path) -> None:
+    in_world(2, partial(of_rank, tmp_path))
+    two = Record(tmp_path / logged.id)
+    assert two.environment[0]["devices"] == 2
+    for found, known in zip(compared(two), compared(logged), strict=True):
+        assert found == pytest.approx(known, rel=1e-4, abs=1e-6)
+
+
+def test_killed_run_has_the_readings_of_an_unbroken_one(logged: Record, tmp_path: Path) -> None:
+    run = tmp_path / logged.id
+    shutil.copytree(logged.path, run)
+    (run / DONE).unlink()
+    for file in checkpoint_files.checkpoints(run / "checkpoints")[1:]:
+        file.unlink()
+    again = trained(tiny(*SYNC, EVERY), tmp_path)
+    assert again.path == run and again.environment[-1]["after_step"] == 4
+    assert events(again) == events(logged)
+
+
+def test_log_of_a_sharded_run_is_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"train\.log_gradients_every = 4 does not support runtime\.shard = true"
+    ):
+        tiny(EVERY, "runtime.shard=true")
+
+
+def test_reading_after_the_end_of_alignment_has_the_flow_loss_alone(tmp_path: Path) -> None:
+    words = ("method.name=self_flow", "method.schedule.until=5", "train.steps=8", *SHORT)
+    first, second = trained(tiny(*words, EVERY), tmp_path).of("gradients")
+    assert set(first["norms"]) == {"flow", "auxiliary"} and set(second["norms"]) == {"flow"}
+    assert first["reading_flops"] > second["reading_flops"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("modality", ["video", "audio", "joint"])
+@pytest.mark.parametrize("way", ["runtime.checkpoint_activations=true", "train.precision=bfloat16"])
+def test_log_changes_no_bit_of_other_modalities(tmp_path: Path, modality: str, way: str) -> None:
+    words = ("method.name=self_flow", way)
+    plain = trained(modal(modality, *words), tmp_path / "plain")
+    noisy = trained(modal(modality, *words, "train.log_gradients_every=2"), tmp_path / "noisy")
+    assert len(noisy.of("gradients")) == 3
+    kept = [event for event in events(noisy) if event["kind"] != "gradients"]
+    assert kept == events(plain) and json.loads(everything(plain))[1:] == json.loads(everything(noisy))[1:]
