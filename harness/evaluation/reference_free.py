@@ -22,6 +22,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ from harness.files.parse import parse_json
 from harness.runtime.random_streams import Streams
 from metrics import MetricError, Value
 from metrics.domain.audio_video_sync import clicks, impacts, synchrony
-from metrics.domain.obedience import obedience, scene_reader
+from metrics.domain.obedience import SceneReader, obedience, scene_reader
 from metrics.domain.typography import error_rate, reader, tesseract
 from metrics.domain.video_consistency import agreement, centres, drift, dynamics_error
 from metrics.extractors.base import Extractor
@@ -161,9 +162,7 @@ def _cer(name: str, by: str, dataset: Any, *_: Any) -> ReferenceFreeMetric:
 
 
 def _obeys(name: str, kind: str, dataset: Any, train: np.ndarray, _: torch.device) -> ReferenceFreeMetric:
-    truths = [dataset.truth(int(index)) for index in train]
-    pictures = images(dataset, train)[0]
-    trained = scene_reader(pictures, known_cells(truths), CELL, cache=cache_dir("extractors"))
+    trained = _scene_reader(dataset, train.astype(np.int64).tobytes())
 
     def measure(parts: Parts, places: np.ndarray) -> Value:
         captions = [wanted_scene(dataset.truth(int(place))) for place in places]
@@ -171,6 +170,14 @@ def _obeys(name: str, kind: str, dataset: Any, train: np.ndarray, _: torch.devic
 
     about = {"sha256": trained.sha256, "accuracy": trained.accuracy}
     return ReferenceFreeMetric(name, measure, _other_captions, about, captioned=True)
+
+
+@lru_cache(maxsize=1)
+def _scene_reader(dataset: Any, train: bytes) -> SceneReader:
+    """Return the reader trained on samples with indices int64 `train`, which all kinds share."""
+    index = np.frombuffer(train, np.int64)
+    cells = known_cells([dataset.truth(int(place)) for place in index])
+    return scene_reader(images(dataset, index)[0], cells, CELL, cache=cache_dir("extractors"))
 
 
 def _scored(name: str, score: CaptionScore, captions: Captions) -> ReferenceFreeMetric:
